@@ -1,0 +1,1 @@
+//! The overlay network agent of the Selvage appliance image.

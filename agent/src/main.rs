@@ -1,0 +1,3 @@
+//! `selvage`: the overlay network agent.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Boots the Selvage image in QEMU.
+
+fn main() {}

@@ -1,1 +1,12 @@
 //! The overlay network agent of the Selvage appliance image.
+//!
+//! The agent *decides*, then *programs*. Deciding is pure: a back end turns the own lease, the accepted peers and the
+//! underlay into a [`state::State`], the complete set of kernel objects that should exist. Programming is one executor:
+//! it observes the kernel, diffs the observation against the wanted state, and applies the difference in pipelined
+//! netlink batches. The same path serves the start, every event, the restart after a crash and the periodic resync.
+//!
+//! What other nodes publish is untrusted input: it passes the peer table before any back end sees it.
+
+pub mod lease;
+pub mod net;
+pub mod state;

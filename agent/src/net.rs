@@ -1,0 +1,175 @@
+//! Small network types that the standard library and `ipnet` lack, validated where they are made.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// A 48-bit Ethernet address.
+///
+/// Text form is six colon-separated hexadecimal pairs; parsing also takes dashes, as Go's `net.ParseMAC` does, because
+/// flannel nodes publish what that function accepts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddr(pub [u8; 6]);
+
+impl MacAddr {
+    /// Whether frames may be addressed to this one host: neither a group address (IEEE 802.3 §3.2.3, lowest bit of the
+    /// first octet) nor all zeroes.
+    pub fn is_unicast(self) -> bool {
+        self.0[0] & 1 == 0 && self.0 != [0; 6]
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not a 48-bit Ethernet address.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error(
+    "{0:?} is not an Ethernet address: expected six hexadecimal pairs such as 0a:1b:2c:3d:4e:5f"
+)]
+pub struct ParseMacError(String);
+
+impl FromStr for MacAddr {
+    type Err = ParseMacError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || ParseMacError(text.chars().take(64).collect());
+        let separator = if text.contains('-') { '-' } else { ':' };
+        let mut octets = [0; 6];
+        let mut pairs = text.split(separator);
+        for octet in &mut octets {
+            let pair = pairs.next().ok_or_else(error)?;
+            if pair.len() != 2 || !pair.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(error());
+            }
+            *octet = u8::from_str_radix(pair, 16).map_err(|_| error())?;
+        }
+        if pairs.next().is_some() {
+            return Err(error());
+        }
+        Ok(Self(octets))
+    }
+}
+
+impl TryFrom<String> for MacAddr {
+    type Error = ParseMacError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<MacAddr> for String {
+    fn from(mac: MacAddr) -> Self {
+        mac.to_string()
+    }
+}
+
+/// The name of a network interface: 1 to 15 bytes without `/`, white space or `:`, and neither `.` nor `..`
+/// (the kernel's `dev_valid_name()`).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct InterfaceName(String);
+
+impl InterfaceName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for InterfaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The text cannot name a network interface.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{0:?} is not an interface name: expected 1 to 15 bytes without '/', ':' or white space")]
+pub struct InterfaceNameError(String);
+
+impl TryFrom<String> for InterfaceName {
+    type Error = InterfaceNameError;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        let bad_byte = |b: u8| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace();
+        if name.is_empty()
+            || name.len() > 15
+            || name == "."
+            || name == ".."
+            || name.bytes().any(bad_byte)
+        {
+            return Err(InterfaceNameError(name.chars().take(64).collect()));
+        }
+        Ok(Self(name))
+    }
+}
+
+impl FromStr for InterfaceName {
+    type Err = InterfaceNameError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::try_from(name.to_owned())
+    }
+}
+
+impl From<InterfaceName> for String {
+    fn from(name: InterfaceName) -> Self {
+        name.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_address_round_trips_and_refuses_what_is_not_one() {
+        for text in ["c6:d2:32:6f:8f:44", "C6-D2-32-6F-8F-44"] {
+            let mac: MacAddr = text.parse().unwrap();
+            assert_eq!(mac.to_string(), "c6:d2:32:6f:8f:44");
+        }
+        for text in [
+            "",
+            "c6:d2:32:6f:8f",
+            "c6:d2:32:6f:8f:44:00",
+            "c6:d2:32:6f:8f:4",
+            "c6:d2:32:6f:8f:+4",
+            "é",
+        ] {
+            assert!(text.parse::<MacAddr>().is_err(), "{text:?} was accepted");
+        }
+        assert!(!MacAddr([1, 0, 0, 0, 0, 1]).is_unicast());
+        assert!(!MacAddr([0; 6]).is_unicast());
+    }
+
+    #[test]
+    fn interface_name_follows_the_kernel() {
+        for name in ["eth0", "flannel.4294967", "flannel-v6.1"] {
+            assert!(
+                name.parse::<InterfaceName>().is_ok(),
+                "{name:?} was refused"
+            );
+        }
+        for name in ["", ".", "..", "a/b", "a b", "eth0:1", "sixteen-bytes-xx"] {
+            assert!(
+                name.parse::<InterfaceName>().is_err(),
+                "{name:?} was accepted"
+            );
+        }
+    }
+}

@@ -1,0 +1,87 @@
+# Thin on purpose: each target names a step and calls the tool that does it. `make help` lists them.
+
+TARGET   := x86_64-unknown-linux-musl
+MUSL_DIR := $(CURDIR)/target/musl
+AGENT    := $(MUSL_DIR)/target/$(TARGET)/release/selvage
+IMAGE    := $(CURDIR)/target/image
+NODES    ?= 2
+NODE     ?= 1
+
+# rustup's musl target when it is installed; else a sysroot made once from the distribution's Rust sources.
+HAVE_STD = $(wildcard $(shell rustc --print target-libdir --target $(TARGET) 2>/dev/null)/libstd-*.rlib)
+MUSL_ENV = CARGO_TARGET_DIR=$(MUSL_DIR)/target \
+           $(if $(HAVE_STD),,RUSTC=$(MUSL_DIR)/bin/rustc RUSTDOC=$(MUSL_DIR)/bin/rustdoc)
+# Tools of the checks that the distribution does not package; unoptimised, since they run for seconds.
+cargo-tool = { echo "Installing $(1) from crates.io (a few minutes, once)"; CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+  CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --quiet --locked $(1); }
+HARNESS  = cargo run --quiet --locked -p qemu-tests --
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: demo
+demo: image ## Boot a cluster from the image and show its containers talking (NODES=2 KEEP=1)
+	@agent/host-packages qemu
+	@$(HARNESS) demo --nodes $(NODES) $(if $(KEEP),--keep)
+
+.PHONY: ssh
+ssh: ## Log in to a node of a cluster that `make demo KEEP=1` left running (NODE=1)
+	@$(HARNESS) ssh node$(NODE)
+
+.PHONY: stop
+stop: ## Stop the cluster that `make demo KEEP=1` left running
+	@$(HARNESS) stop
+
+.PHONY: test
+test: check test-unit test-netns test-qemu ## Everything that CI runs
+
+.PHONY: check
+check: ## Formatting, lints, licences, shell scripts, unit files
+	@agent/host-packages build test
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@command -v cargo-deny >/dev/null || $(call cargo-tool,cargo-deny)
+	cargo deny --log-level error check --hide-inclusion-graph bans licenses sources
+	shellcheck $(shell git grep -lI '^#!.*sh$$' -- . ':!*.rs')
+
+.PHONY: test-unit
+test-unit: ## Unit and property tests; need no privileges
+	@agent/host-packages build test
+	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
+	cargo nextest run --locked --workspace --lib --bins
+
+.PHONY: test-netns
+test-netns: ## Tests with the real etcd and the real kernel, in network namespaces; need root
+	@agent/host-packages build test
+	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
+	cargo nextest run --locked -p selvage --test '*'
+
+.PHONY: test-qemu
+test-qemu: image ## Tests that boot the image
+	@agent/host-packages qemu
+	$(HARNESS) test
+
+.PHONY: agent
+agent: ## Build the static agent
+	@agent/host-packages build
+	@$(if $(HAVE_STD),,agent/musl-sysroot.sh $(MUSL_DIR) /usr/bin/rustc)
+	$(MUSL_ENV) cargo build --locked --release --target $(TARGET) -p selvage
+	@! readelf -lW $(AGENT) | grep -q INTERP || { echo "$(AGENT) wants a program interpreter: not static" >&2; exit 1; }
+	@! readelf -dW $(AGENT) | grep -q NEEDED || { echo "$(AGENT) wants shared libraries: not static" >&2; exit 1; }
+
+.PHONY: image
+image: agent ## Build the bootable image
+	@agent/host-packages image
+	@image/build $(AGENT) $(IMAGE)
+
+.PHONY: bench
+bench: image ## Measure the agent and the boot, and print tables
+	@agent/host-packages build test qemu
+	agent/bench/run $(AGENT)
+	@$(HARNESS) bench
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	rm -rf target

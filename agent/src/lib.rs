@@ -7,6 +7,9 @@
 //!
 //! What other nodes publish is untrusted input: it passes the peer table before any back end sees it.
 
+pub mod go_json;
 pub mod lease;
 pub mod net;
+pub mod network_config;
+pub mod retry;
 pub mod state;

@@ -1,0 +1,271 @@
+//! The JSON dialect of Go's `encoding/json`, as far as flannel's users can tell it from plain JSON.
+//!
+//! flannel decodes its network config and its leases into Go structs. There, a key matches a field in any letter case
+//! (`Directrouting`, `vni` and `enableIPv6` are all in use in the wild), unknown keys are skipped, and of several keys
+//! for one field the last one counts. `serde`'s derived readers do none of that, so the readers of the agent go through
+//! [`Object`].
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeOwned, Deserializer as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+/// The text is not the JSON that was expected.
+#[derive(Debug, Error)]
+pub enum GoJsonError {
+    /// The text is not JSON.
+    #[error("not valid JSON")]
+    Syntax(#[from] serde_json::Error),
+    /// The text is JSON, but not an object.
+    #[error("{value} is not a JSON object")]
+    NotAnObject {
+        /// What it is instead, shortened.
+        value: String,
+    },
+    /// The value of a key has the wrong type or is out of range.
+    #[error("{name}: {value} is not {expected}")]
+    Field {
+        /// The key, in flannel's spelling.
+        name: &'static str,
+        /// The value as written, shortened.
+        value: String,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// A key that must be there is not.
+    #[error("{name} is missing: expected {expected}")]
+    Missing {
+        /// The key, in flannel's spelling.
+        name: &'static str,
+        /// What is allowed.
+        expected: &'static str,
+    },
+}
+
+/// One JSON object whose values are not decoded yet.
+#[derive(Debug, Default)]
+pub struct Object<'a> {
+    fields: Vec<(Cow<'a, str>, &'a RawValue)>,
+}
+
+impl<'a> Object<'a> {
+    /// Splits an object into its fields. `null` is an empty object, as it is when Go decodes into a struct.
+    pub fn parse(text: &'a str) -> Result<Self, GoJsonError> {
+        // Syntax first: a syntax error has line and column, and after it the first character tells the type.
+        let value: &RawValue = serde_json::from_str(text)?;
+        match value.get().as_bytes().first() {
+            Some(b'{') => {}
+            Some(b'n') => return Ok(Self::default()),
+            _ => {
+                return Err(GoJsonError::NotAnObject {
+                    value: shorten(value.get()),
+                });
+            }
+        }
+        let mut reader = serde_json::Deserializer::from_str(value.get());
+        let fields = reader.deserialize_map(Fields)?;
+        Ok(Self { fields })
+    }
+
+    /// The field's value as `T`; `None` if it is absent or `null`.
+    ///
+    /// As in Go, `null` leaves the value of an earlier duplicate alone, and a duplicate of the wrong type is an error
+    /// even where a later one would count. `expected` says in words what is allowed, for the error.
+    pub fn get<T: DeserializeOwned>(
+        &self,
+        name: &'static str,
+        expected: &'static str,
+    ) -> Result<Option<T>, GoJsonError> {
+        let mut found = None;
+        for value in self.values(name).filter(|v| v.get() != "null") {
+            let value =
+                serde_json::from_str(value.get()).map_err(|_| field(name, value, expected))?;
+            found = Some(value);
+        }
+        Ok(found)
+    }
+
+    /// The field's value as `T`, where Go has a decoder of its own that does not take `null`: any `null` is an error,
+    /// absence is not.
+    pub fn get_not_null<T: DeserializeOwned>(
+        &self,
+        name: &'static str,
+        expected: &'static str,
+    ) -> Result<Option<T>, GoJsonError> {
+        match self.values(name).find(|v| v.get() == "null") {
+            Some(null) => Err(field(name, null, expected)),
+            None => self.get(name, expected),
+        }
+    }
+
+    /// The field's value as `T`; absence and `null` are errors.
+    pub fn required<T: DeserializeOwned>(
+        &self,
+        name: &'static str,
+        expected: &'static str,
+    ) -> Result<T, GoJsonError> {
+        self.get_not_null(name, expected)?
+            .ok_or(GoJsonError::Missing { name, expected })
+    }
+
+    /// The field's value undecoded, `null` included; the last one counts.
+    pub fn raw(&self, name: &str) -> Option<&'a RawValue> {
+        self.values(name).last()
+    }
+
+    fn values(&self, name: &str) -> impl Iterator<Item = &'a RawValue> {
+        self.fields
+            .iter()
+            .filter(move |(key, _)| same_name(key, name))
+            .map(|(_, value)| *value)
+    }
+}
+
+fn field(name: &'static str, value: &RawValue, expected: &'static str) -> GoJsonError {
+    GoJsonError::Field {
+        name,
+        value: shorten(value.get()),
+        expected,
+    }
+}
+
+struct Fields;
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(Name(name)) = map.next_key()? {
+            fields.push((name, map.next_value()?));
+        }
+        Ok(fields)
+    }
+}
+
+/// A key, borrowed unless it contains escapes.
+#[derive(serde::Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Whether Go takes `key` for the field `name`: simple Unicode case folding, which for the ASCII names of fields means
+/// ASCII case plus the two other characters that fold to ASCII letters.
+fn same_name(key: &str, name: &str) -> bool {
+    let fold = |c: char| match c {
+        'ſ' => 's',
+        '\u{212a}' => 'k', // the Kelvin sign
+        c => c.to_ascii_lowercase(),
+    };
+    key.chars().map(fold).eq(name.chars().map(fold))
+}
+
+/// Valid JSON without the white space between its tokens: what Go's `json.Compact` writes.
+pub fn compact(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for c in json.chars() {
+        if in_string {
+            (in_string, escaped) = (escaped || c != '"', !escaped && c == '\\');
+        } else if c.is_ascii_whitespace() {
+            continue;
+        } else {
+            in_string = c == '"';
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Valid JSON with the characters escaped that Go's `json.Marshal` escapes. They can only occur inside strings.
+pub fn escape_as_go(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                out.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A foreign text, short enough for a log line.
+pub(crate) fn shorten(text: &str) -> String {
+    const LONGEST: usize = 80;
+    match text.char_indices().nth(LONGEST) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_match_in_any_case_and_the_last_duplicate_counts() {
+        let object =
+            Object::parse(r#"{"vni":1,"VNI":7,"V\u004ei":9,"DirectRouting":true}"#).unwrap();
+        assert_eq!(object.get::<u32>("VNI", "a number").unwrap(), Some(9));
+        assert_eq!(object.get("Directrouting", "a bool").unwrap(), Some(true));
+        assert_eq!(object.get::<u32>("Port", "a number").unwrap(), None);
+        let kelvin = Object::parse("{\"\u{212a}ey\":1}").unwrap();
+        assert_eq!(kelvin.get("Key", "a number").unwrap(), Some(1));
+    }
+
+    #[test]
+    fn null_leaves_the_value_alone_and_is_refused_where_go_refuses_it() {
+        let object = Object::parse(r#"{"A":5,"a":null,"B":null}"#).unwrap();
+        assert_eq!(object.get("A", "a number").unwrap(), Some(5));
+        assert_eq!(object.get::<u8>("B", "a number").unwrap(), None);
+        assert!(object.get_not_null::<u8>("A", "a number").is_err());
+        assert!(object.required::<u8>("B", "a number").is_err());
+        assert!(object.required::<u8>("C", "a number").is_err());
+        assert_eq!(object.raw("b").unwrap().get(), "null");
+        assert!(Object::parse("null").unwrap().raw("A").is_none());
+    }
+
+    #[test]
+    fn wrong_types_are_errors_that_name_key_value_and_range() {
+        let object = Object::parse(r#"{"A":"x","a":5}"#).unwrap();
+        let error = object.get::<u8>("A", "a number from 0 to 255").unwrap_err();
+        assert_eq!(error.to_string(), r#"A: "x" is not a number from 0 to 255"#);
+        for text in ["", "[1]", "5", "{} x", "{a:1}", r#"{"a":1,}"#] {
+            assert!(Object::parse(text).is_err(), "{text:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn compact_keeps_strings() {
+        let json = "{ \"a b\" :\t[ 1 ,\n\"c \\\" d\\\\\" , {} ] }";
+        assert_eq!(compact(json), r#"{"a b":[1,"c \" d\\",{}]}"#);
+        assert_eq!(
+            escape_as_go(r#"{"a":"<&>"}"#),
+            r#"{"a":"\u003c\u0026\u003e"}"#
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(text in ".{0,64}") {
+            let _ = Object::parse(&text);
+        }
+
+        #[test]
+        fn compact_means_the_same(strings in prop::collection::vec(".*", 0..4)) {
+            let value = serde_json::json!({ "k": strings });
+            let pretty = serde_json::to_string_pretty(&value).unwrap();
+            prop_assert_eq!(compact(&pretty), serde_json::to_string(&value).unwrap());
+            let back: serde_json::Value = serde_json::from_str(&escape_as_go(&pretty)).unwrap();
+            prop_assert_eq!(back, value);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The network config: one JSON text for the whole cluster, written by the administrator, in flannel's schema.
+//!
+//! Every rule and default of flannel's `CheckNetworkConfig` holds here, and one more: `SubnetMin` above `SubnetMax` is
+//! refused, which flannel only notices as "out of subnets".
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+use crate::go_json::{GoJsonError, Object, compact};
+
+mod range;
+
+pub use range::RangeError;
+use range::{IPV4, IPV6, Wanted};
+
+/// A validated network config with all defaults filled in.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// The IPv4 overlay network and the subnets that nodes may lease in it.
+    pub ipv4: Ipv4Range,
+    /// The same for IPv6; `Some` exactly if `EnableIPv6` is true.
+    pub ipv6: Option<Ipv6Range>,
+    /// flannel's choice between nftables and iptables; this agent always uses nftables.
+    pub enable_nftables: bool,
+    /// Which back end carries the packets, and its own options.
+    pub backend: BackendSpec,
+}
+
+/// The overlay network of one family and the subnets in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ipv4Range {
+    /// The whole overlay network.
+    pub network: Ipv4Net,
+    /// Prefix length of a node's subnet.
+    pub subnet_len: u8,
+    /// Address of the first subnet to lease.
+    pub min: Ipv4Addr,
+    /// Address of the last subnet to lease.
+    pub max: Ipv4Addr,
+}
+
+/// The overlay network of one family and the subnets in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ipv6Range {
+    /// The whole overlay network.
+    pub network: Ipv6Net,
+    /// Prefix length of a node's subnet.
+    pub subnet_len: u8,
+    /// Address of the first subnet to lease.
+    pub min: Ipv6Addr,
+    /// Address of the last subnet to lease.
+    pub max: Ipv6Addr,
+}
+
+/// The `Backend` object.
+#[derive(Clone, Debug)]
+pub struct BackendSpec {
+    /// The back end's name in lower case. Without a `Backend` object it is `udp`, as in flannel's code (its
+    /// documentation says vxlan).
+    pub kind: String,
+    /// The whole object, for the back end to read; `{}` without one.
+    pub options: Box<RawValue>,
+}
+
+/// The text is not a usable network config.
+#[derive(Debug, Error)]
+pub enum NetworkConfigError {
+    /// The text is not JSON of the right shape.
+    #[error(transparent)]
+    Json(#[from] GoJsonError),
+    /// The address range makes no sense.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// IPv6-only networks have no etcd lease keys.
+    #[error(
+        "EnableIPv4: false is not possible with leases in etcd, whose keys begin with an IPv4 subnet; allowed: true"
+    )]
+    WithoutIpv4,
+    /// There is a `Backend` object, but it does not say which.
+    #[error("Backend: {0} has no Type; allowed: the name of a back end, for example \"vxlan\"")]
+    WithoutBackendType(String),
+}
+
+/// The words for an error about an address range.
+const CIDR_V4: &str = "an IPv4 network such as \"10.5.0.0/16\"";
+const CIDR_V6: &str = "an IPv6 network such as \"fd00:10:5::/48\"";
+const ADDRESS_V4: &str = "an IPv4 address such as \"10.5.1.0\"";
+const ADDRESS_V6: &str = "an IPv6 address such as \"fd00:10:5:1::\"";
+const BOOLEAN: &str = "true or false";
+const LENGTH_V4: &str = "a whole number from 0 (computed) to 30";
+const LENGTH_V6: &str = "a whole number from 0 (computed) to 126";
+
+impl NetworkConfig {
+    /// Reads and validates the config as flannel does, and fills in the defaults.
+    pub fn parse(text: &str) -> Result<Self, NetworkConfigError> {
+        let object = Object::parse(text)?;
+        if object.get("EnableIPv4", BOOLEAN)? == Some(false) {
+            return Err(NetworkConfigError::WithoutIpv4);
+        }
+        let ipv4 = parse_ipv4(&object)?;
+        let ipv6 = match object.get("EnableIPv6", BOOLEAN)? {
+            Some(true) => Some(parse_ipv6(&object)?),
+            Some(false) | None => None,
+        };
+        Ok(Self {
+            ipv4,
+            ipv6,
+            enable_nftables: object.get("EnableNFTables", BOOLEAN)?.unwrap_or(false),
+            backend: BackendSpec::parse(&object)?,
+        })
+    }
+
+    /// The config as JSON in flannel's spelling and order, with the computed defaults.
+    pub fn to_json(&self) -> Result<String, serde_json::Error> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Full<'a> {
+            #[serde(rename = "EnableIPv4")]
+            enable_ipv4: bool,
+            #[serde(rename = "EnableIPv6")]
+            enable_ipv6: bool,
+            #[serde(rename = "EnableNFTables")]
+            enable_nftables: bool,
+            network: Ipv4Net,
+            #[serde(rename = "IPv6Network", skip_serializing_if = "Option::is_none")]
+            ipv6_network: Option<Ipv6Net>,
+            subnet_min: Ipv4Addr,
+            subnet_max: Ipv4Addr,
+            #[serde(rename = "IPv6SubnetMin", skip_serializing_if = "Option::is_none")]
+            ipv6_subnet_min: Option<Ipv6Addr>,
+            #[serde(rename = "IPv6SubnetMax", skip_serializing_if = "Option::is_none")]
+            ipv6_subnet_max: Option<Ipv6Addr>,
+            subnet_len: u8,
+            #[serde(rename = "IPv6SubnetLen", skip_serializing_if = "Option::is_none")]
+            ipv6_subnet_len: Option<u8>,
+            backend: &'a RawValue,
+        }
+        let default_backend;
+        let backend = if Object::parse(self.backend.options.get())
+            .is_ok_and(|object| object.raw("Type").is_some())
+        {
+            &*self.backend.options
+        } else {
+            default_backend =
+                serde_json::value::to_raw_value(&serde_json::json!({ "Type": self.backend.kind }))?;
+            &*default_backend
+        };
+        serde_json::to_string(&Full {
+            enable_ipv4: true,
+            enable_ipv6: self.ipv6.is_some(),
+            enable_nftables: self.enable_nftables,
+            network: self.ipv4.network,
+            ipv6_network: self.ipv6.map(|r| r.network),
+            subnet_min: self.ipv4.min,
+            subnet_max: self.ipv4.max,
+            ipv6_subnet_min: self.ipv6.map(|r| r.min),
+            ipv6_subnet_max: self.ipv6.map(|r| r.max),
+            subnet_len: self.ipv4.subnet_len,
+            ipv6_subnet_len: self.ipv6.map(|r| r.subnet_len),
+            backend,
+        })
+    }
+}
+
+impl Ipv4Range {
+    /// Whether a node may hold `subnet` under this config: of the right length, and from the first to the last subnet.
+    pub fn allows(&self, subnet: Ipv4Net) -> bool {
+        subnet.prefix_len() == self.subnet_len && (self.min..=self.max).contains(&subnet.network())
+    }
+}
+
+impl Ipv6Range {
+    /// Whether a node may hold `subnet` under this config: of the right length, and from the first to the last subnet.
+    pub fn allows(&self, subnet: Ipv6Net) -> bool {
+        subnet.prefix_len() == self.subnet_len && (self.min..=self.max).contains(&subnet.network())
+    }
+}
+
+impl BackendSpec {
+    fn parse(config: &Object<'_>) -> Result<Self, NetworkConfigError> {
+        let Some(options) = config.raw("Backend") else {
+            return Ok(Self {
+                kind: "udp".to_owned(),
+                options: RawValue::from_string("{}".to_owned()).map_err(GoJsonError::from)?,
+            });
+        };
+        let kind: String = Object::parse(options.get())?
+            .get("Type", "the name of a back end, for example \"vxlan\"")?
+            .unwrap_or_default();
+        if kind.is_empty() {
+            return Err(NetworkConfigError::WithoutBackendType(
+                crate::go_json::shorten(options.get()),
+            ));
+        }
+        Ok(Self {
+            kind: kind.to_lowercase(),
+            options: RawValue::from_string(compact(options.get())).map_err(GoJsonError::from)?,
+        })
+    }
+}
+
+fn parse_ipv4(object: &Object<'_>) -> Result<Ipv4Range, NetworkConfigError> {
+    let network: Option<Ipv4Net> = object.get_not_null("Network", CIDR_V4)?;
+    let min: Option<Ipv4Addr> = object.get_not_null("SubnetMin", ADDRESS_V4)?;
+    let max: Option<Ipv4Addr> = object.get_not_null("SubnetMax", ADDRESS_V4)?;
+    let range = IPV4.range(&Wanted {
+        network: network.map(|n| (u32::from(n.network()).into(), n.prefix_len())),
+        subnet_len: object.get("SubnetLen", LENGTH_V4)?.unwrap_or(0),
+        min: min.map_or(0, |a| u32::from(a).into()),
+        max: max.map_or(0, |a| u32::from(a).into()),
+    })?;
+    let network = network.ok_or(RangeError::NoNetwork { key: "Network" })?;
+    Ok(Ipv4Range {
+        network: network.trunc(),
+        subnet_len: range.subnet_len,
+        min: range::to_ipv4(range.min),
+        max: range::to_ipv4(range.max),
+    })
+}
+
+fn parse_ipv6(object: &Object<'_>) -> Result<Ipv6Range, NetworkConfigError> {
+    let network: Option<Ipv6Net> = object.get_not_null("IPv6Network", CIDR_V6)?;
+    let min: Option<Ipv6Addr> = object.get("IPv6SubnetMin", ADDRESS_V6)?;
+    let max: Option<Ipv6Addr> = object.get("IPv6SubnetMax", ADDRESS_V6)?;
+    let range = IPV6.range(&Wanted {
+        network: network.map(|n| (n.network().into(), n.prefix_len())),
+        subnet_len: object.get("IPv6SubnetLen", LENGTH_V6)?.unwrap_or(0),
+        min: min.map_or(0, u128::from),
+        max: max.map_or(0, u128::from),
+    })?;
+    let network = network.ok_or(RangeError::NoNetwork { key: "IPv6Network" })?;
+    Ok(Ipv6Range {
+        network: network.trunc(),
+        subnet_len: range.subnet_len,
+        min: range.min.into(),
+        max: range.max.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

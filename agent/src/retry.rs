@@ -1,0 +1,132 @@
+//! Waiting between attempts: exponential back-off with jitter.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// Delays that double from `min` up to `max`, each shortened by a random part so that many nodes that lost the same
+/// server do not come back in step.
+#[derive(Clone, Debug)]
+pub struct Backoff {
+    min: Duration,
+    max: Duration,
+    jitter: f64,
+    next: Duration,
+    seed: u64,
+}
+
+/// The settings of a [`Backoff`] make no sense.
+#[derive(Clone, Copy, Debug, Error, PartialEq)]
+pub enum BackoffError {
+    /// A zero delay would spin.
+    #[error("the shortest delay is 0; allowed is anything longer")]
+    ZeroMin,
+    /// The bounds are the wrong way round.
+    #[error("the longest delay, {max:?}, is shorter than the shortest, {min:?}")]
+    MaxBelowMin {
+        /// The shortest delay.
+        min: Duration,
+        /// The longest delay.
+        max: Duration,
+    },
+    /// The random part is not a part.
+    #[error("jitter {0} is outside 0.0 to 0.9")]
+    Jitter(f64),
+}
+
+impl Backoff {
+    /// Delays from `min` to `max`; each is shortened by up to its `jitter` part (0.0 to 0.9).
+    pub fn new(min: Duration, max: Duration, jitter: f64, seed: u64) -> Result<Self, BackoffError> {
+        if min.is_zero() {
+            return Err(BackoffError::ZeroMin);
+        }
+        if max < min {
+            return Err(BackoffError::MaxBelowMin { min, max });
+        }
+        if !(0.0..=0.9).contains(&jitter) {
+            return Err(BackoffError::Jitter(jitter));
+        }
+        Ok(Self {
+            min,
+            max,
+            jitter,
+            next: min,
+            seed,
+        })
+    }
+
+    /// How long to wait before the next attempt.
+    pub fn next_delay(&mut self) -> Duration {
+        let full = self.next;
+        self.next = full.saturating_mul(2).min(self.max);
+        jittered(full, self.jitter, &mut self.seed)
+    }
+
+    /// An attempt succeeded: the next delay is the shortest again.
+    pub fn reset(&mut self) {
+        self.next = self.min;
+    }
+}
+
+/// `full` shortened by up to its `jitter` part, which must lie in 0.0 to 1.0.
+pub(crate) fn jittered(full: Duration, jitter: f64, seed: &mut u64) -> Duration {
+    // 32 random bits as a fraction of 1: f64 holds them exactly.
+    let fraction = f64::from(u32::try_from(next_random(seed) >> 32).unwrap_or(0))
+        / (f64::from(u32::MAX) + 1.0);
+    full.mul_f64((1.0 - jitter * fraction).clamp(0.0, 1.0))
+}
+
+/// The next number of the splitmix64 sequence (Steele, Lea, Flood 2014): even spread, any seed will do, no secrecy.
+pub(crate) fn next_random(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *seed;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// A seed that differs from process to process: the standard library keys its hash maps with the kernel's random bytes.
+pub fn random_seed() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIN: Duration = Duration::from_millis(100);
+    const MAX: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn delays_double_up_to_the_longest_and_start_again_after_success() {
+        let mut backoff = Backoff::new(MIN, MAX, 0.0, 1).unwrap();
+        let millis: Vec<_> = (0..8).map(|_| backoff.next_delay().as_millis()).collect();
+        assert_eq!(millis, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        backoff.reset();
+        assert_eq!(backoff.next_delay(), MIN);
+    }
+
+    #[test]
+    fn jitter_shortens_by_no_more_than_its_part_and_differs_between_seeds() {
+        let delays = |seed| {
+            let mut backoff = Backoff::new(MAX, MAX, 0.5, seed).unwrap();
+            (0..100).map(|_| backoff.next_delay()).collect::<Vec<_>>()
+        };
+        assert!(delays(1).iter().all(|d| *d > MAX / 2 - MIN && *d <= MAX));
+        assert!(delays(1).iter().any(|d| *d < MAX * 3 / 4));
+        assert_ne!(delays(1), delays(2));
+    }
+
+    #[test]
+    fn senseless_settings_are_refused() {
+        assert_eq!(
+            Backoff::new(Duration::ZERO, MAX, 0.0, 0).unwrap_err(),
+            BackoffError::ZeroMin
+        );
+        assert!(Backoff::new(MAX, MIN, 0.0, 0).is_err());
+        assert!(Backoff::new(MIN, MAX, 1.0, 0).is_err());
+        assert!(Backoff::new(MIN, MAX, f64::NAN, 0).is_err());
+    }
+}

@@ -1,25 +1,26 @@
 //! Leases: which node owns which subnet of the overlay, and how its peers reach it.
+//!
+//! The texts are flannel's, to the byte. What other nodes wrote is untrusted: reading it either gives a well-formed
+//! [`Lease`] or an error that concerns that one lease only. Whether a well-formed lease may be used is for
+//! [`crate::peers`] to say.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use thiserror::Error;
 
-/// What identifies a lease: the leased subnets, masked to their network addresses.
-///
-/// Ordered by IPv4 subnet, as flannel's keys sort.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct SubnetKey {
-    /// The IPv4 subnet, for example 10.5.34.0/24.
-    pub v4: Ipv4Net,
-    /// The IPv6 subnet of a dual-stack lease.
-    pub v6: Option<Ipv6Net>,
-}
+use crate::go_json::{self, GoJsonError, Object};
+
+pub mod allocate;
+pub mod etcd;
+mod key;
+mod store;
+
+pub use key::{LeaseKeyError, SubnetKey};
+pub use store::{LeaseEvent, LeaseStore, StoreError, StoreEvent};
 
 /// What a node publishes with its lease: the value of the lease key, in flannel's field order.
-///
-/// Reading takes any letter case of the field names and skips unknown fields, as Go's `encoding/json` does.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct LeaseAttrs {
@@ -38,33 +39,196 @@ pub struct LeaseAttrs {
     /// What the back end's peers must know, for IPv6.
     #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
     pub backend_v6_data: Option<Box<RawValue>>,
-    /// Which machine owns the lease; ours, unknown to flannel, which skips it.
+    /// Which machine owns the lease; ours, unknown to flannel, which skips it. The store fills it in.
     #[serde(rename = "SelvageOwner", skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
 }
 
+/// The value of a lease cannot be read.
+#[derive(Debug, Error)]
+pub enum LeaseValueError {
+    /// The value is longer than any back end's data.
+    #[error("{length} bytes are more than the {LONGEST_VALUE} that a lease may have")]
+    TooLong {
+        /// The value's length in bytes.
+        length: usize,
+    },
+    /// The value is not JSON of the right shape.
+    #[error(transparent)]
+    Json(#[from] GoJsonError),
+}
+
+/// The longest lease value that is read, in bytes. flannel writes some 200; IPsec and extension data may have a few
+/// thousand. etcd itself takes 1.5 MiB, which 10,000 hostile leases would turn into 15 GiB of memory here.
+const LONGEST_VALUE: usize = 64 * 1024;
+
+impl LeaseAttrs {
+    /// Reads the value of a lease: field names in any letter case, unknown fields skipped, and the values of old
+    /// releases, which lack `PublicIPv6`. A missing `PublicIP`, which flannel reads as 0.0.0.0, is an error.
+    pub fn parse(value: &[u8]) -> Result<Self, LeaseValueError> {
+        if value.len() > LONGEST_VALUE {
+            return Err(LeaseValueError::TooLong {
+                length: value.len(),
+            });
+        }
+        // Go, too, replaces what is not UTF-8.
+        let text = String::from_utf8_lossy(value);
+        let object = Object::parse(&text)?;
+        let data = |name| {
+            let raw: Option<&RawValue> = object.raw(name).filter(|raw| raw.get() != "null");
+            raw.map(|raw| RawValue::from_string(go_json::compact(raw.get())))
+                .transpose()
+                .map_err(GoJsonError::from)
+        };
+        Ok(Self {
+            public_ip: object.required("PublicIP", "an IPv4 address such as \"10.0.0.1\"")?,
+            public_ipv6: object.get("PublicIPv6", "an IPv6 address such as \"fd00::1\" or null")?,
+            backend_type: object
+                .get("BackendType", "the name of a back end such as \"vxlan\"")?
+                .unwrap_or_default(),
+            backend_data: data("BackendData")?,
+            backend_v6_data: data("BackendV6Data")?,
+            owner: object.get("SelvageOwner", "a machine ID")?,
+        })
+    }
+
+    /// The value to write: flannel's bytes for the same attributes.
+    pub fn to_json(&self) -> Result<String, serde_json::Error> {
+        Ok(go_json::escape_as_go(&serde_json::to_string(self)?))
+    }
+}
+
+impl PartialEq for LeaseAttrs {
+    fn eq(&self, other: &Self) -> bool {
+        let data = |raw: &Option<Box<RawValue>>| raw.as_ref().map(|raw| raw.get().to_owned());
+        self.public_ip == other.public_ip
+            && self.public_ipv6 == other.public_ipv6
+            && self.backend_type == other.backend_type
+            && data(&self.backend_data) == data(&other.backend_data)
+            && data(&self.backend_v6_data) == data(&other.backend_v6_data)
+            && self.owner == other.owner
+    }
+}
+
 /// One node's lease.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Lease {
     /// The leased subnets.
     pub key: SubnetKey,
     /// What its owner published.
     pub attrs: LeaseAttrs,
-    /// The store's version of this key: grows with every write; orders two claims to one address by age.
+    /// The store's revision at which the lease was created; of two claims to one address the lower, older one counts.
+    /// Renewing and updating a lease do not change it.
     pub created: u64,
 }
 
-/// What happened to the leases of the network. A reconnect always yields a [`LeaseEvent::Snapshot`], so a consumer
-/// needs no resync logic of its own.
-#[derive(Clone, Debug)]
-pub enum LeaseEvent {
-    /// All leases that exist now; whatever is not in it is gone.
-    Snapshot(Vec<Lease>),
-    /// What changed since the last event, each subnet at most once.
-    Changes {
-        /// New leases and those whose attributes changed.
-        set: Vec<Lease>,
-        /// Leases that ended.
-        removed: Vec<SubnetKey>,
-    },
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn raw(json: &str) -> Option<Box<RawValue>> {
+        Some(RawValue::from_string(json.to_owned()).unwrap())
+    }
+
+    fn plain() -> LeaseAttrs {
+        LeaseAttrs {
+            public_ip: Ipv4Addr::new(1, 2, 3, 4),
+            public_ipv6: None,
+            backend_type: String::new(),
+            backend_data: None,
+            backend_v6_data: None,
+            owner: None,
+        }
+    }
+
+    #[test]
+    fn values_are_byte_identical_with_flannels() {
+        let udp = plain();
+        assert_eq!(
+            udp.to_json().unwrap(),
+            r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#
+        );
+        let vxlan = LeaseAttrs {
+            public_ip: Ipv4Addr::new(192, 168, 64, 3),
+            backend_type: "vxlan".to_owned(),
+            backend_data: raw(r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#),
+            ..plain()
+        };
+        let text = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+        assert_eq!(vxlan.to_json().unwrap(), text);
+        assert_eq!(LeaseAttrs::parse(text.as_bytes()).unwrap(), vxlan);
+        let dual = LeaseAttrs {
+            public_ipv6: Some("fd00::3".parse().unwrap()),
+            backend_type: "extension".to_owned(),
+            backend_v6_data: raw(r#"{"a":"<b>"}"#),
+            owner: Some("5f1d".to_owned()),
+            ..plain()
+        };
+        assert_eq!(
+            dual.to_json().unwrap(),
+            r#"{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::3","BackendType":"extension","BackendV6Data":{"a":"\u003cb\u003e"},"SelvageOwner":"5f1d"}"#
+        );
+    }
+
+    #[test]
+    fn old_and_foreign_values_are_read() {
+        let old = LeaseAttrs::parse(
+            br#"{"PublicIP":"10.0.0.2","BackendType":"vxlan","BackendData":{"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
+        );
+        assert_eq!(old.unwrap().public_ip, Ipv4Addr::new(10, 0, 0, 2));
+        let odd = LeaseAttrs::parse(
+            b"{ \"publicip\" : \"10.0.0.2\", \"PUBLICIPV6\": \"fd00::2\", \"New\":{}, \"backenddata\": { \"VNI\" : 1 }, \"BackendV6Data\": null }",
+        )
+        .unwrap();
+        assert_eq!(odd.public_ipv6, Some("fd00::2".parse().unwrap()));
+        assert_eq!(odd.backend_data.unwrap().get(), r#"{"VNI":1}"#);
+        assert!(odd.backend_v6_data.is_none());
+    }
+
+    #[test]
+    fn unreadable_values_are_errors() {
+        for value in [
+            &b""[..],
+            b"\xff\xfe",
+            b"{}",
+            b"null",
+            br#"{"PublicIP":null}"#,
+            br#"{"PublicIP":"10.0.0"}"#,
+            br#"{"PublicIP":"fd00::1"}"#,
+            br#"{"PublicIP":"10.0.0.1","PublicIPv6":"10.0.0.1"}"#,
+            br#"{"PublicIP":"10.0.0.1","BackendType":7}"#,
+        ] {
+            let text = String::from_utf8_lossy(value);
+            assert!(LeaseAttrs::parse(value).is_err(), "{text:?} was accepted");
+        }
+        let long = format!(
+            r#"{{"PublicIP":"10.0.0.1","Junk":"{}"}}"#,
+            "x".repeat(65536)
+        );
+        assert!(matches!(
+            LeaseAttrs::parse(long.as_bytes()),
+            Err(LeaseValueError::TooLong { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(value in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = LeaseAttrs::parse(&value);
+        }
+
+        #[test]
+        fn values_read_back(ip: u32, v6 in prop::option::of(any::<u128>()), kind in "[a-z<&]{0,8}", owner in prop::option::of(".{0,8}")) {
+            let attrs = LeaseAttrs {
+                public_ip: ip.into(),
+                public_ipv6: v6.map(Ipv6Addr::from),
+                backend_type: kind,
+                owner,
+                ..plain()
+            };
+            prop_assert_eq!(LeaseAttrs::parse(attrs.to_json().unwrap().as_bytes()).unwrap(), attrs);
+        }
+    }
 }

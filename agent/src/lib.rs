@@ -11,5 +11,6 @@ pub mod go_json;
 pub mod lease;
 pub mod net;
 pub mod network_config;
+pub mod peers;
 pub mod retry;
 pub mod state;

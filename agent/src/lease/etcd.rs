@@ -1,0 +1,261 @@
+//! Leases in etcd v3, under flannel's keys and in flannel's words.
+//!
+//! | what | key |
+//! |---|---|
+//! | network config | `PREFIX/config` |
+//! | lease | `PREFIX/subnets/A.B.C.D-LEN`, or with IPv6 `PREFIX/subnets/A.B.C.D-LEN&V6-LEN6` |
+//!
+//! A real flannel can share the keys. What differs on purpose:
+//!
+//! * Every write is a transaction that compares what was seen last, so nobody's lease is overwritten by mistake.
+//! * The etcd lease behind a key is granted once and kept alive; flannel grants a new one daily and puts the key again,
+//!   which every peer sees as a change.
+//! * A key without an etcd lease is a reservation, and stays one.
+//! * The value names the machine that owns it (`SelvageOwner`), so that two machines with one public IP do not share a
+//!   lease. flannel skips the field.
+//! * Keys are read strictly, and only directly under `PREFIX/subnets/`; flannel also takes `PREFIX/subnets-old/…`.
+//!
+//! Two tasks do the lasting work and end with the store: one watches all leases, one keeps the own lease. They share the
+//! lease that is held behind a lock; whoever writes it, holds the lock. Needs etcd 3.4 or newer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
+use tokio::sync::mpsc::{self, Receiver};
+use tokio::sync::{Mutex, Notify};
+use tokio::task::JoinSet;
+
+use crate::lease::{Lease, LeaseAttrs, LeaseStore, StoreError, StoreEvent, SubnetKey};
+use crate::network_config::NetworkConfig;
+use crate::retry::BackoffError;
+
+mod acquire;
+mod held;
+mod keeper;
+mod listing;
+mod servers;
+mod settings;
+mod watch;
+
+use held::{Held, Settled};
+use keeper::Keeper;
+use listing::{Entry, Listing, Reports};
+use servers::Servers;
+use settings::Keys;
+pub use settings::{EtcdSettings, Password, SettingsError};
+use watch::Watcher;
+
+/// How long one server may take to answer one request, connecting included.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+/// How many events wait for their consumer before the watch pauses; etcd then holds back what follows.
+const EVENTS: usize = 64;
+
+/// What the tasks share.
+#[derive(Debug)]
+struct Store {
+    servers: Servers,
+    keys: Keys,
+    reports: Reports,
+    held: Mutex<Option<Held>>,
+    /// Somebody else may have changed the key of the held lease.
+    touched: Notify,
+}
+
+impl Store {
+    /// The full etcd key of a lease.
+    fn key(&self, key: &SubnetKey) -> String {
+        format!("{}{}", self.keys.subnets, key.name())
+    }
+}
+
+/// The lease store of one node.
+#[derive(Debug)]
+pub struct EtcdStore {
+    store: Arc<Store>,
+    owner: String,
+    events: Option<Receiver<StoreEvent>>,
+    tasks: JoinSet<()>,
+}
+
+/// The network config as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredConfig {
+    /// The text, as written.
+    pub text: String,
+    /// The revision of its last change.
+    pub revision: i64,
+}
+
+/// What must be so for the network config to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// There is none yet.
+    Absent,
+    /// It was last changed at this revision.
+    Revision(i64),
+}
+
+impl EtcdStore {
+    /// Checks the settings; connects to nothing yet. `owner` identifies this machine, for example its machine ID.
+    pub fn new(settings: EtcdSettings, owner: String) -> Result<Self, SettingsError> {
+        let endpoints = settings.check()?;
+        let keys = settings.keys();
+        Ok(Self {
+            store: Arc::new(Store {
+                servers: Servers::new(settings, endpoints),
+                keys,
+                reports: Reports::default(),
+                held: Mutex::new(None),
+                touched: Notify::new(),
+            }),
+            owner,
+            events: None,
+            tasks: JoinSet::new(),
+        })
+    }
+
+    /// Reads the network config without looking into it.
+    pub async fn raw_network_config(&mut self) -> Result<Option<StoredConfig>, StoreError> {
+        let key = self.store.keys.config.as_bytes();
+        let response = listing::get(&self.store.servers, key, GetOptions::new()).await?;
+        Ok(response.kvs().first().map(|kv| StoredConfig {
+            text: String::from_utf8_lossy(kv.value()).into_owned(),
+            revision: kv.mod_revision(),
+        }))
+    }
+
+    /// Writes the network config, if what is there is as expected; [`StoreError::ConfigChanged`] if not.
+    pub async fn set_network_config(
+        &mut self,
+        text: &str,
+        expected: Expected,
+    ) -> Result<(), StoreError> {
+        let key = self.store.keys.config.as_str();
+        let compare = match expected {
+            Expected::Absent => Compare::version(key, CompareOp::Equal, 0),
+            Expected::Revision(revision) => Compare::mod_revision(key, CompareOp::Equal, revision),
+        };
+        let txn = Txn::new()
+            .when([compare])
+            .and_then([TxnOp::put(key, text, None)]);
+        if held::commit(&self.store.servers, txn).await?.succeeded() {
+            Ok(())
+        } else {
+            Err(StoreError::ConfigChanged {
+                key: key.to_owned(),
+            })
+        }
+    }
+
+    /// The key of the network config.
+    pub fn config_key(&self) -> &str {
+        &self.store.keys.config
+    }
+
+    /// All readable leases.
+    pub async fn list(&mut self) -> Result<Vec<Lease>, StoreError> {
+        let store = &self.store;
+        let listing = listing::list(&store.servers, &store.keys, &store.reports).await?;
+        Ok(listing.entries.iter().filter_map(Entry::lease).collect())
+    }
+
+    fn with_owner(&self, attrs: &LeaseAttrs) -> LeaseAttrs {
+        LeaseAttrs {
+            owner: Some(self.owner.clone()),
+            ..attrs.clone()
+        }
+    }
+
+    /// Starts the tasks, instead of those that run. Events of the old ones that were not read are void.
+    fn start(
+        &mut self,
+        own: Option<SubnetKey>,
+        listing: Option<Listing>,
+        aged: bool,
+    ) -> Result<Receiver<StoreEvent>, BackoffError> {
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        let watcher = Watcher::new(Arc::clone(&self.store), sender.clone(), own)?;
+        let keeper = Keeper::new(Arc::clone(&self.store), sender)?;
+        self.tasks = JoinSet::new();
+        self.tasks.spawn(watcher.run(listing));
+        if own.is_some() {
+            self.tasks.spawn(keeper.run(aged));
+        }
+        Ok(receiver)
+    }
+}
+
+impl LeaseStore for EtcdStore {
+    async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
+        let key = self.store.keys.config.clone();
+        match self.raw_network_config().await? {
+            None => Err(StoreError::NoNetworkConfig { key }),
+            Some(config) => NetworkConfig::parse(&config.text)
+                .map_err(|error| StoreError::BadNetworkConfig { key, error }),
+        }
+    }
+
+    async fn acquire(
+        &mut self,
+        config: &NetworkConfig,
+        attrs: &LeaseAttrs,
+        previous: Option<SubnetKey>,
+    ) -> Result<Lease, StoreError> {
+        let attrs = self.with_owner(attrs);
+        let acquired = acquire::acquire(&self.store, config, &attrs, previous).await?;
+        let lease = Lease {
+            key: acquired.held.key,
+            attrs,
+            created: listing::to_unsigned(acquired.created),
+        };
+        *self.store.held.lock().await = Some(acquired.held);
+        self.events = self
+            .start(Some(lease.key), Some(acquired.listing), acquired.aged)
+            .ok();
+        Ok(lease)
+    }
+
+    async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {
+        let wanted = self.with_owner(attrs);
+        let mut guard = self.store.held.lock().await;
+        let Some(held) = guard.as_mut() else {
+            return Err(StoreError::NoLease {
+                reason: "none was acquired, or it was lost".to_owned(),
+            });
+        };
+        held.wanted = wanted;
+        if held.published == held.wanted {
+            return Ok(());
+        }
+        // Whatever fails from here on, the keeper sees to it.
+        let etcd_lease = held.etcd_lease;
+        let outcome = match held.put(&self.store, etcd_lease).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => held.settle(&self.store).await,
+            Err(error) => Err(error),
+        };
+        self.store.touched.notify_one();
+        match outcome? {
+            Settled::Kept { .. } => Ok(()),
+            Settled::Lost { reason } => Err(StoreError::NoLease { reason }),
+        }
+    }
+
+    async fn next_event(&mut self) -> StoreEvent {
+        loop {
+            if self.events.is_none() {
+                self.events = self.start(None, None, false).ok();
+            }
+            match &mut self.events {
+                Some(events) => match events.recv().await {
+                    Some(event) => return event,
+                    // Both tasks ended, which the watcher never does while its events are wanted.
+                    None => self.events = None,
+                },
+                None => std::future::pending().await,
+            }
+        }
+    }
+}

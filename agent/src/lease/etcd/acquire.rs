@@ -1,0 +1,271 @@
+//! Taking a lease: which one is decided by a pure function, then written by compared transactions.
+
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::Store;
+use super::held::{
+    Claim, EtcdLease, Held, claim, delete, grant, lifetime, put_if, revoke, warn_of_twin,
+};
+use super::listing::{Entry, Listing, list};
+use crate::lease::{LeaseAttrs, StoreError, SubnetKey, allocate};
+use crate::network_config::NetworkConfig;
+use crate::retry::{Backoff, next_random, random_seed};
+
+/// What to do about a listing.
+#[derive(Debug)]
+struct Decision<'a> {
+    /// Own leases that the config does not allow.
+    discard: Vec<&'a Entry>,
+    subnet: Subnet<'a>,
+}
+
+#[derive(Debug)]
+enum Subnet<'a> {
+    /// This node holds it already.
+    Keep(&'a Entry),
+    Create(SubnetKey),
+    NoneLeft,
+}
+
+/// A lease was taken.
+pub(super) struct Acquired {
+    pub(super) held: Held,
+    /// All leases, as of just before the own one was written.
+    pub(super) listing: Listing,
+    pub(super) created: i64,
+    /// Whether the etcd lease is an older one, of which an unknown part has passed.
+    pub(super) aged: bool,
+}
+
+/// Takes a lease for the node that publishes `attrs`.
+pub(super) async fn acquire(
+    store: &Store,
+    config: &NetworkConfig,
+    attrs: &LeaseAttrs,
+    previous: Option<SubnetKey>,
+) -> Result<Acquired, StoreError> {
+    let mut fresh = None;
+    let result = with_retries(store, config, attrs, previous, &mut fresh).await;
+    // A lease that was granted for an attempt which then failed would linger for a day. But after a request without an
+    // answer it may be attached to this node's key, which revoking it would delete.
+    if let Some(fresh) = fresh
+        && !matches!(result, Err(StoreError::Unreachable { .. }))
+    {
+        revoke(&store.servers, fresh).await;
+    }
+    result
+}
+
+/// Repeats attempts that lost a race. `fresh` is an etcd lease that was granted but is not attached to a key.
+async fn with_retries(
+    store: &Store,
+    config: &NetworkConfig,
+    attrs: &LeaseAttrs,
+    previous: Option<SubnetKey>,
+    fresh: &mut Option<EtcdLease>,
+) -> Result<Acquired, StoreError> {
+    /// flannel's number of rounds.
+    const ATTEMPTS: u32 = 10;
+    let mut seed = random_seed();
+    let mut backoff = Backoff::new(
+        Duration::from_millis(10),
+        Duration::from_secs(1),
+        0.9,
+        random_seed(),
+    )
+    .ok();
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0
+            && let Some(backoff) = &mut backoff
+        {
+            sleep(backoff.next_delay()).await;
+        }
+        let listing = list(&store.servers, &store.keys, &store.reports).await?;
+        let decision = decide(
+            config,
+            attrs,
+            previous,
+            &listing.entries,
+            next_random(&mut seed),
+        );
+        if attempt == 0 {
+            warn_of_twins(attrs, &listing.entries);
+        }
+        let written = match decision.subnet {
+            _ if !decision.discard.is_empty() => {
+                for entry in decision.discard {
+                    let subnet = entry.key.to_string();
+                    info!(
+                        subnet,
+                        "giving up a lease that the network config no longer allows"
+                    );
+                    delete(store, entry).await?;
+                }
+                None
+            }
+            Subnet::NoneLeft => {
+                return Err(StoreError::OutOfSubnets {
+                    network: config.ipv4.network,
+                    subnet_len: config.ipv4.subnet_len,
+                });
+            }
+            Subnet::Keep(entry) => keep(store, attrs, entry, fresh).await?,
+            Subnet::Create(key) => create(store, attrs, key, listing.revision, fresh).await?,
+        };
+        if let Some((held, created, aged)) = written {
+            return Ok(Acquired {
+                held,
+                listing,
+                created,
+                aged,
+            });
+        }
+    }
+    Err(StoreError::LostRaces { attempts: ATTEMPTS })
+}
+
+/// Which subnet to take, as flannel: the one held already, the previous one, any.
+fn decide<'a>(
+    config: &NetworkConfig,
+    attrs: &LeaseAttrs,
+    previous: Option<SubnetKey>,
+    entries: &'a [Entry],
+    seed: u64,
+) -> Decision<'a> {
+    let own = entries
+        .iter()
+        .filter(|entry| claim(attrs, entry.attrs.as_ref()) == Claim::Ours);
+    let (mut usable, unusable): (Vec<_>, Vec<_>) =
+        own.partition(|entry| allocate::allows(config, &entry.key));
+    // The one in use first, then a reservation, then in key order.
+    usable.sort_by_key(|entry| {
+        (
+            Some(entry.key) != previous,
+            entry.etcd_lease.is_some(),
+            entry.key,
+        )
+    });
+    // A reservation is the administrator's to delete.
+    let discard = unusable
+        .into_iter()
+        .filter(|entry| entry.etcd_lease.is_some())
+        .collect();
+    let subnet = match usable.first() {
+        Some(entry) => Subnet::Keep(entry),
+        None => {
+            let taken: Vec<_> = entries.iter().map(|entry| entry.key).collect();
+            previous
+                .filter(|key| allocate::allows(config, key))
+                .filter(|key| !taken.iter().any(|taken| allocate::overlap(key, taken)))
+                .or_else(|| allocate::choose(config, &taken, seed))
+                .map_or(Subnet::NoneLeft, Subnet::Create)
+        }
+    };
+    Decision { discard, subnet }
+}
+
+fn warn_of_twins(attrs: &LeaseAttrs, entries: &[Entry]) {
+    for entry in entries {
+        warn_of_twin(entry, claim(attrs, entry.attrs.as_ref()));
+    }
+}
+
+/// Takes up a lease that is this node's already. Nothing is written if nothing changed.
+async fn keep(
+    store: &Store,
+    attrs: &LeaseAttrs,
+    entry: &Entry,
+    fresh: &mut Option<EtcdLease>,
+) -> Result<Option<(Held, i64, bool)>, StoreError> {
+    let mut held = Held {
+        key: entry.key,
+        wanted: attrs.clone(),
+        published: entry.attrs.clone().unwrap_or_else(|| attrs.clone()),
+        modified: entry.modified,
+        etcd_lease: None,
+    };
+    let Some(id) = entry.etcd_lease else {
+        let subnet = entry.key.to_string();
+        info!(subnet, "using the subnet reserved for this node");
+        let unchanged = held.published == held.wanted;
+        let kept = unchanged || held.put(store, None).await?;
+        return Ok(kept.then_some((held, entry.created, false)));
+    };
+    // A lease of another duration (a real flannel's is 24 hours) is replaced by one of ours.
+    let reusable = lifetime(&store.servers, id)
+        .await?
+        .filter(|lease| lease.ttl == store.servers.settings().ttl);
+    if let Some(lease) = reusable {
+        held.etcd_lease = Some(lease);
+        let unchanged = held.published == held.wanted;
+        let kept = unchanged || held.put(store, Some(lease)).await?;
+        return Ok(kept.then_some((held, entry.created, true)));
+    }
+    let lease = granted(store, fresh).await?;
+    if held.put(store, Some(lease)).await? {
+        *fresh = None;
+        return Ok(Some((held, entry.created, false)));
+    }
+    Ok(None)
+}
+
+/// Creates a lease, if nobody else did so since the list.
+async fn create(
+    store: &Store,
+    attrs: &LeaseAttrs,
+    key: SubnetKey,
+    listed: i64,
+    fresh: &mut Option<EtcdLease>,
+) -> Result<Option<(Held, i64, bool)>, StoreError> {
+    let lease = granted(store, fresh).await?;
+    let name = store.key(&key);
+    let mut compares = vec![Compare::version(name.as_str(), CompareOp::Equal, 0)];
+    if key.v6.is_some() {
+        // With two families the key's absence says nothing: another node may have taken the same IPv4 subnet with
+        // another IPv6 one. So no lease at all may have been created since the list.
+        compares.push(
+            Compare::create_revision(store.keys.subnets.as_str(), CompareOp::Less, listed + 1)
+                .with_range(store.keys.subnets_end.as_str()),
+        );
+    }
+    match put_if(&store.servers, compares, &name, attrs, Some(lease)).await? {
+        Some(revision) => {
+            *fresh = None;
+            let held = Held {
+                key,
+                wanted: attrs.clone(),
+                published: attrs.clone(),
+                modified: revision,
+                etcd_lease: Some(lease),
+            };
+            Ok(Some((held, revision, false)))
+        }
+        None => {
+            let subnet = key.to_string();
+            warn!(
+                subnet,
+                "another node was faster in taking this subnet; choosing again"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// The unattached lease of an earlier attempt, or a new one.
+async fn granted(store: &Store, fresh: &mut Option<EtcdLease>) -> Result<EtcdLease, StoreError> {
+    match *fresh {
+        Some(lease) => Ok(lease),
+        None => {
+            let lease = grant(&store.servers).await?;
+            *fresh = Some(lease);
+            Ok(lease)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+use super::*;
+
+const OWNER: &str = "machine-a";
+
+fn config() -> NetworkConfig {
+    NetworkConfig::parse(r#"{"Network":"10.5.0.0/22"}"#).unwrap()
+}
+
+fn attrs(public_ip: &str, owner: Option<&str>) -> LeaseAttrs {
+    LeaseAttrs {
+        public_ip: public_ip.parse().unwrap(),
+        public_ipv6: None,
+        backend_type: "vxlan".to_owned(),
+        backend_data: None,
+        backend_v6_data: None,
+        owner: owner.map(str::to_owned),
+    }
+}
+
+fn key(name: &str) -> SubnetKey {
+    SubnetKey::parse_name(name).unwrap()
+}
+
+fn entry(name: &str, attrs: Option<LeaseAttrs>, etcd_lease: Option<i64>) -> Entry {
+    Entry {
+        key: key(name),
+        attrs,
+        created: 1,
+        modified: 1,
+        etcd_lease,
+    }
+}
+
+/// The subnet, with a word for how it comes about, and the leases to give up.
+fn decided(entries: &[Entry], previous: Option<&str>) -> (String, Vec<String>) {
+    let own = attrs("10.0.0.1", Some(OWNER));
+    let decision = decide(&config(), &own, previous.map(key), entries, 1);
+    let subnet = match decision.subnet {
+        Subnet::Keep(entry) => format!("keep {}", entry.key.v4),
+        Subnet::Create(key) => format!("create {}", key.v4),
+        Subnet::NoneLeft => "none left".to_owned(),
+    };
+    let discard = decision.discard.iter().map(|e| e.key.v4.to_string());
+    (subnet, discard.collect())
+}
+
+fn subnet(entries: &[Entry], previous: Option<&str>) -> String {
+    let (subnet, discard) = decided(entries, previous);
+    assert_eq!(discard, Vec::<String>::new());
+    subnet
+}
+
+#[test]
+fn own_leases_are_kept_whoever_wrote_them_for_this_address() {
+    let mine = Some(attrs("10.0.0.1", Some(OWNER)));
+    let flannels = Some(attrs("10.0.0.1", None));
+    let other = Some(attrs("10.0.0.2", Some("machine-b")));
+    let entries = |attrs| {
+        [
+            entry("10.5.1.0-24", other.clone(), Some(1)),
+            entry("10.5.2.0-24", attrs, Some(2)),
+        ]
+    };
+    assert_eq!(subnet(&entries(mine), None), "keep 10.5.2.0/24");
+    assert_eq!(subnet(&entries(flannels), None), "keep 10.5.2.0/24");
+}
+
+#[test]
+fn leases_of_twins_are_left_alone() {
+    for twin in [
+        attrs("10.0.0.1", Some("machine-b")),
+        attrs("10.0.0.9", Some(OWNER)),
+        attrs("10.0.0.9", None),
+    ] {
+        let entries = [
+            entry("10.5.1.0-24", Some(twin), Some(1)),
+            entry("10.5.2.0-24", None, Some(2)),
+        ];
+        assert_eq!(subnet(&entries, Some("10.5.1.0-24")), "create 10.5.3.0/24");
+    }
+}
+
+#[test]
+fn among_several_own_leases_the_previous_comes_first_and_then_a_reservation() {
+    let mine = || Some(attrs("10.0.0.1", Some(OWNER)));
+    let entries = [
+        entry("10.5.1.0-24", mine(), Some(1)),
+        entry("10.5.2.0-24", mine(), None),
+        entry("10.5.3.0-24", mine(), Some(3)),
+    ];
+    assert_eq!(subnet(&entries, Some("10.5.3.0-24")), "keep 10.5.3.0/24");
+    assert_eq!(subnet(&entries, None), "keep 10.5.2.0/24");
+    assert_eq!(subnet(&entries[..1], None), "keep 10.5.1.0/24");
+}
+
+#[test]
+fn previous_subnet_is_taken_only_if_free_and_allowed() {
+    let other = || Some(attrs("10.0.0.2", Some("machine-b")));
+    let most = [entry("10.5.1.0-24", other(), Some(1))];
+    assert_eq!(subnet(&most, Some("10.5.3.0-24")), "create 10.5.3.0/24");
+    let nearly_all = [
+        entry("10.5.1.0-24", other(), Some(1)),
+        entry("10.5.3.0-25", other(), Some(2)),
+    ];
+    assert_eq!(
+        subnet(&nearly_all, Some("10.5.3.0-24")),
+        "create 10.5.2.0/24"
+    );
+    assert_eq!(
+        subnet(&nearly_all, Some("10.9.0.0-24")),
+        "create 10.5.2.0/24"
+    );
+    let all = [entry("10.5.0.0-22", None, Some(1))];
+    assert_eq!(subnet(&all, Some("10.5.3.0-24")), "none left");
+}
+
+#[test]
+fn own_leases_outside_the_config_are_given_up_but_reservations_are_not() {
+    let mine = || Some(attrs("10.0.0.1", Some(OWNER)));
+    let entries = [
+        entry("10.9.1.0-24", mine(), Some(1)),
+        entry("10.5.1.0-25", mine(), Some(2)),
+        entry("10.9.2.0-24", mine(), None),
+        entry("10.9.3.0-24", Some(attrs("10.0.0.2", None)), Some(3)),
+    ];
+    let (subnet, discard) = decided(&entries, None);
+    assert!(subnet.starts_with("create 10.5."), "{subnet}");
+    assert_eq!(discard, ["10.9.1.0/24", "10.5.1.0/25"]);
+}

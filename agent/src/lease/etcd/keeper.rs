@@ -1,0 +1,157 @@
+//! The task that keeps the own lease: extends it in time, and looks after it when somebody touched its key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::Sender;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+use super::Store;
+use super::held::{EtcdLease, Held, Settled, keep_alive};
+use crate::lease::{StoreError, StoreEvent};
+use crate::retry::{Backoff, BackoffError, jittered, random_seed};
+
+/// Keeps one lease until it is lost.
+pub(super) struct Keeper {
+    store: Arc<Store>,
+    events: Sender<StoreEvent>,
+    /// Pauses after failed requests.
+    failures: Backoff,
+    /// Pauses between rewrites of a key that somebody else keeps changing, for example a flannel on the same machine.
+    rewrites: Backoff,
+    last_rewrite: Option<Instant>,
+    seed: u64,
+}
+
+/// After this long without a rewrite, the next one is prompt again.
+const QUIET: Duration = Duration::from_secs(300);
+
+impl Keeper {
+    pub(super) fn new(store: Arc<Store>, events: Sender<StoreEvent>) -> Result<Self, BackoffError> {
+        let longest = Duration::from_secs(60);
+        let backoff = |min| Backoff::new(min, longest, 0.5, random_seed());
+        Ok(Self {
+            store,
+            events,
+            failures: backoff(Duration::from_millis(200))?,
+            rewrites: backoff(Duration::from_secs(1))?,
+            last_rewrite: None,
+            seed: random_seed(),
+        })
+    }
+
+    /// Runs until the lease is lost, which it reports. `aged`: the lease is an older one, to be extended at once.
+    pub(super) async fn run(mut self, aged: bool) {
+        let mut due = self.first_renewal(aged).await;
+        let mut touched = false;
+        loop {
+            tokio::select! {
+                () = until(due) => {}
+                () = self.store.touched.notified() => {
+                    touched = true;
+                    if let Some(at) = self.earliest_rewrite() {
+                        sleep_until(at).await;
+                    }
+                }
+            }
+            // While the lease is locked, nothing waits for the consumer of events, who may wait for the lock.
+            let store = Arc::clone(&self.store);
+            let mut guard = store.held.lock().await;
+            let Some(held) = guard.as_mut() else {
+                return;
+            };
+            let renew = due.is_some_and(|due| due <= Instant::now());
+            let before = held.etcd_lease;
+            let outcome = self.look_after(held, renew, touched).await;
+            let etcd_lease = held.etcd_lease;
+            match outcome {
+                Ok(Settled::Kept { .. }) => {
+                    drop(guard);
+                    self.failures.reset();
+                    touched = false;
+                    if etcd_lease != before {
+                        // Somebody attached another one, of which an unknown part has passed.
+                        due = etcd_lease.map(|_| Instant::now());
+                    } else if renew && let Some(lease) = etcd_lease {
+                        due = Some(self.after(lease));
+                        // A consumer that is far behind has more urgent events to read.
+                        let _ = self.events.try_send(StoreEvent::Renewed { ttl: lease.ttl });
+                    }
+                }
+                Ok(Settled::Lost { reason }) => {
+                    let reason = format!("lease of {} is lost: {reason}", held.key);
+                    *guard = None;
+                    drop(guard);
+                    // Fails only if the store is gone, and with it anybody interested.
+                    let _ = self.events.send(StoreEvent::OwnLeaseLost { reason }).await;
+                    return;
+                }
+                Err(error) => {
+                    drop(guard);
+                    debug!("failed to look after the own lease: {error}");
+                    due = Some(Instant::now() + self.failures.next_delay());
+                }
+            }
+        }
+    }
+
+    /// Extends the lease if that is due; if it is gone, or its key was touched, sees to the key.
+    async fn look_after(
+        &mut self,
+        held: &mut Held,
+        renew: bool,
+        touched: bool,
+    ) -> Result<Settled, StoreError> {
+        let alive = match held.etcd_lease.filter(|_| renew) {
+            Some(lease) => keep_alive(&self.store.servers, lease).await?,
+            None => true,
+        };
+        if alive && !touched {
+            return Ok(Settled::Kept { rewritten: false });
+        }
+        let settled = held.settle(&self.store).await?;
+        if settled == (Settled::Kept { rewritten: true }) {
+            let subnet = held.key.to_string();
+            warn!(
+                subnet,
+                "the key of the own lease was changed by somebody else, and is restored"
+            );
+            let now = Instant::now();
+            if self.last_rewrite.is_none_or(|last| now - last > QUIET) {
+                self.rewrites.reset();
+            }
+            self.last_rewrite = Some(now);
+        }
+        Ok(settled)
+    }
+
+    fn earliest_rewrite(&mut self) -> Option<Instant> {
+        let last = self.last_rewrite?;
+        Some(last + self.rewrites.next_delay()).filter(|at| *at > Instant::now())
+    }
+
+    /// When the lease is to be extended first; never, if it is a reservation.
+    async fn first_renewal(&mut self, aged: bool) -> Option<Instant> {
+        let lease = self.store.held.lock().await.as_ref()?.etcd_lease?;
+        Some(if aged {
+            Instant::now()
+        } else {
+            self.after(lease)
+        })
+    }
+
+    /// When a lease that was just extended is to be extended again: after a sixth of its duration, so that five attempts
+    /// may fail, less up to a fifth of that, so that nodes which started together do not renew together.
+    fn after(&mut self, lease: EtcdLease) -> Instant {
+        Instant::now() + jittered(lease.ttl / 6, 0.2, &mut self.seed)
+    }
+}
+
+/// Waits for a time; without one, for ever.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

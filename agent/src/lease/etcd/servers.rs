@@ -1,0 +1,264 @@
+//! The servers of the cluster: one client each, and a preference for the one that worked last.
+//!
+//! The client library could hold all servers in one client, but its balancer keeps choosing dead ones. So each server
+//! has a client of its own; requests go to the current server, and one that does not answer hands over to the next.
+
+use std::future::Future;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use etcd_client::{Client, Error};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::DEADLINE;
+use super::settings::{Endpoint, EtcdSettings};
+use crate::lease::StoreError;
+
+/// gRPC status codes (grpc/doc/statuscodes.md).
+pub(super) mod code {
+    /// A revision was compacted, or a message is too long.
+    pub(in super::super) const OUT_OF_RANGE: i32 = 11;
+    /// The server answered, but the key or lease asked for does not exist.
+    pub(in super::super) const NOT_FOUND: i32 = 5;
+    /// Codes that say something about one server or the way to it: cancelled, unknown (broken transport), deadline
+    /// exceeded, internal (broken HTTP/2), unavailable (no connection, no leader), data loss (corrupt member).
+    pub(super) const OF_ONE_SERVER: [i32; 6] = [1, 2, 4, 13, 14, 15];
+}
+
+/// The cluster.
+#[derive(Debug)]
+pub(super) struct Servers {
+    settings: EtcdSettings,
+    endpoints: Vec<Endpoint>,
+    state: Mutex<State>,
+}
+
+struct State {
+    current: usize,
+    clients: Vec<Option<Client>>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Clients hold the password.
+        f.debug_struct("State")
+            .field("current", &self.current)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connection to one server, for a stream that outlives a request.
+pub(super) struct Connection {
+    index: usize,
+    pub(super) client: Client,
+}
+
+impl Servers {
+    pub(super) fn new(settings: EtcdSettings, endpoints: Vec<Endpoint>) -> Self {
+        let clients = endpoints.iter().map(|_| None).collect();
+        Self {
+            settings,
+            endpoints,
+            state: Mutex::new(State {
+                current: 0,
+                clients,
+            }),
+        }
+    }
+
+    /// Sends a request to the current server and, as long as servers do not answer, to each of the others once.
+    ///
+    /// The request may reach several servers, so it must be one that may be repeated.
+    pub(super) async fn call<T, F, Fut>(&self, mut request: F) -> Result<T, StoreError>
+    where
+        F: FnMut(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let mut attempts = Vec::new();
+        for _ in 0..self.endpoints.len() {
+            let (index, known) = self.current();
+            let answer = timeout(DEADLINE, async {
+                let client = match known {
+                    Some(client) => client,
+                    None => self.connect(index).await?,
+                };
+                request(client).await.map_err(|error| Failure::of(&error))
+            });
+            match answer.await.unwrap_or_else(|_| Err(Failure::silence())) {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => {
+                    let server = self.name(index);
+                    debug!(server, cause = failure.cause, "request failed");
+                    match failure.code {
+                        Some(code) if !failure.of_one_server => {
+                            return Err(StoreError::Refused {
+                                server,
+                                reason: failure.cause,
+                                code,
+                            });
+                        }
+                        _ => {
+                            self.give_up(index, failure.silent);
+                            attempts.push(format!("{server}: {}", failure.cause));
+                        }
+                    }
+                }
+            }
+        }
+        Err(StoreError::Unreachable {
+            attempts: attempts.join("; "),
+        })
+    }
+
+    /// Connects to the current server. On failure the next server becomes the current one.
+    pub(super) async fn connection(&self) -> Result<Connection, StoreError> {
+        let (index, known) = self.current();
+        let client = match known {
+            Some(client) => Ok(client),
+            None => timeout(DEADLINE, self.connect(index))
+                .await
+                .unwrap_or_else(|_| Err(Failure::silence())),
+        };
+        match client {
+            Ok(client) => Ok(Connection { index, client }),
+            Err(failure) => Err(self.unreachable(index, &failure)),
+        }
+    }
+
+    /// Says that a stream broke: the next server becomes the current one.
+    pub(super) fn broken(&self, connection: &Connection, error: Option<&Error>) -> StoreError {
+        let failure = error.map_or_else(Failure::silence, Failure::of);
+        self.unreachable(connection.index, &failure)
+    }
+
+    /// The address of a connection's server, as configured.
+    pub(super) fn url(&self, connection: &Connection) -> &str {
+        self.endpoints
+            .get(connection.index)
+            .map_or("", |endpoint| &endpoint.url)
+    }
+
+    pub(super) fn settings(&self) -> &EtcdSettings {
+        &self.settings
+    }
+
+    fn unreachable(&self, index: usize, failure: &Failure) -> StoreError {
+        self.give_up(index, failure.silent);
+        StoreError::Unreachable {
+            attempts: format!("{}: {}", self.name(index), failure.cause),
+        }
+    }
+
+    fn name(&self, index: usize) -> String {
+        let url = self.endpoints.get(index).map_or("", |e| &e.url);
+        format!("etcd at {url}")
+    }
+
+    fn current(&self) -> (usize, Option<Client>) {
+        let state = self.state();
+        let client = state.clients.get(state.current).cloned().flatten();
+        (state.current, client)
+    }
+
+    /// Makes a client. Without a user this does not connect yet: the first request does.
+    async fn connect(&self, index: usize) -> Result<Client, Failure> {
+        let endpoint = self.endpoints.get(index).ok_or_else(Failure::silence)?;
+        let options = self
+            .settings
+            .connect_options(endpoint)
+            .map_err(|error| Failure::text(chain(&error)))?;
+        let client = Client::connect([&endpoint.url], Some(options))
+            .await
+            .map_err(|error| Failure::of(&error))?;
+        if let Some(slot) = self.state().clients.get_mut(index) {
+            *slot = Some(client.clone());
+        }
+        Ok(client)
+    }
+
+    /// Moves on to the next server, unless another task already did. A connection that fell silent may be half open, so
+    /// it is not used again.
+    fn give_up(&self, index: usize, silent: bool) {
+        let mut state = self.state();
+        if state.current == index {
+            state.current = (index + 1) % self.endpoints.len();
+        }
+        if silent && let Some(slot) = state.clients.get_mut(index) {
+            *slot = None;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is valid at every step, so a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a request got no useful answer.
+struct Failure {
+    cause: String,
+    code: Option<i32>,
+    of_one_server: bool,
+    silent: bool,
+}
+
+impl Failure {
+    fn silence() -> Self {
+        Self {
+            silent: true,
+            ..Self::text(format!("no answer within {} s", DEADLINE.as_secs()))
+        }
+    }
+
+    fn text(cause: String) -> Self {
+        Self {
+            cause,
+            code: None,
+            of_one_server: true,
+            silent: false,
+        }
+    }
+
+    fn of(error: &Error) -> Self {
+        let Error::GRpcStatus(status) = error else {
+            return Self::text(match error {
+                Error::TransportError(error) => chain(error),
+                error => error.to_string(),
+            });
+        };
+        let code = i32::from(status.code());
+        Self {
+            cause: root_cause(status).unwrap_or_else(|| status.message().to_owned()),
+            code: Some(code),
+            of_one_server: code::OF_ONE_SERVER.contains(&code),
+            silent: false,
+        }
+    }
+}
+
+/// The last cause of a failed connection: `connection refused`, or what TLS says. `None` for a server's own answer.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut root = error.source()?;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    // The system's words carry an error number that adds nothing; the kind's do not.
+    let kind = root
+        .downcast_ref::<io::Error>()
+        .filter(|error| error.raw_os_error().is_some())
+        .map(|error| error.kind().to_string())
+        .filter(|text| text != "other error" && text != "uncategorized error");
+    Some(kind.unwrap_or_else(|| root.to_string()))
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

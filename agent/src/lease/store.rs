@@ -1,0 +1,157 @@
+//! What the agent's main loop needs from a lease store.
+
+use std::future::Future;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use thiserror::Error;
+
+use crate::lease::{Lease, LeaseAttrs, SubnetKey};
+use crate::network_config::{NetworkConfig, NetworkConfigError};
+
+/// A request to the store failed. The text of each is complete, fit for a status line.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// No server gave an answer.
+    #[error("{attempts}")]
+    Unreachable {
+        /// Every server tried and what came of it: `etcd at http://10.0.0.1:2379: connection refused`.
+        attempts: String,
+    },
+    /// A server answered with an error that the other servers would give as well.
+    #[error("{server} refused the request: {reason}")]
+    Refused {
+        /// The server, as in `Unreachable`.
+        server: String,
+        /// The server's own words.
+        reason: String,
+        /// The gRPC status code.
+        code: i32,
+    },
+    /// Nobody wrote a network config yet.
+    #[error("no network config at {key}")]
+    NoNetworkConfig {
+        /// The key that is read.
+        key: String,
+    },
+    /// The network config breaks a rule.
+    #[error("bad network config at {key}: {error}")]
+    BadNetworkConfig {
+        /// The key that was read.
+        key: String,
+        /// Which rule.
+        error: NetworkConfigError,
+    },
+    /// Every subnet of the network is leased.
+    #[error("out of subnets: no free /{subnet_len} left in {network}")]
+    OutOfSubnets {
+        /// The overlay network.
+        network: Ipv4Net,
+        /// The prefix length of its subnets.
+        subnet_len: u8,
+    },
+    /// Other nodes were faster, every time.
+    #[error("lost {attempts} races for a subnet to other nodes")]
+    LostRaces {
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// There is no lease to update, or no longer.
+    #[error("no lease is held: {reason}")]
+    NoLease {
+        /// Why not.
+        reason: String,
+    },
+    /// Somebody else wrote the network config meanwhile.
+    #[error("{key} was changed by somebody else meanwhile")]
+    ConfigChanged {
+        /// The key.
+        key: String,
+    },
+    /// Attributes cannot be written as JSON.
+    #[error("failed to encode a lease: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+impl StoreError {
+    /// Whether the same request may succeed later without anybody changing a setting or the cluster's data.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::LostRaces { .. })
+    }
+}
+
+/// What happened to the leases of the network.
+///
+/// The first event after [`LeaseStore::acquire`] is a snapshot; after a loss of connection that may have hidden
+/// something comes another one. So a consumer needs no resync logic of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LeaseEvent {
+    /// All leases that exist now.
+    Snapshot {
+        /// The readable ones.
+        leases: Vec<Lease>,
+        /// Those that exist, but whose value cannot be read: what is known of them still holds.
+        unreadable: Vec<SubnetKey>,
+    },
+    /// What changed since the last event, each subnet at most once.
+    Changes {
+        /// New leases and those whose attributes changed.
+        set: Vec<Lease>,
+        /// Leases that ended.
+        removed: Vec<SubnetKey>,
+    },
+}
+
+/// What the store has to tell, besides answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoreEvent {
+    /// Leases changed. The own lease may be among them.
+    Peers(LeaseEvent),
+    /// The own lease was extended.
+    Renewed {
+        /// How long it lasts from now, if nothing extends it again.
+        ttl: Duration,
+    },
+    /// The own lease is gone or somebody else's. The store no longer renews it; acquire anew, and keep the data plane
+    /// until that has an answer.
+    OwnLeaseLost {
+        /// What was found, in words.
+        reason: String,
+    },
+    /// No server answers. Sent once, and again when the reason changes. What is known of leases still holds.
+    Unreachable {
+        /// Which servers, and why.
+        error: String,
+    },
+    /// A server answers again, or another one than before.
+    Reachable {
+        /// Its address as configured.
+        endpoint: String,
+    },
+}
+
+/// Where leases are kept: one etcd cluster, or in a test a table in memory.
+pub trait LeaseStore {
+    /// Reads and validates the network config. One attempt, with a deadline.
+    fn network_config(&mut self) -> impl Future<Output = Result<NetworkConfig, StoreError>> + Send;
+
+    /// Takes a lease for this node, or takes up the one it holds already: in this order a lease or reservation with
+    /// its public IP (and no other owner), the `previous` subnet if it is free, any free subnet.
+    ///
+    /// One attempt, in which lost races are retried. After success the store renews the lease by itself, and the next
+    /// lease event is a snapshot. Not cancel-safe in one harmless way: a cancelled attempt may hold a subnet until the
+    /// same node acquires again.
+    fn acquire(
+        &mut self,
+        config: &NetworkConfig,
+        attrs: &LeaseAttrs,
+        previous: Option<SubnetKey>,
+    ) -> impl Future<Output = Result<Lease, StoreError>> + Send;
+
+    /// Publishes changed attributes with the lease that is held.
+    fn update(&mut self, attrs: &LeaseAttrs)
+    -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Waits for the next event. Cancel-safe.
+    fn next_event(&mut self) -> impl Future<Output = StoreEvent> + Send;
+}

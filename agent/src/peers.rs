@@ -1,0 +1,442 @@
+//! The peers: leases of other nodes that may be used.
+//!
+//! What other nodes publish is untrusted. A lease is accepted if its subnet lies inside the network, its public IP is a
+//! usable address of somebody else, its back end is ours and can make use of its data, and no older lease claims any of
+//! its addresses; the own lease counts as older than all. Everything else is refused, and reported once.
+//!
+//! Bad input removes nobody:
+//!
+//! * An update that would make an accepted lease unacceptable is refused, and its last good attributes stay in use for
+//!   as long as the lease exists.
+//! * A lease that overlaps an older one waits, and is accepted when the older one ends.
+//!
+//! The table is pure, and a change costs O(log n) for finding overlaps and otherwise as much as what changes with it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use tracing::warn;
+
+use crate::lease::allocate::overlap;
+use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
+use crate::network_config::NetworkConfig;
+
+mod claims;
+
+use claims::Claims;
+
+/// The back end's opinion about a peer's attributes: why it cannot make use of them. Asked only about leases of its own
+/// type.
+pub type CheckPeer = Box<dyn Fn(&LeaseAttrs) -> Result<(), String> + Send>;
+
+/// Why a lease is not used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The subnet is not inside the overlay network.
+    OutsideNetwork,
+    /// The subnet overlaps this node's.
+    OverlapsOwn(SubnetKey),
+    /// The subnet overlaps that of an older lease.
+    OverlapsOlder(SubnetKey),
+    /// Packets cannot be sent to the public IP.
+    PublicIp {
+        /// The address, IPv4 or IPv6.
+        address: String,
+        /// What it is instead of a host's address.
+        what: &'static str,
+    },
+    /// The public IP is this node's.
+    OurPublicIp,
+    /// The peer runs another back end.
+    OtherBackend {
+        /// Its name; empty for udp and alloc.
+        theirs: String,
+    },
+    /// The back end cannot use the peer's data.
+    BackendData(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutsideNetwork => f.write_str("its subnet is outside the network"),
+            Self::OverlapsOwn(own) => write!(f, "its subnet overlaps our own, {own}"),
+            Self::OverlapsOlder(older) => write!(f, "its subnet overlaps the older lease {older}"),
+            Self::PublicIp { address, what } => write!(f, "its public IP {address} is {what}"),
+            Self::OurPublicIp => f.write_str("another node publishes our public IP"),
+            Self::OtherBackend { theirs } => write!(f, "it runs another back end, {theirs:?}"),
+            Self::BackendData(reason) => write!(f, "its back-end data is unusable: {reason}"),
+        }
+    }
+}
+
+/// What an event changed. A peer is in at most one of the lists.
+#[derive(Debug, Default)]
+pub struct PeerChanges {
+    /// New peers.
+    pub added: Vec<Arc<Lease>>,
+    /// Peers with other attributes, or another lease for the same subnet.
+    pub changed: Vec<PeerUpdate>,
+    /// Former peers, as they were.
+    pub removed: Vec<Arc<Lease>>,
+    /// Leases refused for the first time, or for another reason than before.
+    pub refused: Vec<(SubnetKey, Refusal)>,
+}
+
+/// A peer before and after a change.
+#[derive(Debug)]
+pub struct PeerUpdate {
+    /// Before.
+    pub old: Arc<Lease>,
+    /// After.
+    pub new: Arc<Lease>,
+}
+
+impl PeerChanges {
+    /// Whether the set of peers and their attributes are as before.
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
+    }
+
+    /// Logs the new refusals.
+    pub fn log(&self) {
+        for (key, refusal) in &self.refused {
+            let subnet = key.to_string();
+            warn!(subnet, "lease of another node is not used: {refusal}");
+        }
+    }
+}
+
+/// The leases of the other nodes, accepted or not.
+pub struct PeerTable {
+    network: Ipv4Net,
+    network_v6: Option<Ipv6Net>,
+    own: Lease,
+    check: CheckPeer,
+    /// All leases that could be used but for overlaps, with their last good attributes.
+    sound: BTreeMap<SubnetKey, Arc<Lease>>,
+    /// Which of them are in use.
+    accepted: Claims,
+    /// Which lease stands in the way of each of the others, and the reverse.
+    blocked_by: HashMap<SubnetKey, SubnetKey>,
+    blocks: HashMap<SubnetKey, BTreeSet<SubnetKey>>,
+    /// What was reported about leases that are not in use, and about updates that were not followed.
+    refusals: BTreeMap<SubnetKey, Refusal>,
+}
+
+impl fmt::Debug for PeerTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerTable")
+            .field("own", &self.own.key)
+            .field("peers", &self.len())
+            .field("refusals", &self.refusals.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What an event does to the table, collected so that a peer which it both takes away and gives back is not reported.
+#[derive(Default)]
+struct Batch {
+    /// The peers before the event, of all keys that it affects.
+    before: BTreeMap<SubnetKey, Option<Arc<Lease>>>,
+    /// Leases to look at again, oldest first.
+    pending: BTreeSet<(u64, SubnetKey)>,
+    refused: BTreeMap<SubnetKey, Refusal>,
+}
+
+impl PeerTable {
+    /// An empty table for the node that holds `own`.
+    pub fn new(config: &NetworkConfig, own: &Lease, check: CheckPeer) -> Self {
+        Self {
+            network: config.ipv4.network,
+            network_v6: config.ipv6.map(|range| range.network),
+            own: own.clone(),
+            check,
+            sound: BTreeMap::new(),
+            accepted: Claims::new(config.ipv6.is_some()),
+            blocked_by: HashMap::new(),
+            blocks: HashMap::new(),
+            refusals: BTreeMap::new(),
+        }
+    }
+
+    /// The leases in use, in the order of their subnets.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<Lease>> {
+        self.sound
+            .iter()
+            .filter(|(key, _)| !self.blocked_by.contains_key(key))
+            .map(|(_, lease)| lease)
+    }
+
+    /// One lease, if it is in use.
+    pub fn get(&self, key: &SubnetKey) -> Option<&Arc<Lease>> {
+        self.sound
+            .get(key)
+            .filter(|_| !self.blocked_by.contains_key(key))
+    }
+
+    /// How many leases are in use.
+    pub fn len(&self) -> usize {
+        self.sound.len() - self.blocked_by.len()
+    }
+
+    /// Whether no lease is in use.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Which leases are not in use, or not with the attributes that their nodes published last, and why.
+    pub fn refusals(&self) -> impl Iterator<Item = (&SubnetKey, &Refusal)> {
+        self.refusals.iter()
+    }
+
+    /// Takes in an event and says what it changed.
+    pub fn apply(&mut self, event: LeaseEvent) -> PeerChanges {
+        let mut batch = Batch::default();
+        match event {
+            LeaseEvent::Snapshot { leases, unreadable } => {
+                let exist: HashSet<SubnetKey> = leases
+                    .iter()
+                    .map(|lease| lease.key)
+                    .chain(unreadable)
+                    .collect();
+                let known = self.sound.keys().chain(self.refusals.keys());
+                let gone: BTreeSet<_> = known.filter(|key| !exist.contains(key)).copied().collect();
+                for key in gone {
+                    self.remove(key, &mut batch);
+                }
+                for lease in leases {
+                    self.set(lease, &mut batch);
+                }
+            }
+            LeaseEvent::Changes { set, removed } => {
+                for key in removed {
+                    self.remove(key, &mut batch);
+                }
+                for lease in set {
+                    self.set(lease, &mut batch);
+                }
+            }
+        }
+        self.settle(&mut batch);
+        self.changes(batch)
+    }
+
+    fn remove(&mut self, key: SubnetKey, batch: &mut Batch) {
+        batch.note(self, key);
+        self.refusals.remove(&key);
+        batch.refused.remove(&key);
+        self.withdraw(key, batch);
+        if self.sound.remove(&key).is_some() {
+            self.unblock(key);
+        }
+    }
+
+    fn set(&mut self, lease: Lease, batch: &mut Batch) {
+        let key = lease.key;
+        if key == self.own.key {
+            return;
+        }
+        // A lease created anew is another one, whoever had the subnet before.
+        if self
+            .sound
+            .get(&key)
+            .is_some_and(|known| known.created != lease.created)
+        {
+            let refusal = self.refusals.get(&key).cloned();
+            self.remove(key, batch);
+            self.refusals.extend(refusal.map(|refusal| (key, refusal)));
+        }
+        match self.judge(&lease) {
+            Err(refusal) => self.refuse(key, refusal, batch),
+            Ok(()) => {
+                batch.note(self, key);
+                let created = lease.created;
+                match self.blocked_by.get(&key).copied() {
+                    Some(older) => self.refuse(key, Refusal::OverlapsOlder(older), batch),
+                    None => {
+                        self.refusals.remove(&key);
+                        batch.refused.remove(&key);
+                    }
+                }
+                if self.sound.insert(key, Arc::new(lease)).is_none() {
+                    batch.pending.insert((created, key));
+                }
+            }
+        }
+    }
+
+    /// Whether a lease is sound, apart from overlaps with other nodes' leases.
+    fn judge(&self, lease: &Lease) -> Result<(), Refusal> {
+        let (key, attrs) = (&lease.key, &lease.attrs);
+        let inside_v6 = match (self.network_v6, key.v6) {
+            (Some(network), Some(v6)) => network.contains(&v6),
+            _ => true,
+        };
+        if !self.network.contains(&key.v4) || !inside_v6 {
+            return Err(Refusal::OutsideNetwork);
+        }
+        if self.overlap(key, &self.own.key) {
+            return Err(Refusal::OverlapsOwn(self.own.key));
+        }
+        if attrs.backend_type != self.own.attrs.backend_type {
+            return Err(Refusal::OtherBackend {
+                theirs: crate::go_json::shorten(&attrs.backend_type),
+            });
+        }
+        let bad_address = |address: String, what| Refusal::PublicIp { address, what };
+        let v4 = attrs.public_ip;
+        if let Some(what) = unusable_v4(v4, self.network) {
+            return Err(bad_address(v4.to_string(), what));
+        }
+        if v4 == self.own.attrs.public_ip {
+            return Err(Refusal::OurPublicIp);
+        }
+        if let (Some(network), Some(v6)) = (self.network_v6, attrs.public_ipv6) {
+            if let Some(what) = unusable_v6(v6, network) {
+                return Err(bad_address(v6.to_string(), what));
+            }
+            if Some(v6) == self.own.attrs.public_ipv6 {
+                return Err(Refusal::OurPublicIp);
+            }
+        }
+        (self.check)(attrs).map_err(Refusal::BackendData)
+    }
+
+    /// Whether two leases have an address in common that matters here: without IPv6 in the network, IPv6 does not.
+    fn overlap(&self, a: &SubnetKey, b: &SubnetKey) -> bool {
+        let relevant = |key: &SubnetKey| SubnetKey {
+            v4: key.v4,
+            v6: key.v6.filter(|_| self.network_v6.is_some()),
+        };
+        overlap(&relevant(a), &relevant(b))
+    }
+
+    /// Looks at each pending lease, oldest first, so that all that can stand in its way is decided already.
+    fn settle(&mut self, batch: &mut Batch) {
+        while let Some((created, key)) = batch.pending.pop_first() {
+            if !self.sound.contains_key(&key) || self.accepted.contains(&key) {
+                continue;
+            }
+            batch.note(self, key);
+            self.unblock(key);
+            match self.accepted.rivals(&key, created) {
+                Err(older) => self.block(key, older, batch),
+                Ok(younger) => {
+                    for rival in younger {
+                        batch.note(self, rival);
+                        self.withdraw(rival, batch);
+                        self.block(rival, key, batch);
+                    }
+                    self.accepted.insert(key, created);
+                    // The refusal of a bad update stands.
+                    if let Some(Refusal::OverlapsOlder(_)) = self.refusals.get(&key) {
+                        self.refusals.remove(&key);
+                        batch.refused.remove(&key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a lease out of use; those that it stood in the way of are to be looked at again.
+    fn withdraw(&mut self, key: SubnetKey, batch: &mut Batch) {
+        if !self.accepted.remove(&key) {
+            return;
+        }
+        for waiting in self.blocks.remove(&key).unwrap_or_default() {
+            batch.note(self, waiting);
+            self.blocked_by.remove(&waiting);
+            if let Some(lease) = self.sound.get(&waiting) {
+                batch.pending.insert((lease.created, waiting));
+            }
+        }
+    }
+
+    fn block(&mut self, key: SubnetKey, older: SubnetKey, batch: &mut Batch) {
+        self.blocked_by.insert(key, older);
+        self.blocks.entry(older).or_default().insert(key);
+        self.refuse(key, Refusal::OverlapsOlder(older), batch);
+    }
+
+    fn unblock(&mut self, key: SubnetKey) {
+        if let Some(older) = self.blocked_by.remove(&key)
+            && let Some(waiting) = self.blocks.get_mut(&older)
+        {
+            waiting.remove(&key);
+            if waiting.is_empty() {
+                self.blocks.remove(&older);
+            }
+        }
+    }
+
+    fn refuse(&mut self, key: SubnetKey, refusal: Refusal, batch: &mut Batch) {
+        if self.refusals.get(&key) != Some(&refusal) {
+            batch.refused.insert(key, refusal.clone());
+            self.refusals.insert(key, refusal);
+        }
+    }
+
+    fn changes(&self, batch: Batch) -> PeerChanges {
+        let mut changes = PeerChanges {
+            refused: batch.refused.into_iter().collect(),
+            ..PeerChanges::default()
+        };
+        for (key, old) in batch.before {
+            match (old, self.get(&key).cloned()) {
+                (None, Some(new)) => changes.added.push(new),
+                (Some(old), None) => changes.removed.push(old),
+                (Some(old), Some(new)) if old != new => {
+                    changes.changed.push(PeerUpdate { old, new });
+                }
+                (Some(_), Some(_)) | (None, None) => {}
+            }
+        }
+        changes
+    }
+}
+
+impl Batch {
+    /// Remembers a peer as it was before the event.
+    fn note(&mut self, table: &PeerTable, key: SubnetKey) {
+        let accepted = |key| table.accepted.contains(key);
+        self.before
+            .entry(key)
+            .or_insert_with(|| table.sound.get(&key).filter(|_| accepted(&key)).cloned());
+    }
+}
+
+/// What an address is, if packets cannot be sent to it.
+fn unusable_v4(address: Ipv4Addr, overlay: Ipv4Net) -> Option<&'static str> {
+    let [first, ..] = address.octets();
+    match address {
+        // RFC 1122 §3.2.1.3: 0.0.0.0/8 is "this network".
+        _ if first == 0 => Some("unspecified"),
+        a if a.is_loopback() => Some("a loopback address"),
+        a if a.is_multicast() => Some("a multicast address"),
+        a if a.is_broadcast() => Some("the broadcast address"),
+        _ if first >= 240 => Some("a reserved (class E) address"),
+        // Encapsulated packets would be encapsulated again, without end.
+        a if overlay.contains(&a) => Some("inside the overlay network"),
+        _ => None,
+    }
+}
+
+fn unusable_v6(address: Ipv6Addr, overlay: Ipv6Net) -> Option<&'static str> {
+    match address {
+        a if a.is_unspecified() => Some("unspecified"),
+        a if a.is_loopback() => Some("a loopback address"),
+        a if a.is_multicast() => Some("a multicast address"),
+        a if a.to_ipv4_mapped().is_some() => Some("an IPv4 address in IPv6 form"),
+        // Says nothing without an interface, which leases do not name.
+        a if a.is_unicast_link_local() => Some("a link-local address"),
+        a if overlay.contains(&a) => Some("inside the overlay network"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@
 //! What other nodes publish is untrusted input: it passes the peer table before any back end sees it.
 
 pub mod go_json;
+pub mod atomic_file;
 pub mod lease;
 pub mod net;
 pub mod network_config;

@@ -15,3 +15,4 @@ pub mod network_config;
 pub mod peers;
 pub mod retry;
 pub mod state;
+pub mod subnet_file;

@@ -15,5 +15,6 @@ pub mod net;
 pub mod network_config;
 pub mod peers;
 pub mod retry;
+pub mod service;
 pub mod state;
 pub mod subnet_file;

@@ -1,0 +1,91 @@
+//! What the agent tells the service manager: sd_notify(3).
+//!
+//! Outside of a service (no `NOTIFY_SOCKET`) all of it does nothing.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// The connection to the service manager.
+#[derive(Debug)]
+pub struct Service {
+    watchdog: Option<Duration>,
+    status: Mutex<String>,
+}
+
+impl Service {
+    /// Takes what the service manager put into the environment. No message is sent.
+    pub fn from_environment() -> Self {
+        Self {
+            watchdog: sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero()),
+            status: Mutex::new(String::new()),
+        }
+    }
+
+    /// Says that the service is up, and what it does now.
+    pub fn ready(&self, status: &str) {
+        let status = one_line(status);
+        send(&[NotifyState::Ready, NotifyState::Status(&status)]);
+        self.remember(status);
+    }
+
+    /// Says what the service does or waits for. The same text twice running is sent once.
+    pub fn status(&self, status: &str) {
+        let status = one_line(status);
+        if *self.status.lock().unwrap_or_else(PoisonError::into_inner) == status {
+            return;
+        }
+        send(&[NotifyState::Status(&status)]);
+        self.remember(status);
+    }
+
+    /// Says that the service is going down.
+    pub fn stopping(&self) {
+        send(&[NotifyState::Stopping]);
+    }
+
+    /// Says that the service is alive; due every [`Self::watchdog_interval`].
+    pub fn watchdog(&self) {
+        send(&[NotifyState::Watchdog]);
+    }
+
+    /// How often [`Self::watchdog`] must be called: half of `WatchdogSec=`, as sd_watchdog_enabled(3) advises. `None`
+    /// when the service manager does not watch.
+    pub fn watchdog_interval(&self) -> Option<Duration> {
+        self.watchdog.map(|interval| interval / 2)
+    }
+
+    fn remember(&self, status: String) {
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}
+
+/// Leaves the reason for a failure in the status that `systemctl status` shows after the end.
+pub fn failed(reason: &str) {
+    send(&[NotifyState::Status(&one_line(&format!("failed: {reason}")))]);
+}
+
+/// The protocol separates its assignments by line feeds.
+fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
+}
+
+fn send(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(error = %error, "failed to notify the service manager");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_is_one_line_and_remembered() {
+        let service = Service::from_environment();
+        service.status("waiting for etcd:\nconnection refused");
+        let status = service.status.lock().unwrap().clone();
+        assert_eq!(status, "waiting for etcd: connection refused");
+    }
+}

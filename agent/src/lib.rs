@@ -10,6 +10,7 @@
 pub mod go_json;
 pub mod atomic_file;
 pub mod lease;
+pub mod logging;
 pub mod machine_id;
 pub mod net;
 pub mod network_config;

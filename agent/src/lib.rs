@@ -16,6 +16,7 @@ pub mod net;
 pub mod network_config;
 pub mod peers;
 pub mod retry;
+pub mod privileges;
 pub mod service;
 pub mod state;
 pub mod subnet_file;

@@ -9,6 +9,7 @@
 
 pub mod go_json;
 pub mod atomic_file;
+pub mod cli;
 pub mod lease;
 pub mod logging;
 pub mod machine_id;
@@ -18,5 +19,6 @@ pub mod peers;
 pub mod retry;
 pub mod privileges;
 pub mod service;
+pub mod settings;
 pub mod state;
 pub mod subnet_file;

@@ -1,0 +1,176 @@
+//! The command line: what can be asked for, as types.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::settings::parse_bool;
+
+/// Joins this host to a cluster-wide overlay network, before its container runtime starts.
+#[derive(Debug, Parser)]
+#[command(name = "selvage", version, disable_help_subcommand = true)]
+#[command(
+    after_help = "Exit status: 0 done, 64 bad arguments, 78 bad configuration, 1 anything else."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Join the overlay network and keep this host in it until told to stop.
+    ///
+    /// Leases a subnet in etcd, programs the kernel (device, routes, neighbours, firewall), writes the subnet file for
+    /// container runtimes, and follows every change. SIGTERM and SIGINT stop it; the data plane stays in place, so that
+    /// a restart loses no packet. `selvage cleanup` removes it.
+    #[command(after_long_help = RUN_HELP)]
+    Run(SettingsFlags),
+    /// Show or set the network config that all nodes of the cluster share.
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// Remove everything that the agent made on this host: device, routes, firewall table, subnet file.
+    Cleanup(SettingsFlags),
+    /// Make or check the configs that machines are provisioned with.
+    #[command(subcommand)]
+    Ignition(IgnitionCommand),
+}
+
+/// What to do with the network config.
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Print the network config, with the defaults that it leaves out.
+    Get {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// How etcd is reached.
+        #[command(flatten)]
+        settings: SettingsFlags,
+    },
+    /// Check a network config and put it into etcd.
+    Set {
+        /// Leave a network config alone that is there already; that is no failure.
+        #[arg(long)]
+        if_absent: bool,
+        /// File of flannel's JSON; - is standard input.
+        #[arg(default_value = "-")]
+        file: PathBuf,
+        /// How etcd is reached.
+        #[command(flatten)]
+        settings: SettingsFlags,
+    },
+}
+
+/// What to do with Ignition configs.
+#[derive(Debug, Subcommand)]
+pub enum IgnitionCommand {
+    /// Write one Ignition config for each node of a cluster description.
+    Render {
+        /// The cluster description (TOML).
+        #[arg(value_name = "CLUSTER.toml")]
+        cluster: PathBuf,
+        /// Directory for the configs, NAME.ign each; made if it is missing.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Check an Ignition config; the message points at the field that is wrong.
+    Check {
+        /// The Ignition config (JSON).
+        file: PathBuf,
+    },
+}
+
+/// Settings given as flags; they beat the environment and the files.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SettingsFlags {
+    /// Read settings from this file alone, instead of the system's directories.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// URLs of the etcd members, separated by commas [etcd.endpoints; default: http://127.0.0.1:2379]
+    #[arg(long, value_name = "URLS", help_heading = "etcd")]
+    pub(crate) etcd_endpoints: Option<String>,
+    /// What all keys begin with [etcd.prefix; default: /coreos.com/network]
+    #[arg(long, value_name = "KEY", help_heading = "etcd")]
+    pub(crate) etcd_prefix: Option<String>,
+    /// Certificate authorities to trust, PEM [etcd.cafile; default: none]
+    #[arg(long, value_name = "FILE", help_heading = "etcd")]
+    pub(crate) etcd_cafile: Option<String>,
+    /// Our certificate, PEM; needs --etcd-keyfile [etcd.certfile; default: none]
+    #[arg(long, value_name = "FILE", help_heading = "etcd")]
+    pub(crate) etcd_certfile: Option<String>,
+    /// The key to our certificate, PEM [etcd.keyfile; default: none]
+    #[arg(long, value_name = "FILE", help_heading = "etcd")]
+    pub(crate) etcd_keyfile: Option<String>,
+    /// Whom to log in as; needs --etcd-password-file [etcd.username; default: none]
+    #[arg(long, value_name = "NAME", help_heading = "etcd")]
+    pub(crate) etcd_username: Option<String>,
+    /// File that holds the password on one line [etcd.password-file; default: none]
+    #[arg(long, value_name = "FILE", help_heading = "etcd")]
+    pub(crate) etcd_password_file: Option<String>,
+
+    /// Interface that carries the overlay, or an address it has [underlay.interface; default: the default route's]
+    #[arg(long, value_name = "NAME|ADDRESS", help_heading = "underlay")]
+    pub(crate) iface: Option<String>,
+    /// Address that peers send to, if not the interface's [underlay.public-ip; default: the interface's]
+    #[arg(long, value_name = "ADDRESS", help_heading = "underlay")]
+    pub(crate) public_ip: Option<String>,
+
+    /// Give packets that leave the overlay this host's address [firewall.masquerade; default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "firewall", value_parser = parse_bool)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) ip_masq: Option<bool>,
+    /// Pick source ports at random when doing so [firewall.random-fully; default: true]
+    #[arg(long, value_name = "BOOL", help_heading = "firewall", value_parser = parse_bool)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) ip_masq_fully_random: Option<bool>,
+    /// Accept forwarding from and to the overlay [firewall.forward; default: true]
+    #[arg(long, value_name = "BOOL", help_heading = "firewall", value_parser = parse_bool)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) iptables_forward_rules: Option<bool>,
+
+    /// What container runtimes read [files.subnet-file; default: /run/flannel/subnet.env]
+    #[arg(long, value_name = "FILE", help_heading = "files")]
+    pub(crate) subnet_file: Option<String>,
+    /// What must outlive a reboot [files.state-dir; default: /var/lib/selvage]
+    #[arg(long, value_name = "DIR", help_heading = "files")]
+    pub(crate) state_dir: Option<String>,
+
+    /// error, warn, info, debug, trace, or a list such as info,selvage::firewall=debug [agent.log; default: info]
+    #[arg(long, value_name = "LEVEL", help_heading = "agent")]
+    pub(crate) log: Option<String>,
+    /// Seconds between complete comparisons with the kernel, 1 to 86400 [agent.resync; default: 300]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        help_heading = "agent",
+        allow_negative_numbers = true
+    )]
+    pub(crate) resync: Option<i64>,
+}
+
+/// What the long help says below the flags.
+const RUN_HELP: &str = "\
+Settings are taken from, each stronger than those before it:
+  1. /usr/lib/selvage/agent.toml, /run/selvage/agent.toml, /etc/selvage/agent.toml
+  2. drop-ins agent.d/*.toml in the same directories, in the order of their names; one in /etc hides
+     one of the same name in /run, and that one in /usr/lib
+  3. the environment: the flag's name in upper case with _ for -, after SELVAGE_ or FLANNELD_;
+     SELVAGE_ wins, an empty variable counts as missing (also: FLANNELD_ETCD_PASSWORD)
+  4. flags
+In brackets after each flag stands its place in a settings file: [etcd.prefix] is
+
+  [etcd]
+  prefix = \"/coreos.com/network\"
+
+An empty text means none. A value that is wrong is never replaced by a default: the message names file,
+line, key, value and what is allowed.
+
+Exit status: 0 stopped by a signal, 64 bad arguments, 78 bad configuration (a restart would not help),
+1 anything else.";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+//! Settings: where they come from, and what the rest of the agent sees of them.
+//!
+//! Three stages, so that a mistake is found once, early, and with its place:
+//!
+//! 1. *Fragments* ([`Fragment`]): what one source says, every key optional. Sources are the files
+//!    `/usr/lib/selvage/agent.toml`, `/run/selvage/agent.toml` and `/etc/selvage/agent.toml`, then the drop-ins
+//!    `agent.d/*.toml` beside them, then the environment, then the command line.
+//! 2. *Inputs*: the fragments laid over each other, later ones on top; each value remembers where it is from.
+//! 3. [`Settings`]: checked, with defaults filled in. Nothing else reads files, environment or flags.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::SettingsFlags;
+use crate::net::InterfaceName;
+
+mod environment;
+mod error;
+mod files;
+mod flags;
+mod fragment;
+mod inputs;
+mod key;
+mod secret;
+mod validate;
+
+pub use environment::Environment;
+pub(crate) use environment::parse_bool;
+pub use error::{EXIT_CONFIG, EXIT_USAGE, Error, Source};
+pub use secret::Secret;
+
+use fragment::Fragment;
+use inputs::{Inputs, Origin};
+
+/// What the agent works by, all of it checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// How the lease store is reached.
+    pub etcd: Etcd,
+    /// What carries the overlay's packets.
+    pub underlay: Underlay,
+    /// What the packet filter does.
+    pub firewall: Firewall,
+    /// What is written where.
+    pub files: Files,
+    /// How the agent itself behaves.
+    pub agent: Agent,
+}
+
+/// How the lease store is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Etcd {
+    /// At least one `http://HOST:PORT` or `https://HOST:PORT`, without a trailing slash.
+    pub endpoints: Vec<String>,
+    /// What all keys begin with, cleaned as Go's `path.Join` does, so that `{prefix}/config` is flannel's key. Empty
+    /// when `/` was asked for.
+    pub prefix: String,
+    /// Certificate authorities that the server's certificate is checked against (PEM).
+    pub cafile: Option<PathBuf>,
+    /// Our certificate (PEM); there is a key whenever this is there.
+    pub certfile: Option<PathBuf>,
+    /// The key to our certificate (PEM).
+    pub keyfile: Option<PathBuf>,
+    /// Whom we log in as; there is a password whenever this is there.
+    pub username: Option<String>,
+    /// What we log in with.
+    pub password: Option<Secret>,
+}
+
+/// What carries the overlay's packets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Underlay {
+    /// The interface; `None` means the default route's.
+    pub interface: Option<Interface>,
+    /// The unicast address that peers send to, where it is not the interface's own (behind NAT).
+    pub public_ip: Option<Ipv4Addr>,
+}
+
+/// How an interface is named.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Interface {
+    /// By its name.
+    Name(InterfaceName),
+    /// By an address that it has, which is then the one used.
+    Address(Ipv4Addr),
+}
+
+/// What the packet filter does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Firewall {
+    /// Whether packets that leave the overlay get this host's address.
+    pub masquerade: bool,
+    /// Whether forwarding from and to the overlay is accepted.
+    pub forward: bool,
+    /// Whether masquerading picks source ports at random.
+    pub random_fully: bool,
+}
+
+/// What is written where; absolute paths.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Files {
+    /// What container runtimes read.
+    pub subnet_file: PathBuf,
+    /// What must outlive a reboot.
+    pub state_dir: PathBuf,
+}
+
+/// How the agent itself behaves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Agent {
+    /// A level or a list of filters that [`crate::logging::parse_filter`] takes.
+    pub log: String,
+    /// The longest time between two complete comparisons of the kernel with what it should be.
+    pub resync: Duration,
+}
+
+/// Where settings are taken from.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    /// What the directories are below: `/`, except in tests.
+    pub root: &'a Path,
+    /// The only file to read, instead of those in the directories.
+    pub config: Option<&'a Path>,
+    /// The variables `SELVAGE_*` and `FLANNELD_*`.
+    pub environment: &'a Environment,
+    /// The command line, which beats all else.
+    pub flags: &'a SettingsFlags,
+}
+
+/// Reads all sources and checks the result.
+///
+/// # Errors
+/// The first mistake found, with its place, the value, and what would be right; [`Error::exit_code`] is what to end with.
+pub fn load(sources: Sources<'_>) -> Result<Settings, Error> {
+    let mut inputs = Inputs::default();
+    let paths = match sources.config {
+        Some(path) => vec![path.to_owned()],
+        None => files::list(sources.root)?,
+    };
+    for path in paths {
+        let text = files::read(&path)?;
+        let fragment = Fragment::parse(&text, &path)?;
+        inputs.overlay(
+            fragment,
+            &Origin::File {
+                path: &path,
+                text: &text,
+            },
+        );
+    }
+    let environment = sources.environment;
+    inputs.overlay(environment.fragment()?, &Origin::Environment(environment));
+    inputs.overlay(flags::fragment(sources.flags), &Origin::Flags);
+    inputs.password = environment.password();
+    inputs.read_password()?;
+    validate::settings(inputs)
+}
+
+/// Checks the text of one settings file as [`load`] would, had it no other source; reads no file that it names.
+///
+/// # Errors
+/// The first mistake found; `path` is what messages call the file.
+pub fn check_file(text: &str, path: &Path) -> Result<(), Error> {
+    let mut inputs = Inputs::default();
+    let fragment = Fragment::parse(text, path)?;
+    inputs.overlay(fragment, &Origin::File { path, text });
+    validate::settings(inputs).map(drop)
+}
+
+#[cfg(test)]
+mod tests;

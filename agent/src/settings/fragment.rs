@@ -1,0 +1,120 @@
+//! What one source says: the form of a settings file, in which every key may be missing.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{Error, Source};
+
+/// One settings file. A key or table that is not listed here is an error, so that a misspelt one is noticed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Fragment {
+    pub(super) etcd: Etcd,
+    pub(super) underlay: Underlay,
+    pub(super) firewall: Firewall,
+    pub(super) files: Files,
+    pub(super) agent: Agent,
+}
+
+/// `[etcd]`: how the lease store is reached. An empty text means "none" wherever a value is optional.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(super) struct Etcd {
+    /// URLs of the members (default: `["http://127.0.0.1:2379"]`).
+    pub(super) endpoints: Option<Spanned<Vec<String>>>,
+    /// What all keys begin with (default: `/coreos.com/network`).
+    pub(super) prefix: Option<Spanned<String>>,
+    /// File of certificate authorities to trust, PEM (default: none).
+    pub(super) cafile: Option<Spanned<String>>,
+    /// File of our certificate, PEM (default: none); needs `keyfile`.
+    pub(super) certfile: Option<Spanned<String>>,
+    /// File of the key to it, PEM (default: none); needs `certfile`.
+    pub(super) keyfile: Option<Spanned<String>>,
+    /// Whom to log in as (default: none); needs `password-file`.
+    pub(super) username: Option<Spanned<String>>,
+    /// File that holds the password, and nothing else (default: none); needs `username`.
+    pub(super) password_file: Option<Spanned<String>>,
+}
+
+/// `[underlay]`: what carries the overlay's packets.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(super) struct Underlay {
+    /// Name of an interface, or an IPv4 address that one has (default: the default route's).
+    pub(super) interface: Option<Spanned<String>>,
+    /// IPv4 address that peers send to (default: the interface's).
+    pub(super) public_ip: Option<Spanned<String>>,
+}
+
+/// `[firewall]`: what the packet filter does.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(super) struct Firewall {
+    /// Give packets that leave the overlay this host's address (default: false).
+    pub(super) masquerade: Option<Spanned<bool>>,
+    /// Accept forwarding from and to the overlay (default: true).
+    pub(super) forward: Option<Spanned<bool>>,
+    /// Pick source ports at random when masquerading (default: true).
+    pub(super) random_fully: Option<Spanned<bool>>,
+}
+
+/// `[files]`: what is written where; absolute paths.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(super) struct Files {
+    /// What container runtimes read (default: `/run/flannel/subnet.env`).
+    pub(super) subnet_file: Option<Spanned<String>>,
+    /// What must outlive a reboot (default: `/var/lib/selvage`).
+    pub(super) state_dir: Option<Spanned<String>>,
+}
+
+/// `[agent]`: how the agent itself behaves.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(super) struct Agent {
+    /// Log level or filter list (default: `info`).
+    pub(super) log: Option<Spanned<String>>,
+    /// Seconds between complete comparisons with the kernel, 1 to 86400 (default: 300). Signed, so that a negative
+    /// number gets the message that names the range.
+    pub(super) resync: Option<Spanned<i64>>,
+}
+
+impl Fragment {
+    /// Reads one settings file's text; `path` is what messages call it.
+    ///
+    /// # Errors
+    /// [`Error::Syntax`], for what is not TOML, and for unknown keys and wrong types.
+    pub(super) fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        toml::from_str(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            let message = match key_at(text, at) {
+                Some(key) => format!("{key}: {}", error.message()),
+                None => error.message().to_owned(),
+            };
+            Error::Syntax {
+                place: Source::File {
+                    path: path.to_owned(),
+                    line: line_at(text, at),
+                },
+                message,
+            }
+        })
+    }
+}
+
+/// The number of the line that the byte `at` is in, counted from 1.
+pub(super) fn line_at(text: &str, at: usize) -> usize {
+    let before = text.as_bytes().get(..at).unwrap_or(text.as_bytes());
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// The key of the line that the byte `at` is in. Not the whole line: who writes a password into the file should not
+/// read it in the journal.
+fn key_at(text: &str, at: usize) -> Option<&str> {
+    let line = text.lines().nth(line_at(text, at) - 1)?;
+    let (key, _) = line.split_once('=')?;
+    let key = key.trim();
+    (!key.is_empty() && !key.starts_with('#')).then_some(key)
+}

@@ -1,0 +1,77 @@
+//! The names of all settings: as a key in a file, as a flag, and as environment variables.
+
+/// One setting's names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Key {
+    /// Table and key in a settings file, such as `etcd.prefix`.
+    pub(super) path: &'static str,
+    /// The flag without its dashes, such as `etcd-prefix`; flannel's name where it has the setting.
+    pub(super) flag: &'static str,
+}
+
+/// What our own environment variables begin with.
+const OURS: &str = "SELVAGE_";
+
+/// What flanneld's begin with; ours win.
+const FLANNELS: &str = "FLANNELD_";
+
+impl Key {
+    const fn new(path: &'static str, flag: &'static str) -> Self {
+        Self { path, flag }
+    }
+
+    /// The environment variables for this setting, the stronger first.
+    pub(super) fn variables(self) -> [String; 2] {
+        variables(self.flag)
+    }
+}
+
+/// The environment variables for a flag: its name in upper case, with underscores for dashes.
+pub(super) fn variables(flag: &str) -> [String; 2] {
+    let name = flag.to_ascii_uppercase().replace('-', "_");
+    [format!("{OURS}{name}"), format!("{FLANNELS}{name}")]
+}
+
+/// Whether an environment variable could be a setting.
+pub(super) fn is_variable(name: &str) -> bool {
+    name.starts_with(OURS) || name.starts_with(FLANNELS)
+}
+
+pub(super) const ETCD_ENDPOINTS: Key = Key::new("etcd.endpoints", "etcd-endpoints");
+pub(super) const ETCD_PREFIX: Key = Key::new("etcd.prefix", "etcd-prefix");
+pub(super) const ETCD_CAFILE: Key = Key::new("etcd.cafile", "etcd-cafile");
+pub(super) const ETCD_CERTFILE: Key = Key::new("etcd.certfile", "etcd-certfile");
+pub(super) const ETCD_KEYFILE: Key = Key::new("etcd.keyfile", "etcd-keyfile");
+pub(super) const ETCD_USERNAME: Key = Key::new("etcd.username", "etcd-username");
+pub(super) const ETCD_PASSWORD_FILE: Key = Key::new("etcd.password-file", "etcd-password-file");
+pub(super) const UNDERLAY_INTERFACE: Key = Key::new("underlay.interface", "iface");
+pub(super) const UNDERLAY_PUBLIC_IP: Key = Key::new("underlay.public-ip", "public-ip");
+pub(super) const FIREWALL_MASQUERADE: Key = Key::new("firewall.masquerade", "ip-masq");
+pub(super) const FIREWALL_FORWARD: Key = Key::new("firewall.forward", "iptables-forward-rules");
+pub(super) const FIREWALL_RANDOM_FULLY: Key =
+    Key::new("firewall.random-fully", "ip-masq-fully-random");
+pub(super) const FILES_SUBNET_FILE: Key = Key::new("files.subnet-file", "subnet-file");
+pub(super) const FILES_STATE_DIR: Key = Key::new("files.state-dir", "state-dir");
+pub(super) const AGENT_LOG: Key = Key::new("agent.log", "log");
+pub(super) const AGENT_RESYNC: Key = Key::new("agent.resync", "resync");
+
+/// Every setting, in the order of the sample file.
+#[cfg(test)]
+pub(super) const ALL: [Key; 16] = [
+    ETCD_ENDPOINTS,
+    ETCD_PREFIX,
+    ETCD_CAFILE,
+    ETCD_CERTFILE,
+    ETCD_KEYFILE,
+    ETCD_USERNAME,
+    ETCD_PASSWORD_FILE,
+    UNDERLAY_INTERFACE,
+    UNDERLAY_PUBLIC_IP,
+    FIREWALL_MASQUERADE,
+    FIREWALL_FORWARD,
+    FIREWALL_RANDOM_FULLY,
+    FILES_SUBNET_FILE,
+    FILES_STATE_DIR,
+    AGENT_LOG,
+    AGENT_RESYNC,
+];

@@ -1,0 +1,486 @@
+use std::fs;
+
+use clap::{CommandFactory, Parser};
+
+use super::*;
+use crate::cli::{Cli, Command};
+
+/// A root directory with settings files, given as path and text.
+fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (path, text) in files {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    root
+}
+
+fn flags(arguments: &[&str]) -> SettingsFlags {
+    let all = ["selvage", "run"].iter().chain(arguments);
+    match Cli::try_parse_from(all).unwrap().command {
+        Command::Run(flags) => flags,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn environment(variables: &[(&str, &str)]) -> Environment {
+    variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+fn load_from(
+    files: &[(&str, &str)],
+    variables: &[(&str, &str)],
+    arguments: &[&str],
+) -> Result<Settings, Error> {
+    let root = root(files);
+    load(Sources {
+        root: root.path(),
+        config: None,
+        environment: &environment(variables),
+        flags: &flags(arguments),
+    })
+}
+
+/// The message and the exit status for one line below a table's header.
+fn refusal(table: &str, line: &str) -> String {
+    let text = format!("[{table}]\n{line}\n");
+    match check_file(&text, Path::new("/etc/selvage/agent.toml")) {
+        Ok(()) => panic!("{line} in [{table}] was accepted"),
+        Err(error) => {
+            assert_eq!(error.exit_code(), EXIT_CONFIG);
+            error.to_string()
+        }
+    }
+}
+
+#[test]
+fn nothing_said_gives_the_defaults() {
+    let settings = load_from(&[], &[], &[]).unwrap();
+    assert_eq!(settings.etcd.endpoints, ["http://127.0.0.1:2379"]);
+    assert_eq!(settings.etcd.prefix, "/coreos.com/network");
+    assert_eq!(settings.underlay.interface, None);
+    assert_eq!(settings.underlay.public_ip, None);
+    assert!(!settings.firewall.masquerade);
+    assert!(settings.firewall.forward && settings.firewall.random_fully);
+    assert_eq!(
+        settings.files.subnet_file,
+        Path::new("/run/flannel/subnet.env")
+    );
+    assert_eq!(settings.files.state_dir, Path::new("/var/lib/selvage"));
+    assert_eq!(settings.agent.log, "info");
+    assert_eq!(settings.agent.resync, Duration::from_secs(300));
+}
+
+#[test]
+fn whole_file_is_understood() {
+    let text = include_str!("tests/whole.toml");
+    let settings = load_from(&[("etc/selvage/agent.toml", text)], &[], &[]).unwrap();
+    assert_eq!(
+        settings.etcd.endpoints,
+        ["https://10.77.0.11:2379", "http://[fd00::1]:2379"]
+    );
+    assert_eq!(settings.etcd.prefix, "/demo/network");
+    assert_eq!(settings.etcd.certfile, Some("/etc/selvage/node.pem".into()));
+    assert_eq!(settings.etcd.username, None);
+    assert_eq!(
+        settings.underlay.interface,
+        Some(Interface::Address(Ipv4Addr::new(10, 77, 0, 11)))
+    );
+    assert_eq!(
+        settings.underlay.public_ip,
+        Some(Ipv4Addr::new(203, 0, 113, 5))
+    );
+    assert!(settings.firewall.masquerade && !settings.firewall.forward);
+    assert_eq!(settings.agent.log, "info,selvage::firewall=debug");
+    assert_eq!(settings.agent.resync, Duration::from_secs(60));
+}
+
+#[test]
+fn later_sources_are_stronger() {
+    let prefix = |name: &str| format!("[etcd]\nprefix = \"/{name}\"\n");
+    let (image, run, etc) = (prefix("image"), prefix("run"), prefix("etc"));
+    let (early, late) = (prefix("early"), prefix("late"));
+    let files = [
+        ("usr/lib/selvage/agent.toml", image.as_str()),
+        ("run/selvage/agent.toml", run.as_str()),
+        ("etc/selvage/agent.toml", etc.as_str()),
+        ("etc/selvage/agent.d/10-early.toml", early.as_str()),
+        ("usr/lib/selvage/agent.d/90-late.toml", late.as_str()),
+    ];
+    let found = |count: usize, variables: &[(&str, &str)], arguments: &[&str]| {
+        load_from(&files[..count], variables, arguments)
+            .unwrap()
+            .etcd
+            .prefix
+    };
+    let flannels = ("FLANNELD_ETCD_PREFIX", "/flannel");
+    let ours = ("SELVAGE_ETCD_PREFIX", "/ours");
+    for (count, name) in [
+        (1, "/image"),
+        (2, "/run"),
+        (3, "/etc"),
+        (4, "/early"),
+        (5, "/late"),
+    ] {
+        assert_eq!(found(count, &[], &[]), name);
+    }
+    assert_eq!(found(5, &[flannels], &[]), "/flannel");
+    assert_eq!(found(5, &[flannels, ours], &[]), "/ours");
+    assert_eq!(
+        found(5, &[("SELVAGE_ETCD_PREFIX", ""), flannels], &[]),
+        "/flannel"
+    );
+    assert_eq!(found(5, &[ours], &["--etcd-prefix", "/flag"]), "/flag");
+}
+
+#[test]
+fn drop_in_hides_its_namesake_in_weaker_directories() {
+    let root = root(&[
+        (
+            "usr/lib/selvage/agent.d/50-a.toml",
+            "[agent]\nresync = 10\n",
+        ),
+        (
+            "run/selvage/agent.d/50-a.toml",
+            "[agent]\nlog = \"debug\"\n",
+        ),
+        (
+            "usr/lib/selvage/agent.d/60-b.toml",
+            "[firewall]\nmasquerade = true\n",
+        ),
+        ("etc/selvage/agent.d/.60-b.toml.swp", "not TOML"),
+        ("etc/selvage/agent.d/README", "not TOML"),
+    ]);
+    let masked = root.path().join("etc/selvage/agent.d/60-b.toml");
+    std::os::unix::fs::symlink("/dev/null", masked).unwrap();
+    let settings = load(Sources {
+        root: root.path(),
+        config: None,
+        environment: &Environment::default(),
+        flags: &SettingsFlags::default(),
+    })
+    .unwrap();
+    assert_eq!(settings.agent.resync, Duration::from_secs(300));
+    assert_eq!(settings.agent.log, "debug");
+    assert!(!settings.firewall.masquerade);
+}
+
+#[test]
+fn config_flag_reads_that_file_alone() {
+    let root = root(&[
+        ("etc/selvage/agent.toml", "[agent]\nresync = 10\n"),
+        ("mine.toml", "[firewall]\nmasquerade = true\n"),
+    ]);
+    let config = root.path().join("mine.toml");
+    let missing = root.path().join("missing.toml");
+    let sources = Sources {
+        root: root.path(),
+        config: Some(&config),
+        environment: &Environment::default(),
+        flags: &SettingsFlags::default(),
+    };
+    let settings = load(sources).unwrap();
+    assert!(settings.firewall.masquerade);
+    assert_eq!(settings.agent.resync, Duration::from_secs(300));
+
+    let config = Some(missing.as_path());
+    let error = load(Sources { config, ..sources }).unwrap_err();
+    assert!(error.to_string().contains("missing.toml"), "{error}");
+}
+
+#[test]
+fn every_mistake_in_a_file_has_its_line_and_what_is_allowed() {
+    for (table, line, expected) in [
+        (
+            "agent",
+            "resync = 0",
+            "agent.resync = 0: expected 1 to 86400 seconds",
+        ),
+        (
+            "agent",
+            "resync = -5",
+            "agent.resync = -5: expected 1 to 86400 seconds",
+        ),
+        (
+            "agent",
+            "log = \"loud\"",
+            "agent.log = \"loud\": expected error, warn, info",
+        ),
+        (
+            "agent",
+            "resync = \"5\"",
+            "resync: invalid type: string \"5\"",
+        ),
+        (
+            "agent",
+            "resink = 5",
+            "resink: unknown field `resink`, expected `log` or `resync`",
+        ),
+        ("agent", "resync = ", "resync: "),
+        (
+            "agents",
+            "resync = 5",
+            "unknown field `agents`, expected one of `etcd`",
+        ),
+        (
+            "firewall",
+            "masquerade = \"yes\"",
+            "masquerade: invalid type: string \"yes\", expected a boolean",
+        ),
+        (
+            "files",
+            "subnet-file = \"subnet.env\"",
+            "= \"subnet.env\": expected an absolute path",
+        ),
+        (
+            "files",
+            "state-dir = \"\"",
+            "files.state-dir = \"\": expected an absolute path",
+        ),
+        (
+            "underlay",
+            "interface = \"eth0:1\"",
+            "expected the name of an interface",
+        ),
+        (
+            "underlay",
+            "interface = \"10.0.0.300\"",
+            "or an IPv4 address",
+        ),
+        ("underlay", "interface = \"fd00::1\"", "or an IPv4 address"),
+        (
+            "underlay",
+            "public-ip = \"host\"",
+            "expected an IPv4 unicast address",
+        ),
+        (
+            "underlay",
+            "public-ip = \"224.0.0.1\"",
+            "expected an IPv4 unicast address",
+        ),
+        (
+            "underlay",
+            "public-ip = \"127.0.0.1\"",
+            "expected an IPv4 unicast address",
+        ),
+        (
+            "underlay",
+            "public-ip = \"0.0.0.0\"",
+            "expected an IPv4 unicast address",
+        ),
+        (
+            "underlay",
+            "public-ip = \"255.255.255.255\"",
+            "expected an IPv4 unicast address",
+        ),
+        (
+            "etcd",
+            "endpoints = []",
+            "etcd.endpoints = []: expected at least one URL",
+        ),
+        (
+            "etcd",
+            "prefix = \"\"",
+            "etcd.prefix = \"\": expected a key prefix",
+        ),
+        ("etcd", "prefix = \"/a/../b\"", "expected a key prefix"),
+        (
+            "etcd",
+            "cafile = \"ca.pem\"",
+            "etcd.cafile = \"ca.pem\": expected an absolute path",
+        ),
+        (
+            "etcd",
+            "certfile = \"/c\"",
+            "etcd.certfile is set, but etcd.keyfile is not",
+        ),
+        (
+            "etcd",
+            "keyfile = \"/k\"",
+            "etcd.keyfile is set, but etcd.certfile is not",
+        ),
+        (
+            "etcd",
+            "username = \"u\"",
+            "etcd.username is set, but etcd.password-file is not",
+        ),
+        (
+            "etcd",
+            "password-file = \"/p\"",
+            "etcd.password-file is set, but etcd.username is not",
+        ),
+    ] {
+        let message = refusal(table, line);
+        assert!(message.contains(expected), "{line}: {message}");
+        let place = if table == "agents" { 1 } else { 2 };
+        let start = format!("/etc/selvage/agent.toml:{place}: ");
+        assert!(message.starts_with(&start), "{line}: {message}");
+    }
+}
+
+#[test]
+fn endpoint_is_scheme_host_and_port() {
+    for url in [
+        "10.0.0.1:2379",
+        "http://10.0.0.1",
+        "http://10.0.0.1:0",
+        "http://10.0.0.1:65536",
+        "http://10.0.0.1:+80",
+        "ftp://10.0.0.1:2379",
+        "http://:2379",
+        "http://fd00::1:2379",
+        "http://[fd00::1:2379",
+        "http://10.0.0.1:2379/v3",
+        "http://a b:2379",
+        "",
+    ] {
+        let message = refusal("etcd", &format!("endpoints = [\"http://good:1\", {url:?}]"));
+        assert!(message.contains("http://HOST:PORT"), "{url}: {message}");
+    }
+    let message = refusal("etcd", "endpoints = [\"http://user:hunter2@host:2379\"]");
+    assert!(message.contains("***@host"), "{message}");
+    assert!(!message.contains("hunter2"), "{message}");
+    let settings = load_from(
+        &[],
+        &[],
+        &["--etcd-endpoints", "http://a:1/, https://b-c.d:65535,"],
+    );
+    assert_eq!(
+        settings.unwrap().etcd.endpoints,
+        ["http://a:1", "https://b-c.d:65535"]
+    );
+}
+
+#[test]
+fn prefix_is_cleaned_as_flannel_cleans_it() {
+    for (given, expected) in [
+        ("/coreos.com/network/", "/coreos.com/network"),
+        ("//a//b", "/a/b"),
+        ("a/b", "a/b"),
+        ("/", ""),
+    ] {
+        let settings = load_from(&[], &[("SELVAGE_ETCD_PREFIX", given)], &[]).unwrap();
+        assert_eq!(settings.etcd.prefix, expected, "from {given}");
+    }
+}
+
+#[test]
+fn mistakes_elsewhere_name_the_variable_or_the_flag() {
+    let error = load_from(&[], &[("FLANNELD_IP_MASQ", "yes")], &[]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "environment variable FLANNELD_IP_MASQ: firewall.masquerade = \"yes\": expected true or false"
+    );
+    assert_eq!(error.exit_code(), EXIT_CONFIG);
+    let error = load_from(&[], &[("SELVAGE_RESYNC", "0")], &[]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("environment variable SELVAGE_RESYNC: "),
+        "{error}"
+    );
+    let error = load_from(&[], &[], &["--resync", "0"]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "flag --resync: agent.resync = 0: expected 1 to 86400 seconds"
+    );
+    assert_eq!(error.exit_code(), EXIT_USAGE);
+}
+
+#[test]
+fn empty_text_takes_an_optional_value_back() {
+    let file = (
+        "etc/selvage/agent.toml",
+        "[underlay]\ninterface = \"eth0\"\n",
+    );
+    let settings = load_from(&[file], &[], &["--iface", ""]).unwrap();
+    assert_eq!(settings.underlay.interface, None);
+}
+
+#[test]
+fn password_is_read_from_its_file_and_never_shown() {
+    let root = root(&[
+        ("password", "hunter2\n"),
+        ("empty", "\n"),
+        ("two", "a\nb\n"),
+    ]);
+    let load = |file: &str, variables: &[(&str, &str)]| {
+        let file = root.path().join(file);
+        let file = file.to_str().unwrap();
+        load_from(
+            &[],
+            variables,
+            &["--etcd-username", "root", "--etcd-password-file", file],
+        )
+    };
+    let settings = load("password", &[("FLANNELD_ETCD_PASSWORD", "weaker")]).unwrap();
+    assert_eq!(settings.etcd.password.as_ref().unwrap().expose(), "hunter2");
+    assert!(!format!("{settings:?}").contains("hunter2"));
+
+    for file in ["empty", "two", "missing"] {
+        let error = load(file, &[]).unwrap_err();
+        assert!(error.to_string().contains(file), "{error}");
+        assert_eq!(error.exit_code(), EXIT_USAGE);
+    }
+}
+
+#[test]
+fn flannels_password_variable_counts_only_with_a_user_name() {
+    let password = ("FLANNELD_ETCD_PASSWORD", "hunter2");
+    let user = ("FLANNELD_ETCD_USERNAME", "root");
+    let settings = load_from(&[], &[password, user], &[]).unwrap();
+    assert_eq!(settings.etcd.password.unwrap().expose(), "hunter2");
+    assert_eq!(
+        load_from(&[], &[password], &[]).unwrap().etcd.password,
+        None
+    );
+}
+
+#[test]
+fn unreadable_file_is_named() {
+    let root = root(&[("etc/selvage/agent.d/10-a.toml/file", "")]);
+    let error = load(Sources {
+        root: root.path(),
+        config: None,
+        environment: &Environment::default(),
+        flags: &SettingsFlags::default(),
+    })
+    .unwrap_err();
+    assert!(error.to_string().contains("agent.d/10-a.toml"), "{error}");
+}
+
+#[test]
+fn every_setting_has_a_flag_whose_help_names_its_key_and_is_read_from_every_source() {
+    let command = Cli::command();
+    let run = command.find_subcommand("run").unwrap();
+    for key in key::ALL {
+        let flag = run
+            .get_arguments()
+            .find(|argument| argument.get_long() == Some(key.flag))
+            .unwrap_or_else(|| panic!("no flag --{}", key.flag));
+        let help = flag.get_help().unwrap().to_string();
+        assert!(
+            help.contains(&format!("[{};", key.path)),
+            "--{}: {help}",
+            key.flag
+        );
+
+        let value = "\u{1} \u{1}";
+        let [ours, _] = key.variables();
+        let by_variable = load_from(&[], &[(&ours, value)], &[]);
+        let (table, name) = key.path.split_once('.').unwrap();
+        // A list where a text is wanted is as wrong as a text where a list is.
+        let line = format!("{name} = [[\"\"]]");
+        assert!(
+            refusal(table, &line).contains("invalid type"),
+            "{}",
+            key.path
+        );
+        let message = by_variable.unwrap_err().to_string();
+        assert!(message.contains(&ours), "{message}");
+    }
+}

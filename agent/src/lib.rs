@@ -22,3 +22,4 @@ pub mod service;
 pub mod settings;
 pub mod state;
 pub mod subnet_file;
+pub mod underlay;

@@ -1,0 +1,143 @@
+use super::*;
+
+fn link(index: u32, name: &str) -> Link {
+    Link {
+        index,
+        name: name.parse().unwrap(),
+        mtu: 1500,
+    }
+}
+
+fn address(link_index: u32, address: &str) -> Address {
+    Address {
+        link_index,
+        address: address.parse().unwrap(),
+        prefix_len: 24,
+        deprecated: false,
+        permanent: true,
+    }
+}
+
+/// lo, a provider's NIC with the default route, and a NIC between the nodes.
+fn host() -> Host {
+    Host {
+        links: vec![link(1, "lo"), link(2, "eth0"), link(3, "eth1")],
+        addresses: vec![
+            Address {
+                prefix_len: 8,
+                ..address(1, "127.0.0.1")
+            },
+            address(2, "169.254.7.7"),
+            Address {
+                permanent: false,
+                ..address(2, "10.0.2.15")
+            },
+            Address {
+                deprecated: true,
+                ..address(2, "10.0.2.14")
+            },
+            address(3, "10.77.0.11"),
+        ],
+        default_routes: vec![
+            DefaultRoute {
+                link_index: 3,
+                metric: 200,
+            },
+            DefaultRoute {
+                link_index: 2,
+                metric: 100,
+            },
+        ],
+    }
+}
+
+fn wanted(interface: &str) -> settings::Underlay {
+    settings::Underlay {
+        interface: Some(match interface.parse() {
+            Ok(address) => Interface::Address(address),
+            Err(_) => Interface::Name(interface.parse().unwrap()),
+        }),
+        public_ip: None,
+    }
+}
+
+const ANY: settings::Underlay = settings::Underlay {
+    interface: None,
+    public_ip: None,
+};
+
+#[test]
+fn nothing_asked_for_means_the_default_route_of_the_lowest_metric() {
+    let underlay = host().choose(&ANY).unwrap();
+    assert_eq!(underlay.name.as_str(), "eth0");
+    assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 15));
+    assert_eq!(underlay.public_ip, underlay.address);
+}
+
+#[test]
+fn permanent_address_comes_before_a_dynamic_one() {
+    let mut host = host();
+    host.addresses.push(address(2, "10.0.2.16"));
+    let underlay = host.choose(&wanted("eth0")).unwrap();
+    assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 16));
+}
+
+#[test]
+fn link_local_address_is_the_last_resort() {
+    let mut host = host();
+    host.addresses
+        .retain(|address| address.address.octets()[0] != 10);
+    let underlay = host.choose(&wanted("eth0")).unwrap();
+    assert_eq!(underlay.address, Ipv4Addr::new(169, 254, 7, 7));
+}
+
+#[test]
+fn address_chooses_its_interface_even_if_deprecated() {
+    let underlay = host().choose(&wanted("10.77.0.11")).unwrap();
+    assert_eq!(
+        (underlay.index, underlay.mtu, underlay.prefix_len),
+        (3, 1500, 24)
+    );
+    let underlay = host().choose(&wanted("10.0.2.14")).unwrap();
+    assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 14));
+}
+
+#[test]
+fn public_address_changes_neither_interface_nor_source() {
+    let public_ip = Some(Ipv4Addr::new(203, 0, 113, 5));
+    let underlay = host()
+        .choose(&settings::Underlay { public_ip, ..ANY })
+        .unwrap();
+    assert_eq!(underlay.name.as_str(), "eth0");
+    assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 15));
+    assert_eq!(Some(underlay.public_ip), public_ip);
+}
+
+#[test]
+fn failures_say_what_there_is() {
+    let inventory =
+        "lo (127.0.0.1/8), eth0 (169.254.7.7/24 10.0.2.15/24 10.0.2.14/24), eth1 (10.77.0.11/24)";
+    let error = host().choose(&wanted("eth7")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("no interface is called \"eth7\"; there are {inventory}")
+    );
+    assert!(error.is_transient());
+    let error = host().choose(&wanted("10.1.1.1")).unwrap_err().to_string();
+    assert!(error.contains("address 10.1.1.1; there are lo"), "{error}");
+    let error = host().choose(&wanted("lo")).unwrap_err().to_string();
+    assert!(
+        error.starts_with("the interface lo has no usable IPv4"),
+        "{error}"
+    );
+
+    let mut host = host();
+    host.default_routes.clear();
+    let error = host.choose(&ANY).unwrap_err().to_string();
+    assert!(error.contains("underlay.interface is not set"), "{error}");
+    host.links[1].mtu = 0;
+    let error = host.choose(&wanted("eth0")).unwrap_err().to_string();
+    assert!(error.contains("MTU of 0"), "{error}");
+    let error = Host::default().choose(&ANY).unwrap_err().to_string();
+    assert!(error.ends_with("there are no interfaces"), "{error}");
+}

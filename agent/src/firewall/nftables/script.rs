@@ -1,0 +1,223 @@
+//! The table as text: pure, and written so that a family more is one more [`Family`].
+
+use std::fmt::Write;
+
+use ring::digest;
+
+use super::{Rules, TABLE};
+
+/// The mark that kube-proxy sets on packets that it masquerades itself.
+const KUBE_PROXY_MARK: u32 = 0x4000;
+
+/// The text that makes the table, in parts.
+pub(super) struct Script {
+    chains: Vec<Chain>,
+}
+
+struct Chain {
+    name: &'static str,
+    /// Type, hook, priority and policy.
+    hook: &'static str,
+    rules: Vec<Rule>,
+}
+
+struct Rule {
+    expression: String,
+    /// Tells people what the rule is for, and tells us the rule again in whatever words `nft` lists it.
+    comment: &'static str,
+}
+
+/// What differs between IPv4 and IPv6.
+struct Family {
+    /// How rules name the protocol: `ip` or `ip6`.
+    protocol: &'static str,
+    network: String,
+    subnet: String,
+    multicast: &'static str,
+}
+
+impl Family {
+    fn v4(rules: &Rules) -> Self {
+        Self {
+            protocol: "ip",
+            network: rules.network.trunc().to_string(),
+            subnet: rules.subnet.trunc().to_string(),
+            multicast: "224.0.0.0/4",
+        }
+    }
+
+    fn rule(
+        &self,
+        source: Option<&str>,
+        to: Option<&str>,
+        verdict: &str,
+        comment: &'static str,
+    ) -> Rule {
+        let protocol = self.protocol;
+        let mut expression = String::new();
+        for (side, value) in [("saddr", source), ("daddr", to)] {
+            if let Some(value) = value {
+                // Writing into a `String` never fails.
+                let _ = write!(expression, "{protocol} {side} {value} ");
+            }
+        }
+        expression.push_str(verdict);
+        Rule {
+            expression,
+            comment,
+        }
+    }
+
+    /// flannel's iptables rules 2 to 6, in their order; the first that matches decides.
+    fn postrouting(&self, masquerade: &str) -> [Rule; 5] {
+        let (network, subnet) = (self.network.as_str(), self.subnet.as_str());
+        let outside = format!("!= {network}");
+        let unicast = format!("!= {}", self.multicast);
+        [
+            self.rule(
+                Some(subnet),
+                Some(network),
+                "return",
+                "from containers here to the overlay: as it is",
+            ),
+            self.rule(
+                Some(network),
+                Some(subnet),
+                "return",
+                "from the overlay to containers here: as it is",
+            ),
+            self.rule(
+                Some(&outside),
+                Some(subnet),
+                "return",
+                "from outside to containers here: they see who asks",
+            ),
+            self.rule(
+                Some(network),
+                Some(&unicast),
+                masquerade,
+                "from the overlay to outside: with this host's address",
+            ),
+            self.rule(
+                Some(&outside),
+                Some(network),
+                masquerade,
+                "from outside to containers elsewhere: replies must come back here",
+            ),
+        ]
+    }
+
+    fn forward(&self) -> [Rule; 2] {
+        let network = self.network.as_str();
+        [
+            self.rule(Some(network), None, "accept", "from the overlay"),
+            self.rule(None, Some(network), "accept", "to the overlay"),
+        ]
+    }
+}
+
+impl Script {
+    pub(super) fn new(rules: &Rules) -> Self {
+        let families = [Family::v4(rules)];
+        let mut chains = Vec::new();
+        if rules.forward {
+            chains.push(Chain {
+                name: "forward",
+                hook: "type filter hook forward priority filter; policy accept;",
+                rules: families.iter().flat_map(Family::forward).collect(),
+            });
+        }
+        if rules.masquerade {
+            let verdict = if rules.random_fully {
+                "masquerade fully-random"
+            } else {
+                "masquerade"
+            };
+            // A single bit of the mark counts; the others belong to other programs.
+            let marked = Rule {
+                expression: format!(
+                    "meta mark & {KUBE_PROXY_MARK:#010x} == {KUBE_PROXY_MARK:#010x} return"
+                ),
+                comment: "marked by kube-proxy, which masquerades it itself",
+            };
+            let of_families = families
+                .iter()
+                .flat_map(|family| family.postrouting(verdict));
+            chains.push(Chain {
+                name: "postrouting",
+                hook: "type nat hook postrouting priority srcnat; policy accept;",
+                rules: std::iter::once(marked).chain(of_families).collect(),
+            });
+        }
+        Self { chains }
+    }
+
+    /// Whether there is nothing to have a table for.
+    pub(super) fn is_empty(&self) -> bool {
+        self.chains.is_empty()
+    }
+
+    /// One transaction that replaces whatever table of this name there is.
+    pub(super) fn render(&self) -> String {
+        let mut text = String::with_capacity(2048);
+        remove_table(&mut text);
+        let fingerprint = self.fingerprint();
+        let _ = writeln!(text, "table inet {TABLE} {{\n\tcomment \"{fingerprint}\"");
+        text.push_str(&self.body());
+        text.push_str("}\n");
+        text
+    }
+
+    fn body(&self) -> String {
+        let mut text = String::with_capacity(2048);
+        for chain in &self.chains {
+            let _ = writeln!(text, "\tchain {} {{\n\t\t{}", chain.name, chain.hook);
+            for rule in &chain.rules {
+                let _ = writeln!(text, "\t\t{} comment \"{}\"", rule.expression, rule.comment);
+            }
+            text.push_str("\t}\n");
+        }
+        text
+    }
+
+    /// What the table's comment says: which text exactly the table was made from.
+    fn fingerprint(&self) -> String {
+        let hash = digest::digest(&digest::SHA256, self.body().as_bytes());
+        let mut text = "made by selvage, edits are undone; ".to_owned();
+        for byte in hash.as_ref().iter().take(8) {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
+    }
+
+    /// Whether `listing`, printed by `nft list table`, is of a table made from this very text: its comment is the
+    /// fingerprint, and its rules are as many as ours, with our comments, in our order.
+    pub(super) fn made(&self, listing: &str) -> bool {
+        let lines: Vec<&str> = listing.lines().map(str::trim).collect();
+        let fingerprint = format!("comment \"{}\"", self.fingerprint());
+        let wanted = self.chains.iter().flat_map(|chain| &chain.rules);
+        let rules = lines.iter().filter(|line| is_rule(line));
+        lines.contains(&fingerprint.as_str())
+            && rules
+                .map(|line| comment_of(line))
+                .eq(wanted.map(|rule| Some(rule.comment)))
+    }
+}
+
+/// Appends what removes the table whether there is one or not; `destroy` is younger than the `nft` in use.
+pub(super) fn remove_table(text: &mut String) {
+    let _ = write!(text, "add table inet {TABLE}\ndelete table inet {TABLE}\n");
+}
+
+/// Whether a line of a listing is neither the frame of a table or chain nor its comment.
+fn is_rule(line: &str) -> bool {
+    let frame = ["table ", "chain ", "type ", "comment ", "}"];
+    !line.is_empty() && !frame.iter().any(|start| line.starts_with(start))
+}
+
+fn comment_of(line: &str) -> Option<&str> {
+    line.split_once(" comment \"")?.1.strip_suffix('"')
+}
+
+#[cfg(test)]
+mod tests;

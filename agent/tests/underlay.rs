@@ -1,0 +1,91 @@
+//! The choice of the underlay in a real kernel, in a network namespace of its own:
+//!
+//! ```text
+//!   lo 127.0.0.1        u0 10.77.0.11/24 ── veth ── u1 192.0.2.1/24
+//!                       └─ default via 10.77.0.1 metric 200    └─ default via 192.0.2.2 metric 100
+//! ```
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use selvage::settings::{Interface, Underlay as Wanted};
+use selvage::underlay::{Underlay, discover};
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {stderr}");
+}
+
+fn wanted(interface: Option<Interface>) -> Wanted {
+    Wanted {
+        interface,
+        public_ip: None,
+    }
+}
+
+fn named(name: &str) -> Wanted {
+    wanted(Some(Interface::Name(name.parse().unwrap())))
+}
+
+async fn check() {
+    let error = discover(&wanted(None)).await.unwrap_err();
+    assert!(error.is_transient());
+    let message = error.to_string();
+    assert!(message.contains("lo (no IPv4 address)"), "{message}");
+
+    ip("link set lo up");
+    ip("link add u0 mtu 1400 type veth peer name u1");
+    ip("address add 10.77.0.11/24 dev u0");
+    ip("address add 192.0.2.1/24 dev u1");
+    ip("link set u0 up");
+    ip("link set u1 up");
+    ip("route add default via 10.77.0.1 metric 200");
+    ip("route add default via 192.0.2.2 metric 100");
+    // Neither another table's nor a blackhole is a way to anywhere.
+    ip("route add default via 10.77.0.1 table 77");
+    ip("route add blackhole default metric 50");
+
+    let by_name = discover(&named("u0")).await.unwrap();
+    let expected = Underlay {
+        index: by_name.index,
+        name: "u0".parse().unwrap(),
+        address: Ipv4Addr::new(10, 77, 0, 11),
+        prefix_len: 24,
+        mtu: 1400,
+        public_ip: Ipv4Addr::new(10, 77, 0, 11),
+    };
+    assert_eq!(by_name, expected);
+    let address = Interface::Address(expected.address);
+    assert_eq!(discover(&wanted(Some(address))).await.unwrap(), expected);
+    let by_route = discover(&wanted(None)).await.unwrap();
+    assert_eq!((by_route.name.as_str(), by_route.mtu), ("u1", 1500));
+
+    let message = discover(&named("u7")).await.unwrap_err().to_string();
+    assert!(message.contains("u0 (10.77.0.11/24)"), "{message}");
+    let message = discover(&named("lo")).await.unwrap_err().to_string();
+    assert!(message.contains("no usable IPv4 address"), "{message}");
+}
+
+#[test]
+fn interface_is_found_by_name_by_address_and_by_default_route() {
+    let thread = std::thread::spawn(|| {
+        match unshare(CloneFlags::CLONE_NEWNET) {
+            Err(Errno::EPERM) => {
+                eprintln!("skipped: no right to make a network namespace; run as root");
+                return;
+            }
+            made => made.unwrap(),
+        }
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().unwrap().block_on(check());
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}

@@ -154,23 +154,28 @@ pub struct SettingsFlags {
 
 /// What the long help says below the flags.
 const RUN_HELP: &str = "\
-Settings are taken from, each stronger than those before it:
-  1. /usr/lib/selvage/agent.toml, /run/selvage/agent.toml, /etc/selvage/agent.toml
-  2. drop-ins agent.d/*.toml in the same directories, in the order of their names; one in /etc hides
-     one of the same name in /run, and that one in /usr/lib
-  3. the environment: the flag's name in upper case with _ for -, after SELVAGE_ or FLANNELD_;
-     SELVAGE_ wins, an empty variable counts as missing (also: FLANNELD_ETCD_PASSWORD)
+Settings come from these places, each stronger than those before it:
+  1. /usr/lib/selvage/agent.toml, then /run/selvage/, then /etc/selvage/
+  2. drop-ins agent.d/*.toml in these directories, in the order of their names;
+     one in /etc hides its namesake in /run, and that one in /usr/lib
+  3. the environment: a flag's name in upper case with _ for -, after SELVAGE_
+     or FLANNELD_; SELVAGE_ wins, an empty variable counts as missing
+     (FLANNELD_ETCD_PASSWORD is understood as well)
   4. flags
-In brackets after each flag stands its place in a settings file: [etcd.prefix] is
+
+In brackets after each flag stands its place in a file; [etcd.prefix] means
 
   [etcd]
   prefix = \"/coreos.com/network\"
 
-An empty text means none. A value that is wrong is never replaced by a default: the message names file,
-line, key, value and what is allowed.
+An empty text means none. A wrong value is never replaced by a default: the
+message names file, line, key, value and what is allowed.
 
-Exit status: 0 stopped by a signal, 64 bad arguments, 78 bad configuration (a restart would not help),
-1 anything else.";
+Exit status:
+   0  stopped by a signal
+  64  bad arguments
+  78  bad configuration, which a restart would not mend
+   1  anything else";
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,8 @@
 //!
 //! Needs `nft`, and root or `unshare -rn`; without the right to make a namespace a case says so and ends.
 
+#![expect(clippy::unwrap_used, reason = "a test ends by panicking")]
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 

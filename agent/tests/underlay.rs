@@ -5,6 +5,8 @@
 //!                       └─ default via 10.77.0.1 metric 200    └─ default via 192.0.2.2 metric 100
 //! ```
 
+#![expect(clippy::unwrap_used, reason = "a test ends by panicking")]
+
 use std::net::Ipv4Addr;
 use std::process::Command;
 

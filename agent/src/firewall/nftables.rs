@@ -89,6 +89,17 @@ pub struct Nftables {
     seen: Option<(Rules, String)>,
 }
 
+/// How the table is, compared with what it should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Comparison {
+    /// It is as it should be.
+    Same,
+    /// There is none, but should be.
+    Missing,
+    /// It is there and should be otherwise, or not at all.
+    Different,
+}
+
 impl Nftables {
     /// Knows nothing yet; reads and changes nothing.
     pub fn new() -> Self {
@@ -100,10 +111,18 @@ impl Nftables {
     /// # Errors
     /// As [`Self::apply`]. Nothing is half done.
     pub async fn ensure(&mut self, rules: &Rules) -> Result<bool, Error> {
-        if self.is_current(rules).await? {
-            return Ok(false);
+        match self.compare(rules).await? {
+            Comparison::Same => return Ok(false),
+            // At the start of the agent others wait for it, and the kernel takes half as long when nothing is removed.
+            Comparison::Missing => {
+                match transact("make its table", &Script::new(rules).create()).await {
+                    // Somebody made one since.
+                    Err(Error::Refused { .. }) => self.apply(rules).await?,
+                    done => done?,
+                }
+            }
+            Comparison::Different => self.apply(rules).await?,
         }
-        self.apply(rules).await?;
         Ok(true)
     }
 
@@ -118,43 +137,43 @@ impl Nftables {
             self.clear().await?;
             return Ok(());
         }
-        transact("replace its table", &script.render()).await?;
-        self.seen = list().await?.map(|listing| (*rules, listing));
-        Ok(())
+        transact("replace its table", &script.replace()).await
     }
 
     /// Whether the table says what `rules` want, so that neither a flush nor a change by hand goes unnoticed.
     ///
-    /// Once this process has seen the rules in place, the listing must not differ in a single letter. Before that (the
+    /// Once this call has seen the rules in place, a later listing must not differ in a single letter. Before that (the
     /// agent was restarted) the table's fingerprint, and number and order of its commented rules decide: the text that
     /// `nft` lists differs between its versions, and a mere update of it must not change the rules.
     ///
     /// # Errors
     /// When `nft` is missing, fails or hangs.
     pub async fn is_current(&mut self, rules: &Rules) -> Result<bool, Error> {
+        Ok(self.compare(rules).await? == Comparison::Same)
+    }
+
+    async fn compare(&mut self, rules: &Rules) -> Result<Comparison, Error> {
         let script = Script::new(rules);
         let listing = match list().await {
             // Rules that need no table need no nft either.
             Err(Error::NoProgram) if script.is_empty() => None,
             listing => listing?,
         };
-        let Some(listing) = listing else {
-            self.seen = None;
-            return Ok(script.is_empty());
+        let comparison = match (&listing, &self.seen) {
+            (None, _) if script.is_empty() => Comparison::Same,
+            (None, _) => Comparison::Missing,
+            (Some(_), _) if script.is_empty() => Comparison::Different,
+            (Some(listing), Some((seen, text))) if seen == rules && text != listing => {
+                Comparison::Different
+            }
+            (Some(listing), _) if script.made(listing) => Comparison::Same,
+            (Some(_), _) => Comparison::Different,
         };
-        if script.is_empty() {
-            return Ok(false);
-        }
-        if let Some((seen, text)) = &self.seen
-            && seen == rules
-        {
-            return Ok(*text == listing);
-        }
-        let current = script.made(&listing);
-        if current {
-            self.seen = Some((*rules, listing));
-        }
-        Ok(current)
+        self.seen = match (comparison, listing) {
+            (Comparison::Same, Some(listing)) => Some((*rules, listing)),
+            _ => None,
+        };
+        Ok(comparison)
     }
 
     /// Removes the table; returns whether there was one. Without `nft` there is none.

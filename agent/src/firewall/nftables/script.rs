@@ -158,14 +158,24 @@ impl Script {
     }
 
     /// One transaction that replaces whatever table of this name there is.
-    pub(super) fn render(&self) -> String {
+    pub(super) fn replace(&self) -> String {
         let mut text = String::with_capacity(2048);
         remove_table(&mut text);
-        let fingerprint = self.fingerprint();
-        let _ = writeln!(text, "table inet {TABLE} {{\n\tcomment \"{fingerprint}\"");
-        text.push_str(&self.body());
-        text.push_str("}\n");
+        text.push_str(&self.table());
         text
+    }
+
+    /// One transaction that makes the table, and fails if there is one: its rules would come on top of the others.
+    pub(super) fn create(&self) -> String {
+        let fingerprint = self.fingerprint();
+        // The comment is taken from the first mention of a table alone.
+        let create = format!("create table inet {TABLE} {{ comment \"{fingerprint}\"; }}\n");
+        create + &self.table()
+    }
+
+    fn table(&self) -> String {
+        let (fingerprint, body) = (self.fingerprint(), self.body());
+        format!("table inet {TABLE} {{\n\tcomment \"{fingerprint}\"\n{body}}}\n")
     }
 
     fn body(&self) -> String {

@@ -11,7 +11,15 @@ const RULES: Rules = Rules {
 #[test]
 fn whole_table_is_one_transaction() {
     let expected = include_str!("tests/whole.nft");
-    assert_eq!(Script::new(&RULES).render(), expected);
+    assert_eq!(Script::new(&RULES).replace(), expected);
+}
+
+#[test]
+fn new_table_is_made_from_the_same_text() {
+    let made = Script::new(&RULES).create();
+    let (create, table) = made.split_once('\n').unwrap();
+    assert!(create.starts_with("create table inet selvage { comment \"made by selvage, "));
+    assert!(Script::new(&RULES).replace().ends_with(table));
 }
 
 #[test]
@@ -20,15 +28,15 @@ fn each_part_can_be_left_out() {
         masquerade: false,
         ..RULES
     });
-    assert!(!forward.render().contains("chain postrouting"));
-    assert!(forward.render().contains("chain forward"));
+    assert!(!forward.replace().contains("chain postrouting"));
+    assert!(forward.replace().contains("chain forward"));
     let masquerade = Script::new(&Rules {
         forward: false,
         random_fully: false,
         ..RULES
     });
-    assert!(!masquerade.render().contains("chain forward"));
-    assert!(!masquerade.render().contains("fully-random"));
+    assert!(!masquerade.replace().contains("chain forward"));
+    assert!(!masquerade.replace().contains("fully-random"));
     let nothing = Script::new(&Rules {
         forward: false,
         masquerade: false,
@@ -39,7 +47,7 @@ fn each_part_can_be_left_out() {
 
 /// What follows the two lines that remove the old table has the form of a listing.
 fn listing(rules: &Rules) -> String {
-    let script = Script::new(rules).render();
+    let script = Script::new(rules).replace();
     script.split_inclusive('\n').skip(2).collect()
 }
 

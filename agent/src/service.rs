@@ -79,13 +79,52 @@ fn send(state: &[NotifyState<'_>]) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::process::Command;
+
     use super::*;
 
+    /// What runs in a child, because the environment of a test process is shared by all its threads.
     #[test]
-    fn status_is_one_line_and_remembered() {
+    #[ignore = "run by messages_are_what_the_service_manager_expects"]
+    fn as_a_service() {
         let service = Service::from_environment();
+        assert_eq!(service.watchdog_interval(), Some(Duration::from_secs(15)));
         service.status("waiting for etcd:\nconnection refused");
-        let status = service.status.lock().unwrap().clone();
-        assert_eq!(status, "waiting for etcd: connection refused");
+        service.status("waiting for etcd:\nconnection refused");
+        service.ready("10.5.72.0/24, 2 peers");
+        service.status("10.5.72.0/24, 2 peers");
+        service.watchdog();
+        service.stopping();
+        failed("out of subnets");
+    }
+
+    #[test]
+    fn messages_are_what_the_service_manager_expects() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "service::tests::as_a_service"])
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "30000000")
+            .env_remove("WATCHDOG_PID")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        for expected in [
+            "STATUS=waiting for etcd: connection refused\n",
+            "READY=1\nSTATUS=10.5.72.0/24, 2 peers\n",
+            "WATCHDOG=1\n",
+            "STOPPING=1\n",
+            "STATUS=failed: out of subnets\n",
+        ] {
+            let mut message = [0; 256];
+            let length = socket.recv(&mut message).unwrap();
+            assert_eq!(String::from_utf8_lossy(&message[..length]), expected);
+        }
     }
 }

@@ -11,6 +11,7 @@ pub mod go_json;
 pub mod atomic_file;
 pub mod cli;
 pub mod firewall;
+pub mod ignition;
 pub mod lease;
 pub mod logging;
 pub mod machine_id;

@@ -1,0 +1,158 @@
+//! Ignition configs, rendered from a cluster description.
+//!
+//! A *cluster description* is one TOML file that names the nodes, where etcd runs and what the overlay network is;
+//! [`Cluster::render`] turns it into one Ignition config per node. [`check`] reads any Ignition config, ours or not,
+//! and says what the Ignition of the image (2.14.0) would refuse or misread, with the line and the JSON path.
+//!
+//! Everything here is pure but [`render_command`] and [`check_command`], the two commands of `selvage ignition`.
+
+mod agent_settings;
+mod cluster;
+mod data_url;
+mod locate;
+mod network;
+mod render;
+mod ssh_key;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+pub use agent_settings::SettingFault;
+pub use cluster::{Cluster, Etcd, Identity, Node};
+pub use locate::Position;
+pub use network::NetworkFault;
+pub use render::RenderedNode;
+pub use ssh_key::SshKeyError;
+pub use validate::{Fault, Faults, LocatedFault};
+
+/// Why a cluster description cannot be rendered.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The description is not TOML, or a value has the wrong type.
+    #[error("{position}: {}{message}", path_prefix(.path))]
+    Syntax {
+        /// Where in the text.
+        position: Position,
+        /// The field, for example `node[1].address`; empty when the text is not TOML.
+        path: String,
+        /// What the parser found there.
+        message: String,
+    },
+    /// The description contradicts itself or the rules of its values.
+    #[error("{0}")]
+    Invalid(Faults),
+    /// The description in this file is unusable.
+    #[error("cluster description {} is unusable", .path.display())]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<Error>,
+    },
+    /// A file cannot be read.
+    #[error("failed to read {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A file or directory cannot be written.
+    #[error("failed to write {}", .path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The result cannot be reported.
+    #[error("failed to write the result")]
+    Output(#[source] io::Error),
+    /// A rendered value has no TOML form.
+    #[error("failed to write the agent settings as TOML")]
+    AgentSettings(#[from] toml::ser::Error),
+    /// A rendered value has no JSON form.
+    #[error("failed to write JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+impl Error {
+    /// Whether what the user wrote is at fault (exit status 78) and not the machine (exit status 1).
+    pub fn is_bad_configuration(&self) -> bool {
+        matches!(
+            self,
+            Self::Syntax { .. } | Self::Invalid(_) | Self::Description { .. }
+        )
+    }
+}
+
+fn path_prefix(path: &str) -> String {
+    if path.is_empty() {
+        String::new()
+    } else {
+        format!("{path}: ")
+    }
+}
+
+/// Renders the cluster description `description` into `out_dir/NAME.ign`, one per node, and writes one line per file
+/// to `output`.
+///
+/// Each file appears whole or not at all and has mode 0600, because a config is where users put password hashes and
+/// tokens. A file of the same name is replaced; files of nodes that are no longer described stay.
+///
+/// # Errors
+///
+/// [`Error::Description`] when the description is unusable; then no file is written.
+pub fn render_command(
+    description: &Path,
+    out_dir: &Path,
+    output: &mut impl Write,
+) -> Result<(), Error> {
+    let text = read(description)?;
+    let rendered = Cluster::from_toml(&text)
+        .and_then(|cluster| cluster.render())
+        .map_err(|source| Error::Description {
+            path: description.to_owned(),
+            source: Box::new(source),
+        })?;
+    fs::create_dir_all(out_dir).map_err(|source| Error::Write {
+        path: out_dir.to_owned(),
+        source,
+    })?;
+    for node in rendered {
+        let path = out_dir.join(format!("{}.ign", node.name));
+        write_atomically(&path, &node.json).map_err(|source| Error::Write {
+            path: path.clone(),
+            source,
+        })?;
+        writeln!(output, "{}: {} bytes", path.display(), node.json.len()).map_err(Error::Output)?;
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Writes through a temporary file beside `path`, which `tempfile` makes with mode 0600.
+fn write_atomically(path: &Path, text: &str) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}

@@ -1,4 +1,4 @@
-//! Ignition configs, rendered from a cluster description.
+//! Ignition configs: rendered from a cluster description, and checked before a machine meets them.
 //!
 //! A *cluster description* is one TOML file that names the nodes, where etcd runs and what the overlay network is;
 //! [`Cluster::render`] turns it into one Ignition config per node. [`check`] reads any Ignition config, ours or not,
@@ -7,6 +7,7 @@
 //! Everything here is pure but [`render_command`] and [`check_command`], the two commands of `selvage ignition`.
 
 mod agent_settings;
+mod check;
 mod cluster;
 mod data_url;
 mod locate;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use agent_settings::SettingFault;
+pub use check::{Finding, Report, Severity, check};
 pub use cluster::{Cluster, Etcd, Identity, Node};
 pub use locate::Position;
 pub use network::NetworkFault;
@@ -32,7 +34,7 @@ pub use render::RenderedNode;
 pub use ssh_key::SshKeyError;
 pub use validate::{Fault, Faults, LocatedFault};
 
-/// Why a cluster description cannot be rendered.
+/// Why a cluster description cannot be rendered, or a config not be checked.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The description is not TOML, or a value has the wrong type.
@@ -56,6 +58,14 @@ pub enum Error {
         /// What is wrong with it.
         #[source]
         source: Box<Error>,
+    },
+    /// The Ignition config in this file is refused; its findings have been written out.
+    #[error("{}: {errors} {} that Ignition would refuse", .path.display(), if *.errors == 1 { "fault" } else { "faults" })]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// How many findings are errors; at least 1.
+        errors: usize,
     },
     /// A file cannot be read.
     #[error("failed to read {}", .path.display())]
@@ -91,7 +101,10 @@ impl Error {
     pub fn is_bad_configuration(&self) -> bool {
         matches!(
             self,
-            Self::Syntax { .. } | Self::Invalid(_) | Self::Description { .. }
+            Self::Syntax { .. }
+                | Self::Invalid(_)
+                | Self::Description { .. }
+                | Self::Refused { .. }
         )
     }
 }
@@ -138,6 +151,27 @@ pub fn render_command(
         writeln!(output, "{}: {} bytes", path.display(), node.json.len()).map_err(Error::Output)?;
     }
     Ok(())
+}
+
+/// Checks the Ignition config in `file` and writes one line per finding to `output`, then a summary line
+/// (`FILE: ok (spec 3.3.0, 7 files, 4 units)`).
+///
+/// # Errors
+///
+/// [`Error::Refused`] when there is at least one error among the findings; warnings alone are no error.
+pub fn check_command(file: &Path, output: &mut impl Write) -> Result<(), Error> {
+    let report = check(&read(file)?);
+    let name = file.display();
+    for finding in &report.findings {
+        writeln!(output, "{name}:{finding}").map_err(Error::Output)?;
+    }
+    match report.errors() {
+        0 => writeln!(output, "{name}: ok ({report})").map_err(Error::Output),
+        errors => Err(Error::Refused {
+            path: file.to_owned(),
+            errors,
+        }),
+    }
 }
 
 fn read(path: &Path) -> Result<String, Error> {

@@ -2,10 +2,8 @@
 
 use std::fmt::Write as _;
 
-#[cfg(test)]
 use thiserror::Error;
 
-#[cfg(test)]
 /// Why Ignition would not decode a `data:` URL.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(super) enum DataUrlError {
@@ -37,7 +35,6 @@ pub(super) fn encode(text: &str) -> String {
     url
 }
 
-#[cfg(test)]
 /// The data of a `data:` URL. Accepts what Ignition's decoder accepts, which is stricter than RFC 2397: the scheme in
 /// lower case, base64 with padding, and no bare characters outside RFC 2396's `uric`.
 pub(super) fn decode(url: &str) -> Result<Vec<u8>, DataUrlError> {
@@ -65,7 +62,6 @@ pub(super) fn decode(url: &str) -> Result<Vec<u8>, DataUrlError> {
     }
 }
 
-#[cfg(test)]
 fn decode_percent(data: &str) -> Result<Vec<u8>, DataUrlError> {
     let mut decoded = Vec::with_capacity(data.len());
     let mut characters = data.chars().enumerate();

@@ -1,4 +1,4 @@
-//! Where the values of a TOML text stand: from a field path to line and column, and back.
+//! Where the values of a TOML or JSON text stand: from a field path to line and column, and back.
 //!
 //! Parsers report either a place (a wrong type) or nothing at all (a rule that we check afterwards); users need both
 //! the line and the name of the field, so this index maps each to the other.
@@ -60,6 +60,19 @@ impl<'t> Index<'t> {
         if let Ok(root) = DeTable::parse(text) {
             index.add_toml_table("", root.get_ref());
         }
+        index
+    }
+
+    /// The index of a JSON text; when the text is not JSON, of what stands before the fault.
+    pub(super) fn of_json(text: &'t str) -> Self {
+        let mut index = Self::of_root(text);
+        let mut scanner = JsonScanner {
+            text,
+            at: 0,
+            entries: &mut index.entries,
+        };
+        // The scanner stops at what it does not understand; the JSON parser has reported that already.
+        let _stopped_early = scanner.value(String::new(), 0..0);
         index
     }
 
@@ -131,11 +144,146 @@ impl<'t> Index<'t> {
             .min_by_key(|(length, _)| *length)
             .map_or("", |(_, path)| path)
     }
+
+    /// The byte offset of the value that `serde_json` complains about at this line and byte column: it names the last
+    /// byte that it consumed (0 for the end of the line before), which is the separator when the value starts an
+    /// object or array of the wrong type.
+    pub(super) fn fault_at(&self, line: usize, byte_column: usize) -> usize {
+        let lines = self.text.split_inclusive('\n');
+        let line_start: usize = lines.take(line.saturating_sub(1)).map(str::len).sum();
+        let offset = (line_start + byte_column.saturating_sub(1)).min(self.text.len());
+        let is_separator = |b: &u8| b.is_ascii_whitespace() || b":,[".contains(b);
+        let bytes = self.text.as_bytes()[offset..].iter();
+        let mut offset = offset + bytes.take_while(|b| is_separator(b)).count();
+        while !self.text.is_char_boundary(offset) {
+            offset -= 1;
+        }
+        offset
+    }
+}
+
+/// A scanner over JSON that the real parser has already accepted: it only finds where values start and end, and
+/// stops (`None`) at anything unexpected.
+struct JsonScanner<'t, 'e> {
+    text: &'t str,
+    at: usize,
+    entries: &'e mut Vec<Entry>,
+}
+
+impl JsonScanner<'_, '_> {
+    fn peek(&mut self) -> Option<u8> {
+        let bytes = self.text.as_bytes();
+        while bytes.get(self.at)?.is_ascii_whitespace() {
+            self.at += 1;
+        }
+        bytes.get(self.at).copied()
+    }
+
+    fn take(&mut self, wanted: u8) -> Option<()> {
+        (self.peek()? == wanted).then(|| self.at += 1)
+    }
+
+    fn value(&mut self, path: String, key: Range<usize>) -> Option<()> {
+        let first = self.peek()?;
+        let start = self.at;
+        match first {
+            b'{' => self.object(&path)?,
+            b'[' => self.array(&path)?,
+            b'"' => drop(self.string()?),
+            _ => {
+                let rest = &self.text[start..];
+                let end = |c: char| c.is_ascii_whitespace() || ",]}".contains(c);
+                // An empty scalar is a fault, and would keep the loops below from advancing.
+                let length = rest.find(end).unwrap_or(rest.len());
+                self.at += (length > 0).then_some(length)?;
+            }
+        }
+        self.entries.push(Entry {
+            path,
+            key,
+            value: start..self.at,
+        });
+        Some(())
+    }
+
+    fn object(&mut self, path: &str) -> Option<()> {
+        self.take(b'{')?;
+        while self.peek()? != b'}' {
+            let start = self.at;
+            let key = self.string()?;
+            let key_range = start..self.at;
+            self.take(b':')?;
+            self.value(join_key(path, &key), key_range)?;
+            if self.peek()? == b',' {
+                self.at += 1;
+            }
+        }
+        self.take(b'}')
+    }
+
+    fn array(&mut self, path: &str) -> Option<()> {
+        self.take(b'[')?;
+        let mut index = 0;
+        while self.peek()? != b']' {
+            self.value(join_index(path, index), 0..0)?;
+            index += 1;
+            if self.peek()? == b',' {
+                self.at += 1;
+            }
+        }
+        self.take(b']')
+    }
+
+    fn string(&mut self) -> Option<String> {
+        self.take(b'"')?;
+        let start = self.at - 1;
+        let bytes = self.text.as_bytes();
+        while *bytes.get(self.at)? != b'"' {
+            self.at += if bytes[self.at] == b'\\' { 2 } else { 1 };
+        }
+        self.at += 1;
+        serde_json::from_str(self.text.get(start..self.at)?).ok()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_paths_and_places_map_to_each_other() {
+        let text =
+            "{\n  \"a\": [1, {\"b\": \"é\", \"c.d\": null}],\n  \"e\": \"x\\\"y\", \"f\": 3 }\n";
+        let index = Index::of_json(text);
+        for (path, line, column) in [
+            ("", 1, 1),
+            ("a", 2, 8),
+            ("a[0]", 2, 9),
+            ("a[1].b", 2, 18),
+            ("a[1].\"c.d\"", 2, 30),
+            ("e", 3, 8),
+            ("f", 3, 21),
+            ("a[1].missing", 2, 12),
+            ("nowhere", 1, 1),
+        ] {
+            assert_eq!(
+                index.position_of(path),
+                Position { line, column },
+                "{path:?}"
+            );
+        }
+        for (needle, path) in [
+            ("\"b\"", "a[1].b"),
+            ("é", "a[1].b"),
+            ("3", "f"),
+            ("[1", "a"),
+        ] {
+            assert_eq!(index.path_at(text.find(needle).unwrap()), path);
+        }
+        assert_eq!(index.fault_at(2, 3), text.find("\"a\"").unwrap());
+        assert_eq!(index.fault_at(2, 6), text.find('1').unwrap());
+        assert_eq!(index.fault_at(99, 99), text.len());
+    }
 
     #[test]
     fn toml_paths_and_places_map_to_each_other() {
@@ -161,8 +309,7 @@ mod tests {
     #[test]
     fn text_that_does_not_parse_has_a_root() {
         for text in ["", "{", "{\"a", "{\"a\\", "[[[", "[}", "{]", "nul", "é"] {
-            {
-                let index = Index::of_toml(text);
+            for index in [Index::of_json(text), Index::of_toml(text)] {
                 assert_eq!(index.position_of("x.y[3]"), Position { line: 1, column: 1 });
                 assert_eq!(index.path_at(text.len()), "");
             }

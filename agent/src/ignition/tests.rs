@@ -203,6 +203,7 @@ fn shared_settings_override_what_is_rendered() {
 fn shipped_descriptions_pass_ignition_itself() {
     for text in [DEMO, SAMPLE] {
         for node in Cluster::from_toml(text).unwrap().render().unwrap() {
+            assert_eq!(check(&node.json).findings, []);
             match ignition_validate(&node.json) {
                 Ok(refusal) => assert_eq!(refusal, None, "{}", node.name),
                 Err(missing) => return report_skip(missing),
@@ -212,7 +213,7 @@ fn shipped_descriptions_pass_ignition_itself() {
 }
 
 #[test]
-fn render_command_writes_private_files() {
+fn render_command_writes_private_files_and_check_command_accepts_them() {
     let directory = tempfile::tempdir().unwrap();
     let description = directory.path().join("demo.toml");
     let out = directory.path().join("a/b");
@@ -234,6 +235,31 @@ fn render_command_writes_private_files() {
         fs::metadata(&file).unwrap().permissions().mode() & 0o777,
         0o600
     );
+    let mut output = Vec::new();
+    check_command(&file, &mut output).unwrap();
+    let expected = format!("{}: ok (spec 3.3.0, 7 files, 4 units)\n", file.display());
+    assert_eq!(String::from_utf8(output).unwrap(), expected);
+}
+
+#[test]
+fn commands_tell_bad_configurations_from_failing_machines() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("x");
+    let missing = check_command(&file, &mut Vec::new()).unwrap_err();
+    assert!(matches!(missing, Error::Read { .. }) && !missing.is_bad_configuration());
+    fs::write(&file, "{}").unwrap();
+    let mut output = Vec::new();
+    let refused = check_command(&file, &mut output).unwrap_err();
+    assert!(matches!(refused, Error::Refused { errors: 1, .. }) && refused.is_bad_configuration());
+    let expected = format!(
+        "{}:1:1: error: ignition.version: the spec version is missing",
+        file.display()
+    );
+    assert!(String::from_utf8(output).unwrap().starts_with(&expected));
+    let out = directory.path().join("out");
+    let unusable = render_command(&file, &out, &mut Vec::new()).unwrap_err();
+    assert!(unusable.is_bad_configuration());
+    assert!(!out.exists(), "nothing is written for a bad description");
 }
 
 prop_compose! {
@@ -269,10 +295,11 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn rendering_is_stable(cluster in any_cluster()) {
+    fn whatever_renders_is_clean(cluster in any_cluster()) {
         let nodes = cluster.render().unwrap();
         prop_assert_eq!(nodes.len(), cluster.nodes.len());
         for node in &nodes {
+            prop_assert_eq!(check(&node.json).findings, vec![]);
             prop_assert!(!node.json.contains("null"));
         }
         prop_assert_eq!(nodes, cluster.render().unwrap());
@@ -281,5 +308,6 @@ proptest! {
     #[test]
     fn reading_never_panics(text in "(\\[\\[?[a-z.]{1,9}\\]\\]?|[a-z]{1,8} = [0-9\"a-z\\[\\]{}.-]{0,9}|\n|é){0,12}") {
         let _any_result = Cluster::from_toml(&text);
+        check(&text);
     }
 }

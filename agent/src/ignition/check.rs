@@ -1,0 +1,328 @@
+//! What the Ignition of the image would say to a config, said before the machine boots.
+//!
+//! `ignition-config` knows the types of each spec and reports unknown keys. The rules that types cannot express are
+//! those of Ignition 2.14.0's own validation (`config/v3_3/types/*.go`), plus a few things that it accepts and that
+//! then fail, or silently do something else, on the machine.
+
+mod devices;
+mod passwd;
+mod resource;
+mod storage;
+mod systemd;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::hash::Hash;
+
+use ignition_config::{Config, Warning, v3_3 as spec};
+use serde_json::Value;
+
+use super::locate::{Index, Position, join_index, join_key};
+
+/// The newest spec that Ignition 2.14.0 reads, as `3.MINOR.0`.
+const NEWEST_MINOR: u64 = 3;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Severity {
+    /// Ignition ignores it, or does something that is hardly meant.
+    Warning,
+    /// Ignition refuses the config, or fails while it applies it; the machine does not boot.
+    Error,
+}
+
+/// One thing that is wrong with a config.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// Error or warning.
+    pub severity: Severity,
+    /// Where in the text.
+    pub position: Position,
+    /// The JSON path, for example `storage.files[2].path`; empty for the text as a whole.
+    pub path: String,
+    /// What is wrong, in words.
+    pub message: String,
+}
+
+impl fmt::Display for Finding {
+    /// `LINE:COLUMN: error: PATH: MESSAGE`, as compilers write it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        };
+        let Position { line, column } = self.position;
+        write!(f, "{line}:{column}: {severity}: ")?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// The outcome of [`check`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// The spec version as written, for example `3.3.0`; empty when there is none.
+    pub spec: String,
+    /// How many files the config writes.
+    pub files: usize,
+    /// How many systemd units it touches.
+    pub units: usize,
+    /// Everything found, in the order of the text.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// How many findings are errors: with none, Ignition takes the config.
+    pub fn errors(&self) -> usize {
+        let is_error = |finding: &&Finding| finding.severity == Severity::Error;
+        self.findings.iter().filter(is_error).count()
+    }
+}
+
+impl fmt::Display for Report {
+    /// `spec 3.3.0, 7 files, 1 unit`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.spec.is_empty() {
+            return f.write_str("no config");
+        }
+        let plural = |count| if count == 1 { "" } else { "s" };
+        let (files, units) = (self.files, self.units);
+        let spec = &self.spec;
+        write!(
+            f,
+            "spec {spec}, {files} file{}, {units} unit{}",
+            plural(files),
+            plural(units)
+        )
+    }
+}
+
+/// Checks the text of any Ignition config.
+pub fn check(text: &str) -> Report {
+    let mut report = Report {
+        spec: String::new(),
+        files: 0,
+        units: 0,
+        findings: Vec::new(),
+    };
+    let mut findings = Findings {
+        index: Index::of_json(text),
+        list: Vec::new(),
+    };
+    if text.trim().is_empty() {
+        findings.warn("", "the config is empty: Ignition provisions nothing");
+    } else if let Some((version, minor)) = spec_version(text, &mut findings) {
+        report.spec = version;
+        if let Some(config) = parse(text, &mut findings) {
+            check_config(&config, minor, &mut findings);
+            report.files = config
+                .storage
+                .and_then(|storage| storage.files)
+                .map_or(0, |files| files.len());
+            report.units = config
+                .systemd
+                .and_then(|systemd| systemd.units)
+                .map_or(0, |units| units.len());
+        }
+    }
+    report.findings = findings.list;
+    report.findings.sort_by_key(|finding| finding.position);
+    report
+}
+
+/// Findings in the making.
+struct Findings<'t> {
+    index: Index<'t>,
+    list: Vec<Finding>,
+}
+
+impl Findings<'_> {
+    fn error(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.add(Severity::Error, path.into(), message.into());
+    }
+
+    fn warn(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.add(Severity::Warning, path.into(), message.into());
+    }
+
+    fn add(&mut self, severity: Severity, path: String, message: String) {
+        let position = self.index.position_of(&path);
+        self.list.push(Finding {
+            severity,
+            position,
+            path,
+            message,
+        });
+    }
+
+    /// An error where `serde_json` met it.
+    fn parse_error(&mut self, error: &serde_json::Error) {
+        let offset = self.index.fault_at(error.line(), error.column());
+        let message = error.to_string();
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        self.list.push(Finding {
+            severity: Severity::Error,
+            position: self.index.position_at(offset),
+            path: self.index.path_at(offset).to_owned(),
+            message: message.strip_suffix(&place).unwrap_or(&message).to_owned(),
+        });
+    }
+
+    /// Reports every key that an earlier entry of the list at `list_path` has too.
+    fn check_unique<T: Eq + Hash>(
+        &mut self,
+        list_path: &str,
+        what: &str,
+        keys: impl Iterator<Item = T>,
+    ) {
+        let mut seen = HashSet::new();
+        for (i, key) in keys.enumerate() {
+            if !seen.insert(key) {
+                let path = join_index(list_path, i);
+                self.error(path, format!("an earlier entry has the same {what}"));
+            }
+        }
+    }
+}
+
+/// The spec version as written and its minor number, or `None` with the reason among the findings.
+fn spec_version(text: &str, findings: &mut Findings<'_>) -> Option<(String, u64)> {
+    let root: Value = match serde_json::from_str(text) {
+        Ok(root) => root,
+        Err(error) => {
+            findings.parse_error(&error);
+            if let Some(format) = other_format(text) {
+                findings.error("", format!("this is {format}"));
+            }
+            return None;
+        }
+    };
+    let version = root.get("ignition").and_then(|value| value.get("version"));
+    let Some(version) = version.and_then(Value::as_str) else {
+        let message = "the spec version is missing: write {\"ignition\": {\"version\": \"3.3.0\"}}";
+        findings.error("ignition.version", message);
+        return None;
+    };
+    match accept(version) {
+        Ok(minor) => Some((version.to_owned(), minor)),
+        Err(reason) => {
+            findings.error("ignition.version", reason);
+            None
+        }
+    }
+}
+
+/// What a text that is not JSON was probably meant to be.
+fn other_format(text: &str) -> Option<&'static str> {
+    let starts = |prefix| text.trim_start().starts_with(prefix);
+    if starts("#cloud-config") {
+        Some("cloud-init's format, which Ignition does not read")
+    } else if starts("#!") {
+        Some("a script, which Ignition does not run; put it into a file and a unit")
+    } else if text.lines().any(|line| line.starts_with("variant:")) {
+        Some(
+            "a Butane config: translate it with `butane --strict` (variant flatcar 1.0.0, or fcos up to 1.4.0)",
+        )
+    } else {
+        None
+    }
+}
+
+/// The minor number of a version that Ignition 2.14.0 reads.
+fn accept(version: &str) -> Result<u64, String> {
+    let (numbers, is_experimental) = match version.split_once('-') {
+        Some((numbers, _)) => (numbers, true),
+        None => (version, false),
+    };
+    let parts: Vec<Option<u64>> = numbers.split('.').map(|part| part.parse().ok()).collect();
+    match parts[..] {
+        [Some(3), Some(_), Some(_)] if is_experimental => Err(format!(
+            "{version} may change with any Ignition release; use 3.0.0 to 3.3.0"
+        )),
+        [Some(3), Some(minor), Some(0)] if minor <= NEWEST_MINOR => Ok(minor),
+        [Some(3), Some(_), Some(_)] => Err(format!(
+            "spec {version} is newer than the image's Ignition 2.14.0, which reads 3.0.0 to 3.3.0; with Butane use \
+             variant flatcar version 1.0.0, or fcos up to 1.4.0"
+        )),
+        [Some(1 | 2), Some(_), Some(_)] => Err(format!(
+            "spec {version} is of the Container Linux generation; convert it to 3.x with ign-converter"
+        )),
+        _ => Err(format!(
+            "{version:?} is not a spec version: expected 3.0.0 to 3.3.0"
+        )),
+    }
+}
+
+/// The config in the types of spec 3.3, of which 3.0 to 3.2 are subsets; `None` when a value has the wrong type.
+fn parse(text: &str, findings: &mut Findings<'_>) -> Option<spec::Config> {
+    match Config::parse_str(text) {
+        Ok((_, warnings)) => {
+            for warning in warnings {
+                match warning {
+                    Warning::UnusedKey(path) => {
+                        findings.warn(json_path(&path), "unknown key, which Ignition ignores");
+                    }
+                    other => findings.warn("", other.to_string()),
+                }
+            }
+        }
+        Err(ignition_config::Error::Serialization(error)) => {
+            findings.parse_error(&error);
+            return None;
+        }
+        Err(error) => {
+            findings.error("ignition.version", error.to_string());
+            return None;
+        }
+    }
+    match serde_json::from_str(text) {
+        Ok(config) => Some(config),
+        Err(error) => {
+            findings.parse_error(&error);
+            None
+        }
+    }
+}
+
+/// The crate's `$.systemd.units.0.name` as `systemd.units[0].name`.
+fn json_path(path: &str) -> String {
+    let segments = path.trim_start_matches('$').split('.').skip(1);
+    segments.fold(String::new(), |path, segment| match segment.parse() {
+        Ok(index) => join_index(&path, index),
+        Err(_) => join_key(&path, segment),
+    })
+}
+
+fn check_config(config: &spec::Config, minor: u64, findings: &mut Findings<'_>) {
+    resource::check_ignition(&config.ignition, minor, findings);
+    if let Some(arguments) = &config.kernel_arguments {
+        let lists = [&arguments.should_exist, &arguments.should_not_exist];
+        findings.check_unique(
+            "kernelArguments.shouldExist",
+            "text",
+            lists[0].iter().flatten(),
+        );
+        let exist: HashSet<&String> = lists[0].iter().flatten().collect();
+        for (i, argument) in lists[1].iter().flatten().enumerate() {
+            if exist.contains(argument) {
+                let path = join_index("kernelArguments.shouldNotExist", i);
+                findings.error(path, format!("{argument:?} is in shouldExist too"));
+            }
+        }
+    }
+    if let Some(passwd) = &config.passwd {
+        passwd::check(passwd, findings);
+    }
+    if let Some(storage) = &config.storage {
+        storage::check(storage, minor, findings);
+        devices::check(storage, minor, findings);
+    }
+    if let Some(systemd) = &config.systemd {
+        systemd::check(systemd, findings);
+    }
+}

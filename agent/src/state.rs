@@ -2,43 +2,77 @@
 //!
 //! Every object has a [`Key`] that says *which* it is, and an [`Object`] that says *how* it is. Keys are ordered so that
 //! walking a state forwards creates what others need first (a link before the routes over it), and walking it backwards
-//! removes in the right order.
+//! removes in the right order. Everything here is pure; [`crate::netlink`] talks to the kernel.
+
+mod diff;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
+pub use self::diff::{Change, LinkChange, diff, diff_keys};
 use crate::net::{InterfaceName, MacAddr};
 
 /// Which kernel object: the part that the kernel itself uses to tell objects apart.
+///
+/// The order of the variants is the order of creation. A forwarding entry comes before the neighbour entry that sends
+/// frames to its MAC address, and both before the route that uses them, so that a peer's change drops no packet.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Key {
     /// A network device, by name.
     Link(InterfaceName),
     /// An address on a device.
     Address(InterfaceName, IpNet),
-    /// A permanent neighbour (ARP or ND) entry on a device.
-    Neighbor(InterfaceName, IpAddr),
     /// A forwarding entry of a VXLAN device: `bridge fdb … self`.
     Fdb(InterfaceName, MacAddr),
-    /// A route of the main table, by destination.
+    /// A permanent neighbour (ARP or ND) entry on a device.
+    Neighbor(InterfaceName, IpAddr),
+    /// A next-hop object, by device and gateway; its number in the kernel is the executor's affair.
+    NextHop(InterfaceName, IpAddr),
+    /// A unicast route of the main table with metric 0, by destination.
     Route(IpNet),
+}
+
+impl Key {
+    /// The device that takes this object along when it goes away; `None` for links, and for routes, whose device is
+    /// part of the [`Object`].
+    pub fn link(&self) -> Option<&InterfaceName> {
+        match self {
+            Self::Address(link, _)
+            | Self::Fdb(link, _)
+            | Self::Neighbor(link, _)
+            | Self::NextHop(link, _) => Some(link),
+            Self::Link(_) | Self::Route(_) => None,
+        }
+    }
 }
 
 /// How a kernel object is, apart from its [`Key`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Object {
-    /// A VXLAN device.
+    /// A VXLAN device that is up.
     Vxlan(Vxlan),
+    /// A device that is not what its name promises: another kind, or an option that we never set. Only observed.
+    OtherLink,
     /// An address; its key says all.
     Address,
-    /// The link-layer address of a neighbour.
-    Neighbor(MacAddr),
     /// The underlay address to which frames for the entry's MAC are sent.
     Fdb(IpAddr),
+    /// The link-layer address of a neighbour.
+    Neighbor(MacAddr),
+    /// A next hop.
+    NextHop {
+        /// Whether the gateway is taken to be on the link without a route to it.
+        onlink: bool,
+    },
     /// How a destination is reached.
     Route(Route),
+    /// Ours by its key, but of a form that we never make. Only observed, never equal to what is wanted.
+    Odd,
 }
 
 /// The attributes of a VXLAN device that matter to the agent (`ip -d link show type vxlan`).
@@ -60,6 +94,8 @@ pub struct Vxlan {
     pub learning: bool,
     /// Group policy extension.
     pub gbp: bool,
+    /// Whether the device is administratively up.
+    pub up: bool,
 }
 
 /// How a destination is reached.
@@ -75,3 +111,55 @@ pub struct Route {
 
 /// A set of kernel objects.
 pub type State = BTreeMap<Key, Object>;
+
+/// What changed in a wanted state: the object that a key shall now have, or `None` where nothing is wanted any more.
+///
+/// Later changes override earlier ones, so several are merged by `extend()` in the order of time.
+pub type Delta = BTreeMap<Key, Option<Object>>;
+
+/// What in the kernel belongs to the agent, apart from what carries its route protocol number.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Scope {
+    /// The overlay devices. They are the agent's, with all their forwarding entries and permanent neighbours.
+    pub links: Vec<InterfaceName>,
+    /// The overlay network. Addresses on the overlay devices are the agent's when inside, and so are routes over them
+    /// that another flannel implementation left.
+    pub network: Ipv4Net,
+}
+
+/// An object with its key, in the words of ip(8) and bridge(8).
+struct Described<'a>(&'a Key, &'a Object);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        match self.1 {
+            Object::Vxlan(vxlan) => write!(
+                f,
+                " type vxlan id {} dstport {} local {} dev #{} address {} mtu {}",
+                vxlan.vni, vxlan.port, vxlan.local, vxlan.underlay_index, vxlan.mac, vxlan.mtu
+            ),
+            Object::Fdb(remote) => write!(f, " dst {remote}"),
+            Object::Neighbor(mac) => write!(f, " lladdr {mac}"),
+            Object::NextHop { onlink: true } => f.write_str(" onlink"),
+            Object::Route(route) => {
+                write!(f, " via {} dev {}", route.gateway, route.link)?;
+                f.write_str(if route.onlink { " onlink" } else { "" })
+            }
+            Object::OtherLink | Object::Address | Object::NextHop { .. } | Object::Odd => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(link) => write!(f, "link {link}"),
+            Self::Address(link, address) => write!(f, "address {address} dev {link}"),
+            Self::Fdb(link, mac) => write!(f, "fdb {mac} dev {link}"),
+            Self::Neighbor(link, address) => write!(f, "neighbor {address} dev {link}"),
+            Self::NextHop(link, gateway) => write!(f, "nexthop via {gateway} dev {link}"),
+            Self::Route(destination) => write!(f, "route {destination}"),
+        }
+    }
+}

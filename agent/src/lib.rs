@@ -16,6 +16,7 @@ pub mod lease;
 pub mod logging;
 pub mod machine_id;
 pub mod net;
+pub mod network_command;
 pub mod network_config;
 pub mod peers;
 pub mod retry;

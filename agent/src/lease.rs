@@ -100,12 +100,14 @@ impl LeaseAttrs {
 
 impl PartialEq for LeaseAttrs {
     fn eq(&self, other: &Self) -> bool {
-        let data = |raw: &Option<Box<RawValue>>| raw.as_ref().map(|raw| raw.get().to_owned());
+        fn text(raw: &Option<Box<RawValue>>) -> Option<&str> {
+            raw.as_deref().map(RawValue::get)
+        }
         self.public_ip == other.public_ip
             && self.public_ipv6 == other.public_ipv6
             && self.backend_type == other.backend_type
-            && data(&self.backend_data) == data(&other.backend_data)
-            && data(&self.backend_v6_data) == data(&other.backend_v6_data)
+            && text(&self.backend_data) == text(&other.backend_data)
+            && text(&self.backend_v6_data) == text(&other.backend_v6_data)
             && self.owner == other.owner
     }
 }

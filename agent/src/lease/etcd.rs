@@ -158,7 +158,11 @@ impl EtcdStore {
     pub async fn list(&mut self) -> Result<Vec<Lease>, StoreError> {
         let store = &self.store;
         let listing = listing::list(&store.servers, &store.keys, &store.reports).await?;
-        Ok(listing.entries.iter().filter_map(Entry::lease).collect())
+        Ok(listing
+            .entries
+            .into_iter()
+            .filter_map(Entry::into_lease)
+            .collect())
     }
 
     fn with_owner(&self, attrs: &LeaseAttrs) -> LeaseAttrs {
@@ -229,15 +233,13 @@ impl LeaseStore for EtcdStore {
         if held.published == held.wanted {
             return Ok(());
         }
-        // Whatever fails from here on, the keeper sees to it.
-        let etcd_lease = held.etcd_lease;
-        let outcome = match held.put(&self.store, etcd_lease).await {
-            Ok(true) => return Ok(()),
-            Ok(false) => held.settle(&self.store).await,
-            Err(error) => Err(error),
-        };
+        // The keeper has a look when the lock is free again, so whatever fails from here on, it sees to it.
         self.store.touched.notify_one();
-        match outcome? {
+        let etcd_lease = held.etcd_lease;
+        if held.put(&self.store, etcd_lease).await? {
+            return Ok(());
+        }
+        match held.settle(&self.store).await? {
             Settled::Kept { .. } => Ok(()),
             Settled::Lost { reason } => Err(StoreError::NoLease { reason }),
         }

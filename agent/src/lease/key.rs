@@ -40,6 +40,14 @@ pub enum LeaseKeyError {
 }
 
 impl SubnetKey {
+    /// The key of the subnets that these addresses lie in.
+    pub fn new(v4: Ipv4Net, v6: Option<Ipv6Net>) -> Self {
+        Self {
+            v4: v4.trunc(),
+            v6: v6.map(|v6| v6.trunc()),
+        }
+    }
+
     /// Reads the last part of a lease key, `A.B.C.D-LEN` or `A.B.C.D-LEN&V6-LEN6`.
     ///
     /// Stricter than flannel, since other nodes write these keys: nothing may stand before the address (flannel's
@@ -58,12 +66,9 @@ impl SubnetKey {
             None => None,
             Some(None) => return Err(form()),
             Some(Some((_, len))) if len > 127 => return Err(form()),
-            Some(Some((v6, len))) => Some(Ipv6Net::new(v6, len).map_err(|_| form())?.trunc()),
+            Some(Some((v6, len))) => Some(Ipv6Net::new(v6, len).map_err(|_| form())?),
         };
-        let key = Self {
-            v4: v4.ok_or_else(form)?.trunc(),
-            v6,
-        };
+        let key = Self::new(v4.ok_or_else(form)?, v6);
         let canonical = key.name();
         if canonical == name {
             Ok(key)
@@ -87,9 +92,9 @@ impl SubnetKey {
 
 impl fmt::Display for SubnetKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.v4.trunc())?;
+        write!(f, "{}", self.v4)?;
         match self.v6 {
-            Some(v6) => write!(f, " and {}", v6.trunc()),
+            Some(v6) => write!(f, " and {v6}"),
             None => Ok(()),
         }
     }

@@ -49,6 +49,8 @@ pub(super) async fn acquire(
     previous: Option<SubnetKey>,
 ) -> Result<Acquired, StoreError> {
     let mut fresh = None;
+    // As found in a file, it may be an address in the subnet.
+    let previous = previous.map(|key| SubnetKey::new(key.v4, key.v6));
     let result = with_retries(store, config, attrs, previous, &mut fresh).await;
     // A lease that was granted for an attempt which then failed would linger for a day. But after a request without an
     // answer it may be attached to this node's key, which revoking it would delete.

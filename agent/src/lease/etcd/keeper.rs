@@ -115,7 +115,7 @@ impl Keeper {
             let subnet = held.key.to_string();
             warn!(
                 subnet,
-                "the key of the own lease was changed by somebody else, and is restored"
+                "the key of the own lease was not as this node wants it, and is restored"
             );
             let now = Instant::now();
             if self.last_rewrite.is_none_or(|last| now - last > QUIET) {

@@ -39,10 +39,10 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn lease(&self) -> Option<Lease> {
+    pub(super) fn into_lease(self) -> Option<Lease> {
         Some(Lease {
             key: self.key,
-            attrs: self.attrs.clone()?,
+            attrs: self.attrs?,
             created: to_unsigned(self.created),
         })
     }
@@ -54,16 +54,16 @@ pub(super) fn to_unsigned(revision: i64) -> u64 {
 }
 
 impl Listing {
-    pub(super) fn snapshot(&self) -> LeaseEvent {
-        LeaseEvent::Snapshot {
-            leases: self.entries.iter().filter_map(Entry::lease).collect(),
-            unreadable: self
-                .entries
-                .iter()
-                .filter(|entry| entry.attrs.is_none())
-                .map(|entry| entry.key)
-                .collect(),
+    pub(super) fn into_snapshot(self) -> LeaseEvent {
+        let (mut leases, mut unreadable) = (Vec::with_capacity(self.entries.len()), Vec::new());
+        for entry in self.entries {
+            let key = entry.key;
+            match entry.into_lease() {
+                Some(lease) => leases.push(lease),
+                None => unreadable.push(key),
+            }
         }
+        LeaseEvent::Snapshot { leases, unreadable }
     }
 }
 

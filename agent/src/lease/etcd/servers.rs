@@ -78,37 +78,54 @@ impl Servers {
         let mut attempts = Vec::new();
         for _ in 0..self.endpoints.len() {
             let (index, known) = self.current();
-            let answer = timeout(DEADLINE, async {
-                let client = match known {
-                    Some(client) => client,
-                    None => self.connect(index).await?,
-                };
-                request(client).await.map_err(|error| Failure::of(&error))
-            });
-            match answer.await.unwrap_or_else(|_| Err(Failure::silence())) {
+            let mut failure = match self.ask(index, known.clone(), &mut request).await {
                 Ok(answer) => return Ok(answer),
-                Err(failure) => {
-                    let server = self.name(index);
-                    debug!(server, cause = failure.cause, "request failed");
-                    match failure.code {
-                        Some(code) if !failure.of_one_server => {
-                            return Err(StoreError::Refused {
-                                server,
-                                reason: failure.cause,
-                                code,
-                            });
-                        }
-                        _ => {
-                            self.give_up(index, failure.silent);
-                            attempts.push(format!("{server}: {}", failure.cause));
-                        }
-                    }
-                }
+                Err(failure) => failure,
+            };
+            if known.is_some() && failure.of_one_server && !failure.silent {
+                // The connection may be one to a former life of the server. A new one shows how it is now.
+                self.forget(index);
+                failure = match self.ask(index, None, &mut request).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(failure) => failure,
+                };
             }
+            let server = self.name(index);
+            debug!(server, cause = failure.cause, "request failed");
+            if let Some(code) = failure.code.filter(|_| !failure.of_one_server) {
+                return Err(StoreError::Refused {
+                    server,
+                    reason: failure.cause,
+                    code,
+                });
+            }
+            self.give_up(index, failure.silent);
+            attempts.push(format!("{server}: {}", failure.cause));
         }
         Err(StoreError::Unreachable {
             attempts: attempts.join("; "),
         })
+    }
+
+    /// Sends a request to one server, over a new connection if none is given.
+    async fn ask<T, F, Fut>(
+        &self,
+        index: usize,
+        client: Option<Client>,
+        request: &mut F,
+    ) -> Result<T, Failure>
+    where
+        F: FnMut(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let answer = timeout(DEADLINE, async {
+            let client = match client {
+                Some(client) => client,
+                None => self.connect(index).await?,
+            };
+            request(client).await.map_err(|error| Failure::of(&error))
+        });
+        answer.await.unwrap_or_else(|_| Err(Failure::silence()))
     }
 
     /// Connects to the current server. On failure the next server becomes the current one.
@@ -184,7 +201,15 @@ impl Servers {
         if state.current == index {
             state.current = (index + 1) % self.endpoints.len();
         }
-        if silent && let Some(slot) = state.clients.get_mut(index) {
+        drop(state);
+        if silent {
+            self.forget(index);
+        }
+    }
+
+    /// Makes the next request to a server use a new connection.
+    fn forget(&self, index: usize) {
+        if let Some(slot) = self.state().clients.get_mut(index) {
             *slot = None;
         }
     }

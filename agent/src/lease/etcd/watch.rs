@@ -84,7 +84,7 @@ impl Watcher {
     /// Runs until the store is dropped. `listing`: what is known already.
     pub(super) async fn run(mut self, listing: Option<Listing>) {
         if let Some(listing) = listing
-            && self.snapshot(&listing).await.is_err()
+            && self.snapshot(listing).await.is_err()
         {
             return;
         }
@@ -147,16 +147,17 @@ impl Watcher {
             );
         }
         let listing = list(&store.servers, &store.keys, &store.reports).await?;
-        self.snapshot(&listing).await
+        let own = listing.entries.iter().find(|e| Some(e.key) == self.own);
+        self.look_at_own(own.map(|entry| entry.modified));
+        self.snapshot(listing).await
     }
 
     /// Reports a listing. Returns the revision after it.
-    async fn snapshot(&mut self, listing: &Listing) -> Result<i64, Stop> {
+    async fn snapshot(&mut self, listing: Listing) -> Result<i64, Stop> {
         let next = listing.revision + 1;
         self.next = Some(next);
-        let own = listing.entries.iter().find(|e| Some(e.key) == self.own);
-        self.look_at_own(own.map(|entry| entry.modified));
-        self.send(StoreEvent::Peers(listing.snapshot())).await?;
+        self.send(StoreEvent::Peers(listing.into_snapshot()))
+            .await?;
         Ok(next)
     }
 
@@ -239,10 +240,11 @@ impl Watcher {
                 }),
                 EventType::Put => store.reports.entry(&store.keys, kv).map(|entry| {
                     // An unreadable value changes nothing: what was there before still holds.
-                    if let Some(lease) = entry.lease() {
-                        changes.insert(entry.key, Some(lease));
+                    let key = entry.key;
+                    if let Some(lease) = entry.into_lease() {
+                        changes.insert(key, Some(lease));
                     }
-                    entry.key
+                    key
                 }),
             };
             if key.is_some() && key == self.own {

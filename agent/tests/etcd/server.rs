@@ -1,0 +1,169 @@
+//! An etcd server of a test's own, on loopback.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use etcd_client::Client;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use selvage::lease::etcd::{EtcdSettings, EtcdStore};
+
+/// Killed, with its data, when dropped.
+pub(crate) struct Server {
+    dir: tempfile::TempDir,
+    client: SocketAddr,
+    peer: SocketAddr,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Starts a server and waits until it answers.
+    pub(crate) async fn start() -> Self {
+        let mut server = Self {
+            dir: tempfile::tempdir().unwrap(),
+            client: free_port(),
+            peer: free_port(),
+            child: None,
+        };
+        server.up().await;
+        server
+    }
+
+    /// The address for clients.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.client)
+    }
+
+    /// Starts the server again, with its old data on its old port.
+    pub(crate) async fn up(&mut self) {
+        assert!(self.child.is_none());
+        let client = self.url();
+        let peer = format!("http://{}", self.peer);
+        let log = std::fs::File::create(self.log()).unwrap();
+        let child = Command::new("etcd")
+            .args([
+                "--name",
+                "test",
+                "--logger",
+                "zap",
+                "--log-outputs",
+                "stderr",
+            ])
+            .arg("--data-dir")
+            .arg(self.dir.path().join("data"))
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &format!("test={peer}")])
+            // Tests are many at once and care little for a crash of the machine.
+            .args(["--heartbeat-interval", "100", "--election-timeout", "1000"])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        self.child = Some(child.expect("etcd (package etcd-server) is needed for this test"));
+        self.wait_until_it_answers().await;
+    }
+
+    /// Kills the server without warning.
+    pub(crate) fn down(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Makes the next start use another address for clients. Returns the one before.
+    pub(crate) fn move_to(&mut self, client: SocketAddr) -> SocketAddr {
+        assert!(self.child.is_none());
+        std::mem::replace(&mut self.client, client)
+    }
+
+    /// Makes the next start begin with no data.
+    pub(crate) fn forget(&mut self) {
+        assert!(self.child.is_none());
+        std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+    }
+
+    /// Stops the process as a frozen machine would be: its connections stay open, and nothing answers.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self.child.as_ref().expect("the server runs").id();
+        kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    async fn wait_until_it_answers(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let mut client = self.client().await;
+            let answer = client.get("up", None);
+            if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(1), answer).await {
+                return;
+            }
+            if Instant::now() > deadline {
+                let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+                panic!("etcd does not answer within 30 s; its log:\n{log}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// A plain client, to look at the store and to meddle with it.
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect([self.url()], None).await.unwrap()
+    }
+
+    /// The agent's store for a machine.
+    pub(crate) fn store(&self, owner: &str) -> EtcdStore {
+        self.store_with(owner, |_| {})
+    }
+
+    /// The same with other settings.
+    pub(crate) fn store_with(
+        &self,
+        owner: &str,
+        change: impl FnOnce(&mut EtcdSettings),
+    ) -> EtcdStore {
+        let mut settings = EtcdSettings {
+            endpoints: vec![self.url()],
+            ..EtcdSettings::default()
+        };
+        change(&mut settings);
+        EtcdStore::new(settings, owner.to_owned()).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+/// A port that nobody uses now. The kernel hands them out in turn, so it stays free for a while.
+pub(crate) fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}

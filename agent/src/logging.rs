@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
 use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -32,7 +32,7 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error::BadFilter`].
-pub fn parse_filter(text: &str) -> Result<EnvFilter, Error> {
+pub fn parse_filter(text: &str) -> Result<Targets, Error> {
     let error = || Error::BadFilter(text.chars().take(64).collect());
     // A word alone that is no level would be taken for a module path, and nothing would ever be logged.
     for directive in text.split(',').map(str::trim) {
@@ -45,7 +45,7 @@ pub fn parse_filter(text: &str) -> Result<EnvFilter, Error> {
             return Err(error());
         }
     }
-    EnvFilter::builder().parse(text).map_err(|_| error())
+    text.parse().map_err(|_| error())
 }
 
 /// Starts the log of this process. Events below what `filter` names are dropped.

@@ -35,19 +35,15 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run(flags) => {
-            let settings = start(&flags)?;
+        Command::Run(flags) | Command::Cleanup(flags) => {
+            let _settings = start(&flags)?;
             privileges::restrict()?;
-            runtime()?.block_on(async { drop(settings) });
-            Ok(())
+            let _runtime = runtime()?;
+            anyhow::bail!("this build has neither the agent's loop nor its clean-up")
         }
-        Command::Cleanup(flags) => {
-            let settings = start(&flags)?;
-            privileges::restrict()?;
-            runtime()?.block_on(async { drop(settings) });
-            Ok(())
+        Command::Network(_) | Command::Ignition(_) => {
+            anyhow::bail!("this build has neither lease store nor Ignition")
         }
-        Command::Network(_) | Command::Ignition(_) => Ok(()),
     }
 }
 

@@ -484,3 +484,22 @@ fn every_setting_has_a_flag_whose_help_names_its_key_and_is_read_from_every_sour
         assert!(message.contains(&ours), "{message}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_check_panic(text: String, tail in "[a-z\\[\\]=\"'.#\n -]{0,80}") {
+        let _ = check_file(&text, Path::new("agent.toml"));
+        let _ = check_file(&tail, Path::new("agent.toml"));
+    }
+
+    #[test]
+    fn no_value_makes_the_check_panic(value: String) {
+        for key in key::ALL {
+            let (table, name) = key.path.split_once('.').unwrap();
+            let text = format!("[{table}]\n{name} = {}\n", toml::Value::from(value.as_str()));
+            let _ = check_file(&text, Path::new("agent.toml"));
+        }
+        let endpoints = toml::Value::from(vec![value.as_str()]);
+        let _ = check_file(&format!("etcd.endpoints = {endpoints}"), Path::new("agent.toml"));
+    }
+}

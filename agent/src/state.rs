@@ -71,8 +71,15 @@ pub enum Object {
     },
     /// How a destination is reached.
     Route(Route),
-    /// Ours by its key, but of a form that we never make. Only observed, never equal to what is wanted.
+    /// A neighbour or forwarding entry of a form that we never make. Only observed, never equal to what is wanted.
     Odd,
+    /// A route that is ours, but that another implementation or another version made. Only observed.
+    OddRoute {
+        /// Its route protocol number.
+        protocol: u8,
+        /// Index of its device, if it has one of its own and not by a next-hop object.
+        link_index: Option<u32>,
+    },
 }
 
 /// The attributes of a VXLAN device that matter to the agent (`ip -d link show type vxlan`).
@@ -146,6 +153,7 @@ impl fmt::Display for Described<'_> {
                 write!(f, " via {} dev {}", route.gateway, route.link)?;
                 f.write_str(if route.onlink { " onlink" } else { "" })
             }
+            Object::OddRoute { protocol, .. } => write!(f, " proto {protocol}"),
             Object::OtherLink | Object::Address | Object::NextHop { .. } | Object::Odd => Ok(()),
         }
     }

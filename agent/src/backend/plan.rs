@@ -1,0 +1,221 @@
+//! The plan: the kernel state that the own lease and the accepted peers ask for, kept up to date peer by peer.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{Backend, Refusal};
+use crate::lease::{Lease, SubnetKey};
+use crate::state::{Delta, Key, Object, State};
+
+/// What the own lease and the peers ask for. Pure: it knows leases and objects, never the kernel.
+///
+/// The caller sees to it that no two peers' subnets overlap. What else two peers can claim, such as a MAC address, goes
+/// to the older lease; the younger peer is refused, and takes its place as soon as the older one lets go.
+#[derive(Debug)]
+pub struct Plan {
+    own: State,
+    peers: BTreeMap<SubnetKey, Peer>,
+    /// Every claim that could be contested, oldest lease first for each key.
+    claims: BTreeSet<(Key, Age)>,
+}
+
+/// The order of claims: by age, then by subnet.
+type Age = (u64, SubnetKey);
+
+#[derive(Debug)]
+struct Peer {
+    created: u64,
+    /// What reaches the peer, or why it cannot be reached. A peer whose claims lose keeps its objects here.
+    objects: Result<Box<[(Key, Object)]>, Refusal>,
+}
+
+impl Plan {
+    /// Plans for a set of peers; the own lease among them is skipped.
+    pub fn new<'a>(
+        backend: &dyn Backend,
+        own: &SubnetKey,
+        peers: impl IntoIterator<Item = &'a Lease>,
+    ) -> Self {
+        let mut plan = Self {
+            own: backend.own(own),
+            peers: BTreeMap::new(),
+            claims: BTreeSet::new(),
+        };
+        for peer in peers.into_iter().filter(|peer| peer.key != *own) {
+            plan.insert(backend, peer);
+        }
+        plan
+    }
+
+    /// Everything that is wanted.
+    pub fn state(&self) -> State {
+        let accepted = self
+            .peers
+            .iter()
+            .filter(|(key, _)| self.holder(key).is_none());
+        let objects = accepted.flat_map(|(_, peer)| peer.objects.iter().flatten().cloned());
+        self.own.clone().into_iter().chain(objects).collect()
+    }
+
+    /// Takes a new peer, or what changed about one; returns what that changes in the wanted state.
+    pub fn set_peer(&mut self, backend: &dyn Backend, peer: &Lease) -> Delta {
+        let mut touched = self.take(&peer.key);
+        let inserted = self.insert(backend, peer);
+        touched.keys.extend(inserted.keys);
+        touched.peers.extend(inserted.peers);
+        self.delta(touched)
+    }
+
+    /// Forgets a peer; returns what that changes in the wanted state.
+    pub fn remove_peer(&mut self, key: &SubnetKey) -> Delta {
+        let touched = self.take(key);
+        self.delta(touched)
+    }
+
+    /// The peers that are not programmed, and why.
+    pub fn refused(&self) -> impl Iterator<Item = (&SubnetKey, Refusal)> {
+        self.peers.iter().filter_map(|(key, peer)| {
+            let refusal = match &peer.objects {
+                Err(refusal) => Some(refusal.clone()),
+                Ok(_) => self.holder(key),
+            };
+            refusal.map(|refusal| (key, refusal))
+        })
+    }
+
+    /// Why one peer is not programmed; `None` if it is, or if there is no such peer.
+    pub fn refusal(&self, key: &SubnetKey) -> Option<Refusal> {
+        match &self.peers.get(key)?.objects {
+            Err(refusal) => Some(refusal.clone()),
+            Ok(_) => self.holder(key),
+        }
+    }
+
+    /// The number of programmed peers.
+    pub fn accepted(&self) -> usize {
+        self.peers.len() - self.refused().count()
+    }
+
+    /// Adds a peer; returns the peers whose objects may have changed by it.
+    fn insert(&mut self, backend: &dyn Backend, lease: &Lease) -> Touched {
+        let peer = Peer {
+            created: lease.created,
+            objects: backend.peer(lease).map(Vec::into_boxed_slice),
+        };
+        let mut touched = Touched::default();
+        for (key, _) in peer.objects.iter().flatten() {
+            touched.keys.insert(key.clone());
+            if may_be_contested(key, &lease.key) {
+                touched.peers.extend(self.claimants(key));
+                self.claims.insert((key.clone(), (peer.created, lease.key)));
+            }
+        }
+        touched.peers.insert(lease.key);
+        self.peers.insert(lease.key, peer);
+        touched
+    }
+
+    /// Takes a peer out; returns the peers whose objects may have changed by it.
+    fn take(&mut self, subnet: &SubnetKey) -> Touched {
+        let mut touched = Touched::default();
+        let Some(peer) = self.peers.remove(subnet) else {
+            return touched;
+        };
+        for (key, _) in peer.objects.into_iter().flatten() {
+            if may_be_contested(&key, subnet) {
+                self.claims.remove(&(key.clone(), (peer.created, *subnet)));
+                touched.peers.extend(self.claimants(&key));
+            }
+            touched.keys.insert(key);
+        }
+        touched
+    }
+
+    /// What is wanted now of the touched keys, and of all keys of the touched peers.
+    fn delta(&self, touched: Touched) -> Delta {
+        let contested = |key: Key| {
+            let object = self.claimed(&key);
+            (key, object)
+        };
+        let mut delta: Delta = touched.keys.into_iter().map(contested).collect();
+        for subnet in &touched.peers {
+            let Some(Ok(objects)) = self.peers.get(subnet).map(|peer| &peer.objects) else {
+                continue;
+            };
+            let accepted = self.holder(subnet).is_none();
+            for (key, object) in objects {
+                let object = if accepted {
+                    Some(object.clone())
+                } else {
+                    self.claimed(key)
+                };
+                delta.insert(key.clone(), object);
+            }
+        }
+        delta
+    }
+
+    /// The object that a contested key has, by the accepted peer with the oldest claim to it.
+    fn claimed(&self, key: &Key) -> Option<Object> {
+        let winner = self
+            .claimants(key)
+            .find(|subnet| self.holder(subnet).is_none())?;
+        let objects = self.peers.get(&winner)?.objects.as_ref().ok()?;
+        let (_, object) = objects.iter().find(|(claimed, _)| claimed == key)?;
+        Some(object.clone())
+    }
+
+    /// Everybody who claims a contested key, oldest lease first.
+    fn claimants(&self, key: &Key) -> impl Iterator<Item = SubnetKey> {
+        let lowest = SubnetKey {
+            v4: Ipv4Net::default(),
+            v6: None,
+        };
+        let key = key.clone();
+        self.claims
+            .range((key.clone(), (0, lowest))..)
+            .take_while(move |(claimed, _)| *claimed == key)
+            .map(|&(_, (_, subnet))| subnet)
+    }
+
+    /// Who has an older claim to something that this peer needs. A shared next hop is no conflict.
+    fn holder(&self, subnet: &SubnetKey) -> Option<Refusal> {
+        let objects = self.peers.get(subnet)?.objects.as_ref().ok()?;
+        objects.iter().find_map(|(key, _)| {
+            if matches!(key, Key::NextHop(..)) || !may_be_contested(key, subnet) {
+                return None;
+            }
+            let oldest = self.claimants(key).next()?;
+            (oldest != *subnet).then(|| Refusal::Taken {
+                key: key.clone(),
+                holder: oldest.v4,
+            })
+        })
+    }
+}
+
+/// What one change of the peers may have changed in the wanted state.
+#[derive(Default)]
+struct Touched {
+    keys: BTreeSet<Key>,
+    peers: BTreeSet<SubnetKey>,
+}
+
+/// Whether a peer with another subnet could want the same object. Keys made of the peer's own subnet alone are safe,
+/// because no two subnets overlap; leaving them out keeps the table of claims small.
+fn may_be_contested(key: &Key, subnet: &SubnetKey) -> bool {
+    match key {
+        Key::Neighbor(_, address) | Key::NextHop(_, address) => {
+            !IpNet::V4(subnet.v4).contains(address)
+                && !subnet.v6.is_some_and(|v6| IpNet::V6(v6).contains(address))
+        }
+        Key::Route(destination) => {
+            *destination != IpNet::V4(subnet.v4) && Some(*destination) != subnet.v6.map(IpNet::V6)
+        }
+        Key::Link(_) | Key::Address(..) | Key::Fdb(..) => true,
+    }
+}

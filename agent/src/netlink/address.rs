@@ -1,0 +1,67 @@
+//! Messages about the addresses of devices: `ip address`.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::family;
+use super::message::{Message, Request, Verb};
+
+/// Asks for all IPv4 addresses of a device.
+pub(super) fn list(index: u32) -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.index = index;
+    RouteNetlinkMessage::GetAddress(message)
+}
+
+/// Adds an address.
+pub(super) fn set(index: u32, address: IpNet) -> Request {
+    let message = RouteNetlinkMessage::NewAddress(describe(index, address));
+    Request::new(Verb::Replace, message)
+}
+
+/// Removes an address.
+pub(super) fn delete(index: u32, address: IpNet) -> Request {
+    let message = RouteNetlinkMessage::DelAddress(describe(index, address));
+    Request::new(Verb::Plain, message)
+}
+
+fn describe(index: u32, address: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address.addr());
+    message.header.prefix_len = address.prefix_len();
+    message.header.index = index;
+    // IFA_LOCAL is the device's own address, IFA_ADDRESS the far end's, which is the same but on point-to-point links.
+    message.attributes = vec![
+        AddressAttribute::Local(address.addr()),
+        AddressAttribute::Address(address.addr()),
+    ];
+    message
+}
+
+/// Reads the device's index and the address from an answer or a notification.
+pub(super) fn read(message: &Message) -> Option<(u32, IpNet)> {
+    let Message::Route(
+        RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message),
+    ) = message
+    else {
+        return None;
+    };
+    let find =
+        |pick: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(pick);
+    let local = find(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        find(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })?;
+    let address = IpNet::new(address, message.header.prefix_len).ok()?;
+    Some((message.header.index, address))
+}

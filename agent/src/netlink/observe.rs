@@ -1,0 +1,249 @@
+//! What there is in the kernel that is ours, or that stands where something of ours should be.
+//!
+//! Only that is asked for: one device by name, the entries of that device, the routes of our protocol. A host may have
+//! thousands of containers' devices and a full Internet routing table, and none of it is looked at. Kernels before 4.20
+//! do not filter and send everything, so what is not ours is left out here as well.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use rtnetlink::packet_route::route::RouteProtocol;
+
+use super::message::Message;
+use super::nexthop::{self, Ids, NextHopMessage};
+use super::route::{self, KernelRoute};
+use super::socket::Dump;
+use super::{Kernel, KernelError, address, link, neighbor};
+use crate::net::InterfaceName;
+use crate::state::{Key, Object, Route, Scope, State};
+
+/// What there is.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    pub(crate) state: State,
+    /// Whether nothing can be missing. If not, it is no ground for removing anything.
+    pub(crate) complete: bool,
+    /// Next hops that carry our mark but have no use, by number.
+    pub(crate) surplus: Vec<u32>,
+}
+
+/// The names of devices by their index.
+type Names = BTreeMap<u32, InterfaceName>;
+
+impl Kernel {
+    /// Observes what is ours.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be talked to, or refuses to list something.
+    pub(crate) async fn observe(&mut self, scope: &Scope) -> Result<Observed, KernelError> {
+        let mut observed = Observed {
+            state: State::new(),
+            complete: true,
+            surplus: Vec::new(),
+        };
+        self.indices.clear();
+        self.ids = Ids::default();
+        let mut names = Names::new();
+        for name in &scope.links {
+            if let Some(link) = self.find_link(name).await? {
+                names.insert(link.index, name.clone());
+                let key = Key::Link(name.clone());
+                observed.state.insert(key, link.object);
+            }
+        }
+        let overlay = names.clone();
+        for (&index, name) in &overlay {
+            self.observe_link(scope, index, name, &mut observed).await?;
+        }
+        let hops = self.list_next_hops(&mut observed).await?;
+        let routes = self.list_routes(scope, &overlay, &mut observed).await?;
+        let indices = hops
+            .iter()
+            .filter_map(|hop| Some(hop.path()?.0))
+            .chain(routes.iter().filter_map(|route| route.link));
+        for index in indices {
+            if !names.contains_key(&index)
+                && let Some(name) = self.name_of(index).await?
+            {
+                names.insert(index, name);
+            }
+        }
+        for hop in hops {
+            self.note_next_hop(&hop, &names, &mut observed);
+        }
+        for route in routes {
+            let object = self.judge(&route, &names);
+            observed.state.insert(Key::Route(route.destination), object);
+        }
+        Ok(observed)
+    }
+
+    /// The addresses, neighbours and forwarding entries of an overlay device.
+    async fn observe_link(
+        &mut self,
+        scope: &Scope,
+        index: u32,
+        name: &InterfaceName,
+        observed: &mut Observed,
+    ) -> Result<(), KernelError> {
+        let addresses = self
+            .socket
+            .dump("addresses", address::list(index), |message| {
+                let (of, address) = address::read(&message)?;
+                let ours = of == index && is_inside(scope, &address);
+                ours.then(|| (Key::Address(name.clone(), address), Object::Address))
+            });
+        observed.take(addresses.await?);
+        let permanent = |message: Message| {
+            let entry = neighbor::read(&message, index, name)?;
+            entry.permanent.then_some((entry.key, entry.object))
+        };
+        let neighbors = self
+            .socket
+            .dump("neighbours", neighbor::list(index), permanent);
+        observed.take(neighbors.await?);
+        let fdb = self
+            .socket
+            .dump("forwarding entries", neighbor::list_fdb(index), permanent);
+        observed.take(fdb.await?);
+        Ok(())
+    }
+
+    /// All next hops of ours; the numbers of the others are noted as taken.
+    async fn list_next_hops(
+        &mut self,
+        observed: &mut Observed,
+    ) -> Result<Vec<NextHopMessage>, KernelError> {
+        if !self.next_hops {
+            return Ok(Vec::new());
+        }
+        let ids = &mut self.ids;
+        let dump = self.socket.dump(
+            "next hops",
+            Message::GetNextHop(NextHopMessage::default()),
+            |message| {
+                let Message::NewNextHop(hop) = message else {
+                    return None;
+                };
+                if hop.protocol != route::PROTOCOL {
+                    ids.reserve(hop.id());
+                    return None;
+                }
+                Some(hop)
+            },
+        );
+        match dump.await {
+            Ok(dump) => {
+                observed.complete &= dump.complete;
+                Ok(dump.items)
+            }
+            // The kernel has no such message: it is older than 5.3.
+            Err(KernelError::Dump { source, .. }) if source.errno == Errno::EOPNOTSUPP => {
+                self.next_hops = false;
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The routes with our mark anywhere, and those that another flannel made over an overlay device.
+    async fn list_routes(
+        &mut self,
+        scope: &Scope,
+        overlay: &Names,
+        observed: &mut Observed,
+    ) -> Result<Vec<KernelRoute>, KernelError> {
+        let ours = self
+            .socket
+            .dump("routes", route::list(Some(route::OURS), None), |message| {
+                route::read(&message).filter(|route| route.protocol == route::PROTOCOL)
+            });
+        let Dump { items, complete } = ours.await?;
+        let mut routes = items;
+        observed.complete &= complete;
+        for &index in overlay.keys() {
+            let request = route::list(Some(RouteProtocol::Boot), Some(index));
+            let theirs = self.socket.dump("routes", request, |message| {
+                route::read(&message).filter(|route| {
+                    route.protocol == u8::from(RouteProtocol::Boot)
+                        && route.link == Some(index)
+                        && is_inside(scope, &route.destination)
+                })
+            });
+            let Dump { items, complete } = theirs.await?;
+            routes.extend(items);
+            observed.complete &= complete;
+        }
+        Ok(routes)
+    }
+
+    /// The name of a device that is not an overlay device.
+    async fn name_of(&mut self, index: u32) -> Result<Option<InterfaceName>, KernelError> {
+        let answer = self.socket.get(link::get_by_index(index)).await?;
+        let link = answer.ok().flatten().as_ref().and_then(link::read);
+        Ok(link.map(|link| {
+            self.indices.insert(link.name.clone(), link.index);
+            link.name
+        }))
+    }
+
+    fn note_next_hop(&mut self, hop: &NextHopMessage, names: &Names, observed: &mut Observed) {
+        let path = hop
+            .path()
+            .and_then(|(index, gateway)| Some((names.get(&index)?, gateway)));
+        match path {
+            Some((name, gateway)) if self.ids.insert(name, gateway, hop.id()) => {
+                let onlink = hop.flags & nexthop::ONLINK != 0;
+                let key = Key::NextHop(name.clone(), gateway);
+                observed.state.insert(key, Object::NextHop { onlink });
+            }
+            _ => {
+                self.ids.reserve(hop.id());
+                observed.surplus.push(hop.id());
+            }
+        }
+    }
+
+    /// A route as an object: [`Object::Route`] if it has the form that we give it, so that it can stay as it is.
+    fn judge(&self, route: &KernelRoute, names: &Names) -> Object {
+        let odd = Object::OddRoute {
+            protocol: route.protocol,
+            link_index: route.link.filter(|_| route.next_hop.is_none()),
+        };
+        if !route.plain || route.protocol != route::PROTOCOL {
+            return odd;
+        }
+        let (Some(link), Some(gateway)) = (
+            route.link.and_then(|index| names.get(&index)),
+            route.gateway,
+        ) else {
+            return odd;
+        };
+        let as_we_make_it = match route.next_hop {
+            Some(id) => self.next_hops && self.ids.get(link, gateway) == Some(id),
+            None => !self.next_hops,
+        };
+        if !as_we_make_it {
+            return odd;
+        }
+        Object::Route(Route {
+            link: link.clone(),
+            gateway,
+            onlink: route.onlink,
+        })
+    }
+}
+
+impl Observed {
+    fn take(&mut self, dump: Dump<(Key, Object)>) {
+        self.complete &= dump.complete;
+        self.state.extend(dump.items);
+    }
+}
+
+/// Whether an address or a destination belongs to the overlay network.
+pub(super) fn is_inside(scope: &Scope, net: &IpNet) -> bool {
+    IpNet::V4(scope.network).contains(net)
+}

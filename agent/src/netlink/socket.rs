@@ -1,0 +1,367 @@
+//! A request socket: many requests in one send, each answer matched to its request, every exchange with a deadline.
+//!
+//! netlink-proto would do the same with a background task, but sends one group of messages per wake-up, never ends a
+//! request whose answer was lost for lack of buffer, and drops what it cannot parse without telling (0.14.1). The kernel
+//! works through a send before the system call returns, so there is nothing for a task to do.
+
+use std::io;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use rtnetlink::packet_core::{
+    Emitable, ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NetlinkBuffer,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
+};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use thiserror::Error;
+use tokio::time::timeout;
+use tracing::{debug, trace};
+
+use super::message::{Message, Request, Verb};
+
+/// How long the kernel may take for one exchange. It answers within the send, but a device that takes thousands of next
+/// hops along when it goes can hold the kernel's lock for seconds.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How many requests go into one send. Enough to make the system call cheap, and little enough for the answers to fit
+/// the receive buffer even if each of them is an error.
+pub(super) const BATCH: usize = 128;
+
+/// Receive buffer in bytes; the kernel grants as much as `net.core.rmem_max` allows.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// The largest datagram that the kernel makes of a dump is 32 KiB (`netlink_dump()`).
+pub(super) const DATAGRAM: usize = 64 << 10;
+
+/// How often a dump is repeated that the kernel says was overtaken by changes.
+const DUMP_ATTEMPTS: usize = 5;
+
+/// `NLMSGERR_ATTR_MSG` of linux/netlink.h: why, in words.
+const ATTR_MSG: u16 = 1;
+
+/// The kernel cannot be talked to.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// No socket.
+    #[error("failed to open a netlink socket")]
+    Open(#[source] io::Error),
+    /// The socket is broken.
+    #[error("failed to exchange netlink messages")]
+    Exchange(#[source] io::Error),
+    /// No answer.
+    #[error("the kernel gave no netlink answer within {} s", DEADLINE.as_secs())]
+    Deadline,
+    /// The kernel had an answer but no room for it; what became of the requests must be observed.
+    #[error("netlink answers were lost for lack of buffer")]
+    Overrun,
+    /// The kernel would not list what exists.
+    #[error("the kernel refused to list {what}")]
+    Dump {
+        /// What was to be listed.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Refused,
+    },
+}
+
+/// The kernel's refusal of one request.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("{errno}{}", hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default())]
+pub struct Refused {
+    /// The error number.
+    pub errno: Errno,
+    /// The kernel's own words, if it has any.
+    pub hint: Option<String>,
+}
+
+/// What a dump gave.
+#[derive(Debug)]
+pub(super) struct Dump<T> {
+    pub(super) items: Vec<T>,
+    /// Whether nothing can be missing: no change overtook the dump, and every message was readable.
+    pub(super) complete: bool,
+}
+
+/// A netlink socket for requests. If a call is cancelled, the next one skips its answers.
+pub(super) struct Socket {
+    inner: TokioSocket,
+    port: u32,
+    sequence: u32,
+    received: Vec<u8>,
+}
+
+impl Socket {
+    pub(super) fn open() -> Result<Self, KernelError> {
+        let open = || {
+            let mut inner = TokioSocket::new(NETLINK_ROUTE)?;
+            let socket = inner.socket_mut();
+            let address = socket.bind_auto()?;
+            socket.set_rx_buf_sz(RECEIVE_BUFFER)?;
+            // All three are comfort, and each is younger than the oldest kernel that we run on: errors without the
+            // request's text, with the kernel's words, and dumps filtered by the kernel.
+            let _ = socket.set_cap_ack(true);
+            let _ = socket.set_ext_ack(true);
+            let _ = socket.set_netlink_get_strict_chk(true);
+            Ok(Self {
+                port: address.port_number(),
+                inner,
+                sequence: 0,
+                received: Vec::with_capacity(DATAGRAM),
+            })
+        };
+        open().map_err(KernelError::Open)
+    }
+
+    /// Our address on the netlink bus, which the kernel puts into the notifications about our own changes.
+    pub(super) fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Sends requests in batches and returns the outcome of each.
+    ///
+    /// Errors are always answered; success is only asked for at a batch's end. Answers come in the order of the
+    /// requests, so that one says that all before it are done.
+    pub(super) async fn batch(
+        &mut self,
+        requests: &[Request],
+    ) -> Result<Vec<Result<(), Refused>>, KernelError> {
+        let mut outcomes = Vec::with_capacity(requests.len());
+        for batch in requests.chunks(BATCH) {
+            let exchange = self.exchange(batch, &mut outcomes);
+            timeout(DEADLINE, exchange)
+                .await
+                .map_err(|_| KernelError::Deadline)??;
+        }
+        Ok(outcomes)
+    }
+
+    async fn exchange(
+        &mut self,
+        batch: &[Request],
+        outcomes: &mut Vec<Result<(), Refused>>,
+    ) -> Result<(), KernelError> {
+        let first = self.send(batch).await?;
+        let start = outcomes.len();
+        outcomes.extend(batch.iter().map(|_| Ok(())));
+        loop {
+            for message in self.receive().await? {
+                let Ok(message) = message else { continue };
+                let index = message.header.sequence_number.wrapping_sub(first) as usize;
+                let (true, NetlinkPayload::Error(error)) = (index < batch.len(), &message.payload)
+                else {
+                    continue;
+                };
+                if let Some(refused) = refused(error, message.header.flags) {
+                    trace!(request = ?batch[index], %refused, "netlink request refused");
+                    outcomes[start + index] = Err(refused);
+                }
+                if index == batch.len() - 1 {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Asks for one object; `None` if the kernel has no answer.
+    pub(super) async fn get(
+        &mut self,
+        request: Request,
+    ) -> Result<Result<Option<Message>, Refused>, KernelError> {
+        let exchange = async {
+            let first = self.send(&[request]).await?;
+            let mut answer = None;
+            loop {
+                for message in self.receive().await? {
+                    let Ok(message) = message else { continue };
+                    if message.header.sequence_number != first {
+                        continue;
+                    }
+                    match message.payload {
+                        NetlinkPayload::InnerMessage(inner) => answer = Some(inner),
+                        NetlinkPayload::Error(error) => {
+                            return Ok(match refused(&error, message.header.flags) {
+                                None => Ok(answer),
+                                Some(refused) => Err(refused),
+                            });
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        };
+        timeout(DEADLINE, exchange)
+            .await
+            .map_err(|_| KernelError::Deadline)?
+    }
+
+    /// Lists objects, and repeats while changes overtake it.
+    ///
+    /// `pick` chooses what to keep of each message.
+    pub(super) async fn dump<T>(
+        &mut self,
+        what: &'static str,
+        message: impl Into<Message>,
+        mut pick: impl FnMut(Message) -> Option<T>,
+    ) -> Result<Dump<T>, KernelError> {
+        let mut dump = Dump {
+            items: Vec::new(),
+            complete: false,
+        };
+        let request = Request::new(Verb::Dump, message);
+        for _ in 0..DUMP_ATTEMPTS {
+            dump.items.clear();
+            let once = self.dump_once(what, &request, &mut pick, &mut dump.items);
+            dump.complete = timeout(DEADLINE, once)
+                .await
+                .map_err(|_| KernelError::Deadline)??;
+            if dump.complete {
+                break;
+            }
+            debug!(what, "netlink dump was incomplete");
+        }
+        Ok(dump)
+    }
+
+    async fn dump_once<T>(
+        &mut self,
+        what: &'static str,
+        request: &Request,
+        pick: &mut impl FnMut(Message) -> Option<T>,
+        items: &mut Vec<T>,
+    ) -> Result<bool, KernelError> {
+        let first = self.send(std::slice::from_ref(request)).await?;
+        let mut complete = true;
+        loop {
+            for message in self.receive().await? {
+                let Ok(message) = message else {
+                    complete = false;
+                    continue;
+                };
+                if message.header.sequence_number != first {
+                    continue;
+                }
+                complete &= message.header.flags & NLM_F_DUMP_INTR == 0;
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => items.extend(pick(inner)),
+                    NetlinkPayload::Done(done) if done.code == 0 => return Ok(complete),
+                    NetlinkPayload::Done(done) => {
+                        let source = Refused {
+                            errno: Errno::from_raw(-done.code),
+                            hint: None,
+                        };
+                        return Err(KernelError::Dump { what, source });
+                    }
+                    NetlinkPayload::Error(error) => {
+                        return match refused(&error, message.header.flags) {
+                            None => Ok(complete),
+                            Some(source) => Err(KernelError::Dump { what, source }),
+                        };
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Sends requests in one datagram; returns the sequence number of the first. The last asks for an answer.
+    async fn send(&mut self, requests: &[Request]) -> Result<u32, KernelError> {
+        let first = self.sequence.wrapping_add(1);
+        let mut datagram = Vec::new();
+        for (index, request) in requests.iter().enumerate() {
+            self.sequence = self.sequence.wrapping_add(1);
+            let mut header = NetlinkHeader::default();
+            let length = header.buffer_len() + request.message.buffer_len();
+            header.length = u32::try_from(length).unwrap_or(u32::MAX);
+            header.message_type = request.message.message_type();
+            header.sequence_number = self.sequence;
+            header.flags = request.verb.flags();
+            if index == requests.len() - 1 && request.verb != Verb::Dump {
+                header.flags |= NLM_F_ACK;
+            }
+            let start = datagram.len();
+            datagram.resize(start + length, 0);
+            let (head, payload) = datagram[start..].split_at_mut(header.buffer_len());
+            header.emit(head);
+            request.message.serialize(payload);
+        }
+        self.inner
+            .send_to(&datagram, &SocketAddr::new(0, 0))
+            .await
+            .map_err(KernelError::Exchange)?;
+        Ok(first)
+    }
+
+    /// Waits for the next datagram and returns its messages.
+    async fn receive(&mut self) -> Result<Messages<'_>, KernelError> {
+        self.received.clear();
+        match self.inner.recv(&mut self.received).await {
+            Ok(()) => Ok(Messages(&self.received)),
+            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                Err(KernelError::Overrun)
+            }
+            Err(error) => Err(KernelError::Exchange(error)),
+        }
+    }
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket")
+            .field("port", &self.port)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The messages of one datagram; `Err` for each that cannot be read.
+pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+
+/// A message that cannot be read.
+pub(super) struct Unreadable;
+
+impl Iterator for Messages<'_> {
+    type Item = Result<NetlinkMessage<Message>, Unreadable>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let Ok(buffer) = NetlinkBuffer::new_checked(self.0) else {
+            debug!(bytes = self.0.len(), "netlink datagram is cut short");
+            self.0 = &[];
+            return Some(Err(Unreadable));
+        };
+        // Messages are padded to multiples of four bytes (NLMSG_ALIGN); the last may lack the padding.
+        let length = buffer.length() as usize;
+        let (message, rest) = self.0.split_at(length);
+        self.0 = rest
+            .get(length.next_multiple_of(4) - length..)
+            .unwrap_or_default();
+        Some(NetlinkMessage::deserialize(message).map_err(|error| {
+            debug!(%error, "netlink message is unreadable");
+            Unreadable
+        }))
+    }
+}
+
+/// The refusal in an error message; `None` for an acknowledgement.
+fn refused(error: &ErrorMessage, flags: u16) -> Option<Refused> {
+    let code = error.code?;
+    Some(Refused {
+        errno: Errno::from_raw(-code.get()),
+        hint: (flags & NLM_F_ACK_TLVS != 0)
+            .then(|| hint(&error.header))
+            .flatten(),
+    })
+}
+
+/// The kernel's words, which follow the copy of the request's header.
+fn hint(copy: &[u8]) -> Option<String> {
+    let attributes = copy.get(16..)?;
+    let text = NlasIterator::new(attributes)
+        .filter_map(Result::ok)
+        .find(|attribute| attribute.kind() == ATTR_MSG)?;
+    let text = String::from_utf8_lossy(text.value());
+    Some(text.trim_end_matches('\0').to_owned())
+}

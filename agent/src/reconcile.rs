@@ -1,0 +1,226 @@
+//! The executor: brings the kernel to the wanted state and keeps it there.
+//!
+//! Start, restart, every event, repair and the periodic resync take the same path: observe, diff, apply. Only a change of
+//! single peers skips the observation, because what the kernel has is then known from before.
+
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
+
+use crate::netlink::{Failure, Kernel, KernelError, Watch};
+use crate::state::{Change, Delta, Key, Scope, State, diff, diff_keys};
+use crate::underlay::Underlay;
+
+/// How many changes were made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Objects that did not exist.
+    pub created: u64,
+    /// Objects that were otherwise.
+    pub changed: u64,
+    /// Objects that are not wanted.
+    pub removed: u64,
+    /// Changes that failed.
+    pub failed: u64,
+}
+
+impl Counts {
+    /// The changes that were made.
+    pub fn made(&self) -> u64 {
+        self.created + self.changed + self.removed
+    }
+
+    fn add(&mut self, other: Self) {
+        self.created += other.created;
+        self.changed += other.changed;
+        self.removed += other.removed;
+        self.failed += other.failed;
+    }
+}
+
+/// What one pass did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// How many changes it made.
+    pub counts: Counts,
+    /// The changes that did not come about. They are tried again by the next [`Reconciler::resync`].
+    pub failures: Vec<Failure>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Report {
+    /// Whether the kernel is now as wanted. If not, resync again after a while.
+    pub fn is_complete(&self) -> bool {
+        self.failures.is_empty()
+    }
+}
+
+/// How often a resync starts over because a device had to be created anew.
+const PASSES: usize = 3;
+
+/// Brings the kernel to the wanted state and keeps it there.
+#[derive(Debug)]
+pub struct Reconciler {
+    kernel: Kernel,
+    scope: Scope,
+    desired: State,
+    /// Whether the kernel may differ from `desired` in more than what changed since.
+    unsure: bool,
+    totals: Counts,
+}
+
+impl Reconciler {
+    /// Takes over the kernel's network configuration, so far as it is in `scope`. Nothing is wanted yet, and nothing
+    /// happens before the first [`Self::resync`].
+    pub fn new(kernel: Kernel, scope: Scope) -> Self {
+        Self {
+            kernel,
+            scope,
+            desired: State::new(),
+            unsure: true,
+            totals: Counts::default(),
+        }
+    }
+
+    /// The kernel, to look at it.
+    pub fn kernel(&mut self) -> &mut Kernel {
+        &mut self.kernel
+    }
+
+    /// What is wanted.
+    pub fn desired(&self) -> &State {
+        &self.desired
+    }
+
+    /// The changes made since the start.
+    pub fn totals(&self) -> Counts {
+        self.totals
+    }
+
+    /// What the monitor has to look out for.
+    pub fn watch<'a>(&'a self, underlay: &'a Underlay) -> Watch<'a> {
+        Watch {
+            kernel: &self.kernel,
+            scope: &self.scope,
+            desired: &self.desired,
+            underlay,
+        }
+    }
+
+    /// Changes what is ours. What is no longer in scope stays in the kernel, but for routes and next hops.
+    pub fn set_scope(&mut self, scope: Scope) {
+        self.unsure |= self.scope != scope;
+        self.scope = scope;
+    }
+
+    /// Changes the whole wanted state. Nothing happens before the next [`Self::resync`].
+    pub fn set_desired(&mut self, desired: State) {
+        self.desired = desired;
+        self.unsure = true;
+    }
+
+    /// Observes the kernel and makes the changes that lead to the wanted state; none if it is there already.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be talked to. Resync again after a while. Single changes that fail are in the report.
+    pub async fn resync(&mut self) -> Result<Report, KernelError> {
+        let start = Instant::now();
+        let mut report = Report::default();
+        self.unsure = true;
+        for _ in 0..PASSES {
+            let observed = self.kernel.observe(&self.scope).await?;
+            let mut changes = diff(&self.desired, &observed.state);
+            if !observed.complete {
+                warn!(
+                    "the kernel's configuration kept changing while it was read; removing nothing"
+                );
+                changes.retain(|change| matches!(change, Change::Set { .. }));
+            }
+            drop(observed.state);
+            report.failures.clear();
+            let recreated = self.apply(changes, &mut report).await?;
+            if observed.complete && !observed.surplus.is_empty() {
+                self.kernel.delete_next_hops(&observed.surplus).await?;
+            }
+            if !recreated {
+                break;
+            }
+        }
+        Ok(self.finish(report, start))
+    }
+
+    /// Takes a change of the wanted state and makes only the changes that it asks for, without observing the kernel.
+    ///
+    /// If the last pass left something undone, or a device changes, this is a [`Self::resync`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::resync`], which is then needed.
+    pub async fn update(&mut self, delta: Delta) -> Result<Report, KernelError> {
+        let start = Instant::now();
+        let mut keys = Vec::with_capacity(delta.len());
+        let mut before = State::new();
+        for (key, object) in delta {
+            let old = match object {
+                Some(object) => self.desired.insert(key.clone(), object),
+                None => self.desired.remove(&key),
+            };
+            before.extend(old.map(|old| (key.clone(), old)));
+            self.unsure |= matches!(key, Key::Link(_));
+            keys.push(key);
+        }
+        if self.unsure {
+            return self.resync().await;
+        }
+        let changes = diff_keys(&keys, &self.desired, &before);
+        let mut report = Report::default();
+        self.unsure = true;
+        self.apply(changes, &mut report).await?;
+        Ok(self.finish(report, start))
+    }
+
+    /// Removes everything that is ours: the overlay devices, and all routes and next hops with our protocol number.
+    /// Nothing is wanted from then on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::resync`].
+    pub async fn remove_all(&mut self) -> Result<Report, KernelError> {
+        self.set_desired(State::new());
+        self.resync().await
+    }
+
+    /// Makes changes; returns whether it must be done over.
+    async fn apply(
+        &mut self,
+        mut changes: Vec<Change>,
+        report: &mut Report,
+    ) -> Result<bool, KernelError> {
+        if !self.kernel.has_next_hops() {
+            changes.retain(|change| !matches!(change.key(), Key::NextHop(..)));
+        }
+        let applied = self.kernel.apply(&changes, &self.scope).await?;
+        for (change, outcome) in changes.into_iter().zip(applied.outcomes) {
+            match (&change, outcome) {
+                (_, Err(error)) => {
+                    debug!(%change, %error, "kernel change failed");
+                    report.failures.push(Failure { change, error });
+                }
+                (Change::Set { was: None, .. }, Ok(())) => report.counts.created += 1,
+                (Change::Set { .. }, Ok(())) => report.counts.changed += 1,
+                (Change::Del { .. }, Ok(())) => report.counts.removed += 1,
+            }
+        }
+        Ok(applied.recreated)
+    }
+
+    fn finish(&mut self, mut report: Report, start: Instant) -> Report {
+        report.counts.failed = report.failures.len() as u64;
+        report.took = start.elapsed();
+        self.unsure = !report.is_complete();
+        self.totals.add(report.counts);
+        report
+    }
+}

@@ -1,0 +1,649 @@
+//! The executor against the real kernel.
+//!
+//! ```text
+//!   ┌─────────────────── namespace ───────────────────┐
+//!   │ flannel.1 (10.0.0.0/8) ── up0 192.0.2.1/24 ─ up1 │    peers exist as leases only
+//!   └──────────────────────────────────────────────────┘
+//! ```
+
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{setsockopt, sockopt};
+use rtnetlink::MulticastGroup;
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use selvage::backend::plan::Plan;
+use selvage::backend::{self, Backend, BackendConfig, Setup};
+use selvage::lease::{Lease, LeaseAttrs, SubnetKey};
+use selvage::netlink::{ChangeError, Kernel, Monitor};
+use selvage::reconcile::{Counts, Reconciler, Report};
+use selvage::state::Delta;
+use selvage::underlay::Underlay;
+use serde_json::value::RawValue;
+use tempfile::TempDir;
+
+use crate::netns::{Entered, NetNs};
+
+/// One host with an underlay.
+struct Host {
+    // Dropped in this order: the namespace is left before it goes.
+    _inside: Entered,
+    ns: NetNs,
+    state_dir: TempDir,
+    underlay: Underlay,
+}
+
+impl Host {
+    fn new() -> Self {
+        let ns = NetNs::new();
+        ns.ip("link add up0 type veth peer name up1");
+        ns.ip("address add 192.0.2.1/24 dev up0");
+        ns.ip("link set up0 up");
+        ns.ip("link set up1 up");
+        let inside = ns.enter();
+        let underlay = Underlay {
+            index: if_nametoindex("up0").unwrap(),
+            name: "up0".parse().unwrap(),
+            address: Ipv4Addr::new(192, 0, 2, 1),
+            prefix_len: 24,
+            mtu: 1500,
+            public_ip: Ipv4Addr::new(192, 0, 2, 1),
+        };
+        Self {
+            _inside: inside,
+            ns,
+            state_dir: tempfile::tempdir().unwrap(),
+            underlay,
+        }
+    }
+
+    async fn open(&self, config: &str, kernel: &mut Kernel) -> Box<dyn Backend> {
+        let setup = Setup {
+            network: "10.0.0.0/8".parse().unwrap(),
+            underlay: &self.underlay,
+            state_dir: self.state_dir.path(),
+        };
+        let config = BackendConfig::parse(Some(config)).unwrap();
+        backend::open(&config, setup, kernel).await.unwrap()
+    }
+
+    /// An agent that has just started.
+    async fn agent(&self, peers: &[Lease]) -> Agent {
+        self.agent_with(Kernel::open().unwrap(), r#"{"Type":"vxlan"}"#, peers)
+            .await
+    }
+
+    async fn agent_with(&self, mut kernel: Kernel, config: &str, peers: &[Lease]) -> Agent {
+        let backend = self.open(config, &mut kernel).await;
+        let plan = Plan::new(&*backend, &subnet(0), peers);
+        let mut reconciler = Reconciler::new(kernel, backend.scope());
+        reconciler.set_desired(plan.state());
+        Agent {
+            backend,
+            plan,
+            reconciler,
+        }
+    }
+
+    fn fdb(&self) -> String {
+        self.ns.run("bridge", "fdb show dev flannel.1")
+    }
+}
+
+struct Agent {
+    backend: Box<dyn Backend>,
+    plan: Plan,
+    reconciler: Reconciler,
+}
+
+impl Agent {
+    async fn resync(&mut self) -> Report {
+        let report = self.reconciler.resync().await.unwrap();
+        assert!(report.is_complete(), "{:?}", report.failures);
+        report
+    }
+
+    async fn set_peer(&mut self, peer: &Lease) -> Report {
+        let delta = self.plan.set_peer(&*self.backend, peer);
+        self.update(delta).await
+    }
+
+    async fn update(&mut self, delta: Delta) -> Report {
+        let report = self.reconciler.update(delta).await.unwrap();
+        assert!(report.is_complete(), "{:?}", report.failures);
+        report
+    }
+}
+
+/// Everything that the kernel tells its listeners, counted.
+struct Notifications(Socket);
+
+impl Notifications {
+    fn listen() -> Self {
+        let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
+        socket.bind(&SocketAddr::new(0, 0)).unwrap();
+        setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20)).unwrap();
+        for group in [
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Nexthop,
+        ] {
+            socket.add_membership(group as u32).unwrap();
+        }
+        socket.set_non_blocking(true).unwrap();
+        Self(socket)
+    }
+
+    /// How many came since the last call. The kernel delivers them before it answers the request that caused them.
+    fn count(&self) -> usize {
+        let mut count = 0;
+        loop {
+            match self.0.recv_from_full() {
+                Ok(_) => count += 1,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return count,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(async { tokio::time::timeout(Duration::from_secs(120), future).await })
+        .expect("the test takes too long")
+}
+
+fn subnet(n: u16) -> SubnetKey {
+    let [high, low] = n.to_be_bytes();
+    SubnetKey {
+        v4: Ipv4Net::new(Ipv4Addr::new(10, high, low, 0), 24).unwrap(),
+        v6: None,
+    }
+}
+
+/// Peer `n` has the subnet 10.`n`.0/24, the MAC address 02:00:00:00:`n` and the public IP 198.18.`n`.
+fn peer(n: u16) -> Lease {
+    let [high, low] = n.to_be_bytes();
+    let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:{high:02x}:{low:02x}"}}"#);
+    Lease {
+        key: subnet(n),
+        attrs: LeaseAttrs {
+            public_ip: Ipv4Addr::new(198, 18, high, low),
+            public_ipv6: None,
+            backend_type: "vxlan".into(),
+            backend_data: Some(RawValue::from_string(data).unwrap()),
+            backend_v6_data: None,
+            owner: None,
+        },
+        created: u64::from(n),
+    }
+}
+
+fn peers(count: u16) -> Vec<Lease> {
+    (1..=count).map(peer).collect()
+}
+
+fn mac_of(ns: &NetNs, link: &str) -> String {
+    let shown = ns.ip(&format!("-o link show {link}"));
+    let mut words = shown.split_whitespace();
+    words.find(|word| *word == "link/ether").unwrap();
+    words.next().unwrap().to_owned()
+}
+
+/// What another flannel implementation leaves behind for the peers, in flannel's own order.
+fn leave_as_flannel(host: &Host, peers: &[Lease]) {
+    host.ns.ip("link add flannel.1 address c6:d2:32:6f:8f:44 mtu 1450 type vxlan id 1 dev up0 local 192.0.2.1 dstport 8472 nolearning");
+    host.ns.ip("address add 10.0.0.0/32 dev flannel.1");
+    host.ns.ip("link set flannel.1 up");
+    for peer in peers {
+        let gateway = peer.key.v4.network();
+        let [_, _, high, low] = peer.attrs.public_ip.octets();
+        let mac = format!("02:00:00:00:{high:02x}:{low:02x}");
+        host.ns.ip(&format!(
+            "neighbor add {gateway} lladdr {mac} dev flannel.1 nud permanent"
+        ));
+        host.ns.run(
+            "bridge",
+            &format!(
+                "fdb append {mac} dev flannel.1 dst {} self permanent",
+                peer.attrs.public_ip
+            ),
+        );
+        host.ns.ip(&format!(
+            "route add {} via {gateway} dev flannel.1 onlink",
+            peer.key.v4
+        ));
+    }
+}
+
+#[test]
+fn a_start_programs_device_and_peers_and_a_restart_changes_nothing() {
+    let host = Host::new();
+    block_on(async {
+        let mut agent = host.agent(&peers(2)).await;
+        let report = agent.resync().await;
+        assert_eq!(report.counts.created, 2 + 2 * 4);
+        let device = host.ns.ip("-d link show flannel.1");
+        for part in [
+            "mtu 1450",
+            "UP",
+            "vxlan id 1 local 192.0.2.1 dev up0",
+            "dstport 8472 nolearning",
+            "noudpcsum",
+        ] {
+            assert!(device.contains(part), "no {part:?} in {device}");
+        }
+        assert!(
+            host.ns
+                .ip("address show flannel.1")
+                .contains("inet 10.0.0.0/32")
+        );
+        let route = host.ns.ip("route show 10.0.1.0/24");
+        for part in ["nhid", "via 10.0.1.0 dev flannel.1", "proto 83", "onlink"] {
+            assert!(route.contains(part), "no {part:?} in {route}");
+        }
+        assert!(
+            host.ns
+                .ip("neighbor show dev flannel.1")
+                .contains("10.0.1.0 lladdr 02:00:00:00:00:01 PERMANENT")
+        );
+        assert!(
+            host.fdb()
+                .contains("02:00:00:00:00:01 dst 198.18.0.1 self permanent"),
+            "{}",
+            host.fdb()
+        );
+        let accept_ra = std::fs::read_to_string("/proc/sys/net/ipv6/conf/flannel.1/accept_ra");
+        assert_eq!(accept_ra.unwrap().trim(), "0");
+
+        let notifications = Notifications::listen();
+        let mac = mac_of(&host.ns, "flannel.1");
+        let mut restarted = host.agent(&peers(2)).await;
+        assert_eq!(restarted.resync().await.counts, Counts::default());
+        assert_eq!(restarted.resync().await.counts, Counts::default());
+        assert_eq!(
+            notifications.count(),
+            0,
+            "a restart made the kernel change something"
+        );
+        assert_eq!(mac_of(&host.ns, "flannel.1"), mac);
+    });
+}
+
+#[test]
+fn a_dead_flannels_state_is_adopted_without_recreating_anything() {
+    let host = Host::new();
+    leave_as_flannel(&host, &peers(3));
+    let index = if_nametoindex("flannel.1").unwrap();
+    block_on(async {
+        // Peer 3 is gone: its leftovers are stale.
+        let mut agent = host.agent(&peers(2)).await;
+        let attrs = agent.backend.lease_attrs();
+        assert_eq!(
+            attrs.backend_data.unwrap().get(),
+            r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#
+        );
+        let report = agent.resync().await;
+        let expected = Counts {
+            created: 2, // next hops
+            changed: 2, // routes that use them
+            removed: 3, // the stale peer's
+            failed: 0,
+        };
+        assert_eq!(report.counts, expected);
+        assert_eq!(if_nametoindex("flannel.1").unwrap(), index);
+        let routes = host.ns.ip("route");
+        assert!(!routes.contains("10.0.3.0"), "{routes}");
+        assert_eq!(routes.matches("proto 83").count(), 2, "{routes}");
+        assert!(!host.fdb().contains("198.18.0.3"));
+        assert!(!host.ns.ip("neighbor").contains("10.0.3.0"));
+        assert_eq!(agent.resync().await.counts, Counts::default());
+    });
+    let kept = std::fs::read_to_string(host.state_dir.path().join("flannel.1.mac"));
+    assert_eq!(kept.unwrap().trim(), "c6:d2:32:6f:8f:44");
+}
+
+#[test]
+fn the_mac_survives_the_device() {
+    let host = Host::new();
+    block_on(async {
+        host.agent(&[]).await.resync().await;
+        let mac = mac_of(&host.ns, "flannel.1");
+        host.ns.ip("link del flannel.1");
+        host.agent(&[]).await.resync().await;
+        assert_eq!(mac_of(&host.ns, "flannel.1"), mac);
+    });
+}
+
+#[test]
+fn a_thousand_peers_are_programmed_and_heal_after_the_device_is_deleted() {
+    let host = Host::new();
+    block_on(async {
+        let mut agent = host.agent(&peers(1000)).await;
+        let report = agent.resync().await;
+        assert_eq!(report.counts.created, 2 + 4000);
+        host.ns.ip("link del flannel.1");
+        let report = agent.resync().await;
+        assert_eq!(report.counts.created, 2 + 4000);
+        assert_eq!(host.ns.ip("route show proto 83").lines().count(), 1000);
+        assert_eq!(host.ns.ip("nexthop show proto 83").lines().count(), 1000);
+        host.ns.ip("link set flannel.1 down");
+        let report = agent.resync().await;
+        let expected = Counts {
+            created: 3000, // the kernel keeps the forwarding entries alone
+            changed: 1,
+            removed: 0,
+            failed: 0,
+        };
+        assert_eq!(report.counts, expected);
+        assert_eq!(agent.resync().await.counts, Counts::default());
+    });
+}
+
+#[test]
+fn one_peers_change_touches_only_that_peer() {
+    let host = Host::new();
+    block_on(async {
+        let mut agent = host.agent(&peers(10)).await;
+        agent.resync().await;
+        let notifications = Notifications::listen();
+
+        let mut moved = peer(4);
+        moved.attrs.public_ip = Ipv4Addr::new(198, 18, 99, 4);
+        assert_eq!(agent.set_peer(&moved).await.counts.made(), 1);
+        assert_eq!(notifications.count(), 1);
+        assert!(host.fdb().contains("02:00:00:00:00:04 dst 198.18.99.4"));
+        assert!(!host.fdb().contains("198.18.0.4 "));
+
+        moved.attrs.backend_data =
+            Some(RawValue::from_string(r#"{"vtepmac":"0A-00-00-00-00-04"}"#.into()).unwrap());
+        assert_eq!(agent.set_peer(&moved).await.counts.made(), 3);
+        assert!(host.fdb().contains("0a:00:00:00:00:04 dst 198.18.99.4"));
+        assert!(!host.fdb().contains("02:00:00:00:00:04"));
+
+        assert_eq!(agent.set_peer(&peer(11)).await.counts.created, 4);
+        let delta = agent.plan.remove_peer(&subnet(11));
+        assert_eq!(agent.update(delta).await.counts.removed, 4);
+        assert_eq!(agent.resync().await.counts, Counts::default());
+    });
+}
+
+#[test]
+fn what_others_made_is_left_alone() {
+    let host = Host::new();
+    host.ns.ip("link add other type bridge");
+    host.ns.ip("link set other up");
+    host.ns.ip("route add 10.0.1.0/24 dev other");
+    host.ns.ip("route add 10.0.2.0/24 dev other metric 100");
+    host.ns.ip("nexthop add id 7 dev other");
+    host.ns.ip("route add 10.0.77.0/24 dev other proto static");
+    block_on(async {
+        let mut agent = host.agent(&peers(2)).await;
+        let report = agent.reconciler.resync().await.unwrap();
+        let [failure] = report.failures.as_slice() else {
+            panic!("{:?}", report.failures)
+        };
+        assert!(
+            matches!(&failure.error, ChangeError::Conflict { existing } if existing.contains("10.0.1.0/24")),
+            "{failure}"
+        );
+        assert!(host.ns.ip("route show 10.0.2.0/24").contains("flannel.1"));
+        // What an administrator puts on the device beside the overlay stays, too.
+        host.ns
+            .ip("route add 172.31.0.0/16 via 10.0.2.0 dev flannel.1 onlink");
+        host.ns.ip("address add 172.30.0.1/32 dev flannel.1");
+        agent.reconciler.resync().await.unwrap();
+
+        // The obstacle goes away: the next pass heals, whatever is asked of it.
+        host.ns.ip("route del 10.0.1.0/24 dev other");
+        assert_eq!(agent.update(Delta::new()).await.counts.created, 1);
+        let before = host.ns.ip("route show dev other");
+        assert!(host.ns.ip("route").contains("172.31.0.0/16"));
+        assert!(host.ns.ip("address show flannel.1").contains("172.30.0.1"));
+
+        let report = agent.reconciler.remove_all().await.unwrap();
+        assert!(report.is_complete(), "{:?}", report.failures);
+        assert_eq!(host.ns.ip("route show dev other"), before);
+        assert!(host.ns.ip("nexthop").starts_with("id 7 "));
+        assert_eq!(host.ns.ip("nexthop").lines().count(), 1);
+        assert!(!host.ns.ip("link").contains("flannel.1"));
+    });
+}
+
+#[test]
+fn without_next_hop_objects_routes_carry_their_gateways() {
+    let host = Host::new();
+    block_on(async {
+        let config = r#"{"Type":"vxlan"}"#;
+        let kernel = Kernel::open().unwrap().without_next_hops();
+        let mut agent = host.agent_with(kernel, config, &peers(3)).await;
+        assert_eq!(agent.resync().await.counts.created, 2 + 3 * 3);
+        assert!(host.ns.ip("nexthop").is_empty());
+        let route = host.ns.ip("route show 10.0.1.0/24");
+        assert!(
+            !route.contains("nhid") && route.contains("onlink"),
+            "{route}"
+        );
+        assert_eq!(agent.resync().await.counts, Counts::default());
+        let delta = agent.plan.remove_peer(&subnet(3));
+        assert_eq!(agent.update(delta).await.counts.removed, 3);
+
+        // The kernel is upgraded: the routes change over.
+        let mut agent = host.agent(&peers(2)).await;
+        let counts = agent.resync().await.counts;
+        assert_eq!((counts.created, counts.changed), (2, 2));
+        assert_eq!(host.ns.ip("route show proto 83").matches("nhid").count(), 2);
+    });
+}
+
+#[test]
+fn numbers_of_next_hops_step_aside_for_other_programs() {
+    let host = Host::new();
+    block_on(async {
+        let mut agent = host.agent(&peers(1)).await;
+        agent.resync().await;
+        let hop = host.ns.ip("nexthop show proto 83");
+        let id = hop.split_whitespace().nth(1).unwrap().to_owned();
+        let delta = agent.plan.remove_peer(&subnet(1));
+        agent.update(delta).await;
+        // Another program takes the number behind our back.
+        host.ns.ip(&format!("nexthop add id {id} dev up0"));
+        agent.set_peer(&peer(1)).await;
+        assert!(
+            host.ns
+                .ip(&format!("nexthop show id {id}"))
+                .contains("dev up0")
+        );
+        let route = host.ns.ip("route show 10.0.1.0/24");
+        assert!(
+            route.contains("dev flannel.1") && !route.contains(&format!("nhid {id} ")),
+            "{route}"
+        );
+        assert_eq!(agent.resync().await.counts, Counts::default());
+    });
+}
+
+#[test]
+fn mtu_and_address_change_in_place_and_the_port_does_not() {
+    let host = Host::new();
+    block_on(async {
+        host.agent(&peers(2)).await.resync().await;
+        let index = if_nametoindex("flannel.1").unwrap();
+        host.ns.ip("address add 192.0.2.9/24 dev up0");
+        let config = r#"{"Type":"VXLAN","mtu":1400,"learning":true}"#;
+        let mut changed = host
+            .agent_with(Kernel::open().unwrap(), config, &peers(2))
+            .await;
+        assert_eq!(changed.backend.mtu(), 1350);
+        assert_eq!(changed.resync().await.counts.made(), 1);
+        assert_eq!(if_nametoindex("flannel.1").unwrap(), index);
+
+        let mut moved = Host::new();
+        moved.underlay.address = Ipv4Addr::new(192, 0, 2, 9);
+        drop(moved);
+
+        let config = r#"{"Type":"vxlan","Port":4789}"#;
+        let mac = mac_of(&host.ns, "flannel.1");
+        let mut recreated = host
+            .agent_with(Kernel::open().unwrap(), config, &peers(2))
+            .await;
+        recreated.resync().await;
+        assert_ne!(if_nametoindex("flannel.1").unwrap(), index);
+        assert_eq!(mac_of(&host.ns, "flannel.1"), mac);
+        assert!(
+            host.ns
+                .ip("-d link show flannel.1")
+                .contains("dstport 4789")
+        );
+        assert_eq!(host.ns.ip("route show proto 83").lines().count(), 2);
+        assert_eq!(recreated.resync().await.counts, Counts::default());
+    });
+}
+
+#[test]
+fn direct_routing_uses_the_underlay_where_it_reaches() {
+    let host = Host::new();
+    block_on(async {
+        let mut near = peer(1);
+        near.attrs.public_ip = Ipv4Addr::new(192, 0, 2, 11);
+        let mut twin = peer(2);
+        twin.attrs.public_ip = near.attrs.public_ip;
+        let config = r#"{"Type":"vxlan","Directrouting":true}"#;
+        let peers = [near, twin, peer(3)];
+        let mut agent = host
+            .agent_with(Kernel::open().unwrap(), config, &peers)
+            .await;
+        assert_eq!(agent.resync().await.counts.created, 2 + 1 + 2 + 4);
+        assert!(
+            host.ns
+                .ip("route show 10.0.1.0/24")
+                .contains("via 192.0.2.11 dev up0")
+        );
+        assert!(
+            host.ns
+                .ip("route show 10.0.3.0/24")
+                .contains("dev flannel.1")
+        );
+        // Both share the next hop; the one that leaves must not take the other's along.
+        let delta = agent.plan.remove_peer(&subnet(1));
+        assert_eq!(agent.update(delta).await.counts.removed, 1);
+        assert!(
+            host.ns
+                .ip("route show 10.0.2.0/24")
+                .contains("via 192.0.2.11 dev up0")
+        );
+        assert_eq!(agent.resync().await.counts, Counts::default());
+        assert!(agent.reconciler.remove_all().await.unwrap().is_complete());
+        assert!(host.ns.ip("route show proto 83").is_empty());
+        assert!(host.ns.ip("nexthop").is_empty());
+    });
+}
+
+#[test]
+fn the_monitor_hears_of_others_changes_and_not_of_our_own() {
+    let host = Host::new();
+    block_on(async {
+        let mut agent = host.agent(&[]).await;
+        let mut monitor = Monitor::open(agent.reconciler.kernel()).unwrap();
+        agent.resync().await;
+        for n in 1..=20 {
+            agent.set_peer(&peer(n)).await;
+        }
+        let delta = agent.plan.remove_peer(&subnet(20));
+        agent.update(delta).await;
+        let silence = Duration::from_millis(400);
+        let watch = agent.reconciler.watch(&host.underlay);
+        let heard = tokio::time::timeout(silence, monitor.changed(&watch)).await;
+        assert!(heard.is_err(), "it heard our own changes: {heard:?}");
+
+        for (command, args) in [
+            ("ip", "link set flannel.1 mtu 1300"),
+            ("ip", "address del 10.0.0.0/32 dev flannel.1"),
+            ("ip", "neighbor del 10.0.2.0 dev flannel.1"),
+            ("bridge", "fdb del 02:00:00:00:00:03 dev flannel.1"),
+            ("ip", "route del 10.0.4.0/24"),
+            ("ip", "nexthop flush proto 83"),
+            ("ip", "link set flannel.1 down"),
+            ("ip", "link del flannel.1"),
+        ] {
+            host.ns.run(command, args);
+            let watch = agent.reconciler.watch(&host.underlay);
+            let heard = monitor.changed(&watch).await;
+            assert!(heard.objects, "{command} {args}: {heard:?}");
+            assert!(agent.resync().await.counts.made() > 0, "{command} {args}");
+        }
+        let watch = agent.reconciler.watch(&host.underlay);
+        let heard = tokio::time::timeout(silence, monitor.changed(&watch)).await;
+        assert!(heard.is_err(), "it heard our own repairs: {heard:?}");
+
+        host.ns.ip("link set up0 mtu 1400");
+        let watch = agent.reconciler.watch(&host.underlay);
+        assert!(monitor.changed(&watch).await.underlay);
+        host.ns
+            .ip("neighbor add 192.0.2.77 lladdr 02:00:00:00:00:77 dev up0");
+        host.ns.ip("link add other type bridge");
+        let watch = agent.reconciler.watch(&host.underlay);
+        let heard = tokio::time::timeout(silence, monitor.changed(&watch)).await;
+        assert!(
+            heard.is_err(),
+            "it heard what does not concern us: {heard:?}"
+        );
+    });
+}
+
+#[test]
+fn a_device_of_another_kind_in_our_place_is_replaced() {
+    let host = Host::new();
+    host.ns.ip("link add flannel.1 type bridge");
+    block_on(async {
+        let mut agent = host.agent(&peers(1)).await;
+        agent.resync().await;
+        assert!(host.ns.ip("-d link show flannel.1").contains("vxlan id 1"));
+    });
+}
+
+#[test]
+fn a_foreign_device_with_our_vni_is_named_as_the_obstacle() {
+    let host = Host::new();
+    host.ns
+        .ip("link add other type vxlan id 1 dev up0 local 192.0.2.1 dstport 8472");
+    block_on(async {
+        let mut agent = host.agent(&peers(3)).await;
+        let report = agent.reconciler.resync().await.unwrap();
+        let first = report.failures.first().unwrap().to_string();
+        assert!(
+            first.starts_with("failed to add link flannel.1 type vxlan id 1")
+                && first.contains("VNI"),
+            "{first}"
+        );
+        host.ns.ip("link del other");
+        agent.resync().await;
+    });
+}
+
+#[test]
+fn the_state_directory_is_made_when_missing() {
+    let mut host = Host::new();
+    let missing = host.state_dir.path().join("a/b");
+    host.state_dir = TempDir::with_prefix_in("x", host.state_dir.path()).unwrap();
+    block_on(async {
+        let setup = Setup {
+            network: "10.0.0.0/8".parse().unwrap(),
+            underlay: &host.underlay,
+            state_dir: &missing,
+        };
+        let config = BackendConfig::parse(Some(r#"{"Type":"vxlan","VNI":7}"#)).unwrap();
+        let mut kernel = Kernel::open().unwrap();
+        backend::open(&config, setup, &mut kernel).await.unwrap();
+        assert!(Path::new(&missing).join("flannel.7.mac").exists());
+    });
+}

@@ -1,0 +1,4 @@
+//! Tests against the real kernel, in network namespaces of their own. They need root: `make test-netns`.
+
+mod executor;
+mod netns;

@@ -14,7 +14,7 @@
 
 mod identity;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -5,6 +5,8 @@
 //! then fail, or silently do something else, on the machine.
 
 mod devices;
+mod luks;
+mod partitions;
 mod passwd;
 mod resource;
 mod storage;
@@ -281,11 +283,43 @@ fn parse(text: &str, findings: &mut Findings<'_>) -> Option<spec::Config> {
         }
     }
     match serde_json::from_str(text) {
-        Ok(config) => Some(config),
+        Ok(config) => {
+            check_shape(text, &config, findings);
+            Some(config)
+        }
         Err(error) => {
             findings.parse_error(&error);
             None
         }
+    }
+}
+
+/// serde reads a struct from an array of its fields, too; Ignition does not. What was an array and comes out as an
+/// object is such a case.
+fn check_shape(text: &str, config: &spec::Config, findings: &mut Findings<'_>) {
+    fn compare(path: &str, read: &Value, typed: &Value, findings: &mut Findings<'_>) {
+        match (read, typed) {
+            (Value::Array(_), Value::Object(_)) => {
+                findings.error(path, "expected an object, found an array");
+            }
+            (Value::Array(read), Value::Array(typed)) => {
+                for (i, (read, typed)) in read.iter().zip(typed).enumerate() {
+                    compare(&join_index(path, i), read, typed, findings);
+                }
+            }
+            (Value::Object(read), Value::Object(typed)) => {
+                for (key, read) in read {
+                    if let Some(typed) = typed.get(key) {
+                        compare(&join_key(path, key), read, typed, findings);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    // Neither fails: the text is JSON, or there would be no config, and every config has a JSON form.
+    if let (Ok(read), Ok(typed)) = (serde_json::from_str(text), serde_json::to_value(config)) {
+        compare("", &read, &typed, findings);
     }
 }
 
@@ -301,15 +335,12 @@ fn json_path(path: &str) -> String {
 fn check_config(config: &spec::Config, minor: u64, findings: &mut Findings<'_>) {
     resource::check_ignition(&config.ignition, minor, findings);
     if let Some(arguments) = &config.kernel_arguments {
-        let lists = [&arguments.should_exist, &arguments.should_not_exist];
-        findings.check_unique(
-            "kernelArguments.shouldExist",
-            "text",
-            lists[0].iter().flatten(),
-        );
-        let exist: HashSet<&String> = lists[0].iter().flatten().collect();
-        for (i, argument) in lists[1].iter().flatten().enumerate() {
-            if exist.contains(argument) {
+        let wanted = || arguments.should_exist.iter().flatten();
+        let unwanted = || arguments.should_not_exist.iter().flatten();
+        findings.check_unique("kernelArguments.shouldExist", "text", wanted());
+        findings.check_unique("kernelArguments.shouldNotExist", "text", unwanted());
+        for (i, argument) in unwanted().enumerate() {
+            if wanted().any(|other| other == argument) {
                 let path = join_index("kernelArguments.shouldNotExist", i);
                 findings.error(path, format!("{argument:?} is in shouldExist too"));
             }
@@ -320,7 +351,8 @@ fn check_config(config: &spec::Config, minor: u64, findings: &mut Findings<'_>) 
     }
     if let Some(storage) = &config.storage {
         storage::check(storage, minor, findings);
-        devices::check(storage, minor, findings);
+        devices::check(storage, findings);
+        luks::check(storage, minor, findings);
     }
     if let Some(systemd) = &config.systemd {
         systemd::check(systemd, findings);

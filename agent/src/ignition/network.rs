@@ -5,7 +5,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 /// Why the network config is unusable.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Debug, Error)]
 pub enum NetworkFault {
     /// Without a network config no node can lease a subnet.
     #[error(

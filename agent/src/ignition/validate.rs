@@ -16,7 +16,7 @@ use super::ssh_key::{self, SshKeyError};
 use crate::net::MacAddr;
 
 /// A rule that a description breaks.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Debug, Error)]
 pub enum Fault {
     /// A cluster name is an RFC 1123 label.
     #[error(

@@ -1,20 +1,19 @@
-//! Disks, partitions, filesystems, RAID arrays and encrypted volumes.
+//! Disks, filesystems and RAID arrays.
 
-use ignition_config::v3_3::{Disk, Filesystem, Storage};
+use ignition_config::v3_3::{Filesystem, Storage};
 
 use super::super::locate::join_index;
 use super::storage::check_path;
-use super::{Findings, resource};
-
-/// The GPT has room for 36 UTF-16 units in a partition's name (UEFI §5.3.3).
-const LABEL_MAX: usize = 36;
+use super::{Findings, partitions};
 
 /// Checks what makes disks ready before files are written.
-pub(super) fn check(storage: &Storage, minor: u64, findings: &mut Findings<'_>) {
+pub(super) fn check(storage: &Storage, findings: &mut Findings<'_>) {
     let disks = storage.disks.as_deref().unwrap_or_default();
     findings.check_unique("storage.disks", "device", disks.iter().map(|d| &d.device));
     for (i, disk) in disks.iter().enumerate() {
-        check_disk(&join_index("storage.disks", i), disk, findings);
+        let at = join_index("storage.disks", i);
+        check_device(format!("{at}.device"), &disk.device, findings);
+        partitions::check(&at, disk, findings);
     }
     let filesystems = storage.filesystems.as_deref().unwrap_or_default();
     findings.check_unique(
@@ -26,67 +25,15 @@ pub(super) fn check(storage: &Storage, minor: u64, findings: &mut Findings<'_>) 
         check_filesystem(&join_index("storage.filesystems", i), filesystem, findings);
     }
     check_arrays(storage, findings);
-    check_volumes(storage, minor, findings);
 }
 
-fn check_device(path: String, device: &str, findings: &mut Findings<'_>) {
+/// The absolute path of a device.
+pub(super) fn check_device(path: String, device: &str, findings: &mut Findings<'_>) {
     if device.is_empty() {
         findings.error(path, "a device is required");
     } else if let Err(reason) = check_path(device) {
         findings.error(path, reason);
     }
-}
-
-fn check_disk(at: &str, disk: &Disk, findings: &mut Findings<'_>) {
-    check_device(format!("{at}.device"), &disk.device, findings);
-    let partitions = disk.partitions.as_deref().unwrap_or_default();
-    let list = format!("{at}.partitions");
-    let mut numbers = Vec::new();
-    for (i, partition) in partitions.iter().enumerate() {
-        let at = join_index(&list, i);
-        let number = partition.number.unwrap_or_default();
-        let label = partition.label.as_deref().unwrap_or_default();
-        if number == 0 && label.is_empty() {
-            findings.error(&at, "a partition needs a number from 1 or a label");
-        } else if number < 0 {
-            findings.error(
-                format!("{at}.number"),
-                format!("{number} is not a partition number"),
-            );
-        } else if number > 0 && numbers.contains(&number) {
-            let message = format!("an earlier partition has the number {number} too");
-            findings.error(format!("{at}.number"), message);
-        }
-        numbers.push(number);
-        if label.encode_utf16().count() > LABEL_MAX {
-            let message = format!("a partition label has at most {LABEL_MAX} characters");
-            findings.error(format!("{at}.label"), message);
-        }
-        if label.contains(':') {
-            let message = "sgdisk would cut the label off at its colon";
-            findings.error(format!("{at}.label"), message);
-        }
-        for (name, guid) in [
-            ("guid", &partition.guid),
-            ("typeGuid", &partition.type_guid),
-        ] {
-            let guid = guid.as_deref().unwrap_or_default();
-            if !guid.is_empty() && !is_guid(guid) {
-                findings.error(
-                    format!("{at}.{name}"),
-                    format!(
-                        "{guid:?} is not a GUID: expected 01234567-89AB-CDEF-EDCB-A98765432101"
-                    ),
-                );
-            }
-        }
-    }
-}
-
-fn is_guid(text: &str) -> bool {
-    let groups: Vec<&str> = text.split('-').collect();
-    let is_hex = |group: &str| group.bytes().all(|b| b.is_ascii_hexdigit());
-    groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12]) && groups.into_iter().all(is_hex)
 }
 
 fn check_filesystem(at: &str, filesystem: &Filesystem, findings: &mut Findings<'_>) {
@@ -168,28 +115,9 @@ fn check_arrays(storage: &Storage, findings: &mut Findings<'_>) {
         if devices.is_empty() {
             findings.error(format!("{at}.devices"), "an array needs devices");
         }
+        findings.check_unique(&format!("{at}.devices"), "path", devices.iter());
         for (j, device) in devices.iter().enumerate() {
             check_device(join_index(&format!("{at}.devices"), j), device, findings);
-        }
-    }
-}
-
-fn check_volumes(storage: &Storage, minor: u64, findings: &mut Findings<'_>) {
-    let volumes = storage.luks.as_deref().unwrap_or_default();
-    findings.check_unique(
-        "storage.luks",
-        "name",
-        volumes.iter().map(|volume| &volume.name),
-    );
-    for (i, volume) in volumes.iter().enumerate() {
-        let at = join_index("storage.luks", i);
-        if volume.name.contains('/') {
-            findings.error(format!("{at}.name"), "a volume's name has no '/'");
-        }
-        let device = volume.device.as_deref().unwrap_or_default();
-        check_device(format!("{at}.device"), device, findings);
-        if let Some(key) = &volume.key_file {
-            resource::check(&format!("{at}.keyFile"), key, minor, findings);
         }
     }
 }

@@ -51,8 +51,8 @@ fn check_source(source: &str, minor: u64) -> Result<(), String> {
         "data" => data_url::decode(source)
             .map(drop)
             .map_err(|error| error.to_string()),
-        "http" | "https" | "tftp" | "s3" if source.contains("://") => check_host(source),
-        "gs" if minor >= 2 && source.contains("://") => check_host(source),
+        "http" | "https" | "tftp" | "s3" if source.contains("://") => check_characters(source),
+        "gs" if minor >= 2 && source.contains("://") => check_characters(source),
         _ => Err(format!(
             "{:?} is not a source that spec 3.{minor}.0 knows: expected a data, http, https, s3, tftp{} URL",
             source.chars().take(60).collect::<String>(),
@@ -61,8 +61,8 @@ fn check_source(source: &str, minor: u64) -> Result<(), String> {
     }
 }
 
-/// Go's URL parser refuses white space and control characters in the host and control characters anywhere.
-fn check_host(source: &str) -> Result<(), String> {
+/// Go's URL parser refuses control characters everywhere and white space in the host.
+fn check_characters(source: &str) -> Result<(), String> {
     match source.find(|c: char| c.is_whitespace() || c.is_control()) {
         Some(at) => Err(format!(
             "a URL has no white space (byte {at}); write %20 for a space"
@@ -102,6 +102,8 @@ fn check_hash(hash: &str, minor: u64) -> Result<(), String> {
 /// Checks the `ignition` section: merged and replacing configs, certificate authorities, proxies.
 pub(super) fn check_ignition(ignition: &Ignition, minor: u64, findings: &mut Findings<'_>) {
     if let Some(config) = &ignition.config {
+        let sources = config.merge.iter().flatten().map(|r| &r.source);
+        findings.check_unique("ignition.config.merge", "source", sources);
         for (i, resource) in config.merge.iter().flatten().enumerate() {
             let path = join_index("ignition.config.merge", i);
             check_required(&path, resource, minor, findings);
@@ -119,19 +121,30 @@ pub(super) fn check_ignition(ignition: &Ignition, minor: u64, findings: &mut Fin
     }
     findings.check_unique(list, "source", authorities.iter().map(|r| &r.source));
     if let Some(proxy) = &ignition.proxy {
+        let excepted = proxy.no_proxy.iter().flatten();
+        findings.check_unique("ignition.proxy.noProxy", "text", excepted);
         for (name, value) in [
             ("httpProxy", &proxy.http_proxy),
             ("httpsProxy", &proxy.https_proxy),
         ] {
-            let value = value.as_deref().unwrap_or_default();
-            let is_http = value.starts_with("http://") || value.starts_with("https://");
-            if !value.is_empty() && !is_http {
-                findings.error(
-                    format!("ignition.proxy.{name}"),
-                    format!("{value:?} is not a proxy: expected an http or https URL"),
-                );
+            if let Some(value) = value.as_deref()
+                && let Err(reason) = check_http(value)
+            {
+                findings.error(format!("ignition.proxy.{name}"), reason);
             }
         }
+    }
+}
+
+/// An `http` or `https` URL, the scheme in any case as Go's URL parser takes it.
+pub(super) fn check_http(url: &str) -> Result<(), String> {
+    let scheme = url.split(':').next().unwrap_or_default();
+    if url.contains(':')
+        && (scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https"))
+    {
+        check_characters(url)
+    } else {
+        Err(format!("{url:?} is not an http or https URL"))
     }
 }
 

@@ -6,7 +6,6 @@
 //!
 //! To add one: a file under `backend/`, a variant of [`BackendConfig`], an arm in [`BackendConfig::parse`] and in [`open`].
 
-mod json;
 pub mod plan;
 pub mod vxlan;
 
@@ -17,17 +16,28 @@ use std::path::Path;
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
-use self::json::Fields;
-pub use self::json::{BackendConfigError, FieldError};
 use self::vxlan::VxlanConfig;
+use crate::go_json::{GoJsonError, Object};
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::net::MacAddr;
 use crate::netlink::{Kernel, KernelError};
-use crate::state::{Key, Object, Scope, State};
+use crate::network_config::BackendSpec;
+use crate::state::{self, Key, Scope, State};
 use crate::underlay::Underlay;
 
 /// The back ends that exist, as the network config names them.
 const KINDS: &[&str] = &[vxlan::KIND];
+
+/// The network config's `Backend` object is unusable.
+#[derive(Debug, Error)]
+pub enum BackendConfigError {
+    /// No such back end.
+    #[error("the back end {0:?} does not exist; there is: {list}", list = KINDS.join(", "))]
+    Kind(String),
+    /// One key is wrong.
+    #[error("Backend: {0}")]
+    Json(#[from] GoJsonError),
+}
 
 /// The validated `Backend` object of the network config.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,23 +47,16 @@ pub enum BackendConfig {
 }
 
 impl BackendConfig {
-    /// Reads the JSON value of the network config's `Backend` key, `None` if there is no such key.
-    ///
-    /// As in flannel, a missing key means the back end `udp`, the type is read in any case of letters, keys match in any
-    /// case, the last of several wins, unknown ones are skipped, and `null` leaves the default.
+    /// Reads the back end's part of a network config.
     ///
     /// # Errors
     ///
     /// Names the key, the value and what is allowed.
-    pub fn parse(backend: Option<&str>) -> Result<Self, BackendConfigError> {
-        let Some(backend) = backend else {
-            return Err(BackendConfigError::Kind("udp (no \"Backend\" key)".into()));
-        };
-        let fields = Fields::parse(backend)?;
-        let kind: String = fields.text("Type")?.unwrap_or_default().to_lowercase();
-        match kind.as_str() {
-            vxlan::KIND => Ok(Self::Vxlan(VxlanConfig::from_fields(&fields)?)),
-            _ => Err(BackendConfigError::Kind(format!("{kind:?}"))),
+    pub fn parse(spec: &BackendSpec) -> Result<Self, BackendConfigError> {
+        let options = Object::parse(spec.options.get())?;
+        match spec.kind.as_str() {
+            vxlan::KIND => Ok(Self::Vxlan(VxlanConfig::parse(&options)?)),
+            kind => Err(BackendConfigError::Kind(kind.to_owned())),
         }
     }
 
@@ -98,7 +101,7 @@ pub trait Backend: fmt::Debug {
     /// # Errors
     ///
     /// The peer's lease is untrusted; one that cannot be used is refused with the reason.
-    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal>;
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, state::Object)>, Refusal>;
 }
 
 /// Why a peer is not programmed.
@@ -112,7 +115,7 @@ pub enum Refusal {
     NoData,
     /// The back end data cannot be read.
     #[error("its BackendData is unusable: {0}")]
-    Data(BackendConfigError),
+    Data(String),
     /// Frames cannot be addressed to such a MAC address.
     #[error("its VtepMAC {0} is not a unicast address")]
     NotUnicast(MacAddr),

@@ -139,6 +139,9 @@ pub struct SettingsFlags {
     #[arg(long, value_name = "DIR", help_heading = "files")]
     pub(crate) state_dir: Option<String>,
 
+    /// Who holds the lease: 1 to 64 letters, digits, '.', '_', '-' [agent.node-id; default: from /etc/machine-id]
+    #[arg(long, value_name = "ID", help_heading = "agent")]
+    pub(crate) node_id: Option<String>,
     /// error, warn, info, debug, trace, or a list such as info,selvage::firewall=debug [agent.log; default: info]
     #[arg(long, value_name = "LEVEL", help_heading = "agent")]
     pub(crate) log: Option<String>,

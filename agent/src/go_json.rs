@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use serde::de::{DeserializeOwned, Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -32,7 +33,7 @@ pub enum GoJsonError {
         /// The value as written, shortened.
         value: String,
         /// What is allowed.
-        expected: &'static str,
+        expected: Cow<'static, str>,
     },
     /// A key that must be there is not.
     #[error("{name} is missing: expected {expected}")]
@@ -110,6 +111,31 @@ impl<'a> Object<'a> {
             .ok_or(GoJsonError::Missing { name, expected })
     }
 
+    /// The field's value as an integer within a range, in bounds included; `None` if it is absent or `null`.
+    pub fn integer(
+        &self,
+        name: &'static str,
+        range: RangeInclusive<u32>,
+    ) -> Result<Option<u32>, GoJsonError> {
+        let expected = || format!("an integer from {} to {}", range.start(), range.end());
+        let number = self.get::<u32>(name, "").map_err(|error| match error {
+            GoJsonError::Field { name, value, .. } => GoJsonError::Field {
+                name,
+                value,
+                expected: expected().into(),
+            },
+            error => error,
+        })?;
+        match number {
+            Some(number) if !range.contains(&number) => Err(GoJsonError::Field {
+                name,
+                value: number.to_string(),
+                expected: expected().into(),
+            }),
+            number => Ok(number),
+        }
+    }
+
     /// The field's value undecoded, `null` included; the last one counts.
     pub fn raw(&self, name: &str) -> Option<&'a RawValue> {
         self.values(name).last()
@@ -127,7 +153,7 @@ fn field(name: &'static str, value: &RawValue, expected: &'static str) -> GoJson
     GoJsonError::Field {
         name,
         value: shorten(value.get()),
-        expected,
+        expected: expected.into(),
     }
 }
 

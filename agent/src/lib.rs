@@ -7,25 +7,28 @@
 //!
 //! What other nodes publish is untrusted input: it passes the peer table before any back end sees it.
 
-pub mod go_json;
+pub mod agent;
 pub mod atomic_file;
+pub mod backend;
+pub mod cleanup;
 pub mod cli;
 pub mod firewall;
+pub mod go_json;
 pub mod ignition;
-pub mod backend;
 pub mod lease;
+pub mod lock;
 pub mod logging;
 pub mod machine_id;
 pub mod net;
+pub mod netlink;
 pub mod network_command;
 pub mod network_config;
 pub mod peers;
-pub mod retry;
 pub mod privileges;
+pub mod reconcile;
+pub mod retry;
 pub mod service;
 pub mod settings;
-pub mod netlink;
-pub mod reconcile;
 pub mod state;
 pub mod subnet_file;
 pub mod underlay;

@@ -48,6 +48,18 @@ pub fn parse_filter(text: &str) -> Result<Targets, Error> {
     text.parse().map_err(|_| error())
 }
 
+/// An error with its causes, in one line: `failed to do this: because of that`.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 /// Starts the log of this process. Events below what `filter` names are dropped.
 ///
 /// When standard error is connected to the journal, events go there natively: the message as `MESSAGE=`, each field

@@ -1,13 +1,19 @@
 //! `selvage`: the overlay network agent.
 
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use selvage::cli::{Cli, Command, SettingsFlags};
+use selvage::backend::BackendConfig;
+use selvage::cli::{Cli, Command, IgnitionCommand, NetworkCommand, SettingsFlags};
+use selvage::lease::etcd::{EtcdStore, SettingsError};
+use selvage::lock::Lock;
+use selvage::network_command::{self, NetworkCommandError};
+use selvage::network_config::NetworkConfig;
 use selvage::settings::{self, Environment, Settings, Sources};
-use selvage::{logging, privileges, service};
+use selvage::{agent, cleanup, ignition, logging, privileges, service};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -27,23 +33,83 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report(&error);
-            let settings_error = error.downcast_ref::<settings::Error>();
-            ExitCode::from(settings_error.map_or(1, settings::Error::exit_code))
+            ExitCode::from(exit_code(&error))
         }
     }
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
+    let mut stdout = io::stdout();
     match command {
-        Command::Run(flags) | Command::Cleanup(flags) => {
-            let _settings = start(&flags)?;
+        Command::Run(flags) => {
+            let settings = start(&flags)?;
+            let _lock = Lock::take(&settings.files.state_dir)?;
             privileges::restrict()?;
-            let _runtime = runtime()?;
-            anyhow::bail!("this build has neither the agent's loop nor its clean-up")
+            runtime()?.block_on(agent::run(&settings))?;
         }
-        Command::Network(_) | Command::Ignition(_) => {
-            anyhow::bail!("this build has neither lease store nor Ignition")
+        Command::Cleanup(flags) => {
+            let settings = start(&flags)?;
+            privileges::restrict()?;
+            runtime()?.block_on(cleanup::run(&settings, &mut stdout))?;
         }
+        Command::Network(command) => network(command)?,
+        Command::Ignition(IgnitionCommand::Render { cluster, out }) => {
+            ignition::render_command(&cluster, &out, &mut stdout)?;
+        }
+        Command::Ignition(IgnitionCommand::Check { file }) => {
+            ignition::check_command(&file, &mut stdout)?;
+        }
+    }
+    Ok(())
+}
+
+fn network(command: NetworkCommand) -> anyhow::Result<()> {
+    let mut stdout = io::stdout();
+    let (NetworkCommand::Get {
+        settings: flags, ..
+    }
+    | NetworkCommand::Set {
+        settings: flags, ..
+    }) = &command;
+    let settings = start(flags)?;
+    runtime()?.block_on(async {
+        let mut store = EtcdStore::new(settings.etcd.into(), String::new())?;
+        match command {
+            NetworkCommand::Get { json, .. } => {
+                network_command::get(&mut store, json, &mut stdout).await?;
+            }
+            NetworkCommand::Set {
+                if_absent, file, ..
+            } => {
+                let text = network_command::read_input(Some(&file))?;
+                let check = |config: &NetworkConfig| match BackendConfig::parse(&config.backend) {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(logging::chain(&error)),
+                };
+                network_command::set(&mut store, &text, if_absent, check, &mut stdout).await?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// 64 when the arguments are wrong, 78 when a configuration is, 1 for everything else.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<settings::Error>() {
+        return error.exit_code();
+    }
+    let configuration = [
+        error.downcast_ref().map(agent::Error::is_bad_configuration),
+        error.downcast_ref().map(NetworkCommandError::is_bad_config),
+        error
+            .downcast_ref()
+            .map(ignition::Error::is_bad_configuration),
+        error.downcast_ref().map(|_: &SettingsError| true),
+    ];
+    if configuration.contains(&Some(true)) {
+        settings::EXIT_CONFIG
+    } else {
+        1
     }
 }
 

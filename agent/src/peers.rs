@@ -21,16 +21,15 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use tracing::warn;
 
 use crate::lease::allocate::overlap;
-use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
+use crate::lease::{Lease, LeaseEvent, SubnetKey};
 use crate::network_config::NetworkConfig;
 
 mod claims;
 
 use claims::Claims;
 
-/// The back end's opinion about a peer's attributes: why it cannot make use of them. Asked only about leases of its own
-/// type.
-pub type CheckPeer = Box<dyn Fn(&LeaseAttrs) -> Result<(), String> + Send>;
+/// The back end's opinion about a peer's lease: why it cannot make use of it. Asked only about leases of its own type.
+pub type CheckPeer = Box<dyn Fn(&Lease) -> Result<(), String>>;
 
 /// Why a lease is not used.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -303,7 +302,7 @@ impl PeerTable {
                 return Err(Refusal::OurPublicIp);
             }
         }
-        (self.check)(attrs).map_err(Refusal::BackendData)
+        (self.check)(lease).map_err(Refusal::BackendData)
     }
 
     /// Whether two leases have an address in common that matters here: without IPv6 in the network, IPv6 does not.

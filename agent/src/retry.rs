@@ -5,6 +5,7 @@ use std::hash::BuildHasher;
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::time::Instant;
 
 /// Delays that double from `min` up to `max`, each shortened by a random part so that many nodes that lost the same
 /// server do not come back in step.
@@ -67,6 +68,44 @@ impl Backoff {
     /// An attempt succeeded: the next delay is the shortest again.
     pub fn reset(&mut self) {
         self.next = self.min;
+    }
+}
+
+/// A task that is tried again, with growing pauses, until it is done.
+#[derive(Clone, Debug)]
+pub(crate) struct Retry {
+    backoff: Backoff,
+    due: Option<Instant>,
+}
+
+impl Retry {
+    /// Nothing is due yet.
+    pub(crate) fn new(backoff: Backoff) -> Self {
+        Self { backoff, due: None }
+    }
+
+    /// The task failed, or waits: it is due after the next pause.
+    pub(crate) fn schedule(&mut self) {
+        self.due = Some(Instant::now() + self.backoff.next_delay());
+    }
+
+    /// The task is due at once.
+    pub(crate) fn now(&mut self) {
+        self.due = Some(Instant::now());
+    }
+
+    /// The task is done: nothing is due, and the next pause is the shortest again.
+    pub(crate) fn done(&mut self) {
+        self.due = None;
+        self.backoff.reset();
+    }
+
+    /// Waits until the task is due; for ever when nothing is. Cancel-safe.
+    pub(crate) async fn due(&self) {
+        match self.due {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
     }
 }
 

@@ -109,6 +109,8 @@ pub struct Files {
 /// How the agent itself behaves.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Agent {
+    /// Who holds the lease; `None` means an identifier derived from the machine's.
+    pub node_id: Option<String>,
     /// A level or a list of filters that [`crate::logging::parse_filter`] takes.
     pub log: String,
     /// The longest time between two complete comparisons of the kernel with what it should be.

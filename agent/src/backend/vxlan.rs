@@ -23,8 +23,8 @@ use serde::Serialize;
 use serde_json::value::to_raw_value;
 
 pub use self::identity::IdentityError;
-use super::json::Fields;
-use super::{Backend, BackendConfigError, FieldError, Refusal, Setup};
+use super::{Backend, Refusal, Setup};
+use crate::go_json::{self, GoJsonError};
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::net::{InterfaceName, MacAddr};
 use crate::netlink::Kernel;
@@ -46,6 +46,9 @@ const MAX_VNI: u32 = 9_999_999;
 /// `ETH_MIN_MTU`: no device takes less.
 const MIN_MTU: u32 = 68;
 
+/// What a switch takes, for messages.
+const BOOLEAN: &str = "true or false";
+
 /// The vxlan keys of the network config's `Backend`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VxlanConfig {
@@ -64,18 +67,18 @@ pub struct VxlanConfig {
 }
 
 impl VxlanConfig {
-    pub(super) fn from_fields(fields: &Fields) -> Result<Self, FieldError> {
-        let port = fields.integer("Port", 0..=u32::from(u16::MAX))?;
+    pub(super) fn parse(options: &go_json::Object<'_>) -> Result<Self, GoJsonError> {
+        let port = options.integer("Port", 0..=u32::from(u16::MAX))?;
         Ok(Self {
-            vni: fields.integer("VNI", 0..=MAX_VNI)?.unwrap_or(1),
+            vni: options.integer("VNI", 0..=MAX_VNI)?.unwrap_or(1),
             port: match port.map(u16::try_from) {
                 Some(Ok(port)) if port != 0 => port,
                 _ => DEFAULT_PORT,
             },
-            mtu: fields.integer("MTU", MIN_MTU + OVERHEAD..=u32::from(u16::MAX))?,
-            gbp: fields.boolean("GBP")?.unwrap_or(false),
-            learning: fields.boolean("Learning")?.unwrap_or(false),
-            direct_routing: fields.boolean("DirectRouting")?.unwrap_or(false),
+            mtu: options.integer("MTU", MIN_MTU + OVERHEAD..=u32::from(u16::MAX))?,
+            gbp: options.get("GBP", BOOLEAN)?.unwrap_or(false),
+            learning: options.get("Learning", BOOLEAN)?.unwrap_or(false),
+            direct_routing: options.get("DirectRouting", BOOLEAN)?.unwrap_or(false),
         })
     }
 }
@@ -162,17 +165,10 @@ impl VxlanBackend {
     /// The MAC address of a peer's VTEP.
     fn peer_mac(&self, peer: &Lease) -> Result<MacAddr, Refusal> {
         let data = peer.attrs.backend_data.as_ref().ok_or(Refusal::NoData)?;
-        let text = Fields::parse(data.get())
-            .and_then(|fields| Ok(fields.text("VtepMAC")?))
-            .map_err(Refusal::Data)?
+        let mac: MacAddr = go_json::Object::parse(data.get())
+            .and_then(|data| data.get("VtepMAC", "an Ethernet address such as 0a:1b:2c:3d:4e:5f"))
+            .map_err(|error| Refusal::Data(error.to_string()))?
             .ok_or(Refusal::NoData)?;
-        let mac: MacAddr = text.parse().map_err(|_| {
-            Refusal::Data(BackendConfigError::Field(FieldError {
-                key: "VtepMAC",
-                value: format!("{:?}", text.chars().take(64).collect::<String>()),
-                expected: "an Ethernet address such as 0a:1b:2c:3d:4e:5f".into(),
-            }))
-        })?;
         match mac {
             _ if !mac.is_unicast() => Err(Refusal::NotUnicast(mac)),
             _ if mac == self.device.mac => Err(Refusal::OwnMac(mac)),

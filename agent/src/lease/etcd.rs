@@ -43,7 +43,7 @@ use keeper::Keeper;
 use listing::{Entry, Listing, Reports};
 use servers::Servers;
 use settings::Keys;
-pub use settings::{EtcdSettings, Password, SettingsError};
+pub use settings::{EtcdSettings, SettingsError};
 use watch::Watcher;
 
 /// How long one server may take to answer one request, connecting included.

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::lease::LeaseAttrs;
 use crate::lease::allocate;
 
 const OWN: &str = "10.5.1.0-24";
@@ -26,7 +27,7 @@ fn lease(name: &str, public_ip: &str, created: u64) -> Lease {
 
 fn table_of(config: &str, own: &str) -> PeerTable {
     // A stand-in for a back end's check: owners called "bad" are unusable.
-    let check = |attrs: &LeaseAttrs| match attrs.owner.as_deref() {
+    let check = |lease: &Lease| match lease.attrs.owner.as_deref() {
         Some("bad") => Err("no VtepMAC".to_owned()),
         _ => Ok(()),
     };

@@ -71,6 +71,7 @@ impl Environment {
                 state_dir: self.text(key::FILES_STATE_DIR),
             },
             agent: Agent {
+                node_id: self.text(key::AGENT_NODE_ID),
                 log: self.text(key::AGENT_LOG),
                 resync: self.parse(key::AGENT_RESYNC, parse_number)?,
             },

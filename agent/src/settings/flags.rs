@@ -31,6 +31,7 @@ pub(super) fn fragment(flags: &SettingsFlags) -> Fragment {
             state_dir: text(&flags.state_dir),
         },
         agent: Agent {
+            node_id: text(&flags.node_id),
             log: text(&flags.log),
             resync: flags.resync.map(unplaced),
         },

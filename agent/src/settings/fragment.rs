@@ -74,6 +74,8 @@ pub(super) struct Files {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(super) struct Agent {
+    /// Who holds the lease, 1 to 64 letters, digits, `.`, `_` or `-` (default: derived from `/etc/machine-id`).
+    pub(super) node_id: Option<Spanned<String>>,
     /// Log level or filter list (default: `info`).
     pub(super) log: Option<Spanned<String>>,
     /// Seconds between complete comparisons with the kernel, 1 to 86400 (default: 300). Signed, so that a negative

@@ -73,6 +73,7 @@ pub(super) struct Inputs {
     pub(super) random_fully: Option<Sourced<bool>>,
     pub(super) subnet_file: Option<Sourced<String>>,
     pub(super) state_dir: Option<Sourced<String>>,
+    pub(super) node_id: Option<Sourced<String>>,
     pub(super) log: Option<Sourced<String>>,
     pub(super) resync: Option<Sourced<i64>>,
 }
@@ -127,6 +128,7 @@ impl Inputs {
             files.subnet_file,
         );
         origin.put(&mut self.state_dir, key::FILES_STATE_DIR, files.state_dir);
+        origin.put(&mut self.node_id, key::AGENT_NODE_ID, agent.node_id);
         origin.put(&mut self.log, key::AGENT_LOG, agent.log);
         origin.put(&mut self.resync, key::AGENT_RESYNC, agent.resync);
     }

@@ -52,12 +52,13 @@ pub(super) const FIREWALL_RANDOM_FULLY: Key =
     Key::new("firewall.random-fully", "ip-masq-fully-random");
 pub(super) const FILES_SUBNET_FILE: Key = Key::new("files.subnet-file", "subnet-file");
 pub(super) const FILES_STATE_DIR: Key = Key::new("files.state-dir", "state-dir");
+pub(super) const AGENT_NODE_ID: Key = Key::new("agent.node-id", "node-id");
 pub(super) const AGENT_LOG: Key = Key::new("agent.log", "log");
 pub(super) const AGENT_RESYNC: Key = Key::new("agent.resync", "resync");
 
 /// Every setting, in the order of the sample file.
 #[cfg(test)]
-pub(super) const ALL: [Key; 16] = [
+pub(super) const ALL: [Key; 17] = [
     ETCD_ENDPOINTS,
     ETCD_PREFIX,
     ETCD_CAFILE,
@@ -72,6 +73,7 @@ pub(super) const ALL: [Key; 16] = [
     FIREWALL_RANDOM_FULLY,
     FILES_SUBNET_FILE,
     FILES_STATE_DIR,
+    AGENT_NODE_ID,
     AGENT_LOG,
     AGENT_RESYNC,
 ];

@@ -7,7 +7,8 @@ use std::fmt;
 pub struct Secret(String);
 
 impl Secret {
-    pub(super) fn new(text: String) -> Self {
+    /// Wraps a password.
+    pub fn new(text: String) -> Self {
         Self(text)
     }
 

@@ -35,6 +35,7 @@ pub(super) fn settings(inputs: Inputs) -> Result<Settings, Error> {
         state_dir: path_or(inputs.state_dir.as_ref(), DEFAULT_STATE_DIR)?,
     };
     let agent = Agent {
+        node_id: optional(inputs.node_id.as_ref(), node_id)?,
         log: log(inputs.log.as_ref())?,
         resync: resync(inputs.resync.as_ref())?,
     };
@@ -236,6 +237,15 @@ fn public_ip(input: &Sourced<String>) -> Result<Ipv4Addr, Error> {
         return Err(input.error(expected));
     }
     Ok(address)
+}
+
+fn node_id(input: &Sourced<String>) -> Result<String, Error> {
+    let id = &input.value;
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    if !(1..=64).contains(&id.len()) || !id.bytes().all(allowed) {
+        return Err(input.error("1 to 64 letters, digits, '.', '_' or '-'"));
+    }
+    Ok(id.clone())
 }
 
 fn log(input: Option<&Sourced<String>>) -> Result<String, Error> {

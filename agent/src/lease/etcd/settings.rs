@@ -1,12 +1,13 @@
 //! Where the etcd cluster is and how to reach it, checked before the first connection.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use thiserror::Error;
+
+use crate::settings::{self, Secret};
 
 /// How to reach etcd, and under which keys leases are kept.
 #[derive(Clone, Debug)]
@@ -25,10 +26,25 @@ pub struct EtcdSettings {
     /// etcd user; goes with `password`.
     pub username: Option<String>,
     /// etcd password; goes with `username`.
-    pub password: Option<Password>,
+    pub password: Option<Secret>,
     /// How long a lease lasts after its node was last heard of; whole seconds, 1 s to 9,000,000,000 s (etcd's limit).
     /// flannel's is 24 hours.
     pub ttl: Duration,
+}
+
+impl From<settings::Etcd> for EtcdSettings {
+    fn from(etcd: settings::Etcd) -> Self {
+        Self {
+            endpoints: etcd.endpoints,
+            prefix: etcd.prefix,
+            cafile: etcd.cafile,
+            certfile: etcd.certfile,
+            keyfile: etcd.keyfile,
+            username: etcd.username,
+            password: etcd.password,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for EtcdSettings {
@@ -43,33 +59,6 @@ impl Default for EtcdSettings {
             password: None,
             ttl: Duration::from_secs(24 * 60 * 60),
         }
-    }
-}
-
-/// A password that does not show in logs.
-#[derive(Clone)]
-pub struct Password(String);
-
-impl Password {
-    /// Wraps a password.
-    pub fn new(password: String) -> Self {
-        Self(password)
-    }
-
-    /// Reads a password from a file, without the line's end.
-    pub fn read(path: &Path) -> Result<Self, SettingsError> {
-        let mut text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        text.truncate(text.trim_end_matches(['\r', '\n']).len());
-        Ok(Self(text))
-    }
-}
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
     }
 }
 
@@ -224,9 +213,9 @@ impl EtcdSettings {
         if endpoint.tls {
             options = options.with_tls(self.tls()?);
         }
-        if let (Some(username), Some(Password(password))) = (&self.username, &self.password) {
+        if let (Some(username), Some(password)) = (&self.username, &self.password) {
             options = options
-                .with_user(username, password)
+                .with_user(username, password.expose())
                 .with_auto_token_refresh(true);
         }
         Ok(options)
@@ -378,7 +367,7 @@ mod tests {
         assert_eq!(missing, "failed to read /nonexistent/ca.pem");
 
         let settings = EtcdSettings {
-            password: Some(Password::new("hunter2".to_owned())),
+            password: Some(Secret::new("hunter2".to_owned())),
             ..EtcdSettings::default()
         };
         assert!(!format!("{settings:?}").contains("hunter2"));

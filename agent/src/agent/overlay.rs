@@ -1,0 +1,340 @@
+//! The overlay of this host: what is known of it, and how that reaches the kernel, the ruleset and `subnet.env`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::backend::plan::Plan;
+use crate::backend::{self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup};
+use crate::firewall::nftables::{self, Nftables, Rules};
+use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
+use crate::netlink::{Failure, Kernel, KernelError, Watch};
+use crate::network_config::NetworkConfig;
+use crate::peers::PeerTable;
+use crate::reconcile::{Reconciler, Report};
+use crate::settings::Settings;
+use crate::state::Delta;
+use crate::subnet_file::{self, SubnetFile};
+use crate::underlay::{self, Underlay};
+
+/// Why the underlay and the back end cannot be used yet.
+#[derive(Debug, Error)]
+pub(crate) enum ConnectError {
+    /// No usable interface or address.
+    #[error("the underlay")]
+    Underlay(#[from] underlay::Error),
+    /// The network config names a back end that there is not, or options that it has not.
+    #[error("a usable network config")]
+    Config(#[from] BackendConfigError),
+    /// The back end cannot be set up here.
+    #[error("the back end")]
+    Backend(#[from] OpenError),
+}
+
+/// What could not be brought about. All of it is tried again.
+#[derive(Debug, Error)]
+pub(crate) enum Failed {
+    /// The kernel could not be asked.
+    #[error("the kernel")]
+    Kernel(#[from] KernelError),
+    /// The kernel refused some changes.
+    #[error("the kernel: {total} changes failed and {applied} did not, the first: {first}")]
+    Changes {
+        /// The first that failed.
+        first: Box<Failure>,
+        /// How many failed.
+        total: usize,
+        /// How many did not.
+        applied: u64,
+        /// Whether none of them concerns the host's own device and address.
+        spares_own: bool,
+    },
+    /// The ruleset could not be changed.
+    #[error("the firewall")]
+    Firewall(#[from] nftables::Error),
+    /// `subnet.env` could not be written.
+    #[error("the subnet file")]
+    SubnetFile(#[from] subnet_file::Error),
+}
+
+impl Failed {
+    /// Whether the host itself is on the overlay, and only some peers are not reachable yet.
+    pub(crate) fn spares_own(&self) -> bool {
+        matches!(
+            self,
+            Self::Changes {
+                spares_own: true,
+                ..
+            }
+        )
+    }
+}
+
+/// Finds the underlay and sets up the back end that the network config names. Creates nothing in the kernel.
+pub(crate) async fn connect(
+    settings: &Settings,
+    config: &NetworkConfig,
+    kernel: &mut Kernel,
+) -> Result<(Underlay, Arc<dyn Backend>), ConnectError> {
+    let underlay = underlay::discover(&settings.underlay).await?;
+    let backend = BackendConfig::parse(&config.backend)?;
+    let setup = Setup {
+        network: config.ipv4.network,
+        underlay: &underlay,
+        state_dir: &settings.files.state_dir,
+    };
+    let backend = backend::open(&backend, setup, kernel).await?;
+    Ok((underlay, backend.into()))
+}
+
+/// The overlay of this host.
+pub(crate) struct Overlay {
+    config: NetworkConfig,
+    underlay: Underlay,
+    backend: Arc<dyn Backend>,
+    own: Lease,
+    peers: PeerTable,
+    plan: Plan,
+    /// Refusals that were logged.
+    refused: BTreeMap<SubnetKey, Refusal>,
+    reconciler: Reconciler,
+    firewall: Nftables,
+    firewall_settings: crate::settings::Firewall,
+    subnet_file: PathBuf,
+    /// Whether the kernel has been programmed once, for the log.
+    programmed: bool,
+}
+
+impl Overlay {
+    /// The overlay with the own lease and, so far, no peers; nothing is programmed yet.
+    pub(crate) fn new(
+        settings: &Settings,
+        config: NetworkConfig,
+        underlay: Underlay,
+        backend: Arc<dyn Backend>,
+        own: Lease,
+        kernel: Kernel,
+    ) -> Self {
+        Self {
+            peers: peer_table(&config, &own, &backend),
+            plan: Plan::new(&*backend, &own.key, []),
+            refused: BTreeMap::new(),
+            reconciler: Reconciler::new(kernel, backend.scope()),
+            firewall: Nftables::new(),
+            firewall_settings: settings.firewall,
+            subnet_file: settings.files.subnet_file.clone(),
+            programmed: false,
+            config,
+            underlay,
+            backend,
+            own,
+        }
+    }
+
+    pub(crate) fn own(&self) -> &Lease {
+        &self.own
+    }
+
+    pub(crate) fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    /// How many peers are programmed.
+    pub(crate) fn peers(&self) -> usize {
+        self.plan.accepted()
+    }
+
+    /// What this node publishes.
+    pub(crate) fn lease_attrs(&self) -> LeaseAttrs {
+        self.backend.lease_attrs()
+    }
+
+    /// What the kernel monitor has to look out for.
+    pub(crate) fn watch(&self) -> Watch<'_> {
+        self.reconciler.watch(&self.underlay)
+    }
+
+    /// One line for the service's status.
+    pub(crate) fn summary(&self) -> String {
+        format!(
+            "{} by {} over {} ({}), {} peers",
+            self.own.key,
+            self.backend.kind(),
+            self.underlay.name,
+            self.underlay.public_ip,
+            self.peers()
+        )
+    }
+
+    /// Takes in what happened to the leases, without programming it.
+    pub(crate) fn accept(&mut self, event: LeaseEvent) -> Delta {
+        let changes = self.peers.apply(event);
+        changes.log();
+        let mut delta = Delta::new();
+        for peer in &changes.removed {
+            delta.extend(self.plan.remove_peer(&peer.key));
+        }
+        let changed = changes.changed.iter().map(|update| &update.new);
+        for peer in changes.added.iter().chain(changed) {
+            delta.extend(self.plan.set_peer(&*self.backend, peer));
+        }
+        self.log_refusals();
+        delta
+    }
+
+    /// Takes in what happened to the leases, and programs only that.
+    pub(crate) async fn apply(&mut self, event: LeaseEvent) -> Result<(), Failed> {
+        let delta = self.accept(event);
+        if delta.is_empty() {
+            return Ok(());
+        }
+        let report = self.reconciler.update(delta).await?;
+        self.check(report)
+    }
+
+    /// Brings kernel, ruleset and `subnet.env` to what they should be, whatever they are now.
+    pub(crate) async fn program(&mut self) -> Result<(), Failed> {
+        self.reconciler.set_desired(self.plan.state());
+        let report = self.reconciler.resync().await?;
+        if !self.programmed || report.counts.made() > 0 {
+            info!(
+                created = report.counts.created,
+                changed = report.counts.changed,
+                removed = report.counts.removed,
+                failed = report.counts.failed,
+                took_usec = report.took.as_micros(),
+                "kernel programmed"
+            );
+        }
+        let kernel = self.check(report);
+        if let Err(error) = &kernel
+            && !error.spares_own()
+        {
+            return kernel;
+        }
+        self.program_firewall().await?;
+        self.write_subnet_file()?;
+        self.programmed = true;
+        kernel
+    }
+
+    /// Puts the own nftables table back when it is not what it should be.
+    pub(crate) async fn program_firewall(&mut self) -> Result<(), Failed> {
+        let rules = Rules {
+            network: self.config.ipv4.network,
+            subnet: self.own.key.v4,
+            masquerade: self.firewall_settings.masquerade,
+            forward: self.firewall_settings.forward,
+            random_fully: self.firewall_settings.random_fully,
+        };
+        if self.firewall.ensure(&rules).await? {
+            info!("firewall programmed");
+        }
+        Ok(())
+    }
+
+    fn write_subnet_file(&self) -> Result<(), Failed> {
+        let file = SubnetFile {
+            network: self.config.ipv4.network,
+            subnet: self.own.key.v4,
+            mtu: self.backend.mtu(),
+            masquerade: self.firewall_settings.masquerade,
+        };
+        let written = file.write(&self.subnet_file)?;
+        if written || !self.programmed {
+            info!(path = %self.subnet_file.display(), "subnet file written");
+        }
+        Ok(())
+    }
+
+    /// Takes over another lease. The list of peers follows from the store.
+    pub(crate) fn set_own(&mut self, own: Lease) {
+        self.own = own;
+        self.replan();
+    }
+
+    /// Looks at the underlay again; says whether it is not what it was.
+    pub(crate) async fn follow_underlay(
+        &mut self,
+        settings: &Settings,
+    ) -> Result<bool, ConnectError> {
+        let (underlay, backend) = connect(settings, &self.config, self.reconciler.kernel()).await?;
+        if underlay == self.underlay {
+            return Ok(false);
+        }
+        info!(
+            iface = %underlay.name,
+            address = %underlay.address,
+            public_ip = %underlay.public_ip,
+            mtu = underlay.mtu,
+            "the underlay changed"
+        );
+        self.underlay = underlay;
+        self.backend = backend;
+        self.reconciler.set_scope(self.backend.scope());
+        self.replan();
+        Ok(true)
+    }
+
+    /// Judges and plans the peers anew, after the own lease or the back end changed.
+    fn replan(&mut self) {
+        let leases = self.peers.peers().map(|peer| Lease::clone(peer)).collect();
+        self.peers = peer_table(&self.config, &self.own, &self.backend);
+        let changes = self.peers.apply(LeaseEvent::Snapshot {
+            leases,
+            unreadable: Vec::new(),
+        });
+        changes.log();
+        let peers = self.peers.peers().map(AsRef::as_ref);
+        self.plan = Plan::new(&*self.backend, &self.own.key, peers);
+        self.log_refusals();
+    }
+
+    /// Logs whom the back end cannot reach, once for each reason.
+    fn log_refusals(&mut self) {
+        let refused: BTreeMap<_, _> = self
+            .plan
+            .refused()
+            .map(|(key, why)| (*key, why.clone()))
+            .collect();
+        for (subnet, why) in &refused {
+            if self.refused.get(subnet) != Some(why) {
+                warn!(subnet = %subnet, "peer is not programmed: {why}");
+            }
+        }
+        self.refused = refused;
+    }
+
+    /// Turns what the kernel refused into an error.
+    fn check(&self, report: Report) -> Result<(), Failed> {
+        let applied = report.counts.made();
+        let total = report.failures.len();
+        let own = self.backend.own(&self.own.key);
+        let spares_own = report
+            .failures
+            .iter()
+            .all(|f| !own.contains_key(f.change.key()));
+        match report.failures.into_iter().next() {
+            None => Ok(()),
+            Some(first) => Err(Failed::Changes {
+                first: Box::new(first),
+                total,
+                applied,
+                spares_own,
+            }),
+        }
+    }
+}
+
+/// The table of the peers that may be believed; the back end has a say.
+fn peer_table(config: &NetworkConfig, own: &Lease, backend: &Arc<dyn Backend>) -> PeerTable {
+    let backend = Arc::clone(backend);
+    PeerTable::new(
+        config,
+        own,
+        Box::new(move |peer| backend.peer(peer).map(drop).map_err(|why| why.to_string())),
+    )
+}

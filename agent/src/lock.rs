@@ -1,0 +1,96 @@
+//! One agent per host: a lock on the state directory, held while the agent runs and gone with it.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use thiserror::Error;
+
+/// Why the lock was not taken.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Another agent holds it.
+    #[error(
+        "the agent with process id {pid} runs on {directory}: stop it first (systemctl stop selvage)"
+    )]
+    Held {
+        /// What the other agent wrote into its lock, or "unknown".
+        pid: String,
+        /// The state directory.
+        directory: PathBuf,
+    },
+    /// The lock file cannot be made or read.
+    #[error("failed to lock {path}")]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The lock; dropping it, or the process's end however it comes, lets go of it.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Lock {
+    /// Locks a state directory, which is made when it is missing.
+    ///
+    /// Fails with [`Error::Held`] while another process holds it.
+    pub fn take(directory: &Path) -> Result<Self, Error> {
+        let path = directory.join("lock");
+        let io = |source| Error::Io {
+            path: path.clone(),
+            source,
+        };
+        fs::create_dir_all(directory).map_err(io)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(io)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                file.set_len(0).map_err(io)?;
+                writeln!(file, "{}", std::process::id()).map_err(io)?;
+                Ok(Self { _file: file })
+            }
+            Err((mut file, nix::Error::EWOULDBLOCK)) => {
+                let mut pid = String::new();
+                let pid = match file.read_to_string(&mut pid) {
+                    Ok(length) if length > 1 => pid.trim().to_owned(),
+                    _ => "unknown".to_owned(),
+                };
+                Err(Error::Held {
+                    pid,
+                    directory: directory.to_owned(),
+                })
+            }
+            Err((_, error)) => Err(io(error.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn second_agent_is_told_who_runs() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let first = Lock::take(directory.path()).unwrap();
+        let error = Lock::take(directory.path()).unwrap_err();
+        assert!(
+            error.to_string().contains(&std::process::id().to_string()),
+            "{error}"
+        );
+        drop(first);
+        Lock::take(directory.path()).unwrap();
+    }
+}

@@ -1,0 +1,413 @@
+//! Hosts, their agents and the etcd that they share.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::namespace::Namespace;
+use crate::wait::{wait_for, wait_until};
+
+/// Where the agents find etcd.
+pub(crate) const ETCD: &str = "http://10.77.0.1:2379";
+
+/// The usual network config: four subnets would do, 255 keep the random choice of two nodes apart.
+pub(crate) const NETWORK: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// An etcd server and the virtual switch that all hosts hang on.
+pub(crate) struct Store {
+    namespace: Namespace,
+    switch: Namespace,
+    data: TempDir,
+    etcd: Option<Child>,
+}
+
+impl Store {
+    /// Starts etcd and writes the network config.
+    pub(crate) fn start(network: &str) -> Self {
+        let switch = Namespace::new();
+        switch.ip("link add switch type bridge");
+        switch.ip("link set switch up");
+        let namespace = Namespace::new();
+        namespace.connect("eth0", &switch, "port1");
+        switch.ip("link set port1 master switch up");
+        namespace.ip("address add 10.77.0.1/24 dev eth0");
+        namespace.ip("link set eth0 up");
+        let data = TempDir::new().expect("a directory for etcd");
+        let mut store = Self {
+            namespace,
+            switch,
+            data,
+            etcd: None,
+        };
+        store.start_etcd();
+        store.etcdctl(&["put", "/coreos.com/network/config", network]);
+        store
+    }
+
+    /// Starts etcd on the data of the last run, and waits until it answers.
+    pub(crate) fn start_etcd(&mut self) {
+        let log = fs::File::create(self.data.path().join("log")).expect("etcd's log");
+        let mut command = self.namespace.command("etcd");
+        command
+            .args([
+                "--name",
+                "store",
+                "--listen-client-urls",
+                "http://0.0.0.0:2379",
+            ])
+            .args([
+                "--advertise-client-urls",
+                ETCD,
+                "--listen-peer-urls",
+                "http://127.0.0.1:0",
+            ])
+            .arg("--data-dir")
+            .arg(self.data.path().join("data"))
+            .env("ETCD_UNSUPPORTED_ARCH", "")
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.etcd = Some(command.spawn().expect("etcd"));
+        wait_until("etcd to answer", || {
+            self.namespace
+                .try_run("etcdctl --command-timeout=1s endpoint health")
+                .status
+                .success()
+        });
+    }
+
+    /// Kills etcd; its data stays.
+    pub(crate) fn stop_etcd(&mut self) {
+        if let Some(mut etcd) = self.etcd.take() {
+            let _ = etcd.kill();
+            let _ = etcd.wait();
+        }
+    }
+
+    /// Runs `etcdctl` beside the server and returns what it printed.
+    pub(crate) fn etcdctl(&self, arguments: &[&str]) -> String {
+        let output = self
+            .namespace
+            .command("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(arguments)
+            .output()
+            .expect("etcdctl");
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "etcdctl {arguments:?} failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        stdout
+    }
+
+    /// Writes a lease key without a TTL, as a reservation or a foreign node would.
+    pub(crate) fn put_lease(&self, key: &str, value: &str) {
+        self.etcdctl(&["put", &format!("/coreos.com/network/subnets/{key}"), value]);
+    }
+
+    /// The lease keys that exist, without the prefix.
+    pub(crate) fn lease_keys(&self) -> Vec<String> {
+        self.etcdctl(&[
+            "get",
+            "--prefix",
+            "--keys-only",
+            "/coreos.com/network/subnets",
+        ])
+        .lines()
+        .filter_map(|line| line.rsplit_once('/').map(|(_, key)| key.to_owned()))
+        .collect()
+    }
+
+    /// A host with the underlay address 10.77.0.`10 + number`, on the same switch.
+    pub(crate) fn host(&self, number: u8) -> Host {
+        let namespace = Namespace::new();
+        let port = format!("port{}", 10 + number);
+        namespace.connect("eth0", &self.switch, &port);
+        self.switch.ip(&format!("link set {port} master switch up"));
+        let address = Ipv4Addr::new(10, 77, 0, 10 + number);
+        namespace.ip(&format!("address add {address}/24 dev eth0"));
+        namespace.ip("link set eth0 up");
+        namespace.sysctl("net.ipv4.ip_forward", "1");
+        Host {
+            namespace,
+            address,
+            directory: TempDir::new().expect("a directory for the host"),
+            container: None,
+            agent: None,
+        }
+    }
+
+    /// Cuts a host off from the switch, or joins it again.
+    pub(crate) fn set_port(&self, number: u8, state: &str) {
+        self.switch
+            .ip(&format!("link set port{} {state}", 10 + number));
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.stop_etcd();
+    }
+}
+
+/// A container host: its namespace, its agent, and one container behind its bridge.
+pub(crate) struct Host {
+    pub(crate) namespace: Namespace,
+    /// The underlay address.
+    pub(crate) address: Ipv4Addr,
+    directory: TempDir,
+    container: Option<Namespace>,
+    agent: Option<Agent>,
+}
+
+/// A running agent and what it has told its service manager.
+struct Agent {
+    child: Child,
+    notify: UnixDatagram,
+    told: Vec<String>,
+}
+
+impl Agent {
+    /// Takes in what the agent told since the last call.
+    fn listen(&mut self) {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = self.notify.recv(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..length]);
+            self.told.extend(text.lines().map(str::to_owned));
+        }
+    }
+}
+
+impl Host {
+    /// The command line `selvage VERB` with this host's files, inside its namespace.
+    pub(crate) fn selvage(&self, verb: &str) -> Command {
+        let mut command = self.namespace.command(env!("CARGO_BIN_EXE_selvage"));
+        command
+            .arg(verb)
+            .args(["--etcd-endpoints", ETCD, "--iface", "eth0", "--ip-masq"])
+            .arg("--subnet-file")
+            .arg(self.subnet_file())
+            .arg("--state-dir")
+            .arg(self.directory.path().join("state"))
+            // Every host of a test shares this machine's identity file; a real cluster's nodes do not.
+            .env("SELVAGE_NODE_ID", self.node_id());
+        command
+    }
+
+    fn node_id(&self) -> String {
+        let [_, _, _, last] = self.address.octets();
+        format!("{last:032x}")
+    }
+
+    /// Where the agent writes `subnet.env`.
+    pub(crate) fn subnet_file(&self) -> PathBuf {
+        self.directory.path().join("subnet.env")
+    }
+
+    /// Starts the agent without waiting for it.
+    pub(crate) fn start_agent(&mut self) {
+        let socket = self.directory.path().join("notify");
+        let _ = fs::remove_file(&socket);
+        let notify = UnixDatagram::bind(&socket).expect("the notify socket");
+        notify
+            .set_nonblocking(true)
+            .expect("a socket that does not block");
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.directory.path().join("log"))
+            .expect("the agent's log");
+        let child = self
+            .selvage("run")
+            .env("NOTIFY_SOCKET", &socket)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the agent");
+        self.agent = Some(Agent {
+            child,
+            notify,
+            told: Vec::new(),
+        });
+    }
+
+    /// Starts the agent, waits until it is ready, and puts a container behind a bridge on its subnet.
+    pub(crate) fn join(&mut self) {
+        self.start_agent();
+        self.wait_ready();
+        self.start_container();
+    }
+
+    /// Waits for the agent's `READY=1`.
+    pub(crate) fn wait_ready(&mut self) {
+        self.wait_told("READY=1", |line| line == "READY=1");
+    }
+
+    /// Waits until the agent tells its service manager a line that fits.
+    pub(crate) fn wait_told(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> String {
+        let log = self.directory.path().join("log");
+        let agent = self.agent.as_mut().expect("a running agent");
+        wait_for(
+            Duration::from_secs(20),
+            &format!("the agent to tell {what}"),
+            || {
+                agent.listen();
+                if let Some(line) = agent.told.iter().find(|line| fits(line)) {
+                    return Some(line.clone());
+                }
+                if let Some(status) = agent.child.try_wait().expect("the agent's status") {
+                    panic!(
+                        "the agent ended with {status}\n{}",
+                        fs::read_to_string(&log).unwrap_or_default()
+                    );
+                }
+                None
+            },
+        )
+    }
+
+    /// Waits for the agent to end by itself and returns its exit status.
+    pub(crate) fn wait_exit(&mut self) -> Option<i32> {
+        let agent = self.agent.as_mut().expect("a running agent");
+        wait_for(Duration::from_secs(20), "the agent to end", || {
+            agent.child.try_wait().expect("the agent's status")
+        })
+        .code()
+    }
+
+    /// The process id of the running agent.
+    pub(crate) fn agent_id(&self) -> u32 {
+        self.agent.as_ref().expect("a running agent").child.id()
+    }
+
+    /// Kills the agent outright; nothing of it runs afterwards.
+    pub(crate) fn kill_agent(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            agent.child.kill().expect("to kill the agent");
+            agent.child.wait().expect("the agent's end");
+        }
+    }
+
+    /// Asks the agent to stop, as the service manager does, and returns its exit status.
+    pub(crate) fn stop_agent(&mut self) -> Option<i32> {
+        let pid = i32::try_from(self.agent_id()).expect("a process id");
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGTERM,
+        )
+        .expect("to signal the agent");
+        let status = self.wait_exit();
+        self.agent = None;
+        status
+    }
+
+    /// What the agent has logged in this host's life.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// The value of a key of `subnet.env`.
+    pub(crate) fn subnet_env(&self, key: &str) -> String {
+        let text = fs::read_to_string(self.subnet_file()).expect("subnet.env");
+        let prefix = format!("{key}=");
+        let line = text.lines().find_map(|line| line.strip_prefix(&prefix));
+        line.unwrap_or_else(|| panic!("{key} is not in subnet.env:\n{text}"))
+            .to_owned()
+    }
+
+    /// The leased subnet as its lease key writes it, for example `10.5.34.0-24`.
+    pub(crate) fn lease_key(&self) -> String {
+        let [a, b, c, _] = self.container_address().octets();
+        format!("{a}.{b}.{c}.0-24")
+    }
+
+    /// The container's address, whether or not there is a container: the second of the subnet.
+    pub(crate) fn container_address(&self) -> Ipv4Addr {
+        let gateway = self.subnet_env("FLANNEL_SUBNET");
+        let (address, _) = gateway.split_once('/').expect("an address with its length");
+        let [a, b, c, d] = address.parse::<Ipv4Addr>().expect("an address").octets();
+        Ipv4Addr::new(a, b, c, d + 1)
+    }
+
+    /// The namespace of the host's container.
+    pub(crate) fn container(&self) -> &Namespace {
+        self.container.as_ref().expect("a container")
+    }
+
+    /// Does what Docker does with `subnet.env`: a bridge with the subnet's first address, a container with the second.
+    fn start_container(&mut self) {
+        let gateway = self.subnet_env("FLANNEL_SUBNET");
+        let mtu = self.subnet_env("FLANNEL_MTU");
+        let address = self.container_address();
+        let host = &self.namespace;
+        host.ip("link add docker0 type bridge");
+        host.ip(&format!("address add {gateway} dev docker0"));
+        host.ip("link set docker0 up");
+        let container = Namespace::new();
+        container.connect("eth0", host, "veth0");
+        host.ip(&format!("link set veth0 mtu {mtu} master docker0 up"));
+        container.ip(&format!("address add {address}/24 dev eth0"));
+        container.ip(&format!("link set eth0 mtu {mtu} up"));
+        let (gateway, _) = gateway.split_once('/').expect("an address with its length");
+        container.ip(&format!("route add default via {gateway}"));
+        self.container = Some(container);
+    }
+
+    /// Whether one echo request from this host's container to another's is answered.
+    pub(crate) fn reaches(&self, other: &Host) -> bool {
+        let target = other.container_address();
+        self.container()
+            .try_run(&format!("ping -c 1 -W 1 -q {target}"))
+            .status
+            .success()
+    }
+
+    /// Waits until the containers of both hosts reach each other.
+    pub(crate) fn wait_reaches(&self, other: &Host) {
+        wait_until("the containers to reach each other", || {
+            self.reaches(other) && other.reaches(self)
+        });
+    }
+
+    /// The kernel objects of the overlay on this host, in a form that two moments can be compared by.
+    pub(crate) fn overlay_objects(&self) -> String {
+        [
+            "ip -d link show type vxlan",
+            "ip address show type vxlan",
+            "ip nexthop show",
+            "ip route show",
+            "ip neighbor show nud permanent",
+            "bridge fdb show",
+            "nft list ruleset",
+        ]
+        .map(|line| format!("# {line}\n{}", self.namespace.run(line)))
+        .concat()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "--- {}: what its agent logged\n{}",
+                self.address,
+                self.log()
+            );
+            eprintln!(
+                "--- {}: the kernel\n{}",
+                self.address,
+                self.overlay_objects()
+            );
+        }
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.child.kill();
+            let _ = agent.child.wait();
+        }
+    }
+}

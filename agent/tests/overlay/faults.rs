@@ -1,0 +1,166 @@
+//! What breaks around the agent: the device, the store, the network between them.
+
+use std::time::Duration;
+
+use crate::cluster::{NETWORK, Store};
+use crate::wait::{wait_for, wait_until};
+
+/// A lease of a node that exists only in the store.
+const GHOST: &str = r#"{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+
+#[test]
+fn deleted_device_heals_by_itself() {
+    let store = Store::start(NETWORK);
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    one.join();
+    two.join();
+    one.wait_reaches(&two);
+    let before = one.overlay_objects();
+    one.namespace.ip("link del flannel.1");
+    one.wait_reaches(&two);
+    let without_index = |text: &str| {
+        // A new device has a new index, and the kernel counts its bridge ports and queues anew.
+        text.lines()
+            .filter(|line| line.contains("flannel.1") && !line.contains(": flannel.1"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    wait_until("the same objects as before", || {
+        without_index(&one.overlay_objects()) == without_index(&before)
+    });
+}
+
+#[test]
+fn removed_route_neighbour_and_forwarding_entry_come_back() {
+    let store = Store::start(NETWORK);
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    one.join();
+    two.join();
+    one.wait_reaches(&two);
+    let before = one.overlay_objects();
+    one.namespace
+        .ip("neighbor flush dev flannel.1 nud permanent");
+    one.namespace.ip("route flush dev flannel.1");
+    wait_until("the flushed objects", || one.overlay_objects() == before);
+    one.wait_reaches(&two);
+}
+
+#[test]
+fn traffic_flows_while_etcd_is_away_and_later_changes_arrive() {
+    let mut store = Store::start(NETWORK);
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    one.join();
+    two.join();
+    one.wait_reaches(&two);
+    let before = one.overlay_objects();
+
+    store.stop_etcd();
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while std::time::Instant::now() < end {
+        assert!(one.reaches(&two), "a packet was lost while etcd was away");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!(one.overlay_objects(), before);
+    one.wait_told("that etcd is away", |line| {
+        line.starts_with("STATUS=") && line.contains(crate::cluster::ETCD)
+    });
+
+    store.start_etcd();
+    store.put_lease("10.5.250.0-24", GHOST);
+    wait_for(
+        Duration::from_secs(40),
+        "the lease written after the outage",
+        || {
+            one.namespace
+                .ip("route show")
+                .contains("10.5.250.0/24")
+                .then_some(())
+        },
+    );
+    assert!(one.reaches(&two));
+}
+
+#[test]
+fn changes_made_behind_a_partition_and_a_compaction_arrive() {
+    let store = Store::start(NETWORK);
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    one.join();
+    two.join();
+    one.wait_reaches(&two);
+    store.put_lease("10.5.250.0-24", GHOST);
+    wait_until("the ghost's route", || {
+        one.namespace.ip("route show").contains("10.5.250.0/24")
+    });
+
+    store.set_port(1, "down");
+    store.etcdctl(&["del", "/coreos.com/network/subnets/10.5.250.0-24"]);
+    store.put_lease(
+        "10.5.251.0-24",
+        &GHOST
+            .replace("10.77.0.99", "10.77.0.98")
+            .replace("8f:44", "8f:45"),
+    );
+    let status = store.etcdctl(&["endpoint", "status", "--write-out=fields"]);
+    let revision = status
+        .lines()
+        .find_map(|line| line.strip_prefix("\"Revision\" : "))
+        .expect("etcd's revision")
+        .to_owned();
+    store.etcdctl(&["compact", &revision]);
+    std::thread::sleep(Duration::from_secs(3));
+    store.set_port(1, "up");
+
+    wait_for(
+        Duration::from_secs(40),
+        "what changed behind the partition",
+        || {
+            let routes = one.namespace.ip("route show");
+            (routes.contains("10.5.251.0/24") && !routes.contains("10.5.250.0/24")).then_some(())
+        },
+    );
+    one.wait_reaches(&two);
+}
+
+#[test]
+fn lost_lease_is_taken_again_with_the_same_subnet() {
+    let store = Store::start(NETWORK);
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    one.join();
+    two.join();
+    one.wait_reaches(&two);
+    let key = one.lease_key();
+    store.etcdctl(&["del", &format!("/coreos.com/network/subnets/{key}")]);
+    wait_until("the lease to be taken again", || {
+        store.lease_keys().contains(&key)
+    });
+    one.wait_reaches(&two);
+}
+
+#[test]
+fn agent_waits_for_etcd_and_says_so() {
+    let mut store = Store::start(NETWORK);
+    store.stop_etcd();
+    let mut one = store.host(1);
+    one.start_agent();
+    let status = one.wait_told("that it waits for etcd", |line| {
+        line.starts_with("STATUS=waiting for")
+    });
+    assert!(status.contains(crate::cluster::ETCD), "{status}");
+    assert!(!one.subnet_file().exists());
+    store.start_etcd();
+    one.wait_ready();
+    assert!(one.subnet_file().exists());
+}
+
+#[test]
+fn agent_waits_for_a_network_config_and_says_so() {
+    let store = Store::start(NETWORK);
+    store.etcdctl(&["del", "/coreos.com/network/config"]);
+    let mut one = store.host(1);
+    one.start_agent();
+    one.wait_told("that there is no network config", |line| {
+        line.starts_with("STATUS=") && line.contains("/coreos.com/network/config")
+    });
+    store.etcdctl(&["put", "/coreos.com/network/config", NETWORK]);
+    one.wait_ready();
+}

@@ -1,0 +1,91 @@
+//! The nftables table: that it masquerades what it should, and comes back when somebody flushes it.
+
+use std::io::Read;
+use std::net::Ipv4Addr;
+use std::process::Stdio;
+
+use crate::cluster::{Host, NETWORK, Store};
+use crate::namespace::Namespace;
+use crate::wait::wait_until;
+
+/// The source address that a listener in `server` sees when a TCP connection to `address` is made in `client`.
+fn seen_source(server: &Namespace, address: Ipv4Addr, client: &Namespace) -> String {
+    let mut listener = server
+        .command("python3")
+        .args(["-c", "import socket; s = socket.create_server(('', 8080)); print('up', flush=True); print(s.accept()[1][0])"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a listener");
+    let mut out = listener.stdout.take().expect("its output");
+    let mut up = [0; 3];
+    out.read_exact(&mut up).expect("the listener to come up");
+    let program =
+        format!("import socket; socket.create_connection(('{address}', 8080), timeout=5)");
+    let connected = client
+        .command("python3")
+        .args(["-c", &program])
+        .status()
+        .expect("a client");
+    assert!(connected.success(), "no connection to {address}");
+    let mut seen = String::new();
+    out.read_to_string(&mut seen)
+        .expect("what the listener saw");
+    listener.wait().expect("the listener's end");
+    seen.trim().to_owned()
+}
+
+fn pair(store: &Store) -> [Host; 2] {
+    let mut hosts = [1, 2].map(|number| store.host(number));
+    for host in &mut hosts {
+        host.join();
+    }
+    let [one, two] = &hosts;
+    one.wait_reaches(two);
+    hosts
+}
+
+#[test]
+fn container_is_seen_by_its_own_address_inside_and_by_its_hosts_outside() {
+    let store = Store::start(NETWORK);
+    let [one, two] = pair(&store);
+    let inside = seen_source(two.container(), two.container_address(), one.container());
+    assert_eq!(inside, one.container_address().to_string());
+    let outside = seen_source(&two.namespace, two.address, one.container());
+    assert_eq!(outside, one.address.to_string());
+}
+
+#[test]
+fn flushed_table_comes_back() {
+    let store = Store::start(NETWORK);
+    let [one, two] = pair(&store);
+    let before = one.namespace.run("nft list ruleset");
+    assert!(before.contains("table inet selvage"), "{before}");
+    one.namespace.run("nft flush ruleset");
+    wait_until("the table", || {
+        one.namespace.run("nft list ruleset") == before
+    });
+    let outside = seen_source(&two.namespace, two.address, one.container());
+    assert_eq!(outside, one.address.to_string());
+}
+
+#[test]
+fn foreign_tables_are_left_alone() {
+    let store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    one.namespace.run("nft add table inet other");
+    one.namespace.run("nft add chain inet other keep");
+    one.start_agent();
+    one.wait_ready();
+    assert_eq!(one.stop_agent(), Some(0));
+    assert!(
+        one.selvage("cleanup")
+            .status()
+            .expect("selvage cleanup")
+            .success()
+    );
+    let ruleset = one.namespace.run("nft list ruleset");
+    assert!(
+        ruleset.contains("chain keep") && !ruleset.contains("selvage"),
+        "{ruleset}"
+    );
+}

@@ -1,0 +1,23 @@
+//! The whole agent against the real kernel and the real etcd: hosts are network namespaces on one virtual switch.
+//!
+//! ```text
+//!   node 1            node 2            node 3            store
+//!   container .2      container .2      container .2      etcd 10.77.0.1:2379
+//!   docker0   .1      docker0   .1      docker0   .1        │
+//!   flannel.1 .0      flannel.1 .0      flannel.1 .0        │
+//!   eth0 10.77.0.11   eth0 10.77.0.12   eth0 10.77.0.13   eth0
+//!        └─────────────────┴──────── switch ──┴──────────────┘
+//! ```
+//!
+//! The tests need root, for the namespaces, and Debian's `etcd-server`, `nftables`, `iproute2` and `iputils-ping`.
+
+#![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
+
+mod allocation;
+mod cluster;
+mod faults;
+mod firewall;
+mod hostile;
+mod namespace;
+mod traffic;
+mod wait;

@@ -87,8 +87,11 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// The longest pause: what heals by itself is noticed within this time.
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// How often the loop turns when nothing happens and no watchdog asks for more.
-const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How often the loop turns when nothing happens and no watchdog asks for more; also how old the status may be.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// The service manager's socket holds few messages, and writing to a full one blocks: while much happens at once, the
+/// status is sent no more often than this.
+const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
 /// What [`Agent::serve`] returns: nothing, since only a signal ends it.
 enum Never {}
@@ -183,7 +186,9 @@ impl<S: LeaseStore> Agent<'_, S> {
         let period = self.settings.agent.resync;
         let mut resync = interval_at(Instant::now() + period, period);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut heartbeat = interval(self.service.watchdog_interval().unwrap_or(HEARTBEAT));
+        let period = self.service.watchdog_interval().unwrap_or(HEARTBEAT);
+        let mut heartbeat = interval(period.min(HEARTBEAT));
+        let mut told = Instant::now();
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let watch = overlay.watch();
@@ -202,10 +207,15 @@ impl<S: LeaseStore> Agent<'_, S> {
                 () = due.program.due() => due.program.settle(overlay.program().await),
                 () = due.lease.due() => self.acquire_again(overlay, &mut due).await,
                 () = due.underlay.due() => self.follow_underlay(overlay, &mut due).await,
-                _ = heartbeat.tick() => (),
+                _ = heartbeat.tick() => {
+                    self.service.watchdog();
+                    self.service.status(&self.status(overlay));
+                }
             }
-            self.service.watchdog();
-            self.service.status(&self.status(overlay));
+            if told.elapsed() >= STATUS_PAUSE {
+                self.service.status(&self.status(overlay));
+                told = Instant::now();
+            }
         }
     }
 

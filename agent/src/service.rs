@@ -45,9 +45,11 @@ impl Service {
         send(&[NotifyState::Stopping]);
     }
 
-    /// Says that the service is alive; due every [`Self::watchdog_interval`].
+    /// Says that the service is alive; due every [`Self::watchdog_interval`]. Nothing is sent when nobody watches.
     pub fn watchdog(&self) {
-        send(&[NotifyState::Watchdog]);
+        if self.watchdog.is_some() {
+            send(&[NotifyState::Watchdog]);
+        }
     }
 
     /// How often [`Self::watchdog`] must be called: half of `WatchdogSec=`, as sd_watchdog_enabled(3) advises. `None`

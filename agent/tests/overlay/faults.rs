@@ -40,7 +40,8 @@ fn removed_route_neighbour_and_forwarding_entry_come_back() {
     let before = one.overlay_objects();
     one.namespace
         .ip("neighbor flush dev flannel.1 nud permanent");
-    one.namespace.ip("route flush dev flannel.1");
+    one.namespace
+        .ip(&format!("route del {}", two.lease_key().replace('-', "/")));
     wait_until("the flushed objects", || one.overlay_objects() == before);
     one.wait_reaches(&two);
 }

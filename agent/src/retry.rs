@@ -39,14 +39,21 @@ pub enum BackoffError {
 
 impl Backoff {
     /// Delays from `min` to `max`; each is shortened by up to its `jitter` part (0.0 to 0.9).
-    pub fn new(min: Duration, max: Duration, jitter: f64, seed: u64) -> Result<Self, BackoffError> {
+    ///
+    /// Can be evaluated at compile time, where an error is one of the program; see [`Backoff::seeded`].
+    pub const fn new(
+        min: Duration,
+        max: Duration,
+        jitter: f64,
+        seed: u64,
+    ) -> Result<Self, BackoffError> {
         if min.is_zero() {
             return Err(BackoffError::ZeroMin);
         }
-        if max < min {
+        if max.as_nanos() < min.as_nanos() {
             return Err(BackoffError::MaxBelowMin { min, max });
         }
-        if !(0.0..=0.9).contains(&jitter) {
+        if !(jitter >= 0.0 && jitter <= 0.9) {
             return Err(BackoffError::Jitter(jitter));
         }
         Ok(Self {
@@ -56,6 +63,12 @@ impl Backoff {
             next: min,
             seed,
         })
+    }
+
+    /// The same delays in another random variation.
+    pub const fn seeded(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
     }
 
     /// How long to wait before the next attempt.

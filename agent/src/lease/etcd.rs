@@ -28,7 +28,6 @@ use tokio::task::JoinSet;
 
 use crate::lease::{Lease, LeaseAttrs, LeaseStore, StoreError, StoreEvent, SubnetKey};
 use crate::network_config::NetworkConfig;
-use crate::retry::BackoffError;
 
 mod acquire;
 mod held;
@@ -178,16 +177,16 @@ impl EtcdStore {
         own: Option<SubnetKey>,
         listing: Option<Listing>,
         aged: bool,
-    ) -> Result<Receiver<StoreEvent>, BackoffError> {
+    ) -> Receiver<StoreEvent> {
         let (sender, receiver) = mpsc::channel(EVENTS);
-        let watcher = Watcher::new(Arc::clone(&self.store), sender.clone(), own)?;
-        let keeper = Keeper::new(Arc::clone(&self.store), sender)?;
+        let watcher = Watcher::new(Arc::clone(&self.store), sender.clone(), own);
+        let keeper = Keeper::new(Arc::clone(&self.store), sender);
         self.tasks = JoinSet::new();
         self.tasks.spawn(watcher.run(listing));
         if own.is_some() {
             self.tasks.spawn(keeper.run(aged));
         }
-        Ok(receiver)
+        receiver
     }
 }
 
@@ -215,9 +214,8 @@ impl LeaseStore for EtcdStore {
             created: listing::to_unsigned(acquired.created),
         };
         *self.store.held.lock().await = Some(acquired.held);
-        self.events = self
-            .start(Some(lease.key), Some(acquired.listing), acquired.aged)
-            .ok();
+        let events = self.start(Some(lease.key), Some(acquired.listing), acquired.aged);
+        self.events = Some(events);
         Ok(lease)
     }
 
@@ -247,16 +245,15 @@ impl LeaseStore for EtcdStore {
 
     async fn next_event(&mut self) -> StoreEvent {
         loop {
-            if self.events.is_none() {
-                self.events = self.start(None, None, false).ok();
-            }
-            match &mut self.events {
-                Some(events) => match events.recv().await {
-                    Some(event) => return event,
-                    // Both tasks ended, which the watcher never does while its events are wanted.
-                    None => self.events = None,
-                },
-                None => std::future::pending().await,
+            let events = match self.events.take() {
+                Some(events) => events,
+                None => self.start(None, None, false),
+            };
+            // Stays in its place while it is waited for, so that a cancelled wait loses nothing.
+            match self.events.insert(events).recv().await {
+                Some(event) => return event,
+                // Both tasks ended, which the watcher never does while its events are wanted.
+                None => self.events = None,
             }
         }
     }

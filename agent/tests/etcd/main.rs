@@ -11,6 +11,7 @@ mod events;
 mod failures;
 mod keeping;
 mod network;
+mod security;
 mod server;
 
 use std::time::Duration;

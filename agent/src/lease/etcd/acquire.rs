@@ -62,6 +62,14 @@ pub(super) async fn acquire(
     result
 }
 
+/// Between attempts that lost a race: long enough that the next list shows the winner, and very different from node to
+/// node.
+const RACE_PAUSES: Backoff =
+    match Backoff::new(Duration::from_millis(10), Duration::from_secs(1), 0.9, 0) {
+        Ok(backoff) => backoff,
+        Err(_) => panic!("constant out of range"),
+    };
+
 /// Repeats attempts that lost a race. `fresh` is an etcd lease that was granted but is not attached to a key.
 async fn with_retries(
     store: &Store,
@@ -73,17 +81,9 @@ async fn with_retries(
     /// flannel's number of rounds.
     const ATTEMPTS: u32 = 10;
     let mut seed = random_seed();
-    let mut backoff = Backoff::new(
-        Duration::from_millis(10),
-        Duration::from_secs(1),
-        0.9,
-        random_seed(),
-    )
-    .ok();
+    let mut backoff = RACE_PAUSES.seeded(random_seed());
     for attempt in 0..ATTEMPTS {
-        if attempt > 0
-            && let Some(backoff) = &mut backoff
-        {
+        if attempt > 0 {
             sleep(backoff.next_delay()).await;
         }
         let listing = list(&store.servers, &store.keys, &store.reports).await?;

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use super::Store;
 use super::held::{EtcdLease, Held, Settled, keep_alive};
 use crate::lease::{StoreError, StoreEvent};
-use crate::retry::{Backoff, BackoffError, jittered, random_seed};
+use crate::retry::{Backoff, jittered, random_seed};
 
 /// Keeps one lease until it is lost.
 pub(super) struct Keeper {
@@ -24,21 +24,31 @@ pub(super) struct Keeper {
     seed: u64,
 }
 
+const FAILURES: Backoff =
+    match Backoff::new(Duration::from_millis(200), Duration::from_secs(60), 0.5, 0) {
+        Ok(backoff) => backoff,
+        Err(_) => panic!("constant out of range"),
+    };
+
+const REWRITES: Backoff =
+    match Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 0.5, 0) {
+        Ok(backoff) => backoff,
+        Err(_) => panic!("constant out of range"),
+    };
+
 /// After this long without a rewrite, the next one is prompt again.
 const QUIET: Duration = Duration::from_secs(300);
 
 impl Keeper {
-    pub(super) fn new(store: Arc<Store>, events: Sender<StoreEvent>) -> Result<Self, BackoffError> {
-        let longest = Duration::from_secs(60);
-        let backoff = |min| Backoff::new(min, longest, 0.5, random_seed());
-        Ok(Self {
+    pub(super) fn new(store: Arc<Store>, events: Sender<StoreEvent>) -> Self {
+        Self {
             store,
             events,
-            failures: backoff(Duration::from_millis(200))?,
-            rewrites: backoff(Duration::from_secs(1))?,
+            failures: FAILURES.seeded(random_seed()),
+            rewrites: REWRITES.seeded(random_seed()),
             last_rewrite: None,
             seed: random_seed(),
-        })
+        }
     }
 
     /// Runs until the lease is lost, which it reports. `aged`: the lease is an older one, to be extended at once.

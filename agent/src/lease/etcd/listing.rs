@@ -163,7 +163,10 @@ impl Reports {
     /// Reads one key and value. `None` if the key does not name a subnet; then, or if the value is unreadable, a warning
     /// is logged, once.
     pub(super) fn entry(&self, keys: &Keys, kv: &KeyValue) -> Option<Entry> {
-        let key = self.key(keys, kv)?;
+        let key = keys
+            .subnet(kv.key())?
+            .inspect_err(|error| self.report(kv, error))
+            .ok()?;
         let attrs = match LeaseAttrs::parse(kv.value()) {
             Ok(attrs) => Some(attrs),
             Err(error) => {
@@ -178,18 +181,6 @@ impl Reports {
             modified: kv.mod_revision(),
             etcd_lease: Some(kv.lease()).filter(|id| *id != 0),
         })
-    }
-
-    /// Reads one key.
-    pub(super) fn key(&self, keys: &Keys, kv: &KeyValue) -> Option<SubnetKey> {
-        let name = kv.key().strip_prefix(keys.subnets.as_bytes())?;
-        match SubnetKey::parse_name(&String::from_utf8_lossy(name)) {
-            Ok(key) => Some(key),
-            Err(error) => {
-                self.report(kv, &error);
-                None
-            }
-        }
     }
 
     fn report(&self, kv: &KeyValue, error: &dyn std::error::Error) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use thiserror::Error;
 
+use crate::lease::{LeaseKeyError, SubnetKey};
 use crate::settings::{self, Secret};
 
 /// How to reach etcd, and under which keys leases are kept.
@@ -112,6 +113,14 @@ pub(super) struct Keys {
     pub(super) subnets: String,
     /// The end, exclusive, of the range of lease keys.
     pub(super) subnets_end: String,
+}
+
+impl Keys {
+    /// Which subnet a key stands for; `None` if it is not a lease key at all.
+    pub(super) fn subnet(&self, key: &[u8]) -> Option<Result<SubnetKey, LeaseKeyError>> {
+        let name = key.strip_prefix(self.subnets.as_bytes())?;
+        Some(SubnetKey::parse_name(&String::from_utf8_lossy(name)))
+    }
 }
 
 impl EtcdSettings {

@@ -17,11 +17,18 @@ use super::listing::{LONGEST_MESSAGE, Listing, get, is_compaction, list};
 use super::servers::{Connection, code};
 use super::{DEADLINE, Store};
 use crate::lease::{Lease, LeaseEvent, StoreError, StoreEvent, SubnetKey};
-use crate::retry::{Backoff, BackoffError, random_seed};
+use crate::retry::{Backoff, random_seed};
 
 /// After this long without a message the server is asked for one. HTTP/2 pings find dead connections sooner; this finds
 /// a server that answers pings and nothing else.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// Between attempts to reconnect: flannel's pauses.
+const RECONNECT: Backoff =
+    match Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0.5, 0) {
+        Ok(backoff) => backoff,
+        Err(_) => panic!("constant out of range"),
+    };
 
 /// Follows the leases until nobody wants the events any more.
 pub(super) struct Watcher {
@@ -65,20 +72,15 @@ impl Watcher {
         store: Arc<Store>,
         events: Sender<StoreEvent>,
         own: Option<SubnetKey>,
-    ) -> Result<Self, BackoffError> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             store,
             events,
             own,
-            backoff: Backoff::new(
-                Duration::from_millis(100),
-                Duration::from_secs(5),
-                0.5,
-                random_seed(),
-            )?,
+            backoff: RECONNECT.seeded(random_seed()),
             next: None,
             said: Said::Nothing,
-        })
+        }
     }
 
     /// Runs until the store is dropped. `listing`: what is known already.
@@ -235,9 +237,16 @@ impl Watcher {
                 continue;
             };
             let key = match event.event_type() {
-                EventType::Delete => store.reports.key(&store.keys, kv).inspect(|key| {
-                    changes.insert(*key, None);
-                }),
+                // That an unreadable key is gone is no news.
+                EventType::Delete => {
+                    store
+                        .keys
+                        .subnet(kv.key())
+                        .and_then(Result::ok)
+                        .inspect(|key| {
+                            changes.insert(*key, None);
+                        })
+                }
                 EventType::Put => store.reports.entry(&store.keys, kv).map(|entry| {
                     // An unreadable value changes nothing: what was there before still holds.
                     let key = entry.key;

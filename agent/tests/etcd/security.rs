@@ -1,0 +1,228 @@
+//! TLS, client certificates, and users with passwords.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use etcd_client::{Permission, PermissionType};
+use selvage::lease::etcd::{EtcdSettings, Password};
+
+use crate::server::Server;
+use crate::*;
+
+/// Certificates of one authority, made for one test.
+struct Authority {
+    dir: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let authority = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let config = "[req]\ndistinguished_name = name\n[name]\n[ca]\nbasicConstraints = critical, CA:TRUE\n\
+                      [leaf]\nsubjectAltName = IP:127.0.0.1\n";
+        std::fs::write(authority.path("openssl.cnf"), config).unwrap();
+        authority.certificate("ca", "ca", None);
+        authority.certificate("server", "leaf", Some("ca"));
+        authority.certificate("client", "leaf", Some("ca"));
+        authority
+    }
+
+    fn certificate(&self, name: &str, extensions: &str, issuer: Option<&str>) {
+        let mut command = Command::new("openssl");
+        command
+            .current_dir(self.dir.path())
+            .args([
+                "req",
+                "-x509",
+                "-config",
+                "openssl.cnf",
+                "-days",
+                "2",
+                "-nodes",
+            ])
+            .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+            .args(["-subj", &format!("/CN={name}"), "-extensions", extensions])
+            .args([
+                "-keyout",
+                &format!("{name}.key"),
+                "-out",
+                &format!("{name}.pem"),
+            ]);
+        if let Some(issuer) = issuer {
+            command.args([
+                "-CA",
+                &format!("{issuer}.pem"),
+                "-CAkey",
+                &format!("{issuer}.key"),
+            ]);
+        }
+        let output = command.output().expect("openssl 3 is needed for this test");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn server_args(&self) -> Vec<String> {
+        let arg = |name: &str, file| format!("--{name}={}", self.path(file).display());
+        vec![
+            arg("cert-file", "server.pem"),
+            arg("key-file", "server.key"),
+        ]
+    }
+}
+
+/// Waits until the server answers.
+async fn network_config_error(store: &mut EtcdStore) -> StoreError {
+    let asking = async {
+        loop {
+            let error = store.network_config().await.unwrap_err();
+            if !error.to_string().contains("connection refused") {
+                return error;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, asking).await.expect("the server answers")
+}
+
+fn with_ca(settings: &mut EtcdSettings, ca: &Path) {
+    settings.cafile = Some(ca.to_owned());
+}
+
+#[tokio::test]
+async fn a_ca_file_is_enough_for_tls() {
+    let authority = Authority::new();
+    let server = Server::start_with_tls(authority.server_args());
+    let ca = authority.path("ca.pem");
+    let mut store = server.store_with("machine-a", |s| with_ca(s, &ca));
+    let error = network_config_error(&mut store).await;
+    assert!(
+        matches!(error, StoreError::NoNetworkConfig { .. }),
+        "{error}"
+    );
+    acquire(&mut store, "10.0.0.1").await.unwrap();
+    snapshot(&mut store).await;
+
+    // Without a scheme, a CA file means TLS.
+    let bare = server.url().replace("https://", "");
+    let mut store = server.store_with("machine-a", |s| {
+        with_ca(s, &ca);
+        s.endpoints = vec![bare];
+    });
+    acquire(&mut store, "10.0.0.1").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_of_another_authority_is_not_trusted() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let server = Server::start_with_tls(theirs.server_args());
+    let mut store = server.store_with("machine-a", |s| with_ca(s, &ours.path("ca.pem")));
+    let error = network_config_error(&mut store).await.to_string();
+    let expected = format!("etcd at {}: invalid peer certificate", server.url());
+    assert!(error.starts_with(&expected), "{error}");
+    // Nor is it with the system's authorities.
+    let error = network_config_error(&mut server.store("machine-a"))
+        .await
+        .to_string();
+    assert!(error.starts_with(&expected), "{error}");
+}
+
+#[tokio::test]
+async fn client_certificates_are_shown_to_servers_that_want_them() {
+    let authority = Authority::new();
+    let ca = authority.path("ca.pem");
+    let mut args = authority.server_args();
+    args.extend([
+        format!("--trusted-ca-file={}", ca.display()),
+        "--client-cert-auth".to_owned(),
+    ]);
+    let server = Server::start_with_tls(args);
+    let mut store = server.store_with("machine-a", |s| {
+        with_ca(s, &ca);
+        s.certfile = Some(authority.path("client.pem"));
+        s.keyfile = Some(authority.path("client.key"));
+    });
+    let error = network_config_error(&mut store).await;
+    assert!(
+        matches!(error, StoreError::NoNetworkConfig { .. }),
+        "{error}"
+    );
+    let mut store = server.store_with("machine-a", |s| with_ca(s, &ca));
+    let error = network_config_error(&mut store).await;
+    assert!(error.is_transient(), "{error}");
+}
+
+#[tokio::test]
+async fn a_user_with_rights_to_the_prefix_only_is_enough() {
+    const PASSWORD: &str = "correct horse";
+    let mut server = Server::start().await;
+    let mut client = server.client().await;
+    client.user_add("root", "secret", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.role_add("selvage").await.unwrap();
+    let mut permission = Permission::new(PermissionType::Readwrite, "/coreos.com/network/");
+    permission = permission.with_prefix();
+    client
+        .role_grant_permission("selvage", permission)
+        .await
+        .unwrap();
+    client.user_add("agent", PASSWORD, None).await.unwrap();
+    client.user_grant_role("agent", "selvage").await.unwrap();
+    client.auth_enable().await.unwrap();
+
+    let with_password = |password: &str| {
+        let password = Password::new(password.to_owned());
+        server.store_with("machine-a", |s| {
+            s.username = Some("agent".to_owned());
+            s.password = Some(password);
+            s.ttl = Duration::from_secs(2);
+        })
+    };
+    let error = with_password("wrong")
+        .network_config()
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with("authentication failed, invalid user ID or password"),
+        "{error}"
+    );
+    let error = server
+        .store("machine-a")
+        .network_config()
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("user name is empty"), "{error}");
+
+    let mut store = with_password(PASSWORD);
+    assert!(!format!("{store:?}").contains(PASSWORD));
+    let own = acquire(&mut store, "10.0.0.1").await.unwrap();
+    snapshot(&mut store).await;
+    wait_for(&mut store, "renewal", |event| {
+        matches!(event, StoreEvent::Renewed { .. }).then_some(())
+    })
+    .await;
+
+    // Tokens do not survive the server.
+    server.down();
+    server.up().await;
+    let mut changed = attrs("10.0.0.1");
+    changed.backend_data = None;
+    store.update(&changed).await.unwrap();
+    wait_for(&mut store, "own update", |event| match event {
+        StoreEvent::Peers(LeaseEvent::Changes { set, .. }) => set
+            .iter()
+            .any(|lease| lease.key == own.key && lease.attrs.backend_data.is_none())
+            .then_some(()),
+        _ => None,
+    })
+    .await;
+}

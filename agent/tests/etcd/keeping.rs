@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::server::Server;
 use crate::*;
 
-/// The shortest lease that etcd grants with its usual election time-out.
+/// Longer than what etcd grants at least, which is one and a half election time-outs.
 const SHORT: Duration = Duration::from_secs(2);
 
 fn short_lived(server: &Server, owner: &str) -> EtcdStore {

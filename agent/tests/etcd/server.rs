@@ -90,8 +90,8 @@ impl Server {
                 &peer,
             ])
             .args(["--initial-cluster", &format!("test={peer}")])
-            // Tests are many at once and care little for a crash of the machine.
-            .args(["--heartbeat-interval", "100", "--election-timeout", "1000"])
+            // A server alone elects itself; the usual second would be most of what these tests take.
+            .args(["--heartbeat-interval", "20", "--election-timeout", "200"])
             .args(&self.args)
             .env_clear()
             .stdin(Stdio::null())

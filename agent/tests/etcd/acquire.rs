@@ -171,8 +171,9 @@ async fn of_two_nodes_racing_for_the_last_subnet_one_wins_and_the_other_is_told_
 async fn nodes_that_start_together_all_get_a_subnet_of_their_own() {
     let server = Server::start().await;
     for config in [
-        r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.24.0"}"#,
-        r#"{"Network":"10.6.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#,
+        r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.14.0"}"#,
+        r#"{"Network":"10.6.0.0/16","SubnetMax":"10.6.14.0","EnableIPv6":true,
+            "IPv6Network":"fd00::/48","IPv6SubnetMax":"fd00:0:0:e::"}"#,
     ] {
         let config = NetworkConfig::parse(config).unwrap();
         let mut tasks = tokio::task::JoinSet::new();

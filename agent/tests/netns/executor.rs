@@ -1,196 +1,20 @@
-//! The executor against the real kernel.
-//!
-//! ```text
-//!   ┌─────────────────── namespace ───────────────────┐
-//!   │ flannel.1 (10.0.0.0/8) ── up0 192.0.2.1/24 ─ up1 │    peers exist as leases only
-//!   └──────────────────────────────────────────────────┘
-//! ```
+//! The executor against the real kernel: adoption, repair, restart, and what is left alone.
 
-use std::future::Future;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
 use nix::net::if_::if_nametoindex;
-use nix::sys::socket::{setsockopt, sockopt};
-use rtnetlink::MulticastGroup;
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use selvage::backend::plan::Plan;
-use selvage::backend::{self, Backend, BackendConfig, Setup};
-use selvage::lease::{Lease, LeaseAttrs, SubnetKey};
+use selvage::backend::{self, BackendConfig, Setup};
+use selvage::lease::Lease;
 use selvage::netlink::{ChangeError, Kernel, Monitor};
-use selvage::reconcile::{Counts, Reconciler, Report};
+use selvage::reconcile::Counts;
 use selvage::state::Delta;
-use selvage::underlay::Underlay;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
-use crate::netns::{Entered, NetNs};
-
-/// One host with an underlay.
-struct Host {
-    // Dropped in this order: the namespace is left before it goes.
-    _inside: Entered,
-    ns: NetNs,
-    state_dir: TempDir,
-    underlay: Underlay,
-}
-
-impl Host {
-    fn new() -> Self {
-        let ns = NetNs::new();
-        ns.ip("link add up0 type veth peer name up1");
-        ns.ip("address add 192.0.2.1/24 dev up0");
-        ns.ip("link set up0 up");
-        ns.ip("link set up1 up");
-        let inside = ns.enter();
-        let underlay = Underlay {
-            index: if_nametoindex("up0").unwrap(),
-            name: "up0".parse().unwrap(),
-            address: Ipv4Addr::new(192, 0, 2, 1),
-            prefix_len: 24,
-            mtu: 1500,
-            public_ip: Ipv4Addr::new(192, 0, 2, 1),
-        };
-        Self {
-            _inside: inside,
-            ns,
-            state_dir: tempfile::tempdir().unwrap(),
-            underlay,
-        }
-    }
-
-    async fn open(&self, config: &str, kernel: &mut Kernel) -> Box<dyn Backend> {
-        let setup = Setup {
-            network: "10.0.0.0/8".parse().unwrap(),
-            underlay: &self.underlay,
-            state_dir: self.state_dir.path(),
-        };
-        let config = BackendConfig::parse(Some(config)).unwrap();
-        backend::open(&config, setup, kernel).await.unwrap()
-    }
-
-    /// An agent that has just started.
-    async fn agent(&self, peers: &[Lease]) -> Agent {
-        self.agent_with(Kernel::open().unwrap(), r#"{"Type":"vxlan"}"#, peers)
-            .await
-    }
-
-    async fn agent_with(&self, mut kernel: Kernel, config: &str, peers: &[Lease]) -> Agent {
-        let backend = self.open(config, &mut kernel).await;
-        let plan = Plan::new(&*backend, &subnet(0), peers);
-        let mut reconciler = Reconciler::new(kernel, backend.scope());
-        reconciler.set_desired(plan.state());
-        Agent {
-            backend,
-            plan,
-            reconciler,
-        }
-    }
-
-    fn fdb(&self) -> String {
-        self.ns.run("bridge", "fdb show dev flannel.1")
-    }
-}
-
-struct Agent {
-    backend: Box<dyn Backend>,
-    plan: Plan,
-    reconciler: Reconciler,
-}
-
-impl Agent {
-    async fn resync(&mut self) -> Report {
-        let report = self.reconciler.resync().await.unwrap();
-        assert!(report.is_complete(), "{:?}", report.failures);
-        report
-    }
-
-    async fn set_peer(&mut self, peer: &Lease) -> Report {
-        let delta = self.plan.set_peer(&*self.backend, peer);
-        self.update(delta).await
-    }
-
-    async fn update(&mut self, delta: Delta) -> Report {
-        let report = self.reconciler.update(delta).await.unwrap();
-        assert!(report.is_complete(), "{:?}", report.failures);
-        report
-    }
-}
-
-/// Everything that the kernel tells its listeners, counted.
-struct Notifications(Socket);
-
-impl Notifications {
-    fn listen() -> Self {
-        let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
-        socket.bind(&SocketAddr::new(0, 0)).unwrap();
-        setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20)).unwrap();
-        for group in [
-            MulticastGroup::Link,
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Nexthop,
-        ] {
-            socket.add_membership(group as u32).unwrap();
-        }
-        socket.set_non_blocking(true).unwrap();
-        Self(socket)
-    }
-
-    /// How many came since the last call. The kernel delivers them before it answers the request that caused them.
-    fn count(&self) -> usize {
-        let mut count = 0;
-        loop {
-            match self.0.recv_from_full() {
-                Ok(_) => count += 1,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return count,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(async { tokio::time::timeout(Duration::from_secs(120), future).await })
-        .expect("the test takes too long")
-}
-
-fn subnet(n: u16) -> SubnetKey {
-    let [high, low] = n.to_be_bytes();
-    SubnetKey {
-        v4: Ipv4Net::new(Ipv4Addr::new(10, high, low, 0), 24).unwrap(),
-        v6: None,
-    }
-}
-
-/// Peer `n` has the subnet 10.`n`.0/24, the MAC address 02:00:00:00:`n` and the public IP 198.18.`n`.
-fn peer(n: u16) -> Lease {
-    let [high, low] = n.to_be_bytes();
-    let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:{high:02x}:{low:02x}"}}"#);
-    Lease {
-        key: subnet(n),
-        attrs: LeaseAttrs {
-            public_ip: Ipv4Addr::new(198, 18, high, low),
-            public_ipv6: None,
-            backend_type: "vxlan".into(),
-            backend_data: Some(RawValue::from_string(data).unwrap()),
-            backend_v6_data: None,
-            owner: None,
-        },
-        created: u64::from(n),
-    }
-}
-
-fn peers(count: u16) -> Vec<Lease> {
-    (1..=count).map(peer).collect()
-}
+use crate::host::{Host, Notifications, block_on, peer, peers, subnet};
+use crate::netns::NetNs;
 
 fn mac_of(ns: &NetNs, link: &str) -> String {
     let shown = ns.ip(&format!("-o link show {link}"));

@@ -80,7 +80,7 @@ pub struct Setup<'a> {
 }
 
 /// How packets for a peer's subnet reach the peer. All methods are pure and total.
-pub trait Backend: fmt::Debug {
+pub trait Backend: fmt::Debug + Send + Sync {
     /// The name that leases publish.
     fn kind(&self) -> &'static str;
 

@@ -5,9 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::warn;
 
-use crate::netlink::{Failure, Kernel, KernelError, Watch};
+use crate::netlink::{ChangeError, Failure, Kernel, KernelError, Watch};
 use crate::state::{Change, Delta, Key, Scope, State, diff, diff_keys};
 use crate::underlay::Underlay;
 
@@ -43,7 +43,8 @@ impl Counts {
 pub struct Report {
     /// How many changes it made.
     pub counts: Counts,
-    /// The changes that did not come about. They are tried again by the next [`Reconciler::resync`].
+    /// The changes that did not come about, but for those that only depend on one of them. The next
+    /// [`Reconciler::resync`] tries them all again.
     pub failures: Vec<Failure>,
     /// How long it took.
     pub took: Duration,
@@ -52,11 +53,11 @@ pub struct Report {
 impl Report {
     /// Whether the kernel is now as wanted. If not, resync again after a while.
     pub fn is_complete(&self) -> bool {
-        self.failures.is_empty()
+        self.counts.failed == 0
     }
 }
 
-/// How often a resync starts over because a device had to be created anew.
+/// How often a resync observes anew at most, where a device had to be recreated, or went away while it was looked at.
 const PASSES: usize = 3;
 
 /// Brings the kernel to the wanted state and keeps it there.
@@ -129,8 +130,11 @@ impl Reconciler {
         let start = Instant::now();
         let mut report = Report::default();
         self.unsure = true;
-        for _ in 0..PASSES {
-            let observed = self.kernel.observe(&self.scope).await?;
+        for pass in 1..=PASSES {
+            let observed = match self.kernel.observe(&self.scope).await {
+                Err(error) if error.is_transient() && pass < PASSES => continue,
+                observed => observed?,
+            };
             let mut changes = diff(&self.desired, &observed.state);
             if !observed.complete {
                 warn!(
@@ -140,6 +144,7 @@ impl Reconciler {
             }
             drop(observed.state);
             report.failures.clear();
+            report.counts.failed = 0;
             let recreated = self.apply(changes, &mut report).await?;
             if observed.complete && !observed.surplus.is_empty() {
                 self.kernel.delete_next_hops(&observed.surplus).await?;
@@ -204,8 +209,10 @@ impl Reconciler {
         let applied = self.kernel.apply(&changes, &self.scope).await?;
         for (change, outcome) in changes.into_iter().zip(applied.outcomes) {
             match (&change, outcome) {
+                // The failure that it depends on is in the list; with a lost device there may be ten thousands of these.
+                (_, Err(ChangeError::Dependency)) => report.counts.failed += 1,
                 (_, Err(error)) => {
-                    debug!(%change, %error, "kernel change failed");
+                    report.counts.failed += 1;
                     report.failures.push(Failure { change, error });
                 }
                 (Change::Set { was: None, .. }, Ok(())) => report.counts.created += 1,
@@ -217,7 +224,6 @@ impl Reconciler {
     }
 
     fn finish(&mut self, mut report: Report, start: Instant) -> Report {
-        report.counts.failed = report.failures.len() as u64;
         report.took = start.elapsed();
         self.unsure = !report.is_complete();
         self.totals.add(report.counts);

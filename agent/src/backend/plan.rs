@@ -21,6 +21,8 @@ pub struct Plan {
     peers: BTreeMap<SubnetKey, Peer>,
     /// Every claim that could be contested, oldest lease first for each key.
     claims: BTreeSet<(Key, Age)>,
+    /// The peers that are not programmed.
+    refused: BTreeMap<SubnetKey, Refusal>,
 }
 
 /// The order of claims: by age, then by subnet.
@@ -44,20 +46,21 @@ impl Plan {
             own: backend.own(own),
             peers: BTreeMap::new(),
             claims: BTreeSet::new(),
+            refused: BTreeMap::new(),
         };
         for peer in peers.into_iter().filter(|peer| peer.key != *own) {
             plan.insert(backend, peer);
         }
+        let all: BTreeSet<SubnetKey> = plan.peers.keys().copied().collect();
+        plan.settle(&all);
         plan
     }
 
     /// Everything that is wanted.
     pub fn state(&self) -> State {
-        let accepted = self
-            .peers
-            .iter()
-            .filter(|(key, _)| self.holder(key).is_none());
-        let objects = accepted.flat_map(|(_, peer)| peer.objects.iter().flatten().cloned());
+        let accepted = |(key, _): &(&SubnetKey, &Peer)| !self.refused.contains_key(key);
+        let peers = self.peers.iter().filter(accepted);
+        let objects = peers.flat_map(|(_, peer)| peer.objects.iter().flatten().cloned());
         self.own.clone().into_iter().chain(objects).collect()
     }
 
@@ -77,27 +80,18 @@ impl Plan {
     }
 
     /// The peers that are not programmed, and why.
-    pub fn refused(&self) -> impl Iterator<Item = (&SubnetKey, Refusal)> {
-        self.peers.iter().filter_map(|(key, peer)| {
-            let refusal = match &peer.objects {
-                Err(refusal) => Some(refusal.clone()),
-                Ok(_) => self.holder(key),
-            };
-            refusal.map(|refusal| (key, refusal))
-        })
+    pub fn refused(&self) -> impl Iterator<Item = (&SubnetKey, &Refusal)> {
+        self.refused.iter()
     }
 
     /// Why one peer is not programmed; `None` if it is, or if there is no such peer.
-    pub fn refusal(&self, key: &SubnetKey) -> Option<Refusal> {
-        match &self.peers.get(key)?.objects {
-            Err(refusal) => Some(refusal.clone()),
-            Ok(_) => self.holder(key),
-        }
+    pub fn refusal(&self, key: &SubnetKey) -> Option<&Refusal> {
+        self.refused.get(key)
     }
 
     /// The number of programmed peers.
     pub fn accepted(&self) -> usize {
-        self.peers.len() - self.refused().count()
+        self.peers.len() - self.refused.len()
     }
 
     /// Adds a peer; returns the peers whose objects may have changed by it.
@@ -125,6 +119,7 @@ impl Plan {
         let Some(peer) = self.peers.remove(subnet) else {
             return touched;
         };
+        self.refused.remove(subnet);
         for (key, _) in peer.objects.into_iter().flatten() {
             if may_be_contested(&key, subnet) {
                 self.claims.remove(&(key.clone(), (peer.created, *subnet)));
@@ -136,7 +131,8 @@ impl Plan {
     }
 
     /// What is wanted now of the touched keys, and of all keys of the touched peers.
-    fn delta(&self, touched: Touched) -> Delta {
+    fn delta(&mut self, touched: Touched) -> Delta {
+        self.settle(&touched.peers);
         let contested = |key: Key| {
             let object = self.claimed(&key);
             (key, object)
@@ -146,7 +142,7 @@ impl Plan {
             let Some(Ok(objects)) = self.peers.get(subnet).map(|peer| &peer.objects) else {
                 continue;
             };
-            let accepted = self.holder(subnet).is_none();
+            let accepted = !self.refused.contains_key(subnet);
             for (key, object) in objects {
                 let object = if accepted {
                     Some(object.clone())
@@ -163,7 +159,7 @@ impl Plan {
     fn claimed(&self, key: &Key) -> Option<Object> {
         let winner = self
             .claimants(key)
-            .find(|subnet| self.holder(subnet).is_none())?;
+            .find(|subnet| !self.refused.contains_key(subnet))?;
         let objects = self.peers.get(&winner)?.objects.as_ref().ok()?;
         let (_, object) = objects.iter().find(|(claimed, _)| claimed == key)?;
         Some(object.clone())
@@ -182,9 +178,23 @@ impl Plan {
             .map(|&(_, (_, subnet))| subnet)
     }
 
+    /// Decides about peers again, after claims have changed.
+    fn settle(&mut self, peers: &BTreeSet<SubnetKey>) {
+        for subnet in peers {
+            let refusal = match self.peers.get(subnet).map(|peer| &peer.objects) {
+                None => None,
+                Some(Err(refusal)) => Some(refusal.clone()),
+                Some(Ok(objects)) => self.older_claim(subnet, objects),
+            };
+            match refusal {
+                Some(refusal) => self.refused.insert(*subnet, refusal),
+                None => self.refused.remove(subnet),
+            };
+        }
+    }
+
     /// Who has an older claim to something that this peer needs. A shared next hop is no conflict.
-    fn holder(&self, subnet: &SubnetKey) -> Option<Refusal> {
-        let objects = self.peers.get(subnet)?.objects.as_ref().ok()?;
+    fn older_claim(&self, subnet: &SubnetKey, objects: &[(Key, Object)]) -> Option<Refusal> {
         objects.iter().find_map(|(key, _)| {
             if matches!(key, Key::NextHop(..)) || !may_be_contested(key, subnet) {
                 return None;

@@ -411,8 +411,13 @@ impl Kernel {
         for (destination, index) in wanted {
             let verb = match existing.get(destination) {
                 Some(existing) if !self.may_replace(work.scope, &changes[index], existing) => {
+                    let device = match existing.link {
+                        Some(link) => self.name_of(link).await?,
+                        None => None,
+                    };
+                    let device = device.map(|name| format!(" dev {name}"));
                     work.applied.outcomes[index] = Err(ChangeError::Conflict {
-                        existing: existing.to_string(),
+                        existing: format!("{existing}{}", device.unwrap_or_default()),
                     });
                     continue;
                 }

@@ -180,7 +180,10 @@ impl Kernel {
     }
 
     /// The name of a device that is not an overlay device.
-    async fn name_of(&mut self, index: u32) -> Result<Option<InterfaceName>, KernelError> {
+    pub(super) async fn name_of(
+        &mut self,
+        index: u32,
+    ) -> Result<Option<InterfaceName>, KernelError> {
         let answer = self.socket.get(link::get_by_index(index)).await?;
         let link = answer.ok().flatten().as_ref().and_then(link::read);
         Ok(link.map(|link| {

@@ -51,14 +51,12 @@ pub(super) struct KernelRoute {
     pub(super) plain: bool,
 }
 
+/// Without the device, of which only the index is known here.
 impl fmt::Display for KernelRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.destination)?;
         if let Some(gateway) = self.gateway {
             write!(f, " via {gateway}")?;
-        }
-        if let Some(link) = self.link {
-            write!(f, " dev #{link}")?;
         }
         write!(f, " proto {}", self.protocol)
     }

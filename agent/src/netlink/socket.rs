@@ -66,6 +66,19 @@ pub enum KernelError {
     },
 }
 
+impl KernelError {
+    /// Whether the cause is gone by the next attempt: what was asked about changed at that moment, or the answer found no
+    /// room.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Overrun => true,
+            // The device that was asked about has just gone away.
+            Self::Dump { source, .. } => source.errno == Errno::ENODEV,
+            Self::Open(_) | Self::Exchange(_) | Self::Deadline => false,
+        }
+    }
+}
+
 /// The kernel's refusal of one request.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("{errno}{}", hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default())]
@@ -364,4 +377,74 @@ fn hint(copy: &[u8]) -> Option<String> {
         .find(|attribute| attribute.kind() == ATTR_MSG)?;
     let text = String::from_utf8_lossy(text.value());
     Some(text.trim_end_matches('\0').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A refusal (EEXIST) of request 7, as the kernel sends it with capped acknowledgements.
+    fn refusal() -> Vec<u8> {
+        let text = b"Nexthop id does not exist\0";
+        let length = 16 + 4 + 16 + (4 + text.len()).next_multiple_of(4);
+        let mut bytes = Vec::new();
+        bytes.extend(u32::try_from(length).unwrap().to_ne_bytes());
+        bytes.extend(2u16.to_ne_bytes()); // NLMSG_ERROR
+        bytes.extend(0x300u16.to_ne_bytes()); // NLM_F_CAPPED | NLM_F_ACK_TLVS
+        bytes.extend(7u32.to_ne_bytes());
+        bytes.extend(0u32.to_ne_bytes());
+        bytes.extend((-17i32).to_ne_bytes());
+        bytes.extend([0; 16]);
+        bytes.extend(u16::try_from(4 + text.len()).unwrap().to_ne_bytes());
+        bytes.extend(ATTR_MSG.to_ne_bytes());
+        bytes.extend(text);
+        bytes.resize(length, 0);
+        bytes
+    }
+
+    #[test]
+    fn a_refusal_carries_the_kernels_words() {
+        let bytes = refusal();
+        let Some(Ok(message)) = Messages(&bytes).next() else {
+            panic!("unreadable")
+        };
+        let NetlinkPayload::Error(error) = &message.payload else {
+            panic!("{message:?}")
+        };
+        let refused = refused(error, message.header.flags).unwrap();
+        assert_eq!(
+            refused.to_string(),
+            "EEXIST: File exists (Nexthop id does not exist)"
+        );
+    }
+
+    #[test]
+    fn an_unreadable_message_does_not_hide_the_next() {
+        let mut bytes = vec![20, 0, 0, 0, 0xff, 0xff, 0, 0];
+        bytes[..4].copy_from_slice(&20u32.to_ne_bytes());
+        bytes.resize(20, 0);
+        bytes.extend(refusal());
+        let read: Vec<bool> = Messages(&bytes).map(|message| message.is_ok()).collect();
+        assert_eq!(read, [false, true]);
+        bytes.truncate(30);
+        let read: Vec<bool> = Messages(&bytes).map(|message| message.is_ok()).collect();
+        assert_eq!(read, [false, false], "a datagram that is cut short is told");
+    }
+
+    proptest! {
+        #[test]
+        fn no_datagram_makes_the_reader_panic_or_loop(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            kind in 16u16..110,
+        ) {
+            let mut message = Vec::from(u32::try_from(16 + bytes.len()).unwrap().to_ne_bytes());
+            message.extend(kind.to_ne_bytes());
+            message.extend([0; 10]);
+            message.extend(&bytes);
+            prop_assert!(Messages(&message).count() <= 1 + message.len() / 16);
+            prop_assert!(Messages(&bytes).count() <= 1 + bytes.len() / 16);
+        }
+    }
 }

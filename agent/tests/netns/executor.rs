@@ -244,12 +244,39 @@ fn what_others_made_is_left_alone() {
 }
 
 #[test]
+fn every_refusal_is_told_of_the_change_it_belongs_to() {
+    let host = Host::new();
+    let in_the_way = |n: u16| n.is_multiple_of(37);
+    for n in (1..=500).filter(|&n| in_the_way(n)) {
+        host.ns.ip(&format!("route add {} dev up0", subnet(n).v4));
+    }
+    block_on(async {
+        let mut agent = host.agent(&peers(500)).await;
+        let report = agent.reconciler.resync().await.unwrap();
+        let told: Vec<String> = report.failures.iter().map(ToString::to_string).collect();
+        let expected: Vec<String> = (1..=500)
+            .filter(|&n| in_the_way(n))
+            .map(|n| {
+                let subnet = subnet(n).v4;
+                let gateway = subnet.network();
+                format!(
+                    "failed to add route {subnet} via {gateway} dev flannel.1 onlink: \
+                     another program's route is in the way: {subnet} proto 3 dev up0"
+                )
+            })
+            .collect();
+        assert_eq!(told, expected);
+        assert_eq!(report.counts.created, 2 + 4 * 500 - expected.len() as u64);
+    });
+}
+
+#[test]
 fn without_next_hop_objects_routes_carry_their_gateways() {
     let host = Host::new();
     block_on(async {
         let config = r#"{"Type":"vxlan"}"#;
         let kernel = Kernel::open().unwrap().without_next_hops();
-        let mut agent = host.agent_with(kernel, config, &peers(3)).await;
+        let mut agent = host.agent_with(kernel, 0, config, &peers(3)).await;
         assert_eq!(agent.resync().await.counts.created, 2 + 3 * 3);
         assert!(host.ns.ip("nexthop").is_empty());
         let route = host.ns.ip("route show 10.0.1.0/24");
@@ -298,28 +325,25 @@ fn numbers_of_next_hops_step_aside_for_other_programs() {
 
 #[test]
 fn mtu_and_address_change_in_place_and_the_port_does_not() {
-    let host = Host::new();
+    let mut host = Host::new();
     block_on(async {
         host.agent(&peers(2)).await.resync().await;
         let index = if_nametoindex("flannel.1").unwrap();
         host.ns.ip("address add 192.0.2.9/24 dev up0");
         let config = r#"{"Type":"VXLAN","mtu":1400,"learning":true}"#;
-        let mut changed = host
-            .agent_with(Kernel::open().unwrap(), config, &peers(2))
-            .await;
+        let mut changed = host.agent_configured(0, config, &peers(2)).await;
         assert_eq!(changed.backend.mtu(), 1350);
         assert_eq!(changed.resync().await.counts.made(), 1);
         assert_eq!(if_nametoindex("flannel.1").unwrap(), index);
 
-        let mut moved = Host::new();
-        moved.underlay.address = Ipv4Addr::new(192, 0, 2, 9);
-        drop(moved);
+        host.underlay.address = Ipv4Addr::new(192, 0, 2, 9);
+        let mut moved = host.agent_configured(0, config, &peers(2)).await;
+        assert_eq!(moved.resync().await.counts.made(), 1);
+        assert_eq!(if_nametoindex("flannel.1").unwrap(), index);
 
         let config = r#"{"Type":"vxlan","Port":4789}"#;
         let mac = mac_of(&host.ns, "flannel.1");
-        let mut recreated = host
-            .agent_with(Kernel::open().unwrap(), config, &peers(2))
-            .await;
+        let mut recreated = host.agent_configured(0, config, &peers(2)).await;
         recreated.resync().await;
         assert_ne!(if_nametoindex("flannel.1").unwrap(), index);
         assert_eq!(mac_of(&host.ns, "flannel.1"), mac);
@@ -343,9 +367,7 @@ fn direct_routing_uses_the_underlay_where_it_reaches() {
         twin.attrs.public_ip = near.attrs.public_ip;
         let config = r#"{"Type":"vxlan","Directrouting":true}"#;
         let peers = [near, twin, peer(3)];
-        let mut agent = host
-            .agent_with(Kernel::open().unwrap(), config, &peers)
-            .await;
+        let mut agent = host.agent_configured(0, config, &peers).await;
         assert_eq!(agent.resync().await.counts.created, 2 + 1 + 2 + 4);
         assert!(
             host.ns

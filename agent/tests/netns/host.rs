@@ -31,7 +31,7 @@ use crate::netns::{Entered, NetNs};
 /// One host with an underlay.
 pub(crate) struct Host {
     // Dropped in this order: the namespace is left before it goes.
-    _inside: Entered,
+    inside: Option<Entered>,
     pub(crate) ns: NetNs,
     pub(crate) state_dir: TempDir,
     pub(crate) underlay: Underlay,
@@ -39,25 +39,31 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new() -> Self {
-        let ns = NetNs::new();
-        ns.ip("link add up0 type veth peer name up1");
-        ns.ip("address add 192.0.2.1/24 dev up0");
-        ns.ip("link set up0 up");
-        ns.ip("link set up1 up");
-        let inside = ns.enter();
-        let underlay = Underlay {
-            index: if_nametoindex("up0").unwrap(),
-            name: "up0".parse().unwrap(),
-            address: Ipv4Addr::new(192, 0, 2, 1),
-            prefix_len: 24,
-            mtu: 1500,
-            public_ip: Ipv4Addr::new(192, 0, 2, 1),
-        };
+        let mut host = Self::bare();
+        host.ns.ip("link add up0 type veth peer name up1");
+        host.ns.ip("address add 192.0.2.1/24 dev up0");
+        host.ns.ip("link set up0 up");
+        host.ns.ip("link set up1 up");
+        host.inside = Some(host.ns.enter());
+        host.underlay.index = if_nametoindex("up0").unwrap();
+        host
+    }
+
+    /// A host that is not entered and has no device yet; the underlay's index is for the caller to fill in.
+    pub(crate) fn bare() -> Self {
+        let address = Ipv4Addr::new(192, 0, 2, 1);
         Self {
-            _inside: inside,
-            ns,
+            inside: None,
+            ns: NetNs::new(),
             state_dir: tempfile::tempdir().unwrap(),
-            underlay,
+            underlay: Underlay {
+                index: 0,
+                name: "up0".parse().unwrap(),
+                address,
+                prefix_len: 24,
+                mtu: 1500,
+                public_ip: address,
+            },
         }
     }
 
@@ -73,18 +79,29 @@ impl Host {
 
     /// An agent that has just started.
     pub(crate) async fn agent(&self, peers: &[Lease]) -> Agent {
-        self.agent_with(Kernel::open().unwrap(), r#"{"Type":"vxlan"}"#, peers)
+        self.agent_of(0, peers).await
+    }
+
+    /// An agent that holds the lease of the subnet `n`.
+    pub(crate) async fn agent_of(&self, n: u16, peers: &[Lease]) -> Agent {
+        self.agent_configured(n, r#"{"Type":"vxlan"}"#, peers).await
+    }
+
+    /// An agent with its own network config.
+    pub(crate) async fn agent_configured(&self, n: u16, config: &str, peers: &[Lease]) -> Agent {
+        self.agent_with(Kernel::open().unwrap(), n, config, peers)
             .await
     }
 
     pub(crate) async fn agent_with(
         &self,
         mut kernel: Kernel,
+        n: u16,
         config: &str,
         peers: &[Lease],
     ) -> Agent {
         let backend = self.open(config, &mut kernel).await;
-        let plan = Plan::new(&*backend, &subnet(0), peers);
+        let plan = Plan::new(&*backend, &subnet(n), peers);
         let mut reconciler = Reconciler::new(kernel, backend.scope());
         reconciler.set_desired(plan.state());
         Agent {

@@ -65,7 +65,7 @@ fn a_peer_whose_data_turns_bad_is_refused_alone() {
     bad.attrs.backend_data = None;
     apply(&mut state, plan.set_peer(&backend, &bad));
     assert_eq!(state, plan.state());
-    assert_eq!(plan.refusal(&bad.key), Some(Refusal::NoData));
+    assert_eq!(plan.refusal(&bad.key), Some(&Refusal::NoData));
     assert_eq!(plan.accepted(), 1);
 }
 

@@ -72,7 +72,7 @@ fn apply(kernel: &mut State, changes: &[Change]) {
                 {
                     kernel.retain(|key, _| !matches!(key, Key::Neighbor(dev, _) if dev == name));
                 }
-                if let Some(dev) = key.link() {
+                if let Some(dev) = key.link().filter(|dev| dev.as_str() != "eth0") {
                     assert!(
                         kernel.contains_key(&Key::Link(dev.clone())),
                         "{change}: no device"
@@ -82,6 +82,12 @@ fn apply(kernel: &mut State, changes: &[Change]) {
             }
             Change::Del { key, .. } => {
                 assert!(kernel.remove(key).is_some(), "{change}: not there");
+                if let Key::NextHop(link, gateway) = key {
+                    kernel.retain(|_, object| {
+                        !matches!(object, Object::Route(route)
+                            if (&route.link, &route.gateway) == (link, gateway))
+                    });
+                }
                 if let Key::Link(name) = key {
                     kernel.retain(|key, object| {
                         key.link() != Some(name)
@@ -91,6 +97,21 @@ fn apply(kernel: &mut State, changes: &[Change]) {
             }
         }
     }
+}
+
+/// Whether packets to a destination have a way: route, next hop, and on the overlay neighbour and forwarding entry.
+fn has_path(state: &State, destination: &Key) -> bool {
+    let Some(Object::Route(route)) = state.get(destination) else {
+        return false;
+    };
+    let at = || (route.link.clone(), route.gateway);
+    let next_hop = Key::NextHop(at().0, at().1);
+    let neighbor = state.get(&Key::Neighbor(at().0, at().1));
+    state.contains_key(&next_hop)
+        && match neighbor {
+            Some(Object::Neighbor(mac)) => state.contains_key(&Key::Fdb(at().0, *mac)),
+            _ => !route.onlink,
+        }
 }
 
 fn texts(changes: &[Change]) -> Vec<String> {
@@ -261,7 +282,53 @@ fn is_possible(state: &State) -> bool {
     !state.values().any(|object| object == &Object::OtherLink)
 }
 
+/// One peer that is reached directly, by a route over another device.
+fn direct_peer(state: &mut State, n: u8, public_ip: u8) {
+    let gateway: IpAddr = [192, 0, 2, public_ip].into();
+    let route = Route {
+        link: link("eth0"),
+        gateway,
+        onlink: false,
+    };
+    state.insert(
+        Key::NextHop(link("eth0"), gateway),
+        Object::NextHop { onlink: false },
+    );
+    let destination = IpNet::new([10, 5, n, 0].into(), 24).unwrap();
+    state.insert(Key::Route(destination), Object::Route(route));
+}
+
 proptest! {
+    #[test]
+    fn a_route_that_stays_always_has_its_path(
+        before in btree_map(0..6u8, (0..6u8, 1..4u8, any::<bool>()), 0..6),
+        after in btree_map(0..6u8, (0..6u8, 1..4u8, any::<bool>()), 0..6),
+    ) {
+        let build = |peers: &BTreeMap<u8, (u8, u8, bool)>| {
+            let mut state = own();
+            for (&n, &(mac, public_ip, direct)) in peers {
+                if direct {
+                    direct_peer(&mut state, n, public_ip);
+                } else {
+                    peer(&mut state, n, mac, public_ip);
+                }
+            }
+            state
+        };
+        let (observed, desired) = (build(&before), build(&after));
+        let stays: Vec<&Key> = observed
+            .keys()
+            .filter(|key| matches!(key, Key::Route(_)) && desired.contains_key(*key))
+            .collect();
+        let mut kernel = observed.clone();
+        for change in diff(&desired, &observed) {
+            apply(&mut kernel, std::slice::from_ref(&change));
+            for destination in &stays {
+                prop_assert!(has_path(&kernel, destination), "{destination} after {change}");
+            }
+        }
+    }
+
     #[test]
     fn applied_once_it_is_what_is_wanted_and_applied_twice_nothing_changes(
         desired in states().prop_filter("nobody wants another kind", is_possible),

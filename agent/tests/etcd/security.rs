@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use etcd_client::{Permission, PermissionType};
-use selvage::lease::etcd::{EtcdSettings, Password};
+use selvage::lease::etcd::EtcdSettings;
+use selvage::settings::Secret;
 
 use crate::server::Server;
 use crate::*;
@@ -178,7 +179,7 @@ async fn a_user_with_rights_to_the_prefix_only_is_enough() {
     client.auth_enable().await.unwrap();
 
     let with_password = |password: &str| {
-        let password = Password::new(password.to_owned());
+        let password = Secret::new(password.to_owned());
         server.store_with("machine-a", |s| {
             s.username = Some("agent".to_owned());
             s.password = Some(password);

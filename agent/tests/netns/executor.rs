@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::net::if_::if_nametoindex;
-use selvage::backend::{self, BackendConfig, Setup};
+use selvage::backend::{self, Setup};
 use selvage::lease::Lease;
 use selvage::netlink::{ChangeError, Kernel, Monitor};
 use selvage::reconcile::Counts;
@@ -13,7 +13,7 @@ use selvage::state::Delta;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
-use crate::host::{Host, Notifications, block_on, peer, peers, subnet};
+use crate::host::{Host, Notifications, backend_config, block_on, peer, peers, subnet};
 use crate::netns::NetNs;
 
 fn mac_of(ns: &NetNs, link: &str) -> String {
@@ -487,7 +487,7 @@ fn the_state_directory_is_made_when_missing() {
             underlay: &host.underlay,
             state_dir: &missing,
         };
-        let config = BackendConfig::parse(Some(r#"{"Type":"vxlan","VNI":7}"#)).unwrap();
+        let config = backend_config(r#"{"Type":"vxlan","VNI":7}"#);
         let mut kernel = Kernel::open().unwrap();
         backend::open(&config, setup, &mut kernel).await.unwrap();
         assert!(Path::new(&missing).join("flannel.7.mac").exists());

@@ -20,6 +20,7 @@ use selvage::backend::plan::Plan;
 use selvage::backend::{self, Backend, BackendConfig, Setup};
 use selvage::lease::{Lease, LeaseAttrs, SubnetKey};
 use selvage::netlink::Kernel;
+use selvage::network_config::NetworkConfig;
 use selvage::reconcile::{Reconciler, Report};
 use selvage::state::Delta;
 use selvage::underlay::Underlay;
@@ -73,7 +74,7 @@ impl Host {
             underlay: &self.underlay,
             state_dir: self.state_dir.path(),
         };
-        let config = BackendConfig::parse(Some(config)).unwrap();
+        let config = backend_config(config);
         backend::open(&config, setup, kernel).await.unwrap()
     }
 
@@ -212,4 +213,10 @@ pub(crate) fn peer(n: u16) -> Lease {
 
 pub(crate) fn peers(count: u16) -> Vec<Lease> {
     (1..=count).map(peer).collect()
+}
+
+/// The back end's part of a network config.
+pub(crate) fn backend_config(backend: &str) -> BackendConfig {
+    let config = format!(r#"{{"Network":"10.0.0.0/8","Backend":{backend}}}"#);
+    BackendConfig::parse(&NetworkConfig::parse(&config).unwrap().backend).unwrap()
 }

@@ -86,9 +86,7 @@ mod tests {
 
     use super::*;
 
-    /// What runs in a child, because the environment of a test process is shared by all its threads.
-    #[test]
-    #[ignore = "run by messages_are_what_the_service_manager_expects"]
+    /// Says all there is to say.
     fn as_a_service() {
         let service = Service::from_environment();
         assert_eq!(service.watchdog_interval(), Some(Duration::from_secs(15)));
@@ -103,6 +101,10 @@ mod tests {
 
     #[test]
     fn messages_are_what_the_service_manager_expects() {
+        // The environment of a test process is shared by all its threads, so the service is a child: this test again.
+        if std::env::var_os("SELVAGE_TEST_SERVICE").is_some() {
+            return as_a_service();
+        }
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
@@ -110,7 +112,11 @@ mod tests {
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
         let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "service::tests::as_a_service"])
+            .args([
+                "--exact",
+                "service::tests::messages_are_what_the_service_manager_expects",
+            ])
+            .env("SELVAGE_TEST_SERVICE", "1")
             .env("NOTIFY_SOCKET", &path)
             .env("WATCHDOG_USEC", "30000000")
             .env_remove("WATCHDOG_PID")

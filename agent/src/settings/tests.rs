@@ -218,7 +218,7 @@ fn every_mistake_in_a_file_has_its_line_and_what_is_allowed() {
         (
             "agent",
             "resink = 5",
-            "resink: unknown field `resink`, expected `log` or `resync`",
+            "resink: unknown field `resink`, expected one of `node-id`, `log`, `resync`",
         ),
         ("agent", "resync = ", "resync: "),
         (

@@ -276,8 +276,7 @@ fn check_network(cluster: &Cluster, faults: &mut Faults) {
     }
     let overlay = match network::overlay(&cluster.network) {
         Ok(overlay) => overlay,
-        Err(fault @ NetworkFault::Missing) => return faults.add("network", fault),
-        Err(fault) => return faults.add("network.Network", fault),
+        Err(fault) => return faults.add("network", fault),
     };
     let underlay = cluster.nodes.first().map(|node| node.address.trunc());
     let name_servers = cluster.nodes.iter().flat_map(|node| &node.dns);

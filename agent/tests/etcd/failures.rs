@@ -193,3 +193,46 @@ async fn dead_endpoints_are_passed_over() {
     dead.up().await;
     assert_eq!(reachable(&mut store).await, dead.url());
 }
+
+#[tokio::test]
+async fn a_cluster_that_loses_members_is_used_for_as_long_as_it_has_a_leader() {
+    let mut members = Server::start_cluster().await;
+    let endpoints: Vec<_> = members.iter().map(Server::url).collect();
+    let mut store = members[0].store_with("machine-a", |s| s.endpoints = endpoints);
+    let own = acquire(&mut store, "10.0.0.1").await.unwrap();
+    snapshot(&mut store).await;
+    assert_eq!(reachable(&mut store).await, members[0].url());
+
+    members[0].down();
+    let mut changed = attrs("10.0.0.1");
+    changed.backend_data = None;
+    store.update(&changed).await.unwrap();
+    put(
+        &mut members[1].client().await,
+        "10.5.9.0-24",
+        &flannels("10.0.0.9"),
+        0,
+    )
+    .await;
+    assert!(change_of(&mut store, "10.5.9.0-24").await.is_some());
+    let (value, _) = stored(&mut members[1].client().await, &own.key.name())
+        .await
+        .unwrap();
+    assert!(!value.contains("VtepMAC"));
+
+    // The last member answers, but without a leader it may be behind, so what it says does not count.
+    members[1].down();
+    let error = unreachable(&mut store).await;
+    for member in &members {
+        assert!(error.contains(&member.url()), "{error}");
+    }
+    members[1].up().await;
+    put(
+        &mut members[1].client().await,
+        "10.5.8.0-24",
+        &flannels("10.0.0.8"),
+        0,
+    )
+    .await;
+    assert!(change_of(&mut store, "10.5.8.0-24").await.is_some());
+}

@@ -15,38 +15,63 @@ pub(crate) struct Server {
     dir: tempfile::TempDir,
     client: SocketAddr,
     peer: SocketAddr,
+    /// The cluster that it is a member of, if it is not one by itself.
+    cluster: Option<String>,
     tls: bool,
     args: Vec<String>,
     child: Option<Child>,
 }
 
 impl Server {
-    /// Starts a server and waits until it answers.
-    pub(crate) async fn start() -> Self {
-        let mut server = Self {
+    fn new() -> Self {
+        Self {
             dir: tempfile::tempdir().unwrap(),
             client: free_port(),
             peer: free_port(),
+            cluster: None,
             tls: false,
             args: Vec::new(),
             child: None,
-        };
+        }
+    }
+
+    /// Starts a server and waits until it answers.
+    pub(crate) async fn start() -> Self {
+        let mut server = Self::new();
         server.up().await;
         server
     }
 
+    /// Starts the three members of a cluster and waits until all answer.
+    pub(crate) async fn start_cluster() -> [Self; 3] {
+        let mut members = [(); 3].map(|()| Self::new());
+        let names: Vec<_> = members.iter().map(Self::as_member).collect();
+        for member in &mut members {
+            member.cluster = Some(names.join(","));
+            // Three of them share the processor with other tests, and must not depose each other for being slow.
+            member.args = ["--heartbeat-interval=100", "--election-timeout=1000"]
+                .map(str::to_owned)
+                .to_vec();
+            member.spawn();
+        }
+        for member in &members {
+            member.wait_until_it_answers().await;
+        }
+        members
+    }
+
     /// Starts a server that speaks TLS only; `args` say with which certificates. Does not wait.
     pub(crate) fn start_with_tls(args: Vec<String>) -> Self {
-        let mut server = Self {
-            dir: tempfile::tempdir().unwrap(),
-            client: free_port(),
-            peer: free_port(),
-            tls: true,
-            args,
-            child: None,
-        };
+        let mut server = Self::new();
+        server.tls = true;
+        server.args = args;
         server.spawn();
         server
+    }
+
+    /// How members of a cluster name each other. Peer addresses are unique, so they serve as names.
+    fn as_member(&self) -> String {
+        format!("{0}=http://{0}", self.peer)
     }
 
     /// The address for clients.
@@ -63,35 +88,23 @@ impl Server {
 
     fn spawn(&mut self) {
         assert!(self.child.is_none());
-        let client = self.url();
-        let peer = format!("http://{}", self.peer);
+        let (client, peer) = (self.url(), format!("http://{}", self.peer));
+        let cluster = self.cluster.clone().unwrap_or_else(|| self.as_member());
         let log = std::fs::File::create(self.log()).unwrap();
         let child = Command::new("etcd")
-            .args([
-                "--name",
-                "test",
-                "--logger",
-                "zap",
-                "--log-outputs",
-                "stderr",
-            ])
-            .arg("--data-dir")
-            .arg(self.dir.path().join("data"))
-            .args([
-                "--listen-client-urls",
-                &client,
-                "--advertise-client-urls",
-                &client,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-            ])
-            .args(["--initial-cluster", &format!("test={peer}")])
+            .arg(format!("--name={}", self.peer))
+            .arg(format!(
+                "--data-dir={}",
+                self.dir.path().join("data").display()
+            ))
+            .arg(format!("--listen-client-urls={client}"))
+            .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-cluster={cluster}"))
+            .args(["--logger=zap", "--log-outputs=stderr"])
             // A server alone elects itself; the usual second would be most of what these tests take.
-            .args(["--heartbeat-interval", "20", "--election-timeout", "200"])
+            .args(["--heartbeat-interval=20", "--election-timeout=200"])
             .args(&self.args)
             .env_clear()
             .stdin(Stdio::null())

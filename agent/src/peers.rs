@@ -29,7 +29,7 @@ mod claims;
 use claims::Claims;
 
 /// The back end's opinion about a peer's lease: why it cannot make use of it. Asked only about leases of its own type.
-pub type CheckPeer = Box<dyn Fn(&Lease) -> Result<(), String>>;
+pub type CheckPeer = Box<dyn Fn(&Lease) -> Result<(), String> + Send + Sync>;
 
 /// Why a lease is not used.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -73,21 +73,25 @@ impl Keeper {
             };
             let renew = due.is_some_and(|due| due <= Instant::now());
             let before = held.etcd_lease;
-            let outcome = self.look_after(held, renew, touched).await;
+            let outcome = self.look_after(held, renew, &mut touched).await;
             let etcd_lease = held.etcd_lease;
             match outcome {
                 Ok(Settled::Kept { .. }) => {
                     drop(guard);
                     self.failures.reset();
                     touched = false;
-                    if etcd_lease != before {
+                    due = match etcd_lease {
+                        None => None,
                         // Somebody attached another one, of which an unknown part has passed.
-                        due = etcd_lease.map(|_| Instant::now());
-                    } else if renew && let Some(lease) = etcd_lease {
-                        due = Some(self.after(lease));
-                        // A consumer that is far behind has more urgent events to read.
-                        let _ = self.events.try_send(StoreEvent::Renewed { ttl: lease.ttl });
-                    }
+                        Some(_) if etcd_lease != before => Some(Instant::now()),
+                        Some(lease) if renew => {
+                            // A consumer that is far behind has more urgent events to read.
+                            let renewed = StoreEvent::Renewed { ttl: lease.ttl };
+                            let _ = self.events.try_send(renewed);
+                            Some(self.after(lease))
+                        }
+                        Some(_) => due,
+                    };
                 }
                 Ok(Settled::Lost { reason }) => {
                     let reason = format!("lease of {} is lost: {reason}", held.key);
@@ -106,18 +110,18 @@ impl Keeper {
         }
     }
 
-    /// Extends the lease if that is due; if it is gone, or its key was touched, sees to the key.
+    /// Extends the lease if that is due; if it is gone, or its key was touched, sees to the key. A lease that is found
+    /// gone counts as touched from then on, so that a failure halfway is made up for.
     async fn look_after(
         &mut self,
         held: &mut Held,
         renew: bool,
-        touched: bool,
+        touched: &mut bool,
     ) -> Result<Settled, StoreError> {
-        let alive = match held.etcd_lease.filter(|_| renew) {
-            Some(lease) => keep_alive(&self.store.servers, lease).await?,
-            None => true,
-        };
-        if alive && !touched {
+        if let Some(lease) = held.etcd_lease.filter(|_| renew) {
+            *touched |= !keep_alive(&self.store.servers, lease).await?;
+        }
+        if !*touched {
             return Ok(Settled::Kept { rewritten: false });
         }
         let settled = held.settle(&self.store).await?;

@@ -7,6 +7,7 @@
 )]
 
 mod acquire;
+mod chaos;
 mod events;
 mod failures;
 mod keeping;

@@ -3,9 +3,10 @@
 //! Start, restart, every event, repair and the periodic resync take the same path: observe, diff, apply. Only a change of
 //! single peers skips the observation, because what the kernel has is then known from before.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use tracing::warn;
+use tracing::{trace, warn};
 
 use crate::netlink::{ChangeError, Failure, Kernel, KernelError, Watch};
 use crate::state::{Change, Delta, Key, Scope, State, diff, diff_keys};
@@ -68,6 +69,8 @@ pub struct Reconciler {
     desired: State,
     /// Whether the kernel may differ from `desired` in more than what changed since.
     unsure: bool,
+    /// The wanted objects in whose place somebody else's stands, which must not be replaced.
+    blocked: BTreeSet<Key>,
     totals: Counts,
 }
 
@@ -80,6 +83,7 @@ impl Reconciler {
             scope,
             desired: State::new(),
             unsure: true,
+            blocked: BTreeSet::new(),
             totals: Counts::default(),
         }
     }
@@ -109,10 +113,19 @@ impl Reconciler {
         }
     }
 
-    /// Changes what is ours. What is no longer in scope stays in the kernel, but for routes and next hops.
+    /// Changes what is ours. A device that no longer is, because the network config now names another, is removed by the
+    /// next [`Self::resync`].
     pub fn set_scope(&mut self, scope: Scope) {
-        self.unsure |= self.scope != scope;
-        self.scope = scope;
+        if self.scope == scope {
+            return;
+        }
+        self.unsure = true;
+        let former = std::mem::replace(&mut self.scope, scope);
+        for link in former.links {
+            if !self.scope.links.contains(&link) {
+                self.scope.links.push(link);
+            }
+        }
     }
 
     /// Changes the whole wanted state. Nothing happens before the next [`Self::resync`].
@@ -122,6 +135,8 @@ impl Reconciler {
     }
 
     /// Observes the kernel and makes the changes that lead to the wanted state; none if it is there already.
+    ///
+    /// Cancel-safe: what was done stays done, and the next pass observes again.
     ///
     /// # Errors
     ///
@@ -143,6 +158,7 @@ impl Reconciler {
                 changes.retain(|change| matches!(change, Change::Set { .. }));
             }
             drop(observed.state);
+            self.blocked.clear();
             report.failures.clear();
             report.counts.failed = 0;
             let recreated = self.apply(changes, &mut report).await?;
@@ -158,7 +174,8 @@ impl Reconciler {
 
     /// Takes a change of the wanted state and makes only the changes that it asks for, without observing the kernel.
     ///
-    /// If the last pass left something undone, or a device changes, this is a [`Self::resync`].
+    /// If the last pass left something undone, other than for another program's sake, or if a device changes, this is a
+    /// [`Self::resync`].
     ///
     /// # Errors
     ///
@@ -172,7 +189,9 @@ impl Reconciler {
                 Some(object) => self.desired.insert(key.clone(), object),
                 None => self.desired.remove(&key),
             };
-            before.extend(old.map(|old| (key.clone(), old)));
+            if !self.blocked.remove(&key) {
+                before.extend(old.map(|old| (key.clone(), old)));
+            }
             self.unsure |= matches!(key, Key::Link(_));
             keys.push(key);
         }
@@ -181,7 +200,6 @@ impl Reconciler {
         }
         let changes = diff_keys(&keys, &self.desired, &before);
         let mut report = Report::default();
-        self.unsure = true;
         self.apply(changes, &mut report).await?;
         Ok(self.finish(report, start))
     }
@@ -197,7 +215,8 @@ impl Reconciler {
         self.resync().await
     }
 
-    /// Makes changes; returns whether it must be done over.
+    /// Makes changes; returns whether it must be done over. Until they are all done the kernel's state is uncertain,
+    /// also when the caller gives up waiting.
     async fn apply(
         &mut self,
         mut changes: Vec<Change>,
@@ -206,13 +225,21 @@ impl Reconciler {
         if !self.kernel.has_next_hops() {
             changes.retain(|change| !matches!(change.key(), Key::NextHop(..)));
         }
+        self.unsure = true;
         let applied = self.kernel.apply(&changes, &self.scope).await?;
+        let mut unsure = false;
         for (change, outcome) in changes.into_iter().zip(applied.outcomes) {
+            trace!(%change, ?outcome, "kernel change");
             match (&change, outcome) {
                 // The failure that it depends on is in the list; with a lost device there may be ten thousands of these.
                 (_, Err(ChangeError::Dependency)) => report.counts.failed += 1,
                 (_, Err(error)) => {
                     report.counts.failed += 1;
+                    if matches!(error, ChangeError::Conflict { .. }) {
+                        self.blocked.insert(change.key().clone());
+                    } else {
+                        unsure = true;
+                    }
                     report.failures.push(Failure { change, error });
                 }
                 (Change::Set { was: None, .. }, Ok(())) => report.counts.created += 1,
@@ -220,12 +247,12 @@ impl Reconciler {
                 (Change::Del { .. }, Ok(())) => report.counts.removed += 1,
             }
         }
+        self.unsure = unsure;
         Ok(applied.recreated)
     }
 
     fn finish(&mut self, mut report: Report, start: Instant) -> Report {
         report.took = start.elapsed();
-        self.unsure = !report.is_complete();
         self.totals.add(report.counts);
         report
     }

@@ -9,7 +9,6 @@ use selvage::backend::{self, Setup};
 use selvage::lease::Lease;
 use selvage::netlink::{ChangeError, Kernel, Monitor};
 use selvage::reconcile::Counts;
-use selvage::state::Delta;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
@@ -227,9 +226,21 @@ fn what_others_made_is_left_alone() {
         host.ns.ip("address add 172.30.0.1/32 dev flannel.1");
         agent.reconciler.resync().await.unwrap();
 
-        // The obstacle goes away: the next pass heals, whatever is asked of it.
+        // A change of the peer in question must not clobber the other's route either.
+        let mut moved = peer(1);
+        moved.attrs.public_ip = [192, 0, 2, 200].into();
+        let delta = agent.plan.set_peer(&*agent.backend, &moved);
+        let report = agent.reconciler.update(delta).await.unwrap();
+        assert_eq!(report.counts.changed, 1, "the forwarding entry");
+        assert!(matches!(
+            report.failures[0].error,
+            ChangeError::Conflict { .. }
+        ));
+        assert!(host.ns.ip("route show 10.0.1.0/24").contains("dev other"));
+
+        // The obstacle goes away.
         host.ns.ip("route del 10.0.1.0/24 dev other");
-        assert_eq!(agent.update(Delta::new()).await.counts.created, 1);
+        assert_eq!(agent.resync().await.counts.created, 1);
         let before = host.ns.ip("route show dev other");
         assert!(host.ns.ip("route").contains("172.31.0.0/16"));
         assert!(host.ns.ip("address show flannel.1").contains("172.30.0.1"));
@@ -358,6 +369,33 @@ fn mtu_and_address_change_in_place_and_the_port_does_not() {
 }
 
 #[test]
+fn another_vni_is_another_device_and_the_former_goes() {
+    let host = Host::new();
+    block_on(async {
+        let mut agent = host.agent(&peers(2)).await;
+        agent.resync().await;
+        let config = r#"{"Type":"vxlan","VNI":7}"#;
+        let changed = host.agent_configured(0, config, &peers(2)).await;
+        agent.reconciler.set_scope(changed.backend.scope());
+        agent.reconciler.set_desired(changed.plan.state());
+        agent.resync().await;
+        let links = host.ns.ip("link");
+        assert!(
+            links.contains("flannel.7") && !links.contains("flannel.1"),
+            "{links}"
+        );
+        assert_eq!(
+            host.ns
+                .ip("route show proto 83")
+                .matches("dev flannel.7")
+                .count(),
+            2
+        );
+        assert_eq!(agent.resync().await.counts, Counts::default());
+    });
+}
+
+#[test]
 fn direct_routing_uses_the_underlay_where_it_reaches() {
     let host = Host::new();
     block_on(async {
@@ -442,6 +480,31 @@ fn the_monitor_hears_of_others_changes_and_not_of_our_own() {
         assert!(
             heard.is_err(),
             "it heard what does not concern us: {heard:?}"
+        );
+    });
+}
+
+#[test]
+fn a_burst_of_our_own_changes_does_not_keep_us_busy() {
+    let host = Host::new();
+    block_on(async {
+        let mut agent = host.agent(&peers(5000)).await;
+        let mut monitor = Monitor::open(agent.reconciler.kernel()).unwrap();
+        agent.resync().await;
+        // The notifications of 20,000 changes may not fit the buffer: that is news, once.
+        let mut observations = 0;
+        loop {
+            let watch = agent.reconciler.watch(&host.underlay);
+            let quiet = Duration::from_millis(1500);
+            let Ok(_) = tokio::time::timeout(quiet, monitor.changed(&watch)).await else {
+                break;
+            };
+            observations += 1;
+            assert_eq!(agent.resync().await.counts, Counts::default());
+        }
+        assert!(
+            observations <= 2,
+            "{observations} observations of our own changes"
         );
     });
 }

@@ -1,5 +1,5 @@
-//! The kernel's network configuration over rtnetlink: what there is ([`Kernel::observe`]), the changes that lead to what is
-//! wanted ([`Kernel::apply`]), and the news that somebody else changed it ([`Monitor`]).
+//! The kernel's network configuration over rtnetlink: what there is (`Kernel::observe`), the changes that lead to what is
+//! wanted (`Kernel::apply`), and the news that somebody else changed it ([`Monitor`]).
 //!
 //! Requests go over one socket, in batches, and the agent waits for their outcome; there is no background task.
 //! Notifications have a socket of their own: on a socket that also makes changes, the kernel's news about them would be

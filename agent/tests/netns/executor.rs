@@ -2,12 +2,11 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Duration;
 
 use nix::net::if_::if_nametoindex;
 use selvage::backend::{self, Setup};
 use selvage::lease::Lease;
-use selvage::netlink::{ChangeError, Kernel, Monitor};
+use selvage::netlink::{ChangeError, Kernel};
 use selvage::reconcile::Counts;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
@@ -429,83 +428,6 @@ fn direct_routing_uses_the_underlay_where_it_reaches() {
         assert!(agent.reconciler.remove_all().await.unwrap().is_complete());
         assert!(host.ns.ip("route show proto 83").is_empty());
         assert!(host.ns.ip("nexthop").is_empty());
-    });
-}
-
-#[test]
-fn the_monitor_hears_of_others_changes_and_not_of_our_own() {
-    let host = Host::new();
-    block_on(async {
-        let mut agent = host.agent(&[]).await;
-        let mut monitor = Monitor::open(agent.reconciler.kernel()).unwrap();
-        agent.resync().await;
-        for n in 1..=20 {
-            agent.set_peer(&peer(n)).await;
-        }
-        let delta = agent.plan.remove_peer(&subnet(20));
-        agent.update(delta).await;
-        let silence = Duration::from_millis(400);
-        let watch = agent.reconciler.watch(&host.underlay);
-        let heard = tokio::time::timeout(silence, monitor.changed(&watch)).await;
-        assert!(heard.is_err(), "it heard our own changes: {heard:?}");
-
-        for (command, args) in [
-            ("ip", "link set flannel.1 mtu 1300"),
-            ("ip", "address del 10.0.0.0/32 dev flannel.1"),
-            ("ip", "neighbor del 10.0.2.0 dev flannel.1"),
-            ("bridge", "fdb del 02:00:00:00:00:03 dev flannel.1"),
-            ("ip", "route del 10.0.4.0/24"),
-            ("ip", "nexthop flush proto 83"),
-            ("ip", "link set flannel.1 down"),
-            ("ip", "link del flannel.1"),
-        ] {
-            host.ns.run(command, args);
-            let watch = agent.reconciler.watch(&host.underlay);
-            let heard = monitor.changed(&watch).await;
-            assert!(heard.objects, "{command} {args}: {heard:?}");
-            assert!(agent.resync().await.counts.made() > 0, "{command} {args}");
-        }
-        let watch = agent.reconciler.watch(&host.underlay);
-        let heard = tokio::time::timeout(silence, monitor.changed(&watch)).await;
-        assert!(heard.is_err(), "it heard our own repairs: {heard:?}");
-
-        host.ns.ip("link set up0 mtu 1400");
-        let watch = agent.reconciler.watch(&host.underlay);
-        assert!(monitor.changed(&watch).await.underlay);
-        host.ns
-            .ip("neighbor add 192.0.2.77 lladdr 02:00:00:00:00:77 dev up0");
-        host.ns.ip("link add other type bridge");
-        let watch = agent.reconciler.watch(&host.underlay);
-        let heard = tokio::time::timeout(silence, monitor.changed(&watch)).await;
-        assert!(
-            heard.is_err(),
-            "it heard what does not concern us: {heard:?}"
-        );
-    });
-}
-
-#[test]
-fn a_burst_of_our_own_changes_does_not_keep_us_busy() {
-    let host = Host::new();
-    block_on(async {
-        let mut agent = host.agent(&peers(5000)).await;
-        let mut monitor = Monitor::open(agent.reconciler.kernel()).unwrap();
-        agent.resync().await;
-        // The notifications of 20,000 changes may not fit the buffer: that is news, once.
-        let mut observations = 0;
-        loop {
-            let watch = agent.reconciler.watch(&host.underlay);
-            let quiet = Duration::from_millis(1500);
-            let Ok(_) = tokio::time::timeout(quiet, monitor.changed(&watch)).await else {
-                break;
-            };
-            observations += 1;
-            assert_eq!(agent.resync().await.counts, Counts::default());
-        }
-        assert!(
-            observations <= 2,
-            "{observations} observations of our own changes"
-        );
     });
 }
 

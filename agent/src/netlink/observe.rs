@@ -70,11 +70,12 @@ impl Kernel {
                 names.insert(index, name);
             }
         }
-        for hop in hops {
-            self.note_next_hop(&hop, &names, &mut observed);
-        }
+        let hops = hops
+            .into_iter()
+            .filter_map(|hop| self.note_next_hop(&hop, &names, &mut observed))
+            .collect();
         for route in routes {
-            let object = self.judge(&route, &names);
+            let object = self.judge(&route, &names, &hops);
             observed.state.insert(Key::Route(route.destination), object);
         }
         Ok(observed)
@@ -192,50 +193,61 @@ impl Kernel {
         }))
     }
 
-    fn note_next_hop(&mut self, hop: &NextHopMessage, names: &Names, observed: &mut Observed) {
+    /// Notes a next hop of ours; returns its number and where it leads, unless it has no use.
+    fn note_next_hop(
+        &mut self,
+        hop: &NextHopMessage,
+        names: &Names,
+        observed: &mut Observed,
+    ) -> Option<(u32, Route)> {
         let path = hop
             .path()
             .and_then(|(index, gateway)| Some((names.get(&index)?, gateway)));
         match path {
-            Some((name, gateway)) if self.ids.insert(name, gateway, hop.id()) => {
+            Some((link, gateway)) if self.ids.insert(link, gateway, hop.id()) => {
                 let onlink = hop.flags & nexthop::ONLINK != 0;
-                let key = Key::NextHop(name.clone(), gateway);
+                let key = Key::NextHop(link.clone(), gateway);
                 observed.state.insert(key, Object::NextHop { onlink });
+                let route = Route {
+                    link: link.clone(),
+                    gateway,
+                    onlink,
+                };
+                Some((hop.id(), route))
             }
             _ => {
                 self.ids.reserve(hop.id());
                 observed.surplus.push(hop.id());
+                None
             }
         }
     }
 
     /// A route as an object: [`Object::Route`] if it has the form that we give it, so that it can stay as it is.
-    fn judge(&self, route: &KernelRoute, names: &Names) -> Object {
-        let odd = Object::OddRoute {
-            protocol: route.protocol,
-            link_index: route.link.filter(|_| route.next_hop.is_none()),
+    fn judge(&self, route: &KernelRoute, names: &Names, hops: &BTreeMap<u32, Route>) -> Object {
+        let by_next_hop = |id| hops.get(&id).cloned();
+        let inline = || {
+            Some(Route {
+                link: names.get(&route.link?)?.clone(),
+                gateway: route.gateway?,
+                onlink: route.onlink,
+            })
         };
-        if !route.plain || route.protocol != route::PROTOCOL {
-            return odd;
-        }
-        let (Some(link), Some(gateway)) = (
-            route.link.and_then(|index| names.get(&index)),
-            route.gateway,
-        ) else {
-            return odd;
-        };
+        // What a next hop says counts, not what the kernel repeats of it: with net.ipv4.nexthop_compat_mode=0 it does
+        // not.
         let as_we_make_it = match route.next_hop {
-            Some(id) => self.next_hops && self.ids.get(link, gateway) == Some(id),
-            None => !self.next_hops,
+            _ if !route.plain || route.protocol != route::PROTOCOL => None,
+            Some(id) => by_next_hop(id),
+            None if !self.next_hops => inline(),
+            None => None,
         };
-        if !as_we_make_it {
-            return odd;
-        }
-        Object::Route(Route {
-            link: link.clone(),
-            gateway,
-            onlink: route.onlink,
-        })
+        as_we_make_it.map_or(
+            Object::OddRoute {
+                protocol: route.protocol,
+                link_index: route.link.filter(|_| route.next_hop.is_none()),
+            },
+            Object::Route,
+        )
     }
 }
 

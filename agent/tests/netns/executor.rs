@@ -84,6 +84,9 @@ fn a_start_programs_device_and_peers_and_a_restart_changes_nothing() {
             "{}",
             host.fdb()
         );
+        // What the host itself sends comes from the address that peers know.
+        let sent = host.ns.ip("route get 10.0.1.9");
+        assert!(sent.contains("src 10.0.0.0"), "{sent}");
         let accept_ra = std::fs::read_to_string("/proc/sys/net/ipv6/conf/flannel.1/accept_ra");
         assert_eq!(accept_ra.unwrap().trim(), "0");
 
@@ -303,6 +306,17 @@ fn without_next_hop_objects_routes_carry_their_gateways() {
         let counts = agent.resync().await.counts;
         assert_eq!((counts.created, counts.changed), (2, 2));
         assert_eq!(host.ns.ip("route show proto 83").matches("nhid").count(), 2);
+    });
+}
+
+#[test]
+fn routes_are_known_by_their_next_hops_alone() {
+    let host = Host::new();
+    std::fs::write("/proc/sys/net/ipv4/nexthop_compat_mode", "0").unwrap();
+    block_on(async {
+        host.agent(&peers(3)).await.resync().await;
+        let mut restarted = host.agent(&peers(3)).await;
+        assert_eq!(restarted.resync().await.counts, Counts::default());
     });
 }
 

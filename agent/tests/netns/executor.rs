@@ -418,13 +418,12 @@ fn direct_routing_uses_the_underlay_where_it_reaches() {
         twin.attrs.public_ip = near.attrs.public_ip;
         let config = r#"{"Type":"vxlan","Directrouting":true}"#;
         let peers = [near, twin, peer(3)];
+        // A flannel that did the same left its route: it leads where ours would, so it is taken over.
+        host.ns.ip("route add 10.0.1.0/24 via 192.0.2.11");
         let mut agent = host.agent_configured(0, config, &peers).await;
         assert_eq!(agent.resync().await.counts.created, 2 + 1 + 2 + 4);
-        assert!(
-            host.ns
-                .ip("route show 10.0.1.0/24")
-                .contains("via 192.0.2.11 dev up0")
-        );
+        let route = host.ns.ip("route show 10.0.1.0/24");
+        assert!(route.contains("via 192.0.2.11 dev up0 proto 83"), "{route}");
         assert!(
             host.ns
                 .ip("route show 10.0.3.0/24")

@@ -316,7 +316,12 @@ impl Kernel {
             } => self.create_link(name, want).await?,
             Change::Set { .. } => Ok(()),
         };
-        if outcome.is_err() {
+        // A device that works stays of use to the peers even if, say, its MTU cannot be changed.
+        let works = matches!(
+            change,
+            Change::Set { was: Some(Object::Vxlan(was)), .. } if was.up && !work.applied.recreated
+        );
+        if outcome.is_err() && !works {
             work.broken.insert(name.clone());
         }
         work.applied.outcomes[index] = outcome;

@@ -382,6 +382,27 @@ fn mtu_and_address_change_in_place_and_the_port_does_not() {
 }
 
 #[test]
+fn a_device_that_cannot_be_changed_still_gets_its_peers() {
+    let host = Host::new();
+    block_on(async {
+        host.agent(&[]).await.resync().await;
+        // The underlay shrinks, and we have not heard of it yet.
+        host.ns.ip("link set flannel.1 mtu 1300");
+        host.ns.ip("link set up0 mtu 1400");
+        let mut agent = host.agent(&peers(2)).await;
+        let report = agent.reconciler.resync().await.unwrap();
+        let [failure] = report.failures.as_slice() else {
+            panic!("{:?}", report.failures)
+        };
+        assert!(
+            failure.to_string().starts_with("failed to replace link"),
+            "{failure}"
+        );
+        assert_eq!(report.counts.created, 2 * 4);
+    });
+}
+
+#[test]
 fn another_vni_is_another_device_and_the_former_goes() {
     let host = Host::new();
     block_on(async {

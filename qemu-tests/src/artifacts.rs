@@ -1,0 +1,80 @@
+//! The files of a built image that a machine boots from.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The outputs of the image build.
+#[derive(Debug, Clone)]
+pub struct Artifacts {
+    /// Disk image, raw.
+    pub disk: PathBuf,
+    /// Kernel.
+    pub kernel: PathBuf,
+    /// Initrd.
+    pub initrd: PathBuf,
+    /// Kernel command line of a direct boot, without a console.
+    pub cmdline: String,
+}
+
+impl Artifacts {
+    /// Looks for all of them in `dir`.
+    ///
+    /// # Errors
+    /// When one is missing: the image has not been built.
+    pub fn find(dir: &Path) -> Result<Self> {
+        let dir = fs::canonicalize(dir).with_context(|| {
+            format!("no image in {}; build it with `make image`", dir.display())
+        })?;
+        let file = |name: &str| {
+            let path = dir.join(name);
+            ensure!(
+                path.is_file(),
+                "no {}; build the image with `make image`",
+                path.display()
+            );
+            Ok(path)
+        };
+        let cmdline = file("selvage.cmdline")?;
+        let cmdline = fs::read_to_string(&cmdline)
+            .with_context(|| format!("failed to read {}", cmdline.display()))?;
+        Ok(Self {
+            disk: file("selvage.raw")?,
+            kernel: file("selvage.vmlinuz")?,
+            initrd: file("selvage.initrd")?,
+            cmdline: cmdline.trim().to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("selvage.cmdline"), "quiet\n").unwrap();
+        let error = Artifacts::find(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("selvage.raw") && error.contains("make image"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_command_line_is_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["selvage.raw", "selvage.vmlinuz", "selvage.initrd"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        fs::write(dir.path().join("selvage.cmdline"), "quiet audit=0\n").unwrap();
+        assert_eq!(
+            Artifacts::find(dir.path()).unwrap().cmdline,
+            "quiet audit=0"
+        );
+    }
+}

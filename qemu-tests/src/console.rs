@@ -1,0 +1,165 @@
+//! The serial console of a machine: its file, its growth, and the messages it must not contain.
+
+pub mod rules;
+
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+/// A reader of a console file that QEMU appends to.
+#[derive(Debug)]
+pub struct Console {
+    path: PathBuf,
+    /// Bytes already checked against the rules.
+    checked: u64,
+}
+
+impl Console {
+    /// Watches the file at `path`, which need not exist yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, checked: 0 }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes written so far.
+    pub fn len(&self) -> u64 {
+        std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len())
+    }
+
+    /// The whole text so far, control sequences removed.
+    pub fn text(&self) -> String {
+        self.text_from(0)
+    }
+
+    /// The text from byte `offset` on, control sequences removed; empty when it cannot be read.
+    pub fn text_from(&self, offset: u64) -> String {
+        read_from(&self.path, offset)
+            .map(|bytes| plain(&bytes))
+            .unwrap_or_default()
+    }
+
+    /// The last lines that say anything.
+    pub fn tail(&self, lines: usize) -> Vec<String> {
+        // 200 bytes a line are plenty, and a console can be megabytes.
+        let offset = self.len().saturating_sub(lines as u64 * 200);
+        let text = self.text_from(offset);
+        let spoken: Vec<_> = text
+            .lines()
+            .map(str::trim_end)
+            .filter(|line| !line.is_empty())
+            .collect();
+        spoken[spoken.len().saturating_sub(lines)..]
+            .iter()
+            .map(|line| (*line).to_owned())
+            .collect()
+    }
+
+    /// Bad messages in what was written since the last call; an unfinished last line is left for the next one.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn check(&mut self) -> Result<Vec<rules::Hit>> {
+        let bytes = read_from(&self.path, self.checked)
+            .with_context(|| format!("failed to read the console {}", self.path.display()))?;
+        let whole = bytes
+            .iter()
+            .rposition(|&byte| byte == b'\n')
+            .map_or(0, |end| end + 1);
+        self.checked += whole as u64;
+        Ok(rules::find(&plain(&bytes[..whole])))
+    }
+}
+
+fn read_from(path: &Path, offset: u64) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Removes terminal control: CSI and OSC sequences, other escapes, and control characters but for the newline.
+fn plain(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '\u{1b}' => match chars.next() {
+                // CSI: parameters up to a final byte in @ to ~ (ECMA-48 §5.4).
+                Some('[') => drop(chars.find(|c| ('@'..='~').contains(c))),
+                // OSC: up to BEL or ST (ESC \).
+                Some(']') => drop(chars.find(|&c| c == '\u{7}' || c == '\\')),
+                _ => {}
+            },
+            '\n' => plain.push('\n'),
+            '\t' => plain.push(' '),
+            control if control.is_control() => {}
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console(text: &[u8]) -> (tempfile::NamedTempFile, Console) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let console = Console::new(file.path().to_owned());
+        (file, console)
+    }
+
+    #[test]
+    fn colours_and_titles_are_removed() {
+        assert_eq!(
+            plain(b"\x1b[0;1;31mFAILED\x1b[0m x\r\n\x1b]0;title\x07y\x1b(Bz"),
+            "FAILED x\ny".to_owned() + "Bz"
+        );
+    }
+
+    #[test]
+    fn a_cut_off_sequence_does_no_harm() {
+        assert_eq!(plain(b"a\x1b[31"), "a");
+        assert_eq!(plain(b"a\x1b"), "a");
+        assert_eq!(plain(b"a\xff\xfeb"), "a\u{fffd}\u{fffd}b");
+    }
+
+    #[test]
+    fn tail_skips_blank_lines() {
+        let (_file, console) = console(b"one\n\ntwo\r\n  \nthree\n\n");
+        assert_eq!(console.tail(2), ["two", "three"]);
+    }
+
+    #[test]
+    fn each_bad_line_is_reported_once_and_when_complete() {
+        let (file, mut console) = console(b"fine\n[FAILED] Failed to start a.serv");
+        assert!(console.check().unwrap().is_empty());
+        std::fs::write(
+            file.path(),
+            b"fine\n[FAILED] Failed to start a.service - A.\n",
+        )
+        .unwrap();
+        assert_eq!(console.check().unwrap().len(), 1);
+        assert!(console.check().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_console_not_yet_there_is_empty() {
+        let console = Console::new("/nonexistent/console".into());
+        assert_eq!(
+            (console.len(), console.text(), console.tail(3).len()),
+            (0, String::new(), 0)
+        );
+    }
+}

@@ -1,0 +1,253 @@
+//! Messages that no healthy boot prints, after the lists of Flatcar's and Fedora's kola, and our own.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+/// A bad message: what it means, and the pattern that finds it in one line.
+struct Rule {
+    meaning: &'static str,
+    pattern: &'static str,
+    fatal: bool,
+}
+
+const fn rule(meaning: &'static str, pattern: &'static str) -> Rule {
+    Rule {
+        meaning,
+        pattern,
+        fatal: false,
+    }
+}
+
+/// A message after which this boot never comes up.
+const fn fatal(meaning: &'static str, pattern: &'static str) -> Rule {
+    Rule {
+        meaning,
+        pattern,
+        fatal: true,
+    }
+}
+
+const BAD: &[Rule] = &[
+    // The kernel.
+    fatal("kernel panic", r"Kernel panic - not syncing"),
+    rule(
+        "kernel oops",
+        r"\bOops:|BUG: |general protection fault|Unable to handle kernel",
+    ),
+    rule("kernel warning", r"WARNING: (CPU|at )"),
+    rule(
+        "stuck task",
+        r"blocked for more than \d+ seconds|soft lockup|hard LOCKUP",
+    ),
+    rule(
+        "RCU stall",
+        r"rcu.*(detected stalls|self-detected stall|kthread starved)",
+    ),
+    rule("out of memory", r"invoked oom-killer|Out of memory: Killed"),
+    rule("bad page table", r"Bad page (map|state)|bad pmd|bad pte"),
+    rule("segmentation fault", r"\bsegfault at\b"),
+    rule("bond without link", r"bond.*failed to get link speed"),
+    // Disks.
+    rule(
+        "I/O error",
+        r"rejecting I/O to offline device|(Buffer )?I/O error, dev (v|s|x?v|nvme)",
+    ),
+    rule(
+        "ext4 damage",
+        r"EXT4-fs error|EXT4-fs.*delayed.*failed|Remounting filesystem read-only|unattached inode|needs? fsck|UNEXPECTED INCONSISTENCY",
+    ),
+    rule("erofs damage", r"erofs.*(corrupt|failed to)"),
+    rule("verity mismatch", r"verity.*(corrupt|mismatch|failed)"),
+    // systemd.
+    fatal(
+        "emergency shell",
+        r"Entering emergency mode|You are in emergency mode|emergency shell|Press Enter for (emergency|maintenance)|Refusing to continue",
+    ),
+    rule("unit failed", r"Failed to start\b"),
+    rule("dependency failed", r"Dependency failed for"),
+    rule("target not reached", r"[Ff]ailed to isolate"),
+    fatal("manager frozen", r"Freezing execution"),
+    rule("ordering cycle", r"ordering cycle"),
+    rule(
+        "generator failed",
+        r"generators?[/ ].*(failed with|exited with|terminated by)|Failed to (run|execute) generator",
+    ),
+    rule("device missing", r"Timed out waiting for device"),
+    rule(
+        "slow job",
+        r"(A (start|stop) job is running|Job [^ ]+ (start|stop) running) .*\((\d+min|[3-9]\ds|1\d\ds)",
+    ),
+    rule("partitioning failed", r"systemd-repart.*[Ff]ailed"),
+    rule(
+        "initrd clean-up killed",
+        r"initrd-cleanup\.service.*(killed|signal)",
+    ),
+    rule(
+        "core dump",
+        r"(Process \d+ \(.*\) of user \d+ dumped core|systemd-coredump.*dumped core)",
+    ),
+    rule("modules failed", r"Failed to find module"),
+    fatal("first-boot wizard", r"Press any key to proceed"),
+    // Ignition and clouds.
+    fatal(
+        "Ignition failed",
+        r"[Ii]gnition.*\b(failed|context canceled)|CRITICAL *:|Ignition has failed",
+    ),
+    rule("metadata failed", r"coreos-metadata.*failed"),
+    // Programs.
+    rule(
+        "Go panic",
+        r"^(.*: )?panic: |fatal error: .*goroutine|goroutine \d+ \[running\]",
+    ),
+    rule("Rust panic", r"panicked at"),
+    rule(
+        "access denied by policy",
+        r#"avc: +denied|apparmor="DENIED""#,
+    ),
+    rule("login failed", r"Login incorrect"),
+];
+
+/// Lines that match a rule above and are nevertheless right, each with the reason.
+const ALLOWED: &[Rule] = &[rule(
+    "the disk overlay is larger than the image: systemd-repart moves the header on the first boot",
+    r"GPT:.*Alternate GPT header not at the end",
+)];
+
+/// A bad message that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hit {
+    /// What the message means.
+    pub meaning: &'static str,
+    /// The line itself.
+    pub line: String,
+    /// Whether the boot cannot go on after it.
+    pub fatal: bool,
+}
+
+struct Compiled {
+    rule: &'static Rule,
+    regex: Regex,
+}
+
+fn compile(rules: &'static [Rule]) -> Vec<Compiled> {
+    // A pattern that does not compile is left out here and caught by a unit test.
+    rules
+        .iter()
+        .filter_map(|rule| {
+            Some(Compiled {
+                rule,
+                regex: Regex::new(rule.pattern).ok()?,
+            })
+        })
+        .collect()
+}
+
+static COMPILED: LazyLock<(Vec<Compiled>, Vec<Compiled>)> =
+    LazyLock::new(|| (compile(BAD), compile(ALLOWED)));
+
+/// The bad lines of `text`, in order, each under the first rule that it breaks.
+pub fn find(text: &str) -> Vec<Hit> {
+    let (bad, allowed) = &*COMPILED;
+    text.lines()
+        .filter_map(|line| {
+            let rule = bad.iter().find(|bad| bad.regex.is_match(line))?.rule;
+            let excused = allowed.iter().any(|excuse| excuse.regex.is_match(line));
+            (!excused).then(|| Hit {
+                meaning: rule.meaning,
+                line: line.trim().to_owned(),
+                fatal: rule.fatal,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pattern_compiles_and_says_what_it_means() {
+        for rule in BAD.iter().chain(ALLOWED) {
+            assert!(Regex::new(rule.pattern).is_ok(), "{}", rule.pattern);
+            assert!(!rule.meaning.is_empty());
+        }
+    }
+
+    #[test]
+    fn bad_lines_are_found() {
+        let table = [
+            (
+                "[   12.3] Kernel panic - not syncing: VFS: Unable to mount root fs",
+                "kernel panic",
+            ),
+            (
+                "[FAILED] Failed to start docker.service - Docker.",
+                "unit failed",
+            ),
+            (
+                "[DEPEND] Dependency failed for docker.service - Docker.",
+                "dependency failed",
+            ),
+            (
+                "systemd[1]: Found ordering cycle on a.service/start",
+                "ordering cycle",
+            ),
+            (
+                "thread 'main' panicked at agent/src/agent.rs:1:1:",
+                "Rust panic",
+            ),
+            ("panic: runtime error: index out of range", "Go panic"),
+            (
+                "watchdog: BUG: soft lockup - CPU#0 stuck for 22s!",
+                "kernel oops",
+            ),
+            (
+                "rcu: INFO: rcu_preempt self-detected stall on CPU",
+                "RCU stall",
+            ),
+            (
+                "You are in emergency mode. After logging in, type",
+                "emergency shell",
+            ),
+            (
+                "ignition[301]: CRITICAL : failed to fetch config",
+                "Ignition failed",
+            ),
+            (
+                "[  *** ] A start job is running for foo (45s / 1min 30s)",
+                "slow job",
+            ),
+            (
+                "[  *** ] A start job is running for foo (1min 5s / 1min 30s)",
+                "slow job",
+            ),
+            (
+                "audit: type=1400 apparmor=\"DENIED\" operation=\"mount\"",
+                "access denied by policy",
+            ),
+            ("-- Press any key to proceed --", "first-boot wizard"),
+            (
+                "selvage[9]: segfault at 0 ip 0 sp 0 error 4",
+                "segmentation fault",
+            ),
+        ];
+        for (line, meaning) in table {
+            let hits = find(line);
+            assert_eq!(hits.first().map(|hit| hit.meaning), Some(meaning), "{line}");
+        }
+    }
+
+    #[test]
+    fn ordinary_boot_lines_pass() {
+        let text = "[    0.000000] Linux version 6.12.117+deb13-cloud-amd64\n\
+            [  OK  ] Started docker.service - Docker Application Container Engine.\n\
+            [   18.2] EXT4-fs (vda3): mounted filesystem r/w with ordered data mode\n\
+            ignition[301]: files: op(1): [finished] writing file \"/sysroot/etc/hostname\"\n\
+            GPT:Primary header thinks Alt. header is not at the end of the disk.\n\
+            [  *** ] A start job is running for selvage.service (9s / no limit)\n\
+            [    0.1] random: crng init done\n\
+            node1 login: ";
+        assert_eq!(find(text), []);
+    }
+}

@@ -1,0 +1,290 @@
+//! One virtual machine: its process, its console and the way in.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    accel::Accelerator,
+    child::Child,
+    console::Console,
+    progress::{Progress, clip},
+    qemu::{self, Spec},
+    qmp,
+    ssh::Ssh,
+    wait,
+};
+
+/// Size of each machine's disk. Sparse: it costs what the guest writes.
+const DISK_SIZE: &str = "6G";
+/// A guest that neither prints nor touches its disk for so long is dead. Longer than any unit's own time-out.
+const STALL: Duration = Duration::from_secs(150);
+/// No boot takes this long, whatever it prints.
+const BOOT_DEADLINE: Duration = Duration::from_secs(900);
+/// From a running sshd to the end of the boot's last job.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(420);
+/// For stopping services, containers included.
+const POWER_DOWN_DEADLINE: Duration = Duration::from_secs(120);
+
+/// A machine that was started.
+#[derive(Debug)]
+pub struct Machine {
+    /// What it was started with.
+    pub spec: Spec,
+    /// The way in.
+    pub ssh: Ssh,
+    /// Its console.
+    pub console: Console,
+    process: u32,
+    /// The process itself, unless another process keeps it.
+    qemu: Option<Child>,
+    master: Option<Child>,
+}
+
+/// Makes the machine's disk: an overlay, so that the image stays as it is.
+///
+/// # Errors
+/// When qemu-img is missing or refuses.
+pub async fn create_disk(image: &Path, disk: &Path) -> Result<()> {
+    let output = tokio::process::Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .arg(image)
+        .arg(disk)
+        .arg(DISK_SIZE)
+        .output()
+        .await
+        .context("failed to run qemu-img (package qemu-utils)")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "failed to create {}: {}",
+        disk.display(),
+        said.trim()
+    );
+    Ok(())
+}
+
+/// Starts QEMU; its own messages go to a file beside the console.
+///
+/// # Errors
+/// When QEMU cannot be started.
+pub fn start_qemu(spec: &Spec, accelerator: Accelerator) -> Result<Child> {
+    let path = spec.console.with_extension("qemu");
+    let messages = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("failed to open {}", path.display()))?;
+    let errors = messages.try_clone().context("failed to share a log file")?;
+    let mut command: Command = qemu::command(spec, accelerator);
+    command
+        .stdout(Stdio::from(messages))
+        .stderr(Stdio::from(errors));
+    Child::spawn(format!("QEMU for {}", spec.name), command)
+}
+
+impl Machine {
+    /// A machine whose process dies with this value.
+    pub fn owned(spec: Spec, ssh: Ssh, qemu: Child) -> Self {
+        let process = qemu.id();
+        Self {
+            qemu: Some(qemu),
+            ..Self::kept(spec, ssh, process)
+        }
+    }
+
+    /// A machine that process number `process`, started by somebody else, runs.
+    pub fn kept(spec: Spec, ssh: Ssh, process: u32) -> Self {
+        let console = Console::new(spec.console.clone());
+        Self {
+            spec,
+            ssh,
+            console,
+            process,
+            qemu: None,
+            master: None,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// Whether QEMU still runs.
+    pub fn is_running(&mut self) -> bool {
+        match &mut self.qemu {
+            Some(qemu) => matches!(qemu.exited(), Ok(None)),
+            None => Path::new("/proc").join(self.process.to_string()).exists(),
+        }
+    }
+
+    /// Waits until commands can be run in the guest.
+    ///
+    /// # Errors
+    /// When QEMU ends, the console shows a fatal message, nothing moves any more, or it takes absurdly long; the
+    /// message has the last lines of the console.
+    pub async fn wait_for_ssh(&mut self, progress: &Progress) -> Result<()> {
+        let from = self.console.len();
+        self.wait_for_greeting(from, progress)
+            .await
+            .map_err(|error| self.with_console(error))?;
+        self.connect()
+            .await
+            .map_err(|error| self.with_console(error))
+    }
+
+    async fn wait_for_greeting(&mut self, from: u64, progress: &Progress) -> Result<()> {
+        let started = Instant::now();
+        let mut moved = Instant::now();
+        let mut seen = (0, 0);
+        while self.ssh.greets().await.is_err() {
+            let name = self.spec.name.clone();
+            ensure!(
+                self.is_running(),
+                "{name}: QEMU ended: {}",
+                self.last_qemu_message()
+            );
+            let now = (
+                self.console.len(),
+                qmp::disk_operations(&self.spec.qmp).await.unwrap_or(seen.1),
+            );
+            if now != seen {
+                (seen, moved) = (now, Instant::now());
+            }
+            let fatal = crate::console::rules::find(&self.console.text_from(from))
+                .into_iter()
+                .find(|hit| hit.fatal);
+            if let Some(hit) = fatal {
+                bail!("{name}: {}: {}", hit.meaning, hit.line);
+            }
+            ensure!(
+                moved.elapsed() < STALL,
+                "{name}: boot stalled: nothing new for {} s",
+                STALL.as_secs()
+            );
+            ensure!(
+                started.elapsed() < BOOT_DEADLINE,
+                "{name}: no sshd after {} s",
+                BOOT_DEADLINE.as_secs()
+            );
+            let tail = self
+                .console
+                .tail(1)
+                .pop()
+                .unwrap_or_else(|| "starting".into());
+            progress.tell(&name, &clip(&tail, 200));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        progress.tell(&self.spec.name, "sshd answers");
+        Ok(())
+    }
+
+    /// Opens the master connection.
+    async fn connect(&mut self) -> Result<()> {
+        self.master = None;
+        let _ = std::fs::remove_file(&self.ssh.control);
+        self.master = Some(self.ssh.master()?);
+        let control = self.ssh.control.clone();
+        wait::until(
+            "the ssh master connection",
+            Duration::from_secs(120),
+            || async {
+                ensure!(control.exists(), "no {}", control.display());
+                Ok(())
+            },
+        )
+        .await
+        .with_context(|| format!("failed to log in to {}", self.spec.name))?;
+        self.ssh.run("true").await.map(drop)
+    }
+
+    /// Waits until the boot has no job left, and gives systemd's word for the outcome (`running`, `degraded`).
+    ///
+    /// # Errors
+    /// When jobs are still queued after 7 minutes; the message lists them.
+    pub async fn settle(&self, progress: &Progress) -> Result<String> {
+        progress.tell(self.name(), "finishing the boot");
+        let wait = format!(
+            "timeout {} systemctl is-system-running --wait || true",
+            SETTLE_DEADLINE.as_secs()
+        );
+        let state = self
+            .ssh
+            .feed(&wait, &[], SETTLE_DEADLINE + Duration::from_secs(60))
+            .await?;
+        if !matches!(state.as_str(), "running" | "degraded") {
+            let jobs = self
+                .ssh
+                .run("systemctl list-jobs --no-legend --no-pager")
+                .await
+                .unwrap_or_default();
+            bail!(
+                "{}: boot not finished after {} s ({state}); jobs:\n{jobs}",
+                self.name(),
+                SETTLE_DEADLINE.as_secs()
+            );
+        }
+        progress.tell(self.name(), &state);
+        Ok(state)
+    }
+
+    /// Asks the guest to reboot, and waits until it has gone down. Wait for its sshd next.
+    ///
+    /// # Errors
+    /// When it does not go down within 2 minutes.
+    pub async fn reboot(&mut self) -> Result<()> {
+        let before = self.ssh.run("cat /proc/sys/kernel/random/boot_id").await?;
+        // The connection may die before the answer: that is what is wanted.
+        let _ = self.ssh.run("sudo systemctl reboot").await;
+        self.master = None;
+        let _ = std::fs::remove_file(&self.ssh.control);
+        let ssh = self.ssh.clone();
+        wait::until("going down", POWER_DOWN_DEADLINE, || async {
+            match ssh.greets().await {
+                Err(_) => Ok(()),
+                Ok(()) => bail!("sshd of boot {before} still answers"),
+            }
+        })
+        .await
+        .with_context(|| format!("failed to reboot {}", self.name()))
+    }
+
+    /// Presses the power button and waits for QEMU to end; kills it when it does not.
+    pub async fn power_down(&mut self) {
+        let _ = qmp::execute(&self.spec.qmp, "system_powerdown").await;
+        let deadline = Instant::now() + POWER_DOWN_DEADLINE;
+        while self.is_running() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        self.qemu = None;
+        self.master = None;
+    }
+
+    /// Where what is known about this machine is kept.
+    pub fn dir(&self) -> PathBuf {
+        self.spec
+            .console
+            .parent()
+            .map(Path::to_path_buf)
+            .unwrap_or_default()
+    }
+
+    fn last_qemu_message(&self) -> String {
+        let text =
+            std::fs::read_to_string(self.spec.console.with_extension("qemu")).unwrap_or_default();
+        text.lines().last().unwrap_or("without a word").to_owned()
+    }
+
+    fn with_console(&self, error: anyhow::Error) -> anyhow::Error {
+        let tail = self.console.tail(15).join("\n    ");
+        anyhow::anyhow!(
+            "{error:#}\n  last lines of {}:\n    {tail}",
+            self.console.path().display()
+        )
+    }
+}

@@ -1,0 +1,226 @@
+//! The QEMU command line of one machine. Pure; every unusual option has its reason beside it.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::accel::Accelerator;
+
+/// The program; the distribution's package `qemu-system-x86`.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What a machine is made of.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Spec {
+    /// Name shown by tools such as ps.
+    pub name: String,
+    /// Disk overlay, qcow2.
+    pub disk: PathBuf,
+    /// Kernel, booted directly.
+    pub kernel: PathBuf,
+    /// Its initrd.
+    pub initrd: PathBuf,
+    /// Its whole command line.
+    pub append: String,
+    /// Ignition configuration, given by fw_cfg; none: the blob is absent.
+    pub ignition: Option<PathBuf>,
+    /// File that receives the serial console, appended to.
+    pub console: PathBuf,
+    /// Monitor socket.
+    pub qmp: PathBuf,
+    /// Port of 127.0.0.1 that leads to the guest's port 22.
+    pub ssh_port: u16,
+    /// Socket of the port on the virtual switch, and the address of the NIC on it.
+    pub underlay: Option<(PathBuf, String)>,
+    /// Number of virtual processors.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Whether the guest may reach the world outside through the host.
+    pub internet: bool,
+    /// Whether a reset of the guest ends QEMU, rather than boot again.
+    pub exit_on_reset: bool,
+}
+
+/// The part that depends on the accelerator alone.
+pub fn base(accelerator: Accelerator) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args([
+        "-no-user-config",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-machine",
+        "q35",
+    ]);
+    match accelerator {
+        Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
+        // The smallest model Debian's binaries run on well. Newer ones (`max`) advertise AVX and the like, which TCG
+        // must emulate instruction by instruction; they boot slower.
+        Accelerator::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", "Nehalem"]),
+    };
+    command
+}
+
+/// The whole command line of a machine.
+pub fn command(spec: &Spec, accelerator: Accelerator) -> Command {
+    let mut command = base(accelerator);
+    command
+        .args(["-name", &spec.name])
+        .args(["-smp", &spec.cpus.to_string()])
+        .args(["-m", &spec.memory_mib.to_string()])
+        .arg("-kernel")
+        .arg(&spec.kernel)
+        .arg("-initrd")
+        .arg(&spec.initrd)
+        .args(["-append", &spec.append]);
+    boot_and_disk(&mut command, spec);
+    network(&mut command, spec);
+    command
+        .args([
+            "-chardev",
+            &format!("file,id=console,append=on,path={}", escape(&spec.console)),
+        ])
+        .args(["-serial", "chardev:console"])
+        .args([
+            "-qmp",
+            &format!("unix:{},server=on,wait=off", escape(&spec.qmp)),
+        ])
+        // Without a source of entropy the first boot waits for its host keys.
+        .args([
+            "-object",
+            "rng-random,id=rng,filename=/dev/urandom",
+            "-device",
+            "virtio-rng-pci,rng=rng",
+        ]);
+    command
+}
+
+fn boot_and_disk(command: &mut Command, spec: &Spec) {
+    if spec.exit_on_reset {
+        command.arg("-no-reboot");
+    }
+    if let Some(config) = &spec.ignition {
+        command.args([
+            "-fw_cfg",
+            &format!("name=opt/com.coreos/config,file={}", escape(config)),
+        ]);
+    }
+    // A machine's disk need not survive the host's power cut: flushes, dear on a slow host, are not passed on.
+    command
+        .args([
+            "-drive",
+            &format!(
+                "if=none,id=disk,format=qcow2,cache=unsafe,file={}",
+                escape(&spec.disk)
+            ),
+        ])
+        .args(["-device", "virtio-blk-pci,drive=disk"]);
+}
+
+fn network(command: &mut Command, spec: &Spec) {
+    let restrict = if spec.internet { "off" } else { "on" };
+    command
+        .args([
+            "-netdev",
+            &format!(
+                "user,id=access,restrict={restrict},hostfwd=tcp:127.0.0.1:{}-:22",
+                spec.ssh_port
+            ),
+        ])
+        .args(["-device", "virtio-net-pci,netdev=access,romfile="]);
+    if let Some((socket, mac)) = &spec.underlay {
+        command
+            .args([
+                "-netdev",
+                &format!(
+                    "stream,id=underlay,addr.type=unix,addr.path={}",
+                    escape(socket)
+                ),
+            ])
+            // romfile=: nothing boots over the network, so the firmware need not load a boot ROM.
+            .args([
+                "-device",
+                &format!("virtio-net-pci,netdev=underlay,mac={mac},romfile="),
+            ]);
+    }
+}
+
+/// QEMU splits options at commas; a comma in a value is doubled.
+fn escape(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> Spec {
+        Spec {
+            name: "node1".into(),
+            disk: "/d,1/disk.qcow2".into(),
+            kernel: "/i/k".into(),
+            initrd: "/i/r".into(),
+            append: "console=ttyS0 quiet".into(),
+            ignition: Some("/d/node1.ign".into()),
+            console: "/d/console".into(),
+            qmp: "/run/q".into(),
+            ssh_port: 2201,
+            underlay: Some(("/run/p0".into(), "52:54:00:77:00:0b".into())),
+            cpus: 1,
+            memory_mib: 1024,
+            internet: false,
+            exit_on_reset: false,
+        }
+    }
+
+    fn line(spec: &Spec) -> String {
+        let command = command(spec, Accelerator::Tcg);
+        command
+            .get_args()
+            .map(|arg| arg.to_str().unwrap())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    #[test]
+    fn ssh_is_reachable_from_loopback_only() {
+        assert!(line(&spec()).contains("hostfwd=tcp:127.0.0.1:2201-:22"));
+    }
+
+    #[test]
+    fn access_nic_comes_before_the_underlay() {
+        let line = line(&spec());
+        assert!(
+            line.find("netdev=access,romfile").unwrap() < line.find("netdev=underlay,mac").unwrap()
+        );
+    }
+
+    #[test]
+    fn commas_in_paths_do_not_become_options() {
+        assert!(line(&spec()).contains("file=/d,,1/disk.qcow2"));
+    }
+
+    #[test]
+    fn a_machine_without_config_or_underlay_has_neither() {
+        let line = line(&Spec {
+            ignition: None,
+            underlay: None,
+            ..spec()
+        });
+        assert!(!line.contains("fw_cfg") && !line.contains("stream"));
+    }
+
+    #[test]
+    fn only_machines_told_so_end_at_a_reset() {
+        assert!(!line(&spec()).contains("-no-reboot"));
+        assert!(
+            line(&Spec {
+                exit_on_reset: true,
+                ..spec()
+            })
+            .contains("-no-reboot")
+        );
+    }
+}

@@ -24,7 +24,7 @@ const PROBE_WORDS: &str = "Unable to mount root fs";
     Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
-pub enum Accelerator {
+pub(crate) enum Accelerator {
     /// The host's hardware virtualisation.
     Kvm,
     /// Translation in software: runs everywhere, ten times slower or more.
@@ -44,7 +44,7 @@ impl fmt::Display for Accelerator {
 ///
 /// # Errors
 /// When there is no QEMU at all.
-pub async fn choose(kernel: &Path) -> Result<(Accelerator, Option<String>)> {
+pub(crate) async fn choose(kernel: &Path) -> Result<(Accelerator, Option<String>)> {
     if let Err(error) = fs::OpenOptions::new()
         .read(true)
         .write(true)

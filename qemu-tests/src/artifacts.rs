@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 
 /// The outputs of the image build.
 #[derive(Debug, Clone)]
-pub struct Artifacts {
+pub(crate) struct Artifacts {
     /// Disk image, raw.
     pub disk: PathBuf,
     /// Kernel.
@@ -25,7 +25,7 @@ impl Artifacts {
     ///
     /// # Errors
     /// When one is missing: the image has not been built.
-    pub fn find(dir: &Path) -> Result<Self> {
+    pub(crate) fn find(dir: &Path) -> Result<Self> {
         let dir = fs::canonicalize(dir).with_context(|| {
             format!("no image in {}; build it with `make image`", dir.display())
         })?;

@@ -17,13 +17,13 @@ use nix::{
 
 /// A running process that dies with this value.
 #[derive(Debug)]
-pub struct Child {
+pub(crate) struct Child {
     name: String,
     process: std::process::Child,
 }
 
 /// Makes the process die when the harness does.
-pub fn die_with_parent(command: &mut std::process::Command) -> &mut std::process::Command {
+pub(crate) fn die_with_parent(command: &mut std::process::Command) -> &mut std::process::Command {
     let parent = Pid::this();
     // SAFETY: between fork and exec only async-signal-safe calls are allowed: prctl and getppid are plain system calls
     // and nothing here allocates.
@@ -45,7 +45,10 @@ impl Child {
     ///
     /// # Errors
     /// When the program cannot be started.
-    pub fn spawn(name: impl Into<String>, mut command: std::process::Command) -> Result<Self> {
+    pub(crate) fn spawn(
+        name: impl Into<String>,
+        mut command: std::process::Command,
+    ) -> Result<Self> {
         let name = name.into();
         let process = die_with_parent(&mut command)
             .stdin(Stdio::null())
@@ -60,7 +63,7 @@ impl Child {
     }
 
     /// The process id.
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }
 
@@ -68,7 +71,7 @@ impl Child {
     ///
     /// # Errors
     /// When the kernel refuses to say.
-    pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
+    pub(crate) fn exited(&mut self) -> Result<Option<ExitStatus>> {
         self.process
             .try_wait()
             .with_context(|| format!("failed to wait for {}", self.name))

@@ -1,6 +1,6 @@
 //! The serial console of a machine: its file, its growth, and the messages it must not contain.
 
-pub mod rules;
+pub(crate) mod rules;
 
 use std::{
     fs::File,
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 /// A reader of a console file that QEMU appends to.
 #[derive(Debug)]
-pub struct Console {
+pub(crate) struct Console {
     path: PathBuf,
     /// Bytes already checked against the rules.
     checked: u64,
@@ -20,34 +20,34 @@ pub struct Console {
 
 impl Console {
     /// Watches the file at `path`, which need not exist yet.
-    pub fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         Self { path, checked: 0 }
     }
 
     /// The file.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Bytes written so far.
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len())
     }
 
     /// The whole text so far, control sequences removed.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.text_from(0)
     }
 
     /// The text from byte `offset` on, control sequences removed; empty when it cannot be read.
-    pub fn text_from(&self, offset: u64) -> String {
+    pub(crate) fn text_from(&self, offset: u64) -> String {
         read_from(&self.path, offset)
             .map(|bytes| plain(&bytes))
             .unwrap_or_default()
     }
 
     /// The last lines that say anything.
-    pub fn tail(&self, lines: usize) -> Vec<String> {
+    pub(crate) fn tail(&self, lines: usize) -> Vec<String> {
         // 200 bytes a line are plenty, and a console can be megabytes.
         let offset = self.len().saturating_sub(lines as u64 * 200);
         let text = self.text_from(offset);
@@ -66,7 +66,7 @@ impl Console {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn check(&mut self) -> Result<Vec<rules::Hit>> {
+    pub(crate) fn check(&mut self) -> Result<Vec<rules::Hit>> {
         let bytes = read_from(&self.path, self.checked)
             .with_context(|| format!("failed to read the console {}", self.path.display()))?;
         let whole = bytes

@@ -1,7 +1,7 @@
 //! One virtual machine: its process, its console and the way in.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -32,7 +32,7 @@ const POWER_DOWN_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A machine that was started.
 #[derive(Debug)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// What it was started with.
     pub spec: Spec,
     /// The way in.
@@ -49,7 +49,7 @@ pub struct Machine {
 ///
 /// # Errors
 /// When qemu-img is missing or refuses.
-pub async fn create_disk(image: &Path, disk: &Path) -> Result<()> {
+pub(crate) async fn create_disk(image: &Path, disk: &Path) -> Result<()> {
     let output = tokio::process::Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
         .arg(image)
@@ -72,7 +72,7 @@ pub async fn create_disk(image: &Path, disk: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When QEMU cannot be started.
-pub fn start_qemu(spec: &Spec, accelerator: Accelerator) -> Result<Child> {
+pub(crate) fn start_qemu(spec: &Spec, accelerator: Accelerator) -> Result<Child> {
     let path = spec.console.with_extension("qemu");
     let messages = std::fs::OpenOptions::new()
         .create(true)
@@ -89,7 +89,7 @@ pub fn start_qemu(spec: &Spec, accelerator: Accelerator) -> Result<Child> {
 
 impl Machine {
     /// A machine whose process dies with this value.
-    pub fn owned(spec: Spec, ssh: Ssh, qemu: Child) -> Self {
+    pub(crate) fn owned(spec: Spec, ssh: Ssh, qemu: Child) -> Self {
         let process = qemu.id();
         Self {
             qemu: Some(qemu),
@@ -98,7 +98,7 @@ impl Machine {
     }
 
     /// A machine that process number `process`, started by somebody else, runs.
-    pub fn kept(spec: Spec, ssh: Ssh, process: u32) -> Self {
+    pub(crate) fn kept(spec: Spec, ssh: Ssh, process: u32) -> Self {
         let console = Console::new(spec.console.clone());
         Self {
             spec,
@@ -111,12 +111,12 @@ impl Machine {
     }
 
     /// Its name.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.spec.name
     }
 
     /// Whether QEMU still runs.
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         match &mut self.qemu {
             Some(qemu) => matches!(qemu.exited(), Ok(None)),
             None => Path::new("/proc").join(self.process.to_string()).exists(),
@@ -128,7 +128,7 @@ impl Machine {
     /// # Errors
     /// When QEMU ends, the console shows a fatal message, nothing moves any more, or it takes absurdly long; the
     /// message has the last lines of the console.
-    pub async fn wait_for_ssh(&mut self, progress: &Progress) -> Result<()> {
+    pub(crate) async fn wait_for_ssh(&mut self, progress: &Progress) -> Result<()> {
         let from = self.console.len();
         self.wait_for_greeting(from, progress)
             .await
@@ -207,7 +207,7 @@ impl Machine {
     ///
     /// # Errors
     /// When jobs are still queued after 7 minutes; the message lists them.
-    pub async fn settle(&self, progress: &Progress) -> Result<String> {
+    pub(crate) async fn settle(&self, progress: &Progress) -> Result<String> {
         progress.tell(self.name(), "finishing the boot");
         let wait = format!(
             "timeout {} systemctl is-system-running --wait || true",
@@ -237,7 +237,7 @@ impl Machine {
     ///
     /// # Errors
     /// When it does not go down within 2 minutes.
-    pub async fn reboot(&mut self) -> Result<()> {
+    pub(crate) async fn reboot(&mut self) -> Result<()> {
         let before = self.ssh.run("cat /proc/sys/kernel/random/boot_id").await?;
         // The connection may die before the answer: that is what is wanted.
         let _ = self.ssh.run("sudo systemctl reboot").await;
@@ -255,7 +255,7 @@ impl Machine {
     }
 
     /// Presses the power button and waits for QEMU to end; kills it when it does not.
-    pub async fn power_down(&mut self) {
+    pub(crate) async fn power_down(&mut self) {
         let _ = qmp::execute(&self.spec.qmp, "system_powerdown").await;
         let deadline = Instant::now() + POWER_DOWN_DEADLINE;
         while self.is_running() && Instant::now() < deadline {
@@ -263,15 +263,6 @@ impl Machine {
         }
         self.qemu = None;
         self.master = None;
-    }
-
-    /// Where what is known about this machine is kept.
-    pub fn dir(&self) -> PathBuf {
-        self.spec
-            .console
-            .parent()
-            .map(Path::to_path_buf)
-            .unwrap_or_default()
     }
 
     fn last_qemu_message(&self) -> String {
@@ -286,5 +277,62 @@ impl Machine {
             "{error:#}\n  last lines of {}:\n    {tail}",
             self.console.path().display()
         )
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A machine that was never started, for tests of what surrounds machines.
+    pub(crate) fn machine(dir: &Path) -> Machine {
+        let spec = Spec {
+            console: dir.join("console.log"),
+            qmp: dir.join("qmp"),
+            ..qemu::tests::spec()
+        };
+        let ssh = Ssh {
+            port: 1,
+            key: "/nonexistent".into(),
+            control: dir.join("ssh"),
+        };
+        Machine::kept(spec, ssh, 0)
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_ended_is_reported_with_its_console() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut machine = machine(dir.path());
+        std::fs::write(machine.console.path(), "last words\n").unwrap();
+        let error = machine
+            .wait_for_ssh(&Progress::new())
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("QEMU ended") && error.contains("last words"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_fatal_message_ends_the_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut machine = Machine {
+            process: std::process::id(),
+            ..machine(dir.path())
+        };
+        let console = machine.console.path().to_owned();
+        let writer = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            std::fs::write(console, "[    1.0] Kernel panic - not syncing: no init\n").unwrap();
+        });
+        let error = machine
+            .wait_for_ssh(&Progress::new())
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("kernel panic"), "{error}");
+        writer.await.unwrap();
     }
 }

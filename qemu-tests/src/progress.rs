@@ -11,7 +11,7 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The display of one command. Every step replaces the one before.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     started: Instant,
     terminal: bool,
     columns: usize,
@@ -30,7 +30,7 @@ struct State {
 
 impl Progress {
     /// A display on standard output.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let now = Instant::now();
         Self {
             started: now,
@@ -50,7 +50,7 @@ impl Progress {
     }
 
     /// Begins a step, and prints its name.
-    pub fn step(&self, name: impl Into<String>) {
+    pub(crate) fn step(&self, name: impl Into<String>) {
         let name = name.into();
         self.line(&format!("==> [{}] {name}", clock(self.started.elapsed())));
         let now = Instant::now();
@@ -64,7 +64,7 @@ impl Progress {
     }
 
     /// Tells how far `part` of the step is. Call it as often as you like.
-    pub fn tell(&self, part: &str, what: &str) {
+    pub(crate) fn tell(&self, part: &str, what: &str) {
         let mut state = self.state.borrow_mut();
         match state.parts.iter_mut().find(|(name, _)| name == part) {
             Some((_, told)) => *told = what.to_owned(),
@@ -85,7 +85,7 @@ impl Progress {
     }
 
     /// Prints a line of its own.
-    pub fn line(&self, line: &str) {
+    pub(crate) fn line(&self, line: &str) {
         let mut state = self.state.borrow_mut();
         if std::mem::take(&mut state.live) {
             print!("\r\x1b[K");
@@ -94,7 +94,7 @@ impl Progress {
     }
 
     /// Time since the command began.
-    pub fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 }
@@ -110,7 +110,7 @@ fn live_line(state: &State, columns: usize) -> String {
 }
 
 /// At most `room` characters of `text`.
-pub fn clip(text: &str, room: usize) -> String {
+pub(crate) fn clip(text: &str, room: usize) -> String {
     if text.chars().count() <= room {
         return text.to_owned();
     }
@@ -120,7 +120,7 @@ pub fn clip(text: &str, room: usize) -> String {
 }
 
 /// `7 s`, `1 min 07 s`.
-pub fn clock(time: Duration) -> String {
+pub(crate) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds / 60 {
         0 => format!("{seconds:>3} s"),

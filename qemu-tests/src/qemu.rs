@@ -8,11 +8,11 @@ use std::{
 use crate::accel::Accelerator;
 
 /// The program; the distribution's package `qemu-system-x86`.
-pub const PROGRAM: &str = "qemu-system-x86_64";
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
 
 /// What a machine is made of.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub struct Spec {
+pub(crate) struct Spec {
     /// Name shown by tools such as ps.
     pub name: String,
     /// Disk overlay, qcow2.
@@ -44,7 +44,7 @@ pub struct Spec {
 }
 
 /// The part that depends on the accelerator alone.
-pub fn base(accelerator: Accelerator) -> Command {
+pub(crate) fn base(accelerator: Accelerator) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args([
         "-no-user-config",
@@ -64,7 +64,7 @@ pub fn base(accelerator: Accelerator) -> Command {
 }
 
 /// The whole command line of a machine.
-pub fn command(spec: &Spec, accelerator: Accelerator) -> Command {
+pub(crate) fn command(spec: &Spec, accelerator: Accelerator) -> Command {
     let mut command = base(accelerator);
     command
         .args(["-name", &spec.name])
@@ -153,10 +153,10 @@ fn escape(path: &Path) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn spec() -> Spec {
+    pub(crate) fn spec() -> Spec {
         Spec {
             name: "node1".into(),
             disk: "/d,1/disk.qcow2".into(),

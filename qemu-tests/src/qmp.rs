@@ -19,7 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// When QEMU is not there, does not answer within 20 s, or refuses the command.
-pub async fn execute(socket: &Path, command: &str) -> Result<Value> {
+pub(crate) async fn execute(socket: &Path, command: &str) -> Result<Value> {
     tokio::time::timeout(DEADLINE, talk(socket, command))
         .await
         .with_context(|| format!("no answer to {command} within {DEADLINE:?}"))
@@ -60,7 +60,7 @@ async fn answer(lines: &mut Lines<BufReader<OwnedReadHalf>>) -> Result<Value> {
 ///
 /// # Errors
 /// As [`execute`].
-pub async fn disk_operations(socket: &Path) -> Result<u64> {
+pub(crate) async fn disk_operations(socket: &Path) -> Result<u64> {
     let answer = execute(socket, "query-blockstats").await?;
     Ok(sum_operations(&answer))
 }

@@ -19,13 +19,13 @@ use tokio::{
 use crate::child::{self, Child};
 
 /// The user that the image has for this.
-pub const USER: &str = "core";
+pub(crate) const USER: &str = "core";
 /// What a single command may take unless the caller knows better; TCG guests are slow.
-pub const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
 
 /// The way into one machine.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub struct Ssh {
+pub(crate) struct Ssh {
     /// Port on 127.0.0.1.
     pub port: u16,
     /// Private key file.
@@ -38,7 +38,7 @@ pub struct Ssh {
 ///
 /// # Errors
 /// When ssh-keygen is missing or fails.
-pub async fn generate_key(dir: &Path) -> Result<(PathBuf, String)> {
+pub(crate) async fn generate_key(dir: &Path) -> Result<(PathBuf, String)> {
     let key = dir.join("id_ed25519");
     for stale in [key.clone(), key.with_extension("pub")] {
         if stale.exists() {
@@ -74,7 +74,7 @@ pub async fn generate_key(dir: &Path) -> Result<(PathBuf, String)> {
 
 impl Ssh {
     /// Options every connection has. Host keys are made anew at each first boot, so there is nothing to compare with.
-    pub fn arguments(&self) -> Vec<String> {
+    pub(crate) fn arguments(&self) -> Vec<String> {
         let options = [
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/dev/null",
@@ -100,7 +100,7 @@ impl Ssh {
     ///
     /// # Errors
     /// When there is none within 3 s.
-    pub async fn greets(&self) -> Result<()> {
+    pub(crate) async fn greets(&self) -> Result<()> {
         tokio::time::timeout(Duration::from_secs(3), async {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
             let mut greeting = [0; 4];
@@ -120,7 +120,7 @@ impl Ssh {
     ///
     /// # Errors
     /// When ssh cannot be started.
-    pub fn master(&self) -> Result<Child> {
+    pub(crate) fn master(&self) -> Result<Child> {
         let mut command = std::process::Command::new("ssh");
         command
             .args(self.arguments())
@@ -153,7 +153,7 @@ impl Ssh {
     ///
     /// # Errors
     /// When it does not end with 0 within 120 s; the message has the script and what it said.
-    pub async fn run(&self, script: &str) -> Result<String> {
+    pub(crate) async fn run(&self, script: &str) -> Result<String> {
         self.feed(script, &[], COMMAND_DEADLINE).await
     }
 
@@ -161,7 +161,12 @@ impl Ssh {
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub async fn feed(&self, script: &str, input: &[u8], deadline: Duration) -> Result<String> {
+    pub(crate) async fn feed(
+        &self,
+        script: &str,
+        input: &[u8],
+        deadline: Duration,
+    ) -> Result<String> {
         let output = tokio::time::timeout(deadline, self.talk(script, input))
             .await
             .map_err(|_| {

@@ -5,23 +5,23 @@
 //! be cut into groups of ports that do not hear each other. Guests are untrusted: nothing they send makes it panic, and
 //! the MAC table is bounded.
 
-pub mod wire;
+pub(crate) mod wire;
 
 use std::collections::HashMap;
 
 /// Shortest frame with a whole Ethernet header: two addresses and a type (IEEE 802.3 §3.1.1).
-pub const FRAME_MIN_BYTES: usize = 14;
+pub(crate) const FRAME_MIN_BYTES: usize = 14;
 /// Longest frame that QEMU moves between a NIC and its back end: `NET_BUFSIZE` in QEMU's include/net/net.h.
-pub const FRAME_MAX_BYTES: usize = 4096 + 65536;
+pub(crate) const FRAME_MAX_BYTES: usize = 4096 + 65536;
 /// Addresses kept; a guest that invents more of them only causes flooding.
 const MAC_TABLE_MAX: usize = 4096;
 
 /// An Ethernet address as it stands in a frame.
-pub type Mac = [u8; 6];
+pub(crate) type Mac = [u8; 6];
 
 /// What one port has seen, in frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
+pub(crate) struct Counters {
     /// Frames the guest sent that had a valid length.
     pub received: u64,
     /// Frames forwarded to the guest.
@@ -44,7 +44,7 @@ struct Port {
 
 /// The forwarding state of a switch with a fixed number of ports.
 #[derive(Debug)]
-pub struct Forwarding {
+pub(crate) struct Forwarding {
     ports: Vec<Port>,
     macs: HashMap<Mac, usize>,
     loss: f64,
@@ -53,7 +53,7 @@ pub struct Forwarding {
 
 impl Forwarding {
     /// A switch with `ports` ports in one group, without loss.
-    pub fn new(ports: usize) -> Self {
+    pub(crate) fn new(ports: usize) -> Self {
         Self {
             ports: std::iter::repeat_with(Port::default).take(ports).collect(),
             macs: HashMap::new(),
@@ -63,7 +63,7 @@ impl Forwarding {
     }
 
     /// Loses each copy of a frame with `probability` (0 to 1, values outside are clamped) from now on.
-    pub fn set_loss(&mut self, probability: f64, seed: u64) {
+    pub(crate) fn set_loss(&mut self, probability: f64, seed: u64) {
         self.loss = if probability.is_nan() {
             0.0
         } else {
@@ -73,26 +73,26 @@ impl Forwarding {
     }
 
     /// Puts each port in a group; frames pass only inside a group. Ports not named go to group 0.
-    pub fn partition(&mut self, groups: &[u32]) {
+    pub(crate) fn partition(&mut self, groups: &[u32]) {
         for (index, port) in self.ports.iter_mut().enumerate() {
             port.group = groups.get(index).copied().unwrap_or(0);
         }
     }
 
     /// The counters of each port, in port order.
-    pub fn counters(&self) -> Vec<Counters> {
+    pub(crate) fn counters(&self) -> Vec<Counters> {
         self.ports.iter().map(|port| port.counters).collect()
     }
 
     /// Counts a frame of impossible length from `port`.
-    pub fn malformed(&mut self, port: usize) {
+    pub(crate) fn malformed(&mut self, port: usize) {
         if let Some(port) = self.ports.get_mut(port) {
             port.counters.malformed += 1;
         }
     }
 
     /// Counts a frame that `port` could not take.
-    pub fn overrun(&mut self, port: usize) {
+    pub(crate) fn overrun(&mut self, port: usize) {
         if let Some(port) = self.ports.get_mut(port) {
             port.counters.sent = port.counters.sent.saturating_sub(1);
             port.counters.overrun += 1;
@@ -100,7 +100,7 @@ impl Forwarding {
     }
 
     /// Learns from a frame that came in by `from`, and says by which ports it leaves.
-    pub fn forward(&mut self, from: usize, frame: &[u8]) -> Vec<usize> {
+    pub(crate) fn forward(&mut self, from: usize, frame: &[u8]) -> Vec<usize> {
         let (Some((destination, source)), true) = (addresses(frame), from < self.ports.len())
         else {
             self.malformed(from);

@@ -14,7 +14,11 @@ const INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When time is up, with `what` and the reason that the probe gave last (`Err` means "not yet").
-pub async fn until<T, F>(what: &str, deadline: Duration, mut probe: impl FnMut() -> F) -> Result<T>
+pub(crate) async fn until<T, F>(
+    what: &str,
+    deadline: Duration,
+    mut probe: impl FnMut() -> F,
+) -> Result<T>
 where
     F: Future<Output = Result<T>>,
 {

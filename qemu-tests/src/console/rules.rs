@@ -116,7 +116,7 @@ const ALLOWED: &[Rule] = &[rule(
 
 /// A bad message that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hit {
+pub(crate) struct Hit {
     /// What the message means.
     pub meaning: &'static str,
     /// The line itself.
@@ -147,7 +147,7 @@ static COMPILED: LazyLock<(Vec<Compiled>, Vec<Compiled>)> =
     LazyLock::new(|| (compile(BAD), compile(ALLOWED)));
 
 /// The bad lines of `text`, in order, each under the first rule that it breaks.
-pub fn find(text: &str) -> Vec<Hit> {
+pub(crate) fn find(text: &str) -> Vec<Hit> {
     let (bad, allowed) = &*COMPILED;
     text.lines()
         .filter_map(|line| {

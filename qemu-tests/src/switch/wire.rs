@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{UnixListener, UnixStream, unix},
+    net::{UnixListener, unix},
     sync::{mpsc, oneshot},
     time::Instant,
 };
@@ -42,7 +42,7 @@ struct Shared {
 
 /// A running switch.
 #[derive(Debug)]
-pub struct Switch {
+pub(crate) struct Switch {
     shared: Arc<Mutex<Shared>>,
     sockets: Vec<PathBuf>,
     stop: Option<oneshot::Sender<()>>,
@@ -54,7 +54,7 @@ impl Switch {
     ///
     /// # Errors
     /// When a path is taken or too long for a Unix socket (107 bytes).
-    pub fn start(sockets: Vec<PathBuf>) -> Result<Self> {
+    pub(crate) fn start(sockets: Vec<PathBuf>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -92,28 +92,23 @@ impl Switch {
         })
     }
 
-    /// The socket that the guest of `port` connects to.
-    pub fn socket(&self, port: usize) -> Option<&Path> {
-        self.sockets.get(port).map(PathBuf::as_path)
-    }
-
     /// See [`Forwarding::set_loss`].
-    pub fn set_loss(&self, probability: f64, seed: u64) {
+    pub(crate) fn set_loss(&self, probability: f64, seed: u64) {
         lock(&self.shared).forwarding.set_loss(probability, seed);
     }
 
     /// Delivers every frame `delay` later from now on.
-    pub fn set_delay(&self, delay: Duration) {
+    pub(crate) fn set_delay(&self, delay: Duration) {
         lock(&self.shared).delay = delay;
     }
 
     /// See [`Forwarding::partition`].
-    pub fn partition(&self, groups: &[u32]) {
+    pub(crate) fn partition(&self, groups: &[u32]) {
         lock(&self.shared).forwarding.partition(groups);
     }
 
     /// See [`Forwarding::counters`].
-    pub fn counters(&self) -> Vec<Counters> {
+    pub(crate) fn counters(&self) -> Vec<Counters> {
         lock(&self.shared).forwarding.counters()
     }
 }
@@ -213,17 +208,15 @@ async fn write_frame(
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::UnixStream;
+
     use super::*;
 
     struct Guest(UnixStream);
 
     impl Guest {
         async fn connect(switch: &Switch, port: usize) -> Self {
-            let guest = Self(
-                UnixStream::connect(switch.socket(port).unwrap())
-                    .await
-                    .unwrap(),
-            );
+            let guest = Self(UnixStream::connect(&switch.sockets[port]).await.unwrap());
             while lock(&switch.shared).queues[port].is_none() {
                 tokio::task::yield_now().await;
             }

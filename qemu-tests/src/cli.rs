@@ -1,0 +1,98 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::accel::Accelerator;
+
+/// Boots the Selvage image in QEMU.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What every command needs.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// Directory with selvage.raw, .vmlinuz, .initrd and .cmdline
+    #[arg(
+        long,
+        global = true,
+        env = "SELVAGE_IMAGE",
+        default_value = "target/image",
+        value_name = "DIR"
+    )]
+    pub image: PathBuf,
+    /// Description of the cluster
+    #[arg(
+        long,
+        global = true,
+        default_value = "ignition/demo.toml",
+        value_name = "FILE"
+    )]
+    pub cluster: PathBuf,
+    /// Directory for everything that is written
+    #[arg(long, global = true, default_value = "target", value_name = "DIR")]
+    pub target: PathBuf,
+    /// How QEMU runs guests; without it a kernel is booted under KVM to see whether that works
+    #[arg(long, global = true, env = "SELVAGE_ACCEL", value_name = "KIND")]
+    pub accelerator: Option<Accelerator>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a cluster and show containers talking across it
+    Demo {
+        /// Number of machines, 1 to 16
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+        nodes: u8,
+        /// Leave the cluster running
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run the tests that need a boot
+    Test {
+        /// Only cases whose name contains this
+        filter: Option<String>,
+    },
+    /// Name the tests
+    List,
+    /// Boot one machine and measure kernel start to Docker ready
+    Bench,
+    /// Log in to a machine of a cluster that was kept
+    Ssh {
+        /// Number (1 is the first) or name of the machine
+        node: String,
+        /// Command to run instead of a shell
+        #[arg(trailing_var_arg = true)]
+        command: Vec<String>,
+    },
+    /// Stop the cluster that was kept
+    Stop,
+    /// Hold the machines of a kept cluster (what `demo --keep` runs in the background)
+    #[command(hide = true)]
+    Hold {
+        /// Directory of the cluster
+        dir: PathBuf,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

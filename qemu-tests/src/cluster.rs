@@ -1,0 +1,220 @@
+//! Machines that share a switch.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use futures_util::future::try_join_all;
+use ipnet::Ipv4Net;
+
+use crate::{
+    host::{Host, free_port},
+    machine::{self, Machine},
+    progress::Progress,
+    qemu::Spec,
+    ssh::Ssh,
+    switch::wire::Switch,
+};
+
+/// Memory of a machine in MiB: what a small cloud instance has.
+const MEMORY_MIB: u32 = 1024;
+
+/// A machine to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    /// Its name and host name.
+    pub name: String,
+    /// Its address on the underlay.
+    pub underlay: Ipv4Net,
+    /// MAC address of its NIC there.
+    pub mac: String,
+    /// Its Ignition configuration.
+    pub ignition: String,
+}
+
+/// How machines of a cluster are started.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Options {
+    /// Let guests reach the outside through the host.
+    pub internet: bool,
+    /// End QEMU when the guest resets.
+    pub exit_on_reset: bool,
+}
+
+/// A running cluster; dropping it kills it.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    /// The machines, in the order of the nodes.
+    pub machines: Vec<Machine>,
+    /// What they were made from.
+    pub nodes: Vec<Node>,
+    /// Their underlay; it lives as long as they do. A kept cluster's is in the process that holds it.
+    pub switch: Option<Switch>,
+}
+
+/// Makes disks and files for `nodes` below `dir`, which is emptied before.
+///
+/// # Errors
+/// When files cannot be written or qemu-img fails.
+pub(crate) async fn prepare(
+    host: &Host,
+    dir: &Path,
+    nodes: &[Node],
+    options: Options,
+) -> Result<Vec<(Spec, Ssh)>> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("failed to empty {}", dir.display()))?;
+    }
+    let mut machines = Vec::new();
+    for (index, node) in nodes.iter().enumerate() {
+        machines.push(
+            prepare_one(
+                host,
+                &dir.join(&node.name),
+                node,
+                index,
+                nodes.len(),
+                options,
+            )
+            .await?,
+        );
+    }
+    Ok(machines)
+}
+
+async fn prepare_one(
+    host: &Host,
+    dir: &Path,
+    node: &Node,
+    index: usize,
+    machines: usize,
+    options: Options,
+) -> Result<(Spec, Ssh)> {
+    fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))?;
+    let ignition = dir.join("config.ign");
+    fs::write(&ignition, &node.ignition)
+        .with_context(|| format!("failed to write {}", ignition.display()))?;
+    let disk = dir.join("disk.qcow2");
+    machine::create_disk(&host.artifacts.disk, &disk).await?;
+    // One socket directory serves several clusters, one after the other or side by side.
+    let socket = |kind: &str| {
+        host.sockets
+            .path()
+            .join(format!("{}-{index}-{kind}", tag(dir)))
+    };
+    let ssh = Ssh {
+        port: free_port()?,
+        key: host.key.clone(),
+        control: socket("ssh"),
+    };
+    let spec = Spec {
+        name: node.name.clone(),
+        disk,
+        kernel: host.artifacts.kernel.clone(),
+        initrd: host.artifacts.initrd.clone(),
+        append: format!("{} console=ttyS0", host.artifacts.cmdline),
+        ignition: Some(ignition),
+        console: dir.join("console.log"),
+        qmp: socket("qmp"),
+        ssh_port: ssh.port,
+        underlay: Some((socket("net"), node.mac.clone())),
+        cpus: Host::cpus(machines),
+        memory_mib: MEMORY_MIB,
+        internet: options.internet,
+        exit_on_reset: options.exit_on_reset,
+    };
+    Ok((spec, ssh))
+}
+
+/// A short name for the sockets of the cluster in whose directory `dir` lies.
+fn tag(dir: &Path) -> String {
+    let name = dir.parent().and_then(Path::file_name).unwrap_or_default();
+    name.to_string_lossy()
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(16)
+        .collect()
+}
+
+/// Starts the switch that the machines connect to.
+///
+/// # Errors
+/// As [`Switch::start`].
+pub(crate) fn start_switch<'a>(specs: impl IntoIterator<Item = &'a Spec>) -> Result<Switch> {
+    let sockets: Vec<PathBuf> = specs
+        .into_iter()
+        .filter_map(|spec| Some(spec.underlay.as_ref()?.0.clone()))
+        .collect();
+    Switch::start(sockets)
+}
+
+impl Cluster {
+    /// Starts `nodes` in this process, with their files below `dir`.
+    ///
+    /// # Errors
+    /// When anything cannot be started.
+    pub(crate) async fn start(
+        host: &Host,
+        dir: &Path,
+        nodes: Vec<Node>,
+        options: Options,
+    ) -> Result<Self> {
+        let prepared = prepare(host, dir, &nodes, options).await?;
+        let switch = start_switch(prepared.iter().map(|(spec, _)| spec))?;
+        let machines = prepared
+            .into_iter()
+            .map(|(spec, ssh)| {
+                let qemu = machine::start_qemu(&spec, host.accelerator)?;
+                Ok(Machine::owned(spec, ssh, qemu))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            machines,
+            nodes,
+            switch: Some(switch),
+        })
+    }
+
+    /// Waits until all machines take commands.
+    ///
+    /// # Errors
+    /// As [`Machine::wait_for_ssh`].
+    pub(crate) async fn wait_for_ssh(&mut self, progress: &Progress) -> Result<()> {
+        try_join_all(
+            self.machines
+                .iter_mut()
+                .map(|machine| machine.wait_for_ssh(progress)),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Waits until all boots are over, and gives systemd's word on each.
+    ///
+    /// # Errors
+    /// As [`Machine::settle`].
+    pub(crate) async fn settle(&self, progress: &Progress) -> Result<Vec<String>> {
+        try_join_all(self.machines.iter().map(|machine| machine.settle(progress))).await
+    }
+
+    /// Kills the machines at once and removes their disks; logs stay.
+    pub(crate) fn discard(self) {
+        let disks: Vec<_> = self
+            .machines
+            .iter()
+            .map(|machine| machine.spec.disk.clone())
+            .collect();
+        drop(self);
+        for disk in disks {
+            // A disk that cannot be removed now is removed with its directory by the next run.
+            let _ = fs::remove_file(disk);
+        }
+    }
+
+    /// Shuts all machines down in order, as far as they let themselves.
+    pub(crate) async fn power_down(mut self) {
+        futures_util::future::join_all(self.machines.iter_mut().map(Machine::power_down)).await;
+    }
+}

@@ -1,0 +1,176 @@
+//! The cluster description, made to fit a run: as many nodes as wanted, the run's ssh key, single nodes altered.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use selvage::{ignition, net::MacAddr};
+use serde_json::Value;
+
+use crate::cluster::Node;
+
+/// The nodes of a run.
+///
+/// # Errors
+/// When the description cannot be read, is wrong, or has no address left for more nodes.
+pub(crate) fn nodes(path: &Path, count: usize, public_key: &str) -> Result<Vec<Node>> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
+    from_text(&text, count, public_key).with_context(|| path.display().to_string())
+}
+
+fn from_text(text: &str, count: usize, public_key: &str) -> Result<Vec<Node>> {
+    let mut cluster = ignition::Cluster::from_toml(text)?;
+    fit(&mut cluster.nodes, count)?;
+    cluster
+        .cluster
+        .ssh_authorized_keys
+        .push(public_key.to_owned());
+    let rendered = cluster.render()?;
+    cluster
+        .nodes
+        .iter()
+        .map(|node| {
+            let config = rendered.iter().find(|config| config.name == node.name);
+            let ignition = config
+                .with_context(|| format!("nothing was rendered for {}", node.name))?
+                .json
+                .clone();
+            Ok(Node {
+                name: node.name.clone(),
+                underlay: node.address,
+                mac: node.mac.to_string(),
+                ignition,
+            })
+        })
+        .collect()
+}
+
+/// Cuts the list, or goes on with it: `node3` follows `node2`, each with the next address and the next MAC.
+fn fit(nodes: &mut Vec<ignition::Node>, count: usize) -> Result<()> {
+    nodes.truncate(count);
+    while nodes.len() < count {
+        let last = nodes
+            .last()
+            .context("the description has no node to go on from")?;
+        let mut node = last.clone();
+        node.name = format!("node{}", nodes.len() + 1);
+        let next = u32::from(last.address.addr())
+            .checked_add(1)
+            .map(std::net::Ipv4Addr::from);
+        let next =
+            next.filter(|next| last.address.contains(next) && *next != last.address.broadcast());
+        let Some(next) = next else {
+            bail!(
+                "no address is left in {} for {}",
+                last.address.trunc(),
+                node.name
+            )
+        };
+        node.address = ipnet::Ipv4Net::new(next, last.address.prefix_len())?;
+        let MacAddr([.., end]) = &mut node.mac;
+        ensure!(
+            *end < u8::MAX,
+            "no MAC address is left after {} for {}",
+            last.mac,
+            node.name
+        );
+        *end += 1;
+        nodes.push(node);
+    }
+    Ok(())
+}
+
+/// The node without the units named, as if the description had never asked for them.
+///
+/// # Errors
+/// When the node's configuration is not one that [`nodes`] made.
+pub(crate) fn without_units(node: &Node, units: &[&str]) -> Result<Node> {
+    let mut config: Value =
+        serde_json::from_str(&node.ignition).context("the rendered configuration is not JSON")?;
+    let list = config["systemd"]["units"]
+        .as_array_mut()
+        .context("the rendered configuration has no units")?;
+    for name in units {
+        let before = list.len();
+        list.retain(|unit| unit["name"] != *name);
+        ensure!(
+            list.len() < before,
+            "the rendered configuration has no unit {name}"
+        );
+    }
+    Ok(Node {
+        ignition: config.to_string(),
+        ..node.clone()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str =
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f harness";
+    const TEXT: &str = r#"
+        [cluster]
+        name = "demo"
+        [etcd]
+        members = ["node1"]
+        [network]
+        Network = "10.5.0.0/16"
+        [network.Backend]
+        Type = "vxlan"
+        [[node]]
+        name = "node1"
+        address = "10.77.0.11/24"
+        mac = "52:54:00:77:00:0b"
+        [[node]]
+        name = "node2"
+        address = "10.77.0.12/24"
+        mac = "52:54:00:77:00:0c"
+    "#;
+
+    #[test]
+    fn nodes_are_added_by_pattern() {
+        let nodes = from_text(TEXT, 4, KEY).unwrap();
+        let last = nodes.last().unwrap();
+        assert_eq!(
+            (
+                last.name.as_str(),
+                last.underlay.to_string().as_str(),
+                last.mac.as_str()
+            ),
+            ("node4", "10.77.0.14/24", "52:54:00:77:00:0e")
+        );
+        assert!(last.ignition.contains(KEY.split(' ').nth(1).unwrap()));
+    }
+
+    #[test]
+    fn nodes_are_left_out() {
+        assert_eq!(from_text(TEXT, 1, KEY).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_full_underlay_is_an_error() {
+        let text = TEXT.replace("10.77.0.12/24", "10.77.0.254/24");
+        let error = from_text(&text, 3, KEY).unwrap_err().to_string();
+        assert!(error.contains("10.77.0.0/24"), "{error}");
+        let text = TEXT.replace("77:00:0c", "77:00:ff");
+        assert!(
+            from_text(&text, 3, KEY)
+                .unwrap_err()
+                .to_string()
+                .contains("52:54:00:77:00:ff")
+        );
+    }
+
+    #[test]
+    fn units_are_taken_out() {
+        let node = from_text(TEXT, 1, KEY).unwrap().remove(0);
+        let plain = without_units(&node, &["selvage.service"]).unwrap();
+        assert!(
+            node.ignition.contains("\"selvage.service\"")
+                && !plain.ignition.contains("\"selvage.service\"")
+        );
+        assert!(without_units(&node, &["nothing.service"]).is_err());
+    }
+}

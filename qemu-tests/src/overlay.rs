@@ -1,0 +1,91 @@
+//! Containers on a booted cluster, and what they find out about each other: shared by the demo and the tests.
+
+use anyhow::{Context as _, Result};
+use futures_util::future::try_join_all;
+
+use crate::{
+    cluster::Cluster,
+    container::{self, Ping},
+    facts,
+    machine::Machine,
+    progress::Progress,
+    report::{CrossReport, NodeReport},
+    timeline,
+};
+
+/// Name of the container with the web server on every node.
+pub(crate) const WEB: &str = "web";
+/// Echo requests of one measurement.
+const PINGS: u32 = 10;
+
+/// Loads the image into every node and starts the web server there; gives the containers' ids.
+///
+/// # Errors
+/// When a node's Docker refuses.
+pub(crate) async fn start_containers(
+    cluster: &Cluster,
+    archive: &[u8],
+    progress: &Progress,
+) -> Result<Vec<String>> {
+    try_join_all(cluster.machines.iter().map(|machine| async {
+        progress.tell(machine.name(), "loading the container image");
+        container::load(machine, archive).await?;
+        progress.tell(machine.name(), "starting the first container");
+        let id = container::start_web(machine, WEB, "", 80).await?;
+        progress.tell(machine.name(), "container runs");
+        Ok(id)
+    }))
+    .await
+}
+
+/// Lets the container on `from` ping and ask the one on `to`.
+///
+/// # Errors
+/// When a command fails; packets that do not come back are a result.
+pub(crate) async fn cross(from: &Machine, to: &Machine) -> Result<CrossReport> {
+    let client = container::address(from, WEB).await?;
+    let server = container::address(to, WEB).await?;
+    let ping: Ping = container::ping(from, WEB, server, PINGS).await?;
+    let seen = container::client_seen_by(from, WEB, &server.to_string())
+        .await
+        .with_context(|| {
+            format!(
+                "{}: no web page from {server} on {}",
+                from.name(),
+                to.name()
+            )
+        })?;
+    Ok(CrossReport {
+        from: from.name().into(),
+        to: to.name().into(),
+        client,
+        server,
+        ping,
+        seen,
+    })
+}
+
+/// Asks each node for its place in the overlay and its boot.
+///
+/// # Errors
+/// When a node is not on the overlay.
+pub(crate) async fn survey(
+    cluster: &Cluster,
+    first_containers: &[String],
+) -> Result<Vec<NodeReport>> {
+    let nodes = cluster
+        .nodes
+        .iter()
+        .zip(&cluster.machines)
+        .zip(first_containers);
+    try_join_all(nodes.map(|((node, machine), container)| async move {
+        Ok(NodeReport {
+            name: node.name.clone(),
+            underlay: node.underlay.addr(),
+            facts: facts::ask(machine).await?,
+            timeline: timeline::ask(machine).await?,
+            first_container: timeline::container_started(machine, container).await?,
+        })
+    }))
+    .await
+}

@@ -1,0 +1,89 @@
+//! The tests that need a boot. Few boots serve many cases:
+//!
+//! 1. two machines boot for the first time: [`first_boot`], [`overlay`];
+//! 2. both reboot: [`second_boot`];
+//! 3. one reboots while etcd is away: [`etcd_absent`];
+//! 4. two machines by themselves, side by side: [`plain_docker`] without the agent, [`broken_ignition`].
+
+mod broken_ignition;
+mod etcd_absent;
+mod first_boot;
+mod overlay;
+mod pair;
+mod plain_docker;
+mod second_boot;
+mod singles;
+
+use anyhow::{Result, bail};
+
+use crate::{
+    cli::Common,
+    host::Host,
+    progress::{Progress, clock},
+    suite::{Names, Suite},
+};
+
+/// All groups, in the order in which they run.
+const GROUPS: &[Names] = &[
+    first_boot::CASES,
+    overlay::CASES,
+    second_boot::CASES,
+    etcd_absent::CASES,
+    plain_docker::CASES,
+    broken_ignition::CASES,
+];
+
+/// Prints the names of all cases.
+pub(crate) fn list() {
+    for name in GROUPS.iter().copied().flatten() {
+        println!("{name}");
+    }
+}
+
+/// Runs the cases whose names contain `filter`.
+///
+/// # Errors
+/// When none matches, or the host cannot run machines. Cases that fail are no error but `false`.
+pub(crate) async fn run(common: &Common, filter: Option<String>) -> Result<bool> {
+    let progress = Progress::new();
+    let dir = common.target.join("qemu");
+    let mut suite = Suite::new(&progress, filter, dir.clone());
+    if !GROUPS.iter().any(|names| suite.wants_any(names)) {
+        bail!("no test has this in its name; `qemu-tests list` names them");
+    }
+    let host = Host::prepare(common, &dir.join("key"), &progress).await?;
+    let boots = dir.join("boots");
+    pair::run(&mut suite, &host, common, &boots).await;
+    singles::run(&mut suite, &host, common, &boots).await;
+    let (summary, good) = suite.summary();
+    progress.line(&format!(
+        "{} in all; consoles and what failed cases left are in {}",
+        clock(progress.elapsed()).trim(),
+        dir.display()
+    ));
+    // The very last line, for machines to read.
+    progress.line(&summary);
+    Ok(good)
+}
+
+#[cfg(test)]
+mod names {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_carry_their_group() {
+        let names: Vec<_> = GROUPS.iter().copied().flatten().collect();
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
+        for group in GROUPS {
+            let prefix = group[0].split("::").next().unwrap();
+            assert!(
+                group
+                    .iter()
+                    .all(|name| name.starts_with(&format!("{prefix}::"))),
+                "{group:?}"
+            );
+        }
+    }
+}

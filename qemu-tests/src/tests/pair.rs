@@ -1,0 +1,80 @@
+//! The two machines that most cases share, and their three boots.
+
+use std::path::Path;
+
+use anyhow::Result;
+use futures_util::future::try_join_all;
+
+use super::{etcd_absent, first_boot, overlay, second_boot};
+use crate::{
+    cli::Common,
+    cluster::{Cluster, Options},
+    container, description, facts,
+    host::Host,
+    machine::Machine,
+    overlay::start_containers,
+    suite::Suite,
+};
+
+/// Boots as often as the wanted cases need, and runs them.
+pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Path) {
+    let groups = [
+        first_boot::CASES,
+        overlay::CASES,
+        second_boot::CASES,
+        etcd_absent::CASES,
+    ];
+    if !groups.iter().any(|names| suite.wants_any(names)) {
+        return;
+    }
+    let mut result = Ok(());
+    match start(host, common, &dir.join("pair")).await {
+        Err(error) => result = Err(error),
+        Ok(mut cluster) => {
+            if let Err(error) = boots(suite, &mut cluster).await {
+                suite.boot_failed("pair", &mut cluster, &error).await;
+                result = Err(error);
+            }
+            cluster.discard();
+        }
+    }
+    for names in groups {
+        suite.close(names, result.as_ref().err());
+    }
+}
+
+async fn start(host: &Host, common: &Common, dir: &Path) -> Result<Cluster> {
+    let nodes = description::nodes(&common.cluster, 2, &host.public_key)?;
+    Cluster::start(host, dir, nodes, Options::default()).await
+}
+
+async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster) -> Result<()> {
+    let progress = suite.progress;
+    progress.step("first boot of two machines");
+    let archive = container::build().await?;
+    cluster.wait_for_ssh(progress).await?;
+    let states = cluster.settle(progress).await?;
+    first_boot::run(suite, cluster, &states).await;
+
+    let later = [overlay::CASES, second_boot::CASES, etcd_absent::CASES];
+    if !later.iter().any(|names| suite.wants_any(names)) {
+        return Ok(());
+    }
+    progress.step("start containers");
+    start_containers(cluster, &archive, progress).await?;
+    overlay::run(suite, cluster).await;
+
+    let before = try_join_all(cluster.machines.iter().map(facts::ask)).await?;
+    if suite.wants_any(second_boot::CASES) {
+        let marks = second_boot::leave_marks(cluster).await?;
+        progress.step("second boot of both machines");
+        try_join_all(cluster.machines.iter_mut().map(Machine::reboot)).await?;
+        cluster.wait_for_ssh(progress).await?;
+        let states = cluster.settle(progress).await?;
+        second_boot::run(suite, cluster, &states, &before, &marks).await;
+    }
+    if suite.wants_any(etcd_absent::CASES) {
+        etcd_absent::run(suite, cluster, &before).await?;
+    }
+    Ok(())
+}

@@ -6,9 +6,10 @@ use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
 use crate::{
+    accel::Accelerator,
     cli::Common,
     cluster::{Cluster, Options},
-    description,
+    description, diagnose,
     host::Host,
     progress::Progress,
     report,
@@ -24,21 +25,26 @@ pub(crate) async fn run(common: &Common) -> Result<()> {
     let dir = common.target.join("bench");
     let host = Host::prepare(common, &common.target.join("bench-key"), &progress).await?;
     let nodes = description::nodes(&common.cluster, 1, &host.public_key)?;
-    progress.step(format!("first boot under {}", host.accelerator));
     let mut cluster = Cluster::start(&host, &dir.join("boot"), nodes, Options::default()).await?;
-    let first = boot(&mut cluster, &progress).await?;
-    progress.step("second boot");
-    for machine in &mut cluster.machines {
-        machine.reboot().await?;
+    let measured = measure(&mut cluster, host.accelerator, &progress).await;
+    if let Err(error) = &measured {
+        for line in diagnose::keep(
+            &mut cluster.machines,
+            &dir.join("failed"),
+            &format!("{error:#}"),
+        )
+        .await
+        {
+            progress.line(&line);
+        }
     }
-    let second = boot(&mut cluster, &progress).await?;
+    let boots = measured?;
     let cpus = cluster
         .machines
         .iter()
         .map(|machine| machine.spec.cpus)
         .max()
         .unwrap_or(0);
-    let boots = [("first boot", first), ("second boot", second)];
     progress.line(&format!(
         "\n  Seconds since kernel start; {}, {cpus} CPU\n\n{}",
         host.accelerator,
@@ -51,6 +57,21 @@ pub(crate) async fn run(common: &Common) -> Result<()> {
         .with_context(|| format!("failed to write {}", path.display()))?;
     cluster.power_down().await;
     Ok(())
+}
+
+async fn measure(
+    cluster: &mut Cluster,
+    accelerator: Accelerator,
+    progress: &Progress,
+) -> Result<[(&'static str, Timeline); 2]> {
+    progress.step(format!("first boot under {accelerator}"));
+    let first = boot(cluster, progress).await?;
+    progress.step("second boot");
+    for machine in &mut cluster.machines {
+        machine.reboot().await?;
+    }
+    let second = boot(cluster, progress).await?;
+    Ok([("first boot", first), ("second boot", second)])
 }
 
 async fn boot(cluster: &mut Cluster, progress: &Progress) -> Result<Timeline> {

@@ -87,7 +87,7 @@ fn read_from(path: &Path, offset: u64) -> std::io::Result<Vec<u8>> {
 }
 
 /// Removes terminal control: CSI and OSC sequences, other escapes, and control characters but for the newline.
-fn plain(bytes: &[u8]) -> String {
+pub(crate) fn plain(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars();

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::machine::Machine;
+use crate::{console, machine::Machine, progress::clip};
 
 /// What is asked of a guest, and the file that the answer goes to.
 const QUESTIONS: [(&str, &str); 9] = [
@@ -28,8 +28,9 @@ const QUESTIONS: [(&str, &str); 9] = [
 ];
 /// A guest that is well answers each question in a second or two; one that is not must not hold up the report.
 const DEADLINE: Duration = Duration::from_secs(40);
-/// Lines of the log shown.
+/// Lines of the log shown, and characters of each.
 const SHOWN: usize = 15;
+const SHOWN_WIDTH: usize = 300;
 
 /// Writes what can be had of each machine to `dir/NAME/`, and gives the last lines of the log that matters.
 ///
@@ -78,7 +79,7 @@ async fn keep_one(machine: &mut Machine, dir: &Path) -> PathBuf {
 }
 
 fn last_lines(log: &Path) -> Vec<String> {
-    let text = fs::read_to_string(log).unwrap_or_default();
+    let text = console::plain(&fs::read(log).unwrap_or_default());
     let lines: Vec<_> = text
         .lines()
         .filter(|line| !line.trim().is_empty())
@@ -87,7 +88,7 @@ fn last_lines(log: &Path) -> Vec<String> {
     shown.extend(
         lines[lines.len().saturating_sub(SHOWN)..]
             .iter()
-            .map(|line| format!("  {line}")),
+            .map(|line| format!("  {}", clip(line.trim_end(), SHOWN_WIDTH))),
     );
     shown
 }

@@ -6,6 +6,7 @@
 mod accel;
 mod artifacts;
 mod bench;
+mod boot_watch;
 mod child;
 mod cli;
 mod cluster;

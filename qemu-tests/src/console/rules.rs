@@ -64,7 +64,11 @@ const BAD: &[Rule] = &[
         "emergency shell",
         r"Entering emergency mode|You are in emergency mode|emergency shell|Press Enter for (emergency|maintenance)|Refusing to continue",
     ),
-    rule("unit failed", r"Failed to start\b"),
+    fatal("no way in", r"Failed to start .*\bsshd?\.service"),
+    rule(
+        "unit failed",
+        r"\bFailed to (start|listen on|mount|activate|set up)\b",
+    ),
     rule("dependency failed", r"Dependency failed for"),
     rule("target not reached", r"[Ff]ailed to isolate"),
     fatal("manager frozen", r"Freezing execution"),
@@ -180,6 +184,14 @@ mod tests {
             (
                 "[   12.3] Kernel panic - not syncing: VFS: Unable to mount root fs",
                 "kernel panic",
+            ),
+            (
+                "[FAILED] Failed to start ssh.service - OpenBSD Secure Shell server.",
+                "no way in",
+            ),
+            (
+                "[FAILED] Failed to listen on dbus.socket - D-Bus.",
+                "unit failed",
             ),
             (
                 "[FAILED] Failed to start docker.service - Docker.",

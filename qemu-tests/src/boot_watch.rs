@@ -1,0 +1,132 @@
+//! Tells a slow boot from a dead one, by what moves and not by the clock alone.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::console::rules;
+
+/// A guest that neither prints nor touches its disk for so long is dead. Longer than any unit's own time-out.
+const STALL: Duration = Duration::from_secs(150);
+/// sshd is up well before the login prompt; with a prompt and no sshd for so long, it has failed.
+const PROMPT_WITHOUT_SSHD: Duration = Duration::from_secs(90);
+/// No boot takes this long, whatever it prints.
+const DEADLINE: Duration = Duration::from_secs(900);
+
+/// What can be seen of a guest from outside.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sight<'a> {
+    /// What the console said during this boot.
+    pub console: &'a str,
+    /// Disk operations so far.
+    pub disk_operations: u64,
+}
+
+/// The judgement on one boot that has not come up yet.
+#[derive(Debug)]
+pub(crate) struct BootWatch {
+    started: Instant,
+    moved: Instant,
+    seen: (usize, u64),
+    prompt: Option<Instant>,
+}
+
+impl BootWatch {
+    /// Begins to watch a boot that starts now.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            started: now,
+            moved: now,
+            seen: (0, 0),
+            prompt: None,
+        }
+    }
+
+    /// Takes a look.
+    ///
+    /// # Errors
+    /// When there is no hope left; says why.
+    pub(crate) fn look(&mut self, now: Instant, sight: Sight<'_>) -> Result<()> {
+        if let Some(hit) = rules::find(sight.console).into_iter().find(|hit| hit.fatal) {
+            bail!("{}: {}", hit.meaning, hit.line);
+        }
+        let seen = (sight.console.len(), sight.disk_operations);
+        if seen != self.seen {
+            (self.seen, self.moved) = (seen, now);
+        }
+        if self.prompt.is_none() && sight.console.trim_end().ends_with("login:") {
+            self.prompt = Some(now);
+        }
+        let stalled = now.duration_since(self.moved) > STALL;
+        ensure!(
+            !stalled,
+            "boot stalled: nothing new for {} s",
+            STALL.as_secs()
+        );
+        let without_sshd = self
+            .prompt
+            .is_some_and(|prompt| now.duration_since(prompt) > PROMPT_WITHOUT_SSHD);
+        ensure!(
+            !without_sshd,
+            "a login prompt, but no sshd for {} s",
+            PROMPT_WITHOUT_SSHD.as_secs()
+        );
+        let late = now.duration_since(self.started) > DEADLINE;
+        ensure!(!late, "no sshd after {} s", DEADLINE.as_secs());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks once a second at what `sight` shows, and gives the second and the reason of the end.
+    fn end(sight: impl Fn(u64) -> (String, u64)) -> (u64, String) {
+        let start = Instant::now();
+        let mut watch = BootWatch::new(start);
+        for second in 0.. {
+            let (console, disk_operations) = sight(second);
+            let sight = Sight {
+                console: &console,
+                disk_operations,
+            };
+            if let Err(error) = watch.look(start + Duration::from_secs(second), sight) {
+                return (second, error.to_string());
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn a_silent_boot_lives_as_long_as_its_disk_is_used() {
+        let (second, reason) = end(|second| (String::new(), second.min(400)));
+        assert_eq!(second, 400 + STALL.as_secs() + 1, "{reason}");
+        assert!(reason.contains("nothing new"), "{reason}");
+    }
+
+    #[test]
+    fn an_endless_boot_ends() {
+        let (second, reason) = end(|second| ("x".repeat(usize::try_from(second).unwrap()), 0));
+        assert_eq!(second, DEADLINE.as_secs() + 1, "{reason}");
+    }
+
+    #[test]
+    fn a_prompt_without_sshd_is_a_failure() {
+        let (second, reason) = end(|second| ("node1 login: ".into(), second));
+        assert_eq!(second, PROMPT_WITHOUT_SSHD.as_secs() + 1);
+        assert!(reason.contains("no sshd"), "{reason}");
+    }
+
+    #[test]
+    fn a_fatal_message_ends_at_once() {
+        let (second, reason) = end(|second| match second {
+            0..7 => (String::new(), second),
+            _ => (
+                "[    1.0] Kernel panic - not syncing: no init\n".into(),
+                second,
+            ),
+        });
+        assert_eq!((second, reason.starts_with("kernel panic")), (7, true));
+    }
+}

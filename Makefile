@@ -3,7 +3,6 @@
 TARGET   := x86_64-unknown-linux-musl
 MUSL_DIR := $(CURDIR)/target/musl
 AGENT    := $(MUSL_DIR)/target/$(TARGET)/release/selvage
-IMAGE    := $(CURDIR)/target/image
 NODES    ?= 2
 NODE     ?= 1
 
@@ -74,7 +73,7 @@ agent: ## Build the static agent
 .PHONY: image
 image: agent ## Build the bootable image
 	@agent/host-packages image
-	@image/build $(AGENT) $(IMAGE)
+	@image/build $(AGENT)
 
 .PHONY: bench
 bench: image ## Measure the agent and the boot, and print tables

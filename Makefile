@@ -78,7 +78,7 @@ image: agent ## Build the bootable image
 .PHONY: bench
 bench: image ## Measure the agent and the boot, and print tables
 	@agent/host-packages build test qemu
-	agent/bench/run $(AGENT)
+	SELVAGE_BIN=$(AGENT) cargo bench --quiet --locked -p selvage --profile dev --bench agent
 	@$(HARNESS) bench
 
 .PHONY: clean

@@ -1,132 +1,97 @@
 //! The node's `/etc/selvage/agent.toml`: what the cluster description says about the agent.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use thiserror::Error;
 use toml::{Table, Value};
 
 use super::locate::join_key;
-
-/// The kind of value that a setting takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Text,
-    Flag,
-    Count,
-}
-
-/// The agent's settings that a whole cluster may share. Not among them: `etcd.endpoints` and `underlay.public-ip`,
-/// which the description has elsewhere, per node.
-const SHARED: [(&str, &str, Kind); 14] = [
-    ("agent", "log", Kind::Text),
-    ("agent", "resync", Kind::Count),
-    ("etcd", "prefix", Kind::Text),
-    ("etcd", "cafile", Kind::Text),
-    ("etcd", "certfile", Kind::Text),
-    ("etcd", "keyfile", Kind::Text),
-    ("etcd", "username", Kind::Text),
-    ("etcd", "password-file", Kind::Text),
-    ("files", "state-dir", Kind::Text),
-    ("files", "subnet-file", Kind::Text),
-    ("firewall", "forward", Kind::Flag),
-    ("firewall", "masquerade", Kind::Flag),
-    ("firewall", "random-fully", Kind::Flag),
-    ("underlay", "interface", Kind::Text),
-];
+use crate::settings;
 
 /// Why an `[agent]` setting is refused.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Debug, Error)]
 pub enum SettingFault {
-    /// The agent has no such table.
-    #[error(
-        "the agent has no settings table {0:?}: expected agent, etcd, files, firewall or underlay"
-    )]
-    Table(String),
-    /// A table's name is given to a plain value.
-    #[error("{0} is a table of settings")]
-    NotATable(String),
-    /// The agent has no such setting.
-    #[error("the agent has no setting {key:?} in this table: expected one of {known}")]
-    Key {
-        /// What was written.
-        key: String,
-        /// The table's settings.
-        known: String,
-    },
-    /// The value has the wrong type.
-    #[error("expected {expected}, found {found}")]
-    Type {
-        /// In words, what the setting takes.
-        expected: &'static str,
-        /// TOML's name of the type that was written.
-        found: &'static str,
-    },
+    /// The agent would refuse it, for the reason that it would give.
+    #[error("{0}")]
+    Refused(String),
     /// The description has another place for this setting.
     #[error("this differs between nodes or follows from the description: {0}")]
     Elsewhere(&'static str),
 }
 
-/// Checks the `[agent]` table; yields the path of each fault, from `agent` on.
+/// Checks the `[agent]` table as the agents will; yields the path of each fault, from `agent` on.
+///
+/// Settings are checked one by one, to point at the wrong one; then all together, since some need others.
 pub(super) fn check(agent: &Table) -> Vec<(String, SettingFault)> {
     let mut faults = Vec::new();
     for (name, value) in agent {
         let path = join_key("agent", name);
-        if !SHARED.iter().any(|(table, ..)| table == name) {
-            faults.push((path, SettingFault::Table(name.clone())));
-            continue;
-        }
-        let Value::Table(settings) = value else {
-            faults.push((path, SettingFault::NotATable(name.clone())));
-            continue;
+        let alone = match value {
+            Value::Table(_) => Value::Table(Table::new()),
+            value => value.clone(),
         };
-        for (key, value) in settings {
-            if let Err(fault) = check_setting(name, key, value) {
-                faults.push((join_key(&path, key), fault));
-            }
+        if let Err(fault) = check_alone(name, alone) {
+            faults.push((path, fault));
+            continue;
         }
+        for (key, value) in value.as_table().into_iter().flatten() {
+            let setting = Table::from_iter([(key.clone(), value.clone())]);
+            let fault = elsewhere(name, key, value)
+                .map_or_else(|| check_alone(name, Value::Table(setting)), Err);
+            faults.extend(fault.err().map(|fault| (join_key(&path, key), fault)));
+        }
+    }
+    if faults.is_empty() {
+        let fault = check_as_agent(agent).and_then(|result| result.map_err(refused));
+        faults.extend(fault.err().map(|fault| ("agent".to_owned(), fault)));
     }
     faults
 }
 
-fn check_setting(table: &str, key: &str, value: &Value) -> Result<(), SettingFault> {
+/// Settings that a whole cluster cannot share.
+fn elsewhere(table: &str, key: &str, value: &Value) -> Option<SettingFault> {
     match (table, key) {
-        ("etcd", "endpoints") => {
-            return Err(SettingFault::Elsewhere(
-                "use etcd.members or etcd.endpoints",
-            ));
-        }
-        ("underlay", "public-ip") => {
-            return Err(SettingFault::Elsewhere("use the node's address"));
-        }
+        ("etcd", "endpoints") => Some(SettingFault::Elsewhere(
+            "use etcd.members or etcd.endpoints",
+        )),
+        ("agent", "node-id") => Some(SettingFault::Elsewhere("leave it to each machine")),
+        ("underlay", "public-ip") => Some(SettingFault::Elsewhere("use the node's address")),
         ("underlay", "interface") if value.as_str().is_some_and(is_address) => {
-            return Err(SettingFault::Elsewhere("use the node's address"));
+            Some(SettingFault::Elsewhere("use the node's address"))
         }
-        _ => {}
+        _ => None,
     }
-    let in_table = || SHARED.iter().filter(|(name, ..)| *name == table);
-    let Some((.., kind)) = in_table().find(|(_, name, _)| *name == key) else {
-        let known: Vec<&str> = in_table().map(|(_, name, _)| *name).collect();
-        return Err(SettingFault::Key {
-            key: key.to_owned(),
-            known: known.join(", "),
-        });
-    };
-    let (expected, fits) = match kind {
-        Kind::Text => ("a string", value.is_str()),
-        Kind::Flag => ("true or false", value.is_bool()),
-        Kind::Count => (
-            "a whole number from 1",
-            value.as_integer().is_some_and(|number| number > 0),
-        ),
-    };
-    if fits {
-        Ok(())
-    } else {
-        Err(SettingFault::Type {
+}
+
+/// Checks one table of settings as the agent does, apart from what it needs beside it.
+fn check_alone(name: &str, value: Value) -> Result<(), SettingFault> {
+    match check_as_agent(&Table::from_iter([(name.to_owned(), value)]))? {
+        Err(error) if !matches!(error, settings::Error::Alone { .. }) => Err(refused(error)),
+        _ => Ok(()),
+    }
+}
+
+fn check_as_agent(settings: &Table) -> Result<Result<(), settings::Error>, SettingFault> {
+    let text = toml::to_string(settings).map_err(|e| SettingFault::Refused(e.to_string()))?;
+    Ok(settings::check_file(&text, Path::new("[agent]")))
+}
+
+/// The agent's words, without a line number: the text that was checked is not the one that the user wrote.
+fn refused(error: settings::Error) -> SettingFault {
+    SettingFault::Refused(match error {
+        settings::Error::Syntax { message, .. } => message,
+        settings::Error::Value {
+            key,
+            value,
             expected,
-            found: value.type_str(),
-        })
-    }
+            ..
+        } => format!("{key} = {value}: expected {expected}"),
+        settings::Error::Alone { key, partner, .. } => {
+            format!("{key} is set, but {partner} is not: expected both or neither")
+        }
+        error => error.to_string(),
+    })
 }
 
 fn is_address(text: &str) -> bool {

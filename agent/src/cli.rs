@@ -33,6 +33,15 @@ pub enum Command {
     Network(NetworkCommand),
     /// Remove everything that the agent made on this host: device, routes, firewall table, subnet file.
     Cleanup(SettingsFlags),
+    /// Lay out the machine's root file system and mount its /etc; the initrd does so at every boot.
+    #[command(hide = true)]
+    Sysroot {
+        /// Where the root file system is mounted, with the image's /usr inside.
+        root: PathBuf,
+        /// This is the first boot if FILE exists.
+        #[arg(long, value_name = "FILE")]
+        first_boot_if: PathBuf,
+    },
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
     Ignition(IgnitionCommand),

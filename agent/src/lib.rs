@@ -31,4 +31,5 @@ pub mod service;
 pub mod settings;
 pub mod state;
 pub mod subnet_file;
+pub mod sysroot;
 pub mod underlay;

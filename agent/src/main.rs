@@ -13,7 +13,7 @@ use selvage::lock::Lock;
 use selvage::network_command::{self, NetworkCommandError};
 use selvage::network_config::NetworkConfig;
 use selvage::settings::{self, Environment, Settings, Sources};
-use selvage::{agent, cleanup, ignition, logging, privileges, service};
+use selvage::{agent, cleanup, ignition, logging, privileges, service, sysroot};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -53,6 +53,12 @@ fn run(command: Command) -> anyhow::Result<()> {
             runtime()?.block_on(cleanup::run(&settings, &mut stdout))?;
         }
         Command::Network(command) => network(command)?,
+        Command::Sysroot {
+            root,
+            first_boot_if,
+        } => {
+            sysroot::prepare(&root, first_boot_if.exists(), &mut stdout)?;
+        }
         Command::Ignition(IgnitionCommand::Render { cluster, out }) => {
             ignition::render_command(&cluster, &out, &mut stdout)?;
         }

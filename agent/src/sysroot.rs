@@ -1,0 +1,194 @@
+//! Makes the machine's root file system one that can be switched to: `selvage sysroot`, run by the initrd at every boot.
+//!
+//! The root partition starts empty and holds only what belongs to this machine; `/usr` is the image's and mounted already.
+//! `/etc` is an overlay: below it the defaults that the image ships in `/usr`, above it the machine's changes.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use sys_mount::{Mount, MountFlags};
+use thiserror::Error;
+
+/// Why the root cannot be switched to.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A file or directory cannot be made, read or removed.
+    #[error("failed to {verb} {path}")]
+    Path {
+        /// What was to be done.
+        verb: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it was not.
+        #[source]
+        source: io::Error,
+    },
+    /// The image has no defaults for `/etc`.
+    #[error("{0} is not there: is /usr of the image mounted?")]
+    NoDefaults(PathBuf),
+    /// `/etc` cannot be put together.
+    #[error("failed to mount the overlay on {path}")]
+    Overlay {
+        /// Where `/etc` is.
+        path: PathBuf,
+        /// Why it cannot be mounted.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody reads what we print.
+    #[error("failed to print")]
+    Output(#[from] io::Error),
+}
+
+/// What an empty root partition lacks; the rest of the hierarchy is links into `/usr`.
+const DIRECTORIES: [(&str, u32); 15] = [
+    ("dev", 0o755),
+    ("etc", 0o755),
+    ("home", 0o755),
+    ("mnt", 0o755),
+    ("opt", 0o755),
+    ("proc", 0o755),
+    ("root", 0o700),
+    ("run", 0o755),
+    ("srv", 0o755),
+    ("sys", 0o755),
+    ("tmp", 0o1777),
+    ("var", 0o755),
+    (".selvage", 0o755),
+    (UPPER, 0o755),
+    (WORK, 0o755),
+];
+
+/// Directories of a merged `/usr` (file-hierarchy(7)).
+const LINKS: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
+
+/// The image's defaults for `/etc`.
+const LOWER: &str = "usr/share/selvage/etc";
+/// The machine's changes to `/etc`.
+const UPPER: &str = ".selvage/etc";
+/// What overlayfs needs beside them, on the same file system.
+const WORK: &str = ".selvage/etc.work";
+/// Left by the last step of provisioning.
+const PROVISIONED: &str = ".selvage/provisioned";
+
+/// Lays out the root file system mounted at `root`, with the image's `/usr` mounted inside, and mounts `/etc`.
+///
+/// On the first boot the machine has never run, so nothing of its own can be lost: what a provisioning that was cut off
+/// left behind is cleared, since Ignition's steps cannot be repeated on top of themselves, and what Ignition needs to
+/// find is put there.
+pub fn prepare(root: &Path, first_boot: bool, output: &mut impl Write) -> Result<(), Error> {
+    let lower = root.join(LOWER);
+    if !lower.is_dir() {
+        return Err(Error::NoDefaults(lower));
+    }
+    if first_boot && root.join(".selvage").exists() && !root.join(PROVISIONED).exists() {
+        writeln!(
+            output,
+            "an earlier provisioning did not finish: clearing the root partition"
+        )?;
+        clear(root)?;
+    }
+    lay_out(root)?;
+    mount_etc(root)?;
+    if first_boot {
+        welcome_ignition(root)
+    } else {
+        Ok(())
+    }
+}
+
+/// Removes everything but other file systems mounted below.
+fn clear(root: &Path) -> Result<(), Error> {
+    let device = fs::symlink_metadata(root)
+        .map_err(at("look at", root))?
+        .dev();
+    for entry in fs::read_dir(root).map_err(at("list", root))? {
+        let path = entry.map_err(at("list", root))?.path();
+        let metadata = fs::symlink_metadata(&path).map_err(at("look at", &path))?;
+        if metadata.dev() != device {
+            continue;
+        }
+        let removed = if metadata.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.map_err(at("remove", &path))?;
+    }
+    Ok(())
+}
+
+fn lay_out(root: &Path) -> Result<(), Error> {
+    for (name, mode) in DIRECTORIES {
+        let path = root.join(name);
+        if path.is_dir() {
+            continue;
+        }
+        fs::create_dir(&path).map_err(at("make", &path))?;
+        // Whatever the umask is.
+        fs::set_permissions(&path, Permissions::from_mode(mode))
+            .map_err(at("set the mode of", &path))?;
+    }
+    for name in LINKS {
+        let path = root.join(name);
+        if fs::symlink_metadata(&path).is_err() {
+            symlink(Path::new("usr").join(name), &path).map_err(at("make the link", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn mount_etc(root: &Path) -> Result<(), Error> {
+    let etc = root.join("etc");
+    let layer = |name: &str| root.join(name).display().to_string();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        layer(LOWER),
+        layer(UPPER),
+        layer(WORK)
+    );
+    Mount::builder()
+        .fstype("overlay")
+        .flags(MountFlags::empty())
+        .data(&options)
+        .mount("overlay", &etc)
+        .map(drop)
+        .map_err(|source| Error::Overlay { path: etc, source })
+}
+
+fn welcome_ignition(root: &Path) -> Result<(), Error> {
+    // An empty /var needs none of the updates that a /var of an older image does (systemd-update-done.service(8)).
+    let stamp = root.join("etc/.updated");
+    let copy = root.join("var/.updated");
+    if stamp.exists() {
+        fs::copy(&stamp, &copy).map_err(at("write", &copy))?;
+        let updated = fs::metadata(&stamp).and_then(|metadata| metadata.modified());
+        let updated = updated.map_err(at("look at", &stamp))?;
+        File::options()
+            .write(true)
+            .open(&copy)
+            .and_then(|file| file.set_modified(updated))
+            .map_err(at("set the time of", &copy))?;
+    }
+    // systemd applies presets, Ignition's among them, only when it finds no machine-id.
+    let machine_id = root.join("etc/machine-id");
+    match fs::remove_file(&machine_id) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(at("remove", &machine_id)(error))?
+        }
+        _ => (),
+    }
+    // Debian's Ignition is built to relabel files for SELinux and fails without a configuration to read. The last step
+    // of provisioning removes it.
+    let selinux = root.join("etc/selinux");
+    fs::create_dir_all(&selinux).map_err(at("make", &selinux))?;
+    let config = selinux.join("config");
+    fs::write(&config, "SELINUX=disabled\nSELINUXTYPE=none\n").map_err(at("write", &config))
+}
+
+fn at(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Path { verb, path, source }
+}

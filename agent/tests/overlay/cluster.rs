@@ -150,6 +150,16 @@ impl Store {
     }
 }
 
+/// A store and two hosts whose containers reach each other.
+pub(crate) fn pair() -> (Store, Host, Host) {
+    let store = Store::start(NETWORK);
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    one.join();
+    two.join();
+    one.wait_reaches(&two);
+    (store, one, two)
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         self.stop_etcd();

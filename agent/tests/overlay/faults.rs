@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::{NETWORK, Store};
+use crate::cluster::{NETWORK, Store, pair};
 use crate::wait::{wait_for, wait_until};
 
 /// A lease of a node that exists only in the store.
@@ -10,11 +10,7 @@ const GHOST: &str = r#"{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":
 
 #[test]
 fn deleted_device_heals_by_itself() {
-    let store = Store::start(NETWORK);
-    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.join();
-    two.join();
-    one.wait_reaches(&two);
+    let (_store, one, two) = pair();
     let before = one.overlay_objects();
     one.namespace.ip("link del flannel.1");
     one.wait_reaches(&two);
@@ -32,11 +28,7 @@ fn deleted_device_heals_by_itself() {
 
 #[test]
 fn removed_route_neighbour_and_forwarding_entry_come_back() {
-    let store = Store::start(NETWORK);
-    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.join();
-    two.join();
-    one.wait_reaches(&two);
+    let (_store, one, two) = pair();
     let before = one.overlay_objects();
     one.namespace
         .ip("neighbor flush dev flannel.1 nud permanent");
@@ -48,11 +40,7 @@ fn removed_route_neighbour_and_forwarding_entry_come_back() {
 
 #[test]
 fn traffic_flows_while_etcd_is_away_and_later_changes_arrive() {
-    let mut store = Store::start(NETWORK);
-    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.join();
-    two.join();
-    one.wait_reaches(&two);
+    let (mut store, mut one, two) = pair();
     let before = one.overlay_objects();
 
     store.stop_etcd();
@@ -83,11 +71,7 @@ fn traffic_flows_while_etcd_is_away_and_later_changes_arrive() {
 
 #[test]
 fn changes_made_behind_a_partition_and_a_compaction_arrive() {
-    let store = Store::start(NETWORK);
-    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.join();
-    two.join();
-    one.wait_reaches(&two);
+    let (store, one, two) = pair();
     store.put_lease("10.5.250.0-24", GHOST);
     wait_until("the ghost's route", || {
         one.namespace.ip("route show").contains("10.5.250.0/24")
@@ -124,11 +108,7 @@ fn changes_made_behind_a_partition_and_a_compaction_arrive() {
 
 #[test]
 fn lost_lease_is_taken_again_with_the_same_subnet() {
-    let store = Store::start(NETWORK);
-    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.join();
-    two.join();
-    one.wait_reaches(&two);
+    let (store, one, two) = pair();
     let key = one.lease_key();
     store.etcdctl(&["del", &format!("/coreos.com/network/subnets/{key}")]);
     wait_until("the lease to be taken again", || {

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 
-use crate::cluster::{Host, NETWORK, Store};
+use crate::cluster::{NETWORK, Store, pair};
 use crate::namespace::Namespace;
 use crate::wait::wait_until;
 
@@ -34,20 +34,9 @@ fn seen_source(server: &Namespace, address: Ipv4Addr, client: &Namespace) -> Str
     seen.trim().to_owned()
 }
 
-fn pair(store: &Store) -> [Host; 2] {
-    let mut hosts = [1, 2].map(|number| store.host(number));
-    for host in &mut hosts {
-        host.join();
-    }
-    let [one, two] = &hosts;
-    one.wait_reaches(two);
-    hosts
-}
-
 #[test]
 fn container_is_seen_by_its_own_address_inside_and_by_its_hosts_outside() {
-    let store = Store::start(NETWORK);
-    let [one, two] = pair(&store);
+    let (_store, one, two) = pair();
     let inside = seen_source(two.container(), two.container_address(), one.container());
     assert_eq!(inside, one.container_address().to_string());
     let outside = seen_source(&two.namespace, two.address, one.container());
@@ -56,8 +45,7 @@ fn container_is_seen_by_its_own_address_inside_and_by_its_hosts_outside() {
 
 #[test]
 fn flushed_table_comes_back() {
-    let store = Store::start(NETWORK);
-    let [one, two] = pair(&store);
+    let (_store, one, two) = pair();
     let before = one.namespace.run("nft list ruleset");
     assert!(before.contains("table inet selvage"), "{before}");
     one.namespace.run("nft flush ruleset");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::{NETWORK, Store};
+use crate::cluster::pair;
 use crate::wait::{wait_for, wait_until};
 
 fn lease(public_ip: &str) -> String {
@@ -13,11 +13,7 @@ fn lease(public_ip: &str) -> String {
 
 #[test]
 fn hostile_leases_are_refused_once_and_remove_nobody() {
-    let store = Store::start(NETWORK);
-    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.join();
-    two.join();
-    one.wait_reaches(&two);
+    let (store, one, two) = pair();
     let before = one.overlay_objects();
 
     let own = one.lease_key();
@@ -96,11 +92,7 @@ fn hostile_leases_are_refused_once_and_remove_nobody() {
 
 #[test]
 fn corrupted_lease_of_a_peer_keeps_the_peer() {
-    let store = Store::start(NETWORK);
-    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.join();
-    two.join();
-    one.wait_reaches(&two);
+    let (store, one, mut two) = pair();
     let before = one.overlay_objects();
     two.kill_agent();
     store.put_lease(&two.lease_key(), "rubbish");

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::cluster::{NETWORK, Store};
+use crate::cluster::{NETWORK, Store, pair};
 use crate::wait::{wait_for, wait_until};
 
 #[test]
@@ -38,11 +38,7 @@ fn host_reaches_a_remote_container_from_its_overlay_address() {
 
 #[test]
 fn no_packet_is_lost_while_the_agent_is_killed_and_restarted() {
-    let store = Store::start(NETWORK);
-    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.join();
-    two.join();
-    one.wait_reaches(&two);
+    let (_store, mut one, two) = pair();
 
     // Two milliseconds apart, so that a gap of a few is seen; the agent dies and comes back well inside them.
     let ping = one
@@ -68,11 +64,7 @@ fn no_packet_is_lost_while_the_agent_is_killed_and_restarted() {
 
 #[test]
 fn restarted_agent_changes_nothing_in_the_kernel() {
-    let store = Store::start(NETWORK);
-    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.join();
-    two.join();
-    one.wait_reaches(&two);
+    let (_store, mut one, _two) = pair();
     let before = one.overlay_objects();
     one.kill_agent();
 
@@ -113,11 +105,7 @@ fn restarted_agent_changes_nothing_in_the_kernel() {
 
 #[test]
 fn stopped_agent_leaves_the_data_plane_and_ends_cleanly() {
-    let store = Store::start(NETWORK);
-    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.join();
-    two.join();
-    one.wait_reaches(&two);
+    let (_store, mut one, two) = pair();
     assert_eq!(one.stop_agent(), Some(0));
     assert!(one.reaches(&two));
     assert!(two.reaches(&one));
@@ -157,11 +145,7 @@ fn cleanup_leaves_the_namespace_as_it_was() {
 
 #[test]
 fn peer_that_leaves_is_removed_and_one_that_moves_is_followed() {
-    let store = Store::start(NETWORK);
-    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.join();
-    two.join();
-    one.wait_reaches(&two);
+    let (store, one, mut two) = pair();
 
     // The peer's device gets another address: a node that was set up anew keeps its subnet, not its MAC.
     two.kill_agent();

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddrV4,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     time::Duration,
@@ -9,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::machine::Machine;
+use crate::{machine::Machine, ssh::COMMAND_DEADLINE};
 
 /// Name of the image in the guests.
 pub(crate) const IMAGE: &str = "selvage-demo";
@@ -56,7 +57,7 @@ fn stage(root: &Path, busybox: &Path) -> std::io::Result<()> {
         fs::create_dir_all(root.join(dir))?;
     }
     fs::copy(busybox, root.join("bin/busybox"))?;
-    for applet in ["sh", "httpd", "ping", "wget", "nc", "ip", "sleep"] {
+    for applet in ["sh", "httpd", "ping", "nc"] {
         symlink("busybox", root.join("bin").join(applet))?;
     }
     fs::write(root.join("www/index.html"), "selvage\n")?;
@@ -147,17 +148,39 @@ pub(crate) async fn address(machine: &Machine, name: &str) -> Result<std::net::I
     })
 }
 
-/// The address that `server` saw when container `name` asked it for [`CLIENT_PAGE`].
+/// The address that the web server at `server` saw when container `name` asked it for [`CLIENT_PAGE`].
 ///
 /// # Errors
-/// When the request fails within 20 s.
-pub(crate) async fn client_seen_by(machine: &Machine, name: &str, server: &str) -> Result<String> {
-    machine
+/// When there is no answer within 20 s, or it is not the page.
+pub(crate) async fn client_seen_by(
+    machine: &Machine,
+    name: &str,
+    server: SocketAddrV4,
+) -> Result<String> {
+    // nc and not wget: busybox's wget looks up the port's name, and a static glibc crashes over that.
+    let request = format!(
+        "GET {CLIENT_PAGE} HTTP/1.0
+
+"
+    );
+    let (ip, port) = (server.ip(), server.port());
+    let script = format!("docker exec -i {name} nc -w 20 {ip} {port}");
+    let answer = machine
         .ssh
-        .run(&format!(
-            "docker exec {name} wget -T 20 -q -O - http://{server}{CLIENT_PAGE}"
-        ))
-        .await
+        .feed(&script, request.as_bytes(), COMMAND_DEADLINE)
+        .await?;
+    page(&answer).with_context(|| format!("{}: answer of {server}: {answer:?}", machine.name()))
+}
+
+/// The page in a server's answer.
+fn page(answer: &str) -> Option<String> {
+    let (head, body) = answer.split_once(
+        "
+
+",
+    )?;
+    let status = head.lines().next()?.split(' ').nth(1)?;
+    (status == "200").then(|| body.trim().to_owned())
 }
 
 /// What ping says at its end.
@@ -206,6 +229,15 @@ fn parse_ping(said: &str) -> Option<Ping> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_whole_answer_has_a_page() {
+        let answer = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n10.5.1.2\n";
+        assert_eq!(page(answer).as_deref(), Some("10.5.1.2"));
+        assert_eq!(page(&answer.replace("200", "404")), None);
+        assert_eq!(page("HTTP/1.0 200 OK\r\n"), None);
+        assert_eq!(page(""), None);
+    }
 
     #[test]
     fn ping_output_is_read() {

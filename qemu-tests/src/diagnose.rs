@@ -17,7 +17,7 @@ const QUESTIONS: [(&str, &str); 9] = [
     ("addr.txt", "ip -d addr"),
     ("route.txt", "ip -d route show table all"),
     ("nexthop.txt", "ip -d nexthop"),
-    ("fdb.txt", "bridge fdb; ip neigh"),
+    ("fdb.txt", "/usr/sbin/bridge fdb; ip neigh"),
     ("nft.txt", "sudo nft list ruleset"),
     (
         "units.txt",

@@ -38,7 +38,8 @@ const QUESTIONS: [&str; 5] = [
     "cat /run/flannel/subnet.env",
     "ip -j addr show dev docker0",
     "ip -j link show dev flannel.1",
-    "bridge -j fdb show dev flannel.1",
+    // A command over ssh has no sbin in its PATH.
+    "/usr/sbin/bridge -j fdb show dev flannel.1",
 ];
 const SEPARATOR: &str = "----8<----";
 

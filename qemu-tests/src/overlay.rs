@@ -1,5 +1,7 @@
 //! Containers on a booted cluster, and what they find out about each other: shared by the demo and the tests.
 
+use std::net::SocketAddrV4;
+
 use anyhow::{Context as _, Result};
 use futures_util::future::try_join_all;
 
@@ -15,6 +17,8 @@ use crate::{
 
 /// Name of the container with the web server on every node.
 pub(crate) const WEB: &str = "web";
+/// Its port.
+const WEB_PORT: u16 = 80;
 /// Echo requests of one measurement.
 const PINGS: u32 = 10;
 
@@ -31,7 +35,7 @@ pub(crate) async fn start_containers(
         progress.tell(machine.name(), "loading the container image");
         container::load(machine, archive).await?;
         progress.tell(machine.name(), "starting the first container");
-        let id = container::start_web(machine, WEB, "", 80).await?;
+        let id = container::start_web(machine, WEB, "", WEB_PORT).await?;
         progress.tell(machine.name(), "container runs");
         Ok(id)
     }))
@@ -46,7 +50,7 @@ pub(crate) async fn cross(from: &Machine, to: &Machine) -> Result<CrossReport> {
     let client = container::address(from, WEB).await?;
     let server = container::address(to, WEB).await?;
     let ping: Ping = container::ping(from, WEB, server, PINGS).await?;
-    let seen = container::client_seen_by(from, WEB, &server.to_string())
+    let seen = container::client_seen_by(from, WEB, SocketAddrV4::new(server, WEB_PORT))
         .await
         .with_context(|| {
             format!(

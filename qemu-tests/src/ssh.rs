@@ -16,12 +16,17 @@ use tokio::{
     process::Command,
 };
 
-use crate::child::{self, Child};
+use crate::{
+    child::{self, Child},
+    progress::clip,
+};
 
 /// The user that the image has for this.
 pub(crate) const USER: &str = "core";
 /// What a single command may take unless the caller knows better; TCG guests are slow.
 pub(crate) const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+/// Characters of a failed script that an error shows.
+const SHOWN_SCRIPT: usize = 160;
 
 /// The way into one machine.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -170,14 +175,21 @@ impl Ssh {
         let output = tokio::time::timeout(deadline, self.talk(script, input))
             .await
             .map_err(|_| {
+                let script = clip(script, SHOWN_SCRIPT);
                 anyhow::anyhow!("`{script}` did not end within {} s", deadline.as_secs())
             })??;
         if !output.status.success() {
-            let said = [&output.stdout[..], &output.stderr[..]].concat();
+            // What went well before the failure is of no interest, unless there is nothing else.
+            let said = if output.stderr.is_empty() {
+                &output.stdout
+            } else {
+                &output.stderr
+            };
             bail!(
-                "`{script}` ended with {}: {}",
+                "`{}` ended with {}: {}",
+                clip(script, SHOWN_SCRIPT),
                 output.status,
-                String::from_utf8_lossy(&said).trim()
+                String::from_utf8_lossy(said).trim()
             );
         }
         Ok(String::from_utf8_lossy(&output.stdout)

@@ -1,7 +1,7 @@
 //! When the milestones of a boot were passed, by the guest's own clock.
 //!
-//! All times are CLOCK_MONOTONIC in microseconds, which starts with the kernel: the journal's `__MONOTONIC_TIMESTAMP`
-//! and systemd's `…TimestampMonotonic` agree on it. So the host's clock and load do not enter.
+//! All times are CLOCK_MONOTONIC in microseconds, which starts with the kernel: the journal's
+//! `__MONOTONIC_TIMESTAMP` and systemd's `…TimestampMonotonic` agree on it. So the host's clock and load do not enter.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -70,7 +70,7 @@ impl Timeline {
 
 /// Journal of the messages that matter, and the times of the units.
 const SCRIPT: &str = "\
-    sudo journalctl -b -q --no-pager -o json --output-fields=MESSAGE,UNIT,_SYSTEMD_UNIT \
+    sudo journalctl -b -q --no-pager -o json --output-fields=MESSAGE,UNIT,_SYSTEMD_UNIT,_SOURCE_REALTIME_TIMESTAMP \
       _SYSTEMD_UNIT=selvage.service + _PID=1 JOB_TYPE=start && \
     systemctl show -p Id -p ActiveEnterTimestampMonotonic -p ExecMainStartTimestampMonotonic \
       selvage.service docker.service";
@@ -121,9 +121,7 @@ fn parse(said: &str) -> Timeline {
 }
 
 fn journal_entry(timeline: &mut Timeline, entry: &Value) {
-    let time = entry["__MONOTONIC_TIMESTAMP"]
-        .as_str()
-        .and_then(micros_since_boot);
+    let time = sent(entry);
     let message = entry["MESSAGE"].as_str().unwrap_or_default();
     // The first occurrence counts: an agent that re-acquires a lease later says so again.
     match (entry["_SYSTEMD_UNIT"].as_str(), entry["UNIT"].as_str()) {
@@ -138,6 +136,21 @@ fn journal_entry(timeline: &mut Timeline, entry: &Value) {
         }
         _ => {}
     }
+}
+
+/// When a message was sent. journald's own monotonic time is when it took the message out of its socket, which on a busy
+/// machine is much later; how much later is told by the two wall-clock times that it also keeps.
+fn sent(entry: &Value) -> Option<Duration> {
+    let micros = |key: &str| entry[key].as_str().and_then(micros_since_boot);
+    let received = micros("__MONOTONIC_TIMESTAMP")?;
+    let queued = match (
+        micros("__REALTIME_TIMESTAMP"),
+        micros("_SOURCE_REALTIME_TIMESTAMP"),
+    ) {
+        (Some(received), Some(sent)) => received.saturating_sub(sent),
+        _ => Duration::ZERO,
+    };
+    received.checked_sub(queued)
 }
 
 fn unit_block(timeline: &mut Timeline, unit: &HashMap<&str, &str>) {
@@ -170,7 +183,7 @@ mod tests {
 {"__MONOTONIC_TIMESTAMP":"9400000","UNIT":"ignition-fetch.service","MESSAGE":"ignition-fetch.service was skipped because"}
 {"__MONOTONIC_TIMESTAMP":"9500000","UNIT":"other.service","MESSAGE":"Finished x.service - X."}
 {"__MONOTONIC_TIMESTAMP":"15000000","_SYSTEMD_UNIT":"selvage.service","MESSAGE":"lease acquired"}
-{"__MONOTONIC_TIMESTAMP":"16000000","_SYSTEMD_UNIT":"selvage.service","MESSAGE":"subnet file written"}
+{"__MONOTONIC_TIMESTAMP":"16500000","__REALTIME_TIMESTAMP":"1700000000500000","_SOURCE_REALTIME_TIMESTAMP":"1700000000000000","_SYSTEMD_UNIT":"selvage.service","MESSAGE":"subnet file written"}
 {"__MONOTONIC_TIMESTAMP":"99000000","_SYSTEMD_UNIT":"selvage.service","MESSAGE":"subnet file written"}
 {"__MONOTONIC_TIMESTAMP":"1000000","_SYSTEMD_UNIT":"evil.service","MESSAGE":"lease acquired"}
 Id=selvage.service

@@ -1,6 +1,6 @@
 //! Containers on two hosts, across the overlay.
 
-use std::time::Duration;
+use std::{net::SocketAddrV4, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -94,11 +94,11 @@ async fn masquerade_to_outside(cluster: &mut Cluster) -> Result<()> {
         anyhow::bail!("not two nodes")
     };
     container::start_web(outside, "outside", "host", HOST_PORT).await?;
-    let address = format!("{}:{HOST_PORT}", server.underlay.addr());
+    let address = SocketAddrV4::new(server.underlay.addr(), HOST_PORT);
     let seen = wait::until(
         "the web server in the host's network",
         Duration::from_secs(60),
-        || container::client_seen_by(inside, WEB, &address),
+        || container::client_seen_by(inside, WEB, address),
     )
     .await;
     outside.ssh.run("docker rm -f outside").await?;

@@ -113,23 +113,24 @@ pub(crate) async fn load(machine: &Machine, archive: &[u8]) -> Result<()> {
         .map(drop)
 }
 
-/// Starts the web server in a container; `network` empty is Docker's default bridge. Gives the container's id.
+/// Starts the web server in a container; `network` none is Docker's default bridge. Gives the container's id.
 ///
 /// # Errors
 /// When Docker refuses.
 pub(crate) async fn start_web(
     machine: &Machine,
     name: &str,
-    network: &str,
+    network: Option<&str>,
     port: u16,
 ) -> Result<String> {
-    let network = if network.is_empty() {
-        String::new()
-    } else {
-        format!("--network {network}")
-    };
-    let script =
-        format!("docker run -d --name {name} {network} {IMAGE} httpd -f -p {port} -h /www");
+    let network = network
+        .map(|network| format!("--network {network}"))
+        .unwrap_or_default();
+    // The server has nothing to put in order: without the signal Docker waits 10 s for it at every reboot.
+    let options = format!("--name {name} {network} --stop-signal KILL");
+    // By its IPv4 address, or it would call clients by IPv4-mapped IPv6 addresses.
+    let server = format!("httpd -f -p 0.0.0.0:{port} -h /www");
+    let script = format!("docker run -d {options} {IMAGE} {server}");
     machine.ssh.run(&script).await
 }
 
@@ -158,11 +159,7 @@ pub(crate) async fn client_seen_by(
     server: SocketAddrV4,
 ) -> Result<String> {
     // nc and not wget: busybox's wget looks up the port's name, and a static glibc crashes over that.
-    let request = format!(
-        "GET {CLIENT_PAGE} HTTP/1.0
-
-"
-    );
+    let request = format!("GET {CLIENT_PAGE} HTTP/1.0\r\n\r\n");
     let (ip, port) = (server.ip(), server.port());
     let script = format!("docker exec -i {name} nc -w 20 {ip} {port}");
     let answer = machine
@@ -174,11 +171,7 @@ pub(crate) async fn client_seen_by(
 
 /// The page in a server's answer.
 fn page(answer: &str) -> Option<String> {
-    let (head, body) = answer.split_once(
-        "
-
-",
-    )?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.lines().next()?.split(' ').nth(1)?;
     (status == "200").then(|| body.trim().to_owned())
 }

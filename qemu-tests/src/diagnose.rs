@@ -32,6 +32,9 @@ const DEADLINE: Duration = Duration::from_secs(40);
 const SHOWN: usize = 15;
 const SHOWN_WIDTH: usize = 300;
 
+/// Traces of the harness's own questions in a journal.
+const OWN: [&str; 3] = [" sudo[", " sshd-session[", " sshd["];
+
 /// Writes what can be had of each machine to `dir/NAME/`, and gives the last lines of the log that matters.
 ///
 /// The machine that matters is the one that `reason` names, else the first.
@@ -82,7 +85,7 @@ fn last_lines(log: &Path) -> Vec<String> {
     let text = console::plain(&fs::read(log).unwrap_or_default());
     let lines: Vec<_> = text
         .lines()
-        .filter(|line| !line.trim().is_empty())
+        .filter(|line| !line.trim().is_empty() && !OWN.iter().any(|own| line.contains(own)))
         .collect();
     let mut shown = vec![format!("last lines of {}:", log.display())];
     shown.extend(

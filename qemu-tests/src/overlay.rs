@@ -35,7 +35,7 @@ pub(crate) async fn start_containers(
         progress.tell(machine.name(), "loading the container image");
         container::load(machine, archive).await?;
         progress.tell(machine.name(), "starting the first container");
-        let id = container::start_web(machine, WEB, "", WEB_PORT).await?;
+        let id = container::start_web(machine, WEB, None, WEB_PORT).await?;
         progress.tell(machine.name(), "container runs");
         Ok(id)
     }))

@@ -93,7 +93,7 @@ async fn masquerade_to_outside(cluster: &mut Cluster) -> Result<()> {
     let [client, server] = &cluster.nodes[..] else {
         anyhow::bail!("not two nodes")
     };
-    container::start_web(outside, "outside", "host", HOST_PORT).await?;
+    container::start_web(outside, "outside", Some("host"), HOST_PORT).await?;
     let address = SocketAddrV4::new(server.underlay.addr(), HOST_PORT);
     let seen = wait::until(
         "the web server in the host's network",
@@ -118,7 +118,7 @@ async fn full_size_packets(cluster: &mut Cluster) -> Result<()> {
     };
     let target = container::address(b, WEB).await?;
     let mtu = crate::facts::ask(a).await?.mtu;
-    let ping = |size: u32| format!("ping -q -M do -c 3 -i 0.2 -W 10 -s {size} {target}");
+    let ping = |size: u32| format!("sudo ping -q -M do -c 3 -i 0.2 -W 10 -s {size} {target}");
     a.ssh
         .run(&ping(mtu - 28))
         .await

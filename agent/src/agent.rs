@@ -1,12 +1,15 @@
 //! The agent's loop: join the overlay, say so, then keep the host as the cluster wants it.
 //!
 //! Joining waits, with the reason in the service's status, for whatever is not there yet: etcd, the network config, the
-//! underlay's address, a free subnet. Nothing that was up before is taken down while it waits. Once joined, the loop
-//! reacts to the lease store, the kernel and the ruleset, and looks at everything again now and then in case an event
-//! was missed. What fails is tried again with growing pauses; the rest of the overlay goes on meanwhile.
+//! underlay's address, a free subnet. Nothing that was up before is taken down while it waits, and every try begins anew,
+//! so that whatever was set right meanwhile counts. Once joined, the loop reacts to the lease store, the kernel and the
+//! ruleset, and looks at everything again now and then in case an event was missed. What fails is tried again with
+//! growing pauses; the rest of the overlay goes on meanwhile.
 
 mod overlay;
+mod task;
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -14,11 +17,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{info, warn};
 
-use self::overlay::{Failed, Overlay};
+use self::overlay::{Failed, Overlay, Place};
+use self::task::Task;
 use crate::lease::etcd::{EtcdStore, SettingsError};
-use crate::lease::{LeaseEvent, LeaseStore, StoreEvent, SubnetKey};
+use crate::lease::{LeaseEvent, LeaseStore, StoreError, StoreEvent, SubnetKey};
+use crate::logging::chain;
 use crate::netlink::{Kernel, KernelError, Monitor};
-use crate::retry::{Backoff, Retry, random_seed};
 use crate::service::Service;
 use crate::settings::Settings;
 use crate::{firewall, machine_id, subnet_file};
@@ -71,7 +75,9 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         store,
         monitor: Monitor::open(&kernel)?,
         ruleset: firewall::Watcher::open().map_err(listen("changes of the ruleset"))?,
-        unreachable: None,
+        lease: None,
+        waiting: None,
+        store_trouble: None,
     };
     tokio::select! {
         never = agent.serve(kernel) => match never {},
@@ -83,10 +89,6 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
     Ok(())
 }
 
-/// Between the first failure and the next try.
-const RETRY_MIN: Duration = Duration::from_millis(200);
-/// The longest pause: what heals by itself is noticed within this time.
-const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How often the loop turns when nothing happens and no watchdog asks for more; also how old the status may be.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The service manager's socket holds few messages, and writing to a full one blocks: while much happens at once, the
@@ -102,240 +104,256 @@ struct Agent<'a, S> {
     store: S,
     monitor: Monitor,
     ruleset: firewall::Watcher,
-    /// The store's complaint while it cannot be reached.
-    unreachable: Option<String>,
+    /// The lease that was logged last.
+    lease: Option<SubnetKey>,
+    /// What joining waits for.
+    waiting: Option<String>,
+    /// What is wrong with the store while it cannot be reached.
+    store_trouble: Option<String>,
 }
 
 impl<S: LeaseStore> Agent<'_, S> {
     async fn serve(&mut self, kernel: Kernel) -> Never {
-        let mut overlay = self.join(kernel).await;
-        self.service.ready(&self.status(&overlay));
+        let (mut overlay, programmed) = self.join(kernel).await;
+        self.service.ready(&overlay.summary());
         info!(subnet = %overlay.own().key, peers = overlay.peers(), "overlay ready");
-        self.follow(&mut overlay).await
+        self.follow(&mut overlay, programmed).await
     }
 
-    /// Waits for everything that joining needs, in order, and programs the host.
-    async fn join(&mut self, mut kernel: Kernel) -> Overlay {
-        let mut retry = new_retry();
-        let config = loop {
-            match self.store.network_config().await {
-                Ok(config) => break config,
-                Err(error) => self.wait(&mut retry, &error).await,
+    /// Joins the overlay, however long that takes, and programs the host. Some peers may be left to be programmed.
+    async fn join(&mut self, mut kernel: Kernel) -> (Overlay, Result<(), Failed>) {
+        let mut retry = task::new_retry();
+        loop {
+            let reason = match self.find_place(&mut kernel).await {
+                Ok((place, leases)) => {
+                    let mut overlay = Overlay::new(self.settings, place, kernel);
+                    overlay.accept(leases);
+                    match overlay.program().await {
+                        Err(error) if !error.spares_own() => {
+                            kernel = overlay.into_kernel();
+                            chain(&error)
+                        }
+                        programmed => return (overlay, programmed),
+                    }
+                }
+                Err(reason) => reason,
+            };
+            // The journal has each reason once; that it lasts shows in the status.
+            if self.waiting.as_ref() != Some(&reason) {
+                warn!("waiting for {reason}");
+                self.service.status(&format!("waiting for {reason}"));
+                self.waiting = Some(reason);
+                retry.done();
             }
-        };
-        let (underlay, backend) = loop {
-            match overlay::connect(self.settings, &config, &mut kernel).await {
-                Ok(found) => break found,
-                Err(error) => self.wait(&mut retry, &error).await,
-            }
-        };
+            retry.schedule();
+            retry.due().await;
+        }
+    }
+
+    /// Makes one try at everything that comes before programming; says in words what is missing.
+    async fn find_place(&mut self, kernel: &mut Kernel) -> Result<(Place, LeaseEvent), String> {
+        let config = self.store.network_config().await.map_err(|e| chain(&e))?;
+        let (underlay, backend) = overlay::connect(self.settings, &config, kernel)
+            .await
+            .map_err(|e| chain(&e))?;
         let previous = previous_subnet(self.settings);
-        let attrs = backend.lease_attrs();
-        let own = loop {
-            match self.store.acquire(&config, &attrs, previous).await {
-                Ok(own) => break own,
-                Err(error) => self.wait(&mut retry, &error).await,
-            }
+        let own = self
+            .store
+            .acquire(&config, &backend.lease_attrs(), previous)
+            .await
+            .map_err(|e| chain(&e))?;
+        self.log_lease(own.key, own.attrs.public_ip);
+        let place = Place {
+            config,
+            underlay,
+            backend,
+            own,
         };
-        info!(subnet = %own.key, public_ip = %own.attrs.public_ip, "lease acquired");
-        let mut overlay = Overlay::new(self.settings, config, underlay, backend, own, kernel);
 
         // Without the list of its peers a restarted agent would take their entries for stale ones.
-        let peers = self.first_snapshot().await;
-        overlay.accept(peers);
-        while let Err(error) = overlay.program().await {
-            if error.spares_own() {
-                warn!(%error, "some peers are not programmed yet");
-                break;
-            }
-            self.wait(&mut retry, &error).await;
-        }
-        overlay
-    }
-
-    /// The list of all leases that follows an acquisition.
-    async fn first_snapshot(&mut self) -> LeaseEvent {
         loop {
             match self.store.next_event().await {
-                StoreEvent::Peers(event @ LeaseEvent::Snapshot { .. }) => return event,
-                StoreEvent::Unreachable { error } => {
-                    self.service.status(&format!("waiting for {error}"))
+                StoreEvent::Peers(leases @ LeaseEvent::Snapshot { .. }) => {
+                    return Ok((place, leases));
                 }
-                _ => (),
+                StoreEvent::Peers(LeaseEvent::Changes { .. }) | StoreEvent::Renewed { .. } => (),
+                StoreEvent::OwnLeaseLost { reason } => return Err(format!("a lease: {reason}")),
+                StoreEvent::Unreachable { error } => {
+                    self.service.status(&format!("waiting for {error}"));
+                }
+                StoreEvent::Reachable { .. } => (),
             }
         }
-    }
-
-    /// Says what is waited for, and waits for the next try.
-    async fn wait(&mut self, retry: &mut Retry, reason: &dyn std::error::Error) {
-        let reason = crate::logging::chain(reason);
-        // The journal has it once; a fault that lasts shows in the status alone.
-        if self.unreachable.as_ref() != Some(&reason) {
-            warn!("waiting for {reason}");
-            self.unreachable = Some(reason.clone());
-        }
-        self.service.status(&format!("waiting for {reason}"));
-        retry.schedule();
-        retry.due().await;
     }
 
     /// Keeps the overlay as the cluster wants it.
-    async fn follow(&mut self, overlay: &mut Overlay) -> Never {
-        self.unreachable = None;
-        let mut due = Due::default();
+    async fn follow(&mut self, overlay: &mut Overlay, programmed: Result<(), Failed>) -> Never {
+        let mut tasks = Tasks::default();
+        tasks.programmed_all(programmed);
         let period = self.settings.agent.resync;
         let mut resync = interval_at(Instant::now() + period, period);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let period = self.service.watchdog_interval().unwrap_or(HEARTBEAT);
         let mut heartbeat = interval(period.min(HEARTBEAT));
-        let mut told = Instant::now();
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = Instant::now();
         loop {
             let watch = overlay.watch();
             tokio::select! {
-                event = self.store.next_event() => self.on_store(overlay, event, &mut due).await,
+                event = self.store.next_event() => self.on_store(overlay, event, &mut tasks).await,
                 changed = self.monitor.changed(&watch) => {
                     if changed.underlay {
-                        due.underlay.now();
+                        tasks.underlay.now();
                     }
                     if changed.objects {
-                        due.program.settle(overlay.program().await);
+                        tasks.programmed_all(overlay.program().await);
                     }
                 }
-                () = self.ruleset.changed() => due.program.settle(overlay.program_firewall().await),
-                _ = resync.tick() => due.program.settle(overlay.program().await),
-                () = due.program.due() => due.program.settle(overlay.program().await),
-                () = due.lease.due() => self.acquire_again(overlay, &mut due).await,
-                () = due.underlay.due() => self.follow_underlay(overlay, &mut due).await,
+                () = self.ruleset.changed() => tasks.programmed_part(overlay.program_firewall().await),
+                _ = resync.tick() => tasks.programmed_all(overlay.program().await),
+                () = tasks.program.due() => tasks.programmed_all(overlay.program().await),
+                () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks).await,
+                () = tasks.underlay.due() => self.follow_underlay(overlay, &mut tasks).await,
+                () = tasks.publish.due() => self.publish(overlay, &mut tasks).await,
                 _ = heartbeat.tick() => {
                     self.service.watchdog();
-                    self.service.status(&self.status(overlay));
+                    self.service.status(&self.status(overlay, &tasks));
                 }
             }
             if told.elapsed() >= STATUS_PAUSE {
-                self.service.status(&self.status(overlay));
+                self.service.status(&self.status(overlay, &tasks));
                 told = Instant::now();
             }
         }
     }
 
-    async fn on_store(&mut self, overlay: &mut Overlay, event: StoreEvent, due: &mut Due) {
+    async fn on_store(&mut self, overlay: &mut Overlay, event: StoreEvent, tasks: &mut Tasks) {
         match event {
-            StoreEvent::Peers(event) => due.program.settle(overlay.apply(event).await),
+            StoreEvent::Peers(event) => tasks.programmed_part(overlay.apply(event).await),
             StoreEvent::Renewed { .. } => (),
             StoreEvent::OwnLeaseLost { reason } => {
                 warn!(subnet = %overlay.own().key, "lost the lease: {reason}");
-                due.lease.now();
+                self.lease = None;
+                tasks.lease.now();
             }
             StoreEvent::Unreachable { error } => {
                 warn!("lost the connection to {error}");
-                self.unreachable = Some(error);
+                self.store_trouble = Some(error);
             }
             StoreEvent::Reachable { endpoint } => {
-                info!(endpoint = endpoint, "connected to etcd");
-                self.unreachable = None;
+                info!(endpoint, "connected to etcd");
+                self.store_trouble = None;
             }
         }
     }
 
     /// Takes a lease again after the own one was lost: the same subnet when it is still free.
-    async fn acquire_again(&mut self, overlay: &mut Overlay, due: &mut Due) {
-        let attrs = overlay.lease_attrs();
+    async fn acquire_again(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
+        let (attrs, old) = (overlay.lease_attrs(), overlay.own().key);
         match self
             .store
-            .acquire(overlay.config(), &attrs, Some(overlay.own().key))
+            .acquire(overlay.config(), &attrs, Some(old))
             .await
         {
             Ok(own) => {
-                due.lease.done();
-                info!(subnet = %own.key, "lease acquired");
-                if own.key != overlay.own().key {
+                tasks.lease.done();
+                self.log_lease(own.key, own.attrs.public_ip);
+                if own.key != old {
                     warn!(
-                        old_subnet = %overlay.own().key,
+                        old_subnet = %old,
                         subnet = %own.key,
                         "the host has another subnet now; containers keep the old one until Docker restarts"
                     );
                 }
                 overlay.set_own(own);
-                due.program.settle(overlay.program().await);
+                tasks.programmed_all(overlay.program().await);
             }
-            Err(error) => {
-                self.unreachable = Some(crate::logging::chain(&error));
-                due.lease.schedule();
-            }
+            Err(error) => tasks.lease.failed(&error),
         }
     }
 
-    /// Looks at the underlay again, and tells kernel and peers when it is not what it was.
-    async fn follow_underlay(&mut self, overlay: &mut Overlay, due: &mut Due) {
-        let moved = match overlay.follow_underlay(self.settings).await {
-            Ok(moved) => moved,
-            Err(error) => {
-                warn!(
-                    "the underlay changed and is not usable yet: {}",
-                    crate::logging::chain(&error)
-                );
-                due.underlay.schedule();
-                return;
+    /// Looks at the underlay again; when it is not what it was, tells the kernel at once and the peers as soon as can be.
+    async fn follow_underlay(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
+        match overlay.follow_underlay(self.settings).await {
+            Ok(moved) => {
+                tasks.underlay.done();
+                if moved {
+                    tasks.publish.now();
+                    tasks.programmed_all(overlay.program().await);
+                }
             }
-        };
-        if moved {
-            if let Err(error) = self.store.update(&overlay.lease_attrs()).await {
-                warn!(
-                    "failed to publish the new underlay: {}",
-                    crate::logging::chain(&error)
-                );
-                due.underlay.schedule();
-                return;
-            }
-            due.program.settle(overlay.program().await);
-        }
-        due.underlay.done();
-    }
-
-    /// One line for `systemctl status`.
-    fn status(&self, overlay: &Overlay) -> String {
-        match &self.unreachable {
-            Some(error) => format!("{}; {error}", overlay.summary()),
-            None => overlay.summary(),
+            Err(error) => tasks.underlay.failed(&error),
         }
     }
-}
 
-/// Pauses between tries, different on every node so that a cluster does not try in step.
-fn new_retry() -> Retry {
-    match Backoff::new(RETRY_MIN, RETRY_MAX, 0.3, random_seed()) {
-        Ok(backoff) => Retry::new(backoff),
-        Err(error) => unreachable!("the bounds above are in order: {error}"),
+    /// Tells the peers where this node is now. A lost lease is published when it is taken again.
+    async fn publish(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
+        match self.store.update(&overlay.lease_attrs()).await {
+            Ok(()) => tasks.publish.done(),
+            Err(StoreError::NoLease { .. }) => tasks.publish.done(),
+            Err(error) => tasks.publish.failed(&error),
+        }
+    }
+
+    fn log_lease(&mut self, subnet: SubnetKey, public_ip: Ipv4Addr) {
+        if self.lease.replace(subnet) != Some(subnet) {
+            info!(subnet = %subnet, public_ip = %public_ip, "lease acquired");
+        }
+    }
+
+    /// One line for `systemctl status`: what is, and what is wrong.
+    fn status(&self, overlay: &Overlay, tasks: &Tasks) -> String {
+        let mut status = overlay.summary();
+        let troubles = tasks.all().into_iter().filter_map(Task::trouble);
+        for trouble in self.store_trouble.as_deref().into_iter().chain(troubles) {
+            status.push_str("; ");
+            status.push_str(trouble);
+        }
+        status
     }
 }
 
-/// What has to be tried again, and when.
-struct Due {
-    program: Retry,
-    lease: Retry,
-    underlay: Retry,
+/// What has to be done again, and when.
+struct Tasks {
+    /// Kernel, ruleset and `subnet.env`.
+    program: Task,
+    /// A lease in place of the lost one.
+    lease: Task,
+    /// Another look at the underlay.
+    underlay: Task,
+    /// The own attributes, in the store.
+    publish: Task,
 }
 
-impl Default for Due {
+impl Default for Tasks {
     fn default() -> Self {
         Self {
-            program: new_retry(),
-            lease: new_retry(),
-            underlay: new_retry(),
+            program: Task::new("program the host"),
+            lease: Task::new("take a lease again"),
+            underlay: Task::new("follow the underlay"),
+            publish: Task::new("publish the underlay's address"),
         }
     }
 }
 
-impl Retry {
-    /// Schedules another try when programming failed, and clears it when it did not.
-    fn settle(&mut self, outcome: Result<(), Failed>) {
+impl Tasks {
+    fn all(&self) -> [&Task; 4] {
+        [&self.program, &self.lease, &self.underlay, &self.publish]
+    }
+
+    /// A full pass over everything ended like this.
+    fn programmed_all(&mut self, outcome: Result<(), Failed>) {
         match outcome {
-            Ok(()) => self.done(),
-            Err(error) => {
-                warn!("{}", crate::logging::chain(&error));
-                self.schedule();
-            }
+            Ok(()) => self.program.done(),
+            Err(error) if error.is_conflict() => self.program.stuck(&error),
+            Err(error) => self.program.failed(&error),
+        }
+    }
+
+    /// A pass over a part ended like this; what else is to be done still is.
+    fn programmed_part(&mut self, outcome: Result<(), Failed>) {
+        if let Err(error) = outcome {
+            self.programmed_all(Err(error));
         }
     }
 }
@@ -346,8 +364,8 @@ fn previous_subnet(settings: &Settings) -> Option<SubnetKey> {
         Ok(previous) => previous.subnet.map(|v4| SubnetKey { v4, v6: None }),
         Err(error) => {
             warn!(
-                "starting without the memory of an earlier subnet: {}",
-                crate::logging::chain(&error)
+                "going on without the memory of an earlier subnet: {}",
+                chain(&error)
             );
             None
         }

@@ -90,6 +90,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// What the peers must know; the owner is left to the caller.
     fn lease_attrs(&self) -> LeaseAttrs;
 
+    /// The same back end, with the same identity, over another underlay.
+    fn over(&self, underlay: &Underlay) -> Box<dyn Backend>;
+
     /// What in the kernel is ours.
     fn scope(&self) -> Scope;
 

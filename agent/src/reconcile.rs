@@ -88,9 +88,14 @@ impl Reconciler {
         }
     }
 
-    /// The kernel, to look at it.
-    pub fn kernel(&mut self) -> &mut Kernel {
-        &mut self.kernel
+    /// The kernel, for a monitor that is to ignore what is changed here.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Gives the kernel back; nothing is changed in it.
+    pub fn into_kernel(self) -> Kernel {
+        self.kernel
     }
 
     /// What is wanted.

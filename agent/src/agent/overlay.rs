@@ -41,16 +41,16 @@ pub(crate) enum Failed {
     #[error("the kernel")]
     Kernel(#[from] KernelError),
     /// The kernel refused some changes.
-    #[error("the kernel: {total} changes failed and {applied} did not, the first: {first}")]
+    #[error("{total} kernel changes failed, the first: {first}")]
     Changes {
         /// The first that failed.
         first: Box<Failure>,
         /// How many failed.
         total: usize,
-        /// How many did not.
-        applied: u64,
         /// Whether none of them concerns the host's own device and address.
         spares_own: bool,
+        /// Whether all of them are in somebody else's hands.
+        conflicts: bool,
     },
     /// The ruleset could not be changed.
     #[error("the firewall")]
@@ -67,6 +67,17 @@ impl Failed {
             self,
             Self::Changes {
                 spares_own: true,
+                ..
+            }
+        )
+    }
+
+    /// Whether trying again is of no use; the monitor and the next full pass see when that changes.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(
+            self,
+            Self::Changes {
+                conflicts: true,
                 ..
             }
         )
@@ -90,6 +101,15 @@ pub(crate) async fn connect(
     Ok((underlay, backend.into()))
 }
 
+/// Where this host stands in the cluster.
+pub(crate) struct Place {
+    pub(crate) config: NetworkConfig,
+    pub(crate) underlay: Underlay,
+    pub(crate) backend: Arc<dyn Backend>,
+    /// The own lease.
+    pub(crate) own: Lease,
+}
+
 /// The overlay of this host.
 pub(crate) struct Overlay {
     config: NetworkConfig,
@@ -110,14 +130,13 @@ pub(crate) struct Overlay {
 
 impl Overlay {
     /// The overlay with the own lease and, so far, no peers; nothing is programmed yet.
-    pub(crate) fn new(
-        settings: &Settings,
-        config: NetworkConfig,
-        underlay: Underlay,
-        backend: Arc<dyn Backend>,
-        own: Lease,
-        kernel: Kernel,
-    ) -> Self {
+    pub(crate) fn new(settings: &Settings, place: Place, kernel: Kernel) -> Self {
+        let Place {
+            config,
+            underlay,
+            backend,
+            own,
+        } = place;
         Self {
             peers: peer_table(&config, &own, &backend),
             plan: Plan::new(&*backend, &own.key, []),
@@ -260,8 +279,8 @@ impl Overlay {
     pub(crate) async fn follow_underlay(
         &mut self,
         settings: &Settings,
-    ) -> Result<bool, ConnectError> {
-        let (underlay, backend) = connect(settings, &self.config, self.reconciler.kernel()).await?;
+    ) -> Result<bool, underlay::Error> {
+        let underlay = underlay::discover(&settings.underlay).await?;
         if underlay == self.underlay {
             return Ok(false);
         }
@@ -272,11 +291,21 @@ impl Overlay {
             mtu = underlay.mtu,
             "the underlay changed"
         );
+        self.backend = self.backend.over(&underlay).into();
         self.underlay = underlay;
-        self.backend = backend;
+        // What used to be our address may be a peer's now.
+        self.own.attrs = LeaseAttrs {
+            owner: self.own.attrs.owner.take(),
+            ..self.backend.lease_attrs()
+        };
         self.reconciler.set_scope(self.backend.scope());
         self.replan();
         Ok(true)
+    }
+
+    /// Gives the kernel back; nothing is changed in it.
+    pub(crate) fn into_kernel(self) -> Kernel {
+        self.reconciler.into_kernel()
     }
 
     /// Judges and plans the peers anew, after the own lease or the back end changed.
@@ -310,20 +339,20 @@ impl Overlay {
 
     /// Turns what the kernel refused into an error.
     fn check(&self, report: Report) -> Result<(), Failed> {
-        let applied = report.counts.made();
         let total = report.failures.len();
         let own = self.backend.own(&self.own.key);
         let spares_own = report
             .failures
             .iter()
             .all(|f| !own.contains_key(f.change.key()));
+        let conflicts = report.failures.iter().all(Failure::is_conflict);
         match report.failures.into_iter().next() {
             None => Ok(()),
             Some(first) => Err(Failed::Changes {
                 first: Box::new(first),
                 total,
-                applied,
                 spares_own,
+                conflicts,
             }),
         }
     }

@@ -99,7 +99,7 @@ pub(super) struct VxlanBackend {
     network: Ipv4Net,
     underlay: Underlay,
     device: Vxlan,
-    direct_routing: bool,
+    config: VxlanConfig,
 }
 
 /// Makes the back end with the MAC address that the peers already know, if there is one.
@@ -152,7 +152,7 @@ impl VxlanBackend {
                 gbp: config.gbp,
                 up: true,
             },
-            direct_routing: config.direct_routing,
+            config: config.clone(),
         }
     }
 
@@ -225,6 +225,11 @@ impl Backend for VxlanBackend {
         }
     }
 
+    fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
+        let (config, network) = (&self.config, self.network);
+        Box::new(Self::new(config, network, underlay, self.device.mac))
+    }
+
     fn scope(&self) -> Scope {
         Scope {
             links: vec![self.link.clone()],
@@ -253,7 +258,7 @@ impl Backend for VxlanBackend {
         if [self.underlay.address, self.underlay.public_ip].contains(&attrs.public_ip) {
             return Err(Refusal::OwnAddress(attrs.public_ip));
         }
-        if self.direct_routing && self.is_on_link(attrs.public_ip) {
+        if self.config.direct_routing && self.is_on_link(attrs.public_ip) {
             let route = self.route(&peer.key, &self.underlay.name, attrs.public_ip, false);
             return Ok(route.into());
         }

@@ -48,6 +48,13 @@ pub struct Failure {
     pub error: ChangeError,
 }
 
+impl Failure {
+    /// Whether trying again is of no use before somebody else changes something.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self.error, ChangeError::Conflict { .. })
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "failed to {}: {}", self.change, self.error)

@@ -126,3 +126,45 @@ fn bad_network_config_is_named_and_waited_out() {
     store.etcdctl(&["put", "/coreos.com/network/config", NETWORK]);
     one.wait_ready();
 }
+
+#[test]
+fn network_config_set_right_while_waiting_counts() {
+    let store = Store::start(NETWORK);
+    // A back end that there is not: flannel's default when none is named.
+    store.etcdctl(&[
+        "put",
+        "/coreos.com/network/config",
+        r#"{"Network":"10.5.0.0/16"}"#,
+    ]);
+    let mut one = store.host(1);
+    one.start_agent();
+    one.wait_told("that there is no such back end", |line| {
+        line.starts_with("STATUS=waiting for") && line.contains("udp")
+    });
+    store.etcdctl(&["put", "/coreos.com/network/config", NETWORK]);
+    one.wait_ready();
+}
+
+#[test]
+fn network_enlarged_while_waiting_for_a_subnet_counts() {
+    let store = Store::start(SMALL);
+    for (key, public_ip) in [
+        ("16", "10.77.0.90"),
+        ("32", "10.77.0.91"),
+        ("48", "10.77.0.92"),
+    ] {
+        let value = format!(r#"{{"PublicIP":"{public_ip}","PublicIPv6":null}}"#);
+        store.put_lease(&format!("10.5.0.{key}-28"), &value);
+    }
+    let mut one = store.host(1);
+    one.start_agent();
+    one.wait_told("that it is out of subnets", |line| {
+        line.contains("out of subnets")
+    });
+    store.etcdctl(&[
+        "put",
+        "/coreos.com/network/config",
+        &SMALL.replace("/26", "/24"),
+    ]);
+    one.wait_ready();
+}

@@ -145,3 +145,57 @@ fn agent_waits_for_a_network_config_and_says_so() {
     store.etcdctl(&["put", "/coreos.com/network/config", NETWORK]);
     one.wait_ready();
 }
+
+#[test]
+fn new_underlay_address_is_followed_even_while_etcd_is_away() {
+    let (mut store, one, two) = pair();
+    store.stop_etcd();
+    one.namespace.ip("address del 10.77.0.11/24 dev eth0");
+    one.namespace.ip("address add 10.77.0.51/24 dev eth0");
+    wait_until("the device to follow", || {
+        one.namespace
+            .ip("-d link show flannel.1")
+            .contains("local 10.77.0.51")
+    });
+    store.start_etcd();
+    wait_for(Duration::from_secs(40), "the peer to follow", || {
+        two.namespace
+            .run("bridge fdb show")
+            .contains("10.77.0.51")
+            .then_some(())
+    });
+    one.wait_reaches(&two);
+}
+
+#[test]
+fn foreign_route_in_the_way_is_left_alone_and_named_once() {
+    let store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    one.start_agent();
+    one.wait_ready();
+    one.namespace
+        .ip("route add 10.5.250.0/24 via 10.77.0.1 proto static");
+    store.put_lease("10.5.250.0-24", GHOST);
+    one.wait_told("the route in the way", |line| {
+        line.contains("10.5.250.0/24")
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(
+        one.namespace
+            .ip("route show")
+            .contains("10.5.250.0/24 via 10.77.0.1")
+    );
+    let named = one
+        .log()
+        .lines()
+        .filter(|line| line.contains("failed to program"))
+        .count();
+    assert_eq!(named, 1, "{}", one.log());
+
+    one.namespace.ip("route del 10.5.250.0/24");
+    wait_until("the route to the peer", || {
+        one.namespace
+            .ip("route show")
+            .contains("10.5.250.0/24 nhid")
+    });
+}

@@ -10,6 +10,9 @@
 //!   as long as the lease exists.
 //! * A lease that overlaps an older one waits, and is accepted when the older one ends.
 //!
+//! What is refused is remembered all the same: when the own lease or the back end changes, all leases are judged anew
+//! without asking the store.
+//!
 //! The table is pure, and a change costs O(log n) for finding overlaps and otherwise as much as what changes with it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -115,6 +118,8 @@ pub struct PeerTable {
     network_v6: Option<Ipv6Net>,
     own: Lease,
     check: CheckPeer,
+    /// All leases that exist, also the refused ones and the own one, as they were readable last.
+    latest: BTreeMap<SubnetKey, Arc<Lease>>,
     /// All leases that could be used but for overlaps, with their last good attributes.
     sound: BTreeMap<SubnetKey, Arc<Lease>>,
     /// Which of them are in use.
@@ -154,6 +159,7 @@ impl PeerTable {
             network_v6: config.ipv6.map(|range| range.network),
             own: own.clone(),
             check,
+            latest: BTreeMap::new(),
             sound: BTreeMap::new(),
             accepted: Claims::new(config.ipv6.is_some()),
             blocked_by: HashMap::new(),
@@ -202,8 +208,8 @@ impl PeerTable {
                     .map(|lease| lease.key)
                     .chain(unreadable)
                     .collect();
-                let known = self.sound.keys().chain(self.refusals.keys());
-                let gone: BTreeSet<_> = known.filter(|key| !exist.contains(key)).copied().collect();
+                let known = self.latest.keys();
+                let gone: Vec<_> = known.filter(|key| !exist.contains(key)).copied().collect();
                 for key in gone {
                     self.remove(key, &mut batch);
                 }
@@ -224,8 +230,45 @@ impl PeerTable {
         self.changes(batch)
     }
 
+    /// Judges all leases anew for a node that now holds `own`, or whose back end now makes other demands, and says what
+    /// that changed. A lease whose last update is bad under the new circumstances too keeps its last good attributes, if
+    /// those are still good.
+    pub fn rejudge(&mut self, own: &Lease, check: CheckPeer) -> PeerChanges {
+        let mut batch = Batch::default();
+        for key in self.latest.keys() {
+            batch.note(self, *key);
+        }
+        let former = std::mem::replace(&mut self.own, own.clone());
+        self.check = check;
+        // The node's own former lease is not another node's; that it ends, the store will say.
+        if former.key != own.key
+            && let Some(lease) = self.latest.get(&former.key)
+            && (lease.attrs.public_ip, &lease.attrs.owner)
+                == (former.attrs.public_ip, &former.attrs.owner)
+        {
+            self.latest.remove(&former.key);
+        }
+        let reported = std::mem::take(&mut self.refusals);
+        let last_good = std::mem::take(&mut self.sound);
+        self.accepted = Claims::new(self.network_v6.is_some());
+        self.blocked_by.clear();
+        self.blocks.clear();
+        for lease in last_good.into_values() {
+            self.admit(lease, &mut batch);
+        }
+        for lease in self.latest.values().cloned().collect::<Vec<_>>() {
+            self.admit(lease, &mut batch);
+        }
+        self.settle(&mut batch);
+        batch
+            .refused
+            .retain(|key, refusal| reported.get(key) != Some(refusal));
+        self.changes(batch)
+    }
+
     fn remove(&mut self, key: SubnetKey, batch: &mut Batch) {
         batch.note(self, key);
+        self.latest.remove(&key);
         self.refusals.remove(&key);
         batch.refused.remove(&key);
         self.withdraw(key, batch);
@@ -236,9 +279,6 @@ impl PeerTable {
 
     fn set(&mut self, lease: Lease, batch: &mut Batch) {
         let key = lease.key;
-        if key == self.own.key {
-            return;
-        }
         // A lease created anew is another one, whoever had the subnet before.
         if self
             .sound
@@ -248,6 +288,17 @@ impl PeerTable {
             let refusal = self.refusals.get(&key).cloned();
             self.remove(key, batch);
             self.refusals.extend(refusal.map(|refusal| (key, refusal)));
+        }
+        let lease = Arc::new(lease);
+        self.latest.insert(key, Arc::clone(&lease));
+        self.admit(lease, batch);
+    }
+
+    /// Makes a lease one of the sound ones, if it is.
+    fn admit(&mut self, lease: Arc<Lease>, batch: &mut Batch) {
+        let key = lease.key;
+        if key == self.own.key {
+            return;
         }
         match self.judge(&lease) {
             Err(refusal) => self.refuse(key, refusal, batch),
@@ -261,7 +312,7 @@ impl PeerTable {
                         batch.refused.remove(&key);
                     }
                 }
-                if self.sound.insert(key, Arc::new(lease)).is_none() {
+                if self.sound.insert(key, lease).is_none() {
                     batch.pending.insert((created, key));
                 }
             }

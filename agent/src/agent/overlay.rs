@@ -13,7 +13,7 @@ use crate::firewall::nftables::{self, Nftables, Rules};
 use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
 use crate::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::network_config::NetworkConfig;
-use crate::peers::PeerTable;
+use crate::peers::{CheckPeer, PeerTable};
 use crate::reconcile::{Reconciler, Report};
 use crate::settings::Settings;
 use crate::state::Delta;
@@ -138,7 +138,7 @@ impl Overlay {
             own,
         } = place;
         Self {
-            peers: peer_table(&config, &own, &backend),
+            peers: PeerTable::new(&config, &own, check_peer(&backend)),
             plan: Plan::new(&*backend, &own.key, []),
             refused: BTreeMap::new(),
             reconciler: Reconciler::new(kernel, backend.scope()),
@@ -310,12 +310,7 @@ impl Overlay {
 
     /// Judges and plans the peers anew, after the own lease or the back end changed.
     fn replan(&mut self) {
-        let leases = self.peers.peers().map(|peer| Lease::clone(peer)).collect();
-        self.peers = peer_table(&self.config, &self.own, &self.backend);
-        let changes = self.peers.apply(LeaseEvent::Snapshot {
-            leases,
-            unreadable: Vec::new(),
-        });
+        let changes = self.peers.rejudge(&self.own, check_peer(&self.backend));
         changes.log();
         let peers = self.peers.peers().map(AsRef::as_ref);
         self.plan = Plan::new(&*self.backend, &self.own.key, peers);
@@ -358,12 +353,8 @@ impl Overlay {
     }
 }
 
-/// The table of the peers that may be believed; the back end has a say.
-fn peer_table(config: &NetworkConfig, own: &Lease, backend: &Arc<dyn Backend>) -> PeerTable {
+/// The back end's say in which peers may be believed.
+fn check_peer(backend: &Arc<dyn Backend>) -> CheckPeer {
     let backend = Arc::clone(backend);
-    PeerTable::new(
-        config,
-        own,
-        Box::new(move |peer| backend.peer(peer).map(drop).map_err(|why| why.to_string())),
-    )
+    Box::new(move |peer| backend.peer(peer).map(drop).map_err(|why| why.to_string()))
 }

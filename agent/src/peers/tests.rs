@@ -25,14 +25,17 @@ fn lease(name: &str, public_ip: &str, created: u64) -> Lease {
     }
 }
 
-fn table_of(config: &str, own: &str) -> PeerTable {
-    // A stand-in for a back end's check: owners called "bad" are unusable.
-    let check = |lease: &Lease| match lease.attrs.owner.as_deref() {
-        Some("bad") => Err("no VtepMAC".to_owned()),
+/// A stand-in for a back end's check: owners called `bad` are unusable.
+fn check(bad: &'static str) -> CheckPeer {
+    Box::new(move |lease| match lease.attrs.owner.as_deref() {
+        Some(owner) if owner == bad => Err("no VtepMAC".to_owned()),
         _ => Ok(()),
-    };
+    })
+}
+
+fn table_of(config: &str, own: &str) -> PeerTable {
     let config = NetworkConfig::parse(config).unwrap();
-    PeerTable::new(&config, &lease(own, "10.0.0.1", 100), Box::new(check))
+    PeerTable::new(&config, &lease(own, "10.0.0.1", 100), check("bad"))
 }
 
 fn table() -> PeerTable {
@@ -295,6 +298,101 @@ fn a_lease_freed_by_an_eviction_is_used() {
 }
 
 #[test]
+fn judging_anew_under_the_same_circumstances_changes_nothing() {
+    let mut table = table();
+    let mut worse = lease("10.5.2.0-24", "10.0.0.2", 101);
+    table.apply(set([worse.clone(), lease("10.5.3.0-24", "10.0.0.1", 102)]));
+    worse.attrs.public_ip = Ipv4Addr::LOCALHOST;
+    table.apply(set([worse]));
+    let changes = table.rejudge(&lease(OWN, "10.0.0.1", 100), check("bad"));
+    assert_eq!(shown(&changes), "");
+    assert_eq!(names(table.peers()), ["10.5.2.0-24"]);
+    assert_eq!(table.refusals().count(), 2);
+}
+
+#[test]
+fn a_lease_that_waits_still_waits_after_all_were_judged_anew() {
+    let mut table = table();
+    let old = lease("10.5.4.0-23", "10.0.0.2", 101);
+    let young = lease("10.5.5.0-24", "10.0.0.3", 102);
+    table.apply(set([old, young]));
+    let own = lease(OWN, "10.0.0.77", 100);
+    assert_eq!(shown(&table.rejudge(&own, check("bad"))), "");
+    assert_eq!(names(table.peers()), ["10.5.4.0-23"]);
+    assert_eq!(
+        shown(&table.apply(removed(&["10.5.4.0-23"]))),
+        "+10.5.5.0-24 -10.5.4.0-23"
+    );
+}
+
+#[test]
+fn what_was_refused_is_accepted_when_its_reason_ends() {
+    let mut table = table();
+    let ours = lease("10.5.2.0-24", "10.0.0.1", 101);
+    let mut unusable = lease("10.5.3.0-24", "10.0.0.3", 102);
+    unusable.attrs.owner = Some("bad".to_owned());
+    let overlapping = lease("10.5.1.128-25", "10.0.0.4", 103);
+    table.apply(set([ours, unusable, overlapping]));
+    assert!(table.is_empty());
+
+    let mut own = lease(OWN, "10.0.0.77", 100);
+    let changes = table.rejudge(&own, check("bad"));
+    assert_eq!(shown(&changes), "+10.5.2.0-24");
+    let changes = table.rejudge(&own, check("nobody"));
+    assert_eq!(shown(&changes), "+10.5.3.0-24");
+    own.key = key("10.5.9.0-24");
+    let changes = table.rejudge(&own, check("nobody"));
+    assert_eq!(shown(&changes), "+10.5.1.128-25");
+    assert_eq!(table.refusals().count(), 0);
+}
+
+#[test]
+fn what_was_accepted_is_refused_when_there_is_a_reason_now() {
+    let mut table = table();
+    let a = lease("10.5.2.0-24", "10.0.0.2", 101);
+    let b = lease("10.5.3.0-24", "10.0.0.3", 102);
+    table.apply(set([a, b]));
+    assert_eq!(
+        shown(&table.rejudge(&lease(OWN, "10.0.0.2", 100), check("bad"))),
+        "-10.5.2.0-24 !10.5.2.0-24: another node publishes our public IP"
+    );
+    // The subnet of a peer that is gone, though its end was not seen yet.
+    assert_eq!(
+        shown(&table.rejudge(&lease("10.5.3.0-24", "10.0.0.1", 100), check("bad"))),
+        "+10.5.2.0-24 -10.5.3.0-24"
+    );
+}
+
+#[test]
+fn an_update_refused_once_is_followed_when_it_is_good() {
+    let mut table = table();
+    let mut peer = lease("10.5.2.0-24", "10.0.0.2", 101);
+    table.apply(set([peer.clone()]));
+    // Takes over our address before we know that it is no longer ours.
+    peer.attrs.public_ip = Ipv4Addr::new(10, 0, 0, 1);
+    assert!(table.apply(set([peer.clone()])).is_empty());
+    let changes = table.rejudge(&lease(OWN, "10.0.0.77", 100), check("bad"));
+    assert_eq!(shown(&changes), "~10.5.2.0-24");
+    assert_eq!(table.get(&peer.key).unwrap().attrs, peer.attrs);
+    assert_eq!(table.refusals().count(), 0);
+}
+
+#[test]
+fn the_own_former_lease_is_nobodys_but_who_took_it_over_is_a_peer() {
+    let own = lease(OWN, "10.0.0.1", 100);
+    let next = lease("10.5.9.0-24", "10.0.0.1", 200);
+    let mut left = table();
+    left.apply(snapshot([own], &[]));
+    assert_eq!(shown(&left.rejudge(&next, check("bad"))), "");
+    let mut taken = table();
+    taken.apply(snapshot([lease(OWN, "10.0.0.9", 100)], &[]));
+    assert_eq!(
+        shown(&taken.rejudge(&next, check("bad"))),
+        format!("+{OWN}")
+    );
+}
+
+#[test]
 fn ipv6_counts_only_where_the_network_has_it() {
     let leases = || {
         [
@@ -336,6 +434,7 @@ enum Step {
         index: usize,
     },
     Snapshot,
+    Rejudge,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -344,6 +443,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(low, len, created, ip)| Step::Set { low, len, created, ip }),
         2 => any::<prop::sample::Index>().prop_map(|i| Step::Remove { index: i.index(1000) }),
         1 => Just(Step::Snapshot),
+        1 => Just(Step::Rejudge),
     ]
 }
 
@@ -376,6 +476,13 @@ proptest! {
                     let gone = exists.keys().nth(index % exists.len().max(1)).copied();
                     gone.map(|key| exists.remove(&key));
                     table.apply(LeaseEvent::Changes { set: vec![], removed: gone.into_iter().collect() })
+                }
+                Step::Rejudge => {
+                    let refused: BTreeSet<_> = table.refusals().map(|(key, _)| *key).collect();
+                    let changes = table.rejudge(&lease(OWN, "10.0.0.1", 100), check("bad"));
+                    // Where there are two reasons, the other one may be given.
+                    prop_assert!(changes.refused.iter().all(|(key, _)| refused.contains(key)));
+                    changes
                 }
                 Step::Snapshot => table.apply(snapshot(exists.values().cloned().collect::<Vec<_>>(), &[])),
             };

@@ -104,16 +104,24 @@ impl Error {
 /// Finds the underlay that `wanted` asks for: the named interface, the one with the given address, or else the one of
 /// the default route (`ip route show default`, lowest metric).
 ///
+/// `current` is what a running overlay uses. Its interface and address stay the choice for as long as they would do,
+/// even when by now there is a better one: the peers would have to learn another address, for nothing. A second default
+/// route, or a service address that keepalived adds beside one from DHCP, is no reason to move. What is read anew is the
+/// MTU, the prefix length and the public address.
+///
 /// # Errors
 /// An [`Error`] that lists what interfaces and addresses there are. Dropping the future leaves nothing behind.
-pub async fn discover(wanted: &settings::Underlay) -> Result<Underlay, Error> {
+pub async fn discover(
+    wanted: &settings::Underlay,
+    current: Option<&Underlay>,
+) -> Result<Underlay, Error> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Open)?;
     let connection = tokio::spawn(connection);
     let host = tokio::time::timeout(DEADLINE, observe(&handle, wanted.interface.is_none())).await;
     connection.abort();
     host.map_err(|_| Error::Timeout)?
         .map_err(Error::List)?
-        .choose(wanted)
+        .choose(wanted, current)
 }
 
 /// Lists links and IPv4 addresses, and the default routes when `with_routes` says so.
@@ -131,7 +139,7 @@ async fn observe(handle: &Handle, with_routes: bool) -> Result<Host, rtnetlink::
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut routes = handle.route().get(request).execute();
         while let Some(message) = routes.try_next().await? {
-            host.default_routes.extend(default_route(&message));
+            host.default_routes.extend(default_routes(&message));
         }
     }
     Ok(host)
@@ -198,38 +206,28 @@ fn address(message: &AddressMessage) -> Option<Address> {
     })
 }
 
-fn default_route(message: &RouteMessage) -> Option<DefaultRoute> {
-    let table = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Table(table) => Some(*table),
-            _ => None,
-        });
-    if table.unwrap_or(u32::from(message.header.table)) != u32::from(RouteHeader::RT_TABLE_MAIN)
+/// One entry for each of the route's next hops: any of them reaches the peers.
+fn default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
+    let mut table = u32::from(message.header.table);
+    let mut metric = 0;
+    let mut links = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Priority(number) => metric = *number,
+            RouteAttribute::Oif(index) => links.push(*index),
+            RouteAttribute::MultiPath(hops) => {
+                links.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    if table != u32::from(RouteHeader::RT_TABLE_MAIN)
         || message.header.destination_prefix_length != 0
         || message.header.kind != RouteType::Unicast
     {
-        return None;
+        return Vec::new();
     }
-    let link_index = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            // Of several next hops the first: any of them reaches the peers.
-            RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
-            _ => None,
-        })?;
-    let metric = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Priority(metric) => Some(*metric),
-            _ => None,
-        });
-    Some(DefaultRoute {
-        link_index,
-        metric: metric.unwrap_or(0),
-    })
+    let route = |link_index| DefaultRoute { link_index, metric };
+    links.into_iter().map(route).collect()
 }

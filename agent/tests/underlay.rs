@@ -36,7 +36,7 @@ fn named(name: &str) -> Wanted {
 }
 
 async fn check() {
-    let error = discover(&wanted(None)).await.unwrap_err();
+    let error = discover(&wanted(None), None).await.unwrap_err();
     assert!(error.is_transient());
     let message = error.to_string();
     assert!(message.contains("lo (no IPv4 address)"), "{message}");
@@ -53,7 +53,7 @@ async fn check() {
     ip("route add default via 10.77.0.1 table 77");
     ip("route add blackhole default metric 50");
 
-    let by_name = discover(&named("u0")).await.unwrap();
+    let by_name = discover(&named("u0"), None).await.unwrap();
     let expected = Underlay {
         index: by_name.index,
         name: "u0".parse().unwrap(),
@@ -64,14 +64,51 @@ async fn check() {
     };
     assert_eq!(by_name, expected);
     let address = Interface::Address(expected.address);
-    assert_eq!(discover(&wanted(Some(address))).await.unwrap(), expected);
-    let by_route = discover(&wanted(None)).await.unwrap();
+    assert_eq!(
+        discover(&wanted(Some(address)), None).await.unwrap(),
+        expected
+    );
+    let by_route = discover(&wanted(None), None).await.unwrap();
     assert_eq!((by_route.name.as_str(), by_route.mtu), ("u1", 1500));
 
-    let message = discover(&named("u7")).await.unwrap_err().to_string();
+    stays(&by_route).await;
+
+    let message = discover(&named("u7"), None).await.unwrap_err().to_string();
     assert!(message.contains("u0 (10.77.0.11/24)"), "{message}");
-    let message = discover(&named("lo")).await.unwrap_err().to_string();
+    let message = discover(&named("lo"), None).await.unwrap_err().to_string();
     assert!(message.contains("no usable IPv4 address"), "{message}");
+}
+
+/// What may happen beside a running overlay on `u1`, and what makes it move.
+async fn stays(current: &Underlay) {
+    // As if from DHCP, so that a permanent service address comes first. So does a route of a lower metric.
+    ip("address change 192.0.2.1/24 dev u1 valid_lft 1000 preferred_lft 1000");
+    ip("address add 192.0.2.100/32 dev u1");
+    ip("route add default via 10.77.0.1 metric 10");
+    let moved = discover(&named("u1"), None).await.unwrap();
+    assert_eq!(moved.address, Ipv4Addr::new(192, 0, 2, 100));
+    let moved = discover(&wanted(None), None).await.unwrap();
+    assert_eq!(moved.name.as_str(), "u0");
+    for asked in [wanted(None), named("u1")] {
+        let kept = discover(&asked, Some(current)).await.unwrap();
+        assert_eq!(kept, *current);
+    }
+    ip("link set u1 mtu 1450");
+    let kept = discover(&wanted(None), Some(current)).await.unwrap();
+    assert_eq!((kept.address, kept.mtu), (current.address, 1450));
+
+    // One of two ways out is enough, whichever it is.
+    ip("route del default metric 100");
+    ip("route add default metric 100 nexthop via 10.77.0.1 nexthop via 192.0.2.2");
+    let kept = discover(&wanted(None), Some(current)).await.unwrap();
+    assert_eq!(kept.name.as_str(), "u1");
+    ip("route del default metric 100");
+    let moved = discover(&wanted(None), Some(current)).await.unwrap();
+    assert_eq!(moved.name.as_str(), "u0");
+
+    ip("address del 192.0.2.1/24 dev u1");
+    let moved = discover(&named("u1"), Some(current)).await.unwrap();
+    assert_eq!(moved.address, Ipv4Addr::new(192, 0, 2, 100));
 }
 
 #[test]

@@ -90,7 +90,7 @@ pub(crate) async fn connect(
     config: &NetworkConfig,
     kernel: &mut Kernel,
 ) -> Result<(Underlay, Arc<dyn Backend>), ConnectError> {
-    let underlay = underlay::discover(&settings.underlay).await?;
+    let underlay = underlay::discover(&settings.underlay, None).await?;
     let backend = BackendConfig::parse(&config.backend)?;
     let setup = Setup {
         network: config.ipv4.network,
@@ -280,7 +280,7 @@ impl Overlay {
         &mut self,
         settings: &Settings,
     ) -> Result<bool, underlay::Error> {
-        let underlay = underlay::discover(&settings.underlay).await?;
+        let underlay = underlay::discover(&settings.underlay, Some(&self.underlay)).await?;
         if underlay == self.underlay {
             return Ok(false);
         }

@@ -28,7 +28,7 @@ pub(super) struct Address {
     pub(super) permanent: bool,
 }
 
-/// A default route of the main table.
+/// A next hop of a default route of the main table.
 #[derive(Debug)]
 pub(super) struct DefaultRoute {
     pub(super) link_index: u32,
@@ -44,12 +44,18 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// The underlay that `wanted` asks for.
-    pub(super) fn choose(&self, wanted: &settings::Underlay) -> Result<Underlay, Error> {
-        let (link, address) = match &wanted.interface {
-            Some(Interface::Address(wanted)) => self.owner_of(*wanted)?,
-            Some(Interface::Name(name)) => self.with_best_address(self.called(name)?)?,
-            None => self.with_best_address(self.of_default_route()?)?,
+    /// The underlay that `wanted` asks for; if `current` still is one, with its interface and address.
+    pub(super) fn choose(
+        &self,
+        wanted: &settings::Underlay,
+        current: Option<&Underlay>,
+    ) -> Result<Underlay, Error> {
+        let kept = current.and_then(|current| self.kept(current, wanted.interface.as_ref()));
+        let (link, address) = match (kept, &wanted.interface) {
+            (Some(kept), _) => kept,
+            (None, Some(Interface::Address(wanted))) => self.owner_of(*wanted)?,
+            (None, Some(Interface::Name(name))) => self.with_best_address(self.called(name)?)?,
+            (None, None) => self.with_best_address(self.of_default_route()?)?,
         };
         if link.mtu < MIN_MTU {
             return Err(Error::BadMtu {
@@ -65,6 +71,27 @@ impl Host {
             mtu: link.mtu,
             public_ip: wanted.public_ip.unwrap_or(address.address),
         })
+    }
+
+    /// The interface and the address in use, if `wanted` allows them and they are all there still.
+    fn kept(&self, current: &Underlay, wanted: Option<&Interface>) -> Option<(&Link, &Address)> {
+        let link = self
+            .link(current.index)
+            .filter(|link| link.name == current.name && link.mtu >= MIN_MTU)?;
+        let address = self.addresses.iter().find(|address| {
+            address.link_index == link.index && address.address == current.address
+        })?;
+        // A link-local address was a makeshift, until the interface has a better one.
+        let lasts = address.is_usable() && !address.address.is_link_local();
+        let allowed = match wanted {
+            Some(Interface::Address(wanted)) => *wanted == address.address,
+            Some(Interface::Name(name)) => lasts && *name == link.name,
+            None => {
+                let mut routes = self.default_routes.iter();
+                lasts && routes.any(|route| route.link_index == link.index)
+            }
+        };
+        allowed.then_some((link, address))
     }
 
     fn called(&self, wanted: &InterfaceName) -> Result<&Link, Error> {

@@ -68,7 +68,7 @@ const ANY: settings::Underlay = settings::Underlay {
 
 #[test]
 fn nothing_asked_for_means_the_default_route_of_the_lowest_metric() {
-    let underlay = host().choose(&ANY).unwrap();
+    let underlay = host().choose(&ANY, None).unwrap();
     assert_eq!(underlay.name.as_str(), "eth0");
     assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 15));
     assert_eq!(underlay.public_ip, underlay.address);
@@ -78,7 +78,7 @@ fn nothing_asked_for_means_the_default_route_of_the_lowest_metric() {
 fn permanent_address_comes_before_a_dynamic_one() {
     let mut host = host();
     host.addresses.push(address(2, "10.0.2.16"));
-    let underlay = host.choose(&wanted("eth0")).unwrap();
+    let underlay = host.choose(&wanted("eth0"), None).unwrap();
     assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 16));
 }
 
@@ -87,18 +87,18 @@ fn link_local_address_is_the_last_resort() {
     let mut host = host();
     host.addresses
         .retain(|address| address.address.octets()[0] != 10);
-    let underlay = host.choose(&wanted("eth0")).unwrap();
+    let underlay = host.choose(&wanted("eth0"), None).unwrap();
     assert_eq!(underlay.address, Ipv4Addr::new(169, 254, 7, 7));
 }
 
 #[test]
 fn address_chooses_its_interface_even_if_deprecated() {
-    let underlay = host().choose(&wanted("10.77.0.11")).unwrap();
+    let underlay = host().choose(&wanted("10.77.0.11"), None).unwrap();
     assert_eq!(
         (underlay.index, underlay.mtu, underlay.prefix_len),
         (3, 1500, 24)
     );
-    let underlay = host().choose(&wanted("10.0.2.14")).unwrap();
+    let underlay = host().choose(&wanted("10.0.2.14"), None).unwrap();
     assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 14));
 }
 
@@ -106,7 +106,7 @@ fn address_chooses_its_interface_even_if_deprecated() {
 fn public_address_changes_neither_interface_nor_source() {
     let public_ip = Some(Ipv4Addr::new(203, 0, 113, 5));
     let underlay = host()
-        .choose(&settings::Underlay { public_ip, ..ANY })
+        .choose(&settings::Underlay { public_ip, ..ANY }, None)
         .unwrap();
     assert_eq!(underlay.name.as_str(), "eth0");
     assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 15));
@@ -117,15 +117,18 @@ fn public_address_changes_neither_interface_nor_source() {
 fn failures_say_what_there_is() {
     let inventory =
         "lo (127.0.0.1/8), eth0 (169.254.7.7/24 10.0.2.15/24 10.0.2.14/24), eth1 (10.77.0.11/24)";
-    let error = host().choose(&wanted("eth7")).unwrap_err();
+    let error = host().choose(&wanted("eth7"), None).unwrap_err();
     assert_eq!(
         error.to_string(),
         format!("no interface is called \"eth7\"; there are {inventory}")
     );
     assert!(error.is_transient());
-    let error = host().choose(&wanted("10.1.1.1")).unwrap_err().to_string();
+    let error = host()
+        .choose(&wanted("10.1.1.1"), None)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("address 10.1.1.1; there are lo"), "{error}");
-    let error = host().choose(&wanted("lo")).unwrap_err().to_string();
+    let error = host().choose(&wanted("lo"), None).unwrap_err().to_string();
     assert!(
         error.starts_with("the interface lo has no usable IPv4"),
         "{error}"
@@ -133,11 +136,103 @@ fn failures_say_what_there_is() {
 
     let mut host = host();
     host.default_routes.clear();
-    let error = host.choose(&ANY).unwrap_err().to_string();
+    let error = host.choose(&ANY, None).unwrap_err().to_string();
     assert!(error.contains("underlay.interface is not set"), "{error}");
     host.links[1].mtu = 0;
-    let error = host.choose(&wanted("eth0")).unwrap_err().to_string();
+    let error = host.choose(&wanted("eth0"), None).unwrap_err().to_string();
     assert!(error.contains("MTU of 0"), "{error}");
-    let error = Host::default().choose(&ANY).unwrap_err().to_string();
+    let error = Host::default().choose(&ANY, None).unwrap_err().to_string();
     assert!(error.ends_with("there are no interfaces"), "{error}");
+}
+
+#[test]
+fn running_overlay_stays_where_it_is() {
+    for asked in [ANY, wanted("eth0"), wanted("10.0.2.15")] {
+        let mut host = host();
+        let current = host.choose(&asked, None).unwrap();
+        // A service address, which is permanent beside one from DHCP, and a better way out.
+        host.addresses.insert(0, address(2, "10.0.2.100"));
+        host.default_routes.push(DefaultRoute {
+            link_index: 3,
+            metric: 1,
+        });
+        assert_eq!(host.choose(&asked, Some(&current)).unwrap(), current);
+
+        host.links[1].mtu = 1400;
+        host.addresses[3].prefix_len = 16;
+        let expected = Underlay {
+            mtu: 1400,
+            prefix_len: 16,
+            ..current.clone()
+        };
+        assert_eq!(host.choose(&asked, Some(&current)).unwrap(), expected);
+    }
+}
+
+/// Something that happens to a host.
+type Event = fn(&mut Host);
+
+#[test]
+fn running_overlay_moves_when_it_must() {
+    let cases: [(&str, Event, &str); 6] = [
+        (
+            "the address went away",
+            |host| host.addresses.retain(|a| a.address.octets()[3] != 15),
+            "eth0 10.0.2.100",
+        ),
+        (
+            "the address is deprecated",
+            |host| host.addresses[2].deprecated = true,
+            "eth0 10.0.2.100",
+        ),
+        (
+            "the interface has no default route any more",
+            |host| host.default_routes.retain(|r| r.link_index != 2),
+            "eth1 10.77.0.11",
+        ),
+        (
+            "another interface has the name",
+            |host| {
+                host.links[1].index = 7;
+                host.addresses.push(address(7, "10.0.2.15"));
+                host.addresses.insert(0, address(7, "10.0.2.101"));
+                host.default_routes[1].link_index = 7;
+            },
+            "eth0 10.0.2.101",
+        ),
+        (
+            "the interface has another name",
+            |host| host.links[1].name = "wan".parse().unwrap(),
+            "wan 10.0.2.100",
+        ),
+        (
+            "the address went to another interface",
+            |host| host.addresses[2].link_index = 3,
+            "eth0 10.0.2.100",
+        ),
+    ];
+    for (event, happen, expected) in cases {
+        let mut host = host();
+        let current = host.choose(&ANY, None).unwrap();
+        host.addresses.push(address(2, "10.0.2.100"));
+        happen(&mut host);
+        let underlay = host.choose(&ANY, Some(&current)).unwrap();
+        let found = format!("{} {}", underlay.name, underlay.address);
+        assert_eq!(found, expected, "{event}");
+    }
+}
+
+#[test]
+fn link_local_address_is_given_up_for_a_better_one() {
+    let mut host = host();
+    host.addresses[2].link_index = 9;
+    let current = host.choose(&ANY, None).unwrap();
+    assert!(current.address.is_link_local());
+    assert_eq!(host.choose(&ANY, Some(&current)).unwrap(), current);
+    host.addresses[2].link_index = 2;
+    let underlay = host.choose(&ANY, Some(&current)).unwrap();
+    assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 15));
+    // Whoever asks for it by name gets it.
+    let asked = wanted("169.254.7.7");
+    assert_eq!(host.choose(&asked, Some(&current)).unwrap(), current);
 }

@@ -44,6 +44,7 @@ check: ## Formatting, lints, licences, shell scripts, unit files
 	@command -v cargo-deny >/dev/null || $(call cargo-tool,cargo-deny)
 	cargo deny --log-level error check --hide-inclusion-graph bans licenses sources
 	shellcheck $(shell git grep -lI '^#!.*sh$$' -- . ':!*.rs')
+	agent/verify-units units/system
 
 .PHONY: test-unit
 test-unit: ## Unit and property tests; need no privileges

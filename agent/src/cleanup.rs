@@ -2,20 +2,23 @@
 //!
 //! Works without etcd, since a host that leaves its cluster may not reach it any more. The lease lapses by itself.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::backend::vxlan::device_name;
 use crate::firewall::nftables::Nftables;
 use crate::lock::{self, Lock};
 use crate::logging::chain;
+use crate::machine_id;
 use crate::net::InterfaceName;
 use crate::netlink::{Kernel, KernelError};
 use crate::reconcile::Reconciler;
 use crate::settings::Settings;
-use crate::state::Scope;
+use crate::state::{Object, Scope};
 use crate::subnet_file;
 
 /// Why not everything was removed.
@@ -33,14 +36,23 @@ pub enum Error {
 }
 
 /// Removes the overlay devices with their entries, all routes and next hops that carry our protocol number, the nftables
-/// table, `subnet.env` and the state directory's contents. What is already gone is no error.
+/// table, `subnet.env`, and what the state directory keeps: the devices' MAC addresses and the machine's random id. What
+/// is already gone is no error.
 ///
-/// Goes on after a failure, and names all of them at the end.
+/// The state directory itself stays, with the lock file in it: who removed that could run beside who still has it open.
+/// An overlay device is found by its kept MAC address, or else by the routes to peers over it; one that lost both stays.
+///
+/// Goes on after a failure, also when nobody reads `output` any more, and names all of them at the end.
+///
+/// # Errors
+/// When an agent runs nothing is touched; else what is left.
 pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Error> {
-    let _lock = Lock::take(&settings.files.state_dir)?;
-    let mut left = Vec::new();
-    let mut note = |part: &str, error: &dyn std::error::Error| {
-        left.push(format!("{part}: {}", chain(error)));
+    let state_dir = &settings.files.state_dir;
+    let _lock = Lock::take(state_dir)?;
+    let mut report = Report {
+        output,
+        printed: Ok(()),
+        left: Vec::new(),
     };
 
     // Without a memory of the network every address on our devices is ours: the default is 0.0.0.0/0.
@@ -48,32 +60,61 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         .ok()
         .and_then(|previous| previous.network)
         .unwrap_or_default();
-    let identities = identities(&settings.files.state_dir);
-    let links = identities.iter().map(|(name, _)| name.clone()).collect();
+    let (links, mut kept): (Vec<_>, Vec<_>) = identities(state_dir).into_iter().unzip();
+    kept.push(state_dir.join(machine_id::FILE));
     match remove_from_kernel(Scope { links, network }).await {
-        Ok(removed) => writeln!(output, "kernel: {removed} objects removed")?,
-        Err(error) => note("kernel", &error),
+        Ok(removed) => report.done(format_args!("kernel: {removed} objects removed")),
+        Err(error) => report.failed("kernel", &error),
     }
     match Nftables::new().clear().await {
-        Ok(true) => writeln!(output, "firewall: table removed")?,
-        Ok(false) => writeln!(output, "firewall: nothing to remove")?,
-        Err(error) => note("firewall", &error),
+        Ok(true) => report.done("firewall: table removed"),
+        Ok(false) => report.done("firewall: nothing to remove"),
+        Err(error) => report.failed("firewall", &error),
     }
     match subnet_file::remove(&settings.files.subnet_file) {
-        Ok(true) => writeln!(output, "{} removed", settings.files.subnet_file.display())?,
+        Ok(true) => report.removed(&settings.files.subnet_file),
         Ok(false) => (),
-        Err(error) => note("subnet file", &error),
+        Err(error) => report.failed("subnet file", &error),
     }
-    for (_, path) in identities {
+    for path in kept {
         match fs::remove_file(&path) {
-            Ok(()) => writeln!(output, "{} removed", path.display())?,
-            Err(error) => note(&path.display().to_string(), &error),
+            Ok(()) => report.removed(&path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+            Err(error) => report.failed(path.display(), &error),
         }
     }
-    if left.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Left(left))
+    report.end()
+}
+
+/// What was done is printed at once, what was not is kept for the end.
+struct Report<'a, W> {
+    output: &'a mut W,
+    /// The first failure to print.
+    printed: io::Result<()>,
+    left: Vec<String>,
+}
+
+impl<W: Write> Report<'_, W> {
+    fn done(&mut self, what: impl Display) {
+        if self.printed.is_ok() {
+            self.printed = writeln!(self.output, "{what}");
+        }
+    }
+
+    fn removed(&mut self, path: &Path) {
+        self.done(format_args!("{} removed", path.display()));
+    }
+
+    fn failed(&mut self, part: impl Display, error: &dyn std::error::Error) {
+        self.left.push(format!("{part}: {}", chain(error)));
+    }
+
+    fn end(self) -> Result<(), Error> {
+        if self.left.is_empty() {
+            Ok(self.printed?)
+        } else {
+            Err(Error::Left(self.left))
+        }
     }
 }
 
@@ -86,8 +127,16 @@ enum RemoveError {
     Failures(String),
 }
 
-async fn remove_from_kernel(scope: Scope) -> Result<u64, RemoveError> {
-    let mut reconciler = Reconciler::new(Kernel::open()?, scope);
+async fn remove_from_kernel(mut scope: Scope) -> Result<u64, RemoveError> {
+    let mut kernel = Kernel::open()?;
+    for (name, object) in kernel.marked_links().await? {
+        // Routes may lead over the underlay too, which is not ours.
+        let overlay = matches!(&object, Object::Vxlan(device) if device_name(device.vni) == name);
+        if overlay && !scope.links.contains(&name) {
+            scope.links.push(name);
+        }
+    }
+    let mut reconciler = Reconciler::new(kernel, scope);
     let report = reconciler.remove_all().await?;
     if report.failures.is_empty() {
         return Ok(report.counts.removed);

@@ -31,7 +31,7 @@ pub enum Command {
     /// Show or set the network config that all nodes of the cluster share.
     #[command(subcommand)]
     Network(NetworkCommand),
-    /// Remove everything that the agent made on this host: device, routes, firewall table, subnet file.
+    /// Remove everything that the agent made on this host: device, routes, firewall table, files.
     Cleanup(SettingsFlags),
     /// Lay out the machine's root file system and mount its /etc; the initrd does so at every boot.
     #[command(hide = true)]

@@ -16,7 +16,7 @@ const APPLICATION: [u8; 16] = [
 ];
 
 /// Name of the file in the state directory that holds the id of a machine without a machine-id.
-const FILE: &str = "machine-id";
+pub(crate) const FILE: &str = "machine-id";
 
 /// The machine has no usable identity.
 #[derive(Debug, Error)]

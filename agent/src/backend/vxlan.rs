@@ -124,7 +124,7 @@ pub(super) async fn open(
 }
 
 /// `flannel.<VNI>`, flannel's name.
-fn device_name(vni: u32) -> InterfaceName {
+pub(crate) fn device_name(vni: u32) -> InterfaceName {
     let name = format!("flannel.{}", vni.min(MAX_VNI));
     #[expect(
         clippy::expect_used,

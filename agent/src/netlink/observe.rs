@@ -4,9 +4,9 @@
 //! thousands of containers' devices and a full Internet routing table, and none of it is looked at. Kernels before 4.20
 //! do not filter and send everything, so what is not ours is left out here as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use nix::errno::Errno;
 use rtnetlink::packet_route::route::RouteProtocol;
 
@@ -79,6 +79,43 @@ impl Kernel {
             observed.state.insert(Key::Route(route.destination), object);
         }
         Ok(observed)
+    }
+
+    /// The devices that next hops and routes with our mark lead over, the underlay's too where they do.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::observe`].
+    pub(crate) async fn marked_links(
+        &mut self,
+    ) -> Result<Vec<(InterfaceName, Object)>, KernelError> {
+        let mut observed = Observed {
+            state: State::new(),
+            complete: true,
+            surplus: Vec::new(),
+        };
+        let nothing = Scope {
+            links: Vec::new(),
+            network: Ipv4Net::default(),
+        };
+        let hops = self.list_next_hops(&mut observed).await?;
+        let routes = self
+            .list_routes(&nothing, &Names::new(), &mut observed)
+            .await?;
+        let indices: BTreeSet<u32> = hops
+            .iter()
+            .filter_map(|hop| Some(hop.path()?.0))
+            .chain(routes.iter().filter_map(|route| route.link))
+            .collect();
+        let mut links = Vec::new();
+        for index in indices {
+            if let Some(name) = self.name_of(index).await?
+                && let Some(object) = self.link(&name).await?
+            {
+                links.push((name, object));
+            }
+        }
+        Ok(links)
     }
 
     /// The addresses, neighbours and forwarding entries of an overlay device.

@@ -116,12 +116,15 @@ fn cleanup_leaves_the_namespace_as_it_was() {
     let store = Store::start(NETWORK);
     let [mut one, mut two] = [1, 2].map(|number| store.host(number));
     let before = one.overlay_objects();
+    let before_two = two.overlay_objects();
     for host in [&mut one, &mut two] {
         host.start_agent();
         host.wait_ready();
     }
-    wait_until("the peer's route", || {
-        one.namespace.ip("route show").contains("flannel.1")
+    wait_until("the peers' routes", || {
+        [&one, &two]
+            .iter()
+            .all(|host| host.namespace.ip("route show").contains("flannel.1"))
     });
     assert_eq!(one.stop_agent(), Some(0));
     assert_ne!(one.overlay_objects(), before);
@@ -141,6 +144,27 @@ fn cleanup_leaves_the_namespace_as_it_was() {
             .expect("selvage cleanup")
             .success()
     );
+
+    // The kept MAC address went away with the state directory, and nobody reads what is said.
+    assert_eq!(two.stop_agent(), Some(0));
+    let state = two.subnet_file().with_file_name("state");
+    std::fs::remove_dir_all(&state).expect("the state");
+    std::fs::create_dir(&state).expect("the state directory");
+    std::fs::write(state.join("machine-id"), "0123\n").expect("a kept id");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = two.selvage("cleanup").stdout(writer).output();
+    let output = output.expect("selvage cleanup");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("failed to print"), "{stderr}");
+    assert_eq!(two.overlay_objects(), before_two);
+    assert!(!two.subnet_file().exists());
+    let left: Vec<_> = std::fs::read_dir(&state)
+        .expect("the state directory")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    assert_eq!(left, ["lock"]);
 }
 
 #[test]

@@ -226,10 +226,6 @@ impl Watcher {
 
     /// Turns one message of the stream into an event.
     async fn received(&mut self, response: &WatchResponse) -> Result<(), Stop> {
-        /// The watch ID of an answer to a request for progress. Such answers may overtake events (etcd-io/etcd#15220),
-        /// so their revision says nothing; those that the server sends of its own accord stay in line.
-        const NO_WATCH: i64 = -1;
-
         let mut changes: BTreeMap<SubnetKey, Option<Lease>> = BTreeMap::new();
         let store = Arc::clone(&self.store);
         for event in response.events() {
@@ -260,11 +256,13 @@ impl Watcher {
                 self.look_at_own(Some(kv.mod_revision()));
             }
         }
-        if response.watch_id() != NO_WATCH
-            && let Some(header) = response.header()
-        {
-            self.next = self.next.max(Some(header.revision() + 1));
-        }
+        let events = response.events().iter();
+        let last = events.filter_map(|event| event.kv()).next_back();
+        self.next = self.next.max(next_revision(
+            response.watch_id(),
+            response.header().map(|header| header.revision()),
+            last.map(|kv| kv.mod_revision()),
+        ));
         if changes.is_empty() {
             return Ok(());
         }
@@ -315,6 +313,19 @@ impl Watcher {
     }
 }
 
+/// From which revision nothing was seen yet, after a message of the stream; `None` if it does not say. `header` is the
+/// revision that the message names, `last` that of its last event.
+///
+/// As etcd's own client (clientv3 `watch.go`) does: a server that catches up sends old events in batches under its
+/// present revision, so with events only the last of them counts.
+fn next_revision(watch_id: i64, header: Option<i64>, last: Option<i64>) -> Option<i64> {
+    /// The watch ID of an answer to a request for progress. Such answers may overtake events (etcd-io/etcd#15220), so
+    /// their revision says nothing; those that the server sends of its own accord stay in line.
+    const NO_WATCH: i64 = -1;
+    let seen = last.or(header.filter(|_| watch_id != NO_WATCH))?;
+    seen.checked_add(1)
+}
+
 /// The next message. `Err(None)`: the server fell silent.
 async fn next_message(stream: &mut WatchStream) -> Result<Option<WatchResponse>, Option<Error>> {
     if let Ok(message) = timeout(SILENCE, stream.message()).await {
@@ -324,5 +335,24 @@ async fn next_message(stream: &mut WatchStream) -> Result<Option<WatchResponse>,
     match timeout(DEADLINE, stream.message()).await {
         Ok(message) => message.map_err(Some),
         Err(_) => Err(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watching_resumes_after_the_last_event_and_not_after_the_servers_revision() {
+        for (watch_id, header, last, next) in [
+            (0, Some(90), Some(40), Some(41)),
+            (0, Some(90), None, Some(91)),
+            (-1, Some(90), None, None),
+            (0, None, Some(40), Some(41)),
+            (0, None, None, None),
+            (0, Some(i64::MAX), None, None),
+        ] {
+            assert_eq!(next_revision(watch_id, header, last), next);
+        }
     }
 }

@@ -14,6 +14,7 @@ use tracing::debug;
 use super::DEADLINE;
 use super::settings::{Endpoint, EtcdSettings};
 use crate::lease::StoreError;
+use crate::logging::chain;
 
 /// gRPC status codes (grpc/doc/statuscodes.md).
 pub(super) mod code {
@@ -275,15 +276,4 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         .map(|error| error.kind().to_string())
         .filter(|text| text != "other error" && text != "uncategorized error");
     Some(kind.unwrap_or_else(|| root.to_string()))
-}
-
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -46,22 +46,6 @@ impl Console {
             .unwrap_or_default()
     }
 
-    /// The last lines that say anything.
-    pub(crate) fn tail(&self, lines: usize) -> Vec<String> {
-        // 200 bytes a line are plenty, and a console can be megabytes.
-        let offset = self.len().saturating_sub(lines as u64 * 200);
-        let text = self.text_from(offset);
-        let spoken: Vec<_> = text
-            .lines()
-            .map(str::trim_end)
-            .filter(|line| !line.is_empty())
-            .collect();
-        spoken[spoken.len().saturating_sub(lines)..]
-            .iter()
-            .map(|line| (*line).to_owned())
-            .collect()
-    }
-
     /// Bad messages in what was written since the last call; an unfinished last line is left for the next one.
     ///
     /// # Errors
@@ -136,12 +120,6 @@ mod tests {
     }
 
     #[test]
-    fn tail_skips_blank_lines() {
-        let (_file, console) = console(b"one\n\ntwo\r\n  \nthree\n\n");
-        assert_eq!(console.tail(2), ["two", "three"]);
-    }
-
-    #[test]
     fn each_bad_line_is_reported_once_and_when_complete() {
         let (file, mut console) = console(b"fine\n[FAILED] Failed to start a.serv");
         assert!(console.check().unwrap().is_empty());
@@ -157,9 +135,6 @@ mod tests {
     #[test]
     fn a_console_not_yet_there_is_empty() {
         let console = Console::new("/nonexistent/console".into());
-        assert_eq!(
-            (console.len(), console.text(), console.tail(3).len()),
-            (0, String::new(), 0)
-        );
+        assert_eq!((console.len(), console.text()), (0, String::new()));
     }
 }

@@ -152,12 +152,13 @@ impl Machine {
             watch
                 .look(Instant::now(), sight)
                 .with_context(|| self.spec.name.clone())?;
-            let tail = self
-                .console
-                .tail(1)
-                .pop()
-                .unwrap_or_else(|| "starting".into());
-            progress.tell(self.name(), &clip(&tail, 200));
+            // A quiet kernel says nothing for long; its disk shows that it gets on.
+            let said = console.lines().rfind(|line| !line.trim().is_empty());
+            let said = clip(said.unwrap_or("booting").trim(), 160);
+            progress.tell(
+                self.name(),
+                &format!("{said} ({disk_operations} disk operations)"),
+            );
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         progress.tell(self.name(), "sshd answers");

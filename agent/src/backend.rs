@@ -21,22 +21,31 @@ use crate::go_json::{GoJsonError, Object};
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::net::MacAddr;
 use crate::netlink::{Kernel, KernelError};
-use crate::network_config::BackendSpec;
+use crate::network_config::NetworkConfig;
 use crate::state::{self, Key, Scope, State};
 use crate::underlay::Underlay;
 
 /// The back ends that exist, as the network config names them.
 const KINDS: &[&str] = &[vxlan::KIND];
 
-/// The network config's `Backend` object is unusable.
+/// No back end can do what the network config asks for.
 #[derive(Debug, Error)]
 pub enum BackendConfigError {
+    /// A family that no back end carries yet. To carry only the other one in silence would be worse than to refuse.
+    #[error("EnableIPv6: true is not possible: no back end carries IPv6; allowed: false")]
+    Ipv6,
     /// No such back end.
     #[error("the back end {0:?} does not exist; there is: {list}", list = KINDS.join(", "))]
     Kind(String),
-    /// One key is wrong.
+    /// One key is wrong. The text is whole: it is not the cause of another.
     #[error("Backend: {0}")]
-    Json(#[from] GoJsonError),
+    Json(GoJsonError),
+}
+
+impl From<GoJsonError> for BackendConfigError {
+    fn from(error: GoJsonError) -> Self {
+        Self::Json(error)
+    }
 }
 
 /// The validated `Backend` object of the network config.
@@ -47,12 +56,16 @@ pub enum BackendConfig {
 }
 
 impl BackendConfig {
-    /// Reads the back end's part of a network config.
+    /// Reads the back end's part of a network config, and sees to it that the back end carries the families asked for.
     ///
     /// # Errors
     ///
     /// Names the key, the value and what is allowed.
-    pub fn parse(spec: &BackendSpec) -> Result<Self, BackendConfigError> {
+    pub fn parse(config: &NetworkConfig) -> Result<Self, BackendConfigError> {
+        if config.ipv6.is_some() {
+            return Err(BackendConfigError::Ipv6);
+        }
+        let spec = &config.backend;
         let options = Object::parse(spec.options.get())?;
         match spec.kind.as_str() {
             vxlan::KIND => Ok(Self::Vxlan(VxlanConfig::parse(&options)?)),

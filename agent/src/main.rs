@@ -88,7 +88,7 @@ fn network(command: NetworkCommand) -> anyhow::Result<()> {
                 if_absent, file, ..
             } => {
                 let text = network_command::read_input(Some(&file))?;
-                let check = |config: &NetworkConfig| match BackendConfig::parse(&config.backend) {
+                let check = |config: &NetworkConfig| match BackendConfig::parse(config) {
                     Ok(_) => Ok(()),
                     Err(error) => Err(logging::chain(&error)),
                 };

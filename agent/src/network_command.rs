@@ -28,7 +28,7 @@ pub enum NetworkCommandError {
     #[error("the network config is not usable, nothing was changed")]
     Invalid(#[from] NetworkConfigError),
     /// The back end cannot work with the new config; nothing was written.
-    #[error("the network config is not usable, nothing was changed: Backend: {0}")]
+    #[error("the network config is not usable, nothing was changed: {0}")]
     Backend(String),
     /// etcd.
     #[error(transparent)]

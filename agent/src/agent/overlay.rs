@@ -91,7 +91,7 @@ pub(crate) async fn connect(
     kernel: &mut Kernel,
 ) -> Result<(Underlay, Arc<dyn Backend>), ConnectError> {
     let underlay = underlay::discover(&settings.underlay, None).await?;
-    let backend = BackendConfig::parse(&config.backend)?;
+    let backend = BackendConfig::parse(config)?;
     let setup = Setup {
         network: config.ipv4.network,
         underlay: &underlay,

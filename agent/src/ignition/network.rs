@@ -29,6 +29,6 @@ pub(super) fn overlay(network: &Value) -> Result<Ipv4Net, NetworkFault> {
         return Err(NetworkFault::Missing);
     }
     let config = NetworkConfig::parse(&network.to_string())?;
-    BackendConfig::parse(&config.backend)?;
+    BackendConfig::parse(&config)?;
     Ok(config.ipv4.network)
 }

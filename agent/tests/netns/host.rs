@@ -218,5 +218,5 @@ pub(crate) fn peers(count: u16) -> Vec<Lease> {
 /// The back end's part of a network config.
 pub(crate) fn backend_config(backend: &str) -> BackendConfig {
     let config = format!(r#"{{"Network":"10.0.0.0/8","Backend":{backend}}}"#);
-    BackendConfig::parse(&NetworkConfig::parse(&config).unwrap().backend).unwrap()
+    BackendConfig::parse(&NetworkConfig::parse(&config).unwrap()).unwrap()
 }

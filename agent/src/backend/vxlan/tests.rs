@@ -58,7 +58,7 @@ fn lease_with(data: &str) -> Lease {
 fn try_parse(backend: &str) -> Result<BackendConfig, String> {
     let config = format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#);
     let config = NetworkConfig::parse(&config).map_err(|error| error.to_string())?;
-    BackendConfig::parse(&config.backend).map_err(|error| error.to_string())
+    BackendConfig::parse(&config).map_err(|error| error.to_string())
 }
 
 fn parse(backend: &str) -> VxlanConfig {
@@ -146,15 +146,19 @@ fn bad_configurations_name_key_value_and_range() {
     ] {
         assert_eq!(try_parse(config).unwrap_err(), message, "{config}");
     }
-    let error = BackendConfig::parse(
-        &NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#)
-            .unwrap()
-            .backend,
-    );
-    assert_eq!(
-        error.unwrap_err().to_string(),
-        "the back end \"udp\" does not exist; there is: vxlan"
-    );
+    for (config, message) in [
+        (
+            r#"{"Network":"10.5.0.0/16"}"#,
+            "the back end \"udp\" does not exist; there is: vxlan",
+        ),
+        (
+            r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}}"#,
+            "EnableIPv6: true is not possible: no back end carries IPv6; allowed: false",
+        ),
+    ] {
+        let error = BackendConfig::parse(&NetworkConfig::parse(config).unwrap());
+        assert_eq!(error.unwrap_err().to_string(), message);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Small network types that the standard library and `ipnet` lack, validated where they are made.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,21 @@ impl From<InterfaceName> for String {
     }
 }
 
+/// What an IPv4 address is, if another host cannot send packets to it; `None` for all unicast addresses, link-local and
+/// private ones among them.
+pub fn unusable_v4(address: Ipv4Addr) -> Option<&'static str> {
+    match address.octets()[0] {
+        // RFC 1122 §3.2.1.3: 0.0.0.0/8 is "this network".
+        0 => Some("unspecified"),
+        127 => Some("a loopback address"),
+        224..=239 => Some("a multicast address"),
+        _ if address.is_broadcast() => Some("the broadcast address"),
+        // RFC 1112 §4.
+        240..=255 => Some("a reserved (class E) address"),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +195,29 @@ mod tests {
             assert!(
                 name.parse::<InterfaceName>().is_err(),
                 "{name:?} was accepted"
+            );
+        }
+    }
+
+    #[test]
+    fn only_unicast_addresses_of_other_hosts_are_usable() {
+        for usable in ["1.0.0.0", "10.0.0.1", "169.254.0.1", "223.255.255.255"] {
+            assert_eq!(unusable_v4(usable.parse().unwrap()), None, "{usable}");
+        }
+        for (address, what) in [
+            ("0.0.0.0", "unspecified"),
+            ("0.1.2.3", "unspecified"),
+            ("127.8.0.1", "a loopback address"),
+            ("224.0.0.1", "a multicast address"),
+            ("239.255.255.255", "a multicast address"),
+            ("240.0.0.0", "a reserved (class E) address"),
+            ("255.255.255.254", "a reserved (class E) address"),
+            ("255.255.255.255", "the broadcast address"),
+        ] {
+            assert_eq!(
+                unusable_v4(address.parse().unwrap()),
+                Some(what),
+                "{address}"
             );
         }
     }

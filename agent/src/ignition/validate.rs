@@ -13,7 +13,7 @@ use super::cluster::{Cluster, Node};
 use super::locate::{Index, Position, join_index};
 use super::network::{self, NetworkFault};
 use super::ssh_key::{self, SshKeyError};
-use crate::net::MacAddr;
+use crate::net::{MacAddr, unusable_v4};
 
 /// A rule that a description breaks.
 #[derive(Debug, Error)]
@@ -324,15 +324,10 @@ fn is_host_name(name: &str) -> bool {
 
 fn is_host_address(net: Ipv4Net) -> bool {
     let address = net.addr();
-    let is_unicast = !address.is_unspecified()
-        && !address.is_loopback()
-        && !address.is_multicast()
-        && address.octets()[0] != 0
-        && address.octets()[0] < 240;
     // A /31 has two hosts and neither network nor broadcast address (RFC 3021).
     let is_host =
         net.prefix_len() == 31 || (address != net.network() && address != net.broadcast());
-    (1..=31).contains(&net.prefix_len()) && is_unicast && is_host
+    (1..=31).contains(&net.prefix_len()) && unusable_v4(address).is_none() && is_host
 }
 
 fn is_endpoint(url: &str) -> bool {

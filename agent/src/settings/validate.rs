@@ -8,6 +8,7 @@ use super::inputs::{Inputs, Sourced};
 use super::key::{self, Key};
 use super::{Agent, Error, Etcd, Files, Firewall, Interface, Settings, Underlay};
 use crate::logging;
+use crate::net::unusable_v4;
 
 const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
 const DEFAULT_PREFIX: &str = "/coreos.com/network";
@@ -231,12 +232,10 @@ fn public_ip(input: &Sourced<String>) -> Result<Ipv4Addr, Error> {
     let expected = "an IPv4 unicast address that peers can send to";
     let address = input.value.trim().parse::<Ipv4Addr>();
     let address = address.map_err(|_| input.error(expected))?;
-    // 0.0.0.0/8 is "this network" and 240.0.0.0/4 reserved (RFC 6890).
-    let first = address.octets()[0];
-    if first == 0 || first >= 240 || address.is_loopback() || address.is_multicast() {
-        return Err(input.error(expected));
+    match unusable_v4(address) {
+        Some(_) => Err(input.error(expected)),
+        None => Ok(address),
     }
-    Ok(address)
 }
 
 fn node_id(input: &Sourced<String>) -> Result<String, Error> {

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::{Error, Interface, InterfaceName, Underlay, settings};
+use crate::net::unusable_v4;
 
 /// The smallest MTU that IPv4 allows (RFC 791).
 const MIN_MTU: u32 = 68;
@@ -171,12 +172,7 @@ impl Host {
 impl Address {
     /// Whether another host could answer it.
     fn is_usable(&self) -> bool {
-        let address = self.address;
-        !self.deprecated
-            && !address.is_loopback()
-            && !address.is_unspecified()
-            && !address.is_multicast()
-            && !address.is_broadcast()
+        !self.deprecated && unusable_v4(self.address).is_none()
     }
 }
 

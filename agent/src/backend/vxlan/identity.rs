@@ -5,15 +5,14 @@
 //! flannel implementation made it; then the state directory's; then a fresh random one. It is always set at creation:
 //! systemd-udevd leaves an address alone that was not the kernel's choice.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
 use thiserror::Error;
 use tracing::warn;
 
+use crate::atomic_file;
 use crate::net::MacAddr;
 
 /// The node's MAC address cannot be read, made or kept.
@@ -50,9 +49,12 @@ pub(super) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, 
         None => random().map_err(IdentityError::Random)?,
     };
     if kept != Some(mac) {
-        write(file, mac).map_err(|source| IdentityError::Write {
-            path: file.to_owned(),
-            source,
+        // Not a secret: every peer knows it.
+        atomic_file::replace(file, format!("{mac}\n").as_bytes(), 0o644).map_err(|source| {
+            IdentityError::Write {
+                path: file.to_owned(),
+                source,
+            }
         })?;
     }
     Ok(mac)
@@ -88,22 +90,10 @@ fn random() -> io::Result<MacAddr> {
     Ok(MacAddr(octets))
 }
 
-/// Replaces the file as a whole, so that a power cut leaves the old or the new address.
-fn write(file: &Path, mac: MacAddr) -> io::Result<()> {
-    let dir = file.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(dir)?;
-    let mut new = NamedTempFile::new_in(dir)?;
-    writeln!(new, "{mac}")?;
-    // Not a secret: every peer knows it.
-    new.as_file()
-        .set_permissions(Permissions::from_mode(0o644))?;
-    new.as_file().sync_all()?;
-    new.persist(file)?;
-    File::open(dir)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

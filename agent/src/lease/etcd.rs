@@ -30,6 +30,7 @@ use crate::lease::{Lease, LeaseAttrs, LeaseStore, StoreError, StoreEvent, Subnet
 use crate::network_config::NetworkConfig;
 
 mod acquire;
+pub(crate) mod endpoint;
 mod held;
 mod keeper;
 mod listing;

@@ -1,12 +1,13 @@
 //! The last stage: what the sources say together becomes [`Settings`], or an error that says what would be right.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::inputs::{Inputs, Sourced};
 use super::key::{self, Key};
 use super::{Agent, Error, Etcd, Files, Firewall, Interface, Settings, Underlay};
+use crate::lease::etcd::endpoint::{self, Endpoint};
 use crate::logging;
 use crate::net::unusable_v4;
 
@@ -79,10 +80,12 @@ fn etcd(inputs: Inputs) -> Result<Etcd, Error> {
         key::ETCD_USERNAME,
         username.is_some(),
     )?;
+    let cafile = optional(inputs.cafile.as_ref(), absolute)?;
+    let tls_by_default = cafile.is_some() || certfile.is_some();
     Ok(Etcd {
-        endpoints: endpoints(inputs.endpoints.as_ref())?,
+        endpoints: endpoints(inputs.endpoints.as_ref(), tls_by_default)?,
         prefix: prefix(inputs.prefix.as_ref())?,
-        cafile: optional(inputs.cafile.as_ref(), absolute)?,
+        cafile,
         certfile,
         keyfile,
         // flanneld's variable without a user name means nothing, as in flanneld.
@@ -133,12 +136,16 @@ fn path_or(input: Option<&Sourced<String>>, default: &str) -> Result<PathBuf, Er
     input.map_or_else(|| Ok(PathBuf::from(default)), absolute)
 }
 
-fn endpoints(input: Option<&Sourced<Vec<String>>>) -> Result<Vec<String>, Error> {
-    const EXPECTED: &str = "at least one URL http://HOST:PORT or https://HOST:PORT, with a port from 1 to 65535 and no user, path or query";
+/// The endpoints with a scheme; without one in the input, `tls_by_default` decides.
+fn endpoints(
+    input: Option<&Sourced<Vec<String>>>,
+    tls_by_default: bool,
+) -> Result<Vec<String>, Error> {
     let Some(input) = input else {
         return Ok(vec![DEFAULT_ENDPOINT.to_owned()]);
     };
-    let checked: Option<Vec<String>> = input.value.iter().map(|url| endpoint(url)).collect();
+    let read = |text: &String| Endpoint::parse(text, tls_by_default).map(|endpoint| endpoint.url);
+    let checked: Option<Vec<_>> = input.value.iter().map(read).collect();
     if let Some(endpoints) = checked.filter(|endpoints| !endpoints.is_empty()) {
         return Ok(endpoints);
     }
@@ -146,44 +153,12 @@ fn endpoints(input: Option<&Sourced<Vec<String>>>) -> Result<Vec<String>, Error>
         value: input
             .value
             .iter()
-            .map(|url| without_user(url))
+            .map(|text| endpoint::without_user(text))
             .collect::<Vec<_>>(),
         place: input.place.clone(),
         key: input.key,
     };
-    Err(shown.error(EXPECTED))
-}
-
-/// A URL of one member, without the slash that may end it.
-fn endpoint(url: &str) -> Option<String> {
-    let url = url.trim();
-    let url = url.strip_suffix('/').unwrap_or(url);
-    let authority = url
-        .strip_prefix("http://")
-        .or_else(|| url.strip_prefix("https://"))?;
-    let (host, port) = authority.rsplit_once(':')?;
-    let good_port = port.bytes().all(|byte| byte.is_ascii_digit())
-        && port.parse::<u16>().is_ok_and(|port| port != 0);
-    let good_host = match host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-    {
-        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-        None => {
-            let good_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-            !host.is_empty() && host.bytes().all(good_byte)
-        }
-    };
-    (good_port && good_host).then(|| url.to_owned())
-}
-
-/// The URL as it may be shown: what stands before an `@` could be a password.
-fn without_user(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://***@{rest}"),
-        (None, Some((_, rest))) => format!("***@{rest}"),
-        (_, None) => url.to_owned(),
-    }
+    Err(shown.error(format!("at least one URL {}", endpoint::FORM)))
 }
 
 /// The prefix as Go's `path.Join` leaves it: no empty elements, and no slash at the end.

@@ -12,7 +12,8 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::DEADLINE;
-use super::settings::{Endpoint, EtcdSettings};
+use super::endpoint::Endpoint;
+use super::settings::EtcdSettings;
 use crate::lease::StoreError;
 use crate::logging::chain;
 

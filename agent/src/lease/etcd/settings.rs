@@ -7,14 +7,15 @@ use std::time::Duration;
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use thiserror::Error;
 
+use super::endpoint::{self, Endpoint};
 use crate::lease::{LeaseKeyError, SubnetKey};
 use crate::settings::{self, Secret};
 
 /// How to reach etcd, and under which keys leases are kept.
 #[derive(Clone, Debug)]
 pub struct EtcdSettings {
-    /// The servers of one cluster: `http://HOST:PORT` or `https://HOST:PORT`. Without a scheme it is https if one of the
-    /// files below is given, else http. At least one.
+    /// The servers of one cluster: `http://HOST:PORT` or `https://HOST:PORT`. Without a scheme it is https if `cafile` or
+    /// `certfile` is given, else http. At least one.
     pub endpoints: Vec<String>,
     /// The folder of the cluster's keys, cleaned as Go's `path.Join` does: `//a/b/` is `/a/b`.
     pub prefix: String,
@@ -70,7 +71,7 @@ pub enum SettingsError {
     #[error("endpoints is empty: expected at least one, such as http://127.0.0.1:2379")]
     NoEndpoint,
     /// A server's address has another form.
-    #[error("endpoint {0:?} is not usable: expected http://HOST:PORT or https://HOST:PORT")]
+    #[error("endpoint {0:?} is not usable: expected {form}", form = endpoint::FORM)]
     Endpoint(String),
     /// Two settings go together.
     #[error("{given} is set but {missing} is not; they go together")]
@@ -95,14 +96,6 @@ pub enum SettingsError {
     /// The lease duration is out of range.
     #[error("ttl {0:?} is outside 1 s to 9000000000 s")]
     Ttl(Duration),
-}
-
-/// One server, ready to be connected to.
-#[derive(Clone, Debug)]
-pub(super) struct Endpoint {
-    /// With scheme: what the client connects to, and what messages show.
-    pub(super) url: String,
-    pub(super) tls: bool,
 }
 
 /// The keys of one cluster.
@@ -160,11 +153,12 @@ impl EtcdSettings {
         if self.ttl.subsec_nanos() != 0 || !(1..=9_000_000_000).contains(&self.ttl.as_secs()) {
             return Err(SettingsError::Ttl(self.ttl));
         }
-        let endpoints: Vec<_> = self
-            .endpoints
-            .iter()
-            .map(|text| self.endpoint(text))
-            .collect::<Result<_, _>>()?;
+        let tls_by_default = self.cafile.is_some() || self.certfile.is_some();
+        let read = |text: &String| {
+            Endpoint::parse(text, tls_by_default)
+                .ok_or_else(|| SettingsError::Endpoint(endpoint::without_user(text)))
+        };
+        let endpoints: Vec<_> = self.endpoints.iter().map(read).collect::<Result<_, _>>()?;
         if endpoints.is_empty() {
             return Err(SettingsError::NoEndpoint);
         }
@@ -172,37 +166,6 @@ impl EtcdSettings {
             self.tls()?;
         }
         Ok(endpoints)
-    }
-
-    fn has_tls_files(&self) -> bool {
-        self.cafile.is_some() || self.certfile.is_some()
-    }
-
-    fn endpoint(&self, text: &str) -> Result<Endpoint, SettingsError> {
-        let (tls, authority) = match text.split_once("://") {
-            Some(("http", rest)) => (false, rest),
-            Some(("https", rest)) => (true, rest),
-            Some(_) => return Err(SettingsError::Endpoint(text.to_owned())),
-            None => (self.has_tls_files(), text),
-        };
-        let authority = authority.strip_suffix('/').unwrap_or(authority);
-        // `user:password@` has its own settings, and would end up in logs.
-        let bad_byte = |c: char| !c.is_ascii_graphic() || "/@?#\"<>\\^`{|}".contains(c);
-        let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-            _ => (authority, None),
-        };
-        let bad_port =
-            port.is_some_and(|p| !matches!(p.parse::<u16>(), Ok(1..)) || p.starts_with('+'));
-        let bare_ipv6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
-        if host.is_empty() || authority.contains(bad_byte) || bad_port || bare_ipv6 {
-            return Err(SettingsError::Endpoint(text.to_owned()));
-        }
-        let scheme = if tls { "https" } else { "http" };
-        Ok(Endpoint {
-            url: format!("{scheme}://{authority}"),
-            tls,
-        })
     }
 
     /// Options for a connection to `endpoint`. Files are read anew for each connection, so renewed certificates count.
@@ -326,39 +289,6 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_checked_and_completed() {
-        let mut settings = EtcdSettings::default();
-        for (text, url) in [
-            ("http://10.0.0.1:2379", "http://10.0.0.1:2379"),
-            ("http://10.0.0.1:2379/", "http://10.0.0.1:2379"),
-            ("10.0.0.1:2379", "http://10.0.0.1:2379"),
-            ("https://etcd.example:2379", "https://etcd.example:2379"),
-            ("http://[fd00::1]:2379", "http://[fd00::1]:2379"),
-            ("http://[fd00::1]", "http://[fd00::1]"),
-        ] {
-            assert_eq!(settings.endpoint(text).unwrap().url, url, "{text}");
-        }
-        for text in [
-            "",
-            "http://",
-            "ftp://a:1",
-            "http://a:0",
-            "http://a:65536",
-            "http://a:x",
-            "http://a:+1",
-            "http://u:p@a:1",
-            "http://a:1/path",
-            "http://a b:1",
-            "fd00::1:2379",
-            "http://:2379",
-        ] {
-            assert!(settings.endpoint(text).is_err(), "{text:?} was accepted");
-        }
-        settings.cafile = Some("/ca.pem".into());
-        assert_eq!(settings.endpoint("a:1").unwrap().url, "https://a:1");
-    }
-
-    #[test]
     fn halves_and_bad_values_are_refused_and_secrets_hidden() {
         let half = |change: fn(&mut EtcdSettings)| {
             let mut settings = EtcdSettings::default();
@@ -369,9 +299,14 @@ mod tests {
         assert!(half(|s| s.keyfile = Some("k".into())).contains("certfile is not"));
         assert!(half(|s| s.ttl = Duration::from_millis(500)).contains("outside 1 s"));
         assert!(half(|s| s.endpoints.clear()).contains("endpoints is empty"));
+        let bad = half(|s| s.endpoints = vec!["http://u:hunter2@a:1".into()]);
+        assert!(
+            bad.starts_with(r#"endpoint "http://***@a:1" is not"#),
+            "{bad}"
+        );
         let missing = half(|s| {
             s.cafile = Some("/nonexistent/ca.pem".into());
-            s.endpoints = vec!["https://a:1".into()];
+            s.endpoints = vec!["a:1".into()];
         });
         assert_eq!(missing, "failed to read /nonexistent/ca.pem");
 

@@ -1,0 +1,123 @@
+//! The address of one etcd server: the only place where its form is decided.
+
+use std::net::Ipv6Addr;
+
+/// What an endpoint looks like, for messages.
+pub(crate) const FORM: &str = "http://HOST:PORT or https://HOST:PORT (HOST:PORT alone is https if a cafile or certfile is \
+     set, else http), with a port from 1 to 65535 and no user, path or query";
+
+/// One server, ready to be connected to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Endpoint {
+    /// With scheme and without a slash at the end: what the client connects to, and what messages show.
+    pub(crate) url: String,
+    pub(crate) tls: bool,
+}
+
+impl Endpoint {
+    /// Reads an endpoint; without a scheme, `tls_by_default` decides, as in flannel. `None` if it has another form.
+    ///
+    /// A port is required: flannel's client knows no default, and port 80 would be nobody's intention.
+    pub(crate) fn parse(text: &str, tls_by_default: bool) -> Option<Self> {
+        let (tls, authority) = match text.trim().split_once("://") {
+            Some(("http", rest)) => (false, rest),
+            Some(("https", rest)) => (true, rest),
+            Some(_) => return None,
+            None => (tls_by_default, text.trim()),
+        };
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let (host, port) = authority.rsplit_once(':')?;
+        let good_port = port.bytes().all(|byte| byte.is_ascii_digit())
+            && port.parse::<u16>().is_ok_and(|port| port != 0);
+        let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let good_host = match bracketed {
+            Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+            None => {
+                let good_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+                !host.is_empty() && host.bytes().all(good_byte)
+            }
+        };
+        let scheme = if tls { "https" } else { "http" };
+        (good_port && good_host).then(|| Self {
+            url: format!("{scheme}://{authority}"),
+            tls,
+        })
+    }
+}
+
+/// An endpoint as it may be shown, whatever it looks like: what stands before an `@` could be a password.
+pub(crate) fn without_user(text: &str) -> String {
+    match (text.split_once("://"), text.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://***@{rest}"),
+        (None, Some((_, rest))) => format!("***@{rest}"),
+        (_, None) => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_completed() {
+        let url = |text, tls| Endpoint::parse(text, tls).map(|endpoint| endpoint.url);
+        for (text, expected) in [
+            ("http://10.0.0.1:2379", "http://10.0.0.1:2379"),
+            (" http://10.0.0.1:2379/ ", "http://10.0.0.1:2379"),
+            ("10.0.0.1:2379", "http://10.0.0.1:2379"),
+            ("etcd.example:2379/", "http://etcd.example:2379"),
+            ("https://b-c_d.e:65535", "https://b-c_d.e:65535"),
+            ("http://[fd00::1]:2379", "http://[fd00::1]:2379"),
+            ("[fd00::1]:2379", "http://[fd00::1]:2379"),
+        ] {
+            assert_eq!(url(text, false).as_deref(), Some(expected), "{text}");
+        }
+        assert_eq!(url("a:1", true).as_deref(), Some("https://a:1"));
+        // Plain text stays plain text even if certificates are given, as in flannel.
+        assert_eq!(url("http://a:1", true).as_deref(), Some("http://a:1"));
+        let tls = |text| Endpoint::parse(text, false).map(|endpoint| endpoint.tls);
+        assert_eq!((tls("https://a:1"), tls("a:1")), (Some(true), Some(false)));
+    }
+
+    #[test]
+    fn other_forms_are_refused() {
+        for text in [
+            "",
+            ":2379",
+            "a",
+            "http://",
+            "http://10.0.0.1",
+            "http://[fd00::1]",
+            "http://:2379",
+            "http://a:0",
+            "http://a:65536",
+            "http://a:x",
+            "http://a:",
+            "http://a:+1",
+            "ftp://a:1",
+            "://a:1",
+            "fd00::1:2379",
+            "http://fd00::1:2379",
+            "http://[fd00::1:2379",
+            "http://u:p@a:1",
+            "http://a:1/path",
+            "http://a:1//",
+            "http://a:1?b",
+            "http://a b:1",
+        ] {
+            assert_eq!(Endpoint::parse(text, false), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn users_are_not_shown() {
+        for (text, shown) in [
+            ("http://user:hunter2@host:2379", "http://***@host:2379"),
+            ("user:hunter2@host:2379", "***@host:2379"),
+            ("http://a@b://c@host", "http://***@host"),
+            ("http://host", "http://host"),
+        ] {
+            assert_eq!(without_user(text), shown);
+        }
+    }
+}

@@ -12,7 +12,8 @@
 //!   which every peer sees as a change.
 //! * A key without an etcd lease is a reservation, and stays one.
 //! * The value names the machine that owns it (`SelvageOwner`), so that two machines with one public IP do not share a
-//!   lease. flannel skips the field.
+//!   lease. flannel skips the field. A machine that has another public IP after a restart finds its lease by it, if it
+//!   remembers the subnet as well.
 //! * Keys are read strictly, and only directly under `PREFIX/subnets/`; flannel also takes `PREFIX/subnets-old/…`.
 //!
 //! Two tasks do the lasting work and end with the store: one watches all leases, one keeps the own lease. They share the
@@ -75,6 +76,8 @@ impl Store {
 pub struct EtcdStore {
     store: Arc<Store>,
     owner: String,
+    /// Whether a lease was acquired before, so that a previous subnet is not one from an earlier life.
+    acquired: bool,
     events: Option<Receiver<StoreEvent>>,
     tasks: JoinSet<()>,
 }
@@ -111,6 +114,7 @@ impl EtcdStore {
                 touched: Notify::new(),
             }),
             owner,
+            acquired: false,
             events: None,
             tasks: JoinSet::new(),
         })
@@ -208,7 +212,13 @@ impl LeaseStore for EtcdStore {
         previous: Option<SubnetKey>,
     ) -> Result<Lease, StoreError> {
         let attrs = self.with_owner(attrs);
-        let acquired = acquire::acquire(&self.store, config, &attrs, previous).await?;
+        let node = acquire::Node {
+            attrs: &attrs,
+            previous,
+            restarted: !self.acquired,
+        };
+        let acquired = acquire::acquire(&self.store, config, node).await?;
+        self.acquired = true;
         let lease = Lease {
             key: acquired.held.key,
             attrs,

@@ -136,7 +136,8 @@ pub trait LeaseStore {
     fn network_config(&mut self) -> impl Future<Output = Result<NetworkConfig, StoreError>> + Send;
 
     /// Takes a lease for this node, or takes up the one it holds already: in this order a lease or reservation with
-    /// its public IP (and no other owner), the `previous` subnet if it is free, any free subnet.
+    /// its public IP (and no other owner), the `previous` subnet if it is free, any free subnet. What this machine held
+    /// under another public IP counts as its own if it is the `previous` subnet and this process had no lease yet.
     ///
     /// One attempt, in which lost races are retried. After success the store renews the lease by itself, and the next
     /// lease event is a snapshot. Not cancel-safe in one harmless way: a cancelled attempt may hold a subnet until the

@@ -103,6 +103,62 @@ async fn another_machine_with_the_same_public_ip_keeps_its_lease() {
 }
 
 #[tokio::test]
+async fn a_host_renumbered_while_its_agent_was_down_keeps_its_subnet() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    occupy(&mut client, &["10.5.1.0-24"]).await;
+    let first = acquire(&mut server.store("machine-a"), "10.0.0.1")
+        .await
+        .unwrap();
+    let name = first.key.name();
+    let (_, etcd_lease) = stored(&mut client, &name).await.unwrap();
+
+    let previous = Some(first.key);
+    let config = small_network();
+    let mut again = server.store("machine-a");
+    let lease = again
+        .acquire(&config, &attrs("10.0.0.7"), previous)
+        .await
+        .unwrap();
+    assert_eq!((lease.key, lease.created), (first.key, first.created));
+    let (value, id) = stored(&mut client, &name).await.unwrap();
+    assert!(value.starts_with(r#"{"PublicIP":"10.0.0.7""#), "{value}");
+    assert!(value.contains("machine-a"));
+    assert_eq!(id, etcd_lease);
+
+    // Without the memory it may be a clone's, and another machine's it is in any case.
+    for (owner, public_ip, previous) in [
+        ("machine-a", "10.0.0.8", None),
+        ("machine-b", "10.0.0.9", previous),
+    ] {
+        let mut other = server.store(owner);
+        let lease = other.acquire(&config, &attrs(public_ip), previous).await;
+        let lease = lease.unwrap();
+        assert_ne!(lease.key, first.key);
+        let key = format!("{SUBNETS}{}", lease.key.name());
+        client.delete(key, None).await.unwrap();
+        assert_eq!(stored(&mut client, &name).await.unwrap().0, value);
+    }
+}
+
+#[tokio::test]
+async fn of_two_clones_that_remember_one_subnet_only_one_ever_takes_it() {
+    let server = Server::start().await;
+    let config = small_network();
+    let (mut a, mut b) = (server.store("machine-a"), server.store("machine-a"));
+    let first = acquire(&mut a, "10.0.0.1").await.unwrap();
+    let previous = Some(first.key);
+    let taken = b.acquire(&config, &attrs("10.0.0.2"), previous).await;
+    assert_eq!(taken.unwrap().key, first.key);
+    let reason = lost(&mut a).await;
+    assert!(reason.contains("taken over by 10.0.0.2"), "{reason}");
+    let other = a.acquire(&config, &attrs("10.0.0.1"), previous).await;
+    assert_ne!(other.unwrap().key, first.key);
+    let value = stored(&mut server.client().await, &first.key.name()).await;
+    assert!(value.unwrap().0.contains("10.0.0.2"));
+}
+
+#[tokio::test]
 async fn the_previous_subnet_is_taken_if_free() {
     let server = Server::start().await;
     let mut client = server.client().await;

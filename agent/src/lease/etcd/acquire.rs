@@ -15,6 +15,30 @@ use crate::lease::{LeaseAttrs, StoreError, SubnetKey, allocate};
 use crate::network_config::NetworkConfig;
 use crate::retry::{Backoff, next_random, random_seed};
 
+/// Who takes a lease.
+pub(super) struct Node<'a> {
+    /// What it publishes.
+    pub(super) attrs: &'a LeaseAttrs,
+    /// The subnet that it had before.
+    pub(super) previous: Option<SubnetKey>,
+    /// Whether it had that in an earlier life, so that its address may be another one since.
+    pub(super) restarted: bool,
+}
+
+impl Node<'_> {
+    /// Whose a lease is. After a restart, what this machine held at its former address is its own still, if this host
+    /// remembers the subnet: a cloned disk has the same machine ID, but usually no such memory.
+    ///
+    /// A running node gets no such benefit. Two clones which both remember one subnet would take it from each other for
+    /// ever.
+    fn claim(&self, entry: &Entry) -> Claim {
+        match claim(self.attrs, entry.attrs.as_ref()) {
+            Claim::SameMachine if self.restarted && Some(entry.key) == self.previous => Claim::Ours,
+            claim => claim,
+        }
+    }
+}
+
 /// What to do about a listing.
 #[derive(Debug)]
 struct Decision<'a> {
@@ -41,17 +65,19 @@ pub(super) struct Acquired {
     pub(super) aged: bool,
 }
 
-/// Takes a lease for the node that publishes `attrs`.
+/// Takes a lease.
 pub(super) async fn acquire(
     store: &Store,
     config: &NetworkConfig,
-    attrs: &LeaseAttrs,
-    previous: Option<SubnetKey>,
+    node: Node<'_>,
 ) -> Result<Acquired, StoreError> {
     let mut fresh = None;
-    // As found in a file, it may be an address in the subnet.
-    let previous = previous.map(|key| SubnetKey::new(key.v4, key.v6));
-    let result = with_retries(store, config, attrs, previous, &mut fresh).await;
+    let node = Node {
+        // As found in a file, it may be an address in the subnet.
+        previous: node.previous.map(|key| SubnetKey::new(key.v4, key.v6)),
+        ..node
+    };
+    let result = with_retries(store, config, &node, &mut fresh).await;
     // A lease that was granted for an attempt which then failed would linger for a day. But after a request without an
     // answer it may be attached to this node's key, which revoking it would delete.
     if let Some(fresh) = fresh
@@ -74,8 +100,7 @@ const RACE_PAUSES: Backoff =
 async fn with_retries(
     store: &Store,
     config: &NetworkConfig,
-    attrs: &LeaseAttrs,
-    previous: Option<SubnetKey>,
+    node: &Node<'_>,
     fresh: &mut Option<EtcdLease>,
 ) -> Result<Acquired, StoreError> {
     /// flannel's number of rounds.
@@ -87,15 +112,11 @@ async fn with_retries(
             sleep(backoff.next_delay()).await;
         }
         let listing = list(&store.servers, &store.keys, &store.reports).await?;
-        let decision = decide(
-            config,
-            attrs,
-            previous,
-            &listing.entries,
-            next_random(&mut seed),
-        );
+        let decision = decide(config, node, &listing.entries, next_random(&mut seed));
         if attempt == 0 {
-            warn_of_twins(attrs, &listing.entries);
+            for entry in &listing.entries {
+                warn_of_twin(entry, node.claim(entry));
+            }
         }
         let written = match decision.subnet {
             _ if !decision.discard.is_empty() => {
@@ -115,8 +136,8 @@ async fn with_retries(
                     subnet_len: config.ipv4.subnet_len,
                 });
             }
-            Subnet::Keep(entry) => keep(store, attrs, entry, fresh).await?,
-            Subnet::Create(key) => create(store, attrs, key, listing.revision, fresh).await?,
+            Subnet::Keep(entry) => keep(store, node.attrs, entry, fresh).await?,
+            Subnet::Create(key) => create(store, node.attrs, key, listing.revision, fresh).await?,
         };
         if let Some((held, created, aged)) = written {
             return Ok(Acquired {
@@ -133,20 +154,19 @@ async fn with_retries(
 /// Which subnet to take, as flannel: the one held already, the previous one, any.
 fn decide<'a>(
     config: &NetworkConfig,
-    attrs: &LeaseAttrs,
-    previous: Option<SubnetKey>,
+    node: &Node<'_>,
     entries: &'a [Entry],
     seed: u64,
 ) -> Decision<'a> {
     let own = entries
         .iter()
-        .filter(|entry| claim(attrs, entry.attrs.as_ref()) == Claim::Ours);
+        .filter(|entry| node.claim(entry) == Claim::Ours);
     let (mut usable, unusable): (Vec<_>, Vec<_>) =
         own.partition(|entry| allocate::allows(config, &entry.key));
     // The one in use first, then a reservation, then in key order.
     usable.sort_by_key(|entry| {
         (
-            Some(entry.key) != previous,
+            Some(entry.key) != node.previous,
             entry.etcd_lease.is_some(),
             entry.key,
         )
@@ -160,7 +180,7 @@ fn decide<'a>(
         Some(entry) => Subnet::Keep(entry),
         None => {
             let taken: Vec<_> = entries.iter().map(|entry| entry.key).collect();
-            previous
+            node.previous
                 .filter(|key| allocate::allows(config, key))
                 .filter(|key| !taken.iter().any(|taken| allocate::overlap(key, taken)))
                 .or_else(|| allocate::choose(config, &taken, seed))
@@ -168,12 +188,6 @@ fn decide<'a>(
         }
     };
     Decision { discard, subnet }
-}
-
-fn warn_of_twins(attrs: &LeaseAttrs, entries: &[Entry]) {
-    for entry in entries {
-        warn_of_twin(entry, claim(attrs, entry.attrs.as_ref()));
-    }
 }
 
 /// Takes up a lease that is this node's already. Nothing is written if nothing changed.
@@ -190,6 +204,13 @@ async fn keep(
         modified: entry.modified,
         etcd_lease: None,
     };
+    if held.published.public_ip != attrs.public_ip {
+        info!(
+            subnet = %held.key,
+            former_public_ip = %held.published.public_ip,
+            "taking up the lease of this machine's former address"
+        );
+    }
     let Some(id) = entry.etcd_lease else {
         let subnet = entry.key.to_string();
         info!(subnet, "using the subnet reserved for this node");

@@ -43,7 +43,8 @@ pub(super) enum Claim {
     Ours,
     /// Another machine with the same public IP; behind a NAT many have the same.
     SameAddress,
-    /// The same machine ID at another public IP: a cloned disk, or this machine before it got its present address.
+    /// The same machine ID at another public IP: a cloned disk, or this machine before it got its present address. Left
+    /// alone, except where the previous subnet tells the two apart.
     SameMachine,
     /// Anybody else's, or unreadable.
     Other,

@@ -32,9 +32,13 @@ fn entry(name: &str, attrs: Option<LeaseAttrs>, etcd_lease: Option<i64>) -> Entr
 }
 
 /// The subnet, with a word for how it comes about, and the leases to give up.
-fn decided(entries: &[Entry], previous: Option<&str>) -> (String, Vec<String>) {
-    let own = attrs("10.0.0.1", Some(OWNER));
-    let decision = decide(&config(), &own, previous.map(key), entries, 1);
+fn decided(entries: &[Entry], previous: Option<&str>, restarted: bool) -> (String, Vec<String>) {
+    let node = Node {
+        attrs: &attrs("10.0.0.1", Some(OWNER)),
+        previous: previous.map(key),
+        restarted,
+    };
+    let decision = decide(&config(), &node, entries, 1);
     let subnet = match decision.subnet {
         Subnet::Keep(entry) => format!("keep {}", entry.key.v4),
         Subnet::Create(key) => format!("create {}", key.v4),
@@ -45,7 +49,7 @@ fn decided(entries: &[Entry], previous: Option<&str>) -> (String, Vec<String>) {
 }
 
 fn subnet(entries: &[Entry], previous: Option<&str>) -> String {
-    let (subnet, discard) = decided(entries, previous);
+    let (subnet, discard) = decided(entries, previous, true);
     assert_eq!(discard, Vec::<String>::new());
     subnet
 }
@@ -69,7 +73,7 @@ fn own_leases_are_kept_whoever_wrote_them_for_this_address() {
 fn leases_of_twins_are_left_alone() {
     for twin in [
         attrs("10.0.0.1", Some("machine-b")),
-        attrs("10.0.0.9", Some(OWNER)),
+        attrs("10.0.0.9", Some("machine-b")),
         attrs("10.0.0.9", None),
     ] {
         let entries = [
@@ -78,6 +82,22 @@ fn leases_of_twins_are_left_alone() {
         ];
         assert_eq!(subnet(&entries, Some("10.5.1.0-24")), "create 10.5.3.0/24");
     }
+}
+
+#[test]
+fn the_lease_of_the_former_address_is_kept_if_this_host_remembers_it() {
+    let moved = || Some(attrs("10.0.0.9", Some(OWNER)));
+    let entries = [
+        entry("10.5.1.0-24", moved(), Some(1)),
+        entry("10.5.2.0-24", moved(), Some(2)),
+    ];
+    assert_eq!(subnet(&entries, Some("10.5.2.0-24")), "keep 10.5.2.0/24");
+    for forgotten in [None, Some("10.5.3.0-24")] {
+        assert_eq!(subnet(&entries, forgotten), "create 10.5.3.0/24");
+    }
+    // A running node lost its lease to its twin: whoever would take it back, would not keep it for long.
+    let (running, discard) = decided(&entries, Some("10.5.2.0-24"), false);
+    assert_eq!((running.as_str(), discard.len()), ("create 10.5.3.0/24", 0));
 }
 
 #[test]
@@ -123,7 +143,7 @@ fn own_leases_outside_the_config_are_given_up_but_reservations_are_not() {
         entry("10.9.2.0-24", mine(), None),
         entry("10.9.3.0-24", Some(attrs("10.0.0.2", None)), Some(3)),
     ];
-    let (subnet, discard) = decided(&entries, None);
+    let (subnet, discard) = decided(&entries, None, true);
     assert!(subnet.starts_with("create 10.5."), "{subnet}");
     assert_eq!(discard, ["10.9.1.0/24", "10.5.1.0/25"]);
 }

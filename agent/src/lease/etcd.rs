@@ -24,8 +24,9 @@ use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 use tokio::sync::mpsc::{self, Receiver};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::lease::{Lease, LeaseAttrs, LeaseStore, StoreError, StoreEvent, SubnetKey};
 use crate::network_config::NetworkConfig;
@@ -195,6 +196,30 @@ impl EtcdStore {
     }
 }
 
+/// Publishes other attributes with the lease that is held.
+async fn publish(store: Arc<Store>, wanted: LeaseAttrs) -> Result<(), StoreError> {
+    let mut guard = store.held.lock().await;
+    let Some(held) = guard.as_mut() else {
+        return Err(StoreError::NoLease {
+            reason: "none was acquired, or it was lost".to_owned(),
+        });
+    };
+    held.wanted = wanted;
+    if held.published == held.wanted {
+        return Ok(());
+    }
+    // The keeper has a look when the lock is free again, so whatever fails from here on, it sees to it.
+    store.touched.notify_one();
+    let etcd_lease = held.etcd_lease;
+    if held.put(&store, etcd_lease).await? {
+        return Ok(());
+    }
+    match held.settle(&store).await? {
+        Settled::Kept { .. } => Ok(()),
+        Settled::Lost { reason } => Err(StoreError::NoLease { reason }),
+    }
+}
+
 impl LeaseStore for EtcdStore {
     async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
         let key = self.store.keys.config.clone();
@@ -231,26 +256,16 @@ impl LeaseStore for EtcdStore {
     }
 
     async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {
-        let wanted = self.with_owner(attrs);
-        let mut guard = self.store.held.lock().await;
-        let Some(held) = guard.as_mut() else {
-            return Err(StoreError::NoLease {
-                reason: "none was acquired, or it was lost".to_owned(),
-            });
-        };
-        held.wanted = wanted;
-        if held.published == held.wanted {
-            return Ok(());
-        }
-        // The keeper has a look when the lock is free again, so whatever fails from here on, it sees to it.
-        self.store.touched.notify_one();
-        let etcd_lease = held.etcd_lease;
-        if held.put(&self.store, etcd_lease).await? {
-            return Ok(());
-        }
-        match held.settle(&self.store).await? {
-            Settled::Kept { .. } => Ok(()),
-            Settled::Lost { reason } => Err(StoreError::NoLease { reason }),
+        let publishing = publish(Arc::clone(&self.store), self.with_owner(attrs));
+        let (done, outcome) = oneshot::channel();
+        while self.tasks.try_join_next().is_some() {}
+        // In a task of its own it outlasts the caller's patience, and goes from server to server.
+        self.tasks.spawn(async move {
+            let _ = done.send(publishing.await);
+        });
+        match timeout(DEADLINE, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) | Err(_) => Err(self.store.servers.silence()),
         }
     }
 

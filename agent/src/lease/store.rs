@@ -149,7 +149,8 @@ pub trait LeaseStore {
         previous: Option<SubnetKey>,
     ) -> impl Future<Output = Result<Lease, StoreError>> + Send;
 
-    /// Publishes changed attributes with the lease that is held.
+    /// Publishes changed attributes with the lease that is held. Answers within seconds: after
+    /// [`StoreError::Unreachable`] the store goes on trying by itself, for as long as it holds the lease.
     fn update(&mut self, attrs: &LeaseAttrs)
     -> impl Future<Output = Result<(), StoreError>> + Send;
 

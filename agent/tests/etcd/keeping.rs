@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use selvage::lease::etcd::DEADLINE;
+
 use crate::server::Server;
 use crate::*;
 
@@ -183,4 +185,31 @@ async fn a_failed_update_is_published_when_the_server_is_back() {
         _ => None,
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_update_that_gets_no_answer_returns_soon_and_is_published_later() {
+    let servers = Server::start_cluster().await;
+    let endpoints: Vec<_> = servers.iter().map(Server::url).collect();
+    let mut store = servers[0].store_with("machine-a", |s| s.endpoints = endpoints);
+    let own = acquire(&mut store, "10.0.0.1").await.unwrap();
+    servers.iter().for_each(Server::freeze);
+    for public_ip in ["10.0.0.2", "10.0.0.3"] {
+        let begin = Instant::now();
+        let error = store.update(&attrs(public_ip)).await.unwrap_err();
+        assert!(error.to_string().contains("no answer within"), "{error}");
+        assert!(error.is_transient(), "{error}");
+        assert!(begin.elapsed() < DEADLINE + Duration::from_secs(1));
+    }
+    servers.iter().for_each(Server::thaw);
+    let mut client = servers[0].client().await;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (value, _) = stored(&mut client, &own.key.name()).await.unwrap();
+        if value.contains("10.0.0.3") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "not published: {value}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

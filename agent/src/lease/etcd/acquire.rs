@@ -201,6 +201,7 @@ async fn keep(
         key: entry.key,
         wanted: attrs.clone(),
         published: entry.attrs.clone().unwrap_or_else(|| attrs.clone()),
+        unsure: Vec::new(),
         modified: entry.modified,
         etcd_lease: None,
     };
@@ -262,6 +263,7 @@ async fn create(
                 key,
                 wanted: attrs.clone(),
                 published: attrs.clone(),
+                unsure: Vec::new(),
                 modified: revision,
                 etcd_lease: Some(lease),
             };

@@ -29,6 +29,8 @@ pub(super) struct Held {
     pub(super) wanted: LeaseAttrs,
     /// What was published last, as far as is known.
     pub(super) published: LeaseAttrs,
+    /// What was sent without an answer: any of it may be in etcd by now, or may be yet.
+    pub(super) unsure: Vec<LeaseAttrs>,
     /// Modification revision of the key, as far as is known.
     pub(super) modified: i64,
     /// `None` for a reservation: it never expires, and stays so.
@@ -101,6 +103,10 @@ impl Held {
                     reason: format!("taken over by {} (machine {machine})", taken.public_ip),
                 });
             }
+            if self.modified != found.modified {
+                // Whatever is still under way compares with an older revision.
+                self.unsure.clear();
+            }
             self.modified = found.modified;
             self.etcd_lease = match found.etcd_lease {
                 None => None,
@@ -135,6 +141,9 @@ impl Held {
     ) -> Result<bool, StoreError> {
         let key = store.key(&self.key);
         let compare = Compare::mod_revision(key.as_str(), CompareOp::Equal, self.modified);
+        if !self.unsure.contains(&self.wanted) {
+            self.unsure.push(self.wanted.clone());
+        }
         let Some(revision) =
             put_if(&store.servers, compare, &key, &self.wanted, etcd_lease).await?
         else {
@@ -142,6 +151,7 @@ impl Held {
         };
         self.modified = revision;
         self.published = self.wanted.clone();
+        self.unsure.clear();
         self.etcd_lease = etcd_lease;
         Ok(true)
     }
@@ -150,6 +160,7 @@ impl Held {
     fn is_ours(&self, found: &LeaseAttrs) -> bool {
         claim(&self.wanted, Some(found)) == Claim::Ours
             || claim(&self.published, Some(found)) == Claim::Ours
+            || self.unsure.contains(found)
     }
 }
 

@@ -151,6 +151,14 @@ impl Servers {
         self.unreachable(connection.index, &failure)
     }
 
+    /// The error that no server answered in time, the current one included.
+    pub(super) fn silence(&self) -> StoreError {
+        let (index, _) = self.current();
+        StoreError::Unreachable {
+            attempts: format!("{}: {}", self.name(index), Failure::silence().cause),
+        }
+    }
+
     /// The address of a connection's server, as configured.
     pub(super) fn url(&self, connection: &Connection) -> &str {
         self.endpoints

@@ -1,8 +1,8 @@
 //! Containers on a booted cluster, and what they find out about each other: shared by the demo and the tests.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
 
 use crate::{
@@ -42,13 +42,29 @@ pub(crate) async fn start_containers(
     .await
 }
 
+/// Addresses of the containers on two hosts.
+///
+/// # Errors
+/// When they are one and the same: each Docker has a network of its own then, and a container that "reaches" the other
+/// one reaches itself.
+pub(crate) async fn addresses(from: &Machine, to: &Machine) -> Result<(Ipv4Addr, Ipv4Addr)> {
+    let client = container::address(from, WEB).await?;
+    let server = container::address(to, WEB).await?;
+    ensure!(
+        client != server,
+        "{}: the container has the address {client} of the one on {}",
+        from.name(),
+        to.name()
+    );
+    Ok((client, server))
+}
+
 /// Lets the container on `from` ping and ask the one on `to`.
 ///
 /// # Errors
 /// When a command fails; packets that do not come back are a result.
 pub(crate) async fn cross(from: &Machine, to: &Machine) -> Result<CrossReport> {
-    let client = container::address(from, WEB).await?;
-    let server = container::address(to, WEB).await?;
+    let (client, server) = addresses(from, to).await?;
     let ping: Ping = container::ping(from, WEB, server, PINGS).await?;
     let seen = container::client_seen_by(from, WEB, SocketAddrV4::new(server, WEB_PORT))
         .await

@@ -13,9 +13,10 @@ use crate::{
 
 /// The cases here.
 pub(super) const CASES: Names = &[
+    // First, for whatever stands on the console by now is the boot's.
+    "second_boot::leaves_no_failed_unit_and_a_clean_console",
     "second_boot::does_not_provision_again",
     "second_boot::keeps_subnet_mac_and_machine_id",
-    "second_boot::leaves_no_failed_unit_and_a_clean_console",
     "second_boot::starts_units_in_order",
     "second_boot::containers_talk_again",
 ];
@@ -65,17 +66,17 @@ pub(super) async fn run(
 ) {
     suite
         .case(CASES[0], cluster, async |cluster| {
-            does_not_provision(cluster, marks).await
+            first_boot::no_failed_unit(cluster, states).await
         })
         .await;
     suite
         .case(CASES[1], cluster, async |cluster| {
-            keeps_identity(cluster, before).await
+            does_not_provision(cluster, marks).await
         })
         .await;
     suite
         .case(CASES[2], cluster, async |cluster| {
-            first_boot::no_failed_unit(cluster, states).await
+            keeps_identity(cluster, before).await
         })
         .await;
     suite

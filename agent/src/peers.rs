@@ -25,6 +25,7 @@ use tracing::warn;
 
 use crate::lease::allocate::overlap;
 use crate::lease::{Lease, LeaseEvent, SubnetKey};
+use crate::net;
 use crate::network_config::NetworkConfig;
 
 mod claims;
@@ -461,18 +462,13 @@ impl Batch {
 
 /// What an address is, if packets cannot be sent to it.
 fn unusable_v4(address: Ipv4Addr, overlay: Ipv4Net) -> Option<&'static str> {
-    let [first, ..] = address.octets();
-    match address {
-        // RFC 1122 §3.2.1.3: 0.0.0.0/8 is "this network".
-        _ if first == 0 => Some("unspecified"),
-        a if a.is_loopback() => Some("a loopback address"),
-        a if a.is_multicast() => Some("a multicast address"),
-        a if a.is_broadcast() => Some("the broadcast address"),
-        _ if first >= 240 => Some("a reserved (class E) address"),
-        // Encapsulated packets would be encapsulated again, without end.
-        a if overlay.contains(&a) => Some("inside the overlay network"),
-        _ => None,
-    }
+    // Packets to an address inside would be encapsulated again, without end.
+    let inside = || {
+        overlay
+            .contains(&address)
+            .then_some("inside the overlay network")
+    };
+    net::unusable_v4(address).or_else(inside)
 }
 
 fn unusable_v6(address: Ipv6Addr, overlay: Ipv6Net) -> Option<&'static str> {

@@ -1,7 +1,5 @@
 //! The own lease: kept alive, defended, and given up when it is somebody else's.
 
-use std::time::Instant;
-
 use selvage::lease::etcd::DEADLINE;
 
 use crate::server::Server;
@@ -203,13 +201,8 @@ async fn an_update_that_gets_no_answer_returns_soon_and_is_published_later() {
     }
     servers.iter().for_each(Server::thaw);
     let mut client = servers[0].client().await;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let (value, _) = stored(&mut client, &own.key.name()).await.unwrap();
-        if value.contains("10.0.0.3") {
-            break;
-        }
-        assert!(Instant::now() < deadline, "not published: {value}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    stored_as(&mut client, &own.key.name(), |value| {
+        value.contains("10.0.0.3")
+    })
+    .await;
 }

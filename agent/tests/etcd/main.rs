@@ -15,7 +15,7 @@ mod network;
 mod security;
 mod server;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcd_client::{Client, PutOptions};
 use selvage::lease::etcd::EtcdStore;
@@ -24,7 +24,7 @@ use selvage::lease::{
 };
 use selvage::network_config::NetworkConfig;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Everything in these tests happens well before.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -72,6 +72,19 @@ async fn stored(client: &mut Client, name: &str) -> Option<(String, i64)> {
     let answer = client.get(format!("{SUBNETS}{name}"), None).await.unwrap();
     let kv = answer.kvs().first()?;
     Some((kv.value_str().unwrap().to_owned(), kv.lease()))
+}
+
+/// Waits until the value of a lease key is as wanted.
+async fn stored_as(client: &mut Client, name: &str, wanted: impl Fn(&str) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (value, _) = stored(client, name).await.unwrap();
+        if wanted(&value) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{name} is still {value}");
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// The store's revision, which grows with every write to any key.

@@ -10,6 +10,8 @@ NODE     ?= 1
 HAVE_STD = $(wildcard $(shell rustc --print target-libdir --target $(TARGET) 2>/dev/null)/libstd-*.rlib)
 MUSL_ENV = CARGO_TARGET_DIR=$(MUSL_DIR)/target \
            $(if $(HAVE_STD),,RUSTC=$(MUSL_DIR)/bin/rustc RUSTDOC=$(MUSL_DIR)/bin/rustdoc)
+# Namespaces and file owners need root; whoever has sudo need not be it.
+SUDO     = $(if $(filter 0,$(shell id -u)),,sudo)
 # Tools of the checks that the distribution does not package; unoptimised, since they run for seconds.
 cargo-tool = { echo "Installing $(1) from crates.io (a few minutes, once)"; CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
   CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --quiet --locked $(1); }
@@ -56,7 +58,7 @@ test-unit: ## Unit and property tests; need no privileges
 test-netns: ## Tests with the real etcd and the real kernel, in network namespaces; need root
 	@agent/host-packages build test
 	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
-	cargo nextest run --locked -p selvage --test '*'
+	$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') cargo nextest run --locked -p selvage --test '*'
 
 .PHONY: test-qemu
 test-qemu: image ## Tests that boot the image
@@ -74,7 +76,7 @@ agent: ## Build the static agent
 .PHONY: image
 image: agent ## Build the bootable image
 	@agent/host-packages image
-	@image/build $(AGENT)
+	@$(SUDO) image/build $(AGENT)
 
 .PHONY: bench
 bench: image ## Measure the agent and the boot, and print tables

@@ -19,6 +19,7 @@ pub(super) const CASES: Names = &[
     "overlay::outside_sees_the_hosts_address",
     "overlay::full_size_packets_cross_and_larger_ones_do_not",
     "overlay::follows_a_slow_lossy_and_cut_underlay",
+    "overlay::docker_outlives_the_agent",
 ];
 /// Port of the web server in a host's own network.
 const HOST_PORT: u16 = 8080;
@@ -30,6 +31,9 @@ pub(super) async fn run(suite: &mut Suite<'_>, cluster: &mut Cluster) {
     suite.case(CASES[2], cluster, masquerade_to_outside).await;
     suite.case(CASES[3], cluster, full_size_packets).await;
     suite.case(CASES[4], cluster, bad_underlay).await;
+    suite
+        .case(CASES[5], cluster, docker_outlives_the_agent)
+        .await;
 }
 
 /// Fails unless containers reach each other in both directions, without masquerading.
@@ -192,4 +196,37 @@ async fn bad_underlay(cluster: &mut Cluster) -> Result<()> {
         },
     )
     .await
+}
+
+/// Whether the agent is killed, restarted or stopped is none of the containers' business.
+async fn docker_outlives_the_agent(cluster: &mut Cluster) -> Result<()> {
+    let [machine, _] = &cluster.machines[..] else {
+        anyhow::bail!("not two machines")
+    };
+    let lives = format!(
+        "systemctl show -P MainPID docker && docker inspect -f '{{{{.State.StartedAt}}}}' {WEB}"
+    );
+    let agent = "systemctl is-active --quiet selvage && systemctl show -P MainPID selvage";
+    let before = machine.ssh.run(&lives).await?;
+    for end in [
+        "sudo systemctl kill --signal=KILL selvage",
+        "sudo systemctl restart selvage",
+        "sudo systemctl stop selvage && sudo systemctl start selvage",
+    ] {
+        let old = machine.ssh.run(agent).await?;
+        machine.ssh.run(end).await?;
+        wait::until("another agent", Duration::from_secs(60), || async {
+            let new = machine.ssh.run(agent).await?;
+            ensure!(new != old, "the agent still has process id {}", old.trim());
+            Ok(())
+        })
+        .await?;
+        let after = machine.ssh.run(&lives).await?;
+        ensure!(
+            after == before,
+            "{}: after `{end}` Docker and its container are {after:?}, before {before:?}",
+            machine.name()
+        );
+    }
+    talk(cluster).await
 }

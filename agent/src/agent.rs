@@ -9,7 +9,7 @@
 mod overlay;
 mod task;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -162,7 +162,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             .acquire(&config, &backend.lease_attrs(), previous)
             .await
             .map_err(|e| chain(&e))?;
-        self.log_lease(own.key, own.attrs.public_ip);
+        self.log_lease(own.key, own.attrs.public_address());
         let place = Place {
             config,
             underlay,
@@ -257,7 +257,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         {
             Ok(own) => {
                 tasks.lease.done();
-                self.log_lease(own.key, own.attrs.public_ip);
+                self.log_lease(own.key, own.attrs.public_address());
                 if own.key != old {
                     warn!(
                         old_subnet = %old,
@@ -295,7 +295,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    fn log_lease(&mut self, subnet: SubnetKey, public_ip: Ipv4Addr) {
+    fn log_lease(&mut self, subnet: SubnetKey, public_ip: IpAddr) {
         if self.lease.replace(subnet) != Some(subnet) {
             info!(subnet = %subnet, public_ip = %public_ip, "lease acquired");
         }
@@ -361,7 +361,10 @@ impl Tasks {
 /// The subnet that `subnet.env` remembers from an earlier run.
 fn previous_subnet(settings: &Settings) -> Option<SubnetKey> {
     match subnet_file::read_previous(&settings.files.subnet_file) {
-        Ok(previous) => previous.subnet.map(|v4| SubnetKey { v4, v6: None }),
+        Ok(previous) => {
+            let key = SubnetKey::new(previous.subnet, previous.subnet_v6);
+            key.nets().next().is_some().then_some(key)
+        }
         Err(error) => {
             warn!(
                 "going on without the memory of an earlier subnet: {}",

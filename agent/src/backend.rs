@@ -10,19 +10,19 @@ pub mod plan;
 pub mod vxlan;
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
 use self::vxlan::VxlanConfig;
 use crate::go_json::{GoJsonError, Object};
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
-use crate::net::MacAddr;
+use crate::net::{InterfaceName, MacAddr};
 use crate::netlink::{Kernel, KernelError};
 use crate::network_config::NetworkConfig;
-use crate::state::{self, Key, Scope, State};
+use crate::state::{self, Key, LinkKind, Scope, State};
 use crate::underlay::Underlay;
 
 /// The back ends that exist, as the network config names them.
@@ -31,9 +31,11 @@ const KINDS: &[&str] = &[vxlan::KIND];
 /// No back end can do what the network config asks for.
 #[derive(Debug, Error)]
 pub enum BackendConfigError {
-    /// A family that no back end carries yet. To carry only the other one in silence would be worse than to refuse.
-    #[error("EnableIPv6: true is not possible: no back end carries IPv6; allowed: false")]
-    Ipv6,
+    /// A family that the back end does not carry. To carry only the other one in silence would be worse than to refuse.
+    #[error(
+        "EnableIPv6: true is not possible with the back end {0}, which carries IPv4 alone; allowed: false"
+    )]
+    Ipv6(&'static str),
     /// No such back end.
     #[error("the back end {0:?} does not exist; there is: {list}", list = KINDS.join(", "))]
     Kind(String),
@@ -51,7 +53,7 @@ impl From<GoJsonError> for BackendConfigError {
 /// The validated `Backend` object of the network config.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum BackendConfig {
-    /// VXLAN over IPv4.
+    /// VXLAN.
     Vxlan(VxlanConfig),
 }
 
@@ -62,13 +64,10 @@ impl BackendConfig {
     ///
     /// Names the key, the value and what is allowed.
     pub fn parse(config: &NetworkConfig) -> Result<Self, BackendConfigError> {
-        if config.ipv6.is_some() {
-            return Err(BackendConfigError::Ipv6);
-        }
         let spec = &config.backend;
         let options = Object::parse(spec.options.get())?;
         match spec.kind.as_str() {
-            vxlan::KIND => Ok(Self::Vxlan(VxlanConfig::parse(&options)?)),
+            vxlan::KIND => Ok(Self::Vxlan(VxlanConfig::parse(&options, config)?)),
             kind => Err(BackendConfigError::Kind(kind.to_owned())),
         }
     }
@@ -84,8 +83,8 @@ impl BackendConfig {
 /// What a back end is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup<'a> {
-    /// The overlay network.
-    pub network: Ipv4Net,
+    /// The overlay networks, and how they are used.
+    pub config: &'a NetworkConfig,
     /// The device that carries the encapsulated packets.
     pub underlay: &'a Underlay,
     /// Where the identity survives a reboot.
@@ -126,9 +125,12 @@ pub enum Refusal {
     /// The peer runs another back end.
     #[error("it runs the back end {0:?}, this node runs {1:?}")]
     Kind(String, &'static str),
-    /// The lease has no back end data.
-    #[error("its lease has no BackendData")]
-    NoData,
+    /// The lease has no back end data for a family of which it has a subnet.
+    #[error("its lease has no {key} for {0}", key = data_key(*.0))]
+    NoData(IpNet),
+    /// The lease has no address for a family of which it has a subnet.
+    #[error("its lease has no {key} for {0}", key = address_key(*.0))]
+    NoAddress(IpNet),
     /// The back end data cannot be read.
     #[error("its BackendData is unusable: {0}")]
     Data(String),
@@ -140,15 +142,65 @@ pub enum Refusal {
     OwnMac(MacAddr),
     /// Packets to the peer would come back to us.
     #[error("its public IP {0} is our own")]
-    OwnAddress(Ipv4Addr),
+    OwnAddress(IpAddr),
     /// An older lease claims what this one needs.
     #[error("the older lease of {holder} already has {key}")]
     Taken {
         /// What both claim.
         key: Key,
         /// Whose lease is older.
-        holder: Ipv4Net,
+        holder: SubnetKey,
     },
+}
+
+fn data_key(net: IpNet) -> &'static str {
+    match net {
+        IpNet::V4(_) => "BackendData",
+        IpNet::V6(_) => "BackendV6Data",
+    }
+}
+
+fn address_key(net: IpNet) -> &'static str {
+    match net {
+        IpNet::V4(_) => "PublicIP",
+        IpNet::V6(_) => "PublicIPv6",
+    }
+}
+
+/// Whether a device is one that a back end makes, by its name and its kind.
+pub(crate) fn is_overlay(name: &InterfaceName, object: &state::Object) -> bool {
+    let state::Object::Link(link) = object else {
+        return false;
+    };
+    match &link.kind {
+        LinkKind::Vxlan(vxlan) => {
+            let v4 = vxlan::device_name(vxlan.vni, Ipv4Net::default().into());
+            let v6 = vxlan::device_name(vxlan.vni, Ipv6Net::default().into());
+            [v4, v6].contains(name)
+        }
+        LinkKind::Ipip(_) => false,
+    }
+}
+
+/// What every node publishes, whatever its back end; the back end adds its data.
+fn attrs(kind: &str, underlay: &Underlay) -> LeaseAttrs {
+    LeaseAttrs {
+        public_ip: underlay.v4.map(|v4| v4.public),
+        public_ipv6: underlay.v6.map(|v6| v6.public),
+        backend_type: kind.to_owned(),
+        backend_data: None,
+        backend_v6_data: None,
+        owner: None,
+    }
+}
+
+/// That a peer runs the same back end.
+fn same_kind(attrs: &LeaseAttrs, kind: &'static str) -> Result<(), Refusal> {
+    if attrs.backend_type == kind {
+        return Ok(());
+    }
+    let theirs = attrs.backend_type.chars().take(32).collect();
+    Err(Refusal::Kind(theirs, kind))
 }
 
 /// Failed to make a back end.

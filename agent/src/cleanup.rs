@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::backend::vxlan::device_name;
+use crate::backend;
 use crate::firewall::nftables::Nftables;
 use crate::lock::{self, Lock};
 use crate::logging::chain;
@@ -18,7 +18,7 @@ use crate::net::InterfaceName;
 use crate::netlink::{Kernel, KernelError};
 use crate::reconcile::Reconciler;
 use crate::settings::Settings;
-use crate::state::{Object, Scope};
+use crate::state::Scope;
 use crate::subnet_file;
 
 /// Why not everything was removed.
@@ -55,14 +55,15 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         left: Vec::new(),
     };
 
-    // Without a memory of the network every address on our devices is ours: the default is 0.0.0.0/0.
-    let network = subnet_file::read_previous(&settings.files.subnet_file)
-        .ok()
-        .and_then(|previous| previous.network)
-        .unwrap_or_default();
+    // Without a memory of the networks every address on our devices is ours.
+    let previous = subnet_file::read_previous(&settings.files.subnet_file).unwrap_or_default();
+    let networks = vec![
+        previous.network.unwrap_or_default().into(),
+        previous.network_v6.unwrap_or_default().into(),
+    ];
     let (links, mut kept): (Vec<_>, Vec<_>) = identities(state_dir).into_iter().unzip();
     kept.push(state_dir.join(machine_id::FILE));
-    match remove_from_kernel(Scope { links, network }).await {
+    match remove_from_kernel(Scope { links, networks }).await {
         Ok(removed) => report.done(format_args!("kernel: {removed} objects removed")),
         Err(error) => report.failed("kernel", &error),
     }
@@ -131,7 +132,7 @@ async fn remove_from_kernel(mut scope: Scope) -> Result<u64, RemoveError> {
     let mut kernel = Kernel::open()?;
     for (name, object) in kernel.marked_links().await? {
         // Routes may lead over the underlay too, which is not ours.
-        let overlay = matches!(&object, Object::Vxlan(device) if device_name(device.vni) == name);
+        let overlay = backend::is_overlay(&name, &object);
         if overlay && !scope.links.contains(&name) {
             scope.links.push(name);
         }

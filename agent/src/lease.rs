@@ -4,9 +4,9 @@
 //! [`Lease`] or an error that concerns that one lease only. Whether a well-formed lease may be used is for
 //! [`crate::peers`] to say.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
@@ -24,9 +24,9 @@ pub use store::{LeaseEvent, LeaseStore, StoreError, StoreEvent};
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct LeaseAttrs {
-    /// Where peers send encapsulated packets.
-    #[serde(rename = "PublicIP")]
-    pub public_ip: Ipv4Addr,
+    /// Where peers send encapsulated packets; `None` without IPv4 on the underlay, written as flannel does: `0.0.0.0`.
+    #[serde(rename = "PublicIP", serialize_with = "unspecified_if_none")]
+    pub public_ip: Option<Ipv4Addr>,
     /// The same for an IPv6 underlay; written as `null` when absent, as flannel does.
     #[serde(rename = "PublicIPv6")]
     pub public_ipv6: Option<Ipv6Addr>,
@@ -81,7 +81,8 @@ impl LeaseAttrs {
                 .map_err(GoJsonError::from)
         };
         Ok(Self {
-            public_ip: object.required("PublicIP", "an IPv4 address such as \"10.0.0.1\"")?,
+            public_ip: Some(object.required("PublicIP", "an IPv4 address such as \"10.0.0.1\"")?)
+                .filter(|address: &Ipv4Addr| !address.is_unspecified()),
             public_ipv6: object.get("PublicIPv6", "an IPv6 address such as \"fd00::1\" or null")?,
             backend_type: object
                 .get("BackendType", "the name of a back end such as \"vxlan\"")?
@@ -92,10 +93,27 @@ impl LeaseAttrs {
         })
     }
 
+    /// The address to call the node by: the IPv4 one if there is one, else the IPv6 one.
+    pub fn public_address(&self) -> IpAddr {
+        match (self.public_ip, self.public_ipv6) {
+            (None, Some(v6)) => IpAddr::V6(v6),
+            (v4, _) => IpAddr::V4(v4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
+        }
+    }
+
     /// The value to write: flannel's bytes for the same attributes.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
         Ok(go_json::escape_as_go(&serde_json::to_string(self)?))
     }
+}
+
+fn unspecified_if_none<S: Serializer>(
+    address: &Option<Ipv4Addr>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    address
+        .unwrap_or(Ipv4Addr::UNSPECIFIED)
+        .serialize(serializer)
 }
 
 impl PartialEq for LeaseAttrs {
@@ -136,7 +154,7 @@ mod tests {
 
     fn plain() -> LeaseAttrs {
         LeaseAttrs {
-            public_ip: Ipv4Addr::new(1, 2, 3, 4),
+            public_ip: Some(Ipv4Addr::new(1, 2, 3, 4)),
             public_ipv6: None,
             backend_type: String::new(),
             backend_data: None,
@@ -153,7 +171,7 @@ mod tests {
             r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#
         );
         let vxlan = LeaseAttrs {
-            public_ip: Ipv4Addr::new(192, 168, 64, 3),
+            public_ip: Some(Ipv4Addr::new(192, 168, 64, 3)),
             backend_type: "vxlan".to_owned(),
             backend_data: raw(r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#),
             ..plain()
@@ -179,7 +197,7 @@ mod tests {
         let old = LeaseAttrs::parse(
             br#"{"PublicIP":"10.0.0.2","BackendType":"vxlan","BackendData":{"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
         );
-        assert_eq!(old.unwrap().public_ip, Ipv4Addr::new(10, 0, 0, 2));
+        assert_eq!(old.unwrap().public_ip, Some(Ipv4Addr::new(10, 0, 0, 2)));
         let odd = LeaseAttrs::parse(
             b"{ \"publicip\" : \"10.0.0.2\", \"PUBLICIPV6\": \"fd00::2\", \"New\":{}, \"backenddata\": { \"VNI\" : 1 }, \"BackendV6Data\": null }",
         )
@@ -224,7 +242,7 @@ mod tests {
         #[test]
         fn values_read_back(ip: u32, v6 in prop::option::of(any::<u128>()), kind in "[a-z<&]{0,8}", owner in prop::option::of(".{0,8}")) {
             let attrs = LeaseAttrs {
-                public_ip: ip.into(),
+                public_ip: (ip != 0).then(|| ip.into()),
                 public_ipv6: v6.map(Ipv6Addr::from),
                 backend_type: kind,
                 owner,

@@ -66,7 +66,7 @@ impl Kernel {
         self.next_hops
     }
 
-    /// Looks at one device: [`Object::Vxlan`], or [`Object::OtherLink`] for anything else of that name.
+    /// Looks at one device: [`Object::Link`], or [`Object::OtherLink`] for anything else of that name.
     ///
     /// # Errors
     ///
@@ -76,7 +76,10 @@ impl Kernel {
     }
 
     /// Looks a device up by its name, and remembers its index.
-    async fn find_link(&mut self, name: &InterfaceName) -> Result<Option<link::Link>, KernelError> {
+    async fn find_link(
+        &mut self,
+        name: &InterfaceName,
+    ) -> Result<Option<link::KernelLink>, KernelError> {
         // A refusal means that there is none: ENODEV.
         let answer = self.socket.get(link::get_by_name(name)).await?;
         let link = answer.ok().flatten().as_ref().and_then(link::read);

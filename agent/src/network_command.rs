@@ -209,7 +209,7 @@ fn write_strays(
         leases.len()
     )?;
     for lease in strays.iter().take(SHOWN) {
-        writeln!(out, "  {} of {}", lease.key, lease.attrs.public_ip)?;
+        writeln!(out, "  {} of {}", lease.key, lease.attrs.public_address())?;
     }
     if let Some(more) = strays.len().checked_sub(SHOWN).filter(|more| *more > 0) {
         writeln!(out, "  and {more} more")?;

@@ -5,7 +5,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -20,9 +20,9 @@ use range::{IPV4, IPV6, Wanted};
 /// A validated network config with all defaults filled in.
 #[derive(Clone, Debug)]
 pub struct NetworkConfig {
-    /// The IPv4 overlay network and the subnets that nodes may lease in it.
-    pub ipv4: Ipv4Range,
-    /// The same for IPv6; `Some` exactly if `EnableIPv6` is true.
+    /// The IPv4 overlay network and the subnets that nodes may lease in it; `None` exactly if `EnableIPv4` is false.
+    pub ipv4: Option<Ipv4Range>,
+    /// The same for IPv6; `Some` exactly if `EnableIPv6` is true. There is at least one of the two.
     pub ipv6: Option<Ipv6Range>,
     /// flannel's choice between nftables and iptables; this agent always uses nftables.
     pub enable_nftables: bool,
@@ -75,11 +75,9 @@ pub enum NetworkConfigError {
     /// The address range makes no sense.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// IPv6-only networks have no etcd lease keys.
-    #[error(
-        "EnableIPv4: false is not possible with leases in etcd, whose keys begin with an IPv4 subnet; allowed: true"
-    )]
-    WithoutIpv4,
+    /// A network without addresses.
+    #[error("EnableIPv4: false and EnableIPv6: false leave no network; allowed: one of them true")]
+    WithoutFamily,
     /// There is a `Backend` object, but it does not say which.
     #[error("Backend: {0} has no Type; allowed: the name of a back end, for example \"vxlan\"")]
     WithoutBackendType(String),
@@ -95,17 +93,27 @@ const LENGTH_V4: &str = "a whole number from 0 (computed) to 30";
 const LENGTH_V6: &str = "a whole number from 0 (computed) to 126";
 
 impl NetworkConfig {
+    /// The overlay networks, IPv4 first.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> + use<> {
+        let v4 = self.ipv4.map(|range| IpNet::V4(range.network));
+        v4.into_iter()
+            .chain(self.ipv6.map(|range| IpNet::V6(range.network)))
+    }
+
     /// Reads and validates the config as flannel does, and fills in the defaults.
     pub fn parse(text: &str) -> Result<Self, NetworkConfigError> {
         let object = Object::parse(text)?;
-        if object.get("EnableIPv4", BOOLEAN)? == Some(false) {
-            return Err(NetworkConfigError::WithoutIpv4);
-        }
-        let ipv4 = parse_ipv4(&object)?;
+        let ipv4 = match object.get("EnableIPv4", BOOLEAN)? {
+            Some(true) | None => Some(parse_ipv4(&object)?),
+            Some(false) => None,
+        };
         let ipv6 = match object.get("EnableIPv6", BOOLEAN)? {
             Some(true) => Some(parse_ipv6(&object)?),
             Some(false) | None => None,
         };
+        if ipv4.is_none() && ipv6.is_none() {
+            return Err(NetworkConfigError::WithoutFamily);
+        }
         Ok(Self {
             ipv4,
             ipv6,
@@ -125,16 +133,20 @@ impl NetworkConfig {
             enable_ipv6: bool,
             #[serde(rename = "EnableNFTables")]
             enable_nftables: bool,
-            network: Ipv4Net,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            network: Option<Ipv4Net>,
             #[serde(rename = "IPv6Network", skip_serializing_if = "Option::is_none")]
             ipv6_network: Option<Ipv6Net>,
-            subnet_min: Ipv4Addr,
-            subnet_max: Ipv4Addr,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            subnet_min: Option<Ipv4Addr>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            subnet_max: Option<Ipv4Addr>,
             #[serde(rename = "IPv6SubnetMin", skip_serializing_if = "Option::is_none")]
             ipv6_subnet_min: Option<Ipv6Addr>,
             #[serde(rename = "IPv6SubnetMax", skip_serializing_if = "Option::is_none")]
             ipv6_subnet_max: Option<Ipv6Addr>,
-            subnet_len: u8,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            subnet_len: Option<u8>,
             #[serde(rename = "IPv6SubnetLen", skip_serializing_if = "Option::is_none")]
             ipv6_subnet_len: Option<u8>,
             backend: &'a RawValue,
@@ -150,16 +162,16 @@ impl NetworkConfig {
             &*default_backend
         };
         serde_json::to_string(&Full {
-            enable_ipv4: true,
+            enable_ipv4: self.ipv4.is_some(),
             enable_ipv6: self.ipv6.is_some(),
             enable_nftables: self.enable_nftables,
-            network: self.ipv4.network,
+            network: self.ipv4.map(|r| r.network),
             ipv6_network: self.ipv6.map(|r| r.network),
-            subnet_min: self.ipv4.min,
-            subnet_max: self.ipv4.max,
+            subnet_min: self.ipv4.map(|r| r.min),
+            subnet_max: self.ipv4.map(|r| r.max),
             ipv6_subnet_min: self.ipv6.map(|r| r.min),
             ipv6_subnet_max: self.ipv6.map(|r| r.max),
-            subnet_len: self.ipv4.subnet_len,
+            subnet_len: self.ipv4.map(|r| r.subnet_len),
             ipv6_subnet_len: self.ipv6.map(|r| r.subnet_len),
             backend,
         })

@@ -40,6 +40,8 @@ pub type CheckPeer = Box<dyn Fn(&Lease) -> Result<(), String> + Send + Sync>;
 pub enum Refusal {
     /// The subnet is not inside the overlay network.
     OutsideNetwork,
+    /// The lease is of a family that the network has not.
+    OtherFamily,
     /// The subnet overlaps this node's.
     OverlapsOwn(SubnetKey),
     /// The subnet overlaps that of an older lease.
@@ -66,6 +68,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OutsideNetwork => f.write_str("its subnet is outside the network"),
+            Self::OtherFamily => f.write_str("it has no subnet of a family that the network has"),
             Self::OverlapsOwn(own) => write!(f, "its subnet overlaps our own, {own}"),
             Self::OverlapsOlder(older) => write!(f, "its subnet overlaps the older lease {older}"),
             Self::PublicIp { address, what } => write!(f, "its public IP {address} is {what}"),
@@ -115,7 +118,7 @@ impl PeerChanges {
 
 /// The leases of the other nodes, accepted or not.
 pub struct PeerTable {
-    network: Ipv4Net,
+    network: Option<Ipv4Net>,
     network_v6: Option<Ipv6Net>,
     own: Lease,
     check: CheckPeer,
@@ -156,13 +159,13 @@ impl PeerTable {
     /// An empty table for the node that holds `own`.
     pub fn new(config: &NetworkConfig, own: &Lease, check: CheckPeer) -> Self {
         Self {
-            network: config.ipv4.network,
+            network: config.ipv4.map(|range| range.network),
             network_v6: config.ipv6.map(|range| range.network),
             own: own.clone(),
             check,
             latest: BTreeMap::new(),
             sound: BTreeMap::new(),
-            accepted: Claims::new(config.ipv6.is_some()),
+            accepted: Claims::default(),
             blocked_by: HashMap::new(),
             blocks: HashMap::new(),
             refusals: BTreeMap::new(),
@@ -251,7 +254,7 @@ impl PeerTable {
         }
         let reported = std::mem::take(&mut self.refusals);
         let last_good = std::mem::take(&mut self.sound);
-        self.accepted = Claims::new(self.network_v6.is_some());
+        self.accepted = Claims::default();
         self.blocked_by.clear();
         self.blocks.clear();
         for lease in last_good.into_values() {
@@ -323,11 +326,19 @@ impl PeerTable {
     /// Whether a lease is sound, apart from overlaps with other nodes' leases.
     fn judge(&self, lease: &Lease) -> Result<(), Refusal> {
         let (key, attrs) = (&lease.key, &lease.attrs);
+        let relevant = self.relevant(key);
+        if relevant.nets().next().is_none() {
+            return Err(Refusal::OtherFamily);
+        }
+        let inside_v4 = match (self.network, key.v4) {
+            (Some(network), Some(v4)) => network.contains(&v4),
+            _ => true,
+        };
         let inside_v6 = match (self.network_v6, key.v6) {
             (Some(network), Some(v6)) => network.contains(&v6),
             _ => true,
         };
-        if !self.network.contains(&key.v4) || !inside_v6 {
+        if !inside_v4 || !inside_v6 {
             return Err(Refusal::OutsideNetwork);
         }
         if self.overlap(key, &self.own.key) {
@@ -339,12 +350,16 @@ impl PeerTable {
             });
         }
         let bad_address = |address: String, what| Refusal::PublicIp { address, what };
-        let v4 = attrs.public_ip;
-        if let Some(what) = unusable_v4(v4, self.network) {
-            return Err(bad_address(v4.to_string(), what));
+        if (attrs.public_ip, attrs.public_ipv6) == (None, None) {
+            return Err(bad_address("0.0.0.0".to_owned(), "unspecified"));
         }
-        if v4 == self.own.attrs.public_ip {
-            return Err(Refusal::OurPublicIp);
+        if let (Some(network), Some(v4)) = (self.network, attrs.public_ip) {
+            if let Some(what) = unusable_v4(v4, network) {
+                return Err(bad_address(v4.to_string(), what));
+            }
+            if Some(v4) == self.own.attrs.public_ip {
+                return Err(Refusal::OurPublicIp);
+            }
         }
         if let (Some(network), Some(v6)) = (self.network_v6, attrs.public_ipv6) {
             if let Some(what) = unusable_v6(v6, network) {
@@ -357,13 +372,17 @@ impl PeerTable {
         (self.check)(lease).map_err(Refusal::BackendData)
     }
 
-    /// Whether two leases have an address in common that matters here: without IPv6 in the network, IPv6 does not.
-    fn overlap(&self, a: &SubnetKey, b: &SubnetKey) -> bool {
-        let relevant = |key: &SubnetKey| SubnetKey {
-            v4: key.v4,
+    /// The subnets that matter here: those of a family that the network has.
+    fn relevant(&self, key: &SubnetKey) -> SubnetKey {
+        SubnetKey {
+            v4: key.v4.filter(|_| self.network.is_some()),
             v6: key.v6.filter(|_| self.network_v6.is_some()),
-        };
-        overlap(&relevant(a), &relevant(b))
+        }
+    }
+
+    /// Whether two leases have an address in common that matters here.
+    fn overlap(&self, a: &SubnetKey, b: &SubnetKey) -> bool {
+        overlap(&self.relevant(a), &self.relevant(b))
     }
 
     /// Looks at each pending lease, oldest first, so that all that can stand in its way is decided already.
@@ -374,7 +393,7 @@ impl PeerTable {
             }
             batch.note(self, key);
             self.unblock(key);
-            match self.accepted.rivals(&key, created) {
+            match self.accepted.rivals(&key, &self.relevant(&key), created) {
                 Err(older) => self.block(key, older, batch),
                 Ok(younger) => {
                     for rival in younger {
@@ -382,7 +401,7 @@ impl PeerTable {
                         self.withdraw(rival, batch);
                         self.block(rival, key, batch);
                     }
-                    self.accepted.insert(key, created);
+                    self.accepted.insert(key, &self.relevant(&key), created);
                     // The refusal of a bad update stands.
                     if let Some(Refusal::OverlapsOlder(_)) = self.refusals.get(&key) {
                         self.refusals.remove(&key);
@@ -395,7 +414,8 @@ impl PeerTable {
 
     /// Takes a lease out of use; those that it stood in the way of are to be looked at again.
     fn withdraw(&mut self, key: SubnetKey, batch: &mut Batch) {
-        if !self.accepted.remove(&key) {
+        let relevant = self.relevant(&key);
+        if !self.accepted.remove(&key, &relevant) {
             return;
         }
         for waiting in self.blocks.remove(&key).unwrap_or_default() {

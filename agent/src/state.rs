@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 pub use self::diff::{Change, LinkChange, diff, diff_keys};
 use crate::net::{InterfaceName, MacAddr};
@@ -33,8 +33,10 @@ pub enum Key {
     Neighbor(InterfaceName, IpAddr),
     /// A next-hop object, by device and gateway; its number in the kernel is the executor's affair.
     NextHop(InterfaceName, IpAddr),
-    /// A unicast route of the main table with metric 0, by destination.
+    /// A unicast route of the main table with the default metric, by destination.
     Route(IpNet),
+    /// A blackhole route of the main table with the worst metric, by destination.
+    Blackhole(IpNet),
 }
 
 impl Key {
@@ -46,7 +48,7 @@ impl Key {
             | Self::Fdb(link, _)
             | Self::Neighbor(link, _)
             | Self::NextHop(link, _) => Some(link),
-            Self::Link(_) | Self::Route(_) => None,
+            Self::Link(_) | Self::Route(_) | Self::Blackhole(_) => None,
         }
     }
 }
@@ -54,8 +56,8 @@ impl Key {
 /// How a kernel object is, apart from its [`Key`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Object {
-    /// A VXLAN device that is up.
-    Vxlan(Vxlan),
+    /// A device.
+    Link(Link),
     /// A device that is not what its name promises: another kind, or an option that we never set. Only observed.
     OtherLink,
     /// An address; its key says all.
@@ -71,6 +73,8 @@ pub enum Object {
     },
     /// How a destination is reached.
     Route(Route),
+    /// Packets are dropped and the sender is told; its key says all.
+    Blackhole,
     /// A neighbour or forwarding entry of a form that we never make. Only observed, never equal to what is wanted.
     Odd,
     /// A route that is ours, but that another implementation or another version made. Only observed.
@@ -82,7 +86,37 @@ pub enum Object {
     },
 }
 
-/// The attributes of a VXLAN device that matter to the agent (`ip -d link show type vxlan`).
+/// The attributes of a device that matter to the agent (`ip -d link show`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Link {
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// What it is, with the options of its kind.
+    pub kind: LinkKind,
+}
+
+/// The kinds of devices that back ends use.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LinkKind {
+    /// `type vxlan`.
+    Vxlan(Vxlan),
+    /// `type ipip`.
+    Ipip(Ipip),
+}
+
+impl LinkKind {
+    /// The device's own link-layer address, if its kind has one.
+    pub fn mac(&self) -> Option<MacAddr> {
+        match self {
+            Self::Vxlan(vxlan) => Some(vxlan.mac),
+            Self::Ipip(_) => None,
+        }
+    }
+}
+
+/// The options of a VXLAN device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Vxlan {
     /// VXLAN network identifier, 0 to 16,777,215.
@@ -91,18 +125,23 @@ pub struct Vxlan {
     pub port: u16,
     /// Index of the underlay device.
     pub underlay_index: u32,
-    /// Outer source address.
-    pub local: Ipv4Addr,
+    /// Outer source address, which also says whether the outer packets are IPv4 or IPv6.
+    pub local: IpAddr,
     /// The device's own address.
     pub mac: MacAddr,
-    /// Device MTU in bytes.
-    pub mtu: u32,
     /// Whether the kernel learns forwarding entries from received frames.
     pub learning: bool,
     /// Group policy extension.
     pub gbp: bool,
-    /// Whether the device is administratively up.
-    pub up: bool,
+    /// Whether outer UDP packets over IPv4 carry a checksum; over IPv6 they always do.
+    pub checksum: bool,
+}
+
+/// The options of an IP-in-IP device (RFC 2003) without a fixed far end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ipip {
+    /// Outer source address.
+    pub local: Ipv4Addr,
 }
 
 /// How a destination is reached.
@@ -110,8 +149,8 @@ pub struct Vxlan {
 pub struct Route {
     /// The device packets leave by.
     pub link: InterfaceName,
-    /// The next hop's address.
-    pub gateway: IpAddr,
+    /// The next hop's address; `None` if the device itself knows what to do with every packet.
+    pub gateway: Option<IpAddr>,
     /// Whether the gateway is taken to be on the link without a route to it.
     pub onlink: bool,
 }
@@ -129,9 +168,9 @@ pub type Delta = BTreeMap<Key, Option<Object>>;
 pub struct Scope {
     /// The overlay devices. They are the agent's, with all their forwarding entries and permanent neighbours.
     pub links: Vec<InterfaceName>,
-    /// The overlay network. Addresses on the overlay devices are the agent's when inside, and so are routes over them
+    /// The overlay networks. Addresses on the overlay devices are the agent's when inside, and so are routes over them
     /// that another flannel implementation left.
-    pub network: Ipv4Net,
+    pub networks: Vec<IpNet>,
 }
 
 /// An object with its key, in the words of ip(8) and bridge(8).
@@ -141,20 +180,33 @@ impl fmt::Display for Described<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)?;
         match self.1 {
-            Object::Vxlan(vxlan) => write!(
-                f,
-                " type vxlan id {} dstport {} local {} dev #{} address {} mtu {}",
-                vxlan.vni, vxlan.port, vxlan.local, vxlan.underlay_index, vxlan.mac, vxlan.mtu
-            ),
+            Object::Link(link) => {
+                write!(f, " mtu {}", link.mtu)?;
+                match &link.kind {
+                    LinkKind::Vxlan(vxlan) => write!(
+                        f,
+                        " address {} type vxlan id {} dstport {} local {} dev #{}",
+                        vxlan.mac, vxlan.vni, vxlan.port, vxlan.local, vxlan.underlay_index
+                    ),
+                    LinkKind::Ipip(ipip) => write!(f, " type ipip local {}", ipip.local),
+                }
+            }
             Object::Fdb(remote) => write!(f, " dst {remote}"),
             Object::Neighbor(mac) => write!(f, " lladdr {mac}"),
             Object::NextHop { onlink: true } => f.write_str(" onlink"),
             Object::Route(route) => {
-                write!(f, " via {} dev {}", route.gateway, route.link)?;
+                if let Some(gateway) = route.gateway {
+                    write!(f, " via {gateway}")?;
+                }
+                write!(f, " dev {}", route.link)?;
                 f.write_str(if route.onlink { " onlink" } else { "" })
             }
             Object::OddRoute { protocol, .. } => write!(f, " proto {protocol}"),
-            Object::OtherLink | Object::Address | Object::NextHop { .. } | Object::Odd => Ok(()),
+            Object::OtherLink
+            | Object::Address
+            | Object::NextHop { .. }
+            | Object::Blackhole
+            | Object::Odd => Ok(()),
         }
     }
 }
@@ -168,6 +220,7 @@ impl fmt::Display for Key {
             Self::Neighbor(link, address) => write!(f, "neighbor {address} dev {link}"),
             Self::NextHop(link, gateway) => write!(f, "nexthop via {gateway} dev {link}"),
             Self::Route(destination) => write!(f, "route {destination}"),
+            Self::Blackhole(destination) => write!(f, "route blackhole {destination}"),
         }
     }
 }

@@ -4,13 +4,14 @@
 //! agent (or flanneld) itself, which asks for the same subnet again after a restart. So the keys are flannel's in
 //! flannel's order, and only then the options that Docker is started with.
 
-use std::fmt::Write;
+use std::fmt;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
 use crate::atomic_file;
@@ -50,14 +51,23 @@ pub enum Error {
 /// What the file says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SubnetFile {
-    /// The whole overlay network.
-    pub network: Ipv4Net,
-    /// The leased subnet; its first address + 1 is the container bridge's.
-    pub subnet: Ipv4Net,
+    /// The whole overlay network and the leased subnet in it, whose first address + 1 is the container bridge's.
+    pub v4: Option<Part<Ipv4Net>>,
+    /// The same for IPv6.
+    pub v6: Option<Part<Ipv6Net>>,
     /// MTU of the overlay in bytes.
     pub mtu: u32,
     /// Whether the agent masquerades what leaves the overlay; the runtime then must not.
     pub masquerade: bool,
+}
+
+/// What the file says about one family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part<N> {
+    /// The whole overlay network.
+    pub network: N,
+    /// The leased subnet.
+    pub subnet: N,
 }
 
 impl SubnetFile {
@@ -68,27 +78,41 @@ impl SubnetFile {
     /// file and would put that variable's value in front of the options it makes.
     pub fn render(&self) -> String {
         let Self {
-            network,
-            subnet,
+            v4,
+            v6,
             mtu,
             masquerade,
         } = *self;
-        let network = network.trunc();
-        let bridge = bridge_address(subnet);
-        let runtime_masquerade = !masquerade;
-        let mut text = String::with_capacity(256);
-        // Writing into a `String` never fails.
-        let _ = write!(
-            text,
-            "FLANNEL_NETWORK={network}\n\
-             FLANNEL_SUBNET={bridge}\n\
-             FLANNEL_MTU={mtu}\n\
-             FLANNEL_IPMASQ={masquerade}\n\
-             DOCKER_OPT_BIP=--bip={bridge}\n\
-             DOCKER_OPT_IPMASQ=--ip-masq={runtime_masquerade}\n\
-             DOCKER_OPT_MTU=--mtu={mtu}\n"
+        let mut lines = Vec::with_capacity(12);
+        let mut line = |key: &str, value: &dyn fmt::Display| lines.push(format!("{key}={value}\n"));
+        if let Some(v4) = v4 {
+            line("FLANNEL_NETWORK", &v4.network.trunc());
+            line("FLANNEL_SUBNET", &bridge_address(v4.subnet.into()));
+        }
+        if let Some(v6) = v6 {
+            line("FLANNEL_IPV6_NETWORK", &v6.network.trunc());
+            line("FLANNEL_IPV6_SUBNET", &bridge_address(v6.subnet.into()));
+        }
+        line("FLANNEL_MTU", &mtu);
+        line("FLANNEL_IPMASQ", &masquerade);
+        if let Some(v4) = v4 {
+            let bridge = bridge_address(v4.subnet.into());
+            line("DOCKER_OPT_BIP", &format_args!("--bip={bridge}"));
+        }
+        line(
+            "DOCKER_OPT_IPMASQ",
+            &format_args!("--ip-masq={}", !masquerade),
         );
-        text
+        line("DOCKER_OPT_MTU", &format_args!("--mtu={mtu}"));
+        if let Some(v6) = v6 {
+            line("DOCKER_OPT_IPV6", &"--ipv6=true");
+            let subnet = v6.subnet.trunc();
+            line(
+                "DOCKER_OPT_IPV6_CIDR",
+                &format_args!("--fixed-cidr-v6={subnet}"),
+            );
+        }
+        lines.concat()
     }
 
     /// Writes the file at `path` unless it says the same already; returns whether it wrote.
@@ -109,19 +133,25 @@ impl SubnetFile {
 }
 
 /// The address of the container bridge: the subnet's first address + 1, with the subnet's length.
-fn bridge_address(subnet: Ipv4Net) -> Ipv4Net {
-    let first = u32::from(subnet.network());
-    let address = Ipv4Addr::from(first.saturating_add(1));
-    Ipv4Net::new(address, subnet.prefix_len()).unwrap_or(subnet)
+fn bridge_address(subnet: IpNet) -> IpNet {
+    let address = match subnet.network() {
+        IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits().saturating_add(1)).into(),
+        IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits().saturating_add(1)).into(),
+    };
+    IpNet::new(address, subnet.prefix_len()).unwrap_or(subnet)
 }
 
-/// What an earlier run left: the network and the subnet to ask for again, both masked.
+/// What an earlier run left: the networks, and the subnets to ask for again, all masked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Previous {
     /// The overlay network at that time.
     pub network: Option<Ipv4Net>,
     /// The subnet leased at that time.
     pub subnet: Option<Ipv4Net>,
+    /// The overlay network for IPv6.
+    pub network_v6: Option<Ipv6Net>,
+    /// The subnet for IPv6.
+    pub subnet_v6: Option<Ipv6Net>,
 }
 
 /// Reads what an earlier run of the agent or of any flanneld left at `path`; a missing file says nothing.
@@ -158,11 +188,15 @@ impl Previous {
     /// Reads the text as flannel's dotenv parser does: comments, quotes, `export` and `KEY: value` are taken, what is
     /// not understood is skipped, and the last of several lines with one key counts.
     pub fn parse(text: &str) -> Self {
+        let v4 = |net: Ipv4Net| net.trunc();
+        let v6 = |net: Ipv6Net| net.trunc();
         let mut previous = Self::default();
         for (key, value) in text.lines().filter_map(parse_line) {
             match key {
-                "FLANNEL_NETWORK" => previous.network = only_network(value),
-                "FLANNEL_SUBNET" => previous.subnet = only_network(value),
+                "FLANNEL_NETWORK" => previous.network = only_network(value).map(v4),
+                "FLANNEL_SUBNET" => previous.subnet = only_network(value).map(v4),
+                "FLANNEL_IPV6_NETWORK" => previous.network_v6 = only_network(value).map(v6),
+                "FLANNEL_IPV6_SUBNET" => previous.subnet_v6 = only_network(value).map(v6),
                 _ => {}
             }
         }
@@ -194,14 +228,14 @@ fn parse_line(line: &str) -> Option<(&str, &str)> {
     Some((key, value))
 }
 
-/// The one network in a comma-separated list, masked; flannel 0.21 to 0.25 wrote lists, and more than one valid member
+/// The one network in a comma-separated list; flannel 0.21 to 0.25 wrote lists, and more than one valid member
 /// means that nobody knows which was meant.
-fn only_network(list: &str) -> Option<Ipv4Net> {
+fn only_network<N: FromStr>(list: &str) -> Option<N> {
     let mut valid = list
         .split(',')
-        .filter_map(|entry| entry.trim().parse::<Ipv4Net>().ok());
+        .filter_map(|entry| entry.trim().parse().ok());
     let first = valid.next()?;
-    valid.next().is_none().then(|| first.trunc())
+    valid.next().is_none().then_some(first)
 }
 
 #[cfg(test)]

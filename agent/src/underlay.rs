@@ -1,10 +1,12 @@
 //! The underlay: the interface and the addresses that carry the overlay's packets between hosts.
 
+use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
+use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
@@ -30,14 +32,64 @@ pub struct Underlay {
     pub index: u32,
     /// The interface's name.
     pub name: InterfaceName,
-    /// The address on it from which we send; tunnels are bound to it.
-    pub address: Ipv4Addr,
-    /// The length of that address's network.
-    pub prefix_len: u8,
     /// The interface's MTU in bytes.
     pub mtu: u32,
+    /// IPv4 on it; `Some` exactly if the overlay has IPv4.
+    pub v4: Option<Attachment<Ipv4Addr>>,
+    /// IPv6 on it; `Some` exactly if the overlay has IPv6.
+    pub v6: Option<Attachment<Ipv6Addr>>,
+}
+
+/// How the underlay is attached to its network, in one family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attachment<A> {
+    /// The address from which we send; tunnels are bound to it.
+    pub address: A,
+    /// The length of that address's network.
+    pub prefix_len: u8,
     /// Where peers send to: [`Self::address`], unless the settings name another (behind NAT).
-    pub public_ip: Ipv4Addr,
+    pub public: A,
+}
+
+/// An [`Attachment`] of either family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Face {
+    /// The address from which we send.
+    pub address: IpAddr,
+    /// What is reached without a gateway.
+    pub on_link: IpNet,
+    /// Where peers send to.
+    pub public: IpAddr,
+}
+
+impl Underlay {
+    /// The underlay in the family of `network`.
+    pub fn face(&self, network: IpNet) -> Option<Face> {
+        fn face<A: Into<IpAddr>>(attachment: Attachment<A>) -> Option<Face> {
+            let address = attachment.address.into();
+            Some(Face {
+                address,
+                on_link: IpNet::new(address, attachment.prefix_len).ok()?,
+                public: attachment.public.into(),
+            })
+        }
+        match network {
+            IpNet::V4(_) => face(self.v4?),
+            IpNet::V6(_) => face(self.v6?),
+        }
+    }
+}
+
+/// The public addresses, for logs and the status.
+impl fmt::Display for Underlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.v4, self.v6) {
+            (Some(v4), Some(v6)) => write!(f, "{} and {}", v4.public, v6.public),
+            (Some(v4), None) => v4.public.fmt(f),
+            (None, Some(v6)) => v6.public.fmt(f),
+            (None, None) => f.write_str("no address"),
+        }
+    }
 }
 
 /// There is no underlay (yet).

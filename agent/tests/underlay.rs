@@ -13,7 +13,7 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use selvage::settings::{Interface, Underlay as Wanted};
-use selvage::underlay::{Underlay, discover};
+use selvage::underlay::{Attachment, Underlay, discover};
 
 fn ip(arguments: &str) {
     let output = Command::new("ip")
@@ -57,13 +57,16 @@ async fn check() {
     let expected = Underlay {
         index: by_name.index,
         name: "u0".parse().unwrap(),
-        address: Ipv4Addr::new(10, 77, 0, 11),
-        prefix_len: 24,
         mtu: 1400,
-        public_ip: Ipv4Addr::new(10, 77, 0, 11),
+        v4: Some(Attachment {
+            address: Ipv4Addr::new(10, 77, 0, 11),
+            prefix_len: 24,
+            public: Ipv4Addr::new(10, 77, 0, 11),
+        }),
+        v6: None,
     };
     assert_eq!(by_name, expected);
-    let address = Interface::Address(expected.address);
+    let address = Interface::Address(Ipv4Addr::new(10, 77, 0, 11));
     assert_eq!(
         discover(&wanted(Some(address)), None).await.unwrap(),
         expected
@@ -86,7 +89,7 @@ async fn stays(current: &Underlay) {
     ip("address add 192.0.2.100/32 dev u1");
     ip("route add default via 10.77.0.1 metric 10");
     let moved = discover(&named("u1"), None).await.unwrap();
-    assert_eq!(moved.address, Ipv4Addr::new(192, 0, 2, 100));
+    assert_eq!(moved.v4.unwrap().address, Ipv4Addr::new(192, 0, 2, 100));
     let moved = discover(&wanted(None), None).await.unwrap();
     assert_eq!(moved.name.as_str(), "u0");
     for asked in [wanted(None), named("u1")] {
@@ -95,7 +98,10 @@ async fn stays(current: &Underlay) {
     }
     ip("link set u1 mtu 1450");
     let kept = discover(&wanted(None), Some(current)).await.unwrap();
-    assert_eq!((kept.address, kept.mtu), (current.address, 1450));
+    assert_eq!(
+        (kept.v4.unwrap().address, kept.mtu),
+        (current.v4.unwrap().address, 1450)
+    );
 
     // One of two ways out is enough, whichever it is.
     ip("route del default metric 100");
@@ -108,7 +114,7 @@ async fn stays(current: &Underlay) {
 
     ip("address del 192.0.2.1/24 dev u1");
     let moved = discover(&named("u1"), Some(current)).await.unwrap();
-    assert_eq!(moved.address, Ipv4Addr::new(192, 0, 2, 100));
+    assert_eq!(moved.v4.unwrap().address, Ipv4Addr::new(192, 0, 2, 100));
 }
 
 #[test]

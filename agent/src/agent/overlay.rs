@@ -17,7 +17,7 @@ use crate::peers::{CheckPeer, PeerTable};
 use crate::reconcile::{Reconciler, Report};
 use crate::settings::Settings;
 use crate::state::Delta;
-use crate::subnet_file::{self, SubnetFile};
+use crate::subnet_file::{self, Part, SubnetFile};
 use crate::underlay::{self, Underlay};
 
 /// Why the underlay and the back end cannot be used yet.
@@ -93,7 +93,7 @@ pub(crate) async fn connect(
     let underlay = underlay::discover(&settings.underlay, None).await?;
     let backend = BackendConfig::parse(config)?;
     let setup = Setup {
-        network: config.ipv4.network,
+        config,
         underlay: &underlay,
         state_dir: &settings.files.state_dir,
     };
@@ -183,7 +183,7 @@ impl Overlay {
             self.own.key,
             self.backend.kind(),
             self.underlay.name,
-            self.underlay.public_ip,
+            self.underlay,
             self.peers()
         )
     }
@@ -242,9 +242,12 @@ impl Overlay {
 
     /// Puts the own nftables table back when it is not what it should be.
     pub(crate) async fn program_firewall(&mut self) -> Result<(), Failed> {
+        let (Some(range), Some(subnet)) = (self.config.ipv4, self.own.key.v4) else {
+            return Ok(());
+        };
         let rules = Rules {
-            network: self.config.ipv4.network,
-            subnet: self.own.key.v4,
+            network: range.network,
+            subnet,
             masquerade: self.firewall_settings.masquerade,
             forward: self.firewall_settings.forward,
             random_fully: self.firewall_settings.random_fully,
@@ -256,9 +259,16 @@ impl Overlay {
     }
 
     fn write_subnet_file(&self) -> Result<(), Failed> {
+        let (v4, v6) = (self.own.key.v4, self.own.key.v6);
         let file = SubnetFile {
-            network: self.config.ipv4.network,
-            subnet: self.own.key.v4,
+            v4: self.config.ipv4.zip(v4).map(|(range, subnet)| Part {
+                network: range.network,
+                subnet,
+            }),
+            v6: self.config.ipv6.zip(v6).map(|(range, subnet)| Part {
+                network: range.network,
+                subnet,
+            }),
             mtu: self.backend.mtu(),
             masquerade: self.firewall_settings.masquerade,
         };
@@ -286,8 +296,7 @@ impl Overlay {
         }
         info!(
             iface = %underlay.name,
-            address = %underlay.address,
-            public_ip = %underlay.public_ip,
+            public_ip = %underlay,
             mtu = underlay.mtu,
             "the underlay changed"
         );

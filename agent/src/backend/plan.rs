@@ -5,8 +5,6 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::{IpNet, Ipv4Net};
-
 use super::{Backend, Refusal};
 use crate::lease::{Lease, SubnetKey};
 use crate::state::{Delta, Key, Object, State};
@@ -167,10 +165,7 @@ impl Plan {
 
     /// Everybody who claims a contested key, oldest lease first.
     fn claimants(&self, key: &Key) -> impl Iterator<Item = SubnetKey> {
-        let lowest = SubnetKey {
-            v4: Ipv4Net::default(),
-            v6: None,
-        };
+        let lowest = SubnetKey { v4: None, v6: None };
         let key = key.clone();
         self.claims
             .range((key.clone(), (0, lowest))..)
@@ -202,7 +197,7 @@ impl Plan {
             let oldest = self.claimants(key).next()?;
             (oldest != *subnet).then(|| Refusal::Taken {
                 key: key.clone(),
-                holder: oldest.v4,
+                holder: oldest,
             })
         })
     }
@@ -220,11 +215,10 @@ struct Touched {
 fn may_be_contested(key: &Key, subnet: &SubnetKey) -> bool {
     match key {
         Key::Neighbor(_, address) | Key::NextHop(_, address) => {
-            !IpNet::V4(subnet.v4).contains(address)
-                && !subnet.v6.is_some_and(|v6| IpNet::V6(v6).contains(address))
+            !subnet.nets().any(|net| net.contains(address))
         }
-        Key::Route(destination) => {
-            *destination != IpNet::V4(subnet.v4) && Some(*destination) != subnet.v6.map(IpNet::V6)
+        Key::Route(destination) | Key::Blackhole(destination) => {
+            !subnet.nets().any(|net| net == *destination)
         }
         Key::Link(_) | Key::Address(..) | Key::Fdb(..) => true,
     }

@@ -1,41 +1,47 @@
 //! The vxlan back end: Ethernet frames to the peers' VTEPs in UDP, by the kernel's VXLAN device.
 //!
-//! | object | is | as flannel, except |
+//! | object, for each family of the network | is | as flannel, except |
 //! |---|---|---|
-//! | device `flannel.<VNI>` | MTU = underlay - 50, LOCAL = the underlay device's address | LOCAL is the public IP there, which NAT breaks |
-//! | address | first address of the own subnet (`.0`), /32 | |
+//! | device `flannel.<VNI>`, for IPv6 `flannel-v6.<VNI>` | LOCAL = the underlay device's address | LOCAL is the public IP there, which NAT breaks |
+//! | its MTU | underlay - 50, for IPv6 - 70 | 50 for both, too little for an outer IPv6 header |
+//! | its outer UDP checksum | none, unless `Checksum` asks for it | left to the kernel, which computes one |
+//! | address | first address of the own subnet (`.0`), /32 or /128 | |
 //! | FDB entry per peer | peer's VTEP MAC → peer's public IP | |
 //! | neighbour per peer | first address of the peer's subnet → peer's VTEP MAC | |
 //! | next hop per peer | via that address, onlink | flannel has it inside the route |
 //! | route per peer | peer's subnet by that next hop | |
 //!
-//! With `DirectRouting`, a peer whose public IP lies in the underlay's on-link prefix has a plain route via its public IP
-//! instead of the last four.
+//! IPv4 in the overlay travels over IPv4, IPv6 over IPv6. With `DirectRouting`, a peer whose public IP lies in the
+//! underlay's on-link prefix has a plain route via its public IP instead of the last four.
 
 mod identity;
 #[cfg(test)]
 pub(super) mod tests;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use serde::Serialize;
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 
 pub use self::identity::IdentityError;
-use super::{Backend, Refusal, Setup};
+use super::{Backend, BackendConfigError, Refusal, Setup};
 use crate::go_json::{self, GoJsonError};
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::net::{InterfaceName, MacAddr};
 use crate::netlink::Kernel;
-use crate::state::{Key, Object, Route, Scope, State, Vxlan};
-use crate::underlay::Underlay;
+use crate::network_config::NetworkConfig;
+use crate::state::{Key, Link, LinkKind, Object, Route, Scope, State, Vxlan};
+use crate::underlay::{Face, Underlay};
 
 /// The name of this back end in network configs and leases.
 pub(super) const KIND: &str = "vxlan";
 
 /// Outer IPv4 20 + UDP 8 + VXLAN 8 (RFC 7348 §5) + inner Ethernet 14 bytes.
-const OVERHEAD: u32 = 50;
+const OVERHEAD_V4: u32 = 50;
+
+/// The same with an outer IPv6 header, 40 bytes (RFC 8200 §3).
+const OVERHEAD_V6: u32 = 70;
 
 /// The kernel's default UDP port (`vxlan_port`), which flannel uses too; IANA's is 4789.
 const DEFAULT_PORT: u16 = 8472;
@@ -43,8 +49,14 @@ const DEFAULT_PORT: u16 = 8472;
 /// The largest VNI that fits the device name `flannel.<VNI>` of at most 15 bytes; VXLAN itself has 24 bits.
 const MAX_VNI: u32 = 9_999_999;
 
+/// The largest VNI that fits the device name `flannel-v6.<VNI>`.
+const MAX_VNI_V6: u32 = 9_999;
+
 /// `ETH_MIN_MTU`: no device takes less.
 const MIN_MTU: u32 = 68;
+
+/// `IPV6_MIN_MTU`: with less, a device has no IPv6 (RFC 8200 §5).
+const MIN_MTU_V6: u32 = 1280;
 
 /// What a switch takes, for messages.
 const BOOLEAN: &str = "true or false";
@@ -52,7 +64,7 @@ const BOOLEAN: &str = "true or false";
 /// The vxlan keys of the network config's `Backend`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VxlanConfig {
-    /// VXLAN network identifier, 0 to 9,999,999; default 1. Part of the device's name.
+    /// VXLAN network identifier, 0 to 9,999,999, with IPv6 to 9,999; default 1. Part of the devices' names.
     pub vni: u32,
     /// UDP port, default 8472.
     pub port: u16,
@@ -64,21 +76,35 @@ pub struct VxlanConfig {
     pub learning: bool,
     /// Whether peers on the underlay's own network are reached without encapsulation, default off.
     pub direct_routing: bool,
+    /// Whether outer UDP packets over IPv4 carry a checksum; an existing device is left as it is, a new one made without,
+    /// if absent. Ours; flannel leaves it to the kernel, which computes one. RFC 7348 §5 wants it to be zero, and a good
+    /// many NICs get it wrong when the inner packet was translated (flannel's issue 1279).
+    pub checksum: Option<bool>,
 }
 
 impl VxlanConfig {
-    pub(super) fn parse(options: &go_json::Object<'_>) -> Result<Self, GoJsonError> {
+    pub(super) fn parse(
+        options: &go_json::Object<'_>,
+        network: &NetworkConfig,
+    ) -> Result<Self, BackendConfigError> {
+        let (max_vni, min_mtu) = match network.ipv6 {
+            Some(_) => (MAX_VNI_V6, MIN_MTU_V6 + OVERHEAD_V6),
+            None => (MAX_VNI, MIN_MTU + OVERHEAD_V4),
+        };
         let port = options.integer("Port", 0..=u32::from(u16::MAX))?;
+        let flag =
+            |key| -> Result<bool, GoJsonError> { Ok(options.get(key, BOOLEAN)?.unwrap_or(false)) };
         Ok(Self {
-            vni: options.integer("VNI", 0..=MAX_VNI)?.unwrap_or(1),
+            vni: options.integer("VNI", 0..=max_vni)?.unwrap_or(1),
             port: match port.map(u16::try_from) {
                 Some(Ok(port)) if port != 0 => port,
                 _ => DEFAULT_PORT,
             },
-            mtu: options.integer("MTU", MIN_MTU + OVERHEAD..=u32::from(u16::MAX))?,
-            gbp: options.get("GBP", BOOLEAN)?.unwrap_or(false),
-            learning: options.get("Learning", BOOLEAN)?.unwrap_or(false),
-            direct_routing: options.get("DirectRouting", BOOLEAN)?.unwrap_or(false),
+            mtu: options.integer("MTU", min_mtu..=u32::from(u16::MAX))?,
+            gbp: flag("GBP")?,
+            learning: flag("Learning")?,
+            direct_routing: flag("DirectRouting")?,
+            checksum: options.get("Checksum", BOOLEAN)?,
         })
     }
 }
@@ -95,109 +121,198 @@ struct LeaseData {
 /// The vxlan back end of one node.
 #[derive(Debug)]
 pub(super) struct VxlanBackend {
-    link: InterfaceName,
-    network: Ipv4Net,
-    underlay: Underlay,
-    device: Vxlan,
     config: VxlanConfig,
+    underlay: Underlay,
+    v4: Option<Half>,
+    v6: Option<Half>,
 }
 
-/// Makes the back end with the MAC address that the peers already know, if there is one.
+/// What a device has that is not from the config, so that an existing one need not be made anew.
+#[derive(Clone, Copy, Debug)]
+struct Identity {
+    mac: MacAddr,
+    checksum: bool,
+}
+
+/// What carries one family.
+#[derive(Debug)]
+struct Half {
+    link: InterfaceName,
+    network: IpNet,
+    identity: Identity,
+    device: Link,
+    /// The underlay in this family.
+    face: Face,
+}
+
+/// Makes the back end with the MAC addresses that the peers already know, if there are any.
 pub(super) async fn open(
     config: &VxlanConfig,
     setup: Setup<'_>,
     kernel: &mut Kernel,
 ) -> Result<VxlanBackend, super::OpenError> {
-    let link = device_name(config.vni);
-    let existing = match kernel.link(&link).await? {
-        Some(Object::Vxlan(device)) if device.vni == config.vni => Some(device.mac),
-        _ => None,
-    };
-    let file = setup.state_dir.join(format!("{link}.mac"));
-    let mac = identity::choose(existing, &file)?;
-    Ok(VxlanBackend::new(
-        config,
-        setup.network,
-        setup.underlay,
-        mac,
-    ))
+    let mut identities = Vec::new();
+    for network in setup.config.networks() {
+        let link = device_name(config.vni, network);
+        let existing = match kernel.link(&link).await? {
+            Some(Object::Link(device)) => match device.kind {
+                LinkKind::Vxlan(vxlan) if vxlan.vni == config.vni => Some(vxlan),
+                _ => None,
+            },
+            _ => None,
+        };
+        let file = setup.state_dir.join(format!("{link}.mac"));
+        let identity = Identity {
+            mac: identity::choose(existing.as_ref().map(|vxlan| vxlan.mac), &file)?,
+            checksum: existing.is_some_and(|vxlan| vxlan.checksum),
+        };
+        identities.push((network, identity));
+    }
+    Ok(VxlanBackend::new(config, setup.underlay, &identities))
 }
 
-/// `flannel.<VNI>`, flannel's name.
-pub(crate) fn device_name(vni: u32) -> InterfaceName {
-    let name = format!("flannel.{}", vni.min(MAX_VNI));
+/// flannel's names: `flannel.<VNI>`, for IPv6 `flannel-v6.<VNI>`.
+pub(crate) fn device_name(vni: u32, network: IpNet) -> InterfaceName {
+    let name = match network {
+        IpNet::V4(_) => format!("flannel.{}", vni.min(MAX_VNI)),
+        IpNet::V6(_) => format!("flannel-v6.{}", vni.min(MAX_VNI_V6)),
+    };
     #[expect(
         clippy::expect_used,
-        reason = "8 + at most 7 bytes, all of them allowed"
+        reason = "8 + at most 7 or 11 + at most 4 bytes, all of them allowed"
     )]
-    name.parse().expect("a VNI of seven digits fits")
+    name.parse().expect("a validated VNI fits")
 }
 
 impl VxlanBackend {
-    fn new(config: &VxlanConfig, network: Ipv4Net, underlay: &Underlay, mac: MacAddr) -> Self {
-        // The kernel refuses more than the underlay device carries (`vxlan_change_mtu()`), whatever the config says.
-        let outer = config.mtu.unwrap_or(underlay.mtu).min(underlay.mtu);
+    /// `identities` has the overlay networks and, for each, the identity of its device. A family that the underlay has
+    /// not is left out.
+    fn new(config: &VxlanConfig, underlay: &Underlay, identities: &[(IpNet, Identity)]) -> Self {
+        let half = |v4: bool| {
+            let mut families = identities.iter();
+            let (network, identity) = families.find(|(net, _)| net.addr().is_ipv4() == v4)?;
+            Half::new(config, underlay, *network, *identity)
+        };
         Self {
-            link: device_name(config.vni),
-            network,
-            underlay: underlay.clone(),
-            device: Vxlan {
-                vni: config.vni,
-                port: config.port,
-                underlay_index: underlay.index,
-                local: underlay.address,
-                mac,
-                mtu: outer.saturating_sub(OVERHEAD).max(MIN_MTU),
-                learning: config.learning,
-                gbp: config.gbp,
-                up: true,
-            },
             config: config.clone(),
+            underlay: underlay.clone(),
+            v4: half(true),
+            v6: half(false),
         }
     }
 
-    /// Whether the underlay reaches an address without a gateway.
-    fn is_on_link(&self, address: Ipv4Addr) -> bool {
-        Ipv4Net::new(self.underlay.address, self.underlay.prefix_len)
-            .is_ok_and(|prefix| prefix.contains(&address))
+    fn halves(&self) -> impl Iterator<Item = &Half> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    /// The objects that reach one subnet of a peer.
+    fn reach(
+        &self,
+        half: &Half,
+        subnet: IpNet,
+        public: Option<IpAddr>,
+        data: Option<&RawValue>,
+    ) -> Result<Vec<(Key, Object)>, Refusal> {
+        let public = public.ok_or(Refusal::NoAddress(subnet))?;
+        let mac = half.peer_mac(data)?;
+        if [half.face.address, half.face.public].contains(&public) {
+            return Err(Refusal::OwnAddress(public));
+        }
+        if self.config.direct_routing && half.face.on_link.contains(&public) {
+            return Ok(route(subnet, &self.underlay.name, public, false).into());
+        }
+        let gateway = subnet.network();
+        let link = &half.link;
+        let mut objects = vec![
+            (Key::Fdb(link.clone(), mac), Object::Fdb(public)),
+            (Key::Neighbor(link.clone(), gateway), Object::Neighbor(mac)),
+        ];
+        objects.extend(route(subnet, link, gateway, true));
+        Ok(objects)
+    }
+}
+
+impl Half {
+    fn new(
+        config: &VxlanConfig,
+        underlay: &Underlay,
+        network: IpNet,
+        identity: Identity,
+    ) -> Option<Self> {
+        let face = underlay.face(network)?;
+        let (overhead, least) = match network {
+            IpNet::V4(_) => (OVERHEAD_V4, MIN_MTU),
+            IpNet::V6(_) => (OVERHEAD_V6, MIN_MTU_V6),
+        };
+        // The kernel refuses more than the underlay device carries (`vxlan_change_mtu()`), whatever the config says.
+        let outer = config.mtu.unwrap_or(underlay.mtu).min(underlay.mtu);
+        Some(Self {
+            link: device_name(config.vni, network),
+            network,
+            identity,
+            device: Link {
+                mtu: outer.saturating_sub(overhead).max(least),
+                up: true,
+                kind: LinkKind::Vxlan(Vxlan {
+                    vni: config.vni,
+                    port: config.port,
+                    underlay_index: underlay.index,
+                    local: face.address,
+                    mac: identity.mac,
+                    learning: config.learning,
+                    gbp: config.gbp,
+                    checksum: config.checksum.unwrap_or(identity.checksum),
+                }),
+            },
+            face,
+        })
     }
 
     /// The MAC address of a peer's VTEP.
-    fn peer_mac(&self, peer: &Lease) -> Result<MacAddr, Refusal> {
-        let data = peer.attrs.backend_data.as_ref().ok_or(Refusal::NoData)?;
+    fn peer_mac(&self, data: Option<&RawValue>) -> Result<MacAddr, Refusal> {
+        let no_data = || Refusal::NoData(self.network);
+        let data = data.ok_or_else(no_data)?;
         let mac: MacAddr = go_json::Object::parse(data.get())
             .and_then(|data| data.get("VtepMAC", "an Ethernet address such as 0a:1b:2c:3d:4e:5f"))
             .map_err(|error| Refusal::Data(error.to_string()))?
-            .ok_or(Refusal::NoData)?;
+            .ok_or_else(no_data)?;
         match mac {
             _ if !mac.is_unicast() => Err(Refusal::NotUnicast(mac)),
-            _ if mac == self.device.mac => Err(Refusal::OwnMac(mac)),
+            _ if mac == self.identity.mac => Err(Refusal::OwnMac(mac)),
             _ => Ok(mac),
         }
     }
 
-    /// A route to a peer's subnet, with its next hop.
-    fn route(
-        &self,
-        peer: &SubnetKey,
-        link: &InterfaceName,
-        gateway: Ipv4Addr,
-        onlink: bool,
-    ) -> [(Key, Object); 2] {
-        let gateway = IpAddr::V4(gateway);
-        let route = Route {
-            link: link.clone(),
-            gateway,
-            onlink,
-        };
-        [
-            (
-                Key::NextHop(link.clone(), gateway),
-                Object::NextHop { onlink },
-            ),
-            (Key::Route(IpNet::V4(peer.v4)), Object::Route(route)),
-        ]
+    /// What the peers must know.
+    fn data(&self, vni: u32) -> Option<Box<RawValue>> {
+        // A number and a string always serialize.
+        to_raw_value(&LeaseData {
+            vni,
+            mac: self.identity.mac,
+        })
+        .ok()
     }
+}
+
+/// A route to a peer's subnet, with its next hop.
+pub(super) fn route(
+    subnet: IpNet,
+    link: &InterfaceName,
+    gateway: IpAddr,
+    onlink: bool,
+) -> [(Key, Object); 2] {
+    let route = Route {
+        link: link.clone(),
+        gateway: Some(gateway),
+        onlink,
+    };
+    [
+        (
+            Key::NextHop(link.clone(), gateway),
+            Object::NextHop { onlink },
+        ),
+        (Key::Route(subnet), Object::Route(route)),
+    ]
 }
 
 impl Backend for VxlanBackend {
@@ -206,74 +321,64 @@ impl Backend for VxlanBackend {
     }
 
     fn mtu(&self) -> u32 {
-        self.device.mtu
+        self.halves()
+            .map(|half| half.device.mtu)
+            .min()
+            .unwrap_or(MIN_MTU)
     }
 
     fn lease_attrs(&self) -> LeaseAttrs {
-        let data = LeaseData {
-            vni: self.device.vni,
-            mac: self.device.mac,
-        };
+        let data = |half: &Option<Half>| half.as_ref().and_then(|half| half.data(self.config.vni));
         LeaseAttrs {
-            public_ip: self.underlay.public_ip,
-            public_ipv6: None,
-            backend_type: KIND.into(),
-            // A number and a string always serialize.
-            backend_data: to_raw_value(&data).ok(),
-            backend_v6_data: None,
-            owner: None,
+            backend_data: data(&self.v4),
+            backend_v6_data: data(&self.v6),
+            ..super::attrs(KIND, &self.underlay)
         }
     }
 
     fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
-        let (config, network) = (&self.config, self.network);
-        Box::new(Self::new(config, network, underlay, self.device.mac))
+        let identities: Vec<_> = self
+            .halves()
+            .map(|half| (half.network, half.identity))
+            .collect();
+        Box::new(Self::new(&self.config, underlay, &identities))
     }
 
     fn scope(&self) -> Scope {
         Scope {
-            links: vec![self.link.clone()],
-            network: self.network,
+            links: self.halves().map(|half| half.link.clone()).collect(),
+            networks: self.halves().map(|half| half.network).collect(),
         }
     }
 
     fn own(&self, own: &SubnetKey) -> State {
-        let address = IpNet::from(IpAddr::V4(own.v4.network()));
-        State::from([
-            (
-                Key::Link(self.link.clone()),
-                Object::Vxlan(self.device.clone()),
-            ),
-            (Key::Address(self.link.clone(), address), Object::Address),
-        ])
+        let mut state = State::new();
+        for (half, subnet) in self.halves().flat_map(|half| {
+            let mine = own.nets().find(|net| half.network.contains(net));
+            mine.map(|subnet| (half, subnet))
+        }) {
+            let link = Key::Link(half.link.clone());
+            state.insert(link, Object::Link(half.device.clone()));
+            let address = Key::Address(half.link.clone(), IpNet::from(subnet.network()));
+            state.insert(address, Object::Address);
+        }
+        state
     }
 
     fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
         let attrs = &peer.attrs;
-        if attrs.backend_type != KIND {
-            let theirs = attrs.backend_type.chars().take(32).collect();
-            return Err(Refusal::Kind(theirs, KIND));
+        super::same_kind(attrs, KIND)?;
+        let mut objects = Vec::new();
+        if let (Some(half), Some(subnet)) = (&self.v4, peer.key.v4) {
+            let public = attrs.public_ip.map(IpAddr::V4);
+            let data = attrs.backend_data.as_deref();
+            objects.extend(self.reach(half, subnet.into(), public, data)?);
         }
-        let mac = self.peer_mac(peer)?;
-        if [self.underlay.address, self.underlay.public_ip].contains(&attrs.public_ip) {
-            return Err(Refusal::OwnAddress(attrs.public_ip));
+        if let (Some(half), Some(subnet)) = (&self.v6, peer.key.v6) {
+            let public = attrs.public_ipv6.map(IpAddr::V6);
+            let data = attrs.backend_v6_data.as_deref();
+            objects.extend(self.reach(half, subnet.into(), public, data)?);
         }
-        if self.config.direct_routing && self.is_on_link(attrs.public_ip) {
-            let route = self.route(&peer.key, &self.underlay.name, attrs.public_ip, false);
-            return Ok(route.into());
-        }
-        let gateway = peer.key.v4.network();
-        let mut objects = vec![
-            (
-                Key::Fdb(self.link.clone(), mac),
-                Object::Fdb(IpAddr::V4(attrs.public_ip)),
-            ),
-            (
-                Key::Neighbor(self.link.clone(), IpAddr::V4(gateway)),
-                Object::Neighbor(mac),
-            ),
-        ];
-        objects.extend(self.route(&peer.key, &self.link, gateway, true));
         Ok(objects)
     }
 }

@@ -1,6 +1,6 @@
 //! What a cluster description's `[network]` table must satisfy before it is worth rendering.
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde_json::Value;
 use thiserror::Error;
 
@@ -23,12 +23,12 @@ pub enum NetworkFault {
     Backend(#[from] BackendConfigError),
 }
 
-/// Checks the network config as the agents will, and returns the overlay's IPv4 range.
-pub(super) fn overlay(network: &Value) -> Result<Ipv4Net, NetworkFault> {
+/// Checks the network config as the agents will, and returns the overlay's ranges.
+pub(super) fn overlay(network: &Value) -> Result<Vec<IpNet>, NetworkFault> {
     if network.is_null() {
         return Err(NetworkFault::Missing);
     }
     let config = NetworkConfig::parse(&network.to_string())?;
     BackendConfig::parse(&config)?;
-    Ok(config.ipv4.network)
+    Ok(config.networks().collect())
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
 use super::agent_settings::{self, SettingFault};
@@ -90,9 +90,9 @@ pub enum Fault {
     #[error("the overlay {overlay} overlaps {other}, which nodes must reach outside the overlay")]
     Overlap {
         /// The overlay's range.
-        overlay: Ipv4Net,
+        overlay: IpNet,
         /// The underlay prefix or the name server.
-        other: Ipv4Net,
+        other: IpNet,
     },
     /// An `[agent]` setting is unusable.
     #[error(transparent)]
@@ -274,19 +274,26 @@ fn check_network(cluster: &Cluster, faults: &mut Faults) {
     if cluster.network.is_null() && !cluster.etcd.endpoints.is_empty() {
         return;
     }
-    let overlay = match network::overlay(&cluster.network) {
-        Ok(overlay) => overlay,
+    let overlays = match network::overlay(&cluster.network) {
+        Ok(overlays) => overlays,
         Err(fault) => return faults.add("network", fault),
     };
     let underlay = cluster.nodes.first().map(|node| node.address.trunc());
     let name_servers = cluster.nodes.iter().flat_map(|node| &node.dns);
-    let name_servers = name_servers.filter_map(|server| match server {
-        IpAddr::V4(server) => Some(Ipv4Net::from(*server)),
-        IpAddr::V6(_) => None,
-    });
-    let overlaps = |other: &Ipv4Net| overlay.contains(other) || other.contains(&overlay);
-    if let Some(other) = underlay.into_iter().chain(name_servers).find(overlaps) {
-        faults.add("network.Network", Fault::Overlap { overlay, other });
+    let outside: Vec<IpNet> = underlay
+        .into_iter()
+        .map(IpNet::V4)
+        .chain(name_servers.map(|server| IpNet::from(*server)))
+        .collect();
+    for overlay in overlays {
+        let overlaps = |other: &&IpNet| overlay.contains(*other) || other.contains(&overlay);
+        if let Some(&other) = outside.iter().find(overlaps) {
+            let key = match overlay {
+                IpNet::V4(_) => "network.Network",
+                IpNet::V6(_) => "network.IPv6Network",
+            };
+            faults.add(key, Fault::Overlap { overlay, other });
+        }
     }
 }
 

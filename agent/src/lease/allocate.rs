@@ -19,7 +19,10 @@ const CANDIDATES: usize = 100;
 ///
 /// `taken` may overlap itself and lie anywhere.
 pub fn choose(config: &NetworkConfig, taken: &[SubnetKey], mut seed: u64) -> Option<SubnetKey> {
-    let v4 = choose_ipv4(&config.ipv4, taken, next_random(&mut seed))?;
+    let v4 = match &config.ipv4 {
+        Some(range) => Some(choose_ipv4(range, taken, next_random(&mut seed))?),
+        None => None,
+    };
     let v6 = match &config.ipv6 {
         Some(range) => Some(choose_ipv6(range, taken, next_random(&mut seed))?),
         None => None,
@@ -29,17 +32,23 @@ pub fn choose(config: &NetworkConfig, taken: &[SubnetKey], mut seed: u64) -> Opt
 
 /// Whether a node may hold this lease under the config: the right families, lengths and bounds.
 pub fn allows(config: &NetworkConfig, key: &SubnetKey) -> bool {
-    config.ipv4.allows(key.v4)
-        && match (&config.ipv6, key.v6) {
-            (Some(range), Some(v6)) => range.allows(v6),
-            (None, None) => true,
-            (Some(_), None) | (None, Some(_)) => false,
-        }
+    let v4 = match (&config.ipv4, key.v4) {
+        (Some(range), Some(v4)) => range.allows(v4),
+        (range, subnet) => range.is_none() && subnet.is_none(),
+    };
+    let v6 = match (&config.ipv6, key.v6) {
+        (Some(range), Some(v6)) => range.allows(v6),
+        (range, subnet) => range.is_none() && subnet.is_none(),
+    };
+    v4 && v6
 }
 
 /// Whether two leases have an address in common, in either family.
 pub fn overlap(a: &SubnetKey, b: &SubnetKey) -> bool {
-    let v4 = a.v4.contains(&b.v4) || b.v4.contains(&a.v4);
+    let v4 = match (a.v4, b.v4) {
+        (Some(a), Some(b)) => a.contains(&b) || b.contains(&a),
+        _ => false,
+    };
     let v6 = match (a.v6, b.v6) {
         (Some(a), Some(b)) => a.contains(&b) || b.contains(&a),
         _ => false,
@@ -51,7 +60,8 @@ fn choose_ipv4(range: &Ipv4Range, taken: &[SubnetKey], random: u64) -> Option<Ip
     let number = |address: Ipv4Addr| u128::from(u32::from(address));
     let taken = taken
         .iter()
-        .map(|key| (number(key.v4.network()), number(key.v4.broadcast())))
+        .filter_map(|key| key.v4)
+        .map(|v4| (number(v4.network()), number(v4.broadcast())))
         .collect();
     let step = 1 << (32 - range.subnet_len);
     let first = pick(number(range.min), number(range.max), step, taken, random)?;
@@ -188,13 +198,13 @@ mod tests {
                 .iter()
                 .map(|(low, len)| {
                     let address = Ipv4Addr::from(0x0a05_0000 | u32::from(*low));
-                    SubnetKey { v4: Ipv4Net::new(address, *len).unwrap().trunc(), v6: None }
+                    SubnetKey::new(Some(Ipv4Net::new(address, *len).unwrap()), None)
                 })
                 .collect();
-            let range = config.ipv4;
+            let range = config.ipv4.unwrap();
             let free: Vec<_> = (u32::from(range.min)..=u32::from(range.max))
                 .step_by(1 << (32 - subnet_len))
-                .map(|a| SubnetKey { v4: Ipv4Net::new(a.into(), subnet_len).unwrap(), v6: None })
+                .map(|a| SubnetKey::new(Some(Ipv4Net::new(a.into(), subnet_len).unwrap()), None))
                 .filter(|c| !taken.iter().any(|t| overlap(c, t)))
                 .take(100)
                 .collect();

@@ -4,19 +4,20 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
 use crate::go_json::shorten;
 
 /// What identifies a lease: the leased subnets, always masked to their network addresses.
 ///
-/// Ordered by IPv4 subnet. Shown as the subnet itself; [`SubnetKey::name`] is the form used in etcd.
+/// At least one family is there. Ordered by IPv4 subnet. Shown as the subnets themselves; [`SubnetKey::name`] is the form
+/// used in etcd.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SubnetKey {
-    /// The IPv4 subnet, for example 10.5.34.0/24.
-    pub v4: Ipv4Net,
-    /// The IPv6 subnet of a dual-stack lease.
+    /// The IPv4 subnet, for example 10.5.34.0/24; `None` in a network of IPv6 alone.
+    pub v4: Option<Ipv4Net>,
+    /// The IPv6 subnet, for example fd00:10:5:22::/64; `None` in a network of IPv4 alone.
     pub v6: Option<Ipv6Net>,
 }
 
@@ -24,7 +25,9 @@ pub struct SubnetKey {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum LeaseKeyError {
     /// The text has another form.
-    #[error("{0:?} is not a lease key such as 10.5.34.0-24 or 10.5.34.0-24&fd00:10:5:22::-64")]
+    #[error(
+        "{0:?} is not a lease key such as 10.5.34.0-24, 10.5.34.0-24&fd00:10:5:22::-64 or fd00:10:5:22::-64"
+    )]
     Form(String),
     /// The text has the right form, but flannel spells this subnet differently; a second spelling of one subnet would
     /// be a second lease for it.
@@ -41,34 +44,37 @@ pub enum LeaseKeyError {
 
 impl SubnetKey {
     /// The key of the subnets that these addresses lie in.
-    pub fn new(v4: Ipv4Net, v6: Option<Ipv6Net>) -> Self {
+    pub fn new(v4: Option<Ipv4Net>, v6: Option<Ipv6Net>) -> Self {
         Self {
-            v4: v4.trunc(),
+            v4: v4.map(|v4| v4.trunc()),
             v6: v6.map(|v6| v6.trunc()),
         }
     }
 
-    /// Reads the last part of a lease key, `A.B.C.D-LEN` or `A.B.C.D-LEN&V6-LEN6`.
+    /// The subnets, IPv4 first.
+    pub fn nets(&self) -> impl Iterator<Item = IpNet> + use<> {
+        self.v4
+            .map(IpNet::V4)
+            .into_iter()
+            .chain(self.v6.map(IpNet::V6))
+    }
+
+    /// Reads the last part of a lease key: `A.B.C.D-LEN` or `A.B.C.D-LEN&V6-LEN6`, and for networks of IPv6 alone, which
+    /// flannel cannot keep in etcd, `V6-LEN6`. A flannel node takes that last form for a key that is none of its own.
     ///
     /// Stricter than flannel, since other nodes write these keys: nothing may stand before the address (flannel's
     /// pattern is anchored at the end only), host bits must be 0, and numbers and IPv6 addresses must be spelled as
     /// flannel itself spells them.
     pub fn parse_name(name: &str) -> Result<Self, LeaseKeyError> {
         let form = || LeaseKeyError::Form(shorten(name));
-        let (v4, v6) = match name.split_once('&') {
-            Some((v4, v6)) => (v4, Some(v6)),
-            None => (name, None),
+        let key = match name.split_once('&') {
+            Some((v4, v6)) => Self::new(
+                Some(parse_v4(v4).ok_or_else(form)?),
+                Some(parse_v6(v6).ok_or_else(form)?),
+            ),
+            None if name.contains(':') => Self::new(None, Some(parse_v6(name).ok_or_else(form)?)),
+            None => Self::new(Some(parse_v4(name).ok_or_else(form)?), None),
         };
-        let (v4, len): (Ipv4Addr, u8) = parse_half(v4).ok_or_else(form)?;
-        // flannel reads this length into 5 bits and the other one into 7.
-        let v4 = Ipv4Net::new(v4, len).ok().filter(|_| len <= 31);
-        let v6 = match v6.map(parse_half::<Ipv6Addr>) {
-            None => None,
-            Some(None) => return Err(form()),
-            Some(Some((_, len))) if len > 127 => return Err(form()),
-            Some(Some((v6, len))) => Some(Ipv6Net::new(v6, len).map_err(|_| form())?),
-        };
-        let key = Self::new(v4.ok_or_else(form)?, v6);
         let canonical = key.name();
         if canonical == name {
             Ok(key)
@@ -80,24 +86,36 @@ impl SubnetKey {
         }
     }
 
-    /// The last part of the lease key, as flannel writes it: `10.5.34.0-24` or `10.5.34.0-24&fd00:10:5:22::-64`.
+    /// The last part of the lease key, as flannel writes it: `10.5.34.0-24` or `10.5.34.0-24&fd00:10:5:22::-64`; without
+    /// IPv4 `fd00:10:5:22::-64`.
     pub fn name(&self) -> String {
-        let (v4, len) = (self.v4.network(), self.v4.prefix_len());
-        match self.v6 {
-            None => format!("{v4}-{len}"),
-            Some(v6) => format!("{v4}-{len}&{}-{}", v6.network(), v6.prefix_len()),
-        }
+        let half = |net: IpNet| format!("{}-{}", net.network(), net.prefix_len());
+        self.nets().map(half).collect::<Vec<_>>().join("&")
     }
 }
 
 impl fmt::Display for SubnetKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.v4)?;
-        match self.v6 {
-            Some(v6) => write!(f, " and {v6}"),
-            None => Ok(()),
+        match (self.v4, self.v6) {
+            (Some(v4), Some(v6)) => write!(f, "{v4} and {v6}"),
+            (Some(v4), None) => v4.fmt(f),
+            (None, Some(v6)) => v6.fmt(f),
+            (None, None) => f.write_str("no subnet"),
         }
     }
+}
+
+/// flannel reads this length into 5 bits.
+fn parse_v4(half: &str) -> Option<Ipv4Net> {
+    let (address, len): (Ipv4Addr, u8) = parse_half(half).filter(|(_, len)| *len <= 31)?;
+    Ipv4Net::new(address, len).ok()
+}
+
+/// flannel reads this length into 7 bits. Go and Rust spell IPv4 addresses in IPv6 form differently.
+fn parse_v6(half: &str) -> Option<Ipv6Net> {
+    let (address, len): (Ipv6Addr, u8) = parse_half(half).filter(|(_, len)| *len <= 127)?;
+    let mapped = address.to_ipv4_mapped().is_some();
+    Ipv6Net::new(address, len).ok().filter(|_| !mapped)
 }
 
 fn parse_half<A: FromStr>(half: &str) -> Option<(A, u8)> {
@@ -118,6 +136,7 @@ mod tests {
             "0.0.0.0-0",
             "10.12.13.0-24&fd00:12:13::-56",
             "10.5.0.2-31&::-1",
+            "fd00:12:13::-56",
         ] {
             let key = SubnetKey::parse_name(name).unwrap();
             assert_eq!(key.name(), name);
@@ -141,6 +160,13 @@ mod tests {
             "10.12.13.0-24&2001-56",
             "10.12.13.0-24&2001::",
             "10.12.13.0-24&2001::-56hi",
+            "2001::-56hi",
+            "2001::-128",
+            "2001::1-56",
+            "2001:0::-56",
+            "10.1.2.0-24&10.1.3.0-24",
+            "fd00::-64&10.1.2.0-24",
+            "::ffff:10.1.2.0-120",
             "",
             "junk10.1.2.0-24",
             "subnets/10.1.2.0-24",
@@ -176,10 +202,10 @@ mod tests {
         }
 
         #[test]
-        fn keys_read_back(v4: u32, len in 0u8..32, v6: u128, len6 in 0u8..128, dual: bool) {
+        fn keys_read_back(v4: u32, len in 0u8..32, v6: u128, len6 in 0u8..128, families in 1..4) {
             let key = SubnetKey {
-                v4: Ipv4Net::new(v4.into(), len).unwrap().trunc(),
-                v6: dual.then(|| Ipv6Net::new(v6.into(), len6).unwrap().trunc()),
+                v4: (families & 1 != 0).then(|| Ipv4Net::new(v4.into(), len).unwrap().trunc()),
+                v6: (families & 2 != 0).then(|| Ipv6Net::new(v6.into(), len6).unwrap().trunc()),
             };
             prop_assert_eq!(SubnetKey::parse_name(&key.name()), Ok(key));
         }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -43,12 +43,10 @@ pub enum StoreError {
         error: NetworkConfigError,
     },
     /// Every subnet of the network is leased.
-    #[error("out of subnets: no free /{subnet_len} left in {network}")]
+    #[error("out of subnets: none is free in {network}", network = list(networks))]
     OutOfSubnets {
-        /// The overlay network.
-        network: Ipv4Net,
-        /// The prefix length of its subnets.
-        subnet_len: u8,
+        /// The overlay networks.
+        networks: Vec<IpNet>,
     },
     /// Other nodes were faster, every time.
     #[error("lost {attempts} races for a subnet to other nodes")]
@@ -71,6 +69,11 @@ pub enum StoreError {
     /// Attributes cannot be written as JSON.
     #[error("failed to encode a lease: {0}")]
     Encode(#[from] serde_json::Error),
+}
+
+fn list(networks: &[IpNet]) -> String {
+    let texts: Vec<String> = networks.iter().map(IpNet::to_string).collect();
+    texts.join(" and ")
 }
 
 impl StoreError {

@@ -3,16 +3,16 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::family;
 use super::message::{Message, Request, Verb};
 
-/// Asks for all IPv4 addresses of a device.
+/// Asks for all addresses of a device, of either family.
 pub(super) fn list(index: u32) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = AddressFamily::Unspec;
     message.header.index = index;
     RouteNetlinkMessage::GetAddress(message)
 }
@@ -39,6 +39,11 @@ fn describe(index: u32, address: IpNet) -> AddressMessage {
         AddressAttribute::Local(address.addr()),
         AddressAttribute::Address(address.addr()),
     ];
+    if address.addr().is_ipv6() {
+        // Nobody else on the overlay can have the address, and duplicate detection would keep it unusable for a second.
+        let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+        message.attributes.push(flags);
+    }
     message
 }
 

@@ -12,12 +12,12 @@ use tracing::debug;
 
 use super::message::{Message, Request, Verb};
 use super::nexthop::{self, NextHopAttribute, NextHopMessage};
-use super::observe::is_inside;
-use super::route::{self, KernelRoute, Path};
+use super::observe::{FAMILIES, is_inside};
+use super::route::{self, KernelRoute, Kind, Path};
 use super::socket::BATCH;
 use super::{Kernel, KernelError, Refused, address, family, link, neighbor};
 use crate::net::InterfaceName;
-use crate::state::{Change, Key, Object, Route, Scope, Vxlan};
+use crate::state::{Change, Key, Link, Object, Route, Scope};
 
 /// Why a change did not come about.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -261,6 +261,9 @@ impl Kernel {
                 let path = self.path(way, index)?;
                 Some(route::set(verb, *destination, path))
             }
+            (Key::Blackhole(destination), Object::Blackhole) => {
+                Some(route::set_blackhole(Verb::Replace, *destination))
+            }
             // Links go their own way; anything else is only ever observed.
             _ => None,
         })
@@ -287,20 +290,23 @@ impl Kernel {
             (Key::Route(destination), _) => {
                 Some(route::delete(*destination, route::PROTOCOL, None))
             }
+            (Key::Blackhole(destination), _) => Some(route::delete_blackhole(*destination)),
             (Key::Link(_), _) => None,
         }
     }
 
     fn path(&self, route: &Route, index: u32) -> Result<Path, ChangeError> {
-        if !self.next_hops {
-            return Ok(Path::Inline {
+        match route.gateway {
+            Some(gateway) if self.next_hops => {
+                let id = self.ids.get(&route.link, gateway);
+                id.map(Path::NextHop).ok_or(ChangeError::Dependency)
+            }
+            gateway => Ok(Path::Inline {
                 link: index,
-                gateway: route.gateway,
+                gateway,
                 onlink: route.onlink,
-            });
+            }),
         }
-        let id = self.ids.get(&route.link, route.gateway);
-        id.map(Path::NextHop).ok_or(ChangeError::Dependency)
     }
 
     async fn apply_link(
@@ -313,12 +319,12 @@ impl Kernel {
         let outcome = match change {
             Change::Del { .. } => self.delete_link(name).await?,
             Change::Set {
-                object: Object::Vxlan(want),
-                was: Some(Object::Vxlan(was)),
+                object: Object::Link(want),
+                was: Some(Object::Link(was)),
                 ..
             } => self.change_link(work, name, was, want).await?,
             Change::Set {
-                object: Object::Vxlan(want),
+                object: Object::Link(want),
                 ..
             } => self.create_link(name, want).await?,
             Change::Set { .. } => Ok(()),
@@ -326,7 +332,7 @@ impl Kernel {
         // A device that works stays of use to the peers even if, say, its MTU cannot be changed.
         let works = matches!(
             change,
-            Change::Set { was: Some(Object::Vxlan(was)), .. } if was.up && !work.applied.recreated
+            Change::Set { was: Some(Object::Link(was)), .. } if was.up && !work.applied.recreated
         );
         if outcome.is_err() && !works {
             work.broken.insert(name.clone());
@@ -338,7 +344,7 @@ impl Kernel {
     async fn create_link(
         &mut self,
         name: &InterfaceName,
-        want: &Vxlan,
+        want: &Link,
     ) -> Result<Result<(), ChangeError>, KernelError> {
         if let Err(error) = self.request(link::create(name, want)).await? {
             return Ok(Err(error));
@@ -355,8 +361,8 @@ impl Kernel {
         &mut self,
         work: &mut Work<'_>,
         name: &InterfaceName,
-        was: &Vxlan,
-        want: &Vxlan,
+        was: &Link,
+        want: &Link,
     ) -> Result<Result<(), ChangeError>, KernelError> {
         let Some(&index) = self.indices.get(name) else {
             return Ok(Err(ChangeError::NoDevice(name.clone())));
@@ -409,17 +415,17 @@ impl Kernel {
                 _ => None,
             })
             .collect();
-        let all = self
-            .socket
-            .dump("routes", route::list(None, None), |message| {
-                route::read(&message).filter(|route| wanted.contains_key(&route.destination))
+        let mut existing: BTreeMap<IpNet, KernelRoute> = BTreeMap::new();
+        for family in FAMILIES {
+            let request = route::list(family, None, None);
+            let all = self.socket.dump("routes", request, |message| {
+                route::read(&message).filter(|route| {
+                    route.kind != Kind::Blackhole && wanted.contains_key(&route.destination)
+                })
             });
-        let existing: BTreeMap<IpNet, KernelRoute> = all
-            .await?
-            .items
-            .into_iter()
-            .map(|route| (route.destination, route))
-            .collect();
+            let routes = all.await?.items.into_iter();
+            existing.extend(routes.map(|route| (route.destination, route)));
+        }
         for (destination, index) in wanted {
             let verb = match existing.get(destination) {
                 Some(existing) if !self.may_replace(work.scope, &changes[index], existing) => {
@@ -457,9 +463,9 @@ impl Kernel {
         let leads_the_same_way = matches!(
             change,
             Change::Set { object: Object::Route(want), .. }
-                if existing.plain
+                if existing.kind == Kind::Plain
                     && existing.link.as_ref() == self.indices.get(&want.link)
-                    && existing.gateway == Some(want.gateway)
+                    && existing.gateway == want.gateway
         );
         existing.protocol == route::PROTOCOL || left_by_flannel || leads_the_same_way
     }

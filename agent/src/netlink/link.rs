@@ -1,19 +1,20 @@
 //! Messages about network devices: `ip link`.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoIpTunnel, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 
 use super::message::{Message, Request, Verb};
 use crate::net::{InterfaceName, MacAddr};
-use crate::state::{Object, Vxlan};
+use crate::state::{Ipip, Link, LinkKind, Object, Vxlan};
 
 /// A device as the kernel tells it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Link {
+pub(super) struct KernelLink {
     pub(super) index: u32,
     pub(super) name: InterfaceName,
     pub(super) mtu: u32,
@@ -39,13 +40,36 @@ fn get(index: u32, name: Option<LinkAttribute>) -> Request {
     Request::new(Verb::Get, RouteNetlinkMessage::GetLink(message))
 }
 
-/// Creates a VXLAN device, down. The MAC address is part of it: one set later, or left to the kernel, invites
-/// systemd-udevd to choose another.
-pub(super) fn create(name: &InterfaceName, vxlan: &Vxlan) -> Request {
+/// Creates a device, down. Its MAC address, if it has one, is part of the request: one set later, or left to the kernel,
+/// invites systemd-udevd to choose another.
+pub(super) fn create(name: &InterfaceName, want: &Link) -> Request {
+    let (kind, data) = match &want.kind {
+        LinkKind::Vxlan(vxlan) => (InfoKind::Vxlan, InfoData::Vxlan(vxlan_options(vxlan))),
+        LinkKind::Ipip(ipip) => (InfoKind::IpIp, InfoData::IpTunnel(ipip_options(ipip))),
+    };
+    let mut message = LinkMessage::default();
+    let mac = want.kind.mac();
+    message.attributes = [
+        Some(LinkAttribute::IfName(name.to_string())),
+        mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())),
+        Some(LinkAttribute::Mtu(want.mtu)),
+        Some(LinkAttribute::TxQueueLen(0)),
+        Some(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(kind),
+            LinkInfo::Data(data),
+        ])),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    Request::new(Verb::Add, RouteNetlinkMessage::NewLink(message))
+}
+
+fn vxlan_options(vxlan: &Vxlan) -> Vec<InfoVxlan> {
     let mut options = vec![
         InfoVxlan::Id(vxlan.vni),
         InfoVxlan::Link(vxlan.underlay_index),
-        InfoVxlan::Local(vxlan.local),
+        vxlan_local(vxlan.local),
         InfoVxlan::Ttl(0),
         InfoVxlan::Tos(0),
         InfoVxlan::Learning(vxlan.learning),
@@ -54,46 +78,63 @@ pub(super) fn create(name: &InterfaceName, vxlan: &Vxlan) -> Request {
         InfoVxlan::L2Miss(false),
         InfoVxlan::L3Miss(false),
         InfoVxlan::Port(vxlan.port),
-        // RFC 7348 §5: the checksum SHOULD be zero. Linux would compute it, and a good many NICs get it wrong when the
-        // inner packet was translated (flannel's issue 1279). It protects nothing that the inner packet does not.
-        InfoVxlan::UDPCsum(false),
+        InfoVxlan::UDPCsum(vxlan.checksum),
+        // A UDP checksum of zero is for IPv6 an exception that both ends must allow (RFC 6935 §5); flannel does not, and
+        // would drop our packets.
         InfoVxlan::UDPZeroCsumTX(false),
         InfoVxlan::UDPZeroCsumRX(false),
     ];
     if vxlan.gbp {
         options.push(InfoVxlan::Gbp);
     }
-    let mut message = LinkMessage::default();
-    message.attributes = vec![
-        LinkAttribute::IfName(name.to_string()),
-        LinkAttribute::Address(vxlan.mac.0.to_vec()),
-        LinkAttribute::Mtu(vxlan.mtu),
-        LinkAttribute::TxQueueLen(0),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Vxlan),
-            LinkInfo::Data(InfoData::Vxlan(options)),
-        ]),
-    ];
-    Request::new(Verb::Add, RouteNetlinkMessage::NewLink(message))
+    options
 }
 
-/// Changes the VXLAN options that differ and can be changed; `None` if none does.
-pub(super) fn change_options(index: u32, was: &Vxlan, want: &Vxlan) -> Option<Request> {
-    let mut options = Vec::new();
-    if was.local != want.local {
-        options.push(InfoVxlan::Local(want.local));
+fn vxlan_local(local: IpAddr) -> InfoVxlan {
+    match local {
+        IpAddr::V4(local) => InfoVxlan::Local(local),
+        IpAddr::V6(local) => InfoVxlan::Local6(local),
     }
-    if was.learning != want.learning {
-        options.push(InfoVxlan::Learning(want.learning));
-    }
-    if options.is_empty() {
-        return None;
-    }
+}
+
+/// Outer TTL 0 copies the inner one; path MTU discovery is off, which any TTL of its own would forbid
+/// (`ipip_netlink_parms()`).
+fn ipip_options(ipip: &Ipip) -> Vec<InfoIpTunnel> {
+    vec![
+        InfoIpTunnel::Local(ipip.local.into()),
+        InfoIpTunnel::Ttl(0),
+        InfoIpTunnel::Tos(0),
+        InfoIpTunnel::PMtuDisc(false),
+    ]
+}
+
+/// Changes the options that differ and can be changed; `None` if none does.
+pub(super) fn change_options(index: u32, was: &Link, want: &Link) -> Option<Request> {
+    let (kind, data) = match (&was.kind, &want.kind) {
+        (LinkKind::Vxlan(was), LinkKind::Vxlan(want)) => {
+            let mut options = Vec::new();
+            if was.local != want.local {
+                options.push(vxlan_local(want.local));
+            }
+            if was.learning != want.learning {
+                options.push(InfoVxlan::Learning(want.learning));
+            }
+            if options.is_empty() {
+                return None;
+            }
+            (InfoKind::Vxlan, InfoData::Vxlan(options))
+        }
+        // Here the kernel takes what is not said for zero.
+        (LinkKind::Ipip(was), LinkKind::Ipip(want)) if was != want => {
+            (InfoKind::IpIp, InfoData::IpTunnel(ipip_options(want)))
+        }
+        _ => return None,
+    };
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes = vec![LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Vxlan),
-        LinkInfo::Data(InfoData::Vxlan(options)),
+        LinkInfo::Kind(kind),
+        LinkInfo::Data(data),
     ])];
     // Without NLM_F_CREATE this changes what exists; RTM_SETLINK would skip the options.
     let message = RouteNetlinkMessage::NewLink(message);
@@ -102,11 +143,11 @@ pub(super) fn change_options(index: u32, was: &Vxlan, want: &Vxlan) -> Option<Re
 
 /// Changes MTU, MAC address and state where they differ. A message of its own, because the kernel refuses an MTU
 /// together with options (`vxlan_nl2conf()`).
-pub(super) fn change(index: u32, was: &Vxlan, want: &Vxlan) -> Request {
+pub(super) fn change(index: u32, was: &Link, want: &Link) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    if was.mac != want.mac {
-        let mac = want.mac.0.to_vec();
+    if let Some(mac) = want.kind.mac().filter(|mac| was.kind.mac() != Some(*mac)) {
+        let mac = mac.0.to_vec();
         message.attributes.push(LinkAttribute::Address(mac));
     }
     if was.mtu != want.mtu {
@@ -140,7 +181,7 @@ pub(super) fn delete(index: u32) -> Request {
 }
 
 /// Reads a device from an answer or a notification; `None` if it is nothing of the sort.
-pub(super) fn read(message: &Message) -> Option<Link> {
+pub(super) fn read(message: &Message) -> Option<KernelLink> {
     let Message::Route(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) =
         message
     else {
@@ -155,54 +196,66 @@ pub(super) fn read(message: &Message) -> Option<Link> {
             _ => {}
         }
     }
-    Some(Link {
+    let up = link.header.flags.contains(LinkFlags::Up);
+    Some(KernelLink {
         index: link.header.index,
         name: name?,
         mtu,
-        up: link.header.flags.contains(LinkFlags::Up),
-        object: vxlan(link).map_or(Object::OtherLink, Object::Vxlan),
+        up,
+        object: kind(link).map_or(Object::OtherLink, |kind| {
+            Object::Link(Link { mtu, up, kind })
+        }),
     })
 }
 
-/// The device as a VXLAN device; `None` if it is none, or has an option that we never set.
-fn vxlan(link: &LinkMessage) -> Option<Vxlan> {
+/// What kind of device it is; `None` if it is none of ours, or has an option that we never set.
+fn kind(link: &LinkMessage) -> Option<LinkKind> {
+    let infos = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => Some(infos),
+            _ => None,
+        })?;
+    let is_ipip = infos.contains(&LinkInfo::Kind(InfoKind::IpIp));
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(options)) => vxlan(link, options).map(LinkKind::Vxlan),
+        LinkInfo::Data(InfoData::IpTunnel(options)) if is_ipip => ipip(options).map(LinkKind::Ipip),
+        _ => None,
+    })
+}
+
+fn vxlan(link: &LinkMessage, options: &[InfoVxlan]) -> Option<Vxlan> {
+    let mac = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(octets) => octets.as_slice().try_into().ok(),
+            _ => None,
+        })?;
     let mut vxlan = Vxlan {
         vni: 0,
         port: 0,
         underlay_index: 0,
-        local: Ipv4Addr::UNSPECIFIED,
-        mac: MacAddr([0; 6]),
-        mtu: 0,
+        local: Ipv4Addr::UNSPECIFIED.into(),
+        mac: MacAddr(mac),
         learning: false,
         gbp: false,
-        up: link.header.flags.contains(LinkFlags::Up),
+        checksum: false,
     };
-    let mut options = None;
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::Address(octets) => {
-                vxlan.mac = MacAddr(octets.as_slice().try_into().ok()?);
-            }
-            LinkAttribute::Mtu(mtu) => vxlan.mtu = *mtu,
-            LinkAttribute::LinkInfo(infos) => {
-                options = infos.iter().find_map(|info| match info {
-                    LinkInfo::Data(InfoData::Vxlan(options)) => Some(options),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
-    for option in options? {
+    for option in options {
         match option {
             InfoVxlan::Id(vni) => vxlan.vni = *vni,
             InfoVxlan::Link(index) => vxlan.underlay_index = *index,
-            InfoVxlan::Local(local) => vxlan.local = *local,
+            InfoVxlan::Local(local) => vxlan.local = IpAddr::V4(*local),
+            InfoVxlan::Local6(local) => vxlan.local = IpAddr::V6(*local),
             InfoVxlan::Port(port) => vxlan.port = *port,
             InfoVxlan::Learning(learning) => vxlan.learning = *learning,
             InfoVxlan::Gbp => vxlan.gbp = true,
+            InfoVxlan::UDPCsum(checksum) => vxlan.checksum = *checksum,
             InfoVxlan::Group(group) if !group.is_unspecified() => return None,
-            InfoVxlan::Group6(_) | InfoVxlan::Local6(_) | InfoVxlan::Gpe => return None,
+            InfoVxlan::Group6(group) if !group.is_unspecified() => return None,
+            InfoVxlan::Gpe => return None,
             InfoVxlan::Proxy(true)
             | InfoVxlan::Rsc(true)
             | InfoVxlan::L2Miss(true)
@@ -212,4 +265,19 @@ fn vxlan(link: &LinkMessage) -> Option<Vxlan> {
         }
     }
     Some(vxlan)
+}
+
+fn ipip(options: &[InfoIpTunnel]) -> Option<Ipip> {
+    let mut local = Ipv4Addr::UNSPECIFIED;
+    for option in options {
+        match option {
+            InfoIpTunnel::Local(IpAddr::V4(address)) => local = *address,
+            InfoIpTunnel::Remote(address) if !address.is_unspecified() => return None,
+            InfoIpTunnel::Link(index) if *index != 0 => return None,
+            InfoIpTunnel::Ttl(1..) | InfoIpTunnel::PMtuDisc(true) => return None,
+            InfoIpTunnel::CollectMetadata => return None,
+            _ => {}
+        }
+    }
+    Some(Ipip { local })
 }

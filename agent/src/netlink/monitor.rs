@@ -36,11 +36,13 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// How many single objects are kept in mind; more of them are worth an observation anyway.
 const MAX_SUSPECTS: usize = 1024;
 
-const GROUPS: [MulticastGroup; 5] = [
+const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
     MulticastGroup::Nexthop,
 ];
 

@@ -21,10 +21,10 @@ const NDA_NH_ID: u16 = 13;
 const PERMANENT: u16 = 0x80;
 const NOARP: u16 = 0x40;
 
-/// Asks for the IPv4 neighbours of a device.
-pub(super) fn list(index: u32) -> RouteNetlinkMessage {
+/// Asks for the neighbours of a device, of one family.
+pub(super) fn list(family: AddressFamily, index: u32) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = family;
     message.attributes = vec![NeighbourAttribute::IfIndex(index)];
     RouteNetlinkMessage::GetNeighbour(message)
 }

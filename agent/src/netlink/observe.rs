@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use nix::errno::Errno;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::RouteProtocol;
 
 use super::message::Message;
 use super::nexthop::{self, Ids, NextHopMessage};
-use super::route::{self, KernelRoute};
+use super::route::{self, KernelRoute, Kind};
 use super::socket::Dump;
 use super::{Kernel, KernelError, address, link, neighbor};
 use crate::net::InterfaceName;
@@ -27,6 +28,9 @@ pub(crate) struct Observed {
     /// Next hops that carry our mark but have no use, by number.
     pub(crate) surplus: Vec<u32>,
 }
+
+/// What is asked for family by family.
+pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
 /// The names of devices by their index.
 type Names = BTreeMap<u32, InterfaceName>;
@@ -75,8 +79,8 @@ impl Kernel {
             .filter_map(|hop| self.note_next_hop(&hop, &names, &mut observed))
             .collect();
         for route in routes {
-            let object = self.judge(&route, &names, &hops);
-            observed.state.insert(Key::Route(route.destination), object);
+            let (key, object) = self.judge(&route, &names, &hops);
+            observed.state.insert(key, object);
         }
         Ok(observed)
     }
@@ -96,7 +100,7 @@ impl Kernel {
         };
         let nothing = Scope {
             links: Vec::new(),
-            network: Ipv4Net::default(),
+            networks: Vec::new(),
         };
         let hops = self.list_next_hops(&mut observed).await?;
         let routes = self
@@ -138,10 +142,11 @@ impl Kernel {
             let entry = neighbor::read(&message, index, name)?;
             entry.permanent.then_some((entry.key, entry.object))
         };
-        let neighbors = self
-            .socket
-            .dump("neighbours", neighbor::list(index), permanent);
-        observed.take(neighbors.await?);
+        for family in FAMILIES {
+            let request = neighbor::list(family, index);
+            let neighbors = self.socket.dump("neighbours", request, permanent);
+            observed.take(neighbors.await?);
+        }
         let fdb = self
             .socket
             .dump("forwarding entries", neighbor::list_fdb(index), permanent);
@@ -193,26 +198,24 @@ impl Kernel {
         overlay: &Names,
         observed: &mut Observed,
     ) -> Result<Vec<KernelRoute>, KernelError> {
-        let ours = self
-            .socket
-            .dump("routes", route::list(Some(route::OURS), None), |message| {
+        let mut routes = Vec::new();
+        for family in FAMILIES {
+            let request = route::list(family, Some(route::OURS), None);
+            let ours = self.socket.dump("routes", request, |message| {
                 route::read(&message).filter(|route| route.protocol == route::PROTOCOL)
             });
-        let Dump { items, complete } = ours.await?;
-        let mut routes = items;
-        observed.complete &= complete;
-        for &index in overlay.keys() {
-            let request = route::list(Some(RouteProtocol::Boot), Some(index));
-            let theirs = self.socket.dump("routes", request, |message| {
-                route::read(&message).filter(|route| {
-                    route.protocol == u8::from(RouteProtocol::Boot)
-                        && route.link == Some(index)
-                        && is_inside(scope, &route.destination)
-                })
-            });
-            let Dump { items, complete } = theirs.await?;
-            routes.extend(items);
-            observed.complete &= complete;
+            observed.take_routes(ours.await?, &mut routes);
+            for &index in overlay.keys() {
+                let request = route::list(family, Some(RouteProtocol::Boot), Some(index));
+                let theirs = self.socket.dump("routes", request, |message| {
+                    route::read(&message).filter(|route| {
+                        route.protocol == u8::from(RouteProtocol::Boot)
+                            && route.link == Some(index)
+                            && is_inside(scope, &route.destination)
+                    })
+                });
+                observed.take_routes(theirs.await?, &mut routes);
+            }
         }
         Ok(routes)
     }
@@ -247,7 +250,7 @@ impl Kernel {
                 observed.state.insert(key, Object::NextHop { onlink });
                 let route = Route {
                     link: link.clone(),
-                    gateway,
+                    gateway: Some(gateway),
                     onlink,
                 };
                 Some((hop.id(), route))
@@ -261,30 +264,39 @@ impl Kernel {
     }
 
     /// A route as an object: [`Object::Route`] if it has the form that we give it, so that it can stay as it is.
-    fn judge(&self, route: &KernelRoute, names: &Names, hops: &BTreeMap<u32, Route>) -> Object {
+    fn judge(
+        &self,
+        route: &KernelRoute,
+        names: &Names,
+        hops: &BTreeMap<u32, Route>,
+    ) -> (Key, Object) {
+        if route.kind == Kind::Blackhole {
+            return (Key::Blackhole(route.destination), Object::Blackhole);
+        }
         let by_next_hop = |id| hops.get(&id).cloned();
         let inline = || {
             Some(Route {
                 link: names.get(&route.link?)?.clone(),
-                gateway: route.gateway?,
+                gateway: route.gateway,
                 onlink: route.onlink,
             })
         };
         // What a next hop says counts, not what the kernel repeats of it: with net.ipv4.nexthop_compat_mode=0 it does
         // not.
         let as_we_make_it = match route.next_hop {
-            _ if !route.plain || route.protocol != route::PROTOCOL => None,
+            _ if route.kind != Kind::Plain || route.protocol != route::PROTOCOL => None,
             Some(id) => by_next_hop(id),
-            None if !self.next_hops => inline(),
+            None if !self.next_hops || route.gateway.is_none() => inline(),
             None => None,
         };
-        as_we_make_it.map_or(
+        let object = as_we_make_it.map_or(
             Object::OddRoute {
                 protocol: route.protocol,
                 link_index: route.link.filter(|_| route.next_hop.is_none()),
             },
             Object::Route,
-        )
+        );
+        (Key::Route(route.destination), object)
     }
 }
 
@@ -293,9 +305,14 @@ impl Observed {
         self.complete &= dump.complete;
         self.state.extend(dump.items);
     }
+
+    fn take_routes(&mut self, dump: Dump<KernelRoute>, routes: &mut Vec<KernelRoute>) {
+        self.complete &= dump.complete;
+        routes.extend(dump.items);
+    }
 }
 
-/// Whether an address or a destination belongs to the overlay network.
+/// Whether an address or a destination belongs to an overlay network.
 pub(super) fn is_inside(scope: &Scope, net: &IpNet) -> bool {
-    IpNet::V4(scope.network).contains(net)
+    scope.networks.iter().any(|network| network.contains(net))
 }

@@ -21,6 +21,12 @@ pub(super) const OURS: RouteProtocol = RouteProtocol::Other(PROTOCOL);
 /// [`OURS`] as a number.
 pub(super) const PROTOCOL: u8 = 83;
 
+/// The metric that the kernel takes for an IPv6 route without one: `IP6_RT_PRIO_USER` of linux/ipv6_route.h.
+const DEFAULT_V6: u32 = 1024;
+
+/// The metric of a route that is used when there is no other.
+const WORST: u32 = u32::MAX;
+
 /// How a route leads to its destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Path {
@@ -30,14 +36,14 @@ pub(super) enum Path {
     Inline {
         /// Index of the device.
         link: u32,
-        /// The gateway.
-        gateway: IpAddr,
+        /// The gateway, unless the device needs none.
+        gateway: Option<IpAddr>,
         /// Whether the gateway is taken to be on the link.
         onlink: bool,
     },
 }
 
-/// A unicast route of the main table with metric 0, as the kernel tells it.
+/// A unicast route of the main table with the default metric, or a blackhole with the worst, as the kernel tells it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct KernelRoute {
     pub(super) destination: IpNet,
@@ -47,8 +53,18 @@ pub(super) struct KernelRoute {
     pub(super) gateway: Option<IpAddr>,
     pub(super) onlink: bool,
     pub(super) next_hop: Option<u32>,
-    /// Whether it is a plain unicast route without anything that we never set.
-    pub(super) plain: bool,
+    pub(super) kind: Kind,
+}
+
+/// What a route is, compared with those that we make.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// A unicast route without anything that we never set.
+    Plain,
+    /// A blackhole with the worst metric.
+    Blackhole,
+    /// Something else.
+    Other,
 }
 
 /// Without the device, of which only the index is known here.
@@ -62,10 +78,14 @@ impl fmt::Display for KernelRoute {
     }
 }
 
-/// Asks for the IPv4 routes of the main table, of one protocol, over one device.
-pub(super) fn list(protocol: Option<RouteProtocol>, link: Option<u32>) -> RouteNetlinkMessage {
+/// Asks for the routes of the main table of one family, of one protocol, over one device.
+pub(super) fn list(
+    family: AddressFamily,
+    protocol: Option<RouteProtocol>,
+    link: Option<u32>,
+) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = family;
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = protocol.unwrap_or_default();
     message.attributes = link.map(RouteAttribute::Oif).into_iter().collect();
@@ -75,7 +95,10 @@ pub(super) fn list(protocol: Option<RouteProtocol>, link: Option<u32>) -> RouteN
 /// Sets a route of ours.
 pub(super) fn set(verb: Verb, destination: IpNet, path: Path) -> Request {
     let mut message = describe(destination, u8::from(OURS));
-    message.header.scope = RouteScope::Universe;
+    message.header.scope = match path {
+        Path::Inline { gateway: None, .. } => RouteScope::Link,
+        _ => RouteScope::Universe,
+    };
     message.header.kind = RouteType::Unicast;
     match path {
         Path::NextHop(id) => message.attributes.push(RouteAttribute::NhId(id)),
@@ -87,10 +110,9 @@ pub(super) fn set(verb: Verb, destination: IpNet, path: Path) -> Request {
             if onlink {
                 message.header.flags = RouteFlags::Onlink;
             }
-            message.attributes.extend([
-                RouteAttribute::Oif(link),
-                RouteAttribute::Gateway(gateway.into()),
-            ]);
+            message.attributes.push(RouteAttribute::Oif(link));
+            let gateway = gateway.map(|gateway| RouteAttribute::Gateway(gateway.into()));
+            message.attributes.extend(gateway);
         }
     }
     Request::new(verb, RouteNetlinkMessage::NewRoute(message))
@@ -105,6 +127,25 @@ pub(super) fn delete(destination: IpNet, protocol: u8, link: Option<u32>) -> Req
     Request::new(Verb::Plain, RouteNetlinkMessage::DelRoute(message))
 }
 
+/// Sets a blackhole route of ours. Its metric is the worst there is, so that it counts only where nothing else leads,
+/// such as a container bridge's own route.
+pub(super) fn set_blackhole(verb: Verb, destination: IpNet) -> Request {
+    let mut message = describe(destination, PROTOCOL);
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::BlackHole;
+    message.attributes.push(RouteAttribute::Priority(WORST));
+    Request::new(verb, RouteNetlinkMessage::NewRoute(message))
+}
+
+/// Removes a blackhole route of ours.
+pub(super) fn delete_blackhole(destination: IpNet) -> Request {
+    let mut message = describe(destination, PROTOCOL);
+    message.header.scope = RouteScope::NoWhere;
+    message.header.kind = RouteType::BlackHole;
+    message.attributes.push(RouteAttribute::Priority(WORST));
+    Request::new(Verb::Plain, RouteNetlinkMessage::DelRoute(message))
+}
+
 fn describe(destination: IpNet, protocol: u8) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(destination.addr());
@@ -115,7 +156,8 @@ fn describe(destination: IpNet, protocol: u8) -> RouteMessage {
     message
 }
 
-/// Reads a route of the main table with metric 0 from an answer or a notification; `None` for any other.
+/// Reads a route of the main table from an answer or a notification, if it has the default metric or is a blackhole with
+/// the worst; `None` for any other.
 pub(super) fn read(message: &Message) -> Option<KernelRoute> {
     let Message::Route(
         RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message),
@@ -140,22 +182,32 @@ pub(super) fn read(message: &Message) -> Option<KernelRoute> {
         gateway: None,
         onlink: header.flags.contains(RouteFlags::Onlink),
         next_hop: None,
-        plain: header.kind == RouteType::Unicast && header.scope == RouteScope::Universe,
+        kind: match (header.kind, header.scope) {
+            (RouteType::Unicast, RouteScope::Universe | RouteScope::Link) => Kind::Plain,
+            _ => Kind::Other,
+        },
     };
+    let default_metric = if any.is_ipv6() { DEFAULT_V6 } else { 0 };
+    let mut metric = 0;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
             RouteAttribute::Oif(index) => route.link = Some(*index),
             RouteAttribute::Gateway(address) => route.gateway = ip(address),
             RouteAttribute::NhId(id) => route.next_hop = Some(*id),
-            RouteAttribute::Priority(metric) if *metric != 0 => return None,
+            RouteAttribute::Priority(number) => metric = *number,
             RouteAttribute::MultiPath(_)
             | RouteAttribute::Encap(_)
             | RouteAttribute::Metrics(_)
             | RouteAttribute::PrefSource(_)
-            | RouteAttribute::Via(_) => route.plain = false,
+            | RouteAttribute::Via(_) => route.kind = Kind::Other,
             _ => {}
         }
+    }
+    if header.kind == RouteType::BlackHole && metric == WORST {
+        route.kind = Kind::Blackhole;
+    } else if metric != default_metric {
+        return None;
     }
     route.destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
     Some(route)

@@ -10,44 +10,40 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use crate::lease::SubnetKey;
 
 /// The leases in use. No two of them overlap, once rivals are withdrawn.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Claims {
     /// Revision of creation.
     created: HashMap<SubnetKey, u64>,
     v4: Prefixes,
-    /// `None` if the network has no IPv6, so that nobody can claim any.
-    v6: Option<Prefixes>,
+    v6: Prefixes,
 }
 
 impl Claims {
-    pub(super) fn new(with_ipv6: bool) -> Self {
-        Self {
-            created: HashMap::new(),
-            v4: Prefixes::default(),
-            v6: with_ipv6.then(Prefixes::default),
-        }
-    }
-
     pub(super) fn contains(&self, key: &SubnetKey) -> bool {
         self.created.contains_key(key)
     }
 
-    pub(super) fn insert(&mut self, key: SubnetKey, created: u64) {
+    /// Notes what `key` claims: those of its subnets that are in `relevant`.
+    pub(super) fn insert(&mut self, key: SubnetKey, relevant: &SubnetKey, created: u64) {
         self.created.insert(key, created);
-        self.v4.insert(Prefix::from(key.v4), key);
-        if let (Some(prefixes), Some(v6)) = (&mut self.v6, key.v6) {
-            prefixes.insert(Prefix::from(v6), key);
+        if let Some(v4) = relevant.v4 {
+            self.v4.insert(Prefix::from(v4), key);
+        }
+        if let Some(v6) = relevant.v6 {
+            self.v6.insert(Prefix::from(v6), key);
         }
     }
 
     /// Whether it was there.
-    pub(super) fn remove(&mut self, key: &SubnetKey) -> bool {
+    pub(super) fn remove(&mut self, key: &SubnetKey, relevant: &SubnetKey) -> bool {
         if self.created.remove(key).is_none() {
             return false;
         }
-        self.v4.remove(Prefix::from(key.v4));
-        if let (Some(prefixes), Some(v6)) = (&mut self.v6, key.v6) {
-            prefixes.remove(Prefix::from(v6));
+        if let Some(v4) = relevant.v4 {
+            self.v4.remove(Prefix::from(v4));
+        }
+        if let Some(v6) = relevant.v6 {
+            self.v6.remove(Prefix::from(v6));
         }
         true
     }
@@ -58,15 +54,13 @@ impl Claims {
     pub(super) fn rivals(
         &self,
         key: &SubnetKey,
+        relevant: &SubnetKey,
         created: u64,
     ) -> Result<BTreeSet<SubnetKey>, SubnetKey> {
         let mut younger = BTreeSet::new();
-        let v4 = self.v4.overlapping(Prefix::from(key.v4));
-        let v6 = match (&self.v6, key.v6) {
-            (Some(prefixes), Some(v6)) => Some(prefixes.overlapping(Prefix::from(v6))),
-            _ => None,
-        };
-        for rival in v4.chain(v6.into_iter().flatten()) {
+        let v4 = relevant.v4.map(|v4| self.v4.overlapping(Prefix::from(v4)));
+        let v6 = relevant.v6.map(|v6| self.v6.overlapping(Prefix::from(v6)));
+        for rival in v4.into_iter().flatten().chain(v6.into_iter().flatten()) {
             if self.created.get(rival).copied().map(|age| (age, *rival)) < Some((created, *key)) {
                 return Err(*rival);
             }

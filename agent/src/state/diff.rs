@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Described, Key, Object, State, Vxlan};
+use super::{Described, Key, Link, LinkKind, Object, State};
 use crate::net::InterfaceName;
 
 /// One step towards the wanted state.
@@ -55,28 +55,35 @@ impl fmt::Display for Change {
 pub enum LinkChange {
     /// Nothing.
     None,
-    /// `vxlan_changelink()` and `dev_set_…()` can do it: outer source address, learning, MTU, MAC address, up.
+    /// The kind's `changelink()` and `dev_set_…()` can do it: outer source address, learning, MTU, MAC address, up.
     InPlace,
-    /// The kernel fixes what differs at creation: VNI, port, underlay device, group policy; or it is no VXLAN device.
+    /// The kernel fixes what differs at creation: the kind; of VXLAN the VNI, port, underlay device, outer family, group
+    /// policy and checksums.
     Recreate,
 }
 
 impl LinkChange {
     /// Compares an observed device with the wanted one.
-    pub fn between(was: &Object, want: &Vxlan) -> Self {
-        let Object::Vxlan(was) = was else {
+    pub fn between(was: &Object, want: &Link) -> Self {
+        let Object::Link(was) = was else {
             return Self::Recreate;
         };
-        if was == want {
-            Self::None
-        } else if was.vni == want.vni
-            && was.port == want.port
-            && was.underlay_index == want.underlay_index
-            && was.gbp == want.gbp
-        {
-            Self::InPlace
-        } else {
-            Self::Recreate
+        let same_device = match (&was.kind, &want.kind) {
+            (LinkKind::Vxlan(was), LinkKind::Vxlan(want)) => {
+                was.vni == want.vni
+                    && was.port == want.port
+                    && was.underlay_index == want.underlay_index
+                    && was.local.is_ipv4() == want.local.is_ipv4()
+                    && was.gbp == want.gbp
+                    && was.checksum == want.checksum
+            }
+            (LinkKind::Ipip(_), LinkKind::Ipip(_)) => true,
+            _ => false,
+        };
+        match same_device {
+            _ if was == want => Self::None,
+            true => Self::InPlace,
+            false => Self::Recreate,
         }
     }
 }
@@ -97,10 +104,10 @@ impl<'a> Losses<'a> {
             // Links come first in key order.
             let Key::Link(name) = key else { break };
             match (desired.get(key), was) {
-                (Some(Object::Vxlan(want)), was) => match LinkChange::between(was, want) {
+                (Some(Object::Link(want)), was) => match LinkChange::between(was, want) {
                     LinkChange::Recreate => losses.gone.push(name),
                     LinkChange::InPlace => {
-                        if matches!(was, Object::Vxlan(was) if was.mac != want.mac) {
+                        if matches!(was, Object::Link(was) if was.kind.mac() != want.kind.mac()) {
                             losses.readdressed.push(name);
                         }
                     }

@@ -14,13 +14,20 @@ fn vxlan() -> Vxlan {
         vni: 1,
         port: 8472,
         underlay_index: 2,
-        local: Ipv4Addr::new(192, 0, 2, 1),
+        local: [192, 0, 2, 1].into(),
         mac: MacAddr([2, 0, 0, 0, 0, 1]),
-        mtu: 1450,
         learning: false,
         gbp: false,
-        up: true,
+        checksum: false,
     }
+}
+
+fn device(vxlan: Vxlan, mtu: u32) -> Object {
+    Object::Link(Link {
+        mtu,
+        up: true,
+        kind: LinkKind::Vxlan(vxlan),
+    })
 }
 
 /// One VXLAN peer: subnet 10.5.`n`.0/24.
@@ -37,7 +44,7 @@ fn peer(state: &mut State, n: u8, mac: u8, public_ip: u8) {
     );
     let route = Route {
         link: dev(),
-        gateway,
+        gateway: Some(gateway),
         onlink: true,
     };
     state.insert(
@@ -48,7 +55,7 @@ fn peer(state: &mut State, n: u8, mac: u8, public_ip: u8) {
 
 fn own() -> State {
     State::from([
-        (Key::Link(link("flannel.1")), Object::Vxlan(vxlan())),
+        (Key::Link(link("flannel.1")), device(vxlan(), 1450)),
         (
             Key::Address(link("flannel.1"), "10.5.1.0/32".parse().unwrap()),
             Object::Address,
@@ -66,9 +73,9 @@ fn apply(kernel: &mut State, changes: &[Change]) {
                     kernel.contains_key(key),
                     "{change}: wrong idea of what was there"
                 );
-                if let (Key::Link(name), Some(Object::Vxlan(old)), Object::Vxlan(new)) =
+                if let (Key::Link(name), Some(Object::Link(old)), Object::Link(new)) =
                     (key, kernel.get(key).cloned(), object)
-                    && old.mac != new.mac
+                    && old.kind.mac() != new.kind.mac()
                 {
                     kernel.retain(|key, _| !matches!(key, Key::Neighbor(dev, _) if dev == name));
                 }
@@ -85,7 +92,7 @@ fn apply(kernel: &mut State, changes: &[Change]) {
                 if let Key::NextHop(link, gateway) = key {
                     kernel.retain(|_, object| {
                         !matches!(object, Object::Route(route)
-                            if (&route.link, &route.gateway) == (link, gateway))
+                            if (&route.link, route.gateway) == (link, Some(*gateway)))
                     });
                 }
                 if let Key::Link(name) = key {
@@ -104,7 +111,10 @@ fn has_path(state: &State, destination: &Key) -> bool {
     let Some(Object::Route(route)) = state.get(destination) else {
         return false;
     };
-    let at = || (route.link.clone(), route.gateway);
+    let Some(gateway) = route.gateway else {
+        return true;
+    };
+    let at = || (route.link.clone(), gateway);
     let next_hop = Key::NextHop(at().0, at().1);
     let neighbor = state.get(&Key::Neighbor(at().0, at().1));
     state.contains_key(&next_hop)
@@ -190,13 +200,15 @@ fn mtu_changes_in_place_and_a_new_port_recreates_everything_on_the_link() {
     peer(&mut observed, 2, 2, 2);
     let with = |change: fn(&mut Vxlan)| {
         let mut state = observed.clone();
-        let mut device = vxlan();
-        change(&mut device);
-        state.insert(Key::Link(link("flannel.1")), Object::Vxlan(device));
+        let mut options = vxlan();
+        change(&mut options);
+        state.insert(Key::Link(link("flannel.1")), device(options, 1450));
         state
     };
+    let mut smaller = observed.clone();
+    smaller.insert(Key::Link(link("flannel.1")), device(vxlan(), 1400));
     for in_place in [
-        with(|d| d.mtu = 1400),
+        smaller,
         with(|d| d.local = [192, 0, 2, 7].into()),
         with(|d| d.learning = true),
     ] {
@@ -207,6 +219,8 @@ fn mtu_changes_in_place_and_a_new_port_recreates_everything_on_the_link() {
         with(|d| d.vni = 2),
         with(|d| d.underlay_index = 3),
         with(|d| d.gbp = true),
+        with(|d| d.checksum = true),
+        with(|d| d.local = [0; 16].into()),
     ] {
         let changes = diff(&recreated, &observed);
         assert!(
@@ -254,15 +268,14 @@ fn states() -> impl Strategy<Value = State> {
         any::<bool>(),
     );
     let device = device.prop_map(|(vni, port, mac, mtu, learning, up)| {
-        Object::Vxlan(Vxlan {
+        let kind = LinkKind::Vxlan(Vxlan {
             vni,
             port: if port { 8472 } else { 4789 },
             mac: MacAddr([2, 0, 0, 0, 0, mac]),
-            mtu,
             learning,
-            up,
             ..vxlan()
-        })
+        });
+        Object::Link(Link { mtu, up, kind })
     });
     let device = prop_oneof![9 => device, 1 => Just(Object::OtherLink)];
     let peers = btree_map(0..6u8, (0..6u8, 1..4u8), 0..6);
@@ -287,7 +300,7 @@ fn direct_peer(state: &mut State, n: u8, public_ip: u8) {
     let gateway: IpAddr = [192, 0, 2, public_ip].into();
     let route = Route {
         link: link("eth0"),
-        gateway,
+        gateway: Some(gateway),
         onlink: false,
     };
     state.insert(

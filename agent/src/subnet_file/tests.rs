@@ -6,8 +6,11 @@ use super::*;
 
 fn sample() -> SubnetFile {
     SubnetFile {
-        network: "10.5.0.0/16".parse().unwrap(),
-        subnet: "10.5.72.0/24".parse().unwrap(),
+        v4: Some(Part {
+            network: "10.5.0.0/16".parse().unwrap(),
+            subnet: "10.5.72.0/24".parse().unwrap(),
+        }),
+        v6: None,
         mtu: 1450,
         masquerade: true,
     }
@@ -35,6 +38,39 @@ fn text_is_flannels_keys_and_then_dockers_options() {
         text.contains("DOCKER_OPT_IPMASQ=--ip-masq=true\n"),
         "{text}"
     );
+}
+
+#[test]
+fn ipv6_stands_where_flannel_has_it() {
+    let v6 = Some(Part {
+        network: "fc00::/48".parse().unwrap(),
+        subnet: "fc00:0:0:5::/64".parse().unwrap(),
+    });
+    assert_eq!(
+        SubnetFile { v6, ..sample() }.render(),
+        "FLANNEL_NETWORK=10.5.0.0/16\n\
+         FLANNEL_SUBNET=10.5.72.1/24\n\
+         FLANNEL_IPV6_NETWORK=fc00::/48\n\
+         FLANNEL_IPV6_SUBNET=fc00:0:0:5::1/64\n\
+         FLANNEL_MTU=1450\n\
+         FLANNEL_IPMASQ=true\n\
+         DOCKER_OPT_BIP=--bip=10.5.72.1/24\n\
+         DOCKER_OPT_IPMASQ=--ip-masq=false\n\
+         DOCKER_OPT_MTU=--mtu=1450\n\
+         DOCKER_OPT_IPV6=--ipv6=true\n\
+         DOCKER_OPT_IPV6_CIDR=--fixed-cidr-v6=fc00:0:0:5::/64\n"
+    );
+    let alone = SubnetFile {
+        v4: None,
+        v6,
+        ..sample()
+    };
+    let text = alone.render();
+    assert!(text.starts_with("FLANNEL_IPV6_NETWORK="), "{text}");
+    let previous = Previous::parse(&text);
+    assert_eq!((previous.network, previous.subnet), (None, None));
+    assert_eq!(previous.network_v6, v6.map(|v6| v6.network));
+    assert_eq!(previous.subnet_v6, v6.map(|v6| v6.subnet));
 }
 
 #[test]
@@ -126,9 +162,9 @@ proptest! {
         let network = Ipv4Net::new(network.into(), length).unwrap().trunc();
         let inside = u32::from(network.network()) | (offset & u32::from(network.hostmask()));
         let subnet = Ipv4Net::new(inside.into(), length + longer).unwrap().trunc();
-        let file = SubnetFile { network, subnet, mtu, masquerade };
+        let file = SubnetFile { v4: Some(Part { network, subnet }), v6: None, mtu, masquerade };
         let previous = Previous::parse(&file.render());
-        prop_assert_eq!(previous, Previous { network: Some(network), subnet: Some(subnet) });
+        prop_assert_eq!(previous, Previous { network: Some(network), subnet: Some(subnet), ..Previous::default() });
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Error, Interface, InterfaceName, Underlay, settings};
+use super::{Attachment, Error, Interface, InterfaceName, Underlay, settings};
 use crate::net::unusable_v4;
 
 /// The smallest MTU that IPv4 allows (RFC 791).
@@ -67,10 +67,13 @@ impl Host {
         Ok(Underlay {
             index: link.index,
             name: link.name.clone(),
-            address: address.address,
-            prefix_len: address.prefix_len,
             mtu: link.mtu,
-            public_ip: wanted.public_ip.unwrap_or(address.address),
+            v4: Some(Attachment {
+                address: address.address,
+                prefix_len: address.prefix_len,
+                public: wanted.public_ip.unwrap_or(address.address),
+            }),
+            v6: None,
         })
     }
 
@@ -79,9 +82,11 @@ impl Host {
         let link = self
             .link(current.index)
             .filter(|link| link.name == current.name && link.mtu >= MIN_MTU)?;
-        let address = self.addresses.iter().find(|address| {
-            address.link_index == link.index && address.address == current.address
-        })?;
+        let used = current.v4?.address;
+        let address = self
+            .addresses
+            .iter()
+            .find(|address| address.link_index == link.index && address.address == used)?;
         // A link-local address was a makeshift, until the interface has a better one.
         let lasts = address.is_usable() && !address.address.is_link_local();
         let allowed = match wanted {

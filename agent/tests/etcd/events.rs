@@ -19,7 +19,7 @@ async fn peers_are_listed_and_followed() {
     assert_eq!(lease.attrs, attrs("10.0.0.9"));
     put(&mut client, "10.5.9.0-24", &flannels("10.0.0.10"), 0).await;
     let update = change_of(&mut store, "10.5.9.0-24").await.unwrap();
-    assert_eq!(update.attrs.public_ip.to_string(), "10.0.0.10");
+    assert_eq!(update.attrs.public_address().to_string(), "10.0.0.10");
     assert_eq!(update.created, lease.created);
     client
         .delete(format!("{SUBNETS}10.5.9.0-24"), None)

@@ -39,7 +39,7 @@ fn small_network() -> NetworkConfig {
 fn attrs(public_ip: &str) -> LeaseAttrs {
     let data = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
     LeaseAttrs {
-        public_ip: public_ip.parse().unwrap(),
+        public_ip: public_ip.parse().ok(),
         public_ipv6: None,
         backend_type: "vxlan".to_owned(),
         backend_data: Some(RawValue::from_string(data.to_owned()).unwrap()),

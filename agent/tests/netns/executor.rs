@@ -4,14 +4,14 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use nix::net::if_::if_nametoindex;
-use selvage::backend::{self, Setup};
+use selvage::backend::{self, BackendConfig, Setup};
 use selvage::lease::Lease;
 use selvage::netlink::{ChangeError, Kernel};
 use selvage::reconcile::Counts;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
-use crate::host::{Host, Notifications, backend_config, block_on, peer, peers, subnet};
+use crate::host::{Host, Notifications, attachment, block_on, network_config, peer, peers, subnet};
 use crate::netns::NetNs;
 
 fn mac_of(ns: &NetNs, link: &str) -> String {
@@ -27,22 +27,20 @@ fn leave_as_flannel(host: &Host, peers: &[Lease]) {
     host.ns.ip("address add 10.0.0.0/32 dev flannel.1");
     host.ns.ip("link set flannel.1 up");
     for peer in peers {
-        let gateway = peer.key.v4.network();
-        let [_, _, high, low] = peer.attrs.public_ip.octets();
+        let subnet = peer.key.v4.unwrap();
+        let gateway = subnet.network();
+        let public_ip = peer.attrs.public_ip.unwrap();
+        let [_, _, high, low] = public_ip.octets();
         let mac = format!("02:00:00:00:{high:02x}:{low:02x}");
         host.ns.ip(&format!(
             "neighbor add {gateway} lladdr {mac} dev flannel.1 nud permanent"
         ));
         host.ns.run(
             "bridge",
-            &format!(
-                "fdb append {mac} dev flannel.1 dst {} self permanent",
-                peer.attrs.public_ip
-            ),
+            &format!("fdb append {mac} dev flannel.1 dst {public_ip} self permanent",),
         );
         host.ns.ip(&format!(
-            "route add {} via {gateway} dev flannel.1 onlink",
-            peer.key.v4
+            "route add {subnet} via {gateway} dev flannel.1 onlink",
         ));
     }
 }
@@ -183,7 +181,7 @@ fn one_peers_change_touches_only_that_peer() {
         let notifications = Notifications::listen();
 
         let mut moved = peer(4);
-        moved.attrs.public_ip = Ipv4Addr::new(198, 18, 99, 4);
+        moved.attrs.public_ip = Some(Ipv4Addr::new(198, 18, 99, 4));
         assert_eq!(agent.set_peer(&moved).await.counts.made(), 1);
         assert_eq!(notifications.count(), 1);
         assert!(host.fdb().contains("02:00:00:00:00:04 dst 198.18.99.4"));
@@ -230,7 +228,7 @@ fn what_others_made_is_left_alone() {
 
         // A change of the peer in question must not clobber the other's route either.
         let mut moved = peer(1);
-        moved.attrs.public_ip = [192, 0, 2, 200].into();
+        moved.attrs.public_ip = Some([192, 0, 2, 200].into());
         let delta = agent.plan.set_peer(&*agent.backend, &moved);
         let report = agent.reconciler.update(delta).await.unwrap();
         assert_eq!(report.counts.changed, 1, "the forwarding entry");
@@ -261,7 +259,7 @@ fn every_refusal_is_told_of_the_change_it_belongs_to() {
     let host = Host::new();
     let in_the_way = |n: u16| n.is_multiple_of(37);
     for n in (1..=500).filter(|&n| in_the_way(n)) {
-        host.ns.ip(&format!("route add {} dev up0", subnet(n).v4));
+        host.ns.ip(&format!("route add {} dev up0", subnet(n)));
     }
     block_on(async {
         let mut agent = host.agent(&peers(500)).await;
@@ -270,7 +268,7 @@ fn every_refusal_is_told_of_the_change_it_belongs_to() {
         let expected: Vec<String> = (1..=500)
             .filter(|&n| in_the_way(n))
             .map(|n| {
-                let subnet = subnet(n).v4;
+                let subnet = subnet(n).v4.unwrap();
                 let gateway = subnet.network();
                 format!(
                     "failed to add route {subnet} via {gateway} dev flannel.1 onlink: \
@@ -360,7 +358,7 @@ fn mtu_and_address_change_in_place_and_the_port_does_not() {
         assert_eq!(changed.resync().await.counts.made(), 1);
         assert_eq!(if_nametoindex("flannel.1").unwrap(), index);
 
-        host.underlay.address = Ipv4Addr::new(192, 0, 2, 9);
+        host.underlay.v4 = Some(attachment(Ipv4Addr::new(192, 0, 2, 9)));
         let mut moved = host.agent_configured(0, config, &peers(2)).await;
         assert_eq!(moved.resync().await.counts.made(), 1);
         assert_eq!(if_nametoindex("flannel.1").unwrap(), index);
@@ -434,7 +432,7 @@ fn direct_routing_uses_the_underlay_where_it_reaches() {
     let host = Host::new();
     block_on(async {
         let mut near = peer(1);
-        near.attrs.public_ip = Ipv4Addr::new(192, 0, 2, 11);
+        near.attrs.public_ip = Some(Ipv4Addr::new(192, 0, 2, 11));
         let mut twin = peer(2);
         twin.attrs.public_ip = near.attrs.public_ip;
         let config = r#"{"Type":"vxlan","Directrouting":true}"#;
@@ -501,14 +499,15 @@ fn the_state_directory_is_made_when_missing() {
     let missing = host.state_dir.path().join("a/b");
     host.state_dir = TempDir::with_prefix_in("x", host.state_dir.path()).unwrap();
     block_on(async {
+        let config = network_config(r#"{"Type":"vxlan","VNI":7}"#);
         let setup = Setup {
-            network: "10.0.0.0/8".parse().unwrap(),
+            config: &config,
             underlay: &host.underlay,
             state_dir: &missing,
         };
-        let config = backend_config(r#"{"Type":"vxlan","VNI":7}"#);
+        let backend = BackendConfig::parse(&config).unwrap();
         let mut kernel = Kernel::open().unwrap();
-        backend::open(&config, setup, &mut kernel).await.unwrap();
+        backend::open(&backend, setup, &mut kernel).await.unwrap();
         assert!(Path::new(&missing).join("flannel.7.mac").exists());
     });
 }

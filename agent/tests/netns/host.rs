@@ -23,7 +23,7 @@ use selvage::netlink::Kernel;
 use selvage::network_config::NetworkConfig;
 use selvage::reconcile::{Reconciler, Report};
 use selvage::state::Delta;
-use selvage::underlay::Underlay;
+use selvage::underlay::{Attachment, Underlay};
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
@@ -52,7 +52,6 @@ impl Host {
 
     /// A host that is not entered and has no device yet; the underlay's index is for the caller to fill in.
     pub(crate) fn bare() -> Self {
-        let address = Ipv4Addr::new(192, 0, 2, 1);
         Self {
             inside: None,
             ns: NetNs::new(),
@@ -60,22 +59,22 @@ impl Host {
             underlay: Underlay {
                 index: 0,
                 name: "up0".parse().unwrap(),
-                address,
-                prefix_len: 24,
                 mtu: 1500,
-                public_ip: address,
+                v4: Some(attachment(Ipv4Addr::new(192, 0, 2, 1))),
+                v6: None,
             },
         }
     }
 
     pub(crate) async fn open(&self, config: &str, kernel: &mut Kernel) -> Box<dyn Backend> {
+        let config = network_config(config);
         let setup = Setup {
-            network: "10.0.0.0/8".parse().unwrap(),
+            config: &config,
             underlay: &self.underlay,
             state_dir: self.state_dir.path(),
         };
-        let config = backend_config(config);
-        backend::open(&config, setup, kernel).await.unwrap()
+        let backend = BackendConfig::parse(&config).unwrap();
+        backend::open(&backend, setup, kernel).await.unwrap()
     }
 
     /// An agent that has just started.
@@ -187,9 +186,16 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 pub(crate) fn subnet(n: u16) -> SubnetKey {
     let [high, low] = n.to_be_bytes();
-    SubnetKey {
-        v4: Ipv4Net::new(Ipv4Addr::new(10, high, low, 0), 24).unwrap(),
-        v6: None,
+    let v4 = Ipv4Net::new(Ipv4Addr::new(10, high, low, 0), 24).unwrap();
+    SubnetKey::new(Some(v4), None)
+}
+
+/// An address of a /24, public itself.
+pub(crate) fn attachment(address: Ipv4Addr) -> Attachment<Ipv4Addr> {
+    Attachment {
+        address,
+        prefix_len: 24,
+        public: address,
     }
 }
 
@@ -200,7 +206,7 @@ pub(crate) fn peer(n: u16) -> Lease {
     Lease {
         key: subnet(n),
         attrs: LeaseAttrs {
-            public_ip: Ipv4Addr::new(198, 18, high, low),
+            public_ip: Some(Ipv4Addr::new(198, 18, high, low)),
             public_ipv6: None,
             backend_type: "vxlan".into(),
             backend_data: Some(RawValue::from_string(data).unwrap()),
@@ -215,8 +221,8 @@ pub(crate) fn peers(count: u16) -> Vec<Lease> {
     (1..=count).map(peer).collect()
 }
 
-/// The back end's part of a network config.
-pub(crate) fn backend_config(backend: &str) -> BackendConfig {
+/// The network 10.0.0.0/8 with a back end.
+pub(crate) fn network_config(backend: &str) -> NetworkConfig {
     let config = format!(r#"{{"Network":"10.0.0.0/8","Backend":{backend}}}"#);
-    BackendConfig::parse(&NetworkConfig::parse(&config).unwrap()).unwrap()
+    NetworkConfig::parse(&config).unwrap()
 }

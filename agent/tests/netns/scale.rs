@@ -68,7 +68,7 @@ fn ten_thousand_peers() {
         let again = restarted.resync().await;
         assert_eq!(again.counts, Counts::default());
         let mut moved = peer(PEERS / 2);
-        moved.attrs.public_ip = [198, 19, 0, 1].into();
+        moved.attrs.public_ip = Some([198, 19, 0, 1].into());
         let one = restarted.set_peer(&moved).await;
         assert_eq!(one.counts.made(), 1);
         host.ns.ip("link del flannel.1");

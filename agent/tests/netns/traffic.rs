@@ -14,7 +14,7 @@ use selvage::lease::Lease;
 use selvage::reconcile::Counts;
 use serde_json::value::RawValue;
 
-use crate::host::{Agent, Host, block_on, peer};
+use crate::host::{Agent, Host, attachment, block_on, peer};
 
 const FLANNEL_MAC: &str = "c6:d2:32:6f:8f:44";
 
@@ -29,8 +29,7 @@ fn two_hosts() -> (Host, Host) {
         host.ns.ip("link set up0 up");
         let _inside = host.ns.enter();
         host.underlay.index = if_nametoindex("up0").unwrap();
-        host.underlay.address = address.parse().unwrap();
-        host.underlay.public_ip = host.underlay.address;
+        host.underlay.v4 = Some(attachment(address.parse().unwrap()));
         host
     };
     (at(a, "198.51.100.1"), at(b, "198.51.100.2"))
@@ -94,7 +93,7 @@ fn takeover_restart_and_changes_lose_no_packet() {
         let mut a_lease = peer(1);
         let data = format!(r#"{{"VNI":1,"VtepMAC":"{FLANNEL_MAC}"}}"#);
         a_lease.attrs.backend_data = Some(RawValue::from_string(data).unwrap());
-        a_lease.attrs.public_ip = a.underlay.address;
+        a_lease.attrs.public_ip = a.underlay.v4.map(|v4| v4.public);
         let mut on_b = {
             let _inside = b.ns.enter();
             b.agent_of(2, &[a_lease]).await

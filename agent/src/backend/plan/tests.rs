@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
@@ -45,14 +46,14 @@ fn the_older_lease_has_the_mac_and_the_younger_waits_for_it() {
         let [(key, Refusal::Taken { holder, .. })] = refused.as_slice() else {
             panic!("{refused:?}")
         };
-        assert_eq!((**key, *holder), (young.key, old.key.v4));
-        assert!(state.contains_key(&Key::Route(IpNet::V4(old.key.v4))));
-        assert!(!state.contains_key(&Key::Route(IpNet::V4(young.key.v4))));
+        assert_eq!((**key, *holder), (young.key, old.key));
+        assert!(state.contains_key(&Key::Route(IpNet::V4(old.key.v4.unwrap()))));
+        assert!(!state.contains_key(&Key::Route(IpNet::V4(young.key.v4.unwrap()))));
 
         apply(&mut state, plan.remove_peer(&old.key));
         assert_eq!(state, plan.state());
         assert_eq!(plan.refused().count(), 0);
-        assert!(state.contains_key(&Key::Route(IpNet::V4(young.key.v4))));
+        assert!(state.contains_key(&Key::Route(IpNet::V4(young.key.v4.unwrap()))));
     }
 }
 
@@ -65,7 +66,10 @@ fn a_peer_whose_data_turns_bad_is_refused_alone() {
     bad.attrs.backend_data = None;
     apply(&mut state, plan.set_peer(&backend, &bad));
     assert_eq!(state, plan.state());
-    assert_eq!(plan.refusal(&bad.key), Some(&Refusal::NoData));
+    assert_eq!(
+        plan.refusal(&bad.key),
+        Some(&Refusal::NoData("10.5.0.0/16".parse().unwrap()))
+    );
     assert_eq!(plan.accepted(), 1);
 }
 
@@ -85,7 +89,7 @@ fn peers_may_share_a_next_hop() {
     let backend = backend(r#"{"DirectRouting":true}"#);
     let near = |n| {
         let mut lease = lease(n, n, n);
-        lease.attrs.public_ip = Ipv4Addr::new(192, 0, 2, 77);
+        lease.attrs.public_ip = Some(Ipv4Addr::new(192, 0, 2, 77));
         lease
     };
     let mut plan = Plan::new(&backend, &own(), &[near(1), near(2)]);
@@ -113,7 +117,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         let mut lease = lease(n, mac, ip);
         lease.created = created;
         if near {
-            lease.attrs.public_ip = Ipv4Addr::new(192, 0, 2, ip);
+            lease.attrs.public_ip = Some(Ipv4Addr::new(192, 0, 2, ip));
         }
         Step::Set(lease)
     });

@@ -1,29 +1,74 @@
 //! The vxlan configuration, what nodes publish, and leases that mean harm.
 
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 
 use super::*;
 use crate::backend::BackendConfig;
 use crate::network_config::NetworkConfig;
+use crate::underlay::Attachment;
+
+/// 192.0.2.1/24 and 2001:db8::1/64 on eth0.
+pub(in crate::backend) fn underlay() -> Underlay {
+    Underlay {
+        index: 2,
+        name: "eth0".parse().unwrap(),
+        mtu: 1500,
+        v4: Some(Attachment {
+            address: Ipv4Addr::new(192, 0, 2, 1),
+            prefix_len: 24,
+            public: Ipv4Addr::new(192, 0, 2, 1),
+        }),
+        v6: Some(Attachment {
+            address: "2001:db8::1".parse().unwrap(),
+            prefix_len: 64,
+            public: "2001:db8::1".parse().unwrap(),
+        }),
+    }
+}
+
+fn only_v4() -> Underlay {
+    Underlay {
+        v6: None,
+        ..underlay()
+    }
+}
 
 /// The node 192.0.2.1 with the MAC address 02:…:09; `config` is JSON without the type.
 pub(in crate::backend) fn backend(config: &str) -> VxlanBackend {
+    backend_over(&only_v4(), config)
+}
+
+fn backend_over(underlay: &Underlay, config: &str) -> VxlanBackend {
     let options = go_json::Object::parse(config).unwrap();
-    let underlay = Underlay {
-        index: 2,
-        name: "eth0".parse().unwrap(),
-        address: Ipv4Addr::new(192, 0, 2, 1),
-        prefix_len: 24,
-        mtu: 1500,
-        public_ip: Ipv4Addr::new(192, 0, 2, 1),
-    };
+    let network = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).unwrap();
     VxlanBackend::new(
-        &VxlanConfig::parse(&options).unwrap(),
-        "10.5.0.0/16".parse().unwrap(),
-        &underlay,
-        MacAddr([2, 0, 0, 0, 0, 9]),
+        &VxlanConfig::parse(&options, &network).unwrap(),
+        underlay,
+        &[("10.5.0.0/16".parse().unwrap(), identity(9))],
     )
+}
+
+/// A node of both families, with the MAC addresses 02:…:09 and 02:…:0a.
+fn dual() -> VxlanBackend {
+    VxlanBackend::new(
+        &parse(r#"{"Type":"vxlan"}"#),
+        &underlay(),
+        &[
+            ("10.5.0.0/16".parse().unwrap(), identity(9)),
+            ("fd00:5::/48".parse().unwrap(), identity(10)),
+        ],
+    )
+}
+
+fn identity(last: u8) -> Identity {
+    Identity {
+        mac: MacAddr([2, 0, 0, 0, 0, last]),
+        checksum: false,
+    }
 }
 
 /// A peer with the subnet 10.5.`n`.0/24, the MAC address 02:…:`mac` and the public IP 198.18.0.`ip`; MAC 0 is not
@@ -32,12 +77,12 @@ pub(in crate::backend) fn lease(n: u8, mac: u8, ip: u8) -> Lease {
     let first = if mac == 0 { 1 } else { 2 };
     let data = format!(r#"{{"VNI":1,"VtepMAC":"{first:02x}:00:00:00:00:{mac:02x}"}}"#);
     Lease {
-        key: SubnetKey {
-            v4: Ipv4Net::new(Ipv4Addr::new(10, 5, n, 0), 24).unwrap(),
-            v6: None,
-        },
+        key: SubnetKey::new(
+            Some(Ipv4Net::new(Ipv4Addr::new(10, 5, n, 0), 24).unwrap()),
+            None,
+        ),
         attrs: LeaseAttrs {
-            public_ip: Ipv4Addr::new(198, 18, 0, ip),
+            public_ip: Some(Ipv4Addr::new(198, 18, 0, ip)),
             public_ipv6: None,
             backend_type: KIND.into(),
             backend_data: Some(RawValue::from_string(data).unwrap()),
@@ -76,6 +121,7 @@ fn defaults_are_flannels() {
         gbp: false,
         learning: false,
         direct_routing: false,
+        checksum: None,
     };
     assert_eq!(parse(r#"{"Type":"vxlan"}"#), expected);
     assert_eq!(
@@ -96,6 +142,7 @@ fn keys_match_in_any_case_and_the_last_wins() {
         gbp: true,
         learning: true,
         direct_routing: true,
+        checksum: None,
     };
     assert_eq!(config, expected);
 }
@@ -152,8 +199,12 @@ fn bad_configurations_name_key_value_and_range() {
             "the back end \"udp\" does not exist; there is: vxlan",
         ),
         (
-            r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}}"#,
-            "EnableIPv6: true is not possible: no back end carries IPv6; allowed: false",
+            r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","VNI":10000}}"#,
+            "Backend: VNI: 10000 is not an integer from 0 to 9999",
+        ),
+        (
+            r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","MTU":1349}}"#,
+            "Backend: MTU: 1349 is not an integer from 1350 to 65535",
         ),
     ] {
         let error = BackendConfig::parse(&NetworkConfig::parse(config).unwrap());
@@ -180,23 +231,115 @@ fn the_mtu_is_the_underlays_less_fifty_and_never_more_than_it_carries() {
     ] {
         assert_eq!(backend(config).mtu(), mtu, "{config}");
     }
-    let mut underlay = backend("{}").underlay;
-    underlay.mtu = 20;
-    let config = parse(r#"{"Type":"vxlan"}"#);
-    let network = "10.5.0.0/16".parse().unwrap();
-    let tiny = VxlanBackend::new(&config, network, &underlay, MacAddr([2; 6]));
-    assert_eq!(tiny.mtu(), 68);
+    assert_eq!(dual().mtu(), 1430, "an outer IPv6 header has 40 bytes");
+    let tiny = Underlay {
+        mtu: 20,
+        ..only_v4()
+    };
+    assert_eq!(backend_over(&tiny, "{}").mtu(), 68);
 }
 
 #[test]
 fn behind_a_nat_the_device_sends_from_its_own_address_and_the_lease_names_the_public_one() {
-    let mut underlay = backend("{}").underlay;
-    underlay.public_ip = Ipv4Addr::new(203, 0, 113, 5);
-    let config = parse(r#"{"Type":"vxlan"}"#);
+    let mut underlay = only_v4();
+    let v4 = underlay.v4.as_mut().unwrap();
+    v4.public = Ipv4Addr::new(203, 0, 113, 5);
+    let (own, public) = (v4.address, v4.public);
+    let backend = backend_over(&underlay, "{}");
+    assert_eq!(backend.lease_attrs().public_ip, Some(public));
+    assert_eq!(options(&backend.own(&lease(0, 0, 0).key)).local, own);
+}
+
+#[test]
+fn checksums_are_as_asked_for_or_as_they_are() {
     let network = "10.5.0.0/16".parse().unwrap();
-    let backend = VxlanBackend::new(&config, network, &underlay, MacAddr([2; 6]));
-    assert_eq!(backend.lease_attrs().public_ip, underlay.public_ip);
-    assert_eq!(backend.device.local, underlay.address);
+    for (config, existing, expected) in [
+        ("{}", false, false),
+        ("{}", true, true),
+        (r#"{"Checksum":true}"#, false, true),
+        (r#"{"Checksum":false}"#, true, false),
+    ] {
+        let config = backend(config).config;
+        let identity = Identity {
+            checksum: existing,
+            ..identity(9)
+        };
+        let backend = VxlanBackend::new(&config, &only_v4(), &[(network, identity)]);
+        let own = backend.own(&lease(0, 0, 0).key);
+        assert_eq!(options(&own).checksum, expected, "{config:?}");
+    }
+}
+
+/// The options of the only device.
+fn options(own: &State) -> Vxlan {
+    match own.first_key_value().unwrap().1 {
+        Object::Link(Link {
+            kind: LinkKind::Vxlan(vxlan),
+            ..
+        }) => vxlan.clone(),
+        object => panic!("{object:?}"),
+    }
+}
+
+fn dual_lease() -> Lease {
+    let mut lease = lease(1, 1, 1);
+    lease.key.v6 = Some("fd00:5:0:1::/64".parse().unwrap());
+    lease.attrs.public_ipv6 = Some("2001:db8:1::1".parse().unwrap());
+    let data = r#"{"VNI":1,"VtepMAC":"02:00:00:00:00:61"}"#;
+    lease.attrs.backend_v6_data = Some(RawValue::from_string(data.into()).unwrap());
+    lease
+}
+
+#[test]
+fn each_family_has_its_device_and_its_objects() {
+    let texts = |objects: &mut dyn Iterator<Item = Key>| -> Vec<String> {
+        objects.map(|key| key.to_string()).collect()
+    };
+    let own = dual_lease().key;
+    assert_eq!(
+        texts(&mut dual().own(&own).into_keys()),
+        [
+            "link flannel-v6.1",
+            "link flannel.1",
+            "address fd00:5:0:1::/128 dev flannel-v6.1",
+            "address 10.5.1.0/32 dev flannel.1",
+        ]
+    );
+    let peer = dual().peer(&dual_lease()).unwrap();
+    assert_eq!(
+        texts(&mut peer.into_iter().map(|(key, _)| key)),
+        [
+            "fdb 02:00:00:00:00:01 dev flannel.1",
+            "neighbor 10.5.1.0 dev flannel.1",
+            "nexthop via 10.5.1.0 dev flannel.1",
+            "route 10.5.1.0/24",
+            "fdb 02:00:00:00:00:61 dev flannel-v6.1",
+            "neighbor fd00:5:0:1:: dev flannel-v6.1",
+            "nexthop via fd00:5:0:1:: dev flannel-v6.1",
+            "route fd00:5:0:1::/64",
+        ]
+    );
+    let attrs = serde_json::to_string(&dual().lease_attrs()).unwrap();
+    assert_eq!(
+        attrs,
+        r#"{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:09"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:0a"}}"#
+    );
+}
+
+#[test]
+fn a_peer_of_one_family_is_reached_in_that_one_alone() {
+    assert_eq!(dual().peer(&lease(1, 1, 1)).unwrap().len(), 4);
+    let mut alone = dual_lease();
+    alone.key.v4 = None;
+    assert_eq!(dual().peer(&alone).unwrap().len(), 4);
+    let mut without_data = dual_lease();
+    without_data.attrs.backend_v6_data = None;
+    let network = "fd00:5::/48".parse().unwrap();
+    assert_eq!(dual().peer(&without_data), Err(Refusal::NoData(network)));
+    let mut nowhere = dual_lease();
+    nowhere.attrs.public_ipv6 = None;
+    let subnet = "fd00:5:0:1::/64".parse().unwrap();
+    assert_eq!(dual().peer(&nowhere), Err(Refusal::NoAddress(subnet)));
 }
 
 #[test]
@@ -220,8 +363,8 @@ fn peers_of_every_flannel_are_understood() {
 fn leases_that_mean_harm_are_refused_with_the_reason() {
     let backend = backend("{}");
     for (data, reason) in [
-        ("null", "its lease has no BackendData"),
-        ("{}", "its lease has no BackendData"),
+        ("null", "its lease has no BackendData for 10.5.0.0/16"),
+        ("{}", "its lease has no BackendData for 10.5.0.0/16"),
         (r#""vxlan""#, "its BackendData is unusable: "),
         (
             r#"{"VtepMAC":7}"#,
@@ -258,10 +401,10 @@ fn leases_that_mean_harm_are_refused_with_the_reason() {
         "it runs the back end \"host-gw\", this node runs \"vxlan\""
     );
     let mut mirror = lease(1, 1, 1);
-    mirror.attrs.public_ip = Ipv4Addr::new(192, 0, 2, 1);
+    mirror.attrs.public_ip = Some(Ipv4Addr::new(192, 0, 2, 1));
     assert_eq!(
         backend.peer(&mirror),
-        Err(Refusal::OwnAddress(mirror.attrs.public_ip))
+        Err(Refusal::OwnAddress([192, 0, 2, 1].into()))
     );
 }
 
@@ -271,12 +414,12 @@ fn direct_routing_takes_only_peers_on_the_underlays_link() {
     let far = backend.peer(&lease(1, 1, 1)).unwrap();
     assert_eq!(far.len(), 4);
     let mut near = lease(1, 1, 1);
-    near.attrs.public_ip = Ipv4Addr::new(192, 0, 2, 250);
-    let gateway = IpAddr::V4(near.attrs.public_ip);
+    near.attrs.public_ip = Some(Ipv4Addr::new(192, 0, 2, 250));
+    let gateway: IpAddr = [192, 0, 2, 250].into();
     let eth0: InterfaceName = "eth0".parse().unwrap();
     let route = Route {
         link: eth0.clone(),
-        gateway,
+        gateway: Some(gateway),
         onlink: false,
     };
     assert_eq!(

@@ -46,7 +46,7 @@ const BAD_DESCRIPTIONS: &[(&str, &str, &str, &str, &str)] = &[
     ("endpoint_without_port", "members = [\"node1\"]", "endpoints = [\"http://a\"]", "\"http://a\"", "etcd.endpoints[0]: \"http://a\" is not"),
     ("no_network", "[network]\nNetwork = \"10.5.0.0/16\"\n\n[network.Backend]\nType = \"vxlan\"", "", "#", "network: the [network] table is missing"),
     ("network_without_range", "Network = \"10.5.0.0/16\"", "", "[network]", "network: Network is missing or empty"),
-    ("network_without_ipv4", "Network = \"10.5.0.0/16\"", "enableipv4 = false", "[network]", "network: EnableIPv4: false is not"),
+    ("network_without_ipv4", "Network = \"10.5.0.0/16\"", "enableipv4 = false", "[network]", "network: EnableIPv4: false and"),
     ("network_not_a_range", "10.5.0.0/16", "10.5.0.0", "[network]", "network: Network: \"10.5.0.0\" is not"),
     ("network_too_small", "10.5.0.0/16", "10.5.0.0/29", "[network]", "network: Network: /29 is too small"),
     ("overlay_inside_underlay", "10.5.0.0/16", "10.77.0.128/25", "\"10.77.0.128/25\"", "network.Network: the overlay 10.77.0.128/25 overlaps 10.77.0.0/24"),

@@ -132,8 +132,7 @@ async fn with_retries(
             }
             Subnet::NoneLeft => {
                 return Err(StoreError::OutOfSubnets {
-                    network: config.ipv4.network,
-                    subnet_len: config.ipv4.subnet_len,
+                    networks: config.networks().collect(),
                 });
             }
             Subnet::Keep(entry) => keep(store, node.attrs, entry, fresh).await?,
@@ -205,10 +204,10 @@ async fn keep(
         modified: entry.modified,
         etcd_lease: None,
     };
-    if held.published.public_ip != attrs.public_ip {
+    if held.published.public_address() != attrs.public_address() {
         info!(
             subnet = %held.key,
-            former_public_ip = %held.published.public_ip,
+            former_public_ip = %held.published.public_address(),
             "taking up the lease of this machine's former address"
         );
     }

@@ -57,7 +57,7 @@ pub(super) fn claim(own: &LeaseAttrs, found: Option<&LeaseAttrs>) -> Claim {
     let Some(found) = found else {
         return Claim::Other;
     };
-    let same_address = found.public_ip == own.public_ip;
+    let same_address = found.public_address() == own.public_address();
     match &found.owner {
         None if same_address => Claim::Ours,
         None => Claim::Other,
@@ -100,7 +100,10 @@ impl Held {
             if let Some(taken) = found.attrs.as_ref().filter(|attrs| !self.is_ours(attrs)) {
                 let machine = taken.owner.as_deref().unwrap_or("unknown");
                 return Ok(Settled::Lost {
-                    reason: format!("taken over by {} (machine {machine})", taken.public_ip),
+                    reason: format!(
+                        "taken over by {} (machine {machine})",
+                        taken.public_address()
+                    ),
                 });
             }
             if self.modified != found.modified {
@@ -297,7 +300,7 @@ pub(super) fn warn_of_twin(entry: &Entry, claim: Claim) {
     let public_ip = entry
         .attrs
         .as_ref()
-        .map(|attrs| attrs.public_ip.to_string());
+        .map(|attrs| attrs.public_address().to_string());
     let (subnet, owner) = (entry.key.to_string(), owner.unwrap_or("unknown"));
     let public_ip = public_ip.unwrap_or_default();
     match claim {

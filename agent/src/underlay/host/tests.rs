@@ -70,8 +70,8 @@ const ANY: settings::Underlay = settings::Underlay {
 fn nothing_asked_for_means_the_default_route_of_the_lowest_metric() {
     let underlay = host().choose(&ANY, None).unwrap();
     assert_eq!(underlay.name.as_str(), "eth0");
-    assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 15));
-    assert_eq!(underlay.public_ip, underlay.address);
+    assert_eq!(underlay.v4.unwrap().address, Ipv4Addr::new(10, 0, 2, 15));
+    assert_eq!(underlay.v4.unwrap().public, underlay.v4.unwrap().address);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn permanent_address_comes_before_a_dynamic_one() {
     let mut host = host();
     host.addresses.push(address(2, "10.0.2.16"));
     let underlay = host.choose(&wanted("eth0"), None).unwrap();
-    assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 16));
+    assert_eq!(underlay.v4.unwrap().address, Ipv4Addr::new(10, 0, 2, 16));
 }
 
 #[test]
@@ -88,18 +88,22 @@ fn link_local_address_is_the_last_resort() {
     host.addresses
         .retain(|address| address.address.octets()[0] != 10);
     let underlay = host.choose(&wanted("eth0"), None).unwrap();
-    assert_eq!(underlay.address, Ipv4Addr::new(169, 254, 7, 7));
+    assert_eq!(underlay.v4.unwrap().address, Ipv4Addr::new(169, 254, 7, 7));
 }
 
 #[test]
 fn address_chooses_its_interface_even_if_deprecated() {
     let underlay = host().choose(&wanted("10.77.0.11"), None).unwrap();
     assert_eq!(
-        (underlay.index, underlay.mtu, underlay.prefix_len),
+        (
+            underlay.index,
+            underlay.mtu,
+            underlay.v4.unwrap().prefix_len
+        ),
         (3, 1500, 24)
     );
     let underlay = host().choose(&wanted("10.0.2.14"), None).unwrap();
-    assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 14));
+    assert_eq!(underlay.v4.unwrap().address, Ipv4Addr::new(10, 0, 2, 14));
 }
 
 #[test]
@@ -109,8 +113,8 @@ fn public_address_changes_neither_interface_nor_source() {
         .choose(&settings::Underlay { public_ip, ..ANY }, None)
         .unwrap();
     assert_eq!(underlay.name.as_str(), "eth0");
-    assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 15));
-    assert_eq!(Some(underlay.public_ip), public_ip);
+    assert_eq!(underlay.v4.unwrap().address, Ipv4Addr::new(10, 0, 2, 15));
+    assert_eq!(Some(underlay.v4.unwrap().public), public_ip);
 }
 
 #[test]
@@ -162,7 +166,10 @@ fn running_overlay_stays_where_it_is() {
         host.addresses[3].prefix_len = 16;
         let expected = Underlay {
             mtu: 1400,
-            prefix_len: 16,
+            v4: Some(Attachment {
+                prefix_len: 16,
+                ..current.v4.unwrap()
+            }),
             ..current.clone()
         };
         assert_eq!(host.choose(&asked, Some(&current)).unwrap(), expected);
@@ -217,7 +224,7 @@ fn running_overlay_moves_when_it_must() {
         host.addresses.push(address(2, "10.0.2.100"));
         happen(&mut host);
         let underlay = host.choose(&ANY, Some(&current)).unwrap();
-        let found = format!("{} {}", underlay.name, underlay.address);
+        let found = format!("{} {}", underlay.name, underlay.v4.unwrap().address);
         assert_eq!(found, expected, "{event}");
     }
 }
@@ -227,11 +234,11 @@ fn link_local_address_is_given_up_for_a_better_one() {
     let mut host = host();
     host.addresses[2].link_index = 9;
     let current = host.choose(&ANY, None).unwrap();
-    assert!(current.address.is_link_local());
+    assert!(current.v4.unwrap().address.is_link_local());
     assert_eq!(host.choose(&ANY, Some(&current)).unwrap(), current);
     host.addresses[2].link_index = 2;
     let underlay = host.choose(&ANY, Some(&current)).unwrap();
-    assert_eq!(underlay.address, Ipv4Addr::new(10, 0, 2, 15));
+    assert_eq!(underlay.v4.unwrap().address, Ipv4Addr::new(10, 0, 2, 15));
     // Whoever asks for it by name gets it.
     let asked = wanted("169.254.7.7");
     assert_eq!(host.choose(&asked, Some(&current)).unwrap(), current);

@@ -8,7 +8,7 @@ fn config() -> NetworkConfig {
 
 fn attrs(public_ip: &str, owner: Option<&str>) -> LeaseAttrs {
     LeaseAttrs {
-        public_ip: public_ip.parse().unwrap(),
+        public_ip: public_ip.parse().ok(),
         public_ipv6: None,
         backend_type: "vxlan".to_owned(),
         backend_data: None,
@@ -40,11 +40,11 @@ fn decided(entries: &[Entry], previous: Option<&str>, restarted: bool) -> (Strin
     };
     let decision = decide(&config(), &node, entries, 1);
     let subnet = match decision.subnet {
-        Subnet::Keep(entry) => format!("keep {}", entry.key.v4),
-        Subnet::Create(key) => format!("create {}", key.v4),
+        Subnet::Keep(entry) => format!("keep {}", entry.key),
+        Subnet::Create(key) => format!("create {key}"),
         Subnet::NoneLeft => "none left".to_owned(),
     };
-    let discard = decision.discard.iter().map(|e| e.key.v4.to_string());
+    let discard = decision.discard.iter().map(|e| e.key.to_string());
     (subnet, discard.collect())
 }
 

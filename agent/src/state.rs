@@ -181,15 +181,15 @@ impl fmt::Display for Described<'_> {
         write!(f, "{}", self.0)?;
         match self.1 {
             Object::Link(link) => {
-                write!(f, " mtu {}", link.mtu)?;
                 match &link.kind {
                     LinkKind::Vxlan(vxlan) => write!(
                         f,
-                        " address {} type vxlan id {} dstport {} local {} dev #{}",
-                        vxlan.mac, vxlan.vni, vxlan.port, vxlan.local, vxlan.underlay_index
-                    ),
-                    LinkKind::Ipip(ipip) => write!(f, " type ipip local {}", ipip.local),
+                        " type vxlan id {} dstport {} local {} dev #{} address {}",
+                        vxlan.vni, vxlan.port, vxlan.local, vxlan.underlay_index, vxlan.mac
+                    )?,
+                    LinkKind::Ipip(ipip) => write!(f, " type ipip local {}", ipip.local)?,
                 }
+                write!(f, " mtu {}", link.mtu)
             }
             Object::Fdb(remote) => write!(f, " dst {remote}"),
             Object::Neighbor(mac) => write!(f, " lladdr {mac}"),

@@ -4,6 +4,7 @@
 //! by missing some, or by a full buffer, which counts as news.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -260,10 +261,14 @@ impl Watch<'_> {
                 RouteNetlinkMessage::NewNeighbour(_) => self.judge_neighbor(message, false),
                 RouteNetlinkMessage::DelNeighbour(_) => self.judge_neighbor(message, true),
                 RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
-                    let index = address::read(message).map(|(index, _)| index);
+                    let Some((index, address)) = address::read(message) else {
+                        return News::None;
+                    };
                     News::Changed(Changed {
-                        objects: index.is_some_and(|index| self.overlay(index).is_some()),
-                        underlay: index == Some(self.underlay.index),
+                        objects: is_inside(self.scope, &address) && self.overlay(index).is_some(),
+                        // A link-local IPv6 address comes and settles with every device; nobody's underlay is one.
+                        underlay: index == self.underlay.index
+                            && !matches!(address.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local()),
                     })
                 }
                 RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {
@@ -323,10 +328,7 @@ impl Watch<'_> {
         };
         News::Changed(Changed {
             objects: route.protocol == route::PROTOCOL
-                || is_inside(self.scope, &route.destination)
-                || route
-                    .link
-                    .is_some_and(|index| self.overlay(index).is_some()),
+                || is_inside(self.scope, &route.destination),
             underlay: route.destination.prefix_len() == 0,
         })
     }

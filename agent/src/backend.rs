@@ -6,6 +6,9 @@
 //!
 //! To add one: a file under `backend/`, a variant of [`BackendConfig`], an arm in [`BackendConfig::parse`] and in [`open`].
 
+pub mod alloc;
+pub mod host_gw;
+pub mod ipip;
 pub mod plan;
 pub mod vxlan;
 
@@ -16,17 +19,19 @@ use std::path::Path;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
+use self::alloc::AllocBackend;
+use self::ipip::{IpipBackend, IpipConfig};
 use self::vxlan::VxlanConfig;
 use crate::go_json::{GoJsonError, Object};
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::net::{InterfaceName, MacAddr};
 use crate::netlink::{Kernel, KernelError};
 use crate::network_config::NetworkConfig;
-use crate::state::{self, Key, LinkKind, Scope, State};
+use crate::state::{self, Key, LinkKind, Route, Scope, State};
 use crate::underlay::Underlay;
 
 /// The back ends that exist, as the network config names them.
-const KINDS: &[&str] = &[vxlan::KIND];
+const KINDS: &[&str] = &[alloc::KIND, host_gw::KIND, ipip::KIND, vxlan::KIND];
 
 /// No back end can do what the network config asks for.
 #[derive(Debug, Error)]
@@ -53,6 +58,12 @@ impl From<GoJsonError> for BackendConfigError {
 /// The validated `Backend` object of the network config.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum BackendConfig {
+    /// A lease and nothing else.
+    Alloc,
+    /// Routes to the peers themselves.
+    HostGw,
+    /// IP in IP.
+    Ipip(IpipConfig),
     /// VXLAN.
     Vxlan(VxlanConfig),
 }
@@ -67,14 +78,20 @@ impl BackendConfig {
         let spec = &config.backend;
         let options = Object::parse(spec.options.get())?;
         match spec.kind.as_str() {
+            alloc::KIND => Ok(Self::Alloc),
+            host_gw::KIND => Ok(Self::HostGw),
+            ipip::KIND => Ok(Self::Ipip(IpipConfig::parse(&options, config)?)),
             vxlan::KIND => Ok(Self::Vxlan(VxlanConfig::parse(&options, config)?)),
             kind => Err(BackendConfigError::Kind(kind.to_owned())),
         }
     }
 
-    /// The back end's name as leases publish it.
+    /// The back end's name.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Alloc => alloc::KIND,
+            Self::HostGw => host_gw::KIND,
+            Self::Ipip(_) => ipip::KIND,
             Self::Vxlan(_) => vxlan::KIND,
         }
     }
@@ -93,7 +110,7 @@ pub struct Setup<'a> {
 
 /// How packets for a peer's subnet reach the peer. All methods are pure and total.
 pub trait Backend: fmt::Debug + Send + Sync {
-    /// The name that leases publish.
+    /// The name, as the network config has it.
     fn kind(&self) -> &'static str;
 
     /// MTU for containers, in bytes.
@@ -143,6 +160,14 @@ pub enum Refusal {
     /// Packets to the peer would come back to us.
     #[error("its public IP {0} is our own")]
     OwnAddress(IpAddr),
+    /// The peer is too far away to be a gateway.
+    #[error("its public IP {public} is not on the underlay's link, {on_link}")]
+    NotOnLink {
+        /// The peer's address.
+        public: IpAddr,
+        /// Our address, with the length of its network.
+        on_link: IpNet,
+    },
     /// An older lease claims what this one needs.
     #[error("the older lease of {holder} already has {key}")]
     Taken {
@@ -178,7 +203,7 @@ pub(crate) fn is_overlay(name: &InterfaceName, object: &state::Object) -> bool {
             let v6 = vxlan::device_name(vxlan.vni, Ipv6Net::default().into());
             [v4, v6].contains(name)
         }
-        LinkKind::Ipip(_) => false,
+        LinkKind::Ipip(_) => *name == ipip::device_name(),
     }
 }
 
@@ -192,6 +217,27 @@ fn attrs(kind: &str, underlay: &Underlay) -> LeaseAttrs {
         backend_v6_data: None,
         owner: None,
     }
+}
+
+/// A route to a peer's subnet, with its next hop.
+fn route(
+    subnet: IpNet,
+    link: &InterfaceName,
+    gateway: IpAddr,
+    onlink: bool,
+) -> [(Key, state::Object); 2] {
+    let route = Route {
+        link: link.clone(),
+        gateway: Some(gateway),
+        onlink,
+    };
+    [
+        (
+            Key::NextHop(link.clone(), gateway),
+            state::Object::NextHop { onlink },
+        ),
+        (Key::Route(subnet), state::Object::Route(route)),
+    ]
 }
 
 /// That a peer runs the same back end.
@@ -209,6 +255,18 @@ pub enum OpenError {
     /// The kernel would not say what exists.
     #[error("failed to look for an existing overlay device")]
     Kernel(#[from] KernelError),
+    /// The back end needs to be reached at its own address.
+    #[error(
+        "{kind} does not work behind a NAT: the public IP is {public}, but the interface has {address}"
+    )]
+    Nat {
+        /// The back end's name.
+        kind: &'static str,
+        /// The interface's address.
+        address: IpAddr,
+        /// The address that the settings tell peers to use.
+        public: IpAddr,
+    },
     /// The identity cannot be read, made or kept.
     #[error(transparent)]
     Identity(#[from] vxlan::IdentityError),
@@ -218,13 +276,17 @@ pub enum OpenError {
 ///
 /// # Errors
 ///
-/// The identity could not be read from the kernel, or kept in the state directory.
+/// The identity could not be read from the kernel, or kept in the state directory; or the back end does not work here.
 pub async fn open(
     config: &BackendConfig,
     setup: Setup<'_>,
     kernel: &mut Kernel,
 ) -> Result<Box<dyn Backend>, OpenError> {
-    match config {
-        BackendConfig::Vxlan(config) => Ok(Box::new(vxlan::open(config, setup, kernel).await?)),
-    }
+    let (network, underlay) = (setup.config, setup.underlay);
+    Ok(match config {
+        BackendConfig::Alloc => Box::new(AllocBackend::new(network, underlay)),
+        BackendConfig::HostGw => Box::new(host_gw::open(setup)?),
+        BackendConfig::Ipip(config) => Box::new(IpipBackend::new(config, network, underlay)),
+        BackendConfig::Vxlan(config) => Box::new(vxlan::open(config, setup, kernel).await?),
+    })
 }

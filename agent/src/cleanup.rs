@@ -63,7 +63,13 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
     ];
     let (links, mut kept): (Vec<_>, Vec<_>) = identities(state_dir).into_iter().unzip();
     kept.push(state_dir.join(machine_id::FILE));
-    match remove_from_kernel(Scope { links, networks }).await {
+    match remove_from_kernel(Scope {
+        links,
+        networks,
+        shared: None,
+    })
+    .await
+    {
         Ok(removed) => report.done(format_args!("kernel: {removed} objects removed")),
         Err(error) => report.failed("kernel", &error),
     }

@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use thiserror::Error;
@@ -91,6 +92,14 @@ impl LeaseAttrs {
             backend_v6_data: data("BackendV6Data")?,
             owner: object.get("SelvageOwner", "a machine ID")?,
         })
+    }
+
+    /// Where peers send packets for a subnet of the same family.
+    pub fn address_for(&self, subnet: IpNet) -> Option<IpAddr> {
+        match subnet {
+            IpNet::V4(_) => self.public_ip.map(IpAddr::V4),
+            IpNet::V6(_) => self.public_ipv6.map(IpAddr::V6),
+        }
     }
 
     /// The address to call the node by: the IPv4 one if there is one, else the IPv6 one.

@@ -171,6 +171,9 @@ pub struct Scope {
     /// The overlay networks. Addresses on the overlay devices are the agent's when inside, and so are routes over them
     /// that another flannel implementation left.
     pub networks: Vec<IpNet>,
+    /// The underlay device, if peers are reached over it without encapsulation. It is not the agent's; but a route over it
+    /// into an overlay network that another flannel implementation left may be replaced by one of ours.
+    pub shared: Option<InterfaceName>,
 }
 
 /// An object with its key, in the words of ip(8) and bridge(8).

@@ -18,20 +18,18 @@ mod identity;
 #[cfg(test)]
 pub(super) mod tests;
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 pub use self::identity::IdentityError;
-use super::{Backend, BackendConfigError, Refusal, Setup};
+use super::{Backend, BackendConfigError, Refusal, Setup, attrs, route, same_kind};
 use crate::go_json::{self, GoJsonError};
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::net::{InterfaceName, MacAddr};
 use crate::netlink::Kernel;
 use crate::network_config::NetworkConfig;
-use crate::state::{Key, Link, LinkKind, Object, Route, Scope, State, Vxlan};
+use crate::state::{Key, Link, LinkKind, Object, Scope, State, Vxlan};
 use crate::underlay::{Face, Underlay};
 
 /// The name of this back end in network configs and leases.
@@ -210,10 +208,12 @@ impl VxlanBackend {
         &self,
         half: &Half,
         subnet: IpNet,
-        public: Option<IpAddr>,
+        attrs: &LeaseAttrs,
         data: Option<&RawValue>,
     ) -> Result<Vec<(Key, Object)>, Refusal> {
-        let public = public.ok_or(Refusal::NoAddress(subnet))?;
+        let public = attrs
+            .address_for(subnet)
+            .ok_or(Refusal::NoAddress(subnet))?;
         let mac = half.peer_mac(data)?;
         if [half.face.address, half.face.public].contains(&public) {
             return Err(Refusal::OwnAddress(public));
@@ -294,27 +294,6 @@ impl Half {
     }
 }
 
-/// A route to a peer's subnet, with its next hop.
-pub(super) fn route(
-    subnet: IpNet,
-    link: &InterfaceName,
-    gateway: IpAddr,
-    onlink: bool,
-) -> [(Key, Object); 2] {
-    let route = Route {
-        link: link.clone(),
-        gateway: Some(gateway),
-        onlink,
-    };
-    [
-        (
-            Key::NextHop(link.clone(), gateway),
-            Object::NextHop { onlink },
-        ),
-        (Key::Route(subnet), Object::Route(route)),
-    ]
-}
-
 impl Backend for VxlanBackend {
     fn kind(&self) -> &'static str {
         KIND
@@ -332,7 +311,7 @@ impl Backend for VxlanBackend {
         LeaseAttrs {
             backend_data: data(&self.v4),
             backend_v6_data: data(&self.v6),
-            ..super::attrs(KIND, &self.underlay)
+            ..attrs(KIND, &self.underlay)
         }
     }
 
@@ -348,6 +327,7 @@ impl Backend for VxlanBackend {
         Scope {
             links: self.halves().map(|half| half.link.clone()).collect(),
             networks: self.halves().map(|half| half.network).collect(),
+            shared: Some(self.underlay.name.clone()),
         }
     }
 
@@ -367,17 +347,15 @@ impl Backend for VxlanBackend {
 
     fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
         let attrs = &peer.attrs;
-        super::same_kind(attrs, KIND)?;
+        same_kind(attrs, KIND)?;
         let mut objects = Vec::new();
         if let (Some(half), Some(subnet)) = (&self.v4, peer.key.v4) {
-            let public = attrs.public_ip.map(IpAddr::V4);
             let data = attrs.backend_data.as_deref();
-            objects.extend(self.reach(half, subnet.into(), public, data)?);
+            objects.extend(self.reach(half, subnet.into(), attrs, data)?);
         }
         if let (Some(half), Some(subnet)) = (&self.v6, peer.key.v6) {
-            let public = attrs.public_ipv6.map(IpAddr::V6);
             let data = attrs.backend_v6_data.as_deref();
-            objects.extend(self.reach(half, subnet.into(), public, data)?);
+            objects.extend(self.reach(half, subnet.into(), attrs, data)?);
         }
         Ok(objects)
     }

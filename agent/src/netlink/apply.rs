@@ -451,14 +451,13 @@ impl Kernel {
     }
 
     fn may_replace(&self, scope: &Scope, change: &Change, existing: &KernelRoute) -> bool {
-        let is_overlay = |index| {
-            scope
-                .links
-                .iter()
-                .any(|name| self.indices.get(name) == index)
+        let may_be_flannels = |index| {
+            let mut links = scope.links.iter().chain(&scope.shared);
+            links.any(|name| self.indices.get(name) == index)
         };
         let left_by_flannel = existing.protocol == u8::from(RouteProtocol::Boot)
-            && is_overlay(existing.link.as_ref())
+            && existing.gateway.is_some()
+            && may_be_flannels(existing.link.as_ref())
             && is_inside(scope, &existing.destination);
         let leads_the_same_way = matches!(
             change,

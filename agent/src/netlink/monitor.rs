@@ -327,8 +327,7 @@ impl Watch<'_> {
             return News::None;
         };
         News::Changed(Changed {
-            objects: route.protocol == route::PROTOCOL
-                || is_inside(self.scope, &route.destination),
+            objects: route.protocol == route::PROTOCOL || is_inside(self.scope, &route.destination),
             underlay: route.destination.prefix_len() == 0,
         })
     }

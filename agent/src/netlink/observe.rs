@@ -101,6 +101,7 @@ impl Kernel {
         let nothing = Scope {
             links: Vec::new(),
             networks: Vec::new(),
+            shared: None,
         };
         let hops = self.list_next_hops(&mut observed).await?;
         let routes = self

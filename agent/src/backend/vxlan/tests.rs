@@ -1,6 +1,6 @@
 //! The vxlan configuration, what nodes publish, and leases that mean harm.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::*;
 use crate::backend::BackendConfig;
 use crate::network_config::NetworkConfig;
+use crate::state::Route;
 use crate::underlay::Attachment;
 
 /// 192.0.2.1/24 and 2001:db8::1/64 on eth0.
@@ -109,6 +110,7 @@ fn try_parse(backend: &str) -> Result<BackendConfig, String> {
 fn parse(backend: &str) -> VxlanConfig {
     match try_parse(backend).unwrap() {
         BackendConfig::Vxlan(config) => config,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -187,8 +189,8 @@ fn bad_configurations_name_key_value_and_range() {
             "Backend: DirectRouting: [] is not true or false",
         ),
         (
-            r#"{"Type":"host-gw"}"#,
-            "the back end \"host-gw\" does not exist; there is: vxlan",
+            r#"{"Type":"hostgw"}"#,
+            "the back end \"hostgw\" does not exist; there is: alloc, host-gw, ipip, vxlan",
         ),
     ] {
         assert_eq!(try_parse(config).unwrap_err(), message, "{config}");
@@ -196,7 +198,7 @@ fn bad_configurations_name_key_value_and_range() {
     for (config, message) in [
         (
             r#"{"Network":"10.5.0.0/16"}"#,
-            "the back end \"udp\" does not exist; there is: vxlan",
+            "the back end \"udp\" does not exist; there is: alloc, host-gw, ipip, vxlan",
         ),
         (
             r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","VNI":10000}}"#,

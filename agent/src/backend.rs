@@ -7,6 +7,7 @@
 //! To add one: a file under `backend/`, a variant of [`BackendConfig`], an arm in [`BackendConfig::parse`] and in [`open`].
 
 pub mod alloc;
+pub mod extension;
 pub mod host_gw;
 pub mod ipip;
 pub mod plan;
@@ -20,9 +21,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
 use self::alloc::AllocBackend;
+use self::extension::ExtensionConfig;
 use self::ipip::{IpipBackend, IpipConfig};
 use self::vxlan::VxlanConfig;
 use crate::go_json::{GoJsonError, Object};
+use crate::hooks::CommandError;
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::net::{InterfaceName, MacAddr};
 use crate::netlink::{Kernel, KernelError};
@@ -31,7 +34,13 @@ use crate::state::{self, Key, LinkKind, Route, Scope, State};
 use crate::underlay::Underlay;
 
 /// The back ends that exist, as the network config names them.
-const KINDS: &[&str] = &[alloc::KIND, host_gw::KIND, ipip::KIND, vxlan::KIND];
+const KINDS: &[&str] = &[
+    alloc::KIND,
+    extension::KIND,
+    host_gw::KIND,
+    ipip::KIND,
+    vxlan::KIND,
+];
 
 /// No back end can do what the network config asks for.
 #[derive(Debug, Error)]
@@ -60,6 +69,8 @@ impl From<GoJsonError> for BackendConfigError {
 pub enum BackendConfig {
     /// A lease and nothing else.
     Alloc,
+    /// Commands of the administrator's.
+    Extension(ExtensionConfig),
     /// Routes to the peers themselves.
     HostGw,
     /// IP in IP.
@@ -79,6 +90,7 @@ impl BackendConfig {
         let options = Object::parse(spec.options.get())?;
         match spec.kind.as_str() {
             alloc::KIND => Ok(Self::Alloc),
+            extension::KIND => Ok(Self::Extension(ExtensionConfig::parse(&options)?)),
             host_gw::KIND => Ok(Self::HostGw),
             ipip::KIND => Ok(Self::Ipip(IpipConfig::parse(&options, config)?)),
             vxlan::KIND => Ok(Self::Vxlan(VxlanConfig::parse(&options, config)?)),
@@ -90,6 +102,7 @@ impl BackendConfig {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Alloc => alloc::KIND,
+            Self::Extension(_) => extension::KIND,
             Self::HostGw => host_gw::KIND,
             Self::Ipip(_) => ipip::KIND,
             Self::Vxlan(_) => vxlan::KIND,
@@ -267,6 +280,15 @@ pub enum OpenError {
         /// The address that the settings tell peers to use.
         public: IpAddr,
     },
+    /// A command of the network config's did not succeed.
+    #[error("{key}")]
+    Command {
+        /// Which.
+        key: &'static str,
+        /// Why.
+        #[source]
+        source: CommandError,
+    },
     /// The identity cannot be read, made or kept.
     #[error(transparent)]
     Identity(#[from] vxlan::IdentityError),
@@ -285,6 +307,7 @@ pub async fn open(
     let (network, underlay) = (setup.config, setup.underlay);
     Ok(match config {
         BackendConfig::Alloc => Box::new(AllocBackend::new(network, underlay)),
+        BackendConfig::Extension(config) => Box::new(extension::open(config, setup).await?),
         BackendConfig::HostGw => Box::new(host_gw::open(setup)?),
         BackendConfig::Ipip(config) => Box::new(IpipBackend::new(config, network, underlay)),
         BackendConfig::Vxlan(config) => Box::new(vxlan::open(config, setup, kernel).await?),

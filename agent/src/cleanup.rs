@@ -63,10 +63,14 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
     ];
     let (links, mut kept): (Vec<_>, Vec<_>) = identities(state_dir).into_iter().unzip();
     kept.push(state_dir.join(machine_id::FILE));
+    // The commands that undo an extension's work are run.
+    let hooks = backend::extension::memory(state_dir);
+    kept.push(hooks.clone());
     match remove_from_kernel(Scope {
         links,
         networks,
         shared: None,
+        hooks: Some(hooks),
     })
     .await
     {

@@ -14,6 +14,7 @@ pub mod cleanup;
 pub mod cli;
 pub mod firewall;
 pub mod go_json;
+pub mod hooks;
 pub mod ignition;
 pub mod lease;
 pub mod lock;

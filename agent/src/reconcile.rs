@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{trace, warn};
 
+use crate::hooks::Hooks;
 use crate::netlink::{ChangeError, Failure, Kernel, KernelError, Watch};
 use crate::state::{Change, Delta, Key, Scope, State, diff, diff_keys};
 use crate::underlay::Underlay;
@@ -65,6 +66,7 @@ const PASSES: usize = 3;
 #[derive(Debug)]
 pub struct Reconciler {
     kernel: Kernel,
+    hooks: Option<Hooks>,
     scope: Scope,
     desired: State,
     /// Whether the kernel may differ from `desired` in more than what changed since.
@@ -80,6 +82,7 @@ impl Reconciler {
     pub fn new(kernel: Kernel, scope: Scope) -> Self {
         Self {
             kernel,
+            hooks: scope.hooks.as_deref().map(Hooks::open),
             scope,
             desired: State::new(),
             unsure: true,
@@ -125,6 +128,13 @@ impl Reconciler {
             return;
         }
         self.unsure = true;
+        match &scope.hooks {
+            Some(file) if self.hooks.as_ref().map(Hooks::file) != Some(file) => {
+                self.hooks = Some(Hooks::open(file));
+            }
+            // Those that were run must still be undone.
+            Some(_) | None => {}
+        }
         let former = std::mem::replace(&mut self.scope, scope);
         for link in former.links {
             if !self.scope.links.contains(&link) {
@@ -151,10 +161,12 @@ impl Reconciler {
         let mut report = Report::default();
         self.unsure = true;
         for pass in 1..=PASSES {
-            let observed = match self.kernel.observe(&self.scope).await {
+            let mut observed = match self.kernel.observe(&self.scope).await {
                 Err(error) if error.is_transient() && pass < PASSES => continue,
                 observed => observed?,
             };
+            let hooks = self.hooks.iter().flat_map(Hooks::observe);
+            observed.state.extend(hooks);
             let mut changes = diff(&self.desired, &observed.state);
             if !observed.complete {
                 warn!(
@@ -231,9 +243,21 @@ impl Reconciler {
             changes.retain(|change| !matches!(change.key(), Key::NextHop(..)));
         }
         self.unsure = true;
+        let (hooks, changes): (Vec<_>, Vec<_>) = changes
+            .into_iter()
+            .partition(|change| matches!(change.key(), Key::Hook(_)));
         let applied = self.kernel.apply(&changes, &self.scope).await?;
+        let commands = match &mut self.hooks {
+            Some(executor) => executor.apply(&hooks).await,
+            None => Vec::new(),
+        };
+        let commands = commands.into_iter().map(|outcome| Ok(outcome?));
         let mut unsure = false;
-        for (change, outcome) in changes.into_iter().zip(applied.outcomes) {
+        for (change, outcome) in changes
+            .into_iter()
+            .zip(applied.outcomes)
+            .chain(hooks.into_iter().zip(commands))
+        {
             trace!(%change, ?outcome, "kernel change");
             match (&change, outcome) {
                 // The failure that it depends on is in the list; with a lost device there may be ten thousands of these.

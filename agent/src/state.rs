@@ -11,10 +11,13 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub use self::diff::{Change, LinkChange, diff, diff_keys};
+use crate::lease::SubnetKey;
 use crate::net::{InterfaceName, MacAddr};
 
 /// Which kernel object: the part that the kernel itself uses to tell objects apart.
@@ -37,6 +40,8 @@ pub enum Key {
     Route(IpNet),
     /// A blackhole route of the main table with the worst metric, by destination.
     Blackhole(IpNet),
+    /// Not the kernel's: commands of the administrator's that were run for a lease.
+    Hook(SubnetKey),
 }
 
 impl Key {
@@ -48,7 +53,7 @@ impl Key {
             | Self::Fdb(link, _)
             | Self::Neighbor(link, _)
             | Self::NextHop(link, _) => Some(link),
-            Self::Link(_) | Self::Route(_) | Self::Blackhole(_) => None,
+            Self::Link(_) | Self::Route(_) | Self::Blackhole(_) | Self::Hook(_) => None,
         }
     }
 }
@@ -75,7 +80,10 @@ pub enum Object {
     Route(Route),
     /// Packets are dropped and the sender is told; its key says all.
     Blackhole,
-    /// A neighbour or forwarding entry of a form that we never make. Only observed, never equal to what is wanted.
+    /// Commands that were run.
+    Hook(Box<Hook>),
+    /// A neighbour or forwarding entry of a form that we never make, or a hook of an earlier life of the agent. Only
+    /// observed, never equal to what is wanted.
     Odd,
     /// A route that is ours, but that another implementation or another version made. Only observed.
     OddRoute {
@@ -155,6 +163,19 @@ pub struct Route {
     pub onlink: bool,
 }
 
+/// Commands of the administrator's that are run for a lease, in a shell.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hook {
+    /// What brings it about.
+    pub set: Option<String>,
+    /// What undoes it.
+    pub unset: Option<String>,
+    /// Environment variables for both.
+    pub environment: Vec<(String, String)>,
+    /// Standard input for both.
+    pub input: Option<String>,
+}
+
 /// A set of kernel objects.
 pub type State = BTreeMap<Key, Object>;
 
@@ -174,6 +195,8 @@ pub struct Scope {
     /// The underlay device, if peers are reached over it without encapsulation. It is not the agent's; but a route over it
     /// into an overlay network that another flannel implementation left may be replaced by one of ours.
     pub shared: Option<InterfaceName>,
+    /// The file that remembers hooks, if the back end has any.
+    pub hooks: Option<PathBuf>,
 }
 
 /// An object with its key, in the words of ip(8) and bridge(8).
@@ -209,6 +232,7 @@ impl fmt::Display for Described<'_> {
             | Object::Address
             | Object::NextHop { .. }
             | Object::Blackhole
+            | Object::Hook(_)
             | Object::Odd => Ok(()),
         }
     }
@@ -224,6 +248,7 @@ impl fmt::Display for Key {
             Self::NextHop(link, gateway) => write!(f, "nexthop via {gateway} dev {link}"),
             Self::Route(destination) => write!(f, "route {destination}"),
             Self::Blackhole(destination) => write!(f, "route blackhole {destination}"),
+            Self::Hook(subnet) => write!(f, "hook for {subnet}"),
         }
     }
 }

@@ -61,6 +61,7 @@ impl Backend for AllocBackend {
             links: Vec::new(),
             networks: self.networks.clone(),
             shared: None,
+            hooks: None,
         }
     }
 

@@ -81,6 +81,7 @@ impl Backend for HostGwBackend {
             links: Vec::new(),
             networks: self.networks.clone(),
             shared: Some(self.underlay.name.clone()),
+            hooks: None,
         }
     }
 

@@ -111,6 +111,7 @@ impl Backend for IpipBackend {
             links: vec![self.link.clone()],
             networks: self.network.map(IpNet::V4).into_iter().collect(),
             shared: Some(self.underlay.name.clone()),
+            hooks: None,
         }
     }
 

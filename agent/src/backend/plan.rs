@@ -220,6 +220,7 @@ fn may_be_contested(key: &Key, subnet: &SubnetKey) -> bool {
         Key::Route(destination) | Key::Blackhole(destination) => {
             !subnet.nets().any(|net| net == *destination)
         }
+        Key::Hook(of) => of != subnet,
         Key::Link(_) | Key::Address(..) | Key::Fdb(..) => true,
     }
 }

@@ -328,6 +328,7 @@ impl Backend for VxlanBackend {
             links: self.halves().map(|half| half.link.clone()).collect(),
             networks: self.halves().map(|half| half.network).collect(),
             shared: Some(self.underlay.name.clone()),
+            hooks: None,
         }
     }
 

@@ -16,6 +16,7 @@ use super::observe::{FAMILIES, is_inside};
 use super::route::{self, KernelRoute, Kind, Path};
 use super::socket::BATCH;
 use super::{Kernel, KernelError, Refused, address, family, link, neighbor};
+use crate::hooks::CommandError;
 use crate::net::InterfaceName;
 use crate::state::{Change, Key, Link, Object, Route, Scope};
 
@@ -37,6 +38,9 @@ pub enum ChangeError {
     /// The object's device, or the route's next hop, could not be made, for a reason reported with that.
     #[error("what it depends on is missing")]
     Dependency,
+    /// The command of a hook did not succeed.
+    #[error(transparent)]
+    Command(#[from] CommandError),
 }
 
 /// A change that did not come about.
@@ -291,7 +295,7 @@ impl Kernel {
                 Some(route::delete(*destination, route::PROTOCOL, None))
             }
             (Key::Blackhole(destination), _) => Some(route::delete_blackhole(*destination)),
-            (Key::Link(_), _) => None,
+            (Key::Link(_) | Key::Hook(_), _) => None,
         }
     }
 

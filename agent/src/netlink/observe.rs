@@ -102,6 +102,7 @@ impl Kernel {
             links: Vec::new(),
             networks: Vec::new(),
             shared: None,
+            hooks: None,
         };
         let hops = self.list_next_hops(&mut observed).await?;
         let routes = self

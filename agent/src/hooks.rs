@@ -1,0 +1,356 @@
+//! The executor of hooks: commands of the administrator that stand where other back ends have kernel objects.
+//!
+//! A hook counts as there once its command succeeded in this life of the agent. What an earlier life did is remembered in
+//! a file: those hooks are run again, because nobody knows what became of their effects, and for those that are no longer
+//! wanted the command that undoes them is run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use crate::atomic_file;
+use crate::lease::SubnetKey;
+use crate::state::{Change, Hook, Key, Object};
+
+/// How long one command may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How many commands run at a time.
+const AT_ONCE: usize = 8;
+
+/// How much of what a command prints is read, in bytes: as much as a lease's data may have.
+const MOST_OUTPUT: u64 = 64 * 1024;
+
+/// A command did not succeed.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum CommandError {
+    /// The shell cannot be started or spoken to.
+    #[error("failed to run /bin/sh: {0}")]
+    Run(String),
+    /// It did not end in time, and was killed with all that it started.
+    #[error("{command:?} did not end within {} s", DEADLINE.as_secs())]
+    Timeout {
+        /// The command.
+        command: String,
+    },
+    /// It failed.
+    #[error("{command:?} ended with {status}: {output}")]
+    Failed {
+        /// The command.
+        command: String,
+        /// How it ended.
+        status: String,
+        /// What it printed.
+        output: String,
+    },
+}
+
+/// Runs a command in a shell; returns what it printed on standard output and standard error, in order.
+///
+/// # Errors
+///
+/// It cannot be run, takes longer than 30 s, or ends with another status than 0.
+pub(crate) async fn run(
+    command: &str,
+    environment: &[(String, String)],
+    input: Option<&str>,
+) -> Result<String, CommandError> {
+    let failed = |error: io::Error| CommandError::Run(error.to_string());
+    let mut child = Command::new("/bin/sh")
+        .arg("-c")
+        .arg(format!("exec 2>&1\n{command}"))
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    let (output, status) = match timeout(DEADLINE, converse(&mut child, input)).await {
+        Ok(done) => done.map_err(failed)?,
+        Err(_) => {
+            kill(&child);
+            return Err(CommandError::Timeout {
+                command: shorten(command),
+            });
+        }
+    };
+    let output = String::from_utf8_lossy(&output).into_owned();
+    if status.success() {
+        return Ok(output);
+    }
+    Err(CommandError::Failed {
+        command: shorten(command),
+        status: status.to_string(),
+        output: shorten(output.trim()),
+    })
+}
+
+async fn converse(
+    child: &mut Child,
+    input: Option<&str>,
+) -> io::Result<(Vec<u8>, std::process::ExitStatus)> {
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    let write = async {
+        let (Some(mut stdin), Some(input)) = (stdin, input) else {
+            return Ok(());
+        };
+        match stdin.write_all(input.as_bytes()).await {
+            // It did not want to know.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        }
+    };
+    let read = async {
+        let mut output = Vec::new();
+        if let Some(mut stdout) = stdout {
+            (&mut stdout)
+                .take(MOST_OUTPUT)
+                .read_to_end(&mut output)
+                .await?;
+            // Whoever prints more shall not wait for ever for a reader.
+            tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await?;
+        }
+        Ok(output)
+    };
+    let (_, output) = tokio::try_join!(write, read)?;
+    Ok((output, child.wait().await?))
+}
+
+fn kill(child: &Child) {
+    let group = child.id().and_then(|id| i32::try_from(id).ok());
+    if let Some(group) = group {
+        // It may have ended by itself since.
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+/// The hooks that were run.
+#[derive(Debug)]
+pub(crate) struct Hooks {
+    file: PathBuf,
+    /// In this life.
+    done: BTreeMap<SubnetKey, Hook>,
+    /// In an earlier one, and not seen to since.
+    former: BTreeMap<SubnetKey, Hook>,
+}
+
+impl Hooks {
+    /// Reads what an earlier life of the agent remembers.
+    pub(crate) fn open(file: &Path) -> Self {
+        let former = match fs::read(file) {
+            Ok(bytes) => parse(&bytes).unwrap_or_else(|error| {
+                warn!(path = %file.display(), "forgetting for whom commands were run: {error}");
+                BTreeMap::new()
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => {
+                warn!(path = %file.display(), "cannot read for whom commands were run: {error}");
+                BTreeMap::new()
+            }
+        };
+        Self {
+            file: file.to_owned(),
+            done: BTreeMap::new(),
+            former,
+        }
+    }
+
+    /// Where they are remembered.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// What was done, as objects: [`Object::Odd`] what only an earlier life did.
+    pub(crate) fn observe(&self) -> impl Iterator<Item = (Key, Object)> {
+        let former = self.former.keys().map(|key| (Key::Hook(*key), Object::Odd));
+        let done = self
+            .done
+            .iter()
+            .map(|(key, hook)| (Key::Hook(*key), Object::Hook(Box::new(hook.clone()))));
+        former.chain(done)
+    }
+
+    /// Runs the commands that the changes ask for, some at a time; one outcome for each change.
+    pub(crate) async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), CommandError>> {
+        if changes.is_empty() {
+            return Vec::new();
+        }
+        let tasks = changes.iter().map(|change| {
+            let (hook, undo) = match change {
+                Change::Set {
+                    object: Object::Hook(hook),
+                    ..
+                } => (Some(&**hook), false),
+                Change::Del {
+                    was: Object::Hook(hook),
+                    ..
+                } => (Some(&**hook), true),
+                Change::Del {
+                    key: Key::Hook(key),
+                    ..
+                } => (self.former.get(key), true),
+                _ => (None, false),
+            };
+            async move {
+                let Some(hook) = hook else { return Ok(()) };
+                let command = if undo { &hook.unset } else { &hook.set };
+                let Some(command) = command else {
+                    return Ok(());
+                };
+                let output = run(command, &hook.environment, hook.input.as_deref()).await?;
+                debug!(%change, output = shorten(output.trim()), "ran {command:?}");
+                Ok(())
+            }
+        });
+        let outcomes: Vec<Result<(), CommandError>> =
+            futures_util::stream::iter(tasks.collect::<Vec<_>>())
+                .buffered(AT_ONCE)
+                .collect()
+                .await;
+        for (change, outcome) in changes.iter().zip(&outcomes) {
+            if outcome.is_ok() {
+                self.note(change);
+            }
+        }
+        self.remember();
+        outcomes
+    }
+
+    fn note(&mut self, change: &Change) {
+        let Key::Hook(key) = change.key() else { return };
+        self.former.remove(key);
+        match change {
+            Change::Set {
+                object: Object::Hook(hook),
+                ..
+            } => self.done.insert(*key, (**hook).clone()),
+            _ => self.done.remove(key),
+        };
+    }
+
+    fn remember(&self) {
+        let all: BTreeMap<String, &Hook> = self
+            .former
+            .iter()
+            .chain(&self.done)
+            .map(|(key, hook)| (key.name(), hook))
+            .collect();
+        let written = serde_json::to_vec(&all)
+            .map_err(io::Error::from)
+            .and_then(|bytes| atomic_file::replace(&self.file, &bytes, 0o600));
+        if let Err(error) = written {
+            warn!(path = %self.file.display(), "failed to remember for whom commands were run: {error}");
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<BTreeMap<SubnetKey, Hook>, serde_json::Error> {
+    let all: BTreeMap<String, Hook> = serde_json::from_slice(bytes)?;
+    let read = |(name, hook): (String, Hook)| Some((SubnetKey::parse_name(&name).ok()?, hook));
+    Ok(all.into_iter().filter_map(read).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> SubnetKey {
+        SubnetKey::parse_name(name).unwrap()
+    }
+
+    fn hook(set: &str, unset: &str) -> Hook {
+        Hook {
+            set: Some(set.into()),
+            unset: Some(unset.into()),
+            environment: vec![("SUBNET".into(), "10.5.1.0/24".into())],
+            input: Some("data\n".into()),
+        }
+    }
+
+    fn set(hook: Hook) -> Change {
+        Change::Set {
+            key: Key::Hook(key("10.5.1.0-24")),
+            object: Object::Hook(Box::new(hook)),
+            was: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_runs_in_a_shell_with_environment_and_input() {
+        let environment = [("SUBNET".to_owned(), "10.5.1.0/24".to_owned())];
+        let output = run(
+            r#"read -r line; echo "$SUBNET: $line" | tr a-z A-Z; echo oops >&2"#,
+            &environment,
+            Some("data\n"),
+        );
+        assert_eq!(output.await.unwrap(), "10.5.1.0/24: DATA\noops\n");
+        let error = run("echo no >&2; exit 3", &[], None).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "\"echo no >&2; exit 3\" ended with exit status: 3: no"
+        );
+        let input = "x".repeat(1 << 20);
+        assert_eq!(run("exit 0", &[], Some(&input)).await.unwrap(), "");
+    }
+
+    #[tokio::test]
+    async fn an_earlier_lifes_hooks_are_run_again_or_undone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, log) = (
+            directory.path().join("memory"),
+            directory.path().join("log"),
+        );
+        let hook = hook(
+            &format!("echo add $SUBNET >> {}", log.display()),
+            &format!("echo del $SUBNET >> {}", log.display()),
+        );
+        let mut hooks = Hooks::open(&file);
+        assert_eq!(hooks.observe().count(), 0);
+        assert_eq!(hooks.apply(&[set(hook.clone())]).await, [Ok(())]);
+        assert_eq!(
+            hooks.observe().collect::<Vec<_>>(),
+            [(Key::Hook(key("10.5.1.0-24")), Object::Hook(Box::new(hook)))]
+        );
+
+        let mut hooks = Hooks::open(&file);
+        let former = (Key::Hook(key("10.5.1.0-24")), Object::Odd);
+        assert_eq!(hooks.observe().collect::<Vec<_>>(), [former]);
+        let del = Change::Del {
+            key: Key::Hook(key("10.5.1.0-24")),
+            was: Object::Odd,
+        };
+        assert_eq!(hooks.apply(&[del]).await, [Ok(())]);
+        assert_eq!(
+            fs::read_to_string(&log).unwrap(),
+            "add 10.5.1.0/24\ndel 10.5.1.0/24\n"
+        );
+        assert_eq!(Hooks::open(&file).observe().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_failed_command_is_not_taken_for_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut hooks = Hooks::open(&directory.path().join("memory"));
+        let outcomes = hooks.apply(&[set(hook("exit 1", "exit 1"))]).await;
+        assert!(matches!(&outcomes[..], [Err(CommandError::Failed { .. })]));
+        assert_eq!(hooks.observe().count(), 0);
+    }
+}

@@ -1,12 +1,13 @@
 //! Hosts, their agents and the etcd that they share.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tempfile::TempDir;
 
 use crate::namespace::Namespace;
@@ -132,8 +133,11 @@ impl Store {
         self.switch.ip(&format!("link set {port} master switch up"));
         let address = Ipv4Addr::new(10, 77, 0, 10 + number);
         namespace.ip(&format!("address add {address}/24 dev eth0"));
+        let v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(10 + number));
+        namespace.ip(&format!("address add {v6}/64 dev eth0 nodad"));
         namespace.ip("link set eth0 up");
         namespace.sysctl("net.ipv4.ip_forward", "1");
+        namespace.sysctl("net.ipv6.conf.all.forwarding", "1");
         Host {
             namespace,
             address,
@@ -331,18 +335,37 @@ impl Host {
             .to_owned()
     }
 
-    /// The leased subnet as its lease key writes it, for example `10.5.34.0-24`.
+    /// The leased IPv4 subnet as its lease key writes it, for example `10.5.34.0-24`.
     pub(crate) fn lease_key(&self) -> String {
         let [a, b, c, _] = self.container_address().octets();
         format!("{a}.{b}.{c}.0-24")
     }
 
-    /// The container's address, whether or not there is a container: the second of the subnet.
+    /// The container's IPv4 address, whether or not there is a container: the second of the subnet.
     pub(crate) fn container_address(&self) -> Ipv4Addr {
-        let gateway = self.subnet_env("FLANNEL_SUBNET");
-        let (address, _) = gateway.split_once('/').expect("an address with its length");
-        let [a, b, c, d] = address.parse::<Ipv4Addr>().expect("an address").octets();
-        Ipv4Addr::new(a, b, c, d + 1)
+        match self.container_addresses().first() {
+            Some(IpAddr::V4(address)) => *address,
+            other => panic!("no IPv4 address: {other:?}"),
+        }
+    }
+
+    /// The bridge's addresses: the first of each of the subnets, IPv4 first.
+    fn gateways(&self) -> Vec<IpNet> {
+        let text = fs::read_to_string(self.subnet_file()).expect("subnet.env");
+        ["FLANNEL_SUBNET=", "FLANNEL_IPV6_SUBNET="]
+            .iter()
+            .filter_map(|key| text.lines().find_map(|line| line.strip_prefix(key)))
+            .map(|gateway| gateway.parse().expect("an address with its length"))
+            .collect()
+    }
+
+    /// The container's addresses: the second of each of the subnets, IPv4 first.
+    pub(crate) fn container_addresses(&self) -> Vec<IpAddr> {
+        let next = |gateway: IpNet| match gateway.addr() {
+            IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() + 1).into(),
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() + 1).into(),
+        };
+        self.gateways().into_iter().map(next).collect()
     }
 
     /// The namespace of the host's container.
@@ -352,28 +375,36 @@ impl Host {
 
     /// Does what Docker does with `subnet.env`: a bridge with the subnet's first address, a container with the second.
     fn start_container(&mut self) {
-        let gateway = self.subnet_env("FLANNEL_SUBNET");
         let mtu = self.subnet_env("FLANNEL_MTU");
-        let address = self.container_address();
         let host = &self.namespace;
         host.ip("link add docker0 type bridge");
-        host.ip(&format!("address add {gateway} dev docker0"));
         host.ip("link set docker0 up");
         let container = Namespace::new();
         container.connect("eth0", host, "veth0");
         host.ip(&format!("link set veth0 mtu {mtu} master docker0 up"));
-        container.ip(&format!("address add {address}/24 dev eth0"));
         container.ip(&format!("link set eth0 mtu {mtu} up"));
-        let (gateway, _) = gateway.split_once('/').expect("an address with its length");
-        container.ip(&format!("route add default via {gateway}"));
+        for (gateway, address) in self.gateways().into_iter().zip(self.container_addresses()) {
+            let (length, nodad) = (gateway.prefix_len(), nodad(address));
+            host.ip(&format!("address add {gateway} dev docker0{nodad}"));
+            container.ip(&format!("address add {address}/{length} dev eth0{nodad}"));
+            container.ip(&format!("route add default via {}", gateway.addr()));
+        }
         self.container = Some(container);
     }
 
-    /// Whether one echo request from this host's container to another's is answered.
+    /// Whether an echo request from this host's container to each address of another's is answered.
     pub(crate) fn reaches(&self, other: &Host) -> bool {
-        let target = other.container_address();
+        let targets = other.container_addresses();
+        !targets.is_empty()
+            && targets
+                .iter()
+                .all(|target| self.reaches_address(*target, 56))
+    }
+
+    /// Whether an echo request of so many bytes that must not be fragmented, sent from this host's container, is answered.
+    pub(crate) fn reaches_address(&self, target: IpAddr, size: u32) -> bool {
         self.container()
-            .try_run(&format!("ping -c 1 -W 1 -q {target}"))
+            .try_run(&format!("ping -M do -s {size} -c 1 -W 1 -q {target}"))
             .status
             .success()
     }
@@ -392,13 +423,20 @@ impl Host {
             "ip address show type vxlan",
             "ip nexthop show",
             "ip route show",
+            "ip -6 route show",
             "ip neighbor show nud permanent",
+            "ip -6 neighbor show nud permanent",
             "bridge fdb show",
             "nft list ruleset",
         ]
         .map(|line| format!("# {line}\n{}", self.namespace.run(line)))
         .concat()
     }
+}
+
+/// An option for ip(8): no wait for somebody else with the same address.
+fn nodad(address: IpAddr) -> &'static str {
+    if address.is_ipv6() { " nodad" } else { "" }
 }
 
 impl Drop for Host {

@@ -13,7 +13,7 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a namespace with its loopback device up and without IPv6.
+    /// Makes a namespace with its loopback device up and without link-local IPv6 addresses.
     pub(crate) fn new() -> Self {
         // unshare(2) moves the calling thread alone, so a thread of its own keeps the test's where it is.
         let file = std::thread::spawn(|| {
@@ -24,9 +24,9 @@ impl Namespace {
         .expect("the namespace's thread");
         let namespace = Self { file };
         namespace.ip("link set lo up");
-        // Link-local IPv6 addresses come and go by themselves, which would blur what the agent does.
-        namespace.sysctl("net.ipv6.conf.all.disable_ipv6", "1");
-        namespace.sysctl("net.ipv6.conf.default.disable_ipv6", "1");
+        // Link-local addresses come and go by themselves, which would blur what the agent does
+        // (`IN6_ADDR_GEN_MODE_NONE`).
+        namespace.sysctl("net.ipv6.conf.default.addr_gen_mode", "1");
         namespace
     }
 

@@ -1,0 +1,182 @@
+//! Every back end that this host's kernel has, in every family that it carries: containers reach each other with packets
+//! of just the size that `subnet.env` promises, and a restarted agent changes nothing.
+
+use std::fs;
+use std::net::IpAddr;
+
+use crate::cluster::{Host, Store};
+use crate::wait::wait_until;
+
+const V4: &str = r#""Network":"10.5.0.0/16""#;
+const DUAL: &str = r#""Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48""#;
+const V6: &str = r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48""#;
+
+/// Two hosts on a network of the given families and back end, whose containers reach each other.
+fn pair(families: &str, backend: &str) -> (Store, Host, Host) {
+    let store = Store::start(&format!(r#"{{{families},"Backend":{backend}}}"#));
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    one.join();
+    two.join();
+    one.wait_reaches(&two);
+    (store, one, two)
+}
+
+/// Joins, fills the MTU to the last byte and not one more, restarts, and joins a third host late.
+fn carries(families: &str, backend: &str, mtu: u32) {
+    let (store, mut one, two) = pair(families, backend);
+    assert_eq!(one.subnet_env("FLANNEL_MTU"), mtu.to_string());
+    for target in two.container_addresses() {
+        // IPv4 header 20 or IPv6 header 40, and ICMP 8.
+        let largest = mtu - if target.is_ipv4() { 28 } else { 48 };
+        assert!(one.reaches_address(target, largest), "{target} {largest}");
+        assert!(!one.reaches_address(target, largest + 1), "{target}");
+    }
+    let before = one.overlay_objects();
+    one.kill_agent();
+    one.start_agent();
+    one.wait_ready();
+    assert_eq!(one.overlay_objects(), before);
+
+    let mut three = store.host(3);
+    three.join();
+    one.wait_reaches(&three);
+    three.wait_reaches(&two);
+}
+
+#[test]
+fn vxlan_v4() {
+    carries(V4, r#"{"Type":"vxlan"}"#, 1450);
+}
+
+#[test]
+fn vxlan_dual_stack() {
+    carries(DUAL, r#"{"Type":"vxlan"}"#, 1430);
+}
+
+#[test]
+fn vxlan_v6() {
+    carries(V6, r#"{"Type":"vxlan"}"#, 1430);
+}
+
+#[test]
+fn vxlan_with_port_mtu_and_all_options() {
+    let options = r#"{"Type":"vxlan","VNI":7,"Port":4789,"MTU":1400,"GBP":true,"Learning":true,"Checksum":true}"#;
+    carries(DUAL, options, 1330);
+}
+
+#[test]
+fn vxlan_direct_routing() {
+    let backend = r#"{"Type":"vxlan","DirectRouting":true}"#;
+    carries(DUAL, backend, 1430);
+    let (_store, one, two) = pair(DUAL, backend);
+    for target in two.container_addresses() {
+        let route = one.namespace.run(&format!("ip route get {target}"));
+        assert!(route.contains("dev eth0"), "{route}");
+    }
+}
+
+#[test]
+fn host_gw_v4() {
+    carries(V4, r#"{"Type":"host-gw"}"#, 1500);
+}
+
+#[test]
+fn host_gw_dual_stack() {
+    carries(DUAL, r#"{"Type":"host-gw"}"#, 1500);
+}
+
+#[test]
+fn host_gw_v6() {
+    carries(V6, r#"{"Type":"host-gw"}"#, 1500);
+}
+
+#[test]
+fn host_gw_takes_a_real_flannels_routes_over() {
+    let store = Store::start(&format!(r#"{{{V4},"Backend":{{"Type":"host-gw"}}}}"#));
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    two.join();
+    let subnet = two.lease_key().replace('-', "/");
+    // As flannel leaves it, and as it would be had the subnet been another node's before.
+    one.namespace
+        .ip(&format!("route add {subnet} via 10.77.0.99 dev eth0"));
+    one.join();
+    one.wait_reaches(&two);
+    let route = one.namespace.run(&format!("ip route show {subnet}"));
+    assert_eq!(route.lines().count(), 1, "{route}");
+    assert!(route.contains("via 10.77.0.12"), "{route}");
+}
+
+#[test]
+fn alloc_leases_a_subnet_and_programs_nothing() {
+    for families in [V4, DUAL, V6] {
+        let store = Store::start(&format!(r#"{{{families},"Backend":{{"Type":"alloc"}}}}"#));
+        let mut host = store.host(1);
+        host.start_agent();
+        host.wait_ready();
+        assert_eq!(host.subnet_env("FLANNEL_MTU"), "1500");
+        assert_eq!(store.lease_keys().len(), 1);
+        let routes = host.namespace.run("ip route show proto 83");
+        assert_eq!(routes, "");
+    }
+}
+
+#[test]
+fn extension_runs_its_commands_and_undoes_what_it_did() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let log = directory.path().join("log").display().to_string();
+    // A pipe and quotes: what flannel's samples need a shell for.
+    let backend = format!(
+        r#"{{"Type":"extension",
+            "PreStartupCommand":"ip -4 -br address show eth0 | awk '{{print \"at\", $3}}'",
+            "PostStartupCommand":"echo post $NETWORK $SUBNET $PUBLIC_IP >> {log}",
+            "SubnetAddCommand":"read data; ip route replace $SUBNET via $PUBLIC_IP && echo add $SUBNET $PUBLIC_IP $data >> {log}",
+            "SubnetRemoveCommand":"ip route del $SUBNET via $PUBLIC_IP; echo del $SUBNET >> {log}"}}"#
+    );
+    let (store, mut one, mut two) = pair(V4, &backend);
+    let (ours, theirs) = (one.lease_key(), two.lease_key());
+    let [subnet, peer] = [&ours, &theirs].map(|key| key.replace('-', "/"));
+    let logged = || fs::read_to_string(&log).unwrap_or_default();
+    let value = store.etcdctl(&[
+        "get",
+        "--print-value-only",
+        &format!("/coreos.com/network/subnets/{ours}"),
+    ]);
+    assert!(
+        value.contains(r#""BackendType":"extension","BackendData":"at 10.77.0.11/24""#),
+        "{value}"
+    );
+    for line in [
+        format!("post 10.5.0.0/16 {subnet} 10.77.0.11"),
+        format!("add {peer} 10.77.0.12 at 10.77.0.12/24"),
+        format!("add {subnet} 10.77.0.11 at 10.77.0.11/24"),
+    ] {
+        assert!(logged().contains(&line), "{line} is not in\n{}", logged());
+    }
+
+    // The peer leaves while the agent does not run.
+    two.kill_agent();
+    one.kill_agent();
+    store.etcdctl(&["del", &format!("/coreos.com/network/subnets/{theirs}")]);
+    one.start_agent();
+    one.wait_ready();
+    wait_until("the peer's route to be removed", || {
+        logged().contains(&format!("del {peer}"))
+            && !one.namespace.run("ip route show").contains(&peer)
+    });
+}
+
+#[test]
+fn mixed_families_meet_where_they_can() {
+    // A node that came before IPv6 was switched on has an IPv4 lease still.
+    let store = Store::start(&format!(r#"{{{V4},"Backend":{{"Type":"vxlan"}}}}"#));
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    one.join();
+    let dual = format!(r#"{{{DUAL},"Backend":{{"Type":"vxlan"}}}}"#);
+    store.etcdctl(&["put", "/coreos.com/network/config", &dual]);
+    two.join();
+    let target = IpAddr::V4(one.container_address());
+    wait_until("the two to meet over IPv4", || {
+        two.reaches_address(target, 56)
+    });
+    assert_eq!(two.container_addresses().len(), 2);
+}

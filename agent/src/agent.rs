@@ -23,6 +23,7 @@ use crate::lease::etcd::{EtcdStore, SettingsError};
 use crate::lease::{LeaseEvent, LeaseStore, StoreError, StoreEvent, SubnetKey};
 use crate::logging::chain;
 use crate::netlink::{Kernel, KernelError, Monitor};
+use crate::network_config::NetworkConfig;
 use crate::service::Service;
 use crate::settings::Settings;
 use crate::{firewall, machine_id, subnet_file};
@@ -78,6 +79,7 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         lease: None,
         waiting: None,
         store_trouble: None,
+        new_config: None,
     };
     tokio::select! {
         never = agent.serve(kernel) => match never {},
@@ -110,7 +112,14 @@ struct Agent<'a, S> {
     waiting: Option<String>,
     /// What is wrong with the store while it cannot be reached.
     store_trouble: Option<String>,
+    /// The network config that was written last, until it is applied.
+    new_config: Option<NetworkConfig>,
 }
+
+/// Why there is no network config to apply.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct Unusable(String);
 
 impl<S: LeaseStore> Agent<'_, S> {
     async fn serve(&mut self, kernel: Kernel) -> Never {
@@ -177,6 +186,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                     return Ok((place, leases));
                 }
                 StoreEvent::Peers(LeaseEvent::Changes { .. }) | StoreEvent::Renewed { .. } => (),
+                StoreEvent::NetworkConfig(Ok(config)) if *config == place.config => (),
+                StoreEvent::NetworkConfig(_) => {
+                    return Err("the network config, which changed just now".to_owned());
+                }
                 StoreEvent::OwnLeaseLost { reason } => return Err(format!("a lease: {reason}")),
                 StoreEvent::Unreachable { error } => {
                     self.service.status(&format!("waiting for {error}"));
@@ -214,6 +227,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 () = tasks.program.due() => tasks.programmed_all(overlay.program().await),
                 () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks).await,
                 () = tasks.underlay.due() => self.follow_underlay(overlay, &mut tasks).await,
+                () = tasks.config.due() => self.follow_config(overlay, &mut tasks).await,
                 () = tasks.publish.due() => self.publish(overlay, &mut tasks).await,
                 _ = heartbeat.tick() => {
                     self.service.watchdog();
@@ -231,6 +245,14 @@ impl<S: LeaseStore> Agent<'_, S> {
         match event {
             StoreEvent::Peers(event) => tasks.programmed_part(overlay.apply(event).await),
             StoreEvent::Renewed { .. } => (),
+            StoreEvent::NetworkConfig(Ok(config)) => {
+                self.new_config = Some(*config);
+                tasks.config.now();
+            }
+            StoreEvent::NetworkConfig(Err(reason)) => {
+                self.new_config = None;
+                tasks.config.stuck(&Unusable(reason));
+            }
             StoreEvent::OwnLeaseLost { reason } => {
                 warn!(subnet = %overlay.own().key, "lost the lease: {reason}");
                 self.lease = None;
@@ -286,6 +308,26 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
+    /// Applies the network config that was written last, as far as that is possible without another subnet.
+    async fn follow_config(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
+        let Some(config) = self.new_config.clone() else {
+            tasks.config.done();
+            return;
+        };
+        match overlay.follow_config(self.settings, config).await {
+            Ok(changed) => {
+                tasks.config.done();
+                self.new_config = None;
+                if changed {
+                    tasks.publish.now();
+                    tasks.programmed_all(overlay.program().await);
+                }
+            }
+            Err(error) if error.may_heal() => tasks.config.failed(&error),
+            Err(error) => tasks.config.stuck(&error),
+        }
+    }
+
     /// Tells the peers where this node is now. A lost lease is published when it is taken again.
     async fn publish(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
         match self.store.update(&overlay.lease_attrs()).await {
@@ -321,6 +363,8 @@ struct Tasks {
     lease: Task,
     /// Another look at the underlay.
     underlay: Task,
+    /// Another network config.
+    config: Task,
     /// The own attributes, in the store.
     publish: Task,
 }
@@ -331,14 +375,21 @@ impl Default for Tasks {
             program: Task::new("program the host"),
             lease: Task::new("take a lease again"),
             underlay: Task::new("follow the underlay"),
+            config: Task::new("apply the changed network config"),
             publish: Task::new("publish the underlay's address"),
         }
     }
 }
 
 impl Tasks {
-    fn all(&self) -> [&Task; 4] {
-        [&self.program, &self.lease, &self.underlay, &self.publish]
+    fn all(&self) -> [&Task; 5] {
+        [
+            &self.program,
+            &self.lease,
+            &self.underlay,
+            &self.config,
+            &self.publish,
+        ]
     }
 
     /// A full pass over everything ended like this.

@@ -18,7 +18,7 @@ pub use range::RangeError;
 use range::{IPV4, IPV6, Wanted};
 
 /// A validated network config with all defaults filled in.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NetworkConfig {
     /// The IPv4 overlay network and the subnets that nodes may lease in it; `None` exactly if `EnableIPv4` is false.
     pub ipv4: Option<Ipv4Range>,
@@ -65,6 +65,14 @@ pub struct BackendSpec {
     /// The whole object, for the back end to read; `{}` without one.
     pub options: Box<RawValue>,
 }
+
+impl PartialEq for BackendSpec {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.kind, self.options.get()) == (&other.kind, other.options.get())
+    }
+}
+
+impl Eq for BackendSpec {}
 
 /// The text is not a usable network config.
 #[derive(Debug, Error)]

@@ -234,14 +234,21 @@ impl PeerTable {
         self.changes(batch)
     }
 
-    /// Judges all leases anew for a node that now holds `own`, or whose back end now makes other demands, and says what
-    /// that changed. A lease whose last update is bad under the new circumstances too keeps its last good attributes, if
+    /// Judges all leases anew for a node that now holds `own`, or whose networks or back end now make other demands, and
+    /// says what that changed. A lease whose last update is bad under the new circumstances too keeps its last good attributes, if
     /// those are still good.
-    pub fn rejudge(&mut self, own: &Lease, check: CheckPeer) -> PeerChanges {
+    pub fn rejudge(
+        &mut self,
+        config: &NetworkConfig,
+        own: &Lease,
+        check: CheckPeer,
+    ) -> PeerChanges {
         let mut batch = Batch::default();
         for key in self.latest.keys() {
             batch.note(self, *key);
         }
+        self.network = config.ipv4.map(|range| range.network);
+        self.network_v6 = config.ipv6.map(|range| range.network);
         let former = std::mem::replace(&mut self.own, own.clone());
         self.check = check;
         // The node's own former lease is not another node's; that it ends, the store will say.

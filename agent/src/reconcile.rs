@@ -96,6 +96,11 @@ impl Reconciler {
         &self.kernel
     }
 
+    /// The kernel, to look at something else in it.
+    pub fn kernel_mut(&mut self) -> &mut Kernel {
+        &mut self.kernel
+    }
+
     /// Gives the kernel back; nothing is changed in it.
     pub fn into_kernel(self) -> Kernel {
         self.kernel

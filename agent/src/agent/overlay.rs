@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use thiserror::Error;
 use tracing::{info, warn};
 
 use crate::backend::plan::Plan;
 use crate::backend::{self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup};
 use crate::firewall::nftables::{self, Nftables, Rules};
-use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
+use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey, allocate};
 use crate::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::network_config::NetworkConfig;
 use crate::peers::{CheckPeer, PeerTable};
@@ -32,6 +33,23 @@ pub(crate) enum ConnectError {
     /// The back end cannot be set up here.
     #[error("the back end")]
     Backend(#[from] OpenError),
+    /// The network config has no place for the subnet that the host's containers use.
+    #[error(
+        "the new network config ({networks}) does not allow this host's subnet {own}; restarting the agent gives it another one, and its containers must be restarted then"
+    )]
+    Renumbers {
+        /// The host's subnets.
+        own: SubnetKey,
+        /// The networks that are wanted now.
+        networks: String,
+    },
+}
+
+impl ConnectError {
+    /// Whether trying again may help, though nobody changes the network config.
+    pub(crate) fn may_heal(&self) -> bool {
+        matches!(self, Self::Underlay(_) | Self::Backend(_))
+    }
 }
 
 /// What could not be brought about. All of it is tried again.
@@ -300,16 +318,56 @@ impl Overlay {
             mtu = underlay.mtu,
             "the underlay changed"
         );
-        self.backend = self.backend.over(&underlay).into();
-        self.underlay = underlay;
         // What used to be our address may be a peer's now.
+        let backend = self.backend.over(&underlay).into();
+        self.underlay = underlay;
+        self.set_backend(backend);
+        Ok(true)
+    }
+
+    /// Takes over another network config, with the subnet that this host has; says whether anything in it matters here.
+    /// Nothing is programmed yet.
+    ///
+    /// What cannot be done without giving the host another subnet is refused, and nothing changes.
+    pub(crate) async fn follow_config(
+        &mut self,
+        settings: &Settings,
+        config: NetworkConfig,
+    ) -> Result<bool, ConnectError> {
+        if config == self.config {
+            return Ok(false);
+        }
+        if !allocate::allows(&config, &self.own.key) {
+            return Err(ConnectError::Renumbers {
+                own: self.own.key,
+                networks: list(config.networks()),
+            });
+        }
+        let backend = BackendConfig::parse(&config)?;
+        let setup = Setup {
+            config: &config,
+            underlay: &self.underlay,
+            state_dir: &settings.files.state_dir,
+        };
+        let backend = backend::open(&backend, setup, self.reconciler.kernel_mut()).await?;
+        info!(
+            backend = backend.kind(),
+            networks = list(config.networks()),
+            "the network config changed"
+        );
+        self.config = config;
+        self.set_backend(backend.into());
+        Ok(true)
+    }
+
+    fn set_backend(&mut self, backend: Arc<dyn Backend>) {
+        self.backend = backend;
         self.own.attrs = LeaseAttrs {
             owner: self.own.attrs.owner.take(),
             ..self.backend.lease_attrs()
         };
         self.reconciler.set_scope(self.backend.scope());
         self.replan();
-        Ok(true)
     }
 
     /// Gives the kernel back; nothing is changed in it.
@@ -319,7 +377,8 @@ impl Overlay {
 
     /// Judges and plans the peers anew, after the own lease or the back end changed.
     fn replan(&mut self) {
-        let changes = self.peers.rejudge(&self.own, check_peer(&self.backend));
+        let check = check_peer(&self.backend);
+        let changes = self.peers.rejudge(&self.config, &self.own, check);
         changes.log();
         let peers = self.peers.peers().map(AsRef::as_ref);
         self.plan = Plan::new(&*self.backend, &self.own.key, peers);
@@ -360,6 +419,11 @@ impl Overlay {
             }),
         }
     }
+}
+
+fn list(networks: impl Iterator<Item = IpNet>) -> String {
+    let texts: Vec<String> = networks.map(|network| network.to_string()).collect();
+    texts.join(" and ")
 }
 
 /// The back end's say in which peers may be believed.

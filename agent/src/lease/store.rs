@@ -110,6 +110,8 @@ pub enum LeaseEvent {
 pub enum StoreEvent {
     /// Leases changed. The own lease may be among them.
     Peers(LeaseEvent),
+    /// The network config was written anew since it was read last; in words, if it cannot be used or is gone.
+    NetworkConfig(Result<Box<NetworkConfig>, String>),
     /// The own lease was extended.
     Renewed {
         /// How long it lasts from now, if nothing extends it again.

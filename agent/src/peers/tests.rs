@@ -38,8 +38,14 @@ fn table_of(config: &str, own: &str) -> PeerTable {
     PeerTable::new(&config, &lease(own, "10.0.0.1", 100), check("bad"))
 }
 
+const CONFIG: &str = r#"{"Network":"10.5.0.0/16"}"#;
+
+fn config() -> NetworkConfig {
+    NetworkConfig::parse(CONFIG).unwrap()
+}
+
 fn table() -> PeerTable {
-    table_of(r#"{"Network":"10.5.0.0/16"}"#, OWN)
+    table_of(CONFIG, OWN)
 }
 
 fn set(leases: impl Into<Vec<Lease>>) -> LeaseEvent {
@@ -304,7 +310,7 @@ fn judging_anew_under_the_same_circumstances_changes_nothing() {
     table.apply(set([worse.clone(), lease("10.5.3.0-24", "10.0.0.1", 102)]));
     worse.attrs.public_ip = Some(Ipv4Addr::LOCALHOST);
     table.apply(set([worse]));
-    let changes = table.rejudge(&lease(OWN, "10.0.0.1", 100), check("bad"));
+    let changes = table.rejudge(&config(), &lease(OWN, "10.0.0.1", 100), check("bad"));
     assert_eq!(shown(&changes), "");
     assert_eq!(names(table.peers()), ["10.5.2.0-24"]);
     assert_eq!(table.refusals().count(), 2);
@@ -317,7 +323,7 @@ fn a_lease_that_waits_still_waits_after_all_were_judged_anew() {
     let young = lease("10.5.5.0-24", "10.0.0.3", 102);
     table.apply(set([old, young]));
     let own = lease(OWN, "10.0.0.77", 100);
-    assert_eq!(shown(&table.rejudge(&own, check("bad"))), "");
+    assert_eq!(shown(&table.rejudge(&config(), &own, check("bad"))), "");
     assert_eq!(names(table.peers()), ["10.5.4.0-23"]);
     assert_eq!(
         shown(&table.apply(removed(&["10.5.4.0-23"]))),
@@ -336,12 +342,12 @@ fn what_was_refused_is_accepted_when_its_reason_ends() {
     assert!(table.is_empty());
 
     let mut own = lease(OWN, "10.0.0.77", 100);
-    let changes = table.rejudge(&own, check("bad"));
+    let changes = table.rejudge(&config(), &own, check("bad"));
     assert_eq!(shown(&changes), "+10.5.2.0-24");
-    let changes = table.rejudge(&own, check("nobody"));
+    let changes = table.rejudge(&config(), &own, check("nobody"));
     assert_eq!(shown(&changes), "+10.5.3.0-24");
     own.key = key("10.5.9.0-24");
-    let changes = table.rejudge(&own, check("nobody"));
+    let changes = table.rejudge(&config(), &own, check("nobody"));
     assert_eq!(shown(&changes), "+10.5.1.128-25");
     assert_eq!(table.refusals().count(), 0);
 }
@@ -353,12 +359,16 @@ fn what_was_accepted_is_refused_when_there_is_a_reason_now() {
     let b = lease("10.5.3.0-24", "10.0.0.3", 102);
     table.apply(set([a, b]));
     assert_eq!(
-        shown(&table.rejudge(&lease(OWN, "10.0.0.2", 100), check("bad"))),
+        shown(&table.rejudge(&config(), &lease(OWN, "10.0.0.2", 100), check("bad"))),
         "-10.5.2.0-24 !10.5.2.0-24: another node publishes our public IP"
     );
     // The subnet of a peer that is gone, though its end was not seen yet.
     assert_eq!(
-        shown(&table.rejudge(&lease("10.5.3.0-24", "10.0.0.1", 100), check("bad"))),
+        shown(&table.rejudge(
+            &config(),
+            &lease("10.5.3.0-24", "10.0.0.1", 100),
+            check("bad")
+        )),
         "+10.5.2.0-24 -10.5.3.0-24"
     );
 }
@@ -371,7 +381,7 @@ fn an_update_refused_once_is_followed_when_it_is_good() {
     // Takes over our address before we know that it is no longer ours.
     peer.attrs.public_ip = Some(Ipv4Addr::new(10, 0, 0, 1));
     assert!(table.apply(set([peer.clone()])).is_empty());
-    let changes = table.rejudge(&lease(OWN, "10.0.0.77", 100), check("bad"));
+    let changes = table.rejudge(&config(), &lease(OWN, "10.0.0.77", 100), check("bad"));
     assert_eq!(shown(&changes), "~10.5.2.0-24");
     assert_eq!(table.get(&peer.key).unwrap().attrs, peer.attrs);
     assert_eq!(table.refusals().count(), 0);
@@ -383,11 +393,11 @@ fn the_own_former_lease_is_nobodys_but_who_took_it_over_is_a_peer() {
     let next = lease("10.5.9.0-24", "10.0.0.1", 200);
     let mut left = table();
     left.apply(snapshot([own], &[]));
-    assert_eq!(shown(&left.rejudge(&next, check("bad"))), "");
+    assert_eq!(shown(&left.rejudge(&config(), &next, check("bad"))), "");
     let mut taken = table();
     taken.apply(snapshot([lease(OWN, "10.0.0.9", 100)], &[]));
     assert_eq!(
-        shown(&taken.rejudge(&next, check("bad"))),
+        shown(&taken.rejudge(&config(), &next, check("bad"))),
         format!("+{OWN}")
     );
 }
@@ -479,7 +489,7 @@ proptest! {
                 }
                 Step::Rejudge => {
                     let refused: BTreeSet<_> = table.refusals().map(|(key, _)| *key).collect();
-                    let changes = table.rejudge(&lease(OWN, "10.0.0.1", 100), check("bad"));
+                    let changes = table.rejudge(&config(), &lease(OWN, "10.0.0.1", 100), check("bad"));
                     // Where there are two reasons, the other one may be given.
                     prop_assert!(changes.refused.iter().all(|(key, _)| refused.contains(key)));
                     changes

@@ -7,6 +7,7 @@
 
 mod address;
 mod apply;
+mod bridge;
 mod link;
 mod message;
 mod monitor;
@@ -22,6 +23,7 @@ use std::net::IpAddr;
 use rtnetlink::packet_route::AddressFamily;
 
 pub use self::apply::{ChangeError, Failure};
+pub use self::bridge::Bridge;
 pub use self::monitor::{Changed, Monitor, Watch};
 pub use self::socket::{KernelError, Refused};
 use crate::net::InterfaceName;

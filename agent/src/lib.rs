@@ -12,6 +12,7 @@ pub mod atomic_file;
 pub mod backend;
 pub mod cleanup;
 pub mod cli;
+pub mod cni;
 pub mod firewall;
 pub mod go_json;
 pub mod hooks;

@@ -13,9 +13,17 @@ use selvage::lock::Lock;
 use selvage::network_command::{self, NetworkCommandError};
 use selvage::network_config::NetworkConfig;
 use selvage::settings::{self, Environment, Settings, Sources};
-use selvage::{agent, cleanup, ignition, logging, privileges, service, sysroot};
+use selvage::{agent, cleanup, cni, ignition, logging, privileges, service, sysroot};
 
 fn main() -> ExitCode {
+    let called_as = std::env::args_os().next();
+    let called_as = called_as
+        .as_deref()
+        .map(Path::new)
+        .and_then(Path::file_name);
+    if called_as.is_some_and(|name| name == "flannel") {
+        return cni::main();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -1,0 +1,146 @@
+//! The CNI meta plugin `flannel`: takes this host's subnet from `subnet.env`, and lets another plugin do the work.
+//!
+//! ```text
+//!  runtime ──CNI_*, configuration──► flannel ──CNI_*, delegate's configuration──► bridge ──► host-local
+//!          ◄──result or error──────           ◄──result or error────────────────
+//!                                       │
+//!                        subnet.env ────┴──── dataDir: the delegate's configuration, for DEL
+//! ```
+//!
+//! A drop-in for the plugin of flannel-io/cni-plugin, for versions 0.1.0 to 1.1.0 of the CNI specification; so rkt's
+//! `{"name":"containers","type":"flannel"}` will do. The delegate's configuration is theirs to the byte. What differs:
+//!
+//! | | flannel's plugin | this one |
+//! |---|---|---|
+//! | `subnet.env` is not there yet | error 999 | error 11, "try again later", in words that say what is missing |
+//! | a failed DEL | cannot be repeated, the address leaks | can be repeated until it succeeds |
+//! | two flannel networks of one container | the second overwrites the first | both are kept ([`attachment`]) |
+//! | CHECK | succeeds | attachment known, subnet unchanged, delegate's CHECK |
+//! | STATUS | succeeds | `subnet.env` and plugins are there (else error 50), delegate's STATUS |
+//! | GC | succeeds | detaches what the runtime no longer knows, delegate's GC |
+//! | DEL since 0.4.0 | without `prevResult` | with it |
+//! | the subnet changed, and `cni0` did not | ADD fails for ever | the address is replaced once no container uses it |
+//!
+//! It runs once per call, with blocking system calls: there is nothing to wait for beside the delegate.
+
+mod attachment;
+mod bridge;
+mod config;
+mod delegate;
+mod environment;
+mod error;
+mod plugin;
+mod subnet_env;
+mod verbs;
+mod version;
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+
+use serde_json::json;
+
+pub use self::error::Error;
+pub use self::version::Version;
+
+use self::config::NetConf;
+use self::environment::{Call, Command};
+use self::subnet_env::SubnetEnv;
+
+/// What the binary does when it is called `flannel`.
+///
+/// The exit status is 1 after an error, which is then on standard output as the specification wants it. Without
+/// `CNI_COMMAND` it says on standard error what it is, and succeeds.
+pub fn main() -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    let get = |name: &str| std::env::var_os(name);
+    let Err((error, version)) = run(get, &mut io::stdin().lock(), &mut stdout) else {
+        return ExitCode::SUCCESS;
+    };
+    if let Error::NoCommand = error {
+        verbs::note(&about());
+        return ExitCode::SUCCESS;
+    }
+    // Nowhere to report that standard output is gone.
+    let _ = stdout.write_all(&error.report(version));
+    let _ = stdout.flush();
+    ExitCode::FAILURE
+}
+
+/// Executes one call: the variables through `get`, the configuration from `stdin`, the result to `stdout`.
+///
+/// # Errors
+///
+/// Why it failed, and the configuration's version once that is known.
+pub fn run(
+    get: impl Fn(&str) -> Option<OsString>,
+    stdin: &mut dyn Read,
+    stdout: &mut dyn Write,
+) -> Result<(), (Error, Option<Version>)> {
+    let without_version = |error| (error, None);
+    let call = Call::parse(get).map_err(without_version)?;
+    if call.command == Command::Version {
+        return stdout
+            .write_all(versions().as_bytes())
+            .map_err(|error| without_version(Error::Stdout(error)));
+    }
+    let mut configuration = Vec::new();
+    stdin
+        .read_to_end(&mut configuration)
+        .map_err(|error| without_version(Error::Stdin(error)))?;
+    let conf = NetConf::parse(&configuration).map_err(without_version)?;
+    let outcome = if conf.version() < call.command.since() {
+        Err(Error::CommandTooNew {
+            command: call.command.as_str(),
+            config: conf.version(),
+            since: call.command.since(),
+        })
+    } else {
+        match call.command {
+            Command::Add => verbs::add(&call, &conf, stdout),
+            Command::Del => verbs::del(&call, &conf),
+            Command::Check => verbs::check(&call, &conf),
+            Command::Status => verbs::status(&call, &conf),
+            Command::Gc => verbs::gc(&call, &conf),
+            Command::Version => Ok(()),
+        }
+    };
+    outcome.map_err(|error| (error, Some(conf.version())))
+}
+
+/// The delegate's configuration for an ADD: a pure function of the configuration and the text of `subnet.env`.
+///
+/// # Errors
+///
+/// The configuration or the file breaks a rule.
+pub fn delegate_configuration(stdin: &[u8], subnet_env: &[u8]) -> Result<String, Error> {
+    let conf = NetConf::parse(stdin)?;
+    let text = String::from_utf8_lossy(subnet_env);
+    let env = SubnetEnv::parse(&text, &conf.subnet_file).map_err(|source| {
+        let path = conf.subnet_file.clone();
+        Error::BadSubnetFile { path, source }
+    })?;
+    delegate::configuration(&conf, &env).map(delegate::serialize)
+}
+
+/// The answer to VERSION.
+fn versions() -> String {
+    let all = Version::ALL.map(Version::as_str);
+    let answer = json!({"cniVersion": Version::NEWEST.as_str(), "supportedVersions": all});
+    format!("{answer}\n")
+}
+
+/// What a user reads who runs the plugin by hand.
+fn about() -> String {
+    let all = Version::ALL.map(Version::as_str);
+    format!(
+        "CNI Plugin flannel version {} (selvage, {}/{})\nCNI protocol versions supported: {}",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH,
+        all.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,6 @@
 //! Why a call failed, in the words and numbers that a container runtime reads.
+//!
+//! A runtime shows one message and no chain of causes, so each message holds its causes.
 
 use std::path::PathBuf;
 
@@ -7,6 +9,7 @@ use thiserror::Error;
 
 use super::version::Version;
 use crate::go_json::GoJsonError;
+use crate::logging::chain;
 
 /// Upstream's number for everything that the specification has none for.
 const INTERNAL: u32 = 999;
@@ -57,10 +60,10 @@ pub enum Error {
     #[error("error reading from stdin: {0}")]
     Stdin(#[source] std::io::Error),
     /// It is not a JSON object.
-    #[error("error unmarshall network config: {0}")]
+    #[error("error unmarshall network config: {}", chain(.0))]
     NotJson(#[source] GoJsonError),
     /// A key has a value of the wrong type.
-    #[error("failed to load netconf: {0}")]
+    #[error("failed to load netconf: {}", chain(.0))]
     NetConf(#[source] GoJsonError),
     /// The network has no name.
     #[error("missing network name")]

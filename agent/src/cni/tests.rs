@@ -93,7 +93,11 @@ fn refused_configurations_say_what_flannel_says() {
     let named = |rest: &str| format!(r#"{{"name":"n",{rest}}}"#);
     let routes = "failed to assemble Delegate IPAM: failed to read IPAM routes: failed to parse ipam.routes: ";
     let cases = [
-        ("{".into(), 6, "error unmarshall network config: "),
+        (
+            "{".into(),
+            6,
+            "error unmarshall network config: not valid JSON: EOF while parsing an object at line 1 column 1",
+        ),
         ("[]".into(), 6, "error unmarshall network config: "),
         (String::new(), 6, "error unmarshall network config: "),
         ("{}".into(), 7, "missing network name"),

@@ -108,7 +108,11 @@ pub(super) fn status(call: &Call, conf: &NetConf) -> Result<(), Error> {
         Plugin::find(ipam, &call.path, "STATUS").map_err(not_ready)?;
     }
     if plugin.speaks(Version::V1_1_0) {
-        plugin.call("STATUS", &delegate::serialize(delegate))?;
+        let answer = plugin.call("STATUS", &delegate::serialize(delegate));
+        answer.map_err(|error| match error {
+            Error::Delegate(_) => error,
+            error => not_ready(error),
+        })?;
     }
     Ok(())
 }
@@ -203,13 +207,41 @@ fn type_of(delegate: &Map<String, Value>) -> &str {
 /// The stored configuration with the runtime's `prevResult`, which CHECK and DEL have since version 0.4.0. The delegate
 /// reads a result by its `cniVersion`, so that must be the one which the runtime wrote it in.
 fn with_prev_result(conf: &NetConf, mut delegate: Map<String, Value>) -> String {
-    if let Some(result) = &conf.prev_result
+    if let Some(mut result) = conf.prev_result.clone()
         && let Some(version) = conf.cni_version.filter(|v| *v >= Version::V0_4_0)
     {
+        name_gateways(&mut result);
         delegate.insert("cniVersion".into(), version.as_str().into());
-        delegate.insert("prevResult".into(), result.clone().into());
+        delegate.insert("prevResult".into(), result.into());
     }
     delegate::serialize(delegate)
+}
+
+/// Gives the routes without a gateway the one that the plugins give them: that of the first address of their family.
+///
+/// Ours have none, as flannel's. Debian's plugins, and all before containernetworking/plugins#887 (1.3.0), make such a
+/// route via that gateway, and then in CHECK look for one without: they would fail every container of ours.
+fn name_gateways(result: &mut Map<String, Value>) {
+    let is_v6 = |address: &str| address.contains(':');
+    let ips = result.get("ips").and_then(Value::as_array).into_iter();
+    let gateway = |ip: &Value| Some(ip.get("gateway")?.as_str()?.to_owned());
+    let gateways: Vec<String> = ips.flatten().filter_map(gateway).collect();
+    let routes = result.get_mut("routes").and_then(Value::as_array_mut);
+    for route in routes
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object_mut)
+    {
+        let Some(dst) = route.get("dst").and_then(Value::as_str) else {
+            continue;
+        };
+        let gateway = gateways.iter().find(|g| is_v6(g) == is_v6(dst)).cloned();
+        if let Some(gateway) = gateway
+            && route.get("gw").is_none_or(Value::is_null)
+        {
+            route.insert("gw".into(), gateway.into());
+        }
+    }
 }
 
 /// The subnets that a stored configuration takes addresses from; plugins before flannel's own had one `subnet`.

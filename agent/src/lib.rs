@@ -16,6 +16,7 @@ pub mod cni;
 pub mod firewall;
 pub mod go_json;
 pub mod hooks;
+pub mod health;
 pub mod ignition;
 pub mod lease;
 pub mod lock;

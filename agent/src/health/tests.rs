@@ -1,0 +1,244 @@
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::{Health, Server};
+
+/// What no test should reach.
+const LIMIT: Duration = Duration::from_secs(20);
+
+struct Running {
+    address: SocketAddr,
+    health: Health,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<()>,
+}
+
+async fn start() -> Running {
+    let server = Server::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+    let address = server.address().unwrap();
+    let health = Health::new();
+    let (stop, stopped) = oneshot::channel();
+    let served = tokio::spawn(server.serve(health.clone(), async {
+        let _ = stopped.await;
+    }));
+    Running {
+        address,
+        health,
+        stop,
+        served,
+    }
+}
+
+impl Running {
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// Sends a text and returns all that comes back until the end of the connection.
+    async fn exchange(&self, text: &str) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(text.as_bytes()).await.unwrap();
+        read_all(&mut stream).await
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        split(&self.exchange(&request("GET", path)).await)
+    }
+}
+
+async fn read_all(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    timeout(LIMIT, stream.read_to_end(&mut answer))
+        .await
+        .expect("the connection to end")
+        .unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+fn request(method: &str, path: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: node\r\n\r\n")
+}
+
+fn split(answer: &str) -> (u16, String) {
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("no header in {answer:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
+}
+
+#[tokio::test]
+async fn healthz_answers_as_flanneld_does() {
+    let server = start().await;
+    let expected = (200, "flanneld is running".to_owned());
+    assert_eq!(server.get("/healthz").await, expected);
+    assert_eq!(server.get("/healthz?verbose=1").await, expected);
+}
+
+#[tokio::test]
+async fn readyz_follows_the_state_and_gives_reasons() {
+    let server = start().await;
+    let not_ready = "flanneld is not ready yet".to_owned();
+    assert_eq!(server.get("/readyz").await, (503, not_ready));
+
+    server.health.set_ready(Vec::new());
+    let ready = "flanneld is ready".to_owned();
+    assert_eq!(server.get("/readyz").await, (200, ready));
+
+    server.health.set_ready(vec![
+        "etcd is away:\nrefused".to_owned(),
+        "no lease".to_owned(),
+    ]);
+    let reasons = "flanneld is not ready yet\netcd is away: refused\nno lease".to_owned();
+    assert_eq!(server.get("/readyz").await, (503, reasons));
+}
+
+#[tokio::test]
+async fn metrics_are_in_the_text_format() {
+    let server = start().await;
+    server.health.set_ready(Vec::new());
+    server.health.set_peers(3);
+    server.health.renumbered();
+    server.health.lease_lost();
+    server.health.lease_lost();
+    let answer = server.exchange(&request("GET", "/metrics")).await;
+    assert!(
+        answer.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"),
+        "{answer}"
+    );
+    let (status, body) = split(&answer);
+    assert_eq!(status, 200);
+    let expected = "\
+# HELP selvage_ready Whether the overlay works: 1 or 0.
+# TYPE selvage_ready gauge
+selvage_ready 1
+# HELP selvage_peers Other hosts of the overlay that this one is set up to reach.
+# TYPE selvage_peers gauge
+selvage_peers 3
+# HELP selvage_renumberings_total How often this host was given another subnet while running.
+# TYPE selvage_renumberings_total counter
+selvage_renumberings_total 1
+# HELP selvage_lease_lost_total How often the lease on this host's subnet was lost.
+# TYPE selvage_lease_lost_total counter
+selvage_lease_lost_total 2
+";
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn head_has_the_header_alone_and_other_methods_and_paths_are_refused() {
+    let server = start().await;
+    let head = server.exchange(&request("HEAD", "/healthz")).await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    assert!(head.contains("content-length: 19\r\n"), "{head}");
+    assert!(head.ends_with("\r\n\r\n"), "{head}");
+
+    let post = "POST /readyz HTTP/1.1\r\nHost: node\r\nContent-Length: 5\r\n\r\nhello";
+    let answer = server.exchange(post).await;
+    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    assert!(answer.contains("allow: GET, HEAD\r\n"), "{answer}");
+
+    for path in ["/", "/healthz/", "/HEALTHZ", "//healthz"] {
+        assert_eq!(server.get(path).await.0, 404, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn one_connection_gets_one_answer() {
+    let server = start().await;
+    let twice = request("GET", "/healthz").repeat(2);
+    let answer = server.exchange(&twice).await;
+    assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+}
+
+#[tokio::test]
+async fn garbage_and_endless_headers_end_the_connection() {
+    let server = start().await;
+    let answer = server.exchange("\u{16}\u{3}\u{1}garbage\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(20_000));
+    let mut stream = server.connect().await;
+    // The server may close before all of it is written.
+    let _ = stream.write_all(long.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = timeout(LIMIT, stream.read_to_end(&mut answer))
+        .await
+        .unwrap();
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431 "),
+        "{answer}"
+    );
+    assert_eq!(server.get("/healthz").await.0, 200);
+}
+
+#[tokio::test]
+async fn slow_headers_are_cut_off_and_do_not_hold_up_others() {
+    let server = start().await;
+    let begin = Instant::now();
+    let mut slow = server.connect().await;
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nHost:")
+        .await
+        .unwrap();
+    let mut silent = server.connect().await;
+    assert_eq!(server.get("/healthz").await.0, 200);
+    assert!(begin.elapsed() < Duration::from_secs(4));
+    let slow = read_all(&mut slow).await;
+    assert!(
+        slow.is_empty() || slow.starts_with("HTTP/1.1 408 "),
+        "{slow}"
+    );
+    assert_eq!(read_all(&mut silent).await, "");
+    let elapsed = begin.elapsed();
+    assert!(
+        (Duration::from_secs(4)..Duration::from_secs(9)).contains(&elapsed),
+        "cut off after {elapsed:?}"
+    );
+}
+
+#[tokio::test]
+async fn more_connections_than_allowed_wait_until_others_end() {
+    let server = start().await;
+    let mut idle = Vec::new();
+    for _ in 0..super::server::MAX_CONNECTIONS {
+        idle.push(server.connect().await);
+    }
+    let answer = server.get("/healthz");
+    let mut answer = std::pin::pin!(answer);
+    let early = timeout(Duration::from_millis(500), answer.as_mut()).await;
+    assert!(early.is_err(), "served above the limit: {early:?}");
+    drop(idle.pop());
+    let late = timeout(Duration::from_secs(3), answer)
+        .await
+        .expect("a free place is used");
+    assert_eq!(late.0, 200);
+}
+
+#[tokio::test]
+async fn stopping_ends_idle_connections_and_frees_the_port() {
+    let server = start().await;
+    let mut idle = server.connect().await;
+    assert_eq!(server.get("/healthz").await.0, 200);
+    let address = server.address;
+    server.stop.send(()).unwrap();
+    timeout(Duration::from_secs(2), server.served)
+        .await
+        .expect("the server to stop")
+        .unwrap();
+    assert_eq!(read_all(&mut idle).await, "");
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn taken_address_is_named() {
+    let server = start().await;
+    let error = Server::bind(server.address).await.unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains(&server.address.to_string()), "{message}");
+}

@@ -13,6 +13,8 @@ pub mod backend;
 pub mod cleanup;
 pub mod cli;
 pub mod cni;
+pub mod docker_opts;
+pub mod env_file;
 pub mod firewall;
 pub mod go_json;
 pub mod hooks;

@@ -1,5 +1,6 @@
-//! `selvage`: the overlay network agent.
+//! `selvage`: the overlay network agent, and what it is called when it stands in for flannel's programs.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,17 +14,26 @@ use selvage::lock::Lock;
 use selvage::network_command::{self, NetworkCommandError};
 use selvage::network_config::NetworkConfig;
 use selvage::settings::{self, Environment, Settings, Sources};
-use selvage::{agent, cleanup, cni, ignition, logging, privileges, service, sysroot};
+use selvage::{agent, cleanup, cni, docker_opts, ignition, logging, privileges, service, sysroot};
 
+/// What we are is said by the name that we are called by.
 fn main() -> ExitCode {
-    let called_as = std::env::args_os().next();
-    let called_as = called_as
-        .as_deref()
-        .map(Path::new)
-        .and_then(Path::file_name);
-    if called_as.is_some_and(|name| name == "flannel") {
-        return cni::main();
+    let mut arguments = std::env::args_os();
+    let called = arguments.next().unwrap_or_default();
+    let name = Path::new(&called)
+        .file_name()
+        .and_then(|name| name.to_str());
+    let arguments: Vec<OsString> = arguments.collect();
+    match name {
+        Some("flannel") => cni::main(),
+        Some("mk-docker-opts.sh" | "mk-docker-opts") => {
+            docker_opts::main(&called.to_string_lossy(), arguments)
+        }
+        _ => selvage(),
     }
+}
+
+fn selvage() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

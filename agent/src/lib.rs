@@ -16,6 +16,7 @@ pub mod cni;
 pub mod docker_opts;
 pub mod env_file;
 pub mod firewall;
+pub mod flanneld;
 pub mod go_json;
 pub mod hooks;
 pub mod health;

@@ -14,7 +14,9 @@ use selvage::lock::Lock;
 use selvage::network_command::{self, NetworkCommandError};
 use selvage::network_config::NetworkConfig;
 use selvage::settings::{self, Environment, Settings, Sources};
-use selvage::{agent, cleanup, cni, docker_opts, ignition, logging, privileges, service, sysroot};
+use selvage::{
+    agent, cleanup, cni, docker_opts, flanneld, ignition, logging, privileges, service, sysroot,
+};
 
 /// What we are is said by the name that we are called by.
 fn main() -> ExitCode {
@@ -26,10 +28,31 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = arguments.collect();
     match name {
         Some("flannel") => cni::main(),
+        Some("flanneld") => flanneld(&called.to_string_lossy(), arguments),
         Some("mk-docker-opts.sh" | "mk-docker-opts") => {
             docker_opts::main(&called.to_string_lossy(), arguments)
         }
         _ => selvage(),
+    }
+}
+
+/// The agent in flanneld's place: its flags, and 1 for whatever ends it.
+fn flanneld(called: &str, arguments: Vec<OsString>) -> ExitCode {
+    let run = |flags: &flanneld::Flags| {
+        let settings = settings::load_flanneld(flags, &Environment::of_process())?;
+        logging::init(&settings.agent.log)?;
+        flags.log_advice();
+        run_agent(&settings)
+    };
+    match flanneld::flags(called, arguments) {
+        Err(done) => done,
+        Ok(flags) => match run(&flags) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                report("flanneld", &error);
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
@@ -50,7 +73,7 @@ fn selvage() -> ExitCode {
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error);
+            report("selvage", &error);
             ExitCode::from(exit_code(&error))
         }
     }
@@ -60,10 +83,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     let mut stdout = io::stdout();
     match command {
         Command::Run(flags) => {
-            let settings = start(&flags)?;
-            let _lock = Lock::take(&settings.files.state_dir)?;
-            privileges::restrict()?;
-            runtime()?.block_on(agent::run(&settings))?;
+            run_agent(&start(&flags)?)?;
         }
         Command::Cleanup(flags) => {
             let settings = start(&flags)?;
@@ -84,6 +104,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             ignition::check_command(&file, &mut stdout)?;
         }
     }
+    Ok(())
+}
+
+fn run_agent(settings: &Settings) -> anyhow::Result<()> {
+    let _lock = Lock::take(&settings.files.state_dir)?;
+    privileges::restrict()?;
+    runtime()?.block_on(agent::run(settings))?;
     Ok(())
 }
 
@@ -158,12 +185,12 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 /// Says why we end: in the log, with the level that sd-daemon(3) defines, and in the service's status.
-fn report(error: &anyhow::Error) {
+fn report(name: &str, error: &anyhow::Error) {
     let level = if logging::stderr_is_journal() {
         "<3>"
     } else {
         ""
     };
-    eprintln!("{level}selvage: {error:#}");
+    eprintln!("{level}{name}: {error:#}");
     service::failed(&format!("{error:#}"));
 }

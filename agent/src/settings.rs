@@ -19,6 +19,7 @@ mod environment;
 mod error;
 mod files;
 mod flags;
+mod flanneld;
 mod fragment;
 mod inputs;
 mod key;
@@ -28,6 +29,7 @@ mod validate;
 pub use environment::Environment;
 pub(crate) use environment::parse_bool;
 pub use error::{EXIT_CONFIG, EXIT_USAGE, Error, Source};
+pub use flanneld::load_flanneld;
 pub use secret::Secret;
 
 use fragment::Fragment;

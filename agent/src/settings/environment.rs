@@ -22,6 +22,16 @@ impl Environment {
             .collect()
     }
 
+    /// Without flannel's variables.
+    pub(super) fn ours(&self) -> Self {
+        let variables = self.0.iter().filter(|(name, _)| key::is_ours(name));
+        Self(
+            variables
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
+        )
+    }
+
     /// The stronger of a setting's variables that is there and not empty, and its value.
     fn variable(&self, names: [String; 2]) -> Option<(String, &str)> {
         names.into_iter().find_map(|name| {

@@ -33,9 +33,14 @@ impl<T: Debug> Sourced<T> {
 
 /// Which source a fragment is from.
 pub(super) enum Origin<'a> {
-    File { path: &'a Path, text: &'a str },
+    File {
+        path: &'a Path,
+        text: &'a str,
+    },
     Environment(&'a Environment),
     Flags,
+    /// flanneld's flags and variables, which are asked for the place.
+    Flanneld(&'a dyn Fn(Key) -> Source),
 }
 
 impl Origin<'_> {
@@ -48,6 +53,7 @@ impl Origin<'_> {
             },
             Self::Environment(environment) => environment.source(key),
             Self::Flags => Source::Flag(key.flag),
+            Self::Flanneld(place) => place(key),
         };
         let value = value.into_inner();
         *slot = Some(Sourced { value, place, key });

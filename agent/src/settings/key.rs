@@ -37,6 +37,11 @@ pub(super) fn is_variable(name: &str) -> bool {
     name.starts_with(OURS) || name.starts_with(FLANNELS)
 }
 
+/// Whether it is one of our own, not flannel's.
+pub(super) fn is_ours(name: &str) -> bool {
+    name.starts_with(OURS)
+}
+
 pub(super) const ETCD_ENDPOINTS: Key = Key::new("etcd.endpoints", "etcd-endpoints");
 pub(super) const ETCD_PREFIX: Key = Key::new("etcd.prefix", "etcd-prefix");
 pub(super) const ETCD_CAFILE: Key = Key::new("etcd.cafile", "etcd-cafile");

@@ -1,0 +1,240 @@
+//! Which flags there are: those of flannel v0.28.9.
+
+/// What kind of value a flag takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// True or false; true when no value is given.
+    Switch,
+    /// A whole number.
+    Number,
+    /// Any text.
+    Text,
+    /// A text each time that the flag is given.
+    Texts,
+    /// klog's verbosity.
+    Verbosity,
+    /// klog's verbosities of single source files.
+    Modules,
+    /// klog's place in a source file.
+    Location,
+}
+
+/// A flag.
+#[derive(Debug)]
+pub(super) struct Definition {
+    /// Its name without dashes.
+    pub(super) name: &'static str,
+    /// What it takes.
+    pub(super) kind: Kind,
+    /// What holds when it is not given; empty for nothing.
+    pub(super) default: &'static str,
+    /// What it means.
+    pub(super) help: &'static str,
+}
+
+/// The flag of that name.
+pub(super) fn find(name: &str) -> Option<&'static Definition> {
+    ALL.iter().find(|definition| definition.name == name)
+}
+
+const fn flag(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    help: &'static str,
+) -> Definition {
+    Definition {
+        name,
+        kind,
+        default,
+        help,
+    }
+}
+
+/// Where flanneld looks for etcd: its first port, and the one that replaced it.
+pub(crate) const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:4001,http://127.0.0.1:2379";
+
+/// All flags, in the order of their names, as Go prints them.
+pub(super) static ALL: [Definition; 31] = [
+    flag(
+        "etcd-cafile",
+        Kind::Text,
+        "",
+        "certificate authorities that etcd's certificate is checked against (PEM)",
+    ),
+    flag(
+        "etcd-certfile",
+        Kind::Text,
+        "",
+        "our certificate for etcd (PEM); needs --etcd-keyfile",
+    ),
+    flag(
+        "etcd-endpoints",
+        Kind::Text,
+        DEFAULT_ENDPOINTS,
+        "URLs of the etcd members, separated by commas",
+    ),
+    flag(
+        "etcd-keyfile",
+        Kind::Text,
+        "",
+        "the key to our certificate (PEM)",
+    ),
+    flag(
+        "etcd-password",
+        Kind::Text,
+        "",
+        "etcd password; every user of this host can read it here, unlike in FLANNELD_ETCD_PASSWORD",
+    ),
+    flag(
+        "etcd-prefix",
+        Kind::Text,
+        "/coreos.com/network",
+        "what all keys in etcd begin with",
+    ),
+    flag("etcd-username", Kind::Text, "", "whom to log in to etcd as"),
+    flag(
+        "healthz-ip",
+        Kind::Text,
+        "0.0.0.0",
+        "address that the health endpoints listen on",
+    ),
+    flag(
+        "healthz-port",
+        Kind::Number,
+        "0",
+        "port of the health endpoints; 0 for none",
+    ),
+    flag(
+        "iface",
+        Kind::Texts,
+        "",
+        "interface that carries the overlay, by name or address; the first that is found counts",
+    ),
+    flag(
+        "iface-can-reach",
+        Kind::Text,
+        "",
+        "use the interface over which this address is reached",
+    ),
+    flag(
+        "iface-regex",
+        Kind::Texts,
+        "",
+        "pattern for addresses, then for names of interfaces; the first that is found counts",
+    ),
+    flag(
+        "ip-blackhole-route",
+        Kind::Switch,
+        "false",
+        "drop packets to addresses of our subnet that no container has",
+    ),
+    flag(
+        "ip-masq",
+        Kind::Switch,
+        "false",
+        "give packets that leave the overlay this host's address",
+    ),
+    flag(
+        "ip-masq-fully-random-disable",
+        Kind::Switch,
+        "false",
+        "do not pick source ports at random when doing so",
+    ),
+    flag(
+        "iptables-forward-rules",
+        Kind::Switch,
+        "true",
+        "accept forwarding from and to the overlay",
+    ),
+    flag(
+        "iptables-resync",
+        Kind::Number,
+        "5",
+        "seconds between looks at the firewall rules",
+    ),
+    flag(
+        "kube-annotation-prefix",
+        Kind::Text,
+        "flannel.alpha.coreos.com",
+        "Kubernetes mode, which is not in this version",
+    ),
+    flag(
+        "kube-api-url",
+        Kind::Text,
+        "",
+        "Kubernetes mode, which is not in this version",
+    ),
+    flag(
+        "kube-subnet-mgr",
+        Kind::Switch,
+        "false",
+        "Kubernetes mode, which is not in this version",
+    ),
+    flag(
+        "kubeconfig-file",
+        Kind::Text,
+        "",
+        "Kubernetes mode, which is not in this version",
+    ),
+    flag(
+        "log_backtrace_at",
+        Kind::Location,
+        "",
+        "taken, and without a meaning here",
+    ),
+    flag(
+        "net-config-path",
+        Kind::Text,
+        "/etc/kube-flannel/net-conf.json",
+        "Kubernetes mode, which is not in this version",
+    ),
+    flag(
+        "public-ip",
+        Kind::Text,
+        "",
+        "IPv4 address that peers send to, if not the interface's",
+    ),
+    flag(
+        "public-ipv6",
+        Kind::Text,
+        "",
+        "IPv6 address that peers send to, if not the interface's",
+    ),
+    flag(
+        "set-node-network-unavailable",
+        Kind::Switch,
+        "true",
+        "Kubernetes mode, which is not in this version",
+    ),
+    flag(
+        "subnet-file",
+        Kind::Text,
+        "/run/flannel/subnet.env",
+        "what container runtimes read",
+    ),
+    flag(
+        super::flags::RENEW_MARGIN,
+        Kind::Number,
+        "60",
+        "checked and then unused: the lease is kept alive all the time",
+    ),
+    flag(
+        "v",
+        Kind::Verbosity,
+        "0",
+        "how much is logged: below 2 changes of state, from 2 details, from 5 everything",
+    ),
+    flag(
+        "version",
+        Kind::Switch,
+        "false",
+        "print the version and exit",
+    ),
+    flag(
+        "vmodule",
+        Kind::Modules,
+        "",
+        "taken, and without a meaning here",
+    ),
+];

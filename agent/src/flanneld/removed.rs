@@ -1,0 +1,29 @@
+//! Flags of earlier flannels, which a unit from that time may still give.
+
+use super::Error;
+
+const SERVERLESS: &str =
+    "there is no client and server mode any more; point every node at etcd with --etcd-endpoints";
+const SINGLE: &str =
+    "a node joins one network; name it by --etcd-prefix, and its file by --subnet-file";
+
+/// The flags that flannel 0.8 dropped, and what to do instead.
+const REMOVED: [(&str, &str); 8] = [
+    ("listen", SERVERLESS),
+    ("remote", SERVERLESS),
+    ("remote-cafile", SERVERLESS),
+    ("remote-certfile", SERVERLESS),
+    ("remote-keyfile", SERVERLESS),
+    ("networks", SINGLE),
+    ("subnet-dir", SINGLE),
+    ("watch-networks", SINGLE),
+];
+
+/// What to say about a flag that there is not.
+pub(super) fn explain(name: &str) -> Error {
+    let removed = REMOVED.iter().find(|(removed, _)| *removed == name);
+    match removed {
+        Some(&(name, advice)) => Error::Removed { name, advice },
+        None => Error::Undefined(name.to_owned()),
+    }
+}

@@ -1,0 +1,100 @@
+//! What flanneld's command line says, as one more source of settings.
+
+use std::path::Path;
+
+use super::environment::{split_list, unplaced};
+use super::fragment::{Agent, Etcd, Files, Firewall, Underlay};
+use super::inputs::{Inputs, Origin};
+use super::key::{self, Key};
+use super::{Environment, Error, Fragment, Secret, Settings, Source, validate};
+use crate::flanneld::{DEFAULT_ENDPOINTS, Flags};
+
+/// The settings of an agent that is called flanneld: flanneld's defaults, its flags and its environment, which are all
+/// in `flags`; and `SELVAGE_*` variables, which are stronger than `FLANNELD_*`, and weaker than flags. No files.
+///
+/// # Errors
+/// As [`super::load`].
+pub fn load_flanneld(flags: &Flags, environment: &Environment) -> Result<Settings, Error> {
+    let mut inputs = Inputs::default();
+    let defaults = Fragment {
+        etcd: Etcd {
+            endpoints: Some(split_list(unplaced(DEFAULT_ENDPOINTS.to_owned()))),
+            ..Etcd::default()
+        },
+        ..Fragment::default()
+    };
+    let place = |key: Key| flags.place(key.flag);
+    inputs.overlay(defaults, &Origin::Flanneld(&place));
+    let from_variables = |name| matches!(flags.place(name), Source::Variable(_));
+    inputs.overlay(fragment(flags, from_variables), &Origin::Flanneld(&place));
+    let ours = environment.ours();
+    inputs.overlay(ours.fragment()?, &Origin::Environment(&ours));
+    let from_command_line = |name| matches!(flags.place(name), Source::Flag(_));
+    inputs.overlay(
+        fragment(flags, from_command_line),
+        &Origin::Flanneld(&place),
+    );
+    let password = flags.text("etcd-password").filter(|text| !text.is_empty());
+    inputs.password = password.map(|text| Secret::new(text.to_owned()));
+    inputs.read_password()?;
+    validate::settings(inputs)
+}
+
+/// The flags that are `wanted`, in the form that every source has.
+fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
+    let given = |key: Key| Some(key.flag).filter(|flag| wanted(flag));
+    let text = |key| Some(unplaced(flags.text(given(key)?)?.to_owned()));
+    let switch = |key| Some(unplaced(flags.switch(given(key)?)?));
+    // flanneld takes a path from where it was started; the agent may be elsewhere when it opens the file.
+    let path = |key| {
+        let text = flags.text(given(key)?)?;
+        let absolute = match std::path::absolute(Path::new(text)) {
+            Ok(path) => path.into_os_string().into_string().ok(),
+            Err(_) => None,
+        };
+        Some(unplaced(absolute.unwrap_or_else(|| text.to_owned())))
+    };
+    Fragment {
+        etcd: Etcd {
+            endpoints: text(key::ETCD_ENDPOINTS).map(split_list),
+            prefix: text(key::ETCD_PREFIX),
+            cafile: path(key::ETCD_CAFILE),
+            certfile: path(key::ETCD_CERTFILE),
+            keyfile: path(key::ETCD_KEYFILE),
+            username: text(key::ETCD_USERNAME),
+            ..Etcd::default()
+        },
+        underlay: Underlay {
+            public_ip: text(key::UNDERLAY_PUBLIC_IP),
+            ..Underlay::default()
+        },
+        firewall: Firewall {
+            masquerade: switch(key::FIREWALL_MASQUERADE),
+            forward: switch(key::FIREWALL_FORWARD),
+            random_fully: Some("ip-masq-fully-random-disable")
+                .filter(|name| wanted(name))
+                .and_then(|name| flags.switch(name))
+                .map(|disabled| unplaced(!disabled)),
+        },
+        files: Files {
+            subnet_file: path(key::FILES_SUBNET_FILE),
+            ..Files::default()
+        },
+        agent: Agent {
+            log: Some("v")
+                .filter(|name| wanted(name))
+                .and_then(|name| flags.number(name))
+                .map(|level| unplaced(filter(level).to_owned())),
+            ..Agent::default()
+        },
+    }
+}
+
+/// The log filter for klog's verbosity. Only our own modules say more: those below may print what they send.
+fn filter(level: i64) -> &'static str {
+    match level {
+        ..=1 => "info",
+        2..=4 => "info,selvage=debug",
+        5.. => "info,selvage=trace",
+    }
+}

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::options::OptionsCommand;
 use crate::settings::parse_bool;
 
 /// Joins this host to a cluster-wide overlay network, before its container runtime starts.
@@ -31,6 +32,9 @@ pub enum Command {
     /// Show or set the network config that all nodes of the cluster share.
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// Print what a container runtime needs to know to use the overlay.
+    #[command(subcommand)]
+    Options(OptionsCommand),
     /// Remove everything that the agent made on this host: device, routes, firewall table, files.
     Cleanup(SettingsFlags),
     /// Lay out the machine's root file system and mount its /etc; the initrd does so at every boot.

@@ -29,6 +29,7 @@ pub mod net;
 pub mod netlink;
 pub mod network_command;
 pub mod network_config;
+pub mod options;
 pub mod peers;
 pub mod privileges;
 pub mod reconcile;

@@ -1,7 +1,7 @@
 //! `selvage`: the overlay network agent, and what it is called when it stands in for flannel's programs.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -13,6 +13,7 @@ use selvage::lease::etcd::{EtcdStore, SettingsError};
 use selvage::lock::Lock;
 use selvage::network_command::{self, NetworkCommandError};
 use selvage::network_config::NetworkConfig;
+use selvage::options::{self, OptionsCommand};
 use selvage::settings::{self, Environment, Settings, Sources};
 use selvage::{
     agent, cleanup, cni, docker_opts, flanneld, ignition, logging, privileges, service, sysroot,
@@ -91,6 +92,12 @@ fn run(command: Command) -> anyhow::Result<()> {
             runtime()?.block_on(cleanup::run(&settings, &mut stdout))?;
         }
         Command::Network(command) => network(command)?,
+        Command::Options(OptionsCommand::Docker { json, settings }) => {
+            let settings = start(&settings)?;
+            options::docker(&settings.files.subnet_file, json, &mut stdout)?;
+        }
+        Command::Options(OptionsCommand::Rkt) => stdout.write_all(options::RKT.as_bytes())?,
+        Command::Options(OptionsCommand::Cni) => stdout.write_all(options::CNI.as_bytes())?,
         Command::Sysroot {
             root,
             first_boot_if,

@@ -56,16 +56,16 @@ pub fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
         Ok(arguments) => arguments,
         Err(usage) => {
             if let Some(complaint) = usage.0 {
-                eprintln!("{program}: {complaint}");
+                say(&format!("{program}: {complaint}"));
             }
-            eprintln!("{program} {}", arguments::USAGE);
+            say(&format!("{program} {}", arguments::USAGE));
             return ExitCode::FAILURE;
         }
     };
     match run(program, &arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", logging::chain(&error));
+            say(&logging::chain(&error));
             ExitCode::FAILURE
         }
     }
@@ -90,10 +90,10 @@ fn run(program: &str, arguments: &Arguments) -> Result<(), Error> {
             variables.extend(inherited.map(|value| (IPMASQ.to_owned(), value)));
         }
         for line in ignored {
-            eprintln!(
+            say(&format!(
                 "{program}: {}:{line}: not an assignment, ignored",
                 subnet_file.display()
-            );
+            ));
         }
     }
     let subnet = subnet(&variables)?;
@@ -110,10 +110,17 @@ fn run(program: &str, arguments: &Arguments) -> Result<(), Error> {
         Ok(routes) => Err(Error::Routed(routes)),
         // The script did not notice either when it could not run `ip`.
         Err(error) => {
-            eprintln!("{program}: failed to look for routes to {subnet}: {error}");
+            say(&format!(
+                "{program}: failed to look for routes to {subnet}: {error}"
+            ));
             Ok(())
         }
     }
+}
+
+/// Prints a line to standard error, if that is still there.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// What `--ip-masq` is kept in.

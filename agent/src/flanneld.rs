@@ -7,6 +7,7 @@
 //! to be all there is. Settings that flannel does not know have their defaults, or `SELVAGE_*` variables.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use thiserror::Error;
@@ -99,26 +100,22 @@ enum Request {
 /// The status to end with when there is nothing to run: help and version were printed, or what is wrong.
 pub fn flags(program: &str, arguments: Vec<OsString>) -> Result<Flags, ExitCode> {
     let variable = |name: &str| std::env::var(name).ok();
-    match read(arguments, variable) {
-        Ok(Request::Run(flags)) => Ok(flags),
-        // Both go to standard error, as from flanneld.
-        Ok(Request::Help) => {
-            eprint!("{}", usage::text(program));
-            Err(ExitCode::SUCCESS)
-        }
-        Ok(Request::Version) => {
-            eprintln!("{}", env!("CARGO_PKG_VERSION"));
-            Err(ExitCode::SUCCESS)
-        }
-        Err(error) if error.is_usage() => {
-            eprint!("{error}\n{}", usage::text(program));
-            Err(ExitCode::from(EXIT_USAGE))
-        }
-        Err(error) => {
-            eprintln!("{program}: {error}");
-            Err(ExitCode::FAILURE)
-        }
-    }
+    let (text, status) = match read(arguments, variable) {
+        Ok(Request::Run(flags)) => return Ok(flags),
+        Ok(Request::Help) => (usage::text(program), ExitCode::SUCCESS),
+        Ok(Request::Version) => (
+            format!("{}\n", env!("CARGO_PKG_VERSION")),
+            ExitCode::SUCCESS,
+        ),
+        Err(error) if error.is_usage() => (
+            format!("{error}\n{}", usage::text(program)),
+            ExitCode::from(EXIT_USAGE),
+        ),
+        Err(error) => (format!("{program}: {error}\n"), ExitCode::FAILURE),
+    };
+    // All of it goes to standard error, as from flanneld. Nobody could be told that it is gone.
+    let _ = io::stderr().write_all(text.as_bytes());
+    Err(status)
 }
 
 fn read(

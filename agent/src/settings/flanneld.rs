@@ -65,8 +65,10 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
             ..Etcd::default()
         },
         underlay: Underlay {
+            interface: given(key::UNDERLAY_INTERFACE)
+                .and_then(|flag| flags.texts(flag)?.into_iter().next())
+                .map(unplaced),
             public_ip: text(key::UNDERLAY_PUBLIC_IP),
-            ..Underlay::default()
         },
         firewall: Firewall {
             masquerade: switch(key::FIREWALL_MASQUERADE),

@@ -18,6 +18,7 @@ mod backends;
 mod cluster;
 mod faults;
 mod firewall;
+mod flanneld;
 mod hostile;
 mod namespace;
 mod traffic;

@@ -1,0 +1,120 @@
+//! The agent in flanneld's place: called so, with flanneld's flags and environment alone.
+
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::cluster::{ETCD, Host, NETWORK, Store};
+use crate::wait::{wait_for, wait_until};
+
+/// A running flanneld, in a host's namespace.
+struct Flanneld {
+    child: Child,
+    directory: TempDir,
+    notify: UnixDatagram,
+}
+
+impl Flanneld {
+    /// Starts it, with some of its settings as flags and some as variables, like a unit with an options file.
+    fn start(host: &Host) -> Self {
+        let directory = TempDir::new().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        symlink(env!("CARGO_BIN_EXE_selvage"), path("flanneld")).expect("a link");
+        let notify = UnixDatagram::bind(path("notify")).expect("the notify socket");
+        notify
+            .set_nonblocking(true)
+            .expect("a socket that does not block");
+        let program = path("flanneld");
+        let mut command = host.namespace.command(program.to_str().expect("a path"));
+        let child = Self::configure(&mut command, &directory)
+            .env("SELVAGE_NODE_ID", "flanneld")
+            .env("NOTIFY_SOCKET", path("notify"))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("flanneld");
+        Self {
+            child,
+            directory,
+            notify,
+        }
+    }
+
+    fn configure<'a>(command: &'a mut Command, directory: &TempDir) -> &'a mut Command {
+        command
+            .current_dir(directory.path())
+            .args(["-iface=eth0", "--subnet-file", "run/subnet.env", "-v", "2"])
+            .env(
+                "FLANNELD_ETCD_ENDPOINTS",
+                format!("http://127.0.0.1:4001,{ETCD}"),
+            )
+            .env("FLANNELD_IP_MASQ", "true")
+            .env("SELVAGE_STATE_DIR", directory.path().join("state"))
+    }
+
+    fn subnet_env(&self) -> String {
+        let path = self.directory.path().join("run/subnet.env");
+        std::fs::read_to_string(path).expect("subnet.env")
+    }
+
+    fn wait_ready(&self) {
+        let mut told = String::new();
+        let mut buffer = [0; 4096];
+        wait_for(Duration::from_secs(20), "flanneld to be ready", || {
+            while let Ok(length) = self.notify.recv(&mut buffer) {
+                told.push_str(&String::from_utf8_lossy(&buffer[..length]));
+                told.push('\n');
+            }
+            told.lines().any(|line| line == "READY=1").then_some(())
+        });
+    }
+
+    /// Stops it as the service manager does, and returns its exit status.
+    fn stop(mut self) -> Option<i32> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+        kill(pid, Signal::SIGTERM).expect("to signal flanneld");
+        wait_for(Duration::from_secs(20), "flanneld to end", || {
+            self.child.try_wait().expect("its status")
+        })
+        .code()
+    }
+}
+
+impl Drop for Flanneld {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn flanneld_joins_a_cluster_by_its_flags_and_variables() {
+    let store = Store::start(NETWORK);
+    let [one, mut two] = [1, 2].map(|number| store.host(number));
+    two.join();
+    let flanneld = Flanneld::start(&one);
+    flanneld.wait_ready();
+
+    let text = flanneld.subnet_env();
+    assert!(text.contains("FLANNEL_NETWORK=10.5.0.0/16\n"), "{text}");
+    assert!(text.contains("FLANNEL_IPMASQ=true\n"), "{text}");
+    let bridge = text
+        .lines()
+        .find_map(|line| line.strip_prefix("FLANNEL_SUBNET="))
+        .expect("a subnet");
+    let key = bridge.replace(".1/", ".0-");
+    assert!(store.lease_keys().contains(&key), "{key}");
+    let peer = two.lease_key().replace('-', "/");
+    let route = one.namespace.ip(&format!("route show {peer}"));
+    assert!(route.contains("dev flannel.1"), "{route}");
+    let subnet = key.replace('-', "/");
+    wait_until("the other host to have a route here", || {
+        let route = two.namespace.ip(&format!("route show {subnet}"));
+        route.contains("dev flannel.1")
+    });
+    assert_eq!(flanneld.stop(), Some(0));
+}

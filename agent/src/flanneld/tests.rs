@@ -376,6 +376,31 @@ fn flags_beat_our_variables_and_those_beat_flannels() {
 }
 
 #[test]
+fn public_ip_names_the_interface_where_nothing_else_does() {
+    use crate::settings::Interface;
+    let interface = |words: &[&str]| settings(words, &[]).underlay.interface;
+    let address = "192.0.2.1".parse().unwrap();
+    assert_eq!(interface(&[]), None);
+    assert_eq!(
+        interface(&["-public-ip=192.0.2.1"]),
+        Some(Interface::Address(address))
+    );
+    assert_eq!(
+        interface(&["-public-ip=192.0.2.1", "-iface=eth1"]),
+        Some(Interface::Name("eth1".parse().unwrap()))
+    );
+    assert_eq!(
+        interface(&["-public-ip=192.0.2.1", "-iface-can-reach=192.0.2.9"]),
+        None
+    );
+    let by_variable = settings(&["-public-ip=192.0.2.1"], &[("SELVAGE_IFACE", "eth2")]);
+    assert_eq!(
+        by_variable.underlay.interface,
+        Some(Interface::Name("eth2".parse().unwrap()))
+    );
+}
+
+#[test]
 fn wrong_settings_name_the_flag_or_the_variable() {
     let refused = |words: &[&str], variables: &[(&str, &str)]| {
         let flags = given(words, variables).unwrap();

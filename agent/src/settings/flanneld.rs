@@ -21,9 +21,16 @@ pub fn load_flanneld(flags: &Flags, environment: &Environment) -> Result<Setting
             endpoints: Some(split_list(unplaced(DEFAULT_ENDPOINTS.to_owned()))),
             ..Etcd::default()
         },
+        underlay: Underlay {
+            interface: by_public_ip(flags).map(|text| unplaced(text.to_owned())),
+            ..Underlay::default()
+        },
         ..Fragment::default()
     };
-    let place = |key: Key| flags.place(key.flag);
+    let place = |key: Key| match key {
+        key::UNDERLAY_INTERFACE if by_public_ip(flags).is_some() => flags.place("public-ip"),
+        key => flags.place(key.flag),
+    };
     inputs.overlay(defaults, &Origin::Flanneld(&place));
     let from_variables = |name| matches!(flags.place(name), Source::Variable(_));
     inputs.overlay(fragment(flags, from_variables), &Origin::Flanneld(&place));
@@ -38,6 +45,22 @@ pub fn load_flanneld(flags: &Flags, environment: &Environment) -> Result<Setting
     inputs.password = password.map(|text| Secret::new(text.to_owned()));
     inputs.read_password()?;
     validate::settings(inputs)
+}
+
+/// The address that tells which interface is meant where nothing else does: the public one. flannel does so since 0.12,
+/// and hosts with several interfaces rely on it.
+fn by_public_ip(flags: &Flags) -> Option<&str> {
+    let named = ["iface", "iface-regex", "iface-can-reach"]
+        .into_iter()
+        .any(|name| {
+            flags
+                .texts(name)
+                .is_some_and(|texts| texts.iter().any(|text| !text.is_empty()))
+        });
+    ["public-ip", "public-ipv6"]
+        .into_iter()
+        .filter(|_| !named)
+        .find_map(|name| flags.text(name).filter(|text| !text.is_empty()))
 }
 
 /// The flags that are `wanted`, in the form that every source has.

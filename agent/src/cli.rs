@@ -124,14 +124,39 @@ pub struct SettingsFlags {
     /// File that holds the password on one line [etcd.password-file; default: none]
     #[arg(long, value_name = "FILE", help_heading = "etcd")]
     pub(crate) etcd_password_file: Option<String>,
+    /// Seconds for which the lease outlives this host, 60 to 31536000 [etcd.lease-ttl; default: 86400]
+    #[arg(long, value_name = "SECONDS", help_heading = "etcd")]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) etcd_lease_ttl: Option<i64>,
 
-    /// Interface that carries the overlay, or an address it has [underlay.interface; default: the default route's]
+    /// Interface that carries the overlay, or an address it has; repeated, the first that is there
+    /// [underlay.interfaces; default: the default route's]
     #[arg(long, value_name = "NAME|ADDRESS", help_heading = "underlay")]
-    pub(crate) iface: Option<String>,
-    /// Address that peers send to, if not the interface's [underlay.public-ip; default: the interface's]
+    pub(crate) iface: Vec<String>,
+    /// Pattern for its addresses, then for its name; may be repeated [underlay.interface-regex; default: none]
+    #[arg(long, value_name = "REGEX", help_heading = "underlay")]
+    pub(crate) iface_regex: Vec<String>,
+    /// Address that is reached over it [underlay.can-reach; default: none]
+    #[arg(long, value_name = "ADDRESS", help_heading = "underlay")]
+    pub(crate) iface_can_reach: Option<String>,
+    /// Networks that its address is in, separated by commas [underlay.interface-cidr; default: none]
+    #[arg(
+        long,
+        value_name = "CIDRS",
+        help_heading = "underlay",
+        value_delimiter = ','
+    )]
+    pub(crate) iface_cidr: Vec<String>,
+    /// IPv4 address that peers send to, if not the interface's [underlay.public-ip; default: the interface's]
     #[arg(long, value_name = "ADDRESS", help_heading = "underlay")]
     pub(crate) public_ip: Option<String>,
+    /// IPv6 address that peers send to, if not the interface's [underlay.public-ipv6; default: the interface's]
+    #[arg(long, value_name = "ADDRESS", help_heading = "underlay")]
+    pub(crate) public_ipv6: Option<String>,
 
+    /// By which rules: auto, nftables or iptables [firewall.mode; default: auto]
+    #[arg(long, value_name = "MODE", help_heading = "firewall")]
+    pub(crate) firewall_mode: Option<String>,
     /// Give packets that leave the overlay this host's address [firewall.masquerade; default: false]
     #[arg(long, value_name = "BOOL", help_heading = "firewall", value_parser = parse_bool)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -140,10 +165,26 @@ pub struct SettingsFlags {
     #[arg(long, value_name = "BOOL", help_heading = "firewall", value_parser = parse_bool)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) ip_masq_fully_random: Option<bool>,
+    /// Networks to which packets keep their address, separated by commas [firewall.masquerade-exclude; default: none]
+    #[arg(
+        long,
+        value_name = "CIDRS",
+        help_heading = "firewall",
+        value_delimiter = ','
+    )]
+    pub(crate) ip_masq_exclude: Vec<String>,
     /// Accept forwarding from and to the overlay [firewall.forward; default: true]
     #[arg(long, value_name = "BOOL", help_heading = "firewall", value_parser = parse_bool)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) iptables_forward_rules: Option<bool>,
+    /// Seconds between looks at the rules, 1 to 86400 [firewall.resync; default: 5]
+    #[arg(long, value_name = "SECONDS", help_heading = "firewall")]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) iptables_resync: Option<i64>,
+    /// Drop packets to addresses of our subnet that no container has [firewall.blackhole-route; default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "firewall", value_parser = parse_bool)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) ip_blackhole_route: Option<bool>,
 
     /// What container runtimes read [files.subnet-file; default: /run/flannel/subnet.env]
     #[arg(long, value_name = "FILE", help_heading = "files")]
@@ -151,6 +192,14 @@ pub struct SettingsFlags {
     /// What must outlive a reboot [files.state-dir; default: /var/lib/selvage]
     #[arg(long, value_name = "DIR", help_heading = "files")]
     pub(crate) state_dir: Option<String>,
+
+    /// Address on which /healthz, /readyz and /metrics are served [health.address; default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS", help_heading = "health")]
+    pub(crate) healthz_ip: Option<String>,
+    /// TCP port for them, 0 to 65535; 0 for none [health.port; default: 0]
+    #[arg(long, value_name = "PORT", help_heading = "health")]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) healthz_port: Option<i64>,
 
     /// Who holds the lease: 1 to 64 letters, digits, '.', '_', '-' [agent.node-id; default: from /etc/machine-id]
     #[arg(long, value_name = "ID", help_heading = "agent")]
@@ -166,6 +215,10 @@ pub struct SettingsFlags {
         allow_negative_numbers = true
     )]
     pub(crate) resync: Option<i64>,
+    /// Give the subnet back when the agent is stopped [agent.leave-on-stop; default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "agent", value_parser = parse_bool)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) leave_on_stop: Option<bool>,
 }
 
 /// What the long help says below the flags.

@@ -1,7 +1,7 @@
 //! Small network types that the standard library and `ipnet` lack, validated where they are made.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -157,6 +157,20 @@ pub fn unusable_v4(address: Ipv4Addr) -> Option<&'static str> {
         _ if address.is_broadcast() => Some("the broadcast address"),
         // RFC 1112 §4.
         240..=255 => Some("a reserved (class E) address"),
+        _ => None,
+    }
+}
+
+/// What an IPv6 address is, if a lease cannot send another host's packets to it; `None` for all unicast addresses that
+/// are not link-local.
+pub fn unusable_v6(address: Ipv6Addr) -> Option<&'static str> {
+    match address {
+        a if a.is_unspecified() => Some("unspecified"),
+        a if a.is_loopback() => Some("a loopback address"),
+        a if a.is_multicast() => Some("a multicast address"),
+        a if a.to_ipv4_mapped().is_some() => Some("an IPv4 address in IPv6 form"),
+        // Says nothing without an interface, which leases do not name.
+        a if a.is_unicast_link_local() => Some("a link-local address"),
         _ => None,
     }
 }

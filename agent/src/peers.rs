@@ -499,16 +499,12 @@ fn unusable_v4(address: Ipv4Addr, overlay: Ipv4Net) -> Option<&'static str> {
 }
 
 fn unusable_v6(address: Ipv6Addr, overlay: Ipv6Net) -> Option<&'static str> {
-    match address {
-        a if a.is_unspecified() => Some("unspecified"),
-        a if a.is_loopback() => Some("a loopback address"),
-        a if a.is_multicast() => Some("a multicast address"),
-        a if a.to_ipv4_mapped().is_some() => Some("an IPv4 address in IPv6 form"),
-        // Says nothing without an interface, which leases do not name.
-        a if a.is_unicast_link_local() => Some("a link-local address"),
-        a if overlay.contains(&a) => Some("inside the overlay network"),
-        _ => None,
-    }
+    let inside = || {
+        overlay
+            .contains(&address)
+            .then_some("inside the overlay network")
+    };
+    net::unusable_v6(address).or_else(inside)
 }
 
 #[cfg(test)]

@@ -8,9 +8,11 @@
 //! 2. *Inputs*: the fragments laid over each other, later ones on top; each value remembers where it is from.
 //! 3. [`Settings`]: checked, with defaults filled in. Nothing else reads files, environment or flags.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::cli::SettingsFlags;
 use crate::net::InterfaceName;
@@ -23,6 +25,7 @@ mod flanneld;
 mod fragment;
 mod inputs;
 mod key;
+mod pattern;
 mod secret;
 mod validate;
 
@@ -30,6 +33,7 @@ pub use environment::Environment;
 pub(crate) use environment::parse_bool;
 pub use error::{EXIT_CONFIG, EXIT_USAGE, Error, Source};
 pub use flanneld::load_flanneld;
+pub use pattern::Pattern;
 pub use secret::Secret;
 
 use fragment::Fragment;
@@ -46,6 +50,8 @@ pub struct Settings {
     pub firewall: Firewall,
     /// What is written where.
     pub files: Files,
+    /// Where the agent answers whether it is well.
+    pub health: Health,
     /// How the agent itself behaves.
     pub agent: Agent,
 }
@@ -68,15 +74,29 @@ pub struct Etcd {
     pub username: Option<String>,
     /// What we log in with.
     pub password: Option<Secret>,
+    /// How long a lease outlives its node; a minute to a year.
+    pub lease_ttl: Duration,
 }
 
-/// What carries the overlay's packets.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// What carries the overlay's packets: one interface, and an address of each family that the overlay has.
+///
+/// The interface is the first that one of [`Self::interfaces`], [`Self::interface_regex`], [`Self::can_reach`] and
+/// [`Self::interface_cidr`], in this order, leads to; if all of them are empty, it is the one that has the public
+/// address, or else the default route's. Each list is tried in its own order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Underlay {
-    /// The interface; `None` means the default route's.
-    pub interface: Option<Interface>,
+    /// By name or by address.
+    pub interfaces: Vec<Interface>,
+    /// By a pattern that is found in an address of the interface, or else in its name.
+    pub interface_regex: Vec<Pattern>,
+    /// By an address that the kernel reaches over the interface.
+    pub can_reach: Option<IpAddr>,
+    /// By a network that an address of the interface is in.
+    pub interface_cidr: Vec<IpNet>,
     /// The unicast address that peers send to, where it is not the interface's own (behind NAT).
     pub public_ip: Option<Ipv4Addr>,
+    /// The same for IPv6; not link-local.
+    pub public_ipv6: Option<Ipv6Addr>,
 }
 
 /// How an interface is named.
@@ -84,19 +104,38 @@ pub struct Underlay {
 pub enum Interface {
     /// By its name.
     Name(InterfaceName),
-    /// By an address that it has, which is then the one used.
-    Address(Ipv4Addr),
+    /// By an address that it has, which is then the one used; not a link-local IPv6 one.
+    Address(IpAddr),
 }
 
 /// What the packet filter does.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Firewall {
+    /// By which rules.
+    pub mode: FirewallMode,
     /// Whether packets that leave the overlay get this host's address.
     pub masquerade: bool,
     /// Whether forwarding from and to the overlay is accepted.
     pub forward: bool,
     /// Whether masquerading picks source ports at random.
     pub random_fully: bool,
+    /// Destinations that masquerading leaves out; no bits are set beyond the prefixes.
+    pub masquerade_exclude: Vec<IpNet>,
+    /// The longest time between two looks at the rules; 1 s to a day.
+    pub resync: Duration,
+    /// Whether packets to addresses of the own subnet that no container has are dropped.
+    pub blackhole_route: bool,
+}
+
+/// Which of the kernel's two rule languages is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FirewallMode {
+    /// What the network config and the installed programs suggest.
+    Auto,
+    /// nftables.
+    Nftables,
+    /// iptables.
+    Iptables,
 }
 
 /// What is written where; absolute paths.
@@ -108,6 +147,13 @@ pub struct Files {
     pub state_dir: PathBuf,
 }
 
+/// Where the agent answers whether it is well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Health {
+    /// Where HTTP is served; `None` for nowhere.
+    pub listen: Option<SocketAddr>,
+}
+
 /// How the agent itself behaves.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Agent {
@@ -117,6 +163,8 @@ pub struct Agent {
     pub log: String,
     /// The longest time between two complete comparisons of the kernel with what it should be.
     pub resync: Duration,
+    /// Whether the subnet is given back when the agent is stopped.
+    pub leave_on_stop: bool,
 }
 
 /// Where settings are taken from.

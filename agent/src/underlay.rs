@@ -15,7 +15,8 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use thiserror::Error;
 
 use crate::net::InterfaceName;
-use crate::settings::{self, Interface};
+use crate::settings;
+use crate::settings::Interface;
 
 mod host;
 
@@ -116,13 +117,13 @@ pub enum Error {
     #[error("no interface has the address {wanted}; there are {found}")]
     NoSuchAddress {
         /// The address looked for.
-        wanted: Ipv4Addr,
+        wanted: IpAddr,
         /// What there is.
         found: String,
     },
     /// Nothing was asked for, and there is no default route to go by.
     #[error(
-        "there is no IPv4 default route to choose the underlay by, and underlay.interface is not set; there are {found}"
+        "there is no IPv4 default route to choose the underlay by, and underlay.interfaces is not set; there are {found}"
     )]
     NoDefaultRoute {
         /// What there is.
@@ -169,7 +170,7 @@ pub async fn discover(
 ) -> Result<Underlay, Error> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Open)?;
     let connection = tokio::spawn(connection);
-    let host = tokio::time::timeout(DEADLINE, observe(&handle, wanted.interface.is_none())).await;
+    let host = tokio::time::timeout(DEADLINE, observe(&handle, wanted.interfaces.is_empty())).await;
     connection.abort();
     host.map_err(|_| Error::Timeout)?
         .map_err(Error::List)?

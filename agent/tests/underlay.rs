@@ -26,8 +26,8 @@ fn ip(arguments: &str) {
 
 fn wanted(interface: Option<Interface>) -> Wanted {
     Wanted {
-        interface,
-        public_ip: None,
+        interfaces: interface.into_iter().collect(),
+        ..Wanted::default()
     }
 }
 
@@ -66,7 +66,7 @@ async fn check() {
         v6: None,
     };
     assert_eq!(by_name, expected);
-    let address = Interface::Address(Ipv4Addr::new(10, 77, 0, 11));
+    let address = Interface::Address(Ipv4Addr::new(10, 77, 0, 11).into());
     assert_eq!(
         discover(&wanted(Some(address)), None).await.unwrap(),
         expected

@@ -161,7 +161,7 @@ impl Overlay {
             refused: BTreeMap::new(),
             reconciler: Reconciler::new(kernel, backend.scope()),
             firewall: Nftables::new(),
-            firewall_settings: settings.firewall,
+            firewall_settings: settings.firewall.clone(),
             subnet_file: settings.files.subnet_file.clone(),
             programmed: false,
             config,

@@ -339,10 +339,23 @@ fn flags_become_settings() {
             "-ip-masq-fully-random-disable",
             "-iptables-forward-rules=false",
             "-subnet-file=subnet.env",
+            "-iface-regex=^eth",
+            "-iface-regex=^en",
+            "-iface-can-reach=192.0.2.9",
+            "-public-ipv6=2001:db8::1",
+            "-iptables-resync=7",
+            "-ip-blackhole-route",
+            "-healthz-port=8081",
             "-v=2",
         ],
         &[],
     );
+    assert_eq!(settings.underlay.interface_regex.len(), 2);
+    assert_eq!(settings.underlay.can_reach, "192.0.2.9".parse().ok());
+    assert_eq!(settings.underlay.public_ipv6, "2001:db8::1".parse().ok());
+    assert_eq!(settings.firewall.resync.as_secs(), 7);
+    assert!(settings.firewall.blackhole_route);
+    assert_eq!(settings.health.listen, "0.0.0.0:8081".parse().ok());
     assert_eq!(settings.etcd.endpoints, ["https://a:1", "https://b:2"]);
     assert_eq!(settings.etcd.prefix, "/x");
     assert_eq!(settings.etcd.cafile.unwrap().to_str(), Some("/ca"));
@@ -378,25 +391,25 @@ fn flags_beat_our_variables_and_those_beat_flannels() {
 #[test]
 fn public_ip_names_the_interface_where_nothing_else_does() {
     use crate::settings::Interface;
-    let interface = |words: &[&str]| settings(words, &[]).underlay.interface;
+    let interface = |words: &[&str]| settings(words, &[]).underlay.interfaces;
     let address = "192.0.2.1".parse().unwrap();
-    assert_eq!(interface(&[]), None);
+    assert_eq!(interface(&[]), []);
     assert_eq!(
         interface(&["-public-ip=192.0.2.1"]),
-        Some(Interface::Address(address))
+        [Interface::Address(address)]
     );
     assert_eq!(
-        interface(&["-public-ip=192.0.2.1", "-iface=eth1"]),
-        Some(Interface::Name("eth1".parse().unwrap()))
+        interface(&["-public-ip=192.0.2.1", "-iface=eth1", "-iface=eth0"]),
+        ["eth1", "eth0"].map(|name| Interface::Name(name.parse().unwrap()))
     );
     assert_eq!(
         interface(&["-public-ip=192.0.2.1", "-iface-can-reach=192.0.2.9"]),
-        None
+        []
     );
     let by_variable = settings(&["-public-ip=192.0.2.1"], &[("SELVAGE_IFACE", "eth2")]);
     assert_eq!(
-        by_variable.underlay.interface,
-        Some(Interface::Name("eth2".parse().unwrap()))
+        by_variable.underlay.interfaces,
+        [Interface::Name("eth2".parse().unwrap())]
     );
 }
 

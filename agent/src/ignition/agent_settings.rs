@@ -56,8 +56,10 @@ fn elsewhere(table: &str, key: &str, value: &Value) -> Option<SettingFault> {
             "use etcd.members or etcd.endpoints",
         )),
         ("agent", "node-id") => Some(SettingFault::Elsewhere("leave it to each machine")),
-        ("underlay", "public-ip") => Some(SettingFault::Elsewhere("use the node's address")),
-        ("underlay", "interface") if value.as_str().is_some_and(is_address) => {
+        ("underlay", "public-ip" | "public-ipv6") => {
+            Some(SettingFault::Elsewhere("use the node's address"))
+        }
+        ("underlay", "interfaces") if texts(value).any(is_address) => {
             Some(SettingFault::Elsewhere("use the node's address"))
         }
         _ => None,
@@ -92,6 +94,15 @@ fn refused(error: settings::Error) -> SettingFault {
         }
         error => error.to_string(),
     })
+}
+
+/// A text, or the texts of a list.
+fn texts(value: &Value) -> impl Iterator<Item = &str> {
+    let list = value.as_array().map_or(&[][..], Vec::as_slice);
+    value
+        .as_str()
+        .into_iter()
+        .chain(list.iter().filter_map(Value::as_str))
 }
 
 fn is_address(text: &str) -> bool {

@@ -140,7 +140,8 @@ impl Cluster {
         let endpoints = self.client_urls(node).into_iter().map(Toml::String);
         let etcd = Table::from_iter([("endpoints".to_owned(), Toml::Array(endpoints.collect()))]);
         let address = node.address.addr().to_string();
-        let underlay = Table::from_iter([("interface".to_owned(), Toml::String(address))]);
+        let interfaces = Toml::Array(vec![Toml::String(address)]);
+        let underlay = Table::from_iter([("interfaces".to_owned(), interfaces)]);
         let mut settings = Table::from_iter([
             ("etcd".to_owned(), Toml::Table(etcd)),
             ("underlay".to_owned(), Toml::Table(underlay)),

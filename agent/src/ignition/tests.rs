@@ -113,7 +113,7 @@ fn roles_decide_files_and_units() {
             [firewall]
             masquerade = true
             [underlay]
-            interface = "10.77.0.12"
+            interfaces = ["10.77.0.12"]
         }
     );
 }
@@ -191,11 +191,11 @@ fn fields_changed_after_reading_are_validated_again() {
 fn shared_settings_override_what_is_rendered() {
     let text = DEMO.replace(
         "[agent.firewall]",
-        "[agent.underlay]\ninterface = \"eth1\"\n[agent.firewall]",
+        "[agent.underlay]\ninterfaces = [\"eth1\"]\n[agent.firewall]",
     );
     let nodes = Cluster::from_toml(&text).unwrap().render().unwrap();
     let settings = contents(&nodes[0], "/etc/selvage/agent.toml").unwrap();
-    assert!(settings.contains("interface = \"eth1\""), "{settings}");
+    assert!(settings.contains("interfaces = [\"eth1\"]"), "{settings}");
     assert!(settings.contains("http://10.77.0.11:2379"), "{settings}");
 }
 

@@ -5,7 +5,7 @@ use std::env;
 
 use toml::Spanned;
 
-use super::fragment::{Agent, Etcd, Files, Firewall, Underlay};
+use super::fragment::{Agent, Etcd, Files, Firewall, Health, Texts, Underlay};
 use super::key::{self, Key};
 use super::{Error, Fragment, Secret, Source};
 
@@ -66,24 +66,38 @@ impl Environment {
                 keyfile: self.text(key::ETCD_KEYFILE),
                 username: self.text(key::ETCD_USERNAME),
                 password_file: self.text(key::ETCD_PASSWORD_FILE),
+                lease_ttl: self.parse(key::ETCD_LEASE_TTL, parse_number)?,
             },
             underlay: Underlay {
-                interface: self.text(key::UNDERLAY_INTERFACE),
+                interfaces: self.one(key::UNDERLAY_INTERFACES),
+                interface_regex: self.one(key::UNDERLAY_INTERFACE_REGEX),
+                can_reach: self.text(key::UNDERLAY_CAN_REACH),
+                interface_cidr: self.list(key::UNDERLAY_INTERFACE_CIDR),
                 public_ip: self.text(key::UNDERLAY_PUBLIC_IP),
+                public_ipv6: self.text(key::UNDERLAY_PUBLIC_IPV6),
             },
             firewall: Firewall {
+                mode: self.text(key::FIREWALL_MODE),
                 masquerade: self.parse(key::FIREWALL_MASQUERADE, parse_bool)?,
                 forward: self.parse(key::FIREWALL_FORWARD, parse_bool)?,
                 random_fully: self.parse(key::FIREWALL_RANDOM_FULLY, parse_bool)?,
+                masquerade_exclude: self.list(key::FIREWALL_MASQUERADE_EXCLUDE),
+                resync: self.parse(key::FIREWALL_RESYNC, parse_number)?,
+                blackhole_route: self.parse(key::FIREWALL_BLACKHOLE_ROUTE, parse_bool)?,
             },
             files: Files {
                 subnet_file: self.text(key::FILES_SUBNET_FILE),
                 state_dir: self.text(key::FILES_STATE_DIR),
             },
+            health: Health {
+                address: self.text(key::HEALTH_ADDRESS),
+                port: self.parse(key::HEALTH_PORT, parse_number)?,
+            },
             agent: Agent {
                 node_id: self.text(key::AGENT_NODE_ID),
                 log: self.text(key::AGENT_LOG),
                 resync: self.parse(key::AGENT_RESYNC, parse_number)?,
+                leave_on_stop: self.parse(key::AGENT_LEAVE_ON_STOP, parse_bool)?,
             },
         })
     }
@@ -91,6 +105,18 @@ impl Environment {
     fn text(&self, key: Key) -> Option<Spanned<String>> {
         let (_, value) = self.variable(key.variables())?;
         Some(unplaced(value.to_owned()))
+    }
+
+    /// A list of one, as in flannel: a pattern may contain commas.
+    fn one(&self, key: Key) -> Option<Spanned<Texts>> {
+        let text = self.text(key)?.into_inner();
+        Some(unplaced(Texts(vec![text])))
+    }
+
+    /// A list separated by commas.
+    fn list(&self, key: Key) -> Option<Spanned<Texts>> {
+        let list = split_list(self.text(key)?).into_inner();
+        Some(unplaced(Texts(list)))
     }
 
     fn parse<T>(

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::environment::{split_list, unplaced};
-use super::fragment::{Agent, Etcd, Files, Firewall, Underlay};
+use super::fragment::{Agent, Etcd, Files, Firewall, Health, Texts, Underlay};
 use super::inputs::{Inputs, Origin};
 use super::key::{self, Key};
 use super::{Environment, Error, Fragment, Secret, Settings, Source, validate};
@@ -22,13 +22,17 @@ pub fn load_flanneld(flags: &Flags, environment: &Environment) -> Result<Setting
             ..Etcd::default()
         },
         underlay: Underlay {
-            interface: by_public_ip(flags).map(|text| unplaced(text.to_owned())),
+            interfaces: by_public_ip(flags).map(|text| unplaced(Texts(vec![text.to_owned()]))),
             ..Underlay::default()
+        },
+        health: Health {
+            address: Some(unplaced("0.0.0.0".to_owned())),
+            ..Health::default()
         },
         ..Fragment::default()
     };
     let place = |key: Key| match key {
-        key::UNDERLAY_INTERFACE if by_public_ip(flags).is_some() => flags.place("public-ip"),
+        key::UNDERLAY_INTERFACES if by_public_ip(flags).is_some() => flags.place("public-ip"),
         key => flags.place(key.flag),
     };
     inputs.overlay(defaults, &Origin::Flanneld(&place));
@@ -67,6 +71,8 @@ fn by_public_ip(flags: &Flags) -> Option<&str> {
 fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
     let given = |key: Key| Some(key.flag).filter(|flag| wanted(flag));
     let text = |key| Some(unplaced(flags.text(given(key)?)?.to_owned()));
+    let texts = |key| Some(unplaced(Texts(flags.texts(given(key)?)?)));
+    let number = |key| Some(unplaced(flags.number(given(key)?)?));
     let switch = |key| Some(unplaced(flags.switch(given(key)?)?));
     // flanneld takes a path from where it was started; the agent may be elsewhere when it opens the file.
     let path = |key| {
@@ -88,10 +94,12 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
             ..Etcd::default()
         },
         underlay: Underlay {
-            interface: given(key::UNDERLAY_INTERFACE)
-                .and_then(|flag| flags.texts(flag)?.into_iter().next())
-                .map(unplaced),
+            interfaces: texts(key::UNDERLAY_INTERFACES),
+            interface_regex: texts(key::UNDERLAY_INTERFACE_REGEX),
+            can_reach: text(key::UNDERLAY_CAN_REACH),
             public_ip: text(key::UNDERLAY_PUBLIC_IP),
+            public_ipv6: text(key::UNDERLAY_PUBLIC_IPV6),
+            ..Underlay::default()
         },
         firewall: Firewall {
             masquerade: switch(key::FIREWALL_MASQUERADE),
@@ -100,10 +108,18 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
                 .filter(|name| wanted(name))
                 .and_then(|name| flags.switch(name))
                 .map(|disabled| unplaced(!disabled)),
+            resync: number(key::FIREWALL_RESYNC),
+            blackhole_route: switch(key::FIREWALL_BLACKHOLE_ROUTE),
+            ..Firewall::default()
         },
         files: Files {
             subnet_file: path(key::FILES_SUBNET_FILE),
             ..Files::default()
+        },
+        health: Health {
+            address: text(key::HEALTH_ADDRESS),
+            // flanneld takes what is below zero for off as well.
+            port: number(key::HEALTH_PORT).map(|port| unplaced((*port.get_ref()).max(0))),
         },
         agent: Agent {
             log: Some("v")

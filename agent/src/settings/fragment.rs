@@ -1,8 +1,11 @@
 //! What one source says: the form of a settings file, in which every key may be missing.
 
+use std::fmt;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use super::{Error, Source};
@@ -15,6 +18,7 @@ pub(super) struct Fragment {
     pub(super) underlay: Underlay,
     pub(super) firewall: Firewall,
     pub(super) files: Files,
+    pub(super) health: Health,
     pub(super) agent: Agent,
 }
 
@@ -36,28 +40,46 @@ pub(super) struct Etcd {
     pub(super) username: Option<Spanned<String>>,
     /// File that holds the password, and nothing else (default: none); needs `username`.
     pub(super) password_file: Option<Spanned<String>>,
+    /// Seconds for which a lease outlives its node, 60 to 31536000 (default: 86400).
+    pub(super) lease_ttl: Option<Spanned<i64>>,
 }
 
 /// `[underlay]`: what carries the overlay's packets.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(super) struct Underlay {
-    /// Name of an interface, or an IPv4 address that one has (default: the default route's).
-    pub(super) interface: Option<Spanned<String>>,
+    /// Names of interfaces, or addresses that they have; the first that is there (default: the default route's).
+    pub(super) interfaces: Option<Spanned<Texts>>,
+    /// Regular expressions for addresses, then for names; tried in order, after `interfaces` (default: none).
+    pub(super) interface_regex: Option<Spanned<Texts>>,
+    /// The address that the interface must lead to; tried after `interface-regex` (default: none).
+    pub(super) can_reach: Option<Spanned<String>>,
+    /// Networks that the interface's address is in; tried in order, after `can-reach` (default: none).
+    pub(super) interface_cidr: Option<Spanned<Texts>>,
     /// IPv4 address that peers send to (default: the interface's).
     pub(super) public_ip: Option<Spanned<String>>,
+    /// IPv6 address that peers send to (default: the interface's).
+    pub(super) public_ipv6: Option<Spanned<String>>,
 }
 
 /// `[firewall]`: what the packet filter does.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(super) struct Firewall {
+    /// `auto`, `nftables` or `iptables` (default: `auto`).
+    pub(super) mode: Option<Spanned<String>>,
     /// Give packets that leave the overlay this host's address (default: false).
     pub(super) masquerade: Option<Spanned<bool>>,
     /// Accept forwarding from and to the overlay (default: true).
     pub(super) forward: Option<Spanned<bool>>,
     /// Pick source ports at random when masquerading (default: true).
     pub(super) random_fully: Option<Spanned<bool>>,
+    /// Destination networks that masquerading leaves out (default: none).
+    pub(super) masquerade_exclude: Option<Spanned<Texts>>,
+    /// Seconds between two looks at the rules, 1 to 86400 (default: 5).
+    pub(super) resync: Option<Spanned<i64>>,
+    /// Drop packets to addresses of the own subnet that no container has (default: false).
+    pub(super) blackhole_route: Option<Spanned<bool>>,
 }
 
 /// `[files]`: what is written where; absolute paths.
@@ -68,6 +90,16 @@ pub(super) struct Files {
     pub(super) subnet_file: Option<Spanned<String>>,
     /// What must outlive a reboot (default: `/var/lib/selvage`).
     pub(super) state_dir: Option<Spanned<String>>,
+}
+
+/// `[health]`: where the agent answers whether it is well.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(super) struct Health {
+    /// Address to listen on (default: `127.0.0.1`).
+    pub(super) address: Option<Spanned<String>>,
+    /// TCP port, 1 to 65535, or 0 for none (default: 0).
+    pub(super) port: Option<Spanned<i64>>,
 }
 
 /// `[agent]`: how the agent itself behaves.
@@ -81,6 +113,42 @@ pub(super) struct Agent {
     /// Seconds between complete comparisons with the kernel, 1 to 86400 (default: 300). Signed, so that a negative
     /// number gets the message that names the range.
     pub(super) resync: Option<Spanned<i64>>,
+    /// Give the subnet back when the agent is stopped (default: false).
+    pub(super) leave_on_stop: Option<Spanned<bool>>,
+}
+
+/// A list of texts; a single text is a list of one.
+#[derive(Debug)]
+pub(super) struct Texts(pub(super) Vec<String>);
+
+impl From<Texts> for Vec<String> {
+    fn from(texts: Texts) -> Self {
+        texts.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMany;
+
+        impl<'de> Visitor<'de> for OneOrMany {
+            type Value = Texts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list of texts")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Texts, E> {
+                Ok(Texts(vec![text.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Texts, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(list)).map(Texts)
+            }
+        }
+
+        deserializer.deserialize_any(OneOrMany)
+    }
 }
 
 impl Fragment {

@@ -44,7 +44,12 @@ pub(super) enum Origin<'a> {
 }
 
 impl Origin<'_> {
-    fn put<T>(&self, slot: &mut Option<Sourced<T>>, key: Key, value: Option<Spanned<T>>) {
+    fn put<T, V: Into<T>>(
+        &self,
+        slot: &mut Option<Sourced<T>>,
+        key: Key,
+        value: Option<Spanned<V>>,
+    ) {
         let Some(value) = value else { return };
         let place = match self {
             Self::File { path, text } => Source::File {
@@ -55,7 +60,7 @@ impl Origin<'_> {
             Self::Flags => Source::Flag(key.flag),
             Self::Flanneld(place) => place(key),
         };
-        let value = value.into_inner();
+        let value = value.into_inner().into();
         *slot = Some(Sourced { value, place, key });
     }
 }
@@ -72,16 +77,28 @@ pub(super) struct Inputs {
     pub(super) password_file: Option<Sourced<String>>,
     /// What the password file holds, or else flannel's environment variable.
     pub(super) password: Option<Secret>,
-    pub(super) interface: Option<Sourced<String>>,
+    pub(super) lease_ttl: Option<Sourced<i64>>,
+    pub(super) interfaces: Option<Sourced<Vec<String>>>,
+    pub(super) interface_regex: Option<Sourced<Vec<String>>>,
+    pub(super) can_reach: Option<Sourced<String>>,
+    pub(super) interface_cidr: Option<Sourced<Vec<String>>>,
     pub(super) public_ip: Option<Sourced<String>>,
+    pub(super) public_ipv6: Option<Sourced<String>>,
+    pub(super) firewall_mode: Option<Sourced<String>>,
     pub(super) masquerade: Option<Sourced<bool>>,
     pub(super) forward: Option<Sourced<bool>>,
     pub(super) random_fully: Option<Sourced<bool>>,
+    pub(super) masquerade_exclude: Option<Sourced<Vec<String>>>,
+    pub(super) firewall_resync: Option<Sourced<i64>>,
+    pub(super) blackhole_route: Option<Sourced<bool>>,
     pub(super) subnet_file: Option<Sourced<String>>,
     pub(super) state_dir: Option<Sourced<String>>,
+    pub(super) health_address: Option<Sourced<String>>,
+    pub(super) health_port: Option<Sourced<i64>>,
     pub(super) node_id: Option<Sourced<String>>,
     pub(super) log: Option<Sourced<String>>,
     pub(super) resync: Option<Sourced<i64>>,
+    pub(super) leave_on_stop: Option<Sourced<bool>>,
 }
 
 impl Inputs {
@@ -92,51 +109,45 @@ impl Inputs {
             underlay,
             firewall,
             files,
+            health,
             agent,
         } = fragment;
-        origin.put(&mut self.endpoints, key::ETCD_ENDPOINTS, etcd.endpoints);
-        origin.put(&mut self.prefix, key::ETCD_PREFIX, etcd.prefix);
-        origin.put(&mut self.cafile, key::ETCD_CAFILE, etcd.cafile);
-        origin.put(&mut self.certfile, key::ETCD_CERTFILE, etcd.certfile);
-        origin.put(&mut self.keyfile, key::ETCD_KEYFILE, etcd.keyfile);
-        origin.put(&mut self.username, key::ETCD_USERNAME, etcd.username);
-        let password_file = etcd.password_file;
-        origin.put(
-            &mut self.password_file,
-            key::ETCD_PASSWORD_FILE,
-            password_file,
-        );
-        origin.put(
-            &mut self.interface,
-            key::UNDERLAY_INTERFACE,
-            underlay.interface,
-        );
-        origin.put(
-            &mut self.public_ip,
-            key::UNDERLAY_PUBLIC_IP,
-            underlay.public_ip,
-        );
-        origin.put(
-            &mut self.masquerade,
-            key::FIREWALL_MASQUERADE,
-            firewall.masquerade,
-        );
-        origin.put(&mut self.forward, key::FIREWALL_FORWARD, firewall.forward);
-        let random_fully = firewall.random_fully;
-        origin.put(
-            &mut self.random_fully,
-            key::FIREWALL_RANDOM_FULLY,
-            random_fully,
-        );
-        origin.put(
-            &mut self.subnet_file,
-            key::FILES_SUBNET_FILE,
-            files.subnet_file,
-        );
-        origin.put(&mut self.state_dir, key::FILES_STATE_DIR, files.state_dir);
-        origin.put(&mut self.node_id, key::AGENT_NODE_ID, agent.node_id);
-        origin.put(&mut self.log, key::AGENT_LOG, agent.log);
-        origin.put(&mut self.resync, key::AGENT_RESYNC, agent.resync);
+        macro_rules! put {
+            ($($slot:ident, $key:ident, $table:ident.$field:ident;)*) => {
+                $(origin.put(&mut self.$slot, key::$key, $table.$field);)*
+            };
+        }
+        put! {
+            endpoints, ETCD_ENDPOINTS, etcd.endpoints;
+            prefix, ETCD_PREFIX, etcd.prefix;
+            cafile, ETCD_CAFILE, etcd.cafile;
+            certfile, ETCD_CERTFILE, etcd.certfile;
+            keyfile, ETCD_KEYFILE, etcd.keyfile;
+            username, ETCD_USERNAME, etcd.username;
+            password_file, ETCD_PASSWORD_FILE, etcd.password_file;
+            lease_ttl, ETCD_LEASE_TTL, etcd.lease_ttl;
+            interfaces, UNDERLAY_INTERFACES, underlay.interfaces;
+            interface_regex, UNDERLAY_INTERFACE_REGEX, underlay.interface_regex;
+            can_reach, UNDERLAY_CAN_REACH, underlay.can_reach;
+            interface_cidr, UNDERLAY_INTERFACE_CIDR, underlay.interface_cidr;
+            public_ip, UNDERLAY_PUBLIC_IP, underlay.public_ip;
+            public_ipv6, UNDERLAY_PUBLIC_IPV6, underlay.public_ipv6;
+            firewall_mode, FIREWALL_MODE, firewall.mode;
+            masquerade, FIREWALL_MASQUERADE, firewall.masquerade;
+            forward, FIREWALL_FORWARD, firewall.forward;
+            random_fully, FIREWALL_RANDOM_FULLY, firewall.random_fully;
+            masquerade_exclude, FIREWALL_MASQUERADE_EXCLUDE, firewall.masquerade_exclude;
+            firewall_resync, FIREWALL_RESYNC, firewall.resync;
+            blackhole_route, FIREWALL_BLACKHOLE_ROUTE, firewall.blackhole_route;
+            subnet_file, FILES_SUBNET_FILE, files.subnet_file;
+            state_dir, FILES_STATE_DIR, files.state_dir;
+            health_address, HEALTH_ADDRESS, health.address;
+            health_port, HEALTH_PORT, health.port;
+            node_id, AGENT_NODE_ID, agent.node_id;
+            log, AGENT_LOG, agent.log;
+            resync, AGENT_RESYNC, agent.resync;
+            leave_on_stop, AGENT_LEAVE_ON_STOP, agent.leave_on_stop;
+        }
     }
 
     /// Reads the file that holds the etcd password, if one is named; it beats flannel's environment variable.

@@ -49,21 +49,36 @@ pub(super) const ETCD_CERTFILE: Key = Key::new("etcd.certfile", "etcd-certfile")
 pub(super) const ETCD_KEYFILE: Key = Key::new("etcd.keyfile", "etcd-keyfile");
 pub(super) const ETCD_USERNAME: Key = Key::new("etcd.username", "etcd-username");
 pub(super) const ETCD_PASSWORD_FILE: Key = Key::new("etcd.password-file", "etcd-password-file");
-pub(super) const UNDERLAY_INTERFACE: Key = Key::new("underlay.interface", "iface");
+pub(super) const ETCD_LEASE_TTL: Key = Key::new("etcd.lease-ttl", "etcd-lease-ttl");
+pub(super) const UNDERLAY_INTERFACES: Key = Key::new("underlay.interfaces", "iface");
+pub(super) const UNDERLAY_INTERFACE_REGEX: Key =
+    Key::new("underlay.interface-regex", "iface-regex");
+pub(super) const UNDERLAY_CAN_REACH: Key = Key::new("underlay.can-reach", "iface-can-reach");
+pub(super) const UNDERLAY_INTERFACE_CIDR: Key = Key::new("underlay.interface-cidr", "iface-cidr");
 pub(super) const UNDERLAY_PUBLIC_IP: Key = Key::new("underlay.public-ip", "public-ip");
+pub(super) const UNDERLAY_PUBLIC_IPV6: Key = Key::new("underlay.public-ipv6", "public-ipv6");
+pub(super) const FIREWALL_MODE: Key = Key::new("firewall.mode", "firewall-mode");
 pub(super) const FIREWALL_MASQUERADE: Key = Key::new("firewall.masquerade", "ip-masq");
 pub(super) const FIREWALL_FORWARD: Key = Key::new("firewall.forward", "iptables-forward-rules");
 pub(super) const FIREWALL_RANDOM_FULLY: Key =
     Key::new("firewall.random-fully", "ip-masq-fully-random");
+pub(super) const FIREWALL_MASQUERADE_EXCLUDE: Key =
+    Key::new("firewall.masquerade-exclude", "ip-masq-exclude");
+pub(super) const FIREWALL_RESYNC: Key = Key::new("firewall.resync", "iptables-resync");
+pub(super) const FIREWALL_BLACKHOLE_ROUTE: Key =
+    Key::new("firewall.blackhole-route", "ip-blackhole-route");
 pub(super) const FILES_SUBNET_FILE: Key = Key::new("files.subnet-file", "subnet-file");
 pub(super) const FILES_STATE_DIR: Key = Key::new("files.state-dir", "state-dir");
+pub(super) const HEALTH_ADDRESS: Key = Key::new("health.address", "healthz-ip");
+pub(super) const HEALTH_PORT: Key = Key::new("health.port", "healthz-port");
 pub(super) const AGENT_NODE_ID: Key = Key::new("agent.node-id", "node-id");
 pub(super) const AGENT_LOG: Key = Key::new("agent.log", "log");
 pub(super) const AGENT_RESYNC: Key = Key::new("agent.resync", "resync");
+pub(super) const AGENT_LEAVE_ON_STOP: Key = Key::new("agent.leave-on-stop", "leave-on-stop");
 
 /// Every setting, in the order of the sample file.
 #[cfg(test)]
-pub(super) const ALL: [Key; 17] = [
+pub(super) const ALL: [Key; 29] = [
     ETCD_ENDPOINTS,
     ETCD_PREFIX,
     ETCD_CAFILE,
@@ -71,14 +86,26 @@ pub(super) const ALL: [Key; 17] = [
     ETCD_KEYFILE,
     ETCD_USERNAME,
     ETCD_PASSWORD_FILE,
-    UNDERLAY_INTERFACE,
+    ETCD_LEASE_TTL,
+    UNDERLAY_INTERFACES,
+    UNDERLAY_INTERFACE_REGEX,
+    UNDERLAY_CAN_REACH,
+    UNDERLAY_INTERFACE_CIDR,
     UNDERLAY_PUBLIC_IP,
+    UNDERLAY_PUBLIC_IPV6,
+    FIREWALL_MODE,
     FIREWALL_MASQUERADE,
     FIREWALL_FORWARD,
     FIREWALL_RANDOM_FULLY,
+    FIREWALL_MASQUERADE_EXCLUDE,
+    FIREWALL_RESYNC,
+    FIREWALL_BLACKHOLE_ROUTE,
     FILES_SUBNET_FILE,
     FILES_STATE_DIR,
+    HEALTH_ADDRESS,
+    HEALTH_PORT,
     AGENT_NODE_ID,
     AGENT_LOG,
     AGENT_RESYNC,
+    AGENT_LEAVE_ON_STOP,
 ];

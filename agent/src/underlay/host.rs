@@ -1,6 +1,6 @@
 //! The choice among a host's interfaces and addresses: pure, so that every case is a table row in a test.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Attachment, Error, Interface, InterfaceName, Underlay, settings};
 use crate::net::unusable_v4;
@@ -51,8 +51,8 @@ impl Host {
         wanted: &settings::Underlay,
         current: Option<&Underlay>,
     ) -> Result<Underlay, Error> {
-        let kept = current.and_then(|current| self.kept(current, wanted.interface.as_ref()));
-        let (link, address) = match (kept, &wanted.interface) {
+        let kept = current.and_then(|current| self.kept(current, wanted.interfaces.first()));
+        let (link, address) = match (kept, wanted.interfaces.first()) {
             (Some(kept), _) => kept,
             (None, Some(Interface::Address(wanted))) => self.owner_of(*wanted)?,
             (None, Some(Interface::Name(name))) => self.with_best_address(self.called(name)?)?,
@@ -90,7 +90,7 @@ impl Host {
         // A link-local address was a makeshift, until the interface has a better one.
         let lasts = address.is_usable() && !address.address.is_link_local();
         let allowed = match wanted {
-            Some(Interface::Address(wanted)) => *wanted == address.address,
+            Some(Interface::Address(wanted)) => *wanted == IpAddr::V4(address.address),
             Some(Interface::Name(name)) => lasts && *name == link.name,
             None => {
                 let mut routes = self.default_routes.iter();
@@ -111,10 +111,10 @@ impl Host {
     }
 
     /// An address that was asked for counts even if it is deprecated or link-local.
-    fn owner_of(&self, wanted: Ipv4Addr) -> Result<(&Link, &Address), Error> {
+    fn owner_of(&self, wanted: IpAddr) -> Result<(&Link, &Address), Error> {
         self.addresses
             .iter()
-            .filter(|address| address.address == wanted)
+            .filter(|address| IpAddr::V4(address.address) == wanted)
             .find_map(|address| Some((self.link(address.link_index)?, address)))
             .ok_or_else(|| Error::NoSuchAddress {
                 wanted,

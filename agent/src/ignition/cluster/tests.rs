@@ -61,6 +61,8 @@ const BAD_DESCRIPTIONS: &[(&str, &str, &str, &str, &str)] = &[
     ("node_id_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.agent]\nnode-id = \"one\"", "\"one\"", "agent.agent.node-id: this differs"),
     ("etcd_endpoints_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.etcd]\nendpoints = []", "[]", "agent.etcd.endpoints: this differs between nodes"),
     ("public_ip_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.underlay]\npublic-ip = \"10.77.0.11\"", "\"10.77.0.11\"", "agent.underlay.public-ip: this differs"),
+    ("public_ipv6_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.underlay]\npublic-ipv6 = \"2001:db8::1\"", "\"2001:db8::1\"", "agent.underlay.public-ipv6: this differs"),
+    ("address_of_one_node_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.underlay]\ninterfaces = [\"eth1\", \"10.77.0.11\"]", "[\"eth1\", \"10.77.0.11\"]", "agent.underlay.interfaces: this differs"),
 ];
 
 #[test]

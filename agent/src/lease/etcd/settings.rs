@@ -44,7 +44,7 @@ impl From<settings::Etcd> for EtcdSettings {
             keyfile: etcd.keyfile,
             username: etcd.username,
             password: etcd.password,
-            ..Self::default()
+            ttl: etcd.lease_ttl,
         }
     }
 }

@@ -53,17 +53,21 @@ fn host() -> Host {
 
 fn wanted(interface: &str) -> settings::Underlay {
     settings::Underlay {
-        interface: Some(match interface.parse() {
+        interfaces: vec![match interface.parse() {
             Ok(address) => Interface::Address(address),
             Err(_) => Interface::Name(interface.parse().unwrap()),
-        }),
-        public_ip: None,
+        }],
+        ..ANY
     }
 }
 
 const ANY: settings::Underlay = settings::Underlay {
-    interface: None,
+    interfaces: Vec::new(),
+    interface_regex: Vec::new(),
+    can_reach: None,
+    interface_cidr: Vec::new(),
     public_ip: None,
+    public_ipv6: None,
 };
 
 #[test]
@@ -141,7 +145,7 @@ fn failures_say_what_there_is() {
     let mut host = host();
     host.default_routes.clear();
     let error = host.choose(&ANY, None).unwrap_err().to_string();
-    assert!(error.contains("underlay.interface is not set"), "{error}");
+    assert!(error.contains("underlay.interfaces is not set"), "{error}");
     host.links[1].mtu = 0;
     let error = host.choose(&wanted("eth0"), None).unwrap_err().to_string();
     assert!(error.contains("MTU of 0"), "{error}");

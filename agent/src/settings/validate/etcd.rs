@@ -1,0 +1,132 @@
+//! `[etcd]`, checked.
+
+use super::{absolute, optional, seconds};
+use crate::lease::etcd::endpoint::{self, Endpoint};
+use crate::settings::inputs::{Inputs, Sourced};
+use crate::settings::key::{self, Key};
+use crate::settings::{Error, Etcd};
+
+const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
+const DEFAULT_PREFIX: &str = "/coreos.com/network";
+
+/// flannel's time to live.
+const DEFAULT_LEASE_TTL_SECS: u64 = 24 * 60 * 60;
+
+/// From one minute, which leaves time for a restart of etcd, to one year.
+const LEASE_TTL_SECS: std::ops::RangeInclusive<u64> = 60..=365 * 24 * 60 * 60;
+
+pub(super) fn etcd(inputs: Inputs) -> Result<Etcd, Error> {
+    let certfile = optional(inputs.certfile.as_ref(), absolute)?;
+    let keyfile = optional(inputs.keyfile.as_ref(), absolute)?;
+    let username = optional(inputs.username.as_ref(), |name| Ok(name.value.clone()))?;
+    let password_file = optional(inputs.password_file.as_ref(), absolute)?;
+    let has_password = password_file.is_some() || inputs.password.is_some();
+    together(
+        &inputs.certfile,
+        certfile.is_some(),
+        key::ETCD_KEYFILE,
+        keyfile.is_some(),
+    )?;
+    together(
+        &inputs.keyfile,
+        keyfile.is_some(),
+        key::ETCD_CERTFILE,
+        certfile.is_some(),
+    )?;
+    together(
+        &inputs.username,
+        username.is_some(),
+        key::ETCD_PASSWORD_FILE,
+        has_password,
+    )?;
+    together(
+        &inputs.password_file,
+        password_file.is_some(),
+        key::ETCD_USERNAME,
+        username.is_some(),
+    )?;
+    let cafile = optional(inputs.cafile.as_ref(), absolute)?;
+    let tls_by_default = cafile.is_some() || certfile.is_some();
+    Ok(Etcd {
+        endpoints: endpoints(inputs.endpoints.as_ref(), tls_by_default)?,
+        prefix: prefix(inputs.prefix.as_ref())?,
+        cafile,
+        certfile,
+        keyfile,
+        // flanneld's variable without a user name means nothing, as in flanneld.
+        password: inputs.password.filter(|_| username.is_some()),
+        username,
+        lease_ttl: seconds(
+            inputs.lease_ttl.as_ref(),
+            DEFAULT_LEASE_TTL_SECS,
+            LEASE_TTL_SECS,
+        )?,
+    })
+}
+
+/// That a setting which is there has its partner.
+fn together(
+    input: &Option<Sourced<String>>,
+    is_set: bool,
+    partner: Key,
+    partner_is_set: bool,
+) -> Result<(), Error> {
+    match input {
+        Some(input) if is_set && !partner_is_set => Err(Error::Alone {
+            place: input.place.clone(),
+            key: input.key.path,
+            partner: partner.path,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The endpoints with a scheme; without one in the input, `tls_by_default` decides.
+fn endpoints(
+    input: Option<&Sourced<Vec<String>>>,
+    tls_by_default: bool,
+) -> Result<Vec<String>, Error> {
+    let Some(input) = input else {
+        return Ok(vec![DEFAULT_ENDPOINT.to_owned()]);
+    };
+    let read = |text: &String| Endpoint::parse(text, tls_by_default).map(|endpoint| endpoint.url);
+    let checked: Option<Vec<_>> = input.value.iter().map(read).collect();
+    if let Some(endpoints) = checked.filter(|endpoints| !endpoints.is_empty()) {
+        return Ok(endpoints);
+    }
+    let shown = Sourced {
+        value: input
+            .value
+            .iter()
+            .map(|text| endpoint::without_user(text))
+            .collect::<Vec<_>>(),
+        place: input.place.clone(),
+        key: input.key,
+    };
+    Err(shown.error(format!("at least one URL {}", endpoint::FORM)))
+}
+
+/// The prefix as Go's `path.Join` leaves it: no empty elements, and no slash at the end.
+fn prefix(input: Option<&Sourced<String>>) -> Result<String, Error> {
+    let Some(input) = input else {
+        return Ok(DEFAULT_PREFIX.to_owned());
+    };
+    let text = &input.value;
+    let elements: Vec<&str> = text
+        .split('/')
+        .filter(|element| !element.is_empty())
+        .collect();
+    if text.is_empty()
+        || text.chars().any(char::is_control)
+        || elements
+            .iter()
+            .any(|element| matches!(*element, "." | ".."))
+    {
+        return Err(input.error(
+            "a key prefix such as /coreos.com/network, without \".\" and \"..\" and control characters",
+        ));
+    }
+    let path = elements.join("/");
+    let rooted = text.starts_with('/') && !path.is_empty();
+    Ok(if rooted { format!("/{path}") } else { path })
+}

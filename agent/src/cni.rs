@@ -14,7 +14,7 @@
 //! |---|---|---|
 //! | `subnet.env` is not there yet | error 999 | error 11, "try again later", in words that say what is missing |
 //! | a failed DEL | cannot be repeated, the address leaks | can be repeated until it succeeds |
-//! | two flannel networks of one container | the second overwrites the first | both are kept ([`attachment`]) |
+//! | two flannel networks of one container | the second overwrites the first | both are kept (see `attachment.rs`) |
 //! | CHECK | succeeds | attachment known, subnet unchanged, delegate's CHECK |
 //! | STATUS | succeeds | `subnet.env` and plugins are there (else error 50), delegate's STATUS |
 //! | GC | succeeds | detaches what the runtime no longer knows, delegate's GC |

@@ -270,6 +270,11 @@ fn variables_are_demanded_as_the_specification_does() {
             "invalid characters in containerID",
         ),
         (
+            "CNI_COMMAND=DEL CNI_CONTAINERID=a/../../b CNI_IFNAME=eth0 CNI_PATH=/p",
+            4,
+            "invalid characters in containerID",
+        ),
+        (
             "CNI_COMMAND=DEL CNI_CONTAINERID=a CNI_IFNAME=a/b CNI_PATH=/p",
             4,
             "invalid characters in interface name",
@@ -420,7 +425,7 @@ proptest! {
     #[test]
     fn no_call_panics_or_leaves_its_directory(
         command in "(ADD|DEL|CHECK|STATUS|GC|VERSION|[A-Z]{0,4})",
-        container in "([a-z0-9]{1,4}|\\.\\.|[ -~]{0,8}|..)",
+        container in "([a-z0-9]{1,4}|a/\\.\\./\\.\\./b|\\.\\.|[ -~]{0,8}|..)",
         interface in "(eth0|[ -~]{0,18})",
         conf in configuration(),
         stored in "\\PC{0,16}",

@@ -67,7 +67,7 @@ pub(super) fn del(call: &Call, conf: &NetConf) -> Result<(), Error> {
     Ok(())
 }
 
-/// CHECK: the attachment is known, its subnet is still this host's, and the delegate finds it in order.
+/// CHECK: the attachment is known, its subnets are still this host's, and the delegate finds it in order.
 pub(super) fn check(call: &Call, conf: &NetConf) -> Result<(), Error> {
     if conf.prev_result.is_none() {
         return Err(Error::MissingKey {
@@ -85,7 +85,7 @@ pub(super) fn check(call: &Call, conf: &NetConf) -> Result<(), Error> {
     let env = SubnetEnv::load(&conf.subnet_file)?;
     let was = subnets_of(&delegate);
     let now: Vec<_> = env.subnets.iter().map(ToString::to_string).collect();
-    if was != now {
+    if was.iter().any(|subnet| !now.contains(subnet)) {
         return Err(Error::OldSubnet {
             container: call.interface.to_string(),
             was: was.join(" and "),

@@ -73,7 +73,7 @@ impl Kernel {
     }
 }
 
-/// The name of a device that is attached to the bridge. Kernels before 4.20 do not filter.
+/// The name of a device that is attached to the bridge. Old kernels overlook the filter in the request.
 fn port_name(message: Message, bridge: u32) -> Option<String> {
     let Message::Route(RouteNetlinkMessage::NewLink(link)) = message else {
         return None;
@@ -85,4 +85,23 @@ fn port_name(message: Message, bridge: u32) -> Option<String> {
             LinkAttribute::IfName(name) if attached => Some(name),
             _ => None,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_devices_of_this_bridge_are_its_ports() {
+        let device = |name: &str, controller: Option<u32>| {
+            let mut link = LinkMessage::default();
+            link.attributes.push(LinkAttribute::IfName(name.into()));
+            let controller = controller.map(LinkAttribute::Controller);
+            link.attributes.extend(controller);
+            Message::Route(RouteNetlinkMessage::NewLink(link))
+        };
+        assert_eq!(port_name(device("veth1", Some(7)), 7), Some("veth1".into()));
+        assert_eq!(port_name(device("veth2", Some(8)), 7), None);
+        assert_eq!(port_name(device("eth0", None), 7), None);
+    }
 }

@@ -150,11 +150,11 @@ fn container_id_cannot_lead_out_of_the_data_directory() {
     let host = Host::new();
     host.write("victim", r#"{"name":"net","type":"bridge"}"#);
     for command in ["ADD", "DEL", "CHECK"] {
-        let answer = host.call_about(command, "../victim", "eth0", &host.conf(json!({})));
-        assert_eq!(
-            answer.error(),
-            (4, "invalid characters in containerID".into())
-        );
+        for id in ["../victim", "x/../../victim", "/victim", "", "..", "é"] {
+            let answer = host.call_about(command, id, "eth0", &host.conf(json!({})));
+            let (code, message) = answer.error();
+            assert_eq!(code, 4, "{id:?}: {message}");
+        }
     }
     assert_eq!(host.calls(), []);
     assert!(host.path("victim").exists());

@@ -206,6 +206,12 @@ fn check_wants_a_known_attachment_of_the_current_subnet() {
     host.remove("plugins/fail-CHECK");
     host.calls();
 
+    // One family more does not make the other one wrong.
+    let v6 = "FLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00::1/64\n";
+    host.write("subnet.env", &[crate::host::SUBNET_ENV, v6].concat());
+    assert_eq!(host.call("CHECK", &conf).result(), "");
+    host.calls();
+
     let moved = crate::host::SUBNET_ENV.replace("10.1.17.1", "10.1.99.1");
     host.write("subnet.env", &moved);
     let (code, message) = host.call("CHECK", &conf).error();

@@ -14,11 +14,13 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{info, warn};
 
 use self::overlay::{Failed, Overlay, Place};
 use self::task::Task;
+use crate::health::{BindError, Health, Server};
 use crate::lease::etcd::{EtcdStore, SettingsError};
 use crate::lease::{LeaseEvent, LeaseStore, StoreError, StoreEvent, SubnetKey};
 use crate::logging::chain;
@@ -40,6 +42,9 @@ pub enum Error {
     /// The kernel's netlink sockets cannot be opened.
     #[error("failed to open the kernel's netlink interface")]
     Kernel(#[from] KernelError),
+    /// Nobody could ask how the agent is.
+    #[error(transparent)]
+    Health(#[from] BindError),
     /// Signals or the ruleset cannot be listened to.
     #[error("failed to listen to {what}")]
     Listen {
@@ -69,10 +74,21 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
     };
     let store = EtcdStore::new(settings.etcd.clone().into(), owner)?;
     let service = Service::from_environment();
+    let health = Health::new();
+    // Ends with this function at the latest; until then it may finish what it is saying.
+    let (_answering, stop) = oneshot::channel::<()>();
+    if let Some(address) = settings.health.listen {
+        let server = Server::bind(address).await?;
+        info!(%address, "answering /healthz, /readyz and /metrics");
+        tokio::spawn(server.serve(health.clone(), async {
+            let _ = stop.await;
+        }));
+    }
     let kernel = Kernel::open()?;
     let mut agent = Agent {
         settings,
         service: &service,
+        health,
         store,
         monitor: Monitor::open(&kernel)?,
         ruleset: firewall::Watcher::open().map_err(listen("changes of the ruleset"))?,
@@ -103,6 +119,7 @@ enum Never {}
 struct Agent<'a, S> {
     settings: &'a Settings,
     service: &'a Service,
+    health: Health,
     store: S,
     monitor: Monitor,
     ruleset: firewall::Watcher,
@@ -150,13 +167,20 @@ impl<S: LeaseStore> Agent<'_, S> {
             // The journal has each reason once; that it lasts shows in the status.
             if self.waiting.as_ref() != Some(&reason) {
                 warn!("waiting for {reason}");
-                self.service.status(&format!("waiting for {reason}"));
+                self.tell_waiting(&reason);
                 self.waiting = Some(reason);
                 retry.done();
             }
             retry.schedule();
             retry.due().await;
         }
+    }
+
+    /// Says what joining waits for.
+    fn tell_waiting(&self, reason: &str) {
+        let status = format!("waiting for {reason}");
+        self.service.status(&status);
+        self.health.set_ready(vec![status]);
     }
 
     /// Makes one try at everything that comes before programming; says in words what is missing.
@@ -191,9 +215,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     return Err("the network config, which changed just now".to_owned());
                 }
                 StoreEvent::OwnLeaseLost { reason } => return Err(format!("a lease: {reason}")),
-                StoreEvent::Unreachable { error } => {
-                    self.service.status(&format!("waiting for {error}"));
-                }
+                StoreEvent::Unreachable { error } => self.tell_waiting(&error),
                 StoreEvent::Reachable { .. } => (),
             }
         }
@@ -209,8 +231,12 @@ impl<S: LeaseStore> Agent<'_, S> {
         let period = self.service.watchdog_interval().unwrap_or(HEARTBEAT);
         let mut heartbeat = interval(period.min(HEARTBEAT));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let period = overlay.firewall_resync();
+        let mut firewall = interval_at(Instant::now() + period, period);
+        firewall.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = Instant::now();
         loop {
+            self.tell_health(overlay, &tasks);
             let watch = overlay.watch();
             tokio::select! {
                 event = self.store.next_event() => self.on_store(overlay, event, &mut tasks).await,
@@ -223,6 +249,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     }
                 }
                 () = self.ruleset.changed() => tasks.programmed_part(overlay.program_firewall().await),
+                _ = firewall.tick() => tasks.programmed_part(overlay.program_firewall().await),
                 _ = resync.tick() => tasks.programmed_all(overlay.program().await),
                 () = tasks.program.due() => tasks.programmed_all(overlay.program().await),
                 () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks).await,
@@ -255,6 +282,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             }
             StoreEvent::OwnLeaseLost { reason } => {
                 warn!(subnet = %overlay.own().key, "lost the lease: {reason}");
+                self.health.lease_lost();
                 self.lease = None;
                 tasks.lease.now();
             }
@@ -281,6 +309,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 tasks.lease.done();
                 self.log_lease(own.key, own.attrs.public_address());
                 if own.key != old {
+                    self.health.renumbered();
                     warn!(
                         old_subnet = %old,
                         subnet = %own.key,
@@ -346,12 +375,23 @@ impl<S: LeaseStore> Agent<'_, S> {
     /// One line for `systemctl status`: what is, and what is wrong.
     fn status(&self, overlay: &Overlay, tasks: &Tasks) -> String {
         let mut status = overlay.summary();
-        let troubles = tasks.all().into_iter().filter_map(Task::trouble);
-        for trouble in self.store_trouble.as_deref().into_iter().chain(troubles) {
+        for trouble in self.troubles(tasks) {
             status.push_str("; ");
             status.push_str(trouble);
         }
         status
+    }
+
+    /// What is wrong, each with a text of its own.
+    fn troubles<'b>(&'b self, tasks: &'b Tasks) -> impl Iterator<Item = &'b str> {
+        let tasks = tasks.all().into_iter().filter_map(Task::trouble);
+        self.store_trouble.as_deref().into_iter().chain(tasks)
+    }
+
+    fn tell_health(&self, overlay: &Overlay, tasks: &Tasks) {
+        self.health.set_peers(overlay.peers());
+        let reasons = self.troubles(tasks).map(str::to_owned).collect();
+        self.health.set_ready(reasons);
     }
 }
 

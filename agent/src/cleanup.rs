@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::backend;
-use crate::firewall::nftables::Nftables;
+use crate::firewall::{DEFAULT_RESYNC, Firewall, Mode};
 use crate::lock::{self, Lock};
 use crate::logging::chain;
 use crate::machine_id;
@@ -35,8 +35,8 @@ pub enum Error {
     Output(#[from] io::Error),
 }
 
-/// Removes the overlay devices with their entries, all routes and next hops that carry our protocol number, the nftables
-/// table, `subnet.env`, and what the state directory keeps: the devices' MAC addresses and the machine's random id. What
+/// Removes the overlay devices with their entries, all routes and next hops that carry our protocol number, the
+/// firewall's rules in every mode, `subnet.env`, and what the state directory keeps: the devices' MAC addresses and the machine's random id. What
 /// is already gone is no error.
 ///
 /// The state directory itself stays, with the lock file in it: who removed that could run beside who still has it open.
@@ -77,8 +77,16 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         Ok(removed) => report.done(format_args!("kernel: {removed} objects removed")),
         Err(error) => report.failed("kernel", &error),
     }
-    match Nftables::new().clear().await {
-        Ok(true) => report.done("firewall: table removed"),
+    let mut firewall = Firewall::new(Mode::Auto, DEFAULT_RESYNC);
+    let v6 = previous.network_v6.map(Into::into);
+    let trusted: Vec<_> = previous
+        .network
+        .map(Into::into)
+        .into_iter()
+        .chain(v6)
+        .collect();
+    match firewall.clear(&trusted).await {
+        Ok(true) => report.done("firewall: rules removed"),
         Ok(false) => report.done("firewall: nothing to remove"),
         Err(error) => report.failed("firewall", &error),
     }

@@ -24,7 +24,7 @@ pub struct NetworkConfig {
     pub ipv4: Option<Ipv4Range>,
     /// The same for IPv6; `Some` exactly if `EnableIPv6` is true. There is at least one of the two.
     pub ipv6: Option<Ipv6Range>,
-    /// flannel's choice between nftables and iptables; this agent always uses nftables.
+    /// Whether `firewall.mode = auto` means nftables.
     pub enable_nftables: bool,
     /// Which back end carries the packets, and its own options.
     pub backend: BackendSpec,

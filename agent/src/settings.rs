@@ -15,6 +15,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::cli::SettingsFlags;
+use crate::firewall::Mode;
 use crate::net::InterfaceName;
 
 mod environment;
@@ -112,7 +113,7 @@ pub enum Interface {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Firewall {
     /// By which rules.
-    pub mode: FirewallMode,
+    pub mode: Mode,
     /// Whether packets that leave the overlay get this host's address.
     pub masquerade: bool,
     /// Whether forwarding from and to the overlay is accepted.
@@ -125,17 +126,6 @@ pub struct Firewall {
     pub resync: Duration,
     /// Whether packets to addresses of the own subnet that no container has are dropped.
     pub blackhole_route: bool,
-}
-
-/// Which of the kernel's two rule languages is used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FirewallMode {
-    /// What the network config and the installed programs suggest.
-    Auto,
-    /// nftables.
-    Nftables,
-    /// iptables.
-    Iptables,
 }
 
 /// What is written where; absolute paths.

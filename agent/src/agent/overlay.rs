@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -10,14 +11,14 @@ use tracing::{info, warn};
 
 use crate::backend::plan::Plan;
 use crate::backend::{self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup};
-use crate::firewall::nftables::{self, Nftables, Rules};
+use crate::firewall::{self, Family, Firewall, Rules};
 use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey, allocate};
 use crate::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::network_config::NetworkConfig;
 use crate::peers::{CheckPeer, PeerTable};
 use crate::reconcile::{Reconciler, Report};
 use crate::settings::Settings;
-use crate::state::Delta;
+use crate::state::{Delta, Key, Object};
 use crate::subnet_file::{self, Part, SubnetFile};
 use crate::underlay::{self, Underlay};
 
@@ -72,7 +73,7 @@ pub(crate) enum Failed {
     },
     /// The ruleset could not be changed.
     #[error("the firewall")]
-    Firewall(#[from] nftables::Error),
+    Firewall(#[from] firewall::Error),
     /// `subnet.env` could not be written.
     #[error("the subnet file")]
     SubnetFile(#[from] subnet_file::Error),
@@ -139,7 +140,7 @@ pub(crate) struct Overlay {
     /// Refusals that were logged.
     refused: BTreeMap<SubnetKey, Refusal>,
     reconciler: Reconciler,
-    firewall: Nftables,
+    firewall: Firewall,
     firewall_settings: crate::settings::Firewall,
     subnet_file: PathBuf,
     /// Whether the kernel has been programmed once, for the log.
@@ -160,7 +161,7 @@ impl Overlay {
             plan: Plan::new(&*backend, &own.key, []),
             refused: BTreeMap::new(),
             reconciler: Reconciler::new(kernel, backend.scope()),
-            firewall: Nftables::new(),
+            firewall: Firewall::new(settings.firewall.mode, settings.firewall.resync),
             firewall_settings: settings.firewall.clone(),
             subnet_file: settings.files.subnet_file.clone(),
             programmed: false,
@@ -234,7 +235,12 @@ impl Overlay {
 
     /// Brings kernel, ruleset and `subnet.env` to what they should be, whatever they are now.
     pub(crate) async fn program(&mut self) -> Result<(), Failed> {
-        self.reconciler.set_desired(self.plan.state());
+        let mut desired = self.plan.state();
+        if self.firewall_settings.blackhole_route {
+            let nets = self.own.key.nets();
+            desired.extend(nets.map(|net| (Key::Blackhole(net), Object::Blackhole)));
+        }
+        self.reconciler.set_desired(desired);
         let report = self.reconciler.resync().await?;
         if !self.programmed || report.counts.made() > 0 {
             info!(
@@ -258,17 +264,28 @@ impl Overlay {
         kernel
     }
 
-    /// Puts the own nftables table back when it is not what it should be.
+    /// How often the firewall is to be looked at, though nothing was heard about it.
+    pub(crate) fn firewall_resync(&self) -> Duration {
+        self.firewall.resync_interval()
+    }
+
+    /// Puts the firewall's rules back when they are not what they should be.
     pub(crate) async fn program_firewall(&mut self) -> Result<(), Failed> {
-        let (Some(range), Some(subnet)) = (self.config.ipv4, self.own.key.v4) else {
-            return Ok(());
-        };
+        let (config, own) = (&self.config, &self.own.key);
         let rules = Rules {
-            network: range.network,
-            subnet,
+            v4: config.ipv4.zip(own.v4).map(|(range, subnet)| Family {
+                network: range.network,
+                subnet,
+            }),
+            v6: config.ipv6.zip(own.v6).map(|(range, subnet)| Family {
+                network: range.network,
+                subnet,
+            }),
             masquerade: self.firewall_settings.masquerade,
             forward: self.firewall_settings.forward,
             random_fully: self.firewall_settings.random_fully,
+            exclude: self.firewall_settings.masquerade_exclude.clone(),
+            prefer_nftables: self.config.enable_nftables,
         };
         if self.firewall.ensure(&rules).await? {
             info!("firewall programmed");

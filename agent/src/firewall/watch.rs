@@ -1,4 +1,6 @@
-//! Noticing that somebody else changed our table, by the kernel's own announcements.
+//! Noticing that somebody else changed our rules, or closed a way that they open, by the kernel's own announcements.
+//!
+//! What `iptables-nft` changes is announced like any change of nftables; what `iptables-legacy` changes is not at all.
 
 use std::io;
 use std::time::Duration;
@@ -15,8 +17,12 @@ const GROUP: u32 = 7;
 /// How long changes are gathered before they are reported: a flush is one announcement per rule.
 const GATHER: Duration = Duration::from_millis(100);
 
-/// `NFPROTO_INET` (linux/netfilter.h), the family of our table.
+/// `NFPROTO_INET` (linux/netfilter.h), the family of our table and of firewalld's.
 const FAMILY_INET: u8 = 1;
+
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`, the families of iptables' tables, and of Docker's own.
+const FAMILY_IPV4: u8 = 2;
+const FAMILY_IPV6: u8 = 10;
 
 /// Sizes of `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`, all multiples of the 4 bytes that netlink aligns to.
 const NLMSG_HEADER: usize = 16;
@@ -26,13 +32,44 @@ const ATTRIBUTE_HEADER: usize = 4;
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h), the high byte of the message type.
 const SUBSYSTEM: u8 = 10;
 
-/// `NFT_MSG_NEWGEN` (linux/netfilter/nf_tables.h), which ends every transaction and belongs to no table.
+/// Kinds of messages (linux/netfilter/nf_tables.h, `enum nf_tables_msg_types`). The last one ends every transaction and
+/// belongs to no table.
+const NEW_TABLE: u8 = 0;
+const DELETE_TABLE: u8 = 2;
+const NEW_CHAIN: u8 = 3;
+const DELETE_CHAIN: u8 = 5;
+const NEW_RULE: u8 = 6;
+const DELETE_RULE: u8 = 8;
 const NEW_GENERATION: u8 = 15;
 
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE` and `NFTA_SET_TABLE` are all 1 (linux/netfilter/nf_tables.h).
 const TABLE_NAME: u16 = 1;
 
-/// A receive-only socket that hears of changes of our table in the network namespace it was opened in.
+/// `NFTA_RULE_CHAIN` and `NFTA_CHAIN_NAME` (linux/netfilter/nf_tables.h).
+const RULE_CHAIN: u16 = 2;
+const CHAIN_NAME: u16 = 3;
+
+/// firewalld's table, in our family, which it makes anew with each reload.
+const FIREWALLD: &[u8] = b"firewalld";
+
+/// Docker's own tables, one for each IP version; what is in them changes with each container and does not matter.
+const DOCKER: &[u8] = b"docker-bridges";
+
+/// The tables of iptables that hold our chains, and in them the chains that do: with a jump to ours, or of our own. Those
+/// of kube-proxy, for one, change often and do not matter.
+const IPTABLES_TABLES: [&[u8]; 3] = [b"filter", b"nat", b"raw"];
+const IPTABLES_CHAINS: [&[u8]; 8] = [
+    b"FORWARD",
+    b"POSTROUTING",
+    b"PREROUTING",
+    b"DOCKER-USER",
+    b"DOCKER-FORWARD",
+    b"FLANNEL-FWD",
+    b"FLANNEL-POSTRTG",
+    b"SELVAGE-RAW",
+];
+
+/// A receive-only socket that hears of changes that concern our rules in the network namespace it was opened in.
 pub struct Watcher {
     socket: TokioSocket,
     /// When to report what was heard; kept here so that a dropped [`Self::changed`] loses nothing.
@@ -51,7 +88,7 @@ impl Watcher {
         Ok(Self { socket, due: None })
     }
 
-    /// Returns when our table may have changed, 100 ms after the first sign of it. The agent's own changes count too,
+    /// Returns when our rules may have changed, 100 ms after the first sign of it. The agent's own changes count too,
     /// so compare before changing anything.
     ///
     /// Cancel safe: what was heard by a dropped call is reported by the next.
@@ -113,17 +150,33 @@ fn message_concerns_us(message: &[u8]) -> bool {
     let Some(family) = message.get(NLMSG_HEADER) else {
         return true;
     };
-    *family == FAMILY_INET && table_name(message).is_none_or(|name| name == TABLE.as_bytes())
+    let Some(table) = name(message, TABLE_NAME) else {
+        return true;
+    };
+    match *family {
+        FAMILY_INET => table == TABLE.as_bytes() || table == FIREWALLD,
+        FAMILY_IPV4 | FAMILY_IPV6 if table == DOCKER => matches!(kind, NEW_TABLE | DELETE_TABLE),
+        FAMILY_IPV4 | FAMILY_IPV6 if IPTABLES_TABLES.contains(&table) => {
+            let chain = match kind {
+                NEW_TABLE | DELETE_TABLE => return true,
+                NEW_CHAIN | DELETE_CHAIN => name(message, CHAIN_NAME),
+                NEW_RULE | DELETE_RULE => name(message, RULE_CHAIN),
+                _ => return false,
+            };
+            chain.is_none_or(|chain| IPTABLES_CHAINS.contains(&chain))
+        }
+        _ => false,
+    }
 }
 
-/// The table that a message is about, without the NUL that ends it.
-fn table_name(message: &[u8]) -> Option<&[u8]> {
+/// The name in a message's attribute `wanted`, without the NUL that ends it.
+fn name(message: &[u8], wanted: u16) -> Option<&[u8]> {
     let mut rest = message.get(NLMSG_HEADER + NFGEN_HEADER..)?;
     loop {
         let length = usize::from(u16_at(rest, 0)?);
         let kind = u16_at(rest, 2)?;
         let value = rest.get(ATTRIBUTE_HEADER..length)?;
-        if kind == TABLE_NAME {
+        if kind == wanted {
             return value.split(|byte| *byte == 0).next();
         }
         rest = rest.get(length.next_multiple_of(4)..)?;
@@ -144,42 +197,70 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// `NFT_MSG_NEWRULE` (6) or another, in `family`, about `table`.
-    fn message(kind: u8, family: u8, table: &str) -> Vec<u8> {
-        let mut value = table.as_bytes().to_vec();
-        value.push(0);
-        let attribute = u16::try_from(ATTRIBUTE_HEADER + value.len()).unwrap();
-        value.resize(value.len().next_multiple_of(4), 0);
-        let length = NLMSG_HEADER + NFGEN_HEADER + ATTRIBUTE_HEADER + value.len();
+    /// A message of `kind` in `family` about `table`, and about `chain` in it where there is one.
+    fn message(kind: u8, family: u8, table: &str, chain: Option<&str>) -> Vec<u8> {
+        let mut attributes = attribute(TABLE_NAME, table);
+        if let Some(chain) = chain {
+            let kind = match kind {
+                NEW_CHAIN | DELETE_CHAIN => CHAIN_NAME,
+                _ => RULE_CHAIN,
+            };
+            attributes.extend(attribute(kind, chain));
+        }
+        let length = NLMSG_HEADER + NFGEN_HEADER + attributes.len();
         let mut bytes = u32::try_from(length).unwrap().to_ne_bytes().to_vec();
         bytes.extend((u16::from(SUBSYSTEM) << 8 | u16::from(kind)).to_ne_bytes());
         bytes.extend([0; 10]);
         bytes.extend([family, 0, 0, 0]);
-        bytes.extend(attribute.to_ne_bytes());
-        bytes.extend(TABLE_NAME.to_ne_bytes());
-        bytes.extend(value);
+        bytes.extend(attributes);
+        bytes
+    }
+
+    fn attribute(kind: u16, text: &str) -> Vec<u8> {
+        let length = u16::try_from(ATTRIBUTE_HEADER + text.len() + 1).unwrap();
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(text.as_bytes());
+        bytes.push(0);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
     }
 
     #[test]
-    fn only_our_table_counts() {
-        assert!(concerns_us(&message(6, FAMILY_INET, "selvage")));
+    fn only_what_concerns_our_rules_counts() {
+        for ours in [
+            message(NEW_RULE, FAMILY_INET, "selvage", Some("forward")),
+            message(DELETE_TABLE, FAMILY_INET, "selvage", None),
+            message(NEW_TABLE, FAMILY_INET, "firewalld", None),
+            message(NEW_TABLE, FAMILY_IPV6, "docker-bridges", None),
+            message(NEW_RULE, FAMILY_IPV4, "filter", Some("FORWARD")),
+            message(DELETE_RULE, FAMILY_IPV6, "nat", Some("FLANNEL-POSTRTG")),
+            message(NEW_CHAIN, FAMILY_IPV4, "filter", Some("DOCKER-FORWARD")),
+            message(DELETE_TABLE, FAMILY_IPV4, "raw", None),
+        ] {
+            assert!(concerns_us(&ours), "{ours:?}");
+        }
         for other in [
-            message(6, FAMILY_INET, "selvage2"),
-            message(6, 2, "selvage"),
-            message(NEW_GENERATION, 0, ""),
+            message(NEW_RULE, FAMILY_INET, "selvage2", Some("forward")),
+            message(NEW_RULE, FAMILY_IPV4, "selvage", Some("forward")),
+            message(NEW_RULE, FAMILY_IPV4, "docker-bridges", Some("nat-OUTPUT")),
+            message(NEW_RULE, FAMILY_IPV4, "nat", Some("KUBE-SERVICES")),
+            message(NEW_CHAIN, FAMILY_IPV4, "nat", Some("KUBE-SEP-X")),
+            message(NEW_RULE, FAMILY_IPV4, "mangle", Some("FORWARD")),
+            message(NEW_GENERATION, 0, "", None),
             Vec::new(),
         ] {
-            assert!(!concerns_us(&other));
+            assert!(!concerns_us(&other), "{other:?}");
         }
-        let mut two = message(6, 2, "filter");
-        two.extend(message(6, FAMILY_INET, "selvage"));
+        let mut two = message(NEW_RULE, FAMILY_IPV4, "filter", Some("INPUT"));
+        assert!(!concerns_us(&two));
+        two.extend(message(NEW_RULE, FAMILY_INET, "selvage", None));
         assert!(concerns_us(&two));
     }
 
     #[test]
     fn what_is_cut_short_counts_and_never_panics() {
-        let whole = message(6, FAMILY_INET, "other");
+        let whole = message(NEW_TABLE, FAMILY_INET, "other", None);
         for length in 1..whole.len() {
             assert!(concerns_us(&whole[..length]), "cut to {length} bytes");
         }

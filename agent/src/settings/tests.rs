@@ -4,6 +4,7 @@ use clap::{CommandFactory, Parser};
 
 use super::*;
 use crate::cli::{Cli, Command};
+use crate::firewall::Mode;
 
 /// A root directory with settings files, given as path and text.
 fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -64,7 +65,7 @@ fn nothing_said_gives_the_defaults() {
     assert_eq!(settings.etcd.prefix, "/coreos.com/network");
     assert_eq!(settings.etcd.lease_ttl, Duration::from_secs(86_400));
     assert_eq!(settings.underlay, Underlay::default());
-    assert_eq!(settings.firewall.mode, FirewallMode::Auto);
+    assert_eq!(settings.firewall.mode, Mode::Auto);
     assert_eq!(settings.firewall.masquerade_exclude, []);
     assert_eq!(settings.firewall.resync, Duration::from_secs(5));
     assert!(!settings.firewall.blackhole_route);
@@ -109,7 +110,7 @@ fn whole_file_is_understood() {
     };
     assert_eq!(settings.underlay, expected);
     let expected = Firewall {
-        mode: FirewallMode::Nftables,
+        mode: Mode::Nftables,
         masquerade: true,
         forward: false,
         random_fully: false,

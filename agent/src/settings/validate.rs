@@ -8,7 +8,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::inputs::{Inputs, Sourced};
-use super::{Agent, Error, Files, Firewall, FirewallMode, Health, Settings};
+use super::{Agent, Error, Files, Firewall, Health, Settings};
+use crate::firewall::Mode;
 use crate::logging;
 
 mod etcd;
@@ -50,7 +51,7 @@ pub(super) fn settings(inputs: Inputs) -> Result<Settings, Error> {
 
 fn firewall(inputs: &Inputs) -> Result<Firewall, Error> {
     Ok(Firewall {
-        mode: optional(inputs.firewall_mode.as_ref(), firewall_mode)?.unwrap_or(FirewallMode::Auto),
+        mode: optional(inputs.firewall_mode.as_ref(), firewall_mode)?.unwrap_or_default(),
         masquerade: is_on(inputs.masquerade.as_ref(), false),
         forward: is_on(inputs.forward.as_ref(), true),
         random_fully: is_on(inputs.random_fully.as_ref(), true),
@@ -64,13 +65,9 @@ fn firewall(inputs: &Inputs) -> Result<Firewall, Error> {
     })
 }
 
-fn firewall_mode(input: &Sourced<String>) -> Result<FirewallMode, Error> {
-    match input.value.as_str() {
-        "auto" => Ok(FirewallMode::Auto),
-        "nftables" => Ok(FirewallMode::Nftables),
-        "iptables" => Ok(FirewallMode::Iptables),
-        _ => Err(input.error("auto, nftables or iptables")),
-    }
+fn firewall_mode(input: &Sourced<String>) -> Result<Mode, Error> {
+    let expected = |_| input.error(Mode::NAMES);
+    input.value.parse().map_err(expected)
 }
 
 fn health(inputs: &Inputs) -> Result<Health, Error> {

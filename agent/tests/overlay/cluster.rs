@@ -156,7 +156,12 @@ impl Store {
 
 /// A store and two hosts whose containers reach each other.
 pub(crate) fn pair() -> (Store, Host, Host) {
-    let store = Store::start(NETWORK);
+    pair_in(NETWORK)
+}
+
+/// The same in another network.
+pub(crate) fn pair_in(network: &str) -> (Store, Host, Host) {
+    let store = Store::start(network);
     let [mut one, mut two] = [1, 2].map(|number| store.host(number));
     one.join();
     two.join();

@@ -1,12 +1,16 @@
-//! The nftables table: that it masquerades what it should, and comes back when somebody flushes it.
+//! The firewall: that it masquerades what it should, and comes back when somebody flushes it.
 
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 
-use crate::cluster::{NETWORK, Store, pair};
+use crate::cluster::{NETWORK, Store, pair_in};
 use crate::namespace::Namespace;
 use crate::wait::wait_until;
+
+/// A network that asks for nftables, as it does in flannel; the other one gets iptables where it is installed.
+const NFTABLES: &str =
+    r#"{"Network":"10.5.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
 
 /// The source address that a listener in `server` sees when a TCP connection to `address` is made in `client`.
 fn seen_source(server: &Namespace, address: Ipv4Addr, client: &Namespace) -> String {
@@ -36,24 +40,32 @@ fn seen_source(server: &Namespace, address: Ipv4Addr, client: &Namespace) -> Str
 
 #[test]
 fn container_is_seen_by_its_own_address_inside_and_by_its_hosts_outside() {
-    let (_store, one, two) = pair();
-    let inside = seen_source(two.container(), two.container_address(), one.container());
-    assert_eq!(inside, one.container_address().to_string());
-    let outside = seen_source(&two.namespace, two.address, one.container());
-    assert_eq!(outside, one.address.to_string());
+    for network in [NETWORK, NFTABLES] {
+        let (_store, one, two) = pair_in(network);
+        let inside = seen_source(two.container(), two.container_address(), one.container());
+        assert_eq!(inside, one.container_address().to_string());
+        let outside = seen_source(&two.namespace, two.address, one.container());
+        assert_eq!(outside, one.address.to_string());
+    }
 }
 
 #[test]
-fn flushed_table_comes_back() {
-    let (_store, one, two) = pair();
-    let before = one.namespace.run("nft list ruleset");
-    assert!(before.contains("table inet selvage"), "{before}");
-    one.namespace.run("nft flush ruleset");
-    wait_until("the table", || {
-        one.namespace.run("nft list ruleset") == before
-    });
-    let outside = seen_source(&two.namespace, two.address, one.container());
-    assert_eq!(outside, one.address.to_string());
+fn flushed_rules_come_back() {
+    for (network, mark, flush) in [
+        (NFTABLES, "table inet selvage", "nft flush ruleset"),
+        (NETWORK, "FLANNEL-POSTRTG", "iptables -t nat -F"),
+    ] {
+        let (_store, one, two) = pair_in(network);
+        // Without the counters.
+        let rules = || one.namespace.run("nft -s list ruleset");
+        let before = rules();
+        assert!(before.contains(mark), "{before}");
+        one.namespace.run(flush);
+        assert_ne!(rules(), before, "{flush}");
+        wait_until("the rules", || rules() == before);
+        let outside = seen_source(&two.namespace, two.address, one.container());
+        assert_eq!(outside, one.address.to_string());
+    }
 }
 
 #[test]
@@ -73,7 +85,9 @@ fn foreign_tables_are_left_alone() {
     );
     let ruleset = one.namespace.run("nft list ruleset");
     assert!(
-        ruleset.contains("chain keep") && !ruleset.contains("selvage"),
+        ruleset.contains("chain keep")
+            && !ruleset.contains("selvage")
+            && !ruleset.contains("FLANNEL"),
         "{ruleset}"
     );
 }

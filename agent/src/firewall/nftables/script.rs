@@ -1,19 +1,21 @@
-//! The table as text: pure, and written so that a family more is one more [`Family`].
+//! The table as text: pure, and the same rules for either family.
 
 use std::fmt::Write;
 
 use ring::digest;
 
-use super::{Rules, TABLE};
+use super::{Family, Ip, Rules, TABLE, docker};
 
 /// The mark that kube-proxy sets on packets that it masquerades itself.
 const KUBE_PROXY_MARK: u32 = 0x4000;
 
 /// The text that makes the table, in parts.
+#[derive(PartialEq, Eq)]
 pub(super) struct Script {
     chains: Vec<Chain>,
 }
 
+#[derive(PartialEq, Eq)]
 struct Chain {
     name: &'static str,
     /// Type, hook, priority and policy.
@@ -21,6 +23,7 @@ struct Chain {
     rules: Vec<Rule>,
 }
 
+#[derive(PartialEq, Eq)]
 struct Rule {
     expression: String,
     /// Tells people what the rule is for, and tells us the rule again in whatever words `nft` lists it.
@@ -28,21 +31,26 @@ struct Rule {
 }
 
 /// What differs between IPv4 and IPv6.
-struct Family {
+struct Side {
     /// How rules name the protocol: `ip` or `ip6`.
     protocol: &'static str,
     network: String,
     subnet: String,
     multicast: &'static str,
+    excluded: Vec<String>,
 }
 
-impl Family {
-    fn v4(rules: &Rules) -> Self {
+impl Side {
+    fn new(rules: &Rules, ip: Ip, family: Family<ipnet::IpNet>) -> Self {
         Self {
-            protocol: "ip",
-            network: rules.network.trunc().to_string(),
-            subnet: rules.subnet.trunc().to_string(),
-            multicast: "224.0.0.0/4",
+            protocol: match ip {
+                Ip::V4 => "ip",
+                Ip::V6 => "ip6",
+            },
+            network: family.network.to_string(),
+            subnet: family.subnet.to_string(),
+            multicast: ip.multicast(),
+            excluded: rules.excluded(ip).map(|net| net.to_string()).collect(),
         }
     }
 
@@ -68,12 +76,13 @@ impl Family {
         }
     }
 
-    /// flannel's iptables rules 2 to 6, in their order; the first that matches decides.
-    fn postrouting(&self, masquerade: &str) -> [Rule; 5] {
+    /// flannel's iptables rules 2 to 6, in their order, with the exclusions before what they are excluded from; the
+    /// first that matches decides.
+    fn postrouting(&self, masquerade: &str) -> Vec<Rule> {
         let (network, subnet) = (self.network.as_str(), self.subnet.as_str());
         let outside = format!("!= {network}");
         let unicast = format!("!= {}", self.multicast);
-        [
+        let mut rules = vec![
             self.rule(
                 Some(subnet),
                 Some(network),
@@ -92,6 +101,16 @@ impl Family {
                 "return",
                 "from outside to containers here: they see who asks",
             ),
+        ];
+        rules.extend(self.excluded.iter().map(|net| {
+            self.rule(
+                None,
+                Some(net),
+                "return",
+                "excluded by firewall.masquerade-exclude",
+            )
+        }));
+        rules.extend([
             self.rule(
                 Some(network),
                 Some(&unicast),
@@ -104,27 +123,55 @@ impl Family {
                 masquerade,
                 "from outside to containers elsewhere: replies must come back here",
             ),
-        ]
+        ]);
+        rules
     }
 
     fn forward(&self) -> [Rule; 2] {
+        self.both_ways("accept", ["from the overlay", "to the overlay"])
+    }
+
+    fn both_ways(&self, verdict: &str, [from, to]: [&'static str; 2]) -> [Rule; 2] {
         let network = self.network.as_str();
         [
-            self.rule(Some(network), None, "accept", "from the overlay"),
-            self.rule(None, Some(network), "accept", "to the overlay"),
+            self.rule(Some(network), None, verdict, from),
+            self.rule(None, Some(network), verdict, to),
         ]
     }
 }
 
 impl Script {
-    pub(super) fn new(rules: &Rules) -> Self {
-        let families = [Family::v4(rules)];
+    /// `docker` says whether Docker makes nftables rules itself: it then lets through what carries its mark.
+    pub(super) fn new(rules: &Rules, docker: bool) -> Self {
+        let sides: Vec<Side> = rules
+            .families()
+            .map(|(ip, family)| Side::new(rules, ip, family))
+            .collect();
+        if sides.is_empty() {
+            return Self { chains: Vec::new() };
+        }
         let mut chains = Vec::new();
+        if rules.forward && docker {
+            let set = format!("meta mark set meta mark | {:#010x}", docker::MARK);
+            let comments = [
+                "from the overlay: Docker lets it through",
+                "to the overlay: Docker lets it through",
+            ];
+            chains.push(Chain {
+                name: "docker",
+                // Docker's own chain has the priority filter.
+                hook: "type filter hook forward priority filter - 1; policy accept;",
+                rules: sides
+                    .iter()
+                    .flat_map(|side| side.both_ways(&set, comments))
+                    .collect(),
+            });
+        }
         if rules.forward {
             chains.push(Chain {
                 name: "forward",
                 hook: "type filter hook forward priority filter; policy accept;",
-                rules: families.iter().flat_map(Family::forward).collect(),
+                rules: sides.iter().flat_map(Side::forward).collect(),
             });
         }
         if rules.masquerade {
@@ -140,13 +187,11 @@ impl Script {
                 ),
                 comment: "marked by kube-proxy, which masquerades it itself",
             };
-            let of_families = families
-                .iter()
-                .flat_map(|family| family.postrouting(verdict));
+            let of_sides = sides.iter().flat_map(|side| side.postrouting(verdict));
             chains.push(Chain {
                 name: "postrouting",
                 hook: "type nat hook postrouting priority srcnat; policy accept;",
-                rules: std::iter::once(marked).chain(of_families).collect(),
+                rules: std::iter::once(marked).chain(of_sides).collect(),
             });
         }
         Self { chains }
@@ -159,10 +204,7 @@ impl Script {
 
     /// One transaction that replaces whatever table of this name there is.
     pub(super) fn replace(&self) -> String {
-        let mut text = String::with_capacity(2048);
-        remove_table(&mut text);
-        text.push_str(&self.table());
-        text
+        removal(&format!("inet {TABLE}")) + &self.table()
     }
 
     /// One transaction that makes the table, and fails if there is one: its rules would come on top of the others.
@@ -214,9 +256,9 @@ impl Script {
     }
 }
 
-/// Appends what removes the table whether there is one or not; `destroy` is younger than the `nft` in use.
-pub(super) fn remove_table(text: &mut String) {
-    let _ = write!(text, "add table inet {TABLE}\ndelete table inet {TABLE}\n");
+/// What removes a table, whether there is one or not; `destroy` is younger than the `nft` in use.
+pub(super) fn removal(table: &str) -> String {
+    format!("add table {table}\ndelete table {table}\n")
 }
 
 /// Whether a line of a listing is neither the frame of a table or chain nor its comment.

@@ -1,60 +1,125 @@
 use super::*;
 
-const RULES: Rules = Rules {
-    network: ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 5, 0, 0), 16),
-    subnet: ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 5, 72, 0), 24),
-    masquerade: true,
-    forward: true,
-    random_fully: true,
-};
+fn rules() -> Rules {
+    Rules {
+        v4: Some(Family {
+            network: "10.5.0.0/16".parse().unwrap(),
+            subnet: "10.5.72.0/24".parse().unwrap(),
+        }),
+        v6: None,
+        masquerade: true,
+        forward: true,
+        random_fully: true,
+        exclude: Vec::new(),
+        prefer_nftables: false,
+    }
+}
+
+fn dual() -> Rules {
+    Rules {
+        v6: Some(Family {
+            network: "fd00:5::/48".parse().unwrap(),
+            subnet: "fd00:5:0:48::/64".parse().unwrap(),
+        }),
+        exclude: ["192.0.2.128/25", "2001:db8:ff::/48"]
+            .map(|net| net.parse().unwrap())
+            .into(),
+        ..rules()
+    }
+}
+
+fn script(rules: &Rules) -> Script {
+    Script::new(rules, false)
+}
 
 #[test]
 fn whole_table_is_one_transaction() {
     let expected = include_str!("tests/whole.nft");
-    assert_eq!(Script::new(&RULES).replace(), expected);
+    assert_eq!(script(&rules()).replace(), expected);
+}
+
+#[test]
+fn two_families_share_the_table_and_exclusions_come_before_masquerading() {
+    let expected = include_str!("tests/dual.nft");
+    assert_eq!(script(&dual()).replace(), expected);
+}
+
+#[test]
+fn ipv6_alone_has_no_rule_of_ipv4() {
+    let text = script(&Rules { v4: None, ..dual() }).replace();
+    assert!(
+        !text.contains("ip saddr") && !text.contains("ip daddr"),
+        "{text}"
+    );
+    assert!(text.contains("ip6 saddr fd00:5:0:48::/64"), "{text}");
+}
+
+#[test]
+fn dockers_own_nftables_are_told_by_a_mark_before_their_chain() {
+    let text = Script::new(&rules(), true).replace();
+    let marks = "\
+\tchain docker {
+\t\ttype filter hook forward priority filter - 1; policy accept;
+\t\tip saddr 10.5.0.0/16 meta mark set meta mark | 0x00001000 comment \"from the overlay: Docker lets it through\"
+\t\tip daddr 10.5.0.0/16 meta mark set meta mark | 0x00001000 comment \"to the overlay: Docker lets it through\"
+\t}
+";
+    assert!(text.contains(marks), "{text}");
+    let closed = Rules {
+        forward: false,
+        ..rules()
+    };
+    assert!(!Script::new(&closed, true).replace().contains("mark set"));
 }
 
 #[test]
 fn new_table_is_made_from_the_same_text() {
-    let made = Script::new(&RULES).create();
+    let made = script(&rules()).create();
     let (create, table) = made.split_once('\n').unwrap();
     assert!(create.starts_with("create table inet selvage { comment \"made by selvage, "));
-    assert!(Script::new(&RULES).replace().ends_with(table));
+    assert!(script(&rules()).replace().ends_with(table));
 }
 
 #[test]
 fn each_part_can_be_left_out() {
-    let forward = Script::new(&Rules {
+    let forward = script(&Rules {
         masquerade: false,
-        ..RULES
+        ..rules()
     });
     assert!(!forward.replace().contains("chain postrouting"));
     assert!(forward.replace().contains("chain forward"));
-    let masquerade = Script::new(&Rules {
+    let masquerade = script(&Rules {
         forward: false,
         random_fully: false,
-        ..RULES
+        ..rules()
     });
     assert!(!masquerade.replace().contains("chain forward"));
     assert!(!masquerade.replace().contains("fully-random"));
-    let nothing = Script::new(&Rules {
-        forward: false,
-        masquerade: false,
-        ..RULES
-    });
-    assert!(nothing.is_empty());
+    for nothing in [
+        Rules {
+            forward: false,
+            masquerade: false,
+            ..rules()
+        },
+        Rules {
+            v4: None,
+            ..rules()
+        },
+    ] {
+        assert!(nothing.is_empty() && script(&nothing).is_empty());
+    }
 }
 
 /// What follows the two lines that remove the old table has the form of a listing.
 fn listing(rules: &Rules) -> String {
-    let script = Script::new(rules).replace();
-    script.split_inclusive('\n').skip(2).collect()
+    let text = script(rules).replace();
+    text.split_inclusive('\n').skip(2).collect()
 }
 
 #[test]
 fn own_listing_is_recognised_in_other_words() {
-    let script = Script::new(&RULES);
-    let listing = listing(&RULES);
+    let script = script(&dual());
+    let listing = listing(&dual());
     assert!(script.made(&listing));
     let reworded = listing.replace("srcnat", "100").replace(
         "meta mark & 0x00004000 == 0x00004000",
@@ -65,8 +130,8 @@ fn own_listing_is_recognised_in_other_words() {
 
 #[test]
 fn any_other_listing_is_not_ours() {
-    let script = Script::new(&RULES);
-    let whole = listing(&RULES);
+    let script = script(&dual());
+    let whole = listing(&dual());
     for line in whole.lines().filter(|line| line.contains("comment")) {
         let without = whole.replace(&format!("{line}\n"), "");
         assert!(!script.made(&without), "without {line}");
@@ -77,7 +142,6 @@ fn any_other_listing_is_not_ours() {
     }
     let added = whole.replace("policy accept;\n", "policy accept;\n\t\taccept\n");
     assert!(!script.made(&added));
-    let subnet = "10.5.73.0/24".parse().unwrap();
-    assert!(!script.made(&listing(&Rules { subnet, ..RULES })));
+    assert!(!script.made(&listing(&rules())));
     assert!(!script.made(""));
 }

@@ -1,0 +1,319 @@
+//! What our chains should hold, and the text that makes them so. Pure.
+
+use std::fmt::Write;
+
+use ipnet::IpNet;
+
+use super::super::{Family, Ip, Rules};
+use super::save::{Rule, Save, Table};
+
+/// A chain of ours, and the only jump to it.
+pub(super) struct Chain {
+    table: &'static str,
+    name: &'static str,
+    /// Where the jump is.
+    parent: &'static str,
+    /// What the jump and all rules say.
+    comment: &'static str,
+}
+
+const RAW: Chain = Chain {
+    table: "raw",
+    name: "SELVAGE-RAW",
+    parent: "PREROUTING",
+    comment: "selvage direct",
+};
+const POSTROUTING: Chain = Chain {
+    table: "nat",
+    name: "FLANNEL-POSTRTG",
+    parent: "POSTROUTING",
+    comment: "flanneld masq",
+};
+const FORWARD: Chain = Chain {
+    table: "filter",
+    name: "FLANNEL-FWD",
+    parent: "FORWARD",
+    comment: "flanneld forward",
+};
+const CHAINS: [&Chain; 3] = [&RAW, &POSTROUTING, &FORWARD];
+
+/// The tables that hold our chains.
+pub(super) const TABLES: [&str; 3] = ["raw", "nat", "filter"];
+
+/// Chains that stay before ours when they are first: in them somebody decides what may pass (network policies, the
+/// user's own rules for Docker, `ufw route`), and would be overruled by our accept. All that follows them is behind us,
+/// notably what drops the rest.
+///
+/// flannel appends its jumps, and loses to every earlier drop. At the very top ours would defeat policies, and whoever
+/// else insists on the top would move it in turn with us for ever.
+const BEFORE_OURS: [&str; 8] = [
+    "DOCKER-USER",
+    "KUBE-",
+    "cali-",
+    "CILIUM_",
+    "ANTREA-",
+    "WEAVE-",
+    "ufw-before-",
+    "ufw6-before-",
+];
+
+/// The rules of each of our chains; chains that are not named should not be.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub(super) struct Wanted(Vec<(&'static str, Vec<String>)>);
+
+/// What matters about the programs and their part.
+#[derive(Clone, Copy)]
+pub(super) struct Role {
+    /// Whether they are the ones that make the rules, not only open what others closed.
+    pub(super) main: bool,
+    /// Whether they know `--random-fully`.
+    pub(super) random_fully: bool,
+}
+
+impl Wanted {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What `rules` ask for on a host that is as `save` says.
+    pub(super) fn new(rules: &Rules, ip: Ip, role: Role, save: &Save) -> Self {
+        let Some(family) = rules.family(ip) else {
+            return Self::default();
+        };
+        let mut wanted = Vec::new();
+        if rules.forward && docker_drops(save, family.subnet) {
+            let rule = RAW.rule(Some(is(family.network)), Some(is(family.subnet)), "ACCEPT");
+            wanted.push((RAW.name, vec![rule]));
+        }
+        if rules.masquerade && role.main {
+            let random = rules.random_fully && role.random_fully;
+            let excluded = rules.excluded(ip);
+            wanted.push((
+                POSTROUTING.name,
+                masquerade(family, ip.multicast(), excluded, random),
+            ));
+        }
+        if rules.forward && (role.main || is_closed(save)) {
+            let network = Some(is(family.network));
+            let rules = [
+                FORWARD.rule(network, None, "ACCEPT"),
+                FORWARD.rule(None, network, "ACCEPT"),
+            ];
+            wanted.push((FORWARD.name, rules.into()));
+        }
+        Self(wanted)
+    }
+
+    fn rules(&self, chain: &Chain) -> Option<&[String]> {
+        let (_, rules) = self.0.iter().find(|(name, _)| *name == chain.name)?;
+        Some(rules)
+    }
+}
+
+/// An address condition, and whether it must not hold.
+type Condition = Option<(bool, IpNet)>;
+
+fn is(net: IpNet) -> (bool, IpNet) {
+    (true, net)
+}
+
+fn is_not(net: IpNet) -> (bool, IpNet) {
+    (false, net)
+}
+
+impl Chain {
+    /// A rule in the very words of `iptables-save`, which leaves out what always holds.
+    fn rule(&self, source: Condition, destination: Condition, target: &str) -> String {
+        let mut text = String::new();
+        for (option, condition) in [("-s", source), ("-d", destination)] {
+            match condition {
+                Some((true, net)) if net.prefix_len() == 0 => {}
+                // Writing into a `String` never fails.
+                Some((holds, net)) => {
+                    let not = if holds { "" } else { "! " };
+                    let _ = write!(text, "{not}{option} {net} ");
+                }
+                None => {}
+            }
+        }
+        let comment = self.comment;
+        let _ = write!(text, "-m comment --comment \"{comment}\" -j {target}");
+        text
+    }
+
+    fn jump(&self) -> String {
+        self.rule(None, None, self.name)
+    }
+
+    fn marked(&self, target: &str) -> String {
+        format!(
+            "-m mark --mark 0x4000/0x4000 {}",
+            self.rule(None, None, target)
+        )
+    }
+}
+
+/// flannel's rules, with the exclusions before what they are excluded from; the first that matches decides.
+fn masquerade(
+    Family { network, subnet }: Family<IpNet>,
+    multicast: &str,
+    excluded: impl Iterator<Item = IpNet>,
+    random_fully: bool,
+) -> Vec<String> {
+    let target = match random_fully {
+        true => "MASQUERADE --random-fully",
+        false => "MASQUERADE",
+    };
+    let rule = |source, destination, target| POSTROUTING.rule(source, destination, target);
+    let multicast = multicast.parse().ok().map(is_not);
+    let mut rules = vec![
+        // kube-proxy masquerades what carries its mark itself.
+        POSTROUTING.marked("RETURN"),
+        rule(Some(is(subnet)), Some(is(network)), "RETURN"),
+        rule(Some(is(network)), Some(is(subnet)), "RETURN"),
+        rule(Some(is_not(network)), Some(is(subnet)), "RETURN"),
+    ];
+    rules.extend(excluded.map(|net| rule(None, Some(is(net)), "RETURN")));
+    rules.push(rule(Some(is(network)), multicast, target));
+    rules.push(rule(Some(is_not(network)), Some(is(network)), target));
+    rules
+}
+
+/// Whether a Docker that drops what is sent straight to its containers (28.0 and later) is or was at work: its chain
+/// tells before the first container is there.
+fn docker_drops(save: &Save, subnet: IpNet) -> bool {
+    let works = save
+        .table("filter")
+        .is_some_and(|filter| filter.has("DOCKER-FORWARD"));
+    let drops = |rule: &Rule| {
+        let destination = rule.after("-d").and_then(|net| net.parse::<IpNet>().ok());
+        rule.target() == Some("DROP")
+            && rule.denies("-i")
+            && destination.is_some_and(|net| subnet.contains(&net))
+    };
+    let raw = save.table("raw");
+    works || raw.is_some_and(|raw| raw.of(RAW.parent).any(drops))
+}
+
+/// Whether somebody else may drop forwarded packets.
+fn is_closed(save: &Save) -> bool {
+    save.table("filter").is_some_and(|filter| {
+        let policy = filter.policy(FORWARD.parent);
+        policy.is_some_and(|policy| policy != "ACCEPT")
+            || filter
+                .of(FORWARD.parent)
+                .any(|rule| rule.target() != Some(FORWARD.name))
+    })
+}
+
+/// Our chains with their rules and the jumps to them, as printed.
+pub(super) fn ours(save: &Save) -> Vec<String> {
+    let mut lines = Vec::new();
+    for chain in CHAINS {
+        let Some(table) = save.table(chain.table).filter(|t| t.has(chain.name)) else {
+            continue;
+        };
+        lines.push(chain.name.to_owned());
+        lines.extend(chain.jumps(table).map(|jump| jump.text.clone()));
+        lines.extend(table.of(chain.name).map(|rule| rule.text.clone()));
+    }
+    lines
+}
+
+/// The input for `iptables-restore --noflush` that makes our chains what they should be; `None` when they are.
+///
+/// `spelled` is how [`ours`] looked when `wanted` had just been put in place: a version of iptables may print a rule in
+/// other words than ours.
+pub(super) fn restore(save: &Save, wanted: &Wanted, spelled: Option<&[String]>) -> Option<String> {
+    let same = spelled.is_some_and(|spelled| ours(save) == spelled);
+    let mut text = String::new();
+    let nothing = Table::default();
+    for name in save.names(&TABLES) {
+        let table = save.table(name).unwrap_or(&nothing);
+        let mut changes = String::new();
+        for chain in CHAINS {
+            match wanted.rules(chain).filter(|_| chain.table == name) {
+                Some(rules) => {
+                    if !((same || chain.holds(table, rules)) && chain.is_in_front(table)) {
+                        chain.put(table, rules, &mut changes);
+                    }
+                }
+                None => chain.remove(table, &mut changes),
+            }
+        }
+        if !changes.is_empty() {
+            let _ = write!(text, "*{name}\n{changes}COMMIT\n");
+        }
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+impl Chain {
+    fn jumps<'a>(&'a self, table: &'a Table) -> impl Iterator<Item = &'a Rule> {
+        table
+            .of(self.parent)
+            .filter(|rule| rule.target() == Some(self.name))
+    }
+
+    /// Whether the chain has these rules and one jump.
+    fn holds(&self, table: &Table, rules: &[String]) -> bool {
+        table.has(self.name)
+            && table.of(self.name).map(|rule| &rule.text).eq(rules)
+            && self
+                .jumps(table)
+                .map(|jump| jump.text.as_str())
+                .eq([self.jump()])
+    }
+
+    /// How many rules stay before our jump: those that lead to the chains in [`BEFORE_OURS`].
+    fn before(&self, table: &Table) -> usize {
+        table
+            .of(self.parent)
+            .filter(|rule| rule.target() != Some(self.name))
+            .take_while(|rule| {
+                let target = rule.target().unwrap_or_default();
+                BEFORE_OURS.iter().any(|start| target.starts_with(start))
+            })
+            .count()
+    }
+
+    fn is_in_front(&self, table: &Table) -> bool {
+        let position = table
+            .of(self.parent)
+            .position(|rule| rule.target() == Some(self.name));
+        position.is_some_and(|position| position <= self.before(table))
+    }
+
+    /// Fills the chain anew, and moves its jump to where it belongs.
+    fn put(&self, table: &Table, rules: &[String], text: &mut String) {
+        let Self { name, parent, .. } = self;
+        // With --noflush this makes the chain, or empties it.
+        let _ = writeln!(text, ":{name} - [0:0]");
+        for jump in self.jumps(table) {
+            let _ = writeln!(text, "-D {parent} {}", jump.text);
+        }
+        let at = self.before(table) + 1;
+        let _ = writeln!(text, "-I {parent} {at} {}", self.jump());
+        for rule in rules {
+            let _ = writeln!(text, "-A {name} {rule}");
+        }
+    }
+
+    /// Removes the chain and whatever leads to it, in any table: flannel looks for its own in a wrong one.
+    fn remove(&self, table: &Table, text: &mut String) {
+        let name = self.name;
+        if !table.has(name) {
+            return;
+        }
+        let _ = writeln!(text, ":{name} - [0:0]");
+        for rule in table.rules() {
+            if rule.target() == Some(name) && rule.chain != name {
+                let _ = writeln!(text, "-D {} {}", rule.chain, rule.text);
+            }
+        }
+        let _ = writeln!(text, "-X {name}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,298 @@
+use super::*;
+
+const MAIN: Role = Role {
+    main: true,
+    random_fully: true,
+};
+const OTHER: Role = Role {
+    main: false,
+    random_fully: true,
+};
+
+fn rules() -> Rules {
+    Rules {
+        v4: Some(Family {
+            network: "10.5.0.0/16".parse().unwrap(),
+            subnet: "10.5.72.0/24".parse().unwrap(),
+        }),
+        v6: Some(Family {
+            network: "fd00:5::/48".parse().unwrap(),
+            subnet: "fd00:5:0:48::/64".parse().unwrap(),
+        }),
+        masquerade: true,
+        forward: true,
+        random_fully: true,
+        exclude: Vec::new(),
+        prefer_nftables: false,
+    }
+}
+
+/// What `iptables-restore` is given on a host that is as `save` says.
+fn change(save: &str, rules: &Rules, role: Role) -> Option<String> {
+    let save = Save::parse(save);
+    let wanted = Wanted::new(rules, Ip::V4, role, &save);
+    restore(&save, &wanted, None)
+}
+
+/// The rules as `iptables-save` prints them where there are no others.
+fn saved() -> String {
+    format!(
+        "*nat\n:POSTROUTING ACCEPT [0:0]\n:FLANNEL-POSTRTG - [0:0]\n\
+         -A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG\n{}COMMIT\n\
+         *filter\n:FORWARD ACCEPT [0:0]\n:FLANNEL-FWD - [0:0]\n\
+         -A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD\n{}COMMIT\n",
+        chain("FLANNEL-POSTRTG"),
+        chain("FLANNEL-FWD"),
+    )
+}
+
+fn chain(name: &str) -> String {
+    let golden = include_str!("tests/v4.rules");
+    let start = format!("-A {name} ");
+    let lines = golden.split_inclusive('\n');
+    lines.filter(|line| line.starts_with(&start)).collect()
+}
+
+#[test]
+fn rules_are_flannels_in_its_order() {
+    let made = change("", &rules(), MAIN);
+    assert_eq!(made.as_deref(), Some(include_str!("tests/v4.rules")));
+    let nothing = Save::default();
+    let v6 = Wanted::new(&rules(), Ip::V6, MAIN, &nothing);
+    let made = restore(&nothing, &v6, None);
+    assert_eq!(made.as_deref(), Some(include_str!("tests/v6.rules")));
+}
+
+#[test]
+fn rules_that_are_there_are_left_alone() {
+    assert_eq!(change(&saved(), &rules(), MAIN), None);
+}
+
+#[test]
+fn any_difference_replaces_the_chain_and_its_jump() {
+    let saved = saved();
+    let rule = "-A FLANNEL-POSTRTG -s 10.5.72.0/24 -d 10.5.0.0/16 -m comment --comment \"flanneld masq\" -j RETURN\n";
+    let jump = "-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG\n";
+    let first = "-A FLANNEL-POSTRTG -m mark";
+    for (what, damaged) in [
+        ("rule gone", saved.replace(rule, "")),
+        ("rule twice", saved.replace(rule, &rule.repeat(2))),
+        (
+            "rule moved",
+            saved
+                .replace(rule, "")
+                .replace(first, &format!("{rule}{first}")),
+        ),
+        (
+            "rule added",
+            saved.replace(rule, "-A FLANNEL-POSTRTG -j ACCEPT\n"),
+        ),
+        ("jump gone", saved.replace(jump, "")),
+        ("jump twice", saved.replace(jump, &jump.repeat(2))),
+        (
+            "jump behind",
+            saved.replace(jump, &format!("-A POSTROUTING -j ACCEPT\n{jump}")),
+        ),
+        (
+            "all gone",
+            format!("*filter{}", saved.split_once("*filter").unwrap().1),
+        ),
+    ] {
+        assert_ne!(damaged, saved, "{what}");
+        let text = change(&damaged, &rules(), MAIN).expect(what);
+        assert!(
+            text.contains("*nat\n:FLANNEL-POSTRTG - [0:0]\n"),
+            "{what}: {text}"
+        );
+        assert_eq!(
+            text.matches("-D POSTROUTING").count(),
+            damaged.matches(jump.trim_end()).count(),
+            "{what}: {text}"
+        );
+        assert_eq!(
+            text.matches("-I POSTROUTING 1 ").count(),
+            1,
+            "{what}: {text}"
+        );
+        assert!(!text.contains("*filter"), "{what}: {text}");
+    }
+}
+
+#[test]
+fn jump_goes_behind_policies_and_before_what_drops() {
+    let host = "*filter\n:FORWARD DROP [0:0]\n:DOCKER-USER - [0:0]\n:DOCKER-FORWARD - [0:0]\n:cali-FORWARD - [0:0]\n\
+        -A FORWARD -m comment --comment \"cali:x\" -j cali-FORWARD\n-A FORWARD -j DOCKER-USER\n\
+        -A FORWARD -j DOCKER-FORWARD\n-A FORWARD -j KUBE-FORWARD\nCOMMIT\n";
+    let text = change(host, &rules(), OTHER).unwrap();
+    assert!(text.contains("-I FORWARD 3 "), "{text}");
+
+    // Another policy that moves to the front does not move us; what Docker puts there does.
+    let jump = "-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD\n";
+    let with = |order: &str| {
+        let forward = saved();
+        let (_, forward) = forward.split_once("*filter").unwrap();
+        format!("*filter{}", forward.replace(jump, order))
+    };
+    for (order, in_front) in [
+        (
+            format!("{jump}-A FORWARD -j DOCKER-USER\n-A FORWARD -j DROP\n"),
+            true,
+        ),
+        (
+            format!("-A FORWARD -j DOCKER-USER\n-A FORWARD -j cali-FORWARD\n{jump}"),
+            true,
+        ),
+        (
+            format!("-A FORWARD -j DOCKER-USER\n-A FORWARD -j DOCKER-FORWARD\n{jump}"),
+            false,
+        ),
+        (format!("-A FORWARD -j REJECT\n{jump}"), false),
+    ] {
+        let only_forward = Rules {
+            masquerade: false,
+            ..rules()
+        };
+        let changed = change(&with(&order), &only_forward, MAIN);
+        let moved = changed.is_some_and(|text| text.contains("-I FORWARD"));
+        assert_eq!(moved, !in_front, "{order}");
+    }
+}
+
+#[test]
+fn other_kind_of_iptables_gets_what_opens_it_and_nothing_else() {
+    for (host, opened) in [
+        ("", false),
+        ("*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n", false),
+        ("*filter\n:FORWARD DROP [0:0]\nCOMMIT\n", true),
+        (
+            "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j REJECT\nCOMMIT\n",
+            true,
+        ),
+    ] {
+        let text = change(host, &rules(), OTHER).unwrap_or_default();
+        assert_eq!(text.contains("-I FORWARD 1 "), opened, "{host}: {text}");
+        assert!(!text.contains("*nat"), "{text}");
+        let closed = Rules {
+            forward: false,
+            ..rules()
+        };
+        assert_eq!(change(host, &closed, OTHER), None, "{host}");
+    }
+    // What was opened is closed again when nobody else is left, and its own jump does not count.
+    let left = saved();
+    let (_, filter) = left.split_once("*filter").unwrap();
+    let text = change(&format!("*filter{filter}"), &rules(), OTHER).unwrap();
+    assert!(text.contains("-X FLANNEL-FWD"), "{text}");
+}
+
+#[test]
+fn overlay_passes_where_docker_drops_what_is_sent_to_containers() {
+    let drop = |address: &str, rest: &str| {
+        format!(
+            "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d {address} {rest} -j DROP\nCOMMIT\n"
+        )
+    };
+    let open = "*raw\n:SELVAGE-RAW - [0:0]\n\
+        -I PREROUTING 1 -m comment --comment \"selvage direct\" -j SELVAGE-RAW\n\
+        -A SELVAGE-RAW -s 10.5.0.0/16 -d 10.5.72.0/24 -m comment --comment \"selvage direct\" -j ACCEPT\nCOMMIT\n";
+    for (host, opened) in [
+        (drop("10.5.72.2/32", "! -i docker0"), true),
+        (
+            drop("10.5.72.2/32", "! -i docker0 -p tcp -m tcp --dport 80"),
+            true,
+        ),
+        (drop("10.5.72.2/32", "-i eth0"), false),
+        (drop("192.0.2.7/32", "! -i docker0"), false),
+        (
+            "*filter\n:DOCKER-FORWARD - [0:0]\nCOMMIT\n".to_owned(),
+            true,
+        ),
+        ("*filter\n:DOCKER-USER - [0:0]\nCOMMIT\n".to_owned(), false),
+    ] {
+        for role in [MAIN, OTHER] {
+            let text = change(&host, &rules(), role).unwrap_or_default();
+            assert_eq!(text.contains(open), opened, "{host}: {text}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_wanted_goes_with_everything_that_leads_to_it() {
+    let host = saved().replace(
+        "*filter\n",
+        "*filter\n:MINE - [0:0]\n-A MINE -s 10.0.0.0/8 -g FLANNEL-FWD\n-A MINE -j ACCEPT\n",
+    );
+    let save = Save::parse(&host);
+    let text = restore(&save, &Wanted::default(), None).unwrap();
+    assert_eq!(
+        text,
+        "*filter\n:FLANNEL-FWD - [0:0]\n-D MINE -s 10.0.0.0/8 -g FLANNEL-FWD\n\
+         -D FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD\n-X FLANNEL-FWD\nCOMMIT\n\
+         *nat\n:FLANNEL-POSTRTG - [0:0]\n\
+         -D POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG\n-X FLANNEL-POSTRTG\nCOMMIT\n"
+    );
+    // flannel looks for its chain in the wrong table, and makes it there.
+    let wrong = Save::parse("*nat\n:FLANNEL-FWD - [0:0]\nCOMMIT\n");
+    let text = restore(&wrong, &Wanted::default(), None).unwrap();
+    assert_eq!(text, "*nat\n:FLANNEL-FWD - [0:0]\n-X FLANNEL-FWD\nCOMMIT\n");
+    assert_eq!(restore(&Save::default(), &Wanted::default(), None), None);
+}
+
+#[test]
+fn each_part_can_be_left_out() {
+    let none = |rules: &Rules| change("", rules, MAIN).unwrap_or_default();
+    assert!(
+        !none(&Rules {
+            masquerade: false,
+            ..rules()
+        })
+        .contains("nat")
+    );
+    assert!(
+        !none(&Rules {
+            forward: false,
+            ..rules()
+        })
+        .contains("filter")
+    );
+    assert!(
+        !none(&Rules {
+            random_fully: false,
+            ..rules()
+        })
+        .contains("random")
+    );
+    assert_eq!(
+        none(&Rules {
+            v4: None,
+            ..rules()
+        }),
+        ""
+    );
+    let old = Role {
+        random_fully: false,
+        ..MAIN
+    };
+    assert!(!change("", &rules(), old).unwrap().contains("random"));
+    let exclude = vec![
+        "192.0.2.0/24".parse().unwrap(),
+        "2001:db8::/32".parse().unwrap(),
+    ];
+    let text = none(&Rules { exclude, ..rules() });
+    let excluded = "-A FLANNEL-POSTRTG -d 192.0.2.0/24 -m comment --comment \"flanneld masq\" -j RETURN\n\
+        -A FLANNEL-POSTRTG -s 10.5.0.0/16 ! -d 224.0.0.0/4 ";
+    assert!(text.contains(excluded), "{text}");
+    assert!(!text.contains("2001:db8"), "{text}");
+}
+
+#[test]
+fn other_spelling_of_the_same_rules_is_learned() {
+    let reworded = saved().replace("0x4000/0x4000", "16384/16384");
+    let save = Save::parse(&reworded);
+    let wanted = Wanted::new(&rules(), Ip::V4, MAIN, &save);
+    assert!(restore(&save, &wanted, None).is_some());
+    let spelled = ours(&save);
+    assert_eq!(restore(&save, &wanted, Some(&spelled)), None);
+    let edited = Save::parse(&reworded.replace("-j RETURN", "-j ACCEPT"));
+    assert!(restore(&edited, &wanted, Some(&spelled)).is_some());
+}

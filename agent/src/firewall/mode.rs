@@ -1,0 +1,101 @@
+//! By which of the kernel's two rule languages the agent works.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// The setting `firewall.mode`.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Mode {
+    /// What flannel would do: nftables where the network config says `EnableNFTables`, else iptables, whose rules are
+    /// where operators, Docker and kube-proxy look for them. Where the programs for that choice are missing, the other.
+    #[default]
+    Auto,
+    /// One nftables table of our own, by the program `nft`.
+    Nftables,
+    /// flannel's chains, by the programs `iptables-save` and `iptables-restore`, of whichever kind is installed.
+    Iptables,
+}
+
+impl Mode {
+    /// How the modes are written, for messages.
+    pub const NAMES: &str = "auto, nftables or iptables";
+
+    /// The mode to work in: never [`Mode::Auto`].
+    ///
+    /// `prefer_nftables` is the network config's `EnableNFTables`; the others say which programs are installed.
+    pub(super) fn choose(self, prefer_nftables: bool, nft: bool, iptables: bool) -> Self {
+        match self {
+            Self::Auto if prefer_nftables && nft => Self::Nftables,
+            Self::Auto if iptables => Self::Iptables,
+            Self::Auto => Self::Nftables,
+            chosen => chosen,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        })
+    }
+}
+
+/// The text names no mode.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{0:?} is no firewall mode: expected {names}", names = Mode::NAMES)]
+pub struct ParseModeError(String);
+
+impl FromStr for Mode {
+    type Err = ParseModeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "nftables" => Ok(Self::Nftables),
+            "iptables" => Ok(Self::Iptables),
+            _ => Err(ParseModeError(text.chars().take(64).collect())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_and_mode_are_the_same_both_ways() {
+        for mode in [Mode::Auto, Mode::Nftables, Mode::Iptables] {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        let error = "nft".parse::<Mode>().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "\"nft\" is no firewall mode: expected auto, nftables or iptables"
+        );
+    }
+
+    #[test]
+    fn auto_is_flannels_choice_where_its_programs_are_there() {
+        let table = [
+            // EnableNFTables, nft, iptables
+            (false, true, true, Mode::Iptables),
+            (true, true, true, Mode::Nftables),
+            (false, true, false, Mode::Nftables),
+            (true, false, true, Mode::Iptables),
+            (false, false, false, Mode::Nftables),
+        ];
+        for (prefer, nft, iptables, expected) in table {
+            assert_eq!(Mode::Auto.choose(prefer, nft, iptables), expected);
+            assert_eq!(
+                Mode::Iptables.choose(prefer, nft, iptables),
+                Mode::Iptables,
+                "what was asked for is not guessed about"
+            );
+        }
+    }
+}

@@ -308,3 +308,30 @@ fn gc_frees_the_address_of_a_container_that_vanished() {
     kept.run("ping", "-c 1 -W 5 10.1.17.1");
     assert_eq!(node.host.remembered(), ["kept", "kept:net:eth0"]);
 }
+
+#[test]
+fn containers_added_at_once_after_a_move_all_start() {
+    const CONTAINERS: usize = 8;
+    let node = Node::new(json!({"cniVersion": "1.0.0"}));
+    let first = NetNs::new();
+    result(&node.call("ADD", "first", &first, json!({})));
+    assert_eq!(node.call("DEL", "first", &first, json!({})).result(), "");
+    let moved = crate::host::SUBNET_ENV.replace("10.1.17.1", "10.1.99.1");
+    node.host.write("subnet.env", &moved);
+
+    let containers: [NetNs; CONTAINERS] = std::array::from_fn(|_| NetNs::new());
+    let add = |index: usize, container| {
+        let answer = node.call("ADD", &format!("c{index}"), container, json!({}));
+        result(&answer);
+    };
+    std::thread::scope(|scope| {
+        for (index, container) in containers.iter().enumerate() {
+            scope.spawn(move || add(index, container));
+        }
+    });
+    assert_eq!(node.given_out("net").len(), CONTAINERS);
+    assert_eq!(node.bridge_addresses(), ["10.1.99.1/24"]);
+    for container in &containers {
+        container.run("ping", "-c 1 -W 5 10.1.99.1");
+    }
+}

@@ -59,6 +59,20 @@ fn failed_add_is_undone_by_del() {
 }
 
 #[test]
+fn add_that_is_killed_is_undone_by_del() {
+    let host = Host::new();
+    let conf = host.conf(json!({}));
+    let recorder = host.read("plugins/bridge");
+    // The delegate has begun its work when the plugin dies; its parent is the plugin.
+    host.install("bridge", "#!/bin/sh\nkill -9 $PPID\n");
+    assert!(!host.call("ADD", &conf).succeeded);
+    host.install("bridge", &recorder);
+    assert_eq!(host.call("DEL", &conf).result(), "");
+    assert_eq!(summary(&host), ["DEL c1 eth0 net"]);
+    assert_eq!(host.remembered(), [""; 0]);
+}
+
+#[test]
 fn prev_result_is_passed_on_since_0_4_0() {
     let host = Host::new();
     let result = json!({"cniVersion": "1.0.0", "ips": []});

@@ -8,18 +8,8 @@
 //! ```
 //!
 //! A drop-in for the plugin of flannel-io/cni-plugin, for versions 0.1.0 to 1.1.0 of the CNI specification; so rkt's
-//! `{"name":"containers","type":"flannel"}` will do. The delegate's configuration is theirs to the byte. What differs:
-//!
-//! | | flannel's plugin | this one |
-//! |---|---|---|
-//! | `subnet.env` is not there yet | error 999 | error 11, "try again later", in words that say what is missing |
-//! | a failed DEL | cannot be repeated, the address leaks | can be repeated until it succeeds |
-//! | two flannel networks of one container | the second overwrites the first | both are kept (see `attachment.rs`) |
-//! | CHECK | succeeds | attachment known, subnet unchanged, delegate's CHECK |
-//! | STATUS | succeeds | `subnet.env` and plugins are there (else error 50), delegate's STATUS |
-//! | GC | succeeds | detaches what the runtime no longer knows, delegate's GC |
-//! | DEL since 0.4.0 | without `prevResult` | with it |
-//! | the subnet changed, and `cni0` did not | ADD fails for ever | the address is replaced once no container uses it |
+//! `{"name":"containers","type":"flannel"}` will do. The delegate's configuration is theirs to the byte; what differs is
+//! listed in `docs/flannel.md`.
 //!
 //! It runs once per call, with blocking system calls: there is nothing to wait for beside the delegate.
 

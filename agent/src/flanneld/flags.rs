@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tracing::warn;
 
-use super::definition::{self, Definition, Kind};
+use super::definition::{self, Definition};
 use super::{Error, go_flag};
 use crate::settings::Source;
 
@@ -25,7 +25,7 @@ pub(super) enum Value {
 /// What was given for a flag.
 #[derive(Clone, PartialEq, Eq)]
 struct Given {
-    /// One, or as many as a repeatable flag was given; the last counts for any other.
+    /// As many as were given. All of a repeatable flag's count, the last of any other's.
     values: Vec<Value>,
     place: Source,
 }
@@ -39,7 +39,7 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// Takes a value for a flag: one more for a repeatable flag, else instead of the former.
+    /// Takes one more value for a flag.
     pub(super) fn set(
         &mut self,
         definition: &'static Definition,
@@ -60,9 +60,6 @@ impl Flags {
             values: Vec::new(),
             place,
         });
-        if definition.kind != Kind::Texts {
-            given.values.clear();
-        }
         given.values.push(value);
         Ok(())
     }

@@ -384,6 +384,13 @@ fn flags_beat_our_variables_and_those_beat_flannels() {
     assert_eq!(by_variable.etcd.prefix, "/ours");
     assert_eq!(by_variable.underlay.public_ip, "192.0.2.1".parse().ok());
     assert_eq!(by_variable.files.state_dir.to_str(), Some("/state"));
+    // flanneld has no such variables, and it takes a path from where it is.
+    let settings_of = |variable| settings(&[], &[variable]);
+    let unknown = settings_of(("FLANNELD_STATE_DIR", "/state"));
+    assert_eq!(unknown.files.state_dir.to_str(), Some("/var/lib/selvage"));
+    let relative = settings_of(("FLANNELD_SUBNET_FILE", "subnet.env"));
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(relative.files.subnet_file, here.join("subnet.env"));
     let by_flag = settings(&["-etcd-prefix=/flag"], &variables);
     assert_eq!(by_flag.etcd.prefix, "/flag");
 }

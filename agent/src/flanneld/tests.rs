@@ -339,23 +339,10 @@ fn flags_become_settings() {
             "-ip-masq-fully-random-disable",
             "-iptables-forward-rules=false",
             "-subnet-file=subnet.env",
-            "-iface-regex=^eth",
-            "-iface-regex=^en",
-            "-iface-can-reach=192.0.2.9",
-            "-public-ipv6=2001:db8::1",
-            "-iptables-resync=7",
-            "-ip-blackhole-route",
-            "-healthz-port=8081",
             "-v=2",
         ],
         &[],
     );
-    assert_eq!(settings.underlay.interface_regex.len(), 2);
-    assert_eq!(settings.underlay.can_reach, "192.0.2.9".parse().ok());
-    assert_eq!(settings.underlay.public_ipv6, "2001:db8::1".parse().ok());
-    assert_eq!(settings.firewall.resync.as_secs(), 7);
-    assert!(settings.firewall.blackhole_route);
-    assert_eq!(settings.health.listen, "0.0.0.0:8081".parse().ok());
     assert_eq!(settings.etcd.endpoints, ["https://a:1", "https://b:2"]);
     assert_eq!(settings.etcd.prefix, "/x");
     assert_eq!(settings.etcd.cafile.unwrap().to_str(), Some("/ca"));
@@ -396,27 +383,69 @@ fn flags_beat_our_variables_and_those_beat_flannels() {
 }
 
 #[test]
-fn public_ip_names_the_interface_where_nothing_else_does() {
+fn flags_choose_the_interface() {
     use crate::settings::Interface;
-    let interface = |words: &[&str]| settings(words, &[]).underlay.interfaces;
-    let address = "192.0.2.1".parse().unwrap();
-    assert_eq!(interface(&[]), []);
+    let underlay = settings(
+        &[
+            "-iface=eth1",
+            "-iface=10.0.0.1",
+            "-iface-regex=^10\\.",
+            "-iface-regex=^eth{1,2}",
+            "-iface-can-reach=192.0.2.9",
+            "-public-ip=192.0.2.1",
+            "-public-ipv6=2001:db8::1",
+        ],
+        &[],
+    )
+    .underlay;
     assert_eq!(
-        interface(&["-public-ip=192.0.2.1"]),
-        [Interface::Address(address)]
+        underlay.interfaces,
+        [
+            Interface::Name("eth1".parse().unwrap()),
+            Interface::Address("10.0.0.1".parse().unwrap()),
+        ]
+    );
+    assert_eq!(underlay.interface_regex.len(), 2);
+    assert_eq!(underlay.can_reach, "192.0.2.9".parse().ok());
+    assert_eq!(underlay.public_ip, "192.0.2.1".parse().ok());
+    assert_eq!(underlay.public_ipv6, "2001:db8::1".parse().ok());
+    // A pattern may have commas.
+    let underlay = settings(&[], &[("FLANNELD_IFACE_REGEX", "^eth{1,2}")]).underlay;
+    assert_eq!(underlay.interface_regex.len(), 1);
+    assert!(settings(&["-iface="], &[]).underlay.interfaces.is_empty());
+}
+
+#[test]
+fn health_endpoints_are_off_without_a_port_and_everywhere_with_one() {
+    let listen = |words: &[&str]| settings(words, &[]).health.listen;
+    assert_eq!(listen(&[]), None);
+    assert_eq!(listen(&["-healthz-ip=10.0.0.1"]), None);
+    for port in ["0", "-1", "-70000"] {
+        assert_eq!(listen(&["-healthz-port", port]), None, "{port}");
+    }
+    assert_eq!(
+        listen(&["-healthz-port=0x1F90"]),
+        "0.0.0.0:8080".parse().ok()
     );
     assert_eq!(
-        interface(&["-public-ip=192.0.2.1", "-iface=eth1", "-iface=eth0"]),
-        ["eth1", "eth0"].map(|name| Interface::Name(name.parse().unwrap()))
+        listen(&["-healthz-port=8081", "-healthz-ip=::1"]),
+        "[::1]:8081".parse().ok()
     );
-    assert_eq!(
-        interface(&["-public-ip=192.0.2.1", "-iface-can-reach=192.0.2.9"]),
-        []
-    );
-    let by_variable = settings(&["-public-ip=192.0.2.1"], &[("SELVAGE_IFACE", "eth2")]);
-    assert_eq!(
-        by_variable.underlay.interfaces,
-        [Interface::Name("eth2".parse().unwrap())]
+}
+
+#[test]
+fn firewall_is_looked_at_every_five_seconds_or_as_often_as_said() {
+    use std::time::Duration;
+    let resync = |words: &[&str]| settings(words, &[]).firewall.resync;
+    assert_eq!(resync(&[]), Duration::from_secs(5));
+    assert_eq!(resync(&["-iptables-resync=30"]), Duration::from_secs(30));
+    for never in ["0", "-5"] {
+        assert_eq!(resync(&["-iptables-resync", never]), Duration::from_secs(1));
+    }
+    assert!(
+        settings(&["-ip-blackhole-route"], &[])
+            .firewall
+            .blackhole_route
     );
 }
 
@@ -430,6 +459,10 @@ fn wrong_settings_name_the_flag_or_the_variable() {
     };
     let message = refused(&["-public-ip=10.0.0.300"], &[]);
     assert!(message.starts_with("flag --public-ip: "), "{message}");
+    let message = refused(&["-healthz-port=70000"], &[]);
+    assert!(message.starts_with("flag --healthz-port: "), "{message}");
+    let message = refused(&["-iface-regex=("], &[]);
+    assert!(message.starts_with("flag --iface-regex: "), "{message}");
     let message = refused(&[], &[("FLANNELD_ETCD_ENDPOINTS", "ftp://x")]);
     assert!(
         message.starts_with("environment variable FLANNELD_ETCD_ENDPOINTS: "),

@@ -9,6 +9,9 @@ use super::key::{self, Key};
 use super::{Environment, Error, Fragment, Secret, Settings, Source, validate};
 use crate::flanneld::{DEFAULT_ENDPOINTS, Flags};
 
+/// Where flanneld's health endpoints listen: everywhere, if they have a port.
+const DEFAULT_HEALTH_ADDRESS: &str = "0.0.0.0";
+
 /// The settings of an agent that is called flanneld: flanneld's defaults, its flags and its environment, which are all
 /// in `flags`; and `SELVAGE_*` variables, which are stronger than `FLANNELD_*`, and weaker than flags. No files.
 ///
@@ -21,20 +24,13 @@ pub fn load_flanneld(flags: &Flags, environment: &Environment) -> Result<Setting
             endpoints: Some(split_list(unplaced(DEFAULT_ENDPOINTS.to_owned()))),
             ..Etcd::default()
         },
-        underlay: Underlay {
-            interfaces: by_public_ip(flags).map(|text| unplaced(Texts(vec![text.to_owned()]))),
-            ..Underlay::default()
-        },
         health: Health {
-            address: Some(unplaced("0.0.0.0".to_owned())),
+            address: Some(unplaced(DEFAULT_HEALTH_ADDRESS.to_owned())),
             ..Health::default()
         },
         ..Fragment::default()
     };
-    let place = |key: Key| match key {
-        key::UNDERLAY_INTERFACES if by_public_ip(flags).is_some() => flags.place("public-ip"),
-        key => flags.place(key.flag),
-    };
+    let place = |key: Key| flags.place(flag(key));
     inputs.overlay(defaults, &Origin::Flanneld(&place));
     let from_variables = |name| matches!(flags.place(name), Source::Variable(_));
     inputs.overlay(fragment(flags, from_variables), &Origin::Flanneld(&place));
@@ -51,29 +47,22 @@ pub fn load_flanneld(flags: &Flags, environment: &Environment) -> Result<Setting
     validate::settings(inputs)
 }
 
-/// The address that tells which interface is meant where nothing else does: the public one. flannel does so since 0.12,
-/// and hosts with several interfaces rely on it.
-fn by_public_ip(flags: &Flags) -> Option<&str> {
-    let named = ["iface", "iface-regex", "iface-can-reach"]
-        .into_iter()
-        .any(|name| {
-            flags
-                .texts(name)
-                .is_some_and(|texts| texts.iter().any(|text| !text.is_empty()))
-        });
-    ["public-ip", "public-ipv6"]
-        .into_iter()
-        .filter(|_| !named)
-        .find_map(|name| flags.text(name).filter(|text| !text.is_empty()))
+/// flanneld's flag for a setting: the one of that name, but for one that says the opposite, and klog's.
+fn flag(key: Key) -> &'static str {
+    match key {
+        key::FIREWALL_RANDOM_FULLY => "ip-masq-fully-random-disable",
+        key::AGENT_LOG => "v",
+        key => key.flag,
+    }
 }
 
 /// The flags that are `wanted`, in the form that every source has.
 fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
-    let given = |key: Key| Some(key.flag).filter(|flag| wanted(flag));
+    let given = |key: Key| Some(flag(key)).filter(|flag| wanted(flag));
     let text = |key| Some(unplaced(flags.text(given(key)?)?.to_owned()));
     let texts = |key| Some(unplaced(Texts(flags.texts(given(key)?)?)));
-    let number = |key| Some(unplaced(flags.number(given(key)?)?));
     let switch = |key| Some(unplaced(flags.switch(given(key)?)?));
+    let number = |key| flags.number(given(key)?);
     // flanneld takes a path from where it was started; the agent may be elsewhere when it opens the file.
     let path = |key| {
         let text = flags.text(given(key)?)?;
@@ -104,11 +93,10 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
         firewall: Firewall {
             masquerade: switch(key::FIREWALL_MASQUERADE),
             forward: switch(key::FIREWALL_FORWARD),
-            random_fully: Some("ip-masq-fully-random-disable")
-                .filter(|name| wanted(name))
-                .and_then(|name| flags.switch(name))
-                .map(|disabled| unplaced(!disabled)),
-            resync: number(key::FIREWALL_RESYNC),
+            random_fully: switch(key::FIREWALL_RANDOM_FULLY)
+                .map(|disabled| unplaced(!disabled.into_inner())),
+            // Without a pause flanneld never stops looking.
+            resync: number(key::FIREWALL_RESYNC).map(|seconds| unplaced(seconds.max(1))),
             blackhole_route: switch(key::FIREWALL_BLACKHOLE_ROUTE),
             ..Firewall::default()
         },
@@ -117,15 +105,13 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
             ..Files::default()
         },
         health: Health {
-            address: text(key::HEALTH_ADDRESS),
-            // flanneld takes what is below zero for off as well.
-            port: number(key::HEALTH_PORT).map(|port| unplaced((*port.get_ref()).max(0))),
+            // Empty means everywhere, which is the default.
+            address: text(key::HEALTH_ADDRESS).filter(|text| !text.get_ref().is_empty()),
+            // A negative port means none, too.
+            port: number(key::HEALTH_PORT).map(|port| unplaced(port.max(0))),
         },
         agent: Agent {
-            log: Some("v")
-                .filter(|name| wanted(name))
-                .and_then(|name| flags.number(name))
-                .map(|level| unplaced(filter(level).to_owned())),
+            log: number(key::AGENT_LOG).map(|level| unplaced(filter(level).to_owned())),
             ..Agent::default()
         },
     }

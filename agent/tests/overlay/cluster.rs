@@ -432,7 +432,7 @@ impl Host {
             "ip neighbor show nud permanent",
             "ip -6 neighbor show nud permanent",
             "bridge fdb show",
-            "nft list ruleset",
+            "nft -s list ruleset",
         ]
         .map(|line| format!("# {line}\n{}", self.namespace.run(line)))
         .concat()

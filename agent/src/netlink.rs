@@ -8,6 +8,7 @@
 mod address;
 mod apply;
 mod bridge;
+pub(crate) mod host;
 mod link;
 mod message;
 mod monitor;

@@ -3,7 +3,7 @@
 //! Every rule and default of flannel's `CheckNetworkConfig` holds here, and one more: `SubnetMin` above `SubnetMax` is
 //! refused, which flannel only notices as "out of subnets".
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use crate::go_json::{GoJsonError, Object, compact};
+use crate::net::Family;
 
 mod range;
 
@@ -28,6 +29,31 @@ pub struct NetworkConfig {
     pub enable_nftables: bool,
     /// Which back end carries the packets, and its own options.
     pub backend: BackendSpec,
+}
+
+/// The families that an overlay has, at least one, each with its network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Families {
+    /// The IPv4 overlay network.
+    pub v4: Option<Ipv4Net>,
+    /// The IPv6 overlay network.
+    pub v6: Option<Ipv6Net>,
+}
+
+impl Families {
+    /// The families, IPv4 first.
+    pub fn iter(self) -> impl Iterator<Item = Family> {
+        let v4 = self.v4.map(|_| Family::V4);
+        v4.into_iter().chain(self.v6.map(|_| Family::V6))
+    }
+
+    /// Whether an address belongs to the overlay.
+    pub fn contain(self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.v4.is_some_and(|network| network.contains(&v4)),
+            IpAddr::V6(v6) => self.v6.is_some_and(|network| network.contains(&v6)),
+        }
+    }
 }
 
 /// The overlay network of one family and the subnets in it.
@@ -106,6 +132,14 @@ impl NetworkConfig {
         let v4 = self.ipv4.map(|range| IpNet::V4(range.network));
         v4.into_iter()
             .chain(self.ipv6.map(|range| IpNet::V6(range.network)))
+    }
+
+    /// Which families the overlay has.
+    pub fn families(&self) -> Families {
+        Families {
+            v4: self.ipv4.map(|range| range.network),
+            v6: self.ipv6.map(|range| range.network),
+        }
     }
 
     /// Reads and validates the config as flannel does, and fills in the defaults.

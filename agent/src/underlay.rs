@@ -1,30 +1,21 @@
 //! The underlay: the interface and the addresses that carry the overlay's packets between hosts.
 
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
-use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
-use rtnetlink::{Handle, RouteMessageBuilder};
-use thiserror::Error;
 
-use crate::net::InterfaceName;
+use crate::net::{Family, InterfaceName};
+use crate::netlink::host::{Host, Questions};
+use crate::network_config::Families;
 use crate::settings;
-use crate::settings::Interface;
 
-mod host;
+mod choice;
+mod error;
 
-use host::{Address, DefaultRoute, Host, Link};
+pub use error::{Error, Miss};
 
-/// How long the kernel may take to list links, addresses and routes. It takes milliseconds; a lost answer would
-/// otherwise hang for ever.
-const DEADLINE: Duration = Duration::from_secs(5);
+use choice::Choice;
 
 /// What carries the overlay on this host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,6 +72,18 @@ impl Underlay {
     }
 }
 
+impl Underlay {
+    /// Whether the interface and the addresses on it are the same.
+    fn is_where(&self, other: &Self) -> bool {
+        let place = |underlay: &Self| {
+            let v4 = underlay.v4.map(|v4| v4.address);
+            let v6 = underlay.v6.map(|v6| v6.address);
+            (underlay.index, v4, v6)
+        };
+        place(self) == place(other)
+    }
+}
+
 /// The public addresses, for logs and the status.
 impl fmt::Display for Underlay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -93,194 +96,70 @@ impl fmt::Display for Underlay {
     }
 }
 
-/// There is no underlay (yet).
-#[derive(Debug, Error)]
-pub enum Error {
-    /// No netlink socket.
-    #[error("failed to open a netlink socket")]
-    Open(#[source] io::Error),
-    /// The kernel refused to list something.
-    #[error("failed to list the interfaces, addresses and routes")]
-    List(#[source] rtnetlink::Error),
-    /// The kernel did not answer.
-    #[error("failed to list the interfaces, addresses and routes within {} s", DEADLINE.as_secs())]
-    Timeout,
-    /// No interface has the wanted name.
-    #[error("no interface is called {wanted:?}; there are {found}")]
-    NoInterface {
-        /// The name looked for.
-        wanted: String,
-        /// What there is.
-        found: String,
-    },
-    /// No interface has the wanted address.
-    #[error("no interface has the address {wanted}; there are {found}")]
-    NoSuchAddress {
-        /// The address looked for.
-        wanted: IpAddr,
-        /// What there is.
-        found: String,
-    },
-    /// Nothing was asked for, and there is no default route to go by.
-    #[error(
-        "there is no IPv4 default route to choose the underlay by, and underlay.interfaces is not set; there are {found}"
-    )]
-    NoDefaultRoute {
-        /// What there is.
-        found: String,
-    },
-    /// The interface has no usable IPv4 address.
-    #[error("the interface {interface} has no usable IPv4 address; there are {found}")]
-    NoAddress {
-        /// The interface's name.
-        interface: String,
-        /// What there is.
-        found: String,
-    },
-    /// The interface cannot carry packets.
-    #[error("the interface {interface} has an MTU of {mtu}: expected at least 68 bytes (RFC 791)")]
-    BadMtu {
-        /// The interface's name.
-        interface: String,
-        /// Its MTU.
-        mtu: u32,
-    },
-}
-
-impl Error {
-    /// Whether waiting may help: at boot the agent may be faster than the interface or its address.
-    pub fn is_transient(&self) -> bool {
-        !matches!(self, Self::Open(_))
-    }
-}
-
-/// Finds the underlay that `wanted` asks for: the named interface, the one with the given address, or else the one of
-/// the default route (`ip route show default`, lowest metric).
+/// Finds the underlay that `wanted` asks for, with an address of each of `families`, all on one interface. What is asked
+/// for is tried in this order, until an interface is found that has usable addresses:
 ///
-/// `current` is what a running overlay uses. Its interface and address stay the choice for as long as they would do,
-/// even when by now there is a better one: the peers would have to learn another address, for nothing. A second default
-/// route, or a service address that keepalived adds beside one from DHCP, is no reason to move. What is read anew is the
-/// MTU, the prefix length and the public address.
+/// 1. the interfaces by name or address,
+/// 2. the patterns: the interface of which an address of each family matches; else the one whose name matches; else, for
+///    two families, the one of which any address matches,
+/// 3. the one over which the kernel reaches the given address; its source address counts,
+/// 4. the one that has an address in a given network.
+///
+/// If nothing is asked for, it is the interface that has the public address, or else the one of the default route with the
+/// lowest metric. There is no falling back to the default route when something was asked for in vain.
+///
+/// Of an interface's addresses, those come first that the settings name, then those in a network that they name; link-local
+/// IPv4 ones come last; permanent ones before those from DHCP or a router; temporary IPv6 ones after others; global IPv6
+/// ones before unique local ones (RFC 6724 §2.1); else the kernel's order counts. Deprecated ones count only if they are
+/// named, those in doubt (duplicates, perhaps), link-local IPv6 ones and those of the overlay itself never.
+///
+/// `current` is what a running overlay uses. Its interface and addresses stay the choice for as long as they are what was
+/// asked for, even when by now there is a better one: the peers would have to learn another address, for nothing. A second
+/// default route, or a service address that keepalived adds beside one from DHCP, is no reason to move. What is read anew
+/// is the MTU, the prefix lengths and the public addresses.
 ///
 /// # Errors
-/// An [`Error`] that lists what interfaces and addresses there are. Dropping the future leaves nothing behind.
+/// An [`Error`] that says what was tried, and what interfaces and addresses there are. Dropping the future leaves nothing
+/// behind.
 pub async fn discover(
     wanted: &settings::Underlay,
+    families: Families,
     current: Option<&Underlay>,
 ) -> Result<Underlay, Error> {
-    let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Open)?;
-    let connection = tokio::spawn(connection);
-    let host = tokio::time::timeout(DEADLINE, observe(&handle, wanted.interfaces.is_empty())).await;
-    connection.abort();
-    host.map_err(|_| Error::Timeout)?
-        .map_err(Error::List)?
-        .choose(wanted, current)
-}
-
-/// Lists links and IPv4 addresses, and the default routes when `with_routes` says so.
-async fn observe(handle: &Handle, with_routes: bool) -> Result<Host, rtnetlink::Error> {
-    let mut host = Host::default();
-    let mut links = handle.link().get().execute();
-    while let Some(message) = links.try_next().await? {
-        host.links.extend(link(&message));
+    let of_networks: Vec<Family> = families.iter().collect();
+    let mut questions = Questions {
+        default_routes: &of_networks,
+        over: current.map(|current| current.index),
+        reach: wanted.can_reach,
+        thorough: false,
+    };
+    if choice::asks_for_any(wanted) {
+        questions.default_routes = &[];
+        return look(wanted, families, current, questions).await;
     }
-    let mut addresses = handle.address().get().execute();
-    while let Some(message) = addresses.try_next().await? {
-        host.addresses.extend(address(&message));
-    }
-    if with_routes {
-        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let mut routes = handle.route().get(request).execute();
-        while let Some(message) = routes.try_next().await? {
-            host.default_routes.extend(default_routes(&message));
+    match look(wanted, families, current, questions).await {
+        Ok(found) if current.is_none_or(|current| found.is_where(current)) => Ok(found),
+        // Before anything moves or fails, all default routes count.
+        _ => {
+            questions.thorough = true;
+            look(wanted, families, current, questions).await
         }
     }
-    Ok(host)
 }
 
-fn link(message: &LinkMessage) -> Option<Link> {
-    let name = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => name.parse().ok(),
-            _ => None,
-        })?;
-    let mtu = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(*mtu),
-            _ => None,
-        })?;
-    Some(Link {
-        index: message.header.index,
-        name,
-        mtu,
-    })
-}
-
-fn address(message: &AddressMessage) -> Option<Address> {
-    if message.header.family != AddressFamily::Inet {
-        return None;
-    }
-    // On a point-to-point link IFA_ADDRESS is the peer's address and IFA_LOCAL ours (linux/if_addr.h).
-    let local = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-            _ => None,
-        });
-    let any = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
-            _ => None,
-        });
-    // IFA_FLAGS carries all flags; the header's byte, the only source before Linux 3.14, has those used here as well.
-    let flags = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Flags(flags) => Some(*flags),
-            _ => None,
-        })
-        .unwrap_or(AddressFlags::from_bits_retain(u32::from(
-            message.header.flags.bits(),
-        )));
-    Some(Address {
-        link_index: message.header.index,
-        address: local.or(any)?,
-        prefix_len: message.header.prefix_len,
-        deprecated: flags.contains(AddressFlags::Deprecated),
-        permanent: flags.contains(AddressFlags::Permanent),
-    })
-}
-
-/// One entry for each of the route's next hops: any of them reaches the peers.
-fn default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
-    let mut table = u32::from(message.header.table);
-    let mut metric = 0;
-    let mut links = Vec::new();
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Priority(number) => metric = *number,
-            RouteAttribute::Oif(index) => links.push(*index),
-            RouteAttribute::MultiPath(hops) => {
-                links.extend(hops.iter().map(|hop| hop.interface_index));
-            }
-            _ => {}
+async fn look(
+    wanted: &settings::Underlay,
+    families: Families,
+    current: Option<&Underlay>,
+    questions: Questions<'_>,
+) -> Result<Underlay, Error> {
+    let host = Host::observe(questions).await?;
+    let found = Choice::new(&host, wanted, families).find(current);
+    // What is not on an incomplete list may be there all the same, which is no ground to move.
+    match (&found, current) {
+        (Ok(found), Some(current)) if !host.complete && !found.is_where(current) => {
+            Err(Error::Incomplete)
         }
+        _ => found,
     }
-    if table != u32::from(RouteHeader::RT_TABLE_MAIN)
-        || message.header.destination_prefix_length != 0
-        || message.header.kind != RouteType::Unicast
-    {
-        return Vec::new();
-    }
-    let route = |link_index| DefaultRoute { link_index, metric };
-    links.into_iter().map(route).collect()
 }

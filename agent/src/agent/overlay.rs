@@ -109,7 +109,7 @@ pub(crate) async fn connect(
     config: &NetworkConfig,
     kernel: &mut Kernel,
 ) -> Result<(Underlay, Arc<dyn Backend>), ConnectError> {
-    let underlay = underlay::discover(&settings.underlay, None).await?;
+    let underlay = underlay::discover(&settings.underlay, config.families(), None).await?;
     let backend = BackendConfig::parse(config)?;
     let setup = Setup {
         config,
@@ -325,7 +325,12 @@ impl Overlay {
         &mut self,
         settings: &Settings,
     ) -> Result<bool, underlay::Error> {
-        let underlay = underlay::discover(&settings.underlay, Some(&self.underlay)).await?;
+        let underlay = underlay::discover(
+            &settings.underlay,
+            self.config.families(),
+            Some(&self.underlay),
+        )
+        .await?;
         if underlay == self.underlay {
             return Ok(false);
         }

@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 use super::message::Message;
 use super::observe::is_inside;
 use super::socket::{DATAGRAM, Messages};
-use super::{Kernel, KernelError, address, link, neighbor, route};
+use super::{Kernel, KernelError, address, host, link, neighbor, route};
 use crate::net::InterfaceName;
 use crate::state::{Key, Object, Scope, State};
 use crate::underlay::Underlay;
@@ -323,12 +323,12 @@ impl Watch<'_> {
     }
 
     fn judge_route(&self, message: &Message) -> News {
-        let Some(route) = route::read(message) else {
-            return News::None;
-        };
+        let objects = route::read(message).is_some_and(|route| {
+            route.protocol == route::PROTOCOL || is_inside(self.scope, &route.destination)
+        });
         News::Changed(Changed {
-            objects: route.protocol == route::PROTOCOL || is_inside(self.scope, &route.destination),
-            underlay: route.destination.prefix_len() == 0,
+            objects,
+            underlay: host::is_default_route(message),
         })
     }
 

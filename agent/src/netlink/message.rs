@@ -43,13 +43,13 @@ impl Verb {
 
 /// A message to the kernel.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct Request<M = Message> {
     pub(super) verb: Verb,
-    pub(super) message: Message,
+    pub(super) message: M,
 }
 
-impl Request {
-    pub(super) fn new(verb: Verb, message: impl Into<Message>) -> Self {
+impl<M> Request<M> {
+    pub(super) fn new(verb: Verb, message: impl Into<M>) -> Self {
         Self {
             verb,
             message: message.into(),

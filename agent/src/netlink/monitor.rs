@@ -195,7 +195,7 @@ impl Monitor {
     /// Takes the notifications of one datagram; returns whether any is of concern.
     fn take(&mut self, watch: &Watch<'_>) -> bool {
         let mut any = false;
-        for message in Messages(&self.received).flatten() {
+        for message in Messages::<Message>::new(&self.received).flatten() {
             let own = message.header.port_number == self.own_port;
             let NetlinkPayload::InnerMessage(message) = message.payload else {
                 continue;

@@ -4,13 +4,16 @@
 //! request whose answer was lost for lack of buffer, and drops what it cannot parse without telling (0.14.1). The kernel
 //! works through a send before the system call returns, so there is nothing for a task to do.
 
+use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use rtnetlink::packet_core::{
     Emitable, ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NetlinkBuffer,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NlasIterator,
 };
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
@@ -97,18 +100,31 @@ pub(super) struct Dump<T> {
     pub(super) complete: bool,
 }
 
+/// The messages of one netlink protocol.
+pub(super) trait Protocol:
+    NetlinkSerializable + NetlinkDeserializable + fmt::Debug
+{
+    /// `NETLINK_…` of linux/netlink.h.
+    const NUMBER: isize;
+}
+
+impl Protocol for Message {
+    const NUMBER: isize = NETLINK_ROUTE;
+}
+
 /// A netlink socket for requests. If a call is cancelled, the next one skips its answers.
-pub(super) struct Socket {
+pub(super) struct Socket<M = Message> {
     inner: TokioSocket,
     port: u32,
     sequence: u32,
     received: Vec<u8>,
+    messages: PhantomData<M>,
 }
 
-impl Socket {
+impl<M: Protocol> Socket<M> {
     pub(super) fn open() -> Result<Self, KernelError> {
         let open = || {
-            let mut inner = TokioSocket::new(NETLINK_ROUTE)?;
+            let mut inner = TokioSocket::new(M::NUMBER)?;
             let socket = inner.socket_mut();
             let address = socket.bind_auto()?;
             socket.set_rx_buf_sz(RECEIVE_BUFFER)?;
@@ -122,6 +138,7 @@ impl Socket {
                 inner,
                 sequence: 0,
                 received: Vec::with_capacity(DATAGRAM),
+                messages: PhantomData,
             })
         };
         open().map_err(KernelError::Open)
@@ -138,7 +155,7 @@ impl Socket {
     /// requests, so that one says that all before it are done.
     pub(super) async fn batch(
         &mut self,
-        requests: &[Request],
+        requests: &[Request<M>],
     ) -> Result<Vec<Result<(), Refused>>, KernelError> {
         let mut outcomes = Vec::with_capacity(requests.len());
         for batch in requests.chunks(BATCH) {
@@ -152,7 +169,7 @@ impl Socket {
 
     async fn exchange(
         &mut self,
-        batch: &[Request],
+        batch: &[Request<M>],
         outcomes: &mut Vec<Result<(), Refused>>,
     ) -> Result<(), KernelError> {
         let first = self.send(batch).await?;
@@ -180,8 +197,8 @@ impl Socket {
     /// Asks for one object; `None` if the kernel has no answer.
     pub(super) async fn get(
         &mut self,
-        request: Request,
-    ) -> Result<Result<Option<Message>, Refused>, KernelError> {
+        request: Request<M>,
+    ) -> Result<Result<Option<M>, Refused>, KernelError> {
         let exchange = async {
             let first = self.send(&[request]).await?;
             let mut answer = None;
@@ -215,8 +232,8 @@ impl Socket {
     pub(super) async fn dump<T>(
         &mut self,
         what: &'static str,
-        message: impl Into<Message>,
-        mut pick: impl FnMut(Message) -> Option<T>,
+        message: impl Into<M>,
+        mut pick: impl FnMut(M) -> Option<T>,
     ) -> Result<Dump<T>, KernelError> {
         let mut dump = Dump {
             items: Vec::new(),
@@ -240,8 +257,8 @@ impl Socket {
     async fn dump_once<T>(
         &mut self,
         what: &'static str,
-        request: &Request,
-        pick: &mut impl FnMut(Message) -> Option<T>,
+        request: &Request<M>,
+        pick: &mut impl FnMut(M) -> Option<T>,
         items: &mut Vec<T>,
     ) -> Result<bool, KernelError> {
         let first = self.send(std::slice::from_ref(request)).await?;
@@ -279,7 +296,7 @@ impl Socket {
     }
 
     /// Sends requests in one datagram; returns the sequence number of the first. The last asks for an answer.
-    async fn send(&mut self, requests: &[Request]) -> Result<u32, KernelError> {
+    async fn send(&mut self, requests: &[Request<M>]) -> Result<u32, KernelError> {
         let first = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
         for (index, request) in requests.iter().enumerate() {
@@ -307,10 +324,10 @@ impl Socket {
     }
 
     /// Waits for the next datagram and returns its messages.
-    async fn receive(&mut self) -> Result<Messages<'_>, KernelError> {
+    async fn receive(&mut self) -> Result<Messages<'_, M>, KernelError> {
         self.received.clear();
         match self.inner.recv(&mut self.received).await {
-            Ok(()) => Ok(Messages(&self.received)),
+            Ok(()) => Ok(Messages::new(&self.received)),
             Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
                 Err(KernelError::Overrun)
             }
@@ -319,8 +336,8 @@ impl Socket {
     }
 }
 
-impl std::fmt::Debug for Socket {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<M> fmt::Debug for Socket<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Socket")
             .field("port", &self.port)
             .finish_non_exhaustive()
@@ -328,27 +345,39 @@ impl std::fmt::Debug for Socket {
 }
 
 /// The messages of one datagram; `Err` for each that cannot be read.
-pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+pub(super) struct Messages<'a, M = Message> {
+    bytes: &'a [u8],
+    messages: PhantomData<M>,
+}
+
+impl<'a, M> Messages<'a, M> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self {
+            bytes,
+            messages: PhantomData,
+        }
+    }
+}
 
 /// A message that cannot be read.
 pub(super) struct Unreadable;
 
-impl Iterator for Messages<'_> {
-    type Item = Result<NetlinkMessage<Message>, Unreadable>;
+impl<M: Protocol> Iterator for Messages<'_, M> {
+    type Item = Result<NetlinkMessage<M>, Unreadable>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
+        if self.bytes.is_empty() {
             return None;
         }
-        let Ok(buffer) = NetlinkBuffer::new_checked(self.0) else {
-            debug!(bytes = self.0.len(), "netlink datagram is cut short");
-            self.0 = &[];
+        let Ok(buffer) = NetlinkBuffer::new_checked(self.bytes) else {
+            debug!(bytes = self.bytes.len(), "netlink datagram is cut short");
+            self.bytes = &[];
             return Some(Err(Unreadable));
         };
         // Messages are padded to multiples of four bytes (NLMSG_ALIGN); the last may lack the padding.
         let length = buffer.length() as usize;
-        let (message, rest) = self.0.split_at(length);
-        self.0 = rest
+        let (message, rest) = self.bytes.split_at(length);
+        self.bytes = rest
             .get(length.next_multiple_of(4) - length..)
             .unwrap_or_default();
         Some(NetlinkMessage::deserialize(message).map_err(|error| {
@@ -407,7 +436,7 @@ mod tests {
     #[test]
     fn a_refusal_carries_the_kernels_words() {
         let bytes = refusal();
-        let Some(Ok(message)) = Messages(&bytes).next() else {
+        let Some(Ok(message)) = Messages::<Message>::new(&bytes).next() else {
             panic!("unreadable")
         };
         let NetlinkPayload::Error(error) = &message.payload else {
@@ -426,10 +455,10 @@ mod tests {
         bytes[..4].copy_from_slice(&20u32.to_ne_bytes());
         bytes.resize(20, 0);
         bytes.extend(refusal());
-        let read: Vec<bool> = Messages(&bytes).map(|message| message.is_ok()).collect();
+        let read: Vec<bool> = Messages::<Message>::new(&bytes).map(|message| message.is_ok()).collect();
         assert_eq!(read, [false, true]);
         bytes.truncate(30);
-        let read: Vec<bool> = Messages(&bytes).map(|message| message.is_ok()).collect();
+        let read: Vec<bool> = Messages::<Message>::new(&bytes).map(|message| message.is_ok()).collect();
         assert_eq!(read, [false, false], "a datagram that is cut short is told");
     }
 
@@ -443,8 +472,8 @@ mod tests {
             message.extend(kind.to_ne_bytes());
             message.extend([0; 10]);
             message.extend(&bytes);
-            prop_assert!(Messages(&message).count() <= 1 + message.len() / 16);
-            prop_assert!(Messages(&bytes).count() <= 1 + bytes.len() / 16);
+            prop_assert!(Messages::<Message>::new(&message).count() <= 1 + message.len() / 16);
+            prop_assert!(Messages::<Message>::new(&bytes).count() <= 1 + bytes.len() / 16);
         }
     }
 }

@@ -40,3 +40,4 @@ pub mod state;
 pub mod subnet_file;
 pub mod sysroot;
 pub mod underlay;
+pub mod wireguard_key;

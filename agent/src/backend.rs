@@ -12,6 +12,7 @@ pub mod host_gw;
 pub mod ipip;
 pub mod plan;
 pub mod vxlan;
+pub mod wireguard;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -24,6 +25,7 @@ use self::alloc::AllocBackend;
 use self::extension::ExtensionConfig;
 use self::ipip::{IpipBackend, IpipConfig};
 use self::vxlan::VxlanConfig;
+use self::wireguard::WireguardConfig;
 use crate::go_json::{GoJsonError, Object};
 use crate::hooks::CommandError;
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -32,6 +34,7 @@ use crate::netlink::{Kernel, KernelError};
 use crate::network_config::NetworkConfig;
 use crate::state::{self, Key, LinkKind, Route, Scope, State};
 use crate::underlay::Underlay;
+use crate::wireguard_key::PublicKey;
 
 /// The back ends that exist, as the network config names them.
 const KINDS: &[&str] = &[
@@ -40,6 +43,7 @@ const KINDS: &[&str] = &[
     host_gw::KIND,
     ipip::KIND,
     vxlan::KIND,
+    wireguard::KIND,
 ];
 
 /// No back end can do what the network config asks for.
@@ -50,6 +54,9 @@ pub enum BackendConfigError {
         "EnableIPv6: true is not possible with the back end {0}, which carries IPv4 alone; allowed: false"
     )]
     Ipv6(&'static str),
+    /// A mode of the wireguard back end that travels over a family which the network has not.
+    #[error("Backend: Mode is not possible without {0}: true; allowed: \"separate\" or \"auto\"")]
+    ModeWithout(&'static str),
     /// No such back end.
     #[error("the back end {0:?} does not exist; there is: {list}", list = KINDS.join(", "))]
     Kind(String),
@@ -77,6 +84,8 @@ pub enum BackendConfig {
     Ipip(IpipConfig),
     /// VXLAN.
     Vxlan(VxlanConfig),
+    /// WireGuard.
+    Wireguard(WireguardConfig),
 }
 
 impl BackendConfig {
@@ -94,6 +103,7 @@ impl BackendConfig {
             host_gw::KIND => Ok(Self::HostGw),
             ipip::KIND => Ok(Self::Ipip(IpipConfig::parse(&options, config)?)),
             vxlan::KIND => Ok(Self::Vxlan(VxlanConfig::parse(&options, config)?)),
+            wireguard::KIND => Ok(Self::Wireguard(WireguardConfig::parse(&options, config)?)),
             kind => Err(BackendConfigError::Kind(kind.to_owned())),
         }
     }
@@ -106,6 +116,7 @@ impl BackendConfig {
             Self::HostGw => host_gw::KIND,
             Self::Ipip(_) => ipip::KIND,
             Self::Vxlan(_) => vxlan::KIND,
+            Self::Wireguard(_) => wireguard::KIND,
         }
     }
 }
@@ -170,6 +181,12 @@ pub enum Refusal {
     /// Two nodes with one MAC address cannot talk: the kernel takes the other's frames for its own.
     #[error("its VtepMAC {0} is our own; was a disk cloned with its state directory?")]
     OwnMac(MacAddr),
+    /// Two nodes with one key cannot talk: the kernel leaves a peer with its own key out.
+    #[error("its PublicKey {0} is our own; was a disk cloned with its state directory?")]
+    OwnKey(PublicKey),
+    /// The lease lacks the one address that would be used for all of the peer's subnets.
+    #[error("its lease has no {0}, to which packets for it would be sent")]
+    NoEndpoint(&'static str),
     /// Packets to the peer would come back to us.
     #[error("its public IP {0} is our own")]
     OwnAddress(IpAddr),
@@ -217,6 +234,7 @@ pub(crate) fn is_overlay(name: &InterfaceName, object: &state::Object) -> bool {
             [v4, v6].contains(name)
         }
         LinkKind::Ipip(_) => *name == ipip::device_name(),
+        LinkKind::Wireguard(_) => wireguard::device_names().contains(name),
     }
 }
 
@@ -292,6 +310,9 @@ pub enum OpenError {
     /// The identity cannot be read, made or kept.
     #[error(transparent)]
     Identity(#[from] vxlan::IdentityError),
+    /// The private key cannot be read, made or kept.
+    #[error(transparent)]
+    PrivateKey(#[from] wireguard::IdentityError),
 }
 
 /// Makes the back end that the network config asks for. Nothing is created in the kernel.
@@ -311,5 +332,6 @@ pub async fn open(
         BackendConfig::HostGw => Box::new(host_gw::open(setup)?),
         BackendConfig::Ipip(config) => Box::new(IpipBackend::new(config, network, underlay)),
         BackendConfig::Vxlan(config) => Box::new(vxlan::open(config, setup, kernel).await?),
+        BackendConfig::Wireguard(config) => Box::new(wireguard::open(config, setup)?),
     })
 }

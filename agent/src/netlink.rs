@@ -8,6 +8,7 @@
 mod address;
 mod apply;
 mod bridge;
+mod generic;
 pub(crate) mod host;
 mod link;
 mod message;
@@ -17,6 +18,7 @@ mod nexthop;
 mod observe;
 mod route;
 mod socket;
+mod wireguard;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -37,6 +39,7 @@ pub struct Kernel {
     /// The devices that matter, by name; as of the last observation.
     indices: BTreeMap<InterfaceName, u32>,
     ids: nexthop::Ids,
+    wireguard: wireguard::Client,
     /// Whether routes go through next-hop objects. Linux has them since 5.3; found out at the first observation.
     next_hops: bool,
 }
@@ -53,6 +56,7 @@ impl Kernel {
             socket: socket::Socket::open()?,
             indices: BTreeMap::new(),
             ids: nexthop::Ids::default(),
+            wireguard: wireguard::Client::default(),
             next_hops: true,
         })
     }

@@ -7,6 +7,7 @@
 mod diff;
 #[cfg(test)]
 mod tests;
+mod wireguard;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,8 +18,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use self::diff::{Change, LinkChange, diff, diff_keys};
+pub use self::wireguard::{Wireguard, WireguardPeer};
 use crate::lease::SubnetKey;
 use crate::net::{InterfaceName, MacAddr};
+use crate::wireguard_key::PublicKey;
 
 /// Which kernel object: the part that the kernel itself uses to tell objects apart.
 ///
@@ -34,6 +37,8 @@ pub enum Key {
     Fdb(InterfaceName, MacAddr),
     /// A permanent neighbour (ARP or ND) entry on a device.
     Neighbor(InterfaceName, IpAddr),
+    /// A peer of a WireGuard device.
+    WireguardPeer(InterfaceName, PublicKey),
     /// A next-hop object, by device and gateway; its number in the kernel is the executor's affair.
     NextHop(InterfaceName, IpAddr),
     /// A unicast route of the main table with the default metric, by destination.
@@ -52,6 +57,7 @@ impl Key {
             Self::Address(link, _)
             | Self::Fdb(link, _)
             | Self::Neighbor(link, _)
+            | Self::WireguardPeer(link, _)
             | Self::NextHop(link, _) => Some(link),
             Self::Link(_) | Self::Route(_) | Self::Blackhole(_) | Self::Hook(_) => None,
         }
@@ -71,6 +77,8 @@ pub enum Object {
     Fdb(IpAddr),
     /// The link-layer address of a neighbour.
     Neighbor(MacAddr),
+    /// How a WireGuard peer is reached, and what it may send. Boxed, so that the other objects stay small.
+    WireguardPeer(Box<WireguardPeer>),
     /// A next hop.
     NextHop {
         /// Whether the gateway is taken to be on the link without a route to it.
@@ -94,6 +102,16 @@ pub enum Object {
     },
 }
 
+impl Object {
+    /// Whether an observed object can stay as it is.
+    pub fn satisfies(&self, want: &Self) -> bool {
+        match (self, want) {
+            (Self::WireguardPeer(was), Self::WireguardPeer(want)) => was.satisfies(want),
+            _ => self == want,
+        }
+    }
+}
+
 /// The attributes of a device that matter to the agent (`ip -d link show`).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Link {
@@ -105,6 +123,18 @@ pub struct Link {
     pub kind: LinkKind,
 }
 
+impl Link {
+    /// Whether a device may be as this one, so far as rtnetlink tells, which knows nothing of a WireGuard device's options.
+    pub fn looks_like(&self, seen: &Self) -> bool {
+        match (&self.kind, &seen.kind) {
+            (LinkKind::Wireguard(_), LinkKind::Wireguard(_)) => {
+                (self.mtu, self.up) == (seen.mtu, seen.up)
+            }
+            _ => self == seen,
+        }
+    }
+}
+
 /// The kinds of devices that back ends use.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LinkKind {
@@ -112,6 +142,8 @@ pub enum LinkKind {
     Vxlan(Vxlan),
     /// `type ipip`.
     Ipip(Ipip),
+    /// `type wireguard`.
+    Wireguard(Wireguard),
 }
 
 impl LinkKind {
@@ -119,7 +151,7 @@ impl LinkKind {
     pub fn mac(&self) -> Option<MacAddr> {
         match self {
             Self::Vxlan(vxlan) => Some(vxlan.mac),
-            Self::Ipip(_) => None,
+            Self::Ipip(_) | Self::Wireguard(_) => None,
         }
     }
 }
@@ -214,11 +246,21 @@ impl fmt::Display for Described<'_> {
                         vxlan.vni, vxlan.port, vxlan.local, vxlan.underlay_index, vxlan.mac
                     )?,
                     LinkKind::Ipip(ipip) => write!(f, " type ipip local {}", ipip.local)?,
+                    LinkKind::Wireguard(wireguard) => {
+                        write!(f, " type wireguard listen-port {}", wireguard.listen_port)?;
+                    }
                 }
                 write!(f, " mtu {}", link.mtu)
             }
             Object::Fdb(remote) => write!(f, " dst {remote}"),
             Object::Neighbor(mac) => write!(f, " lladdr {mac}"),
+            Object::WireguardPeer(peer) => {
+                if let Some(endpoint) = peer.endpoint {
+                    write!(f, " endpoint {endpoint}")?;
+                }
+                let allowed: Vec<_> = peer.allowed.iter().map(ToString::to_string).collect();
+                write!(f, " allowed-ips {}", allowed.join(","))
+            }
             Object::NextHop { onlink: true } => f.write_str(" onlink"),
             Object::Route(route) => {
                 if let Some(gateway) = route.gateway {
@@ -245,6 +287,7 @@ impl fmt::Display for Key {
             Self::Address(link, address) => write!(f, "address {address} dev {link}"),
             Self::Fdb(link, mac) => write!(f, "fdb {mac} dev {link}"),
             Self::Neighbor(link, address) => write!(f, "neighbor {address} dev {link}"),
+            Self::WireguardPeer(link, key) => write!(f, "wireguard peer {key} dev {link}"),
             Self::NextHop(link, gateway) => write!(f, "nexthop via {gateway} dev {link}"),
             Self::Route(destination) => write!(f, "route {destination}"),
             Self::Blackhole(destination) => write!(f, "route blackhole {destination}"),

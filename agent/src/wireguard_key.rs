@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::error::Unspecified;
 use ring::rand::{SecureRandom, SystemRandom};
+use serde::Deserialize;
 use thiserror::Error;
 use x25519_dalek::StaticSecret;
 
@@ -22,7 +23,8 @@ pub const LEN: usize = 32;
 pub struct KeyError;
 
 /// By which the others know a node. All orders are by bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct PublicKey([u8; LEN]);
 
 /// What a node proves its identity with. Always clamped (RFC 7748 §5), as the kernel keeps it.
@@ -97,6 +99,14 @@ impl PresharedKey {
 fn decode(text: &str) -> Result<[u8; LEN], KeyError> {
     let bytes = STANDARD.decode(text).map_err(|_| KeyError)?;
     bytes.try_into().map_err(|_| KeyError)
+}
+
+impl TryFrom<String> for PublicKey {
+    type Error = KeyError;
+
+    fn try_from(text: String) -> Result<Self, KeyError> {
+        text.parse()
+    }
 }
 
 impl FromStr for PublicKey {

@@ -221,6 +221,6 @@ fn may_be_contested(key: &Key, subnet: &SubnetKey) -> bool {
             !subnet.nets().any(|net| net == *destination)
         }
         Key::Hook(of) => of != subnet,
-        Key::Link(_) | Key::Address(..) | Key::Fdb(..) => true,
+        Key::Link(_) | Key::Address(..) | Key::Fdb(..) | Key::WireguardPeer(..) => true,
     }
 }

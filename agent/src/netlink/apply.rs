@@ -1,5 +1,7 @@
 //! Changes to the kernel, in batches, with the outcome of each.
 
+mod wireguard;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
@@ -15,10 +17,11 @@ use super::nexthop::{self, NextHopAttribute, NextHopMessage};
 use super::observe::{FAMILIES, is_inside};
 use super::route::{self, KernelRoute, Kind, Path};
 use super::socket::BATCH;
+use super::wireguard::Change as PeerChange;
 use super::{Kernel, KernelError, Refused, address, family, link, neighbor};
 use crate::hooks::CommandError;
 use crate::net::InterfaceName;
-use crate::state::{Change, Key, Link, Object, Route, Scope};
+use crate::state::{Change, Key, Link, LinkKind, Object, Route, Scope, Wireguard};
 
 /// Why a change did not come about.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -83,6 +86,8 @@ struct Work<'a> {
     queue: Vec<(usize, Request)>,
     /// Whether the queue holds a next hop, which must be there before a route can name it.
     queued_next_hop: bool,
+    /// Changes of WireGuard peers that are not sent yet. At most one of the two queues holds something.
+    peers: Vec<(usize, PeerChange)>,
     /// Devices that could not be made.
     broken: BTreeSet<InterfaceName>,
     /// Routes that the kernel refused because there is one already.
@@ -109,6 +114,7 @@ impl Kernel {
             },
             queue: Vec::with_capacity(BATCH),
             queued_next_hop: false,
+            peers: Vec::new(),
             broken: BTreeSet::new(),
             occupied: Vec::new(),
         };
@@ -118,7 +124,12 @@ impl Kernel {
                 self.apply_link(&mut work, index, name, change).await?;
                 continue;
             }
+            if let Key::WireguardPeer(_, key) = change.key() {
+                self.queue_peer(&mut work, index, key, change).await?;
+                continue;
+            }
             if work.queue.len() >= BATCH
+                || !work.peers.is_empty()
                 || work.queued_next_hop && matches!(change.key(), Key::Route(_))
             {
                 self.flush(&mut work).await?;
@@ -148,6 +159,7 @@ impl Kernel {
 
     /// Sends what is queued and notes what became of it.
     async fn flush(&mut self, work: &mut Work<'_>) -> Result<(), KernelError> {
+        self.flush_peers(work).await?;
         work.queued_next_hop = false;
         while !work.queue.is_empty() {
             let (indices, requests): (Vec<_>, Vec<_>) = work.queue.drain(..).unzip();
@@ -208,6 +220,27 @@ impl Kernel {
         change: &Change,
         new: Verb,
     ) -> Result<Result<Option<Request>, ChangeError>, KernelError> {
+        let index = match self.device_of(work, change).await? {
+            Ok(Some(index)) => index,
+            Ok(None) => return Ok(Ok(None)),
+            Err(error) => return Ok(Err(error)),
+        };
+        Ok(match change {
+            Change::Set { key, object, was } => {
+                let verb = if was.is_none() { new } else { Verb::Replace };
+                self.encode_set(key, object, index, verb)
+            }
+            Change::Del { key, was } => Ok(self.encode_del(key, was, index)),
+        })
+    }
+
+    /// The index of the device that a change is about, 0 if it is about none; `None` if nothing is to be done, because
+    /// what is to go has gone with its device.
+    async fn device_of(
+        &mut self,
+        work: &Work<'_>,
+        change: &Change,
+    ) -> Result<Result<Option<u32>, ChangeError>, KernelError> {
         let link = match change {
             Change::Set {
                 object: Object::Route(route),
@@ -229,13 +262,7 @@ impl Kernel {
                 },
             };
         }
-        Ok(match change {
-            Change::Set { key, object, was } => {
-                let verb = if was.is_none() { new } else { Verb::Replace };
-                self.encode_set(key, object, index, verb)
-            }
-            Change::Del { key, was } => Ok(self.encode_del(key, was, index)),
-        })
+        Ok(Ok(Some(index)))
     }
 
     fn encode_set(
@@ -268,7 +295,7 @@ impl Kernel {
             (Key::Blackhole(destination), Object::Blackhole) => {
                 Some(route::set_blackhole(Verb::Replace, *destination))
             }
-            // Links go their own way; anything else is only ever observed.
+            // Links and WireGuard peers go their own ways; anything else is only ever observed.
             _ => None,
         })
     }
@@ -295,7 +322,7 @@ impl Kernel {
                 Some(route::delete(*destination, route::PROTOCOL, None))
             }
             (Key::Blackhole(destination), _) => Some(route::delete_blackhole(*destination)),
-            (Key::Link(_) | Key::Hook(_), _) => None,
+            (Key::Link(_) | Key::WireguardPeer(..) | Key::Hook(_), _) => None,
         }
     }
 
@@ -356,7 +383,13 @@ impl Kernel {
         // No router on the overlay may configure the host; flannel has it so, too. Nothing is lost without IPv6.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
         match self.find_link(name).await? {
-            Some(found) => self.request(link::set_up(found.index)).await,
+            Some(found) => {
+                let nothing = Wireguard::default();
+                match self.set_wireguard(found.index, &nothing, want).await? {
+                    Ok(()) => self.request(link::set_up(found.index)).await,
+                    Err(error) => Ok(Err(error)),
+                }
+            }
             None => Ok(Err(ChangeError::NoDevice(name.clone()))),
         }
     }
@@ -380,6 +413,11 @@ impl Kernel {
                 Ok(()) => self.create_link(name, want).await,
                 Err(error) => Ok(Err(error)),
             };
+        }
+        if let LinkKind::Wireguard(was) = &was.kind
+            && let Err(error) = self.set_wireguard(index, was, want).await?
+        {
+            return Ok(Err(error));
         }
         self.request(link::change(index, was, want)).await
     }

@@ -10,7 +10,7 @@ use rtnetlink::packet_route::link::{
 
 use super::message::{Message, Request, Verb};
 use crate::net::{InterfaceName, MacAddr};
-use crate::state::{Ipip, Link, LinkKind, Object, Vxlan};
+use crate::state::{Ipip, Link, LinkKind, Object, Vxlan, Wireguard};
 
 /// A device as the kernel tells it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,9 +44,18 @@ fn get(index: u32, name: Option<LinkAttribute>) -> Request {
 /// invites systemd-udevd to choose another.
 pub(super) fn create(name: &InterfaceName, want: &Link) -> Request {
     let (kind, data) = match &want.kind {
-        LinkKind::Vxlan(vxlan) => (InfoKind::Vxlan, InfoData::Vxlan(vxlan_options(vxlan))),
-        LinkKind::Ipip(ipip) => (InfoKind::IpIp, InfoData::IpTunnel(ipip_options(ipip))),
+        LinkKind::Vxlan(vxlan) => {
+            let options = vxlan_options(vxlan);
+            (InfoKind::Vxlan, Some(InfoData::Vxlan(options)))
+        }
+        LinkKind::Ipip(ipip) => {
+            let options = ipip_options(ipip);
+            (InfoKind::IpIp, Some(InfoData::IpTunnel(options)))
+        }
+        // Its options are set by another way.
+        LinkKind::Wireguard(_) => (InfoKind::Wireguard, None),
     };
+    let infos = [Some(LinkInfo::Kind(kind)), data.map(LinkInfo::Data)];
     let mut message = LinkMessage::default();
     let mac = want.kind.mac();
     message.attributes = [
@@ -54,10 +63,9 @@ pub(super) fn create(name: &InterfaceName, want: &Link) -> Request {
         mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())),
         Some(LinkAttribute::Mtu(want.mtu)),
         Some(LinkAttribute::TxQueueLen(0)),
-        Some(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(kind),
-            LinkInfo::Data(data),
-        ])),
+        Some(LinkAttribute::LinkInfo(
+            infos.into_iter().flatten().collect(),
+        )),
     ]
     .into_iter()
     .flatten()
@@ -217,6 +225,9 @@ fn kind(link: &LinkMessage) -> Option<LinkKind> {
             LinkAttribute::LinkInfo(infos) => Some(infos),
             _ => None,
         })?;
+    if infos.contains(&LinkInfo::Kind(InfoKind::Wireguard)) {
+        return Some(LinkKind::Wireguard(Wireguard::default()));
+    }
     let is_ipip = infos.contains(&LinkInfo::Kind(InfoKind::IpIp));
     infos.iter().find_map(|info| match info {
         LinkInfo::Data(InfoData::Vxlan(options)) => vxlan(link, options).map(LinkKind::Vxlan),

@@ -284,8 +284,15 @@ impl Watch<'_> {
             return News::None;
         };
         if self.scope.links.contains(&link.name) {
+            let key = Key::Link(link.name);
+            if let (Some(Object::Link(want)), Object::Link(seen), false) =
+                (self.desired.get(&key), &link.object, gone)
+                && want.looks_like(seen)
+            {
+                return News::AsWanted(key);
+            }
             let object = (!gone).then_some(link.object);
-            return self.compare(Key::Link(link.name), object);
+            return self.compare(key, object);
         }
         let underlay = self.underlay;
         if link.index != underlay.index && link.name != underlay.name {

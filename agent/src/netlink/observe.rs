@@ -11,13 +11,14 @@ use nix::errno::Errno;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::RouteProtocol;
 
+use super::link::KernelLink;
 use super::message::Message;
 use super::nexthop::{self, Ids, NextHopMessage};
 use super::route::{self, KernelRoute, Kind};
 use super::socket::Dump;
 use super::{Kernel, KernelError, address, link, neighbor};
 use crate::net::InterfaceName;
-use crate::state::{Key, Object, Route, Scope, State};
+use crate::state::{Key, LinkKind, Object, Route, Scope, State};
 
 /// What there is.
 #[derive(Debug)]
@@ -53,6 +54,7 @@ impl Kernel {
         for name in &scope.links {
             if let Some(link) = self.find_link(name).await? {
                 names.insert(link.index, name.clone());
+                let link = self.observe_peers(link, &mut observed).await?;
                 let key = Key::Link(name.clone());
                 observed.state.insert(key, link.object);
             }
@@ -154,6 +156,28 @@ impl Kernel {
             .dump("forwarding entries", neighbor::list_fdb(index), permanent);
         observed.take(fdb.await?);
         Ok(())
+    }
+
+    /// A WireGuard device's options, which are added to what is known of it, and its peers. Any other device is left as it
+    /// is.
+    async fn observe_peers(
+        &mut self,
+        mut link: KernelLink,
+        observed: &mut Observed,
+    ) -> Result<KernelLink, KernelError> {
+        if let Object::Link(device) = &mut link.object
+            && let LinkKind::Wireguard(options) = &mut device.kind
+        {
+            let (device, complete) = self.wireguard.device(link.index).await?;
+            *options = device.options;
+            observed.complete &= complete;
+            let peers = device.peers.into_iter().map(|(key, peer)| {
+                let key = Key::WireguardPeer(link.name.clone(), key);
+                (key, Object::WireguardPeer(Box::new(peer)))
+            });
+            observed.state.extend(peers);
+        }
+        Ok(link)
     }
 
     /// All next hops of ours; the numbers of the others are noted as taken.

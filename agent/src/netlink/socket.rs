@@ -101,9 +101,7 @@ pub(super) struct Dump<T> {
 }
 
 /// The messages of one netlink protocol.
-pub(super) trait Protocol:
-    NetlinkSerializable + NetlinkDeserializable + fmt::Debug
-{
+pub(super) trait Protocol: NetlinkSerializable + NetlinkDeserializable + fmt::Debug {
     /// `NETLINK_…` of linux/netlink.h.
     const NUMBER: isize;
 }
@@ -455,10 +453,14 @@ mod tests {
         bytes[..4].copy_from_slice(&20u32.to_ne_bytes());
         bytes.resize(20, 0);
         bytes.extend(refusal());
-        let read: Vec<bool> = Messages::<Message>::new(&bytes).map(|message| message.is_ok()).collect();
+        let read: Vec<bool> = Messages::<Message>::new(&bytes)
+            .map(|message| message.is_ok())
+            .collect();
         assert_eq!(read, [false, true]);
         bytes.truncate(30);
-        let read: Vec<bool> = Messages::<Message>::new(&bytes).map(|message| message.is_ok()).collect();
+        let read: Vec<bool> = Messages::<Message>::new(&bytes)
+            .map(|message| message.is_ok())
+            .collect();
         assert_eq!(read, [false, false], "a datagram that is cut short is told");
     }
 

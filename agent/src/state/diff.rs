@@ -55,7 +55,8 @@ impl fmt::Display for Change {
 pub enum LinkChange {
     /// Nothing.
     None,
-    /// The kind's `changelink()` and `dev_set_…()` can do it: outer source address, learning, MTU, MAC address, up.
+    /// The kind's `changelink()` and `dev_set_…()` can do it: outer source address, learning, MTU, MAC address, up;
+    /// and of WireGuard everything.
     InPlace,
     /// The kernel fixes what differs at creation: the kind; of VXLAN the VNI, port, underlay device, outer family, group
     /// policy and checksums.
@@ -77,7 +78,8 @@ impl LinkChange {
                     && was.gbp == want.gbp
                     && was.checksum == want.checksum
             }
-            (LinkKind::Ipip(_), LinkKind::Ipip(_)) => true,
+            (LinkKind::Ipip(_), LinkKind::Ipip(_))
+            | (LinkKind::Wireguard(_), LinkKind::Wireguard(_)) => true,
             _ => false,
         };
         match same_device {
@@ -180,7 +182,7 @@ fn set(
     losses: &Losses<'_>,
 ) {
     let was = was.filter(|was| !losses.takes(key, was));
-    if was == Some(want) {
+    if was.is_some_and(|was| was.satisfies(want)) {
         return;
     }
     let mut was = was.cloned();

@@ -190,7 +190,7 @@ fn bad_configurations_name_key_value_and_range() {
         ),
         (
             r#"{"Type":"hostgw"}"#,
-            "the back end \"hostgw\" does not exist; there is: alloc, extension, host-gw, ipip, vxlan",
+            "the back end \"hostgw\" does not exist; there is: alloc, extension, host-gw, ipip, vxlan, wireguard",
         ),
     ] {
         assert_eq!(try_parse(config).unwrap_err(), message, "{config}");
@@ -198,7 +198,7 @@ fn bad_configurations_name_key_value_and_range() {
     for (config, message) in [
         (
             r#"{"Network":"10.5.0.0/16"}"#,
-            "the back end \"udp\" does not exist; there is: alloc, extension, host-gw, ipip, vxlan",
+            "the back end \"udp\" does not exist; there is: alloc, extension, host-gw, ipip, vxlan, wireguard",
         ),
         (
             r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","VNI":10000}}"#,

@@ -1,0 +1,166 @@
+//! Generic netlink: messages whose protocol, the *family*, has a number that the kernel gives it when it is loaded.
+//!
+//! ```text
+//!  0                   1                   2                   3
+//!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//! +---------------+---------------+-------------------------------+
+//! |    command    |    version    |            reserved           |
+//! +---------------+---------------+-------------------------------+
+//! |                          attributes                           |
+//! ```
+//!
+//! This is `struct genlmsghdr` of linux/genetlink.h. Attributes are kept as bytes, because some hold secrets: whatever
+//! shows a message shows how long it is, and nothing of what is in it. (The crate netlink-packet-wireguard would print
+//! private keys.)
+
+use std::fmt;
+
+use rtnetlink::packet_core::{
+    DecodeError, NLA_F_NESTED, NLA_TYPE_MASK, NetlinkDeserializable, NetlinkHeader,
+    NetlinkSerializable,
+};
+use rtnetlink::sys::protocols::NETLINK_GENERIC;
+
+use super::message::{Request, Verb};
+use super::socket::Protocol;
+
+const HEADER_LEN: usize = 4;
+
+/// `GENL_ID_CTRL`: the family that knows the others.
+const CONTROL: u16 = 16;
+const CTRL_CMD_GETFAMILY: u8 = 3;
+const CTRL_ATTR_FAMILY_ID: u16 = 1;
+const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+
+/// A generic netlink message.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct GenericMessage {
+    /// The number of the family.
+    pub(super) family: u16,
+    pub(super) command: u8,
+    pub(super) version: u8,
+    pub(super) attributes: Attributes,
+}
+
+/// Netlink attributes, as bytes: to be written one after the other, or read.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub(super) struct Attributes(Vec<u8>);
+
+impl Attributes {
+    /// Appends an attribute. Its length must fit 16 bits; there is no message with longer ones.
+    pub(super) fn put(&mut self, kind: u16, value: &[u8]) {
+        let start = self.begin(kind);
+        self.0.extend_from_slice(value);
+        self.end(start);
+    }
+
+    /// Appends an attribute that holds others.
+    pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+        let start = self.begin(kind | NLA_F_NESTED);
+        fill(self);
+        self.end(start);
+    }
+
+    fn begin(&mut self, kind: u16) -> usize {
+        let start = self.0.len();
+        self.0.extend_from_slice(&[0; 2]);
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        start
+    }
+
+    fn end(&mut self, start: usize) {
+        let length = u16::try_from(self.0.len() - start).unwrap_or(u16::MAX);
+        self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    /// The attributes, each as its kind and its value. Ends where they are malformed.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u16, &[u8])> {
+        read(&self.0)
+    }
+}
+
+/// Reads the attributes in an attribute's value. Ends where they are malformed.
+pub(super) fn read(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
+        let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?) & NLA_TYPE_MASK;
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// Asks for the number of a family. The kernel loads the family's module if it has to and can.
+pub(super) fn get_family(name: &str) -> Request<GenericMessage> {
+    let mut attributes = Attributes::default();
+    attributes.put(CTRL_ATTR_FAMILY_NAME, &[name.as_bytes(), b"\0"].concat());
+    let message = GenericMessage {
+        family: CONTROL,
+        command: CTRL_CMD_GETFAMILY,
+        version: 2,
+        attributes,
+    };
+    Request::new(Verb::Get, message)
+}
+
+/// Reads the answer to [`get_family`].
+pub(super) fn family_id(message: &GenericMessage) -> Option<u16> {
+    let mut attributes = message.attributes.iter();
+    let (_, id) = attributes.find(|(kind, _)| *kind == CTRL_ATTR_FAMILY_ID)?;
+    Some(u16::from_ne_bytes(id.try_into().ok()?))
+}
+
+impl fmt::Debug for GenericMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "generic netlink message: family {} command {} with {} bytes of attributes",
+            self.family,
+            self.command,
+            self.attributes.0.len()
+        )
+    }
+}
+
+impl Protocol for GenericMessage {
+    const NUMBER: isize = NETLINK_GENERIC;
+}
+
+impl NetlinkSerializable for GenericMessage {
+    fn message_type(&self) -> u16 {
+        self.family
+    }
+
+    fn buffer_len(&self) -> usize {
+        HEADER_LEN + self.attributes.0.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        let (header, attributes) = buffer.split_at_mut(HEADER_LEN);
+        header.copy_from_slice(&[self.command, self.version, 0, 0]);
+        attributes.copy_from_slice(&self.attributes.0);
+    }
+}
+
+impl NetlinkDeserializable for GenericMessage {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        let Some((&[command, version, _, _], attributes)) =
+            payload.split_first_chunk::<HEADER_LEN>()
+        else {
+            return Err(DecodeError::invalid_buffer(
+                "genlmsghdr",
+                payload.len(),
+                HEADER_LEN,
+            ));
+        };
+        Ok(Self {
+            family: header.message_type,
+            command,
+            version,
+            attributes: Attributes(attributes.to_vec()),
+        })
+    }
+}

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+use crate::backend::{vxlan, wireguard};
 use crate::go_json::{GoJsonError, Object, compact};
 use crate::net::Family;
 
@@ -27,6 +28,8 @@ pub struct NetworkConfig {
     pub ipv6: Option<Ipv6Range>,
     /// Whether `firewall.mode = auto` means nftables.
     pub enable_nftables: bool,
+    /// Whether packets between nodes must be encrypted; ours, flannel skips it. The back end is then wireguard.
+    pub encrypt: bool,
     /// Which back end carries the packets, and its own options.
     pub backend: BackendSpec,
 }
@@ -86,7 +89,7 @@ pub struct Ipv6Range {
 #[derive(Clone, Debug)]
 pub struct BackendSpec {
     /// The back end's name in lower case. Without a `Backend` object it is `udp`, as in flannel's code (its
-    /// documentation says vxlan).
+    /// documentation says vxlan). With `Encrypt` it is `wireguard`, where the config says vxlan or nothing.
     pub kind: String,
     /// The whole object, for the back end to read; `{}` without one.
     pub options: Box<RawValue>,
@@ -115,6 +118,11 @@ pub enum NetworkConfigError {
     /// There is a `Backend` object, but it does not say which.
     #[error("Backend: {0} has no Type; allowed: the name of a back end, for example \"vxlan\"")]
     WithoutBackendType(String),
+    /// The back end that is asked for sends packets in clear.
+    #[error(
+        "Encrypt: true is not possible with the back end {0:?}; allowed: \"wireguard\" or \"vxlan\", in whose place wireguard is then used, or no Backend at all"
+    )]
+    NotEncrypted(String),
 }
 
 /// The words for an error about an address range.
@@ -156,11 +164,17 @@ impl NetworkConfig {
         if ipv4.is_none() && ipv6.is_none() {
             return Err(NetworkConfigError::WithoutFamily);
         }
+        let encrypt = object.get("Encrypt", BOOLEAN)?.unwrap_or(false);
+        let backend = BackendSpec::parse(&object)?;
         Ok(Self {
             ipv4,
             ipv6,
             enable_nftables: object.get("EnableNFTables", BOOLEAN)?.unwrap_or(false),
-            backend: BackendSpec::parse(&object)?,
+            encrypt,
+            backend: match encrypt {
+                true => backend.encrypted(object.raw("Backend").is_some())?,
+                false => backend,
+            },
         })
     }
 
@@ -175,6 +189,8 @@ impl NetworkConfig {
             enable_ipv6: bool,
             #[serde(rename = "EnableNFTables")]
             enable_nftables: bool,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            encrypt: bool,
             #[serde(skip_serializing_if = "Option::is_none")]
             network: Option<Ipv4Net>,
             #[serde(rename = "IPv6Network", skip_serializing_if = "Option::is_none")]
@@ -207,6 +223,7 @@ impl NetworkConfig {
             enable_ipv4: self.ipv4.is_some(),
             enable_ipv6: self.ipv6.is_some(),
             enable_nftables: self.enable_nftables,
+            encrypt: self.encrypt,
             network: self.ipv4.map(|r| r.network),
             ipv6_network: self.ipv6.map(|r| r.network),
             subnet_min: self.ipv4.map(|r| r.min),
@@ -253,6 +270,19 @@ impl BackendSpec {
         Ok(Self {
             kind: kind.to_lowercase(),
             options: RawValue::from_string(compact(options.get())).map_err(GoJsonError::from)?,
+        })
+    }
+
+    /// What to use in place of a back end that is `named`, or else only the default, so that packets are encrypted.
+    fn encrypted(self, named: bool) -> Result<Self, NetworkConfigError> {
+        match self.kind.as_str() {
+            vxlan::KIND | wireguard::KIND => {}
+            _ if !named => {}
+            _ => return Err(NetworkConfigError::NotEncrypted(self.kind)),
+        }
+        Ok(Self {
+            kind: wireguard::KIND.to_owned(),
+            ..self
         })
     }
 }

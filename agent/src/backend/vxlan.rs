@@ -33,7 +33,7 @@ use crate::state::{Key, Link, LinkKind, Object, Scope, State, Vxlan};
 use crate::underlay::{Face, Underlay};
 
 /// The name of this back end in network configs and leases.
-pub(super) const KIND: &str = "vxlan";
+pub(crate) const KIND: &str = "vxlan";
 
 /// Outer IPv4 20 + UDP 8 + VXLAN 8 (RFC 7348 §5) + inner Ethernet 14 bytes.
 const OVERHEAD_V4: u32 = 50;

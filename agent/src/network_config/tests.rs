@@ -269,6 +269,48 @@ fn json_with_defaults_reads_back_the_same() {
     );
 }
 
+#[test]
+fn encrypt_puts_wireguard_in_the_place_of_vxlan_or_nothing() {
+    let with = |rest: &str| format!(r#"{{"Network":"10.3.0.0/16",{rest}}}"#);
+    for (rest, kind, options) in [
+        (r#""Encrypt":true"#, "wireguard", "{}"),
+        (r#""encrypt":false"#, "udp", "{}"),
+        (
+            r#""encrypt":true,"Backend":{"Type":"VXLAN","MTU":1400}"#,
+            "wireguard",
+            r#"{"Type":"VXLAN","MTU":1400}"#,
+        ),
+        (
+            r#""Encrypt":true,"Backend":{"Type":"wireguard"}"#,
+            "wireguard",
+            r#"{"Type":"wireguard"}"#,
+        ),
+        (
+            r#""Encrypt":false,"Backend":{"Type":"vxlan"}"#,
+            "vxlan",
+            r#"{"Type":"vxlan"}"#,
+        ),
+    ] {
+        let config = parse(&with(rest));
+        let again = parse(&config.to_json().unwrap());
+        for config in [&config, &again] {
+            assert_eq!(config.backend.kind, kind, "{rest}");
+        }
+        assert_eq!(config.backend.options.get(), options, "{rest}");
+        assert_eq!(config.encrypt, again.encrypt, "{rest}");
+    }
+    for (rest, error) in [
+        (
+            r#""Encrypt":true,"Backend":{"Type":"udp"}"#,
+            "Encrypt: true is not possible with the back end \"udp\"; allowed: \"wireguard\" or \"vxlan\", in whose place wireguard is then used, or no Backend at all",
+        ),
+        (r#""Encrypt":1"#, "Encrypt: 1 is not true or false"),
+    ] {
+        let refused = NetworkConfig::parse(&with(rest)).unwrap_err();
+        assert_eq!(refused.to_string(), error);
+    }
+}
+
 proptest! {
     #[test]
     fn parsing_never_panics(text in ".{0,80}") {

@@ -3,6 +3,8 @@
 //! A peer has a message of its own, and many messages go into one send, as with every other kernel object: so the outcome
 //! of each is known, and no number of peers is too large for the 64 KiB of an attribute. Peers are changed one by one,
 //! never replaced as a set, which would end all sessions.
+//!
+//! The kernel tells nobody about changes of peers (as of 6.12), so what others do to them shows at the next observation.
 
 mod decode;
 mod encode;

@@ -12,3 +12,4 @@ mod monitor;
 mod netns;
 mod scale;
 mod traffic;
+mod wireguard;

@@ -13,7 +13,7 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a namespace with its loopback device up and without link-local IPv6 addresses.
+    /// Makes a namespace with its loopback device up, and without IPv6's wait for duplicate addresses.
     pub(crate) fn new() -> Self {
         // unshare(2) moves the calling thread alone, so a thread of its own keeps the test's where it is.
         let file = std::thread::spawn(|| {
@@ -24,9 +24,9 @@ impl Namespace {
         .expect("the namespace's thread");
         let namespace = Self { file };
         namespace.ip("link set lo up");
-        // Link-local addresses come and go by themselves, which would blur what the agent does
-        // (`IN6_ADDR_GEN_MODE_NONE`).
-        namespace.sysctl("net.ipv6.conf.default.addr_gen_mode", "1");
+        // Link-local addresses are then there with the device, and nothing changes by itself later, which would blur what
+        // the agent does. Routers cannot do without them (`ndisc_send_ns()`).
+        namespace.sysctl("net.ipv6.conf.default.accept_dad", "0");
         namespace
     }
 

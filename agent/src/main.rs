@@ -92,9 +92,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             runtime()?.block_on(cleanup::run(&settings, &mut stdout))?;
         }
         Command::Network(command) => network(command)?,
-        Command::Options(OptionsCommand::Docker { json, settings }) => {
+        Command::Options(OptionsCommand::Docker {
+            json,
+            nftables,
+            settings,
+        }) => {
             let settings = start(&settings)?;
-            options::docker(&settings.files.subnet_file, json, &mut stdout)?;
+            options::docker(&settings.files.subnet_file, nftables, json, &mut stdout)?;
         }
         Command::Options(OptionsCommand::Rkt) => stdout.write_all(options::RKT.as_bytes())?,
         Command::Options(OptionsCommand::Cni) => stdout.write_all(options::CNI.as_bytes())?,

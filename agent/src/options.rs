@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use clap::Subcommand;
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 use crate::cli::SettingsFlags;
 use crate::env_file::{self, Variables};
+use crate::firewall::docker::{self, Backend, Version};
 
 /// The config list for containerd, podman, CRI-O and others; belongs into `/etc/cni/net.d/`.
 pub const CNI: &str = include_str!("../data/cni/10-flannel.conflist");
@@ -29,6 +31,9 @@ pub enum OptionsCommand {
         /// Print what belongs into /etc/docker/daemon.json instead.
         #[arg(long)]
         json: bool,
+        /// Docker runs with --firewall-backend=nftables; then it needs more, depending on its version.
+        #[arg(long)]
+        nftables: bool,
         /// Where the subnet file is.
         #[command(flatten)]
         settings: Box<SettingsFlags>,
@@ -72,23 +77,62 @@ pub enum Error {
         /// What is allowed.
         expected: &'static str,
     },
+    /// Docker cannot be asked for its version.
+    #[error("failed to run `dockerd --version`")]
+    Run(#[source] io::Error),
+    /// Docker's version cannot be made out.
+    #[error("`dockerd --version` says {0:?}: expected a version such as 29.0.1")]
+    Version(String),
     /// They cannot be written out.
     #[error("failed to print the options")]
     Print(#[from] io::Error),
 }
 
-/// Prints what dockerd needs, from the subnet file.
+/// Prints what dockerd needs: the subnet's, from the subnet file, and what opens its packet filter to the overlay, where
+/// rules of ours cannot (`nftables`).
 ///
 /// # Errors
 /// [`Error`].
-pub fn docker(subnet_file: &Path, json: bool, out: &mut impl Write) -> Result<(), Error> {
+pub fn docker(
+    subnet_file: &Path,
+    nftables: bool,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<(), Error> {
     let options = Docker::read(subnet_file)?;
-    if json {
-        serde_json::to_writer_pretty(&mut *out, &options).map_err(io::Error::from)?;
-        writeln!(out)?;
+    let more = if nftables {
+        docker::options(installed_docker()?, Backend::Nftables)
     } else {
-        writeln!(out, "{}", options.arguments().join(" "))?;
+        Vec::new()
+    };
+    print(&options, &more, json, out)
+}
+
+/// The version of the Docker daemon on this host.
+fn installed_docker() -> Result<Version, Error> {
+    let output = Command::new("dockerd").arg("--version").output();
+    let output = output.map_err(Error::Run)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Version::parse(&text).ok_or_else(|| Error::Version(text.trim().chars().take(80).collect()))
+}
+
+fn print(options: &Docker, more: &[String], json: bool, out: &mut impl Write) -> Result<(), Error> {
+    if !json {
+        let all = [&options.arguments(), more].concat();
+        writeln!(out, "{}", all.join(" "))?;
+        return Ok(());
     }
+    let mut settings = serde_json::to_value(options).map_err(io::Error::from)?;
+    for option in more {
+        let option = option.trim_start_matches('-');
+        let (key, value) = match option.split_once('=') {
+            Some((key, value)) => (key, value.into()),
+            None => (option, true.into()),
+        };
+        settings[key] = value;
+    }
+    serde_json::to_writer_pretty(&mut *out, &settings).map_err(io::Error::from)?;
+    writeln!(out)?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -352,6 +352,34 @@ fn route_to_the_subnet_elsewhere_is_told_after_the_options_are_written() {
 }
 
 #[test]
+fn dockers_version_decides_what_its_nftables_needs() {
+    let programs = Programs::new();
+    programs.write("subnet.env", SUBNET_ENV);
+    for (version, more) in [
+        (
+            "29.0.1",
+            " --allow-direct-routing --bridge-accept-fwmark=0x1000/0x1000",
+        ),
+        ("28.5.2", ""),
+    ] {
+        let script = format!("#!/bin/sh\necho 'Docker version {version}, build 0'\n");
+        programs.write("dockerd", &script);
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(programs.path("dockerd"), mode).expect("an executable file");
+        let output = Command::new(env!("CARGO_BIN_EXE_selvage"))
+            .args(["options", "docker", "--nftables", "--subnet-file"])
+            .arg(programs.path("subnet.env"))
+            .env_clear()
+            .env("PATH", programs.directory.path())
+            .output();
+        let run = Run::from(output.expect("selvage"));
+        assert_eq!(run.status, Some(0), "{run:?}");
+        let base = "--bip=10.1.74.1/24 --ip-masq=true --mtu=1472";
+        assert_eq!(run.stdout, format!("{base}{more}\n"));
+    }
+}
+
+#[test]
 fn options_for_runtimes_are_printed() {
     let programs = Programs::new();
     programs.write("subnet.env", SUBNET_ENV);
@@ -372,6 +400,10 @@ fn options_for_runtimes_are_printed() {
         assert_eq!(run.status, Some(0), "{run:?}");
         assert!(run.stdout.contains("\"type\": \"flannel\""), "{run:?}");
     }
+    // Without a Docker that could be asked for its version.
+    let run = selvage(&["docker", "--nftables", "--subnet-file", path]);
+    assert_eq!(run.status, Some(1), "{run:?}");
+    assert!(run.stderr.contains("dockerd --version"), "{run:?}");
     let run = selvage(&["docker", "--subnet-file", "/nonexistent"]);
     assert_eq!(run.status, Some(1), "{run:?}");
     assert!(run.stderr.contains("/nonexistent"), "{run:?}");

@@ -10,12 +10,12 @@ FLANNEL_IPMASQ=true
 DOCKER_OPT_BIP=--bip=10.5.72.1/24
 ";
 
-fn print(text: &str, json: bool) -> Result<String, Error> {
+fn printed(text: &str, json: bool) -> Result<String, Error> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("subnet.env");
     fs::write(&path, text).unwrap();
     let mut out = Vec::new();
-    docker(&path, json, &mut out)?;
+    docker(&path, false, json, &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 
@@ -39,7 +39,7 @@ fn docker_options_are_those_of_the_subnet_file() {
             "--ip-masq=false --mtu=1430 --ipv6=true --fixed-cidr-v6=fd00:0:0:5::/64\n",
         ),
     ] {
-        assert_eq!(print(text, false).unwrap(), expected, "{text}");
+        assert_eq!(printed(text, false).unwrap(), expected, "{text}");
     }
 }
 
@@ -52,8 +52,8 @@ fn json_is_a_part_of_daemon_json() {
   \"mtu\": 1430
 }
 ";
-    assert_eq!(print(&without(DUAL, "IPV6"), true).unwrap(), expected);
-    let dual: serde_json::Value = serde_json::from_str(&print(DUAL, true).unwrap()).unwrap();
+    assert_eq!(printed(&without(DUAL, "IPV6"), true).unwrap(), expected);
+    let dual: serde_json::Value = serde_json::from_str(&printed(DUAL, true).unwrap()).unwrap();
     let expected = serde_json::json!({
         "bip": "10.5.72.1/24",
         "ip-masq": false,
@@ -65,8 +65,40 @@ fn json_is_a_part_of_daemon_json() {
 }
 
 #[test]
+fn what_docker_s_nftables_needs_comes_after_the_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("subnet.env");
+    fs::write(&path, without(DUAL, "IPV6")).unwrap();
+    let options = Docker::read(&path).unwrap();
+    let more = docker::options(Version::parse("29.0.1").unwrap(), Backend::Nftables);
+    let text = |json| {
+        let mut out = Vec::new();
+        print(&options, &more, json, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(
+        text(false),
+        "--bip=10.5.72.1/24 --ip-masq=false --mtu=1430 --allow-direct-routing --bridge-accept-fwmark=0x1000/0x1000\n"
+    );
+    let json: serde_json::Value = serde_json::from_str(&text(true)).unwrap();
+    let expected = serde_json::json!({
+        "bip": "10.5.72.1/24",
+        "ip-masq": false,
+        "mtu": 1430,
+        "allow-direct-routing": true,
+        "bridge-accept-fwmark": "0x1000/0x1000",
+    });
+    assert_eq!(json, expected);
+}
+
+#[test]
 fn wrong_subnet_files_are_named_with_key_and_value() {
-    let error = docker(Path::new("/nonexistent/subnet.env"), false, &mut Vec::new());
+    let error = docker(
+        Path::new("/nonexistent/subnet.env"),
+        false,
+        false,
+        &mut Vec::new(),
+    );
     let message = error.unwrap_err().to_string();
     assert!(message.contains("/nonexistent/subnet.env"), "{message}");
     for (text, part) in [
@@ -84,7 +116,7 @@ fn wrong_subnet_files_are_named_with_key_and_value() {
         (without(DUAL, "SUBNET"), "FLANNEL_SUBNET = \"\""),
         (format!("{DUAL}X='"), "failed to read the subnet file"),
     ] {
-        let message = print(&text, false).unwrap_err().to_string();
+        let message = printed(&text, false).unwrap_err().to_string();
         assert!(message.contains(part), "{message}");
         assert!(message.contains("subnet.env"), "{message}");
     }

@@ -1,10 +1,11 @@
 //! The binary under flannel's names, from outside: flags, exit statuses, and what is written, byte for byte.
 //!
-//! Nothing here needs privileges but the test of the routing table, which makes a network namespace.
+//! The tests of the routing table and of the health endpoints need root.
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -105,6 +106,16 @@ fn flanneld_prints_help_and_version_to_stderr() {
 }
 
 #[test]
+fn any_other_name_is_selvage() {
+    let programs = Programs::new();
+    let agent = programs.path("agent-1.2");
+    symlink(env!("CARGO_BIN_EXE_selvage"), &agent).expect("a link");
+    let run = programs.run("agent-1.2", &["--version"], &[]);
+    assert_eq!(run.status, Some(0), "{run:?}");
+    assert!(run.stdout.starts_with("selvage "), "{run:?}");
+}
+
+#[test]
 fn flanneld_ends_with_2_and_its_usage_when_the_command_line_is_wrong() {
     let programs = Programs::new();
     for (arguments, message) in [
@@ -189,6 +200,24 @@ fn flanneld_never_prints_the_password() {
         assert_ne!(run.status, Some(0));
         assert!(!run.stderr.contains("hunter2"), "{run:?}");
     }
+}
+
+#[test]
+fn flanneld_says_so_when_its_health_endpoints_cannot_listen() {
+    let programs = Programs::new();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address");
+    let output = Command::new("timeout")
+        .arg("20")
+        .arg(programs.path("flanneld"))
+        .args(["-healthz-ip=127.0.0.1", "-healthz-port"])
+        .arg(address.port().to_string())
+        .env("SELVAGE_STATE_DIR", programs.path("state"))
+        .env("SELVAGE_NODE_ID", "node")
+        .output();
+    let run = Run::from(output.expect("timeout"));
+    assert_eq!(run.status, Some(1), "{run:?}");
+    assert!(run.stderr.contains(&address.to_string()), "{run:?}");
 }
 
 #[test]

@@ -47,7 +47,14 @@ impl Flanneld {
     fn configure<'a>(command: &'a mut Command, directory: &TempDir) -> &'a mut Command {
         command
             .current_dir(directory.path())
-            .args(["-iface=eth0", "--subnet-file", "run/subnet.env", "-v", "2"])
+            .args([
+                "-healthz-port=8081",
+                "-iface=eth0",
+                "--subnet-file",
+                "run/subnet.env",
+                "-v",
+                "2",
+            ])
             .env(
                 "FLANNELD_ETCD_ENDPOINTS",
                 format!("http://127.0.0.1:4001,{ETCD}"),
@@ -91,6 +98,23 @@ impl Drop for Flanneld {
     }
 }
 
+/// Asks a health endpoint of the host, from inside its namespace.
+fn ask(host: &Host, path: &str) -> (u16, String) {
+    let script = format!(
+        "exec 3<>/dev/tcp/127.0.0.1/8081 && printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3"
+    );
+    let mut command = host.namespace.command("timeout");
+    let output = command.args(["10", "bash", "-c", &script]).output();
+    let answer = output.expect("bash").stdout;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    (status.expect("a status"), body.to_owned())
+}
+
 #[test]
 fn flanneld_joins_a_cluster_by_its_flags_and_variables() {
     let store = Store::start(NETWORK);
@@ -116,5 +140,16 @@ fn flanneld_joins_a_cluster_by_its_flags_and_variables() {
         let route = two.namespace.ip(&format!("route show {subnet}"));
         route.contains("dev flannel.1")
     });
+
+    assert_eq!(
+        ask(&one, "/healthz"),
+        (200, "flanneld is running".to_owned())
+    );
+    assert_eq!(ask(&one, "/readyz"), (200, "flanneld is ready".to_owned()));
+    let (status, metrics) = ask(&one, "/metrics");
+    assert_eq!(status, 200);
+    for line in ["selvage_ready 1\n", "selvage_peers 1\n"] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
     assert_eq!(flanneld.stop(), Some(0));
 }

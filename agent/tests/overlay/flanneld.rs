@@ -20,8 +20,9 @@ struct Flanneld {
 }
 
 impl Flanneld {
-    /// Starts it, with some of its settings as flags and some as variables, like a unit with an options file.
-    fn start(host: &Host) -> Self {
+    /// Starts it, with some of its settings as flags and some as variables, like a unit with an options file. `interface`
+    /// is the flag that tells which interface to use.
+    fn start(host: &Host, interface: &str) -> Self {
         let directory = TempDir::new().expect("a directory");
         let path = |name: &str| directory.path().join(name);
         symlink(env!("CARGO_BIN_EXE_selvage"), path("flanneld")).expect("a link");
@@ -32,6 +33,7 @@ impl Flanneld {
         let program = path("flanneld");
         let mut command = host.namespace.command(program.to_str().expect("a path"));
         let child = Self::configure(&mut command, &directory)
+            .arg(interface)
             .env("SELVAGE_NODE_ID", "flanneld")
             .env("NOTIFY_SOCKET", path("notify"))
             .stdout(Stdio::null())
@@ -49,7 +51,6 @@ impl Flanneld {
             .current_dir(directory.path())
             .args([
                 "-healthz-port=8081",
-                "-iface=eth0",
                 "--subnet-file",
                 "run/subnet.env",
                 "-v",
@@ -120,7 +121,7 @@ fn flanneld_joins_a_cluster_by_its_flags_and_variables() {
     let store = Store::start(NETWORK);
     let [one, mut two] = [1, 2].map(|number| store.host(number));
     two.join();
-    let flanneld = Flanneld::start(&one);
+    let flanneld = Flanneld::start(&one, "-iface=eth0");
     flanneld.wait_ready();
 
     let text = flanneld.subnet_env();
@@ -151,5 +152,24 @@ fn flanneld_joins_a_cluster_by_its_flags_and_variables() {
     for line in ["selvage_ready 1\n", "selvage_peers 1\n"] {
         assert!(metrics.contains(line), "{metrics}");
     }
+    assert_eq!(flanneld.stop(), Some(0));
+}
+
+/// As flannel since 0.12: who names the address that peers shall use need not name the interface that has it.
+#[test]
+fn flanneld_uses_the_interface_that_has_the_public_address() {
+    let store = Store::start(NETWORK);
+    let host = store.host(1);
+    // The default route is over another interface.
+    host.namespace.ip("link add nat type bridge");
+    host.namespace.ip("link set nat up");
+    host.namespace.ip("address add 10.0.2.15/24 dev nat");
+    host.namespace.ip("route add default via 10.0.2.2");
+    let flanneld = Flanneld::start(&host, "--public-ip=10.77.0.11");
+    flanneld.wait_ready();
+    let link = host.namespace.ip("-d link show flannel.1");
+    assert!(link.contains("local 10.77.0.11 dev eth0 "), "{link}");
+    let leases = store.etcdctl(&["get", "--prefix", "/coreos.com/network/subnets/"]);
+    assert!(leases.contains("\"PublicIP\":\"10.77.0.11\""), "{leases}");
     assert_eq!(flanneld.stop(), Some(0));
 }

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use selvage::{ignition, net::MacAddr};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cluster::Node;
 
@@ -104,6 +104,45 @@ pub(crate) fn without_units(node: &Node, units: &[&str]) -> Result<Node> {
     })
 }
 
+/// The node as a machine that was moved here from CoreOS with its configuration: `flanneld.service` in place of the
+/// agent's own unit, and the drop-ins that were usual there. `etcd` is an endpoint's URL: flannel's flags are all that
+/// flanneld goes by.
+///
+/// # Errors
+/// When the node's configuration is not one that [`nodes`] made.
+pub(crate) fn as_coreos(node: &Node, etcd: &str) -> Result<Node> {
+    let mut config: Value =
+        serde_json::from_str(&node.ignition).context("the rendered configuration is not JSON")?;
+    let list = config["systemd"]["units"]
+        .as_array_mut()
+        .context("the rendered configuration has no units")?;
+    // As container-linux-config-transpiler wrote it for `flannel:`.
+    let flannel = format!(
+        "[Service]\nExecStart=\nExecStart=/usr/lib/coreos/flannel-wrapper $FLANNEL_OPTS \\\n  \
+         --etcd-endpoints=\"{etcd}\" \\\n  --iface=\"{}\"\n",
+        node.underlay.addr()
+    );
+    let docker = "[Unit]\nRequires=flanneld.service\nAfter=flanneld.service\n";
+    let mut changed = 0;
+    for unit in list {
+        let (name, drop_in, contents) = match unit["name"].as_str() {
+            Some("selvage.service") => ("flanneld.service", "20-clct-flannel.conf", &*flannel),
+            Some("docker.service") => ("docker.service", "40-flannel.conf", docker),
+            _ => continue,
+        };
+        *unit = json!({"name": name, "enabled": true, "dropins": [{"name": drop_in, "contents": contents}]});
+        changed += 1;
+    }
+    ensure!(
+        changed == 2,
+        "the rendered configuration has {changed} of the units of the agent and Docker"
+    );
+    Ok(Node {
+        ignition: config.to_string(),
+        ..node.clone()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,5 +211,21 @@ mod tests {
                 && !plain.ignition.contains("\"selvage.service\"")
         );
         assert!(without_units(&node, &["nothing.service"]).is_err());
+    }
+
+    #[test]
+    fn a_coreos_machine_has_flannels_unit() {
+        let node = from_text(TEXT, 1, KEY).unwrap().remove(0);
+        let coreos = as_coreos(&node, "http://10.77.0.1:2379").unwrap().ignition;
+        assert!(!coreos.contains("\"selvage.service\""));
+        let config: Value = serde_json::from_str(&coreos).unwrap();
+        let units = config["systemd"]["units"].as_array().unwrap();
+        let unit = units.iter().find(|unit| unit["name"] == "flanneld.service");
+        let contents = unit.unwrap()["dropins"][0]["contents"].as_str().unwrap();
+        let flags =
+            " \\\n  --etcd-endpoints=\"http://10.77.0.1:2379\" \\\n  --iface=\"10.77.0.11\"\n";
+        assert!(contents.ends_with(flags), "{contents}");
+        let plain = without_units(&node, &["selvage.service"]).unwrap();
+        assert!(as_coreos(&plain, "").is_err());
     }
 }

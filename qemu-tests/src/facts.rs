@@ -95,6 +95,16 @@ fn parse(said: &str) -> Result<Facts> {
     })
 }
 
+/// The variables that a node's agent has written for container runtimes.
+///
+/// # Errors
+/// When there is no such file yet.
+pub(crate) async fn subnet_file(machine: &Machine) -> Result<HashMap<String, String>> {
+    let said = machine.ssh.run(&format!("cat {SUBNET_FILE}")).await?;
+    let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    Ok(variables(&said).into_iter().map(owned).collect())
+}
+
 /// `KEY=VALUE` lines.
 fn variables(text: &str) -> HashMap<&str, &str> {
     text.lines()

@@ -18,7 +18,7 @@ use crate::{
 /// Name of the container with the web server on every node.
 pub(crate) const WEB: &str = "web";
 /// Its port.
-const WEB_PORT: u16 = 80;
+pub(crate) const WEB_PORT: u16 = 80;
 /// Echo requests of one measurement.
 const PINGS: u32 = 10;
 

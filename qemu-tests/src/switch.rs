@@ -5,6 +5,7 @@
 //! be cut into groups of ports that do not hear each other. Guests are untrusted: nothing they send makes it panic, and
 //! the MAC table is bounded.
 
+pub(crate) mod capture;
 pub(crate) mod wire;
 
 use std::collections::HashMap;

@@ -1,16 +1,19 @@
 //! The tests that need a boot. Few boots serve many cases:
 //!
-//! 1. two machines boot for the first time: [`first_boot`], [`overlay`];
+//! 1. two machines boot for the first time: [`first_boot`], [`overlay`], [`coreos`];
 //! 2. both reboot: [`second_boot`];
-//! 3. one reboots while etcd is away: [`etcd_absent`];
+//! 3. one reboots while etcd is away: [`etcd_absent`]; then, [`renumbering`] and [`networks`];
 //! 4. two machines by themselves, side by side: [`plain_docker`] without the agent, [`broken_ignition`].
 
 mod broken_ignition;
+mod coreos;
 mod etcd_absent;
 mod first_boot;
+mod networks;
 mod overlay;
 mod pair;
 mod plain_docker;
+mod renumbering;
 mod second_boot;
 mod singles;
 
@@ -27,8 +30,11 @@ use crate::{
 const GROUPS: &[Names] = &[
     first_boot::CASES,
     overlay::CASES,
+    coreos::CASES,
     second_boot::CASES,
     etcd_absent::CASES,
+    renumbering::CASES,
+    networks::CASES,
     plain_docker::CASES,
     broken_ignition::CASES,
 ];

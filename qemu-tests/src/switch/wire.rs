@@ -29,6 +29,9 @@ use super::{Counters, FRAME_MAX_BYTES, FRAME_MIN_BYTES, Forwarding};
 /// Frames waiting for one guest; at 1,500 bytes about 1.5 MB, ten times what a slow guest's ring holds.
 const QUEUE_FRAMES: usize = 1024;
 
+/// Frames kept of a capture: some seconds of a test's traffic, at most 270 MB, in practice 100 times less.
+const CAPTURE_FRAMES: usize = 4096;
+
 /// A frame and the moment it is due.
 type Delivery = (Instant, Bytes);
 
@@ -38,6 +41,8 @@ struct Shared {
     delay: Duration,
     /// The queue to the guest on each port, while one is connected.
     queues: Vec<Option<mpsc::Sender<Delivery>>>,
+    /// All frames that came in, while somebody wants them.
+    capture: Option<Vec<Bytes>>,
 }
 
 /// A running switch.
@@ -63,6 +68,7 @@ impl Switch {
             forwarding: Forwarding::new(sockets.len()),
             delay: Duration::ZERO,
             queues: sockets.iter().map(|_| None).collect(),
+            capture: None,
         }));
         let entered = runtime.enter();
         let listeners = sockets
@@ -105,6 +111,16 @@ impl Switch {
     /// See [`Forwarding::partition`].
     pub(crate) fn partition(&self, groups: &[u32]) {
         lock(&self.shared).forwarding.partition(groups);
+    }
+
+    /// Keeps the frames that come in from now on, the first 4096 of them.
+    pub(crate) fn start_capture(&self) {
+        lock(&self.shared).capture = Some(Vec::new());
+    }
+
+    /// Ends a capture and gives its frames.
+    pub(crate) fn end_capture(&self) -> Vec<Bytes> {
+        lock(&self.shared).capture.take().unwrap_or_default()
     }
 
     /// See [`Forwarding::counters`].
@@ -171,6 +187,11 @@ async fn read_frames(
 
 fn dispatch(port: usize, frame: Bytes, shared: &mut Shared) {
     let due = Instant::now() + shared.delay;
+    if let Some(capture) = &mut shared.capture
+        && capture.len() < CAPTURE_FRAMES
+    {
+        capture.push(frame.clone());
+    }
     for to in shared.forwarding.forward(port, &frame) {
         let taken = shared.queues[to]
             .as_ref()
@@ -326,6 +347,26 @@ mod tests {
         let counters = switch.counters();
         assert!(counters[1].overrun > 0);
         assert_eq!(counters[1].sent + counters[1].overrun, 2000);
+    }
+
+    #[tokio::test]
+    async fn a_capture_holds_what_came_meanwhile() {
+        let (_dir, switch) = switch(2);
+        let (mut a, mut b) = (
+            Guest::connect(&switch, 0).await,
+            Guest::connect(&switch, 1).await,
+        );
+        for tag in 1..=3 {
+            if tag == 2 {
+                switch.start_capture();
+            }
+            a.send(&frame(tag)).await;
+            assert!(b.receive().await.is_some());
+            if tag == 2 {
+                assert_eq!(switch.end_capture(), [frame(2)]);
+            }
+        }
+        assert!(switch.end_capture().is_empty());
     }
 
     #[tokio::test]

@@ -1,11 +1,12 @@
-//! The two machines that most cases share, and their three boots.
+//! The two machines that most cases share, and their three boots. The first is configured in our own way, the second as
+//! one that came from CoreOS.
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use futures_util::future::try_join_all;
 
-use super::{etcd_absent, first_boot, overlay, second_boot};
+use super::{coreos, etcd_absent, first_boot, networks, overlay, renumbering, second_boot};
 use crate::{
     cli::Common,
     cluster::{Cluster, Options},
@@ -21,8 +22,11 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
     let groups = [
         first_boot::CASES,
         overlay::CASES,
+        coreos::CASES,
         second_boot::CASES,
         etcd_absent::CASES,
+        renumbering::CASES,
+        networks::CASES,
     ];
     if !groups.iter().any(|names| suite.wants_any(names)) {
         return;
@@ -44,7 +48,12 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
 }
 
 async fn start(host: &Host, common: &Common, dir: &Path) -> Result<Cluster> {
-    let nodes = description::nodes(&common.cluster, 2, &host.public_key)?;
+    let mut nodes = description::nodes(&common.cluster, 2, &host.public_key)?;
+    let [member, coreos] = &mut nodes[..] else {
+        bail!("not two nodes")
+    };
+    let etcd = format!("http://{}:2379", member.underlay.addr());
+    *coreos = description::as_coreos(coreos, &etcd)?;
     Cluster::start(host, dir, nodes, Options::default()).await
 }
 
@@ -56,13 +65,21 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster) -> Result<()> {
     let states = cluster.settle(progress).await?;
     first_boot::run(suite, cluster, &states).await;
 
-    let later = [overlay::CASES, second_boot::CASES, etcd_absent::CASES];
+    let later = [
+        overlay::CASES,
+        coreos::CASES,
+        second_boot::CASES,
+        etcd_absent::CASES,
+        renumbering::CASES,
+        networks::CASES,
+    ];
     if !later.iter().any(|names| suite.wants_any(names)) {
         return Ok(());
     }
     progress.step("start containers");
     start_containers(cluster, &archive, progress).await?;
     overlay::run(suite, cluster).await;
+    coreos::run(suite, cluster).await;
 
     let before = try_join_all(cluster.machines.iter().map(facts::ask)).await?;
     if suite.wants_any(second_boot::CASES) {
@@ -76,5 +93,6 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster) -> Result<()> {
     if suite.wants_any(etcd_absent::CASES) {
         etcd_absent::run(suite, cluster, &before).await?;
     }
-    Ok(())
+    renumbering::run(suite, cluster).await;
+    networks::run(suite, cluster, &archive).await
 }

@@ -17,11 +17,12 @@ use crate::{
     qemu::{self, Spec},
     qmp,
     ssh::Ssh,
-    wait,
 };
 
 /// Size of each machine's disk. Sparse: it costs what the guest writes.
 const DISK_SIZE: &str = "6G";
+/// From sshd's greeting to a connection that takes commands.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(120);
 /// From a running sshd to the end of the boot's last job.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(420);
 /// For stopping services, containers included.
@@ -169,18 +170,23 @@ impl Machine {
     async fn connect(&mut self) -> Result<()> {
         self.master = None;
         let _ = std::fs::remove_file(&self.ssh.control);
-        self.master = Some(self.ssh.master()?);
-        let control = self.ssh.control.clone();
-        wait::until(
-            "the ssh master connection",
-            Duration::from_secs(120),
-            || async {
-                ensure!(control.exists(), "no {}", control.display());
-                Ok(())
-            },
-        )
-        .await
-        .with_context(|| format!("failed to log in to {}", self.spec.name))?;
+        let deadline = Instant::now() + LOGIN_DEADLINE;
+        let mut master = self.ssh.master()?;
+        while !self.ssh.control.exists() {
+            // sshd turns a client away for a while that has asked for its greeting too often (PerSourcePenalties in
+            // sshd_config(5)), as we do while we wait for a slow machine.
+            if master.exited()?.is_some() {
+                master = self.ssh.master()?;
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "failed to log in to {}: no connection within {} s",
+                self.name(),
+                LOGIN_DEADLINE.as_secs()
+            );
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        self.master = Some(master);
         self.ssh.run("true").await.map(drop)
     }
 

@@ -180,3 +180,39 @@ fn mixed_families_meet_where_they_can() {
     });
     assert_eq!(two.container_addresses().len(), 2);
 }
+
+#[test]
+fn blackhole_route_catches_what_no_bridge_takes() {
+    let store = Store::start(&format!(r#"{{{DUAL},"Backend":{{"Type":"vxlan"}}}}"#));
+    let mut host = store.host(1);
+    let blackholes = |host: &Host| {
+        [
+            "ip route show type blackhole",
+            "ip -6 route show type blackhole",
+        ]
+        .map(|line| host.namespace.run(line))
+        .concat()
+    };
+    host.environment = vec![("SELVAGE_IP_BLACKHOLE_ROUTE", "true")];
+    host.start_agent();
+    host.wait_ready();
+    let shown = blackholes(&host);
+    assert_eq!(shown.matches("proto 83").count(), 2, "{shown}");
+    let address = host.container_addresses()[0];
+    let refused = host.namespace.try_run(&format!("ip route get {address}"));
+    assert!(!refused.status.success());
+    // A bridge's own route is better.
+    let gateway = host.subnet_env("FLANNEL_SUBNET");
+    host.namespace.ip("link add docker0 type bridge");
+    host.namespace.ip("link set docker0 up");
+    host.namespace
+        .ip(&format!("address add {gateway} dev docker0"));
+    let route = host.namespace.run(&format!("ip route get {address}"));
+    assert!(route.contains("dev docker0"), "{route}");
+
+    host.stop_agent();
+    host.environment.clear();
+    host.start_agent();
+    host.wait_ready();
+    assert_eq!(blackholes(&host), "");
+}

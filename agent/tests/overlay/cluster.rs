@@ -144,6 +144,7 @@ impl Store {
             directory: TempDir::new().expect("a directory for the host"),
             container: None,
             agent: None,
+            environment: Vec::new(),
         }
     }
 
@@ -183,6 +184,8 @@ pub(crate) struct Host {
     directory: TempDir,
     container: Option<Namespace>,
     agent: Option<Agent>,
+    /// Settings that the next agent is started with, as variables.
+    pub(crate) environment: Vec<(&'static str, &'static str)>,
 }
 
 /// A running agent and what it has told its service manager.
@@ -215,7 +218,8 @@ impl Host {
             .arg("--state-dir")
             .arg(self.directory.path().join("state"))
             // Every host of a test shares this machine's identity file; a real cluster's nodes do not.
-            .env("SELVAGE_NODE_ID", self.node_id());
+            .env("SELVAGE_NODE_ID", self.node_id())
+            .envs(self.environment.iter().copied());
         command
     }
 
@@ -289,6 +293,20 @@ impl Host {
                 None
             },
         )
+    }
+
+    /// Waits until the last line that the agent told its service manager fits.
+    pub(crate) fn wait_told_last(&mut self, what: &str, fits: impl Fn(&str) -> bool) {
+        let agent = self.agent.as_mut().expect("a running agent");
+        wait_until(&format!("the agent to tell {what}"), || {
+            agent.listen();
+            let status = |line: &&String| line.starts_with("STATUS=");
+            agent
+                .told
+                .iter()
+                .rfind(status)
+                .is_some_and(|line| fits(line))
+        });
     }
 
     /// Waits for the agent to end by itself and returns its exit status.

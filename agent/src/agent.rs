@@ -250,7 +250,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                 }
                 () = self.ruleset.changed() => tasks.programmed_part(overlay.program_firewall().await),
                 _ = firewall.tick() => tasks.programmed_part(overlay.program_firewall().await),
-                _ = resync.tick() => tasks.programmed_all(overlay.program().await),
+                _ = resync.tick() => {
+                    tasks.underlay.now();
+                    tasks.programmed_all(overlay.program().await);
+                }
                 () = tasks.program.due() => tasks.programmed_all(overlay.program().await),
                 () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks).await,
                 () = tasks.underlay.due() => self.follow_underlay(overlay, &mut tasks).await,

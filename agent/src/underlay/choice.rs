@@ -186,7 +186,7 @@ impl<'a> Choice<'a> {
             None => return Err(nowhere()),
         };
         let link = self.link(way.link_index).ok_or_else(nowhere)?;
-        self.pick(link, way.source.map_or(Fit::Any, Fit::Same))
+        self.pick(link, self.fit(Asked::Reach(address)))
     }
 
     /// The interface of the default route of the lowest metric, among equals the first; of those that have one in each
@@ -220,38 +220,52 @@ impl<'a> Choice<'a> {
         })
     }
 
-    /// The interface and the addresses in use, if they are all there and something that is asked for allows them.
+    /// The interface in use, if something that is asked for allows it; with the addresses in use, and others only where
+    /// those are gone or will not do any more.
     fn kept(&self, current: &Underlay, asked: &[Asked<'a>]) -> Option<Pick<'a>> {
         let link = self
             .link(current.index)
             .filter(|link| link.name == current.name && self.check_mtu(link).is_ok())?;
-        let used = |family, used: Option<IpAddr>| {
-            let mut addresses = self.usable(link, family);
-            let address = addresses.find(|address| Some(address.address) == used)?;
-            let best = self.best(link, family, Fit::Any)?;
-            // A link-local address was a makeshift, until the interface has a better one; and one that the settings
-            // name may have come late.
-            let named = self.asked_rank(address.address);
-            let lasts = named < UNNAMED || !is_link_local(address.address);
-            (lasts && named <= self.asked_rank(best.address)).then_some(address)
+        asked.iter().find_map(|asked| {
+            let fit = self.fit(*asked);
+            let pick = self.pick_by(link, |family| {
+                self.in_use(current, link, family)
+                    .or_else(|| self.fitting(link, family, fit))
+            });
+            pick.ok().filter(|pick| self.still_allows(*asked, pick))
+        })
+    }
+
+    /// The address in use, if it is there and will do.
+    fn in_use(&self, current: &Underlay, link: &Link, family: Family) -> Option<&'a Address> {
+        let used: IpAddr = match family {
+            Family::V4 => current.v4?.address.into(),
+            Family::V6 => current.v6?.address.into(),
         };
-        let mut pick = Pick {
-            link,
-            v4: None,
-            v6: None,
-        };
-        if self.families.v4.is_some() {
-            let address = current.v4.map(|v4| v4.address.into());
-            pick.v4 = Some(used(Family::V4, address)?);
+        let address = self
+            .usable(link, family)
+            .find(|address| address.address == used)?;
+        let best = self.best(link, family, Fit::Any)?;
+        // A link-local address was a makeshift, until the interface has a better one; and one that the settings name may
+        // have come late.
+        let named = self.asked_rank(used);
+        let lasts = named < UNNAMED || !is_link_local(used);
+        (lasts && named <= self.asked_rank(best.address)).then_some(address)
+    }
+
+    /// What an address of the interface has to be if this is asked for.
+    fn fit(&self, asked: Asked<'a>) -> Fit<'a> {
+        match asked {
+            Asked::Name(_) | Asked::DefaultRoute => Fit::Any,
+            Asked::Address(address) => Fit::Same(address),
+            Asked::Pattern(pattern) => Fit::Matching(pattern),
+            Asked::Network(network) => Fit::Inside(network),
+            Asked::Reach(address) => match &self.host.way {
+                Some(Ok(way)) if way.local => Fit::Same(address),
+                Some(Ok(way)) => way.source.map_or(Fit::Any, Fit::Same),
+                _ => Fit::Any,
+            },
         }
-        if self.families.v6.is_some() {
-            let address = current.v6.map(|v6| v6.address.into());
-            pick.v6 = Some(used(Family::V6, address)?);
-        }
-        let mut asked = asked.iter();
-        asked
-            .any(|asked| self.still_allows(*asked, &pick))
-            .then_some(pick)
     }
 
     fn still_allows(&self, asked: Asked<'_>, pick: &Pick<'_>) -> bool {
@@ -289,18 +303,32 @@ impl<'a> Choice<'a> {
     /// The best addresses of an interface, in each family one that fits if it has any.
     fn pick(&self, link: &'a Link, fit: Fit<'_>) -> Result<Pick<'a>, Miss> {
         self.check_mtu(link)?;
-        let best = |family| {
-            let fitting = self.best(link, family, fit);
-            fitting
-                .or_else(|| self.best(link, family, Fit::Any))
-                .ok_or_else(|| self.no_address(link, family))
-        };
-        let of_family = |family, has: bool| has.then(|| best(family)).transpose();
-        Ok(Pick {
+        self.pick_by(link, |family| self.fitting(link, family, fit))
+    }
+
+    fn pick_by(
+        &self,
+        link: &'a Link,
+        choose: impl Fn(Family) -> Option<&'a Address>,
+    ) -> Result<Pick<'a>, Miss> {
+        let mut pick = Pick {
             link,
-            v4: of_family(Family::V4, self.families.v4.is_some())?,
-            v6: of_family(Family::V6, self.families.v6.is_some())?,
-        })
+            v4: None,
+            v6: None,
+        };
+        for family in self.families.iter() {
+            let address = choose(family).ok_or_else(|| self.no_address(link, family))?;
+            match family {
+                Family::V4 => pick.v4 = Some(address),
+                Family::V6 => pick.v6 = Some(address),
+            }
+        }
+        Ok(pick)
+    }
+
+    fn fitting(&self, link: &Link, family: Family, fit: Fit<'_>) -> Option<&'a Address> {
+        self.best(link, family, fit)
+            .or_else(|| self.best(link, family, Fit::Any))
     }
 
     fn best(&self, link: &Link, family: Family, fit: Fit<'_>) -> Option<&'a Address> {

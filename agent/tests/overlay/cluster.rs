@@ -135,6 +135,8 @@ impl Store {
         namespace.ip(&format!("address add {address}/24 dev eth0"));
         let v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(10 + number));
         namespace.ip(&format!("address add {v6}/64 dev eth0 nodad"));
+        // A router asks for its neighbours from here; without, it forwards nothing.
+        namespace.ip(&format!("address add fe80::{number}/64 dev eth0 nodad"));
         namespace.ip("link set eth0 up");
         namespace.sysctl("net.ipv4.ip_forward", "1");
         namespace.sysctl("net.ipv6.conf.all.forwarding", "1");
@@ -402,6 +404,7 @@ impl Host {
         let host = &self.namespace;
         host.ip("link add docker0 type bridge");
         host.ip("link set docker0 up");
+        host.ip("address add fe80::1/64 dev docker0 nodad");
         let container = Namespace::new();
         container.connect("eth0", host, "veth0");
         host.ip(&format!("link set veth0 mtu {mtu} master docker0 up"));

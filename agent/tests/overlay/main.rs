@@ -22,4 +22,5 @@ mod flanneld;
 mod hostile;
 mod namespace;
 mod traffic;
+mod underlay;
 mod wait;

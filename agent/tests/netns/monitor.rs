@@ -83,3 +83,44 @@ fn a_burst_of_our_own_changes_does_not_keep_us_busy() {
         );
     });
 }
+
+#[test]
+fn the_monitor_hears_of_the_underlays_addresses_and_of_default_routes() {
+    let host = Host::new();
+    block_on(async {
+        let mut agent = host.agent(&[]).await;
+        let mut monitor = Monitor::open(agent.reconciler.kernel()).unwrap();
+        agent.resync().await;
+        for change in [
+            "address add 192.0.2.9/24 dev up0",
+            "address add 2001:db8::9/64 dev up0 nodad",
+            "address change 2001:db8::9/64 dev up0 preferred_lft 0 valid_lft 999",
+            // As DHCP and router advertisements make them.
+            "route add default via 192.0.2.254 metric 100",
+            "-6 route add default via 2001:db8::1 dev up0 onlink metric 200",
+            "-6 route del default",
+            "route del default",
+            "address del 192.0.2.9/24 dev up0",
+        ] {
+            host.ns.ip(change);
+            let watch = agent.reconciler.watch(&host.underlay);
+            let heard = tokio::time::timeout(Duration::from_secs(10), monitor.changed(&watch));
+            assert!(heard.await.is_ok_and(|heard| heard.underlay), "{change}");
+        }
+        for change in [
+            "address add fe80::9/64 dev up0",
+            "address add 192.0.2.99/32 dev up1",
+            "route add default via 192.0.2.254 table 77",
+            "route add 203.0.113.0/24 via 192.0.2.254",
+        ] {
+            host.ns.ip(change);
+        }
+        let watch = agent.reconciler.watch(&host.underlay);
+        let silence = Duration::from_millis(400);
+        let heard = tokio::time::timeout(silence, monitor.changed(&watch)).await;
+        assert!(
+            heard.is_err(),
+            "it heard what does not concern us: {heard:?}"
+        );
+    });
+}

@@ -115,6 +115,7 @@ impl Iptables {
             let role = Role {
                 main: look.main && index == 0 && tools.suffix.is_empty(),
                 random_fully: tools.version >= RANDOM_FULLY,
+                raw: tools.kind == Kind::Nft,
             };
             for ip in Ip::BOTH {
                 let spelled = &mut self.spelled;

@@ -68,6 +68,9 @@ pub(super) struct Role {
     pub(super) main: bool,
     /// Whether they know `--random-fully`.
     pub(super) random_fully: bool,
+    /// Whether the table raw can be made: any kernel with nftables has it, but some lack `CONFIG_IP_NF_RAW` of the old
+    /// kind, and their Docker is told to do without.
+    pub(super) raw: bool,
 }
 
 impl Wanted {
@@ -81,7 +84,7 @@ impl Wanted {
             return Self::default();
         };
         let mut wanted = Vec::new();
-        if rules.forward && docker_drops(save, family.subnet) {
+        if rules.forward && docker_drops(save, family.subnet, role.raw) {
             let rule = RAW.rule(Some(is(family.network)), Some(is(family.subnet)), "ACCEPT");
             wanted.push((RAW.name, vec![rule]));
         }
@@ -179,11 +182,12 @@ fn masquerade(
     rules
 }
 
-/// Whether a Docker that drops what is sent straight to its containers (28.0 and later) is or was at work: its chain
-/// tells before the first container is there.
-fn docker_drops(save: &Save, subnet: IpNet) -> bool {
+/// Whether a Docker that drops what is sent straight to its containers (28.0 and later) is or was at work. Where a table
+/// raw is or `can_be` made, its chain tells before the first container is there.
+fn docker_drops(save: &Save, subnet: IpNet, can_be: bool) -> bool {
+    let raw = save.table(RAW.table);
     let works = save
-        .table("filter")
+        .table(FORWARD.table)
         .is_some_and(|filter| filter.has("DOCKER-FORWARD"));
     let drops = |rule: &Rule| {
         let destination = rule.after("-d").and_then(|net| net.parse::<IpNet>().ok());
@@ -191,13 +195,12 @@ fn docker_drops(save: &Save, subnet: IpNet) -> bool {
             && rule.denies("-i")
             && destination.is_some_and(|net| subnet.contains(&net))
     };
-    let raw = save.table("raw");
-    works || raw.is_some_and(|raw| raw.of(RAW.parent).any(drops))
+    works && (can_be || raw.is_some()) || raw.is_some_and(|raw| raw.of(RAW.parent).any(drops))
 }
 
 /// Whether somebody else may drop forwarded packets.
 fn is_closed(save: &Save) -> bool {
-    save.table("filter").is_some_and(|filter| {
+    save.table(FORWARD.table).is_some_and(|filter| {
         let policy = filter.policy(FORWARD.parent);
         policy.is_some_and(|policy| policy != "ACCEPT")
             || filter

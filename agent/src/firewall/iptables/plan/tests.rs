@@ -3,10 +3,12 @@ use super::*;
 const MAIN: Role = Role {
     main: true,
     random_fully: true,
+    raw: true,
 };
 const OTHER: Role = Role {
     main: false,
     random_fully: true,
+    raw: true,
 };
 
 fn rules() -> Rules {
@@ -213,6 +215,21 @@ fn overlay_passes_where_docker_drops_what_is_sent_to_containers() {
             let text = change(&host, &rules(), role).unwrap_or_default();
             assert_eq!(text.contains(open), opened, "{host}: {text}");
         }
+    }
+}
+
+#[test]
+fn no_table_raw_is_asked_of_a_kernel_that_may_have_none() {
+    let role = Role { raw: false, ..MAIN };
+    for (host, opened) in [
+        ("*filter\n:DOCKER-FORWARD - [0:0]\nCOMMIT\n", false),
+        (
+            "*raw\nCOMMIT\n*filter\n:DOCKER-FORWARD - [0:0]\nCOMMIT\n",
+            true,
+        ),
+    ] {
+        let text = change(host, &rules(), role).unwrap();
+        assert_eq!(text.contains("SELVAGE-RAW"), opened, "{host}: {text}");
     }
 }
 

@@ -159,7 +159,9 @@ fn clear_leaves_nothing_of_ours_and_all_of_others() {
             on_host(installed, || {
                 let kind = installed.kind();
                 others(kind);
-                sh(&format!("iptables-{kind} -N DOCKER-FORWARD"));
+                sh(&format!(
+                    "iptables-{kind} -N DOCKER-FORWARD; iptables-{kind} -t raw -S"
+                ));
                 flannel_in_nftables();
                 let mut agent = Agent::new(mode);
                 agent.ensure(&dual());

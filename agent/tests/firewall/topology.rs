@@ -13,11 +13,14 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::host::sh;
+
+/// How long the interfaces may take to come up.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) const CONTAINER: &str = "10.5.72.2";
 pub(crate) const ELSEWHERE: &str = "10.5.99.2";
@@ -105,10 +108,29 @@ impl Topology {
         set("ipv4/ip_forward", "1");
         set("ipv6/conf/all/forwarding", "1");
         set("ipv6/conf/default/accept_dad", "0");
-        Self {
+        let net = Self {
             container: Neighbour::new("container", "10.5.72", "fd00:5:0:48"),
             elsewhere: Neighbour::new("elsewhere", "10.5.99", "fd00:5:0:63"),
             outside: Neighbour::new("outside", "192.0.2", "2001:db8"),
+        };
+        net.wait();
+        net
+    }
+
+    /// Waits until everyone has found everyone: what is lost from then on was dropped on purpose.
+    fn wait(&self) {
+        let start = Instant::now();
+        for (from, to, address) in [
+            (&self.outside, &self.container, CONTAINER),
+            (&self.container, &self.elsewhere, ELSEWHERE),
+            (&self.elsewhere, &self.outside, OUTSIDE),
+            (&self.outside, &self.container, CONTAINER6),
+            (&self.container, &self.elsewhere, ELSEWHERE6),
+            (&self.elsewhere, &self.outside, OUTSIDE6),
+        ] {
+            while exchange(from, to, address).is_none_or(|(_, replied)| !replied) {
+                assert!(start.elapsed() < DEADLINE, "no way to {address}");
+            }
         }
     }
 }
@@ -116,22 +138,27 @@ impl Topology {
 /// The address that `to`, on port 7000, sees when `from` sends to it, and that a reply comes back; `None` when nothing
 /// arrives.
 pub(crate) fn seen_source(from: &Neighbour, to: &Neighbour, address: &str) -> Option<String> {
+    let (source, replied) = exchange(from, to, address)?;
+    assert!(replied, "no reply from {address} to {source}");
+    Some(source)
+}
+
+/// The address that `to`, on port 7000, sees when `from` sends to it, and whether its reply came back.
+fn exchange(from: &Neighbour, to: &Neighbour, address: &str) -> Option<(String, bool)> {
     let address: IpAddr = address.parse().unwrap();
     let target = SocketAddr::new(address, 7000);
     let any = |port| {
-        let any: IpAddr = if address.is_ipv4() { "0.0.0.0" } else { "::" }
-            .parse()
-            .unwrap();
-        SocketAddr::new(any, port)
+        let any = if address.is_ipv4() { "0.0.0.0" } else { "::" };
+        SocketAddr::new(any.parse().unwrap(), port)
     };
     let (server, client) = (to.bind(any(7000)), from.bind(any(0)));
-    // The first packet may wait for a neighbour's address, so a second is sent before giving up.
-    for wait in [200, 400] {
+    // A second is sent before giving up, for the sake of a busy machine.
+    for wait in [100, 400] {
         client.send_to(b"?", target).unwrap();
         if let Some(source) = receive(&server, Duration::from_millis(wait)) {
             server.send_to(b"!", source).unwrap();
-            assert_eq!(receive(&client, Duration::from_secs(2)), Some(target));
-            return Some(source.ip().to_string());
+            let replier = receive(&client, Duration::from_secs(2));
+            return Some((source.ip().to_string(), replier == Some(target)));
         }
     }
     None

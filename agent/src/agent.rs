@@ -133,10 +133,10 @@ struct Agent<'a, S> {
     new_config: Option<NetworkConfig>,
 }
 
-/// Why there is no network config to apply.
+/// What the store said was wrong.
 #[derive(Debug, Error)]
 #[error("{0}")]
-struct Unusable(String);
+struct StoreTrouble(String);
 
 impl<S: LeaseStore> Agent<'_, S> {
     async fn serve(&mut self, kernel: Kernel) -> Never {
@@ -209,7 +209,9 @@ impl<S: LeaseStore> Agent<'_, S> {
                 StoreEvent::Peers(leases @ LeaseEvent::Snapshot { .. }) => {
                     return Ok((place, leases));
                 }
-                StoreEvent::Peers(LeaseEvent::Changes { .. }) | StoreEvent::Renewed { .. } => (),
+                StoreEvent::Peers(LeaseEvent::Changes { .. })
+                | StoreEvent::Renewed { .. }
+                | StoreEvent::RenewalFailed { .. } => (),
                 StoreEvent::NetworkConfig(Ok(config)) if *config == place.config => (),
                 StoreEvent::NetworkConfig(_) => {
                     return Err("the network config, which changed just now".to_owned());
@@ -274,14 +276,15 @@ impl<S: LeaseStore> Agent<'_, S> {
     async fn on_store(&mut self, overlay: &mut Overlay, event: StoreEvent, tasks: &mut Tasks) {
         match event {
             StoreEvent::Peers(event) => tasks.programmed_part(overlay.apply(event).await),
-            StoreEvent::Renewed { .. } => (),
+            StoreEvent::Renewed { .. } => tasks.renewal.done(),
+            StoreEvent::RenewalFailed { error, .. } => tasks.renewal.stuck(&StoreTrouble(error)),
             StoreEvent::NetworkConfig(Ok(config)) => {
                 self.new_config = Some(*config);
                 tasks.config.now();
             }
             StoreEvent::NetworkConfig(Err(reason)) => {
                 self.new_config = None;
-                tasks.config.stuck(&Unusable(reason));
+                tasks.config.stuck(&StoreTrouble(reason));
             }
             StoreEvent::OwnLeaseLost { reason } => {
                 warn!(subnet = %overlay.own().key, "lost the lease: {reason}");
@@ -310,6 +313,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         {
             Ok(own) => {
                 tasks.lease.done();
+                tasks.renewal.done();
                 self.log_lease(own.key, own.attrs.public_address());
                 if own.key != old {
                     self.health.renumbered();
@@ -404,6 +408,8 @@ struct Tasks {
     program: Task,
     /// A lease in place of the lost one.
     lease: Task,
+    /// More time for the lease, which the store sees to.
+    renewal: Task,
     /// Another look at the underlay.
     underlay: Task,
     /// Another network config.
@@ -417,6 +423,7 @@ impl Default for Tasks {
         Self {
             program: Task::new("program the host"),
             lease: Task::new("take a lease again"),
+            renewal: Task::new("extend the lease"),
             underlay: Task::new("follow the underlay"),
             config: Task::new("apply the changed network config"),
             publish: Task::new("publish the underlay's address"),
@@ -425,10 +432,11 @@ impl Default for Tasks {
 }
 
 impl Tasks {
-    fn all(&self) -> [&Task; 5] {
+    fn all(&self) -> [&Task; 6] {
         [
             &self.program,
             &self.lease,
+            &self.renewal,
             &self.underlay,
             &self.config,
             &self.publish,

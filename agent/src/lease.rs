@@ -19,7 +19,7 @@ mod key;
 mod store;
 
 pub use key::{LeaseKeyError, SubnetKey};
-pub use store::{LeaseEvent, LeaseStore, StoreError, StoreEvent};
+pub use store::{LeaseEvent, LeaseStore, Released, StoreError, StoreEvent};
 
 /// What a node publishes with its lease: the value of the lease key, in flannel's field order.
 #[derive(Clone, Debug, Serialize)]
@@ -107,6 +107,15 @@ impl LeaseAttrs {
         match (self.public_ip, self.public_ipv6) {
             (None, Some(v6)) => IpAddr::V6(v6),
             (v4, _) => IpAddr::V4(v4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
+        }
+    }
+
+    /// Whether both are of one node, as far as addresses tell: the IPv4 ones if both have one, else the IPv6 ones, so that
+    /// a node is itself still when its network gains a family.
+    pub fn same_address(&self, other: &Self) -> bool {
+        match (self.public_ip, other.public_ip) {
+            (Some(a), Some(b)) => a == b,
+            _ => self.public_ipv6.is_some() && self.public_ipv6 == other.public_ipv6,
         }
     }
 
@@ -199,6 +208,27 @@ mod tests {
             dual.to_json().unwrap(),
             r#"{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::3","BackendType":"extension","BackendV6Data":{"a":"\u003cb\u003e"},"SelvageOwner":"5f1d"}"#
         );
+    }
+
+    #[test]
+    fn a_node_is_known_by_its_ipv4_address_or_else_by_the_other() {
+        let node = |v4: &str, v6: &str| LeaseAttrs {
+            public_ip: v4.parse().ok(),
+            public_ipv6: v6.parse().ok(),
+            ..plain()
+        };
+        let dual = node("10.0.0.1", "fd00::1");
+        for (other, same) in [
+            (node("10.0.0.1", ""), true),
+            (node("10.0.0.1", "fd00::2"), true),
+            (node("", "fd00::1"), true),
+            (node("10.0.0.2", "fd00::1"), false),
+            (node("", "fd00::2"), false),
+            (node("", ""), false),
+        ] {
+            assert_eq!(dual.same_address(&other), same, "{other:?}");
+        }
+        assert!(!node("", "").same_address(&node("", "")));
     }
 
     #[test]

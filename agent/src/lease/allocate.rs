@@ -5,7 +5,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use thiserror::Error;
 
 use crate::lease::SubnetKey;
 use crate::network_config::{Ipv4Range, Ipv6Range, NetworkConfig};
@@ -15,19 +16,52 @@ use crate::retry::next_random;
 /// of the network together, many enough that nodes which choose at once seldom meet.
 const CANDIDATES: usize = 100;
 
-/// A free subnet of each family that the config has, picked at random by `seed`; `None` when a family has none left.
+/// After so many lost races the choice is not widened further: among 10,000 subnets, nodes seldom meet.
+const WIDEST: u32 = 2;
+
+/// Every subnet of a network is leased.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("no free /{subnet_len} left in {network}")]
+pub struct Exhausted {
+    /// The overlay network of one family.
+    pub network: IpNet,
+    /// Prefix length of a node's subnet in it.
+    pub subnet_len: u8,
+}
+
+/// A free subnet of each family that the config has, picked at random by `seed`.
 ///
-/// `taken` may overlap itself and lie anywhere.
-pub fn choose(config: &NetworkConfig, taken: &[SubnetKey], mut seed: u64) -> Option<SubnetKey> {
+/// `taken` may overlap itself and lie anywhere. With each lost race the choice is among ten times as many subnets, so that
+/// thousands of nodes which start together do not go on meeting.
+///
+/// # Errors
+/// The first family that has none left.
+pub fn choose(
+    config: &NetworkConfig,
+    taken: &[SubnetKey],
+    lost_races: u32,
+    mut seed: u64,
+) -> Result<SubnetKey, Exhausted> {
+    let candidates = CANDIDATES * 10_usize.pow(lost_races.min(WIDEST));
     let v4 = match &config.ipv4 {
-        Some(range) => Some(choose_ipv4(range, taken, next_random(&mut seed))?),
+        Some(range) => Some(
+            choose_ipv4(range, taken, candidates, next_random(&mut seed)).ok_or(Exhausted {
+                network: range.network.into(),
+                subnet_len: range.subnet_len,
+            })?,
+        ),
         None => None,
     };
     let v6 = match &config.ipv6 {
-        Some(range) => Some(choose_ipv6(range, taken, next_random(&mut seed))?),
+        Some(range) => Some(
+            choose_ipv6(range, taken, candidates, next_random(&mut seed)).ok_or(Exhausted {
+                network: range.network.into(),
+                subnet_len: range.subnet_len,
+            })?,
+        ),
         None => None,
     };
-    Some(SubnetKey { v4, v6 })
+    Ok(SubnetKey { v4, v6 })
 }
 
 /// Whether a node may hold this lease under the config: the right families, lengths and bounds.
@@ -56,7 +90,12 @@ pub fn overlap(a: &SubnetKey, b: &SubnetKey) -> bool {
     v4 || v6
 }
 
-fn choose_ipv4(range: &Ipv4Range, taken: &[SubnetKey], random: u64) -> Option<Ipv4Net> {
+fn choose_ipv4(
+    range: &Ipv4Range,
+    taken: &[SubnetKey],
+    candidates: usize,
+    random: u64,
+) -> Option<Ipv4Net> {
     let number = |address: Ipv4Addr| u128::from(u32::from(address));
     let taken = taken
         .iter()
@@ -64,11 +103,17 @@ fn choose_ipv4(range: &Ipv4Range, taken: &[SubnetKey], random: u64) -> Option<Ip
         .map(|v4| (number(v4.network()), number(v4.broadcast())))
         .collect();
     let step = 1 << (32 - range.subnet_len);
-    let first = pick(number(range.min), number(range.max), step, taken, random)?;
+    let bounds = (number(range.min), number(range.max));
+    let first = pick(bounds, step, taken, candidates, random)?;
     Ipv4Net::new(u32::try_from(first).ok()?.into(), range.subnet_len).ok()
 }
 
-fn choose_ipv6(range: &Ipv6Range, taken: &[SubnetKey], random: u64) -> Option<Ipv6Net> {
+fn choose_ipv6(
+    range: &Ipv6Range,
+    taken: &[SubnetKey],
+    candidates: usize,
+    random: u64,
+) -> Option<Ipv6Net> {
     let number = |address: Ipv6Addr| u128::from(address);
     let taken = taken
         .iter()
@@ -76,23 +121,24 @@ fn choose_ipv6(range: &Ipv6Range, taken: &[SubnetKey], random: u64) -> Option<Ip
         .map(|v6| (number(v6.network()), number(v6.broadcast())))
         .collect();
     let step = 1 << (128 - range.subnet_len);
-    let first = pick(number(range.min), number(range.max), step, taken, random)?;
+    let bounds = (number(range.min), number(range.max));
+    let first = pick(bounds, step, taken, candidates, random)?;
     Ipv6Net::new(first.into(), range.subnet_len).ok()
 }
 
 /// Picks one of the first free multiples of `step` from `min` to `max`; `taken` are first and last addresses.
 fn pick(
-    min: u128,
-    max: u128,
+    (min, max): (u128, u128),
     step: u128,
     mut taken: Vec<(u128, u128)>,
+    candidates: usize,
     random: u64,
 ) -> Option<u128> {
     taken.sort_unstable();
     let mut taken = taken.into_iter().peekable();
-    let mut free = Vec::with_capacity(CANDIDATES);
+    let mut free = Vec::new();
     let mut candidate = min;
-    while candidate <= max && free.len() < CANDIDATES {
+    while candidate <= max && free.len() < candidates {
         // Candidates only grow, so what ends before this one is done with.
         while taken.next_if(|(_, last)| *last < candidate).is_some() {}
         let next = match taken.peek() {
@@ -138,25 +184,47 @@ mod tests {
         let taken = keys(&["10.5.1.0-24", "10.5.3.128-25", "9.0.0.0-8"]);
         for seed in 0..10 {
             assert_eq!(
-                choose(&config, &taken, seed).unwrap().to_string(),
+                choose(&config, &taken, 0, seed).unwrap().to_string(),
                 "10.5.2.0/24"
             );
         }
-        assert_eq!(choose(&config, &keys(&["10.5.0.0-16"]), 1), None);
+        assert!(choose(&config, &keys(&["10.5.0.0-16"]), 0, 1).is_err());
         let mut full = taken;
         full.extend(keys(&["10.5.2.6-31"]));
-        assert_eq!(choose(&config, &full, 1), None);
+        assert_eq!(
+            choose(&config, &full, 0, 1).unwrap_err().to_string(),
+            "no free /24 left in 10.5.0.0/22"
+        );
     }
 
     #[test]
     fn picks_among_the_first_hundred_and_reaches_all_of_them() {
         let config = config(r#"{"Network":"10.5.0.0/16"}"#);
         let seen: std::collections::BTreeSet<_> = (0..5000)
-            .map(|seed| choose(&config, &[], seed).unwrap())
+            .map(|seed| choose(&config, &[], 0, seed).unwrap())
             .collect();
         assert_eq!(seen.len(), 100);
         assert_eq!(seen.first().unwrap().to_string(), "10.5.1.0/24");
         assert_eq!(seen.last().unwrap().to_string(), "10.5.100.0/24");
+    }
+
+    #[test]
+    fn two_thousand_nodes_that_start_together_need_few_rounds() {
+        let config = config(r#"{"Network":"10.0.0.0/8"}"#);
+        let (mut taken, mut waiting) = (Vec::new(), 2_000_usize);
+        let mut seed = 1;
+        for round in 0..6 {
+            // All of them choose by one list; of those who meet, one wins.
+            let chosen: std::collections::BTreeSet<_> = (0..waiting)
+                .map(|_| choose(&config, &taken, round, next_random(&mut seed)).unwrap())
+                .collect();
+            waiting -= chosen.len();
+            taken.extend(chosen);
+            if waiting == 0 {
+                return;
+            }
+        }
+        panic!("{waiting} nodes are still without a subnet after six rounds");
     }
 
     #[test]
@@ -165,10 +233,18 @@ mod tests {
             r#"{"Network":"255.255.0.0/16","SubnetMin":"255.255.255.0","EnableIPv6":true,
                 "IPv6Network":"ffff::/16","IPv6SubnetLen":18,"IPv6SubnetMin":"ffff:c000::"}"#,
         );
-        let key = choose(&config, &[], 7).unwrap();
+        let key = choose(&config, &[], 0, 7).unwrap();
         assert_eq!(key.name(), "255.255.255.0-24&ffff:c000::-18");
         assert!(allows(&config, &key));
-        assert_eq!(choose(&config, &[key], 7), None);
+        let v6_only = keys(&["ffff:c000::-18"]);
+        let exhausted = [
+            (vec![key], "/24 left in 255"),
+            (v6_only, "/18 left in ffff"),
+        ];
+        for (taken, what) in exhausted {
+            let error = choose(&config, &taken, 0, 7).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("no free {what}")), "{error}");
+        }
         assert!(!allows(&config, &SubnetKey { v6: None, ..key }));
     }
 
@@ -208,9 +284,9 @@ mod tests {
                 .filter(|c| !taken.iter().any(|t| overlap(c, t)))
                 .take(100)
                 .collect();
-            match choose(&config, &taken, seed) {
-                Some(key) => prop_assert!(free.contains(&key)),
-                None => prop_assert!(free.is_empty()),
+            match choose(&config, &taken, 0, seed) {
+                Ok(key) => prop_assert!(free.contains(&key)),
+                Err(_) => prop_assert!(free.is_empty()),
             }
         }
     }

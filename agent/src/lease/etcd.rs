@@ -19,30 +19,38 @@
 //! Two tasks do the lasting work and end with the store: one watches all leases, one keeps the own lease. They share the
 //! lease that is held behind a lock; whoever writes it, holds the lock. Needs etcd 3.4 or newer.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp};
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
 
-use crate::lease::{Lease, LeaseAttrs, LeaseStore, StoreError, StoreEvent, SubnetKey};
+use crate::lease::{Lease, LeaseAttrs, LeaseStore, Released, StoreError, StoreEvent, SubnetKey};
 use crate::network_config::NetworkConfig;
 
 mod acquire;
+mod config;
+mod departures;
 pub(crate) mod endpoint;
 mod held;
 mod keeper;
 mod listing;
+mod records;
 mod servers;
 mod settings;
+mod spread;
 mod watch;
 
+pub use config::{Expected, StoredConfig};
+use departures::Departures;
 use held::{Held, Settled};
 use keeper::Keeper;
 use listing::{Entry, Listing, Reports};
+pub use records::{Record, Records};
 use servers::Servers;
 use settings::Keys;
 pub use settings::{EtcdSettings, SettingsError};
@@ -61,6 +69,8 @@ struct Store {
     keys: Keys,
     reports: Reports,
     held: Mutex<Option<Held>>,
+    config: config::Known,
+    departures: std::sync::Mutex<Departures>,
     /// Somebody else may have changed the key of the held lease.
     touched: Notify,
 }
@@ -69,6 +79,26 @@ impl Store {
     /// The full etcd key of a lease.
     fn key(&self, key: &SubnetKey) -> String {
         format!("{}{}", self.keys.subnets, key.name())
+    }
+
+    /// Holds if no lease was created after a revision.
+    fn unchanged_since(&self, revision: i64) -> Compare {
+        let first = self.keys.subnets.as_str();
+        Compare::create_revision(first, CompareOp::Less, revision.saturating_add(1))
+            .with_range(self.keys.subnets_end.as_str())
+    }
+
+    fn departures(&self) -> MutexGuard<'_, Departures> {
+        // Valid at every step, so a panic elsewhere does not spoil it.
+        self.departures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on, and for a while, what vanished counts as there.
+    fn hold_departures(&self) {
+        self.departures()
+            .hold(Instant::now() + self.servers.settings().grace);
     }
 }
 
@@ -83,24 +113,6 @@ pub struct EtcdStore {
     tasks: JoinSet<()>,
 }
 
-/// The network config as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredConfig {
-    /// The text, as written.
-    pub text: String,
-    /// The revision of its last change.
-    pub revision: i64,
-}
-
-/// What must be so for the network config to be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expected {
-    /// There is none yet.
-    Absent,
-    /// It was last changed at this revision.
-    Revision(i64),
-}
-
 impl EtcdStore {
     /// Checks the settings; connects to nothing yet. `owner` identifies this machine, for example its machine ID.
     pub fn new(settings: EtcdSettings, owner: String) -> Result<Self, SettingsError> {
@@ -112,6 +124,8 @@ impl EtcdStore {
                 keys,
                 reports: Reports::default(),
                 held: Mutex::new(None),
+                config: config::Known::default(),
+                departures: std::sync::Mutex::default(),
                 touched: Notify::new(),
             }),
             owner,
@@ -123,12 +137,7 @@ impl EtcdStore {
 
     /// Reads the network config without looking into it.
     pub async fn raw_network_config(&mut self) -> Result<Option<StoredConfig>, StoreError> {
-        let key = self.store.keys.config.as_bytes();
-        let response = listing::get(&self.store.servers, key, GetOptions::new()).await?;
-        Ok(response.kvs().first().map(|kv| StoredConfig {
-            text: String::from_utf8_lossy(kv.value()).into_owned(),
-            revision: kv.mod_revision(),
-        }))
+        config::read(&self.store).await.map(|(config, _)| config)
     }
 
     /// Writes the network config, if what is there is as expected; [`StoreError::ConfigChanged`] if not.
@@ -137,21 +146,7 @@ impl EtcdStore {
         text: &str,
         expected: Expected,
     ) -> Result<(), StoreError> {
-        let key = self.store.keys.config.as_str();
-        let compare = match expected {
-            Expected::Absent => Compare::version(key, CompareOp::Equal, 0),
-            Expected::Revision(revision) => Compare::mod_revision(key, CompareOp::Equal, revision),
-        };
-        let txn = Txn::new()
-            .when([compare])
-            .and_then([TxnOp::put(key, text, None)]);
-        if held::commit(&self.store.servers, txn).await?.succeeded() {
-            Ok(())
-        } else {
-            Err(StoreError::ConfigChanged {
-                key: key.to_owned(),
-            })
-        }
+        config::write(&self.store, text, expected).await
     }
 
     /// The key of the network config.
@@ -222,12 +217,9 @@ async fn publish(store: Arc<Store>, wanted: LeaseAttrs) -> Result<(), StoreError
 
 impl LeaseStore for EtcdStore {
     async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
-        let key = self.store.keys.config.clone();
-        match self.raw_network_config().await? {
-            None => Err(StoreError::NoNetworkConfig { key }),
-            Some(config) => NetworkConfig::parse(&config.text)
-                .map_err(|error| StoreError::BadNetworkConfig { key, error }),
-        }
+        let (config, _) = config::read(&self.store).await?;
+        self.store.config.note(config.as_ref());
+        config::parse(&self.store, config.as_ref())
     }
 
     async fn acquire(
@@ -249,7 +241,18 @@ impl LeaseStore for EtcdStore {
             attrs,
             created: listing::to_unsigned(acquired.created),
         };
-        *self.store.held.lock().await = Some(acquired.held);
+        let former = self.store.held.lock().await.replace(acquired.held);
+        if let Some(former) = former.filter(|former| former.key != lease.key) {
+            let subnet = former.key.to_string();
+            if let Err(error) = former.release(&self.store).await {
+                warn!(
+                    subnet,
+                    "failed to give up the lease that was held before: {error}"
+                );
+            }
+        }
+        // The old watch may have seen it in the store, which the list has not.
+        self.store.departures().forget(&lease.key);
         let events = self.start(Some(lease.key), Some(acquired.listing), acquired.aged);
         self.events = Some(events);
         Ok(lease)
@@ -267,6 +270,21 @@ impl LeaseStore for EtcdStore {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) | Err(_) => Err(self.store.servers.silence()),
         }
+    }
+
+    async fn release(&mut self) -> Result<Released, StoreError> {
+        // Whoever extends or writes the lease must not go on doing so.
+        self.tasks = JoinSet::new();
+        self.events = None;
+        let releasing = async {
+            match self.store.held.lock().await.take() {
+                Some(held) => held.release(&self.store).await,
+                None => Ok(Released::Nothing),
+            }
+        };
+        timeout(DEADLINE, releasing)
+            .await
+            .unwrap_or_else(|_| Err(self.store.servers.silence()))
     }
 
     async fn next_event(&mut self) -> StoreEvent {

@@ -42,7 +42,41 @@ pub enum LeaseKeyError {
     },
 }
 
+/// What an administrator typed does not name a subnet.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SubnetArgumentError {
+    /// The text has another form.
+    #[error("expected 10.5.1.0/24, fd00:1::/64, or both as 10.5.1.0/24,fd00:1::/64")]
+    Form,
+    /// The address lies inside the subnet, so that it could be a slip.
+    #[error("{0} is not the first address of its subnet, {1}")]
+    HostBits(IpNet, IpNet),
+}
+
 impl SubnetKey {
+    /// Reads subnets as an administrator types them: `10.5.1.0/24`, `fd00:1::/64`, or both with a comma between; the
+    /// form of the lease key will do as well.
+    pub fn parse_argument(text: &str) -> Result<Self, SubnetArgumentError> {
+        if let Ok(key) = Self::parse_name(text) {
+            return Ok(key);
+        }
+        let mut key = Self { v4: None, v6: None };
+        for part in text.split(',') {
+            let net: IpNet = part.parse().map_err(|_| SubnetArgumentError::Form)?;
+            if net.trunc() != net {
+                return Err(SubnetArgumentError::HostBits(net, net.trunc()));
+            }
+            let twice = match net {
+                IpNet::V4(v4) => key.v4.replace(v4).is_some(),
+                IpNet::V6(v6) => key.v6.replace(v6).is_some(),
+            };
+            if twice {
+                return Err(SubnetArgumentError::Form);
+            }
+        }
+        Ok(key)
+    }
+
     /// The key of the subnets that these addresses lie in.
     pub fn new(v4: Option<Ipv4Net>, v6: Option<Ipv6Net>) -> Self {
         Self {
@@ -128,6 +162,36 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn administrators_name_subnets_as_usual() {
+        for (text, name) in [
+            ("10.5.1.0/24", "10.5.1.0-24"),
+            ("10.5.1.0-24", "10.5.1.0-24"),
+            ("fd00:1::/64", "fd00:1::-64"),
+            ("10.5.1.0/24,fd00:1::/64", "10.5.1.0-24&fd00:1::-64"),
+            ("fd00:1::/64,10.5.1.0/24", "10.5.1.0-24&fd00:1::-64"),
+            ("10.5.1.0-24&fd00:1::-64", "10.5.1.0-24&fd00:1::-64"),
+        ] {
+            assert_eq!(SubnetKey::parse_argument(text).unwrap().name(), name);
+        }
+        for text in [
+            "",
+            "10.5.1.0",
+            "10.5.1.0/33",
+            "10.5.1.0/24,",
+            "10.5.1.0/24,10.5.2.0/24",
+        ] {
+            let error = SubnetKey::parse_argument(text).unwrap_err();
+            assert_eq!(error, SubnetArgumentError::Form, "{text:?}");
+        }
+        assert_eq!(
+            SubnetKey::parse_argument("10.5.1.7/24")
+                .unwrap_err()
+                .to_string(),
+            "10.5.1.7/24 is not the first address of its subnet, 10.5.1.0/24"
+        );
+    }
 
     #[test]
     fn flannels_keys_are_read_and_written() {

@@ -3,9 +3,9 @@
 use std::future::Future;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use thiserror::Error;
 
+use crate::lease::allocate::Exhausted;
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::network_config::{NetworkConfig, NetworkConfigError};
 
@@ -43,11 +43,8 @@ pub enum StoreError {
         error: NetworkConfigError,
     },
     /// Every subnet of the network is leased.
-    #[error("out of subnets: none is free in {network}", network = list(networks))]
-    OutOfSubnets {
-        /// The overlay networks.
-        networks: Vec<IpNet>,
-    },
+    #[error("out of subnets: {0}")]
+    OutOfSubnets(Exhausted),
     /// Other nodes were faster, every time.
     #[error("lost {attempts} races for a subnet to other nodes")]
     LostRaces {
@@ -71,18 +68,6 @@ pub enum StoreError {
     Encode(#[from] serde_json::Error),
 }
 
-fn list(networks: &[IpNet]) -> String {
-    let texts: Vec<String> = networks.iter().map(IpNet::to_string).collect();
-    texts.join(" and ")
-}
-
-impl StoreError {
-    /// Whether the same request may succeed later without anybody changing a setting or the cluster's data.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::LostRaces { .. })
-    }
-}
-
 /// What happened to the leases of the network.
 ///
 /// The first event after [`LeaseStore::acquire`] is a snapshot; after a loss of connection that may have hidden
@@ -93,7 +78,8 @@ pub enum LeaseEvent {
     Snapshot {
         /// The readable ones.
         leases: Vec<Lease>,
-        /// Those that exist, but whose value cannot be read: what is known of them still holds.
+        /// Those of which what is known still holds: their value cannot be read, or they vanished during an outage and
+        /// their owner may be about to take them again.
         unreadable: Vec<SubnetKey>,
     },
     /// What changed since the last event, each subnet at most once.
@@ -117,6 +103,14 @@ pub enum StoreEvent {
         /// How long it lasts from now, if nothing extends it again.
         ttl: Duration,
     },
+    /// The own lease could not be extended; it is tried again. Sent when the server refuses, or when half of the lease's
+    /// duration has passed; again when the reason changes. Ends with [`StoreEvent::Renewed`].
+    RenewalFailed {
+        /// Which servers, and why.
+        error: String,
+        /// How long the lease lasts still; `None` if that is not known, since an earlier process extended it last.
+        left: Option<Duration>,
+    },
     /// The own lease is gone or somebody else's. The store no longer renews it; acquire anew, and keep the data plane
     /// until that has an answer.
     OwnLeaseLost {
@@ -133,6 +127,17 @@ pub enum StoreEvent {
         /// Its address as configured.
         endpoint: String,
     },
+}
+
+/// What became of the own lease when it was to be given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// There was none, or it was somebody else's by then.
+    Nothing,
+    /// It is free for everybody.
+    Lease(SubnetKey),
+    /// It is reserved for this node, and stays so.
+    Reservation(SubnetKey),
 }
 
 /// Where leases are kept: one etcd cluster, or in a test a table in memory.
@@ -158,6 +163,10 @@ pub trait LeaseStore {
     /// [`StoreError::Unreachable`] the store goes on trying by itself, for as long as it holds the lease.
     fn update(&mut self, attrs: &LeaseAttrs)
     -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Gives the held lease back, so that its subnet is free at once; a reservation stays. Answers within seconds. After
+    /// that the store holds no lease, whatever the outcome.
+    fn release(&mut self) -> impl Future<Output = Result<Released, StoreError>> + Send;
 
     /// Waits for the next event. Cancel-safe.
     fn next_event(&mut self) -> impl Future<Output = StoreEvent> + Send;

@@ -10,6 +10,8 @@ mod acquire;
 mod chaos;
 mod events;
 mod failures;
+mod families;
+mod grace;
 mod keeping;
 mod network;
 mod security;
@@ -147,6 +149,11 @@ async fn snapshot(store: &mut EtcdStore) -> Vec<String> {
         _ => None,
     })
     .await
+}
+
+/// Whether the error is that no server answers.
+fn unreachable_error(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unreachable { .. })
 }
 
 async fn lost(store: &mut EtcdStore) -> String {

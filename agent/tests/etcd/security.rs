@@ -157,7 +157,7 @@ async fn client_certificates_are_shown_to_servers_that_want_them() {
     );
     let mut store = server.store_with("machine-a", |s| with_ca(s, &ca));
     let error = network_config_error(&mut store).await;
-    assert!(error.is_transient(), "{error}");
+    assert!(unreachable_error(&error), "{error}");
 }
 
 #[tokio::test]

@@ -11,7 +11,8 @@ use super::held::{
     Claim, EtcdLease, Held, claim, delete, grant, lifetime, put_if, revoke, warn_of_twin,
 };
 use super::listing::{Entry, Listing, list};
-use crate::lease::{LeaseAttrs, StoreError, SubnetKey, allocate};
+use crate::lease::allocate::{self, Exhausted};
+use crate::lease::{LeaseAttrs, StoreError, SubnetKey};
 use crate::network_config::NetworkConfig;
 use crate::retry::{Backoff, next_random, random_seed};
 
@@ -52,7 +53,7 @@ enum Subnet<'a> {
     /// This node holds it already.
     Keep(&'a Entry),
     Create(SubnetKey),
-    NoneLeft,
+    NoneLeft(Exhausted),
 }
 
 /// A lease was taken.
@@ -83,7 +84,7 @@ pub(super) async fn acquire(
     if let Some(fresh) = fresh
         && !matches!(result, Err(StoreError::Unreachable { .. }))
     {
-        revoke(&store.servers, fresh).await;
+        revoke(&store.servers, fresh.id).await;
     }
     result
 }
@@ -112,7 +113,8 @@ async fn with_retries(
             sleep(backoff.next_delay()).await;
         }
         let listing = list(&store.servers, &store.keys, &store.reports).await?;
-        let decision = decide(config, node, &listing.entries, next_random(&mut seed));
+        let random = next_random(&mut seed);
+        let decision = decide(config, node, &listing.entries, attempt, random);
         if attempt == 0 {
             for entry in &listing.entries {
                 warn_of_twin(entry, node.claim(entry));
@@ -126,17 +128,13 @@ async fn with_retries(
                         subnet,
                         "giving up a lease that the network config no longer allows"
                     );
-                    delete(store, entry).await?;
+                    delete(store, &entry.key, entry.modified).await?;
                 }
                 None
             }
-            Subnet::NoneLeft => {
-                return Err(StoreError::OutOfSubnets {
-                    networks: config.networks().collect(),
-                });
-            }
+            Subnet::NoneLeft(exhausted) => return Err(StoreError::OutOfSubnets(exhausted)),
             Subnet::Keep(entry) => keep(store, node.attrs, entry, fresh).await?,
-            Subnet::Create(key) => create(store, node.attrs, key, listing.revision, fresh).await?,
+            Subnet::Create(key) => create(store, node.attrs, key, &listing, fresh).await?,
         };
         if let Some((held, created, aged)) = written {
             return Ok(Acquired {
@@ -155,6 +153,7 @@ fn decide<'a>(
     config: &NetworkConfig,
     node: &Node<'_>,
     entries: &'a [Entry],
+    lost_races: u32,
     seed: u64,
 ) -> Decision<'a> {
     let own = entries
@@ -179,11 +178,15 @@ fn decide<'a>(
         Some(entry) => Subnet::Keep(entry),
         None => {
             let taken: Vec<_> = entries.iter().map(|entry| entry.key).collect();
-            node.previous
+            let previous = node
+                .previous
                 .filter(|key| allocate::allows(config, key))
-                .filter(|key| !taken.iter().any(|taken| allocate::overlap(key, taken)))
-                .or_else(|| allocate::choose(config, &taken, seed))
-                .map_or(Subnet::NoneLeft, Subnet::Create)
+                .filter(|key| !taken.iter().any(|taken| allocate::overlap(key, taken)));
+            match previous {
+                Some(key) => Subnet::Create(key),
+                None => allocate::choose(config, &taken, lost_races, seed)
+                    .map_or_else(Subnet::NoneLeft, Subnet::Create),
+            }
         }
     };
     Decision { discard, subnet }
@@ -241,20 +244,12 @@ async fn create(
     store: &Store,
     attrs: &LeaseAttrs,
     key: SubnetKey,
-    listed: i64,
+    listing: &Listing,
     fresh: &mut Option<EtcdLease>,
 ) -> Result<Option<(Held, i64, bool)>, StoreError> {
     let lease = granted(store, fresh).await?;
     let name = store.key(&key);
-    let mut compares = vec![Compare::version(name.as_str(), CompareOp::Equal, 0)];
-    if key.v6.is_some() {
-        // With two families the key's absence says nothing: another node may have taken the same IPv4 subnet with
-        // another IPv6 one. So no lease at all may have been created since the list.
-        compares.push(
-            Compare::create_revision(store.keys.subnets.as_str(), CompareOp::Less, listed + 1)
-                .with_range(store.keys.subnets_end.as_str()),
-        );
-    }
+    let compares = free(store, &key, listing);
     match put_if(&store.servers, compares, &name, attrs, Some(lease)).await? {
         Some(revision) => {
             *fresh = None;
@@ -277,6 +272,28 @@ async fn create(
             Ok(None)
         }
     }
+}
+
+/// What must hold for a subnet that was free in the listing to be free still.
+fn free(store: &Store, key: &SubnetKey, listing: &Listing) -> Vec<Compare> {
+    let name = store.key(key);
+    let mut compares = vec![Compare::version(name.as_str(), CompareOp::Equal, 0)];
+    match (key.v4, key.v6) {
+        // With another family, the same IPv4 subnet begins another key. The byte after '&' is '\''.
+        (Some(_), None) => compares.push(
+            Compare::version(format!("{name}&"), CompareOp::Equal, 0)
+                .with_range(format!("{name}'")),
+        ),
+        // With two families the key's absence says nothing: another node may have taken the same IPv4 subnet with
+        // another IPv6 one, or without any. So no lease at all may have been created since the list.
+        (Some(_), Some(_)) => compares.push(store.unchanged_since(listing.revision)),
+        // Among keys of IPv6 alone the name says all. Any other key may be that of a node which still has both.
+        (None, _) if listing.entries.iter().any(|entry| entry.key.v4.is_some()) => {
+            compares.push(store.unchanged_since(listing.revision));
+        }
+        (None, _) => {}
+    }
+    compares
 }
 
 /// The unattached lease of an earlier attempt, or a new one.

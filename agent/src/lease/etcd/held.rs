@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::listing::{Entry, get};
 use super::servers::{Servers, code};
 use super::{Store, listing};
-use crate::lease::{LeaseAttrs, StoreError, SubnetKey};
+use crate::lease::{LeaseAttrs, Released, StoreError, SubnetKey};
 
 /// An etcd lease: what makes a key expire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub(super) fn claim(own: &LeaseAttrs, found: Option<&LeaseAttrs>) -> Claim {
     let Some(found) = found else {
         return Claim::Other;
     };
-    let same_address = found.public_address() == own.public_address();
+    let same_address = found.same_address(own);
     match &found.owner {
         None if same_address => Claim::Ours,
         None => Claim::Other,
@@ -83,6 +83,9 @@ pub(super) enum Settled {
     },
 }
 
+/// How often a write is tried whose key somebody else keeps changing.
+const ATTEMPTS: u32 = 5;
+
 impl Held {
     /// Reads the key, and makes it as it should be if it still is ours. A value that nobody can read is nobody's, so it
     /// is replaced.
@@ -90,7 +93,6 @@ impl Held {
     /// The etcd lease, or the absence of one, is taken over from what is found, so that a key which an administrator
     /// made a reservation stays one.
     pub(super) async fn settle(&mut self, store: &Store) -> Result<Settled, StoreError> {
-        const ATTEMPTS: u32 = 5;
         for _ in 0..ATTEMPTS {
             let Some(found) = find(store, &self.key).await? else {
                 return Ok(Settled::Lost {
@@ -130,7 +132,7 @@ impl Held {
                 return Ok(Settled::Kept { rewritten: true });
             }
             if let Some(fresh) = fresh {
-                revoke(&store.servers, fresh).await;
+                revoke(&store.servers, fresh.id).await;
             }
         }
         Err(StoreError::LostRaces { attempts: ATTEMPTS })
@@ -157,6 +159,26 @@ impl Held {
         self.unsure.clear();
         self.etcd_lease = etcd_lease;
         Ok(true)
+    }
+
+    /// Deletes the key, if it still is ours and not a reservation, and the etcd lease with it.
+    pub(super) async fn release(self, store: &Store) -> Result<Released, StoreError> {
+        for _ in 0..ATTEMPTS {
+            let found = find(store, &self.key).await?;
+            let ours = |found: &Entry| found.attrs.as_ref().is_none_or(|attrs| self.is_ours(attrs));
+            let Some(found) = found.filter(ours) else {
+                return Ok(Released::Nothing);
+            };
+            let Some(id) = found.etcd_lease else {
+                return Ok(Released::Reservation(self.key));
+            };
+            if delete(store, &found.key, found.modified).await? {
+                // Nothing hangs on it any more.
+                revoke(&store.servers, id).await;
+                return Ok(Released::Lease(self.key));
+            }
+        }
+        Err(StoreError::LostRaces { attempts: ATTEMPTS })
     }
 
     /// Whether the key still is ours. Attributes that this node itself replaced a moment ago count as its own.
@@ -219,15 +241,16 @@ pub(super) async fn commit(
         .await
 }
 
-/// Deletes a lease that this node holds but cannot use, if nobody changed it meanwhile.
-pub(super) async fn delete(store: &Store, entry: &Entry) -> Result<bool, StoreError> {
-    let key = store.key(&entry.key);
+/// Deletes a lease, if nobody changed it since it was last seen.
+pub(super) async fn delete(
+    store: &Store,
+    key: &SubnetKey,
+    modified: i64,
+) -> Result<bool, StoreError> {
+    let key = store.key(key);
+    let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, modified);
     let txn = Txn::new()
-        .when([Compare::mod_revision(
-            key.as_str(),
-            CompareOp::Equal,
-            entry.modified,
-        )])
+        .when([unchanged])
         .and_then([TxnOp::delete(key.as_str(), None)]);
     Ok(commit(&store.servers, txn).await?.succeeded())
 }
@@ -245,9 +268,9 @@ pub(super) async fn grant(servers: &Servers) -> Result<EtcdLease, StoreError> {
 }
 
 /// Gives a lease back that no key is attached to. Failure costs nothing: the lease expires.
-pub(super) async fn revoke(servers: &Servers, lease: EtcdLease) {
+pub(super) async fn revoke(servers: &Servers, id: i64) {
     let result = servers
-        .call(|mut client| async move { client.lease_revoke(lease.id).await })
+        .call(|mut client| async move { client.lease_revoke(id).await })
         .await;
     if let Err(error) = result {
         info!("failed to revoke an unused etcd lease, which will expire by itself: {error}");
@@ -263,6 +286,14 @@ pub(super) async fn lifetime(servers: &Servers, id: i64) -> Result<Option<EtcdLe
         id,
         ttl: seconds(response.granted_ttl()),
     }))
+}
+
+/// How long an etcd lease lasts if nobody extends it; zero if it is gone.
+pub(super) async fn remaining(servers: &Servers, id: i64) -> Result<Duration, StoreError> {
+    let response = servers
+        .call(|mut client| async move { client.lease_time_to_live(id, None).await })
+        .await?;
+    Ok(seconds(response.ttl()))
 }
 
 /// Extends an etcd lease to its full duration. Whether it still exists.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, warn};
 
 use super::Store;
 use super::held::{EtcdLease, Held, Settled, keep_alive};
+use super::spread::{LIST, spread};
 use crate::lease::{StoreError, StoreEvent};
 use crate::retry::{Backoff, jittered, random_seed};
 
@@ -21,6 +22,10 @@ pub(super) struct Keeper {
     /// Pauses between rewrites of a key that somebody else keeps changing, for example a flannel on the same machine.
     rewrites: Backoff,
     last_rewrite: Option<Instant>,
+    /// When the lease ends if nothing extends it; `None` if that is not known.
+    expires: Option<Instant>,
+    /// Why it could not be extended, as reported last.
+    trouble: Option<String>,
     seed: u64,
 }
 
@@ -47,6 +52,8 @@ impl Keeper {
             failures: FAILURES.seeded(random_seed()),
             rewrites: REWRITES.seeded(random_seed()),
             last_rewrite: None,
+            expires: None,
+            trouble: None,
             seed: random_seed(),
         }
     }
@@ -87,7 +94,9 @@ impl Keeper {
                         Some(lease) if renew => {
                             // A consumer that is far behind has more urgent events to read.
                             let renewed = StoreEvent::Renewed { ttl: lease.ttl };
-                            let _ = self.events.try_send(renewed);
+                            if self.events.try_send(renewed).is_ok() {
+                                self.trouble = None;
+                            }
                             Some(self.after(lease))
                         }
                         Some(_) => due,
@@ -95,8 +104,14 @@ impl Keeper {
                 }
                 Ok(Settled::Lost { reason }) => {
                     let reason = format!("lease of {} is lost: {reason}", held.key);
+                    let own = held.key;
                     *guard = None;
                     drop(guard);
+                    // Where one lease ended, others may have: their owners are taking them again.
+                    store.departures().forget(&own);
+                    store.hold_departures();
+                    let nodes = store.departures().population();
+                    sleep(spread(nodes, LIST, &mut self.seed)).await;
                     // Fails only if the store is gone, and with it anybody interested.
                     let _ = self.events.send(StoreEvent::OwnLeaseLost { reason }).await;
                     return;
@@ -104,6 +119,7 @@ impl Keeper {
                 Err(error) => {
                     drop(guard);
                     debug!("failed to look after the own lease: {error}");
+                    self.report(&error, etcd_lease);
                     due = Some(Instant::now() + self.failures.next_delay());
                 }
             }
@@ -140,6 +156,26 @@ impl Keeper {
         Ok(settled)
     }
 
+    /// Says that the lease was not extended, once for each reason. That no server answers is the watch's to report, until
+    /// the lease is in danger.
+    fn report(&mut self, error: &StoreError, etcd_lease: Option<EtcdLease>) {
+        let Some(lease) = etcd_lease else {
+            return;
+        };
+        let now = Instant::now();
+        let left = self.expires.map(|at| at.saturating_duration_since(now));
+        let in_danger = left.is_some_and(|left| left < lease.ttl / 2);
+        let refused = matches!(error, StoreError::Refused { .. });
+        let text = error.to_string();
+        if (refused || in_danger) && self.trouble.as_ref() != Some(&text) {
+            let error = text.clone();
+            let event = StoreEvent::RenewalFailed { error, left };
+            if self.events.try_send(event).is_ok() {
+                self.trouble = Some(text);
+            }
+        }
+    }
+
     fn earliest_rewrite(&mut self) -> Option<Instant> {
         let last = self.last_rewrite?;
         Some(last + self.rewrites.next_delay()).filter(|at| *at > Instant::now())
@@ -155,10 +191,12 @@ impl Keeper {
         })
     }
 
-    /// When a lease that was just extended is to be extended again: after a sixth of its duration, so that five attempts
+    /// When a lease that was just granted or extended is to be extended again: after a sixth of its duration, so that five attempts
     /// may fail, less up to a fifth of that, so that nodes which started together do not renew together.
     fn after(&mut self, lease: EtcdLease) -> Instant {
-        Instant::now() + jittered(lease.ttl / 6, 0.2, &mut self.seed)
+        let now = Instant::now();
+        self.expires = Some(now + lease.ttl);
+        now + jittered(lease.ttl / 6, 0.2, &mut self.seed)
     }
 }
 

@@ -32,6 +32,9 @@ pub struct EtcdSettings {
     /// How long a lease lasts after its node was last heard of; whole seconds, 1 s to 9,000,000,000 s (etcd's limit).
     /// flannel's is 24 hours.
     pub ttl: Duration,
+    /// For how long after an outage a lease that vanished meanwhile counts as there, so that its owner can take it again
+    /// without losing its peers.
+    pub grace: Duration,
 }
 
 impl From<settings::Etcd> for EtcdSettings {
@@ -45,6 +48,7 @@ impl From<settings::Etcd> for EtcdSettings {
             username: etcd.username,
             password: etcd.password,
             ttl: etcd.lease_ttl,
+            ..Self::default()
         }
     }
 }
@@ -60,6 +64,8 @@ impl Default for EtcdSettings {
             username: None,
             password: None,
             ttl: Duration::from_secs(24 * 60 * 60),
+            // Longer than the longest pause between two attempts to connect, with one that gets no answer.
+            grace: Duration::from_secs(20),
         }
     }
 }

@@ -1,20 +1,23 @@
-//! The task that follows all leases: list once, then watch from there, and start over where that is not possible.
+//! The task that follows all leases and the network config: list once, then watch from there, and start over where that
+//! is not possible.
 //!
 //! Neither a broken stream nor a changed server loses an event: the watch resumes at the revision after the last one
 //! seen, and where etcd no longer has that (compaction, a restored backup), everything is listed again and reported as a
-//! snapshot.
+//! snapshot. The config is read whenever a watch begins, and watched from there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Error, EventType, GetOptions, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{Error, Event, EventType, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::mpsc::Sender;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info};
 
-use super::listing::{LONGEST_MESSAGE, Listing, get, is_compaction, list};
+use super::config::{self, StoredConfig};
+use super::listing::{LONGEST_MESSAGE, Listing, is_compaction, list};
 use super::servers::{Connection, code};
+use super::spread::{CONNECT, LIST, spread};
 use super::{DEADLINE, Store};
 use crate::lease::{Lease, LeaseEvent, StoreError, StoreEvent, SubnetKey};
 use crate::retry::{Backoff, random_seed};
@@ -39,6 +42,14 @@ pub(super) struct Watcher {
     /// The revision from which nothing was seen yet; `None` if all is to be listed first.
     next: Option<i64>,
     said: Said,
+    seed: u64,
+}
+
+/// From which revisions to watch.
+#[derive(Clone, Copy)]
+struct From {
+    leases: i64,
+    config: i64,
 }
 
 /// What was reported last about the server.
@@ -61,7 +72,7 @@ enum Stop {
     Unwanted,
 }
 
-impl From<StoreError> for Stop {
+impl std::convert::From<StoreError> for Stop {
     fn from(error: StoreError) -> Self {
         Self::Failed(error)
     }
@@ -80,6 +91,7 @@ impl Watcher {
             backoff: RECONNECT.seeded(random_seed()),
             next: None,
             said: Said::Nothing,
+            seed: random_seed(),
         }
     }
 
@@ -90,8 +102,9 @@ impl Watcher {
         {
             return;
         }
+        let mut interrupted = false;
         loop {
-            let stop = match self.follow().await {
+            let stop = match self.follow(interrupted).await {
                 Ok(never) => match never {},
                 Err(stop) => stop,
             };
@@ -106,21 +119,34 @@ impl Watcher {
                     }
                 }
             }
-            sleep(self.backoff.next_delay()).await;
+            interrupted = true;
+            // What ended this watch may have ended those of all nodes.
+            let nodes = self.store.departures().population();
+            let each = if self.next.is_some() { CONNECT } else { LIST };
+            sleep(self.backoff.next_delay() + spread(nodes, each, &mut self.seed)).await;
         }
     }
 
-    /// Catches up and follows the stream for as long as it lasts.
-    async fn follow(&mut self) -> Result<std::convert::Infallible, Stop> {
-        let from = self.catch_up().await?;
+    /// Catches up and follows the stream for as long as it lasts. `interrupted`: another one ended before.
+    async fn follow(&mut self, interrupted: bool) -> Result<std::convert::Infallible, Stop> {
+        let from = self.catch_up(interrupted).await?;
         let store = Arc::clone(&self.store);
         let connection = store.servers.connection().await?;
-        let mut stream = self.open(&connection, from).await?;
+        let (mut stream, leases) = self.open(&connection, from).await?;
         self.backoff.reset();
         let url = store.servers.url(&connection).to_owned();
         self.say(Said::Reachable(url)).await?;
         loop {
-            let response = match next_message(&mut stream).await {
+            let due = store.departures().due();
+            let message = tokio::select! {
+                message = next_message(&mut stream) => message,
+                () = until(due) => {
+                    let removed = store.departures().take_gone(Instant::now());
+                    self.changed(Vec::new(), removed).await?;
+                    continue;
+                }
+            };
+            let response = match message {
                 Ok(Some(response)) => response,
                 Ok(None) => return Err(self.broken(&connection, None)),
                 Err(error) => return Err(self.broken(&connection, error.as_ref())),
@@ -128,19 +154,27 @@ impl Watcher {
             if response.canceled() {
                 return Err(self.canceled(&connection, &response));
             }
-            self.received(&response).await?;
+            self.received(&response, leases).await?;
         }
     }
 
     /// Makes sure that a server answers, lists everything if need be, and says from where to watch.
-    async fn catch_up(&mut self) -> Result<i64, Stop> {
+    async fn catch_up(&mut self, interrupted: bool) -> Result<From, Stop> {
         let store = Arc::clone(&self.store);
+        let (found, revision) = config::read(&store).await?;
+        if interrupted {
+            store.hold_departures();
+        }
+        if let Some(event) = config::news(&store, found.as_ref()) {
+            self.send(event).await?;
+        }
+        let config = revision.saturating_add(1);
         if let Some(next) = self.next {
-            let options = GetOptions::new().with_keys_only();
-            let answer = get(&store.servers, store.keys.config.as_bytes(), options).await?;
-            let revision = answer.header().map_or(0, |header| header.revision());
-            if revision + 1 >= next {
-                return Ok(next);
+            if config >= next {
+                return Ok(From {
+                    leases: next,
+                    config,
+                });
             }
             info!(
                 revision,
@@ -151,25 +185,35 @@ impl Watcher {
         let listing = list(&store.servers, &store.keys, &store.reports).await?;
         let own = listing.entries.iter().find(|e| Some(e.key) == self.own);
         self.look_at_own(own.map(|entry| entry.modified));
-        self.snapshot(listing).await
+        let leases = self.snapshot(listing).await?;
+        Ok(From { leases, config })
     }
 
     /// Reports a listing. Returns the revision after it.
     async fn snapshot(&mut self, listing: Listing) -> Result<i64, Stop> {
         let next = listing.revision + 1;
         self.next = Some(next);
-        self.send(StoreEvent::Peers(listing.into_snapshot()))
-            .await?;
+        let keys = listing.entries.iter().map(|entry| entry.key);
+        let held = self.store.departures().listed(keys, Instant::now());
+        let mut snapshot = listing.into_snapshot();
+        if let LeaseEvent::Snapshot { unreadable, .. } = &mut snapshot {
+            unreadable.extend(held);
+        }
+        self.send(StoreEvent::Peers(snapshot)).await?;
         Ok(next)
     }
 
-    /// Opens a watch of all leases and waits for the server's word that it stands.
-    async fn open(&self, connection: &Connection, from: i64) -> Result<WatchStream, Stop> {
+    /// Opens a watch of all leases and waits for the server's word that it stands; then one of the config, on the same
+    /// stream. Returns the ID of the first as well.
+    ///
+    /// One watch over all from config to leases would do, but a user may have rights to just these.
+    async fn open(&self, connection: &Connection, from: From) -> Result<(WatchStream, i64), Stop> {
         let keys = &self.store.keys;
         let options = WatchOptions::new()
             .with_range(keys.subnets_end.as_str())
-            .with_start_revision(from)
+            .with_start_revision(from.leases)
             .with_progress_notify();
+        let of_config = WatchOptions::new().with_start_revision(from.config);
         let opened = timeout(DEADLINE, async {
             // A watch with an expired token is refused inside the stream, which the library does not see.
             if self.store.servers.settings().username.is_some() {
@@ -181,6 +225,7 @@ impl Watcher {
                 .watch(keys.subnets.as_str(), Some(options))
                 .await?;
             let first = stream.message().await?;
+            stream.watch(keys.config.as_str(), Some(of_config)).await?;
             Ok::<_, Error>((stream, first))
         });
         let failed = |error| Stop::Failed(self.store.servers.broken(connection, error));
@@ -193,7 +238,7 @@ impl Watcher {
                     stop => stop,
                 })
             }
-            Ok(Ok((stream, Some(_created)))) => Ok(stream),
+            Ok(Ok((stream, Some(created)))) => Ok((stream, created.watch_id())),
             Ok(Ok((_, None))) | Err(_) => Err(failed(None)),
             Ok(Err(error)) => Err(failed(Some(&error))),
         }
@@ -224,10 +269,18 @@ impl Watcher {
         Stop::Broken
     }
 
-    /// Turns one message of the stream into an event.
-    async fn received(&mut self, response: &WatchResponse) -> Result<(), Stop> {
-        let mut changes: BTreeMap<SubnetKey, Option<Lease>> = BTreeMap::new();
+    /// Turns one message of the stream into events. `leases`: the watch that it is about, if not about the config's.
+    async fn received(&mut self, response: &WatchResponse, leases: i64) -> Result<(), Stop> {
         let store = Arc::clone(&self.store);
+        // An answer to a request for progress belongs to no watch, and may overtake events (etcd-io/etcd#15220), so its
+        // revision says nothing; what the server sends of its own accord stays in line.
+        if response.watch_id() != leases {
+            return match response.events().last() {
+                Some(event) => self.config_changed(event).await,
+                None => Ok(()),
+            };
+        }
+        let mut changes: BTreeMap<SubnetKey, Option<Lease>> = BTreeMap::new();
         for event in response.events() {
             let Some(kv) = event.kv() else {
                 continue;
@@ -259,19 +312,36 @@ impl Watcher {
         let events = response.events().iter();
         let last = events.filter_map(|event| event.kv()).next_back();
         self.next = self.next.max(next_revision(
-            response.watch_id(),
             response.header().map(|header| header.revision()),
             last.map(|kv| kv.mod_revision()),
         ));
-        if changes.is_empty() {
-            return Ok(());
-        }
         let (mut set, mut removed) = (Vec::new(), Vec::new());
+        let now = Instant::now();
         for (key, lease) in changes {
             match lease {
-                Some(lease) => set.push(lease),
-                None => removed.push(key),
+                Some(lease) => {
+                    store.departures().set(key);
+                    set.push(lease);
+                }
+                None if store.departures().removed(key, now) => removed.push(key),
+                None => {}
             }
+        }
+        self.changed(set, removed).await
+    }
+
+    async fn config_changed(&self, event: &Event) -> Result<(), Stop> {
+        let kv = event.kv().filter(|_| event.event_type() == EventType::Put);
+        let found = kv.map(StoredConfig::new);
+        match config::news(&self.store, found.as_ref()) {
+            Some(event) => self.send(event).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn changed(&self, set: Vec<Lease>, removed: Vec<SubnetKey>) -> Result<(), Stop> {
+        if set.is_empty() && removed.is_empty() {
+            return Ok(());
         }
         self.send(StoreEvent::Peers(LeaseEvent::Changes { set, removed }))
             .await
@@ -318,12 +388,16 @@ impl Watcher {
 ///
 /// As etcd's own client (clientv3 `watch.go`) does: a server that catches up sends old events in batches under its
 /// present revision, so with events only the last of them counts.
-fn next_revision(watch_id: i64, header: Option<i64>, last: Option<i64>) -> Option<i64> {
-    /// The watch ID of an answer to a request for progress. Such answers may overtake events (etcd-io/etcd#15220), so
-    /// their revision says nothing; those that the server sends of its own accord stay in line.
-    const NO_WATCH: i64 = -1;
-    let seen = last.or(header.filter(|_| watch_id != NO_WATCH))?;
-    seen.checked_add(1)
+fn next_revision(header: Option<i64>, last: Option<i64>) -> Option<i64> {
+    last.or(header)?.checked_add(1)
+}
+
+/// Waits for a time; without one, for ever.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The next message. `Err(None)`: the server fell silent.
@@ -344,15 +418,14 @@ mod tests {
 
     #[test]
     fn watching_resumes_after_the_last_event_and_not_after_the_servers_revision() {
-        for (watch_id, header, last, next) in [
-            (0, Some(90), Some(40), Some(41)),
-            (0, Some(90), None, Some(91)),
-            (-1, Some(90), None, None),
-            (0, None, Some(40), Some(41)),
-            (0, None, None, None),
-            (0, Some(i64::MAX), None, None),
+        for (header, last, next) in [
+            (Some(90), Some(40), Some(41)),
+            (Some(90), None, Some(91)),
+            (None, Some(40), Some(41)),
+            (None, None, None),
+            (Some(i64::MAX), None, None),
         ] {
-            assert_eq!(next_revision(watch_id, header, last), next);
+            assert_eq!(next_revision(header, last), next);
         }
     }
 }

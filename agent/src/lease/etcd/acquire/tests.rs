@@ -38,11 +38,11 @@ fn decided(entries: &[Entry], previous: Option<&str>, restarted: bool) -> (Strin
         previous: previous.map(key),
         restarted,
     };
-    let decision = decide(&config(), &node, entries, 1);
+    let decision = decide(&config(), &node, entries, 0, 1);
     let subnet = match decision.subnet {
         Subnet::Keep(entry) => format!("keep {}", entry.key),
         Subnet::Create(key) => format!("create {key}"),
-        Subnet::NoneLeft => "none left".to_owned(),
+        Subnet::NoneLeft(exhausted) => exhausted.to_string(),
     };
     let discard = decision.discard.iter().map(|e| e.key.to_string());
     (subnet, discard.collect())
@@ -131,7 +131,10 @@ fn previous_subnet_is_taken_only_if_free_and_allowed() {
         "create 10.5.2.0/24"
     );
     let all = [entry("10.5.0.0-22", None, Some(1))];
-    assert_eq!(subnet(&all, Some("10.5.3.0-24")), "none left");
+    assert_eq!(
+        subnet(&all, Some("10.5.3.0-24")),
+        "no free /24 left in 10.5.0.0/22"
+    );
 }
 
 #[test]

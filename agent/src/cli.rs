@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::lease::SubnetKey;
 use crate::options::OptionsCommand;
 use crate::settings::parse_bool;
 
@@ -29,12 +30,17 @@ pub enum Command {
     /// a restart loses no packet. `selvage cleanup` removes it.
     #[command(after_long_help = RUN_HELP)]
     Run(SettingsFlags),
-    /// Show or set the network config that all nodes of the cluster share.
+    /// Show or set what all nodes of the cluster share: the network config, leases and reservations.
     #[command(subcommand)]
     Network(NetworkCommand),
     /// Print what a container runtime needs to know to use the overlay.
     #[command(subcommand)]
     Options(OptionsCommand),
+    /// Give this host's subnet back; the agent must not run.
+    ///
+    /// Deletes the host's lease, so that its subnet is free at once and not when the lease expires. A reservation stays.
+    /// The data plane is left to `selvage cleanup`.
+    Leave(SettingsFlags),
     /// Remove everything that the agent made on this host: device, routes, firewall table, files.
     Cleanup(SettingsFlags),
     /// Lay out the machine's root file system and mount its /etc; the initrd does so at every boot.
@@ -51,7 +57,7 @@ pub enum Command {
     Ignition(IgnitionCommand),
 }
 
-/// What to do with the network config.
+/// What to do with the network config and the leases.
 #[derive(Debug, Subcommand)]
 pub enum NetworkCommand {
     /// Print the network config, with the defaults that it leaves out.
@@ -75,6 +81,58 @@ pub enum NetworkCommand {
         #[command(flatten)]
         settings: SettingsFlags,
     },
+    /// List all leases: subnet, public address, back end, owner, and how long each lasts.
+    Leases {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// How etcd is reached.
+        #[command(flatten)]
+        settings: SettingsFlags,
+    },
+    /// List the reservations alone.
+    Reservations {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// How etcd is reached.
+        #[command(flatten)]
+        settings: SettingsFlags,
+    },
+    /// Reserve a subnet for the node that holds it, or a free one for the node named by --public-ip or --public-ipv6.
+    ///
+    /// A reservation has no time limit: its node is given this subnet whenever it takes one, and nobody else is.
+    Reserve {
+        /// 10.5.1.0/24; in a network of two families 10.5.1.0/24,fd00:1::/64
+        #[arg(value_parser = SubnetKey::parse_argument)]
+        subnet: SubnetKey,
+        /// How etcd is reached.
+        #[command(flatten)]
+        settings: SettingsFlags,
+    },
+    /// End a reservation; the node that uses the subnet keeps it as a lease.
+    Unreserve {
+        /// As for reserve.
+        #[arg(value_parser = SubnetKey::parse_argument)]
+        subnet: SubnetKey,
+        /// How etcd is reached.
+        #[command(flatten)]
+        settings: SettingsFlags,
+    },
+}
+
+impl NetworkCommand {
+    /// How etcd is reached.
+    pub fn settings(&self) -> &SettingsFlags {
+        match self {
+            Self::Get { settings, .. }
+            | Self::Set { settings, .. }
+            | Self::Leases { settings, .. }
+            | Self::Reservations { settings, .. }
+            | Self::Reserve { settings, .. }
+            | Self::Unreserve { settings, .. } => settings,
+        }
+    }
 }
 
 /// What to do with Ignition configs.

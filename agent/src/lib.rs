@@ -22,6 +22,7 @@ pub mod health;
 pub mod hooks;
 pub mod ignition;
 pub mod lease;
+pub mod leave;
 pub mod lock;
 pub mod logging;
 pub mod machine_id;

@@ -7,16 +7,15 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use selvage::backend::BackendConfig;
 use selvage::cli::{Cli, Command, IgnitionCommand, NetworkCommand, SettingsFlags};
 use selvage::lease::etcd::{EtcdStore, SettingsError};
 use selvage::lock::Lock;
 use selvage::network_command::{self, NetworkCommandError};
-use selvage::network_config::NetworkConfig;
 use selvage::options::{self, OptionsCommand};
 use selvage::settings::{self, Environment, Settings, Sources};
 use selvage::{
-    agent, cleanup, cni, docker_opts, flanneld, ignition, logging, privileges, service, sysroot,
+    agent, cleanup, cni, docker_opts, flanneld, ignition, leave, logging, privileges, service,
+    sysroot,
 };
 
 /// What we are is said by the name that we are called by.
@@ -92,6 +91,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             runtime()?.block_on(cleanup::run(&settings, &mut stdout))?;
         }
         Command::Network(command) => network(command)?,
+        Command::Leave(flags) => {
+            let settings = start(&flags)?;
+            runtime()?.block_on(leave::run(&settings, &mut stdout))?;
+        }
         Command::Options(OptionsCommand::Docker {
             json,
             nftables,
@@ -126,31 +129,10 @@ fn run_agent(settings: &Settings) -> anyhow::Result<()> {
 }
 
 fn network(command: NetworkCommand) -> anyhow::Result<()> {
-    let mut stdout = io::stdout();
-    let (NetworkCommand::Get {
-        settings: flags, ..
-    }
-    | NetworkCommand::Set {
-        settings: flags, ..
-    }) = &command;
-    let settings = start(flags)?;
+    let settings = start(command.settings())?;
     runtime()?.block_on(async {
-        let mut store = EtcdStore::new(settings.etcd.into(), String::new())?;
-        match command {
-            NetworkCommand::Get { json, .. } => {
-                network_command::get(&mut store, json, &mut stdout).await?;
-            }
-            NetworkCommand::Set {
-                if_absent, file, ..
-            } => {
-                let text = network_command::read_input(Some(&file))?;
-                let check = |config: &NetworkConfig| match BackendConfig::parse(config) {
-                    Ok(_) => Ok(()),
-                    Err(error) => Err(logging::chain(&error)),
-                };
-                network_command::set(&mut store, &text, if_absent, check, &mut stdout).await?;
-            }
-        }
+        let mut store = EtcdStore::new(settings.etcd.clone().into(), String::new())?;
+        network_command::run(command, &mut store, &settings, &mut io::stdout()).await?;
         Ok(())
     })
 }
@@ -167,6 +149,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             .downcast_ref()
             .map(ignition::Error::is_bad_configuration),
         error.downcast_ref().map(|_: &SettingsError| true),
+        error
+            .downcast_ref()
+            .map(|error| matches!(error, leave::Error::Settings(_))),
     ];
     if configuration.contains(&Some(true)) {
         settings::EXIT_CONFIG

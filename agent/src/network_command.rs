@@ -1,4 +1,4 @@
-//! `selvage network get` and `selvage network set`: the network config, for administrators and boot scripts.
+//! `selvage network`: the network config and the leases of all nodes, for administrators and boot scripts.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -7,12 +7,22 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::backend::BackendConfig;
+use crate::cli::NetworkCommand;
 use crate::go_json;
 use crate::lease::etcd::{EtcdStore, Expected, StoredConfig};
 use crate::lease::{Lease, LeaseStore, StoreError, allocate};
+use crate::logging::chain;
 use crate::network_config::{NetworkConfig, NetworkConfigError};
+use crate::settings::Settings;
 
-/// `selvage network get|set` failed.
+mod leases;
+mod reservation;
+
+pub use leases::list;
+pub use reservation::{ReservationError, node, reserve, unreserve};
+
+/// `selvage network` failed.
 #[derive(Debug, Error)]
 pub enum NetworkCommandError {
     /// The new config cannot be read.
@@ -33,6 +43,9 @@ pub enum NetworkCommandError {
     /// etcd.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A reservation.
+    #[error(transparent)]
+    Reservation(#[from] ReservationError),
     /// The config cannot be shown as JSON.
     #[error("failed to encode the network config")]
     Encode(#[from] serde_json::Error),
@@ -62,6 +75,35 @@ pub enum SetOutcome {
     Unchanged,
     /// There was another one, and only an absent one was to be written.
     LeftAlone,
+}
+
+/// Does what the command line asks for.
+pub async fn run(
+    command: NetworkCommand,
+    store: &mut EtcdStore,
+    settings: &Settings,
+    out: &mut impl Write,
+) -> Result<(), NetworkCommandError> {
+    match command {
+        NetworkCommand::Get { json, .. } => get(store, json, out).await,
+        NetworkCommand::Set {
+            if_absent, file, ..
+        } => {
+            let text = read_input(Some(&file))?;
+            let check = |config: &NetworkConfig| match BackendConfig::parse(config) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(chain(&error)),
+            };
+            set(store, &text, if_absent, check, out).await.map(drop)
+        }
+        NetworkCommand::Leases { json, .. } => list(store, false, json, out).await,
+        NetworkCommand::Reservations { json, .. } => list(store, true, json, out).await,
+        NetworkCommand::Reserve {
+            subnet,
+            settings: flags,
+        } => reserve(store, subnet, node(&flags, settings).as_ref(), out).await,
+        NetworkCommand::Unreserve { subnet, .. } => unreserve(store, subnet, out).await,
+    }
 }
 
 /// Reads a config to set: from a file, or with none or `-` from standard input.
@@ -103,8 +145,8 @@ pub async fn get(
 /// Validates a network config by all rules and writes it. `check` is the back end's opinion about its part. With
 /// `if_absent` a config that is there already stays, whatever it says.
 ///
-/// Nodes read the config when they start, so running ones keep what they have; leases that the new config does not allow
-/// are listed as a warning.
+/// Running nodes apply what they can without another subnet; leases that the new config does not allow are listed as a
+/// warning.
 pub async fn set(
     store: &mut EtcdStore,
     text: &str,

@@ -14,6 +14,7 @@ mod families;
 mod grace;
 mod keeping;
 mod network;
+mod reservations;
 mod security;
 mod server;
 

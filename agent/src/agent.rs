@@ -22,7 +22,7 @@ use self::overlay::{Failed, Overlay, Place};
 use self::task::Task;
 use crate::health::{BindError, Health, Server};
 use crate::lease::etcd::{EtcdStore, SettingsError};
-use crate::lease::{LeaseEvent, LeaseStore, StoreError, StoreEvent, SubnetKey};
+use crate::lease::{LeaseEvent, LeaseStore, Released, StoreError, StoreEvent, SubnetKey};
 use crate::logging::chain;
 use crate::netlink::{Kernel, KernelError, Monitor};
 use crate::network_config::NetworkConfig;
@@ -103,6 +103,9 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         _ = interrupt.recv() => (),
     }
     service.stopping();
+    if settings.agent.leave_on_stop {
+        agent.leave().await;
+    }
     info!("stopping; the data plane stays in place");
     Ok(())
 }
@@ -370,6 +373,16 @@ impl<S: LeaseStore> Agent<'_, S> {
             Ok(()) => tasks.publish.done(),
             Err(StoreError::NoLease { .. }) => tasks.publish.done(),
             Err(error) => tasks.publish.failed(&error),
+        }
+    }
+
+    /// Gives the subnet back. The service manager waits for it, so there is one try only.
+    async fn leave(&mut self) {
+        match self.store.release().await {
+            Ok(Released::Lease(subnet)) => info!(%subnet, "the lease is given back"),
+            Ok(Released::Reservation(subnet)) => info!(%subnet, "the reservation stays"),
+            Ok(Released::Nothing) => (),
+            Err(error) => warn!("failed to give the lease back: {}", chain(&error)),
         }
     }
 

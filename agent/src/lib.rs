@@ -40,5 +40,6 @@ pub mod settings;
 pub mod state;
 pub mod subnet_file;
 pub mod sysroot;
+pub mod udp;
 pub mod underlay;
 pub mod wireguard_key;

@@ -1,0 +1,169 @@
+//! The IPv4 header (RFC 791 §3.1), as far as a router looks at it.
+//!
+//! ```text
+//!  0                   1                   2                   3
+//! |Version|  IHL  |Type of Service|          Total Length         |
+//! |         Identification        |Flags|      Fragment Offset    |
+//! |  Time to Live |    Protocol   |         Header Checksum       |
+//! |                       Source Address                          |
+//! |                    Destination Address                        |
+//! ```
+
+use std::net::Ipv4Addr;
+
+use super::checksum::{Sum, update};
+
+/// The header without options, in bytes. The data plane's own limits count on it.
+pub(super) const MIN_HEADER: usize = 20;
+/// The longest packet, in bytes: the total length has 16 bits.
+pub(super) const MAX_PACKET: usize = 65_535;
+
+pub(super) const ICMP: u8 = 1;
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+
+/// Don't Fragment and More Fragments, in the byte that also holds the top of the fragment offset.
+const DONT_FRAGMENT: u8 = 0x40;
+const MORE_FRAGMENTS: u8 = 0x20;
+
+/// Why a payload or a packet goes no further.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// Not an IPv4 packet: another version, a header or a total length that does not fit, a wrong header checksum.
+    Malformed,
+    /// Longer than the MTU of the tunnel; to cut it, as flannel does, would only deliver garbage.
+    Oversize,
+    /// The time to live has come to its end here.
+    TtlExceeded,
+}
+
+/// An intact IPv4 packet: its header is whole, and it is exactly as long as its total length says.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct Packet<'a>(&'a mut [u8]);
+
+impl<'a> Packet<'a> {
+    /// Takes the packet at the beginning of some bytes; what follows it is left away. The header's checksum must be right.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Malformed`].
+    pub(super) fn parse(bytes: &'a mut [u8]) -> Result<Self, Refused> {
+        let header: &[u8; MIN_HEADER] = bytes.first_chunk().ok_or(Refused::Malformed)?;
+        let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        let header_len = usize::from(header[0] & 0xf) * 4;
+        if header[0] >> 4 != 4 || header_len < MIN_HEADER || total < header_len {
+            return Err(Refused::Malformed);
+        }
+        let packet = bytes.get_mut(..total).ok_or(Refused::Malformed)?;
+        if !Sum::default().bytes(&packet[..header_len]).is_intact() {
+            return Err(Refused::Malformed);
+        }
+        Ok(Self(packet))
+    }
+
+    /// The whole packet, to be given another checksum.
+    pub(super) fn into_bytes(self) -> &'a mut [u8] {
+        self.0
+    }
+
+    pub(super) fn view(&self) -> View<'_> {
+        View(self.0)
+    }
+
+    /// Takes one from the time to live, as every router does (RFC 1812 §5.3.1).
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::TtlExceeded`] where nothing would be left; the packet is as it was.
+    pub(super) fn decrement_ttl(&mut self) -> Result<(), Refused> {
+        let old = [self.0[8], self.0[9]];
+        if old[0] <= 1 {
+            return Err(Refused::TtlExceeded);
+        }
+        let new = [old[0] - 1, old[1]];
+        let checksum = update([self.0[10], self.0[11]], old, new);
+        self.0[8] = new[0];
+        self.0[10..12].copy_from_slice(&checksum);
+        Ok(())
+    }
+}
+
+/// An intact IPv4 packet to look at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View<'a>(&'a [u8]);
+
+impl<'a> View<'a> {
+    /// Looks at the packet at the beginning of bytes that have passed [`receive`] or [`Packet::parse`].
+    pub(super) fn of_parsed(bytes: &'a [u8]) -> Self {
+        let total = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
+        Self(&bytes[..total])
+    }
+
+    pub(super) fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// Length of the header with its options, in bytes.
+    pub(super) fn header_len(self) -> usize {
+        usize::from(self.0[0] & 0xf) * 4
+    }
+
+    /// What follows the header.
+    pub(super) fn payload(self) -> &'a [u8] {
+        &self.0[self.header_len()..]
+    }
+
+    pub(super) fn identification(self) -> u16 {
+        u16::from_be_bytes([self.0[4], self.0[5]])
+    }
+
+    pub(super) fn dont_fragment(self) -> bool {
+        self.0[6] & DONT_FRAGMENT != 0
+    }
+
+    /// Whether this is a fragment that does not begin with the transport's header.
+    pub(super) fn is_later_fragment(self) -> bool {
+        u16::from_be_bytes([self.0[6] & 0x1f, self.0[7]]) != 0
+    }
+
+    /// Whether this is only a part of a datagram.
+    pub(super) fn is_fragment(self) -> bool {
+        self.0[6] & MORE_FRAGMENTS != 0 || self.is_later_fragment()
+    }
+
+    pub(super) fn protocol(self) -> u8 {
+        self.0[9]
+    }
+
+    pub(super) fn source(self) -> Ipv4Addr {
+        Ipv4Addr::new(self.0[12], self.0[13], self.0[14], self.0[15])
+    }
+
+    pub(super) fn destination(self) -> Ipv4Addr {
+        Ipv4Addr::new(self.0[16], self.0[17], self.0[18], self.0[19])
+    }
+
+    /// The pseudo-header that TCP and UDP include in their checksum (RFC 9293 §3.1), for a transport of `len` bytes.
+    pub(super) fn pseudo_header(self, len: u16) -> Sum {
+        Sum::default()
+            .bytes(&self.0[12..20])
+            .word(u16::from(self.protocol()))
+            .word(len)
+    }
+}
+
+/// Looks at the payload of one datagram from the tunnel: exactly one IPv4 packet, no longer than `mtu` bytes, that has
+/// come one hop further. Returns its length; bytes after it are left away.
+///
+/// # Errors
+///
+/// Says why the payload goes no further. After [`Refused::TtlExceeded`] it still holds an intact packet.
+pub fn receive(payload: &mut [u8], mtu: usize) -> Result<usize, Refused> {
+    let mut packet = Packet::parse(payload)?;
+    let len = packet.0.len();
+    if len > mtu {
+        return Err(Refused::Oversize);
+    }
+    packet.decrement_ttl()?;
+    Ok(len)
+}

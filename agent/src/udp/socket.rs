@@ -1,0 +1,244 @@
+//! The UDP socket: many packets by one call, in both directions.
+//!
+//! The kernel cuts one call's bytes into datagrams of one size (`UDP_SEGMENT`, Linux 4.18) and hands over several
+//! datagrams as one (`UDP_GRO`, Linux 5.0); udp(7). Both are set on the socket, so that sending and receiving need no
+//! control messages of our own making. An older kernel gets every datagram by itself.
+
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::net::{SocketAddrV4, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::socket::sockopt::{
+    RcvBuf, RcvBufForce, ReusePort, SndBuf, SndBufForce, UdpGroSegment, UdpGsoSegment,
+};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn, bind, recvmsg,
+    setsockopt, socket,
+};
+
+use super::counters::Cells;
+
+/// Room in the kernel for what is on its way, in bytes: some milliseconds at 10 Gbit/s.
+const BUFFER: usize = 4 << 20;
+/// The longest payload of one call: what is left of 64 KiB by the outer IPv4 and UDP headers.
+const MAX_PAYLOAD: usize = 65_507;
+/// The most datagrams of one call: `UDP_MAX_SEGMENTS` before Linux 6.9.
+const MAX_DATAGRAMS: usize = 64;
+/// How long the underlay may keep a worker waiting before it drops, in milliseconds.
+const PATIENCE_MS: u8 = 10;
+
+/// The socket of one worker, with the datagrams that wait to be sent together.
+#[derive(Debug)]
+pub(super) struct Socket {
+    socket: UdpSocket,
+    /// The datagram size that the kernel now cuts into; 0 is none.
+    cut_at: usize,
+    /// Whether the kernel can cut.
+    can_cut: bool,
+    batch: Batch,
+    control: Vec<u8>,
+}
+
+/// Datagrams of one size to one peer; the last one may be shorter.
+#[derive(Debug)]
+struct Batch {
+    bytes: Box<[u8]>,
+    len: usize,
+    count: usize,
+    size: usize,
+    to: SocketAddrV4,
+}
+
+/// What one call has received.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Received {
+    /// Bytes in all.
+    pub(super) len: usize,
+    /// Bytes of each datagram but the last, which may be shorter. At least 1.
+    pub(super) size: usize,
+    /// Who sent them.
+    pub(super) from: Option<SocketAddrV4>,
+}
+
+impl Socket {
+    /// Opens a socket on an address of this host; `shared` where several workers receive on it.
+    pub(super) fn open(address: SocketAddrV4, shared: bool) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
+        if shared {
+            setsockopt(&fd, ReusePort, &true)?;
+        }
+        // The privileged form ignores the system's limit. Without either, the kernel's default has to do.
+        setsockopt(&fd, RcvBufForce, &BUFFER)
+            .or_else(|_| setsockopt(&fd, RcvBuf, &BUFFER))
+            .and_then(|()| setsockopt(&fd, SndBufForce, &BUFFER))
+            .or_else(|_| setsockopt(&fd, SndBuf, &BUFFER))?;
+        let can_cut = setsockopt(&fd, UdpGsoSegment, &0).is_ok();
+        match setsockopt(&fd, UdpGroSegment, &true) {
+            Ok(()) | Err(Errno::ENOPROTOOPT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        bind(fd.as_raw_fd(), &SockaddrIn::from(address))?;
+        Ok(Self {
+            socket: fd.into(),
+            cut_at: 0,
+            can_cut,
+            batch: Batch {
+                bytes: vec![0; MAX_PAYLOAD].into(),
+                len: 0,
+                count: 0,
+                size: 0,
+                to: address,
+            },
+            control: cmsg_space!(libc::c_int),
+        })
+    }
+
+    /// Room for one more datagram, which the caller must fill. What waits is sent first if the new one does not go with it.
+    pub(super) fn datagram(&mut self, to: SocketAddrV4, len: usize, cells: &Cells) -> &mut [u8] {
+        if !self.batch.takes(to, len) {
+            self.flush(cells);
+        }
+        self.batch.add(to, len)
+    }
+
+    /// Sends what waits.
+    pub(super) fn flush(&mut self, cells: &Cells) {
+        let (count, len) = (self.batch.count, self.batch.len);
+        if count == 0 {
+            return;
+        }
+        let failed = match self.send_batch() {
+            Ok(()) => (0, 0),
+            // The kernel would not cut: a datagram does not fit the path, or the packets are transformed on their way
+            // (IPsec). Both are known by these errors: udp_send_skb().
+            Err(Errno::EMSGSIZE | Errno::EINVAL | Errno::EIO) => self.send_singly(),
+            Err(_) => (count, len),
+        };
+        cells.sent_packets.add(count - failed.0);
+        cells.sent_bytes.add(len - failed.1);
+        cells.send_failed.add(failed.0);
+        self.batch.count = 0;
+        self.batch.len = 0;
+    }
+
+    fn send_batch(&mut self) -> nix::Result<()> {
+        let Batch {
+            count, size, len, ..
+        } = self.batch;
+        // One datagram may be anything up to the size that is set.
+        let fits = if count > 1 {
+            self.cut_at == size
+        } else {
+            self.cut_at == 0 || self.cut_at >= len
+        };
+        if !fits {
+            self.cut_at(size)?;
+        }
+        send(&self.socket, &self.batch.bytes[..len], self.batch.to)
+    }
+
+    /// Sends datagram by datagram, and the kernel fragments what does not fit. Returns what could not be sent.
+    fn send_singly(&mut self) -> (usize, usize) {
+        if self.can_cut && self.cut_at(0).is_err() {
+            self.can_cut = false;
+        }
+        let batch = &self.batch;
+        batch.bytes[..batch.len]
+            .chunks(batch.size)
+            .filter(|datagram| send(&self.socket, datagram, batch.to).is_err())
+            .fold((0, 0), |(count, len), datagram| {
+                (count + 1, len + datagram.len())
+            })
+    }
+
+    fn cut_at(&mut self, size: usize) -> nix::Result<()> {
+        if !self.can_cut {
+            return if self.batch.count > 1 { Err(Errno::EIO) } else { Ok(()) };
+        }
+        let value = libc::c_int::try_from(size).map_err(|_| Errno::EINVAL)?;
+        setsockopt(&self.socket, UdpGsoSegment, &value)?;
+        self.cut_at = size;
+        Ok(())
+    }
+
+    /// Receives one datagram or several of one size; `None` if there is none. `room` is at least 64 KiB.
+    pub(super) fn receive(&mut self, room: &mut [u8]) -> io::Result<Option<Received>> {
+        let mut parts = [IoSliceMut::new(room)];
+        let received = recvmsg::<SockaddrIn>(
+            self.socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut self.control),
+            MsgFlags::MSG_DONTWAIT,
+        );
+        let received = match received {
+            Ok(received) => received,
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let size = received.cmsgs()?.find_map(|message| match message {
+            ControlMessageOwned::UdpGroSegments(size) => usize::try_from(size).ok(),
+            _ => None,
+        });
+        Ok(Some(Received {
+            len: received.bytes,
+            size: size.unwrap_or(received.bytes).max(1),
+            from: received.address.map(SocketAddrV4::from),
+        }))
+    }
+}
+
+impl Batch {
+    /// Whether a datagram can go with those that wait.
+    fn takes(&self, to: SocketAddrV4, len: usize) -> bool {
+        let closed = self.len < self.count * self.size;
+        self.count == 0
+            || (to == self.to
+                && !closed
+                && len <= self.size
+                && self.count < MAX_DATAGRAMS
+                && self.len + len <= MAX_PAYLOAD)
+    }
+
+    fn add(&mut self, to: SocketAddrV4, len: usize) -> &mut [u8] {
+        if self.count == 0 {
+            self.to = to;
+            self.size = len;
+        }
+        let start = self.len;
+        self.len += len;
+        self.count += 1;
+        &mut self.bytes[start..self.len]
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Sends one buffer. A full underlay is waited for a little: its backlog is then the TUN device's queue, whose drops the
+/// senders can see.
+fn send(socket: &UdpSocket, bytes: &[u8], to: SocketAddrV4) -> nix::Result<()> {
+    let mut waited = false;
+    loop {
+        let error = match socket.send_to(bytes, to) {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        match error.kind() {
+            ErrorKind::Interrupted => {}
+            ErrorKind::WouldBlock if !waited => {
+                waited = true;
+                let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+                poll(&mut fds, PATIENCE_MS)?;
+            }
+            _ => return Err(Errno::from_raw(error.raw_os_error().unwrap_or_default())),
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! One thread of the data plane: one queue of the TUN device, one socket.
+//!
+//! Nothing is allocated and nothing is locked for a packet. A change of the routes is noticed by one atomic load for
+//! each wake-up.
+
+use std::io::{self, ErrorKind, IoSlice, PipeReader};
+use std::net::SocketAddrV4;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::coalesce::{Coalescer, Sink, deliver};
+use super::counters::Cells;
+use super::icmp::{Limiter, Message, Reason, Reporter};
+use super::packet::{MAX_PACKET, Packet, Refused, View};
+use super::segment::{Contradiction, Segments, finish_checksum};
+use super::socket::Socket;
+use super::tun::{Gso, HEADER_LEN, Queue, VnetHeader};
+use super::{Shared, Tunnel};
+
+/// Packets taken from the TUN device before the socket has its turn.
+const TURN: usize = 64;
+/// Room for what is received in one turn, in bytes.
+const ARENA: usize = 4 * MAX_PACKET;
+
+/// What one thread works with.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) queue: Queue,
+    pub(super) socket: Socket,
+    pub(super) reporter: Reporter,
+    /// Hangs up when the data plane is closed.
+    pub(super) stop: PipeReader,
+    pub(super) shared: Arc<Shared>,
+    pub(super) cells: Arc<Cells>,
+}
+
+impl Worker {
+    /// Moves packets until the data plane is closed or its device is gone.
+    pub(super) fn run(self) {
+        let shared = Arc::clone(&self.shared);
+        if self.serve().is_err() {
+            shared.failed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn serve(self) -> io::Result<()> {
+        let mut generation = self.shared.generation.load(Ordering::Acquire);
+        let mut tunnel = self.shared.current();
+        let mut outward = Outward {
+            queue: &self.queue,
+            socket: self.socket,
+            reporter: &self.reporter,
+            limiter: Limiter::new(Instant::now()),
+            cells: &self.cells,
+        };
+        let mut packet = vec![0; MAX_PACKET].into_boxed_slice();
+        let mut arena = vec![0; ARENA].into_boxed_slice();
+        loop {
+            let ready = wait(&self.queue, &outward.socket, &self.stop)?;
+            let latest = self.shared.generation.load(Ordering::Acquire);
+            if latest != generation {
+                generation = latest;
+                tunnel = self.shared.current();
+            }
+            if ready.stop {
+                return Ok(());
+            }
+            if ready.queue {
+                outward.turn(&tunnel, &mut packet)?;
+            }
+            if ready.socket {
+                inward(&mut outward, &tunnel, &mut arena);
+            }
+            outward.socket.flush(&self.cells);
+        }
+    }
+}
+
+/// What there is to do.
+struct Ready {
+    stop: bool,
+    queue: bool,
+    socket: bool,
+}
+
+fn wait(queue: &Queue, socket: &Socket, stop: &PipeReader) -> io::Result<Ready> {
+    let mut fds = [
+        PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+        PollFd::new(queue.as_fd(), PollFlags::POLLIN),
+        PollFd::new(socket.as_fd(), PollFlags::POLLIN),
+    ];
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let any = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+    Ok(Ready {
+        stop: any(&fds[0]),
+        queue: any(&fds[1]),
+        socket: any(&fds[2]),
+    })
+}
+
+/// From this host to the peers.
+struct Outward<'a> {
+    queue: &'a Queue,
+    socket: Socket,
+    reporter: &'a Reporter,
+    limiter: Limiter,
+    cells: &'a Cells,
+}
+
+impl Outward<'_> {
+    /// Takes packets from the TUN device. Fails only if the device is gone.
+    fn turn(&mut self, tunnel: &Tunnel, packet: &mut [u8]) -> io::Result<()> {
+        let mut header = [0; HEADER_LEN];
+        for _ in 0..TURN {
+            match self.queue.read(&mut header, packet) {
+                Ok(len) => self.send(tunnel, header, &mut packet[..len]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one packet of this host to the peer that has its destination.
+    fn send(&mut self, tunnel: &Tunnel, header: [u8; HEADER_LEN], bytes: &mut [u8]) {
+        let parsed = VnetHeader::read(&header).zip(Packet::parse(bytes).ok());
+        let Some((header, mut packet)) = parsed else {
+            return self.cells.not_ipv4.add(1);
+        };
+        let Some(peer) = tunnel.routes.lookup(packet.view().destination()) else {
+            self.cells.no_route.add(1);
+            return self.report(tunnel, packet.view(), Reason::NetUnreachable);
+        };
+        if packet.decrement_ttl().is_err() {
+            self.cells.ttl_exceeded.add(1);
+            return self.report(tunnel, packet.view(), Reason::TimeExceeded);
+        }
+        if self.put(peer, header, packet).is_err() {
+            self.cells.not_ipv4.add(1);
+        }
+    }
+
+    /// Puts a packet among those that wait to be sent, as many as the wire wants.
+    fn put(
+        &mut self,
+        peer: SocketAddrV4,
+        header: VnetHeader,
+        packet: Packet<'_>,
+    ) -> Result<(), Contradiction> {
+        if header.gso == Gso::None {
+            let bytes = finish_checksum(packet, header)?;
+            self.socket
+                .datagram(peer, bytes.len(), self.cells)
+                .copy_from_slice(bytes);
+            return Ok(());
+        }
+        let segments = Segments::new(packet.view(), header.gso)?;
+        for index in 0..segments.count() {
+            let room = self
+                .socket
+                .datagram(peer, segments.len(index), self.cells);
+            segments.write(index, room);
+        }
+        Ok(())
+    }
+
+    /// Tells a sender on this side why its packet went no further.
+    fn report(&mut self, tunnel: &Tunnel, offender: View<'_>, reason: Reason) {
+        if let Some(message) = self.message(tunnel, offender, reason)
+            && self.reporter.send(&message).is_ok()
+        {
+            self.cells.icmp_sent.add(1);
+        }
+    }
+
+    /// Tells a sender behind a peer why its packet went no further.
+    fn report_to_peer(&mut self, tunnel: &Tunnel, offender: View<'_>, reason: Reason) {
+        if let Some(peer) = tunnel.routes.lookup(offender.source())
+            && let Some(message) = self.message(tunnel, offender, reason)
+        {
+            let bytes = message.bytes();
+            self.socket
+                .datagram(peer, bytes.len(), self.cells)
+                .copy_from_slice(bytes);
+            self.cells.icmp_sent.add(1);
+        }
+    }
+
+    fn message(&mut self, tunnel: &Tunnel, offender: View<'_>, reason: Reason) -> Option<Message> {
+        let message = Message::about(offender, reason, tunnel.address)?;
+        self.limiter.admits(Instant::now()).then_some(message)
+    }
+}
+
+/// Takes what the peers sent.
+fn inward(outward: &mut Outward<'_>, tunnel: &Tunnel, arena: &mut [u8]) {
+    let mut sink = ToQueue {
+        queue: outward.queue,
+        cells: outward.cells,
+    };
+    let mut coalescer = Coalescer::new(outward.queue.has_udp_segmentation());
+    let mut rest = arena;
+    // Errors are those of one datagram; the next call tells of the next one.
+    while rest.len() >= MAX_PACKET
+        && let Ok(Some(received)) = outward.socket.receive(rest)
+    {
+        let (datagrams, others) = rest.split_at_mut(received.len);
+        rest = others;
+        let count = received.len.div_ceil(received.size);
+        if !received.from.is_some_and(|from| tunnel.routes.has_peer(*from.ip())) {
+            outward.cells.unknown_peer.add(count);
+        }
+        // An empty datagram is one too.
+        if received.len == 0 {
+            outward.cells.malformed.add(1);
+        }
+        for payload in datagrams.chunks_mut(received.size) {
+            let cells = outward.cells;
+            match deliver(payload, tunnel.mtu, &mut coalescer, &mut sink) {
+                Ok(len) => {
+                    cells.received_packets.add(1);
+                    cells.received_bytes.add(len);
+                }
+                Err((Refused::Malformed, _)) => cells.malformed.add(1),
+                Err((Refused::Oversize, _)) => cells.oversize.add(1),
+                Err((Refused::TtlExceeded, packet)) => {
+                    cells.ttl_exceeded.add(1);
+                    let offender = View::of_parsed(packet);
+                    outward.report_to_peer(tunnel, offender, Reason::TimeExceeded);
+                }
+            }
+        }
+    }
+    coalescer.flush(&mut sink);
+}
+
+/// Hands packets to the kernel.
+struct ToQueue<'a> {
+    queue: &'a Queue,
+    cells: &'a Cells,
+}
+
+impl Sink for ToQueue<'_> {
+    fn write(&mut self, parts: &[IoSlice<'_>]) {
+        if self.queue.write(parts).is_err() {
+            self.cells.tun_failed.add(1);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Two hosts with a cable between them and the udp data plane on each.
+//!
+//! ```text
+//!   ┌──────────── a ────────────┐               ┌──────────── b ────────────┐
+//!   │ flannel0 10.5.1.0         │               │         10.5.2.0 flannel0 │
+//!   │        up0 198.51.100.1/24 ───────────────── 198.51.100.2/24 up0      │
+//!   └───────────────────────────┘               └───────────────────────────┘
+//! ```
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroUsize;
+
+use ipnet::Ipv4Net;
+use selvage::udp::{DataPlane, Settings};
+
+use crate::netns::NetNs;
+
+/// flannel's port.
+pub(crate) const PORT: u16 = 8285;
+/// MTU of the cable less the outer headers.
+pub(crate) const MTU: u32 = 1472;
+
+/// A host in a network namespace of its own.
+pub(crate) struct Host {
+    pub(crate) ns: NetNs,
+    n: u8,
+}
+
+impl Host {
+    /// Address on the cable.
+    pub(crate) fn underlay(&self) -> Ipv4Addr {
+        Ipv4Addr::new(198, 51, 100, self.n)
+    }
+
+    /// Where the data plane receives.
+    pub(crate) fn endpoint(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.underlay(), PORT)
+    }
+
+    /// The subnet of the host's containers.
+    pub(crate) fn subnet(&self) -> Ipv4Net {
+        Ipv4Net::new_assert(self.overlay(), 24)
+    }
+
+    /// Address of the TUN device.
+    pub(crate) fn overlay(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 5, self.n, 0)
+    }
+
+    /// Opens the data plane and sets the device up as the back end does.
+    pub(crate) fn open(&self, workers: usize) -> DataPlane {
+        let settings = Settings {
+            name: "flannel0".parse().unwrap(),
+            address: self.overlay(),
+            mtu: MTU,
+            bind: self.endpoint(),
+            workers: NonZeroUsize::new(workers),
+        };
+        let inside = self.ns.enter();
+        let plane = DataPlane::open(&settings).unwrap();
+        drop(inside);
+        self.ns
+            .ip(&format!("address add {}/32 dev flannel0", self.overlay()));
+        self.ns.ip(&format!("link set flannel0 mtu {MTU} up"));
+        self.ns.ip("route add 10.5.0.0/16 dev flannel0");
+        plane
+    }
+}
+
+/// Two hosts with a cable between them, and nothing else yet.
+pub(crate) fn two_hosts() -> (Host, Host) {
+    let [a, b] = [1, 2].map(|n| Host {
+        ns: NetNs::new(),
+        n,
+    });
+    a.ns.ip("link add up0 type veth peer name cable");
+    a.ns.ip(&format!("link set cable netns {}", b.ns.path()));
+    b.ns.ip("link set cable name up0");
+    for host in [&a, &b] {
+        host.ns
+            .ip(&format!("address add {}/24 dev up0", host.underlay()));
+        host.ns.ip("link set up0 up");
+    }
+    (a, b)
+}
+
+/// Opens the data plane on both and makes them peers.
+pub(crate) fn connect(a: &Host, b: &Host, workers: usize) -> (DataPlane, DataPlane) {
+    let (on_a, on_b) = (a.open(workers), b.open(workers));
+    on_a.insert(b.subnet(), b.endpoint());
+    on_b.insert(a.subnet(), a.endpoint());
+    (on_a, on_b)
+}

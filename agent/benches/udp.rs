@@ -152,7 +152,11 @@ fn main() {
         }
     }
     for ((_, name), (streams, packets)) in Way::ALL.iter().zip(figures) {
-        println!("| {name} | {:.2} | {:.0} |", median(streams), median(packets));
+        println!(
+            "| {name} | {:.2} | {:.0} |",
+            median(streams),
+            median(packets)
+        );
     }
 }
 

@@ -42,8 +42,8 @@ use ipnet::Ipv4Net;
 use thiserror::Error;
 
 pub use self::coalesce::{Coalescer, Sink, deliver};
-pub use self::counters::Counters;
 use self::counters::Cells;
+pub use self::counters::Counters;
 use self::icmp::Reporter;
 pub use self::packet::{Refused, receive};
 use self::routes::Routes;

@@ -84,10 +84,7 @@ mod tests {
     fn naive(data: &[u8]) -> u16 {
         let mut sum = 0_u32;
         for pair in data.chunks(2) {
-            sum += u32::from(u16::from_be_bytes([
-                pair[0],
-                *pair.get(1).unwrap_or(&0),
-            ]));
+            sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
         }
         while sum > 0xffff {
             sum = (sum >> 16) + (sum & 0xffff);

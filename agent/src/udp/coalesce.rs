@@ -252,8 +252,7 @@ impl<'a> Segment<'a> {
         }
         // Acknowledgement and data offset; all flags but PSH, which the caller looks at; window; urgent pointer and options.
         let header = self.headers - ip_a.header_len();
-        sequence(b)
-            == sequence(a).wrapping_add(u32::try_from(payload).unwrap_or(u32::MAX))
+        sequence(b) == sequence(a).wrapping_add(u32::try_from(payload).unwrap_or(u32::MAX))
             && a[8..TCP_FLAGS] == b[8..TCP_FLAGS]
             && a[14..16] == b[14..16]
             && a[18..header] == b[18..header]

@@ -63,8 +63,8 @@ impl Message {
         {
             return None;
         }
-        let quoted = &offender.bytes()
-            [..offender.header_len() + offender.payload().len().min(QUOTED)];
+        let quoted =
+            &offender.bytes()[..offender.header_len() + offender.payload().len().min(QUOTED)];
         let len = MIN_HEADER + ICMP_HEADER + quoted.len();
         let mut bytes = [0; MAX_MESSAGE];
         let (ip, rest) = bytes.split_at_mut(MIN_HEADER);
@@ -111,13 +111,7 @@ impl Reporter {
     pub(super) fn open() -> nix::Result<Self> {
         // This protocol means that packets come with their IP header: raw(7).
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        socket(
-            AddressFamily::Inet,
-            SockType::Raw,
-            flags,
-            SockProtocol::Raw,
-        )
-        .map(Self)
+        socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Raw).map(Self)
     }
 
     pub(super) fn send(&self, message: &Message) -> nix::Result<()> {
@@ -173,11 +167,15 @@ mod tests {
     fn the_limiter_lets_a_burst_through_and_then_the_rate() {
         let start = Instant::now();
         let mut limiter = Limiter::new(start);
-        let admitted = |limiter: &mut Limiter, now, n| (0..n).filter(|_| limiter.admits(now)).count();
+        let admitted =
+            |limiter: &mut Limiter, now, n| (0..n).filter(|_| limiter.admits(now)).count();
         assert_eq!(admitted(&mut limiter, start, 1000), 50);
         let later = start + Duration::from_millis(100);
         assert_eq!(admitted(&mut limiter, later, 1000), 10);
-        assert_eq!(admitted(&mut limiter, later + Duration::from_millis(9), 10), 0);
+        assert_eq!(
+            admitted(&mut limiter, later + Duration::from_millis(9), 10),
+            0
+        );
         let much_later = later + Duration::from_secs(3600);
         assert_eq!(admitted(&mut limiter, much_later, 1000), 50);
     }

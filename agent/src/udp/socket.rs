@@ -158,7 +158,11 @@ impl Socket {
 
     fn cut_at(&mut self, size: usize) -> nix::Result<()> {
         if !self.can_cut {
-            return if self.batch.count > 1 { Err(Errno::EIO) } else { Ok(()) };
+            return if self.batch.count > 1 {
+                Err(Errno::EIO)
+            } else {
+                Ok(())
+            };
         }
         let value = libc::c_int::try_from(size).map_err(|_| Errno::EINVAL)?;
         setsockopt(&self.socket, UdpGsoSegment, &value)?;

@@ -6,8 +6,8 @@
 use std::io::{self, ErrorKind, IoSlice, PipeReader};
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -165,9 +165,7 @@ impl Outward<'_> {
         }
         let segments = Segments::new(packet.view(), header.gso)?;
         for index in 0..segments.count() {
-            let room = self
-                .socket
-                .datagram(peer, segments.len(index), self.cells);
+            let room = self.socket.datagram(peer, segments.len(index), self.cells);
             segments.write(index, room);
         }
         Ok(())
@@ -216,7 +214,10 @@ fn inward(outward: &mut Outward<'_>, tunnel: &Tunnel, arena: &mut [u8]) {
         let (datagrams, others) = rest.split_at_mut(received.len);
         rest = others;
         let count = received.len.div_ceil(received.size);
-        if !received.from.is_some_and(|from| tunnel.routes.has_peer(*from.ip())) {
+        if !received
+            .from
+            .is_some_and(|from| tunnel.routes.has_peer(*from.ip()))
+        {
             outward.cells.unknown_peer.add(count);
         }
         // An empty datagram is one too.

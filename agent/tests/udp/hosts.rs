@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroUsize;
 
 use ipnet::Ipv4Net;
-use selvage::udp::{DataPlane, Settings};
+use selvage::udp::{DataPlane, OpenError, Settings};
 
 use crate::netns::NetNs;
 
@@ -47,8 +47,8 @@ impl Host {
         Ipv4Addr::new(10, 5, self.n, 0)
     }
 
-    /// Opens the data plane and sets the device up as the back end does.
-    pub(crate) fn open(&self, workers: usize) -> DataPlane {
+    /// Opens the data plane, and nothing else.
+    pub(crate) fn try_open(&self, workers: usize) -> Result<DataPlane, OpenError> {
         let settings = Settings {
             name: "flannel0".parse().unwrap(),
             address: self.overlay(),
@@ -56,9 +56,13 @@ impl Host {
             bind: self.endpoint(),
             workers: NonZeroUsize::new(workers),
         };
-        let inside = self.ns.enter();
-        let plane = DataPlane::open(&settings).unwrap();
-        drop(inside);
+        let _inside = self.ns.enter();
+        DataPlane::open(&settings)
+    }
+
+    /// Opens the data plane and sets the device up as the back end does.
+    pub(crate) fn open(&self, workers: usize) -> DataPlane {
+        let plane = self.try_open(workers).unwrap();
         self.ns
             .ip(&format!("address add {}/32 dev flannel0", self.overlay()));
         self.ns.ip(&format!("link set flannel0 mtu {MTU} up"));

@@ -11,6 +11,7 @@ pub mod extension;
 pub mod host_gw;
 pub mod ipip;
 pub mod plan;
+pub mod udp;
 pub mod vxlan;
 pub mod wireguard;
 
@@ -24,6 +25,7 @@ use thiserror::Error;
 use self::alloc::AllocBackend;
 use self::extension::ExtensionConfig;
 use self::ipip::{IpipBackend, IpipConfig};
+use self::udp::{UdpBackend, UdpConfig};
 use self::vxlan::VxlanConfig;
 use self::wireguard::WireguardConfig;
 use crate::go_json::{GoJsonError, Object};
@@ -42,6 +44,7 @@ const KINDS: &[&str] = &[
     extension::KIND,
     host_gw::KIND,
     ipip::KIND,
+    udp::KIND,
     vxlan::KIND,
     wireguard::KIND,
 ];
@@ -82,6 +85,8 @@ pub enum BackendConfig {
     HostGw,
     /// IP in IP.
     Ipip(IpipConfig),
+    /// IPv4 in UDP by our own data plane.
+    Udp(UdpConfig),
     /// VXLAN.
     Vxlan(VxlanConfig),
     /// WireGuard.
@@ -102,6 +107,7 @@ impl BackendConfig {
             extension::KIND => Ok(Self::Extension(ExtensionConfig::parse(&options)?)),
             host_gw::KIND => Ok(Self::HostGw),
             ipip::KIND => Ok(Self::Ipip(IpipConfig::parse(&options, config)?)),
+            udp::KIND => Ok(Self::Udp(UdpConfig::parse(&options, config)?)),
             vxlan::KIND => Ok(Self::Vxlan(VxlanConfig::parse(&options, config)?)),
             wireguard::KIND => Ok(Self::Wireguard(WireguardConfig::parse(&options, config)?)),
             kind => Err(BackendConfigError::Kind(kind.to_owned())),
@@ -115,6 +121,7 @@ impl BackendConfig {
             Self::Extension(_) => extension::KIND,
             Self::HostGw => host_gw::KIND,
             Self::Ipip(_) => ipip::KIND,
+            Self::Udp(_) => udp::KIND,
             Self::Vxlan(_) => vxlan::KIND,
             Self::Wireguard(_) => wireguard::KIND,
         }
@@ -235,6 +242,7 @@ pub(crate) fn is_overlay(name: &InterfaceName, object: &state::Object) -> bool {
         }
         LinkKind::Ipip(_) => *name == ipip::device_name(),
         LinkKind::Wireguard(_) => wireguard::device_names().contains(name),
+        LinkKind::Tun(_) => *name == udp::device_name(),
     }
 }
 
@@ -331,6 +339,7 @@ pub async fn open(
         BackendConfig::Extension(config) => Box::new(extension::open(config, setup).await?),
         BackendConfig::HostGw => Box::new(host_gw::open(setup)?),
         BackendConfig::Ipip(config) => Box::new(IpipBackend::new(config, network, underlay)),
+        BackendConfig::Udp(config) => Box::new(UdpBackend::new(config, network, underlay)),
         BackendConfig::Vxlan(config) => Box::new(vxlan::open(config, setup, kernel).await?),
         BackendConfig::Wireguard(config) => Box::new(wireguard::open(config, setup)?),
     })

@@ -18,6 +18,7 @@ mod nexthop;
 mod observe;
 mod route;
 mod socket;
+mod tun;
 mod wireguard;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ pub use self::monitor::{Changed, Monitor, Watch};
 pub use self::socket::{KernelError, Refused};
 use crate::net::InterfaceName;
 use crate::state::Object;
+use crate::udp::DataPlane;
 
 /// The kernel's network configuration.
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub struct Kernel {
     wireguard: wireguard::Client,
     /// Whether routes go through next-hop objects. Linux has them since 5.3; found out at the first observation.
     next_hops: bool,
+    /// What stands behind the TUN device, if there is one of ours.
+    data_plane: Option<DataPlane>,
 }
 
 impl Kernel {
@@ -58,6 +62,7 @@ impl Kernel {
             ids: nexthop::Ids::default(),
             wireguard: wireguard::Client::default(),
             next_hops: true,
+            data_plane: None,
         })
     }
 
@@ -92,6 +97,7 @@ impl Kernel {
         let link = answer.ok().flatten().as_ref().and_then(link::read);
         // The kernel also finds devices by their alternative names.
         let link = link.filter(|link| link.name == *name);
+        let link = link.map(|link| self.recognise(link));
         match &link {
             Some(link) => self.indices.insert(name.clone(), link.index),
             None => self.indices.remove(name),

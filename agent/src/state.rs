@@ -11,10 +11,10 @@ mod wireguard;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 pub use self::diff::{Change, LinkChange, diff, diff_keys};
@@ -41,6 +41,8 @@ pub enum Key {
     WireguardPeer(InterfaceName, PublicKey),
     /// A next-hop object, by device and gateway; its number in the kernel is the executor's affair.
     NextHop(InterfaceName, IpAddr),
+    /// Not the kernel's: a subnet in the table of our own data plane behind a TUN device.
+    Forward(InterfaceName, Ipv4Net),
     /// A unicast route of the main table with the default metric, by destination.
     Route(IpNet),
     /// A blackhole route of the main table with the worst metric, by destination.
@@ -58,7 +60,8 @@ impl Key {
             | Self::Fdb(link, _)
             | Self::Neighbor(link, _)
             | Self::WireguardPeer(link, _)
-            | Self::NextHop(link, _) => Some(link),
+            | Self::NextHop(link, _)
+            | Self::Forward(link, _) => Some(link),
             Self::Link(_) | Self::Route(_) | Self::Blackhole(_) | Self::Hook(_) => None,
         }
     }
@@ -84,6 +87,8 @@ pub enum Object {
         /// Whether the gateway is taken to be on the link without a route to it.
         onlink: bool,
     },
+    /// The data plane of the peer that has a subnet.
+    Forward(SocketAddrV4),
     /// How a destination is reached.
     Route(Route),
     /// Packets are dropped and the sender is told; its key says all.
@@ -144,6 +149,8 @@ pub enum LinkKind {
     Ipip(Ipip),
     /// `type wireguard`.
     Wireguard(Wireguard),
+    /// A TUN device with our own data plane behind it; both live and end with this process.
+    Tun(Tun),
 }
 
 impl LinkKind {
@@ -151,7 +158,7 @@ impl LinkKind {
     pub fn mac(&self) -> Option<MacAddr> {
         match self {
             Self::Vxlan(vxlan) => Some(vxlan.mac),
-            Self::Ipip(_) | Self::Wireguard(_) => None,
+            Self::Ipip(_) | Self::Wireguard(_) | Self::Tun(_) => None,
         }
     }
 }
@@ -182,6 +189,15 @@ pub struct Vxlan {
 pub struct Ipip {
     /// Outer source address.
     pub local: Ipv4Addr,
+}
+
+/// The options of a TUN device with our own data plane behind it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tun {
+    /// The device's own address, from which the data plane sends ICMP errors.
+    pub address: Ipv4Addr,
+    /// Where the data plane receives, and from where it sends.
+    pub bind: SocketAddrV4,
 }
 
 /// How a destination is reached.
@@ -249,6 +265,7 @@ impl fmt::Display for Described<'_> {
                     LinkKind::Wireguard(wireguard) => {
                         write!(f, " type wireguard listen-port {}", wireguard.listen_port)?;
                     }
+                    LinkKind::Tun(tun) => write!(f, " type tun with UDP {}", tun.bind)?,
                 }
                 write!(f, " mtu {}", link.mtu)
             }
@@ -262,6 +279,7 @@ impl fmt::Display for Described<'_> {
                 write!(f, " allowed-ips {}", allowed.join(","))
             }
             Object::NextHop { onlink: true } => f.write_str(" onlink"),
+            Object::Forward(peer) => write!(f, " to {peer}"),
             Object::Route(route) => {
                 if let Some(gateway) = route.gateway {
                     write!(f, " via {gateway}")?;
@@ -289,6 +307,7 @@ impl fmt::Display for Key {
             Self::Neighbor(link, address) => write!(f, "neighbor {address} dev {link}"),
             Self::WireguardPeer(link, key) => write!(f, "wireguard peer {key} dev {link}"),
             Self::NextHop(link, gateway) => write!(f, "nexthop via {gateway} dev {link}"),
+            Self::Forward(link, subnet) => write!(f, "forwarding of {subnet} from {link}"),
             Self::Route(destination) => write!(f, "route {destination}"),
             Self::Blackhole(destination) => write!(f, "route blackhole {destination}"),
             Self::Hook(subnet) => write!(f, "hook for {subnet}"),

@@ -205,6 +205,11 @@ impl DataPlane {
         self.bind
     }
 
+    /// The device's own address, as it was opened with.
+    pub fn address(&self) -> Ipv4Addr {
+        self.shared.current().address
+    }
+
     /// Whether all workers still have their device. Once it was removed, by `ip link del` for one, only another
     /// [`DataPlane`] helps.
     pub fn is_alive(&self) -> bool {

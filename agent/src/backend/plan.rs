@@ -220,6 +220,7 @@ fn may_be_contested(key: &Key, subnet: &SubnetKey) -> bool {
         Key::Route(destination) | Key::Blackhole(destination) => {
             !subnet.nets().any(|net| net == *destination)
         }
+        Key::Forward(_, of) => subnet.v4 != Some(*of),
         Key::Hook(of) => of != subnet,
         Key::Link(_) | Key::Address(..) | Key::Fdb(..) | Key::WireguardPeer(..) => true,
     }

@@ -17,6 +17,7 @@ use super::nexthop::{self, NextHopAttribute, NextHopMessage};
 use super::observe::{FAMILIES, is_inside};
 use super::route::{self, KernelRoute, Kind, Path};
 use super::socket::BATCH;
+use super::tun::{Forward, forward};
 use super::wireguard::Change as PeerChange;
 use super::{Kernel, KernelError, Refused, address, family, link, neighbor};
 use crate::hooks::CommandError;
@@ -41,6 +42,9 @@ pub enum ChangeError {
     /// The object's device, or the route's next hop, could not be made, for a reason reported with that.
     #[error("what it depends on is missing")]
     Dependency,
+    /// The data plane cannot be opened.
+    #[error("{0}")]
+    DataPlane(String),
     /// The command of a hook did not succeed.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -88,6 +92,8 @@ struct Work<'a> {
     queued_next_hop: bool,
     /// Changes of WireGuard peers that are not sent yet. At most one of the two queues holds something.
     peers: Vec<(usize, PeerChange)>,
+    /// Changes of the data plane's table that are not made yet.
+    forwards: Vec<Forward>,
     /// Devices that could not be made.
     broken: BTreeSet<InterfaceName>,
     /// Routes that the kernel refused because there is one already.
@@ -115,6 +121,7 @@ impl Kernel {
             queue: Vec::with_capacity(BATCH),
             queued_next_hop: false,
             peers: Vec::new(),
+            forwards: Vec::new(),
             broken: BTreeSet::new(),
             occupied: Vec::new(),
         };
@@ -133,6 +140,20 @@ impl Kernel {
                 || work.queued_next_hop && matches!(change.key(), Key::Route(_))
             {
                 self.flush(&mut work).await?;
+            }
+            if let Key::Forward(link, subnet) = change.key() {
+                let missing = match change {
+                    _ if work.broken.contains(link) => Some(ChangeError::Dependency),
+                    Change::Set { .. } if !self.has_data_plane(link) => {
+                        Some(ChangeError::NoDevice(link.clone()))
+                    }
+                    _ => None,
+                };
+                match missing {
+                    Some(error) => work.applied.outcomes[index] = Err(error),
+                    None => work.forwards.push(forward(*subnet, change)),
+                }
+                continue;
             }
             match self.encode(&work, change, Verb::Add).await? {
                 Ok(Some(request)) => {
@@ -161,6 +182,7 @@ impl Kernel {
     async fn flush(&mut self, work: &mut Work<'_>) -> Result<(), KernelError> {
         self.flush_peers(work).await?;
         work.queued_next_hop = false;
+        self.update_data_plane(&mut work.forwards);
         while !work.queue.is_empty() {
             let (indices, requests): (Vec<_>, Vec<_>) = work.queue.drain(..).unzip();
             let outcomes = self.socket.batch(&requests).await?;
@@ -322,7 +344,7 @@ impl Kernel {
                 Some(route::delete(*destination, route::PROTOCOL, None))
             }
             (Key::Blackhole(destination), _) => Some(route::delete_blackhole(*destination)),
-            (Key::Link(_) | Key::WireguardPeer(..) | Key::Hook(_), _) => None,
+            (Key::Link(_) | Key::WireguardPeer(..) | Key::Forward(..) | Key::Hook(_), _) => None,
         }
     }
 
@@ -377,18 +399,29 @@ impl Kernel {
         name: &InterfaceName,
         want: &Link,
     ) -> Result<Result<(), ChangeError>, KernelError> {
-        if let Err(error) = self.request(link::create(name, want)).await? {
-            return Ok(Err(error));
+        let created = match (link::create(name, want), &want.kind) {
+            (Some(request), _) => self.request(request).await?,
+            (None, LinkKind::Tun(tun)) => self.open_data_plane(name, tun, want.mtu),
+            (None, _) => Ok(()),
+        };
+        if created.is_err() {
+            return Ok(created);
         }
         // No router on the overlay may configure the host; flannel has it so, too. Nothing is lost without IPv6.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
         match self.find_link(name).await? {
             Some(found) => {
                 let nothing = Wireguard::default();
-                match self.set_wireguard(found.index, &nothing, want).await? {
-                    Ok(()) => self.request(link::set_up(found.index)).await,
-                    Err(error) => Ok(Err(error)),
+                if let Err(error) = self.set_wireguard(found.index, &nothing, want).await? {
+                    return Ok(Err(error));
                 }
+                // A TUN device is made with an MTU of its own.
+                let was = Link {
+                    mtu: found.mtu,
+                    up: found.up,
+                    kind: want.kind.clone(),
+                };
+                self.request(link::change(found.index, &was, want)).await
             }
             None => Ok(Err(ChangeError::NoDevice(name.clone()))),
         }
@@ -419,6 +452,7 @@ impl Kernel {
         {
             return Ok(Err(error));
         }
+        self.change_data_plane(name, want);
         self.request(link::change(index, was, want)).await
     }
 
@@ -426,6 +460,7 @@ impl Kernel {
         &mut self,
         name: &InterfaceName,
     ) -> Result<Result<(), ChangeError>, KernelError> {
+        self.close_data_plane(name);
         let Some(found) = self.find_link(name).await? else {
             return Ok(Ok(()));
         };

@@ -41,8 +41,8 @@ fn get(index: u32, name: Option<LinkAttribute>) -> Request {
 }
 
 /// Creates a device, down. Its MAC address, if it has one, is part of the request: one set later, or left to the kernel,
-/// invites systemd-udevd to choose another.
-pub(super) fn create(name: &InterfaceName, want: &Link) -> Request {
+/// invites systemd-udevd to choose another. `None` for a TUN device, which its data plane makes.
+pub(super) fn create(name: &InterfaceName, want: &Link) -> Option<Request> {
     let (kind, data) = match &want.kind {
         LinkKind::Vxlan(vxlan) => {
             let options = vxlan_options(vxlan);
@@ -54,6 +54,7 @@ pub(super) fn create(name: &InterfaceName, want: &Link) -> Request {
         }
         // Its options are set by another way.
         LinkKind::Wireguard(_) => (InfoKind::Wireguard, None),
+        LinkKind::Tun(_) => return None,
     };
     let infos = [Some(LinkInfo::Kind(kind)), data.map(LinkInfo::Data)];
     let mut message = LinkMessage::default();
@@ -70,7 +71,8 @@ pub(super) fn create(name: &InterfaceName, want: &Link) -> Request {
     .into_iter()
     .flatten()
     .collect();
-    Request::new(Verb::Add, RouteNetlinkMessage::NewLink(message))
+    let message = RouteNetlinkMessage::NewLink(message);
+    Some(Request::new(Verb::Add, message))
 }
 
 fn vxlan_options(vxlan: &Vxlan) -> Vec<InfoVxlan> {
@@ -169,15 +171,6 @@ pub(super) fn change(index: u32, was: &Link, want: &Link) -> Request {
             LinkFlags::empty()
         };
     }
-    Request::new(Verb::Plain, RouteNetlinkMessage::SetLink(message))
-}
-
-/// Brings a device up.
-pub(super) fn set_up(index: u32) -> Request {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.header.change_mask = LinkFlags::Up;
-    message.header.flags = LinkFlags::Up;
     Request::new(Verb::Plain, RouteNetlinkMessage::SetLink(message))
 }
 

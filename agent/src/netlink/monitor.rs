@@ -280,7 +280,7 @@ impl Watch<'_> {
     }
 
     fn judge_link(&self, message: &Message, gone: bool) -> News {
-        let Some(link) = link::read(message) else {
+        let Some(link) = link::read(message).map(|link| self.kernel.recognise(link)) else {
             return News::None;
         };
         if self.scope.links.contains(&link.name) {

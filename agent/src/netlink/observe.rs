@@ -57,6 +57,7 @@ impl Kernel {
                 let link = self.observe_peers(link, &mut observed).await?;
                 let key = Key::Link(name.clone());
                 observed.state.insert(key, link.object);
+                observed.state.extend(self.forwards(name));
             }
         }
         let overlay = names.clone();

@@ -59,7 +59,7 @@ pub enum LinkChange {
     /// and of WireGuard everything.
     InPlace,
     /// The kernel fixes what differs at creation: the kind; of VXLAN the VNI, port, underlay device, outer family, group
-    /// policy and checksums.
+    /// policy and checksums; of a TUN device all that its data plane was opened with.
     Recreate,
 }
 
@@ -80,6 +80,7 @@ impl LinkChange {
             }
             (LinkKind::Ipip(_), LinkKind::Ipip(_))
             | (LinkKind::Wireguard(_), LinkKind::Wireguard(_)) => true,
+            (LinkKind::Tun(was), LinkKind::Tun(want)) => was == want,
             _ => false,
         };
         match same_device {

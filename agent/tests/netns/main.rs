@@ -12,4 +12,5 @@ mod monitor;
 mod netns;
 mod scale;
 mod traffic;
+mod udp;
 mod wireguard;

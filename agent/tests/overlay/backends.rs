@@ -107,6 +107,79 @@ fn host_gw_takes_a_real_flannels_routes_over() {
 }
 
 #[test]
+fn udp_v4() {
+    carries(V4, r#"{"Type":"udp"}"#, 1472);
+}
+
+#[test]
+fn udp_is_what_a_config_without_a_back_end_means_and_takes_a_port() {
+    let store = Store::start(&format!("{{{V4}}}"));
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    one.join();
+    two.join();
+    one.wait_reaches(&two);
+    let value = store.etcdctl(&[
+        "get",
+        "--print-value-only",
+        &format!("/coreos.com/network/subnets/{}", one.lease_key()),
+    ]);
+    assert!(!value.contains("Backend"), "{value}");
+    let ports = |host: &Host| host.namespace.run("ss -Huln");
+    assert!(ports(&one).contains("10.77.0.11:8285"), "{}", ports(&one));
+    assert!(
+        one.namespace
+            .run("ip route show 10.5.0.0/16")
+            .contains("dev flannel0 proto 83 scope link")
+    );
+
+    let config = format!(r#"{{{V4},"Backend":{{"Type":"udp","Port":4000}}}}"#);
+    store.etcdctl(&["put", "/coreos.com/network/config", &config]);
+    for host in [&mut one, &mut two] {
+        host.stop_agent();
+        host.start_agent();
+        host.wait_ready();
+    }
+    assert!(ports(&one).contains("10.77.0.11:4000"), "{}", ports(&one));
+    one.wait_reaches(&two);
+    one.stop_agent();
+    let links = one.namespace.run("ip -br link show");
+    assert!(!links.contains("flannel0"), "{links}");
+}
+
+#[test]
+fn udp_replaces_a_device_that_somebody_removed() {
+    let (_store, one, two) = pair(V4, r#"{"Type":"udp"}"#);
+    one.namespace.ip("link del flannel0");
+    one.wait_reaches(&two);
+    one.namespace.ip("link set flannel0 down");
+    one.wait_reaches(&two);
+    one.namespace.ip("link set flannel0 mtu 1000");
+    wait_until("the MTU to be put right", || {
+        one.namespace
+            .run("ip link show flannel0")
+            .contains("mtu 1472")
+    });
+}
+
+#[test]
+fn udp_waits_for_a_port_that_is_taken() {
+    let store = Store::start(&format!(r#"{{{V4},"Backend":{{"Type":"udp"}}}}"#));
+    let mut host = store.host(1);
+    let hold = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('10.77.0.11', 8285)); time.sleep(60)";
+    let mut holder = host.namespace.command("python3");
+    let mut taken = holder.args(["-c", hold]).spawn().expect("python3");
+    wait_until("the port to be taken", || {
+        host.namespace.run("ss -Huln").contains(":8285")
+    });
+    host.start_agent();
+    let reason = "failed to listen on UDP 10.77.0.11:8285";
+    host.wait_told(reason, |line| line.contains(reason));
+    taken.kill().expect("to kill the holder");
+    taken.wait().expect("the holder's end");
+    host.wait_ready();
+}
+
+#[test]
 fn alloc_leases_a_subnet_and_programs_nothing() {
     for families in [V4, DUAL, V6] {
         let store = Store::start(&format!(r#"{{{families},"Backend":{{"Type":"alloc"}}}}"#));

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::{TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use crate::hosts::{connect, two_hosts};
+use crate::hosts::{connect, container, two_hosts};
 use crate::traffic::{udp, wait_for};
 
 #[test]
@@ -31,15 +31,7 @@ fn a_container_hears_of_errors_as_well() {
     // The kernel forwards for a container, so that the error is sent on.
     let (a, b) = two_hosts();
     let (on_a, _on_b) = connect(&a, &b, 1);
-    let container = crate::netns::NetNs::new();
-    a.ns.ip("link add pod type veth peer name eth0");
-    a.ns.ip(&format!("link set eth0 netns {}", container.path()));
-    a.ns.ip("address add 10.5.1.1/24 dev pod");
-    a.ns.ip("link set pod up");
-    a.ns.run("sysctl", "-qw net.ipv4.ip_forward=1");
-    container.ip("address add 10.5.1.2/24 dev eth0");
-    container.ip("link set eth0 up");
-    container.ip("route add default via 10.5.1.1");
+    let (container, _) = container(&a);
     container.run("ping", &format!("-q -c 1 -W 5 {}", b.overlay()));
     for (ttl, from) in [(1, "10.5.1.1"), (2, "10.5.1.0"), (3, "10.5.2.0")] {
         let report = container.output("ping", &format!("-n -c 1 -W 5 -t {ttl} {}", b.overlay()));

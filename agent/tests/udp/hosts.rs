@@ -71,6 +71,21 @@ impl Host {
     }
 }
 
+/// A container behind a host, with the second address of the host's subnet; the first is the host's.
+pub(crate) fn container(host: &Host) -> (NetNs, Ipv4Addr) {
+    let ns = NetNs::new();
+    let [a, b, c, _] = host.overlay().octets();
+    host.ns.ip("link add pod type veth peer name eth0");
+    host.ns.ip(&format!("link set eth0 netns {}", ns.path()));
+    host.ns.ip(&format!("address add {a}.{b}.{c}.1/24 dev pod"));
+    host.ns.ip(&format!("link set pod mtu {MTU} up"));
+    host.ns.run("sysctl", "-qw net.ipv4.ip_forward=1");
+    ns.ip(&format!("address add {a}.{b}.{c}.2/24 dev eth0"));
+    ns.ip(&format!("link set eth0 mtu {MTU} up"));
+    ns.ip(&format!("route add default via {a}.{b}.{c}.1"));
+    (ns, Ipv4Addr::new(a, b, c, 2))
+}
+
 /// Two hosts with a cable between them, and nothing else yet.
 pub(crate) fn two_hosts() -> (Host, Host) {
     let [a, b] = [1, 2].map(|n| Host {

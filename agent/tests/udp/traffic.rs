@@ -1,14 +1,15 @@
 //! What hosts send each other arrives, whole and in order.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use selvage::udp::Counters;
 
-use crate::hosts::{Host, MTU, connect, two_hosts};
+use crate::hosts::{Host, MTU, connect, container, two_hosts};
+use crate::netns::NetNs;
 
 /// Far more than any of this takes, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,12 +31,12 @@ impl Noise {
     }
 }
 
-/// A TCP connection from one host to another.
-fn tcp(from: &Host, to: &Host) -> (TcpStream, TcpStream) {
-    let inside = to.ns.enter();
-    let listener = TcpListener::bind((to.overlay(), 0)).unwrap();
+/// A TCP connection from one namespace to an address in another.
+fn tcp(from: &NetNs, to: &NetNs, address: Ipv4Addr) -> (TcpStream, TcpStream) {
+    let inside = to.enter();
+    let listener = TcpListener::bind((address, 0)).unwrap();
     drop(inside);
-    let _inside = from.ns.enter();
+    let _inside = from.enter();
     let address = listener.local_addr().unwrap();
     let near = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
     let (far, _) = listener.accept().unwrap();
@@ -79,7 +80,10 @@ fn bulk(a: &Host, b: &Host) {
 
 /// So many bytes each way at once.
 pub(crate) fn bulk_of(a: &Host, b: &Host, len: usize) {
-    let (near, far) = tcp(a, b);
+    exchange(tcp(&a.ns, &b.ns, b.overlay()), len);
+}
+
+fn exchange((near, far): (TcpStream, TcpStream), len: usize) {
     let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
     thread::scope(|scope| {
         scope.spawn(move || send_noise(near, 1, len));
@@ -119,6 +123,18 @@ fn bulk_data_arrives_whole_both_ways() {
             };
             assert_eq!(dropped, Counters::default());
         }
+    }
+}
+
+#[test]
+fn bulk_data_between_containers_is_forwarded_in_large_packets() {
+    let (a, b) = two_hosts();
+    let (on_a, on_b) = connect(&a, &b, 2);
+    let (near, _) = container(&a);
+    let (far, address) = container(&b);
+    exchange(tcp(&near, &far, address), BULK);
+    for counters in [on_a.counters(), on_b.counters()] {
+        assert_eq!(counters.tun_failed + counters.malformed, 0, "{counters:?}");
     }
 }
 

@@ -265,7 +265,9 @@ impl Watch<'_> {
                         return News::None;
                     };
                     News::Changed(Changed {
-                        objects: is_inside(self.scope, &address) && self.overlay(index).is_some(),
+                        // On whatever device: with an address goes its route, of which the kernel says nothing when the
+                        // device goes too (`fib_sync_down_dev()`), and which may have stood in the way of ours.
+                        objects: is_inside(self.scope, &address),
                         // A link-local IPv6 address comes and settles with every device; nobody's underlay is one.
                         underlay: index == self.underlay.index
                             && !matches!(address.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local()),

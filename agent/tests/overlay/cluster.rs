@@ -455,7 +455,12 @@ impl Host {
             "bridge fdb show",
             "nft -s list ruleset",
         ]
-        .map(|line| format!("# {line}\n{}", self.namespace.run(line)))
+        .map(|line| {
+            let shown = self.namespace.run(line);
+            // Link-local routes come with every device, in the order of the devices' making.
+            let kept = shown.lines().filter(|line| !line.starts_with("fe80::"));
+            format!("# {line}\n{}\n", kept.collect::<Vec<_>>().join("\n"))
+        })
         .concat()
     }
 }

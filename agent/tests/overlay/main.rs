@@ -16,6 +16,7 @@
 mod allocation;
 mod backends;
 mod cluster;
+mod config;
 mod faults;
 mod firewall;
 mod flanneld;

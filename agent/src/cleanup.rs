@@ -36,11 +36,12 @@ pub enum Error {
 }
 
 /// Removes the overlay devices with their entries, all routes and next hops that carry our protocol number, the
-/// firewall's rules in every mode, `subnet.env`, and what the state directory keeps: the devices' MAC addresses and the machine's random id. What
-/// is already gone is no error.
+/// firewall's rules in every mode, `subnet.env`, and what the state directory keeps: the devices' MAC addresses,
+/// WireGuard's private key and the machine's random id. What is already gone is no error.
 ///
 /// The state directory itself stays, with the lock file in it: who removed that could run beside who still has it open.
-/// An overlay device is found by its kept MAC address, or else by the routes to peers over it; one that lost both stays.
+/// An overlay device is found by its kept MAC address or private key, or else by the routes to peers over it; one that
+/// lost both stays.
 ///
 /// Goes on after a failure, also when nobody reads `output` any more, and names all of them at the end.
 ///
@@ -61,7 +62,12 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         previous.network.unwrap_or_default().into(),
         previous.network_v6.unwrap_or_default().into(),
     ];
-    let (links, mut kept): (Vec<_>, Vec<_>) = identities(state_dir).into_iter().unzip();
+    let (mut links, mut kept): (Vec<_>, Vec<_>) = identities(state_dir).into_iter().unzip();
+    let private_key = backend::wireguard::key_file(state_dir);
+    if private_key.exists() {
+        links.extend(backend::wireguard::device_names());
+    }
+    kept.push(private_key);
     kept.push(state_dir.join(machine_id::FILE));
     // The commands that undo an extension's work are run.
     let hooks = backend::extension::memory(state_dir);

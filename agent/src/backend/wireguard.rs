@@ -25,11 +25,12 @@
 //! other's leases as of another back end. A cluster with both names `"Type": "wireguard"`.
 
 mod config;
-pub(crate) mod identity;
+mod identity;
 #[cfg(test)]
 mod tests;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -106,6 +107,11 @@ pub(super) fn open(
         setup.underlay,
         files.key()?,
     ))
+}
+
+/// The file in the state directory that keeps the private key.
+pub(crate) fn key_file(state_dir: &Path) -> PathBuf {
+    state_dir.join(identity::FILE)
 }
 
 /// `flannel-wg` and `flannel-wg-v6`.

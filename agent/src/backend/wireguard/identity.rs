@@ -20,7 +20,7 @@ use crate::wireguard_key::{KeyError, PrivateKey};
 pub(super) const VARIABLE: &str = "WIREGUARD_KEY_FILE";
 
 /// The file in the state directory.
-pub(crate) const FILE: &str = "wireguard.key";
+pub(super) const FILE: &str = "wireguard.key";
 
 /// Where flannel keeps its key.
 const FLANNELS: &str = "/run/flannel/wgkey";
@@ -77,7 +77,7 @@ impl Files {
     pub(super) fn new(state_dir: &Path, named: Option<OsString>) -> Self {
         Self {
             named: named.filter(|path| !path.is_empty()).map(PathBuf::from),
-            own: state_dir.join(FILE),
+            own: super::key_file(state_dir),
             flannels: FLANNELS.into(),
         }
     }

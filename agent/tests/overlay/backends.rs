@@ -266,7 +266,7 @@ fn blackhole_route_catches_what_no_bridge_takes() {
         .map(|line| host.namespace.run(line))
         .concat()
     };
-    host.environment = vec![("SELVAGE_IP_BLACKHOLE_ROUTE", "true")];
+    host.environment = vec![("SELVAGE_IP_BLACKHOLE_ROUTE", "true".to_owned())];
     host.start_agent();
     host.wait_ready();
     let shown = blackholes(&host);

@@ -1,5 +1,6 @@
 //! Hosts, their agents and the etcd that they share.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::net::UnixDatagram;
@@ -24,26 +25,40 @@ pub(crate) struct Store {
     namespace: Namespace,
     switch: Namespace,
     data: TempDir,
-    etcd: Option<Child>,
+    /// How many members the cluster has.
+    size: u8,
+    /// Those that run.
+    members: BTreeMap<u8, Child>,
+    /// What etcdctl is called with besides.
+    pub(crate) user: Option<&'static str>,
 }
 
 impl Store {
     /// Starts etcd and writes the network config.
     pub(crate) fn start(network: &str) -> Self {
+        Self::start_members(network, 1)
+    }
+
+    /// The same with a cluster of several members, at 10.77.0.1, 10.77.0.2 and so on.
+    pub(crate) fn start_members(network: &str, size: u8) -> Self {
         let switch = Namespace::new();
         switch.ip("link add switch type bridge");
         switch.ip("link set switch up");
         let namespace = Namespace::new();
         namespace.connect("eth0", &switch, "port1");
         switch.ip("link set port1 master switch up");
-        namespace.ip("address add 10.77.0.1/24 dev eth0");
+        for member in 1..=size {
+            namespace.ip(&format!("address add 10.77.0.{member}/24 dev eth0"));
+        }
         namespace.ip("link set eth0 up");
         let data = TempDir::new().expect("a directory for etcd");
         let mut store = Self {
             namespace,
             switch,
             data,
-            etcd: None,
+            size,
+            members: BTreeMap::new(),
+            user: None,
         };
         store.start_etcd();
         store.etcdctl(&["put", "/coreos.com/network/config", network]);
@@ -52,41 +67,80 @@ impl Store {
 
     /// Starts etcd on the data of the last run, and waits until it answers.
     pub(crate) fn start_etcd(&mut self) {
-        let log = fs::File::create(self.data.path().join("log")).expect("etcd's log");
+        for member in 1..=self.size {
+            self.start_member(member);
+        }
+        self.wait_for_etcd();
+    }
+
+    /// Starts a member that does not run. Does not wait for it.
+    pub(crate) fn start_member(&mut self, member: u8) {
+        let log = fs::File::create(self.data.path().join(format!("log{member}")));
+        let url = |member: u8, port: u16| format!("http://10.77.0.{member}:{port}");
+        let cluster: Vec<_> = (1..=self.size)
+            .map(|member| format!("member{member}={}", url(member, 2380)))
+            .collect();
         let mut command = self.namespace.command("etcd");
         command
-            .args([
-                "--name",
-                "store",
-                "--listen-client-urls",
-                "http://0.0.0.0:2379",
-            ])
-            .args([
-                "--advertise-client-urls",
-                ETCD,
-                "--listen-peer-urls",
-                "http://127.0.0.1:0",
-            ])
+            .arg(format!("--name=member{member}"))
+            .arg(format!("--listen-client-urls={}", url(member, 2379)))
+            .arg(format!("--advertise-client-urls={}", url(member, 2379)))
+            .arg(format!("--listen-peer-urls={}", url(member, 2380)))
+            .arg(format!(
+                "--initial-advertise-peer-urls={}",
+                url(member, 2380)
+            ))
+            .arg(format!("--initial-cluster={}", cluster.join(",")))
             .arg("--data-dir")
-            .arg(self.data.path().join("data"))
+            .arg(self.data.path().join(format!("data{member}")))
             .env("ETCD_UNSUPPORTED_ARCH", "")
             .stdout(Stdio::null())
-            .stderr(log);
-        self.etcd = Some(command.spawn().expect("etcd"));
-        wait_until("etcd to answer", || {
-            self.namespace
-                .try_run("etcdctl --command-timeout=1s endpoint health")
-                .status
-                .success()
-        });
+            .stderr(log.expect("etcd's log"));
+        self.members.insert(member, command.spawn().expect("etcd"));
+    }
+
+    /// Waits until every member that runs answers and has a leader.
+    pub(crate) fn wait_for_etcd(&self) {
+        let user = self
+            .user
+            .map_or(String::new(), |user| format!("--user={user}"));
+        for member in self.members.keys() {
+            wait_until("etcd to answer", || {
+                self.namespace
+                    .try_run(&format!(
+                        "etcdctl --endpoints=http://10.77.0.{member}:2379 --command-timeout=1s {user} endpoint health"
+                    ))
+                    .status
+                    .success()
+            });
+        }
     }
 
     /// Kills etcd; its data stays.
     pub(crate) fn stop_etcd(&mut self) {
-        if let Some(mut etcd) = self.etcd.take() {
+        for member in 1..=self.size {
+            self.stop_member(member);
+        }
+    }
+
+    /// Kills one member; its data stays.
+    pub(crate) fn stop_member(&mut self, member: u8) {
+        if let Some(mut etcd) = self.members.remove(&member) {
             let _ = etcd.kill();
             let _ = etcd.wait();
         }
+    }
+
+    fn endpoints(&self) -> String {
+        let urls: Vec<_> = (1..=self.size)
+            .map(|member| format!("http://10.77.0.{member}:2379"))
+            .collect();
+        urls.join(",")
+    }
+
+    /// Cuts the store off from the switch, or joins it again.
+    pub(crate) fn set_own_port(&self, state: &str) {
+        self.switch.ip(&format!("link set port1 {state}"));
     }
 
     /// Runs `etcdctl` beside the server and returns what it printed.
@@ -95,6 +149,8 @@ impl Store {
             .namespace
             .command("etcdctl")
             .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.endpoints()])
+            .args(self.user.map(|user| format!("--user={user}")))
             .args(arguments)
             .output()
             .expect("etcdctl");
@@ -105,6 +161,33 @@ impl Store {
             String::from_utf8_lossy(&output.stderr)
         );
         stdout
+    }
+
+    /// Changes the password of an etcd user.
+    pub(crate) fn set_password(&self, user: &str, password: &str) {
+        let mut etcdctl = self
+            .namespace
+            .command("etcdctl")
+            .args(["--endpoints", &self.endpoints()])
+            .args(self.user.map(|user| format!("--user={user}")))
+            .args(["user", "passwd", user, "--interactive=false"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("etcdctl");
+        let mut stdin = etcdctl.stdin.take().expect("its input");
+        std::io::Write::write_all(&mut stdin, format!("{password}\n").as_bytes())
+            .expect("to write the password");
+        drop(stdin);
+        assert!(etcdctl.wait().expect("etcdctl").success());
+    }
+
+    /// A lease key with all that etcd knows of it, its value, revisions and etcd lease.
+    pub(crate) fn lease_in_fields(&self, key: &str) -> String {
+        let key = format!("/coreos.com/network/subnets/{key}");
+        let text = self.etcdctl(&["get", "--write-out=fields", &key]);
+        let of_key = text.lines().skip_while(|line| !line.starts_with("\"Key\""));
+        of_key.collect::<Vec<_>>().join("\n")
     }
 
     /// Writes a lease key without a TTL, as a reservation or a foreign node would.
@@ -143,6 +226,7 @@ impl Store {
         Host {
             namespace,
             address,
+            etcd: self.endpoints(),
             directory: TempDir::new().expect("a directory for the host"),
             container: None,
             agent: None,
@@ -183,11 +267,13 @@ pub(crate) struct Host {
     pub(crate) namespace: Namespace,
     /// The underlay address.
     pub(crate) address: Ipv4Addr,
+    /// Where its agent finds etcd.
+    pub(crate) etcd: String,
+    /// What its agent's environment has besides.
+    pub(crate) environment: Vec<(&'static str, String)>,
     directory: TempDir,
     container: Option<Namespace>,
     agent: Option<Agent>,
-    /// Settings that the next agent is started with, as variables.
-    pub(crate) environment: Vec<(&'static str, &'static str)>,
 }
 
 /// A running agent and what it has told its service manager.
@@ -214,14 +300,20 @@ impl Host {
         let mut command = self.namespace.command(env!("CARGO_BIN_EXE_selvage"));
         command
             .arg(verb)
-            .args(["--etcd-endpoints", ETCD, "--iface", "eth0", "--ip-masq"])
+            .args([
+                "--etcd-endpoints",
+                &self.etcd,
+                "--iface",
+                "eth0",
+                "--ip-masq",
+            ])
             .arg("--subnet-file")
             .arg(self.subnet_file())
             .arg("--state-dir")
             .arg(self.directory.path().join("state"))
             // Every host of a test shares this machine's identity file; a real cluster's nodes do not.
             .env("SELVAGE_NODE_ID", self.node_id())
-            .envs(self.environment.iter().copied());
+            .envs(self.environment.iter().cloned());
         command
     }
 
@@ -276,25 +368,31 @@ impl Host {
 
     /// Waits until the agent tells its service manager a line that fits.
     pub(crate) fn wait_told(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> String {
+        self.wait_told_within(Duration::from_secs(20), what, fits)
+    }
+
+    /// The same with another limit.
+    pub(crate) fn wait_told_within(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        fits: impl Fn(&str) -> bool,
+    ) -> String {
         let log = self.directory.path().join("log");
         let agent = self.agent.as_mut().expect("a running agent");
-        wait_for(
-            Duration::from_secs(20),
-            &format!("the agent to tell {what}"),
-            || {
-                agent.listen();
-                if let Some(line) = agent.told.iter().find(|line| fits(line)) {
-                    return Some(line.clone());
-                }
-                if let Some(status) = agent.child.try_wait().expect("the agent's status") {
-                    panic!(
-                        "the agent ended with {status}\n{}",
-                        fs::read_to_string(&log).unwrap_or_default()
-                    );
-                }
-                None
-            },
-        )
+        wait_for(limit, &format!("the agent to tell {what}"), || {
+            agent.listen();
+            if let Some(line) = agent.told.iter().find(|line| fits(line)) {
+                return Some(line.clone());
+            }
+            if let Some(status) = agent.child.try_wait().expect("the agent's status") {
+                panic!(
+                    "the agent ended with {status}\n{}",
+                    fs::read_to_string(&log).unwrap_or_default()
+                );
+            }
+            None
+        })
     }
 
     /// Waits until the last line that the agent told its service manager fits.

@@ -9,7 +9,8 @@
 //!        └─────────────────┴──────── switch ──┴──────────────┘
 //! ```
 //!
-//! The tests need root, for the namespaces, and Debian's `etcd-server`, `nftables`, `iproute2` and `iputils-ping`.
+//! The tests need root, for the namespaces, and Debian's `etcd-server`, `libfaketime`, `nftables`,
+//! `iproute2` and `iputils-ping`.
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
@@ -21,7 +22,9 @@ mod faults;
 mod firewall;
 mod flanneld;
 mod hostile;
+mod kernel;
 mod namespace;
+mod survival;
 mod traffic;
 mod underlay;
 mod wait;

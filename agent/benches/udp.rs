@@ -8,6 +8,7 @@
     reason = "a measurement that cannot be made ends the program"
 )]
 
+#[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../tests/udp/hosts.rs"]
 mod hosts;
 #[path = "../tests/netns/netns.rs"]

@@ -170,6 +170,7 @@ impl Backend for UdpBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::BackendConfig;
     use crate::backend::vxlan::tests::{lease, underlay};
 
     const NETWORK: &str = r#"{"Network":"10.5.0.0/16"}"#;
@@ -250,6 +251,13 @@ mod tests {
             attrs.to_json().unwrap(),
             r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#
         );
+    }
+
+    #[test]
+    fn a_config_without_a_back_end_means_this_one() {
+        let network = NetworkConfig::parse(NETWORK).unwrap();
+        let config = BackendConfig::parse(&network).unwrap();
+        assert_eq!(config, BackendConfig::Udp(UdpConfig { port: 8285 }));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{ChangeError, Kernel};
 use crate::logging::chain;
 use crate::net::InterfaceName;
 use crate::state::{Change, Key, Link, LinkKind, Object, Tun};
-use crate::udp::{DataPlane, Settings};
+use crate::udp::{Counters, DataPlane, Settings};
 
 /// A change of the table: the peer that gets a subnet's packets, or nobody.
 pub(super) type Forward = (Ipv4Net, Option<SocketAddrV4>);
@@ -29,6 +29,11 @@ pub(super) fn forward(subnet: Ipv4Net, change: &Change) -> Forward {
 }
 
 impl Kernel {
+    /// What went through the data plane of the udp back end, and what did not and why, if there is one.
+    pub fn data_plane_counters(&self) -> Option<Counters> {
+        self.data_plane.as_ref().map(DataPlane::counters)
+    }
+
     /// Makes a TUN device with a data plane behind it; the device is down.
     pub(super) fn open_data_plane(
         &mut self,

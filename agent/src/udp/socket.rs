@@ -246,3 +246,72 @@ fn send(socket: &UdpSocket, bytes: &[u8], to: SocketAddrV4) -> nix::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::time::Duration;
+
+    use super::*;
+
+    fn receiver() -> (UdpSocket, SocketAddrV4) {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let SocketAddr::V4(address) = socket.local_addr().unwrap() else {
+            panic!("an IPv4 socket")
+        };
+        (socket, address)
+    }
+
+    #[test]
+    fn every_peer_gets_its_own_datagrams_with_their_own_lengths() {
+        let ((a, to_a), (b, to_b)) = (receiver(), receiver());
+        let local = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let mut socket = Socket::open(local, false).unwrap();
+        let cells = Cells::default();
+        let sent = [
+            (to_a, 100),
+            (to_b, 100),
+            (to_b, 100),
+            (to_b, 40),
+            (to_b, 100),
+            (to_a, 40),
+            (to_a, 200),
+            (to_a, 200),
+            (to_b, 250),
+        ];
+        for (n, (to, len)) in (0..).zip(sent) {
+            socket.datagram(to, len, &cells).fill(n);
+        }
+        socket.flush(&cells);
+        for (at, to) in [(&a, to_a), (&b, to_b)] {
+            for (n, (_, len)) in (0..).zip(sent).filter(|(_, (other, _))| *other == to) {
+                let mut got = [0xff; 300];
+                assert_eq!(at.recv(&mut got).unwrap(), len);
+                assert!(got[..len].iter().all(|&byte| byte == n));
+            }
+        }
+        let mut counters = super::super::counters::Counters::default();
+        counters.add(&cells);
+        assert_eq!((counters.sent_packets, counters.sent_bytes), (9, 1130));
+    }
+
+    #[test]
+    fn what_the_underlay_does_not_take_is_counted() {
+        let local = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let mut socket = Socket::open(local, false).unwrap();
+        let cells = Cells::default();
+        // A socket of the loopback address cannot send elsewhere.
+        let nowhere = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9);
+        for len in [100, 100, 30] {
+            socket.datagram(nowhere, len, &cells).fill(0);
+        }
+        socket.flush(&cells);
+        let mut counters = super::super::counters::Counters::default();
+        counters.add(&cells);
+        assert_eq!((counters.sent_packets, counters.send_failed), (0, 3));
+        assert_eq!(counters.sent_bytes, 0);
+    }
+}

@@ -334,6 +334,45 @@ fn only_neighbours_are_put_together() {
 }
 
 #[test]
+fn a_whole_packet_has_its_limits() {
+    // More segments than the kernel takes, and more bytes than a packet has.
+    for (size, count, wholes) in [(1, 130, vec![64, 64, 2]), (1400, 60, vec![46, 14])] {
+        let payloads: Vec<_> = (0..count)
+            .map(|n: u16| {
+                let mut packet = tcp(u32::from(n) * size, ACK, &vec![7; size as usize]);
+                packet[4..6].copy_from_slice(&n.to_be_bytes());
+                seal_header(&mut packet[..20]);
+                finished(packet)
+            })
+            .collect();
+        let count = |(header, packet): &(VnetHeader, Vec<u8>)| match header.gso {
+            Gso::None => 1,
+            gso => cut(packet, gso).unwrap().len(),
+        };
+        let written: Vec<_> = delivered(&payloads).iter().map(count).collect();
+        assert_eq!(written, wholes);
+    }
+}
+
+#[test]
+fn what_is_not_a_whole_datagram_with_a_checksum_stays_alone() {
+    let alone = |change: fn(&mut Vec<u8>)| {
+        let mut packet = finished(udp(&[1; 100]));
+        change(&mut packet);
+        seal_header(&mut packet[..20]);
+        delivered(&[packet.clone(), packet]).len() == 2
+    };
+    assert!(!alone(|_| ()), "the same identification always");
+    assert!(alone(|p| p[26..28].fill(0)), "no checksum");
+    assert!(alone(|p| p[6] = 0x60), "a fragment");
+    assert!(alone(|p| p[25] -= 1), "a length of its own");
+    // The kernel never asks for a fragment to be cut.
+    let mut fragment = partial(udp(&[1; 100]));
+    fragment[6] = 0x20;
+    assert_eq!(cut(&fragment, Gso::Udp(10)), Err(Contradiction));
+}
+
+#[test]
 fn a_message_quotes_the_offender() {
     let offender = finished(udp(&[1; 100]));
     let message = Message::about(

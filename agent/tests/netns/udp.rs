@@ -51,6 +51,11 @@ fn a_peer_is_one_change_and_none_in_the_kernel() {
         let route = host.ns.ip("route show dev flannel0");
         assert_eq!(route.trim(), "10.0.0.0/8 proto 83 scope link");
         assert_eq!(agent.resync().await.counts, Counts::default());
+        host.ns.output("ping", "-c 1 -W 1 10.0.2.1");
+        host.ns.output("ping", "-c 1 -W 1 10.0.9.1");
+        let counters = agent.reconciler.kernel().data_plane_counters().unwrap();
+        // This host has no way to the peer itself.
+        assert_eq!((counters.send_failed, counters.no_route), (1, 1));
 
         let notifications = Notifications::listen();
         assert_eq!(agent.set_peer(&udp_peer(3)).await.counts.created, 1);

@@ -190,16 +190,12 @@ fn bad_configurations_name_key_value_and_range() {
         ),
         (
             r#"{"Type":"hostgw"}"#,
-            "the back end \"hostgw\" does not exist; there is: alloc, extension, host-gw, ipip, vxlan, wireguard",
+            "the back end \"hostgw\" does not exist; there is: alloc, extension, host-gw, ipip, udp, vxlan, wireguard",
         ),
     ] {
         assert_eq!(try_parse(config).unwrap_err(), message, "{config}");
     }
     for (config, message) in [
-        (
-            r#"{"Network":"10.5.0.0/16"}"#,
-            "the back end \"udp\" does not exist; there is: alloc, extension, host-gw, ipip, vxlan, wireguard",
-        ),
         (
             r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan","VNI":10000}}"#,
             "Backend: VNI: 10000 is not an integer from 0 to 9999",

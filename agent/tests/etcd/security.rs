@@ -66,6 +66,43 @@ impl Authority {
         );
     }
 
+    /// Puts a certificate in place of `name` that lasts for so many seconds only; its key stays.
+    fn shorten(&self, name: &str, seconds: u64) {
+        let now = std::time::SystemTime::now();
+        let since = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        // `openssl ca` alone takes times to the second, and only as dates of the calendar.
+        let date = |at: u64| {
+            let output = Command::new("date")
+                .args(["-u", "-d", &format!("@{at}"), "+%Y%m%d%H%M%SZ"])
+                .output()
+                .unwrap();
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        };
+        let config = "[ca]\ndefault_ca = short\n[short]\ndatabase = index\nnew_certs_dir = .\nrand_serial = yes\n\
+                      default_md = sha256\npolicy = any\nunique_subject = no\n[any]\ncommonName = supplied\n\
+                      [leaf]\nsubjectAltName = IP:127.0.0.1\n[req]\ndistinguished_name = name\n[name]\n";
+        std::fs::write(self.path("short.cnf"), config).unwrap();
+        std::fs::write(self.path("index"), "").unwrap();
+        let (from, until) = (date(since - 60), date(since + seconds));
+        for line in [
+            format!("req -new -config short.cnf -key {name}.key -subj /CN={name} -out {name}.csr"),
+            format!(
+                "ca -batch -notext -config short.cnf -extensions leaf -cert ca.pem -keyfile ca.key \
+                 -startdate {from} -enddate {until} -in {name}.csr -out {name}.new"
+            ),
+        ] {
+            let output = Command::new("openssl")
+                .current_dir(self.dir.path())
+                .args(line.split_whitespace())
+                .output()
+                .unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "openssl {line}: {stderr}");
+        }
+        let (new, old) = (format!("{name}.new"), format!("{name}.pem"));
+        std::fs::rename(self.path(&new), self.path(&old)).unwrap();
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -158,6 +195,71 @@ async fn client_certificates_are_shown_to_servers_that_want_them() {
     let mut store = server.store_with("machine-a", |s| with_ca(s, &ca));
     let error = network_config_error(&mut store).await;
     assert!(unreachable_error(&error), "{error}");
+}
+
+async fn told_unreachable(store: &mut EtcdStore, fits: impl Fn(&str) -> bool) {
+    wait_for(store, "report of what is wrong", |event| match event {
+        StoreEvent::Unreachable { error } => fits(&error).then_some(()),
+        StoreEvent::Peers(LeaseEvent::Changes { removed, .. }) if !removed.is_empty() => {
+            panic!("{removed:?} were removed")
+        }
+        _ => None,
+    })
+    .await;
+}
+
+async fn told_reachable(store: &mut EtcdStore) {
+    wait_for(store, "report of reachability", |event| {
+        matches!(event, StoreEvent::Reachable { .. }).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn expired_certificates_are_named_and_new_ones_are_taken_up_without_a_restart() {
+    const LIFE: u64 = 8;
+    let authority = Authority::new();
+    let ca = authority.path("ca.pem");
+    for name in ["server", "client"] {
+        authority.shorten(name, LIFE);
+    }
+    let begin = Instant::now();
+    let mut args = authority.server_args();
+    args.extend([
+        format!("--trusted-ca-file={}", ca.display()),
+        "--client-cert-auth".to_owned(),
+    ]);
+    let mut server = Server::start_with_tls(args);
+    let mut store = server.store_with("machine-a", |s| {
+        with_ca(s, &ca);
+        s.certfile = Some(authority.path("client.pem"));
+        s.keyfile = Some(authority.path("client.key"));
+    });
+    network_config_error(&mut store).await;
+    let own = acquire(&mut store, "10.0.0.1").await.unwrap();
+    snapshot(&mut store).await;
+    told_reachable(&mut store).await;
+
+    // Connections outlive the certificates that they were made with, so the server has to go first.
+    sleep((begin + Duration::from_secs(LIFE + 2)).saturating_duration_since(Instant::now())).await;
+    server.down();
+    server.up_without_waiting();
+    told_unreachable(&mut store, |error| error.contains("certificate expired")).await;
+    // etcd reads its files for each connection.
+    authority.certificate("server", "leaf", Some("ca"));
+    server.down();
+    server.up_without_waiting();
+    // What the server thinks of ours comes after the handshake, as a broken connection.
+    told_unreachable(&mut store, |error| {
+        !error.contains("certificate expired") && !error.contains("connection refused")
+    })
+    .await;
+    authority.certificate("client", "leaf", Some("ca"));
+    told_reachable(&mut store).await;
+    let mut changed = attrs("10.0.0.1");
+    changed.backend_data = None;
+    store.update(&changed).await.unwrap();
+    assert!(change_of(&mut store, &own.key.name()).await.is_some());
 }
 
 #[tokio::test]

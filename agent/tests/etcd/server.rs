@@ -86,6 +86,11 @@ impl Server {
         self.wait_until_it_answers().await;
     }
 
+    /// The same without a plain client's proof that it answers.
+    pub(crate) fn up_without_waiting(&mut self) {
+        self.spawn();
+    }
+
     fn spawn(&mut self) {
         assert!(self.child.is_none());
         let (client, peer) = (self.url(), format!("http://{}", self.peer));

@@ -138,11 +138,6 @@ impl Store {
         urls.join(",")
     }
 
-    /// Cuts the store off from the switch, or joins it again.
-    pub(crate) fn set_own_port(&self, state: &str) {
-        self.switch.ip(&format!("link set port1 {state}"));
-    }
-
     /// Runs `etcdctl` beside the server and returns what it printed.
     pub(crate) fn etcdctl(&self, arguments: &[&str]) -> String {
         let output = self

@@ -74,33 +74,37 @@ pub(crate) fn wait_for_plan(store: &Store, host: &Host, limit: Duration) {
 /// An established flow: echo requests from one container to another's, five milliseconds apart.
 pub(crate) struct Flow {
     ping: Child,
+    /// A pipe that nobody reads would hold ping up.
+    output: tempfile::NamedTempFile,
 }
 
 impl Flow {
     pub(crate) fn start(from: &Host, to: Ipv4Addr) -> Self {
+        let output = tempfile::NamedTempFile::new().expect("a file for ping's output");
         let ping = from
             .container()
             .command("ping")
             .args(["-n", "-i", "0.005", &to.to_string()])
-            .stdout(Stdio::piped())
+            .stdout(Stdio::from(output.reopen().expect("the file")))
             .spawn()
             .expect("ping");
-        Self { ping }
+        Self { ping, output }
     }
 
     /// Ends the flow. Every request up to the last one that was answered must have been.
-    pub(crate) fn finish(self, at_least: usize) {
+    pub(crate) fn finish(mut self, at_least: usize) {
         let id = i32::try_from(self.ping.id()).expect("a process id");
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(id),
             nix::sys::signal::Signal::SIGINT,
         )
         .expect("to stop ping");
-        let output = self.ping.wait_with_output().expect("ping's output");
-        let text = String::from_utf8_lossy(&output.stdout);
-        let answered: Vec<usize> = text
+        self.ping.wait().expect("ping's end");
+        let text = std::fs::read_to_string(self.output.path()).expect("ping's output");
+        let answered: BTreeSet<usize> = text
             .lines()
-            .filter_map(|line| line.split_once("icmp_seq="))
+            // Errors name the packet that they are about as well.
+            .filter_map(|line| line.split_once(" bytes from ")?.1.split_once("icmp_seq="))
             .filter_map(|(_, rest)| rest.split_whitespace().next()?.parse().ok())
             .collect();
         let last = answered.last().copied().unwrap_or_default();

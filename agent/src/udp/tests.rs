@@ -373,6 +373,17 @@ fn what_is_not_a_whole_datagram_with_a_checksum_stays_alone() {
 }
 
 #[test]
+fn a_sum_of_zero_is_not_sent_as_no_checksum() {
+    // What makes the sum of all words 0xffff is the checksum over the rest.
+    let without = finished(udp(&[0, 0]));
+    let payload = [without[26], without[27]];
+    assert_eq!(finished(udp(&payload))[26..28], [0xff, 0xff]);
+    let twice = partial(udp(&[payload, payload].concat()));
+    let segments = cut(&twice, Gso::Udp(2)).unwrap();
+    assert_eq!(segments[0][26..28], [0xff, 0xff]);
+}
+
+#[test]
 fn a_message_quotes_the_offender() {
     let offender = finished(udp(&[1; 100]));
     let message = Message::about(

@@ -3,6 +3,7 @@
 //! The device exists for as long as its data plane does. To the kernel it is some TUN device; that it is ours, and what
 //! is behind it, is known here alone.
 
+use std::fs;
 use std::net::SocketAddrV4;
 
 use ipnet::Ipv4Net;
@@ -52,6 +53,9 @@ impl Kernel {
         };
         let opened = DataPlane::open(&settings);
         let plane = opened.map_err(|error| ChangeError::DataPlane(chain(&error)))?;
+        // The wire format has no place for IPv6, so the device needs no link-local address, and its solicitations would
+        // only be dropped. Nothing is lost where there is no IPv6.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
         self.data_plane = Some(plane);
         Ok(())
     }

@@ -48,6 +48,7 @@ fn a_peer_is_one_change_and_none_in_the_kernel() {
         for part in ["mtu 1472", "UP", "tun type tun"] {
             assert!(device.contains(part), "{part} is not in {device}");
         }
+        assert_eq!(host.ns.ip("-6 address show dev flannel0"), "");
         let route = host.ns.ip("route show dev flannel0");
         assert_eq!(route.trim(), "10.0.0.0/8 proto 83 scope link");
         assert_eq!(agent.resync().await.counts, Counts::default());

@@ -287,6 +287,48 @@ fn agent_killed_at_25_moments_of_a_storm_of_peers_leaves_nothing_wrong() {
     flow.finish(500);
 }
 
+/// `selvage network ARGUMENTS`.
+fn network(host: &Host, arguments: &[&str]) -> String {
+    let output = host
+        .namespace
+        .command(env!("CARGO_BIN_EXE_selvage"))
+        .arg("network")
+        .args(arguments)
+        .args(["--etcd-endpoints", &host.etcd])
+        .output()
+        .expect("selvage network");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn reserved_subnet_waits_for_its_host() {
+    let store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    let said = network(
+        &one,
+        &["reserve", "10.5.77.0/24", "--public-ip", "10.77.0.11"],
+    );
+    assert_eq!(said, "10.5.77.0/24 is reserved for 10.77.0.11\n");
+    one.start_agent();
+    one.wait_ready();
+    assert_eq!(one.lease_key(), "10.5.77.0-24");
+    let listed = network(&one, &["reservations"]);
+    assert!(
+        listed.contains("10.5.77.0/24  10.77.0.11  vxlan"),
+        "{listed}"
+    );
+
+    // The host keeps its subnet, and its kernel does not notice.
+    let before = one.overlay_objects();
+    network(&one, &["unreserve", "10.5.77.0/24"]);
+    assert_eq!(network(&one, &["reservations"]).lines().count(), 1);
+    wait_for_plan(&store, &one, SOON);
+    assert_eq!(one.overlay_objects(), before);
+    assert!(!one.log().contains("lost"), "{}", one.log());
+}
+
 #[test]
 fn host_that_leaves_frees_its_subnet_and_keeps_its_data_plane() {
     let (store, mut one, mut two) = pair();
@@ -313,9 +355,15 @@ fn host_that_leaves_frees_its_subnet_and_keeps_its_data_plane() {
 
     // Asked to, an agent does so by itself.
     two.kill_agent();
-    two.environment = vec![("SELVAGE_LEAVE_ON_STOP", "true".to_owned())];
+    two.environment = vec![
+        ("SELVAGE_LEAVE_ON_STOP", "true".to_owned()),
+        ("SELVAGE_ETCD_LEASE_TTL", "3600".to_owned()),
+    ];
     two.start_agent();
     two.wait_ready();
+    // A lease of another duration is replaced by one of the duration asked for.
+    let listed = network(&two, &["leases"]);
+    assert!(listed.contains("59m"), "{listed}");
     assert_eq!(two.stop_agent(), Some(0));
     assert!(store.lease_keys().is_empty());
 }

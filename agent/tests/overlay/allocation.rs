@@ -130,16 +130,15 @@ fn bad_network_config_is_named_and_waited_out() {
 #[test]
 fn network_config_set_right_while_waiting_counts() {
     let store = Store::start(NETWORK);
-    // A back end that there is not: flannel's default when none is named.
     store.etcdctl(&[
         "put",
         "/coreos.com/network/config",
-        r#"{"Network":"10.5.0.0/16"}"#,
+        r#"{"Network":"10.5.0.0/16","Backend":{"Type":"nonsense"}}"#,
     ]);
     let mut one = store.host(1);
     one.start_agent();
     one.wait_told("that there is no such back end", |line| {
-        line.starts_with("STATUS=waiting for") && line.contains("udp")
+        line.starts_with("STATUS=waiting for") && line.contains("nonsense")
     });
     store.etcdctl(&["put", "/coreos.com/network/config", NETWORK]);
     one.wait_ready();

@@ -540,6 +540,8 @@ impl Host {
         [
             "ip -d link show type vxlan",
             "ip address show type vxlan",
+            "ip -d link show type wireguard",
+            "ip address show type wireguard",
             "ip nexthop show",
             "ip route show",
             "ip -6 route show",

@@ -54,7 +54,7 @@ async fn runs_the_agent(cluster: &mut Cluster) -> Result<()> {
         .run("tr '\\0' ' ' </proc/$(systemctl show -P MainPID flanneld.service)/cmdline")
         .await?;
     ensure!(
-        line.contains("flanneld ") && line.contains(&format!("--iface={} ", node.underlay.addr())),
+        line.contains("flanneld ") && line.ends_with(&format!("--iface={}", node.underlay.addr())),
         "{}: the drop-in's command line is {line:?}",
         machine.name()
     );

@@ -41,7 +41,7 @@ mod tests {
             seconds[usize::try_from(pause.as_secs()).unwrap()] += 1;
         }
         assert!(
-            seconds.iter().all(|nodes| (900..1100).contains(nodes)),
+            seconds.iter().all(|nodes| (850..1150).contains(nodes)),
             "{seconds:?}"
         );
         assert!((0..100).all(|_| spread(3, LIST, &mut seed) < LIST * 3));

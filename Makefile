@@ -79,9 +79,14 @@ image: agent ## Build the bootable image
 	@$(SUDO) image/build $(AGENT)
 
 .PHONY: bench
-bench: image ## Measure the agent and the boot, and print tables
-	@agent/host-packages build test qemu
-	SELVAGE_BIN=$(AGENT) cargo bench --quiet --locked -p selvage --profile dev --bench agent
+bench: agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it)
+	@agent/host-packages build test
+	@$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') SELVAGE_BIN=$(AGENT) FLANNELD=$(abspath $(FLANNELD)) \
+	  cargo bench --quiet --locked -p selvage --profile dev --bench agent
+
+.PHONY: bench-boot
+bench-boot: image ## Measure the boot of the image and print a table
+	@agent/host-packages qemu
 	@$(HARNESS) bench
 
 .PHONY: clean

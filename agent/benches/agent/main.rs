@@ -1,0 +1,125 @@
+//! What the agent costs, in one table: with the real etcd and the real kernel in network namespaces.
+//!
+//! `SELVAGE_BIN` names the binary to measure, `FLANNELD` a rival that takes flannel's flags: then both take turns in the
+//! same namespaces, against the same etcd, in one run. Without a rival, what can only be judged beside one is not counted
+//! as met. Every figure is the median of its turns, with the least, the greatest and their number, since machines are
+//! noisy; none ends the program. `TURNS` limits them, for a quick look. Progress goes to standard error, the table to standard output.
+//!
+//! The program is also the writer of leases and the two ends of a connection, which it starts in the namespaces.
+
+#![expect(
+    clippy::expect_used,
+    reason = "what the tests share with this program ends it when hosts and etcd cannot be had"
+)]
+
+#[expect(dead_code, reason = "the tests use all of it")]
+#[path = "../../tests/overlay/cluster.rs"]
+mod cluster;
+mod leases;
+#[path = "../../tests/overlay/namespace.rs"]
+mod namespace;
+mod program;
+mod scale;
+mod table;
+mod tools;
+mod traffic;
+mod turns;
+#[path = "../../tests/overlay/wait.rs"]
+mod wait;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cluster::{Host, Store};
+use crate::program::Program;
+use crate::table::Table;
+
+/// What all measurements share: one etcd, two hosts, and the programs that are compared.
+struct Bench {
+    store: Store,
+    hosts: [Host; 2],
+    /// Ours first; then the rival, if one was given.
+    programs: Vec<Program>,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let own = std::env::var_os("SELVAGE_BIN")
+            .map_or_else(|| env!("CARGO_BIN_EXE_selvage").into(), PathBuf::from);
+        let mut programs = vec![Program::new("selvage", own, &["run"])?];
+        if let Some(path) = std::env::var_os("FLANNELD").filter(|path| !path.is_empty()) {
+            programs.push(Program::new("flanneld", path.into(), &[])?);
+        }
+        let store = Store::start(&leases::network("vxlan"));
+        let hosts = [1, 2].map(|number| store.host(number));
+        Ok(Self {
+            store,
+            hosts,
+            programs,
+        })
+    }
+
+    /// Names of the programs, in their order.
+    fn names(&self) -> Vec<&'static str> {
+        self.programs.iter().map(|program| program.name).collect()
+    }
+
+    /// Changes the network's back end, for programs that are started from now on.
+    fn set_backend(&self, backend: &str) {
+        let config = leases::network(backend);
+        self.store
+            .etcdctl(&["put", "/coreos.com/network/config", &config]);
+    }
+
+    /// Takes away what a program has left on the hosts and in etcd, so that the next starts from nothing.
+    fn scrub(&self) {
+        for host in &self.hosts {
+            if let Some(subnet) = program::subnet_of(host) {
+                let key = format!(
+                    "/coreos.com/network/subnets/{}-{}",
+                    subnet.network(),
+                    subnet.prefix_len()
+                );
+                self.store.etcdctl(&["del", &key]);
+            }
+            let _ = std::fs::remove_file(host.subnet_file());
+            for line in [
+                "ip link del flannel.1",
+                "ip link del flannel0",
+                "ip route flush table main scope global",
+                "ip nexthop flush",
+                "nft flush ruleset",
+            ] {
+                // Most of it is not there.
+                let _ = host.namespace.try_run(line);
+            }
+        }
+    }
+}
+
+fn measure() -> Result<()> {
+    let bench = Bench::new()?;
+    let mut table = Table::new(bench.programs.get(1).map(|rival| rival.name));
+    bench.size(&mut table)?;
+    bench.start(&mut table);
+    bench.memory(&mut table)?;
+    bench.ten_thousand(&mut table)?;
+    bench.udp(&mut table);
+    print!("{table}");
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let words: Vec<_> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        // cargo adds the flag.
+        [] | ["--bench"] => measure(),
+        [leases::WRITER, ref what @ ..] => leases::write(what),
+        [traffic::SINK, what, address] => traffic::sink(what, address),
+        [traffic::SOURCE, what, address] => traffic::source(what, address),
+        _ => bail!("unknown arguments {words:?}: the settings are variables"),
+    }
+    .context("the measurement ended early")
+}

@@ -37,8 +37,8 @@ pub enum Key {
     Fdb(InterfaceName, MacAddr),
     /// A permanent neighbour (ARP or ND) entry on a device.
     Neighbor(InterfaceName, IpAddr),
-    /// A peer of a WireGuard device.
-    WireguardPeer(InterfaceName, PublicKey),
+    /// A peer of a WireGuard device. Boxed, so that all keys stay small.
+    WireguardPeer(InterfaceName, Box<PublicKey>),
     /// A next-hop object, by device and gateway; its number in the kernel is the executor's affair.
     NextHop(InterfaceName, IpAddr),
     /// Not the kernel's: a subnet in the table of our own data plane behind a TUN device.
@@ -70,8 +70,8 @@ impl Key {
 /// How a kernel object is, apart from its [`Key`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Object {
-    /// A device.
-    Link(Link),
+    /// A device. Boxed, so that the other objects, of which there are tens of thousands, stay small.
+    Link(Box<Link>),
     /// A device that is not what its name promises: another kind, or an option that we never set. Only observed.
     OtherLink,
     /// An address; its key says all.
@@ -80,7 +80,7 @@ pub enum Object {
     Fdb(IpAddr),
     /// The link-layer address of a neighbour.
     Neighbor(MacAddr),
-    /// How a WireGuard peer is reached, and what it may send. Boxed, so that the other objects stay small.
+    /// How a WireGuard peer is reached, and what it may send. Boxed for the same reason.
     WireguardPeer(Box<WireguardPeer>),
     /// A next hop.
     NextHop {

@@ -126,7 +126,7 @@ impl Backend for IpipBackend {
         };
         let address = IpNet::from(IpAddr::V4(subnet.network()));
         State::from([
-            (Key::Link(self.link.clone()), Object::Link(device)),
+            (Key::Link(self.link.clone()), Object::Link(Box::new(device))),
             (Key::Address(self.link.clone(), address), Object::Address),
         ])
     }
@@ -204,11 +204,11 @@ mod tests {
             ["link flannel.ipip", "address 10.5.3.0/32 dev flannel.ipip"]
         );
         let local = "192.0.2.1".parse().unwrap();
-        let device = Object::Link(Link {
+        let device = Object::Link(Box::new(Link {
             mtu: 1480,
             up: true,
             kind: LinkKind::Ipip(Ipip { local }),
-        });
+        }));
         assert_eq!(own.first_key_value().unwrap().1, &device);
         assert_eq!(backend("{}").mtu(), 1480);
     }

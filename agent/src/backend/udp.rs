@@ -142,7 +142,7 @@ impl Backend for UdpBackend {
             onlink: false,
         };
         State::from([
-            (Key::Link(self.link.clone()), Object::Link(device)),
+            (Key::Link(self.link.clone()), Object::Link(Box::new(device))),
             (Key::Address(self.link.clone(), address), Object::Address),
             (Key::Route(network.into()), Object::Route(route)),
         ])
@@ -206,14 +206,14 @@ mod tests {
                 "route 10.5.0.0/16"
             ]
         );
-        let device = Object::Link(Link {
+        let device = Object::Link(Box::new(Link {
             mtu: 1472,
             up: true,
             kind: LinkKind::Tun(Tun {
                 address: [10, 5, 3, 0].into(),
                 bind: "192.0.2.1:8285".parse().unwrap(),
             }),
-        });
+        }));
         assert_eq!(own.first_key_value().unwrap().1, &device);
         assert_eq!(backend("{}").mtu(), 1472);
     }

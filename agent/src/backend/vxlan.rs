@@ -339,7 +339,7 @@ impl Backend for VxlanBackend {
             mine.map(|subnet| (half, subnet))
         }) {
             let link = Key::Link(half.link.clone());
-            state.insert(link, Object::Link(half.device.clone()));
+            state.insert(link, Object::Link(Box::new(half.device.clone())));
             let address = Key::Address(half.link.clone(), IpNet::from(subnet.network()));
             state.insert(address, Object::Address);
         }

@@ -201,7 +201,7 @@ impl WireguardBackend {
             in_session: false,
         };
         Ok((
-            Key::WireguardPeer(tunnel.link.clone(), data.key),
+            Key::WireguardPeer(tunnel.link.clone(), Box::new(data.key)),
             Object::WireguardPeer(Box::new(peer)),
         ))
     }
@@ -330,7 +330,7 @@ impl Backend for WireguardBackend {
                 }),
             };
             let link = &tunnel.link;
-            state.insert(Key::Link(link.clone()), Object::Link(device));
+            state.insert(Key::Link(link.clone()), Object::Link(Box::new(device)));
             for network in tunnel.networks {
                 let route = Route {
                     link: link.clone(),

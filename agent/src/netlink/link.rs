@@ -204,7 +204,7 @@ pub(super) fn read(message: &Message) -> Option<KernelLink> {
         mtu,
         up,
         object: kind(link).map_or(Object::OtherLink, |kind| {
-            Object::Link(Link { mtu, up, kind })
+            Object::Link(Box::new(Link { mtu, up, kind }))
         }),
     })
 }

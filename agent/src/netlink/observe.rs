@@ -173,7 +173,7 @@ impl Kernel {
             *options = device.options;
             observed.complete &= complete;
             let peers = device.peers.into_iter().map(|(key, peer)| {
-                let key = Key::WireguardPeer(link.name.clone(), key);
+                let key = Key::WireguardPeer(link.name.clone(), Box::new(key));
                 (key, Object::WireguardPeer(Box::new(peer)))
             });
             observed.state.extend(peers);

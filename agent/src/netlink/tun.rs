@@ -98,7 +98,7 @@ impl Kernel {
         });
         let (mtu, up) = (link.mtu, link.up);
         KernelLink {
-            object: Object::Link(Link { mtu, up, kind }),
+            object: Object::Link(Box::new(Link { mtu, up, kind })),
             ..link
         }
     }

@@ -84,7 +84,7 @@ impl LinkChange {
             _ => false,
         };
         match same_device {
-            _ if was == want => Self::None,
+            _ if **was == *want => Self::None,
             true => Self::InPlace,
             false => Self::Recreate,
         }

@@ -23,11 +23,11 @@ fn vxlan() -> Vxlan {
 }
 
 fn device(vxlan: Vxlan, mtu: u32) -> Object {
-    Object::Link(Link {
+    Object::Link(Box::new(Link {
         mtu,
         up: true,
         kind: LinkKind::Vxlan(vxlan),
-    })
+    }))
 }
 
 /// One VXLAN peer: subnet 10.5.`n`.0/24.
@@ -275,7 +275,7 @@ fn states() -> impl Strategy<Value = State> {
             learning,
             ..vxlan()
         });
-        Object::Link(Link { mtu, up, kind })
+        Object::Link(Box::new(Link { mtu, up, kind }))
     });
     let device = prop_oneof![9 => device, 1 => Just(Object::OtherLink)];
     let peers = btree_map(0..6u8, (0..6u8, 1..4u8), 0..6);

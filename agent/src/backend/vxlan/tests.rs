@@ -270,12 +270,13 @@ fn checksums_are_as_asked_for_or_as_they_are() {
 
 /// The options of the only device.
 fn options(own: &State) -> Vxlan {
-    match own.first_key_value().unwrap().1 {
-        Object::Link(Link {
-            kind: LinkKind::Vxlan(vxlan),
-            ..
-        }) => vxlan.clone(),
-        object => panic!("{object:?}"),
+    let object = own.first_key_value().unwrap().1;
+    match object {
+        Object::Link(device) => match &device.kind {
+            LinkKind::Vxlan(vxlan) => vxlan.clone(),
+            _ => panic!("{object:?}"),
+        },
+        _ => panic!("{object:?}"),
     }
 }
 

@@ -464,7 +464,7 @@ fn a_node_with_a_new_key_leaves_no_stale_peer() {
     apply(&mut state, plan.set_peer(&backend, &renewed));
     assert_eq!(state, plan.state());
     let link: InterfaceName = "flannel-wg".parse().unwrap();
-    let has = |n| state.contains_key(&Key::WireguardPeer(link.clone(), key(n)));
+    let has = |n| state.contains_key(&Key::WireguardPeer(link.clone(), Box::new(key(n))));
     assert_eq!((has(1), has(2), has(77)), (false, true, true));
 }
 
@@ -535,7 +535,7 @@ proptest! {
             else {
                 continue;
             };
-            prop_assert!(*public != key(9), "our own key");
+            prop_assert!(**public != key(9), "our own key");
             for net in &object.allowed {
                 prop_assert!(seen.insert((link.clone(), *net)), "{} twice", net);
             }

@@ -156,7 +156,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             let reason = match self.find_place(&mut kernel).await {
                 Ok((place, leases)) => {
                     let mut overlay = Overlay::new(self.settings, place, kernel);
-                    overlay.accept(leases);
+                    overlay.begin(leases);
                     match overlay.program().await {
                         Err(error) if !error.spares_own() => {
                             kernel = overlay.into_kernel();

@@ -207,8 +207,15 @@ impl Overlay {
         )
     }
 
+    /// Takes in the leases that there are when the agent joins. All of them are planned at once: the changes that each
+    /// one makes to the plan would be of no use, and with ten thousand peers they are many.
+    pub(crate) fn begin(&mut self, leases: LeaseEvent) {
+        self.peers.apply(leases).log();
+        self.make_plan();
+    }
+
     /// Takes in what happened to the leases, without programming it.
-    pub(crate) fn accept(&mut self, event: LeaseEvent) -> Delta {
+    fn accept(&mut self, event: LeaseEvent) -> Delta {
         let changes = self.peers.apply(event);
         changes.log();
         let mut delta = Delta::new();
@@ -402,6 +409,10 @@ impl Overlay {
         let check = check_peer(&self.backend);
         let changes = self.peers.rejudge(&self.config, &self.own, check);
         changes.log();
+        self.make_plan();
+    }
+
+    fn make_plan(&mut self) {
         let peers = self.peers.peers().map(AsRef::as_ref);
         self.plan = Plan::new(&*self.backend, &self.own.key, peers);
         self.log_refusals();

@@ -33,6 +33,22 @@ struct Peer {
     objects: Result<Box<[(Key, Object)]>, Refusal>,
 }
 
+impl Peer {
+    fn new(backend: &dyn Backend, lease: &Lease) -> Self {
+        Self {
+            created: lease.created,
+            objects: backend.peer(lease).map(Vec::into_boxed_slice),
+        }
+    }
+
+    /// What a peer with another subnet could claim as well.
+    fn claims(&self, subnet: &SubnetKey) -> impl Iterator<Item = (Key, Age)> {
+        let keys = self.objects.iter().flatten().map(|(key, _)| key);
+        keys.filter(|key| may_be_contested(key, subnet))
+            .map(|key| (key.clone(), (self.created, *subnet)))
+    }
+}
+
 impl Plan {
     /// Plans for a set of peers; the own lease among them is skipped.
     pub fn new<'a>(
@@ -40,15 +56,19 @@ impl Plan {
         own: &SubnetKey,
         peers: impl IntoIterator<Item = &'a Lease>,
     ) -> Self {
+        // A tree that is made of a list has full nodes, one that grows in order has them half empty.
+        let (mut all, mut claims) = (Vec::new(), Vec::new());
+        for lease in peers.into_iter().filter(|peer| peer.key != *own) {
+            let peer = Peer::new(backend, lease);
+            claims.extend(peer.claims(&lease.key));
+            all.push((lease.key, peer));
+        }
         let mut plan = Self {
             own: backend.own(own),
-            peers: BTreeMap::new(),
-            claims: BTreeSet::new(),
+            peers: all.into_iter().collect(),
+            claims: claims.into_iter().collect(),
             refused: BTreeMap::new(),
         };
-        for peer in peers.into_iter().filter(|peer| peer.key != *own) {
-            plan.insert(backend, peer);
-        }
         let all: BTreeSet<SubnetKey> = plan.peers.keys().copied().collect();
         plan.settle(&all);
         plan
@@ -94,17 +114,14 @@ impl Plan {
 
     /// Adds a peer; returns the peers whose objects may have changed by it.
     fn insert(&mut self, backend: &dyn Backend, lease: &Lease) -> Touched {
-        let peer = Peer {
-            created: lease.created,
-            objects: backend.peer(lease).map(Vec::into_boxed_slice),
-        };
+        let peer = Peer::new(backend, lease);
         let mut touched = Touched::default();
         for (key, _) in peer.objects.iter().flatten() {
             touched.keys.insert(key.clone());
-            if may_be_contested(key, &lease.key) {
-                touched.peers.extend(self.claimants(key));
-                self.claims.insert((key.clone(), (peer.created, lease.key)));
-            }
+        }
+        for claim in peer.claims(&lease.key) {
+            touched.peers.extend(self.claimants(&claim.0));
+            self.claims.insert(claim);
         }
         touched.peers.insert(lease.key);
         self.peers.insert(lease.key, peer);

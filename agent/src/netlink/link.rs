@@ -19,6 +19,8 @@ pub(super) struct KernelLink {
     pub(super) name: InterfaceName,
     pub(super) mtu: u32,
     pub(super) up: bool,
+    /// Whether it has a carrier, if it is up.
+    pub(super) carrier: bool,
     pub(super) object: Object,
 }
 
@@ -203,6 +205,7 @@ pub(super) fn read(message: &Message) -> Option<KernelLink> {
         name: name?,
         mtu,
         up,
+        carrier: link.header.flags.contains(LinkFlags::LowerUp),
         object: kind(link).map_or(Object::OtherLink, |kind| {
             Object::Link(Box::new(Link { mtu, up, kind }))
         }),

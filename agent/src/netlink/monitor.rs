@@ -86,8 +86,13 @@ enum News {
     AsWanted(Key),
     /// Now the object is not as wanted; the next notification may say that it is.
     Suspect(Key),
-    /// The underlay's device; whether it is as known.
-    Underlay(bool),
+    /// The underlay's device.
+    Underlay {
+        /// Whether it is as known.
+        as_known: bool,
+        /// Whether it has a carrier.
+        carrier: bool,
+    },
 }
 
 /// Receives the kernel's notifications.
@@ -102,6 +107,9 @@ pub struct Monitor {
     suspects: BTreeSet<Key>,
     /// Whether the underlay's device was not as known when last heard of, so that its recovery is news as well.
     underlay_strange: bool,
+    /// Whether the underlay's device had no carrier when last heard of. The kernel drops a device's next hops then, and
+    /// takes none before the carrier is back.
+    underlay_cut: bool,
     /// When the news in hand is told; moved on by further news, up to a limit.
     tell_at: Instant,
     tell_at_latest: Instant,
@@ -139,6 +147,7 @@ impl Monitor {
             news: Changed::default(),
             suspects: BTreeSet::new(),
             underlay_strange: false,
+            underlay_cut: false,
             tell_at: now,
             tell_at_latest: now,
         })
@@ -209,12 +218,17 @@ impl Monitor {
                     any = true;
                 }
                 // Devices send news for every upper device and every flicker of the carrier.
-                News::Underlay(as_known) => {
+                News::Underlay { as_known, carrier } => {
                     if self.underlay_strange || !as_known {
                         self.news.underlay = true;
                         any = true;
                     }
                     self.underlay_strange = !as_known;
+                    if self.underlay_cut && carrier {
+                        self.news.objects = true;
+                        any = true;
+                    }
+                    self.underlay_cut = !carrier;
                 }
                 News::Changed(changed) if !own && changed.is_any() => {
                     self.news.add(changed);
@@ -300,12 +314,13 @@ impl Watch<'_> {
         if link.index != underlay.index && link.name != underlay.name {
             return News::None;
         }
-        News::Underlay(
-            !gone
+        News::Underlay {
+            as_known: !gone
                 && link.up
                 && (link.index, link.mtu) == (underlay.index, underlay.mtu)
                 && link.name == underlay.name,
-        )
+            carrier: !gone && link.carrier,
+        }
     }
 
     fn judge_neighbor(&self, message: &Message, gone: bool) -> News {
@@ -332,8 +347,14 @@ impl Watch<'_> {
     }
 
     fn judge_route(&self, message: &Message) -> News {
+        // A route of somebody else's counts where one of ours should be, or if it leads into the overlay. Others inside
+        // the network come and go with every container that has one.
         let objects = route::read(message).is_some_and(|route| {
-            route.protocol == route::PROTOCOL || is_inside(self.scope, &route.destination)
+            route.protocol == route::PROTOCOL
+                || route
+                    .link
+                    .is_some_and(|index| self.overlay(index).is_some())
+                || self.desired.contains_key(&Key::Route(route.destination))
         });
         News::Changed(Changed {
             objects,

@@ -50,12 +50,35 @@ fn the_monitor_hears_of_others_changes_and_not_of_our_own() {
         host.ns
             .ip("neighbor add 192.0.2.77 lladdr 02:00:00:00:00:77 dev up0");
         host.ns.ip("link add other type bridge");
+        host.ns.ip("link set other up");
+        // A container's, as the CNI plugin ptp makes them.
+        host.ns.ip("route add 10.0.0.7/32 dev other");
+        host.ns.ip("route del 10.0.0.7/32 dev other");
         let watch = agent.reconciler.watch(&host.underlay);
         let heard = tokio::time::timeout(silence, monitor.changed(&watch)).await;
         assert!(
             heard.is_err(),
             "it heard what does not concern us: {heard:?}"
         );
+    });
+}
+
+/// Where a peer is a gateway on the underlay's link, the kernel drops the route when the carrier is lost.
+#[test]
+fn a_carrier_that_is_back_is_news() {
+    let host = Host::new();
+    block_on(async {
+        let agent = host.agent(&[]).await;
+        let mut monitor = Monitor::open(agent.reconciler.kernel()).unwrap();
+        let silence = Duration::from_millis(400);
+        host.ns.ip("link set up1 down");
+        let watch = agent.reconciler.watch(&host.underlay);
+        let heard = tokio::time::timeout(silence, monitor.changed(&watch)).await;
+        assert!(heard.is_err(), "{heard:?}");
+        host.ns.ip("link set up1 up");
+        let watch = agent.reconciler.watch(&host.underlay);
+        let heard = tokio::time::timeout(Duration::from_secs(2), monitor.changed(&watch)).await;
+        assert!(heard.expect("news").objects);
     });
 }
 

@@ -198,7 +198,7 @@ pub enum Refusal {
     #[error("its public IP {0} is our own")]
     OwnAddress(IpAddr),
     /// The peer is too far away to be a gateway.
-    #[error("its public IP {public} is not on the underlay's link, {on_link}")]
+    #[error("its public IP {public} is not a host's on the underlay's link, {on_link}")]
     NotOnLink {
         /// The peer's address.
         public: IpAddr,

@@ -54,6 +54,16 @@ pub struct Face {
     pub public: IpAddr,
 }
 
+impl Face {
+    /// Whether a host can have this address on the underlay's link: not the network's own nor its broadcast address
+    /// (RFC 1122 §3.2.1.3), which the kernel takes for no gateway.
+    pub fn is_neighbor(&self, address: IpAddr) -> bool {
+        let has_broadcast = matches!(self.on_link, IpNet::V4(net) if net.prefix_len() < 31);
+        let ends = [self.on_link.network(), self.on_link.broadcast()];
+        self.on_link.contains(&address) && !(has_broadcast && ends.contains(&address))
+    }
+}
+
 impl Underlay {
     /// The underlay in the family of `network`.
     pub fn face(&self, network: IpNet) -> Option<Face> {

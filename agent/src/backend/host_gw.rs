@@ -114,7 +114,7 @@ fn gateway(face: &Face, subnet: IpNet, attrs: &LeaseAttrs) -> Result<IpAddr, Ref
     if [face.address, face.public].contains(&public) {
         return Err(Refusal::OwnAddress(public));
     }
-    if !face.on_link.contains(&public) {
+    if !face.is_neighbor(public) {
         return Err(Refusal::NotOnLink {
             public,
             on_link: face.on_link,
@@ -175,7 +175,11 @@ mod tests {
         for (address, reason) in [
             (
                 [198, 51, 100, 7],
-                "its public IP 198.51.100.7 is not on the underlay's link, 192.0.2.1/24",
+                "its public IP 198.51.100.7 is not a host's on the underlay's link, 192.0.2.1/24",
+            ),
+            (
+                [192, 0, 2, 255],
+                "its public IP 192.0.2.255 is not a host's on the underlay's link, 192.0.2.1/24",
             ),
             ([192, 0, 2, 1], "its public IP 192.0.2.1 is our own"),
         ] {

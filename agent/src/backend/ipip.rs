@@ -144,7 +144,7 @@ impl Backend for IpipBackend {
         if [face.address, face.public].contains(&public) {
             return Err(Refusal::OwnAddress(public));
         }
-        let direct = self.config.direct_routing && face.on_link.contains(&public);
+        let direct = self.config.direct_routing && face.is_neighbor(public);
         Ok(if direct {
             route(subnet, &self.underlay.name, public, false).into()
         } else {

@@ -218,7 +218,7 @@ impl VxlanBackend {
         if [half.face.address, half.face.public].contains(&public) {
             return Err(Refusal::OwnAddress(public));
         }
-        if self.config.direct_routing && half.face.on_link.contains(&public) {
+        if self.config.direct_routing && half.face.is_neighbor(public) {
             return Ok(route(subnet, &self.underlay.name, public, false).into());
         }
         let gateway = subnet.network();

@@ -1,6 +1,6 @@
 //! The executor of hooks: commands of the administrator that stand where other back ends have kernel objects.
 //!
-//! A hook counts as there once its command succeeded in this life of the agent. What an earlier life did is remembered in
+//! A hook counts as there once its command succeeded in this life of the agent, or failed without being required. What an earlier life did is remembered in
 //! a file: those hooks are run again, because nobody knows what became of their effects, and for those that are no longer
 //! wanted the command that undoes them is run.
 
@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use crate::atomic_file;
@@ -29,6 +29,11 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How many commands run at a time.
 const AT_ONCE: usize = 8;
+
+/// For how long commands are started in one pass. The rest waits for the next one, so that the agent's loop turns, and
+/// its watchdog hears of it, though every command hangs until its deadline: WatchdogSec= in the unit is longer than
+/// this and one deadline.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How much of what a command prints is read, in bytes: as much as a lease's data may have.
 const MOST_OUTPUT: u64 = 64 * 1024;
@@ -55,6 +60,9 @@ pub enum CommandError {
         /// What it printed.
         output: String,
     },
+    /// Other commands took so long that it was not started yet.
+    #[error("its turn comes when others that take long have ended")]
+    Waiting,
 }
 
 /// Runs a command in a shell; returns what it printed on standard output and standard error, in order.
@@ -190,9 +198,18 @@ impl Hooks {
 
     /// Runs the commands that the changes ask for, some at a time; one outcome for each change.
     pub(crate) async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), CommandError>> {
+        self.apply_within(PATIENCE, changes).await
+    }
+
+    async fn apply_within(
+        &mut self,
+        patience: Duration,
+        changes: &[Change],
+    ) -> Vec<Result<(), CommandError>> {
         if changes.is_empty() {
             return Vec::new();
         }
+        let start = Instant::now();
         let tasks = changes.iter().map(|change| {
             let (hook, undo) = match change {
                 Change::Set {
@@ -215,8 +232,16 @@ impl Hooks {
                 let Some(command) = command else {
                     return Ok(());
                 };
-                let output = run(command, &hook.environment, hook.input.as_deref()).await?;
-                debug!(%change, output = shorten(output.trim()), "ran {command:?}");
+                if start.elapsed() > patience {
+                    return Err(CommandError::Waiting);
+                }
+                match run(command, &hook.environment, hook.input.as_deref()).await {
+                    Ok(output) => {
+                        debug!(%change, output = shorten(output.trim()), "ran {command:?}")
+                    }
+                    Err(error) if hook.required => return Err(error),
+                    Err(error) => warn!(%change, "command failed: {error}"),
+                }
                 Ok(())
             }
         });
@@ -282,6 +307,7 @@ mod tests {
             unset: Some(unset.into()),
             environment: vec![("SUBNET".into(), "10.5.1.0/24".into())],
             input: Some("data\n".into()),
+            required: true,
         }
     }
 
@@ -352,5 +378,46 @@ mod tests {
         let outcomes = hooks.apply(&[set(hook("exit 1", "exit 1"))]).await;
         assert!(matches!(&outcomes[..], [Err(CommandError::Failed { .. })]));
         assert_eq!(hooks.observe().count(), 0);
+    }
+
+    /// flannel's own sample is `ip route add`, which fails when the route is there.
+    #[tokio::test]
+    async fn a_failed_command_that_is_not_required_is_not_run_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("memory");
+        let hook = Hook {
+            required: false,
+            ..hook("exit 2", "exit 2")
+        };
+        let mut hooks = Hooks::open(&file);
+        assert_eq!(hooks.apply(&[set(hook.clone())]).await, [Ok(())]);
+        assert_eq!(hooks.observe().count(), 1);
+        let del = Change::Del {
+            key: Key::Hook(key("10.5.1.0-24")),
+            was: Object::Odd,
+        };
+        let mut hooks = Hooks::open(&file);
+        assert_eq!(hooks.apply(&[del]).await, [Ok(())]);
+        assert_eq!(Hooks::open(&file).observe().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn commands_that_hang_do_not_stop_the_agent_for_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut hooks = Hooks::open(&directory.path().join("memory"));
+        let changes: Vec<_> = (0..3 * AT_ONCE)
+            .map(|n| Change::Set {
+                key: Key::Hook(key(&format!("10.5.{n}.0-24"))),
+                object: Object::Hook(Box::new(hook("exec sleep 0.5", ""))),
+                was: None,
+            })
+            .collect();
+        let outcomes = hooks
+            .apply_within(Duration::from_millis(200), &changes)
+            .await;
+        let waiting = outcomes
+            .iter()
+            .filter(|outcome| **outcome == Err(CommandError::Waiting));
+        assert_eq!(waiting.count(), 2 * AT_ONCE);
     }
 }

@@ -148,6 +148,14 @@ impl Reconciler {
         }
     }
 
+    /// Has all hooks run again by the next [`Self::resync`], as at a start.
+    pub fn renew_hooks(&mut self) {
+        self.unsure = true;
+        if let Some(hooks) = &mut self.hooks {
+            *hooks = Hooks::open(hooks.file());
+        }
+    }
+
     /// Changes the whole wanted state. Nothing happens before the next [`Self::resync`].
     pub fn set_desired(&mut self, desired: State) {
         self.desired = desired;

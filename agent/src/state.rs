@@ -222,6 +222,10 @@ pub struct Hook {
     pub environment: Vec<(String, String)>,
     /// Standard input for both.
     pub input: Option<String>,
+    /// Whether a failure counts. The host is then not as it should be, and the command is run again after a while; else
+    /// the failure is only told, and the command counts as run.
+    #[serde(default)]
+    pub required: bool,
 }
 
 /// A set of kernel objects.

@@ -372,21 +372,33 @@ impl Overlay {
                 networks: list(config.networks()),
             });
         }
-        let backend = BackendConfig::parse(&config)?;
-        let setup = Setup {
-            config: &config,
-            underlay: &self.underlay,
-            state_dir: &settings.files.state_dir,
+        let backend = if self.suits(&config) {
+            Arc::clone(&self.backend)
+        } else {
+            let backend = BackendConfig::parse(&config)?;
+            let setup = Setup {
+                config: &config,
+                underlay: &self.underlay,
+                state_dir: &settings.files.state_dir,
+            };
+            let backend = backend::open(&backend, setup, self.reconciler.kernel_mut()).await?;
+            // Its first command may have made anew what the others worked on.
+            self.reconciler.renew_hooks();
+            backend.into()
         };
-        let backend = backend::open(&backend, setup, self.reconciler.kernel_mut()).await?;
         info!(
             backend = backend.kind(),
             networks = list(config.networks()),
             "the network config changed"
         );
         self.config = config;
-        self.set_backend(backend.into());
+        self.set_backend(backend);
         Ok(true)
+    }
+
+    /// Whether the back end in use is what another network config asks for.
+    fn suits(&self, config: &NetworkConfig) -> bool {
+        config.backend == self.config.backend && config.families() == self.config.families()
     }
 
     fn set_backend(&mut self, backend: Arc<dyn Backend>) {

@@ -10,6 +10,9 @@
 //! (flannel itself splits it into words since 0.28.2). Environment: NETWORK, SUBNET and PUBLIC_IP, with IPv6 also
 //! IPV6NETWORK, IPV6SUBNET and PUBLIC_IPV6; NETWORK and IPV6NETWORK for `PostStartupCommand` alone.
 //!
+//! `PreStartupCommand` and `PostStartupCommand` are run again until they succeed. A command for a peer that fails is
+//! reported and not run again before the peer changes or the agent starts, as in flannel.
+//!
 //! The MTU is the underlay's. `ShutdownCommand` is accepted and never run, as in flannel: the data plane stays in place.
 
 use std::path::{Path, PathBuf};
@@ -204,6 +207,7 @@ impl Backend for ExtensionBackend {
             unset: None,
             environment,
             input: None,
+            required: true,
         };
         State::from([(Key::Hook(*own), Object::Hook(Box::new(hook)))])
     }
@@ -224,6 +228,9 @@ impl Backend for ExtensionBackend {
             unset: self.config.subnet_remove.clone(),
             environment: environment(&peer.key, &peer.attrs),
             input: Some(format!("{}\n", data.unwrap_or_default())),
+            // As in flannel. A command such as flannel's sample `ip route add` fails whenever its work is done already,
+            // which it is when the agent starts again; and one that undoes it, when a reboot has done so.
+            required: false,
         };
         Ok(vec![(Key::Hook(peer.key), Object::Hook(Box::new(hook)))])
     }

@@ -312,6 +312,58 @@ fn extension_runs_its_commands_and_undoes_what_it_did() {
     });
 }
 
+/// flannel's own samples: `add` fails where the work is done already, and the first command makes the device anew.
+#[test]
+fn extension_with_flannels_samples_survives_restarts_and_changed_configs() {
+    let config = |more: &str| {
+        format!(
+            r#"{{{V4}{more},"Backend":{{"Type":"extension",
+                "PreStartupCommand":"ip link del tunnel 2>/dev/null; ip link add tunnel type vxlan id 9 dstport 8999 dev eth0 && ip -br link show tunnel | awk '{{print $3}}'",
+                "PostStartupCommand":"ip addr add ${{SUBNET%/*}}/32 dev tunnel && ip link set tunnel up",
+                "SubnetAddCommand":"ip route add $SUBNET via $PUBLIC_IP",
+                "SubnetRemoveCommand":"ip route del $SUBNET via $PUBLIC_IP"}}}}"#
+        )
+    };
+    let store = Store::start(&config(""));
+    let lease =
+        r#"{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"extension","BackendData":""}"#;
+    store.put_lease("10.5.7.0-24", lease);
+    let mut host = store.host(1);
+    for _ in 0..2 {
+        host.start_agent();
+        host.wait_ready();
+        host.kill_agent();
+    }
+    // A reboot while the peer leaves: there is nothing to undo.
+    host.namespace.ip("route del 10.5.7.0/24");
+    store.etcdctl(&["del", "/coreos.com/network/subnets/10.5.7.0-24"]);
+    host.start_agent();
+    host.wait_ready();
+    store.put_lease("10.5.8.0-24", lease);
+    wait_until("the other peer's route", || {
+        host.namespace.run("ip route show").contains("10.5.8.0/24")
+    });
+    assert!(!host.log().contains("failed to program"), "{}", host.log());
+
+    // The device is not there for a moment.
+    let show = |what: &str| {
+        let shown = host.namespace.try_run(&format!("ip -o {what} show tunnel"));
+        String::from_utf8_lossy(&shown.stdout).into_owned()
+    };
+    let index = || show("link").split(':').next().map(str::to_owned);
+    let before = index();
+    let put = |config: String| store.etcdctl(&["put", "/coreos.com/network/config", &config]);
+    put(config(r#","EnableNFTables":true"#));
+    wait_until("the config to be applied", || {
+        host.log().contains("the network config changed")
+    });
+    assert_eq!(index(), before, "what is no affair of the back end's");
+    put(config("").replace("dstport 8999", "dstport 8998"));
+    wait_until("the new device to be set up", || {
+        index() != before && show("address").contains("/32")
+    });
+}
+
 #[test]
 fn mixed_families_meet_where_they_can() {
     // A node that came before IPv6 was switched on has an IPv4 lease still.

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{info, warn};
 
-use self::overlay::{Failed, Overlay, Place};
+use self::overlay::{Failed, Former, Overlay, Place};
 use self::task::Task;
 use crate::health::{BindError, Health, Server};
 use crate::lease::etcd::{EtcdStore, SettingsError};
@@ -192,6 +192,9 @@ impl<S: LeaseStore> Agent<'_, S> {
         let (underlay, backend) = overlay::connect(self.settings, &config, kernel)
             .await
             .map_err(|e| chain(&e))?;
+        let former = Former::find(self.settings, kernel)
+            .await
+            .map_err(|e| chain(&e))?;
         let previous = previous_subnet(self.settings);
         let own = self
             .store
@@ -204,6 +207,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             underlay,
             backend,
             own,
+            former,
         };
 
         // Without the list of its peers a restarted agent would take their entries for stale ones.

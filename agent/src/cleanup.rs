@@ -171,7 +171,7 @@ async fn remove_from_kernel(mut scope: Scope) -> Result<u64, RemoveError> {
 }
 
 /// The overlay devices that this host has had, with the files that keep their MAC addresses.
-fn identities(state_dir: &Path) -> Vec<(InterfaceName, PathBuf)> {
+pub(crate) fn identities(state_dir: &Path) -> Vec<(InterfaceName, PathBuf)> {
     let Ok(entries) = fs::read_dir(state_dir) else {
         return Vec::new();
     };

@@ -11,14 +11,16 @@ use tracing::{info, warn};
 
 use crate::backend::plan::Plan;
 use crate::backend::{self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup};
+use crate::cleanup;
 use crate::firewall::{self, Family, Firewall, Rules};
 use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey, allocate};
+use crate::net::InterfaceName;
 use crate::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::network_config::NetworkConfig;
 use crate::peers::{CheckPeer, PeerTable};
 use crate::reconcile::{Reconciler, Report};
 use crate::settings::Settings;
-use crate::state::{Delta, Key, Object};
+use crate::state::{Delta, Key, Object, Scope};
 use crate::subnet_file::{self, Part, SubnetFile};
 use crate::underlay::{self, Underlay};
 
@@ -120,6 +122,56 @@ pub(crate) async fn connect(
     Ok((underlay, backend.into()))
 }
 
+/// What an earlier run of the agent left, perhaps under another network config. What of it is not wanted any more is
+/// removed: with an address of the former network, say, packets to the new one would have the wrong source.
+#[derive(Debug, Default)]
+pub(crate) struct Former {
+    links: Vec<InterfaceName>,
+    networks: Vec<IpNet>,
+}
+
+impl Former {
+    /// The overlay devices whose MAC address is kept, and those that routes of ours lead over; the networks of
+    /// `subnet.env`.
+    pub(crate) async fn find(
+        settings: &Settings,
+        kernel: &mut Kernel,
+    ) -> Result<Self, KernelError> {
+        let mut found = kernel.marked_links().await?;
+        for (name, _) in cleanup::identities(&settings.files.state_dir) {
+            if let Some(object) = kernel.link(&name).await? {
+                found.push((name, object));
+            }
+        }
+        let overlay = |(name, object)| backend::is_overlay(&name, &object).then_some(name);
+        // A file that cannot be read was reported by who asks it for the subnet.
+        let previous = subnet_file::read_previous(&settings.files.subnet_file).unwrap_or_default();
+        let v4 = previous.network.map(IpNet::V4);
+        Ok(Self {
+            links: found.into_iter().filter_map(overlay).collect(),
+            networks: v4
+                .into_iter()
+                .chain(previous.network_v6.map(IpNet::V6))
+                .collect(),
+        })
+    }
+
+    /// A scope that takes in what is left.
+    fn widen(self, mut scope: Scope) -> Scope {
+        for link in self.links {
+            if !scope.links.contains(&link) {
+                scope.links.push(link);
+            }
+        }
+        for network in self.networks {
+            if !scope.networks.contains(&network) {
+                scope.networks.push(network);
+            }
+        }
+        scope
+    }
+}
+
 /// Where this host stands in the cluster.
 pub(crate) struct Place {
     pub(crate) config: NetworkConfig,
@@ -127,6 +179,7 @@ pub(crate) struct Place {
     pub(crate) backend: Arc<dyn Backend>,
     /// The own lease.
     pub(crate) own: Lease,
+    pub(crate) former: Former,
 }
 
 /// The overlay of this host.
@@ -155,12 +208,13 @@ impl Overlay {
             underlay,
             backend,
             own,
+            former,
         } = place;
         Self {
             peers: PeerTable::new(&config, &own, check_peer(&backend)),
             plan: Plan::new(&*backend, &own.key, []),
             refused: BTreeMap::new(),
-            reconciler: Reconciler::new(kernel, backend.scope()),
+            reconciler: Reconciler::new(kernel, former.widen(backend.scope())),
             firewall: Firewall::new(settings.firewall.mode, settings.firewall.resync),
             firewall_settings: settings.firewall.clone(),
             subnet_file: settings.files.subnet_file.clone(),

@@ -364,6 +364,37 @@ fn extension_with_flannels_samples_survives_restarts_and_changed_configs() {
     });
 }
 
+/// The remedy for a network config that has no place for the host's subnet is to restart the agent.
+#[test]
+fn a_restart_leaves_nothing_of_the_former_network() {
+    let network = |network: &str, vni: u32| {
+        format!(r#"{{"Network":"{network}","Backend":{{"Type":"vxlan","VNI":{vni}}}}}"#)
+    };
+    let store = Store::start(&network("10.5.0.0/16", 1));
+    let mut host = store.host(1);
+    let restart_in = |host: &mut Host, config: String| {
+        host.kill_agent();
+        store.etcdctl(&["put", "/coreos.com/network/config", &config]);
+        host.start_agent();
+        host.wait_ready();
+    };
+    host.start_agent();
+    host.wait_ready();
+    restart_in(&mut host, network("10.6.0.0/16", 1));
+    let addresses = host.namespace.run("ip -4 address show flannel.1");
+    assert!(addresses.contains("inet 10.6."), "{addresses}");
+    assert!(!addresses.contains("inet 10.5."), "{addresses}");
+    restart_in(&mut host, network("10.6.0.0/16", 2));
+    let links = host.namespace.run("ip -br link show type vxlan");
+    assert!(links.contains("flannel.2"), "{links}");
+    assert!(!links.contains("flannel.1"), "{links}");
+    restart_in(
+        &mut host,
+        r#"{"Network":"10.6.0.0/16","Backend":{"Type":"host-gw"}}"#.to_owned(),
+    );
+    assert_eq!(host.namespace.run("ip -br link show type vxlan"), "");
+}
+
 #[test]
 fn mixed_families_meet_where_they_can() {
     // A node that came before IPv6 was switched on has an IPv4 lease still.

@@ -229,6 +229,11 @@ fn address_key(net: IpNet) -> &'static str {
     }
 }
 
+/// The names of overlay devices that no part of the config changes.
+pub(crate) fn fixed_names() -> impl Iterator<Item = InterfaceName> {
+    [ipip::device_name()].into_iter()
+}
+
 /// Whether a device is one that a back end makes, by its name and its kind.
 pub(crate) fn is_overlay(name: &InterfaceName, object: &state::Object) -> bool {
     let state::Object::Link(link) = object else {

@@ -154,7 +154,14 @@ enum RemoveError {
 
 async fn remove_from_kernel(mut scope: Scope) -> Result<u64, RemoveError> {
     let mut kernel = Kernel::open()?;
-    for (name, object) in kernel.marked_links().await? {
+    let mut candidates = kernel.marked_links().await?;
+    // These names need no peers to be known by.
+    for name in backend::fixed_names() {
+        if let Some(object) = kernel.link(&name).await? {
+            candidates.push((name, object));
+        }
+    }
+    for (name, object) in candidates {
         // Routes may lead over the underlay too, which is not ours.
         let overlay = backend::is_overlay(&name, &object);
         if overlay && !scope.links.contains(&name) {

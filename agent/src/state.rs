@@ -91,7 +91,7 @@ pub enum Object {
     Forward(SocketAddrV4),
     /// How a destination is reached.
     Route(Route),
-    /// Packets are dropped and the sender is told; its key says all.
+    /// Packets are dropped in silence; its key says all.
     Blackhole,
     /// Commands that were run.
     Hook(Box<Hook>),

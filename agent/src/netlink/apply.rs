@@ -533,6 +533,7 @@ impl Kernel {
             links.any(|name| self.indices.get(name) == index)
         };
         let left_by_flannel = existing.protocol == u8::from(RouteProtocol::Boot)
+            && existing.kind == Kind::Plain
             && existing.gateway.is_some()
             && may_be_flannels(existing.link.as_ref())
             && is_inside(scope, &existing.destination);

@@ -5,6 +5,7 @@ MUSL_DIR := $(CURDIR)/target/musl
 AGENT    := $(MUSL_DIR)/target/$(TARGET)/release/selvage
 NODES    ?= 2
 NODE     ?= 1
+TIME     ?= 600
 
 # rustup's musl target when it is installed; else a sysroot made once from the distribution's Rust sources.
 HAVE_STD = $(wildcard $(shell rustc --print target-libdir --target $(TARGET) 2>/dev/null)/libstd-*.rlib)
@@ -15,6 +16,7 @@ SUDO     = $(if $(filter 0,$(shell id -u)),,sudo)
 # Tools of the checks that the distribution does not package; unoptimised, since they run for seconds.
 cargo-tool = { echo "Installing $(1) from crates.io (a few minutes, once)"; CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
   CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --quiet --locked $(1); }
+FUZZ_PROFILE = CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
 HARNESS  = cargo run --quiet --locked -p qemu-tests --
 
 .DEFAULT_GOAL := help
@@ -88,6 +90,17 @@ bench: agent ## Measure the agent and print a table (FLANNELD=/path puts flannel
 bench-boot: image ## Measure the boot of the image and print a table
 	@agent/host-packages qemu
 	@$(HARNESS) bench
+
+# Built with a sanitizer, for which a released compiler must be told to take unstable flags. New inputs stay out of the
+# repository, whose small corpus only gives the direction.
+.PHONY: fuzz
+fuzz: ## Feed random input to all that reads others' words (TIME=600 seconds for each target)
+	@agent/host-packages build
+	@command -v cargo-fuzz >/dev/null || $(call cargo-tool,cargo-fuzz)
+	@set -e; cd agent/fuzz; for target in $$(cargo fuzz list); do \
+	  echo "Fuzzing $$target for $(TIME) s"; mkdir -p $(CURDIR)/target/fuzz/corpus/$$target; \
+	  RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CURDIR)/target/fuzz $(FUZZ_PROFILE) cargo fuzz run $$target \
+	    $(CURDIR)/target/fuzz/corpus/$$target corpus/$$target -- -max_total_time=$(TIME) -print_final_stats=1; done
 
 .PHONY: clean
 clean: ## Remove everything that was built

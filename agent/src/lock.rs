@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
@@ -40,8 +42,21 @@ pub struct Lock {
 impl Lock {
     /// Locks a state directory, which is made when it is missing.
     ///
-    /// Fails with [`Error::Held`] while another process holds it.
+    /// Fails with [`Error::Held`] if another process still holds it after a second. A process that was killed while it
+    /// started another one leaves the lock to that one for a moment, from fork(2) to execve(2).
     pub fn take(directory: &Path) -> Result<Self, Error> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        const PAUSE: Duration = Duration::from_millis(10);
+        let start = Instant::now();
+        loop {
+            match Self::try_take(directory) {
+                Err(Error::Held { .. }) if start.elapsed() < PATIENCE => sleep(PAUSE),
+                result => return result,
+            }
+        }
+    }
+
+    fn try_take(directory: &Path) -> Result<Self, Error> {
         let path = directory.join("lock");
         let io = |source| Error::Io {
             path: path.clone(),

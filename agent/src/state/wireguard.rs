@@ -38,7 +38,8 @@ impl WireguardPeer {
     ///
     /// It may have another endpoint than its lease says while it is in session: then it sits behind a NAT, or answers
     /// from another of its addresses, and to insist on the published one would cut it off. Once the session is dead, the
-    /// published endpoint is the better guess.
+    /// published endpoint is the better guess. One of the other family is the config's wish, not the peer's: whoever
+    /// switches the mode wants the packets to change their way.
     pub fn satisfies(&self, want: &Self) -> bool {
         self.leads_to(want)
             && self.preshared_key == want.preshared_key
@@ -48,7 +49,11 @@ impl WireguardPeer {
 
     /// Whether its endpoint can stay as it is.
     pub fn leads_to(&self, want: &Self) -> bool {
-        self.in_session && self.endpoint.is_some() || self.endpoint == want.endpoint
+        let same_family = match (self.endpoint, want.endpoint) {
+            (Some(was), Some(want)) => was.is_ipv4() == want.is_ipv4(),
+            (was, want) => was.is_some() && want.is_none(),
+        };
+        self.endpoint == want.endpoint || self.in_session && same_family
     }
 }
 
@@ -74,6 +79,8 @@ mod tests {
         assert!(peer("198.51.100.9:4711", true).satisfies(&want));
         assert!(!peer("198.51.100.9:4711", false).satisfies(&want));
         assert!(!peer("", true).satisfies(&want), "no endpoint at all");
+        let other_family = peer("[2001:db8::9]:51820", true);
+        assert!(!other_family.satisfies(&want), "the mode was switched");
     }
 
     #[test]

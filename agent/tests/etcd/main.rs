@@ -7,6 +7,7 @@
 )]
 
 mod acquire;
+mod authority;
 mod chaos;
 mod events;
 mod failures;

@@ -1,120 +1,14 @@
 //! TLS, client certificates, and users with passwords.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use etcd_client::{Permission, PermissionType};
 use selvage::lease::etcd::EtcdSettings;
 use selvage::settings::Secret;
 
+use crate::authority::Authority;
 use crate::server::Server;
 use crate::*;
-
-/// Certificates of one authority, made for one test.
-struct Authority {
-    dir: tempfile::TempDir,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let authority = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        let config = "[req]\ndistinguished_name = name\n[name]\n[ca]\nbasicConstraints = critical, CA:TRUE\n\
-                      [leaf]\nsubjectAltName = IP:127.0.0.1\n";
-        std::fs::write(authority.path("openssl.cnf"), config).unwrap();
-        authority.certificate("ca", "ca", None);
-        authority.certificate("server", "leaf", Some("ca"));
-        authority.certificate("client", "leaf", Some("ca"));
-        authority
-    }
-
-    fn certificate(&self, name: &str, extensions: &str, issuer: Option<&str>) {
-        let mut command = Command::new("openssl");
-        command
-            .current_dir(self.dir.path())
-            .args([
-                "req",
-                "-x509",
-                "-config",
-                "openssl.cnf",
-                "-days",
-                "2",
-                "-nodes",
-            ])
-            .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
-            .args(["-subj", &format!("/CN={name}"), "-extensions", extensions])
-            .args([
-                "-keyout",
-                &format!("{name}.key"),
-                "-out",
-                &format!("{name}.pem"),
-            ]);
-        if let Some(issuer) = issuer {
-            command.args([
-                "-CA",
-                &format!("{issuer}.pem"),
-                "-CAkey",
-                &format!("{issuer}.key"),
-            ]);
-        }
-        let output = command.output().expect("openssl 3 is needed for this test");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-
-    /// Puts a certificate in place of `name` that lasts for so many seconds only; its key stays.
-    fn shorten(&self, name: &str, seconds: u64) {
-        let now = std::time::SystemTime::now();
-        let since = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-        // `openssl ca` alone takes times to the second, and only as dates of the calendar.
-        let date = |at: u64| {
-            let output = Command::new("date")
-                .args(["-u", "-d", &format!("@{at}"), "+%Y%m%d%H%M%SZ"])
-                .output()
-                .unwrap();
-            String::from_utf8(output.stdout).unwrap().trim().to_owned()
-        };
-        let config = "[ca]\ndefault_ca = short\n[short]\ndatabase = index\nnew_certs_dir = .\nrand_serial = yes\n\
-                      default_md = sha256\npolicy = any\nunique_subject = no\n[any]\ncommonName = supplied\n\
-                      [leaf]\nsubjectAltName = IP:127.0.0.1\n[req]\ndistinguished_name = name\n[name]\n";
-        std::fs::write(self.path("short.cnf"), config).unwrap();
-        std::fs::write(self.path("index"), "").unwrap();
-        let (from, until) = (date(since - 60), date(since + seconds));
-        for line in [
-            format!("req -new -config short.cnf -key {name}.key -subj /CN={name} -out {name}.csr"),
-            format!(
-                "ca -batch -notext -config short.cnf -extensions leaf -cert ca.pem -keyfile ca.key \
-                 -startdate {from} -enddate {until} -in {name}.csr -out {name}.new"
-            ),
-        ] {
-            let output = Command::new("openssl")
-                .current_dir(self.dir.path())
-                .args(line.split_whitespace())
-                .output()
-                .unwrap();
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "openssl {line}: {stderr}");
-        }
-        let (new, old) = (format!("{name}.new"), format!("{name}.pem"));
-        std::fs::rename(self.path(&new), self.path(&old)).unwrap();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn server_args(&self) -> Vec<String> {
-        let arg = |name: &str, file| format!("--{name}={}", self.path(file).display());
-        vec![
-            arg("cert-file", "server.pem"),
-            arg("key-file", "server.key"),
-        ]
-    }
-}
 
 /// Waits until the server answers.
 async fn network_config_error(store: &mut EtcdStore) -> StoreError {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tempfile::TempDir;
 
+use crate::authority::Authority;
 use crate::namespace::Namespace;
 use crate::wait::{wait_for, wait_until};
 
@@ -31,16 +32,27 @@ pub(crate) struct Store {
     members: BTreeMap<u8, Child>,
     /// What etcdctl is called with besides.
     pub(crate) user: Option<&'static str>,
+    /// Whose certificates servers and clients have, if any.
+    pub(crate) tls: Option<Authority>,
 }
 
 impl Store {
     /// Starts etcd and writes the network config.
     pub(crate) fn start(network: &str) -> Self {
-        Self::start_members(network, 1)
+        Self::start_cluster(network, 1, None)
+    }
+
+    /// The same with certificates on either side.
+    pub(crate) fn start_with_tls(network: &str, authority: Authority) -> Self {
+        Self::start_cluster(network, 1, Some(authority))
     }
 
     /// The same with a cluster of several members, at 10.77.0.1, 10.77.0.2 and so on.
     pub(crate) fn start_members(network: &str, size: u8) -> Self {
+        Self::start_cluster(network, size, None)
+    }
+
+    fn start_cluster(network: &str, size: u8, tls: Option<Authority>) -> Self {
         let switch = Namespace::new();
         switch.ip("link add switch type bridge");
         switch.ip("link set switch up");
@@ -59,6 +71,7 @@ impl Store {
             size,
             members: BTreeMap::new(),
             user: None,
+            tls,
         };
         store.start_etcd();
         store.etcdctl(&["put", "/coreos.com/network/config", network]);
@@ -77,14 +90,25 @@ impl Store {
     pub(crate) fn start_member(&mut self, member: u8) {
         let log = fs::File::create(self.data.path().join(format!("log{member}")));
         let url = |member: u8, port: u16| format!("http://10.77.0.{member}:{port}");
+        let client = |member: u8| format!("{}://10.77.0.{member}:2379", self.scheme());
         let cluster: Vec<_> = (1..=self.size)
             .map(|member| format!("member{member}={}", url(member, 2380)))
             .collect();
         let mut command = self.namespace.command("etcd");
         command
             .arg(format!("--name=member{member}"))
-            .arg(format!("--listen-client-urls={}", url(member, 2379)))
-            .arg(format!("--advertise-client-urls={}", url(member, 2379)))
+            .arg(format!("--listen-client-urls={}", client(member)))
+            .args(self.tls.iter().flat_map(Authority::server_args))
+            .args(
+                self.tls
+                    .iter()
+                    .map(|authority| {
+                        let ca = authority.path("ca.pem");
+                        format!("--client-cert-auth=true --trusted-ca-file={}", ca.display())
+                    })
+                    .flat_map(|args| args.split(' ').map(str::to_owned).collect::<Vec<_>>()),
+            )
+            .arg(format!("--advertise-client-urls={}", client(member)))
             .arg(format!("--listen-peer-urls={}", url(member, 2380)))
             .arg(format!(
                 "--initial-advertise-peer-urls={}",
@@ -101,14 +125,13 @@ impl Store {
 
     /// Waits until every member that runs answers and has a leader.
     pub(crate) fn wait_for_etcd(&self) {
-        let user = self
-            .user
-            .map_or(String::new(), |user| format!("--user={user}"));
+        let login = self.login().join(" ");
+        let scheme = self.scheme();
         for member in self.members.keys() {
             wait_until("etcd to answer", || {
                 self.namespace
                     .try_run(&format!(
-                        "etcdctl --endpoints=http://10.77.0.{member}:2379 --command-timeout=1s {user} endpoint health"
+                        "etcdctl --endpoints={scheme}://10.77.0.{member}:2379 --command-timeout=1s {login} endpoint health"
                     ))
                     .status
                     .success()
@@ -133,9 +156,27 @@ impl Store {
 
     fn endpoints(&self) -> String {
         let urls: Vec<_> = (1..=self.size)
-            .map(|member| format!("http://10.77.0.{member}:2379"))
+            .map(|member| format!("{}://10.77.0.{member}:2379", self.scheme()))
             .collect();
         urls.join(",")
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// What etcdctl is let in by.
+    fn login(&self) -> Vec<String> {
+        let user = self.user.iter().map(|user| format!("--user={user}"));
+        let tls = self.tls.iter().flat_map(|authority| {
+            [
+                ("cacert", "ca.pem"),
+                ("cert", "client.pem"),
+                ("key", "client.key"),
+            ]
+            .map(|(option, file)| format!("--{option}={}", authority.path(file).display()))
+        });
+        user.chain(tls).collect()
     }
 
     /// Runs `etcdctl` beside the server and returns what it printed.
@@ -145,7 +186,7 @@ impl Store {
             .command("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.endpoints()])
-            .args(self.user.map(|user| format!("--user={user}")))
+            .args(self.login())
             .args(arguments)
             .output()
             .expect("etcdctl");
@@ -164,7 +205,7 @@ impl Store {
             .namespace
             .command("etcdctl")
             .args(["--endpoints", &self.endpoints()])
-            .args(self.user.map(|user| format!("--user={user}")))
+            .args(self.login())
             .args(["user", "passwd", user, "--interactive=false"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

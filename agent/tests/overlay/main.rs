@@ -15,6 +15,8 @@
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
 mod allocation;
+#[path = "../etcd/authority.rs"]
+mod authority;
 mod backends;
 mod cluster;
 mod config;

@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::authority::Authority;
 use crate::cluster::{Host, NETWORK, Store, pair};
 use crate::kernel::{Flow, wait_for_plan};
 use crate::wait::wait_for;
@@ -207,6 +208,54 @@ fn password_that_is_wrong_from_now_on_is_named_and_harmless() {
     assert_eq!(one.overlay_objects(), before);
     put_ghost(&store, 240);
     store.set_password("agent", "first");
+    for host in [&one, &two] {
+        wait_for_plan(&store, host, Duration::from_secs(40));
+    }
+    flow.finish(100);
+}
+
+#[test]
+fn certificates_that_expire_are_named_and_harmless() {
+    const LIFE: u64 = 15;
+    let authority = Authority::new();
+    for name in ["server", "client"] {
+        authority.shorten(name, LIFE);
+    }
+    let begin = Instant::now();
+    let files = [
+        ("SELVAGE_ETCD_CAFILE", "ca.pem"),
+        ("SELVAGE_ETCD_CERTFILE", "client.pem"),
+        ("SELVAGE_ETCD_KEYFILE", "client.key"),
+    ]
+    .map(|(variable, file)| (variable, authority.path(file).display().to_string()));
+    let mut store = Store::start_with_tls(NETWORK, authority);
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    for host in [&mut one, &mut two] {
+        host.environment = files.to_vec();
+        host.join();
+    }
+    one.wait_reaches(&two);
+    let flow = Flow::start(&one, two.container_address());
+    let before = one.overlay_objects();
+
+    // Connections outlive the certificates that they were made with.
+    let left = Duration::from_secs(LIFE + 2).saturating_sub(begin.elapsed());
+    std::thread::sleep(left);
+    store.stop_etcd();
+    store.start_member(1);
+    for host in [&mut one, &mut two] {
+        host.wait_told("that a certificate expired", |line| {
+            line.starts_with("STATUS=10.5.") && line.contains("certificate expired")
+        });
+    }
+    assert_eq!(one.overlay_objects(), before);
+    for name in ["server", "client"] {
+        let authority = store.tls.as_ref().expect("an authority");
+        authority.certificate(name, "leaf", Some("ca"));
+    }
+    store.stop_etcd();
+    store.start_etcd();
+    put_ghost(&store, 240);
     for host in [&one, &two] {
         wait_for_plan(&store, host, Duration::from_secs(40));
     }

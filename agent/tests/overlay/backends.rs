@@ -4,7 +4,8 @@
 use std::fs;
 use std::net::IpAddr;
 
-use crate::cluster::{Host, Store};
+use crate::cluster::Store;
+use crate::host::Host;
 use crate::namespace::Namespace;
 use crate::wait::wait_until;
 

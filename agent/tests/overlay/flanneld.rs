@@ -9,7 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::cluster::{ETCD, Host, NETWORK, Store};
+use crate::cluster::{ETCD, NETWORK, Store};
+use crate::host::Host;
 use crate::wait::{wait_for, wait_until};
 
 /// A running flanneld, in a host's namespace.

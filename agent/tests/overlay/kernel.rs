@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::cluster::{Host, Store};
+use crate::cluster::Store;
+use crate::host::Host;
 
 /// The routes, neighbours and forwarding entries that the leases of the other nodes ask for.
 fn planned(store: &Store, host: &Host) -> BTreeSet<String> {

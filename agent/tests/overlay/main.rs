@@ -23,6 +23,7 @@ mod config;
 mod faults;
 mod firewall;
 mod flanneld;
+mod host;
 mod hostile;
 mod kernel;
 mod namespace;

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::authority::Authority;
-use crate::cluster::{Host, NETWORK, Store, pair};
+use crate::cluster::{NETWORK, Store, pair};
+use crate::host::Host;
 use crate::kernel::{Flow, wait_for_plan};
 use crate::wait::wait_for;
 

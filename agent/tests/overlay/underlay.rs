@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::cluster::{Host, Store};
+use crate::cluster::Store;
+use crate::host::Host;
 use crate::wait::{wait_for, wait_until};
 
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan","DirectRouting":false}}"#;

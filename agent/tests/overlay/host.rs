@@ -1,0 +1,356 @@
+//! A container host: its agent, and what that has told and done.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tempfile::TempDir;
+
+use crate::namespace::Namespace;
+use crate::wait::{wait_for, wait_until};
+
+/// A container host: its namespace, its agent, and one container behind its bridge.
+pub(crate) struct Host {
+    pub(crate) namespace: Namespace,
+    /// The underlay address.
+    pub(crate) address: Ipv4Addr,
+    /// Where its agent finds etcd.
+    pub(crate) etcd: String,
+    /// What its agent's environment has besides.
+    pub(crate) environment: Vec<(&'static str, String)>,
+    directory: TempDir,
+    container: Option<Namespace>,
+    agent: Option<Agent>,
+}
+
+/// A running agent and what it has told its service manager.
+struct Agent {
+    child: Child,
+    notify: UnixDatagram,
+    told: Vec<String>,
+}
+
+impl Agent {
+    /// Takes in what the agent told since the last call.
+    fn listen(&mut self) {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = self.notify.recv(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..length]);
+            self.told.extend(text.lines().map(str::to_owned));
+        }
+    }
+}
+
+impl Host {
+    /// A host without an agent, in its namespace; `etcd` is where its agent will look for leases.
+    pub(crate) fn new(namespace: Namespace, address: Ipv4Addr, etcd: String) -> Self {
+        Self {
+            namespace,
+            address,
+            etcd,
+            directory: TempDir::new().expect("a directory for the host"),
+            container: None,
+            agent: None,
+            environment: Vec::new(),
+        }
+    }
+
+    /// The command line `selvage VERB` with this host's files, inside its namespace.
+    pub(crate) fn selvage(&self, verb: &str) -> Command {
+        let mut command = self.namespace.command(env!("CARGO_BIN_EXE_selvage"));
+        command
+            .arg(verb)
+            .args([
+                "--etcd-endpoints",
+                &self.etcd,
+                "--iface",
+                "eth0",
+                "--ip-masq",
+            ])
+            .arg("--subnet-file")
+            .arg(self.subnet_file())
+            .arg("--state-dir")
+            .arg(self.directory.path().join("state"))
+            // Every host of a test shares this machine's identity file; a real cluster's nodes do not.
+            .env("SELVAGE_NODE_ID", self.node_id())
+            .envs(self.environment.iter().cloned());
+        command
+    }
+
+    fn node_id(&self) -> String {
+        let [_, _, _, last] = self.address.octets();
+        format!("{last:032x}")
+    }
+
+    /// Where the agent writes `subnet.env`.
+    pub(crate) fn subnet_file(&self) -> PathBuf {
+        self.directory.path().join("subnet.env")
+    }
+
+    /// Starts the agent without waiting for it.
+    pub(crate) fn start_agent(&mut self) {
+        let socket = self.directory.path().join("notify");
+        let _ = fs::remove_file(&socket);
+        let notify = UnixDatagram::bind(&socket).expect("the notify socket");
+        notify
+            .set_nonblocking(true)
+            .expect("a socket that does not block");
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.directory.path().join("log"))
+            .expect("the agent's log");
+        let child = self
+            .selvage("run")
+            .env("NOTIFY_SOCKET", &socket)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the agent");
+        self.agent = Some(Agent {
+            child,
+            notify,
+            told: Vec::new(),
+        });
+    }
+
+    /// Starts the agent, waits until it is ready, and puts a container behind a bridge on its subnet.
+    pub(crate) fn join(&mut self) {
+        self.start_agent();
+        self.wait_ready();
+        self.start_container();
+    }
+
+    /// Waits for the agent's `READY=1`.
+    pub(crate) fn wait_ready(&mut self) {
+        self.wait_told("READY=1", |line| line == "READY=1");
+    }
+
+    /// Waits until the agent tells its service manager a line that fits.
+    pub(crate) fn wait_told(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> String {
+        self.wait_told_within(Duration::from_secs(20), what, fits)
+    }
+
+    /// The same with another limit.
+    pub(crate) fn wait_told_within(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        fits: impl Fn(&str) -> bool,
+    ) -> String {
+        let log = self.directory.path().join("log");
+        let agent = self.agent.as_mut().expect("a running agent");
+        wait_for(limit, &format!("the agent to tell {what}"), || {
+            agent.listen();
+            if let Some(line) = agent.told.iter().find(|line| fits(line)) {
+                return Some(line.clone());
+            }
+            if let Some(status) = agent.child.try_wait().expect("the agent's status") {
+                panic!(
+                    "the agent ended with {status}\n{}",
+                    fs::read_to_string(&log).unwrap_or_default()
+                );
+            }
+            None
+        })
+    }
+
+    /// Waits until the last line that the agent told its service manager fits.
+    pub(crate) fn wait_told_last(&mut self, what: &str, fits: impl Fn(&str) -> bool) {
+        let agent = self.agent.as_mut().expect("a running agent");
+        wait_until(&format!("the agent to tell {what}"), || {
+            agent.listen();
+            let status = |line: &&String| line.starts_with("STATUS=");
+            agent
+                .told
+                .iter()
+                .rfind(status)
+                .is_some_and(|line| fits(line))
+        });
+    }
+
+    /// Waits for the agent to end by itself and returns its exit status.
+    pub(crate) fn wait_exit(&mut self) -> Option<i32> {
+        let agent = self.agent.as_mut().expect("a running agent");
+        wait_for(Duration::from_secs(20), "the agent to end", || {
+            agent.child.try_wait().expect("the agent's status")
+        })
+        .code()
+    }
+
+    /// The process id of the running agent.
+    pub(crate) fn agent_id(&self) -> u32 {
+        self.agent.as_ref().expect("a running agent").child.id()
+    }
+
+    /// Kills the agent outright; nothing of it runs afterwards.
+    pub(crate) fn kill_agent(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            agent.child.kill().expect("to kill the agent");
+            agent.child.wait().expect("the agent's end");
+        }
+    }
+
+    /// Asks the agent to stop, as the service manager does, and returns its exit status.
+    pub(crate) fn stop_agent(&mut self) -> Option<i32> {
+        let pid = i32::try_from(self.agent_id()).expect("a process id");
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGTERM,
+        )
+        .expect("to signal the agent");
+        let status = self.wait_exit();
+        self.agent = None;
+        status
+    }
+
+    /// What the agent has logged in this host's life.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// The value of a key of `subnet.env`.
+    pub(crate) fn subnet_env(&self, key: &str) -> String {
+        let text = fs::read_to_string(self.subnet_file()).expect("subnet.env");
+        let prefix = format!("{key}=");
+        let line = text.lines().find_map(|line| line.strip_prefix(&prefix));
+        line.unwrap_or_else(|| panic!("{key} is not in subnet.env:\n{text}"))
+            .to_owned()
+    }
+
+    /// The leased IPv4 subnet as its lease key writes it, for example `10.5.34.0-24`.
+    pub(crate) fn lease_key(&self) -> String {
+        let [a, b, c, _] = self.container_address().octets();
+        format!("{a}.{b}.{c}.0-24")
+    }
+
+    /// The container's IPv4 address, whether or not there is a container: the second of the subnet.
+    pub(crate) fn container_address(&self) -> Ipv4Addr {
+        match self.container_addresses().first() {
+            Some(IpAddr::V4(address)) => *address,
+            other => panic!("no IPv4 address: {other:?}"),
+        }
+    }
+
+    /// The bridge's addresses: the first of each of the subnets, IPv4 first.
+    fn gateways(&self) -> Vec<IpNet> {
+        let text = fs::read_to_string(self.subnet_file()).expect("subnet.env");
+        ["FLANNEL_SUBNET=", "FLANNEL_IPV6_SUBNET="]
+            .iter()
+            .filter_map(|key| text.lines().find_map(|line| line.strip_prefix(key)))
+            .map(|gateway| gateway.parse().expect("an address with its length"))
+            .collect()
+    }
+
+    /// The container's addresses: the second of each of the subnets, IPv4 first.
+    pub(crate) fn container_addresses(&self) -> Vec<IpAddr> {
+        let next = |gateway: IpNet| match gateway.addr() {
+            IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() + 1).into(),
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() + 1).into(),
+        };
+        self.gateways().into_iter().map(next).collect()
+    }
+
+    /// The namespace of the host's container.
+    pub(crate) fn container(&self) -> &Namespace {
+        self.container.as_ref().expect("a container")
+    }
+
+    /// Does what Docker does with `subnet.env`: a bridge with the subnet's first address, a container with the second.
+    fn start_container(&mut self) {
+        let mtu = self.subnet_env("FLANNEL_MTU");
+        let host = &self.namespace;
+        host.ip("link add docker0 type bridge");
+        host.ip("link set docker0 up");
+        host.ip("address add fe80::1/64 dev docker0 nodad");
+        let container = Namespace::new();
+        container.connect("eth0", host, "veth0");
+        host.ip(&format!("link set veth0 mtu {mtu} master docker0 up"));
+        container.ip(&format!("link set eth0 mtu {mtu} up"));
+        for (gateway, address) in self.gateways().into_iter().zip(self.container_addresses()) {
+            let (length, nodad) = (gateway.prefix_len(), nodad(address));
+            host.ip(&format!("address add {gateway} dev docker0{nodad}"));
+            container.ip(&format!("address add {address}/{length} dev eth0{nodad}"));
+            container.ip(&format!("route add default via {}", gateway.addr()));
+        }
+        self.container = Some(container);
+    }
+
+    /// Whether an echo request from this host's container to each address of another's is answered.
+    pub(crate) fn reaches(&self, other: &Host) -> bool {
+        let targets = other.container_addresses();
+        !targets.is_empty()
+            && targets
+                .iter()
+                .all(|target| self.reaches_address(*target, 56))
+    }
+
+    /// Whether an echo request of so many bytes that must not be fragmented, sent from this host's container, is answered.
+    pub(crate) fn reaches_address(&self, target: IpAddr, size: u32) -> bool {
+        self.container()
+            .try_run(&format!("ping -M do -s {size} -c 1 -W 1 -q {target}"))
+            .status
+            .success()
+    }
+
+    /// Waits until the containers of both hosts reach each other.
+    pub(crate) fn wait_reaches(&self, other: &Host) {
+        wait_until("the containers to reach each other", || {
+            self.reaches(other) && other.reaches(self)
+        });
+    }
+
+    /// The kernel objects of the overlay on this host, in a form that two moments can be compared by.
+    pub(crate) fn overlay_objects(&self) -> String {
+        [
+            "ip -d link show type vxlan",
+            "ip address show type vxlan",
+            "ip -d link show type wireguard",
+            "ip address show type wireguard",
+            "ip nexthop show",
+            "ip route show",
+            "ip -6 route show",
+            "ip neighbor show nud permanent",
+            "ip -6 neighbor show nud permanent",
+            "bridge fdb show",
+            "nft -s list ruleset",
+        ]
+        .map(|line| {
+            let shown = self.namespace.run(line);
+            // Link-local routes come with every device, in the order of the devices' making.
+            let kept = shown.lines().filter(|line| !line.starts_with("fe80::"));
+            format!("# {line}\n{}\n", kept.collect::<Vec<_>>().join("\n"))
+        })
+        .concat()
+    }
+}
+
+/// An option for ip(8): no wait for somebody else with the same address.
+fn nodad(address: IpAddr) -> &'static str {
+    if address.is_ipv6() { " nodad" } else { "" }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "--- {}: what its agent logged\n{}",
+                self.address,
+                self.log()
+            );
+            eprintln!(
+                "--- {}: the kernel\n{}",
+                self.address,
+                self.overlay_objects()
+            );
+        }
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.child.kill();
+            let _ = agent.child.wait();
+        }
+    }
+}

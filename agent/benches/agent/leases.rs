@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use etcd_client::{Client, PutOptions, Txn, TxnOp};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use crate::cluster::{ETCD, Host};
+use crate::cluster::ETCD;
+use crate::host::Host;
 
 /// The argument that makes this program the writer.
 pub(crate) const WRITER: &str = "write-leases";

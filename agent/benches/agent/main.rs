@@ -13,8 +13,14 @@
 )]
 
 #[expect(dead_code, reason = "the tests use all of it")]
+#[path = "../../tests/etcd/authority.rs"]
+mod authority;
+#[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../../tests/overlay/cluster.rs"]
 mod cluster;
+#[expect(dead_code, reason = "the tests use all of it")]
+#[path = "../../tests/overlay/host.rs"]
+mod host;
 mod leases;
 #[path = "../../tests/overlay/namespace.rs"]
 mod namespace;
@@ -31,7 +37,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster::{Host, Store};
+use crate::cluster::Store;
+use crate::host::Host;
 use crate::program::Program;
 use crate::table::Table;
 

@@ -12,7 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::Ipv4Net;
 use tempfile::TempDir;
 
-use crate::cluster::{ETCD, Host};
+use crate::cluster::ETCD;
+use crate::host::Host;
 
 /// How long a program may take to write `subnet.env`.
 const START_LIMIT: Duration = Duration::from_secs(30);

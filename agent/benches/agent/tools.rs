@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tempfile::NamedTempFile;
 
-use crate::cluster::Host;
+use crate::host::Host;
 use crate::leases::{mac, public_ip, subnet};
 use crate::program::cpu_of_children;
 

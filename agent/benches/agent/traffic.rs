@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::Bench;
-use crate::cluster::Host;
+use crate::host::Host;
 use crate::program;
 use crate::table::{Beside, Row, Table, Target, Unit};
 use crate::turns::{self, Figures, Metric};

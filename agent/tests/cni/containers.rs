@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   host                                container
-//!   cni0 10.1.17.1/24 ── vethXXXX ───── eth0 10.1.17.2/24
+//!   cni0 10.1.17.1/24 ── veth1a2b ───── eth0 10.1.17.2/24
 //!                                       default via 10.1.17.1
 //! ```
 

@@ -6,6 +6,7 @@
 //! ruleset, and looks at everything again now and then in case an event was missed. What fails is tried again with
 //! growing pauses; the rest of the overlay goes on meanwhile.
 
+mod answers;
 mod overlay;
 mod task;
 
@@ -20,6 +21,8 @@ use tracing::{info, warn};
 
 use self::overlay::{Failed, Former, Overlay, Place};
 use self::task::Task;
+use crate::clock::Clock;
+use crate::control::{Desk, Questions};
 use crate::health::{BindError, Health, Server};
 use crate::lease::etcd::{EtcdStore, SettingsError};
 use crate::lease::{LeaseEvent, LeaseStore, Released, StoreError, StoreEvent, SubnetKey};
@@ -28,7 +31,7 @@ use crate::netlink::{Kernel, KernelError, Monitor};
 use crate::network_config::NetworkConfig;
 use crate::service::Service;
 use crate::settings::Settings;
-use crate::{firewall, machine_id, subnet_file};
+use crate::{firewall, machine_id, status, subnet_file};
 
 /// Why the agent ended by itself. What may heal is waited for instead.
 #[derive(Debug, Error)]
@@ -72,6 +75,7 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         Some(id) => id.clone(),
         None => machine_id::owner("/".as_ref(), &settings.files.state_dir)?,
     };
+    let process = status::Agent::of_process(&owner, status::now());
     let store = EtcdStore::new(settings.etcd.clone().into(), owner)?;
     let service = Service::from_environment();
     let health = Health::new();
@@ -84,11 +88,24 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
             let _ = stop.await;
         }));
     }
+    let (desk, questions) = Desk::new(health.clone());
+    // An overlay that nobody can ask about is better than none.
+    if let Err(error) = desk
+        .clone()
+        .listen(&settings.files.socket, std::future::pending())
+    {
+        warn!("{}", chain(&error));
+    }
     let kernel = Kernel::open()?;
     let mut agent = Agent {
         settings,
         service: &service,
         health,
+        desk,
+        questions,
+        process,
+        clock: Clock::new(),
+        server: None,
         store,
         monitor: Monitor::open(&kernel)?,
         ruleset: firewall::Watcher::open().map_err(listen("changes of the ruleset"))?,
@@ -123,6 +140,12 @@ struct Agent<'a, S> {
     settings: &'a Settings,
     service: &'a Service,
     health: Health,
+    desk: Desk,
+    questions: Questions,
+    process: status::Agent,
+    clock: Clock,
+    /// The store's server in use.
+    server: Option<String>,
     store: S,
     monitor: Monitor,
     ruleset: firewall::Watcher,
@@ -144,6 +167,7 @@ struct StoreTrouble(String);
 impl<S: LeaseStore> Agent<'_, S> {
     async fn serve(&mut self, kernel: Kernel) -> Never {
         let (mut overlay, programmed) = self.join(kernel).await;
+        self.desk.set_joining(None);
         self.service.ready(&overlay.summary());
         info!(subnet = %overlay.own().key, peers = overlay.peers(), "overlay ready");
         self.follow(&mut overlay, programmed).await
@@ -151,6 +175,7 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     /// Joins the overlay, however long that takes, and programs the host. Some peers may be left to be programmed.
     async fn join(&mut self, mut kernel: Kernel) -> (Overlay, Result<(), Failed>) {
+        self.tell_joining(vec!["starting".to_owned()]);
         let mut retry = task::new_retry();
         loop {
             let reason = match self.find_place(&mut kernel).await {
@@ -183,6 +208,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     fn tell_waiting(&self, reason: &str) {
         let status = format!("waiting for {reason}");
         self.service.status(&status);
+        self.tell_joining(vec![status.clone()]);
         self.health.set_ready(vec![status]);
     }
 
@@ -225,7 +251,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 }
                 StoreEvent::OwnLeaseLost { reason } => return Err(format!("a lease: {reason}")),
                 StoreEvent::Unreachable { error } => self.tell_waiting(&error),
-                StoreEvent::Reachable { .. } => (),
+                StoreEvent::Reachable { endpoint } => self.server = Some(endpoint),
             }
         }
     }
@@ -268,7 +294,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                 () = tasks.underlay.due() => self.follow_underlay(overlay, &mut tasks).await,
                 () = tasks.config.due() => self.follow_config(overlay, &mut tasks).await,
                 () = tasks.publish.due() => self.publish(overlay, &mut tasks).await,
+                // Never `None`: the desk is this struct's own.
+                Some(question) = self.questions.recv() => self.answer(question, overlay, &tasks).await,
                 _ = heartbeat.tick() => {
+                    self.look_at_clock();
                     self.service.watchdog();
                     self.service.status(&self.status(overlay, &tasks));
                 }
@@ -301,10 +330,12 @@ impl<S: LeaseStore> Agent<'_, S> {
             }
             StoreEvent::Unreachable { error } => {
                 warn!("lost the connection to {error}");
+                self.server = None;
                 self.store_trouble = Some(error);
             }
             StoreEvent::Reachable { endpoint } => {
                 info!(endpoint, "connected to etcd");
+                self.server = Some(endpoint);
                 self.store_trouble = None;
             }
         }

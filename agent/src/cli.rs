@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 
+use crate::control;
 use crate::lease::SubnetKey;
 use crate::options::OptionsCommand;
 use crate::settings::parse_bool;
@@ -30,6 +32,17 @@ pub enum Command {
     /// a restart loses no packet. `selvage cleanup` removes it.
     #[command(after_long_help = RUN_HELP)]
     Run(SettingsFlags),
+    /// Show what the agent knows: lease, store, back end, underlay, firewall, peers.
+    ///
+    /// Asks the running agent over its control socket, which needs no privileges. Where none runs, what its files and the
+    /// kernel show. Exit status: 0 all is well, 1 something is wrong, 3 no agent runs.
+    Status(StatusFlags),
+    /// Show whose an address is, and whether the kernel has what reaches it; without an address, all peers.
+    Peers(PeersFlags),
+    /// Look for everything that is known to break an overlay, and say what to do about it.
+    ///
+    /// Silent on a healthy node. Exit status: 0 nothing found, 1 something is wrong, 2 only warnings, 64 bad arguments.
+    Doctor(DoctorFlags),
     /// Show or set what all nodes of the cluster share: the network config, leases and reservations.
     #[command(subcommand)]
     Network(NetworkCommand),
@@ -55,6 +68,82 @@ pub enum Command {
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
     Ignition(IgnitionCommand),
+}
+
+/// What `selvage status` is asked.
+#[derive(Args, Clone, Debug)]
+pub struct StatusFlags {
+    /// Print JSON; its schema is stable.
+    #[arg(long, conflicts_with_all = ["watch", "graph"])]
+    pub json: bool,
+    /// Go on showing it, every so many seconds.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600), conflicts_with = "graph")]
+    pub watch: Option<u64>,
+    /// Draw the overlay into this file, as SVG; - is standard output.
+    #[arg(long, value_name = "FILE")]
+    pub graph: Option<PathBuf>,
+    /// Colours: where they can be seen, always, or never.
+    #[arg(long, value_enum, default_value_t = Colour::Auto)]
+    pub color: Colour,
+    /// Where the agent is asked, and what it was told.
+    #[command(flatten)]
+    pub settings: SettingsFlags,
+}
+
+/// When output has colours.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Colour {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What `selvage peers` is asked.
+#[derive(Args, Clone, Debug)]
+pub struct PeersFlags {
+    /// An address of a container or of a host, or a subnet: 10.5.1.2, 10.5.1.0/24.
+    #[arg(value_name = "SUBNET|IP", value_parser = parse_asked)]
+    pub address: Option<IpNet>,
+    /// Print JSON; its schema is stable.
+    #[arg(long)]
+    pub json: bool,
+    /// Colours: where they can be seen, always, or never.
+    #[arg(long, value_enum, default_value_t = Colour::Auto)]
+    pub color: Colour,
+    /// Where the agent is asked.
+    #[command(flatten)]
+    pub settings: SettingsFlags,
+}
+
+/// What `selvage doctor` is asked.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorFlags {
+    /// Print JSON; its schema is stable.
+    #[arg(long)]
+    pub json: bool,
+    /// Say also what was looked at and found to be well, and what could not be looked at.
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// Send no packets to peers.
+    #[arg(long)]
+    pub no_probes: bool,
+    /// Colours: where they can be seen, always, or never.
+    #[arg(long, value_enum, default_value_t = Colour::Auto)]
+    pub color: Colour,
+    /// Where the agent is asked, and what it was told.
+    #[command(flatten)]
+    pub settings: SettingsFlags,
+}
+
+/// An address, or a subnet.
+fn parse_asked(text: &str) -> Result<IpNet, String> {
+    control::parse_asked(text).ok_or_else(|| {
+        "expected an address such as 10.5.1.2, or a subnet such as 10.5.1.0/24".to_owned()
+    })
 }
 
 /// What to do with the network config and the leases.
@@ -250,6 +339,9 @@ pub struct SettingsFlags {
     /// What must outlive a reboot [files.state-dir; default: /var/lib/selvage]
     #[arg(long, value_name = "DIR", help_heading = "files")]
     pub(crate) state_dir: Option<String>,
+    /// Where operators' commands ask the agent [files.socket; default: /run/selvage/agent.sock]
+    #[arg(long, value_name = "FILE", help_heading = "files")]
+    pub(crate) socket: Option<String>,
 
     /// Address on which /healthz, /readyz and /metrics are served [health.address; default: 127.0.0.1]
     #[arg(long, value_name = "ADDRESS", help_heading = "health")]

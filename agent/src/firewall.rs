@@ -132,6 +132,8 @@ pub struct Firewall {
     /// The rules last found to be in place, and the nftables generation at which they were.
     settled: Option<(Rules, u32)>,
     complaints: Complaints,
+    /// By which rules it worked last.
+    effective: Option<Mode>,
 }
 
 impl Firewall {
@@ -146,7 +148,13 @@ impl Firewall {
             generation: None,
             settled: None,
             complaints: Complaints::default(),
+            effective: None,
         }
+    }
+
+    /// By which rules it worked last: never [`Mode::Auto`]; `None` before the first time.
+    pub fn effective(&self) -> Option<Mode> {
+        self.effective
     }
 
     /// How often [`Self::ensure`] should be called when the [`Watcher`] is silent: the rules of `iptables-legacy` change
@@ -183,6 +191,7 @@ impl Firewall {
         let mode = self
             .mode
             .choose(rules.prefer_nftables, has_nft, self.iptables.is_installed());
+        self.effective = Some(mode);
         let tables = match tables {
             Ok(tables) => tables,
             // Rules that need no table need no nft either.

@@ -11,12 +11,81 @@
 //! | `/metrics` | 200 | Prometheus' text format |
 
 use std::fmt::Write;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-mod server;
+use hyper::{StatusCode, Uri};
+use thiserror::Error;
+use tokio::net::TcpListener;
 
-pub use server::{BindError, Server};
+use crate::http::{self, Answer, Site};
+
+/// The health endpoints cannot be offered.
+#[derive(Debug, Error)]
+#[error("failed to listen on {address} for the health endpoints")]
+pub struct BindError {
+    /// Where it was tried.
+    pub address: SocketAddr,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+/// A listening server; [`Self::serve`] makes it answer.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+}
+
+impl Server {
+    /// Starts to listen. Port 0 means any free one; [`Self::address`] tells which.
+    ///
+    /// # Errors
+    /// [`BindError`], for an address that this host does not have or that is taken.
+    pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
+        match TcpListener::bind(address).await {
+            Ok(listener) => Ok(Self { listener }),
+            Err(source) => Err(BindError { address, source }),
+        }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// What getsockname(2) answers.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Answers until `stop` is ready; then accepts nothing more and lets answers that are under way end.
+    pub async fn serve(self, health: Health, stop: impl Future<Output = ()>) {
+        http::serve(self.listener, health, stop).await;
+    }
+}
+
+impl Site for Health {
+    async fn answer(&self, uri: &Uri) -> Option<Answer> {
+        Some(match uri.path() {
+            "/healthz" => Answer::plain(StatusCode::OK, "flanneld is running"),
+            "/readyz" => match self.unreadiness() {
+                None => Answer::plain(StatusCode::OK, "flanneld is ready"),
+                Some(reasons) => Answer::plain(StatusCode::SERVICE_UNAVAILABLE, reasons),
+            },
+            "/metrics" => Answer {
+                status: StatusCode::OK,
+                content_type: "text/plain; version=0.0.4; charset=utf-8",
+                body: self.metrics().into(),
+            },
+            _ => return None,
+        })
+    }
+
+    fn paths(&self) -> &'static str {
+        "there are /healthz, /readyz and /metrics"
+    }
+}
 
 /// How the agent is. Clones share one state.
 #[derive(Clone, Debug, Default)]

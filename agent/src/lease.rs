@@ -19,7 +19,7 @@ mod key;
 mod store;
 
 pub use key::{LeaseKeyError, SubnetKey};
-pub use store::{LeaseEvent, LeaseStore, Released, StoreError, StoreEvent};
+pub use store::{LeaseEvent, LeaseStore, Released, StoreError, StoreEvent, Tenure};
 
 /// What a node publishes with its lease: the value of the lease key, in flannel's field order.
 #[derive(Clone, Debug, Serialize)]

@@ -14,8 +14,8 @@ use selvage::network_command::{self, NetworkCommandError};
 use selvage::options::{self, OptionsCommand};
 use selvage::settings::{self, Environment, Settings, Sources};
 use selvage::{
-    agent, cleanup, cni, docker_opts, flanneld, ignition, leave, logging, privileges, service,
-    sysroot,
+    agent, cleanup, cni, docker_opts, doctor, flanneld, ignition, leave, logging, peers_command,
+    privileges, service, status, sysroot,
 };
 
 /// What we are is said by the name that we are called by.
@@ -71,7 +71,7 @@ fn selvage() -> ExitCode {
         }
     };
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => ExitCode::from(status),
         Err(error) => {
             report("selvage", &error);
             ExitCode::from(exit_code(&error))
@@ -79,7 +79,8 @@ fn selvage() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+/// Returns the exit status of what went well.
+fn run(command: Command) -> anyhow::Result<u8> {
     let mut stdout = io::stdout();
     match command {
         Command::Run(flags) => {
@@ -89,6 +90,22 @@ fn run(command: Command) -> anyhow::Result<()> {
             let settings = start(&flags)?;
             privileges::restrict()?;
             runtime()?.block_on(cleanup::run(&settings, &mut stdout))?;
+        }
+        Command::Status(flags) => {
+            let settings = start(&flags.settings)?;
+            return Ok(runtime()?.block_on(status::command::run(
+                &settings,
+                &flags,
+                &mut stdout,
+            ))?);
+        }
+        Command::Peers(flags) => {
+            let settings = start(&flags.settings)?;
+            return Ok(runtime()?.block_on(peers_command::run(&settings, &flags, &mut stdout))?);
+        }
+        Command::Doctor(flags) => {
+            let settings = start(&flags.settings)?;
+            return Ok(runtime()?.block_on(doctor::run(&settings, &flags, &mut stdout))?);
         }
         Command::Network(command) => network(command)?,
         Command::Leave(flags) => {
@@ -118,7 +135,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             ignition::check_command(&file, &mut stdout)?;
         }
     }
-    Ok(())
+    Ok(0)
 }
 
 fn run_agent(settings: &Settings) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@
 mod address;
 mod apply;
 mod bridge;
+mod device;
 mod generic;
 pub(crate) mod host;
 mod link;
@@ -28,6 +29,7 @@ use rtnetlink::packet_route::AddressFamily;
 
 pub use self::apply::{ChangeError, Failure};
 pub use self::bridge::Bridge;
+pub use self::device::Device;
 pub use self::monitor::{Changed, Monitor, Watch};
 pub use self::socket::{KernelError, Refused};
 use crate::net::InterfaceName;

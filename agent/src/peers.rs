@@ -187,6 +187,20 @@ impl PeerTable {
             .filter(|_| !self.blocked_by.contains_key(key))
     }
 
+    /// All leases of other nodes that exist, in use or not, as they were readable last.
+    pub fn others(&self) -> impl Iterator<Item = &Arc<Lease>> {
+        let own = self.own.key;
+        self.latest
+            .iter()
+            .filter(move |(key, _)| **key != own)
+            .map(|(_, lease)| lease)
+    }
+
+    /// What was reported about a lease that is not in use, or whose last update is not.
+    pub fn refusal(&self, key: &SubnetKey) -> Option<&Refusal> {
+        self.refusals.get(key)
+    }
+
     /// How many leases are in use.
     pub fn len(&self) -> usize {
         self.sound.len() - self.blocked_by.len()

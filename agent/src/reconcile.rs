@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use tracing::{trace, warn};
 
 use crate::hooks::Hooks;
+use crate::net::InterfaceName;
 use crate::netlink::{ChangeError, Failure, Kernel, KernelError, Watch};
-use crate::state::{Change, Delta, Key, Scope, State, diff, diff_keys};
+use crate::state::{Change, Delta, Key, Object, Scope, State, diff, diff_keys};
 use crate::underlay::Underlay;
 
 /// How many changes were made.
@@ -243,6 +244,25 @@ impl Reconciler {
     pub async fn remove_all(&mut self) -> Result<Report, KernelError> {
         self.set_desired(State::new());
         self.resync().await
+    }
+
+    /// What there is in the kernel of some keys, whatever is wanted. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be talked to.
+    pub async fn find<'a>(
+        &mut self,
+        keys: impl Iterator<Item = &'a Key>,
+    ) -> Result<Vec<Option<Object>>, KernelError> {
+        let mut observed = self.kernel.observe(&self.scope).await?.state;
+        observed.extend(self.hooks.iter().flat_map(Hooks::observe));
+        Ok(keys.map(|key| observed.get(key).cloned()).collect())
+    }
+
+    /// The overlay devices.
+    pub fn links(&self) -> &[InterfaceName] {
+        &self.scope.links
     }
 
     /// Makes changes; returns whether it must be done over. Until they are all done the kernel's state is uncertain,

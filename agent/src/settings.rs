@@ -135,6 +135,8 @@ pub struct Files {
     pub subnet_file: PathBuf,
     /// What must outlive a reboot.
     pub state_dir: PathBuf,
+    /// The control socket, where operators' commands ask the agent.
+    pub socket: PathBuf,
 }
 
 /// Where the agent answers whether it is well.

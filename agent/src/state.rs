@@ -252,6 +252,11 @@ pub struct Scope {
 }
 
 /// An object with its key, in the words of ip(8) and bridge(8).
+pub fn describe(key: &Key, object: &Object) -> String {
+    Described(key, object).to_string()
+}
+
+/// The form of [`describe`].
 struct Described<'a>(&'a Key, &'a Object);
 
 impl fmt::Display for Described<'_> {

@@ -213,6 +213,7 @@ fn flanneld_says_so_when_its_health_endpoints_cannot_listen() {
         .args(["-healthz-ip=127.0.0.1", "-healthz-port"])
         .arg(address.port().to_string())
         .env("SELVAGE_STATE_DIR", programs.path("state"))
+        .env("SELVAGE_SOCKET", programs.path("agent.sock"))
         .env("SELVAGE_NODE_ID", "node")
         .output();
     let run = Run::from(output.expect("timeout"));

@@ -69,6 +69,10 @@ impl Program {
                 "SELVAGE_STATE_DIR",
                 self.directory.path().join(format!("state{last}")),
             )
+            .env(
+                "SELVAGE_SOCKET",
+                self.directory.path().join(format!("agent{last}.sock")),
+            )
             .env("SELVAGE_NODE_ID", format!("bench-{}-{last}", self.name))
             .stdout(Stdio::null())
             .stderr(File::create(&log).context("a program's log")?);

@@ -1,5 +1,7 @@
 //! The overlay of this host: what is known of it, and how that reaches the kernel, the ruleset and `subnet.env`.
 
+mod report;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,10 +19,11 @@ use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey, allocate};
 use crate::net::InterfaceName;
 use crate::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::network_config::NetworkConfig;
-use crate::peers::{CheckPeer, PeerTable};
+use crate::peers::{CheckPeer, PeerChanges, PeerTable};
 use crate::reconcile::{Reconciler, Report};
 use crate::settings::Settings;
 use crate::state::{Delta, Key, Object, Scope};
+use crate::status;
 use crate::subnet_file::{self, Part, SubnetFile};
 use crate::underlay::{self, Underlay};
 
@@ -198,6 +201,56 @@ pub(crate) struct Overlay {
     subnet_file: PathBuf,
     /// Whether the kernel has been programmed once, for the log.
     programmed: bool,
+    /// What there is to tell, beside what the rest knows.
+    journal: Journal,
+}
+
+/// What happened, for whoever asks.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    /// When the own lease was taken.
+    pub(super) leased: u64,
+    /// When each peer was heard of first, and when it changed.
+    pub(super) seen: BTreeMap<SubnetKey, Seen>,
+    /// What is not as it should be in the kernel, and why.
+    pub(super) troubled: BTreeMap<Key, String>,
+    /// The last complete comparison with the kernel: when it was, and how long it took.
+    pub(super) resync: Option<(u64, Duration)>,
+    /// How many complete comparisons there were.
+    pub(super) resyncs: u64,
+    /// How often the firewall's rules had to be put right, and when last.
+    pub(super) firewall: (u64, Option<u64>),
+    /// When the subnet file was written.
+    pub(super) written: Option<u64>,
+}
+
+/// When a peer was heard of first, and when it changed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) since: u64,
+    pub(super) changed: Option<u64>,
+}
+
+impl Journal {
+    /// Notes what the peer table said, used or refused.
+    fn note_peers(&mut self, changes: &PeerChanges) {
+        let now = status::now();
+        let new = Seen {
+            since: now,
+            changed: None,
+        };
+        for peer in &changes.removed {
+            self.seen.remove(&peer.key);
+        }
+        let refused = changes.refused.iter().map(|(key, _)| *key);
+        for key in changes.added.iter().map(|peer| peer.key).chain(refused) {
+            self.seen.entry(key).or_insert(new);
+        }
+        for update in &changes.changed {
+            let seen = self.seen.entry(update.new.key).or_insert(new);
+            seen.changed = Some(now);
+        }
+    }
 }
 
 impl Overlay {
@@ -219,6 +272,10 @@ impl Overlay {
             firewall_settings: settings.firewall.clone(),
             subnet_file: settings.files.subnet_file.clone(),
             programmed: false,
+            journal: Journal {
+                leased: status::now(),
+                ..Journal::default()
+            },
             config,
             underlay,
             backend,
@@ -264,7 +321,9 @@ impl Overlay {
     /// Takes in the leases that there are when the agent joins. All of them are planned at once: the changes that each
     /// one makes to the plan would be of no use, and with ten thousand peers they are many.
     pub(crate) fn begin(&mut self, leases: LeaseEvent) {
-        self.peers.apply(leases).log();
+        let changes = self.peers.apply(leases);
+        changes.log();
+        self.journal.note_peers(&changes);
         self.make_plan();
     }
 
@@ -272,6 +331,7 @@ impl Overlay {
     fn accept(&mut self, event: LeaseEvent) -> Delta {
         let changes = self.peers.apply(event);
         changes.log();
+        self.journal.note_peers(&changes);
         let mut delta = Delta::new();
         for peer in &changes.removed {
             delta.extend(self.plan.remove_peer(&peer.key));
@@ -290,6 +350,9 @@ impl Overlay {
         if delta.is_empty() {
             return Ok(());
         }
+        for key in delta.keys() {
+            self.journal.troubled.remove(key);
+        }
         let report = self.reconciler.update(delta).await?;
         self.check(report)
     }
@@ -303,6 +366,9 @@ impl Overlay {
         }
         self.reconciler.set_desired(desired);
         let report = self.reconciler.resync().await?;
+        self.journal.troubled.clear();
+        self.journal.resync = Some((status::now(), report.took));
+        self.journal.resyncs += 1;
         if !self.programmed || report.counts.made() > 0 {
             info!(
                 created = report.counts.created,
@@ -349,12 +415,13 @@ impl Overlay {
             prefer_nftables: self.config.enable_nftables,
         };
         if self.firewall.ensure(&rules).await? {
+            self.journal.firewall = (self.journal.firewall.0 + 1, Some(status::now()));
             info!("firewall programmed");
         }
         Ok(())
     }
 
-    fn write_subnet_file(&self) -> Result<(), Failed> {
+    fn write_subnet_file(&mut self) -> Result<(), Failed> {
         let (v4, v6) = (self.own.key.v4, self.own.key.v6);
         let file = SubnetFile {
             v4: self.config.ipv4.zip(v4).map(|(range, subnet)| Part {
@@ -369,6 +436,9 @@ impl Overlay {
             masquerade: self.firewall_settings.masquerade,
         };
         let written = file.write(&self.subnet_file)?;
+        if written {
+            self.journal.written = Some(status::now());
+        }
         if written || !self.programmed {
             info!(path = %self.subnet_file.display(), "subnet file written");
         }
@@ -377,6 +447,7 @@ impl Overlay {
 
     /// Takes over another lease. The list of peers follows from the store.
     pub(crate) fn set_own(&mut self, own: Lease) {
+        self.journal.leased = status::now();
         self.own = own;
         self.replan();
     }
@@ -475,6 +546,7 @@ impl Overlay {
         let check = check_peer(&self.backend);
         let changes = self.peers.rejudge(&self.config, &self.own, check);
         changes.log();
+        self.journal.note_peers(&changes);
         self.make_plan();
     }
 
@@ -500,7 +572,11 @@ impl Overlay {
     }
 
     /// Turns what the kernel refused into an error.
-    fn check(&self, report: Report) -> Result<(), Failed> {
+    fn check(&mut self, report: Report) -> Result<(), Failed> {
+        for failure in &report.failures {
+            let key = failure.change.key().clone();
+            self.journal.troubled.insert(key, failure.to_string());
+        }
         let total = report.failures.len();
         let own = self.backend.own(&self.own.key);
         let spares_own = report

@@ -107,6 +107,17 @@ impl Plan {
         self.refused.get(key)
     }
 
+    /// What reaches a peer; empty if it is refused, or if there is no such peer.
+    pub fn peer(&self, key: &SubnetKey) -> &[(Key, Object)] {
+        let accepted = self
+            .peers
+            .get(key)
+            .filter(|_| !self.refused.contains_key(key));
+        accepted
+            .and_then(|peer| peer.objects.as_deref().ok())
+            .unwrap_or_default()
+    }
+
     /// The number of programmed peers.
     pub fn accepted(&self) -> usize {
         self.peers.len() - self.refused.len()

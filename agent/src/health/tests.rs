@@ -206,7 +206,7 @@ async fn slow_headers_are_cut_off_and_do_not_hold_up_others() {
 async fn more_connections_than_allowed_wait_until_others_end() {
     let server = start().await;
     let mut idle = Vec::new();
-    for _ in 0..super::server::MAX_CONNECTIONS {
+    for _ in 0..crate::http::MAX_CONNECTIONS {
         idle.push(server.connect().await);
     }
     let answer = server.get("/healthz");

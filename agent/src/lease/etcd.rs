@@ -29,7 +29,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use crate::lease::{Lease, LeaseAttrs, LeaseStore, Released, StoreError, StoreEvent, SubnetKey};
+use crate::lease::{
+    Lease, LeaseAttrs, LeaseStore, Released, StoreError, StoreEvent, SubnetKey, Tenure,
+};
 use crate::network_config::NetworkConfig;
 
 mod acquire;
@@ -71,6 +73,7 @@ struct Store {
     held: Mutex<Option<Held>>,
     config: config::Known,
     departures: std::sync::Mutex<Departures>,
+    tenure: std::sync::Mutex<Tenure>,
     /// Somebody else may have changed the key of the held lease.
     touched: Notify,
 }
@@ -93,6 +96,14 @@ impl Store {
         self.departures
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tenure(&self) -> Tenure {
+        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_tenure(&self, tenure: Tenure) {
+        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner) = tenure;
     }
 
     /// From now on, and for a while, what vanished counts as there.
@@ -126,6 +137,7 @@ impl EtcdStore {
                 held: Mutex::new(None),
                 config: config::Known::default(),
                 departures: std::sync::Mutex::default(),
+                tenure: std::sync::Mutex::default(),
                 touched: Notify::new(),
             }),
             owner,
@@ -285,6 +297,10 @@ impl LeaseStore for EtcdStore {
         timeout(DEADLINE, releasing)
             .await
             .unwrap_or_else(|_| Err(self.store.servers.silence()))
+    }
+
+    fn tenure(&self) -> Tenure {
+        self.store.tenure()
     }
 
     async fn next_event(&mut self) -> StoreEvent {

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::time::Instant;
 
 use crate::lease::allocate::Exhausted;
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -140,6 +141,15 @@ pub enum Released {
     Reservation(SubnetKey),
 }
 
+/// What holds of the own lease's duration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tenure {
+    /// For how long it is granted; `None` for a reservation, and for no lease.
+    pub ttl: Option<Duration>,
+    /// When it ends if nothing extends it; `None` if that is not known or not so.
+    pub expires: Option<Instant>,
+}
+
 /// Where leases are kept: one etcd cluster, or in a test a table in memory.
 pub trait LeaseStore {
     /// Reads and validates the network config. One attempt, with a deadline.
@@ -167,6 +177,9 @@ pub trait LeaseStore {
     /// Gives the held lease back, so that its subnet is free at once; a reservation stays. Answers within seconds. After
     /// that the store holds no lease, whatever the outcome.
     fn release(&mut self) -> impl Future<Output = Result<Released, StoreError>> + Send;
+
+    /// How long the held lease lasts, as far as is known.
+    fn tenure(&self) -> Tenure;
 
     /// Waits for the next event. Cancel-safe.
     fn next_event(&mut self) -> impl Future<Output = StoreEvent> + Send;

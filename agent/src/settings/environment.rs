@@ -88,6 +88,7 @@ impl Environment {
             files: Files {
                 subnet_file: self.text(key::FILES_SUBNET_FILE),
                 state_dir: self.text(key::FILES_STATE_DIR),
+                socket: self.text(key::FILES_SOCKET),
             },
             health: Health {
                 address: self.text(key::HEALTH_ADDRESS),

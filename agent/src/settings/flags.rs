@@ -44,6 +44,7 @@ pub(super) fn fragment(flags: &SettingsFlags) -> Fragment {
         files: Files {
             subnet_file: text(&flags.subnet_file),
             state_dir: text(&flags.state_dir),
+            socket: text(&flags.socket),
         },
         health: Health {
             address: text(&flags.healthz_ip),

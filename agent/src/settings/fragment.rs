@@ -90,6 +90,8 @@ pub(super) struct Files {
     pub(super) subnet_file: Option<Spanned<String>>,
     /// What must outlive a reboot (default: `/var/lib/selvage`).
     pub(super) state_dir: Option<Spanned<String>>,
+    /// Where operators' commands ask the agent (default: `/run/selvage/agent.sock`).
+    pub(super) socket: Option<Spanned<String>>,
 }
 
 /// `[health]`: where the agent answers whether it is well.

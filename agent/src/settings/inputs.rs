@@ -93,6 +93,7 @@ pub(super) struct Inputs {
     pub(super) blackhole_route: Option<Sourced<bool>>,
     pub(super) subnet_file: Option<Sourced<String>>,
     pub(super) state_dir: Option<Sourced<String>>,
+    pub(super) socket: Option<Sourced<String>>,
     pub(super) health_address: Option<Sourced<String>>,
     pub(super) health_port: Option<Sourced<i64>>,
     pub(super) node_id: Option<Sourced<String>>,
@@ -141,6 +142,7 @@ impl Inputs {
             blackhole_route, FIREWALL_BLACKHOLE_ROUTE, firewall.blackhole_route;
             subnet_file, FILES_SUBNET_FILE, files.subnet_file;
             state_dir, FILES_STATE_DIR, files.state_dir;
+            socket, FILES_SOCKET, files.socket;
             health_address, HEALTH_ADDRESS, health.address;
             health_port, HEALTH_PORT, health.port;
             node_id, AGENT_NODE_ID, agent.node_id;

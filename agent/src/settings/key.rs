@@ -69,6 +69,7 @@ pub(super) const FIREWALL_BLACKHOLE_ROUTE: Key =
     Key::new("firewall.blackhole-route", "ip-blackhole-route");
 pub(super) const FILES_SUBNET_FILE: Key = Key::new("files.subnet-file", "subnet-file");
 pub(super) const FILES_STATE_DIR: Key = Key::new("files.state-dir", "state-dir");
+pub(super) const FILES_SOCKET: Key = Key::new("files.socket", "socket");
 pub(super) const HEALTH_ADDRESS: Key = Key::new("health.address", "healthz-ip");
 pub(super) const HEALTH_PORT: Key = Key::new("health.port", "healthz-port");
 pub(super) const AGENT_NODE_ID: Key = Key::new("agent.node-id", "node-id");
@@ -78,7 +79,7 @@ pub(super) const AGENT_LEAVE_ON_STOP: Key = Key::new("agent.leave-on-stop", "lea
 
 /// Every setting, in the order of the sample file.
 #[cfg(test)]
-pub(super) const ALL: [Key; 29] = [
+pub(super) const ALL: [Key; 30] = [
     ETCD_ENDPOINTS,
     ETCD_PREFIX,
     ETCD_CAFILE,
@@ -102,6 +103,7 @@ pub(super) const ALL: [Key; 29] = [
     FIREWALL_BLACKHOLE_ROUTE,
     FILES_SUBNET_FILE,
     FILES_STATE_DIR,
+    FILES_SOCKET,
     HEALTH_ADDRESS,
     HEALTH_PORT,
     AGENT_NODE_ID,

@@ -17,6 +17,7 @@ mod underlay;
 
 const DEFAULT_SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DEFAULT_STATE_DIR: &str = "/var/lib/selvage";
+const DEFAULT_SOCKET: &str = "/run/selvage/agent.sock";
 const DEFAULT_LOG: &str = "info";
 const DEFAULT_RESYNC_SECS: u64 = 300;
 /// flannel's.
@@ -32,6 +33,7 @@ pub(super) fn settings(inputs: Inputs) -> Result<Settings, Error> {
     let files = Files {
         subnet_file: path_or(inputs.subnet_file.as_ref(), DEFAULT_SUBNET_FILE)?,
         state_dir: path_or(inputs.state_dir.as_ref(), DEFAULT_STATE_DIR)?,
+        socket: path_or(inputs.socket.as_ref(), DEFAULT_SOCKET)?,
     };
     let agent = Agent {
         node_id: optional(inputs.node_id.as_ref(), node_id)?,

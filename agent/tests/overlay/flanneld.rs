@@ -63,6 +63,7 @@ impl Flanneld {
             )
             .env("FLANNELD_IP_MASQ", "true")
             .env("SELVAGE_STATE_DIR", directory.path().join("state"))
+            .env("SELVAGE_SOCKET", directory.path().join("agent.sock"))
     }
 
     fn subnet_env(&self) -> String {

@@ -75,10 +75,17 @@ impl Host {
             .arg(self.subnet_file())
             .arg("--state-dir")
             .arg(self.directory.path().join("state"))
+            .arg("--socket")
+            .arg(self.socket())
             // Every host of a test shares this machine's identity file; a real cluster's nodes do not.
             .env("SELVAGE_NODE_ID", self.node_id())
             .envs(self.environment.iter().cloned());
         command
+    }
+
+    /// The agent's control socket.
+    pub(crate) fn socket(&self) -> std::path::PathBuf {
+        self.directory.path().join("agent.sock")
     }
 
     fn node_id(&self) -> String {

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use super::Store;
 use super::held::{EtcdLease, Held, Settled, keep_alive};
 use super::spread::{LIST, spread};
-use crate::lease::{StoreError, StoreEvent};
+use crate::lease::{StoreError, StoreEvent, Tenure};
 use crate::retry::{Backoff, jittered, random_seed};
 
 /// Keeps one lease until it is lost.
@@ -22,8 +22,6 @@ pub(super) struct Keeper {
     /// Pauses between rewrites of a key that somebody else keeps changing, for example a flannel on the same machine.
     rewrites: Backoff,
     last_rewrite: Option<Instant>,
-    /// When the lease ends if nothing extends it; `None` if that is not known.
-    expires: Option<Instant>,
     /// Why it could not be extended, as reported last.
     trouble: Option<String>,
     seed: u64,
@@ -52,7 +50,6 @@ impl Keeper {
             failures: FAILURES.seeded(random_seed()),
             rewrites: REWRITES.seeded(random_seed()),
             last_rewrite: None,
-            expires: None,
             trouble: None,
             seed: random_seed(),
         }
@@ -163,7 +160,11 @@ impl Keeper {
             return;
         };
         let now = Instant::now();
-        let left = self.expires.map(|at| at.saturating_duration_since(now));
+        let left = self
+            .store
+            .tenure()
+            .expires
+            .map(|at| at.saturating_duration_since(now));
         let in_danger = left.is_some_and(|left| left < lease.ttl / 2);
         let refused = matches!(error, StoreError::Refused { .. });
         let text = error.to_string();
@@ -183,7 +184,12 @@ impl Keeper {
 
     /// When the lease is to be extended first; never, if it is a reservation.
     async fn first_renewal(&mut self, aged: bool) -> Option<Instant> {
-        let lease = self.store.held.lock().await.as_ref()?.etcd_lease?;
+        let etcd_lease = self.store.held.lock().await.as_ref()?.etcd_lease;
+        self.store.set_tenure(Tenure {
+            ttl: etcd_lease.map(|lease| lease.ttl),
+            expires: None,
+        });
+        let lease = etcd_lease?;
         Some(if aged {
             Instant::now()
         } else {
@@ -195,7 +201,10 @@ impl Keeper {
     /// may fail, less up to a fifth of that, so that nodes which started together do not renew together.
     fn after(&mut self, lease: EtcdLease) -> Instant {
         let now = Instant::now();
-        self.expires = Some(now + lease.ttl);
+        self.store.set_tenure(Tenure {
+            ttl: Some(lease.ttl),
+            expires: Some(now + lease.ttl),
+        });
         now + jittered(lease.ttl / 6, 0.2, &mut self.seed)
     }
 }

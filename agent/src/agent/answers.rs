@@ -1,0 +1,98 @@
+//! What the agent answers over its control socket.
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::overlay::Overlay;
+use super::task::Task;
+use super::{Agent, Tasks};
+use crate::control::Question;
+use crate::lease::LeaseStore;
+use crate::status::{self, Health, Kernel, SCHEMA, State, Status, Store};
+
+impl<S: LeaseStore> Agent<'_, S> {
+    /// Lays out what there is to say until the loop runs.
+    pub(super) fn tell_joining(&self, reasons: Vec<String>) {
+        let mut status = Status::joining(self.process.clone(), reasons);
+        status.store = self.describe_store();
+        status.kernel.interval_seconds = self.settings.agent.resync.as_secs();
+        status.files.subnet_file = self.settings.files.subnet_file.display().to_string();
+        status.clock = self.clock.seen();
+        self.desk.set_joining(Some(status));
+    }
+
+    pub(super) async fn answer(&self, question: Question, overlay: &mut Overlay, tasks: &Tasks) {
+        // Whoever asked may have lost patience.
+        match question {
+            Question::Status(sender) => {
+                let _ = sender.send(self.report(overlay, tasks).await);
+            }
+            Question::Peer(asked, sender) => {
+                let _ = sender.send(overlay.detail(asked).await);
+            }
+        }
+    }
+
+    async fn report(&self, overlay: &mut Overlay, tasks: &Tasks) -> Status {
+        let reasons: Vec<String> = self.troubles(tasks).map(str::to_owned).collect();
+        let state = if reasons.is_empty() {
+            State::Ready
+        } else {
+            State::Degraded
+        };
+        let text = |task: &Task| task.trouble().map(str::to_owned);
+        let tenure = self.store.tenure();
+        let left = tenure
+            .expires
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let held = tasks.lease.trouble().is_none() && self.lease.is_some();
+        let lease = status::Lease {
+            held,
+            reservation: held && tenure.ttl.is_none(),
+            ttl_seconds: tenure.ttl.map(|ttl| ttl.as_secs()),
+            left_seconds: left.map(|left| left.as_secs()),
+            trouble: text(&tasks.lease).or_else(|| text(&tasks.renewal)),
+            ..overlay.lease()
+        };
+        Status {
+            schema: SCHEMA,
+            time: status::now(),
+            agent: self.process.clone(),
+            health: Health { state, reasons },
+            store: self.describe_store(),
+            network: Some(overlay.network(text(&tasks.config))),
+            lease: Some(lease),
+            underlay: Some(overlay.underlay()),
+            devices: overlay.devices().await,
+            firewall: Some(overlay.firewall()),
+            kernel: Kernel {
+                interval_seconds: self.settings.agent.resync.as_secs(),
+                ..overlay.kernel()
+            },
+            files: overlay.files(),
+            peers: overlay.list_peers(),
+            clock: self.clock.seen(),
+        }
+    }
+
+    fn describe_store(&self) -> Store {
+        let etcd = &self.settings.etcd;
+        Store {
+            kind: "etcd".to_owned(),
+            servers: etcd.endpoints.clone(),
+            prefix: etcd.prefix.clone(),
+            server: self.server.clone(),
+            trouble: self.store_trouble.clone(),
+        }
+    }
+
+    /// Looks whether the wall clock jumped.
+    pub(super) fn look_at_clock(&mut self) {
+        if let Some(seconds) = self.clock.look() {
+            warn!(
+                seconds,
+                "the wall clock jumped; certificates and other hosts' logs go by it, leases do not"
+            );
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The overlay's part in what the agent tells: the state that it works on, in the words of [`crate::status`].
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tracing::debug;
+
+use super::Overlay;
+use crate::lease::{Lease, SubnetKey};
+use crate::logging::chain;
+use crate::netlink::Device;
+use crate::state::{LinkKind, Object, describe};
+use crate::status::{
+    self, Files, Firewall, Kernel, Network, Owner, Peer, PeerDetail, PeerObject, PeerState,
+    Traffic, Underlay, micros,
+};
+
+impl Overlay {
+    /// What all nodes share. `rejected`: why the network config that was written last is not in use.
+    pub(crate) fn network(&self, rejected: Option<String>) -> Network {
+        Network {
+            ipv4: self.config.ipv4.map(|range| range.network),
+            ipv6: self.config.ipv6.map(|range| range.network),
+            backend: self.backend.kind().to_owned(),
+            mtu: self.backend.mtu(),
+            rejected,
+        }
+    }
+
+    /// The own lease, but for what the store knows of it.
+    pub(crate) fn lease(&self) -> status::Lease {
+        status::Lease {
+            subnet: self.own.key.v4,
+            subnet_v6: self.own.key.v6,
+            public_ip: self.own.attrs.public_ip,
+            public_ipv6: self.own.attrs.public_ipv6,
+            since_time: self.journal.leased,
+            held: true,
+            reservation: false,
+            ttl_seconds: None,
+            left_seconds: None,
+            trouble: None,
+        }
+    }
+
+    pub(crate) fn underlay(&self) -> Underlay {
+        let (v4, v6) = (self.underlay.v4, self.underlay.v6);
+        Underlay {
+            interface: self.underlay.name.to_string(),
+            index: self.underlay.index,
+            mtu: self.underlay.mtu,
+            ipv4: v4.and_then(|v4| Ipv4Net::new(v4.address, v4.prefix_len).ok()),
+            ipv6: v6.and_then(|v6| Ipv6Net::new(v6.address, v6.prefix_len).ok()),
+        }
+    }
+
+    pub(crate) fn firewall(&self) -> Firewall {
+        let (programmed, programmed_time) = self.journal.firewall;
+        Firewall {
+            wanted: self.firewall_settings.mode.to_string(),
+            mode: self.firewall.effective().map(|mode| mode.to_string()),
+            masquerade: self.firewall_settings.masquerade,
+            forward: self.firewall_settings.forward,
+            programmed,
+            programmed_time,
+        }
+    }
+
+    /// The comparison with the kernel, but for its interval.
+    pub(crate) fn kernel(&self) -> Kernel {
+        let totals = self.reconciler.totals();
+        Kernel {
+            interval_seconds: 0,
+            resync_time: self.journal.resync.map(|(at, _)| at),
+            resync_usec: self.journal.resync.map(|(_, took)| micros(took)),
+            resyncs: self.journal.resyncs,
+            created: totals.created,
+            changed: totals.changed,
+            removed: totals.removed,
+            failed: totals.failed,
+            failures: self.journal.troubled.values().cloned().collect(),
+        }
+    }
+
+    pub(crate) fn files(&self) -> Files {
+        Files {
+            subnet_file: self.subnet_file.display().to_string(),
+            written_time: self.journal.written,
+        }
+    }
+
+    /// The overlay devices, as the kernel has them now.
+    pub(crate) async fn devices(&mut self) -> Vec<status::Device> {
+        let names = self.backend.scope().links;
+        let mut devices = Vec::with_capacity(names.len());
+        for name in names {
+            let found = match self.reconciler.kernel_mut().device(&name).await {
+                Ok(found) => found,
+                Err(error) => {
+                    debug!(device = %name, "not told about: {}", chain(&error));
+                    None
+                }
+            };
+            devices.push(device(name.to_string(), found));
+        }
+        devices
+    }
+
+    /// The leases of the other nodes, used or not.
+    pub(crate) fn list_peers(&self) -> Vec<Peer> {
+        self.peers
+            .others()
+            .map(|lease| self.describe(lease))
+            .collect()
+    }
+
+    fn describe(&self, latest: &Lease) -> Peer {
+        let key = latest.key;
+        let used = self.peers.get(&key);
+        // Where the last update is refused, what is in use counts.
+        let lease = used.map_or(latest, AsRef::as_ref);
+        let refusal = self.peers.refusal(&key).map(ToString::to_string);
+        let unplanned = self.plan.refusal(&key).map(ToString::to_string);
+        let trouble = self
+            .plan
+            .peer(&key)
+            .iter()
+            .find_map(|(key, _)| self.journal.troubled.get(key));
+        let (state, reason) = match (used, unplanned, trouble) {
+            (None, _, _) => (PeerState::Refused, refusal),
+            (Some(_), Some(reason), _) => (PeerState::Refused, Some(reason)),
+            (Some(_), None, Some(trouble)) => (PeerState::Failed, Some(trouble.clone())),
+            (Some(_), None, None) => (PeerState::Programmed, refusal),
+        };
+        let seen = self.journal.seen.get(&key);
+        Peer {
+            subnet: key.v4,
+            subnet_v6: key.v6,
+            public_ip: lease.attrs.public_ip,
+            public_ipv6: lease.attrs.public_ipv6,
+            backend: lease.attrs.backend_type.clone(),
+            owner: lease.attrs.owner.clone(),
+            state,
+            reason,
+            since_time: seen.map_or(self.journal.leased, |seen| seen.since),
+            changed_time: seen.and_then(|seen| seen.changed),
+            traffic: None,
+            handshake_time: None,
+        }
+    }
+
+    /// Whose an address is, and whether the kernel has what reaches it.
+    pub(crate) async fn detail(&mut self, asked: IpNet) -> PeerDetail {
+        let (owner, peer) = self.owner(asked);
+        let mut objects = Vec::new();
+        if let Some(lease) = &peer {
+            let wanted = self.plan.peer(&lease.key).to_vec();
+            let found = self
+                .reconciler
+                .find(wanted.iter().map(|(key, _)| key))
+                .await;
+            let with_next_hops = self.reconciler.kernel().has_next_hops();
+            for (at, (key, object)) in wanted.iter().enumerate() {
+                if matches!(object, Object::NextHop { .. }) && !with_next_hops {
+                    continue;
+                }
+                let (present, found) = match &found {
+                    Ok(found) => match found.get(at).and_then(Option::as_ref) {
+                        Some(found) => (found.satisfies(object), Some(describe(key, found))),
+                        None => (false, None),
+                    },
+                    Err(error) => (false, Some(format!("not known: {}", chain(error)))),
+                };
+                objects.push(PeerObject {
+                    wanted: describe(key, object),
+                    present,
+                    found: found.filter(|_| !present),
+                });
+            }
+        }
+        PeerDetail {
+            schema: status::SCHEMA,
+            asked,
+            owner,
+            peer: peer.map(|lease| self.describe(&lease)),
+            objects,
+        }
+    }
+
+    /// Whose an address or a subnet is: by subnet, and else by the nodes' own addresses.
+    fn owner(&self, asked: IpNet) -> (Owner, Option<Lease>) {
+        let has = |key: &SubnetKey| key.nets().any(|net| net.contains(&asked));
+        if has(&self.own.key) {
+            return (Owner::Own, None);
+        }
+        let single = asked.prefix_len() == asked.max_prefix_len();
+        let is_at = |lease: &Lease| {
+            let addresses = [
+                lease.attrs.public_ip.map(Into::into),
+                lease.attrs.public_ipv6.map(Into::into),
+            ];
+            single && addresses.contains(&Some(asked.addr()))
+        };
+        let by_subnet = self.peers.others().find(|lease| has(&lease.key));
+        let by_address = || self.peers.others().find(|lease| is_at(lease));
+        if let Some(lease) = by_subnet.or_else(by_address) {
+            return (Owner::Peer, Some(lease.as_ref().clone()));
+        }
+        if is_at(&self.own) {
+            return (Owner::Own, None);
+        }
+        if self
+            .config
+            .networks()
+            .any(|network| network.contains(&asked))
+        {
+            (Owner::Nobody, None)
+        } else {
+            (Owner::Outside, None)
+        }
+    }
+}
+
+fn device(name: String, found: Option<Device>) -> status::Device {
+    let (kind, mtu, mac) = match found.as_ref().map(|device| &device.object) {
+        Some(Object::Link(link)) => (
+            Some(kind(&link.kind).to_owned()),
+            Some(link.mtu),
+            link.kind.mac().map(|mac| mac.to_string()),
+        ),
+        _ => (None, None, None),
+    };
+    let present = found.is_some();
+    let statistics = found.map(|device| device.statistics).unwrap_or_default();
+    status::Device {
+        name,
+        present,
+        kind,
+        mtu,
+        mac,
+        traffic: Traffic {
+            rx_bytes: statistics.rx_bytes,
+            tx_bytes: statistics.tx_bytes,
+            rx_packets: Some(statistics.rx_packets),
+            tx_packets: Some(statistics.tx_packets),
+        },
+        tx_errors: statistics.tx_errors,
+        tx_dropped: statistics.tx_dropped,
+        rx_errors: statistics.rx_errors,
+        rx_dropped: statistics.rx_dropped,
+    }
+}
+
+fn kind(kind: &LinkKind) -> &'static str {
+    match kind {
+        LinkKind::Vxlan(_) => "vxlan",
+        LinkKind::Ipip(_) => "ipip",
+        LinkKind::Wireguard(_) => "wireguard",
+        LinkKind::Tun(_) => "tun",
+    }
+}

@@ -1,6 +1,6 @@
 //! The tests that need a boot. Few boots serve many cases:
 //!
-//! 1. two machines boot for the first time: [`first_boot`], [`overlay`], [`coreos`];
+//! 1. two machines boot for the first time: [`first_boot`], [`overlay`], [`coreos`], [`operator`];
 //! 2. both reboot: [`second_boot`];
 //! 3. one reboots while etcd is away: [`etcd_absent`]; then, [`renumbering`] and [`networks`];
 //! 4. two machines by themselves, side by side: [`plain_docker`] without the agent, [`broken_ignition`].
@@ -10,6 +10,7 @@ mod coreos;
 mod etcd_absent;
 mod first_boot;
 mod networks;
+mod operator;
 mod overlay;
 mod pair;
 mod plain_docker;
@@ -31,6 +32,7 @@ const GROUPS: &[Names] = &[
     first_boot::CASES,
     overlay::CASES,
     coreos::CASES,
+    operator::CASES,
     second_boot::CASES,
     etcd_absent::CASES,
     renumbering::CASES,

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::future::try_join_all;
 
 use self::table::{NETWORKS, Network};
+use super::operator;
 use crate::{
     cluster::Cluster,
     facts,
@@ -116,6 +117,10 @@ async fn kind_of_network(cluster: &mut Cluster, kind: &Network, network: &str) -
     }
     wait::until("packets cross as they should", PROGRAMMED, || {
         talk(cluster, kind, &a, &b)
+    })
+    .await?;
+    wait::until("the doctor to have nothing to say", PROGRAMMED, || {
+        operator::is_healthy(cluster)
     })
     .await
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use futures_util::future::try_join_all;
 
-use super::{coreos, etcd_absent, first_boot, networks, overlay, renumbering, second_boot};
+use super::{
+    coreos, etcd_absent, first_boot, networks, operator, overlay, renumbering, second_boot,
+};
 use crate::{
     cli::Common,
     cluster::{Cluster, Options},
@@ -23,6 +25,7 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
         first_boot::CASES,
         overlay::CASES,
         coreos::CASES,
+        operator::CASES,
         second_boot::CASES,
         etcd_absent::CASES,
         renumbering::CASES,
@@ -68,6 +71,7 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster) -> Result<()> {
     let later = [
         overlay::CASES,
         coreos::CASES,
+        operator::CASES,
         second_boot::CASES,
         etcd_absent::CASES,
         renumbering::CASES,
@@ -80,6 +84,7 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster) -> Result<()> {
     start_containers(cluster, &archive, progress).await?;
     overlay::run(suite, cluster).await;
     coreos::run(suite, cluster).await;
+    operator::run(suite, cluster).await;
 
     let before = try_join_all(cluster.machines.iter().map(facts::ask)).await?;
     if suite.wants_any(second_boot::CASES) {

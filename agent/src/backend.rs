@@ -311,6 +311,20 @@ pub enum OpenError {
         /// The address that the settings tell peers to use.
         public: IpAddr,
     },
+    /// What the underlay carries leaves too little for IPv6.
+    #[error(
+        "IPv6 over {kind} needs an underlay with an MTU of at least {needed} bytes, but {interface} has {mtu}"
+    )]
+    Narrow {
+        /// The back end's name.
+        kind: &'static str,
+        /// The underlay's interface.
+        interface: InterfaceName,
+        /// Its MTU in bytes.
+        mtu: u32,
+        /// The least that it may be.
+        needed: u32,
+    },
     /// A command of the network config's did not succeed.
     #[error("{key}")]
     Command {

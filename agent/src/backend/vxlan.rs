@@ -149,6 +149,16 @@ pub(super) async fn open(
     setup: Setup<'_>,
     kernel: &mut Kernel,
 ) -> Result<VxlanBackend, super::OpenError> {
+    // The kernel would only say "invalid argument".
+    let needed = MIN_MTU_V6 + OVERHEAD_V6;
+    if setup.config.ipv6.is_some() && setup.underlay.mtu < needed {
+        return Err(super::OpenError::Narrow {
+            kind: KIND,
+            interface: setup.underlay.name.clone(),
+            mtu: setup.underlay.mtu,
+            needed,
+        });
+    }
     let mut identities = Vec::new();
     for network in setup.config.networks() {
         let link = device_name(config.vni, network);

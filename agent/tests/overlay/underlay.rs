@@ -106,3 +106,19 @@ fn direct_routing_is_decided_anew_when_the_underlay_changes() {
     wait_until("IPv4 to go directly", || devices() == ["eth0", "eth0"]);
     one.wait_reaches(&two);
 }
+
+#[test]
+fn underlay_that_is_too_narrow_for_ipv6_is_named_and_waited_for() {
+    let store = Store::start(DUAL);
+    let mut one = store.host(1);
+    one.namespace.ip("link set eth0 mtu 1349");
+    one.start_agent();
+    let told = one.wait_told("what it waits for", |line| line.contains("MTU"));
+    assert!(
+        told.contains("at least 1350 bytes, but eth0 has 1349"),
+        "{told}"
+    );
+    one.namespace.ip("link set eth0 mtu 1350");
+    one.wait_ready();
+    assert_eq!(one.subnet_env("FLANNEL_MTU"), "1280");
+}

@@ -15,7 +15,7 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::health::Health;
 use crate::http::{self, Answer, Site};
@@ -41,6 +41,10 @@ const QUESTIONS: usize = 16;
 
 /// How long the agent's loop may be busy before the asker is told so.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Anybody on the host may ask, as often as he likes; this share of the loop's time at the most goes into answers: one in
+/// so many parts.
+const SHARE: u32 = 4;
 
 /// A question for the agent's loop. Whoever gets it answers by the channel in it; dropping that says there is no answer.
 #[derive(Debug)]
@@ -60,6 +64,8 @@ pub struct Desk {
     health: Health,
     questions: mpsc::Sender<Question>,
     joining: Arc<Mutex<Option<Box<Status>>>>,
+    /// When the loop may be asked next.
+    next: Arc<tokio::sync::Mutex<Instant>>,
 }
 
 /// The control socket cannot be offered.
@@ -81,6 +87,7 @@ impl Desk {
             health,
             questions: sender,
             joining: Arc::default(),
+            next: Arc::new(tokio::sync::Mutex::new(Instant::now())),
         };
         (desk, receiver)
     }
@@ -90,11 +97,10 @@ impl Desk {
         *self.joining.lock().unwrap_or_else(PoisonError::into_inner) = status.map(Box::new);
     }
 
-    /// Listens on a path until `stop` is ready. What an earlier agent left there is replaced: the lock on the state
-    /// directory says that it does not run.
+    /// Listens on a path until `stop` is ready. A socket that an earlier agent left there is replaced.
     ///
     /// # Errors
-    /// The directory cannot be made, or the socket cannot.
+    /// The directory or the socket cannot be made, another agent listens there, or something else is in its place.
     pub fn listen(
         self,
         path: &Path,
@@ -107,10 +113,7 @@ impl Desk {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
         }
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            Ok(()) | Err(_) => (),
-        }
+        remove_stale(path).map_err(failed)?;
         let listener = UnixListener::bind(path).map_err(failed)?;
         // Whatever the umask is.
         fs::set_permissions(path, fs::Permissions::from_mode(0o666)).map_err(failed)?;
@@ -119,10 +122,15 @@ impl Desk {
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
-        let (sender, answer) = oneshot::channel();
         let asked = async {
+            let mut next = self.next.lock().await;
+            sleep_until(*next).await;
+            let begin = Instant::now();
+            let (sender, answer) = oneshot::channel();
             self.questions.send(question(sender)).await.ok()?;
-            answer.await.ok()
+            let answer = answer.await.ok();
+            *next = Instant::now() + begin.elapsed() * (SHARE - 1);
+            answer
         };
         timeout(PATIENCE, asked).await.ok().flatten()
     }
@@ -155,6 +163,28 @@ impl Desk {
                 .as_ref(),
         )
     }
+}
+
+/// Removes the socket of an agent that is no more.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "something that is no socket is there",
+            ));
+        }
+        Ok(_) => (),
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another agent answers there",
+        ));
+    }
+    fs::remove_file(path)
 }
 
 /// What `address=…` names.

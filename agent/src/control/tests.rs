@@ -39,13 +39,31 @@ async fn while_joining_the_last_word_is_told_and_afterwards_the_loop_answers() {
 #[tokio::test]
 async fn anybody_may_ask_and_a_dead_agents_socket_is_replaced() {
     let directory = TempDir::new().unwrap();
-    let (_desk, _questions, _client) = listen(&directory);
+    let path = directory.path().join("run/agent.sock");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let (desk, _questions, client) = listen(&directory);
     desk.set_joining(Some(status()));
     client.status().await.unwrap();
-    let path = directory.path().join("run/agent.sock");
     let mode = fs::metadata(path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o666);
+}
+
+#[tokio::test]
+async fn neither_a_living_agents_socket_nor_a_file_is_replaced() {
+    let directory = TempDir::new().unwrap();
+    let (desk, _questions, client) = listen(&directory);
+    desk.set_joining(Some(status()));
+    let (other, _) = Desk::new(Health::new());
+    let path = directory.path().join("run/agent.sock");
+    let error = other.clone().listen(&path, std::future::pending());
+    assert!(matches!(&error, Err(error) if error.source.kind() == io::ErrorKind::AddrInUse));
+    client.status().await.unwrap();
+
+    let file = directory.path().join("file");
+    fs::write(&file, "precious").unwrap();
+    other.listen(&file, std::future::pending()).unwrap_err();
+    assert_eq!(fs::read(&file).unwrap(), b"precious");
 }
 
 #[tokio::test]

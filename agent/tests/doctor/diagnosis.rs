@@ -1,0 +1,64 @@
+//! Asking the doctor on a host, and what it is to have said.
+
+use selvage::doctor::{Finding, Report};
+
+use crate::host::Host;
+
+/// What `selvage doctor` said on a host.
+#[derive(Debug)]
+pub(crate) struct Diagnosis {
+    /// What it printed for machines.
+    pub(crate) report: Report,
+    /// Its exit status.
+    pub(crate) status: Option<i32>,
+}
+
+impl Diagnosis {
+    /// Asks the doctor on a host.
+    pub(crate) fn of(host: &Host) -> Self {
+        Self::with(host, &[])
+    }
+
+    /// The same with more arguments.
+    pub(crate) fn with(host: &Host, arguments: &[&str]) -> Self {
+        let output = host
+            .selvage("doctor")
+            .arg("--json")
+            .args(arguments)
+            .output()
+            .expect("selvage doctor");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let report = serde_json::from_str(&said).unwrap_or_else(|error| {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            panic!("{error}: {said}{complaint}")
+        });
+        Self {
+            report,
+            status: output.status.code(),
+        }
+    }
+
+    /// Panics unless nothing was found. Checks of which a test host has not what they look at may be left out.
+    pub(crate) fn assert_silent(&self) {
+        assert!(self.report.findings.is_empty(), "{self:#?}");
+        assert_eq!(self.status, Some(0));
+    }
+
+    /// The findings of one check.
+    pub(crate) fn of_check(&self, name: &str) -> Vec<&Finding> {
+        let findings = self.report.findings.iter();
+        findings.filter(|finding| finding.check == name).collect()
+    }
+
+    /// The one finding of a check, which has `word` in its remedy.
+    pub(crate) fn assert_finds(&self, name: &str, word: &str) -> &Finding {
+        let findings = self.of_check(name);
+        let [finding] = findings[..] else {
+            panic!("not one finding of {name}: {self:#?}")
+        };
+        let names = |remedy: &String| remedy.contains(word);
+        assert!(finding.remedy.iter().any(names), "{word:?}: {finding:#?}");
+        assert!(matches!(self.status, Some(1 | 2)), "{self:#?}");
+        finding
+    }
+}

@@ -1,0 +1,22 @@
+//! `selvage doctor` on hosts that are well, and on hosts with a fault planted: network namespaces on one switch, with the
+//! real agent and the real etcd, as the overlay's tests have them.
+//!
+//! The tests need what those need.
+
+#![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
+
+#[expect(dead_code, reason = "the overlay's tests use all of it")]
+#[path = "../etcd/authority.rs"]
+mod authority;
+#[expect(dead_code, reason = "the overlay's tests use all of it")]
+#[path = "../overlay/cluster.rs"]
+mod cluster;
+mod diagnosis;
+mod healthy;
+#[expect(dead_code, reason = "the overlay's tests use all of it")]
+#[path = "../overlay/host.rs"]
+mod host;
+#[path = "../overlay/namespace.rs"]
+mod namespace;
+#[path = "../overlay/wait.rs"]
+mod wait;

@@ -250,6 +250,11 @@ pub struct SettingsFlags {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
+    /// Name of the network where several are on this host: 1 to 10 of a-z, 0-9, -
+    /// [agent.network; default: none]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) network: Option<String>,
+
     /// URLs of the etcd members, separated by commas [etcd.endpoints; default: http://127.0.0.1:2379]
     #[arg(long, value_name = "URLS", help_heading = "etcd")]
     pub(crate) etcd_endpoints: Option<String>,
@@ -381,6 +386,10 @@ Settings come from these places, each stronger than those before it:
      or FLANNELD_; SELVAGE_ wins, an empty variable counts as missing
      (FLANNELD_ETCD_PASSWORD is understood as well)
   4. flags
+
+With --network NAME the files of 1 and 2 hold for all networks of the host:
+etcd.prefix is what NAME is appended to, [files] and health.port are left out.
+networks/NAME.toml in the same directories, read next, holds for this one.
 
 In brackets after each flag stands its place in a file; [etcd.prefix] means
 

@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod atomic_file;
 pub mod backend;
+pub mod claim;
 pub mod cleanup;
 pub mod cli;
 mod clock;
@@ -34,6 +35,7 @@ pub mod net;
 pub mod netlink;
 pub mod network_command;
 pub mod network_config;
+pub mod network_name;
 pub mod options;
 pub mod peers;
 pub mod peers_command;

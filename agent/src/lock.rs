@@ -1,4 +1,4 @@
-//! One agent per host: a lock on the state directory, held while the agent runs and gone with it.
+//! One agent for each network of a host: a lock on the state directory, held while the agent runs and gone with it.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use thiserror::Error;
 pub enum Error {
     /// Another agent holds it.
     #[error(
-        "the agent with process id {pid} runs on {directory}: stop it first (systemctl stop selvage)"
+        "the agent with process id {pid} runs on {directory}: stop it first (systemctl stop {unit})", unit = unit(directory)
     )]
     Held {
         /// What the other agent wrote into its lock, or "unknown".
@@ -31,6 +31,17 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// The unit whose state directory it usually is.
+fn unit(directory: &Path) -> String {
+    let parent = directory.parent().and_then(Path::file_name);
+    match directory.file_name() {
+        Some(name) if parent.is_some_and(|parent| parent == "networks") => {
+            format!("selvage@{}", name.to_string_lossy())
+        }
+        _ => "selvage".to_owned(),
+    }
 }
 
 /// The lock; dropping it, or the process's end however it comes, lets go of it.
@@ -105,7 +116,12 @@ mod tests {
             error.to_string().contains(&std::process::id().to_string()),
             "{error}"
         );
+        assert!(error.to_string().ends_with("stop selvage)"), "{error}");
         drop(first);
+        let network = directory.path().join("networks/blue");
+        let _blue = Lock::take(&network).unwrap();
+        let error = Lock::take(&network).unwrap_err();
+        assert!(error.to_string().ends_with("stop selvage@blue)"), "{error}");
         Lock::take(directory.path()).unwrap();
     }
 }

@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use crate::cli::SettingsFlags;
 use crate::firewall::Mode;
 use crate::net::InterfaceName;
+use crate::network_name::NetworkName;
 
 mod environment;
 mod error;
@@ -149,6 +150,8 @@ pub struct Health {
 /// How the agent itself behaves.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Agent {
+    /// What the network is called where several are on this host; `None` for the first or only one.
+    pub network: Option<NetworkName>,
     /// Who holds the lease; `None` means an identifier derived from the machine's.
     pub node_id: Option<String>,
     /// A level or a list of filters that [`crate::logging::parse_filter`] takes.
@@ -182,23 +185,43 @@ pub fn load(sources: Sources<'_>) -> Result<Settings, Error> {
         Some(path) => vec![path.to_owned()],
         None => files::list(sources.root)?,
     };
-    for path in paths {
-        let text = files::read(&path)?;
-        let fragment = Fragment::parse(&text, &path)?;
-        inputs.overlay(
-            fragment,
-            &Origin::File {
-                path: &path,
-                text: &text,
-            },
-        );
+    read_files(&mut inputs, &paths)?;
+    if sources.config.is_none()
+        && let Some(network) = asked_for(&sources)?
+    {
+        inputs.share();
+        let paths = files::list_of_network(sources.root, &network);
+        read_files(&mut inputs, &paths)?;
     }
+    overlay_own(&mut inputs, &sources)?;
+    inputs.password = sources.environment.password();
+    inputs.read_password()?;
+    validate::settings(inputs)
+}
+
+fn read_files(inputs: &mut Inputs, paths: &[PathBuf]) -> Result<(), Error> {
+    for path in paths {
+        let text = files::read(path)?;
+        let fragment = Fragment::parse(&text, path)?;
+        inputs.overlay(fragment, &Origin::File { path, text: &text });
+    }
+    Ok(())
+}
+
+/// What whoever started this process says: environment and flags.
+fn overlay_own(inputs: &mut Inputs, sources: &Sources<'_>) -> Result<(), Error> {
     let environment = sources.environment;
     inputs.overlay(environment.fragment()?, &Origin::Environment(environment));
     inputs.overlay(flags::fragment(sources.flags), &Origin::Flags);
-    inputs.password = environment.password();
-    inputs.read_password()?;
-    validate::settings(inputs)
+    Ok(())
+}
+
+/// The network that environment and flags name: one of several, which share the settings files.
+fn asked_for(sources: &Sources<'_>) -> Result<Option<NetworkName>, Error> {
+    let mut own = Inputs::default();
+    overlay_own(&mut own, sources)?;
+    let named = own.network.filter(|name| !name.value.is_empty());
+    named.as_ref().map(validate::network).transpose()
 }
 
 /// Checks the text of one settings file as [`load`] would, had it no other source; reads no file that it names.

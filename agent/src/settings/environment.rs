@@ -95,6 +95,7 @@ impl Environment {
                 port: self.parse(key::HEALTH_PORT, parse_number)?,
             },
             agent: Agent {
+                network: self.text(key::AGENT_NETWORK),
                 node_id: self.text(key::AGENT_NODE_ID),
                 log: self.text(key::AGENT_LOG),
                 resync: self.parse(key::AGENT_RESYNC, parse_number)?,

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use crate::network_name::NetworkName;
 
 /// Where settings are looked for: the image's, the running system's, the administrator's; the later win.
 const DIRECTORIES: [&str; 3] = ["usr/lib/selvage", "run/selvage", "etc/selvage"];
@@ -38,6 +39,20 @@ pub(super) fn list(root: &Path) -> Result<Vec<PathBuf>, Error> {
     }
     files.extend(drop_ins.into_values());
     Ok(files)
+}
+
+/// The directory of the files that hold for one named network, beside each main file.
+const NETWORKS: &str = "networks";
+
+/// The files to read for one named network after those of [`list`], weakest first.
+pub(super) fn list_of_network(root: &Path, network: &NetworkName) -> Vec<PathBuf> {
+    let name = format!("{network}.toml");
+    let file = |directory: &str| root.join(directory).join(NETWORKS).join(&name);
+    DIRECTORIES
+        .into_iter()
+        .map(file)
+        .filter(|file| fs::symlink_metadata(file).is_ok())
+        .collect()
 }
 
 /// The files `*.toml` in a directory, hidden ones (editors' left-overs) aside; none if there is no such directory.

@@ -51,6 +51,7 @@ pub(super) fn fragment(flags: &SettingsFlags) -> Fragment {
             port: number(flags.healthz_port),
         },
         agent: Agent {
+            network: text(&flags.network),
             node_id: text(&flags.node_id),
             log: text(&flags.log),
             resync: number(flags.resync),

@@ -28,7 +28,7 @@ pub(super) struct Fragment {
 pub(super) struct Etcd {
     /// URLs of the members (default: `["http://127.0.0.1:2379"]`).
     pub(super) endpoints: Option<Spanned<Vec<String>>>,
-    /// What all keys begin with (default: `/coreos.com/network`).
+    /// What all keys begin with (default: `/coreos.com/network`, with `/NAME` for a network that has a name).
     pub(super) prefix: Option<Spanned<String>>,
     /// File of certificate authorities to trust, PEM (default: none).
     pub(super) cafile: Option<Spanned<String>>,
@@ -86,11 +86,14 @@ pub(super) struct Firewall {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(super) struct Files {
-    /// What container runtimes read (default: `/run/flannel/subnet.env`).
+    /// What container runtimes read (default: `/run/flannel/subnet.env`, of a network that has a name
+    /// `/run/flannel/networks/NAME.env`).
     pub(super) subnet_file: Option<Spanned<String>>,
-    /// What must outlive a reboot (default: `/var/lib/selvage`).
+    /// What must outlive a reboot (default: `/var/lib/selvage`, of a network that has a name
+    /// `/var/lib/selvage/networks/NAME`).
     pub(super) state_dir: Option<Spanned<String>>,
-    /// Where operators' commands ask the agent (default: `/run/selvage/agent.sock`).
+    /// Where operators' commands ask the agent (default: `/run/selvage/agent.sock`, of a network that has a
+    /// name `/run/selvage/networks/NAME.sock`).
     pub(super) socket: Option<Spanned<String>>,
 }
 
@@ -108,6 +111,8 @@ pub(super) struct Health {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(super) struct Agent {
+    /// Name of the network where several are on this host: 1 to 10 of a-z, 0-9 and -, the first a letter (default: none).
+    pub(super) network: Option<Spanned<String>>,
     /// Who holds the lease, 1 to 64 letters, digits, `.`, `_` or `-` (default: derived from `/etc/machine-id`).
     pub(super) node_id: Option<Spanned<String>>,
     /// Log level or filter list (default: `info`).

@@ -70,6 +70,8 @@ impl Origin<'_> {
 pub(super) struct Inputs {
     pub(super) endpoints: Option<Sourced<Vec<String>>>,
     pub(super) prefix: Option<Sourced<String>>,
+    /// What a named network's prefix begins with when [`Self::prefix`] does not say all of it.
+    pub(super) base_prefix: Option<Sourced<String>>,
     pub(super) cafile: Option<Sourced<String>>,
     pub(super) certfile: Option<Sourced<String>>,
     pub(super) keyfile: Option<Sourced<String>>,
@@ -96,6 +98,7 @@ pub(super) struct Inputs {
     pub(super) socket: Option<Sourced<String>>,
     pub(super) health_address: Option<Sourced<String>>,
     pub(super) health_port: Option<Sourced<i64>>,
+    pub(super) network: Option<Sourced<String>>,
     pub(super) node_id: Option<Sourced<String>>,
     pub(super) log: Option<Sourced<String>>,
     pub(super) resync: Option<Sourced<i64>>,
@@ -145,11 +148,22 @@ impl Inputs {
             socket, FILES_SOCKET, files.socket;
             health_address, HEALTH_ADDRESS, health.address;
             health_port, HEALTH_PORT, health.port;
+            network, AGENT_NETWORK, agent.network;
             node_id, AGENT_NODE_ID, agent.node_id;
             log, AGENT_LOG, agent.log;
             resync, AGENT_RESYNC, agent.resync;
             leave_on_stop, AGENT_LEAVE_ON_STOP, agent.leave_on_stop;
         }
+    }
+
+    /// What the sources say so far is meant for all networks of the host, and from now on for one of them: a prefix is what
+    /// its own begins with, and no two networks can have the same files and port.
+    pub(super) fn share(&mut self) {
+        self.base_prefix = self.prefix.take();
+        self.subnet_file = None;
+        self.state_dir = None;
+        self.socket = None;
+        self.health_port = None;
     }
 
     /// Reads the file that holds the etcd password, if one is named; it beats flannel's environment variable.

@@ -72,6 +72,7 @@ pub(super) const FILES_STATE_DIR: Key = Key::new("files.state-dir", "state-dir")
 pub(super) const FILES_SOCKET: Key = Key::new("files.socket", "socket");
 pub(super) const HEALTH_ADDRESS: Key = Key::new("health.address", "healthz-ip");
 pub(super) const HEALTH_PORT: Key = Key::new("health.port", "healthz-port");
+pub(super) const AGENT_NETWORK: Key = Key::new("agent.network", "network");
 pub(super) const AGENT_NODE_ID: Key = Key::new("agent.node-id", "node-id");
 pub(super) const AGENT_LOG: Key = Key::new("agent.log", "log");
 pub(super) const AGENT_RESYNC: Key = Key::new("agent.resync", "resync");
@@ -79,7 +80,7 @@ pub(super) const AGENT_LEAVE_ON_STOP: Key = Key::new("agent.leave-on-stop", "lea
 
 /// Every setting, in the order of the sample file.
 #[cfg(test)]
-pub(super) const ALL: [Key; 30] = [
+pub(super) const ALL: [Key; 31] = [
     ETCD_ENDPOINTS,
     ETCD_PREFIX,
     ETCD_CAFILE,
@@ -106,6 +107,7 @@ pub(super) const ALL: [Key; 30] = [
     FILES_SOCKET,
     HEALTH_ADDRESS,
     HEALTH_PORT,
+    AGENT_NETWORK,
     AGENT_NODE_ID,
     AGENT_LOG,
     AGENT_RESYNC,

@@ -83,6 +83,82 @@ fn nothing_said_gives_the_defaults() {
 }
 
 #[test]
+fn a_named_network_has_files_and_keys_of_its_own() {
+    let files = |settings: &Settings| {
+        let (subnet_file, state_dir) = (&settings.files.subnet_file, &settings.files.state_dir);
+        format!("{} {}", subnet_file.display(), state_dir.display())
+    };
+    let own = "/run/flannel/networks/blue.env /var/lib/selvage/networks/blue";
+    for blue in [
+        load_from(&[], &[], &["--network=blue"]).unwrap(),
+        load_from(&[], &[("SELVAGE_NETWORK", "blue")], &[]).unwrap(),
+        load_from(
+            &[("etc/selvage/agent.toml", "[agent]\nnetwork = \"blue\"\n")],
+            &[],
+            &[],
+        )
+        .unwrap(),
+    ] {
+        assert_eq!(blue.agent.network.as_ref().unwrap().as_str(), "blue");
+        assert_eq!(blue.etcd.prefix, "/coreos.com/network/blue");
+        assert_eq!(files(&blue), own);
+        let socket = Path::new("/run/selvage/networks/blue.sock");
+        assert_eq!(blue.files.socket, socket);
+    }
+
+    // What all networks share, and what they cannot.
+    let shared = (
+        "etc/selvage/agent.toml",
+        "[etcd]\nprefix = \"/demo\"\nlease-ttl = 3600\n[files]\nstate-dir = \"/s\"\nsubnet-file = \"/f\"\n\
+         [health]\nport = 8080\naddress = \"::1\"\n",
+    );
+    let first = load_from(&[shared], &[], &[]).unwrap();
+    assert_eq!(
+        (first.etcd.prefix.as_str(), files(&first).as_str()),
+        ("/demo", "/f /s")
+    );
+    let blue = load_from(&[shared], &[], &["--network=blue"]).unwrap();
+    assert_eq!(blue.etcd.prefix, "/demo/blue");
+    assert_eq!(blue.etcd.lease_ttl, Duration::from_secs(3600));
+    assert_eq!((files(&blue).as_str(), blue.health.listen), (own, None));
+
+    // What is said for this one alone holds.
+    let one = (
+        "etc/selvage/networks/blue.toml",
+        "[etcd]\nprefix = \"/blue\"\n[files]\nsubnet-file = \"/b\"\n[health]\nport = 8081\n",
+    );
+    let other = ("etc/selvage/networks/green.toml", "[nonsense]\n");
+    let blue = load_from(&[shared, one, other], &[], &["--network=blue"]).unwrap();
+    assert_eq!(blue.etcd.prefix, "/blue");
+    assert_eq!(blue.files.subnet_file, Path::new("/b"));
+    assert_eq!(blue.health.listen, "[::1]:8081".parse().ok());
+    let flags = ["--network=blue", "--etcd-prefix=/x", "--state-dir=/y"];
+    let blue = load_from(&[shared, one], &[], &flags).unwrap();
+    assert_eq!(
+        (blue.etcd.prefix.as_str(), files(&blue).as_str()),
+        ("/x", "/b /y")
+    );
+    let root_prefix = ("etc/selvage/agent.toml", "[etcd]\nprefix = \"/\"\n");
+    let blue = load_from(&[root_prefix], &[], &["--network=blue"]).unwrap();
+    assert_eq!(blue.etcd.prefix, "/blue");
+
+    let error = load_from(&[], &[], &["--network=Blue"]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "flag --network: agent.network = \"Blue\": expected 1 to 10 of a-z, 0-9 and -, the first a letter"
+    );
+    let error = load_from(&[other], &[], &["--network=green"]).unwrap_err();
+    assert!(
+        error.to_string().contains("networks/green.toml:1"),
+        "{error}"
+    );
+    assert_eq!(
+        load_from(&[], &[], &["--network="]).unwrap().agent.network,
+        None
+    );
+}
+
+#[test]
 fn whole_file_is_understood() {
     let text = include_str!("tests/whole.toml");
     let settings = load_from(&[("etc/selvage/agent.toml", text)], &[], &[]).unwrap();
@@ -244,7 +320,7 @@ fn every_mistake_in_a_file_has_its_line_and_what_is_allowed() {
         (
             "agent",
             "resink = 5",
-            "resink: unknown field `resink`, expected one of `node-id`, `log`, `resync`, `leave-on-stop`",
+            "resink: unknown field `resink`, expected one of `network`, `node-id`, `log`, `resync`, `leave-on-stop`",
         ),
         ("agent", "resync = ", "resync: "),
         (

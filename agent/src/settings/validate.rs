@@ -10,14 +10,17 @@ use ipnet::IpNet;
 use super::inputs::{Inputs, Sourced};
 use super::{Agent, Error, Files, Firewall, Health, Settings};
 use crate::firewall::Mode;
-use crate::logging;
+use crate::network_name::NetworkName;
+use crate::{logging, network_name};
 
-mod etcd;
+pub(super) mod etcd;
 mod underlay;
 
-const DEFAULT_SUBNET_FILE: &str = "/run/flannel/subnet.env";
+pub(super) const DEFAULT_SUBNET_FILE: &str = "/run/flannel/subnet.env";
+const DEFAULT_SUBNET_DIR: &str = "/run/flannel/networks";
 const DEFAULT_STATE_DIR: &str = "/var/lib/selvage";
 const DEFAULT_SOCKET: &str = "/run/selvage/agent.sock";
+const DEFAULT_SOCKET_DIR: &str = "/run/selvage/networks";
 const DEFAULT_LOG: &str = "info";
 const DEFAULT_RESYNC_SECS: u64 = 300;
 /// flannel's.
@@ -30,12 +33,15 @@ const RESYNC_SECS: RangeInclusive<u64> = 1..=86_400;
 
 /// Checks everything and fills in the defaults.
 pub(super) fn settings(inputs: Inputs) -> Result<Settings, Error> {
+    let network = optional(inputs.network.as_ref(), network)?;
+    let defaults = default_files(network.as_ref());
     let files = Files {
-        subnet_file: path_or(inputs.subnet_file.as_ref(), DEFAULT_SUBNET_FILE)?,
-        state_dir: path_or(inputs.state_dir.as_ref(), DEFAULT_STATE_DIR)?,
-        socket: path_or(inputs.socket.as_ref(), DEFAULT_SOCKET)?,
+        subnet_file: path_or(inputs.subnet_file.as_ref(), defaults.subnet_file)?,
+        state_dir: path_or(inputs.state_dir.as_ref(), defaults.state_dir)?,
+        socket: path_or(inputs.socket.as_ref(), defaults.socket)?,
     };
     let agent = Agent {
+        network,
         node_id: optional(inputs.node_id.as_ref(), node_id)?,
         log: log(inputs.log.as_ref())?,
         resync: seconds(inputs.resync.as_ref(), DEFAULT_RESYNC_SECS, RESYNC_SECS)?,
@@ -46,8 +52,8 @@ pub(super) fn settings(inputs: Inputs) -> Result<Settings, Error> {
         firewall: firewall(&inputs)?,
         files,
         health: health(&inputs)?,
+        etcd: etcd::etcd(inputs, agent.network.as_ref())?,
         agent,
-        etcd: etcd::etcd(inputs)?,
     })
 }
 
@@ -130,8 +136,8 @@ fn absolute(input: &Sourced<String>) -> Result<PathBuf, Error> {
     }
 }
 
-fn path_or(input: Option<&Sourced<String>>, default: &str) -> Result<PathBuf, Error> {
-    input.map_or_else(|| Ok(PathBuf::from(default)), absolute)
+fn path_or(input: Option<&Sourced<String>>, default: PathBuf) -> Result<PathBuf, Error> {
+    input.map_or(Ok(default), absolute)
 }
 
 /// The members of a list, of which each must be `expected`. Empty ones are left out, so that an empty text means none.
@@ -157,6 +163,27 @@ fn networks(input: Option<&Sourced<Vec<String>>>) -> Result<Vec<IpNet>, Error> {
         read,
         "networks such as \"10.0.0.0/8\" or \"fd00::/8\"",
     )
+}
+
+pub(super) fn network(input: &Sourced<String>) -> Result<NetworkName, Error> {
+    let expected = |_| input.error(network_name::FORM);
+    input.value.parse().map_err(expected)
+}
+
+/// The files of a network that has none of its own choosing; flannel 0.5 had such subnet files.
+fn default_files(network: Option<&NetworkName>) -> Files {
+    match network {
+        None => Files {
+            subnet_file: DEFAULT_SUBNET_FILE.into(),
+            state_dir: DEFAULT_STATE_DIR.into(),
+            socket: DEFAULT_SOCKET.into(),
+        },
+        Some(name) => Files {
+            subnet_file: format!("{DEFAULT_SUBNET_DIR}/{name}.env").into(),
+            state_dir: format!("{DEFAULT_STATE_DIR}/networks/{name}").into(),
+            socket: format!("{DEFAULT_SOCKET_DIR}/{name}.sock").into(),
+        },
+    }
 }
 
 fn node_id(input: &Sourced<String>) -> Result<String, Error> {

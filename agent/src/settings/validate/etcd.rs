@@ -2,12 +2,13 @@
 
 use super::{absolute, optional, seconds};
 use crate::lease::etcd::endpoint::{self, Endpoint};
+use crate::network_name::NetworkName;
 use crate::settings::inputs::{Inputs, Sourced};
 use crate::settings::key::{self, Key};
 use crate::settings::{Error, Etcd};
 
 const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
-const DEFAULT_PREFIX: &str = "/coreos.com/network";
+pub(in crate::settings) const DEFAULT_PREFIX: &str = "/coreos.com/network";
 
 /// flannel's time to live.
 const DEFAULT_LEASE_TTL_SECS: u64 = 24 * 60 * 60;
@@ -15,7 +16,7 @@ const DEFAULT_LEASE_TTL_SECS: u64 = 24 * 60 * 60;
 /// From one minute, which leaves time for a restart of etcd, to one year.
 const LEASE_TTL_SECS: std::ops::RangeInclusive<u64> = 60..=365 * 24 * 60 * 60;
 
-pub(super) fn etcd(inputs: Inputs) -> Result<Etcd, Error> {
+pub(super) fn etcd(inputs: Inputs, network: Option<&NetworkName>) -> Result<Etcd, Error> {
     let certfile = optional(inputs.certfile.as_ref(), absolute)?;
     let keyfile = optional(inputs.keyfile.as_ref(), absolute)?;
     let username = optional(inputs.username.as_ref(), |name| Ok(name.value.clone()))?;
@@ -49,7 +50,13 @@ pub(super) fn etcd(inputs: Inputs) -> Result<Etcd, Error> {
     let tls_by_default = cafile.is_some() || certfile.is_some();
     Ok(Etcd {
         endpoints: endpoints(inputs.endpoints.as_ref(), tls_by_default)?,
-        prefix: prefix(inputs.prefix.as_ref())?,
+        prefix: match (&inputs.prefix, network) {
+            (None, Some(network)) => {
+                let base = prefix(inputs.base_prefix.as_ref())?;
+                format!("{base}/{network}")
+            }
+            (given, _) => prefix(given.as_ref())?,
+        },
         cafile,
         certfile,
         keyfile,

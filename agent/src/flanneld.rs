@@ -20,7 +20,7 @@ mod go_flag;
 mod removed;
 mod usage;
 
-pub(crate) use definition::DEFAULT_ENDPOINTS;
+pub(crate) use definition::{DEFAULT_ENDPOINTS, DEFAULT_SUBNET_DIR};
 pub use flags::Flags;
 
 /// Exit status for a command line that cannot be understood, as Go's programs have it.
@@ -59,6 +59,18 @@ pub enum Error {
         /// What is allowed.
         expected: &'static str,
     },
+    /// Several networks are asked for.
+    #[error(
+        "{place}: {value:?}: expected one name: here each network of a host has an agent of its own: systemctl enable --now {units}"
+    )]
+    Networks {
+        /// The flag or the variable.
+        place: Source,
+        /// The names.
+        value: String,
+        /// The units to enable instead.
+        units: String,
+    },
     /// Kubernetes mode is asked for.
     #[error(
         "{place}: Kubernetes mode is not in this version: leases are kept in etcd; leave the flag out and give --etcd-endpoints"
@@ -77,7 +89,8 @@ impl Error {
             | Self::Syntax(_)
             | Self::Undefined(_)
             | Self::Removed { .. }
-            | Self::Missing(_) => true,
+            | Self::Missing(_)
+            | Self::Networks { .. } => true,
             // flannel checks the margin apart from the flags, and ends with 1.
             Self::Value { place, .. } => {
                 matches!(place, Source::Flag(name) if *name != flags::RENEW_MARGIN)

@@ -1,4 +1,4 @@
-//! Which flags there are: those of flannel v0.28.9.
+//! Which flags there are: those of flannel v0.28.9, and two of flannel 0.5 that still have a use.
 
 /// What kind of value a flag takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,8 +54,11 @@ const fn flag(
 /// Where flanneld looks for etcd: its first port, and the one that replaced it.
 pub(crate) const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:4001,http://127.0.0.1:2379";
 
+/// Where flannel 0.5 put the subnet files of the networks that `--networks` names.
+pub(crate) const DEFAULT_SUBNET_DIR: &str = "/run/flannel/networks";
+
 /// All flags, in the order of their names, as Go prints them.
-pub(super) static ALL: [Definition; 31] = [
+pub(super) static ALL: [Definition; 33] = [
     flag(
         "etcd-cafile",
         Kind::Text,
@@ -190,6 +193,12 @@ pub(super) static ALL: [Definition; 31] = [
         "Kubernetes mode, which is not in this version",
     ),
     flag(
+        super::flags::NETWORKS,
+        Kind::Text,
+        "",
+        "flannel 0.5's: the one network below --etcd-prefix to join",
+    ),
+    flag(
         "public-ip",
         Kind::Text,
         "",
@@ -206,6 +215,12 @@ pub(super) static ALL: [Definition; 31] = [
         Kind::Switch,
         "true",
         "Kubernetes mode, which is not in this version",
+    ),
+    flag(
+        "subnet-dir",
+        Kind::Text,
+        DEFAULT_SUBNET_DIR,
+        "flannel 0.5's: directory of the subnet file with --networks",
     ),
     flag(
         "subnet-file",

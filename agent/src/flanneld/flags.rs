@@ -6,10 +6,14 @@ use tracing::warn;
 
 use super::definition::{self, Definition};
 use super::{Error, go_flag};
+use crate::network_name::NetworkName;
 use crate::settings::Source;
 
 /// The flag for how long before its end a lease is renewed.
 pub(super) const RENEW_MARGIN: &str = "subnet-lease-renew-margin";
+
+/// flannel 0.5's flag for several networks.
+pub(super) const NETWORKS: &str = "networks";
 
 /// flannel's allowed minutes for it; a lease has 24 hours.
 const MARGIN_MINUTES: std::ops::RangeInclusive<i64> = 1..=1439;
@@ -94,12 +98,42 @@ impl Flags {
                 expected: "1 to 1439 minutes",
             });
         }
+        if let [_, _, ..] = self.networks().as_slice() {
+            let unit = |name: &str| format!("selvage@{}", NetworkName::derive(name));
+            let units: Vec<_> = self.networks().into_iter().map(unit).collect();
+            return Err(Error::Networks {
+                place: self.place(NETWORKS),
+                value: self.text(NETWORKS).unwrap_or_default().to_owned(),
+                units: units.join(" "),
+            });
+        }
+        if let Some(name) = self.network().filter(|name| name.contains('/')) {
+            return Err(Error::Value {
+                place: self.place(NETWORKS),
+                value: name.to_owned(),
+                expected: "a name without a slash",
+            });
+        }
         if self.is_on("kube-subnet-mgr") {
             return Err(Error::Kubernetes {
                 place: self.place("kube-subnet-mgr"),
             });
         }
         Ok(())
+    }
+
+    /// The networks that `--networks` names.
+    fn networks(&self) -> Vec<&str> {
+        let names = self.text(NETWORKS).unwrap_or_default().split(',');
+        names
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .collect()
+    }
+
+    /// The one network that `--networks` names.
+    pub(crate) fn network(&self) -> Option<&str> {
+        self.networks().first().copied()
     }
 
     /// Where a flag's value is from.

@@ -4,10 +4,14 @@ use std::path::Path;
 
 use super::environment::{split_list, unplaced};
 use super::fragment::{Agent, Etcd, Files, Firewall, Health, Texts, Underlay};
+use super::inputs::Sourced;
 use super::inputs::{Inputs, Origin};
 use super::key::{self, Key};
+use super::validate::DEFAULT_SUBNET_FILE;
+use super::validate::etcd::DEFAULT_PREFIX;
 use super::{Environment, Error, Fragment, Secret, Settings, Source, validate};
-use crate::flanneld::{DEFAULT_ENDPOINTS, Flags};
+use crate::flanneld::{DEFAULT_ENDPOINTS, DEFAULT_SUBNET_DIR, Flags};
+use crate::network_name::NetworkName;
 
 /// Where flanneld's health endpoints listen: everywhere, if they have a port.
 const DEFAULT_HEALTH_ADDRESS: &str = "0.0.0.0";
@@ -41,10 +45,66 @@ pub fn load_flanneld(flags: &Flags, environment: &Environment) -> Result<Setting
         fragment(flags, from_command_line),
         &Origin::Flanneld(&place),
     );
+    name_network(&mut inputs, flags);
     let password = flags.text("etcd-password").filter(|text| !text.is_empty());
     inputs.password = password.map(|text| Secret::new(text.to_owned()));
     inputs.read_password()?;
     validate::settings(inputs)
+}
+
+/// Tells one of several networks of this host from the others, unless `SELVAGE_NETWORK` does.
+///
+/// flannel 0.5 had `--networks`, with keys below the prefix and a subnet file for each. Later ones run as several daemons
+/// that differ in `--etcd-prefix` and `--subnet-file`; who changes both of them means one of several networks, and the subnet
+/// file's name becomes the network's.
+fn name_network(inputs: &mut Inputs, flags: &Flags) {
+    if inputs
+        .network
+        .as_ref()
+        .is_some_and(|name| !name.value.is_empty())
+    {
+        return;
+    }
+    let text = |value: String, key: Key| Sourced {
+        value,
+        place: flags.place(key.flag),
+        key,
+    };
+    let prefix = inputs
+        .prefix
+        .as_ref()
+        .map_or(DEFAULT_PREFIX, |prefix| &prefix.value);
+    if let Some(name) = flags.network() {
+        let directory = absolute(flags.text("subnet-dir").unwrap_or(DEFAULT_SUBNET_DIR));
+        inputs.prefix = Some(text(format!("{prefix}/{name}"), key::ETCD_PREFIX));
+        let file = text(format!("{directory}/{name}.env"), key::FILES_SUBNET_FILE);
+        inputs.subnet_file = Some(file);
+        let name = NetworkName::derive(name).to_string();
+        inputs.network = Some(text(name, key::AGENT_NETWORK));
+        return;
+    }
+    let elements = |path: &str| -> Vec<String> {
+        let elements = path.split('/').filter(|element| !element.is_empty());
+        elements.map(str::to_owned).collect()
+    };
+    let file = inputs.subnet_file.as_ref();
+    let file = file.map_or(DEFAULT_SUBNET_FILE, |file| &file.value);
+    if elements(prefix) != elements(DEFAULT_PREFIX)
+        && elements(file) != elements(DEFAULT_SUBNET_FILE)
+    {
+        let name = NetworkName::of_subnet_file(Path::new(file)).to_string();
+        inputs.network = Some(text(name, key::AGENT_NETWORK));
+    }
+}
+
+/// A path as it is from where this process was started; flanneld takes it so, and the agent may be elsewhere when it opens
+/// the file.
+fn absolute(text: &str) -> String {
+    let absolute = match std::path::absolute(Path::new(text)) {
+        Ok(path) => path.into_os_string().into_string().ok(),
+        Err(_) => None,
+    };
+    absolute.unwrap_or_else(|| text.to_owned())
 }
 
 /// flanneld's flag for a setting: the one of that name, but for one that says the opposite, and klog's.
@@ -52,6 +112,7 @@ fn flag(key: Key) -> &'static str {
     match key {
         key::FIREWALL_RANDOM_FULLY => "ip-masq-fully-random-disable",
         key::AGENT_LOG => "v",
+        key::AGENT_NETWORK => "networks",
         key => key.flag,
     }
 }
@@ -63,15 +124,7 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
     let texts = |key| Some(unplaced(Texts(flags.texts(given(key)?)?)));
     let switch = |key| Some(unplaced(flags.switch(given(key)?)?));
     let number = |key| flags.number(given(key)?);
-    // flanneld takes a path from where it was started; the agent may be elsewhere when it opens the file.
-    let path = |key| {
-        let text = flags.text(given(key)?)?;
-        let absolute = match std::path::absolute(Path::new(text)) {
-            Ok(path) => path.into_os_string().into_string().ok(),
-            Err(_) => None,
-        };
-        Some(unplaced(absolute.unwrap_or_else(|| text.to_owned())))
-    };
+    let path = |key| Some(unplaced(absolute(flags.text(given(key)?)?)));
     Fragment {
         etcd: Etcd {
             endpoints: text(key::ETCD_ENDPOINTS).map(split_list),

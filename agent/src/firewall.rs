@@ -6,12 +6,15 @@
 //! | nftables | one table of our own, `inet selvage`, for both families |
 //! | iptables | flannel's chains: `FLANNEL-POSTRTG` in nat, `FLANNEL-FWD` in filter, one jump to each |
 //!
+//! Where several networks are on one host, those that have a name have it behind the names of their table and chains.
+//!
 //! An accept in nftables ends one chain, not the packet's way: what drops in another chain still drops. So in either mode
 //! the agent also opens the ways that others closed, and only those: `FLANNEL-FWD` goes into each iptables `FORWARD` that
 //! holds rules or drops by policy, `SELVAGE-RAW` before Docker's drops of packets sent straight to a container, and the
 //! overlay into firewalld's trusted zone.
 //!
-//! What the other mode, or flannel itself in either mode, left behind is removed. Nobody else's rules are touched.
+//! What the other mode, or flannel itself in either mode, left behind is removed, the latter by the default network alone.
+//! Nobody else's rules are touched.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -38,6 +41,7 @@ use iptables::{Iptables, Look};
 use nftables::{Nftables, Tables};
 
 use crate::logging::chain;
+use crate::network_name::NetworkName;
 
 /// How often the rules are looked at when nothing was announced; flannel's `--iptables-resync`.
 pub const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
@@ -142,8 +146,8 @@ impl Firewall {
         Self {
             mode,
             resync,
-            nftables: Nftables::default(),
-            iptables: Iptables::default(),
+            nftables: Nftables::new(None),
+            iptables: Iptables::new(None),
             firewalld: Firewalld::default(),
             generation: None,
             settled: None,
@@ -155,6 +159,13 @@ impl Firewall {
     /// By which rules it worked last: never [`Mode::Auto`]; `None` before the first time.
     pub fn effective(&self) -> Option<Mode> {
         self.effective
+    }
+
+    /// The firewall of a named network, whose rules have names of their own. To be called before anything else.
+    pub fn of_network(mut self, network: Option<&NetworkName>) -> Self {
+        self.nftables = Nftables::new(network);
+        self.iptables = Iptables::new(network);
+        self
     }
 
     /// How often [`Self::ensure`] should be called when the [`Watcher`] is silent: the rules of `iptables-legacy` change
@@ -219,7 +230,7 @@ impl Firewall {
         if quiet {
             return Ok(pass);
         }
-        let stale = nftables::stale(&tables, mode == Mode::Nftables);
+        let stale = self.nftables.stale(&tables, mode == Mode::Nftables);
         match nftables::remove(&stale).await {
             Ok(removed) => pass.changed |= removed,
             Err(error) => self.complaints.log(&error),
@@ -252,7 +263,7 @@ impl Firewall {
             }
         };
         let parts = [
-            nftables::remove(&nftables::stale(&tables, false)).await,
+            nftables::remove(&self.nftables.stale(&tables, false)).await,
             self.iptables.clear(&tables).await,
         ];
         for part in parts {

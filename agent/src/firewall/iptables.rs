@@ -11,11 +11,12 @@ use std::fs;
 use super::nftables::Tables;
 use super::program::{self, Error};
 use super::{Complaints, Ip, Rules};
+use crate::network_name::NetworkName;
 
 mod plan;
 mod save;
 
-use plan::{Role, Wanted};
+use plan::{Chains, Role, Wanted};
 use save::Save;
 
 /// The first version that knows `--random-fully`, and `--wait` in `iptables-restore`.
@@ -37,6 +38,11 @@ struct Tools {
     version: (u32, u32, u32),
 }
 
+/// The names of a network's chains.
+pub(super) fn chain_names(network: Option<&NetworkName>) -> [String; 3] {
+    Chains::new(network).names().map(str::to_owned)
+}
+
 /// What is known when the rules are looked at.
 #[derive(Clone, Copy)]
 pub(super) struct Look<'a> {
@@ -48,8 +54,8 @@ pub(super) struct Look<'a> {
 }
 
 /// Our chains in the network namespace of the caller.
-#[derive(Default)]
 pub(super) struct Iptables {
+    chains: Chains,
     detected: bool,
     /// The installed programs, those with the plain name first.
     tools: Vec<Tools>,
@@ -58,6 +64,16 @@ pub(super) struct Iptables {
 }
 
 impl Iptables {
+    /// Knows nothing yet of the chains of that network.
+    pub(super) fn new(network: Option<&NetworkName>) -> Self {
+        Self {
+            chains: Chains::new(network),
+            detected: false,
+            tools: Vec::new(),
+            spelled: BTreeMap::new(),
+        }
+    }
+
     /// Looks for the programs, once: the mode must not change because a package was installed.
     pub(super) async fn detect(&mut self) {
         if self.detected {
@@ -118,9 +134,9 @@ impl Iptables {
                 raw: tools.kind == Kind::Nft,
             };
             for ip in Ip::BOTH {
-                let spelled = &mut self.spelled;
-                let want = |save: &Save| Wanted::new(rules, ip, role, save);
-                match tools.ensure(ip, want, look.tables, spelled).await {
+                let (chains, spelled) = (&self.chains, &mut self.spelled);
+                let want = |save: &Save| Wanted::new(chains, rules, ip, role, save);
+                match tools.ensure(chains, ip, want, look.tables, spelled).await {
                     Ok(made) => changed |= made,
                     Err(error) if role.main && rules.family(ip).is_some() => return Err(error),
                     Err(Error::NoProgram { .. }) => {}
@@ -141,7 +157,8 @@ impl Iptables {
         for tools in &self.tools {
             for ip in Ip::BOTH {
                 let nothing = |_: &Save| Wanted::default();
-                match tools.ensure(ip, nothing, tables, &mut self.spelled).await {
+                let (chains, spelled) = (&self.chains, &mut self.spelled);
+                match tools.ensure(chains, ip, nothing, tables, spelled).await {
                     Ok(removed) => changed |= removed,
                     Err(Error::NoProgram { .. }) => {}
                     Err(error) => failure = failure.or(Some(error)),
@@ -169,6 +186,7 @@ impl Tools {
     /// Brings one family to what `want` makes of it.
     async fn ensure(
         &self,
+        chains: &Chains,
         ip: Ip,
         want: impl Fn(&Save) -> Wanted,
         tables: &Tables,
@@ -184,15 +202,15 @@ impl Tools {
             Some((put, spelling)) if *put == wanted => Some(spelling.as_slice()),
             _ => None,
         };
-        let Some(script) = plan::restore(&save, &wanted, spelling) else {
+        let Some(script) = plan::restore(chains, &save, &wanted, spelling) else {
             return Ok(false);
         };
         self.restore(ip, &script).await?;
         spelled.remove(&key);
         if !wanted.is_empty() {
             let save = self.save(ip).await?;
-            if plan::restore(&save, &wanted, None).is_some() {
-                spelled.insert(key, (wanted, plan::ours(&save)));
+            if plan::restore(chains, &save, &wanted, None).is_some() {
+                spelled.insert(key, (wanted, plan::ours(chains, &save)));
             }
         }
         Ok(true)

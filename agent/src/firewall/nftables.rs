@@ -10,13 +10,20 @@ use std::process::Output;
 use super::docker;
 use super::program::{self, Error};
 use super::{Family, Ip, Rules};
+use crate::network_name::{NetworkName, suffixed};
 
 mod script;
 
 use script::Script;
 
-/// Our table, in the `inet` family, so that one table serves IPv4 and IPv6.
-pub(super) const TABLE: &str = "selvage";
+/// The default network's table, in the `inet` family, so that one table serves IPv4 and IPv6. A named network's has the name
+/// behind.
+const TABLE: &str = "selvage";
+
+/// The name of a network's table.
+pub(super) fn table_of(network: Option<&NetworkName>) -> String {
+    suffixed(TABLE, network)
+}
 
 /// The tables that flannel makes where its network config says `EnableNFTables`.
 const FLANNEL_TABLES: [&str; 2] = ["ip flannel-ipv4", "ip6 flannel-ipv6"];
@@ -54,13 +61,38 @@ pub(super) async fn tables() -> Result<Tables, Error> {
 }
 
 /// Our table in the network namespace of the caller.
-#[derive(Default)]
 pub(super) struct Nftables {
+    /// Whose table it is.
+    network: Option<NetworkName>,
+    /// The table's name.
+    table: String,
     /// What the table was last seen to be made from, and the very text that `nft` listed it as.
     seen: Option<(Script, String)>,
 }
 
 impl Nftables {
+    /// Knows nothing yet of the table of that network.
+    pub(super) fn new(network: Option<&NetworkName>) -> Self {
+        Self {
+            network: network.cloned(),
+            table: table_of(network),
+            seen: None,
+        }
+    }
+
+    /// Of the tables that the agent or flannel made those that should not be, in this mode. flannel's own are left to the
+    /// default network: they may be those of any.
+    pub(super) fn stale(&self, tables: &Tables, ours_is_in_use: bool) -> Vec<String> {
+        let ours = (!ours_is_in_use).then(|| format!("inet {}", self.table));
+        let flannels = match self.network {
+            None => &FLANNEL_TABLES[..],
+            Some(_) => &[],
+        };
+        let flannels = flannels.iter().map(|table| (*table).to_owned());
+        let stale = ours.into_iter().chain(flannels);
+        stale.filter(|table| tables.has(table)).collect()
+    }
+
     /// Makes the table say what `rules` want, if it does not yet; returns whether anything was changed.
     ///
     /// Once this has seen the rules in place, a later listing must not differ in a single letter. Before that (the
@@ -68,12 +100,13 @@ impl Nftables {
     /// `nft` lists differs between its versions, and a mere update of it must not change the rules.
     pub(super) async fn ensure(&mut self, rules: &Rules, tables: &Tables) -> Result<bool, Error> {
         let docker = tables.has("ip docker-bridges") || tables.has("ip6 docker-bridges");
-        let script = Script::new(rules, docker);
+        let script = Script::new(&self.table, rules, docker);
         let seen = self.seen.take();
-        let exists = tables.has("inet selvage");
+        let full = format!("inet {}", self.table);
+        let exists = tables.has(&full);
         if script.is_empty() {
             return match exists {
-                true => remove(&[format!("inet {TABLE}")]).await,
+                true => remove(&[full]).await,
                 false => Ok(false),
             };
         }
@@ -84,7 +117,7 @@ impl Nftables {
                 Err(Error::Refused { .. }) => {}
                 done => return done.map(|()| true),
             }
-        } else if let Some(listing) = list().await? {
+        } else if let Some(listing) = listing("inet", &self.table).await? {
             let same = match seen {
                 Some((seen, text)) if seen == script => text == listing,
                 _ => script.made(&listing),
@@ -99,14 +132,6 @@ impl Nftables {
     }
 }
 
-/// Of the tables that the agent or flannel made those that should not be, in this mode.
-pub(super) fn stale(tables: &Tables, ours_is_in_use: bool) -> Vec<String> {
-    let ours = (!ours_is_in_use).then(|| format!("inet {TABLE}"));
-    let flannels = FLANNEL_TABLES.into_iter().map(str::to_owned);
-    let stale = ours.into_iter().chain(flannels);
-    stale.filter(|table| tables.has(table)).collect()
-}
-
 /// Removes `tables` in one transaction; returns whether there were any.
 pub(super) async fn remove(tables: &[String]) -> Result<bool, Error> {
     if tables.is_empty() {
@@ -117,12 +142,7 @@ pub(super) async fn remove(tables: &[String]) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// The table as `nft list table` prints it; `None` when there is none.
-async fn list() -> Result<Option<String>, Error> {
-    listing("inet", TABLE).await
-}
-
-/// Any table as `nft list table` prints it; `None` when there is none.
+/// A table as `nft list table` prints it; `None` when there is none.
 pub(super) async fn listing(family: &str, table: &str) -> Result<Option<String>, Error> {
     let output = nft(&["list", "table", family, table], "").await?;
     if output.status.success() {
@@ -156,4 +176,23 @@ async fn nft(arguments: &[&str], input: &str) -> Result<Output, Error> {
         package: "nftables",
     })?;
     program::run(program, arguments, input).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_network_removes_its_own_table_alone() {
+        let names = ["inet selvage", "inet selvage-blue", "ip flannel-ipv4"];
+        let tables = Tables(Some(names.map(str::to_owned).into()));
+        let blue = "blue".parse().unwrap();
+        let green = "green".parse().unwrap();
+        let stale = |network, in_use| Nftables::new(network).stale(&tables, in_use);
+        assert_eq!(stale(None, true), ["ip flannel-ipv4"]);
+        assert_eq!(stale(None, false), ["inet selvage", "ip flannel-ipv4"]);
+        assert_eq!(stale(Some(&blue), true), [""; 0]);
+        assert_eq!(stale(Some(&blue), false), ["inet selvage-blue"]);
+        assert_eq!(stale(Some(&green), false), [""; 0]);
+    }
 }

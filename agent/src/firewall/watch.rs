@@ -9,7 +9,9 @@ use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::nftables::TABLE;
+use super::iptables::chain_names;
+use super::nftables::table_of;
+use crate::network_name::NetworkName;
 
 /// Multicast group of nftables changes: `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
 const GROUP: u32 = 7;
@@ -58,20 +60,33 @@ const DOCKER: &[u8] = b"docker-bridges";
 /// The tables of iptables that hold our chains, and in them the chains that do: with a jump to ours, or of our own. Those
 /// of kube-proxy, for one, change often and do not matter.
 const IPTABLES_TABLES: [&[u8]; 3] = [b"filter", b"nat", b"raw"];
-const IPTABLES_CHAINS: [&[u8]; 8] = [
+const IPTABLES_CHAINS: [&[u8]; 5] = [
     b"FORWARD",
     b"POSTROUTING",
     b"PREROUTING",
     b"DOCKER-USER",
     b"DOCKER-FORWARD",
-    b"FLANNEL-FWD",
-    b"FLANNEL-POSTRTG",
-    b"SELVAGE-RAW",
 ];
+
+/// The names of one network's table and chains.
+struct Names {
+    table: String,
+    chains: [String; 3],
+}
+
+impl Names {
+    fn of_network(network: Option<&NetworkName>) -> Self {
+        Self {
+            table: table_of(network),
+            chains: chain_names(network),
+        }
+    }
+}
 
 /// A receive-only socket that hears of changes that concern our rules in the network namespace it was opened in.
 pub struct Watcher {
     socket: TokioSocket,
+    names: Names,
     /// When to report what was heard; kept here so that a dropped [`Self::changed`] loses nothing.
     due: Option<Instant>,
 }
@@ -85,7 +100,17 @@ impl Watcher {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
         socket.socket_mut().add_membership(GROUP)?;
-        Ok(Self { socket, due: None })
+        Ok(Self {
+            socket,
+            names: Names::of_network(None),
+            due: None,
+        })
+    }
+
+    /// Looks out for the rules of a named network.
+    pub fn of_network(mut self, network: Option<&NetworkName>) -> Self {
+        self.names = Names::of_network(network);
+        self
     }
 
     /// Returns when our rules may have changed, 100 ms after the first sign of it. The agent's own changes count too,
@@ -105,7 +130,7 @@ impl Watcher {
                 },
             };
             match received {
-                Ok((datagram, _)) if !concerns_us(&datagram) => {}
+                Ok((datagram, _)) if !self.names.concern(&datagram) => {}
                 Ok(_) => {
                     self.due.get_or_insert_with(|| Instant::now() + GATHER);
                 }
@@ -121,51 +146,59 @@ impl Watcher {
     }
 }
 
-/// Whether one of the datagram's messages is about our table. What is cut short or unknown counts as ours.
-fn concerns_us(datagram: &[u8]) -> bool {
-    let mut rest = datagram;
-    while !rest.is_empty() {
-        let Some(length) = u32_at(rest, 0).and_then(|length| usize::try_from(length).ok()) else {
-            return true;
-        };
-        let Some(message) = rest.get(..length).filter(|_| length >= NLMSG_HEADER) else {
-            return true;
-        };
-        if message_concerns_us(message) {
-            return true;
-        }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    false
-}
-
-fn message_concerns_us(message: &[u8]) -> bool {
-    // The type is a host-endian u16: subsystem in the high byte, message in the low one.
-    let Some([kind, subsystem]) = u16_at(message, 4).map(u16::to_le_bytes) else {
-        return true;
-    };
-    if subsystem != SUBSYSTEM || kind == NEW_GENERATION {
-        return false;
-    }
-    let Some(family) = message.get(NLMSG_HEADER) else {
-        return true;
-    };
-    let Some(table) = name(message, TABLE_NAME) else {
-        return true;
-    };
-    match *family {
-        FAMILY_INET => table == TABLE.as_bytes() || table == FIREWALLD,
-        FAMILY_IPV4 | FAMILY_IPV6 if table == DOCKER => matches!(kind, NEW_TABLE | DELETE_TABLE),
-        FAMILY_IPV4 | FAMILY_IPV6 if IPTABLES_TABLES.contains(&table) => {
-            let chain = match kind {
-                NEW_TABLE | DELETE_TABLE => return true,
-                NEW_CHAIN | DELETE_CHAIN => name(message, CHAIN_NAME),
-                NEW_RULE | DELETE_RULE => name(message, RULE_CHAIN),
-                _ => return false,
+impl Names {
+    /// Whether one of the datagram's messages is about our table. What is cut short or unknown counts as ours.
+    fn concern(&self, datagram: &[u8]) -> bool {
+        let mut rest = datagram;
+        while !rest.is_empty() {
+            let Some(length) = u32_at(rest, 0).and_then(|length| usize::try_from(length).ok())
+            else {
+                return true;
             };
-            chain.is_none_or(|chain| IPTABLES_CHAINS.contains(&chain))
+            let Some(message) = rest.get(..length).filter(|_| length >= NLMSG_HEADER) else {
+                return true;
+            };
+            if self.concern_message(message) {
+                return true;
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
-        _ => false,
+        false
+    }
+
+    fn concern_message(&self, message: &[u8]) -> bool {
+        // The type is a host-endian u16: subsystem in the high byte, message in the low one.
+        let Some([kind, subsystem]) = u16_at(message, 4).map(u16::to_le_bytes) else {
+            return true;
+        };
+        if subsystem != SUBSYSTEM || kind == NEW_GENERATION {
+            return false;
+        }
+        let Some(family) = message.get(NLMSG_HEADER) else {
+            return true;
+        };
+        let Some(table) = name(message, TABLE_NAME) else {
+            return true;
+        };
+        match *family {
+            FAMILY_INET => table == self.table.as_bytes() || table == FIREWALLD,
+            FAMILY_IPV4 | FAMILY_IPV6 if table == DOCKER => {
+                matches!(kind, NEW_TABLE | DELETE_TABLE)
+            }
+            FAMILY_IPV4 | FAMILY_IPV6 if IPTABLES_TABLES.contains(&table) => {
+                let chain = match kind {
+                    NEW_TABLE | DELETE_TABLE => return true,
+                    NEW_CHAIN | DELETE_CHAIN => name(message, CHAIN_NAME),
+                    NEW_RULE | DELETE_RULE => name(message, RULE_CHAIN),
+                    _ => return false,
+                };
+                chain.is_none_or(|chain| {
+                    let mut ours = self.chains.iter().map(String::as_bytes);
+                    IPTABLES_CHAINS.contains(&chain) || ours.any(|ours| ours == chain)
+                })
+            }
+            _ => false,
+        }
     }
 }
 
@@ -228,6 +261,7 @@ mod tests {
 
     #[test]
     fn only_what_concerns_our_rules_counts() {
+        let names = Names::of_network(None);
         for ours in [
             message(NEW_RULE, FAMILY_INET, "selvage", Some("forward")),
             message(DELETE_TABLE, FAMILY_INET, "selvage", None),
@@ -238,7 +272,7 @@ mod tests {
             message(NEW_CHAIN, FAMILY_IPV4, "filter", Some("DOCKER-FORWARD")),
             message(DELETE_TABLE, FAMILY_IPV4, "raw", None),
         ] {
-            assert!(concerns_us(&ours), "{ours:?}");
+            assert!(names.concern(&ours), "{ours:?}");
         }
         for other in [
             message(NEW_RULE, FAMILY_INET, "selvage2", Some("forward")),
@@ -250,24 +284,71 @@ mod tests {
             message(NEW_GENERATION, 0, "", None),
             Vec::new(),
         ] {
-            assert!(!concerns_us(&other), "{other:?}");
+            assert!(!names.concern(&other), "{other:?}");
         }
         let mut two = message(NEW_RULE, FAMILY_IPV4, "filter", Some("INPUT"));
-        assert!(!concerns_us(&two));
+        assert!(!names.concern(&two));
         two.extend(message(NEW_RULE, FAMILY_INET, "selvage", None));
-        assert!(concerns_us(&two));
+        assert!(names.concern(&two));
+    }
+
+    #[test]
+    fn networks_do_not_concern_each_other() {
+        let blue = "blue".parse().unwrap();
+        let [default, blue] = [None, Some(&blue)].map(Names::of_network);
+        for (message, of_default, of_blue) in [
+            (
+                message(NEW_RULE, FAMILY_INET, "selvage", Some("forward")),
+                true,
+                false,
+            ),
+            (
+                message(NEW_RULE, FAMILY_INET, "selvage-blue", Some("forward")),
+                false,
+                true,
+            ),
+            (
+                message(NEW_RULE, FAMILY_INET, "selvage-green", Some("forward")),
+                false,
+                false,
+            ),
+            (
+                message(NEW_RULE, FAMILY_IPV4, "nat", Some("FLANNEL-POSTRTG")),
+                true,
+                false,
+            ),
+            (
+                message(NEW_RULE, FAMILY_IPV4, "nat", Some("FLANNEL-POSTRTG-blue")),
+                false,
+                true,
+            ),
+            (
+                message(NEW_CHAIN, FAMILY_IPV4, "filter", Some("FLANNEL-FWD-blue")),
+                false,
+                true,
+            ),
+            (
+                message(NEW_RULE, FAMILY_IPV4, "filter", Some("FORWARD")),
+                true,
+                true,
+            ),
+        ] {
+            assert_eq!(default.concern(&message), of_default, "{message:?}");
+            assert_eq!(blue.concern(&message), of_blue, "{message:?}");
+        }
     }
 
     #[test]
     fn what_is_cut_short_counts_and_never_panics() {
+        let names = Names::of_network(None);
         let whole = message(NEW_TABLE, FAMILY_INET, "other", None);
         for length in 1..whole.len() {
-            assert!(concerns_us(&whole[..length]), "cut to {length} bytes");
+            assert!(names.concern(&whole[..length]), "cut to {length} bytes");
         }
         for byte in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[byte] ^= 0xff;
-            let _ = concerns_us(&damaged);
+            let _ = names.concern(&damaged);
         }
     }
 }

@@ -6,36 +6,57 @@ use ipnet::IpNet;
 
 use super::super::{Family, Ip, Rules};
 use super::save::{Rule, Save, Table};
+use crate::network_name::{NetworkName, suffixed};
 
 /// A chain of ours, and the only jump to it.
 pub(super) struct Chain {
     table: &'static str,
-    name: &'static str,
+    /// What the names of such chains begin with; that of the default network is no longer.
+    base: &'static str,
+    name: String,
     /// Where the jump is.
     parent: &'static str,
     /// What the jump and all rules say.
     comment: &'static str,
 }
 
-const RAW: Chain = Chain {
-    table: "raw",
-    name: "SELVAGE-RAW",
-    parent: "PREROUTING",
-    comment: "selvage direct",
-};
-const POSTROUTING: Chain = Chain {
-    table: "nat",
-    name: "FLANNEL-POSTRTG",
-    parent: "POSTROUTING",
-    comment: "flanneld masq",
-};
-const FORWARD: Chain = Chain {
-    table: "filter",
-    name: "FLANNEL-FWD",
-    parent: "FORWARD",
-    comment: "flanneld forward",
-};
-const CHAINS: [&Chain; 3] = [&RAW, &POSTROUTING, &FORWARD];
+/// The chains of one network.
+pub(super) struct Chains {
+    raw: Chain,
+    postrouting: Chain,
+    forward: Chain,
+}
+
+impl Chains {
+    /// flannel's for the default network; for a named one the same with the name behind.
+    pub(super) fn new(network: Option<&NetworkName>) -> Self {
+        let chain = |table, base, parent, comment| Chain {
+            table,
+            base,
+            name: suffixed(base, network),
+            parent,
+            comment,
+        };
+        Self {
+            raw: chain("raw", RAW, "PREROUTING", "selvage direct"),
+            postrouting: chain("nat", POSTROUTING, "POSTROUTING", "flanneld masq"),
+            forward: chain("filter", FORWARD, "FORWARD", "flanneld forward"),
+        }
+    }
+
+    fn all(&self) -> [&Chain; 3] {
+        [&self.raw, &self.postrouting, &self.forward]
+    }
+
+    /// Their names.
+    pub(super) fn names(&self) -> [&str; 3] {
+        self.all().map(|chain| chain.name.as_str())
+    }
+}
+
+const RAW: &str = "SELVAGE-RAW";
+const POSTROUTING: &str = "FLANNEL-POSTRTG";
+const FORWARD: &str = "FLANNEL-FWD";
 
 /// The tables that hold our chains.
 pub(super) const TABLES: [&str; 3] = ["raw", "nat", "filter"];
@@ -59,7 +80,7 @@ const BEFORE_OURS: [&str; 8] = [
 
 /// The rules of each of our chains; chains that are not named should not be.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub(super) struct Wanted(Vec<(&'static str, Vec<String>)>);
+pub(super) struct Wanted(Vec<(String, Vec<String>)>);
 
 /// What matters about the programs and their part.
 #[derive(Clone, Copy)]
@@ -79,30 +100,31 @@ impl Wanted {
     }
 
     /// What `rules` ask for on a host that is as `save` says.
-    pub(super) fn new(rules: &Rules, ip: Ip, role: Role, save: &Save) -> Self {
+    pub(super) fn new(chains: &Chains, rules: &Rules, ip: Ip, role: Role, save: &Save) -> Self {
         let Some(family) = rules.family(ip) else {
             return Self::default();
         };
         let mut wanted = Vec::new();
-        if rules.forward && docker_drops(save, family.subnet, role.raw) {
-            let rule = RAW.rule(Some(is(family.network)), Some(is(family.subnet)), "ACCEPT");
-            wanted.push((RAW.name, vec![rule]));
+        if rules.forward && docker_drops(chains, save, family.subnet, role.raw) {
+            let raw = &chains.raw;
+            let rule = raw.rule(Some(is(family.network)), Some(is(family.subnet)), "ACCEPT");
+            wanted.push((raw.name.clone(), vec![rule]));
         }
         if rules.masquerade && role.main {
             let random = rules.random_fully && role.random_fully;
             let excluded = rules.excluded(ip);
-            wanted.push((
-                POSTROUTING.name,
-                masquerade(family, ip.multicast(), excluded, random),
-            ));
+            let chain = &chains.postrouting;
+            let rules = masquerade(chain, family, ip.multicast(), excluded, random);
+            wanted.push((chain.name.clone(), rules));
         }
-        if rules.forward && (role.main || is_closed(save)) {
+        let chain = &chains.forward;
+        if rules.forward && (role.main || is_closed(chain, save)) {
             let network = Some(is(family.network));
             let rules = [
-                FORWARD.rule(network, None, "ACCEPT"),
-                FORWARD.rule(None, network, "ACCEPT"),
+                chain.rule(network, None, "ACCEPT"),
+                chain.rule(None, network, "ACCEPT"),
             ];
-            wanted.push((FORWARD.name, rules.into()));
+            wanted.push((chain.name.clone(), rules.into()));
         }
         Self(wanted)
     }
@@ -145,7 +167,7 @@ impl Chain {
     }
 
     fn jump(&self) -> String {
-        self.rule(None, None, self.name)
+        self.rule(None, None, &self.name)
     }
 
     fn marked(&self, target: &str) -> String {
@@ -158,6 +180,7 @@ impl Chain {
 
 /// flannel's rules, with the exclusions before what they are excluded from; the first that matches decides.
 fn masquerade(
+    chain: &Chain,
     Family { network, subnet }: Family<IpNet>,
     multicast: &str,
     excluded: impl Iterator<Item = IpNet>,
@@ -167,11 +190,11 @@ fn masquerade(
         true => "MASQUERADE --random-fully",
         false => "MASQUERADE",
     };
-    let rule = |source, destination, target| POSTROUTING.rule(source, destination, target);
+    let rule = |source, destination, target| chain.rule(source, destination, target);
     let multicast = multicast.parse().ok().map(is_not);
     let mut rules = vec![
         // kube-proxy masquerades what carries its mark itself.
-        POSTROUTING.marked("RETURN"),
+        chain.marked("RETURN"),
         rule(Some(is(subnet)), Some(is(network)), "RETURN"),
         rule(Some(is(network)), Some(is(subnet)), "RETURN"),
         rule(Some(is_not(network)), Some(is(subnet)), "RETURN"),
@@ -184,10 +207,10 @@ fn masquerade(
 
 /// Whether a Docker that drops what is sent straight to its containers (28.0 and later) is or was at work. Where a table
 /// raw is or `can_be` made, its chain tells before the first container is there.
-fn docker_drops(save: &Save, subnet: IpNet, can_be: bool) -> bool {
-    let raw = save.table(RAW.table);
+fn docker_drops(chains: &Chains, save: &Save, subnet: IpNet, can_be: bool) -> bool {
+    let raw = save.table(chains.raw.table);
     let works = save
-        .table(FORWARD.table)
+        .table(chains.forward.table)
         .is_some_and(|filter| filter.has("DOCKER-FORWARD"));
     let drops = |rule: &Rule| {
         let destination = rule.after("-d").and_then(|net| net.parse::<IpNet>().ok());
@@ -195,30 +218,30 @@ fn docker_drops(save: &Save, subnet: IpNet, can_be: bool) -> bool {
             && rule.denies("-i")
             && destination.is_some_and(|net| subnet.contains(&net))
     };
-    works && (can_be || raw.is_some()) || raw.is_some_and(|raw| raw.of(RAW.parent).any(drops))
+    works && (can_be || raw.is_some())
+        || raw.is_some_and(|raw| raw.of(chains.raw.parent).any(drops))
 }
 
-/// Whether somebody else may drop forwarded packets.
-fn is_closed(save: &Save) -> bool {
-    save.table(FORWARD.table).is_some_and(|filter| {
-        let policy = filter.policy(FORWARD.parent);
+/// Whether somebody else may drop forwarded packets. Other networks' chains, like ours, only ever accept.
+fn is_closed(chain: &Chain, save: &Save) -> bool {
+    save.table(chain.table).is_some_and(|filter| {
+        let policy = filter.policy(chain.parent);
+        let is_such = |rule: &Rule| rule.target().is_some_and(|to| to.starts_with(chain.base));
         policy.is_some_and(|policy| policy != "ACCEPT")
-            || filter
-                .of(FORWARD.parent)
-                .any(|rule| rule.target() != Some(FORWARD.name))
+            || filter.of(chain.parent).any(|rule| !is_such(rule))
     })
 }
 
 /// Our chains with their rules and the jumps to them, as printed.
-pub(super) fn ours(save: &Save) -> Vec<String> {
+pub(super) fn ours(chains: &Chains, save: &Save) -> Vec<String> {
     let mut lines = Vec::new();
-    for chain in CHAINS {
-        let Some(table) = save.table(chain.table).filter(|t| t.has(chain.name)) else {
+    for chain in chains.all() {
+        let Some(table) = save.table(chain.table).filter(|t| t.has(&chain.name)) else {
             continue;
         };
-        lines.push(chain.name.to_owned());
+        lines.push(chain.name.clone());
         lines.extend(chain.jumps(table).map(|jump| jump.text.clone()));
-        lines.extend(table.of(chain.name).map(|rule| rule.text.clone()));
+        lines.extend(table.of(&chain.name).map(|rule| rule.text.clone()));
     }
     lines
 }
@@ -227,14 +250,19 @@ pub(super) fn ours(save: &Save) -> Vec<String> {
 ///
 /// `spelled` is how [`ours`] looked when `wanted` had just been put in place: a version of iptables may print a rule in
 /// other words than ours.
-pub(super) fn restore(save: &Save, wanted: &Wanted, spelled: Option<&[String]>) -> Option<String> {
-    let same = spelled.is_some_and(|spelled| ours(save) == spelled);
+pub(super) fn restore(
+    chains: &Chains,
+    save: &Save,
+    wanted: &Wanted,
+    spelled: Option<&[String]>,
+) -> Option<String> {
+    let same = spelled.is_some_and(|spelled| ours(chains, save) == spelled);
     let mut text = String::new();
     let nothing = Table::default();
     for name in save.names(&TABLES) {
         let table = save.table(name).unwrap_or(&nothing);
         let mut changes = String::new();
-        for chain in CHAINS {
+        for chain in chains.all() {
             match wanted.rules(chain).filter(|_| chain.table == name) {
                 Some(rules) => {
                     if !((same || chain.holds(table, rules)) && chain.is_in_front(table)) {
@@ -252,38 +280,40 @@ pub(super) fn restore(save: &Save, wanted: &Wanted, spelled: Option<&[String]>) 
 }
 
 impl Chain {
+    fn is_jump(&self, rule: &Rule) -> bool {
+        rule.target() == Some(self.name.as_str())
+    }
+
     fn jumps<'a>(&'a self, table: &'a Table) -> impl Iterator<Item = &'a Rule> {
-        table
-            .of(self.parent)
-            .filter(|rule| rule.target() == Some(self.name))
+        table.of(self.parent).filter(|rule| self.is_jump(rule))
     }
 
     /// Whether the chain has these rules and one jump.
     fn holds(&self, table: &Table, rules: &[String]) -> bool {
-        table.has(self.name)
-            && table.of(self.name).map(|rule| &rule.text).eq(rules)
+        table.has(&self.name)
+            && table.of(&self.name).map(|rule| &rule.text).eq(rules)
             && self
                 .jumps(table)
                 .map(|jump| jump.text.as_str())
                 .eq([self.jump()])
     }
 
-    /// How many rules stay before our jump: those that lead to the chains in [`BEFORE_OURS`].
+    /// How many rules stay before our jump: those that lead to the chains in [`BEFORE_OURS`], or to other networks' chains,
+    /// of which each would move behind the others for ever.
     fn before(&self, table: &Table) -> usize {
         table
             .of(self.parent)
-            .filter(|rule| rule.target() != Some(self.name))
+            .filter(|rule| !self.is_jump(rule))
             .take_while(|rule| {
                 let target = rule.target().unwrap_or_default();
-                BEFORE_OURS.iter().any(|start| target.starts_with(start))
+                let mut starts = BEFORE_OURS.iter().chain([&self.base]);
+                starts.any(|start| target.starts_with(start))
             })
             .count()
     }
 
     fn is_in_front(&self, table: &Table) -> bool {
-        let position = table
-            .of(self.parent)
-            .position(|rule| rule.target() == Some(self.name));
+        let position = table.of(self.parent).position(|rule| self.is_jump(rule));
         position.is_some_and(|position| position <= self.before(table))
     }
 
@@ -304,7 +334,7 @@ impl Chain {
 
     /// Removes the chain and whatever leads to it, in any table: flannel looks for its own in a wrong one.
     fn remove(&self, table: &Table, text: &mut String) {
-        let name = self.name;
+        let name = self.name.as_str();
         if !table.has(name) {
             return;
         }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use ring::digest;
 
-use super::{Family, Ip, Rules, TABLE, docker};
+use super::{Family, Ip, Rules, docker};
 
 /// The mark that kube-proxy sets on packets that it masquerades itself.
 const KUBE_PROXY_MARK: u32 = 0x4000;
@@ -12,6 +12,8 @@ const KUBE_PROXY_MARK: u32 = 0x4000;
 /// The text that makes the table, in parts.
 #[derive(PartialEq, Eq)]
 pub(super) struct Script {
+    /// Its name, in the family `inet`.
+    table: String,
     chains: Vec<Chain>,
 }
 
@@ -142,13 +144,15 @@ impl Side {
 
 impl Script {
     /// `docker` says whether Docker makes nftables rules itself: it then lets through what carries its mark.
-    pub(super) fn new(rules: &Rules, docker: bool) -> Self {
+    pub(super) fn new(table: &str, rules: &Rules, docker: bool) -> Self {
+        let table = table.to_owned();
         let sides: Vec<Side> = rules
             .families()
             .map(|(ip, family)| Side::new(rules, ip, family))
             .collect();
         if sides.is_empty() {
-            return Self { chains: Vec::new() };
+            let chains = Vec::new();
+            return Self { table, chains };
         }
         let mut chains = Vec::new();
         if rules.forward && docker {
@@ -194,7 +198,7 @@ impl Script {
                 rules: std::iter::once(marked).chain(of_sides).collect(),
             });
         }
-        Self { chains }
+        Self { table, chains }
     }
 
     /// Whether there is nothing to have a table for.
@@ -204,20 +208,20 @@ impl Script {
 
     /// One transaction that replaces whatever table of this name there is.
     pub(super) fn replace(&self) -> String {
-        removal(&format!("inet {TABLE}")) + &self.table()
+        removal(&format!("inet {}", self.table)) + &self.text()
     }
 
     /// One transaction that makes the table, and fails if there is one: its rules would come on top of the others.
     pub(super) fn create(&self) -> String {
-        let fingerprint = self.fingerprint();
+        let (table, fingerprint) = (&self.table, self.fingerprint());
         // The comment is taken from the first mention of a table alone.
-        let create = format!("create table inet {TABLE} {{ comment \"{fingerprint}\"; }}\n");
-        create + &self.table()
+        let create = format!("create table inet {table} {{ comment \"{fingerprint}\"; }}\n");
+        create + &self.text()
     }
 
-    fn table(&self) -> String {
-        let (fingerprint, body) = (self.fingerprint(), self.body());
-        format!("table inet {TABLE} {{\n\tcomment \"{fingerprint}\"\n{body}}}\n")
+    fn text(&self) -> String {
+        let (table, fingerprint, body) = (&self.table, self.fingerprint(), self.body());
+        format!("table inet {table} {{\n\tcomment \"{fingerprint}\"\n{body}}}\n")
     }
 
     fn body(&self) -> String {

@@ -32,8 +32,8 @@ fn rules() -> Rules {
 /// What `iptables-restore` is given on a host that is as `save` says.
 fn change(save: &str, rules: &Rules, role: Role) -> Option<String> {
     let save = Save::parse(save);
-    let wanted = Wanted::new(rules, Ip::V4, role, &save);
-    restore(&save, &wanted, None)
+    let wanted = Wanted::new(&Chains::new(None), rules, Ip::V4, role, &save);
+    restore(&Chains::new(None), &save, &wanted, None)
 }
 
 /// The rules as `iptables-save` prints them where there are no others.
@@ -60,8 +60,8 @@ fn rules_are_flannels_in_its_order() {
     let made = change("", &rules(), MAIN);
     assert_eq!(made.as_deref(), Some(include_str!("tests/v4.rules")));
     let nothing = Save::default();
-    let v6 = Wanted::new(&rules(), Ip::V6, MAIN, &nothing);
-    let made = restore(&nothing, &v6, None);
+    let v6 = Wanted::new(&Chains::new(None), &rules(), Ip::V6, MAIN, &nothing);
+    let made = restore(&Chains::new(None), &nothing, &v6, None);
     assert_eq!(made.as_deref(), Some(include_str!("tests/v6.rules")));
 }
 
@@ -240,7 +240,7 @@ fn what_is_not_wanted_goes_with_everything_that_leads_to_it() {
         "*filter\n:MINE - [0:0]\n-A MINE -s 10.0.0.0/8 -g FLANNEL-FWD\n-A MINE -j ACCEPT\n",
     );
     let save = Save::parse(&host);
-    let text = restore(&save, &Wanted::default(), None).unwrap();
+    let text = restore(&Chains::new(None), &save, &Wanted::default(), None).unwrap();
     assert_eq!(
         text,
         "*filter\n:FLANNEL-FWD - [0:0]\n-D MINE -s 10.0.0.0/8 -g FLANNEL-FWD\n\
@@ -250,9 +250,17 @@ fn what_is_not_wanted_goes_with_everything_that_leads_to_it() {
     );
     // flannel looks for its chain in the wrong table, and makes it there.
     let wrong = Save::parse("*nat\n:FLANNEL-FWD - [0:0]\nCOMMIT\n");
-    let text = restore(&wrong, &Wanted::default(), None).unwrap();
+    let text = restore(&Chains::new(None), &wrong, &Wanted::default(), None).unwrap();
     assert_eq!(text, "*nat\n:FLANNEL-FWD - [0:0]\n-X FLANNEL-FWD\nCOMMIT\n");
-    assert_eq!(restore(&Save::default(), &Wanted::default(), None), None);
+    assert_eq!(
+        restore(
+            &Chains::new(None),
+            &Save::default(),
+            &Wanted::default(),
+            None
+        ),
+        None
+    );
 }
 
 #[test]
@@ -306,10 +314,86 @@ fn each_part_can_be_left_out() {
 fn other_spelling_of_the_same_rules_is_learned() {
     let reworded = saved().replace("0x4000/0x4000", "16384/16384");
     let save = Save::parse(&reworded);
-    let wanted = Wanted::new(&rules(), Ip::V4, MAIN, &save);
-    assert!(restore(&save, &wanted, None).is_some());
-    let spelled = ours(&save);
-    assert_eq!(restore(&save, &wanted, Some(&spelled)), None);
+    let wanted = Wanted::new(&Chains::new(None), &rules(), Ip::V4, MAIN, &save);
+    assert!(restore(&Chains::new(None), &save, &wanted, None).is_some());
+    let spelled = ours(&Chains::new(None), &save);
+    assert_eq!(
+        restore(&Chains::new(None), &save, &wanted, Some(&spelled)),
+        None
+    );
     let edited = Save::parse(&reworded.replace("-j RETURN", "-j ACCEPT"));
-    assert!(restore(&edited, &wanted, Some(&spelled)).is_some());
+    assert!(restore(&Chains::new(None), &edited, &wanted, Some(&spelled)).is_some());
+}
+
+fn of(name: &str) -> Chains {
+    Chains::new(Some(&name.parse().unwrap()))
+}
+
+#[test]
+fn named_networks_have_chains_of_their_own() {
+    let nothing = Save::default();
+    for name in ["blue", "abcdefghij"] {
+        let chains = of(name);
+        let wanted = Wanted::new(&chains, &rules(), Ip::V4, MAIN, &nothing);
+        let made = restore(&chains, &nothing, &wanted, None).unwrap();
+        let golden = include_str!("tests/v4.rules")
+            .replace("FLANNEL-POSTRTG", &format!("FLANNEL-POSTRTG-{name}"))
+            .replace("FLANNEL-FWD", &format!("FLANNEL-FWD-{name}"));
+        assert_eq!(made, golden);
+        // XT_EXTENSION_MAXNAMELEN, with the NUL.
+        assert!(chains.names().iter().all(|name| name.len() < 29));
+    }
+}
+
+#[test]
+fn networks_leave_each_others_chains_alone_and_do_not_push_each_other_down() {
+    let default = saved();
+    let blue = of("blue");
+    let save = Save::parse(&default);
+    let wanted = Wanted::new(&blue, &rules(), Ip::V4, MAIN, &save);
+    let added = restore(&blue, &save, &wanted, None).unwrap();
+    assert!(added.contains("-I FORWARD 2 "), "{added}");
+    assert!(!added.contains("FLANNEL-FWD -"), "{added}");
+
+    // With both there, in either order, neither has anything to do.
+    let both = |first: &str, second: &str| {
+        let jumps = |parent: &str, base: &str, comment: &str| {
+            [first, second]
+                .map(|suffix| {
+                    format!("-A {parent} -m comment --comment \"{comment}\" -j {base}{suffix}\n")
+                })
+                .concat()
+        };
+        let chains = |base: &str| {
+            let of_blue = chain(base).replace(base, &format!("{base}-blue"));
+            format!("{}{of_blue}", chain(base))
+        };
+        format!(
+            "*nat\n:POSTROUTING ACCEPT [0:0]\n:FLANNEL-POSTRTG - [0:0]\n:FLANNEL-POSTRTG-blue - [0:0]\n{}{}COMMIT\n\
+             *filter\n:FORWARD ACCEPT [0:0]\n:FLANNEL-FWD - [0:0]\n:FLANNEL-FWD-blue - [0:0]\n{}{}COMMIT\n",
+            jumps("POSTROUTING", "FLANNEL-POSTRTG", "flanneld masq"),
+            chains("FLANNEL-POSTRTG"),
+            jumps("FORWARD", "FLANNEL-FWD", "flanneld forward"),
+            chains("FLANNEL-FWD"),
+        )
+    };
+    for text in [both("", "-blue"), both("-blue", "")] {
+        let save = Save::parse(&text);
+        for chains in [Chains::new(None), of("blue")] {
+            let wanted = Wanted::new(&chains, &rules(), Ip::V4, MAIN, &save);
+            assert_eq!(restore(&chains, &save, &wanted, None), None, "{text}");
+            // Their jumps are no reason to open a chain that is not ours.
+            let other = Wanted::new(&chains, &rules(), Ip::V4, OTHER, &save);
+            assert!(other.is_empty());
+            let removed = restore(&chains, &save, &Wanted::default(), None).unwrap();
+            let of_both = removed.matches("-X FLANNEL-").count();
+            assert_eq!(of_both, 2, "{removed}");
+            let [_, postrouting, forward] = chains.names();
+            assert!(
+                removed.contains(&format!("-X {postrouting}\n")),
+                "{removed}"
+            );
+            assert!(removed.contains(&format!("-X {forward}\n")), "{removed}");
+        }
+    }
 }

@@ -29,13 +29,27 @@ fn dual() -> Rules {
 }
 
 fn script(rules: &Rules) -> Script {
-    Script::new(rules, false)
+    Script::new("selvage", rules, false)
 }
 
 #[test]
 fn whole_table_is_one_transaction() {
     let expected = include_str!("tests/whole.nft");
     assert_eq!(script(&rules()).replace(), expected);
+}
+
+#[test]
+fn a_named_networks_table_has_its_name() {
+    let blue = Script::new("selvage-blue", &rules(), false);
+    let golden = include_str!("tests/whole.nft");
+    let renamed = golden.replace("table inet selvage", "table inet selvage-blue");
+    assert_eq!(blue.replace(), renamed);
+    assert!(
+        blue.create()
+            .starts_with("create table inet selvage-blue {")
+    );
+    // The table of another network is not taken for this one's, though its rules may be the same.
+    assert!(blue != script(&rules()));
 }
 
 #[test]
@@ -56,7 +70,7 @@ fn ipv6_alone_has_no_rule_of_ipv4() {
 
 #[test]
 fn dockers_own_nftables_are_told_by_a_mark_before_their_chain() {
-    let text = Script::new(&rules(), true).replace();
+    let text = Script::new("selvage", &rules(), true).replace();
     let marks = "\
 \tchain docker {
 \t\ttype filter hook forward priority filter - 1; policy accept;
@@ -69,7 +83,11 @@ fn dockers_own_nftables_are_told_by_a_mark_before_their_chain() {
         forward: false,
         ..rules()
     };
-    assert!(!Script::new(&closed, true).replace().contains("mark set"));
+    assert!(
+        !Script::new("selvage", &closed, true)
+            .replace()
+            .contains("mark set")
+    );
 }
 
 #[test]

@@ -96,7 +96,8 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
     {
         warn!("{}", chain(&error));
     }
-    let kernel = Kernel::open()?;
+    let network = settings.agent.network.as_ref();
+    let kernel = Kernel::open()?.of_network(network);
     let mut agent = Agent {
         settings,
         service: &service,
@@ -108,7 +109,9 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         server: None,
         store,
         monitor: Monitor::open(&kernel)?,
-        ruleset: firewall::Watcher::open().map_err(listen("changes of the ruleset"))?,
+        ruleset: firewall::Watcher::open()
+            .map_err(listen("changes of the ruleset"))?
+            .of_network(network),
         lease: None,
         waiting: None,
         store_trouble: None,

@@ -32,7 +32,7 @@ use crate::go_json::{GoJsonError, Object};
 use crate::hooks::CommandError;
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::net::{InterfaceName, MacAddr};
-use crate::netlink::{Kernel, KernelError};
+use crate::netlink::{ClaimError, Kernel, KernelError};
 use crate::network_config::NetworkConfig;
 use crate::state::{self, Key, LinkKind, Route, Scope, State};
 use crate::underlay::Underlay;
@@ -111,6 +111,19 @@ impl BackendConfig {
             vxlan::KIND => Ok(Self::Vxlan(VxlanConfig::parse(&options, config)?)),
             wireguard::KIND => Ok(Self::Wireguard(WireguardConfig::parse(&options, config)?)),
             kind => Err(BackendConfigError::Kind(kind.to_owned())),
+        }
+    }
+
+    /// The devices that the back end will have, so far as the config says: a TUN device has the first free name.
+    fn devices(&self, network: &NetworkConfig) -> Vec<InterfaceName> {
+        match self {
+            Self::Vxlan(config) => {
+                let device = |network| vxlan::device_name(config.vni, network);
+                network.networks().map(device).collect()
+            }
+            Self::Ipip(_) => vec![ipip::device_name()],
+            Self::Wireguard(_) => wireguard::device_names().into(),
+            Self::Alloc | Self::Extension(_) | Self::HostGw | Self::Udp(_) => Vec::new(),
         }
     }
 
@@ -247,7 +260,7 @@ pub(crate) fn is_overlay(name: &InterfaceName, object: &state::Object) -> bool {
         }
         LinkKind::Ipip(_) => *name == ipip::device_name(),
         LinkKind::Wireguard(_) => wireguard::device_names().contains(name),
-        LinkKind::Tun(_) => *name == udp::device_name(),
+        LinkKind::Tun(_) => udp::is_device_name(name),
     }
 }
 
@@ -296,6 +309,9 @@ fn same_kind(attrs: &LeaseAttrs, kind: &'static str) -> Result<(), Refusal> {
 /// Failed to make a back end.
 #[derive(Debug, Error)]
 pub enum OpenError {
+    /// Another network of this host has what the back end needs.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The kernel would not say what exists.
     #[error("failed to look for an existing overlay device")]
     Kernel(#[from] KernelError),
@@ -342,23 +358,32 @@ pub enum OpenError {
     PrivateKey(#[from] wireguard::IdentityError),
 }
 
-/// Makes the back end that the network config asks for. Nothing is created in the kernel.
+/// Makes the back end that the network config asks for, after it was made sure that no other agent on this host has the
+/// network or the device. Nothing is created in the kernel.
 ///
 /// # Errors
 ///
-/// The identity could not be read from the kernel, or kept in the state directory; or the back end does not work here.
+/// Another agent has them; the identity could not be read from the kernel, or kept in the state directory; or the back end does not work here.
 pub async fn open(
     config: &BackendConfig,
     setup: Setup<'_>,
     kernel: &mut Kernel,
 ) -> Result<Box<dyn Backend>, OpenError> {
     let (network, underlay) = (setup.config, setup.underlay);
+    let networks: Vec<IpNet> = network.networks().collect();
+    kernel.claim_network(&networks)?;
+    for device in config.devices(network) {
+        kernel.claim_device(&device, &networks).await?;
+    }
     Ok(match config {
         BackendConfig::Alloc => Box::new(AllocBackend::new(network, underlay)),
         BackendConfig::Extension(config) => Box::new(extension::open(config, setup).await?),
         BackendConfig::HostGw => Box::new(host_gw::open(setup)?),
         BackendConfig::Ipip(config) => Box::new(IpipBackend::new(config, network, underlay)),
-        BackendConfig::Udp(config) => Box::new(UdpBackend::new(config, network, underlay)),
+        BackendConfig::Udp(config) => {
+            let device = kernel.claim_tun().await?;
+            Box::new(UdpBackend::new(config, network, underlay, device))
+        }
         BackendConfig::Vxlan(config) => Box::new(vxlan::open(config, setup, kernel).await?),
         BackendConfig::Wireguard(config) => Box::new(wireguard::open(config, setup)?),
     })

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::backend;
@@ -15,7 +16,8 @@ use crate::lock::{self, Lock};
 use crate::logging::chain;
 use crate::machine_id;
 use crate::net::InterfaceName;
-use crate::netlink::{Kernel, KernelError};
+use crate::netlink::{ClaimError, Kernel, KernelError};
+use crate::network_name::NetworkName;
 use crate::reconcile::Reconciler;
 use crate::settings::Settings;
 use crate::state::Scope;
@@ -56,42 +58,40 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         left: Vec::new(),
     };
 
-    // Without a memory of the networks every address on our devices is ours.
     let previous = subnet_file::read_previous(&settings.files.subnet_file).unwrap_or_default();
+    let v4 = previous.network.map(IpNet::V4);
+    let known: Vec<_> = v4
+        .into_iter()
+        .chain(previous.network_v6.map(IpNet::V6))
+        .collect();
+    // Without a memory of the networks every address on our devices is ours.
     let networks = vec![
         previous.network.unwrap_or_default().into(),
         previous.network_v6.unwrap_or_default().into(),
     ];
-    let (mut links, mut kept): (Vec<_>, Vec<_>) = identities(state_dir).into_iter().unzip();
+    let (mut candidates, mut kept): (Vec<_>, Vec<_>) = identities(state_dir).into_iter().unzip();
     let private_key = backend::wireguard::key_file(state_dir);
     if private_key.exists() {
-        links.extend(backend::wireguard::device_names());
+        candidates.extend(backend::wireguard::device_names());
     }
     kept.push(private_key);
     kept.push(state_dir.join(machine_id::FILE));
     // The commands that undo an extension's work are run.
     let hooks = backend::extension::memory(state_dir);
     kept.push(hooks.clone());
-    match remove_from_kernel(Scope {
-        links,
+    let scope = Scope {
+        links: Vec::new(),
         networks,
         shared: None,
         hooks: Some(hooks),
-    })
-    .await
-    {
+    };
+    let network = settings.agent.network.as_ref();
+    match remove_from_kernel(network, scope, candidates, &known).await {
         Ok(removed) => report.done(format_args!("kernel: {removed} objects removed")),
         Err(error) => report.failed("kernel", &error),
     }
-    let mut firewall = Firewall::new(Mode::Auto, DEFAULT_RESYNC);
-    let v6 = previous.network_v6.map(Into::into);
-    let trusted: Vec<_> = previous
-        .network
-        .map(Into::into)
-        .into_iter()
-        .chain(v6)
-        .collect();
-    match firewall.clear(&trusted).await {
+    let mut firewall = Firewall::new(Mode::Auto, DEFAULT_RESYNC).of_network(network);
+    match firewall.clear(&known).await {
         Ok(true) => report.done("firewall: rules removed"),
         Ok(false) => report.done("firewall: nothing to remove"),
         Err(error) => report.failed("firewall", &error),
@@ -148,20 +148,36 @@ impl<W: Write> Report<'_, W> {
 enum RemoveError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// An agent with another state directory runs in this network.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     #[error("{0}")]
     Failures(String),
 }
 
-async fn remove_from_kernel(mut scope: Scope) -> Result<u64, RemoveError> {
-    let mut kernel = Kernel::open()?;
-    let mut candidates = kernel.marked_links().await?;
+/// Removes what is ours: also the devices among `candidates` that are not another network's. `known` are the networks that
+/// are remembered.
+async fn remove_from_kernel(
+    network: Option<&NetworkName>,
+    mut scope: Scope,
+    candidates: Vec<InterfaceName>,
+    known: &[IpNet],
+) -> Result<u64, RemoveError> {
+    let mut kernel = Kernel::open()?.of_network(network);
+    kernel.claim_network(known)?;
+    let mut found = kernel.marked_links(known).await?;
     // These names need no peers to be known by.
     for name in backend::fixed_names() {
-        if let Some(object) = kernel.link(&name).await? {
-            candidates.push((name, object));
+        if let Some(object) = kernel.own_device(&name, known).await? {
+            found.push((name, object));
         }
     }
-    for (name, object) in candidates {
+    for name in candidates {
+        if kernel.own_device(&name, known).await?.is_some() {
+            scope.links.push(name);
+        }
+    }
+    for (name, object) in found {
         // Routes may lead over the underlay too, which is not ours.
         let overlay = backend::is_overlay(&name, &object);
         if overlay && !scope.links.contains(&name) {

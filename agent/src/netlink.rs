@@ -17,6 +17,7 @@ mod monitor;
 mod neighbor;
 mod nexthop;
 mod observe;
+mod ownership;
 mod route;
 mod socket;
 mod tun;
@@ -31,8 +32,11 @@ pub use self::apply::{ChangeError, Failure};
 pub use self::bridge::Bridge;
 pub use self::device::Device;
 pub use self::monitor::{Changed, Monitor, Watch};
+pub use self::ownership::ClaimError;
 pub use self::socket::{KernelError, Refused};
+use crate::claim::Claims;
 use crate::net::InterfaceName;
+use crate::network_name::NetworkName;
 use crate::state::Object;
 use crate::udp::DataPlane;
 
@@ -48,6 +52,10 @@ pub struct Kernel {
     next_hops: bool,
     /// What stands behind the TUN device, if there is one of ours.
     data_plane: Option<DataPlane>,
+    /// Whose the objects are that count as ours; the default network's if it has no name.
+    network: Option<NetworkName>,
+    /// What other agents on this host keep off from.
+    claims: Claims,
 }
 
 impl Kernel {
@@ -61,10 +69,12 @@ impl Kernel {
         Ok(Self {
             socket: socket::Socket::open()?,
             indices: BTreeMap::new(),
-            ids: nexthop::Ids::default(),
+            ids: nexthop::Ids::of_network(None),
             wireguard: wireguard::Client::default(),
             next_hops: true,
             data_plane: None,
+            network: None,
+            claims: Claims::default(),
         })
     }
 

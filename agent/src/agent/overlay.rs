@@ -140,22 +140,21 @@ impl Former {
         settings: &Settings,
         kernel: &mut Kernel,
     ) -> Result<Self, KernelError> {
-        let mut found = kernel.marked_links().await?;
+        // A file that cannot be read was reported by who asks it for the subnet.
+        let previous = subnet_file::read_previous(&settings.files.subnet_file).unwrap_or_default();
+        let v4 = previous.network.map(IpNet::V4);
+        let v6 = previous.network_v6.map(IpNet::V6);
+        let networks: Vec<IpNet> = v4.into_iter().chain(v6).collect();
+        let mut found = kernel.marked_links(&networks).await?;
         for (name, _) in cleanup::identities(&settings.files.state_dir) {
-            if let Some(object) = kernel.link(&name).await? {
+            if let Some(object) = kernel.own_device(&name, &networks).await? {
                 found.push((name, object));
             }
         }
         let overlay = |(name, object)| backend::is_overlay(&name, &object).then_some(name);
-        // A file that cannot be read was reported by who asks it for the subnet.
-        let previous = subnet_file::read_previous(&settings.files.subnet_file).unwrap_or_default();
-        let v4 = previous.network.map(IpNet::V4);
         Ok(Self {
             links: found.into_iter().filter_map(overlay).collect(),
-            networks: v4
-                .into_iter()
-                .chain(previous.network_v6.map(IpNet::V6))
-                .collect(),
+            networks,
         })
     }
 
@@ -268,7 +267,8 @@ impl Overlay {
             plan: Plan::new(&*backend, &own.key, []),
             refused: BTreeMap::new(),
             reconciler: Reconciler::new(kernel, former.widen(backend.scope())),
-            firewall: Firewall::new(settings.firewall.mode, settings.firewall.resync),
+            firewall: Firewall::new(settings.firewall.mode, settings.firewall.resync)
+                .of_network(settings.agent.network.as_ref()),
             firewall_settings: settings.firewall.clone(),
             subnet_file: settings.files.subnet_file.clone(),
             programmed: false,
@@ -497,6 +497,9 @@ impl Overlay {
                 networks: list(config.networks()),
             });
         }
+        let networks: Vec<IpNet> = config.networks().collect();
+        let kernel = self.reconciler.kernel_mut();
+        kernel.claim_network(&networks).map_err(OpenError::from)?;
         let backend = if self.suits(&config) {
             Arc::clone(&self.backend)
         } else {

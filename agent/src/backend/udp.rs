@@ -2,7 +2,7 @@
 //!
 //! | object | is | as flannel, except |
 //! |---|---|---|
-//! | TUN device `flannel0` with a data plane | UDP on the underlay device's address, MTU = underlay - 28 | several queues, offloads |
+//! | TUN device `flannel0`, or the first free one after it, with a data plane | UDP on the underlay device's address, MTU = underlay - 28 | several queues, offloads |
 //! | address | first address of the own subnet (`.0`), /32 | |
 //! | route | the whole network by the device | |
 //! | forwarding entry per peer | peer's subnet → peer's public IP, at our own port | the longest prefix counts, not the first in a list |
@@ -29,8 +29,8 @@ pub(super) const KIND: &str = "udp";
 /// What its leases have for a type.
 const LEASE_TYPE: &str = "";
 
-/// flannel's name for the device.
-const DEVICE: &str = "flannel0";
+/// What flannel's name for the device begins with; the first free number follows.
+const DEVICE: &str = "flannel";
 
 /// Outer IPv4 20 + UDP 8 bytes.
 const OVERHEAD: u32 = 28;
@@ -75,20 +75,25 @@ pub(super) struct UdpBackend {
 }
 
 impl UdpBackend {
-    pub(super) fn new(config: &UdpConfig, network: &NetworkConfig, underlay: &Underlay) -> Self {
+    pub(super) fn new(
+        config: &UdpConfig,
+        network: &NetworkConfig,
+        underlay: &Underlay,
+        link: InterfaceName,
+    ) -> Self {
         Self {
             config: config.clone(),
             network: network.ipv4.map(|range| range.network),
-            link: device_name(),
+            link,
             underlay: underlay.clone(),
         }
     }
 }
 
-/// `flannel0`.
-pub(super) fn device_name() -> InterfaceName {
-    #[expect(clippy::expect_used, reason = "a constant that a test parses")]
-    DEVICE.parse().expect("a constant")
+/// Whether a device has such a name: `flannel0`, `flannel1` and so on.
+pub(super) fn is_device_name(name: &InterfaceName) -> bool {
+    let number = name.as_str().strip_prefix(DEVICE);
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 impl Backend for UdpBackend {
@@ -183,7 +188,7 @@ mod tests {
     fn backend(options: &str) -> UdpBackend {
         let config = parse(options, NETWORK).unwrap();
         let network = NetworkConfig::parse(NETWORK).unwrap();
-        UdpBackend::new(&config, &network, &underlay())
+        UdpBackend::new(&config, &network, &underlay(), "flannel0".parse().unwrap())
     }
 
     fn peer(kind: &str, public_ip: [u8; 4]) -> Lease {
@@ -239,6 +244,19 @@ mod tests {
     }
 
     #[test]
+    fn device_names_are_numbered() {
+        for (name, expected) in [
+            ("flannel0", true),
+            ("flannel12", true),
+            ("flannel", false),
+            ("flannel.1", false),
+            ("flannel-wg", false),
+        ] {
+            assert_eq!(is_device_name(&name.parse().unwrap()), expected, "{name}");
+        }
+    }
+
+    #[test]
     fn the_lease_has_neither_type_nor_data() {
         let config = parse("{}", NETWORK).unwrap();
         let network = NetworkConfig::parse(NETWORK).unwrap();
@@ -246,7 +264,8 @@ mod tests {
             v6: None,
             ..underlay()
         };
-        let attrs = UdpBackend::new(&config, &network, &underlay).lease_attrs();
+        let device = "flannel0".parse().unwrap();
+        let attrs = UdpBackend::new(&config, &network, &underlay, device).lease_attrs();
         assert_eq!(
             attrs.to_json().unwrap(),
             r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#

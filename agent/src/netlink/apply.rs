@@ -42,6 +42,9 @@ pub enum ChangeError {
     /// The object's device, or the route's next hop, could not be made, for a reason reported with that.
     #[error("what it depends on is missing")]
     Dependency,
+    /// The device became another agent's since it was ours.
+    #[error("another agent on this host has the device {0}")]
+    Claimed(InterfaceName),
     /// The data plane cannot be opened.
     #[error("{0}")]
     DataPlane(String),
@@ -166,6 +169,7 @@ impl Kernel {
         }
         self.flush(&mut work).await?;
         self.resolve_occupied(&mut work).await?;
+        self.release_devices();
         Ok(work.applied)
     }
 
@@ -399,6 +403,9 @@ impl Kernel {
         name: &InterfaceName,
         want: &Link,
     ) -> Result<Result<(), ChangeError>, KernelError> {
+        if self.claim_again(name).is_err() {
+            return Ok(Err(ChangeError::Claimed(name.clone())));
+        }
         let created = match (link::create(name, want), &want.kind) {
             (Some(request), _) => self.request(request).await?,
             (None, LinkKind::Tun(tun)) => self.open_data_plane(name, tun, want.mtu),
@@ -413,6 +420,11 @@ impl Kernel {
             Some(found) => {
                 let nothing = Wireguard::default();
                 if let Err(error) = self.set_wireguard(found.index, &nothing, want).await? {
+                    return Ok(Err(error));
+                }
+                if let Some(mark) = self.mark()
+                    && let Err(error) = self.request(link::set_alias(found.index, mark)).await?
+                {
                     return Ok(Err(error));
                 }
                 // A TUN device is made with an MTU of its own.

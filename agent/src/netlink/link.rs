@@ -21,6 +21,8 @@ pub(super) struct KernelLink {
     pub(super) up: bool,
     /// Whether it has a carrier, if it is up.
     pub(super) carrier: bool,
+    /// What somebody wrote on it (`ip link set DEVICE alias TEXT`).
+    pub(super) alias: Option<String>,
     pub(super) object: Object,
 }
 
@@ -176,6 +178,14 @@ pub(super) fn change(index: u32, was: &Link, want: &Link) -> Request {
     Request::new(Verb::Plain, RouteNetlinkMessage::SetLink(message))
 }
 
+/// Writes a text on a device. The kernel takes none for a device that it is about to make (`rtnl_create_link()`).
+pub(super) fn set_alias(index: u32, text: String) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::IfAlias(text)];
+    Request::new(Verb::Plain, RouteNetlinkMessage::SetLink(message))
+}
+
 /// Deletes a device.
 pub(super) fn delete(index: u32) -> Request {
     let mut message = LinkMessage::default();
@@ -192,10 +202,12 @@ pub(super) fn read(message: &Message) -> Option<KernelLink> {
     };
     let mut name = None;
     let mut mtu = 0;
+    let mut alias = None;
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = text.parse().ok(),
             LinkAttribute::Mtu(bytes) => mtu = *bytes,
+            LinkAttribute::IfAlias(text) if !text.is_empty() => alias = Some(text.clone()),
             _ => {}
         }
     }
@@ -206,6 +218,7 @@ pub(super) fn read(message: &Message) -> Option<KernelLink> {
         mtu,
         up,
         carrier: link.header.flags.contains(LinkFlags::LowerUp),
+        alias,
         object: kind(link).map_or(Object::OtherLink, |kind| {
             Object::Link(Box::new(Link { mtu, up, kind }))
         }),

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::message::Message;
-use super::observe::is_inside;
+use super::observe::{is_inside, is_ours};
 use super::socket::{DATAGRAM, Messages};
 use super::{Kernel, KernelError, address, host, link, neighbor, route};
 use crate::net::InterfaceName;
@@ -265,7 +265,7 @@ impl Watch<'_> {
     fn judge(&self, message: &Message) -> News {
         match message {
             Message::NewNextHop(hop) | Message::DelNextHop(hop) => News::Changed(Changed {
-                objects: hop.protocol == route::PROTOCOL,
+                objects: hop.protocol == route::PROTOCOL && self.kernel.ids.is_own(hop.id()),
                 underlay: false,
             }),
             Message::GetNextHop(_) => News::None,
@@ -299,7 +299,7 @@ impl Watch<'_> {
         let Some(link) = link::read(message).map(|link| self.kernel.recognise(link)) else {
             return News::None;
         };
-        if self.scope.links.contains(&link.name) {
+        if self.scope.links.contains(&link.name) && !self.kernel.is_lost(&link) {
             let key = Key::Link(link.name);
             if let (Some(Object::Link(want)), Object::Link(seen), false) =
                 (self.desired.get(&key), &link.object, gone)
@@ -350,7 +350,8 @@ impl Watch<'_> {
         // A route of somebody else's counts where one of ours should be, or if it leads into the overlay. Others inside
         // the network come and go with every container that has one.
         let objects = route::read(message).is_some_and(|route| {
-            route.protocol == route::PROTOCOL
+            let is_overlay = |index| self.overlay(index).is_some();
+            is_ours(&route, self.scope, &self.kernel.ids, is_overlay)
                 || route
                     .link
                     .is_some_and(|index| self.overlay(index).is_some())

@@ -26,6 +26,7 @@ use rtnetlink::packet_core::{
 use rtnetlink::packet_route::AddressFamily;
 
 use crate::net::InterfaceName;
+use crate::network_name::NetworkName;
 
 const HEADER_LEN: usize = 8;
 const NHA_ID: u16 = 1;
@@ -186,16 +187,37 @@ impl NextHopMessage {
 /// Which number each of our next hops has, and which numbers are taken by others.
 ///
 /// A number is derived from device and gateway, so that it is the same after a restart, and moved on while it is taken.
-/// All lie in 0x53000000 to 0x53ffffff: the kernel and routing daemons count up from 1. A dump comes before any use.
-#[derive(Debug, Default)]
+/// Those of the default network lie in 0x53000000 to 0x53ffffff, those of a named one in a range that its name chooses
+/// among 4096 above 0x80000000: the kernel and routing daemons count up from 1. A dump comes before any use.
+#[derive(Debug)]
 pub(super) struct Ids {
+    /// The bits that all our numbers have in common.
+    base: u32,
+    /// The bits in which they differ.
+    mask: u32,
     ours: HashMap<(InterfaceName, IpAddr), u32>,
     taken: HashSet<u32>,
 }
 
 impl Ids {
-    const BASE: u32 = 0x5300_0000;
-    const MASK: u32 = 0x00ff_ffff;
+    /// The numbers of a network, none of which is in use as far as is known.
+    pub(super) fn of_network(network: Option<&NetworkName>) -> Self {
+        let (base, mask) = match network {
+            None => (0x5300_0000, 0x00ff_ffff),
+            Some(name) => (0x8000_0000 | name.number() << 19, 0x0007_ffff),
+        };
+        Self {
+            base,
+            mask,
+            ours: HashMap::new(),
+            taken: HashSet::new(),
+        }
+    }
+
+    /// Whether a number is one of this network's.
+    pub(super) fn is_own(&self, id: u32) -> bool {
+        id & !self.mask == self.base
+    }
 
     /// The number of one of our next hops.
     pub(super) fn get(&self, link: &InterfaceName, gateway: IpAddr) -> Option<u32> {
@@ -220,9 +242,9 @@ impl Ids {
             return id;
         }
         let mut offset = hash(link, gateway);
-        // 16 million numbers for at most some ten thousand next hops: there is a free one.
+        // Half a million numbers or more for at most some ten thousand next hops: there is a free one.
         let id = loop {
-            let id = Self::BASE | (offset & Self::MASK);
+            let id = self.base | (offset & self.mask);
             if !self.taken.contains(&id) {
                 break id;
             }
@@ -328,10 +350,10 @@ mod tests {
     fn numbers_survive_a_restart_and_step_aside() {
         let link: InterfaceName = "flannel.1".parse().unwrap();
         let gateway: IpAddr = [10, 5, 1, 0].into();
-        let first = Ids::default().allocate(&link, gateway);
-        assert_eq!(first, Ids::default().allocate(&link, gateway));
+        let first = Ids::of_network(None).allocate(&link, gateway);
+        assert_eq!(first, Ids::of_network(None).allocate(&link, gateway));
         assert_eq!(first >> 24, 0x53);
-        let mut ids = Ids::default();
+        let mut ids = Ids::of_network(None);
         ids.reserve(first);
         let second = ids.allocate(&link, gateway);
         assert_ne!(first, second, "another program has the number");
@@ -348,11 +370,32 @@ mod tests {
     #[test]
     fn ten_thousand_numbers_differ() {
         let link: InterfaceName = "flannel.1".parse().unwrap();
-        let mut ids = Ids::default();
+        let mut ids = Ids::of_network(None);
         let numbers: HashSet<u32> = (0..10_000u32)
             .map(|n| ids.allocate(&link, IpAddr::V4((0x0a00_0000 + (n << 8)).into())))
             .collect();
         assert_eq!(numbers.len(), 10_000);
+    }
+
+    #[test]
+    fn networks_tell_their_numbers_apart() {
+        let names = ["blue", "green"].map(|name| name.parse::<NetworkName>().unwrap());
+        let networks = [None, Some(&names[0]), Some(&names[1])];
+        let link: InterfaceName = "eth0".parse().unwrap();
+        for network in networks {
+            let mut ids = Ids::of_network(network);
+            for n in 0..10_000u32 {
+                let id = ids.allocate(&link, IpAddr::V4((0x0a00_0000 + n).into()));
+                for other in networks {
+                    assert_eq!(
+                        Ids::of_network(other).is_own(id),
+                        other == network,
+                        "{id:#x}"
+                    );
+                }
+            }
+        }
+        assert!(!Ids::of_network(None).is_own(7));
     }
 
     proptest! {

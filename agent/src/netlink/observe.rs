@@ -49,10 +49,15 @@ impl Kernel {
             surplus: Vec::new(),
         };
         self.indices.clear();
-        self.ids = Ids::default();
+        self.ids = self.new_ids();
+        self.claims.answer();
         let mut names = Names::new();
         for name in &scope.links {
             if let Some(link) = self.find_link(name).await? {
+                if self.is_lost(&link) {
+                    self.indices.remove(name);
+                    continue;
+                }
                 names.insert(link.index, name.clone());
                 let link = self.observe_peers(link, &mut observed).await?;
                 let key = Key::Link(name.clone());
@@ -65,18 +70,26 @@ impl Kernel {
             self.observe_link(scope, index, name, &mut observed).await?;
         }
         let hops = self.list_next_hops(&mut observed).await?;
-        let routes = self.list_routes(scope, &overlay, &mut observed).await?;
+        let mut routes = self.list_routes(scope, &overlay, &mut observed).await?;
         let indices = hops
             .iter()
             .filter_map(|hop| Some(hop.path()?.0))
             .chain(routes.iter().filter_map(|route| route.link));
+        let mut others = BTreeSet::new();
         for index in indices {
             if !names.contains_key(&index)
-                && let Some(name) = self.name_of(index).await?
+                && let Some(found) = self.link_at(index).await?
             {
-                names.insert(index, name);
+                if self.is_others(&found) {
+                    others.insert(index);
+                }
+                names.insert(index, found.name);
             }
         }
+        // A network that we once had may be another's now.
+        routes.retain(|route| {
+            route.next_hop.is_some() || route.link.is_none_or(|index| !others.contains(&index))
+        });
         let hops = hops
             .into_iter()
             .filter_map(|hop| self.note_next_hop(&hop, &names, &mut observed))
@@ -88,13 +101,15 @@ impl Kernel {
         Ok(observed)
     }
 
-    /// The devices that next hops and routes with our mark lead over, the underlay's too where they do.
+    /// The devices that next hops and routes of ours lead over, the underlay's too where they do. `networks` are those that
+    /// this network is known to have had.
     ///
     /// # Errors
     ///
     /// As [`Self::observe`].
     pub(crate) async fn marked_links(
         &mut self,
+        networks: &[IpNet],
     ) -> Result<Vec<(InterfaceName, Object)>, KernelError> {
         let mut observed = Observed {
             state: State::new(),
@@ -103,7 +118,7 @@ impl Kernel {
         };
         let nothing = Scope {
             links: Vec::new(),
-            networks: Vec::new(),
+            networks: networks.to_vec(),
             shared: None,
             hooks: None,
         };
@@ -118,10 +133,10 @@ impl Kernel {
             .collect();
         let mut links = Vec::new();
         for index in indices {
-            if let Some(name) = self.name_of(index).await?
-                && let Some(object) = self.link(&name).await?
+            if let Some(found) = self.link_at(index).await?
+                && !self.is_others(&found)
             {
-                links.push((name, object));
+                links.push((found.name, found.object));
             }
         }
         Ok(links)
@@ -197,7 +212,7 @@ impl Kernel {
                 let Message::NewNextHop(hop) = message else {
                     return None;
                 };
-                if hop.protocol != route::PROTOCOL {
+                if hop.protocol != route::PROTOCOL || !ids.is_own(hop.id()) {
                     ids.reserve(hop.id());
                     return None;
                 }
@@ -218,7 +233,7 @@ impl Kernel {
         }
     }
 
-    /// The routes with our mark anywhere, and those that another flannel made over an overlay device.
+    /// The routes of ours, and those that another flannel made over an overlay device.
     async fn list_routes(
         &mut self,
         scope: &Scope,
@@ -228,8 +243,10 @@ impl Kernel {
         let mut routes = Vec::new();
         for family in FAMILIES {
             let request = route::list(family, Some(route::OURS), None);
+            let ids = &self.ids;
             let ours = self.socket.dump("routes", request, |message| {
-                route::read(&message).filter(|route| route.protocol == route::PROTOCOL)
+                let is_over = |index| overlay.contains_key(&index);
+                route::read(&message).filter(|route| is_ours(route, scope, ids, is_over))
             });
             observed.take_routes(ours.await?, &mut routes);
             for &index in overlay.keys() {
@@ -252,11 +269,16 @@ impl Kernel {
         &mut self,
         index: u32,
     ) -> Result<Option<InterfaceName>, KernelError> {
+        Ok(self.link_at(index).await?.map(|link| link.name))
+    }
+
+    /// The device with an index.
+    async fn link_at(&mut self, index: u32) -> Result<Option<KernelLink>, KernelError> {
         let answer = self.socket.get(link::get_by_index(index)).await?;
         let link = answer.ok().flatten().as_ref().and_then(link::read);
         Ok(link.map(|link| {
             self.indices.insert(link.name.clone(), link.index);
-            link.name
+            self.recognise(link)
         }))
     }
 
@@ -336,6 +358,28 @@ impl Observed {
     fn take_routes(&mut self, dump: Dump<KernelRoute>, routes: &mut Vec<KernelRoute>) {
         self.complete &= dump.complete;
         routes.extend(dump.items);
+    }
+}
+
+/// Whether a route is this network's: by its next hop where it has one, by an overlay device of ours, or by its destination.
+/// The route protocol number alone says only that an agent made it, perhaps another network's.
+pub(super) fn is_ours(
+    route: &KernelRoute,
+    scope: &Scope,
+    ids: &Ids,
+    is_overlay: impl FnOnce(u32) -> bool,
+) -> bool {
+    if route.protocol != route::PROTOCOL {
+        return false;
+    }
+    match (route.next_hop, route.link) {
+        (Some(id), _) => ids.is_own(id),
+        (None, Some(index)) if is_overlay(index) => true,
+        // The whole address space stands for a network that is not known (`cleanup`), and says nothing.
+        (None, _) => scope
+            .networks
+            .iter()
+            .any(|network| network.prefix_len() > 0 && network.contains(&route.destination)),
     }
 }
 

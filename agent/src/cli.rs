@@ -32,6 +32,10 @@ pub enum Command {
     /// a restart loses no packet. `selvage cleanup` removes it.
     #[command(after_long_help = RUN_HELP)]
     Run(SettingsFlags),
+    /// Keep leases in etcd for hosts that do not reach it: flannel's server mode.
+    ///
+    /// Answers agents with --remote, and flanneld 0.5 to 0.7, over HTTP or TLS. SIGTERM and SIGINT stop it.
+    Serve(SettingsFlags),
     /// Show what the agent knows: lease, store, back end, underlay, firewall, peers.
     ///
     /// Asks the running agent over its control socket, which needs no privileges. Where none runs, what its files and the
@@ -280,6 +284,25 @@ pub struct SettingsFlags {
     #[arg(long, value_name = "SECONDS", help_heading = "etcd")]
     #[arg(allow_negative_numbers = true)]
     pub(crate) etcd_lease_ttl: Option<i64>,
+
+    /// Servers that keep the leases in place of etcd, HOST:PORT, separated by commas [remote.server; default: none]
+    #[arg(long, value_name = "SERVERS", help_heading = "remote")]
+    pub(crate) remote: Option<String>,
+    /// The network's name at the server [remote.network; default: _, the one that has none]
+    #[arg(long, value_name = "NAME", help_heading = "remote")]
+    pub(crate) remote_network: Option<String>,
+    /// Where `selvage serve` listens: HOST:PORT, fd:// or fd://N [remote.listen; default: none]
+    #[arg(long, value_name = "ADDRESS", help_heading = "remote")]
+    pub(crate) listen: Option<String>,
+    /// Certificate authorities to check the other side by, PEM [remote.cafile; default: none]
+    #[arg(long, value_name = "FILE", help_heading = "remote")]
+    pub(crate) remote_cafile: Option<String>,
+    /// Our certificate for it, PEM; needs --remote-keyfile [remote.certfile; default: none]
+    #[arg(long, value_name = "FILE", help_heading = "remote")]
+    pub(crate) remote_certfile: Option<String>,
+    /// The key to that certificate, PEM [remote.keyfile; default: none]
+    #[arg(long, value_name = "FILE", help_heading = "remote")]
+    pub(crate) remote_keyfile: Option<String>,
 
     /// Interface that carries the overlay, or an address it has; repeated, the first that is there
     /// [underlay.interfaces; default: the default route's]

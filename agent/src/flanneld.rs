@@ -71,6 +71,9 @@ pub enum Error {
         /// The units to enable instead.
         units: String,
     },
+    /// A server of leases is no client of another.
+    #[error("{0} and {1} exclude each other: a flanneld either serves leases or asks for one")]
+    Both(Source, Source),
     /// Kubernetes mode is asked for.
     #[error(
         "{place}: Kubernetes mode is not in this version: leases are kept in etcd; leave the flag out and give --etcd-endpoints"
@@ -95,7 +98,7 @@ impl Error {
             Self::Value { place, .. } => {
                 matches!(place, Source::Flag(name) if *name != flags::RENEW_MARGIN)
             }
-            Self::Kubernetes { .. } => false,
+            Self::Both(..) | Self::Kubernetes { .. } => false,
         }
     }
 }

@@ -15,7 +15,7 @@ use selvage::options::{self, OptionsCommand};
 use selvage::settings::{self, Environment, Settings, Sources};
 use selvage::{
     agent, cleanup, cni, docker_opts, doctor, flanneld, ignition, leave, logging, peers_command,
-    privileges, service, status, sysroot,
+    privileges, serve, service, status, sysroot,
 };
 
 /// What we are is said by the name that we are called by.
@@ -42,6 +42,9 @@ fn flanneld(called: &str, arguments: Vec<OsString>) -> ExitCode {
         let settings = settings::load_flanneld(flags, &Environment::of_process())?;
         logging::init(&settings.agent.log)?;
         flags.log_advice();
+        if settings.remote.listen.is_some() {
+            return Ok(runtime()?.block_on(serve::run(&settings))?);
+        }
         run_agent(&settings)
     };
     match flanneld::flags(called, arguments) {
@@ -85,6 +88,10 @@ fn run(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Run(flags) => {
             run_agent(&start(&flags)?)?;
+        }
+        Command::Serve(flags) => {
+            let settings = start(&flags)?;
+            runtime()?.block_on(serve::run(&settings))?;
         }
         Command::Cleanup(flags) => {
             let settings = start(&flags)?;
@@ -165,6 +172,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         error
             .downcast_ref()
             .map(ignition::Error::is_bad_configuration),
+        error.downcast_ref().map(serve::Error::is_bad_configuration),
         error.downcast_ref().map(|_: &SettingsError| true),
         error
             .downcast_ref()

@@ -28,6 +28,7 @@ mod fragment;
 mod inputs;
 mod key;
 mod pattern;
+mod remote;
 mod secret;
 mod validate;
 
@@ -36,6 +37,7 @@ pub(crate) use environment::parse_bool;
 pub use error::{EXIT_CONFIG, EXIT_USAGE, Error, Source};
 pub use flanneld::load_flanneld;
 pub use pattern::Pattern;
+pub use remote::{Listen, Remote};
 pub use secret::Secret;
 
 use fragment::Fragment;
@@ -46,6 +48,8 @@ use inputs::{Inputs, Origin};
 pub struct Settings {
     /// How the lease store is reached.
     pub etcd: Etcd,
+    /// Leases kept by a server, and being one.
+    pub remote: Remote,
     /// What carries the overlay's packets.
     pub underlay: Underlay,
     /// What the packet filter does.

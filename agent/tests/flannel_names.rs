@@ -129,7 +129,10 @@ fn flanneld_ends_with_2_and_its_usage_when_the_command_line_is_wrong() {
             "--iptables-resync: invalid value \"5s\"",
         ),
         (&["--etcd-prefix"], "needs an argument: -etcd-prefix\n"),
-        (&["--listen=:8888"], "-listen went away with flannel 0.8: "),
+        (
+            &["--networks=blue"],
+            "-networks went away with flannel 0.8: ",
+        ),
     ] {
         let run = programs.run("flanneld", arguments, &[]);
         assert_eq!(run.status, Some(2), "{arguments:?}: {run:?}");

@@ -58,7 +58,7 @@ pub(crate) const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:4001,http://127.0.0
 pub(crate) const DEFAULT_SUBNET_DIR: &str = "/run/flannel/networks";
 
 /// All flags, in the order of their names, as Go prints them.
-pub(super) static ALL: [Definition; 33] = [
+pub(super) static ALL: [Definition; 38] = [
     flag(
         "etcd-cafile",
         Kind::Text,
@@ -181,6 +181,12 @@ pub(super) static ALL: [Definition; 33] = [
         "Kubernetes mode, which is not in this version",
     ),
     flag(
+        "listen",
+        Kind::Text,
+        "",
+        "serve leases to hosts with --remote here instead of joining: HOST:PORT, fd:// or fd://N",
+    ),
+    flag(
         "log_backtrace_at",
         Kind::Location,
         "",
@@ -209,6 +215,30 @@ pub(super) static ALL: [Definition; 33] = [
         Kind::Text,
         "",
         "IPv6 address that peers send to, if not the interface's",
+    ),
+    flag(
+        "remote",
+        Kind::Text,
+        "",
+        "HOST:PORT of servers that keep the leases in place of etcd, separated by commas",
+    ),
+    flag(
+        "remote-cafile",
+        Kind::Text,
+        "",
+        "certificate authorities that the other side of --remote or --listen is checked by (PEM)",
+    ),
+    flag(
+        "remote-certfile",
+        Kind::Text,
+        "",
+        "our certificate for --remote or --listen (PEM); needs --remote-keyfile",
+    ),
+    flag(
+        "remote-keyfile",
+        Kind::Text,
+        "",
+        "the key to that certificate (PEM)",
     ),
     flag(
         "set-node-network-unavailable",

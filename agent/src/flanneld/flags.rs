@@ -114,6 +114,9 @@ impl Flags {
                 expected: "a name without a slash",
             });
         }
+        if self.has("listen") && self.has("remote") {
+            return Err(Error::Both(self.place("listen"), self.place("remote")));
+        }
         if self.is_on("kube-subnet-mgr") {
             return Err(Error::Kubernetes {
                 place: self.place("kube-subnet-mgr"),
@@ -159,6 +162,11 @@ impl Flags {
                 warn!("{} is ignored: use -v", self.place(name));
             }
         }
+    }
+
+    /// Whether a text was given that is not empty.
+    fn has(&self, name: &str) -> bool {
+        self.text(name).is_some_and(|text| !text.is_empty())
     }
 
     /// Whether a switch is on.

@@ -2,19 +2,10 @@
 
 use super::Error;
 
-const SERVERLESS: &str =
-    "there is no client and server mode any more; point every node at etcd with --etcd-endpoints";
 const SINGLE: &str = "networks are not looked for here; start one agent for each, by --networks with one name, or by --etcd-prefix and --subnet-file";
 
 /// The flags that flannel 0.8 dropped, and what to do instead.
-const REMOVED: [(&str, &str); 6] = [
-    ("listen", SERVERLESS),
-    ("remote", SERVERLESS),
-    ("remote-cafile", SERVERLESS),
-    ("remote-certfile", SERVERLESS),
-    ("remote-keyfile", SERVERLESS),
-    ("watch-networks", SINGLE),
-];
+const REMOVED: [(&str, &str); 1] = [("watch-networks", SINGLE)];
 
 /// What to say about a flag that there is not.
 pub(super) fn explain(name: &str) -> Error {

@@ -189,22 +189,44 @@ fn wrong_command_lines_say_what_is_wrong() {
 
 #[test]
 fn flags_of_old_flannels_are_named_with_what_to_do() {
-    for words in [
-        &["--listen=0.0.0.0:8888"][..],
-        &["-remote", "10.0.0.1:8888"],
-        &["--remote-cafile=/ca"],
-        &["--remote-certfile=/cert"],
-        &["--remote-keyfile=/key"],
-        &["--watch-networks"],
-    ] {
-        let message = refusal(words);
-        let name = words[0].trim_start_matches('-').split('=').next().unwrap();
-        assert!(
-            message.starts_with(&format!("flag -{name} went away with flannel 0.8: ")),
-            "{message}"
-        );
-        assert!(message.contains("--etcd-"), "{message}");
-    }
+    let message = refusal(&["--watch-networks"]);
+    assert!(
+        message.starts_with("flag -watch-networks went away with flannel 0.8: "),
+        "{message}"
+    );
+    assert!(message.contains("--etcd-"), "{message}");
+}
+
+#[test]
+fn client_and_server_flags_are_flannel_0_5_s() {
+    use crate::settings::Listen;
+    let remote = settings(
+        &[
+            "-remote=10.0.0.1:8889,10.0.0.2:8889",
+            "-remote-cafile=/ca",
+            "-remote-certfile=/cert",
+            "-remote-keyfile=/key",
+        ],
+        &[],
+    )
+    .remote;
+    assert_eq!(
+        remote.servers,
+        ["https://10.0.0.1:8889", "https://10.0.0.2:8889"]
+    );
+    assert_eq!((remote.network.as_str(), remote.listen), ("_", None));
+    assert_eq!(remote.cafile.unwrap().to_str(), Some("/ca"));
+    assert_eq!(remote.certfile.unwrap().to_str(), Some("/cert"));
+    assert_eq!(remote.keyfile.unwrap().to_str(), Some("/key"));
+    let by_variable = settings(&[], &[("FLANNELD_REMOTE", "10.0.0.1:8889")]).remote;
+    assert_eq!(by_variable.servers, ["http://10.0.0.1:8889"]);
+    let listen = settings(&["-listen=fd://4"], &[]).remote.listen;
+    assert_eq!(listen, Some(Listen::Descriptor(4)));
+    assert_eq!(
+        refusal(&["-listen=:8889", "-remote=10.0.0.1:8889"]),
+        "flag --listen and flag --remote exclude each other: a flanneld either serves leases or asks for one"
+    );
+    ok(&["-listen=:8889", "-remote="]);
 }
 
 #[test]

@@ -35,8 +35,9 @@ use crate::lease::{
 use crate::network_config::NetworkConfig;
 
 mod acquire;
+mod broker;
 mod config;
-mod departures;
+pub(super) mod departures;
 pub(crate) mod endpoint;
 mod held;
 mod keeper;
@@ -47,6 +48,7 @@ mod settings;
 mod spread;
 mod watch;
 
+pub use broker::{Broker, Granted};
 pub use config::{Expected, StoredConfig};
 use departures::Departures;
 use held::{Held, Settled};
@@ -55,6 +57,7 @@ use listing::{Entry, Listing, Reports};
 pub use records::{Record, Records};
 use servers::Servers;
 use settings::Keys;
+pub(crate) use settings::system_roots;
 pub use settings::{EtcdSettings, SettingsError};
 use watch::Watcher;
 

@@ -26,7 +26,7 @@ pub enum StoreError {
         server: String,
         /// The server's own words.
         reason: String,
-        /// The gRPC status code.
+        /// The gRPC status code of etcd, or the HTTP status of a server that keeps leases.
         code: i32,
     },
     /// Nobody wrote a network config yet.

@@ -5,7 +5,7 @@ use std::env;
 
 use toml::Spanned;
 
-use super::fragment::{Agent, Etcd, Files, Firewall, Health, Texts, Underlay};
+use super::fragment::{Agent, Etcd, Files, Firewall, Health, Remote, Texts, Underlay};
 use super::key::{self, Key};
 use super::{Error, Fragment, Secret, Source};
 
@@ -67,6 +67,14 @@ impl Environment {
                 username: self.text(key::ETCD_USERNAME),
                 password_file: self.text(key::ETCD_PASSWORD_FILE),
                 lease_ttl: self.parse(key::ETCD_LEASE_TTL, parse_number)?,
+            },
+            remote: Remote {
+                server: self.list(key::REMOTE_SERVER),
+                network: self.text(key::REMOTE_NETWORK),
+                listen: self.text(key::REMOTE_LISTEN),
+                cafile: self.text(key::REMOTE_CAFILE),
+                certfile: self.text(key::REMOTE_CERTFILE),
+                keyfile: self.text(key::REMOTE_KEYFILE),
             },
             underlay: Underlay {
                 interfaces: self.one(key::UNDERLAY_INTERFACES),

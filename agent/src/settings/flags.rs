@@ -1,7 +1,7 @@
 //! What the command line says.
 
 use super::environment::{split_list, unplaced};
-use super::fragment::{Agent, Etcd, Files, Firewall, Fragment, Health, Texts, Underlay};
+use super::fragment::{Agent, Etcd, Files, Firewall, Fragment, Health, Remote, Texts, Underlay};
 use crate::cli::SettingsFlags;
 
 /// The flags in the form that every source has.
@@ -23,6 +23,14 @@ pub(super) fn fragment(flags: &SettingsFlags) -> Fragment {
             username: text(&flags.etcd_username),
             password_file: text(&flags.etcd_password_file),
             lease_ttl: number(flags.etcd_lease_ttl),
+        },
+        remote: Remote {
+            server: text(&flags.remote).map(|list| unplaced(Texts(split_list(list).into_inner()))),
+            network: text(&flags.remote_network),
+            listen: text(&flags.listen),
+            cafile: text(&flags.remote_cafile),
+            certfile: text(&flags.remote_certfile),
+            keyfile: text(&flags.remote_keyfile),
         },
         underlay: Underlay {
             interfaces: list(&flags.iface),

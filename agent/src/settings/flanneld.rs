@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::environment::{split_list, unplaced};
-use super::fragment::{Agent, Etcd, Files, Firewall, Health, Texts, Underlay};
+use super::fragment::{Agent, Etcd, Files, Firewall, Health, Remote, Texts, Underlay};
 use super::inputs::Sourced;
 use super::inputs::{Inputs, Origin};
 use super::key::{self, Key};
@@ -134,6 +134,15 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
             keyfile: path(key::ETCD_KEYFILE),
             username: text(key::ETCD_USERNAME),
             ..Etcd::default()
+        },
+        remote: Remote {
+            server: text(key::REMOTE_SERVER)
+                .map(|list| unplaced(Texts(split_list(list).into_inner()))),
+            listen: text(key::REMOTE_LISTEN),
+            cafile: path(key::REMOTE_CAFILE),
+            certfile: path(key::REMOTE_CERTFILE),
+            keyfile: path(key::REMOTE_KEYFILE),
+            ..Remote::default()
         },
         underlay: Underlay {
             interfaces: texts(key::UNDERLAY_INTERFACES),

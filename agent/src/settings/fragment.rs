@@ -15,6 +15,7 @@ use super::{Error, Source};
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Fragment {
     pub(super) etcd: Etcd,
+    pub(super) remote: Remote,
     pub(super) underlay: Underlay,
     pub(super) firewall: Firewall,
     pub(super) files: Files,
@@ -42,6 +43,24 @@ pub(super) struct Etcd {
     pub(super) password_file: Option<Spanned<String>>,
     /// Seconds for which a lease outlives its node, 60 to 31536000 (default: 86400).
     pub(super) lease_ttl: Option<Spanned<i64>>,
+}
+
+/// `[remote]`: leases kept by a server, and being one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(super) struct Remote {
+    /// Servers that keep the leases in place of etcd, `HOST:PORT` (default: none).
+    pub(super) server: Option<Spanned<Texts>>,
+    /// The network's name at the server (default: `_`, the one that has none).
+    pub(super) network: Option<Spanned<String>>,
+    /// Where `selvage serve` listens: `HOST:PORT`, `fd://` or `fd://N` (default: none).
+    pub(super) listen: Option<Spanned<String>>,
+    /// File of certificate authorities that the other side's certificate is checked against, PEM (default: none).
+    pub(super) cafile: Option<Spanned<String>>,
+    /// File of our certificate, PEM (default: none); needs `keyfile`.
+    pub(super) certfile: Option<Spanned<String>>,
+    /// File of the key to it, PEM (default: none); needs `certfile`.
+    pub(super) keyfile: Option<Spanned<String>>,
 }
 
 /// `[underlay]`: what carries the overlay's packets.

@@ -80,6 +80,12 @@ pub(super) struct Inputs {
     /// What the password file holds, or else flannel's environment variable.
     pub(super) password: Option<Secret>,
     pub(super) lease_ttl: Option<Sourced<i64>>,
+    pub(super) remote_server: Option<Sourced<Vec<String>>>,
+    pub(super) remote_network: Option<Sourced<String>>,
+    pub(super) remote_listen: Option<Sourced<String>>,
+    pub(super) remote_cafile: Option<Sourced<String>>,
+    pub(super) remote_certfile: Option<Sourced<String>>,
+    pub(super) remote_keyfile: Option<Sourced<String>>,
     pub(super) interfaces: Option<Sourced<Vec<String>>>,
     pub(super) interface_regex: Option<Sourced<Vec<String>>>,
     pub(super) can_reach: Option<Sourced<String>>,
@@ -110,6 +116,7 @@ impl Inputs {
     pub(super) fn overlay(&mut self, fragment: Fragment, origin: &Origin<'_>) {
         let Fragment {
             etcd,
+            remote,
             underlay,
             firewall,
             files,
@@ -130,6 +137,12 @@ impl Inputs {
             username, ETCD_USERNAME, etcd.username;
             password_file, ETCD_PASSWORD_FILE, etcd.password_file;
             lease_ttl, ETCD_LEASE_TTL, etcd.lease_ttl;
+            remote_server, REMOTE_SERVER, remote.server;
+            remote_network, REMOTE_NETWORK, remote.network;
+            remote_listen, REMOTE_LISTEN, remote.listen;
+            remote_cafile, REMOTE_CAFILE, remote.cafile;
+            remote_certfile, REMOTE_CERTFILE, remote.certfile;
+            remote_keyfile, REMOTE_KEYFILE, remote.keyfile;
             interfaces, UNDERLAY_INTERFACES, underlay.interfaces;
             interface_regex, UNDERLAY_INTERFACE_REGEX, underlay.interface_regex;
             can_reach, UNDERLAY_CAN_REACH, underlay.can_reach;

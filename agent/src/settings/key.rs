@@ -50,6 +50,12 @@ pub(super) const ETCD_KEYFILE: Key = Key::new("etcd.keyfile", "etcd-keyfile");
 pub(super) const ETCD_USERNAME: Key = Key::new("etcd.username", "etcd-username");
 pub(super) const ETCD_PASSWORD_FILE: Key = Key::new("etcd.password-file", "etcd-password-file");
 pub(super) const ETCD_LEASE_TTL: Key = Key::new("etcd.lease-ttl", "etcd-lease-ttl");
+pub(super) const REMOTE_SERVER: Key = Key::new("remote.server", "remote");
+pub(super) const REMOTE_NETWORK: Key = Key::new("remote.network", "remote-network");
+pub(super) const REMOTE_LISTEN: Key = Key::new("remote.listen", "listen");
+pub(super) const REMOTE_CAFILE: Key = Key::new("remote.cafile", "remote-cafile");
+pub(super) const REMOTE_CERTFILE: Key = Key::new("remote.certfile", "remote-certfile");
+pub(super) const REMOTE_KEYFILE: Key = Key::new("remote.keyfile", "remote-keyfile");
 pub(super) const UNDERLAY_INTERFACES: Key = Key::new("underlay.interfaces", "iface");
 pub(super) const UNDERLAY_INTERFACE_REGEX: Key =
     Key::new("underlay.interface-regex", "iface-regex");
@@ -80,7 +86,7 @@ pub(super) const AGENT_LEAVE_ON_STOP: Key = Key::new("agent.leave-on-stop", "lea
 
 /// Every setting, in the order of the sample file.
 #[cfg(test)]
-pub(super) const ALL: [Key; 31] = [
+pub(super) const ALL: [Key; 37] = [
     ETCD_ENDPOINTS,
     ETCD_PREFIX,
     ETCD_CAFILE,
@@ -89,6 +95,12 @@ pub(super) const ALL: [Key; 31] = [
     ETCD_USERNAME,
     ETCD_PASSWORD_FILE,
     ETCD_LEASE_TTL,
+    REMOTE_SERVER,
+    REMOTE_NETWORK,
+    REMOTE_LISTEN,
+    REMOTE_CAFILE,
+    REMOTE_CERTFILE,
+    REMOTE_KEYFILE,
     UNDERLAY_INTERFACES,
     UNDERLAY_INTERFACE_REGEX,
     UNDERLAY_CAN_REACH,

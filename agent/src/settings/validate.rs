@@ -14,6 +14,7 @@ use crate::network_name::NetworkName;
 use crate::{logging, network_name};
 
 pub(super) mod etcd;
+mod remote;
 mod underlay;
 
 pub(super) const DEFAULT_SUBNET_FILE: &str = "/run/flannel/subnet.env";
@@ -48,6 +49,7 @@ pub(super) fn settings(inputs: Inputs) -> Result<Settings, Error> {
         leave_on_stop: is_on(inputs.leave_on_stop.as_ref(), false),
     };
     Ok(Settings {
+        remote: remote::remote(&inputs)?,
         underlay: underlay::underlay(&inputs)?,
         firewall: firewall(&inputs)?,
         files,

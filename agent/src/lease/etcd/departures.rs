@@ -12,7 +12,7 @@ use crate::lease::SubnetKey;
 
 /// What the agent was told to exist, and what of that does not.
 #[derive(Debug, Default)]
-pub(super) struct Departures {
+pub(in crate::lease) struct Departures {
     known: BTreeSet<SubnetKey>,
     missing: BTreeSet<SubnetKey>,
     /// Until when what is missing counts as there.
@@ -21,12 +21,12 @@ pub(super) struct Departures {
 
 impl Departures {
     /// There was an outage: what is missing afterwards counts as there until then.
-    pub(super) fn hold(&mut self, until: Instant) {
+    pub(in crate::lease) fn hold(&mut self, until: Instant) {
         self.until = self.until.max(Some(until));
     }
 
     /// The own lease is lost for good: it is no peer's.
-    pub(super) fn forget(&mut self, key: &SubnetKey) {
+    pub(in crate::lease) fn forget(&mut self, key: &SubnetKey) {
         self.known.remove(key);
         self.missing.remove(key);
     }
@@ -37,7 +37,7 @@ impl Departures {
     }
 
     /// All leases were listed. Returns those that are not there but count as if.
-    pub(super) fn listed(
+    pub(in crate::lease) fn listed(
         &mut self,
         keys: impl Iterator<Item = SubnetKey>,
         now: Instant,
@@ -53,13 +53,13 @@ impl Departures {
     }
 
     /// A lease was written.
-    pub(super) fn set(&mut self, key: SubnetKey) {
+    pub(in crate::lease) fn set(&mut self, key: SubnetKey) {
         self.known.insert(key);
         self.missing.remove(&key);
     }
 
     /// A lease ended. Whether that is to be believed already.
-    pub(super) fn removed(&mut self, key: SubnetKey, now: Instant) -> bool {
+    pub(in crate::lease) fn removed(&mut self, key: SubnetKey, now: Instant) -> bool {
         if self.until.is_some_and(|until| until > now) && self.known.contains(&key) {
             self.missing.insert(key);
             return false;
@@ -69,12 +69,12 @@ impl Departures {
     }
 
     /// When [`Self::take_gone`] is to be called next, if at all.
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub(in crate::lease) fn due(&self) -> Option<Instant> {
         self.until.filter(|_| !self.missing.is_empty())
     }
 
     /// Those that nobody took again in time.
-    pub(super) fn take_gone(&mut self, now: Instant) -> Vec<SubnetKey> {
+    pub(in crate::lease) fn take_gone(&mut self, now: Instant) -> Vec<SubnetKey> {
         if self.until.is_some_and(|until| until > now) {
             return Vec::new();
         }

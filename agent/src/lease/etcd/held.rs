@@ -190,7 +190,7 @@ impl Held {
 }
 
 /// Reads one lease key.
-async fn find(store: &Store, key: &SubnetKey) -> Result<Option<Entry>, StoreError> {
+pub(super) async fn find(store: &Store, key: &SubnetKey) -> Result<Option<Entry>, StoreError> {
     let response = get(&store.servers, store.key(key).as_bytes(), GetOptions::new()).await?;
     let kv = response.kvs().first();
     Ok(kv.and_then(|kv| store.reports.entry(&store.keys, kv)))

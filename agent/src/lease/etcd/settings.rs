@@ -234,7 +234,7 @@ const SYSTEM_ROOTS: [&str; 3] = [
     "/etc/ssl/cert.pem",
 ];
 
-fn system_roots() -> Result<Vec<u8>, SettingsError> {
+pub(crate) fn system_roots() -> Result<Vec<u8>, SettingsError> {
     SYSTEM_ROOTS
         .iter()
         .find_map(|path| std::fs::read(path).ok())

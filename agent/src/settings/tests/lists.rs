@@ -200,3 +200,51 @@ fn patterns_are_found_anywhere_and_digits_are_ascii() {
         assert_eq!(found, expected, "{pattern} in {text}");
     }
 }
+
+#[test]
+fn servers_of_leases_are_hosts_and_ports() {
+    let remote = |arguments: &[&str]| load_from(&[], &[], arguments).unwrap().remote;
+    let none = remote(&[]);
+    assert_eq!((none.servers.len(), none.network.as_str()), (0, "_"));
+    assert_eq!(
+        remote(&["--remote", "a:1, http://b:2/,https://c:3"]).servers,
+        ["http://a:1", "http://b:2", "https://c:3"]
+    );
+    let tls = remote(&["--remote", "a:1,http://b:2", "--remote-cafile", "/ca"]);
+    assert_eq!(tls.servers, ["https://a:1", "http://b:2"]);
+    for (line, expected) in [
+        (
+            "server = [\"a\"]",
+            "remote.server = \"a\": expected HOST:PORT",
+        ),
+        (
+            "server = \"u:hunter2@a:1\"",
+            "remote.server = \"***@a:1\": expected",
+        ),
+        (
+            "network = \"a/b\"",
+            "remote.network = \"a/b\": expected _ for",
+        ),
+        (
+            "listen = \"host\"",
+            "remote.listen = \"host\": expected HOST:PORT",
+        ),
+        (
+            "certfile = \"/c\"",
+            "remote.certfile is set, but remote.keyfile is not",
+        ),
+        (
+            "keyfile = \"/k\"",
+            "remote.keyfile is set, but remote.certfile is not",
+        ),
+        (
+            "cafile = \"/ca\"\nlisten = \":1\"",
+            "remote.cafile is set, but remote.certfile is not",
+        ),
+        ("cafile = \"ca\"", "expected an absolute path"),
+    ] {
+        let message = refusal("remote", line);
+        assert!(message.contains(expected), "{line}: {message}");
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+}

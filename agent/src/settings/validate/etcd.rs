@@ -72,7 +72,7 @@ pub(super) fn etcd(inputs: Inputs, network: Option<&NetworkName>) -> Result<Etcd
 }
 
 /// That a setting which is there has its partner.
-fn together(
+pub(super) fn together(
     input: &Option<Sourced<String>>,
     is_set: bool,
     partner: Key,

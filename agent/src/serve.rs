@@ -1,0 +1,130 @@
+//! `selvage serve`: keeps leases in etcd for hosts that do not reach it; flannel's server mode.
+//!
+//! The interface is that of [`crate::remote`]. Served are the network at the etcd prefix and those below it. Nothing that
+//! matters is kept in memory: leases are written to etcd with the same compared transactions as a node's own, and what is
+//! told of them follows a watch. So there may be several servers for one cluster, beside nodes that use etcd themselves,
+//! real flannels included, and a server may be stopped at any time: its clients go on, and ask the next one.
+//!
+//! Clients are not trusted. A client may extend and give back only what it acquired: the lease names its owner, and with
+//! client certificates the owner is bound to the certificate's subject.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use self::connections::Tls;
+pub use self::listener::ListenError;
+use self::networks::Networks;
+use self::site::Site;
+use crate::lease::etcd::SettingsError;
+use crate::remote::tls::{Files, TlsError};
+use crate::service::Service;
+use crate::settings::Settings;
+
+mod answer;
+mod connections;
+mod listener;
+mod networks;
+mod request;
+mod site;
+mod table;
+
+/// The longest body that is read, in bytes: that of the longest lease, with some room.
+const LONGEST_BODY: usize = 80 * 1024;
+
+/// How often the status is told, and the service manager that the server is alive.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// Why the server ended by itself.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// It is not said where.
+    #[error("remote.listen is not set: expected HOST:PORT or fd://, for example --listen=:8889")]
+    Nowhere,
+    /// Certificates cannot be used.
+    #[error("the certificates for clients are wrong")]
+    Tls(#[from] TlsError),
+    /// The settings for etcd are wrong.
+    #[error("the etcd settings are wrong")]
+    Etcd(#[from] SettingsError),
+    /// The address cannot be listened to.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Signals cannot be listened to.
+    #[error("failed to listen to {signal}")]
+    Signal {
+        /// Which.
+        signal: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// Whether only changed settings help.
+    pub fn is_bad_configuration(&self) -> bool {
+        matches!(self, Self::Nowhere | Self::Tls(_) | Self::Etcd(_))
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What makes serving impossible. An etcd that does not answer is waited for.
+pub async fn run(settings: &Settings) -> Result<(), Error> {
+    let failed = |signal| move |source| Error::Signal { signal, source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed("SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("SIGINT"))?;
+    let remote = &settings.remote;
+    let listen = remote.listen.as_ref().ok_or(Error::Nowhere)?;
+    let tls = Tls::new(Files {
+        cafile: remote.cafile.clone(),
+        certfile: remote.certfile.clone(),
+        keyfile: remote.keyfile.clone(),
+    })?;
+    match (tls.is_on(), &remote.cafile) {
+        (false, _) => warn!("serving in plain text: whoever reaches this address can take leases"),
+        (true, None) => warn!("serving without client certificates: any client can take leases"),
+        (true, Some(_)) => {}
+    }
+    let site = Arc::new(Site::new(Networks::new(settings.etcd.clone().into())?));
+    let (listener, address) = listener::open(listen).await?;
+    info!(%address, tls = tls.is_on(), "serving leases");
+    let service = Service::from_environment();
+    service.ready(&status(&site));
+    let period = service.watchdog_interval().unwrap_or(HEARTBEAT);
+    let mut heartbeat = interval(period.min(HEARTBEAT));
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let beating = async {
+        loop {
+            heartbeat.tick().await;
+            service.watchdog();
+            service.status(&status(&site));
+        }
+    };
+    tokio::select! {
+        never = connections::serve(listener, tls, Arc::clone(&site)) => match never {},
+        () = beating => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    service.stopping();
+    info!("stopping; the leases stay, and clients go on without a server");
+    Ok(())
+}
+
+/// One line for `systemctl status`.
+fn status(site: &Site) -> String {
+    let (networks, leases) = site.networks().count();
+    let mut status = format!("serving {networks} networks, {leases} leases");
+    if let Some(trouble) = site.networks().trouble() {
+        status.push_str("; ");
+        status.push_str(&trouble);
+    }
+    status
+}

@@ -1,0 +1,88 @@
+//! Settings of flannel's client and server mode.
+
+use std::path::PathBuf;
+
+/// Leases kept by a server, and being one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Remote {
+    /// The servers that keep the leases, `http://HOST:PORT` or `https://HOST:PORT`; empty where etcd does.
+    pub servers: Vec<String>,
+    /// The network's name at the server, 1 to 64 characters; `_` is the one that has none.
+    pub network: String,
+    /// Where a server listens, if this is one.
+    pub listen: Option<Listen>,
+    /// Certificate authorities that the other side's certificate is checked against (PEM). A server that has this lets
+    /// in clients with a certificate only.
+    pub cafile: Option<PathBuf>,
+    /// Our certificate (PEM); there is a key whenever this is there.
+    pub certfile: Option<PathBuf>,
+    /// The key to our certificate (PEM).
+    pub keyfile: Option<PathBuf>,
+}
+
+/// Where a server listens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Listen {
+    /// On `HOST:PORT`; the host may be a name, or empty for all addresses.
+    Address(String),
+    /// On a socket that the service manager opened, by its file descriptor: 3 is the first.
+    Descriptor(u16),
+}
+
+impl Listen {
+    /// What [`Self::parse`] takes, for messages.
+    pub(super) const FORM: &str =
+        "HOST:PORT with a port from 1 to 65535, fd://, or fd://N with a number from 3 to 65535";
+
+    /// Reads flannel's forms: `HOST:PORT`, `tcp://HOST:PORT`, `:PORT`, `fd://`, `fd://N`. `None` for any other.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (scheme, rest) = text
+            .trim()
+            .split_once("://")
+            .unwrap_or(("tcp", text.trim()));
+        match (scheme, rest) {
+            ("fd", "") => Some(Self::Descriptor(3)),
+            ("fd", number) => {
+                let number = number.parse().ok().filter(|number| *number >= 3)?;
+                Some(Self::Descriptor(number))
+            }
+            ("tcp", address) => {
+                let (host, port) = address.rsplit_once(':')?;
+                port.parse::<u16>().ok().filter(|port| *port != 0)?;
+                let bracketed = host.starts_with('[') && host.ends_with(']');
+                let plain = !host.contains([':', '/', '@', ' ']);
+                (bracketed || plain).then(|| Self::Address(address.to_owned()))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flannels_forms_of_an_address_are_read() {
+        let address = |text: &str| Some(Listen::Address(text.to_owned()));
+        for (text, listen) in [
+            ("10.0.0.1:8889", address("10.0.0.1:8889")),
+            ("tcp://host:1", address("host:1")),
+            (":8889", address(":8889")),
+            ("[::1]:8889", address("[::1]:8889")),
+            ("fd://", Some(Listen::Descriptor(3))),
+            ("fd://4", Some(Listen::Descriptor(4))),
+            ("fd://2", None),
+            ("fd://x", None),
+            ("unix:///x", None),
+            ("host", None),
+            ("host:0", None),
+            ("host:65536", None),
+            ("::1:8889", None),
+            ("a/b:1", None),
+            ("", None),
+        ] {
+            assert_eq!(Listen::parse(text), listen, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! `[remote]`, checked.
+
+use super::etcd::together;
+use super::{absolute, optional};
+use crate::lease::etcd::endpoint::{self, Endpoint};
+use crate::settings::inputs::{Inputs, Sourced};
+use crate::settings::{Error, Listen, Remote, key};
+
+/// The network that has no name, as flannel writes it in a path.
+const NO_NAME: &str = "_";
+
+const SERVER: &str = "HOST:PORT, http://HOST:PORT or https://HOST:PORT (HOST:PORT alone is https if remote.cafile or \
+     remote.certfile is set, else http), with a port from 1 to 65535 and no user, path or query";
+
+pub(super) fn remote(inputs: &Inputs) -> Result<Remote, Error> {
+    let cafile = optional(inputs.remote_cafile.as_ref(), absolute)?;
+    let certfile = optional(inputs.remote_certfile.as_ref(), absolute)?;
+    let keyfile = optional(inputs.remote_keyfile.as_ref(), absolute)?;
+    together(
+        &inputs.remote_certfile,
+        certfile.is_some(),
+        key::REMOTE_KEYFILE,
+        keyfile.is_some(),
+    )?;
+    together(
+        &inputs.remote_keyfile,
+        keyfile.is_some(),
+        key::REMOTE_CERTFILE,
+        certfile.is_some(),
+    )?;
+    let tls_by_default = cafile.is_some() || certfile.is_some();
+    let listen = optional(inputs.remote_listen.as_ref(), |input| {
+        Listen::parse(&input.value).ok_or_else(|| input.error(Listen::FORM))
+    })?;
+    // flannel's server then takes everybody, although it was given an authority to check them by.
+    if listen.is_some() {
+        together(
+            &inputs.remote_cafile,
+            cafile.is_some(),
+            key::REMOTE_CERTFILE,
+            certfile.is_some(),
+        )?;
+    }
+    Ok(Remote {
+        servers: servers(inputs.remote_server.as_ref(), tls_by_default)?,
+        network: optional(inputs.remote_network.as_ref(), network)?
+            .unwrap_or_else(|| NO_NAME.to_owned()),
+        listen,
+        cafile,
+        certfile,
+        keyfile,
+    })
+}
+
+fn servers(
+    input: Option<&Sourced<Vec<String>>>,
+    tls_by_default: bool,
+) -> Result<Vec<String>, Error> {
+    let Some(input) = input else {
+        return Ok(Vec::new());
+    };
+    let texts = input.value.iter().flat_map(|text| text.split(','));
+    texts
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+        .map(|text| match Endpoint::parse(text, tls_by_default) {
+            Some(endpoint) => Ok(endpoint.url),
+            None => {
+                let shown = Sourced {
+                    value: endpoint::without_user(text),
+                    place: input.place.clone(),
+                    key: input.key,
+                };
+                Err(shown.error(SERVER))
+            }
+        })
+        .collect()
+}
+
+fn network(input: &Sourced<String>) -> Result<String, Error> {
+    if input.value == NO_NAME || crate::remote::is_network_name(&input.value) {
+        Ok(input.value.clone())
+    } else {
+        Err(input.error(crate::remote::NETWORK_NAME))
+    }
+}

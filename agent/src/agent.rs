@@ -24,8 +24,9 @@ use self::task::Task;
 use crate::clock::Clock;
 use crate::control::{Desk, Questions};
 use crate::health::{BindError, Health, Server};
-use crate::lease::etcd::{EtcdStore, SettingsError};
-use crate::lease::{LeaseEvent, LeaseStore, Released, StoreError, StoreEvent, SubnetKey};
+use crate::lease::{
+    ChosenStore, LeaseEvent, LeaseStore, Released, SettingsError, StoreError, StoreEvent, SubnetKey,
+};
 use crate::logging::chain;
 use crate::netlink::{Kernel, KernelError, Monitor};
 use crate::network_config::NetworkConfig;
@@ -40,7 +41,7 @@ pub enum Error {
     #[error("failed to find out which machine this is")]
     Identity(#[from] machine_id::Error),
     /// The lease store's settings are wrong.
-    #[error("the etcd settings are wrong")]
+    #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The kernel's netlink sockets cannot be opened.
     #[error("failed to open the kernel's netlink interface")]
@@ -76,7 +77,7 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         None => machine_id::owner("/".as_ref(), &settings.files.state_dir)?,
     };
     let process = status::Agent::of_process(&owner, status::now());
-    let store = EtcdStore::new(settings.etcd.clone().into(), owner)?;
+    let store = ChosenStore::new(settings, owner)?;
     let service = Service::from_environment();
     let health = Health::new();
     // Ends with this function at the latest; until then it may finish what it is saying.
@@ -337,7 +338,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 self.store_trouble = Some(error);
             }
             StoreEvent::Reachable { endpoint } => {
-                info!(endpoint, "connected to etcd");
+                info!(endpoint, "connected to the lease store");
                 self.server = Some(endpoint);
                 self.store_trouble = None;
             }

@@ -14,10 +14,13 @@ use thiserror::Error;
 use crate::go_json::{self, GoJsonError, Object};
 
 pub mod allocate;
+mod chosen;
 pub mod etcd;
 mod key;
+pub mod remote;
 mod store;
 
+pub use chosen::{ChosenStore, SettingsError};
 pub use key::{LeaseKeyError, SubnetKey};
 pub use store::{LeaseEvent, LeaseStore, Released, StoreError, StoreEvent, Tenure};
 

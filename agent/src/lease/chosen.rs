@@ -1,0 +1,90 @@
+//! The store that the settings choose: etcd, or a server that has etcd behind it.
+
+use thiserror::Error;
+
+use super::etcd::{self, EtcdStore};
+use super::remote::RemoteStore;
+use super::{Lease, LeaseAttrs, LeaseStore, Released, StoreError, StoreEvent, SubnetKey, Tenure};
+use crate::network_config::NetworkConfig;
+use crate::remote::tls::TlsError;
+use crate::settings::Settings;
+
+/// The store that the settings choose.
+#[derive(Debug)]
+pub enum ChosenStore {
+    /// etcd itself.
+    Etcd(EtcdStore),
+    /// Servers that keep the leases.
+    Remote(RemoteStore),
+}
+
+/// The settings of the chosen store are wrong.
+#[derive(Debug, Error)]
+pub enum SettingsError {
+    /// Those of etcd.
+    #[error("the etcd settings are wrong")]
+    Etcd(#[from] etcd::SettingsError),
+    /// Those of the servers.
+    #[error("the settings for the servers that keep leases are wrong")]
+    Remote(#[from] TlsError),
+}
+
+impl ChosenStore {
+    /// Checks the settings; connects to nothing yet. `owner` identifies this machine.
+    pub fn new(settings: &Settings, owner: String) -> Result<Self, SettingsError> {
+        if settings.remote.servers.is_empty() {
+            let store = EtcdStore::new(settings.etcd.clone().into(), owner)?;
+            return Ok(Self::Etcd(store));
+        }
+        Ok(Self::Remote(RemoteStore::new(&settings.remote, owner)?))
+    }
+}
+
+impl LeaseStore for ChosenStore {
+    async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
+        match self {
+            Self::Etcd(store) => store.network_config().await,
+            Self::Remote(store) => store.network_config().await,
+        }
+    }
+
+    async fn acquire(
+        &mut self,
+        config: &NetworkConfig,
+        attrs: &LeaseAttrs,
+        previous: Option<SubnetKey>,
+    ) -> Result<Lease, StoreError> {
+        match self {
+            Self::Etcd(store) => store.acquire(config, attrs, previous).await,
+            Self::Remote(store) => store.acquire(config, attrs, previous).await,
+        }
+    }
+
+    async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {
+        match self {
+            Self::Etcd(store) => store.update(attrs).await,
+            Self::Remote(store) => store.update(attrs).await,
+        }
+    }
+
+    async fn release(&mut self) -> Result<Released, StoreError> {
+        match self {
+            Self::Etcd(store) => store.release().await,
+            Self::Remote(store) => store.release().await,
+        }
+    }
+
+    fn tenure(&self) -> Tenure {
+        match self {
+            Self::Etcd(store) => store.tenure(),
+            Self::Remote(store) => store.tenure(),
+        }
+    }
+
+    async fn next_event(&mut self) -> StoreEvent {
+        match self {
+            Self::Etcd(store) => store.next_event().await,
+            Self::Remote(store) => store.next_event().await,
+        }
+    }
+}

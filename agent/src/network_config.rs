@@ -142,6 +142,13 @@ impl NetworkConfig {
             .chain(self.ipv6.map(|range| IpNet::V6(range.network)))
     }
 
+    /// How many nodes can have a lease: as many as there are subnets in the smaller family.
+    pub fn subnets(&self) -> u64 {
+        let v4 = self.ipv4.as_ref().map(Ipv4Range::subnets);
+        let v6 = self.ipv6.as_ref().map(Ipv6Range::subnets);
+        v4.into_iter().chain(v6).min().unwrap_or(0)
+    }
+
     /// Which families the overlay has.
     pub fn families(&self) -> Families {
         Families {
@@ -238,6 +245,12 @@ impl NetworkConfig {
 }
 
 impl Ipv4Range {
+    /// How many subnets can be leased.
+    pub fn subnets(&self) -> u64 {
+        let between = u32::from(self.max).saturating_sub(u32::from(self.min));
+        (u64::from(between) >> (32 - self.subnet_len)) + 1
+    }
+
     /// Whether a node may hold `subnet` under this config: of the right length, and from the first to the last subnet.
     pub fn allows(&self, subnet: Ipv4Net) -> bool {
         subnet.prefix_len() == self.subnet_len && (self.min..=self.max).contains(&subnet.network())
@@ -245,6 +258,14 @@ impl Ipv4Range {
 }
 
 impl Ipv6Range {
+    /// How many subnets can be leased.
+    pub fn subnets(&self) -> u64 {
+        let between = u128::from(self.max).saturating_sub(u128::from(self.min));
+        u64::try_from(between >> (128 - self.subnet_len))
+            .unwrap_or(u64::MAX)
+            .saturating_add(1)
+    }
+
     /// Whether a node may hold `subnet` under this config: of the right length, and from the first to the last subnet.
     pub fn allows(&self, subnet: Ipv6Net) -> bool {
         subnet.prefix_len() == self.subnet_len && (self.min..=self.max).contains(&subnet.network())

@@ -116,6 +116,9 @@ pub struct Network {
     pub mtu: u32,
     /// Why the network config that was written last is not in use; `None` if it is.
     pub rejected: Option<String>,
+    /// How many nodes can have a lease; `None` if that is not known.
+    #[serde(default)]
+    pub subnets: Option<u64>,
 }
 
 /// The own lease.

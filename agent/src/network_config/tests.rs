@@ -346,3 +346,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn subnets_are_counted_as_they_can_be_leased() {
+    for (config, subnets) in [
+        // The first one is skipped, as in flannel.
+        (r#"{"Network":"10.5.0.0/16"}"#, 255),
+        (
+            r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.8.0","SubnetMax":"10.5.11.0"}"#,
+            4,
+        ),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#,
+            65535,
+        ),
+        // As many as the smaller family has.
+        (
+            r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/62","IPv6SubnetLen":64}"#,
+            3,
+        ),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/8","IPv6SubnetLen":126}"#,
+            u64::MAX,
+        ),
+    ] {
+        assert_eq!(NetworkConfig::parse(config).unwrap().subnets(), subnets, "{config}");
+    }
+}

@@ -22,6 +22,7 @@ impl Overlay {
             backend: self.backend.kind().to_owned(),
             mtu: self.backend.mtu(),
             rejected,
+            subnets: Some(self.config.subnets()),
         }
     }
 

@@ -34,6 +34,7 @@ pub use self::device::Device;
 pub use self::monitor::{Changed, Monitor, Watch};
 pub use self::ownership::ClaimError;
 pub use self::socket::{KernelError, Refused};
+pub use self::wireguard::Session;
 use crate::claim::Claims;
 use crate::net::InterfaceName;
 use crate::network_name::NetworkName;

@@ -70,7 +70,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 ..overlay.kernel()
             },
             files: overlay.files(),
-            peers: overlay.list_peers(),
+            peers: overlay.list_peers().await,
             clock: self.clock.seen(),
         }
     }

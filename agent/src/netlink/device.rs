@@ -1,12 +1,15 @@
 //! What a device is and what it carried, for whoever asks how the overlay is.
 
+use std::collections::HashMap;
+
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, Stats64};
 
 use super::message::{Message, Request, Verb};
-use super::{Kernel, KernelError, link};
+use super::{Kernel, KernelError, Session, link};
 use crate::net::InterfaceName;
-use crate::state::Object;
+use crate::state::{LinkKind, Object};
+use crate::wireguard_key::PublicKey;
 
 /// A device and its counters (`struct rtnl_link_stats64` of linux/if_link.h).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,6 +41,26 @@ impl Kernel {
         let statistics = statistics(&answer).unwrap_or_default();
         let object = self.recognise(link).object;
         Ok(Some(Device { object, statistics }))
+    }
+
+    /// What went to and from each peer of a WireGuard device; nothing for any other device. Needs `CAP_NET_ADMIN`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be talked to, or refuses to tell.
+    pub async fn sessions(
+        &mut self,
+        name: &InterfaceName,
+    ) -> Result<HashMap<PublicKey, Session>, KernelError> {
+        let Some(link) = self.find_link(name).await? else {
+            return Ok(HashMap::new());
+        };
+        match &link.object {
+            Object::Link(device) if matches!(device.kind, LinkKind::Wireguard(_)) => {
+                self.wireguard.sessions(link.index).await
+            }
+            _ => Ok(HashMap::new()),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
@@ -41,6 +42,8 @@ const WGPEER_A_FLAGS: u16 = 3;
 const WGPEER_A_ENDPOINT: u16 = 4;
 const WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL: u16 = 5;
 const WGPEER_A_LAST_HANDSHAKE_TIME: u16 = 6;
+const WGPEER_A_RX_BYTES: u16 = 7;
+const WGPEER_A_TX_BYTES: u16 = 8;
 const WGPEER_A_ALLOWEDIPS: u16 = 9;
 
 const WGPEER_F_REMOVE_ME: u32 = 1;
@@ -61,6 +64,17 @@ pub(super) struct Device {
     pub(super) peers: Vec<(PublicKey, WireguardPeer)>,
 }
 
+/// What went to and from a WireGuard peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Session {
+    /// Bytes received, with what WireGuard adds to each packet.
+    pub rx_bytes: u64,
+    /// Bytes sent, likewise.
+    pub tx_bytes: u64,
+    /// When the last handshake was, in seconds since 1970; `None` for never.
+    pub handshake: Option<u64>,
+}
+
 /// A change of a device's options or of one peer.
 #[derive(Debug)]
 pub(super) struct Change(Request<GenericMessage>);
@@ -76,6 +90,19 @@ pub(super) struct Client {
 impl Client {
     /// Reads a device with all its peers; and whether nothing can be missing.
     pub(super) async fn device(&mut self, index: u32) -> Result<(Device, bool), KernelError> {
+        let Dump { items, complete } = self.parts(index).await?;
+        Ok((decode::assemble(items), complete))
+    }
+
+    /// Reads what went to and from each peer of a device.
+    pub(super) async fn sessions(
+        &mut self,
+        index: u32,
+    ) -> Result<HashMap<PublicKey, Session>, KernelError> {
+        Ok(decode::sessions(self.parts(index).await?.items))
+    }
+
+    async fn parts(&mut self, index: u32) -> Result<Dump<Part>, KernelError> {
         let what = "WireGuard peers";
         if let Err(source) = self.resolve().await? {
             return Err(KernelError::Dump { what, source });
@@ -84,8 +111,7 @@ impl Client {
         let now = SystemTime::now();
         let socket = self.socket()?;
         let dump = socket.dump(what, request, |message| Some(Part::read(&message, now)));
-        let Dump { items, complete } = dump.await?;
-        Ok((decode::assemble(items), complete))
+        dump.await
     }
 
     /// Sets a new device's options, or those of an old one that differ.

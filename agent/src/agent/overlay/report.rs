@@ -1,17 +1,24 @@
 //! The overlay's part in what the agent tells: the state that it works on, in the words of [`crate::status`].
 
+use std::collections::HashMap;
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::debug;
 
 use super::Overlay;
 use crate::lease::{Lease, SubnetKey};
 use crate::logging::chain;
-use crate::netlink::Device;
-use crate::state::{LinkKind, Object, describe};
+use crate::net::InterfaceName;
+use crate::netlink::{Device, Session};
+use crate::state::{Key, LinkKind, Object, describe};
 use crate::status::{
     self, Files, Firewall, Kernel, Network, Owner, Peer, PeerDetail, PeerObject, PeerState,
     Traffic, Underlay, micros,
 };
+use crate::wireguard_key::PublicKey;
+
+/// What WireGuard counted, by device and peer.
+type Sessions = HashMap<InterfaceName, HashMap<PublicKey, Session>>;
 
 impl Overlay {
     /// What all nodes share. `rejected`: why the network config that was written last is not in use.
@@ -106,14 +113,30 @@ impl Overlay {
     }
 
     /// The leases of the other nodes, used or not.
-    pub(crate) fn list_peers(&self) -> Vec<Peer> {
+    pub(crate) async fn list_peers(&mut self) -> Vec<Peer> {
+        let sessions = self.sessions().await;
         self.peers
             .others()
-            .map(|lease| self.describe(lease))
+            .map(|lease| self.describe(lease, &sessions))
             .collect()
     }
 
-    fn describe(&self, latest: &Lease) -> Peer {
+    /// What WireGuard counted, device by device; the kernel counts by peer nowhere else.
+    async fn sessions(&mut self) -> Sessions {
+        let mut sessions = Sessions::new();
+        for name in self.backend.scope().links {
+            match self.reconciler.kernel_mut().sessions(&name).await {
+                Ok(of_peers) if of_peers.is_empty() => {}
+                Ok(of_peers) => {
+                    sessions.insert(name, of_peers);
+                }
+                Err(error) => debug!(device = %name, "no counters: {}", chain(&error)),
+            }
+        }
+        sessions
+    }
+
+    fn describe(&self, latest: &Lease, sessions: &Sessions) -> Peer {
         let key = latest.key;
         let used = self.peers.get(&key);
         // Where the last update is refused, what is in use counts.
@@ -132,6 +155,7 @@ impl Overlay {
             (Some(_), None, None) => (PeerState::Programmed, refusal),
         };
         let seen = self.journal.seen.get(&key);
+        let counted = count(self.plan.peer(&key), sessions);
         Peer {
             subnet: key.v4,
             subnet_v6: key.v6,
@@ -143,8 +167,13 @@ impl Overlay {
             reason,
             since_time: seen.map_or(self.journal.leased, |seen| seen.since),
             changed_time: seen.and_then(|seen| seen.changed),
-            traffic: None,
-            handshake_time: None,
+            traffic: counted.map(|counted| Traffic {
+                rx_bytes: counted.rx_bytes,
+                tx_bytes: counted.tx_bytes,
+                rx_packets: None,
+                tx_packets: None,
+            }),
+            handshake_time: counted.and_then(|counted| counted.handshake),
         }
     }
 
@@ -177,11 +206,18 @@ impl Overlay {
                 });
             }
         }
+        let peer = match peer {
+            Some(lease) => {
+                let sessions = self.sessions().await;
+                Some(self.describe(&lease, &sessions))
+            }
+            None => None,
+        };
         PeerDetail {
             schema: status::SCHEMA,
             asked,
             owner,
-            peer: peer.map(|lease| self.describe(&lease)),
+            peer,
             objects,
         }
     }
@@ -218,6 +254,19 @@ impl Overlay {
             (Owner::Outside, None)
         }
     }
+}
+
+/// What was counted of a peer: the sum where it is a peer of two devices, one for each IP version.
+fn count(objects: &[(Key, Object)], sessions: &Sessions) -> Option<Session> {
+    let counted = objects.iter().filter_map(|(key, _)| match key {
+        Key::WireguardPeer(device, peer) => sessions.get(device)?.get(&**peer).copied(),
+        _ => None,
+    });
+    counted.reduce(|sum, one| Session {
+        rx_bytes: sum.rx_bytes.saturating_add(one.rx_bytes),
+        tx_bytes: sum.tx_bytes.saturating_add(one.tx_bytes),
+        handshake: sum.handshake.max(one.handshake),
+    })
 }
 
 fn device(name: String, found: Option<Device>) -> status::Device {

@@ -3,6 +3,7 @@
 //! A device with many peers comes in several messages, and a peer with many prefixes may begin in one and go on in the
 //! next, which then repeats its public key and nothing else (linux/wireguard.h).
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,8 +13,9 @@ use super::{
     AF_INET, AF_INET6, Device, WGALLOWEDIP_A_CIDR_MASK, WGALLOWEDIP_A_IPADDR, WGDEVICE_A_FWMARK,
     WGDEVICE_A_LISTEN_PORT, WGDEVICE_A_PEERS, WGDEVICE_A_PRIVATE_KEY, WGPEER_A_ALLOWEDIPS,
     WGPEER_A_ENDPOINT, WGPEER_A_LAST_HANDSHAKE_TIME, WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL,
-    WGPEER_A_PRESHARED_KEY, WGPEER_A_PUBLIC_KEY,
+    WGPEER_A_PRESHARED_KEY, WGPEER_A_PUBLIC_KEY, WGPEER_A_RX_BYTES, WGPEER_A_TX_BYTES,
 };
+use crate::netlink::Session;
 use crate::netlink::generic::{self, GenericMessage};
 use crate::state::{Wireguard, WireguardPeer};
 use crate::wireguard_key::{PresharedKey, PrivateKey, PublicKey};
@@ -37,6 +39,7 @@ struct Peer {
     keepalive: u16,
     allowed: Vec<IpNet>,
     in_session: bool,
+    session: Session,
 }
 
 impl Part {
@@ -90,6 +93,16 @@ pub(super) fn assemble(parts: Vec<Part>) -> Device {
     device
 }
 
+/// What went to and fro, peer by peer.
+pub(super) fn sessions(parts: Vec<Part>) -> HashMap<PublicKey, Session> {
+    let mut sessions = HashMap::new();
+    for (key, peer) in parts.into_iter().flat_map(|part| part.peers) {
+        // Where a peer goes on in the next message, the first one had the counters.
+        sessions.entry(key).or_insert(peer.session);
+    }
+    sessions
+}
+
 fn finish((key, mut peer): (PublicKey, Peer)) -> (PublicKey, WireguardPeer) {
     peer.allowed.sort_unstable();
     peer.allowed.dedup();
@@ -114,7 +127,12 @@ fn read_peer(bytes: &[u8], now: SystemTime) -> Option<(PublicKey, Peer)> {
             }
             WGPEER_A_ENDPOINT => peer.endpoint = socket_address(value),
             WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL => peer.keepalive = number(value),
-            WGPEER_A_LAST_HANDSHAKE_TIME => peer.in_session = is_recent(value, now),
+            WGPEER_A_LAST_HANDSHAKE_TIME => {
+                peer.session.handshake = handshake(value);
+                peer.in_session = peer.session.handshake.is_some_and(|at| is_recent(at, now));
+            }
+            WGPEER_A_RX_BYTES => peer.session.rx_bytes = count(value),
+            WGPEER_A_TX_BYTES => peer.session.tx_bytes = count(value),
             WGPEER_A_ALLOWEDIPS => {
                 peer.allowed = generic::read(value)
                     .filter_map(|(_, item)| allowed_ip(item))
@@ -130,13 +148,18 @@ fn number(value: &[u8]) -> u16 {
     value.try_into().map_or(0, u16::from_ne_bytes)
 }
 
-/// Whether a `struct __kernel_timespec` (seconds and nanoseconds since 1970, 0 for never) was less than a session ago.
-/// One in the future, before the clock was set back, was.
-fn is_recent(value: &[u8], now: SystemTime) -> bool {
+fn count(value: &[u8]) -> u64 {
+    value.try_into().map_or(0, u64::from_ne_bytes)
+}
+
+/// A `struct __kernel_timespec`: seconds and nanoseconds since 1970, 0 for never.
+fn handshake(value: &[u8]) -> Option<u64> {
     let seconds = value.first_chunk().map_or(0, |s| i64::from_ne_bytes(*s));
-    let Ok(seconds @ 1..) = u64::try_from(seconds) else {
-        return false;
-    };
+    u64::try_from(seconds).ok().filter(|seconds| *seconds > 0)
+}
+
+/// Whether a handshake was less than a session ago. One in the future, before the clock was set back, was.
+fn is_recent(seconds: u64, now: SystemTime) -> bool {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_secs(seconds)) < SESSION
 }

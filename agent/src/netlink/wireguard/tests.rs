@@ -284,6 +284,41 @@ fn a_session_lasts_three_minutes() {
 }
 
 #[test]
+fn traffic_and_handshake_are_counted_once_for_each_peer() {
+    let peer = |peers: &mut Attributes, key: u8, counters: Option<(i64, u64, u64)>| {
+        peers.nest(0, |peer| {
+            peer.put(WGPEER_A_PUBLIC_KEY, &[key; 32]);
+            if let Some((handshake, rx, tx)) = counters {
+                let handshake = [i64::to_ne_bytes(handshake), [1; 8]].concat();
+                peer.put(WGPEER_A_LAST_HANDSHAKE_TIME, &handshake);
+                peer.put(WGPEER_A_RX_BYTES, &rx.to_ne_bytes());
+                peer.put(WGPEER_A_TX_BYTES, &tx.to_ne_bytes());
+            }
+            put_allowed(peer, &["10.5.1.0/24"]);
+        });
+    };
+    let first = answer(|device| {
+        device.nest(WGDEVICE_A_PEERS, |peers| {
+            peer(peers, 1, Some((0, 0, 148)));
+            peer(peers, 2, Some((999_990, 1 << 40, 7)));
+        });
+    });
+    // The second peer goes on, without its counters.
+    let second = answer(|device| device.nest(WGDEVICE_A_PEERS, |peers| peer(peers, 2, None)));
+    let parts = [first, second].map(|message| Part::read(&message, now()));
+    let session = |handshake, rx_bytes, tx_bytes| Session {
+        rx_bytes,
+        tx_bytes,
+        handshake,
+    };
+    let expected = [
+        (key(1), session(None, 0, 148)),
+        (key(2), session(Some(999_990), 1 << 40, 7)),
+    ];
+    assert_eq!(decode::sessions(parts.into()), expected.into());
+}
+
+#[test]
 fn nothing_of_a_message_is_shown() {
     let want = Wireguard {
         private_key: Some(PrivateKey::new([0x41; 32])),

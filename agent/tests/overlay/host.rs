@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -15,7 +16,9 @@ use crate::wait::{wait_for, wait_until};
 
 /// A container host: its namespace, its agent, and one container behind its bridge.
 pub(crate) struct Host {
-    pub(crate) namespace: Namespace,
+    pub(crate) namespace: Arc<Namespace>,
+    /// The name of the network that its agent joins, if it has one.
+    network: Option<&'static str>,
     /// The underlay address.
     pub(crate) address: Ipv4Addr,
     /// Where its agent finds etcd.
@@ -49,13 +52,28 @@ impl Host {
     /// A host without an agent, in its namespace; `etcd` is where its agent will look for leases.
     pub(crate) fn new(namespace: Namespace, address: Ipv4Addr, etcd: String) -> Self {
         Self {
-            namespace,
+            namespace: Arc::new(namespace),
+            network: None,
             address,
             etcd,
             directory: TempDir::new().expect("a directory for the host"),
             container: None,
             agent: None,
             environment: Vec::new(),
+        }
+    }
+
+    /// The same host as the member of another network, with another agent and another container.
+    pub(crate) fn in_network(&self, network: &'static str) -> Self {
+        Self {
+            namespace: Arc::clone(&self.namespace),
+            network: Some(network),
+            address: self.address,
+            etcd: self.etcd.clone(),
+            environment: self.environment.clone(),
+            directory: TempDir::new().expect("a directory for the host"),
+            container: None,
+            agent: None,
         }
     }
 
@@ -77,6 +95,7 @@ impl Host {
             .arg(self.directory.path().join("state"))
             .arg("--socket")
             .arg(self.socket())
+            .args(self.network.map(|name| format!("--network={name}")))
             // Every host of a test shares this machine's identity file; a real cluster's nodes do not.
             .env("SELVAGE_NODE_ID", self.node_id())
             .envs(self.environment.iter().cloned());
@@ -271,16 +290,20 @@ impl Host {
     fn start_container(&mut self) {
         let mtu = self.subnet_env("FLANNEL_MTU");
         let host = &self.namespace;
-        host.ip("link add docker0 type bridge");
-        host.ip("link set docker0 up");
-        host.ip("address add fe80::1/64 dev docker0 nodad");
+        let (bridge, port) = match self.network {
+            None => ("docker0".to_owned(), "veth0".to_owned()),
+            Some(name) => (format!("br-{name}"), format!("veth-{name}")),
+        };
+        host.ip(&format!("link add {bridge} type bridge"));
+        host.ip(&format!("link set {bridge} up"));
+        host.ip(&format!("address add fe80::1/64 dev {bridge} nodad"));
         let container = Namespace::new();
-        container.connect("eth0", host, "veth0");
-        host.ip(&format!("link set veth0 mtu {mtu} master docker0 up"));
+        container.connect("eth0", host, &port);
+        host.ip(&format!("link set {port} mtu {mtu} master {bridge} up"));
         container.ip(&format!("link set eth0 mtu {mtu} up"));
         for (gateway, address) in self.gateways().into_iter().zip(self.container_addresses()) {
             let (length, nodad) = (gateway.prefix_len(), nodad(address));
-            host.ip(&format!("address add {gateway} dev docker0{nodad}"));
+            host.ip(&format!("address add {gateway} dev {bridge}{nodad}"));
             container.ip(&format!("address add {address}/{length} dev eth0{nodad}"));
             container.ip(&format!("route add default via {}", gateway.addr()));
         }

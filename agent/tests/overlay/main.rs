@@ -27,6 +27,7 @@ mod host;
 mod hostile;
 mod kernel;
 mod namespace;
+mod networks;
 mod survival;
 mod traffic;
 mod underlay;

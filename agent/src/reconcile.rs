@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tracing::{trace, warn};
 
 use crate::hooks::Hooks;
@@ -147,6 +148,12 @@ impl Reconciler {
                 self.scope.links.push(link);
             }
         }
+    }
+
+    /// Changes which networks routes without a mark of ours are known by. Former ones, once their routes are gone, may become
+    /// another agent's on this host.
+    pub fn set_networks(&mut self, networks: Vec<IpNet>) {
+        self.scope.networks = networks;
     }
 
     /// Has all hooks run again by the next [`Self::resync`], as at a start.

@@ -387,6 +387,9 @@ impl Overlay {
         }
         self.program_firewall().await?;
         self.write_subnet_file()?;
+        if !self.programmed {
+            self.reconciler.set_networks(self.backend.scope().networks);
+        }
         self.programmed = true;
         kernel
     }

@@ -187,8 +187,21 @@ fn work(case: &Case) {
     }
     check(&hosts, "another network");
 
+    let leases = |actor| {
+        let below = if actor == 0 { "" } else { "/blue" };
+        let prefix = format!("/coreos.com/network{below}/subnets/");
+        let keys = store.etcdctl(&["get", "--prefix", "--keys-only", &prefix]);
+        keys.lines().filter(|key| !key.is_empty()).count()
+    };
     for host in &mut hosts {
         assert_eq!(host[actor].stop_agent(), Some(0));
+        let before = [leases(actor), leases(watched)];
+        let left = host[actor]
+            .selvage("leave")
+            .output()
+            .expect("selvage leave");
+        assert!(left.status.success(), "{left:?}");
+        assert_eq!([leases(actor) + 1, leases(watched)], before);
         let output = host[actor]
             .selvage("cleanup")
             .output()
@@ -357,6 +370,104 @@ fn networks_with_one_device_or_one_range_of_addresses_are_refused_in_words() {
             .ip("address show flannel.2")
             .contains(" 10.6.")
     );
+}
+
+/// What a real flannel, or an agent without a name, made for the same network is taken over; what is another's is not.
+#[test]
+fn a_named_network_takes_its_own_device_over_and_gives_it_free() {
+    let store = Store::start(NETWORK);
+    set(&store, Actor::Blue, &network_config(6, VXLAN_2));
+    let [_, mut blue] = host(&store, 1, "nftables");
+    let ip = |blue: &Host, arguments: &str| blue.namespace.ip(arguments);
+    for arguments in [
+        "link add flannel.2 address c6:d2:32:6f:8f:01 mtu 1450 txqueuelen 0 type vxlan id 2 dev eth0 local 10.77.0.11 dstport 8472 nolearning noudpcsum",
+        "address add 10.6.77.0/32 dev flannel.2",
+        "link set flannel.2 up",
+    ] {
+        ip(&blue, arguments);
+    }
+    let index = |blue: &Host| {
+        ip(blue, "-o link show flannel.2")
+            .split(':')
+            .next()
+            .map(str::to_owned)
+    };
+    let before = index(&blue);
+    blue.start_agent();
+    blue.wait_ready();
+    let link = ip(&blue, "link show flannel.2");
+    assert_eq!(index(&blue), before);
+    assert!(link.contains("c6:d2:32:6f:8f:01"), "{link}");
+    assert!(link.contains("alias selvage network blue"), "{link}");
+
+    // One that somebody removes comes back as this network's.
+    ip(&blue, "link del flannel.2");
+    wait_for(SOON, "the device to be marked again", || {
+        let link = blue.namespace.try_run("ip link show flannel.2").stdout;
+        let link = String::from_utf8_lossy(&link).into_owned();
+        link.contains("alias selvage network blue").then_some(())
+    });
+
+    // What it does not need any more is free for others, while its agent goes on.
+    set(&store, Actor::Blue, &network_config(6, VXLAN_3));
+    wait_until("the other device", || {
+        let all = ip(&blue, "-br link show");
+        all.contains("flannel.3") && !all.contains("flannel.2")
+    });
+    store.etcdctl(&[
+        "put",
+        "/coreos.com/network/green/config",
+        &network_config(7, VXLAN_2),
+    ]);
+    let mut green = blue.in_network("green");
+    green.start_agent();
+    green.wait_ready();
+    let before = green.overlay_objects();
+    assert!(before.contains("alias selvage network green"), "{before}");
+    // Blue compares everything each second.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(green.overlay_objects(), before);
+    blue.kill_agent();
+    blue.start_agent();
+    blue.wait_ready();
+    assert_eq!(green.overlay_objects(), before);
+    assert!(!green.log().contains("WARN") && !blue.log().contains("WARN"));
+}
+
+/// Any user may take the name by which agents find each other.
+#[test]
+fn a_name_that_an_ordinary_user_took_keeps_nobody_out() {
+    const SQUAT: &str = r#"use Socket; for (@ARGV) { socket(my $s, AF_UNIX, SOCK_STREAM, 0) or die;
+        bind($s, pack("S a*", AF_UNIX, "\0selvage/$_")) or die; listen($s, 1) or die; push @all, $s }
+        print "taken\n"; close STDOUT; sleep 60"#;
+    let store = Store::start(NETWORK);
+    let [mut one, _] = host(&store, 1, "nftables");
+    let mut squatter = one
+        .namespace
+        .command("setpriv")
+        .args(["--reuid=65534", "--clear-groups", "perl", "-e", SQUAT])
+        .args([
+            "network/",
+            "device/flannel.1",
+            "overlay/10.5.0.0/16",
+            "overlay/10.5.0.0/17",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("setpriv and perl");
+    let mut said = String::new();
+    let mut output = squatter.stdout.take().expect("its output");
+    std::io::Read::read_to_string(&mut output, &mut said).expect("to be told");
+    assert_eq!(said, "taken\n");
+    one.start_agent();
+    one.wait_ready();
+    let id = squatter.id();
+    let warning = format!(
+        "process {id} of user 65534 has taken the name selvage/device/flannel.1; going on without it"
+    );
+    assert!(one.log().contains(&warning), "{}", one.log());
+    let _ = squatter.kill();
+    let _ = squatter.wait();
 }
 
 #[test]

@@ -1,0 +1,94 @@
+//! Several daemons on one host, as flannel's documentation has it.
+
+use std::os::unix::fs::symlink;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::{SOON, VXLAN_1, VXLAN_2, network_config};
+use crate::cluster::{NETWORK, Store};
+use crate::host::Host;
+use crate::wait::wait_for;
+
+/// A running flanneld.
+struct Flanneld(Child);
+
+impl Flanneld {
+    fn start(host: &Host, directory: &TempDir, name: &str) -> Self {
+        let program = directory.path().join("flanneld");
+        let mut command: Command = host.namespace.command(program.to_str().expect("a path"));
+        let child = command
+            .args(["--etcd-endpoints", &host.etcd, "--iface=eth0", "--ip-masq"])
+            .arg(format!("-etcd-prefix=/{name}"))
+            .arg("-subnet-file")
+            .arg(directory.path().join(format!("{name}.env")))
+            .env("SELVAGE_STATE_DIR", directory.path().join(name))
+            .env(
+                "SELVAGE_SOCKET",
+                directory.path().join(format!("{name}.sock")),
+            )
+            .env("SELVAGE_NODE_ID", "flanneld")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(child.expect("flanneld"))
+    }
+}
+
+impl Drop for Flanneld {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn flanneld_runs_twice_as_flannels_documentation_has_it() {
+    let store = Store::start(NETWORK);
+    for (prefix, second, backend) in [("/a", 5, VXLAN_1), ("/b", 6, VXLAN_2)] {
+        let key = format!("{prefix}/config");
+        store.etcdctl(&["put", &key, &network_config(second, backend)]);
+        let ghost = format!(
+            r#"{{"PublicIP":"10.77.0.40","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":{},"VtepMAC":"c6:d2:32:6f:8f:4{second}"}}}}"#,
+            second - 4
+        );
+        let key = format!("{prefix}/subnets/10.{second}.240.0-24");
+        store.etcdctl(&["put", &key, &ghost]);
+    }
+    let host = store.host(1);
+    let directory = TempDir::new().expect("a directory");
+    symlink(
+        env!("CARGO_BIN_EXE_selvage"),
+        directory.path().join("flanneld"),
+    )
+    .expect("a link");
+    let [a, b] = ["a", "b"].map(|name| Flanneld::start(&host, &directory, name));
+    let text = |name: &str| {
+        let path = directory.path().join(format!("{name}.env"));
+        std::fs::read_to_string(path).unwrap_or_default()
+    };
+    wait_for(SOON, "both networks", || {
+        let both = text("a").contains("FLANNEL_NETWORK=10.5.0.0/16")
+            && text("b").contains("FLANNEL_NETWORK=10.6.0.0/16");
+        both.then_some(())
+    });
+    let routes = || host.namespace.ip("route show proto 83");
+    for (subnet, device) in [
+        ("10.5.240.0/24", "flannel.1"),
+        ("10.6.240.0/24", "flannel.2"),
+    ] {
+        let route = host.namespace.ip(&format!("route show {subnet}"));
+        assert!(route.contains(&format!("dev {device}")), "{route}");
+    }
+    assert_eq!(routes().lines().count(), 2, "{}", routes());
+    let rules = host.namespace.run("iptables-save");
+    assert_eq!(rules.matches("-A FORWARD").count(), 2, "{rules}");
+    let before = host.overlay_objects();
+    drop(a);
+    let again = Flanneld::start(&host, &directory, "a");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(host.overlay_objects(), before);
+    drop((again, b));
+    assert_eq!(host.overlay_objects(), before);
+}

@@ -76,10 +76,16 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     fn describe_store(&self) -> Store {
-        let etcd = &self.settings.etcd;
+        let (etcd, remote) = (&self.settings.etcd, &self.settings.remote);
+        let (kind, servers) = if remote.servers.is_empty() {
+            ("etcd", etcd.endpoints.clone())
+        } else {
+            let servers = remote.servers.iter().map(ToString::to_string);
+            ("remote", servers.collect())
+        };
         Store {
-            kind: "etcd".to_owned(),
-            servers: etcd.endpoints.clone(),
+            kind: kind.to_owned(),
+            servers,
             prefix: etcd.prefix.clone(),
             server: self.server.clone(),
             trouble: self.store_trouble.clone(),

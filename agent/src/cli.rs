@@ -288,7 +288,7 @@ pub struct SettingsFlags {
     /// Servers that keep the leases in place of etcd, HOST:PORT, separated by commas [remote.server; default: none]
     #[arg(long, value_name = "SERVERS", help_heading = "remote")]
     pub(crate) remote: Option<String>,
-    /// The network's name at the server [remote.network; default: _, the one that has none]
+    /// The network's name at the server [remote.network; default: --network, else _, the one that has none]
     #[arg(long, value_name = "NAME", help_heading = "remote")]
     pub(crate) remote_network: Option<String>,
     /// Where `selvage serve` listens: HOST:PORT, fd:// or fd://N [remote.listen; default: none]

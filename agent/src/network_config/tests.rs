@@ -370,6 +370,10 @@ fn subnets_are_counted_as_they_can_be_leased() {
             u64::MAX,
         ),
     ] {
-        assert_eq!(NetworkConfig::parse(config).unwrap().subnets(), subnets, "{config}");
+        assert_eq!(
+            NetworkConfig::parse(config).unwrap().subnets(),
+            subnets,
+            "{config}"
+        );
     }
 }

@@ -51,7 +51,7 @@ pub(super) struct Etcd {
 pub(super) struct Remote {
     /// Servers that keep the leases in place of etcd, `HOST:PORT` (default: none).
     pub(super) server: Option<Spanned<Texts>>,
-    /// The network's name at the server (default: `_`, the one that has none).
+    /// The network's name at the server (default: `agent.network`, else `_`, the one that has none).
     pub(super) network: Option<Spanned<String>>,
     /// Where `selvage serve` listens: `HOST:PORT`, `fd://` or `fd://N` (default: none).
     pub(super) listen: Option<Spanned<String>>,

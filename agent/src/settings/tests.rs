@@ -104,6 +104,7 @@ fn a_named_network_has_files_and_keys_of_its_own() {
         assert_eq!(files(&blue), own);
         let socket = Path::new("/run/selvage/networks/blue.sock");
         assert_eq!(blue.files.socket, socket);
+        assert_eq!(blue.remote.network, "blue");
     }
 
     // What all networks share, and what they cannot.

@@ -49,7 +49,7 @@ pub(super) fn settings(inputs: Inputs) -> Result<Settings, Error> {
         leave_on_stop: is_on(inputs.leave_on_stop.as_ref(), false),
     };
     Ok(Settings {
-        remote: remote::remote(&inputs)?,
+        remote: remote::remote(&inputs, agent.network.as_ref())?,
         underlay: underlay::underlay(&inputs)?,
         firewall: firewall(&inputs)?,
         files,

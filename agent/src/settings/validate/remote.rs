@@ -3,6 +3,7 @@
 use super::etcd::together;
 use super::{absolute, optional};
 use crate::lease::etcd::endpoint::{self, Endpoint};
+use crate::network_name::NetworkName;
 use crate::settings::inputs::{Inputs, Sourced};
 use crate::settings::{Error, Listen, Remote, key};
 
@@ -12,7 +13,8 @@ const NO_NAME: &str = "_";
 const SERVER: &str = "HOST:PORT, http://HOST:PORT or https://HOST:PORT (HOST:PORT alone is https if remote.cafile or \
      remote.certfile is set, else http), with a port from 1 to 65535 and no user, path or query";
 
-pub(super) fn remote(inputs: &Inputs) -> Result<Remote, Error> {
+/// `name` is what the network is called on this host, if it has a name.
+pub(super) fn remote(inputs: &Inputs, name: Option<&NetworkName>) -> Result<Remote, Error> {
     let cafile = optional(inputs.remote_cafile.as_ref(), absolute)?;
     let certfile = optional(inputs.remote_certfile.as_ref(), absolute)?;
     let keyfile = optional(inputs.remote_keyfile.as_ref(), absolute)?;
@@ -44,7 +46,7 @@ pub(super) fn remote(inputs: &Inputs) -> Result<Remote, Error> {
     Ok(Remote {
         servers: servers(inputs.remote_server.as_ref(), tls_by_default)?,
         network: optional(inputs.remote_network.as_ref(), network)?
-            .unwrap_or_else(|| NO_NAME.to_owned()),
+            .unwrap_or_else(|| name.map_or(NO_NAME, NetworkName::as_str).to_owned()),
         listen,
         cafile,
         certfile,

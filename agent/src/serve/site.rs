@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::{Request, Response, Uri};
 use ipnet::Ipv4Net;
 use serde::Serialize;
@@ -193,10 +193,10 @@ impl Site {
                     "" => nameless(client),
                     body => {
                         let attrs = received(&key, body)?.attrs;
-                        attrs.ok_or_else(|| Refusal::Unreadable("Attrs is missing".to_owned()))?
+                        let missing = || Refusal::Unreadable("Attrs is missing".to_owned());
+                        checked(client, attrs.ok_or_else(missing)?)?
                     }
                 };
-                let attrs = checked(client, attrs)?;
                 match network.broker.release(&key, &attrs).await? {
                     Released::Lease(_) => {
                         info!(subnet = %key, client = %client.address, "lease given back");
@@ -414,6 +414,10 @@ async fn listed(network: &Network) -> Result<(), Refusal> {
 }
 
 async fn read_body(body: Incoming) -> Result<String, Refusal> {
+    // What is announced as too long is not waited for.
+    if body.size_hint().lower() > u64::try_from(LONGEST_BODY).unwrap_or(u64::MAX) {
+        return Err(Refusal::TooLong);
+    }
     let collected = timeout(BODY_TIMEOUT, Limited::new(body, LONGEST_BODY).collect()).await;
     match collected {
         Err(_) => Err(Refusal::TooSlow),
@@ -458,7 +462,7 @@ fn nameless(client: &Client) -> LeaseAttrs {
         backend_type: String::new(),
         backend_data: None,
         backend_v6_data: None,
-        owner: None,
+        owner: client.owner(None),
     }
 }
 

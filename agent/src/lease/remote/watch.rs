@@ -150,10 +150,9 @@ impl Watcher {
             }
         }
         self.cursor = Some(watched.cursor);
-        if watched.config.is_some() && watched.config != self.config {
-            if self.read_config().await? {
-                self.config = watched.config;
-            }
+        let changed = watched.config.is_some() && watched.config != self.config;
+        if changed && self.read_config().await? {
+            self.config = watched.config;
         }
         Ok(())
     }

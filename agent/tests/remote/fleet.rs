@@ -94,7 +94,8 @@ fn hosts_behind_a_server_and_a_node_on_etcd_share_one_network() {
     two.start_agent();
     two.wait_ready();
     assert_eq!(two.lease_key(), before);
-    flow.finish(200);
+    all_reach(&[&one, &two, &three]);
+    flow.finish(5);
     assert_eq!(server.stop(), Some(0));
 }
 

@@ -319,5 +319,6 @@ fn udp_networks_have_devices_of_their_own() {
         let routes = show(&host[1]);
         assert_eq!(routes.trim(), "10.6.0.0/16 dev flannel1 scope link");
     }
+    std::thread::sleep(Duration::from_millis(500));
     flow.finish(50);
 }

@@ -20,6 +20,7 @@ mod observe;
 mod ownership;
 mod route;
 mod socket;
+pub(crate) mod survey;
 mod tun;
 mod wireguard;
 

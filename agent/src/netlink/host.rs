@@ -186,7 +186,11 @@ async fn probe(
     Ok(routes)
 }
 
-async fn way(socket: &mut Socket, address: IpAddr) -> Result<Result<Way, Refused>, KernelError> {
+/// How the kernel would send to an address, or why it would not.
+pub(super) async fn way(
+    socket: &mut Socket,
+    address: IpAddr,
+) -> Result<Result<Way, Refused>, KernelError> {
     let answer = match socket.get(get(address, None, RouteFlags::empty())).await? {
         Ok(answer) => answer,
         Err(refused) => return Ok(Err(refused)),

@@ -11,6 +11,10 @@ mod authority;
 #[expect(dead_code, reason = "the overlay's tests use all of it")]
 #[path = "../overlay/cluster.rs"]
 mod cluster;
+mod cluster_agent;
+mod cluster_leases;
+mod cluster_networks;
+mod cluster_report;
 mod diagnosis;
 mod healthy;
 #[expect(dead_code, reason = "the overlay's tests use all of it")]

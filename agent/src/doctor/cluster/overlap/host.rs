@@ -1,0 +1,279 @@
+//! Addresses and routes of this host that meet the overlay's networks.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{finding, meet, own_subnets, renumber};
+use crate::doctor::cluster::name;
+use crate::doctor::{Finding, Severity};
+use crate::netlink::Refused;
+use crate::netlink::host::{Host, Way};
+use crate::netlink::survey::ForeignRoute;
+use crate::status::{PeerState, Status};
+
+/// Of so many peers the kernel is asked for the way.
+const PEERS: usize = 64;
+
+/// Bridges of container runtimes that may be left with a former subnet, of which another check tells.
+const RUNTIMES: [&str; 2] = ["docker0", "cni0"];
+
+/// What there is on the host.
+pub(super) struct Surroundings<'a> {
+    pub(super) status: &'a Status,
+    pub(super) networks: &'a [IpNet],
+    pub(super) host: &'a Host,
+}
+
+/// A peer that the kernel is asked about.
+pub(super) struct Asked {
+    name: String,
+    /// An address that a container there may have.
+    pub(super) address: IpAddr,
+}
+
+/// Peers all of whose objects the kernel has, up to a number.
+pub(super) fn sample(status: &Status) -> Vec<Asked> {
+    let peers = status.peers.iter();
+    let programmed = peers.filter(|peer| peer.state == PeerState::Programmed);
+    programmed
+        .take(PEERS)
+        .flat_map(|peer| {
+            let asked = |net: IpNet| {
+                let address = net.hosts().nth(1)?;
+                let name = name(peer);
+                Some(Asked { name, address })
+            };
+            peer.nets().filter_map(asked)
+        })
+        .collect()
+}
+
+impl Surroundings<'_> {
+    fn interface(&self, index: u32) -> &str {
+        let mut links = self.host.links.iter();
+        links
+            .find(|link| link.index == index)
+            .map_or("an unknown interface", |link| link.name.as_str())
+    }
+
+    /// Whether an interface is one of ours: an overlay device, or one of another network's.
+    fn is_overlay(&self, interface: &str) -> bool {
+        let mut devices = self.status.devices.iter();
+        devices.any(|device| device.name == interface)
+    }
+
+    fn meets(&self, net: &IpNet) -> Option<&IpNet> {
+        self.networks.iter().find(|network| meet(network, net))
+    }
+
+    fn is_own(&self, net: &IpNet) -> bool {
+        own_subnets(self.status).any(|own| own.contains(net))
+    }
+
+    /// The underlay's own network.
+    pub(super) fn underlay(&self) -> Vec<Finding> {
+        let Some(underlay) = &self.status.underlay else {
+            return Vec::new();
+        };
+        let v4 = underlay.ipv4.map(|net| IpNet::V4(net.trunc()));
+        let v6 = underlay.ipv6.map(|net| IpNet::V6(net.trunc()));
+        let nets = v4.into_iter().chain(v6);
+        nets.filter_map(|net| {
+            let network = self.meets(&net)?;
+            Some(finding(
+                Severity::Error,
+                underlay.interface.clone(),
+                format!(
+                    "the overlay's network {network} overlaps the underlay's, {net} on {}",
+                    underlay.interface
+                ),
+                "hosts of the underlay whose address is in a node's subnet are not reached any more: packets for them go to that node's containers",
+                vec![renumber()],
+            ))
+        })
+        .collect()
+    }
+
+    /// Networks of other interfaces.
+    pub(super) fn addresses(&self) -> Vec<Finding> {
+        let underlay = self.status.underlay.as_ref().map(|underlay| underlay.index);
+        let mut findings = Vec::new();
+        for address in &self.host.addresses {
+            let Ok(net) = IpNet::new(address.address, address.prefix_len) else {
+                continue;
+            };
+            let (net, interface) = (net.trunc(), self.interface(address.link_index));
+            let Some(network) = self.meets(&net) else {
+                continue;
+            };
+            let is_ours = self.is_own(&net)
+                || self.is_overlay(interface)
+                || RUNTIMES.contains(&interface)
+                || Some(address.link_index) == underlay;
+            if is_ours {
+                continue;
+            }
+            let remedy = match interface {
+                bridge if bridge.starts_with("br-") => vec![
+                    format!("it is a network of Docker's, see which: docker network inspect {}", bridge.trim_start_matches("br-")),
+                    "make it anew with other addresses (docker network rm, then create --subnet), and keep Docker off the overlay: \"default-address-pools\" in /etc/docker/daemon.json".to_owned(),
+                    renumber(),
+                ],
+                interface => vec![
+                    format!("give {interface} another network, or take the address away: ip address del {}/{} dev {interface}", address.address, address.prefix_len),
+                    renumber(),
+                ],
+            };
+            findings.push(finding(
+                Severity::Error,
+                interface.to_owned(),
+                format!("the network of {interface}, {net}, overlaps the overlay's, {network}"),
+                "containers of the nodes that have subnets in it are not reached from here, or what is behind the interface is not, whichever route is longer",
+                remedy,
+            ));
+        }
+        findings
+    }
+
+    /// Peers whose packets do not take the overlay.
+    pub(super) fn lost_peers(
+        &self,
+        peers: &[Asked],
+        ways: &[Result<Way, Refused>],
+        routes: &[ForeignRoute],
+    ) -> Vec<Finding> {
+        let underlay = self.status.underlay.as_ref().map(|underlay| underlay.index);
+        let mut by_interface: Vec<(&str, Vec<&Asked>)> = Vec::new();
+        for (asked, way) in peers.iter().zip(ways) {
+            let Ok(way) = way else { continue };
+            let interface = self.interface(way.link_index);
+            // host-gw and direct routing send over the underlay itself.
+            let leaves_well =
+                self.is_overlay(interface) || Some(way.link_index) == underlay || way.local;
+            if leaves_well || self.has_own(way.link_index) {
+                continue;
+            }
+            match by_interface.iter_mut().find(|(name, _)| *name == interface) {
+                Some((_, peers)) => peers.push(asked),
+                None => by_interface.push((interface, vec![asked])),
+            }
+        }
+        by_interface
+            .into_iter()
+            .map(|(interface, peers)| {
+                let cause = routes.iter().find(|route| {
+                    let over = route.link.map(|index| self.interface(index));
+                    let takes = |asked: &&Asked| route.destination.contains(&asked.address);
+                    over == Some(interface) && peers.iter().any(takes)
+                });
+                let names: Vec<_> = peers.iter().take(3).map(|asked| asked.name.as_str()).collect();
+                let more = if peers.len() > names.len() { ", …" } else { "" };
+                let first = peers.first().map(|asked| asked.address);
+                let look = first.map(|address| format!("see the way: ip route get {address}; ip rule"));
+                let removal = cause.map(|route| {
+                    format!("take the route away, or leave the overlay's network out in the VPN's configuration: ip route del {}", self.describe(route))
+                });
+                finding(
+                    Severity::Error,
+                    interface.to_owned(),
+                    format!(
+                        "packets for {} of {} peers ({}{more}) leave by {interface} instead of the overlay",
+                        peers.len(),
+                        self.status.peers.len(),
+                        names.join(", ")
+                    ),
+                    "somebody else's route or rule comes before the overlay's; a VPN that sends all traffic through itself does so",
+                    removal.into_iter().chain(look).collect(),
+                )
+            })
+            .collect()
+    }
+
+    /// Whether an interface has an address of this node's own subnet: a bridge of its containers.
+    fn has_own(&self, index: u32) -> bool {
+        let mut addresses = self.host.addresses.iter();
+        addresses.any(|address| {
+            address.link_index == index && self.is_own(&IpNet::from(address.address))
+        })
+    }
+
+    /// Routes into the overlay's networks that nobody of ours made, but for those that `told` speaks of already.
+    pub(super) fn routes(&self, routes: &[ForeignRoute], told: &[Finding]) -> Vec<Finding> {
+        let is_told = |interface: &str| {
+            told.iter()
+                .any(|finding| finding.subject.as_deref() == Some(interface))
+        };
+        routes
+            .iter()
+            .filter_map(|route| {
+                let network = self.meets(&route.destination)?;
+                let interface = route.link.map_or("", |index| self.interface(index));
+                if self.is_harmless(route, interface, network) || is_told(interface) {
+                    return None;
+                }
+                let (severity, what, why) = if network.contains(&route.destination) && route.destination != *network {
+                    (
+                        if route.is_main() { Severity::Error } else { Severity::Warning },
+                        format!("a route that is not the overlay's cuts a part out of its network {network}: {}", self.describe(route)),
+                        "containers with addresses in that part are reached by it and not by the overlay, as soon as a node has a subnet there",
+                    )
+                } else {
+                    (
+                        Severity::Warning,
+                        format!("the overlay's network {network} is part of another one that this host has a route to: {}", self.describe(route)),
+                        "hosts of that network whose address is in a node's subnet are not reached any more: packets for them go to that node's containers",
+                    )
+                };
+                Some(finding(
+                    severity,
+                    route.destination.to_string(),
+                    what,
+                    why,
+                    vec![
+                        format!("find out who makes it (its proto says so), and leave the overlay's network out there; by hand: ip route del {}", self.describe(route)),
+                        renumber(),
+                    ],
+                ))
+            })
+            .collect()
+    }
+
+    /// Whether a route takes nothing away from the overlay, nor the overlay from it.
+    fn is_harmless(&self, route: &ForeignRoute, interface: &str, network: &IpNet) -> bool {
+        let covers = route.destination.contains(network);
+        // What says "everything else": default routes, and the two halves in which VPNs set theirs.
+        let is_default = route.destination.prefix_len() <= 1;
+        // Tables that rules lead to are many a tool's own affair. What they take from the overlay shows in the ways.
+        let is_aside = covers && !route.is_main();
+        is_default
+            || is_aside
+            || self.is_own(&route.destination)
+            || self.is_overlay(interface)
+            || route.link.is_some_and(|index| self.has_own(index))
+            || self.is_refused(route)
+    }
+
+    /// Whether the kernel refused ours for it, of which another check tells.
+    fn is_refused(&self, route: &ForeignRoute) -> bool {
+        let ours = format!("route {} ", route.destination);
+        let mut failures = self.status.kernel.failures.iter();
+        failures.any(|failure| failure.contains(&ours))
+    }
+
+    /// In the words of ip(8).
+    fn describe(&self, route: &ForeignRoute) -> String {
+        let mut text = route.destination.to_string();
+        if let Some(gateway) = route.gateway {
+            text.push_str(&format!(" via {gateway}"));
+        }
+        if let Some(index) = route.link {
+            text.push_str(&format!(" dev {}", self.interface(index)));
+        }
+        text.push_str(&format!(" proto {}", route.protocol));
+        if !route.is_main() {
+            text.push_str(&format!(" table {}", route.table));
+        }
+        text
+    }
+}

@@ -1,0 +1,249 @@
+//! What the doctor says of the own lease, of others', and of what leases go by.
+
+use std::fs;
+use std::time::Duration;
+
+use selvage::doctor::Severity;
+
+use crate::authority::Authority;
+use crate::cluster::{NETWORK, Store, pair};
+use crate::diagnosis::Diagnosis;
+use crate::host::Host;
+use crate::wait::{wait_for, wait_until};
+
+/// Subnets 10.5.0.16/28 to 10.5.0.48/28.
+const SMALL: &str = r#"{"Network":"10.5.0.0/26","SubnetLen":28,"Backend":{"Type":"vxlan"}}"#;
+
+fn lease(public_ip: &str, mac: &str, owner: &str) -> String {
+    format!(
+        r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}},"SelvageOwner":"{owner}"}}"#
+    )
+}
+
+fn until_found(host: &Host, check: &str, limit: Duration) -> Diagnosis {
+    wait_for(limit, &format!("a finding of {check}"), || {
+        let diagnosis = Diagnosis::of(host);
+        (!diagnosis.of_check(check).is_empty()).then_some(diagnosis)
+    })
+}
+
+const SOON: Duration = Duration::from_secs(20);
+
+#[test]
+fn lease_that_another_took_in_a_full_network_is_lost() {
+    let store = Store::start(SMALL);
+    let mut one = store.host(1);
+    one.start_agent();
+    one.wait_ready();
+    Diagnosis::of(&one).assert_silent();
+    let own = one.subnet_env("FLANNEL_SUBNET");
+    let own: ipnet::Ipv4Net = own.parse().expect("a subnet");
+    for (number, last) in [(1, 16), (2, 32), (3, 48)] {
+        let (ip, mac) = (
+            format!("10.77.0.9{number}"),
+            format!("02:00:00:00:00:0{number}"),
+        );
+        store.put_lease(
+            &format!("10.5.0.{last}-28"),
+            &lease(&ip, &mac, &format!("f{number}")),
+        );
+    }
+    let diagnosis = until_found(&one, "lease-lost", SOON);
+    let finding = diagnosis.assert_finds("lease-lost", "selvage network leases");
+    assert_eq!(finding.severity, Severity::Error);
+    assert_eq!(finding.subject, Some(own.trunc().to_string()));
+    assert!(diagnosis.of_check("agent").is_empty(), "{diagnosis:#?}");
+
+    store.etcdctl(&["del", "--prefix", "/coreos.com/network/subnets/10.5.0."]);
+    wait_until("the lease to be back", || {
+        Diagnosis::of(&one).of_check("lease-lost").is_empty()
+    });
+}
+
+#[test]
+fn lease_that_is_not_extended_is_told_before_it_ends() {
+    let mut store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    one.environment = vec![("SELVAGE_ETCD_LEASE_TTL", "60".to_owned())];
+    one.start_agent();
+    one.wait_ready();
+    Diagnosis::of(&one).assert_silent();
+    store.stop_etcd();
+    // Extended every 10 s, it has less than 30 s left half a minute later.
+    let diagnosis = until_found(&one, "lease-expiry", Duration::from_secs(45));
+    let finding = diagnosis.assert_finds("lease-expiry", "endpoint health");
+    assert_eq!(finding.severity, Severity::Warning);
+    assert!(finding.what.contains("it ends in 2"), "{finding:?}");
+    let near = || {
+        let found = Diagnosis::of(&one);
+        let found = found
+            .of_check("lease-expiry")
+            .first()
+            .map(|found| found.severity);
+        (found == Some(Severity::Error)).then_some(())
+    };
+    wait_for(Duration::from_secs(25), "the end to be near", near);
+    store.start_etcd();
+    wait_until("the lease to be extended", || {
+        Diagnosis::of(&one).report.findings.is_empty()
+    });
+}
+
+#[test]
+fn clock_that_jumped_is_told() {
+    let library = format!(
+        "/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1",
+        std::env::consts::ARCH
+    );
+    assert!(
+        fs::exists(&library).is_ok_and(|there| there),
+        "{library} (package libfaketime) is needed for this test"
+    );
+    let clock = tempfile::NamedTempFile::new().expect("the clock");
+    let set = |offset: &str| fs::write(clock.path(), offset).expect("to set the clock");
+    set("+0");
+    let store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    one.environment = vec![
+        ("LD_PRELOAD", library),
+        (
+            "FAKETIME_TIMESTAMP_FILE",
+            clock.path().display().to_string(),
+        ),
+        ("FAKETIME_NO_CACHE", "1".to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ];
+    one.start_agent();
+    one.wait_ready();
+    Diagnosis::of(&one).assert_silent();
+    // Back, since the first jump forward after a start may be the setting of a clock that was never right.
+    set("-2h");
+    let diagnosis = until_found(&one, "clock-jump", SOON);
+    let finding = diagnosis.assert_finds("clock-jump", "timedatectl");
+    assert!(finding.what.contains("by 2 h 0 min back"), "{finding:?}");
+    assert_eq!(diagnosis.report.findings.len(), 1, "{diagnosis:#?}");
+}
+
+#[test]
+fn certificates_that_are_not_valid_are_told() {
+    let authority = Authority::new();
+    let client = authority.path("client.pem");
+    let files = [
+        ("SELVAGE_ETCD_CAFILE", "ca.pem"),
+        ("SELVAGE_ETCD_CERTFILE", "client.pem"),
+        ("SELVAGE_ETCD_KEYFILE", "client.key"),
+    ]
+    .map(|(variable, file)| (variable, authority.path(file).display().to_string()));
+    let store = Store::start_with_tls(NETWORK, authority);
+    let mut one = store.host(1);
+    one.environment = files.to_vec();
+    one.start_agent();
+    one.wait_ready();
+    Diagnosis::of(&one).assert_silent();
+
+    let authority = store.tls.as_ref().expect("an authority");
+    authority.shorten("client", 5);
+    let diagnosis = Diagnosis::of(&one);
+    let finding = diagnosis.assert_finds("certificates", &client.display().to_string());
+    assert_eq!(finding.severity, Severity::Warning, "{finding:?}");
+    assert!(finding.what.contains("CN=client"), "{finding:?}");
+    let diagnosis = wait_for(SOON, "the certificate to end", || {
+        let diagnosis = Diagnosis::of(&one);
+        let found = diagnosis.of_check("certificates");
+        let ended = found
+            .iter()
+            .any(|found| found.what.contains("is no longer valid"));
+        ended.then_some(diagnosis)
+    });
+    assert_eq!(diagnosis.status, Some(1));
+    authority.certificate("client", "leaf", Some("ca"));
+    Diagnosis::of(&one).assert_silent();
+    fs::remove_file(client).expect("to remove the certificate");
+    Diagnosis::of(&one).assert_finds("certificates", "etcd.certfile");
+}
+
+#[test]
+fn network_that_fills_up_is_told() {
+    let store = Store::start(SMALL);
+    let mut hosts = [1, 2].map(|number| store.host(number));
+    for host in &mut hosts {
+        host.start_agent();
+        host.wait_ready();
+    }
+    Diagnosis::of(&hosts[0]).assert_silent();
+    store.put_lease(
+        "10.5.0.48-28",
+        &lease("10.77.0.90", "02:00:00:00:00:90", "f"),
+    );
+    store.put_lease(
+        "10.5.0.32-28",
+        &lease("10.77.0.91", "02:00:00:00:00:91", "e"),
+    );
+    store.put_lease(
+        "10.5.0.16-28",
+        &lease("10.77.0.92", "02:00:00:00:00:92", "d"),
+    );
+    let diagnosis = until_found(&hosts[0], "subnets", SOON);
+    let finding = diagnosis.assert_finds("subnets", "selvage network leases");
+    assert!(
+        finding.what.contains("of the network's 3 subnets"),
+        "{finding:?}"
+    );
+}
+
+#[test]
+fn leases_that_cannot_be_used_are_told_by_their_fault() {
+    let (store, one, _two) = pair();
+    // A reservation that waits for its node is none of them.
+    store.put_lease(
+        "10.5.240.0-24",
+        r#"{"PublicIP":"10.77.0.80","PublicIPv6":null}"#,
+    );
+    store.put_lease(
+        "10.6.1.0-24",
+        &lease("10.77.0.81", "02:00:00:00:00:81", "a"),
+    );
+    store.put_lease(
+        "10.5.241.0-24",
+        &lease("224.0.0.1", "02:00:00:00:00:82", "b"),
+    );
+    let other = lease("10.77.0.83", "02:00:00:00:00:83", "c").replace("vxlan", "host-gw");
+    store.put_lease("10.5.242.0-24", &other);
+    store.put_lease(
+        "10.5.243.0-24",
+        &other.replace(".83", ".84").replace(":83", ":84"),
+    );
+    wait_until("all faults to be told", || {
+        Diagnosis::of(&one).of_check("refused-peers").len() == 3
+    });
+    let diagnosis = Diagnosis::of(&one);
+    let found = diagnosis.of_check("refused-peers");
+    for (subject, what, word) in [
+        (
+            "10.6.1.0/24",
+            "outside the network",
+            "etcdctl del /coreos.com/network/subnets/",
+        ),
+        (
+            "10.5.241.0/24",
+            "224.0.0.1 is a multicast address",
+            "underlay.public-ip",
+        ),
+        (
+            "10.5.242.0/24",
+            "10.5.242.0/24 and 10.5.243.0/24",
+            "selvage network get",
+        ),
+    ] {
+        let finding = found
+            .iter()
+            .find(|finding| finding.subject.as_deref() == Some(subject));
+        let finding = finding.unwrap_or_else(|| panic!("{subject}: {diagnosis:#?}"));
+        assert!(finding.what.contains(what), "{what}: {finding:?}");
+        assert!(
+            finding.remedy.iter().any(|remedy| remedy.contains(word)),
+            "{word}: {finding:?}"
+        );
+    }
+    assert_eq!(diagnosis.report.findings.len(), 3, "{diagnosis:#?}");
+}

@@ -1,0 +1,311 @@
+//! What the doctor says of nodes that are one to their peers, of the wrong interface, and of networks that overlap.
+
+use std::time::Duration;
+
+use selvage::doctor::{Finding, Severity};
+
+use crate::cluster::{NETWORK, Store, pair};
+use crate::diagnosis::Diagnosis;
+use crate::host::Host;
+use crate::wait::{wait_for, wait_until};
+
+fn lease(public_ip: &str, mac: &str, owner: &str) -> String {
+    format!(
+        r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}},"SelvageOwner":"{owner}"}}"#
+    )
+}
+
+fn until_found(host: &Host, check: &str) -> Diagnosis {
+    wait_for(
+        Duration::from_secs(20),
+        &format!("a finding of {check}"),
+        || {
+            let diagnosis = Diagnosis::of(host);
+            (!diagnosis.of_check(check).is_empty()).then_some(diagnosis)
+        },
+    )
+}
+
+fn until_silent(host: &Host) {
+    wait_until("the doctor to be silent", || {
+        Diagnosis::of(host).report.findings.is_empty()
+    });
+}
+
+/// A second interface of the host, with an address, whose other end leads nowhere.
+fn second_interface(host: &Host, name: &str, address: &str) {
+    host.namespace
+        .ip(&format!("link add {name} type veth peer name {name}-far"));
+    host.namespace.ip(&format!("link set {name}-far up"));
+    host.namespace
+        .ip(&format!("address add {address} dev {name}"));
+    host.namespace.ip(&format!("link set {name} up"));
+}
+
+fn forget(store: &Store, key: &str) {
+    store.etcdctl(&["del", &format!("/coreos.com/network/subnets/{key}")]);
+}
+
+#[test]
+fn two_nodes_with_one_public_ip_are_told() {
+    let (store, one, _two) = pair();
+    // Two leases of one machine, and a reservation, are no two nodes.
+    store.put_lease(
+        "10.5.240.0-24",
+        r#"{"PublicIP":"10.77.0.11","PublicIPv6":null}"#,
+    );
+    store.put_lease(
+        "10.5.241.0-24",
+        &lease("10.77.0.11", "02:00:00:00:00:41", &format!("{:032x}", 11)),
+    );
+    // Another lease shows that both have been looked at.
+    store.put_lease(
+        "10.5.242.0-24",
+        &lease("10.77.0.90", "02:00:00:00:00:42", "f"),
+    );
+    wait_until("the leases to be known", || {
+        one.namespace.ip("route show").contains("10.5.242.0/24")
+    });
+    assert!(Diagnosis::of(&one).of_check("duplicate-address").is_empty());
+
+    store.put_lease(
+        "10.5.243.0-24",
+        &lease("10.77.0.11", "02:00:00:00:00:43", "e"),
+    );
+    let diagnosis = until_found(&one, "duplicate-address");
+    let finding = diagnosis.assert_finds("duplicate-address", "selvage network leases");
+    assert_eq!(finding.subject.as_deref(), Some("10.77.0.11"));
+    assert!(
+        finding.what.contains("this node") && finding.what.contains("10.5.243.0/24"),
+        "{finding:?}"
+    );
+    assert!(
+        diagnosis.of_check("refused-peers").is_empty(),
+        "{diagnosis:#?}"
+    );
+    forget(&store, "10.5.243.0-24");
+
+    // Two others.
+    store.put_lease(
+        "10.5.244.0-24",
+        &lease("10.77.0.90", "02:00:00:00:00:44", "d"),
+    );
+    wait_until("the other two to be told", || {
+        let diagnosis = Diagnosis::of(&one);
+        let found = diagnosis.of_check("duplicate-address");
+        found.len() == 1 && found[0].subject.as_deref() == Some("10.77.0.90")
+    });
+}
+
+#[test]
+fn cloned_disks_are_told() {
+    let (store, one, two) = pair();
+    let link = two.namespace.ip("-o link show flannel.1");
+    let mac = link
+        .split_whitespace()
+        .skip_while(|word| *word != "link/ether")
+        .nth(1);
+    let mac = mac.expect("a MAC address");
+    // The second host's state directory on another machine.
+    store.put_lease("10.5.245.0-24", &lease("10.77.0.95", mac, "c"));
+    for host in [&one, &two] {
+        let diagnosis = until_found(host, "duplicate-address");
+        let finding = diagnosis.assert_finds("duplicate-address", "/var/lib/selvage/flannel.*.mac");
+        assert_eq!(finding.subject.as_deref(), Some("10.5.245.0/24"));
+        assert_eq!(finding.severity, Severity::Error);
+        assert!(
+            diagnosis.of_check("refused-peers").is_empty(),
+            "{diagnosis:#?}"
+        );
+    }
+    forget(&store, "10.5.245.0-24");
+    until_silent(&one);
+
+    // The machine id alone.
+    store.put_lease(
+        "10.5.246.0-24",
+        &lease("10.77.0.96", "02:00:00:00:00:46", &format!("{:032x}", 12)),
+    );
+    let diagnosis = until_found(&one, "duplicate-address");
+    let finding = diagnosis.assert_finds("duplicate-address", "systemd-machine-id-setup");
+    assert_eq!(finding.severity, Severity::Warning);
+    assert!(
+        finding.what.contains("at 10.77.0.12") && finding.what.contains("at 10.77.0.96"),
+        "{finding:?}"
+    );
+}
+
+#[test]
+fn nat_address_that_others_publish_too_is_the_wrong_interface() {
+    let (store, one, _two) = pair();
+    second_interface(&one, "eth1", "192.168.33.11/24");
+    Diagnosis::of(&one).assert_silent();
+    store.put_lease(
+        "10.5.243.0-24",
+        &lease("10.77.0.11", "02:00:00:00:00:43", "e"),
+    );
+    let diagnosis = until_found(&one, "nat-interface");
+    let finding = diagnosis.assert_finds("nat-interface", "--iface=eth1");
+    assert!(
+        finding.what.contains("10.77.0.11") && finding.what.contains("eth0"),
+        "{finding:?}"
+    );
+    // One fault, told once.
+    assert_eq!(diagnosis.report.findings.len(), 1, "{diagnosis:#?}");
+}
+
+#[test]
+fn interface_that_peers_are_not_next_to_is_the_wrong_one() {
+    let store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    one.start_agent();
+    one.wait_ready();
+    second_interface(&one, "eth1", "192.168.33.11/24");
+    // Behind a router, as far as either interface tells.
+    store.put_lease(
+        "10.5.240.0-24",
+        &lease("192.0.2.9", "02:00:00:00:00:40", "f"),
+    );
+    wait_until("the lease to be known", || {
+        one.namespace.ip("route show").contains("10.5.240.0/24")
+    });
+    assert!(Diagnosis::of(&one).of_check("nat-interface").is_empty());
+    store.put_lease(
+        "10.5.241.0-24",
+        &lease("192.168.33.12", "02:00:00:00:00:41", "e"),
+    );
+    let diagnosis = until_found(&one, "nat-interface");
+    let finding = diagnosis.assert_finds("nat-interface", "--iface=eth1");
+    assert!(
+        finding.what.contains("1 of 2 peers (10.5.241.0/24)"),
+        "{finding:?}"
+    );
+}
+
+/// The one finding of the check, whose remedy has a word.
+fn overlap(host: &Host, subject: &str, word: &str) -> Finding {
+    let diagnosis = Diagnosis::of(host);
+    let finding = diagnosis.assert_finds("overlap", word).clone();
+    assert_eq!(finding.subject.as_deref(), Some(subject), "{diagnosis:#?}");
+    finding
+}
+
+#[test]
+fn networks_that_overlap_are_told() {
+    let (_store, one, _two) = pair();
+    let ip = |arguments: &str| one.namespace.ip(arguments);
+
+    // A network of Docker's.
+    ip("link add br-0123456789ab type bridge");
+    ip("address add 10.5.77.1/24 dev br-0123456789ab");
+    ip("link set br-0123456789ab up");
+    let finding = overlap(
+        &one,
+        "br-0123456789ab",
+        "docker network inspect 0123456789ab",
+    );
+    assert_eq!(finding.severity, Severity::Error);
+    ip("link del br-0123456789ab");
+    Diagnosis::of(&one).assert_silent();
+
+    // A VPN's routes: a part of the overlay, and a network that the overlay is part of.
+    ip("tuntap add tun0 mode tun");
+    ip("address add 10.8.0.2/24 dev tun0");
+    ip("link set tun0 up");
+    Diagnosis::of(&one).assert_silent();
+    ip("route add 10.5.128.0/17 dev tun0 proto static");
+    let finding = overlap(&one, "10.5.128.0/17", "ip route del 10.5.128.0/17 dev tun0");
+    assert_eq!(finding.severity, Severity::Error);
+    ip("route del 10.5.128.0/17");
+    ip("route add 10.0.0.0/8 via 10.8.0.1 dev tun0");
+    let finding = overlap(
+        &one,
+        "10.0.0.0/8",
+        "ip route del 10.0.0.0/8 via 10.8.0.1 dev tun0",
+    );
+    assert_eq!(finding.severity, Severity::Warning);
+    ip("route del 10.0.0.0/8");
+
+    // The underlay's own network.
+    ip("address add 10.77.0.11/8 dev eth0");
+    ip("address del 10.77.0.11/24 dev eth0");
+    let found = until_found(&one, "overlap");
+    assert!(
+        found
+            .of_check("overlap")
+            .iter()
+            .any(|finding| finding.subject.as_deref() == Some("eth0")),
+        "{found:#?}"
+    );
+    ip("address add 10.77.0.11/24 dev eth0");
+    ip("address del 10.77.0.11/8 dev eth0");
+    until_silent(&one);
+}
+
+#[test]
+fn vpn_that_takes_the_peers_packets_is_told() {
+    let (_store, one, two) = pair();
+    let ip = |arguments: &str| one.namespace.ip(arguments);
+    ip("tuntap add tun0 mode tun");
+    ip("address add 10.8.0.2/24 dev tun0");
+    ip("link set tun0 up");
+    // All traffic through the VPN, as wg-quick(8) does it: what the main table has besides default routes comes first.
+    ip("route add default dev tun0 table 51820");
+    ip("rule add pref 100 not fwmark 51820 lookup 51820");
+    ip("rule add pref 99 lookup main suppress_prefixlength 0");
+    // And as OpenVPN does it.
+    ip("route add 0.0.0.0/1 dev tun0");
+    ip("route add 128.0.0.0/1 dev tun0");
+    Diagnosis::of(&one).assert_silent();
+    // Without heed of the main table.
+    ip("rule del pref 99");
+    ip("rule add pref 98 to 10.77.0.0/16 lookup main");
+    let finding = overlap(&one, "tun0", "ip rule");
+    let subnet = two.lease_key().replace('-', "/");
+    assert!(
+        finding.what.contains(&format!("1 of 1 peers ({subnet})")),
+        "{finding:?}"
+    );
+}
+
+#[test]
+fn servers_inside_the_overlay_are_told() {
+    let (_store, mut one, two) = pair();
+    let etcd = one.etcd.clone();
+    one.etcd = format!("{etcd},http://10.5.77.9:2379");
+    let finding = overlap(&one, "10.5.77.9", "SubnetMin");
+    assert_eq!(finding.severity, Severity::Warning);
+    one.etcd = format!("{etcd},http://{}:2379", two.container_address());
+    let finding = overlap(&one, &two.container_address().to_string(), "SubnetMin");
+    assert_eq!(finding.severity, Severity::Error);
+    one.etcd = etcd;
+
+    let resolvers = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(
+        resolvers.path(),
+        "nameserver 10.5.77.8\nnameserver 10.77.0.1\n",
+    )
+    .expect("to write it");
+    let doctor = one.selvage("doctor");
+    let output = one
+        .namespace
+        .command("unshare")
+        .args([
+            "--mount",
+            "sh",
+            "-c",
+            "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"",
+        ])
+        .arg(resolvers.path())
+        .arg(doctor.get_program())
+        .args(doctor.get_args())
+        .output()
+        .expect("the doctor");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("the resolver 10.5.77.8 (/etc/resolv.conf) is inside the overlay's network"),
+        "{text}"
+    );
+    assert!(!text.contains("10.77.0.1 "), "{text}");
+    Diagnosis::of(&one).assert_silent();
+}

@@ -14,6 +14,7 @@ use std::pin::Pin;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
+use self::reach::Survey;
 use crate::cli::DoctorFlags;
 use crate::control::{self, Client};
 use crate::settings::Settings;
@@ -86,6 +87,8 @@ pub(crate) struct Context<'a> {
     pub(crate) status: Result<Status, control::Error>,
     /// Whether packets may be sent to peers.
     pub(crate) probes: bool,
+    /// What came of the packets that were sent to peers; sent when the first check asks, and only once.
+    pub(crate) survey: Survey,
 }
 
 impl Context<'_> {
@@ -134,6 +137,7 @@ pub async fn run(
         settings,
         status: Client::new(&settings.files.socket).status().await,
         probes: !flags.no_probes,
+        survey: Survey::default(),
     };
     let report = examine(&context).await;
     if flags.json {

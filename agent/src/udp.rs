@@ -17,7 +17,7 @@
 //! [`DataPlane`] is the handle. It is opened in the network namespace of the calling thread, and closing it removes the
 //! device. Links, addresses and kernel routes are the business of [`crate::netlink`].
 
-mod checksum;
+pub(crate) mod checksum;
 mod coalesce;
 mod counters;
 mod icmp;

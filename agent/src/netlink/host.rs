@@ -3,6 +3,7 @@
 //! A router may have a million routes, and the kernel cannot list those of length zero alone. But it can be asked which
 //! route it takes to an address that nobody has.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::errno::Errno;
@@ -15,9 +16,11 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message::{Message, Request, Verb};
+use super::neighbor::Entry;
 use super::socket::{Dump, Socket};
-use super::{KernelError, Refused, address, family, route};
-use crate::net::{Family, InterfaceName};
+use super::{KernelError, Refused, address, family, neighbor, route};
+use crate::net::{Family, InterfaceName, MacAddr};
+use crate::state::{Key, Object};
 
 /// What the kernel says of an interface.
 #[derive(Debug)]
@@ -184,6 +187,50 @@ async fn probe(
     let mut routes = read_default_routes(&message);
     routes.retain(|route| over.is_none_or(|over| route.link_index == over));
     Ok(routes)
+}
+
+/// How each of these addresses is reached; `None` for one that is not.
+///
+/// # Errors
+///
+/// The kernel cannot be talked to.
+pub(crate) async fn ways(addresses: &[IpAddr]) -> Result<Vec<Option<Way>>, KernelError> {
+    let mut socket = Socket::open()?;
+    let mut ways = Vec::with_capacity(addresses.len());
+    for &address in addresses {
+        ways.push(way(&mut socket, address).await?.ok());
+    }
+    Ok(ways)
+}
+
+/// The neighbours of a device whose addresses on the link are known, in both families.
+///
+/// # Errors
+///
+/// The kernel cannot be talked to, or refuses to list them.
+pub(crate) async fn neighbors(
+    index: u32,
+    name: &InterfaceName,
+) -> Result<BTreeMap<IpAddr, MacAddr>, KernelError> {
+    let mut socket = Socket::open()?;
+    let mut neighbors = BTreeMap::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let entries =
+            socket.dump(
+                "neighbours",
+                neighbor::list(family, index),
+                |message| match neighbor::read(&message, index, name)? {
+                    Entry {
+                        key: Key::Neighbor(_, address),
+                        object: Object::Neighbor(mac),
+                        ..
+                    } => Some((address, mac)),
+                    _ => None,
+                },
+            );
+        neighbors.extend(entries.await?.items);
+    }
+    Ok(neighbors)
 }
 
 /// How the kernel would send to an address, or why it would not.

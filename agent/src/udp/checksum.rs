@@ -5,11 +5,11 @@
 
 /// A ones' complement sum that is not folded yet.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub(super) struct Sum(u64);
+pub(crate) struct Sum(u64);
 
 impl Sum {
     /// Adds bytes that begin at an even offset of what is summed. Only the last piece may have an odd length.
-    pub(super) fn bytes(self, data: &[u8]) -> Self {
+    pub(crate) fn bytes(self, data: &[u8]) -> Self {
         // Four independent sums, wide enough that no carry has to be looked at. They are written out because the release
         // profile, which optimises for size, unrolls and vectorises nothing: so it is four times as fast.
         let [mut a, mut b, mut c, mut d] = [u128::from(self.0), 0, 0, 0];
@@ -38,7 +38,7 @@ impl Sum {
     }
 
     /// Adds a 16-bit word given as a number.
-    pub(super) fn word(self, word: u16) -> Self {
+    pub(crate) fn word(self, word: u16) -> Self {
         Self(add(
             self.0,
             u64::from(u16::from_ne_bytes(word.to_be_bytes())),
@@ -46,17 +46,17 @@ impl Sum {
     }
 
     /// The sum as it stands in a packet, not complemented: what a partial checksum begins with.
-    pub(super) fn folded(self) -> [u8; 2] {
+    pub(crate) fn folded(self) -> [u8; 2] {
         self.fold().to_ne_bytes()
     }
 
     /// The checksum as it stands in a packet.
-    pub(super) fn checksum(self) -> [u8; 2] {
+    pub(crate) fn checksum(self) -> [u8; 2] {
         (!self.fold()).to_ne_bytes()
     }
 
     /// Whether the sum over data with its checksum in place says that it is intact.
-    pub(super) fn is_intact(self) -> bool {
+    pub(crate) fn is_intact(self) -> bool {
         self.fold() == 0xffff
     }
 

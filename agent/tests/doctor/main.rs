@@ -22,5 +22,6 @@ mod healthy;
 mod host;
 #[path = "../overlay/namespace.rs"]
 mod namespace;
+mod reach;
 #[path = "../overlay/wait.rs"]
 mod wait;

@@ -21,7 +21,8 @@ pub(crate) const NETWORK: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"
 /// An etcd server and the virtual switch that all hosts hang on.
 pub(crate) struct Store {
     namespace: Namespace,
-    switch: Namespace,
+    /// The switch; the port of host `number` is `port` and 10 more than the number.
+    pub(crate) switch: Namespace,
     data: TempDir,
     /// How many members the cluster has.
     size: u8,

@@ -111,3 +111,10 @@ impl Namespace {
         );
     }
 }
+
+/// For threads that move into the namespace themselves, by setns(2).
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

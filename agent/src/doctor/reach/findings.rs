@@ -1,0 +1,388 @@
+//! What the survey found, in words: faults of one kind are one finding, however many peers have it.
+
+use super::checksum::Layer;
+use super::direction::Verdict;
+use super::path::{Carrier, Ground, Path, Tunnel};
+use crate::doctor::{Finding, Severity};
+
+pub(super) const PEER_UNREACHABLE: &str = "peer-unreachable";
+pub(super) const BLOCKED_PORT: &str = "blocked-port";
+pub(super) const ONE_WAY: &str = "one-way";
+pub(super) const MTU_BLACK_HOLE: &str = "mtu-black-hole";
+pub(super) const CHECKSUM_OFFLOAD: &str = "checksum-offload";
+
+/// The ports of the back ends of which the device does not tell, where none was seen in use: flannel's defaults.
+const WIREGUARD_PORT: u16 = 51820;
+const UDP_PORT: u16 = 8285;
+
+/// How many peers a finding names.
+const NAMED: usize = 3;
+
+/// What is wrong with the way to a peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Issue {
+    /// It answers nowhere.
+    Unreachable,
+    /// Its underlay address answers, its overlay address does not; with the UDP port on the peer that was seen in use.
+    Lost(Verdict, Option<u16>),
+    /// Short packets pass, long ones do not: the longest that pass, in bytes, over the overlay, and on the underlay if
+    /// that answers echoes.
+    Narrow { over: usize, under: Option<usize> },
+    /// So many packets came with a wrong checksum.
+    Corrupt(Layer, u32),
+}
+
+impl Issue {
+    /// Whether it is the same fault, by which findings are put together.
+    fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Corrupt(one, _), Self::Corrupt(another, _)) => one == another,
+            _ => self == other,
+        }
+    }
+}
+
+/// Paths with one fault.
+struct Group<'a> {
+    issue: Issue,
+    paths: Vec<&'a Path>,
+    ground: &'a Ground,
+}
+
+/// Writes the findings: one for each fault that paths, by their indices, have.
+pub(super) fn write(ground: &Ground, issues: &[(usize, Issue)]) -> Vec<Finding> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for (at, issue) in issues {
+        let Some(path) = ground.paths.get(*at) else {
+            continue;
+        };
+        let same = |group: &&mut Group<'_>| {
+            // What is said names the device and the way of carrying.
+            let first = group.paths.first().and_then(|first| first.tunnel.as_ref());
+            group.issue.is_like(issue) && first == path.tunnel.as_ref()
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.paths.push(path),
+            None => groups.push(Group {
+                issue: *issue,
+                paths: vec![path],
+                ground,
+            }),
+        }
+    }
+    groups.iter().filter_map(Group::finding).collect()
+}
+
+impl Group<'_> {
+    fn finding(&self) -> Option<Finding> {
+        let finding = match self.issue {
+            Issue::Unreachable => self.unreachable(),
+            Issue::Lost(Verdict::Works, _) => return None,
+            Issue::Lost(verdict, port) => self.lost(verdict, port),
+            Issue::Narrow { over, under } => self.narrow(over, under),
+            Issue::Corrupt(layer, packets) => self.corrupt(layer, packets),
+        };
+        Some(finding)
+    }
+
+    fn write(
+        &self,
+        check: &str,
+        severity: Severity,
+        what: String,
+        why: String,
+        remedy: Vec<String>,
+    ) -> Finding {
+        let subject = match self.paths.as_slice() {
+            [path] => Some(path.subnet.to_string()),
+            _ => None,
+        };
+        Finding {
+            check: check.to_owned(),
+            severity,
+            subject,
+            what,
+            why,
+            remedy,
+        }
+    }
+
+    /// The peers, some by name.
+    fn peers(&self) -> String {
+        let name = |path: &&Path| format!("{} at {}", path.subnet, path.under);
+        let names: Vec<String> = self.paths.iter().take(NAMED).map(name).collect();
+        let names = names.join(", ");
+        let count = self.paths.len();
+        if count == 1 {
+            return names;
+        }
+        let all = self.ground.paths.len();
+        let sample = self.ground.drawn_from.map_or(String::new(), |peers| {
+            format!(" of a random sample from {peers} peers")
+        });
+        let more = match count.saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("{count} of {all} subnets{sample} ({names}{more})")
+    }
+
+    fn tunnel(&self) -> Option<&Tunnel> {
+        self.paths.first()?.tunnel.as_ref()
+    }
+
+    /// What the encapsulated packets are, for people.
+    fn carried(&self, seen: Option<u16>) -> String {
+        match (self.tunnel().map(|tunnel| tunnel.carrier), seen) {
+            (None, _) => "traffic".to_owned(),
+            (Some(Carrier::Ipip), _) => "IP protocol 4 (IP in IP)".to_owned(),
+            (Some(Carrier::Vxlan { port, .. }), _)
+            | (Some(Carrier::Wireguard | Carrier::Udp), Some(port)) => format!("UDP port {port}"),
+            (Some(Carrier::Wireguard), None) => format!(
+                "UDP port {WIREGUARD_PORT} (unless \"ListenPort\" in \"Backend\" of the network config is another)"
+            ),
+            (Some(Carrier::Udp), None) => format!(
+                "UDP port {UDP_PORT} (unless \"Port\" in \"Backend\" of the network config is another)"
+            ),
+        }
+    }
+
+    /// How nftables matches them.
+    fn matched(&self, seen: Option<u16>) -> String {
+        let port = match self.tunnel().map(|tunnel| tunnel.carrier) {
+            Some(Carrier::Vxlan { port, .. }) => port,
+            Some(Carrier::Ipip) | None => return "meta l4proto 4".to_owned(),
+            Some(Carrier::Wireguard) => seen.unwrap_or(WIREGUARD_PORT),
+            Some(Carrier::Udp) => seen.unwrap_or(UDP_PORT),
+        };
+        format!("udp dport {port}")
+    }
+
+    fn device(&self) -> String {
+        self.tunnel().map_or_else(
+            || self.ground.underlay.interface.clone(),
+            |tunnel| tunnel.name.to_string(),
+        )
+    }
+
+    fn unreachable(&self) -> Finding {
+        let all = self.ground.paths.len();
+        let everybody = self.paths.len() == all && all > 1;
+        let interface = &self.ground.underlay.interface;
+        let (severity, why) = if everybody {
+            (
+                Severity::Error,
+                format!(
+                    "Not one peer answers, so it is this host that is cut off: {interface} has no link to the others, \
+                     or its packet filter drops everything."
+                ),
+            )
+        } else {
+            (
+                Severity::Warning,
+                "The machine is down, gone, or cut off from this one; or it drops both echoes and TCP connections. Its \
+                 containers are not reached from here. Its lease stays until it expires."
+                    .to_owned(),
+            )
+        };
+        let under = self.paths.first().map(|path| path.under.to_string());
+        let under = under.unwrap_or_default();
+        self.write(
+            PEER_UNREACHABLE,
+            severity,
+            format!(
+                "no answer from {}, neither over the overlay nor on the underlay",
+                self.peers()
+            ),
+            why,
+            vec![
+                format!("ip route get {under}; ip neighbor show {under}: is it on the network?"),
+                "start the machine, or let its agent give its lease back: selvage leave".to_owned(),
+            ],
+        )
+    }
+
+    fn lost(&self, verdict: Verdict, port: Option<u16>) -> Finding {
+        let peers = self.peers();
+        let carried = self.carried(port);
+        let matched = self.matched(port);
+        let device = self.device();
+        let interface = &self.ground.underlay.interface;
+        let accept = |whose: &str| {
+            format!(
+                "let {carried} come in from all nodes {whose}: nft insert rule inet filter input {matched} accept, \
+                 or firewall-cmd or ufw if they keep the rules"
+            )
+        };
+        let between = format!(
+            "let {carried} pass between all nodes in what lies between: security groups, cloud firewalls, switches"
+        );
+        let (check, what, why, mut remedy) = match verdict {
+            Verdict::NothingLeaves => (
+                BLOCKED_PORT,
+                format!("no encapsulated packet leaves {interface} for {peers}"),
+                format!("The packet filter of this host drops {carried} on its way out."),
+                vec![format!(
+                    "let {carried} go out on this host: nft insert rule inet filter output {matched} accept; \
+                     nft list ruleset shows what drops it"
+                )],
+            ),
+            Verdict::DroppedHere => (
+                BLOCKED_PORT,
+                format!(
+                    "packets from {peers} reach {interface}, and are dropped on this host before {device}"
+                ),
+                format!(
+                    "The packet filter of this host drops {carried} when it comes in, most likely. Else the packets are \
+                     not of this overlay: of another VNI or key, or damaged."
+                ),
+                vec![accept("on this host")],
+            ),
+            Verdict::LostToPeer => (
+                ONE_WAY,
+                format!("packets over the overlay to {peers} are lost; from there, they come"),
+                format!(
+                    "{carried} does not get to the peer, or its packet filter drops it there. Connections need both \
+                     directions, so there is none."
+                ),
+                vec![accept("on the peer"), between],
+            ),
+            Verdict::LostFromPeer | Verdict::Works => (
+                ONE_WAY,
+                format!(
+                    "packets over the overlay from {peers} do not get to {interface}; to there, they pass"
+                ),
+                format!(
+                    "{carried} is dropped on its way out of the peer, or between it and this host. Connections need \
+                     both directions, so there is none."
+                ),
+                vec![
+                    format!(
+                        "let {carried} go out on the peer: nft list ruleset there shows what drops it"
+                    ),
+                    between,
+                ],
+            ),
+            Verdict::Blocked => (
+                BLOCKED_PORT,
+                format!(
+                    "no packet over the overlay gets to or from {peers}, while the underlay works"
+                ),
+                format!(
+                    "{carried} is blocked between the hosts or by the peer's packet filter. In which direction does not \
+                     show: the peer or the network may not let the packets pass that would tell (rp_filter=1, protection \
+                     against forged addresses)."
+                ),
+                vec![accept("on the peer, and on this host"), between],
+            ),
+        };
+        remedy.push("run selvage doctor on the peer as well: it sees the other side".to_owned());
+        remedy.extend(self.without_checksum());
+        self.write(check, Severity::Error, what, why, remedy)
+    }
+
+    /// What to try where outer checksums are in use, which devices get wrong.
+    fn without_checksum(&self) -> Option<String> {
+        match self.tunnel()?.carrier {
+            Carrier::Vxlan { checksum: true, .. } => Some(format!(
+                "if no rule drops them: outer packets carry a UDP checksum, which some devices compute wrongly: put \
+                 \"Checksum\": false into \"Backend\" of the network config, or try ethtool -K {} \
+                 tx-checksum-ip-generic off",
+                self.ground.underlay.interface
+            )),
+            _ => None,
+        }
+    }
+
+    fn narrow(&self, over: usize, under: Option<usize>) -> Finding {
+        let underlay = &self.ground.underlay;
+        let interface = &underlay.interface;
+        let whole = usize::try_from(underlay.mtu).unwrap_or_default();
+        let tunnel = self.tunnel();
+        let mtu = tunnel.map_or(self.ground.mtu, |tunnel| tunnel.mtu);
+        let overhead = tunnel.map_or(0, |tunnel| whole.saturating_sub(tunnel.mtu));
+        // What the underlay carries; the overlay's own limit, where the underlay does not tell.
+        let carried = under.map_or(over + overhead, |under| under.min(over + overhead));
+        let what = match tunnel {
+            Some(tunnel) => format!(
+                "packets of more than {over} bytes are lost on the overlay to {}; {} has an MTU of {mtu}",
+                self.peers(),
+                tunnel.name
+            ),
+            None => format!(
+                "packets of more than {over} bytes are lost on the way to {}; containers send up to {mtu}",
+                self.peers()
+            ),
+        };
+        let place = match under {
+            Some(under) if under < whole => format!(
+                "The underlay loses them: it passes {under} bytes, and {interface} has an MTU of {whole}. A switch, a \
+                 router, a VPN or the peer's interface takes less, and tells nobody."
+            ),
+            Some(_) => format!(
+                "The underlay passes {whole} bytes, so it is the encapsulated packets that are lost when they are long: \
+                 a packet filter or the peer drops them."
+            ),
+            None => {
+                "Whether the underlay loses them does not show: it answers no echoes.".to_owned()
+            }
+        };
+        let why = format!("{place} Connections open, and hang with the first long packet.");
+        let by_key = matches!(
+            tunnel.map(|tunnel| tunnel.carrier),
+            Some(Carrier::Vxlan { .. } | Carrier::Wireguard)
+        );
+        let lower = if by_key {
+            format!(
+                "put \"MTU\": {carried} into \"Backend\" of the network config, by selvage network set: it is the \
+                 underlay's, and all nodes go by it"
+            )
+        } else {
+            format!(
+                "ip link set {interface} mtu {carried} on all nodes, and in what configures it at boot; agents follow"
+            )
+        };
+        self.write(
+            MTU_BLACK_HOLE,
+            Severity::Error,
+            what,
+            why,
+            vec![
+                lower,
+                format!("or let everything between the nodes carry an MTU of {whole}"),
+                "restart containers afterwards: they keep the MTU that they were started with"
+                    .to_owned(),
+            ],
+        )
+    }
+
+    fn corrupt(&self, layer: Layer, packets: u32) -> Finding {
+        let (header, device) = match layer {
+            Layer::Outer => (
+                "in the UDP header around them",
+                "its underlay interface".to_owned(),
+            ),
+            Layer::Inner => ("in their TCP or UDP header", self.device()),
+        };
+        let mut remedy = vec![format!(
+            "on the peer: ethtool -K {device} tx-checksum-ip-generic off, and in what configures it at boot"
+        )];
+        if layer == Layer::Outer {
+            remedy.push(
+                "or put \"Checksum\": false into \"Backend\" of the network config: VXLAN needs none".to_owned(),
+            );
+        }
+        self.write(
+            CHECKSUM_OFFLOAD,
+            Severity::Error,
+            format!(
+                "packets from {} come with a wrong checksum {header} ({packets} in 1.5 s)",
+                self.peers()
+            ),
+            "This host drops them. A network device or its driver computes checksums of encapsulated packets wrongly on \
+             the peer (flannel's issue 1279), or something between changes packets without computing them anew."
+                .to_owned(),
+            remedy,
+        )
+    }
+}

@@ -8,26 +8,29 @@
 
 mod answers;
 mod overlay;
+mod reload;
+mod sample;
 mod task;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
 use self::overlay::{Failed, Former, Overlay, Place};
+pub use self::reload::Load;
 use self::task::Task;
 use crate::clock::Clock;
 use crate::control::{Desk, Questions};
-use crate::health::{BindError, Health, Server};
+use crate::health::{BindError, Health, Running, Scrapes, Server};
 use crate::lease::{
     ChosenStore, LeaseEvent, LeaseStore, Released, SettingsError, StoreError, StoreEvent, SubnetKey,
 };
-use crate::logging::chain;
+use crate::logging::{Repeats, chain};
+use crate::metrics::Events;
 use crate::netlink::{Kernel, KernelError, Monitor};
 use crate::network_config::NetworkConfig;
 use crate::service::Service;
@@ -67,9 +70,11 @@ impl Error {
     }
 }
 
-/// Runs the agent until SIGTERM or SIGINT. The data plane stays in place when it ends.
-pub async fn run(settings: &Settings) -> Result<(), Error> {
+/// Runs the agent until SIGTERM or SIGINT. The data plane stays in place when it ends. At SIGHUP `load` reads the settings
+/// anew.
+pub async fn run(settings: Settings, load: Load<'_>) -> Result<(), Error> {
     let listen = |what| move |source| Error::Listen { what, source };
+    let hangup = signal(SignalKind::hangup()).map_err(listen("SIGHUP"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(listen("SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(listen("SIGINT"))?;
     let owner = match &settings.agent.node_id {
@@ -77,17 +82,14 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         None => machine_id::owner("/".as_ref(), &settings.files.state_dir)?,
     };
     let process = status::Agent::of_process(&owner, status::now());
-    let store = ChosenStore::new(settings, owner)?;
+    let store = ChosenStore::new(&settings, owner)?;
     let service = Service::from_environment();
-    let health = Health::new();
-    // Ends with this function at the latest; until then it may finish what it is saying.
-    let (_answering, stop) = oneshot::channel::<()>();
+    let (health, scrapes) = Health::new();
+    let mut server_task = None;
     if let Some(address) = settings.health.listen {
         let server = Server::bind(address).await?;
         info!(%address, "answering /healthz, /readyz and /metrics");
-        tokio::spawn(server.serve(health.clone(), async {
-            let _ = stop.await;
-        }));
+        server_task = Some(server.start(health.clone()));
     }
     let (desk, questions) = Desk::new(health.clone());
     // An overlay that nobody can ask about is better than none.
@@ -97,12 +99,16 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
     {
         warn!("{}", chain(&error));
     }
-    let network = settings.agent.network.as_ref();
-    let kernel = Kernel::open()?.of_network(network);
+    let network = settings.agent.network.clone();
+    let kernel = Kernel::open()?.of_network(network.as_ref());
     let mut agent = Agent {
         settings,
+        load,
+        hangup,
         service: &service,
         health,
+        scrapes,
+        server_task,
         desk,
         questions,
         process,
@@ -112,11 +118,13 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         monitor: Monitor::open(&kernel)?,
         ruleset: firewall::Watcher::open()
             .map_err(listen("changes of the ruleset"))?
-            .of_network(network),
+            .of_network(network.as_ref()),
         lease: None,
         waiting: None,
+        waits: Repeats::default(),
         store_trouble: None,
         new_config: None,
+        events: sample::no_events(),
     };
     tokio::select! {
         never = agent.serve(kernel) => match never {},
@@ -124,7 +132,7 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         _ = interrupt.recv() => (),
     }
     service.stopping();
-    if settings.agent.leave_on_stop {
+    if agent.settings.agent.leave_on_stop {
         agent.leave().await;
     }
     info!("stopping; the data plane stays in place");
@@ -141,9 +149,14 @@ const STATUS_PAUSE: Duration = Duration::from_secs(1);
 enum Never {}
 
 struct Agent<'a, S> {
-    settings: &'a Settings,
+    settings: Settings,
+    load: Load<'a>,
+    hangup: Signal,
     service: &'a Service,
     health: Health,
+    scrapes: Scrapes,
+    /// What answers over TCP, if anything.
+    server_task: Option<Running>,
     desk: Desk,
     questions: Questions,
     process: status::Agent,
@@ -157,10 +170,12 @@ struct Agent<'a, S> {
     lease: Option<SubnetKey>,
     /// What joining waits for.
     waiting: Option<String>,
+    waits: Repeats,
     /// What is wrong with the store while it cannot be reached.
     store_trouble: Option<String>,
     /// The network config that was written last, until it is applied.
     new_config: Option<NetworkConfig>,
+    events: Events,
 }
 
 /// What the store said was wrong.
@@ -172,6 +187,9 @@ impl<S: LeaseStore> Agent<'_, S> {
     async fn serve(&mut self, kernel: Kernel) -> Never {
         let (mut overlay, programmed) = self.join(kernel).await;
         self.desk.set_joining(None);
+        if let Some(seen) = self.waits.end(Instant::now()) {
+            info!("nothing is waited for any more; what was, was {seen}");
+        }
         self.service.ready(&overlay.summary());
         info!(subnet = %overlay.own().key, peers = overlay.peers(), "overlay ready");
         self.follow(&mut overlay, programmed).await
@@ -184,7 +202,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         loop {
             let reason = match self.find_place(&mut kernel).await {
                 Ok((place, leases)) => {
-                    let mut overlay = Overlay::new(self.settings, place, kernel);
+                    let mut overlay = Overlay::new(&self.settings, place, kernel);
                     overlay.begin(leases);
                     match overlay.program().await {
                         Err(error) if !error.spares_own() => {
@@ -196,15 +214,19 @@ impl<S: LeaseStore> Agent<'_, S> {
                 }
                 Err(reason) => reason,
             };
-            // The journal has each reason once; that it lasts shows in the status.
+            if let Some(line) = self.waits.note(&reason, Instant::now()) {
+                warn!("waiting for {line}");
+            }
+            self.tell_waiting(&reason);
             if self.waiting.as_ref() != Some(&reason) {
-                warn!("waiting for {reason}");
-                self.tell_waiting(&reason);
                 self.waiting = Some(reason);
                 retry.done();
             }
             retry.schedule();
-            retry.due().await;
+            tokio::select! {
+                () = retry.due() => (),
+                Some(()) = self.hangup.recv() => self.reload().await,
+            }
         }
     }
 
@@ -218,19 +240,22 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     /// Makes one try at everything that comes before programming; says in words what is missing.
     async fn find_place(&mut self, kernel: &mut Kernel) -> Result<(Place, LeaseEvent), String> {
-        let config = self.store.network_config().await.map_err(|e| chain(&e))?;
-        let (underlay, backend) = overlay::connect(self.settings, &config, kernel)
+        let failed = |events: &mut Events, error: StoreError| {
+            sample::count(events, &error);
+            chain(&error)
+        };
+        let config = self.store.network_config().await;
+        let config = config.map_err(|error| failed(&mut self.events, error))?;
+        let (underlay, backend) = overlay::connect(&self.settings, &config, kernel)
             .await
             .map_err(|e| chain(&e))?;
-        let former = Former::find(self.settings, kernel)
+        let former = Former::find(&self.settings, kernel)
             .await
             .map_err(|e| chain(&e))?;
-        let previous = previous_subnet(self.settings);
-        let own = self
-            .store
-            .acquire(&config, &backend.lease_attrs(), previous)
-            .await
-            .map_err(|e| chain(&e))?;
+        let previous = previous_subnet(&self.settings);
+        let attrs = backend.lease_attrs();
+        let own = self.store.acquire(&config, &attrs, previous).await;
+        let own = own.map_err(|error| failed(&mut self.events, error))?;
         self.log_lease(own.key, own.attrs.public_address());
         let place = Place {
             config,
@@ -264,18 +289,14 @@ impl<S: LeaseStore> Agent<'_, S> {
     async fn follow(&mut self, overlay: &mut Overlay, programmed: Result<(), Failed>) -> Never {
         let mut tasks = Tasks::default();
         tasks.programmed_all(programmed);
-        let period = self.settings.agent.resync;
-        let mut resync = interval_at(Instant::now() + period, period);
-        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut resync = every(self.settings.agent.resync);
         let period = self.service.watchdog_interval().unwrap_or(HEARTBEAT);
-        let mut heartbeat = interval(period.min(HEARTBEAT));
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let period = overlay.firewall_resync();
-        let mut firewall = interval_at(Instant::now() + period, period);
-        firewall.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heartbeat = every(period.min(HEARTBEAT));
+        heartbeat.reset_immediately();
+        let mut firewall = every(overlay.firewall_resync());
         let mut told = Instant::now();
         loop {
-            self.tell_health(overlay, &tasks);
+            self.tell_health(&tasks);
             let watch = overlay.watch();
             tokio::select! {
                 event = self.store.next_event() => self.on_store(overlay, event, &mut tasks).await,
@@ -300,6 +321,15 @@ impl<S: LeaseStore> Agent<'_, S> {
                 () = tasks.publish.due() => self.publish(overlay, &mut tasks).await,
                 // Never `None`: the desk is this struct's own.
                 Some(question) = self.questions.recv() => self.answer(question, overlay, &tasks).await,
+                Some(scrape) = self.scrapes.recv() => {
+                    // Whoever asked may have lost patience.
+                    let _ = scrape.send(self.sample(overlay, &tasks).await);
+                }
+                Some(()) = self.hangup.recv() => {
+                    self.on_hangup(overlay, &mut tasks).await;
+                    resync = every(self.settings.agent.resync);
+                    firewall = every(overlay.firewall_resync());
+                }
                 _ = heartbeat.tick() => {
                     self.look_at_clock();
                     self.service.watchdog();
@@ -316,25 +346,34 @@ impl<S: LeaseStore> Agent<'_, S> {
     async fn on_store(&mut self, overlay: &mut Overlay, event: StoreEvent, tasks: &mut Tasks) {
         match event {
             StoreEvent::Peers(event) => tasks.programmed_part(overlay.apply(event).await),
-            StoreEvent::Renewed { .. } => tasks.renewal.done(),
-            StoreEvent::RenewalFailed { error, .. } => tasks.renewal.stuck(&StoreTrouble(error)),
+            StoreEvent::Renewed { .. } => {
+                self.events.renewals += 1;
+                tasks.renewal.done();
+            }
+            StoreEvent::RenewalFailed { error, .. } => {
+                self.events.renewal_failures += 1;
+                tasks.renewal.stuck(&StoreTrouble(error));
+            }
             StoreEvent::NetworkConfig(Ok(config)) => {
                 self.new_config = Some(*config);
                 tasks.config.now();
             }
             StoreEvent::NetworkConfig(Err(reason)) => {
                 self.new_config = None;
+                self.events.configs_rejected += 1;
                 tasks.config.stuck(&StoreTrouble(reason));
             }
             StoreEvent::OwnLeaseLost { reason } => {
                 warn!(subnet = %overlay.own().key, "lost the lease: {reason}");
-                self.health.lease_lost();
+                self.events.leases_lost += 1;
                 self.lease = None;
                 tasks.lease.now();
             }
             StoreEvent::Unreachable { error } => {
                 warn!("lost the connection to {error}");
                 self.server = None;
+                let attempts = error.clone();
+                sample::count(&mut self.events, &StoreError::Unreachable { attempts });
                 self.store_trouble = Some(error);
             }
             StoreEvent::Reachable { endpoint } => {
@@ -358,7 +397,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 tasks.renewal.done();
                 self.log_lease(own.key, own.attrs.public_address());
                 if own.key != old {
-                    self.health.renumbered();
+                    self.events.renumberings += 1;
                     warn!(
                         old_subnet = %old,
                         subnet = %own.key,
@@ -368,13 +407,16 @@ impl<S: LeaseStore> Agent<'_, S> {
                 overlay.set_own(own);
                 tasks.programmed_all(overlay.program().await);
             }
-            Err(error) => tasks.lease.failed(&error),
+            Err(error) => {
+                sample::count(&mut self.events, &error);
+                tasks.lease.failed(&error);
+            }
         }
     }
 
     /// Looks at the underlay again; when it is not what it was, tells the kernel at once and the peers as soon as can be.
     async fn follow_underlay(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
-        match overlay.follow_underlay(self.settings).await {
+        match overlay.follow_underlay(&self.settings).await {
             Ok(moved) => {
                 tasks.underlay.done();
                 if moved {
@@ -392,7 +434,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             tasks.config.done();
             return;
         };
-        match overlay.follow_config(self.settings, config).await {
+        match overlay.follow_config(&self.settings, config).await {
             Ok(changed) => {
                 tasks.config.done();
                 self.new_config = None;
@@ -402,7 +444,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                 }
             }
             Err(error) if error.may_heal() => tasks.config.failed(&error),
-            Err(error) => tasks.config.stuck(&error),
+            Err(error) => {
+                self.events.configs_rejected += 1;
+                tasks.config.stuck(&error);
+            }
         }
     }
 
@@ -411,7 +456,10 @@ impl<S: LeaseStore> Agent<'_, S> {
         match self.store.update(&overlay.lease_attrs()).await {
             Ok(()) => tasks.publish.done(),
             Err(StoreError::NoLease { .. }) => tasks.publish.done(),
-            Err(error) => tasks.publish.failed(&error),
+            Err(error) => {
+                sample::count(&mut self.events, &error);
+                tasks.publish.failed(&error);
+            }
         }
     }
 
@@ -434,7 +482,8 @@ impl<S: LeaseStore> Agent<'_, S> {
     /// One line for `systemctl status`: what is, and what is wrong.
     fn status(&self, overlay: &Overlay, tasks: &Tasks) -> String {
         let mut status = overlay.summary();
-        for trouble in self.troubles(tasks) {
+        let rejected = self.process.settings_rejected.as_deref();
+        for trouble in self.troubles(tasks).chain(rejected) {
             status.push_str("; ");
             status.push_str(trouble);
         }
@@ -447,8 +496,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         self.store_trouble.as_deref().into_iter().chain(tasks)
     }
 
-    fn tell_health(&self, overlay: &Overlay, tasks: &Tasks) {
-        self.health.set_peers(overlay.peers());
+    fn tell_health(&self, tasks: &Tasks) {
         let reasons = self.troubles(tasks).map(str::to_owned).collect();
         self.health.set_ready(reasons);
     }
@@ -473,12 +521,12 @@ struct Tasks {
 impl Default for Tasks {
     fn default() -> Self {
         Self {
-            program: Task::new("program the host"),
-            lease: Task::new("take a lease again"),
-            renewal: Task::new("extend the lease"),
-            underlay: Task::new("follow the underlay"),
-            config: Task::new("apply the changed network config"),
-            publish: Task::new("publish the underlay's address"),
+            program: Task::new("program", "program the host"),
+            lease: Task::new("lease", "take a lease again"),
+            renewal: Task::new("renewal", "extend the lease"),
+            underlay: Task::new("underlay", "follow the underlay"),
+            config: Task::new("config", "apply the changed network config"),
+            publish: Task::new("publish", "publish the underlay's address"),
         }
     }
 }
@@ -510,6 +558,13 @@ impl Tasks {
             self.programmed_all(Err(error));
         }
     }
+}
+
+/// Ticks after each period, counted from the last tick where one was missed.
+fn every(period: Duration) -> Interval {
+    let mut interval = interval_at(Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }
 
 /// The subnet that `subnet.env` remembers from an earlier run.

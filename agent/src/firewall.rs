@@ -156,6 +156,13 @@ impl Firewall {
         }
     }
 
+    /// Goes on by other rules, and with another [`Self::resync_interval`]. The next [`Self::ensure`] brings it about.
+    pub fn set_mode(&mut self, mode: Mode, resync: Duration) {
+        self.mode = mode;
+        self.resync = resync;
+        self.settled = None;
+    }
+
     /// By which rules it worked last: never [`Mode::Auto`]; `None` before the first time.
     pub fn effective(&self) -> Option<Mode> {
         self.effective

@@ -10,17 +10,26 @@
 //! | `/readyz` | 503 | `flanneld is not ready yet`, then one reason on each line |
 //! | `/metrics` | 200 | Prometheus' text format |
 
-use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hyper::{StatusCode, Uri};
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 
 use crate::http::{self, Answer, Site};
+use crate::metrics::Sample;
+
+/// How old what `/metrics` shows may be: so often at the most the loop is asked, however many scrape.
+const SAMPLE_AGE: Duration = Duration::from_secs(1);
+
+/// How long a scrape waits for the loop; then it shows what the loop said last.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The health endpoints cannot be offered.
 #[derive(Debug, Error)]
@@ -63,6 +72,31 @@ impl Server {
     pub async fn serve(self, health: Health, stop: impl Future<Output = ()>) {
         http::serve(self.listener, health, stop).await;
     }
+
+    /// Answers in a task of its own, until that is stopped or dropped.
+    pub(crate) fn start(self, health: Health) -> Running {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = tokio::spawn(self.serve(health, async {
+            let _ = stopped.await;
+        }));
+        Running { stop, served }
+    }
+}
+
+/// A server that answers. Dropping it ends it as well, without waiting for that.
+#[derive(Debug)]
+pub(crate) struct Running {
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<()>,
+}
+
+impl Running {
+    /// Ends it, and waits until its address is free.
+    pub(crate) async fn stop(self) {
+        let _ = self.stop.send(());
+        // Its panic would be the only failure, and it is gone either way.
+        let _ = self.served.await;
+    }
 }
 
 impl Site for Health {
@@ -76,7 +110,7 @@ impl Site for Health {
             "/metrics" => Answer {
                 status: StatusCode::OK,
                 content_type: "text/plain; version=0.0.4; charset=utf-8",
-                body: self.metrics().into(),
+                body: self.metrics().await.into(),
             },
             _ => return None,
         })
@@ -88,15 +122,20 @@ impl Site for Health {
 }
 
 /// How the agent is. Clones share one state.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Health(Arc<State>);
 
-#[derive(Debug, Default)]
+/// Where scrapes arrive. Whoever gets one answers by it.
+pub(crate) type Scrapes = mpsc::Receiver<oneshot::Sender<Sample>>;
+
+#[derive(Debug)]
 struct State {
     readiness: Mutex<Readiness>,
-    peers: AtomicU64,
-    renumberings: AtomicU64,
-    leases_lost: AtomicU64,
+    /// What the loop said last, and when.
+    sample: Mutex<(Arc<Sample>, Instant)>,
+    scrapes: mpsc::Sender<oneshot::Sender<Sample>>,
+    /// Held while the loop is asked, so that those who come meanwhile share the answer.
+    asking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -109,9 +148,21 @@ enum Readiness {
 }
 
 impl Health {
-    /// An agent that is just starting: not ready, and without a reason.
-    pub fn new() -> Self {
-        Self::default()
+    /// An agent that is just starting: not ready, and without a reason. Scrapes arrive at the other end once it is said
+    /// that the agent has joined.
+    pub(crate) fn new() -> (Self, Scrapes) {
+        let (scrapes, receiver) = mpsc::channel(1);
+        let sample = Sample {
+            joining: true,
+            ..Sample::default()
+        };
+        let state = State {
+            readiness: Mutex::default(),
+            sample: Mutex::new((Arc::new(sample), Instant::now())),
+            scrapes,
+            asking: tokio::sync::Mutex::new(()),
+        };
+        (Self(Arc::new(state)), receiver)
     }
 
     /// Says that the overlay works (no reason), or for what reasons it does not, one line each.
@@ -130,20 +181,13 @@ impl Health {
             .unwrap_or_else(PoisonError::into_inner) = readiness;
     }
 
-    /// Says how many peers are programmed.
-    pub fn set_peers(&self, peers: usize) {
-        let peers = u64::try_from(peers).unwrap_or(u64::MAX);
-        self.0.peers.store(peers, Ordering::Relaxed);
+    /// Lays out what `/metrics` shows, for as long as the loop is not asked.
+    pub(crate) fn set_sample(&self, sample: Sample) {
+        *self.sample() = (Arc::new(sample), Instant::now());
     }
 
-    /// Counts a change of this host's subnet while it was running.
-    pub fn renumbered(&self) {
-        self.0.renumberings.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts a lease that was lost: expired, revoked, or taken by another.
-    pub fn lease_lost(&self) {
-        self.0.leases_lost.fetch_add(1, Ordering::Relaxed);
+    fn sample(&self) -> MutexGuard<'_, (Arc<Sample>, Instant)> {
+        self.0.sample.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `None` when all is well, else what `/readyz` answers.
@@ -170,44 +214,21 @@ impl Health {
     }
 
     /// The metrics in Prometheus' text format 0.0.4.
-    fn metrics(&self) -> String {
-        let state = &self.0;
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let metrics = [
-            (
-                "selvage_ready",
-                "gauge",
-                "Whether the overlay works: 1 or 0.",
-                u64::from(self.unreadiness().is_none()),
-            ),
-            (
-                "selvage_peers",
-                "gauge",
-                "Other hosts of the overlay that this one is set up to reach.",
-                count(&state.peers),
-            ),
-            (
-                "selvage_renumberings_total",
-                "counter",
-                "How often this host was given another subnet while running.",
-                count(&state.renumberings),
-            ),
-            (
-                "selvage_lease_lost_total",
-                "counter",
-                "How often the lease on this host's subnet was lost.",
-                count(&state.leases_lost),
-            ),
-        ];
-        let mut text = String::with_capacity(512);
-        for (name, kind, help, value) in metrics {
-            // Writing into a `String` never fails.
-            let _ = write!(
-                text,
-                "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
-            );
+    async fn metrics(&self) -> String {
+        let _one_at_a_time = self.0.asking.lock().await;
+        let (mut sample, at) = self.sample().clone();
+        if !sample.joining && at.elapsed() >= SAMPLE_AGE {
+            let asked = async {
+                let (answer, answered) = oneshot::channel();
+                self.0.scrapes.send(answer).await.ok()?;
+                answered.await.ok()
+            };
+            if let Some(fresh) = timeout(PATIENCE, asked).await.ok().flatten() {
+                sample = Arc::new(fresh);
+                *self.sample() = (Arc::clone(&sample), Instant::now());
+            }
         }
-        text
+        sample.text(self.unreadiness().is_none())
     }
 }
 

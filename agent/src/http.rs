@@ -18,10 +18,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
 
 use self::body::Text;
+use crate::logging::Repeats;
 
 mod body;
 
@@ -112,12 +113,16 @@ pub(crate) async fn serve(
     let mut stop = pin!(stop);
     let (stopping, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
+    let mut refused = Repeats::default();
     loop {
         tokio::select! {
             () = &mut stop => break,
             Some(_) = connections.join_next() => (),
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok(stream) => {
+                    if let Some(seen) = refused.end(Instant::now()) {
+                        info!("connections are accepted again; that they were not was {seen}");
+                    }
                     let site = site.clone();
                     let stopped = stopped.clone();
                     connections.spawn(async move {
@@ -130,7 +135,10 @@ pub(crate) async fn serve(
                     });
                 }
                 Err(error) => {
-                    warn!("failed to accept a connection: {error}");
+                    let fault = format!("failed to accept a connection: {error}");
+                    if let Some(line) = refused.note(&fault, Instant::now()) {
+                        warn!("{line}");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             },

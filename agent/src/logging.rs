@@ -4,11 +4,20 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
+
+mod repeat;
+
+pub(crate) use repeat::Repeats;
+
+/// By what the filter of the process' one log is changed.
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// What the journal calls us (`SYSLOG_IDENTIFIER=`), whatever the binary is called.
 const IDENTIFIER: &str = "selvage";
@@ -26,6 +35,9 @@ pub enum Error {
     /// There is a log already.
     #[error("failed to set up the log")]
     Init(#[from] tracing_subscriber::util::TryInitError),
+    /// The log cannot be changed any more.
+    #[error("failed to change the log's filter")]
+    Change(#[from] reload::Error),
 }
 
 /// Reads a level (`error`, `warn`, `info`, `debug`, `trace`) or a comma-separated list of such with module paths.
@@ -68,7 +80,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// # Errors
 /// [`Error::BadFilter`], and [`Error::Init`] when called twice.
 pub fn init(filter: &str) -> Result<(), Error> {
-    let registry = tracing_subscriber::registry().with(parse_filter(filter)?);
+    let (filter, handle) = reload::Layer::new(parse_filter(filter)?);
+    let registry = tracing_subscriber::registry().with(filter);
     // Without the socket (a container that shares only standard error) lines on standard error still arrive.
     if stderr_is_journal()
         && let Ok(journal) = tracing_journald::layer()
@@ -81,6 +94,20 @@ pub fn init(filter: &str) -> Result<(), Error> {
             .with_target(false)
             .without_time();
         registry.with(lines).try_init()?;
+    }
+    // Never set before: a second log was refused just now.
+    let _ = FILTER.set(handle);
+    Ok(())
+}
+
+/// Changes which events are logged from now on. Without a log it does nothing.
+///
+/// # Errors
+/// [`Error::BadFilter`], after which the filter is what it was.
+pub fn set_filter(filter: &str) -> Result<(), Error> {
+    let filter = parse_filter(filter)?;
+    if let Some(handle) = FILTER.get() {
+        handle.reload(filter)?;
     }
     Ok(())
 }

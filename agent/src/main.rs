@@ -45,7 +45,8 @@ fn flanneld(called: &str, arguments: Vec<OsString>) -> ExitCode {
         if settings.remote.listen.is_some() {
             return Ok(runtime()?.block_on(serve::run(&settings))?);
         }
-        run_agent(&settings)
+        let load = || settings::load_flanneld(flags, &Environment::of_process());
+        run_agent(settings, Box::new(load))
     };
     match flanneld::flags(called, arguments) {
         Err(done) => done,
@@ -87,7 +88,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
     let mut stdout = io::stdout();
     match command {
         Command::Run(flags) => {
-            run_agent(&start(&flags)?)?;
+            run_agent(start(&flags)?, Box::new(|| load(&flags)))?;
         }
         Command::Serve(flags) => {
             let settings = start(&flags)?;
@@ -145,10 +146,10 @@ fn run(command: Command) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn run_agent(settings: &Settings) -> anyhow::Result<()> {
+fn run_agent(settings: Settings, load: agent::Load<'_>) -> anyhow::Result<()> {
     let _lock = Lock::take(&settings.files.state_dir)?;
     privileges::restrict()?;
-    runtime()?.block_on(agent::run(settings))?;
+    runtime()?.block_on(agent::run(settings, load))?;
     Ok(())
 }
 
@@ -185,14 +186,18 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// Loads the settings and starts the log that they ask for.
-fn start(flags: &SettingsFlags) -> anyhow::Result<Settings> {
-    let settings = settings::load(Sources {
+fn load(flags: &SettingsFlags) -> Result<Settings, settings::Error> {
+    settings::load(Sources {
         root: Path::new("/"),
         config: flags.config.as_deref(),
         environment: &Environment::of_process(),
         flags,
-    })?;
+    })
+}
+
+/// Loads the settings and starts the log that they ask for.
+fn start(flags: &SettingsFlags) -> anyhow::Result<Settings> {
+    let settings = load(flags)?;
     logging::init(&settings.agent.log)?;
     Ok(settings)
 }

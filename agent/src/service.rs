@@ -40,6 +40,14 @@ impl Service {
         self.remember(status);
     }
 
+    /// Says that the service reads its settings anew; [`Self::ready`] says that it did.
+    pub fn reloading(&self) {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => send(&[NotifyState::Reloading, now]),
+            Err(error) => tracing::debug!(%error, "failed to read the clock"),
+        }
+    }
+
     /// Says that the service is going down.
     pub fn stopping(&self) {
         send(&[NotifyState::Stopping]);

@@ -62,6 +62,12 @@ pub struct Agent {
     pub started_time: u64,
     /// Under which identity it holds its lease.
     pub node_id: String,
+    /// Why the settings that were read last, at SIGHUP, are not in use; `None` if they are.
+    #[serde(default)]
+    pub settings_rejected: Option<String>,
+    /// Keys of settings that changed and that only a restart puts into effect.
+    #[serde(default)]
+    pub settings_pending: Vec<String>,
 }
 
 /// How the overlay is.
@@ -378,6 +384,8 @@ impl Agent {
             pid: std::process::id(),
             started_time,
             node_id: node_id.to_owned(),
+            settings_rejected: None,
+            settings_pending: Vec::new(),
         }
     }
 }

@@ -19,6 +19,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         status.files.subnet_file = self.settings.files.subnet_file.display().to_string();
         status.clock = self.clock.seen();
         self.desk.set_joining(Some(status));
+        self.health.set_sample(self.sample_joining());
     }
 
     pub(super) async fn answer(&self, question: Question, overlay: &mut Overlay, tasks: &Tasks) {
@@ -45,7 +46,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         let left = tenure
             .expires
             .map(|at| at.saturating_duration_since(Instant::now()));
-        let held = tasks.lease.trouble().is_none() && self.lease.is_some();
+        let held = self.holds_lease(tasks);
         let lease = status::Lease {
             held,
             reservation: held && tenure.ttl.is_none(),
@@ -73,6 +74,11 @@ impl<S: LeaseStore> Agent<'_, S> {
             peers: overlay.list_peers().await,
             clock: self.clock.seen(),
         }
+    }
+
+    /// Whether the store still has the own lease as this node's.
+    pub(super) fn holds_lease(&self, tasks: &Tasks) -> bool {
+        tasks.lease.trouble().is_none() && self.lease.is_some()
     }
 
     fn describe_store(&self) -> Store {

@@ -1,6 +1,8 @@
 //! The overlay of this host: what is known of it, and how that reaches the kernel, the ruleset and `subnet.env`.
 
+mod reload;
 mod report;
+mod sample;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -215,8 +217,9 @@ pub(super) struct Journal {
     pub(super) troubled: BTreeMap<Key, String>,
     /// The last complete comparison with the kernel: when it was, and how long it took.
     pub(super) resync: Option<(u64, Duration)>,
-    /// How many complete comparisons there were.
+    /// How many complete comparisons there were, and how long all of them took together.
     pub(super) resyncs: u64,
+    pub(super) resync_total: Duration,
     /// How often the firewall's rules had to be put right, and when last.
     pub(super) firewall: (u64, Option<u64>),
     /// When the subnet file was written.
@@ -369,6 +372,7 @@ impl Overlay {
         self.journal.troubled.clear();
         self.journal.resync = Some((status::now(), report.took));
         self.journal.resyncs += 1;
+        self.journal.resync_total += report.took;
         if !self.programmed || report.counts.made() > 0 {
             info!(
                 created = report.counts.created,

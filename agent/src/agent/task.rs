@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::logging::chain;
+use crate::logging::{Repeats, chain};
 use crate::retry::{Backoff, Retry, random_seed};
 
 /// Between the first failure and the next try 200 ms; at the most 10 s, so that what heals by itself is noticed soon.
@@ -23,20 +24,38 @@ pub(super) fn new_retry() -> Retry {
 /// A task and what keeps it from being done.
 #[derive(Debug)]
 pub(super) struct Task {
+    /// What metrics call it.
+    name: &'static str,
     /// What is to be done, in words that follow "failed to".
     what: &'static str,
     retry: Retry,
     trouble: Option<String>,
+    repeats: Repeats,
+    /// How often it failed since the start of the process.
+    failures: u64,
 }
 
 impl Task {
     /// There is nothing to do yet.
-    pub(super) fn new(what: &'static str) -> Self {
+    pub(super) fn new(name: &'static str, what: &'static str) -> Self {
         Self {
+            name,
             what,
             retry: new_retry(),
             trouble: None,
+            repeats: Repeats::default(),
+            failures: 0,
         }
+    }
+
+    /// What metrics call it.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// How often it failed since the start of the process.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures
     }
 
     /// What is wrong, for the status.
@@ -52,8 +71,9 @@ impl Task {
     /// It is done.
     pub(super) fn done(&mut self) {
         self.retry.done();
-        if self.trouble.take().is_some() {
-            info!("succeeded after all to {}", self.what);
+        self.trouble = None;
+        if let Some(seen) = self.repeats.end(Instant::now()) {
+            info!("succeeded after all to {}; the fault was {seen}", self.what);
         }
     }
 
@@ -74,12 +94,13 @@ impl Task {
         self.retry.due().await;
     }
 
-    /// A fault that lasts is logged once, not at every try.
+    /// A fault that lasts is logged once, and then now and then with a count; not at every try.
     fn note(&mut self, error: &dyn Error) {
+        self.failures += 1;
         let trouble = format!("failed to {}: {}", self.what, chain(error));
-        if self.trouble.as_ref() != Some(&trouble) {
-            warn!("{trouble}");
-            self.trouble = Some(trouble);
+        if let Some(line) = self.repeats.note(&trouble, Instant::now()) {
+            warn!(task = self.name, "{line}");
         }
+        self.trouble = Some(trouble);
     }
 }

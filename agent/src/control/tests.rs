@@ -10,7 +10,7 @@ fn status() -> Status {
 
 fn listen(directory: &TempDir) -> (Desk, Questions, Client) {
     let path = directory.path().join("run/agent.sock");
-    let (desk, questions) = Desk::new(Health::new());
+    let (desk, questions) = Desk::new(Health::new().0);
     desk.clone().listen(&path, std::future::pending()).unwrap();
     (desk, questions, Client::new(&path))
 }
@@ -54,7 +54,7 @@ async fn neither_a_living_agents_socket_nor_a_file_is_replaced() {
     let directory = TempDir::new().unwrap();
     let (desk, _questions, client) = listen(&directory);
     desk.set_joining(Some(status()));
-    let (other, _) = Desk::new(Health::new());
+    let (other, _) = Desk::new(Health::new().0);
     let path = directory.path().join("run/agent.sock");
     let error = other.clone().listen(&path, std::future::pending());
     assert!(matches!(&error, Err(error) if error.source.kind() == io::ErrorKind::AddrInUse));
@@ -68,7 +68,7 @@ async fn neither_a_living_agents_socket_nor_a_file_is_replaced() {
 
 #[tokio::test]
 async fn a_loop_that_does_not_answer_is_named() {
-    let (desk, questions) = Desk::new(Health::new());
+    let (desk, questions) = Desk::new(Health::new().0);
     drop(questions);
     let answer = desk.status().await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);

@@ -7,7 +7,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{Health, Server};
+use super::{Health, Scrapes, Server};
+use crate::metrics::Sample;
 
 /// What no test should reach.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -15,6 +16,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 struct Running {
     address: SocketAddr,
     health: Health,
+    scrapes: Scrapes,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
@@ -22,7 +24,7 @@ struct Running {
 async fn start() -> Running {
     let server = Server::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
     let address = server.address().unwrap();
-    let health = Health::new();
+    let (health, scrapes) = Health::new();
     let (stop, stopped) = oneshot::channel();
     let served = tokio::spawn(server.serve(health.clone(), async {
         let _ = stopped.await;
@@ -30,6 +32,7 @@ async fn start() -> Running {
     Running {
         address,
         health,
+        scrapes,
         stop,
         served,
     }
@@ -103,10 +106,6 @@ async fn readyz_follows_the_state_and_gives_reasons() {
 async fn metrics_are_in_the_text_format() {
     let server = start().await;
     server.health.set_ready(Vec::new());
-    server.health.set_peers(3);
-    server.health.renumbered();
-    server.health.lease_lost();
-    server.health.lease_lost();
     let answer = server.exchange(&request("GET", "/metrics")).await;
     assert!(
         answer.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"),
@@ -114,21 +113,42 @@ async fn metrics_are_in_the_text_format() {
     );
     let (status, body) = split(&answer);
     assert_eq!(status, 200);
-    let expected = "\
-# HELP selvage_ready Whether the overlay works: 1 or 0.
-# TYPE selvage_ready gauge
-selvage_ready 1
-# HELP selvage_peers Other hosts of the overlay that this one is set up to reach.
-# TYPE selvage_peers gauge
-selvage_peers 3
-# HELP selvage_renumberings_total How often this host was given another subnet while running.
-# TYPE selvage_renumberings_total counter
-selvage_renumberings_total 1
-# HELP selvage_lease_lost_total How often the lease on this host's subnet was lost.
-# TYPE selvage_lease_lost_total counter
-selvage_lease_lost_total 2
-";
-    assert_eq!(body, expected);
+    assert!(body.contains("\nselvage_ready 1\n"), "{body}");
+}
+
+#[tokio::test]
+async fn the_loop_is_asked_for_metrics_and_not_too_often() {
+    let mut server = start().await;
+    let jumps = |count| Sample {
+        clock_jumps: count,
+        ..Sample::default()
+    };
+    server.health.set_sample(jumps(1));
+    let shows =
+        |body: &str, count: u64| body.contains(&format!("selvage_clock_jumps_total {count}\n"));
+    // What is young is shown as it is.
+    let (_, body) = server.get("/metrics").await;
+    assert!(shows(&body, 1), "{body}");
+    assert!(server.scrapes.try_recv().is_err());
+
+    tokio::time::sleep(super::SAMPLE_AGE).await;
+    let mut scrapes = std::mem::replace(&mut server.scrapes, tokio::sync::mpsc::channel(1).1);
+    let answering = tokio::spawn(async move {
+        scrapes.recv().await.unwrap().send(jumps(2)).unwrap();
+        scrapes
+    });
+    let (first, second) = tokio::join!(server.get("/metrics"), server.get("/metrics"));
+    assert!(shows(&first.1, 2) && shows(&second.1, 2), "{first:?}");
+    // One question was enough for both.
+    let mut scrapes = answering.await.unwrap();
+    assert!(scrapes.try_recv().is_err());
+
+    // A loop that is busy keeps nobody waiting for long.
+    tokio::time::sleep(super::SAMPLE_AGE).await;
+    let begin = Instant::now();
+    let (_, body) = server.get("/metrics").await;
+    assert!(shows(&body, 2), "{body}");
+    assert!(begin.elapsed() < super::PATIENCE + Duration::from_secs(2));
 }
 
 #[tokio::test]

@@ -74,6 +74,13 @@ impl LeaseStore for ChosenStore {
         }
     }
 
+    fn set_access(&mut self, settings: &crate::settings::Etcd) -> Result<(), etcd::SettingsError> {
+        match self {
+            Self::Etcd(store) => store.set_access(settings),
+            Self::Remote(store) => store.set_access(settings),
+        }
+    }
+
     fn tenure(&self) -> Tenure {
         match self {
             Self::Etcd(store) => store.tenure(),

@@ -302,6 +302,10 @@ impl LeaseStore for EtcdStore {
             .unwrap_or_else(|_| Err(self.store.servers.silence()))
     }
 
+    fn set_access(&mut self, settings: &crate::settings::Etcd) -> Result<(), SettingsError> {
+        self.store.servers.set_access(settings)
+    }
+
     fn tenure(&self) -> Tenure {
         self.store.tenure()
     }

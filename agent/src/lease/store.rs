@@ -7,8 +7,10 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::lease::allocate::Exhausted;
+use crate::lease::etcd::SettingsError;
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::network_config::{NetworkConfig, NetworkConfigError};
+use crate::settings;
 
 /// A request to the store failed. The text of each is complete, fit for a status line.
 #[derive(Debug, Error)]
@@ -177,6 +179,16 @@ pub trait LeaseStore {
     /// Gives the held lease back, so that its subnet is free at once; a reservation stays. Answers within seconds. After
     /// that the store holds no lease, whatever the outcome.
     fn release(&mut self) -> impl Future<Output = Result<Released, StoreError>> + Send;
+
+    /// Logs in as these settings say from the next connection on; certificates are read anew. A store that needs no
+    /// login has nothing to do.
+    ///
+    /// # Errors
+    /// Files cannot be read, or the settings contradict each other; nothing has changed then.
+    fn set_access(&mut self, settings: &settings::Etcd) -> Result<(), SettingsError> {
+        let _ = settings;
+        Ok(())
+    }
 
     /// How long the held lease lasts, as far as is known.
     fn tenure(&self) -> Tenure;

@@ -1,5 +1,6 @@
 //! Settings of flannel's client and server mode.
 
+use std::fmt;
 use std::path::PathBuf;
 
 /// Leases kept by a server, and being one.
@@ -54,6 +55,16 @@ impl Listen {
                 (bracketed || plain).then(|| Self::Address(address.to_owned()))
             }
             _ => None,
+        }
+    }
+}
+
+/// In the form that [`Listen::parse`] reads.
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => f.write_str(address),
+            Self::Descriptor(number) => write!(f, "fd://{number}"),
         }
     }
 }

@@ -15,7 +15,9 @@ use super::DEADLINE;
 use super::endpoint::Endpoint;
 use super::settings::EtcdSettings;
 use crate::lease::StoreError;
+use crate::lease::etcd::SettingsError;
 use crate::logging::chain;
+use crate::settings;
 
 /// gRPC status codes (grpc/doc/statuscodes.md).
 pub(super) mod code {
@@ -37,6 +39,8 @@ pub(super) struct Servers {
 }
 
 struct State {
+    /// How to log in. Beside that, the settings are those that the store began with.
+    access: EtcdSettings,
     current: usize,
     clients: Vec<Option<Client>>,
 }
@@ -60,13 +64,36 @@ impl Servers {
     pub(super) fn new(settings: EtcdSettings, endpoints: Vec<Endpoint>) -> Self {
         let clients = endpoints.iter().map(|_| None).collect();
         Self {
-            settings,
             endpoints,
             state: Mutex::new(State {
+                access: settings.clone(),
                 current: 0,
                 clients,
             }),
+            settings,
         }
+    }
+
+    /// Logs in as these settings say from the next connection on, and makes new connections for the next requests.
+    pub(super) fn set_access(&self, new: &settings::Etcd) -> Result<(), SettingsError> {
+        let access = EtcdSettings {
+            cafile: new.cafile.clone(),
+            certfile: new.certfile.clone(),
+            keyfile: new.keyfile.clone(),
+            username: new.username.clone(),
+            password: new.password.clone(),
+            ..self.settings.clone()
+        };
+        access.check()?;
+        let mut state = self.state();
+        state.access = access;
+        state.clients.fill(None);
+        Ok(())
+    }
+
+    /// Whether there is a user to log in as.
+    pub(super) fn has_user(&self) -> bool {
+        self.state().access.username.is_some()
     }
 
     /// Sends a request to the current server and, as long as servers do not answer, to each of the others once.
@@ -191,10 +218,8 @@ impl Servers {
     /// Makes a client. Without a user this does not connect yet: the first request does.
     async fn connect(&self, index: usize) -> Result<Client, Failure> {
         let endpoint = self.endpoints.get(index).ok_or_else(Failure::silence)?;
-        let options = self
-            .settings
-            .connect_options(endpoint)
-            .map_err(|error| Failure::text(chain(&error)))?;
+        let options = self.state().access.connect_options(endpoint);
+        let options = options.map_err(|error| Failure::text(chain(&error)))?;
         let client = Client::connect([&endpoint.url], Some(options))
             .await
             .map_err(|error| Failure::of(&error))?;

@@ -216,7 +216,7 @@ impl Watcher {
         let of_config = WatchOptions::new().with_start_revision(from.config);
         let opened = timeout(DEADLINE, async {
             // A watch with an expired token is refused inside the stream, which the library does not see.
-            if self.store.servers.settings().username.is_some() {
+            if self.store.servers.has_user() {
                 connection.client.refresh_token().await?;
             }
             let client = connection.client.watch_client();

@@ -1,0 +1,116 @@
+//! SIGHUP: the settings are read anew, and what can change while the agent runs takes effect.
+//!
+//! That is the log level, how etcd is logged in to (passwords and certificates are read again even if no path changed),
+//! the firewall, the health endpoints' address, and how often things are looked at. What else changed is named and waits
+//! for a restart, because containers, peers or the kernel hang on it. Settings with a mistake change nothing.
+
+mod changes;
+
+use tracing::{info, warn};
+
+use self::changes::{changes, live};
+use super::overlay::Overlay;
+use super::{Agent, Tasks};
+use crate::health::Server;
+use crate::lease::LeaseStore;
+use crate::logging::{self, chain};
+use crate::settings::{self, Settings};
+
+/// Reads the settings from where those that the agent was started with came from.
+pub type Load<'a> = Box<dyn Fn() -> Result<Settings, settings::Error> + 'a>;
+
+impl<S: LeaseStore> Agent<'_, S> {
+    /// Does what SIGHUP asks for, while the overlay is up.
+    pub(super) async fn on_hangup(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
+        self.service.reloading();
+        self.reload().await;
+        overlay.set_firewall(&self.settings.firewall);
+        tasks.programmed_all(overlay.program().await);
+        self.service.ready(&self.status(overlay, tasks));
+    }
+
+    /// Reads the settings anew and puts into effect what can be, but for what hangs on the overlay.
+    pub(super) async fn reload(&mut self) {
+        let loaded = (self.load)();
+        let outcome = match loaded {
+            Ok(settings) => self.take_over(settings).await,
+            Err(error) => Err(chain(&error)),
+        };
+        let reloads = &mut self.events.reloads;
+        reloads.last_failed = outcome.is_err();
+        match outcome {
+            Ok(()) => reloads.done += 1,
+            Err(reason) => {
+                reloads.failed += 1;
+                let reason = format!("the settings were not reloaded: {reason}");
+                warn!("{reason}");
+                self.process.settings_rejected = Some(reason);
+            }
+        }
+    }
+
+    async fn take_over(&mut self, new: Settings) -> Result<(), String> {
+        // Nothing has changed yet, so that what cannot be used leaves all as it is.
+        self.store
+            .set_access(&new.etcd)
+            .map_err(|error| chain(&error))?;
+        logging::set_filter(&new.agent.log).map_err(|error| chain(&error))?;
+        let changes = changes(&self.settings, &new);
+        let mut effective = live(&self.settings, new);
+        if let Err(error) = self.listen(&effective).await {
+            effective.health = self.settings.health;
+            warn!("{error}; the health endpoints stay where they were");
+        }
+        let mut pending = Vec::new();
+        for change in &changes {
+            let (key, old, new) = (change.key, &change.old, &change.new);
+            if change.live {
+                info!(key, old, new, "a setting changed");
+            } else {
+                warn!(
+                    key,
+                    old, new, "a setting changed, which only a restart puts into effect"
+                );
+                pending.push(key.to_owned());
+            }
+        }
+        info!(
+            changed = changes.len() - pending.len(),
+            waiting_for_restart = pending.len(),
+            "settings reloaded"
+        );
+        self.events.reloads.pending = pending.len();
+        self.process.settings_rejected = None;
+        self.process.settings_pending = pending;
+        self.settings = effective;
+        Ok(())
+    }
+
+    /// Moves the health endpoints, if they are wanted elsewhere.
+    async fn listen(&mut self, wanted: &Settings) -> Result<(), String> {
+        let (old, new) = (self.settings.health.listen, wanted.health.listen);
+        if old == new {
+            return Ok(());
+        }
+        // The old address may stand in the way of the new one: all addresses, say, and one of them.
+        if let Some(server) = self.server_task.take() {
+            server.stop().await;
+        }
+        let mut failure = None;
+        for (address, is_new) in [(new, true), (old, false)] {
+            let Some(address) = address else { break };
+            match Server::bind(address).await {
+                Ok(server) => {
+                    self.server_task = Some(server.start(self.health.clone()));
+                    if is_new {
+                        info!(%address, "answering /healthz, /readyz and /metrics");
+                    }
+                    break;
+                }
+                Err(error) if failure.is_none() => failure = Some(chain(&error)),
+                Err(error) => warn!("{}", chain(&error)),
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+}

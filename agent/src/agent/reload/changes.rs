@@ -1,0 +1,208 @@
+//! What differs between two sets of settings, and which of it can change while the agent runs.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use crate::settings::{
+    Agent, Etcd, Files, Firewall, Health, Interface, Remote, Settings, Underlay,
+};
+
+/// What stands for a password.
+const SECRET: &str = "(secret)";
+
+/// A setting that is another one now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Change {
+    /// Its key, as `etcd.prefix` for `prefix` in `[etcd]`.
+    pub(super) key: &'static str,
+    /// What it was; never a secret.
+    pub(super) old: String,
+    /// What it is to be; never a secret.
+    pub(super) new: String,
+    /// Whether it can change while the agent runs.
+    pub(super) live: bool,
+}
+
+/// The new settings, but for those that only a restart puts into effect: these stay as they are.
+pub(super) fn live(old: &Settings, new: Settings) -> Settings {
+    Settings {
+        etcd: Etcd {
+            cafile: new.etcd.cafile,
+            certfile: new.etcd.certfile,
+            keyfile: new.etcd.keyfile,
+            username: new.etcd.username,
+            password: new.etcd.password,
+            ..old.etcd.clone()
+        },
+        firewall: new.firewall,
+        health: new.health,
+        agent: Agent {
+            log: new.agent.log,
+            resync: new.agent.resync,
+            leave_on_stop: new.agent.leave_on_stop,
+            ..old.agent.clone()
+        },
+        ..old.clone()
+    }
+}
+
+/// What differs, in the order of the settings file.
+pub(super) fn changes(old: &Settings, new: &Settings) -> Vec<Change> {
+    let password = (old.etcd.password != new.etcd.password).then(|| Change {
+        key: "etcd.password-file",
+        old: SECRET.to_owned(),
+        new: format!("another {SECRET}"),
+        live: true,
+    });
+    let differ = describe(old)
+        .into_iter()
+        .zip(describe(new))
+        .filter(|(old, new)| old.value != new.value)
+        .map(|(old, new)| Change {
+            key: old.key,
+            old: old.value,
+            new: new.value,
+            live: old.live,
+        });
+    differ.chain(password).collect()
+}
+
+/// A setting in words.
+struct Described {
+    key: &'static str,
+    value: String,
+    live: bool,
+}
+
+/// All settings but the password, always in the same order.
+fn describe(settings: &Settings) -> Vec<Described> {
+    let live = |key, value| Described {
+        key,
+        value,
+        live: true,
+    };
+    let fixed = |key, value| Described {
+        key,
+        value,
+        live: false,
+    };
+    // Taken apart without `..`: a new setting does not compile before it has its place here.
+    let Settings {
+        etcd,
+        remote,
+        underlay,
+        firewall,
+        files,
+        health,
+        agent,
+    } = settings;
+    let Remote {
+        servers,
+        network: remote_network,
+        listen: serve,
+        cafile: remote_cafile,
+        certfile: remote_certfile,
+        keyfile: remote_keyfile,
+    } = remote;
+    let Etcd {
+        endpoints,
+        prefix,
+        cafile,
+        certfile,
+        keyfile,
+        username,
+        password: _,
+        lease_ttl,
+    } = etcd;
+    let Underlay {
+        interfaces,
+        interface_regex,
+        can_reach,
+        interface_cidr,
+        public_ip,
+        public_ipv6,
+    } = underlay;
+    let Firewall {
+        mode,
+        masquerade,
+        forward,
+        random_fully,
+        masquerade_exclude,
+        resync: firewall_resync,
+        blackhole_route,
+    } = firewall;
+    let Files {
+        subnet_file,
+        state_dir,
+        socket,
+    } = files;
+    let Health { listen } = health;
+    let Agent {
+        network,
+        node_id,
+        log,
+        resync,
+        leave_on_stop,
+    } = agent;
+    let path =
+        |path: &Option<std::path::PathBuf>| optional(path.as_ref().map(|path| path.display()));
+    vec![
+        fixed("etcd.endpoints", list(endpoints)),
+        fixed("etcd.prefix", prefix.clone()),
+        live("etcd.cafile", path(cafile)),
+        live("etcd.certfile", path(certfile)),
+        live("etcd.keyfile", path(keyfile)),
+        live("etcd.username", optional(username.as_ref())),
+        fixed("etcd.lease-ttl", seconds(*lease_ttl)),
+        fixed("remote.server", list(servers)),
+        fixed("remote.network", remote_network.clone()),
+        fixed("remote.listen", optional(serve.as_ref())),
+        fixed("remote.cafile", path(remote_cafile)),
+        fixed("remote.certfile", path(remote_certfile)),
+        fixed("remote.keyfile", path(remote_keyfile)),
+        fixed(
+            "underlay.interfaces",
+            list(interfaces.iter().map(|interface| match interface {
+                Interface::Name(name) => name.to_string(),
+                Interface::Address(address) => address.to_string(),
+            })),
+        ),
+        fixed("underlay.interface-regex", list(interface_regex)),
+        fixed("underlay.can-reach", optional(can_reach.as_ref())),
+        fixed("underlay.interface-cidr", list(interface_cidr)),
+        fixed("underlay.public-ip", optional(public_ip.as_ref())),
+        fixed("underlay.public-ipv6", optional(public_ipv6.as_ref())),
+        live("firewall.mode", mode.to_string()),
+        live("firewall.masquerade", masquerade.to_string()),
+        live("firewall.forward", forward.to_string()),
+        live("firewall.random-fully", random_fully.to_string()),
+        live("firewall.masquerade-exclude", list(masquerade_exclude)),
+        live("firewall.resync", seconds(*firewall_resync)),
+        live("firewall.blackhole-route", blackhole_route.to_string()),
+        fixed("files.subnet-file", subnet_file.display().to_string()),
+        fixed("files.state-dir", state_dir.display().to_string()),
+        fixed("files.socket", socket.display().to_string()),
+        live("health.address", optional(listen.as_ref())),
+        fixed("agent.network", optional(network.as_ref())),
+        fixed("agent.node-id", optional(node_id.as_ref())),
+        live("agent.log", log.clone()),
+        live("agent.resync", seconds(*resync)),
+        live("agent.leave-on-stop", leave_on_stop.to_string()),
+    ]
+}
+
+fn optional(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "none".to_owned(), |value| value.to_string())
+}
+
+fn list(values: impl IntoIterator<Item = impl Display>) -> String {
+    let values: Vec<_> = values.into_iter().map(|value| value.to_string()).collect();
+    values.join(", ")
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs())
+}
+
+#[cfg(test)]
+mod tests;

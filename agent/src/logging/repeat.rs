@@ -1,0 +1,129 @@
+//! Faults that come again and again: each is logged once, and then from time to time with how often it was seen.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How often a fault that lasts is logged again, with its count.
+const PERIOD: Duration = Duration::from_secs(300);
+
+/// How many different texts of one fault are told apart. What comes above is counted with the rest, so that texts that
+/// are never twice the same do not fill the log.
+const TEXTS: usize = 16;
+
+/// What was seen of one fault since it began.
+#[derive(Debug, Default)]
+pub(crate) struct Repeats(Option<Fault>);
+
+#[derive(Debug)]
+struct Fault {
+    texts: Vec<String>,
+    since: Instant,
+    times: u64,
+    /// When it was logged with its count last, and how often it was seen since.
+    told: Instant,
+    untold: u64,
+}
+
+/// How often something was seen, and for how long.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Seen {
+    times: u64,
+    lasted: Duration,
+}
+
+impl Repeats {
+    /// Takes in that the fault is there, in words; returns the line to log, if one is due.
+    pub(crate) fn note(&mut self, text: &str, now: Instant) -> Option<String> {
+        let fault = self.0.get_or_insert_with(|| Fault {
+            texts: Vec::new(),
+            since: now,
+            times: 0,
+            told: now,
+            untold: 0,
+        });
+        fault.times += 1;
+        fault.untold += 1;
+        if fault.texts.len() < TEXTS && fault.texts.iter().all(|known| known != text) {
+            fault.texts.push(text.to_owned());
+            return Some(text.to_owned());
+        }
+        let lasted = now.saturating_duration_since(fault.told);
+        (lasted >= PERIOD).then(|| {
+            let seen = Seen {
+                times: std::mem::take(&mut fault.untold),
+                lasted,
+            };
+            fault.told = now;
+            format!("{text} ({seen})")
+        })
+    }
+
+    /// Takes in that the fault is gone; returns what there was of it, if there was one.
+    pub(crate) fn end(&mut self, now: Instant) -> Option<Seen> {
+        self.0.take().map(|fault| Seen {
+            times: fault.times,
+            lasted: now.saturating_duration_since(fault.since),
+        })
+    }
+}
+
+/// `seen once`, `seen 37 times in 5 min`.
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.times == 1 {
+            return f.write_str("seen once");
+        }
+        write!(f, "seen {} times in ", self.times)?;
+        match self.lasted.as_secs() {
+            seconds @ 0..120 => write!(f, "{seconds} s"),
+            seconds @ 120..7200 => write!(f, "{} min", seconds / 60),
+            seconds => write!(f, "{} h", seconds / 3600),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_told_once_then_with_its_count_and_at_last_with_the_sum() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut repeats = Repeats::default();
+        assert_eq!(repeats.end(start), None);
+        let lines: Vec<_> = (0..=70)
+            .filter_map(|round| repeats.note("no route", at(round * 10)))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "no route",
+                "no route (seen 31 times in 5 min)",
+                "no route (seen 30 times in 5 min)"
+            ]
+        );
+        let seen = repeats.end(at(710)).unwrap();
+        assert_eq!(seen.to_string(), "seen 71 times in 11 min");
+        assert_eq!(repeats.end(at(711)), None);
+        assert_eq!(
+            repeats.note("no route", at(720)).as_deref(),
+            Some("no route")
+        );
+        assert_eq!(repeats.end(at(721)).unwrap().to_string(), "seen once");
+    }
+
+    #[test]
+    fn texts_that_alternate_are_told_once_each_and_endless_new_ones_are_counted() {
+        let now = Instant::now();
+        let mut repeats = Repeats::default();
+        let lines: Vec<_> = (0..1000)
+            .filter_map(|round| repeats.note(["one", "two"][round % 2], now))
+            .collect();
+        assert_eq!(lines, ["one", "two"]);
+        let more = (0..1000).filter_map(|round| repeats.note(&round.to_string(), now));
+        assert_eq!(more.count(), TEXTS - 2);
+    }
+}

@@ -411,7 +411,8 @@ Settings come from these places, each stronger than those before it:
   4. flags
 
 With --network NAME the files of 1 and 2 hold for all networks of the host:
-etcd.prefix is what NAME is appended to, [files] and health.port are left out.
+etcd.prefix is what NAME is appended to; [files], health.port, remote.network
+and remote.listen are left out.
 networks/NAME.toml in the same directories, read next, holds for this one.
 
 In brackets after each flag stands its place in a file; [etcd.prefix] means

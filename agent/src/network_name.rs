@@ -14,12 +14,17 @@ use thiserror::Error;
 const MAX_LEN: usize = 10;
 
 /// What a name must be, for messages.
-pub(crate) const FORM: &str = "1 to 10 of a-z, 0-9 and -, the first a letter";
+pub(crate) const FORM: &str =
+    "1 to 10 of a-z, 0-9 and -, the first a letter, other than config and subnets";
 
 /// The directories in which a file's name alone tells networks apart.
 const FLANNELS_DIRECTORIES: [&str; 2] = ["/run/flannel", "/run/flannel/networks"];
 
-/// A network's name: 1 to 10 of `a-z`, `0-9` and `-`, the first a letter.
+/// Names of keys below a prefix that are no network's.
+const KEYS: [&str; 2] = ["config", "subnets"];
+
+/// A network's name: 1 to 10 of `a-z`, `0-9` and `-`, the first a letter; not `config` or `subnets`, which are keys beside
+/// it in etcd.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NetworkName(String);
 
@@ -86,6 +91,7 @@ impl FromStr for NetworkName {
         if text.starts_with(|first: char| first.is_ascii_lowercase())
             && text.len() <= MAX_LEN
             && text.bytes().all(allowed)
+            && !KEYS.contains(&text)
         {
             Ok(Self(text.to_owned()))
         } else {
@@ -139,6 +145,8 @@ mod tests {
             "a/b",
             "abcdefghijk",
             "blu\u{e9}",
+            "config",
+            "subnets",
         ] {
             let error = text.parse::<NetworkName>().unwrap_err().to_string();
             assert!(error.contains("1 to 10 of a-z, 0-9 and -"), "{error}");

@@ -407,6 +407,7 @@ fn networks_of_flannel_0_5_are_taken_one_at_a_time() {
     let blue = settings(&["-networks=blue", "-etcd-prefix=/x"], &[]);
     assert_eq!(blue.agent.network.unwrap().as_str(), "blue");
     assert_eq!(blue.etcd.prefix, "/x/blue");
+    assert_eq!(blue.remote.network, "blue");
     let files = blue.files;
     assert_eq!(
         files.subnet_file.to_str(),
@@ -421,6 +422,7 @@ fn networks_of_flannel_0_5_are_taken_one_at_a_time() {
         &[("FLANNELD_NETWORKS", " Customer_One ,")],
     );
     assert_eq!(long.etcd.prefix, "/coreos.com/network/Customer_One");
+    assert_eq!(long.remote.network, "Customer_One");
     assert_eq!(
         long.files.subnet_file.to_str(),
         Some("/run/nets/Customer_One.env")

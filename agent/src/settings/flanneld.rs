@@ -79,6 +79,8 @@ fn name_network(inputs: &mut Inputs, flags: &Flags) {
         inputs.prefix = Some(text(format!("{prefix}/{name}"), key::ETCD_PREFIX));
         let file = text(format!("{directory}/{name}.env"), key::FILES_SUBNET_FILE);
         inputs.subnet_file = Some(file);
+        let remote = text(name.to_owned(), key::REMOTE_NETWORK);
+        inputs.remote_network.get_or_insert(remote);
         let name = NetworkName::derive(name).to_string();
         inputs.network = Some(text(name, key::AGENT_NETWORK));
         return;

@@ -177,6 +177,8 @@ impl Inputs {
         self.state_dir = None;
         self.socket = None;
         self.health_port = None;
+        self.remote_network = None;
+        self.remote_listen = None;
     }
 
     /// Reads the file that holds the etcd password, if one is named; it beats flannel's environment variable.

@@ -387,3 +387,67 @@ pub(super) fn is_ours(
 pub(super) fn is_inside(scope: &Scope, net: &IpNet) -> bool {
     scope.networks.iter().any(|network| network.contains(net))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The number of a next hop of the default network.
+    const DEFAULT: u32 = 0x5300_0007;
+
+    fn route(destination: &str, link: Option<u32>, next_hop: Option<u32>) -> KernelRoute {
+        KernelRoute {
+            destination: destination.parse().unwrap(),
+            protocol: route::PROTOCOL,
+            link,
+            gateway: None,
+            onlink: false,
+            next_hop,
+            kind: Kind::Plain,
+        }
+    }
+
+    #[test]
+    fn routes_are_told_apart_by_next_hop_then_device_then_destination() {
+        let blue = "blue".parse().unwrap();
+        let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let scope = |texts: &[&str]| Scope {
+            links: vec!["flannel.1".parse().unwrap()],
+            networks: networks(texts),
+            shared: None,
+            hooks: None,
+        };
+        let [ids, of_blue] = [None, Some(&blue)].map(Ids::of_network);
+        let mut blues = Ids::of_network(Some(&blue));
+        let theirs = blues.allocate(&"eth0".parse().unwrap(), [10, 77, 0, 12].into());
+        let own = scope(&["10.5.0.0/16"]);
+        // Index 4 is an overlay device of ours.
+        let is_own =
+            |route: &KernelRoute, scope, ids| is_ours(route, scope, ids, |index| index == 4);
+        for (route, expected) in [
+            (route("10.5.1.0/24", Some(2), Some(DEFAULT)), true),
+            (route("10.9.1.0/24", Some(2), Some(DEFAULT)), true),
+            (route("10.5.1.0/24", Some(2), Some(theirs)), false),
+            (route("10.5.1.0/24", Some(4), Some(theirs)), false),
+            (route("10.9.0.0/16", Some(4), None), true),
+            (route("10.5.0.0/16", Some(2), None), true),
+            (route("10.9.0.0/16", Some(2), None), false),
+            (route("10.5.1.0/24", None, None), true),
+            (route("10.6.1.0/24", None, None), false),
+            (route("0.0.0.0/0", None, None), false),
+        ] {
+            assert_eq!(is_own(&route, &own, &ids), expected, "{route:?}");
+        }
+        let by_hop = route("10.6.1.0/24", Some(2), Some(theirs));
+        assert!(is_own(&by_hop, &own, &of_blue));
+        let foreign = KernelRoute {
+            protocol: 4,
+            ..route("10.5.1.0/24", Some(4), None)
+        };
+        assert!(!is_own(&foreign, &own, &ids));
+        // Of a network that is not known every destination might be, and none is.
+        let unknown = scope(&["0.0.0.0/0", "::/0"]);
+        assert!(!is_own(&route("10.5.1.0/24", None, None), &unknown, &ids));
+        assert!(is_own(&route("10.5.1.0/24", Some(4), None), &unknown, &ids));
+    }
+}

@@ -322,3 +322,56 @@ fn udp_networks_have_devices_of_their_own() {
     std::thread::sleep(Duration::from_millis(500));
     flow.finish(50);
 }
+
+#[test]
+fn networks_of_both_families_stay_apart() {
+    let config = |second: u8, vni: u8| {
+        format!(
+            r#"{{"Network":"10.{second}.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:{second}::/48","Backend":{{"Type":"vxlan","VNI":{vni}}}}}"#
+        )
+    };
+    let store = Store::start(&config(5, 1));
+    set(&store, Actor::Blue, &config(6, 2));
+    let mut hosts = [1, 2].map(|number| host(&store, number, "nftables"));
+    for host in hosts.iter_mut().flatten() {
+        host.environment
+            .push(("SELVAGE_IP_BLACKHOLE_ROUTE", "true".to_owned()));
+        host.join();
+    }
+    let [one, two] = &mut hosts;
+    for network in 0..2 {
+        one[network].wait_reaches(&two[network]);
+    }
+    let v6 = |host: &Host, second: u8| {
+        let routes = host
+            .namespace
+            .ip(&format!("-6 route show root fd00:{second}::/48"));
+        let device = host
+            .namespace
+            .ip(&format!("address show flannel-v6.{}", second - 4));
+        routes + &device
+    };
+    for (actor, watched, second) in [(1, 0, 5), (0, 1, 6)] {
+        let former = if second == 5 { 6 } else { 5 };
+        let before = [objects(&one[watched], second), v6(&one[watched], second)];
+        assert!(
+            before.iter().all(|text| text.contains("blackhole")),
+            "{before:?}"
+        );
+        one[actor].kill_agent();
+        one[actor].start_agent();
+        one[actor].wait_ready();
+        one[actor].stop_agent();
+        let status = one[actor].selvage("cleanup").status();
+        assert!(status.expect("selvage cleanup").success());
+        let after = [objects(&one[watched], second), v6(&one[watched], second)];
+        assert_eq!(after, before);
+        let left = one[actor]
+            .namespace
+            .ip(&format!("-6 route show root fd00:{former}::/48 proto 83"));
+        assert_eq!(left, "");
+        assert!(one[watched].reaches(&two[watched]));
+        one[actor].start_agent();
+        one[actor].wait_ready();
+    }
+}

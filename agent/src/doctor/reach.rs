@@ -49,7 +49,7 @@ const PATIENCE: [Duration; 4] = [
     Duration::from_millis(500),
     Duration::from_millis(600),
 ];
-/// How many peers with a fault are looked at closely. More of them have the same fault, most likely.
+/// How many peers with a fault are looked at closely. More of them have the fault that most of these have.
 const MOST_SUSPECTS: usize = 64;
 /// How many are tried by TCP: a process has 1024 file descriptors, most often.
 const MOST_CONNECTIONS: usize = 256;
@@ -124,6 +124,10 @@ async fn survey(context: &Context<'_>) -> Result<Vec<Finding>, String> {
     let mut second = Pinger::open().map_err(open)?;
 
     let heard = reach(&ground, &mut pinger).await;
+    let refused = |heard: &Heard| matches!(heard.over, Fate::Refused(_));
+    if !heard.is_empty() && heard.iter().all(refused) {
+        return Err("the packet filter of this host lets no echo requests out".to_owned());
+    }
     let (suspects, mut issues) = sort(&ground, &heard).await;
     let close: Vec<&Path> = suspects
         .iter()
@@ -135,12 +139,8 @@ async fn survey(context: &Context<'_>) -> Result<Vec<Finding>, String> {
         narrow(&ground, &heard, &mut second)
     );
     let seen = seen.map_err(|error| format!("devices cannot be listened to: {error}"))?;
-    for (nth, &at) in suspects.iter().enumerate() {
-        let seen = seen.get(nth).copied();
-        let verdict = seen.map_or(Verdict::Blocked, |seen| seen.verdict());
-        let port = seen.and_then(|seen: Seen| seen.port);
-        issues.push((at, Issue::Lost(verdict, port)));
-    }
+    let lost = |seen: Seen| Issue::Lost(seen.verdict(), seen.port);
+    issues.extend(spread(&suspects, seen.into_iter().map(lost).collect()));
     issues.extend(sizes);
 
     checksum::provoke(&ground.paths).await;
@@ -155,6 +155,9 @@ async fn survey(context: &Context<'_>) -> Result<Vec<Finding>, String> {
             packets,
         } in corrupt
         {
+            // That is why nothing comes out of the overlay device.
+            let dropped = Issue::Lost(Verdict::DroppedHere, None);
+            issues.retain(|(at, issue)| *at != path || !issue.is_like(&dropped));
             issues.push((path, Issue::Corrupt(layer, packets)));
         }
     }
@@ -260,10 +263,10 @@ async fn narrow(ground: &Ground, heard: &[Heard], pinger: &mut Pinger) -> Vec<(u
         .enumerate()
         .filter(|(_, (_, heard))| (heard.over, heard.full) == (Fate::Answered, Fate::Silent))
         .map(|(at, (path, heard))| (at, path, heard))
-        .take(MOST_SUSPECTS)
         .collect();
     let whole = usize::try_from(ground.underlay.mtu).unwrap_or_default();
-    let searches = narrow.iter().flat_map(|(_, path, _)| {
+    let close = || narrow.iter().take(MOST_SUSPECTS);
+    let searches = close().flat_map(|(_, path, _)| {
         let (to, full) = target(ground, path);
         let passes = packet::shortest(to);
         // The underlay may well carry its whole MTU.
@@ -280,13 +283,41 @@ async fn narrow(ground: &Ground, heard: &[Heard], pinger: &mut Pinger) -> Vec<(u
         [over, under]
     });
     let sizes = size::largest(pinger, searches.collect()).await;
-    let pairs = narrow.iter().zip(sizes.chunks(2));
-    let issue = |((at, _, heard), sizes): (&(usize, &Path, &Heard), &[usize])| match *sizes {
-        [over, under] => {
-            let under = (heard.under == Fate::Answered).then_some(under);
-            Some((*at, Issue::Narrow { over, under }))
-        }
+    let pairs = close().zip(sizes.chunks(2));
+    let issues = pairs.filter_map(|((_, _, heard), sizes)| match *sizes {
+        [over, under] => Some(Issue::Narrow {
+            over,
+            under: (heard.under == Fate::Answered).then_some(under),
+        }),
         _ => None,
+    });
+    let paths: Vec<usize> = narrow.iter().map(|&(at, ..)| at).collect();
+    spread(&paths, issues.collect())
+}
+
+/// Gives each path its issue, and those beyond the last issue the one that most have.
+fn spread(paths: &[usize], issues: Vec<Issue>) -> Vec<(usize, Issue)> {
+    let alike = |issue: &&Issue| issues.iter().filter(|other| other == issue).count();
+    let Some(usual) = issues.iter().max_by_key(alike).copied() else {
+        return Vec::new();
     };
-    pairs.filter_map(issue).collect()
+    let all = issues.into_iter().chain(std::iter::repeat(usual));
+    paths.iter().copied().zip(all).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_not_looked_at_closely_has_the_usual_fault() {
+        let blocked = Issue::Lost(Verdict::Blocked, None);
+        let issues = vec![Issue::Unreachable, blocked, blocked];
+        let spread_out = spread(&[7, 8, 9, 10, 11], issues);
+        let at: Vec<usize> = spread_out.iter().map(|(at, _)| *at).collect();
+        assert_eq!(at, [7, 8, 9, 10, 11]);
+        assert_eq!(spread_out[0].1, Issue::Unreachable);
+        assert!(spread_out[1..].iter().all(|(_, issue)| *issue == blocked));
+        assert!(spread(&[1], Vec::new()).is_empty());
+    }
 }

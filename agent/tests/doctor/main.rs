@@ -23,5 +23,6 @@ mod host;
 #[path = "../overlay/namespace.rs"]
 mod namespace;
 mod reach;
+mod reach_scale;
 #[path = "../overlay/wait.rs"]
 mod wait;

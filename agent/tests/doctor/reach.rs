@@ -231,6 +231,31 @@ fn peer_that_is_down_is_unreachable_and_nothing_else() {
 }
 
 #[test]
+fn long_packets_are_lost_where_the_underlay_answers_no_echoes() {
+    let (store, one, two) = pair(V4, r#""Type":"vxlan""#);
+    let echoes = "iifname eth0 icmp type echo-request";
+    drop_in(&two.namespace, "input", echoes);
+    finds_nothing(&one);
+    store.switch.ip("link set port12 mtu 1400");
+    let finding = finds(&one, "mtu-black-hole", r#""MTU": 140"#);
+    assert!(finding.why.contains("does not show"), "{finding:?}");
+}
+
+#[test]
+fn filter_that_keeps_echoes_in_is_told_as_what_was_not_looked_at() {
+    let (_store, one, _two) = pair(V4, r#""Type":"vxlan""#);
+    drop_in(&one.namespace, "output", "icmp type echo-request");
+    let report = Diagnosis::of(&one).report;
+    for check in CHECKS {
+        let mut unchecked = report.unchecked.iter();
+        let ours = unchecked.find(|unchecked| unchecked.check == check);
+        let reason = ours.map(|unchecked| unchecked.reason.as_str());
+        let reason = reason.unwrap_or_else(|| panic!("{report:#?}"));
+        assert!(reason.contains("lets no echo requests out"), "{reason}");
+    }
+}
+
+#[test]
 fn peer_that_answers_no_echoes_is_no_fault() {
     let (_store, one, two) = pair(V4, r#""Type":"vxlan""#);
     drop_in(&two.namespace, "input", "icmp type echo-request");

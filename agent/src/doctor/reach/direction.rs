@@ -137,11 +137,17 @@ pub(super) async fn look(
                 .get(&tunnel.index)
                 .and_then(|known| known.get(&path.over))
                 .copied();
-            // What cannot be sent is not answered either. Only VXLAN has neighbours.
-            if mac.is_some() || !matches!(tunnel.carrier, Carrier::Vxlan { .. }) {
+            // IP in IP needs the route that a packet came by; WireGuard takes no foreign addresses.
+            let (forward, backward) = match tunnel.carrier {
+                Carrier::Vxlan { .. } => (mac.is_some(), true),
+                Carrier::Udp => (true, true),
+                Carrier::Ipip => (false, true),
+                Carrier::Wireguard => (false, false),
+            };
+            if forward {
                 put(over, tags.forward, path.own_under, path.over, mac);
             }
-            if seen.neighbor.is_some() {
+            if backward && seen.neighbor.is_some() {
                 put(
                     &under,
                     tags.backward,
@@ -235,7 +241,7 @@ fn note_under(path: &Path, tags: &Tags, seen: &mut Seen, passage: Passage, packe
         seen.neighbor = passage.neighbor.or(seen.neighbor);
     }
     let is_ours = match tunnel.carrier {
-        Carrier::Wireguard => packet.udp_port().is_some(),
+        Carrier::Wireguard => packet.is_wireguard(),
         Carrier::Vxlan { .. } | Carrier::Ipip | Carrier::Udp => {
             let inside = |inner: Packet<'_>| {
                 let end = if passage.outgoing {

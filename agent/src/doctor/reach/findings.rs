@@ -34,9 +34,10 @@ pub(super) enum Issue {
 
 impl Issue {
     /// Whether it is the same fault, by which findings are put together.
-    fn is_like(&self, other: &Self) -> bool {
+    pub(super) fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Corrupt(one, _), Self::Corrupt(another, _)) => one == another,
+            (Self::Lost(one, _), Self::Lost(another, _)) => one == another,
             _ => self == other,
         }
     }
@@ -384,5 +385,136 @@ impl Group<'_> {
                 .to_owned(),
             remedy,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::Underlay;
+
+    fn ground(carrier: Option<Carrier>, peers: u8) -> Ground {
+        let tunnel = carrier.map(|carrier| Tunnel {
+            index: 3,
+            name: "flannel.1".parse().unwrap(),
+            mtu: 1450,
+            carrier,
+        });
+        let path = |peer: u8| Path {
+            subnet: format!("10.5.{peer}.0/24").parse().unwrap(),
+            over: [10, 5, peer, 0].into(),
+            under: [10, 77, 0, peer].into(),
+            own_over: [10, 5, 0, 0].into(),
+            own_under: [10, 77, 0, 200].into(),
+            tunnel: tunnel.clone(),
+        };
+        Ground {
+            underlay: Underlay {
+                interface: "eth0".to_owned(),
+                index: 2,
+                mtu: 1500,
+                ipv4: None,
+                ipv6: None,
+            },
+            mtu: 1450,
+            paths: (1..=peers).map(path).collect(),
+            drawn_from: None,
+        }
+    }
+
+    const VXLAN: Carrier = Carrier::Vxlan {
+        port: 8472,
+        checksum: false,
+    };
+
+    #[test]
+    fn one_fault_of_many_peers_is_one_finding() {
+        let ground = ground(Some(VXLAN), 6);
+        let mut issues: Vec<_> = (0..5).map(|at| (at, Issue::Unreachable)).collect();
+        issues.push((5, Issue::Lost(Verdict::Blocked, Some(8472))));
+        let findings = write(&ground, &issues);
+        let [unreachable, blocked] = findings.as_slice() else {
+            panic!("{findings:#?}")
+        };
+        assert_eq!(
+            unreachable.what,
+            "no answer from 5 of 6 subnets (10.5.1.0/24 at 10.77.0.1, 10.5.2.0/24 at 10.77.0.2, \
+             10.5.3.0/24 at 10.77.0.3 and 2 more), neither over the overlay nor on the underlay"
+        );
+        assert_eq!(
+            (unreachable.severity, &unreachable.subject),
+            (Severity::Warning, &None)
+        );
+        assert_eq!(blocked.subject.as_deref(), Some("10.5.6.0/24"));
+        let sample = Ground {
+            drawn_from: Some(3000),
+            ..ground
+        };
+        let [first, _] = &write(&sample, &issues)[..] else {
+            panic!("not two findings")
+        };
+        assert!(first.what.contains("of a random sample from 3000 peers"));
+    }
+
+    #[test]
+    fn the_mtu_to_set_is_what_the_underlay_carries() {
+        let set = |carrier, over, under| {
+            let issue = Issue::Narrow { over, under };
+            let findings = write(&ground(carrier, 1), &[(0, issue)]);
+            findings[0].remedy[0].clone()
+        };
+        for (carrier, over, under, expected) in [
+            (Some(VXLAN), 1350, Some(1400), "\"MTU\": 1400 into"),
+            // Only encapsulated packets are lost, or it does not show.
+            (Some(VXLAN), 1350, Some(1500), "\"MTU\": 1400 into"),
+            (Some(VXLAN), 1350, None, "\"MTU\": 1400 into"),
+            (Some(Carrier::Wireguard), 1350, None, "\"MTU\": 1400 into"),
+            (
+                Some(Carrier::Ipip),
+                1350,
+                None,
+                "ip link set eth0 mtu 1400 ",
+            ),
+            (None, 1400, Some(1400), "ip link set eth0 mtu 1400 "),
+        ] {
+            let remedy = set(carrier, over, under);
+            assert!(remedy.contains(expected), "{carrier:?}: {remedy}");
+        }
+    }
+
+    #[test]
+    fn every_back_end_has_its_own_rule() {
+        let rule = |carrier, port| {
+            let issue = Issue::Lost(Verdict::DroppedHere, port);
+            let findings = write(&ground(Some(carrier), 1), &[(0, issue)]);
+            findings[0].remedy[0].clone()
+        };
+        for (carrier, port, expected) in [
+            (VXLAN, None, "udp dport 8472 accept"),
+            (Carrier::Wireguard, None, "udp dport 51820 accept"),
+            (Carrier::Wireguard, Some(4000), "udp dport 4000 accept"),
+            (Carrier::Udp, None, "udp dport 8285 accept"),
+            (Carrier::Ipip, None, "meta l4proto 4 accept"),
+        ] {
+            let remedy = rule(carrier, port);
+            assert!(remedy.contains(expected), "{carrier:?}: {remedy}");
+        }
+    }
+
+    #[test]
+    fn outer_checksums_are_suspected_where_they_are_in_use() {
+        for checksum in [true, false] {
+            let carrier = Carrier::Vxlan {
+                port: 8472,
+                checksum,
+            };
+            let issue = Issue::Lost(Verdict::LostToPeer, None);
+            let findings = write(&ground(Some(carrier), 1), &[(0, issue)]);
+            let named = findings[0]
+                .remedy
+                .iter()
+                .any(|remedy| remedy.contains("\"Checksum\": false"));
+            assert_eq!(named, checksum);
+        }
     }
 }

@@ -188,6 +188,14 @@ impl<'a> Packet<'a> {
         }
     }
 
+    /// Whether this may be a packet of WireGuard's: in UDP one of its four types, and three bytes that are reserved
+    /// (section 5.4 of its paper).
+    pub(super) fn is_wireguard(&self) -> bool {
+        let message = self.payload.get(UDP_HEADER..);
+        let kind: Option<&[u8; 4]> = message.and_then(<[u8]>::first_chunk);
+        self.protocol == UDP && matches!(kind, Some([1..=4, 0, 0, 0]))
+    }
+
     /// Whether the TCP or UDP checksum is there and wrong. What the sender left to its device, and never crossed a wire
     /// since, has the sum of the pseudo-header alone (`CHECKSUM_PARTIAL` of linux/skbuff.h), which is right.
     pub(super) fn is_corrupt(&self) -> bool {
@@ -307,7 +315,10 @@ mod tests {
             let found = Packet::read(&outer).unwrap().inner().unwrap();
             assert_eq!((found.source, found.destination), (from, to));
         }
+        let handshake = wrapped(UDP, &udp, &[1, 0, 0, 0, 7]);
+        assert!(Packet::read(&handshake).unwrap().is_wireguard());
         let outer = wrapped(UDP, &vxlan, &inner);
+        assert!(!Packet::read(&outer).unwrap().is_wireguard());
         assert_eq!(Packet::read(&outer).unwrap().udp_port(), Some(8472));
         // Neither a fragment nor half a packet is read.
         let mut fragment = outer.clone();

@@ -60,7 +60,6 @@ pub(super) struct Ground {
     pub(super) underlay: Underlay,
     /// MTU of containers, in bytes.
     pub(super) mtu: usize,
-    pub(super) backend: String,
     pub(super) paths: Vec<Path>,
     /// How many peers there are, where not all of them are looked at.
     pub(super) drawn_from: Option<usize>,
@@ -124,7 +123,6 @@ impl Ground {
         Ok(Some(Self {
             underlay: underlay.clone(),
             mtu: usize::try_from(network.mtu).unwrap_or_default(),
-            backend: network.backend.clone(),
             paths,
             drawn_from: (all > MOST_PEERS).then_some(all),
         }))

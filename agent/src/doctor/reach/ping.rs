@@ -21,7 +21,7 @@ use super::packet::Tag;
 use super::tap::watch;
 
 /// How many echoes are sent before it is looked for answers.
-const BURST: usize = 64;
+const BURST: usize = 128;
 /// How long the answers to a burst are waited for before the next one, unless all come sooner.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How many messages are taken at once.

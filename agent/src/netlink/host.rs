@@ -189,20 +189,6 @@ async fn probe(
     Ok(routes)
 }
 
-/// How each of these addresses is reached; `None` for one that is not.
-///
-/// # Errors
-///
-/// The kernel cannot be talked to.
-pub(crate) async fn ways(addresses: &[IpAddr]) -> Result<Vec<Option<Way>>, KernelError> {
-    let mut socket = Socket::open()?;
-    let mut ways = Vec::with_capacity(addresses.len());
-    for &address in addresses {
-        ways.push(way(&mut socket, address).await?.ok());
-    }
-    Ok(ways)
-}
-
 /// The neighbours of a device whose addresses on the link are known, in both families.
 ///
 /// # Errors

@@ -5,7 +5,6 @@
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
-#[expect(dead_code, reason = "the overlay's tests use all of it")]
 #[path = "../etcd/authority.rs"]
 mod authority;
 #[expect(dead_code, reason = "the overlay's tests use all of it")]

@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::net::InterfaceName;
-use crate::netlink::host::{Host, Questions, Way, ways};
+use crate::netlink::host::{Host, Questions, Way};
+use crate::netlink::survey::ways;
 use crate::netlink::{Kernel, KernelError};
 use crate::state::{LinkKind, Object};
 use crate::status::{Peer, PeerState, Status, Underlay};
@@ -96,12 +97,11 @@ impl Ground {
                 Some((net, under, own_over(net)?, own_address(underlay, under)?))
             })
             .collect();
-        let targets: Vec<IpAddr> = candidates.iter().map(|(net, ..)| net.network()).collect();
-        let ways = ways(&targets).await?;
+        let ways = ways(candidates.iter().map(|(net, ..)| net.network())).await?;
         let mut paths = Vec::with_capacity(candidates.len());
         for ((subnet, under, own_over, own_under), way) in candidates.into_iter().zip(ways) {
             // What goes another way than the agent's is not ours to judge here.
-            let Some(way) = way.filter(|way| !way.local) else {
+            let Some(way) = way.ok().filter(|way| !way.local) else {
                 continue;
             };
             let over_underlay = way.link_index == underlay.index;

@@ -25,6 +25,8 @@ pub(crate) struct Host {
     pub(crate) etcd: String,
     /// What its agent's environment has besides.
     pub(crate) environment: Vec<(&'static str, String)>,
+    /// What its agent is called with besides.
+    pub(crate) arguments: Vec<String>,
     directory: TempDir,
     container: Option<Namespace>,
     agent: Option<Agent>,
@@ -60,6 +62,7 @@ impl Host {
             container: None,
             agent: None,
             environment: Vec::new(),
+            arguments: Vec::new(),
         }
     }
 
@@ -71,6 +74,7 @@ impl Host {
             address: self.address,
             etcd: self.etcd.clone(),
             environment: self.environment.clone(),
+            arguments: self.arguments.clone(),
             directory: TempDir::new().expect("a directory for the host"),
             container: None,
             agent: None,
@@ -95,6 +99,7 @@ impl Host {
             .arg(self.directory.path().join("state"))
             .arg("--socket")
             .arg(self.socket())
+            .args(&self.arguments)
             .args(self.network.map(|name| format!("--network={name}")))
             // Every host of a test shares this machine's identity file; a real cluster's nodes do not.
             .env("SELVAGE_NODE_ID", self.node_id())
@@ -213,6 +218,40 @@ impl Host {
         self.agent.as_ref().expect("a running agent").child.id()
     }
 
+    /// Sends the agent a signal.
+    pub(crate) fn signal_agent(&self, signal: nix::sys::signal::Signal) {
+        let pid = i32::try_from(self.agent_id()).expect("a process id");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)
+            .expect("to signal the agent");
+    }
+
+    /// All that the agent told its service manager so far.
+    pub(crate) fn told(&mut self) -> Vec<String> {
+        let agent = self.agent.as_mut().expect("a running agent");
+        agent.listen();
+        agent.told.clone()
+    }
+
+    /// Asks the agent over its control socket: the status and the body of the answer.
+    pub(crate) fn ask(&self, path: &str) -> (u16, String) {
+        use std::io::{Read, Write};
+        let asked = || -> std::io::Result<String> {
+            let mut stream = std::os::unix::net::UnixStream::connect(self.socket())?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = asked().expect("an answer over the control socket");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+        let status = head.split(' ').nth(1).map(str::parse);
+        (
+            status.expect("a status").expect("a number"),
+            body.to_owned(),
+        )
+    }
+
     /// Kills the agent outright; nothing of it runs afterwards.
     pub(crate) fn kill_agent(&mut self) {
         if let Some(mut agent) = self.agent.take() {
@@ -223,12 +262,7 @@ impl Host {
 
     /// Asks the agent to stop, as the service manager does, and returns its exit status.
     pub(crate) fn stop_agent(&mut self) -> Option<i32> {
-        let pid = i32::try_from(self.agent_id()).expect("a process id");
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGTERM,
-        )
-        .expect("to signal the agent");
+        self.signal_agent(nix::sys::signal::Signal::SIGTERM);
         let status = self.wait_exit();
         self.agent = None;
         status

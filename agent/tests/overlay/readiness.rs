@@ -1,0 +1,239 @@
+//! `/readyz` tells the truth: not ready with the reason while something is wrong, and ready again afterwards.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::cluster::{ETCD, NETWORK, Store, pair, pair_in};
+use crate::host::Host;
+use crate::wait::wait_for;
+
+/// A lease of a node that exists only in the store.
+const GHOST: &str = r#"{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+
+/// Longer than the longest pause between two tries of anything.
+const LIMIT: Duration = Duration::from_secs(40);
+
+/// Waits until the agent says that it is not ready for a reason that contains `text`, and metrics say so as well, with
+/// the reason's kind.
+fn wait_not_ready(host: &Host, kind: &str, text: &str) {
+    let what = format!("readyz to say {text:?}");
+    wait_for(LIMIT, &what, || {
+        let (status, body) = host.ask("/readyz");
+        let mut reasons = body.lines().skip(1);
+        (status == 503 && reasons.any(|line| line.contains(text))).then_some(())
+    });
+    let reason = format!("selvage_not_ready_reasons{{reason=\"{kind}\"}} 1\n");
+    wait_for(LIMIT, &format!("metrics to say {kind}"), || {
+        let (_, metrics) = host.ask("/metrics");
+        (metrics.contains("selvage_ready 0\n") && metrics.contains(&reason)).then_some(())
+    });
+}
+
+/// Waits until the agent says that it is ready, and metrics say so as well.
+fn wait_ready(host: &Host) {
+    wait_for(LIMIT, "readyz to say that all is well", || {
+        let ready = (200, "flanneld is ready".to_owned());
+        (host.ask("/readyz") == ready).then_some(())
+    });
+    wait_for(LIMIT, "metrics to say that all is well", || {
+        let (_, metrics) = host.ask("/metrics");
+        let reasons = metrics
+            .lines()
+            .filter(|line| line.starts_with("selvage_not_ready_reasons{"));
+        let none = reasons.clone().count() >= 8 && reasons.clone().all(|line| line.ends_with(" 0"));
+        (none && metrics.contains("selvage_ready 1\n")).then_some(())
+    });
+}
+
+fn metric(host: &Host, series: &str) -> f64 {
+    let (_, metrics) = host.ask("/metrics");
+    let prefix = format!("{series} ");
+    let value = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(&prefix))
+        .unwrap_or_else(|| panic!("{series} is not in\n{metrics}"));
+    value.parse().expect("a number")
+}
+
+#[test]
+fn without_the_store_before_and_after_joining() {
+    let mut store = Store::start(NETWORK);
+    store.stop_etcd();
+    let mut one = store.host(1);
+    one.start_agent();
+    one.wait_told("that it waits", |line| line.contains("waiting for"));
+    wait_not_ready(&one, "joining", ETCD);
+    store.start_etcd();
+    one.wait_ready();
+    wait_ready(&one);
+
+    store.stop_etcd();
+    wait_not_ready(&one, "store", ETCD);
+    assert_eq!(metric(&one, "selvage_store_reachable") as u8, 0);
+    assert!(metric(&one, "selvage_store_errors_total{kind=\"unreachable\"}") >= 1.0);
+    // What is known of the lease still holds.
+    assert!(metric(&one, "selvage_lease_remaining_seconds") > 1000.0);
+    store.start_etcd();
+    wait_ready(&one);
+    assert_eq!(metric(&one, "selvage_store_reachable") as u8, 1);
+}
+
+#[test]
+fn with_a_lost_lease_until_it_is_taken_again() {
+    let only = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.1.0","Backend":{"Type":"vxlan"}}"#;
+    let store = Store::start(only);
+    let mut one = store.host(1);
+    one.join();
+    wait_ready(&one);
+    store.put_lease("10.5.1.0-24", GHOST);
+    wait_not_ready(&one, "lease", "out of subnets");
+    assert_eq!(metric(&one, "selvage_lease_held") as u8, 0);
+    assert_eq!(metric(&one, "selvage_lease_lost_total") as u8, 1);
+    assert!(one.subnet_file().exists());
+    store.etcdctl(&["del", "/coreos.com/network/subnets/10.5.1.0-24"]);
+    wait_ready(&one);
+    assert_eq!(metric(&one, "selvage_lease_held") as u8, 1);
+    assert_eq!(one.lease_key(), "10.5.1.0-24");
+}
+
+#[test]
+fn when_the_kernel_refuses_a_change() {
+    let store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    one.join();
+    wait_ready(&one);
+    one.namespace
+        .ip("route add 10.5.250.0/24 via 10.77.0.1 proto static");
+    store.put_lease("10.5.250.0-24", GHOST);
+    wait_not_ready(&one, "program", "10.5.250.0/24");
+    assert_eq!(metric(&one, "selvage_peers_failed") as u8, 1);
+    assert!(metric(&one, "selvage_kernel_change_failures_total") >= 1.0);
+    one.namespace.ip("route del 10.5.250.0/24");
+    wait_ready(&one);
+    assert_eq!(metric(&one, "selvage_peers_failed") as u8, 0);
+}
+
+#[test]
+fn when_the_vxlan_device_is_gone_and_cannot_be_made() {
+    let (_store, one, two) = pair();
+    wait_ready(&one);
+    // The same device under another name keeps the VNI and the port, of which the kernel has one each.
+    one.namespace.ip("link set flannel.1 down");
+    one.namespace.ip("link set flannel.1 name taken up");
+    wait_not_ready(&one, "program", "flannel.1");
+    wait_for(LIMIT, "metrics to miss the device", || {
+        (metric(&one, "selvage_device_present{device=\"flannel.1\"}") as u8 == 0).then_some(())
+    });
+    one.namespace.ip("link del taken");
+    wait_ready(&one);
+    one.wait_reaches(&two);
+}
+
+#[test]
+fn when_the_underlay_is_away() {
+    let (_store, one, two) = pair();
+    wait_ready(&one);
+    one.namespace.ip("address del 10.77.0.11/24 dev eth0");
+    wait_not_ready(&one, "underlay", "eth0");
+    one.namespace.ip("address add 10.77.0.11/24 dev eth0");
+    wait_ready(&one);
+    one.wait_reaches(&two);
+}
+
+#[test]
+fn when_the_udp_port_is_somebody_elses() {
+    let store = Store::start(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#);
+    let mut one = store.host(1);
+    // The kernel's own use of the port: a VXLAN device.
+    one.namespace
+        .ip("link add blocker type vxlan id 9 dstport 8285");
+    one.namespace.ip("link set blocker up");
+    one.start_agent();
+    one.wait_told("that it waits", |line| line.contains("waiting for"));
+    wait_not_ready(&one, "joining", "8285");
+    one.namespace.ip("link del blocker");
+    one.wait_ready();
+    wait_ready(&one);
+    // The data plane is closed and opened again, and so are its counters.
+    one.namespace.ip("link del flannel0");
+    wait_for(LIMIT, "the device to come back", || {
+        one.namespace
+            .try_run("ip link show flannel0")
+            .status
+            .success()
+            .then_some(())
+    });
+    wait_ready(&one);
+    assert!(metric(&one, "selvage_udp_transmit_packets_total") >= 0.0);
+}
+
+#[test]
+fn with_a_network_config_that_cannot_be_used() {
+    let (store, one, two) = pair();
+    wait_ready(&one);
+    let set = |config: &str| store.etcdctl(&["put", "/coreos.com/network/config", config]);
+    for (config, reason) in [
+        (r#"{"Network":"nonsense"}"#, "nonsense"),
+        (
+            r#"{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan"}}"#,
+            "does not allow this host's subnet",
+        ),
+    ] {
+        set(config);
+        wait_not_ready(&one, "config", reason);
+        assert!(one.reaches(&two));
+    }
+    // A scrape may show what was a second ago.
+    wait_for(LIMIT, "both to be counted", || {
+        (metric(&one, "selvage_network_configs_rejected_total") >= 2.0).then_some(())
+    });
+    set(NETWORK);
+    wait_ready(&one);
+}
+
+/// What a scrape shows is what there is.
+#[test]
+fn metrics_tell_of_peers_leases_and_traffic() {
+    let (store, one, two) =
+        pair_in(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.100.0","Backend":{"Type":"vxlan"}}"#);
+    store.put_lease("10.6.1.0-24", GHOST);
+    store.put_lease("10.5.99.0-24", &GHOST.replace("10.77.0.99", "224.0.0.1"));
+    wait_for(LIMIT, "the refused leases", || {
+        (metric(&one, "selvage_pool_leases") as u8 == 4).then_some(())
+    });
+    for (series, value) in [
+        ("selvage_peers", 1.0),
+        ("selvage_pool_subnets", 100.0),
+        ("selvage_leases_refused{reason=\"outside-network\"}", 1.0),
+        ("selvage_leases_refused{reason=\"public-ip\"}", 1.0),
+        ("selvage_leases_refused{reason=\"overlaps-own\"}", 0.0),
+        ("selvage_lease_held", 1.0),
+        ("selvage_lease_ttl_seconds", 86_400.0),
+        ("selvage_peers_failed", 0.0),
+    ] {
+        assert!((metric(&one, series) - value).abs() < 0.5, "{series}");
+    }
+    assert!(metric(&one, "selvage_resync_duration_seconds_count") >= 1.0);
+    assert!(metric(&one, "selvage_kernel_changes_total{operation=\"created\"}") >= 5.0);
+    let received = "selvage_device_receive_packets_total{device=\"flannel.1\"}";
+    let before = metric(&one, received);
+    assert!(one.reaches(&two));
+    wait_for(LIMIT, "the counter to follow", || {
+        (metric(&one, received) > before).then_some(())
+    });
+    let (_, metrics) = one.ask("/metrics");
+    let output = one.namespace.command("promtool");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), &metrics).expect("the metrics");
+    let checked = { output }
+        .args(["check", "metrics"])
+        .stdin(fs::File::open(file.path()).expect("the metrics"))
+        .output();
+    match checked {
+        Ok(output) => assert!(
+            output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(),
+            "{output:?}"
+        ),
+        Err(error) => eprintln!("not checked by promtool: {error}"),
+    }
+}

@@ -7,8 +7,10 @@ use std::io::{self, Write};
 use thiserror::Error;
 
 use crate::lease::etcd::{EtcdStore, Record, SettingsError};
-use crate::lease::{StoreError, SubnetKey};
+use crate::lease::remote::RemoteStore;
+use crate::lease::{Lease, Released, StoreError, SubnetKey};
 use crate::lock::{self, Lock};
+use crate::remote::tls::TlsError;
 use crate::settings::Settings;
 use crate::{machine_id, subnet_file};
 
@@ -24,7 +26,10 @@ pub enum Error {
     /// The lease store's settings are wrong.
     #[error("the etcd settings are wrong")]
     Settings(#[from] SettingsError),
-    /// etcd.
+    /// The settings for the servers that keep leases are wrong.
+    #[error("the settings for the servers that keep leases are wrong")]
+    Remote(#[from] TlsError),
+    /// The lease store.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The lease changed between reading and deleting.
@@ -63,6 +68,29 @@ pub async fn run(settings: &Settings, out: &mut impl Write) -> Result<(), Error>
         Some(id) => id.clone(),
         None => machine_id::owner("/".as_ref(), &settings.files.state_dir)?,
     };
+    let previous = subnet_file::read_previous(&settings.files.subnet_file).unwrap_or_default();
+    let previous = SubnetKey::new(previous.subnet, previous.subnet_v6);
+    let left = if settings.remote.servers.is_empty() {
+        leave_etcd(settings, owner, previous).await?
+    } else {
+        leave_remote(settings, owner, previous).await?
+    };
+    match left {
+        Released::Nothing => writeln!(out, "this host holds no lease")?,
+        Released::Lease(subnet) => writeln!(out, "{subnet} is free again")?,
+        Released::Reservation(subnet) => writeln!(
+            out,
+            "{subnet} is reserved for this host and stays so; to end that: selvage network unreserve"
+        )?,
+    }
+    Ok(())
+}
+
+async fn leave_etcd(
+    settings: &Settings,
+    owner: String,
+    previous: SubnetKey,
+) -> Result<Released, Error> {
     let mut store = EtcdStore::new(settings.etcd.clone().into(), owner.clone())?;
     let mut own = store.records().await?.records;
     own.retain(|record| {
@@ -71,35 +99,48 @@ pub async fn run(settings: &Settings, out: &mut impl Write) -> Result<(), Error>
             .as_ref()
             .is_some_and(|attrs| attrs.owner.as_ref() == Some(&owner))
     });
-    let previous = subnet_file::read_previous(&settings.files.subnet_file).unwrap_or_default();
-    let previous = SubnetKey::new(previous.subnet, previous.subnet_v6);
-    let Some(record) =
-        choose(own, previous).map_err(|subnets| Error::Ambiguous { owner, subnets })?
+    let Some(record) = choose(own, |record: &Record| record.key, previous)
+        .map_err(|subnets| Error::Ambiguous { owner, subnets })?
     else {
-        writeln!(out, "this host holds no lease")?;
-        return Ok(());
+        return Ok(Released::Nothing);
     };
     let subnet = record.key;
     if record.is_reservation() {
-        writeln!(
-            out,
-            "{subnet} is reserved for this host and stays so; to end that: selvage network unreserve"
-        )?;
+        Ok(Released::Reservation(subnet))
     } else if store.delete(&record).await? {
-        writeln!(out, "{subnet} is free again")?;
+        Ok(Released::Lease(subnet))
     } else {
-        return Err(Error::Changed { subnet });
+        Err(Error::Changed { subnet })
     }
-    Ok(())
+}
+
+/// The same by a server, which decides whose a lease is.
+async fn leave_remote(
+    settings: &Settings,
+    owner: String,
+    previous: SubnetKey,
+) -> Result<Released, Error> {
+    let store = RemoteStore::new(&settings.remote, owner.clone())?;
+    let own = store.own_leases().await?;
+    let found = choose(own, |lease: &Lease| lease.key, previous)
+        .map_err(|subnets| Error::Ambiguous { owner, subnets })?;
+    match found {
+        Some(lease) => Ok(store.give_back(&lease).await?),
+        None => Ok(Released::Nothing),
+    }
 }
 
 /// Which of the leases that name this machine is this host's; the subnets of all if that cannot be said.
-fn choose(mut own: Vec<Record>, previous: SubnetKey) -> Result<Option<Record>, Vec<SubnetKey>> {
-    if let Some(at) = own.iter().position(|record| record.key == previous) {
+fn choose<L>(
+    mut own: Vec<L>,
+    key: impl Fn(&L) -> SubnetKey,
+    previous: SubnetKey,
+) -> Result<Option<L>, Vec<SubnetKey>> {
+    if let Some(at) = own.iter().position(|lease| key(lease) == previous) {
         return Ok(Some(own.swap_remove(at)));
     }
     match own.len() {
         0 | 1 => Ok(own.pop()),
-        _ => Err(own.iter().map(|record| record.key).collect()),
+        _ => Err(own.iter().map(key).collect()),
     }
 }

@@ -177,7 +177,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         error.downcast_ref().map(|_: &SettingsError| true),
         error
             .downcast_ref()
-            .map(|error| matches!(error, leave::Error::Settings(_))),
+            .map(|error| matches!(error, leave::Error::Settings(_) | leave::Error::Remote(_))),
     ];
     if configuration.contains(&Some(true)) {
         settings::EXIT_CONFIG

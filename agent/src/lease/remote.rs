@@ -27,7 +27,7 @@ use crate::lease::{
 };
 use crate::network_config::NetworkConfig;
 use crate::remote::tls::{Files, TlsError};
-use crate::remote::wire::{self, FLANNELS_TTL, LeaseBody, Received};
+use crate::remote::wire::{self, FLANNELS_TTL, LeaseBody, News, Received, Watched};
 use crate::settings::Remote;
 
 mod connection;
@@ -193,6 +193,11 @@ fn encoded(key: &SubnetKey) -> String {
     utf8_percent_encode(&key.name(), ESCAPED).to_string()
 }
 
+/// The owner that a client named, without the certificate that a server bound it to.
+fn named(owner: &str) -> &str {
+    owner.split_once('@').map_or(owner, |(named, _)| named)
+}
+
 /// The lease store of one node, at a server.
 #[derive(Debug)]
 pub struct RemoteStore {
@@ -236,6 +241,34 @@ impl RemoteStore {
             events: None,
             tasks: JoinSet::new(),
         })
+    }
+
+    /// The leases that name this machine as their owner.
+    pub async fn own_leases(&self) -> Result<Vec<Lease>, StoreError> {
+        let shared = &self.shared;
+        let question = shared.question(Method::GET, "/leases?wait=0", String::new());
+        let answer = shared.servers.ask(&question).await?;
+        let watched = Watched::parse(&String::from_utf8_lossy(&answer.body), false)
+            .map_err(|error| shared.servers.nonsense(error.to_string()))?;
+        let News::Snapshot { mut leases, .. } = watched.news else {
+            return Ok(Vec::new());
+        };
+        leases.retain(|lease| {
+            let owner = lease.attrs.owner.as_deref().unwrap_or_default();
+            named(owner) == self.owner
+        });
+        Ok(leases)
+    }
+
+    /// Gives back a lease of [`Self::own_leases`].
+    pub async fn give_back(&self, lease: &Lease) -> Result<Released, StoreError> {
+        let held = Held {
+            key: lease.key,
+            wanted: self.with_owner(&lease.attrs),
+            confirmed: true,
+            addresses: Vec::new(),
+        };
+        give_back(&self.shared, &held).await
     }
 
     fn with_owner(&self, attrs: &LeaseAttrs) -> LeaseAttrs {

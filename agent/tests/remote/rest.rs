@@ -584,6 +584,100 @@ async fn polls_resume_where_they_were_and_begin_anew_where_that_is_not_known() {
     );
 }
 
+#[tokio::test]
+async fn sockets_of_the_service_manager_are_served() {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::process::CommandExt;
+    let etcd = Server::start().await;
+    put(&etcd, "config", CONFIG).await;
+    let command = |listen: &str, sockets: &str| {
+        let mut command = std::process::Command::new("sh");
+        // The variables name the process that they are for.
+        let script = r#"export LISTEN_PID=$$; exec "$0" "$@""#;
+        command
+            .args(["-c", script, env!("CARGO_BIN_EXE_selvage"), "serve"])
+            .args(["--listen", listen, "--etcd-endpoints", &etcd.url()])
+            .env("LISTEN_FDS", sockets);
+        command
+    };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut serving = command("fd://", "1");
+    let socket = listener.as_raw_fd();
+    // SAFETY: dup2(2) is async-signal-safe, and the socket outlives the fork.
+    unsafe {
+        serving.pre_exec(move || {
+            let socket = std::os::fd::BorrowedFd::borrow_raw(socket);
+            let third = nix::unistd::dup2_raw(socket, 3)?;
+            // It stays open in the program.
+            std::mem::forget(third);
+            Ok(())
+        });
+    }
+    let program = Program::run(serving, address);
+    assert_eq!(program.ask("GET", "/v1/_/config", "").status, 200);
+
+    let output = command("fd://4", "1").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains(
+            "remote.listen = fd://4: the service manager gave 1 sockets; expected fd://3 to fd://3"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn server_that_cannot_serve_says_why_and_ends() {
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().to_string();
+    for (arguments, status, text) in [
+        (
+            &[][..],
+            78,
+            "remote.listen is not set: expected HOST:PORT or fd://",
+        ),
+        (
+            &["--listen", "x"],
+            64,
+            "flag --listen: remote.listen = \"x\": expected HOST:PORT",
+        ),
+        (
+            &["--listen", taken.as_str()],
+            1,
+            "failed to listen on 127.0.0.1:",
+        ),
+        (
+            &[
+                "--listen=:1",
+                "--remote-certfile=/no/cert",
+                "--remote-keyfile=/no/key",
+            ],
+            78,
+            "the certificates for clients are wrong: failed to read /no/cert",
+        ),
+        (
+            &["--listen=:1", "--remote-cafile=/no/ca"],
+            64,
+            "remote.cafile is set, but remote.certfile is not",
+        ),
+    ] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_selvage"))
+            .arg("serve")
+            .args(arguments)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            output.status.code(),
+            Some(status),
+            "{arguments:?}: {stderr}"
+        );
+        assert!(stderr.contains(text), "{arguments:?}: {stderr}");
+    }
+}
+
 /// flannel 0.6 and 0.7 watch their own lease by itself.
 #[tokio::test]
 async fn one_lease_is_watched_by_itself() {

@@ -335,6 +335,37 @@ async fn outages_are_told_take_no_peer_away_and_end() {
     });
 }
 
+#[tokio::test]
+async fn host_that_leaves_gives_its_lease_back_by_the_server() {
+    let etcd = etcd().await;
+    let program = Program::start(&etcd, &[]);
+    let mut one = client(&[&program], "m1");
+    let lease = acquire(&mut one, 1).await;
+    let mut two = client(&[&program], "m2");
+    let other = acquire(&mut two, 2).await;
+    drop((one, two));
+    let leave = || {
+        let directory = tempfile::tempdir().unwrap();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_selvage"))
+            .args(["leave", "--node-id", "m1", "--remote"])
+            .arg(program.address.to_string())
+            .arg("--state-dir")
+            .arg(directory.path().join("state"))
+            .arg("--subnet-file")
+            .arg(directory.path().join("subnet.env"))
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(leave(), format!("{} is free again\n", lease.key));
+    assert_eq!(leave(), "this host holds no lease\n");
+    let left = etcd.store("m3").list().await.unwrap();
+    let left: Vec<_> = left.iter().map(|lease| lease.key).collect();
+    assert_eq!(left, [other.key]);
+}
+
 /// Arguments and settings with the certificates of an authority.
 fn with_tls(authority: &Authority, clients: bool) -> Vec<String> {
     let path = |name: &str| authority.path(name).display().to_string();

@@ -212,6 +212,13 @@ fn servers_of_leases_are_hosts_and_ports() {
     );
     let tls = remote(&["--remote", "a:1,http://b:2", "--remote-cafile", "/ca"]);
     assert_eq!(tls.servers, ["https://a:1", "http://b:2"]);
+    // A network that has a name on this host has it at the server.
+    let named = |more: &[&str]| {
+        let arguments = [&["--remote", "a:1", "--network", "blue"], more].concat();
+        remote(&arguments).network
+    };
+    assert_eq!(named(&[]), "blue");
+    assert_eq!(named(&["--remote-network", "green"]), "green");
     for (line, expected) in [
         (
             "server = [\"a\"]",

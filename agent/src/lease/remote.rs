@@ -23,7 +23,7 @@ use crate::lease::etcd::DEADLINE;
 use crate::lease::etcd::departures::Departures;
 use crate::lease::etcd::endpoint::Endpoint;
 use crate::lease::{
-    Lease, LeaseAttrs, LeaseStore, Released, StoreError, StoreEvent, SubnetKey, Tenure,
+    Lease, LeaseAttrs, LeaseStore, Released, StoreError, StoreEvent, SubnetKey, Tenure, allocate,
 };
 use crate::network_config::NetworkConfig;
 use crate::remote::tls::{Files, TlsError};
@@ -302,7 +302,7 @@ impl LeaseStore for RemoteStore {
 
     async fn acquire(
         &mut self,
-        _: &NetworkConfig,
+        config: &NetworkConfig,
         attrs: &LeaseAttrs,
         previous: Option<SubnetKey>,
     ) -> Result<Lease, StoreError> {
@@ -317,6 +317,13 @@ impl LeaseStore for RemoteStore {
         let question = shared.question(Method::POST, &path, attrs.to_json()?);
         let answer = shared.servers.ask(&question).await?;
         let received = shared.lease_in(&answer.body)?;
+        if !allocate::allows(config, &received.key) {
+            let text = format!(
+                "gave {}, which the network config does not allow",
+                received.key
+            );
+            return Err(shared.servers.nonsense(text));
+        }
         self.acquired = true;
         let ttl = shared.lasts(&received);
         let former = shared.held().replace(Held {

@@ -1,6 +1,6 @@
 //! flannel's client and server mode: hosts that know a server of leases and no etcd.
 //!
-//! `rest` talks to a server on loopback, byte by byte; `stores` by the agent's own client; `fleet` has whole hosts in
+//! `rest` and `limits` talk to a server on loopback, byte by byte; `stores` by the agent's own client; `fleet` has whole hosts in
 //! network namespaces, with the real agent, etcd and kernel:
 //!
 //! ```text
@@ -30,6 +30,7 @@ mod fleet;
 mod host;
 #[path = "../overlay/kernel.rs"]
 mod kernel;
+mod limits;
 #[path = "../overlay/namespace.rs"]
 mod namespace;
 mod program;

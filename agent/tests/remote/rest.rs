@@ -1,7 +1,5 @@
 //! The REST interface as an old flannel, a hostile client or a curious administrator meets it.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use etcd_client::{CompactionOptions, PutOptions};
@@ -9,10 +7,11 @@ use etcd_client::{CompactionOptions, PutOptions};
 use crate::etcd::Server;
 use crate::program::Program;
 
-const CONFIG: &str = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.9.0"}"#;
-const WIDE: &str = r#"{ "Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"} }"#;
+pub(crate) const CONFIG: &str =
+    r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.9.0"}"#;
+pub(crate) const WIDE: &str = r#"{ "Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"} }"#;
 
-async fn put(etcd: &Server, key: &str, value: &str) {
+pub(crate) async fn put(etcd: &Server, key: &str, value: &str) {
     let key = format!("/coreos.com/network/{key}");
     etcd.client().await.put(key, value, None).await.unwrap();
 }
@@ -24,7 +23,7 @@ async fn value(etcd: &Server, key: &str) -> Option<String> {
     Some(kv.value_str().unwrap().to_owned())
 }
 
-async fn serving(config: &str) -> (Server, Program) {
+pub(crate) async fn serving(config: &str) -> (Server, Program) {
     let etcd = Server::start().await;
     put(&etcd, "config", config).await;
     let program = Program::start(&etcd, &[]);
@@ -32,7 +31,7 @@ async fn serving(config: &str) -> (Server, Program) {
 }
 
 /// The cursor of a fresh watch.
-fn cursor(program: &Program) -> String {
+pub(crate) fn cursor(program: &Program) -> String {
     let all = program.ask("GET", "/v1/_/leases", "").json();
     all["cursor"].as_str().unwrap().to_owned()
 }
@@ -392,101 +391,6 @@ async fn nobody_renews_or_releases_a_lease_of_somebody_else() {
 }
 
 #[tokio::test]
-async fn bad_clients_are_cut_off_and_harm_nobody() {
-    let (_etcd, program) = serving(WIDE).await;
-    let before = program.open_files();
-    // A body without end.
-    let huge = "x".repeat(200 * 1024);
-    let reply = program.ask("POST", "/v1/_/leases", &huge);
-    assert_eq!(reply.status, 413, "{reply:?}");
-    // A body that is announced as endless, and one that never comes.
-    let announced = "POST /v1/_/leases HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n{";
-    let slow = "POST /v1/_/leases HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\n{";
-    let header = format!(
-        "GET /v1/_/config HTTP/1.1\r\nX: {}\r\n\r\n",
-        "y".repeat(40_000)
-    );
-    let fields = format!(
-        "GET /v1/_/config HTTP/1.1\r\n{}\r\n",
-        "a: b\r\n".repeat(100)
-    );
-    std::thread::scope(|scope| {
-        let polls: Vec<_> = (0..40)
-            .map(|_| {
-                let mut stream = TcpStream::connect(program.address).unwrap();
-                stream.write_all(b"GET /v1/_/leases?next=").unwrap();
-                stream
-            })
-            .collect();
-        let threads = [
-            announced,
-            slow,
-            &header,
-            &fields,
-            "\x16\x03\x01\x02",
-            "\r\n\r\n\0",
-        ]
-        .map(|text| {
-            let program = &program;
-            scope.spawn(move || {
-                let start = Instant::now();
-                (program.send(text.as_bytes()), start.elapsed())
-            })
-        });
-        // Others are served meanwhile.
-        assert_eq!(program.ask("GET", "/v1/_/config", "").status, 200);
-        for (thread, status) in threads
-            .into_iter()
-            .zip(["413", "408", "431", "431", "", ""])
-        {
-            let (answer, took) = thread.join().unwrap();
-            assert!(took < Duration::from_secs(15), "{took:?}: {answer}");
-            let line = answer.lines().next().unwrap_or_default();
-            assert!(line.contains(status), "{status}: {answer}");
-        }
-        // A header that never ends is not waited for.
-        for mut stream in polls {
-            stream
-                .set_read_timeout(Some(Duration::from_secs(10)))
-                .unwrap();
-            let mut rest = Vec::new();
-            let _ = stream.read_to_end(&mut rest);
-        }
-    });
-    assert_eq!(program.ask("GET", "/v1/_/config", "").status, 200);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while program.open_files() > before + 2 {
-        assert!(Instant::now() < deadline, "{} files", program.open_files());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-#[tokio::test]
-async fn one_address_has_no_more_than_its_share_of_connections() {
-    let (_etcd, program) = serving(WIDE).await;
-    let cursor = cursor(&program);
-    let mut polls = Vec::new();
-    for _ in 0..300 {
-        let mut stream = TcpStream::connect(program.address).unwrap();
-        let request = format!("GET /v1/_/leases?next={cursor} HTTP/1.1\r\nHost: x\r\n\r\n");
-        let _ = stream.write_all(request.as_bytes());
-        polls.push(stream);
-    }
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !program.log().contains("too many connections") {
-        assert!(Instant::now() < deadline, "{}", program.log());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert!(program.open_files() < 300, "{}", program.open_files());
-    drop(polls);
-    while program.open_files() > 40 {
-        assert!(Instant::now() < deadline, "{} files", program.open_files());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert_eq!(program.ask("GET", "/v1/_/config", "").status, 200);
-}
-
-#[tokio::test]
 async fn polls_resume_where_they_were_and_begin_anew_where_that_is_not_known() {
     let (etcd, program) = serving(WIDE).await;
     let start = cursor(&program);
@@ -582,100 +486,6 @@ async fn polls_resume_where_they_were_and_begin_anew_where_that_is_not_known() {
         seen.contains("10.5.4.0/24") && seen.contains("10.5.1.0/24"),
         "{seen:?}"
     );
-}
-
-#[tokio::test]
-async fn sockets_of_the_service_manager_are_served() {
-    use std::os::fd::AsRawFd;
-    use std::os::unix::process::CommandExt;
-    let etcd = Server::start().await;
-    put(&etcd, "config", CONFIG).await;
-    let command = |listen: &str, sockets: &str| {
-        let mut command = std::process::Command::new("sh");
-        // The variables name the process that they are for.
-        let script = r#"export LISTEN_PID=$$; exec "$0" "$@""#;
-        command
-            .args(["-c", script, env!("CARGO_BIN_EXE_selvage"), "serve"])
-            .args(["--listen", listen, "--etcd-endpoints", &etcd.url()])
-            .env("LISTEN_FDS", sockets);
-        command
-    };
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut serving = command("fd://", "1");
-    let socket = listener.as_raw_fd();
-    // SAFETY: dup2(2) is async-signal-safe, and the socket outlives the fork.
-    unsafe {
-        serving.pre_exec(move || {
-            let socket = std::os::fd::BorrowedFd::borrow_raw(socket);
-            let third = nix::unistd::dup2_raw(socket, 3)?;
-            // It stays open in the program.
-            std::mem::forget(third);
-            Ok(())
-        });
-    }
-    let program = Program::run(serving, address);
-    assert_eq!(program.ask("GET", "/v1/_/config", "").status, 200);
-
-    let output = command("fd://4", "1").output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(
-        text.contains(
-            "remote.listen = fd://4: the service manager gave 1 sockets; expected fd://3 to fd://3"
-        ),
-        "{text}"
-    );
-}
-
-#[test]
-fn server_that_cannot_serve_says_why_and_ends() {
-    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = holder.local_addr().unwrap().to_string();
-    for (arguments, status, text) in [
-        (
-            &[][..],
-            78,
-            "remote.listen is not set: expected HOST:PORT or fd://",
-        ),
-        (
-            &["--listen", "x"],
-            64,
-            "flag --listen: remote.listen = \"x\": expected HOST:PORT",
-        ),
-        (
-            &["--listen", taken.as_str()],
-            1,
-            "failed to listen on 127.0.0.1:",
-        ),
-        (
-            &[
-                "--listen=:1",
-                "--remote-certfile=/no/cert",
-                "--remote-keyfile=/no/key",
-            ],
-            78,
-            "the certificates for clients are wrong: failed to read /no/cert",
-        ),
-        (
-            &["--listen=:1", "--remote-cafile=/no/ca"],
-            64,
-            "remote.cafile is set, but remote.certfile is not",
-        ),
-    ] {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_selvage"))
-            .arg("serve")
-            .args(arguments)
-            .output()
-            .unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(
-            output.status.code(),
-            Some(status),
-            "{arguments:?}: {stderr}"
-        );
-        assert!(stderr.contains(text), "{arguments:?}: {stderr}");
-    }
 }
 
 /// flannel 0.6 and 0.7 watch their own lease by itself.

@@ -51,7 +51,7 @@ impl Servers {
         for _ in 0..self.endpoints.len() {
             let index = self.current();
             match self.ask_at(index, question, &mut None, DEADLINE).await {
-                Ok(answer) => return self.understood(index, question, answer),
+                Ok(answer) => return self.understood(index, answer),
                 Err(failure) => attempts.push(self.give_up(index, &failure)),
             }
         }
@@ -70,7 +70,7 @@ impl Servers {
     ) -> Result<Answer, StoreError> {
         let index = self.current();
         match self.ask_at(index, question, connection, limit).await {
-            Ok(answer) => self.understood(index, question, answer),
+            Ok(answer) => self.understood(index, answer),
             Err(failure) => Err(self.failed(index, &failure)),
         }
     }
@@ -121,26 +121,27 @@ impl Servers {
             .await
             .unwrap_or_else(|_| Err(Failure::Silence(limit)))?;
         *connection = Some(open);
-        if answer.status != 200 && answer.reason == Reason::Unreachable {
+        // The others are a load balancer's words for a server that is not there.
+        if (answer.status != 200 && answer.reason == Reason::Unreachable)
+            || matches!(answer.status, 502..=504)
+        {
             return Err(Failure::NoStore(text(&answer)));
         }
         Ok(answer)
     }
 
     /// Tells answers from errors that the other servers would give as well.
-    fn understood(
-        &self,
-        index: usize,
-        question: &Question,
-        answer: Answer,
-    ) -> Result<Answer, StoreError> {
+    fn understood(&self, index: usize, answer: Answer) -> Result<Answer, StoreError> {
         if answer.status == 200 {
             return Ok(answer);
         }
         let reason = text(&answer);
         Err(match answer.reason {
             Reason::NoNetworkConfig => StoreError::NoNetworkConfig {
-                key: format!("{}{}", self.url(), question.path),
+                key: match reason.strip_prefix("no network config at ") {
+                    Some(key) => format!("{key} ({})", self.name(index)),
+                    None => self.name(index),
+                },
             },
             Reason::NoLease => StoreError::NoLease { reason },
             Reason::Unreachable | Reason::Refused => StoreError::Refused {

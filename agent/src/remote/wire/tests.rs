@@ -48,7 +48,7 @@ fn watch_results_are_flannels() {
         .replace("ATTRS", ATTRS);
     let result = WatchResult::<Event, _> {
         events: None,
-        snapshot: Some(&[lease.clone()]),
+        snapshot: Some(std::slice::from_ref(&lease)),
         cursor: "7-1-0",
         unreadable: Vec::new(),
         config: None,

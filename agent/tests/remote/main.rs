@@ -1,7 +1,7 @@
 //! flannel's client and server mode: hosts that know a server of leases and no etcd.
 //!
-//! `rest` and `limits` talk to a server on loopback, byte by byte; `stores` by the agent's own client; `fleet` has whole hosts in
-//! network namespaces, with the real agent, etcd and kernel:
+//! `rest` and `limits` talk to a server on loopback, byte by byte; `stores` and `old` by the agent's own client; `fleet` has
+//! whole hosts in network namespaces, with the real agent, etcd and kernel:
 //!
 //! ```text
 //!   node 1            node 2            node 3            server 1, 2       store
@@ -33,6 +33,7 @@ mod kernel;
 mod limits;
 #[path = "../overlay/namespace.rs"]
 mod namespace;
+mod old;
 mod program;
 mod rest;
 mod stores;

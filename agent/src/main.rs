@@ -100,7 +100,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
             runtime()?.block_on(cleanup::run(&settings, &mut stdout))?;
         }
         Command::Status(flags) => {
-            let settings = start(&flags.settings)?;
+            let settings = start_to_look(&flags.settings)?;
             return Ok(runtime()?.block_on(status::command::run(
                 &settings,
                 &flags,
@@ -108,7 +108,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
             ))?);
         }
         Command::Peers(flags) => {
-            let settings = start(&flags.settings)?;
+            let settings = start_to_look(&flags.settings)?;
             return Ok(runtime()?.block_on(peers_command::run(&settings, &flags, &mut stdout))?);
         }
         Command::Doctor(flags) => {
@@ -187,12 +187,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn load(flags: &SettingsFlags) -> Result<Settings, settings::Error> {
-    settings::load(Sources {
-        root: Path::new("/"),
-        config: flags.config.as_deref(),
-        environment: &Environment::of_process(),
-        flags,
-    })
+    settings::load(sources(flags, &Environment::of_process()))
 }
 
 /// Loads the settings and starts the log that they ask for.
@@ -200,6 +195,28 @@ fn start(flags: &SettingsFlags) -> anyhow::Result<Settings> {
     let settings = load(flags)?;
     logging::init(&settings.agent.log)?;
     Ok(settings)
+}
+
+/// As [`start`], for commands that need few of the settings and no privileges.
+fn start_to_look(flags: &SettingsFlags) -> anyhow::Result<Settings> {
+    let environment = Environment::of_process();
+    let (settings, passed_over) = settings::load_readable(sources(flags, &environment))?;
+    logging::init(&settings.agent.log)?;
+    // A password that only the agent may read is as it should be.
+    let files = |error: &&settings::Error| matches!(error, settings::Error::Read { .. });
+    for error in passed_over.iter().filter(files) {
+        tracing::warn!("passed over: {}", logging::chain(error));
+    }
+    Ok(settings)
+}
+
+fn sources<'a>(flags: &'a SettingsFlags, environment: &'a Environment) -> Sources<'a> {
+    Sources {
+        root: Path::new("/"),
+        config: flags.config.as_deref(),
+        environment,
+        flags,
+    }
 }
 
 /// One thread does everything: little memory, and capabilities, which belong to threads, stay the same for all.

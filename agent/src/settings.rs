@@ -184,28 +184,73 @@ pub struct Sources<'a> {
 /// # Errors
 /// The first mistake found, with its place, the value, and what would be right; [`Error::exit_code`] is what to end with.
 pub fn load(sources: Sources<'_>) -> Result<Settings, Error> {
+    read(sources, &mut Unreadable::Fatal)
+}
+
+/// As [`load`], for who only looks: what may not be read with the caller's privileges is passed over, the password as well
+/// as whole files. Returns what it was, too.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_readable(sources: Sources<'_>) -> Result<(Settings, Vec<Error>), Error> {
+    let mut unreadable = Unreadable::PassedOver(Vec::new());
+    let settings = read(sources, &mut unreadable)?;
+    Ok(match unreadable {
+        Unreadable::PassedOver(errors) => (settings, errors),
+        Unreadable::Fatal => (settings, Vec::new()),
+    })
+}
+
+/// What is done about files that may not be read.
+enum Unreadable {
+    Fatal,
+    PassedOver(Vec<Error>),
+}
+
+impl Unreadable {
+    /// What was read; `None` if that was not allowed and need not be.
+    fn pass<T>(&mut self, result: Result<T, Error>) -> Result<Option<T>, Error> {
+        match (result, self) {
+            (Err(error), Self::PassedOver(errors)) if error.is_denied() => {
+                errors.push(error);
+                Ok(None)
+            }
+            (result, _) => result.map(Some),
+        }
+    }
+}
+
+fn read(sources: Sources<'_>, unreadable: &mut Unreadable) -> Result<Settings, Error> {
     let mut inputs = Inputs::default();
     let paths = match sources.config {
         Some(path) => vec![path.to_owned()],
-        None => files::list(sources.root)?,
+        None => unreadable
+            .pass(files::list(sources.root))?
+            .unwrap_or_default(),
     };
-    read_files(&mut inputs, &paths)?;
+    read_files(&mut inputs, &paths, unreadable)?;
     if sources.config.is_none()
         && let Some(network) = asked_for(&sources)?
     {
         inputs.share();
         let paths = files::list_of_network(sources.root, &network);
-        read_files(&mut inputs, &paths)?;
+        read_files(&mut inputs, &paths, unreadable)?;
     }
     overlay_own(&mut inputs, &sources)?;
     inputs.password = sources.environment.password();
-    inputs.read_password()?;
+    unreadable.pass(inputs.read_password())?;
     validate::settings(inputs)
 }
 
-fn read_files(inputs: &mut Inputs, paths: &[PathBuf]) -> Result<(), Error> {
+fn read_files(
+    inputs: &mut Inputs,
+    paths: &[PathBuf],
+    unreadable: &mut Unreadable,
+) -> Result<(), Error> {
     for path in paths {
-        let text = files::read(path)?;
+        let Some(text) = unreadable.pass(files::read(path))? else {
+            continue;
+        };
         let fragment = Fragment::parse(&text, path)?;
         inputs.overlay(fragment, &Origin::File { path, text: &text });
     }

@@ -96,6 +96,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether another user could have read it.
+    pub(super) fn is_denied(&self) -> bool {
+        match self {
+            Self::Read { source, .. } | Self::PasswordFile { source, .. } => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            Self::Syntax { .. } | Self::Value { .. } | Self::Alone { .. } => false,
+        }
+    }
+
     /// What the process should end with: 64 when the command line is wrong, 78 when something else is.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -65,24 +65,10 @@ pub enum Error {
 /// When the kept id is unreadable or damaged, or a new one cannot be kept: without it the next start would not know
 /// its own lease.
 pub fn owner(root: &Path, state_dir: &Path) -> Result<String, Error> {
+    if let Some(id) = known(root, state_dir)? {
+        return Ok(id);
+    }
     let path = state_dir.join(FILE);
-    match fs::read_to_string(&path) {
-        Ok(text) => match parse(&text) {
-            Some(id) => return Ok(format(id)),
-            None => {
-                let found = text.chars().take(64).collect();
-                return Err(Error::Damaged { path, found });
-            }
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(Error::Read { path, source }),
-    }
-    if let Some(machine) = fs::read_to_string(root.join("etc/machine-id"))
-        .ok()
-        .and_then(|text| parse(&text))
-    {
-        return Ok(format(application_specific(machine)));
-    }
     let mut id = [0; 16];
     SystemRandom::new()
         .fill(&mut id)
@@ -91,6 +77,28 @@ pub fn owner(root: &Path, state_dir: &Path) -> Result<String, Error> {
     atomic_file::replace(&path, format!("{text}\n").as_bytes(), 0o644)
         .map_err(|source| Error::Write { path, source })?;
     Ok(text)
+}
+
+/// As [`owner`], but gives no id to a machine that has none.
+///
+/// # Errors
+/// When the kept id is unreadable or damaged.
+pub(crate) fn known(root: &Path, state_dir: &Path) -> Result<Option<String>, Error> {
+    let path = state_dir.join(FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) => match parse(&text) {
+            Some(id) => return Ok(Some(format(id))),
+            None => {
+                let found = text.chars().take(64).collect();
+                return Err(Error::Damaged { path, found });
+            }
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(Error::Read { path, source }),
+    }
+    let machine = fs::read_to_string(root.join("etc/machine-id"));
+    let machine = machine.ok().and_then(|text| parse(&text));
+    Ok(machine.map(|machine| format(application_specific(machine))))
 }
 
 /// 128 bits from 32 hexadecimal digits and white space; all zeroes is no id, and neither is systemd's word

@@ -26,11 +26,13 @@ pub mod docker;
 mod firewalld;
 mod generation;
 mod iptables;
+mod look;
 mod mode;
 mod nftables;
 mod program;
 mod watch;
 
+pub(crate) use look::look;
 pub use mode::{Mode, ParseModeError};
 pub use program::Error;
 pub use watch::Watcher;

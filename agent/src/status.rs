@@ -13,7 +13,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use crate::settings::Settings;
+
 pub mod command;
+mod device;
+mod offline;
+#[cfg(test)]
+pub(crate) mod samples;
+pub(crate) mod text;
+mod watch;
 
 /// The version of the schema that [`Status::schema`] and [`PeerDetail::schema`] hold.
 pub const SCHEMA: u32 = 1;
@@ -390,6 +398,24 @@ impl Agent {
     }
 }
 
+impl Store {
+    /// The store that the settings name, of which nothing else is known.
+    pub(crate) fn of_settings(settings: &Settings) -> Self {
+        let (etcd, remote) = (&settings.etcd, &settings.remote);
+        let (kind, servers) = match remote.servers.is_empty() {
+            true => ("etcd", &etcd.endpoints),
+            false => ("remote", &remote.servers),
+        };
+        Self {
+            kind: kind.to_owned(),
+            servers: servers.clone(),
+            prefix: etcd.prefix.clone(),
+            server: None,
+            trouble: None,
+        }
+    }
+}
+
 impl Status {
     /// What there is to say before anything is known but what is waited for.
     pub fn joining(agent: Agent, reasons: Vec<String>) -> Self {
@@ -414,3 +440,6 @@ impl Status {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! How output looks on a terminal: colours where they can be seen, and its width.
+//! How output looks on a terminal: colours where they can be seen, and its size.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -23,6 +23,18 @@ impl Style {
             }
         };
         Self { colours }
+    }
+
+    /// A text in a tone.
+    pub(crate) fn tone(self, tone: Tone, text: &str) -> Styled<'_> {
+        match tone {
+            Tone::Plain => Styled { code: None, text },
+            Tone::Good => self.good(text),
+            Tone::Warn => self.warn(text),
+            Tone::Bad => self.bad(text),
+            Tone::Bold => self.bold(text),
+            Tone::Dim => self.dim(text),
+        }
     }
 
     /// Something well.
@@ -56,6 +68,46 @@ impl Style {
             text,
         }
     }
+}
+
+/// What a text means, where that is data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Tone {
+    /// Nothing special.
+    #[default]
+    Plain,
+    /// Something well.
+    Good,
+    /// Something to look at.
+    Warn,
+    /// Something wrong.
+    Bad,
+    /// A title.
+    Bold,
+    /// Something of less weight.
+    Dim,
+}
+
+/// How many columns and lines standard output has; `None` where it is no terminal, so that nothing has to fit.
+///
+/// As ncurses does, `COLUMNS` and `LINES` beat what the terminal says.
+pub(crate) fn size() -> Option<(usize, usize)> {
+    if !io::stdout().is_terminal() {
+        return None;
+    }
+    let variable = |name| {
+        let value = std::env::var(name).ok()?;
+        value.parse().ok().filter(|size| *size > 0)
+    };
+    let (columns, lines) = match terminal_size::terminal_size_of(io::stdout()) {
+        Some((columns, lines)) => (columns.0, lines.0),
+        // What every terminal has had since the VT100.
+        None => (80, 24),
+    };
+    Some((
+        variable("COLUMNS").unwrap_or_else(|| columns.into()),
+        variable("LINES").unwrap_or_else(|| lines.into()),
+    ))
 }
 
 /// A text with its colour. A width in a format pads the text, not the escapes around it.

@@ -82,19 +82,10 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     fn describe_store(&self) -> Store {
-        let (etcd, remote) = (&self.settings.etcd, &self.settings.remote);
-        let (kind, servers) = if remote.servers.is_empty() {
-            ("etcd", etcd.endpoints.clone())
-        } else {
-            let servers = remote.servers.iter().map(ToString::to_string);
-            ("remote", servers.collect())
-        };
         Store {
-            kind: kind.to_owned(),
-            servers,
-            prefix: etcd.prefix.clone(),
             server: self.server.clone(),
             trouble: self.store_trouble.clone(),
+            ..Store::of_settings(self.settings)
         }
     }
 

@@ -9,8 +9,8 @@ use super::Overlay;
 use crate::lease::{Lease, SubnetKey};
 use crate::logging::chain;
 use crate::net::InterfaceName;
-use crate::netlink::{Device, Session};
-use crate::state::{Key, LinkKind, Object, describe};
+use crate::netlink::Session;
+use crate::state::{Key, Object, describe};
 use crate::status::{
     self, Files, Firewall, Kernel, Network, Owner, Peer, PeerDetail, PeerObject, PeerState,
     Traffic, Underlay, micros,
@@ -107,7 +107,7 @@ impl Overlay {
                     None
                 }
             };
-            devices.push(device(name.to_string(), found));
+            devices.push(status::Device::seen(&name, found));
         }
         devices
     }
@@ -267,43 +267,4 @@ fn count(objects: &[(Key, Object)], sessions: &Sessions) -> Option<Session> {
         tx_bytes: sum.tx_bytes.saturating_add(one.tx_bytes),
         handshake: sum.handshake.max(one.handshake),
     })
-}
-
-fn device(name: String, found: Option<Device>) -> status::Device {
-    let (kind, mtu, mac) = match found.as_ref().map(|device| &device.object) {
-        Some(Object::Link(link)) => (
-            Some(kind(&link.kind).to_owned()),
-            Some(link.mtu),
-            link.kind.mac().map(|mac| mac.to_string()),
-        ),
-        _ => (None, None, None),
-    };
-    let present = found.is_some();
-    let statistics = found.map(|device| device.statistics).unwrap_or_default();
-    status::Device {
-        name,
-        present,
-        kind,
-        mtu,
-        mac,
-        traffic: Traffic {
-            rx_bytes: statistics.rx_bytes,
-            tx_bytes: statistics.tx_bytes,
-            rx_packets: Some(statistics.rx_packets),
-            tx_packets: Some(statistics.tx_packets),
-        },
-        tx_errors: statistics.tx_errors,
-        tx_dropped: statistics.tx_dropped,
-        rx_errors: statistics.rx_errors,
-        rx_dropped: statistics.rx_dropped,
-    }
-}
-
-fn kind(kind: &LinkKind) -> &'static str {
-    match kind {
-        LinkKind::Vxlan(_) => "vxlan",
-        LinkKind::Ipip(_) => "ipip",
-        LinkKind::Wireguard(_) => "wireguard",
-        LinkKind::Tun(_) => "tun",
-    }
 }

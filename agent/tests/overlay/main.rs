@@ -31,6 +31,7 @@ mod networks;
 mod readiness;
 mod reload;
 mod secrets;
+mod status;
 mod survival;
 mod traffic;
 mod underlay;

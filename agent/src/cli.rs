@@ -42,6 +42,9 @@ pub enum Command {
     /// kernel show. Exit status: 0 all is well, 1 something is wrong, 3 no agent runs.
     Status(StatusFlags),
     /// Show whose an address is, and whether the kernel has what reaches it; without an address, all peers.
+    ///
+    /// Needs no privileges. Exit status: 0 this host's or reached, 1 not so, nobody's or outside the overlay, 3 no agent
+    /// runs.
     Peers(PeersFlags),
     /// Look for everything that is known to break an overlay, and say what to do about it.
     ///

@@ -44,6 +44,41 @@ fn the_status_has_the_documented_schema() {
     assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
 }
 
+/// The paths of all fields that hold no further ones.
+fn fields(value: &Value, at: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Array(items) => {
+            let items = items.iter();
+            items.for_each(|item| fields(item, &format!("{at}[]"), found));
+        }
+        Value::Object(members) => {
+            for (name, member) in members {
+                let path = match at {
+                    "" => name.clone(),
+                    at => format!("{at}.{name}"),
+                };
+                fields(member, &path, found);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            found.push(at.to_owned());
+        }
+    }
+}
+
+#[test]
+fn every_field_is_documented() {
+    let document = include_str!("../../docs/status.md");
+    let mut found = Vec::new();
+    fields(&serde_json::to_value(full()).unwrap(), "", &mut found);
+    let missing: Vec<_> = found
+        .iter()
+        .filter(|path| !document.contains(&format!("`{path}`")))
+        .collect();
+    assert!(found.len() > 60, "{found:?}");
+    assert!(missing.is_empty(), "docs/status.md lacks {missing:?}");
+}
+
 #[test]
 fn a_peers_detail_has_the_documented_schema() {
     let detail = PeerDetail {

@@ -2,7 +2,7 @@
 //! nothing runs; and to whom.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
@@ -405,4 +405,60 @@ fn watching_survives_the_agent() {
     });
     assert_eq!(end.code(), Some(0));
     reader.join().expect("the reader");
+}
+
+#[test]
+fn ctrl_c_gives_the_terminal_back() {
+    let store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    one.join();
+    let status = one.selvage("status");
+    let words: Vec<_> = std::iter::once(status.get_program())
+        .chain(status.get_args())
+        .map(|word| word.to_str().expect("UTF-8"))
+        .collect();
+    // script(1) is the terminal.
+    let mut watching = one
+        .namespace
+        .command("script")
+        .args(["--quiet", "--return", "--command"])
+        .arg(format!("{} --watch=1", words.join(" ")))
+        .arg("/dev/null")
+        .env("TERM", "xterm")
+        .env("COLUMNS", "80")
+        .env("LINES", "10")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("script of bsdutils");
+    let mut keyboard = watching.stdin.take().expect("its keyboard");
+    let mut output = watching.stdout.take().expect("its screen");
+    let (sender, parts) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = output.read(&mut buffer) {
+            let _ = sender.send(String::from_utf8_lossy(&buffer[..length]).into_owned());
+        }
+    });
+    let mut screen = String::new();
+    wait_until("two pictures", || {
+        screen.extend(parts.try_iter());
+        screen.matches("Ctrl-C ends").count() >= 2
+    });
+    let enter = "\x1b[?1049h\x1b[?25l\x1b[?7l";
+    assert!(screen.starts_with(enter), "{screen:?}");
+    let picture = screen.split("\x1b[H").nth(1).expect("a picture");
+    assert!(picture.contains("ready"), "{picture:?}");
+    assert_eq!(picture.matches('\n').count(), 9, "{picture:?}");
+    keyboard.write_all(b"\x03").expect("to press Ctrl-C");
+    let end = wait_for(Duration::from_secs(15), "it to end", || {
+        watching.try_wait().expect("its status")
+    });
+    reader.join().expect("the reader");
+    screen.extend(parts.try_iter());
+    assert!(
+        screen.ends_with("\x1b[?7h\x1b[?25h\x1b[?1049l"),
+        "{screen:?}"
+    );
+    assert_eq!(end.code(), Some(0));
 }

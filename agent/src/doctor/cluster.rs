@@ -4,6 +4,7 @@
 use ipnet::IpNet;
 
 use super::{Check, Context, Finding};
+use crate::lease::SubnetKey;
 use crate::status::{Peer, Status};
 
 mod advice;
@@ -43,6 +44,12 @@ const MOST: usize = 10;
 fn name(peer: &Peer) -> String {
     let net = peer.nets().next();
     net.map_or_else(|| "an unknown subnet".to_owned(), |net| net.to_string())
+}
+
+/// How an administrator ends the lease of a peer.
+fn deletion(peer: &Peer, status: &Status) -> String {
+    let key = SubnetKey::new(peer.subnet, peer.subnet_v6).name();
+    format!("etcdctl del '{}/subnets/{key}'", status.store.prefix)
 }
 
 /// Several peers in few words.

@@ -97,8 +97,16 @@ fn what_joining_waits_for_is_told_with_its_remedy() {
 
     store.etcdctl(&["del", "/coreos.com/network/config"]);
     one.start_agent();
-    let diagnosis = until_found(&one, "agent");
-    diagnosis.assert_finds("agent", "selvage network set");
+    wait_until("the missing network config to be named", || {
+        let diagnosis = Diagnosis::of(&one);
+        let found = diagnosis.of_check("agent");
+        found.iter().any(|finding| {
+            finding
+                .what
+                .contains("no network config at /coreos.com/network/config")
+                && finding.remedy[0].contains("selvage network set")
+        })
+    });
     set(&store, r#"{"Network":"nonsense"}"#);
     wait_until("the bad network config to be named", || {
         let diagnosis = Diagnosis::of(&one);

@@ -211,7 +211,7 @@ fn leases_that_cannot_be_used_are_told_by_their_fault() {
     store.put_lease("10.5.242.0-24", &other);
     store.put_lease(
         "10.5.243.0-24",
-        &other.replace(".83", ".84").replace(":83", ":84"),
+        &other.replace("83", "84").replace("\"c\"", "\"d\""),
     );
     wait_until("all faults to be told", || {
         Diagnosis::of(&one).of_check("refused-peers").len() == 3
@@ -222,7 +222,7 @@ fn leases_that_cannot_be_used_are_told_by_their_fault() {
         (
             "10.6.1.0/24",
             "outside the network",
-            "etcdctl del /coreos.com/network/subnets/",
+            "etcdctl del '/coreos.com/network/subnets/10.6.1.0-24'",
         ),
         (
             "10.5.241.0/24",

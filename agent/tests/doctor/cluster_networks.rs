@@ -197,7 +197,7 @@ fn networks_that_overlap_are_told() {
 
     // A network of Docker's.
     ip("link add br-0123456789ab type bridge");
-    ip("address add 10.5.77.1/24 dev br-0123456789ab");
+    ip("address add 10.5.177.1/24 dev br-0123456789ab");
     ip("link set br-0123456789ab up");
     let finding = overlap(
         &one,
@@ -272,8 +272,8 @@ fn vpn_that_takes_the_peers_packets_is_told() {
 fn servers_inside_the_overlay_are_told() {
     let (_store, mut one, two) = pair();
     let etcd = one.etcd.clone();
-    one.etcd = format!("{etcd},http://10.5.77.9:2379");
-    let finding = overlap(&one, "10.5.77.9", "SubnetMin");
+    one.etcd = format!("{etcd},http://10.5.177.9:2379");
+    let finding = overlap(&one, "10.5.177.9", "SubnetMin");
     assert_eq!(finding.severity, Severity::Warning);
     one.etcd = format!("{etcd},http://{}:2379", two.container_address());
     let finding = overlap(&one, &two.container_address().to_string(), "SubnetMin");
@@ -283,7 +283,7 @@ fn servers_inside_the_overlay_are_told() {
     let resolvers = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(
         resolvers.path(),
-        "nameserver 10.5.77.8\nnameserver 10.77.0.1\n",
+        "nameserver 10.5.177.8\nnameserver 10.77.0.1\n",
     )
     .expect("to write it");
     let doctor = one.selvage("doctor");
@@ -303,7 +303,7 @@ fn servers_inside_the_overlay_are_told() {
         .expect("the doctor");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
-        text.contains("the resolver 10.5.77.8 (/etc/resolv.conf) is inside the overlay's network"),
+        text.contains("the resolver 10.5.177.8 (/etc/resolv.conf) is inside the overlay's network"),
         "{text}"
     );
     assert!(!text.contains("10.77.0.1 "), "{text}");

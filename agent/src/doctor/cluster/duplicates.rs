@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::nat;
-use super::{Check, Context, cap, name};
+use super::{Check, Context, cap, deletion, name};
 use crate::doctor::{Finding, NotChecked, Outcome, Severity};
 use crate::netlink::host::{Host, Questions};
 use crate::status::{Peer, Status};
@@ -56,6 +56,8 @@ struct Node<'a> {
     /// `None` for a real flannel and for a reservation that nobody uses yet.
     owner: Option<&'a str>,
     is_own: bool,
+    /// How its lease is ended; `None` for the own one.
+    deletion: Option<String>,
 }
 
 fn nodes(status: &Status) -> Vec<Node<'_>> {
@@ -69,12 +71,14 @@ fn nodes(status: &Status) -> Vec<Node<'_>> {
         },
         owner: Some(&status.agent.node_id),
         is_own: true,
+        deletion: None,
     });
     let peers = status.peers.iter().map(|peer| Node {
         name: name(peer),
         addresses: peer.addresses().collect(),
         owner: peer.owner.as_deref(),
         is_own: false,
+        deletion: Some(deletion(peer, status)),
     });
     own.into_iter().chain(peers).collect()
 }
@@ -94,6 +98,8 @@ fn addresses(nodes: &[Node<'_>], told: bool) -> Vec<Finding> {
         if owners.len() < 2 || told && nodes.iter().any(|node| node.is_own) {
             continue;
         }
+        let deletions = nodes.iter().filter_map(|node| node.deletion.as_deref());
+        let deletions: Vec<_> = deletions.take(2).collect();
         findings.push(Finding {
             check: NAME.to_owned(),
             severity: Severity::Error,
@@ -103,7 +109,7 @@ fn addresses(nodes: &[Node<'_>], told: bool) -> Vec<Finding> {
             remedy: vec![
                 "find out which hosts they are, by their machine id: selvage network leases --json; selvage status --json there shows node_id".to_owned(),
                 "two hosts: give one of them another address; behind NAT, let them publish what peers reach: underlay.interfaces or underlay.public-ip".to_owned(),
-                "one host installed anew: delete the former lease, or wait until it ends: etcdctl del PREFIX/subnets/SUBNET".to_owned(),
+                format!("one host installed anew: wait until the former lease ends, or delete it: {}", deletions.join(" or ")),
             ],
         });
     }
@@ -258,6 +264,7 @@ mod tests {
             addresses: vec![address.into()],
             owner,
             is_own: name == "own",
+            deletion: None,
         };
         let (one, two) = ([10, 0, 0, 1], [10, 0, 0, 2]);
         for (nodes, same_address, same_machine) in [

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::ready;
 
 use super::advice::Advice;
-use super::{Check, duplicates, name, sample};
+use super::{Check, deletion, duplicates, name, sample};
 use crate::doctor::{Finding, Severity};
 use crate::status::{Peer, PeerState, Status};
 
@@ -38,8 +38,9 @@ fn find(status: &Status) -> Vec<Finding> {
         by_fault.entry(fault).or_default().push(peer);
     }
     let finding = |((severity, fault), peers): ((Severity, Fault), Vec<&Peer>)| {
-        let advice = fault.explain(status);
         let first = peers.first();
+        let deletion = first.map(|peer| deletion(peer, status));
+        let advice = fault.explain(&deletion.unwrap_or_default());
         let reason = first.and_then(|peer| peer.reason.as_deref());
         let used = match severity {
             Severity::Error => "is not used",
@@ -90,11 +91,9 @@ impl Fault {
         }
     }
 
-    fn explain(self, status: &Status) -> Advice {
-        let remove = format!(
-            "if the node is gone for good, delete its key: etcdctl del {}/subnets/SUBNET (10.5.1.0-24)",
-            status.store.prefix
-        );
+    /// `deletion`: how its lease is ended.
+    fn explain(self, deletion: &str) -> Advice {
+        let remove = format!("if the node is gone for good, delete its lease: {deletion}");
         match self {
             Self::Network => Advice::new(
                 "it is not in the overlay network of this node; the network config may have changed since, and that node has not followed",

@@ -82,7 +82,7 @@ pub(super) fn advise(reason: &str, settings: &Settings) -> Advice {
             ],
         );
     }
-    if has("etcd") || has("refused the request") || has("publish") {
+    if has("etcd") || has("selvage server") || has("refused the request") || has("publish") {
         return store(reason, settings);
     }
     Advice::new(
@@ -91,25 +91,34 @@ pub(super) fn advise(reason: &str, settings: &Settings) -> Advice {
     )
 }
 
+/// Where leases are kept: servers of etcd's, or agents that serve it to others.
+pub(super) fn servers(settings: &Settings) -> &[String] {
+    match settings.remote.servers.as_slice() {
+        [] => &settings.etcd.endpoints,
+        servers => servers,
+    }
+}
+
 /// The lease store does not answer, or refuses.
 fn store(reason: &str, settings: &Settings) -> Advice {
     const WHY: &str = "without the lease store this node hears of no new peers, and cannot extend its lease; what is known stays in place until then";
     let lower = reason.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let etcd = &settings.etcd;
-    let first = etcd.endpoints.first().map_or("", String::as_str);
+    let is_remote = !settings.remote.servers.is_empty();
+    let section = if is_remote { "remote" } else { "etcd" };
+    let first = servers(settings).first().map_or("", String::as_str);
     if has(&["certificate", "unknownissuer", "tls", "handshake"]) {
         let check = format!(
             "see the server's certificate: openssl s_client -connect {} </dev/null | openssl x509 -noout -dates -issuer -ext subjectAltName",
             first.rsplit("://").next().unwrap_or_default()
         );
+        let compare = format!(
+            "compare it with {section}.cafile, and {section}.certfile with what the server trusts; renewed files are read without a restart"
+        );
         return Advice::new(
             WHY,
-            [
-                &check,
-                "compare it with etcd.cafile, and etcd.certfile with what the server trusts; renewed files are read without a restart",
-                "look at this host's clock: timedatectl",
-            ],
+            [&check, &compare, "look at this host's clock: timedatectl"],
         );
     }
     if has(&[
@@ -128,6 +137,20 @@ fn store(reason: &str, settings: &Settings) -> Advice {
             [
                 "set etcd.username and etcd.password-file to a user that etcd knows, and restart the agent: systemctl restart selvage",
                 &role,
+            ],
+        );
+    }
+    if is_remote {
+        let curl = format!(
+            "ask whether this host gets through: curl -s {first}/v1/{}/config",
+            settings.remote.network
+        );
+        return Advice::new(
+            WHY,
+            [
+                &curl,
+                "on the server: selvage status shows whether it reaches etcd itself; systemctl status selvage, and its --listen address",
+                "if the servers moved: set remote.servers on this node",
             ],
         );
     }
@@ -178,4 +201,94 @@ fn underlay() -> Advice {
             "if the interface is not up yet, the agent goes on as soon as it is: networkctl status",
         ],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::StoreError;
+    use crate::lease::allocate::Exhausted;
+
+    fn settings(flags: &[&str]) -> Settings {
+        use clap::Parser;
+        let arguments = ["selvage", "run"].iter().chain(flags);
+        let crate::cli::Command::Run(flags) = crate::cli::Cli::parse_from(arguments).command else {
+            panic!("another command")
+        };
+        let root = tempfile::tempdir().unwrap();
+        crate::settings::load(crate::settings::Sources {
+            root: root.path(),
+            config: None,
+            environment: &crate::settings::Environment::default(),
+            flags: &flags,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn every_reason_of_the_store_has_its_remedy() {
+        let settings = settings(&["--etcd-endpoints", "https://10.0.0.1:2379"]);
+        let unreachable = |cause: &str| {
+            StoreError::Unreachable {
+                attempts: format!("etcd at https://10.0.0.1:2379: {cause}"),
+            }
+            .to_string()
+        };
+        let refused = |reason: &str| {
+            StoreError::Refused {
+                server: "etcd at https://10.0.0.1:2379".to_owned(),
+                reason: reason.to_owned(),
+                code: 7,
+            }
+            .to_string()
+        };
+        for (reason, word) in [
+            (
+                unreachable("connection refused"),
+                "curl -s https://10.0.0.1:2379/health",
+            ),
+            (
+                unreachable("invalid peer certificate: certificate expired"),
+                "openssl s_client -connect 10.0.0.1:2379",
+            ),
+            (
+                refused("etcdserver: permission denied"),
+                "etcdctl role grant-permission",
+            ),
+            (
+                refused("etcdserver: authentication failed, invalid user ID or password"),
+                "etcd.password-file",
+            ),
+            (
+                StoreError::NoNetworkConfig {
+                    key: "/coreos.com/network/config".to_owned(),
+                }
+                .to_string(),
+                "selvage network set",
+            ),
+            (
+                StoreError::OutOfSubnets(Exhausted {
+                    network: "10.5.0.0/16".parse().unwrap(),
+                    subnet_len: 24,
+                })
+                .to_string(),
+                "selvage network unreserve",
+            ),
+            (
+                StoreError::LostRaces { attempts: 10 }.to_string(),
+                "etcdctl watch",
+            ),
+            ("whatever comes".to_owned(), "journalctl"),
+        ] {
+            // As the agent tells it: while it joins, and of a task that failed.
+            for told in [
+                format!("waiting for {reason}"),
+                format!("failed to take a lease again: {reason}"),
+            ] {
+                let advice = advise(&told, &settings);
+                let has = |remedy: &String| remedy.contains(word);
+                assert!(advice.remedy.iter().any(has), "{told}: {advice:?}");
+            }
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Certificates for etcd that are no longer, or not yet, valid.
+//! Certificates for the lease store that are no longer, or not yet, valid.
 
 use std::cmp::Reverse;
 use std::fs;
@@ -21,7 +21,7 @@ const NAME: &str = "certificates";
 /// Certificates that do not count by this host's clock, or not for long.
 pub(super) const CHECK: Check = Check {
     name: NAME,
-    looks_for: "etcd certificates on this host that are not valid now, or not for long",
+    looks_for: "certificates for the lease store that are not valid now, or not for long",
     run: |context| Box::pin(ready(check(context))),
 };
 
@@ -48,7 +48,7 @@ enum Fault {
 }
 
 fn check(context: &Context<'_>) -> Outcome {
-    let etcd = &context.settings.etcd;
+    let (etcd, remote) = (&context.settings.etcd, &context.settings.remote);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO)
@@ -57,6 +57,8 @@ fn check(context: &Context<'_>) -> Outcome {
     for (path, setting, is_bundle) in [
         (&etcd.certfile, "etcd.certfile", false),
         (&etcd.cafile, "etcd.cafile", true),
+        (&remote.certfile, "remote.certfile", false),
+        (&remote.cafile, "remote.cafile", true),
     ] {
         let Some(path) = path else { continue };
         let terms = match read(path) {
@@ -149,7 +151,7 @@ fn finding(path: &Path, setting: &str, term: &Term, fault: Fault) -> Finding {
         severity,
         subject: Some(path.display().to_string()),
         what: format!("the certificate {} in {} ({setting}) {state}", term.subject, path.display()),
-        why: "etcd and the agent refuse each other's connections by it: an open connection may go on, but no new one is made, and the lease is not extended then".to_owned(),
+        why: "the lease store and the agent refuse each other's connections by it: an open connection may go on, but no new one is made, and the lease is not extended then".to_owned(),
         remedy: vec![
             format!("put a new certificate into {}; it is read at the next connection, without a restart", path.display()),
             "compare this host's clock with others: timedatectl".to_owned(),
@@ -164,8 +166,9 @@ fn unreadable(path: &Path, setting: &str, error: &io::Error) -> Finding {
         severity: Severity::Error,
         subject: Some(path.to_string()),
         what: format!("{path} ({setting}) cannot be read: {error}"),
-        why: "the agent reads it for each connection to etcd, so that the next one fails"
-            .to_owned(),
+        why:
+            "the agent reads it for each connection to the lease store, so that the next one fails"
+                .to_owned(),
         remedy: vec![format!(
             "put the file back, or correct {setting}: ls -l {path}"
         )],

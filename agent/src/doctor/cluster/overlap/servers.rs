@@ -1,4 +1,4 @@
-//! Servers that this host needs, at addresses of the overlay: etcd and the resolvers.
+//! Servers that this host needs, at addresses of the overlay: those that keep the leases, and the resolvers.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use super::{Holder, finding, holder, renumber};
+use crate::doctor::cluster::advice;
 use crate::doctor::{Finding, Severity};
 use crate::netlink::host::Host;
 use crate::settings::Settings;
@@ -30,11 +31,11 @@ pub(super) async fn find(
     let mut servers: Vec<_> = nameservers(&resolvers)
         .map(|address| ("the resolver", RESOLVERS.to_owned(), address))
         .collect();
-    for endpoint in &settings.etcd.endpoints {
+    for endpoint in advice::servers(settings) {
         let addresses = addresses(endpoint).await;
         let of_endpoint = addresses
             .into_iter()
-            .map(|address| ("the etcd server", endpoint.clone(), address));
+            .map(|address| ("the lease server", endpoint.clone(), address));
         servers.extend(of_endpoint);
     }
     servers

@@ -207,10 +207,17 @@ fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) 
             )?;
         }
     }
-    // Silence must not be taken for health where nothing could be looked at.
-    for Unchecked { check, reason } in &report.unchecked {
-        if verbose || !report.findings.is_empty() {
-            writeln!(output, "not looked at: {check}: {reason}")?;
+    // Silence must not be taken for health where nothing could be looked at. Checks that lack the same are told together.
+    if verbose || !report.findings.is_empty() {
+        let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+        for Unchecked { check, reason } in &report.unchecked {
+            match reasons.iter_mut().find(|(known, _)| known == reason) {
+                Some((_, checks)) => checks.push(check),
+                None => reasons.push((reason, vec![check])),
+            }
+        }
+        for (reason, checks) in reasons {
+            writeln!(output, "not looked at: {}: {reason}", checks.join(", "))?;
         }
     }
     Ok(())

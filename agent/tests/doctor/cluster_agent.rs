@@ -19,7 +19,7 @@ fn until_found(host: &crate::host::Host, check: &str) -> Diagnosis {
         Duration::from_secs(30),
         &format!("a finding of {check}"),
         || {
-            let diagnosis = Diagnosis::of(host);
+            let diagnosis = Diagnosis::without_probes(host);
             (!diagnosis.of_check(check).is_empty()).then_some(diagnosis)
         },
     )
@@ -28,7 +28,7 @@ fn until_found(host: &crate::host::Host, check: &str) -> Diagnosis {
 /// Asks until nothing is found.
 fn until_silent(host: &crate::host::Host) {
     wait_until("the doctor to be silent", || {
-        Diagnosis::of(host).report.findings.is_empty()
+        Diagnosis::without_probes(host).report.findings.is_empty()
     });
 }
 
@@ -36,7 +36,7 @@ fn until_silent(host: &crate::host::Host) {
 fn agent_that_does_not_run_is_missed() {
     let store = Store::start(NETWORK);
     let mut one = store.host(1);
-    let never = Diagnosis::of(&one);
+    let never = Diagnosis::without_probes(&one);
     let finding = never.assert_finds("agent", "systemctl enable --now selvage.service");
     assert_eq!(
         (finding.severity, never.status),
@@ -52,9 +52,9 @@ fn agent_that_does_not_run_is_missed() {
 
     one.start_agent();
     one.wait_ready();
-    Diagnosis::of(&one).assert_silent();
+    Diagnosis::without_probes(&one).assert_silent();
     one.kill_agent();
-    let killed = Diagnosis::of(&one);
+    let killed = Diagnosis::without_probes(&one);
     let finding = killed.assert_finds("agent", "systemctl start selvage");
     assert_eq!(
         (finding.severity, killed.status),
@@ -70,7 +70,7 @@ fn agent_that_answers_elsewhere_is_told_from_none() {
     one.start_agent();
     one.wait_ready();
     std::fs::remove_file(one.socket()).expect("the socket");
-    let finding = Diagnosis::of(&one);
+    let finding = Diagnosis::without_probes(&one);
     let finding = finding.assert_finds("agent", "--socket");
     assert!(finding.what.contains("an agent runs"), "{finding:?}");
 }
@@ -83,7 +83,7 @@ fn what_joining_waits_for_is_told_with_its_remedy() {
     one.start_agent();
     let waits = |line: &str| line.starts_with("STATUS=waiting for");
     one.wait_told("what it waits for", waits);
-    let diagnosis = Diagnosis::of(&one);
+    let diagnosis = Diagnosis::without_probes(&one);
     let finding = diagnosis.assert_finds(
         "agent",
         "etcdctl --endpoints=http://10.77.0.1:2379 endpoint health",
@@ -98,7 +98,7 @@ fn what_joining_waits_for_is_told_with_its_remedy() {
     store.etcdctl(&["del", "/coreos.com/network/config"]);
     one.start_agent();
     wait_until("the missing network config to be named", || {
-        let diagnosis = Diagnosis::of(&one);
+        let diagnosis = Diagnosis::without_probes(&one);
         let found = diagnosis.of_check("agent");
         found.iter().any(|finding| {
             finding
@@ -109,7 +109,7 @@ fn what_joining_waits_for_is_told_with_its_remedy() {
     });
     set(&store, r#"{"Network":"nonsense"}"#);
     wait_until("the bad network config to be named", || {
-        let diagnosis = Diagnosis::of(&one);
+        let diagnosis = Diagnosis::without_probes(&one);
         let found = diagnosis.of_check("agent");
         found.iter().any(|finding| {
             finding.what.contains("nonsense") && finding.remedy[0].contains("selvage network get")
@@ -212,7 +212,7 @@ fn network_config_that_cannot_be_followed_is_told() {
         set(&store, config);
         let diagnosis = until_found(&one, "network-config");
         wait_until("the remedy that fits", || {
-            let diagnosis = Diagnosis::of(&one);
+            let diagnosis = Diagnosis::without_probes(&one);
             let found = diagnosis.of_check("network-config");
             found.iter().any(|finding| finding.remedy[0].contains(word))
         });

@@ -20,7 +20,7 @@ fn until_found(host: &Host, check: &str) -> Diagnosis {
         Duration::from_secs(20),
         &format!("a finding of {check}"),
         || {
-            let diagnosis = Diagnosis::of(host);
+            let diagnosis = Diagnosis::without_probes(host);
             (!diagnosis.of_check(check).is_empty()).then_some(diagnosis)
         },
     )
@@ -28,7 +28,7 @@ fn until_found(host: &Host, check: &str) -> Diagnosis {
 
 fn until_silent(host: &Host) {
     wait_until("the doctor to be silent", || {
-        Diagnosis::of(host).report.findings.is_empty()
+        Diagnosis::without_probes(host).report.findings.is_empty()
     });
 }
 
@@ -66,7 +66,11 @@ fn two_nodes_with_one_public_ip_are_told() {
     wait_until("the leases to be known", || {
         one.namespace.ip("route show").contains("10.5.242.0/24")
     });
-    assert!(Diagnosis::of(&one).of_check("duplicate-address").is_empty());
+    assert!(
+        Diagnosis::without_probes(&one)
+            .of_check("duplicate-address")
+            .is_empty()
+    );
 
     store.put_lease(
         "10.5.243.0-24",
@@ -91,7 +95,7 @@ fn two_nodes_with_one_public_ip_are_told() {
         &lease("10.77.0.90", "02:00:00:00:00:44", "d"),
     );
     wait_until("the other two to be told", || {
-        let diagnosis = Diagnosis::of(&one);
+        let diagnosis = Diagnosis::without_probes(&one);
         let found = diagnosis.of_check("duplicate-address");
         found.len() == 1 && found[0].subject.as_deref() == Some("10.77.0.90")
     });
@@ -139,7 +143,7 @@ fn cloned_disks_are_told() {
 fn nat_address_that_others_publish_too_is_the_wrong_interface() {
     let (store, one, _two) = pair();
     second_interface(&one, "eth1", "192.168.33.11/24");
-    Diagnosis::of(&one).assert_silent();
+    Diagnosis::without_probes(&one).assert_silent();
     store.put_lease(
         "10.5.243.0-24",
         &lease("10.77.0.11", "02:00:00:00:00:43", "e"),
@@ -169,7 +173,11 @@ fn interface_that_peers_are_not_next_to_is_the_wrong_one() {
     wait_until("the lease to be known", || {
         one.namespace.ip("route show").contains("10.5.240.0/24")
     });
-    assert!(Diagnosis::of(&one).of_check("nat-interface").is_empty());
+    assert!(
+        Diagnosis::without_probes(&one)
+            .of_check("nat-interface")
+            .is_empty()
+    );
     store.put_lease(
         "10.5.241.0-24",
         &lease("192.168.33.12", "02:00:00:00:00:41", "e"),
@@ -184,7 +192,7 @@ fn interface_that_peers_are_not_next_to_is_the_wrong_one() {
 
 /// The one finding of the check, whose remedy has a word.
 fn overlap(host: &Host, subject: &str, word: &str) -> Finding {
-    let diagnosis = Diagnosis::of(host);
+    let diagnosis = Diagnosis::without_probes(host);
     let finding = diagnosis.assert_finds("overlap", word).clone();
     assert_eq!(finding.subject.as_deref(), Some(subject), "{diagnosis:#?}");
     finding
@@ -206,13 +214,13 @@ fn networks_that_overlap_are_told() {
     );
     assert_eq!(finding.severity, Severity::Error);
     ip("link del br-0123456789ab");
-    Diagnosis::of(&one).assert_silent();
+    Diagnosis::without_probes(&one).assert_silent();
 
     // A VPN's routes: a part of the overlay, and a network that the overlay is part of.
     ip("tuntap add tun0 mode tun");
     ip("address add 10.8.0.2/24 dev tun0");
     ip("link set tun0 up");
-    Diagnosis::of(&one).assert_silent();
+    Diagnosis::without_probes(&one).assert_silent();
     ip("route add 10.5.128.0/17 dev tun0 proto static");
     let finding = overlap(&one, "10.5.128.0/17", "ip route del 10.5.128.0/17 dev tun0");
     assert_eq!(finding.severity, Severity::Error);
@@ -256,7 +264,7 @@ fn vpn_that_takes_the_peers_packets_is_told() {
     // And as OpenVPN does it.
     ip("route add 0.0.0.0/1 dev tun0");
     ip("route add 128.0.0.0/1 dev tun0");
-    Diagnosis::of(&one).assert_silent();
+    Diagnosis::without_probes(&one).assert_silent();
     // Without heed of the main table.
     ip("rule del pref 99");
     ip("rule add pref 98 to 10.77.0.0/16 lookup main");
@@ -307,5 +315,5 @@ fn servers_inside_the_overlay_are_told() {
         "{text}"
     );
     assert!(!text.contains("10.77.0.1 "), "{text}");
-    Diagnosis::of(&one).assert_silent();
+    Diagnosis::without_probes(&one).assert_silent();
 }

@@ -100,7 +100,10 @@ fn exit_status_and_words_follow_what_was_found() {
         said.contains("\n  why: ") && said.contains("\n  do:  systemctl enable"),
         "{said}"
     );
-    assert!(said.contains("not looked at: lease-expiry: "), "{said}");
+    assert!(
+        said.contains("\nnot looked at: kernel-refusal, lease-lost, lease-expiry, "),
+        "{said}"
+    );
     one.start_agent();
     one.wait_ready();
     let (said, status) = text(&one, &["--verbose"]);

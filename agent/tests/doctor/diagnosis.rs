@@ -19,6 +19,11 @@ impl Diagnosis {
         Self::with(host, &[])
     }
 
+    /// The same without a packet to peers, some of which may be made up.
+    pub(crate) fn without_probes(host: &Host) -> Self {
+        Self::with(host, &["--no-probes"])
+    }
+
     /// The same with more arguments.
     pub(crate) fn with(host: &Host, arguments: &[&str]) -> Self {
         let output = host

@@ -119,7 +119,7 @@ pub(super) fn shared(status: &Status, host: &Host) -> Option<Finding> {
             },
             name(first)
         ),
-        why: "an address that several hosts have is that of a NAT behind each of them; peers cannot reach any of them by it. The default route leads over that interface, and so it was chosen".to_owned(),
+        why: "an address that several hosts have is that of a NAT behind each of them; peers cannot reach any of them by it. An interface that nobody names is chosen because the default route leads over it".to_owned(),
         remedy: remedies(&family),
     })
 }

@@ -3,15 +3,22 @@
 use std::future::ready;
 
 use super::Check;
-use super::advice::{Advice, full, network_config};
+use super::advice::{Advice, advise, full, network_config};
 use crate::doctor::{Finding, Severity};
+use crate::settings::Settings;
 use crate::status::Status;
 
 /// A network config that was written and is not in use.
 pub(super) const CONFIG: Check = Check {
     name: "network-config",
     looks_for: "a network config that was written but cannot be followed",
-    run: |context| Box::pin(ready(context.status().map(config))),
+    run: |context| {
+        Box::pin(ready(
+            context
+                .status()
+                .map(|status| config(status, context.settings)),
+        ))
+    },
 };
 
 /// A network in which hardly a subnet is free.
@@ -21,7 +28,7 @@ pub(super) const SUBNETS: Check = Check {
     run: |context| Box::pin(ready(context.status().map(subnets))),
 };
 
-fn config(status: &Status) -> Vec<Finding> {
+fn config(status: &Status, settings: &Settings) -> Vec<Finding> {
     let network = status.network.as_ref();
     let Some(rejected) = network.and_then(|network| network.rejected.as_deref()) else {
         return Vec::new();
@@ -34,6 +41,8 @@ fn config(status: &Status) -> Vec<Finding> {
                 "or write a network config again that has room for this node's subnet: selvage network set FILE",
             ],
         )
+    } else if rejected.contains("no network config at") {
+        advise(rejected, settings)
     } else {
         network_config()
     };

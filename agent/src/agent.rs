@@ -81,7 +81,10 @@ pub async fn run(settings: Settings, load: Load<'_>) -> Result<(), Error> {
         Some(id) => id.clone(),
         None => machine_id::owner("/".as_ref(), &settings.files.state_dir)?,
     };
-    let process = status::Agent::of_process(&owner, status::now());
+    let process = status::Agent {
+        network: settings.agent.network.as_ref().map(ToString::to_string),
+        ..status::Agent::of_process(&owner, status::now())
+    };
     let store = ChosenStore::new(&settings, owner)?;
     let service = Service::from_environment();
     let (health, scrapes) = Health::new();

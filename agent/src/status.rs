@@ -70,6 +70,8 @@ pub struct Agent {
     pub started_time: u64,
     /// Under which identity it holds its lease.
     pub node_id: String,
+    /// The name of its network, where the host is in several; `None` for the one without a name.
+    pub network: Option<String>,
     /// Why the settings that were read last, at SIGHUP, are not in use; `None` if they are.
     #[serde(default)]
     pub settings_rejected: Option<String>,
@@ -392,6 +394,7 @@ impl Agent {
             pid: std::process::id(),
             started_time,
             node_id: node_id.to_owned(),
+            network: None,
             settings_rejected: None,
             settings_pending: Vec::new(),
         }

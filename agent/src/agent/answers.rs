@@ -85,7 +85,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         Store {
             server: self.server.clone(),
             trouble: self.store_trouble.clone(),
-            ..Store::of_settings(self.settings)
+            ..Store::of_settings(&self.settings)
         }
     }
 

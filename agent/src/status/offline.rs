@@ -93,6 +93,9 @@ pub(super) async fn look(settings: &Settings) -> Status {
             pid: 0,
             started_time: 0,
             node_id: node_id(settings, &mut notes),
+            network: settings.agent.network.as_ref().map(ToString::to_string),
+            settings_rejected: None,
+            settings_pending: Vec::new(),
         },
         health: Health {
             state: State::Stopped,

@@ -19,6 +19,9 @@ pub(crate) fn full() -> Status {
             pid: 4711,
             started_time: NOW - 3 * HOUR,
             node_id: "0123456789abcdef0123456789abcdef".to_owned(),
+            network: Some("blue".to_owned()),
+            settings_rejected: Some("the settings were not reloaded: no such file".to_owned()),
+            settings_pending: vec!["etcd.prefix".to_owned()],
         },
         health: Health {
             state: State::Degraded,

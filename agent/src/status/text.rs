@@ -129,6 +129,9 @@ impl Page {
             let age = duration(now.saturating_sub(agent.started_time));
             let _ = write!(text, ", process {}, running for {age}", agent.pid);
         }
+        if let Some(network) = &agent.network {
+            let _ = write!(text, ", network {network}");
+        }
         if !agent.node_id.is_empty() {
             let _ = write!(text, ", node {}", agent.node_id);
         }

@@ -126,6 +126,27 @@ fn long_packets_are_lost_in_ipv6_and_without_encapsulation_too() {
 }
 
 #[test]
+fn echoes_must_not_be_fragmented() {
+    let (_store, one, two) = pair(V4, r#""Type":"vxlan""#);
+    let nft = |line: &str| two.namespace.run(&format!("nft {line}"));
+    nft("add table ip count");
+    nft("add chain ip count in { type filter hook input priority -300 ; }");
+    for flag in ["0x4000", "0x0"] {
+        nft(&format!(
+            "add rule ip count in icmp type echo-request ip frag-off & 0x4000 == {flag} counter"
+        ));
+    }
+    finds_nothing(&one);
+    let counted = nft("list chain ip count in");
+    // The shortest and the longest over the overlay, and the shortest on the underlay.
+    let counters: Vec<_> = counted
+        .lines()
+        .filter_map(|line| line.split("packets ").nth(1)?.split(' ').next())
+        .collect();
+    assert_eq!(counters, ["3", "0"], "{counted}");
+}
+
+#[test]
 fn port_that_the_network_blocks_is_named() {
     let (store, one, two) = pair(V4, r#""Type":"vxlan","Port":4789"#);
     drop_at_port(&store, 1, "udp dport 4789");
@@ -170,7 +191,10 @@ fn filter_of_one_host_is_told_apart_on_either_side() {
         let what = format!("dropped on this host before {device}");
         assert!(finding.what.contains(&what), "{finding:?}");
         let finding = finds(&one, "one-way", &remedy);
-        assert!(finding.what.contains("are lost; from there"), "{finding:?}");
+        assert!(
+            finding.what.contains("are lost; those from there"),
+            "{finding:?}"
+        );
         two.namespace.run("nft delete table inet fault");
         finds_nothing(&one);
 
@@ -190,7 +214,10 @@ fn one_way_is_found_in_ipv6() {
     let (store, one, two) = pair(V6, r#""Type":"vxlan""#);
     drop_at_port(&store, 1, "udp dport 8472");
     let finding = finds(&one, "one-way", "security groups");
-    assert!(finding.what.contains("are lost; from there"), "{finding:?}");
+    assert!(
+        finding.what.contains("are lost; those from there"),
+        "{finding:?}"
+    );
     let finding = finds(&two, "one-way", "security groups");
     assert!(finding.what.contains("do not get to eth0"), "{finding:?}");
 }
@@ -221,7 +248,7 @@ fn peer_that_is_down_is_unreachable_and_nothing_else() {
         let finding = finds(&hosts[0], "peer-unreachable", "10.77.0.12");
         assert_eq!(finding.severity, Severity::Warning);
         store.set_port(3, "down");
-        let finding = finds(&hosts[0], "peer-unreachable", "ip route get");
+        let finding = finds(&hosts[0], "peer-unreachable", "link show eth0");
         assert!(
             finding.why.contains("this host that is cut off"),
             "{finding:?}"

@@ -168,37 +168,41 @@ impl Group<'_> {
 
     fn unreachable(&self) -> Finding {
         let all = self.ground.paths.len();
-        let everybody = self.paths.len() == all && all > 1;
         let interface = &self.ground.underlay.interface;
-        let (severity, why) = if everybody {
-            (
+        let what = format!(
+            "no answer from {}, neither over the overlay nor on the underlay",
+            self.peers()
+        );
+        if self.paths.len() == all && all > 1 {
+            return self.write(
+                PEER_UNREACHABLE,
                 Severity::Error,
+                what,
                 format!(
                     "Not one peer answers, so it is this host that is cut off: {interface} has no link to the others, \
                      or its packet filter drops everything."
                 ),
-            )
-        } else {
-            (
-                Severity::Warning,
-                "The machine is down, gone, or cut off from this one; or it drops both echoes and TCP connections. Its \
-                 containers are not reached from here. Its lease stays until it expires."
-                    .to_owned(),
-            )
-        };
+                vec![
+                    format!("see whether {interface} has a link: ip -statistics link show {interface}"),
+                    "see what drops packets: nft list ruleset".to_owned(),
+                ],
+            );
+        }
         let under = self.paths.first().map(|path| path.under.to_string());
         let under = under.unwrap_or_default();
         self.write(
             PEER_UNREACHABLE,
-            severity,
-            format!(
-                "no answer from {}, neither over the overlay nor on the underlay",
-                self.peers()
-            ),
-            why,
+            Severity::Warning,
+            what,
+            "The machine is down, gone, or cut off from this one; or it drops both echoes and TCP connections. Its \
+             containers are not reached from here. Its lease stays until it expires."
+                .to_owned(),
             vec![
-                format!("ip route get {under}; ip neighbor show {under}: is it on the network?"),
-                "start the machine, or let its agent give its lease back: selvage leave".to_owned(),
+                format!(
+                    "see whether it is on the network: ip route get {under}; ip neighbor show {under}"
+                ),
+                "if it is gone for good, delete its lease: selvage network leases lists them; etcdctl del KEY"
+                    .to_owned(),
             ],
         )
     }
@@ -211,9 +215,16 @@ impl Group<'_> {
         let interface = &self.ground.underlay.interface;
         let accept = |whose: &str| {
             format!(
-                "let {carried} come in from all nodes {whose}: nft insert rule inet filter input {matched} accept, \
+                "let {carried} come in from all nodes {whose}, for example: nft insert rule inet filter input {matched} accept, \
                  or firewall-cmd or ufw if they keep the rules"
             )
+        };
+        let hidden = match self.tunnel().map(|tunnel| tunnel.carrier) {
+            Some(Carrier::Wireguard) => "encrypted packets do not tell",
+            _ => {
+                "the peer or the network may not let the packets pass that would tell (rp_filter=1, protection against \
+                 forged addresses)"
+            }
         };
         let between = format!(
             "let {carried} pass between all nodes in what lies between: security groups, cloud firewalls, switches"
@@ -224,7 +235,7 @@ impl Group<'_> {
                 format!("no encapsulated packet leaves {interface} for {peers}"),
                 format!("The packet filter of this host drops {carried} on its way out."),
                 vec![format!(
-                    "let {carried} go out on this host: nft insert rule inet filter output {matched} accept; \
+                    "let {carried} go out on this host, for example: nft insert rule inet filter output {matched} accept; \
                      nft list ruleset shows what drops it"
                 )],
             ),
@@ -241,7 +252,7 @@ impl Group<'_> {
             ),
             Verdict::LostToPeer => (
                 ONE_WAY,
-                format!("packets over the overlay to {peers} are lost; from there, they come"),
+                format!("packets over the overlay to {peers} are lost; those from there arrive"),
                 format!(
                     "{carried} does not get to the peer, or its packet filter drops it there. Connections need both \
                      directions, so there is none."
@@ -251,7 +262,7 @@ impl Group<'_> {
             Verdict::LostFromPeer | Verdict::Works => (
                 ONE_WAY,
                 format!(
-                    "packets over the overlay from {peers} do not get to {interface}; to there, they pass"
+                    "packets over the overlay from {peers} do not get to {interface}; those to there arrive"
                 ),
                 format!(
                     "{carried} is dropped on its way out of the peer, or between it and this host. Connections need \
@@ -271,8 +282,7 @@ impl Group<'_> {
                 ),
                 format!(
                     "{carried} is blocked between the hosts or by the peer's packet filter. In which direction does not \
-                     show: the peer or the network may not let the packets pass that would tell (rp_filter=1, protection \
-                     against forged addresses)."
+                     show: {hidden}."
                 ),
                 vec![accept("on the peer, and on this host"), between],
             ),

@@ -130,8 +130,8 @@ fn flanneld_ends_with_2_and_its_usage_when_the_command_line_is_wrong() {
         ),
         (&["--etcd-prefix"], "needs an argument: -etcd-prefix\n"),
         (
-            &["--networks=blue"],
-            "-networks went away with flannel 0.8: ",
+            &["--watch-networks"],
+            "-watch-networks went away with flannel 0.8: ",
         ),
     ] {
         let run = programs.run("flanneld", arguments, &[]);

@@ -22,9 +22,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::body::Text;
+pub(crate) use self::get::{Trouble, get};
 use crate::logging::Repeats;
 
 mod body;
+mod get;
 
 /// How long a request's header may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -7,10 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::time::timeout;
 
+use crate::http::{self, Trouble};
 use crate::status::{PeerDetail, Status};
 
 /// How long an answer may take: longer than the agent is patient with itself.
@@ -83,43 +81,16 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, target: &str) -> Result<T, Error> {
-        let silent = |source| Error::Silent {
-            path: self.path.clone(),
-            source,
-        };
-        let stream = UnixStream::connect(&self.path).await;
-        let mut stream = stream.map_err(|source| Error::NotRunning {
-            path: self.path.clone(),
-            source,
+        let path = self.path.clone();
+        let answer = http::get(&self.path, target, DEADLINE).await;
+        let (status, body) = answer.map_err(|trouble| match trouble {
+            Trouble::Connect(source) => Error::NotRunning { path, source },
+            Trouble::Exchange(source) => Error::Silent { path, source },
         })?;
-        // HTTP/1.0: the answer comes as it is and ends with the connection.
-        let request = format!("GET {target} HTTP/1.0\r\n\r\n");
-        let mut answer = Vec::new();
-        let exchange = async {
-            stream.write_all(request.as_bytes()).await?;
-            stream.read_to_end(&mut answer).await
-        };
-        timeout(DEADLINE, exchange)
-            .await
-            .map_err(io::Error::from)
-            .flatten()
-            .map_err(silent)?;
-        let (status, body) =
-            split(&answer).ok_or_else(|| silent(io::ErrorKind::InvalidData.into()))?;
         if status != 200 {
-            let reason = String::from_utf8_lossy(body).into_owned();
+            let reason = String::from_utf8_lossy(&body).into_owned();
             return Err(Error::Refused { status, reason });
         }
-        serde_json::from_slice(body).map_err(Error::Unreadable)
+        serde_json::from_slice(&body).map_err(Error::Unreadable)
     }
-}
-
-/// The status code and the body of an answer.
-fn split(answer: &[u8]) -> Option<(u16, &[u8])> {
-    const END: &[u8] = b"\r\n\r\n";
-    let end = answer.windows(END.len()).position(|part| part == END)?;
-    let (head, body) = answer.split_at_checked(end)?;
-    let head = std::str::from_utf8(head).ok()?;
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    Some((status, body.get(END.len()..)?))
 }

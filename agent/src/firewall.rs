@@ -25,11 +25,11 @@ use tracing::warn;
 pub mod docker;
 mod firewalld;
 mod generation;
-mod iptables;
+pub(crate) mod iptables;
 mod look;
 mod mode;
 mod nftables;
-mod program;
+pub(crate) mod program;
 mod watch;
 
 pub(crate) use look::look;
@@ -110,13 +110,13 @@ impl Rules {
 
 /// An IP version.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Ip {
+pub(crate) enum Ip {
     V4,
     V6,
 }
 
 impl Ip {
-    const BOTH: [Self; 2] = [Self::V4, Self::V6];
+    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
     /// What is never masqueraded: multicast (RFC 5771, RFC 4291 §2.7).
     fn multicast(self) -> &'static str {

@@ -11,6 +11,7 @@ mod bridge;
 mod device;
 mod generic;
 pub(crate) mod host;
+pub(crate) mod inventory;
 mod link;
 mod message;
 mod monitor;

@@ -14,7 +14,7 @@ use super::{Complaints, Ip, Rules};
 use crate::network_name::NetworkName;
 
 mod plan;
-mod save;
+pub(crate) mod save;
 
 use plan::{Chains, Role, Wanted};
 use save::Save;
@@ -300,7 +300,7 @@ fn parse_version(text: &str) -> Option<((u32, u32, u32), bool)> {
 }
 
 /// Whether the kernel holds legacy tables of this family. Who may not know has to look.
-fn legacy_is_in_use(ip: Ip) -> bool {
+pub(crate) fn legacy_is_in_use(ip: Ip) -> bool {
     let names = match ip {
         Ip::V4 => "/proc/thread-self/net/ip_tables_names",
         Ip::V6 => "/proc/thread-self/net/ip6_tables_names",

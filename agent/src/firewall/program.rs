@@ -61,7 +61,7 @@ pub enum Error {
 }
 
 /// The path of the program `name`, if there is one.
-pub(super) fn find(name: &str) -> Option<PathBuf> {
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(DIRECTORIES.iter().map(PathBuf::from))
@@ -76,7 +76,7 @@ fn is_executable(program: &Path) -> bool {
 }
 
 /// Runs `program` with `arguments` and `input`. It is killed when it takes too long, or when the future is dropped.
-pub(super) async fn run(
+pub(crate) async fn run(
     program: PathBuf,
     arguments: &[&str],
     input: &str,
@@ -107,7 +107,7 @@ pub(super) async fn run(
 }
 
 /// What the program `name`, asked to `action`, said when it did not do so.
-pub(super) fn refused(name: impl Into<String>, action: &'static str, output: &Output) -> Error {
+pub(crate) fn refused(name: impl Into<String>, action: &'static str, output: &Output) -> Error {
     // What follows the first lines is the script, with marks below the places that were not liked.
     let stderr = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<&str> = stderr

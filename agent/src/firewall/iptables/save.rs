@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// All tables of one family.
 #[derive(Default)]
-pub(super) struct Save {
+pub(crate) struct Save {
     tables: BTreeMap<String, Table>,
 }
 
 /// One table.
 #[derive(Default)]
-pub(super) struct Table {
+pub(crate) struct Table {
     /// The chains with their policies; `-` for those that users made.
     chains: BTreeMap<String, String>,
     rules: Vec<Rule>,
@@ -18,27 +18,32 @@ pub(super) struct Table {
 
 /// One rule.
 #[derive(PartialEq, Eq, Debug)]
-pub(super) struct Rule {
-    pub(super) chain: String,
+pub(crate) struct Rule {
+    pub(crate) chain: String,
     /// All that follows `-A CHAIN `, as printed: it is also what `-D CHAIN ` takes.
-    pub(super) text: String,
+    pub(crate) text: String,
     words: Vec<String>,
 }
 
 impl Rule {
     /// Where the packet goes next: a verdict or a chain.
-    pub(super) fn target(&self) -> Option<&str> {
+    pub(crate) fn target(&self) -> Option<&str> {
         self.after("-j").or_else(|| self.after("-g"))
     }
 
+    /// All of it, split as `iptables-restore` does.
+    pub(crate) fn words(&self) -> &[String] {
+        &self.words
+    }
+
     /// The word that follows `option`.
-    pub(super) fn after(&self, option: &str) -> Option<&str> {
+    pub(crate) fn after(&self, option: &str) -> Option<&str> {
         let at = self.words.iter().position(|word| word == option)?;
         self.words.get(at + 1).map(String::as_str)
     }
 
     /// Whether `option` is negated.
-    pub(super) fn denies(&self, option: &str) -> bool {
+    pub(crate) fn denies(&self, option: &str) -> bool {
         let pairs = self.words.windows(2);
         pairs
             .into_iter()
@@ -48,7 +53,7 @@ impl Rule {
 
 impl Save {
     /// Reads the output of `iptables-save`. What is not understood is passed over: it is not ours.
-    pub(super) fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut tables = BTreeMap::<String, Table>::new();
         let mut table = None;
         for line in text.lines() {
@@ -73,32 +78,37 @@ impl Save {
         Self { tables }
     }
 
-    pub(super) fn table(&self, name: &str) -> Option<&Table> {
+    pub(crate) fn table(&self, name: &str) -> Option<&Table> {
         self.tables.get(name)
     }
 
     /// The names of `tables` and of those that there are besides.
-    pub(super) fn names<'a>(&'a self, tables: &[&'a str]) -> BTreeSet<&'a str> {
+    pub(crate) fn names<'a>(&'a self, tables: &[&'a str]) -> BTreeSet<&'a str> {
         let here = self.tables.keys().map(String::as_str);
         tables.iter().copied().chain(here).collect()
     }
 }
 
 impl Table {
-    pub(super) fn has(&self, chain: &str) -> bool {
+    pub(crate) fn has(&self, chain: &str) -> bool {
         self.chains.contains_key(chain)
     }
 
-    pub(super) fn policy(&self, chain: &str) -> Option<&str> {
+    pub(crate) fn policy(&self, chain: &str) -> Option<&str> {
         self.chains.get(chain).map(String::as_str)
     }
 
-    pub(super) fn rules(&self) -> &[Rule] {
+    /// The names of all chains.
+    pub(crate) fn chains(&self) -> impl Iterator<Item = &str> {
+        self.chains.keys().map(String::as_str)
+    }
+
+    pub(crate) fn rules(&self) -> &[Rule] {
         &self.rules
     }
 
     /// The rules of `chain`, in their order.
-    pub(super) fn of<'a>(&'a self, chain: &'a str) -> impl Iterator<Item = &'a Rule> {
+    pub(crate) fn of<'a>(&'a self, chain: &'a str) -> impl Iterator<Item = &'a Rule> {
         self.rules.iter().filter(move |rule| rule.chain == chain)
     }
 }

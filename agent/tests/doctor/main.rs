@@ -19,6 +19,11 @@ mod healthy;
 #[expect(dead_code, reason = "the overlay's tests use all of it")]
 #[path = "../overlay/host.rs"]
 mod host;
+mod host_docker;
+mod host_filter;
+mod host_objects;
+mod host_runtimes;
+mod host_world;
 #[path = "../overlay/namespace.rs"]
 mod namespace;
 mod reach;

@@ -1,0 +1,69 @@
+//! A stand-in for Docker's API: it says of networks and containers what it is told, in Docker's own form. That Docker
+//! itself says it so is shown where there is a real one, in the booted image.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+use std::thread;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The stand-in; it answers until the test's process ends.
+pub(crate) struct Docker {
+    directory: TempDir,
+}
+
+impl Docker {
+    pub(crate) fn start(networks: &Value, containers: &Value) -> Self {
+        let directory = TempDir::new().expect("a directory for the socket");
+        let listener = UnixListener::bind(directory.path().join("docker.sock")).expect("a socket");
+        let (networks, containers) = (networks.to_string(), containers.to_string());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a connection");
+                let mut line = String::new();
+                let mut reader = BufReader::new(stream.try_clone().expect("the connection"));
+                reader.read_line(&mut line).expect("a request");
+                let body = match line.split(' ').nth(1) {
+                    Some("/networks") => &networks,
+                    Some("/containers/json") => &containers,
+                    _ => panic!("{line}"),
+                };
+                let head = "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n";
+                stream
+                    .write_all(format!("{head}{body}").as_bytes())
+                    .expect("to answer");
+            }
+        });
+        Self { directory }
+    }
+
+    /// What `DOCKER_HOST` is to say.
+    pub(crate) fn address(&self) -> String {
+        format!(
+            "unix://{}",
+            self.directory.path().join("docker.sock").display()
+        )
+    }
+}
+
+/// The default bridge, as Docker 20.10 describes it.
+pub(crate) fn bridge(subnet: &str, mtu: &str, icc: bool) -> Value {
+    json!([
+        {"Name": "host", "Id": "1b", "Driver": "host", "IPAM": {"Driver": "default", "Options": null, "Config": []},
+         "Options": {}},
+        {"Name": "bridge", "Id": "2a", "Created": "2026-01-01T00:00:00Z", "Scope": "local", "Driver": "bridge",
+         "EnableIPv6": false, "IPAM": {"Driver": "default", "Options": null, "Config": [{"Subnet": subnet}]},
+         "Internal": false, "Containers": {}, "Options": {
+            "com.docker.network.bridge.default_bridge": "true",
+            "com.docker.network.bridge.enable_icc": icc.to_string(),
+            "com.docker.network.bridge.name": "docker0",
+            "com.docker.network.driver.mtu": mtu}},
+    ])
+}
+
+/// A running container on the default bridge.
+pub(crate) fn container(name: &str, address: &str) -> Value {
+    json!({"Id": "0123456789abcdef", "Names": [format!("/{name}")], "State": "running",
+           "NetworkSettings": {"Networks": {"bridge": {"IPAddress": address, "GlobalIPv6Address": ""}}}})
+}

@@ -155,6 +155,28 @@ pub async fn run(
     )
 }
 
+/// Sends packets to the peers that `status` has, and gives what is wrong with those that do not answer as they should.
+///
+/// # Errors
+/// Says why none could be sent: most often, the caller lacks the capability CAP_NET_RAW.
+pub(crate) async fn ask_peers(
+    settings: &Settings,
+    status: &Status,
+) -> Result<Vec<Finding>, String> {
+    let context = Context {
+        settings,
+        status: Ok(status.clone()),
+        probes: true,
+        survey: Survey::default(),
+    };
+    let mut findings = Vec::new();
+    for check in reach::checks() {
+        let found = (check.run)(&context).await;
+        findings.extend(found.map_err(|NotChecked(reason)| reason)?);
+    }
+    Ok(findings)
+}
+
 async fn examine(context: &Context<'_>) -> Report {
     let checks: Vec<Check> = checks().collect();
     let outcomes = join_all(checks.iter().map(|check| (check.run)(context))).await;

@@ -17,6 +17,7 @@ use crate::settings::Settings;
 
 pub mod command;
 mod device;
+pub mod graph;
 mod offline;
 #[cfg(test)]
 pub(crate) mod samples;

@@ -286,7 +286,7 @@ fn subnet_of(text: &str) -> Option<SubnetKey> {
 }
 
 /// A time as Go writes it, in UTC and to the second.
-fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     let secs = time
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()

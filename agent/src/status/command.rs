@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::{State, Status, offline, text, watch};
+use super::{State, Status, graph, offline, text, watch};
+use crate::atomic_file;
 use crate::cli::StatusFlags;
 use crate::control::{self, Client};
+use crate::doctor;
 use crate::settings::Settings;
 use crate::terminal::{self, Style};
 
@@ -26,6 +28,15 @@ pub enum Error {
         /// The control socket.
         path: PathBuf,
         /// What connecting met.
+        #[source]
+        source: io::Error,
+    },
+    /// The picture could not be kept.
+    #[error("failed to write the picture {path}")]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// What writing met.
         #[source]
         source: io::Error,
     },
@@ -49,7 +60,19 @@ pub async fn run(
         return watch::run(settings, seconds, style, output).await;
     }
     let status = look(settings).await?;
-    if flags.json {
+    if let Some(path) = &flags.graph {
+        let asked = doctor::ask_peers(settings, &status).await;
+        let picture = graph::draw(&status, asked.as_deref().map_err(String::as_str));
+        if path.as_os_str() == "-" {
+            print(output, &picture)?;
+        } else {
+            let wrong = |source| Error::Picture {
+                path: path.clone(),
+                source,
+            };
+            atomic_file::replace(path, picture.as_bytes(), 0o644).map_err(wrong)?;
+        }
+    } else if flags.json {
         print(output, &json(&status)?)?;
     } else {
         let width = terminal::size().map(|(columns, _)| columns);

@@ -135,7 +135,7 @@ fn store(reason: &str, settings: &Settings) -> Advice {
         return Advice::new(
             WHY,
             [
-                "set etcd.username and etcd.password-file to a user that etcd knows, and restart the agent: systemctl restart selvage",
+                "set etcd.username and etcd.password-file to a user that etcd knows; then systemctl reload selvage, which reads the password again",
                 &role,
             ],
         );

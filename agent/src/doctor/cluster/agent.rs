@@ -37,12 +37,16 @@ const UNITS: [&str; 2] = ["selvage.service", "flanneld.service"];
 fn check(context: &Context<'_>) -> Outcome {
     let settings = context.settings;
     Ok(match &context.status {
-        Ok(status) => match status.health.state {
-            State::Stopped => vec![stopped(settings)],
-            State::Joining => joining(status, settings),
-            State::Ready => Vec::new(),
-            State::Degraded => degraded(status, settings),
-        },
+        Ok(status) => {
+            let mut findings = match status.health.state {
+                State::Stopped => vec![stopped(settings)],
+                State::Joining => joining(status, settings),
+                State::Ready => Vec::new(),
+                State::Degraded => degraded(status, settings),
+            };
+            findings.extend(unread_settings(status));
+            findings
+        }
         Err(control::Error::NotRunning { path, source }) => {
             vec![unheard(path, source, settings)]
         }
@@ -215,6 +219,32 @@ fn degraded(status: &Status, settings: &Settings) -> Vec<Finding> {
         .collect()
 }
 
+/// Settings that were written and are not in use.
+fn unread_settings(status: &Status) -> Vec<Finding> {
+    let rejected = status.agent.settings_rejected.as_ref().map(|reason| {
+        finding(
+            Severity::Warning,
+            reason.clone(),
+            Advice::new(
+                "the agent goes on with the settings that it had, but would not start with these",
+                ["correct them, then: systemctl reload selvage"],
+            ),
+        )
+    });
+    let pending = &status.agent.settings_pending;
+    let pending = (!pending.is_empty()).then(|| {
+        finding(
+            Severity::Warning,
+            format!("changed settings wait for a restart: {}", pending.join(", ")),
+            Advice::new(
+                "they cannot change while the agent runs, because containers, peers or the kernel hang on them",
+                ["systemctl restart selvage, which loses no packet"],
+            ),
+        )
+    });
+    rejected.into_iter().chain(pending).collect()
+}
+
 fn finding(severity: Severity, what: String, advice: Advice) -> Finding {
     Finding {
         check: NAME.to_owned(),
@@ -229,6 +259,8 @@ fn finding(severity: Severity, what: String, advice: Advice) -> Finding {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+
+    use crate::status::Agent;
 
     use super::*;
 
@@ -261,5 +293,18 @@ mod tests {
         assert!(lock_is_held(directory.path()));
         drop(lock);
         assert!(!lock_is_held(directory.path()));
+    }
+
+    #[test]
+    fn settings_that_are_not_in_use_are_told() {
+        let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
+        assert!(unread_settings(&status).is_empty());
+        status.agent.settings_rejected = Some("the settings were not reloaded: line 3".to_owned());
+        status.agent.settings_pending = vec!["etcd.prefix".to_owned()];
+        let [rejected, pending] = &unread_settings(&status)[..] else {
+            panic!("not two findings")
+        };
+        assert!(rejected.what.contains("line 3") && rejected.remedy[0].contains("reload"));
+        assert!(pending.what.contains("etcd.prefix") && pending.remedy[0].contains("restart"));
     }
 }

@@ -292,6 +292,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     async fn follow(&mut self, overlay: &mut Overlay, programmed: Result<(), Failed>) -> Never {
         let mut tasks = Tasks::default();
         tasks.programmed_all(programmed);
+        self.health.set_sample(self.sample(overlay, &tasks).await);
         let mut resync = every(self.settings.agent.resync);
         let period = self.service.watchdog_interval().unwrap_or(HEARTBEAT);
         let mut heartbeat = every(period.min(HEARTBEAT));

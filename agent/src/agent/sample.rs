@@ -98,7 +98,10 @@ impl<S: LeaseStore> Agent<'_, S> {
             troubles,
             task_failures,
             store: Store {
-                kind: "etcd",
+                kind: match self.settings.remote.servers.is_empty() {
+                    true => "etcd",
+                    false => "remote",
+                },
                 server: self.server.clone(),
             },
             clock_jumps: self.clock.seen().jumps,

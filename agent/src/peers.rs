@@ -21,7 +21,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::lease::allocate::overlap;
 use crate::lease::{Lease, LeaseEvent, SubnetKey};
@@ -107,8 +107,29 @@ impl PeerChanges {
         self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
     }
 
-    /// Logs the new refusals.
+    /// Logs every peer that came, changed or went, and the new refusals. Where many do at once, as when the agent starts,
+    /// the log has their numbers.
     pub fn log(&self) {
+        /// More lines than these say no more than their number does.
+        const LINES: usize = 16;
+        let (added, changed, removed) = (&self.added, &self.changed, &self.removed);
+        if added.len() + changed.len() + removed.len() > LINES {
+            info!(
+                added = added.len(),
+                changed = changed.len(),
+                removed = removed.len(),
+                "peers changed"
+            );
+        } else {
+            let changed = changed.iter().map(|update| &update.new);
+            let peers = added.iter().map(|lease| (lease, "peer added"));
+            let peers = peers.chain(changed.map(|lease| (lease, "peer changed")));
+            let peers = peers.chain(removed.iter().map(|lease| (lease, "peer removed")));
+            for (lease, what) in peers {
+                let public_ip = lease.attrs.public_address();
+                info!(subnet = %lease.key, %public_ip, "{what}");
+            }
+        }
         for (key, refusal) in &self.refused {
             let subnet = key.to_string();
             warn!(subnet, "lease of another node is not used: {refusal}");

@@ -222,10 +222,9 @@ fn metrics_tell_of_peers_leases_and_traffic() {
         (metric(&one, received) > before).then_some(())
     });
     let (_, metrics) = one.ask("/metrics");
-    let output = one.namespace.command("promtool");
     let file = tempfile::NamedTempFile::new().expect("a file");
     fs::write(file.path(), &metrics).expect("the metrics");
-    let checked = { output }
+    let checked = std::process::Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(fs::File::open(file.path()).expect("the metrics"))
         .output();
@@ -236,4 +235,53 @@ fn metrics_tell_of_peers_leases_and_traffic() {
         ),
         Err(error) => eprintln!("not checked by promtool: {error}"),
     }
+}
+
+/// Every change of state is one line with fields, and a fault that lasts is not a line for each try.
+#[test]
+fn the_log_has_each_change_and_each_fault_once() {
+    let (mut store, one, mut two) = pair();
+    let subnet = two.lease_key().replace('-', "/");
+    let has = |line: &str| one.log().matches(line).count();
+    assert_eq!(
+        has(&format!("peer added subnet={subnet} public_ip=10.77.0.12")),
+        1
+    );
+    two.kill_agent();
+    store.etcdctl(&[
+        "del",
+        &format!("/coreos.com/network/subnets/{}", two.lease_key()),
+    ]);
+    wait_for(LIMIT, "the peer to be gone", || {
+        (has(&format!(
+            "peer removed subnet={subnet} public_ip=10.77.0.12"
+        )) == 1)
+            .then_some(())
+    });
+    // The route keeps the subnet's own next hop from being made, at every try and at every look.
+    one.namespace
+        .ip("route add 10.5.250.0/24 via 10.77.0.1 proto static");
+    store.put_lease("10.5.250.0-24", GHOST);
+    wait_not_ready(&one, "program", "10.5.250.0/24");
+    for _ in 0..10 {
+        // Each of these makes the agent look at everything again.
+        one.namespace.ip("link add stir type bridge");
+        one.namespace.ip("link del flannel.1");
+        one.namespace.ip("link del stir");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(has("WARN failed to program the host"), 1, "{}", one.log());
+    one.namespace.ip("route del 10.5.250.0/24");
+    wait_ready(&one);
+    let log = one.log();
+    let end = log
+        .lines()
+        .find(|line| line.contains("succeeded after all to program the host"))
+        .unwrap_or_else(|| panic!("no end in {log}"));
+    assert!(end.contains("seen ") && end.contains(" times in "), "{end}");
+    store.stop_etcd();
+    wait_not_ready(&one, "store", ETCD);
+    store.start_etcd();
+    wait_ready(&one);
+    assert_eq!(has("lost the connection to etcd"), 1, "{}", one.log());
 }

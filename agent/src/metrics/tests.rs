@@ -190,6 +190,18 @@ fn alerts_are_valid_and_fire_when_they_should() {
     }
 }
 
+#[test]
+fn every_metric_is_in_the_documentation() {
+    let page = include_str!("../../docs/monitoring.md");
+    let text = text();
+    for line in text.lines().filter(|line| line.starts_with("# TYPE ")) {
+        let mut words = line.split(' ').skip(2);
+        let (name, kind) = (words.next().unwrap(), words.next().unwrap());
+        let row = format!("| `{name}` | {kind} | ");
+        assert!(page.contains(&row), "{row} is missing");
+    }
+}
+
 /// The names of metrics in an expression or a file.
 fn names(text: &str) -> BTreeSet<&str> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::etcd::{self, free_port};
-use crate::wait::wait_for;
+use crate::wait::{wait_for, wait_until};
 
 /// A server of leases; killed when dropped.
 pub(crate) struct Program {
@@ -98,6 +98,14 @@ impl Program {
             body.len()
         );
         Reply::parse(&self.send(text.as_bytes()))
+    }
+
+    /// Waits until it lists so many leases: what it was asked to write it hears of a moment later.
+    pub(crate) fn wait_listed(&self, leases: usize) {
+        wait_until("the server to list the leases", || {
+            let all = self.ask("GET", "/v1/_/leases", "").json();
+            all["snapshot"].as_array().map(Vec::len) == Some(leases)
+        });
     }
 
     /// Whatever is sent, and all that comes back until the connection ends.

@@ -78,6 +78,7 @@ async fn answers_to_a_flannel_of_2015_are_its_servers_to_the_byte() {
     assert_eq!(reply.json()["Subnet"], "10.5.9.0/24");
     assert_eq!(&reply.json()["Asof"], asof);
 
+    program.wait_listed(1);
     let reply = program.ask("GET", "/v1/_/leases", "");
     let cursor = reply.json()["cursor"].as_str().unwrap().to_owned();
     let config = reply.json()["config"].clone();
@@ -497,6 +498,7 @@ async fn one_lease_is_watched_by_itself() {
         .json();
     let name = lease["Subnet"].as_str().unwrap().replace('/', "-");
     let path = format!("/v1/_/leases/{name}");
+    program.wait_listed(1);
     let first = program.ask("GET", &path, "").json();
     assert_eq!(first["snapshot"][0]["Subnet"], lease["Subnet"]);
     assert_ne!(first["snapshot"][0]["Expiration"], "0001-01-01T00:00:00Z");

@@ -344,6 +344,7 @@ async fn host_that_leaves_gives_its_lease_back_by_the_server() {
     let mut two = client(&[&program], "m2");
     let other = acquire(&mut two, 2).await;
     drop((one, two));
+    program.wait_listed(2);
     let leave = || {
         let directory = tempfile::tempdir().unwrap();
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_selvage"))

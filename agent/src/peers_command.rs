@@ -108,8 +108,8 @@ async fn without_agent(
     } else {
         let style = Style::choose(flags.color);
         let width = terminal::size().map(|(columns, _)| columns);
-        let text = text::all(&status, describe_peers(&status, width, style));
-        print(output, &text)?;
+        let table = text::unasked(&status, asked, (width, style));
+        print(output, &text::all(&status, table))?;
     }
     Ok(exit_status(&status))
 }

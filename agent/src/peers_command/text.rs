@@ -2,7 +2,11 @@
 
 use std::fmt::Write;
 
-use crate::status::text::{LABEL, ago, bytes, describe_state, duration, harmless, labelled, wrap};
+use ipnet::IpNet;
+
+use crate::status::text::{
+    LABEL, ago, bytes, describe_peers, describe_state, duration, harmless, labelled, wrap,
+};
 use crate::status::{Owner, Peer, PeerDetail, PeerObject, State, Status};
 use crate::terminal::{Style, Tone};
 
@@ -21,15 +25,40 @@ pub(super) fn all(status: &Status, table: String) -> String {
     text
 }
 
+/// What is known of an address or subnet while no agent runs; `status` has the peers that it fits.
+pub(super) fn unasked(
+    status: &Status,
+    asked: IpNet,
+    (width, style): (Option<usize>, Style),
+) -> String {
+    let is_own = status.lease.as_ref().is_some_and(|lease| {
+        let v4 = lease.subnet.map(IpNet::V4).into_iter();
+        let mut nets = v4.chain(lease.subnet_v6.map(IpNet::V6));
+        nets.any(|net| net.contains(&asked))
+    });
+    let name = name(asked);
+    if is_own {
+        format!("{name} is this host's by the subnet file\n")
+    } else if status.peers.is_empty() {
+        format!("the kernel has no route of ours to {name}\n")
+    } else {
+        describe_peers(status, width, style)
+    }
+}
+
+/// An address without its length.
+fn name(asked: IpNet) -> String {
+    if asked.prefix_len() == asked.max_prefix_len() {
+        asked.addr().to_string()
+    } else {
+        asked.to_string()
+    }
+}
+
 /// One address or subnet: whose it is, and what reaches it.
 pub(super) fn one(detail: &PeerDetail, now: u64, width: Option<usize>, style: Style) -> String {
     let mut text = String::new();
-    let asked = detail.asked;
-    let single = asked.prefix_len() == asked.max_prefix_len();
-    let asked = match single {
-        true => asked.addr().to_string(),
-        false => asked.to_string(),
-    };
+    let asked = name(detail.asked);
     let is_in_subnet = |peer: &Peer| peer.nets().any(|net| net.contains(&detail.asked));
     let (tone, whose) = match (detail.owner, &detail.peer) {
         (Owner::Own, _) => (Tone::Good, "is this host's"),

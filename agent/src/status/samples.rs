@@ -174,6 +174,12 @@ pub(crate) fn healthy() -> Status {
     (device.tx_errors, device.tx_dropped) = (0, 0);
     (device.rx_errors, device.rx_dropped) = (0, 0);
     Status {
+        agent: Agent {
+            network: None,
+            settings_rejected: None,
+            settings_pending: Vec::new(),
+            ..full.agent
+        },
         health: Health {
             state: State::Ready,
             reasons: Vec::new(),
@@ -334,7 +340,7 @@ pub(crate) fn joining() -> Status {
             ..full.files
         },
         ..Status::joining(
-            full.agent,
+            healthy().agent,
             vec!["waiting for the network config: failed to read /coreos.com/network/config: etcd gave no answer within 5 s".to_owned()],
         )
     }

@@ -136,6 +136,14 @@ impl Page {
             let _ = write!(text, ", node {}", agent.node_id);
         }
         self.line("Agent", &text);
+        if let Some(rejected) = &agent.settings_rejected {
+            self.toned("", Tone::Warn, rejected);
+        }
+        if !agent.settings_pending.is_empty() {
+            let keys = agent.settings_pending.join(", ");
+            let text = format!("a restart puts into effect what changed of {keys}");
+            self.toned("", Tone::Warn, &text);
+        }
         let clock = &status.clock;
         if let (Some(at), Some(by)) = (clock.last_time, clock.last_seconds) {
             let direction = if by < 0 { "back" } else { "ahead" };

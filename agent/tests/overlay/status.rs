@@ -310,7 +310,19 @@ fn without_an_agent_files_and_kernel_are_told() {
         assert_eq!(peers.code, Some(3), "{peers:?}");
         assert!(peers.text.contains(&subnet), "{peers:?}");
     }
-    assert!(!ask(&one, "peers", &["10.5.0.7"]).text.contains(&subnet));
+    for (asked, expected) in [
+        (
+            "10.5.0.7".to_owned(),
+            "the kernel has no route of ours to 10.5.0.7\n".to_owned(),
+        ),
+        (
+            own.clone(),
+            format!("{own} is this host's by the subnet file\n"),
+        ),
+    ] {
+        let answer = ask(&one, "peers", &[&asked]);
+        assert!(answer.text.ends_with(&expected), "{answer:?}");
+    }
 
     let anybody = ask_as_nobody(&one, "status", &[]);
     assert_eq!(anybody.code, Some(3), "{anybody:?}");

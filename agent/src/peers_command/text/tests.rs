@@ -3,8 +3,9 @@
 use super::*;
 use crate::cli::Colour;
 use crate::status::SCHEMA;
-use crate::status::samples::{NOW, compare_with_golden, degraded, joining, peer, wireguard};
-use crate::status::text::describe_peers;
+use crate::status::samples::{
+    NOW, compare_with_golden, degraded, joining, peer, stopped, wireguard,
+};
 
 fn style() -> Style {
     Style::choose(Colour::Never)
@@ -81,6 +82,24 @@ fn an_address_without_a_peer_is_told_in_a_line() {
         let detail = detail("10.5.9.9/32", owner, None);
         assert_eq!(one(&detail, NOW, Some(80), style()), expected);
     }
+}
+
+#[test]
+fn without_an_agent_an_address_is_known_by_file_or_route() {
+    let asked = |asked: &str, peers: usize| {
+        let mut status = stopped();
+        status.peers.truncate(peers);
+        unasked(&status, asked.parse().unwrap(), (None, style()))
+    };
+    assert_eq!(
+        asked("10.5.34.7/32", 0),
+        "10.5.34.7 is this host's by the subnet file\n"
+    );
+    assert_eq!(
+        asked("10.5.9.0/24", 0),
+        "the kernel has no route of ours to 10.5.9.0/24\n"
+    );
+    assert!(asked("10.5.1.7/32", 1).starts_with("1 peer by the kernel's routes:\n"));
 }
 
 #[test]

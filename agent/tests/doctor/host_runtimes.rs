@@ -32,6 +32,10 @@ fn docker_beside_the_subnet_is_told_with_its_options() {
     let beside = bridge("172.17.0.0/16", "1450", true);
     let _docker = with_docker(&mut one, &beside, &json!([]));
     let gateway = one.subnet_env("FLANNEL_SUBNET");
+    // A rootless Docker's bridge is not here.
+    is_silent(&one);
+    one.namespace.ip("link add docker0 type bridge");
+    one.namespace.ip("address add 172.17.0.1/16 dev docker0");
     let finding = finds(&one, "docker-subnet", &format!("\"bip\": \"{gateway}\""));
     assert!(finding.what.contains("172.17.0.0/16"), "{finding:#?}");
     // Docker for something else, beside a CNI plugin on our subnet, is none of our business.

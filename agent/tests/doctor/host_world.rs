@@ -46,7 +46,7 @@ pub(crate) fn is_silent(host: &Host) {
             .iter()
             .any(|check| !diagnosis.of_check(check).is_empty());
         let made = |check: &&str| diagnosis.report.checked.iter().any(|name| name == *check);
-        let silent = !found && CHECKS.iter().all(|check| made(check));
+        let silent = !found && CHECKS.iter().all(made);
         last = Some(diagnosis);
         silent.then_some(())
     };

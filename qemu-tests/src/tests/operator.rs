@@ -110,7 +110,7 @@ async fn closed_port(cluster: &mut Cluster) -> Result<()> {
     };
     b.ssh
         .run(
-            "sudo nft 'table inet shut { chain in { type filter hook input priority -300; udp dport 8472 drop; } }'",
+            "sudo nft 'table inet shut { chain in { type filter hook input priority -300; udp dport 8472 drop; }; }'",
         )
         .await?;
     let report = doctor(a).await;

@@ -127,6 +127,41 @@ fn healthy_hosts_say_so_to_anybody() {
 }
 
 #[test]
+fn the_picture_is_of_what_the_agent_knows_and_peers_answer() {
+    let (_store, one, two) = pair();
+    let subnet = two.lease_key().replace('-', "/");
+    wait_until("the peer to be known", || {
+        ask(&one, "status", &[]).text.contains(&subnet)
+    });
+    let picture = ask(&one, "status", &["--graph", "-"]);
+    assert_eq!(picture.code, Some(0), "{picture:?}");
+    assert!(picture.text.starts_with("<svg "), "{picture:?}");
+    for told in [subnet.as_str(), "at 10.77.0.12", "1 peer: 1 programmed"] {
+        assert!(picture.text.contains(told), "{told}: {picture:?}");
+    }
+    // Root's echoes were answered; who may not send any is told so.
+    assert!(!picture.text.contains("was not looked at"), "{picture:?}");
+    let anybody = ask_as_nobody(&one, "status", &["--graph=-"]);
+    assert!(anybody.text.contains("was not looked at"), "{anybody:?}");
+
+    let file = one.socket().with_extension("svg");
+    let path = file.to_string_lossy().into_owned();
+    let kept = ask(&one, "status", &["--graph", &path]);
+    assert_eq!((kept.code, kept.text.as_str()), (Some(0), ""), "{kept:?}");
+    assert!(fs::read_to_string(&file).is_ok_and(|text| text.ends_with("</svg>\n")));
+    let nowhere = ask(&one, "status", &["--graph", "/proc/none/x.svg"]);
+    assert_eq!(nowhere.code, Some(1), "{nowhere:?}");
+    assert!(nowhere.errors.contains("/proc/none/x.svg"), "{nowhere:?}");
+
+    // A peer behind a filter is programmed as ever, and does not answer.
+    two.namespace.run("nft add table inet shut");
+    two.namespace
+        .run("nft add chain inet shut in { type filter hook input priority -300; policy drop; }");
+    let lost = ask(&one, "status", &["--graph", "-"]);
+    assert!(lost.text.contains("1 peer: 1 packets lost"), "{lost:?}");
+}
+
+#[test]
 fn peers_tells_whose_an_address_is() {
     let (_store, one, two) = pair();
     let container = two.container_address().to_string();

@@ -36,7 +36,7 @@ pub(super) struct Drawing {
 pub(super) fn draw(own: &Card, peers: &[Seen<'_>]) -> Drawing {
     match peers.len() {
         0..=RING => ring(own, peers),
-        ..=ROWS => rows(own, &peers.iter().collect::<Vec<_>>()),
+        count if count <= ROWS => rows(own, &peers.iter().collect::<Vec<_>>()),
         _ => field(own, peers),
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::svg::{Point, Svg};
-use crate::doctor::{Finding, Severity};
+use crate::doctor::Finding;
 use crate::status::{Peer, PeerState};
 
 /// How a peer is.
@@ -115,11 +115,11 @@ pub(super) fn marked<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<Seen<'a
     peers.iter().map(mark).collect()
 }
 
-/// Findings that say of a peer that packets to it are lost, by its subnets and addresses.
+/// What was found of peers, by their subnets and addresses. A warning counts: a peer that is silent altogether may just be
+/// switched off, and is as unreachable.
 fn about(findings: &[Finding]) -> HashMap<IpNet, &str> {
     findings
         .iter()
-        .filter(|finding| finding.severity == Severity::Error)
         .flat_map(|finding| {
             // One that is about several peers names them in its sentence.
             let subject = finding.subject.as_deref().unwrap_or(&finding.what);

@@ -1,6 +1,8 @@
 //! The demo: boot a cluster, let containers on its hosts talk, and show what happened.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use futures_util::future::try_join_all;
+use selvage::status::Status;
 
 use crate::{
     cli::Common,
@@ -8,7 +10,9 @@ use crate::{
     container, description, diagnose,
     host::Host,
     keep::{self, Holder},
+    machine::Machine,
     overlay,
+    page::Page,
     progress::{Progress, clock},
     report::{self, CrossReport, NodeReport},
     suite,
@@ -44,7 +48,7 @@ pub(crate) async fn run(common: &Common, count: u8, keep: bool) -> Result<()> {
         (Cluster::start(&host, &dir, nodes, options).await?, None)
     };
 
-    let result = show(&mut cluster, &archive, &progress).await;
+    let result = show(&mut cluster, &archive, &host, &progress).await;
     if let Err(error) = &result {
         let kept = host.target.join("demo-failed");
         for line in diagnose::keep(&mut cluster.machines, &kept, &format!("{error:#}")).await {
@@ -61,7 +65,12 @@ pub(crate) async fn run(common: &Common, count: u8, keep: bool) -> Result<()> {
     result
 }
 
-async fn show(cluster: &mut Cluster, archive: &[u8], progress: &Progress) -> Result<()> {
+async fn show(
+    cluster: &mut Cluster,
+    archive: &[u8],
+    host: &Host,
+    progress: &Progress,
+) -> Result<()> {
     cluster.wait_for_ssh(progress).await?;
     let states = cluster.settle(progress).await?;
     progress.step("start a web server in a container on each");
@@ -70,7 +79,34 @@ async fn show(cluster: &mut Cluster, archive: &[u8], progress: &Progress) -> Res
     let crossings = cross_all(cluster, progress).await?;
     let nodes = overlay::survey(cluster, &containers).await?;
     progress.line(&report::closing_screen(&nodes, &crossings));
+    let statuses = try_join_all(cluster.machines.iter().map(ask)).await?;
+    let Some(first) = cluster.machines.first() else {
+        bail!("no machine")
+    };
+    // As root, so that it says which peers answer.
+    let overlay = first.ssh.run("sudo selvage status --graph -").await?;
+    let page = Page {
+        nodes: &nodes,
+        statuses: &statuses,
+        overlay: &overlay,
+        crossings: &crossings,
+        accelerator: &host.accelerator.to_string(),
+        took: progress.elapsed(),
+    };
+    let path = host.target.join("demo-report.html");
+    std::fs::write(&path, page.html())
+        .with_context(|| format!("failed to write {}", path.display()))?;
+    progress.line(&format!("  The same with pictures: {}\n", path.display()));
     verdict(cluster, &states, &nodes, &crossings)
+}
+
+/// What a node's agent says.
+async fn ask(machine: &Machine) -> Result<Status> {
+    let said = machine
+        .ssh
+        .run("selvage status --json || [ $? = 1 ]")
+        .await?;
+    serde_json::from_str(&said).with_context(|| format!("{}: {said}", machine.name()))
 }
 
 /// Each node to the next, and the last to the first; nothing when there is one.

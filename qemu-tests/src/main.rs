@@ -21,6 +21,7 @@ mod keep;
 mod machine;
 mod netns;
 mod overlay;
+mod page;
 mod pod;
 mod progress;
 mod qemu;

@@ -87,7 +87,8 @@ pub struct StatusFlags {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600), conflicts_with = "graph")]
     pub watch: Option<u64>,
-    /// Draw the overlay into this file, as SVG; - is standard output.
+    /// Draw the overlay into this file, as SVG; - is standard output. As root it also asks each peer by an echo whether it
+    /// answers, which takes some seconds where one does not.
     #[arg(long, value_name = "FILE")]
     pub graph: Option<PathBuf>,
     /// Colours: where they can be seen, always, or never.

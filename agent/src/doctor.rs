@@ -252,3 +252,21 @@ impl fmt::Debug for Check {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_check_has_a_name_of_its_own_and_is_in_the_guide() {
+        let guide = include_str!("../docs/operating.md");
+        let names: Vec<_> = checks().map(|check| check.name).collect();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+        assert!(names.len() > 20, "{names:?}");
+        for name in names {
+            assert!(guide.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+}

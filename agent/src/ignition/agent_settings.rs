@@ -55,6 +55,9 @@ fn elsewhere(table: &str, key: &str, value: &Value) -> Option<SettingFault> {
         ("etcd", "endpoints") => Some(SettingFault::Elsewhere(
             "use etcd.members or etcd.endpoints",
         )),
+        ("agent", "network") => Some(SettingFault::Elsewhere(
+            "Docker uses the network without a name; further ones have their own files and units",
+        )),
         ("agent", "node-id") => Some(SettingFault::Elsewhere("leave it to each machine")),
         ("underlay", "public-ip" | "public-ipv6") => {
             Some(SettingFault::Elsewhere("use the node's address"))

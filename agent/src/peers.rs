@@ -217,6 +217,16 @@ impl PeerTable {
             .map(|(_, lease)| lease)
     }
 
+    /// How many leases exist, in use or not.
+    pub fn known(&self) -> usize {
+        self.latest.len()
+    }
+
+    /// Whether a lease exists, in use or not.
+    pub fn knows(&self, key: &SubnetKey) -> bool {
+        self.latest.contains_key(key)
+    }
+
     /// What was reported about a lease that is not in use, or whose last update is not.
     pub fn refusal(&self, key: &SubnetKey) -> Option<&Refusal> {
         self.refusals.get(key)

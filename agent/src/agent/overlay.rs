@@ -1,5 +1,7 @@
 //! The overlay of this host: what is known of it, and how that reaches the kernel, the ruleset and `subnet.env`.
 
+mod former;
+mod journal;
 mod reload;
 mod report;
 mod sample;
@@ -13,18 +15,18 @@ use ipnet::IpNet;
 use thiserror::Error;
 use tracing::{info, warn};
 
+pub(crate) use self::former::Former;
+use self::journal::Journal;
 use crate::backend::plan::Plan;
 use crate::backend::{self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup};
-use crate::cleanup;
 use crate::firewall::{self, Family, Firewall, Rules};
 use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey, allocate};
-use crate::net::InterfaceName;
 use crate::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::network_config::NetworkConfig;
-use crate::peers::{CheckPeer, PeerChanges, PeerTable};
+use crate::peers::{CheckPeer, PeerTable};
 use crate::reconcile::{Reconciler, Report};
 use crate::settings::Settings;
-use crate::state::{Delta, Key, Object, Scope};
+use crate::state::{Delta, Key, Object};
 use crate::status;
 use crate::subnet_file::{self, Part, SubnetFile};
 use crate::underlay::{self, Underlay};
@@ -127,55 +129,6 @@ pub(crate) async fn connect(
     Ok((underlay, backend.into()))
 }
 
-/// What an earlier run of the agent left, perhaps under another network config. What of it is not wanted any more is
-/// removed: with an address of the former network, say, packets to the new one would have the wrong source.
-#[derive(Debug, Default)]
-pub(crate) struct Former {
-    links: Vec<InterfaceName>,
-    networks: Vec<IpNet>,
-}
-
-impl Former {
-    /// The overlay devices whose MAC address is kept, and those that routes of ours lead over; the networks of
-    /// `subnet.env`.
-    pub(crate) async fn find(
-        settings: &Settings,
-        kernel: &mut Kernel,
-    ) -> Result<Self, KernelError> {
-        // A file that cannot be read was reported by who asks it for the subnet.
-        let previous = subnet_file::read_previous(&settings.files.subnet_file).unwrap_or_default();
-        let v4 = previous.network.map(IpNet::V4);
-        let v6 = previous.network_v6.map(IpNet::V6);
-        let networks: Vec<IpNet> = v4.into_iter().chain(v6).collect();
-        let mut found = kernel.marked_links(&networks).await?;
-        for (name, _) in cleanup::identities(&settings.files.state_dir) {
-            if let Some(object) = kernel.own_device(&name, &networks).await? {
-                found.push((name, object));
-            }
-        }
-        let overlay = |(name, object)| backend::is_overlay(&name, &object).then_some(name);
-        Ok(Self {
-            links: found.into_iter().filter_map(overlay).collect(),
-            networks,
-        })
-    }
-
-    /// A scope that takes in what is left.
-    fn widen(self, mut scope: Scope) -> Scope {
-        for link in self.links {
-            if !scope.links.contains(&link) {
-                scope.links.push(link);
-            }
-        }
-        for network in self.networks {
-            if !scope.networks.contains(&network) {
-                scope.networks.push(network);
-            }
-        }
-        scope
-    }
-}
-
 /// Where this host stands in the cluster.
 pub(crate) struct Place {
     pub(crate) config: NetworkConfig,
@@ -204,55 +157,6 @@ pub(crate) struct Overlay {
     programmed: bool,
     /// What there is to tell, beside what the rest knows.
     journal: Journal,
-}
-
-/// What happened, for whoever asks.
-#[derive(Debug, Default)]
-pub(super) struct Journal {
-    /// When the own lease was taken.
-    pub(super) leased: u64,
-    /// When each peer was heard of first, and when it changed.
-    pub(super) seen: BTreeMap<SubnetKey, Seen>,
-    /// What is not as it should be in the kernel, and why.
-    pub(super) troubled: BTreeMap<Key, String>,
-    /// The last complete comparison with the kernel: when it was, and how long it took.
-    pub(super) resync: Option<(u64, Duration)>,
-    /// How many complete comparisons there were, and how long all of them took together.
-    pub(super) resyncs: u64,
-    pub(super) resync_total: Duration,
-    /// How often the firewall's rules had to be put right, and when last.
-    pub(super) firewall: (u64, Option<u64>),
-    /// When the subnet file was written.
-    pub(super) written: Option<u64>,
-}
-
-/// When a peer was heard of first, and when it changed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
-    pub(super) since: u64,
-    pub(super) changed: Option<u64>,
-}
-
-impl Journal {
-    /// Notes what the peer table said, used or refused.
-    fn note_peers(&mut self, changes: &PeerChanges) {
-        let now = status::now();
-        let new = Seen {
-            since: now,
-            changed: None,
-        };
-        for peer in &changes.removed {
-            self.seen.remove(&peer.key);
-        }
-        let refused = changes.refused.iter().map(|(key, _)| *key);
-        for key in changes.added.iter().map(|peer| peer.key).chain(refused) {
-            self.seen.entry(key).or_insert(new);
-        }
-        for update in &changes.changed {
-            let seen = self.seen.entry(update.new.key).or_insert(new);
-            seen.changed = Some(now);
-        }
-    }
 }
 
 impl Overlay {
@@ -326,7 +230,7 @@ impl Overlay {
     pub(crate) fn begin(&mut self, leases: LeaseEvent) {
         let changes = self.peers.apply(leases);
         changes.log();
-        self.journal.note_peers(&changes);
+        self.journal.note_peers(&changes, &self.peers);
         self.make_plan();
     }
 
@@ -334,7 +238,7 @@ impl Overlay {
     fn accept(&mut self, event: LeaseEvent) -> Delta {
         let changes = self.peers.apply(event);
         changes.log();
-        self.journal.note_peers(&changes);
+        self.journal.note_peers(&changes, &self.peers);
         let mut delta = Delta::new();
         for peer in &changes.removed {
             delta.extend(self.plan.remove_peer(&peer.key));
@@ -556,7 +460,7 @@ impl Overlay {
         let check = check_peer(&self.backend);
         let changes = self.peers.rejudge(&self.config, &self.own, check);
         changes.log();
-        self.journal.note_peers(&changes);
+        self.journal.note_peers(&changes, &self.peers);
         self.make_plan();
     }
 

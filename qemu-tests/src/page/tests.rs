@@ -140,7 +140,10 @@ fn complaints(said: &str) -> Vec<&str> {
 #[test]
 fn a_real_browser_opens_the_page_from_disk_without_a_complaint() {
     let version = Command::new("chromium").arg("--version").output();
-    assert!(version.is_ok(), "chromium is missing: agent/host-packages test");
+    assert!(
+        version.is_ok(),
+        "chromium is missing: agent/host-packages test"
+    );
     let directory = tempfile::TempDir::new().unwrap();
     let path = directory.path().join("report.html");
     std::fs::write(&path, sample("10.5.1.2")).unwrap();

@@ -1,0 +1,108 @@
+//! What happened to the overlay, for whoever asks.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::lease::SubnetKey;
+use crate::peers::{PeerChanges, PeerTable};
+use crate::state::Key;
+use crate::status;
+
+/// How many leases that are no more may be remembered.
+const FORGOTTEN: usize = 64;
+
+/// What happened, for whoever asks.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    /// When the own lease was taken.
+    pub(super) leased: u64,
+    /// When each peer was heard of first, and when it changed.
+    pub(super) seen: BTreeMap<SubnetKey, Seen>,
+    /// What is not as it should be in the kernel, and why.
+    pub(super) troubled: BTreeMap<Key, String>,
+    /// The last complete comparison with the kernel: when it was, and how long it took.
+    pub(super) resync: Option<(u64, Duration)>,
+    /// How many complete comparisons there were, and how long all of them took together.
+    pub(super) resyncs: u64,
+    pub(super) resync_total: Duration,
+    /// How often the firewall's rules had to be put right, and when last.
+    pub(super) firewall: (u64, Option<u64>),
+    /// When the subnet file was written.
+    pub(super) written: Option<u64>,
+}
+
+/// When a peer was heard of first, and when it changed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) since: u64,
+    pub(super) changed: Option<u64>,
+}
+
+impl Journal {
+    /// Notes what the peer table said, used or refused.
+    pub(super) fn note_peers(&mut self, changes: &PeerChanges, table: &PeerTable) {
+        let now = status::now();
+        let new = Seen {
+            since: now,
+            changed: None,
+        };
+        for peer in &changes.removed {
+            self.seen.remove(&peer.key);
+        }
+        let refused = changes.refused.iter().map(|(key, _)| *key);
+        for key in changes.added.iter().map(|peer| peer.key).chain(refused) {
+            self.seen.entry(key).or_insert(new);
+        }
+        for update in &changes.changed {
+            let seen = self.seen.entry(update.new.key).or_insert(new);
+            seen.changed = Some(now);
+        }
+        // Refused leases go without a word. Whoever makes and ends such must not fill our memory.
+        if self.seen.len() > table.known() + FORGOTTEN {
+            self.seen.retain(|key, _| table.knows(key));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::lease::{Lease, LeaseAttrs, LeaseEvent};
+    use crate::network_config::NetworkConfig;
+
+    fn lease(subnet: &str) -> Lease {
+        Lease {
+            key: SubnetKey::parse_name(subnet).unwrap(),
+            attrs: LeaseAttrs {
+                public_ip: Some(Ipv4Addr::new(198, 18, 0, 1)),
+                public_ipv6: None,
+                backend_type: "alloc".to_owned(),
+                backend_data: None,
+                backend_v6_data: None,
+                owner: None,
+            },
+            created: 1,
+        }
+    }
+
+    #[test]
+    fn refused_leases_that_come_and_go_are_forgotten() {
+        let config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).unwrap();
+        let own = lease("10.5.1.0-24");
+        let mut table = PeerTable::new(&config, &own, Box::new(|_| Ok(())));
+        let mut journal = Journal::default();
+        for number in 0..1000u32 {
+            let [_, _, high, low] = number.to_be_bytes();
+            let foreign = lease(&format!("172.{high}.{low}.0-24"));
+            let key = foreign.key;
+            for (set, removed) in [(vec![foreign], vec![]), (vec![], vec![key])] {
+                let changes = table.apply(LeaseEvent::Changes { set, removed });
+                journal.note_peers(&changes, &table);
+            }
+        }
+        let remembered = journal.seen.len();
+        assert!((1..=FORGOTTEN + 1).contains(&remembered), "{remembered}");
+    }
+}

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use crate::control;
 use crate::lease::SubnetKey;
+use crate::manual::Shell;
 use crate::options::OptionsCommand;
 use crate::settings::parse_bool;
 
@@ -75,6 +76,20 @@ pub enum Command {
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
     Ignition(IgnitionCommand),
+    /// Print what makes a shell complete our arguments.
+    ///
+    /// For the running bash: source <(selvage completions bash)
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Write the manual pages; the image's build does so.
+    #[command(hide = true)]
+    Man {
+        /// Directory for man1/ and man5/; made if it is missing.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
 /// What `selvage status` is asked.

@@ -31,6 +31,7 @@ pub mod leave;
 pub mod lock;
 pub mod logging;
 pub mod machine_id;
+pub mod manual;
 mod metrics;
 pub mod net;
 pub mod netlink;

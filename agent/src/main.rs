@@ -14,8 +14,8 @@ use selvage::network_command::{self, NetworkCommandError};
 use selvage::options::{self, OptionsCommand};
 use selvage::settings::{self, Environment, Settings, Sources};
 use selvage::{
-    agent, cleanup, cni, docker_opts, doctor, flanneld, ignition, leave, logging, peers_command,
-    privileges, serve, service, status, sysroot,
+    agent, cleanup, cni, docker_opts, doctor, flanneld, ignition, leave, logging, manual,
+    peers_command, privileges, serve, service, status, sysroot,
 };
 
 /// What we are is said by the name that we are called by.
@@ -142,6 +142,8 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Ignition(IgnitionCommand::Check { file }) => {
             ignition::check_command(&file, &mut stdout)?;
         }
+        Command::Completions { shell } => manual::completions(shell, &mut stdout)?,
+        Command::Man { directory } => manual::write(&directory)?,
     }
     Ok(0)
 }

@@ -558,3 +558,4 @@ proptest::proptest! {
 }
 
 mod lists;
+mod manual;

@@ -21,6 +21,7 @@ pub(super) const CASES: Names = &[
     "operator::doctor_has_nothing_to_say",
     "operator::doctor_names_a_closed_port",
     "operator::stopped_agent_is_said_to_be_stopped",
+    "operator::completions_and_man_pages_are_installed",
 ];
 
 /// How long the agent may take to say so when something is set right again.
@@ -32,6 +33,7 @@ pub(super) async fn run(suite: &mut Suite<'_>, cluster: &mut Cluster) {
     suite.case(CASES[1], cluster, healthy).await;
     suite.case(CASES[2], cluster, closed_port).await;
     suite.case(CASES[3], cluster, stopped).await;
+    suite.case(CASES[4], cluster, manual).await;
 }
 
 async fn status(cluster: &mut Cluster) -> Result<()> {
@@ -160,5 +162,48 @@ async fn stopped(cluster: &mut Cluster) -> Result<()> {
     let said = said?;
     ensure!(said.contains("status 3"), "{said}");
     ensure!(said.contains("doctor 1"), "{said}");
+    Ok(())
+}
+
+async fn manual(cluster: &mut Cluster) -> Result<()> {
+    let [machine, _] = &cluster.machines[..] else {
+        bail!("not two machines")
+    };
+    let share = "/usr/share";
+    for (page, heading) in [
+        ("man1/selvage.1.gz", ".TH SELVAGE 1 "),
+        ("man1/selvage-status.1.gz", ".TH SELVAGE-STATUS 1 "),
+        (
+            "man1/selvage-network-get.1.gz",
+            ".TH SELVAGE-NETWORK-GET 1 ",
+        ),
+        ("man5/agent.toml.5.gz", ".TH AGENT.TOML 5 "),
+    ] {
+        let show = format!("gzip -dc {share}/man/{page}");
+        let text = machine.ssh.run(&show).await?;
+        ensure!(text.contains(heading), "{page}: {text}");
+    }
+    let bash = format!("{share}/bash-completion/completions/selvage");
+    for file in [
+        &bash,
+        &format!("{share}/zsh/vendor-completions/_selvage"),
+        &format!("{share}/fish/vendor_completions.d/selvage.fish"),
+    ] {
+        machine.ssh.run(&format!("test -s {file}")).await?;
+    }
+    let sourced = format!("bash -c '. {bash}; complete -p selvage'");
+    let said = machine.ssh.run(&sourced).await?;
+    ensure!(said.contains("-F _selvage selvage"), "{said}");
+    // A log-in shell has it read with the first Tab: 124 makes bash look again.
+    let lazy = "bash -lc 'complete -p selvage; _selvage_load; echo $?; complete -p selvage'";
+    let said = machine.ssh.run(lazy).await?;
+    let lines: Vec<&str> = said.lines().collect();
+    ensure!(
+        lines.len() == 3
+            && lines[0] == "complete -F _selvage_load selvage"
+            && lines[1] == "124"
+            && lines[2].ends_with("-F _selvage selvage"),
+        "{said}"
+    );
     Ok(())
 }

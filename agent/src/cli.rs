@@ -439,8 +439,9 @@ In brackets after each flag stands its place in a file; [etcd.prefix] means
   [etcd]
   prefix = \"/coreos.com/network\"
 
-A list may also be one text. The variables for --iface and --iface-regex hold
-one element, as flannel's do; those of the other lists are split at commas.
+A list other than etcd.endpoints may also be one text. The variables for
+--iface and --iface-regex hold one element, as flannel's do; those of the
+other lists are split at commas.
 
 The interface is the first that --iface, --iface-regex, --iface-can-reach and
 --iface-cidr lead to, in this order. With none of them it is the one that has

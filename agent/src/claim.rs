@@ -31,10 +31,16 @@ const PREFIX: &str = "selvage/";
 /// The abstract names of this network namespace, among other sockets.
 const UNIX_SOCKETS: &str = "/proc/thread-self/net/unix";
 
+/// How often a name is tried that is taken and given free at the same time.
+const ROUNDS: u32 = 3;
+
+/// How many connections of those who ask are answered at once: the kernel's limit for a queue (`net.core.somaxconn`).
+const BACKLOG: usize = 4096;
+
 /// Why a name was not taken.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Another process has it; 0 stands for one that cannot be told.
+    /// Another process has it.
     #[error("process {0} has it")]
     Taken(i32),
     /// The system has no such sockets, or no more of them.
@@ -70,7 +76,7 @@ impl Claims {
         }
         let full = format!("{PREFIX}{name}");
         let address = SocketAddr::from_abstract_name(&full)?;
-        loop {
+        for round in 1.. {
             let socket = match UnixListener::bind_addr(&address) {
                 Ok(socket) => {
                     socket.set_nonblocking(true)?;
@@ -79,13 +85,21 @@ impl Claims {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => match holder(&full)? {
                     Holder::Process(id) => return Err(Error::Taken(id)),
                     Holder::Nobody => None,
-                    Holder::Gone => continue,
+                    Holder::Gone if round < ROUNDS => continue,
+                    // Bound, and listened to by nobody: no agent does that.
+                    Holder::Gone => {
+                        warn!(
+                            "somebody keeps the name {full} without an agent; going on without it"
+                        );
+                        None
+                    }
                 },
                 Err(error) => return Err(error.into()),
             };
             self.held.insert(name.to_owned(), socket);
-            return Ok(());
+            break;
         }
+        Ok(())
     }
 
     /// Whether a name is taken.
@@ -108,14 +122,18 @@ impl Claims {
     /// Hangs up on those who asked who has the names, so that more of them can.
     pub(crate) fn answer(&self) {
         for socket in self.held.values().flatten() {
-            while socket.accept().is_ok() {}
+            // Whoever asks without an end must not keep us.
+            for _ in 0..BACKLOG {
+                if socket.accept().is_err() {
+                    break;
+                }
+            }
         }
     }
 
     /// The names of other processes that begin like this, without the beginning, and who has them.
     pub(crate) fn of_others(&self, start: &str) -> Vec<(String, i32)> {
-        // Where it cannot be read, nobody can be warned.
-        let text = fs::read_to_string(UNIX_SOCKETS).unwrap_or_default();
+        let text = unix_sockets();
         let full = format!("@{PREFIX}{start}");
         let mut names: Vec<&str> = text
             .lines()
@@ -132,6 +150,13 @@ impl Claims {
     }
 }
 
+/// The kernel's list of Unix sockets. Where it cannot be read, nobody can be warned.
+fn unix_sockets() -> String {
+    let text = fs::read(UNIX_SOCKETS).unwrap_or_default();
+    // Any program may have a name of any bytes.
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 /// Asks the kernel who listens at a name.
 fn holder(full: &str) -> Result<Holder, Error> {
     let failed = |errno: Errno| Error::Io(errno.into());
@@ -141,8 +166,11 @@ fn holder(full: &str) -> Result<Holder, Error> {
     match connect(asking.as_raw_fd(), &address) {
         Ok(()) => {}
         Err(Errno::ECONNREFUSED) => return Ok(Holder::Gone),
-        // So many asked that the queue is full: whoever has it has been busy for long.
-        Err(Errno::EAGAIN) => return Ok(Holder::Process(0)),
+        // An agent's queue is long and it empties it, so this is none; and who it is cannot be told.
+        Err(Errno::EAGAIN) => {
+            warn!("whoever has taken the name {full} does not answer; going on without it");
+            return Ok(Holder::Nobody);
+        }
         Err(errno) => return Err(failed(errno)),
     }
     let credentials = getsockopt(&asking, sockopt::PeerCredentials).map_err(failed)?;
@@ -173,10 +201,10 @@ mod tests {
         claims.take(&name).unwrap();
         claims.take(&name).unwrap();
         assert!(claims.has(&name));
-        let text = fs::read_to_string(UNIX_SOCKETS).unwrap();
+        let text = unix_sockets();
         assert!(text.contains(&format!("@{PREFIX}{name}")), "{text}");
         claims.retain(|_| false);
-        let text = fs::read_to_string(UNIX_SOCKETS).unwrap();
+        let text = unix_sockets();
         assert!(!text.contains(&format!("@{PREFIX}{name}")), "{text}");
     }
 
@@ -189,6 +217,49 @@ mod tests {
         assert_eq!(claims.below(&start).collect::<Vec<_>>(), ["10.5.0.0/16"]);
         // Another set of claims of this very process is nobody else's.
         assert_eq!(Claims::default().of_others(&start), []);
+    }
+
+    #[test]
+    fn names_that_are_bound_or_never_answered_keep_nobody_waiting() {
+        let bind = |full: &str, listens: bool| {
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            let open = || socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+            let address = UnixAddr::new_abstract(full.as_bytes()).unwrap();
+            let socket = open();
+            nix::sys::socket::bind(socket.as_raw_fd(), &address).unwrap();
+            let mut askers = Vec::new();
+            if listens {
+                let queue = nix::sys::socket::Backlog::new(0).unwrap();
+                nix::sys::socket::listen(&socket, queue).unwrap();
+                loop {
+                    let asker = open();
+                    match connect(asker.as_raw_fd(), &address) {
+                        Ok(()) => askers.push(asker),
+                        Err(errno) => {
+                            assert_eq!(errno, Errno::EAGAIN);
+                            break;
+                        }
+                    }
+                }
+            }
+            (socket, askers)
+        };
+        for listens in [false, true] {
+            let name = name(&format!("squatted-{listens}"));
+            let _squatter = bind(&format!("{PREFIX}{name}"), listens);
+            Claims::default().take(&name).unwrap();
+        }
+    }
+
+    #[test]
+    fn names_of_any_bytes_hide_nobody() {
+        let odd = SocketAddr::from_abstract_name(b"odd\xff\xfe").unwrap();
+        let _odd = UnixListener::bind_addr(&odd);
+        assert!(fs::read(UNIX_SOCKETS).unwrap().contains(&0xff));
+        let name = name("bytes");
+        let mut claims = Claims::default();
+        claims.take(&name).unwrap();
+        assert!(unix_sockets().contains(&format!("@{PREFIX}{name}")));
     }
 
     #[test]

@@ -126,6 +126,8 @@ impl Desk {
             let mut next = self.next.lock().await;
             sleep_until(*next).await;
             let begin = Instant::now();
+            // Counts if the asker loses patience: the loop has much to do.
+            *next = begin + PATIENCE / 2;
             let (sender, answer) = oneshot::channel();
             self.questions.send(question(sender)).await.ok()?;
             let answer = answer.await.ok();

@@ -19,6 +19,7 @@ use crate::cli::DoctorFlags;
 use crate::control::{self, Client};
 use crate::settings::Settings;
 use crate::status::Status;
+use crate::status::text::harmless;
 use crate::terminal::Style;
 
 mod cluster;
@@ -145,6 +146,14 @@ pub async fn run(
         writeln!(output)?;
     } else {
         print(&report, flags.verbose, Style::choose(flags.color), output)?;
+        // Silence must not be taken for health where nothing could be looked at.
+        if !flags.verbose && report.findings.is_empty() && !report.unchecked.is_empty() {
+            let count = report.unchecked.len();
+            writeln!(
+                io::stderr(),
+                "selvage: nothing found, but {count} checks could not be made; --verbose says why"
+            )?;
+        }
     }
     Ok(
         match report.findings.first().map(|finding| finding.severity) {
@@ -212,10 +221,11 @@ fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) 
         };
         let check = format!("[{}]", finding.check);
         let check = style.dim(&check);
-        writeln!(output, "{severity}: {} {check}", finding.what)?;
-        writeln!(output, "  why: {}", finding.why)?;
+        // Some of it is what other nodes publish.
+        writeln!(output, "{severity}: {} {check}", harmless(&finding.what))?;
+        writeln!(output, "  why: {}", harmless(&finding.why))?;
         for remedy in &finding.remedy {
-            writeln!(output, "  do:  {remedy}")?;
+            writeln!(output, "  do:  {}", harmless(remedy))?;
         }
         writeln!(output)?;
     }
@@ -229,7 +239,7 @@ fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) 
             )?;
         }
     }
-    // Silence must not be taken for health where nothing could be looked at. Checks that lack the same are told together.
+    // Checks that lack the same are told together.
     if verbose || !report.findings.is_empty() {
         let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
         for Unchecked { check, reason } in &report.unchecked {
@@ -239,6 +249,7 @@ fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) 
             }
         }
         for (reason, checks) in reasons {
+            let reason = harmless(reason);
             writeln!(output, "not looked at: {}: {reason}", checks.join(", "))?;
         }
     }

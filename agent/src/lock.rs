@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -79,8 +80,12 @@ impl Lock {
             .write(true)
             .create(true)
             .truncate(false)
+            // Whoever may open it may lock it, and so keep the agent from starting.
+            .mode(0o600)
             .open(&path)
             .map_err(io)?;
+        let private = fs::Permissions::from_mode(0o600);
+        file.set_permissions(private).map_err(io)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
                 file.set_len(0).map_err(io)?;
@@ -106,6 +111,17 @@ impl Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_else_may_open_the_lock() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("lock");
+        fs::write(&path, "").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let _lock = Lock::take(directory.path()).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
 
     #[test]
     fn second_agent_is_told_who_runs() {

@@ -35,6 +35,7 @@ pub use self::bridge::Bridge;
 pub use self::device::Device;
 pub use self::monitor::{Changed, Monitor, Watch};
 pub use self::ownership::ClaimError;
+pub(crate) use self::ownership::MARK;
 pub use self::socket::{KernelError, Refused};
 pub use self::wireguard::Session;
 use crate::claim::Claims;

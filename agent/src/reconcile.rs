@@ -50,6 +50,8 @@ pub struct Report {
     /// The changes that did not come about, but for those that only depend on one of them. The next
     /// [`Reconciler::resync`] tries them all again.
     pub failures: Vec<Failure>,
+    /// Whether everything was seen, so that nothing is left that is not wanted. Only of a [`Reconciler::resync`].
+    pub cleared: bool,
     /// How long it took.
     pub took: Duration,
 }
@@ -196,6 +198,7 @@ impl Reconciler {
                 changes.retain(|change| matches!(change, Change::Set { .. }));
             }
             drop(observed.state);
+            report.cleared = observed.complete;
             self.blocked.clear();
             report.failures.clear();
             report.counts.failed = 0;
@@ -262,7 +265,10 @@ impl Reconciler {
         &mut self,
         keys: impl Iterator<Item = &'a Key>,
     ) -> Result<Vec<Option<Object>>, KernelError> {
+        // Where this fails halfway, the kernel's numbers for our objects are not known any more.
+        let unsure = std::mem::replace(&mut self.unsure, true);
         let mut observed = self.kernel.observe(&self.scope).await?.state;
+        self.unsure = unsure;
         observed.extend(self.hooks.iter().flat_map(Hooks::observe));
         Ok(keys.map(|key| observed.get(key).cloned()).collect())
     }

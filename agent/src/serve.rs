@@ -6,7 +6,8 @@
 //! real flannels included, and a server may be stopped at any time: its clients go on, and ask the next one.
 //!
 //! Clients are not trusted. A client may extend and give back only what it acquired: the lease names its owner, and with
-//! client certificates the owner is bound to the certificate's subject.
+//! client certificates the owner is bound to the certificate's subject. A lease without an owner, as a real flannel's or a
+//! reservation, belongs to whoever is let in and names its public address.
 
 use std::sync::Arc;
 use std::time::Duration;

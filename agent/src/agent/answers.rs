@@ -25,6 +25,8 @@ impl<S: LeaseStore> Agent<'_, S> {
     pub(super) async fn answer(&self, question: Question, overlay: &mut Overlay, tasks: &Tasks) {
         // Whoever asked may have lost patience.
         match question {
+            Question::Status(sender) if sender.is_closed() => (),
+            Question::Peer(_, sender) if sender.is_closed() => (),
             Question::Status(sender) => {
                 let _ = sender.send(self.report(overlay, tasks).await);
             }

@@ -155,6 +155,8 @@ pub(crate) struct Overlay {
     subnet_file: PathBuf,
     /// Whether the kernel has been programmed once, for the log.
     programmed: bool,
+    /// Whether what an earlier run left under another network config is gone.
+    alone: bool,
     /// What there is to tell, beside what the rest knows.
     journal: Journal,
 }
@@ -179,6 +181,7 @@ impl Overlay {
             firewall_settings: settings.firewall.clone(),
             subnet_file: settings.files.subnet_file.clone(),
             programmed: false,
+            alone: false,
             journal: Journal {
                 leased: status::now(),
                 ..Journal::default()
@@ -287,6 +290,7 @@ impl Overlay {
                 "kernel programmed"
             );
         }
+        let cleared = report.cleared;
         let kernel = self.check(report);
         if let Err(error) = &kernel
             && !error.spares_own()
@@ -295,8 +299,10 @@ impl Overlay {
         }
         self.program_firewall().await?;
         self.write_subnet_file()?;
-        if !self.programmed {
+        // Only now is nothing of a former network left.
+        if !self.alone && cleared && kernel.is_ok() {
             self.reconciler.set_networks(self.backend.scope().networks);
+            self.alone = true;
         }
         self.programmed = true;
         kernel
@@ -411,19 +417,14 @@ impl Overlay {
         let networks: Vec<IpNet> = config.networks().collect();
         let kernel = self.reconciler.kernel_mut();
         kernel.claim_network(&networks).map_err(OpenError::from)?;
-        let backend = if self.suits(&config) {
-            Arc::clone(&self.backend)
-        } else {
-            let backend = BackendConfig::parse(&config)?;
-            let setup = Setup {
-                config: &config,
-                underlay: &self.underlay,
-                state_dir: &settings.files.state_dir,
-            };
-            let backend = backend::open(&backend, setup, self.reconciler.kernel_mut()).await?;
-            // Its first command may have made anew what the others worked on.
-            self.reconciler.renew_hooks();
-            backend.into()
+        let backend = match self.backend_for(settings, &config).await {
+            Ok(backend) => backend,
+            Err(error) => {
+                let networks: Vec<IpNet> = self.config.networks().collect();
+                let kernel = self.reconciler.kernel_mut();
+                kernel.claim_network(&networks).map_err(OpenError::from)?;
+                return Err(error);
+            }
         };
         info!(
             backend = backend.kind(),
@@ -433,6 +434,27 @@ impl Overlay {
         self.config = config;
         self.set_backend(backend);
         Ok(true)
+    }
+
+    /// The back end for another network config: the one in use, if that suits it.
+    async fn backend_for(
+        &mut self,
+        settings: &Settings,
+        config: &NetworkConfig,
+    ) -> Result<Arc<dyn Backend>, ConnectError> {
+        if self.suits(config) {
+            return Ok(Arc::clone(&self.backend));
+        }
+        let backend = BackendConfig::parse(config)?;
+        let setup = Setup {
+            config,
+            underlay: &self.underlay,
+            state_dir: &settings.files.state_dir,
+        };
+        let backend = backend::open(&backend, setup, self.reconciler.kernel_mut()).await?;
+        // Its first command may have made anew what the others worked on.
+        self.reconciler.renew_hooks();
+        Ok(backend.into())
     }
 
     /// Whether the back end in use is what another network config asks for.

@@ -6,6 +6,8 @@
 
 mod changes;
 
+use std::net::SocketAddr;
+
 use tracing::{info, warn};
 
 use self::changes::{changes, live};
@@ -54,13 +56,11 @@ impl<S: LeaseStore> Agent<'_, S> {
         self.store
             .set_access(&new.etcd)
             .map_err(|error| chain(&error))?;
+        // Cannot fail, since the settings were checked.
         logging::set_filter(&new.agent.log).map_err(|error| chain(&error))?;
         let changes = changes(&self.settings, &new);
         let mut effective = live(&self.settings, new);
-        if let Err(error) = self.listen(&effective).await {
-            effective.health = self.settings.health;
-            warn!("{error}; the health endpoints stay where they were");
-        }
+        effective.health.listen = self.listen(&effective).await;
         let mut pending = Vec::new();
         for change in &changes {
             let (key, old, new) = (change.key, &change.old, &change.new);
@@ -86,31 +86,35 @@ impl<S: LeaseStore> Agent<'_, S> {
         Ok(())
     }
 
-    /// Moves the health endpoints, if they are wanted elsewhere.
-    async fn listen(&mut self, wanted: &Settings) -> Result<(), String> {
+    /// Moves the health endpoints, if they are wanted elsewhere; says where they are then.
+    async fn listen(&mut self, wanted: &Settings) -> Option<SocketAddr> {
         let (old, new) = (self.settings.health.listen, wanted.health.listen);
         if old == new {
-            return Ok(());
+            return old;
         }
         // The old address may stand in the way of the new one: all addresses, say, and one of them.
         if let Some(server) = self.server_task.take() {
             server.stop().await;
         }
-        let mut failure = None;
-        for (address, is_new) in [(new, true), (old, false)] {
-            let Some(address) = address else { break };
-            match Server::bind(address).await {
-                Ok(server) => {
-                    self.server_task = Some(server.start(self.health.clone()));
-                    if is_new {
-                        info!(%address, "answering /healthz, /readyz and /metrics");
-                    }
-                    break;
-                }
-                Err(error) if failure.is_none() => failure = Some(chain(&error)),
-                Err(error) => warn!("{}", chain(&error)),
+        let address = new?;
+        match Server::bind(address).await {
+            Ok(server) => {
+                self.server_task = Some(server.start(self.health.clone()));
+                info!(%address, "answering /healthz, /readyz and /metrics");
+                return Some(address);
+            }
+            Err(error) => warn!("{}; they stay where they were", chain(&error)),
+        }
+        let address = old?;
+        match Server::bind(address).await {
+            Ok(server) => {
+                self.server_task = Some(server.start(self.health.clone()));
+                Some(address)
+            }
+            Err(error) => {
+                warn!("{}; there are none now", chain(&error));
+                None
             }
         }
-        failure.map_or(Ok(()), Err)
     }
 }

@@ -41,6 +41,8 @@ pub(crate) struct Interface {
     pub(crate) mac: Option<MacAddr>,
     /// Index of the bridge that it is a port of.
     pub(crate) master: Option<u32>,
+    /// What somebody called it beside its name.
+    pub(crate) alias: Option<String>,
 }
 
 /// A route of the main table.
@@ -179,11 +181,13 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
         kind: None,
         mac: None,
         master: None,
+        alias: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => found.name.clone_from(name),
             LinkAttribute::Mtu(bytes) => found.mtu = *bytes,
+            LinkAttribute::IfAlias(alias) => found.alias = Some(alias.clone()),
             LinkAttribute::Controller(index) => found.master = Some(*index),
             LinkAttribute::Address(octets) => {
                 found.mac = octets.as_slice().try_into().ok().map(MacAddr);

@@ -21,7 +21,7 @@ use crate::network_name::{NetworkName, describe};
 use crate::state::Object;
 
 /// What the alias of a named network's device begins with.
-const MARK: &str = "selvage network ";
+pub(crate) const MARK: &str = "selvage network ";
 
 /// What all overlay devices' names begin with.
 const DEVICES: &str = "flannel";
@@ -350,7 +350,8 @@ impl Kernel {
                     .await?;
                 let inside =
                     |address: &IpNet| networks.iter().any(|network| network.contains(address));
-                Ok(dump.items.iter().all(inside))
+                // Where no network is known, nothing can be told to be of it.
+                Ok(!networks.is_empty() && dump.items.iter().all(inside))
             }
         }
     }

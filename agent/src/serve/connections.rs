@@ -46,7 +46,7 @@ const MAX_HEADERS: usize = 64;
 /// How many connections are served at a time, if the system lets us: each host of a large cluster has one or two.
 const MAX_CONNECTIONS: usize = 16 * 1024;
 
-/// How many of them one address may have: hosts behind one NAT share one.
+/// How many of them one address may have, of IPv6 one /64: hosts behind one NAT share one.
 const MAX_PER_ADDRESS: usize = 256;
 
 /// File descriptors for everything else.
@@ -137,7 +137,8 @@ pub(super) async fn serve(listener: TcpListener, mut tls: Tls, site: Shared) -> 
             }
             accepted = listener.accept(), if connections.len() < most => match accepted {
                 Ok((stream, peer)) => {
-                    let address = peer.ip().to_canonical();
+                    let from = peer.ip().to_canonical();
+                    let address = site_of(from);
                     let count = by_address.entry(address).or_default();
                     if *count >= MAX_PER_ADDRESS {
                         refusals.report(address, "it has too many connections already");
@@ -146,7 +147,7 @@ pub(super) async fn serve(listener: TcpListener, mut tls: Tls, site: Shared) -> 
                     *count += 1;
                     let (tls, site) = (tls.current(), Arc::clone(&site));
                     connections.spawn(async move {
-                        (address, connection(stream, address, tls, site).await)
+                        (address, connection(stream, from, tls, site).await)
                     });
                 }
                 Err(error) => {
@@ -240,5 +241,12 @@ impl Refusals {
         let unreported = std::mem::take(&mut self.more);
         warn!(client = %address, unreported, "a client is not let in: {why}");
         self.last = Some(now);
+    }
+}
+/// Whom an address is counted for: the /64 of an IPv6 address, all of whose addresses one host may have (RFC 4291 §2.5.4).
+fn site_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
     }
 }

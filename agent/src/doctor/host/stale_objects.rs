@@ -14,6 +14,7 @@ use super::filter::{Filter, Program, Table};
 use super::{Own, finding, inventory};
 use crate::claim::Claims;
 use crate::doctor::{Context, Finding, NotChecked, Outcome, Severity};
+use crate::netlink::MARK;
 use crate::netlink::inventory::{Inventory, Route};
 
 pub(super) const NAME: &str = "stale-objects";
@@ -99,15 +100,18 @@ fn is_overlay_name(name: &str) -> bool {
 
 fn devices(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
     let claimed = Claims::default().of_others("device/");
-    let is_stale = |name: &str| {
-        is_overlay_name(name)
-            && !own.has_device(name)
-            && !claimed.iter().any(|(device, _)| device == name)
+    // The device of a named network whose agent is stopped goes on carrying packets, and says whose it is. Which device the
+    // network without a name has is known to nobody else.
+    let is_anothers = |alias: &Option<String>| match alias {
+        Some(alias) => alias.starts_with(MARK),
+        None => own.status.agent.network.is_some(),
     };
-    let stale = inventory
-        .interfaces
-        .iter()
-        .filter(|device| is_stale(&device.name));
+    let stale = inventory.interfaces.iter().filter(|device| {
+        is_overlay_name(&device.name)
+            && !own.has_device(&device.name)
+            && !claimed.iter().any(|(name, _)| *name == device.name)
+            && !is_anothers(&device.alias)
+    });
     let tell = |name: &str| {
         finding(
             NAME,

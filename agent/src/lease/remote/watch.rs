@@ -87,7 +87,15 @@ impl Watcher {
         };
         match asked {
             Ok(watched) => {
-                self.backoff.reset();
+                // Another server behind the same address does not know this one's cursors, and answers at once with
+                // everything, every time.
+                let lost_its_place =
+                    self.cursor.is_some() && matches!(watched.news, News::Snapshot { .. });
+                if lost_its_place {
+                    sleep(self.backoff.next_delay()).await;
+                } else {
+                    self.backoff.reset();
+                }
                 self.failures.clear();
                 let url = self.shared.servers.url();
                 self.say(Said::Reachable(url)).await?;

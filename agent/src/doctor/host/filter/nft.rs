@@ -36,6 +36,7 @@ pub(super) fn read(text: &str) -> Result<Vec<Table>, serde_json::Error> {
         if let Some(found) = object.get("table")
             && let Some((family, name, _)) = place(found, "name", "name")
             && ["ip", "ip6", "inet"].contains(&family)
+            && !is_dormant(found)
         {
             let table = Table {
                 program: Program::Nft(family.to_owned()),
@@ -72,6 +73,13 @@ pub(super) fn read(text: &str) -> Result<Vec<Table>, serde_json::Error> {
 }
 
 /// The family and two names of an object.
+/// Whether a table is switched off, so that the kernel does not use it: `flags dormant`.
+fn is_dormant(table: &Value) -> bool {
+    let flags = &table["flags"];
+    let is = |flag: &Value| flag == "dormant";
+    is(flags) || flags.as_array().is_some_and(|flags| flags.iter().any(is))
+}
+
 fn place<'a>(object: &'a Value, one: &str, other: &str) -> Option<(&'a str, &'a str, &'a str)> {
     Some((
         object["family"].as_str()?,

@@ -131,7 +131,11 @@ async fn kind_of_network(cluster: &mut Cluster, kind: &Network, network: &str) -
         || operator::doctor_says(first, told),
     )
     .await?;
-    operator::doctor_says(second, &[]).await
+    operator::doctor_says(second, &[]).await?;
+    if kind.encrypted {
+        operator::peers_are_counted(first).await?;
+    }
+    Ok(())
 }
 
 /// Puts a network config into etcd. Agents follow it by themselves while their subnets stay; another address family

@@ -99,6 +99,25 @@ pub(super) async fn doctor_says(machine: &Machine, checks: &[&str]) -> Result<()
     Ok(())
 }
 
+/// Fails unless the agent tells what WireGuard counted of each peer.
+///
+/// # Errors
+/// Names the machine and the peer.
+pub(super) async fn peers_are_counted(machine: &Machine) -> Result<()> {
+    let said = machine.ssh.run("selvage status --json").await?;
+    let status: Status = serde_json::from_str(&said).context(said)?;
+    ensure!(!status.peers.is_empty(), "{}: no peers", machine.name());
+    for peer in &status.peers {
+        let traffic = peer.traffic.unwrap_or_default();
+        ensure!(
+            peer.handshake_time.is_some() && traffic.rx_bytes > 0 && traffic.tx_bytes > 0,
+            "{}: {peer:?}",
+            machine.name()
+        );
+    }
+    Ok(())
+}
+
 async fn is_healthy(cluster: &Cluster) -> Result<()> {
     for machine in &cluster.machines {
         doctor_says(machine, &[]).await?;

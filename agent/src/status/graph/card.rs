@@ -76,7 +76,8 @@ impl Card {
                 .map(|address| ("mono", format!("at {address}"))),
         );
         if let Some(owner) = &seen.peer.owner {
-            lines.push(("dim", owner.clone()));
+            // A machine id has 32 digits, which are wide.
+            lines.push(("dim small", owner.clone()));
         }
         lines.push((seen.mark.word_class(), seen.mark.word().to_owned()));
         if let Some(reason) = &seen.reason {

@@ -184,6 +184,7 @@ impl Overlay {
             alone: false,
             journal: Journal {
                 leased: status::now(),
+                joined: status::now(),
                 ..Journal::default()
             },
             config,
@@ -231,9 +232,7 @@ impl Overlay {
     /// Takes in the leases that there are when the agent joins. All of them are planned at once: the changes that each
     /// one makes to the plan would be of no use, and with ten thousand peers they are many.
     pub(crate) fn begin(&mut self, leases: LeaseEvent) {
-        let changes = self.peers.apply(leases);
-        changes.log();
-        self.journal.note_peers(&changes, &self.peers);
+        self.peers.apply(leases).log();
         self.make_plan();
     }
 

@@ -16,7 +16,10 @@ const FORGOTTEN: usize = 64;
 pub(super) struct Journal {
     /// When the own lease was taken.
     pub(super) leased: u64,
-    /// When each peer was heard of first, and when it changed.
+    /// When this process joined, and so heard of the peers that were there already.
+    pub(super) joined: u64,
+    /// When each peer that came or changed since then was heard of first, and when it changed. With ten thousand that were
+    /// there already this is small.
     pub(super) seen: BTreeMap<SubnetKey, Seen>,
     /// What is not as it should be in the kernel, and why.
     pub(super) troubled: BTreeMap<Key, String>,
@@ -53,9 +56,13 @@ impl Journal {
         for key in changes.added.iter().map(|peer| peer.key).chain(refused) {
             self.seen.entry(key).or_insert(new);
         }
+        let from_the_start = Seen {
+            since: self.joined,
+            changed: None,
+        };
         for update in &changes.changed {
-            let seen = self.seen.entry(update.new.key).or_insert(new);
-            seen.changed = Some(now);
+            let seen = self.seen.entry(update.new.key);
+            seen.or_insert(from_the_start).changed = Some(now);
         }
         // Refused leases go without a word. Whoever makes and ends such must not fill our memory.
         if self.seen.len() > table.known() + FORGOTTEN {

@@ -165,7 +165,7 @@ impl Overlay {
             owner: lease.attrs.owner.clone(),
             state,
             reason,
-            since_time: seen.map_or(self.journal.leased, |seen| seen.since),
+            since_time: seen.map_or(self.journal.joined, |seen| seen.since),
             changed_time: seen.and_then(|seen| seen.changed),
             traffic: counted.map(|counted| Traffic {
                 rx_bytes: counted.rx_bytes,

@@ -464,13 +464,14 @@ fn ctrl_c_gives_the_terminal_back() {
         .chain(status.get_args())
         .map(|word| word.to_str().expect("UTF-8"))
         .collect();
-    // script(1) is the terminal.
+    // script(1) is the terminal. Its shell must not stay in between: dash would die of the Ctrl-C, where bash waits.
     let mut watching = one
         .namespace
         .command("script")
         .args(["--quiet", "--return", "--command"])
-        .arg(format!("{} --watch=1", words.join(" ")))
+        .arg(format!("exec {} --watch=1", words.join(" ")))
         .arg("/dev/null")
+        .env("SHELL", "/bin/sh")
         .env("TERM", "xterm")
         .env("COLUMNS", "80")
         .env("LINES", "10")

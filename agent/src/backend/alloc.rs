@@ -21,7 +21,7 @@ pub(super) const KIND: &str = "alloc";
 const LEASE_TYPE: &str = "";
 
 /// The alloc back end of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct AllocBackend {
     networks: Vec<IpNet>,
     underlay: Underlay,
@@ -51,8 +51,8 @@ impl Backend for AllocBackend {
 
     fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
         Box::new(Self {
-            networks: self.networks.clone(),
             underlay: underlay.clone(),
+            ..self.clone()
         })
     }
 

@@ -22,7 +22,7 @@ use crate::underlay::{Face, Underlay};
 pub(super) const KIND: &str = "host-gw";
 
 /// The host-gw back end of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct HostGwBackend {
     networks: Vec<IpNet>,
     underlay: Underlay,
@@ -71,8 +71,8 @@ impl Backend for HostGwBackend {
 
     fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
         Box::new(Self {
-            networks: self.networks.clone(),
             underlay: underlay.clone(),
+            ..self.clone()
         })
     }
 

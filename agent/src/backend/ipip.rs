@@ -59,7 +59,7 @@ impl IpipConfig {
 }
 
 /// The ipip back end of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct IpipBackend {
     config: IpipConfig,
     network: Option<Ipv4Net>,
@@ -99,10 +99,8 @@ impl Backend for IpipBackend {
 
     fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
         Box::new(Self {
-            config: self.config.clone(),
-            network: self.network,
-            link: self.link.clone(),
             underlay: underlay.clone(),
+            ..self.clone()
         })
     }
 

@@ -66,7 +66,7 @@ impl UdpConfig {
 }
 
 /// The udp back end of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct UdpBackend {
     config: UdpConfig,
     network: Option<Ipv4Net>,
@@ -111,10 +111,8 @@ impl Backend for UdpBackend {
 
     fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
         Box::new(Self {
-            config: self.config.clone(),
-            network: self.network,
-            link: self.link.clone(),
             underlay: underlay.clone(),
+            ..self.clone()
         })
     }
 

@@ -78,7 +78,7 @@ struct PeerData {
 }
 
 /// The wireguard back end of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct WireguardBackend {
     config: WireguardConfig,
     networks: Vec<IpNet>,
@@ -299,11 +299,8 @@ impl Backend for WireguardBackend {
 
     fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
         Box::new(Self {
-            config: self.config.clone(),
-            networks: self.networks.clone(),
             underlay: underlay.clone(),
-            private_key: self.private_key.clone(),
-            public_key: self.public_key,
+            ..self.clone()
         })
     }
 

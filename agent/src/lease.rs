@@ -122,6 +122,23 @@ impl LeaseAttrs {
         }
     }
 
+    /// Whether both have the MAC address or key that one node alone should have, in all that both publish. Back ends without
+    /// such a thing tell nothing.
+    pub fn same_identity(&self, other: &Self) -> bool {
+        let pairs = [
+            (&self.backend_data, &other.backend_data),
+            (&self.backend_v6_data, &other.backend_v6_data),
+        ];
+        let both = pairs
+            .iter()
+            .filter_map(|(own, other)| own.as_ref().zip(other.as_ref()));
+        let mut same = both.map(|(own, other)| own.get() == other.get()).peekable();
+        ["vxlan", "wireguard"].contains(&self.backend_type.as_str())
+            && self.backend_type == other.backend_type
+            && same.peek().is_some()
+            && same.all(|same| same)
+    }
+
     /// The value to write: flannel's bytes for the same attributes.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
         Ok(go_json::escape_as_go(&serde_json::to_string(self)?))

@@ -248,6 +248,7 @@ impl LeaseStore for EtcdStore {
             attrs: &attrs,
             previous,
             restarted: !self.acquired,
+            is_local: true,
         };
         let acquired = acquire::acquire(&self.store, config, node).await?;
         self.acquired = true;

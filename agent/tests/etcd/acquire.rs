@@ -95,7 +95,10 @@ async fn another_machine_with_the_same_public_ip_keeps_its_lease() {
     let mut a = server.store("machine-a");
     let mut b = server.store("machine-b");
     let first = acquire(&mut a, "10.0.2.15").await.unwrap();
-    let second = acquire(&mut b, "10.0.2.15").await.unwrap();
+    let mut of_b = attrs("10.0.2.15");
+    let data = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}"#.to_owned();
+    of_b.backend_data = RawValue::from_string(data).ok();
+    let second = b.acquire(&small_network(), &of_b, None).await.unwrap();
     assert_ne!(first.key, second.key);
     let mut client = server.client().await;
     let (value, _) = stored(&mut client, &first.key.name()).await.unwrap();

@@ -71,6 +71,38 @@ fn restarted_agent_keeps_its_subnet_and_its_mac() {
 }
 
 #[test]
+fn another_machine_id_costs_no_subnet() {
+    let store = Store::start(NETWORK);
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    for host in [&mut one, &mut two] {
+        host.join();
+    }
+    one.wait_reaches(&two);
+    let value = |key: &str| {
+        store.etcdctl(&[
+            "get",
+            "--print-value-only",
+            &format!("/coreos.com/network/subnets/{key}"),
+        ])
+    };
+    let (key, former) = (two.lease_key(), value(&two.lease_key()));
+
+    // As after systemd-machine-id-setup and a reboot: what the agent kept for itself is there, subnet.env is not.
+    assert_eq!(two.stop_agent(), Some(0));
+    let id = "0123456789abcdef0123456789abcdef";
+    two.environment.push(("SELVAGE_NODE_ID", id.to_owned()));
+    std::fs::remove_file(two.subnet_file()).expect("subnet.env");
+    two.start_agent();
+    two.wait_ready();
+    assert_eq!(two.lease_key(), key);
+    let value = value(&key);
+    assert_ne!(value, former);
+    assert!(value.contains(id), "{value}");
+    assert_eq!(store.lease_keys().len(), 2);
+    one.wait_reaches(&two);
+}
+
+#[test]
 fn reservation_is_honoured_and_stays_without_a_time_limit() {
     let store = Store::start(NETWORK);
     store.put_lease(

@@ -22,19 +22,32 @@ pub(super) struct Node<'a> {
     pub(super) attrs: &'a LeaseAttrs,
     /// The subnet that it had before.
     pub(super) previous: Option<SubnetKey>,
-    /// Whether it had that in an earlier life, so that its address may be another one since.
+    /// Whether it had that in an earlier life, so that its address or its machine ID may be another one since.
     pub(super) restarted: bool,
+    /// Whether it is this very host, and not one that asks over the network and may claim whatever leases show.
+    pub(super) is_local: bool,
 }
 
 impl Node<'_> {
-    /// Whose a lease is. After a restart, what this machine held at its former address is its own still, if this host
-    /// remembers the subnet: a cloned disk has the same machine ID, but usually no such memory.
+    /// Whose a lease is. After a restart, two kinds of leases are a host's own still:
     ///
-    /// A running node gets no such benefit. Two clones which both remember one subnet would take it from each other for
-    /// ever.
+    /// * what it held at its former address, if it remembers the subnet: a cloned disk has the same machine ID, but
+    ///   usually no such memory;
+    /// * what it held with its former machine ID, if it has the address and the MAC address or key of that lease. Peers
+    ///   refuse a second lease with these for as long as the first one lasts.
+    ///
+    /// A running node gets no such benefit. Two clones would take one subnet from each other for ever.
     fn claim(&self, entry: &Entry) -> Claim {
         match claim(self.attrs, entry.attrs.as_ref()) {
             Claim::SameMachine if self.restarted && Some(entry.key) == self.previous => Claim::Ours,
+            Claim::SameAddress
+                if self.restarted
+                    && self.is_local
+                    && let Some(found) = &entry.attrs
+                    && self.attrs.same_identity(found) =>
+            {
+                Claim::Ours
+            }
             claim => claim,
         }
     }

@@ -62,6 +62,7 @@ impl Broker {
             attrs,
             previous,
             restarted,
+            is_local: false,
         };
         let acquired = acquire::acquire(store, &config, node).await?;
         let created = listing::to_unsigned(acquired.created);

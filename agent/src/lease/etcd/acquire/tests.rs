@@ -37,6 +37,7 @@ fn decided(entries: &[Entry], previous: Option<&str>, restarted: bool) -> (Strin
         attrs: &attrs("10.0.0.1", Some(OWNER)),
         previous: previous.map(key),
         restarted,
+        is_local: true,
     };
     let decision = decide(&config(), &node, entries, 0, 1);
     let subnet = match decision.subnet {
@@ -98,6 +99,51 @@ fn the_lease_of_the_former_address_is_kept_if_this_host_remembers_it() {
     // A running node lost its lease to its twin: whoever would take it back, would not keep it for long.
     let (running, discard) = decided(&entries, Some("10.5.2.0-24"), false);
     assert_eq!((running.as_str(), discard.len()), ("create 10.5.3.0/24", 0));
+}
+
+#[test]
+fn the_lease_of_the_former_machine_id_is_kept_by_whom_its_mac_address_tells() {
+    let of = |mac: &str, owner: &str| {
+        let data = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
+        LeaseAttrs {
+            backend_data: serde_json::value::RawValue::from_string(data).ok(),
+            ..attrs("10.0.0.1", Some(owner))
+        }
+    };
+    let own = of("02:00:00:00:00:01", OWNER);
+    let decided = |found: LeaseAttrs, restarted, is_local| {
+        let entries = [entry("10.5.1.0-24", Some(found), Some(1))];
+        let node = Node {
+            attrs: &own,
+            previous: None,
+            restarted,
+            is_local,
+        };
+        matches!(
+            decide(&config(), &node, &entries, 0, 1).subnet,
+            Subnet::Keep(_)
+        )
+    };
+    let former = || of("02:00:00:00:00:01", "machine-before");
+    assert!(decided(former(), true, true));
+    // A twin that runs, and a host that asks a server for what it has read in the listing.
+    assert!(!decided(former(), false, true));
+    assert!(!decided(former(), true, false));
+    // Others behind the same address, and back ends that tell nothing.
+    let mut elsewhere = former();
+    elsewhere.public_ip = "10.0.0.9".parse().ok();
+    let mut of_another_kind = former();
+    of_another_kind.backend_type = "wireguard".to_owned();
+    let mut without_data = former();
+    without_data.backend_data = None;
+    for other in [
+        of("02:00:00:00:00:02", "machine-b"),
+        elsewhere,
+        of_another_kind,
+        without_data,
+    ] {
+        assert!(!decided(other.clone(), true, true), "{other:?}");
+    }
 }
 
 #[test]

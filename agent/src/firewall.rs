@@ -48,6 +48,12 @@ use crate::network_name::NetworkName;
 /// How often the rules are looked at when nothing was announced; flannel's `--iptables-resync`.
 pub const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
 
+/// Whether firewalld keeps this host's rules. Where nft is missing or says nothing, it does not.
+pub(crate) async fn has_firewalld() -> bool {
+    let listing = nftables::listing("inet", "firewalld").await;
+    listing.is_ok_and(|listing| listing.is_some())
+}
+
 /// The networks of one IP version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Family<N> {

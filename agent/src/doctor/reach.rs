@@ -17,6 +17,7 @@
 mod checksum;
 mod direction;
 mod findings;
+mod opening;
 mod packet;
 mod path;
 mod ping;
@@ -37,6 +38,7 @@ use self::direction::{Seen, Verdict};
 use self::findings::{
     BLOCKED_PORT, CHECKSUM_OFFLOAD, Issue, MTU_BLACK_HOLE, ONE_WAY, PEER_UNREACHABLE,
 };
+use self::opening::Keeper;
 use self::path::{Ground, Path};
 use self::ping::{Echo, Outcome as Fate, Pinger};
 use self::size::Search;
@@ -161,7 +163,11 @@ async fn survey(context: &Context<'_>) -> Result<Vec<Finding>, String> {
             issues.push((path, Issue::Corrupt(layer, packets)));
         }
     }
-    Ok(findings::write(&ground, &issues))
+    if issues.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keeper = Keeper::of_this_host().await;
+    Ok(findings::write(&ground, &issues, keeper))
 }
 
 /// What became of the first echoes to one peer.

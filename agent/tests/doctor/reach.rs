@@ -158,6 +158,38 @@ fn port_that_the_network_blocks_is_named() {
 }
 
 #[test]
+fn where_firewalld_keeps_the_rules_its_command_is_told() {
+    let (_store, one, _two) = pair(V4, r#""Type":"vxlan""#);
+    // As firewalld names them; what it is asked to let through later does not matter here.
+    let nft = |line: &str| one.namespace.run(&format!("nft {line}"));
+    nft("add table inet firewalld");
+    nft("add chain inet firewalld filter_INPUT { type filter hook input priority 10 ; }");
+    nft("add rule inet firewalld filter_INPUT udp dport 8472 reject with icmpx admin-prohibited");
+    let finding = finds(
+        &one,
+        "blocked-port",
+        "firewall-cmd --permanent --add-port=8472/udp && firewall-cmd --reload",
+    );
+    assert!(!finding.remedy[0].contains("nft "), "{finding:?}");
+}
+
+#[test]
+fn silence_of_one_of_two_nodes_with_one_address_is_not_laid_to_the_network() {
+    let (store, one, _two) = pair(V4, r#""Type":"vxlan""#);
+    // As of the second host before it was installed anew.
+    let former = r#"{"PublicIP":"10.77.0.12","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:51"},"SelvageOwner":"former"}"#;
+    store.put_lease("10.5.250.0-24", former);
+    wait_until("the lease to be programmed", || {
+        one.namespace.ip("route show").contains("10.5.250.0")
+    });
+    let diagnosis = Diagnosis::of(&one);
+    diagnosis.assert_finds("duplicate-address", "etcdctl del");
+    for check in CHECKS {
+        assert!(diagnosis.of_check(check).is_empty(), "{diagnosis:#?}");
+    }
+}
+
+#[test]
 fn one_finding_is_made_of_all_peers_with_one_fault() {
     let store = Store::start(&format!(r#"{{{DUAL},"Backend":{{"Type":"vxlan"}}}}"#));
     let mut hosts = [1, 2, 3].map(|number| store.host(number));

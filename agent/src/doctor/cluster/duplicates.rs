@@ -11,6 +11,10 @@ use crate::status::{Peer, Status};
 
 const NAME: &str = "duplicate-address";
 
+/// What gives a host another machine id. D-Bus has a copy on many hosts, from which systemd-machine-id-setup(1) would make
+/// the same again.
+const NEW_ID: &str = "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup";
+
 /// What should be one node's alone, and is two nodes'.
 pub(super) const CHECK: Check = Check {
     name: NAME,
@@ -167,8 +171,8 @@ fn identities(status: &Status) -> Vec<Finding> {
                 what: format!("{} and {holder} have the same {what}: {reason}", name(peer)),
                 why: "the kernel cannot tell their packets apart, so only one of them is reached; it comes from a disk that was cloned after its first boot, with the agent's state on it".to_owned(),
                 remedy: vec![
-                    format!("on the clone: systemctl stop selvage; rm /var/lib/selvage/{file} /var/lib/selvage/machine-id; ip link del the overlay device; systemctl start selvage"),
-                    "give the clone a machine id of its own as well: rm /etc/machine-id; systemd-machine-id-setup; and clone images, not machines that ran".to_owned(),
+                    format!("on the clone: systemctl stop selvage; rm -f /var/lib/selvage/{file} /var/lib/selvage/machine-id; ip link del the overlay device; systemctl start selvage"),
+                    format!("give the clone a machine id of its own as well: {NEW_ID}; and clone images, not machines that ran"),
                 ],
             }
         })
@@ -199,7 +203,7 @@ fn machines(nodes: &[Node<'_>]) -> Vec<Finding> {
             what: format!("{} have the same machine id, {owner}, at different addresses", list(&nodes)),
             why: "a node knows its lease by its machine id, so that clones may take each other's; or it is one host whose address changed while its agent did not run, and its former lease has not ended yet".to_owned(),
             remedy: vec![
-                "a clone: rm /etc/machine-id /var/lib/selvage/machine-id; systemd-machine-id-setup; systemctl restart selvage".to_owned(),
+                format!("a clone: {NEW_ID}; rm -f /var/lib/selvage/machine-id; systemctl restart selvage"),
                 "one host: nothing; its former lease ends by itself (selvage network leases shows when)".to_owned(),
             ],
         });

@@ -2,6 +2,7 @@
 
 use super::checksum::Layer;
 use super::direction::Verdict;
+use super::opening::{Carried, Keeper};
 use super::path::{Carrier, Ground, Path, Tunnel};
 use crate::doctor::{Finding, Severity};
 
@@ -48,10 +49,11 @@ struct Group<'a> {
     issue: Issue,
     paths: Vec<&'a Path>,
     ground: &'a Ground,
+    keeper: Keeper,
 }
 
-/// Writes the findings: one for each fault that paths, by their indices, have.
-pub(super) fn write(ground: &Ground, issues: &[(usize, Issue)]) -> Vec<Finding> {
+/// Writes the findings: one for each fault that paths, by their indices, have. `keeper` keeps this host's packet filter.
+pub(super) fn write(ground: &Ground, issues: &[(usize, Issue)], keeper: Keeper) -> Vec<Finding> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (at, issue) in issues {
         let Some(path) = ground.paths.get(*at) else {
@@ -68,6 +70,7 @@ pub(super) fn write(ground: &Ground, issues: &[(usize, Issue)]) -> Vec<Finding> 
                 issue: *issue,
                 paths: vec![path],
                 ground,
+                keeper,
             }),
         }
     }
@@ -148,15 +151,14 @@ impl Group<'_> {
         }
     }
 
-    /// How nftables matches them.
-    fn matched(&self, seen: Option<u16>) -> String {
-        let port = match self.tunnel().map(|tunnel| tunnel.carrier) {
-            Some(Carrier::Vxlan { port, .. }) => port,
-            Some(Carrier::Ipip) | None => return "meta l4proto 4".to_owned(),
-            Some(Carrier::Wireguard) => seen.unwrap_or(WIREGUARD_PORT),
-            Some(Carrier::Udp) => seen.unwrap_or(UDP_PORT),
-        };
-        format!("udp dport {port}")
+    /// What the encapsulated packets are, for packet filters.
+    fn packets(&self, seen: Option<u16>) -> Carried {
+        match self.tunnel().map(|tunnel| tunnel.carrier) {
+            Some(Carrier::Vxlan { port, .. }) => Carried::Udp(port),
+            Some(Carrier::Ipip) | None => Carried::Ipip,
+            Some(Carrier::Wireguard) => Carried::Udp(seen.unwrap_or(WIREGUARD_PORT)),
+            Some(Carrier::Udp) => Carried::Udp(seen.unwrap_or(UDP_PORT)),
+        }
     }
 
     fn device(&self) -> String {
@@ -210,15 +212,11 @@ impl Group<'_> {
     fn lost(&self, verdict: Verdict, port: Option<u16>) -> Finding {
         let peers = self.peers();
         let carried = self.carried(port);
-        let matched = self.matched(port);
+        let packets = self.packets(port);
         let device = self.device();
         let interface = &self.ground.underlay.interface;
-        let accept = |whose: &str| {
-            format!(
-                "let {carried} come in from all nodes {whose}, for example: nft insert rule inet filter input {matched} accept, \
-                 or firewall-cmd or ufw if they keep the rules"
-            )
-        };
+        let accept =
+            |whose: &str, by: String| format!("let {carried} come in from all nodes {whose}: {by}");
         let hidden = match self.tunnel().map(|tunnel| tunnel.carrier) {
             Some(Carrier::Wireguard) => "encrypted packets do not tell",
             _ => {
@@ -235,8 +233,9 @@ impl Group<'_> {
                 format!("no encapsulated packet leaves {interface} for {peers}"),
                 format!("The packet filter of this host drops {carried} on its way out."),
                 vec![format!(
-                    "let {carried} go out on this host, for example: nft insert rule inet filter output {matched} accept; \
-                     nft list ruleset shows what drops it"
+                    "let {carried} go out on this host, for example: nft insert rule inet filter output {} accept; \
+                     nft list ruleset shows what drops it",
+                    packets.matched()
                 )],
             ),
             Verdict::DroppedHere => (
@@ -248,7 +247,7 @@ impl Group<'_> {
                     "The packet filter of this host drops {carried} when it comes in, most likely. Else the packets are \
                      not of this overlay: of another VNI or key, or damaged."
                 ),
-                vec![accept("on this host")],
+                vec![accept("on this host", packets.opened_by(self.keeper))],
             ),
             Verdict::LostToPeer => (
                 ONE_WAY,
@@ -257,7 +256,7 @@ impl Group<'_> {
                     "{carried} does not get to the peer, or its packet filter drops it there. Connections need both \
                      directions, so there is none."
                 ),
-                vec![accept("on the peer"), between],
+                vec![accept("on the peer", packets.opened()), between],
             ),
             Verdict::LostFromPeer | Verdict::Works => (
                 ONE_WAY,
@@ -284,7 +283,10 @@ impl Group<'_> {
                     "{carried} is blocked between the hosts or by the peer's packet filter. In which direction does not \
                      show: {hidden}."
                 ),
-                vec![accept("on the peer, and on this host"), between],
+                vec![
+                    accept("on the peer, and on this host", packets.opened()),
+                    between,
+                ],
             ),
         };
         remedy.push("run selvage doctor on the peer as well: it sees the other side".to_owned());
@@ -442,7 +444,7 @@ mod tests {
         let ground = ground(Some(VXLAN), 6);
         let mut issues: Vec<_> = (0..5).map(|at| (at, Issue::Unreachable)).collect();
         issues.push((5, Issue::Lost(Verdict::Blocked, Some(8472))));
-        let findings = write(&ground, &issues);
+        let findings = write(&ground, &issues, Keeper::Rules);
         let [unreachable, blocked] = findings.as_slice() else {
             panic!("{findings:#?}")
         };
@@ -460,7 +462,7 @@ mod tests {
             drawn_from: Some(3000),
             ..ground
         };
-        let [first, _] = &write(&sample, &issues)[..] else {
+        let [first, _] = &write(&sample, &issues, Keeper::Rules)[..] else {
             panic!("not two findings")
         };
         assert!(first.what.contains("of a random sample from 3000 peers"));
@@ -470,7 +472,7 @@ mod tests {
     fn the_mtu_to_set_is_what_the_underlay_carries() {
         let set = |carrier, over, under| {
             let issue = Issue::Narrow { over, under };
-            let findings = write(&ground(carrier, 1), &[(0, issue)]);
+            let findings = write(&ground(carrier, 1), &[(0, issue)], Keeper::Rules);
             findings[0].remedy[0].clone()
         };
         for (carrier, over, under, expected) in [
@@ -496,7 +498,7 @@ mod tests {
     fn every_back_end_has_its_own_rule() {
         let rule = |carrier, port| {
             let issue = Issue::Lost(Verdict::DroppedHere, port);
-            let findings = write(&ground(Some(carrier), 1), &[(0, issue)]);
+            let findings = write(&ground(Some(carrier), 1), &[(0, issue)], Keeper::Rules);
             findings[0].remedy[0].clone()
         };
         for (carrier, port, expected) in [
@@ -519,7 +521,7 @@ mod tests {
                 checksum,
             };
             let issue = Issue::Lost(Verdict::LostToPeer, None);
-            let findings = write(&ground(Some(carrier), 1), &[(0, issue)]);
+            let findings = write(&ground(Some(carrier), 1), &[(0, issue)], Keeper::Rules);
             let named = findings[0]
                 .remedy
                 .iter()

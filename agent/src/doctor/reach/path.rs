@@ -1,6 +1,6 @@
 //! The ways to the peers: over which device, from which addresses, to which.
 
-use std::collections::hash_map::RandomState;
+use std::collections::hash_map::{HashMap, RandomState};
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 
@@ -78,10 +78,11 @@ impl Ground {
             return Ok(None);
         };
         let tunnels = tunnels(status).await?;
+        let alone = Addresses::of(status);
         let mut peers: Vec<&Peer> = status
             .peers
             .iter()
-            .filter(|peer| peer.state == PeerState::Programmed)
+            .filter(|peer| peer.state == PeerState::Programmed && alone.has_its_own(peer))
             .collect();
         let all = peers.len();
         draw(&mut peers, MOST_PEERS);
@@ -126,6 +127,40 @@ impl Ground {
             paths,
             drawn_from: (all > MOST_PEERS).then_some(all),
         }))
+    }
+}
+
+/// Who publishes which address. Where two machines publish one, all packets get to one of them: that the other does not
+/// answer says nothing about the network, and `duplicate-address` tells of both.
+struct Addresses<'a>(HashMap<IpAddr, Publisher<'a>>);
+
+enum Publisher<'a> {
+    One(&'a str),
+    Several,
+}
+
+impl<'a> Addresses<'a> {
+    fn of(status: &'a Status) -> Self {
+        let mut publishers = HashMap::new();
+        // Without an owner it is a real flannel, or what one left to a node that has an owner.
+        let owned = status
+            .peers
+            .iter()
+            .filter_map(|peer| Some((peer, peer.owner.as_deref()?)));
+        for (peer, owner) in owned {
+            for address in peer.addresses() {
+                let publisher = publishers.entry(address).or_insert(Publisher::One(owner));
+                if matches!(publisher, Publisher::One(other) if *other != owner) {
+                    *publisher = Publisher::Several;
+                }
+            }
+        }
+        Self(publishers)
+    }
+
+    fn has_its_own(&self, peer: &Peer) -> bool {
+        let shared = |address| matches!(self.0.get(&address), Some(Publisher::Several));
+        !peer.addresses().any(shared)
     }
 }
 

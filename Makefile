@@ -80,6 +80,18 @@ image: agent ## Build the bootable image
 	@agent/host-packages image
 	@$(SUDO) image/build $(AGENT)
 
+# What the image has as well, but for what only a whole system of ours needs. agent/docs/hosts.md goes on from here.
+.PHONY: install
+install: agent ## Install the agent and its units on a host that is not the image (DESTDIR=)
+	install -D $(AGENT) $(DESTDIR)/usr/bin/selvage
+	install -D -t $(DESTDIR)/usr/lib/selvage units/selvage/renumber-docker
+	install -D -m 644 -t $(DESTDIR)/usr/lib/selvage units/selvage/agent.toml
+	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system units/system/selvage*
+	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/network units/network/50-selvage.*
+	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/networkd.conf.d units/networkd.conf.d/*
+	install -D -m 644 -t $(DESTDIR)/usr/lib/modules-load.d units/modules-load.d/*
+	install -D -m 644 -t $(DESTDIR)/usr/lib/sysctl.d units/sysctl.d/*
+
 .PHONY: bench
 bench: agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it)
 	@agent/host-packages build test

@@ -90,8 +90,7 @@ fn beside(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding 
     remedy.extend([
         format!(
             "systemctl restart docker.service, where its unit reads {file} and starts after selvage.service; if not: \
-             systemctl edit docker.service, with [Unit] Requires=selvage.service After=selvage.service [Service] \
-             EnvironmentFile={file}, and $DOCKER_OPT_BIP $DOCKER_OPT_IPMASQ $DOCKER_OPT_MTU at the end of ExecStart="
+             systemctl edit docker.service, with [Unit] AssertPathExists={file} [Service] EnvironmentFile={file}, and $DOCKER_OPT_BIP $DOCKER_OPT_IPMASQ $DOCKER_OPT_MTU at the end of ExecStart="
         ),
         format!(
             "or /etc/docker/daemon.json with {{{options}, \"mtu\": {mtu}, \"ip-masq\": {}}}, which does not follow the lease",

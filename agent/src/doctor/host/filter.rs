@@ -229,6 +229,18 @@ impl Filter {
 }
 
 impl Table {
+    /// Whether packets of that family come to this table at all, to its policies too.
+    fn sees(&self, ip: Ip) -> bool {
+        match &self.program {
+            Program::Iptables(_, of) => *of == ip,
+            Program::Nft(family) => match family.as_str() {
+                "ip" => ip == Ip::V4,
+                "ip6" => ip == Ip::V6,
+                _ => true,
+            },
+        }
+    }
+
     /// Whether a table of nftables is one that `iptables-nft` works on.
     fn is_of_iptables(&self) -> bool {
         let names = ["raw", "mangle", "nat", "filter", "security"];

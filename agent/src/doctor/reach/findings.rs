@@ -280,8 +280,8 @@ impl Group<'_> {
                     "no packet over the overlay gets to or from {peers}, while the underlay works"
                 ),
                 format!(
-                    "{carried} is blocked between the hosts or by the peer's packet filter. In which direction does not \
-                     show: {hidden}."
+                    "{carried} is blocked between the hosts or by the peer's packet filter; or the peer was just started, and \
+                     its agent has not made the overlay yet. In which direction does not show: {hidden}."
                 ),
                 vec![
                     accept("on the peer, and on this host", packets.opened()),

@@ -64,13 +64,11 @@ pub(super) fn read(text: &str, command: &str, ip: Ip) -> Vec<Table> {
         }
         for line in printed.rules() {
             let known = printed.has(line.target().unwrap_or_default());
-            let mut rule = rule(line, known);
-            rule.conditions.insert(0, Condition::Family(ip));
             chains
                 .entry(line.chain.clone())
                 .or_default()
                 .rules
-                .push(rule);
+                .push(rule(line, known));
         }
         tables.push(Table {
             program: Program::Iptables(command.to_owned(), ip),

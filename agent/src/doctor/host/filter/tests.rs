@@ -112,6 +112,40 @@ fn only_what_drops_every_such_packet_counts() {
 }
 
 #[test]
+fn a_packet_meets_the_tables_of_its_family_alone() {
+    // As ufw leaves it, and Docker where it manages IPv6: whatever nobody accepted is dropped.
+    let text = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i eth9 -j ACCEPT\nCOMMIT\n";
+    let by_iptables = |command, ip| iptables::read(text, command, ip);
+    let by_nft = |family: &str| {
+        let text = format!(
+            r#"{{"nftables":[{{"table":{{"family":"{family}","name":"t","handle":1}}}},
+            {{"chain":{{"family":"{family}","table":"t","name":"FORWARD","type":"filter","hook":"forward","prio":0,"policy":"drop"}}}}]}}"#
+        );
+        nft::read(&text).unwrap()
+    };
+    let v6 = Packet {
+        source: "fd00:5::9:2".parse().unwrap(),
+        destination: "fd00:5::72:2".parse().unwrap(),
+        ..inward()
+    };
+    for (tables, drops_v4, drops_v6) in [
+        (by_iptables("iptables", Ip::V4), true, false),
+        (by_iptables("ip6tables", Ip::V6), false, true),
+        (by_nft("ip"), true, false),
+        (by_nft("ip6"), false, true),
+        (by_nft("inet"), true, true),
+    ] {
+        let filter = Filter { tables };
+        assert_eq!(
+            dropped(&filter, &inward()).is_some(),
+            drops_v4,
+            "{filter:?}"
+        );
+        assert_eq!(dropped(&filter, &v6).is_some(), drops_v6, "{filter:?}");
+    }
+}
+
+#[test]
 fn an_interface_that_is_not_there_yet_is_unknown() {
     let text =
         "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD ! -i docker0 -o docker0 -j DROP\nCOMMIT\n";

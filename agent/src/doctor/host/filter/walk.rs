@@ -22,6 +22,16 @@ pub(in crate::doctor::host) struct Packet {
     pub(in crate::doctor::host) to: Option<String>,
 }
 
+impl Packet {
+    fn ip(&self) -> Ip {
+        if self.source.is_ipv4() {
+            Ip::V4
+        } else {
+            Ip::V6
+        }
+    }
+}
+
 /// The ports of the packet: for a service that nobody has.
 pub(super) const SOURCE_PORT: u16 = 49_151;
 pub(super) const PORT: u16 = 33_433;
@@ -59,7 +69,8 @@ impl Filter {
     /// Where a packet is dropped for certain, if anywhere.
     pub(in crate::doctor::host) fn dropped<'a>(&'a self, packet: &Packet) -> Option<Dropped<'a>> {
         let mut bases: Vec<(Hook, i32, &'a Table, &'a str)> = Vec::new();
-        for table in &self.tables {
+        let ip = packet.ip();
+        for table in self.tables.iter().filter(|table| table.sees(ip)) {
             for (name, chain) in &table.chains {
                 if let Some((hook, priority)) = chain.base {
                     bases.push((hook, priority, table, name));
@@ -171,7 +182,7 @@ impl<'a> Walk<'a, '_> {
     fn holds(&self, condition: &Condition) -> Truth {
         match condition {
             Condition::Known(truth) => *truth,
-            Condition::Family(ip) => Truth::of(self.packet.source.is_ipv4() == (*ip == Ip::V4)),
+            Condition::Family(ip) => Truth::of(self.packet.ip() == *ip),
             Condition::Interface {
                 out,
                 names,

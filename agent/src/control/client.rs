@@ -14,6 +14,10 @@ use crate::status::{PeerDetail, Status};
 /// How long an answer may take: longer than the agent is patient with itself.
 const DEADLINE: Duration = Duration::from_secs(8);
 
+/// How often an agent is asked that is too busy to answer: programming a large cluster, or waiting for a firewall that is
+/// reloaded on a slow machine.
+const ATTEMPTS: u32 = 3;
+
 /// Why there is no answer.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -81,6 +85,16 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, target: &str) -> Result<T, Error> {
+        for _ in 1..ATTEMPTS {
+            match self.ask(target).await {
+                Err(Error::Refused { status: 503, .. }) => {}
+                answer => return answer,
+            }
+        }
+        self.ask(target).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, target: &str) -> Result<T, Error> {
         let path = self.path.clone();
         let answer = http::get(&self.path, target, DEADLINE).await;
         let (status, body) = answer.map_err(|trouble| match trouble {

@@ -4,10 +4,14 @@
 //! packets whose source is in the overlay belong to its zone `trusted`. That is what k3s tells its users to do by hand.
 //! It holds for back ends with and without a device of their own, and lets containers reach the services of the hosts,
 //! as they would without firewalld. The entry is not permanent: it is gone with a reload, noticed, and made again.
+//!
+//! firewalld is a Python program behind D-Bus, which takes a fifth of a second at best and many seconds while it reloads.
+//! The agent goes on meanwhile.
 
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use tokio::task::JoinHandle;
 use tracing::info;
 
 use super::Complaints;
@@ -20,47 +24,74 @@ pub(super) const TABLE: &str = "inet firewalld";
 /// The program that talks to firewalld over D-Bus.
 const PROGRAM: &str = "firewall-cmd";
 
-/// How long firewalld is left alone after it refused. It is a Python program that takes a fifth of a second.
+/// How long firewalld is left alone after it refused.
 const MIN_PAUSE: Duration = Duration::from_secs(2);
 const MAX_PAUSE: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
 pub(super) struct Firewalld {
+    /// What it was asked last, until the outcome is known.
+    call: Option<JoinHandle<Result<(), Error>>>,
     /// When to ask again after a refusal, and how long that pause is.
     pause: Option<(Instant, Duration)>,
 }
 
 impl Firewalld {
-    /// Puts `networks` into the trusted zone where they are in no zone yet; returns whether nothing is left to do.
+    /// Has `networks` put into the trusted zone where they are in no zone yet; returns whether nothing is left to do. What
+    /// firewalld then changes is announced by the kernel, so that the caller comes back.
     pub(super) async fn ensure(
         &mut self,
         networks: impl Iterator<Item = IpNet>,
         complaints: &mut Complaints,
     ) -> bool {
+        match self.call.take() {
+            Some(call) if !call.is_finished() => {
+                self.call = Some(call);
+                return false;
+            }
+            // A panic was told by whoever panicked.
+            Some(call) => match call.await.unwrap_or(Ok(())) {
+                Ok(()) => self.pause = None,
+                Err(error) => self.put_off(&error, complaints),
+            },
+            None => {}
+        }
         if self.pause.is_some_and(|(until, _)| Instant::now() < until) {
             return false;
         }
-        match trust(networks).await {
-            Ok(()) => {
-                self.pause = None;
-                true
+        match outside_of_zones(networks).await {
+            Ok(networks) if networks.is_empty() => true,
+            Ok(networks) => {
+                self.call = Some(tokio::spawn(trust(networks)));
+                false
             }
             Err(error) => {
-                complaints.log(&error);
-                let last = self.pause.map_or(MIN_PAUSE / 2, |(_, pause)| pause);
-                let pause = (last * 2).min(MAX_PAUSE);
-                self.pause = Some((Instant::now() + pause, pause));
+                self.put_off(&error, complaints);
                 false
             }
         }
     }
+
+    fn put_off(&mut self, error: &Error, complaints: &mut Complaints) {
+        complaints.log(error);
+        let last = self.pause.map_or(MIN_PAUSE / 2, |(_, pause)| pause);
+        let pause = (last * 2).min(MAX_PAUSE);
+        self.pause = Some((Instant::now() + pause, pause));
+    }
 }
 
-async fn trust(networks: impl Iterator<Item = IpNet>) -> Result<(), Error> {
+/// The networks that are in no zone.
+async fn outside_of_zones(networks: impl Iterator<Item = IpNet>) -> Result<Vec<IpNet>, Error> {
     let listing = nftables::listing("inet", "firewalld")
         .await?
         .unwrap_or_default();
-    for network in networks.filter(|network| !is_bound(&listing, *network)) {
+    Ok(networks
+        .filter(|network| !is_bound(&listing, *network))
+        .collect())
+}
+
+async fn trust(networks: Vec<IpNet>) -> Result<(), Error> {
+    for network in networks {
         firewall_cmd(
             "let the overlay through",
             &["--zone=trusted", &format!("--add-source={network}")],

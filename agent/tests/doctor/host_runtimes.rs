@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::cluster::{NETWORK, Store};
+use crate::diagnosis::Diagnosis;
 use crate::host::Host;
 use crate::host_docker::{Docker, bridge, container};
 use crate::host_world::{CHECKS, finds, is_silent, look_after, obey, pair};
@@ -20,6 +21,27 @@ fn with_docker(host: &mut Host, networks: &Value, containers: &Value) -> Docker 
 /// The host's subnet as Docker writes it.
 fn subnet(host: &Host) -> String {
     host.lease_key().replace('-', "/")
+}
+
+#[test]
+fn docker_in_one_network_of_a_host_is_not_missed_in_the_other() {
+    let store = Store::start(NETWORK);
+    store.etcdctl(&[
+        "put",
+        "/coreos.com/network/blue/config",
+        r#"{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan","VNI":2}}"#,
+    ]);
+    let mut one = store.host(1);
+    one.join();
+    let mut blue = one.in_network("blue");
+    blue.start_agent();
+    blue.wait_ready();
+    for (subnet, missed) in [(subnet(&one), false), ("172.17.0.0/16".to_owned(), true)] {
+        let _docker = with_docker(&mut blue, &bridge(&subnet, "1450", true), &json!([]));
+        let diagnosis = Diagnosis::without_probes(&blue);
+        let found = diagnosis.of_check("docker-subnet");
+        assert_eq!(!found.is_empty(), missed, "{diagnosis:#?}");
+    }
 }
 
 #[test]

@@ -2,12 +2,13 @@
 //! own; and with packets larger than the overlay's, connections of its containers stall.
 //!
 //! Docker may as well be there for something else (builds on a node whose pods come by CNI). So it is left alone where
-//! another interface has an address of this node's subnet.
+//! another interface has an address of this node's subnet, and where it serves another overlay network of this host.
 
 use ipnet::IpNet;
 
 use super::docker::{Docker, Network};
 use super::{Own, finding, inventory};
+use crate::claim::Claims;
 use crate::doctor::{Context, Finding, Outcome, Severity};
 use crate::netlink::inventory::Inventory;
 
@@ -38,7 +39,9 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
         };
         if serves(&docker, subnet) {
             findings.extend(too_large(&own, bridge));
-        } else if !is_taken(&own, &inventory, bridge, subnet) {
+        } else if !serves_another_overlay(&own, of_bridge)
+            && !is_taken(&own, &inventory, bridge, subnet)
+        {
             findings.push(beside(&own, bridge, of_bridge, subnet));
         }
     }
@@ -51,6 +54,17 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
 fn serves(docker: &Docker, subnet: IpNet) -> bool {
     let mut nets = docker.bridges().flat_map(Network::subnets);
     nets.any(|net| subnet.contains(&net.trunc()))
+}
+
+/// Whether Docker's bridge is in a network of another agent of this host. Docker can be in one only.
+fn serves_another_overlay(own: &Own<'_>, of_bridge: IpNet) -> bool {
+    // Of other processes, that is: those of this node's own agent are among them.
+    let claimed = Claims::default().of_others("overlay/");
+    let networks = claimed
+        .iter()
+        .filter_map(|(text, _)| text.parse::<IpNet>().ok());
+    let mut others = networks.filter(|network| !own.networks().any(|own| own == *network));
+    others.any(|network| network.contains(&of_bridge.trunc()))
 }
 
 /// Whether somebody else's interface has an address of the subnet, so that its containers are not Docker's.

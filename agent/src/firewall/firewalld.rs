@@ -24,6 +24,12 @@ pub(super) const TABLE: &str = "inet firewalld";
 /// The program that talks to firewalld over D-Bus.
 const PROGRAM: &str = "firewall-cmd";
 
+/// What it is asked for.
+const ACTION: &str = "let the overlay through";
+
+/// How long one call may take: nobody waits for it, and a firewalld that reloads on a busy machine answers late.
+const DEADLINE: Duration = Duration::from_secs(60);
+
 /// How long firewalld is left alone after it refused.
 const MIN_PAUSE: Duration = Duration::from_secs(2);
 const MAX_PAUSE: Duration = Duration::from_secs(600);
@@ -32,6 +38,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(600);
 pub(super) struct Firewalld {
     /// What it was asked last, until the outcome is known.
     call: Option<JoinHandle<Result<(), Error>>>,
+    /// Whether it said yes to that.
+    agreed: bool,
     /// When to ask again after a refusal, and how long that pause is.
     pause: Option<(Instant, Duration)>,
 }
@@ -51,7 +59,7 @@ impl Firewalld {
             }
             // A panic was told by whoever panicked.
             Some(call) => match call.await.unwrap_or(Ok(())) {
-                Ok(()) => self.pause = None,
+                Ok(()) => self.agreed = true,
                 Err(error) => self.put_off(&error, complaints),
             },
             None => {}
@@ -60,7 +68,21 @@ impl Firewalld {
             return false;
         }
         match outside_of_zones(networks).await {
-            Ok(networks) if networks.is_empty() => true,
+            Ok(networks) if networks.is_empty() => {
+                (self.agreed, self.pause) = (false, None);
+                true
+            }
+            // A reload may have come in between; but rules that cannot be read must not make us ask for ever.
+            Ok(networks) if std::mem::take(&mut self.agreed) => {
+                let names: Vec<_> = networks.iter().map(IpNet::to_string).collect();
+                let error = Error::Refused {
+                    program: PROGRAM.to_owned(),
+                    action: ACTION,
+                    message: format!("it agreed, but no rule of it names {}", names.join(", ")),
+                };
+                self.put_off(&error, complaints);
+                false
+            }
             Ok(networks) => {
                 self.call = Some(tokio::spawn(trust(networks)));
                 false
@@ -92,21 +114,20 @@ async fn outside_of_zones(networks: impl Iterator<Item = IpNet>) -> Result<Vec<I
 
 async fn trust(networks: Vec<IpNet>) -> Result<(), Error> {
     for network in networks {
-        firewall_cmd(
-            "let the overlay through",
-            &["--zone=trusted", &format!("--add-source={network}")],
-        )
-        .await?;
+        let source = format!("--add-source={network}");
+        firewall_cmd(ACTION, &["--zone=trusted", &source]).await?;
         info!(%network, "firewalld trusts the overlay");
     }
     Ok(())
 }
 
-/// Whether the overlay is in a zone, be it one that the administrator chose. The chain was called `filter_FWDI_ZONE`
-/// before firewalld 1.0 and is `filter_FWD_ZONE` since.
+/// Whether the overlay is in a zone, be it one that the administrator chose. firewalld before 1.0 goes to the chain
+/// `filter_FWDI_ZONE`, since 1.0 to `filter_FWD_ZONE`; 2.5 jumps to `filter_FWD_ZONE_dispatch_stage2`.
 fn is_bound(listing: &str, network: IpNet) -> bool {
-    let rule = format!(" saddr {network} goto filter_FWD");
-    listing.contains(&rule)
+    ["goto", "jump"].iter().any(|verdict| {
+        let rule = format!(" saddr {network} {verdict} filter_FWD");
+        listing.contains(&rule)
+    })
 }
 
 /// Takes `networks` out of the trusted zone, except where the administrator put them there for good; returns whether any
@@ -137,7 +158,7 @@ async fn firewall_cmd(action: &'static str, arguments: &[&str]) -> Result<(), Er
         program: PROGRAM.to_owned(),
         package: "firewalld",
     })?;
-    let output = program::run(path, arguments, "").await?;
+    let output = program::run_within(DEADLINE, path, arguments, "").await?;
     if output.status.success() {
         Ok(())
     } else {
@@ -156,11 +177,15 @@ mod tests {
 \t\tip saddr 10.5.0.0/16 goto filter_IN_trusted
 \t\tip saddr 10.5.0.0/16 goto filter_FWD_trusted
 \t\tip6 saddr fd00:5::/48 goto filter_FWDI_internal
+\t\tip saddr 10.7.0.0/16 jump filter_FWD_trusted_dispatch_stage2
+\t\tip saddr 10.6.0.0/16 jump filter_IN_trusted_to_HOST
+\t\tip daddr 10.6.0.0/16 jump filter_FWD_public_to_trusted
 \t\tip saddr 10.6.0.0/16 goto filter_IN_trusted
 ";
         for (network, expected) in [
             ("10.5.0.0/16", true),
             ("fd00:5::/48", true),
+            ("10.7.0.0/16", true),
             ("10.6.0.0/16", false),
             ("10.5.0.0/17", false),
         ] {

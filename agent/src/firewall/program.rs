@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// How long one call may take. It takes milliseconds, and longer when other programs hold the ruleset.
+/// How long one call may take that the agent waits for. It takes milliseconds, and longer when other programs hold the ruleset.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Where programs are looked for after `$PATH`, which for a service may lack the directories for administrators.
@@ -43,10 +43,12 @@ pub enum Error {
         source: io::Error,
     },
     /// A program did not end in time.
-    #[error("{} did not end within {} s", program.display(), DEADLINE.as_secs())]
+    #[error("{} did not end within {} s", program.display(), deadline.as_secs())]
     Timeout {
         /// The program.
         program: PathBuf,
+        /// How long it could have taken.
+        deadline: Duration,
     },
     /// A program refused.
     #[error("{program} failed to {action}: {message}")]
@@ -81,6 +83,16 @@ pub(crate) async fn run(
     arguments: &[&str],
     input: &str,
 ) -> Result<Output, Error> {
+    run_within(DEADLINE, program, arguments, input).await
+}
+
+/// The same with another deadline.
+pub(super) async fn run_within(
+    deadline: Duration,
+    program: PathBuf,
+    arguments: &[&str],
+    input: &str,
+) -> Result<Output, Error> {
     let run = async {
         let mut child = Command::new(&program)
             .args(arguments)
@@ -99,10 +111,10 @@ pub(crate) async fn run(
         }
         child.wait_with_output().await
     };
-    match timeout(DEADLINE, run).await {
+    match timeout(deadline, run).await {
         Ok(Ok(output)) => Ok(output),
         Ok(Err(source)) => Err(Error::Run { program, source }),
-        Err(_) => Err(Error::Timeout { program }),
+        Err(_) => Err(Error::Timeout { program, deadline }),
     }
 }
 

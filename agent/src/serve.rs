@@ -122,7 +122,7 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
 /// One line for `systemctl status`.
 fn status(site: &Site) -> String {
     let (networks, leases) = site.networks().count();
-    let mut status = format!("serving {networks} networks, {leases} leases");
+    let mut status = format!("serving networks: {networks}, leases: {leases}");
     if let Some(trouble) = site.networks().trouble() {
         status.push_str("; ");
         status.push_str(&trouble);

@@ -149,8 +149,8 @@ fn store(reason: &str, settings: &Settings) -> Advice {
             WHY,
             [
                 &curl,
-                "on the server: selvage status shows whether it reaches etcd itself; systemctl status selvage, and its --listen address",
-                "if the servers moved: set remote.servers on this node",
+                "on the server: systemctl status selvage-server says whether it reaches etcd itself; remote.listen says where it listens",
+                "if the servers moved: set remote.server on this node",
             ],
         );
     }

@@ -24,9 +24,13 @@ HARNESS  = cargo run --quiet --locked -p qemu-tests --
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
+# All that a whole run needs is installed before its long work begins: `packages-build-image` for the groups build and image.
+packages-%:
+	@agent/host-packages $(subst -, ,$*)
+
 .PHONY: demo
-demo: image ## Boot a cluster from the image and show its containers talking (NODES=2 KEEP=1)
-	@agent/host-packages qemu
+demo: packages-build-image-qemu ## Boot a cluster from the image and show its containers talking (NODES=2 KEEP=1)
+	@$(MAKE) --no-print-directory -j2 image harness
 	@$(HARNESS) demo --nodes $(NODES) $(if $(KEEP),--keep)
 
 .PHONY: ssh
@@ -38,11 +42,11 @@ stop: ## Stop the cluster that `make demo KEEP=1` left running
 	@$(HARNESS) stop
 
 .PHONY: test
-test: check test-unit test-netns test-qemu ## Everything that CI runs
+test: packages-build-test-image-qemu ## Everything that CI runs; what fails hides nothing that comes after it
+	@MAKE='$(MAKE)' .ci/tiers check test-unit test-netns test-qemu
 
 .PHONY: check
-check: ## Formatting, lints, licences, shell scripts, unit files
-	@agent/host-packages build test
+check: packages-build-test ## Formatting, lints, licences, shell scripts, unit files
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@command -v cargo-deny >/dev/null || $(call cargo-tool,cargo-deny)
@@ -51,34 +55,37 @@ check: ## Formatting, lints, licences, shell scripts, unit files
 	agent/verify-units units/system
 
 .PHONY: test-unit
-test-unit: ## Unit and property tests; need no privileges
-	@agent/host-packages build test
+test-unit: packages-build-test ## Unit and property tests; need no privileges
 	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
 	cargo nextest run --locked --workspace --lib --bins
 
 .PHONY: test-netns
-test-netns: ## Tests with the real etcd and the real kernel, in network namespaces; need root
-	@agent/host-packages build test
+test-netns: packages-build-test ## Tests with the real etcd and the real kernel, in network namespaces; need root
 	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
 	$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') cargo nextest run --locked -p selvage --test '*'
 
 .PHONY: test-qemu
-test-qemu: image ## Tests that boot the image
-	@agent/host-packages qemu
+test-qemu: packages-build-image-qemu image ## Tests that boot the image
 	$(HARNESS) test
 
+.PHONY: test-fresh
+test-fresh: packages-image ## Install in new minimal systems of Debian 12 and 13, build in one (a quarter of an hour; ROOTS=)
+	@$(SUDO) agent/tests/fresh/run $(ROOTS)
+
 .PHONY: agent
-agent: ## Build the static agent
-	@agent/host-packages build
+agent: packages-build ## Build the static agent
 	@$(if $(HAVE_STD),,agent/musl-sysroot.sh $(MUSL_DIR) /usr/bin/rustc)
 	$(MUSL_ENV) cargo build --locked --release --target $(TARGET) -p selvage
 	@! readelf -lW $(AGENT) | grep -q INTERP || { echo "$(AGENT) wants a program interpreter: not static" >&2; exit 1; }
 	@! readelf -dW $(AGENT) | grep -q NEEDED || { echo "$(AGENT) wants shared libraries: not static" >&2; exit 1; }
 
 .PHONY: image
-image: agent ## Build the bootable image
-	@agent/host-packages image
+image: packages-build-image agent ## Build the bootable image
 	@$(SUDO) image/build $(AGENT)
+
+.PHONY: harness
+harness: packages-build # What boots the image; the demo has it compiled beside the image
+	@cargo build --quiet --locked -p qemu-tests
 
 # What the image has as well, but for what only a whole system of ours needs. agent/docs/hosts.md goes on from here.
 .PHONY: install
@@ -93,21 +100,18 @@ install: agent ## Install the agent and its units on a host that is not the imag
 	install -D -m 644 -t $(DESTDIR)/usr/lib/sysctl.d units/sysctl.d/*
 
 .PHONY: bench
-bench: agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it)
-	@agent/host-packages build test
+bench: packages-build-test agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it)
 	@$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') SELVAGE_BIN=$(AGENT) FLANNELD=$(abspath $(FLANNELD)) \
 	  cargo bench --quiet --locked -p selvage --profile dev --bench agent
 
 .PHONY: bench-boot
-bench-boot: image ## Measure the boot of the image and print a table
-	@agent/host-packages qemu
+bench-boot: packages-build-image-qemu image ## Measure the boot of the image and print a table
 	@$(HARNESS) bench
 
 # Built with a sanitizer, for which a released compiler must be told to take unstable flags. New inputs stay out of the
 # repository, whose small corpus only gives the direction.
 .PHONY: fuzz
-fuzz: ## Feed random input to all that reads others' words (TIME=600 seconds for each target)
-	@agent/host-packages build
+fuzz: packages-build ## Feed random input to all that reads others' words (TIME=600 seconds for each target)
 	@command -v cargo-fuzz >/dev/null || $(call cargo-tool,cargo-fuzz)
 	@set -e; cd agent/fuzz; for target in $$(cargo fuzz list); do \
 	  echo "Fuzzing $$target for $(TIME) s"; mkdir -p $(CURDIR)/target/fuzz/corpus/$$target; \

@@ -17,6 +17,8 @@ SUDO     = $(if $(filter 0,$(shell id -u)),,sudo)
 cargo-tool = { echo "Installing $(1) from crates.io (a few minutes, once)"; CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
   CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --quiet --locked $(1); }
 FUZZ_PROFILE = CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+# Where cargo puts them; a distribution's cargo does not see to it that a shell looks there.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 HARNESS  = cargo run --quiet --locked -p qemu-tests --
 
 .DEFAULT_GOAL := help

@@ -6,13 +6,13 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::status;
 
-/// From this many seconds on, a difference is a jump and not the work of adjtime(3), which slews by 0.05 % at the most.
-const JUMP: i64 = 2;
+/// From this many milliseconds on, a difference is a jump and not the work of adjtime(3), which slews by 0.05 % at the most.
+const JUMP: i64 = 2000;
 
 /// Compares the two clocks.
 #[derive(Debug)]
 pub(crate) struct Clock {
-    /// How far the wall clock was ahead of the other, in seconds.
+    /// How far the wall clock was ahead of the other, in milliseconds.
     ahead: Option<i64>,
     seen: status::Clock,
 }
@@ -29,13 +29,11 @@ impl Clock {
     /// By how many seconds the wall clock jumped since the last look, if it did.
     pub(crate) fn look(&mut self) -> Option<i64> {
         let now = ahead()?;
-        let jump = now - self.ahead.replace(now)?;
-        (jump.abs() >= JUMP).then(|| {
-            self.seen.jumps += 1;
-            self.seen.last_time = Some(status::now());
-            self.seen.last_seconds = Some(jump);
-            jump
-        })
+        let jump = jump(self.ahead.replace(now)?, now)?;
+        self.seen.jumps += 1;
+        self.seen.last_time = Some(status::now());
+        self.seen.last_seconds = Some(jump);
+        Some(jump)
     }
 
     /// What was seen so far.
@@ -48,7 +46,34 @@ fn ahead() -> Option<i64> {
     let read = |id| clock_gettime(id).ok().map(Duration::from);
     let wall = read(ClockId::CLOCK_REALTIME)?;
     let boot = read(ClockId::CLOCK_BOOTTIME)?;
-    let seconds =
-        |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX) / 1000;
-    Some(seconds(wall) - seconds(boot))
+    let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    Some(millis(wall) - millis(boot))
+}
+
+/// By how many seconds the wall clock jumped, to the nearest: the clocks are read one after the other, and neither at the
+/// border of a second.
+fn jump(before: i64, now: i64) -> Option<i64> {
+    let jump = now - before;
+    (jump.abs() >= JUMP).then_some((jump + 500).div_euclid(1000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_is_told_to_the_nearest_second() {
+        for (before, now, told) in [
+            (50_756, -7_149_244, Some(-7200)),
+            (50_756, -7_149_243, Some(-7200)),
+            (50_756, -7_149_245, Some(-7200)),
+            (50_000, 7_249_999, Some(7200)),
+            (50_000, 7_250_001, Some(7200)),
+            (50_756, 52_755, None),
+            (50_756, 48_757, None),
+            (50_756, 52_756, Some(2)),
+        ] {
+            assert_eq!(jump(before, now), told, "{before} {now}");
+        }
+    }
 }

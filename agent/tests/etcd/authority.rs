@@ -1,7 +1,18 @@
 //! A certificate authority for one test, by openssl.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
+
+/// An address in 127.0.0.0/8 that is this process's alone: process ids have 22 bits.
+pub(crate) fn loopback() -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + std::process::id())
+}
+
+/// The addresses that certificates are for, in openssl's words.
+fn names() -> String {
+    format!("subjectAltName = IP:{}, IP:10.77.0.1", loopback())
+}
 
 /// Certificates of one authority, made for one test.
 pub(crate) struct Authority {
@@ -13,8 +24,10 @@ impl Authority {
         let authority = Self {
             dir: tempfile::tempdir().expect("a directory"),
         };
-        let config = "[req]\ndistinguished_name = name\n[name]\n[ca]\nbasicConstraints = critical, CA:TRUE\n\
-                      [leaf]\nsubjectAltName = IP:127.0.0.1, IP:10.77.0.1\n";
+        let config = format!(
+            "[req]\ndistinguished_name = name\n[name]\n[ca]\nbasicConstraints = critical, CA:TRUE\n[leaf]\n{}\n",
+            names()
+        );
         std::fs::write(authority.path("openssl.cnf"), config).expect("a config for openssl");
         authority.certificate("ca", "ca", None);
         authority.certificate("server", "leaf", Some("ca"));
@@ -78,9 +91,12 @@ impl Authority {
                 .trim()
                 .to_owned()
         };
-        let config = "[ca]\ndefault_ca = short\n[short]\ndatabase = index\nnew_certs_dir = .\nrand_serial = yes\n\
-                      default_md = sha256\npolicy = any\nunique_subject = no\n[any]\ncommonName = supplied\n\
-                      [leaf]\nsubjectAltName = IP:127.0.0.1, IP:10.77.0.1\n[req]\ndistinguished_name = name\n[name]\n";
+        let config = format!(
+            "[ca]\ndefault_ca = short\n[short]\ndatabase = index\nnew_certs_dir = .\nrand_serial = yes\n\
+             default_md = sha256\npolicy = any\nunique_subject = no\n[any]\ncommonName = supplied\n\
+             [leaf]\n{}\n[req]\ndistinguished_name = name\n[name]\n",
+            names()
+        );
         std::fs::write(self.path("short.cnf"), config).expect("a config for openssl");
         std::fs::write(self.path("index"), "").expect("an index");
         let (from, until) = (date(since - 60), date(since + seconds));

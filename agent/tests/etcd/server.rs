@@ -3,12 +3,15 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use etcd_client::Client;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use selvage::lease::etcd::{EtcdSettings, EtcdStore};
+
+use crate::authority::loopback;
 
 /// Killed, with its data, when dropped.
 pub(crate) struct Server {
@@ -157,8 +160,10 @@ impl Server {
         self.dir.path().join("log")
     }
 
-    async fn wait_until_it_answers(&self) {
-        let deadline = Instant::now() + Duration::from_secs(30);
+    /// Waits until it answers, as it does with a leader alone.
+    pub(crate) async fn wait_until_it_answers(&self) {
+        let limit = Duration::from_secs(90);
+        let deadline = Instant::now() + limit;
         loop {
             let mut client = self.client().await;
             // With authentication a refusal is an answer, too; without a connection there are no answers.
@@ -171,7 +176,7 @@ impl Server {
             }
             if Instant::now() > deadline {
                 let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-                panic!("etcd does not answer within 30 s; its log:\n{log}");
+                panic!("etcd does not answer within {limit:?}; its log:\n{log}");
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -208,8 +213,15 @@ impl Drop for Server {
     }
 }
 
-/// A port that nobody uses now. The kernel hands them out in turn, so it stays free for a while.
+/// A port that nobody else uses, now or later: on the address of this process. Where all tests are on 127.0.0.1, the port of
+/// a server that is down for a moment may be given to anybody who connects to another.
 pub(crate) fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        let address = (loopback(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // A program of the machine's own may have it on all addresses.
+        if TcpListener::bind(address).is_ok() {
+            return address.into();
+        }
+    }
 }

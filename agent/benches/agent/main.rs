@@ -30,6 +30,7 @@ mod table;
 mod tools;
 mod traffic;
 mod turns;
+#[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../../tests/overlay/wait.rs"]
 mod wait;
 

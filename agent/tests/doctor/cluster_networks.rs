@@ -1,35 +1,16 @@
 //! What the doctor says of nodes that are one to their peers, of the wrong interface, and of networks that overlap.
 
-use std::time::Duration;
-
 use selvage::doctor::{Finding, Severity};
 
 use crate::cluster::{NETWORK, Store, pair};
 use crate::diagnosis::Diagnosis;
 use crate::host::Host;
-use crate::wait::{wait_for, wait_until};
+use crate::wait::wait_until;
 
 fn lease(public_ip: &str, mac: &str, owner: &str) -> String {
     format!(
         r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}},"SelvageOwner":"{owner}"}}"#
     )
-}
-
-fn until_found(host: &Host, check: &str) -> Diagnosis {
-    wait_for(
-        Duration::from_secs(20),
-        &format!("a finding of {check}"),
-        || {
-            let diagnosis = Diagnosis::without_probes(host);
-            (!diagnosis.of_check(check).is_empty()).then_some(diagnosis)
-        },
-    )
-}
-
-fn until_silent(host: &Host) {
-    wait_until("the doctor to be silent", || {
-        Diagnosis::without_probes(host).report.findings.is_empty()
-    });
 }
 
 /// A second interface of the host, with an address, whose other end leads nowhere.
@@ -76,8 +57,9 @@ fn two_nodes_with_one_public_ip_are_told() {
         "10.5.243.0-24",
         &lease("10.77.0.11", "02:00:00:00:00:43", "e"),
     );
-    let diagnosis = until_found(&one, "duplicate-address");
-    let finding = diagnosis.assert_finds("duplicate-address", "selvage network leases");
+    let remedy = "selvage network leases";
+    let diagnosis = Diagnosis::until_finds(&one, "duplicate-address", remedy);
+    let finding = diagnosis.assert_finds("duplicate-address", remedy);
     assert_eq!(finding.subject.as_deref(), Some("10.77.0.11"));
     assert!(
         finding.what.contains("this node") && finding.what.contains("10.5.243.0/24"),
@@ -94,8 +76,7 @@ fn two_nodes_with_one_public_ip_are_told() {
         "10.5.244.0-24",
         &lease("10.77.0.90", "02:00:00:00:00:44", "d"),
     );
-    wait_until("the other two to be told", || {
-        let diagnosis = Diagnosis::without_probes(&one);
+    Diagnosis::until(&one, "the other two to be told", |diagnosis| {
         let found = diagnosis.of_check("duplicate-address");
         found.len() == 1 && found[0].subject.as_deref() == Some("10.77.0.90")
     });
@@ -113,8 +94,9 @@ fn cloned_disks_are_told() {
     // The second host's state directory on another machine.
     store.put_lease("10.5.245.0-24", &lease("10.77.0.95", mac, "c"));
     for host in [&one, &two] {
-        let diagnosis = until_found(host, "duplicate-address");
-        let finding = diagnosis.assert_finds("duplicate-address", "/var/lib/selvage/flannel.*.mac");
+        let remedy = "/var/lib/selvage/flannel.*.mac";
+        let diagnosis = Diagnosis::until_finds(host, "duplicate-address", remedy);
+        let finding = diagnosis.assert_finds("duplicate-address", remedy);
         assert_eq!(finding.subject.as_deref(), Some("10.5.245.0/24"));
         assert_eq!(finding.severity, Severity::Error);
         assert!(
@@ -123,15 +105,16 @@ fn cloned_disks_are_told() {
         );
     }
     forget(&store, "10.5.245.0-24");
-    until_silent(&one);
+    Diagnosis::until_silent(&one);
 
     // The machine id alone.
     store.put_lease(
         "10.5.246.0-24",
         &lease("10.77.0.96", "02:00:00:00:00:46", &format!("{:032x}", 12)),
     );
-    let diagnosis = until_found(&one, "duplicate-address");
-    let finding = diagnosis.assert_finds("duplicate-address", "systemd-machine-id-setup");
+    let remedy = "systemd-machine-id-setup";
+    let diagnosis = Diagnosis::until_finds(&one, "duplicate-address", remedy);
+    let finding = diagnosis.assert_finds("duplicate-address", remedy);
     assert_eq!(finding.severity, Severity::Warning);
     assert!(
         finding.what.contains("at 10.77.0.12") && finding.what.contains("at 10.77.0.96"),
@@ -143,12 +126,12 @@ fn cloned_disks_are_told() {
 fn nat_address_that_others_publish_too_is_the_wrong_interface() {
     let (store, one, _two) = pair();
     second_interface(&one, "eth1", "192.168.33.11/24");
-    Diagnosis::without_probes(&one).assert_silent();
+    Diagnosis::until_silent(&one);
     store.put_lease(
         "10.5.243.0-24",
         &lease("10.77.0.11", "02:00:00:00:00:43", "e"),
     );
-    let diagnosis = until_found(&one, "nat-interface");
+    let diagnosis = Diagnosis::until_finds(&one, "nat-interface", "--iface=eth1");
     let finding = diagnosis.assert_finds("nat-interface", "--iface=eth1");
     assert!(
         finding.what.contains("10.77.0.11") && finding.what.contains("eth0"),
@@ -182,7 +165,7 @@ fn interface_that_peers_are_not_next_to_is_the_wrong_one() {
         "10.5.241.0-24",
         &lease("192.168.33.12", "02:00:00:00:00:41", "e"),
     );
-    let diagnosis = until_found(&one, "nat-interface");
+    let diagnosis = Diagnosis::until_finds(&one, "nat-interface", "--iface=eth1");
     let finding = diagnosis.assert_finds("nat-interface", "--iface=eth1");
     assert!(
         finding.what.contains("1 of 2 peers (10.5.241.0/24)"),
@@ -190,9 +173,9 @@ fn interface_that_peers_are_not_next_to_is_the_wrong_one() {
     );
 }
 
-/// The one finding of the check, whose remedy has a word.
+/// The one finding of the check, whose remedy has a word; there may be another one before.
 fn overlap(host: &Host, subject: &str, word: &str) -> Finding {
-    let diagnosis = Diagnosis::without_probes(host);
+    let diagnosis = Diagnosis::until_finds(host, "overlap", word);
     let finding = diagnosis.assert_finds("overlap", word).clone();
     assert_eq!(finding.subject.as_deref(), Some(subject), "{diagnosis:#?}");
     finding
@@ -214,13 +197,13 @@ fn networks_that_overlap_are_told() {
     );
     assert_eq!(finding.severity, Severity::Error);
     ip("link del br-0123456789ab");
-    Diagnosis::without_probes(&one).assert_silent();
+    Diagnosis::until_silent(&one);
 
     // A VPN's routes: a part of the overlay, and a network that the overlay is part of.
     ip("tuntap add tun0 mode tun");
     ip("address add 10.8.0.2/24 dev tun0");
     ip("link set tun0 up");
-    Diagnosis::without_probes(&one).assert_silent();
+    Diagnosis::until_silent(&one);
     ip("route add 10.5.128.0/17 dev tun0 proto static");
     let finding = overlap(&one, "10.5.128.0/17", "ip route del 10.5.128.0/17 dev tun0");
     assert_eq!(finding.severity, Severity::Error);
@@ -237,17 +220,15 @@ fn networks_that_overlap_are_told() {
     // The underlay's own network.
     ip("address add 10.77.0.11/8 dev eth0");
     ip("address del 10.77.0.11/24 dev eth0");
-    let found = until_found(&one, "overlap");
-    assert!(
+    Diagnosis::until(&one, "eth0", |diagnosis| {
+        let found = diagnosis.of_check("overlap");
         found
-            .of_check("overlap")
             .iter()
-            .any(|finding| finding.subject.as_deref() == Some("eth0")),
-        "{found:#?}"
-    );
+            .any(|finding| finding.subject.as_deref() == Some("eth0"))
+    });
     ip("address add 10.77.0.11/24 dev eth0");
     ip("address del 10.77.0.11/8 dev eth0");
-    until_silent(&one);
+    Diagnosis::until_silent(&one);
 }
 
 #[test]
@@ -264,10 +245,10 @@ fn vpn_that_takes_the_peers_packets_is_told() {
     // And as OpenVPN does it.
     ip("route add 0.0.0.0/1 dev tun0");
     ip("route add 128.0.0.0/1 dev tun0");
-    Diagnosis::without_probes(&one).assert_silent();
-    // Without heed of the main table.
-    ip("rule del pref 99");
+    Diagnosis::until_silent(&one);
+    // Without heed of the main table, but for the underlay: etcd stays in reach.
     ip("rule add pref 98 to 10.77.0.0/16 lookup main");
+    ip("rule del pref 99");
     let finding = overlap(&one, "tun0", "ip rule");
     let subnet = two.lease_key().replace('-', "/");
     assert!(
@@ -315,5 +296,5 @@ fn servers_inside_the_overlay_are_told() {
         "{text}"
     );
     assert!(!text.contains("10.77.0.1 "), "{text}");
-    Diagnosis::without_probes(&one).assert_silent();
+    Diagnosis::until_silent(&one);
 }

@@ -3,6 +3,7 @@
 use selvage::doctor::{Finding, Report};
 
 use crate::host::Host;
+use crate::wait::look_until;
 
 /// What `selvage doctor` said on a host.
 #[derive(Debug)]
@@ -41,6 +42,31 @@ impl Diagnosis {
             report,
             status: output.status.code(),
         }
+    }
+
+    /// Asks, without probes, until the doctor says what is meant: the agent may be between two states.
+    pub(crate) fn until(host: &Host, what: &str, fits: impl Fn(&Self) -> bool) -> Self {
+        look_until(what, || Self::without_probes(host), fits)
+    }
+
+    /// Asks until a check finds one fault, which has `word` in its remedy.
+    pub(crate) fn until_finds(host: &Host, check: &str, word: &str) -> Self {
+        Self::until(host, &format!("{check} with {word:?}"), |diagnosis| {
+            diagnosis.finds(check, word)
+        })
+    }
+
+    /// Asks until nothing is found.
+    pub(crate) fn until_silent(host: &Host) {
+        Self::until(host, "silence", |diagnosis| {
+            diagnosis.report.findings.is_empty()
+        });
+    }
+
+    /// Whether a check found one fault, which has `word` in its remedy.
+    pub(crate) fn finds(&self, check: &str, word: &str) -> bool {
+        let names = |remedy: &String| remedy.contains(word);
+        matches!(self.of_check(check)[..], [finding] if finding.remedy.iter().any(names))
     }
 
     /// Panics unless nothing was found. Checks of which a test host has not what they look at may be left out.

@@ -1,14 +1,12 @@
 //! Hosts for faults of the host itself, and the doctor in surroundings of its own.
 
 use std::process::Command;
-use std::time::Duration;
 
 use selvage::doctor::{Finding, Report};
 
 use crate::cluster::Store;
 use crate::diagnosis::Diagnosis;
 use crate::host::Host;
-use crate::wait::wait_for;
 
 pub(crate) const CHECKS: [&str; 7] = [
     "subnet-file",
@@ -31,37 +29,27 @@ pub(crate) fn pair(network: &str) -> (Store, Host, Host) {
     (store, one, two)
 }
 
-/// What the doctor finds on the host itself.
-fn look(host: &Host) -> Diagnosis {
-    Diagnosis::with(host, &["--no-probes"])
-}
-
 /// Waits until none of our checks finds anything, and all were made: what the agent puts right takes a moment.
 pub(crate) fn is_silent(host: &Host) {
-    let mut last = None;
-    let limit = Duration::from_secs(5);
-    let silent = || {
-        let diagnosis = look(host);
-        let found = CHECKS
-            .iter()
-            .any(|check| !diagnosis.of_check(check).is_empty());
-        let made = |check: &&str| diagnosis.report.checked.iter().any(|name| name == *check);
-        let silent = !found && CHECKS.iter().all(made);
-        last = Some(diagnosis);
-        silent.then_some(())
-    };
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        wait_for(limit, "silence", silent);
-    }));
-    assert!(outcome.is_ok(), "{last:#?}");
+    Diagnosis::until(host, "silence", |diagnosis| {
+        let checked = &diagnosis.report.checked;
+        CHECKS.iter().all(|check| {
+            let is_made = checked.iter().any(|name| name == check);
+            is_made && diagnosis.of_check(check).is_empty()
+        })
+    });
 }
 
-/// The one finding of our checks: of `check`, with `word` in its remedy.
+/// The one finding of our checks: of `check`, with `word` in its remedy. The agent may be busy with the fault as well.
 pub(crate) fn finds(host: &Host, check: &str, word: &str) -> Finding {
-    let diagnosis = look(host);
-    for other in CHECKS.into_iter().filter(|other| *other != check) {
-        assert!(diagnosis.of_check(other).is_empty(), "{diagnosis:#?}");
-    }
+    let what = format!("{check} alone, with {word:?}");
+    let diagnosis = Diagnosis::until(host, &what, |diagnosis| {
+        let others = CHECKS.into_iter().filter(|other| *other != check);
+        diagnosis.finds(check, word)
+            && others
+                .map(|other| diagnosis.of_check(other))
+                .all(|found| found.is_empty())
+    });
     diagnosis.assert_finds(check, word).clone()
 }
 

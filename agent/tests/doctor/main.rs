@@ -7,6 +7,8 @@
 
 #[path = "../etcd/authority.rs"]
 mod authority;
+#[path = "../overlay/clock.rs"]
+mod clock;
 #[expect(dead_code, reason = "the overlay's tests use all of it")]
 #[path = "../overlay/cluster.rs"]
 mod cluster;

@@ -15,7 +15,7 @@ use selvage::doctor::Finding;
 use crate::cluster::{ETCD, Store};
 use crate::diagnosis::Diagnosis;
 use crate::host::Host;
-use crate::wait::wait_for;
+use crate::wait::wait_until;
 
 const NETWORK: &str = r#"{"Network":"172.16.0.0/12","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#;
 const PEERS: u16 = 1000;
@@ -98,9 +98,9 @@ fn a_thousand_peers_take_ten_seconds_at_the_most() {
     write_leases(&two);
     one.start_agent();
     one.wait_ready();
-    wait_for(Duration::from_secs(30), "the routes", || {
+    wait_until("the routes", || {
         let routes = one.namespace.ip("route show proto 83");
-        (routes.lines().count() >= usize::from(PEERS)).then_some(())
+        routes.lines().count() >= usize::from(PEERS)
     });
 
     let look = || {

@@ -73,15 +73,16 @@ impl Authority {
         );
     }
 
-    /// Puts a certificate in place of `name` that lasts for so many seconds only; its key stays.
-    pub(crate) fn shorten(&self, name: &str, seconds: u64) {
+    /// Puts a certificate in place of `name` that began a day ago and ends in so many seconds, or ended so many seconds ago
+    /// if they are less than none; its key stays.
+    pub(crate) fn shorten(&self, name: &str, seconds: i64) {
         let now = std::time::SystemTime::now();
         let since = now
             .duration_since(std::time::UNIX_EPOCH)
-            .expect("a clock that is set")
-            .as_secs();
+            .expect("a clock that is set");
+        let since = i64::try_from(since.as_secs()).expect("a time of these days");
         // `openssl ca` alone takes times to the second, and only as dates of the calendar.
-        let date = |at: u64| {
+        let date = |at: i64| {
             let output = Command::new("date")
                 .args(["-u", "-d", &format!("@{at}"), "+%Y%m%d%H%M%SZ"])
                 .output()
@@ -99,7 +100,7 @@ impl Authority {
         );
         std::fs::write(self.path("short.cnf"), config).expect("a config for openssl");
         std::fs::write(self.path("index"), "").expect("an index");
-        let (from, until) = (date(since - 60), date(since + seconds));
+        let (from, until) = (date(since - 86_400), date(since + seconds));
         for line in [
             format!("req -new -config short.cnf -key {name}.key -subj /CN={name} -out {name}.csr"),
             format!(

@@ -55,16 +55,16 @@ async fn compact(client: &mut Client) {
     client.compact(now, None).await.unwrap();
 }
 
-/// Follows the events until the marker shows, and what vanished in the last outage is believed to be gone.
+/// Follows the events until the marker has shown and nothing more comes for so long that what vanished in the last outage
+/// is believed to be gone.
 async fn follow(store: &mut EtcdStore) -> (BTreeMap<SubnetKey, Lease>, u32) {
     let (mut known, mut snapshots) = (BTreeMap::new(), 0);
-    let mut end = None;
-    while end.is_none_or(|end| Instant::now() < end) {
-        if end.is_none() && known.contains_key(&key(MARKER)) {
-            end = Some(Instant::now() + GRACE * 3);
-        }
-        let Ok(event) = timeout(GRACE, next_leases(store)).await else {
-            continue;
+    loop {
+        let next = timeout(GRACE * 10, next_leases(store)).await;
+        let event = match next {
+            Ok(event) => event,
+            Err(_) if known.contains_key(&key(MARKER)) => return (known, snapshots),
+            Err(_) => continue,
         };
         match event {
             LeaseEvent::Snapshot { leases, unreadable } => {
@@ -80,7 +80,6 @@ async fn follow(store: &mut EtcdStore) -> (BTreeMap<SubnetKey, Lease>, u32) {
             }
         }
     }
-    (known, snapshots)
 }
 
 #[tokio::test]

@@ -5,8 +5,9 @@ use selvage::lease::etcd::DEADLINE;
 use crate::server::Server;
 use crate::*;
 
-/// Longer than what etcd grants at least, which is one and a half election time-outs.
-const SHORT: Duration = Duration::from_secs(2);
+/// So short that a test sees it end, and long enough for a machine that is held up for some seconds. etcd grants one and a
+/// half election time-outs at least.
+const SHORT: Duration = Duration::from_secs(5);
 
 fn short_lived(server: &Server, owner: &str) -> EtcdStore {
     server.store_with(owner, |settings| settings.ttl = SHORT)
@@ -27,7 +28,7 @@ async fn the_lease_is_kept_alive_without_writing_its_key() {
     let mut store = short_lived(&server, "machine-a");
     let own = acquire(&mut store, "10.0.0.1").await.unwrap();
     let begin = Instant::now();
-    while begin.elapsed() < SHORT * 3 {
+    while begin.elapsed() < SHORT * 2 {
         assert_eq!(renewed(&mut store).await, SHORT);
     }
     let answer = client
@@ -197,7 +198,8 @@ async fn an_update_that_gets_no_answer_returns_soon_and_is_published_later() {
         let error = store.update(&attrs(public_ip)).await.unwrap_err();
         assert!(error.to_string().contains("no answer within"), "{error}");
         assert!(unreachable_error(&error), "{error}");
-        assert!(begin.elapsed() < DEADLINE + Duration::from_secs(1));
+        // One server's time, not that of all three.
+        assert!(begin.elapsed() < DEADLINE * 2);
     }
     servers.iter().for_each(Server::thaw);
     let mut client = servers[0].client().await;

@@ -31,7 +31,7 @@ use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
 
 /// Everything in these tests happens well before.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 const SUBNETS: &str = "/coreos.com/network/subnets/";
 

@@ -211,8 +211,13 @@ impl Agent {
         self.runtime.block_on(async { Watcher::open().unwrap() })
     }
 
+    /// Whether the watcher reports, for all that anybody can wait.
+    pub(crate) fn hears(&self, watcher: &mut Watcher) -> bool {
+        self.hears_within(watcher, Duration::from_secs(60))
+    }
+
     /// Whether the watcher reports within `time`.
-    pub(crate) fn hears(&self, watcher: &mut Watcher, time: Duration) -> bool {
+    pub(crate) fn hears_within(&self, watcher: &mut Watcher, time: Duration) -> bool {
         let heard = async { timeout(time, watcher.changed()).await };
         self.runtime.block_on(heard).is_ok()
     }

@@ -8,7 +8,7 @@
 
 use std::future::Future;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use nix::net::if_::if_nametoindex;
@@ -29,6 +29,9 @@ use tempfile::TempDir;
 
 use crate::netns::{Entered, NetNs};
 
+/// Far more than any of these tests takes, however busy the machine is.
+const PATIENCE: Duration = Duration::from_secs(240);
+
 /// One host with an underlay.
 pub(crate) struct Host {
     // Dropped in this order: the namespace is left before it goes.
@@ -45,9 +48,21 @@ impl Host {
         host.ns.ip("address add 192.0.2.1/24 dev up0");
         host.ns.ip("link set up0 up");
         host.ns.ip("link set up1 up");
+        host.wait_for_carrier("UP");
         host.inside = Some(host.ns.enter());
         host.underlay.index = if_nametoindex("up0").unwrap();
         host
+    }
+
+    /// Waits until the kernel has told everybody that the underlay's carrier is there or not (`UP`, `LOWERLAYERDOWN`), for
+    /// which it may take a second (`linkwatch_schedule_work()`).
+    pub(crate) fn wait_for_carrier(&self, state: &str) {
+        let state = format!(" state {state} ");
+        let start = Instant::now();
+        while !self.ns.ip("link show up0").contains(&state) {
+            assert!(start.elapsed() < PATIENCE, "up0 does not get to{state}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// A host that is not entered and has no device yet; the underlay's index is for the caller to fill in.
@@ -180,7 +195,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
         .enable_all()
         .build()
         .unwrap()
-        .block_on(async { tokio::time::timeout(Duration::from_secs(120), future).await })
+        .block_on(async { tokio::time::timeout(PATIENCE, future).await })
         .expect("the test takes too long")
 }
 

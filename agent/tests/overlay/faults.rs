@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::cluster::{NETWORK, Store, pair};
-use crate::wait::{wait_for, wait_until};
+use crate::wait::wait_until;
 
 /// A lease of a node that exists only in the store.
 const GHOST: &str = r#"{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
@@ -56,16 +56,9 @@ fn traffic_flows_while_etcd_is_away_and_later_changes_arrive() {
 
     store.start_etcd();
     store.put_lease("10.5.250.0-24", GHOST);
-    wait_for(
-        Duration::from_secs(40),
-        "the lease written after the outage",
-        || {
-            one.namespace
-                .ip("route show")
-                .contains("10.5.250.0/24")
-                .then_some(())
-        },
-    );
+    wait_until("the lease written after the outage", || {
+        one.namespace.ip("route show").contains("10.5.250.0/24")
+    });
     assert!(one.reaches(&two));
 }
 
@@ -95,14 +88,10 @@ fn changes_made_behind_a_partition_and_a_compaction_arrive() {
     std::thread::sleep(Duration::from_secs(3));
     store.set_port(1, "up");
 
-    wait_for(
-        Duration::from_secs(40),
-        "what changed behind the partition",
-        || {
-            let routes = one.namespace.ip("route show");
-            (routes.contains("10.5.251.0/24") && !routes.contains("10.5.250.0/24")).then_some(())
-        },
-    );
+    wait_until("what changed behind the partition", || {
+        let routes = one.namespace.ip("route show");
+        routes.contains("10.5.251.0/24") && !routes.contains("10.5.250.0/24")
+    });
     one.wait_reaches(&two);
 }
 
@@ -158,11 +147,8 @@ fn new_underlay_address_is_followed_even_while_etcd_is_away() {
             .contains("local 10.77.0.51")
     });
     store.start_etcd();
-    wait_for(Duration::from_secs(40), "the peer to follow", || {
-        two.namespace
-            .run("bridge fdb show")
-            .contains("10.77.0.51")
-            .then_some(())
+    wait_until("the peer to follow", || {
+        two.namespace.run("bridge fdb show").contains("10.77.0.51")
     });
     one.wait_reaches(&two);
 }

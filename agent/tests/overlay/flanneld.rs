@@ -3,7 +3,6 @@
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -11,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::cluster::{ETCD, NETWORK, Store};
 use crate::host::Host;
-use crate::wait::{wait_for, wait_until};
+use crate::wait::{PATIENCE, wait_for, wait_until};
 
 /// A running flanneld, in a host's namespace.
 struct Flanneld {
@@ -74,7 +73,7 @@ impl Flanneld {
     fn wait_ready(&self) {
         let mut told = String::new();
         let mut buffer = [0; 4096];
-        wait_for(Duration::from_secs(20), "flanneld to be ready", || {
+        wait_for(PATIENCE, "flanneld to be ready", || {
             while let Ok(length) = self.notify.recv(&mut buffer) {
                 told.push_str(&String::from_utf8_lossy(&buffer[..length]));
                 told.push('\n');
@@ -87,7 +86,7 @@ impl Flanneld {
     fn stop(mut self) -> Option<i32> {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
         kill(pid, Signal::SIGTERM).expect("to signal flanneld");
-        wait_for(Duration::from_secs(20), "flanneld to end", || {
+        wait_for(PATIENCE, "flanneld to end", || {
             self.child.try_wait().expect("its status")
         })
         .code()
@@ -107,7 +106,7 @@ fn ask(host: &Host, path: &str) -> (u16, String) {
         "exec 3<>/dev/tcp/127.0.0.1/8081 && printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3"
     );
     let mut command = host.namespace.command("timeout");
-    let output = command.args(["10", "bash", "-c", &script]).output();
+    let output = command.args(["60", "bash", "-c", &script]).output();
     let answer = output.expect("bash").stdout;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");

@@ -6,13 +6,12 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use tempfile::TempDir;
 
 use crate::namespace::Namespace;
-use crate::wait::{wait_for, wait_until};
+use crate::wait::{PATIENCE, wait_for, wait_until};
 
 /// A container host: its namespace, its agent, and one container behind its bridge.
 pub(crate) struct Host {
@@ -163,19 +162,9 @@ impl Host {
 
     /// Waits until the agent tells its service manager a line that fits.
     pub(crate) fn wait_told(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> String {
-        self.wait_told_within(Duration::from_secs(20), what, fits)
-    }
-
-    /// The same with another limit.
-    pub(crate) fn wait_told_within(
-        &mut self,
-        limit: Duration,
-        what: &str,
-        fits: impl Fn(&str) -> bool,
-    ) -> String {
         let log = self.directory.path().join("log");
         let agent = self.agent.as_mut().expect("a running agent");
-        wait_for(limit, &format!("the agent to tell {what}"), || {
+        wait_for(PATIENCE, &format!("the agent to tell {what}"), || {
             agent.listen();
             if let Some(line) = agent.told.iter().find(|line| fits(line)) {
                 return Some(line.clone());
@@ -207,7 +196,7 @@ impl Host {
     /// Waits for the agent to end by itself and returns its exit status.
     pub(crate) fn wait_exit(&mut self) -> Option<i32> {
         let agent = self.agent.as_mut().expect("a running agent");
-        wait_for(Duration::from_secs(20), "the agent to end", || {
+        wait_for(PATIENCE, "the agent to end", || {
             agent.child.try_wait().expect("the agent's status")
         })
         .code()
@@ -237,7 +226,7 @@ impl Host {
         use std::io::{Read, Write};
         let asked = || -> std::io::Result<String> {
             let mut stream = std::os::unix::net::UnixStream::connect(self.socket())?;
-            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
             write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;

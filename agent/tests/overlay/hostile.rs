@@ -1,9 +1,7 @@
 //! Leases that a broken or hostile node publishes: refused, logged once, and harmless to everybody else.
 
-use std::time::Duration;
-
 use crate::cluster::pair;
-use crate::wait::{wait_for, wait_until};
+use crate::wait::wait_until;
 
 fn lease(public_ip: &str) -> String {
     format!(
@@ -96,17 +94,12 @@ fn corrupted_lease_of_a_peer_keeps_the_peer() {
     let before = one.overlay_objects();
     two.kill_agent();
     store.put_lease(&two.lease_key(), "rubbish");
-    wait_for(
-        Duration::from_secs(10),
-        "the rubbish to be reported",
-        || {
-            let subnet = two.lease_key();
-            one.log()
-                .lines()
-                .any(|line| line.contains("WARN") && line.contains(&subnet))
-                .then_some(())
-        },
-    );
+    let subnet = two.lease_key();
+    wait_until("the rubbish to be reported", || {
+        one.log()
+            .lines()
+            .any(|line| line.contains("WARN") && line.contains(&subnet))
+    });
     assert_eq!(one.overlay_objects(), before);
     assert!(one.reaches(&two));
 }

@@ -18,6 +18,7 @@ mod allocation;
 #[path = "../etcd/authority.rs"]
 mod authority;
 mod backends;
+mod clock;
 mod cluster;
 mod config;
 mod faults;

@@ -18,10 +18,7 @@ use std::time::Duration;
 use crate::cluster::Store;
 use crate::host::Host;
 use crate::kernel::{Flow, wait_for_plan};
-use crate::wait::{wait_for, wait_until};
-
-/// For what happens at once, on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+use crate::wait::wait_until;
 
 /// Which of a host's two networks is worked on; the other one is watched.
 #[derive(Clone, Copy, PartialEq)]
@@ -178,8 +175,8 @@ fn work(case: &Case) {
         assert_eq!(host[actor].subnet_env("FLANNEL_NETWORK"), "10.7.0.0/16");
     }
     for host in &hosts {
-        wait_for(SOON, "the routes to the other network", || {
-            objects(&host[actor], 7).contains("proto 83").then_some(())
+        wait_until("the routes to the other network", || {
+            objects(&host[actor], 7).contains("proto 83")
         });
         let former = objects(&host[actor], if actor == 0 { 5 } else { 6 });
         assert!(!former.contains("proto 83"), "{former}");
@@ -216,7 +213,7 @@ fn work(case: &Case) {
     check(&hosts, "cleanup");
     std::thread::sleep(Duration::from_millis(1500));
     check(&hosts, "what followed cleanup");
-    flow.finish(500);
+    flow.finish();
     let [one, two] = &hosts;
     assert!(one[watched].reaches(&two[watched]));
     for host in &hosts {
@@ -225,7 +222,7 @@ fn work(case: &Case) {
         // Once at the start, and then never again.
         assert_eq!(log.matches("firewall programmed").count(), 1, "{log}");
         if case.actor == Actor::Blue && case.backends[0].contains("vxlan") {
-            wait_for_plan(&store, &host[watched], SOON);
+            wait_for_plan(&store, &host[watched]);
         }
     }
 }
@@ -319,8 +316,7 @@ fn udp_networks_have_devices_of_their_own() {
         let routes = show(&host[1]);
         assert_eq!(routes.trim(), "10.6.0.0/16 dev flannel1 scope link");
     }
-    std::thread::sleep(Duration::from_millis(500));
-    flow.finish(50);
+    flow.finish();
 }
 
 #[test]

@@ -5,25 +5,22 @@ use std::time::Duration;
 
 use crate::cluster::{ETCD, NETWORK, Store, pair, pair_in};
 use crate::host::Host;
-use crate::wait::wait_for;
+use crate::wait::{PATIENCE, wait_for, wait_until};
 
 /// A lease of a node that exists only in the store.
 const GHOST: &str = r#"{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
-
-/// Longer than the longest pause between two tries of anything.
-const LIMIT: Duration = Duration::from_secs(40);
 
 /// Waits until the agent says that it is not ready for a reason that contains `text`, and metrics say so as well, with
 /// the reason's kind.
 fn wait_not_ready(host: &Host, kind: &str, text: &str) {
     let what = format!("readyz to say {text:?}");
-    wait_for(LIMIT, &what, || {
+    wait_for(PATIENCE, &what, || {
         let (status, body) = host.ask("/readyz");
         let mut reasons = body.lines().skip(1);
         (status == 503 && reasons.any(|line| line.contains(text))).then_some(())
     });
     let reason = format!("selvage_not_ready_reasons{{reason=\"{kind}\"}} 1\n");
-    wait_for(LIMIT, &format!("metrics to say {kind}"), || {
+    wait_for(PATIENCE, &format!("metrics to say {kind}"), || {
         let (_, metrics) = host.ask("/metrics");
         (metrics.contains("selvage_ready 0\n") && metrics.contains(&reason)).then_some(())
     });
@@ -31,11 +28,11 @@ fn wait_not_ready(host: &Host, kind: &str, text: &str) {
 
 /// Waits until the agent says that it is ready, and metrics say so as well.
 fn wait_ready(host: &Host) {
-    wait_for(LIMIT, "readyz to say that all is well", || {
+    wait_for(PATIENCE, "readyz to say that all is well", || {
         let ready = (200, "flanneld is ready".to_owned());
         (host.ask("/readyz") == ready).then_some(())
     });
-    wait_for(LIMIT, "metrics to say that all is well", || {
+    wait_for(PATIENCE, "metrics to say that all is well", || {
         let (_, metrics) = host.ask("/metrics");
         let reasons = metrics
             .lines()
@@ -126,7 +123,7 @@ fn when_the_vxlan_device_is_gone_and_cannot_be_made() {
     one.namespace.ip("link set flannel.1 down");
     one.namespace.ip("link set flannel.1 name taken up");
     wait_not_ready(&one, "program", "flannel.1");
-    wait_for(LIMIT, "metrics to miss the device", || {
+    wait_for(PATIENCE, "metrics to miss the device", || {
         is(&one, "selvage_device_present{device=\"flannel.1\"}", 0.0).then_some(())
     });
     one.namespace.ip("link del taken");
@@ -161,7 +158,7 @@ fn when_the_udp_port_is_somebody_elses() {
     wait_ready(&one);
     // The data plane is closed and opened again, and so are its counters.
     one.namespace.ip("link del flannel0");
-    wait_for(LIMIT, "the device to come back", || {
+    wait_for(PATIENCE, "the device to come back", || {
         one.namespace
             .try_run("ip link show flannel0")
             .status
@@ -189,7 +186,7 @@ fn with_a_network_config_that_cannot_be_used() {
         assert!(one.reaches(&two));
     }
     // A scrape may show what was a second ago.
-    wait_for(LIMIT, "both to be counted", || {
+    wait_for(PATIENCE, "both to be counted", || {
         (metric(&one, "selvage_network_configs_rejected_total") >= 2.0).then_some(())
     });
     set(NETWORK);
@@ -203,7 +200,7 @@ fn metrics_tell_of_peers_leases_and_traffic() {
         pair_in(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.100.0","Backend":{"Type":"vxlan"}}"#);
     store.put_lease("10.6.1.0-24", GHOST);
     store.put_lease("10.5.99.0-24", &GHOST.replace("10.77.0.99", "224.0.0.1"));
-    wait_for(LIMIT, "the refused leases", || {
+    wait_for(PATIENCE, "the refused leases", || {
         is(&one, "selvage_pool_leases", 4.0).then_some(())
     });
     for (series, value) in [
@@ -223,7 +220,7 @@ fn metrics_tell_of_peers_leases_and_traffic() {
     let received = "selvage_device_receive_packets_total{device=\"flannel.1\"}";
     let before = metric(&one, received);
     assert!(one.reaches(&two));
-    wait_for(LIMIT, "the counter to follow", || {
+    wait_for(PATIENCE, "the counter to follow", || {
         (metric(&one, received) > before).then_some(())
     });
     let (_, metrics) = one.ask("/metrics");
@@ -257,7 +254,7 @@ fn the_log_has_each_change_and_each_fault_once() {
         "del",
         &format!("/coreos.com/network/subnets/{}", two.lease_key()),
     ]);
-    wait_for(LIMIT, "the peer to be gone", || {
+    wait_for(PATIENCE, "the peer to be gone", || {
         (has(&format!(
             "peer removed subnet={subnet} public_ip=10.77.0.12"
         )) == 1)
@@ -274,6 +271,10 @@ fn the_log_has_each_change_and_each_fault_once() {
         one.namespace.ip("link del flannel.1");
         one.namespace.ip("link del stir");
         std::thread::sleep(Duration::from_millis(200));
+        wait_until("the device to be back", || {
+            let shown = one.namespace.try_run("ip link show flannel.1");
+            shown.status.success()
+        });
     }
     assert_eq!(has("WARN failed to program the host"), 1, "{}", one.log());
     one.namespace.ip("route del 10.5.250.0/24");

@@ -1,7 +1,6 @@
 //! No password and no key is in what the agent says, however much it is asked to say.
 
 use std::fs;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -11,7 +10,7 @@ use tempfile::NamedTempFile;
 use crate::cluster::{NETWORK, Store};
 use crate::host::Host;
 use crate::reload::{login, protect};
-use crate::wait::wait_for;
+use crate::wait::wait_until;
 
 /// All that the agent said, to whomever.
 fn said(host: &mut Host) -> String {
@@ -55,9 +54,7 @@ fn passwords_are_not_logged_at_the_lowest_level() {
     });
     fs::write(file.path(), SECOND).expect("the password");
     one.signal_agent(Signal::SIGHUP);
-    wait_for(Duration::from_secs(40), "the agent to be let in", || {
-        (one.ask("/readyz").0 == 200).then_some(())
-    });
+    wait_until("the agent to be let in", || one.ask("/readyz").0 == 200);
     let text = said(&mut one);
     assert!(text.contains("TRACE"), "nothing was traced");
     assert!(text.contains("etcd.password-file"), "{text}");

@@ -6,13 +6,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::cluster::{NETWORK, Store, pair};
 use crate::host::Host;
-use crate::wait::{wait_for, wait_until};
+use crate::wait::{PATIENCE, look_until, wait_for, wait_until};
 
 /// What a command printed, and its exit status.
 #[derive(Debug)]
@@ -165,10 +164,11 @@ fn the_picture_is_of_what_the_agent_knows_and_peers_answer() {
 fn peers_tells_whose_an_address_is() {
     let (_store, one, two) = pair();
     let container = two.container_address().to_string();
-    let peer = wait_for(Duration::from_secs(15), "the peer to be known", || {
-        let answer = ask(&one, "peers", &[&container]);
-        (answer.code == Some(0)).then_some(answer)
-    });
+    let peer = look_until(
+        "the peer to be known",
+        || ask(&one, "peers", &[&container]),
+        |answer| answer.code == Some(0),
+    );
     let said = format!("{container} is in a peer's subnet");
     assert!(peer.text.starts_with(&said), "{peer:?}");
     assert_eq!(peer.line("Public IP"), "10.77.0.12");
@@ -217,15 +217,14 @@ fn a_missing_object_is_found() {
 
     // The agent repairs it after a tenth of a second without further changes; who asks before that sees it.
     let gateway = subnet.trim_end_matches("/24");
-    let seen = wait_for(
-        Duration::from_secs(15),
+    let seen = look_until(
         "the missing neighbour to be seen",
         || {
             one.namespace
                 .try_run(&format!("ip neighbor del {gateway} dev flannel.1"));
-            let answer = ask(&one, "peers", &[&subnet]);
-            (answer.code == Some(1)).then_some(answer)
+            ask(&one, "peers", &[&subnet])
         },
+        |answer| answer.code == Some(1),
     );
     let missing = seen.line("missing");
     assert!(
@@ -240,13 +239,10 @@ fn a_missing_object_is_found() {
     one.namespace.ip(&format!(
         "route replace {subnet} via 10.77.0.1 proto static"
     ));
-    let seen = wait_for(
-        Duration::from_secs(15),
+    let seen = look_until(
         "the route in the way to be seen",
-        || {
-            let answer = ask(&one, "peers", &[&subnet]);
-            (answer.code == Some(1) && answer.line("State") == "failed").then_some(answer)
-        },
+        || ask(&one, "peers", &[&subnet]),
+        |answer| answer.code == Some(1) && answer.line("State") == "failed",
     );
     assert!(
         seen.line("missing")
@@ -267,16 +263,15 @@ fn a_host_without_etcd_says_what_it_waits_for() {
     store.stop_etcd();
     let mut one = store.host(1);
     one.start_agent();
-    let status = wait_for(
-        Duration::from_secs(20),
+    // Before it listens, it does not run as far as anybody can tell.
+    let status = look_until(
         "the agent to say why it waits",
-        || {
-            let answer = ask(&one, "status", &["--json"]);
-            let waits = answer.code == Some(1)
+        || ask(&one, "status", &["--json"]),
+        |answer| {
+            answer.code == Some(1)
                 && answer.json()["health"]["reasons"]
                     .to_string()
-                    .contains("etcd");
-            waits.then_some(answer)
+                    .contains("etcd")
         },
     );
     assert_eq!(status.json()["health"]["state"], "joining");
@@ -431,7 +426,7 @@ fn watching_survives_the_agent() {
         });
     });
     let told = |what: &str| {
-        wait_for(Duration::from_secs(15), what, || {
+        wait_for(PATIENCE, what, || {
             lines.try_iter().find(|line| line.starts_with(what))
         })
     };
@@ -447,7 +442,7 @@ fn watching_survives_the_agent() {
         nix::sys::signal::Signal::SIGINT,
     )
     .expect("to signal it");
-    let end = wait_for(Duration::from_secs(15), "it to end", || {
+    let end = wait_for(PATIENCE, "it to end", || {
         watching.try_wait().expect("its status")
     });
     assert_eq!(end.code(), Some(0));
@@ -499,7 +494,7 @@ fn ctrl_c_gives_the_terminal_back() {
     assert!(picture.contains("ready"), "{picture:?}");
     assert_eq!(picture.matches('\n').count(), 9, "{picture:?}");
     keyboard.write_all(b"\x03").expect("to press Ctrl-C");
-    let end = wait_for(Duration::from_secs(15), "it to end", || {
+    let end = wait_for(PATIENCE, "it to end", || {
         watching.try_wait().expect("its status")
     });
     reader.join().expect("the reader");

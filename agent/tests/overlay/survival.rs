@@ -3,16 +3,14 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::authority::Authority;
+use crate::clock::Clock;
 use crate::cluster::{NETWORK, Store, pair};
 use crate::host::Host;
 use crate::kernel::{Flow, wait_for_plan};
-use crate::wait::wait_for;
-
-/// For what happens at once, on a busy machine.
-const SOON: Duration = Duration::from_secs(15);
+use crate::wait::wait_until;
 
 /// The lease of a node that exists only in the store.
 fn put_ghost(store: &Store, number: u8) {
@@ -50,13 +48,13 @@ fn any_one_of_three_etcd_members_may_die() {
         store.wait_for_etcd();
         put_ghost(&store, 240 + member);
         for host in [&one, &two] {
-            wait_for_plan(&store, host, Duration::from_secs(30));
+            wait_for_plan(&store, host);
         }
         store.start_member(member);
         store.wait_for_etcd();
     }
     assert!(keys.iter().all(|key| store.lease_keys().contains(key)));
-    flow.finish(100);
+    flow.finish();
 }
 
 #[test]
@@ -65,7 +63,7 @@ fn partition_that_outlasts_all_leases_loses_no_packet() {
     let (mut one, mut two, flow) = flowing(&store);
     let subnets = [&one, &two].map(Host::lease_key);
     put_ghost(&store, 240);
-    wait_for_plan(&store, &one, SOON);
+    wait_for_plan(&store, &one);
 
     // From etcd alone: packets between the hosts go on.
     for host in [&one, &two] {
@@ -79,7 +77,7 @@ fn partition_that_outlasts_all_leases_loses_no_packet() {
     }
     for host in [&mut one, &mut two] {
         // Connections that carry nothing are pinged every 10 s.
-        host.wait_told_within(Duration::from_secs(45), "that etcd is away", |line| {
+        host.wait_told("that etcd is away", |line| {
             line.starts_with("STATUS=") && line.contains(crate::cluster::ETCD)
         });
     }
@@ -94,44 +92,25 @@ fn partition_that_outlasts_all_leases_loses_no_packet() {
     // One after the other, so that for a while one is back and its peer is not.
     for (host, subnet) in [&one, &two].into_iter().zip(&subnets) {
         host.namespace.run("nft delete table inet cut");
-        wait_for(SOON, "the host to hold its subnet again", || {
-            store.lease_keys().contains(subnet).then_some(())
+        wait_until("the host to hold its subnet again", || {
+            store.lease_keys().contains(subnet)
         });
         std::thread::sleep(Duration::from_secs(1));
     }
     // The node that did not come back is believed to be gone after a while.
     for host in [&one, &two] {
-        wait_for_plan(&store, host, Duration::from_secs(60));
+        wait_for_plan(&store, host);
     }
     assert_eq!([&one, &two].map(Host::lease_key), subnets);
-    flow.finish(1000);
+    flow.finish();
 }
 
 #[test]
 fn clock_that_jumps_by_years_changes_nothing() {
-    let library = format!(
-        "/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1",
-        std::env::consts::ARCH
-    );
-    assert!(
-        fs::exists(&library).is_ok_and(|there| there),
-        "{library} (package libfaketime) is needed for this test"
-    );
-    let clock = tempfile::NamedTempFile::new().expect("the clock");
-    let set = |offset: &str| fs::write(clock.path(), offset).expect("to set the clock");
-    set("+0");
+    let clock = Clock::new();
     let store = Store::start(NETWORK);
     let [mut one, mut two] = [1, 2].map(|number| store.host(number));
-    one.environment = vec![
-        ("LD_PRELOAD", library),
-        (
-            "FAKETIME_TIMESTAMP_FILE",
-            clock.path().display().to_string(),
-        ),
-        ("FAKETIME_NO_CACHE", "1".to_owned()),
-        // Nobody can set that clock.
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-    ];
+    one.environment = clock.environment();
     one.join();
     two.join();
     one.wait_reaches(&two);
@@ -141,17 +120,17 @@ fn clock_that_jumps_by_years_changes_nothing() {
     let before = store.lease_in_fields(&one.lease_key());
 
     for (ghost, jump) in [(240, "+800d"), (241, "-800d"), (242, "+0")] {
-        set(jump);
+        clock.set(jump);
         put_ghost(&store, ghost);
-        wait_for_plan(&store, &one, SOON);
+        wait_for_plan(&store, &one);
         std::thread::sleep(Duration::from_secs(2));
         delete_ghost(&store, ghost);
-        wait_for_plan(&store, &one, SOON);
+        wait_for_plan(&store, &one);
     }
     assert_eq!(store.lease_in_fields(&one.lease_key()), before);
     let log = one.log();
     assert!(!log.contains("WARN") && !log.contains("lost"), "{log}");
-    flow.finish(100);
+    flow.finish();
 }
 
 #[test]
@@ -210,19 +189,14 @@ fn password_that_is_wrong_from_now_on_is_named_and_harmless() {
     put_ghost(&store, 240);
     store.set_password("agent", "first");
     for host in [&one, &two] {
-        wait_for_plan(&store, host, Duration::from_secs(40));
+        wait_for_plan(&store, host);
     }
-    flow.finish(100);
+    flow.finish();
 }
 
 #[test]
 fn certificates_that_expire_are_named_and_harmless() {
-    const LIFE: u64 = 15;
     let authority = Authority::new();
-    for name in ["server", "client"] {
-        authority.shorten(name, LIFE);
-    }
-    let begin = Instant::now();
     let files = [
         ("SELVAGE_ETCD_CAFILE", "ca.pem"),
         ("SELVAGE_ETCD_CERTFILE", "client.pem"),
@@ -240,8 +214,10 @@ fn certificates_that_expire_are_named_and_harmless() {
     let before = one.overlay_objects();
 
     // Connections outlive the certificates that they were made with.
-    let left = Duration::from_secs(LIFE + 2).saturating_sub(begin.elapsed());
-    std::thread::sleep(left);
+    let authority = store.tls.as_ref().expect("an authority");
+    for name in ["server", "client"] {
+        authority.shorten(name, -1);
+    }
     store.stop_etcd();
     store.start_member(1);
     for host in [&mut one, &mut two] {
@@ -250,17 +226,17 @@ fn certificates_that_expire_are_named_and_harmless() {
         });
     }
     assert_eq!(one.overlay_objects(), before);
+    let authority = store.tls.as_ref().expect("an authority");
     for name in ["server", "client"] {
-        let authority = store.tls.as_ref().expect("an authority");
         authority.certificate(name, "leaf", Some("ca"));
     }
     store.stop_etcd();
     store.start_etcd();
     put_ghost(&store, 240);
     for host in [&one, &two] {
-        wait_for_plan(&store, host, Duration::from_secs(40));
+        wait_for_plan(&store, host);
     }
-    flow.finish(100);
+    flow.finish();
 }
 
 /// A sequence of numbers that look random and are the same in each run.
@@ -301,10 +277,10 @@ fn agent_killed_at_25_moments_of_its_start_leaves_nothing_wrong() {
         put_ghost(&store, number.wrapping_add(30));
         kill_at_random(&mut one, &mut dice, Duration::from_millis(60));
         one.wait_ready();
-        wait_for_plan(&store, &one, SOON);
+        wait_for_plan(&store, &one);
     }
-    wait_for_plan(&store, &two, SOON);
-    flow.finish(500);
+    wait_for_plan(&store, &two);
+    flow.finish();
 }
 
 #[test]
@@ -332,9 +308,9 @@ fn agent_killed_at_25_moments_of_a_storm_of_peers_leaves_nothing_wrong() {
         storm.join().expect("the storm");
     });
     for host in [&one, &two] {
-        wait_for_plan(&store, host, SOON);
+        wait_for_plan(&store, host);
     }
-    flow.finish(500);
+    flow.finish();
 }
 
 /// `selvage network ARGUMENTS`.
@@ -374,7 +350,7 @@ fn reserved_subnet_waits_for_its_host() {
     let before = one.overlay_objects();
     network(&one, &["unreserve", "10.5.77.0/24"]);
     assert_eq!(network(&one, &["reservations"]).lines().count(), 1);
-    wait_for_plan(&store, &one, SOON);
+    wait_for_plan(&store, &one);
     assert_eq!(one.overlay_objects(), before);
     assert!(!one.log().contains("lost"), "{}", one.log());
 }
@@ -401,7 +377,7 @@ fn host_that_leaves_frees_its_subnet_and_keeps_its_data_plane() {
     }
     assert_eq!(store.lease_keys(), [two.lease_key()]);
     assert_eq!(one.overlay_objects(), before);
-    wait_for_plan(&store, &two, SOON);
+    wait_for_plan(&store, &two);
 
     // Asked to, an agent does so by itself.
     two.kill_agent();

@@ -1,10 +1,15 @@
 //! Packets between containers: that they arrive, unchanged, and go on arriving while the agent does not run.
 
-use std::process::Stdio;
+use std::fs;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use tempfile::NamedTempFile;
+
 use crate::cluster::{NETWORK, Store, pair};
-use crate::wait::{wait_for, wait_until};
+use crate::kernel::Flow;
+use crate::namespace::Namespace;
+use crate::wait::{PATIENCE, wait_for, wait_until};
 
 #[test]
 fn containers_on_three_hosts_reach_each_other() {
@@ -40,26 +45,47 @@ fn host_reaches_a_remote_container_from_its_overlay_address() {
 fn no_packet_is_lost_while_the_agent_is_killed_and_restarted() {
     let (_store, mut one, two) = pair();
 
-    // Two milliseconds apart, so that a gap of a few is seen; the agent dies and comes back well inside them.
-    let ping = one
-        .container()
-        .command("ping")
-        .args(["-q", "-i", "0.002", "-c", "1000", "-W", "2"])
-        .arg(two.container_address().to_string())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("ping");
-    std::thread::sleep(Duration::from_millis(500));
+    // Two milliseconds apart, so that a gap of a few is seen.
+    let flow = Flow::start_every("0.002", &one, two.container_address());
+    flow.wait_answered(100);
     one.kill_agent();
-    std::thread::sleep(Duration::from_millis(500));
+    flow.wait_answered(100);
     one.start_agent();
     one.wait_ready();
-    let output = ping.wait_with_output().expect("ping's output");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        text.contains("1000 packets transmitted, 1000 received, 0% packet loss"),
-        "{text}"
-    );
+    flow.wait_answered(100);
+    flow.finish();
+}
+
+/// A program that prints a line for every change of something.
+struct Monitor {
+    child: Child,
+    /// A pipe that nobody reads would hold it up.
+    output: NamedTempFile,
+}
+
+impl Monitor {
+    fn start(namespace: &Namespace, command: &str) -> Self {
+        let output = NamedTempFile::new().expect("a file for the monitor's output");
+        let mut words = command.split_whitespace();
+        let child = namespace
+            .command(words.next().expect("a program"))
+            .args(words)
+            .stdout(Stdio::from(output.reopen().expect("the file")))
+            .spawn()
+            .expect("a monitor");
+        Self { child, output }
+    }
+
+    fn printed(&self) -> String {
+        fs::read_to_string(self.output.path()).expect("the monitor's output")
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 #[test]
@@ -69,32 +95,52 @@ fn restarted_agent_changes_nothing_in_the_kernel() {
     one.kill_agent();
 
     // Every change of a link, an address, a route, a next hop, a neighbour or a rule prints a line.
-    let monitor = |command: &str| {
-        let mut words = command.split_whitespace();
-        one.namespace
-            .command(words.next().expect("a program"))
-            .args(words)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a monitor")
+    let monitors = [
+        "ip monitor link address route nexthop",
+        "bridge monitor fdb",
+        "nft monitor",
+    ]
+    .map(|command| Monitor::start(&one.namespace, command));
+    // Changes of the test's own, which the monitors must show: that they listen already, and that they showed all before.
+    let namespace = std::sync::Arc::clone(&one.namespace);
+    let announce = |address: &str| {
+        let (mac, table) = (
+            format!("02:00:00:00:00:{address}"),
+            format!("mark{address}"),
+        );
+        wait_until("the monitors to show a change", || {
+            for command in [
+                format!("ip route add 192.0.2.{address}/32 dev docker0"),
+                format!("ip route del 192.0.2.{address}/32 dev docker0"),
+                format!("bridge fdb add {mac} dev docker0 self local"),
+                format!("bridge fdb del {mac} dev docker0 self local"),
+                format!("nft add table inet {table}"),
+                format!("nft delete table inet {table}"),
+            ] {
+                namespace.run(&command);
+            }
+            let seen = [format!("192.0.2.{address}"), mac.clone(), table.clone()];
+            let mut pairs = monitors.iter().zip(&seen);
+            pairs.all(|(monitor, seen)| monitor.printed().contains(seen))
+        });
     };
-    let mut monitors = [
-        monitor("ip monitor link address route nexthop"),
-        monitor("bridge monitor fdb"),
-        monitor("nft monitor"),
-    ];
-    std::thread::sleep(Duration::from_millis(300));
+    announce("11");
     one.start_agent();
     one.wait_ready();
     std::thread::sleep(Duration::from_secs(2));
-    for monitor in &mut monitors {
-        monitor.kill().expect("to end the monitor");
-    }
-    for monitor in monitors {
-        let output = monitor.wait_with_output().expect("the monitor's output");
-        let text = String::from_utf8_lossy(&output.stdout);
+    announce("22");
+    for monitor in &monitors {
+        let text = monitor.printed();
+        // nft tells the end of each transaction, also of one without a change.
+        let is_mark = |line: &str| line.contains("table inet mark");
+        let mut former = "";
         let changes: Vec<_> = text
             .lines()
+            .filter(|line| {
+                let ends_mark = line.starts_with('#') && is_mark(former);
+                former = line;
+                !is_mark(line) && !ends_mark
+            })
             // The bridge of the test ages and learns container addresses by itself.
             .filter(|line| !line.contains("docker0") && !line.contains("veth0"))
             .collect();
@@ -187,7 +233,7 @@ fn peer_that_leaves_is_removed_and_one_that_moves_is_followed() {
         "del",
         &format!("/coreos.com/network/subnets/{}", two.lease_key()),
     ]);
-    let gone = wait_for(Duration::from_secs(10), "the peer's objects to go", || {
+    let gone = wait_for(PATIENCE, "the peer's objects to go", || {
         let objects = one.overlay_objects();
         let subnet = two.lease_key().replace("-24", "");
         (!objects.contains(&subnet) && !objects.contains("10.77.0.12")).then_some(objects)

@@ -1,11 +1,10 @@
 //! The underlay changes below a running agent: it follows, and tells its peers, without a restart.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use crate::cluster::Store;
 use crate::host::Host;
-use crate::wait::{wait_for, wait_until};
+use crate::wait::wait_until;
 
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan","DirectRouting":false}}"#;
 
@@ -21,10 +20,10 @@ fn pair(network: &str) -> (Store, Host, Host) {
 
 /// Waits until a peer has read in a lease that its node is at `address`, and sends there.
 fn wait_published(store: &Store, peer: &Host, address: &str) {
-    wait_for(Duration::from_secs(40), "the peer to follow", || {
+    wait_until("the peer to follow", || {
         let entries = peer.namespace.run("bridge fdb show");
         let sends = |line: &str| line.contains(&format!("dst {address} "));
-        entries.lines().any(sends).then_some(())
+        entries.lines().any(sends)
     });
     let subnets = "/coreos.com/network/subnets";
     let leases = store.etcdctl(&["get", "--prefix", "--print-value-only", subnets]);

@@ -1,16 +1,11 @@
 //! Whole hosts: two that know only servers, one that uses etcd itself, and containers that reach each other.
 
-use std::time::Duration;
-
 use crate::authority::Authority;
 use crate::cluster::{NETWORK, Store};
 use crate::host::Host;
 use crate::kernel::{Flow, wait_for_plan};
 use crate::program::Program;
-use crate::wait::{wait_for, wait_until};
-
-/// For what happens at once, on a busy machine.
-const SOON: Duration = Duration::from_secs(15);
+use crate::wait::wait_until;
 
 /// The numbers of the hosts that serve leases.
 const SERVERS: [u8; 2] = [11, 12];
@@ -57,7 +52,7 @@ fn hosts_behind_a_server_and_a_node_on_etcd_share_one_network() {
     }
     all_reach(&[&one, &two, &three]);
     for host in [&one, &two, &three] {
-        wait_for_plan(&store, host, SOON);
+        wait_for_plan(&store, host);
     }
     let mut keys = store.lease_keys();
     keys.sort();
@@ -69,21 +64,22 @@ fn hosts_behind_a_server_and_a_node_on_etcd_share_one_network() {
     let ghost = r#"{"PublicIP":"10.77.0.240","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:f0"}}"#;
     store.put_lease("10.5.240.0-24", ghost);
     for host in [&one, &two, &three] {
-        wait_for_plan(&store, host, SOON);
+        wait_for_plan(&store, host);
     }
     store.etcdctl(&["del", "/coreos.com/network/subnets/10.5.240.0-24"]);
     for host in [&one, &two, &three] {
-        wait_for_plan(&store, host, SOON);
+        wait_for_plan(&store, host);
     }
 
     // A lease that somebody deletes is taken again, with the same subnet.
     let subnet = one.lease_key();
     store.etcdctl(&["del", &format!("/coreos.com/network/subnets/{subnet}")]);
-    wait_for(SOON, "the lease to be taken again", || {
-        store.lease_keys().contains(&subnet).then_some(())
-    });
+    // It is lost to the host before it is there again.
     wait_until("the host to tell of it", || {
         one.log().contains("lost the lease")
+    });
+    wait_until("the lease to be taken again", || {
+        store.lease_keys().contains(&subnet)
     });
     assert_eq!(one.lease_key(), subnet);
     all_reach(&[&one, &two, &three]);
@@ -95,7 +91,7 @@ fn hosts_behind_a_server_and_a_node_on_etcd_share_one_network() {
     two.wait_ready();
     assert_eq!(two.lease_key(), before);
     all_reach(&[&one, &two, &three]);
-    flow.finish(5);
+    flow.finish();
     assert_eq!(server.stop(), Some(0));
 }
 
@@ -132,9 +128,9 @@ fn server_that_is_killed_and_started_again_costs_no_packet() {
         r#"{"PublicIP":"10.77.0.240","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:f0"}}"#,
     );
     for host in [&one, &two] {
-        wait_for_plan(&store, host, SOON);
+        wait_for_plan(&store, host);
     }
-    flow.finish(300);
+    flow.finish();
     drop(server);
 }
 
@@ -156,7 +152,7 @@ fn one_of_two_servers_may_die() {
         r#"{"PublicIP":"10.77.0.240","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:f0"}}"#,
     );
     for host in [&one, &two] {
-        wait_for_plan(&store, host, SOON);
+        wait_for_plan(&store, host);
     }
     // The second goes without a word, as a machine that loses power; the first is back.
     let first = serve(&machines[0], &[]);
@@ -164,9 +160,9 @@ fn one_of_two_servers_may_die() {
     store.etcdctl(&["del", "/coreos.com/network/subnets/10.5.240.0-24"]);
     for host in [&one, &two] {
         // A silent server is noticed after 25 s, and what vanished during an outage counts as there for 20 s.
-        wait_for_plan(&store, host, Duration::from_secs(80));
+        wait_for_plan(&store, host);
     }
-    flow.finish(1000);
+    flow.finish();
     drop((first, second));
 }
 

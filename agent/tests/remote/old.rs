@@ -123,7 +123,7 @@ async fn server_of_2015_is_understood() {
     // It does not say for how long; flannel's leases last a day.
     assert_eq!(store.tenure().ttl, Some(Duration::from_secs(86_400)));
     let mut next = async || {
-        tokio::time::timeout(Duration::from_secs(10), store.next_event())
+        tokio::time::timeout(crate::wait::PATIENCE, store.next_event())
             .await
             .expect("an event")
     };

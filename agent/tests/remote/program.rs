@@ -5,12 +5,11 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::etcd::{self, free_port};
-use crate::wait::{wait_for, wait_until};
+use crate::wait::{PATIENCE, wait_for, wait_until};
 
 /// A server of leases; killed when dropped.
 pub(crate) struct Program {
@@ -53,7 +52,7 @@ impl Program {
             address,
             directory,
         };
-        wait_for(Duration::from_secs(20), "the server to be ready", || {
+        wait_for(PATIENCE, "the server to be ready", || {
             let mut buffer = [0; 1024];
             while let Ok(length) = notify.recv(&mut buffer) {
                 if buffer[..length].starts_with(b"READY=1") {
@@ -79,7 +78,7 @@ impl Program {
             nix::sys::signal::Signal::SIGTERM,
         )
         .expect("to signal the server");
-        wait_for(Duration::from_secs(5), "the server to end", || {
+        wait_for(PATIENCE, "the server to end", || {
             self.child.try_wait().expect("the server's status")
         })
         .code()
@@ -111,9 +110,7 @@ impl Program {
     /// Whatever is sent, and all that comes back until the connection ends.
     pub(crate) fn send(&self, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).expect("a connection");
-        stream
-            .set_read_timeout(Some(Duration::from_secs(30)))
-            .expect("a timeout");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         // The server may have had enough before all is sent.
         let _ = stream.write_all(bytes);
         let mut answer = Vec::new();

@@ -6,6 +6,7 @@ use etcd_client::{CompactionOptions, PutOptions};
 
 use crate::etcd::Server;
 use crate::program::Program;
+use crate::wait::PATIENCE;
 
 pub(crate) const CONFIG: &str =
     r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.9.0"}"#;
@@ -107,7 +108,7 @@ async fn answers_to_a_flannel_of_2015_are_its_servers_to_the_byte() {
     etcd.client().await.delete(key, None).await.unwrap();
     let deleted = Instant::now();
     let polled = poll.join().unwrap();
-    assert!(deleted.elapsed() < Duration::from_secs(3));
+    assert!(deleted.elapsed() < PATIENCE / 3);
     let next = polled.json()["cursor"].as_str().unwrap().to_owned();
     assert_ne!(next, cursor);
     assert_eq!(
@@ -473,7 +474,7 @@ async fn polls_resume_where_they_were_and_begin_anew_where_that_is_not_known() {
         .unwrap();
     let mut seen = std::collections::BTreeSet::new();
     let mut at = at;
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     while seen.len() < 2 {
         assert!(Instant::now() < deadline, "{seen:?}");
         let news = poll(&at);

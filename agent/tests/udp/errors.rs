@@ -17,8 +17,10 @@ fn an_address_that_no_peer_has_is_unreachable_at_once() {
         report.contains("From 10.5.1.0 icmp_seq=1 Destination Net Unreachable"),
         "{report}"
     );
-    let counters = on_a.counters();
-    assert_eq!((counters.no_route, counters.icmp_sent), (1, 1));
+    wait_for("both are counted", || {
+        let counters = on_a.counters();
+        (counters.no_route, counters.icmp_sent) == (1, 1)
+    });
 
     // A program does not wait for an answer that cannot come.
     let _inside = a.ns.enter();
@@ -43,8 +45,10 @@ fn a_container_hears_of_errors_as_well() {
     let report = String::from_utf8(report.stdout).unwrap();
     assert!(report.contains("From 10.5.1.0"), "{report}");
     assert!(report.contains("Net Unreachable"), "{report}");
-    let counters = on_a.counters();
-    assert_eq!((counters.ttl_exceeded, counters.no_route), (1, 1));
+    wait_for("both are counted", || {
+        let counters = on_a.counters();
+        (counters.ttl_exceeded, counters.no_route) == (1, 1)
+    });
 }
 
 #[test]
@@ -61,8 +65,9 @@ fn both_ends_count_as_a_hop() {
         assert!(report.contains(&expected), "time to live {ttl}: {report}");
     }
     assert!(ping(3).status.success());
-    assert_eq!(on_a.counters().ttl_exceeded, 1);
-    assert_eq!(on_b.counters().ttl_exceeded, 1);
+    wait_for("each is counted", || {
+        [&on_a, &on_b].map(|plane| plane.counters().ttl_exceeded) == [1, 1]
+    });
 }
 
 #[test]

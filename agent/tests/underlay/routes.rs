@@ -69,18 +69,22 @@ fn a_large_routing_table_is_not_read_for_its_default_route() {
 
         let current = discover(&any(), V4, None).await.unwrap();
         assert_eq!(place(&current), "u1 192.0.2.1");
-        let started = Instant::now();
-        for current in [None, Some(&current)] {
-            assert_eq!(found(&any(), V4, current).await, "u1 192.0.2.1");
-        }
-        let quick = started.elapsed();
+        // The shortest of several times is what it takes; what is above that, other programs took.
+        let shortest = async |current: [Option<&Underlay>; 2]| {
+            let mut times = Vec::new();
+            for _ in 0..5 {
+                let started = Instant::now();
+                for current in current {
+                    assert_eq!(found(&any(), V4, current).await, "u1 192.0.2.1");
+                }
+                times.push(started.elapsed());
+            }
+            times.into_iter().min().unwrap()
+        };
+        let quick = shortest([None, Some(&current)]).await;
         // What takes the long way, for comparison: there is no default route that could be told quickly.
         ip("route add 240.0.0.0/4 via 192.0.2.2");
-        let started = Instant::now();
-        for _ in 0..2 {
-            assert_eq!(found(&any(), V4, None).await, "u1 192.0.2.1");
-        }
-        let thorough = started.elapsed();
+        let thorough = shortest([None, None]).await;
         eprintln!("by one route {quick:?}, by all routes {thorough:?}");
         assert!(quick * 4 < thorough, "{quick:?} against {thorough:?}");
     });

@@ -3,10 +3,10 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::{Actor, SOON, VXLAN_1, VXLAN_2, VXLAN_3, host, network_config, set};
+use super::{Actor, VXLAN_1, VXLAN_2, VXLAN_3, host, network_config, set};
 use crate::cluster::{NETWORK, Store};
 use crate::host::Host;
-use crate::wait::{wait_for, wait_until};
+use crate::wait::wait_until;
 
 /// Waits until an agent says, while it waits, what for.
 fn wait_refused(host: &mut Host, words: &str) {
@@ -81,10 +81,9 @@ fn networks_with_one_device_or_one_range_of_addresses_are_refused_in_words() {
     blue.kill_agent();
     set(&store, Actor::Default, &network_config(5, VXLAN_2));
     one.start_agent();
-    wait_for(SOON, "the default network to wait", || {
+    wait_until("the default network to wait", || {
         one.log()
             .contains("the device flannel.2, which is there and belongs to the network blue")
-            .then_some(())
     });
     assert!(
         blue.namespace
@@ -123,10 +122,9 @@ fn a_named_network_takes_its_own_device_over_and_gives_it_free() {
 
     // One that somebody removes comes back as this network's.
     ip(&blue, "link del flannel.2");
-    wait_for(SOON, "the device to be marked again", || {
+    wait_until("the device to be marked again", || {
         let link = blue.namespace.try_run("ip link show flannel.2").stdout;
-        let link = String::from_utf8_lossy(&link).into_owned();
-        link.contains("alias selvage network blue").then_some(())
+        String::from_utf8_lossy(&link).contains("alias selvage network blue")
     });
 
     // What it does not need any more is free for others, while its agent goes on.

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{SOON, VXLAN_1, VXLAN_2, network_config};
+use super::{VXLAN_1, VXLAN_2, network_config};
 use crate::cluster::{NETWORK, Store};
 use crate::host::Host;
-use crate::wait::wait_for;
+use crate::wait::wait_until;
 
 /// A running flanneld.
 struct Flanneld(Child);
@@ -68,10 +68,9 @@ fn flanneld_runs_twice_as_flannels_documentation_has_it() {
         let path = directory.path().join(format!("{name}.env"));
         std::fs::read_to_string(path).unwrap_or_default()
     };
-    wait_for(SOON, "both networks", || {
-        let both = text("a").contains("FLANNEL_NETWORK=10.5.0.0/16")
-            && text("b").contains("FLANNEL_NETWORK=10.6.0.0/16");
-        both.then_some(())
+    wait_until("both networks", || {
+        text("a").contains("FLANNEL_NETWORK=10.5.0.0/16")
+            && text("b").contains("FLANNEL_NETWORK=10.6.0.0/16")
     });
     let routes = || host.namespace.ip("route show proto 83");
     for (subnet, device) in [

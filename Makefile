@@ -16,6 +16,8 @@ SUDO     = $(if $(filter 0,$(shell id -u)),,sudo)
 # Tools of the checks that the distribution does not package; unoptimised, since they run for seconds.
 cargo-tool = { echo "Installing $(1) from crates.io (a few minutes, once)"; CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
   CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --quiet --locked $(1); }
+# How often each test is run; .config/nextest.toml has the rest.
+STRESS   = $(if $(RUNS),--stress-count $(RUNS))
 FUZZ_PROFILE = CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
 # Where cargo puts them; a distribution's cargo does not see to it that a shell looks there.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -57,14 +59,14 @@ check: packages-build-test ## Formatting, lints, licences, shell scripts, unit f
 	agent/verify-units units/system
 
 .PHONY: test-unit
-test-unit: packages-build-test ## Unit and property tests; need no privileges
+test-unit: packages-build-test ## Unit and property tests; need no privileges (RUNS=20)
 	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
-	cargo nextest run --locked --workspace --lib --bins
+	cargo nextest run --locked $(STRESS) --workspace --lib --bins
 
 .PHONY: test-netns
-test-netns: packages-build-test ## Tests with the real etcd and the real kernel, in network namespaces; need root
+test-netns: packages-build-test ## Tests with the real etcd and the real kernel, in network namespaces; need root (RUNS=20)
 	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
-	$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') cargo nextest run --locked -p selvage --test '*'
+	$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') cargo nextest run --locked $(STRESS) -p selvage --test '*'
 
 .PHONY: test-qemu
 test-qemu: packages-build-image-qemu image ## Tests that boot the image

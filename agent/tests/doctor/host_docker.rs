@@ -1,8 +1,10 @@
 //! A stand-in for Docker's API: it says of networks and containers what it is told, in Docker's own form. That Docker
 //! itself says it so is shown where there is a real one, in the booted image.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use serde_json::{Value, json};
@@ -66,4 +68,40 @@ pub(crate) fn bridge(subnet: &str, mtu: &str, icc: bool) -> Value {
 pub(crate) fn container(name: &str, address: &str) -> Value {
     json!({"Id": "0123456789abcdef", "Names": [format!("/{name}")], "State": "running",
            "NetworkSettings": {"Networks": {"bridge": {"IPAddress": address, "GlobalIPv6Address": ""}}}})
+}
+
+/// A process that looks like dockerd: by its name and its command line.
+pub(crate) struct Daemon {
+    child: Child,
+    _directory: TempDir,
+}
+
+impl Daemon {
+    pub(crate) fn start(options: &[&str]) -> Self {
+        let directory = TempDir::new().expect("a directory for the program");
+        let program = directory.path().join("dockerd");
+        fs::copy("/bin/sh", &program).expect("a shell");
+        // It waits until its input ends, which is with this value.
+        let child = Command::new(&program)
+            .args(["-c", "read line", "dockerd"])
+            .args(options)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        Self {
+            child,
+            _directory: directory,
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

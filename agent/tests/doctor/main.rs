@@ -30,5 +30,6 @@ mod host_world;
 mod namespace;
 mod reach;
 mod reach_scale;
+mod renumber_docker;
 #[path = "../overlay/wait.rs"]
 mod wait;

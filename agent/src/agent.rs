@@ -116,6 +116,7 @@ pub async fn run(settings: Settings, load: Load<'_>) -> Result<(), Error> {
         questions,
         process,
         clock: Clock::new(),
+        docker: None,
         server: None,
         store,
         monitor: Monitor::open(&kernel)?,
@@ -164,6 +165,8 @@ struct Agent<'a, S> {
     questions: Questions,
     process: status::Agent,
     clock: Clock,
+    /// Docker's bridge, as it was seen last.
+    docker: Option<status::Docker>,
     /// The store's server in use.
     server: Option<String>,
     store: S,
@@ -324,7 +327,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                 () = tasks.config.due() => self.follow_config(overlay, &mut tasks).await,
                 () = tasks.publish.due() => self.publish(overlay, &mut tasks).await,
                 // Never `None`: the desk is this struct's own.
-                Some(question) = self.questions.recv() => self.answer(question, overlay, &tasks).await,
+                Some(question) = self.questions.recv() => {
+                    self.look_at_docker(overlay).await;
+                    self.answer(question, overlay, &tasks).await;
+                }
                 Some(scrape) = self.scrapes.recv() => {
                     // Whoever asked may have lost patience.
                     let _ = scrape.send(self.sample(overlay, &tasks).await);
@@ -336,6 +342,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 }
                 _ = heartbeat.tick() => {
                     self.look_at_clock();
+                    self.look_at_docker(overlay).await;
                     self.service.watchdog();
                     self.service.status(&self.status(overlay, &tasks));
                 }
@@ -497,7 +504,8 @@ impl<S: LeaseStore> Agent<'_, S> {
     /// What is wrong, each with a text of its own.
     fn troubles<'b>(&'b self, tasks: &'b Tasks) -> impl Iterator<Item = &'b str> {
         let tasks = tasks.all().into_iter().filter_map(Task::trouble);
-        self.store_trouble.as_deref().into_iter().chain(tasks)
+        let store = self.store_trouble.as_deref().into_iter();
+        store.chain(tasks).chain(answers::trouble(&self.docker))
     }
 
     fn tell_health(&self, tasks: &Tasks) {

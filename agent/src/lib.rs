@@ -16,6 +16,7 @@ pub mod cli;
 mod clock;
 pub mod cni;
 pub mod control;
+mod docker_bridge;
 pub mod docker_opts;
 pub mod doctor;
 pub mod env_file;

@@ -54,6 +54,9 @@ pub struct Status {
     pub kernel: Kernel,
     /// What container runtimes read.
     pub files: Files,
+    /// Docker's bridge; `None` where Docker is not there, or was not started on a subnet of the overlay.
+    #[serde(default)]
+    pub docker: Option<Docker>,
     /// The leases of the other nodes, in the order of their subnets.
     pub peers: Vec<Peer>,
     /// Jumps of the wall clock that this process saw.
@@ -265,6 +268,19 @@ pub struct Files {
     pub written_time: Option<u64>,
 }
 
+/// Docker's bridge, where dockerd was started on a subnet of the overlay.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Docker {
+    /// The bridge.
+    pub bridge: String,
+    /// By which options dockerd was told its subnets.
+    pub options: Vec<String>,
+    /// What the bridge really has.
+    pub addresses: Vec<IpNet>,
+    /// Why its containers are not on this node's subnet; `None` if they are.
+    pub trouble: Option<String>,
+}
+
 /// The lease of another node.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Peer {
@@ -439,6 +455,7 @@ impl Status {
             firewall: None,
             kernel: Kernel::default(),
             files: Files::default(),
+            docker: None,
             peers: Vec::new(),
             clock: Clock::default(),
         }

@@ -1,14 +1,16 @@
 //! What the agent answers over its control socket.
 
+use ipnet::IpNet;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::overlay::Overlay;
 use super::task::Task;
 use super::{Agent, Tasks};
 use crate::control::Question;
+use crate::docker_bridge;
 use crate::lease::LeaseStore;
-use crate::status::{self, Health, Kernel, SCHEMA, State, Status, Store};
+use crate::status::{self, Docker, Health, Kernel, SCHEMA, State, Status, Store};
 
 impl<S: LeaseStore> Agent<'_, S> {
     /// Lays out what there is to say until the loop runs.
@@ -73,6 +75,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 ..overlay.kernel()
             },
             files: overlay.files(),
+            docker: self.docker.clone(),
             peers: overlay.list_peers().await,
             clock: self.clock.seen(),
         }
@@ -91,6 +94,22 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
+    /// Looks whether Docker is on the own subnet.
+    pub(super) async fn look_at_docker(&mut self, overlay: &Overlay) {
+        let network = overlay.network(None);
+        let v4 = network.ipv4.map(IpNet::V4);
+        let v6 = network.ipv6.map(IpNet::V6);
+        let networks: Vec<_> = v4.into_iter().chain(v6).collect();
+        let docker = docker_bridge::look(overlay.own().key, &networks).await;
+        let (old, new) = (trouble(&self.docker), trouble(&docker));
+        match new {
+            Some(new) if old != Some(new) => warn!("{new}"),
+            None if old.is_some() => info!("Docker is not beside this node's subnet any more"),
+            _ => (),
+        }
+        self.docker = docker;
+    }
+
     /// Looks whether the wall clock jumped.
     pub(super) fn look_at_clock(&mut self) {
         if let Some(seconds) = self.clock.look() {
@@ -100,4 +119,9 @@ impl<S: LeaseStore> Agent<'_, S> {
             );
         }
     }
+}
+
+/// Why Docker is not on the own subnet.
+pub(super) fn trouble(docker: &Option<Docker>) -> Option<&str> {
+    docker.as_ref()?.trouble.as_deref()
 }

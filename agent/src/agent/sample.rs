@@ -1,7 +1,7 @@
 //! What the agent answers to `/metrics`.
 
 use super::overlay::Overlay;
-use super::{Agent, Tasks};
+use super::{Agent, Tasks, answers};
 use crate::lease::{LeaseStore, StoreError};
 use crate::metrics::{Events, Lease, Sample, Store, Tally};
 
@@ -92,6 +92,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             troubles.push((task.name(), task.trouble().is_some()));
             task_failures.insert(task.name(), task.failures());
         }
+        troubles.push(("docker", answers::trouble(&self.docker).is_some()));
         Sample {
             joining,
             started: self.process.started_time,

@@ -122,6 +122,23 @@ impl Inventory {
     }
 }
 
+/// The addresses of the interface of that name, but for those that are good on its link alone; `None` where there is none.
+///
+/// # Errors
+/// As [`Inventory::take`].
+pub(crate) async fn addresses_of(name: &str) -> Result<Option<Vec<IpNet>>, KernelError> {
+    let Ok(index) = nix::net::if_::if_nametoindex(name) else {
+        return Ok(None);
+    };
+    let mut socket = Socket::open()?;
+    let dump = socket.dump("addresses", address::list(index), |message| {
+        let (owner, net) = address::read(&message)?;
+        let local = matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
+        (owner == index && !local).then_some(net)
+    });
+    Ok(Some(dump.await?.items))
+}
+
 /// The addresses that were lately proved to be behind an interface.
 ///
 /// # Errors

@@ -15,8 +15,10 @@ use super::{
     Agent, Clock, Files, Firewall, Health, Kernel, Lease, Network, SCHEMA, State, Status, Store,
     Underlay, now, unix_time,
 };
+use crate::docker_bridge;
 use crate::env_file;
 use crate::firewall;
+use crate::lease::SubnetKey;
 use crate::logging::chain;
 use crate::machine_id;
 use crate::network_config::Families;
@@ -85,6 +87,9 @@ pub(super) async fn look(settings: &Settings) -> Status {
     for device in seen.devices.iter().filter(|device| !device.present) {
         notes.push(format!("the overlay device {} is gone", device.name));
     }
+    let own = SubnetKey::new(file.previous.subnet, file.previous.subnet_v6);
+    let docker = docker_bridge::look(own, &networks).await;
+    notes.extend(docker.as_ref().and_then(|docker| docker.trouble.clone()));
     Status {
         schema: SCHEMA,
         time: now(),
@@ -118,6 +123,7 @@ pub(super) async fn look(settings: &Settings) -> Status {
             subnet_file: settings.files.subnet_file.display().to_string(),
             written_time: file.written,
         },
+        docker,
         peers: seen.peers,
         clock: Clock::default(),
     }

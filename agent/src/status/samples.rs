@@ -9,6 +9,8 @@ const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
+const DOCKER: &str = "Docker was started with --bip=10.5.34.1/24, but its bridge docker0 is on 10.5.3.1/24, as live-restore leaves it while containers run; no peer reaches them";
+
 /// One with every field set. New fields are to be set here as well.
 pub(crate) fn full() -> Status {
     Status {
@@ -28,6 +30,7 @@ pub(crate) fn full() -> Status {
             reasons: vec![
                 "the lease could not be extended: etcd gave no answer within 5 s".to_owned(),
                 "kernel: 2 kernel changes failed, the first: route 10.5.4.0/24 via 10.5.4.0 dev flannel.1 onlink: File exists (os error 17)".to_owned(),
+                DOCKER.to_owned(),
             ],
         },
         store: Store {
@@ -104,6 +107,12 @@ pub(crate) fn full() -> Status {
             subnet_file: "/run/flannel/subnet.env".to_owned(),
             written_time: Some(NOW - 3 * HOUR),
         },
+        docker: Some(Docker {
+            bridge: "docker0".to_owned(),
+            options: vec!["--bip=10.5.34.1/24".to_owned()],
+            addresses: vec!["10.5.3.1/24".parse().unwrap()],
+            trouble: Some(DOCKER.to_owned()),
+        }),
         peers: vec![
             Peer {
                 subnet_v6: Some("fd00:5:0:1::/64".parse().unwrap()),
@@ -218,6 +227,11 @@ pub(crate) fn healthy() -> Status {
             failures: Vec::new(),
             ..full.kernel
         },
+        docker: full.docker.map(|docker| Docker {
+            addresses: vec!["10.5.34.1/24".parse().unwrap()],
+            trouble: None,
+            ..docker
+        }),
         peers: vec![
             peer(1, 12),
             Peer {

@@ -123,6 +123,18 @@ impl Page {
             None => "as an earlier run left it".to_owned(),
         };
         self.line("Files", &format!("{}, {written}", files.subnet_file));
+        if let Some(docker) = &status.docker {
+            let nets: Vec<_> = docker.addresses.iter().map(ToString::to_string).collect();
+            let nets = match nets.is_empty() {
+                true => "no address".to_owned(),
+                false => nets.join(", "),
+            };
+            let tone = match docker.trouble {
+                Some(_) => Tone::Bad,
+                None => Tone::Plain,
+            };
+            self.toned("Docker", tone, &format!("{}, {nets}", docker.bridge));
+        }
         let agent = &status.agent;
         let mut text = format!("selvage {}", agent.version);
         if !stopped {

@@ -17,6 +17,11 @@ pub(crate) struct Docker {
 
 impl Docker {
     pub(crate) fn start(networks: &Value, containers: &Value) -> Self {
+        Self::with_live_restore(networks, containers, false)
+    }
+
+    pub(crate) fn with_live_restore(networks: &Value, containers: &Value, live: bool) -> Self {
+        let info = json!({"ID": "7f", "LiveRestoreEnabled": live}).to_string();
         let directory = TempDir::new().expect("a directory for the socket");
         let listener = UnixListener::bind(directory.path().join("docker.sock")).expect("a socket");
         let (networks, containers) = (networks.to_string(), containers.to_string());
@@ -29,6 +34,7 @@ impl Docker {
                 let body = match line.split(' ').nth(1) {
                     Some("/networks") => &networks,
                     Some("/containers/json") => &containers,
+                    Some("/info") => &info,
                     _ => panic!("{line}"),
                 };
                 let head = "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n";

@@ -1,14 +1,17 @@
 //! Faults between the overlay and the container runtimes, on hosts whose Docker is a stand-in that answers its API.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::cluster::{NETWORK, Store};
 use crate::diagnosis::Diagnosis;
 use crate::host::Host;
-use crate::host_docker::{Docker, bridge, container};
+use crate::host_docker::{Daemon, Docker, bridge, container};
 use crate::host_world::{CHECKS, finds, is_silent, look_after, obey, pair};
+use crate::wait::wait_for;
 
 /// Lets the doctor on the host find such a Docker.
 fn with_docker(host: &mut Host, networks: &Value, containers: &Value) -> Docker {
@@ -77,6 +80,120 @@ fn docker_beside_the_subnet_is_told_with_its_options() {
     assert!(finding.what.contains("1500"), "{finding:#?}");
     let _docker = with_docker(&mut one, &bridge(&own, "1400", true), &json!([]));
     is_silent(&one);
+}
+
+#[test]
+fn docker_whose_networks_live_restore_keeps_is_told_what_helps() {
+    let store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    one.start_agent();
+    one.wait_ready();
+    one.namespace.ip("link add docker0 type bridge");
+    let running: Vec<_> = (1..=12)
+        .map(|number| container(&format!("c{number}"), "172.17.0.2"))
+        .collect();
+    let helps = "docker stop $running; systemctl restart docker.service; docker start";
+    let own = subnet(&one);
+    for (subnet, mtu) in [("10.5.250.0/24", "1450"), (own.as_str(), "1500")] {
+        let networks = bridge(subnet, mtu, true);
+        let of = |containers: &[Value], live| {
+            Docker::with_live_restore(&networks, &json!(containers), live)
+        };
+        let docker = of(&running, true);
+        one.environment.push(("DOCKER_HOST", docker.address()));
+        let finding = finds(&one, "docker-subnet", helps);
+        assert!(
+            finding
+                .why
+                .ends_with("c1, c2, c3, c4, c5, c6, c7, c8, c9, c10 and 2 more"),
+            "{finding:#?}"
+        );
+        assert!(finding.remedy[0].contains(helps), "{finding:#?}");
+        // Nothing holds them: none runs, or Docker stops all.
+        for docker in [of(&[], true), of(&running, false)] {
+            one.environment.push(("DOCKER_HOST", docker.address()));
+            let finding = finds(&one, "docker-subnet", "systemctl restart docker.service");
+            let all = finding.remedy.concat();
+            assert!(!all.contains(helps), "{finding:#?}");
+        }
+    }
+}
+
+#[test]
+fn bridge_that_did_not_follow_docker_is_told_by_the_agent() {
+    let run = TempDir::new().expect("a directory");
+    let store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    one.run_directory = Some(run.path().to_owned());
+    one.join();
+    let pid_file = run.path().join("docker.pid");
+    let status = || -> (Option<i32>, Value) {
+        let output = one.selvage("status").arg("--json").output();
+        let output = output.expect("selvage status");
+        let said = serde_json::from_slice(&output.stdout).expect("JSON");
+        (output.status.code(), said)
+    };
+    let is_well = || {
+        let (code, said) = status();
+        assert_eq!(
+            (code, &said["health"]["state"]),
+            (Some(0), &json!("ready")),
+            "{said:#}"
+        );
+        said["docker"].clone()
+    };
+    assert_eq!(is_well(), Value::Null);
+
+    let gateway = one.subnet_env("FLANNEL_SUBNET");
+    let options = format!("--bip={gateway}");
+    let daemon = Daemon::start(&["--mtu=1450", &options]);
+    fs::write(&pid_file, daemon.id().to_string()).expect("a process id");
+    assert_eq!(
+        is_well(),
+        json!({"bridge": "docker0", "options": [options], "addresses": [gateway], "trouble": null})
+    );
+
+    one.namespace.ip("address replace 10.99.3.1/24 dev docker0");
+    one.namespace
+        .ip(&format!("address del {gateway} dev docker0"));
+    let (code, said) = status();
+    assert_eq!(code, Some(1), "{said:#}");
+    assert_eq!(said["health"]["state"], "degraded", "{said:#}");
+    assert_eq!(said["health"]["reasons"][0], said["docker"]["trouble"]);
+    assert_eq!(said["docker"]["addresses"], json!(["10.99.3.1/24"]));
+    let reason = said["docker"]["trouble"].as_str().unwrap_or_default();
+    assert!(reason.contains("live-restore"), "{said:#}");
+    // The loop tells the one once it turns, and the other's sample may be a second old.
+    wait_for(Duration::from_secs(5), "monitoring to say so", || {
+        let (code, body) = one.ask("/readyz");
+        let (_, metrics) = one.ask("/metrics");
+        let told = metrics.contains("selvage_not_ready_reasons{reason=\"docker\"} 1\n");
+        (code == 503 && body.contains(reason) && told).then_some(())
+    });
+    // The doctor tells it once, though the subnet is of no network that the overlay has.
+    let networks = bridge("10.99.3.0/24", "1450", true);
+    let left = json!([container("left", "10.99.3.2")]);
+    let docker = Docker::with_live_restore(&networks, &left, true);
+    one.environment.push(("DOCKER_HOST", docker.address()));
+    let diagnosis = Diagnosis::without_probes(&one);
+    let finding = diagnosis.assert_finds("docker-subnet", "docker stop $running");
+    assert!(finding.why.contains("got another subnet"), "{finding:#?}");
+    assert!(diagnosis.of_check("agent").is_empty(), "{diagnosis:#?}");
+
+    // Another choice than ours, no bridge, and no Docker.
+    let other = Daemon::start(&["--bip=10.99.3.1/24"]);
+    fs::write(&pid_file, other.id().to_string()).expect("a process id");
+    let status = || {
+        one.selvage("status")
+            .arg("--json")
+            .output()
+            .map(|o| o.status.code())
+    };
+    assert_eq!(status().ok(), Some(Some(0)));
+    fs::write(&pid_file, daemon.id().to_string()).expect("a process id");
+    assert_eq!(status().ok(), Some(Some(1)));
+    drop(daemon);
+    assert_eq!(status().ok(), Some(Some(0)));
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub(crate) struct Host {
     pub(crate) environment: Vec<(&'static str, String)>,
     /// What its agent is called with besides.
     pub(crate) arguments: Vec<String>,
+    /// What its agent and its commands see as `/run`, if not this machine's.
+    pub(crate) run_directory: Option<PathBuf>,
     directory: TempDir,
     container: Option<Namespace>,
     agent: Option<Agent>,
@@ -62,6 +64,7 @@ impl Host {
             agent: None,
             environment: Vec::new(),
             arguments: Vec::new(),
+            run_directory: None,
         }
     }
 
@@ -74,6 +77,7 @@ impl Host {
             etcd: self.etcd.clone(),
             environment: self.environment.clone(),
             arguments: self.arguments.clone(),
+            run_directory: self.run_directory.clone(),
             directory: TempDir::new().expect("a directory for the host"),
             container: None,
             agent: None,
@@ -82,7 +86,17 @@ impl Host {
 
     /// The command line `selvage VERB` with this host's files, inside its namespace.
     pub(crate) fn selvage(&self, verb: &str) -> Command {
-        let mut command = self.namespace.command(env!("CARGO_BIN_EXE_selvage"));
+        const PROGRAM: &str = env!("CARGO_BIN_EXE_selvage");
+        let mut command = match &self.run_directory {
+            None => self.namespace.command(PROGRAM),
+            Some(run) => {
+                let mut command = self.namespace.command("unshare");
+                let set_up = "mount --bind \"$0\" /run; exec \"$@\"";
+                command.args(["-m", "sh", "-ec", set_up]).arg(run);
+                command.arg(PROGRAM);
+                command
+            }
+        };
         command
             .arg(verb)
             .args([

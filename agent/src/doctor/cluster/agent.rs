@@ -201,9 +201,11 @@ fn degraded(status: &Status, settings: &Settings) -> Vec<Finding> {
         .and_then(|lease| lease.trouble.as_ref());
     let network = status.network.as_ref();
     let rejected = network.and_then(|network| network.rejected.as_ref());
-    let told_elsewhere = |reason: &String| {
-        kernel::is_refusal(reason) || Some(reason) == lease || Some(reason) == rejected
-    };
+    let docker = status.docker.as_ref();
+    let docker = docker.and_then(|docker| docker.trouble.as_ref());
+    let elsewhere = [lease, rejected, docker];
+    let told_elsewhere =
+        |reason: &String| kernel::is_refusal(reason) || elsewhere.contains(&Some(reason));
     let reasons = status.health.reasons.iter();
     reasons
         .filter(|reason| !told_elsewhere(reason))

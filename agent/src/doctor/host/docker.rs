@@ -28,6 +28,14 @@ pub(super) struct Docker {
     pub(super) containers: Vec<Container>,
 }
 
+/// What `/info` says, as far as it matters here.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Info {
+    #[serde(default)]
+    live_restore_enabled: bool,
+}
+
 /// A network of Docker's.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -94,6 +102,19 @@ impl Docker {
             networks,
             containers,
         }))
+    }
+
+    /// The containers, if live-restore keeps all networks as they are while they run: a restart of Docker then changes
+    /// neither subnet nor MTU, whichever network they are in.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub(super) async fn held_by(&self) -> Result<&[Container], NotChecked> {
+        let info = get::<Info>("/info").await?;
+        Ok(match info.is_some_and(|info| info.live_restore_enabled) {
+            true => &self.containers,
+            false => &[],
+        })
     }
 
     /// The bridge of containers that asked for no network; `None` where Docker was told to do without.

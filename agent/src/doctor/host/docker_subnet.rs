@@ -6,13 +6,22 @@
 
 use ipnet::IpNet;
 
-use super::docker::{Docker, Network};
+use super::docker::{Container, Docker, Network};
 use super::{Own, finding, inventory};
 use crate::claim::Claims;
 use crate::doctor::{Context, Finding, Outcome, Severity};
 use crate::netlink::inventory::Inventory;
 
 pub(super) const NAME: &str = "docker-subnet";
+
+/// Restarts Docker when this host's subnet has changed.
+const SERVICE: &str = "selvage-docker.service";
+
+/// What moves networks that live-restore keeps.
+const STOP_FIRST: &str = "running=$(docker ps -q); docker stop $running; systemctl restart docker.service; docker start $running";
+
+/// So many containers are named.
+const MOST: usize = 10;
 
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
     let own = Own::new(context)?;
@@ -47,7 +56,34 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
     }
     // Both families share the MTU.
     findings.dedup();
+    if findings.is_empty() {
+        return Ok(findings);
+    }
+    // What is wrong is worth more than how to put it right in this case.
+    let held_by = docker.held_by().await.unwrap_or_default();
+    if !held_by.is_empty() {
+        findings
+            .iter_mut()
+            .for_each(|finding| stop_first(finding, held_by));
+    }
     Ok(findings)
+}
+
+/// Changes the advice to what helps where live-restore keeps the networks for these containers.
+fn stop_first(finding: &mut Finding, held_by: &[Container]) {
+    let names = held_by.iter().take(MOST).map(Container::name);
+    let names: Vec<&str> = names.collect();
+    let more = match held_by.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    finding.why.push_str(&format!(
+        ". Docker's live-restore leaves its networks as they are while containers run, however Docker is started: {}{more}",
+        names.join(", ")
+    ));
+    // The service restarts Docker as well, and no more than that.
+    finding.remedy.retain(|line| !line.ends_with(SERVICE));
+    finding.remedy.insert(0, STOP_FIRST.to_owned());
 }
 
 /// Whether any of Docker's networks is on the subnet.
@@ -80,7 +116,9 @@ fn is_taken(own: &Own<'_>, inventory: &Inventory, bridge: &Network, subnet: IpNe
 fn beside(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding {
     let name = bridge.device().unwrap_or(&bridge.name);
     let file = &own.status.files.subnet_file;
-    let moved = own.is_strayed(on.addr());
+    // The whole overlay may have had other addresses then.
+    let told = own.status.docker.as_ref();
+    let moved = own.is_strayed(on.addr()) || told.is_some_and(|docker| docker.trouble.is_some());
     let why = match moved {
         true => {
             "This node got another subnet while Docker ran. Peers send what is meant for the old one elsewhere, so the \
@@ -99,7 +137,7 @@ fn beside(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding 
     };
     let mut remedy = vec![];
     if moved {
-        remedy.push("systemctl start selvage-docker.service".to_owned());
+        remedy.push(format!("systemctl start {SERVICE}"));
     }
     remedy.extend([
         format!(

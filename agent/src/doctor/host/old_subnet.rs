@@ -122,9 +122,7 @@ fn left(own: &Own<'_>, container: &str, address: IpAddr, remedy: Vec<String>) ->
 fn restart_docker(name: &str) -> Vec<String> {
     vec![
         format!("docker restart {name}"),
-        "where Docker itself is on the old subnet: systemctl start selvage-docker.service, or systemctl restart \
-         docker.service"
-            .to_owned(),
+        "where Docker itself is on the old subnet: what docker-subnet says comes first".to_owned(),
     ]
 }
 

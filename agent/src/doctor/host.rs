@@ -15,6 +15,7 @@ use crate::status::{Lease, Network, Status};
 mod br_netfilter;
 mod cni;
 mod docker;
+mod docker_config;
 mod docker_subnet;
 mod filter;
 mod forward_drop;
@@ -35,6 +36,11 @@ pub(super) fn checks() -> Vec<Check> {
             name: docker_subnet::NAME,
             looks_for: "Docker beside this node's subnet, or with packets too large for the overlay",
             run: |context| Box::pin(docker_subnet::check(context)),
+        },
+        Check {
+            name: docker_config::NAME,
+            looks_for: "options that keep Docker from starting, since daemon.json has them as well",
+            run: |context| Box::pin(ready(docker_config::check(context))),
         },
         Check {
             name: old_subnet::NAME,

@@ -197,6 +197,32 @@ fn bridge_that_did_not_follow_docker_is_told_by_the_agent() {
 }
 
 #[test]
+fn options_that_docker_has_twice_are_told() {
+    let store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    one.start_agent();
+    one.wait_ready();
+    let look = |config: &str| {
+        let script = format!(
+            "mount -t tmpfs none /etc; mkdir -p /etc/docker /etc/systemd/system/docker.service.d\n\
+             echo 'ExecStart=/usr/sbin/dockerd $DOCKER_OPT_BIP $DOCKER_OPT_MTU' >/etc/systemd/system/docker.service.d/x.conf\n\
+             echo '{config}' >/etc/docker/daemon.json"
+        );
+        let report = look_after(&one, &script);
+        let mut findings = report.findings;
+        findings.retain(|finding| CHECKS.contains(&finding.check.as_str()));
+        findings
+    };
+    assert_eq!(look("{\"live-restore\": true}"), []);
+    let findings = look("{\"bip\": \"192.168.9.1/24\"}");
+    let [finding] = &findings[..] else {
+        panic!("{findings:#?}")
+    };
+    assert_eq!(finding.check, "docker-config");
+    assert!(finding.what.contains("with bip in"), "{finding:#?}");
+}
+
+#[test]
 fn subnet_file_that_is_missing_or_wrong_is_told() {
     let (_store, one, _two) = pair(NETWORK);
     let file = one.subnet_file();

@@ -8,9 +8,10 @@ use crate::cluster::Store;
 use crate::diagnosis::Diagnosis;
 use crate::host::Host;
 
-pub(crate) const CHECKS: [&str; 7] = [
+pub(crate) const CHECKS: [&str; 8] = [
     "subnet-file",
     "docker-subnet",
+    "docker-config",
     "old-subnet",
     "br-netfilter",
     "forward-drop",

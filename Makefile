@@ -72,6 +72,10 @@ test-netns: packages-build-test ## Tests with the real etcd and the real kernel,
 test-qemu: packages-build-image-qemu image ## Tests that boot the image
 	$(HARNESS) test
 
+.PHONY: test-qemu-all
+test-qemu-all: packages-build-image-qemu image ## The same with the cases that are too long for every change
+	$(HARNESS) test --all
+
 .PHONY: test-fresh
 test-fresh: packages-image ## Install in new minimal systems of Debian 12 and 13, build in one (a quarter of an hour; ROOTS=)
 	@$(SUDO) agent/tests/fresh/run $(ROOTS)

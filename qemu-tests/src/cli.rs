@@ -60,8 +60,11 @@ pub(crate) enum Command {
     },
     /// Run the tests that need a boot
     Test {
-        /// Only cases whose name contains this
+        /// Only cases whose name contains this, those that only --all runs among them
         filter: Option<String>,
+        /// Also the cases that CI leaves out
+        #[arg(long)]
+        all: bool,
     },
     /// Name the tests
     List,
@@ -77,6 +80,12 @@ pub(crate) enum Command {
     },
     /// Stop the cluster that was kept
     Stop,
+    /// Answer one HTTP request on standard input from a directory (what QEMU starts for a guest's connection)
+    #[command(hide = true)]
+    Serve {
+        /// Directory of the files
+        dir: PathBuf,
+    },
     /// Hold the machines of a kept cluster (what `demo --keep` runs in the background)
     #[command(hide = true)]
     Hold {

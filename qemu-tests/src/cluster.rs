@@ -14,12 +14,16 @@ use crate::{
     machine::{self, Machine},
     progress::Progress,
     qemu::Spec,
+    serve,
     ssh::Ssh,
     switch::wire::Switch,
 };
 
 /// Memory of a machine in MiB: what a small cloud instance has.
 const MEMORY_MIB: u32 = 1024;
+
+/// Size of a second disk. Sparse.
+const SPARE_DISK_BYTES: u64 = 512 << 20;
 
 /// Kernel arguments that are the machine's business. The timer check (arch/x86/kernel/apic/io_apic.c, timer_irq_works)
 /// counts ticks against a busy loop: on a busy host a software-emulated timer fails it, and the kernel may even panic.
@@ -36,6 +40,8 @@ pub(crate) struct Node {
     pub mac: String,
     /// Its Ignition configuration.
     pub ignition: String,
+    /// What it finds below `http://10.0.2.4/`: names and contents. See [`serve`].
+    pub served: Vec<(String, Vec<u8>)>,
 }
 
 /// How machines of a cluster are started.
@@ -45,6 +51,13 @@ pub(crate) struct Options {
     pub internet: bool,
     /// End QEMU when the guest resets.
     pub exit_on_reset: bool,
+    /// No card but the one of QEMU's user-mode network, which gives 10.0.2.15 by DHCP, and neither gateway nor name
+    /// server where there is no `internet`.
+    pub alone: bool,
+    /// A second disk of 512 MiB, `/dev/disk/by-id/virtio-spare`.
+    pub spare_disk: bool,
+    /// Appended to the kernel command line.
+    pub kernel_arguments: &'static str,
 }
 
 /// A running cluster; dropping it kills it.
@@ -102,6 +115,11 @@ async fn prepare_one(
         .with_context(|| format!("failed to write {}", ignition.display()))?;
     let disk = dir.join("disk.qcow2");
     machine::create_disk(&host.artifacts.disk, &disk).await?;
+    let spare_disk = if options.spare_disk {
+        Some(create_spare_disk(dir)?)
+    } else {
+        None
+    };
     // One socket directory serves several clusters, one after the other or side by side.
     let socket = |kind: &str| {
         host.sockets
@@ -118,18 +136,33 @@ async fn prepare_one(
         disk,
         kernel: host.artifacts.kernel.clone(),
         initrd: host.artifacts.initrd.clone(),
-        append: format!("{} {MACHINE_ARGUMENTS}", host.artifacts.cmdline),
+        append: format!(
+            "{} {MACHINE_ARGUMENTS} {}",
+            host.artifacts.cmdline, options.kernel_arguments
+        )
+        .trim_end()
+        .to_owned(),
         ignition: Some(ignition),
         console: dir.join("console.log"),
         qmp: socket("qmp"),
         ssh_port: ssh.port,
-        underlay: Some((socket("net"), node.mac.clone())),
+        underlay: (!options.alone).then(|| (socket("net"), node.mac.clone())),
+        served: serve::prepare(&dir.join("served"), &node.served)?,
+        spare_disk,
         cpus: Host::cpus(machines),
         memory_mib: MEMORY_MIB,
         internet: options.internet,
         exit_on_reset: options.exit_on_reset,
     };
     Ok((spec, ssh))
+}
+
+fn create_spare_disk(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("spare.raw");
+    fs::File::create(&path)
+        .and_then(|file| file.set_len(SPARE_DISK_BYTES))
+        .with_context(|| format!("failed to create {}", path.display()))?;
+    Ok(path)
 }
 
 /// A short name for the sockets of the cluster in whose directory `dir` lies.
@@ -208,7 +241,13 @@ impl Cluster {
         let disks: Vec<_> = self
             .machines
             .iter()
-            .map(|machine| machine.spec.disk.clone())
+            .flat_map(|machine| {
+                [
+                    Some(machine.spec.disk.clone()),
+                    machine.spec.spare_disk.clone(),
+                ]
+            })
+            .flatten()
             .collect();
         drop(self);
         for disk in disks {

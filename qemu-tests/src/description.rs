@@ -40,6 +40,7 @@ fn from_text(text: &str, count: usize, public_key: &str) -> Result<Vec<Node>> {
                 underlay: node.address,
                 mac: node.mac.to_string(),
                 ignition,
+                served: Vec::new(),
             })
         })
         .collect()

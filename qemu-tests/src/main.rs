@@ -27,6 +27,7 @@ mod progress;
 mod qemu;
 mod qmp;
 mod report;
+mod serve;
 mod ssh;
 mod suite;
 mod switch;
@@ -82,8 +83,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     let common = &cli.common;
     match cli.command {
         Command::Demo { nodes, keep } => demo::run(common, nodes, keep).await?,
-        Command::Test { filter } => {
-            let good = tests::run(common, filter).await?;
+        Command::Test { filter, all } => {
+            let good = tests::run(common, filter, all).await?;
             return Ok(if good {
                 ExitCode::SUCCESS
             } else {
@@ -97,6 +98,9 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Stop => keep::stop(&keep::dir(&common.target)).await?,
         Command::Hold { dir } => keep::hold(&dir).await?,
+        Command::Serve { dir } => {
+            serve::answer(&dir, std::io::stdin().lock(), std::io::stdout().lock())?
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,7 @@ use std::{
     process::Command,
 };
 
-use crate::accel::Accelerator;
+use crate::{accel::Accelerator, serve};
 
 /// The program; the distribution's package `qemu-system-x86`.
 pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
@@ -33,6 +33,10 @@ pub(crate) struct Spec {
     pub ssh_port: u16,
     /// Socket of the port on the virtual switch, and the address of the NIC on it.
     pub underlay: Option<(PathBuf, String)>,
+    /// Command that answers a connection of the guest to [`serve::ADDRESS`]; none: nothing is there.
+    pub served: Option<String>,
+    /// A second disk, raw and empty.
+    pub spare_disk: Option<PathBuf>,
     /// Number of virtual processors.
     pub cpus: u32,
     /// Memory in MiB.
@@ -118,18 +122,32 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
             ),
         ])
         .args(["-device", "virtio-blk-pci,drive=disk"]);
+    if let Some(spare) = &spec.spare_disk {
+        command
+            .args([
+                "-drive",
+                &format!(
+                    "if=none,id=spare,format=raw,cache=unsafe,file={}",
+                    escape(spare)
+                ),
+            ])
+            // Found by its serial number, /dev/disk/by-id/virtio-spare, whatever the kernel calls it.
+            .args(["-device", "virtio-blk-pci,drive=spare,serial=spare"]);
+    }
 }
 
 fn network(command: &mut Command, spec: &Spec) {
     let restrict = if spec.internet { "off" } else { "on" };
+    let mut access = format!(
+        "user,id=access,restrict={restrict},hostfwd=tcp:127.0.0.1:{}-:22",
+        spec.ssh_port
+    );
+    if let Some(answer) = &spec.served {
+        let answer = answer.replace(',', ",,");
+        access += &format!(",guestfwd=tcp:{}:80-cmd:{answer}", serve::ADDRESS);
+    }
     command
-        .args([
-            "-netdev",
-            &format!(
-                "user,id=access,restrict={restrict},hostfwd=tcp:127.0.0.1:{}-:22",
-                spec.ssh_port
-            ),
-        ])
+        .args(["-netdev", &access])
         .args(["-device", "virtio-net-pci,netdev=access,romfile="]);
     if let Some((socket, mac)) = &spec.underlay {
         command
@@ -169,6 +187,8 @@ pub(crate) mod tests {
             qmp: "/run/q".into(),
             ssh_port: 2201,
             underlay: Some(("/run/p0".into(), "52:54:00:77:00:0b".into())),
+            served: None,
+            spare_disk: None,
             cpus: 1,
             memory_mib: 1024,
             internet: false,
@@ -211,6 +231,19 @@ pub(crate) mod tests {
             ..spec()
         });
         assert!(!line.contains("fw_cfg") && !line.contains("stream"));
+    }
+
+    #[test]
+    fn what_is_served_and_a_spare_disk_are_there_only_when_asked_for() {
+        let plain = line(&spec());
+        assert!(!plain.contains("guestfwd") && !plain.contains("spare"));
+        let line = line(&Spec {
+            served: Some("'/b/h' serve '/d,1/served'".into()),
+            spare_disk: Some("/d/spare.raw".into()),
+            ..spec()
+        });
+        assert!(line.contains(",guestfwd=tcp:10.0.2.4:80-cmd:'/b/h' serve '/d,,1/served' "));
+        assert!(line.contains("format=raw,cache=unsafe,file=/d/spare.raw"));
     }
 
     #[test]

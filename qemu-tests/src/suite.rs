@@ -27,17 +27,25 @@ pub(crate) struct Suite<'a> {
     /// Where to show what happens.
     pub progress: &'a Progress,
     filter: Option<String>,
+    /// Cases that are left out where no filter asks for them.
+    left_out: Vec<&'static str>,
     /// Where to keep what a failed case leaves.
     dir: PathBuf,
     outcomes: Vec<Outcome>,
 }
 
 impl<'a> Suite<'a> {
-    /// A run of the cases whose names contain `filter`.
-    pub(crate) fn new(progress: &'a Progress, filter: Option<String>, dir: PathBuf) -> Self {
+    /// A run of the cases whose names contain `filter`, or of all but those `left_out`.
+    pub(crate) fn new(
+        progress: &'a Progress,
+        filter: Option<String>,
+        left_out: Vec<&'static str>,
+        dir: PathBuf,
+    ) -> Self {
         Self {
             progress,
             filter,
+            left_out,
             dir,
             outcomes: Vec::new(),
         }
@@ -45,9 +53,10 @@ impl<'a> Suite<'a> {
 
     /// Whether this case is to be run.
     pub(crate) fn wants(&self, name: &str) -> bool {
-        self.filter
-            .as_ref()
-            .is_none_or(|filter| name.contains(filter.as_str()))
+        match &self.filter {
+            Some(filter) => name.contains(filter.as_str()),
+            None => !self.left_out.contains(&name),
+        }
     }
 
     /// Whether any of these cases is to be run.
@@ -196,7 +205,7 @@ mod tests {
     async fn score_counts_passes_failures_and_bad_consoles() {
         let progress = Progress::new();
         let (dir, mut cluster) = cluster("fine\n");
-        let mut suite = Suite::new(&progress, None, dir.path().to_owned());
+        let mut suite = Suite::new(&progress, None, Vec::new(), dir.path().to_owned());
         suite.case("a::good", &mut cluster, async |_| Ok(())).await;
         suite
             .case("a::bad", &mut cluster, async |_| {
@@ -219,7 +228,12 @@ mod tests {
     async fn filter_leaves_cases_out() {
         let progress = Progress::new();
         let (dir, mut cluster) = cluster("");
-        let mut suite = Suite::new(&progress, Some("ping".into()), dir.path().to_owned());
+        let mut suite = Suite::new(
+            &progress,
+            Some("ping".into()),
+            Vec::new(),
+            dir.path().to_owned(),
+        );
         suite.case("a::ping", &mut cluster, async |_| Ok(())).await;
         suite
             .case("a::http", &mut cluster, async |_| {
@@ -231,9 +245,20 @@ mod tests {
     }
 
     #[test]
+    fn cases_left_out_run_only_when_a_filter_names_them() {
+        let progress = Progress::new();
+        let suite = |filter: Option<&str>| {
+            let filter = filter.map(str::to_owned);
+            Suite::new(&progress, filter, vec!["a::long"], PathBuf::new())
+        };
+        assert!(suite(None).wants("a::short") && !suite(None).wants("a::long"));
+        assert!(suite(Some("a::")).wants("a::long"));
+    }
+
+    #[test]
     fn cases_that_did_not_run_fail() {
         let progress = Progress::new();
-        let mut suite = Suite::new(&progress, None, PathBuf::new());
+        let mut suite = Suite::new(&progress, None, Vec::new(), PathBuf::new());
         suite.close(&["a::x", "a::y"], Some(&anyhow::anyhow!("boot failed")));
         suite.close(&["b::forgotten"], None);
         assert_eq!(suite.summary(), ("0 passed, 3 failed".into(), false));
@@ -242,6 +267,10 @@ mod tests {
     #[test]
     fn nothing_run_is_a_failure() {
         let progress = Progress::new();
-        assert!(!Suite::new(&progress, None, PathBuf::new()).summary().1);
+        assert!(
+            !Suite::new(&progress, None, Vec::new(), PathBuf::new())
+                .summary()
+                .1
+        );
     }
 }

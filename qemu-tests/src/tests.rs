@@ -41,21 +41,31 @@ const GROUPS: &[Names] = &[
     broken_ignition::CASES,
 ];
 
+/// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
+const EXTENDED: &[&str] = &[];
+
 /// Prints the names of all cases.
 pub(crate) fn list() {
     for name in GROUPS.iter().copied().flatten() {
-        println!("{name}");
+        let extended = if EXTENDED.contains(name) {
+            "\t(only with --all)"
+        } else {
+            ""
+        };
+        println!("{name}{extended}");
     }
 }
 
-/// Runs the cases whose names contain `filter`.
+/// Runs the cases whose names contain `filter`; without a filter those that CI runs, or all.
 ///
 /// # Errors
 /// When none matches, or the host cannot run machines. Cases that fail are no error but `false`.
-pub(crate) async fn run(common: &Common, filter: Option<String>) -> Result<bool> {
+pub(crate) async fn run(common: &Common, filter: Option<String>, all: bool) -> Result<bool> {
     let progress = Progress::new();
     let dir = common.target.join("qemu");
-    let mut suite = Suite::new(&progress, filter, dir.clone());
+    let left_out = if all { Vec::new() } else { EXTENDED.to_vec() };
+    let not_run = if filter.is_none() { left_out.len() } else { 0 };
+    let mut suite = Suite::new(&progress, filter, left_out, dir.clone());
     if !GROUPS.iter().any(|names| suite.wants_any(names)) {
         bail!("no test has this in its name; `qemu-tests list` names them");
     }
@@ -69,6 +79,11 @@ pub(crate) async fn run(common: &Common, filter: Option<String>) -> Result<bool>
         clock(progress.elapsed()).trim(),
         dir.display()
     ));
+    if not_run > 0 {
+        progress.line(&format!(
+            "{not_run} longer cases were left out; `make test-qemu-all` runs them, too"
+        ));
+    }
     // The very last line, for machines to read.
     progress.line(&summary);
     Ok(good)
@@ -79,6 +94,14 @@ mod names {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn extended_cases_exist() {
+        let names: Vec<_> = GROUPS.iter().copied().flatten().collect();
+        for name in EXTENDED {
+            assert!(names.contains(&name), "{name}");
+        }
+    }
 
     #[test]
     fn names_are_unique_and_carry_their_group() {

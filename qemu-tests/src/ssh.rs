@@ -137,14 +137,14 @@ impl Ssh {
         Child::spawn("ssh", command)
     }
 
-    /// A command line that runs `script` in the guest's shell.
-    fn command(&self, script: &str) -> Command {
+    /// A command line that runs `script` in the guest's shell, over the connection whose socket is `control`.
+    fn command(&self, user: &str, control: &Path, script: &str) -> Command {
         let mut command = std::process::Command::new("ssh");
         command
             .args(self.arguments())
             .args(["-o", "BatchMode=yes", "-o", "ControlMaster=no", "-S"])
-            .arg(&self.control)
-            .arg(format!("{USER}@127.0.0.1"))
+            .arg(control)
+            .arg(format!("{user}@127.0.0.1"))
             .arg(script)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -162,6 +162,15 @@ impl Ssh {
         self.feed(script, &[], COMMAND_DEADLINE).await
     }
 
+    /// As [`Self::run`], by another user than `core`, who logs in for it.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(crate) async fn run_as(&self, user: &str, script: &str) -> Result<String> {
+        let command = self.command(user, Path::new("none"), script);
+        run(command, script, &[], COMMAND_DEADLINE).await
+    }
+
     /// As [`Self::run`], with the input and the patience given.
     ///
     /// # Errors
@@ -172,51 +181,55 @@ impl Ssh {
         input: &[u8],
         deadline: Duration,
     ) -> Result<String> {
-        let output = tokio::time::timeout(deadline, self.talk(script, input))
-            .await
-            .map_err(|_| {
-                let script = clip(script, SHOWN_SCRIPT);
-                anyhow::anyhow!("`{script}` did not end within {} s", deadline.as_secs())
-            })??;
-        if !output.status.success() {
-            // What went well before the failure is of no interest, unless there is nothing else.
-            let said = if output.stderr.is_empty() {
-                &output.stdout
-            } else {
-                &output.stderr
-            };
-            bail!(
-                "`{}` ended with {}: {}",
-                clip(script, SHOWN_SCRIPT),
-                output.status,
-                String::from_utf8_lossy(said).trim()
-            );
-        }
-        Ok(String::from_utf8_lossy(&output.stdout)
-            .trim_end()
-            .to_owned())
+        let command = self.command(USER, &self.control, script);
+        run(command, script, input, deadline).await
     }
+}
 
-    async fn talk(&self, script: &str, input: &[u8]) -> Result<std::process::Output> {
-        let mut command = self.command(script);
-        command.stdin(if input.is_empty() {
-            Stdio::null()
+async fn run(command: Command, script: &str, input: &[u8], deadline: Duration) -> Result<String> {
+    let output = tokio::time::timeout(deadline, talk(command, input))
+        .await
+        .map_err(|_| {
+            let script = clip(script, SHOWN_SCRIPT);
+            anyhow::anyhow!("`{script}` did not end within {} s", deadline.as_secs())
+        })??;
+    if !output.status.success() {
+        // What went well before the failure is of no interest, unless there is nothing else.
+        let said = if output.stderr.is_empty() {
+            &output.stdout
         } else {
-            Stdio::piped()
-        });
-        let mut process = command
-            .spawn()
-            .context("failed to run ssh (package openssh-client)")?;
-        let stdin = process.stdin.take();
-        let feed = async {
-            if let Some(mut stdin) = stdin {
-                // A script that ends early closes the pipe; its exit status tells the story.
-                let _ = stdin.write_all(input).await;
-            }
+            &output.stderr
         };
-        let ((), output) = tokio::join!(feed, process.wait_with_output());
-        output.context("failed to wait for ssh")
+        bail!(
+            "`{}` ended with {}: {}",
+            clip(script, SHOWN_SCRIPT),
+            output.status,
+            String::from_utf8_lossy(said).trim()
+        );
     }
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .trim_end()
+        .to_owned())
+}
+
+async fn talk(mut command: Command, input: &[u8]) -> Result<std::process::Output> {
+    command.stdin(if input.is_empty() {
+        Stdio::null()
+    } else {
+        Stdio::piped()
+    });
+    let mut process = command
+        .spawn()
+        .context("failed to run ssh (package openssh-client)")?;
+    let stdin = process.stdin.take();
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // A script that ends early closes the pipe; its exit status tells the story.
+            let _ = stdin.write_all(input).await;
+        }
+    };
+    let ((), output) = tokio::join!(feed, process.wait_with_output());
+    output.context("failed to wait for ssh")
 }
 
 #[cfg(test)]

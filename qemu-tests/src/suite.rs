@@ -123,7 +123,7 @@ impl<'a> Suite<'a> {
     }
 
     /// Ends a group: wanted cases that did not run fail; `error` is what kept them from it.
-    pub(crate) fn close(&mut self, names: Names, error: Option<&anyhow::Error>) {
+    pub(crate) fn close(&mut self, names: &[&'static str], error: Option<&anyhow::Error>) {
         let missing: Vec<_> = names
             .iter()
             .filter(|name| {

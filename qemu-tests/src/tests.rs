@@ -3,9 +3,11 @@
 //! 1. two machines boot for the first time: [`first_boot`], [`overlay`], [`coreos`], [`operator`];
 //! 2. both reboot: [`second_boot`];
 //! 3. one reboots while etcd is away: [`etcd_absent`]; then, [`renumbering`] and [`networks`];
-//! 4. two machines by themselves, side by side: [`plain_docker`] without the agent, [`broken_ignition`].
+//! 4. two machines by themselves, side by side: [`plain_docker`] without the agent, [`broken_ignition`];
+//! 5. machines that do what configurations ask for, as people write them: [`configs`].
 
 mod broken_ignition;
+mod configs;
 mod coreos;
 mod etcd_absent;
 mod first_boot;
@@ -39,10 +41,11 @@ const GROUPS: &[Names] = &[
     networks::CASES,
     plain_docker::CASES,
     broken_ignition::CASES,
+    configs::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
-const EXTENDED: &[&str] = &[];
+const EXTENDED: Names = configs::EXTENDED;
 
 /// Prints the names of all cases.
 pub(crate) fn list() {
@@ -73,6 +76,7 @@ pub(crate) async fn run(common: &Common, filter: Option<String>, all: bool) -> R
     let boots = dir.join("boots");
     pair::run(&mut suite, &host, common, &boots).await;
     singles::run(&mut suite, &host, common, &boots).await;
+    configs::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

@@ -6,6 +6,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::{
     cluster::Cluster,
+    machine::Machine,
     suite::{Names, Suite},
     wait,
 };
@@ -16,6 +17,8 @@ pub(super) const CASES: Names = &["broken_ignition::cause_is_on_the_console_and_
 /// A file must be named from the root; Ignition checks that before it writes anything.
 pub(super) const CONFIG: &str =
     r#"{"ignition":{"version":"3.3.0"},"storage":{"files":[{"path":"etc/motd"}]}}"#;
+/// What the report on the console begins with.
+const REPORT: &str = "Ignition failed:";
 /// What Ignition calls this mistake (config/shared/errors, ErrPathRelative).
 const CAUSE: &str = "path not absolute";
 /// From QEMU's start; this machine shares the host with another one that boots.
@@ -32,14 +35,26 @@ async fn cause_is_shown(cluster: &mut Cluster) -> Result<()> {
     let Some(machine) = cluster.machines.first_mut() else {
         bail!("no machine")
     };
+    stops_and_stays(machine, &[CAUSE]).await
+}
+
+/// Waits until the machine says why it stops, and looks that it stays there.
+///
+/// # Errors
+/// When it does not say all of `causes`, resets itself, or comes up.
+pub(super) async fn stops_and_stays(machine: &mut Machine, causes: &[&str]) -> Result<()> {
     let name = machine.name().to_owned();
     let console = machine.console.path().to_owned();
     wait::until("the cause on the console", DEADLINE, || async {
         let text = crate::console::Console::new(console.clone()).text();
-        ensure!(
-            text.contains(CAUSE),
-            "{name}: the console does not say {CAUSE:?}"
-        );
+        // What the stages say is on the console beforehand; the report is what somebody reads who comes later.
+        let (_, report) = text.split_once(REPORT).unwrap_or_default();
+        for cause in causes {
+            ensure!(
+                report.contains(cause),
+                "{name}: the console does not say {cause:?} after {REPORT:?}"
+            );
+        }
         Ok(())
     })
     .await?;

@@ -1,0 +1,81 @@
+//! A configuration that asks for what is not there: the machine boots, and says so.
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Ask, ask, look_at};
+use crate::cluster::Cluster;
+
+/// Its case.
+pub(super) const CASE: &str = "configs::what_is_not_there_is_told";
+/// Modelled on flatcar/flatcar-docs docs/setup/customization/configuring-date-and-timezone.md (ntpd),
+/// docs/setup/systemd/drop-in-units.md (locksmithd), docs/setup/releases/update-strategies.md (update-engine),
+/// docs/setup/systemd/environment-variables.md (coreos-metadata); coreos/fedora-coreos-docs
+/// modules/ROOT/pages/sysconfig-network-configuration.adoc (the keyfile).
+pub(super) const CONFIG: &str = include_str!("../../../configs/told.ign");
+
+/// The unit that tells.
+const REPORT: &str = "selvage-ignition-report.service";
+/// What it has to name: a unit to be enabled, one with a drop-in as well, a drop-in alone, what a unit requires, and a
+/// file that nothing reads.
+pub(super) const NAMED: [&str; 5] = [
+    "ntpd.service",
+    "locksmithd.service",
+    "update-engine.service",
+    "coreos-metadata.service",
+    "NetworkManager",
+];
+
+const ASKS: &[Ask] = &[
+    ask(
+        "the boot's outcome",
+        "systemctl is-system-running",
+        "degraded",
+    ),
+    ask(
+        "the report among the failed units",
+        "systemctl is-failed selvage-ignition-report.service",
+        "failed",
+    ),
+    ask(
+        "no other failed unit",
+        "systemctl list-units --failed --plain --no-legend --no-pager | grep -v selvage-ignition-report.service",
+        "",
+    ),
+    ask(
+        "what is there, as asked for",
+        "systemctl is-enabled systemd-timesyncd.service; systemctl is-active docker.service",
+        "masked\nactive",
+    ),
+];
+
+/// Looks at a machine that has booted with [`CONFIG`].
+pub(super) async fn is_told(cluster: &mut Cluster) -> Result<()> {
+    let machine = cluster.machines.first_mut().context("no machine")?;
+    let mut wrong = Vec::new();
+    if let Err(error) = look_at(machine, ASKS).await {
+        wrong.push(format!("{error:#}"));
+    }
+    let journal = machine
+        .ssh
+        .run(&format!("sudo journalctl -b -q -o cat -u {REPORT}"))
+        .await?;
+    let console = machine.console.text();
+    for name in NAMED {
+        for (place, text) in [
+            ("the report's journal", &journal),
+            ("the console", &console),
+        ] {
+            if !text.contains(name) {
+                wrong.push(format!("- {place} does not name {name}"));
+            }
+        }
+    }
+    // The report's failure is wanted, and told on the console as any other; nothing else is.
+    for hit in machine.console.check()? {
+        if !hit.line.contains(REPORT) && !NAMED.iter().any(|name| hit.line.contains(name)) {
+            wrong.push(format!("- on the console: {}: {}", hit.meaning, hit.line));
+        }
+    }
+    ensure!(wrong.is_empty(), "{}: {}", machine.name(), wrong.join("\n"));
+    Ok(())
+}

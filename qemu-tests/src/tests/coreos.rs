@@ -16,6 +16,7 @@ pub(super) const CASES: Names = &[
     "coreos::flanneld_service_runs_the_agent_with_its_drop_ins",
     "coreos::docker_options_are_made_for_other_units",
     "coreos::options_file_is_read",
+    "coreos::journal_of_flanneld_is_the_agents",
 ];
 
 /// Written by CoreOS's tools for `flannel_docker_opts.env`.
@@ -28,6 +29,7 @@ pub(super) async fn run(suite: &mut Suite<'_>, cluster: &mut Cluster) {
     suite.case(CASES[0], cluster, runs_the_agent).await;
     suite.case(CASES[1], cluster, docker_options).await;
     suite.case(CASES[2], cluster, options_file).await;
+    suite.case(CASES[3], cluster, journal_of_flanneld).await;
 }
 
 fn coreos(cluster: &Cluster) -> Result<&Machine> {
@@ -100,4 +102,22 @@ async fn options_file(cluster: &mut Cluster) -> Result<()> {
         .await?;
     checked?;
     check_options(machine, true).await
+}
+
+/// By either name, on a machine that came from CoreOS and on one that did not.
+async fn journal_of_flanneld(cluster: &mut Cluster) -> Result<()> {
+    for machine in &cluster.machines {
+        for unit in ["flanneld", "selvage"] {
+            let said = machine
+                .ssh
+                .run(&format!("journalctl -b -q --no-pager -o cat -u {unit}"))
+                .await?;
+            ensure!(
+                said.lines().any(|line| line.contains("lease acquired")),
+                "{}: `journalctl -u {unit}` does not tell of the lease:\n{said}",
+                machine.name()
+            );
+        }
+    }
+    Ok(())
 }

@@ -81,30 +81,6 @@ fn fit(nodes: &mut Vec<ignition::Node>, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// The node without the units named, as if the description had never asked for them.
-///
-/// # Errors
-/// When the node's configuration is not one that [`nodes`] made.
-pub(crate) fn without_units(node: &Node, units: &[&str]) -> Result<Node> {
-    let mut config: Value =
-        serde_json::from_str(&node.ignition).context("the rendered configuration is not JSON")?;
-    let list = config["systemd"]["units"]
-        .as_array_mut()
-        .context("the rendered configuration has no units")?;
-    for name in units {
-        let before = list.len();
-        list.retain(|unit| unit["name"] != *name);
-        ensure!(
-            list.len() < before,
-            "the rendered configuration has no unit {name}"
-        );
-    }
-    Ok(Node {
-        ignition: config.to_string(),
-        ..node.clone()
-    })
-}
-
 /// The node as a machine that was moved here from CoreOS with its configuration: `flanneld.service` in place of the
 /// agent's own unit, and the drop-ins that were usual there. `etcd` is an endpoint's URL: flannel's flags are all that
 /// flanneld goes by.
@@ -204,17 +180,6 @@ mod tests {
     }
 
     #[test]
-    fn units_are_taken_out() {
-        let node = from_text(TEXT, 1, KEY).unwrap().remove(0);
-        let plain = without_units(&node, &["selvage.service"]).unwrap();
-        assert!(
-            node.ignition.contains("\"selvage.service\"")
-                && !plain.ignition.contains("\"selvage.service\"")
-        );
-        assert!(without_units(&node, &["nothing.service"]).is_err());
-    }
-
-    #[test]
     fn a_coreos_machine_has_flannels_unit() {
         let node = from_text(TEXT, 1, KEY).unwrap().remove(0);
         let coreos = as_coreos(&node, "http://10.77.0.1:2379").unwrap().ignition;
@@ -226,7 +191,10 @@ mod tests {
         let flags =
             " \\\n  --etcd-endpoints=\"http://10.77.0.1:2379\" \\\n  --iface=\"10.77.0.11\"\n";
         assert!(contents.ends_with(flags), "{contents}");
-        let plain = without_units(&node, &["selvage.service"]).unwrap();
-        assert!(as_coreos(&plain, "").is_err());
+        let twice = Node {
+            ignition: coreos,
+            ..node
+        };
+        assert!(as_coreos(&twice, "").is_err());
     }
 }

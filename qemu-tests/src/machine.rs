@@ -66,6 +66,28 @@ pub(crate) async fn create_disk(image: &Path, disk: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes the disk of a machine that is off larger by `bytes`.
+///
+/// # Errors
+/// When qemu-img refuses.
+pub(crate) async fn grow_disk(disk: &Path, bytes: u64) -> Result<()> {
+    let output = tokio::process::Command::new("qemu-img")
+        .args(["resize", "-q", "-f", "qcow2"])
+        .arg(disk)
+        .arg(format!("+{bytes}"))
+        .output()
+        .await
+        .context("failed to run qemu-img (package qemu-utils)")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "failed to resize {}: {}",
+        disk.display(),
+        said.trim()
+    );
+    Ok(())
+}
+
 /// Starts QEMU; its own messages go to a file beside the console.
 ///
 /// # Errors
@@ -254,15 +276,37 @@ impl Machine {
         Ok(())
     }
 
-    /// Presses the power button and waits for QEMU to end; kills it when it does not.
-    pub(crate) async fn power_down(&mut self) {
+    /// Presses the power button and waits for QEMU to end; kills it when it does not, and says so by false.
+    pub(crate) async fn power_down(&mut self) -> bool {
         let _ = qmp::execute(&self.spec.qmp, "system_powerdown").await;
         let deadline = Instant::now() + POWER_DOWN_DEADLINE;
         while self.is_running() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
+        let ended = !self.is_running();
         self.qemu = None;
         self.master = None;
+        ended
+    }
+
+    /// Starts a machine that was powered down. Wait for its sshd next.
+    ///
+    /// # Errors
+    /// When QEMU cannot be started.
+    pub(crate) fn power_on(&mut self, accelerator: Accelerator) -> Result<()> {
+        let qemu = start_qemu(&self.spec, accelerator)?;
+        self.process = qemu.id();
+        self.qemu = Some(qemu);
+        Ok(())
+    }
+
+    /// Presses the reset button: no service hears of it, and nothing is written any more. Wait for its sshd next.
+    ///
+    /// # Errors
+    /// As [`qmp::execute`].
+    pub(crate) async fn reset(&mut self) -> Result<()> {
+        self.master = None;
+        qmp::execute(&self.spec.qmp, "system_reset").await.map(drop)
     }
 
     fn last_qemu_message(&self) -> String {

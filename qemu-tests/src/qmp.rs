@@ -20,20 +20,27 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// # Errors
 /// When QEMU is not there, does not answer within 20 s, or refuses the command.
 pub(crate) async fn execute(socket: &Path, command: &str) -> Result<Value> {
-    tokio::time::timeout(DEADLINE, talk(socket, command))
+    execute_with(socket, command, &json!({})).await
+}
+
+/// As [`execute`], for a command that takes `arguments`.
+///
+/// # Errors
+/// As [`execute`].
+pub(crate) async fn execute_with(socket: &Path, command: &str, arguments: &Value) -> Result<Value> {
+    tokio::time::timeout(DEADLINE, talk(socket, command, arguments))
         .await
         .with_context(|| format!("no answer to {command} within {DEADLINE:?}"))
         .flatten()
         .with_context(|| format!("failed to run {command} on {}", socket.display()))
 }
 
-async fn talk(socket: &Path, command: &str) -> Result<Value> {
+async fn talk(socket: &Path, command: &str, arguments: &Value) -> Result<Value> {
     let (read, mut write) = UnixStream::connect(socket).await?.into_split();
     let mut lines = BufReader::new(read).lines();
-    for command in ["qmp_capabilities", command] {
-        write
-            .write_all(json!({ "execute": command }).to_string().as_bytes())
-            .await?;
+    for (command, arguments) in [("qmp_capabilities", &json!({})), (command, arguments)] {
+        let request = json!({ "execute": command, "arguments": arguments });
+        write.write_all(request.to_string().as_bytes()).await?;
         let answer = answer(&mut lines).await?;
         if command != "qmp_capabilities" {
             return Ok(answer);

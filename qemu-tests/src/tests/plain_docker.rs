@@ -11,10 +11,6 @@ use crate::{
 pub(super) const CASES: Names =
     &["plain_docker::starts_on_its_own_bridge_where_the_agent_is_not_enabled"];
 
-/// Units that the rendered configuration would enable.
-pub(super) const LEFT_OUT: [&str; 3] =
-    ["selvage.service", "selvage-network.service", "etcd.service"];
-
 /// Runs them; `state` is systemd's word on the boot.
 pub(super) async fn run(suite: &mut Suite<'_>, cluster: &mut Cluster, state: &str) {
     suite

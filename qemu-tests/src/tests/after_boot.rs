@@ -1,0 +1,349 @@
+//! What a machine is expected to do once it runs, and again after a boot that nobody watches: one network card, a disk
+//! that grows, a log that outlives a crash. Its configuration has hardly more than the key to log in with.
+
+mod later;
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::json;
+
+use super::plain_docker;
+use crate::{
+    cli::Common,
+    cluster::{Cluster, Options},
+    description,
+    host::Host,
+    machine::Machine,
+    suite::{Names, Suite},
+};
+
+/// The cases here, in the order of the machine's boots; `later` has those that need another one.
+pub(super) const CASES: Names = &[
+    // First, for whatever stands on the console by now is the boot's.
+    "after_boot::online_means_an_address",
+    "after_boot::drop_in_changes_what_is_waited_for",
+    "after_boot::nothing_of_ours_waits_in_vain",
+    "after_boot::systemd_finds_no_fault_with_the_units",
+    "after_boot::login_user_may_ping_and_use_sudo",
+    "after_boot::only_known_sockets_listen",
+    "after_boot::journal_is_on_the_disk_and_bounded",
+    "after_boot::kernel_restarts_after_a_panic_at_any_time",
+    "after_boot::root_fills_a_disk_that_grew",
+    "after_boot::journal_has_the_former_boot_and_ignition",
+    "after_boot::container_addresses_do_not_outlive_a_boot",
+    "after_boot::reset_leaves_a_journal_and_a_disk_that_grew_again",
+    "after_boot::panicked_kernel_is_back_within_a_minute",
+];
+
+/// The address that QEMU's user-mode network gives by DHCP.
+const ADDRESS: &str = "10.0.2.15";
+/// What the probe unit of the configuration saw when it was started after `network-online.target`.
+const PROBE: &str = "/run/online-probe";
+
+/// Boots the machine as often as the wanted cases need, and runs them.
+pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Path) {
+    if !suite.wants_any(CASES) && !suite.wants_any(plain_docker::CASES) {
+        return;
+    }
+    let mut result = Ok(());
+    match start(host, common, &dir.join("alone")).await {
+        Err(error) => result = Err(error),
+        Ok(mut cluster) => {
+            if let Err(error) = boots(suite, host, &mut cluster).await {
+                suite.boot_failed("alone", &mut cluster, &error).await;
+                result = Err(error);
+            }
+            cluster.discard();
+        }
+    }
+    for names in [CASES, plain_docker::CASES] {
+        suite.close(names, result.as_ref().err());
+    }
+}
+
+async fn start(host: &Host, common: &Common, dir: &Path) -> Result<Cluster> {
+    let mut nodes = description::nodes(&common.cluster, 1, &host.public_key)?;
+    for node in &mut nodes {
+        node.name = "alone".into();
+        node.ignition = configuration(&host.public_key);
+    }
+    let options = Options {
+        alone: true,
+        ..Options::default()
+    };
+    Cluster::start(host, dir, nodes, options).await
+}
+
+/// The key, a unit that wants the network as a user's would, and a drop-in that sorts before the image's own.
+fn configuration(public_key: &str) -> String {
+    let probe = format!(
+        "[Unit]\nWants=network-online.target\nAfter=network-online.target\n\
+         [Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/usr/bin/ip -4 -o address show\n\
+         StandardOutput=file:{PROBE}\n[Install]\nWantedBy=multi-user.target\n"
+    );
+    let wait = "[Service]\nExecStart=\nExecStart=/usr/lib/systemd/systemd-networkd-wait-online \
+                --any --ipv4 --timeout=119\n";
+    json!({
+        "ignition": {"version": "3.3.0"},
+        "passwd": {"users": [{"name": "core", "sshAuthorizedKeys": [public_key]}]},
+        "systemd": {"units": [
+            {"name": "online-probe.service", "enabled": true, "contents": probe},
+            {"name": "systemd-networkd-wait-online.service",
+             "dropins": [{"name": "10-any.conf", "contents": wait}]},
+        ]},
+    })
+    .to_string()
+}
+
+async fn boots(suite: &mut Suite<'_>, host: &Host, cluster: &mut Cluster) -> Result<()> {
+    let progress = suite.progress;
+    progress.step("first boot of a machine with one network card and hardly a configuration");
+    cluster.wait_for_ssh(progress).await?;
+    let state = cluster.settle(progress).await?.concat();
+    suite
+        .case(CASES[0], cluster, async |cluster| {
+            online(alone(cluster)?, &state).await
+        })
+        .await;
+    suite.case(CASES[1], cluster, drop_in).await;
+    suite.case(CASES[2], cluster, nothing_waits).await;
+    suite.case(CASES[3], cluster, no_fault).await;
+    suite.case(CASES[4], cluster, login_user).await;
+    suite.case(CASES[5], cluster, sockets).await;
+    suite.case(CASES[6], cluster, journal).await;
+    suite.case(CASES[7], cluster, panic_settings).await;
+    plain_docker::run(suite, cluster, &state).await;
+    later::run(suite, host, cluster).await
+}
+
+fn alone(cluster: &mut Cluster) -> Result<&mut Machine> {
+    let [machine] = &mut cluster.machines[..] else {
+        bail!("not one machine")
+    };
+    Ok(machine)
+}
+
+/// The target is reached, with the address that it stands for, and no wait ended in failure.
+async fn online(machine: &Machine, state: &str) -> Result<()> {
+    let failed = machine
+        .ssh
+        .run("systemctl list-units --failed --plain --no-legend --no-pager")
+        .await?;
+    ensure!(
+        state == "running" && failed.is_empty(),
+        "the boot is {state:?}; failed units: {failed:?}"
+    );
+    let target = machine
+        .ssh
+        .run("systemctl is-active network-online.target docker.service")
+        .await?;
+    ensure!(
+        target == "active\nactive",
+        "network-online.target and docker.service are {target:?}"
+    );
+    let seen = machine.ssh.run(&format!("cat {PROBE}")).await?;
+    ensure!(
+        seen.contains(ADDRESS),
+        "network-online.target was reached without {ADDRESS}: {seen:?}"
+    );
+    Ok(())
+}
+
+async fn drop_in(cluster: &mut Cluster) -> Result<()> {
+    let said = alone(cluster)?
+        .ssh
+        .run("systemctl show -p LoadState,ActiveState,ExecStart systemd-networkd-wait-online.service")
+        .await?;
+    ensure!(
+        said.contains("LoadState=loaded")
+            && said.contains("ActiveState=active")
+            && said.contains("--timeout=119"),
+        "the configuration's drop-in has no effect: {said}"
+    );
+    Ok(())
+}
+
+/// Edits of packaged units that the boot's order rests on: the unit, its setting, the word that must not be there.
+const NOT_WAITED_FOR: &[(&str, &str, &str)] = &[
+    ("systemd-resolved.service", "Before", "sysinit.target"),
+    ("systemd-timesyncd.service", "Before", "sysinit.target"),
+    ("containerd.service", "After", "network.target"),
+    ("docker.service", "After", "network-online.target"),
+    ("docker.service", "Wants", "network-online.target"),
+    ("etcd.service", "Wants", "network-online.target"),
+    ("selvage.service", "After", "network-online.target"),
+    ("selvage.service", "Wants", "network-online.target"),
+];
+
+async fn nothing_waits(cluster: &mut Cluster) -> Result<()> {
+    let machine = alone(cluster)?;
+    let script: Vec<_> = NOT_WAITED_FOR
+        .iter()
+        .map(|(unit, setting, _)| format!("systemctl show -p {setting} {unit}"))
+        .collect();
+    let said = machine.ssh.run(&script.join(" && ")).await?;
+    let lines: Vec<_> = said.lines().collect();
+    ensure!(
+        lines.len() == NOT_WAITED_FOR.len(),
+        "not one answer for each question: {said}"
+    );
+    for ((unit, setting, word), line) in NOT_WAITED_FOR.iter().zip(lines) {
+        let words = line
+            .strip_prefix(&format!("{setting}="))
+            .with_context(|| format!("{unit}: {line:?} is no {setting}="))?;
+        ensure!(
+            !words.split(' ').any(|known| known == *word),
+            "{unit} has {word} in {setting}=: {words}"
+        );
+    }
+    Ok(())
+}
+
+/// Unknown settings, units that cannot be read, cycles: the manager says each in a warning of its own.
+async fn no_fault(cluster: &mut Cluster) -> Result<()> {
+    let said = alone(cluster)?
+        .ssh
+        .run("journalctl -b -q --no-pager -o cat -p warning _PID=1")
+        .await?;
+    ensure!(said.is_empty(), "systemd complains:\n{said}");
+    Ok(())
+}
+
+async fn login_user(cluster: &mut Cluster) -> Result<()> {
+    let machine = alone(cluster)?;
+    for script in ["ping -c 1 -W 5 127.0.0.1", "sudo -n true"] {
+        machine.ssh.run(script).await?;
+    }
+    Ok(())
+}
+
+/// What listens on a machine: protocol, address (`*` any, `%` and what follows left out), port (`*` any), program.
+const LISTENERS: &[(&str, &str, &str, &str)] = &[
+    ("tcp", "0.0.0.0", "22", "sshd"),
+    ("tcp", "[::]", "22", "sshd"),
+    // The stub that programs ask for names.
+    ("tcp", "127.0.0.53", "53", "systemd-resolve"),
+    ("tcp", "127.0.0.54", "53", "systemd-resolve"),
+    ("udp", "127.0.0.53", "53", "systemd-resolve"),
+    ("udp", "127.0.0.54", "53", "systemd-resolve"),
+    // The DHCP clients.
+    ("udp", ADDRESS, "68", "systemd-network"),
+    ("udp", "*", "546", "systemd-network"),
+    // Streams of containers started by CRI, to this host alone.
+    ("tcp", "127.0.0.1", "*", "containerd"),
+];
+
+async fn sockets(cluster: &mut Cluster) -> Result<()> {
+    let said = alone(cluster)?.ssh.run("sudo ss -H -lntup").await?;
+    let unknown: Vec<_> = said.lines().filter(|line| !is_known(line)).collect();
+    ensure!(
+        unknown.is_empty(),
+        "sockets that nobody asked for:\n{}",
+        unknown.join("\n")
+    );
+    Ok(())
+}
+
+/// Whether a line of `ss -H -lntup` is one of [`LISTENERS`].
+fn is_known(line: &str) -> bool {
+    let mut columns = line.split_whitespace();
+    let (Some(protocol), Some(local)) = (columns.next(), columns.nth(3)) else {
+        return false;
+    };
+    let Some((address, port)) = local.rsplit_once(':') else {
+        return false;
+    };
+    let address = address.split('%').next().unwrap_or_default();
+    // users:(("sshd",pid=1,fd=3))
+    let program = line.split('"').nth(1).unwrap_or_default();
+    LISTENERS.iter().any(|(known, at, number, by)| {
+        *known == protocol
+            && (*at == "*" || *at == address)
+            && (*number == "*" || *number == port)
+            && *by == program
+    })
+}
+
+async fn journal(cluster: &mut Cluster) -> Result<()> {
+    let machine = alone(cluster)?;
+    let said = machine
+        .ssh
+        .run("journalctl -b -q --no-pager -o cat -t systemd-journald")
+        .await?;
+    ensure!(
+        said.lines()
+            .any(|line| line.starts_with("System Journal (/var/log/journal/")),
+        "the journal is not on the disk:\n{said}"
+    );
+    let limit = machine
+        .ssh
+        .run("systemd-analyze cat-config systemd/journald.conf | grep ^SystemMaxUse=")
+        .await
+        .context("the journal has no limit")?;
+    let limit = limit.rsplit('=').next().unwrap_or_default();
+    ensure!(
+        said.contains(&format!("max {limit}")),
+        "journald knows no limit of {limit}:\n{said}"
+    );
+    machine
+        .ssh
+        .run("journalctl -b -q --no-pager -o cat -t ignition | grep -q 'finished successfully'")
+        .await
+        .context("what Ignition said is not in this boot's journal")
+        .map(drop)
+}
+
+/// By sysctl.d as an administrator would look for it, and on the command line for the time before that is read.
+async fn panic_settings(cluster: &mut Cluster) -> Result<()> {
+    let machine = alone(cluster)?;
+    let seconds = machine.ssh.run("cat /proc/sys/kernel/panic").await?;
+    ensure!(
+        seconds.parse().is_ok_and(|seconds: i32| seconds > 0),
+        "kernel.panic is {seconds}: a machine that panics stays dead"
+    );
+    machine
+        .ssh
+        .run("grep -Eq '(^| )panic=[1-9]' /proc/cmdline")
+        .await
+        .context("a machine that panics before sysctl.d is read stays dead")
+        .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_listeners_are_told_from_others() {
+        let line = |protocol: &str, local: &str, program: &str| {
+            format!("{protocol} UNCONN 0 0 {local} 0.0.0.0:* users:((\"{program}\",pid=7,fd=3))")
+        };
+        for known in [
+            line("tcp", "[::]:22", "sshd"),
+            line("udp", "127.0.0.53%lo:53", "systemd-resolve"),
+            line("udp", "[fe80::1]%enp0s2:546", "systemd-network"),
+            line("tcp", "127.0.0.1:40123", "containerd"),
+        ] {
+            assert!(is_known(&known), "{known}");
+        }
+        for unknown in [
+            line("udp", "0.0.0.0:5355", "systemd-resolve"),
+            line("udp", "[::]:5353", "systemd-resolve"),
+            line("tcp", "0.0.0.0:40123", "containerd"),
+            line("tcp", "0.0.0.0:22", "dropbear"),
+            "udp UNCONN 0 0 0.0.0.0:8472 0.0.0.0:*".into(),
+            String::new(),
+        ] {
+            assert!(!is_known(&unknown), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn the_configuration_is_one_that_the_image_takes() {
+        let key =
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f x";
+        let report = selvage::ignition::check(&configuration(key));
+        assert_eq!(report.errors(), 0, "{report:?}");
+    }
+}

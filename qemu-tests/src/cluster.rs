@@ -54,6 +54,8 @@ pub(crate) struct Options {
     /// No card but the one of QEMU's user-mode network, which gives 10.0.2.15 by DHCP, and neither gateway nor name
     /// server where there is no `internet`.
     pub alone: bool,
+    /// No card but the one on the underlay, where nobody answers but other machines.
+    pub unanswered: bool,
     /// A second disk of 512 MiB, `/dev/disk/by-id/virtio-spare`.
     pub spare_disk: bool,
     /// Appended to the kernel command line.
@@ -146,6 +148,7 @@ async fn prepare_one(
         console: dir.join("console.log"),
         qmp: socket("qmp"),
         ssh_port: ssh.port,
+        access: !options.unanswered,
         underlay: (!options.alone).then(|| (socket("net"), node.mac.clone())),
         served: serve::prepare(&dir.join("served"), &node.served)?,
         spare_disk,

@@ -31,6 +31,8 @@ pub(crate) struct Spec {
     pub qmp: PathBuf,
     /// Port of 127.0.0.1 that leads to the guest's port 22.
     pub ssh_port: u16,
+    /// Whether there is a card on QEMU's user-mode network, without which nobody can log in.
+    pub access: bool,
     /// Socket of the port on the virtual switch, and the address of the NIC on it.
     pub underlay: Option<(PathBuf, String)>,
     /// Command that answers a connection of the guest to [`serve::ADDRESS`]; none: nothing is there.
@@ -146,9 +148,11 @@ fn network(command: &mut Command, spec: &Spec) {
         let answer = answer.replace(',', ",,");
         access += &format!(",guestfwd=tcp:{}:80-cmd:{answer}", serve::ADDRESS);
     }
-    command
-        .args(["-netdev", &access])
-        .args(["-device", "virtio-net-pci,netdev=access,romfile="]);
+    if spec.access {
+        command
+            .args(["-netdev", &access])
+            .args(["-device", "virtio-net-pci,netdev=access,romfile="]);
+    }
     if let Some((socket, mac)) = &spec.underlay {
         command
             .args([
@@ -186,6 +190,7 @@ pub(crate) mod tests {
             console: "/d/console".into(),
             qmp: "/run/q".into(),
             ssh_port: 2201,
+            access: true,
             underlay: Some(("/run/p0".into(), "52:54:00:77:00:0b".into())),
             served: None,
             spare_disk: None,
@@ -244,6 +249,15 @@ pub(crate) mod tests {
         });
         assert!(line.contains(",guestfwd=tcp:10.0.2.4:80-cmd:'/b/h' serve '/d,,1/served' "));
         assert!(line.contains("format=raw,cache=unsafe,file=/d/spare.raw"));
+    }
+
+    #[test]
+    fn a_machine_without_access_has_the_underlay_alone() {
+        let line = line(&Spec {
+            access: false,
+            ..spec()
+        });
+        assert!(!line.contains("user,") && line.contains("netdev=underlay,mac"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! 2. both reboot: [`second_boot`];
 //! 3. one reboots while etcd is away: [`etcd_absent`]; then, [`renumbering`] and [`networks`];
 //! 4. a machine with one network card and without the agent boots two times: [`after_boot`], [`plain_docker`];
-//! 5. beside it, a machine whose configuration is broken: [`broken_ignition`];
+//! 5. beside it, machines whose configuration is broken or elsewhere: [`broken_ignition`], [`initrd_network`];
 //! 6. machines that do what configurations ask for, as people write them: [`configs`].
 
 mod after_boot;
@@ -13,6 +13,7 @@ mod configs;
 mod coreos;
 mod etcd_absent;
 mod first_boot;
+mod initrd_network;
 mod networks;
 mod operator;
 mod overlay;
@@ -44,15 +45,14 @@ const GROUPS: &[Names] = &[
     after_boot::CASES,
     plain_docker::CASES,
     broken_ignition::CASES,
+    initrd_network::CASES,
     configs::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
 const EXTENDED: &[Names] = &[
-    &[
-        "after_boot::reset_leaves_a_journal_and_a_disk_that_grew_again",
-        "after_boot::panicked_kernel_is_back_within_a_minute",
-    ],
+    after_boot::EXTENDED,
+    initrd_network::EXTENDED,
     configs::EXTENDED,
 ];
 

@@ -1,10 +1,10 @@
-//! Machines by themselves. The one whose configuration is broken boots beside the one that has hardly any.
+//! Machines by themselves. Those whose configuration is broken or elsewhere boot beside the one that has hardly any.
 
 use std::path::Path;
 
 use anyhow::Result;
 
-use super::{after_boot, broken_ignition};
+use super::{after_boot, broken_ignition, initrd_network};
 use crate::{
     cli::Common,
     cluster::{Cluster, Options},
@@ -25,6 +25,7 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
     } else {
         Ok(None)
     };
+    let elsewhere = initrd_network::start(suite, host, common, dir).await;
     after_boot::run(suite, host, common, dir).await;
     let mut result = Ok(());
     match broken {
@@ -36,6 +37,7 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
         }
     }
     suite.close(broken_ignition::CASES, result.as_ref().err());
+    initrd_network::run(suite, elsewhere).await;
 }
 
 async fn start_broken(host: &Host, common: &Common, dir: &Path) -> Result<Cluster> {

@@ -1,0 +1,252 @@
+//! Machines whose configuration is somewhere on the network: it is fetched with the address that the kernel command line
+//! gives, and where it does not come the console says what was tried.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::json;
+
+use crate::{
+    cli::Common,
+    cluster::{Cluster, Options},
+    console::Console,
+    description,
+    host::Host,
+    machine::Machine,
+    progress::Progress,
+    suite::{Names, Suite},
+    wait,
+};
+
+/// The cases here.
+pub(super) const CASES: Names = &[
+    "initrd_network::address_by_ip_is_used_for_the_configuration",
+    "initrd_network::address_by_ip_holds_in_later_boots",
+    "initrd_network::console_says_that_no_dhcp_server_answers",
+    "initrd_network::console_says_that_the_server_refuses",
+];
+
+/// Those that are too long for every change.
+pub(super) const EXTENDED: Names = &[
+    "initrd_network::address_by_ip_holds_in_later_boots",
+    "initrd_network::console_says_that_no_dhcp_server_answers",
+    "initrd_network::console_says_that_the_server_refuses",
+];
+
+/// The command lines of the machines. The prefix is not the one that QEMU gives by DHCP, so the address can only be
+/// from here; `enp0s2` is the first card of the machine's PCI bus.
+const STATIC: &str = "ip=10.0.2.15::10.0.2.2:255.255.255.128::enp0s2:none nameserver=10.0.2.3 \
+                      ignition.config.url=http://10.0.2.4/elsewhere.ign";
+const NO_DHCP: &str = "ignition.config.url=http://192.0.2.1/absent.ign?token=secret";
+/// A port of the host's loopback that nobody listens on (tcpmux).
+const REFUSED: &str = "ip=dhcp ignition.config.url=http://10.0.2.2:1/refused.ign";
+
+/// From QEMU's start to the first report; this machine shares the host with others that boot.
+const REPORT_DEADLINE: Duration = Duration::from_secs(240);
+/// From the first report to the second.
+const AGAIN_DEADLINE: Duration = Duration::from_secs(120);
+/// What the first report may have waited for, by the machine's own clock.
+const FIRST_REPORT_SECONDS: u32 = 45;
+/// How a report begins.
+const REPORT: &str = "Ignition still waits for its configuration after ";
+
+/// The machines that were started, or why one was not.
+pub(super) type Started = Result<Vec<(usize, Cluster)>>;
+
+/// Starts the machines of the wanted cases.
+///
+/// # Errors
+/// When one cannot be started.
+pub(super) async fn start(suite: &Suite<'_>, host: &Host, common: &Common, dir: &Path) -> Started {
+    let machines = [
+        (0, "static", STATIC),
+        (2, "no-dhcp", NO_DHCP),
+        (3, "refused", REFUSED),
+    ];
+    let mut started = Vec::new();
+    for (case, name, kernel_arguments) in machines {
+        // The second case goes on with the first one's machine.
+        let wanted = suite.wants(CASES[case]) || (case == 0 && suite.wants(CASES[1]));
+        if !wanted {
+            continue;
+        }
+        suite.progress.step(format!(
+            "boot a machine whose configuration is elsewhere ({name})"
+        ));
+        let mut nodes = description::nodes(&common.cluster, 1, &host.public_key)?;
+        for node in &mut nodes {
+            node.name = name.into();
+            node.served = vec![("elsewhere.ign".into(), configuration(host).into_bytes())];
+        }
+        let options = Options {
+            alone: case != 2,
+            unanswered: case == 2,
+            internet: case == 3,
+            exit_on_reset: case != 0,
+            kernel_arguments,
+            ..Options::default()
+        };
+        started.push((
+            case,
+            Cluster::start(host, &dir.join(name), nodes, options).await?,
+        ));
+    }
+    Ok(started)
+}
+
+fn configuration(host: &Host) -> String {
+    json!({
+        "ignition": {"version": "3.3.0"},
+        "passwd": {"users": [{"name": "core", "sshAuthorizedKeys": [host.public_key]}]},
+    })
+    .to_string()
+}
+
+/// Runs the cases on the machines that [`start`] gave.
+pub(super) async fn run(suite: &mut Suite<'_>, started: Started) {
+    let progress = suite.progress;
+    let mut result = Ok(());
+    match started {
+        Err(error) => result = Err(error),
+        Ok(started) => {
+            for (case, mut cluster) in started {
+                let ran = match case {
+                    0 => static_address(suite, &mut cluster, progress).await,
+                    2 => {
+                        suite.case(CASES[2], &mut cluster, no_dhcp).await;
+                        Ok(())
+                    }
+                    _ => {
+                        suite.case(CASES[3], &mut cluster, refused).await;
+                        Ok(())
+                    }
+                };
+                if let Err(error) = ran {
+                    suite.boot_failed("static", &mut cluster, &error).await;
+                    result = Err(error);
+                }
+                cluster.discard();
+            }
+        }
+    }
+    suite.close(CASES, result.as_ref().err());
+}
+
+async fn static_address(
+    suite: &mut Suite<'_>,
+    cluster: &mut Cluster,
+    progress: &Progress,
+) -> Result<()> {
+    cluster.wait_for_ssh(progress).await?;
+    let state = cluster.settle(progress).await?.concat();
+    suite
+        .case(CASES[0], cluster, async |cluster| {
+            ensure!(state == "running", "the boot is {state:?}");
+            has_the_address(only(cluster)?).await
+        })
+        .await;
+    suite
+        .case(CASES[1], cluster, async |cluster| {
+            let machine = only(cluster)?;
+            machine.reboot().await?;
+            machine.wait_for_ssh(progress).await?;
+            has_the_address(machine).await
+        })
+        .await;
+    Ok(())
+}
+
+async fn has_the_address(machine: &Machine) -> Result<()> {
+    let said = machine
+        .ssh
+        .run("ip -4 -o address show scope global dev enp0s2")
+        .await?;
+    ensure!(
+        said.contains("10.0.2.15/25") && said.lines().count() == 1,
+        "the card does not have the address of ip= alone: {said:?}"
+    );
+    let said = machine.ssh.run("resolvectl dns enp0s2").await?;
+    ensure!(said.contains("10.0.2.3"), "no name server: {said:?}");
+    Ok(())
+}
+
+fn only(cluster: &mut Cluster) -> Result<&mut Machine> {
+    let [machine] = &mut cluster.machines[..] else {
+        bail!("not one machine")
+    };
+    Ok(machine)
+}
+
+async fn no_dhcp(cluster: &mut Cluster) -> Result<()> {
+    let report = reported_twice(only(cluster)?).await?;
+    let card = "enp0s2: carrier, no address; DHCP is asked for one, for ";
+    for part in [
+        "source: http://192.0.2.1/absent.ign\n",
+        card,
+        "DNS servers: none",
+    ] {
+        ensure!(
+            report.contains(part),
+            "{part:?} is not in the report:\n{report}"
+        );
+    }
+    Ok(())
+}
+
+async fn refused(cluster: &mut Cluster) -> Result<()> {
+    let report = reported_twice(only(cluster)?).await?;
+    for part in [
+        "source: http://10.0.2.2:1/refused.ign\n",
+        "enp0s2: carrier, DHCPv4 address 10.0.2.15/24, gateway 10.0.2.2",
+        "DNS servers: 10.0.2.3",
+        "10.0.2.2:1: connect: connection refused",
+    ] {
+        ensure!(
+            report.contains(part),
+            "{part:?} is not in the report:\n{report}"
+        );
+    }
+    Ok(())
+}
+
+/// The first report on the console, which must be timely; a second one shows that the machine stays and goes on.
+async fn reported_twice(machine: &mut Machine) -> Result<String> {
+    let console = machine.console.path().to_owned();
+    let reports = |count: usize| {
+        let text = Console::new(console.clone()).text();
+        let reports: Vec<_> = text.split(REPORT).skip(1).map(str::to_owned).collect();
+        // Whole, that is with its last line.
+        match reports.get(count - 1) {
+            Some(report) if report.contains("last error: ") && report.ends_with('\n') => {
+                Ok(reports[0].clone())
+            }
+            _ => bail!("{} reports on the console", reports.len()),
+        }
+    };
+    let report = wait::until("a report on the console", REPORT_DEADLINE, || async {
+        reports(1)
+    })
+    .await?;
+    let seconds = report.split(' ').next().unwrap_or_default();
+    ensure!(
+        seconds.parse::<u32>().context("no number of seconds")? <= FIRST_REPORT_SECONDS,
+        "the first report came after {seconds} s"
+    );
+    wait::until("a second report", AGAIN_DEADLINE, || async { reports(2) }).await?;
+    ensure!(
+        machine.is_running(),
+        "the machine reset itself while it waited"
+    );
+    Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve;
+
+    #[test]
+    fn the_static_machine_asks_where_the_file_is_served() {
+        assert!(STATIC.contains(&format!("http://{}/elsewhere.ign", serve::ADDRESS)));
+    }
+}

@@ -264,6 +264,13 @@ pub enum IgnitionCommand {
         /// The Ignition config (JSON).
         file: PathBuf,
     },
+    /// Compare the image with what `check` knows of it; the image's build does so.
+    #[command(hide = true)]
+    VerifyImage {
+        /// The image's root, with /usr and /etc.
+        #[arg(value_name = "DIR")]
+        root: PathBuf,
+    },
 }
 
 /// Settings given as flags; they beat the environment and the files.

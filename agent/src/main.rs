@@ -142,6 +142,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Ignition(IgnitionCommand::Check { file }) => {
             ignition::check_command(&file, &mut stdout)?;
         }
+        Command::Ignition(IgnitionCommand::VerifyImage { root }) => ignition::verify_image(&root)?,
         Command::Completions { shell } => manual::completions(shell, &mut stdout)?,
         Command::Man { directory } => manual::write(&directory)?,
     }

@@ -1,0 +1,232 @@
+//! Holds the tree of the image to the table: `selvage ignition verify-image`, run by the image's build.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::{Image, image};
+
+/// Why the image is not what the table says.
+#[derive(Debug, Error)]
+pub enum VerifyError {
+    /// The tree cannot be read.
+    #[error("failed to read {}", .path.display())]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Table and tree differ.
+    #[error("agent/data/image.toml is not what the image has; correct the one that is wrong:\n{}", .0.join("\n"))]
+    Differs(Vec<String>),
+}
+
+/// Compares the table with the image's tree at `root`, before its `/etc` and `/usr` are packed.
+///
+/// Users, groups, units and programs must be the same on both sides. Of files in `/etc`, shells and time zones the tree
+/// may have more than the table.
+///
+/// # Errors
+///
+/// [`VerifyError::Differs`] with one line for each difference, which names the table's entry.
+pub fn verify(root: &Path) -> Result<(), VerifyError> {
+    let differences = differences(image(), root)?;
+    if differences.is_empty() {
+        Ok(())
+    } else {
+        Err(VerifyError::Differs(differences))
+    }
+}
+
+pub(super) fn differences(image: &Image, root: &Path) -> Result<Vec<String>, VerifyError> {
+    let mut found = Vec::new();
+    let passwd = Accounts::read(&root.join("etc/passwd"))?;
+    let group = Accounts::read(&root.join("etc/group"))?;
+    compare_ids("users", &image.users, &passwd.ids, &mut found);
+    compare_ids("groups", &image.groups, &group.ids, &mut found);
+    for (user, groups) in &image.members {
+        let list = format!("members.{user}");
+        compare(&list, groups, &group.with_member(user), &mut found);
+    }
+    compare_units(image, root, &mut found)?;
+    let mut programs = names_in(&root.join("usr/bin"))?;
+    programs.extend(names_in(&root.join("usr/sbin"))?);
+    compare("programs.path", &image.programs.path, &programs, &mut found);
+
+    let zones = image.time.zones.iter();
+    let zones = zones.map(|zone| format!("/usr/share/zoneinfo/{zone}"));
+    let zones: Vec<String> = zones.collect();
+    let promised = [
+        ("programs.other", &image.programs.other),
+        ("etc.files", &image.etc.files),
+        ("etc.links", &image.etc.links),
+        ("shells.login", &image.shells.login),
+        ("shells.none", &image.shells.none),
+        ("time.zones", &zones),
+    ];
+    for (list, paths) in promised {
+        for path in paths {
+            let metadata = fs::symlink_metadata(root.join(path.trim_start_matches('/')));
+            let is_there = metadata.is_ok_and(|metadata| match list {
+                "etc.files" => !metadata.is_symlink(),
+                "etc.links" => metadata.is_symlink(),
+                _ => true,
+            });
+            if !is_there {
+                found.push(format!("  {list}: {path} is not in the image"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// `passwd` or `group`: the fields that both have in the same place.
+struct Accounts {
+    ids: BTreeMap<String, u32>,
+    /// The fourth field, which for a group is its members.
+    lasts: BTreeMap<String, String>,
+}
+
+impl Accounts {
+    fn read(path: &Path) -> Result<Self, VerifyError> {
+        let text = fs::read_to_string(path).map_err(reading(path))?;
+        let (mut ids, mut lasts) = (BTreeMap::new(), BTreeMap::new());
+        for line in text.lines() {
+            let fields: Vec<&str> = line.split(':').collect();
+            if let [name, _, id, last, ..] = fields[..]
+                && let Ok(id) = id.parse()
+            {
+                ids.insert(name.to_owned(), id);
+                lasts.insert(name.to_owned(), last.to_owned());
+            }
+        }
+        Ok(Self { ids, lasts })
+    }
+
+    fn with_member(&self, user: &str) -> BTreeSet<String> {
+        let has_user = |members: &str| members.split(',').any(|member| member == user);
+        let groups = self.lasts.iter().filter(|(_, members)| has_user(members));
+        groups.map(|(group, _)| group.clone()).collect()
+    }
+}
+
+/// Units by what enabling them does, as the table sorts them.
+fn compare_units(image: &Image, root: &Path, found: &mut Vec<String>) -> Result<(), VerifyError> {
+    const PRESET: &str = "usr/lib/systemd/system-preset/50-selvage.preset";
+    let preset = root.join(PRESET);
+    let preset = fs::read_to_string(&preset).map_err(reading(&preset))?;
+    let is_enabled = |name: &str| {
+        let mut lines = preset.lines();
+        lines.any(|line| line.strip_prefix("enable ") == Some(name))
+    };
+    let mut lists: [(&str, &[String], BTreeSet<String>); 4] = [
+        ("units.enabled", &image.units.enabled, BTreeSet::new()),
+        ("units.available", &image.units.available, BTreeSet::new()),
+        ("units.static", &image.units.static_, BTreeSet::new()),
+        ("units.masked", &image.units.masked, BTreeSet::new()),
+    ];
+    let [enabled, available, static_, masked] = &mut lists;
+    let mut aliases = BTreeMap::new();
+    for (name, path) in unit_files(root)? {
+        if let Ok(target) = fs::read_link(&path) {
+            let target = target.file_name().unwrap_or_default().to_string_lossy();
+            if target == "null" {
+                masked.2.insert(name);
+            } else {
+                aliases.insert(name, target.into_owned());
+            }
+            continue;
+        }
+        let text = fs::read_to_string(&path).map_err(reading(&path))?;
+        let list = if is_enabled(&name) {
+            &mut *enabled
+        } else if text.lines().any(|line| line.trim() == "[Install]") {
+            &mut *available
+        } else {
+            &mut *static_
+        };
+        list.2.insert(name);
+    }
+    for (list, promised, in_tree) in &lists {
+        compare(list, promised, in_tree, found);
+    }
+    let pairs = |aliases: &BTreeMap<String, String>| -> BTreeSet<String> {
+        aliases
+            .iter()
+            .map(|(alias, unit)| format!("{alias} = {unit}"))
+            .collect()
+    };
+    let promised: Vec<String> = pairs(&image.units.aliases).into_iter().collect();
+    compare("units.aliases", &promised, &pairs(&aliases), found);
+    Ok(())
+}
+
+/// Names and paths of all units; what stands in `/etc` hides what stands in `/usr`.
+fn unit_files(root: &Path) -> Result<BTreeMap<String, PathBuf>, VerifyError> {
+    let mut units = BTreeMap::new();
+    for directory in ["usr/lib/systemd/system", "etc/systemd/system"] {
+        let directory = root.join(directory);
+        for name in names_in(&directory)? {
+            let path = directory.join(&name);
+            let is_directory = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+            if !is_directory {
+                units.insert(name, path);
+            }
+        }
+    }
+    Ok(units)
+}
+
+fn names_in(directory: &Path) -> Result<BTreeSet<String>, VerifyError> {
+    let entries = fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = entries.map_err(reading(directory))?;
+    Ok(entries
+        .iter()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect())
+}
+
+fn compare_ids(
+    list: &str,
+    promised: &BTreeMap<String, u32>,
+    in_tree: &BTreeMap<String, u32>,
+    found: &mut Vec<String>,
+) {
+    for (name, id) in promised {
+        match in_tree.get(name) {
+            None => found.push(format!("  {list}: {name} is not in the image")),
+            Some(other) if other != id => found.push(format!(
+                "  {list}: {name} is {other} in the image, not {id}"
+            )),
+            Some(_) => {}
+        }
+    }
+    for (name, id) in in_tree {
+        if !promised.contains_key(name) {
+            found.push(format!("  {list}: the image has {name} = {id} too"));
+        }
+    }
+}
+
+fn compare(list: &str, promised: &[String], in_tree: &BTreeSet<String>, found: &mut Vec<String>) {
+    for name in promised {
+        if !in_tree.contains(name) {
+            found.push(format!("  {list}: {name} is not in the image"));
+        }
+    }
+    for name in in_tree {
+        if !promised.contains(name) {
+            found.push(format!("  {list}: the image has {name} too"));
+        }
+    }
+}
+
+fn reading(path: &Path) -> impl FnOnce(io::Error) -> VerifyError {
+    let path = path.to_owned();
+    move |source| VerifyError::Read { path, source }
+}

@@ -2,7 +2,8 @@
 //!
 //! A *cluster description* is one TOML file that names the nodes, where etcd runs and what the overlay network is;
 //! [`Cluster::render`] turns it into one Ignition config per node. [`check`] reads any Ignition config, ours or not,
-//! and says what the Ignition of the image (2.14.0) would refuse or misread, with the line and the JSON path.
+//! and says what the Ignition of the image (2.14.0) would refuse or misread and what the image would not do, with the
+//! line and the JSON path.
 //!
 //! Everything here is pure but [`render_command`] and [`check_command`], the two commands of `selvage ignition`.
 
@@ -62,7 +63,7 @@ pub enum Error {
         source: Box<Error>,
     },
     /// The Ignition config in this file is refused; its findings have been written out.
-    #[error("{}: {errors} {} that Ignition would refuse", .path.display(), if *.errors == 1 { "fault" } else { "faults" })]
+    #[error("{}: {errors} {} that would stop the first boot", .path.display(), if *.errors == 1 { "fault" } else { "faults" })]
     Refused {
         /// The file.
         path: PathBuf,

@@ -1,17 +1,26 @@
-//! What the Ignition of the image would say to a config, said before the machine boots.
+//! What the Ignition of the image would say to a config, and what the image would then do, said before the machine boots.
 //!
 //! `ignition-config` knows the types of each spec and reports unknown keys. The rules that types cannot express are
-//! those of Ignition 2.14.0's own validation (`config/v3_3/types/*.go`), plus a few things that it accepts and that
-//! then fail, or silently do something else, on the machine.
+//! those of Ignition 2.14.0's own validation (`config/v3_3/types/*.go`): [`storage`], [`devices`], [`luks`],
+//! [`resource`], [`systemd`]. What it accepts and what then fails on the machine, or silently does nothing, is found by
+//! the table of the image ([`super::image`]): [`accounts`], [`places`], [`stages`], [`units`].
 
+mod accounts;
+mod commands;
 mod devices;
 mod luks;
+mod machine;
 mod partitions;
-mod passwd;
+mod places;
 mod resource;
+mod stages;
 mod storage;
 mod systemd;
+mod unit_file;
+mod units;
 
+#[cfg(test)]
+mod image_tests;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +32,8 @@ use ignition_config::{Config, Warning, v3_3 as spec};
 use serde_json::Value;
 
 use super::locate::{Index, Position, join_index, join_key};
+use accounts::Accounts;
+use machine::Machine;
 
 /// The newest spec that Ignition 2.14.0 reads, as `3.MINOR.0`.
 const NEWEST_MINOR: u64 = 3;
@@ -30,9 +41,9 @@ const NEWEST_MINOR: u64 = 3;
 /// How bad a finding is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Severity {
-    /// Ignition ignores it, or does something that is hardly meant.
+    /// Ignition or the machine ignores it, or does something that is hardly meant.
     Warning,
-    /// Ignition refuses the config, or fails while it applies it; the machine does not boot.
+    /// Ignition refuses the config, or fails while it applies it to the image; the machine does not boot.
     Error,
 }
 
@@ -346,15 +357,17 @@ fn check_config(config: &spec::Config, minor: u64, findings: &mut Findings<'_>) 
             }
         }
     }
-    if let Some(passwd) = &config.passwd {
-        passwd::check(passwd, findings);
-    }
+    let machine = Machine::new(config);
+    let accounts = Accounts::check(&machine, findings);
     if let Some(storage) = &config.storage {
         storage::check(storage, minor, findings);
+        places::check(storage, &machine, &accounts, findings);
         devices::check(storage, findings);
         luks::check(storage, minor, findings);
     }
+    stages::check(config, &machine, findings);
     if let Some(systemd) = &config.systemd {
         systemd::check(systemd, findings);
+        units::check(systemd, &machine, &accounts, findings);
     }
 }

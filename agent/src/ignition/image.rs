@@ -3,8 +3,6 @@
 //! [`check`](super::check) judges by this table, and the build of the image is held to it ([`verify`]), so the two
 //! cannot drift apart.
 
-#![expect(dead_code, reason = "the checks of the sections follow")]
-
 mod verify;
 
 #[cfg(test)]
@@ -50,13 +48,19 @@ pub(super) struct Image {
     pub(super) shells: Shells,
     pub(super) paths: Paths,
     pub(super) time: Time,
+    pub(super) foreign: Foreign,
 }
 
 /// The programs of Ignition's stages, each with the stage and the purpose, or the reason why it is not there.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Tools {
+    #[cfg_attr(not(test), expect(dead_code, reason = "the initrd's build reads it"))]
     pub(super) initrd: BTreeMap<String, String>,
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "a test holds it to the programs")
+    )]
     pub(super) sysroot: BTreeMap<String, String>,
     pub(super) refused: BTreeMap<String, String>,
 }
@@ -89,7 +93,8 @@ pub(super) struct Programs {
 #[serde(deny_unknown_fields)]
 pub(super) struct Etc {
     pub(super) files: Vec<String>,
-    pub(super) links: Vec<String>,
+    /// Path and target.
+    pub(super) links: BTreeMap<String, String>,
 }
 
 /// Login shells.
@@ -106,6 +111,8 @@ pub(super) struct Shells {
 pub(super) struct Paths {
     pub(super) read_only: Vec<String>,
     pub(super) covered: Vec<String>,
+    /// Link and target.
+    pub(super) elsewhere: BTreeMap<String, String>,
 }
 
 /// Time zones.
@@ -113,4 +120,64 @@ pub(super) struct Paths {
 #[serde(deny_unknown_fields)]
 pub(super) struct Time {
     pub(super) zones: Vec<String>,
+}
+
+/// What other systems have, with the reason why it does nothing here or what takes its place.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Foreign {
+    pub(super) paths: BTreeMap<String, String>,
+    pub(super) units: BTreeMap<String, String>,
+    pub(super) programs: BTreeMap<String, String>,
+}
+
+/// Whether `path` is `directory` or below it.
+pub(super) fn is_in(path: &str, directory: &str) -> bool {
+    path.strip_prefix(directory)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+impl Image {
+    /// Whether a unit of this very name, alias or not, is in the image.
+    pub(super) fn has_unit(&self, name: &str) -> bool {
+        let units = &self.units;
+        let lists = [
+            &units.enabled,
+            &units.available,
+            &units.static_,
+            &units.masked,
+        ];
+        let is_listed = |list: &&Vec<String>| list.iter().any(|unit| unit == name);
+        lists.iter().any(is_listed) || units.aliases.contains_key(name)
+    }
+
+    /// The directory of the image that `path` is in, where nothing can be written.
+    pub(super) fn read_only(&self, path: &str) -> Option<&str> {
+        let Paths {
+            read_only,
+            elsewhere,
+            ..
+        } = &self.paths;
+        if elsewhere
+            .keys()
+            .any(|link| is_in(path, link) && path != link)
+        {
+            return None;
+        }
+        let mut tops = read_only.iter().filter(|top| is_in(path, top));
+        tops.next().map(String::as_str)
+    }
+
+    /// The directory that `path` is in, which does not stay from boot to boot.
+    pub(super) fn covered(&self, path: &str) -> Option<&str> {
+        let mut tops = self.paths.covered.iter().filter(|top| is_in(path, top));
+        tops.next().map(String::as_str)
+    }
+
+    /// Why `path` does nothing here, when the table knows.
+    pub(super) fn foreign_path(&self, path: &str) -> Option<&str> {
+        let mut paths = self.foreign.paths.iter();
+        let (_, why) = paths.find(|(foreign, _)| is_in(path, foreign))?;
+        Some(why)
+    }
 }

@@ -1,5 +1,7 @@
 //! Every rule with a config that breaks it, compared with what Ignition's own validator says to the same config.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::super::tests::{ignition_validate, report_skip};
@@ -36,6 +38,26 @@ fn hash(hash: &str) -> String {
     storage(&format!(
         r#""files":[{{"path":"/a","contents":{{"source":"data:,x","verification":{{"hash":"{hash}"}}}}}}]"#
     ))
+}
+
+fn filesystem(format: &str) -> String {
+    storage(&format!(
+        r#""filesystems":[{{"device":"/dev/a","format":"{format}"}}]"#
+    ))
+}
+
+/// Configs in the shapes that people publish, by name.
+fn fixtures() -> BTreeMap<String, String> {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/src/ignition/check/fixtures");
+    let files = std::fs::read_dir(directory).unwrap();
+    let configs = files
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "ign"));
+    let configs = configs.map(|path| {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        (name, std::fs::read_to_string(path).unwrap())
+    });
+    configs.collect()
 }
 
 fn unit(fields: &str) -> String {
@@ -171,22 +193,7 @@ fn bad_configs() -> Vec<(&'static str, String, Found, &'static str, &'static str
 
 fn good_configs() -> Vec<String> {
     let mut good: Vec<String> = ["3.0.0", "3.1.0", "3.2.0", "3.3.0"].map(version).into();
-    let levels = [
-        "linear", "raid0", "0", "stripe", "raid1", "1", "mirror", "raid4", "4", "raid5", "5",
-        "raid6", "6", "raid10", "10",
-    ];
-    good.extend(levels.map(|level| {
-        storage(&format!(
-            r#""raid":[{{"name":"r","level":"{level}","devices":["/dev/a"]}}]"#
-        ))
-    }));
-    good.extend(
-        ["ext4", "btrfs", "xfs", "vfat", "swap", "none"].map(|format| {
-            storage(&format!(
-                r#""filesystems":[{{"device":"/dev/a","format":"{format}"}}]"#
-            ))
-        }),
-    );
+    good.extend(["ext4", "swap", "none"].map(filesystem));
     let sources = [
         "",
         "data:,",
@@ -220,12 +227,43 @@ fn good_configs() -> Vec<String> {
         hash(&format!("sha256-{}", "0F".repeat(32))),
         storage(r#""files":null,"directories":[{"path":"/a","mode":493}],"links":[{"path":"/a/b","target":"../c"}]"#),
         storage(r#""files":[{"path":"/a","mode":420,"append":[{}],"user":{"id":0},"group":{"name":"root"}}]"#),
-        storage(r#""disks":[{"device":"/dev/a","wipeTable":true,"partitions":[{"number":1,"typeGuid":"01234567-89AB-CDEF-EDCB-A98765432101","startMiB":1,"sizeMiB":10},{"label":"b","startMiB":11,"sizeMiB":0}]}]"#),
-        storage(r#""luks":[{"name":"l","device":"/dev/a","clevis":{"tpm2":true,"threshold":1,"tang":[{"url":"http://x","thumbprint":"y"}]}}]"#),
-        storage(r#""luks":[{"name":"l","device":"/dev/a","clevis":{"custom":{"pin":"tpm2","config":"{}"}}}]"#),
         unit(r##""name":"a.service","enabled":true,"contents":"# c\n; d\n\n[Unit]\nA=b \\\n c=\\\n  d\n[Install]\nX=\n""##),
     ]);
     good
+}
+
+/// Configs that Ignition takes, for which the image has no program.
+fn configs_beyond_the_image() -> Vec<String> {
+    let levels = [
+        "linear", "raid0", "0", "stripe", "raid1", "1", "mirror", "raid4", "4", "raid5", "5",
+        "raid6", "6", "raid10", "10",
+    ];
+    let mut configs: Vec<String> = levels
+        .map(|level| {
+            storage(&format!(
+                r#""raid":[{{"name":"r","level":"{level}","devices":["/dev/a"]}}]"#
+            ))
+        })
+        .into();
+    configs.extend(["btrfs", "xfs", "vfat"].map(filesystem));
+    configs.extend([
+        storage(r#""disks":[{"device":"/dev/a","wipeTable":true,"partitions":[{"number":1,"typeGuid":"01234567-89AB-CDEF-EDCB-A98765432101","startMiB":1,"sizeMiB":10},{"label":"b","startMiB":11,"sizeMiB":0}]}]"#),
+        storage(r#""luks":[{"name":"l","device":"/dev/a","clevis":{"tpm2":true,"threshold":1,"tang":[{"url":"http://x","thumbprint":"y"}]}}]"#),
+        storage(r#""luks":[{"name":"l","device":"/dev/a","clevis":{"custom":{"pin":"tpm2","config":"{}"}}}]"#),
+    ]);
+    configs
+}
+
+#[test]
+fn what_the_image_has_no_program_for_is_one_finding() {
+    for text in configs_beyond_the_image() {
+        let findings = check(&text).findings;
+        assert_eq!(findings.len(), 1, "{text}: {findings:?}");
+        assert!(
+            findings[0].message.contains("the initrd has no "),
+            "{findings:?}"
+        );
+    }
 }
 
 #[test]
@@ -259,13 +297,36 @@ fn good_configs_have_no_findings() {
     }
 }
 
+/// `NAME.ign` gets the findings of `NAME.txt`, and none without such a file.
+#[test]
+fn published_shapes_get_their_findings() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/src/ignition/check/fixtures");
+    let fixtures = fixtures();
+    assert!(fixtures.len() >= 14, "{:?}", fixtures.keys());
+    for (name, text) in fixtures {
+        let expected =
+            std::fs::read_to_string(format!("{directory}/{name}.txt")).unwrap_or_default();
+        let findings = check(&text).findings;
+        let found: String = findings
+            .iter()
+            .map(|finding| format!("{finding}\n"))
+            .collect();
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
 #[test]
 fn ignition_itself_agrees() {
     let mut wrong = Vec::new();
     let bad = bad_configs()
         .into_iter()
         .map(|(fault, text, found, ..)| (fault, text, found == Both));
-    let good = good_configs().into_iter().map(|text| ("good", text, false));
+    let good = [
+        good_configs(),
+        configs_beyond_the_image(),
+        fixtures().into_values().collect(),
+    ];
+    let good = good.into_iter().flatten().map(|text| ("good", text, false));
     for (fault, text, is_refused) in bad.chain(good) {
         match ignition_validate(&text) {
             Ok(refusal) if refusal.is_some() == is_refused => {}

@@ -51,6 +51,7 @@ impl Small {
                 "/usr/lib/systemd/system/on.service",
             ),
             ("etc/mtab", "../proc/self/mounts"),
+            ("usr/local", "../var/usrlocal"),
         ] {
             let path = small.path(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -144,7 +145,10 @@ fn what_the_table_promises_must_be_in_the_tree() {
     // What is taken from the tree, and what is said then.
     for (path, said) in [
         ("etc/hosts", "  etc.files: /etc/hosts is not in the image"),
-        ("etc/mtab", "  etc.links: /etc/mtab is not in the image"),
+        (
+            "etc/mtab",
+            "  etc.links: /etc/mtab -> ../proc/self/mounts is not in the image",
+        ),
         ("usr/bin/bash", "  programs.path: bash is not in the image"),
         (
             "usr/lib/cni/bridge",

@@ -64,7 +64,6 @@ pub(super) fn differences(image: &Image, root: &Path) -> Result<Vec<String>, Ver
     let promised = [
         ("programs.other", &image.programs.other),
         ("etc.files", &image.etc.files),
-        ("etc.links", &image.etc.links),
         ("shells.login", &image.shells.login),
         ("shells.none", &image.shells.none),
         ("time.zones", &zones),
@@ -72,14 +71,20 @@ pub(super) fn differences(image: &Image, root: &Path) -> Result<Vec<String>, Ver
     for (list, paths) in promised {
         for path in paths {
             let metadata = fs::symlink_metadata(root.join(path.trim_start_matches('/')));
-            let is_there = metadata.is_ok_and(|metadata| match list {
-                "etc.files" => !metadata.is_symlink(),
-                "etc.links" => metadata.is_symlink(),
-                _ => true,
-            });
+            let is_there =
+                metadata.is_ok_and(|metadata| list != "etc.files" || !metadata.is_symlink());
             if !is_there {
                 found.push(format!("  {list}: {path} is not in the image"));
             }
+        }
+    }
+    let links = image.etc.links.iter().map(|link| ("etc.links", link));
+    let elsewhere = image.paths.elsewhere.iter();
+    let elsewhere = elsewhere.map(|link| ("paths.elsewhere", link));
+    for (list, (path, target)) in links.chain(elsewhere) {
+        let read = fs::read_link(root.join(path.trim_start_matches('/')));
+        if !read.is_ok_and(|read| read == Path::new(target)) {
+            found.push(format!("  {list}: {path} -> {target} is not in the image"));
         }
     }
     Ok(found)

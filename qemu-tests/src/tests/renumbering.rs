@@ -138,8 +138,7 @@ async fn live_restore_keeps(cluster: &mut Cluster) -> Result<()> {
 async fn kept(machine: &Machine, before: &Facts) -> Result<()> {
     let name = machine.name();
     wait::until("the service to fail", MOVED, || async {
-        let state = format!("systemctl show --property=ActiveState --value {SERVICE}");
-        let state = machine.ssh.run(&state).await?;
+        let state = state(machine).await?;
         ensure!(state == "failed", "{name}: {SERVICE} is {state}");
         Ok(())
     })
@@ -183,7 +182,12 @@ async fn kept(machine: &Machine, before: &Facts) -> Result<()> {
     Ok(())
 }
 
-/// What they all say helps, and nothing is failed any more.
+async fn state(machine: &Machine) -> Result<String> {
+    let ask = format!("systemctl show --property=ActiveState --value {SERVICE}");
+    machine.ssh.run(&ask).await
+}
+
+/// What they all say helps, and the service is not failed any more.
 async fn released(machine: &Machine) -> Result<()> {
     let name = machine.name();
     machine
@@ -206,9 +210,8 @@ async fn released(machine: &Machine) -> Result<()> {
             "{name}: the container is at {address:?} and not in {}",
             now.subnet
         );
-        let failed = "systemctl list-units --failed --plain --no-legend";
-        let failed = machine.ssh.run(failed).await?;
-        ensure!(failed.is_empty(), "{name}: failed: {failed}");
+        let state = state(machine).await?;
+        ensure!(state == "inactive", "{name}: {SERVICE} is {state}");
         machine.ssh.run("selvage status").await.map(drop)
     })
     .await

@@ -142,7 +142,11 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Ignition(IgnitionCommand::Check { file }) => {
             ignition::check_command(&file, &mut stdout)?;
         }
-        Command::Ignition(IgnitionCommand::VerifyImage { root }) => ignition::verify_image(&root)?,
+        Command::Ignition(IgnitionCommand::VerifyImage { root }) => {
+            for line in ignition::verify_image(&root)? {
+                writeln!(stdout, "unknown to agent/data/image.toml:{line}")?;
+            }
+        }
         Command::Completions { shell } => manual::completions(shell, &mut stdout)?,
         Command::Man { directory } => manual::write(&directory)?,
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use super::verify::differences;
+use super::verify::{Differences, differences};
 use super::*;
 
 /// A table and a tree that agree.
@@ -70,7 +70,7 @@ impl Small {
         std::fs::write(path, text).unwrap();
     }
 
-    fn differences(&self) -> Vec<String> {
+    fn differences(&self) -> Differences {
         let table = toml::from_str(&self.table).unwrap();
         differences(&table, self.root.path()).unwrap()
     }
@@ -137,7 +137,7 @@ fn the_initrd_enables_by_other_names_what_the_table_says() {
 
 #[test]
 fn a_tree_that_is_as_promised_has_no_differences() {
-    assert_eq!(Small::new().differences(), [""; 0]);
+    assert_eq!(Small::new().differences(), Differences::default());
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn what_the_table_promises_must_be_in_the_tree() {
     ] {
         let small = Small::new();
         std::fs::remove_file(small.path(path)).unwrap();
-        let found = small.differences();
+        let found = small.differences().lacking;
         assert!(found.iter().any(|line| line == said), "{path}: {found:?}");
     }
     for (path, text, said) in [
@@ -199,12 +199,12 @@ fn what_the_table_promises_must_be_in_the_tree() {
     ] {
         let small = Small::new();
         small.write(path, text);
-        assert_eq!(small.differences(), [said]);
+        assert_eq!(small.differences().lacking, [said]);
     }
 }
 
 #[test]
-fn what_the_tree_has_must_be_in_the_table() {
+fn what_the_table_does_not_know_is_told() {
     for (path, text, said) in [
         ("usr/bin/zsh", "", "  programs.path: the image has zsh too"),
         (
@@ -225,6 +225,10 @@ fn what_the_tree_has_must_be_in_the_table() {
     ] {
         let small = Small::new();
         small.write(path, text);
-        assert_eq!(small.differences(), [said]);
+        let found = small.differences();
+        assert_eq!(
+            (found.lacking, found.unknown),
+            (vec![], vec![said.to_owned()])
+        );
     }
 }

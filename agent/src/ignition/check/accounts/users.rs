@@ -208,26 +208,6 @@ fn check_groups(
             machine.lacks(path, &message, findings);
         }
     }
-    let asked = user.groups.as_deref().unwrap_or_default();
-    if let Some(had) = machine.image.members.get(&user.name)
-        && !asked.is_empty()
-    {
-        let lost: Vec<&str> = had
-            .iter()
-            .filter(|group| !asked.contains(group))
-            .map(|group| &**group)
-            .collect();
-        if !lost.is_empty() {
-            findings.warn(
-                format!("{at}.groups"),
-                format!(
-                    "the list takes the place of what {:?} has: it is no longer in {}",
-                    user.name,
-                    lost.join(", ")
-                ),
-            );
-        }
-    }
 }
 
 fn add(

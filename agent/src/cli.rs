@@ -264,6 +264,16 @@ pub enum IgnitionCommand {
         /// The Ignition config (JSON).
         file: PathBuf,
     },
+    /// Tell what the config of the first boot asked for and this machine does not do.
+    ///
+    /// Exit status 1 when there is any: units to be enabled that are not there, were left out because something that they
+    /// need is missing, or are masked, and drop-ins for units that are not there. The image runs it late in every boot.
+    Report {
+        /// Wait for the end of the boot, but not longer; units that are starting then are not judged.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        #[arg(value_parser = clap::value_parser!(u64).range(0..=3600))]
+        patience: u64,
+    },
     /// Compare the image with what `check` knows of it; the image's build does so.
     #[command(hide = true)]
     VerifyImage {

@@ -5,7 +5,8 @@
 //! and says what the Ignition of the image (2.14.0) would refuse or misread and what the image would not do, with the
 //! line and the JSON path.
 //!
-//! Everything here is pure but [`render_command`] and [`check_command`], the two commands of `selvage ignition`.
+//! Everything here is pure but the commands of `selvage ignition`: [`render_command`], [`check_command`] and
+//! [`report_command`], which tells on the machine what of the config was in vain.
 
 mod agent_settings;
 mod check;
@@ -15,6 +16,7 @@ mod image;
 mod locate;
 mod network;
 mod render;
+mod report;
 mod ssh_key;
 mod validate;
 
@@ -34,6 +36,7 @@ pub use image::{VerifyError, verify as verify_image};
 pub use locate::Position;
 pub use network::NetworkFault;
 pub use render::RenderedNode;
+pub use report::{ReportError, report_command};
 pub use ssh_key::SshKeyError;
 pub use validate::{Fault, Faults, LocatedFault};
 

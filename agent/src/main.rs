@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
@@ -141,6 +142,10 @@ fn run(command: Command) -> anyhow::Result<u8> {
         }
         Command::Ignition(IgnitionCommand::Check { file }) => {
             ignition::check_command(&file, &mut stdout)?;
+        }
+        Command::Ignition(IgnitionCommand::Report { patience }) => {
+            let faults = ignition::report_command(Duration::from_secs(patience), &mut stdout)?;
+            return Ok(u8::from(faults > 0));
         }
         Command::Ignition(IgnitionCommand::VerifyImage { root }) => {
             for line in ignition::verify_image(&root)? {

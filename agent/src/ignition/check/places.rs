@@ -216,12 +216,12 @@ fn check_parents(
         return;
     };
     let home = path.len() - inside.len();
-    let parents = inside
+    let mut parents = inside
         .match_indices('/')
         .map(|(slash, _)| &path[..home + slash]);
     let is_made =
         |parent: &&str| *parent != format!("/home/{owner}/.ssh") && !machine.brings(parent);
-    if let Some(parent) = parents.filter(is_made).next().filter(|_| !owner.is_empty()) {
+    if let Some(parent) = parents.find(is_made).filter(|_| !owner.is_empty()) {
         findings.warn(
             format!("{at}.path"),
             format!("the directory {parent} is made for root, and {owner:?} cannot write there; add it to storage.directories with this owner"),

@@ -40,8 +40,6 @@ pub(super) struct Image {
     pub(super) users: BTreeMap<String, u32>,
     /// Name and gid.
     pub(super) groups: BTreeMap<String, u32>,
-    /// User and supplementary groups.
-    pub(super) members: BTreeMap<String, Vec<String>>,
     pub(super) units: Units,
     pub(super) programs: Programs,
     pub(super) etc: Etc,

@@ -69,14 +69,10 @@ pub fn verify(root: &Path) -> Result<Vec<String>, VerifyError> {
 
 pub(super) fn differences(image: &Image, root: &Path) -> Result<Differences, VerifyError> {
     let mut found = Differences::default();
-    let passwd = Accounts::read(&root.join("etc/passwd"))?;
-    let group = Accounts::read(&root.join("etc/group"))?;
-    compare_ids("users", &image.users, &passwd.ids, &mut found);
-    compare_ids("groups", &image.groups, &group.ids, &mut found);
-    for (user, groups) in &image.members {
-        let list = format!("members.{user}");
-        compare(&list, groups, &group.with_member(user), &mut found);
-    }
+    let passwd = accounts(&root.join("etc/passwd"))?;
+    let group = accounts(&root.join("etc/group"))?;
+    compare_ids("users", &image.users, &passwd, &mut found);
+    compare_ids("groups", &image.groups, &group, &mut found);
     compare_units(image, root, &mut found)?;
     let mut programs = names_in(&root.join("usr/bin"))?;
     programs.extend(names_in(&root.join("usr/sbin"))?);
@@ -114,34 +110,15 @@ pub(super) fn differences(image: &Image, root: &Path) -> Result<Differences, Ver
     Ok(found)
 }
 
-/// `passwd` or `group`: the fields that both have in the same place.
-struct Accounts {
-    ids: BTreeMap<String, u32>,
-    /// The fourth field, which for a group is its members.
-    lasts: BTreeMap<String, String>,
-}
-
-impl Accounts {
-    fn read(path: &Path) -> Result<Self, VerifyError> {
-        let text = fs::read_to_string(path).map_err(reading(path))?;
-        let (mut ids, mut lasts) = (BTreeMap::new(), BTreeMap::new());
-        for line in text.lines() {
-            let fields: Vec<&str> = line.split(':').collect();
-            if let [name, _, id, last, ..] = fields[..]
-                && let Ok(id) = id.parse()
-            {
-                ids.insert(name.to_owned(), id);
-                lasts.insert(name.to_owned(), last.to_owned());
-            }
-        }
-        Ok(Self { ids, lasts })
-    }
-
-    fn with_member(&self, user: &str) -> BTreeSet<String> {
-        let has_user = |members: &str| members.split(',').any(|member| member == user);
-        let groups = self.lasts.iter().filter(|(_, members)| has_user(members));
-        groups.map(|(group, _)| group.clone()).collect()
-    }
+/// Names and ids of `passwd` or `group`, which have both in the same fields.
+fn accounts(path: &Path) -> Result<BTreeMap<String, u32>, VerifyError> {
+    let text = fs::read_to_string(path).map_err(reading(path))?;
+    let account = |line: &str| {
+        let mut fields = line.split(':');
+        let name = fields.next()?.to_owned();
+        Some((name, fields.nth(1)?.parse().ok()?))
+    };
+    Ok(text.lines().filter_map(account).collect())
 }
 
 /// Units by what enabling them does, as the table sorts them.

@@ -184,6 +184,8 @@ impl Store {
             .command("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.endpoints()])
+            // Its own patience is that of somebody at a terminal.
+            .args(["--dial-timeout=30s", "--command-timeout=60s"])
             .args(self.login())
             .args(arguments)
             .output()

@@ -195,7 +195,9 @@ async fn run_kind(suite: &mut Suite<'_>, mut cluster: Cluster, kind: &Kind) {
     }
     suite
         .case(kind.is_up, &mut cluster, async |cluster| {
-            look_at(&cluster.machines[0], table::WELL).await
+            let machine = &cluster.machines[0];
+            told::reported(machine).await?;
+            look_at(machine, table::WELL).await
         })
         .await;
     for config in kind.configs {
@@ -281,7 +283,7 @@ async fn check(machine: &Machine) -> Result<()> {
             COMMAND_DEADLINE,
         )
         .await?;
-    for name in told::NAMED {
+    for name in told::NAMED.into_iter().chain([told::UNREAD]) {
         if !told.contains(name) {
             differences.push(format!("- {}: does not name {name}: {told}", told::CASE));
         }

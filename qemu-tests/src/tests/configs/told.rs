@@ -1,9 +1,11 @@
 //! A configuration that asks for what is not there: the machine boots, and says so.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Ask, ask, look_at};
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, machine::Machine, wait};
 
 /// Its case.
 pub(super) const CASE: &str = "configs::what_is_not_there_is_told";
@@ -15,15 +17,17 @@ pub(super) const CONFIG: &str = include_str!("../../../configs/told.ign");
 
 /// The unit that tells.
 const REPORT: &str = "selvage-ignition-report.service";
-/// What it has to name: a unit to be enabled, one with a drop-in as well, a drop-in alone, what a unit requires, and a
-/// file that nothing reads.
-pub(super) const NAMED: [&str; 5] = [
+/// It waits for the end of the boot itself, and comes last then.
+const REPORTED: Duration = Duration::from_secs(240);
+/// What it has to name: a unit to be enabled, one with a drop-in as well, a drop-in alone, and what a unit requires.
+pub(super) const NAMED: [&str; 4] = [
     "ntpd.service",
     "locksmithd.service",
     "update-engine.service",
     "coreos-metadata.service",
-    "NetworkManager",
 ];
+/// What `check` alone has to name beside: a file that nothing reads.
+pub(super) const UNREAD: &str = "NetworkManager";
 
 const ASKS: &[Ask] = &[
     ask(
@@ -48,9 +52,29 @@ const ASKS: &[Ask] = &[
     ),
 ];
 
+/// Waits until the report on this boot is there, good or bad.
+///
+/// # Errors
+/// When it is not there in time.
+pub(super) async fn reported(machine: &Machine) -> Result<()> {
+    wait::until("the report on the configuration", REPORTED, || async {
+        let state = machine
+            .ssh
+            .run(&format!("systemctl show -P ActiveState {REPORT}"))
+            .await?;
+        ensure!(
+            matches!(&*state, "inactive" | "failed"),
+            "{REPORT} is {state}"
+        );
+        Ok(())
+    })
+    .await
+}
+
 /// Looks at a machine that has booted with [`CONFIG`].
 pub(super) async fn is_told(cluster: &mut Cluster) -> Result<()> {
     let machine = cluster.machines.first_mut().context("no machine")?;
+    reported(machine).await?;
     let mut wrong = Vec::new();
     if let Err(error) = look_at(machine, ASKS).await {
         wrong.push(format!("{error:#}"));

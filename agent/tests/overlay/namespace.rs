@@ -27,6 +27,10 @@ impl Namespace {
         // Link-local addresses are then there with the device, and nothing changes by itself later, which would blur what
         // the agent does. Routers cannot do without them (`ndisc_send_ns()`).
         namespace.sysctl("net.ipv6.conf.default.accept_dad", "0");
+        // A namespace begins with the machine's settings for IPv4, and distributions differ; the kernel has this one off. The
+        // larger of a device's and that of all counts.
+        namespace.sysctl("net.ipv4.conf.all.rp_filter", "0");
+        namespace.sysctl("net.ipv4.conf.default.rp_filter", "0");
         namespace
     }
 

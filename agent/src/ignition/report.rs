@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use thiserror::Error;
 
-use judge::{Boot, Unit, judge};
+use judge::{Boot, Fault, Unit, judge};
 
 /// Written by Ignition: the units to enable and disable.
 const PRESET: &str = "etc/systemd/system-preset/20-ignition.preset";
@@ -30,7 +30,7 @@ const RESULT: &str = "etc/.ignition-result.json";
 /// Where the machine's own units, drop-ins and enabling links are.
 const UNITS: &str = "etc/systemd/system";
 
-/// How often a waiting report looks whether the boot is over.
+/// How often a waiting report looks again.
 const POLL: Duration = Duration::from_secs(1);
 
 /// Why there is no report.
@@ -58,12 +58,20 @@ pub enum ReportError {
 
 /// Prints what was asked for and does not happen, one line each, and returns how much that is.
 ///
-/// Waits until the boot is over, but not longer than `patience`: units that are still starting then are not judged.
+/// Waits until the boot is over, but not longer than `patience`: units that are still starting then are not judged. A
+/// unit that has failed and is started again has as long to come up.
 pub fn report_command(patience: Duration, output: &mut impl Write) -> Result<usize, ReportError> {
-    wait_for_boot(patience)?;
+    let deadline = Instant::now() + patience;
+    wait_for_boot(deadline)?;
     let root = Path::new("/");
     let asked = Asked::read(root)?;
-    let faults = judge(&asked, boot(root), &mut show)?;
+    let faults = loop {
+        let faults = judge(&asked, boot(root), &mut show)?;
+        if !faults.iter().any(Fault::may_pass) || Instant::now() >= deadline {
+            break faults;
+        }
+        thread::sleep(POLL);
+    };
     if !faults.is_empty() {
         writeln!(
             output,
@@ -220,9 +228,8 @@ fn boot(root: &Path) -> Boot {
     }
 }
 
-/// Returns when the boot's jobs are done, or `patience` is over.
-fn wait_for_boot(patience: Duration) -> Result<(), ReportError> {
-    let deadline = Instant::now() + patience;
+/// Returns when the boot's jobs are done, or at the deadline.
+fn wait_for_boot(deadline: Instant) -> Result<(), ReportError> {
     let mut waiting = Command::new("systemctl")
         .args(["is-system-running", "--wait"])
         .stdout(Stdio::null())

@@ -19,7 +19,7 @@ pub(super) struct Unit(BTreeMap<String, String>);
 
 impl Unit {
     /// What is asked about each unit.
-    pub(super) const PROPERTIES: &str = "Id,LoadState,UnitFileState,ActiveState,Job,TriggeredBy,Requires,Requisite,BindsTo,\
+    pub(super) const PROPERTIES: &str = "Id,LoadState,UnitFileState,ActiveState,NRestarts,Job,TriggeredBy,Requires,Requisite,BindsTo,\
          ConditionTimestampMonotonic,InactiveExitTimestampMonotonic";
 
     /// One unit for each block of lines.
@@ -51,6 +51,11 @@ impl Unit {
             && is_zero("InactiveExitTimestampMonotonic")
             && is_zero("ConditionTimestampMonotonic")
             && !self.has_job()
+    }
+
+    /// Started again after it failed, and not up: systemd calls that activating, for as long as it goes on.
+    fn is_restarting(&self) -> bool {
+        self.get("ActiveState") == "activating" && !matches!(self.get("NRestarts"), "" | "0")
     }
 
     fn has_job(&self) -> bool {
@@ -85,6 +90,13 @@ pub(super) struct Fault {
     remedy: String,
 }
 
+impl Fault {
+    /// Whether it may be over a moment later.
+    pub(super) fn may_pass(&self) -> bool {
+        self.why == RESTARTING
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -99,6 +111,7 @@ impl fmt::Display for Fault {
 
 const ENABLED: &str = "is to be enabled";
 const CHANGED: &str = "is changed by drop-ins";
+const RESTARTING: &str = "it fails each time that it is started, and is started again";
 
 /// Asks about a list of units.
 pub(super) type Show<'s> = &'s mut dyn FnMut(&[String]) -> Result<Vec<Unit>, ReportError>;
@@ -196,10 +209,16 @@ fn fault_of(
             Boot::Later => Ok(None),
         };
     }
+    let id = unit.get("Id");
+    if unit.is_restarting() {
+        return told(
+            RESTARTING,
+            format!("journalctl --boot --unit={id} says why"),
+        );
+    }
     if !unit.was_never_started() {
         return Ok(None);
     }
-    let id = unit.get("Id");
     let by_either_name = [name, id]
         .into_iter()
         .filter_map(|name| asked.wanted_by.get(name));

@@ -56,6 +56,7 @@ fn what_was_asked_in_vain_is_told_with_cause_and_remedy() {
             "needs-masked.service",
             "needs-missing.service",
             "no-install.service",
+            "restarting.service",
             "unreadable.service",
         ],
         &["docker.service", "elsewhere.service", "nowhere@.service"],
@@ -78,6 +79,7 @@ fn what_waits_is_done_or_is_not_wanted_here_is_not_told() {
             "failed.service",
             "for-later.service",
             "queued.service",
+            "restarted.service",
             "timer.timer",
         ],
         &[

@@ -65,11 +65,6 @@ const FLANNEL: &[Ask] = &[
         "curl -sS http://127.0.0.1:4001/version | grep -c etcdserver",
         "1",
     ),
-    ask(
-        "its log by that name",
-        "sudo journalctl -b -q -o cat -u etcd-member | grep -c 'ready to serve client requests' | sed 's/[1-9].*/some/'",
-        "some",
-    ),
     ask("flanneld", "systemctl is-active flanneld.service", "active"),
     ask(
         "the network config that a drop-in writes",

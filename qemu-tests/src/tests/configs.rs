@@ -46,7 +46,6 @@ pub(super) const CASES: Names = &[
     "configs::data_disk",
     "configs::etcd_environment",
     "configs::time_zone_overwrite",
-    "configs::user_units",
     "configs::usr_local",
     // One machine each.
     "configs::refused_unknown_group",
@@ -69,7 +68,6 @@ pub(super) const EXTENDED: Names = &[
     "configs::data_disk",
     "configs::etcd_environment",
     "configs::time_zone_overwrite",
-    "configs::user_units",
     "configs::usr_local",
     "configs::refused_unknown_group",
     "configs::refused_uid_twice",

@@ -30,12 +30,6 @@ pub(super) const CONFIGS: &[Config] = &[
         TIME_ZONE_OVERWRITE
     ),
     config!(
-        "user_units",
-        "user-units",
-        "coreos/fedora-coreos-docs modules/ROOT/pages/tutorial-user-systemd-unit-on-boot.adoc",
-        USER_UNITS
-    ),
-    config!(
         "usr_local",
         "usr-local",
         "coreos/fedora-coreos-docs modules/ROOT/pages/tutorial-services.adoc and managing-files.adoc",
@@ -106,17 +100,3 @@ const USR_LOCAL: &[Ask] = &[ask(
     "stat -c %a /usr/local/bin/public-ipv4.sh; /usr/local/bin/ipv4",
     "755\n192.0.2.80",
 )];
-
-const USER_UNITS: &[Ask] = &[
-    ask(
-        "the user's directories and files",
-        "sudo stat -c '%U %G' /home/sleeper/.config/systemd/user/default.target.wants \
-         /home/sleeper/.config/systemd/user/linger-example.service",
-        "sleeper sleeper\nsleeper sleeper",
-    ),
-    ask(
-        "the user's unit without a log-in",
-        "for i in $(seq 30); do pgrep -u sleeper -x sleep >/dev/null && break; sleep 1; done; pgrep -c -u sleeper -x sleep",
-        "1",
-    ),
-];

@@ -167,6 +167,15 @@ async fn has_the_address(machine: &Machine) -> Result<()> {
     );
     let said = machine.ssh.run("resolvectl dns enp0s2").await?;
     ensure!(said.contains("10.0.2.3"), "no name server: {said:?}");
+    // Nor in the initrd, whose journal may be under another machine id.
+    let networkd = machine
+        .ssh
+        .run("sudo journalctl --merge -q -o cat _COMM=systemd-network _BOOT_ID=$(tr -d - </proc/sys/kernel/random/boot_id)")
+        .await?;
+    ensure!(
+        networkd.contains("enp0s2: Link UP") && !networkd.contains("DHCPv4 address"),
+        "DHCP was asked in spite of ip=: {networkd}"
+    );
     Ok(())
 }
 

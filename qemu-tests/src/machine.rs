@@ -48,22 +48,13 @@ pub(crate) struct Machine {
 /// # Errors
 /// When qemu-img is missing or refuses.
 pub(crate) async fn create_disk(image: &Path, disk: &Path) -> Result<()> {
-    let output = tokio::process::Command::new("qemu-img")
+    let mut command = tokio::process::Command::new("qemu-img");
+    command
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
         .arg(image)
         .arg(disk)
-        .arg(DISK_SIZE)
-        .output()
-        .await
-        .context("failed to run qemu-img (package qemu-utils)")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "failed to create {}: {}",
-        disk.display(),
-        said.trim()
-    );
-    Ok(())
+        .arg(DISK_SIZE);
+    qemu_img(command, "create", disk).await
 }
 
 /// Makes the disk of a machine that is off larger by `bytes`.
@@ -71,17 +62,23 @@ pub(crate) async fn create_disk(image: &Path, disk: &Path) -> Result<()> {
 /// # Errors
 /// When qemu-img refuses.
 pub(crate) async fn grow_disk(disk: &Path, bytes: u64) -> Result<()> {
-    let output = tokio::process::Command::new("qemu-img")
+    let mut command = tokio::process::Command::new("qemu-img");
+    command
         .args(["resize", "-q", "-f", "qcow2"])
         .arg(disk)
-        .arg(format!("+{bytes}"))
+        .arg(format!("+{bytes}"));
+    qemu_img(command, "resize", disk).await
+}
+
+async fn qemu_img(mut command: tokio::process::Command, verb: &str, disk: &Path) -> Result<()> {
+    let output = command
         .output()
         .await
         .context("failed to run qemu-img (package qemu-utils)")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),
-        "failed to resize {}: {}",
+        "failed to {verb} {}: {}",
         disk.display(),
         said.trim()
     );

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use super::plain_docker;
+use super::{first_boot, plain_docker};
 use crate::{
     cli::Common,
     cluster::{Cluster, Options},
@@ -132,14 +132,7 @@ fn alone(cluster: &mut Cluster) -> Result<&mut Machine> {
 
 /// The target is reached, with the address that it stands for, and no wait ended in failure.
 async fn online(machine: &Machine, state: &str) -> Result<()> {
-    let failed = machine
-        .ssh
-        .run("systemctl list-units --failed --plain --no-legend --no-pager")
-        .await?;
-    ensure!(
-        state == "running" && failed.is_empty(),
-        "the boot is {state:?}; failed units: {failed:?}"
-    );
+    first_boot::ended_well(machine, state).await?;
     let target = machine
         .ssh
         .run("systemctl is-active network-online.target docker.service")

@@ -5,6 +5,7 @@ use anyhow::{Result, ensure};
 use crate::{
     cluster::Cluster,
     facts,
+    machine::Machine,
     suite::{Names, Suite},
     timeline,
 };
@@ -63,16 +64,25 @@ async fn provisions(cluster: &mut Cluster) -> Result<()> {
 /// Names the failed units.
 pub(super) async fn no_failed_unit(cluster: &Cluster, states: &[String]) -> Result<()> {
     for (machine, state) in cluster.machines.iter().zip(states) {
-        let failed = machine
-            .ssh
-            .run("systemctl list-units --failed --plain --no-legend --no-pager")
-            .await?;
-        ensure!(
-            state == "running" && failed.is_empty(),
-            "{}: {state}; failed units: {failed}",
-            machine.name()
-        );
+        ended_well(machine, state).await?;
     }
+    Ok(())
+}
+
+/// The same for one machine.
+///
+/// # Errors
+/// Names the failed units.
+pub(super) async fn ended_well(machine: &Machine, state: &str) -> Result<()> {
+    let failed = machine
+        .ssh
+        .run("systemctl list-units --failed --plain --no-legend --no-pager")
+        .await?;
+    ensure!(
+        state == "running" && failed.is_empty(),
+        "{}: {state}; failed units: {failed}",
+        machine.name()
+    );
     Ok(())
 }
 

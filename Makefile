@@ -18,6 +18,8 @@ cargo-tool = { echo "Installing $(1) from crates.io (a few minutes, once)"; CARG
   CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install --quiet --locked $(1); }
 # How often each test is run; .config/nextest.toml has the rest.
 STRESS   = $(if $(RUNS),--stress-count $(RUNS))
+# The tests in namespaces wait most of the time: for a lease to end, for a probe to get no answer.
+NETNS_THREADS = $(shell expr 4 '*' $$(nproc))
 FUZZ_PROFILE = CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
 # Where cargo puts them; a distribution's cargo does not see to it that a shell looks there.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -66,7 +68,8 @@ test-unit: packages-build-test ## Unit and property tests; need no privileges (R
 .PHONY: test-netns
 test-netns: packages-build-test ## Tests with the real etcd and the real kernel, in network namespaces; need root (RUNS=20)
 	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
-	$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') cargo nextest run --locked $(STRESS) -p selvage --test '*'
+	$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') \
+	  cargo nextest run --locked $(STRESS) --test-threads $(NETNS_THREADS) -p selvage --test '*'
 
 .PHONY: test-qemu
 test-qemu: packages-build-image-qemu image ## Tests that boot the image

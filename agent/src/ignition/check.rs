@@ -3,10 +3,11 @@
 //! `ignition-config` knows the types of each spec and reports unknown keys. The rules that types cannot express are
 //! those of Ignition 2.14.0's own validation (`config/v3_3/types/*.go`): [`storage`], [`devices`], [`luks`],
 //! [`resource`], [`systemd`]. What it accepts and what then fails on the machine, or silently does nothing, is found by
-//! the table of the image ([`super::image`]): [`accounts`], [`places`], [`stages`], [`units`].
+//! the table of the image ([`super::image`]): [`accounts`], [`contents`], [`places`], [`stages`], [`units`].
 
 mod accounts;
 mod commands;
+mod contents;
 mod devices;
 mod luks;
 mod machine;
@@ -362,6 +363,7 @@ fn check_config(config: &spec::Config, minor: u64, findings: &mut Findings<'_>) 
     if let Some(storage) = &config.storage {
         storage::check(storage, minor, findings);
         places::check(storage, &machine, &accounts, findings);
+        contents::check(storage, &machine, &accounts, findings);
         devices::check(storage, findings);
         luks::check(storage, minor, findings);
     }

@@ -17,11 +17,40 @@ const COMMANDS: [&str; 7] = [
 /// File systems that are mounted by a program of their own.
 const MOUNTED_BY_PROGRAM: [&str; 5] = ["cifs", "glusterfs", "nfs", "nfs4", "ceph"];
 
-/// Why the assignment's program cannot run, if it names one that is not there.
+/// Commands of etcdctl that only etcd's API 2 has, and what to do. Published drop-ins of flanneld write the network config
+/// with them.
+const ETCD_2: [(&str, &str); 7] = [
+    ("ls", "write get --prefix --keys-only"),
+    ("mk", "write put"),
+    (
+        "mkdir",
+        "remove the line, there are no directories any more",
+    ),
+    ("rm", "write del"),
+    ("rmdir", "write del --prefix"),
+    ("set", "write put"),
+    (
+        "setdir",
+        "remove the line, there are no directories any more",
+    ),
+];
+/// Those of API 3, in whose arguments a word of the above may stand.
+const ETCD_3: [&str; 8] = [
+    "del", "endpoint", "get", "lease", "member", "put", "txn", "watch",
+];
+
+/// Why the assignment's command cannot work: it names a program that is not there, or asks etcd in words of API 2.
 pub(super) fn check(assignment: &Assignment, machine: &Machine<'_>) -> Option<String> {
     let Assignment {
         key, value, line, ..
     } = assignment;
+    if assignment.is("Service", &COMMANDS)
+        && let Some((verb, remedy)) = old_etcd_command(value)
+    {
+        return Some(format!(
+            "line {line}: {key}={value}: etcdctl {verb} is of etcd's API 2, which the image does not have, so this fails; {remedy}"
+        ));
+    }
     let program = if assignment.is("Service", &COMMANDS) {
         let command = value.split_whitespace().next()?;
         let program = command.trim_start_matches(['@', ':', '+', '!', '|']);
@@ -45,4 +74,13 @@ pub(super) fn check(assignment: &Assignment, machine: &Machine<'_>) -> Option<St
     Some(format!(
         "line {line}: {key}={value}: the image has no {program}, so this fails{instead}"
     ))
+}
+
+/// The command of API 2 that a command line gives to etcdctl, also by way of a shell, and what to do.
+fn old_etcd_command(line: &str) -> Option<(&'static str, &'static str)> {
+    let words = line.split_whitespace();
+    let mut words = words.map(|word| word.trim_matches(['"', '\'', ';', '-', '@', '+', '!']));
+    words.find(|word| word.rsplit('/').next() == Some("etcdctl"))?;
+    let mut words = words.take_while(|word| !ETCD_3.contains(word));
+    words.find_map(|word| ETCD_2.into_iter().find(|(verb, _)| *verb == word))
 }

@@ -8,7 +8,7 @@ use super::super::image::{Image, image, is_in};
 use super::Findings;
 
 /// Where units and drop-ins of the machine stand.
-const UNIT_DIRECTORY: &str = "/etc/systemd/system/";
+pub(super) const UNIT_DIRECTORY: &str = "/etc/systemd/system/";
 
 /// What the checks ask about the machine as a whole.
 pub(super) struct Machine<'c> {
@@ -116,6 +116,19 @@ impl<'c> Machine<'c> {
             || name.contains('%')
             || exists(name)
             || template_of(name).is_some_and(|t| exists(&t))
+    }
+
+    /// Whether the image, or the config, has a unit of the image enabled, by its own name or by one that stands for it.
+    pub(super) fn is_on(&self, name: &str) -> bool {
+        let units = &self.image.units;
+        let stands_for = |other: &str| {
+            let by_alias = units.enabled_by_alias.get(other);
+            other == name || by_alias.is_some_and(|enabled| enabled.iter().any(|unit| unit == name))
+        };
+        units.enabled.iter().any(|unit| unit == name)
+            || self
+                .units()
+                .any(|unit| unit.enabled == Some(true) && stands_for(&unit.name))
     }
 
     /// Whether the unit is masked on the machine.

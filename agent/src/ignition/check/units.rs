@@ -36,12 +36,14 @@ pub(super) fn check(
         for (j, drop_in) in drop_ins.iter().enumerate() {
             let contents = drop_in.contents.as_deref().unwrap_or_default();
             let at = join_index(&format!("{at}.dropins"), j);
-            let text = Text {
-                at: format!("{at}.contents"),
-                unit: &unit.name,
-                assignments: assignments(contents),
-            };
-            text.check(machine, accounts, findings);
+            check_text(
+                format!("{at}.contents"),
+                &unit.name,
+                contents,
+                machine,
+                accounts,
+                findings,
+            );
         }
     }
 }
@@ -100,7 +102,7 @@ fn check_asked(at: &str, unit: &Unit, machine: &Machine<'_>, findings: &mut Find
         Some(true) => check_enabled(at, unit, alias, machine, findings),
         Some(false) => {
             if let Some(target) = alias
-                && is_on(target, machine)
+                && machine.is_on(target)
             {
                 findings.warn(
                     format!("{at}.enabled"),
@@ -135,7 +137,7 @@ fn check_enabled(
         .flatten()
         .any(|drop_in| installs(drop_in.contents.as_ref()));
     if let Some(target) = alias {
-        if !units.enabled_by_alias.contains_key(name) && !is_on(target, machine) {
+        if !units.enabled_by_alias.contains_key(name) && !machine.is_on(target) {
             findings.warn(field, format!("{name} is another name of {target}, and only a unit's first name can be enabled here; enable {target}"));
         }
     } else if is_own {
@@ -150,10 +152,22 @@ fn check_enabled(
     }
 }
 
-/// Whether the image, or the config, has the unit enabled.
-fn is_on(name: &str, machine: &Machine<'_>) -> bool {
-    let is_enabled = |unit: &Unit| unit.name == name && unit.enabled == Some(true);
-    machine.image.units.enabled.iter().any(|unit| unit == name) || machine.units().any(is_enabled)
+/// Checks what a file says that is a unit or a drop-in of one.
+pub(super) fn check_text(
+    at: String,
+    unit: &str,
+    text: &str,
+    machine: &Machine<'_>,
+    accounts: &Accounts,
+    findings: &mut Findings<'_>,
+) {
+    let assignments = assignments(text);
+    let text = Text {
+        at,
+        unit,
+        assignments,
+    };
+    text.check(machine, accounts, findings);
 }
 
 /// A unit's or a drop-in's text.

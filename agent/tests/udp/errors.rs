@@ -113,5 +113,9 @@ fn garbage_from_the_underlay_is_counted_and_forgotten() {
     near.send_to(b"hello", far.local_addr().unwrap()).unwrap();
     far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     assert_eq!(far.recv(&mut [0; 9]).unwrap(), 5);
-    wait_for("it is counted", || on_b.counters().unknown_peer == 1);
+    // A worker that is still busy with what came before goes on with the table that it has.
+    wait_for("they are counted", || {
+        near.send_to(b"hello", far.local_addr().unwrap()).unwrap();
+        on_b.counters().unknown_peer > 0
+    });
 }

@@ -252,8 +252,10 @@ fn routes_change_under_load_and_no_packet_is_lost() {
     assert_eq!(on_a.routes().len(), 10_001);
     assert_eq!(on_a.routes()[&b.subnet()], b.endpoint());
     on_a.remove(b.subnet());
-    let gone = a.ns.output("ping", &format!("-c 1 -W 1 {}", b.overlay()));
-    assert!(!gone.status.success());
+    let ping = format!("-c 1 -W 1 {}", b.overlay());
+    wait_for("nothing arrives", || {
+        !a.ns.output("ping", &ping).status.success()
+    });
 }
 
 #[test]

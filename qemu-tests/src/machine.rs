@@ -12,7 +12,7 @@ use crate::{
     accel::Accelerator,
     boot_watch::{BootWatch, Sight},
     child::Child,
-    console::Console,
+    console::{Console, rules},
     progress::{Progress, clip},
     qemu::{self, Spec},
     qmp,
@@ -153,6 +153,7 @@ impl Machine {
     async fn wait_for_greeting(&mut self, from: u64, progress: &Progress) -> Result<()> {
         let mut watch = BootWatch::new(Instant::now());
         let mut disk_operations = 0;
+        let mut was_told = false;
         while self.ssh.greets().await.is_err() {
             ensure!(
                 self.is_running(),
@@ -165,6 +166,13 @@ impl Machine {
                 .await
                 .unwrap_or(disk_operations);
             let console = self.console.text_from(from);
+            if !was_told && rules::after_emulation_fault(&console).is_some() {
+                progress.line(&format!(
+                    "{}: kernel panic, a fault of the emulated processor (int3); the machine restarts by itself",
+                    self.name()
+                ));
+                was_told = true;
+            }
             let sight = Sight {
                 console: &console,
                 disk_operations,

@@ -240,7 +240,13 @@ async fn nodes_that_start_together_all_get_a_subnet_of_their_own() {
             let (config, mut store) = (config.clone(), server.store(&format!("machine-{n}")));
             tasks.spawn(async move {
                 let attrs = attrs(&format!("10.0.0.{}", n + 1));
-                store.acquire(&config, &attrs, None).await.unwrap().key
+                loop {
+                    match store.acquire(&config, &attrs, None).await {
+                        // A busy host's etcd may need longer than the store waits; the agent tries again too.
+                        Err(error) if unreachable_error(&error) => {}
+                        result => return result.unwrap().key,
+                    }
+                }
             });
         }
         let keys = tasks.join_all().await;

@@ -388,8 +388,13 @@ impl Host {
         ]
         .map(|line| {
             let shown = self.namespace.run(line);
-            // Link-local routes come with every device, in the order of the devices' making.
-            let kept = shown.lines().filter(|line| !line.starts_with("fe80::"));
+            // Link-local routes come with every device, in the order of the devices' making; multicast groups are joined
+            // when the kernel gets to it.
+            let is_kernels = |line: &str| {
+                let mut starts = ["fe80::", "33:33:", "01:00:5e:"].iter();
+                starts.any(|start| line.starts_with(start))
+            };
+            let kept = shown.lines().filter(|line| !is_kernels(line));
             format!("# {line}\n{}\n", kept.collect::<Vec<_>>().join("\n"))
         })
         .concat()

@@ -80,7 +80,7 @@ test-qemu-all: packages-build-image-qemu image ## The same with the cases that a
 	$(HARNESS) test --all
 
 .PHONY: test-fresh
-test-fresh: packages-image ## Install in new minimal systems of Debian 12 and 13, build in one (a quarter of an hour; ROOTS=)
+test-fresh: packages-image ## Install in new minimal systems of Debian 12 and 13, build in one (half an hour; ROOTS=)
 	@$(SUDO) agent/tests/fresh/run $(ROOTS)
 
 .PHONY: agent

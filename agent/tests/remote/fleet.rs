@@ -61,15 +61,18 @@ fn hosts_behind_a_server_and_a_node_on_etcd_share_one_network() {
     assert_eq!(keys, held);
 
     // Peers come and go for those behind the server as for the node.
-    let ghost = r#"{"PublicIP":"10.77.0.240","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:f0"}}"#;
-    store.put_lease("10.5.240.0-24", ghost);
-    for host in [&one, &two, &three] {
-        wait_for_plan(&store, host);
-    }
-    store.etcdctl(&["del", "/coreos.com/network/subnets/10.5.240.0-24"]);
-    for host in [&one, &two, &three] {
-        wait_for_plan(&store, host);
-    }
+    let visit = |hosts: &[&Host]| {
+        let ghost = r#"{"PublicIP":"10.77.0.240","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:f0"}}"#;
+        store.put_lease("10.5.240.0-24", ghost);
+        for host in hosts {
+            wait_for_plan(&store, host);
+        }
+        store.etcdctl(&["del", "/coreos.com/network/subnets/10.5.240.0-24"]);
+        for host in hosts {
+            wait_for_plan(&store, host);
+        }
+    };
+    visit(&[&one, &two, &three]);
 
     // A lease that somebody deletes is taken again, with the same subnet.
     let subnet = one.lease_key();
@@ -82,6 +85,9 @@ fn hosts_behind_a_server_and_a_node_on_etcd_share_one_network() {
         store.lease_keys().contains(&subnet)
     });
     assert_eq!(one.lease_key(), subnet);
+    // The others know of it once they know of what came later. The host itself has connected anew, and keeps what has gone since
+    // for a while.
+    visit(&[&two, &three]);
     all_reach(&[&one, &two, &three]);
     // A host that is restarted has its subnet still.
     let flow = Flow::start(&one, two.container_address());

@@ -151,28 +151,35 @@ static COMPILED: LazyLock<(Vec<Compiled>, Vec<Compiled>)> =
     LazyLock::new(|| (compile(BAD), compile(ALLOWED)));
 
 /// How a fault of the emulated processor begins and how it ends. The kernel changes its own code under a breakpoint, and QEMU's
-/// `-accel tcg,thread=multi` lets a processor meet one that is gone already, about once in forty boots, within the first two
-/// seconds. The kernel has no name for it (`poke_int3_handler`, arch/x86/kernel/alternative.c) and panics.
-const EMULATION_FAULT: (&str, &str) = ("Oops: int3: 0000", "---[ end Kernel panic");
+/// `-accel tcg,thread=multi` now and then lets a processor meet one that is gone already, within the first two seconds of a
+/// boot. The kernel has no name for it (`poke_int3_handler`, arch/x86/kernel/alternative.c) and panics.
+const EMULATION_FAULT: (&str, &str) = (
+    "Oops: int3: 0000",
+    "---[ end Kernel panic - not syncing: Fatal exception",
+);
 
-/// What was said after the last fault of the emulated processor, if there was one. The image restarts after a panic, so the
-/// boot goes on from there.
-pub(crate) fn after_emulation_fault(text: &str) -> Option<&str> {
+/// The text without faults of the emulated processor, and how many there were. The image restarts after a panic, so the boot
+/// goes on after each.
+pub(crate) fn without_emulation_faults(text: &str) -> (String, usize) {
     let (begin, end) = EMULATION_FAULT;
-    let mut rest = None;
-    while let Some((_, fault)) = rest.unwrap_or(text).split_once(begin)
+    let (mut kept, mut count, mut rest) = (String::new(), 0, text);
+    while let Some((before, fault)) = rest.split_once(begin)
         && let Some((_, after)) = fault.split_once(end)
     {
-        rest = Some(after.split_once('\n').map_or("", |(_, after)| after));
+        kept.push_str(before);
+        kept.push('\n');
+        count += 1;
+        rest = after.split_once('\n').map_or("", |(_, after)| after);
     }
-    rest
+    kept.push_str(rest);
+    (kept, count)
 }
 
 /// The bad lines of `text`, in order, each under the first rule that it breaks.
 pub(crate) fn find(text: &str) -> Vec<Hit> {
     let (bad, allowed) = &*COMPILED;
-    after_emulation_fault(text)
-        .unwrap_or(text)
+    without_emulation_faults(text)
+        .0
         .lines()
         .filter_map(|line| {
             let rule = bad.iter().find(|bad| bad.regex.is_match(line))?.rule;
@@ -209,7 +216,11 @@ mod tests {
         assert!(find(&other).iter().any(|hit| hit.fatal), "another oops");
         let oops = fault.lines().next().unwrap();
         assert_eq!(find(oops)[0].meaning, "kernel oops", "no end yet");
-        assert_eq!(after_emulation_fault("fine\n"), None);
+        let former = "[FAILED] Failed to start ssh.service - x.\n";
+        assert_eq!(find(&format!("{former}{fault}")).len(), 1, "before it");
+        let killed = fault.replace("Fatal exception in interrupt", "Attempted to kill init!");
+        assert!(find(&killed).iter().any(|hit| hit.fatal), "another panic");
+        assert_eq!(without_emulation_faults("fine\n"), ("fine\n".into(), 0));
     }
 
     #[test]

@@ -27,12 +27,14 @@ use crate::clock::Clock;
 use crate::control::{Desk, Questions};
 use crate::health::{BindError, Health, Running, Scrapes, Server};
 use crate::lease::{
-    ChosenStore, LeaseEvent, LeaseStore, Released, SettingsError, StoreError, StoreEvent, SubnetKey,
+    ChosenStore, LeaseAttrs, LeaseEvent, LeaseStore, Past, Released, SettingsError, StoreError,
+    StoreEvent, SubnetKey,
 };
 use crate::logging::{Repeats, chain};
 use crate::metrics::Events;
 use crate::netlink::{Kernel, KernelError, Monitor};
 use crate::network_config::NetworkConfig;
+use crate::retry::{Backoff, random_seed};
 use crate::service::Service;
 use crate::settings::Settings;
 use crate::{firewall, machine_id, status, subnet_file};
@@ -129,6 +131,8 @@ pub async fn run(settings: Settings, load: Load<'_>) -> Result<(), Error> {
         store_trouble: None,
         new_config: None,
         events: sample::no_events(),
+        identity_pauses: IDENTITY_PAUSES.seeded(random_seed()),
+        next_identity: Instant::now(),
     };
     tokio::select! {
         never = agent.serve(kernel) => match never {},
@@ -182,7 +186,18 @@ struct Agent<'a, S> {
     /// The network config that was written last, until it is applied.
     new_config: Option<NetworkConfig>,
     events: Events,
+    /// Between new identities, so that whoever copies each of them makes this node no busier than it has to be.
+    identity_pauses: Backoff,
+    /// When another one may be made.
+    next_identity: Instant,
 }
+
+/// From one new identity to the next.
+const IDENTITY_PAUSES: Backoff =
+    match Backoff::new(Duration::from_secs(1), Duration::from_secs(600), 0.3, 0) {
+        Ok(backoff) => backoff,
+        Err(_) => panic!("constant out of range"),
+    };
 
 /// What the store said was wrong.
 #[derive(Debug, Error)]
@@ -252,18 +267,21 @@ impl<S: LeaseStore> Agent<'_, S> {
         };
         let config = self.store.network_config().await;
         let config = config.map_err(|error| failed(&mut self.events, error))?;
-        let (underlay, backend) = overlay::connect(&self.settings, &config, kernel)
+        let (underlay, backend) = overlay::connect(&self.settings, &config, false, kernel)
             .await
             .map_err(|e| chain(&e))?;
         let former = Former::find(&self.settings, kernel)
             .await
             .map_err(|e| chain(&e))?;
-        let previous = previous_subnet(&self.settings);
         let attrs = backend.lease_attrs();
-        let own = self.store.acquire(&config, &attrs, previous).await;
+        let past = Past {
+            previous: previous_subnet(&self.settings),
+            has_own_address: underlay.has_own_address(),
+        };
+        let own = self.store.acquire(&config, &attrs, past).await;
         let own = own.map_err(|error| failed(&mut self.events, error))?;
         self.log_lease(own.key, own.attrs.public_address());
-        let place = Place {
+        let mut place = Place {
             config,
             underlay,
             backend,
@@ -274,8 +292,12 @@ impl<S: LeaseStore> Agent<'_, S> {
         // Without the list of its peers a restarted agent would take their entries for stale ones.
         loop {
             match self.store.next_event().await {
-                StoreEvent::Peers(leases @ LeaseEvent::Snapshot { .. }) => {
-                    return Ok((place, leases));
+                StoreEvent::Peers(event @ LeaseEvent::Snapshot { .. }) => {
+                    let elder = overlay::elder_twin(&place.own, event.leases());
+                    if let Some(elder) = elder.map(|lease| lease.key) {
+                        self.differ(&mut place, elder, kernel).await?;
+                    }
+                    return Ok((place, event));
                 }
                 StoreEvent::Peers(LeaseEvent::Changes { .. })
                 | StoreEvent::Renewed { .. }
@@ -289,6 +311,27 @@ impl<S: LeaseStore> Agent<'_, S> {
                 StoreEvent::Reachable { endpoint } => self.server = Some(endpoint),
             }
         }
+    }
+
+    /// Makes the MAC address or key another than that of an older node, before it is programmed, and publishes it.
+    async fn differ(
+        &mut self,
+        place: &mut Place,
+        elder: SubnetKey,
+        kernel: &mut Kernel,
+    ) -> Result<(), String> {
+        warn_of_elder(elder);
+        let (underlay, backend) = overlay::connect(&self.settings, &place.config, true, kernel)
+            .await
+            .map_err(|e| chain(&e))?;
+        let attrs = backend.lease_attrs();
+        self.store.update(&attrs).await.map_err(|e| chain(&e))?;
+        place.own.attrs = LeaseAttrs {
+            owner: place.own.attrs.owner.take(),
+            ..attrs
+        };
+        (place.underlay, place.backend) = (underlay, backend);
+        Ok(())
     }
 
     /// Keeps the overlay as the cluster wants it.
@@ -326,6 +369,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 () = tasks.underlay.due() => self.follow_underlay(overlay, &mut tasks).await,
                 () = tasks.config.due() => self.follow_config(overlay, &mut tasks).await,
                 () = tasks.publish.due() => self.publish(overlay, &mut tasks).await,
+                () = tasks.identity.due() => self.renew_identity(overlay, &mut tasks).await,
                 // Never `None`: the desk is this struct's own.
                 Some(question) = self.questions.recv() => {
                     self.look_at_docker(overlay).await;
@@ -356,7 +400,12 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     async fn on_store(&mut self, overlay: &mut Overlay, event: StoreEvent, tasks: &mut Tasks) {
         match event {
-            StoreEvent::Peers(event) => tasks.programmed_part(overlay.apply(event).await),
+            StoreEvent::Peers(event) => {
+                if overlay::elder_twin(overlay.own(), event.leases()).is_some() {
+                    tasks.identity.at(self.next_identity);
+                }
+                tasks.programmed_part(overlay.apply(event).await);
+            }
             StoreEvent::Renewed { .. } => {
                 self.events.renewals += 1;
                 tasks.renewal.done();
@@ -462,6 +511,24 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
+    /// Makes this node another MAC address or key if an older node has its own: the peers believe that one.
+    async fn renew_identity(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
+        let Some(elder) = overlay.elder_twin() else {
+            tasks.identity.done();
+            return;
+        };
+        warn_of_elder(elder);
+        match overlay.renew_identity(&self.settings).await {
+            Ok(()) => {
+                tasks.identity.done();
+                self.next_identity = Instant::now() + self.identity_pauses.next_delay();
+                tasks.publish.now();
+                tasks.programmed_all(overlay.program().await);
+            }
+            Err(error) => tasks.identity.failed(&error),
+        }
+    }
+
     /// Tells the peers where this node is now. A lost lease is published when it is taken again.
     async fn publish(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
         match self.store.update(&overlay.lease_attrs()).await {
@@ -528,6 +595,8 @@ struct Tasks {
     config: Task,
     /// The own attributes, in the store.
     publish: Task,
+    /// Another MAC address or key.
+    identity: Task,
 }
 
 impl Default for Tasks {
@@ -538,13 +607,14 @@ impl Default for Tasks {
             renewal: Task::new("renewal", "extend the lease"),
             underlay: Task::new("underlay", "follow the underlay"),
             config: Task::new("config", "apply the changed network config"),
-            publish: Task::new("publish", "publish the underlay's address"),
+            publish: Task::new("publish", "publish this node's address and identity"),
+            identity: Task::new("identity", "make a MAC address or key of this node's own"),
         }
     }
 }
 
 impl Tasks {
-    fn all(&self) -> [&Task; 6] {
+    fn all(&self) -> [&Task; 7] {
         [
             &self.program,
             &self.lease,
@@ -552,6 +622,7 @@ impl Tasks {
             &self.underlay,
             &self.config,
             &self.publish,
+            &self.identity,
         ]
     }
 
@@ -570,6 +641,12 @@ impl Tasks {
             self.programmed_all(Err(error));
         }
     }
+}
+
+fn warn_of_elder(elder: SubnetKey) {
+    warn!(
+        "the older lease of {elder} has this node's MAC address or key, as that of a cloned disk does; this node makes itself another and publishes it"
+    );
 }
 
 /// Ticks after each period, counted from the last tick where one was missed.

@@ -150,6 +150,8 @@ pub struct Setup<'a> {
     pub underlay: &'a Underlay,
     /// Where the identity survives a reboot.
     pub state_dir: &'a Path,
+    /// Whether to make a new identity, since an older node has the one that is there.
+    pub new_identity: bool,
 }
 
 /// How packets for a peer's subnet reach the peer. All methods are pure and total.

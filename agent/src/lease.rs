@@ -22,7 +22,7 @@ mod store;
 
 pub use chosen::{ChosenStore, SettingsError};
 pub use key::{LeaseKeyError, SubnetKey};
-pub use store::{LeaseEvent, LeaseStore, Released, StoreError, StoreEvent, Tenure};
+pub use store::{LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
 
 /// What a node publishes with its lease: the value of the lease key, in flannel's field order.
 #[derive(Clone, Debug, Serialize)]
@@ -122,21 +122,33 @@ impl LeaseAttrs {
         }
     }
 
-    /// Whether both have the MAC address or key that one node alone should have, in all that both publish. Back ends without
-    /// such a thing tell nothing.
-    pub fn same_identity(&self, other: &Self) -> bool {
-        let pairs = [
-            (&self.backend_data, &other.backend_data),
-            (&self.backend_v6_data, &other.backend_v6_data),
-        ];
-        let both = pairs
-            .iter()
-            .filter_map(|(own, other)| own.as_ref().zip(other.as_ref()));
-        let mut same = both.map(|(own, other)| own.get() == other.get()).peekable();
-        ["vxlan", "wireguard"].contains(&self.backend_type.as_str())
-            && self.backend_type == other.backend_type
-            && same.peek().is_some()
-            && same.all(|same| same)
+    /// The MAC addresses or keys that this node alone should have. Back ends without such a thing have none.
+    pub fn identities(&self) -> Vec<String> {
+        let (name, is_mac) = match self.backend_type.as_str() {
+            "vxlan" => ("VtepMAC", true),
+            "wireguard" => ("PublicKey", false),
+            _ => return Vec::new(),
+        };
+        let read = |data: &RawValue| {
+            let object = Object::parse(data.get()).ok()?;
+            let text: String = object.get(name, "a text").ok()??;
+            Some(match is_mac {
+                true => text.to_ascii_lowercase(),
+                false => text,
+            })
+        };
+        let data = [&self.backend_data, &self.backend_v6_data];
+        data.into_iter()
+            .flatten()
+            .filter_map(|data| read(data))
+            .collect()
+    }
+
+    /// Whether both have a MAC address or key in common.
+    pub fn shares_identity(&self, other: &Self) -> bool {
+        let theirs = other.identities();
+        self.backend_type == other.backend_type
+            && self.identities().iter().any(|own| theirs.contains(own))
     }
 
     /// The value to write: flannel's bytes for the same attributes.

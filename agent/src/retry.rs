@@ -107,6 +107,11 @@ impl Retry {
         self.due = Some(Instant::now());
     }
 
+    /// The task is due at a certain time.
+    pub(crate) fn at(&mut self, due: Instant) {
+        self.due = Some(due);
+    }
+
     /// The task is done: nothing is due, and the next pause is the shortest again.
     pub(crate) fn done(&mut self) {
         self.due = None;

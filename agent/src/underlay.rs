@@ -65,6 +65,12 @@ impl Face {
 }
 
 impl Underlay {
+    /// Whether peers send to the interface's own addresses, and not to those of a NAT.
+    pub fn has_own_address(&self) -> bool {
+        self.v4.is_none_or(|v4| v4.address == v4.public)
+            && self.v6.is_none_or(|v6| v6.address == v6.public)
+    }
+
     /// The underlay in the family of `network`.
     pub fn face(&self, network: IpNet) -> Option<Face> {
         fn face<A: Into<IpAddr>>(attachment: Attachment<A>) -> Option<Face> {

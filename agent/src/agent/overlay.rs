@@ -112,10 +112,12 @@ impl Failed {
     }
 }
 
-/// Finds the underlay and sets up the back end that the network config names. Creates nothing in the kernel.
+/// Finds the underlay and sets up the back end that the network config names, with a new MAC address or key if asked for.
+/// Creates nothing in the kernel.
 pub(crate) async fn connect(
     settings: &Settings,
     config: &NetworkConfig,
+    new_identity: bool,
     kernel: &mut Kernel,
 ) -> Result<(Underlay, Arc<dyn Backend>), ConnectError> {
     let underlay = underlay::discover(&settings.underlay, config.families(), None).await?;
@@ -124,6 +126,7 @@ pub(crate) async fn connect(
         config,
         underlay: &underlay,
         state_dir: &settings.files.state_dir,
+        new_identity,
     };
     let backend = backend::open(&backend, setup, kernel).await?;
     Ok((underlay, backend.into()))
@@ -444,16 +447,40 @@ impl Overlay {
         if self.suits(config) {
             return Ok(Arc::clone(&self.backend));
         }
+        self.open_backend(settings, config, false).await
+    }
+
+    async fn open_backend(
+        &mut self,
+        settings: &Settings,
+        config: &NetworkConfig,
+        new_identity: bool,
+    ) -> Result<Arc<dyn Backend>, ConnectError> {
         let backend = BackendConfig::parse(config)?;
         let setup = Setup {
             config,
             underlay: &self.underlay,
             state_dir: &settings.files.state_dir,
+            new_identity,
         };
         let backend = backend::open(&backend, setup, self.reconciler.kernel_mut()).await?;
         // Its first command may have made anew what the others worked on.
         self.reconciler.renew_hooks();
         Ok(backend.into())
+    }
+
+    /// An older lease of another node with this node's MAC address or key, if there is one.
+    pub(crate) fn elder_twin(&self) -> Option<SubnetKey> {
+        let others = self.peers.others().map(AsRef::as_ref);
+        elder_twin(&self.own, others).map(|twin| twin.key)
+    }
+
+    /// Makes this node a new MAC address or key. Nothing is programmed or published yet.
+    pub(crate) async fn renew_identity(&mut self, settings: &Settings) -> Result<(), ConnectError> {
+        let config = self.config.clone();
+        let backend = self.open_backend(settings, &config, true).await?;
+        self.set_backend(backend);
+        Ok(())
     }
 
     /// Whether the back end in use is what another network config asks for.
@@ -529,6 +556,29 @@ impl Overlay {
             }),
         }
     }
+}
+
+/// The lease among these that is older than a node's own and has its MAC address or key. Peers believe the older one, so the
+/// younger node has to make itself another.
+pub(crate) fn elder_twin<'a>(
+    own: &Lease,
+    others: impl IntoIterator<Item = &'a Lease>,
+) -> Option<&'a Lease> {
+    let identities = own.attrs.identities();
+    if identities.is_empty() {
+        return None;
+    }
+    let mut elders = others
+        .into_iter()
+        .filter(|lease| lease.key != own.key && lease.created < own.created);
+    elders.find(|lease| {
+        lease.attrs.backend_type == own.attrs.backend_type
+            && lease
+                .attrs
+                .identities()
+                .iter()
+                .any(|theirs| identities.contains(theirs))
+    })
 }
 
 fn list(networks: impl Iterator<Item = IpNet>) -> String {

@@ -68,6 +68,11 @@ impl Task {
         self.retry.now();
     }
 
+    /// It is to be done at a certain time.
+    pub(super) fn at(&mut self, due: Instant) {
+        self.retry.at(due);
+    }
+
     /// It is done.
     pub(super) fn done(&mut self) {
         self.retry.done();

@@ -207,6 +207,7 @@ mod tests {
             config: &config,
             underlay: &underlay,
             state_dir: "/nonexistent".as_ref(),
+            new_identity: false,
         };
         assert_eq!(
             open(setup).unwrap_err().to_string(),

@@ -170,8 +170,12 @@ pub(super) async fn open(
             _ => None,
         };
         let file = setup.state_dir.join(format!("{link}.mac"));
+        let mac = match setup.new_identity {
+            true => identity::renew(&file)?,
+            false => identity::choose(existing.as_ref().map(|vxlan| vxlan.mac), &file)?,
+        };
         let identity = Identity {
-            mac: identity::choose(existing.as_ref().map(|vxlan| vxlan.mac), &file)?,
+            mac,
             checksum: existing.is_some_and(|vxlan| vxlan.checksum),
         };
         identities.push((network, identity));

@@ -101,12 +101,11 @@ pub(super) fn open(
 ) -> Result<WireguardBackend, OpenError> {
     let files = Files::new(setup.state_dir, std::env::var_os(identity::VARIABLE));
     let networks = setup.config.networks().collect();
-    Ok(WireguardBackend::new(
-        config,
-        networks,
-        setup.underlay,
-        files.key()?,
-    ))
+    let key = match setup.new_identity {
+        true => files.renew()?,
+        false => files.key()?,
+    };
+    Ok(WireguardBackend::new(config, networks, setup.underlay, key))
 }
 
 /// The file in the state directory that keeps the private key.

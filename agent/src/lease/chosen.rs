@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use super::etcd::{self, EtcdStore};
 use super::remote::RemoteStore;
-use super::{Lease, LeaseAttrs, LeaseStore, Released, StoreError, StoreEvent, SubnetKey, Tenure};
+use super::{Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
 use crate::network_config::NetworkConfig;
 use crate::remote::tls::TlsError;
 use crate::settings::Settings;
@@ -52,11 +52,11 @@ impl LeaseStore for ChosenStore {
         &mut self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        previous: Option<SubnetKey>,
+        past: impl Into<Past> + Send,
     ) -> Result<Lease, StoreError> {
         match self {
-            Self::Etcd(store) => store.acquire(config, attrs, previous).await,
-            Self::Remote(store) => store.acquire(config, attrs, previous).await,
+            Self::Etcd(store) => store.acquire(config, attrs, past).await,
+            Self::Remote(store) => store.acquire(config, attrs, past).await,
         }
     }
 

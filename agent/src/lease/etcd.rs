@@ -4,6 +4,7 @@
 //! |---|---|
 //! | network config | `PREFIX/config` |
 //! | lease | `PREFIX/subnets/A.B.C.D-LEN`, or with IPv6 `PREFIX/subnets/A.B.C.D-LEN&V6-LEN6` |
+//! | for seconds, whether a lease's owner is alive | `PREFIX/.challenges/OWNER/NUMBER`; flannel does not look there |
 //!
 //! A real flannel can share the keys. What differs on purpose:
 //!
@@ -12,8 +13,8 @@
 //!   which every peer sees as a change.
 //! * A key without an etcd lease is a reservation, and stays one.
 //! * The value names the machine that owns it (`SelvageOwner`), so that two machines with one public IP do not share a
-//!   lease. flannel skips the field. A machine that has another public IP after a restart finds its lease by it, if it
-//!   remembers the subnet as well.
+//!   lease. flannel skips the field. A machine that has another public IP after a restart finds its lease by it; whether it is
+//!   not a clone of one that runs, is asked ([`challenge`]).
 //! * Keys are read strictly, and only directly under `PREFIX/subnets/`; flannel also takes `PREFIX/subnets-old/…`.
 //!
 //! Two tasks do the lasting work and end with the store: one watches all leases, one keeps the own lease. They share the
@@ -30,15 +31,17 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use crate::lease::{
-    Lease, LeaseAttrs, LeaseStore, Released, StoreError, StoreEvent, SubnetKey, Tenure,
+    Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, SubnetKey, Tenure,
 };
 use crate::network_config::NetworkConfig;
 
 mod acquire;
 mod broker;
+mod challenge;
 mod config;
 pub(super) mod departures;
 pub(crate) mod endpoint;
+mod grants;
 mod held;
 mod keeper;
 mod listing;
@@ -47,10 +50,13 @@ mod servers;
 mod settings;
 mod spread;
 mod watch;
+mod write;
 
 pub use broker::{Broker, Granted};
+use challenge::Asked;
 pub use config::{Expected, StoredConfig};
 use departures::Departures;
+use grants::Spares;
 use held::{Held, Settled};
 use keeper::Keeper;
 use listing::{Entry, Listing, Reports};
@@ -74,6 +80,8 @@ struct Store {
     keys: Keys,
     reports: Reports,
     held: Mutex<Option<Held>>,
+    spares: Spares,
+    asked: Asked,
     config: config::Known,
     departures: std::sync::Mutex<Departures>,
     tenure: std::sync::Mutex<Tenure>,
@@ -138,6 +146,8 @@ impl EtcdStore {
                 keys,
                 reports: Reports::default(),
                 held: Mutex::new(None),
+                spares: Spares::default(),
+                asked: Asked::default(),
                 config: config::Known::default(),
                 departures: std::sync::Mutex::default(),
                 tenure: std::sync::Mutex::default(),
@@ -195,7 +205,8 @@ impl EtcdStore {
         aged: bool,
     ) -> Receiver<StoreEvent> {
         let (sender, receiver) = mpsc::channel(EVENTS);
-        let watcher = Watcher::new(Arc::clone(&self.store), sender.clone(), own);
+        let store = Arc::clone(&self.store);
+        let watcher = Watcher::new(store, sender.clone(), own, &self.owner);
         let keeper = Keeper::new(Arc::clone(&self.store), sender);
         self.tasks = JoinSet::new();
         self.tasks.spawn(watcher.run(listing));
@@ -241,14 +252,16 @@ impl LeaseStore for EtcdStore {
         &mut self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        previous: Option<SubnetKey>,
+        past: impl Into<Past> + Send,
     ) -> Result<Lease, StoreError> {
         let attrs = self.with_owner(attrs);
+        let past = past.into();
         let node = acquire::Node {
             attrs: &attrs,
-            previous,
+            previous: past.previous,
             restarted: !self.acquired,
-            is_local: true,
+            may_ask: true,
+            has_own_address: past.has_own_address,
         };
         let acquired = acquire::acquire(&self.store, config, node).await?;
         self.acquired = true;

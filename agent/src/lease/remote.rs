@@ -23,7 +23,8 @@ use crate::lease::etcd::DEADLINE;
 use crate::lease::etcd::departures::Departures;
 use crate::lease::etcd::endpoint::Endpoint;
 use crate::lease::{
-    Lease, LeaseAttrs, LeaseStore, Released, StoreError, StoreEvent, SubnetKey, Tenure, allocate,
+    Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, SubnetKey, Tenure,
+    allocate,
 };
 use crate::network_config::NetworkConfig;
 use crate::remote::tls::{Files, TlsError};
@@ -304,10 +305,11 @@ impl LeaseStore for RemoteStore {
         &mut self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        previous: Option<SubnetKey>,
+        past: impl Into<Past> + Send,
     ) -> Result<Lease, StoreError> {
         let shared = Arc::clone(&self.shared);
         let attrs = self.with_owner(attrs);
+        let previous = past.into().previous;
         let previous = previous.map(|key| SubnetKey::new(key.v4, key.v6));
         let mut path = format!("/leases?restarted={}", !self.acquired);
         if let Some(previous) = previous {

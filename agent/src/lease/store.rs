@@ -94,6 +94,16 @@ pub enum LeaseEvent {
     },
 }
 
+impl LeaseEvent {
+    /// The leases that exist, or those that changed.
+    pub fn leases(&self) -> &[Lease] {
+        match self {
+            Self::Snapshot { leases, .. } => leases,
+            Self::Changes { set, .. } => set,
+        }
+    }
+}
+
 /// What the store has to tell, besides answers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StoreEvent {
@@ -152,14 +162,35 @@ pub struct Tenure {
     pub expires: Option<Instant>,
 }
 
+/// What a node knows about itself when it asks for a lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Past {
+    /// The subnet that it had before, as far as it remembers.
+    pub previous: Option<SubnetKey>,
+    /// Whether its public addresses are its interface's own, so that a lease with one of them is this host's, whoever took
+    /// it. Behind a NAT that is not so.
+    pub has_own_address: bool,
+}
+
+impl From<Option<SubnetKey>> for Past {
+    /// The memory of a node without NAT.
+    fn from(previous: Option<SubnetKey>) -> Self {
+        Self {
+            previous,
+            has_own_address: true,
+        }
+    }
+}
+
 /// Where leases are kept: one etcd cluster, or in a test a table in memory.
 pub trait LeaseStore {
     /// Reads and validates the network config. One attempt, with a deadline.
     fn network_config(&mut self) -> impl Future<Output = Result<NetworkConfig, StoreError>> + Send;
 
     /// Takes a lease for this node, or takes up the one it holds already: in this order a lease or reservation with
-    /// its public IP (and no other owner), the `previous` subnet if it is free, any free subnet. What this machine held
-    /// under another public IP counts as its own if it is the `previous` subnet and this process had no lease yet.
+    /// its public IP (and no other owner), one with its owner id at another address, one of another owner with its public
+    /// IP, the previous subnet if it is free, any free subnet. The second and third count only if whoever took them is not
+    /// alive: a clone and its original have one owner id, and behind a NAT many have one address.
     ///
     /// One attempt, in which lost races are retried. After success the store renews the lease by itself, and the next
     /// lease event is a snapshot. Not cancel-safe in one harmless way: a cancelled attempt may hold a subnet until the
@@ -168,7 +199,7 @@ pub trait LeaseStore {
         &mut self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        previous: Option<SubnetKey>,
+        past: impl Into<Past> + Send,
     ) -> impl Future<Output = Result<Lease, StoreError>> + Send;
 
     /// Publishes changed attributes with the lease that is held. Answers within seconds: after

@@ -13,6 +13,7 @@ mod events;
 mod failures;
 mod families;
 mod grace;
+mod identity;
 mod keeping;
 mod network;
 mod reservations;
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, PutOptions};
 use selvage::lease::etcd::EtcdStore;
 use selvage::lease::{
-    Lease, LeaseAttrs, LeaseEvent, LeaseStore, StoreError, StoreEvent, SubnetKey,
+    Lease, LeaseAttrs, LeaseEvent, LeaseStore, Past, StoreError, StoreEvent, SubnetKey,
 };
 use selvage::network_config::NetworkConfig;
 use serde_json::value::RawValue;
@@ -41,12 +42,16 @@ fn small_network() -> NetworkConfig {
 }
 
 fn attrs(public_ip: &str) -> LeaseAttrs {
-    let data = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
+    attrs_with(public_ip, "c6:d2:32:6f:8f:44")
+}
+
+fn attrs_with(public_ip: &str, mac: &str) -> LeaseAttrs {
+    let data = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
     LeaseAttrs {
         public_ip: public_ip.parse().ok(),
         public_ipv6: None,
         backend_type: "vxlan".to_owned(),
-        backend_data: Some(RawValue::from_string(data.to_owned()).unwrap()),
+        backend_data: Some(RawValue::from_string(data).unwrap()),
         backend_v6_data: None,
         owner: None,
     }

@@ -504,6 +504,7 @@ fn the_state_directory_is_made_when_missing() {
             config: &config,
             underlay: &host.underlay,
             state_dir: &missing,
+            new_identity: false,
         };
         let backend = BackendConfig::parse(&config).unwrap();
         let mut kernel = Kernel::open().unwrap();

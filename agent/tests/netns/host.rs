@@ -87,6 +87,7 @@ impl Host {
             config: &config,
             underlay: &self.underlay,
             state_dir: self.state_dir.path(),
+            new_identity: false,
         };
         let backend = BackendConfig::parse(&config).unwrap();
         backend::open(&backend, setup, kernel).await.unwrap()

@@ -83,6 +83,7 @@ async fn start(host: &Host, state_dir: &TempDir, n: u8, networks: &str, options:
         config: &config,
         underlay: &underlay,
         state_dir: state_dir.path(),
+        new_identity: false,
     };
     let mut kernel = Kernel::open().unwrap();
     let backend = BackendConfig::parse(&config).unwrap();

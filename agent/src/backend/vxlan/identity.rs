@@ -49,15 +49,26 @@ pub(super) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, 
         None => random().map_err(IdentityError::Random)?,
     };
     if kept != Some(mac) {
-        // Not a secret: every peer knows it.
-        atomic_file::replace(file, format!("{mac}\n").as_bytes(), 0o644).map_err(|source| {
-            IdentityError::Write {
-                path: file.to_owned(),
-                source,
-            }
-        })?;
+        keep(mac, file)?;
     }
     Ok(mac)
+}
+
+/// Makes a new MAC address, since an older node has the one that is there.
+pub(super) fn renew(file: &Path) -> Result<MacAddr, IdentityError> {
+    let mac = random().map_err(IdentityError::Random)?;
+    keep(mac, file)?;
+    Ok(mac)
+}
+
+fn keep(mac: MacAddr, file: &Path) -> Result<(), IdentityError> {
+    // Not a secret: every peer knows it.
+    atomic_file::replace(file, format!("{mac}\n").as_bytes(), 0o644).map_err(|source| {
+        IdentityError::Write {
+            path: file.to_owned(),
+            source,
+        }
+    })
 }
 
 /// The kept address, if there is a usable one. A damaged file is as good as none.
@@ -109,6 +120,16 @@ mod tests {
         assert_eq!(choose(None, &file).unwrap(), device, "kept at adoption");
         let mode = fs::metadata(&file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o644);
+    }
+
+    #[test]
+    fn a_new_one_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("flannel.1.mac");
+        let first = choose(None, &file).unwrap();
+        let second = renew(&file).unwrap();
+        assert_ne!(second, first);
+        assert_eq!(choose(None, &file).unwrap(), second);
     }
 
     #[test]

@@ -106,6 +106,21 @@ impl Files {
         }
     }
 
+    /// Makes a new key, since an older node has the one that is there. A key that is asked for by name stays: it is the
+    /// administrator's.
+    pub(super) fn renew(&self) -> Result<PrivateKey, IdentityError> {
+        if let Some(named) = &self.named {
+            warn!(
+                file = %named.display(),
+                "another node has this private key as well, and {VARIABLE} asks for it: peers reach only one of the two. Put another key there"
+            );
+            return self.key();
+        }
+        let key = PrivateKey::random().map_err(|_| IdentityError::Random)?;
+        keep(&key, &self.own)?;
+        Ok(key)
+    }
+
     /// Puts a key into a file that has none: flannel's or a new one.
     fn make(&self, file: &Path) -> Result<PrivateKey, IdentityError> {
         let key = match read(&self.flannels) {
@@ -119,19 +134,23 @@ impl Files {
                 PrivateKey::random().map_err(|_| IdentityError::Random)?
             }
         };
-        // What is there keeps its permissions; a damaged key's may be any.
-        let close = || match fs::set_permissions(file, Permissions::from_mode(MODE)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
-        close()
-            .and_then(|()| atomic_file::replace(file, key.expose_text().as_bytes(), MODE))
-            .map_err(|source| IdentityError::Write {
-                path: file.to_owned(),
-                source,
-            })?;
+        keep(&key, file)?;
         Ok(key)
     }
+}
+
+fn keep(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
+    // What is there keeps its permissions; a damaged key's may be any.
+    let close = || match fs::set_permissions(file, Permissions::from_mode(MODE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    close()
+        .and_then(|()| atomic_file::replace(file, key.expose_text().as_bytes(), MODE))
+        .map_err(|source| IdentityError::Write {
+            path: file.to_owned(),
+            source,
+        })
 }
 
 /// The key in a file, or what is wrong with it; `None` if there is no file.
@@ -178,6 +197,17 @@ mod tests {
         assert_eq!(mode(&file), 0o600);
         // As `wg genkey` and flannel write it, but for the newline of the former.
         assert_eq!(fs::read_to_string(&file).unwrap(), key.expose_text());
+    }
+
+    #[test]
+    fn a_new_key_is_kept_unless_the_administrator_chose_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = files(dir.path(), None).key().unwrap();
+        let second = files(dir.path(), None).renew().unwrap();
+        assert_ne!(second, first);
+        assert_eq!(files(dir.path(), None).key().unwrap(), second);
+        let named = files(dir.path(), Some("named")).key().unwrap();
+        assert_eq!(files(dir.path(), Some("named")).renew().unwrap(), named);
     }
 
     #[test]

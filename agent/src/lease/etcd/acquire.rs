@@ -1,16 +1,18 @@
 //! Taking a lease: which one is decided by a pure function, then written by compared transactions.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp};
+use futures_util::future::try_join_all;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::Store;
-use super::held::{
-    Claim, EtcdLease, Held, claim, delete, grant, lifetime, put_if, revoke, warn_of_twin,
-};
+use super::challenge::{self, Answer};
+use super::held::{Claim, Held, claim, delete, lifetime, warn_of_twin};
 use super::listing::{Entry, Listing, list};
+use super::write::Write;
 use crate::lease::allocate::{self, Exhausted};
 use crate::lease::{LeaseAttrs, StoreError, SubnetKey};
 use crate::network_config::NetworkConfig;
@@ -24,32 +26,97 @@ pub(super) struct Node<'a> {
     pub(super) previous: Option<SubnetKey>,
     /// Whether it had that in an earlier life, so that its address or its machine ID may be another one since.
     pub(super) restarted: bool,
-    /// Whether it is this very host, and not one that asks over the network and may claim whatever leases show.
-    pub(super) is_local: bool,
+    /// Whether doubts are settled by asking. A host behind a server answers nobody, so for it nobody is asked.
+    pub(super) may_ask: bool,
+    /// Whether its public address is its interface's own, and not that of a NAT which others may share.
+    pub(super) has_own_address: bool,
 }
 
+/// What the owners of other leases said when they were asked.
+type Answers = BTreeMap<String, Answer>;
+
 impl Node<'_> {
-    /// Whose a lease is. After a restart, two kinds of leases are a host's own still:
+    /// Whose a lease is. Two kinds of leases are a host's own if nobody who took them is alive:
     ///
-    /// * what it held at its former address, if it remembers the subnet: a cloned disk has the same machine ID, but
-    ///   usually no such memory;
-    /// * what it held with its former machine ID, if it has the address and the MAC address or key of that lease. Peers
-    ///   refuse a second lease with these for as long as the first one lasts.
+    /// * one with its machine ID at another address: its own before it was given the present address, or that of a clone;
+    /// * one with its address and another machine ID: what it took before it was reinstalled, or that of another host behind
+    ///   the same NAT.
     ///
-    /// A running node gets no such benefit. Two clones would take one subnet from each other for ever.
-    fn claim(&self, entry: &Entry) -> Claim {
-        match claim(self.attrs, entry.attrs.as_ref()) {
-            Claim::SameMachine if self.restarted && Some(entry.key) == self.previous => Claim::Ours,
-            Claim::SameAddress
-                if self.restarted
-                    && self.is_local
-                    && let Some(found) = &entry.attrs
-                    && self.attrs.same_identity(found) =>
-            {
-                Claim::Ours
+    /// Where nobody can be asked, only what tells the two apart counts: the memory of the subnet, which a cloned disk has
+    /// not as a rule; a MAC address or key in common.
+    fn claim(&self, entry: &Entry, answers: &Answers) -> Claim {
+        let found = entry.attrs.as_ref();
+        let claim = claim(self.attrs, found);
+        let owner = found.and_then(|attrs| attrs.owner.as_ref());
+        let is_ours = match (claim, owner.and_then(|owner| answers.get(owner))) {
+            (Claim::Ours | Claim::Other, _) => return claim,
+            (Claim::SameMachine, Some(Answer::Silent)) => true,
+            (Claim::SameAddress, Some(Answer::Silent)) => self.has_own_address,
+            (_, Some(Answer::Alive(_))) => false,
+            (Claim::SameMachine, Some(Answer::Unknown(_)) | None) => {
+                self.restarted && Some(entry.key) == self.previous
             }
-            claim => claim,
+            (Claim::SameAddress, Some(Answer::Unknown(_)) | None) => {
+                self.restarted
+                    && self.has_own_address
+                    && found.is_some_and(|found| self.attrs.shares_identity(found))
+            }
+        };
+        match is_ours {
+            true => Claim::Ours,
+            false => claim,
         }
+    }
+
+    /// The owners to ask about these leases: those whose answer makes a difference, and that were not asked yet.
+    fn doubts(
+        &self,
+        config: &NetworkConfig,
+        entries: &[Entry],
+        answers: &Answers,
+    ) -> BTreeSet<String> {
+        /// Behind a NAT many leases may have one address.
+        const MOST: usize = 16;
+        if !self.may_ask {
+            return BTreeSet::new();
+        }
+        let usable = || {
+            entries
+                .iter()
+                .filter(|entry| allocate::allows(config, &entry.key))
+        };
+        let has_lease =
+            usable().any(|entry| claim(self.attrs, entry.attrs.as_ref()) == Claim::Ours);
+        let in_doubt = |entry: &&Entry| match claim(self.attrs, entry.attrs.as_ref()) {
+            Claim::SameMachine => !has_lease || Some(entry.key) == self.previous,
+            Claim::SameAddress => !has_lease && self.has_own_address,
+            Claim::Ours | Claim::Other => false,
+        };
+        usable()
+            .filter(in_doubt)
+            .filter_map(|entry| entry.attrs.as_ref()?.owner.clone())
+            .filter(|owner| !answers.contains_key(owner))
+            .take(MOST)
+            .collect()
+    }
+
+    /// Asks all of them at a time.
+    async fn ask(
+        &self,
+        store: &Store,
+        owners: BTreeSet<String>,
+        answers: &mut Answers,
+    ) -> Result<(), StoreError> {
+        let own = self.attrs.public_address().to_string();
+        let asked = owners.into_iter().map(|owner| {
+            let own = &own;
+            async move {
+                let answer = challenge::ask(store, &owner, own).await?;
+                Ok::<_, StoreError>((owner, answer))
+            }
+        });
+        answers.extend(try_join_all(asked).await?);
+        Ok(())
     }
 }
 
@@ -85,19 +152,15 @@ pub(super) async fn acquire(
     config: &NetworkConfig,
     node: Node<'_>,
 ) -> Result<Acquired, StoreError> {
-    let mut fresh = None;
     let node = Node {
         // As found in a file, it may be an address in the subnet.
         previous: node.previous.map(|key| SubnetKey::new(key.v4, key.v6)),
         ..node
     };
-    let result = with_retries(store, config, &node, &mut fresh).await;
-    // A lease that was granted for an attempt which then failed would linger for a day. But after a request without an
-    // answer it may be attached to this node's key, which revoking it would delete.
-    if let Some(fresh) = fresh
-        && !matches!(result, Err(StoreError::Unreachable { .. }))
-    {
-        revoke(&store.servers, fresh.id).await;
+    let result = with_retries(store, config, &node).await;
+    // Not while the server is away: after a write without an answer it may turn out to be needed yet.
+    if !matches!(result, Err(StoreError::Unreachable { .. })) {
+        store.spares.revoke(&store.servers).await;
     }
     result
 }
@@ -110,27 +173,36 @@ const RACE_PAUSES: Backoff =
         Err(_) => panic!("constant out of range"),
     };
 
-/// Repeats attempts that lost a race. `fresh` is an etcd lease that was granted but is not attached to a key.
+/// Repeats attempts that lost a race.
 async fn with_retries(
     store: &Store,
     config: &NetworkConfig,
     node: &Node<'_>,
-    fresh: &mut Option<EtcdLease>,
 ) -> Result<Acquired, StoreError> {
     /// flannel's number of rounds.
     const ATTEMPTS: u32 = 10;
     let mut seed = random_seed();
     let mut backoff = RACE_PAUSES.seeded(random_seed());
+    let mut answers = Answers::new();
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
             sleep(backoff.next_delay()).await;
         }
         let listing = list(&store.servers, &store.keys, &store.reports).await?;
+        let doubts = node.doubts(config, &listing.entries, &answers);
+        let listing = match doubts.is_empty() {
+            true => listing,
+            false => {
+                node.ask(store, doubts, &mut answers).await?;
+                // Others did not wait.
+                list(&store.servers, &store.keys, &store.reports).await?
+            }
+        };
         let random = next_random(&mut seed);
-        let decision = decide(config, node, &listing.entries, attempt, random);
+        let decision = decide(config, node, &answers, &listing.entries, attempt, random);
         if attempt == 0 {
             for entry in &listing.entries {
-                warn_of_twin(entry, node.claim(entry));
+                warn_of_twin(entry, node.claim(entry, &answers), &answers);
             }
         }
         let written = match decision.subnet {
@@ -146,8 +218,8 @@ async fn with_retries(
                 None
             }
             Subnet::NoneLeft(exhausted) => return Err(StoreError::OutOfSubnets(exhausted)),
-            Subnet::Keep(entry) => keep(store, node.attrs, entry, fresh).await?,
-            Subnet::Create(key) => create(store, node.attrs, key, &listing, fresh).await?,
+            Subnet::Keep(entry) => keep(store, node.attrs, entry).await?,
+            Subnet::Create(key) => create(store, node.attrs, key, &listing).await?,
         };
         if let Some((held, created, aged)) = written {
             return Ok(Acquired {
@@ -165,27 +237,31 @@ async fn with_retries(
 fn decide<'a>(
     config: &NetworkConfig,
     node: &Node<'_>,
+    answers: &Answers,
     entries: &'a [Entry],
     lost_races: u32,
     seed: u64,
 ) -> Decision<'a> {
     let own = entries
         .iter()
-        .filter(|entry| node.claim(entry) == Claim::Ours);
+        .filter(|entry| node.claim(entry, answers) == Claim::Ours);
     let (mut usable, unusable): (Vec<_>, Vec<_>) =
         own.partition(|entry| allocate::allows(config, &entry.key));
-    // The one in use first, then a reservation, then in key order.
+    // The one in use first, then what is ours by address and machine, by machine, by address; then a reservation, then in
+    // key order.
     usable.sort_by_key(|entry| {
         (
             Some(entry.key) != node.previous,
+            claim(node.attrs, entry.attrs.as_ref()),
             entry.etcd_lease.is_some(),
             entry.key,
         )
     });
-    // A reservation is the administrator's to delete.
+    // A reservation is the administrator's to delete, and what is ours by its address alone may be wanted again.
     let discard = unusable
         .into_iter()
         .filter(|entry| entry.etcd_lease.is_some())
+        .filter(|entry| claim(node.attrs, entry.attrs.as_ref()) != Claim::SameAddress)
         .collect();
     let subnet = match usable.first() {
         Some(entry) => Subnet::Keep(entry),
@@ -210,7 +286,6 @@ async fn keep(
     store: &Store,
     attrs: &LeaseAttrs,
     entry: &Entry,
-    fresh: &mut Option<EtcdLease>,
 ) -> Result<Option<(Held, i64, bool)>, StoreError> {
     let mut held = Held {
         key: entry.key,
@@ -220,12 +295,18 @@ async fn keep(
         modified: entry.modified,
         etcd_lease: None,
     };
-    if held.published.public_address() != attrs.public_address() {
-        info!(
+    match claim(attrs, Some(&held.published)) {
+        Claim::SameMachine => info!(
             subnet = %held.key,
             former_public_ip = %held.published.public_address(),
-            "taking up the lease of this machine's former address"
-        );
+            "taking up the lease of this machine's former address; nobody is there any more"
+        ),
+        Claim::SameAddress => info!(
+            subnet = %held.key,
+            former_owner = held.published.owner.as_deref().unwrap_or("unknown"),
+            "taking up the lease of this address; the machine that took it is not there any more"
+        ),
+        Claim::Ours | Claim::Other => {}
     }
     let Some(id) = entry.etcd_lease else {
         let subnet = entry.key.to_string();
@@ -244,9 +325,11 @@ async fn keep(
         let kept = unchanged || held.put(store, Some(lease)).await?;
         return Ok(kept.then_some((held, entry.created, true)));
     }
-    let lease = granted(store, fresh).await?;
+    let mut grant = store.spares.grant();
+    let lease = grant.lease(&store.servers).await?;
     if held.put(store, Some(lease)).await? {
-        *fresh = None;
+        grant.attached();
+        store.spares.add(id);
         return Ok(Some((held, entry.created, false)));
     }
     Ok(None)
@@ -258,14 +341,15 @@ async fn create(
     attrs: &LeaseAttrs,
     key: SubnetKey,
     listing: &Listing,
-    fresh: &mut Option<EtcdLease>,
 ) -> Result<Option<(Held, i64, bool)>, StoreError> {
-    let lease = granted(store, fresh).await?;
+    let mut grant = store.spares.grant();
+    let lease = grant.lease(&store.servers).await?;
     let name = store.key(&key);
     let compares = free(store, &key, listing);
-    match put_if(&store.servers, compares, &name, attrs, Some(lease)).await? {
+    let write = Write::put(&name, 0, compares, attrs.to_json()?, Some(lease));
+    match write.commit(&store.servers).await? {
         Some(revision) => {
-            *fresh = None;
+            grant.attached();
             let held = Held {
                 key,
                 wanted: attrs.clone(),
@@ -307,18 +391,6 @@ fn free(store: &Store, key: &SubnetKey, listing: &Listing) -> Vec<Compare> {
         (None, _) => {}
     }
     compares
-}
-
-/// The unattached lease of an earlier attempt, or a new one.
-async fn granted(store: &Store, fresh: &mut Option<EtcdLease>) -> Result<EtcdLease, StoreError> {
-    match *fresh {
-        Some(lease) => Ok(lease),
-        None => {
-            let lease = grant(&store.servers).await?;
-            *fresh = Some(lease);
-            Ok(lease)
-        }
-    }
 }
 
 #[cfg(test)]

@@ -62,7 +62,9 @@ impl Broker {
             attrs,
             previous,
             restarted,
-            is_local: false,
+            // Hosts behind a server are not asked, and may claim whatever they have read in the listing.
+            may_ask: false,
+            has_own_address: false,
         };
         let acquired = acquire::acquire(store, &config, node).await?;
         let created = listing::to_unsigned(acquired.created);

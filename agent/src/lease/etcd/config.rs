@@ -2,10 +2,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue};
 
+use super::Store;
 use super::listing::get;
-use super::{Store, held};
+use super::write::Write;
 use crate::lease::{StoreError, StoreEvent};
 use crate::network_config::NetworkConfig;
 
@@ -85,14 +86,15 @@ pub(super) fn news(store: &Store, config: Option<&StoredConfig>) -> Option<Store
 /// Writes the network config, if what is there is as expected; [`StoreError::ConfigChanged`] if not.
 pub(super) async fn write(store: &Store, text: &str, expected: Expected) -> Result<(), StoreError> {
     let key = store.keys.config.as_str();
-    let compare = match expected {
-        Expected::Absent => Compare::version(key, CompareOp::Equal, 0),
-        Expected::Revision(revision) => Compare::mod_revision(key, CompareOp::Equal, revision),
+    let (seen, compare) = match expected {
+        Expected::Absent => (0, Compare::version(key, CompareOp::Equal, 0)),
+        Expected::Revision(revision) => (
+            revision,
+            Compare::mod_revision(key, CompareOp::Equal, revision),
+        ),
     };
-    let txn = Txn::new()
-        .when([compare])
-        .and_then([TxnOp::put(key, text, None)]);
-    if held::commit(&store.servers, txn).await?.succeeded() {
+    let write = Write::put(key, seen, vec![compare], text, None);
+    if write.commit(&store.servers).await?.is_some() {
         Ok(())
     } else {
         Err(StoreError::ConfigChanged {

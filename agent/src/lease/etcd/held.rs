@@ -3,13 +3,16 @@
 //! Every write compares the key's modification revision with the one last seen, so that a key that changed hands is
 //! never overwritten.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, Error, GetOptions, PutOptions, Txn, TxnOp};
-use tracing::{info, warn};
+use etcd_client::{Compare, CompareOp, Error, GetOptions};
+use tracing::warn;
 
+use super::challenge::Answer;
 use super::listing::{Entry, get};
 use super::servers::{Servers, code};
+use super::write::Write;
 use super::{Store, listing};
 use crate::lease::{LeaseAttrs, Released, StoreError, SubnetKey};
 
@@ -37,17 +40,16 @@ pub(super) struct Held {
     pub(super) etcd_lease: Option<EtcdLease>,
 }
 
-/// Whose a lease is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whose a lease is. The surer come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Claim {
     /// This node's: its public IP, and its machine ID or none. None is what a real flannel on this node, or an
     /// administrator's reservation, leaves.
     Ours,
-    /// Another machine with the same public IP; behind a NAT many have the same.
-    SameAddress,
-    /// The same machine ID at another public IP: a cloned disk, or this machine before it got its present address. Left
-    /// alone, except where the previous subnet tells the two apart.
+    /// The same machine ID at another public IP: this machine before it got its present address, or a clone.
     SameMachine,
+    /// Another machine with the same public IP: this host before it was reinstalled; behind a NAT many have the same.
+    SameAddress,
     /// Anybody else's, or unreadable.
     Other,
 }
@@ -124,15 +126,14 @@ impl Held {
                     return Ok(Settled::Kept { rewritten: false });
                 }
             }
-            let fresh = match orphan {
-                true => Some(grant(&store.servers).await?),
-                false => None,
+            let mut grant = store.spares.grant();
+            let lease = match orphan {
+                true => Some(grant.lease(&store.servers).await?),
+                false => self.etcd_lease,
             };
-            if self.put(store, fresh.or(self.etcd_lease)).await? {
+            if self.put(store, lease).await? {
+                grant.attached();
                 return Ok(Settled::Kept { rewritten: true });
-            }
-            if let Some(fresh) = fresh {
-                revoke(&store.servers, fresh.id).await;
             }
         }
         Err(StoreError::LostRaces { attempts: ATTEMPTS })
@@ -149,9 +150,9 @@ impl Held {
         if !self.unsure.contains(&self.wanted) {
             self.unsure.push(self.wanted.clone());
         }
-        let Some(revision) =
-            put_if(&store.servers, compare, &key, &self.wanted, etcd_lease).await?
-        else {
+        let value = self.wanted.to_json()?;
+        let write = Write::put(&key, self.modified, vec![compare], value, etcd_lease);
+        let Some(revision) = write.commit(&store.servers).await? else {
             return Ok(false);
         };
         self.modified = revision;
@@ -167,14 +168,18 @@ impl Held {
             let found = find(store, &self.key).await?;
             let ours = |found: &Entry| found.attrs.as_ref().is_none_or(|attrs| self.is_ours(attrs));
             let Some(found) = found.filter(ours) else {
+                if let Some(lease) = self.etcd_lease {
+                    store.spares.add(lease.id);
+                    store.spares.revoke(&store.servers).await;
+                }
                 return Ok(Released::Nothing);
             };
             let Some(id) = found.etcd_lease else {
                 return Ok(Released::Reservation(self.key));
             };
             if delete(store, &found.key, found.modified).await? {
-                // Nothing hangs on it any more.
-                revoke(&store.servers, id).await;
+                store.spares.add(id);
+                store.spares.revoke(&store.servers).await;
                 return Ok(Released::Lease(self.key));
             }
         }
@@ -196,51 +201,6 @@ pub(super) async fn find(store: &Store, key: &SubnetKey) -> Result<Option<Entry>
     Ok(kv.and_then(|kv| store.reports.entry(&store.keys, kv)))
 }
 
-/// Writes a lease if `compare` holds. The revision of the write, or `None` if it does not hold.
-pub(super) async fn put_if(
-    servers: &Servers,
-    compare: impl Into<Compares>,
-    key: &str,
-    attrs: &LeaseAttrs,
-    etcd_lease: Option<EtcdLease>,
-) -> Result<Option<i64>, StoreError> {
-    let options = etcd_lease.map(|lease| PutOptions::new().with_lease(lease.id));
-    let txn =
-        Txn::new()
-            .when(compare.into().0)
-            .and_then([TxnOp::put(key, attrs.to_json()?, options)]);
-    let response = commit(servers, txn).await?;
-    let revision = response.header().map_or(0, |header| header.revision());
-    Ok(response.succeeded().then_some(revision))
-}
-
-/// One comparison or several.
-pub(super) struct Compares(Vec<Compare>);
-
-impl From<Compare> for Compares {
-    fn from(compare: Compare) -> Self {
-        Self(vec![compare])
-    }
-}
-
-impl From<Vec<Compare>> for Compares {
-    fn from(compares: Vec<Compare>) -> Self {
-        Self(compares)
-    }
-}
-
-pub(super) async fn commit(
-    servers: &Servers,
-    txn: Txn,
-) -> Result<etcd_client::TxnResponse, StoreError> {
-    servers
-        .call(|mut client| {
-            let txn = txn.clone();
-            async move { client.txn(txn).await }
-        })
-        .await
-}
-
 /// Deletes a lease, if nobody changed it since it was last seen.
 pub(super) async fn delete(
     store: &Store,
@@ -249,32 +209,8 @@ pub(super) async fn delete(
 ) -> Result<bool, StoreError> {
     let key = store.key(key);
     let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, modified);
-    let txn = Txn::new()
-        .when([unchanged])
-        .and_then([TxnOp::delete(key.as_str(), None)]);
-    Ok(commit(&store.servers, txn).await?.succeeded())
-}
-
-/// Grants an etcd lease of the configured duration.
-pub(super) async fn grant(servers: &Servers) -> Result<EtcdLease, StoreError> {
-    let ttl = i64::try_from(servers.settings().ttl.as_secs()).unwrap_or(i64::MAX);
-    let response = servers
-        .call(|mut client| async move { client.lease_grant(ttl, None).await })
-        .await?;
-    Ok(EtcdLease {
-        id: response.id(),
-        ttl: seconds(response.ttl()),
-    })
-}
-
-/// Gives a lease back that no key is attached to. Failure costs nothing: the lease expires.
-pub(super) async fn revoke(servers: &Servers, id: i64) {
-    let result = servers
-        .call(|mut client| async move { client.lease_revoke(id).await })
-        .await;
-    if let Err(error) = result {
-        info!("failed to revoke an unused etcd lease, which will expire by itself: {error}");
-    }
+    let write = Write::delete(&key, modified, vec![unchanged]);
+    Ok(write.commit(&store.servers).await?.is_some())
 }
 
 /// For how long an etcd lease was granted; `None` if it is gone.
@@ -318,34 +254,35 @@ pub(super) async fn keep_alive(servers: &Servers, lease: EtcdLease) -> Result<bo
     }
 }
 
-fn seconds(ttl: i64) -> Duration {
+pub(super) fn seconds(ttl: i64) -> Duration {
     Duration::from_secs(listing::to_unsigned(ttl.max(0)))
 }
 
 /// Says, once per acquisition, that another machine publishes something of this one's.
-pub(super) fn warn_of_twin(entry: &Entry, claim: Claim) {
-    let owner = entry
-        .attrs
-        .as_ref()
-        .and_then(|attrs| attrs.owner.as_deref());
-    let public_ip = entry
-        .attrs
-        .as_ref()
-        .map(|attrs| attrs.public_address().to_string());
-    let (subnet, owner) = (entry.key.to_string(), owner.unwrap_or("unknown"));
-    let public_ip = public_ip.unwrap_or_default();
+pub(super) fn warn_of_twin(entry: &Entry, claim: Claim, answers: &BTreeMap<String, Answer>) {
+    let Some(attrs) = &entry.attrs else {
+        return;
+    };
+    let owner = attrs.owner.as_deref().unwrap_or("unknown");
+    let (subnet, public_ip) = (entry.key.to_string(), attrs.public_address().to_string());
+    let answer = match answers.get(owner) {
+        None => "was not asked whether it is alive".to_owned(),
+        Some(Answer::Alive(_)) => "answers".to_owned(),
+        Some(Answer::Silent) => "does not answer".to_owned(),
+        Some(Answer::Unknown(why)) => format!("cannot be asked whether it is alive ({why})"),
+    };
     match claim {
         Claim::SameAddress => warn!(
             subnet,
             owner,
             public_ip,
-            "another machine holds a lease with this node's public IP; peers can reach only one of the two"
+            "another machine holds a lease with this node's public IP and {answer}; this node takes a subnet of its own. Peers reach only one of the two at that address: give one of them another"
         ),
         Claim::SameMachine => warn!(
             subnet,
             owner,
             public_ip,
-            "a lease at another public IP has this machine's ID: a cloned disk, or this machine's former address; leaving it alone"
+            "the node at {public_ip} has this machine's ID and {answer}: one of the two is a clone. This node takes a subnet of its own. To end this, give the clone a machine ID of its own (remove /etc/machine-id and start it again) or a node-id"
         ),
         Claim::Ours | Claim::Other => {}
     }

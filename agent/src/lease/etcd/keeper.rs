@@ -22,6 +22,8 @@ pub(super) struct Keeper {
     /// Pauses between rewrites of a key that somebody else keeps changing, for example a flannel on the same machine.
     rewrites: Backoff,
     last_rewrite: Option<Instant>,
+    /// What holds of the lease, until the consumer of events has room for it.
+    news: Option<StoreEvent>,
     /// Why it could not be extended, as reported last.
     trouble: Option<String>,
     seed: u64,
@@ -32,6 +34,9 @@ const FAILURES: Backoff =
         Ok(backoff) => backoff,
         Err(_) => panic!("constant out of range"),
     };
+
+/// However little time is left, or if none is.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
 const REWRITES: Backoff =
     match Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 0.5, 0) {
@@ -50,6 +55,7 @@ impl Keeper {
             failures: FAILURES.seeded(random_seed()),
             rewrites: REWRITES.seeded(random_seed()),
             last_rewrite: None,
+            news: None,
             trouble: None,
             seed: random_seed(),
         }
@@ -59,14 +65,24 @@ impl Keeper {
     pub(super) async fn run(mut self, aged: bool) {
         let mut due = self.first_renewal(aged).await;
         let mut touched = false;
+        let events = self.events.clone();
         loop {
             tokio::select! {
                 () = until(due) => {}
                 () = self.store.touched.notified() => {
                     touched = true;
-                    if let Some(at) = self.earliest_rewrite() {
+                    // A rewrite can wait, the lease cannot.
+                    let at = self.earliest_rewrite();
+                    if let Some(at) = at.map(|at| due.map_or(at, |due| at.min(due))) {
                         sleep_until(at).await;
                     }
+                }
+                // Fails only if the store is gone, and with it anybody interested.
+                Ok(room) = events.reserve(), if self.news.is_some() => {
+                    if let Some(event) = self.news.take() {
+                        room.send(event);
+                    }
+                    continue;
                 }
             }
             // While the lease is locked, nothing waits for the consumer of events, who may wait for the lock.
@@ -89,19 +105,22 @@ impl Keeper {
                         // Somebody attached another one, of which an unknown part has passed.
                         Some(_) if etcd_lease != before => Some(Instant::now()),
                         Some(lease) if renew => {
-                            // A consumer that is far behind has more urgent events to read.
-                            let renewed = StoreEvent::Renewed { ttl: lease.ttl };
-                            if self.events.try_send(renewed).is_ok() {
-                                self.trouble = None;
-                            }
+                            self.trouble = None;
+                            self.news = Some(StoreEvent::Renewed { ttl: lease.ttl });
                             Some(self.after(lease))
                         }
                         Some(_) => due,
                     };
+                    if renew {
+                        store.spares.revoke(&store.servers).await;
+                    }
                 }
                 Ok(Settled::Lost { reason }) => {
                     let reason = format!("lease of {} is lost: {reason}", held.key);
                     let own = held.key;
+                    if let Some(lease) = etcd_lease {
+                        store.spares.add(lease.id);
+                    }
                     *guard = None;
                     drop(guard);
                     // Where one lease ended, others may have: their owners are taking them again.
@@ -117,7 +136,7 @@ impl Keeper {
                     drop(guard);
                     debug!("failed to look after the own lease: {error}");
                     self.report(&error, etcd_lease);
-                    due = Some(Instant::now() + self.failures.next_delay());
+                    due = Some(Instant::now() + self.pause(etcd_lease));
                 }
             }
         }
@@ -159,22 +178,32 @@ impl Keeper {
         let Some(lease) = etcd_lease else {
             return;
         };
-        let now = Instant::now();
-        let left = self
-            .store
-            .tenure()
-            .expires
-            .map(|at| at.saturating_duration_since(now));
+        let left = self.left();
         let in_danger = left.is_some_and(|left| left < lease.ttl / 2);
         let refused = matches!(error, StoreError::Refused { .. });
         let text = error.to_string();
         if (refused || in_danger) && self.trouble.as_ref() != Some(&text) {
             let error = text.clone();
-            let event = StoreEvent::RenewalFailed { error, left };
-            if self.events.try_send(event).is_ok() {
-                self.trouble = Some(text);
-            }
+            self.news = Some(StoreEvent::RenewalFailed { error, left });
+            self.trouble = Some(text);
         }
+    }
+
+    /// How long the lease lasts, if that is known.
+    fn left(&self) -> Option<Duration> {
+        let expires = self.store.tenure().expires?;
+        Some(expires.saturating_duration_since(Instant::now()))
+    }
+
+    /// How long to wait after a failure: no more than a quarter of the time that is left, so that the server need not be
+    /// there at one certain moment.
+    fn pause(&mut self, etcd_lease: Option<EtcdLease>) -> Duration {
+        let pause = self.failures.next_delay();
+        let Some(lease) = etcd_lease else {
+            return pause;
+        };
+        let left = self.left().unwrap_or(lease.ttl);
+        pause.min((left / 4).max(SHORTEST_PAUSE))
     }
 
     fn earliest_rewrite(&mut self) -> Option<Instant> {

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp};
 use futures_util::{StreamExt, stream};
 
-use super::held::{self, grant, remaining, revoke};
+use super::held::{self, remaining};
 use super::listing::{Entry, list};
+use super::write::Write;
 use super::{EtcdStore, Store};
 use crate::lease::{LeaseAttrs, StoreError, SubnetKey};
 
@@ -93,8 +94,9 @@ impl EtcdStore {
     ) -> Result<bool, StoreError> {
         let store = &self.store;
         let compares = vec![store.unchanged_since(seen.revision)];
-        let written = held::put_if(&store.servers, compares, &store.key(key), attrs, None).await?;
-        Ok(written.is_some())
+        let (key, value) = (store.key(key), attrs.to_json()?);
+        let write = Write::put(&key, 0, compares, value, None);
+        Ok(write.commit(&store.servers).await?.is_some())
     }
 
     /// Takes the time limit from a lease; its value stays as it is. Whether it was unchanged since it was read.
@@ -105,12 +107,15 @@ impl EtcdStore {
     /// Makes a reservation a lease of the configured duration, which whoever uses it takes up and extends. Whether it was
     /// unchanged since it was read.
     pub async fn make_lease(&mut self, record: &Record) -> Result<bool, StoreError> {
-        let servers = &self.store.servers;
-        let lease = grant(servers).await?;
-        let attached = self.store.attach(record, lease.id).await;
-        if matches!(attached, Ok(false)) {
-            revoke(servers, lease.id).await;
+        let store = &self.store;
+        let mut grant = store.spares.grant();
+        let lease = grant.lease(&store.servers).await?;
+        let attached = store.attach(record, lease.id).await;
+        match attached {
+            Ok(true) => grant.attached(),
+            Ok(false) | Err(_) => drop(grant),
         }
+        store.spares.revoke(&store.servers).await;
         attached
     }
 
@@ -119,8 +124,9 @@ impl EtcdStore {
         let store = &self.store;
         let deleted = held::delete(store, &record.key, record.modified).await?;
         if let Some(id) = record.etcd_lease.filter(|_| deleted) {
-            revoke(&store.servers, id).await;
+            store.spares.add(id);
         }
+        store.spares.revoke(&store.servers).await;
         Ok(deleted)
     }
 }
@@ -130,11 +136,7 @@ impl Store {
     async fn attach(&self, record: &Record, etcd_lease: i64) -> Result<bool, StoreError> {
         let key = self.key(&record.key);
         let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, record.modified);
-        let options = PutOptions::new().with_ignore_value().with_lease(etcd_lease);
-        let txn =
-            Txn::new()
-                .when([unchanged])
-                .and_then([TxnOp::put(key, Vec::new(), Some(options))]);
-        Ok(held::commit(&self.servers, txn).await?.succeeded())
+        let write = Write::attach(&key, record.modified, vec![unchanged], etcd_lease);
+        Ok(write.commit(&self.servers).await?.is_some())
     }
 }

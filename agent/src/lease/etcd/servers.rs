@@ -25,6 +25,10 @@ pub(super) mod code {
     pub(in super::super) const OUT_OF_RANGE: i32 = 11;
     /// The server answered, but the key or lease asked for does not exist.
     pub(in super::super) const NOT_FOUND: i32 = 5;
+    /// The user may not read or write a key.
+    pub(in super::super) const PERMISSION_DENIED: i32 = 7;
+    /// Among others: there is an etcd lease with that id already.
+    pub(in super::super) const FAILED_PRECONDITION: i32 = 9;
     /// Codes that say something about one server or the way to it: cancelled, unknown (broken transport), deadline
     /// exceeded, internal (broken HTTP/2), unavailable (no connection, no leader), data loss (corrupt member).
     pub(super) const OF_ONE_SERVER: [i32; 6] = [1, 2, 4, 13, 14, 15];
@@ -99,7 +103,25 @@ impl Servers {
     /// Sends a request to the current server and, as long as servers do not answer, to each of the others once.
     ///
     /// The request may reach several servers, so it must be one that may be repeated.
-    pub(super) async fn call<T, F, Fut>(&self, mut request: F) -> Result<T, StoreError>
+    pub(super) async fn call<T, F, Fut>(&self, request: F) -> Result<T, StoreError>
+    where
+        F: FnMut(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        self.send(request, true).await
+    }
+
+    /// The same for a request that must not be repeated: it goes to another server only if it cannot have reached one
+    /// before. After [`StoreError::Unreachable`] its outcome is unknown.
+    pub(super) async fn call_once<T, F, Fut>(&self, request: F) -> Result<T, StoreError>
+    where
+        F: FnMut(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        self.send(request, false).await
+    }
+
+    async fn send<T, F, Fut>(&self, mut request: F, may_repeat: bool) -> Result<T, StoreError>
     where
         F: FnMut(Client) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
@@ -111,7 +133,11 @@ impl Servers {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
-            if known.is_some() && failure.of_one_server && !failure.silent {
+            if known.is_some()
+                && failure.of_one_server
+                && !failure.silent
+                && (may_repeat || failure.unsent)
+            {
                 // The connection may be one to a former life of the server. A new one shows how it is now.
                 self.forget(index);
                 failure = match self.ask(index, None, &mut request).await {
@@ -130,6 +156,11 @@ impl Servers {
             }
             self.give_up(index, failure.silent);
             attempts.push(format!("{server}: {}", failure.cause));
+            if !may_repeat && !failure.unsent {
+                // The connection may be one to a former life of the server.
+                self.forget(index);
+                break;
+            }
         }
         Err(StoreError::Unreachable {
             attempts: attempts.join("; "),
@@ -150,7 +181,7 @@ impl Servers {
         let answer = timeout(DEADLINE, async {
             let client = match client {
                 Some(client) => client,
-                None => self.connect(index).await?,
+                None => self.connect(index).await.map_err(Failure::before_sending)?,
             };
             request(client).await.map_err(|error| Failure::of(&error))
         });
@@ -261,6 +292,8 @@ struct Failure {
     code: Option<i32>,
     of_one_server: bool,
     silent: bool,
+    /// The request cannot have reached a server.
+    unsent: bool,
 }
 
 impl Failure {
@@ -277,6 +310,7 @@ impl Failure {
             code: None,
             of_one_server: true,
             silent: false,
+            unsent: false,
         }
     }
 
@@ -293,8 +327,30 @@ impl Failure {
             code: Some(code),
             of_one_server: code::OF_ONE_SERVER.contains(&code),
             silent: false,
+            unsent: is_failed_connection(status),
         }
     }
+
+    fn before_sending(self) -> Self {
+        Self {
+            unsent: true,
+            ..self
+        }
+    }
+}
+
+/// Whether a request failed for want of a connection, before any of it was sent: requests of a client without one wait
+/// until it connects.
+fn is_failed_connection(error: &(dyn std::error::Error + 'static)) -> bool {
+    const KINDS: [io::ErrorKind; 4] = [
+        io::ErrorKind::ConnectionRefused,
+        io::ErrorKind::HostUnreachable,
+        io::ErrorKind::NetworkUnreachable,
+        io::ErrorKind::AddrNotAvailable,
+    ];
+    std::iter::successors(error.source(), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| KINDS.contains(&error.kind()))
 }
 
 /// The last cause of a failed connection: `connection refused`, or what TLS says. `None` for a server's own answer.

@@ -112,6 +112,8 @@ pub(super) struct Keys {
     pub(super) subnets: String,
     /// The end, exclusive, of the range of lease keys.
     pub(super) subnets_end: String,
+    /// Questions whether somebody is alive begin with this. No network can have such a name.
+    pub(super) challenges: String,
 }
 
 impl Keys {
@@ -223,6 +225,7 @@ impl EtcdSettings {
             subnets: join_path(&self.prefix, "subnets/"),
             // The byte after '/' is '0'.
             subnets_end: join_path(&self.prefix, "subnets") + "0",
+            challenges: join_path(&self.prefix, ".challenges/"),
         }
     }
 }

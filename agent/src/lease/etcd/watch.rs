@@ -9,11 +9,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Error, Event, EventType, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{
+    Error, Event, EventType, WatchFilterType, WatchOptions, WatchResponse, WatchStream,
+};
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
+use super::challenge;
 use super::config::{self, StoredConfig};
 use super::listing::{LONGEST_MESSAGE, Listing, is_compaction, list};
 use super::servers::{Connection, code};
@@ -25,6 +28,9 @@ use crate::retry::{Backoff, random_seed};
 /// After this long without a message the server is asked for one. HTTP/2 pings find dead connections sooner; this finds
 /// a server that answers pings and nothing else.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// The id of the watch of questions, on its stream; the server numbers the others from 0.
+const QUESTIONS: i64 = 100;
 
 /// Between attempts to reconnect: flannel's pauses.
 const RECONNECT: Backoff =
@@ -38,6 +44,8 @@ pub(super) struct Watcher {
     store: Arc<Store>,
     events: Sender<StoreEvent>,
     own: Option<SubnetKey>,
+    /// The start of the questions whether this node is alive.
+    questions: Option<String>,
     backoff: Backoff,
     /// The revision from which nothing was seen yet; `None` if all is to be listed first.
     next: Option<i64>,
@@ -83,8 +91,10 @@ impl Watcher {
         store: Arc<Store>,
         events: Sender<StoreEvent>,
         own: Option<SubnetKey>,
+        owner: &str,
     ) -> Self {
         Self {
+            questions: challenge::questions(&store, owner),
             store,
             events,
             own,
@@ -129,6 +139,8 @@ impl Watcher {
 
     /// Catches up and follows the stream for as long as it lasts. `interrupted`: another one ended before.
     async fn follow(&mut self, interrupted: bool) -> Result<std::convert::Infallible, Stop> {
+        /// The watch of questions, in the order of their making.
+        const THIRD: u32 = 3;
         let from = self.catch_up(interrupted).await?;
         let store = Arc::clone(&self.store);
         let connection = store.servers.connection().await?;
@@ -136,6 +148,8 @@ impl Watcher {
         self.backoff.reset();
         let url = store.servers.url(&connection).to_owned();
         self.say(Said::Reachable(url)).await?;
+        // The first watch's word was waited for. Refused ones have no id.
+        let mut created = 1;
         loop {
             let due = store.departures().due();
             let message = tokio::select! {
@@ -151,6 +165,11 @@ impl Watcher {
                 Ok(None) => return Err(self.broken(&connection, None)),
                 Err(error) => return Err(self.broken(&connection, error.as_ref())),
             };
+            created += u32::from(response.created());
+            if response.canceled() && response.created() && created == THIRD {
+                self.not_asked(&response);
+                continue;
+            }
             if response.canceled() {
                 return Err(self.canceled(&connection, &response));
             }
@@ -203,8 +222,8 @@ impl Watcher {
         Ok(next)
     }
 
-    /// Opens a watch of all leases and waits for the server's word that it stands; then one of the config, on the same
-    /// stream. Returns the ID of the first as well.
+    /// Opens a watch of all leases and waits for the server's word that it stands; then, on the same stream, one of the
+    /// config and one of the questions whether this node is alive. Returns the ID of the first as well.
     ///
     /// One watch over all from config to leases would do, but a user may have rights to just these.
     async fn open(&self, connection: &Connection, from: From) -> Result<(WatchStream, i64), Stop> {
@@ -226,6 +245,15 @@ impl Watcher {
                 .await?;
             let first = stream.message().await?;
             stream.watch(keys.config.as_str(), Some(of_config)).await?;
+            if let Some(questions) = &self.questions {
+                // Those that were put before are answered in vain or not at all; whoever asks waits for two seconds.
+                let options = WatchOptions::new()
+                    .with_prefix()
+                    .with_watch_id(QUESTIONS)
+                    .with_start_revision(from.config)
+                    .with_filters([WatchFilterType::NoDelete]);
+                stream.watch(questions.as_str(), Some(options)).await?;
+            }
             Ok::<_, Error>((stream, first))
         });
         let failed = |error| Stop::Failed(self.store.servers.broken(connection, error));
@@ -257,6 +285,17 @@ impl Watcher {
         self.broken(connection, Some(&Error::WatchError(reason.to_owned())))
     }
 
+    /// Says, once, that nobody can ask whether this node is alive.
+    fn not_asked(&mut self, response: &WatchResponse) {
+        let Some(questions) = self.questions.take() else {
+            return;
+        };
+        warn!(
+            "etcd does not let this node watch {questions}: {}. A clone of this machine that starts could take its subnet; give the etcd role readwrite there",
+            response.cancel_reason()
+        );
+    }
+
     fn broken(&self, connection: &Connection, error: Option<&Error>) -> Stop {
         if let Some(Error::GRpcStatus(status)) = error
             && i32::from(status.code()) == code::OUT_OF_RANGE
@@ -272,6 +311,13 @@ impl Watcher {
     /// Turns one message of the stream into events. `leases`: the watch that it is about, if not about the config's.
     async fn received(&mut self, response: &WatchResponse, leases: i64) -> Result<(), Stop> {
         let store = Arc::clone(&self.store);
+        if response.watch_id() == QUESTIONS {
+            let asked = response.events().iter().filter_map(Event::kv);
+            for question in asked {
+                challenge::answer(&store, question).await;
+            }
+            return Ok(());
+        }
         // An answer to a request for progress belongs to no watch, and may overtake events (etcd-io/etcd#15220), so its
         // revision says nothing; what the server sends of its own accord stays in line.
         if response.watch_id() != leases {

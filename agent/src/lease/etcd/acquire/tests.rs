@@ -31,15 +31,29 @@ fn entry(name: &str, attrs: Option<LeaseAttrs>, etcd_lease: Option<i64>) -> Entr
     }
 }
 
+fn answers(of: &[(&str, Answer)]) -> Answers {
+    let owned = |(owner, answer): &(&str, Answer)| ((*owner).to_owned(), answer.clone());
+    of.iter().map(owned).collect()
+}
+
+fn alive() -> Answer {
+    Answer::Alive("10.0.0.9".to_owned())
+}
+
+fn unknown() -> Answer {
+    Answer::Unknown("permission denied".to_owned())
+}
+
 /// The subnet, with a word for how it comes about, and the leases to give up.
-fn decided(entries: &[Entry], previous: Option<&str>, restarted: bool) -> (String, Vec<String>) {
+fn decided(entries: &[Entry], previous: Option<&str>, answers: &Answers) -> (String, Vec<String>) {
     let node = Node {
         attrs: &attrs("10.0.0.1", Some(OWNER)),
         previous: previous.map(key),
-        restarted,
-        is_local: true,
+        restarted: true,
+        may_ask: true,
+        has_own_address: true,
     };
-    let decision = decide(&config(), &node, entries, 0, 1);
+    let decision = decide(&config(), &node, answers, entries, 0, 1);
     let subnet = match decision.subnet {
         Subnet::Keep(entry) => format!("keep {}", entry.key),
         Subnet::Create(key) => format!("create {key}"),
@@ -50,7 +64,7 @@ fn decided(entries: &[Entry], previous: Option<&str>, restarted: bool) -> (Strin
 }
 
 fn subnet(entries: &[Entry], previous: Option<&str>) -> String {
-    let (subnet, discard) = decided(entries, previous, true);
+    let (subnet, discard) = decided(entries, previous, &Answers::new());
     assert_eq!(discard, Vec::<String>::new());
     subnet
 }
@@ -86,23 +100,49 @@ fn leases_of_twins_are_left_alone() {
 }
 
 #[test]
-fn the_lease_of_the_former_address_is_kept_if_this_host_remembers_it() {
+fn the_lease_of_another_address_is_taken_up_if_nobody_there_answers() {
     let moved = || Some(attrs("10.0.0.9", Some(OWNER)));
     let entries = [
         entry("10.5.1.0-24", moved(), Some(1)),
         entry("10.5.2.0-24", moved(), Some(2)),
     ];
-    assert_eq!(subnet(&entries, Some("10.5.2.0-24")), "keep 10.5.2.0/24");
-    for forgotten in [None, Some("10.5.3.0-24")] {
-        assert_eq!(subnet(&entries, forgotten), "create 10.5.3.0/24");
+    let decided = |previous, answer| decided(&entries, previous, &answers(&[(OWNER, answer)])).0;
+    let (first, second) = (Some("10.5.1.0-24"), Some("10.5.2.0-24"));
+    for (previous, answer, subnet) in [
+        // A reboot that emptied /run.
+        (None, Answer::Silent, "keep 10.5.1.0/24"),
+        (second, Answer::Silent, "keep 10.5.2.0/24"),
+        // A clone, with or without the memory of its original.
+        (None, alive(), "create 10.5.3.0/24"),
+        (first, alive(), "create 10.5.3.0/24"),
+        // Where nobody can be asked, only the memory counts.
+        (None, unknown(), "create 10.5.3.0/24"),
+        (first, unknown(), "keep 10.5.1.0/24"),
+    ] {
+        assert_eq!(
+            decided(previous, answer.clone()),
+            subnet,
+            "{previous:?} {answer:?}"
+        );
     }
-    // A running node lost its lease to its twin: whoever would take it back, would not keep it for long.
-    let (running, discard) = decided(&entries, Some("10.5.2.0-24"), false);
-    assert_eq!((running.as_str(), discard.len()), ("create 10.5.3.0/24", 0));
 }
 
 #[test]
-fn the_lease_of_the_former_machine_id_is_kept_by_whom_its_mac_address_tells() {
+fn two_nodes_that_swapped_addresses_keep_their_subnets() {
+    let entries = [
+        entry(
+            "10.5.1.0-24",
+            Some(attrs("10.0.0.1", Some("machine-b"))),
+            Some(1),
+        ),
+        entry("10.5.2.0-24", Some(attrs("10.0.0.2", Some(OWNER))), Some(2)),
+    ];
+    let silent = answers(&[(OWNER, Answer::Silent), ("machine-b", Answer::Silent)]);
+    assert_eq!(decided(&entries, None, &silent).0, "keep 10.5.2.0/24");
+}
+
+#[test]
+fn who_was_reinstalled_takes_its_addresss_lease_over_unless_that_is_a_nats() {
     let of = |mac: &str, owner: &str| {
         let data = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
         LeaseAttrs {
@@ -111,39 +151,88 @@ fn the_lease_of_the_former_machine_id_is_kept_by_whom_its_mac_address_tells() {
         }
     };
     let own = of("02:00:00:00:00:01", OWNER);
-    let decided = |found: LeaseAttrs, restarted, is_local| {
+    let decided = |found: LeaseAttrs, answer: Option<Answer>, has_own_address| {
         let entries = [entry("10.5.1.0-24", Some(found), Some(1))];
         let node = Node {
             attrs: &own,
             previous: None,
-            restarted,
-            is_local,
+            restarted: true,
+            may_ask: answer.is_some(),
+            has_own_address,
         };
-        matches!(
-            decide(&config(), &node, &entries, 0, 1).subnet,
-            Subnet::Keep(_)
-        )
+        let answers: Vec<_> = answer
+            .into_iter()
+            .map(|answer| ("before", answer))
+            .collect();
+        let decision = decide(&config(), &node, &self::answers(&answers), &entries, 0, 1);
+        matches!(decision.subnet, Subnet::Keep(_))
     };
-    let former = || of("02:00:00:00:00:01", "machine-before");
-    assert!(decided(former(), true, true));
-    // A twin that runs, and a host that asks a server for what it has read in the listing.
-    assert!(!decided(former(), false, true));
-    assert!(!decided(former(), true, false));
-    // Others behind the same address, and back ends that tell nothing.
-    let mut elsewhere = former();
-    elsewhere.public_ip = "10.0.0.9".parse().ok();
-    let mut of_another_kind = former();
+    let other = || of("02:00:00:00:00:02", "before");
+    assert!(decided(other(), Some(Answer::Silent), true));
+    assert!(!decided(other(), Some(alive()), true));
+    assert!(!decided(other(), Some(Answer::Silent), false));
+    // Where nobody can be asked, the MAC address tells, in whatever case it is written.
+    let same = of("02:00:00:00:00:01", "before");
+    assert!(decided(same.clone(), Some(unknown()), true));
+    assert!(!decided(other(), Some(unknown()), true));
+    assert!(!decided(same.clone(), Some(unknown()), false));
+    // Hosts behind a server have read everybody's MAC addresses.
+    assert!(!decided(same.clone(), None, false));
+    // Back ends that tell nothing.
+    let mut of_another_kind = same.clone();
     of_another_kind.backend_type = "wireguard".to_owned();
-    let mut without_data = former();
+    let mut without_data = same;
     without_data.backend_data = None;
-    for other in [
-        of("02:00:00:00:00:02", "machine-b"),
-        elsewhere,
-        of_another_kind,
-        without_data,
-    ] {
-        assert!(!decided(other.clone(), true, true), "{other:?}");
+    for other in [of_another_kind, without_data] {
+        assert!(!decided(other.clone(), Some(unknown()), true), "{other:?}");
     }
+}
+
+#[test]
+fn only_those_are_asked_whose_answer_makes_a_difference() {
+    let own = attrs("10.0.0.1", Some(OWNER));
+    let node = |previous: Option<&str>, may_ask, has_own_address| Node {
+        attrs: &own,
+        previous: previous.map(key),
+        restarted: true,
+        may_ask,
+        has_own_address,
+    };
+    let moved = entry("10.5.1.0-24", Some(attrs("10.0.0.9", Some(OWNER))), Some(1));
+    let before = entry(
+        "10.5.2.0-24",
+        Some(attrs("10.0.0.1", Some("before"))),
+        Some(2),
+    );
+    let mine = entry("10.5.3.0-24", Some(own.clone()), Some(3));
+    let other = entry(
+        "10.5.3.0-25",
+        Some(attrs("10.0.0.3", Some("other"))),
+        Some(4),
+    );
+    let all = [moved.clone(), before.clone(), other.clone()];
+    let asked = |node: Node<'_>, entries: &[Entry], answers: &Answers| -> Vec<String> {
+        node.doubts(&config(), entries, answers)
+            .into_iter()
+            .collect()
+    };
+    let none = Answers::new();
+    assert_eq!(
+        asked(node(None, true, true), &all, &none),
+        ["before", OWNER]
+    );
+    assert_eq!(asked(node(None, true, false), &all, &none), [OWNER]);
+    assert!(asked(node(None, false, true), &all, &none).is_empty());
+    let known = answers(&[("before", alive())]);
+    assert_eq!(asked(node(None, true, true), &all, &known), [OWNER]);
+    // A plain restart asks nobody.
+    let with_mine = [moved.clone(), before, mine];
+    assert!(asked(node(Some("10.5.3.0-24"), true, true), &with_mine, &none).is_empty());
+    // Its memory points elsewhere.
+    assert_eq!(
+        asked(node(Some("10.5.1.0-24"), true, true), &with_mine, &none),
+        [OWNER]
+    );
 }
 
 #[test]
@@ -192,7 +281,7 @@ fn own_leases_outside_the_config_are_given_up_but_reservations_are_not() {
         entry("10.9.2.0-24", mine(), None),
         entry("10.9.3.0-24", Some(attrs("10.0.0.2", None)), Some(3)),
     ];
-    let (subnet, discard) = decided(&entries, None, true);
+    let (subnet, discard) = decided(&entries, None, &Answers::new());
     assert!(subnet.starts_with("create 10.5."), "{subnet}");
     assert_eq!(discard, ["10.9.1.0/24", "10.5.1.0/25"]);
 }

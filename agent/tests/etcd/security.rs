@@ -221,3 +221,47 @@ async fn a_user_with_rights_to_the_prefix_only_is_enough() {
     })
     .await;
 }
+
+/// A role that was made for flannel, with rights to its two keys: it cannot ask, nor be asked.
+#[tokio::test]
+async fn a_user_with_rights_to_config_and_leases_alone_gets_by_with_what_it_remembers() {
+    const PASSWORD: &str = "correct horse";
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    client.user_add("root", "secret", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.role_add("flannel").await.unwrap();
+    let config = Permission::new(PermissionType::Readwrite, "/coreos.com/network/config");
+    let leases = Permission::new(PermissionType::Readwrite, SUBNETS).with_prefix();
+    for permission in [config, leases] {
+        client
+            .role_grant_permission("flannel", permission)
+            .await
+            .unwrap();
+    }
+    client.user_add("agent", PASSWORD, None).await.unwrap();
+    client.user_grant_role("agent", "flannel").await.unwrap();
+    client.auth_enable().await.unwrap();
+    let store = || {
+        server.store_with("machine-a", |s| {
+            s.username = Some("agent".to_owned());
+            s.password = Some(Secret::new(PASSWORD.to_owned()));
+        })
+    };
+    let mut first = store();
+    let own = acquire(&mut first, "10.0.0.1").await.unwrap();
+    // The watch of the leases stands, though that of the questions was refused.
+    let mut changed = attrs("10.0.0.1");
+    changed.backend_data = None;
+    first.update(&changed).await.unwrap();
+    assert!(change_of(&mut first, &own.key.name()).await.is_some());
+    drop(first);
+
+    let remembered = store()
+        .acquire(&small_network(), &attrs("10.0.0.7"), Some(own.key))
+        .await
+        .unwrap();
+    assert_eq!(remembered.key, own.key);
+    let forgotten = acquire(&mut store(), "10.0.0.8").await.unwrap();
+    assert_ne!(forgotten.key, own.key);
+}

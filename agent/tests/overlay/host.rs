@@ -109,7 +109,7 @@ impl Host {
             .arg("--subnet-file")
             .arg(self.subnet_file())
             .arg("--state-dir")
-            .arg(self.directory.path().join("state"))
+            .arg(self.state_dir())
             .arg("--socket")
             .arg(self.socket())
             .args(&self.arguments)
@@ -125,9 +125,24 @@ impl Host {
         self.directory.path().join("agent.sock")
     }
 
-    fn node_id(&self) -> String {
+    pub(crate) fn node_id(&self) -> String {
         let [_, _, _, last] = self.address.octets();
         format!("{last:032x}")
+    }
+
+    /// What survives a reboot of the agent's.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// Gives the host another underlay address; which machine it is stays.
+    pub(crate) fn move_to(&mut self, address: Ipv4Addr) {
+        self.environment.push(("SELVAGE_NODE_ID", self.node_id()));
+        let former = std::mem::replace(&mut self.address, address);
+        self.namespace
+            .ip(&format!("address del {former}/24 dev eth0"));
+        self.namespace
+            .ip(&format!("address add {address}/24 dev eth0"));
     }
 
     /// Where the agent writes `subnet.env`.
@@ -321,6 +336,14 @@ impl Host {
     /// The namespace of the host's container.
     pub(crate) fn container(&self) -> &Namespace {
         self.container.as_ref().expect("a container")
+    }
+
+    /// Puts the bridge and a new container on the subnet of now, as a restart of Docker does.
+    pub(crate) fn restart_container(&mut self) {
+        self.container = None;
+        let _ = self.namespace.try_run("ip link del veth0");
+        self.namespace.ip("link del docker0");
+        self.start_container();
     }
 
     /// Does what Docker does with `subnet.env`: a bridge with the subnet's first address, a container with the second.

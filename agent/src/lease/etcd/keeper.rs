@@ -202,8 +202,7 @@ impl Keeper {
         let Some(lease) = etcd_lease else {
             return pause;
         };
-        let left = self.left().unwrap_or(lease.ttl);
-        pause.min((left / 4).max(SHORTEST_PAUSE))
+        capped(pause, self.left().unwrap_or(lease.ttl))
     }
 
     fn earliest_rewrite(&mut self) -> Option<Instant> {
@@ -238,10 +237,36 @@ impl Keeper {
     }
 }
 
+fn capped(pause: Duration, left: Duration) -> Duration {
+    pause.min((left / 4).max(SHORTEST_PAUSE))
+}
+
 /// Waits for a time; without one, for ever.
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A lease of a minute, and etcd that is back after 52 of its 60 seconds: with pauses that grow to a minute whatever
+    /// is left, the next try would be at 100 s.
+    #[test]
+    fn no_pause_outlasts_the_lease() {
+        let ttl = Duration::from_secs(60);
+        for seed in 0..100 {
+            let mut failures = FAILURES.seeded(seed);
+            let mut at = ttl / 6;
+            let mut tries_at_the_end = 0;
+            while at < ttl {
+                at += capped(failures.next_delay(), ttl.saturating_sub(at));
+                tries_at_the_end += u32::from(at > Duration::from_secs(52) && at < ttl);
+            }
+            assert!(tries_at_the_end >= 3, "{tries_at_the_end}");
+        }
     }
 }

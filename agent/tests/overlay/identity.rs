@@ -135,3 +135,31 @@ fn of_two_machines_with_one_mac_address_the_younger_makes_itself_another() {
     wait_until("a MAC address of its own", || vtep_mac(&younger) != mac);
     younger.wait_reaches(&elder);
 }
+
+/// An older lease that is given this node's MAC address while it runs: by a clone whose agent is older, or on purpose.
+#[test]
+fn older_lease_that_copies_the_mac_address_does_not_cut_a_running_host_off() {
+    let store = Store::start(NETWORK);
+    let ghost = |mac: &str| {
+        let lease = format!(
+            r#"{{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}},"SelvageOwner":"ghost"}}"#
+        );
+        store.put_lease("10.5.200.0-24", &lease);
+    };
+    ghost("02:00:00:00:00:99");
+    let (mut host, mut witness) = (store.host(1), store.host(2));
+    host.join();
+    witness.join();
+    let (key, mut mac) = (host.lease_key(), vtep_mac(&host));
+    for _ in 0..2 {
+        ghost(&mac.to_ascii_uppercase());
+        wait_until("a MAC address of its own", || vtep_mac(&host) != mac);
+        mac = vtep_mac(&host);
+        let published = format!("/coreos.com/network/subnets/{key}");
+        wait_until("the new address in the lease", || {
+            store.etcdctl(&["get", &published]).contains(&mac)
+        });
+        witness.wait_reaches(&host);
+    }
+    assert_eq!(host.lease_key(), key);
+}

@@ -365,6 +365,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     tasks.programmed_all(overlay.program().await);
                 }
                 () = tasks.program.due() => tasks.programmed_all(overlay.program().await),
+                () = overlay.left() => tasks.programmed_all(overlay.program().await),
                 () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks).await,
                 () = tasks.underlay.due() => self.follow_underlay(overlay, &mut tasks).await,
                 () = tasks.config.due() => self.follow_config(overlay, &mut tasks).await,

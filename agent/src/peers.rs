@@ -108,11 +108,17 @@ impl PeerChanges {
     }
 
     /// Logs every peer that came, changed or went, and the new refusals. Where many do at once, as when the agent starts,
-    /// the log has their numbers.
-    pub fn log(&self) {
+    /// the log has their numbers. A peer that is `reached` all the same, since one side has not followed a change of the back
+    /// end yet, is no trouble.
+    pub fn log(&self, reached: impl Fn(&SubnetKey) -> bool) {
         /// More lines than these say no more than their number does.
         const LINES: usize = 16;
-        let (added, changed, removed) = (&self.added, &self.changed, &self.removed);
+        let (added, changed) = (&self.added, &self.changed);
+        let removed: Vec<_> = self
+            .removed
+            .iter()
+            .filter(|peer| !reached(&peer.key))
+            .collect();
         if added.len() + changed.len() + removed.len() > LINES {
             info!(
                 added = added.len(),
@@ -124,7 +130,7 @@ impl PeerChanges {
             let changed = changed.iter().map(|update| &update.new);
             let peers = added.iter().map(|lease| (lease, "peer added"));
             let peers = peers.chain(changed.map(|lease| (lease, "peer changed")));
-            let peers = peers.chain(removed.iter().map(|lease| (lease, "peer removed")));
+            let peers = peers.chain(removed.iter().map(|lease| (*lease, "peer removed")));
             for (lease, what) in peers {
                 let public_ip = lease.attrs.public_address();
                 info!(subnet = %lease.key, %public_ip, "{what}");
@@ -132,7 +138,14 @@ impl PeerChanges {
         }
         for (key, refusal) in &self.refused {
             let subnet = key.to_string();
-            warn!(subnet, "lease of another node is not used: {refusal}");
+            match refusal {
+                Refusal::OtherBackend { theirs } if reached(key) => info!(
+                    subnet,
+                    theirs,
+                    "peer has another back end than this node; it is reached as before until both have the same"
+                ),
+                refusal => warn!(subnet, "lease of another node is not used: {refusal}"),
+            }
         }
     }
 }
@@ -215,6 +228,11 @@ impl PeerTable {
             .iter()
             .filter(move |(key, _)| **key != own)
             .map(|(_, lease)| lease)
+    }
+
+    /// A lease that exists, in use or not, as it was readable last.
+    pub fn latest(&self, key: &SubnetKey) -> Option<&Lease> {
+        self.latest.get(key).map(AsRef::as_ref)
     }
 
     /// How many leases exist, in use or not.

@@ -2,6 +2,7 @@
 
 mod former;
 mod journal;
+mod leaving;
 mod reload;
 mod report;
 mod sample;
@@ -17,13 +18,14 @@ use tracing::{info, warn};
 
 pub(crate) use self::former::Former;
 use self::journal::Journal;
+use self::leaving::Leaving;
 use crate::backend::plan::Plan;
 use crate::backend::{self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup};
 use crate::firewall::{self, Family, Firewall, Rules};
 use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey, allocate};
 use crate::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::network_config::NetworkConfig;
-use crate::peers::{CheckPeer, PeerTable};
+use crate::peers::{CheckPeer, PeerChanges, PeerTable};
 use crate::reconcile::{Reconciler, Report};
 use crate::settings::Settings;
 use crate::state::{Delta, Key, Object};
@@ -152,6 +154,8 @@ pub(crate) struct Overlay {
     plan: Plan,
     /// Refusals that were logged.
     refused: BTreeMap<SubnetKey, Refusal>,
+    /// The back end of before, while it is needed.
+    leaving: Option<Leaving>,
     reconciler: Reconciler,
     firewall: Firewall,
     firewall_settings: crate::settings::Firewall,
@@ -178,6 +182,7 @@ impl Overlay {
             peers: PeerTable::new(&config, &own, check_peer(&backend)),
             plan: Plan::new(&*backend, &own.key, []),
             refused: BTreeMap::new(),
+            leaving: None,
             reconciler: Reconciler::new(kernel, former.widen(backend.scope())),
             firewall: Firewall::new(settings.firewall.mode, settings.firewall.resync)
                 .of_network(settings.agent.network.as_ref()),
@@ -235,14 +240,14 @@ impl Overlay {
     /// Takes in the leases that there are when the agent joins. All of them are planned at once: the changes that each
     /// one makes to the plan would be of no use, and with ten thousand peers they are many.
     pub(crate) fn begin(&mut self, leases: LeaseEvent) {
-        self.peers.apply(leases).log();
+        self.peers.apply(leases).log(|_| false);
         self.make_plan();
     }
 
     /// Takes in what happened to the leases, without programming it.
     fn accept(&mut self, event: LeaseEvent) -> Delta {
         let changes = self.peers.apply(event);
-        changes.log();
+        self.log(&changes);
         self.journal.note_peers(&changes, &self.peers);
         let mut delta = Delta::new();
         for peer in &changes.removed {
@@ -259,8 +264,11 @@ impl Overlay {
     /// Takes in what happened to the leases, and programs only that.
     pub(crate) async fn apply(&mut self, event: LeaseEvent) -> Result<(), Failed> {
         let delta = self.accept(event);
-        if delta.is_empty() {
+        if delta.is_empty() && self.leaving.is_none() {
             return Ok(());
+        }
+        if self.leaving.is_some() {
+            return self.program().await;
         }
         for key in delta.keys() {
             self.journal.troubled.remove(key);
@@ -272,6 +280,10 @@ impl Overlay {
     /// Brings kernel, ruleset and `subnet.env` to what they should be, whatever they are now.
     pub(crate) async fn program(&mut self) -> Result<(), Failed> {
         let mut desired = self.plan.state();
+        self.settle_leaving();
+        if let Some(leaving) = &self.leaving {
+            leaving.add_to(&self.own.key, &mut desired);
+        }
         if self.firewall_settings.blackhole_route {
             let nets = self.own.key.nets();
             desired.extend(nets.map(|net| (Key::Blackhole(net), Object::Blackhole)));
@@ -308,6 +320,27 @@ impl Overlay {
         }
         self.programmed = true;
         kernel
+    }
+
+    /// Waits until the back end of before is needed no longer; for ever if there is none.
+    pub(crate) async fn left(&self) {
+        match &self.leaving {
+            Some(leaving) => leaving.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn settle_leaving(&mut self) {
+        let now = tokio::time::Instant::now();
+        if let Some(leaving) = &mut self.leaving
+            && leaving.settle(&self.peers, now)
+        {
+            info!(
+                backend = leaving.kind(),
+                "all peers have followed; what is left of the former back end goes"
+            );
+            self.leaving = None;
+        }
     }
 
     /// How often the firewall is to be looked at, though nothing was heard about it.
@@ -368,6 +401,8 @@ impl Overlay {
     pub(crate) fn set_own(&mut self, own: Lease) {
         self.journal.leased = status::now();
         self.own = own;
+        // It had addresses of the former subnet.
+        self.leaving = None;
         self.replan();
     }
 
@@ -394,6 +429,7 @@ impl Overlay {
         // What used to be our address may be a peer's now.
         let backend = self.backend.over(&underlay).into();
         self.underlay = underlay;
+        self.leaving = None;
         self.set_backend(backend);
         Ok(true)
     }
@@ -434,6 +470,11 @@ impl Overlay {
             "the network config changed"
         );
         self.config = config;
+        if backend.kind() != self.backend.kind() {
+            let programmed = |lease: &&Arc<Lease>| self.plan.refusal(&lease.key).is_none();
+            let peers = self.peers.peers().filter(programmed).cloned();
+            self.leaving = Leaving::new(&self.backend, &*backend, peers);
+        }
         self.set_backend(backend);
         Ok(true)
     }
@@ -507,9 +548,15 @@ impl Overlay {
     fn replan(&mut self) {
         let check = check_peer(&self.backend);
         let changes = self.peers.rejudge(&self.config, &self.own, check);
-        changes.log();
+        self.log(&changes);
         self.journal.note_peers(&changes, &self.peers);
         self.make_plan();
+    }
+
+    fn log(&self, changes: &PeerChanges) {
+        changes.log(|key| {
+            self.peers.get(key).is_some() || self.leaving.as_ref().is_some_and(|old| old.has(key))
+        });
     }
 
     fn make_plan(&mut self) {

@@ -19,7 +19,7 @@ use crate::state::{Key, Object, Scope, State};
 use crate::underlay::{Face, Underlay};
 
 /// The name of this back end in network configs and leases.
-pub(super) const KIND: &str = "host-gw";
+pub(crate) const KIND: &str = "host-gw";
 
 /// The host-gw back end of one node.
 #[derive(Clone, Debug)]

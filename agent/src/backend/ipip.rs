@@ -24,7 +24,7 @@ use crate::state::{Ipip, Key, Link, LinkKind, Object, Scope, State};
 use crate::underlay::Underlay;
 
 /// The name of this back end in network configs and leases.
-pub(super) const KIND: &str = "ipip";
+pub(crate) const KIND: &str = "ipip";
 
 /// flannel's name for the device.
 const DEVICE: &str = "flannel.ipip";

@@ -24,7 +24,7 @@ use crate::state::{Key, Link, LinkKind, Object, Route, Scope, State, Tun};
 use crate::underlay::Underlay;
 
 /// The name of this back end in network configs.
-pub(super) const KIND: &str = "udp";
+pub(crate) const KIND: &str = "udp";
 
 /// What its leases have for a type.
 const LEASE_TYPE: &str = "";

@@ -1,6 +1,7 @@
 //! A network config that changes while the agents run.
 
 use crate::cluster::{NETWORK, Store, pair};
+use crate::host::Host;
 use crate::wait::wait_until;
 
 /// Writes another network config.
@@ -45,6 +46,129 @@ fn running_agents_switch_the_back_end_and_keep_their_subnets() {
         });
         assert_eq!([one.lease_key(), two.lease_key()], subnets);
     }
+}
+
+/// An echo request every 2 ms from the first host's container to the second's, both ways being tried.
+struct Pings(std::process::Child);
+
+impl Pings {
+    fn start(from: &Host, to: &Host) -> Self {
+        let target = to.container_address().to_string();
+        let child = from
+            .container()
+            .command("ping")
+            .args(["-i", "0.002", "-q", &target])
+            .stdout(std::process::Stdio::piped())
+            .spawn();
+        Self(child.expect("ping"))
+    }
+
+    /// How many were sent, and how many answered.
+    fn stop(self) -> (u32, u32) {
+        let id = i32::try_from(self.0.id()).expect("a process id");
+        let id = nix::unistd::Pid::from_raw(id);
+        nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).expect("to end ping");
+        let output = self.0.wait_with_output().expect("what ping found");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let number = |before: &str| {
+            let line = text.lines().find(|line| line.contains(before));
+            let words = line.and_then(|line| line.split(before).next());
+            let number = words.and_then(|words| words.rsplit([' ', ',']).next());
+            number.and_then(|number| number.parse().ok())
+        };
+        let sent: Option<u32> = number(" packets transmitted");
+        let received = number(" received");
+        sent.zip(received).unwrap_or_else(|| panic!("{text}"))
+    }
+}
+
+/// Each node hears of a changed config, and of the other's new lease, in its own time.
+#[test]
+fn change_of_the_back_end_loses_no_packet() {
+    let (store, one, two) = pair();
+    let pings = Pings::start(&one, &two);
+    for (backend, mtu, leases) in [
+        (
+            r#"{"Type":"host-gw"}"#,
+            "1500",
+            r#""BackendType":"host-gw""#,
+        ),
+        (
+            r#"{"Type":"udp"}"#,
+            "1472",
+            r#""PublicIPv6":null,"SelvageOwner""#,
+        ),
+        (r#"{"Type":"vxlan"}"#, "1450", r#""BackendType":"vxlan""#),
+        (
+            r#"{"Type":"udp"}"#,
+            "1472",
+            r#""PublicIPv6":null,"SelvageOwner""#,
+        ),
+        (
+            r#"{"Type":"host-gw"}"#,
+            "1500",
+            r#""BackendType":"host-gw""#,
+        ),
+        (r#"{"Type":"vxlan"}"#, "1450", r#""BackendType":"vxlan""#),
+    ] {
+        set(&store, &config(backend));
+        for host in [&one, &two] {
+            wait_until(&format!("{backend} to be followed"), || {
+                host.subnet_env("FLANNEL_MTU") == mtu
+            });
+        }
+        wait_until("the leases for it", || {
+            let all = store.etcdctl(&["get", "--prefix", "/coreos.com/network/subnets/"]);
+            all.matches(leases).count() == 2
+        });
+        // Hosts that have followed are reached by the new way alone.
+        one.wait_reaches(&two);
+    }
+    wait_until("the former back ends to go", || {
+        [&one, &two]
+            .iter()
+            .all(|host| host.namespace.ip("-o link show type tun").is_empty())
+    });
+    let (sent, received) = pings.stop();
+    // The last one's answer may be under way.
+    assert!(
+        sent > 100 && sent <= received + 1,
+        "{received} of {sent} were answered"
+    );
+    for host in [&one, &two] {
+        let log = host.log();
+        let troubles: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
+        assert!(troubles.is_empty(), "{troubles:#?}");
+    }
+}
+
+/// A peer that follows later, as a real flannel does when it is restarted, is reached in the old way until then.
+#[test]
+fn peer_that_does_not_follow_a_change_of_the_back_end_is_reached_as_before() {
+    let (store, one, two) = pair();
+    two.signal_agent(nix::sys::signal::Signal::SIGSTOP);
+    let pings = Pings::start(&one, &two);
+    set(&store, &config(r#"{"Type":"host-gw"}"#));
+    wait_until("the change to be followed", || {
+        one.subnet_env("FLANNEL_MTU") == "1500"
+    });
+    wait_until(
+        "the other's lease to be known as of another back end",
+        || one.log().contains("it is reached as before"),
+    );
+    one.wait_reaches(&two);
+    two.signal_agent(nix::sys::signal::Signal::SIGCONT);
+    wait_until("the change to be followed", || {
+        two.subnet_env("FLANNEL_MTU") == "1500"
+    });
+    wait_until("the former devices to go", || {
+        [&one, &two]
+            .iter()
+            .all(|host| host.namespace.ip("-o link show type vxlan").is_empty())
+    });
+    one.wait_reaches(&two);
+    let (sent, received) = pings.stop();
+    assert!(sent > 100 && sent <= received + 1, "{received} of {sent}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use thiserror::Error;
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 pub(crate) use self::former::Former;
@@ -154,8 +155,8 @@ pub(crate) struct Overlay {
     plan: Plan,
     /// Refusals that were logged.
     refused: BTreeMap<SubnetKey, Refusal>,
-    /// The back end of before, while it is needed.
-    leaving: Option<Leaving>,
+    /// The back ends of before, while they are needed.
+    leaving: Vec<Leaving>,
     reconciler: Reconciler,
     firewall: Firewall,
     firewall_settings: crate::settings::Firewall,
@@ -182,7 +183,7 @@ impl Overlay {
             peers: PeerTable::new(&config, &own, check_peer(&backend)),
             plan: Plan::new(&*backend, &own.key, []),
             refused: BTreeMap::new(),
-            leaving: None,
+            leaving: Vec::new(),
             reconciler: Reconciler::new(kernel, former.widen(backend.scope())),
             firewall: Firewall::new(settings.firewall.mode, settings.firewall.resync)
                 .of_network(settings.agent.network.as_ref()),
@@ -264,10 +265,10 @@ impl Overlay {
     /// Takes in what happened to the leases, and programs only that.
     pub(crate) async fn apply(&mut self, event: LeaseEvent) -> Result<(), Failed> {
         let delta = self.accept(event);
-        if delta.is_empty() && self.leaving.is_none() {
+        if delta.is_empty() && self.leaving.is_empty() {
             return Ok(());
         }
-        if self.leaving.is_some() {
+        if !self.leaving.is_empty() {
             return self.program().await;
         }
         for key in delta.keys() {
@@ -281,7 +282,7 @@ impl Overlay {
     pub(crate) async fn program(&mut self) -> Result<(), Failed> {
         let mut desired = self.plan.state();
         self.settle_leaving();
-        if let Some(leaving) = &self.leaving {
+        for leaving in self.leaving.iter().rev() {
             leaving.add_to(&self.own.key, &mut desired);
         }
         if self.firewall_settings.blackhole_route {
@@ -322,25 +323,26 @@ impl Overlay {
         kernel
     }
 
-    /// Waits until the back end of before is needed no longer; for ever if there is none.
+    /// Waits until a back end of before is needed no longer; for ever if there is none.
     pub(crate) async fn left(&self) {
-        match &self.leaving {
-            Some(leaving) => leaving.ended().await,
+        match self.leaving.iter().filter_map(Leaving::end).min() {
+            Some(end) => sleep_until(end).await,
             None => std::future::pending().await,
         }
     }
 
     fn settle_leaving(&mut self) {
-        let now = tokio::time::Instant::now();
-        if let Some(leaving) = &mut self.leaving
-            && leaving.settle(&self.peers, now)
-        {
-            info!(
-                backend = leaving.kind(),
-                "all peers have followed; what is left of the former back end goes"
-            );
-            self.leaving = None;
-        }
+        let (now, peers) = (Instant::now(), &self.peers);
+        self.leaving.retain_mut(|leaving| {
+            let is_over = leaving.settle(peers, now);
+            if is_over {
+                info!(
+                    backend = leaving.kind(),
+                    "all peers have followed; what is left of the former back end goes"
+                );
+            }
+            !is_over
+        });
     }
 
     /// How often the firewall is to be looked at, though nothing was heard about it.
@@ -402,7 +404,7 @@ impl Overlay {
         self.journal.leased = status::now();
         self.own = own;
         // It had addresses of the former subnet.
-        self.leaving = None;
+        self.leaving.clear();
         self.replan();
     }
 
@@ -429,7 +431,7 @@ impl Overlay {
         // What used to be our address may be a peer's now.
         let backend = self.backend.over(&underlay).into();
         self.underlay = underlay;
-        self.leaving = None;
+        self.leaving.clear();
         self.set_backend(backend);
         Ok(true)
     }
@@ -473,7 +475,8 @@ impl Overlay {
         if backend.kind() != self.backend.kind() {
             let programmed = |lease: &&Arc<Lease>| self.plan.refusal(&lease.key).is_none();
             let peers = self.peers.peers().filter(programmed).cloned();
-            self.leaving = Leaving::new(&self.backend, &*backend, peers);
+            self.leaving
+                .extend(Leaving::new(&self.backend, &*backend, peers));
         }
         self.set_backend(backend);
         Ok(true)
@@ -555,7 +558,7 @@ impl Overlay {
 
     fn log(&self, changes: &PeerChanges) {
         changes.log(|key| {
-            self.peers.get(key).is_some() || self.leaving.as_ref().is_some_and(|old| old.has(key))
+            self.peers.get(key).is_some() || self.leaving.iter().any(|former| former.has(key))
         });
     }
 

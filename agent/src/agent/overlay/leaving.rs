@@ -71,12 +71,9 @@ impl Leaving {
         now >= *self.end.get_or_insert(now + LINGER)
     }
 
-    /// Waits until it is over; for ever while a peer is left.
-    pub(super) async fn ended(&self) {
-        match self.end {
-            Some(end) => tokio::time::sleep_until(end).await,
-            None => std::future::pending().await,
-        }
+    /// When it is over, once no peer is left.
+    pub(super) fn end(&self) -> Option<Instant> {
+        self.end
     }
 
     /// Adds what is needed for it to what is wanted, which comes first.

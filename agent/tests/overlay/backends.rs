@@ -328,7 +328,7 @@ fn extension_with_flannels_samples_survives_restarts_and_changed_configs() {
     let store = Store::start(&config(""));
     let lease =
         r#"{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"extension","BackendData":""}"#;
-    store.put_lease("10.5.7.0-24", lease);
+    store.put_lease("10.5.207.0-24", lease);
     let mut host = store.host(1);
     for _ in 0..2 {
         host.start_agent();
@@ -336,13 +336,15 @@ fn extension_with_flannels_samples_survives_restarts_and_changed_configs() {
         host.kill_agent();
     }
     // A reboot while the peer leaves: there is nothing to undo.
-    host.namespace.ip("route del 10.5.7.0/24");
-    store.etcdctl(&["del", "/coreos.com/network/subnets/10.5.7.0-24"]);
+    host.namespace.ip("route del 10.5.207.0/24");
+    store.etcdctl(&["del", "/coreos.com/network/subnets/10.5.207.0-24"]);
     host.start_agent();
     host.wait_ready();
-    store.put_lease("10.5.8.0-24", lease);
+    store.put_lease("10.5.208.0-24", lease);
     wait_until("the other peer's route", || {
-        host.namespace.run("ip route show").contains("10.5.8.0/24")
+        host.namespace
+            .run("ip route show")
+            .contains("10.5.208.0/24")
     });
     assert!(!host.log().contains("failed to program"), "{}", host.log());
 

@@ -199,7 +199,7 @@ fn metrics_tell_of_peers_leases_and_traffic() {
     let (store, one, two) =
         pair_in(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.100.0","Backend":{"Type":"vxlan"}}"#);
     store.put_lease("10.6.1.0-24", GHOST);
-    store.put_lease("10.5.99.0-24", &GHOST.replace("10.77.0.99", "224.0.0.1"));
+    store.put_lease("10.5.199.0-24", &GHOST.replace("10.77.0.99", "224.0.0.1"));
     wait_for(PATIENCE, "the refused leases", || {
         is(&one, "selvage_pool_leases", 4.0).then_some(())
     });

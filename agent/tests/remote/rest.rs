@@ -365,13 +365,13 @@ async fn nobody_renews_or_releases_a_lease_of_somebody_else() {
         (500, Some("no-lease"))
     );
     // A lease that nobody can read is not up for grabs.
-    put(&etcd, "subnets/10.5.77.0-24", "garbled").await;
-    let body77 = format!(
-        r#"{{"Subnet":"10.5.77.0/24","Attrs":{}}}"#,
+    put(&etcd, "subnets/10.5.177.0-24", "garbled").await;
+    let of_nobody = format!(
+        r#"{{"Subnet":"10.5.177.0/24","Attrs":{}}}"#,
         attrs("m2", "10.0.0.2")
     );
     for method in ["PUT", "DELETE"] {
-        let reply = program.ask(method, "/v1/_/leases/10.5.77.0-24", &body77);
+        let reply = program.ask(method, "/v1/_/leases/10.5.177.0-24", &of_nobody);
         assert_eq!(
             reply.header("selvage-reason"),
             Some("no-lease"),
@@ -379,7 +379,7 @@ async fn nobody_renews_or_releases_a_lease_of_somebody_else() {
         );
     }
     assert_eq!(
-        value(&etcd, "subnets/10.5.77.0-24").await.as_deref(),
+        value(&etcd, "subnets/10.5.177.0-24").await.as_deref(),
         Some("garbled")
     );
     // With the address that it had before, its owner may move it.

@@ -14,7 +14,9 @@ mod failures;
 mod families;
 mod grace;
 mod keeping;
+mod lost_replies;
 mod network;
+mod proxy;
 mod reservations;
 mod security;
 mod server;
@@ -22,7 +24,7 @@ mod server;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, PutOptions};
-use selvage::lease::etcd::EtcdStore;
+use selvage::lease::etcd::{EtcdSettings, EtcdStore};
 use selvage::lease::{
     Lease, LeaseAttrs, LeaseEvent, LeaseStore, StoreError, StoreEvent, SubnetKey,
 };

@@ -66,7 +66,7 @@ test-unit: packages-build-test ## Unit and property tests; need no privileges (R
 	cargo nextest run --locked $(STRESS) --workspace --lib --bins
 
 .PHONY: test-netns
-test-netns: packages-build-test ## Tests with the real etcd and the real kernel, in network namespaces; need root (RUNS=20)
+test-netns: packages-build-test ## Tests with the real etcd and the real kernel, in network namespaces; need root (RUNS=20 SEEDS=1000)
 	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
 	$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') \
 	  cargo nextest run --locked $(STRESS) --test-threads $(NETNS_THREADS) -p selvage --test '*'

@@ -63,6 +63,8 @@ struct Shared {
 #[derive(Clone, Debug)]
 struct Held {
     key: SubnetKey,
+    /// Which acquisition it comes from: whoever looks after another one has no say in it.
+    term: u64,
     /// What should be published.
     wanted: LeaseAttrs,
     /// Whether the server confirmed that.
@@ -93,10 +95,6 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_tenure(&self, tenure: Tenure) {
-        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner) = tenure;
-    }
-
     fn known_config(&self) -> MutexGuard<'_, Option<String>> {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -115,13 +113,13 @@ impl Shared {
         })
     }
 
-    /// Extends the held lease and publishes what is wanted. How long it lasts; `None` for a reservation.
-    async fn renew(&self) -> Result<Option<Duration>, StoreError> {
+    /// Extends the lease of one term and publishes what is wanted. How long it lasts; `None` for a reservation.
+    async fn renew(&self, term: u64) -> Result<Option<Duration>, StoreError> {
         let _writing = self.writing.lock().await;
-        let no_lease = || StoreError::NoLease {
-            reason: "none was acquired, or it was lost".to_owned(),
-        };
-        let held = self.held().clone().ok_or_else(no_lease)?;
+        let held = self.held().clone().filter(|held| held.term == term);
+        let held = held.ok_or_else(|| StoreError::NoLease {
+            reason: "it was given up meanwhile".to_owned(),
+        })?;
         let lease = Lease {
             key: held.key,
             attrs: held.wanted.clone(),
@@ -137,27 +135,29 @@ impl Shared {
         let question = self.question(Method::PUT, &path, body);
         let answer = self.servers.ask(&question).await?;
         let received = self.lease_in(&answer.body)?;
-        if let Some(current) = self.held().as_mut()
-            && current.key == held.key
-        {
+        let mut current = self.held();
+        if let Some(current) = current.as_mut().filter(|current| current.term == term) {
             // What was wanted meanwhile is written by whoever wanted it.
             current.addresses.retain(|address| {
                 !held.addresses.contains(address) || *address == held.wanted.public_address()
             });
             current.remember(held.wanted.public_address());
             current.confirmed = current.wanted == held.wanted;
+            self.lasts(received.ttl);
         }
-        Ok(self.lasts(&received))
+        Ok(received.ttl)
     }
 
     /// Notes how long the lease lasts from now.
-    fn lasts(&self, received: &Received) -> Option<Duration> {
-        let ttl = received.ttl;
-        self.set_tenure(Tenure {
+    fn lasts(&self, ttl: Option<Duration>) {
+        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner) = Tenure {
             ttl,
             expires: ttl.map(|ttl| Instant::now() + ttl),
-        });
-        ttl
+        };
+    }
+
+    fn tenure(&self) -> Tenure {
+        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads a lease that a server answered with.
@@ -204,8 +204,8 @@ fn named(owner: &str) -> &str {
 pub struct RemoteStore {
     shared: Arc<Shared>,
     owner: String,
-    /// Whether a lease was acquired before, so that a previous subnet is not one from an earlier life.
-    acquired: bool,
+    /// How many leases were acquired. With one, a previous subnet is not one from an earlier life.
+    terms: u64,
     events: Option<Receiver<StoreEvent>>,
     tasks: JoinSet<()>,
 }
@@ -238,7 +238,7 @@ impl RemoteStore {
                 touched: Notify::new(),
             }),
             owner,
-            acquired: false,
+            terms: 0,
             events: None,
             tasks: JoinSet::new(),
         })
@@ -265,6 +265,7 @@ impl RemoteStore {
     pub async fn give_back(&self, lease: &Lease) -> Result<Released, StoreError> {
         let held = Held {
             key: lease.key,
+            term: 0,
             wanted: self.with_owner(&lease.attrs),
             confirmed: true,
             addresses: Vec::new(),
@@ -279,15 +280,16 @@ impl RemoteStore {
         }
     }
 
-    /// Starts the tasks, instead of those that run. Events of the old ones that were not read are void.
+    /// Starts the tasks, instead of those that run. Events of the old ones that were not read are void. `own`: how long the
+    /// own lease lasts, if there is one.
     fn start(&mut self, own: Option<Option<Duration>>) -> Receiver<StoreEvent> {
         let (sender, receiver) = mpsc::channel(EVENTS);
         self.tasks = JoinSet::new();
         self.tasks
             .spawn(Watcher::new(Arc::clone(&self.shared), sender.clone()).run());
         if let Some(ttl) = own {
-            self.tasks
-                .spawn(Keeper::new(Arc::clone(&self.shared), sender).run(ttl));
+            let keeper = Keeper::new(Arc::clone(&self.shared), sender, self.terms);
+            self.tasks.spawn(keeper.run(ttl));
         }
         receiver
     }
@@ -311,7 +313,7 @@ impl LeaseStore for RemoteStore {
         let attrs = self.with_owner(attrs);
         let previous = past.into().previous;
         let previous = previous.map(|key| SubnetKey::new(key.v4, key.v6));
-        let mut path = format!("/leases?restarted={}", !self.acquired);
+        let mut path = format!("/leases?restarted={}", self.terms == 0);
         if let Some(previous) = previous {
             let name = utf8_percent_encode(&previous.name(), NON_ALPHANUMERIC).to_string();
             path.push_str(&format!("&previous={name}"));
@@ -326,21 +328,23 @@ impl LeaseStore for RemoteStore {
             );
             return Err(shared.servers.nonsense(text));
         }
-        self.acquired = true;
-        let ttl = shared.lasts(&received);
+        self.terms += 1;
+        shared.lasts(received.ttl);
         let former = shared.held().replace(Held {
             key: received.key,
+            term: self.terms,
             wanted: attrs.clone(),
             confirmed: true,
             addresses: vec![attrs.public_address()],
         });
+        shared.departures().forget(&received.key);
+        // The keeper of the former lease ends here: from now on its server may refuse it.
+        let events = self.start(Some(received.ttl));
+        self.events = Some(events);
         if let Some(former) = former.filter(|former| former.key != received.key) {
             // Its subnet is free at once, or when it expires.
-            let _ = give_back(&shared, &former).await;
+            let _ = timeout(DEADLINE, give_back(&shared, &former)).await;
         }
-        shared.departures().forget(&received.key);
-        let events = self.start(Some(ttl));
-        self.events = Some(events);
         Ok(Lease {
             key: received.key,
             attrs,
@@ -350,7 +354,7 @@ impl LeaseStore for RemoteStore {
 
     async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {
         let wanted = self.with_owner(attrs);
-        match self.shared.held().as_mut() {
+        let term = match self.shared.held().as_mut() {
             None => {
                 return Err(StoreError::NoLease {
                     reason: "none was acquired, or it was lost".to_owned(),
@@ -361,9 +365,10 @@ impl LeaseStore for RemoteStore {
                 held.confirmed = false;
                 held.remember(wanted.public_address());
                 held.wanted = wanted;
+                held.term
             }
-        }
-        let renewed = timeout(DEADLINE, self.shared.renew())
+        };
+        let renewed = timeout(DEADLINE, self.shared.renew(term))
             .await
             .unwrap_or_else(|_| Err(self.shared.servers.silence()));
         if renewed.is_err() {
@@ -386,11 +391,7 @@ impl LeaseStore for RemoteStore {
     }
 
     fn tenure(&self) -> Tenure {
-        *self
-            .shared
-            .tenure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.tenure()
     }
 
     async fn next_event(&mut self) -> StoreEvent {

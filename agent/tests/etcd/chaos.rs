@@ -12,10 +12,10 @@ const MARKER: &str = "10.5.255.0-24";
 const GRACE: Duration = Duration::from_millis(500);
 
 /// A sequence of numbers that look random and are the same in each run.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6364136223846793005)

@@ -15,7 +15,9 @@ mod families;
 mod grace;
 mod identity;
 mod keeping;
+mod lost_replies;
 mod network;
+mod proxy;
 mod reservations;
 mod security;
 mod server;
@@ -23,7 +25,7 @@ mod server;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, PutOptions};
-use selvage::lease::etcd::EtcdStore;
+use selvage::lease::etcd::{EtcdSettings, EtcdStore};
 use selvage::lease::{
     Lease, LeaseAttrs, LeaseEvent, LeaseStore, Past, StoreError, StoreEvent, SubnetKey,
 };

@@ -77,6 +77,11 @@ impl Server {
         format!("{0}=http://{0}", self.peer)
     }
 
+    /// Where it listens for clients.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.client
+    }
+
     /// The address for clients.
     pub(crate) fn url(&self) -> String {
         let scheme = if self.tls { "https" } else { "http" };

@@ -28,6 +28,7 @@ mod etcd;
 mod fleet;
 #[path = "../overlay/host.rs"]
 mod host;
+mod keeper;
 #[path = "../overlay/kernel.rs"]
 mod kernel;
 mod limits;

@@ -17,7 +17,7 @@ use crate::wait::{PATIENCE, wait_until};
 
 const NETWORK: &str = r#"{"Network":"10.5.0.0/16"}"#;
 
-fn settings(servers: &[String]) -> Remote {
+pub(crate) fn settings(servers: &[String]) -> Remote {
     Remote {
         servers: servers.to_vec(),
         network: "_".to_owned(),
@@ -36,7 +36,7 @@ fn client(servers: &[&Program], owner: &str) -> RemoteStore {
     RemoteStore::new(&settings(&urls), owner.to_owned()).unwrap()
 }
 
-fn attrs(number: u8) -> LeaseAttrs {
+pub(crate) fn attrs(number: u8) -> LeaseAttrs {
     LeaseAttrs {
         public_ip: Some(Ipv4Addr::new(10, 0, 0, number)),
         public_ipv6: None,
@@ -67,7 +67,7 @@ async fn acquire(store: &mut impl LeaseStore, number: u8) -> Lease {
 }
 
 /// Waits for an event that fits; none of those before may take a peer away.
-async fn wait_for<T>(
+pub(crate) async fn wait_for<T>(
     store: &mut impl LeaseStore,
     what: &str,
     fits: impl Fn(StoreEvent) -> Option<T>,

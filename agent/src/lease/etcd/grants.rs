@@ -44,12 +44,24 @@ impl Spares {
         self.list(|spares| spares.push(id));
     }
 
-    /// Gives the spare ones back to the server. What fails is tried again the next time.
+    /// Gives the spare ones back to the server. What fails more than a few times is tried again the next time.
     pub(super) async fn revoke(&self, servers: &Servers) {
+        const TRIES: u32 = 3;
         for id in self.list(std::mem::take) {
-            if let Err(error) = revoke_unused(servers, id).await {
-                debug!("an unused etcd lease stays for now: {error}");
-                self.add(id);
+            // Spare still if the caller loses patience.
+            let mut grant = Grant {
+                spares: self,
+                id: Some(id),
+                lease: None,
+            };
+            for _ in 0..TRIES {
+                match revoke_unused(servers, id).await {
+                    Ok(()) => {
+                        grant.id = None;
+                        break;
+                    }
+                    Err(error) => debug!("an unused etcd lease stays for now: {error}"),
+                }
             }
         }
     }

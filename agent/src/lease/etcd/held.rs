@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, Error, GetOptions};
+use tokio::time::sleep;
 use tracing::warn;
 
 use super::challenge::Answer;
@@ -15,6 +16,7 @@ use super::servers::{Servers, code};
 use super::write::Write;
 use super::{Store, listing};
 use crate::lease::{LeaseAttrs, Released, StoreError, SubnetKey};
+use crate::retry::{Backoff, random_seed};
 
 /// An etcd lease: what makes a key expire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,13 @@ pub(super) enum Settled {
     },
 }
 
+/// Between two tries to give a lease back. The service manager waits for it.
+const RELEASE_PAUSES: Backoff =
+    match Backoff::new(Duration::from_millis(50), Duration::from_secs(1), 0.3, 0) {
+        Ok(backoff) => backoff,
+        Err(_) => panic!("constant out of range"),
+    };
+
 /// How often a write is tried whose key somebody else keeps changing.
 const ATTEMPTS: u32 = 5;
 
@@ -115,6 +124,9 @@ impl Held {
                 self.unsure.clear();
             }
             self.modified = found.modified;
+            if self.etcd_lease.map(|lease| lease.id) != found.etcd_lease {
+                self.spare(store);
+            }
             self.etcd_lease = match found.etcd_lease {
                 None => None,
                 Some(id) => lifetime(&store.servers, id).await?,
@@ -162,28 +174,50 @@ impl Held {
         Ok(true)
     }
 
-    /// Deletes the key, if it still is ours and not a reservation, and the etcd lease with it.
+    /// Deletes the key, if it still is ours and not a reservation, and the etcd lease with it. Lost replies are made up for.
     pub(super) async fn release(self, store: &Store) -> Result<Released, StoreError> {
+        let mut pauses = RELEASE_PAUSES.seeded(random_seed());
+        let mut failure = StoreError::LostRaces { attempts: ATTEMPTS };
         for _ in 0..ATTEMPTS {
-            let found = find(store, &self.key).await?;
-            let ours = |found: &Entry| found.attrs.as_ref().is_none_or(|attrs| self.is_ours(attrs));
-            let Some(found) = found.filter(ours) else {
-                if let Some(lease) = self.etcd_lease {
-                    store.spares.add(lease.id);
+            match self.try_release(store).await {
+                Ok(Some(released)) => {
                     store.spares.revoke(&store.servers).await;
+                    return Ok(released);
                 }
-                return Ok(Released::Nothing);
-            };
-            let Some(id) = found.etcd_lease else {
-                return Ok(Released::Reservation(self.key));
-            };
-            if delete(store, &found.key, found.modified).await? {
-                store.spares.add(id);
-                store.spares.revoke(&store.servers).await;
-                return Ok(Released::Lease(self.key));
+                Ok(None) => {}
+                Err(error @ StoreError::Unreachable { .. }) => {
+                    failure = error;
+                    sleep(pauses.next_delay()).await;
+                }
+                Err(error) => return Err(error),
             }
         }
-        Err(StoreError::LostRaces { attempts: ATTEMPTS })
+        Err(failure)
+    }
+
+    /// `None` if somebody else changed the key meanwhile.
+    async fn try_release(&self, store: &Store) -> Result<Option<Released>, StoreError> {
+        let found = find(store, &self.key).await?;
+        let ours = |found: &Entry| found.attrs.as_ref().is_none_or(|attrs| self.is_ours(attrs));
+        let Some(found) = found.filter(ours) else {
+            // It may be the one whose reply was lost.
+            self.spare(store);
+            return Ok(Some(Released::Nothing));
+        };
+        let Some(id) = found.etcd_lease else {
+            self.spare(store);
+            return Ok(Some(Released::Reservation(self.key)));
+        };
+        let deleted = delete(store, &found.key, found.modified).await?;
+        store.spares.add(id);
+        Ok(deleted.then_some(Released::Lease(self.key)))
+    }
+
+    /// The etcd lease is of no use to this node any more.
+    fn spare(&self, store: &Store) {
+        if let Some(lease) = self.etcd_lease {
+            store.spares.add(lease.id);
+        }
     }
 
     /// Whether the key still is ours. Attributes that this node itself replaced a moment ago count as its own.

@@ -111,9 +111,7 @@ impl Keeper {
                         }
                         Some(_) => due,
                     };
-                    if renew {
-                        store.spares.revoke(&store.servers).await;
-                    }
+                    store.spares.revoke(&store.servers).await;
                 }
                 Ok(Settled::Lost { reason }) => {
                     let reason = format!("lease of {} is lost: {reason}", held.key);

@@ -101,7 +101,13 @@ impl EtcdStore {
 
     /// Takes the time limit from a lease; its value stays as it is. Whether it was unchanged since it was read.
     pub async fn make_reservation(&mut self, record: &Record) -> Result<bool, StoreError> {
-        self.store.attach(record, 0).await
+        let store = &self.store;
+        let attached = store.attach(record, 0).await?;
+        if let Some(id) = record.etcd_lease.filter(|_| attached) {
+            store.spares.add(id);
+            store.spares.revoke(&store.servers).await;
+        }
+        Ok(attached)
     }
 
     /// Makes a reservation a lease of the configured duration, which whoever uses it takes up and extends. Whether it was

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::Store;
 use super::challenge::{self, Answer};
+use super::grants::Grant;
 use super::held::{Claim, Held, claim, delete, lifetime, warn_of_twin};
 use super::listing::{Entry, Listing, list};
 use super::write::Write;
@@ -184,6 +185,8 @@ async fn with_retries(
     let mut seed = random_seed();
     let mut backoff = RACE_PAUSES.seeded(random_seed());
     let mut answers = Answers::new();
+    store.spares.settle(&store.servers).await?;
+    let mut grant = store.spares.grant();
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
             sleep(backoff.next_delay()).await;
@@ -218,8 +221,8 @@ async fn with_retries(
                 None
             }
             Subnet::NoneLeft(exhausted) => return Err(StoreError::OutOfSubnets(exhausted)),
-            Subnet::Keep(entry) => keep(store, node.attrs, entry).await?,
-            Subnet::Create(key) => create(store, node.attrs, key, &listing).await?,
+            Subnet::Keep(entry) => keep(store, node.attrs, entry, &mut grant).await?,
+            Subnet::Create(key) => create(store, node.attrs, key, &listing, &mut grant).await?,
         };
         if let Some((held, created, aged)) = written {
             return Ok(Acquired {
@@ -286,6 +289,7 @@ async fn keep(
     store: &Store,
     attrs: &LeaseAttrs,
     entry: &Entry,
+    grant: &mut Grant<'_>,
 ) -> Result<Option<(Held, i64, bool)>, StoreError> {
     let mut held = Held {
         key: entry.key,
@@ -325,7 +329,6 @@ async fn keep(
         let kept = unchanged || held.put(store, Some(lease)).await?;
         return Ok(kept.then_some((held, entry.created, true)));
     }
-    let mut grant = store.spares.grant();
     let lease = grant.lease(&store.servers).await?;
     if held.put(store, Some(lease)).await? {
         grant.attached();
@@ -341,8 +344,8 @@ async fn create(
     attrs: &LeaseAttrs,
     key: SubnetKey,
     listing: &Listing,
+    grant: &mut Grant<'_>,
 ) -> Result<Option<(Held, i64, bool)>, StoreError> {
-    let mut grant = store.spares.grant();
     let lease = grant.lease(&store.servers).await?;
     let name = store.key(&key);
     let compares = free(store, &key, listing);

@@ -5,9 +5,11 @@
 //! used, for whatever reason, is remembered as spare, used for the next key, or revoked when there is time for that.
 //!
 //! Nothing is revoked before the server has said that no key hangs on it: a write whose reply was lost may have been
-//! committed.
+//! committed. And it may be under way yet. So what a write of unknown outcome used is not used again but revoked before the
+//! next key is chosen: from then on that write is either seen or fails.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use etcd_client::{LeaseGrantOptions, LeaseTimeToLiveOptions};
 use tracing::debug;
@@ -17,9 +19,18 @@ use super::servers::{Servers, code};
 use crate::lease::StoreError;
 use crate::retry::random_seed;
 
-/// The spare ones, by id.
+/// The spare ones.
 #[derive(Debug, Default)]
-pub(super) struct Spares(Mutex<Vec<i64>>);
+pub(super) struct Spares(Mutex<Ids>);
+
+/// By id.
+#[derive(Debug, Default)]
+struct Ids {
+    /// Asked for, and used by no write.
+    unused: Vec<i64>,
+    /// Perhaps used by a write that is under way yet, or left by a key.
+    used: Vec<i64>,
+}
 
 /// An etcd lease for a key that is about to be written. Spare again when dropped, unless it was attached.
 #[derive(Debug)]
@@ -41,19 +52,27 @@ impl Spares {
 
     /// Remembers an etcd lease that no key needs any more.
     pub(super) fn add(&self, id: i64) {
-        self.list(|spares| spares.push(id));
+        self.ids(|ids| ids.used.push(id));
+    }
+
+    /// Sees to it that no write of unknown outcome is committed from now on.
+    pub(super) async fn settle(&self, servers: &Servers) -> Result<(), StoreError> {
+        while let Some(id) = self.ids(|ids| ids.used.pop()) {
+            // Spare still if this fails.
+            let mut grant = self.taken(id);
+            revoke_unused(servers, id).await?;
+            grant.id = None;
+        }
+        Ok(())
     }
 
     /// Gives the spare ones back to the server. What fails more than a few times is tried again the next time.
     pub(super) async fn revoke(&self, servers: &Servers) {
         const TRIES: u32 = 3;
-        for id in self.list(std::mem::take) {
+        let Ids { unused, used } = self.ids(std::mem::take);
+        for id in used.into_iter().chain(unused) {
             // Spare still if the caller loses patience.
-            let mut grant = Grant {
-                spares: self,
-                id: Some(id),
-                lease: None,
-            };
+            let mut grant = self.taken(id);
             for _ in 0..TRIES {
                 match revoke_unused(servers, id).await {
                     Ok(()) => {
@@ -66,7 +85,17 @@ impl Spares {
         }
     }
 
-    fn list<T>(&self, change: impl FnOnce(&mut Vec<i64>) -> T) -> T {
+    /// One that is to be revoked.
+    fn taken(&self, id: i64) -> Grant<'_> {
+        let ttl = Duration::ZERO;
+        Grant {
+            spares: self,
+            id: Some(id),
+            lease: Some(EtcdLease { id, ttl }),
+        }
+    }
+
+    fn ids<T>(&self, change: impl FnOnce(&mut Ids) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -80,7 +109,7 @@ impl Grant<'_> {
             return Ok(lease);
         }
         for _ in 0..TRIES {
-            let spare = self.spares.list(Vec::pop);
+            let spare = self.spares.ids(|ids| ids.unused.pop());
             let id = *self.id.get_or_insert_with(|| spare.unwrap_or_else(new_id));
             if let Some(lease) = grant(servers, id).await? {
                 self.lease = Some(lease);
@@ -92,16 +121,20 @@ impl Grant<'_> {
         Err(servers.silence())
     }
 
-    /// A key hangs on it now.
-    pub(super) fn attached(mut self) {
-        self.id = None;
+    /// A key hangs on it now. The next one is another.
+    pub(super) fn attached(&mut self) {
+        (self.id, self.lease) = (None, None);
     }
 }
 
 impl Drop for Grant<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.spares.add(id);
+            let is_used = self.lease.is_some();
+            self.spares.ids(|ids| match is_used {
+                true => ids.used.push(id),
+                false => ids.unused.push(id),
+            });
         }
     }
 }

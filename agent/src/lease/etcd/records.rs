@@ -117,10 +117,10 @@ impl EtcdStore {
         let mut grant = store.spares.grant();
         let lease = grant.lease(&store.servers).await?;
         let attached = store.attach(record, lease.id).await;
-        match attached {
-            Ok(true) => grant.attached(),
-            Ok(false) | Err(_) => drop(grant),
+        if matches!(attached, Ok(true)) {
+            grant.attached();
         }
+        drop(grant);
         store.spares.revoke(&store.servers).await;
         attached
     }

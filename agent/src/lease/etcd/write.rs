@@ -134,7 +134,7 @@ impl<'a> Write<'a> {
                         response.header().map_or(0, |header| header.revision()),
                     ));
                 }
-                Ok(_) if lost_reply.is_none() => return Ok(None),
+                // Or this is the answer to a request that something on the way sent twice.
                 Ok(_) => true,
                 Err(error @ StoreError::Unreachable { .. }) => {
                     lost_reply = Some(error);
@@ -146,7 +146,7 @@ impl<'a> Write<'a> {
             match self.trace(found.kvs().first().map(Found::from)) {
                 Trace::Done(revision) => return Ok(Some(revision)),
                 Trace::Other => return Ok(None),
-                // What an earlier try compared does not hold either, so it never will be committed.
+                // Another of the comparisons. For an earlier try it does not hold either.
                 Trace::Untouched if refused => return Ok(None),
                 Trace::Untouched => {}
             }

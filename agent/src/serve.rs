@@ -46,6 +46,13 @@ pub enum Error {
     /// It is not said where.
     #[error("remote.listen is not set: expected HOST:PORT or fd://, for example --listen=:8889")]
     Nowhere,
+    /// Whoever comes would be let in.
+    #[error(
+        "clients are not asked for certificates: whoever reaches this address could take subnets, and read whose the others \
+         are. Expected remote.cafile, remote.certfile and remote.keyfile, or remote.insecure = true (--insecure) where the \
+         network is trusted as a whole"
+    )]
+    Insecure,
     /// Certificates cannot be used.
     #[error("the certificates for clients are wrong")]
     Tls(#[from] TlsError),
@@ -69,7 +76,10 @@ pub enum Error {
 impl Error {
     /// Whether only changed settings help.
     pub fn is_bad_configuration(&self) -> bool {
-        matches!(self, Self::Nowhere | Self::Tls(_) | Self::Etcd(_))
+        matches!(
+            self,
+            Self::Nowhere | Self::Insecure | Self::Tls(_) | Self::Etcd(_)
+        )
     }
 }
 
@@ -83,6 +93,9 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("SIGINT"))?;
     let remote = &settings.remote;
     let listen = remote.listen.as_ref().ok_or(Error::Nowhere)?;
+    if remote.cafile.is_none() && !remote.insecure {
+        return Err(Error::Insecure);
+    }
     let tls = Tls::new(Files {
         cafile: remote.cafile.clone(),
         certfile: remote.certfile.clone(),

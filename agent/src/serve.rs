@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use self::connections::Tls;
@@ -39,6 +39,9 @@ const LONGEST_BODY: usize = 80 * 1024;
 
 /// How often the status is told, and the service manager that the server is alive.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// How long what is being written to etcd may still take when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the server ended by itself.
 #[derive(Debug, Error)]
@@ -128,6 +131,10 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         _ = interrupt.recv() => {}
     }
     service.stopping();
+    // Connections are closed; what clients asked for is not left half done.
+    if timeout(STOP_TIMEOUT, site.finish()).await.is_err() {
+        warn!("stopping while etcd has not answered to all that clients asked for");
+    }
     info!("stopping; the leases stay, and clients go on without a server");
     Ok(())
 }

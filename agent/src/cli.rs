@@ -339,6 +339,10 @@ pub struct SettingsFlags {
     /// The key to that certificate, PEM [remote.keyfile; default: none]
     #[arg(long, value_name = "FILE", help_heading = "remote")]
     pub(crate) remote_keyfile: Option<String>,
+    /// Let `selvage serve` take clients without a certificate [remote.insecure; default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "remote", value_parser = parse_bool)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) insecure: Option<bool>,
 
     /// Interface that carries the overlay, or an address it has; repeated, the first that is there
     /// [underlay.interfaces; default: the default route's]

@@ -1,10 +1,13 @@
 //! The HTTP server that health endpoints and the control socket share.
 //!
 //! It may listen on every address, so whoever can reach the host can talk to it. Each connection gets one answer and a
-//! few seconds; there are at most [`MAX_CONNECTIONS`] at a time, and what comes above waits in the kernel's queue.
+//! few seconds; there are at most [`MAX_CONNECTIONS`] at a time. Who comes above that takes the place of the one who has
+//! had most of his time, of the address that has most connections: a slow client harms nobody but itself.
 
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -17,13 +20,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::body::Text;
 pub(crate) use self::get::{Trouble, get};
 use crate::logging::Repeats;
+use crate::net::site_of;
 
 mod body;
 mod get;
@@ -39,6 +43,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many connections are served at a time.
 pub(crate) const MAX_CONNECTIONS: usize = 64;
+
+/// How many of them one address may have, of IPv6 one /64.
+pub(crate) const MAX_PER_ADDRESS: usize = 16;
 
 /// How long to wait when the system has no room for another connection (`EMFILE` and the like).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -84,23 +91,25 @@ pub(crate) trait Listener: Send {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// Waits for the next connection. Cancel-safe.
-    fn accept(&mut self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    /// Waits for the next connection, and from which address it comes, where that says anything. Cancel-safe.
+    fn accept(&mut self)
+    -> impl Future<Output = io::Result<(Self::Stream, Option<IpAddr>)>> + Send;
 }
 
 impl Listener for TcpListener {
     type Stream = tokio::net::TcpStream;
 
-    async fn accept(&mut self) -> io::Result<Self::Stream> {
-        Ok(TcpListener::accept(self).await?.0)
+    async fn accept(&mut self) -> io::Result<(Self::Stream, Option<IpAddr>)> {
+        let (stream, from) = TcpListener::accept(self).await?;
+        Ok((stream, Some(from.ip())))
     }
 }
 
 impl Listener for UnixListener {
     type Stream = tokio::net::UnixStream;
 
-    async fn accept(&mut self) -> io::Result<Self::Stream> {
-        Ok(UnixListener::accept(self).await?.0)
+    async fn accept(&mut self) -> io::Result<(Self::Stream, Option<IpAddr>)> {
+        Ok((UnixListener::accept(self).await?.0, None))
     }
 }
 
@@ -115,19 +124,20 @@ pub(crate) async fn serve(
     let mut stop = pin!(stop);
     let (stopping, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
+    let mut crowd = Crowd::default();
     let mut refused = Repeats::default();
     loop {
         tokio::select! {
             () = &mut stop => break,
             Some(_) = connections.join_next() => (),
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok(stream) => {
+            accepted = listener.accept(), if crowd.has_place(connections.len()) => match accepted {
+                Ok((stream, from)) => {
                     if let Some(seen) = refused.end(Instant::now()) {
                         info!("connections are accepted again; that they were not was {seen}");
                     }
                     let site = site.clone();
                     let stopped = stopped.clone();
-                    connections.spawn(async move {
+                    let connection = connections.spawn(async move {
                         let served = timeout(CONNECTION_TIMEOUT, connection(stream, site, stopped)).await;
                         match served {
                             Ok(Ok(())) => (),
@@ -135,6 +145,9 @@ pub(crate) async fn serve(
                             Err(_) => debug!("connection took too long"),
                         }
                     });
+                    if let Some(from) = from {
+                        crowd.add(from, connection, connections.len());
+                    }
                 }
                 Err(error) => {
                     let fault = format!("failed to accept a connection: {error}");
@@ -152,6 +165,37 @@ pub(crate) async fn serve(
     let drained = async { while connections.join_next().await.is_some() {} };
     // What is left is cut off when the set is dropped.
     let _ = timeout(STOP_TIMEOUT, drained).await;
+}
+
+/// The connections whose address is known, the oldest of each first.
+#[derive(Default)]
+struct Crowd(HashMap<IpAddr, VecDeque<AbortHandle>>);
+
+impl Crowd {
+    /// Whether another one can be served, if need be in the place of one of these.
+    fn has_place(&self, served: usize) -> bool {
+        served < MAX_CONNECTIONS || !self.0.is_empty()
+    }
+
+    /// One more is served, and with it so many as `served`; ends the one whose place it takes.
+    fn add(&mut self, from: IpAddr, connection: AbortHandle, served: usize) {
+        self.0.retain(|_, those| {
+            those.retain(|connection| !connection.is_finished());
+            !those.is_empty()
+        });
+        let own = self.0.entry(site_of(from)).or_default();
+        own.push_back(connection);
+        let crowded = if own.len() > MAX_PER_ADDRESS {
+            Some(own)
+        } else if served > MAX_CONNECTIONS {
+            self.0.values_mut().max_by_key(|those| those.len())
+        } else {
+            None
+        };
+        if let Some(oldest) = crowded.and_then(VecDeque::pop_front) {
+            oldest.abort();
+        }
+    }
 }
 
 /// Serves one connection: one request, one answer.

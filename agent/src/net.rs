@@ -203,6 +203,14 @@ pub fn unusable_v6(address: Ipv6Addr) -> Option<&'static str> {
     }
 }
 
+/// Whom an address is counted for: the /64 of an IPv6 address, all of whose addresses one host may have (RFC 4291 §2.5.4).
+pub(crate) fn site_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

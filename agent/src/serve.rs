@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use self::connections::Tls;
@@ -40,12 +40,22 @@ const LONGEST_BODY: usize = 80 * 1024;
 /// How often the status is told, and the service manager that the server is alive.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
+/// How long what is being written to etcd may still take when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Why the server ended by itself.
 #[derive(Debug, Error)]
 pub enum Error {
     /// It is not said where.
     #[error("remote.listen is not set: expected HOST:PORT or fd://, for example --listen=:8889")]
     Nowhere,
+    /// Whoever comes would be let in.
+    #[error(
+        "clients are not asked for certificates: whoever reaches this address could take subnets, and read whose the others \
+         are. Expected remote.cafile, remote.certfile and remote.keyfile, or remote.insecure = true (--insecure) where the \
+         network is trusted as a whole"
+    )]
+    Insecure,
     /// Certificates cannot be used.
     #[error("the certificates for clients are wrong")]
     Tls(#[from] TlsError),
@@ -69,7 +79,10 @@ pub enum Error {
 impl Error {
     /// Whether only changed settings help.
     pub fn is_bad_configuration(&self) -> bool {
-        matches!(self, Self::Nowhere | Self::Tls(_) | Self::Etcd(_))
+        matches!(
+            self,
+            Self::Nowhere | Self::Insecure | Self::Tls(_) | Self::Etcd(_)
+        )
     }
 }
 
@@ -83,6 +96,9 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("SIGINT"))?;
     let remote = &settings.remote;
     let listen = remote.listen.as_ref().ok_or(Error::Nowhere)?;
+    if remote.cafile.is_none() && !remote.insecure {
+        return Err(Error::Insecure);
+    }
     let tls = Tls::new(Files {
         cafile: remote.cafile.clone(),
         certfile: remote.certfile.clone(),
@@ -115,6 +131,10 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         _ = interrupt.recv() => {}
     }
     service.stopping();
+    // Connections are closed; what clients asked for is not left half done.
+    if timeout(STOP_TIMEOUT, site.finish()).await.is_err() {
+        warn!("stopping while etcd has not answered to all that clients asked for");
+    }
     info!("stopping; the leases stay, and clients go on without a server");
     Ok(())
 }

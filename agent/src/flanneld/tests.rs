@@ -222,8 +222,10 @@ fn client_and_server_flags_are_flannel_0_5_s() {
     assert_eq!(remote.keyfile.unwrap().to_str(), Some("/key"));
     let by_variable = settings(&[], &[("FLANNELD_REMOTE", "10.0.0.1:8889")]).remote;
     assert_eq!(by_variable.servers, ["http://10.0.0.1:8889"]);
-    let listen = settings(&["-listen=fd://4"], &[]).remote.listen;
-    assert_eq!(listen, Some(Listen::Descriptor(4)));
+    let serving = settings(&["-listen=fd://4"], &[]).remote;
+    assert_eq!(serving.listen, Some(Listen::Descriptor(4)));
+    // As flannel, which had no word for it.
+    assert!(serving.insecure);
     assert_eq!(
         refusal(&["-listen=:8889", "-remote=10.0.0.1:8889"]),
         "flag --listen and flag --remote exclude each other: a flanneld either serves leases or asks for one"

@@ -31,6 +31,7 @@ use tracing::{debug, warn};
 use super::request::Client;
 use super::site::Shared;
 use crate::logging::chain;
+use crate::net::site_of;
 use crate::remote::tls::{Files, TlsError};
 
 /// How long a TLS handshake may take.
@@ -241,12 +242,5 @@ impl Refusals {
         let unreported = std::mem::take(&mut self.more);
         warn!(client = %address, unreported, "a client is not let in: {why}");
         self.last = Some(now);
-    }
-}
-/// Whom an address is counted for: the /64 of an IPv6 address, all of whose addresses one host may have (RFC 4291 §2.5.4).
-fn site_of(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
     }
 }

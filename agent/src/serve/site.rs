@@ -1,4 +1,7 @@
 //! The REST interface: from a request to what is done in etcd, and what is answered.
+//!
+//! What is written is written to its end, in a task of its own: a client that goes away, or waits no longer, must not leave
+//! half of it in etcd.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
@@ -7,10 +10,11 @@ use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
+use hyper::http::request::Parts;
 use hyper::{Request, Response, Uri};
 use ipnet::Ipv4Net;
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info};
 
@@ -50,7 +54,9 @@ const MOST_FORMER: usize = 16;
 #[derive(Debug)]
 pub(super) struct Site {
     networks: Networks,
-    work: Semaphore,
+    work: Arc<Semaphore>,
+    /// Taken while a host gets its lease: when it asks again, impatient, it gets the same one. Each is for many hosts.
+    taking: [Mutex<()>; 64],
 }
 
 type Answer = Result<Response<Full<Bytes>>, Refusal>;
@@ -59,7 +65,8 @@ impl Site {
     pub(super) fn new(networks: Networks) -> Self {
         Self {
             networks,
-            work: Semaphore::new(AT_ONCE),
+            work: Arc::new(Semaphore::new(AT_ONCE)),
+            taking: [const { Mutex::const_new(()) }; 64],
         }
     }
 
@@ -69,7 +76,7 @@ impl Site {
 
     /// Answers a request.
     pub(super) async fn answer(
-        &self,
+        self: &Arc<Self>,
         client: &Client,
         request: Request<Incoming>,
     ) -> Response<Full<Bytes>> {
@@ -77,11 +84,10 @@ impl Site {
         let answered = match target(&head.method, &head.uri) {
             None => Err(Refusal::NotFound),
             Some((Verb::Get, what)) => self.read(&head.uri, what).await,
-            Some((verb, what)) => match read_body(body).await {
+            Some(_) => match read_body(body).await {
                 Ok(body) => {
-                    let writing = self.write(client, verb, &what, &head.uri, &body);
                     let late = "etcd took too long to answer".to_owned();
-                    self.worked(writing)
+                    self.written(client, &head, body)
                         .await
                         .unwrap_or(Err(Refusal::Failed(Reason::Unreachable, late)))
                 }
@@ -102,6 +108,36 @@ impl Site {
             work.await
         });
         worked.await.ok()
+    }
+
+    /// Writes to etcd when its turn has come, whoever waits for that; `None` if that takes too long.
+    async fn written(
+        self: &Arc<Self>,
+        client: &Client,
+        head: &Parts,
+        body: String,
+    ) -> Option<Answer> {
+        let deadline = Instant::now() + WORK_TIMEOUT;
+        let turn = timeout_at(deadline, Arc::clone(&self.work).acquire_owned());
+        let turn = turn.await.ok()?;
+        let (site, client) = (Arc::clone(self), client.clone());
+        let (method, uri) = (head.method.clone(), head.uri.clone());
+        let writing = tokio::spawn(async move {
+            let _turn = turn;
+            match target(&method, &uri) {
+                Some((verb, what)) => site.write(&client, verb, &what, &uri, &body).await,
+                None => Err(Refusal::NotFound),
+            }
+        });
+        timeout_at(deadline, writing).await.ok()?.ok()
+    }
+
+    /// Waits until nothing is being written, and lets nothing more begin.
+    pub(super) async fn finish(&self) {
+        let all = u32::try_from(AT_ONCE).unwrap_or(u32::MAX);
+        if let Ok(turns) = self.work.acquire_many(all).await {
+            turns.forget();
+        }
     }
 
     async fn read(&self, uri: &Uri, what: Target<'_>) -> Answer {
@@ -156,6 +192,8 @@ impl Site {
                     None => None,
                 };
                 let restarted = parameter(uri, "restarted").is_none_or(|value| value != "false");
+                let host = (&**name, attrs.owner.as_deref(), attrs.public_address());
+                let _alone = self.taking(&host).lock().await;
                 let granted = network.broker.acquire(&attrs, previous, restarted).await?;
                 info!(
                     subnet = %granted.lease.key,
@@ -211,6 +249,13 @@ impl Site {
             }
             _ => Err(Refusal::NotFound),
         }
+    }
+
+    fn taking(&self, host: &impl Hash) -> &Mutex<()> {
+        let mut hasher = DefaultHasher::new();
+        host.hash(&mut hasher);
+        let [first, ..] = hasher.finish().to_ne_bytes();
+        &self.taking[usize::from(first) % self.taking.len()]
     }
 
     /// One lease, with the time that it ends at; with a cursor when something happened to it.

@@ -75,6 +75,7 @@ impl Environment {
                 cafile: self.text(key::REMOTE_CAFILE),
                 certfile: self.text(key::REMOTE_CERTFILE),
                 keyfile: self.text(key::REMOTE_KEYFILE),
+                insecure: self.parse(key::REMOTE_INSECURE, parse_bool)?,
             },
             underlay: Underlay {
                 interfaces: self.one(key::UNDERLAY_INTERFACES),

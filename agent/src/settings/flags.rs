@@ -31,6 +31,7 @@ pub(super) fn fragment(flags: &SettingsFlags) -> Fragment {
             cafile: text(&flags.remote_cafile),
             certfile: text(&flags.remote_certfile),
             keyfile: text(&flags.remote_keyfile),
+            insecure: switch(flags.insecure),
         },
         underlay: Underlay {
             interfaces: list(&flags.iface),

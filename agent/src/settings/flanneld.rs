@@ -144,6 +144,8 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
             cafile: path(key::REMOTE_CAFILE),
             certfile: path(key::REMOTE_CERTFILE),
             keyfile: path(key::REMOTE_KEYFILE),
+            // flannel took whoever came, and had no word for it.
+            insecure: text(key::REMOTE_LISTEN).map(|_| unplaced(true)),
             ..Remote::default()
         },
         underlay: Underlay {

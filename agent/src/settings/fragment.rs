@@ -61,6 +61,8 @@ pub(super) struct Remote {
     pub(super) certfile: Option<Spanned<String>>,
     /// File of the key to it, PEM (default: none); needs `certfile`.
     pub(super) keyfile: Option<Spanned<String>>,
+    /// Whether `selvage serve` takes clients without a certificate (default: false).
+    pub(super) insecure: Option<Spanned<bool>>,
 }
 
 /// `[underlay]`: what carries the overlay's packets.

@@ -86,6 +86,7 @@ pub(super) struct Inputs {
     pub(super) remote_cafile: Option<Sourced<String>>,
     pub(super) remote_certfile: Option<Sourced<String>>,
     pub(super) remote_keyfile: Option<Sourced<String>>,
+    pub(super) remote_insecure: Option<Sourced<bool>>,
     pub(super) interfaces: Option<Sourced<Vec<String>>>,
     pub(super) interface_regex: Option<Sourced<Vec<String>>>,
     pub(super) can_reach: Option<Sourced<String>>,
@@ -143,6 +144,7 @@ impl Inputs {
             remote_cafile, REMOTE_CAFILE, remote.cafile;
             remote_certfile, REMOTE_CERTFILE, remote.certfile;
             remote_keyfile, REMOTE_KEYFILE, remote.keyfile;
+            remote_insecure, REMOTE_INSECURE, remote.insecure;
             interfaces, UNDERLAY_INTERFACES, underlay.interfaces;
             interface_regex, UNDERLAY_INTERFACE_REGEX, underlay.interface_regex;
             can_reach, UNDERLAY_CAN_REACH, underlay.can_reach;

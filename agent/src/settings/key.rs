@@ -56,6 +56,7 @@ pub(super) const REMOTE_LISTEN: Key = Key::new("remote.listen", "listen");
 pub(super) const REMOTE_CAFILE: Key = Key::new("remote.cafile", "remote-cafile");
 pub(super) const REMOTE_CERTFILE: Key = Key::new("remote.certfile", "remote-certfile");
 pub(super) const REMOTE_KEYFILE: Key = Key::new("remote.keyfile", "remote-keyfile");
+pub(super) const REMOTE_INSECURE: Key = Key::new("remote.insecure", "insecure");
 pub(super) const UNDERLAY_INTERFACES: Key = Key::new("underlay.interfaces", "iface");
 pub(super) const UNDERLAY_INTERFACE_REGEX: Key =
     Key::new("underlay.interface-regex", "iface-regex");
@@ -86,7 +87,7 @@ pub(super) const AGENT_LEAVE_ON_STOP: Key = Key::new("agent.leave-on-stop", "lea
 
 /// Every setting, in the order of the sample file.
 #[cfg(test)]
-pub(super) const ALL: [Key; 37] = [
+pub(super) const ALL: [Key; 38] = [
     ETCD_ENDPOINTS,
     ETCD_PREFIX,
     ETCD_CAFILE,
@@ -101,6 +102,7 @@ pub(super) const ALL: [Key; 37] = [
     REMOTE_CAFILE,
     REMOTE_CERTFILE,
     REMOTE_KEYFILE,
+    REMOTE_INSECURE,
     UNDERLAY_INTERFACES,
     UNDERLAY_INTERFACE_REGEX,
     UNDERLAY_CAN_REACH,

@@ -19,6 +19,8 @@ pub struct Remote {
     pub certfile: Option<PathBuf>,
     /// The key to our certificate (PEM).
     pub keyfile: Option<PathBuf>,
+    /// Whether a server takes clients without a certificate.
+    pub insecure: bool,
 }
 
 /// Where a server listens.

@@ -4,25 +4,13 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join;
 
+use crate::dice::Dice;
 use crate::server::{Server, free_port};
 use crate::*;
 
 const MARKER: &str = "10.5.255.0-24";
 
 const GRACE: Duration = Duration::from_millis(500);
-
-/// A sequence of numbers that look random and are the same in each run.
-pub(crate) struct Dice(pub(crate) u64);
-
-impl Dice {
-    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (self.0 >> 33) % sides
-    }
-}
 
 /// Writes, overwrites, spoils and deletes leases at random.
 async fn meddle(client: &mut Client, dice: &mut Dice) {

@@ -24,8 +24,8 @@ use tokio::task::JoinSet;
 use self::admin::Admin;
 use self::findings::Etcd;
 use self::life::Node;
-use crate::chaos::Dice;
-use crate::proxy::{Faults, Proxy};
+use crate::dice::Dice;
+use crate::proxy::{Faults, Proxy, granted};
 use crate::server::Server;
 use crate::*;
 
@@ -206,4 +206,14 @@ async fn whatever_replies_are_lost_the_lease_is_held_is_ours_and_nothing_is_left
     // Beside the leases that the proxies saw there are none.
     let leases = server.client().await.leases().await.unwrap();
     assert_eq!(leases.leases().len(), 0, "etcd leases that nobody saw");
+}
+
+#[test]
+fn the_id_of_a_granted_lease_is_found() {
+    let header = [0x0a, 3, 8, 0x96, 1];
+    let id = [0x10, 0xe7, 0xa7, 0x9a, 0xd5, 7];
+    let message = [&[0, 0, 0, 0, 13][..], &header, &id, &[0x18, 60]].concat();
+    assert_eq!(granted(&message), Some(0x7aa6_93e7));
+    assert_eq!(granted(&message[..8]), None);
+    assert_eq!(granted(&[]), None);
 }

@@ -9,6 +9,7 @@
 mod acquire;
 mod authority;
 mod chaos;
+mod dice;
 mod events;
 mod failures;
 mod families;

@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep};
 
 use crate::authority::loopback;
-use crate::chaos::Dice;
+use crate::dice::Dice;
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 type Payload = UnsyncBoxBody<Bytes, Failed>;
@@ -43,6 +43,8 @@ pub(crate) struct Faults {
     pub(crate) most: u64,
     /// Whether some are never answered, so that the store waits until its own deadline.
     pub(crate) silence: bool,
+    /// Calls of this name are held up for so long.
+    pub(crate) slow: Option<(&'static str, Duration)>,
 }
 
 /// Listens until it is dropped.
@@ -61,6 +63,7 @@ struct State {
     dice: Dice,
     left: u64,
     silence: bool,
+    slow: Option<(&'static str, Duration)>,
     calls: u32,
     /// What was done to which call.
     log: Vec<String>,
@@ -114,6 +117,7 @@ impl Proxy {
                 dice,
                 left: faults.most,
                 silence: faults.silence,
+                slow: faults.slow,
                 calls: 0,
                 log: Vec::new(),
                 granted: BTreeSet::new(),
@@ -163,6 +167,12 @@ impl Shared {
     fn fate(&self, call: &str) -> Fate {
         let mut state = self.state();
         state.calls += 1;
+        if let Some((name, before)) = state.slow
+            && name == call
+        {
+            let after = Duration::ZERO;
+            return Fate::Delay { before, after };
+        }
         // Reads are many, and a read that fails changes nothing.
         let often = match call {
             "Range" | "LeaseTimeToLive" | "Watch" => 6,
@@ -438,7 +448,7 @@ impl Body for Cut {
 }
 
 /// The id in a `LeaseGrantResponse`: field 2, a number. The message comes after a flag and its length in four bytes.
-fn granted(body: &[u8]) -> Option<i64> {
+pub(crate) fn granted(body: &[u8]) -> Option<i64> {
     let mut rest = body.get(5..)?;
     while !rest.is_empty() {
         let tag = varint(&mut rest)?;
@@ -465,14 +475,4 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
         }
     }
     None
-}
-
-#[test]
-fn the_id_of_a_granted_lease_is_found() {
-    let header = [0x0a, 3, 8, 0x96, 1];
-    let id = [0x10, 0xe7, 0xa7, 0x9a, 0xd5, 7];
-    let message = [&[0, 0, 0, 0, 13][..], &header, &id, &[0x18, 60]].concat();
-    assert_eq!(granted(&message), Some(0x7aa6_93e7));
-    assert_eq!(granted(&message[..8]), None);
-    assert_eq!(granted(&[]), None);
 }

@@ -15,7 +15,7 @@ fn serve(machine: &Host, arguments: &[String]) -> Program {
     let address = std::net::SocketAddr::from((machine.address, 8889));
     let mut command = machine.selvage("serve");
     command
-        .args(["--listen", &address.to_string()])
+        .args(["--insecure", "--listen", &address.to_string()])
         .args(arguments);
     Program::run(command, address)
 }

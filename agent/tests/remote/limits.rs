@@ -116,7 +116,8 @@ async fn sockets_of_the_service_manager_are_served() {
         let script = r#"export LISTEN_PID=$$; exec "$0" "$@""#;
         command
             .args(["-c", script, env!("CARGO_BIN_EXE_selvage"), "serve"])
-            .args(["--listen", listen, "--etcd-endpoints", &etcd.url()])
+            .args(["--insecure", "--listen", listen])
+            .args(["--etcd-endpoints", &etcd.url()])
             .env("LISTEN_FDS", sockets);
         command
     };
@@ -164,9 +165,24 @@ fn server_that_cannot_serve_says_why_and_ends() {
             "flag --listen: remote.listen = \"x\": expected HOST:PORT",
         ),
         (
-            &["--listen", taken.as_str()],
+            &["--insecure", "--listen", taken.as_str()],
             1,
             "failed to listen on 127.0.0.1:",
+        ),
+        (
+            &[
+                "--insecure",
+                "--listen=:1",
+                "--remote-certfile=/no/cert",
+                "--remote-keyfile=/no/key",
+            ],
+            78,
+            "the certificates for clients are wrong: failed to read /no/cert",
+        ),
+        (
+            &["--listen=:1"],
+            78,
+            "clients are not asked for certificates: whoever reaches this address could take subnets",
         ),
         (
             &[
@@ -175,7 +191,7 @@ fn server_that_cannot_serve_says_why_and_ends() {
                 "--remote-keyfile=/no/key",
             ],
             78,
-            "the certificates for clients are wrong: failed to read /no/cert",
+            "Expected remote.cafile, remote.certfile and remote.keyfile, or remote.insecure = true (--insecure)",
         ),
         (
             &["--listen=:1", "--remote-cafile=/no/ca"],

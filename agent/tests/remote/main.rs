@@ -23,6 +23,8 @@
 mod authority;
 #[path = "../overlay/cluster.rs"]
 mod cluster;
+#[path = "../etcd/dice.rs"]
+mod dice;
 #[path = "../etcd/server.rs"]
 mod etcd;
 mod fleet;
@@ -36,7 +38,10 @@ mod limits;
 mod namespace;
 mod old;
 mod program;
+#[path = "../etcd/proxy.rs"]
+mod proxy;
 mod rest;
 mod stores;
+mod unfinished;
 #[path = "../overlay/wait.rs"]
 mod wait;

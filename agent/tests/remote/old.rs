@@ -107,6 +107,7 @@ async fn server_of_2015_is_understood() {
         cafile: None,
         certfile: None,
         keyfile: None,
+        insecure: false,
     };
     let mut store = RemoteStore::new(&settings, "m9".to_owned()).unwrap();
     let attrs = LeaseAttrs {

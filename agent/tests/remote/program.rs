@@ -31,6 +31,12 @@ impl Program {
             .args(["serve", "--etcd-endpoints", &etcd.url()])
             .args(["--listen", &address.to_string()])
             .args(arguments);
+        if !arguments
+            .iter()
+            .any(|arg| arg.starts_with("--remote-cafile"))
+        {
+            command.arg("--insecure");
+        }
         Self::run(command, address)
     }
 

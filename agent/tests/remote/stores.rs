@@ -25,6 +25,7 @@ pub(crate) fn settings(servers: &[String]) -> Remote {
         cafile: None,
         certfile: None,
         keyfile: None,
+        insecure: false,
     }
 }
 

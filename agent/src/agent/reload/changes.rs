@@ -103,6 +103,7 @@ fn describe(settings: &Settings) -> Vec<Described> {
         cafile: remote_cafile,
         certfile: remote_certfile,
         keyfile: remote_keyfile,
+        insecure,
     } = remote;
     let Etcd {
         endpoints,
@@ -160,6 +161,7 @@ fn describe(settings: &Settings) -> Vec<Described> {
         fixed("remote.cafile", path(remote_cafile)),
         fixed("remote.certfile", path(remote_certfile)),
         fixed("remote.keyfile", path(remote_keyfile)),
+        fixed("remote.insecure", insecure.to_string()),
         fixed(
             "underlay.interfaces",
             list(interfaces.iter().map(|interface| match interface {

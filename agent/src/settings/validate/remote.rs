@@ -1,7 +1,7 @@
 //! `[remote]`, checked.
 
 use super::etcd::together;
-use super::{absolute, optional};
+use super::{absolute, is_on, optional};
 use crate::lease::etcd::endpoint::{self, Endpoint};
 use crate::network_name::NetworkName;
 use crate::settings::inputs::{Inputs, Sourced};
@@ -51,6 +51,7 @@ pub(super) fn remote(inputs: &Inputs, name: Option<&NetworkName>) -> Result<Remo
         cafile,
         certfile,
         keyfile,
+        insecure: is_on(inputs.remote_insecure.as_ref(), false),
     })
 }
 

@@ -6,7 +6,7 @@ use selvage::lease::etcd::{Expected as ExpectedConfig, Record, Records};
 
 use super::findings::Expected;
 use super::{NETWORK, Run};
-use crate::chaos::Dice;
+use crate::dice::Dice;
 use crate::proxy::Faults;
 use crate::*;
 
@@ -31,6 +31,7 @@ impl Admin {
         let faults = Faults {
             most: 3 + dice.roll(12),
             silence: true,
+            slow: None,
         };
         let proxys = Dice(dice.roll(1 << 31));
         let (store, _) = run.store("the administrator", proxys, faults).await;

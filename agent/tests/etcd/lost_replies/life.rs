@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::admin::Admin;
 use super::findings::{Claim, Etcd, Expected};
 use super::{NETWORK, Run};
-use crate::chaos::Dice;
+use crate::dice::Dice;
 use crate::proxy::{Faults, Proxy};
 use crate::*;
 
@@ -206,6 +206,7 @@ async fn store(run: &Run, name: &str, dice: &mut Dice, leaves: bool) -> (EtcdSto
         most: dice.roll(10),
         // Who leaves does not wait for long, and a short lease does not outlast a silence.
         silence: !leaves && !run.renewing,
+        slow: None,
     };
     run.store(name, Dice(dice.roll(1 << 31)), faults).await
 }

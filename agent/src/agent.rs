@@ -33,6 +33,7 @@ use crate::logging::{Repeats, chain};
 use crate::metrics::Events;
 use crate::netlink::{Kernel, KernelError, Monitor};
 use crate::network_config::NetworkConfig;
+use crate::privileges::Privileges;
 use crate::service::Service;
 use crate::settings::Settings;
 use crate::{firewall, machine_id, status, subnet_file};
@@ -72,7 +73,7 @@ impl Error {
 
 /// Runs the agent until SIGTERM or SIGINT. The data plane stays in place when it ends. At SIGHUP `load` reads the settings
 /// anew.
-pub async fn run(settings: Settings, load: Load<'_>) -> Result<(), Error> {
+pub async fn run(settings: Settings, privileges: Privileges, load: Load<'_>) -> Result<(), Error> {
     let listen = |what| move |source| Error::Listen { what, source };
     let hangup = signal(SignalKind::hangup()).map_err(listen("SIGHUP"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(listen("SIGTERM"))?;
@@ -106,6 +107,7 @@ pub async fn run(settings: Settings, load: Load<'_>) -> Result<(), Error> {
     let kernel = Kernel::open()?.of_network(network.as_ref());
     let mut agent = Agent {
         settings,
+        privileges,
         load,
         hangup,
         service: &service,
@@ -154,6 +156,7 @@ enum Never {}
 
 struct Agent<'a, S> {
     settings: Settings,
+    privileges: Privileges,
     load: Load<'a>,
     hangup: Signal,
     service: &'a Service,
@@ -252,9 +255,10 @@ impl<S: LeaseStore> Agent<'_, S> {
         };
         let config = self.store.network_config().await;
         let config = config.map_err(|error| failed(&mut self.events, error))?;
-        let (underlay, backend) = overlay::connect(&self.settings, &config, kernel)
-            .await
-            .map_err(|e| chain(&e))?;
+        let (underlay, backend) =
+            overlay::connect(&self.settings, &self.privileges, &config, kernel)
+                .await
+                .map_err(|e| chain(&e))?;
         let former = Former::find(&self.settings, kernel)
             .await
             .map_err(|e| chain(&e))?;
@@ -445,7 +449,10 @@ impl<S: LeaseStore> Agent<'_, S> {
             tasks.config.done();
             return;
         };
-        match overlay.follow_config(&self.settings, config).await {
+        match overlay
+            .follow_config(&self.settings, &self.privileges, config)
+            .await
+        {
             Ok(changed) => {
                 tasks.config.done();
                 self.new_config = None;

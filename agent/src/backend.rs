@@ -127,6 +127,16 @@ impl BackendConfig {
         }
     }
 
+    /// The UDP port that it receives on; the lower one of two.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Udp(config) => Some(config.port),
+            Self::Vxlan(config) => Some(config.port),
+            Self::Wireguard(config) => Some(config.port.min(config.port_v6)),
+            Self::Alloc | Self::Extension(_) | Self::HostGw | Self::Ipip(_) => None,
+        }
+    }
+
     /// The back end's name.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -13,10 +13,11 @@ use selvage::lease::etcd::{EtcdStore, SettingsError};
 use selvage::lock::Lock;
 use selvage::network_command::{self, NetworkCommandError};
 use selvage::options::{self, OptionsCommand};
+use selvage::privileges::Privileges;
 use selvage::settings::{self, Environment, Settings, Sources};
 use selvage::{
     agent, cleanup, cni, docker_opts, doctor, flanneld, ignition, leave, logging, manual,
-    peers_command, privileges, serve, service, status, sysroot,
+    peers_command, serve, service, status, sysroot,
 };
 
 /// What we are is said by the name that we are called by.
@@ -97,7 +98,8 @@ fn run(command: Command) -> anyhow::Result<u8> {
         }
         Command::Cleanup(flags) => {
             let settings = start(&flags)?;
-            privileges::restrict()?;
+            // The commands that undo an extension's work may need all.
+            let _ = Privileges::restrict(&settings)?;
             runtime()?.block_on(cleanup::run(&settings, &mut stdout))?;
         }
         Command::Status(flags) => {
@@ -160,8 +162,8 @@ fn run(command: Command) -> anyhow::Result<u8> {
 
 fn run_agent(settings: Settings, load: agent::Load<'_>) -> anyhow::Result<()> {
     let _lock = Lock::take(&settings.files.state_dir)?;
-    privileges::restrict()?;
-    runtime()?.block_on(agent::run(settings, load))?;
+    let privileges = Privileges::restrict(&settings)?;
+    runtime()?.block_on(agent::run(settings, privileges, load))?;
     Ok(())
 }
 
@@ -235,6 +237,8 @@ fn sources<'a>(flags: &'a SettingsFlags, environment: &'a Environment) -> Source
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // A thread that looks up names keeps the capabilities that it was started with.
+        .thread_keep_alive(Duration::from_secs(1))
         .build()
         .context("failed to start the runtime")
 }

@@ -24,6 +24,7 @@ use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey, allocate};
 use crate::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::network_config::NetworkConfig;
 use crate::peers::{CheckPeer, PeerTable};
+use crate::privileges::{self, Privileges};
 use crate::reconcile::{Reconciler, Report};
 use crate::settings::Settings;
 use crate::state::{Delta, Key, Object};
@@ -43,6 +44,9 @@ pub(crate) enum ConnectError {
     /// The back end cannot be set up here.
     #[error("the back end")]
     Backend(#[from] OpenError),
+    /// What the back end does not need cannot be given up.
+    #[error("the process's privileges")]
+    Privileges(#[from] privileges::Error),
     /// The network config has no place for the subnet that the host's containers use.
     #[error(
         "the new network config ({networks}) does not allow this host's subnet {own}; restarting the agent gives it another one, and its containers must be restarted then"
@@ -115,11 +119,13 @@ impl Failed {
 /// Finds the underlay and sets up the back end that the network config names. Creates nothing in the kernel.
 pub(crate) async fn connect(
     settings: &Settings,
+    privileges: &Privileges,
     config: &NetworkConfig,
     kernel: &mut Kernel,
 ) -> Result<(Underlay, Arc<dyn Backend>), ConnectError> {
     let underlay = underlay::discover(&settings.underlay, config.families(), None).await?;
     let backend = BackendConfig::parse(config)?;
+    privileges.settle(&backend)?;
     let setup = Setup {
         config,
         underlay: &underlay,
@@ -402,6 +408,7 @@ impl Overlay {
     pub(crate) async fn follow_config(
         &mut self,
         settings: &Settings,
+        privileges: &Privileges,
         config: NetworkConfig,
     ) -> Result<bool, ConnectError> {
         if config == self.config {
@@ -416,7 +423,7 @@ impl Overlay {
         let networks: Vec<IpNet> = config.networks().collect();
         let kernel = self.reconciler.kernel_mut();
         kernel.claim_network(&networks).map_err(OpenError::from)?;
-        let backend = match self.backend_for(settings, &config).await {
+        let backend = match self.backend_for(settings, privileges, &config).await {
             Ok(backend) => backend,
             Err(error) => {
                 let networks: Vec<IpNet> = self.config.networks().collect();
@@ -439,18 +446,26 @@ impl Overlay {
     async fn backend_for(
         &mut self,
         settings: &Settings,
+        privileges: &Privileges,
         config: &NetworkConfig,
     ) -> Result<Arc<dyn Backend>, ConnectError> {
         if self.suits(config) {
             return Ok(Arc::clone(&self.backend));
         }
-        let backend = BackendConfig::parse(config)?;
+        let parsed = BackendConfig::parse(config)?;
+        privileges.settle(&parsed)?;
         let setup = Setup {
             config,
             underlay: &self.underlay,
             state_dir: &settings.files.state_dir,
         };
-        let backend = backend::open(&backend, setup, self.reconciler.kernel_mut()).await?;
+        let backend = backend::open(&parsed, setup, self.reconciler.kernel_mut()).await?;
+        if let Some(lost) = privileges.lost_for(&parsed)? {
+            warn!(
+                "{lost} were given up when the agent started with another back end; where {} fails for want of them, restart the agent",
+                parsed.kind()
+            );
+        }
         // Its first command may have made anew what the others worked on.
         self.reconciler.renew_hooks();
         Ok(backend.into())

@@ -29,6 +29,7 @@ mod hostile;
 mod kernel;
 mod namespace;
 mod networks;
+mod privileges;
 mod readiness;
 mod reload;
 mod secrets;

@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use self::overlay::{Failed, Former, Overlay, Place};
 pub use self::reload::Load;
 use self::task::Task;
+use crate::claim::Claims;
 use crate::clock::Clock;
 use crate::control::{Desk, Questions};
 use crate::health::{BindError, Health, Running, Scrapes, Server};
@@ -71,9 +72,14 @@ impl Error {
     }
 }
 
-/// Runs the agent until SIGTERM or SIGINT. The data plane stays in place when it ends. At SIGHUP `load` reads the settings
+/// Runs the agent until SIGTERM or SIGINT, with what was claimed for it. The data plane stays in place when it ends. At SIGHUP `load` reads the settings
 /// anew.
-pub async fn run(settings: Settings, privileges: Privileges, load: Load<'_>) -> Result<(), Error> {
+pub async fn run(
+    settings: Settings,
+    privileges: Privileges,
+    claims: Claims,
+    load: Load<'_>,
+) -> Result<(), Error> {
     let listen = |what| move |source| Error::Listen { what, source };
     let hangup = signal(SignalKind::hangup()).map_err(listen("SIGHUP"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(listen("SIGTERM"))?;
@@ -104,7 +110,9 @@ pub async fn run(settings: Settings, privileges: Privileges, load: Load<'_>) -> 
         warn!("{}", chain(&error));
     }
     let network = settings.agent.network.clone();
-    let kernel = Kernel::open()?.of_network(network.as_ref());
+    let kernel = Kernel::open()?
+        .of_network(network.as_ref())
+        .with_claims(claims);
     let mut agent = Agent {
         settings,
         privileges,

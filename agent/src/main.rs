@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use selvage::claim::Claims;
 use selvage::cli::{Cli, Command, IgnitionCommand, NetworkCommand, SettingsFlags};
 use selvage::lease::etcd::{EtcdStore, SettingsError};
 use selvage::lock::Lock;
 use selvage::network_command::{self, NetworkCommandError};
+use selvage::network_name::NetworkName;
 use selvage::options::{self, OptionsCommand};
 use selvage::privileges::Privileges;
 use selvage::settings::{self, Environment, Settings, Sources};
@@ -41,14 +43,18 @@ fn main() -> ExitCode {
 /// The agent in flanneld's place: its flags, and 1 for whatever ends it.
 fn flanneld(called: &str, arguments: Vec<OsString>) -> ExitCode {
     let run = |flags: &flanneld::Flags| {
-        let settings = settings::load_flanneld(flags, &Environment::of_process())?;
+        let several = flanneld::Several::default();
+        let load = || {
+            let several = |name: &NetworkName, directory: &Path| several.has(name, directory);
+            settings::load_flanneld(flags, &Environment::of_process(), &several)
+        };
+        let settings = load()?;
         logging::init(&settings.agent.log)?;
         flags.log_advice();
         if settings.remote.listen.is_some() {
             return Ok(runtime()?.block_on(serve::run(&settings))?);
         }
-        let load = || settings::load_flanneld(flags, &Environment::of_process());
-        run_agent(settings, Box::new(load))
+        run_agent(settings, several.into_claims(), Box::new(load))
     };
     match flanneld::flags(called, arguments) {
         Err(done) => done,
@@ -90,7 +96,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
     let mut stdout = io::stdout();
     match command {
         Command::Run(flags) => {
-            run_agent(start(&flags)?, Box::new(|| load(&flags)))?;
+            run_agent(start(&flags)?, Claims::default(), Box::new(|| load(&flags)))?;
         }
         Command::Serve(flags) => {
             let settings = start(&flags)?;
@@ -160,10 +166,10 @@ fn run(command: Command) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn run_agent(settings: Settings, load: agent::Load<'_>) -> anyhow::Result<()> {
+fn run_agent(settings: Settings, claims: Claims, load: agent::Load<'_>) -> anyhow::Result<()> {
     let _lock = Lock::take(&settings.files.state_dir)?;
     let privileges = Privileges::restrict(&settings)?;
-    runtime()?.block_on(agent::run(settings, privileges, load))?;
+    runtime()?.block_on(agent::run(settings, privileges, claims, load))?;
     Ok(())
 }
 

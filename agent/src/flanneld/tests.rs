@@ -35,7 +35,10 @@ fn refusal(words: &[&str]) -> String {
 fn settings(words: &[&str], variables: &[(&str, &str)]) -> Settings {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     let environment: Environment = variables.iter().map(owned).collect();
-    load_flanneld(&given(words, variables).unwrap(), &environment).unwrap()
+    load_flanneld(&given(words, variables).unwrap(), &environment, &|_, _| {
+        true
+    })
+    .unwrap()
 }
 
 #[test]
@@ -475,7 +478,7 @@ fn firewall_is_looked_at_every_five_seconds_or_as_often_as_said() {
 fn wrong_settings_name_the_flag_or_the_variable() {
     let refused = |words: &[&str], variables: &[(&str, &str)]| {
         let flags = given(words, variables).unwrap();
-        load_flanneld(&flags, &Environment::default())
+        load_flanneld(&flags, &Environment::default(), &|_, _| false)
             .unwrap_err()
             .to_string()
     };

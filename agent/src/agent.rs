@@ -185,7 +185,7 @@ struct Agent<'a, S> {
     ruleset: firewall::Watcher,
     /// The lease that was logged last.
     lease: Option<SubnetKey>,
-    /// What joining waits for.
+    /// What joining waits for, without the details.
     waiting: Option<String>,
     waits: Repeats,
     /// What is wrong with the store while it cannot be reached.
@@ -235,8 +235,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                 warn!("waiting for {line}");
             }
             self.tell_waiting(&reason);
-            if self.waiting.as_ref() != Some(&reason) {
-                self.waiting = Some(reason);
+            // In other words it may still be the same: a command prints what it likes.
+            let what = reason.split(": ").next().unwrap_or_default();
+            if self.waiting.as_deref() != Some(what) {
+                self.waiting = Some(what.to_owned());
                 retry.done();
             }
             retry.schedule();
@@ -333,6 +335,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     tasks.underlay.now();
                     tasks.programmed_all(overlay.program().await);
                 }
+                () = overlay.hooks_due() => tasks.programmed_all(overlay.program().await),
                 () = tasks.program.due() => tasks.programmed_all(overlay.program().await),
                 () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks).await,
                 () = tasks.underlay.due() => self.follow_underlay(overlay, &mut tasks).await,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use tracing::{trace, warn};
 
-use crate::hooks::Hooks;
+use crate::hooks::{CommandError, Hooks};
 use crate::net::InterfaceName;
 use crate::netlink::{ChangeError, Failure, Kernel, KernelError, Watch};
 use crate::state::{Change, Delta, Key, Object, Scope, State, diff, diff_keys};
@@ -166,6 +166,14 @@ impl Reconciler {
         }
     }
 
+    /// Waits until a command that failed is to be tried again, by a [`Self::resync`]; for ever when none is. Cancel-safe.
+    pub(crate) async fn hooks_due(&self) {
+        match self.hooks.as_ref().and_then(Hooks::next_try) {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Changes the whole wanted state. Nothing happens before the next [`Self::resync`].
     pub fn set_desired(&mut self, desired: State) {
         self.desired = desired;
@@ -297,7 +305,10 @@ impl Reconciler {
             Some(executor) => executor.apply(&hooks).await,
             None => Vec::new(),
         };
-        let commands = commands.into_iter().map(|outcome| Ok(outcome?));
+        let commands = commands.into_iter().map(|outcome| match outcome {
+            Err(CommandError::Behind) => Err(ChangeError::Dependency),
+            outcome => Ok(outcome?),
+        });
         let mut unsure = false;
         for (change, outcome) in changes
             .into_iter()

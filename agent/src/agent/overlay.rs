@@ -223,6 +223,11 @@ impl Overlay {
         self.reconciler.watch(&self.underlay)
     }
 
+    /// Waits until a command that failed is to be tried again, by [`Self::program`].
+    pub(crate) async fn hooks_due(&self) {
+        self.reconciler.hooks_due().await;
+    }
+
     /// One line for the service's status.
     pub(crate) fn summary(&self) -> String {
         format!(

@@ -21,6 +21,7 @@ mod backends;
 mod clock;
 mod cluster;
 mod config;
+mod extension;
 mod faults;
 mod firewall;
 mod flanneld;

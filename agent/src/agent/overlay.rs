@@ -177,6 +177,7 @@ impl Overlay {
             own,
             former,
         } = place;
+        log_uncarried(&*backend, &config);
         Self {
             peers: PeerTable::new(&config, &own, check_peer(&backend)),
             plan: Plan::new(&*backend, &own.key, []),
@@ -471,6 +472,7 @@ impl Overlay {
                 parsed.kind()
             );
         }
+        log_uncarried(&*backend, config);
         // Its first command may have made anew what the others worked on.
         self.reconciler.renew_hooks();
         Ok(backend.into())
@@ -548,6 +550,21 @@ impl Overlay {
                 conflicts,
             }),
         }
+    }
+}
+
+/// Says what of the network the back end leaves to others.
+fn log_uncarried(backend: &dyn Backend, config: &NetworkConfig) {
+    let carried = backend.scope().networks;
+    for network in config
+        .networks()
+        .filter(|network| !carried.contains(network))
+    {
+        warn!(
+            backend = backend.kind(),
+            %network,
+            "this back end carries IPv4 alone: nodes get subnets of this network, and no packets between them; another back end, such as vxlan, carries both"
+        );
     }
 }
 

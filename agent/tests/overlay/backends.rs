@@ -254,6 +254,28 @@ fn udp_waits_for_a_port_that_is_taken() {
     host.wait_ready();
 }
 
+/// flannel's default back end, in a network of both families.
+#[test]
+fn back_ends_of_ipv4_alone_carry_it_beside_ipv6() {
+    // What is said without "Backend" is said with it.
+    let store = Store::start(&format!("{{{DUAL}}}"));
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    one.join();
+    two.join();
+    let [subnet, subnet_v6] =
+        ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].map(|key| one.subnet_env(key));
+    assert!(subnet.starts_with("10.5."), "{subnet}");
+    assert!(subnet_v6.starts_with("fd00:"), "{subnet_v6}");
+    let target = two.container_address().into();
+    wait_until("the containers to meet over IPv4", || {
+        one.reaches_address(target, 56)
+    });
+    let said = "this back end carries IPv4 alone";
+    assert!(one.log().contains(said), "{}", one.log());
+    let leases = store.etcdctl(&["get", "--prefix", "/coreos.com/network/subnets/"]);
+    assert_eq!(leases.matches("\"PublicIPv6\":null").count(), 2, "{leases}");
+}
+
 #[test]
 fn alloc_leases_a_subnet_and_programs_nothing() {
     for families in [V4, DUAL, V6] {

@@ -26,6 +26,7 @@ use self::task::Task;
 use crate::claim::Claims;
 use crate::clock::Clock;
 use crate::control::{Desk, Questions};
+use crate::firewall::{self, Rules};
 use crate::health::{BindError, Health, Running, Scrapes, Server};
 use crate::lease::{
     ChosenStore, LeaseEvent, LeaseStore, Released, SettingsError, StoreError, StoreEvent, SubnetKey,
@@ -37,7 +38,7 @@ use crate::network_config::NetworkConfig;
 use crate::privileges::Privileges;
 use crate::service::Service;
 use crate::settings::Settings;
-use crate::{firewall, machine_id, status, subnet_file};
+use crate::{machine_id, status, subnet_file};
 
 /// Why the agent ended by itself. What may heal is waited for instead.
 #[derive(Debug, Error)]
@@ -138,6 +139,7 @@ pub async fn run(
         waits: Repeats::default(),
         store_trouble: None,
         new_config: None,
+        to_hand_over: None,
         events: sample::no_events(),
     };
     tokio::select! {
@@ -148,6 +150,11 @@ pub async fn run(
     service.stopping();
     if agent.settings.agent.leave_on_stop {
         agent.leave().await;
+    }
+    if let Some(rules) = &agent.to_hand_over
+        && let Err(error) = firewall::hand_over(rules).await
+    {
+        warn!("{}", chain(&error));
     }
     info!("stopping; the data plane stays in place");
     Ok(())
@@ -192,6 +199,8 @@ struct Agent<'a, S> {
     store_trouble: Option<String>,
     /// The network config that was written last, until it is applied.
     new_config: Option<NetworkConfig>,
+    /// The rules that must not stay as they are when the agent has stopped.
+    to_hand_over: Option<Rules>,
     events: Events,
 }
 
@@ -318,6 +327,10 @@ impl<S: LeaseStore> Agent<'_, S> {
         let mut told = Instant::now();
         loop {
             self.tell_health(&tasks);
+            // A named network's names are not flannel's.
+            if self.settings.agent.network.is_none() {
+                self.to_hand_over = overlay.rules_to_hand_over();
+            }
             let watch = overlay.watch();
             tokio::select! {
                 event = self.store.next_event() => self.on_store(overlay, event, &mut tasks).await,

@@ -297,6 +297,7 @@ fn route(
         link: link.clone(),
         gateway: Some(gateway),
         onlink,
+        inline: false,
     };
     [
         (

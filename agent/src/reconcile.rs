@@ -12,7 +12,7 @@ use tracing::{trace, warn};
 use crate::hooks::{CommandError, Hooks};
 use crate::net::InterfaceName;
 use crate::netlink::{ChangeError, Failure, Kernel, KernelError, Watch};
-use crate::state::{Change, Delta, Key, Object, Scope, State, diff, diff_keys};
+use crate::state::{Change, Delta, Key, Object, Route, Scope, State, diff, diff_keys};
 use crate::underlay::Underlay;
 
 /// How many changes were made.
@@ -131,7 +131,7 @@ impl Reconciler {
     }
 
     /// Changes what is ours. A device that no longer is, because the network config now names another, is removed by the
-    /// next [`Self::resync`].
+    /// next [`Self::resync`], and so are routes in a network that no longer is, until [`Self::set_networks`].
     pub fn set_scope(&mut self, scope: Scope) {
         if self.scope == scope {
             return;
@@ -148,6 +148,11 @@ impl Reconciler {
         for link in former.links {
             if !self.scope.links.contains(&link) {
                 self.scope.links.push(link);
+            }
+        }
+        for network in former.networks {
+            if !self.scope.networks.contains(&network) {
+                self.scope.networks.push(network);
             }
         }
     }
@@ -294,7 +299,9 @@ impl Reconciler {
         report: &mut Report,
     ) -> Result<bool, KernelError> {
         if !self.kernel.has_next_hops() {
-            changes.retain(|change| !matches!(change.key(), Key::NextHop(..)));
+            changes.retain(|change| {
+                !matches!(change.key(), Key::NextHop(..)) && !only_moves_gateway(change)
+            });
         }
         self.unsure = true;
         let (hooks, changes): (Vec<_>, Vec<_>) = changes
@@ -342,4 +349,21 @@ impl Reconciler {
         self.totals.add(report.counts);
         report
     }
+}
+
+/// Whether a change would only say elsewhere where a route leads, which takes a kernel that has next-hop objects.
+fn only_moves_gateway(change: &Change) -> bool {
+    let Change::Set {
+        object: Object::Route(want),
+        was: Some(Object::Route(was)),
+        ..
+    } = change
+    else {
+        return false;
+    };
+    let here = |route: &Route| Route {
+        inline: true,
+        ..route.clone()
+    };
+    here(want) == here(was)
 }

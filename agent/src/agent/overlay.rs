@@ -161,7 +161,7 @@ pub(crate) struct Overlay {
     subnet_file: PathBuf,
     /// Whether the kernel has been programmed once, for the log.
     programmed: bool,
-    /// Whether what an earlier run left under another network config is gone.
+    /// Whether what was made under another network config is gone.
     alone: bool,
     /// What there is to tell, beside what the rest knows.
     journal: Journal,
@@ -326,8 +326,23 @@ impl Overlay {
 
     /// Puts the firewall's rules back when they are not what they should be.
     pub(crate) async fn program_firewall(&mut self) -> Result<(), Failed> {
+        let rules = self.rules();
+        if self.firewall.ensure(&rules).await? {
+            self.journal.firewall = (self.journal.firewall.0 + 1, Some(status::now()));
+            info!("firewall programmed");
+        }
+        Ok(())
+    }
+
+    /// The rules to be left to whoever comes next, if they are where a flannel does not look.
+    pub(crate) fn rules_to_hand_over(&self) -> Option<Rules> {
+        let in_nftables = self.firewall.effective() == Some(firewall::Mode::Nftables);
+        in_nftables.then(|| self.rules())
+    }
+
+    fn rules(&self) -> Rules {
         let (config, own) = (&self.config, &self.own.key);
-        let rules = Rules {
+        Rules {
             v4: config.ipv4.zip(own.v4).map(|(range, subnet)| Family {
                 network: range.network,
                 subnet,
@@ -341,12 +356,7 @@ impl Overlay {
             random_fully: self.firewall_settings.random_fully,
             exclude: self.firewall_settings.masquerade_exclude.clone(),
             prefer_nftables: self.config.enable_nftables,
-        };
-        if self.firewall.ensure(&rules).await? {
-            self.journal.firewall = (self.journal.firewall.0 + 1, Some(status::now()));
-            info!("firewall programmed");
         }
-        Ok(())
     }
 
     fn write_subnet_file(&mut self) -> Result<(), Failed> {
@@ -490,6 +500,7 @@ impl Overlay {
             ..self.backend.lease_attrs()
         };
         self.reconciler.set_scope(self.backend.scope());
+        self.alone = false;
         self.replan();
     }
 

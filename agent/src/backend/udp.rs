@@ -147,6 +147,7 @@ impl Backend for UdpBackend {
             link: self.link.clone(),
             gateway: None,
             onlink: false,
+            inline: false,
         };
         State::from([
             (Key::Link(self.link.clone()), Object::Link(Box::new(device))),

@@ -96,10 +96,10 @@ impl Error {
             | Self::Removed { .. }
             | Self::Missing(_)
             | Self::Networks { .. } => true,
-            // flannel checks the margin apart from the flags, and ends with 1.
-            Self::Value { place, .. } => {
-                matches!(place, Source::Flag(name) if *name != flags::RENEW_MARGIN)
-            }
+            // flannel checks the margin's range apart from the flags, and ends with 1.
+            Self::Value {
+                place, expected, ..
+            } => matches!(place, Source::Flag(_)) && *expected != flags::MARGIN_FORM,
             Self::Both(..) | Self::Kubernetes { .. } => false,
         }
     }

@@ -295,6 +295,31 @@ fn renew_margin_has_flannels_range() {
         );
         assert!(!request(&words, &[]).err().unwrap().is_usage());
     }
+    // What is no number is as wrong as in any other flag.
+    for text in ["abc", "", "1e3"] {
+        let words = ["-subnet-lease-renew-margin", text];
+        assert!(request(&words, &[]).err().unwrap().is_usage(), "{text:?}");
+    }
+}
+
+#[test]
+fn values_are_taken_as_flannel_takes_them() {
+    let of = |words: &[&str]| settings(words, &[]);
+    let listen = of(&["--healthz-ip=localhost", "--healthz-port=80"])
+        .health
+        .listen;
+    assert_eq!(listen, Some("127.0.0.1:80".parse().unwrap()));
+    let resync = of(&["--iptables-resync=100000"]).firewall.resync;
+    assert_eq!(resync.as_secs(), 86_400);
+    let endpoints = of(&["--etcd-endpoints=HTTP://10.0.0.1:2379"])
+        .etcd
+        .endpoints;
+    assert_eq!(endpoints, ["http://10.0.0.1:2379"]);
+    assert_eq!(ok(&["-v=+2"]).number("v"), Some(2));
+    for text in ["0x10", "1_0", "", "2147483648"] {
+        let message = refusal(&["-v", text]);
+        assert!(message.contains("a whole number of 32 bits"), "{message}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What flanneld's command line says, as one more source of settings.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use super::environment::{split_list, unplaced};
@@ -171,8 +172,9 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
             forward: switch(key::FIREWALL_FORWARD),
             random_fully: switch(key::FIREWALL_RANDOM_FULLY)
                 .map(|disabled| unplaced(!disabled.into_inner())),
-            // Without a pause flanneld never stops looking.
-            resync: number(key::FIREWALL_RESYNC).map(|seconds| unplaced(seconds.max(1))),
+            // Without a pause flanneld never stops looking; and there is no harm in looking once a day.
+            resync: number(key::FIREWALL_RESYNC)
+                .map(|seconds| unplaced(seconds.clamp(1, 24 * 60 * 60))),
             blackhole_route: switch(key::FIREWALL_BLACKHOLE_ROUTE),
             ..Firewall::default()
         },
@@ -182,7 +184,15 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
         },
         health: Health {
             // Empty means everywhere, which is the default.
-            address: text(key::HEALTH_ADDRESS).filter(|text| !text.get_ref().is_empty()),
+            address: text(key::HEALTH_ADDRESS)
+                .filter(|text| !text.get_ref().is_empty())
+                .map(
+                    |text| match text.get_ref().eq_ignore_ascii_case("localhost") {
+                        // Always this host, RFC 6761 §6.3.
+                        true => unplaced(Ipv4Addr::LOCALHOST.to_string()),
+                        false => text,
+                    },
+                ),
             // A negative port means none, too.
             port: number(key::HEALTH_PORT).map(|port| unplaced(port.max(0))),
         },

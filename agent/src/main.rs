@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ fn flanneld(called: &str, arguments: Vec<OsString>) -> ExitCode {
         if settings.remote.listen.is_some() {
             return Ok(runtime()?.block_on(serve::run(&settings))?);
         }
-        run_agent(settings, several.into_claims(), Box::new(load))
+        run_agent(settings, &[], several.into_claims(), Box::new(load))
     };
     match flanneld::flags(called, arguments) {
         Err(done) => done,
@@ -96,7 +96,9 @@ fn run(command: Command) -> anyhow::Result<u8> {
     let mut stdout = io::stdout();
     match command {
         Command::Run(flags) => {
-            run_agent(start(&flags)?, Claims::default(), Box::new(|| load(&flags)))?;
+            let files = settings::files(sources(&flags, &Environment::of_process()));
+            let load = Box::new(|| load(&flags));
+            run_agent(start(&flags)?, &files, Claims::default(), load)?;
         }
         Command::Serve(flags) => {
             let settings = start(&flags)?;
@@ -105,7 +107,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Cleanup(flags) => {
             let settings = start(&flags)?;
             // The commands that undo an extension's work may need all.
-            let _ = Privileges::restrict(&settings)?;
+            let _ = Privileges::restrict(&settings, &[])?;
             runtime()?.block_on(cleanup::run(&settings, &mut stdout))?;
         }
         Command::Status(flags) => {
@@ -166,9 +168,15 @@ fn run(command: Command) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn run_agent(settings: Settings, claims: Claims, load: agent::Load<'_>) -> anyhow::Result<()> {
+/// Runs the agent with its settings, which `load` reads again from `files` and elsewhere.
+fn run_agent(
+    settings: Settings,
+    files: &[PathBuf],
+    claims: Claims,
+    load: agent::Load<'_>,
+) -> anyhow::Result<()> {
     let _lock = Lock::take(&settings.files.state_dir)?;
-    let privileges = Privileges::restrict(&settings)?;
+    let privileges = Privileges::restrict(&settings, files)?;
     runtime()?.block_on(agent::run(settings, privileges, claims, load))?;
     Ok(())
 }

@@ -10,7 +10,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
@@ -64,16 +64,16 @@ impl Privileges {
     /// |---|---|
     /// | `CAP_NET_ADMIN`, `CAP_NET_RAW` | every agent |
     /// | `CAP_NET_BIND_SERVICE` | health endpoints on a port below 1024 |
-    /// | `CAP_DAC_READ_SEARCH` | certificates, keys and passwords, which a reload reads again, whoever owns them by then; a subnet file or state that another user owns |
+    /// | `CAP_DAC_READ_SEARCH` | certificates, keys and passwords, which a reload reads again, whoever owns them by then; `files` with settings, a subnet file or state that another user owns |
     /// | `CAP_DAC_OVERRIDE` | a subnet file, state directory or socket in a directory that only its owner may write to |
     /// | `CAP_FOWNER` | another user's subnet file in a directory like `/tmp` |
     ///
     /// # Errors
     /// [`Error::Missing`] without `CAP_NET_ADMIN`, [`Error::Refused`] when the kernel refuses to take something away. That
     /// any other is missing is no error; whoever needs it says so.
-    pub fn restrict(settings: &Settings) -> Result<Self, Error> {
+    pub fn restrict(settings: &Settings, files: &[PathBuf]) -> Result<Self, Error> {
         let mut privileges = Self::bare()?;
-        let needs = needs(settings);
+        let needs = needs(settings, files);
         let had = needs.intersection(&privileges.initial);
         privileges.base.extend(had.copied());
         set(CapSet::Effective, &privileges.base)?;
@@ -183,7 +183,7 @@ fn restrict_bounding_set(permitted: &CapsHashSet, kept: &CapsHashSet) -> Result<
 
 /// What the settings ask for, beside [`NEEDED`]. To be called when that is all that is effective: the kernel is asked
 /// what this leaves.
-fn needs(settings: &Settings) -> CapsHashSet {
+fn needs(settings: &Settings, sources: &[PathBuf]) -> CapsHashSet {
     let mut needs = CapsHashSet::new();
     let health = settings.health.listen.map(|address| address.port());
     if health.is_some_and(|port| (1..FIRST_OPEN_PORT).contains(&port)) {
@@ -205,6 +205,7 @@ fn needs(settings: &Settings) -> CapsHashSet {
         || etcd.password.is_some()
         || unreadable(&files.subnet_file)
         || state.any(|path| unreadable(&path))
+        || sources.iter().any(|path| unreadable(path))
     {
         needs.insert(Capability::CAP_DAC_READ_SEARCH);
     }

@@ -84,6 +84,24 @@ fn certificates_of_another_user_are_read_now_and_at_a_reload() {
 }
 
 #[test]
+fn settings_of_another_user_are_read_again_at_a_reload() {
+    let store = Store::start(NETWORK);
+    let mut host = store.host(1);
+    let file = tempfile::NamedTempFile::new().expect("the settings");
+    fs::write(file.path(), "[firewall]\nblackhole-route = false\n").expect("the settings");
+    give_away(file.path(), 0o600);
+    host.arguments = vec!["--config".to_owned(), file.path().display().to_string()];
+    host.start_agent();
+    assert_keeps(&mut host, DAC_READ_SEARCH);
+    fs::write(file.path(), "[firewall]\nblackhole-route = true\n").expect("the settings");
+    host.signal_agent(Signal::SIGHUP);
+    wait_until("the settings to be followed", || {
+        let routes = host.namespace.ip("route show type blackhole");
+        routes.contains("10.5.")
+    });
+}
+
+#[test]
 fn a_subnet_file_in_the_directory_of_another_user_is_written() {
     let store = Store::start(NETWORK);
     let mut host = store.host(1);

@@ -54,7 +54,7 @@ fn flanneld(called: &str, arguments: Vec<OsString>) -> ExitCode {
         if settings.remote.listen.is_some() {
             return Ok(runtime()?.block_on(serve::run(&settings))?);
         }
-        run_agent(settings, &[], several.into_claims(), Box::new(load))
+        run_agent(settings, &[], several.settle(), Box::new(load))
     };
     match flanneld::flags(called, arguments) {
         Err(done) => done,

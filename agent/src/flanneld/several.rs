@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
@@ -24,6 +24,8 @@ const UNNAMED: &str = "network/";
 #[derive(Debug, Default)]
 pub struct Several {
     answer: Cell<Option<bool>>,
+    /// Which network it is, and its state directory, if it is one of several.
+    named: RefCell<Option<(NetworkName, PathBuf)>>,
     claims: RefCell<Claims>,
 }
 
@@ -36,11 +38,7 @@ impl Several {
         let answer = is_remembered(state_dir) || self.others_run(name);
         self.answer.set(Some(answer));
         if answer {
-            info!(network = %name, "one of several flannelds on this host");
-            let memory = state_dir.join(MEMORY);
-            if let Err(error) = atomic_file::replace(&memory, name.as_str().as_bytes(), 0o644) {
-                warn!(path = %memory.display(), "failed to remember that: {error}");
-            }
+            *self.named.borrow_mut() = Some((name.clone(), state_dir.to_owned()));
         }
         answer
     }
@@ -60,8 +58,15 @@ impl Several {
         }
     }
 
-    /// What this process has claimed, for the agent to go on holding.
-    pub fn into_claims(&self) -> Claims {
+    /// Remembers the answer, and says so in the log; returns what this process has claimed, for the agent to go on holding.
+    pub fn settle(&self) -> Claims {
+        if let Some((name, state_dir)) = &*self.named.borrow() {
+            info!(network = %name, "another flanneld of this host is in the default network, or was");
+            let memory = state_dir.join(MEMORY);
+            if let Err(error) = atomic_file::replace(&memory, name.as_str().as_bytes(), 0o644) {
+                warn!(path = %memory.display(), "failed to remember that: {error}");
+            }
+        }
         self.claims.take()
     }
 }
@@ -94,6 +99,9 @@ mod tests {
         assert!(several.has(&name(), directory.path()));
         fs::remove_file(directory.path().join(MEMORY)).unwrap();
         assert!(several.has(&name(), directory.path()), "it is settled");
+        several.settle();
+        assert!(is_remembered(directory.path()));
+        fs::remove_file(directory.path().join(MEMORY)).unwrap();
 
         let former = directory.path().join("networks/several");
         fs::create_dir_all(&former).unwrap();

@@ -23,8 +23,10 @@ use tracing::{info, warn};
 use self::overlay::{Failed, Former, Overlay, Place};
 pub use self::reload::Load;
 use self::task::Task;
+use crate::claim::Claims;
 use crate::clock::Clock;
 use crate::control::{Desk, Questions};
+use crate::firewall::{self, Rules};
 use crate::health::{BindError, Health, Running, Scrapes, Server};
 use crate::lease::{
     ChosenStore, LeaseAttrs, LeaseEvent, LeaseStore, Past, Released, SettingsError, StoreError,
@@ -34,10 +36,11 @@ use crate::logging::{Repeats, chain};
 use crate::metrics::Events;
 use crate::netlink::{Kernel, KernelError, Monitor};
 use crate::network_config::NetworkConfig;
+use crate::privileges::Privileges;
 use crate::retry::{Backoff, random_seed};
 use crate::service::Service;
 use crate::settings::Settings;
-use crate::{firewall, machine_id, status, subnet_file};
+use crate::{machine_id, status, subnet_file};
 
 /// Why the agent ended by itself. What may heal is waited for instead.
 #[derive(Debug, Error)]
@@ -72,9 +75,14 @@ impl Error {
     }
 }
 
-/// Runs the agent until SIGTERM or SIGINT. The data plane stays in place when it ends. At SIGHUP `load` reads the settings
+/// Runs the agent until SIGTERM or SIGINT, with what was claimed for it. The data plane stays in place when it ends. At SIGHUP `load` reads the settings
 /// anew.
-pub async fn run(settings: Settings, load: Load<'_>) -> Result<(), Error> {
+pub async fn run(
+    settings: Settings,
+    privileges: Privileges,
+    claims: Claims,
+    load: Load<'_>,
+) -> Result<(), Error> {
     let listen = |what| move |source| Error::Listen { what, source };
     let hangup = signal(SignalKind::hangup()).map_err(listen("SIGHUP"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(listen("SIGTERM"))?;
@@ -105,9 +113,12 @@ pub async fn run(settings: Settings, load: Load<'_>) -> Result<(), Error> {
         warn!("{}", chain(&error));
     }
     let network = settings.agent.network.clone();
-    let kernel = Kernel::open()?.of_network(network.as_ref());
+    let kernel = Kernel::open()?
+        .of_network(network.as_ref())
+        .with_claims(claims);
     let mut agent = Agent {
         settings,
+        privileges,
         load,
         hangup,
         service: &service,
@@ -130,6 +141,7 @@ pub async fn run(settings: Settings, load: Load<'_>) -> Result<(), Error> {
         waits: Repeats::default(),
         store_trouble: None,
         new_config: None,
+        to_hand_over: None,
         events: sample::no_events(),
         identity_pauses: IDENTITY_PAUSES.seeded(random_seed()),
         next_identity: Instant::now(),
@@ -142,6 +154,11 @@ pub async fn run(settings: Settings, load: Load<'_>) -> Result<(), Error> {
     service.stopping();
     if agent.settings.agent.leave_on_stop {
         agent.leave().await;
+    }
+    if let Some(rules) = &agent.to_hand_over
+        && let Err(error) = firewall::hand_over(rules).await
+    {
+        warn!("{}", chain(&error));
     }
     info!("stopping; the data plane stays in place");
     Ok(())
@@ -158,6 +175,7 @@ enum Never {}
 
 struct Agent<'a, S> {
     settings: Settings,
+    privileges: Privileges,
     load: Load<'a>,
     hangup: Signal,
     service: &'a Service,
@@ -178,13 +196,15 @@ struct Agent<'a, S> {
     ruleset: firewall::Watcher,
     /// The lease that was logged last.
     lease: Option<SubnetKey>,
-    /// What joining waits for.
+    /// What joining waits for, without the details.
     waiting: Option<String>,
     waits: Repeats,
     /// What is wrong with the store while it cannot be reached.
     store_trouble: Option<String>,
     /// The network config that was written last, until it is applied.
     new_config: Option<NetworkConfig>,
+    /// The rules that must not stay as they are when the agent has stopped.
+    to_hand_over: Option<Rules>,
     events: Events,
     /// Between new identities, so that whoever copies each of them makes this node no busier than it has to be.
     identity_pauses: Backoff,
@@ -239,8 +259,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                 warn!("waiting for {line}");
             }
             self.tell_waiting(&reason);
-            if self.waiting.as_ref() != Some(&reason) {
-                self.waiting = Some(reason);
+            // In other words it may still be the same: a command prints what it likes.
+            let what = reason.split(": ").next().unwrap_or_default();
+            if self.waiting.as_deref() != Some(what) {
+                self.waiting = Some(what.to_owned());
                 retry.done();
             }
             retry.schedule();
@@ -267,9 +289,10 @@ impl<S: LeaseStore> Agent<'_, S> {
         };
         let config = self.store.network_config().await;
         let config = config.map_err(|error| failed(&mut self.events, error))?;
-        let (underlay, backend) = overlay::connect(&self.settings, &config, false, kernel)
-            .await
-            .map_err(|e| chain(&e))?;
+        let (underlay, backend) =
+            overlay::connect(&self.settings, &self.privileges, &config, false, kernel)
+                .await
+                .map_err(|e| chain(&e))?;
         let former = Former::find(&self.settings, kernel)
             .await
             .map_err(|e| chain(&e))?;
@@ -321,9 +344,15 @@ impl<S: LeaseStore> Agent<'_, S> {
         kernel: &mut Kernel,
     ) -> Result<(), String> {
         warn_of_elder(elder);
-        let (underlay, backend) = overlay::connect(&self.settings, &place.config, true, kernel)
-            .await
-            .map_err(|e| chain(&e))?;
+        let (underlay, backend) = overlay::connect(
+            &self.settings,
+            &self.privileges,
+            &place.config,
+            true,
+            kernel,
+        )
+        .await
+        .map_err(|e| chain(&e))?;
         let attrs = backend.lease_attrs();
         self.store.update(&attrs).await.map_err(|e| chain(&e))?;
         place.own.attrs = LeaseAttrs {
@@ -347,6 +376,10 @@ impl<S: LeaseStore> Agent<'_, S> {
         let mut told = Instant::now();
         loop {
             self.tell_health(&tasks);
+            // A named network's names are not flannel's.
+            if self.settings.agent.network.is_none() {
+                self.to_hand_over = overlay.rules_to_hand_over();
+            }
             let watch = overlay.watch();
             tokio::select! {
                 event = self.store.next_event() => self.on_store(overlay, event, &mut tasks).await,
@@ -364,6 +397,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     tasks.underlay.now();
                     tasks.programmed_all(overlay.program().await);
                 }
+                () = overlay.hooks_due() => tasks.programmed_all(overlay.program().await),
                 () = tasks.program.due() => tasks.programmed_all(overlay.program().await),
                 () = overlay.left() => tasks.programmed_all(overlay.program().await),
                 () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks).await,
@@ -495,7 +529,10 @@ impl<S: LeaseStore> Agent<'_, S> {
             tasks.config.done();
             return;
         };
-        match overlay.follow_config(&self.settings, config).await {
+        match overlay
+            .follow_config(&self.settings, &self.privileges, config)
+            .await
+        {
             Ok(changed) => {
                 tasks.config.done();
                 self.new_config = None;
@@ -519,7 +556,10 @@ impl<S: LeaseStore> Agent<'_, S> {
             return;
         };
         warn_of_elder(elder);
-        match overlay.renew_identity(&self.settings).await {
+        match overlay
+            .renew_identity(&self.settings, &self.privileges)
+            .await
+        {
             Ok(()) => {
                 tasks.identity.done();
                 self.next_identity = Instant::now() + self.identity_pauses.next_delay();

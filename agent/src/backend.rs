@@ -52,11 +52,11 @@ const KINDS: &[&str] = &[
 /// No back end can do what the network config asks for.
 #[derive(Debug, Error)]
 pub enum BackendConfigError {
-    /// A family that the back end does not carry. To carry only the other one in silence would be worse than to refuse.
+    /// There is nothing that the back end carries.
     #[error(
-        "EnableIPv6: true is not possible with the back end {0}, which carries IPv4 alone; allowed: false"
+        "EnableIPv4: false is not possible with the back end {0}, which carries IPv4 alone; allowed: true"
     )]
-    Ipv6(&'static str),
+    Ipv6Alone(&'static str),
     /// A mode of the wireguard back end that travels over a family which the network has not.
     #[error("Backend: Mode is not possible without {0}: true; allowed: \"separate\" or \"auto\"")]
     ModeWithout(&'static str),
@@ -124,6 +124,16 @@ impl BackendConfig {
             Self::Ipip(_) => vec![ipip::device_name()],
             Self::Wireguard(_) => wireguard::device_names().into(),
             Self::Alloc | Self::Extension(_) | Self::HostGw | Self::Udp(_) => Vec::new(),
+        }
+    }
+
+    /// The UDP port that it receives on; the lower one of two.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Udp(config) => Some(config.port),
+            Self::Vxlan(config) => Some(config.port),
+            Self::Wireguard(config) => Some(config.port.min(config.port_v6)),
+            Self::Alloc | Self::Extension(_) | Self::HostGw | Self::Ipip(_) => None,
         }
     }
 
@@ -289,6 +299,7 @@ fn route(
         link: link.clone(),
         gateway: Some(gateway),
         onlink,
+        inline: false,
     };
     [
         (

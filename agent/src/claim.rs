@@ -4,6 +4,7 @@
 //! | name, after `selvage/` | whoever has it |
 //! |---|---|
 //! | `network/NAME` | is the agent of that network; without NAME, of the default one |
+//! | `unnamed/NAME` | is the default network's agent, and would be NAME's if this host had several |
 //! | `next-hops/NUMBER` | gives next hops the numbers of that range |
 //! | `device/DEVICE` | has that overlay device |
 //! | `overlay/CIDR` | has that overlay network |
@@ -50,7 +51,7 @@ pub enum Error {
 
 /// What this process has.
 #[derive(Debug, Default)]
-pub(crate) struct Claims {
+pub struct Claims {
     /// By name. No socket stands behind a name that somebody who is not believed has.
     held: BTreeMap<String, Option<UnixListener>>,
 }

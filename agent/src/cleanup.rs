@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::backend;
 use crate::firewall::{DEFAULT_RESYNC, Firewall, Mode};
+use crate::flanneld::several;
 use crate::lock::{self, Lock};
 use crate::logging::chain;
 use crate::machine_id;
@@ -76,6 +77,7 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
     }
     kept.push(private_key);
     kept.push(state_dir.join(machine_id::FILE));
+    kept.push(state_dir.join(several::MEMORY));
     // The commands that undo an extension's work are run.
     let hooks = backend::extension::memory(state_dir);
     kept.push(hooks.clone());

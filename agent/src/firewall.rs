@@ -3,7 +3,7 @@
 //!
 //! | mode | where the rules are |
 //! |---|---|
-//! | nftables | one table of our own, `inet selvage`, for both families |
+//! | nftables | one table of our own, `inet selvage`, for both families; while no agent runs, flannel's two |
 //! | iptables | flannel's chains: `FLANNEL-POSTRTG` in nat, `FLANNEL-FWD` in filter, one jump to each |
 //!
 //! Where several networks are on one host, those that have a name have it behind the names of their table and chains.
@@ -52,6 +52,16 @@ pub const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
 pub(crate) async fn has_firewalld() -> bool {
     let listing = nftables::listing("inet", "firewalld").await;
     listing.is_ok_and(|listing| listing.is_some())
+}
+
+/// What the agent of the default network does to its rules when it stops: those in nftables go on in flannel's tables,
+/// without a packet that meets neither. The next agent takes them back, as after a real flannel; a real flannel that comes
+/// next would leave ours in force for ever. The chains of iptables are flannel's anyway.
+///
+/// # Errors
+/// The rules stay where they are.
+pub async fn hand_over(rules: &Rules) -> Result<(), Error> {
+    nftables::hand_over(rules).await
 }
 
 /// The networks of one IP version.

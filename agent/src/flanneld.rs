@@ -18,10 +18,12 @@ mod definition;
 mod flags;
 mod go_flag;
 mod removed;
+pub(crate) mod several;
 mod usage;
 
 pub(crate) use definition::{DEFAULT_ENDPOINTS, DEFAULT_SUBNET_DIR};
 pub use flags::Flags;
+pub use several::Several;
 
 /// Exit status for a command line that cannot be understood, as Go's programs have it.
 const EXIT_USAGE: u8 = 2;
@@ -94,10 +96,10 @@ impl Error {
             | Self::Removed { .. }
             | Self::Missing(_)
             | Self::Networks { .. } => true,
-            // flannel checks the margin apart from the flags, and ends with 1.
-            Self::Value { place, .. } => {
-                matches!(place, Source::Flag(name) if *name != flags::RENEW_MARGIN)
-            }
+            // flannel checks the margin's range apart from the flags, and ends with 1.
+            Self::Value {
+                place, expected, ..
+            } => matches!(place, Source::Flag(_)) && *expected != flags::MARGIN_FORM,
             Self::Both(..) | Self::Kubernetes { .. } => false,
         }
     }

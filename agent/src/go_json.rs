@@ -230,11 +230,63 @@ pub(crate) fn shorten(text: &str) -> String {
     }
 }
 
+/// A text of JSON in which each escaped half of a surrogate pair without the other half is U+FFFD, as Go reads it; it is
+/// not valid for other readers.
+pub fn replace_lone_surrogates(text: &str) -> Cow<'_, str> {
+    const ESCAPE: usize = "\\uXXXX".len();
+    let unit = |at: usize| {
+        let digits = text.get(at..at + ESCAPE)?.strip_prefix("\\u")?;
+        u32::from_str_radix(digits, 16).ok()
+    };
+    let mut replaced = String::new();
+    let (mut copied, mut at) = (0, 0);
+    while let Some(found) = text[at..].find('\\') {
+        at += found;
+        let low = |unit: u32| (0xdc00..0xe000).contains(&unit);
+        at += match unit(at) {
+            // A pair.
+            Some(0xd800..0xdc00) if unit(at + ESCAPE).is_some_and(low) => 2 * ESCAPE,
+            Some(0xd800..0xe000) => {
+                replaced.push_str(&text[copied..at]);
+                replaced.push_str("\\ufffd");
+                copied = at + ESCAPE;
+                ESCAPE
+            }
+            // Whatever is escaped, such as a second backslash, is one character.
+            _ => text[at..].chars().take(2).map(char::len_utf8).sum(),
+        };
+    }
+    if copied == 0 {
+        return Cow::Borrowed(text);
+    }
+    replaced.push_str(&text[copied..]);
+    Cow::Owned(replaced)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn lone_surrogates_are_replaced_and_nothing_else() {
+        for (text, expected) in [
+            (r#"{"a":"\ud800"}"#, r#"{"a":"\ufffd"}"#),
+            (r#"{"a":"\udc00x\ud83d"}"#, r#"{"a":"\ufffdx\ufffd"}"#),
+            (r#"{"a":"\ud83d\ude00"}"#, r#"{"a":"\ud83d\ude00"}"#),
+            (
+                r#"{"a":"\ud83d\ud83d\ude00"}"#,
+                r#"{"a":"\ufffd\ud83d\ude00"}"#,
+            ),
+            (r#"{"a":"\\ud800"}"#, r#"{"a":"\\ud800"}"#),
+            (r#"{"a":"\ud80"}"#, r#"{"a":"\ud80"}"#),
+            ("\\", "\\"),
+            ("ä\\ä", "ä\\ä"),
+        ] {
+            assert_eq!(replace_lone_surrogates(text), expected, "{text}");
+        }
+    }
 
     #[test]
     fn names_match_in_any_case_and_the_last_duplicate_counts() {

@@ -1,8 +1,11 @@
 //! The executor of hooks: commands of the administrator that stand where other back ends have kernel objects.
 //!
-//! A hook counts as there once its command succeeded in this life of the agent, or failed without being required. What an earlier life did is remembered in
+//! A hook counts as there once its command succeeded in this life of the agent, or failed without being required; then it
+//! is tried again with growing pauses. What an earlier life did is remembered in
 //! a file: those hooks are run again, because nobody knows what became of their effects, and for those that are no longer
 //! wanted the command that undoes them is run.
+//!
+//! Required hooks come first, and the others only once they succeeded: they may make the device that the others work on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,6 +25,7 @@ use tracing::{debug, warn};
 
 use crate::atomic_file;
 use crate::lease::SubnetKey;
+use crate::retry::Backoff;
 use crate::state::{Change, Hook, Key, Object};
 
 /// How long one command may take.
@@ -34,6 +38,17 @@ const AT_ONCE: usize = 8;
 /// its watchdog hears of it, though every command hangs until its deadline: WatchdogSec= in the unit is longer than
 /// this and one deadline.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between the failure of a command that is not required and its next try 1 s; at the most 5 minutes. All have the same
+/// pauses, so that those that failed together are tried together.
+const PAUSES: Backoff = match Backoff::new(Duration::from_secs(1), Duration::from_secs(300), 0.0, 0)
+{
+    Ok(backoff) => backoff,
+    Err(_) => panic!("constant out of range"),
+};
+
+/// What is due within this time is due now.
+const TOGETHER: Duration = Duration::from_millis(500);
 
 /// How much of what a command prints is read, in bytes: as much as a lease's data may have.
 const MOST_OUTPUT: u64 = 64 * 1024;
@@ -63,6 +78,9 @@ pub enum CommandError {
     /// Other commands took so long that it was not started yet.
     #[error("its turn comes when others that take long have ended")]
     Waiting,
+    /// A command that comes before it failed, which is reported with that.
+    #[error("its turn comes when the command before it has succeeded")]
+    Behind,
 }
 
 /// Runs a command in a shell; returns what it printed on standard output and standard error, in order.
@@ -158,6 +176,15 @@ pub(crate) struct Hooks {
     done: BTreeMap<SubnetKey, Hook>,
     /// In an earlier one, and not seen to since.
     former: BTreeMap<SubnetKey, Hook>,
+    /// Those of `done` that failed, and are to be tried again.
+    failed: BTreeMap<SubnetKey, Failed>,
+}
+
+/// What failed without being required.
+#[derive(Debug)]
+struct Failed {
+    pauses: Backoff,
+    due: Instant,
 }
 
 impl Hooks {
@@ -178,7 +205,13 @@ impl Hooks {
             file: file.to_owned(),
             done: BTreeMap::new(),
             former,
+            failed: BTreeMap::new(),
         }
+    }
+
+    /// When the next of those that failed is to be tried again.
+    pub(crate) fn next_try(&self) -> Option<Instant> {
+        self.failed.values().map(|failed| failed.due).min()
     }
 
     /// Where they are remembered.
@@ -186,13 +219,21 @@ impl Hooks {
         &self.file
     }
 
-    /// What was done, as objects: [`Object::Odd`] what only an earlier life did.
+    /// What was done, as objects: [`Object::Odd`] what only an earlier life did, or is to be tried again.
     pub(crate) fn observe(&self) -> impl Iterator<Item = (Key, Object)> {
+        let soon = Instant::now() + TOGETHER;
         let former = self.former.keys().map(|key| (Key::Hook(*key), Object::Odd));
-        let done = self
-            .done
-            .iter()
-            .map(|(key, hook)| (Key::Hook(*key), Object::Hook(Box::new(hook.clone()))));
+        let done = self.done.iter().map(move |(key, hook)| {
+            let again = self
+                .failed
+                .get(key)
+                .is_some_and(|failed| failed.due <= soon);
+            let object = match again {
+                true => Object::Odd,
+                false => Object::Hook(Box::new(hook.clone())),
+            };
+            (Key::Hook(*key), object)
+        });
         former.chain(done)
     }
 
@@ -210,65 +251,105 @@ impl Hooks {
             return Vec::new();
         }
         let start = Instant::now();
-        let tasks = changes.iter().map(|change| {
-            let (hook, undo) = match change {
-                Change::Set {
-                    object: Object::Hook(hook),
-                    ..
-                } => (Some(&**hook), false),
-                Change::Del {
-                    was: Object::Hook(hook),
-                    ..
-                } => (Some(&**hook), true),
-                Change::Del {
-                    key: Key::Hook(key),
-                    ..
-                } => (self.former.get(key), true),
-                _ => (None, false),
-            };
-            async move {
-                let Some(hook) = hook else { return Ok(()) };
-                let command = if undo { &hook.unset } else { &hook.set };
-                let Some(command) = command else {
-                    return Ok(());
-                };
-                if start.elapsed() > patience {
-                    return Err(CommandError::Waiting);
+        let first = |change: &&Change| is_required(change);
+        let mut outcomes = BTreeMap::new();
+        for required in [true, false] {
+            let turn = changes.iter().filter(|change| first(change) == required);
+            let turn: Vec<&Change> = turn.collect();
+            let behind = outcomes.values().any(Result::is_err);
+            let tasks = turn.iter().map(|change| async {
+                match behind {
+                    true => Err(CommandError::Behind),
+                    false => self.carry_out(change, start, patience).await,
                 }
-                match run(command, &hook.environment, hook.input.as_deref()).await {
-                    Ok(output) => {
-                        debug!(%change, output = shorten(output.trim()), "ran {command:?}")
-                    }
-                    Err(error) if hook.required => return Err(error),
-                    Err(error) => warn!(%change, "command failed: {error}"),
-                }
-                Ok(())
+            });
+            let done: Vec<Result<Run, CommandError>> =
+                futures_util::stream::iter(tasks.collect::<Vec<_>>())
+                    .buffered(AT_ONCE)
+                    .collect()
+                    .await;
+            for (change, outcome) in turn.into_iter().zip(done) {
+                outcomes.insert(change.key(), outcome);
             }
-        });
-        let outcomes: Vec<Result<(), CommandError>> =
-            futures_util::stream::iter(tasks.collect::<Vec<_>>())
-                .buffered(AT_ONCE)
-                .collect()
-                .await;
-        for (change, outcome) in changes.iter().zip(&outcomes) {
-            if outcome.is_ok() {
-                self.note(change);
+        }
+        for change in changes {
+            if let Some(Ok(run)) = outcomes.get(change.key()) {
+                self.note(change, *run);
             }
         }
         self.remember();
-        outcomes
+        let outcome = |change: &Change| outcomes.get(change.key()).cloned();
+        changes
+            .iter()
+            .map(|change| outcome(change).unwrap_or(Ok(Run::Succeeded)).map(drop))
+            .collect()
     }
 
-    fn note(&mut self, change: &Change) {
-        let Key::Hook(key) = change.key() else { return };
-        self.former.remove(key);
-        match change {
+    /// Runs the command that a change asks for.
+    async fn carry_out(
+        &self,
+        change: &Change,
+        start: Instant,
+        patience: Duration,
+    ) -> Result<Run, CommandError> {
+        let (hook, undo) = match change {
             Change::Set {
                 object: Object::Hook(hook),
                 ..
-            } => self.done.insert(*key, (**hook).clone()),
-            _ => self.done.remove(key),
+            } => (Some(&**hook), false),
+            Change::Del {
+                was: Object::Hook(hook),
+                ..
+            } => (Some(&**hook), true),
+            Change::Del {
+                key: Key::Hook(key),
+                ..
+            } => (self.former.get(key).or_else(|| self.done.get(key)), true),
+            _ => (None, false),
         };
+        let Some(hook) = hook else {
+            return Ok(Run::Succeeded);
+        };
+        let command = if undo { &hook.unset } else { &hook.set };
+        let Some(command) = command else {
+            return Ok(Run::Succeeded);
+        };
+        if start.elapsed() > patience {
+            return Err(CommandError::Waiting);
+        }
+        match run(command, &hook.environment, hook.input.as_deref()).await {
+            Ok(output) => {
+                debug!(%change, output = shorten(output.trim()), "ran {command:?}");
+                Ok(Run::Succeeded)
+            }
+            Err(error) if hook.required => Err(error),
+            Err(error) => {
+                warn!(%change, "command failed: {error}");
+                Ok(Run::Failed)
+            }
+        }
+    }
+
+    fn note(&mut self, change: &Change, run: Run) {
+        let Key::Hook(key) = change.key() else { return };
+        self.former.remove(key);
+        let Change::Set {
+            object: Object::Hook(hook),
+            ..
+        } = change
+        else {
+            self.done.remove(key);
+            self.failed.remove(key);
+            return;
+        };
+        let before = self.done.insert(*key, (**hook).clone());
+        let failed = self.failed.remove(key);
+        if run == Run::Failed {
+            let same = failed.filter(|_| before.as_ref() == Some(&**hook));
+            let mut pauses = same.map_or(PAUSES, |failed| failed.pauses);
+            let due = Instant::now() + pauses.next_delay();
+            self.failed.insert(*key, Failed { pauses, due });
+        }
     }
 
     fn remember(&self) {
@@ -284,6 +365,25 @@ impl Hooks {
         if let Err(error) = written {
             warn!(path = %self.file.display(), "failed to remember for whom commands were run: {error}");
         }
+    }
+}
+
+/// How a command ended that did not keep the others waiting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Run {
+    Succeeded,
+    /// Without being required.
+    Failed,
+}
+
+/// Whether a change asks for a command that others wait for.
+fn is_required(change: &Change) -> bool {
+    match change {
+        Change::Set {
+            object: Object::Hook(hook),
+            ..
+        } => hook.required,
+        _ => false,
     }
 }
 
@@ -382,7 +482,74 @@ mod tests {
 
     /// flannel's own sample is `ip route add`, which fails when the route is there.
     #[tokio::test]
-    async fn a_failed_command_that_is_not_required_is_not_run_again() {
+    async fn a_failed_command_that_is_not_required_is_run_again_after_growing_pauses() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut hooks = Hooks::open(&directory.path().join("memory"));
+        let failing = Hook {
+            required: false,
+            ..hook("exit 2", "exit 2")
+        };
+        let is_due = |hooks: &Hooks| hooks.observe().any(|(_, object)| object == Object::Odd);
+        for pause in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+            let (pause, before) = (Duration::from_secs(pause), Instant::now());
+            assert_eq!(hooks.apply(&[set(failing.clone())]).await, [Ok(())]);
+            let (due, now) = (hooks.next_try().unwrap(), Instant::now());
+            assert!((before + pause..=now + pause).contains(&due), "{pause:?}");
+            // As if it had passed.
+            for failed in hooks.failed.values_mut() {
+                failed.due = now;
+            }
+            assert!(is_due(&hooks));
+        }
+        let other = Hook {
+            input: Some("other data".into()),
+            ..failing
+        };
+        assert_eq!(hooks.apply(&[set(other.clone())]).await, [Ok(())]);
+        let due = hooks.next_try().unwrap();
+        assert!(due <= Instant::now() + Duration::from_secs(1));
+        let works = Hook {
+            set: Some("exit 0".into()),
+            ..other
+        };
+        assert_eq!(hooks.apply(&[set(works)]).await, [Ok(())]);
+        assert_eq!(hooks.next_try(), None);
+    }
+
+    /// It may make the device that the others work on.
+    #[tokio::test]
+    async fn what_is_required_succeeds_before_anything_else_begins() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let of = |name: &str, command: &str, required| Change::Set {
+            key: Key::Hook(key(name)),
+            object: Object::Hook(Box::new(Hook {
+                required,
+                ..hook(&format!("{command} >> {}", log.display()), "exit 0")
+            })),
+            was: None,
+        };
+        let mut hooks = Hooks::open(&directory.path().join("memory"));
+        let add = of("10.5.1.0-24", "echo add", false);
+        let fails = of("10.5.9.0-24", "echo post && exit 1", true);
+        let outcomes = hooks.apply(&[add.clone(), fails]).await;
+        assert!(
+            matches!(
+                &outcomes[..],
+                [Err(CommandError::Behind), Err(CommandError::Failed { .. })]
+            ),
+            "{outcomes:?}"
+        );
+        assert_eq!(hooks.observe().count(), 0);
+        assert!(!log.exists() || !fs::read_to_string(&log).unwrap().contains("add"));
+        let works = of("10.5.9.0-24", "sleep 0.2 && echo post", true);
+        assert_eq!(hooks.apply(&[add, works]).await, [Ok(()), Ok(())]);
+        let logged = fs::read_to_string(&log).unwrap();
+        assert!(logged.ends_with("post\nadd\n"), "{logged}");
+    }
+
+    #[tokio::test]
+    async fn a_failed_command_that_is_not_required_counts_as_there() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("memory");
         let hook = Hook {

@@ -2,21 +2,24 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use selvage::claim::Claims;
 use selvage::cli::{Cli, Command, IgnitionCommand, NetworkCommand, SettingsFlags};
 use selvage::lease::etcd::{EtcdStore, SettingsError};
 use selvage::lock::Lock;
 use selvage::network_command::{self, NetworkCommandError};
+use selvage::network_name::NetworkName;
 use selvage::options::{self, OptionsCommand};
+use selvage::privileges::Privileges;
 use selvage::settings::{self, Environment, Settings, Sources};
 use selvage::{
     agent, cleanup, cni, docker_opts, doctor, flanneld, ignition, leave, logging, manual,
-    peers_command, privileges, serve, service, status, sysroot,
+    peers_command, serve, service, status, sysroot,
 };
 
 /// What we are is said by the name that we are called by.
@@ -40,14 +43,18 @@ fn main() -> ExitCode {
 /// The agent in flanneld's place: its flags, and 1 for whatever ends it.
 fn flanneld(called: &str, arguments: Vec<OsString>) -> ExitCode {
     let run = |flags: &flanneld::Flags| {
-        let settings = settings::load_flanneld(flags, &Environment::of_process())?;
+        let several = flanneld::Several::default();
+        let load = || {
+            let several = |name: &NetworkName, directory: &Path| several.has(name, directory);
+            settings::load_flanneld(flags, &Environment::of_process(), &several)
+        };
+        let settings = load()?;
         logging::init(&settings.agent.log)?;
         flags.log_advice();
         if settings.remote.listen.is_some() {
             return Ok(runtime()?.block_on(serve::run(&settings))?);
         }
-        let load = || settings::load_flanneld(flags, &Environment::of_process());
-        run_agent(settings, Box::new(load))
+        run_agent(settings, &[], several.settle(), Box::new(load))
     };
     match flanneld::flags(called, arguments) {
         Err(done) => done,
@@ -89,7 +96,9 @@ fn run(command: Command) -> anyhow::Result<u8> {
     let mut stdout = io::stdout();
     match command {
         Command::Run(flags) => {
-            run_agent(start(&flags)?, Box::new(|| load(&flags)))?;
+            let files = settings::files(sources(&flags, &Environment::of_process()));
+            let load = Box::new(|| load(&flags));
+            run_agent(start(&flags)?, &files, Claims::default(), load)?;
         }
         Command::Serve(flags) => {
             let settings = start(&flags)?;
@@ -97,7 +106,8 @@ fn run(command: Command) -> anyhow::Result<u8> {
         }
         Command::Cleanup(flags) => {
             let settings = start(&flags)?;
-            privileges::restrict()?;
+            // The commands that undo an extension's work may need all.
+            let _ = Privileges::restrict(&settings, &[])?;
             runtime()?.block_on(cleanup::run(&settings, &mut stdout))?;
         }
         Command::Status(flags) => {
@@ -158,10 +168,16 @@ fn run(command: Command) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn run_agent(settings: Settings, load: agent::Load<'_>) -> anyhow::Result<()> {
+/// Runs the agent with its settings, which `load` reads again from `files` and elsewhere.
+fn run_agent(
+    settings: Settings,
+    files: &[PathBuf],
+    claims: Claims,
+    load: agent::Load<'_>,
+) -> anyhow::Result<()> {
     let _lock = Lock::take(&settings.files.state_dir)?;
-    privileges::restrict()?;
-    runtime()?.block_on(agent::run(settings, load))?;
+    let privileges = Privileges::restrict(&settings, files)?;
+    runtime()?.block_on(agent::run(settings, privileges, claims, load))?;
     Ok(())
 }
 
@@ -235,6 +251,8 @@ fn sources<'a>(flags: &'a SettingsFlags, environment: &'a Environment) -> Source
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // A thread that looks up names keeps the capabilities that it was started with.
+        .thread_keep_alive(Duration::from_secs(1))
         .build()
         .context("failed to start the runtime")
 }

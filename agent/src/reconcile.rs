@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use tracing::{trace, warn};
 
-use crate::hooks::Hooks;
+use crate::hooks::{CommandError, Hooks};
 use crate::net::InterfaceName;
 use crate::netlink::{ChangeError, Failure, Kernel, KernelError, Watch};
-use crate::state::{Change, Delta, Key, Object, Scope, State, diff, diff_keys};
+use crate::state::{Change, Delta, Key, Object, Route, Scope, State, diff, diff_keys};
 use crate::underlay::Underlay;
 
 /// How many changes were made.
@@ -131,7 +131,7 @@ impl Reconciler {
     }
 
     /// Changes what is ours. A device that no longer is, because the network config now names another, is removed by the
-    /// next [`Self::resync`].
+    /// next [`Self::resync`], and so are routes in a network that no longer is, until [`Self::set_networks`].
     pub fn set_scope(&mut self, scope: Scope) {
         if self.scope == scope {
             return;
@@ -150,6 +150,11 @@ impl Reconciler {
                 self.scope.links.push(link);
             }
         }
+        for network in former.networks {
+            if !self.scope.networks.contains(&network) {
+                self.scope.networks.push(network);
+            }
+        }
     }
 
     /// Changes which networks routes without a mark of ours are known by. Former ones, once their routes are gone, may become
@@ -163,6 +168,14 @@ impl Reconciler {
         self.unsure = true;
         if let Some(hooks) = &mut self.hooks {
             *hooks = Hooks::open(hooks.file());
+        }
+    }
+
+    /// Waits until a command that failed is to be tried again, by a [`Self::resync`]; for ever when none is. Cancel-safe.
+    pub(crate) async fn hooks_due(&self) {
+        match self.hooks.as_ref().and_then(Hooks::next_try) {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
         }
     }
 
@@ -286,7 +299,9 @@ impl Reconciler {
         report: &mut Report,
     ) -> Result<bool, KernelError> {
         if !self.kernel.has_next_hops() {
-            changes.retain(|change| !matches!(change.key(), Key::NextHop(..)));
+            changes.retain(|change| {
+                !matches!(change.key(), Key::NextHop(..)) && !only_moves_gateway(change)
+            });
         }
         self.unsure = true;
         let (hooks, changes): (Vec<_>, Vec<_>) = changes
@@ -297,7 +312,10 @@ impl Reconciler {
             Some(executor) => executor.apply(&hooks).await,
             None => Vec::new(),
         };
-        let commands = commands.into_iter().map(|outcome| Ok(outcome?));
+        let commands = commands.into_iter().map(|outcome| match outcome {
+            Err(CommandError::Behind) => Err(ChangeError::Dependency),
+            outcome => Ok(outcome?),
+        });
         let mut unsure = false;
         for (change, outcome) in changes
             .into_iter()
@@ -331,4 +349,21 @@ impl Reconciler {
         self.totals.add(report.counts);
         report
     }
+}
+
+/// Whether a change would only say elsewhere where a route leads, which takes a kernel that has next-hop objects.
+fn only_moves_gateway(change: &Change) -> bool {
+    let Change::Set {
+        object: Object::Route(want),
+        was: Some(Object::Route(was)),
+        ..
+    } = change
+    else {
+        return false;
+    };
+    let here = |route: &Route| Route {
+        inline: true,
+        ..route.clone()
+    };
+    here(want) == here(was)
 }

@@ -187,6 +187,18 @@ pub fn load(sources: Sources<'_>) -> Result<Settings, Error> {
     read(sources, &mut Unreadable::Fatal)
 }
 
+/// The files that [`load`] reads, so far as they can be listed.
+pub fn files(sources: Sources<'_>) -> Vec<PathBuf> {
+    if let Some(path) = sources.config {
+        return vec![path.to_owned()];
+    }
+    let mut paths = files::list(sources.root).unwrap_or_default();
+    if let Ok(Some(network)) = asked_for(&sources) {
+        paths.extend(files::list_of_network(sources.root, &network));
+    }
+    paths
+}
+
 /// As [`load`], for who only looks: what may not be read with the caller's privileges is passed over, the password as well
 /// as whole files. Returns what it was, too.
 ///

@@ -209,6 +209,8 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// Whether the gateway is taken to be on the link without a route to it.
     pub onlink: bool,
+    /// Whether the gateway is in the route itself, though the kernel has next-hop objects.
+    pub inline: bool,
 }
 
 /// Commands of the administrator's that are run for a lease, in a shell.

@@ -27,6 +27,7 @@ use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey, allocate};
 use crate::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::network_config::NetworkConfig;
 use crate::peers::{CheckPeer, PeerChanges, PeerTable};
+use crate::privileges::{self, Privileges};
 use crate::reconcile::{Reconciler, Report};
 use crate::settings::Settings;
 use crate::state::{Delta, Key, Object};
@@ -46,6 +47,9 @@ pub(crate) enum ConnectError {
     /// The back end cannot be set up here.
     #[error("the back end")]
     Backend(#[from] OpenError),
+    /// What the back end does not need cannot be given up.
+    #[error("the process's privileges")]
+    Privileges(#[from] privileges::Error),
     /// The network config has no place for the subnet that the host's containers use.
     #[error(
         "the new network config ({networks}) does not allow this host's subnet {own}; restarting the agent gives it another one, and its containers must be restarted then"
@@ -119,12 +123,14 @@ impl Failed {
 /// Creates nothing in the kernel.
 pub(crate) async fn connect(
     settings: &Settings,
+    privileges: &Privileges,
     config: &NetworkConfig,
     new_identity: bool,
     kernel: &mut Kernel,
 ) -> Result<(Underlay, Arc<dyn Backend>), ConnectError> {
     let underlay = underlay::discover(&settings.underlay, config.families(), None).await?;
     let backend = BackendConfig::parse(config)?;
+    privileges.settle(&backend)?;
     let setup = Setup {
         config,
         underlay: &underlay,
@@ -163,7 +169,7 @@ pub(crate) struct Overlay {
     subnet_file: PathBuf,
     /// Whether the kernel has been programmed once, for the log.
     programmed: bool,
-    /// Whether what an earlier run left under another network config is gone.
+    /// Whether what was made under another network config is gone.
     alone: bool,
     /// What there is to tell, beside what the rest knows.
     journal: Journal,
@@ -179,6 +185,7 @@ impl Overlay {
             own,
             former,
         } = place;
+        log_uncarried(&*backend, &config);
         Self {
             peers: PeerTable::new(&config, &own, check_peer(&backend)),
             plan: Plan::new(&*backend, &own.key, []),
@@ -224,6 +231,11 @@ impl Overlay {
     /// What the kernel monitor has to look out for.
     pub(crate) fn watch(&self) -> Watch<'_> {
         self.reconciler.watch(&self.underlay)
+    }
+
+    /// Waits until a command that failed is to be tried again, by [`Self::program`].
+    pub(crate) async fn hooks_due(&self) {
+        self.reconciler.hooks_due().await;
     }
 
     /// One line for the service's status.
@@ -352,8 +364,23 @@ impl Overlay {
 
     /// Puts the firewall's rules back when they are not what they should be.
     pub(crate) async fn program_firewall(&mut self) -> Result<(), Failed> {
+        let rules = self.rules();
+        if self.firewall.ensure(&rules).await? {
+            self.journal.firewall = (self.journal.firewall.0 + 1, Some(status::now()));
+            info!("firewall programmed");
+        }
+        Ok(())
+    }
+
+    /// The rules to be left to whoever comes next, if they are where a flannel does not look.
+    pub(crate) fn rules_to_hand_over(&self) -> Option<Rules> {
+        let in_nftables = self.firewall.effective() == Some(firewall::Mode::Nftables);
+        in_nftables.then(|| self.rules())
+    }
+
+    fn rules(&self) -> Rules {
         let (config, own) = (&self.config, &self.own.key);
-        let rules = Rules {
+        Rules {
             v4: config.ipv4.zip(own.v4).map(|(range, subnet)| Family {
                 network: range.network,
                 subnet,
@@ -367,12 +394,7 @@ impl Overlay {
             random_fully: self.firewall_settings.random_fully,
             exclude: self.firewall_settings.masquerade_exclude.clone(),
             prefer_nftables: self.config.enable_nftables,
-        };
-        if self.firewall.ensure(&rules).await? {
-            self.journal.firewall = (self.journal.firewall.0 + 1, Some(status::now()));
-            info!("firewall programmed");
         }
-        Ok(())
     }
 
     fn write_subnet_file(&mut self) -> Result<(), Failed> {
@@ -443,6 +465,7 @@ impl Overlay {
     pub(crate) async fn follow_config(
         &mut self,
         settings: &Settings,
+        privileges: &Privileges,
         config: NetworkConfig,
     ) -> Result<bool, ConnectError> {
         if config == self.config {
@@ -457,7 +480,7 @@ impl Overlay {
         let networks: Vec<IpNet> = config.networks().collect();
         let kernel = self.reconciler.kernel_mut();
         kernel.claim_network(&networks).map_err(OpenError::from)?;
-        let backend = match self.backend_for(settings, &config).await {
+        let backend = match self.backend_for(settings, privileges, &config).await {
             Ok(backend) => backend,
             Err(error) => {
                 let networks: Vec<IpNet> = self.config.networks().collect();
@@ -486,28 +509,38 @@ impl Overlay {
     async fn backend_for(
         &mut self,
         settings: &Settings,
+        privileges: &Privileges,
         config: &NetworkConfig,
     ) -> Result<Arc<dyn Backend>, ConnectError> {
         if self.suits(config) {
             return Ok(Arc::clone(&self.backend));
         }
-        self.open_backend(settings, config, false).await
+        self.open_backend(settings, privileges, config, false).await
     }
 
     async fn open_backend(
         &mut self,
         settings: &Settings,
+        privileges: &Privileges,
         config: &NetworkConfig,
         new_identity: bool,
     ) -> Result<Arc<dyn Backend>, ConnectError> {
-        let backend = BackendConfig::parse(config)?;
+        let parsed = BackendConfig::parse(config)?;
+        privileges.settle(&parsed)?;
         let setup = Setup {
             config,
             underlay: &self.underlay,
             state_dir: &settings.files.state_dir,
             new_identity,
         };
-        let backend = backend::open(&backend, setup, self.reconciler.kernel_mut()).await?;
+        let backend = backend::open(&parsed, setup, self.reconciler.kernel_mut()).await?;
+        if let Some(lost) = privileges.lost_for(&parsed)? {
+            warn!(
+                "{lost} were given up when the agent started with another back end; where {} fails for want of them, restart the agent",
+                parsed.kind()
+            );
+        }
+        log_uncarried(&*backend, config);
         // Its first command may have made anew what the others worked on.
         self.reconciler.renew_hooks();
         Ok(backend.into())
@@ -520,9 +553,15 @@ impl Overlay {
     }
 
     /// Makes this node a new MAC address or key. Nothing is programmed or published yet.
-    pub(crate) async fn renew_identity(&mut self, settings: &Settings) -> Result<(), ConnectError> {
+    pub(crate) async fn renew_identity(
+        &mut self,
+        settings: &Settings,
+        privileges: &Privileges,
+    ) -> Result<(), ConnectError> {
         let config = self.config.clone();
-        let backend = self.open_backend(settings, &config, true).await?;
+        let backend = self
+            .open_backend(settings, privileges, &config, true)
+            .await?;
         self.set_backend(backend);
         Ok(())
     }
@@ -539,6 +578,7 @@ impl Overlay {
             ..self.backend.lease_attrs()
         };
         self.reconciler.set_scope(self.backend.scope());
+        self.alone = false;
         self.replan();
     }
 
@@ -629,6 +669,21 @@ pub(crate) fn elder_twin<'a>(
                 .iter()
                 .any(|theirs| identities.contains(theirs))
     })
+}
+
+/// Says what of the network the back end leaves to others.
+fn log_uncarried(backend: &dyn Backend, config: &NetworkConfig) {
+    let carried = backend.scope().networks;
+    for network in config
+        .networks()
+        .filter(|network| !carried.contains(network))
+    {
+        warn!(
+            backend = backend.kind(),
+            %network,
+            "this back end carries IPv4 alone: nodes get subnets of this network, and no packets between them; another back end, such as vxlan, carries both"
+        );
+    }
 }
 
 fn list(networks: impl Iterator<Item = IpNet>) -> String {

@@ -8,10 +8,13 @@
 //! `PreStartupCommand` runs before a lease is taken; what it prints is published as the lease's data, and given to the
 //! peers' commands on standard input, with a newline. Every command runs in a shell, as flannel's samples expect
 //! (flannel itself splits it into words since 0.28.2). Environment: NETWORK, SUBNET and PUBLIC_IP, with IPv6 also
-//! IPV6NETWORK, IPV6SUBNET and PUBLIC_IPV6; NETWORK and IPV6NETWORK for `PostStartupCommand` alone.
+//! IPV6NETWORK, IPV6SUBNET and PUBLIC_IPV6; NETWORK and IPV6NETWORK for `PostStartupCommand` alone. That one has them all
+//! whatever the families are, since scripts under `set -u` expect what flannel sets; what there is none of is as flannel
+//! prints it.
 //!
-//! `PreStartupCommand` and `PostStartupCommand` are run again until they succeed. A command for a peer that fails is
-//! reported and not run again before the peer changes or the agent starts, as in flannel.
+//! `PreStartupCommand` and `PostStartupCommand` are run again until they succeed, with growing pauses; before that no
+//! command for a peer is run. One of those that fails is reported and run again with growing pauses too. The rest of the
+//! overlay does not wait for it.
 //!
 //! The MTU is the underlay's. `ShutdownCommand` is accepted and never run, as in flannel: the data plane stays in place.
 
@@ -33,6 +36,15 @@ pub(super) const KIND: &str = "extension";
 
 /// The file in the state directory that remembers for whom commands were run.
 const MEMORY: &str = "extension.json";
+
+/// What flannel's `PostStartupCommand` sees of a family that there is not.
+const NOTHING: [(&str, &str); 5] = [
+    ("NETWORK", "0.0.0.0/0"),
+    ("SUBNET", "0.0.0.0/0"),
+    ("IPV6SUBNET", "::/0"),
+    ("PUBLIC_IP", "<nil>"),
+    ("PUBLIC_IPV6", "<nil>"),
+];
 
 /// Where it is remembered for whom commands were run.
 pub(crate) fn memory(state_dir: &Path) -> PathBuf {
@@ -202,6 +214,11 @@ impl Backend for ExtensionBackend {
         let text = |net: IpNet| net.to_string();
         let networks = self.networks.iter().copied();
         variables(&mut environment, ["NETWORK", "IPV6NETWORK"], networks, text);
+        for (name, nothing) in NOTHING {
+            if !environment.iter().any(|(set, _)| set == name) {
+                environment.push((name.to_owned(), nothing.to_owned()));
+            }
+        }
         let hook = Hook {
             set: Some(command.clone()),
             unset: None,
@@ -228,7 +245,7 @@ impl Backend for ExtensionBackend {
             unset: self.config.subnet_remove.clone(),
             environment: environment(&peer.key, &peer.attrs),
             input: Some(format!("{}\n", data.unwrap_or_default())),
-            // As in flannel. A command such as flannel's sample `ip route add` fails whenever its work is done already,
+            // As in flannel the rest goes on. A command such as flannel's sample `ip route add` fails whenever its work is done already,
             // which it is when the agent starts again; and one that undoes it, when a reboot has done so.
             required: false,
         };
@@ -301,6 +318,22 @@ mod tests {
         assert_eq!(
             (peer.set.as_deref(), peer.unset.as_deref()),
             (Some("add"), Some("del"))
+        );
+    }
+
+    /// flannel's values, for scripts under `set -u`.
+    #[test]
+    fn the_own_command_has_all_variables_whatever_the_families() {
+        let backend = backend(r#"{"PostStartupCommand":"post"}"#, None);
+        let backend = ExtensionBackend {
+            networks: vec!["10.5.0.0/16".parse().unwrap()],
+            ..backend
+        };
+        let own = SubnetKey::parse_name("10.5.1.0-24").unwrap();
+        let own: Vec<_> = backend.own(&own).into_iter().collect();
+        assert_eq!(
+            shown(&hook(&own)),
+            "SUBNET=10.5.1.0/24 PUBLIC_IP=192.0.2.1 NETWORK=10.5.0.0/16 IPV6SUBNET=::/0 PUBLIC_IPV6=<nil>"
         );
     }
 

@@ -2,8 +2,10 @@
 //!
 //! | object, for each family of the network | is | as flannel, except |
 //! |---|---|---|
-//! | next hop per peer | the peer's public IP, over the underlay device | flannel has it inside the route |
-//! | route per peer | peer's subnet by that next hop | |
+//! | route per peer | peer's subnet by the peer's public IP, over the underlay device | |
+//!
+//! Unlike those of other back ends the routes have their gateway in themselves, where flannel has it: one that takes our
+//! place deletes them by it, and could not if they led to a next-hop object.
 //!
 //! It works where all nodes are on one network: a peer whose public IP is not on the underlay's link is refused, and so is
 //! a public IP of our own that is not the underlay device's address. The MTU is the underlay's.
@@ -12,10 +14,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Backend, OpenError, Refusal, Setup, attrs, route, same_kind};
+use super::{Backend, OpenError, Refusal, Setup, attrs, same_kind};
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::network_config::NetworkConfig;
-use crate::state::{Key, Object, Scope, State};
+use crate::state::{Key, Object, Route, Scope, State};
 use crate::underlay::{Face, Underlay};
 
 /// The name of this back end in network configs and leases.
@@ -100,7 +102,13 @@ impl Backend for HostGwBackend {
                 continue;
             };
             let gateway = gateway(&face, subnet, &peer.attrs)?;
-            objects.extend(route(subnet, &self.underlay.name, gateway, false));
+            let route = Route {
+                link: self.underlay.name.clone(),
+                gateway: Some(gateway),
+                onlink: false,
+                inline: true,
+            };
+            objects.push((Key::Route(subnet), Object::Route(route)));
         }
         Ok(objects)
     }
@@ -158,13 +166,11 @@ mod tests {
         assert_eq!(
             texts(&backend(DUAL).peer(&dual).unwrap()),
             [
-                "nexthop via 192.0.2.7 dev eth0",
                 "route 10.5.1.0/24 via Some(192.0.2.7) dev eth0",
-                "nexthop via 2001:db8::7 dev eth0",
                 "route fd00:5:0:1::/64 via Some(2001:db8::7) dev eth0",
             ]
         );
-        assert_eq!(backend(DUAL).peer(&near()).unwrap().len(), 2);
+        assert_eq!(backend(DUAL).peer(&near()).unwrap().len(), 1);
         assert_eq!(backend(DUAL).mtu(), 1500);
         assert_eq!(backend(DUAL).own(&dual.key), State::new());
     }

@@ -8,8 +8,8 @@
 //! | route per peer | peer's subnet by that next hop | |
 //!
 //! With `DirectRouting`, a peer whose public IP lies in the underlay's on-link prefix is a plain gateway over the underlay
-//! device. IPv4 alone, as in flannel. The kernel makes a device `tunl0` of its own when its module is loaded; it is left
-//! alone.
+//! device. IPv4 alone, as in flannel: where the network has IPv6 too, nodes get a subnet of it and reach nobody by it, and
+//! the log says so. The kernel makes a device `tunl0` of its own when its module is loaded; it is left alone.
 
 use std::net::IpAddr;
 
@@ -47,8 +47,8 @@ impl IpipConfig {
         options: &go_json::Object<'_>,
         network: &NetworkConfig,
     ) -> Result<Self, BackendConfigError> {
-        if network.ipv6.is_some() {
-            return Err(BackendConfigError::Ipv6(KIND));
+        if network.ipv4.is_none() {
+            return Err(BackendConfigError::Ipv6Alone(KIND));
         }
         Ok(Self {
             direct_routing: options
@@ -94,7 +94,10 @@ impl Backend for IpipBackend {
     }
 
     fn lease_attrs(&self) -> LeaseAttrs {
-        attrs(KIND, &self.underlay)
+        LeaseAttrs {
+            public_ipv6: None,
+            ..attrs(KIND, &self.underlay)
+        }
     }
 
     fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
@@ -227,11 +230,13 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_is_refused_with_words() {
+    fn ipv6_alone_is_refused_with_words() {
         let dual = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
+        assert!(parse("{}", dual).is_ok());
+        let alone = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
         assert_eq!(
-            parse("{}", dual).unwrap_err().to_string(),
-            "EnableIPv6: true is not possible with the back end ipip, which carries IPv4 alone; allowed: false"
+            parse("{}", alone).unwrap_err().to_string(),
+            "EnableIPv4: false is not possible with the back end ipip, which carries IPv4 alone; allowed: true"
         );
         assert_eq!(
             parse(r#"{"DirectRouting":1}"#, NETWORK)

@@ -9,7 +9,8 @@
 //!
 //! This is what flannel takes where a network config names no back end. The device lives with the agent, as it does with
 //! flannel's daemon. A lease has no type and no data; one whose type says that it is another back end's is refused, which
-//! flannel does not do: there is nobody at the port. IPv4 alone, as in flannel.
+//! flannel does not do: there is nobody at the port. IPv4 alone, as in flannel: where the network has IPv6 too, nodes
+//! get a subnet of it and reach nobody by it, and the log says so.
 
 use std::net::{IpAddr, SocketAddrV4};
 
@@ -53,8 +54,8 @@ impl UdpConfig {
         options: &go_json::Object<'_>,
         network: &NetworkConfig,
     ) -> Result<Self, BackendConfigError> {
-        if network.ipv6.is_some() {
-            return Err(BackendConfigError::Ipv6(KIND));
+        if network.ipv4.is_none() {
+            return Err(BackendConfigError::Ipv6Alone(KIND));
         }
         let port = options.integer("Port", 1..=u32::from(u16::MAX))?;
         Ok(Self {
@@ -106,7 +107,10 @@ impl Backend for UdpBackend {
     }
 
     fn lease_attrs(&self) -> LeaseAttrs {
-        attrs(LEASE_TYPE, &self.underlay)
+        LeaseAttrs {
+            public_ipv6: None,
+            ..attrs(LEASE_TYPE, &self.underlay)
+        }
     }
 
     fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
@@ -143,6 +147,7 @@ impl Backend for UdpBackend {
             link: self.link.clone(),
             gateway: None,
             onlink: false,
+            inline: false,
         };
         State::from([
             (Key::Link(self.link.clone()), Object::Link(Box::new(device))),
@@ -280,9 +285,11 @@ mod tests {
     #[test]
     fn what_it_cannot_do_is_refused_with_words() {
         let dual = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
+        assert!(parse("{}", dual).is_ok());
+        let alone = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
         assert_eq!(
-            parse("{}", dual).unwrap_err().to_string(),
-            "EnableIPv6: true is not possible with the back end udp, which carries IPv4 alone; allowed: false"
+            parse("{}", alone).unwrap_err().to_string(),
+            "EnableIPv4: false is not possible with the back end udp, which carries IPv4 alone; allowed: true"
         );
         for port in ["0", "65536", "-1"] {
             let error = parse(&format!(r#"{{"Port":{port}}}"#), NETWORK).unwrap_err();

@@ -332,6 +332,7 @@ impl Backend for WireguardBackend {
                     link: link.clone(),
                     gateway: None,
                     onlink: false,
+                    inline: false,
                 };
                 state.insert(Key::Route(*network), Object::Route(route));
                 let mine = own.nets().find(|net| network.contains(net));

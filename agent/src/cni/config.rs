@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::environment::{Interface, is_identifier};
 use super::error::Error;
 use super::version::Version;
-use crate::go_json::{GoJsonError, Object};
+use crate::go_json::{GoJsonError, Object, replace_lone_surrogates};
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIR: &str = "/var/lib/cni/flannel";
@@ -31,9 +31,11 @@ pub(super) struct NetConf {
 }
 
 impl NetConf {
-    /// Reads the configuration. Keys match in any letter case, as in the Go program, and invalid UTF-8 is replaced.
+    /// Reads the configuration. Keys match in any letter case, as in the Go program, and invalid UTF-8 is replaced, as are
+    /// halves of surrogate pairs.
     pub(super) fn parse(stdin: &[u8]) -> Result<Self, Error> {
         let text = String::from_utf8_lossy(stdin);
+        let text = replace_lone_surrogates(&text);
         let object = Object::parse(&text).map_err(Error::NotJson)?;
         let string = |name| {
             let value: Option<String> = object.get(name, "a string").map_err(Error::NetConf)?;

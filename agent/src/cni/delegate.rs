@@ -83,7 +83,11 @@ pub(super) fn ranges(env: &SubnetEnv) -> Value {
 }
 
 /// A route of the input, with its addresses in the usual form; `gw` and what newer specifications add may be absent.
-fn check_route(route: Value) -> Result<Value, String> {
+fn check_route(mut route: Value) -> Result<Value, String> {
+    if let Value::Object(fields) = &mut route {
+        // An empty text is no address, for Go's decoder as well.
+        fields.retain(|key, value| !(key.eq_ignore_ascii_case("gw") && value == ""));
+    }
     let text = route.to_string();
     let wrong = |what: &str| format!("{}: {what}", shorten(&text));
     let Value::Object(mut fields) = route else {

@@ -12,7 +12,7 @@ use crate::go_json::GoJsonError;
 use crate::logging::chain;
 
 /// Upstream's number for everything that the specification has none for.
-const INTERNAL: u32 = 999;
+pub(super) const INTERNAL: u32 = 999;
 /// Ours, from the range that the specification leaves to plugins: the attachment is unknown.
 const UNKNOWN_ATTACHMENT: u32 = 100;
 /// Ours: the container has an address of a subnet that this host no longer has.
@@ -158,6 +158,14 @@ pub enum Error {
         /// What it printed instead, shortened.
         output: String,
     },
+    /// The plugin's result is written for another specification than any that we know.
+    #[error("netplugin {name:?} printed a result of the unsupported version {version:?}")]
+    ResultVersion {
+        /// Its name.
+        name: String,
+        /// The version.
+        version: String,
+    },
     /// What we remember of an attachment cannot be read or written.
     #[error("failed to {action} {}: {source}", path.display())]
     State {
@@ -256,6 +264,7 @@ impl Error {
             | Self::BadSubnetFile { .. }
             | Self::NoPlugin { .. }
             | Self::Spawn { .. }
+            | Self::ResultVersion { .. }
             | Self::Delegate(_)
             | Self::DelegateDied(_) => INTERNAL,
         }

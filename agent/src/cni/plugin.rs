@@ -12,7 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::Value;
 
 use super::environment::Interface;
-use super::error::Error;
+use super::error::{Error, INTERNAL};
 use super::version::Version;
 use crate::go_json::shorten;
 
@@ -101,11 +101,10 @@ impl Plugin {
             return Ok(output.stdout);
         }
         let is_error = |value: &Value| value.get("code").is_some() || value.get("msg").is_some();
-        let answer: Result<Value, _> = serde_json::from_slice(&output.stdout);
-        if answer.as_ref().is_ok_and(is_error) {
-            return Err(Error::Delegate(output.stdout));
+        match serde_json::from_slice(&output.stdout) {
+            Ok(answer) if is_error(&answer) => Err(Error::Delegate(with_code(answer, output))),
+            _ => Err(Error::DelegateDied(self.last_words(&output))),
         }
-        Err(Error::DelegateDied(self.last_words(&output)))
     }
 
     fn output(
@@ -155,6 +154,17 @@ impl Plugin {
     /// The plugin's name, as it stands in `type`.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+}
+
+/// A plugin's error as a runtime can read it: to the letter, if it has a code.
+fn with_code(mut error: Value, output: Output) -> Vec<u8> {
+    match &mut error {
+        Value::Object(fields) if !fields.contains_key("code") => {
+            fields.insert("code".into(), INTERNAL.into());
+            error.to_string().into_bytes()
+        }
+        _ => output.stdout,
     }
 }
 

@@ -32,17 +32,37 @@ pub(super) fn add(call: &Call, conf: &NetConf, stdout: &mut dyn Write) -> Result
         "delegateAdd: netconf sent to delegate plugin:\n{text}"
     ));
     store(conf).put(&conf.name, &call.interface, &text)?;
-    let result = plugin.call("ADD", &text)?;
-    if !serde_json::from_slice(&result).is_ok_and(|result: Value| result.is_object()) {
-        return Err(Error::NoResult {
-            name: plugin.name().to_owned(),
-            output: shorten(&String::from_utf8_lossy(&result)),
-        });
-    }
+    let result = complete(plugin.call("ADD", &text)?, conf, &plugin)?;
     stdout
         .write_all(&result)
         .and_then(|()| stdout.flush())
         .map_err(Error::Stdout)
+}
+
+/// The delegate's result as a runtime can read it. Without a version it gets the configuration's; otherwise it stays as it
+/// is to the letter.
+fn complete(output: Vec<u8>, conf: &NetConf, plugin: &Plugin) -> Result<Vec<u8>, Error> {
+    let Ok(Value::Object(mut result)) = serde_json::from_slice(&output) else {
+        return Err(Error::NoResult {
+            name: plugin.name().to_owned(),
+            output: shorten(&String::from_utf8_lossy(&output)),
+        });
+    };
+    let version = result.get("cniVersion").and_then(Value::as_str);
+    match version.filter(|version| !version.is_empty()) {
+        Some(version) if Version::parse(version).is_none() => Err(Error::ResultVersion {
+            name: plugin.name().to_owned(),
+            version: version.to_owned(),
+        }),
+        Some(_) => Ok(output),
+        None => match conf.cni_version {
+            Some(version) => {
+                result.insert("cniVersion".into(), version.as_str().into());
+                Ok(Value::Object(result).to_string().into_bytes())
+            }
+            None => Ok(output),
+        },
+    }
 }
 
 /// DEL: the delegate detaches the interface, with the configuration of the ADD, whatever `subnet.env` says by now.

@@ -99,8 +99,7 @@ impl Nftables {
     /// agent was restarted) the table's fingerprint, and number and order of its commented rules decide: the text that
     /// `nft` lists differs between its versions, and a mere update of it must not change the rules.
     pub(super) async fn ensure(&mut self, rules: &Rules, tables: &Tables) -> Result<bool, Error> {
-        let docker = tables.has("ip docker-bridges") || tables.has("ip6 docker-bridges");
-        let script = Script::new(&self.table, rules, docker);
+        let script = Script::new(&self.table, rules, has_docker(tables));
         let seen = self.seen.take();
         let full = format!("inet {}", self.table);
         let exists = tables.has(&full);
@@ -130,6 +129,21 @@ impl Nftables {
         transact("replace its table", &script.replace()).await?;
         Ok(true)
     }
+}
+
+/// Leaves the default network's rules in flannel's tables instead of its own, if its own is there.
+pub(super) async fn hand_over(rules: &Rules) -> Result<(), Error> {
+    let tables = tables().await?;
+    if !tables.has(&format!("inet {TABLE}")) {
+        return Ok(());
+    }
+    let script = script::hand_over(TABLE, rules, has_docker(&tables));
+    transact("leave its rules in flannel's tables", &script).await
+}
+
+/// Whether Docker makes nftables rules itself.
+fn has_docker(tables: &Tables) -> bool {
+    tables.has("ip docker-bridges") || tables.has("ip6 docker-bridges")
 }
 
 /// Removes `tables` in one transaction; returns whether there were any.

@@ -18,6 +18,9 @@ pub(super) const NETWORKS: &str = "networks";
 /// flannel's allowed minutes for it; a lease has 24 hours.
 const MARGIN_MINUTES: std::ops::RangeInclusive<i64> = 1..=1439;
 
+/// The same in words.
+pub(super) const MARGIN_FORM: &str = "1 to 1439 minutes";
+
 /// The value of a flag.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Value {
@@ -95,7 +98,7 @@ impl Flags {
             return Err(Error::Value {
                 place: self.place(RENEW_MARGIN),
                 value: minutes.to_string(),
-                expected: "1 to 1439 minutes",
+                expected: MARGIN_FORM,
             });
         }
         if let [_, _, ..] = self.networks().as_slice() {

@@ -60,10 +60,11 @@ pub(super) fn value(kind: Kind, text: &str) -> Result<Value, &'static str> {
             .map(Value::Switch)
             .map_err(|_| "true or false"),
         Kind::Number => number(text).map(Value::Number).ok_or(NUMBER),
-        Kind::Verbosity => number(text)
-            .filter(|level| i32::try_from(*level).is_ok())
-            .map(Value::Number)
-            .ok_or("a whole number of 32 bits"),
+        // klog reads it by itself, without Go's prefixes and underscores.
+        Kind::Verbosity => text
+            .parse::<i32>()
+            .map(|level| Value::Number(level.into()))
+            .map_err(|_| "a whole number of 32 bits"),
         Kind::Modules if !are_modules(text) => {
             Err("a list such as vxlan=4,etcd*=2: patterns with their verbosity")
         }

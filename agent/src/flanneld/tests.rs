@@ -35,7 +35,10 @@ fn refusal(words: &[&str]) -> String {
 fn settings(words: &[&str], variables: &[(&str, &str)]) -> Settings {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     let environment: Environment = variables.iter().map(owned).collect();
-    load_flanneld(&given(words, variables).unwrap(), &environment).unwrap()
+    load_flanneld(&given(words, variables).unwrap(), &environment, &|_, _| {
+        true
+    })
+    .unwrap()
 }
 
 #[test]
@@ -294,6 +297,31 @@ fn renew_margin_has_flannels_range() {
         );
         assert!(!request(&words, &[]).err().unwrap().is_usage());
     }
+    // What is no number is as wrong as in any other flag.
+    for text in ["abc", "", "1e3"] {
+        let words = ["-subnet-lease-renew-margin", text];
+        assert!(request(&words, &[]).err().unwrap().is_usage(), "{text:?}");
+    }
+}
+
+#[test]
+fn values_are_taken_as_flannel_takes_them() {
+    let of = |words: &[&str]| settings(words, &[]);
+    let listen = of(&["--healthz-ip=localhost", "--healthz-port=80"])
+        .health
+        .listen;
+    assert_eq!(listen, Some("127.0.0.1:80".parse().unwrap()));
+    let resync = of(&["--iptables-resync=100000"]).firewall.resync;
+    assert_eq!(resync.as_secs(), 86_400);
+    let endpoints = of(&["--etcd-endpoints=HTTP://10.0.0.1:2379"])
+        .etcd
+        .endpoints;
+    assert_eq!(endpoints, ["http://10.0.0.1:2379"]);
+    assert_eq!(ok(&["-v=+2"]).number("v"), Some(2));
+    for text in ["0x10", "1_0", "", "2147483648"] {
+        let message = refusal(&["-v", text]);
+        assert!(message.contains("a whole number of 32 bits"), "{message}");
+    }
 }
 
 #[test]
@@ -477,7 +505,7 @@ fn firewall_is_looked_at_every_five_seconds_or_as_often_as_said() {
 fn wrong_settings_name_the_flag_or_the_variable() {
     let refused = |words: &[&str], variables: &[(&str, &str)]| {
         let flags = given(words, variables).unwrap();
-        load_flanneld(&flags, &Environment::default())
+        load_flanneld(&flags, &Environment::default(), &|_, _| false)
             .unwrap_err()
             .to_string()
     };

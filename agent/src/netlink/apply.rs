@@ -354,7 +354,7 @@ impl Kernel {
 
     fn path(&self, route: &Route, index: u32) -> Result<Path, ChangeError> {
         match route.gateway {
-            Some(gateway) if self.next_hops => {
+            Some(gateway) if self.next_hops && !route.inline => {
                 let id = self.ids.get(&route.link, gateway);
                 id.map(Path::NextHop).ok_or(ChangeError::Dependency)
             }

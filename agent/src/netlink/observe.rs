@@ -301,6 +301,7 @@ impl Kernel {
                     link: link.clone(),
                     gateway: Some(gateway),
                     onlink,
+                    inline: false,
                 };
                 Some((hop.id(), route))
             }
@@ -328,6 +329,7 @@ impl Kernel {
                 link: names.get(&route.link?)?.clone(),
                 gateway: route.gateway,
                 onlink: route.onlink,
+                inline: self.next_hops && route.gateway.is_some(),
             })
         };
         // What a next hop says counts, not what the kernel repeats of it: with net.ipv4.nexthop_compat_mode=0 it does
@@ -335,8 +337,7 @@ impl Kernel {
         let as_we_make_it = match route.next_hop {
             _ if route.kind != Kind::Plain || route.protocol != route::PROTOCOL => None,
             Some(id) => by_next_hop(id),
-            None if !self.next_hops || route.gateway.is_none() => inline(),
-            None => None,
+            None => inline(),
         };
         let object = as_we_make_it.map_or(
             Object::OddRoute {

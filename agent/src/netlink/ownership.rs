@@ -15,7 +15,7 @@ use thiserror::Error;
 use super::link::{self, KernelLink};
 use super::nexthop::Ids;
 use super::{Kernel, KernelError, address};
-use crate::claim;
+use crate::claim::{self, Claims};
 use crate::net::InterfaceName;
 use crate::network_name::{NetworkName, describe};
 use crate::state::Object;
@@ -124,6 +124,12 @@ impl Kernel {
     pub fn of_network(mut self, network: Option<&NetworkName>) -> Self {
         self.network = network.cloned();
         self.ids = self.new_ids();
+        self
+    }
+
+    /// Takes over what this process has claimed already.
+    pub fn with_claims(mut self, claims: Claims) -> Self {
+        self.claims = claims;
         self
     }
 

@@ -1,5 +1,6 @@
 //! What flanneld's command line says, as one more source of settings.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use super::environment::{split_list, unplaced};
@@ -17,11 +18,16 @@ use crate::network_name::NetworkName;
 const DEFAULT_HEALTH_ADDRESS: &str = "0.0.0.0";
 
 /// The settings of an agent that is called flanneld: flanneld's defaults, its flags and its environment, which are all
-/// in `flags`; and `SELVAGE_*` variables, which are stronger than `FLANNELD_*`, and weaker than flags. No files.
+/// in `flags`; and `SELVAGE_*` variables, which are stronger than `FLANNELD_*`, and weaker than flags. No files. `several`
+/// says whether the network of this name is one of several on this host, which has this state directory then.
 ///
 /// # Errors
 /// As [`super::load`].
-pub fn load_flanneld(flags: &Flags, environment: &Environment) -> Result<Settings, Error> {
+pub fn load_flanneld(
+    flags: &Flags,
+    environment: &Environment,
+    several: &dyn Fn(&NetworkName, &Path) -> bool,
+) -> Result<Settings, Error> {
     let mut inputs = Inputs::default();
     let defaults = Fragment {
         etcd: Etcd {
@@ -45,7 +51,7 @@ pub fn load_flanneld(flags: &Flags, environment: &Environment) -> Result<Setting
         fragment(flags, from_command_line),
         &Origin::Flanneld(&place),
     );
-    name_network(&mut inputs, flags);
+    name_network(&mut inputs, flags, several);
     let password = flags.text("etcd-password").filter(|text| !text.is_empty());
     inputs.password = password.map(|text| Secret::new(text.to_owned()));
     inputs.read_password()?;
@@ -55,9 +61,9 @@ pub fn load_flanneld(flags: &Flags, environment: &Environment) -> Result<Setting
 /// Tells one of several networks of this host from the others, unless `SELVAGE_NETWORK` does.
 ///
 /// flannel 0.5 had `--networks`, with keys below the prefix and a subnet file for each. Later ones run as several daemons
-/// that differ in `--etcd-prefix` and `--subnet-file`; who changes both of them means one of several networks, and the subnet
-/// file's name becomes the network's.
-fn name_network(inputs: &mut Inputs, flags: &Flags) {
+/// that differ in `--etcd-prefix` and `--subnet-file`; who changes both of them may mean one of several networks, and if there
+/// are several the subnet file's name becomes the network's.
+fn name_network(inputs: &mut Inputs, flags: &Flags, several: &dyn Fn(&NetworkName, &Path) -> bool) {
     if inputs
         .network
         .as_ref()
@@ -94,8 +100,15 @@ fn name_network(inputs: &mut Inputs, flags: &Flags) {
     if elements(prefix) != elements(DEFAULT_PREFIX)
         && elements(file) != elements(DEFAULT_SUBNET_FILE)
     {
-        let name = NetworkName::of_subnet_file(Path::new(file)).to_string();
-        inputs.network = Some(text(name, key::AGENT_NETWORK));
+        let name = NetworkName::of_subnet_file(Path::new(file));
+        let state_dir = match &inputs.state_dir {
+            Some(directory) => directory.value.clone().into(),
+            None => validate::default_files(Some(&name)).state_dir,
+        };
+        // A server joins none.
+        if inputs.remote_listen.is_some() || several(&name, &state_dir) {
+            inputs.network = Some(text(name.to_string(), key::AGENT_NETWORK));
+        }
     }
 }
 
@@ -161,8 +174,9 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
             forward: switch(key::FIREWALL_FORWARD),
             random_fully: switch(key::FIREWALL_RANDOM_FULLY)
                 .map(|disabled| unplaced(!disabled.into_inner())),
-            // Without a pause flanneld never stops looking.
-            resync: number(key::FIREWALL_RESYNC).map(|seconds| unplaced(seconds.max(1))),
+            // Without a pause flanneld never stops looking; and there is no harm in looking once a day.
+            resync: number(key::FIREWALL_RESYNC)
+                .map(|seconds| unplaced(seconds.clamp(1, 24 * 60 * 60))),
             blackhole_route: switch(key::FIREWALL_BLACKHOLE_ROUTE),
             ..Firewall::default()
         },
@@ -172,7 +186,15 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
         },
         health: Health {
             // Empty means everywhere, which is the default.
-            address: text(key::HEALTH_ADDRESS).filter(|text| !text.get_ref().is_empty()),
+            address: text(key::HEALTH_ADDRESS)
+                .filter(|text| !text.get_ref().is_empty())
+                .map(
+                    |text| match text.get_ref().eq_ignore_ascii_case("localhost") {
+                        // Always this host, RFC 6761 §6.3.
+                        true => unplaced(Ipv4Addr::LOCALHOST.to_string()),
+                        false => text,
+                    },
+                ),
             // A negative port means none, too.
             port: number(key::HEALTH_PORT).map(|port| unplaced(port.max(0))),
         },

@@ -46,6 +46,7 @@ fn peer(state: &mut State, n: u8, mac: u8, public_ip: u8) {
         link: dev(),
         gateway: Some(gateway),
         onlink: true,
+        inline: false,
     };
     state.insert(
         Key::Route(IpNet::new(gateway, 24).unwrap()),
@@ -302,6 +303,7 @@ fn direct_peer(state: &mut State, n: u8, public_ip: u8) {
         link: link("eth0"),
         gateway: Some(gateway),
         onlink: false,
+        inline: false,
     };
     state.insert(
         Key::NextHop(link("eth0"), gateway),

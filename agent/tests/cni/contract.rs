@@ -58,6 +58,36 @@ fn delegates_own_error_reaches_the_runtime_unchanged() {
 }
 
 #[test]
+fn what_a_runtime_cannot_read_of_a_delegate_is_completed() {
+    let host = Host::new();
+    let conf = host.conf(json!({}));
+    host.write("plugins/result", r#"{"ips":[]}"#);
+    let answer = host.call("ADD", &conf);
+    assert_eq!(answer.result(), r#"{"cniVersion":"0.4.0","ips":[]}"#);
+    host.write("plugins/result", r#"{"cniVersion":"7.0.0","ips":[]}"#);
+    let (code, message) = host.call("ADD", &conf).error();
+    assert_eq!(code, 999);
+    assert!(message.contains("\"7.0.0\""), "{message}");
+    host.write("plugins/fail-ADD", r#"{"msg":"x"}"#);
+    assert_eq!(host.call("ADD", &conf).error(), (999, "x".to_owned()));
+}
+
+#[test]
+fn texts_that_only_go_reads_are_taken() {
+    let host = Host::new();
+    let conf = json!({
+        "ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": ""}]},
+        "delegate": {"alias": "SURROGATE"},
+    });
+    let conf = host.conf(conf).replace("SURROGATE", r"\ud800");
+    host.call("ADD", &conf).result();
+    let (_, delegate) = host.calls().remove(0);
+    let delegate: Value = serde_json::from_str(&delegate).unwrap();
+    assert_eq!(delegate["ipam"]["routes"][0], json!({"dst": "0.0.0.0/0"}));
+    assert_eq!(delegate["alias"], "\u{fffd}");
+}
+
+#[test]
 fn delegate_that_dies_without_an_error_is_reported() {
     let host = Host::new();
     let conf = host.conf(json!({}));

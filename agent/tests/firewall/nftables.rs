@@ -3,8 +3,9 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use selvage::backend::BackendConfig;
 use selvage::firewall::{Mode, Rules};
-use selvage::privileges;
+use selvage::privileges::Privileges;
 
 use crate::host::{Agent, Nft, dual, nothing, on_host, rules, sh, uninstall};
 
@@ -162,9 +163,11 @@ fn look_that_finds_nothing_new_starts_no_program() {
 fn firewall_works_with_the_privileges_that_are_left() {
     on_host(Nft, || {
         nix::sys::prctl::set_no_new_privs().unwrap();
-        privileges::restrict().unwrap();
-        // Again, as in a service whose manager restricted it before: nothing is left to take, and that is fine.
-        privileges::restrict().unwrap();
+        // Twice, as in a service whose manager restricted it before: nothing is left to take, and that is fine.
+        for _ in 0..2 {
+            let privileges = Privileges::bare().unwrap();
+            privileges.settle(&BackendConfig::Alloc).unwrap();
+        }
 
         let status = Command::new("cat")
             .arg("/proc/self/status")

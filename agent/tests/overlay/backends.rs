@@ -254,6 +254,83 @@ fn udp_waits_for_a_port_that_is_taken() {
     host.wait_ready();
 }
 
+/// flannel deletes the route of a peer that is gone by its gateway and device, and gives up where it leads to a next-hop
+/// object. A former version made such, and a vxlan before does.
+#[test]
+fn host_gw_leaves_routes_that_flannel_can_delete() {
+    let store = Store::start(&format!(r#"{{{DUAL},"Backend":{{"Type":"host-gw"}}}}"#));
+    let lease = r#"{"PublicIP":"10.77.0.99","PublicIPv6":"fd77::99","BackendType":"host-gw"}"#;
+    store.put_lease("10.5.7.0-24&fd00:5:0:7::-64", lease);
+    let mut host = store.host(1);
+    for line in [
+        "nexthop add id 0x53000001 via 10.77.0.99 dev eth0 protocol 83",
+        "nexthop add id 0x53000002 via fd77::99 dev eth0 protocol 83",
+        "route add 10.5.7.0/24 nhid 0x53000001 protocol 83",
+        "-6 route add fd00:5:0:7::/64 nhid 0x53000002 protocol 83",
+    ] {
+        host.namespace.ip(line);
+    }
+    host.start_agent();
+    host.wait_ready();
+    let hops = host.namespace.ip("nexthop show");
+    assert_eq!(hops, "", "nobody uses them any more");
+    host.stop_agent();
+    for route in [
+        "-4 route del 10.5.7.0/24 via 10.77.0.99 dev eth0",
+        "-6 route del fd00:5:0:7::/64 via fd77::99 dev eth0",
+    ] {
+        host.namespace.ip(route);
+    }
+}
+
+/// Without next-hop objects the routes bear no mark but the protocol's number and their destination.
+#[test]
+fn host_gw_leaves_no_route_of_a_network_that_shrank() {
+    let config = |length: u8| {
+        format!(
+            r#"{{"Network":"10.4.0.0/{length}","SubnetLen":24,"Backend":{{"Type":"host-gw"}}}}"#
+        )
+    };
+    let store = Store::start(&config(15));
+    let lease = r#"{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"host-gw"}"#;
+    store.put_lease("10.5.7.0-24", lease);
+    let mut host = store.host(1);
+    store.etcdctl(&[
+        "put",
+        "/coreos.com/network/subnets/10.4.9.0-24",
+        &lease.replace("99", &host.address.octets()[3].to_string()),
+    ]);
+    host.start_agent();
+    host.wait_ready();
+    assert_eq!(host.lease_key(), "10.4.9.0-24");
+    let route = || host.namespace.ip("route show 10.5.7.0/24");
+    assert!(route().contains("via 10.77.0.99"), "{}", route());
+    store.etcdctl(&["put", "/coreos.com/network/config", &config(16)]);
+    wait_until("the route to go", || route().is_empty());
+}
+
+/// flannel's default back end, in a network of both families.
+#[test]
+fn back_ends_of_ipv4_alone_carry_it_beside_ipv6() {
+    // What is said without "Backend" is said with it.
+    let store = Store::start(&format!("{{{DUAL}}}"));
+    let [mut one, mut two] = [1, 2].map(|number| store.host(number));
+    one.join();
+    two.join();
+    let [subnet, subnet_v6] =
+        ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].map(|key| one.subnet_env(key));
+    assert!(subnet.starts_with("10.5."), "{subnet}");
+    assert!(subnet_v6.starts_with("fd00:"), "{subnet_v6}");
+    let target = two.container_address().into();
+    wait_until("the containers to meet over IPv4", || {
+        one.reaches_address(target, 56)
+    });
+    let said = "this back end carries IPv4 alone";
+    assert!(one.log().contains(said), "{}", one.log());
+    let leases = store.etcdctl(&["get", "--prefix", "/coreos.com/network/subnets/"]);
+    assert_eq!(leases.matches("\"PublicIPv6\":null").count(), 2, "{leases}");
+}
+
 #[test]
 fn alloc_leases_a_subnet_and_programs_nothing() {
     for families in [V4, DUAL, V6] {

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::process::Stdio;
 
 use crate::cluster::{NETWORK, Store, pair_in};
+use crate::host::Host;
 use crate::namespace::Namespace;
 use crate::wait::wait_until;
 
@@ -67,6 +68,40 @@ fn flushed_rules_come_back() {
         wait_until("the rules", || programmed() > times && rules() == before);
         let outside = seen_source(&two.namespace, two.address, one.container());
         assert_eq!(outside, one.address.to_string());
+    }
+}
+
+/// A real flannel makes its own tables anew, removes them where it uses iptables, and knows no others.
+#[test]
+fn a_stopped_agent_leaves_its_rules_in_flannels_tables_and_takes_them_back() {
+    let dual = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
+    for (network, left) in [
+        (NFTABLES, &["table ip flannel-ipv4"][..]),
+        (dual, &["table ip flannel-ipv4", "table ip6 flannel-ipv6"]),
+    ] {
+        let (_store, mut one, two) = pair_in(network);
+        // Some families of tables are another program's.
+        let tables = |one: &Host| {
+            let listing = one.namespace.run("nft list tables");
+            let ours = |line: &&str| line.contains("selvage") || line.contains("flannel");
+            listing
+                .lines()
+                .filter(ours)
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(tables(&one), ["table inet selvage"]);
+        assert_eq!(one.stop_agent(), Some(0));
+        assert_eq!(tables(&one), left);
+        let outside = seen_source(&two.namespace, two.address, one.container());
+        assert_eq!(outside, one.address.to_string());
+        for chain in ["forward", "postrtg"] {
+            let chain = format!("nft list chain ip flannel-ipv4 {chain}");
+            assert!(one.namespace.run(&chain).contains("hook"), "{chain}");
+        }
+        one.start_agent();
+        one.wait_ready();
+        assert_eq!(tables(&one), ["table inet selvage"]);
     }
 }
 

@@ -420,6 +420,7 @@ fn direct_routing_takes_only_peers_on_the_underlays_link() {
         link: eth0.clone(),
         gateway: Some(gateway),
         onlink: false,
+        inline: false,
     };
     assert_eq!(
         backend.peer(&near).unwrap(),

@@ -268,6 +268,7 @@ mod tests {
             link: "flannel.1".parse().unwrap(),
             gateway: Some([10, 5, 2, 0].into()),
             onlink: true,
+            inline: false,
         };
         let key = Key::Route("10.5.2.0/24".parse().unwrap());
         failure(key, Object::Route(route), error)

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use ring::digest;
 
-use super::{Family, Ip, Rules, docker};
+use super::{FLANNEL_TABLES, Family, Ip, Rules, docker};
 
 /// The mark that kube-proxy sets on packets that it masquerades itself.
 const KUBE_PROXY_MARK: u32 = 0x4000;
@@ -145,60 +145,14 @@ impl Side {
 impl Script {
     /// `docker` says whether Docker makes nftables rules itself: it then lets through what carries its mark.
     pub(super) fn new(table: &str, rules: &Rules, docker: bool) -> Self {
-        let table = table.to_owned();
         let sides: Vec<Side> = rules
             .families()
             .map(|(ip, family)| Side::new(rules, ip, family))
             .collect();
-        if sides.is_empty() {
-            let chains = Vec::new();
-            return Self { table, chains };
+        Self {
+            table: table.to_owned(),
+            chains: chains(&sides, rules, docker, "postrouting"),
         }
-        let mut chains = Vec::new();
-        if rules.forward && docker {
-            let set = format!("meta mark set meta mark | {:#010x}", docker::MARK);
-            let comments = [
-                "from the overlay: Docker lets it through",
-                "to the overlay: Docker lets it through",
-            ];
-            chains.push(Chain {
-                name: "docker",
-                // Docker's own chain has the priority filter.
-                hook: "type filter hook forward priority filter - 1; policy accept;",
-                rules: sides
-                    .iter()
-                    .flat_map(|side| side.both_ways(&set, comments))
-                    .collect(),
-            });
-        }
-        if rules.forward {
-            chains.push(Chain {
-                name: "forward",
-                hook: "type filter hook forward priority filter; policy accept;",
-                rules: sides.iter().flat_map(Side::forward).collect(),
-            });
-        }
-        if rules.masquerade {
-            let verdict = if rules.random_fully {
-                "masquerade fully-random"
-            } else {
-                "masquerade"
-            };
-            // A single bit of the mark counts; the others belong to other programs.
-            let marked = Rule {
-                expression: format!(
-                    "meta mark & {KUBE_PROXY_MARK:#010x} == {KUBE_PROXY_MARK:#010x} return"
-                ),
-                comment: "marked by kube-proxy, which masquerades it itself",
-            };
-            let of_sides = sides.iter().flat_map(|side| side.postrouting(verdict));
-            chains.push(Chain {
-                name: "postrouting",
-                hook: "type nat hook postrouting priority srcnat; policy accept;",
-                rules: std::iter::once(marked).chain(of_sides).collect(),
-            });
-        }
-        Self { table, chains }
     }
 
     /// Whether there is nothing to have a table for.
@@ -225,15 +179,7 @@ impl Script {
     }
 
     fn body(&self) -> String {
-        let mut text = String::with_capacity(2048);
-        for chain in &self.chains {
-            let _ = writeln!(text, "\tchain {} {{\n\t\t{}", chain.name, chain.hook);
-            for rule in &chain.rules {
-                let _ = writeln!(text, "\t\t{} comment \"{}\"", rule.expression, rule.comment);
-            }
-            text.push_str("\t}\n");
-        }
-        text
+        body(&self.chains)
     }
 
     /// What the table's comment says: which text exactly the table was made from.
@@ -258,6 +204,88 @@ impl Script {
                 .map(|line| comment_of(line))
                 .eq(wanted.map(|rule| Some(rule.comment)))
     }
+}
+
+/// The chains for some of the families, of which the one that masquerades is called `postrouting`.
+fn chains(sides: &[Side], rules: &Rules, docker: bool, postrouting: &'static str) -> Vec<Chain> {
+    if sides.is_empty() {
+        return Vec::new();
+    }
+    let mut chains = Vec::new();
+    if rules.forward && docker {
+        let set = format!("meta mark set meta mark | {:#010x}", docker::MARK);
+        let comments = [
+            "from the overlay: Docker lets it through",
+            "to the overlay: Docker lets it through",
+        ];
+        chains.push(Chain {
+            name: "docker",
+            // Docker's own chain has the priority filter.
+            hook: "type filter hook forward priority filter - 1; policy accept;",
+            rules: sides
+                .iter()
+                .flat_map(|side| side.both_ways(&set, comments))
+                .collect(),
+        });
+    }
+    if rules.forward {
+        chains.push(Chain {
+            name: "forward",
+            hook: "type filter hook forward priority filter; policy accept;",
+            rules: sides.iter().flat_map(Side::forward).collect(),
+        });
+    }
+    if rules.masquerade {
+        let verdict = if rules.random_fully {
+            "masquerade fully-random"
+        } else {
+            "masquerade"
+        };
+        // A single bit of the mark counts; the others belong to other programs.
+        let marked = Rule {
+            expression: format!(
+                "meta mark & {KUBE_PROXY_MARK:#010x} == {KUBE_PROXY_MARK:#010x} return"
+            ),
+            comment: "marked by kube-proxy, which masquerades it itself",
+        };
+        let of_sides = sides.iter().flat_map(|side| side.postrouting(verdict));
+        chains.push(Chain {
+            name: postrouting,
+            hook: "type nat hook postrouting priority srcnat; policy accept;",
+            rules: std::iter::once(marked).chain(of_sides).collect(),
+        });
+    }
+    chains
+}
+
+/// One transaction that puts flannel's tables, one for each family and with flannel's names for tables and chains, in the
+/// place of ours. The rules are the same, so that packets see no difference; but a flannel that starts after us makes
+/// these its own, and knows nothing of ours.
+pub(super) fn hand_over(table: &str, rules: &Rules, docker: bool) -> String {
+    let mut text = String::new();
+    for (ip, family) in rules.families() {
+        let side = [Side::new(rules, ip, family)];
+        let chains = chains(&side, rules, docker, "postrtg");
+        let name = match ip {
+            Ip::V4 => FLANNEL_TABLES[0],
+            Ip::V6 => FLANNEL_TABLES[1],
+        };
+        text += &removal(name);
+        let _ = write!(text, "table {name} {{\n{}}}\n", body(&chains));
+    }
+    text + &removal(&format!("inet {table}"))
+}
+
+fn body(chains: &[Chain]) -> String {
+    let mut text = String::with_capacity(2048);
+    for chain in chains {
+        let _ = writeln!(text, "\tchain {} {{\n\t\t{}", chain.name, chain.hook);
+        for rule in &chain.rules {
+            let _ = writeln!(text, "\t\t{} comment \"{}\"", rule.expression, rule.comment);
+        }
+        text.push_str("\t}\n");
+    }
+    text
 }
 
 /// What removes a table, whether there is one or not; `destroy` is younger than the `nft` in use.

@@ -19,9 +19,10 @@ impl Endpoint {
     ///
     /// A port is required: flannel's client knows no default, and port 80 would be nobody's intention.
     pub(crate) fn parse(text: &str, tls_by_default: bool) -> Option<Self> {
+        // A scheme is the same in any letter case (RFC 3986 §3.1).
         let (tls, authority) = match text.trim().split_once("://") {
-            Some(("http", rest)) => (false, rest),
-            Some(("https", rest)) => (true, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
             Some(_) => return None,
             None => (tls_by_default, text.trim()),
         };
@@ -64,6 +65,8 @@ mod tests {
         for (text, expected) in [
             ("http://10.0.0.1:2379", "http://10.0.0.1:2379"),
             (" http://10.0.0.1:2379/ ", "http://10.0.0.1:2379"),
+            ("HTTP://10.0.0.1:2379", "http://10.0.0.1:2379"),
+            ("Https://10.0.0.1:2379", "https://10.0.0.1:2379"),
             ("10.0.0.1:2379", "http://10.0.0.1:2379"),
             ("etcd.example:2379/", "http://etcd.example:2379"),
             ("https://b-c_d.e:65535", "https://b-c_d.e:65535"),

@@ -46,11 +46,12 @@ fn networks_with_one_device_or_one_range_of_addresses_are_refused_in_words() {
 
     // The device is the other's also while its agent does not run.
     assert_eq!(one.stop_agent(), Some(0));
+    let stopped = one.overlay_objects();
     wait_refused(
         &mut blue,
         "the device flannel.1, which is there and belongs to the default network, or to another program",
     );
-    assert_eq!(one.overlay_objects(), before);
+    assert_eq!(one.overlay_objects(), stopped);
     one.start_agent();
     one.wait_ready();
     assert_eq!(one.overlay_objects(), before);

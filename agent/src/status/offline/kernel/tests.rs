@@ -35,6 +35,7 @@ fn route(subnet: &str, link: &str, gateway: Option<&str>) -> (Key, Object) {
         link: name(link),
         gateway: gateway.map(|gateway| gateway.parse().unwrap()),
         onlink: true,
+        inline: false,
     };
     (Key::Route(subnet.parse().unwrap()), Object::Route(route))
 }

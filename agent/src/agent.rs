@@ -252,7 +252,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         };
         let config = self.store.network_config().await;
         let config = config.map_err(|error| failed(&mut self.events, error))?;
-        let (underlay, backend) = overlay::connect(&self.settings, &config, kernel)
+        let (underlay, host, backend) = overlay::connect(&self.settings, &config, kernel)
             .await
             .map_err(|e| chain(&e))?;
         let former = Former::find(&self.settings, kernel)
@@ -260,12 +260,14 @@ impl<S: LeaseStore> Agent<'_, S> {
             .map_err(|e| chain(&e))?;
         let previous = previous_subnet(&self.settings);
         let attrs = backend.lease_attrs();
+        self.store.set_avoid(host.avoid());
         let own = self.store.acquire(&config, &attrs, previous).await;
         let own = own.map_err(|error| failed(&mut self.events, error))?;
         self.log_lease(own.key, own.attrs.public_address());
         let place = Place {
             config,
             underlay,
+            host,
             backend,
             own,
             former,
@@ -398,6 +400,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     /// Takes a lease again after the own one was lost: the same subnet when it is still free.
     async fn acquire_again(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
         let (attrs, old) = (overlay.lease_attrs(), overlay.own().key);
+        self.store.set_avoid(overlay.avoid());
         match self
             .store
             .acquire(overlay.config(), &attrs, Some(old))

@@ -3,12 +3,12 @@
 //! A router may have a million routes, and the kernel cannot list those of length zero alone. But it can be asked which
 //! route it takes to an address that nobody has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::errno::Errno;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags,
     RouteType,
@@ -29,6 +29,9 @@ pub(crate) struct Link {
     pub(crate) name: InterfaceName,
     /// In bytes.
     pub(crate) mtu: u32,
+    /// Whether the hosts on its link are addressed one by one. On a tunnel that is routed by somebody else's rules, such as a
+    /// VPN's, "on the link" says nothing about who gets a packet.
+    pub(crate) has_neighbors: bool,
 }
 
 /// What the kernel says of an address.
@@ -45,6 +48,16 @@ pub(crate) struct Address {
     pub(crate) temporary: bool,
     /// Whether it may turn out to be, or is, another host's as well (RFC 4862 §5.4), so that nothing can be bound to it.
     pub(crate) in_doubt: bool,
+}
+
+impl Address {
+    /// Whether it means nothing beyond its link or this host: no interface is chosen for it.
+    pub(crate) fn is_on_one_link(&self) -> bool {
+        match self.address {
+            IpAddr::V4(v4) => v4.is_loopback(),
+            IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
+        }
+    }
 }
 
 /// A next hop of a default route of the main table.
@@ -122,7 +135,7 @@ impl Host {
                 let dump = default_routes(&mut socket, family).await?;
                 host.note(dump).into_iter().flatten().collect()
             } else {
-                probe(&mut socket, family, questions.over).await?
+                host.probe(&mut socket, family, questions.over).await?
             };
             host.default_routes.extend(routes);
         }
@@ -130,6 +143,31 @@ impl Host {
             host.way = Some(way(&mut socket, address).await?);
         }
         Ok(host)
+    }
+
+    /// The default route that the kernel takes, with those of other interfaces that it could take as well: of equal ones it
+    /// names the one that came up first.
+    async fn probe(
+        &self,
+        socket: &mut Socket,
+        family: Family,
+        over: Option<u32>,
+    ) -> Result<Vec<DefaultRoute>, KernelError> {
+        let mut routes = probe(socket, family, over).await?;
+        if over.is_some() || routes.is_empty() {
+            return Ok(routes);
+        }
+        let links: BTreeSet<u32> = self
+            .addresses
+            .iter()
+            .filter(|address| Family::of(address.address) == family && !address.is_on_one_link())
+            .map(|address| address.link_index)
+            .filter(|index| routes.iter().all(|route| route.link_index != *index))
+            .collect();
+        for link in links {
+            routes.extend(probe(socket, family, Some(link)).await?);
+        }
+        Ok(routes)
     }
 
     /// The items of a list; whether it is complete is kept in mind.
@@ -179,7 +217,7 @@ async fn probe(
         Family::V6 => IpAddr::V6(Ipv6Addr::new(0x4000, 0, 0, 0, 0, 0, 0, 1)),
     };
     // The route itself, and the table that it is in. Kernels before 4.13 do not know that and give a host route.
-    let flags = RouteFlags::FibMatch | RouteFlags::LookupTable;
+    let flags = RouteFlags::FibMatch | with_table(nobody);
     let answer = socket.get(get(nobody, over, flags)).await?;
     let Ok(Some(Message::Route(RouteNetlinkMessage::NewRoute(message)))) = answer else {
         return Ok(Vec::new());
@@ -239,6 +277,14 @@ pub(super) async fn way(
     }))
 }
 
+/// What makes the kernel name the table of a route. Of IPv6 it always does, and refuses the flag.
+fn with_table(address: IpAddr) -> RouteFlags {
+    match address {
+        IpAddr::V4(_) => RouteFlags::LookupTable,
+        IpAddr::V6(_) => RouteFlags::empty(),
+    }
+}
+
 /// `ip route get ADDRESS`.
 fn get(address: IpAddr, over: Option<u32>, flags: RouteFlags) -> Request {
     let mut message = RouteMessage::default();
@@ -264,6 +310,10 @@ fn read_link(message: &LinkMessage) -> Option<Link> {
         index: message.header.index,
         name: name?,
         mtu: mtu?,
+        has_neighbors: !message
+            .header
+            .flags
+            .intersects(LinkFlags::Noarp | LinkFlags::Pointopoint),
     })
 }
 

@@ -258,6 +258,32 @@ fn vpn_that_takes_the_peers_packets_is_told() {
 }
 
 #[test]
+fn network_with_the_hosts_addresses_in_it_is_warned_of() {
+    let (_store, one, _two) =
+        crate::cluster::pair_in(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#);
+    let of_underlay = |finding: &Finding| finding.subject.as_deref() == Some("eth0");
+    let diagnosis = Diagnosis::until(&one, "a word about the underlay", |diagnosis| {
+        diagnosis.report.findings.iter().any(of_underlay)
+    });
+    let mut findings = diagnosis.report.findings.iter();
+    let finding = findings.find(|finding| of_underlay(finding)).expect("it");
+    assert!(
+        finding
+            .remedy
+            .iter()
+            .any(|remedy| remedy.contains("SubnetMin")),
+        "{finding:?}"
+    );
+    assert_eq!(finding.severity, Severity::Warning);
+    assert!(
+        finding
+            .what
+            .contains("10.0.0.0/8 overlaps the underlay's, 10.77.0.0/24 on eth0"),
+        "{finding:?}"
+    );
+}
+
+#[test]
 fn servers_inside_the_overlay_are_told() {
     let (_store, mut one, two) = pair();
     let etcd = one.etcd.clone();

@@ -26,6 +26,7 @@ mod firewall;
 mod flanneld;
 mod host;
 mod hostile;
+mod inside;
 mod kernel;
 mod namespace;
 mod networks;

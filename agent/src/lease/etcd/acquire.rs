@@ -1,5 +1,6 @@
 //! Taking a lease: which one is decided by a pure function, then written by compared transactions.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp};
@@ -11,7 +12,7 @@ use super::held::{
     Claim, EtcdLease, Held, claim, delete, grant, lifetime, put_if, revoke, warn_of_twin,
 };
 use super::listing::{Entry, Listing, list};
-use crate::lease::allocate::{self, Exhausted};
+use crate::lease::allocate::{self, Avoid, Exhausted};
 use crate::lease::{LeaseAttrs, StoreError, SubnetKey};
 use crate::network_config::NetworkConfig;
 use crate::retry::{Backoff, next_random, random_seed};
@@ -26,6 +27,8 @@ pub(super) struct Node<'a> {
     pub(super) restarted: bool,
     /// Whether it is this very host, and not one that asks over the network and may claim whatever leases show.
     pub(super) is_local: bool,
+    /// What is on it, for its subnet to keep off.
+    pub(super) avoid: &'a Avoid,
 }
 
 impl Node<'_> {
@@ -50,6 +53,13 @@ impl Node<'_> {
             }
             claim => claim,
         }
+    }
+
+    /// The node's own address, if the subnet holds it: packets from peers would go to the containers.
+    fn own_address_in(&self, key: &SubnetKey) -> Option<IpAddr> {
+        let mut public = self.attrs.public_addresses();
+        let public = public.find(|address| key.nets().any(|net| net.contains(address)));
+        public.or_else(|| self.avoid.underlay_in(key))
     }
 }
 
@@ -137,10 +147,17 @@ async fn with_retries(
             _ if !decision.discard.is_empty() => {
                 for entry in decision.discard {
                     let subnet = entry.key.to_string();
-                    info!(
-                        subnet,
-                        "giving up a lease that the network config no longer allows"
-                    );
+                    match node.own_address_in(&entry.key) {
+                        Some(address) => warn!(
+                            subnet,
+                            %address,
+                            "giving up a lease whose subnet holds this host's own address"
+                        ),
+                        None => info!(
+                            subnet,
+                            "giving up a lease that the network config no longer allows"
+                        ),
+                    }
                     delete(store, &entry.key, entry.modified).await?;
                 }
                 None
@@ -172,8 +189,9 @@ fn decide<'a>(
     let own = entries
         .iter()
         .filter(|entry| node.claim(entry) == Claim::Ours);
-    let (mut usable, unusable): (Vec<_>, Vec<_>) =
-        own.partition(|entry| allocate::allows(config, &entry.key));
+    let (mut usable, unusable): (Vec<_>, Vec<_>) = own.partition(|entry| {
+        allocate::allows(config, &entry.key) && node.own_address_in(&entry.key).is_none()
+    });
     // The one in use first, then a reservation, then in key order.
     usable.sort_by_key(|entry| {
         (
@@ -191,13 +209,26 @@ fn decide<'a>(
         Some(entry) => Subnet::Keep(entry),
         None => {
             let taken: Vec<_> = entries.iter().map(|entry| entry.key).collect();
+            let peers = entries.iter().filter_map(|entry| entry.attrs.as_ref());
+            let peers: Vec<IpAddr> = peers.flat_map(LeaseAttrs::public_addresses).collect();
+            let own = node.attrs.public_addresses();
+            let inside = peers.iter().copied().chain(own);
+            let families = config.families();
+            let avoid = node
+                .avoid
+                .and(inside.filter(|host| families.contain(*host)));
+            let holds_peer = |key: &SubnetKey| {
+                let mut nets = key.nets();
+                nets.any(|net| peers.iter().any(|peer| net.contains(peer)))
+            };
             let previous = node
                 .previous
                 .filter(|key| allocate::allows(config, key))
-                .filter(|key| !taken.iter().any(|taken| allocate::overlap(key, taken)));
+                .filter(|key| !taken.iter().any(|taken| allocate::overlap(key, taken)))
+                .filter(|key| node.own_address_in(key).is_none() && !holds_peer(key));
             match previous {
                 Some(key) => Subnet::Create(key),
-                None => allocate::choose(config, &taken, lost_races, seed)
+                None => allocate::choose_off(config, &taken, &avoid, lost_races, seed)
                     .map_or_else(Subnet::NoneLeft, Subnet::Create),
             }
         }

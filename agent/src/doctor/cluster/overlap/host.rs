@@ -82,14 +82,17 @@ impl Surroundings<'_> {
         nets.filter_map(|net| {
             let network = self.meets(&net)?;
             Some(finding(
-                Severity::Error,
+                Severity::Warning,
                 underlay.interface.clone(),
                 format!(
                     "the overlay's network {network} overlaps the underlay's, {net} on {}",
                     underlay.interface
                 ),
-                "hosts of the underlay whose address is in a node's subnet are not reached any more: packets for them go to that node's containers",
-                vec![renumber()],
+                "no node takes a subnet with this host's address in it, but one may take a subnet with the address of a host that is no node: packets for that one go to the node's containers then",
+                vec![
+                    "leave the hosts' addresses out: SubnetMin and SubnetMax in the network config (selvage network set)".to_owned(),
+                    renumber(),
+                ],
             ))
         })
         .collect()

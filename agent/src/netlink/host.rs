@@ -76,6 +76,19 @@ pub(crate) struct Way {
     pub(crate) source: Option<IpAddr>,
     /// Whether the address is this host's own.
     pub(crate) local: bool,
+    /// The next hop; `None` if the address is on the link.
+    pub(crate) gateway: Option<IpAddr>,
+    /// The number of the table that the route is in.
+    pub(crate) table: u32,
+}
+
+/// Whose packets a way is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Forwarded {
+    /// The source address.
+    pub(crate) source: IpAddr,
+    /// The index of the interface by which they come in.
+    pub(crate) link_index: u32,
 }
 
 /// Interfaces and addresses, each in the kernel's order.
@@ -140,7 +153,7 @@ impl Host {
             host.default_routes.extend(routes);
         }
         if let Some(address) = questions.reach {
-            host.way = Some(way(&mut socket, address).await?);
+            host.way = Some(way(&mut socket, address, None).await?);
         }
         Ok(host)
     }
@@ -257,12 +270,22 @@ pub(crate) async fn neighbors(
     Ok(neighbors)
 }
 
-/// How the kernel would send to an address, or why it would not.
+/// How the kernel would send to an address, its own packets or forwarded ones; or why it would not.
 pub(super) async fn way(
     socket: &mut Socket,
     address: IpAddr,
+    forwarded: Option<Forwarded>,
 ) -> Result<Result<Way, Refused>, KernelError> {
-    let answer = match socket.get(get(address, None, RouteFlags::empty())).await? {
+    let mut message = question(address, with_table(address));
+    if let Some(forwarded) = forwarded {
+        message.header.source_prefix_length = message.header.destination_prefix_length;
+        message.attributes.extend([
+            RouteAttribute::Source(forwarded.source.into()),
+            RouteAttribute::Iif(forwarded.link_index),
+        ]);
+    }
+    let request = Request::new(Verb::Get, RouteNetlinkMessage::GetRoute(message));
+    let answer = match socket.get(request).await? {
         Ok(answer) => answer,
         Err(refused) => return Ok(Err(refused)),
     };
@@ -287,13 +310,18 @@ fn with_table(address: IpAddr) -> RouteFlags {
 
 /// `ip route get ADDRESS`.
 fn get(address: IpAddr, over: Option<u32>, flags: RouteFlags) -> Request {
+    let mut message = question(address, flags);
+    message.attributes.extend(over.map(RouteAttribute::Oif));
+    Request::new(Verb::Get, RouteNetlinkMessage::GetRoute(message))
+}
+
+fn question(address: IpAddr, flags: RouteFlags) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(address);
     message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
     message.header.flags = flags;
     message.attributes = vec![RouteAttribute::Destination(address.into())];
-    message.attributes.extend(over.map(RouteAttribute::Oif));
-    Request::new(Verb::Get, RouteNetlinkMessage::GetRoute(message))
+    message
 }
 
 fn read_link(message: &LinkMessage) -> Option<Link> {
@@ -398,16 +426,19 @@ fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
 }
 
 fn read_way(message: &RouteMessage) -> Option<Way> {
-    let (mut link_index, mut source) = (None, None);
+    let ip = |address: &RouteAddress| match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    };
+    let (mut link_index, mut source, mut gateway) = (None, None, None);
+    let mut table = u32::from(message.header.table);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => link_index = Some(*index),
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => {
-                source = Some(IpAddr::V4(*address));
-            }
-            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => {
-                source = Some(IpAddr::V6(*address));
-            }
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::Table(number) => table = *number,
             _ => {}
         }
     }
@@ -415,5 +446,7 @@ fn read_way(message: &RouteMessage) -> Option<Way> {
         link_index: link_index?,
         source,
         local: message.header.kind == RouteType::Local,
+        gateway,
+        table,
     })
 }

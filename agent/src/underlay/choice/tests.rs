@@ -133,6 +133,8 @@ fn reaching(host: &mut Host, link_index: u32, source: &str) -> settings::Underla
         link_index,
         source: source.parse().ok(),
         local: false,
+        gateway: None,
+        table: 254,
     }));
     settings::Underlay {
         can_reach: "192.0.2.1".parse().ok(),
@@ -411,6 +413,8 @@ fn can_reach_goes_by_the_kernels_way() {
         link_index: 1,
         source: None,
         local: true,
+        gateway: None,
+        table: 255,
     }));
     host.addresses.push(address(3, "192.0.2.1"));
     assert_eq!(host.chosen(&asked, V4, None), "eth1 192.0.2.1");

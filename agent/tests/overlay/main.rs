@@ -14,6 +14,7 @@
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
+mod advertisements;
 mod allocation;
 #[path = "../etcd/authority.rs"]
 mod authority;

@@ -354,7 +354,6 @@ impl PeerTable {
         self.withdraw(key, batch);
         if self.sound.remove(&key).is_some() {
             self.unblock(key);
-            batch.moved.insert(key);
         }
     }
 
@@ -394,7 +393,6 @@ impl PeerTable {
                         return;
                     }
                     self.withdraw(key, batch);
-                    batch.moved.insert(key);
                 }
                 match self.blocked_by.get(&key).copied() {
                     Some(older) => self.refuse(key, self.in_the_way(&lease, &older), batch),
@@ -563,6 +561,11 @@ impl PeerTable {
                     {
                         self.refusals.remove(&key);
                         batch.refused.remove(&key);
+                        // What was wrong with its last update was forgotten for what was in its way.
+                        let latest = self.latest.get(&key).cloned();
+                        if let Some(latest) = latest.filter(|l| self.sound.get(&key) != Some(l)) {
+                            self.admit(latest, batch);
+                        }
                     }
                 }
             }
@@ -571,9 +574,11 @@ impl PeerTable {
 
     /// Takes a lease out of use; those that it stood in the way of are to be looked at again.
     fn withdraw(&mut self, key: SubnetKey, batch: &mut Batch) {
-        if !self.accepted.remove(&key) {
+        let claim = self.sound.get(&key).map(|lease| self.claim(lease));
+        if !claim.is_some_and(|claim| self.accepted.remove(&claim)) {
             return;
         }
+        batch.moved.insert(key);
         for waiting in self.blocks.remove(&key).unwrap_or_default() {
             batch.note(self, waiting);
             self.blocked_by.remove(&waiting);

@@ -43,7 +43,8 @@ fn halves(key: &SubnetKey) -> impl Iterator<Item = (Family, Prefix)> + use<> {
 /// withdrawn.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    claims: HashMap<SubnetKey, Claim>,
+    /// Revision of creation.
+    created: HashMap<SubnetKey, u64>,
     v4: Prefixes,
     v6: Prefixes,
     /// Who has a public address. Several may have one.
@@ -52,7 +53,7 @@ pub(super) struct Claims {
 
 impl Claims {
     pub(super) fn contains(&self, key: &SubnetKey) -> bool {
-        self.claims.contains_key(key)
+        self.created.contains_key(key)
     }
 
     fn prefixes(&mut self, family: Family) -> &mut Prefixes {
@@ -69,19 +70,19 @@ impl Claims {
         }
         let public = claim.public().map(|(family, at)| (family, at, claim.key));
         self.public.extend(public);
-        self.claims.insert(claim.key, claim);
+        self.created.insert(claim.key, claim.created);
     }
 
-    /// Whether it was there.
-    pub(super) fn remove(&mut self, key: &SubnetKey) -> bool {
-        let Some(claim) = self.claims.remove(key) else {
+    /// Whether it was there, with this claim.
+    pub(super) fn remove(&mut self, claim: &Claim) -> bool {
+        if self.created.remove(&claim.key).is_none() {
             return false;
-        };
+        }
         for (family, prefix) in claim.subnets() {
             self.prefixes(family).remove(prefix);
         }
         for (family, at) in claim.public() {
-            self.public.remove(&(family, at, *key));
+            self.public.remove(&(family, at, claim.key));
         }
         true
     }
@@ -112,7 +113,7 @@ impl Claims {
             .chain(inside)
             .filter(|rival| *rival != claim.key)
         {
-            let age = self.claims.get(&rival).map(|rival| rival.created);
+            let age = self.created.get(&rival).copied();
             if age.map(|age| (age, rival)) < Some((claim.created, claim.key)) {
                 return Err(rival);
             }

@@ -102,11 +102,13 @@ harness: packages-build # What boots the image; the demo has it compiled beside 
 .PHONY: install
 install: agent ## Install the agent and its units on a host that is not the image (DESTDIR=)
 	install -D $(AGENT) $(DESTDIR)/usr/bin/selvage
-	install -D -t $(DESTDIR)/usr/lib/selvage units/selvage/renumber-docker
+	install -D -t $(DESTDIR)/usr/lib/selvage units/selvage/renumber-docker units/selvage/accept-ra
 	install -D -m 644 -t $(DESTDIR)/usr/lib/selvage units/selvage/agent.toml
 	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system units/system/selvage*
+	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system/systemd-sysctl.service.d units/system/systemd-sysctl.service.d/*
 	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/network units/network/50-selvage.*
 	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/networkd.conf.d units/networkd.conf.d/*
+	install -D -m 644 -t $(DESTDIR)/usr/lib/NetworkManager/conf.d units/NetworkManager/conf.d/*
 	install -D -m 644 -t $(DESTDIR)/usr/lib/modules-load.d units/modules-load.d/*
 	install -D -m 644 -t $(DESTDIR)/usr/lib/sysctl.d units/sysctl.d/*
 

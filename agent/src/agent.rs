@@ -289,7 +289,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         };
         let config = self.store.network_config().await;
         let config = config.map_err(|error| failed(&mut self.events, error))?;
-        let (underlay, backend) =
+        let (underlay, host, backend) =
             overlay::connect(&self.settings, &self.privileges, &config, false, kernel)
                 .await
                 .map_err(|e| chain(&e))?;
@@ -301,12 +301,14 @@ impl<S: LeaseStore> Agent<'_, S> {
             previous: previous_subnet(&self.settings),
             has_own_address: underlay.has_own_address(),
         };
+        self.store.set_avoid(host.avoid());
         let own = self.store.acquire(&config, &attrs, past).await;
         let own = own.map_err(|error| failed(&mut self.events, error))?;
         self.log_lease(own.key, own.attrs.public_address());
         let mut place = Place {
             config,
             underlay,
+            host,
             backend,
             own,
             former,
@@ -344,7 +346,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         kernel: &mut Kernel,
     ) -> Result<(), String> {
         warn_of_elder(elder);
-        let (underlay, backend) = overlay::connect(
+        let (underlay, host, backend) = overlay::connect(
             &self.settings,
             &self.privileges,
             &place.config,
@@ -359,7 +361,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             owner: place.own.attrs.owner.take(),
             ..attrs
         };
-        (place.underlay, place.backend) = (underlay, backend);
+        (place.underlay, place.host, place.backend) = (underlay, host, backend);
         Ok(())
     }
 
@@ -482,6 +484,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     /// Takes a lease again after the own one was lost: the same subnet when it is still free.
     async fn acquire_again(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
         let (attrs, old) = (overlay.lease_attrs(), overlay.own().key);
+        self.store.set_avoid(overlay.avoid());
         match self
             .store
             .acquire(overlay.config(), &attrs, Some(old))

@@ -222,6 +222,18 @@ pub enum Refusal {
     /// Packets to the peer would come back to us.
     #[error("its public IP {0} is our own")]
     OwnAddress(IpAddr),
+    /// Packets to the peer would enter the device that they come out of.
+    #[error(
+        "its public IP {public} is inside the network {network}, of which all goes into {link}; the underlay of this node is outside it"
+    )]
+    Looping {
+        /// The peer's address.
+        public: IpAddr,
+        /// The overlay's network.
+        network: IpNet,
+        /// The device that has a route to all of it.
+        link: InterfaceName,
+    },
     /// The peer is too far away to be a gateway.
     #[error("its public IP {public} is not a host's on the underlay's link, {on_link}")]
     NotOnLink {
@@ -308,6 +320,17 @@ fn route(
         ),
         (Key::Route(subnet), state::Object::Route(route)),
     ]
+}
+
+/// A route to a network by a device alone.
+fn device_route(network: IpNet, link: &InterfaceName) -> (Key, state::Object) {
+    let route = Route {
+        link: link.clone(),
+        gateway: None,
+        onlink: false,
+        inline: false,
+    };
+    (Key::Route(network), state::Object::Route(route))
 }
 
 /// That a peer runs the same back end.

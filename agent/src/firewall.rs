@@ -43,6 +43,7 @@ use iptables::{Iptables, Look};
 use nftables::{Nftables, Tables};
 
 use crate::logging::chain;
+use crate::net::InterfaceName;
 use crate::network_name::NetworkName;
 
 /// How often the rules are looked at when nothing was announced; flannel's `--iptables-resync`.
@@ -89,6 +90,11 @@ pub struct Rules {
     pub random_fully: bool,
     /// Destinations that see the source as it is, whatever the other rules say.
     pub exclude: Vec<IpNet>,
+    /// What lies inside the networks and is outside the overlay all the same: links and addresses of this host. Without
+    /// any, the rules are flannel's.
+    pub outside: Vec<IpNet>,
+    /// The devices by which packets enter the overlay; none where peers are reached without encapsulation.
+    pub devices: Vec<InterfaceName>,
     /// The network config's `EnableNFTables`, which decides in [`Mode::Auto`].
     pub prefer_nftables: bool,
 }
@@ -114,14 +120,23 @@ impl Rules {
     }
 
     fn excluded(&self, ip: Ip) -> impl Iterator<Item = IpNet> {
-        let nets = self.exclude.iter().map(IpNet::trunc);
-        nets.filter(move |net| matches!(net, IpNet::V4(_)) == (ip == Ip::V4))
+        of(ip, &self.exclude)
+    }
+
+    fn outside(&self, ip: Ip) -> impl Iterator<Item = IpNet> {
+        of(ip, &self.outside)
     }
 
     /// Whether there is any rule to make.
     fn is_empty(&self) -> bool {
         !(self.masquerade || self.forward) || self.families().next().is_none()
     }
+}
+
+/// Those of one IP version.
+fn of(ip: Ip, nets: &[IpNet]) -> impl Iterator<Item = IpNet> {
+    let nets = nets.iter().map(IpNet::trunc);
+    nets.filter(move |net| matches!(net, IpNet::V4(_)) == (ip == Ip::V4))
 }
 
 /// An IP version.

@@ -105,6 +105,12 @@ impl LeaseAttrs {
         }
     }
 
+    /// Where peers send packets, in both families.
+    pub fn public_addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let v4 = self.public_ip.map(IpAddr::V4);
+        v4.into_iter().chain(self.public_ipv6.map(IpAddr::V6))
+    }
+
     /// The address to call the node by: the IPv4 one if there is one, else the IPv6 one.
     pub fn public_address(&self) -> IpAddr {
         match (self.public_ip, self.public_ipv6) {

@@ -147,7 +147,7 @@ impl From<InterfaceName> for String {
 }
 
 /// One of the two versions of the Internet Protocol.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Family {
     /// IPv4.
     V4,

@@ -1,8 +1,12 @@
 //! The peers: leases of other nodes that may be used.
 //!
-//! What other nodes publish is untrusted. A lease is accepted if its subnet lies inside the network, its public IP is a
-//! usable address of somebody else, its back end is ours and can make use of its data, and no older lease claims any of
-//! its addresses; the own lease counts as older than all. Everything else is refused, and reported once.
+//! What other nodes publish is untrusted. A lease is accepted if its subnet lies inside the network and holds no address of
+//! this host, its public IP is a usable address of somebody else, its back end is ours and can make use of its data, and no
+//! older lease claims any of its addresses; the own lease counts as older than all. Everything else is refused, and
+//! reported once.
+//!
+//! A public IP may be one of the overlay network's, which may be as wide as the site that it is in. But packets to an
+//! address in a node's subnet are encapsulated for that node: of a subnet and a public IP in it, the older lease's counts.
 //!
 //! Bad input removes nobody:
 //!
@@ -17,20 +21,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::{info, warn};
 
 use crate::lease::allocate::overlap;
 use crate::lease::{Lease, LeaseEvent, SubnetKey};
 use crate::net;
 use crate::network_config::NetworkConfig;
+use crate::underlay::HostNets;
 
 mod claims;
 
-use claims::Claims;
+use claims::{Claim, Claims};
 
 /// The back end's opinion about a peer's lease: why it cannot make use of it. Asked only about leases of its own type.
 pub type CheckPeer = Box<dyn Fn(&Lease) -> Result<(), String> + Send + Sync>;
@@ -46,6 +51,10 @@ pub enum Refusal {
     OverlapsOwn(SubnetKey),
     /// The subnet overlaps that of an older lease.
     OverlapsOlder(SubnetKey),
+    /// The subnet holds an address of this host: packets for it would go to that node.
+    HoldsHost(IpAddr),
+    /// The subnet holds an older lease's public IP, or the public IP is in an older lease's subnet.
+    MeetsOlder(SubnetKey),
     /// Packets cannot be sent to the public IP.
     PublicIp {
         /// The address, IPv4 or IPv6.
@@ -71,6 +80,11 @@ impl fmt::Display for Refusal {
             Self::OtherFamily => f.write_str("it has no subnet of a family that the network has"),
             Self::OverlapsOwn(own) => write!(f, "its subnet overlaps our own, {own}"),
             Self::OverlapsOlder(older) => write!(f, "its subnet overlaps the older lease {older}"),
+            Self::HoldsHost(address) => write!(f, "its subnet holds this host's address {address}"),
+            Self::MeetsOlder(older) => write!(
+                f,
+                "its subnet or its public IP meets the older lease {older}: what is sent to the one's public IP would go to the other's containers"
+            ),
             Self::PublicIp { address, what } => write!(f, "its public IP {address} is {what}"),
             Self::OurPublicIp => f.write_str("another node publishes our public IP"),
             Self::OtherBackend { theirs } => write!(f, "it runs another back end, {theirs:?}"),
@@ -155,6 +169,8 @@ pub struct PeerTable {
     network: Option<Ipv4Net>,
     network_v6: Option<Ipv6Net>,
     own: Lease,
+    /// What there is on this host.
+    host: HostNets,
     check: CheckPeer,
     /// All leases that exist, also the refused ones and the own one, as they were readable last.
     latest: BTreeMap<SubnetKey, Arc<Lease>>,
@@ -186,6 +202,8 @@ struct Batch {
     before: BTreeMap<SubnetKey, Option<Arc<Lease>>>,
     /// Leases to look at again, oldest first.
     pending: BTreeSet<(u64, SubnetKey)>,
+    /// Leases that let go of something which others may have been refused an update for.
+    moved: BTreeSet<SubnetKey>,
     refused: BTreeMap<SubnetKey, Refusal>,
 }
 
@@ -196,6 +214,7 @@ impl PeerTable {
             network: config.ipv4.map(|range| range.network),
             network_v6: config.ipv6.map(|range| range.network),
             own: own.clone(),
+            host: HostNets::default(),
             check,
             latest: BTreeMap::new(),
             sound: BTreeMap::new(),
@@ -204,6 +223,11 @@ impl PeerTable {
             blocks: HashMap::new(),
             refusals: BTreeMap::new(),
         }
+    }
+
+    /// Takes note of this host's addresses; the next [`Self::rejudge`] goes by them.
+    pub fn set_host(&mut self, host: HostNets) {
+        self.host = host;
     }
 
     /// The leases in use, in the order of their subnets.
@@ -378,18 +402,54 @@ impl PeerTable {
             Err(refusal) => self.refuse(key, refusal, batch),
             Ok(()) => {
                 batch.note(self, key);
-                let created = lease.created;
+                let claim = self.claim(&lease);
+                let known = self.sound.get(&key).map(|known| self.claim(known));
+                let has_moved = known.is_some_and(|known| known != claim);
+                if has_moved && self.accepted.contains(&key) {
+                    if let Err(older) = self.accepted.rivals(&claim) {
+                        self.refuse(key, self.in_the_way(&lease, &older), batch);
+                        return;
+                    }
+                    self.withdraw(key, batch);
+                }
                 match self.blocked_by.get(&key).copied() {
-                    Some(older) => self.refuse(key, Refusal::OverlapsOlder(older), batch),
+                    Some(older) => self.refuse(key, self.in_the_way(&lease, &older), batch),
                     None => {
                         self.refusals.remove(&key);
                         batch.refused.remove(&key);
                     }
                 }
-                if self.sound.insert(key, lease).is_none() {
-                    batch.pending.insert((created, key));
+                if has_moved || known.is_none() {
+                    batch.pending.insert((lease.created, key));
                 }
+                self.sound.insert(key, lease);
             }
+        }
+    }
+
+    /// What a lease claims.
+    fn claim(&self, lease: &Lease) -> Claim {
+        let (v4, v6) = (lease.attrs.public_ip, lease.attrs.public_ipv6);
+        Claim {
+            key: lease.key,
+            subnets: self.relevant(&lease.key),
+            created: lease.created,
+            public: SubnetKey {
+                v4: v4
+                    .filter(|v4| self.network.is_some_and(|network| network.contains(v4)))
+                    .map(Ipv4Net::from),
+                v6: v6
+                    .filter(|v6| self.network_v6.is_some_and(|network| network.contains(v6)))
+                    .map(Ipv6Net::from),
+            },
+        }
+    }
+
+    /// Why an older lease is in the way of another.
+    fn in_the_way(&self, lease: &Lease, older: &SubnetKey) -> Refusal {
+        match self.overlap(&lease.key, older) {
+            true => Refusal::OverlapsOlder(*older),
+            false => Refusal::MeetsOlder(*older),
         }
     }
 
@@ -414,6 +474,9 @@ impl PeerTable {
         if self.overlap(key, &self.own.key) {
             return Err(Refusal::OverlapsOwn(self.own.key));
         }
+        if let Some(address) = relevant.nets().find_map(|net| self.host_address_in(&net)) {
+            return Err(Refusal::HoldsHost(address));
+        }
         if attrs.backend_type != self.own.attrs.backend_type {
             return Err(Refusal::OtherBackend {
                 theirs: crate::go_json::shorten(&attrs.backend_type),
@@ -423,16 +486,16 @@ impl PeerTable {
         if (attrs.public_ip, attrs.public_ipv6) == (None, None) {
             return Err(bad_address("0.0.0.0".to_owned(), "unspecified"));
         }
-        if let (Some(network), Some(v4)) = (self.network, attrs.public_ip) {
-            if let Some(what) = unusable_v4(v4, network) {
+        if let Some(v4) = attrs.public_ip.filter(|_| self.network.is_some()) {
+            if let Some(what) = net::unusable_v4(v4).or_else(|| self.inside(v4.into(), key)) {
                 return Err(bad_address(v4.to_string(), what));
             }
             if Some(v4) == self.own.attrs.public_ip {
                 return Err(Refusal::OurPublicIp);
             }
         }
-        if let (Some(network), Some(v6)) = (self.network_v6, attrs.public_ipv6) {
-            if let Some(what) = unusable_v6(v6, network) {
+        if let Some(v6) = attrs.public_ipv6.filter(|_| self.network_v6.is_some()) {
+            if let Some(what) = net::unusable_v6(v6).or_else(|| self.inside(v6.into(), key)) {
                 return Err(bad_address(v6.to_string(), what));
             }
             if Some(v6) == self.own.attrs.public_ipv6 {
@@ -440,6 +503,25 @@ impl PeerTable {
             }
         }
         (self.check)(lease).map_err(Refusal::BackendData)
+    }
+
+    /// The address of this host in a subnet, be it an interface's or the one that peers send to.
+    fn host_address_in(&self, subnet: &IpNet) -> Option<IpAddr> {
+        let mut public = self.own.attrs.public_addresses();
+        let public = public.find(|address| subnet.contains(address));
+        public.or_else(|| self.host.in_subnet(subnet))
+    }
+
+    /// In whose subnet a public IP of the lease `key` is, if packets to it would be encapsulated again, without end.
+    fn inside(&self, address: IpAddr, key: &SubnetKey) -> Option<&'static str> {
+        let holds = |key: &SubnetKey| key.nets().any(|net| net.contains(&address));
+        if holds(&self.relevant(key)) {
+            Some("inside its own subnet")
+        } else if holds(&self.relevant(&self.own.key)) {
+            Some("inside our own subnet")
+        } else {
+            None
+        }
     }
 
     /// The subnets that matter here: those of a family that the network has.
@@ -455,15 +537,34 @@ impl PeerTable {
         overlap(&self.relevant(a), &self.relevant(b))
     }
 
-    /// Looks at each pending lease, oldest first, so that all that can stand in its way is decided already.
+    /// Decides about all leases that a change may concern.
     fn settle(&mut self, batch: &mut Batch) {
-        while let Some((created, key)) = batch.pending.pop_first() {
-            if !self.sound.contains_key(&key) || self.accepted.contains(&key) {
+        self.settle_pending(batch);
+        while let Some(moved) = batch.moved.pop_first() {
+            let refused = self.refusals.iter();
+            let waiting: Vec<_> = refused
+                .filter(|(_, refusal)| **refusal == Refusal::MeetsOlder(moved))
+                .filter_map(|(key, _)| self.latest.get(key).cloned())
+                .collect();
+            for lease in waiting {
+                self.admit(lease, batch);
+            }
+            self.settle_pending(batch);
+        }
+    }
+
+    /// Looks at each pending lease, oldest first, so that all that can stand in its way is decided already.
+    fn settle_pending(&mut self, batch: &mut Batch) {
+        while let Some((_, key)) = batch.pending.pop_first() {
+            if self.accepted.contains(&key) {
                 continue;
             }
             batch.note(self, key);
             self.unblock(key);
-            match self.accepted.rivals(&key, &self.relevant(&key), created) {
+            let Some(claim) = self.sound.get(&key).map(|lease| self.claim(lease)) else {
+                continue;
+            };
+            match self.accepted.rivals(&claim) {
                 Err(older) => self.block(key, older, batch),
                 Ok(younger) => {
                     for rival in younger {
@@ -471,11 +572,18 @@ impl PeerTable {
                         self.withdraw(rival, batch);
                         self.block(rival, key, batch);
                     }
-                    self.accepted.insert(key, &self.relevant(&key), created);
+                    self.accepted.insert(claim);
                     // The refusal of a bad update stands.
-                    if let Some(Refusal::OverlapsOlder(_)) = self.refusals.get(&key) {
+                    if let Some(Refusal::OverlapsOlder(_) | Refusal::MeetsOlder(_)) =
+                        self.refusals.get(&key)
+                    {
                         self.refusals.remove(&key);
                         batch.refused.remove(&key);
+                        // What was wrong with its last update was forgotten for what was in its way.
+                        let latest = self.latest.get(&key).cloned();
+                        if let Some(latest) = latest.filter(|l| self.sound.get(&key) != Some(l)) {
+                            self.admit(latest, batch);
+                        }
                     }
                 }
             }
@@ -484,10 +592,11 @@ impl PeerTable {
 
     /// Takes a lease out of use; those that it stood in the way of are to be looked at again.
     fn withdraw(&mut self, key: SubnetKey, batch: &mut Batch) {
-        let relevant = self.relevant(&key);
-        if !self.accepted.remove(&key, &relevant) {
+        let claim = self.sound.get(&key).map(|lease| self.claim(lease));
+        if !claim.is_some_and(|claim| self.accepted.remove(&claim)) {
             return;
         }
+        batch.moved.insert(key);
         for waiting in self.blocks.remove(&key).unwrap_or_default() {
             batch.note(self, waiting);
             self.blocked_by.remove(&waiting);
@@ -500,7 +609,11 @@ impl PeerTable {
     fn block(&mut self, key: SubnetKey, older: SubnetKey, batch: &mut Batch) {
         self.blocked_by.insert(key, older);
         self.blocks.entry(older).or_default().insert(key);
-        self.refuse(key, Refusal::OverlapsOlder(older), batch);
+        let refusal = self
+            .sound
+            .get(&key)
+            .map(|lease| self.in_the_way(lease, &older));
+        self.refuse(key, refusal.unwrap_or(Refusal::OverlapsOlder(older)), batch);
     }
 
     fn unblock(&mut self, key: SubnetKey) {
@@ -548,26 +661,6 @@ impl Batch {
             .entry(key)
             .or_insert_with(|| table.sound.get(&key).filter(|_| accepted(&key)).cloned());
     }
-}
-
-/// What an address is, if packets cannot be sent to it.
-fn unusable_v4(address: Ipv4Addr, overlay: Ipv4Net) -> Option<&'static str> {
-    // Packets to an address inside would be encapsulated again, without end.
-    let inside = || {
-        overlay
-            .contains(&address)
-            .then_some("inside the overlay network")
-    };
-    net::unusable_v4(address).or_else(inside)
-}
-
-fn unusable_v6(address: Ipv6Addr, overlay: Ipv6Net) -> Option<&'static str> {
-    let inside = || {
-        overlay
-            .contains(&address)
-            .then_some("inside the overlay network")
-    };
-    net::unusable_v6(address).or_else(inside)
 }
 
 #[cfg(test)]

@@ -43,6 +43,9 @@ pub(crate) const JSON: &str = "application/json; charset=utf-8";
 /// The longest time that a watch may ask to wait for news.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
+/// How many addresses and links a host may name that its subnet must keep off.
+pub(crate) const MOST_AVOIDED: usize = 64;
+
 /// What the name of a network may be, for messages.
 pub(crate) const NETWORK_NAME: &str = "_ for the network without a name, or 1 to 64 letters, digits, '.', '_' or '-', of which the \
      first is a letter or a digit, other than config and subnets";

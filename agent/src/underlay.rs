@@ -12,8 +12,10 @@ use crate::settings;
 
 mod choice;
 mod error;
+mod host_nets;
 
 pub use error::{Error, Miss};
+pub use host_nets::HostNets;
 
 use choice::Choice;
 
@@ -26,6 +28,9 @@ pub struct Underlay {
     pub name: InterfaceName,
     /// The interface's MTU in bytes.
     pub mtu: u32,
+    /// Whether hosts on its link are addressed one by one, as on Ethernet. A VPN's tunnel has an address with a network,
+    /// and yet decides by routes of its own who gets a packet.
+    pub has_neighbors: bool,
     /// IPv4 on it; `Some` exactly if the overlay has IPv4.
     pub v4: Option<Attachment<Ipv4Addr>>,
     /// IPv6 on it; `Some` exactly if the overlay has IPv6.
@@ -52,12 +57,19 @@ pub struct Face {
     pub on_link: IpNet,
     /// Where peers send to.
     pub public: IpAddr,
+    /// Whether hosts on the link are addressed one by one.
+    pub has_neighbors: bool,
 }
 
 impl Face {
+    /// Whether a host with this address gets what is sent to it over the link without being encapsulated.
+    pub fn is_neighbor(&self, address: IpAddr) -> bool {
+        self.has_neighbors && self.is_on_link(address)
+    }
+
     /// Whether a host can have this address on the underlay's link: not the network's own nor its broadcast address
     /// (RFC 1122 §3.2.1.3), which the kernel takes for no gateway.
-    pub fn is_neighbor(&self, address: IpAddr) -> bool {
+    pub fn is_on_link(&self, address: IpAddr) -> bool {
         let has_broadcast = matches!(self.on_link, IpNet::V4(net) if net.prefix_len() < 31);
         let ends = [self.on_link.network(), self.on_link.broadcast()];
         self.on_link.contains(&address) && !(has_broadcast && ends.contains(&address))
@@ -73,18 +85,26 @@ impl Underlay {
 
     /// The underlay in the family of `network`.
     pub fn face(&self, network: IpNet) -> Option<Face> {
-        fn face<A: Into<IpAddr>>(attachment: Attachment<A>) -> Option<Face> {
+        fn face<A: Into<IpAddr>>(attachment: Attachment<A>, has_neighbors: bool) -> Option<Face> {
             let address = attachment.address.into();
             Some(Face {
                 address,
                 on_link: IpNet::new(address, attachment.prefix_len).ok()?,
                 public: attachment.public.into(),
+                has_neighbors,
             })
         }
         match network {
-            IpNet::V4(_) => face(self.v4?),
-            IpNet::V6(_) => face(self.v6?),
+            IpNet::V4(_) => face(self.v4?, self.has_neighbors),
+            IpNet::V6(_) => face(self.v6?, self.has_neighbors),
         }
+    }
+
+    /// Whether the underlay is a part of an overlay network, so that a route to all of that would lead hosts of the
+    /// underlay into the overlay.
+    pub(crate) fn is_inside(&self, network: IpNet) -> bool {
+        self.face(network)
+            .is_some_and(|face| network.contains(&face.address) || network.contains(&face.public))
     }
 }
 
@@ -124,10 +144,14 @@ impl fmt::Display for Underlay {
 /// If nothing is asked for, it is the interface that has the public address, or else the one of the default route with the
 /// lowest metric. There is no falling back to the default route when something was asked for in vain.
 ///
+/// Of default routes of the same metric the one counts whose interface's name comes first: which of them the kernel lists
+/// first changes from boot to boot.
+///
 /// Of an interface's addresses, those come first that the settings name, then those in a network that they name; link-local
 /// IPv4 ones come last; permanent ones before those from DHCP or a router; temporary IPv6 ones after others; global IPv6
 /// ones before unique local ones (RFC 6724 §2.1); else the kernel's order counts. Deprecated ones count only if they are
-/// named, those in doubt (duplicates, perhaps), link-local IPv6 ones and those of the overlay itself never.
+/// named, those in doubt (duplicates, perhaps), link-local IPv6 ones, and in the overlay's network those of its own devices and of
+/// containers' bridges never.
 ///
 /// `current` is what a running overlay uses. Its interface and addresses stay the choice for as long as they are what was
 /// asked for, even when by now there is a better one: the peers would have to learn another address, for nothing. A second
@@ -142,6 +166,19 @@ pub async fn discover(
     families: Families,
     current: Option<&Underlay>,
 ) -> Result<Underlay, Error> {
+    let (underlay, _) = survey(wanted, families, current).await?;
+    Ok(underlay)
+}
+
+/// The same, and what overlay subnets must keep off on this host.
+///
+/// # Errors
+/// As [`discover`].
+pub async fn survey(
+    wanted: &settings::Underlay,
+    families: Families,
+    current: Option<&Underlay>,
+) -> Result<(Underlay, HostNets), Error> {
     let of_networks: Vec<Family> = families.iter().collect();
     let mut questions = Questions {
         default_routes: &of_networks,
@@ -154,7 +191,7 @@ pub async fn discover(
         return look(wanted, families, current, questions).await;
     }
     match look(wanted, families, current, questions).await {
-        Ok(found) if current.is_none_or(|current| found.is_where(current)) => Ok(found),
+        Ok(found) if current.is_none_or(|current| found.0.is_where(current)) => Ok(found),
         // Before anything moves or fails, all default routes count.
         _ => {
             questions.thorough = true;
@@ -168,7 +205,7 @@ async fn look(
     families: Families,
     current: Option<&Underlay>,
     questions: Questions<'_>,
-) -> Result<Underlay, Error> {
+) -> Result<(Underlay, HostNets), Error> {
     let host = Host::observe(questions).await?;
     let found = Choice::new(&host, wanted, families).find(current);
     // What is not on an incomplete list may be there all the same, which is no ground to move.
@@ -176,6 +213,9 @@ async fn look(
         (Ok(found), Some(current)) if !host.complete && !found.is_where(current) => {
             Err(Error::Incomplete)
         }
-        _ => found,
+        _ => found.map(|found| {
+            let nets = HostNets::of(&host, &found);
+            (found, nets)
+        }),
     }
 }

@@ -23,6 +23,7 @@ use self::leaving::Leaving;
 use crate::backend::plan::Plan;
 use crate::backend::{self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup};
 use crate::firewall::{self, Family, Firewall, Rules};
+use crate::lease::allocate::Avoid;
 use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey, allocate};
 use crate::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::network_config::NetworkConfig;
@@ -33,7 +34,7 @@ use crate::settings::Settings;
 use crate::state::{Delta, Key, Object};
 use crate::status;
 use crate::subnet_file::{self, Part, SubnetFile};
-use crate::underlay::{self, Underlay};
+use crate::underlay::{self, HostNets, Underlay};
 
 /// Why the underlay and the back end cannot be used yet.
 #[derive(Debug, Error)]
@@ -127,8 +128,9 @@ pub(crate) async fn connect(
     config: &NetworkConfig,
     new_identity: bool,
     kernel: &mut Kernel,
-) -> Result<(Underlay, Arc<dyn Backend>), ConnectError> {
-    let underlay = underlay::discover(&settings.underlay, config.families(), None).await?;
+) -> Result<(Underlay, HostNets, Arc<dyn Backend>), ConnectError> {
+    let families = config.families();
+    let (underlay, host) = underlay::survey(&settings.underlay, families, None).await?;
     let backend = BackendConfig::parse(config)?;
     privileges.settle(&backend)?;
     let setup = Setup {
@@ -138,13 +140,15 @@ pub(crate) async fn connect(
         new_identity,
     };
     let backend = backend::open(&backend, setup, kernel).await?;
-    Ok((underlay, backend.into()))
+    Ok((underlay, host, backend.into()))
 }
 
 /// Where this host stands in the cluster.
 pub(crate) struct Place {
     pub(crate) config: NetworkConfig,
     pub(crate) underlay: Underlay,
+    /// What subnets must keep off.
+    pub(crate) host: HostNets,
     pub(crate) backend: Arc<dyn Backend>,
     /// The own lease.
     pub(crate) own: Lease,
@@ -155,6 +159,8 @@ pub(crate) struct Place {
 pub(crate) struct Overlay {
     config: NetworkConfig,
     underlay: Underlay,
+    /// What subnets must keep off.
+    host: HostNets,
     backend: Arc<dyn Backend>,
     own: Lease,
     peers: PeerTable,
@@ -181,13 +187,16 @@ impl Overlay {
         let Place {
             config,
             underlay,
+            host,
             backend,
             own,
             former,
         } = place;
         log_uncarried(&*backend, &config);
+        let mut peers = PeerTable::new(&config, &own, check_peer(&backend));
+        peers.set_host(host.clone());
         Self {
-            peers: PeerTable::new(&config, &own, check_peer(&backend)),
+            peers,
             plan: Plan::new(&*backend, &own.key, []),
             refused: BTreeMap::new(),
             leaving: Vec::new(),
@@ -205,9 +214,15 @@ impl Overlay {
             },
             config,
             underlay,
+            host,
             backend,
             own,
         }
+    }
+
+    /// What a subnet of this host's must keep off.
+    pub(crate) fn avoid(&self) -> Avoid {
+        self.host.avoid()
     }
 
     pub(crate) fn own(&self) -> &Lease {
@@ -393,8 +408,27 @@ impl Overlay {
             forward: self.firewall_settings.forward,
             random_fully: self.firewall_settings.random_fully,
             exclude: self.firewall_settings.masquerade_exclude.clone(),
+            outside: self.outside(),
+            devices: self.backend.scope().links,
             prefer_nftables: self.config.enable_nftables,
         }
+    }
+
+    /// What lies inside the networks and is outside the overlay all the same.
+    fn outside(&self) -> Vec<IpNet> {
+        let own = self.own.key.nets();
+        own.flat_map(|own| {
+            let mut networks = self.config.networks();
+            let network = networks.find(|network| network.contains(&own));
+            let is_leased = |link: &IpNet| {
+                let mut leased = self.peers.peers().flat_map(|peer| peer.key.nets());
+                leased.any(|net| link.contains(&net) || net.contains(link))
+            };
+            network.map_or_else(Vec::new, |network| {
+                self.host.outside(network, own, is_leased)
+            })
+        })
+        .collect()
     }
 
     fn write_subnet_file(&mut self) -> Result<(), Failed> {
@@ -430,19 +464,24 @@ impl Overlay {
         self.replan();
     }
 
-    /// Looks at the underlay again; says whether it is not what it was.
+    /// Looks at the underlay again; says whether it, or another address of this host, is not what it was.
     pub(crate) async fn follow_underlay(
         &mut self,
         settings: &Settings,
     ) -> Result<bool, underlay::Error> {
-        let underlay = underlay::discover(
-            &settings.underlay,
-            self.config.families(),
-            Some(&self.underlay),
-        )
-        .await?;
+        let families = self.config.families();
+        let current = Some(&self.underlay);
+        let (underlay, host) = underlay::survey(&settings.underlay, families, current).await?;
+        let has_other_addresses = host != self.host;
+        if has_other_addresses {
+            self.peers.set_host(host.clone());
+            self.host = host;
+        }
         if underlay == self.underlay {
-            return Ok(false);
+            if has_other_addresses {
+                self.replan();
+            }
+            return Ok(has_other_addresses);
         }
         info!(
             iface = %underlay.name,

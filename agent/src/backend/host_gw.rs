@@ -13,6 +13,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use tracing::warn;
 
 use super::{Backend, OpenError, Refusal, Setup, attrs, same_kind};
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -45,6 +46,12 @@ pub(super) fn open(setup: Setup<'_>) -> Result<HostGwBackend, OpenError> {
                 public: face.public,
             });
         }
+    }
+    if !setup.underlay.has_neighbors {
+        warn!(
+            iface = %setup.underlay.name,
+            "host-gw over a device without neighbours, such as a VPN's: its other end must know the way to every node's containers"
+        );
     }
     Ok(HostGwBackend::new(setup.config, setup.underlay))
 }
@@ -122,7 +129,7 @@ fn gateway(face: &Face, subnet: IpNet, attrs: &LeaseAttrs) -> Result<IpAddr, Ref
     if [face.address, face.public].contains(&public) {
         return Err(Refusal::OwnAddress(public));
     }
-    if !face.is_neighbor(public) {
+    if !face.is_on_link(public) {
         return Err(Refusal::NotOnLink {
             public,
             on_link: face.on_link,

@@ -223,6 +223,13 @@ mod tests {
         let direct = r#"{"DirectRouting":true}"#;
         assert_eq!(way(direct, near), ("eth0".to_owned(), false));
         assert_eq!(way(direct, far), tunnel);
+        let without_neighbors = backend(direct).over(&Underlay {
+            has_neighbors: false,
+            ..underlay()
+        });
+        let objects = without_neighbors.peer(&peer(near)).unwrap();
+        let keys: Vec<_> = objects.iter().map(|(key, _)| key.to_string()).collect();
+        assert!(keys.iter().all(|key| !key.contains("eth0")), "{keys:?}");
         assert_eq!(
             backend("{}").peer(&peer([192, 0, 2, 1])),
             Err(Refusal::OwnAddress([192, 0, 2, 1].into()))

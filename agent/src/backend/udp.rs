@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | TUN device `flannel0`, or the first free one after it, with a data plane | UDP on the underlay device's address, MTU = underlay - 28 | several queues, offloads |
 //! | address | first address of the own subnet (`.0`), /32 | |
-//! | route | the whole network by the device | |
+//! | route | the whole network by the device; each peer's subnet where the underlay is inside the network | the whole network always, which leads the rest of the site into the device |
 //! | forwarding entry per peer | peer's subnet → peer's public IP, at our own port | the longest prefix counts, not the first in a list |
 //!
 //! This is what flannel takes where a network config names no back end. The device lives with the agent, as it does with
@@ -16,12 +16,12 @@ use std::net::{IpAddr, SocketAddrV4};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Backend, BackendConfigError, Refusal, attrs, same_kind};
+use super::{Backend, BackendConfigError, Refusal, attrs, device_route, same_kind};
 use crate::go_json;
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::net::InterfaceName;
 use crate::network_config::NetworkConfig;
-use crate::state::{Key, Link, LinkKind, Object, Route, Scope, State, Tun};
+use crate::state::{Key, Link, LinkKind, Object, Scope, State, Tun};
 use crate::underlay::Underlay;
 
 /// The name of this back end in network configs.
@@ -143,17 +143,13 @@ impl Backend for UdpBackend {
             }),
         };
         let address = IpNet::from(IpAddr::V4(subnet.network()));
-        let route = Route {
-            link: self.link.clone(),
-            gateway: None,
-            onlink: false,
-            inline: false,
-        };
-        State::from([
+        let route = device_route(network.into(), &self.link);
+        let route = (!self.underlay.is_inside(network.into())).then_some(route);
+        let objects = [
             (Key::Link(self.link.clone()), Object::Link(Box::new(device))),
             (Key::Address(self.link.clone(), address), Object::Address),
-            (Key::Route(network.into()), Object::Route(route)),
-        ])
+        ];
+        objects.into_iter().chain(route).collect()
     }
 
     fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
@@ -169,9 +165,25 @@ impl Backend for UdpBackend {
         if [v4.address, v4.public].contains(&public) {
             return Err(Refusal::OwnAddress(public.into()));
         }
+        let network = self
+            .network
+            .map(IpNet::V4)
+            .filter(|network| network.contains(&IpAddr::V4(public)));
+        let is_inside = self
+            .network
+            .is_some_and(|network| self.underlay.is_inside(network.into()));
+        if let Some(network) = network.filter(|_| !is_inside) {
+            return Err(Refusal::Looping {
+                public: public.into(),
+                network,
+                link: self.link.clone(),
+            });
+        }
         let to = SocketAddrV4::new(public, self.config.port);
         let key = Key::Forward(self.link.clone(), subnet);
-        Ok(vec![(key, Object::Forward(to))])
+        let forward = (key, Object::Forward(to));
+        let route = is_inside.then(|| device_route(subnet.into(), &self.link));
+        Ok([forward].into_iter().chain(route).collect())
     }
 }
 
@@ -224,6 +236,32 @@ mod tests {
         }));
         assert_eq!(own.first_key_value().unwrap().1, &device);
         assert_eq!(backend("{}").mtu(), 1472);
+    }
+
+    #[test]
+    fn where_the_underlay_is_inside_the_network_only_the_peers_subnets_go_into_the_device() {
+        let config = parse("{}", NETWORK).unwrap();
+        let network = NetworkConfig::parse(r#"{"Network":"192.0.0.0/8"}"#).unwrap();
+        let device = "flannel0".parse().unwrap();
+        let backend = UdpBackend::new(&config, &network, &underlay(), device);
+        let routes = |objects: Vec<(Key, Object)>| -> Vec<String> {
+            let keys = objects.into_iter().map(|(key, _)| key.to_string());
+            keys.filter(|key| key.starts_with("route")).collect()
+        };
+        let own = SubnetKey::new("192.5.3.0/24".parse().ok(), None);
+        assert_eq!(
+            routes(backend.own(&own).into_iter().collect()),
+            Vec::<String>::new()
+        );
+        let mut near = peer("", [192, 0, 2, 7]);
+        near.key = SubnetKey::new("192.5.1.0/24".parse().ok(), None);
+        assert_eq!(routes(backend.peer(&near).unwrap()), ["route 192.5.1.0/24"]);
+        // From outside a peer inside is not reached: the way to it would lead into the device.
+        let outside = self::backend("{}").peer(&peer("", [10, 5, 200, 1]));
+        assert_eq!(
+            outside.unwrap_err().to_string(),
+            "its public IP 10.5.200.1 is inside the network 10.5.0.0/16, of which all goes into flannel0; the underlay of this node is outside it"
+        );
     }
 
     #[test]

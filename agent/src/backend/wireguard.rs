@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | device `flannel-wg`, and `flannel-wg-v6` in mode `separate` | UDP port from the config, MTU = underlay - 80 | it stays when the agent ends, and is taken over at the next start with all sessions |
 //! | address on it, per family | first address of the own subnet (`.0`), /32 or /128 | |
-//! | route per family | the whole overlay network, by the device itself | |
+//! | route per family | the whole overlay network, by the device itself; each peer's subnets where the underlay is inside that network | the whole network always, which leads the rest of the site into the device |
 //! | peer per peer and device | its public key; endpoint, pre-shared key, keepalive; its subnets as allowed IPs | all peers of the device are the plan's: one whose node has a new key, or has gone, does not stay |
 //!
 //! In mode `separate`, the default, each family of the overlay has a device, and its packets travel over the same family.
@@ -39,11 +39,11 @@ use serde_json::value::{RawValue, to_raw_value};
 pub use self::config::{Mode, WireguardConfig};
 use self::identity::Files;
 pub use self::identity::IdentityError;
-use super::{Backend, OpenError, Refusal, Setup, attrs, same_kind};
+use super::{Backend, OpenError, Refusal, Setup, attrs, device_route, same_kind};
 use crate::go_json;
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::net::InterfaceName;
-use crate::state::{Key, Link, LinkKind, Object, Route, Scope, State, Wireguard, WireguardPeer};
+use crate::state::{Key, Link, LinkKind, Object, Scope, State, Wireguard, WireguardPeer};
 use crate::underlay::Underlay;
 use crate::wireguard_key::{PrivateKey, PublicKey};
 
@@ -192,6 +192,16 @@ impl WireguardBackend {
         if self.addresses().any(|own| own == address) {
             return Err(Refusal::OwnAddress(address));
         }
+        let mut networks = self.networks.iter();
+        if let Some(network) = networks
+            .find(|network| network.contains(&address) && !self.underlay.is_inside(**network))
+        {
+            return Err(Refusal::Looping {
+                public: address,
+                network: *network,
+                link: tunnel.link.clone(),
+            });
+        }
         let peer = WireguardPeer {
             endpoint: Some(SocketAddr::new(address, data.port.unwrap_or(tunnel.port))),
             preshared_key: self.config.preshared_key.clone(),
@@ -328,13 +338,9 @@ impl Backend for WireguardBackend {
             let link = &tunnel.link;
             state.insert(Key::Link(link.clone()), Object::Link(Box::new(device)));
             for network in tunnel.networks {
-                let route = Route {
-                    link: link.clone(),
-                    gateway: None,
-                    onlink: false,
-                    inline: false,
-                };
-                state.insert(Key::Route(*network), Object::Route(route));
+                state.extend(
+                    (!self.underlay.is_inside(*network)).then(|| device_route(*network, link)),
+                );
                 let mine = own.nets().find(|net| network.contains(net));
                 state.extend(mine.map(|subnet| {
                     let address = IpNet::from(subnet.network());
@@ -351,9 +357,17 @@ impl Backend for WireguardBackend {
         for tunnel in self.tunnels() {
             let carried = |subnet: &IpNet| tunnel.networks.iter().any(|net| net.contains(subnet));
             let subnets: Vec<IpNet> = peer.key.nets().filter(carried).collect();
-            if !subnets.is_empty() {
-                objects.push(self.reach(&tunnel, &subnets, &peer.attrs)?);
+            if subnets.is_empty() {
+                continue;
             }
+            objects.push(self.reach(&tunnel, &subnets, &peer.attrs)?);
+            let networks = tunnel.networks.iter();
+            let shared: Vec<_> = networks
+                .filter(|net| self.underlay.is_inside(**net))
+                .collect();
+            let in_shared = |subnet: &&IpNet| shared.iter().any(|net| net.contains(*subnet));
+            let routed = subnets.iter().filter(in_shared);
+            objects.extend(routed.map(|subnet| device_route(*subnet, &tunnel.link)));
         }
         Ok(objects)
     }

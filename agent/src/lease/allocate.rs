@@ -3,7 +3,7 @@
 //! flannel compares every candidate with every lease. Here leases are sorted once, and the walk over the candidates
 //! skips all that a lease covers, so the cost is that of sorting.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
@@ -19,14 +19,108 @@ const CANDIDATES: usize = 100;
 /// After so many lost races the choice is not widened further: among 10,000 subnets, nodes seldom meet.
 const WIDEST: u32 = 2;
 
-/// Every subnet of a network is leased.
+/// Every subnet of a network is leased, or holds a host's address.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("no free /{subnet_len} left in {network}")]
+#[error("no free /{subnet_len} left in {network}{}", but_for(*holds))]
 pub struct Exhausted {
     /// The overlay network of one family.
     pub network: IpNet,
     /// Prefix length of a node's subnet in it.
     pub subnet_len: u8,
+    /// A host's address, but for which a subnet would be free.
+    pub holds: Option<IpAddr>,
+}
+
+fn but_for(host: Option<IpAddr>) -> String {
+    host.map_or_else(String::new, |host| {
+        format!(
+            " that holds no host's address ({host}); allowed: a network, or SubnetMin and SubnetMax, that leave the hosts' addresses out"
+        )
+    })
+}
+
+/// What is on a host, for a node's subnet to keep off: packets for an address in it go to that node's containers.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Avoid {
+    /// The addresses from which the node sends to its peers. A subnet with one of them is of no use, even one held already.
+    pub underlay: Vec<IpAddr>,
+    /// All addresses of hosts. No subnet with one of them is taken.
+    pub addresses: Vec<IpAddr>,
+    /// What is on the host's links: hosts that nobody knows. A subnet there is taken only if there is no other, as where
+    /// the whole site is one link and the overlay's network a part of it.
+    pub on_link: Vec<IpNet>,
+}
+
+impl Avoid {
+    /// The same with more addresses of hosts.
+    pub fn and(&self, hosts: impl Iterator<Item = IpAddr>) -> Self {
+        let mut avoid = self.clone();
+        avoid.addresses.extend(hosts);
+        avoid
+    }
+
+    /// An address of a host in one of the subnets.
+    pub fn host_in(&self, key: &SubnetKey) -> Option<IpAddr> {
+        let mut hosts = self.addresses.iter().copied();
+        hosts.find(|host| key.nets().any(|net| net.contains(host)))
+    }
+
+    /// The node's own address on the underlay in one of the subnets.
+    pub fn underlay_in(&self, key: &SubnetKey) -> Option<IpAddr> {
+        let mut underlay = self.underlay.iter().copied();
+        underlay.find(|address| key.nets().any(|net| net.contains(address)))
+    }
+}
+
+/// A network of one family, in the form in which what is taken is named.
+fn half(net: IpNet) -> SubnetKey {
+    match net {
+        IpNet::V4(v4) => SubnetKey::new(Some(v4), None),
+        IpNet::V6(v6) => SubnetKey::new(None, Some(v6)),
+    }
+}
+
+/// As [`choose`], off the hosts' addresses and, if that is possible, off their links.
+///
+/// # Errors
+/// The first family that has none left.
+pub fn choose_off(
+    config: &NetworkConfig,
+    taken: &[SubnetKey],
+    avoid: &Avoid,
+    lost_races: u32,
+    seed: u64,
+) -> Result<SubnetKey, Exhausted> {
+    let networks: Vec<IpNet> = config.networks().collect();
+    let meets = |net: &IpNet| {
+        let mut networks = networks.iter();
+        networks.any(|network| network.contains(net) || net.contains(network))
+    };
+    let hosts = avoid.addresses.iter().map(|host| IpNet::from(*host));
+    let hosts: Vec<_> = hosts.filter(meets).map(half).collect();
+    let links: Vec<_> = avoid
+        .on_link
+        .iter()
+        .copied()
+        .filter(meets)
+        .map(half)
+        .collect();
+    if hosts.is_empty() && links.is_empty() {
+        return choose(config, taken, lost_races, seed);
+    }
+    let mut off: Vec<_> = taken.iter().chain(&hosts).copied().collect();
+    let off_hosts = off.len();
+    off.extend(links);
+    if let Ok(key) = choose(config, &off, lost_races, seed) {
+        return Ok(key);
+    }
+    off.truncate(off_hosts);
+    choose(config, &off, lost_races, seed).map_err(|exhausted| Exhausted {
+        holds: choose(config, taken, lost_races, seed)
+            .ok()
+            .and_then(|key| avoid.host_in(&key)),
+        ..exhausted
+    })
 }
 
 /// A free subnet of each family that the config has, picked at random by `seed`.
@@ -48,6 +142,7 @@ pub fn choose(
             choose_ipv4(range, taken, candidates, next_random(&mut seed)).ok_or(Exhausted {
                 network: range.network.into(),
                 subnet_len: range.subnet_len,
+                holds: None,
             })?,
         ),
         None => None,
@@ -57,6 +152,7 @@ pub fn choose(
             choose_ipv6(range, taken, candidates, next_random(&mut seed)).ok_or(Exhausted {
                 network: range.network.into(),
                 subnet_len: range.subnet_len,
+                holds: None,
             })?,
         ),
         None => None,
@@ -246,6 +342,47 @@ mod tests {
             assert!(error.starts_with(&format!("no free {what}")), "{error}");
         }
         assert!(!allows(&config, &SubnetKey { v6: None, ..key }));
+    }
+
+    #[test]
+    fn subnets_keep_off_hosts_and_if_they_can_off_their_links() {
+        let config = config(r#"{"Network":"10.5.0.0/22"}"#); // .1, .2 and .3
+        let avoid = |addresses: &[&str], on_link: &[&str]| Avoid {
+            underlay: Vec::new(),
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            on_link: on_link.iter().map(|text| text.parse().unwrap()).collect(),
+        };
+        let chosen = |taken: &[&str], avoid: &Avoid| {
+            let mut chosen: Vec<_> = (0..50)
+                .map(|seed| choose_off(&config, &keys(taken), avoid, 0, seed))
+                .map(|key| key.map_or_else(|error| error.to_string(), |key| key.to_string()))
+                .collect();
+            chosen.sort_unstable();
+            chosen.dedup();
+            chosen
+        };
+        let (all, two) = (["10.5.1.0/24", "10.5.2.0/24", "10.5.3.0/24"], "10.5.2.0/24");
+        assert_eq!(
+            chosen(&[], &avoid(&["10.9.1.1", "fd00::1"], &["10.9.0.0/16"])),
+            all
+        );
+        assert_eq!(chosen(&["10.5.1.0-24"], &avoid(&["10.5.3.9"], &[])), [two]);
+        // A link that has room for several subnets, and one that is wider than the network.
+        let link = avoid(&["10.5.3.9"], &["10.5.3.0/24", "10.5.1.0/24"]);
+        assert_eq!(chosen(&[], &link), [two]);
+        assert_eq!(chosen(&["10.5.2.0-24"], &link), ["10.5.1.0/24"]);
+        assert_eq!(
+            chosen(&[], &avoid(&["10.5.3.9"], &["10.0.0.0/8"])),
+            all[..2]
+        );
+        let held = avoid(&["10.5.1.1", "10.5.3.9"], &[]);
+        assert_eq!(
+            chosen(&["10.5.2.0-24"], &held)[0],
+            "no free /24 left in 10.5.0.0/22 that holds no host's address (10.5.1.1); allowed: a network, or SubnetMin and SubnetMax, that leave the hosts' addresses out"
+        );
+        // Then it is the leases alone.
+        let full = chosen(&["10.5.0.0-16"], &held);
+        assert_eq!(full, ["no free /24 left in 10.5.0.0/22"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use super::allocate::Avoid;
 use super::etcd::{self, EtcdStore};
 use super::remote::RemoteStore;
 use super::{Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
@@ -78,6 +79,13 @@ impl LeaseStore for ChosenStore {
         match self {
             Self::Etcd(store) => store.set_access(settings),
             Self::Remote(store) => store.set_access(settings),
+        }
+    }
+
+    fn set_avoid(&mut self, avoid: Avoid) {
+        match self {
+            Self::Etcd(store) => store.set_avoid(avoid),
+            Self::Remote(store) => store.set_avoid(avoid),
         }
     }
 

@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
+use crate::lease::allocate::Avoid;
 use crate::lease::{
     Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, SubnetKey, Tenure,
 };
@@ -131,6 +132,8 @@ pub struct EtcdStore {
     owner: String,
     /// Whether a lease was acquired before, so that a previous subnet is not one from an earlier life.
     acquired: bool,
+    /// What its subnet must keep off.
+    avoid: Avoid,
     events: Option<Receiver<StoreEvent>>,
     tasks: JoinSet<()>,
 }
@@ -155,6 +158,7 @@ impl EtcdStore {
             }),
             owner,
             acquired: false,
+            avoid: Avoid::default(),
             events: None,
             tasks: JoinSet::new(),
         })
@@ -262,6 +266,7 @@ impl LeaseStore for EtcdStore {
             restarted: !self.acquired,
             may_ask: true,
             has_own_address: past.has_own_address,
+            avoid: &self.avoid,
         };
         let acquired = acquire::acquire(&self.store, config, node).await?;
         self.acquired = true;
@@ -318,6 +323,10 @@ impl LeaseStore for EtcdStore {
 
     fn set_access(&mut self, settings: &crate::settings::Etcd) -> Result<(), SettingsError> {
         self.store.servers.set_access(settings)
+    }
+
+    fn set_avoid(&mut self, avoid: Avoid) {
+        self.avoid = avoid;
     }
 
     fn tenure(&self) -> Tenure {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::Method;
+use ipnet::IpNet;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, Receiver};
@@ -19,6 +20,7 @@ use self::connection::Question;
 use self::keeper::Keeper;
 use self::servers::Servers;
 use self::watch::Watcher;
+use crate::lease::allocate::Avoid;
 use crate::lease::etcd::DEADLINE;
 use crate::lease::etcd::departures::Departures;
 use crate::lease::etcd::endpoint::Endpoint;
@@ -27,6 +29,7 @@ use crate::lease::{
     allocate,
 };
 use crate::network_config::NetworkConfig;
+use crate::remote::MOST_AVOIDED;
 use crate::remote::tls::{Files, TlsError};
 use crate::remote::wire::{self, FLANNELS_TTL, LeaseBody, News, Received, Watched};
 use crate::settings::Remote;
@@ -206,6 +209,8 @@ pub struct RemoteStore {
     owner: String,
     /// How many leases were acquired. With one, a previous subnet is not one from an earlier life.
     terms: u64,
+    /// What its subnet must keep off.
+    avoid: Avoid,
     events: Option<Receiver<StoreEvent>>,
     tasks: JoinSet<()>,
 }
@@ -239,6 +244,7 @@ impl RemoteStore {
             }),
             owner,
             terms: 0,
+            avoid: Avoid::default(),
             events: None,
             tasks: JoinSet::new(),
         })
@@ -295,6 +301,23 @@ impl RemoteStore {
     }
 }
 
+/// The end of a request that says what the subnet must keep off, as far as it touches the network. Other servers than ours
+/// do not know the parameter, and skip it.
+fn avoided(avoid: &Avoid, config: &NetworkConfig) -> String {
+    let networks: Vec<IpNet> = config.networks().collect();
+    let hosts = avoid.addresses.iter().map(|host| IpNet::from(*host));
+    let meets = |net: &IpNet| {
+        let mut networks = networks.iter();
+        networks.any(|network| network.contains(net) || net.contains(network))
+    };
+    hosts
+        .chain(avoid.on_link.iter().copied())
+        .filter(meets)
+        .take(MOST_AVOIDED)
+        .map(|net| format!("&avoid={net}"))
+        .collect()
+}
+
 impl LeaseStore for RemoteStore {
     async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
         let text = self.shared.read_config().await?;
@@ -318,6 +341,7 @@ impl LeaseStore for RemoteStore {
             let name = utf8_percent_encode(&previous.name(), NON_ALPHANUMERIC).to_string();
             path.push_str(&format!("&previous={name}"));
         }
+        path.push_str(&avoided(&self.avoid, config));
         let question = shared.question(Method::POST, &path, attrs.to_json()?);
         let answer = shared.servers.ask(&question).await?;
         let received = shared.lease_in(&answer.body)?;
@@ -388,6 +412,10 @@ impl LeaseStore for RemoteStore {
         timeout(DEADLINE, give_back(&self.shared, &held))
             .await
             .unwrap_or_else(|_| Err(self.shared.servers.silence()))
+    }
+
+    fn set_avoid(&mut self, avoid: Avoid) {
+        self.avoid = avoid;
     }
 
     fn tenure(&self) -> Tenure {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use crate::lease::allocate::Exhausted;
+use crate::lease::allocate::{Avoid, Exhausted};
 use crate::lease::etcd::SettingsError;
 use crate::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::network_config::{NetworkConfig, NetworkConfigError};
@@ -220,6 +220,9 @@ pub trait LeaseStore {
         let _ = settings;
         Ok(())
     }
+
+    /// Says what the host's subnet must keep off, from the next [`Self::acquire`] on.
+    fn set_avoid(&mut self, avoid: Avoid);
 
     /// How long the held lease lasts, as far as is known.
     fn tenure(&self) -> Tenure;

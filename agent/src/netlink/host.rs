@@ -3,12 +3,12 @@
 //! A router may have a million routes, and the kernel cannot list those of length zero alone. But it can be asked which
 //! route it takes to an address that nobody has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::errno::Errno;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags,
     RouteType,
@@ -29,6 +29,9 @@ pub(crate) struct Link {
     pub(crate) name: InterfaceName,
     /// In bytes.
     pub(crate) mtu: u32,
+    /// Whether the hosts on its link are addressed one by one. On a tunnel that is routed by somebody else's rules, such as a
+    /// VPN's, "on the link" says nothing about who gets a packet.
+    pub(crate) has_neighbors: bool,
 }
 
 /// What the kernel says of an address.
@@ -47,6 +50,16 @@ pub(crate) struct Address {
     pub(crate) in_doubt: bool,
 }
 
+impl Address {
+    /// Whether it means nothing beyond its link or this host: no interface is chosen for it.
+    pub(crate) fn is_on_one_link(&self) -> bool {
+        match self.address {
+            IpAddr::V4(v4) => v4.is_loopback(),
+            IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
+        }
+    }
+}
+
 /// A next hop of a default route of the main table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct DefaultRoute {
@@ -63,6 +76,19 @@ pub(crate) struct Way {
     pub(crate) source: Option<IpAddr>,
     /// Whether the address is this host's own.
     pub(crate) local: bool,
+    /// The next hop; `None` if the address is on the link.
+    pub(crate) gateway: Option<IpAddr>,
+    /// The number of the table that the route is in.
+    pub(crate) table: u32,
+}
+
+/// Whose packets a way is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Forwarded {
+    /// The source address.
+    pub(crate) source: IpAddr,
+    /// The index of the interface by which they come in.
+    pub(crate) link_index: u32,
 }
 
 /// Interfaces and addresses, each in the kernel's order.
@@ -122,14 +148,39 @@ impl Host {
                 let dump = default_routes(&mut socket, family).await?;
                 host.note(dump).into_iter().flatten().collect()
             } else {
-                probe(&mut socket, family, questions.over).await?
+                host.probe(&mut socket, family, questions.over).await?
             };
             host.default_routes.extend(routes);
         }
         if let Some(address) = questions.reach {
-            host.way = Some(way(&mut socket, address).await?);
+            host.way = Some(way(&mut socket, address, None).await?);
         }
         Ok(host)
+    }
+
+    /// The default route that the kernel takes, with those of other interfaces that it could take as well: of equal ones it
+    /// names the one that came up first.
+    async fn probe(
+        &self,
+        socket: &mut Socket,
+        family: Family,
+        over: Option<u32>,
+    ) -> Result<Vec<DefaultRoute>, KernelError> {
+        let mut routes = probe(socket, family, over).await?;
+        if over.is_some() || routes.is_empty() {
+            return Ok(routes);
+        }
+        let links: BTreeSet<u32> = self
+            .addresses
+            .iter()
+            .filter(|address| Family::of(address.address) == family && !address.is_on_one_link())
+            .map(|address| address.link_index)
+            .filter(|index| routes.iter().all(|route| route.link_index != *index))
+            .collect();
+        for link in links {
+            routes.extend(probe(socket, family, Some(link)).await?);
+        }
+        Ok(routes)
     }
 
     /// The items of a list; whether it is complete is kept in mind.
@@ -179,7 +230,7 @@ async fn probe(
         Family::V6 => IpAddr::V6(Ipv6Addr::new(0x4000, 0, 0, 0, 0, 0, 0, 1)),
     };
     // The route itself, and the table that it is in. Kernels before 4.13 do not know that and give a host route.
-    let flags = RouteFlags::FibMatch | RouteFlags::LookupTable;
+    let flags = RouteFlags::FibMatch | with_table(nobody);
     let answer = socket.get(get(nobody, over, flags)).await?;
     let Ok(Some(Message::Route(RouteNetlinkMessage::NewRoute(message)))) = answer else {
         return Ok(Vec::new());
@@ -219,12 +270,22 @@ pub(crate) async fn neighbors(
     Ok(neighbors)
 }
 
-/// How the kernel would send to an address, or why it would not.
+/// How the kernel would send to an address, its own packets or forwarded ones; or why it would not.
 pub(super) async fn way(
     socket: &mut Socket,
     address: IpAddr,
+    forwarded: Option<Forwarded>,
 ) -> Result<Result<Way, Refused>, KernelError> {
-    let answer = match socket.get(get(address, None, RouteFlags::empty())).await? {
+    let mut message = question(address, with_table(address));
+    if let Some(forwarded) = forwarded {
+        message.header.source_prefix_length = message.header.destination_prefix_length;
+        message.attributes.extend([
+            RouteAttribute::Source(forwarded.source.into()),
+            RouteAttribute::Iif(forwarded.link_index),
+        ]);
+    }
+    let request = Request::new(Verb::Get, RouteNetlinkMessage::GetRoute(message));
+    let answer = match socket.get(request).await? {
         Ok(answer) => answer,
         Err(refused) => return Ok(Err(refused)),
     };
@@ -239,15 +300,28 @@ pub(super) async fn way(
     }))
 }
 
+/// What makes the kernel name the table of a route. Of IPv6 it always does, and refuses the flag.
+fn with_table(address: IpAddr) -> RouteFlags {
+    match address {
+        IpAddr::V4(_) => RouteFlags::LookupTable,
+        IpAddr::V6(_) => RouteFlags::empty(),
+    }
+}
+
 /// `ip route get ADDRESS`.
 fn get(address: IpAddr, over: Option<u32>, flags: RouteFlags) -> Request {
+    let mut message = question(address, flags);
+    message.attributes.extend(over.map(RouteAttribute::Oif));
+    Request::new(Verb::Get, RouteNetlinkMessage::GetRoute(message))
+}
+
+fn question(address: IpAddr, flags: RouteFlags) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(address);
     message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
     message.header.flags = flags;
     message.attributes = vec![RouteAttribute::Destination(address.into())];
-    message.attributes.extend(over.map(RouteAttribute::Oif));
-    Request::new(Verb::Get, RouteNetlinkMessage::GetRoute(message))
+    message
 }
 
 fn read_link(message: &LinkMessage) -> Option<Link> {
@@ -264,6 +338,10 @@ fn read_link(message: &LinkMessage) -> Option<Link> {
         index: message.header.index,
         name: name?,
         mtu: mtu?,
+        has_neighbors: !message
+            .header
+            .flags
+            .intersects(LinkFlags::Noarp | LinkFlags::Pointopoint),
     })
 }
 
@@ -348,16 +426,19 @@ fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
 }
 
 fn read_way(message: &RouteMessage) -> Option<Way> {
-    let (mut link_index, mut source) = (None, None);
+    let ip = |address: &RouteAddress| match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    };
+    let (mut link_index, mut source, mut gateway) = (None, None, None);
+    let mut table = u32::from(message.header.table);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => link_index = Some(*index),
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => {
-                source = Some(IpAddr::V4(*address));
-            }
-            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => {
-                source = Some(IpAddr::V6(*address));
-            }
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::Table(number) => table = *number,
             _ => {}
         }
     }
@@ -365,5 +446,7 @@ fn read_way(message: &RouteMessage) -> Option<Way> {
         link_index: link_index?,
         source,
         local: message.header.kind == RouteType::Local,
+        gateway,
+        table,
     })
 }

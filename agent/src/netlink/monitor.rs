@@ -282,9 +282,13 @@ impl Watch<'_> {
                         // On whatever device: with an address goes its route, of which the kernel says nothing when the
                         // device goes too (`fib_sync_down_dev()`), and which may have stood in the way of ours.
                         objects: is_inside(self.scope, &address),
-                        // A link-local IPv6 address comes and settles with every device; nobody's underlay is one.
-                        underlay: index == self.underlay.index
-                            && !matches!(address.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local()),
+                        // A link-local IPv6 address comes and settles with every device; nobody's underlay is one. Of other
+                        // devices those count that no node's subnet may hold, but not each container's cable.
+                        underlay: !matches!(address.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local())
+                            && (index == self.underlay.index
+                                || address.prefix_len() < address.max_prefix_len()
+                                    && self.overlay(index).is_none()
+                                    && is_inside(self.scope, &address.addr().into())),
                     })
                 }
                 RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {

@@ -1,4 +1,5 @@
-//! Which addresses are claimed by the leases in use, for finding overlaps fast.
+//! Which addresses are claimed by the leases in use, for finding overlaps fast: those of their subnets, and the public
+//! ones that another's subnet could hold.
 //!
 //! Subnets either contain one another or have nothing in common, so what overlaps a subnet is either one of its at most
 //! 128 supernets or lies, in order, in the range of its own addresses.
@@ -8,14 +9,46 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::lease::SubnetKey;
+use crate::net::Family;
 
-/// The leases in use. No two of them overlap, once rivals are withdrawn.
+/// What a lease claims.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Claim {
+    pub(super) key: SubnetKey,
+    /// Those of its subnets that matter.
+    pub(super) subnets: SubnetKey,
+    /// The public addresses that another node's subnet could hold, as networks of one.
+    pub(super) public: SubnetKey,
+    /// Revision of creation.
+    pub(super) created: u64,
+}
+
+impl Claim {
+    fn subnets(&self) -> impl Iterator<Item = (Family, Prefix)> {
+        halves(&self.subnets)
+    }
+
+    fn public(&self) -> impl Iterator<Item = (Family, Prefix)> {
+        halves(&self.public)
+    }
+}
+
+fn halves(key: &SubnetKey) -> impl Iterator<Item = (Family, Prefix)> + use<> {
+    let v4 = key.v4.map(|v4| (Family::V4, Prefix::from(v4)));
+    let v6 = key.v6.map(|v6| (Family::V6, Prefix::from(v6)));
+    v4.into_iter().chain(v6)
+}
+
+/// The leases in use. No two of them overlap, and none has its public address in another's subnet, once rivals are
+/// withdrawn.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     /// Revision of creation.
     created: HashMap<SubnetKey, u64>,
     v4: Prefixes,
     v6: Prefixes,
+    /// Who has a public address. Several may have one.
+    public: BTreeSet<(Family, Prefix, SubnetKey)>,
 }
 
 impl Claims {
@@ -23,48 +56,68 @@ impl Claims {
         self.created.contains_key(key)
     }
 
-    /// Notes what `key` claims: those of its subnets that are in `relevant`.
-    pub(super) fn insert(&mut self, key: SubnetKey, relevant: &SubnetKey, created: u64) {
-        self.created.insert(key, created);
-        if let Some(v4) = relevant.v4 {
-            self.v4.insert(Prefix::from(v4), key);
-        }
-        if let Some(v6) = relevant.v6 {
-            self.v6.insert(Prefix::from(v6), key);
+    fn prefixes(&mut self, family: Family) -> &mut Prefixes {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
         }
     }
 
-    /// Whether it was there.
-    pub(super) fn remove(&mut self, key: &SubnetKey, relevant: &SubnetKey) -> bool {
-        if self.created.remove(key).is_none() {
+    /// Notes what a lease claims.
+    pub(super) fn insert(&mut self, claim: Claim) {
+        for (family, prefix) in claim.subnets() {
+            self.prefixes(family).insert(prefix, claim.key);
+        }
+        let public = claim.public().map(|(family, at)| (family, at, claim.key));
+        self.public.extend(public);
+        self.created.insert(claim.key, claim.created);
+    }
+
+    /// Whether it was there, with this claim.
+    pub(super) fn remove(&mut self, claim: &Claim) -> bool {
+        if self.created.remove(&claim.key).is_none() {
             return false;
         }
-        if let Some(v4) = relevant.v4 {
-            self.v4.remove(Prefix::from(v4));
+        for (family, prefix) in claim.subnets() {
+            self.prefixes(family).remove(prefix);
         }
-        if let Some(v6) = relevant.v6 {
-            self.v6.remove(Prefix::from(v6));
+        for (family, at) in claim.public() {
+            self.public.remove(&(family, at, claim.key));
         }
         true
     }
 
-    /// The leases in use that overlap a newcomer, all of them younger; or an older one, if there is any.
+    /// The leases in use that overlap a newcomer or whose public address is in its subnet, or the reverse, all of them
+    /// younger; or an older one, if there is any.
     ///
     /// Of the same age (which etcd's revisions never are) the one with the lower key is older.
-    pub(super) fn rivals(
-        &self,
-        key: &SubnetKey,
-        relevant: &SubnetKey,
-        created: u64,
-    ) -> Result<BTreeSet<SubnetKey>, SubnetKey> {
+    pub(super) fn rivals(&self, claim: &Claim) -> Result<BTreeSet<SubnetKey>, SubnetKey> {
+        let prefixes = |family| match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        };
+        let overlapping = claim
+            .subnets()
+            .chain(claim.public())
+            .flat_map(|(family, prefix)| prefixes(family).overlapping(prefix).copied());
+        let lowest = SubnetKey { v4: None, v6: None };
+        let inside = claim.subnets().flat_map(|(family, prefix)| {
+            let from = (family, prefix, lowest);
+            self.public
+                .range(from..)
+                .take_while(move |(of, at, _)| *of == family && at.first <= prefix.last())
+                .map(|(_, _, key)| *key)
+        });
         let mut younger = BTreeSet::new();
-        let v4 = relevant.v4.map(|v4| self.v4.overlapping(Prefix::from(v4)));
-        let v6 = relevant.v6.map(|v6| self.v6.overlapping(Prefix::from(v6)));
-        for rival in v4.into_iter().flatten().chain(v6.into_iter().flatten()) {
-            if self.created.get(rival).copied().map(|age| (age, *rival)) < Some((created, *key)) {
-                return Err(*rival);
+        for rival in overlapping
+            .chain(inside)
+            .filter(|rival| *rival != claim.key)
+        {
+            let age = self.created.get(&rival).copied();
+            if age.map(|age| (age, rival)) < Some((claim.created, claim.key)) {
+                return Err(rival);
             }
-            younger.insert(*rival);
+            younger.insert(rival);
         }
         Ok(younger)
     }
@@ -99,6 +152,11 @@ impl From<Ipv6Net> for Prefix {
 impl Prefix {
     fn hosts(len: u8) -> u128 {
         u128::MAX.checked_shr(len.into()).unwrap_or(0)
+    }
+
+    /// The last address.
+    fn last(self) -> u128 {
+        self.first | Self::hosts(self.len)
     }
 
     fn supernet(self, len: u8) -> Self {
@@ -141,7 +199,7 @@ impl Prefixes {
             .range(..prefix.len)
             .filter_map(move |(len, _)| self.owners.get(&prefix.supernet(*len)));
         let last = Prefix {
-            first: prefix.first | Prefix::hosts(prefix.len),
+            first: prefix.last(),
             len: 128,
         };
         let contained = self.owners.range(prefix..=last).map(|(_, owner)| owner);

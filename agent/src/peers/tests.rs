@@ -1,3 +1,5 @@
+use std::net::Ipv4Addr;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -182,8 +184,13 @@ fn hostile_leases_are_refused_and_reported_once() {
         ),
         (
             "10.5.2.0-24",
-            "10.5.7.1",
-            "its public IP 10.5.7.1 is inside the overlay network",
+            "10.5.2.1",
+            "its public IP 10.5.2.1 is inside its own subnet",
+        ),
+        (
+            "10.5.2.0-24",
+            "10.5.1.7",
+            "its public IP 10.5.1.7 is inside our own subnet",
         ),
         (
             "10.5.2.0-24",
@@ -521,6 +528,96 @@ proptest! {
                 prop_assert_eq!(old.as_ref(), Some(&**lease));
             }
             prop_assert_eq!(&reported, &expected);
+        }
+    }
+}
+
+#[test]
+fn of_a_subnet_and_a_public_address_in_it_the_older_leases_counts() {
+    let waits = |key: &str, older: &str| {
+        format!(
+            "!{key}: its subnet or its public IP meets the older lease {older}: what is sent to the one's public IP would go to the other's containers"
+        )
+    };
+    let mut table = table();
+    assert_eq!(
+        shown(&table.apply(set([lease("10.5.2.0-24", "10.5.7.1", 2)]))),
+        "+10.5.2.0-24"
+    );
+    let holder = lease("10.5.7.0-24", "10.0.0.7", 3);
+    assert_eq!(
+        shown(&table.apply(set([holder.clone()]))),
+        waits("10.5.7.0-24", "10.5.2.0/24")
+    );
+    // An older one displaces it.
+    assert_eq!(
+        shown(&table.apply(set([lease("10.5.6.0-23", "10.0.0.6", 1)]))),
+        format!(
+            "+10.5.6.0-23 -10.5.2.0-24 {} {}",
+            waits("10.5.2.0-24", "10.5.6.0/23"),
+            "!10.5.7.0-24: its subnet overlaps the older lease 10.5.6.0/23"
+        )
+    );
+    assert_eq!(table.len(), 1);
+    table.apply(removed(&["10.5.6.0-23"]));
+    assert!(table.get(&key("10.5.2.0-24")).is_some() && table.len() == 1);
+    // An update that moves a node into another's subnet is not followed until that one is gone.
+    table.apply(removed(&["10.5.2.0-24"]));
+    assert_eq!(table.len(), 1);
+    table.apply(set([lease("10.5.3.0-24", "10.0.0.3", 5)]));
+    let moved = lease("10.5.3.0-24", "10.5.7.3", 5);
+    assert_eq!(
+        shown(&table.apply(set([moved.clone()]))),
+        waits("10.5.3.0-24", "10.5.7.0/24")
+    );
+    let in_use = |table: &PeerTable| table.get(&key("10.5.3.0-24")).unwrap().attrs.public_ip;
+    assert_eq!(in_use(&table), "10.0.0.3".parse().ok());
+    assert_eq!(
+        shown(&table.apply(removed(&["10.5.7.0-24"]))),
+        "~10.5.3.0-24 -10.5.7.0-24"
+    );
+    assert_eq!(in_use(&table), moved.attrs.public_ip);
+    assert_eq!(table.refusals().count(), 0);
+    // It moves away, and what it kept out comes in.
+    assert!(shown(&table.apply(set([lease("10.5.7.0-24", "10.0.0.7", 9)]))).starts_with('!'));
+    let away = shown(&table.apply(set([lease("10.5.3.0-24", "10.0.0.3", 5)])));
+    assert_eq!(away, "+10.5.7.0-24 ~10.5.3.0-24");
+}
+
+proptest! {
+    /// Whatever the history of leases whose public addresses lie inside the network: no peer's subnet holds another's public
+    /// address, whoever waits has somebody older in its way, and the reported changes add up to the peers.
+    #[test]
+    fn no_subnet_in_use_holds_a_public_address_in_use(
+        steps in prop::collection::vec((2u8..8, 23u8..=25, 0u8..10, 1u64..60, any::<bool>()), 1..60)
+    ) {
+        let mut table = table();
+        let mut reported: BTreeSet<SubnetKey> = BTreeSet::new();
+        for (low, len, ip, created, gone) in steps {
+            let v4 = Ipv4Net::new(Ipv4Addr::new(10, 5, low, 0), len).unwrap().trunc();
+            let name = SubnetKey::new(Some(v4), None).name();
+            let changes = match gone {
+                true => table.apply(removed(&[&name])),
+                false => table.apply(set([lease(&name, &format!("10.5.{ip}.200"), created)])),
+            };
+            for lease in changes.removed {
+                prop_assert!(reported.remove(&lease.key));
+            }
+            for lease in changes.added {
+                prop_assert!(reported.insert(lease.key));
+            }
+            let peers: Vec<_> = table.peers().collect();
+            prop_assert_eq!(&peers.iter().map(|peer| peer.key).collect::<BTreeSet<_>>(), &reported);
+            for (one, other) in peers.iter().flat_map(|one| peers.iter().map(move |other| (one, other))) {
+                let public = one.attrs.public_ip.unwrap();
+                prop_assert!(!other.key.v4.unwrap().contains(&public), "{one:?} {other:?}");
+            }
+            for (key, refusal) in table.refusals() {
+                if let Refusal::MeetsOlder(older) | Refusal::OverlapsOlder(older) = refusal {
+                    let in_the_way = table.get(older);
+                    prop_assert!(in_the_way.is_some(), "{key} waits for {older}");
+                }
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, Uri};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::Serialize;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -23,11 +23,12 @@ use super::answer::{Refusal, done, json, ready, refuse};
 use super::networks::{Network, Networks};
 use super::request::{Client, Target, Verb, parameter, parameters, target};
 use super::table::News;
+use crate::lease::allocate::Avoid;
 use crate::lease::etcd::Granted;
 use crate::lease::{Lease, LeaseAttrs, Released, StoreError, SubnetKey};
 use crate::net::{unusable_v4, unusable_v6};
 use crate::remote::wire::{Event, EventType, LeaseBody, Received, WatchResult};
-use crate::remote::{LONGEST_WAIT, Reason};
+use crate::remote::{LONGEST_WAIT, MOST_AVOIDED, Reason};
 
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -192,9 +193,13 @@ impl Site {
                     None => None,
                 };
                 let restarted = parameter(uri, "restarted").is_none_or(|value| value != "false");
+                let avoid = avoid(&parameters(uri, "avoid"));
                 let host = (&**name, attrs.owner.as_deref(), attrs.public_address());
                 let _alone = self.taking(&host).lock().await;
-                let granted = network.broker.acquire(&attrs, previous, restarted).await?;
+                let granted = network
+                    .broker
+                    .acquire(&attrs, previous, restarted, &avoid)
+                    .await?;
                 info!(
                     subnet = %granted.lease.key,
                     public_ip = %attrs.public_address(),
@@ -539,3 +544,16 @@ fn lasting(granted: &Granted) -> LeaseBody {
 
 /// Shared by all connections.
 pub(super) type Shared = Arc<Site>;
+
+/// What a client's subnet must keep off: addresses as networks of one, and links. What cannot be read says nothing.
+fn avoid(parameters: &[impl AsRef<str>]) -> Avoid {
+    let nets = parameters.iter().take(MOST_AVOIDED);
+    let nets = nets.filter_map(|net| net.as_ref().parse::<IpNet>().ok());
+    let (hosts, links): (Vec<_>, Vec<_>) =
+        nets.partition(|net| net.prefix_len() == net.max_prefix_len());
+    Avoid {
+        underlay: Vec::new(),
+        addresses: hosts.iter().map(IpNet::addr).collect(),
+        on_link: links,
+    }
+}

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 
 use nix::errno::Errno;
 
+use super::host_nets::is_no_underlay;
 use super::{Attachment, Error, Miss, Underlay};
 use crate::net::{Family, InterfaceName, unusable_v4, unusable_v6};
 use crate::netlink::Refused;
-use crate::netlink::host::{Address, Host, Link};
+use crate::netlink::host::{Address, DefaultRoute, Host, Link};
 use crate::network_config::Families;
 use crate::settings::{self, Interface, Pattern};
 
@@ -189,12 +190,16 @@ impl<'a> Choice<'a> {
         self.pick(link, self.fit(Asked::Reach(address)))
     }
 
-    /// The interface of the default route of the lowest metric, among equals the first; of those that have one in each
-    /// family, if there are two.
+    /// The interface of the default route of the lowest metric, among equals the first by name, since the kernel's order
+    /// changes from boot to boot; of those that have one in each family, if there are two.
     fn of_default_route(&self) -> Result<&'a Link, Miss> {
         let routes = &self.host.default_routes;
         let of = |wanted| routes.iter().filter(move |route| route.family == wanted);
-        let by_metric = |family| of(family).min_by_key(|route| route.metric);
+        let rank = |route: &&DefaultRoute| {
+            let name = self.link(route.link_index).map(|link| &link.name);
+            (route.metric, name)
+        };
+        let by_metric = |family| of(family).min_by_key(rank);
         for family in self.families.iter() {
             if by_metric(family).is_none() {
                 return Err(Miss::DefaultRoute(family));
@@ -206,7 +211,7 @@ impl<'a> Choice<'a> {
             Family::V6
         };
         let in_all_families = of(first).filter(|route| self.has_default_routes(route.link_index));
-        let best = in_all_families.min_by_key(|route| route.metric);
+        let best = in_all_families.min_by_key(rank);
         if let Some(best) = best {
             return self.link(best.link_index).ok_or(Miss::DefaultRoute(first));
         }
@@ -381,25 +386,34 @@ impl<'a> Choice<'a> {
     }
 
     /// The addresses of an interface that another host could answer, in the kernel's order.
-    fn usable(&self, link: &Link, family: Family) -> impl Iterator<Item = &'a Address> {
+    fn usable<'b>(
+        &'b self,
+        link: &'b Link,
+        family: Family,
+    ) -> impl Iterator<Item = &'a Address> + use<'a, 'b> {
         let (index, host) = (link.index, self.host);
         host.addresses.iter().filter(move |address| {
             address.link_index == index
                 && Family::of(address.address) == family
-                && self.is_usable(address)
+                && self.is_usable(link, address)
         })
     }
 
-    fn is_usable(&self, address: &Address) -> bool {
+    fn is_usable(&self, link: &Link, address: &Address) -> bool {
         let reaches = match address.address {
             IpAddr::V4(v4) => unusable_v4(v4).is_none(),
             IpAddr::V6(v6) => unusable_v6(v6).is_none(),
         };
-        // Packets from an address inside the overlay would be encapsulated again.
         reaches
             && !address.in_doubt
-            && !self.families.contain(address.address)
+            && !self.is_overlays(link, address)
             && (!address.deprecated || self.asked_rank(address.address) < 2)
+    }
+
+    /// Whether an address is the overlay's own: packets to it would be encapsulated again. A host's address may well lie
+    /// inside the network.
+    fn is_overlays(&self, link: &Link, address: &Address) -> bool {
+        self.families.contain(address.address) && is_no_underlay(&link.name, address)
     }
 
     fn check_mtu(&self, link: &Link) -> Result<(), Miss> {
@@ -420,7 +434,7 @@ impl<'a> Choice<'a> {
         let inside = addresses.find(|address| {
             address.link_index == link.index
                 && Family::of(address.address) == family
-                && self.families.contain(address.address)
+                && self.is_overlays(link, address)
         });
         Miss::NoAddress {
             interface: link.name.to_string(),
@@ -454,6 +468,7 @@ impl<'a> Choice<'a> {
             index: pick.link.index,
             name: pick.link.name.clone(),
             mtu: pick.link.mtu,
+            has_neighbors: pick.link.has_neighbors,
             v4,
             v6,
         }

@@ -94,7 +94,7 @@ pub enum Miss {
         interface: String,
         /// The family that the overlay has.
         family: Family,
-        /// An address that would do, were it not one of the overlay's.
+        /// An address that would do, were it not the overlay's own.
         inside: Option<IpAddr>,
     },
     /// The interface cannot carry packets.
@@ -111,6 +111,6 @@ pub enum Miss {
 
 fn but(inside: Option<IpAddr>) -> String {
     inside.map_or_else(String::new, |address| {
-        format!(" ({address} is inside the overlay network)")
+        format!(" ({address} is the overlay's own, of its device or a bridge for containers)")
     })
 }

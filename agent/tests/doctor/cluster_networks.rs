@@ -258,6 +258,85 @@ fn vpn_that_takes_the_peers_packets_is_told() {
 }
 
 #[test]
+fn rule_ahead_of_the_main_table_is_told_with_what_it_takes() {
+    let (_store, one, two) = pair();
+    let ip = |arguments: &str| one.namespace.ip(arguments);
+    let subnet = two.lease_key().replace('-', "/");
+    // As NetworkManager's cloud set-up and multi-homed hosts have it; what it says does not touch the overlay.
+    ip("route add default via 10.77.0.1 table 30400");
+    ip("rule add pref 30399 from 10.77.0.11 lookup 30400");
+    Diagnosis::until_silent(&one);
+    ip("rule add pref 30400 lookup 30400");
+    let remedy = "ip rule add pref 30399 to 10.5.0.0/16 lookup main";
+    let finding = overlap(&one, "eth0", remedy);
+    assert_eq!(finding.severity, Severity::Error);
+    assert!(
+        finding.what.starts_with(&format!(
+            "packets for 1 of 1 peers ({subnet}) leave by eth0 via 10.77.0.1 instead of the overlay"
+        )),
+        "{finding:?}"
+    );
+    assert!(
+        finding
+            .why
+            .contains("the rule 30400: from all lookup 30400 "),
+        "{finding:?}"
+    );
+    assert_eq!(Diagnosis::without_probes(&one).status, Some(1));
+    ip(remedy.trim_start_matches("ip "));
+    one.wait_reaches(&two);
+    Diagnosis::until_silent(&one);
+    ip("rule del pref 30400");
+
+    // A rule for containers alone: the host's own packets take the overlay.
+    let own = one.lease_key().replace('-', "/");
+    ip("rule del pref 30399 to 10.5.0.0/16");
+    ip(&format!("rule add pref 100 from {own} lookup 30400"));
+    let finding = overlap(
+        &one,
+        "eth0",
+        "ip rule add pref 99 to 10.5.0.0/16 lookup main",
+    );
+    assert!(
+        finding
+            .what
+            .starts_with("packets of containers here for 1 of 1 peers")
+            && finding
+                .why
+                .contains(&format!("the rule 100: from {own} lookup 30400 ")),
+        "{finding:?}"
+    );
+    ip("rule del pref 100");
+    Diagnosis::until_silent(&one);
+}
+
+#[test]
+fn network_with_the_hosts_addresses_in_it_is_warned_of() {
+    let (_store, one, _two) =
+        crate::cluster::pair_in(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#);
+    let of_underlay = |finding: &Finding| finding.subject.as_deref() == Some("eth0");
+    let diagnosis = Diagnosis::until(&one, "a word about the underlay", |diagnosis| {
+        diagnosis.report.findings.iter().any(of_underlay)
+    });
+    let mut findings = diagnosis.report.findings.iter();
+    let finding = findings.find(|finding| of_underlay(finding)).expect("it");
+    assert!(
+        finding
+            .remedy
+            .iter()
+            .any(|remedy| remedy.contains("SubnetMin")),
+        "{finding:?}"
+    );
+    assert_eq!(finding.severity, Severity::Warning);
+    assert!(
+        finding
+            .what
+            .contains("10.0.0.0/8 overlaps the underlay's, 10.77.0.0/24 on eth0"),
+        "{finding:?}"
+    );
+}
+
+#[test]
 fn servers_inside_the_overlay_are_told() {
     let (_store, mut one, two) = pair();
     let etcd = one.etcd.clone();

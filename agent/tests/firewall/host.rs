@@ -25,6 +25,8 @@ pub(crate) fn rules() -> Rules {
         forward: true,
         random_fully: true,
         exclude: Vec::new(),
+        outside: Vec::new(),
+        devices: Vec::new(),
         prefer_nftables: false,
     }
 }

@@ -45,6 +45,26 @@ fn source_is_kept_inside_the_overlay_and_replaced_where_replies_need_it(
         assert_eq!(seen(outside, elsewhere, ELSEWHERE6), OUTSIDE6);
         assert!(agent.ensure(&dual()));
 
+        // A part of the network that is the underlay's is treated as any place outside.
+        let apart = Rules {
+            outside: ["10.5.99.0/24", "fd00:5:0:63::/64"]
+                .map(|net| net.parse().unwrap())
+                .into(),
+            devices: vec!["flannel.1".parse().unwrap()],
+            ..dual()
+        };
+        assert!(agent.ensure(&apart));
+        assert!(!agent.ensure(&apart), "the rules are known again");
+        assert_eq!(seen(container, elsewhere, ELSEWHERE), "10.5.99.1");
+        assert_eq!(seen(elsewhere, container, CONTAINER), ELSEWHERE);
+        assert_eq!(seen(elsewhere, outside, OUTSIDE), ELSEWHERE);
+        assert_eq!(seen(outside, elsewhere, ELSEWHERE), OUTSIDE);
+        assert_eq!(seen(container, outside, OUTSIDE), "192.0.2.1");
+        assert_eq!(seen(container, elsewhere, ELSEWHERE6), "fd00:5:0:63::1");
+        assert_eq!(seen(elsewhere, outside, OUTSIDE6), ELSEWHERE6);
+        assert!(agent.ensure(&dual()));
+        assert_eq!(seen(elsewhere, outside, OUTSIDE), "192.0.2.1");
+
         // What kube-proxy marked is its own to masquerade, whatever else the mark says.
         sh("nft 'add table inet marks
             add chain inet marks early { type filter hook prerouting priority mangle; }

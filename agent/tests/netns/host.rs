@@ -75,6 +75,7 @@ impl Host {
                 index: 0,
                 name: "up0".parse().unwrap(),
                 mtu: 1500,
+                has_neighbors: true,
                 v4: Some(attachment(Ipv4Addr::new(192, 0, 2, 1))),
                 v6: None,
             },

@@ -14,6 +14,7 @@
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
+mod advertisements;
 mod allocation;
 #[path = "../etcd/authority.rs"]
 mod authority;
@@ -28,6 +29,7 @@ mod flanneld;
 mod host;
 mod hostile;
 mod identity;
+mod inside;
 mod kernel;
 mod namespace;
 mod networks;

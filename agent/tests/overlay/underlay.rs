@@ -121,3 +121,31 @@ fn underlay_that_is_too_narrow_for_ipv6_is_named_and_waited_for() {
     one.wait_ready();
     assert_eq!(one.subnet_env("FLANNEL_MTU"), "1280");
 }
+
+#[test]
+fn nothing_is_direct_over_a_device_without_neighbours() {
+    let store = Store::start(
+        r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#,
+    );
+    let mut one = store.host(1);
+    // The way to etcd stays; the device of that name is now a VPN's, which takes what is sent to anybody.
+    one.namespace.ip("link set eth0 down");
+    one.namespace.ip("link set eth0 name up0");
+    one.namespace.ip("link set up0 up");
+    one.namespace.ip("link add eth0 type veth peer name far");
+    one.namespace.ip("link set eth0 arp off");
+    one.namespace.ip("address add 10.8.0.11/24 dev eth0");
+    one.namespace.ip("link set far up");
+    one.namespace.ip("link set eth0 up");
+    one.start_agent();
+    one.wait_ready();
+    store.put_lease(
+        "10.5.244.0-24",
+        r#"{"PublicIP":"10.8.0.44","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
+    );
+    wait_until("the peer's route", || {
+        one.namespace.ip("route show").contains("10.5.244.0/24 ")
+    });
+    let route = one.namespace.ip("route get 10.5.244.2");
+    assert!(route.contains("dev flannel.1"), "{route}");
+}

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use selvage::lease::allocate::Avoid;
 use selvage::lease::remote::RemoteStore;
 use selvage::lease::{Lease, LeaseAttrs, LeaseEvent, LeaseStore, Released, StoreError, StoreEvent};
 use selvage::network_config::NetworkConfig;
@@ -169,6 +170,48 @@ async fn clients_see_what_a_node_on_etcd_sees() {
         moved.update(&attrs(1)).await,
         Err(StoreError::NoLease { .. })
     ));
+}
+
+#[tokio::test]
+async fn server_keeps_a_clients_subnet_off_what_is_on_the_client() {
+    let etcd = etcd().await;
+    // 10.5.1.0, 10.5.2.0 and 10.5.3.0.
+    put_config(
+        &etcd,
+        r#"{"Network":"10.5.0.0/22","Backend":{"Type":"vxlan"}}"#,
+    )
+    .await;
+    let program = Program::start(&etcd, &[]);
+    let mut one = client(&[&program], "m1");
+    one.set_avoid(Avoid {
+        underlay: Vec::new(),
+        addresses: vec!["10.5.1.9".parse().unwrap()],
+        on_link: vec![
+            "10.5.2.0/24".parse().unwrap(),
+            "10.77.0.0/24".parse().unwrap(),
+        ],
+    });
+    assert_eq!(acquire(&mut one, 1).await.key.name(), "10.5.3.0-24");
+    // Only the link is left, and then nothing.
+    let mut two = client(&[&program], "m2");
+    two.set_avoid(Avoid {
+        underlay: Vec::new(),
+        addresses: vec!["10.5.1.9".parse().unwrap()],
+        on_link: vec!["10.5.2.0/24".parse().unwrap()],
+    });
+    assert_eq!(acquire(&mut two, 2).await.key.name(), "10.5.2.0-24");
+    let mut three = client(&[&program], "m3");
+    three.set_avoid(Avoid {
+        underlay: Vec::new(),
+        addresses: vec!["10.5.1.9".parse().unwrap()],
+        on_link: Vec::new(),
+    });
+    let config = three.network_config().await.unwrap();
+    let error = three.acquire(&config, &attrs(3), None).await.unwrap_err();
+    assert!(
+        error.to_string().contains("no host's address (10.5.1.9)"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ fn interface_is_found_by_name_by_address_and_by_default_route() {
         let expected = Underlay {
             index: by_name.index,
             name: "u0".parse().unwrap(),
+            has_neighbors: true,
             mtu: 1400,
             v4: Some(Attachment {
                 address: Ipv4Addr::new(10, 77, 0, 11),

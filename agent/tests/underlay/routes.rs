@@ -52,6 +52,38 @@ fn only_default_routes_of_the_main_table_that_lead_somewhere_count() {
 }
 
 #[test]
+fn among_equal_default_routes_the_order_of_their_coming_does_not_matter() {
+    for order in [["u0", "u1"], ["u1", "u0"]] {
+        in_namespace(move || async move {
+            cable();
+            address("u0", "10.77.0.11/24");
+            address("u1", "192.0.2.1/24");
+            address("u0", "fd00:77::11/64");
+            address("u1", "fd00:2::1/64");
+            for device in order {
+                let (v4, v6) = match device {
+                    "u0" => ("10.77.0.1", "fd00:77::1"),
+                    _ => ("192.0.2.2", "fd00:2::2"),
+                };
+                // As networkd does for two leases of DHCP.
+                ip(&format!(
+                    "-4 route append default via {v4} dev {device} metric 1024"
+                ));
+                ip(&format!(
+                    "-6 route append default via {v6} dev {device} metric 1024"
+                ));
+            }
+            assert_eq!(found(&any(), V4, None).await, "u0 10.77.0.11", "{order:?}");
+            let both = "u0 10.77.0.11 fd00:77::11";
+            assert_eq!(found(&any(), DUAL, None).await, both, "{order:?}");
+            // A better one counts, whatever it is called.
+            ip("-4 route add default via 192.0.2.2 dev u1 metric 100");
+            assert_eq!(found(&any(), V4, None).await, "u1 192.0.2.1", "{order:?}");
+        });
+    }
+}
+
+#[test]
 fn a_large_routing_table_is_not_read_for_its_default_route() {
     in_namespace(|| async {
         cable();

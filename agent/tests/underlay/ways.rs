@@ -1,7 +1,7 @@
 //! Choices by pattern, by an address to reach, and by network, on a host with three NICs:
 //!
 //! ```text
-//!   u0 10.77.0.11/24, 2001:db8:77::11/64        n0 198.51.100.1/24 (beside it 10.5.3.1/24, an address of the overlay)
+//!   u0 10.77.0.11/24, 2001:db8:77::11/64        n0 198.51.100.1/24; docker0 10.5.3.1/24, an address of the overlay
 //!   u1 192.0.2.1/24, fd00:2::1/64               └─ n1 without addresses
 //! ```
 
@@ -11,13 +11,15 @@ fn addresses() {
     cable();
     ip("link add n0 type veth peer name n1");
     ip("link set n0 up");
+    ip("link add docker0 type bridge");
+    ip("link set docker0 up");
     ip("link set n1 up");
     for (device, address) in [
         ("u0", "10.77.0.11/24"),
         ("u0", "2001:db8:77::11/64"),
         ("u1", "192.0.2.1/24"),
         ("u1", "fd00:2::1/64"),
-        ("n0", "10.5.3.1/24"),
+        ("docker0", "10.5.3.1/24"),
         ("n0", "198.51.100.1/24"),
     ] {
         super::address(device, address);

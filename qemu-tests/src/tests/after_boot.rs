@@ -29,6 +29,7 @@ pub(super) const CASES: Names = &[
     "after_boot::only_known_sockets_listen",
     "after_boot::journal_is_on_the_disk_and_bounded",
     "after_boot::kernel_restarts_after_a_panic_at_any_time",
+    "after_boot::advertised_default_route_outlives_a_restart_of_networkd",
     "after_boot::root_fills_a_disk_that_grew",
     "after_boot::journal_has_the_former_boot_and_ignition",
     "after_boot::container_addresses_do_not_outlive_a_boot",
@@ -119,6 +120,7 @@ async fn boots(suite: &mut Suite<'_>, host: &Host, cluster: &mut Cluster) -> Res
     suite.case(CASES[5], cluster, sockets).await;
     suite.case(CASES[6], cluster, journal).await;
     suite.case(CASES[7], cluster, panic_settings).await;
+    suite.case(CASES[8], cluster, advertised_route).await;
     plain_docker::run(suite, cluster, &state).await;
     later::run(suite, host, cluster).await
 }
@@ -307,6 +309,26 @@ async fn panic_settings(cluster: &mut Cluster) -> Result<()> {
         .await
         .context("a machine that panics before sysctl.d is read stays dead")
         .map(drop)
+}
+
+/// QEMU's user-mode network advertises itself as an IPv6 router. Looked at every second for a minute: an advertisement that
+/// comes by itself may be that far away.
+async fn advertised_route(cluster: &mut Cluster) -> Result<()> {
+    const ABSENT: &str = "ip -6 route show default | grep -q . && { systemctl restart systemd-networkd; \
+        gone=0; worst=0; for _ in $(seq 60); do sleep 1; \
+        if ip -6 route show default | grep -q .; then gone=0; else gone=$((gone + 1)); fi; \
+        [ \"$gone\" -le \"$worst\" ] || worst=$gone; done; echo \"$worst\"; }";
+    let machine = alone(cluster)?;
+    let worst = machine.ssh.run(&format!("sudo sh -c '{ABSENT}'")).await?;
+    let worst: u32 = worst
+        .trim()
+        .parse()
+        .with_context(|| format!("there was no IPv6 default route to begin with: {worst:?}"))?;
+    ensure!(
+        worst <= 2,
+        "the default route of a router advertisement was away for {worst} s after a restart of networkd"
+    );
+    Ok(())
 }
 
 #[cfg(test)]

@@ -79,8 +79,8 @@ impl Overlay {
         let refused = self.peers.refusals().map(|(_, refusal)| match refusal {
             Refusal::OutsideNetwork => outside,
             Refusal::OtherFamily => family,
-            Refusal::OverlapsOwn(_) => own,
-            Refusal::OverlapsOlder(_) => older,
+            Refusal::OverlapsOwn(_) | Refusal::HoldsHost(_) => own,
+            Refusal::OverlapsOlder(_) | Refusal::MeetsOlder(_) => older,
             Refusal::PublicIp { .. } => address,
             Refusal::OurPublicIp => ours,
             Refusal::OtherBackend { .. } => backend,

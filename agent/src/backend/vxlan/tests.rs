@@ -18,6 +18,7 @@ pub(in crate::backend) fn underlay() -> Underlay {
         index: 2,
         name: "eth0".parse().unwrap(),
         mtu: 1500,
+        has_neighbors: true,
         v4: Some(Attachment {
             address: Ipv4Addr::new(192, 0, 2, 1),
             prefix_len: 24,
@@ -435,6 +436,12 @@ fn direct_routing_takes_only_peers_on_the_underlays_link() {
             ),
         ]
     );
+    // Over a VPN an address of its network says nothing about who gets a packet.
+    let over = backend.over(&Underlay {
+        has_neighbors: false,
+        ..underlay()
+    });
+    assert_eq!(over.peer(&near).unwrap().len(), 4);
 }
 
 proptest! {

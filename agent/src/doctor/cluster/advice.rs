@@ -268,6 +268,7 @@ mod tests {
             ),
             (
                 StoreError::OutOfSubnets(Exhausted {
+                    holds: None,
                     network: "10.5.0.0/16".parse().unwrap(),
                     subnet_len: 24,
                 })

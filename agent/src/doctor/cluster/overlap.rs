@@ -38,22 +38,24 @@ async fn check(context: &Context<'_>) -> Outcome {
     let unknown = |error| NotChecked(chain(&error));
     let host = Host::observe(Questions::default()).await.map_err(unknown)?;
     let routes = survey::foreign_routes(&networks).await.map_err(unknown)?;
-    let peers = host::sample(status);
-    let addresses = peers.iter().map(|peer| peer.address);
-    let ways = survey::ways(addresses).await.map_err(unknown)?;
-
+    let rules = survey::policy_rules().await.map_err(unknown)?;
     let surroundings = host::Surroundings {
         status,
         networks: &networks,
         host: &host,
+        routes: &routes,
+        rules: &rules,
     };
+    let peers = surroundings.sample();
+    let asked = peers.iter().map(|peer| (peer.address, peer.forwarded));
+    let ways = survey::ways(asked).await.map_err(unknown)?;
     let mut findings = surroundings.underlay();
     findings.extend(surroundings.addresses());
     // Where others make the routes, none of them is known to be right or wrong.
     let network = status.network.as_ref();
     if network.is_some_and(|network| !OTHERS_ROUTES.contains(&network.backend.as_str())) {
-        let lost = surroundings.lost_peers(&peers, &ways, &routes);
-        findings.extend(surroundings.routes(&routes, &lost));
+        let lost = surroundings.lost_peers(&peers, &ways);
+        findings.extend(surroundings.routes(&lost));
         findings.extend(lost);
     }
     findings.extend(servers::find(context.settings, status, &networks, &host).await);

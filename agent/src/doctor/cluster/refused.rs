@@ -67,6 +67,7 @@ fn find(status: &Status) -> Vec<Finding> {
 enum Fault {
     Network,
     Overlap,
+    Hosts,
     Address,
     Backend,
     OffLink,
@@ -80,6 +81,8 @@ impl Fault {
             Self::Network
         } else if has("its subnet overlaps") {
             Self::Overlap
+        } else if has("its subnet holds") || has("its subnet or its public IP") {
+            Self::Hosts
         } else if has("on the underlay's link") {
             Self::OffLink
         } else if has("back end, ") || has("the back end ") {
@@ -108,6 +111,14 @@ impl Fault {
                 [
                     "see both: selvage network leases",
                     "give the younger one's node another subnet: selvage leave there, then systemctl start selvage",
+                    &remove,
+                ],
+            ),
+            Self::Hosts => Advice::new(
+                "packets for a host whose address is in a node's subnet would go to that node's containers; the overlay's network is one that hosts have addresses in, and that node did not know of this one",
+                [
+                    "keep subnets off the hosts: SubnetMin and SubnetMax in the network config (selvage network set)",
+                    "then give that node another subnet: selvage leave there, then systemctl start selvage",
                     &remove,
                 ],
             ),
@@ -164,6 +175,8 @@ mod tests {
             (text(&Refusal::OtherFamily), Fault::Network),
             (text(&Refusal::OverlapsOwn(key)), Fault::Overlap),
             (text(&Refusal::OverlapsOlder(key)), Fault::Overlap),
+            (text(&Refusal::HoldsHost(address)), Fault::Hosts),
+            (text(&Refusal::MeetsOlder(key)), Fault::Hosts),
             (
                 text(&Refusal::PublicIp {
                     address: "224.0.0.1".to_owned(),

@@ -98,7 +98,7 @@ impl Ground {
                 Some((net, under, own_over(net)?, own_address(underlay, under)?))
             })
             .collect();
-        let ways = ways(candidates.iter().map(|(net, ..)| net.network())).await?;
+        let ways = ways(candidates.iter().map(|(net, ..)| (net.network(), None))).await?;
         let mut paths = Vec::with_capacity(candidates.len());
         for ((subnet, under, own_over, own_under), way) in candidates.into_iter().zip(ways) {
             // What goes another way than the agent's is not ours to judge here.

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::super::{Family, Ip, Rules};
 use super::save::{Rule, Save, Table};
+use crate::net::InterfaceName;
 use crate::network_name::{NetworkName, suffixed};
 
 /// A chain of ours, and the only jump to it.
@@ -112,10 +113,16 @@ impl Wanted {
         }
         if rules.masquerade && role.main {
             let random = rules.random_fully && role.random_fully;
-            let excluded = rules.excluded(ip);
+            let masquerade = Masquerade {
+                family,
+                multicast: ip.multicast(),
+                excluded: rules.excluded(ip).collect(),
+                outside: rules.outside(ip).collect(),
+                devices: &rules.devices,
+                random_fully: random,
+            };
             let chain = &chains.postrouting;
-            let rules = masquerade(chain, family, ip.multicast(), excluded, random);
-            wanted.push((chain.name.clone(), rules));
+            wanted.push((chain.name.clone(), masquerade.rules(chain)));
         }
         let chain = &chains.forward;
         if rules.forward && (role.main || is_closed(chain, save)) {
@@ -149,6 +156,17 @@ fn is_not(net: IpNet) -> (bool, IpNet) {
 impl Chain {
     /// A rule in the very words of `iptables-save`, which leaves out what always holds.
     fn rule(&self, source: Condition, destination: Condition, target: &str) -> String {
+        self.rule_by(source, destination, "", target)
+    }
+
+    /// The same with a further condition, which `iptables-save` has behind the addresses.
+    fn rule_by(
+        &self,
+        source: Condition,
+        destination: Condition,
+        further: &str,
+        target: &str,
+    ) -> String {
         let mut text = String::new();
         for (option, condition) in [("-s", source), ("-d", destination)] {
             match condition {
@@ -162,7 +180,10 @@ impl Chain {
             }
         }
         let comment = self.comment;
-        let _ = write!(text, "-m comment --comment \"{comment}\" -j {target}");
+        let _ = write!(
+            text,
+            "{further}-m comment --comment \"{comment}\" -j {target}"
+        );
         text
     }
 
@@ -178,31 +199,66 @@ impl Chain {
     }
 }
 
-/// flannel's rules, with the exclusions before what they are excluded from; the first that matches decides.
-fn masquerade(
-    chain: &Chain,
-    Family { network, subnet }: Family<IpNet>,
-    multicast: &str,
-    excluded: impl Iterator<Item = IpNet>,
+/// What masquerading goes by.
+struct Masquerade<'a> {
+    family: Family<IpNet>,
+    multicast: &'static str,
+    excluded: Vec<IpNet>,
+    outside: Vec<IpNet>,
+    devices: &'a [InterfaceName],
     random_fully: bool,
-) -> Vec<String> {
-    let target = match random_fully {
-        true => "MASQUERADE --random-fully",
-        false => "MASQUERADE",
-    };
-    let rule = |source, destination, target| chain.rule(source, destination, target);
-    let multicast = multicast.parse().ok().map(is_not);
-    let mut rules = vec![
+}
+
+impl Masquerade<'_> {
+    /// flannel's rules, with the exclusions before what they are excluded from; the first that matches decides. Where a
+    /// part of the network is outside the overlay, what is said of that comes first.
+    fn rules(&self, chain: &Chain) -> Vec<String> {
+        let Family { network, subnet } = self.family;
+        let target = match self.random_fully {
+            true => "MASQUERADE --random-fully",
+            false => "MASQUERADE",
+        };
+        let rule = |source, destination, target| chain.rule(source, destination, target);
+        let multicast = self.multicast.parse().ok().map(is_not);
         // kube-proxy masquerades what carries its mark itself.
-        chain.marked("RETURN"),
-        rule(Some(is(subnet)), Some(is(network)), "RETURN"),
-        rule(Some(is(network)), Some(is(subnet)), "RETURN"),
-        rule(Some(is_not(network)), Some(is(subnet)), "RETURN"),
-    ];
-    rules.extend(excluded.map(|net| rule(None, Some(is(net)), "RETURN")));
-    rules.push(rule(Some(is(network)), multicast, target));
-    rules.push(rule(Some(is_not(network)), Some(is(network)), target));
-    rules
+        let mut rules = vec![chain.marked("RETURN")];
+        let excluded = self.excluded.iter();
+        let excluded: Vec<_> = excluded
+            .map(|net| rule(None, Some(is(*net)), "RETURN"))
+            .collect();
+        if !self.outside.is_empty() {
+            rules.extend(self.of_outside(chain, target, &excluded));
+        }
+        rules.extend([
+            rule(Some(is(subnet)), Some(is(network)), "RETURN"),
+            rule(Some(is(network)), Some(is(subnet)), "RETURN"),
+            rule(Some(is_not(network)), Some(is(subnet)), "RETURN"),
+        ]);
+        rules.extend(excluded);
+        rules.push(rule(Some(is(network)), multicast, target));
+        rules.push(rule(Some(is_not(network)), Some(is(network)), target));
+        rules
+    }
+
+    /// The underlay's own packets stay as they are unless they enter the overlay for another node, and what leaves the
+    /// overlay for the underlay gets this host's address, as what goes elsewhere does.
+    fn of_outside(&self, chain: &Chain, target: &str, excluded: &[String]) -> Vec<String> {
+        let Family { network, subnet } = self.family;
+        let mut rules = vec![chain.rule(None, Some(is(subnet)), "RETURN")];
+        rules.extend_from_slice(excluded);
+        for net in &self.outside {
+            rules.extend(self.devices.iter().map(|device| {
+                let into = format!("-o {device} ");
+                chain.rule_by(Some(is(*net)), Some(is(network)), &into, target)
+            }));
+            rules.push(chain.rule(Some(is(*net)), None, "RETURN"));
+        }
+        for net in &self.outside {
+            rules.push(chain.rule(Some(is(network)), Some(is(*net)), target));
+            rules.push(chain.rule(None, Some(is(*net)), "RETURN"));
+        }
+        rules
+    }
 }
 
 /// Whether a Docker that drops what is sent straight to its containers (28.0 and later) is or was at work. Where a table

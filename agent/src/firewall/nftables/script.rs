@@ -40,6 +40,8 @@ struct Side {
     subnet: String,
     multicast: &'static str,
     excluded: Vec<String>,
+    outside: Vec<String>,
+    devices: Vec<String>,
 }
 
 impl Side {
@@ -53,6 +55,8 @@ impl Side {
             subnet: family.subnet.to_string(),
             multicast: ip.multicast(),
             excluded: rules.excluded(ip).map(|net| net.to_string()).collect(),
+            outside: rules.outside(ip).map(|net| net.to_string()).collect(),
+            devices: rules.devices.iter().map(ToString::to_string).collect(),
         }
     }
 
@@ -79,12 +83,16 @@ impl Side {
     }
 
     /// flannel's iptables rules 2 to 6, in their order, with the exclusions before what they are excluded from; the
-    /// first that matches decides.
+    /// first that matches decides. Where a part of the network is outside the overlay, what is said of that comes first.
     fn postrouting(&self, masquerade: &str) -> Vec<Rule> {
         let (network, subnet) = (self.network.as_str(), self.subnet.as_str());
-        let outside = format!("!= {network}");
+        let not_network = format!("!= {network}");
         let unicast = format!("!= {}", self.multicast);
-        let mut rules = vec![
+        let mut rules = Vec::new();
+        if !self.outside.is_empty() {
+            rules.extend(self.of_outside(masquerade));
+        }
+        rules.extend([
             self.rule(
                 Some(subnet),
                 Some(network),
@@ -98,20 +106,13 @@ impl Side {
                 "from the overlay to containers here: as it is",
             ),
             self.rule(
-                Some(&outside),
+                Some(&not_network),
                 Some(subnet),
                 "return",
                 "from outside to containers here: they see who asks",
             ),
-        ];
-        rules.extend(self.excluded.iter().map(|net| {
-            self.rule(
-                None,
-                Some(net),
-                "return",
-                "excluded by firewall.masquerade-exclude",
-            )
-        }));
+        ]);
+        rules.extend(self.exclusions());
         rules.extend([
             self.rule(
                 Some(network),
@@ -120,12 +121,62 @@ impl Side {
                 "from the overlay to outside: with this host's address",
             ),
             self.rule(
-                Some(&outside),
+                Some(&not_network),
                 Some(network),
                 masquerade,
                 "from outside to containers elsewhere: replies must come back here",
             ),
         ]);
+        rules
+    }
+
+    fn exclusions(&self) -> impl Iterator<Item = Rule> {
+        self.excluded.iter().map(|net| {
+            self.rule(
+                None,
+                Some(net),
+                "return",
+                "excluded by firewall.masquerade-exclude",
+            )
+        })
+    }
+
+    /// The underlay's own packets stay as they are unless they enter the overlay for another node, and what leaves the
+    /// overlay for the underlay gets this host's address, as what goes elsewhere does.
+    fn of_outside(&self, masquerade: &str) -> Vec<Rule> {
+        let (network, subnet) = (self.network.as_str(), self.subnet.as_str());
+        let mut rules = vec![self.rule(
+            None,
+            Some(subnet),
+            "return",
+            "to containers here: they see who asks",
+        )];
+        rules.extend(self.exclusions());
+        for net in &self.outside {
+            rules.extend(self.devices.iter().map(|device| {
+                self.rule(
+                    Some(net),
+                    Some(network),
+                    &format!("oifname \"{device}\" {masquerade}"),
+                    "from the underlay to containers elsewhere: replies must come back here",
+                )
+            }));
+            rules.push(self.rule(Some(net), None, "return", "from the underlay: as it is"));
+        }
+        for net in &self.outside {
+            rules.push(self.rule(
+                Some(network),
+                Some(net),
+                masquerade,
+                "from the overlay to the underlay: with this host's address",
+            ));
+            rules.push(self.rule(
+                None,
+                Some(net),
+                "return",
+                "from outside to the underlay: as it is",
+            ));
+        }
         rules
     }
 

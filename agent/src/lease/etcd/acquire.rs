@@ -1,6 +1,7 @@
 //! Taking a lease: which one is decided by a pure function, then written by compared transactions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp};
@@ -14,7 +15,7 @@ use super::grants::Grant;
 use super::held::{Claim, Held, claim, delete, lifetime, warn_of_twin};
 use super::listing::{Entry, Listing, list};
 use super::write::Write;
-use crate::lease::allocate::{self, Exhausted};
+use crate::lease::allocate::{self, Avoid, Exhausted};
 use crate::lease::{LeaseAttrs, StoreError, SubnetKey};
 use crate::network_config::NetworkConfig;
 use crate::retry::{Backoff, next_random, random_seed};
@@ -31,6 +32,8 @@ pub(super) struct Node<'a> {
     pub(super) may_ask: bool,
     /// Whether its public address is its interface's own, and not that of a NAT which others may share.
     pub(super) has_own_address: bool,
+    /// What is on it, for its subnet to keep off.
+    pub(super) avoid: &'a Avoid,
 }
 
 /// What the owners of other leases said when they were asked.
@@ -118,6 +121,13 @@ impl Node<'_> {
         });
         answers.extend(try_join_all(asked).await?);
         Ok(())
+    }
+
+    /// The node's own address, if the subnet holds it: packets from peers would go to the containers.
+    fn own_address_in(&self, key: &SubnetKey) -> Option<IpAddr> {
+        let mut public = self.attrs.public_addresses();
+        let public = public.find(|address| key.nets().any(|net| net.contains(address)));
+        public.or_else(|| self.avoid.underlay_in(key))
     }
 }
 
@@ -212,10 +222,17 @@ async fn with_retries(
             _ if !decision.discard.is_empty() => {
                 for entry in decision.discard {
                     let subnet = entry.key.to_string();
-                    info!(
-                        subnet,
-                        "giving up a lease that the network config no longer allows"
-                    );
+                    match node.own_address_in(&entry.key) {
+                        Some(address) => warn!(
+                            subnet,
+                            %address,
+                            "giving up a lease whose subnet holds this host's own address"
+                        ),
+                        None => info!(
+                            subnet,
+                            "giving up a lease that the network config no longer allows"
+                        ),
+                    }
                     delete(store, &entry.key, entry.modified).await?;
                 }
                 None
@@ -248,8 +265,9 @@ fn decide<'a>(
     let own = entries
         .iter()
         .filter(|entry| node.claim(entry, answers) == Claim::Ours);
-    let (mut usable, unusable): (Vec<_>, Vec<_>) =
-        own.partition(|entry| allocate::allows(config, &entry.key));
+    let (mut usable, unusable): (Vec<_>, Vec<_>) = own.partition(|entry| {
+        allocate::allows(config, &entry.key) && node.own_address_in(&entry.key).is_none()
+    });
     // The one in use first, then what is ours by address and machine, by machine, by address; then a reservation, then in
     // key order.
     usable.sort_by_key(|entry| {
@@ -270,13 +288,26 @@ fn decide<'a>(
         Some(entry) => Subnet::Keep(entry),
         None => {
             let taken: Vec<_> = entries.iter().map(|entry| entry.key).collect();
+            let peers = entries.iter().filter_map(|entry| entry.attrs.as_ref());
+            let peers: Vec<IpAddr> = peers.flat_map(LeaseAttrs::public_addresses).collect();
+            let own = node.attrs.public_addresses();
+            let inside = peers.iter().copied().chain(own);
+            let families = config.families();
+            let avoid = node
+                .avoid
+                .and(inside.filter(|host| families.contain(*host)));
+            let holds_peer = |key: &SubnetKey| {
+                let mut nets = key.nets();
+                nets.any(|net| peers.iter().any(|peer| net.contains(peer)))
+            };
             let previous = node
                 .previous
                 .filter(|key| allocate::allows(config, key))
-                .filter(|key| !taken.iter().any(|taken| allocate::overlap(key, taken)));
+                .filter(|key| !taken.iter().any(|taken| allocate::overlap(key, taken)))
+                .filter(|key| node.own_address_in(key).is_none() && !holds_peer(key));
             match previous {
                 Some(key) => Subnet::Create(key),
-                None => allocate::choose(config, &taken, lost_races, seed)
+                None => allocate::choose_off(config, &taken, &avoid, lost_races, seed)
                     .map_or_else(Subnet::NoneLeft, Subnet::Create),
             }
         }

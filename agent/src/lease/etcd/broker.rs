@@ -11,6 +11,7 @@ use etcd_client::GetOptions;
 
 use super::held::{Claim, EtcdLease, Held, Settled, claim, find, keep_alive, remaining};
 use super::{EtcdStore, Store, acquire, config, listing};
+use crate::lease::allocate::Avoid;
 use crate::lease::{Lease, LeaseAttrs, Released, StoreError, SubnetKey};
 
 /// Takes, extends and gives back leases for others.
@@ -48,12 +49,13 @@ impl Broker {
     }
 
     /// Takes a lease as [`crate::lease::LeaseStore::acquire`] does, for the owner in `attrs`. `restarted`: the host had
-    /// no lease yet since it started.
+    /// no lease yet since it started; `avoid`: what is on it.
     pub async fn acquire(
         &self,
         attrs: &LeaseAttrs,
         previous: Option<SubnetKey>,
         restarted: bool,
+        avoid: &Avoid,
     ) -> Result<Granted, StoreError> {
         let store = &self.store;
         let (found, _) = config::read(store).await?;
@@ -65,6 +67,7 @@ impl Broker {
             // Hosts behind a server are not asked, and may claim whatever they have read in the listing.
             may_ask: false,
             has_own_address: false,
+            avoid,
         };
         let acquired = acquire::acquire(store, &config, node).await?;
         let created = listing::to_unsigned(acquired.created);

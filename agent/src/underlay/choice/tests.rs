@@ -6,6 +6,7 @@ fn link(index: u32, name: &str) -> Link {
         index,
         name: name.parse().unwrap(),
         mtu: 1500,
+        has_neighbors: true,
     }
 }
 
@@ -132,6 +133,8 @@ fn reaching(host: &mut Host, link_index: u32, source: &str) -> settings::Underla
         link_index,
         source: source.parse().ok(),
         local: false,
+        gateway: None,
+        table: 254,
     }));
     settings::Underlay {
         can_reach: "192.0.2.1".parse().ok(),
@@ -274,7 +277,8 @@ fn what_cannot_be_used_is_no_choice() {
     let mut host = host();
     host.addresses.retain(|address| address.link_index != 3);
     host.addresses.push(address(3, "fe80::3"));
-    host.addresses.push(address(3, "10.5.3.1"));
+    host.links.push(link(4, "docker0"));
+    host.addresses.push(address(4, "10.5.3.1"));
     host.addresses.push(Address {
         in_doubt: true,
         ..address(3, "2001:db8::3")
@@ -287,8 +291,8 @@ fn what_cannot_be_used_is_no_choice() {
     let expected = "the interface eth1 has no usable IPv6 address; there are lo (";
     assert!(message.starts_with(expected), "{message}");
     assert!(!message.contains("fe80"), "{message}");
-    let message = host.chosen(&wanted(&["eth1"]), V4, None);
-    let expected = "has no usable IPv4 address (10.5.3.1 is inside the overlay network); there";
+    let message = host.chosen(&wanted(&["docker0"]), V4, None);
+    let expected = "the interface docker0 has no usable IPv4 address (10.5.3.1 is the overlay's own, of its device or a bridge for containers); there";
     assert!(message.contains(expected), "{message}");
     // Who names a deprecated one gets it; who names one in doubt does not.
     let named = wanted(&["2001:db8::4"]);
@@ -409,6 +413,8 @@ fn can_reach_goes_by_the_kernels_way() {
         link_index: 1,
         source: None,
         local: true,
+        gateway: None,
+        table: 255,
     }));
     host.addresses.push(address(3, "192.0.2.1"));
     assert_eq!(host.chosen(&asked, V4, None), "eth1 192.0.2.1");
@@ -568,4 +574,58 @@ fn failures_say_what_there_is() {
     );
     let message = Host::default().chosen(&ANY, V4, None);
     assert!(message.ends_with("there are no interfaces"), "{message}");
+}
+
+#[test]
+fn a_hosts_address_may_be_inside_the_network_but_none_of_the_overlays_own() {
+    let mut host = host();
+    host.addresses.insert(0, address(3, "10.5.0.11"));
+    let named = ["eth1", "10.5.0.11"].map(|name| wanted(&[name]));
+    let mut asked = named.to_vec();
+    asked.push(matching(&[r"^10\.5\."]));
+    asked.push(inside(&["10.5.0.0/16"]));
+    let mut by_public = ANY;
+    by_public.public_ip = "10.5.0.11".parse().ok();
+    asked.push(by_public);
+    for asked in &asked {
+        assert_eq!(host.chosen(asked, V4, None), "eth1 10.5.0.11", "{asked:?}");
+    }
+    let reached = reaching(&mut host, 3, "10.5.0.11");
+    assert_eq!(host.chosen(&reached, V4, None), "eth1 10.5.0.11");
+
+    host.has_not("10.5.0.11");
+    for (index, name, net) in [
+        (4, "flannel.1", "10.5.3.0"),
+        (5, "flannel0", "10.5.3.0"),
+        (6, "flannel-wg", "10.5.3.0"),
+        (7, "docker0", "10.5.3.1"),
+        (8, "cni0", "10.5.3.1"),
+        (9, "br-0123456789ab", "10.5.9.1"),
+    ] {
+        host.links.push(link(index, name));
+        host.addresses.push(address(index, net));
+    }
+    for asked in [matching(&[r"^10\.5\."]), inside(&["10.5.0.0/16"])] {
+        let message = host.chosen(&asked, V4, None);
+        assert!(message.starts_with("no interface with usable"), "{message}");
+    }
+}
+
+#[test]
+fn among_equal_default_routes_the_interface_is_chosen_by_name() {
+    for order in [[2, 3], [3, 2]] {
+        let mut host = host();
+        let routes = order.map(|index| default_route(Family::V4, index, 1024));
+        host.default_routes = routes.to_vec();
+        assert_eq!(host.chosen(&ANY, V4, None), "eth0 10.0.2.15", "{order:?}");
+        // As when the drivers come up in another order.
+        for link in &mut host.links {
+            link.name = match link.index {
+                2 => "eth1".parse().unwrap(),
+                3 => "eth0".parse().unwrap(),
+                _ => continue,
+            };
+        }
+        assert_eq!(host.chosen(&ANY, V4, None), "eth0 10.77.0.11", "{order:?}");
+    }
 }

@@ -33,7 +33,7 @@ const BOOT_ID: &str = "tr -d - </proc/sys/kernel/random/boot_id";
 /// When the machine does not come up again.
 pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, cluster: &mut Cluster) -> Result<()> {
     let progress = suite.progress;
-    if suite.wants_any(&CASES[8..11]) {
+    if suite.wants_any(&CASES[9..12]) {
         let machine = alone(cluster)?;
         add_containers(machine).await?;
         let former = machine.ssh.run(BOOT_ID).await?;
@@ -47,21 +47,21 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, cluster: &mut Cluste
         machine.wait_for_ssh(progress).await?;
         let state = machine.settle(progress).await?;
         ensure!(state == "running", "the second boot is {state:?}");
-        suite.case(CASES[8], cluster, root_fills_disk).await;
+        suite.case(CASES[9], cluster, root_fills_disk).await;
         suite
-            .case(CASES[9], cluster, async |cluster| {
+            .case(CASES[10], cluster, async |cluster| {
                 former_boot(alone(cluster)?, &former).await
             })
             .await;
-        suite.case(CASES[10], cluster, addresses_are_free).await;
+        suite.case(CASES[11], cluster, addresses_are_free).await;
     }
     suite
-        .case(CASES[11], cluster, async |cluster| {
+        .case(CASES[12], cluster, async |cluster| {
             reset(cluster, progress).await
         })
         .await;
     suite
-        .case(CASES[12], cluster, async |cluster| {
+        .case(CASES[13], cluster, async |cluster| {
             panic(cluster, progress).await
         })
         .await;

@@ -7,13 +7,17 @@ use ipnet::IpNet;
 use super::{finding, meet, own_subnets, renumber};
 use crate::doctor::cluster::name;
 use crate::doctor::{Finding, Severity};
+use crate::net::Family;
 use crate::netlink::Refused;
-use crate::netlink::host::{Host, Way};
-use crate::netlink::survey::ForeignRoute;
+use crate::netlink::host::{Forwarded, Host, Way};
+use crate::netlink::survey::{ForeignRoute, PolicyRule};
 use crate::status::{PeerState, Status};
 
 /// Of so many peers the kernel is asked for the way.
 const PEERS: usize = 64;
+
+/// `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` of linux/rtnetlink.h, to which rules lead on every host.
+const MAIN_OR_LOCAL: [u32; 2] = [254, 255];
 
 /// Bridges of container runtimes that may be left with a former subnet, of which another check tells.
 const RUNTIMES: [&str; 2] = ["docker0", "cni0"];
@@ -23,6 +27,10 @@ pub(super) struct Surroundings<'a> {
     pub(super) status: &'a Status,
     pub(super) networks: &'a [IpNet],
     pub(super) host: &'a Host,
+    /// Routes into the overlay's networks that nobody of ours made.
+    pub(super) routes: &'a [ForeignRoute],
+    /// The rules that say which table counts.
+    pub(super) rules: &'a [PolicyRule],
 }
 
 /// A peer that the kernel is asked about.
@@ -30,26 +38,66 @@ pub(super) struct Asked {
     name: String,
     /// An address that a container there may have.
     pub(super) address: IpAddr,
-}
-
-/// Peers all of whose objects the kernel has, up to a number.
-pub(super) fn sample(status: &Status) -> Vec<Asked> {
-    let peers = status.peers.iter();
-    let programmed = peers.filter(|peer| peer.state == PeerState::Programmed);
-    programmed
-        .take(PEERS)
-        .flat_map(|peer| {
-            let asked = |net: IpNet| {
-                let address = net.hosts().nth(1)?;
-                let name = name(peer);
-                Some(Asked { name, address })
-            };
-            peer.nets().filter_map(asked)
-        })
-        .collect()
+    /// Where packets are sent that need no encapsulation.
+    public: Option<IpAddr>,
+    /// Whether it is about packets of containers here, and not about the host's own.
+    pub(super) forwarded: Option<Forwarded>,
 }
 
 impl Surroundings<'_> {
+    /// What to ask of peers all of whose objects the kernel has, up to a number: the ways of the host's own packets and,
+    /// where there is a bridge for containers, of theirs.
+    pub(super) fn sample(&self) -> Vec<Asked> {
+        let peers = self.status.peers.iter();
+        let programmed = peers.filter(|peer| peer.state == PeerState::Programmed);
+        let bridges: Vec<Forwarded> = own_subnets(self.status)
+            .filter_map(|own| self.bridge(own))
+            .collect();
+        programmed
+            .take(PEERS)
+            .flat_map(|peer| peer.nets().map(move |net| (peer, net)))
+            .flat_map(|(peer, net)| {
+                let of_family = |one: IpAddr| one.is_ipv4() == net.addr().is_ipv4();
+                let public = [
+                    peer.public_ip.map(IpAddr::V4),
+                    peer.public_ipv6.map(IpAddr::V6),
+                ];
+                let public = public
+                    .into_iter()
+                    .flatten()
+                    .find(|public| of_family(*public));
+                let bridges = bridges
+                    .iter()
+                    .filter(move |bridge| of_family(bridge.source));
+                let forwarded: Vec<_> = bridges.copied().map(Some).collect();
+                let address = net.hosts().nth(1);
+                std::iter::once(None)
+                    .chain(forwarded)
+                    .filter_map(move |forwarded| {
+                        Some(Asked {
+                            name: name(peer),
+                            address: address?,
+                            public,
+                            forwarded,
+                        })
+                    })
+            })
+            .collect()
+    }
+
+    /// The bridge for containers that has an address of the node's own subnet, as the way in of a container's packets.
+    fn bridge(&self, own: IpNet) -> Option<Forwarded> {
+        let mut addresses = self.host.addresses.iter();
+        let bridge = addresses.find(|address| {
+            own.contains(&address.address) && !self.is_overlay(self.interface(address.link_index))
+        })?;
+        let source = own.hosts().skip(1).take(PEERS).last()?;
+        Some(Forwarded {
+            source,
+            link_index: bridge.link_index,
+        })
+    }
+
     fn interface(&self, index: u32) -> &str {
         let mut links = self.host.links.iter();
         links
@@ -82,14 +130,17 @@ impl Surroundings<'_> {
         nets.filter_map(|net| {
             let network = self.meets(&net)?;
             Some(finding(
-                Severity::Error,
+                Severity::Warning,
                 underlay.interface.clone(),
                 format!(
                     "the overlay's network {network} overlaps the underlay's, {net} on {}",
                     underlay.interface
                 ),
-                "hosts of the underlay whose address is in a node's subnet are not reached any more: packets for them go to that node's containers",
-                vec![renumber()],
+                "no node takes a subnet with this host's address in it, but one may take a subnet with the address of a host that is no node: packets for that one go to the node's containers then",
+                vec![
+                    "leave the hosts' addresses out: SubnetMin and SubnetMax in the network config (selvage network set)".to_owned(),
+                    renumber(),
+                ],
             ))
         })
         .collect()
@@ -141,52 +192,125 @@ impl Surroundings<'_> {
         &self,
         peers: &[Asked],
         ways: &[Result<Way, Refused>],
-        routes: &[ForeignRoute],
     ) -> Vec<Finding> {
-        let underlay = self.status.underlay.as_ref().map(|underlay| underlay.index);
-        let mut by_interface: Vec<(&str, Vec<&Asked>)> = Vec::new();
+        let mut by_way: Vec<(Way, Vec<&Asked>)> = Vec::new();
         for (asked, way) in peers.iter().zip(ways) {
             let Ok(way) = way else { continue };
-            let interface = self.interface(way.link_index);
-            // host-gw and direct routing send over the underlay itself.
-            let leaves_well =
-                self.is_overlay(interface) || Some(way.link_index) == underlay || way.local;
-            if leaves_well || self.has_own(way.link_index) {
+            if self.leaves_well(asked, way) {
                 continue;
             }
-            match by_interface.iter_mut().find(|(name, _)| *name == interface) {
+            let same = |other: &Way| {
+                (other.link_index, other.gateway, other.table)
+                    == (way.link_index, way.gateway, way.table)
+            };
+            match by_way.iter_mut().find(|(other, _)| same(other)) {
                 Some((_, peers)) => peers.push(asked),
-                None => by_interface.push((interface, vec![asked])),
+                None => by_way.push((*way, vec![asked])),
             }
         }
-        by_interface
-            .into_iter()
-            .map(|(interface, peers)| {
-                let cause = routes.iter().find(|route| {
-                    let over = route.link.map(|index| self.interface(index));
-                    let takes = |asked: &&Asked| route.destination.contains(&asked.address);
-                    over == Some(interface) && peers.iter().any(takes)
-                });
-                let names: Vec<_> = peers.iter().take(3).map(|asked| asked.name.as_str()).collect();
-                let more = if peers.len() > names.len() { ", …" } else { "" };
-                let first = peers.first().map(|asked| asked.address);
-                let look = first.map(|address| format!("see the way: ip route get {address}; ip rule"));
-                let removal = cause.map(|route| {
-                    format!("take the route away, or leave the overlay's network out in the VPN's configuration: ip route del {}", self.describe(route))
-                });
-                finding(
-                    Severity::Error,
-                    interface.to_owned(),
-                    format!(
-                        "packets for {} of {} peers ({}{more}) leave by {interface} instead of the overlay",
-                        peers.len(),
-                        self.status.peers.len(),
-                        names.join(", ")
-                    ),
-                    "somebody else's route or rule comes before the overlay's; a VPN that sends all traffic through itself does so",
-                    removal.into_iter().chain(look).collect(),
+        let lost = by_way.iter();
+        lost.map(|(way, peers)| self.lost(way, peers)).collect()
+    }
+
+    /// Whether a way is one that the overlay's packets take: into its device or, with host-gw and direct routing, over the
+    /// underlay to the peer itself.
+    fn leaves_well(&self, asked: &Asked, way: &Way) -> bool {
+        let underlay = self.status.underlay.as_ref().map(|underlay| underlay.index);
+        let is_direct = Some(way.link_index) == underlay
+            && way.gateway.is_some()
+            && way.gateway == asked.public;
+        is_direct
+            || way.local
+            || self.is_overlay(self.interface(way.link_index))
+            || self.has_own(way.link_index)
+    }
+
+    fn lost(&self, way: &Way, peers: &[&Asked]) -> Finding {
+        let interface = self.interface(way.link_index);
+        let cause = self.routes.iter().find(|route| {
+            let over = route.link.map(|index| self.interface(index));
+            let takes = |asked: &&Asked| route.destination.contains(&asked.address);
+            over == Some(interface) && route.table == way.table && peers.iter().any(takes)
+        });
+        let mut names: Vec<_> = peers.iter().map(|asked| asked.name.as_str()).collect();
+        names.dedup();
+        let count = names.len();
+        names.truncate(3);
+        let more = if count > names.len() { ", …" } else { "" };
+        let first = peers.first();
+        let look = first.map(|asked| {
+            let forwarded = asked.forwarded.map_or_else(String::new, |forwarded| {
+                format!(
+                    " from {} iif {}",
+                    forwarded.source,
+                    self.interface(forwarded.link_index)
                 )
-            })
+            });
+            format!(
+                "see the way: ip route get {}{forwarded}; ip rule",
+                asked.address
+            )
+        });
+        let whose = match peers.iter().all(|asked| asked.forwarded.is_some()) {
+            true => "packets of containers here",
+            false => "packets",
+        };
+        let gateway = way
+            .gateway
+            .map_or_else(String::new, |gateway| format!(" via {gateway}"));
+        let what = format!(
+            "{whose} for {count} of {} peers ({}{more}) leave by {interface}{gateway} instead of the overlay",
+            self.status.peers.len(),
+            names.join(", ")
+        );
+        let rule = first.and_then(|asked| self.rule_to(way.table, asked));
+        let (why, remedy) = match rule {
+            Some(rule) => (
+                format!(
+                    "the rule {}: {rule} comes before the main table, which has the overlay's routes",
+                    rule.priority
+                ),
+                self.pass(rule),
+            ),
+            None => (
+                "somebody else's route or rule comes before the overlay's; a VPN that sends all traffic through itself does so".to_owned(),
+                Vec::new(),
+            ),
+        };
+        let removal = cause.filter(|_| rule.is_none()).map(|route| {
+            format!("take the route away, or leave the overlay's network out in the VPN's configuration: ip route del {}", self.describe(route))
+        });
+        let remedy = remedy.into_iter().chain(removal).chain(look).collect();
+        finding(Severity::Error, interface.to_owned(), what, &why, remedy)
+    }
+
+    /// The rule that leads a peer's packets to a table ahead of the main one.
+    fn rule_to(&self, table: u32, asked: &Asked) -> Option<&PolicyRule> {
+        let forwarded = asked.forwarded;
+        let forwarded = forwarded.map(|from| (from.source, self.interface(from.link_index)));
+        let mut rules = self.rules.iter();
+        rules.find(|rule| {
+            !MAIN_OR_LOCAL.contains(&table)
+                && rule.table == table
+                && rule.is_about(asked.address, forwarded)
+        })
+    }
+
+    /// How the overlay's packets get past a rule.
+    fn pass(&self, rule: &PolicyRule) -> Vec<String> {
+        let option = match rule.family {
+            Family::V4 => "",
+            Family::V6 => "-6 ",
+        };
+        let before = rule.priority.saturating_sub(1);
+        let networks = self.networks.iter();
+        let of_family = networks.filter(|net| Family::of(net.addr()) == rule.family);
+        of_family
+            .map(|net| format!("let the overlay's packets pass it: ip {option}rule add pref {before} to {net} lookup main"))
+            .chain([format!(
+                "or find out who makes it, such as NetworkManager's nm-cloud-setup or a VPN, and switch that off; by hand: ip {option}rule del pref {}",
+                rule.priority
+            )])
             .collect()
     }
 
@@ -199,12 +323,12 @@ impl Surroundings<'_> {
     }
 
     /// Routes into the overlay's networks that nobody of ours made, but for those that `told` speaks of already.
-    pub(super) fn routes(&self, routes: &[ForeignRoute], told: &[Finding]) -> Vec<Finding> {
+    pub(super) fn routes(&self, told: &[Finding]) -> Vec<Finding> {
         let is_told = |interface: &str| {
             told.iter()
                 .any(|finding| finding.subject.as_deref() == Some(interface))
         };
-        routes
+        self.routes
             .iter()
             .filter_map(|route| {
                 let network = self.meets(&route.destination)?;

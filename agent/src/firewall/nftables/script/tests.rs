@@ -11,6 +11,8 @@ fn rules() -> Rules {
         forward: true,
         random_fully: true,
         exclude: Vec::new(),
+        outside: Vec::new(),
+        devices: Vec::new(),
         prefer_nftables: false,
     }
 }

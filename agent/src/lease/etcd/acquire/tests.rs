@@ -52,6 +52,7 @@ fn decided(entries: &[Entry], previous: Option<&str>, answers: &Answers) -> (Str
         restarted: true,
         may_ask: true,
         has_own_address: true,
+        avoid: &Avoid::default(),
     };
     let decision = decide(&config(), &node, answers, entries, 0, 1);
     let subnet = match decision.subnet {
@@ -159,6 +160,7 @@ fn who_was_reinstalled_takes_its_addresss_lease_over_unless_that_is_a_nats() {
             restarted: true,
             may_ask: answer.is_some(),
             has_own_address,
+            avoid: &Avoid::default(),
         };
         let answers: Vec<_> = answer
             .into_iter()
@@ -191,12 +193,14 @@ fn who_was_reinstalled_takes_its_addresss_lease_over_unless_that_is_a_nats() {
 #[test]
 fn only_those_are_asked_whose_answer_makes_a_difference() {
     let own = attrs("10.0.0.1", Some(OWNER));
+    let avoid = Avoid::default();
     let node = |previous: Option<&str>, may_ask, has_own_address| Node {
         attrs: &own,
         previous: previous.map(key),
         restarted: true,
         may_ask,
         has_own_address,
+        avoid: &avoid,
     };
     let moved = entry("10.5.1.0-24", Some(attrs("10.0.0.9", Some(OWNER))), Some(1));
     let before = entry(
@@ -284,4 +288,53 @@ fn own_leases_outside_the_config_are_given_up_but_reservations_are_not() {
     let (subnet, discard) = decided(&entries, None, &Answers::new());
     assert!(subnet.starts_with("create 10.5."), "{subnet}");
     assert_eq!(discard, ["10.9.1.0/24", "10.5.1.0/25"]);
+}
+
+#[test]
+fn subnets_that_hold_an_address_of_a_host_are_neither_taken_nor_kept() {
+    let decided = |entries: &[Entry], previous: Option<&str>, avoid: &Avoid| {
+        let attrs = attrs("10.5.1.9", Some(OWNER));
+        let node = Node {
+            attrs: &attrs,
+            previous: previous.map(key),
+            restarted: true,
+            may_ask: true,
+            has_own_address: true,
+            avoid,
+        };
+        let decision = decide(&config(), &node, &Answers::new(), entries, 0, 1);
+        let discard: Vec<_> = decision.discard.iter().map(|e| e.key.to_string()).collect();
+        let subnet = match decision.subnet {
+            Subnet::Keep(entry) => format!("keep {}", entry.key),
+            Subnet::Create(key) => format!("create {key}"),
+            Subnet::NoneLeft(exhausted) => exhausted.to_string(),
+        };
+        format!("{subnet}, give up {discard:?}")
+    };
+    let none = Avoid::default();
+    // A peer's address in .2; our own in .1, which we held.
+    let peer = entry("10.6.0.0-24", Some(attrs("10.5.2.7", Some("b"))), Some(1));
+    let own = entry("10.5.1.0-24", Some(attrs("10.5.1.9", Some(OWNER))), Some(2));
+    let free = "create 10.5.3.0/24, give up []";
+    for previous in [None, Some("10.5.1.0-24"), Some("10.5.2.0-24")] {
+        assert_eq!(decided(std::slice::from_ref(&peer), previous, &none), free);
+    }
+    assert_eq!(
+        decided(&[peer.clone(), own.clone()], None, &none),
+        "create 10.5.3.0/24, give up [\"10.5.1.0/24\"]"
+    );
+    // A reservation is the administrator's.
+    let reserved = entry("10.5.1.0-24", Some(attrs("10.5.1.9", None)), None);
+    assert_eq!(decided(&[peer.clone(), reserved], None, &none), free);
+    // Another interface's address is no reason to give up what is held.
+    let avoid = none.and(["10.5.3.1".parse().unwrap()].into_iter());
+    let held = entry("10.5.3.0-24", Some(attrs("10.5.1.9", Some(OWNER))), Some(3));
+    assert_eq!(
+        decided(&[peer.clone(), held], None, &avoid),
+        "keep 10.5.3.0/24, give up []"
+    );
+    assert!(
+        decided(&[peer], None, &avoid)
+            .starts_with("no free /24 left in 10.5.0.0/22 that holds no host's address")
+    );
 }

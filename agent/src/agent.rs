@@ -127,6 +127,7 @@ pub async fn run(settings: Settings, load: Load<'_>) -> Result<(), Error> {
         waiting: None,
         waits: Repeats::default(),
         store_trouble: None,
+        history: status::History::default(),
         new_config: None,
         events: sample::no_events(),
     };
@@ -179,6 +180,8 @@ struct Agent<'a, S> {
     waits: Repeats,
     /// What is wrong with the store while it cannot be reached.
     store_trouble: Option<String>,
+    /// Whether what the store keeps was replaced.
+    history: status::History,
     /// The network config that was written last, until it is applied.
     new_config: Option<NetworkConfig>,
     events: Events,
@@ -285,6 +288,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     return Err("the network config, which changed just now".to_owned());
                 }
                 StoreEvent::OwnLeaseLost { reason } => return Err(format!("a lease: {reason}")),
+                StoreEvent::AnotherHistory { reason } => self.note_history(reason),
                 StoreEvent::Unreachable { error } => self.tell_waiting(&error),
                 StoreEvent::Reachable { endpoint } => self.server = Some(endpoint),
             }
@@ -380,6 +384,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 self.lease = None;
                 tasks.lease.now();
             }
+            StoreEvent::AnotherHistory { reason } => self.note_history(reason),
             StoreEvent::Unreachable { error } => {
                 warn!("lost the connection to {error}");
                 self.server = None;
@@ -393,6 +398,13 @@ impl<S: LeaseStore> Agent<'_, S> {
                 self.store_trouble = None;
             }
         }
+    }
+
+    fn note_history(&mut self, reason: String) {
+        warn!(
+            "the lease store was restored from a backup or made anew, and all leases were listed again: {reason}"
+        );
+        self.history.changed(reason);
     }
 
     /// Takes a lease again after the own one was lost: the same subnet when it is still free.

@@ -40,6 +40,7 @@ mod config;
 pub(super) mod departures;
 pub(crate) mod endpoint;
 mod held;
+mod history;
 mod keeper;
 mod listing;
 mod records;

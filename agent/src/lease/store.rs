@@ -120,6 +120,12 @@ pub enum StoreEvent {
         /// What was found, in words.
         reason: String,
     },
+    /// The store has another history than before, as after restoring a backup. All leases follow as a snapshot, and the
+    /// own one is looked after.
+    AnotherHistory {
+        /// What showed it, in words.
+        reason: String,
+    },
     /// No server answers. Sent once, and again when the reason changes. What is known of leases still holds.
     Unreachable {
         /// Which servers, and why.

@@ -152,6 +152,38 @@ impl Store {
         }
     }
 
+    /// Writes a backup of what etcd has.
+    pub(crate) fn save(&self) {
+        let backup = self.backup();
+        self.etcdctl(&["snapshot", "save", &backup]);
+    }
+
+    /// Makes the next start of the only member begin with the backup. The cluster's ID stays as it was.
+    pub(crate) fn restore(&self) {
+        assert!(self.members.is_empty(), "etcd runs");
+        let data = self.data.path().join("data1");
+        fs::remove_dir_all(&data).expect("etcd's data");
+        let restored = self
+            .namespace
+            .command("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["snapshot", "restore", &self.backup()])
+            .args([
+                "--name=member1",
+                "--initial-cluster=member1=http://10.77.0.1:2380",
+            ])
+            .arg("--initial-advertise-peer-urls=http://10.77.0.1:2380")
+            .arg("--data-dir")
+            .arg(data)
+            .output()
+            .expect("etcdctl");
+        assert!(restored.status.success(), "{restored:?}");
+    }
+
+    fn backup(&self) -> String {
+        self.data.path().join("backup").display().to_string()
+    }
+
     fn endpoints(&self) -> String {
         let urls: Vec<_> = (1..=self.size)
             .map(|member| format!("{}://10.77.0.{member}:2379", self.scheme()))

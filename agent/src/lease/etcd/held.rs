@@ -233,12 +233,14 @@ pub(super) async fn commit(
     servers: &Servers,
     txn: Txn,
 ) -> Result<etcd_client::TxnResponse, StoreError> {
-    servers
+    let response = servers
         .call(|mut client| {
             let txn = txn.clone();
             async move { client.txn(txn).await }
         })
-        .await
+        .await?;
+    servers.history.heard_of(response.header());
+    Ok(response)
 }
 
 /// Deletes a lease, if nobody changed it since it was last seen.
@@ -261,6 +263,7 @@ pub(super) async fn grant(servers: &Servers) -> Result<EtcdLease, StoreError> {
     let response = servers
         .call(|mut client| async move { client.lease_grant(ttl, None).await })
         .await?;
+    servers.history.heard_of(response.header());
     Ok(EtcdLease {
         id: response.id(),
         ttl: seconds(response.ttl()),
@@ -282,6 +285,7 @@ pub(super) async fn lifetime(servers: &Servers, id: i64) -> Result<Option<EtcdLe
     let response = servers
         .call(|mut client| async move { client.lease_time_to_live(id, None).await })
         .await?;
+    servers.history.heard_of(response.header());
     Ok((response.ttl() >= 0).then(|| EtcdLease {
         id,
         ttl: seconds(response.granted_ttl()),

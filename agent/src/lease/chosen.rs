@@ -1,9 +1,10 @@
 //! The store that the settings choose: etcd, or a server that has etcd behind it.
 
+use futures_util::future::BoxFuture;
 use thiserror::Error;
 
 use super::etcd::{self, EtcdStore};
-use super::remote::RemoteStore;
+use super::remote::{self, RemoteStore};
 use super::{Lease, LeaseAttrs, LeaseStore, Released, StoreError, StoreEvent, SubnetKey, Tenure};
 use crate::network_config::NetworkConfig;
 use crate::remote::tls::TlsError;
@@ -40,7 +41,17 @@ impl ChosenStore {
     }
 }
 
+/// A lease that was taken in the chosen store.
+pub enum Taken {
+    /// In etcd.
+    Etcd(Box<etcd::Taken>),
+    /// From a server.
+    Remote(Box<remote::Taken>),
+}
+
 impl LeaseStore for ChosenStore {
+    type Taken = Taken;
+
     async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
         match self {
             Self::Etcd(store) => store.network_config().await,
@@ -48,15 +59,29 @@ impl LeaseStore for ChosenStore {
         }
     }
 
-    async fn acquire(
+    fn take(
         &mut self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
         previous: Option<SubnetKey>,
-    ) -> Result<Lease, StoreError> {
+    ) -> BoxFuture<'static, Result<Taken, StoreError>> {
         match self {
-            Self::Etcd(store) => store.acquire(config, attrs, previous).await,
-            Self::Remote(store) => store.acquire(config, attrs, previous).await,
+            Self::Etcd(store) => {
+                let taking = store.take(config, attrs, previous);
+                Box::pin(async move { taking.await.map(|taken| Taken::Etcd(Box::new(taken))) })
+            }
+            Self::Remote(store) => {
+                let taking = store.take(config, attrs, previous);
+                Box::pin(async move { taking.await.map(|taken| Taken::Remote(Box::new(taken))) })
+            }
+        }
+    }
+
+    async fn hold(&mut self, taken: Taken) -> Lease {
+        match (self, taken) {
+            (Self::Etcd(store), Taken::Etcd(taken)) => store.hold(*taken).await,
+            (Self::Remote(store), Taken::Remote(taken)) => store.hold(*taken).await,
+            (_, _) => unreachable!("a store is given what it took, and stays of one kind"),
         }
     }
 

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::Notify;
@@ -292,7 +293,15 @@ impl RemoteStore {
     }
 }
 
+/// A lease that a server gave and that no store holds yet.
+pub struct Taken {
+    received: Received,
+    attrs: LeaseAttrs,
+}
+
 impl LeaseStore for RemoteStore {
+    type Taken = Taken;
+
     async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
         let text = self.shared.read_config().await?;
         let config = self.shared.parse_config(&text);
@@ -300,13 +309,13 @@ impl LeaseStore for RemoteStore {
         config
     }
 
-    async fn acquire(
+    fn take(
         &mut self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
         previous: Option<SubnetKey>,
-    ) -> Result<Lease, StoreError> {
-        let shared = Arc::clone(&self.shared);
+    ) -> BoxFuture<'static, Result<Taken, StoreError>> {
+        let (shared, config) = (Arc::clone(&self.shared), config.clone());
         let attrs = self.with_owner(attrs);
         let previous = previous.map(|key| SubnetKey::new(key.v4, key.v6));
         let mut path = format!("/leases?restarted={}", !self.acquired);
@@ -314,16 +323,24 @@ impl LeaseStore for RemoteStore {
             let name = utf8_percent_encode(&previous.name(), NON_ALPHANUMERIC).to_string();
             path.push_str(&format!("&previous={name}"));
         }
-        let question = shared.question(Method::POST, &path, attrs.to_json()?);
-        let answer = shared.servers.ask(&question).await?;
-        let received = shared.lease_in(&answer.body)?;
-        if !allocate::allows(config, &received.key) {
-            let text = format!(
-                "gave {}, which the network config does not allow",
-                received.key
-            );
-            return Err(shared.servers.nonsense(text));
-        }
+        Box::pin(async move {
+            let question = shared.question(Method::POST, &path, attrs.to_json()?);
+            let answer = shared.servers.ask(&question).await?;
+            let received = shared.lease_in(&answer.body)?;
+            if !allocate::allows(&config, &received.key) {
+                let text = format!(
+                    "gave {}, which the network config does not allow",
+                    received.key
+                );
+                return Err(shared.servers.nonsense(text));
+            }
+            Ok(Taken { received, attrs })
+        })
+    }
+
+    async fn hold(&mut self, taken: Taken) -> Lease {
+        let Taken { received, attrs } = taken;
+        let shared = Arc::clone(&self.shared);
         self.acquired = true;
         let ttl = shared.lasts(&received);
         let former = shared.held().replace(Held {
@@ -332,18 +349,20 @@ impl LeaseStore for RemoteStore {
             confirmed: true,
             addresses: vec![attrs.public_address()],
         });
-        if let Some(former) = former.filter(|former| former.key != received.key) {
-            // Its subnet is free at once, or when it expires.
-            let _ = give_back(&shared, &former).await;
-        }
         shared.departures().forget(&received.key);
         let events = self.start(Some(ttl));
         self.events = Some(events);
-        Ok(Lease {
+        if let Some(former) = former.filter(|former| former.key != received.key) {
+            // Its subnet is free at once, or when it expires.
+            self.tasks.spawn(async move {
+                let _ = give_back(&shared, &former).await;
+            });
+        }
+        Lease {
             key: received.key,
             attrs,
             created: received.created,
-        })
+        }
     }
 
     async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -159,7 +160,10 @@ pub struct Tenure {
 }
 
 /// Where leases are kept: one etcd cluster, or in a test a table in memory.
-pub trait LeaseStore {
+pub trait LeaseStore: Send {
+    /// A lease that was taken and is not held yet.
+    type Taken: Send + 'static;
+
     /// Reads and validates the network config. One attempt, with a deadline.
     fn network_config(&mut self) -> impl Future<Output = Result<NetworkConfig, StoreError>> + Send;
 
@@ -167,15 +171,33 @@ pub trait LeaseStore {
     /// its public IP (and no other owner), the `previous` subnet if it is free, any free subnet. What this machine held
     /// under another public IP counts as its own if it is the `previous` subnet and this process had no lease yet.
     ///
-    /// One attempt, in which lost races are retried. After success the store renews the lease by itself, and the next
-    /// lease event is a snapshot. Not cancel-safe in one harmless way: a cancelled attempt may hold a subnet until the
-    /// same node acquires again.
+    /// One attempt, in which lost races are retried: that may take minutes, in which the store goes on with what it has.
+    /// [`Self::hold`] takes up what comes of it. Not cancel-safe in one harmless way: a cancelled attempt may hold a
+    /// subnet until the same node acquires again.
+    fn take(
+        &mut self,
+        config: &NetworkConfig,
+        attrs: &LeaseAttrs,
+        previous: Option<SubnetKey>,
+    ) -> BoxFuture<'static, Result<Self::Taken, StoreError>>;
+
+    /// Holds a lease that was taken, in place of the one before: the store renews it by itself, and the next lease event is
+    /// a snapshot. Asks nobody.
+    fn hold(&mut self, taken: Self::Taken) -> impl Future<Output = Lease> + Send;
+
+    /// Takes a lease and holds it.
     fn acquire(
         &mut self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
         previous: Option<SubnetKey>,
-    ) -> impl Future<Output = Result<Lease, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Lease, StoreError>> + Send {
+        let taking = self.take(config, attrs, previous);
+        async move {
+            let taken = taking.await?;
+            Ok(self.hold(taken).await)
+        }
+    }
 
     /// Publishes changed attributes with the lease that is held. Answers within seconds: after
     /// [`StoreError::Unreachable`] the store goes on trying by itself, for as long as it holds the lease.

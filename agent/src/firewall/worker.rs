@@ -58,7 +58,10 @@ impl Worker {
 
     /// Has the host's rules made what `rules` and `mode` say, if they are not so yet. [`Self::passed`] says when.
     pub(crate) fn order(&mut self, rules: Rules, mode: Mode) {
-        self.number += 1;
+        let same = |order: &Order| order.rules == rules && order.mode == mode;
+        if !self.orders.borrow().as_ref().is_some_and(same) {
+            self.number += 1;
+        }
         self.orders.send_replace(Some(Order {
             rules,
             mode,
@@ -75,7 +78,7 @@ impl Worker {
         }
     }
 
-    /// Whether a pass was made by what was ordered last, so that no other one follows.
+    /// Whether a pass was made by the rules that are wanted now.
     pub(crate) fn is_last(&self, outcome: &Outcome) -> bool {
         outcome.number == self.number
     }

@@ -8,29 +8,30 @@
 
 mod answers;
 mod overlay;
+mod own_lease;
 mod reload;
 mod sample;
 mod task;
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
-use self::overlay::{Failed, Former, Overlay, Place};
+use self::overlay::{Former, Overlay, Place, Programmed};
 pub use self::reload::Load;
-use self::task::Task;
+use self::task::{Task, Tasks};
 use crate::claim::Claims;
 use crate::clock::Clock;
 use crate::control::{Desk, Questions};
 use crate::firewall::{self, Rules};
 use crate::health::{BindError, Health, Running, Scrapes, Server};
 use crate::lease::{
-    ChosenStore, LeaseAttrs, LeaseEvent, LeaseStore, Past, Released, SettingsError, StoreError,
-    StoreEvent, SubnetKey,
+    ChosenStore, LeaseAttrs, LeaseEvent, LeaseStore, Past, SettingsError, StoreError, StoreEvent,
+    SubnetKey,
 };
 use crate::logging::{Repeats, chain};
 use crate::metrics::Events;
@@ -57,7 +58,7 @@ pub enum Error {
     /// Nobody could ask how the agent is.
     #[error(transparent)]
     Health(#[from] BindError),
-    /// Signals or the ruleset cannot be listened to.
+    /// Signals cannot be listened to.
     #[error("failed to listen to {what}")]
     Listen {
         /// What is listened to.
@@ -133,21 +134,25 @@ pub async fn run(
         server: None,
         store,
         monitor: Monitor::open(&kernel)?,
-        ruleset: firewall::Watcher::open()
-            .map_err(listen("changes of the ruleset"))?
-            .of_network(network.as_ref()),
+        ruleset: firewall::Watcher::deaf().of_network(network.as_ref()),
+        deaf: None,
         lease: None,
+        acquiring: JoinSet::new(),
+        reloading: false,
         waiting: None,
         waits: Repeats::default(),
         store_trouble: None,
+        history: status::History::default(),
         new_config: None,
         to_hand_over: None,
         events: sample::no_events(),
         identity_pauses: IDENTITY_PAUSES.seeded(random_seed()),
         next_identity: Instant::now(),
     };
+    agent.listen_to_ruleset();
     tokio::select! {
         never = agent.serve(kernel) => match never {},
+        () = service.stay_alive() => (),
         _ = terminate.recv() => (),
         _ = interrupt.recv() => (),
     }
@@ -164,7 +169,7 @@ pub async fn run(
     Ok(())
 }
 
-/// How often the loop turns when nothing happens and no watchdog asks for more; also how old the status may be.
+/// How often the loop turns when nothing happens; also how old the status may be.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The service manager's socket holds few messages, and writing to a full one blocks: while much happens at once, the
 /// status is sent no more often than this.
@@ -173,7 +178,7 @@ const STATUS_PAUSE: Duration = Duration::from_secs(1);
 /// What [`Agent::serve`] returns: nothing, since only a signal ends it.
 enum Never {}
 
-struct Agent<'a, S> {
+struct Agent<'a, S: LeaseStore> {
     settings: Settings,
     privileges: Privileges,
     load: Load<'a>,
@@ -194,13 +199,21 @@ struct Agent<'a, S> {
     store: S,
     monitor: Monitor,
     ruleset: firewall::Watcher,
+    /// Why the ruleset cannot be listened to.
+    deaf: Option<String>,
     /// The lease that was logged last.
     lease: Option<SubnetKey>,
+    /// Where a lease is taken in place of the lost one.
+    acquiring: JoinSet<Result<S::Taken, StoreError>>,
+    /// Whether the end of a reload is still to be told.
+    reloading: bool,
     /// What joining waits for, without the details.
     waiting: Option<String>,
     waits: Repeats,
     /// What is wrong with the store while it cannot be reached.
     store_trouble: Option<String>,
+    /// Whether what the store keeps was replaced.
+    history: status::History,
     /// The network config that was written last, until it is applied.
     new_config: Option<NetworkConfig>,
     /// The rules that must not stay as they are when the agent has stopped.
@@ -237,7 +250,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     /// Joins the overlay, however long that takes, and programs the host. Some peers may be left to be programmed.
-    async fn join(&mut self, mut kernel: Kernel) -> (Overlay, Result<(), Failed>) {
+    async fn join(&mut self, mut kernel: Kernel) -> (Overlay, Programmed) {
         self.tell_joining(vec!["starting".to_owned()]);
         let mut retry = task::new_retry();
         loop {
@@ -245,12 +258,12 @@ impl<S: LeaseStore> Agent<'_, S> {
                 Ok((place, leases)) => {
                     let mut overlay = Overlay::new(&self.settings, place, kernel);
                     overlay.begin(leases);
-                    match overlay.program().await {
-                        Err(error) if !error.spares_own() => {
+                    match overlay.join().await {
+                        Ok(programmed) => return (overlay, programmed),
+                        Err(reason) => {
                             kernel = overlay.into_kernel();
-                            chain(&error)
+                            reason
                         }
-                        programmed => return (overlay, programmed),
                     }
                 }
                 Err(reason) => reason,
@@ -332,6 +345,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     return Err("the network config, which changed just now".to_owned());
                 }
                 StoreEvent::OwnLeaseLost { reason } => return Err(format!("a lease: {reason}")),
+                StoreEvent::AnotherHistory { reason } => self.note_history(reason),
                 StoreEvent::Unreachable { error } => self.tell_waiting(&error),
                 StoreEvent::Reachable { endpoint } => self.server = Some(endpoint),
             }
@@ -366,13 +380,12 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     /// Keeps the overlay as the cluster wants it.
-    async fn follow(&mut self, overlay: &mut Overlay, programmed: Result<(), Failed>) -> Never {
+    async fn follow(&mut self, overlay: &mut Overlay, programmed: Programmed) -> Never {
         let mut tasks = Tasks::default();
         tasks.programmed_all(programmed);
         self.health.set_sample(self.sample(overlay, &tasks).await);
         let mut resync = every(self.settings.agent.resync);
-        let period = self.service.watchdog_interval().unwrap_or(HEARTBEAT);
-        let mut heartbeat = every(period.min(HEARTBEAT));
+        let mut heartbeat = every(HEARTBEAT);
         heartbeat.reset_immediately();
         let mut firewall = every(overlay.firewall_resync());
         let mut told = Instant::now();
@@ -384,6 +397,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             }
             let watch = overlay.watch();
             tokio::select! {
+                () = self.service.rest() => (),
                 event = self.store.next_event() => self.on_store(overlay, event, &mut tasks).await,
                 changed = self.monitor.changed(&watch) => {
                     if changed.underlay {
@@ -393,8 +407,35 @@ impl<S: LeaseStore> Agent<'_, S> {
                         tasks.programmed_all(overlay.program().await);
                     }
                 }
-                () = self.ruleset.changed() => tasks.programmed_part(overlay.program_firewall().await),
-                _ = firewall.tick() => tasks.programmed_part(overlay.program_firewall().await),
+                () = self.ruleset.changed() => overlay.program_firewall(),
+                _ = firewall.tick() => {
+                    self.listen_to_ruleset();
+                    // Those who are changing something are looked at when they are done.
+                    if !self.ruleset.is_gathering() {
+                        overlay.program_firewall();
+                    }
+                }
+                () = tasks.firewall.due() => {
+                    tasks.firewall.goes_on();
+                    overlay.program_firewall();
+                }
+                outcome = overlay.firewall_passed() => {
+                    if let Some(outcome) = overlay.take_firewall(outcome) {
+                        match outcome {
+                            Ok(()) => tasks.firewall.done(),
+                            Err(error) => tasks.firewall.failed(&error),
+                        }
+                        self.end_reload(overlay, &tasks);
+                    }
+                }
+                ended = overlay.commands_ended() => match overlay.take_commands(ended) {
+                    Ok(()) => tasks.programmed_all(overlay.program().await),
+                    Err(error) => tasks.programmed_part(Err(error)),
+                },
+                () = tasks.subnet_file.due() => match overlay.write_subnet_file() {
+                    Ok(()) => tasks.subnet_file.done(),
+                    Err(error) => tasks.subnet_file.failed(&error),
+                },
                 _ = resync.tick() => {
                     tasks.underlay.now();
                     tasks.programmed_all(overlay.program().await);
@@ -402,7 +443,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                 () = overlay.hooks_due() => tasks.programmed_all(overlay.program().await),
                 () = tasks.program.due() => tasks.programmed_all(overlay.program().await),
                 () = overlay.left() => tasks.programmed_all(overlay.program().await),
-                () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks).await,
+                () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks),
+                Some(Ok(outcome)) = self.acquiring.join_next() => {
+                    self.acquired(overlay, outcome, &mut tasks).await;
+                }
                 () = tasks.underlay.due() => self.follow_underlay(overlay, &mut tasks).await,
                 () = tasks.config.due() => self.follow_config(overlay, &mut tasks).await,
                 () = tasks.publish.due() => self.publish(overlay, &mut tasks).await,
@@ -424,13 +468,35 @@ impl<S: LeaseStore> Agent<'_, S> {
                 _ = heartbeat.tick() => {
                     self.look_at_clock();
                     self.look_at_docker(overlay).await;
-                    self.service.watchdog();
                     self.service.status(&self.status(overlay, &tasks));
                 }
             }
             if told.elapsed() >= STATUS_PAUSE {
                 self.service.status(&self.status(overlay, &tasks));
                 told = Instant::now();
+            }
+        }
+    }
+
+    /// Has changes of the ruleset announced, if they are not yet. Where they cannot be, as without nftables in the kernel, it
+    /// is looked at now and then.
+    fn listen_to_ruleset(&mut self) {
+        match self.ruleset.listen() {
+            Ok(false) => (),
+            Ok(true) => {
+                if self.deaf.take().is_some() {
+                    info!("the kernel announces changes of the firewall's rules now");
+                }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.deaf.as_ref() != Some(&error) {
+                    warn!(
+                        "the kernel does not announce changes of the firewall's rules ({error}); they are looked at every {} s",
+                        self.settings.firewall.resync.as_secs()
+                    );
+                }
+                self.deaf = Some(error);
             }
         }
     }
@@ -466,6 +532,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 self.lease = None;
                 tasks.lease.now();
             }
+            StoreEvent::AnotherHistory { reason } => self.note_history(reason),
             StoreEvent::Unreachable { error } => {
                 warn!("lost the connection to {error}");
                 self.server = None;
@@ -481,35 +548,11 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Takes a lease again after the own one was lost: the same subnet when it is still free.
-    async fn acquire_again(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
-        let (attrs, old) = (overlay.lease_attrs(), overlay.own().key);
-        self.store.set_avoid(overlay.avoid());
-        match self
-            .store
-            .acquire(overlay.config(), &attrs, Some(old))
-            .await
-        {
-            Ok(own) => {
-                tasks.lease.done();
-                tasks.renewal.done();
-                self.log_lease(own.key, own.attrs.public_address());
-                if own.key != old {
-                    self.events.renumberings += 1;
-                    warn!(
-                        old_subnet = %old,
-                        subnet = %own.key,
-                        "the host has another subnet now; containers keep the old one until Docker restarts"
-                    );
-                }
-                overlay.set_own(own);
-                tasks.programmed_all(overlay.program().await);
-            }
-            Err(error) => {
-                sample::count(&mut self.events, &error);
-                tasks.lease.failed(&error);
-            }
-        }
+    fn note_history(&mut self, reason: String) {
+        warn!(
+            "the lease store was restored from a backup or made anew, and all leases were listed again: {reason}"
+        );
+        self.history.changed(reason);
     }
 
     /// Looks at the underlay again; when it is not what it was, tells the kernel at once and the peers as soon as can be.
@@ -585,22 +628,6 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Gives the subnet back. The service manager waits for it, so there is one try only.
-    async fn leave(&mut self) {
-        match self.store.release().await {
-            Ok(Released::Lease(subnet)) => info!(%subnet, "the lease is given back"),
-            Ok(Released::Reservation(subnet)) => info!(%subnet, "the reservation stays"),
-            Ok(Released::Nothing) => (),
-            Err(error) => warn!("failed to give the lease back: {}", chain(&error)),
-        }
-    }
-
-    fn log_lease(&mut self, subnet: SubnetKey, public_ip: IpAddr) {
-        if self.lease.replace(subnet) != Some(subnet) {
-            info!(subnet = %subnet, public_ip = %public_ip, "lease acquired");
-        }
-    }
-
     /// One line for `systemctl status`: what is, and what is wrong.
     fn status(&self, overlay: &Overlay, tasks: &Tasks) -> String {
         let mut status = overlay.summary();
@@ -622,68 +649,6 @@ impl<S: LeaseStore> Agent<'_, S> {
     fn tell_health(&self, tasks: &Tasks) {
         let reasons = self.troubles(tasks).map(str::to_owned).collect();
         self.health.set_ready(reasons);
-    }
-}
-
-/// What has to be done again, and when.
-struct Tasks {
-    /// Kernel, ruleset and `subnet.env`.
-    program: Task,
-    /// A lease in place of the lost one.
-    lease: Task,
-    /// More time for the lease, which the store sees to.
-    renewal: Task,
-    /// Another look at the underlay.
-    underlay: Task,
-    /// Another network config.
-    config: Task,
-    /// The own attributes, in the store.
-    publish: Task,
-    /// Another MAC address or key.
-    identity: Task,
-}
-
-impl Default for Tasks {
-    fn default() -> Self {
-        Self {
-            program: Task::new("program", "program the host"),
-            lease: Task::new("lease", "take a lease again"),
-            renewal: Task::new("renewal", "extend the lease"),
-            underlay: Task::new("underlay", "follow the underlay"),
-            config: Task::new("config", "apply the changed network config"),
-            publish: Task::new("publish", "publish this node's address and identity"),
-            identity: Task::new("identity", "make a MAC address or key of this node's own"),
-        }
-    }
-}
-
-impl Tasks {
-    fn all(&self) -> [&Task; 7] {
-        [
-            &self.program,
-            &self.lease,
-            &self.renewal,
-            &self.underlay,
-            &self.config,
-            &self.publish,
-            &self.identity,
-        ]
-    }
-
-    /// A full pass over everything ended like this.
-    fn programmed_all(&mut self, outcome: Result<(), Failed>) {
-        match outcome {
-            Ok(()) => self.program.done(),
-            Err(error) if error.is_conflict() => self.program.stuck(&error),
-            Err(error) => self.program.failed(&error),
-        }
-    }
-
-    /// A pass over a part ended like this; what else is to be done still is.
-    fn programmed_part(&mut self, outcome: Result<(), Failed>) {
-        if let Err(error) = outcome {
-            self.programmed_all(Err(error));
-        }
     }
 }
 

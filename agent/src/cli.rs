@@ -154,6 +154,10 @@ pub struct DoctorFlags {
     /// Send no packets to peers.
     #[arg(long)]
     pub no_probes: bool,
+    /// Send peers that do not answer also what port security and intrusion detection take for an attack: echoes from an
+    /// address of the other side, which tell the direction in which packets are lost, and TCP to port 9.
+    #[arg(long, conflicts_with = "no_probes")]
+    pub deep: bool,
     /// Colours: where they can be seen, always, or never.
     #[arg(long, value_enum, default_value_t = Colour::Auto)]
     pub color: Colour,

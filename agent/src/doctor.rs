@@ -2,7 +2,7 @@
 //!
 //! Each check looks for one fault and is in a file of its own, under the part of the world that it looks at: the host, the
 //! cluster, or the way to the peers. Checks only look; the one exception are the packets that they send to peers, which
-//! `--no-probes` forbids. What the agent knows is asked of the agent, so that nothing is judged by a second opinion.
+//! `--no-probes` forbids; those that look like an attack to others need `--deep`. What the agent knows is asked of the agent, so that nothing is judged by a second opinion.
 //!
 //! The JSON schema is stable as that of [`crate::status`] is.
 
@@ -88,6 +88,8 @@ pub(crate) struct Context<'a> {
     pub(crate) status: Result<Status, control::Error>,
     /// Whether packets may be sent to peers.
     pub(crate) probes: bool,
+    /// Whether some of them may look like an attack.
+    pub(crate) deep: bool,
     /// What came of the packets that were sent to peers; sent when the first check asks, and only once.
     pub(crate) survey: Survey,
 }
@@ -138,6 +140,7 @@ pub async fn run(
         settings,
         status: Client::new(&settings.files.socket).status().await,
         probes: !flags.no_probes,
+        deep: flags.deep,
         survey: Survey::default(),
     };
     let report = examine(&context).await;
@@ -176,6 +179,7 @@ pub(crate) async fn ask_peers(
         settings,
         status: Ok(status.clone()),
         probes: true,
+        deep: false,
         survey: Survey::default(),
     };
     let mut findings = Vec::new();

@@ -31,11 +31,13 @@ mod mode;
 mod nftables;
 pub(crate) mod program;
 mod watch;
+mod worker;
 
 pub(crate) use look::look;
 pub use mode::{Mode, ParseModeError};
 pub use program::Error;
 pub use watch::Watcher;
+pub(crate) use worker::{Outcome, Worker};
 
 use firewalld::Firewalld;
 use generation::Generation;

@@ -28,15 +28,17 @@ use crate::lease::SubnetKey;
 use crate::retry::Backoff;
 use crate::state::{Change, Hook, Key, Object};
 
+mod runner;
+
+pub(crate) use runner::{Ended, Runner};
+
 /// How long one command may take.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How many commands run at a time.
 const AT_ONCE: usize = 8;
 
-/// For how long commands are started in one pass. The rest waits for the next one, so that the agent's loop turns, and
-/// its watchdog hears of it, though every command hangs until its deadline: WatchdogSec= in the unit is longer than
-/// this and one deadline.
+/// For how long commands are started in one pass. The rest waits for the next one, which goes by what is wanted then.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Between the failure of a command that is not required and its next try 1 s; at the most 5 minutes. All have the same
@@ -105,15 +107,16 @@ pub(crate) async fn run(
         .kill_on_drop(true)
         .spawn()
         .map_err(failed)?;
-    let (output, status) = match timeout(DEADLINE, converse(&mut child, input)).await {
-        Ok(done) => done.map_err(failed)?,
-        Err(_) => {
-            kill(&child);
-            return Err(CommandError::Timeout {
-                command: shorten(command),
-            });
-        }
+    let group = Group::of(&child);
+    let conversation = timeout(DEADLINE, converse(&mut child, input)).await;
+    let Ok(done) = conversation else {
+        return Err(CommandError::Timeout {
+            command: shorten(command),
+        });
     };
+    let (output, status) = done.map_err(failed)?;
+    // What it left running is meant to run.
+    group.spare();
     let output = String::from_utf8_lossy(&output).into_owned();
     if status.success() {
         return Ok(output);
@@ -156,11 +159,26 @@ async fn converse(
     Ok((output, child.wait().await?))
 }
 
-fn kill(child: &Child) {
-    let group = child.id().and_then(|id| i32::try_from(id).ok());
-    if let Some(group) = group {
-        // It may have ended by itself since.
-        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+/// A command with all that it started, which is killed when this is dropped: also where nobody waits for its end any more.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        Self(id.map(Pid::from_raw))
+    }
+
+    fn spare(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // It may have ended by itself since.
+            let _ = killpg(group, Signal::SIGKILL);
+        }
     }
 }
 
@@ -212,11 +230,6 @@ impl Hooks {
     /// When the next of those that failed is to be tried again.
     pub(crate) fn next_try(&self) -> Option<Instant> {
         self.failed.values().map(|failed| failed.due).min()
-    }
-
-    /// Where they are remembered.
-    pub(crate) fn file(&self) -> &Path {
-        &self.file
     }
 
     /// What was done, as objects: [`Object::Odd`] what only an earlier life did, or is to be tried again.
@@ -566,6 +579,36 @@ mod tests {
         let mut hooks = Hooks::open(&file);
         assert_eq!(hooks.apply(&[del]).await, [Ok(())]);
         assert_eq!(Hooks::open(&file).observe().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_command_that_nobody_waits_for_ends_with_all_that_it_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        // The shell waits for a child that would go on without it.
+        let command = format!(
+            "sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; wait",
+            file.display()
+        );
+        let running = tokio::spawn(async move { run(&command, &[], None).await });
+        let child = loop {
+            if let Ok(text) = fs::read_to_string(&file) {
+                break Pid::from_raw(text.trim().parse().unwrap());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        running.abort();
+        let ended = async {
+            // A zombie that nobody has waited for yet is dead as well.
+            let alive = || {
+                fs::read_to_string(format!("/proc/{child}/stat"))
+                    .is_ok_and(|stat| !stat.contains(") Z "))
+            };
+            while alive() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), ended).await.unwrap();
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use tracing::{trace, warn};
 
-use crate::hooks::{CommandError, Hooks};
+use crate::hooks::{CommandError, Ended, Runner};
 use crate::net::InterfaceName;
 use crate::netlink::{ChangeError, Failure, Kernel, KernelError, Watch};
 use crate::state::{Change, Delta, Key, Object, Route, Scope, State, diff, diff_keys};
@@ -52,6 +52,8 @@ pub struct Report {
     pub failures: Vec<Failure>,
     /// Whether everything was seen, so that nothing is left that is not wanted. Only of a [`Reconciler::resync`].
     pub cleared: bool,
+    /// Whether commands of the administrator still run, and what they do is not done yet.
+    pub pending: bool,
     /// How long it took.
     pub took: Duration,
 }
@@ -70,7 +72,7 @@ const PASSES: usize = 3;
 #[derive(Debug)]
 pub struct Reconciler {
     kernel: Kernel,
-    hooks: Option<Hooks>,
+    hooks: Option<Runner>,
     scope: Scope,
     desired: State,
     /// Whether the kernel may differ from `desired` in more than what changed since.
@@ -86,7 +88,7 @@ impl Reconciler {
     pub fn new(kernel: Kernel, scope: Scope) -> Self {
         Self {
             kernel,
-            hooks: scope.hooks.as_deref().map(Hooks::open),
+            hooks: scope.hooks.as_deref().map(Runner::open),
             scope,
             desired: State::new(),
             unsure: true,
@@ -131,15 +133,15 @@ impl Reconciler {
     }
 
     /// Changes what is ours. A device that no longer is, because the network config now names another, is removed by the
-    /// next [`Self::resync`], and so are routes in a network that no longer is, until [`Self::set_networks`].
+    /// next [`Self::resync`], and so are routes in a network that no longer is; [`Self::set_networks`] forgets that then.
     pub fn set_scope(&mut self, scope: Scope) {
         if self.scope == scope {
             return;
         }
         self.unsure = true;
         match &scope.hooks {
-            Some(file) if self.hooks.as_ref().map(Hooks::file) != Some(file) => {
-                self.hooks = Some(Hooks::open(file));
+            Some(file) if self.hooks.as_ref().map(Runner::file) != Some(file) => {
+                self.hooks = Some(Runner::open(file));
             }
             // Those that were run must still be undone.
             Some(_) | None => {}
@@ -167,16 +169,47 @@ impl Reconciler {
     pub fn renew_hooks(&mut self) {
         self.unsure = true;
         if let Some(hooks) = &mut self.hooks {
-            *hooks = Hooks::open(hooks.file());
+            hooks.renew();
         }
     }
 
     /// Waits until a command that failed is to be tried again, by a [`Self::resync`]; for ever when none is. Cancel-safe.
     pub(crate) async fn hooks_due(&self) {
-        match self.hooks.as_ref().and_then(Hooks::next_try) {
+        match self.hooks.as_ref().and_then(Runner::next_try) {
             Some(due) => tokio::time::sleep_until(due).await,
             None => std::future::pending().await,
         }
+    }
+
+    /// Whether commands of the administrator run.
+    pub fn is_pending(&self) -> bool {
+        self.hooks.as_ref().is_some_and(Runner::is_busy)
+    }
+
+    /// Waits until commands have ended; for ever if none run. Cancel-safe.
+    pub(crate) async fn hooks_ended(&self) -> Ended {
+        match &self.hooks {
+            Some(hooks) => hooks.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes in what became of commands. The next [`Self::resync`] finds what is to be run now, and runs again what failed.
+    pub(crate) fn take_hooks(&mut self, ended: Ended) -> Report {
+        let mut report = Report::default();
+        let Some(hooks) = &mut self.hooks else {
+            return report;
+        };
+        for (change, outcome) in hooks.take(ended) {
+            trace!(%change, ?outcome, "hook");
+            let outcome = outcome.map_err(|error| match error {
+                CommandError::Behind => ChangeError::Dependency,
+                error => ChangeError::from(error),
+            });
+            self.unsure |= self.note(change, outcome, &mut report);
+        }
+        self.totals.add(report.counts);
+        report
     }
 
     /// Changes the whole wanted state. Nothing happens before the next [`Self::resync`].
@@ -201,7 +234,7 @@ impl Reconciler {
                 Err(error) if error.is_transient() && pass < PASSES => continue,
                 observed => observed?,
             };
-            let hooks = self.hooks.iter().flat_map(Hooks::observe);
+            let hooks = self.hooks.iter().flat_map(Runner::observe);
             observed.state.extend(hooks);
             let mut changes = diff(&self.desired, &observed.state);
             if !observed.complete {
@@ -266,7 +299,15 @@ impl Reconciler {
     /// As [`Self::resync`].
     pub async fn remove_all(&mut self) -> Result<Report, KernelError> {
         self.set_desired(State::new());
-        self.resync().await
+        let mut report = self.resync().await?;
+        while self.is_pending() {
+            let ended = self.hooks_ended().await;
+            let hooks = self.take_hooks(ended);
+            report.counts.add(hooks.counts);
+            report.failures.extend(hooks.failures);
+        }
+        report.pending = false;
+        Ok(report)
     }
 
     /// What there is in the kernel of some keys, whatever is wanted. Changes nothing.
@@ -282,7 +323,7 @@ impl Reconciler {
         let unsure = std::mem::replace(&mut self.unsure, true);
         let mut observed = self.kernel.observe(&self.scope).await?.state;
         self.unsure = unsure;
-        observed.extend(self.hooks.iter().flat_map(Hooks::observe));
+        observed.extend(self.hooks.iter().flat_map(Runner::observe));
         Ok(keys.map(|key| observed.get(key).cloned()).collect())
     }
 
@@ -308,43 +349,46 @@ impl Reconciler {
             .into_iter()
             .partition(|change| matches!(change.key(), Key::Hook(_)));
         let applied = self.kernel.apply(&changes, &self.scope).await?;
-        let commands = match &mut self.hooks {
-            Some(executor) => executor.apply(&hooks).await,
-            None => Vec::new(),
-        };
-        let commands = commands.into_iter().map(|outcome| match outcome {
-            Err(CommandError::Behind) => Err(ChangeError::Dependency),
-            outcome => Ok(outcome?),
-        });
         let mut unsure = false;
-        for (change, outcome) in changes
-            .into_iter()
-            .zip(applied.outcomes)
-            .chain(hooks.into_iter().zip(commands))
-        {
+        for (change, outcome) in changes.into_iter().zip(applied.outcomes) {
             trace!(%change, ?outcome, "kernel change");
-            match (&change, outcome) {
-                // The failure that it depends on is in the list; with a lost device there may be ten thousands of these.
-                (_, Err(ChangeError::Dependency)) => report.counts.failed += 1,
-                (_, Err(error)) => {
-                    report.counts.failed += 1;
-                    if matches!(error, ChangeError::Conflict { .. }) {
-                        self.blocked.insert(change.key().clone());
-                    } else {
-                        unsure = true;
-                    }
-                    report.failures.push(Failure { change, error });
-                }
-                (Change::Set { was: None, .. }, Ok(())) => report.counts.created += 1,
-                (Change::Set { .. }, Ok(())) => report.counts.changed += 1,
-                (Change::Del { .. }, Ok(())) => report.counts.removed += 1,
-            }
+            unsure |= self.note(change, outcome, report);
+        }
+        if let Some(runner) = self.hooks.as_mut().filter(|_| !hooks.is_empty()) {
+            runner.start(hooks);
         }
         self.unsure = unsure;
         Ok(applied.recreated)
     }
 
+    /// Notes what became of a change. Whether the kernel may now differ from what is wanted.
+    fn note(
+        &mut self,
+        change: Change,
+        outcome: Result<(), ChangeError>,
+        report: &mut Report,
+    ) -> bool {
+        match (&change, outcome) {
+            // The failure that it depends on is in the list; with a lost device there may be ten thousands of these.
+            (_, Err(ChangeError::Dependency)) => report.counts.failed += 1,
+            (_, Err(error)) => {
+                report.counts.failed += 1;
+                let is_conflict = matches!(error, ChangeError::Conflict { .. });
+                if is_conflict {
+                    self.blocked.insert(change.key().clone());
+                }
+                report.failures.push(Failure { change, error });
+                return !is_conflict;
+            }
+            (Change::Set { was: None, .. }, Ok(())) => report.counts.created += 1,
+            (Change::Set { .. }, Ok(())) => report.counts.changed += 1,
+            (Change::Del { .. }, Ok(())) => report.counts.removed += 1,
+        }
+        false
+    }
+
     fn finish(&mut self, mut report: Report, start: Instant) -> Report {
+        report.pending = self.is_pending();
         report.took = start.elapsed();
         self.totals.add(report.counts);
         report

@@ -122,6 +122,16 @@ impl Retry {
         self.due = Some(due);
     }
 
+    /// The task goes on elsewhere: nothing is due, and the next pause is what it would have been.
+    pub(crate) fn hold(&mut self) {
+        self.due = None;
+    }
+
+    /// Whether the task is due now or later.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.due.is_some()
+    }
+
     /// The task is done: nothing is due, and the next pause is the shortest again.
     pub(crate) fn done(&mut self) {
         self.due = None;

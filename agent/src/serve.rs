@@ -37,7 +37,7 @@ mod table;
 /// The longest body that is read, in bytes: that of the longest lease, with some room.
 const LONGEST_BODY: usize = 80 * 1024;
 
-/// How often the status is told, and the service manager that the server is alive.
+/// How often the status is told.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// How long what is being written to etcd may still take when the server stops.
@@ -114,19 +114,20 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
     info!(%address, tls = tls.is_on(), "serving leases");
     let service = Service::from_environment();
     service.ready(&status(&site));
-    let period = service.watchdog_interval().unwrap_or(HEARTBEAT);
-    let mut heartbeat = interval(period.min(HEARTBEAT));
+    let mut heartbeat = interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let beating = async {
         loop {
             heartbeat.tick().await;
-            service.watchdog();
             service.status(&status(&site));
         }
     };
     tokio::select! {
         never = connections::serve(listener, tls, Arc::clone(&site)) => match never {},
         () = beating => {}
+        // Requests are worked on in tasks, so that this one always rests.
+        () = service.rest() => {}
+        () = service.stay_alive() => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

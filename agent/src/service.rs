@@ -2,16 +2,27 @@
 //!
 //! Outside of a service (no `NOTIFY_SOCKET`) all of it does nothing.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+
+/// How many steps the process has taken in what it does.
+static STEPS: AtomicU64 = AtomicU64::new(0);
+
+/// Says that something long has come a step further, so that the service counts as alive though its loop does not turn.
+pub(crate) fn step() {
+    STEPS.fetch_add(1, Ordering::Relaxed);
+}
 
 /// The connection to the service manager.
 #[derive(Debug)]
 pub struct Service {
     watchdog: Option<Duration>,
     status: Mutex<String>,
+    /// Whether the loop waits for something to do.
+    rests: AtomicBool,
 }
 
 impl Service {
@@ -20,6 +31,7 @@ impl Service {
         Self {
             watchdog: sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero()),
             status: Mutex::new(String::new()),
+            rests: AtomicBool::new(false),
         }
     }
 
@@ -53,21 +65,51 @@ impl Service {
         send(&[NotifyState::Stopping]);
     }
 
-    /// Says that the service is alive; due every [`Self::watchdog_interval`]. Nothing is sent when nobody watches.
-    pub fn watchdog(&self) {
-        if self.watchdog.is_some() {
-            send(&[NotifyState::Watchdog]);
-        }
+    /// Rests until it is dropped: to be waited for beside everything else that a loop waits for.
+    pub(crate) async fn rest(&self) {
+        let _rest = Rest::begin(&self.rests);
+        std::future::pending().await
     }
 
-    /// How often [`Self::watchdog`] must be called: half of `WatchdogSec=`, as sd_watchdog_enabled(3) advises. `None`
-    /// when the service manager does not watch.
-    pub fn watchdog_interval(&self) -> Option<Duration> {
-        self.watchdog.map(|interval| interval / 2)
+    /// Says that the service is alive, for as long as it rests or takes steps, four times in each `WatchdogSec=`. Never
+    /// returns; does nothing when nobody watches.
+    ///
+    /// To be polled beside the loop and not by it: who takes long over something, and gets on with it, is alive.
+    pub async fn stay_alive(&self) {
+        let Some(watchdog) = self.watchdog else {
+            return std::future::pending().await;
+        };
+        let mut interval = tokio::time::interval(watchdog / 4);
+        let mut seen = STEPS.load(Ordering::Relaxed);
+        loop {
+            interval.tick().await;
+            let steps = STEPS.load(Ordering::Relaxed);
+            if self.rests.load(Ordering::Relaxed) || steps != seen {
+                send(&[NotifyState::Watchdog]);
+            }
+            seen = steps;
+        }
     }
 
     fn remember(&self, status: String) {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}
+
+/// Nothing is to be done before something happens.
+struct Rest<'a>(&'a AtomicBool);
+
+impl<'a> Rest<'a> {
+    fn begin(rests: &'a AtomicBool) -> Self {
+        rests.store(true, Ordering::Relaxed);
+        Self(rests)
+    }
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+        step();
     }
 }
 
@@ -94,15 +136,42 @@ mod tests {
 
     use super::*;
 
+    /// Runs the watchdog for a little more than two of its pauses, beside something that takes as long.
+    fn live(service: &Service, steps: bool, rests: bool) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let pause = service.watchdog.unwrap() / 4;
+            let work = async {
+                tokio::time::sleep(pause * 3 / 2).await;
+                if steps {
+                    step();
+                }
+                tokio::time::sleep(pause).await;
+            };
+            tokio::select! {
+                () = service.stay_alive() => {}
+                () = service.rest(), if rests => {}
+                () = work => {}
+            }
+        });
+    }
+
     /// Says all there is to say.
     fn as_a_service() {
         let service = Service::from_environment();
-        assert_eq!(service.watchdog_interval(), Some(Duration::from_secs(15)));
         service.status("waiting for etcd:\nconnection refused");
         service.status("waiting for etcd:\nconnection refused");
         service.ready("10.5.72.0/24, 2 peers");
         service.status("10.5.72.0/24, 2 peers");
-        service.watchdog();
+        // Whoever is stuck says nothing.
+        live(&service, false, false);
+        service.status("now it gets on");
+        live(&service, true, false);
+        service.status("now it rests");
+        live(&service, false, true);
         service.stopping();
         failed("out of subnets");
     }
@@ -117,30 +186,48 @@ mod tests {
         let path = directory.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket
-            .set_read_timeout(Some(Duration::from_secs(5)))
+            .set_read_timeout(Some(Duration::from_millis(50)))
             .unwrap();
-        let status = Command::new(std::env::current_exe().unwrap())
+        let mut child = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
                 "service::tests::messages_are_what_the_service_manager_expects",
             ])
             .env("SELVAGE_TEST_SERVICE", "1")
             .env("NOTIFY_SOCKET", &path)
-            .env("WATCHDOG_USEC", "30000000")
+            .env("WATCHDOG_USEC", "800000")
             .env_remove("WATCHDOG_PID")
-            .status()
+            .spawn()
             .unwrap();
-        assert!(status.success());
-        for expected in [
-            "STATUS=waiting for etcd: connection refused\n",
-            "READY=1\nSTATUS=10.5.72.0/24, 2 peers\n",
-            "WATCHDOG=1\n",
-            "STOPPING=1\n",
-            "STATUS=failed: out of subnets\n",
-        ] {
-            let mut message = [0; 256];
-            let length = socket.recv(&mut message).unwrap();
-            assert_eq!(String::from_utf8_lossy(&message[..length]), expected);
+        let mut told = Vec::new();
+        let mut message = [0; 256];
+        loop {
+            let ended = child.try_wait().unwrap();
+            match (socket.recv(&mut message), ended) {
+                (Ok(length), _) => {
+                    told.push(String::from_utf8_lossy(&message[..length]).into_owned());
+                }
+                (Err(_), None) => {}
+                (Err(_), Some(status)) => {
+                    assert!(status.success());
+                    break;
+                }
+            }
         }
+        // How often it says that it is alive depends on the machine.
+        told.dedup_by(|a, b| a == b && a == "WATCHDOG=1\n");
+        assert_eq!(
+            told,
+            [
+                "STATUS=waiting for etcd: connection refused\n",
+                "READY=1\nSTATUS=10.5.72.0/24, 2 peers\n",
+                "STATUS=now it gets on\n",
+                "WATCHDOG=1\n",
+                "STATUS=now it rests\n",
+                "WATCHDOG=1\n",
+                "STOPPING=1\n",
+                "STATUS=failed: out of subnets\n",
+            ]
+        );
     }
 }

@@ -121,6 +121,21 @@ pub struct Store {
     pub server: Option<String>,
     /// What is wrong while none answers.
     pub trouble: Option<String>,
+    /// Whether what is kept there was replaced.
+    #[serde(default)]
+    pub history: History,
+}
+
+/// How often what a store keeps turned out to be another history than the one known: a backup was restored, or the cluster
+/// made anew.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct History {
+    /// How often this process saw it.
+    pub changes: u64,
+    /// When it was seen last.
+    pub last_time: Option<u64>,
+    /// What showed it then.
+    pub last_reason: Option<String>,
 }
 
 /// What all nodes share.
@@ -432,7 +447,17 @@ impl Store {
             prefix: etcd.prefix.clone(),
             server: None,
             trouble: None,
+            history: History::default(),
         }
+    }
+}
+
+impl History {
+    /// Notes that it was seen just now.
+    pub(crate) fn changed(&mut self, reason: String) {
+        self.changes += 1;
+        self.last_time = Some(now());
+        self.last_reason = Some(reason);
     }
 }
 

@@ -90,6 +90,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         Store {
             server: self.server.clone(),
             trouble: self.store_trouble.clone(),
+            history: self.history.clone(),
             ..Store::of_settings(&self.settings)
         }
     }

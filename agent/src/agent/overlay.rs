@@ -1,5 +1,6 @@
 //! The overlay of this host: what is known of it, and how that reaches the kernel, the ruleset and `subnet.env`.
 
+mod firewall;
 mod former;
 mod journal;
 mod leaving;
@@ -10,7 +11,6 @@ mod sample;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -22,9 +22,11 @@ use self::journal::Journal;
 use self::leaving::Leaving;
 use crate::backend::plan::Plan;
 use crate::backend::{self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup};
-use crate::firewall::{self, Family, Firewall, Rules};
+use crate::firewall::{Firewall, Mode, Worker};
+use crate::hooks;
 use crate::lease::allocate::Avoid;
 use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey, allocate};
+use crate::logging::chain;
 use crate::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::network_config::NetworkConfig;
 use crate::peers::{CheckPeer, PeerChanges, PeerTable};
@@ -88,12 +90,17 @@ pub(crate) enum Failed {
         /// Whether all of them are in somebody else's hands.
         conflicts: bool,
     },
-    /// The ruleset could not be changed.
-    #[error("the firewall")]
-    Firewall(#[from] firewall::Error),
-    /// `subnet.env` could not be written.
-    #[error("the subnet file")]
-    SubnetFile(#[from] subnet_file::Error),
+}
+
+/// How far a full pass got.
+#[derive(Debug)]
+pub(crate) struct Programmed {
+    /// What became of the kernel.
+    pub(crate) kernel: Result<(), Failed>,
+    /// Whether commands of the administrator still run; [`Overlay::commands_ended`] says when they have ended.
+    pub(crate) pending: bool,
+    /// What became of `subnet.env`; `None` where the kernel has not even the host's own device and address.
+    pub(crate) subnet_file: Option<Result<(), subnet_file::Error>>,
 }
 
 impl Failed {
@@ -170,7 +177,9 @@ pub(crate) struct Overlay {
     /// The back ends of before, while they are needed.
     leaving: Vec<Leaving>,
     reconciler: Reconciler,
-    firewall: Firewall,
+    firewall: Worker,
+    /// By which rules the firewall worked last.
+    firewall_mode: Option<Mode>,
     firewall_settings: crate::settings::Firewall,
     subnet_file: PathBuf,
     /// Whether the kernel has been programmed once, for the log.
@@ -201,8 +210,12 @@ impl Overlay {
             refused: BTreeMap::new(),
             leaving: Vec::new(),
             reconciler: Reconciler::new(kernel, former.widen(backend.scope())),
-            firewall: Firewall::new(settings.firewall.mode, settings.firewall.resync)
-                .of_network(settings.agent.network.as_ref()),
+            firewall: Worker::start(
+                Firewall::new(settings.firewall.mode, settings.firewall.resync)
+                    .of_network(settings.agent.network.as_ref()),
+                settings.firewall.mode,
+            ),
+            firewall_mode: None,
             firewall_settings: settings.firewall.clone(),
             subnet_file: settings.files.subnet_file.clone(),
             programmed: false,
@@ -241,6 +254,11 @@ impl Overlay {
     /// What this node publishes.
     pub(crate) fn lease_attrs(&self) -> LeaseAttrs {
         self.backend.lease_attrs()
+    }
+
+    /// Whether peers send to the interface's own addresses, and not to those of a NAT.
+    pub(crate) fn has_own_address(&self) -> bool {
+        self.underlay.has_own_address()
     }
 
     /// What the kernel monitor has to look out for.
@@ -296,7 +314,8 @@ impl Overlay {
             return Ok(());
         }
         if !self.leaving.is_empty() {
-            return self.program().await;
+            let report = self.program_kernel().await?;
+            return self.check(report);
         }
         for key in delta.keys() {
             self.journal.troubled.remove(key);
@@ -305,8 +324,75 @@ impl Overlay {
         self.check(report)
     }
 
-    /// Brings kernel, ruleset and `subnet.env` to what they should be, whatever they are now.
-    pub(crate) async fn program(&mut self) -> Result<(), Failed> {
+    /// Brings kernel and `subnet.env` to what they should be, whatever they are now, and has the ruleset brought there.
+    pub(crate) async fn program(&mut self) -> Programmed {
+        let (kernel, cleared) = match self.program_kernel().await {
+            Ok(report) => {
+                let cleared = report.cleared && !report.pending;
+                (self.check(report), cleared)
+            }
+            Err(error) => (Err(error.into()), false),
+        };
+        let mut programmed = Programmed {
+            pending: self.reconciler.is_pending(),
+            kernel,
+            subnet_file: None,
+        };
+        if let Err(error) = &programmed.kernel
+            && !error.spares_own()
+        {
+            return programmed;
+        }
+        self.program_firewall();
+        // A firewall that cannot be changed must not leave containers on a subnet that is another node's by now.
+        let written = self.write_subnet_file();
+        // Only now is nothing of a former network left.
+        if !self.alone && cleared && programmed.kernel.is_ok() && written.is_ok() {
+            self.reconciler.set_networks(self.backend.scope().networks);
+            self.alone = true;
+        }
+        self.programmed = true;
+        programmed.subnet_file = Some(written);
+        programmed
+    }
+
+    /// Programs everything that the host needs to be on the overlay, and waits until that is in place; says in words what
+    /// is missing. Some peers may be left to be programmed.
+    pub(crate) async fn join(&mut self) -> Result<Programmed, String> {
+        let mut programmed = self.program().await;
+        loop {
+            if let Err(error) = &programmed.kernel
+                && !error.spares_own()
+            {
+                return Err(chain(error));
+            }
+            if let Some(Err(error)) = &programmed.subnet_file {
+                return Err(format!("the subnet file: {}", chain(error)));
+            }
+            if !programmed.pending {
+                break;
+            }
+            let ended = self.commands_ended().await;
+            programmed = match self.take_commands(ended) {
+                Ok(()) => self.program().await,
+                Err(error) => Programmed {
+                    kernel: Err(error),
+                    pending: false,
+                    ..programmed
+                },
+            };
+        }
+        loop {
+            let outcome = self.firewall_passed().await;
+            match self.take_firewall(outcome) {
+                None => (),
+                Some(Ok(())) => return Ok(programmed),
+                Some(Err(error)) => return Err(format!("the firewall: {}", chain(&error))),
+            }
+        }
+    }
+
+    async fn program_kernel(&mut self) -> Result<Report, KernelError> {
         let mut desired = self.plan.state();
         self.settle_leaving();
         for leaving in self.leaving.iter().rev() {
@@ -318,7 +404,8 @@ impl Overlay {
         }
         self.reconciler.set_desired(desired);
         let report = self.reconciler.resync().await?;
-        self.journal.troubled.clear();
+        let goes_on = |key: &Key| report.pending && matches!(key, Key::Hook(_));
+        self.journal.troubled.retain(|key, _| goes_on(key));
         self.journal.resync = Some((status::now(), report.took));
         self.journal.resyncs += 1;
         self.journal.resync_total += report.took;
@@ -332,22 +419,7 @@ impl Overlay {
                 "kernel programmed"
             );
         }
-        let cleared = report.cleared;
-        let kernel = self.check(report);
-        if let Err(error) = &kernel
-            && !error.spares_own()
-        {
-            return kernel;
-        }
-        self.program_firewall().await?;
-        self.write_subnet_file()?;
-        // Only now is nothing of a former network left.
-        if !self.alone && cleared && kernel.is_ok() {
-            self.reconciler.set_networks(self.backend.scope().networks);
-            self.alone = true;
-        }
-        self.programmed = true;
-        kernel
+        Ok(report)
     }
 
     /// Waits until a back end of before is needed no longer; for ever if there is none.
@@ -372,48 +444,6 @@ impl Overlay {
         });
     }
 
-    /// How often the firewall is to be looked at, though nothing was heard about it.
-    pub(crate) fn firewall_resync(&self) -> Duration {
-        self.firewall.resync_interval()
-    }
-
-    /// Puts the firewall's rules back when they are not what they should be.
-    pub(crate) async fn program_firewall(&mut self) -> Result<(), Failed> {
-        let rules = self.rules();
-        if self.firewall.ensure(&rules).await? {
-            self.journal.firewall = (self.journal.firewall.0 + 1, Some(status::now()));
-            info!("firewall programmed");
-        }
-        Ok(())
-    }
-
-    /// The rules to be left to whoever comes next, if they are where a flannel does not look.
-    pub(crate) fn rules_to_hand_over(&self) -> Option<Rules> {
-        let in_nftables = self.firewall.effective() == Some(firewall::Mode::Nftables);
-        in_nftables.then(|| self.rules())
-    }
-
-    fn rules(&self) -> Rules {
-        let (config, own) = (&self.config, &self.own.key);
-        Rules {
-            v4: config.ipv4.zip(own.v4).map(|(range, subnet)| Family {
-                network: range.network,
-                subnet,
-            }),
-            v6: config.ipv6.zip(own.v6).map(|(range, subnet)| Family {
-                network: range.network,
-                subnet,
-            }),
-            masquerade: self.firewall_settings.masquerade,
-            forward: self.firewall_settings.forward,
-            random_fully: self.firewall_settings.random_fully,
-            exclude: self.firewall_settings.masquerade_exclude.clone(),
-            outside: self.outside(),
-            devices: self.backend.scope().links,
-            prefer_nftables: self.config.enable_nftables,
-        }
-    }
-
     /// What lies inside the networks and is outside the overlay all the same.
     fn outside(&self) -> Vec<IpNet> {
         let own = self.own.key.nets();
@@ -431,7 +461,19 @@ impl Overlay {
         .collect()
     }
 
-    fn write_subnet_file(&mut self) -> Result<(), Failed> {
+    /// Waits until commands of the administrator have ended; for ever if none run. Cancel-safe.
+    pub(crate) async fn commands_ended(&self) -> hooks::Ended {
+        self.reconciler.hooks_ended().await
+    }
+
+    /// Takes in what became of commands. A full pass finds what is to be run now.
+    pub(crate) fn take_commands(&mut self, ended: hooks::Ended) -> Result<(), Failed> {
+        let report = self.reconciler.take_hooks(ended);
+        self.check(report)
+    }
+
+    /// Writes `subnet.env`, if it is not as it should be.
+    pub(crate) fn write_subnet_file(&mut self) -> Result<(), subnet_file::Error> {
         let (v4, v6) = (self.own.key.v4, self.own.key.v6);
         let file = SubnetFile {
             v4: self.config.ipv4.zip(v4).map(|(range, subnet)| Part {
@@ -617,6 +659,7 @@ impl Overlay {
             ..self.backend.lease_attrs()
         };
         self.reconciler.set_scope(self.backend.scope());
+        // What is left in a former network is removed first.
         self.alone = false;
         self.replan();
     }

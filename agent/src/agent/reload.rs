@@ -27,8 +27,21 @@ impl<S: LeaseStore> Agent<'_, S> {
         self.service.reloading();
         self.reload().await;
         overlay.set_firewall(&self.settings.firewall);
-        tasks.programmed_all(overlay.program().await);
-        self.service.ready(&self.status(overlay, tasks));
+        let programmed = overlay.program().await;
+        // The firewall is not even looked at where the host's own device is missing.
+        let firewall_follows = programmed.subnet_file.is_some();
+        tasks.programmed_all(programmed);
+        self.reloading = true;
+        if !firewall_follows {
+            self.end_reload(overlay, tasks);
+        }
+    }
+
+    /// Says that the settings are in effect, if they were read anew and that was not said.
+    pub(super) fn end_reload(&mut self, overlay: &Overlay, tasks: &Tasks) {
+        if std::mem::take(&mut self.reloading) {
+            self.service.ready(&self.status(overlay, tasks));
+        }
     }
 
     /// Reads the settings anew and puts into effect what can be, but for what hangs on the overlay.
@@ -58,9 +71,11 @@ impl<S: LeaseStore> Agent<'_, S> {
             .map_err(|error| chain(&error))?;
         // Cannot fail, since the settings were checked.
         logging::set_filter(&new.agent.log).map_err(|error| chain(&error))?;
-        let changes = changes(&self.settings, &new);
-        let mut effective = live(&self.settings, new);
+        let mut effective = live(&self.settings, new.clone());
         effective.health.listen = self.listen(&effective).await;
+        // Where nobody can listen at the new address, it did not change.
+        let health = effective.health;
+        let changes = changes(&self.settings, &Settings { health, ..new });
         let mut pending = Vec::new();
         for change in &changes {
             let (key, old, new) = (change.key, &change.old, &change.new);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::overlay::{Failed, Programmed};
 use crate::logging::{Repeats, chain};
 use crate::retry::{Backoff, Retry, random_seed};
 
@@ -94,6 +95,19 @@ impl Task {
         self.retry.done();
     }
 
+    /// A part of it failed, and no other try helps that part. What waits for another try still does, and still is what is
+    /// wrong until then.
+    pub(super) fn partly_stuck(&mut self, error: &dyn Error) {
+        let waiting = self.trouble.take().filter(|_| self.retry.is_waiting());
+        self.note(error);
+        self.trouble = waiting.or(self.trouble.take());
+    }
+
+    /// It goes on elsewhere, and what was wrong is so until that has ended.
+    pub(super) fn goes_on(&mut self) {
+        self.retry.hold();
+    }
+
     /// Waits until it is due; for ever when there is nothing to do. Cancel-safe.
     pub(super) async fn due(&self) {
         self.retry.due().await;
@@ -107,5 +121,149 @@ impl Task {
             warn!(task = self.name, "{line}");
         }
         self.trouble = Some(trouble);
+    }
+}
+
+/// What has to be done again, and when.
+pub(super) struct Tasks {
+    /// The kernel.
+    pub(super) program: Task,
+    /// The packet filter.
+    pub(super) firewall: Task,
+    /// `subnet.env`.
+    pub(super) subnet_file: Task,
+    /// A lease in place of the lost one.
+    pub(super) lease: Task,
+    /// More time for the lease, which the store sees to.
+    pub(super) renewal: Task,
+    /// Another look at the underlay.
+    pub(super) underlay: Task,
+    /// Another network config.
+    pub(super) config: Task,
+    /// The own attributes, in the store.
+    pub(super) publish: Task,
+    /// Another MAC address or key.
+    pub(super) identity: Task,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self {
+            program: Task::new("program", "program the host"),
+            firewall: Task::new("firewall", "put the firewall's rules in place"),
+            subnet_file: Task::new("subnet-file", "tell container runtimes the subnet"),
+            lease: Task::new("lease", "take a lease again"),
+            renewal: Task::new("renewal", "extend the lease"),
+            underlay: Task::new("underlay", "follow the underlay"),
+            config: Task::new("config", "apply the changed network config"),
+            publish: Task::new("publish", "publish this node's address and identity"),
+            identity: Task::new("identity", "make a MAC address or key of this node's own"),
+        }
+    }
+}
+
+impl Tasks {
+    pub(super) fn all(&self) -> [&Task; 9] {
+        [
+            &self.program,
+            &self.firewall,
+            &self.subnet_file,
+            &self.lease,
+            &self.renewal,
+            &self.underlay,
+            &self.config,
+            &self.publish,
+            &self.identity,
+        ]
+    }
+
+    /// A full pass over everything ended like this.
+    pub(super) fn programmed_all(&mut self, programmed: Programmed) {
+        match programmed.kernel {
+            Ok(()) if programmed.pending => self.program.goes_on(),
+            Ok(()) => self.program.done(),
+            Err(error) if error.is_conflict() && !programmed.pending => self.program.stuck(&error),
+            Err(error) => self.program.failed(&error),
+        }
+        match programmed.subnet_file {
+            None => (),
+            Some(Ok(())) => self.subnet_file.done(),
+            Some(Err(error)) => self.subnet_file.failed(&error),
+        }
+    }
+
+    /// A pass over a part of the kernel's objects ended like this; what else is to be done still is.
+    pub(super) fn programmed_part(&mut self, outcome: Result<(), Failed>) {
+        match outcome {
+            Ok(()) => (),
+            Err(error) if error.is_conflict() => self.program.partly_stuck(&error),
+            Err(error) => self.program.failed(&error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::{ChangeError, Failure};
+    use crate::state::{Change, Key, Object};
+
+    /// Changes of one route that failed.
+    fn failed(error: ChangeError) -> Failed {
+        let conflicts = matches!(error, ChangeError::Conflict { .. });
+        let change = Change::Del {
+            key: Key::Blackhole("10.5.1.0/24".parse().unwrap()),
+            was: Object::Blackhole,
+        };
+        Failed::Changes {
+            first: Box::new(Failure { change, error }),
+            total: 1,
+            spares_own: true,
+            conflicts,
+        }
+    }
+
+    fn conflict() -> Failed {
+        failed(ChangeError::Conflict {
+            existing: "10.5.1.0/24 via 10.77.0.1".to_owned(),
+        })
+    }
+
+    fn whole(kernel: Result<(), Failed>) -> Programmed {
+        Programmed {
+            kernel,
+            pending: false,
+            subnet_file: Some(Ok(())),
+        }
+    }
+
+    #[test]
+    fn a_conflict_of_one_peer_leaves_what_waits_for_another_try() {
+        let mut tasks = Tasks::default();
+        tasks.programmed_all(whole(Err(failed(ChangeError::DataPlane("busy".into())))));
+        tasks.programmed_part(Err(conflict()));
+        assert!(tasks.program.trouble().unwrap().ends_with("busy"));
+        assert!(tasks.program.retry.is_waiting());
+        // Once everything was tried, there is nothing but the conflict.
+        tasks.programmed_all(whole(Err(conflict())));
+        assert!(tasks.program.trouble().unwrap().contains("in the way"));
+        assert!(!tasks.program.retry.is_waiting());
+        tasks.programmed_all(whole(Ok(())));
+        assert_eq!(tasks.program.trouble(), None);
+        tasks.programmed_part(Err(conflict()));
+        assert!(tasks.program.trouble().unwrap().contains("in the way"));
+        assert!(!tasks.program.retry.is_waiting());
+    }
+
+    #[test]
+    fn what_goes_on_elsewhere_is_not_done() {
+        let mut tasks = Tasks::default();
+        tasks.programmed_all(whole(Err(failed(ChangeError::DataPlane("busy".into())))));
+        tasks.programmed_all(Programmed {
+            pending: true,
+            ..whole(Ok(()))
+        });
+        assert!(tasks.program.trouble().is_some());
+        assert!(!tasks.program.retry.is_waiting());
     }
 }

@@ -3,10 +3,14 @@
 //! All of them look at one survey, which is made once, by sockets of our own:
 //!
 //! 1. every peer is sent an echo of the least and of the greatest size over the overlay, and one on the underlay;
-//! 2. those who did not answer are tried by TCP, since packet filters often drop echoes alone;
-//! 3. for those whose underlay address answers and whose overlay address does not, it is looked in which direction
-//!    packets are lost ([`direction`]); for those who answer only short echoes, which size passes ([`size`]);
+//! 2. with `--deep`, those who did not answer are tried by TCP, since packet filters often drop echoes alone;
+//! 3. for those whose underlay address answers and whose overlay address does not, it is looked what of their packets is
+//!    seen, and with `--deep` in which direction packets are lost ([`direction`]); for those who answer only short echoes,
+//!    which size passes ([`size`]);
 //! 4. where the kernel counted wrong checksums, it is looked whose they are ([`checksum`]).
+//!
+//! What `--deep` adds are packets that port security and intrusion detection take for an attack: TCP to a port where nobody
+//! listens, and echoes whose source is not this host's on that link.
 //!
 //! On a healthy cluster the first step is all, and takes as long as the slowest answer. Nothing takes more than ten seconds.
 //!
@@ -112,7 +116,7 @@ async fn survey(context: &Context<'_>) -> Result<Vec<Finding>, String> {
         return Err("--no-probes forbids to send packets to peers".to_owned());
     }
     let status = context.status().map_err(|NotChecked(reason)| reason)?;
-    let ground = Ground::find(status)
+    let ground = Ground::find(status, context.deep)
         .await
         .map_err(|error| format!("the ways to the peers are not known: {error}"))?
         .ok_or("there is no overlay yet")?;
@@ -145,7 +149,7 @@ async fn survey(context: &Context<'_>) -> Result<Vec<Finding>, String> {
     issues.extend(spread(&suspects, seen.into_iter().map(lost).collect()));
     issues.extend(sizes);
 
-    checksum::provoke(&ground.paths).await;
+    checksum::provoke(&ground).await;
     let dropped = checksum::dropped();
     if dropped > 0 && !ground.paths.is_empty() {
         let corrupt = checksum::listen(&ground)
@@ -223,7 +227,7 @@ async fn sort(ground: &Ground, heard: &[Heard]) -> (Vec<usize>, Vec<(usize, Issu
     let opinions = quiet.iter().enumerate();
     let opinions = opinions.map(|(nth, &(at, path, under))| async move {
         let heard = under == Fate::Answered;
-        let allowed = nth < MOST_CONNECTIONS;
+        let allowed = ground.deep && nth < MOST_CONNECTIONS;
         let (over, under) = tokio::join!(
             async { allowed && path.tunnel.is_some() && answers(path.over).await },
             async { heard || allowed && answers(path.under).await },

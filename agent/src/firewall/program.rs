@@ -50,6 +50,15 @@ pub enum Error {
         /// How long it could have taken.
         deadline: Duration,
     },
+    /// All of it together did not end in time.
+    #[error(
+        "the rules were not in place within {} s: the programs that change them hang, or others hold the rules for long",
+        deadline.as_secs()
+    )]
+    Late {
+        /// How long it could have taken.
+        deadline: Duration,
+    },
     /// A program refused.
     #[error("{program} failed to {action}: {message}")]
     Refused {

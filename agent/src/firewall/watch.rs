@@ -16,8 +16,15 @@ use crate::network_name::NetworkName;
 /// Multicast group of nftables changes: `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
 const GROUP: u32 = 7;
 
-/// How long changes are gathered before they are reported: a flush is one announcement per rule.
+/// How long changes of our own rules are gathered before they are reported: a flush is one announcement per rule.
 const GATHER: Duration = Duration::from_millis(100);
+
+/// After this long without another change, others are done with theirs. Docker's start, for one, is a hundred changes in
+/// some seconds, and a pass in the middle is for nothing.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Who is never done does not keep us from looking.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// `NFPROTO_INET` (linux/netfilter.h), the family of our table and of firewalld's.
 const FAMILY_INET: u8 = 1;
@@ -83,12 +90,49 @@ impl Names {
     }
 }
 
+/// What a change is about.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Sign {
+    /// Rules that have ours in them or before them.
+    Others,
+    /// Our own table or chains.
+    Ours,
+}
+
+/// Changes that are not reported yet.
+#[derive(Clone, Copy, Debug)]
+struct Gathering {
+    first: Instant,
+    about: Sign,
+    /// When to report them.
+    due: Instant,
+}
+
+impl Gathering {
+    /// Takes in a change: ours are reported soon, those of others when they are done.
+    fn add(former: Option<Self>, about: Sign, now: Instant) -> Self {
+        let first = former.map_or(now, |former| former.first);
+        match former {
+            Some(former) if former.about == Sign::Ours => former,
+            _ => Self {
+                first,
+                about,
+                due: match about {
+                    Sign::Ours => now + GATHER,
+                    Sign::Others => (now + QUIET).min(first + LONGEST),
+                },
+            },
+        }
+    }
+}
+
 /// A receive-only socket that hears of changes that concern our rules in the network namespace it was opened in.
 pub struct Watcher {
-    socket: TokioSocket,
+    /// `None` where there are no announcements.
+    socket: Option<TokioSocket>,
     names: Names,
-    /// When to report what was heard; kept here so that a dropped [`Self::changed`] loses nothing.
-    due: Option<Instant>,
+    /// Kept here so that a dropped [`Self::changed`] loses nothing.
+    gathering: Option<Gathering>,
 }
 
 impl Watcher {
@@ -97,14 +141,38 @@ impl Watcher {
     /// # Errors
     /// Without `CAP_NET_ADMIN`, or when the kernel has no nftables.
     pub fn open() -> io::Result<Self> {
+        let mut watcher = Self::deaf();
+        watcher.listen()?;
+        Ok(watcher)
+    }
+
+    /// Hears nothing before [`Self::listen`].
+    pub fn deaf() -> Self {
+        Self {
+            socket: None,
+            names: Names::of_network(None),
+            gathering: None,
+        }
+    }
+
+    /// Starts to listen, if it does not yet; returns whether it did not.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn listen(&mut self) -> io::Result<bool> {
+        if self.socket.is_some() {
+            return Ok(false);
+        }
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
         socket.socket_mut().add_membership(GROUP)?;
-        Ok(Self {
-            socket,
-            names: Names::of_network(None),
-            due: None,
-        })
+        self.socket = Some(socket);
+        Ok(true)
+    }
+
+    /// Whether changes were heard of that [`Self::changed`] will report when they are over.
+    pub fn is_gathering(&self) -> bool {
+        self.gathering.is_some()
     }
 
     /// Looks out for the rules of a named network.
@@ -113,91 +181,105 @@ impl Watcher {
         self
     }
 
-    /// Returns when our rules may have changed, 100 ms after the first sign of it. The agent's own changes count too,
-    /// so compare before changing anything.
+    /// Returns when our rules may have changed: 100 ms after the first change of our own table and chains, and when the
+    /// changes of others have been over for a second, at the latest after ten. The agent's own changes count too, so
+    /// compare before changing anything.
     ///
     /// Cancel safe: what was heard by a dropped call is reported by the next.
     pub async fn changed(&mut self) {
+        let Some(socket) = &mut self.socket else {
+            return std::future::pending().await;
+        };
         loop {
-            let received = match self.due {
-                None => self.socket.recv_from_full().await,
-                Some(due) => match timeout_at(due, self.socket.recv_from_full()).await {
+            let received = match self.gathering {
+                None => socket.recv_from_full().await,
+                Some(Gathering { due, .. }) => match timeout_at(due, socket.recv_from_full()).await
+                {
                     Ok(received) => received,
                     Err(_) => {
-                        self.due = None;
+                        self.gathering = None;
                         return;
                     }
                 },
             };
-            match received {
-                Ok((datagram, _)) if !self.names.concern(&datagram) => {}
-                Ok(_) => {
-                    self.due.get_or_insert_with(|| Instant::now() + GATHER);
-                }
+            let (about, failed) = match received {
+                Ok((datagram, _)) => (self.names.concern(&datagram), false),
                 // Announcements were lost (ENOBUFS): any of them may have been about us.
                 Err(error) => {
                     tracing::debug!(error = %error, "missed some firewall changes");
-                    let due = *self.due.get_or_insert_with(|| Instant::now() + GATHER);
-                    // Waiting here keeps an error that persists from becoming a busy loop.
-                    sleep_until(due).await;
+                    (Some(Sign::Ours), true)
                 }
+            };
+            let Some(about) = about else { continue };
+            let gathering = Gathering::add(self.gathering, about, Instant::now());
+            self.gathering = Some(gathering);
+            if failed {
+                // Waiting here keeps an error that persists from becoming a busy loop.
+                sleep_until(gathering.due).await;
             }
         }
     }
 }
 
 impl Names {
-    /// Whether one of the datagram's messages is about our table. What is cut short or unknown counts as ours.
-    fn concern(&self, datagram: &[u8]) -> bool {
+    /// What the datagram's messages are about; `None` if nothing that concerns us. What is cut short or unknown counts as
+    /// ours.
+    fn concern(&self, datagram: &[u8]) -> Option<Sign> {
         let mut rest = datagram;
+        let mut about = None;
         while !rest.is_empty() {
             let Some(length) = u32_at(rest, 0).and_then(|length| usize::try_from(length).ok())
             else {
-                return true;
+                return Some(Sign::Ours);
             };
             let Some(message) = rest.get(..length).filter(|_| length >= NLMSG_HEADER) else {
-                return true;
+                return Some(Sign::Ours);
             };
-            if self.concern_message(message) {
-                return true;
-            }
+            about = about.max(self.concern_message(message));
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
-        false
+        about
     }
 
-    fn concern_message(&self, message: &[u8]) -> bool {
+    fn concern_message(&self, message: &[u8]) -> Option<Sign> {
+        let ours = Some(Sign::Ours);
+        let others = Some(Sign::Others);
         // The type is a host-endian u16: subsystem in the high byte, message in the low one.
         let Some([kind, subsystem]) = u16_at(message, 4).map(u16::to_le_bytes) else {
-            return true;
+            return ours;
         };
         if subsystem != SUBSYSTEM || kind == NEW_GENERATION {
-            return false;
+            return None;
         }
         let Some(family) = message.get(NLMSG_HEADER) else {
-            return true;
+            return ours;
         };
         let Some(table) = name(message, TABLE_NAME) else {
-            return true;
+            return ours;
         };
         match *family {
-            FAMILY_INET => table == self.table.as_bytes() || table == FIREWALLD,
+            FAMILY_INET if table == self.table.as_bytes() => ours,
+            FAMILY_INET if table == FIREWALLD => others,
             FAMILY_IPV4 | FAMILY_IPV6 if table == DOCKER => {
-                matches!(kind, NEW_TABLE | DELETE_TABLE)
+                others.filter(|_| matches!(kind, NEW_TABLE | DELETE_TABLE))
             }
             FAMILY_IPV4 | FAMILY_IPV6 if IPTABLES_TABLES.contains(&table) => {
                 let chain = match kind {
-                    NEW_TABLE | DELETE_TABLE => return true,
+                    NEW_TABLE => return others,
+                    // Ours went with it.
+                    DELETE_TABLE => return ours,
                     NEW_CHAIN | DELETE_CHAIN => name(message, CHAIN_NAME),
                     NEW_RULE | DELETE_RULE => name(message, RULE_CHAIN),
-                    _ => return false,
+                    _ => return None,
                 };
-                chain.is_none_or(|chain| {
-                    let mut ours = self.chains.iter().map(String::as_bytes);
-                    IPTABLES_CHAINS.contains(&chain) || ours.any(|ours| ours == chain)
-                })
+                let is_ours = |chain| self.chains.iter().any(|ours| ours.as_bytes() == chain);
+                match chain {
+                    None => ours,
+                    Some(chain) if is_ours(chain) => ours,
+                    Some(chain) => others.filter(|_| IPTABLES_CHAINS.contains(&chain)),
+                }
             }
-            _ => false,
+            _ => None,
         }
     }
 }
@@ -272,7 +354,7 @@ mod tests {
             message(NEW_CHAIN, FAMILY_IPV4, "filter", Some("DOCKER-FORWARD")),
             message(DELETE_TABLE, FAMILY_IPV4, "raw", None),
         ] {
-            assert!(names.concern(&ours), "{ours:?}");
+            assert!(names.concern(&ours).is_some(), "{ours:?}");
         }
         for other in [
             message(NEW_RULE, FAMILY_INET, "selvage2", Some("forward")),
@@ -284,12 +366,52 @@ mod tests {
             message(NEW_GENERATION, 0, "", None),
             Vec::new(),
         ] {
-            assert!(!names.concern(&other), "{other:?}");
+            assert_eq!(names.concern(&other), None, "{other:?}");
         }
         let mut two = message(NEW_RULE, FAMILY_IPV4, "filter", Some("INPUT"));
-        assert!(!names.concern(&two));
+        assert_eq!(names.concern(&two), None);
+        two.extend(message(NEW_RULE, FAMILY_IPV4, "filter", Some("FORWARD")));
+        assert_eq!(names.concern(&two), Some(Sign::Others));
         two.extend(message(NEW_RULE, FAMILY_INET, "selvage", None));
-        assert!(names.concern(&two));
+        assert_eq!(names.concern(&two), Some(Sign::Ours));
+    }
+
+    #[test]
+    fn changes_of_others_are_reported_once_when_they_are_over() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let after = |signs: &[(u64, Sign)]| {
+            let none: Option<Gathering> = None;
+            let gathering = signs.iter().fold(none, |gathering, &(millis, about)| {
+                // Whatever was due by then was reported.
+                let open = gathering.filter(|gathering| gathering.due > at(millis));
+                assert_eq!(
+                    open.is_some(),
+                    gathering.is_some(),
+                    "reported before {millis} ms"
+                );
+                Some(Gathering::add(open, about, at(millis)))
+            });
+            gathering.unwrap().due
+        };
+        let others = |times: u64, pause: u64| -> Vec<(u64, Sign)> {
+            (0..times).map(|n| (n * pause, Sign::Others)).collect()
+        };
+        assert_eq!(after(&others(1, 0)), at(1000));
+        assert_eq!(after(&others(30, 100)), at(29 * 100 + 1000));
+        // For ever is too long.
+        assert_eq!(after(&others(99, 101)), at(10_000));
+        // What is ours does not wait for what is not, nor for more of its kind.
+        let mut mixed = others(30, 100);
+        mixed.extend([(2950, Sign::Ours), (3000, Sign::Others), (3040, Sign::Ours)]);
+        assert_eq!(after(&mixed), at(3050));
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_hears_nothing_reports_nothing() {
+        let mut deaf = Watcher::deaf();
+        let changed = tokio::time::timeout(Duration::from_millis(10), deaf.changed());
+        assert!(changed.await.is_err() && !deaf.is_gathering());
     }
 
     #[test]
@@ -333,8 +455,12 @@ mod tests {
                 true,
             ),
         ] {
-            assert_eq!(default.concern(&message), of_default, "{message:?}");
-            assert_eq!(blue.concern(&message), of_blue, "{message:?}");
+            assert_eq!(
+                default.concern(&message).is_some(),
+                of_default,
+                "{message:?}"
+            );
+            assert_eq!(blue.concern(&message).is_some(), of_blue, "{message:?}");
         }
     }
 
@@ -343,7 +469,8 @@ mod tests {
         let names = Names::of_network(None);
         let whole = message(NEW_TABLE, FAMILY_INET, "other", None);
         for length in 1..whole.len() {
-            assert!(names.concern(&whole[..length]), "cut to {length} bytes");
+            let about = names.concern(&whole[..length]);
+            assert_eq!(about, Some(Sign::Ours), "cut to {length} bytes");
         }
         for byte in 0..whole.len() {
             let mut damaged = whole.clone();

@@ -1,10 +1,11 @@
 //! The store that the settings choose: etcd, or a server that has etcd behind it.
 
+use futures_util::future::BoxFuture;
 use thiserror::Error;
 
 use super::allocate::Avoid;
 use super::etcd::{self, EtcdStore};
-use super::remote::RemoteStore;
+use super::remote::{self, RemoteStore};
 use super::{Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
 use crate::network_config::NetworkConfig;
 use crate::remote::tls::TlsError;
@@ -41,7 +42,17 @@ impl ChosenStore {
     }
 }
 
+/// A lease that was taken in the chosen store.
+pub enum Taken {
+    /// In etcd.
+    Etcd(Box<etcd::Taken>),
+    /// From a server.
+    Remote(Box<remote::Taken>),
+}
+
 impl LeaseStore for ChosenStore {
+    type Taken = Taken;
+
     async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
         match self {
             Self::Etcd(store) => store.network_config().await,
@@ -49,15 +60,29 @@ impl LeaseStore for ChosenStore {
         }
     }
 
-    async fn acquire(
+    fn take(
         &mut self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        past: impl Into<Past> + Send,
-    ) -> Result<Lease, StoreError> {
+        past: Past,
+    ) -> BoxFuture<'static, Result<Taken, StoreError>> {
         match self {
-            Self::Etcd(store) => store.acquire(config, attrs, past).await,
-            Self::Remote(store) => store.acquire(config, attrs, past).await,
+            Self::Etcd(store) => {
+                let taking = store.take(config, attrs, past);
+                Box::pin(async move { taking.await.map(|taken| Taken::Etcd(Box::new(taken))) })
+            }
+            Self::Remote(store) => {
+                let taking = store.take(config, attrs, past);
+                Box::pin(async move { taking.await.map(|taken| Taken::Remote(Box::new(taken))) })
+            }
+        }
+    }
+
+    async fn hold(&mut self, taken: Taken) -> Lease {
+        match (self, taken) {
+            (Self::Etcd(store), Taken::Etcd(taken)) => store.hold(*taken).await,
+            (Self::Remote(store), Taken::Remote(taken)) => store.hold(*taken).await,
+            (_, _) => unreachable!("a store is given what it took, and stays of one kind"),
         }
     }
 

@@ -24,6 +24,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp};
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::task::JoinSet;
@@ -44,6 +45,7 @@ pub(super) mod departures;
 pub(crate) mod endpoint;
 mod grants;
 mod held;
+mod history;
 mod keeper;
 mod listing;
 mod records;
@@ -245,51 +247,72 @@ async fn publish(store: Arc<Store>, wanted: LeaseAttrs) -> Result<(), StoreError
     }
 }
 
+/// A lease in etcd that no store holds yet.
+pub struct Taken {
+    acquired: acquire::Acquired,
+    attrs: LeaseAttrs,
+}
+
 impl LeaseStore for EtcdStore {
+    type Taken = Taken;
+
     async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
         let (config, _) = config::read(&self.store).await?;
         self.store.config.note(config.as_ref());
         config::parse(&self.store, config.as_ref())
     }
 
-    async fn acquire(
+    fn take(
         &mut self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        past: impl Into<Past> + Send,
-    ) -> Result<Lease, StoreError> {
-        let attrs = self.with_owner(attrs);
-        let past = past.into();
-        let node = acquire::Node {
-            attrs: &attrs,
-            previous: past.previous,
-            restarted: !self.acquired,
-            may_ask: true,
-            has_own_address: past.has_own_address,
-            avoid: &self.avoid,
-        };
-        let acquired = acquire::acquire(&self.store, config, node).await?;
+        past: Past,
+    ) -> BoxFuture<'static, Result<Taken, StoreError>> {
+        let (store, config) = (Arc::clone(&self.store), config.clone());
+        let (attrs, restarted) = (self.with_owner(attrs), !self.acquired);
+        let (past, avoid) = (past, self.avoid.clone());
+        Box::pin(async move {
+            let node = acquire::Node {
+                attrs: &attrs,
+                previous: past.previous,
+                restarted,
+                may_ask: true,
+                has_own_address: past.has_own_address,
+                avoid: &avoid,
+            };
+            let acquired = acquire::acquire(&store, &config, node).await?;
+            Ok(Taken { acquired, attrs })
+        })
+    }
+
+    async fn hold(&mut self, taken: Taken) -> Lease {
+        let Taken { acquired, attrs } = taken;
         self.acquired = true;
         let lease = Lease {
             key: acquired.held.key,
             attrs,
             created: listing::to_unsigned(acquired.created),
         };
+        // Whoever writes or extends the former lease has it locked, and may wait for an answer.
+        self.tasks = JoinSet::new();
         let former = self.store.held.lock().await.replace(acquired.held);
-        if let Some(former) = former.filter(|former| former.key != lease.key) {
-            let subnet = former.key.to_string();
-            if let Err(error) = former.release(&self.store).await {
-                warn!(
-                    subnet,
-                    "failed to give up the lease that was held before: {error}"
-                );
-            }
-        }
         // The old watch may have seen it in the store, which the list has not.
         self.store.departures().forget(&lease.key);
         let events = self.start(Some(lease.key), Some(acquired.listing), acquired.aged);
         self.events = Some(events);
-        Ok(lease)
+        if let Some(former) = former.filter(|former| former.key != lease.key) {
+            let store = Arc::clone(&self.store);
+            self.tasks.spawn(async move {
+                let subnet = former.key.to_string();
+                if let Err(error) = former.release(&store).await {
+                    warn!(
+                        subnet,
+                        "failed to give up the lease that was held before: {error}"
+                    );
+                }
+            });
+        }
+        lease
     }
 
     async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use hyper::Method;
 use ipnet::IpNet;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -318,7 +319,15 @@ fn avoided(avoid: &Avoid, config: &NetworkConfig) -> String {
         .collect()
 }
 
+/// A lease that a server gave and that no store holds yet.
+pub struct Taken {
+    received: Received,
+    attrs: LeaseAttrs,
+}
+
 impl LeaseStore for RemoteStore {
+    type Taken = Taken;
+
     async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
         let text = self.shared.read_config().await?;
         let config = self.shared.parse_config(&text);
@@ -326,32 +335,40 @@ impl LeaseStore for RemoteStore {
         config
     }
 
-    async fn acquire(
+    fn take(
         &mut self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
-        past: impl Into<Past> + Send,
-    ) -> Result<Lease, StoreError> {
-        let shared = Arc::clone(&self.shared);
+        past: Past,
+    ) -> BoxFuture<'static, Result<Taken, StoreError>> {
+        let (shared, config) = (Arc::clone(&self.shared), config.clone());
         let attrs = self.with_owner(attrs);
-        let previous = past.into().previous;
+        let previous = past.previous;
         let previous = previous.map(|key| SubnetKey::new(key.v4, key.v6));
         let mut path = format!("/leases?restarted={}", self.terms == 0);
         if let Some(previous) = previous {
             let name = utf8_percent_encode(&previous.name(), NON_ALPHANUMERIC).to_string();
             path.push_str(&format!("&previous={name}"));
         }
-        path.push_str(&avoided(&self.avoid, config));
-        let question = shared.question(Method::POST, &path, attrs.to_json()?);
-        let answer = shared.servers.ask(&question).await?;
-        let received = shared.lease_in(&answer.body)?;
-        if !allocate::allows(config, &received.key) {
-            let text = format!(
-                "gave {}, which the network config does not allow",
-                received.key
-            );
-            return Err(shared.servers.nonsense(text));
-        }
+        path.push_str(&avoided(&self.avoid, &config));
+        Box::pin(async move {
+            let question = shared.question(Method::POST, &path, attrs.to_json()?);
+            let answer = shared.servers.ask(&question).await?;
+            let received = shared.lease_in(&answer.body)?;
+            if !allocate::allows(&config, &received.key) {
+                let text = format!(
+                    "gave {}, which the network config does not allow",
+                    received.key
+                );
+                return Err(shared.servers.nonsense(text));
+            }
+            Ok(Taken { received, attrs })
+        })
+    }
+
+    async fn hold(&mut self, taken: Taken) -> Lease {
+        let Taken { received, attrs } = taken;
+        let shared = Arc::clone(&self.shared);
         self.terms += 1;
         shared.lasts(received.ttl);
         let former = shared.held().replace(Held {
@@ -367,13 +384,15 @@ impl LeaseStore for RemoteStore {
         self.events = Some(events);
         if let Some(former) = former.filter(|former| former.key != received.key) {
             // Its subnet is free at once, or when it expires.
-            let _ = timeout(DEADLINE, give_back(&shared, &former)).await;
+            self.tasks.spawn(async move {
+                let _ = give_back(&shared, &former).await;
+            });
         }
-        Ok(Lease {
+        Lease {
             key: received.key,
             attrs,
             created: received.created,
-        })
+        }
     }
 
     async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {

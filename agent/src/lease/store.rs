@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -130,6 +131,12 @@ pub enum StoreEvent {
         /// What was found, in words.
         reason: String,
     },
+    /// The store has another history than before, as after restoring a backup. All leases follow as a snapshot, and the
+    /// own one is looked after.
+    AnotherHistory {
+        /// What showed it, in words.
+        reason: String,
+    },
     /// No server answers. Sent once, and again when the reason changes. What is known of leases still holds.
     Unreachable {
         /// Which servers, and why.
@@ -183,7 +190,10 @@ impl From<Option<SubnetKey>> for Past {
 }
 
 /// Where leases are kept: one etcd cluster, or in a test a table in memory.
-pub trait LeaseStore {
+pub trait LeaseStore: Send {
+    /// A lease that was taken and is not held yet.
+    type Taken: Send + 'static;
+
     /// Reads and validates the network config. One attempt, with a deadline.
     fn network_config(&mut self) -> impl Future<Output = Result<NetworkConfig, StoreError>> + Send;
 
@@ -192,15 +202,33 @@ pub trait LeaseStore {
     /// IP, the previous subnet if it is free, any free subnet. The second and third count only if whoever took them is not
     /// alive: a clone and its original have one owner id, and behind a NAT many have one address.
     ///
-    /// One attempt, in which lost races are retried. After success the store renews the lease by itself, and the next
-    /// lease event is a snapshot. Not cancel-safe in one harmless way: a cancelled attempt may hold a subnet until the
-    /// same node acquires again.
+    /// One attempt, in which lost races are retried: that may take minutes, in which the store goes on with what it has.
+    /// [`Self::hold`] takes up what comes of it. Not cancel-safe in one harmless way: a cancelled attempt may hold a
+    /// subnet until the same node acquires again.
+    fn take(
+        &mut self,
+        config: &NetworkConfig,
+        attrs: &LeaseAttrs,
+        past: Past,
+    ) -> BoxFuture<'static, Result<Self::Taken, StoreError>>;
+
+    /// Holds a lease that was taken, in place of the one before: the store renews it by itself, and the next lease event is
+    /// a snapshot. Asks nobody.
+    fn hold(&mut self, taken: Self::Taken) -> impl Future<Output = Lease> + Send;
+
+    /// Takes a lease and holds it.
     fn acquire(
         &mut self,
         config: &NetworkConfig,
         attrs: &LeaseAttrs,
         past: impl Into<Past> + Send,
-    ) -> impl Future<Output = Result<Lease, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Lease, StoreError>> + Send {
+        let taking = self.take(config, attrs, past.into());
+        async move {
+            let taken = taking.await?;
+            Ok(self.hold(taken).await)
+        }
+    }
 
     /// Publishes changed attributes with the lease that is held. Answers within seconds: after
     /// [`StoreError::Unreachable`] the store goes on trying by itself, for as long as it holds the lease.

@@ -22,6 +22,7 @@ use super::wireguard::Change as PeerChange;
 use super::{Kernel, KernelError, Refused, address, family, link, neighbor};
 use crate::hooks::CommandError;
 use crate::net::InterfaceName;
+use crate::service;
 use crate::state::{Change, Key, Link, LinkKind, Object, Route, Scope, Wireguard};
 
 /// Why a change did not come about.
@@ -190,6 +191,7 @@ impl Kernel {
         while !work.queue.is_empty() {
             let (indices, requests): (Vec<_>, Vec<_>) = work.queue.drain(..).unzip();
             let outcomes = self.socket.batch(&requests).await?;
+            service::step();
             for (index, outcome) in indices.into_iter().zip(outcomes) {
                 let Err(refused) = outcome else { continue };
                 self.note_refusal(work, index, refused);

@@ -213,6 +213,11 @@ async fn follow(mut store: EtcdStore, network: Arc<Network>) {
                 info!(endpoint, "connected to etcd");
                 network.set_trouble(None);
             }
+            StoreEvent::AnotherHistory { reason } => {
+                warn!(
+                    "etcd has another history than before, and all leases were listed again: {reason}"
+                );
+            }
             // This store holds no lease of its own.
             StoreEvent::Renewed { .. }
             | StoreEvent::RenewalFailed { .. }

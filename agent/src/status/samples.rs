@@ -43,6 +43,11 @@ pub(crate) fn full() -> Status {
             prefix: "/coreos.com/network".to_owned(),
             server: Some("https://10.77.0.2:2379".to_owned()),
             trouble: Some("etcd gave no answer within 5 s".to_owned()),
+            history: History {
+                changes: 2,
+                last_time: Some(NOW - 5 * MINUTE),
+                last_reason: Some("the revision is 40, and was 1234".to_owned()),
+            },
         },
         network: Some(Network {
             ipv4: Some("10.5.0.0/16".parse().unwrap()),
@@ -197,6 +202,7 @@ pub(crate) fn healthy() -> Status {
             servers: vec!["http://10.77.0.1:2379".to_owned()],
             server: Some("http://10.77.0.1:2379".to_owned()),
             trouble: None,
+            history: History::default(),
             ..full.store
         },
         network: full.network.map(|network| Network {
@@ -343,6 +349,7 @@ pub(crate) fn joining() -> Status {
         time: NOW,
         store: Store {
             server: None,
+            history: History::default(),
             ..full.store
         },
         kernel: Kernel {

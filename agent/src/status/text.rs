@@ -99,7 +99,7 @@ impl Page {
             Some(lease) => self.lease(lease, now, stopped),
             None => self.line("Lease", "none"),
         }
-        self.store(&status.store, stopped);
+        self.store(&status.store, now, stopped);
         match &status.network {
             Some(network) => self.network(network),
             None => self.line("Network", unknown),
@@ -200,7 +200,7 @@ impl Page {
         }
     }
 
-    fn store(&mut self, store: &Store, stopped: bool) {
+    fn store(&mut self, store: &Store, now: u64, stopped: bool) {
         if store.kind.is_empty() {
             self.line("Store", "not known");
             return;
@@ -222,6 +222,16 @@ impl Page {
         }
         if let Some(trouble) = &store.trouble {
             self.toned("", if stopped { Tone::Dim } else { Tone::Bad }, trouble);
+        }
+        let history = &store.history;
+        if let (Some(at), Some(reason)) = (history.last_time, &history.last_reason) {
+            let how_often = match history.changes {
+                1 => String::new(),
+                more => format!("{}, last ", times(more)),
+            };
+            let at = ago(now, at);
+            let text = format!("restored from a backup or made anew {how_often}{at}: {reason}");
+            self.toned("", Tone::Warn, &text);
         }
     }
 

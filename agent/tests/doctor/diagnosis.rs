@@ -20,6 +20,11 @@ impl Diagnosis {
         Self::with(host, &[])
     }
 
+    /// The same with packets that look like an attack.
+    pub(crate) fn deep(host: &Host) -> Self {
+        Self::with(host, &["--deep"])
+    }
+
     /// The same without a packet to peers, some of which may be made up.
     pub(crate) fn without_probes(host: &Host) -> Self {
         Self::with(host, &["--no-probes"])

@@ -44,7 +44,7 @@ fn pair(families: &str, backend: &str) -> (Store, Host, Host) {
 }
 
 fn finds_nothing(host: &Host) {
-    let diagnosis = Diagnosis::of(host);
+    let diagnosis = Diagnosis::deep(host);
     for check in CHECKS {
         assert!(diagnosis.of_check(check).is_empty(), "{diagnosis:#?}");
         assert!(
@@ -56,7 +56,7 @@ fn finds_nothing(host: &Host) {
 
 /// Asserts that of our checks this one alone finds something.
 fn finds(host: &Host, check: &str, remedy: &str) -> Finding {
-    let diagnosis = Diagnosis::of(host);
+    let diagnosis = Diagnosis::deep(host);
     for other in CHECKS.into_iter().filter(|other| *other != check) {
         assert!(diagnosis.of_check(other).is_empty(), "{diagnosis:#?}");
     }
@@ -182,7 +182,7 @@ fn silence_of_one_of_two_nodes_with_one_address_is_not_laid_to_the_network() {
     wait_until("the lease to be programmed", || {
         one.namespace.ip("route show").contains("10.5.250.0")
     });
-    let diagnosis = Diagnosis::of(&one);
+    let diagnosis = Diagnosis::deep(&one);
     diagnosis.assert_finds("duplicate-address", "etcdctl del");
     for check in CHECKS {
         assert!(diagnosis.of_check(check).is_empty(), "{diagnosis:#?}");
@@ -304,7 +304,7 @@ fn long_packets_are_lost_where_the_underlay_answers_no_echoes() {
 fn filter_that_keeps_echoes_in_is_told_as_what_was_not_looked_at() {
     let (_store, one, _two) = pair(V4, r#""Type":"vxlan""#);
     drop_in(&one.namespace, "output", "icmp type echo-request");
-    let report = Diagnosis::of(&one).report;
+    let report = Diagnosis::deep(&one).report;
     for check in CHECKS {
         let mut unchecked = report.unchecked.iter();
         let ours = unchecked.find(|unchecked| unchecked.check == check);
@@ -333,7 +333,7 @@ fn peer_with_a_broken_device_sends_wrong_checksums() {
             let counters = one.namespace.run("nstat -asz UdpInCsumErrors");
             !counters.contains("UdpInCsumErrors                 0 ")
         });
-        let diagnosis = Diagnosis::of(&one);
+        let diagnosis = Diagnosis::deep(&one);
         done.store(true, Ordering::Relaxed);
         let finding = diagnosis.assert_finds("checksum-offload", "tx-checksum-ip-generic off");
         finding.clone()
@@ -373,6 +373,47 @@ fn send_damaged(from: &Host, to: &Host, done: &AtomicBool) {
         sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::empty()).expect("to send");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Neither to a healthy peer nor to one that does not answer.
+#[test]
+fn what_looks_like_an_attack_is_sent_on_request_alone() {
+    let (store, one, two) = pair(V4, r#""Type":"vxlan""#);
+    let nft = |line: &str| two.namespace.run(&format!("nft {line}"));
+    nft("add table inet watch");
+    nft("add chain inet watch in { type filter hook prerouting priority -500 ; }");
+    // Addresses of the overlay on the underlay, and of the underlay in the overlay, are forged.
+    for suspicious in [
+        "tcp dport 9",
+        "iifname eth0 icmp type echo-request ip saddr 10.5.0.0/16",
+        "iifname flannel.1 icmp type echo-request ip saddr 10.77.0.0/24",
+    ] {
+        nft(&format!("add rule inet watch in {suspicious} counter"));
+    }
+    let seen = || {
+        let shown = nft("list chain inet watch in");
+        shown.matches("counter packets ").count() - shown.matches("counter packets 0 ").count()
+    };
+    let diagnosis = Diagnosis::of(&one);
+    diagnosis.assert_silent();
+    assert_eq!(seen(), 0);
+    // What the peer sends gets here, so that it is worth while to look for the direction.
+    drop_at_port(&store, 2, "udp dport 8472");
+    let finding = |diagnosis: &Diagnosis| {
+        let found = CHECKS.iter().flat_map(|check| diagnosis.of_check(check));
+        found
+            .map(|finding| finding.remedy.join("\n"))
+            .collect::<Vec<_>>()
+    };
+    let found = finding(&Diagnosis::of(&one));
+    assert!(found.len() == 1 && found[0].contains("--deep"), "{found:?}");
+    assert_eq!(seen(), 0, "{}", nft("list chain inet watch in"));
+    let found = finding(&Diagnosis::deep(&one));
+    assert!(
+        found.len() == 1 && !found[0].contains("--deep"),
+        "{found:?}"
+    );
+    assert!(seen() > 0, "{}", nft("list chain inet watch in"));
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod events;
 mod failures;
 mod families;
 mod grace;
+mod history;
 mod identity;
 mod keeping;
 mod lost_replies;
@@ -145,6 +146,18 @@ async fn change_of(store: &mut EtcdStore, name: &str) -> Option<Lease> {
             .find(|lease| lease.key == key)
             .map(Some)
             .or_else(|| removed.contains(&key).then_some(None)),
+        _ => None,
+    })
+    .await
+}
+
+/// Waits until a lease is told of, by a change or in a snapshot.
+async fn lease_of(store: &mut EtcdStore, name: &str) -> Lease {
+    let key = key(name);
+    wait_for(store, name, |event| match event {
+        StoreEvent::Peers(
+            LeaseEvent::Changes { set: leases, .. } | LeaseEvent::Snapshot { leases, .. },
+        ) => leases.into_iter().find(|lease| lease.key == key),
         _ => None,
     })
     .await

@@ -213,7 +213,9 @@ async fn a_user_with_rights_to_the_prefix_only_is_enough() {
     changed.backend_data = None;
     store.update(&changed).await.unwrap();
     wait_for(&mut store, "own update", |event| match event {
-        StoreEvent::Peers(LeaseEvent::Changes { set, .. }) => set
+        StoreEvent::Peers(
+            LeaseEvent::Changes { set: leases, .. } | LeaseEvent::Snapshot { leases, .. },
+        ) => leases
             .iter()
             .any(|lease| lease.key == own.key && lease.attrs.backend_data.is_none())
             .then_some(()),

@@ -1,7 +1,7 @@
 //! An etcd server of a test's own, on loopback.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -147,6 +147,40 @@ impl Server {
         std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
     }
 
+    /// Writes a backup of the data.
+    pub(crate) fn save(&self) -> PathBuf {
+        let backup = self.dir.path().join("backup");
+        etcdctl(
+            Command::new("etcdctl")
+                .arg(format!("--endpoints={}", self.url()))
+                .args(["snapshot", "save"])
+                .arg(&backup),
+        );
+        backup
+    }
+
+    /// Makes the next start begin with the data of a backup. The cluster ID is made from the token and the addresses, which
+    /// stay as they are; the usual token is `etcd-cluster`.
+    pub(crate) fn restore(&mut self, backup: &Path, token: &str) {
+        self.forget();
+        etcdctl(
+            Command::new("etcdctl")
+                .args(["snapshot", "restore"])
+                .arg(backup)
+                .arg(format!("--name={}", self.peer))
+                .arg(format!(
+                    "--data-dir={}",
+                    self.dir.path().join("data").display()
+                ))
+                .arg(format!("--initial-cluster={}", self.as_member()))
+                .arg(format!("--initial-cluster-token={token}"))
+                .arg(format!(
+                    "--initial-advertise-peer-urls=http://{}",
+                    self.peer
+                )),
+        );
+    }
+
     /// Stops the process as a frozen machine would be: its connections stay open, and nothing answers.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
@@ -210,6 +244,13 @@ impl Server {
         change(&mut settings);
         EtcdStore::new(settings, owner.to_owned()).unwrap()
     }
+}
+
+fn etcdctl(command: &mut Command) {
+    let output = command.env("ETCDCTL_API", "3").output();
+    let output = output.expect("etcdctl (package etcd-client) is needed for this test");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} failed: {stderr}");
 }
 
 impl Drop for Server {

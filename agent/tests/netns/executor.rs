@@ -307,6 +307,43 @@ fn without_next_hop_objects_routes_carry_their_gateways() {
     });
 }
 
+/// On such kernels a route over the underlay is known by its destination.
+#[test]
+fn a_network_that_shrinks_leaves_no_route_behind() {
+    let host = Host::new();
+    block_on(async {
+        let near = |n: u16, last: u8| {
+            let mut peer = peer(n);
+            peer.attrs.public_ip = Some(Ipv4Addr::new(192, 0, 2, last));
+            peer.attrs.backend_type = "host-gw".into();
+            peer.attrs.backend_data = None;
+            peer
+        };
+        let (stays, goes) = (near(1, 11), near(0x8001, 12));
+        let kernel = Kernel::open().unwrap().without_next_hops();
+        let config = r#"{"Type":"host-gw"}"#;
+        let mut agent = host.agent_with(kernel, 0, config, &[stays, goes]).await;
+        agent.resync().await;
+        let routes = || host.ns.ip("route show proto 83");
+        assert!(routes().contains("10.128.1.0/24"), "{}", routes());
+
+        let mut scope = agent.backend.scope();
+        scope.networks = vec!["10.0.0.0/9".parse().unwrap()];
+        agent.plan.remove_peer(&subnet(0x8001));
+        agent.reconciler.set_desired(agent.plan.state());
+        agent.reconciler.set_scope(scope.clone());
+        agent.resync().await;
+        assert!(routes().contains("10.0.1.0/24"), "{}", routes());
+        assert!(!routes().contains("10.128.1.0/24"), "{}", routes());
+        // From then on what is there is somebody else's.
+        agent.reconciler.set_networks(scope.networks);
+        host.ns
+            .ip("route add 10.128.1.0/24 via 192.0.2.12 proto 83");
+        agent.resync().await;
+        assert!(routes().contains("10.128.1.0/24"), "{}", routes());
+    });
+}
+
 #[test]
 fn routes_are_known_by_their_next_hops_alone() {
     let host = Host::new();

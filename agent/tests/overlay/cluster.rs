@@ -152,6 +152,75 @@ impl Store {
         }
     }
 
+    /// Starts a way to etcd that holds back each message of a client for a second while there is a file `slow`. It ends with
+    /// the child that is returned.
+    pub(crate) fn start_relay(&self, port: u16, slow: &std::path::Path) -> Child {
+        const RELAY: &str = r#"
+import os, socket, sys, threading, time
+port, slow = int(sys.argv[1]), sys.argv[2]
+def pump(source, sink, waits):
+    try:
+        while data := source.recv(65536):
+            if waits and os.path.exists(slow):
+                time.sleep(1)
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+server = socket.create_server(("10.77.0.1", port))
+print("up", flush=True)
+while True:
+    client, _ = server.accept()
+    etcd = socket.create_connection(("10.77.0.1", 2379))
+    for way in [(client, etcd, True), (etcd, client, False)]:
+        threading.Thread(target=pump, args=way, daemon=True).start()
+"#;
+        let mut relay = self
+            .namespace
+            .command("python3")
+            .args(["-c", RELAY, &port.to_string()])
+            .arg(slow)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3");
+        let mut up = [0; 3];
+        let output = relay.stdout.as_mut().expect("its output");
+        std::io::Read::read_exact(output, &mut up).expect("the relay to come up");
+        relay
+    }
+
+    /// Writes a backup of what etcd has.
+    pub(crate) fn save(&self) {
+        let backup = self.backup();
+        self.etcdctl(&["snapshot", "save", &backup]);
+    }
+
+    /// Makes the next start of the only member begin with the backup. The cluster's ID stays as it was.
+    pub(crate) fn restore(&self) {
+        assert!(self.members.is_empty(), "etcd runs");
+        let data = self.data.path().join("data1");
+        fs::remove_dir_all(&data).expect("etcd's data");
+        let restored = self
+            .namespace
+            .command("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["snapshot", "restore", &self.backup()])
+            .args([
+                "--name=member1",
+                "--initial-cluster=member1=http://10.77.0.1:2380",
+            ])
+            .arg("--initial-advertise-peer-urls=http://10.77.0.1:2380")
+            .arg("--data-dir")
+            .arg(data)
+            .output()
+            .expect("etcdctl");
+        assert!(restored.status.success(), "{restored:?}");
+    }
+
+    fn backup(&self) -> String {
+        self.data.path().join("backup").display().to_string()
+    }
+
     fn endpoints(&self) -> String {
         let urls: Vec<_> = (1..=self.size)
             .map(|member| format!("{}://10.77.0.{member}:2379", self.scheme()))

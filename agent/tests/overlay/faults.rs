@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use crate::cluster::{NETWORK, Store, pair};
 use crate::wait::wait_until;
 
@@ -93,6 +95,57 @@ fn changes_made_behind_a_partition_and_a_compaction_arrive() {
         routes.contains("10.5.251.0/24") && !routes.contains("10.5.250.0/24")
     });
     one.wait_reaches(&two);
+}
+
+/// The agent hears of etcd again when that is beyond all that it has seen, with the cluster ID that it knows.
+#[test]
+fn restored_etcd_that_went_further_is_followed_and_told_of() {
+    let (mut store, one, mut two) = pair();
+    let former = two.lease_key();
+    two.kill_agent();
+    store.save();
+    for last in 90..96 {
+        store.put_lease(
+            "10.5.250.0-24",
+            &GHOST.replace("0.99", &format!("0.{last}")),
+        );
+    }
+    let has = |subnet: &str| {
+        one.namespace
+            .ip("route show")
+            .contains(&subnet.replace('-', "/"))
+    };
+    wait_until("the route of the lease that is not in the backup", || {
+        has("10.5.250.0-24")
+    });
+    store.stop_etcd();
+    one.signal_agent(Signal::SIGSTOP);
+    store.restore();
+    store.start_etcd();
+    store.put_lease("10.5.251.0-24", GHOST);
+    store.etcdctl(&["del", &format!("/coreos.com/network/subnets/{former}")]);
+    for _ in 0..30 {
+        store.etcdctl(&["put", "/else/where", "something"]);
+    }
+    one.signal_agent(Signal::SIGCONT);
+
+    wait_until("the peers to be what etcd has", || {
+        has("10.5.251.0-24") && !has("10.5.250.0-24") && !has(&former)
+    });
+    let mut keys = [one.lease_key(), "10.5.251.0-24".to_owned()];
+    keys.sort();
+    assert_eq!(store.lease_keys(), keys);
+    let status: serde_json::Value =
+        serde_json::from_str(&one.ask("/v1/status").1).expect("the status");
+    let history = &status["store"]["history"];
+    assert_eq!(history["changes"], 1, "{history}");
+    assert!(history["last_time"].as_u64() > Some(0), "{history}");
+    let text = one.selvage("status").output().expect("selvage status");
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(
+        text.contains("restored from a backup or made anew "),
+        "{text}"
+    );
 }
 
 #[test]

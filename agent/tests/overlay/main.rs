@@ -38,6 +38,7 @@ mod readiness;
 mod reload;
 mod secrets;
 mod status;
+mod stuck;
 mod survival;
 mod traffic;
 mod underlay;

@@ -169,6 +169,50 @@ fn settings_are_followed_named_or_refused() {
 }
 
 #[test]
+fn an_address_that_is_taken_is_no_change() {
+    let store = Store::start(NETWORK);
+    let mut one = store.host(1);
+    let file = NamedTempFile::new().expect("the settings");
+    let set = |text: &str| fs::write(file.path(), text).expect("the settings");
+    one.arguments = vec!["--config".to_owned(), file.path().display().to_string()];
+    set("[health]\nport = 9101\n");
+    one.start_agent();
+    one.wait_ready();
+    let mut taken = one
+        .namespace
+        .command("python3")
+        .args(["-c", "import socket, time; s = socket.create_server(('', 9102)); print('up', flush=True); time.sleep(1000)"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("python3");
+    let output = taken.stdout.as_mut().expect("its output");
+    std::io::Read::read_exact(output, &mut [0; 3]).expect("the listener to come up");
+    set("[health]\nport = 9102\n[agent]\nresync = 299\n");
+    hang_up(&mut one);
+    let log = one.log();
+    assert!(log.contains("they stay where they were"), "{log}");
+    assert!(
+        log.contains("a setting changed key=\"agent.resync\""),
+        "{log}"
+    );
+    assert!(!log.contains("health.address"), "{log}");
+    assert!(
+        log.contains("settings reloaded changed=1 waiting_for_restart=0"),
+        "{log}"
+    );
+    assert!(answers_at(&one, 9101));
+    // What holds the address back may go; another reload moves the endpoints then.
+    taken.kill().expect("to kill the listener");
+    taken.wait().expect("the listener's end");
+    hang_up(&mut one);
+    assert!(answers_at(&one, 9102) && !answers_at(&one, 9101));
+    assert!(
+        one.log()
+            .contains("a setting changed key=\"health.address\"")
+    );
+}
+
+#[test]
 fn another_password_is_taken_before_and_after_joining() {
     let mut store = Store::start(NETWORK);
     protect(&mut store, "first");

@@ -6,7 +6,6 @@ use crate::settings;
 impl Overlay {
     /// Takes over other settings for the firewall. Nothing is programmed yet.
     pub(crate) fn set_firewall(&mut self, settings: &settings::Firewall) {
-        self.firewall.set_mode(settings.mode, settings.resync);
         self.firewall_settings = settings.clone();
     }
 }

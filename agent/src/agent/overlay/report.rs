@@ -64,7 +64,7 @@ impl Overlay {
         let (programmed, programmed_time) = self.journal.firewall;
         Firewall {
             wanted: self.firewall_settings.mode.to_string(),
-            mode: self.firewall.effective().map(|mode| mode.to_string()),
+            mode: self.firewall_mode.map(|mode| mode.to_string()),
             masquerade: self.firewall_settings.masquerade,
             forward: self.firewall_settings.forward,
             programmed,

@@ -13,7 +13,7 @@ impl Overlay {
         let (firewall_updates, _) = self.journal.firewall;
         metrics::Overlay {
             backend: self.backend.kind(),
-            firewall: self.firewall.effective().map(|mode| mode.to_string()),
+            firewall: self.firewall_mode.map(|mode| mode.to_string()),
             underlay: self.underlay.name.to_string(),
             peers: self.peers(),
             peers_failed: self.count_failed(),

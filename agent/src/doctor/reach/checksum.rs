@@ -72,10 +72,13 @@ fn count_v6(snmp6: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// Lets peers answer by TCP over the overlay; what they answer does not matter.
-pub(super) async fn provoke(paths: &[Path]) {
+/// Lets peers answer by TCP over the overlay, if that is allowed; what they answer does not matter.
+pub(super) async fn provoke(ground: &Ground) {
+    if !ground.deep {
+        return;
+    }
     // Of a gateway, nobody has the overlay address.
-    let asked = paths.iter().filter(|path| path.tunnel.is_some());
+    let asked = ground.paths.iter().filter(|path| path.tunnel.is_some());
     let asked = asked.take(MOST_ASKED).map(|path| async {
         let _ = timeout(PATIENCE / 4, super::answers(path.over)).await;
     });
@@ -93,7 +96,7 @@ pub(super) async fn listen(ground: &Ground) -> io::Result<Vec<Corruption>> {
     let mut seen: BTreeMap<(usize, Layer), u32> = BTreeMap::new();
     let deadline = Instant::now() + PATIENCE;
     let provoking = async {
-        provoke(&ground.paths).await;
+        provoke(ground).await;
         std::future::pending::<()>().await;
     };
     tokio::pin!(provoking);

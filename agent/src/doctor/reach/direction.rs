@@ -8,7 +8,7 @@
 //!   comes over the underlay            comes over the overlay device
 //! ```
 //!
-//! The echoes are put onto the devices themselves, past the rules that would translate their addresses. A peer that does not
+//! Both look forged to others, and are sent with `--deep` alone. The echoes are put onto the devices themselves, past the rules that would translate their addresses. A peer that does not
 //! take packets from addresses that it would reach over another device (`rp_filter=1`), or a network that lets no foreign
 //! source addresses pass, hides both directions. Beside this, the underlay shows whether encapsulated packets leave, and
 //! whether the peer's come in, which is before this host's packet filter sees them.
@@ -139,6 +139,7 @@ pub(super) async fn look(
                 .copied();
             // IP in IP needs the route that a packet came by; WireGuard takes no foreign addresses.
             let (forward, backward) = match tunnel.carrier {
+                _ if !ground.deep => (false, false),
                 Carrier::Vxlan { .. } => (mac.is_some(), true),
                 Carrier::Udp => (true, true),
                 Carrier::Ipip => (false, true),

@@ -196,16 +196,24 @@ impl Group<'_> {
             PEER_UNREACHABLE,
             Severity::Warning,
             what,
-            "The machine is down, gone, or cut off from this one; or it drops both echoes and TCP connections. Its \
-             containers are not reached from here. Its lease stays until it expires."
-                .to_owned(),
-            vec![
+            format!(
+                "The machine is down, gone, or cut off from this one, and then its containers are not reached from here; or \
+                 it {}. Its lease stays until it expires.",
+                match self.ground.deep {
+                    true => "drops both echoes and TCP connections",
+                    false => "drops echoes alone, and all is well",
+                }
+            ),
+            [
                 format!(
                     "see whether it is on the network: ip route get {under}; ip neighbor show {under}"
                 ),
                 "if it is gone for good, delete its lease: selvage network leases lists them; etcdctl del KEY"
                     .to_owned(),
-            ],
+            ]
+            .into_iter()
+            .chain(self.deeper("whether it only drops echoes"))
+            .collect(),
         )
     }
 
@@ -219,6 +227,7 @@ impl Group<'_> {
             |whose: &str, by: String| format!("let {carried} come in from all nodes {whose}: {by}");
         let hidden = match self.tunnel().map(|tunnel| tunnel.carrier) {
             Some(Carrier::Wireguard) => "encrypted packets do not tell",
+            _ if !self.ground.deep => "the packets that would tell were not sent",
             _ => {
                 "the peer or the network may not let the packets pass that would tell (rp_filter=1, protection against \
                  forged addresses)"
@@ -290,8 +299,20 @@ impl Group<'_> {
             ),
         };
         remedy.push("run selvage doctor on the peer as well: it sees the other side".to_owned());
+        remedy.extend(
+            self.deeper("in which direction packets are lost, and whether it is echoes alone"),
+        );
         remedy.extend(self.without_checksum());
         self.write(check, Severity::Error, what, why, remedy)
+    }
+
+    /// Where more can be found out by packets that were not sent.
+    fn deeper(&self, what: &str) -> Option<String> {
+        (!self.ground.deep).then(|| {
+            format!(
+                "to see {what}: selvage doctor --deep, which sends packets that look like an attack to others on the network"
+            )
+        })
     }
 
     /// What to try where outer checksums are in use, which devices get wrong.
@@ -431,6 +452,7 @@ mod tests {
             mtu: 1450,
             paths: (1..=peers).map(path).collect(),
             drawn_from: None,
+            deep: true,
         }
     }
 

@@ -64,6 +64,8 @@ pub(super) struct Ground {
     pub(super) paths: Vec<Path>,
     /// How many peers there are, where not all of them are looked at.
     pub(super) drawn_from: Option<usize>,
+    /// Whether packets may be sent that look like an attack.
+    pub(super) deep: bool,
 }
 
 impl Ground {
@@ -71,7 +73,7 @@ impl Ground {
     ///
     /// # Errors
     /// The kernel cannot be talked to.
-    pub(super) async fn find(status: &Status) -> Result<Option<Self>, KernelError> {
+    pub(super) async fn find(status: &Status, deep: bool) -> Result<Option<Self>, KernelError> {
         let (Some(network), Some(underlay), Some(lease)) =
             (&status.network, &status.underlay, &status.lease)
         else {
@@ -126,6 +128,7 @@ impl Ground {
             mtu: usize::try_from(network.mtu).unwrap_or_default(),
             paths,
             drawn_from: (all > MOST_PEERS).then_some(all),
+            deep,
         }))
     }
 }

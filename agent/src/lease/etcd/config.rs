@@ -41,16 +41,15 @@ pub enum Expected {
 #[derive(Debug, Default)]
 pub(super) struct Known(Mutex<Option<State>>);
 
-/// The revision of the last change; `None` if there is no config.
-type State = Option<i64>;
+/// `None` if there is no config. Another history may have another text at the same revision.
+type State = Option<StoredConfig>;
 
 impl Known {
     /// Notes a state. Whether another one was known before.
     pub(super) fn note(&self, config: Option<&StoredConfig>) -> bool {
-        let state = config.map(|config| config.revision);
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = known.replace(state);
-        before.is_some_and(|before| before != state)
+        let before = known.replace(config.cloned());
+        before.is_some_and(|before| before.as_ref() != config)
     }
 }
 
@@ -110,16 +109,27 @@ mod tests {
     #[test]
     fn only_a_state_other_than_the_known_one_is_news() {
         let known = Known::default();
-        let config = |revision| {
+        let config = |revision, text: &str| {
             Some(StoredConfig {
-                text: String::new(),
+                text: text.to_owned(),
                 revision,
             })
         };
-        let news: Vec<_> = [config(3), config(3), config(5), None, None, config(2)]
-            .iter()
-            .map(|config| known.note(config.as_ref()))
-            .collect();
-        assert_eq!(news, [false, false, true, true, false, true]);
+        let news: Vec<_> = [
+            (config(3, "{}"), false),
+            (config(3, "{}"), false),
+            (config(5, "{}"), true),
+            (None, true),
+            (None, false),
+            (config(2, "{}"), true),
+            // The same revision of another history.
+            (config(2, "[]"), true),
+        ]
+        .map(|(config, is_news)| (known.note(config.as_ref()), is_news))
+        .into();
+        assert!(
+            news.iter().all(|(noted, is_news)| noted == is_news),
+            "{news:?}"
+        );
     }
 }

@@ -155,10 +155,13 @@ async fn grant(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreErr
         })
         .await;
     match granted {
-        Ok(response) => Ok(Some(EtcdLease {
-            id: response.id(),
-            ttl: seconds(response.ttl()),
-        })),
+        Ok(response) => {
+            servers.history.heard_of(response.header());
+            Ok(Some(EtcdLease {
+                id: response.id(),
+                ttl: seconds(response.ttl()),
+            }))
+        }
         // An earlier request of ours, whose reply was lost, or a spare one.
         Err(StoreError::Refused {
             code: code::FAILED_PRECONDITION,

@@ -252,6 +252,7 @@ pub(super) async fn lifetime(servers: &Servers, id: i64) -> Result<Option<EtcdLe
     let response = servers
         .call(|mut client| async move { client.lease_time_to_live(id, None).await })
         .await?;
+    servers.history.heard_of(response.header());
     Ok((response.ttl() >= 0).then(|| EtcdLease {
         id,
         ttl: seconds(response.granted_ttl()),

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use etcd_client::{GetOptions, GetResponse, KeyValue};
 use tracing::warn;
 
+use super::history::{Extent, Print};
 use super::servers::{Servers, code};
 use super::settings::Keys;
 use crate::go_json::shorten;
@@ -24,6 +25,8 @@ const PAGE: i64 = 5000;
 pub(super) struct Listing {
     pub(super) revision: i64,
     pub(super) entries: Vec<Entry>,
+    /// All keys, also those that name no subnet.
+    pub(super) extent: Extent,
 }
 
 /// One lease key.
@@ -107,6 +110,10 @@ async fn list_by(
     page: i64,
 ) -> Result<Listing, StoreError> {
     let mut entries = Vec::new();
+    let mut extent = Extent {
+        asked: servers.history.mark(),
+        ..Extent::default()
+    };
     let mut start = keys.subnets.clone().into_bytes();
     let mut revision = 0;
     loop {
@@ -116,7 +123,10 @@ async fn list_by(
             .with_revision(revision);
         let mut response = get(servers, &start, options).await?;
         if revision == 0 {
-            revision = response.header().map_or(0, |header| header.revision());
+            let header = response.header();
+            revision = header.map_or(0, |header| header.revision());
+            extent.cluster = header.map_or(0, |header| header.cluster_id());
+            extent.revision = revision;
         }
         let (more, kvs) = (response.more(), response.take_kvs());
         if let Some(last) = kvs.last() {
@@ -125,8 +135,13 @@ async fn list_by(
         }
         let done = kvs.is_empty() || !more;
         entries.extend(kvs.iter().filter_map(|kv| reports.entry(keys, kv)));
+        extent.prints.extend(kvs.iter().map(Print::new));
         if done {
-            return Ok(Listing { revision, entries });
+            return Ok(Listing {
+                revision,
+                entries,
+                extent,
+            });
         }
     }
 }
@@ -137,7 +152,8 @@ pub(super) async fn get(
     key: &[u8],
     options: GetOptions,
 ) -> Result<GetResponse, StoreError> {
-    servers
+    let asked = servers.history.mark();
+    let response = servers
         .call(|client| {
             let (key, options) = (key.to_vec(), options.clone());
             async move {
@@ -146,7 +162,12 @@ pub(super) async fn get(
                 client.get(key, Some(options)).await
             }
         })
-        .await
+        .await?;
+    let header = response.header();
+    // Reads are linearizable: none may be older than what any member has said before.
+    let revision = header.map(|header| header.revision());
+    servers.history.heard(header, asked, revision);
+    Ok(response)
 }
 
 /// Which unreadable keys were reported already, so that each is once, and again only when its content changes.

@@ -13,6 +13,7 @@ use tracing::debug;
 
 use super::DEADLINE;
 use super::endpoint::Endpoint;
+use super::history::History;
 use super::settings::EtcdSettings;
 use crate::lease::StoreError;
 use crate::lease::etcd::SettingsError;
@@ -40,6 +41,8 @@ pub(super) struct Servers {
     settings: EtcdSettings,
     endpoints: Vec<Endpoint>,
     state: Mutex<State>,
+    /// What the watch rests on, which the answers to all requests must fit.
+    pub(super) history: History,
 }
 
 struct State {
@@ -74,6 +77,7 @@ impl Servers {
                 current: 0,
                 clients,
             }),
+            history: History::default(),
             settings,
         }
     }

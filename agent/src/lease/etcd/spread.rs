@@ -9,12 +9,9 @@ use std::time::Duration;
 
 use crate::retry::next_random;
 
-/// For reading all leases again, or taking a lost one again, which includes that. A server answers some hundred lists of
-/// 10,000 leases in a second.
+/// For reading all leases again, as whoever opens a watch anew does, or taking a lost one again, which includes that. A
+/// server answers some hundred lists of 10,000 leases in a second.
 pub(super) const LIST: Duration = Duration::from_millis(1);
-
-/// For connecting to another server and opening the watch there.
-pub(super) const CONNECT: Duration = Duration::from_micros(200);
 
 /// Nobody waits longer, however large the cluster says it is: leases are written by others.
 const LONGEST: Duration = Duration::from_secs(10);

@@ -1,16 +1,16 @@
-//! The task that follows all leases and the network config: list once, then watch from there, and start over where that
-//! is not possible.
+//! The task that follows all leases and the network config: list, then watch from there, and start over when that ends.
 //!
-//! Neither a broken stream nor a changed server loses an event: the watch resumes at the revision after the last one
-//! seen, and where etcd no longer has that (compaction, a restored backup), everything is listed again and reported as a
-//! snapshot. The config is read whenever a watch begins, and watched from there.
+//! Neither a broken stream nor a changed server loses an event: whenever a watch begins, everything is listed again and
+//! reported as a snapshot. To go on at the revision after the last one seen would be less work, and wrong in [another
+//! history](super::history), which may have that revision as well. The config is read whenever a watch begins, and watched
+//! from there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Error, Event, EventType, WatchFilterType, WatchOptions, WatchResponse, WatchStream,
+    Error, Event, EventType, GetOptions, WatchFilterType, WatchOptions, WatchResponse, WatchStream,
 };
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -18,9 +18,9 @@ use tracing::{debug, info, warn};
 
 use super::challenge;
 use super::config::{self, StoredConfig};
-use super::listing::{LONGEST_MESSAGE, Listing, is_compaction, list};
+use super::listing::{LONGEST_MESSAGE, Listing, get, is_compaction, list};
 use super::servers::{Connection, code};
-use super::spread::{CONNECT, LIST, spread};
+use super::spread::{LIST, spread};
 use super::{DEADLINE, Store};
 use crate::lease::{Lease, LeaseEvent, StoreError, StoreEvent, SubnetKey};
 use crate::retry::{Backoff, random_seed};
@@ -47,7 +47,7 @@ pub(super) struct Watcher {
     /// The start of the questions whether this node is alive.
     questions: Option<String>,
     backoff: Backoff,
-    /// The revision from which nothing was seen yet; `None` if all is to be listed first.
+    /// Where to watch from, if all was just listed.
     next: Option<i64>,
     said: Said,
     seed: u64,
@@ -70,11 +70,11 @@ enum Said {
 
 /// Why following ended.
 enum Stop {
-    /// The stream broke after it had worked; what is known is still good.
+    /// The stream broke after it had worked.
     Broken,
     /// No stream could be had.
     Failed(StoreError),
-    /// The stream cannot be resumed where it ended.
+    /// The stream does not follow from what was listed, or skips something.
     Outdated,
     /// Nobody wants the events.
     Unwanted,
@@ -107,10 +107,13 @@ impl Watcher {
 
     /// Runs until the store is dropped. `listing`: what is known already.
     pub(super) async fn run(mut self, listing: Option<Listing>) {
-        if let Some(listing) = listing
-            && self.snapshot(listing).await.is_err()
-        {
-            return;
+        if let Some(listing) = listing {
+            match self.take_in(listing).await {
+                Ok((next, _)) => self.next = Some(next),
+                Err(Stop::Unwanted) => return,
+                // All is listed once more, and what was to be found out by that.
+                Err(_) => {}
+            }
         }
         let mut interrupted = false;
         loop {
@@ -119,8 +122,7 @@ impl Watcher {
                 Err(stop) => stop,
             };
             match stop {
-                Stop::Broken => {}
-                Stop::Outdated => self.next = None,
+                Stop::Broken | Stop::Outdated => {}
                 Stop::Unwanted => return,
                 Stop::Failed(error) => {
                     let said = Said::Unreachable(error.to_string());
@@ -132,8 +134,7 @@ impl Watcher {
             interrupted = true;
             // What ended this watch may have ended those of all nodes.
             let nodes = self.store.departures().population();
-            let each = if self.next.is_some() { CONNECT } else { LIST };
-            sleep(self.backoff.next_delay() + spread(nodes, each, &mut self.seed)).await;
+            sleep(self.backoff.next_delay() + spread(nodes, LIST, &mut self.seed)).await;
         }
     }
 
@@ -159,6 +160,7 @@ impl Watcher {
                     self.changed(Vec::new(), removed).await?;
                     continue;
                 }
+                () = store.servers.history.doubted() => return Err(Stop::Outdated),
             };
             let response = match message {
                 Ok(Some(response)) => response,
@@ -172,6 +174,12 @@ impl Watcher {
             }
             if response.canceled() {
                 return Err(self.canceled(&connection, &response));
+            }
+            let of_leases = response.watch_id() == leases;
+            let first = response.events().first().and_then(|event| event.kv());
+            let first = first.filter(|_| of_leases).map(|kv| kv.mod_revision());
+            if !store.servers.history.fits(response.header(), first) {
+                return Err(Stop::Outdated);
             }
             self.received(&response, leases).await?;
         }
@@ -188,38 +196,67 @@ impl Watcher {
             self.send(event).await?;
         }
         let config = revision.saturating_add(1);
-        if let Some(next) = self.next {
-            if config >= next {
-                return Ok(From {
-                    leases: next,
-                    config,
-                });
+        let leases = match self.next.take() {
+            Some(next) => next,
+            None => {
+                let listing = list(&store.servers, &store.keys, &store.reports).await?;
+                let own = listing.entries.iter().find(|e| Some(e.key) == self.own);
+                let own = own.map(|entry| entry.modified);
+                let (next, is_other) = self.take_in(listing).await?;
+                // What the revision of the own key was in another history says nothing about this one.
+                self.look_at_own(own.filter(|_| !is_other));
+                next
             }
-            info!(
-                revision,
-                expected = next - 1,
-                "etcd went back in time, as after restoring a backup; listing all leases again"
-            );
-        }
-        let listing = list(&store.servers, &store.keys, &store.reports).await?;
-        let own = listing.entries.iter().find(|e| Some(e.key) == self.own);
-        self.look_at_own(own.map(|entry| entry.modified));
-        let leases = self.snapshot(listing).await?;
+        };
         Ok(From { leases, config })
     }
 
-    /// Reports a listing. Returns the revision after it.
-    async fn snapshot(&mut self, listing: Listing) -> Result<i64, Stop> {
+    /// Reports a listing, and first that it is one of another history, if it is. Returns the revision after it, and
+    /// whether that is so.
+    async fn take_in(&mut self, listing: Listing) -> Result<(i64, bool), Stop> {
+        let store = Arc::clone(&self.store);
+        let other = self.contradiction(&listing).await?;
+        store.servers.history.rest_on(&listing.extent);
+        let is_other = other.is_some();
+        if let Some(reason) = other {
+            store.hold_departures();
+            self.send(StoreEvent::AnotherHistory { reason }).await?;
+        }
         let next = listing.revision + 1;
-        self.next = Some(next);
         let keys = listing.entries.iter().map(|entry| entry.key);
-        let held = self.store.departures().listed(keys, Instant::now());
+        let held = store.departures().listed(keys, Instant::now());
         let mut snapshot = listing.into_snapshot();
         if let LeaseEvent::Snapshot { unreadable, .. } = &mut snapshot {
             unreadable.extend(held);
         }
         self.send(StoreEvent::Peers(snapshot)).await?;
-        Ok(next)
+        Ok((next, is_other))
+    }
+
+    /// Why a listing is of another history than what is known; `None` if nothing says so.
+    ///
+    /// Where the list itself does not tell, because another history has gone beyond the last revision seen, the number of
+    /// keys at that revision may.
+    async fn contradiction(&self, listing: &Listing) -> Result<Option<String>, StoreError> {
+        let servers = &self.store.servers;
+        let found = servers.history.contradiction(&listing.extent);
+        let known = servers.history.count(&listing.extent);
+        let (None, Some((revision, known))) = (&found, known) else {
+            return Ok(found);
+        };
+        let options = GetOptions::new()
+            .with_range(self.store.keys.subnets_end.as_str())
+            .with_revision(revision)
+            .with_count_only();
+        let had = match get(servers, self.store.keys.subnets.as_bytes(), options).await {
+            Ok(response) => usize::try_from(response.count()).ok(),
+            // Compacted, most likely: nobody can tell then.
+            Err(StoreError::Refused { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(had
+            .filter(|had| *had != known)
+            .map(|had| format!("at revision {revision} it has {had} lease keys, and had {known}")))
     }
 
     /// Opens a watch of all leases and waits for the server's word that it stands; then, on the same stream, one of the
@@ -331,6 +368,8 @@ impl Watcher {
             let Some(kv) = event.kv() else {
                 continue;
             };
+            let gone = event.event_type() == EventType::Delete;
+            store.servers.history.follow(kv, gone);
             let key = match event.event_type() {
                 // That an unreadable key is gone is no news.
                 EventType::Delete => {
@@ -357,10 +396,13 @@ impl Watcher {
         }
         let events = response.events().iter();
         let last = events.filter_map(|event| event.kv()).next_back();
-        self.next = self.next.max(next_revision(
+        let seen = seen_revision(
             response.header().map(|header| header.revision()),
             last.map(|kv| kv.mod_revision()),
-        ));
+        );
+        if let Some(seen) = seen {
+            store.servers.history.reach(seen);
+        }
         let (mut set, mut removed) = (Vec::new(), Vec::new());
         let now = Instant::now();
         for (key, lease) in changes {
@@ -429,13 +471,13 @@ impl Watcher {
     }
 }
 
-/// From which revision nothing was seen yet, after a message of the stream; `None` if it does not say. `header` is the
-/// revision that the message names, `last` that of its last event.
+/// Up to which revision all was seen after a message of the stream; `None` if it does not say. `header` is the revision
+/// that the message names, `last` that of its last event.
 ///
 /// As etcd's own client (clientv3 `watch.go`) does: a server that catches up sends old events in batches under its
 /// present revision, so with events only the last of them counts.
-fn next_revision(header: Option<i64>, last: Option<i64>) -> Option<i64> {
-    last.or(header)?.checked_add(1)
+fn seen_revision(header: Option<i64>, last: Option<i64>) -> Option<i64> {
+    last.or(header)
 }
 
 /// Waits for a time; without one, for ever.
@@ -463,15 +505,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn watching_resumes_after_the_last_event_and_not_after_the_servers_revision() {
-        for (header, last, next) in [
-            (Some(90), Some(40), Some(41)),
-            (Some(90), None, Some(91)),
-            (None, Some(40), Some(41)),
+    fn all_was_seen_up_to_the_last_event_and_not_up_to_the_servers_revision() {
+        for (header, last, seen) in [
+            (Some(90), Some(40), Some(40)),
+            (Some(90), None, Some(90)),
+            (None, Some(40), Some(40)),
             (None, None, None),
-            (Some(i64::MAX), None, None),
         ] {
-            assert_eq!(next_revision(header, last), next);
+            assert_eq!(seen_revision(header, last), seen);
         }
     }
 }

@@ -128,6 +128,9 @@ impl<'a> Write<'a> {
                     async move { client.txn(txn).await }
                 })
                 .await;
+            if let Ok(response) = &answer {
+                servers.history.heard_of(response.header());
+            }
             let refused = match answer {
                 Ok(response) if response.succeeded() => {
                     return Ok(Some(

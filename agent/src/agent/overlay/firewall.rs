@@ -1,0 +1,65 @@
+//! The overlay's part in the firewall, which is worked on beside the loop.
+
+use std::time::Duration;
+
+use tracing::info;
+
+use super::Overlay;
+use crate::firewall::{Error, Family, Mode, Outcome, Rules};
+use crate::status;
+
+impl Overlay {
+    /// How often the firewall is to be looked at, though nothing was heard about it.
+    pub(crate) fn firewall_resync(&self) -> Duration {
+        self.firewall_settings.resync
+    }
+
+    /// Has the firewall's rules put back when they are not what they should be; [`Self::firewall_passed`] says when.
+    pub(crate) fn program_firewall(&mut self) {
+        let rules = self.rules();
+        self.firewall.order(rules, self.firewall_settings.mode);
+    }
+
+    /// The rules to be left to whoever comes next, if they are where a flannel does not look.
+    pub(crate) fn rules_to_hand_over(&self) -> Option<Rules> {
+        let in_nftables = self.firewall_mode == Some(Mode::Nftables);
+        in_nftables.then(|| self.rules())
+    }
+
+    fn rules(&self) -> Rules {
+        let (config, own) = (&self.config, &self.own.key);
+        Rules {
+            v4: config.ipv4.zip(own.v4).map(|(range, subnet)| Family {
+                network: range.network,
+                subnet,
+            }),
+            v6: config.ipv6.zip(own.v6).map(|(range, subnet)| Family {
+                network: range.network,
+                subnet,
+            }),
+            masquerade: self.firewall_settings.masquerade,
+            forward: self.firewall_settings.forward,
+            random_fully: self.firewall_settings.random_fully,
+            exclude: self.firewall_settings.masquerade_exclude.clone(),
+            outside: self.outside(),
+            devices: self.backend.scope().links,
+            prefer_nftables: self.config.enable_nftables,
+        }
+    }
+
+    /// Waits for the end of a pass over the firewall. Cancel-safe.
+    pub(crate) async fn firewall_passed(&self) -> Outcome {
+        self.firewall.passed().await
+    }
+
+    /// Takes in what became of a pass over the firewall; `None` if another one follows at once.
+    pub(crate) fn take_firewall(&mut self, outcome: Outcome) -> Option<Result<(), Error>> {
+        let is_last = self.firewall.is_last(&outcome);
+        self.firewall_mode = outcome.effective.or(self.firewall_mode);
+        if let Ok(true) = outcome.result {
+            self.journal.firewall = (self.journal.firewall.0 + 1, Some(status::now()));
+            info!("firewall programmed");
+        }
+        is_last.then(|| outcome.result.map(drop))
+    }
+}

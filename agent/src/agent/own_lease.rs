@@ -1,0 +1,85 @@
+//! The own lease, from the loop's side: taken again when it was lost, and given back at the end.
+
+use std::net::IpAddr;
+
+use tracing::{info, warn};
+
+use super::overlay::Overlay;
+use super::task::Tasks;
+use super::{Agent, sample};
+use crate::lease::{LeaseStore, Past, Released, StoreError, SubnetKey, allocate};
+use crate::logging::chain;
+
+impl<S: LeaseStore> Agent<'_, S> {
+    /// Takes a lease again after the own one was lost: the same subnet when it is still free.
+    pub(super) fn acquire_again(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
+        tasks.lease.goes_on();
+        if self.acquiring.is_empty() {
+            let attrs = overlay.lease_attrs();
+            let past = Past {
+                previous: Some(overlay.own().key),
+                has_own_address: overlay.has_own_address(),
+            };
+            self.store.set_avoid(overlay.avoid());
+            let taking = self.store.take(overlay.config(), &attrs, past);
+            self.acquiring.spawn(taking);
+        }
+    }
+
+    /// Goes on with a lease that was taken.
+    pub(super) async fn acquired(
+        &mut self,
+        overlay: &mut Overlay,
+        outcome: Result<S::Taken, StoreError>,
+        tasks: &mut Tasks,
+    ) {
+        let old = overlay.own().key;
+        match outcome {
+            Ok(taken) => {
+                let own = self.store.hold(taken).await;
+                if !allocate::allows(overlay.config(), &own.key) {
+                    // The network config changed meanwhile; the next try gives this one up.
+                    tasks.lease.now();
+                    return;
+                }
+                tasks.lease.done();
+                tasks.renewal.done();
+                self.log_lease(own.key, own.attrs.public_address());
+                if own.key != old {
+                    self.events.renumberings += 1;
+                    warn!(
+                        old_subnet = %old,
+                        subnet = %own.key,
+                        "the host has another subnet now; containers keep the old one until Docker restarts"
+                    );
+                }
+                overlay.set_own(own);
+                // The underlay may have moved meanwhile.
+                tasks.publish.now();
+                tasks.programmed_all(overlay.program().await);
+            }
+            Err(error) => {
+                sample::count(&mut self.events, &error);
+                tasks.lease.failed(&error);
+            }
+        }
+    }
+
+    /// Gives the subnet back. The service manager waits for it, so there is one try only.
+    pub(super) async fn leave(&mut self) {
+        // A lease that is being taken would outlive the one that is given back.
+        self.acquiring.shutdown().await;
+        match self.store.release().await {
+            Ok(Released::Lease(subnet)) => info!(%subnet, "the lease is given back"),
+            Ok(Released::Reservation(subnet)) => info!(%subnet, "the reservation stays"),
+            Ok(Released::Nothing) => (),
+            Err(error) => warn!("failed to give the lease back: {}", chain(&error)),
+        }
+    }
+
+    pub(super) fn log_lease(&mut self, subnet: SubnetKey, public_ip: IpAddr) {
+        if self.lease.replace(subnet) != Some(subnet) {
+            info!(subnet = %subnet, public_ip = %public_ip, "lease acquired");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The firewall, worked on beside the agent's loop.
+//!
+//! A pass runs programs, each of which may take seconds while others hold the ruleset, or hang. Peers, health and questions
+//! must not wait for that. There is one pass at a time; of what is ordered meanwhile only the last counts.
+
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::{Error, Firewall, Mode, Rules};
+
+/// How long a pass may take. Each of its programs has a deadline of its own, and there are more than ten of them at worst.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug)]
+struct Order {
+    rules: Rules,
+    mode: Mode,
+    number: u64,
+}
+
+/// What became of one pass.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// Whether anything was changed.
+    pub(crate) result: Result<bool, Error>,
+    /// By which rules it worked last: never [`Mode::Auto`].
+    pub(crate) effective: Option<Mode>,
+    number: u64,
+}
+
+/// Works on the rules when it is told to, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    orders: watch::Sender<Option<Order>>,
+    outcomes: Mutex<mpsc::UnboundedReceiver<Outcome>>,
+    number: u64,
+    /// Aborted with its programs when dropped.
+    _task: JoinSet<()>,
+}
+
+impl Worker {
+    /// Waits for orders. `mode` is the one that `firewall` was made with.
+    pub(crate) fn start(firewall: Firewall, mode: Mode) -> Self {
+        let (orders, receiver) = watch::channel(None);
+        let (sender, outcomes) = mpsc::unbounded_channel();
+        let mut task = JoinSet::new();
+        task.spawn(work(firewall, mode, receiver, sender));
+        Self {
+            orders,
+            outcomes: Mutex::new(outcomes),
+            number: 0,
+            _task: task,
+        }
+    }
+
+    /// Has the host's rules made what `rules` and `mode` say, if they are not so yet. [`Self::passed`] says when.
+    pub(crate) fn order(&mut self, rules: Rules, mode: Mode) {
+        let same = |order: &Order| order.rules == rules && order.mode == mode;
+        if !self.orders.borrow().as_ref().is_some_and(same) {
+            self.number += 1;
+        }
+        self.orders.send_replace(Some(Order {
+            rules,
+            mode,
+            number: self.number,
+        }));
+    }
+
+    /// Waits for the end of a pass. Cancel-safe.
+    pub(crate) async fn passed(&self) -> Outcome {
+        match self.outcomes.lock().await.recv().await {
+            Some(outcome) => outcome,
+            // The other end lives as long as this one.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether a pass was made by the rules that are wanted now.
+    pub(crate) fn is_last(&self, outcome: &Outcome) -> bool {
+        outcome.number == self.number
+    }
+}
+
+async fn work(
+    mut firewall: Firewall,
+    mut mode: Mode,
+    mut orders: watch::Receiver<Option<Order>>,
+    outcomes: mpsc::UnboundedSender<Outcome>,
+) {
+    while orders.changed().await.is_ok() {
+        let Some(order) = orders.borrow_and_update().clone() else {
+            continue;
+        };
+        if order.mode != mode {
+            mode = order.mode;
+            firewall.set_mode(mode, firewall.resync_interval());
+        }
+        let result = timeout(DEADLINE, firewall.ensure(&order.rules))
+            .await
+            .unwrap_or(Err(Error::Late { deadline: DEADLINE }));
+        let outcome = Outcome {
+            result,
+            effective: firewall.effective(),
+            number: order.number,
+        };
+        if outcomes.send(outcome).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Whether etcd still has the history that the watch rests on.
+//!
+//! A restored backup and a rebuilt cluster number their changes anew, and may have come further than before by the time
+//! that this node hears of them. Where they were given the old addresses and token they have the old cluster ID as well,
+//! which is made from these. So whenever a watch begins, all leases are listed, and what was known at the last revision
+//! must be part of what etcd has. That decides what is said of it; what is believed is the list in any case.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use etcd_client::{KeyValue, ResponseHeader};
+use tokio::sync::Notify;
+
+/// A lease key as a change left it, in 24 bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Print {
+    key: u64,
+    modified: i64,
+    /// Of what etcd counts about the key; the value hangs on that.
+    content: u64,
+}
+
+impl Print {
+    pub(super) fn new(kv: &KeyValue) -> Self {
+        let counted = (
+            kv.create_revision(),
+            kv.mod_revision(),
+            kv.version(),
+            kv.lease(),
+        );
+        Self {
+            key: hash(kv.key()),
+            modified: kv.mod_revision(),
+            content: hash(&counted),
+        }
+    }
+}
+
+/// All lease keys at one revision, whether or not their names can be read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Extent {
+    pub(super) cluster: u64,
+    pub(super) revision: i64,
+    /// What the watch rested on when the list was asked for.
+    pub(super) asked: Mark,
+    pub(super) prints: Vec<Print>,
+}
+
+/// What the watch rests on at a moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Mark {
+    /// 0 before anything was listed.
+    cluster: u64,
+    revision: i64,
+    /// How often all was listed so far.
+    lists: u64,
+}
+
+/// What the watch rests on: the cluster, the last revision seen, and the lease keys as of that.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    known: Mutex<Known>,
+    doubt: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    mark: Mark,
+    /// Hash of the key → [`Print::content`].
+    keys: HashMap<u64, u64>,
+    /// Whether an answer did not fit since all was listed last.
+    doubted: bool,
+}
+
+impl History {
+    /// What an answer to a request must fit that is sent now.
+    pub(super) fn mark(&self) -> Mark {
+        self.known().mark
+    }
+
+    /// Notes who answered a request, and at which revision if the answer was the present state of the whole cluster:
+    /// other members may lag behind what this one has said.
+    pub(super) fn heard(
+        &self,
+        header: Option<&ResponseHeader>,
+        asked: Mark,
+        revision: Option<i64>,
+    ) {
+        let Some(header) = header else { return };
+        let mut known = self.known();
+        // What was asked before the last list was compared with that.
+        if asked.cluster == 0 || asked.lists != known.mark.lists {
+            return;
+        }
+        if header.cluster_id() != asked.cluster || revision.is_some_and(|now| now < asked.revision)
+        {
+            known.doubted = true;
+            drop(known);
+            self.doubt.notify_one();
+        }
+    }
+
+    /// Notes who answered a request that says nothing about the present state of the cluster.
+    pub(super) fn heard_of(&self, header: Option<&ResponseHeader>) {
+        self.heard(header, self.mark(), None);
+    }
+
+    /// Returns when an answer did not fit what the watch rests on. Cancel-safe.
+    pub(super) async fn doubted(&self) {
+        while !self.known().doubted {
+            self.doubt.notified().await;
+        }
+    }
+
+    /// Whether a message of the watch comes from where it began. `first` is the revision of its first event.
+    pub(super) fn fits(&self, header: Option<&ResponseHeader>, first: Option<i64>) -> bool {
+        let known = self.known();
+        header.is_none_or(|header| header.cluster_id() == known.mark.cluster)
+            && first.is_none_or(|first| first > known.mark.revision)
+    }
+
+    /// Takes in a change that the watch brought. `gone`: the key was deleted.
+    pub(super) fn follow(&self, kv: &KeyValue, gone: bool) {
+        let print = Print::new(kv);
+        let mut known = self.known();
+        match gone {
+            true => known.keys.remove(&print.key),
+            false => known.keys.insert(print.key, print.content),
+        };
+    }
+
+    /// The watch has brought everything up to this revision.
+    pub(super) fn reach(&self, revision: i64) {
+        let mut known = self.known();
+        known.mark.revision = known.mark.revision.max(revision);
+    }
+
+    /// From now on the watch rests on this list.
+    pub(super) fn rest_on(&self, extent: &Extent) {
+        let mut known = self.known();
+        let prints = extent.prints.iter();
+        *known = Known {
+            mark: Mark {
+                cluster: extent.cluster,
+                revision: extent.revision,
+                lists: known.mark.lists + 1,
+            },
+            keys: prints.map(|print| (print.key, print.content)).collect(),
+            doubted: false,
+        };
+    }
+
+    /// What in a list cannot follow from what was known; `None` if all can, as far as the list shows.
+    pub(super) fn contradiction(&self, listed: &Extent) -> Option<String> {
+        let known = self.known();
+        let (mark, asked) = (known.mark, listed.asked);
+        if mark.cluster == 0 {
+            return None;
+        }
+        if listed.cluster != mark.cluster {
+            return Some(format!(
+                "the cluster ID is {:x}, and was {:x}",
+                listed.cluster, mark.cluster
+            ));
+        }
+        if asked.lists == mark.lists && listed.revision < asked.revision {
+            return Some(format!(
+                "the revision is {}, and was {}",
+                listed.revision, asked.revision
+            ));
+        }
+        // The watch went on while the list was made.
+        if listed.revision < mark.revision {
+            return None;
+        }
+        let mut old = listed
+            .prints
+            .iter()
+            .filter(|print| print.modified <= mark.revision);
+        let strange = old.find(|print| known.keys.get(&print.key) != Some(&print.content))?;
+        Some(format!(
+            "it has a lease of revision {} that it had not at revision {}",
+            strange.modified, mark.revision
+        ))
+    }
+
+    /// How many lease keys there were at the last revision seen, if a list that was made later can be compared with it.
+    pub(super) fn count(&self, listed: &Extent) -> Option<(i64, usize)> {
+        let known = self.known();
+        let comparable = known.mark.cluster != 0 && listed.revision >= known.mark.revision;
+        comparable.then(|| (known.mark.revision, known.keys.len()))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Valid at every step, so a panic elsewhere does not spoil it.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn hash(what: &(impl Hash + ?Sized)) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A list of a cluster at a revision, with keys by number and the revisions of their last changes.
+    fn extent(cluster: u64, revision: i64, keys: &[(u64, i64)], asked: Mark) -> Extent {
+        let print = |&(key, modified): &(u64, i64)| Print {
+            key,
+            modified,
+            content: hash(&modified),
+        };
+        Extent {
+            cluster,
+            revision,
+            asked,
+            prints: keys.iter().map(print).collect(),
+        }
+    }
+
+    #[test]
+    fn what_can_follow_from_what_was_known_is_the_same_history() {
+        let history = History::default();
+        let first = extent(7, 10, &[(1, 3), (2, 9)], history.mark());
+        assert_eq!(history.contradiction(&first), None);
+        history.rest_on(&first);
+        let asked = history.mark();
+        for (cluster, revision, keys, other) in [
+            (7, 10, &[(1, 3), (2, 9)][..], false),
+            // Changed, deleted and made since.
+            (7, 40, &[(2, 11), (3, 40)][..], false),
+            (8, 10, &[(1, 3), (2, 9)][..], true),
+            (7, 9, &[(1, 3), (2, 9)][..], true),
+            (7, 40, &[(1, 4), (2, 9)][..], true),
+            (7, 40, &[(1, 3), (2, 9), (3, 10)][..], true),
+        ] {
+            let listed = extent(cluster, revision, keys, asked);
+            let found = history.contradiction(&listed);
+            assert_eq!(found.is_some(), other, "{listed:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_watch_that_went_on_while_a_list_was_made_is_no_step_back() {
+        let history = History::default();
+        history.rest_on(&extent(7, 10, &[(1, 3)], Mark::default()));
+        let asked = history.mark();
+        history.reach(12);
+        let listed = extent(7, 11, &[(1, 11)], asked);
+        assert_eq!(history.contradiction(&listed), None);
+        assert_eq!(history.count(&listed), None);
+        assert_eq!(
+            history.count(&extent(7, 12, &[], history.mark())),
+            Some((12, 1))
+        );
+    }
+}

@@ -1,0 +1,273 @@
+//! Programs that fail or hang beside the agent: neither peers nor answers nor `subnet.env` wait for them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use crate::cluster::Store;
+use crate::host::Host;
+use crate::wait::{PATIENCE, wait_for, wait_until};
+
+/// The network whose firewall takes but one program.
+const NFTABLES: &str =
+    r#"{"Network":"10.5.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
+
+/// A lease of a node that exists only in the store.
+const GHOST: &str = r#"{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+
+/// How often it is tried to be faster than a deadline of the agent's, on a machine that may be held up for as long.
+const ROUNDS: u8 = 4;
+
+/// A directory for programs that the test makes fail, or hang after they have left their process id.
+struct Programs(TempDir);
+
+impl Programs {
+    fn new() -> Self {
+        Self(TempDir::new().expect("a directory for programs"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// What makes a shell leave its id and hang.
+    fn hang(&self) -> String {
+        let pid = self.path("pid");
+        format!(
+            "echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000",
+            pid.display()
+        )
+    }
+
+    /// Puts `nft` before the real one: it hangs while there is a file `hang`, and fails while there is one `fail`.
+    fn with_nft(self, host: &mut Host) -> Self {
+        let real = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"];
+        let real = real.iter().find(|path| fs::exists(path).unwrap_or(false));
+        let script = format!(
+            "#!/bin/sh\nif [ -e {} ]; then {}; fi\nif [ -e {} ]; then echo broken >&2; exit 1; fi\nexec {} \"$@\"\n",
+            self.path("hang").display(),
+            self.hang(),
+            self.path("fail").display(),
+            real.expect("nft of the package nftables"),
+        );
+        let nft = self.path("nft");
+        fs::write(&nft, script).expect("a script");
+        fs::set_permissions(&nft, fs::Permissions::from_mode(0o755)).expect("a program");
+        let path = std::env::var("PATH").expect("PATH");
+        let path = format!("{}:{path}", self.0.path().display());
+        host.environment.push(("PATH", path));
+        self
+    }
+
+    fn set(&self, fault: &str) {
+        fs::write(self.path(fault), "").expect("a file");
+    }
+
+    fn clear(&self, fault: &str) {
+        fs::remove_file(self.path(fault)).expect("a file that is there");
+    }
+
+    /// The process that hangs, once there is one.
+    fn hanging(&self) -> Option<String> {
+        let pid = fs::read_to_string(self.path("pid")).ok()?;
+        let pid = pid.trim().to_owned();
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        (comm.trim() == "sleep").then_some(pid)
+    }
+}
+
+fn has_route(host: &Host, subnet: &str) -> bool {
+    host.namespace.ip("route show").contains(subnet)
+}
+
+fn wait_readyz(host: &Host, text: &str) {
+    wait_for(PATIENCE, &format!("readyz to say {text:?}"), || {
+        let (_, body) = host.ask("/readyz");
+        body.contains(text).then_some(())
+    });
+}
+
+#[test]
+fn peers_and_answers_do_not_wait_for_a_firewall_that_hangs() {
+    let store = Store::start(NFTABLES);
+    let mut one = store.host(1);
+    let programs = Programs::new().with_nft(&mut one);
+    one.environment
+        .push(("WATCHDOG_USEC", "2000000".to_owned()));
+    one.start_agent();
+    one.wait_ready();
+    programs.set("hang");
+    let in_time = (1..=ROUNDS).any(|round| {
+        // Whatever changes the ruleset will do.
+        one.namespace.run("nft add table inet selvage");
+        let hanging = wait_for(PATIENCE, "nft to hang", || programs.hanging());
+        let subnet = format!("10.5.25{round}.0");
+        store.put_lease(
+            &format!("{subnet}-24"),
+            &GHOST.replace("8f:44", &format!("8f:4{round}")),
+        );
+        wait_until("the peer's route", || {
+            has_route(&one, &format!("{subnet}/24"))
+        });
+        assert_eq!(one.ask("/v1/status").0, 200);
+        let alive = |one: &mut Host| {
+            one.told()
+                .iter()
+                .filter(|line| *line == "WATCHDOG=1")
+                .count()
+        };
+        let before = alive(&mut one);
+        wait_until("a sign of life", || alive(&mut one) > before);
+        programs.hanging() == Some(hanging)
+    });
+    assert!(in_time, "the agent waited for nft");
+    // It is asked for again and again, which must not hide that it never ends.
+    wait_readyz(&one, "nft did not end within 10 s");
+    programs.clear("hang");
+    wait_readyz(&one, "is ready");
+}
+
+#[test]
+fn answers_do_not_wait_for_a_lease_that_is_taken_again() {
+    let store = Store::start(NFTABLES);
+    let mut one = store.host(1);
+    let programs = Programs::new();
+    let mut relay = store.start_relay(2390, &programs.path("slow"));
+    one.etcd = "http://10.77.0.1:2390".to_owned();
+    one.start_agent();
+    one.wait_ready();
+    let key = one.lease_key();
+    programs.set("slow");
+    store.etcdctl(&["del", &format!("/coreos.com/network/subnets/{key}")]);
+    // It takes at least three questions, each of a second.
+    wait_for(PATIENCE, "the status to say that there is no lease", || {
+        let status: serde_json::Value =
+            serde_json::from_str(&one.ask("/v1/status").1).expect("a status");
+        let taken = one.log().matches("lease acquired").count();
+        assert_eq!(
+            taken, 1,
+            "the lease was back before anybody could hear of its loss"
+        );
+        (status["lease"]["held"] == false).then_some(())
+    });
+    wait_until("the lease to be back", || store.lease_keys().contains(&key));
+    wait_readyz(&one, "is ready");
+    programs.clear("slow");
+    relay.kill().expect("to kill the relay");
+    relay.wait().expect("the relay's end");
+}
+
+#[test]
+fn subnet_env_does_not_wait_for_a_firewall_that_fails() {
+    let store = Store::start(NFTABLES);
+    let mut one = store.host(1);
+    let programs = Programs::new().with_nft(&mut one);
+    one.start_agent();
+    one.wait_ready();
+    let former = one.lease_key();
+    programs.set("fail");
+    // Somebody else has the subnet now.
+    store.put_lease(&former, GHOST);
+    wait_until("the file to name the new subnet", || {
+        one.lease_key() != former
+    });
+    assert!(store.lease_keys().contains(&one.lease_key()));
+    wait_readyz(
+        &one,
+        "failed to put the firewall's rules in place: nft failed to",
+    );
+    programs.clear("fail");
+    wait_readyz(&one, "is ready");
+}
+
+#[test]
+fn a_host_without_a_firewall_is_not_ready_and_has_its_subnet_env() {
+    let store = Store::start(NFTABLES);
+    let mut one = store.host(1);
+    let programs = Programs::new().with_nft(&mut one);
+    programs.set("fail");
+    one.start_agent();
+    one.wait_told("what it waits for", |line| {
+        line.starts_with("STATUS=waiting for the firewall: nft failed to")
+    });
+    assert!(store.lease_keys().contains(&one.lease_key()));
+    assert!(!one.told().contains(&"READY=1".to_owned()));
+    programs.clear("fail");
+    one.wait_ready();
+}
+
+/// As on a kernel without nftables: the agent alone, not the programs that it runs, is refused the socket.
+#[test]
+fn a_kernel_that_announces_no_changes_of_rules_is_no_reason_to_end() {
+    const REFUSE: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+int socket(int domain, int type, int protocol) {
+    static int (*real)(int, int, int);
+    if (!real) real = dlsym(RTLD_NEXT, "socket");
+    if (domain == AF_NETLINK && protocol == 12 && !strcmp(program_invocation_short_name, "selvage")) {
+        errno = EPROTONOSUPPORT;
+        return -1;
+    }
+    return real(domain, type, protocol);
+}
+"#;
+    let programs = Programs::new();
+    let (source, library) = (programs.path("refuse.c"), programs.path("refuse.so"));
+    fs::write(&source, REFUSE).expect("the source");
+    let built = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .status();
+    assert!(built.expect("cc, which Rust's own linker is").success());
+    let store = Store::start(NFTABLES);
+    let mut one = store.host(1);
+    let library = library.display().to_string();
+    one.environment.push(("LD_PRELOAD", library));
+    one.start_agent();
+    one.wait_ready();
+    let log = one.log();
+    let told = "the kernel does not announce changes of the firewall's rules";
+    assert_eq!(log.matches(told).count(), 1, "{log}");
+    one.namespace.run("nft delete table inet selvage");
+    wait_until("the rules to be looked at", || {
+        let shown = one.namespace.try_run("nft list table inet selvage");
+        shown.status.success()
+    });
+    assert_eq!(one.log().matches(told).count(), 1);
+}
+
+#[test]
+fn answers_do_not_wait_for_a_command_that_hangs() {
+    let programs = Programs::new();
+    let add = format!("case $SUBNET in 10.5.25*) {};; esac", programs.hang());
+    let network = serde_json::json!({
+        "Network": "10.5.0.0/16",
+        "Backend": {"Type": "extension", "SubnetAddCommand": add},
+    });
+    let store = Store::start(&network.to_string());
+    let mut one = store.host(1);
+    one.start_agent();
+    one.wait_ready();
+    let ghost =
+        r#"{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"extension","BackendData":""}"#;
+    let in_time = (1..=ROUNDS).any(|round| {
+        store.put_lease(&format!("10.5.25{round}.0-24"), ghost);
+        let hanging = wait_for(PATIENCE, "the command to hang", || programs.hanging());
+        assert_eq!(one.ask("/v1/status").0, 200);
+        store.put_lease("10.6.1.0-24", &ghost.replace("0.99", &format!("0.{round}")));
+        wait_for(PATIENCE, "the other lease to be told of", || {
+            one.ask("/v1/status")
+                .1
+                .contains(&format!("10.77.0.{round}\""))
+                .then_some(())
+        });
+        programs.hanging() == Some(hanging)
+    });
+    assert!(in_time, "the agent waited for the command");
+}

@@ -94,7 +94,8 @@ impl Watcher {
         owner: &str,
     ) -> Self {
         Self {
-            questions: challenge::questions(&store, owner),
+            // Who holds no lease has nothing to answer.
+            questions: own.and_then(|_| challenge::questions(&store, owner)),
             store,
             events,
             own,

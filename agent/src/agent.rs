@@ -440,7 +440,8 @@ impl<S: LeaseStore> Agent<'_, S> {
                     tasks.underlay.now();
                     tasks.programmed_all(overlay.program().await);
                 }
-                () = overlay.hooks_due() => tasks.programmed_all(overlay.program().await),
+                // With everything else, if that waits for another try.
+                () = overlay.hooks_due(), if !tasks.program.is_waiting() => tasks.programmed_all(overlay.program().await),
                 () = tasks.program.due() => tasks.programmed_all(overlay.program().await),
                 () = overlay.left() => tasks.programmed_all(overlay.program().await),
                 () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks),

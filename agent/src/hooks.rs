@@ -290,6 +290,15 @@ impl Hooks {
                 self.note(change, *run);
             }
         }
+        // What was not started is due later as well, or it would be tried again without a pause.
+        for (key, outcome) in &outcomes {
+            if outcome.is_err()
+                && let Key::Hook(key) = key
+                && let Some(failed) = self.failed.get_mut(key)
+            {
+                failed.due = Instant::now() + failed.pauses.next_delay();
+            }
+        }
         self.remember();
         let outcome = |change: &Change| outcomes.get(change.key()).cloned();
         changes

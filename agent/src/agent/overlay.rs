@@ -579,6 +579,9 @@ impl Overlay {
         if backend.kind() != self.backend.kind() {
             let programmed = |lease: &&Arc<Lease>| self.plan.refusal(&lease.key).is_none();
             let peers = self.peers.peers().filter(programmed).cloned();
+            // Back to a former one: it is not leaving any more.
+            self.leaving
+                .retain(|former| former.kind() != backend.kind());
             self.leaving
                 .extend(Leaving::new(&self.backend, &*backend, peers));
         }

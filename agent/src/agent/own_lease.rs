@@ -1,7 +1,9 @@
 //! The own lease, from the loop's side: taken again when it was lost, and given back at the end.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::overlay::Overlay;
@@ -9,6 +11,9 @@ use super::task::Tasks;
 use super::{Agent, sample};
 use crate::lease::{LeaseStore, Past, Released, StoreError, SubnetKey, allocate};
 use crate::logging::chain;
+
+/// How long a lease that is being taken may take when the agent ends.
+const LAST_WAIT: Duration = Duration::from_secs(2);
 
 impl<S: LeaseStore> Agent<'_, S> {
     /// Takes a lease again after the own one was lost: the same subnet when it is still free.
@@ -68,6 +73,10 @@ impl<S: LeaseStore> Agent<'_, S> {
     /// Gives the subnet back. The service manager waits for it, so there is one try only.
     pub(super) async fn leave(&mut self) {
         // A lease that is being taken would outlive the one that is given back.
+        let taken = timeout(LAST_WAIT, self.acquiring.join_next()).await;
+        if let Ok(Some(Ok(Ok(taken)))) = taken {
+            self.store.hold(taken).await;
+        }
         self.acquiring.shutdown().await;
         match self.store.release().await {
             Ok(Released::Lease(subnet)) => info!(%subnet, "the lease is given back"),

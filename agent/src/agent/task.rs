@@ -108,6 +108,11 @@ impl Task {
         self.retry.hold();
     }
 
+    /// Whether it is to be done, now or later.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.retry.is_waiting()
+    }
+
     /// Waits until it is due; for ever when there is nothing to do. Cancel-safe.
     pub(super) async fn due(&self) {
         self.retry.due().await;

@@ -336,7 +336,10 @@ impl LeaseStore for EtcdStore {
         let releasing = async {
             match self.store.held.lock().await.take() {
                 Some(held) => held.release(&self.store).await,
-                None => Ok(Released::Nothing),
+                None => {
+                    self.store.spares.revoke(&self.store.servers).await;
+                    Ok(Released::Nothing)
+                }
             }
         };
         timeout(DEADLINE, releasing)

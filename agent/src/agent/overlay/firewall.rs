@@ -5,7 +5,9 @@ use std::time::Duration;
 use tracing::info;
 
 use super::Overlay;
+use super::leaving::Leaving;
 use crate::firewall::{Error, Family, Mode, Outcome, Rules};
+use crate::net::InterfaceName;
 use crate::status;
 
 impl Overlay {
@@ -42,9 +44,20 @@ impl Overlay {
             random_fully: self.firewall_settings.random_fully,
             exclude: self.firewall_settings.masquerade_exclude.clone(),
             outside: self.outside(),
-            devices: self.backend.scope().links,
+            devices: self.overlay_devices(),
             prefer_nftables: self.config.enable_nftables,
         }
+    }
+
+    /// The overlay's devices, also those of back ends that are still needed.
+    fn overlay_devices(&self) -> Vec<InterfaceName> {
+        let mut devices = self.backend.scope().links;
+        for link in self.leaving.iter().flat_map(Leaving::links) {
+            if !devices.contains(&link) {
+                devices.push(link);
+            }
+        }
+        devices
     }
 
     /// Waits for the end of a pass over the firewall. Cancel-safe.

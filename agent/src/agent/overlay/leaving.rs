@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::backend::{Backend, host_gw, ipip, udp, vxlan};
 use crate::lease::{Lease, SubnetKey};
+use crate::net::InterfaceName;
 use crate::peers::PeerTable;
 use crate::state::State;
 
@@ -52,17 +53,23 @@ impl Leaving {
         self.backend.kind()
     }
 
+    /// Its devices.
+    pub(super) fn links(&self) -> Vec<InterfaceName> {
+        self.backend.scope().links
+    }
+
     /// Whether a peer is still reached in the old way.
     pub(super) fn has(&self, key: &SubnetKey) -> bool {
         self.peers.contains_key(key)
     }
 
-    /// Lets go of the peers that have followed or ended. Whether it is over.
+    /// Lets go of the peers that have followed, moved or ended. Whether it is over.
     pub(super) fn settle(&mut self, table: &PeerTable, now: Instant) -> bool {
         self.peers.retain(|key, lease| {
             table.latest(key).is_some_and(|latest| {
                 latest.created == lease.created
                     && latest.attrs.backend_type == lease.attrs.backend_type
+                    && latest.attrs.same_address(&lease.attrs)
             })
         });
         if !self.peers.is_empty() {

@@ -334,12 +334,12 @@ async fn keep(
         Claim::SameMachine => info!(
             subnet = %held.key,
             former_public_ip = %held.published.public_address(),
-            "taking up the lease of this machine's former address; nobody is there any more"
+            "taking up the lease of this machine's former address; nobody answered there"
         ),
         Claim::SameAddress => info!(
             subnet = %held.key,
             former_owner = held.published.owner.as_deref().unwrap_or("unknown"),
-            "taking up the lease of this address; the machine that took it is not there any more"
+            "taking up the lease of this address; the machine that took it did not answer"
         ),
         Claim::Ours | Claim::Other => {}
     }

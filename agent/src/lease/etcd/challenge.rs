@@ -7,7 +7,7 @@
 //! | key | written by | value |
 //! |---|---|---|
 //! | `PREFIX/.challenges/OWNER/NUMBER` | the node that asks | its public IP |
-//! | `PREFIX/.challenges/OWNER/NUMBER/alive` | an agent that holds a lease as OWNER | its public IP |
+//! | `PREFIX/.challenges/OWNER/NUMBER/alive` | an agent that holds a lease as OWNER | its public IP; nothing while it writes its lease |
 //!
 //! Every agent watches the questions to its own owner id, on the stream that it has anyway. Both keys hang on one etcd lease
 //! of the asking node and end with it, whatever happens. Who is asked while its agent is stopped, or cut off from etcd,
@@ -64,6 +64,26 @@ impl Asked {
     }
 }
 
+/// A question of this process's for as long as it is put, whether or not anybody waits for the answer.
+struct Asking<'a> {
+    asked: &'a Asked,
+    question: String,
+}
+
+impl<'a> Asking<'a> {
+    fn new(asked: &'a Asked, question: String) -> Self {
+        asked.change(|asked| asked.push(question.clone()));
+        Self { asked, question }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.asked
+            .change(|asked| asked.retain(|own| *own != self.question));
+    }
+}
+
 /// Whether an owner id can be part of a key: those that Selvage makes or lets an administrator choose.
 fn is_askable(owner: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
@@ -84,11 +104,8 @@ pub(super) async fn ask(store: &Store, owner: &str, asker: &str) -> Result<Answe
     };
     let id = grants::new_id();
     let question = format!("{folder}{id:x}");
-    store.asked.change(|asked| asked.push(question.clone()));
+    let _asking = Asking::new(&store.asked, question.clone());
     let answer = ask_as(store, &question, id, asker).await;
-    store
-        .asked
-        .change(|asked| asked.retain(|own| *own != question));
     // Takes the keys away as well. If that fails, they end by themselves.
     let revoked = store
         .servers
@@ -148,6 +165,18 @@ async fn ask_as(store: &Store, question: &str, id: i64, asker: &str) -> Result<A
             return Ok(Answer::Silent);
         }
         sleep(LOOK).await;
+    }
+}
+
+/// The questions that are open.
+pub(super) async fn earlier(store: &Store, questions: &str) -> Vec<KeyValue> {
+    let options = GetOptions::new().with_prefix().with_limit(16);
+    match get(&store.servers, questions.as_bytes(), options).await {
+        Ok(mut found) => found.take_kvs(),
+        Err(error) => {
+            debug!("failed to look for questions whether this node is alive: {error}");
+            Vec::new()
+        }
     }
 }
 

@@ -302,6 +302,7 @@ pub(super) fn warn_of_twin(entry: &Entry, claim: Claim, answers: &BTreeMap<Strin
     let (subnet, public_ip) = (entry.key.to_string(), attrs.public_address().to_string());
     let answer = match answers.get(owner) {
         None => "was not asked whether it is alive".to_owned(),
+        Some(Answer::Alive(from)) if !from.is_empty() => format!("answers from {from}"),
         Some(Answer::Alive(_)) => "answers".to_owned(),
         Some(Answer::Silent) => "does not answer".to_owned(),
         Some(Answer::Unknown(why)) => format!("cannot be asked whether it is alive ({why})"),

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Error, Event, EventType, GetOptions, WatchFilterType, WatchOptions, WatchResponse, WatchStream,
+    Error, Event, EventType, GetOptions, KeyValue, WatchFilterType, WatchOptions, WatchResponse,
+    WatchStream,
 };
 use tokio::sync::mpsc::Sender;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -46,6 +48,8 @@ pub(super) struct Watcher {
     own: Option<SubnetKey>,
     /// The start of the questions whether this node is alive.
     questions: Option<String>,
+    /// Those that are being answered.
+    answers: JoinSet<()>,
     backoff: Backoff,
     /// Where to watch from, if all was just listed.
     next: Option<i64>,
@@ -96,6 +100,7 @@ impl Watcher {
         Self {
             // Who holds no lease has nothing to answer.
             questions: own.and_then(|_| challenge::questions(&store, owner)),
+            answers: JoinSet::new(),
             store,
             events,
             own,
@@ -150,6 +155,7 @@ impl Watcher {
         self.backoff.reset();
         let url = store.servers.url(&connection).to_owned();
         self.say(Said::Reachable(url)).await?;
+        self.answer_earlier().await;
         // The first watch's word was waited for. Refused ones have no id.
         let mut created = 1;
         loop {
@@ -284,7 +290,7 @@ impl Watcher {
             let first = stream.message().await?;
             stream.watch(keys.config.as_str(), Some(of_config)).await?;
             if let Some(questions) = &self.questions {
-                // Those that were put before are answered in vain or not at all; whoever asks waits for two seconds.
+                // Those that were put before are looked for when it stands.
                 let options = WatchOptions::new()
                     .with_prefix()
                     .with_watch_id(QUESTIONS)
@@ -323,6 +329,29 @@ impl Watcher {
         self.broken(connection, Some(&Error::WatchError(reason.to_owned())))
     }
 
+    /// Answers what was asked while there was no watch: whoever asks waits for seconds.
+    async fn answer_earlier(&mut self) {
+        let Some(questions) = &self.questions else {
+            return;
+        };
+        let earlier = challenge::earlier(&self.store, questions).await;
+        for question in earlier {
+            self.answer(question);
+        }
+    }
+
+    /// Answers beside the watch: where etcd is slow, peers must not wait for it.
+    fn answer(&mut self, question: KeyValue) {
+        /// Whoever asks more than this at a time wants something else than an answer.
+        const MOST: usize = 8;
+        while self.answers.try_join_next().is_some() {}
+        if self.answers.len() < MOST {
+            let store = Arc::clone(&self.store);
+            self.answers
+                .spawn(async move { challenge::answer(&store, &question).await });
+        }
+    }
+
     /// Says, once, that nobody can ask whether this node is alive.
     fn not_asked(&mut self, response: &WatchResponse) {
         let Some(questions) = self.questions.take() else {
@@ -350,9 +379,8 @@ impl Watcher {
     async fn received(&mut self, response: &WatchResponse, leases: i64) -> Result<(), Stop> {
         let store = Arc::clone(&self.store);
         if response.watch_id() == QUESTIONS {
-            let asked = response.events().iter().filter_map(Event::kv);
-            for question in asked {
-                challenge::answer(&store, question).await;
+            for question in response.events().iter().filter_map(Event::kv) {
+                self.answer(question.clone());
             }
             return Ok(());
         }

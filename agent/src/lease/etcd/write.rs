@@ -148,10 +148,9 @@ impl<'a> Write<'a> {
             let found = get(servers, self.key.as_bytes(), GetOptions::new()).await?;
             match self.trace(found.kvs().first().map(Found::from)) {
                 Trace::Done(revision) => return Ok(Some(revision)),
-                Trace::Other => return Ok(None),
-                // Another of the comparisons. For an earlier try it does not hold either.
-                Trace::Untouched if refused => return Ok(None),
-                Trace::Untouched => {}
+                Trace::Untouched if !refused => {}
+                // An earlier try may be under way still, and be committed when the key is free again.
+                Trace::Other | Trace::Untouched => return lost_reply.map_or(Ok(None), Err),
             }
         }
         Err(lost_reply.unwrap_or_else(|| servers.silence()))

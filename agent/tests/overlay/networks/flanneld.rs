@@ -86,8 +86,11 @@ fn flanneld_runs_twice_as_flannels_documentation_has_it() {
         assert!(route.contains(&format!("dev {device}")), "{route}");
     }
     assert_eq!(routes().lines().count(), 2, "{}", routes());
-    let rules = host.namespace.run("iptables-save");
-    assert_eq!(rules.matches("-A FORWARD").count(), 2, "{rules}");
+    // The files are written whatever becomes of the firewall.
+    wait_until("the rules of both", || {
+        let rules = host.namespace.run("iptables-save");
+        rules.matches("-A FORWARD").count() == 2 && rules.matches("-A POSTROUTING").count() == 2
+    });
     let before = host.overlay_objects();
     drop(a);
     let again = Flanneld::start(&host, &directory, "a");

@@ -218,3 +218,33 @@ async fn a_lease_that_ended_is_taken_again_if_it_is_free_still() {
     let again = take(&mut store, "10.0.0.1", MAC, Some(first.key)).await;
     assert_eq!(again.key, first.key);
 }
+
+/// Whoever asks waits for seconds, and a node that connects again may have had no watch meanwhile.
+#[tokio::test]
+async fn a_question_put_while_a_node_was_cut_off_is_answered_when_it_is_back() {
+    let mut server = Server::start().await;
+    let mut store = server.store("machine-a");
+    take(&mut store, "10.0.0.1", MAC, None).await;
+    // For this node alone the server is away.
+    server.down();
+    let usual = server.move_to(server::free_port());
+    server.up().await;
+    let question = "/coreos.com/network/.challenges/machine-a/1";
+    let mut client = server.client().await;
+    client.put(question, "10.0.0.2", None).await.unwrap();
+    server.down();
+    server.move_to(usual);
+    server.up().await;
+
+    let mut client = server.client().await;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = client.get(format!("{question}/alive"), None).await.unwrap();
+        if let Some(kv) = answer.kvs().first() {
+            assert_eq!(kv.value_str().unwrap(), "10.0.0.1");
+            return;
+        }
+        assert!(Instant::now() < deadline, "nobody answers");
+        sleep(Duration::from_millis(50)).await;
+    }
+}

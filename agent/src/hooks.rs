@@ -621,6 +621,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_waits_behind_a_failing_command_is_due_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut hooks = Hooks::open(&directory.path().join("memory"));
+        let optional = || Change::Set {
+            key: Key::Hook(key("10.5.2.0-24")),
+            object: Object::Hook(Box::new(Hook {
+                required: false,
+                ..hook("false", "")
+            })),
+            was: None,
+        };
+        assert_eq!(hooks.apply(&[optional()]).await, [Ok(())]);
+        let first = hooks.next_try().unwrap();
+        let outcomes = hooks.apply(&[set(hook("false", "")), optional()]).await;
+        assert_eq!(outcomes[1], Err(CommandError::Behind));
+        assert!(hooks.next_try().unwrap() > first);
+    }
+
+    #[tokio::test]
     async fn commands_that_hang_do_not_stop_the_agent_for_long() {
         let directory = tempfile::tempdir().unwrap();
         let mut hooks = Hooks::open(&directory.path().join("memory"));

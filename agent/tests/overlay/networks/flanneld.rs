@@ -48,6 +48,14 @@ impl Drop for Flanneld {
     }
 }
 
+/// A directory with the agent under flannel's name.
+fn with_flanneld() -> TempDir {
+    let directory = TempDir::new().expect("a directory");
+    let name = directory.path().join("flanneld");
+    symlink(env!("CARGO_BIN_EXE_selvage"), name).expect("a link");
+    directory
+}
+
 #[test]
 fn flanneld_runs_twice_as_flannels_documentation_has_it() {
     let store = Store::start(NETWORK);
@@ -62,12 +70,7 @@ fn flanneld_runs_twice_as_flannels_documentation_has_it() {
         store.etcdctl(&["put", &key, &ghost]);
     }
     let host = store.host(1);
-    let directory = TempDir::new().expect("a directory");
-    symlink(
-        env!("CARGO_BIN_EXE_selvage"),
-        directory.path().join("flanneld"),
-    )
-    .expect("a link");
+    let directory = with_flanneld();
     let [a, b] = ["a", "b"].map(|name| Flanneld::start(&host, &directory, name));
     let text = |name: &str| {
         let path = directory.path().join(format!("{name}.env"));
@@ -131,12 +134,7 @@ fn a_single_flanneld_keeps_flannels_names_wherever_its_files_are() {
     let store = Store::start(NETWORK);
     store.etcdctl(&["put", "/a/config", &network_config(5, VXLAN_1)]);
     let host = store.host(1);
-    let directory = TempDir::new().expect("a directory");
-    symlink(
-        env!("CARGO_BIN_EXE_selvage"),
-        directory.path().join("flanneld"),
-    )
-    .expect("a link");
+    let directory = with_flanneld();
     // What a flanneld with --ip-masq left, and its rules for a network that it was in before.
     for line in [
         "-t nat -N FLANNEL-POSTRTG",

@@ -76,8 +76,8 @@ impl Error {
     }
 }
 
-/// Runs the agent until SIGTERM or SIGINT, with what was claimed for it. The data plane stays in place when it ends. At SIGHUP `load` reads the settings
-/// anew.
+/// Runs the agent until SIGTERM or SIGINT, with what was claimed for it. The data plane stays in place when it ends. At
+/// SIGHUP `load` reads the settings anew.
 pub async fn run(
     settings: Settings,
     privileges: Privileges,
@@ -414,9 +414,11 @@ impl<S: LeaseStore> Agent<'_, S> {
                     tasks.programmed_all(overlay.program().await);
                 }
                 // With everything else, if that waits for another try.
-                () = overlay.hooks_due(), if !tasks.program.is_waiting() => tasks.programmed_all(overlay.program().await),
+                () = overlay.hooks_due(), if !tasks.program.is_waiting() => {
+                    tasks.programmed_all(overlay.program().await);
+                }
                 () = tasks.program.due() => tasks.programmed_all(overlay.program().await),
-                () = overlay.left() => tasks.programmed_all(overlay.program().await),
+                () = overlay.leaving_ended() => tasks.programmed_all(overlay.program().await),
                 () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks),
                 Some(Ok(outcome)) = self.acquiring.join_next() => {
                     self.acquired(overlay, outcome, &mut tasks).await;

@@ -1,9 +1,8 @@
 //! The executor of hooks: commands of the administrator that stand where other back ends have kernel objects.
 //!
 //! A hook counts as there once its command succeeded in this life of the agent, or failed without being required; then it
-//! is tried again with growing pauses. What an earlier life did is remembered in
-//! a file: those hooks are run again, because nobody knows what became of their effects, and for those that are no longer
-//! wanted the command that undoes them is run.
+//! is tried again with growing pauses. What an earlier life did is remembered in a file: those hooks are run again, because
+//! nobody knows what became of their effects, and for those that are no longer wanted the command that undoes them is run.
 //!
 //! Required hooks come first, and the others only once they succeeded: they may make the device that the others work on.
 

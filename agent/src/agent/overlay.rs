@@ -425,7 +425,7 @@ impl Overlay {
     }
 
     /// Waits until a back end of before is needed no longer; for ever if there is none.
-    pub(crate) async fn left(&self) {
+    pub(crate) async fn leaving_ended(&self) {
         match self.leaving.iter().filter_map(Leaving::end).min() {
             Some(end) => sleep_until(end).await,
             None => std::future::pending().await,

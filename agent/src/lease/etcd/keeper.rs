@@ -223,8 +223,8 @@ impl Keeper {
         })
     }
 
-    /// When a lease that was just granted or extended is to be extended again: after a sixth of its duration, so that five attempts
-    /// may fail, less up to a fifth of that, so that nodes which started together do not renew together.
+    /// When a lease that was just granted or extended is to be extended again: after a sixth of its duration, so that five
+    /// attempts may fail, less up to a fifth of that, so that nodes which started together do not renew together.
     fn after(&mut self, lease: EtcdLease) -> Instant {
         let now = Instant::now();
         self.store.set_tenure(Tenure {

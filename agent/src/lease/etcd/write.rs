@@ -1,8 +1,8 @@
 //! Compared writes of one key, each with a sure end.
 //!
 //! A transaction has three outcomes: it was committed, its comparison did not hold, or nobody knows, since the reply was
-//! lost. To send it again blindly would take the comparison that the first one spoiled for another node's doing. So in
-//! the third case the key is read, which says what became of the write, before anything is written again.
+//! lost. To send it again blindly would take the comparison that the first one spoiled for another node's doing. So the
+//! key is read before anything is written again: it says what became of the write.
 //!
 //! What is still unknown at the end is an error ([`StoreError::Unreachable`]): the write may be in etcd, or may get there
 //! yet.

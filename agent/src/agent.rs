@@ -25,23 +25,25 @@ use tracing::{info, warn};
 use self::overlay::{Former, Overlay, Place, Programmed};
 pub use self::reload::Load;
 use self::task::{Task, Tasks};
-use crate::claim::Claims;
-use crate::clock::Clock;
-use crate::control::{Desk, Questions};
-use crate::firewall::{self, Rules};
-use crate::health::{BindError, Health, Running, Scrapes, Server};
-use crate::lease::{
+use crate::base::logging::{Repeats, chain};
+use crate::base::machine_id;
+use crate::base::retry::{Backoff, random_seed};
+use crate::base::service::Service;
+use crate::cluster::lease::{
     ChosenStore, LeaseEvent, LeaseStore, Past, SettingsError, StoreError, StoreEvent, SubnetKey,
 };
-use crate::logging::{Repeats, chain};
-use crate::metrics::Events;
-use crate::netlink::{Kernel, KernelError, Monitor};
-use crate::network_config::NetworkConfig;
-use crate::privileges::Privileges;
-use crate::retry::{Backoff, random_seed};
-use crate::service::Service;
+use crate::cluster::network_config::NetworkConfig;
+use crate::host::claim::Claims;
+use crate::host::firewall::{self, Rules};
+use crate::host::netlink::{Kernel, KernelError, Monitor};
+use crate::host::privileges::Privileges;
+use crate::host::subnet_file;
 use crate::settings::Settings;
-use crate::{machine_id, status, subnet_file};
+use crate::telemetry::clock::Clock;
+use crate::telemetry::control::{Desk, Questions};
+use crate::telemetry::health::{BindError, Health, Running, Scrapes, Server};
+use crate::telemetry::metrics::Events;
+use crate::telemetry::status;
 
 /// Why the agent ended by itself. What may heal is waited for instead.
 #[derive(Debug, Error)]

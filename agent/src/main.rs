@@ -8,19 +8,30 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use selvage::claim::Claims;
-use selvage::cli::{Cli, Command, IgnitionCommand, NetworkCommand, SettingsFlags};
-use selvage::lease::etcd::{EtcdStore, SettingsError};
-use selvage::lock::Lock;
-use selvage::network_command::{self, NetworkCommandError};
-use selvage::network_name::NetworkName;
-use selvage::options::{self, OptionsCommand};
-use selvage::privileges::Privileges;
+use selvage::agent;
+use selvage::appliance::ignition;
+use selvage::appliance::sysroot;
+use selvage::base::lock::Lock;
+use selvage::base::logging;
+use selvage::base::network_name::NetworkName;
+use selvage::base::service;
+use selvage::cluster::lease::etcd::{EtcdStore, SettingsError};
+use selvage::cluster::serve;
+use selvage::command::cleanup;
+use selvage::command::cli::{Cli, Command, IgnitionCommand, NetworkCommand, SettingsFlags};
+use selvage::command::doctor;
+use selvage::command::leave;
+use selvage::command::manual;
+use selvage::command::network::{self, NetworkCommandError};
+use selvage::command::options::{self, OptionsCommand};
+use selvage::command::peers;
+use selvage::command::status;
+use selvage::flannel::cni;
+use selvage::flannel::docker_opts;
+use selvage::flannel::flanneld;
+use selvage::host::claim::Claims;
+use selvage::host::privileges::Privileges;
 use selvage::settings::{self, Environment, Settings, Sources};
-use selvage::{
-    agent, cleanup, cni, docker_opts, doctor, flanneld, ignition, leave, logging, manual,
-    peers_command, serve, service, status, sysroot,
-};
 
 /// What we are is said by the name that we are called by.
 fn main() -> ExitCode {
@@ -112,15 +123,11 @@ fn run(command: Command) -> anyhow::Result<u8> {
         }
         Command::Status(flags) => {
             let settings = start_to_look(&flags.settings)?;
-            return Ok(runtime()?.block_on(status::command::run(
-                &settings,
-                &flags,
-                &mut stdout,
-            ))?);
+            return Ok(runtime()?.block_on(status::run(&settings, &flags, &mut stdout))?);
         }
         Command::Peers(flags) => {
             let settings = start_to_look(&flags.settings)?;
-            return Ok(runtime()?.block_on(peers_command::run(&settings, &flags, &mut stdout))?);
+            return Ok(runtime()?.block_on(peers::run(&settings, &flags, &mut stdout))?);
         }
         Command::Doctor(flags) => {
             let settings = start(&flags.settings)?;
@@ -185,7 +192,7 @@ fn network(command: NetworkCommand) -> anyhow::Result<()> {
     let settings = start(command.settings())?;
     runtime()?.block_on(async {
         let mut store = EtcdStore::new(settings.etcd.clone().into(), String::new())?;
-        network_command::run(command, &mut store, &settings, &mut io::stdout()).await?;
+        network::run(command, &mut store, &settings, &mut io::stdout()).await?;
         Ok(())
     })
 }

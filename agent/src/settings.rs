@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::cli::SettingsFlags;
-use crate::firewall::Mode;
-use crate::net::InterfaceName;
-use crate::network_name::NetworkName;
+use crate::base::net::InterfaceName;
+use crate::base::network_name::NetworkName;
+use crate::command::cli::SettingsFlags;
+use crate::host::firewall::Mode;
 
 mod environment;
 mod error;
@@ -158,7 +158,7 @@ pub struct Agent {
     pub network: Option<NetworkName>,
     /// Who holds the lease; `None` means an identifier derived from the machine's.
     pub node_id: Option<String>,
-    /// A level or a list of filters that [`crate::logging::parse_filter`] takes.
+    /// A level or a list of filters that [`crate::base::logging::parse_filter`] takes.
     pub log: String,
     /// The longest time between two complete comparisons of the kernel with what it should be.
     pub resync: Duration,

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use selvage::sysroot;
+use selvage::appliance::sysroot;
 use sys_mount::{Mount, MountFlags, UnmountFlags, unmount};
 
 /// Runs a test with an empty root file system that holds nothing but an image's `/usr`.

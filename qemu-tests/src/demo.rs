@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::future::try_join_all;
-use selvage::status::Status;
+use selvage::telemetry::status::Status;
 
 use crate::{
     cli::Common,

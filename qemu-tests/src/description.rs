@@ -3,7 +3,8 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use selvage::{ignition, net::MacAddr};
+use selvage::appliance::ignition;
+use selvage::base::net::MacAddr;
 use serde_json::{Value, json};
 
 use crate::cluster::Node;

@@ -4,7 +4,7 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use selvage::status::{PeerState, State, Status};
+use selvage::telemetry::status::{PeerState, State, Status};
 
 use crate::report::{CrossReport, NodeReport, seconds};
 
@@ -99,7 +99,8 @@ impl Page<'_> {
                 State::Stopped => ("bad", "no agent runs".to_owned()),
                 State::Joining | State::Degraded => ("bad", status.health.reasons.join("; ")),
             };
-            let programmed = |peer: &&selvage::status::Peer| peer.state == PeerState::Programmed;
+            let programmed =
+                |peer: &&selvage::telemetry::status::Peer| peer.state == PeerState::Programmed;
             let peers = status.peers.iter().filter(programmed).count();
             let backend = status
                 .network

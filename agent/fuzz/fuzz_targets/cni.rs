@@ -5,7 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use selvage::cni;
+use selvage::flannel::cni;
 
 fuzz_target!(|input: &[u8]| {
     let end = input.iter().position(|b| *b == 0).unwrap_or(input.len());

@@ -6,7 +6,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use selvage::lease::{LeaseAttrs, SubnetKey};
+use selvage::cluster::lease::{LeaseAttrs, SubnetKey};
 
 fuzz_target!(|input: &[u8]| {
     let end = input

@@ -4,8 +4,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use selvage::backend::BackendConfig;
-use selvage::network_config::NetworkConfig;
+use selvage::plan::backend::BackendConfig;
+use selvage::cluster::network_config::NetworkConfig;
 
 fuzz_target!(|text: &str| {
     let Ok(config) = NetworkConfig::parse(text) else {

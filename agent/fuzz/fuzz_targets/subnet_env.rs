@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use selvage::subnet_file::Previous;
+use selvage::host::subnet_file::Previous;
 
 fuzz_target!(|input: &[u8]| {
     let text = String::from_utf8_lossy(input);

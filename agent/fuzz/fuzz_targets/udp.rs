@@ -8,7 +8,7 @@
 use std::io::IoSlice;
 
 use libfuzzer_sys::fuzz_target;
-use selvage::udp::{Coalescer, Sink, deliver};
+use selvage::host::udp::{Coalescer, Sink, deliver};
 
 /// `virtio_net_hdr` and the longest IPv4 packet.
 const LONGEST: usize = 12 + 65_535;

@@ -7,10 +7,10 @@ use tracing::{info, warn};
 use super::overlay::Overlay;
 use super::task::Task;
 use super::{Agent, Tasks};
-use crate::control::Question;
-use crate::docker_bridge;
-use crate::lease::LeaseStore;
-use crate::status::{self, Docker, Health, Kernel, SCHEMA, State, Status, Store};
+use crate::cluster::lease::LeaseStore;
+use crate::telemetry::control::Question;
+use crate::telemetry::docker_bridge;
+use crate::telemetry::status::{self, Docker, Health, Kernel, SCHEMA, State, Status, Store};
 
 impl<S: LeaseStore> Agent<'_, S> {
     /// Lays out what there is to say until the loop runs.

@@ -6,9 +6,9 @@ use tracing::warn;
 use super::overlay::{self, Overlay, Place};
 use super::task::Tasks;
 use super::{Agent, sample};
-use crate::lease::{LeaseAttrs, LeaseStore, StoreError, SubnetKey};
-use crate::logging::chain;
-use crate::netlink::Kernel;
+use crate::base::logging::chain;
+use crate::cluster::lease::{LeaseAttrs, LeaseStore, StoreError, SubnetKey};
+use crate::host::netlink::Kernel;
 
 impl<S: LeaseStore> Agent<'_, S> {
     /// Looks at the underlay again; when it is not what it was, tells the kernel at once and the peers as soon as can be.

@@ -22,23 +22,25 @@ pub(crate) use self::change::elder_twin;
 pub(crate) use self::former::Former;
 use self::journal::Journal;
 use self::leaving::Leaving;
-use crate::backend::plan::Plan;
-use crate::backend::{self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup};
-use crate::firewall::{Firewall, Mode, Worker};
-use crate::hooks;
-use crate::lease::allocate::Avoid;
-use crate::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
-use crate::logging::chain;
-use crate::netlink::{Failure, Kernel, KernelError, Watch};
-use crate::network_config::NetworkConfig;
-use crate::peers::{CheckPeer, PeerChanges, PeerTable};
-use crate::privileges::{self, Privileges};
-use crate::reconcile::{Reconciler, Report};
+use crate::base::logging::chain;
+use crate::cluster::lease::allocate::Avoid;
+use crate::cluster::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
+use crate::cluster::network_config::NetworkConfig;
+use crate::cluster::peers::{CheckPeer, PeerChanges, PeerTable};
+use crate::host::firewall::{Firewall, Mode, Worker};
+use crate::host::hooks;
+use crate::host::netlink::{Failure, Kernel, KernelError, Watch};
+use crate::host::privileges::{self, Privileges};
+use crate::host::reconcile::{Reconciler, Report};
+use crate::host::subnet_file::{self, Part, SubnetFile};
+use crate::host::underlay::{self, HostNets, Underlay};
+use crate::plan::backend::plan::Plan;
+use crate::plan::backend::{
+    self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup,
+};
+use crate::plan::state::{Delta, Key, Object};
 use crate::settings::Settings;
-use crate::state::{Delta, Key, Object};
-use crate::status;
-use crate::subnet_file::{self, Part, SubnetFile};
-use crate::underlay::{self, HostNets, Underlay};
+use crate::telemetry::status;
 
 /// Why the underlay and the back end cannot be used yet.
 #[derive(Debug, Error)]

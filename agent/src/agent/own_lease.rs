@@ -9,8 +9,8 @@ use tracing::{info, warn};
 use super::overlay::Overlay;
 use super::task::Tasks;
 use super::{Agent, sample};
-use crate::lease::{LeaseStore, Past, Released, StoreError, SubnetKey, allocate};
-use crate::logging::chain;
+use crate::base::logging::chain;
+use crate::cluster::lease::{LeaseStore, Past, Released, StoreError, SubnetKey, allocate};
 
 /// How long a lease that is being taken may take when the agent ends.
 const LAST_WAIT: Duration = Duration::from_secs(2);

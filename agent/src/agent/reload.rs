@@ -13,10 +13,10 @@ use tracing::{info, warn};
 use self::changes::{changes, live};
 use super::overlay::Overlay;
 use super::{Agent, Tasks};
-use crate::health::Server;
-use crate::lease::LeaseStore;
-use crate::logging::{self, chain};
+use crate::base::logging::{self, chain};
+use crate::cluster::lease::LeaseStore;
 use crate::settings::{self, Settings};
+use crate::telemetry::health::Server;
 
 /// Reads the settings from where those that the agent was started with came from.
 pub type Load<'a> = Box<dyn Fn() -> Result<Settings, settings::Error> + 'a>;

@@ -2,8 +2,8 @@
 
 use super::overlay::Overlay;
 use super::{Agent, Tasks, answers};
-use crate::lease::{LeaseStore, StoreError};
-use crate::metrics::{Events, Lease, Sample, Store, Tally};
+use crate::cluster::lease::{LeaseStore, StoreError};
+use crate::telemetry::metrics::{Events, Lease, Sample, Store, Tally};
 
 /// The kinds of [`StoreError`], as metrics call them.
 const STORE_ERRORS: [&str; 9] = [

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::overlay::{Failed, Programmed};
-use crate::logging::{Repeats, chain};
-use crate::retry::{Backoff, Retry, random_seed};
+use crate::base::logging::{Repeats, chain};
+use crate::base::retry::{Backoff, Retry, random_seed};
 
 /// Between the first failure and the next try 200 ms; at the most 10 s, so that what heals by itself is noticed soon.
 const PAUSES: Backoff =
@@ -210,8 +210,8 @@ impl Tasks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::{ChangeError, Failure};
-    use crate::state::{Change, Key, Object};
+    use crate::host::netlink::{ChangeError, Failure};
+    use crate::plan::state::{Change, Key, Object};
 
     /// Changes of one route that failed.
     fn failed(error: ChangeError) -> Failed {

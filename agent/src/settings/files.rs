@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use crate::network_name::NetworkName;
+use crate::base::network_name::NetworkName;
 
 /// Where settings are looked for: the image's, the running system's, the administrator's; the later win.
 const DIRECTORIES: [&str; 3] = ["usr/lib/selvage", "run/selvage", "etc/selvage"];

@@ -2,7 +2,7 @@
 
 use super::environment::{split_list, unplaced};
 use super::fragment::{Agent, Etcd, Files, Firewall, Fragment, Health, Remote, Texts, Underlay};
-use crate::cli::SettingsFlags;
+use crate::command::cli::SettingsFlags;
 
 /// The flags in the form that every source has.
 pub(super) fn fragment(flags: &SettingsFlags) -> Fragment {

@@ -11,8 +11,8 @@ use super::key::{self, Key};
 use super::validate::DEFAULT_SUBNET_FILE;
 use super::validate::etcd::DEFAULT_PREFIX;
 use super::{Environment, Error, Fragment, Secret, Settings, Source, validate};
-use crate::flanneld::{DEFAULT_ENDPOINTS, DEFAULT_SUBNET_DIR, Flags};
-use crate::network_name::NetworkName;
+use crate::base::network_name::NetworkName;
+use crate::flannel::flanneld::{DEFAULT_ENDPOINTS, DEFAULT_SUBNET_DIR, Flags};
 
 /// Where flanneld's health endpoints listen: everywhere, if they have a port.
 const DEFAULT_HEALTH_ADDRESS: &str = "0.0.0.0";

@@ -3,8 +3,8 @@ use std::fs;
 use clap::{CommandFactory, Parser};
 
 use super::*;
-use crate::cli::{Cli, Command};
-use crate::firewall::Mode;
+use crate::command::cli::{Cli, Command};
+use crate::host::firewall::Mode;
 
 /// A root directory with settings files, given as path and text.
 fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -198,7 +198,7 @@ fn whole_file_is_understood() {
     assert_eq!(settings.firewall, expected);
     assert_eq!(settings.health.listen, "[::1]:8080".parse().ok());
     assert!(settings.agent.leave_on_stop);
-    assert_eq!(settings.agent.log, "info,selvage::firewall=debug");
+    assert_eq!(settings.agent.log, "info,selvage::host::firewall=debug");
     assert_eq!(settings.agent.resync, Duration::from_secs(60));
 }
 

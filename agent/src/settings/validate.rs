@@ -9,9 +9,10 @@ use ipnet::IpNet;
 
 use super::inputs::{Inputs, Sourced};
 use super::{Agent, Error, Files, Firewall, Health, Settings};
-use crate::firewall::Mode;
-use crate::network_name::NetworkName;
-use crate::{logging, network_name};
+use crate::base::logging;
+use crate::base::network_name;
+use crate::base::network_name::NetworkName;
+use crate::host::firewall::Mode;
 
 pub(super) mod etcd;
 mod remote;

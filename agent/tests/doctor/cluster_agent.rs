@@ -1,6 +1,6 @@
 //! What the doctor says of the agent itself: not running, waiting, or lacking something.
 
-use selvage::doctor::{Finding, Severity};
+use selvage::command::doctor::{Finding, Severity};
 
 use crate::cluster::{NETWORK, Store, pair};
 use crate::diagnosis::Diagnosis;

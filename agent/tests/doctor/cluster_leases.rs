@@ -1,6 +1,6 @@
 //! What the doctor says of the own lease, of others', and of what leases go by.
 
-use selvage::doctor::Severity;
+use selvage::command::doctor::Severity;
 
 use crate::authority::Authority;
 use crate::clock::Clock;

@@ -1,6 +1,6 @@
 //! What the doctor says of nodes that are one to their peers, of the wrong interface, and of networks that overlap.
 
-use selvage::doctor::{Finding, Severity};
+use selvage::command::doctor::{Finding, Severity};
 
 use crate::cluster::{NETWORK, Store, pair};
 use crate::diagnosis::Diagnosis;

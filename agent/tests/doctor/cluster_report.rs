@@ -1,6 +1,6 @@
 //! The doctor's report: silence on a healthy cluster, the schema of its JSON, its words and its exit statuses.
 
-use selvage::doctor::{Finding, Report, Severity, Unchecked};
+use selvage::command::doctor::{Finding, Report, Severity, Unchecked};
 
 use crate::cluster::{NETWORK, Store};
 use crate::diagnosis::Diagnosis;

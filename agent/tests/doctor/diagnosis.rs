@@ -1,6 +1,6 @@
 //! Asking the doctor on a host, and what it is to have said.
 
-use selvage::doctor::{Finding, Report};
+use selvage::command::doctor::{Finding, Report};
 
 use crate::host::Host;
 use crate::wait::look_until;

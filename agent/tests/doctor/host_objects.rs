@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use selvage::doctor::{Finding, Severity};
+use selvage::command::doctor::{Finding, Severity};
 
 use crate::cluster::NETWORK;
 use crate::host::Host;

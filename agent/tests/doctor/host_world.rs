@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use selvage::doctor::{Finding, Report};
+use selvage::command::doctor::{Finding, Report};
 
 use crate::cluster::Store;
 use crate::diagnosis::Diagnosis;

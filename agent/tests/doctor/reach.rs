@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
 };
-use selvage::doctor::{Finding, Severity};
+use selvage::command::doctor::{Finding, Severity};
 
 use crate::cluster::Store;
 use crate::diagnosis::Diagnosis;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Client, PutOptions, Txn, TxnOp};
 use nix::sched::{CloneFlags, setns};
-use selvage::doctor::Finding;
+use selvage::command::doctor::Finding;
 
 use crate::cluster::{ETCD, Store};
 use crate::diagnosis::Diagnosis;

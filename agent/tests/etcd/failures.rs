@@ -1,6 +1,6 @@
 //! Servers that die, freeze, forget and change.
 
-use selvage::peers::PeerTable;
+use selvage::cluster::peers::PeerTable;
 
 use crate::server::{Server, free_port};
 use crate::*;

@@ -27,11 +27,11 @@ mod server;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, PutOptions};
-use selvage::lease::etcd::{EtcdSettings, EtcdStore};
-use selvage::lease::{
+use selvage::cluster::lease::etcd::{EtcdSettings, EtcdStore};
+use selvage::cluster::lease::{
     Lease, LeaseAttrs, LeaseEvent, LeaseStore, Past, StoreError, StoreEvent, SubnetKey,
 };
-use selvage::network_config::NetworkConfig;
+use selvage::cluster::network_config::NetworkConfig;
 use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
 

@@ -1,6 +1,6 @@
 //! `selvage network get|set`.
 
-use selvage::network_command::{NetworkCommandError, SetOutcome, get, set};
+use selvage::command::network::{NetworkCommandError, SetOutcome, get, set};
 
 use crate::server::Server;
 use crate::*;

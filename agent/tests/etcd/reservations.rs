@@ -1,6 +1,6 @@
 //! `selvage network reserve|unreserve|reservations|leases`.
 
-use selvage::network_command::{NetworkCommandError, list, reserve, unreserve};
+use selvage::command::network::{NetworkCommandError, list, reserve, unreserve};
 
 use crate::server::Server;
 use crate::*;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use etcd_client::{Permission, PermissionType};
-use selvage::lease::etcd::EtcdSettings;
+use selvage::cluster::lease::etcd::EtcdSettings;
 use selvage::settings::Secret;
 
 use crate::authority::Authority;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use etcd_client::Client;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use selvage::lease::etcd::{EtcdSettings, EtcdStore};
+use selvage::cluster::lease::etcd::{EtcdSettings, EtcdStore};
 
 use crate::authority::loopback;
 

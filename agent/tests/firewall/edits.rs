@@ -1,6 +1,6 @@
 //! Edits of our nftables table by hand: every one is found, and undone.
 
-use selvage::firewall::Mode;
+use selvage::host::firewall::Mode;
 
 use crate::host::{Agent, Nft, on_host, rules, sh};
 

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use selvage::firewall::{DEFAULT_RESYNC, Error, Family, Firewall, Mode, Rules, Watcher};
+use selvage::host::firewall::{DEFAULT_RESYNC, Error, Family, Firewall, Mode, Rules, Watcher};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 

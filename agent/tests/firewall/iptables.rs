@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use selvage::firewall::{Mode, Rules};
+use selvage::host::firewall::{Mode, Rules};
 
 use crate::host::{
     Agent, Installed, IptablesLegacy, IptablesNft, Nft, dual, nothing, on_host, saved, sh,

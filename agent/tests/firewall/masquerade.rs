@@ -1,6 +1,6 @@
 //! Which address a packet arrives with, for every rule and real packets, in every mode and both families.
 
-use selvage::firewall::{Mode, Rules};
+use selvage::host::firewall::{Mode, Rules};
 
 use crate::host::{Agent, Installed, IptablesLegacy, IptablesNft, Nft, dual, nothing, on_host, sh};
 use crate::topology::{

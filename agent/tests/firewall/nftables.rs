@@ -3,9 +3,9 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use selvage::backend::BackendConfig;
-use selvage::firewall::{Mode, Rules};
-use selvage::privileges::Privileges;
+use selvage::host::firewall::{Mode, Rules};
+use selvage::host::privileges::Privileges;
+use selvage::plan::backend::BackendConfig;
 
 use crate::host::{Agent, Nft, dual, nothing, on_host, rules, sh, uninstall};
 
@@ -17,7 +17,7 @@ fn applied_rules_are_listed_as_written_and_a_restart_changes_nothing() {
         for (rules, written) in [
             (
                 rules(),
-                include_str!("../../src/firewall/nftables/script/tests/whole.nft"),
+                include_str!("../../src/host/firewall/nftables/script/tests/whole.nft"),
             ),
             (
                 Rules {
@@ -26,7 +26,7 @@ fn applied_rules_are_listed_as_written_and_a_restart_changes_nothing() {
                         .into(),
                     ..dual()
                 },
-                include_str!("../../src/firewall/nftables/script/tests/dual.nft"),
+                include_str!("../../src/host/firewall/nftables/script/tests/dual.nft"),
             ),
         ] {
             let mut agent = Agent::new(Mode::Nftables);

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use selvage::firewall::{Mode, docker};
+use selvage::host::firewall::{Mode, docker};
 
 use crate::host::{
     Agent, Installed, IptablesLegacy, IptablesNft, Nft, dual, nothing, on_host, saved, sh,

@@ -1,6 +1,6 @@
 //! Changing the mode, and taking over from flannel: what the other one made is removed, and nothing else.
 
-use selvage::firewall::{Mode, Rules};
+use selvage::host::firewall::{Mode, Rules};
 
 use crate::host::{
     Agent, Installed, IptablesLegacy, IptablesNft, Nft, dual, everything, made, on_host, saved, sh,

@@ -4,10 +4,10 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use nix::net::if_::if_nametoindex;
-use selvage::backend::{self, BackendConfig, Setup};
-use selvage::lease::Lease;
-use selvage::netlink::{ChangeError, Kernel};
-use selvage::reconcile::Counts;
+use selvage::cluster::lease::Lease;
+use selvage::host::netlink::{ChangeError, Kernel};
+use selvage::host::reconcile::Counts;
+use selvage::plan::backend::{self, BackendConfig, Setup};
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use selvage::netlink::Monitor;
-use selvage::reconcile::Counts;
+use selvage::host::netlink::Monitor;
+use selvage::host::reconcile::Counts;
 
 use crate::host::{Host, block_on, peer, peers, subnet};
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use selvage::reconcile::Counts;
+use selvage::host::reconcile::Counts;
 use tempfile::NamedTempFile;
 
 use crate::host::{Host, block_on, peer, peers};

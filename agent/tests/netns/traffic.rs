@@ -10,8 +10,8 @@
 use std::process::{Child, Command, Stdio};
 
 use nix::net::if_::if_nametoindex;
-use selvage::lease::Lease;
-use selvage::reconcile::Counts;
+use selvage::cluster::lease::Lease;
+use selvage::host::reconcile::Counts;
 use serde_json::value::RawValue;
 
 use crate::host::{Agent, Host, attachment, block_on, peer};

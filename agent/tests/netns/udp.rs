@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use selvage::lease::Lease;
-use selvage::netlink::Kernel;
-use selvage::reconcile::Counts;
-use selvage::underlay::Underlay;
+use selvage::cluster::lease::Lease;
+use selvage::host::netlink::Kernel;
+use selvage::host::reconcile::Counts;
+use selvage::host::underlay::Underlay;
 
 use crate::host::{Agent, Host, Notifications, block_on, peer};
 
@@ -27,9 +27,9 @@ async fn agent(host: &Host, options: &str, peers: &[Lease]) -> Agent {
 }
 
 /// Takes over another underlay or another config, as the agent does while it runs.
-fn turn(agent: &mut Agent, backend: Box<dyn selvage::backend::Backend>, peers: &[Lease]) {
+fn turn(agent: &mut Agent, backend: Box<dyn selvage::plan::backend::Backend>, peers: &[Lease]) {
     let own = crate::host::subnet(0);
-    agent.plan = selvage::backend::plan::Plan::new(&*backend, &own, peers);
+    agent.plan = selvage::plan::backend::plan::Plan::new(&*backend, &own, peers);
     agent.reconciler.set_scope(backend.scope());
     agent.reconciler.set_desired(agent.plan.state());
     agent.backend = backend;
@@ -160,7 +160,7 @@ fn a_device_of_that_name_that_is_not_ours_is_replaced() {
                 .unwrap()
                 .link(&"flannel0".parse().unwrap())
                 .await,
-            Ok(Some(selvage::state::Object::OtherLink))
+            Ok(Some(selvage::plan::state::Object::OtherLink))
         ));
     });
 }

@@ -15,14 +15,14 @@ use std::net::Ipv6Addr;
 use std::process::{Child, Command, Stdio};
 
 use nix::net::if_::if_nametoindex;
-use selvage::backend::plan::Plan;
-use selvage::backend::{self, BackendConfig, Setup};
-use selvage::lease::{Lease, SubnetKey};
-use selvage::netlink::Kernel;
-use selvage::network_config::NetworkConfig;
-use selvage::reconcile::{Counts, Reconciler};
-use selvage::underlay::Attachment;
-use selvage::wireguard_key::PrivateKey;
+use selvage::cluster::lease::{Lease, SubnetKey};
+use selvage::cluster::network_config::NetworkConfig;
+use selvage::host::netlink::Kernel;
+use selvage::host::reconcile::{Counts, Reconciler};
+use selvage::host::underlay::Attachment;
+use selvage::plan::backend::plan::Plan;
+use selvage::plan::backend::{self, BackendConfig, Setup};
+use selvage::plan::wireguard_key::PrivateKey;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 

@@ -5,9 +5,9 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use selvage::backend::BackendConfig;
-use selvage::network_config::NetworkConfig;
-use selvage::privileges::Privileges;
+use selvage::cluster::network_config::NetworkConfig;
+use selvage::host::privileges::Privileges;
+use selvage::plan::backend::BackendConfig;
 
 use crate::authority::Authority;
 use crate::cluster::{NETWORK, Store};

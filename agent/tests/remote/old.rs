@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
-use selvage::lease::remote::RemoteStore;
-use selvage::lease::{LeaseAttrs, LeaseEvent, LeaseStore, StoreEvent};
+use selvage::cluster::lease::remote::RemoteStore;
+use selvage::cluster::lease::{LeaseAttrs, LeaseEvent, LeaseStore, StoreEvent};
 use selvage::settings::Remote;
 
 /// Every request that came, and news for the one that waits for it.

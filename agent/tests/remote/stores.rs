@@ -4,10 +4,12 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use selvage::lease::allocate::Avoid;
-use selvage::lease::remote::RemoteStore;
-use selvage::lease::{Lease, LeaseAttrs, LeaseEvent, LeaseStore, Released, StoreError, StoreEvent};
-use selvage::network_config::NetworkConfig;
+use selvage::cluster::lease::allocate::Avoid;
+use selvage::cluster::lease::remote::RemoteStore;
+use selvage::cluster::lease::{
+    Lease, LeaseAttrs, LeaseEvent, LeaseStore, Released, StoreError, StoreEvent,
+};
+use selvage::cluster::network_config::NetworkConfig;
 use selvage::settings::Remote;
 use tokio::time::timeout;
 

@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroUsize;
 
 use ipnet::Ipv4Net;
-use selvage::udp::{DataPlane, OpenError, Settings};
+use selvage::host::udp::{DataPlane, OpenError, Settings};
 
 use crate::netns::NetNs;
 

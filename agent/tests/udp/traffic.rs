@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use selvage::udp::Counters;
+use selvage::host::udp::Counters;
 
 use crate::hosts::{Host, MTU, connect, container, two_hosts};
 use crate::netns::NetNs;

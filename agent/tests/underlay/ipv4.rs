@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use selvage::underlay::Attachment;
+use selvage::host::underlay::Attachment;
 
 use super::*;
 

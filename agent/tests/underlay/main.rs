@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use selvage::network_config::Families;
+use selvage::cluster::network_config::Families;
+use selvage::host::underlay::{Underlay, discover};
 use selvage::settings::{Interface, Pattern, Underlay as Wanted};
-use selvage::underlay::{Underlay, discover};
 
 mod dual_stack;
 mod ipv4;

@@ -1,6 +1,6 @@
 use std::{net::Ipv4Addr, path::Path, process::Command};
 
-use selvage::status::{Agent, Network};
+use selvage::telemetry::status::{Agent, Network};
 
 use super::*;
 use crate::{container::Ping, facts::Facts, timeline::Timeline};
@@ -63,7 +63,7 @@ fn crossing(seen: &str) -> CrossReport {
 /// A whole page, of which a server `saw` the client.
 fn sample(saw: &str) -> String {
     let (nodes, statuses) = ([node(1), node(2)], [status(), status()]);
-    let overlay = selvage::status::graph::draw(&statuses[0], Ok(&[]));
+    let overlay = selvage::command::status::graph::draw(&statuses[0], Ok(&[]));
     Page {
         nodes: &nodes,
         statuses: &statuses,

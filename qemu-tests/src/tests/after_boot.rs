@@ -364,7 +364,7 @@ mod tests {
     fn the_configuration_is_one_that_the_image_takes() {
         let key =
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f x";
-        let report = selvage::ignition::check(&configuration(key));
+        let report = selvage::appliance::ignition::check(&configuration(key));
         assert_eq!(report.errors(), 0, "{report:?}");
     }
 }

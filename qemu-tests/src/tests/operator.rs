@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use selvage::doctor::Report;
-use selvage::status::{PeerState, State, Status};
+use selvage::command::doctor::Report;
+use selvage::telemetry::status::{PeerState, State, Status};
 
 use crate::{
     cluster::Cluster,

@@ -7,13 +7,13 @@ use tracing::{info, warn};
 
 use super::leaving::Leaving;
 use super::{ConnectError, Overlay, list, log_uncarried};
-use crate::backend::{self, Backend, BackendConfig, OpenError, Setup};
-use crate::lease::{Lease, LeaseAttrs, SubnetKey, allocate};
-use crate::network_config::NetworkConfig;
-use crate::privileges::Privileges;
+use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey, allocate};
+use crate::cluster::network_config::NetworkConfig;
+use crate::host::privileges::Privileges;
+use crate::host::underlay;
+use crate::plan::backend::{self, Backend, BackendConfig, OpenError, Setup};
 use crate::settings::Settings;
-use crate::status;
-use crate::underlay;
+use crate::telemetry::status;
 
 impl Overlay {
     /// Takes over another lease. The list of peers follows from the store.

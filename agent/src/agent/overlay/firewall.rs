@@ -6,9 +6,9 @@ use tracing::info;
 
 use super::Overlay;
 use super::leaving::Leaving;
-use crate::firewall::{Error, Family, Mode, Outcome, Rules};
-use crate::net::InterfaceName;
-use crate::status;
+use crate::base::net::InterfaceName;
+use crate::host::firewall::{Error, Family, Mode, Outcome, Rules};
+use crate::telemetry::status;
 
 impl Overlay {
     /// How often the firewall is to be looked at, though nothing was heard about it.

@@ -2,13 +2,13 @@
 
 use ipnet::IpNet;
 
-use crate::backend;
-use crate::cleanup;
-use crate::net::InterfaceName;
-use crate::netlink::{Kernel, KernelError};
+use crate::base::net::InterfaceName;
+use crate::command::cleanup;
+use crate::host::netlink::{Kernel, KernelError};
+use crate::host::subnet_file;
+use crate::plan::backend;
+use crate::plan::state::Scope;
 use crate::settings::Settings;
-use crate::state::Scope;
-use crate::subnet_file;
 
 /// What an earlier run of the agent left, perhaps under another network config. What of it is not wanted any more is
 /// removed: with an address of the former network, say, packets to the new one would have the wrong source.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::lease::SubnetKey;
-use crate::peers::{PeerChanges, PeerTable};
-use crate::state::Key;
-use crate::status;
+use crate::cluster::lease::SubnetKey;
+use crate::cluster::peers::{PeerChanges, PeerTable};
+use crate::plan::state::Key;
+use crate::telemetry::status;
 
 /// How many leases that are no more may be remembered.
 const FORGOTTEN: usize = 64;
@@ -76,8 +76,8 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::lease::{Lease, LeaseAttrs, LeaseEvent};
-    use crate::network_config::NetworkConfig;
+    use crate::cluster::lease::{Lease, LeaseAttrs, LeaseEvent};
+    use crate::cluster::network_config::NetworkConfig;
 
     fn lease(subnet: &str) -> Lease {
         Lease {

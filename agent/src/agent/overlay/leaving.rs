@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::backend::{Backend, host_gw, ipip, udp, vxlan};
-use crate::lease::{Lease, SubnetKey};
-use crate::net::InterfaceName;
-use crate::peers::PeerTable;
-use crate::state::State;
+use crate::base::net::InterfaceName;
+use crate::cluster::lease::{Lease, SubnetKey};
+use crate::cluster::peers::PeerTable;
+use crate::plan::backend::{Backend, host_gw, ipip, udp, vxlan};
+use crate::plan::state::State;
 
 /// How long the devices stay after the last peer has followed: it may have sent before it heard of this node's new lease.
 const LINGER: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! The overlay's part in what the agent tells: the state that it works on, in the words of [`crate::status`].
+//! The overlay's part in what the agent tells: the state that it works on, in the words of [`crate::telemetry::status`].
 
 use std::collections::HashMap;
 
@@ -6,16 +6,16 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::debug;
 
 use super::Overlay;
-use crate::lease::{Lease, SubnetKey};
-use crate::logging::chain;
-use crate::net::InterfaceName;
-use crate::netlink::Session;
-use crate::state::{Key, Object, describe};
-use crate::status::{
+use crate::base::logging::chain;
+use crate::base::net::InterfaceName;
+use crate::cluster::lease::{Lease, SubnetKey};
+use crate::host::netlink::Session;
+use crate::plan::state::{Key, Object, describe};
+use crate::plan::wireguard_key::PublicKey;
+use crate::telemetry::status::{
     self, Files, Firewall, Kernel, Network, Owner, Peer, PeerDetail, PeerObject, PeerState,
     Traffic, Underlay, micros,
 };
-use crate::wireguard_key::PublicKey;
 
 /// What WireGuard counted, by device and peer.
 type Sessions = HashMap<InterfaceName, HashMap<PublicKey, Session>>;

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::Overlay;
-use crate::metrics::{self, Tally};
-use crate::peers::Refusal;
-use crate::udp::Counters;
+use crate::cluster::peers::Refusal;
+use crate::host::udp::Counters;
+use crate::telemetry::metrics::{self, Tally};
 
 impl Overlay {
     /// What metrics show; `interval` is the longest time between two resyncs.

@@ -1,7 +1,7 @@
 //! agent.toml(5) has every setting.
 
 use super::*;
-use crate::manual::settings_page::{self, Form, Setting};
+use crate::command::manual::settings_page::{self, Form, Setting};
 
 /// A value of the form that the page names, so that only another type can be what is wrong.
 fn value(form: Form) -> &'static str {

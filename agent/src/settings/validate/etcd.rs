@@ -1,8 +1,8 @@
 //! `[etcd]`, checked.
 
 use super::{absolute, optional, seconds};
-use crate::lease::etcd::endpoint::{self, Endpoint};
-use crate::network_name::NetworkName;
+use crate::base::endpoint::{self, Endpoint};
+use crate::base::network_name::NetworkName;
 use crate::settings::inputs::{Inputs, Sourced};
 use crate::settings::key::{self, Key};
 use crate::settings::{Error, Etcd};

@@ -2,8 +2,8 @@
 
 use super::etcd::together;
 use super::{absolute, is_on, optional};
-use crate::lease::etcd::endpoint::{self, Endpoint};
-use crate::network_name::NetworkName;
+use crate::base::endpoint::{self, Endpoint};
+use crate::base::network_name::NetworkName;
 use crate::settings::inputs::{Inputs, Sourced};
 use crate::settings::{Error, Listen, Remote, key};
 
@@ -81,9 +81,9 @@ fn servers(
 }
 
 fn network(input: &Sourced<String>) -> Result<String, Error> {
-    if input.value == NO_NAME || crate::remote::is_network_name(&input.value) {
+    if input.value == NO_NAME || crate::cluster::remote::is_network_name(&input.value) {
         Ok(input.value.clone())
     } else {
-        Err(input.error(crate::remote::NETWORK_NAME))
+        Err(input.error(crate::cluster::remote::NETWORK_NAME))
     }
 }

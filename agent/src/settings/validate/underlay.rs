@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{each, networks, optional};
-use crate::net::{unusable_v4, unusable_v6};
+use crate::base::net::{unusable_v4, unusable_v6};
 use crate::settings::inputs::{Inputs, Sourced};
 use crate::settings::{Error, Interface, Pattern, Underlay};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use selvage::lease::etcd::{Expected as ExpectedConfig, Record, Records};
+use selvage::cluster::lease::etcd::{Expected as ExpectedConfig, Record, Records};
 
 use super::findings::Expected;
 use super::{NETWORK, Run};

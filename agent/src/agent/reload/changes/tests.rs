@@ -4,7 +4,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
-use crate::cli::SettingsFlags;
+use crate::command::cli::SettingsFlags;
 use crate::settings::{self, Environment, Sources};
 
 /// What the agent makes of one settings file.

@@ -1,0 +1,157 @@
+//! The cluster description: what a user writes, and its reading from TOML.
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Deserializer, de};
+
+use super::locate::Index;
+use super::{Error, validate};
+use crate::base::net::MacAddr;
+
+/// A cluster: its nodes, where etcd runs, and the overlay network they share.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Cluster {
+    /// Who the cluster is and who may log in.
+    pub cluster: Identity,
+    /// Where the leases are kept.
+    #[serde(default)]
+    pub etcd: Etcd,
+    /// flannel's network config, in flannel's own key casing; null when an outside etcd holds one already.
+    #[serde(default, deserialize_with = "toml_as_json")]
+    pub network: serde_json::Value,
+    /// Settings that go into every node's `/etc/selvage/agent.toml`, over the ones that are rendered.
+    #[serde(default)]
+    pub agent: toml::Table,
+    /// The machines (`[[node]]`).
+    #[serde(default, rename = "node")]
+    pub nodes: Vec<Node>,
+}
+
+/// Who a cluster is and who may log in to its nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Identity {
+    /// The cluster's name, an RFC 1123 label; also etcd's cluster token.
+    pub name: String,
+    /// OpenSSH public keys that may log in as `core` on every node.
+    #[serde(default)]
+    pub ssh_authorized_keys: Vec<String>,
+}
+
+/// Where etcd runs: on nodes of the cluster, or outside it. Exactly one of the two lists has entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Etcd {
+    /// Names of the nodes that run etcd; the first also publishes the network config.
+    #[serde(default)]
+    pub members: Vec<String>,
+    /// URLs of an etcd outside the cluster, `http://HOST:PORT` or `https://HOST:PORT`.
+    #[serde(default)]
+    pub endpoints: Vec<String>,
+}
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Node {
+    /// The host name (RFC 1123, at most 64 characters), unique in the cluster.
+    pub name: String,
+    /// The static address on the underlay with the underlay's prefix length, for example `10.77.0.11/24`.
+    #[serde(deserialize_with = "address")]
+    pub address: Ipv4Net,
+    /// The Ethernet address of the underlay's network card.
+    pub mac: MacAddr,
+    /// The default gateway, inside the underlay's prefix.
+    #[serde(default, deserialize_with = "gateway")]
+    pub gateway: Option<Ipv4Addr>,
+    /// Name servers.
+    #[serde(default, deserialize_with = "name_servers")]
+    pub dns: Vec<IpAddr>,
+}
+
+impl Cluster {
+    /// Reads and validates a cluster description.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Syntax`] for text that is not TOML, unknown keys and values of the wrong type; [`Error::Invalid`] with
+    /// everything that breaks a rule. Both carry line, column and field path.
+    pub fn from_toml(text: &str) -> Result<Self, Error> {
+        let cluster: Self = toml::from_str(text).map_err(|error| {
+            let index = Index::of_toml(text);
+            let offset = error.span().map_or(0, |span| span.start);
+            Error::Syntax {
+                position: index.position_at(offset),
+                path: index.path_at(offset).to_owned(),
+                message: error.message().replace('\n', ": "),
+            }
+        })?;
+        validate::check(&cluster).map_err(|mut faults| {
+            faults.locate(&Index::of_toml(text));
+            Error::Invalid(faults)
+        })?;
+        Ok(cluster)
+    }
+
+    /// The nodes that run etcd, in the order of [`Etcd::members`].
+    pub(super) fn members(&self) -> impl Iterator<Item = &Node> {
+        let named = |name: &String| self.nodes.iter().find(|node| node.name == *name);
+        self.etcd.members.iter().filter_map(named)
+    }
+}
+
+fn address<'de, D: Deserializer<'de>>(input: D) -> Result<Ipv4Net, D::Error> {
+    let text = String::deserialize(input)?;
+    parse(
+        &text,
+        "an IPv4 address with a prefix length, such as 10.77.0.11/24",
+    )
+}
+
+fn gateway<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Ipv4Addr>, D::Error> {
+    let text = String::deserialize(input)?;
+    parse(&text, "an IPv4 address, such as 10.77.0.1").map(Some)
+}
+
+fn name_servers<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<IpAddr>, D::Error> {
+    let texts = Vec::<String>::deserialize(input)?;
+    let servers = texts
+        .iter()
+        .map(|text| parse(text, "an IP address, such as 10.77.0.1"));
+    servers.collect()
+}
+
+/// Parses `text`; the standard parsers' errors name neither the value nor what is expected.
+fn parse<T: FromStr, E: de::Error>(text: &str, expected: &str) -> Result<T, E> {
+    let error = |_| E::custom(format_args!("{text:?} is not {expected}"));
+    text.parse().map_err(error)
+}
+
+/// Reads a TOML value as the JSON value that flannel reads.
+fn toml_as_json<'de, D: Deserializer<'de>>(input: D) -> Result<serde_json::Value, D::Error> {
+    to_json(toml::Value::deserialize(input)?).map_err(de::Error::custom)
+}
+
+fn to_json(value: toml::Value) -> Result<serde_json::Value, &'static str> {
+    Ok(match value {
+        toml::Value::String(text) => text.into(),
+        toml::Value::Integer(number) => number.into(),
+        toml::Value::Boolean(flag) => flag.into(),
+        toml::Value::Float(number) => serde_json::Number::from_f64(number)
+            .ok_or("JSON has no infinity and no NaN")?
+            .into(),
+        toml::Value::Datetime(_) => return Err("JSON has no dates; write a string"),
+        toml::Value::Array(items) => items.into_iter().map(to_json).collect::<Result<_, _>>()?,
+        toml::Value::Table(table) => table
+            .into_iter()
+            .map(|(key, value)| to_json(value).map(|value| (key, value)))
+            .collect::<Result<serde_json::Map<_, _>, &'static str>>()?
+            .into(),
+    })
+}

@@ -1,0 +1,17 @@
+//! What any program of this kind could use: files, names, addresses, times, logging.
+//!
+//! May import: nothing else of this crate. Must not: know of leases, peers, back ends or settings.
+
+pub mod atomic_file;
+pub mod endpoint;
+pub mod env_file;
+pub mod go_json;
+pub(crate) mod http;
+pub mod lock;
+pub mod logging;
+pub mod machine_id;
+pub mod net;
+pub mod network_name;
+pub mod retry;
+pub mod service;
+pub(crate) mod terminal;

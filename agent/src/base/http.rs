@@ -1,0 +1,246 @@
+//! The HTTP server that health endpoints and the control socket share.
+//!
+//! It may listen on every address, so whoever can reach the host can talk to it. Each connection gets one answer and a
+//! few seconds; there are at most [`MAX_CONNECTIONS`] at a time. Who comes above that takes the place of the one who has
+//! had most of his time, of the address that has most connections: a slow client harms nobody but itself.
+
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::io;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::time::Duration;
+
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
+
+use self::body::Text;
+pub(crate) use self::get::{Trouble, get};
+use crate::base::logging::Repeats;
+use crate::base::net::site_of;
+
+mod body;
+mod get;
+
+/// How long a request's header may take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may last, from its acceptance to the last byte of the answer.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long answers that are under way may still take when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How many connections are served at a time.
+pub(crate) const MAX_CONNECTIONS: usize = 64;
+
+/// How many of them one address may have, of IPv6 one /64.
+pub(crate) const MAX_PER_ADDRESS: usize = 16;
+
+/// How long to wait when the system has no room for another connection (`EMFILE` and the like).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a request's header may be in bytes: far more than any probe sends.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// The content type of plain texts.
+pub(crate) const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// What is served.
+pub(crate) trait Site: Clone + Send + Sync + 'static {
+    /// Answers a request for a path and query; `None` if there is no such path.
+    ///
+    /// Requests have neither body nor effect: only GET and HEAD come here.
+    fn answer(&self, uri: &Uri) -> impl Future<Output = Option<Answer>> + Send;
+
+    /// What to say of a path that there is not.
+    fn paths(&self) -> &'static str;
+}
+
+/// What is answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) content_type: &'static str,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// A text, of the type [`PLAIN`].
+    pub(crate) fn plain(status: StatusCode, body: impl Into<Bytes>) -> Self {
+        Self {
+            status,
+            content_type: PLAIN,
+            body: body.into(),
+        }
+    }
+}
+
+/// Where connections come from.
+pub(crate) trait Listener: Send {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for the next connection, and from which address it comes, where that says anything. Cancel-safe.
+    fn accept(&mut self)
+    -> impl Future<Output = io::Result<(Self::Stream, Option<IpAddr>)>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = tokio::net::TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(Self::Stream, Option<IpAddr>)> {
+        let (stream, from) = TcpListener::accept(self).await?;
+        Ok((stream, Some(from.ip())))
+    }
+}
+
+impl Listener for UnixListener {
+    type Stream = tokio::net::UnixStream;
+
+    async fn accept(&mut self) -> io::Result<(Self::Stream, Option<IpAddr>)> {
+        Ok((UnixListener::accept(self).await?.0, None))
+    }
+}
+
+/// Answers until `stop` is ready; then accepts nothing more and lets answers that are under way end.
+///
+/// When it is dropped instead, all connections end at once.
+pub(crate) async fn serve(
+    mut listener: impl Listener,
+    site: impl Site,
+    stop: impl Future<Output = ()>,
+) {
+    let mut stop = pin!(stop);
+    let (stopping, stopped) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut crowd = Crowd::default();
+    let mut refused = Repeats::default();
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            Some(_) = connections.join_next() => (),
+            accepted = listener.accept(), if crowd.has_place(connections.len()) => match accepted {
+                Ok((stream, from)) => {
+                    if let Some(seen) = refused.end(Instant::now()) {
+                        info!("connections are accepted again; that they were not was {seen}");
+                    }
+                    let site = site.clone();
+                    let stopped = stopped.clone();
+                    let connection = connections.spawn(async move {
+                        let served = timeout(CONNECTION_TIMEOUT, connection(stream, site, stopped)).await;
+                        match served {
+                            Ok(Ok(())) => (),
+                            Ok(Err(error)) => debug!("connection ended: {error}"),
+                            Err(_) => debug!("connection took too long"),
+                        }
+                    });
+                    if let Some(from) = from {
+                        crowd.add(from, connection, connections.len());
+                    }
+                }
+                Err(error) => {
+                    let fault = format!("failed to accept a connection: {error}");
+                    if let Some(line) = refused.note(&fault, Instant::now()) {
+                        warn!("{line}");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    // Every connection holds a receiver, so this reaches those that there are.
+    let _ = stopping.send(true);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    // What is left is cut off when the set is dropped.
+    let _ = timeout(STOP_TIMEOUT, drained).await;
+}
+
+/// The connections whose address is known, the oldest of each first.
+#[derive(Default)]
+struct Crowd(HashMap<IpAddr, VecDeque<AbortHandle>>);
+
+impl Crowd {
+    /// Whether another one can be served, if need be in the place of one of these.
+    fn has_place(&self, served: usize) -> bool {
+        served < MAX_CONNECTIONS || !self.0.is_empty()
+    }
+
+    /// One more is served, and with it so many as `served`; ends the one whose place it takes.
+    fn add(&mut self, from: IpAddr, connection: AbortHandle, served: usize) {
+        self.0.retain(|_, those| {
+            those.retain(|connection| !connection.is_finished());
+            !those.is_empty()
+        });
+        let own = self.0.entry(site_of(from)).or_default();
+        own.push_back(connection);
+        let crowded = if own.len() > MAX_PER_ADDRESS {
+            Some(own)
+        } else if served > MAX_CONNECTIONS {
+            self.0.values_mut().max_by_key(|those| those.len())
+        } else {
+            None
+        };
+        if let Some(oldest) = crowded.and_then(VecDeque::pop_front) {
+            oldest.abort();
+        }
+    }
+}
+
+/// Serves one connection: one request, one answer.
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    site: impl Site,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<(), hyper::Error> {
+    let service = service_fn(|request: Request<Incoming>| {
+        let site = site.clone();
+        async move { Ok::<_, Infallible>(respond(&site, request.method(), request.uri()).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        served = connection.as_mut() => return served,
+        _ = stopped.wait_for(|stopped| *stopped) => (),
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
+}
+
+/// What is answered to a request; its body is never read. For HEAD, hyper leaves the body out.
+async fn respond(site: &impl Site, method: &Method, uri: &Uri) -> Response<Text> {
+    let readable = matches!(*method, Method::GET | Method::HEAD);
+    let answer = match site.answer(uri).await {
+        None => Answer::plain(StatusCode::NOT_FOUND, site.paths()),
+        Some(_) if !readable => Answer::plain(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET and HEAD are understood",
+        ),
+        Some(answer) => answer,
+    };
+    let allow = answer.status == StatusCode::METHOD_NOT_ALLOWED;
+    let mut response = Response::new(Text::new(answer.body));
+    *response.status_mut() = answer.status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    if allow {
+        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}

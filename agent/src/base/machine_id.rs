@@ -1,0 +1,186 @@
+//! Which machine this is: the owner that the agent writes into its lease, so that it knows its own again.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ring::hmac;
+use ring::rand::{SecureRandom, SystemRandom};
+use thiserror::Error;
+
+use crate::base::atomic_file;
+
+/// What makes our id differ from every other program's: 128 random bits, drawn once for Selvage.
+const APPLICATION: [u8; 16] = [
+    0x4e, 0x1f, 0x0a, 0xd3, 0x92, 0x6b, 0x47, 0x5e, 0x8c, 0x31, 0x5d, 0x77, 0xe0, 0x29, 0xb4, 0x16,
+];
+
+/// Name of the file in the state directory that holds the id of a machine without a machine-id.
+pub(crate) const FILE: &str = "machine-id";
+
+/// The machine has no usable identity.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The kept id cannot be read.
+    #[error("failed to read the machine's id from {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kept id is damaged.
+    #[error(
+        "{} holds {found:?}: expected 32 hexadecimal digits; remove the file to be given a new id, which gives up the lease held under the old one",
+        path.display()
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// The start of what it holds.
+        found: String,
+    },
+    /// A new id cannot be kept.
+    #[error("failed to keep the machine's id in {}", path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel gives no random numbers.
+    #[error("failed to draw a random id")]
+    Random,
+}
+
+/// The id of this machine, as 32 hexadecimal digits.
+///
+/// It is derived from `etc/machine-id` below `root` as `sd_id128_get_machine_app_specific()` does, since the machine-id
+/// itself should not be shown on a network (machine-id(5)). A machine without one is given a random id, which is kept
+/// in `state_dir`; once given, it stays the machine's id even if a machine-id appears later.
+///
+/// # Errors
+/// When the kept id is unreadable or damaged, or a new one cannot be kept: without it the next start would not know
+/// its own lease.
+pub fn owner(root: &Path, state_dir: &Path) -> Result<String, Error> {
+    if let Some(id) = known(root, state_dir)? {
+        return Ok(id);
+    }
+    let path = state_dir.join(FILE);
+    let mut id = [0; 16];
+    SystemRandom::new()
+        .fill(&mut id)
+        .map_err(|_| Error::Random)?;
+    let text = format(id);
+    atomic_file::replace(&path, format!("{text}\n").as_bytes(), 0o644)
+        .map_err(|source| Error::Write { path, source })?;
+    Ok(text)
+}
+
+/// As [`owner`], but gives no id to a machine that has none.
+///
+/// # Errors
+/// When the kept id is unreadable or damaged.
+pub(crate) fn known(root: &Path, state_dir: &Path) -> Result<Option<String>, Error> {
+    let path = state_dir.join(FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) => match parse(&text) {
+            Some(id) => return Ok(Some(format(id))),
+            None => {
+                let found = text.chars().take(64).collect();
+                return Err(Error::Damaged { path, found });
+            }
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(Error::Read { path, source }),
+    }
+    let machine = fs::read_to_string(root.join("etc/machine-id"));
+    let machine = machine.ok().and_then(|text| parse(&text));
+    Ok(machine.map(|machine| format(application_specific(machine))))
+}
+
+/// 128 bits from 32 hexadecimal digits and white space; all zeroes is no id, and neither is systemd's word
+/// `uninitialized` for a machine whose first boot is not over.
+fn parse(text: &str) -> Option<[u8; 16]> {
+    let text = text.trim();
+    if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let id = u128::from_str_radix(text, 16).ok()?;
+    (id != 0).then(|| id.to_be_bytes())
+}
+
+fn format(id: [u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(id))
+}
+
+/// HMAC-SHA256 of the application's id keyed by the machine's, cut to 128 bits and marked as a random UUID (version 4,
+/// variant 1), as systemd does (*src/libsystemd/sd-id128/sd-id128.c*).
+fn application_specific(machine: [u8; 16]) -> [u8; 16] {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &machine);
+    let tag = hmac::sign(&key, &APPLICATION);
+    let mut id = [0; 16];
+    for (to, from) in id.iter_mut().zip(tag.as_ref()) {
+        *to = *from;
+    }
+    id[6] = (id[6] & 0x0f) | 0x40;
+    id[8] = (id[8] & 0x3f) | 0x80;
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root(machine_id: Option<&str>) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        if let Some(text) = machine_id {
+            fs::write(root.path().join("etc/machine-id"), text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn derived_id_is_stable_and_does_not_show_the_machine_id() {
+        let machine = "0123456789abcdef0123456789abcdef";
+        let root = root(Some(&format!("{machine}\n")));
+        let state = root.path().join("state");
+        let id = owner(root.path(), &state).unwrap();
+        assert_eq!(id, "3a690a1a1cdb4707a65a9f3bf41bee3c");
+        assert_eq!(owner(root.path(), &state).unwrap(), id);
+        assert!(!state.exists(), "a derived id needs no file");
+    }
+
+    #[test]
+    fn machine_without_a_machine_id_keeps_a_random_one() {
+        for text in [
+            None,
+            Some(""),
+            Some("uninitialized\n"),
+            Some("00000000000000000000000000000000\n"),
+        ] {
+            let root = root(text);
+            let state = root.path().join("state");
+            let id = owner(root.path(), &state).unwrap();
+            assert_eq!(id.len(), 32);
+            assert_eq!(owner(root.path(), &state).unwrap(), id);
+            let machine_id = root.path().join("etc/machine-id");
+            fs::write(machine_id, "0123456789abcdef0123456789abcdef").unwrap();
+            assert_eq!(owner(root.path(), &state).unwrap(), id, "the id changed");
+        }
+    }
+
+    #[test]
+    fn damaged_file_is_an_error_that_names_it() {
+        let root = root(None);
+        fs::write(root.path().join(FILE), "0123").unwrap();
+        let error = owner(root.path(), root.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("\"0123\"") && error.contains("machine-id"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,233 @@
+//! What the agent tells the service manager: sd_notify(3).
+//!
+//! Outside of a service (no `NOTIFY_SOCKET`) all of it does nothing.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// How many steps the process has taken in what it does.
+static STEPS: AtomicU64 = AtomicU64::new(0);
+
+/// Says that something long has come a step further, so that the service counts as alive though its loop does not turn.
+pub(crate) fn step() {
+    STEPS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The connection to the service manager.
+#[derive(Debug)]
+pub struct Service {
+    watchdog: Option<Duration>,
+    status: Mutex<String>,
+    /// Whether the loop waits for something to do.
+    rests: AtomicBool,
+}
+
+impl Service {
+    /// Takes what the service manager put into the environment. No message is sent.
+    pub fn from_environment() -> Self {
+        Self {
+            watchdog: sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero()),
+            status: Mutex::new(String::new()),
+            rests: AtomicBool::new(false),
+        }
+    }
+
+    /// Says that the service is up, and what it does now.
+    pub fn ready(&self, status: &str) {
+        let status = one_line(status);
+        send(&[NotifyState::Ready, NotifyState::Status(&status)]);
+        self.remember(status);
+    }
+
+    /// Says what the service does or waits for. The same text twice running is sent once.
+    pub fn status(&self, status: &str) {
+        let status = one_line(status);
+        if *self.status.lock().unwrap_or_else(PoisonError::into_inner) == status {
+            return;
+        }
+        send(&[NotifyState::Status(&status)]);
+        self.remember(status);
+    }
+
+    /// Says that the service reads its settings anew; [`Self::ready`] says that it did.
+    pub fn reloading(&self) {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => send(&[NotifyState::Reloading, now]),
+            Err(error) => tracing::debug!(%error, "failed to read the clock"),
+        }
+    }
+
+    /// Says that the service is going down.
+    pub fn stopping(&self) {
+        send(&[NotifyState::Stopping]);
+    }
+
+    /// Rests until it is dropped: to be waited for beside everything else that a loop waits for.
+    pub(crate) async fn rest(&self) {
+        let _rest = Rest::begin(&self.rests);
+        std::future::pending().await
+    }
+
+    /// Says that the service is alive, for as long as it rests or takes steps, four times in each `WatchdogSec=`. Never
+    /// returns; does nothing when nobody watches.
+    ///
+    /// To be polled beside the loop and not by it: who takes long over something, and gets on with it, is alive.
+    pub async fn stay_alive(&self) {
+        let Some(watchdog) = self.watchdog else {
+            return std::future::pending().await;
+        };
+        let mut interval = tokio::time::interval(watchdog / 4);
+        let mut seen = STEPS.load(Ordering::Relaxed);
+        loop {
+            interval.tick().await;
+            let steps = STEPS.load(Ordering::Relaxed);
+            if self.rests.load(Ordering::Relaxed) || steps != seen {
+                send(&[NotifyState::Watchdog]);
+            }
+            seen = steps;
+        }
+    }
+
+    fn remember(&self, status: String) {
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}
+
+/// Nothing is to be done before something happens.
+struct Rest<'a>(&'a AtomicBool);
+
+impl<'a> Rest<'a> {
+    fn begin(rests: &'a AtomicBool) -> Self {
+        rests.store(true, Ordering::Relaxed);
+        Self(rests)
+    }
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+        step();
+    }
+}
+
+/// Leaves the reason for a failure in the status that `systemctl status` shows after the end.
+pub fn failed(reason: &str) {
+    send(&[NotifyState::Status(&one_line(&format!("failed: {reason}")))]);
+}
+
+/// The protocol separates its assignments by line feeds.
+fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
+}
+
+fn send(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(error = %error, "failed to notify the service manager");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Runs the watchdog for a little more than two of its pauses, beside something that takes as long.
+    fn live(service: &Service, steps: bool, rests: bool) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let pause = service.watchdog.unwrap() / 4;
+            let work = async {
+                tokio::time::sleep(pause * 3 / 2).await;
+                if steps {
+                    step();
+                }
+                tokio::time::sleep(pause).await;
+            };
+            tokio::select! {
+                () = service.stay_alive() => {}
+                () = service.rest(), if rests => {}
+                () = work => {}
+            }
+        });
+    }
+
+    /// Says all there is to say.
+    fn as_a_service() {
+        let service = Service::from_environment();
+        service.status("waiting for etcd:\nconnection refused");
+        service.status("waiting for etcd:\nconnection refused");
+        service.ready("10.5.72.0/24, 2 peers");
+        service.status("10.5.72.0/24, 2 peers");
+        // Whoever is stuck says nothing.
+        live(&service, false, false);
+        service.status("now it gets on");
+        live(&service, true, false);
+        service.status("now it rests");
+        live(&service, false, true);
+        service.stopping();
+        failed("out of subnets");
+    }
+
+    #[test]
+    fn messages_are_what_the_service_manager_expects() {
+        // The environment of a test process is shared by all its threads, so the service is a child: this test again.
+        if std::env::var_os("SELVAGE_TEST_SERVICE").is_some() {
+            return as_a_service();
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "base::service::tests::messages_are_what_the_service_manager_expects",
+            ])
+            .env("SELVAGE_TEST_SERVICE", "1")
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "800000")
+            .env_remove("WATCHDOG_PID")
+            .spawn()
+            .unwrap();
+        let mut told = Vec::new();
+        let mut message = [0; 256];
+        loop {
+            let ended = child.try_wait().unwrap();
+            match (socket.recv(&mut message), ended) {
+                (Ok(length), _) => {
+                    told.push(String::from_utf8_lossy(&message[..length]).into_owned());
+                }
+                (Err(_), None) => {}
+                (Err(_), Some(status)) => {
+                    assert!(status.success());
+                    break;
+                }
+            }
+        }
+        // How often it says that it is alive depends on the machine.
+        told.dedup_by(|a, b| a == b && a == "WATCHDOG=1\n");
+        assert_eq!(
+            told,
+            [
+                "STATUS=waiting for etcd: connection refused\n",
+                "READY=1\nSTATUS=10.5.72.0/24, 2 peers\n",
+                "STATUS=now it gets on\n",
+                "WATCHDOG=1\n",
+                "STATUS=now it rests\n",
+                "WATCHDOG=1\n",
+                "STOPPING=1\n",
+                "STATUS=failed: out of subnets\n",
+            ]
+        );
+    }
+}

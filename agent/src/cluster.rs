@@ -1,0 +1,9 @@
+//! What all nodes share: the network config, the leases and where they are kept, and which of the peers are believed.
+//!
+//! May import: `base`, `settings`. Must not: touch the kernel or a file of this host, or know a back end.
+
+pub mod lease;
+pub mod network_config;
+pub mod peers;
+pub mod remote;
+pub mod serve;

@@ -1,0 +1,340 @@
+//! Leases: which node owns which subnet of the overlay, and how its peers reach it.
+//!
+//! The texts are flannel's, to the byte. What other nodes wrote is untrusted: reading it either gives a well-formed
+//! [`Lease`] or an error that concerns that one lease only. Whether a well-formed lease may be used is for
+//! [`crate::cluster::peers`] to say.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+use crate::base::go_json::{self, GoJsonError, Object};
+
+pub mod allocate;
+mod chosen;
+pub mod etcd;
+mod key;
+pub mod remote;
+mod store;
+
+pub use chosen::{ChosenStore, SettingsError};
+pub use key::{LeaseKeyError, SubnetKey};
+pub use store::{LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
+
+/// What a node publishes with its lease: the value of the lease key, in flannel's field order.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct LeaseAttrs {
+    /// Where peers send encapsulated packets; `None` without IPv4 on the underlay, written as flannel does: `0.0.0.0`.
+    #[serde(rename = "PublicIP", serialize_with = "unspecified_if_none")]
+    pub public_ip: Option<Ipv4Addr>,
+    /// The same for an IPv6 underlay; written as `null` when absent, as flannel does.
+    #[serde(rename = "PublicIPv6")]
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// The back end's name, for example `vxlan`; empty for the udp and alloc back ends.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub backend_type: String,
+    /// What the back end's peers must know, for IPv4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend_data: Option<Box<RawValue>>,
+    /// What the back end's peers must know, for IPv6.
+    #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
+    pub backend_v6_data: Option<Box<RawValue>>,
+    /// Which machine owns the lease; ours, unknown to flannel, which skips it. The store fills it in.
+    #[serde(rename = "SelvageOwner", skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+}
+
+/// The value of a lease cannot be read.
+#[derive(Debug, Error)]
+pub enum LeaseValueError {
+    /// The value is longer than any back end's data.
+    #[error("{length} bytes are more than the {LONGEST_VALUE} that a lease may have")]
+    TooLong {
+        /// The value's length in bytes.
+        length: usize,
+    },
+    /// The value is not JSON of the right shape.
+    #[error(transparent)]
+    Json(#[from] GoJsonError),
+}
+
+/// The longest lease value that is read, in bytes. flannel writes some 200; IPsec and extension data may have a few
+/// thousand. etcd itself takes 1.5 MiB, which 10,000 hostile leases would turn into 15 GiB of memory here.
+const LONGEST_VALUE: usize = 64 * 1024;
+
+impl LeaseAttrs {
+    /// Reads the value of a lease: field names in any letter case, unknown fields skipped, and the values of old
+    /// releases, which lack `PublicIPv6`. A missing `PublicIP`, which flannel reads as 0.0.0.0, is an error.
+    pub fn parse(value: &[u8]) -> Result<Self, LeaseValueError> {
+        if value.len() > LONGEST_VALUE {
+            return Err(LeaseValueError::TooLong {
+                length: value.len(),
+            });
+        }
+        // Go, too, replaces what is not UTF-8.
+        let text = String::from_utf8_lossy(value);
+        let object = Object::parse(&text)?;
+        let data = |name| {
+            let raw: Option<&RawValue> = object.raw(name).filter(|raw| raw.get() != "null");
+            raw.map(|raw| RawValue::from_string(go_json::compact(raw.get())))
+                .transpose()
+                .map_err(GoJsonError::from)
+        };
+        Ok(Self {
+            public_ip: Some(object.required("PublicIP", "an IPv4 address such as \"10.0.0.1\"")?)
+                .filter(|address: &Ipv4Addr| !address.is_unspecified()),
+            public_ipv6: object.get("PublicIPv6", "an IPv6 address such as \"fd00::1\" or null")?,
+            backend_type: object
+                .get("BackendType", "the name of a back end such as \"vxlan\"")?
+                .unwrap_or_default(),
+            backend_data: data("BackendData")?,
+            backend_v6_data: data("BackendV6Data")?,
+            owner: object.get("SelvageOwner", "a machine ID")?,
+        })
+    }
+
+    /// Where peers send packets for a subnet of the same family.
+    pub fn address_for(&self, subnet: IpNet) -> Option<IpAddr> {
+        match subnet {
+            IpNet::V4(_) => self.public_ip.map(IpAddr::V4),
+            IpNet::V6(_) => self.public_ipv6.map(IpAddr::V6),
+        }
+    }
+
+    /// Where peers send packets, in both families.
+    pub fn public_addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let v4 = self.public_ip.map(IpAddr::V4);
+        v4.into_iter().chain(self.public_ipv6.map(IpAddr::V6))
+    }
+
+    /// The address to call the node by: the IPv4 one if there is one, else the IPv6 one.
+    pub fn public_address(&self) -> IpAddr {
+        match (self.public_ip, self.public_ipv6) {
+            (None, Some(v6)) => IpAddr::V6(v6),
+            (v4, _) => IpAddr::V4(v4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
+        }
+    }
+
+    /// Whether both are of one node, as far as addresses tell: the IPv4 ones if both have one, else the IPv6 ones, so that
+    /// a node is itself still when its network gains a family.
+    pub fn same_address(&self, other: &Self) -> bool {
+        match (self.public_ip, other.public_ip) {
+            (Some(a), Some(b)) => a == b,
+            _ => self.public_ipv6.is_some() && self.public_ipv6 == other.public_ipv6,
+        }
+    }
+
+    /// The MAC addresses or keys that this node alone should have. Back ends without such a thing have none.
+    pub fn identities(&self) -> Vec<String> {
+        let (name, is_mac) = match self.backend_type.as_str() {
+            "vxlan" => ("VtepMAC", true),
+            "wireguard" => ("PublicKey", false),
+            _ => return Vec::new(),
+        };
+        let read = |data: &RawValue| {
+            let object = Object::parse(data.get()).ok()?;
+            let text: String = object.get(name, "a text").ok()??;
+            Some(match is_mac {
+                true => text.to_ascii_lowercase(),
+                false => text,
+            })
+        };
+        let data = [&self.backend_data, &self.backend_v6_data];
+        data.into_iter()
+            .flatten()
+            .filter_map(|data| read(data))
+            .collect()
+    }
+
+    /// Whether both have a MAC address or key in common.
+    pub fn shares_identity(&self, other: &Self) -> bool {
+        let theirs = other.identities();
+        self.backend_type == other.backend_type
+            && self.identities().iter().any(|own| theirs.contains(own))
+    }
+
+    /// The value to write: flannel's bytes for the same attributes.
+    pub fn to_json(&self) -> Result<String, serde_json::Error> {
+        Ok(go_json::escape_as_go(&serde_json::to_string(self)?))
+    }
+}
+
+fn unspecified_if_none<S: Serializer>(
+    address: &Option<Ipv4Addr>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    address
+        .unwrap_or(Ipv4Addr::UNSPECIFIED)
+        .serialize(serializer)
+}
+
+impl PartialEq for LeaseAttrs {
+    fn eq(&self, other: &Self) -> bool {
+        /// What is written with a `<` comes back with a `\u003c`, and is the same.
+        fn same(one: &Option<Box<RawValue>>, other: &Option<Box<RawValue>>) -> bool {
+            match (one.as_deref(), other.as_deref()) {
+                (Some(one), Some(other)) => {
+                    let (one, other) = (one.get(), other.get());
+                    one == other || go_json::escape_as_go(one) == go_json::escape_as_go(other)
+                }
+                (one, other) => one.is_none() && other.is_none(),
+            }
+        }
+        self.public_ip == other.public_ip
+            && self.public_ipv6 == other.public_ipv6
+            && self.backend_type == other.backend_type
+            && same(&self.backend_data, &other.backend_data)
+            && same(&self.backend_v6_data, &other.backend_v6_data)
+            && self.owner == other.owner
+    }
+}
+
+/// One node's lease.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lease {
+    /// The leased subnets.
+    pub key: SubnetKey,
+    /// What its owner published.
+    pub attrs: LeaseAttrs,
+    /// The store's revision at which the lease was created; of two claims to one address the lower, older one counts.
+    /// Renewing and updating a lease do not change it.
+    pub created: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn raw(json: &str) -> Option<Box<RawValue>> {
+        Some(RawValue::from_string(json.to_owned()).unwrap())
+    }
+
+    fn plain() -> LeaseAttrs {
+        LeaseAttrs {
+            public_ip: Some(Ipv4Addr::new(1, 2, 3, 4)),
+            public_ipv6: None,
+            backend_type: String::new(),
+            backend_data: None,
+            backend_v6_data: None,
+            owner: None,
+        }
+    }
+
+    #[test]
+    fn values_are_byte_identical_with_flannels() {
+        let udp = plain();
+        assert_eq!(
+            udp.to_json().unwrap(),
+            r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#
+        );
+        let vxlan = LeaseAttrs {
+            public_ip: Some(Ipv4Addr::new(192, 168, 64, 3)),
+            backend_type: "vxlan".to_owned(),
+            backend_data: raw(r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#),
+            ..plain()
+        };
+        let text = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+        assert_eq!(vxlan.to_json().unwrap(), text);
+        assert_eq!(LeaseAttrs::parse(text.as_bytes()).unwrap(), vxlan);
+        let dual = LeaseAttrs {
+            public_ipv6: Some("fd00::3".parse().unwrap()),
+            backend_type: "extension".to_owned(),
+            backend_v6_data: raw(r#"{"a":"<b>"}"#),
+            owner: Some("5f1d".to_owned()),
+            ..plain()
+        };
+        assert_eq!(
+            dual.to_json().unwrap(),
+            r#"{"PublicIP":"1.2.3.4","PublicIPv6":"fd00::3","BackendType":"extension","BackendV6Data":{"a":"\u003cb\u003e"},"SelvageOwner":"5f1d"}"#
+        );
+    }
+
+    #[test]
+    fn a_node_is_known_by_its_ipv4_address_or_else_by_the_other() {
+        let node = |v4: &str, v6: &str| LeaseAttrs {
+            public_ip: v4.parse().ok(),
+            public_ipv6: v6.parse().ok(),
+            ..plain()
+        };
+        let dual = node("10.0.0.1", "fd00::1");
+        for (other, same) in [
+            (node("10.0.0.1", ""), true),
+            (node("10.0.0.1", "fd00::2"), true),
+            (node("", "fd00::1"), true),
+            (node("10.0.0.2", "fd00::1"), false),
+            (node("", "fd00::2"), false),
+            (node("", ""), false),
+        ] {
+            assert_eq!(dual.same_address(&other), same, "{other:?}");
+        }
+        assert!(!node("", "").same_address(&node("", "")));
+    }
+
+    #[test]
+    fn old_and_foreign_values_are_read() {
+        let old = LeaseAttrs::parse(
+            br#"{"PublicIP":"10.0.0.2","BackendType":"vxlan","BackendData":{"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
+        );
+        assert_eq!(old.unwrap().public_ip, Some(Ipv4Addr::new(10, 0, 0, 2)));
+        let odd = LeaseAttrs::parse(
+            b"{ \"publicip\" : \"10.0.0.2\", \"PUBLICIPV6\": \"fd00::2\", \"New\":{}, \"backenddata\": { \"VNI\" : 1 }, \"BackendV6Data\": null }",
+        )
+        .unwrap();
+        assert_eq!(odd.public_ipv6, Some("fd00::2".parse().unwrap()));
+        assert_eq!(odd.backend_data.unwrap().get(), r#"{"VNI":1}"#);
+        assert!(odd.backend_v6_data.is_none());
+    }
+
+    #[test]
+    fn unreadable_values_are_errors() {
+        for value in [
+            &b""[..],
+            b"\xff\xfe",
+            b"{}",
+            b"null",
+            br#"{"PublicIP":null}"#,
+            br#"{"PublicIP":"10.0.0"}"#,
+            br#"{"PublicIP":"fd00::1"}"#,
+            br#"{"PublicIP":"10.0.0.1","PublicIPv6":"10.0.0.1"}"#,
+            br#"{"PublicIP":"10.0.0.1","BackendType":7}"#,
+        ] {
+            let text = String::from_utf8_lossy(value);
+            assert!(LeaseAttrs::parse(value).is_err(), "{text:?} was accepted");
+        }
+        let long = format!(
+            r#"{{"PublicIP":"10.0.0.1","Junk":"{}"}}"#,
+            "x".repeat(65536)
+        );
+        assert!(matches!(
+            LeaseAttrs::parse(long.as_bytes()),
+            Err(LeaseValueError::TooLong { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(value in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = LeaseAttrs::parse(&value);
+        }
+
+        #[test]
+        fn values_read_back(ip: u32, v6 in prop::option::of(any::<u128>()), kind in "[a-z<&]{0,8}", owner in prop::option::of(".{0,8}")) {
+            let data = format!("{{\"kind\":{}}}", serde_json::to_string(&kind).unwrap());
+            let attrs = LeaseAttrs {
+                backend_data: raw(&data),
+                public_ip: (ip != 0).then(|| ip.into()),
+                public_ipv6: v6.map(Ipv6Addr::from),
+                backend_type: kind,
+                owner,
+                ..plain()
+            };
+            prop_assert_eq!(LeaseAttrs::parse(attrs.to_json().unwrap().as_bytes()).unwrap(), attrs);
+        }
+    }
+}

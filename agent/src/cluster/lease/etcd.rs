@@ -1,0 +1,375 @@
+//! Leases in etcd v3, under flannel's keys and in flannel's words.
+//!
+//! | what | key |
+//! |---|---|
+//! | network config | `PREFIX/config` |
+//! | lease | `PREFIX/subnets/A.B.C.D-LEN`, or with IPv6 `PREFIX/subnets/A.B.C.D-LEN&V6-LEN6` |
+//! | for seconds, whether a lease's owner is alive | `PREFIX/.challenges/OWNER/NUMBER`; flannel does not look there |
+//!
+//! A real flannel can share the keys. What differs on purpose:
+//!
+//! * Every write is a transaction that compares what was seen last, so nobody's lease is overwritten by mistake.
+//! * The etcd lease behind a key is granted once and kept alive; flannel grants a new one daily and puts the key again,
+//!   which every peer sees as a change.
+//! * A key without an etcd lease is a reservation, and stays one.
+//! * The value names the machine that owns it (`SelvageOwner`), so that two machines with one public IP do not share a
+//!   lease. flannel skips the field. A machine that has another public IP after a restart finds its lease by it; whether it is
+//!   not a clone of one that runs, is asked ([`challenge`]).
+//! * Keys are read strictly, and only directly under `PREFIX/subnets/`; flannel also takes `PREFIX/subnets-old/…`.
+//!
+//! Two tasks do the lasting work and end with the store: one watches all leases, one keeps the own lease. They share the
+//! lease that is held behind a lock; whoever writes it, holds the lock. Needs etcd 3.4 or newer.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp};
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc::{self, Receiver};
+use tokio::sync::{Mutex, Notify, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use crate::cluster::lease::allocate::Avoid;
+use crate::cluster::lease::{
+    Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, SubnetKey, Tenure,
+};
+use crate::cluster::network_config::NetworkConfig;
+
+mod acquire;
+mod broker;
+mod challenge;
+mod config;
+pub(super) mod departures;
+mod grants;
+mod held;
+mod history;
+mod keeper;
+mod listing;
+mod records;
+mod servers;
+mod settings;
+mod spread;
+mod watch;
+mod write;
+
+pub use broker::{Broker, Granted};
+use challenge::Asked;
+pub use config::{Expected, StoredConfig};
+use departures::Departures;
+use grants::Spares;
+use held::{Held, Settled};
+use keeper::Keeper;
+use listing::{Entry, Listing, Reports};
+pub use records::{Record, Records};
+use servers::Servers;
+use settings::Keys;
+pub(crate) use settings::system_roots;
+pub use settings::{EtcdSettings, SettingsError};
+use watch::Watcher;
+
+/// How long one server may take to answer one request, connecting included.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+/// How many events wait for their consumer before the watch pauses; etcd then holds back what follows.
+const EVENTS: usize = 64;
+
+/// What the tasks share.
+#[derive(Debug)]
+struct Store {
+    servers: Servers,
+    keys: Keys,
+    reports: Reports,
+    held: Mutex<Option<Held>>,
+    spares: Spares,
+    asked: Asked,
+    config: config::Known,
+    departures: std::sync::Mutex<Departures>,
+    tenure: std::sync::Mutex<Tenure>,
+    /// Somebody else may have changed the key of the held lease.
+    touched: Notify,
+}
+
+impl Store {
+    /// The full etcd key of a lease.
+    fn key(&self, key: &SubnetKey) -> String {
+        format!("{}{}", self.keys.subnets, key.name())
+    }
+
+    /// Holds if no lease was created after a revision.
+    fn unchanged_since(&self, revision: i64) -> Compare {
+        let first = self.keys.subnets.as_str();
+        Compare::create_revision(first, CompareOp::Less, revision.saturating_add(1))
+            .with_range(self.keys.subnets_end.as_str())
+    }
+
+    fn departures(&self) -> MutexGuard<'_, Departures> {
+        // Valid at every step, so a panic elsewhere does not spoil it.
+        self.departures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tenure(&self) -> Tenure {
+        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_tenure(&self, tenure: Tenure) {
+        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner) = tenure;
+    }
+
+    /// From now on, and for a while, what vanished counts as there.
+    fn hold_departures(&self) {
+        self.departures()
+            .hold(Instant::now() + self.servers.settings().grace);
+    }
+}
+
+/// The lease store of one node.
+#[derive(Debug)]
+pub struct EtcdStore {
+    store: Arc<Store>,
+    owner: String,
+    /// Whether a lease was acquired before, so that a previous subnet is not one from an earlier life.
+    acquired: bool,
+    /// What its subnet must keep off.
+    avoid: Avoid,
+    events: Option<Receiver<StoreEvent>>,
+    tasks: JoinSet<()>,
+}
+
+impl EtcdStore {
+    /// Checks the settings; connects to nothing yet. `owner` identifies this machine, for example its machine ID.
+    pub fn new(settings: EtcdSettings, owner: String) -> Result<Self, SettingsError> {
+        let endpoints = settings.check()?;
+        let keys = settings.keys();
+        Ok(Self {
+            store: Arc::new(Store {
+                servers: Servers::new(settings, endpoints),
+                keys,
+                reports: Reports::default(),
+                held: Mutex::new(None),
+                spares: Spares::default(),
+                asked: Asked::default(),
+                config: config::Known::default(),
+                departures: std::sync::Mutex::default(),
+                tenure: std::sync::Mutex::default(),
+                touched: Notify::new(),
+            }),
+            owner,
+            acquired: false,
+            avoid: Avoid::default(),
+            events: None,
+            tasks: JoinSet::new(),
+        })
+    }
+
+    /// Reads the network config without looking into it.
+    pub async fn raw_network_config(&mut self) -> Result<Option<StoredConfig>, StoreError> {
+        config::read(&self.store).await.map(|(config, _)| config)
+    }
+
+    /// Writes the network config, if what is there is as expected; [`StoreError::ConfigChanged`] if not.
+    pub async fn set_network_config(
+        &mut self,
+        text: &str,
+        expected: Expected,
+    ) -> Result<(), StoreError> {
+        config::write(&self.store, text, expected).await
+    }
+
+    /// The key of the network config.
+    pub fn config_key(&self) -> &str {
+        &self.store.keys.config
+    }
+
+    /// All readable leases.
+    pub async fn list(&mut self) -> Result<Vec<Lease>, StoreError> {
+        let store = &self.store;
+        let listing = listing::list(&store.servers, &store.keys, &store.reports).await?;
+        Ok(listing
+            .entries
+            .into_iter()
+            .filter_map(Entry::into_lease)
+            .collect())
+    }
+
+    fn with_owner(&self, attrs: &LeaseAttrs) -> LeaseAttrs {
+        LeaseAttrs {
+            owner: Some(self.owner.clone()),
+            ..attrs.clone()
+        }
+    }
+
+    /// Starts the tasks, instead of those that run. Events of the old ones that were not read are void.
+    fn start(
+        &mut self,
+        own: Option<SubnetKey>,
+        listing: Option<Listing>,
+        aged: bool,
+    ) -> Receiver<StoreEvent> {
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        let store = Arc::clone(&self.store);
+        let watcher = Watcher::new(store, sender.clone(), own, &self.owner);
+        let keeper = Keeper::new(Arc::clone(&self.store), sender);
+        self.tasks = JoinSet::new();
+        self.tasks.spawn(watcher.run(listing));
+        if own.is_some() {
+            self.tasks.spawn(keeper.run(aged));
+        }
+        receiver
+    }
+}
+
+/// Publishes other attributes with the lease that is held.
+async fn publish(store: Arc<Store>, wanted: LeaseAttrs) -> Result<(), StoreError> {
+    let mut guard = store.held.lock().await;
+    let Some(held) = guard.as_mut() else {
+        return Err(StoreError::NoLease {
+            reason: "none was acquired, or it was lost".to_owned(),
+        });
+    };
+    held.wanted = wanted;
+    if held.published == held.wanted {
+        return Ok(());
+    }
+    // The keeper has a look when the lock is free again, so whatever fails from here on, it sees to it.
+    store.touched.notify_one();
+    let etcd_lease = held.etcd_lease;
+    if held.put(&store, etcd_lease).await? {
+        return Ok(());
+    }
+    match held.settle(&store).await? {
+        Settled::Kept { .. } => Ok(()),
+        Settled::Lost { reason } => Err(StoreError::NoLease { reason }),
+    }
+}
+
+/// A lease in etcd that no store holds yet.
+pub struct Taken {
+    acquired: acquire::Acquired,
+    attrs: LeaseAttrs,
+}
+
+impl LeaseStore for EtcdStore {
+    type Taken = Taken;
+
+    async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
+        let (config, _) = config::read(&self.store).await?;
+        self.store.config.note(config.as_ref());
+        config::parse(&self.store, config.as_ref())
+    }
+
+    fn take(
+        &mut self,
+        config: &NetworkConfig,
+        attrs: &LeaseAttrs,
+        past: Past,
+    ) -> BoxFuture<'static, Result<Taken, StoreError>> {
+        let (store, config) = (Arc::clone(&self.store), config.clone());
+        let (attrs, restarted) = (self.with_owner(attrs), !self.acquired);
+        let (past, avoid) = (past, self.avoid.clone());
+        Box::pin(async move {
+            let node = acquire::Node {
+                attrs: &attrs,
+                previous: past.previous,
+                restarted,
+                may_ask: true,
+                has_own_address: past.has_own_address,
+                avoid: &avoid,
+            };
+            let acquired = acquire::acquire(&store, &config, node).await?;
+            Ok(Taken { acquired, attrs })
+        })
+    }
+
+    async fn hold(&mut self, taken: Taken) -> Lease {
+        let Taken { acquired, attrs } = taken;
+        self.acquired = true;
+        let lease = Lease {
+            key: acquired.held.key,
+            attrs,
+            created: listing::to_unsigned(acquired.created),
+        };
+        // Whoever writes or extends the former lease has it locked, and may wait for an answer.
+        self.tasks = JoinSet::new();
+        let former = self.store.held.lock().await.replace(acquired.held);
+        // The old watch may have seen it in the store, which the list has not.
+        self.store.departures().forget(&lease.key);
+        let events = self.start(Some(lease.key), Some(acquired.listing), acquired.aged);
+        self.events = Some(events);
+        if let Some(former) = former.filter(|former| former.key != lease.key) {
+            let store = Arc::clone(&self.store);
+            self.tasks.spawn(async move {
+                let subnet = former.key.to_string();
+                if let Err(error) = former.release(&store).await {
+                    warn!(
+                        subnet,
+                        "failed to give up the lease that was held before: {error}"
+                    );
+                }
+            });
+        }
+        lease
+    }
+
+    async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {
+        let publishing = publish(Arc::clone(&self.store), self.with_owner(attrs));
+        let (done, outcome) = oneshot::channel();
+        while self.tasks.try_join_next().is_some() {}
+        // In a task of its own it outlasts the caller's patience, and goes from server to server.
+        self.tasks.spawn(async move {
+            let _ = done.send(publishing.await);
+        });
+        match timeout(DEADLINE, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) | Err(_) => Err(self.store.servers.silence()),
+        }
+    }
+
+    async fn release(&mut self) -> Result<Released, StoreError> {
+        // Whoever extends or writes the lease must not go on doing so.
+        self.tasks = JoinSet::new();
+        self.events = None;
+        let releasing = async {
+            match self.store.held.lock().await.take() {
+                Some(held) => held.release(&self.store).await,
+                None => {
+                    self.store.spares.revoke(&self.store.servers).await;
+                    Ok(Released::Nothing)
+                }
+            }
+        };
+        timeout(DEADLINE, releasing)
+            .await
+            .unwrap_or_else(|_| Err(self.store.servers.silence()))
+    }
+
+    fn set_access(&mut self, settings: &crate::settings::Etcd) -> Result<(), SettingsError> {
+        self.store.servers.set_access(settings)
+    }
+
+    fn set_avoid(&mut self, avoid: Avoid) {
+        self.avoid = avoid;
+    }
+
+    fn tenure(&self) -> Tenure {
+        self.store.tenure()
+    }
+
+    async fn next_event(&mut self) -> StoreEvent {
+        loop {
+            let events = match self.events.take() {
+                Some(events) => events,
+                None => self.start(None, None, false),
+            };
+            // Stays in its place while it is waited for, so that a cancelled wait loses nothing.
+            match self.events.insert(events).recv().await {
+                Some(event) => return event,
+                // Both tasks ended, which the watcher never does while its events are wanted.
+                None => self.events = None,
+            }
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Taking a lease: which one is decided by a pure function, then written by compared transactions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp};
+use futures_util::future::try_join_all;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::Store;
+use super::challenge::{self, Answer};
+use super::grants::Grant;
+use super::held::{Claim, Held, claim, delete, lifetime, warn_of_twin};
+use super::listing::{Entry, Listing, list};
+use super::write::Write;
+use crate::base::retry::{Backoff, next_random, random_seed};
+use crate::cluster::lease::allocate::{self, Avoid, Exhausted};
+use crate::cluster::lease::{LeaseAttrs, StoreError, SubnetKey};
+use crate::cluster::network_config::NetworkConfig;
+
+/// Who takes a lease.
+pub(super) struct Node<'a> {
+    /// What it publishes.
+    pub(super) attrs: &'a LeaseAttrs,
+    /// The subnet that it had before.
+    pub(super) previous: Option<SubnetKey>,
+    /// Whether it had that in an earlier life, so that its address or its machine ID may be another one since.
+    pub(super) restarted: bool,
+    /// Whether doubts are settled by asking. A host behind a server answers nobody, so for it nobody is asked.
+    pub(super) may_ask: bool,
+    /// Whether its public address is its interface's own, and not that of a NAT which others may share.
+    pub(super) has_own_address: bool,
+    /// What is on it, for its subnet to keep off.
+    pub(super) avoid: &'a Avoid,
+}
+
+/// What the owners of other leases said when they were asked.
+type Answers = BTreeMap<String, Answer>;
+
+impl Node<'_> {
+    /// Whose a lease is. Two kinds of leases are a host's own if nobody who took them is alive:
+    ///
+    /// * one with its machine ID at another address: its own before it was given the present address, or that of a clone;
+    /// * one with its address and another machine ID: what it took before it was reinstalled, or that of another host behind
+    ///   the same NAT.
+    ///
+    /// Where nobody can be asked, only what tells the two apart counts: the memory of the subnet, which a cloned disk has
+    /// not as a rule; a MAC address or key in common.
+    fn claim(&self, entry: &Entry, answers: &Answers) -> Claim {
+        let found = entry.attrs.as_ref();
+        let claim = claim(self.attrs, found);
+        let owner = found.and_then(|attrs| attrs.owner.as_ref());
+        let is_ours = match (claim, owner.and_then(|owner| answers.get(owner))) {
+            (Claim::Ours | Claim::Other, _) => return claim,
+            (Claim::SameMachine, Some(Answer::Silent)) => true,
+            (Claim::SameAddress, Some(Answer::Silent)) => self.has_own_address,
+            (_, Some(Answer::Alive(_))) => false,
+            (Claim::SameMachine, Some(Answer::Unknown(_)) | None) => {
+                self.restarted && Some(entry.key) == self.previous
+            }
+            (Claim::SameAddress, Some(Answer::Unknown(_)) | None) => {
+                self.restarted
+                    && self.has_own_address
+                    && found.is_some_and(|found| self.attrs.shares_identity(found))
+            }
+        };
+        match is_ours {
+            true => Claim::Ours,
+            false => claim,
+        }
+    }
+
+    /// The owners to ask about these leases: those whose answer makes a difference, and that were not asked yet.
+    fn doubts(
+        &self,
+        config: &NetworkConfig,
+        entries: &[Entry],
+        answers: &Answers,
+    ) -> BTreeSet<String> {
+        /// Behind a NAT many leases may have one address.
+        const MOST: usize = 16;
+        if !self.may_ask {
+            return BTreeSet::new();
+        }
+        let usable = || {
+            entries
+                .iter()
+                .filter(|entry| allocate::allows(config, &entry.key))
+        };
+        let has_lease =
+            usable().any(|entry| claim(self.attrs, entry.attrs.as_ref()) == Claim::Ours);
+        let in_doubt = |entry: &&Entry| match claim(self.attrs, entry.attrs.as_ref()) {
+            Claim::SameMachine => !has_lease || Some(entry.key) == self.previous,
+            Claim::SameAddress => !has_lease && self.has_own_address,
+            Claim::Ours | Claim::Other => false,
+        };
+        usable()
+            .filter(in_doubt)
+            .filter_map(|entry| entry.attrs.as_ref()?.owner.clone())
+            .filter(|owner| !answers.contains_key(owner))
+            .take(MOST)
+            .collect()
+    }
+
+    /// Asks all of them at a time.
+    async fn ask(
+        &self,
+        store: &Store,
+        owners: BTreeSet<String>,
+        answers: &mut Answers,
+    ) -> Result<(), StoreError> {
+        let own = self.attrs.public_address().to_string();
+        let asked = owners.into_iter().map(|owner| {
+            let own = &own;
+            async move {
+                let answer = challenge::ask(store, &owner, own).await?;
+                Ok::<_, StoreError>((owner, answer))
+            }
+        });
+        answers.extend(try_join_all(asked).await?);
+        Ok(())
+    }
+
+    /// The node's own address, if the subnet holds it: packets from peers would go to the containers.
+    fn own_address_in(&self, key: &SubnetKey) -> Option<IpAddr> {
+        let mut public = self.attrs.public_addresses();
+        let public = public.find(|address| key.nets().any(|net| net.contains(address)));
+        public.or_else(|| self.avoid.underlay_in(key))
+    }
+}
+
+/// What to do about a listing.
+#[derive(Debug)]
+struct Decision<'a> {
+    /// Own leases that the config does not allow.
+    discard: Vec<&'a Entry>,
+    subnet: Subnet<'a>,
+}
+
+#[derive(Debug)]
+enum Subnet<'a> {
+    /// This node holds it already.
+    Keep(&'a Entry),
+    Create(SubnetKey),
+    NoneLeft(Exhausted),
+}
+
+/// A lease was taken.
+pub(super) struct Acquired {
+    pub(super) held: Held,
+    /// All leases, as of just before the own one was written.
+    pub(super) listing: Listing,
+    pub(super) created: i64,
+    /// Whether the etcd lease is an older one, of which an unknown part has passed.
+    pub(super) aged: bool,
+}
+
+/// Takes a lease.
+pub(super) async fn acquire(
+    store: &Store,
+    config: &NetworkConfig,
+    node: Node<'_>,
+) -> Result<Acquired, StoreError> {
+    let node = Node {
+        // As found in a file, it may be an address in the subnet.
+        previous: node.previous.map(|key| SubnetKey::new(key.v4, key.v6)),
+        ..node
+    };
+    let result = with_retries(store, config, &node).await;
+    // Not while the server is away: after a write without an answer it may turn out to be needed yet.
+    if !matches!(result, Err(StoreError::Unreachable { .. })) {
+        store.spares.revoke(&store.servers).await;
+    }
+    result
+}
+
+/// Between attempts that lost a race: long enough that the next list shows the winner, and very different from node to
+/// node.
+const RACE_PAUSES: Backoff =
+    match Backoff::new(Duration::from_millis(10), Duration::from_secs(1), 0.9, 0) {
+        Ok(backoff) => backoff,
+        Err(_) => panic!("constant out of range"),
+    };
+
+/// Repeats attempts that lost a race.
+async fn with_retries(
+    store: &Store,
+    config: &NetworkConfig,
+    node: &Node<'_>,
+) -> Result<Acquired, StoreError> {
+    /// flannel's number of rounds.
+    const ATTEMPTS: u32 = 10;
+    let mut seed = random_seed();
+    let mut backoff = RACE_PAUSES.seeded(random_seed());
+    let mut answers = Answers::new();
+    store.spares.settle(&store.servers).await?;
+    let mut grant = store.spares.grant();
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 {
+            sleep(backoff.next_delay()).await;
+        }
+        let listing = list(&store.servers, &store.keys, &store.reports).await?;
+        let doubts = node.doubts(config, &listing.entries, &answers);
+        let listing = match doubts.is_empty() {
+            true => listing,
+            false => {
+                node.ask(store, doubts, &mut answers).await?;
+                // Others did not wait.
+                list(&store.servers, &store.keys, &store.reports).await?
+            }
+        };
+        let random = next_random(&mut seed);
+        let decision = decide(config, node, &answers, &listing.entries, attempt, random);
+        if attempt == 0 {
+            for entry in &listing.entries {
+                warn_of_twin(entry, node.claim(entry, &answers), &answers);
+            }
+        }
+        let written = match decision.subnet {
+            _ if !decision.discard.is_empty() => {
+                for entry in decision.discard {
+                    let subnet = entry.key.to_string();
+                    match node.own_address_in(&entry.key) {
+                        Some(address) => warn!(
+                            subnet,
+                            %address,
+                            "giving up a lease whose subnet holds this host's own address"
+                        ),
+                        None => info!(
+                            subnet,
+                            "giving up a lease that the network config no longer allows"
+                        ),
+                    }
+                    delete(store, &entry.key, entry.modified).await?;
+                }
+                None
+            }
+            Subnet::NoneLeft(exhausted) => return Err(StoreError::OutOfSubnets(exhausted)),
+            Subnet::Keep(entry) => keep(store, node.attrs, entry, &mut grant).await?,
+            Subnet::Create(key) => create(store, node.attrs, key, &listing, &mut grant).await?,
+        };
+        if let Some((held, created, aged)) = written {
+            return Ok(Acquired {
+                held,
+                listing,
+                created,
+                aged,
+            });
+        }
+    }
+    Err(StoreError::LostRaces { attempts: ATTEMPTS })
+}
+
+/// Which subnet to take, as flannel: the one held already, the previous one, any.
+fn decide<'a>(
+    config: &NetworkConfig,
+    node: &Node<'_>,
+    answers: &Answers,
+    entries: &'a [Entry],
+    lost_races: u32,
+    seed: u64,
+) -> Decision<'a> {
+    let own = entries
+        .iter()
+        .filter(|entry| node.claim(entry, answers) == Claim::Ours);
+    let (mut usable, unusable): (Vec<_>, Vec<_>) = own.partition(|entry| {
+        allocate::allows(config, &entry.key) && node.own_address_in(&entry.key).is_none()
+    });
+    // The one in use first, then what is ours by address and machine, by machine, by address; then a reservation, then in
+    // key order.
+    usable.sort_by_key(|entry| {
+        (
+            Some(entry.key) != node.previous,
+            claim(node.attrs, entry.attrs.as_ref()),
+            entry.etcd_lease.is_some(),
+            entry.key,
+        )
+    });
+    // A reservation is the administrator's to delete, and what is ours by its address alone may be wanted again.
+    let discard = unusable
+        .into_iter()
+        .filter(|entry| entry.etcd_lease.is_some())
+        .filter(|entry| claim(node.attrs, entry.attrs.as_ref()) != Claim::SameAddress)
+        .collect();
+    let subnet = match usable.first() {
+        Some(entry) => Subnet::Keep(entry),
+        None => {
+            let taken: Vec<_> = entries.iter().map(|entry| entry.key).collect();
+            let peers = entries.iter().filter_map(|entry| entry.attrs.as_ref());
+            let peers: Vec<IpAddr> = peers.flat_map(LeaseAttrs::public_addresses).collect();
+            let own = node.attrs.public_addresses();
+            let inside = peers.iter().copied().chain(own);
+            let families = config.families();
+            let avoid = node
+                .avoid
+                .and(inside.filter(|host| families.contain(*host)));
+            let holds_peer = |key: &SubnetKey| {
+                let mut nets = key.nets();
+                nets.any(|net| peers.iter().any(|peer| net.contains(peer)))
+            };
+            let previous = node
+                .previous
+                .filter(|key| allocate::allows(config, key))
+                .filter(|key| !taken.iter().any(|taken| allocate::overlap(key, taken)))
+                .filter(|key| node.own_address_in(key).is_none() && !holds_peer(key));
+            match previous {
+                Some(key) => Subnet::Create(key),
+                None => allocate::choose_off(config, &taken, &avoid, lost_races, seed)
+                    .map_or_else(Subnet::NoneLeft, Subnet::Create),
+            }
+        }
+    };
+    Decision { discard, subnet }
+}
+
+/// Takes up a lease that is this node's already. Nothing is written if nothing changed.
+async fn keep(
+    store: &Store,
+    attrs: &LeaseAttrs,
+    entry: &Entry,
+    grant: &mut Grant<'_>,
+) -> Result<Option<(Held, i64, bool)>, StoreError> {
+    let mut held = Held {
+        key: entry.key,
+        wanted: attrs.clone(),
+        published: entry.attrs.clone().unwrap_or_else(|| attrs.clone()),
+        unsure: Vec::new(),
+        modified: entry.modified,
+        etcd_lease: None,
+    };
+    match claim(attrs, Some(&held.published)) {
+        Claim::SameMachine => info!(
+            subnet = %held.key,
+            former_public_ip = %held.published.public_address(),
+            "taking up the lease of this machine's former address; nobody answered there"
+        ),
+        Claim::SameAddress => info!(
+            subnet = %held.key,
+            former_owner = held.published.owner.as_deref().unwrap_or("unknown"),
+            "taking up the lease of this address; the machine that took it did not answer"
+        ),
+        Claim::Ours | Claim::Other => {}
+    }
+    let Some(id) = entry.etcd_lease else {
+        let subnet = entry.key.to_string();
+        info!(subnet, "using the subnet reserved for this node");
+        let unchanged = held.published == held.wanted;
+        let kept = unchanged || held.put(store, None).await?;
+        return Ok(kept.then_some((held, entry.created, false)));
+    };
+    // A lease of another duration (a real flannel's is 24 hours) is replaced by one of ours.
+    let reusable = lifetime(&store.servers, id)
+        .await?
+        .filter(|lease| lease.ttl == store.servers.settings().ttl);
+    if let Some(lease) = reusable {
+        held.etcd_lease = Some(lease);
+        let unchanged = held.published == held.wanted;
+        let kept = unchanged || held.put(store, Some(lease)).await?;
+        return Ok(kept.then_some((held, entry.created, true)));
+    }
+    let lease = grant.lease(&store.servers).await?;
+    if held.put(store, Some(lease)).await? {
+        grant.attached();
+        store.spares.add(id);
+        return Ok(Some((held, entry.created, false)));
+    }
+    Ok(None)
+}
+
+/// Creates a lease, if nobody else did so since the list.
+async fn create(
+    store: &Store,
+    attrs: &LeaseAttrs,
+    key: SubnetKey,
+    listing: &Listing,
+    grant: &mut Grant<'_>,
+) -> Result<Option<(Held, i64, bool)>, StoreError> {
+    let lease = grant.lease(&store.servers).await?;
+    let name = store.key(&key);
+    let compares = free(store, &key, listing);
+    let write = Write::put(&name, 0, compares, attrs.to_json()?, Some(lease));
+    match write.commit(&store.servers).await? {
+        Some(revision) => {
+            grant.attached();
+            let held = Held {
+                key,
+                wanted: attrs.clone(),
+                published: attrs.clone(),
+                unsure: Vec::new(),
+                modified: revision,
+                etcd_lease: Some(lease),
+            };
+            Ok(Some((held, revision, false)))
+        }
+        None => {
+            let subnet = key.to_string();
+            warn!(
+                subnet,
+                "another node was faster in taking this subnet; choosing again"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// What must hold for a subnet that was free in the listing to be free still.
+fn free(store: &Store, key: &SubnetKey, listing: &Listing) -> Vec<Compare> {
+    let name = store.key(key);
+    let mut compares = vec![Compare::version(name.as_str(), CompareOp::Equal, 0)];
+    match (key.v4, key.v6) {
+        // With another family, the same IPv4 subnet begins another key. The byte after '&' is '\''.
+        (Some(_), None) => compares.push(
+            Compare::version(format!("{name}&"), CompareOp::Equal, 0)
+                .with_range(format!("{name}'")),
+        ),
+        // With two families the key's absence says nothing: another node may have taken the same IPv4 subnet with
+        // another IPv6 one, or without any. So no lease at all may have been created since the list.
+        (Some(_), Some(_)) => compares.push(store.unchanged_since(listing.revision)),
+        // Among keys of IPv6 alone the name says all. Any other key may be that of a node which still has both.
+        (None, _) if listing.entries.iter().any(|entry| entry.key.v4.is_some()) => {
+            compares.push(store.unchanged_since(listing.revision));
+        }
+        (None, _) => {}
+    }
+    compares
+}
+
+#[cfg(test)]
+mod tests;

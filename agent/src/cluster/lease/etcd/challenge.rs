@@ -1,0 +1,241 @@
+//! Asking whether the owner of a lease is alive.
+//!
+//! A lease says who took it, and not whether that node is there still, or whether it is this very one before its address
+//! changed. So whoever has a doubt asks. The question is a key of a few seconds beside the leases, where a real flannel
+//! does not look:
+//!
+//! | key | written by | value |
+//! |---|---|---|
+//! | `PREFIX/.challenges/OWNER/NUMBER` | the node that asks | its public IP |
+//! | `PREFIX/.challenges/OWNER/NUMBER/alive` | an agent that holds a lease as OWNER | its public IP; nothing while it writes its lease |
+//!
+//! Every agent watches the questions to its own owner id, on the stream that it has anyway. Both keys hang on one etcd lease
+//! of the asking node and end with it, whatever happens. Who is asked while its agent is stopped, or cut off from etcd,
+//! cannot answer and counts as gone.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp,
+};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info};
+
+use super::listing::get;
+use super::servers::code;
+use super::{DEADLINE, Store, grants};
+use crate::cluster::lease::StoreError;
+
+/// How long a question waits for its answer where etcd is quick. An agent answers within milliseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The longest that it waits, where etcd is slow.
+const LONGEST: Duration = Duration::from_secs(12);
+
+/// Between two looks for the answer.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long the keys last if nobody takes them away, in seconds.
+const TTL: i64 = 30;
+
+/// The last element of an answer's key.
+const ALIVE: &str = "/alive";
+
+/// Whether an owner answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// From this address, in the answer's own words.
+    Alive(String),
+    /// Nobody answered in time.
+    Silent,
+    /// It cannot be asked; why.
+    Unknown(String),
+}
+
+/// The keys of the questions that this process has put, which it does not answer itself: it may hold a lease, and ask
+/// whether that is still its own.
+#[derive(Debug, Default)]
+pub(super) struct Asked(Mutex<Vec<String>>);
+
+impl Asked {
+    fn change<T>(&self, change: impl FnOnce(&mut Vec<String>) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A question of this process's for as long as it is put, whether or not anybody waits for the answer.
+struct Asking<'a> {
+    asked: &'a Asked,
+    question: String,
+}
+
+impl<'a> Asking<'a> {
+    fn new(asked: &'a Asked, question: String) -> Self {
+        asked.change(|asked| asked.push(question.clone()));
+        Self { asked, question }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.asked
+            .change(|asked| asked.retain(|own| *own != self.question));
+    }
+}
+
+/// Whether an owner id can be part of a key: those that Selvage makes or lets an administrator choose.
+fn is_askable(owner: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    (1..=64).contains(&owner.len()) && owner.bytes().all(allowed)
+}
+
+/// The start of all questions to an owner.
+pub(super) fn questions(store: &Store, owner: &str) -> Option<String> {
+    is_askable(owner).then(|| format!("{}{owner}/", store.keys.challenges))
+}
+
+/// Asks an owner whether it is alive. `asker` is said to it.
+pub(super) async fn ask(store: &Store, owner: &str, asker: &str) -> Result<Answer, StoreError> {
+    let Some(folder) = questions(store, owner) else {
+        return Ok(Answer::Unknown(
+            "its owner id is not one of Selvage's".to_owned(),
+        ));
+    };
+    let id = grants::new_id();
+    let question = format!("{folder}{id:x}");
+    let _asking = Asking::new(&store.asked, question.clone());
+    let answer = ask_as(store, &question, id, asker).await;
+    // Takes the keys away as well. If that fails, they end by themselves.
+    let revoked = store
+        .servers
+        .call(|mut client| async move { client.lease_revoke(id).await });
+    if let Err(error) = revoked.await {
+        debug!("a question stays until its etcd lease ends: {error}");
+    }
+    match answer {
+        Err(StoreError::Refused {
+            code: code::PERMISSION_DENIED,
+            reason,
+            ..
+        }) => Ok(Answer::Unknown(format!(
+            "{reason}; the etcd role needs readwrite below {folder}"
+        ))),
+        answer => answer,
+    }
+}
+
+async fn ask_as(store: &Store, question: &str, id: i64, asker: &str) -> Result<Answer, StoreError> {
+    let servers = &store.servers;
+    let options = LeaseGrantOptions::new().with_id(id);
+    let granted = servers
+        .call(|mut client| {
+            let options = options.clone();
+            async move { client.lease_grant(TTL, Some(options)).await }
+        })
+        .await;
+    match granted {
+        // The second: an earlier request, whose reply was lost.
+        Ok(_)
+        | Err(StoreError::Refused {
+            code: code::FAILED_PRECONDITION,
+            ..
+        }) => {}
+        Err(error) => return Err(error),
+    }
+    let answer = format!("{question}{ALIVE}");
+    let begun = Instant::now();
+    servers
+        .call(|mut client| {
+            let (key, asker) = (question.to_owned(), asker.to_owned());
+            let options = PutOptions::new().with_lease(id);
+            async move { client.put(key, asker, Some(options)).await }
+        })
+        .await?;
+    // What is slow for us is slow for the other, which has to read and to write.
+    let patience = (PATIENCE + 4 * begun.elapsed()).min(LONGEST);
+    let deadline = Instant::now() + patience;
+    loop {
+        let found = get(servers, answer.as_bytes(), GetOptions::new()).await?;
+        if let Some(kv) = found.kvs().first() {
+            let from = String::from_utf8_lossy(kv.value()).into_owned();
+            return Ok(Answer::Alive(from));
+        }
+        if Instant::now() >= deadline {
+            return Ok(Answer::Silent);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// The questions that are open.
+pub(super) async fn earlier(store: &Store, questions: &str) -> Vec<KeyValue> {
+    let options = GetOptions::new().with_prefix().with_limit(16);
+    match get(&store.servers, questions.as_bytes(), options).await {
+        Ok(mut found) => found.take_kvs(),
+        Err(error) => {
+            debug!("failed to look for questions whether this node is alive: {error}");
+            Vec::new()
+        }
+    }
+}
+
+/// Answers a question, if this node holds a lease.
+pub(super) async fn answer(store: &Store, question: &KeyValue) {
+    let key = String::from_utf8_lossy(question.key()).into_owned();
+    let is_own = store.asked.change(|asked| asked.contains(&key));
+    if is_own || key.ends_with(ALIVE) {
+        return;
+    }
+    // While it is being written, it is held.
+    let own = match store.held.try_lock() {
+        Ok(held) => match held.as_ref() {
+            Some(held) => held.wanted.public_address().to_string(),
+            None => return,
+        },
+        Err(_) => String::new(),
+    };
+    let asker = crate::base::go_json::shorten(&String::from_utf8_lossy(question.value()));
+    info!(
+        asker,
+        "another node asks whether this one is alive: it has this node's machine ID or address"
+    );
+    let lease = question.lease();
+    // Without the question nobody would take the answer away.
+    let txn = Txn::new()
+        .when([Compare::version(key.as_str(), CompareOp::Greater, 0)])
+        .and_then([TxnOp::put(
+            format!("{key}{ALIVE}"),
+            own,
+            Some(PutOptions::new().with_lease(lease)),
+        )]);
+    let answered = store.servers.call(|mut client| {
+        let txn = txn.clone();
+        async move { client.txn(txn).await }
+    });
+    match timeout(DEADLINE, answered).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => info!("failed to say that this node is alive: {error}"),
+        Err(_) => info!("failed to say that this node is alive: etcd is too slow"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ids_that_selvage_makes_are_asked() {
+        let long = "x".repeat(65);
+        for (owner, askable) in [
+            ("5f1d0c3b5f1d0c3b5f1d0c3b5f1d0c3b", true),
+            ("node-1.example_org", true),
+            ("", false),
+            ("a/b", false),
+            ("\u{e9}", false),
+            (long.as_str(), false),
+        ] {
+            assert_eq!(is_askable(owner), askable, "{owner}");
+        }
+    }
+}

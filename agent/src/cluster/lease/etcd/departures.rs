@@ -1,0 +1,139 @@
+//! Leases that vanished while nobody looked.
+//!
+//! When etcd was out of reach for longer than leases last, all of them are gone when it is back, and their owners take
+//! them again one by one. Were their peers to believe each list in between, the overlay would be torn down and built up
+//! again. So what vanished during an outage counts as there for a while. In quiet times a lease that ends, ends at once.
+
+use std::collections::BTreeSet;
+
+use tokio::time::Instant;
+
+use crate::cluster::lease::SubnetKey;
+
+/// What the agent was told to exist, and what of that does not.
+#[derive(Debug, Default)]
+pub(in crate::cluster::lease) struct Departures {
+    known: BTreeSet<SubnetKey>,
+    missing: BTreeSet<SubnetKey>,
+    /// Until when what is missing counts as there.
+    until: Option<Instant>,
+}
+
+impl Departures {
+    /// There was an outage: what is missing afterwards counts as there until then.
+    pub(in crate::cluster::lease) fn hold(&mut self, until: Instant) {
+        self.until = self.until.max(Some(until));
+    }
+
+    /// The own lease is lost for good: it is no peer's.
+    pub(in crate::cluster::lease) fn forget(&mut self, key: &SubnetKey) {
+        self.known.remove(key);
+        self.missing.remove(key);
+    }
+
+    /// How many leases there are, as far as is known.
+    pub(super) fn population(&self) -> usize {
+        self.known.len()
+    }
+
+    /// All leases were listed. Returns those that are not there but count as if.
+    pub(in crate::cluster::lease) fn listed(
+        &mut self,
+        keys: impl Iterator<Item = SubnetKey>,
+        now: Instant,
+    ) -> Vec<SubnetKey> {
+        let listed: BTreeSet<_> = keys.collect();
+        self.missing.clear();
+        if self.until.is_some_and(|until| until > now) {
+            self.missing.extend(self.known.difference(&listed));
+        }
+        self.known = listed;
+        self.known.extend(&self.missing);
+        self.missing.iter().copied().collect()
+    }
+
+    /// A lease was written.
+    pub(in crate::cluster::lease) fn set(&mut self, key: SubnetKey) {
+        self.known.insert(key);
+        self.missing.remove(&key);
+    }
+
+    /// A lease ended. Whether that is to be believed already.
+    pub(in crate::cluster::lease) fn removed(&mut self, key: SubnetKey, now: Instant) -> bool {
+        if self.until.is_some_and(|until| until > now) && self.known.contains(&key) {
+            self.missing.insert(key);
+            return false;
+        }
+        self.forget(&key);
+        true
+    }
+
+    /// When [`Self::take_gone`] is to be called next, if at all.
+    pub(in crate::cluster::lease) fn due(&self) -> Option<Instant> {
+        self.until.filter(|_| !self.missing.is_empty())
+    }
+
+    /// Those that nobody took again in time.
+    pub(in crate::cluster::lease) fn take_gone(&mut self, now: Instant) -> Vec<SubnetKey> {
+        if self.until.is_some_and(|until| until > now) {
+            return Vec::new();
+        }
+        let gone = std::mem::take(&mut self.missing);
+        self.known.retain(|key| !gone.contains(key));
+        gone.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn keys(numbers: &[u8]) -> Vec<SubnetKey> {
+        let key = |n| SubnetKey::parse_name(&format!("10.5.{n}.0-24")).unwrap();
+        numbers.iter().map(key).collect()
+    }
+
+    #[test]
+    fn in_quiet_times_a_lease_ends_at_once() {
+        let (mut departures, now) = (Departures::default(), Instant::now());
+        let all = keys(&[1, 2, 3]);
+        assert_eq!(departures.listed(all.iter().copied(), now), []);
+        assert!(departures.removed(all[0], now));
+        assert_eq!(departures.listed(keys(&[3]).into_iter(), now), []);
+        assert_eq!((departures.due(), departures.population()), (None, 1));
+    }
+
+    #[test]
+    fn after_an_outage_what_is_missing_counts_as_there_for_a_while() {
+        let (mut departures, now) = (Departures::default(), Instant::now());
+        let all = keys(&[1, 2, 3, 4]);
+        departures.listed(all.iter().copied(), now);
+        let later = now + Duration::from_secs(20);
+        departures.hold(later);
+        departures.hold(now);
+        assert_eq!(departures.listed(keys(&[3, 4]).into_iter(), now), all[..2]);
+        assert!(!departures.removed(all[2], now));
+        // The first is taken again; what never was known may go.
+        departures.set(all[0]);
+        assert!(departures.removed(keys(&[9])[0], now));
+        assert_eq!(departures.due(), Some(later));
+        assert_eq!(departures.take_gone(now), []);
+        // The next list says the same.
+        assert_eq!(departures.listed(keys(&[1, 4]).into_iter(), now), all[1..3]);
+        assert_eq!(departures.take_gone(later), all[1..3]);
+        assert_eq!((departures.due(), departures.population()), (None, 2));
+        assert!(departures.removed(all[0], later));
+    }
+
+    #[test]
+    fn the_own_lease_is_never_held() {
+        let (mut departures, now) = (Departures::default(), Instant::now());
+        let own = keys(&[1])[0];
+        departures.listed([own].into_iter(), now);
+        departures.hold(now + Duration::from_secs(20));
+        departures.forget(&own);
+        assert_eq!(departures.listed(std::iter::empty(), now), []);
+    }
+}

@@ -1,0 +1,212 @@
+//! Etcd leases that hang on no key yet, or no longer.
+//!
+//! An etcd lease whose id nobody knows lasts for its whole duration, a day as a rule. So the id is chosen here before the
+//! server is asked: a request whose reply was lost is simply repeated, and finds the lease there. What was asked for and not
+//! used, for whatever reason, is remembered as spare, used for the next key, or revoked when there is time for that.
+//!
+//! Nothing is revoked before the server has said that no key hangs on it: a write whose reply was lost may have been
+//! committed. And it may be under way yet. So what a write of unknown outcome used is not used again but revoked before the
+//! next key is chosen: from then on that write is either seen or fails.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{LeaseGrantOptions, LeaseTimeToLiveOptions};
+use tracing::debug;
+
+use super::held::{EtcdLease, keep_alive, seconds};
+use super::servers::{Servers, code};
+use crate::base::retry::random_seed;
+use crate::cluster::lease::StoreError;
+
+/// The spare ones.
+#[derive(Debug, Default)]
+pub(super) struct Spares(Mutex<Ids>);
+
+/// By id.
+#[derive(Debug, Default)]
+struct Ids {
+    /// Asked for, and used by no write.
+    unused: Vec<i64>,
+    /// Perhaps used by a write that is under way yet, or left by a key.
+    used: Vec<i64>,
+}
+
+/// An etcd lease for a key that is about to be written. Spare again when dropped, unless it was attached.
+#[derive(Debug)]
+pub(super) struct Grant<'a> {
+    spares: &'a Spares,
+    id: Option<i64>,
+    lease: Option<EtcdLease>,
+}
+
+impl Spares {
+    /// An etcd lease for the next key; asks for nothing yet.
+    pub(super) fn grant(&self) -> Grant<'_> {
+        Grant {
+            spares: self,
+            id: None,
+            lease: None,
+        }
+    }
+
+    /// Remembers an etcd lease that no key needs any more.
+    pub(super) fn add(&self, id: i64) {
+        self.ids(|ids| ids.used.push(id));
+    }
+
+    /// Sees to it that no write of unknown outcome is committed from now on.
+    pub(super) async fn settle(&self, servers: &Servers) -> Result<(), StoreError> {
+        while let Some(id) = self.ids(|ids| ids.used.pop()) {
+            // Spare still if this fails.
+            let mut grant = self.taken(id);
+            revoke_unused(servers, id).await?;
+            grant.id = None;
+        }
+        Ok(())
+    }
+
+    /// Gives the spare ones back to the server. What fails more than a few times is tried again the next time.
+    pub(super) async fn revoke(&self, servers: &Servers) {
+        const TRIES: u32 = 3;
+        let Ids { unused, used } = self.ids(std::mem::take);
+        for id in used.into_iter().chain(unused) {
+            // Spare still if the caller loses patience.
+            let mut grant = self.taken(id);
+            for _ in 0..TRIES {
+                match revoke_unused(servers, id).await {
+                    Ok(()) => {
+                        grant.id = None;
+                        break;
+                    }
+                    Err(error) => debug!("an unused etcd lease stays for now: {error}"),
+                }
+            }
+        }
+    }
+
+    /// One that is to be revoked.
+    fn taken(&self, id: i64) -> Grant<'_> {
+        let ttl = Duration::ZERO;
+        Grant {
+            spares: self,
+            id: Some(id),
+            lease: Some(EtcdLease { id, ttl }),
+        }
+    }
+
+    fn ids<T>(&self, change: impl FnOnce(&mut Ids) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Grant<'_> {
+    /// The etcd lease, of the configured duration from now; one and the same however often this is called.
+    pub(super) async fn lease(&mut self, servers: &Servers) -> Result<EtcdLease, StoreError> {
+        /// A spare one may have expired, or turn out to be in use.
+        const TRIES: u32 = 4;
+        if let Some(lease) = self.lease {
+            return Ok(lease);
+        }
+        for _ in 0..TRIES {
+            let spare = self.spares.ids(|ids| ids.unused.pop());
+            let id = *self.id.get_or_insert_with(|| spare.unwrap_or_else(new_id));
+            if let Some(lease) = grant(servers, id).await? {
+                self.lease = Some(lease);
+                return Ok(lease);
+            }
+            self.id = None;
+        }
+        // The server says "exists already" of one random number after the other.
+        Err(servers.silence())
+    }
+
+    /// A key hangs on it now. The next one is another.
+    pub(super) fn attached(&mut self) {
+        (self.id, self.lease) = (None, None);
+    }
+}
+
+impl Drop for Grant<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            let is_used = self.lease.is_some();
+            self.spares.ids(|ids| match is_used {
+                true => ids.used.push(id),
+                false => ids.unused.push(id),
+            });
+        }
+    }
+}
+
+/// Positive, as etcd's own ids are; 0 would let the server choose.
+pub(super) fn new_id() -> i64 {
+    i64::try_from(random_seed() >> 1).unwrap_or(1).max(1)
+}
+
+/// Asks for an etcd lease of the configured duration under this id. `None` if a key hangs on the one that has it.
+async fn grant(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreError> {
+    let ttl = i64::try_from(servers.settings().ttl.as_secs()).unwrap_or(i64::MAX);
+    let options = LeaseGrantOptions::new().with_id(id);
+    let granted = servers
+        .call(|mut client| {
+            let options = options.clone();
+            async move { client.lease_grant(ttl, Some(options)).await }
+        })
+        .await;
+    match granted {
+        Ok(response) => {
+            servers.history.heard_of(response.header());
+            Ok(Some(EtcdLease {
+                id: response.id(),
+                ttl: seconds(response.ttl()),
+            }))
+        }
+        // An earlier request of ours, whose reply was lost, or a spare one.
+        Err(StoreError::Refused {
+            code: code::FAILED_PRECONDITION,
+            ..
+        }) => {
+            let Some(lease) = unused(servers, id).await? else {
+                return Ok(None);
+            };
+            Ok(keep_alive(servers, lease).await?.then_some(lease))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The etcd lease with this id, if it exists and no key hangs on it.
+async fn unused(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreError> {
+    let options = LeaseTimeToLiveOptions::new().with_keys();
+    let found = servers
+        .call(|mut client| {
+            let options = options.clone();
+            async move { client.lease_time_to_live(id, Some(options)).await }
+        })
+        .await?;
+    let is_unused = found.ttl() >= 0 && found.keys().is_empty();
+    Ok(is_unused.then(|| EtcdLease {
+        id,
+        ttl: seconds(found.granted_ttl()),
+    }))
+}
+
+/// Revokes an etcd lease, if no key hangs on it.
+async fn revoke_unused(servers: &Servers, id: i64) -> Result<(), StoreError> {
+    if unused(servers, id).await?.is_none() {
+        return Ok(());
+    }
+    let revoked = servers
+        .call(|mut client| async move { client.lease_revoke(id).await })
+        .await;
+    match revoked {
+        // By an earlier request, whose reply was lost.
+        Ok(_)
+        | Err(StoreError::Refused {
+            code: code::NOT_FOUND,
+            ..
+        }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

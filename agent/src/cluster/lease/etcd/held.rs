@@ -1,0 +1,325 @@
+//! The lease that this node holds: what is in etcd, what should be, and how to bring the two together.
+//!
+//! Every write compares the key's modification revision with the one last seen, so that a key that changed hands is
+//! never overwritten.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, Error, GetOptions};
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::challenge::Answer;
+use super::listing::{Entry, get};
+use super::servers::{Servers, code};
+use super::write::Write;
+use super::{Store, listing};
+use crate::base::retry::{Backoff, random_seed};
+use crate::cluster::lease::{LeaseAttrs, Released, StoreError, SubnetKey};
+
+/// An etcd lease: what makes a key expire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct EtcdLease {
+    pub(super) id: i64,
+    /// How long it was granted for.
+    pub(super) ttl: Duration,
+}
+
+/// The lease that this node holds.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) key: SubnetKey,
+    /// What should be published.
+    pub(super) wanted: LeaseAttrs,
+    /// What was published last, as far as is known.
+    pub(super) published: LeaseAttrs,
+    /// What was sent without an answer: any of it may be in etcd by now, or may be yet.
+    pub(super) unsure: Vec<LeaseAttrs>,
+    /// Modification revision of the key, as far as is known.
+    pub(super) modified: i64,
+    /// `None` for a reservation: it never expires, and stays so.
+    pub(super) etcd_lease: Option<EtcdLease>,
+}
+
+/// Whose a lease is. The surer come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Claim {
+    /// This node's: its public IP, and its machine ID or none. None is what a real flannel on this node, or an
+    /// administrator's reservation, leaves.
+    Ours,
+    /// The same machine ID at another public IP: this machine before it got its present address, or a clone.
+    SameMachine,
+    /// Another machine with the same public IP: this host before it was reinstalled; behind a NAT many have the same.
+    SameAddress,
+    /// Anybody else's, or unreadable.
+    Other,
+}
+
+/// Whose a lease with these attributes is, for a node that publishes `own`.
+pub(super) fn claim(own: &LeaseAttrs, found: Option<&LeaseAttrs>) -> Claim {
+    let Some(found) = found else {
+        return Claim::Other;
+    };
+    let same_address = found.same_address(own);
+    match &found.owner {
+        None if same_address => Claim::Ours,
+        None => Claim::Other,
+        owner if *owner == own.owner && same_address => Claim::Ours,
+        owner if *owner == own.owner => Claim::SameMachine,
+        Some(_) if same_address => Claim::SameAddress,
+        Some(_) => Claim::Other,
+    }
+}
+
+/// What [`Held::settle`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Settled {
+    /// The key is ours and as it should be.
+    Kept {
+        /// Whether the key had to be written for that.
+        rewritten: bool,
+    },
+    /// The key is gone or somebody else's.
+    Lost {
+        /// In words.
+        reason: String,
+    },
+}
+
+/// Between two tries to give a lease back. The service manager waits for it.
+const RELEASE_PAUSES: Backoff =
+    match Backoff::new(Duration::from_millis(50), Duration::from_secs(1), 0.3, 0) {
+        Ok(backoff) => backoff,
+        Err(_) => panic!("constant out of range"),
+    };
+
+/// How often a write is tried whose key somebody else keeps changing.
+const ATTEMPTS: u32 = 5;
+
+impl Held {
+    /// Reads the key, and makes it as it should be if it still is ours. A value that nobody can read is nobody's, so it
+    /// is replaced.
+    ///
+    /// The etcd lease, or the absence of one, is taken over from what is found, so that a key which an administrator
+    /// made a reservation stays one.
+    pub(super) async fn settle(&mut self, store: &Store) -> Result<Settled, StoreError> {
+        for _ in 0..ATTEMPTS {
+            let Some(found) = find(store, &self.key).await? else {
+                return Ok(Settled::Lost {
+                    reason: "its key is gone, deleted or expired".to_owned(),
+                });
+            };
+            if let Some(taken) = found.attrs.as_ref().filter(|attrs| !self.is_ours(attrs)) {
+                let machine = taken.owner.as_deref().unwrap_or("unknown");
+                return Ok(Settled::Lost {
+                    reason: format!(
+                        "taken over by {} (machine {machine})",
+                        taken.public_address()
+                    ),
+                });
+            }
+            if self.modified != found.modified {
+                // Whatever is still under way compares with an older revision.
+                self.unsure.clear();
+            }
+            self.modified = found.modified;
+            if self.etcd_lease.map(|lease| lease.id) != found.etcd_lease {
+                self.spare(store);
+            }
+            self.etcd_lease = match found.etcd_lease {
+                None => None,
+                Some(id) => lifetime(&store.servers, id).await?,
+            };
+            let orphan = found.etcd_lease.is_some() && self.etcd_lease.is_none();
+            if let Some(attrs) = found.attrs.filter(|_| !orphan) {
+                self.published = attrs;
+                if self.published == self.wanted {
+                    return Ok(Settled::Kept { rewritten: false });
+                }
+            }
+            let mut grant = store.spares.grant();
+            let lease = match orphan {
+                true => Some(grant.lease(&store.servers).await?),
+                false => self.etcd_lease,
+            };
+            if self.put(store, lease).await? {
+                grant.attached();
+                return Ok(Settled::Kept { rewritten: true });
+            }
+        }
+        Err(StoreError::LostRaces { attempts: ATTEMPTS })
+    }
+
+    /// Writes the wanted attributes if nobody changed the key since it was last seen. Whether that was so.
+    pub(super) async fn put(
+        &mut self,
+        store: &Store,
+        etcd_lease: Option<EtcdLease>,
+    ) -> Result<bool, StoreError> {
+        let key = store.key(&self.key);
+        let compare = Compare::mod_revision(key.as_str(), CompareOp::Equal, self.modified);
+        if !self.unsure.contains(&self.wanted) {
+            self.unsure.push(self.wanted.clone());
+        }
+        let value = self.wanted.to_json()?;
+        let write = Write::put(&key, self.modified, vec![compare], value, etcd_lease);
+        let Some(revision) = write.commit(&store.servers).await? else {
+            return Ok(false);
+        };
+        self.modified = revision;
+        self.published = self.wanted.clone();
+        self.unsure.clear();
+        self.etcd_lease = etcd_lease;
+        Ok(true)
+    }
+
+    /// Deletes the key, if it still is ours and not a reservation, and the etcd lease with it. Lost replies are made up for.
+    pub(super) async fn release(self, store: &Store) -> Result<Released, StoreError> {
+        let mut pauses = RELEASE_PAUSES.seeded(random_seed());
+        let mut failure = StoreError::LostRaces { attempts: ATTEMPTS };
+        for _ in 0..ATTEMPTS {
+            match self.try_release(store).await {
+                Ok(Some(released)) => {
+                    store.spares.revoke(&store.servers).await;
+                    return Ok(released);
+                }
+                Ok(None) => {}
+                Err(error @ StoreError::Unreachable { .. }) => {
+                    failure = error;
+                    sleep(pauses.next_delay()).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failure)
+    }
+
+    /// `None` if somebody else changed the key meanwhile.
+    async fn try_release(&self, store: &Store) -> Result<Option<Released>, StoreError> {
+        let found = find(store, &self.key).await?;
+        let ours = |found: &Entry| found.attrs.as_ref().is_none_or(|attrs| self.is_ours(attrs));
+        let Some(found) = found.filter(ours) else {
+            // It may be the one whose reply was lost.
+            self.spare(store);
+            return Ok(Some(Released::Nothing));
+        };
+        let Some(id) = found.etcd_lease else {
+            self.spare(store);
+            return Ok(Some(Released::Reservation(self.key)));
+        };
+        let deleted = delete(store, &found.key, found.modified).await?;
+        store.spares.add(id);
+        Ok(deleted.then_some(Released::Lease(self.key)))
+    }
+
+    /// The etcd lease is of no use to this node any more.
+    fn spare(&self, store: &Store) {
+        if let Some(lease) = self.etcd_lease {
+            store.spares.add(lease.id);
+        }
+    }
+
+    /// Whether the key still is ours. Attributes that this node itself replaced a moment ago count as its own.
+    fn is_ours(&self, found: &LeaseAttrs) -> bool {
+        claim(&self.wanted, Some(found)) == Claim::Ours
+            || claim(&self.published, Some(found)) == Claim::Ours
+            || self.unsure.contains(found)
+    }
+}
+
+/// Reads one lease key.
+pub(super) async fn find(store: &Store, key: &SubnetKey) -> Result<Option<Entry>, StoreError> {
+    let response = get(&store.servers, store.key(key).as_bytes(), GetOptions::new()).await?;
+    let kv = response.kvs().first();
+    Ok(kv.and_then(|kv| store.reports.entry(&store.keys, kv)))
+}
+
+/// Deletes a lease, if nobody changed it since it was last seen.
+pub(super) async fn delete(
+    store: &Store,
+    key: &SubnetKey,
+    modified: i64,
+) -> Result<bool, StoreError> {
+    let key = store.key(key);
+    let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, modified);
+    let write = Write::delete(&key, modified, vec![unchanged]);
+    Ok(write.commit(&store.servers).await?.is_some())
+}
+
+/// For how long an etcd lease was granted; `None` if it is gone.
+pub(super) async fn lifetime(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreError> {
+    let response = servers
+        .call(|mut client| async move { client.lease_time_to_live(id, None).await })
+        .await?;
+    servers.history.heard_of(response.header());
+    Ok((response.ttl() >= 0).then(|| EtcdLease {
+        id,
+        ttl: seconds(response.granted_ttl()),
+    }))
+}
+
+/// How long an etcd lease lasts if nobody extends it; zero if it is gone.
+pub(super) async fn remaining(servers: &Servers, id: i64) -> Result<Duration, StoreError> {
+    let response = servers
+        .call(|mut client| async move { client.lease_time_to_live(id, None).await })
+        .await?;
+    Ok(seconds(response.ttl()))
+}
+
+/// Extends an etcd lease to its full duration. Whether it still exists.
+pub(super) async fn keep_alive(servers: &Servers, lease: EtcdLease) -> Result<bool, StoreError> {
+    let extended = servers
+        .call(|mut client| async move {
+            match client.lease_keep_alive(lease.id).await {
+                // The call waits for the first answer; nothing more is wanted of the stream.
+                Ok(_) => Ok(true),
+                // The library's word for an answer with a duration of 0.
+                Err(Error::LeaseKeepAliveError(_)) => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+        .await;
+    match extended {
+        Err(StoreError::Refused {
+            code: code::NOT_FOUND,
+            ..
+        }) => Ok(false),
+        extended => extended,
+    }
+}
+
+pub(super) fn seconds(ttl: i64) -> Duration {
+    Duration::from_secs(listing::to_unsigned(ttl.max(0)))
+}
+
+/// Says, once per acquisition, that another machine publishes something of this one's.
+pub(super) fn warn_of_twin(entry: &Entry, claim: Claim, answers: &BTreeMap<String, Answer>) {
+    let Some(attrs) = &entry.attrs else {
+        return;
+    };
+    let owner = attrs.owner.as_deref().unwrap_or("unknown");
+    let (subnet, public_ip) = (entry.key.to_string(), attrs.public_address().to_string());
+    let answer = match answers.get(owner) {
+        None => "was not asked whether it is alive".to_owned(),
+        Some(Answer::Alive(from)) if !from.is_empty() => format!("answers from {from}"),
+        Some(Answer::Alive(_)) => "answers".to_owned(),
+        Some(Answer::Silent) => "does not answer".to_owned(),
+        Some(Answer::Unknown(why)) => format!("cannot be asked whether it is alive ({why})"),
+    };
+    match claim {
+        Claim::SameAddress => warn!(
+            subnet,
+            owner,
+            public_ip,
+            "another machine holds a lease with this node's public IP and {answer}; this node takes a subnet of its own. Peers reach only one of the two at that address: give one of them another"
+        ),
+        Claim::SameMachine => warn!(
+            subnet,
+            owner,
+            public_ip,
+            "the node at {public_ip} has this machine's ID and {answer}: one of the two is a clone. This node takes a subnet of its own. To end this, give the clone a machine ID of its own (remove /etc/machine-id and start it again) or a node-id"
+        ),
+        Claim::Ours | Claim::Other => {}
+    }
+}

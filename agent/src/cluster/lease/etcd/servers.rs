@@ -1,0 +1,373 @@
+//! The servers of the cluster: one client each, and a preference for the one that worked last.
+//!
+//! The client library could hold all servers in one client, but its balancer keeps choosing dead ones. So each server
+//! has a client of its own; requests go to the current server, and one that does not answer hands over to the next.
+
+use std::future::Future;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use etcd_client::{Client, Error};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::DEADLINE;
+use super::history::History;
+use super::settings::EtcdSettings;
+use crate::base::endpoint::Endpoint;
+use crate::base::logging::chain;
+use crate::cluster::lease::StoreError;
+use crate::cluster::lease::etcd::SettingsError;
+use crate::settings;
+
+/// gRPC status codes (grpc/doc/statuscodes.md).
+pub(super) mod code {
+    /// A revision was compacted, or a message is too long.
+    pub(in super::super) const OUT_OF_RANGE: i32 = 11;
+    /// The server answered, but the key or lease asked for does not exist.
+    pub(in super::super) const NOT_FOUND: i32 = 5;
+    /// The user may not read or write a key.
+    pub(in super::super) const PERMISSION_DENIED: i32 = 7;
+    /// Among others: there is an etcd lease with that id already.
+    pub(in super::super) const FAILED_PRECONDITION: i32 = 9;
+    /// Codes that say something about one server or the way to it: cancelled, unknown (broken transport), deadline
+    /// exceeded, internal (broken HTTP/2), unavailable (no connection, no leader), data loss (corrupt member).
+    pub(super) const OF_ONE_SERVER: [i32; 6] = [1, 2, 4, 13, 14, 15];
+}
+
+/// The cluster.
+#[derive(Debug)]
+pub(super) struct Servers {
+    settings: EtcdSettings,
+    endpoints: Vec<Endpoint>,
+    state: Mutex<State>,
+    /// What the watch rests on, which the answers to all requests must fit.
+    pub(super) history: History,
+}
+
+struct State {
+    /// How to log in. Beside that, the settings are those that the store began with.
+    access: EtcdSettings,
+    current: usize,
+    clients: Vec<Option<Client>>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Clients hold the password.
+        f.debug_struct("State")
+            .field("current", &self.current)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connection to one server, for a stream that outlives a request.
+pub(super) struct Connection {
+    index: usize,
+    pub(super) client: Client,
+}
+
+impl Servers {
+    pub(super) fn new(settings: EtcdSettings, endpoints: Vec<Endpoint>) -> Self {
+        let clients = endpoints.iter().map(|_| None).collect();
+        Self {
+            endpoints,
+            state: Mutex::new(State {
+                access: settings.clone(),
+                current: 0,
+                clients,
+            }),
+            history: History::default(),
+            settings,
+        }
+    }
+
+    /// Logs in as these settings say from the next connection on, and makes new connections for the next requests.
+    pub(super) fn set_access(&self, new: &settings::Etcd) -> Result<(), SettingsError> {
+        let access = EtcdSettings {
+            cafile: new.cafile.clone(),
+            certfile: new.certfile.clone(),
+            keyfile: new.keyfile.clone(),
+            username: new.username.clone(),
+            password: new.password.clone(),
+            ..self.settings.clone()
+        };
+        access.check()?;
+        let mut state = self.state();
+        state.access = access;
+        state.clients.fill(None);
+        Ok(())
+    }
+
+    /// Whether there is a user to log in as.
+    pub(super) fn has_user(&self) -> bool {
+        self.state().access.username.is_some()
+    }
+
+    /// Sends a request to the current server and, as long as servers do not answer, to each of the others once.
+    ///
+    /// The request may reach several servers, so it must be one that may be repeated.
+    pub(super) async fn call<T, F, Fut>(&self, request: F) -> Result<T, StoreError>
+    where
+        F: FnMut(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        self.send(request, true).await
+    }
+
+    /// The same for a request that must not be repeated: it goes to another server only if it cannot have reached one
+    /// before. After [`StoreError::Unreachable`] its outcome is unknown.
+    pub(super) async fn call_once<T, F, Fut>(&self, request: F) -> Result<T, StoreError>
+    where
+        F: FnMut(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        self.send(request, false).await
+    }
+
+    async fn send<T, F, Fut>(&self, mut request: F, may_repeat: bool) -> Result<T, StoreError>
+    where
+        F: FnMut(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let mut attempts = Vec::new();
+        for _ in 0..self.endpoints.len() {
+            let (index, known) = self.current();
+            let mut failure = match self.ask(index, known.clone(), &mut request).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            if known.is_some()
+                && failure.of_one_server
+                && !failure.silent
+                && (may_repeat || failure.unsent)
+            {
+                // The connection may be one to a former life of the server. A new one shows how it is now.
+                self.forget(index);
+                failure = match self.ask(index, None, &mut request).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(failure) => failure,
+                };
+            }
+            let server = self.name(index);
+            debug!(server, cause = failure.cause, "request failed");
+            if let Some(code) = failure.code.filter(|_| !failure.of_one_server) {
+                return Err(StoreError::Refused {
+                    server,
+                    reason: failure.cause,
+                    code,
+                });
+            }
+            self.give_up(index, failure.silent);
+            attempts.push(format!("{server}: {}", failure.cause));
+            if !may_repeat && !failure.unsent {
+                // The connection may be one to a former life of the server.
+                self.forget(index);
+                break;
+            }
+        }
+        Err(StoreError::Unreachable {
+            attempts: attempts.join("; "),
+        })
+    }
+
+    /// Sends a request to one server, over a new connection if none is given.
+    async fn ask<T, F, Fut>(
+        &self,
+        index: usize,
+        client: Option<Client>,
+        request: &mut F,
+    ) -> Result<T, Failure>
+    where
+        F: FnMut(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        let answer = timeout(DEADLINE, async {
+            let client = match client {
+                Some(client) => client,
+                None => self.connect(index).await.map_err(Failure::before_sending)?,
+            };
+            request(client).await.map_err(|error| Failure::of(&error))
+        });
+        answer.await.unwrap_or_else(|_| Err(Failure::silence()))
+    }
+
+    /// Connects to the current server. On failure the next server becomes the current one.
+    pub(super) async fn connection(&self) -> Result<Connection, StoreError> {
+        let (index, known) = self.current();
+        let client = match known {
+            Some(client) => Ok(client),
+            None => timeout(DEADLINE, self.connect(index))
+                .await
+                .unwrap_or_else(|_| Err(Failure::silence())),
+        };
+        match client {
+            Ok(client) => Ok(Connection { index, client }),
+            Err(failure) => Err(self.unreachable(index, &failure)),
+        }
+    }
+
+    /// Says that a stream broke: the next server becomes the current one.
+    pub(super) fn broken(&self, connection: &Connection, error: Option<&Error>) -> StoreError {
+        let failure = error.map_or_else(Failure::silence, Failure::of);
+        self.unreachable(connection.index, &failure)
+    }
+
+    /// The error that no server answered in time, the current one included.
+    pub(super) fn silence(&self) -> StoreError {
+        let (index, _) = self.current();
+        StoreError::Unreachable {
+            attempts: format!("{}: {}", self.name(index), Failure::silence().cause),
+        }
+    }
+
+    /// The address of a connection's server, as configured.
+    pub(super) fn url(&self, connection: &Connection) -> &str {
+        self.endpoints
+            .get(connection.index)
+            .map_or("", |endpoint| &endpoint.url)
+    }
+
+    pub(super) fn settings(&self) -> &EtcdSettings {
+        &self.settings
+    }
+
+    fn unreachable(&self, index: usize, failure: &Failure) -> StoreError {
+        self.give_up(index, failure.silent);
+        StoreError::Unreachable {
+            attempts: format!("{}: {}", self.name(index), failure.cause),
+        }
+    }
+
+    fn name(&self, index: usize) -> String {
+        let url = self.endpoints.get(index).map_or("", |e| &e.url);
+        format!("etcd at {url}")
+    }
+
+    fn current(&self) -> (usize, Option<Client>) {
+        let state = self.state();
+        let client = state.clients.get(state.current).cloned().flatten();
+        (state.current, client)
+    }
+
+    /// Makes a client. Without a user this does not connect yet: the first request does.
+    async fn connect(&self, index: usize) -> Result<Client, Failure> {
+        let endpoint = self.endpoints.get(index).ok_or_else(Failure::silence)?;
+        let options = self.state().access.connect_options(endpoint);
+        let options = options.map_err(|error| Failure::text(chain(&error)))?;
+        let client = Client::connect([&endpoint.url], Some(options))
+            .await
+            .map_err(|error| Failure::of(&error))?;
+        if let Some(slot) = self.state().clients.get_mut(index) {
+            *slot = Some(client.clone());
+        }
+        Ok(client)
+    }
+
+    /// Moves on to the next server, unless another task already did. A connection that fell silent may be half open, so
+    /// it is not used again.
+    fn give_up(&self, index: usize, silent: bool) {
+        let mut state = self.state();
+        if state.current == index {
+            state.current = (index + 1) % self.endpoints.len();
+        }
+        drop(state);
+        if silent {
+            self.forget(index);
+        }
+    }
+
+    /// Makes the next request to a server use a new connection.
+    fn forget(&self, index: usize) {
+        if let Some(slot) = self.state().clients.get_mut(index) {
+            *slot = None;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is valid at every step, so a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a request got no useful answer.
+struct Failure {
+    cause: String,
+    code: Option<i32>,
+    of_one_server: bool,
+    silent: bool,
+    /// The request cannot have reached a server.
+    unsent: bool,
+}
+
+impl Failure {
+    fn silence() -> Self {
+        Self {
+            silent: true,
+            ..Self::text(format!("no answer within {} s", DEADLINE.as_secs()))
+        }
+    }
+
+    fn text(cause: String) -> Self {
+        Self {
+            cause,
+            code: None,
+            of_one_server: true,
+            silent: false,
+            unsent: false,
+        }
+    }
+
+    fn of(error: &Error) -> Self {
+        let Error::GRpcStatus(status) = error else {
+            return Self::text(match error {
+                Error::TransportError(error) => chain(error),
+                error => error.to_string(),
+            });
+        };
+        let code = i32::from(status.code());
+        Self {
+            cause: root_cause(status).unwrap_or_else(|| status.message().to_owned()),
+            code: Some(code),
+            of_one_server: code::OF_ONE_SERVER.contains(&code),
+            silent: false,
+            unsent: is_failed_connection(status),
+        }
+    }
+
+    fn before_sending(self) -> Self {
+        Self {
+            unsent: true,
+            ..self
+        }
+    }
+}
+
+/// Whether a request failed for want of a connection, before any of it was sent: requests of a client without one wait
+/// until it connects.
+fn is_failed_connection(error: &(dyn std::error::Error + 'static)) -> bool {
+    const KINDS: [io::ErrorKind; 4] = [
+        io::ErrorKind::ConnectionRefused,
+        io::ErrorKind::HostUnreachable,
+        io::ErrorKind::NetworkUnreachable,
+        io::ErrorKind::AddrNotAvailable,
+    ];
+    std::iter::successors(error.source(), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| KINDS.contains(&error.kind()))
+}
+
+/// The last cause of a failed connection: `connection refused`, or what TLS says. `None` for a server's own answer.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut root = error.source()?;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    // The system's words carry an error number that adds nothing; the kind's do not.
+    let kind = root
+        .downcast_ref::<io::Error>()
+        .filter(|error| error.raw_os_error().is_some())
+        .map(|error| error.kind().to_string())
+        .filter(|text| text != "other error" && text != "uncategorized error");
+    Some(kind.unwrap_or_else(|| root.to_string()))
+}

@@ -1,0 +1,328 @@
+//! Where the etcd cluster is and how to reach it, checked before the first connection.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use thiserror::Error;
+
+use crate::base::endpoint::{self, Endpoint};
+use crate::cluster::lease::{LeaseKeyError, SubnetKey};
+use crate::settings::{self, Secret};
+
+/// How to reach etcd, and under which keys leases are kept.
+#[derive(Clone, Debug)]
+pub struct EtcdSettings {
+    /// The servers of one cluster: `http://HOST:PORT` or `https://HOST:PORT`. Without a scheme it is https if `cafile` or
+    /// `certfile` is given, else http. At least one.
+    pub endpoints: Vec<String>,
+    /// The folder of the cluster's keys, cleaned as Go's `path.Join` does: `//a/b/` is `/a/b`.
+    pub prefix: String,
+    /// Certificates of the authorities that may sign the servers' certificates (PEM). Without it, the system's.
+    pub cafile: Option<PathBuf>,
+    /// The client certificate (PEM); goes with `keyfile`.
+    pub certfile: Option<PathBuf>,
+    /// The client certificate's private key (PEM); goes with `certfile`.
+    pub keyfile: Option<PathBuf>,
+    /// etcd user; goes with `password`.
+    pub username: Option<String>,
+    /// etcd password; goes with `username`.
+    pub password: Option<Secret>,
+    /// How long a lease lasts after its node was last heard of; whole seconds, 1 s to 9,000,000,000 s (etcd's limit).
+    /// flannel's is 24 hours.
+    pub ttl: Duration,
+    /// For how long after an outage a lease that vanished meanwhile counts as there, so that its owner can take it again
+    /// without losing its peers.
+    pub grace: Duration,
+}
+
+impl From<settings::Etcd> for EtcdSettings {
+    fn from(etcd: settings::Etcd) -> Self {
+        Self {
+            endpoints: etcd.endpoints,
+            prefix: etcd.prefix,
+            cafile: etcd.cafile,
+            certfile: etcd.certfile,
+            keyfile: etcd.keyfile,
+            username: etcd.username,
+            password: etcd.password,
+            ttl: etcd.lease_ttl,
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for EtcdSettings {
+    fn default() -> Self {
+        Self {
+            endpoints: vec!["http://127.0.0.1:2379".to_owned()],
+            prefix: "/coreos.com/network".to_owned(),
+            cafile: None,
+            certfile: None,
+            keyfile: None,
+            username: None,
+            password: None,
+            ttl: Duration::from_secs(24 * 60 * 60),
+            // Longer than the longest pause between two attempts to connect, with one that gets no answer.
+            grace: Duration::from_secs(20),
+        }
+    }
+}
+
+/// A setting for etcd is not usable.
+#[derive(Debug, Error)]
+pub enum SettingsError {
+    /// No server is named.
+    #[error("endpoints is empty: expected at least one, such as http://127.0.0.1:2379")]
+    NoEndpoint,
+    /// A server's address has another form.
+    #[error("endpoint {0:?} is not usable: expected {form}", form = endpoint::FORM)]
+    Endpoint(String),
+    /// Two settings go together.
+    #[error("{given} is set but {missing} is not; they go together")]
+    Half {
+        /// The setting that is given.
+        given: &'static str,
+        /// The setting that is not.
+        missing: &'static str,
+    },
+    /// A file cannot be read.
+    #[error("failed to read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// TLS is wanted without a CA file, and the system has no certificates.
+    #[error("no CA certificates: cafile is not set and none of {0} can be read")]
+    NoSystemRoots(String),
+    /// The lease duration is out of range.
+    #[error("ttl {0:?} is outside 1 s to 9000000000 s")]
+    Ttl(Duration),
+}
+
+/// The keys of one cluster.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    pub(super) config: String,
+    /// Every lease key begins with this.
+    pub(super) subnets: String,
+    /// The end, exclusive, of the range of lease keys.
+    pub(super) subnets_end: String,
+    /// Questions whether somebody is alive begin with this. No network can have such a name.
+    pub(super) challenges: String,
+}
+
+impl Keys {
+    /// Which subnet a key stands for; `None` if it is not a lease key at all.
+    pub(super) fn subnet(&self, key: &[u8]) -> Option<Result<SubnetKey, LeaseKeyError>> {
+        let name = key.strip_prefix(self.subnets.as_bytes())?;
+        Some(SubnetKey::parse_name(&String::from_utf8_lossy(name)))
+    }
+}
+
+impl EtcdSettings {
+    /// Checks everything that can be checked without a connection.
+    pub(super) fn check(&self) -> Result<Vec<Endpoint>, SettingsError> {
+        let pairs = [
+            (
+                "certfile",
+                self.certfile.is_some(),
+                "keyfile",
+                self.keyfile.is_some(),
+            ),
+            (
+                "username",
+                self.username.is_some(),
+                "password",
+                self.password.is_some(),
+            ),
+        ];
+        for (a, has_a, b, has_b) in pairs {
+            match (has_a, has_b) {
+                (true, false) => {
+                    return Err(SettingsError::Half {
+                        given: a,
+                        missing: b,
+                    });
+                }
+                (false, true) => {
+                    return Err(SettingsError::Half {
+                        given: b,
+                        missing: a,
+                    });
+                }
+                (true, true) | (false, false) => {}
+            }
+        }
+        if self.ttl.subsec_nanos() != 0 || !(1..=9_000_000_000).contains(&self.ttl.as_secs()) {
+            return Err(SettingsError::Ttl(self.ttl));
+        }
+        let tls_by_default = self.cafile.is_some() || self.certfile.is_some();
+        let read = |text: &String| {
+            Endpoint::parse(text, tls_by_default)
+                .ok_or_else(|| SettingsError::Endpoint(endpoint::without_user(text)))
+        };
+        let endpoints: Vec<_> = self.endpoints.iter().map(read).collect::<Result<_, _>>()?;
+        if endpoints.is_empty() {
+            return Err(SettingsError::NoEndpoint);
+        }
+        if endpoints.iter().any(|endpoint| endpoint.tls) {
+            self.tls()?;
+        }
+        Ok(endpoints)
+    }
+
+    /// Options for a connection to `endpoint`. Files are read anew for each connection, so renewed certificates count.
+    pub(super) fn connect_options(
+        &self,
+        endpoint: &Endpoint,
+    ) -> Result<ConnectOptions, SettingsError> {
+        // etcd closes connections that ping more often than every 5 s (its --grpc-keepalive-min-time).
+        const PING_INTERVAL: Duration = Duration::from_secs(10);
+        const PING_TIMEOUT: Duration = Duration::from_secs(5);
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(super::DEADLINE)
+            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true);
+        // A plain-text endpoint stays plain text even if certificates are given, as in flannel.
+        if endpoint.tls {
+            options = options.with_tls(self.tls()?);
+        }
+        if let (Some(username), Some(password)) = (&self.username, &self.password) {
+            options = options
+                .with_user(username, password.expose())
+                .with_auto_token_refresh(true);
+        }
+        Ok(options)
+    }
+
+    fn tls(&self) -> Result<TlsOptions, SettingsError> {
+        let read = |path: &Path| {
+            std::fs::read(path).map_err(|source| SettingsError::Read {
+                path: path.to_owned(),
+                source,
+            })
+        };
+        let roots = match &self.cafile {
+            Some(path) => read(path)?,
+            None => system_roots()?,
+        };
+        let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(roots));
+        if let (Some(cert), Some(key)) = (&self.certfile, &self.keyfile) {
+            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        }
+        Ok(tls)
+    }
+
+    pub(super) fn keys(&self) -> Keys {
+        Keys {
+            config: join_path(&self.prefix, "config"),
+            subnets: join_path(&self.prefix, "subnets/"),
+            // The byte after '/' is '0'.
+            subnets_end: join_path(&self.prefix, "subnets") + "0",
+            challenges: join_path(&self.prefix, ".challenges/"),
+        }
+    }
+}
+
+/// Where distributions keep the certificates of public authorities: Debian, Fedora, Alpine.
+const SYSTEM_ROOTS: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+];
+
+pub(crate) fn system_roots() -> Result<Vec<u8>, SettingsError> {
+    SYSTEM_ROOTS
+        .iter()
+        .find_map(|path| std::fs::read(path).ok())
+        .ok_or_else(|| SettingsError::NoSystemRoots(SYSTEM_ROOTS.join(", ")))
+}
+
+/// Go's `path.Join`, by which flannel builds its keys: no empty, `.` or `..` elements, no slash at the end; a path that
+/// began without a slash stays so, and an empty folder is none. `name` is kept as it is.
+fn join_path(folder: &str, name: &str) -> String {
+    let rooted = folder.starts_with('/');
+    let mut elements: Vec<&str> = Vec::new();
+    for element in folder.split('/') {
+        match element {
+            "" | "." => {}
+            ".." if elements.last().is_some_and(|last| *last != "..") => {
+                elements.pop();
+            }
+            ".." if rooted => {}
+            element => elements.push(element),
+        }
+    }
+    elements.push(name);
+    let joined = elements.join("/");
+    if rooted { format!("/{joined}") } else { joined }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_prefix(prefix: &str) -> Keys {
+        EtcdSettings {
+            prefix: prefix.to_owned(),
+            ..EtcdSettings::default()
+        }
+        .keys()
+    }
+
+    #[test]
+    fn keys_are_joined_as_in_go() {
+        for (prefix, config) in [
+            ("/coreos.com/network", "/coreos.com/network/config"),
+            ("/coreos.com//network/", "/coreos.com/network/config"),
+            ("coreos.com/network", "coreos.com/network/config"),
+            ("//a/./b/../c//", "/a/c/config"),
+            ("/../a", "/a/config"),
+            ("../a", "../a/config"),
+            ("", "config"),
+            ("/", "/config"),
+        ] {
+            assert_eq!(with_prefix(prefix).config, config, "{prefix:?}");
+        }
+        let keys = with_prefix("/a");
+        assert_eq!(
+            (keys.subnets.as_str(), keys.subnets_end.as_str()),
+            ("/a/subnets/", "/a/subnets0")
+        );
+    }
+
+    #[test]
+    fn halves_and_bad_values_are_refused_and_secrets_hidden() {
+        let half = |change: fn(&mut EtcdSettings)| {
+            let mut settings = EtcdSettings::default();
+            change(&mut settings);
+            settings.check().expect_err("accepted").to_string()
+        };
+        assert!(half(|s| s.username = Some("u".into())).contains("password is not"));
+        assert!(half(|s| s.keyfile = Some("k".into())).contains("certfile is not"));
+        assert!(half(|s| s.ttl = Duration::from_millis(500)).contains("outside 1 s"));
+        assert!(half(|s| s.endpoints.clear()).contains("endpoints is empty"));
+        let bad = half(|s| s.endpoints = vec!["http://u:hunter2@a:1".into()]);
+        assert!(
+            bad.starts_with(r#"endpoint "http://***@a:1" is not"#),
+            "{bad}"
+        );
+        let missing = half(|s| {
+            s.cafile = Some("/nonexistent/ca.pem".into());
+            s.endpoints = vec!["a:1".into()];
+        });
+        assert_eq!(missing, "failed to read /nonexistent/ca.pem");
+
+        let settings = EtcdSettings {
+            password: Some(Secret::new("hunter2".to_owned())),
+            ..EtcdSettings::default()
+        };
+        assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,547 @@
+//! The task that follows all leases and the network config: list, then watch from there, and start over when that ends.
+//!
+//! Neither a broken stream nor a changed server loses an event: whenever a watch begins, everything is listed again and
+//! reported as a snapshot. To go on at the revision after the last one seen would be less work, and wrong in [another
+//! history](super::history), which may have that revision as well. The config is read whenever a watch begins, and watched
+//! from there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{
+    Error, Event, EventType, GetOptions, KeyValue, WatchFilterType, WatchOptions, WatchResponse,
+    WatchStream,
+};
+use tokio::sync::mpsc::Sender;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::challenge;
+use super::config::{self, StoredConfig};
+use super::listing::{LONGEST_MESSAGE, Listing, get, is_compaction, list};
+use super::servers::{Connection, code};
+use super::spread::{LIST, spread};
+use super::{DEADLINE, Store};
+use crate::base::retry::{Backoff, random_seed};
+use crate::cluster::lease::{Lease, LeaseEvent, StoreError, StoreEvent, SubnetKey};
+
+/// After this long without a message the server is asked for one. HTTP/2 pings find dead connections sooner; this finds
+/// a server that answers pings and nothing else.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// The id of the watch of questions, on its stream; the server numbers the others from 0.
+const QUESTIONS: i64 = 100;
+
+/// Between attempts to reconnect: flannel's pauses.
+const RECONNECT: Backoff =
+    match Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0.5, 0) {
+        Ok(backoff) => backoff,
+        Err(_) => panic!("constant out of range"),
+    };
+
+/// Follows the leases until nobody wants the events any more.
+pub(super) struct Watcher {
+    store: Arc<Store>,
+    events: Sender<StoreEvent>,
+    own: Option<SubnetKey>,
+    /// The start of the questions whether this node is alive.
+    questions: Option<String>,
+    /// Those that are being answered.
+    answers: JoinSet<()>,
+    backoff: Backoff,
+    /// Where to watch from, if all was just listed.
+    next: Option<i64>,
+    said: Said,
+    seed: u64,
+}
+
+/// From which revisions to watch.
+#[derive(Clone, Copy)]
+struct From {
+    leases: i64,
+    config: i64,
+}
+
+/// What was reported last about the server.
+#[derive(PartialEq, Eq)]
+enum Said {
+    Nothing,
+    Reachable(String),
+    Unreachable(String),
+}
+
+/// Why following ended.
+enum Stop {
+    /// The stream broke after it had worked.
+    Broken,
+    /// No stream could be had.
+    Failed(StoreError),
+    /// The stream does not follow from what was listed, or skips something.
+    Outdated,
+    /// Nobody wants the events.
+    Unwanted,
+}
+
+impl std::convert::From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Watcher {
+    pub(super) fn new(
+        store: Arc<Store>,
+        events: Sender<StoreEvent>,
+        own: Option<SubnetKey>,
+        owner: &str,
+    ) -> Self {
+        Self {
+            // Who holds no lease has nothing to answer.
+            questions: own.and_then(|_| challenge::questions(&store, owner)),
+            answers: JoinSet::new(),
+            store,
+            events,
+            own,
+            backoff: RECONNECT.seeded(random_seed()),
+            next: None,
+            said: Said::Nothing,
+            seed: random_seed(),
+        }
+    }
+
+    /// Runs until the store is dropped. `listing`: what is known already.
+    pub(super) async fn run(mut self, listing: Option<Listing>) {
+        if let Some(listing) = listing {
+            match self.take_in(listing).await {
+                Ok((next, _)) => self.next = Some(next),
+                Err(Stop::Unwanted) => return,
+                // All is listed once more, and what was to be found out by that.
+                Err(_) => {}
+            }
+        }
+        let mut interrupted = false;
+        loop {
+            let stop = match self.follow(interrupted).await {
+                Ok(never) => match never {},
+                Err(stop) => stop,
+            };
+            match stop {
+                Stop::Broken | Stop::Outdated => {}
+                Stop::Unwanted => return,
+                Stop::Failed(error) => {
+                    let said = Said::Unreachable(error.to_string());
+                    if self.say(said).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            interrupted = true;
+            // What ended this watch may have ended those of all nodes.
+            let nodes = self.store.departures().population();
+            sleep(self.backoff.next_delay() + spread(nodes, LIST, &mut self.seed)).await;
+        }
+    }
+
+    /// Catches up and follows the stream for as long as it lasts. `interrupted`: another one ended before.
+    async fn follow(&mut self, interrupted: bool) -> Result<std::convert::Infallible, Stop> {
+        /// The watch of questions, in the order of their making.
+        const THIRD: u32 = 3;
+        let from = self.catch_up(interrupted).await?;
+        let store = Arc::clone(&self.store);
+        let connection = store.servers.connection().await?;
+        let (mut stream, leases) = self.open(&connection, from).await?;
+        self.backoff.reset();
+        let url = store.servers.url(&connection).to_owned();
+        self.say(Said::Reachable(url)).await?;
+        self.answer_earlier().await;
+        // The first watch's word was waited for. Refused ones have no id.
+        let mut created = 1;
+        loop {
+            let due = store.departures().due();
+            let message = tokio::select! {
+                message = next_message(&mut stream) => message,
+                () = until(due) => {
+                    let removed = store.departures().take_gone(Instant::now());
+                    self.changed(Vec::new(), removed).await?;
+                    continue;
+                }
+                () = store.servers.history.doubted() => return Err(Stop::Outdated),
+            };
+            let response = match message {
+                Ok(Some(response)) => response,
+                Ok(None) => return Err(self.broken(&connection, None)),
+                Err(error) => return Err(self.broken(&connection, error.as_ref())),
+            };
+            created += u32::from(response.created());
+            if response.canceled() && response.created() && created == THIRD {
+                self.not_asked(&response);
+                continue;
+            }
+            if response.canceled() {
+                return Err(self.canceled(&connection, &response));
+            }
+            let of_leases = response.watch_id() == leases;
+            let first = response.events().first().and_then(|event| event.kv());
+            let first = first.filter(|_| of_leases).map(|kv| kv.mod_revision());
+            if !store.servers.history.fits(response.header(), first) {
+                return Err(Stop::Outdated);
+            }
+            self.received(&response, leases).await?;
+        }
+    }
+
+    /// Makes sure that a server answers, lists everything if need be, and says from where to watch.
+    async fn catch_up(&mut self, interrupted: bool) -> Result<From, Stop> {
+        let store = Arc::clone(&self.store);
+        let (found, revision) = config::read(&store).await?;
+        if interrupted {
+            store.hold_departures();
+        }
+        if let Some(event) = config::news(&store, found.as_ref()) {
+            self.send(event).await?;
+        }
+        let config = revision.saturating_add(1);
+        let leases = match self.next.take() {
+            Some(next) => next,
+            None => {
+                let listing = list(&store.servers, &store.keys, &store.reports).await?;
+                let own = listing.entries.iter().find(|e| Some(e.key) == self.own);
+                let own = own.map(|entry| entry.modified);
+                let (next, is_other) = self.take_in(listing).await?;
+                // What the revision of the own key was in another history says nothing about this one.
+                self.look_at_own(own.filter(|_| !is_other));
+                next
+            }
+        };
+        Ok(From { leases, config })
+    }
+
+    /// Reports a listing, and first that it is one of another history, if it is. Returns the revision after it, and
+    /// whether that is so.
+    async fn take_in(&mut self, listing: Listing) -> Result<(i64, bool), Stop> {
+        let store = Arc::clone(&self.store);
+        let other = self.contradiction(&listing).await?;
+        store.servers.history.rest_on(&listing.extent);
+        let is_other = other.is_some();
+        if let Some(reason) = other {
+            store.hold_departures();
+            self.send(StoreEvent::AnotherHistory { reason }).await?;
+        }
+        let next = listing.revision + 1;
+        let keys = listing.entries.iter().map(|entry| entry.key);
+        let held = store.departures().listed(keys, Instant::now());
+        let mut snapshot = listing.into_snapshot();
+        if let LeaseEvent::Snapshot { unreadable, .. } = &mut snapshot {
+            unreadable.extend(held);
+        }
+        self.send(StoreEvent::Peers(snapshot)).await?;
+        Ok((next, is_other))
+    }
+
+    /// Why a listing is of another history than what is known; `None` if nothing says so.
+    ///
+    /// Where the list itself does not tell, because another history has gone beyond the last revision seen, the number of
+    /// keys at that revision may.
+    async fn contradiction(&self, listing: &Listing) -> Result<Option<String>, StoreError> {
+        let servers = &self.store.servers;
+        let found = servers.history.contradiction(&listing.extent);
+        let known = servers.history.count(&listing.extent);
+        let (None, Some((revision, known))) = (&found, known) else {
+            return Ok(found);
+        };
+        let options = GetOptions::new()
+            .with_range(self.store.keys.subnets_end.as_str())
+            .with_revision(revision)
+            .with_count_only();
+        let had = match get(servers, self.store.keys.subnets.as_bytes(), options).await {
+            Ok(response) => usize::try_from(response.count()).ok(),
+            // Compacted, most likely: nobody can tell then.
+            Err(StoreError::Refused { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(had
+            .filter(|had| *had != known)
+            .map(|had| format!("at revision {revision} it has {had} lease keys, and had {known}")))
+    }
+
+    /// Opens a watch of all leases and waits for the server's word that it stands; then, on the same stream, one of the
+    /// config and one of the questions whether this node is alive. Returns the ID of the first as well.
+    ///
+    /// One watch over all from config to leases would do, but a user may have rights to just these.
+    async fn open(&self, connection: &Connection, from: From) -> Result<(WatchStream, i64), Stop> {
+        let keys = &self.store.keys;
+        let options = WatchOptions::new()
+            .with_range(keys.subnets_end.as_str())
+            .with_start_revision(from.leases)
+            .with_progress_notify();
+        let of_config = WatchOptions::new().with_start_revision(from.config);
+        let opened = timeout(DEADLINE, async {
+            // A watch with an expired token is refused inside the stream, which the library does not see.
+            if self.store.servers.has_user() {
+                connection.client.refresh_token().await?;
+            }
+            let client = connection.client.watch_client();
+            let mut stream = client
+                .max_decoding_message_size(LONGEST_MESSAGE)
+                .watch(keys.subnets.as_str(), Some(options))
+                .await?;
+            let first = stream.message().await?;
+            stream.watch(keys.config.as_str(), Some(of_config)).await?;
+            if let Some(questions) = &self.questions {
+                // Those that were put before are looked for when it stands.
+                let options = WatchOptions::new()
+                    .with_prefix()
+                    .with_watch_id(QUESTIONS)
+                    .with_start_revision(from.config)
+                    .with_filters([WatchFilterType::NoDelete]);
+                stream.watch(questions.as_str(), Some(options)).await?;
+            }
+            Ok::<_, Error>((stream, first))
+        });
+        let failed = |error| Stop::Failed(self.store.servers.broken(connection, error));
+        match opened.await {
+            Ok(Ok((_, Some(first)))) if first.canceled() => {
+                Err(match self.canceled(connection, &first) {
+                    Stop::Broken => {
+                        failed(Some(&Error::WatchError(first.cancel_reason().to_owned())))
+                    }
+                    stop => stop,
+                })
+            }
+            Ok(Ok((stream, Some(created)))) => Ok((stream, created.watch_id())),
+            Ok(Ok((_, None))) | Err(_) => Err(failed(None)),
+            Ok(Err(error)) => Err(failed(Some(&error))),
+        }
+    }
+
+    fn canceled(&self, connection: &Connection, response: &WatchResponse) -> Stop {
+        let reason = response.cancel_reason();
+        let compacted = response.compact_revision();
+        if compacted > 0 || is_compaction(reason) {
+            info!(
+                compacted,
+                "etcd compacted what was not seen yet; listing all leases again"
+            );
+            return Stop::Outdated;
+        }
+        self.broken(connection, Some(&Error::WatchError(reason.to_owned())))
+    }
+
+    /// Answers what was asked while there was no watch: whoever asks waits for seconds.
+    async fn answer_earlier(&mut self) {
+        let Some(questions) = &self.questions else {
+            return;
+        };
+        let earlier = challenge::earlier(&self.store, questions).await;
+        for question in earlier {
+            self.answer(question);
+        }
+    }
+
+    /// Answers beside the watch: where etcd is slow, peers must not wait for it.
+    fn answer(&mut self, question: KeyValue) {
+        /// Whoever asks more than this at a time wants something else than an answer.
+        const MOST: usize = 8;
+        while self.answers.try_join_next().is_some() {}
+        if self.answers.len() < MOST {
+            let store = Arc::clone(&self.store);
+            self.answers
+                .spawn(async move { challenge::answer(&store, &question).await });
+        }
+    }
+
+    /// Says, once, that nobody can ask whether this node is alive.
+    fn not_asked(&mut self, response: &WatchResponse) {
+        let Some(questions) = self.questions.take() else {
+            return;
+        };
+        warn!(
+            "etcd does not let this node watch {questions}: {}. A clone of this machine that starts could take its subnet; give the etcd role readwrite there",
+            response.cancel_reason()
+        );
+    }
+
+    fn broken(&self, connection: &Connection, error: Option<&Error>) -> Stop {
+        if let Some(Error::GRpcStatus(status)) = error
+            && i32::from(status.code()) == code::OUT_OF_RANGE
+        {
+            // More changes at once than fit into a message: the list comes in pages.
+            return Stop::Outdated;
+        }
+        let error = self.store.servers.broken(connection, error);
+        debug!("the watch of the leases ended: {error}");
+        Stop::Broken
+    }
+
+    /// Turns one message of the stream into events. `leases`: the watch that it is about, if not about the config's.
+    async fn received(&mut self, response: &WatchResponse, leases: i64) -> Result<(), Stop> {
+        let store = Arc::clone(&self.store);
+        if response.watch_id() == QUESTIONS {
+            for question in response.events().iter().filter_map(Event::kv) {
+                self.answer(question.clone());
+            }
+            return Ok(());
+        }
+        // An answer to a request for progress belongs to no watch, and may overtake events (etcd-io/etcd#15220), so its
+        // revision says nothing; what the server sends of its own accord stays in line.
+        if response.watch_id() != leases {
+            return match response.events().last() {
+                Some(event) => self.config_changed(event).await,
+                None => Ok(()),
+            };
+        }
+        let mut changes: BTreeMap<SubnetKey, Option<Lease>> = BTreeMap::new();
+        for event in response.events() {
+            let Some(kv) = event.kv() else {
+                continue;
+            };
+            let gone = event.event_type() == EventType::Delete;
+            store.servers.history.follow(kv, gone);
+            let key = match event.event_type() {
+                // That an unreadable key is gone is no news.
+                EventType::Delete => {
+                    store
+                        .keys
+                        .subnet(kv.key())
+                        .and_then(Result::ok)
+                        .inspect(|key| {
+                            changes.insert(*key, None);
+                        })
+                }
+                EventType::Put => store.reports.entry(&store.keys, kv).map(|entry| {
+                    // An unreadable value changes nothing: what was there before still holds.
+                    let key = entry.key;
+                    if let Some(lease) = entry.into_lease() {
+                        changes.insert(key, Some(lease));
+                    }
+                    key
+                }),
+            };
+            if key.is_some() && key == self.own {
+                self.look_at_own(Some(kv.mod_revision()));
+            }
+        }
+        let events = response.events().iter();
+        let last = events.filter_map(|event| event.kv()).next_back();
+        let seen = seen_revision(
+            response.header().map(|header| header.revision()),
+            last.map(|kv| kv.mod_revision()),
+        );
+        if let Some(seen) = seen {
+            store.servers.history.reach(seen);
+        }
+        let (mut set, mut removed) = (Vec::new(), Vec::new());
+        let now = Instant::now();
+        for (key, lease) in changes {
+            match lease {
+                Some(lease) => {
+                    store.departures().set(key);
+                    set.push(lease);
+                }
+                None if store.departures().removed(key, now) => removed.push(key),
+                None => {}
+            }
+        }
+        self.changed(set, removed).await
+    }
+
+    async fn config_changed(&self, event: &Event) -> Result<(), Stop> {
+        let kv = event.kv().filter(|_| event.event_type() == EventType::Put);
+        let found = kv.map(StoredConfig::new);
+        match config::news(&self.store, found.as_ref()) {
+            Some(event) => self.send(event).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn changed(&self, set: Vec<Lease>, removed: Vec<SubnetKey>) -> Result<(), Stop> {
+        if set.is_empty() && removed.is_empty() {
+            return Ok(());
+        }
+        self.send(StoreEvent::Peers(LeaseEvent::Changes { set, removed }))
+            .await
+    }
+
+    /// Wakes the keeper if the own key is not as this node wrote it last. `None`: the key is not there.
+    fn look_at_own(&self, modified: Option<i64>) {
+        let as_written = match self.store.held.try_lock() {
+            Ok(held) => held
+                .as_ref()
+                .is_none_or(|held| Some(held.modified) == modified),
+            // It is being written right now; the keeper will see.
+            Err(_) => false,
+        };
+        if self.own.is_some() && !as_written {
+            self.store.touched.notify_one();
+        }
+    }
+
+    async fn say(&mut self, said: Said) -> Result<(), Stop> {
+        if self.said == said {
+            return Ok(());
+        }
+        let event = match &said {
+            Said::Nothing => return Ok(()),
+            Said::Reachable(endpoint) => StoreEvent::Reachable {
+                endpoint: endpoint.clone(),
+            },
+            Said::Unreachable(error) => StoreEvent::Unreachable {
+                error: error.clone(),
+            },
+        };
+        self.said = said;
+        self.send(event).await
+    }
+
+    async fn send(&self, event: StoreEvent) -> Result<(), Stop> {
+        self.events.send(event).await.map_err(|_| Stop::Unwanted)
+    }
+}
+
+/// Up to which revision all was seen after a message of the stream; `None` if it does not say. `header` is the revision
+/// that the message names, `last` that of its last event.
+///
+/// As etcd's own client (clientv3 `watch.go`) does: a server that catches up sends old events in batches under its
+/// present revision, so with events only the last of them counts.
+fn seen_revision(header: Option<i64>, last: Option<i64>) -> Option<i64> {
+    last.or(header)
+}
+
+/// Waits for a time; without one, for ever.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next message. `Err(None)`: the server fell silent.
+async fn next_message(stream: &mut WatchStream) -> Result<Option<WatchResponse>, Option<Error>> {
+    if let Ok(message) = timeout(SILENCE, stream.message()).await {
+        return message.map_err(Some);
+    }
+    stream.request_progress().await.map_err(Some)?;
+    match timeout(DEADLINE, stream.message()).await {
+        Ok(message) => message.map_err(Some),
+        Err(_) => Err(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_was_seen_up_to_the_last_event_and_not_up_to_the_servers_revision() {
+        for (header, last, seen) in [
+            (Some(90), Some(40), Some(40)),
+            (Some(90), None, Some(90)),
+            (None, Some(40), Some(40)),
+            (None, None, None),
+        ] {
+            assert_eq!(seen_revision(header, last), seen);
+        }
+    }
+}

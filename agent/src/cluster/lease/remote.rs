@@ -1,0 +1,477 @@
+//! Leases that a server keeps in etcd for this host: flannel's client mode, over the interface of [`crate::cluster::remote`].
+//!
+//! What the rest of the agent sees is the same as with etcd. Two tasks do the lasting work and end with the store: one
+//! follows all leases by long polls, one keeps the own lease. The server decides whose a lease is, by comparing what is
+//! in etcd; this side asks it whenever the own lease is not in the list as it should be.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use hyper::Method;
+use ipnet::IpNet;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{self, Receiver};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use self::connection::Question;
+use self::keeper::Keeper;
+use self::servers::Servers;
+use self::watch::Watcher;
+use crate::base::endpoint::Endpoint;
+use crate::cluster::lease::allocate::Avoid;
+use crate::cluster::lease::etcd::DEADLINE;
+use crate::cluster::lease::etcd::departures::Departures;
+use crate::cluster::lease::{
+    Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, SubnetKey, Tenure,
+    allocate,
+};
+use crate::cluster::network_config::NetworkConfig;
+use crate::cluster::remote::MOST_AVOIDED;
+use crate::cluster::remote::tls::{Files, TlsError};
+use crate::cluster::remote::wire::{self, FLANNELS_TTL, LeaseBody, News, Received, Watched};
+use crate::settings::Remote;
+
+mod connection;
+mod keeper;
+mod servers;
+mod watch;
+
+/// How many events wait for their consumer before the watch pauses.
+const EVENTS: usize = 64;
+
+/// For how long after an outage a lease that vanished meanwhile counts as there, as with etcd.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// What the tasks share.
+#[derive(Debug)]
+struct Shared {
+    servers: Servers,
+    /// `/v1/NET`.
+    base: String,
+    held: Mutex<Option<Held>>,
+    /// Taken while the own lease is written, so that an older write does not overtake a newer one.
+    writing: tokio::sync::Mutex<()>,
+    departures: Mutex<Departures>,
+    tenure: Mutex<Tenure>,
+    /// The network config's text that the agent knows.
+    config: Mutex<Option<String>>,
+    /// The own lease may not be as it should.
+    touched: Notify,
+}
+
+/// The lease that this host holds.
+#[derive(Clone, Debug)]
+struct Held {
+    key: SubnetKey,
+    /// Which acquisition it comes from: whoever looks after another one has no say in it.
+    term: u64,
+    /// What should be published.
+    wanted: LeaseAttrs,
+    /// Whether the server confirmed that.
+    confirmed: bool,
+    /// Addresses that the server may know it by: the last one that it confirmed, and those sent without an answer.
+    addresses: Vec<IpAddr>,
+}
+
+/// More addresses than these are not remembered.
+const MOST_ADDRESSES: usize = 8;
+
+impl Shared {
+    fn question(&self, method: Method, path: &str, body: String) -> Question {
+        Question {
+            method,
+            path: format!("{}{path}", self.base),
+            body,
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn departures(&self) -> MutexGuard<'_, Departures> {
+        self.departures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known_config(&self) -> MutexGuard<'_, Option<String>> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the network config's text.
+    async fn read_config(&self) -> Result<String, StoreError> {
+        let question = self.question(Method::GET, "/config", String::new());
+        let answer = self.servers.ask(&question).await?;
+        Ok(String::from_utf8_lossy(&answer.body).trim_end().to_owned())
+    }
+
+    fn parse_config(&self, text: &str) -> Result<NetworkConfig, StoreError> {
+        NetworkConfig::parse(text).map_err(|error| StoreError::BadNetworkConfig {
+            key: format!("{}{}/config", self.servers.url(), self.base),
+            error,
+        })
+    }
+
+    /// Extends the lease of one term and publishes what is wanted. How long it lasts; `None` for a reservation.
+    async fn renew(&self, term: u64) -> Result<Option<Duration>, StoreError> {
+        let _writing = self.writing.lock().await;
+        let held = self.held().clone().filter(|held| held.term == term);
+        let held = held.ok_or_else(|| StoreError::NoLease {
+            reason: "it was given up meanwhile".to_owned(),
+        })?;
+        let lease = Lease {
+            key: held.key,
+            attrs: held.wanted.clone(),
+            created: 0,
+        };
+        let former: Vec<_> = held
+            .addresses
+            .iter()
+            .map(|address| format!("former={address}"))
+            .collect();
+        let path = format!("/leases/{}?{}", encoded(&held.key), former.join("&"));
+        let body = wire::encode(&LeaseBody::new(&lease))?;
+        let question = self.question(Method::PUT, &path, body);
+        let answer = self.servers.ask(&question).await?;
+        let received = self.lease_in(&answer.body)?;
+        let mut current = self.held();
+        if let Some(current) = current.as_mut().filter(|current| current.term == term) {
+            // What was wanted meanwhile is written by whoever wanted it.
+            current.addresses.retain(|address| {
+                !held.addresses.contains(address) || *address == held.wanted.public_address()
+            });
+            current.remember(held.wanted.public_address());
+            current.confirmed = current.wanted == held.wanted;
+            self.lasts(received.ttl);
+        }
+        Ok(received.ttl)
+    }
+
+    /// Notes how long the lease lasts from now.
+    fn lasts(&self, ttl: Option<Duration>) {
+        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner) = Tenure {
+            ttl,
+            expires: ttl.map(|ttl| Instant::now() + ttl),
+        };
+    }
+
+    fn tenure(&self) -> Tenure {
+        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a lease that a server answered with.
+    fn lease_in(&self, body: &[u8]) -> Result<Received, StoreError> {
+        let text = String::from_utf8_lossy(body);
+        let mut received =
+            Received::parse(&text).map_err(|error| self.servers.nonsense(error.to_string()))?;
+        // A server of ours says `Asof`; one of flannel's says when the lease ends by its own clock.
+        if received.ttl.is_none() && received.created == 0 {
+            received.ttl = Some(FLANNELS_TTL);
+        }
+        Ok(received)
+    }
+}
+
+impl Held {
+    fn remember(&mut self, address: IpAddr) {
+        if !self.addresses.contains(&address) {
+            self.addresses.push(address);
+            if self.addresses.len() > MOST_ADDRESSES {
+                self.addresses.remove(0);
+            }
+        }
+    }
+}
+
+/// A subnet as part of a path. flannel's router takes `&` and `:` either way.
+fn encoded(key: &SubnetKey) -> String {
+    const ESCAPED: &percent_encoding::AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'.')
+        .remove(b'-')
+        .remove(b'&')
+        .remove(b':');
+    utf8_percent_encode(&key.name(), ESCAPED).to_string()
+}
+
+/// The owner that a client named, without the certificate that a server bound it to.
+fn named(owner: &str) -> &str {
+    owner.split_once('@').map_or(owner, |(named, _)| named)
+}
+
+/// The lease store of one node, at a server.
+#[derive(Debug)]
+pub struct RemoteStore {
+    shared: Arc<Shared>,
+    owner: String,
+    /// How many leases were acquired. With one, a previous subnet is not one from an earlier life.
+    terms: u64,
+    /// What its subnet must keep off.
+    avoid: Avoid,
+    events: Option<Receiver<StoreEvent>>,
+    tasks: JoinSet<()>,
+}
+
+impl RemoteStore {
+    /// Checks the settings; connects to nothing yet. `owner` identifies this machine.
+    pub fn new(settings: &Remote, owner: String) -> Result<Self, TlsError> {
+        let files = Files {
+            cafile: settings.cafile.clone(),
+            certfile: settings.certfile.clone(),
+            keyfile: settings.keyfile.clone(),
+        };
+        let servers = settings.servers.iter();
+        // Checked already by whoever made the settings; what is none is left out.
+        let endpoints: Vec<_> = servers
+            .filter_map(|url| Endpoint::parse(url, false))
+            .collect();
+        if endpoints.iter().any(|endpoint| endpoint.tls) {
+            files.client()?;
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                servers: Servers::new(endpoints, files),
+                base: format!("/v1/{}", settings.network),
+                held: Mutex::new(None),
+                writing: tokio::sync::Mutex::new(()),
+                departures: Mutex::default(),
+                tenure: Mutex::default(),
+                config: Mutex::new(None),
+                touched: Notify::new(),
+            }),
+            owner,
+            terms: 0,
+            avoid: Avoid::default(),
+            events: None,
+            tasks: JoinSet::new(),
+        })
+    }
+
+    /// The leases that name this machine as their owner.
+    pub async fn own_leases(&self) -> Result<Vec<Lease>, StoreError> {
+        let shared = &self.shared;
+        let question = shared.question(Method::GET, "/leases?wait=0", String::new());
+        let answer = shared.servers.ask(&question).await?;
+        let watched = Watched::parse(&String::from_utf8_lossy(&answer.body), false)
+            .map_err(|error| shared.servers.nonsense(error.to_string()))?;
+        let News::Snapshot { mut leases, .. } = watched.news else {
+            return Ok(Vec::new());
+        };
+        leases.retain(|lease| {
+            let owner = lease.attrs.owner.as_deref().unwrap_or_default();
+            named(owner) == self.owner
+        });
+        Ok(leases)
+    }
+
+    /// Gives back a lease of [`Self::own_leases`].
+    pub async fn give_back(&self, lease: &Lease) -> Result<Released, StoreError> {
+        let held = Held {
+            key: lease.key,
+            term: 0,
+            wanted: self.with_owner(&lease.attrs),
+            confirmed: true,
+            addresses: Vec::new(),
+        };
+        give_back(&self.shared, &held).await
+    }
+
+    fn with_owner(&self, attrs: &LeaseAttrs) -> LeaseAttrs {
+        LeaseAttrs {
+            owner: Some(self.owner.clone()),
+            ..attrs.clone()
+        }
+    }
+
+    /// Starts the tasks, instead of those that run. Events of the old ones that were not read are void. `own`: how long the
+    /// own lease lasts, if there is one.
+    fn start(&mut self, own: Option<Option<Duration>>) -> Receiver<StoreEvent> {
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        self.tasks = JoinSet::new();
+        self.tasks
+            .spawn(Watcher::new(Arc::clone(&self.shared), sender.clone()).run());
+        if let Some(ttl) = own {
+            let keeper = Keeper::new(Arc::clone(&self.shared), sender, self.terms);
+            self.tasks.spawn(keeper.run(ttl));
+        }
+        receiver
+    }
+}
+
+/// The end of a request that says what the subnet must keep off, as far as it touches the network. Other servers than ours
+/// do not know the parameter, and skip it.
+fn avoided(avoid: &Avoid, config: &NetworkConfig) -> String {
+    let networks: Vec<IpNet> = config.networks().collect();
+    let hosts = avoid.addresses.iter().map(|host| IpNet::from(*host));
+    let meets = |net: &IpNet| {
+        let mut networks = networks.iter();
+        networks.any(|network| network.contains(net) || net.contains(network))
+    };
+    hosts
+        .chain(avoid.on_link.iter().copied())
+        .filter(meets)
+        .take(MOST_AVOIDED)
+        .map(|net| format!("&avoid={net}"))
+        .collect()
+}
+
+/// A lease that a server gave and that no store holds yet.
+pub struct Taken {
+    received: Received,
+    attrs: LeaseAttrs,
+}
+
+impl LeaseStore for RemoteStore {
+    type Taken = Taken;
+
+    async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
+        let text = self.shared.read_config().await?;
+        let config = self.shared.parse_config(&text);
+        *self.shared.known_config() = Some(text);
+        config
+    }
+
+    fn take(
+        &mut self,
+        config: &NetworkConfig,
+        attrs: &LeaseAttrs,
+        past: Past,
+    ) -> BoxFuture<'static, Result<Taken, StoreError>> {
+        let (shared, config) = (Arc::clone(&self.shared), config.clone());
+        let attrs = self.with_owner(attrs);
+        let previous = past.previous;
+        let previous = previous.map(|key| SubnetKey::new(key.v4, key.v6));
+        let mut path = format!("/leases?restarted={}", self.terms == 0);
+        if let Some(previous) = previous {
+            let name = utf8_percent_encode(&previous.name(), NON_ALPHANUMERIC).to_string();
+            path.push_str(&format!("&previous={name}"));
+        }
+        path.push_str(&avoided(&self.avoid, &config));
+        Box::pin(async move {
+            let question = shared.question(Method::POST, &path, attrs.to_json()?);
+            let answer = shared.servers.ask(&question).await?;
+            let received = shared.lease_in(&answer.body)?;
+            if !allocate::allows(&config, &received.key) {
+                let text = format!(
+                    "gave {}, which the network config does not allow",
+                    received.key
+                );
+                return Err(shared.servers.nonsense(text));
+            }
+            Ok(Taken { received, attrs })
+        })
+    }
+
+    async fn hold(&mut self, taken: Taken) -> Lease {
+        let Taken { received, attrs } = taken;
+        let shared = Arc::clone(&self.shared);
+        self.terms += 1;
+        shared.lasts(received.ttl);
+        let former = shared.held().replace(Held {
+            key: received.key,
+            term: self.terms,
+            wanted: attrs.clone(),
+            confirmed: true,
+            addresses: vec![attrs.public_address()],
+        });
+        shared.departures().forget(&received.key);
+        // The keeper of the former lease ends here: from now on its server may refuse it.
+        let events = self.start(Some(received.ttl));
+        self.events = Some(events);
+        if let Some(former) = former.filter(|former| former.key != received.key) {
+            // Its subnet is free at once, or when it expires.
+            self.tasks.spawn(async move {
+                let _ = give_back(&shared, &former).await;
+            });
+        }
+        Lease {
+            key: received.key,
+            attrs,
+            created: received.created,
+        }
+    }
+
+    async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {
+        let wanted = self.with_owner(attrs);
+        let term = match self.shared.held().as_mut() {
+            None => {
+                return Err(StoreError::NoLease {
+                    reason: "none was acquired, or it was lost".to_owned(),
+                });
+            }
+            Some(held) if held.wanted == wanted && held.confirmed => return Ok(()),
+            Some(held) => {
+                held.confirmed = false;
+                held.remember(wanted.public_address());
+                held.wanted = wanted;
+                held.term
+            }
+        };
+        let renewed = timeout(DEADLINE, self.shared.renew(term))
+            .await
+            .unwrap_or_else(|_| Err(self.shared.servers.silence()));
+        if renewed.is_err() {
+            // The keeper goes on.
+            self.shared.touched.notify_one();
+        }
+        renewed.map(drop)
+    }
+
+    async fn release(&mut self) -> Result<Released, StoreError> {
+        // Whoever extends or writes the lease must not go on doing so.
+        self.tasks = JoinSet::new();
+        self.events = None;
+        let Some(held) = self.shared.held().take() else {
+            return Ok(Released::Nothing);
+        };
+        timeout(DEADLINE, give_back(&self.shared, &held))
+            .await
+            .unwrap_or_else(|_| Err(self.shared.servers.silence()))
+    }
+
+    fn set_avoid(&mut self, avoid: Avoid) {
+        self.avoid = avoid;
+    }
+
+    fn tenure(&self) -> Tenure {
+        self.shared.tenure()
+    }
+
+    async fn next_event(&mut self) -> StoreEvent {
+        loop {
+            let events = match self.events.take() {
+                Some(events) => events,
+                None => self.start(None),
+            };
+            // Stays in its place while it is waited for, so that a cancelled wait loses nothing.
+            match self.events.insert(events).recv().await {
+                Some(event) => return event,
+                None => self.events = None,
+            }
+        }
+    }
+}
+
+/// Gives a lease back, if the server takes it for this host's.
+async fn give_back(shared: &Shared, held: &Held) -> Result<Released, StoreError> {
+    let lease = Lease {
+        key: held.key,
+        attrs: held.wanted.clone(),
+        created: 0,
+    };
+    let body = wire::encode(&LeaseBody::new(&lease))?;
+    let path = format!("/leases/{}", encoded(&held.key));
+    let question = shared.question(Method::DELETE, &path, body);
+    match shared.servers.ask(&question).await {
+        Ok(answer) if answer.body.starts_with(b"reservation") => {
+            Ok(Released::Reservation(held.key))
+        }
+        Ok(_) => Ok(Released::Lease(held.key)),
+        Err(StoreError::NoLease { .. }) => Ok(Released::Nothing),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,181 @@
+//! One HTTP connection to a server: a request after the other, and an answer to each.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use nix::sys::socket::{setsockopt, sockopt};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use crate::base::endpoint::Endpoint;
+use crate::cluster::remote::tls::{Files, TlsError};
+use crate::cluster::remote::{JSON, REASON, Reason};
+
+/// The longest answer that is taken, in bytes: some 200,000 leases.
+const LONGEST_ANSWER: usize = 64 * 1024 * 1024;
+
+/// For how long what was sent may stay without the other side's word that it arrived.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub(super) enum Failure {
+    /// No connection.
+    #[error("{}", words(.0))]
+    Connect(#[source] io::Error),
+    /// Certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The connection broke, or what came is no HTTP.
+    #[error("{}", root(.0))]
+    Http(#[from] hyper::Error),
+    /// The request cannot be written.
+    #[error("{0}")]
+    Request(#[from] hyper::http::Error),
+    /// The answer is too long, or ended early.
+    #[error("bad answer: {0}")]
+    Body(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The answer says something else than was asked for.
+    #[error("bad answer: {0}")]
+    Answer(String),
+    /// The server answers, but has no etcd.
+    #[error("{0}")]
+    NoStore(String),
+    /// No answer in time.
+    #[error("no answer within {} s", .0.as_secs())]
+    Silence(Duration),
+}
+
+/// The system's words carry an error number that adds nothing; the kind's do not.
+fn words(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(_) => error.kind().to_string(),
+        None => error.to_string(),
+    }
+}
+
+/// What is below hyper's own words: `connection reset`, or what TLS says.
+fn root(error: &hyper::Error) -> String {
+    let mut root: &dyn std::error::Error = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    root.downcast_ref::<io::Error>()
+        .map_or_else(|| root.to_string(), words)
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Question {
+    pub(super) method: Method,
+    /// Path and query.
+    pub(super) path: String,
+    /// JSON; empty for none.
+    pub(super) body: String,
+}
+
+/// What a server answered.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// The HTTP status.
+    pub(super) status: u16,
+    /// What kind of error, if it is one.
+    pub(super) reason: Reason,
+    pub(super) body: Bytes,
+}
+
+/// A connection, closed when it is dropped.
+pub(super) struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    authority: String,
+    /// The task that moves the bytes ends with it.
+    _driver: JoinSet<()>,
+}
+
+impl Connection {
+    /// Connects to a server. Certificates are read anew, so renewed ones count.
+    pub(super) async fn open(server: &Endpoint, files: &Files) -> Result<Self, Failure> {
+        let authority = server.url.split_once("://").map_or("", |(_, rest)| rest);
+        let stream = TcpStream::connect(authority)
+            .await
+            .map_err(Failure::Connect)?;
+        let millis = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
+        // Both only shorten the wait for a server that is gone without a word.
+        let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &millis);
+        let _ = stream.set_nodelay(true);
+        if !server.tls {
+            return Self::start(stream, authority).await;
+        }
+        let host = authority
+            .rsplit_once(':')
+            .map_or(authority, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|error| Failure::Connect(io::Error::other(error)))?;
+        let connector = TlsConnector::from(Arc::new(files.client()?));
+        let stream = connector
+            .connect(name, stream)
+            .await
+            .map_err(Failure::Connect)?;
+        Self::start(stream, authority).await
+    }
+
+    async fn start(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        authority: &str,
+    ) -> Result<Self, Failure> {
+        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            // Whoever waits for an answer is told what is wrong as well.
+            let _ = driver.await;
+        });
+        Ok(Self {
+            sender,
+            authority: authority.to_owned(),
+            _driver: tasks,
+        })
+    }
+
+    /// Whether another request may be sent.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    /// Sends a request and reads the answer, whole.
+    pub(super) async fn ask(&mut self, question: &Question) -> Result<Answer, Failure> {
+        let mut request = Request::builder()
+            .method(question.method.clone())
+            .uri(&question.path)
+            .header(HOST, &self.authority);
+        if !question.body.is_empty() {
+            request = request.header(CONTENT_TYPE, JSON);
+        }
+        let request = request.body(Full::from(question.body.clone()))?;
+        self.sender.ready().await?;
+        let response = self.sender.send_request(request).await?;
+        let status = response.status().as_u16();
+        let reason = Reason::read(response.headers().get(REASON).map(|value| value.as_bytes()));
+        let body = Limited::new(response.into_body(), LONGEST_ANSWER)
+            .collect()
+            .await
+            .map_err(Failure::Body)?
+            .to_bytes();
+        Ok(Answer {
+            status,
+            reason,
+            body,
+        })
+    }
+}

@@ -1,0 +1,197 @@
+//! The servers: one is asked, and the next one when it does not answer or has no etcd.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::connection::{Answer, Connection, Failure, Question};
+use crate::base::endpoint::Endpoint;
+use crate::base::go_json::shorten;
+use crate::base::logging::chain;
+use crate::cluster::lease::StoreError;
+use crate::cluster::lease::etcd::DEADLINE;
+use crate::cluster::remote::Reason;
+use crate::cluster::remote::tls::Files;
+
+/// The servers, any of which will do.
+#[derive(Debug)]
+pub(super) struct Servers {
+    endpoints: Vec<Endpoint>,
+    files: Files,
+    current: Mutex<usize>,
+}
+
+impl Servers {
+    /// At least one endpoint is needed; without any, every request fails.
+    pub(super) fn new(endpoints: Vec<Endpoint>, files: Files) -> Self {
+        Self {
+            endpoints,
+            files,
+            current: Mutex::new(0),
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// The address of the server in use.
+    pub(super) fn url(&self) -> String {
+        let endpoint = self.endpoints.get(self.current());
+        endpoint.map(|e| e.url.clone()).unwrap_or_default()
+    }
+
+    /// Asks the current server over a connection of its own, and as long as servers do not answer each of the others
+    /// once. So the request may reach several of them, and must be one that may be repeated.
+    pub(super) async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
+        let mut attempts = Vec::new();
+        for _ in 0..self.endpoints.len() {
+            let index = self.current();
+            match self.ask_at(index, question, &mut None, DEADLINE).await {
+                Ok(answer) => return self.understood(index, answer),
+                Err(failure) => attempts.push(self.give_up(index, &failure)),
+            }
+        }
+        Err(StoreError::Unreachable {
+            attempts: attempts.join("; "),
+        })
+    }
+
+    /// Asks the current server alone, over `connection` if that still stands; whatever connection there is afterwards
+    /// can be used again. On failure the next server becomes the current one.
+    pub(super) async fn ask_once(
+        &self,
+        question: &Question,
+        connection: &mut Option<Connection>,
+        limit: Duration,
+    ) -> Result<Answer, StoreError> {
+        let index = self.current();
+        match self.ask_at(index, question, connection, limit).await {
+            Ok(answer) => self.understood(index, answer),
+            Err(failure) => Err(self.failed(index, &failure)),
+        }
+    }
+
+    /// Says that the current server's answer makes no sense.
+    pub(super) fn nonsense(&self, error: String) -> StoreError {
+        self.failed(self.current(), &Failure::Answer(error))
+    }
+
+    /// The error that nobody answered in time.
+    pub(super) fn silence(&self) -> StoreError {
+        StoreError::Unreachable {
+            attempts: format!(
+                "{}: {}",
+                self.name(self.current()),
+                Failure::Silence(DEADLINE)
+            ),
+        }
+    }
+
+    async fn ask_at(
+        &self,
+        index: usize,
+        question: &Question,
+        connection: &mut Option<Connection>,
+        limit: Duration,
+    ) -> Result<Answer, Failure> {
+        let Some(endpoint) = self.endpoints.get(index) else {
+            return Err(Failure::Silence(limit));
+        };
+        let mut usable = connection.take().filter(Connection::is_usable);
+        let answered = timeout(limit, async {
+            loop {
+                let old = usable.is_some();
+                let mut open = match usable.take() {
+                    Some(open) => open,
+                    None => Connection::open(endpoint, &self.files).await?,
+                };
+                match open.ask(question).await {
+                    Ok(answer) => return Ok((answer, open)),
+                    // A server may close a connection at any time that nothing is asked.
+                    Err(Failure::Http(_)) if old => {}
+                    Err(failure) => return Err(failure),
+                }
+            }
+        });
+        let (answer, open) = answered
+            .await
+            .unwrap_or_else(|_| Err(Failure::Silence(limit)))?;
+        *connection = Some(open);
+        // The others are a load balancer's words for a server that is not there.
+        if (answer.status != 200 && answer.reason == Reason::Unreachable)
+            || matches!(answer.status, 502..=504)
+        {
+            return Err(Failure::NoStore(text(&answer)));
+        }
+        Ok(answer)
+    }
+
+    /// Tells answers from errors that the other servers would give as well.
+    fn understood(&self, index: usize, answer: Answer) -> Result<Answer, StoreError> {
+        if answer.status == 200 {
+            return Ok(answer);
+        }
+        let reason = text(&answer);
+        Err(match answer.reason {
+            Reason::NoNetworkConfig => StoreError::NoNetworkConfig {
+                key: match reason.strip_prefix("no network config at ") {
+                    Some(key) => format!("{key} ({})", self.name(index)),
+                    None => self.name(index),
+                },
+            },
+            Reason::NoLease => StoreError::NoLease { reason },
+            Reason::Unreachable | Reason::Refused => StoreError::Refused {
+                server: self.name(index),
+                reason,
+                code: answer.status.into(),
+            },
+        })
+    }
+
+    fn failed(&self, index: usize, failure: &Failure) -> StoreError {
+        StoreError::Unreachable {
+            attempts: self.give_up(index, failure),
+        }
+    }
+
+    /// Moves on to the next server, unless somebody else already did. What is wrong with this one, in words.
+    fn give_up(&self, index: usize, failure: &Failure) -> String {
+        let server = self.name(index);
+        let cause = match failure {
+            Failure::Tls(error) => chain(error),
+            failure => failure.to_string(),
+        };
+        debug!(server, cause, "request failed");
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if *current == index {
+            *current = (index + 1) % self.endpoints.len().max(1);
+        }
+        format!("{server}: {cause}")
+    }
+
+    fn name(&self, index: usize) -> String {
+        let url = self.endpoints.get(index).map_or("", |e| &e.url);
+        format!("selvage server at {url}")
+    }
+
+    fn current(&self) -> usize {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a server says of an error: its first line, shortened.
+fn text(answer: &Answer) -> String {
+    let text = String::from_utf8_lossy(&answer.body);
+    let line = text.lines().next().unwrap_or_default();
+    if line.is_empty() {
+        format!("HTTP status {}", answer.status)
+    } else if line.len() > 400 {
+        shorten(line)
+    } else {
+        line.chars().filter(|c| !c.is_control()).collect()
+    }
+}

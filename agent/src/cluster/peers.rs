@@ -1,0 +1,597 @@
+//! The peers: leases of other nodes that may be used.
+//!
+//! What other nodes publish is untrusted. A lease is accepted if its subnet lies inside the network and holds no address of
+//! this host, its public IP is a usable address of somebody else, its back end is ours and can make use of its data, and no
+//! older lease claims any of its addresses; the own lease counts as older than all. Everything else is refused, and
+//! reported once.
+//!
+//! A public IP may be one of the overlay network's, which may be as wide as the site that it is in. But packets to an
+//! address in a node's subnet are encapsulated for that node: of a subnet and a public IP in it, the older lease's counts.
+//!
+//! Bad input removes nobody:
+//!
+//! * An update that would make an accepted lease unacceptable is refused, and its last good attributes stay in use for
+//!   as long as the lease exists.
+//! * A lease that overlaps an older one waits, and is accepted when the older one ends.
+//!
+//! What is refused is remembered all the same: when the own lease or the back end changes, all leases are judged anew
+//! without asking the store.
+//!
+//! The table is pure, and a change costs O(log n) for finding overlaps and otherwise as much as what changes with it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::base::net;
+use crate::cluster::lease::allocate::overlap;
+use crate::cluster::lease::{Lease, LeaseEvent, SubnetKey};
+use crate::cluster::network_config::NetworkConfig;
+use crate::host::underlay::HostNets;
+
+mod changes;
+mod claims;
+
+pub use changes::{PeerChanges, PeerUpdate};
+use claims::{Claim, Claims};
+
+/// The back end's opinion about a peer's lease: why it cannot make use of it. Asked only about leases of its own type.
+pub type CheckPeer = Box<dyn Fn(&Lease) -> Result<(), String> + Send + Sync>;
+
+/// Why a lease is not used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The subnet is not inside the overlay network.
+    OutsideNetwork,
+    /// The lease is of a family that the network has not.
+    OtherFamily,
+    /// The subnet overlaps this node's.
+    OverlapsOwn(SubnetKey),
+    /// The subnet overlaps that of an older lease.
+    OverlapsOlder(SubnetKey),
+    /// The subnet holds an address of this host: packets for it would go to that node.
+    HoldsHost(IpAddr),
+    /// The subnet holds an older lease's public IP, or the public IP is in an older lease's subnet.
+    MeetsOlder(SubnetKey),
+    /// Packets cannot be sent to the public IP.
+    PublicIp {
+        /// The address, IPv4 or IPv6.
+        address: String,
+        /// What it is instead of a host's address.
+        what: &'static str,
+    },
+    /// The public IP is this node's.
+    OurPublicIp,
+    /// The peer runs another back end.
+    OtherBackend {
+        /// Its name; empty for udp and alloc.
+        theirs: String,
+    },
+    /// The back end cannot use the peer's data.
+    BackendData(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutsideNetwork => f.write_str("its subnet is outside the network"),
+            Self::OtherFamily => f.write_str("it has no subnet of a family that the network has"),
+            Self::OverlapsOwn(own) => write!(f, "its subnet overlaps our own, {own}"),
+            Self::OverlapsOlder(older) => write!(f, "its subnet overlaps the older lease {older}"),
+            Self::HoldsHost(address) => write!(f, "its subnet holds this host's address {address}"),
+            Self::MeetsOlder(older) => write!(
+                f,
+                "its subnet or its public IP meets the older lease {older}: what is sent to the one's public IP would go to the other's containers"
+            ),
+            Self::PublicIp { address, what } => write!(f, "its public IP {address} is {what}"),
+            Self::OurPublicIp => f.write_str("another node publishes our public IP"),
+            Self::OtherBackend { theirs } => write!(f, "it runs another back end, {theirs:?}"),
+            Self::BackendData(reason) => write!(f, "its back-end data is unusable: {reason}"),
+        }
+    }
+}
+
+/// The leases of the other nodes, accepted or not.
+pub struct PeerTable {
+    network: Option<Ipv4Net>,
+    network_v6: Option<Ipv6Net>,
+    own: Lease,
+    /// What there is on this host.
+    host: HostNets,
+    check: CheckPeer,
+    /// All leases that exist, also the refused ones and the own one, as they were readable last.
+    latest: BTreeMap<SubnetKey, Arc<Lease>>,
+    /// All leases that could be used but for overlaps, with their last good attributes.
+    sound: BTreeMap<SubnetKey, Arc<Lease>>,
+    /// Which of them are in use.
+    accepted: Claims,
+    /// Which lease stands in the way of each of the others, and the reverse.
+    blocked_by: HashMap<SubnetKey, SubnetKey>,
+    blocks: HashMap<SubnetKey, BTreeSet<SubnetKey>>,
+    /// What was reported about leases that are not in use, and about updates that were not followed.
+    refusals: BTreeMap<SubnetKey, Refusal>,
+}
+
+impl fmt::Debug for PeerTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerTable")
+            .field("own", &self.own.key)
+            .field("peers", &self.len())
+            .field("refusals", &self.refusals.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What an event does to the table, collected so that a peer which it both takes away and gives back is not reported.
+#[derive(Default)]
+struct Batch {
+    /// The peers before the event, of all keys that it affects.
+    before: BTreeMap<SubnetKey, Option<Arc<Lease>>>,
+    /// Leases to look at again, oldest first.
+    pending: BTreeSet<(u64, SubnetKey)>,
+    /// Leases that let go of something which others may have been refused an update for.
+    moved: BTreeSet<SubnetKey>,
+    refused: BTreeMap<SubnetKey, Refusal>,
+}
+
+impl PeerTable {
+    /// An empty table for the node that holds `own`.
+    pub fn new(config: &NetworkConfig, own: &Lease, check: CheckPeer) -> Self {
+        Self {
+            network: config.ipv4.map(|range| range.network),
+            network_v6: config.ipv6.map(|range| range.network),
+            own: own.clone(),
+            host: HostNets::default(),
+            check,
+            latest: BTreeMap::new(),
+            sound: BTreeMap::new(),
+            accepted: Claims::default(),
+            blocked_by: HashMap::new(),
+            blocks: HashMap::new(),
+            refusals: BTreeMap::new(),
+        }
+    }
+
+    /// Takes note of this host's addresses; the next [`Self::rejudge`] goes by them.
+    pub fn set_host(&mut self, host: HostNets) {
+        self.host = host;
+    }
+
+    /// The leases in use, in the order of their subnets.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<Lease>> {
+        self.sound
+            .iter()
+            .filter(|(key, _)| !self.blocked_by.contains_key(key))
+            .map(|(_, lease)| lease)
+    }
+
+    /// One lease, if it is in use.
+    pub fn get(&self, key: &SubnetKey) -> Option<&Arc<Lease>> {
+        self.sound
+            .get(key)
+            .filter(|_| !self.blocked_by.contains_key(key))
+    }
+
+    /// All leases of other nodes that exist, in use or not, as they were readable last.
+    pub fn others(&self) -> impl Iterator<Item = &Arc<Lease>> {
+        let own = self.own.key;
+        self.latest
+            .iter()
+            .filter(move |(key, _)| **key != own)
+            .map(|(_, lease)| lease)
+    }
+
+    /// A lease that exists, in use or not, as it was readable last.
+    pub fn latest(&self, key: &SubnetKey) -> Option<&Lease> {
+        self.latest.get(key).map(AsRef::as_ref)
+    }
+
+    /// How many leases exist, in use or not.
+    pub fn known(&self) -> usize {
+        self.latest.len()
+    }
+
+    /// Whether a lease exists, in use or not.
+    pub fn knows(&self, key: &SubnetKey) -> bool {
+        self.latest.contains_key(key)
+    }
+
+    /// What was reported about a lease that is not in use, or whose last update is not.
+    pub fn refusal(&self, key: &SubnetKey) -> Option<&Refusal> {
+        self.refusals.get(key)
+    }
+
+    /// How many leases are in use.
+    pub fn len(&self) -> usize {
+        self.sound.len() - self.blocked_by.len()
+    }
+
+    /// Whether no lease is in use.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Which leases are not in use, or not with the attributes that their nodes published last, and why.
+    pub fn refusals(&self) -> impl Iterator<Item = (&SubnetKey, &Refusal)> {
+        self.refusals.iter()
+    }
+
+    /// Takes in an event and says what it changed.
+    pub fn apply(&mut self, event: LeaseEvent) -> PeerChanges {
+        let mut batch = Batch::default();
+        match event {
+            LeaseEvent::Snapshot { leases, unreadable } => {
+                let exist: HashSet<SubnetKey> = leases
+                    .iter()
+                    .map(|lease| lease.key)
+                    .chain(unreadable)
+                    .collect();
+                let known = self.latest.keys();
+                let gone: Vec<_> = known.filter(|key| !exist.contains(key)).copied().collect();
+                for key in gone {
+                    self.remove(key, &mut batch);
+                }
+                for lease in leases {
+                    self.set(lease, &mut batch);
+                }
+            }
+            LeaseEvent::Changes { set, removed } => {
+                for key in removed {
+                    self.remove(key, &mut batch);
+                }
+                for lease in set {
+                    self.set(lease, &mut batch);
+                }
+            }
+        }
+        self.settle(&mut batch);
+        self.changes(batch)
+    }
+
+    /// Judges all leases anew for a node that now holds `own`, or whose networks or back end now make other demands, and
+    /// says what that changed. A lease whose last update is bad under the new circumstances too keeps its last good attributes, if
+    /// those are still good.
+    pub fn rejudge(
+        &mut self,
+        config: &NetworkConfig,
+        own: &Lease,
+        check: CheckPeer,
+    ) -> PeerChanges {
+        let mut batch = Batch::default();
+        for key in self.latest.keys() {
+            batch.note(self, *key);
+        }
+        self.network = config.ipv4.map(|range| range.network);
+        self.network_v6 = config.ipv6.map(|range| range.network);
+        let former = std::mem::replace(&mut self.own, own.clone());
+        self.check = check;
+        // The node's own former lease is not another node's; that it ends, the store will say.
+        if former.key != own.key
+            && let Some(lease) = self.latest.get(&former.key)
+            && (lease.attrs.public_ip, &lease.attrs.owner)
+                == (former.attrs.public_ip, &former.attrs.owner)
+        {
+            self.latest.remove(&former.key);
+        }
+        let reported = std::mem::take(&mut self.refusals);
+        let last_good = std::mem::take(&mut self.sound);
+        self.accepted = Claims::default();
+        self.blocked_by.clear();
+        self.blocks.clear();
+        for lease in last_good.into_values() {
+            self.admit(lease, &mut batch);
+        }
+        for lease in self.latest.values().cloned().collect::<Vec<_>>() {
+            self.admit(lease, &mut batch);
+        }
+        self.settle(&mut batch);
+        batch
+            .refused
+            .retain(|key, refusal| reported.get(key) != Some(refusal));
+        self.changes(batch)
+    }
+
+    fn remove(&mut self, key: SubnetKey, batch: &mut Batch) {
+        batch.note(self, key);
+        self.latest.remove(&key);
+        self.refusals.remove(&key);
+        batch.refused.remove(&key);
+        self.withdraw(key, batch);
+        if self.sound.remove(&key).is_some() {
+            self.unblock(key);
+        }
+    }
+
+    fn set(&mut self, lease: Lease, batch: &mut Batch) {
+        let key = lease.key;
+        // A lease created anew is another one, whoever had the subnet before.
+        if self
+            .sound
+            .get(&key)
+            .is_some_and(|known| known.created != lease.created)
+        {
+            let refusal = self.refusals.get(&key).cloned();
+            self.remove(key, batch);
+            self.refusals.extend(refusal.map(|refusal| (key, refusal)));
+        }
+        let lease = Arc::new(lease);
+        self.latest.insert(key, Arc::clone(&lease));
+        self.admit(lease, batch);
+    }
+
+    /// Makes a lease one of the sound ones, if it is.
+    fn admit(&mut self, lease: Arc<Lease>, batch: &mut Batch) {
+        let key = lease.key;
+        if key == self.own.key {
+            return;
+        }
+        match self.judge(&lease) {
+            Err(refusal) => self.refuse(key, refusal, batch),
+            Ok(()) => {
+                batch.note(self, key);
+                let claim = self.claim(&lease);
+                let known = self.sound.get(&key).map(|known| self.claim(known));
+                let has_moved = known.is_some_and(|known| known != claim);
+                if has_moved && self.accepted.contains(&key) {
+                    if let Err(older) = self.accepted.rivals(&claim) {
+                        self.refuse(key, self.in_the_way(&lease, &older), batch);
+                        return;
+                    }
+                    self.withdraw(key, batch);
+                }
+                match self.blocked_by.get(&key).copied() {
+                    Some(older) => self.refuse(key, self.in_the_way(&lease, &older), batch),
+                    None => {
+                        self.refusals.remove(&key);
+                        batch.refused.remove(&key);
+                    }
+                }
+                if has_moved || known.is_none() {
+                    batch.pending.insert((lease.created, key));
+                }
+                self.sound.insert(key, lease);
+            }
+        }
+    }
+
+    /// What a lease claims.
+    fn claim(&self, lease: &Lease) -> Claim {
+        let (v4, v6) = (lease.attrs.public_ip, lease.attrs.public_ipv6);
+        Claim {
+            key: lease.key,
+            subnets: self.relevant(&lease.key),
+            created: lease.created,
+            public: SubnetKey {
+                v4: v4
+                    .filter(|v4| self.network.is_some_and(|network| network.contains(v4)))
+                    .map(Ipv4Net::from),
+                v6: v6
+                    .filter(|v6| self.network_v6.is_some_and(|network| network.contains(v6)))
+                    .map(Ipv6Net::from),
+            },
+        }
+    }
+
+    /// Why an older lease is in the way of another.
+    fn in_the_way(&self, lease: &Lease, older: &SubnetKey) -> Refusal {
+        match self.overlap(&lease.key, older) {
+            true => Refusal::OverlapsOlder(*older),
+            false => Refusal::MeetsOlder(*older),
+        }
+    }
+
+    /// Whether a lease is sound, apart from overlaps with other nodes' leases.
+    fn judge(&self, lease: &Lease) -> Result<(), Refusal> {
+        let (key, attrs) = (&lease.key, &lease.attrs);
+        let relevant = self.relevant(key);
+        if relevant.nets().next().is_none() {
+            return Err(Refusal::OtherFamily);
+        }
+        let inside_v4 = match (self.network, key.v4) {
+            (Some(network), Some(v4)) => network.contains(&v4),
+            _ => true,
+        };
+        let inside_v6 = match (self.network_v6, key.v6) {
+            (Some(network), Some(v6)) => network.contains(&v6),
+            _ => true,
+        };
+        if !inside_v4 || !inside_v6 {
+            return Err(Refusal::OutsideNetwork);
+        }
+        if self.overlap(key, &self.own.key) {
+            return Err(Refusal::OverlapsOwn(self.own.key));
+        }
+        if let Some(address) = relevant.nets().find_map(|net| self.host_address_in(&net)) {
+            return Err(Refusal::HoldsHost(address));
+        }
+        if attrs.backend_type != self.own.attrs.backend_type {
+            return Err(Refusal::OtherBackend {
+                theirs: crate::base::go_json::shorten(&attrs.backend_type),
+            });
+        }
+        let bad_address = |address: String, what| Refusal::PublicIp { address, what };
+        if (attrs.public_ip, attrs.public_ipv6) == (None, None) {
+            return Err(bad_address("0.0.0.0".to_owned(), "unspecified"));
+        }
+        if let Some(v4) = attrs.public_ip.filter(|_| self.network.is_some()) {
+            if let Some(what) = net::unusable_v4(v4).or_else(|| self.inside(v4.into(), key)) {
+                return Err(bad_address(v4.to_string(), what));
+            }
+            if Some(v4) == self.own.attrs.public_ip {
+                return Err(Refusal::OurPublicIp);
+            }
+        }
+        if let Some(v6) = attrs.public_ipv6.filter(|_| self.network_v6.is_some()) {
+            if let Some(what) = net::unusable_v6(v6).or_else(|| self.inside(v6.into(), key)) {
+                return Err(bad_address(v6.to_string(), what));
+            }
+            if Some(v6) == self.own.attrs.public_ipv6 {
+                return Err(Refusal::OurPublicIp);
+            }
+        }
+        (self.check)(lease).map_err(Refusal::BackendData)
+    }
+
+    /// The address of this host in a subnet, be it an interface's or the one that peers send to.
+    fn host_address_in(&self, subnet: &IpNet) -> Option<IpAddr> {
+        let mut public = self.own.attrs.public_addresses();
+        let public = public.find(|address| subnet.contains(address));
+        public.or_else(|| self.host.in_subnet(subnet))
+    }
+
+    /// In whose subnet a public IP of the lease `key` is, if packets to it would be encapsulated again, without end.
+    fn inside(&self, address: IpAddr, key: &SubnetKey) -> Option<&'static str> {
+        let holds = |key: &SubnetKey| key.nets().any(|net| net.contains(&address));
+        if holds(&self.relevant(key)) {
+            Some("inside its own subnet")
+        } else if holds(&self.relevant(&self.own.key)) {
+            Some("inside our own subnet")
+        } else {
+            None
+        }
+    }
+
+    /// The subnets that matter here: those of a family that the network has.
+    fn relevant(&self, key: &SubnetKey) -> SubnetKey {
+        SubnetKey {
+            v4: key.v4.filter(|_| self.network.is_some()),
+            v6: key.v6.filter(|_| self.network_v6.is_some()),
+        }
+    }
+
+    /// Whether two leases have an address in common that matters here.
+    fn overlap(&self, a: &SubnetKey, b: &SubnetKey) -> bool {
+        overlap(&self.relevant(a), &self.relevant(b))
+    }
+
+    /// Decides about all leases that a change may concern.
+    fn settle(&mut self, batch: &mut Batch) {
+        self.settle_pending(batch);
+        while let Some(moved) = batch.moved.pop_first() {
+            let refused = self.refusals.iter();
+            let waiting: Vec<_> = refused
+                .filter(|(_, refusal)| **refusal == Refusal::MeetsOlder(moved))
+                .filter_map(|(key, _)| self.latest.get(key).cloned())
+                .collect();
+            for lease in waiting {
+                self.admit(lease, batch);
+            }
+            self.settle_pending(batch);
+        }
+    }
+
+    /// Looks at each pending lease, oldest first, so that all that can stand in its way is decided already.
+    fn settle_pending(&mut self, batch: &mut Batch) {
+        while let Some((_, key)) = batch.pending.pop_first() {
+            if self.accepted.contains(&key) {
+                continue;
+            }
+            batch.note(self, key);
+            self.unblock(key);
+            let Some(claim) = self.sound.get(&key).map(|lease| self.claim(lease)) else {
+                continue;
+            };
+            match self.accepted.rivals(&claim) {
+                Err(older) => self.block(key, older, batch),
+                Ok(younger) => {
+                    for rival in younger {
+                        batch.note(self, rival);
+                        self.withdraw(rival, batch);
+                        self.block(rival, key, batch);
+                    }
+                    self.accepted.insert(claim);
+                    // The refusal of a bad update stands.
+                    if let Some(Refusal::OverlapsOlder(_) | Refusal::MeetsOlder(_)) =
+                        self.refusals.get(&key)
+                    {
+                        self.refusals.remove(&key);
+                        batch.refused.remove(&key);
+                        // What was wrong with its last update was forgotten for what was in its way.
+                        let latest = self.latest.get(&key).cloned();
+                        if let Some(latest) = latest.filter(|l| self.sound.get(&key) != Some(l)) {
+                            self.admit(latest, batch);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a lease out of use; those that it stood in the way of are to be looked at again.
+    fn withdraw(&mut self, key: SubnetKey, batch: &mut Batch) {
+        let claim = self.sound.get(&key).map(|lease| self.claim(lease));
+        if !claim.is_some_and(|claim| self.accepted.remove(&claim)) {
+            return;
+        }
+        batch.moved.insert(key);
+        for waiting in self.blocks.remove(&key).unwrap_or_default() {
+            batch.note(self, waiting);
+            self.blocked_by.remove(&waiting);
+            if let Some(lease) = self.sound.get(&waiting) {
+                batch.pending.insert((lease.created, waiting));
+            }
+        }
+    }
+
+    fn block(&mut self, key: SubnetKey, older: SubnetKey, batch: &mut Batch) {
+        self.blocked_by.insert(key, older);
+        self.blocks.entry(older).or_default().insert(key);
+        let refusal = self
+            .sound
+            .get(&key)
+            .map(|lease| self.in_the_way(lease, &older));
+        self.refuse(key, refusal.unwrap_or(Refusal::OverlapsOlder(older)), batch);
+    }
+
+    fn unblock(&mut self, key: SubnetKey) {
+        if let Some(older) = self.blocked_by.remove(&key)
+            && let Some(waiting) = self.blocks.get_mut(&older)
+        {
+            waiting.remove(&key);
+            if waiting.is_empty() {
+                self.blocks.remove(&older);
+            }
+        }
+    }
+
+    fn refuse(&mut self, key: SubnetKey, refusal: Refusal, batch: &mut Batch) {
+        if self.refusals.get(&key) != Some(&refusal) {
+            batch.refused.insert(key, refusal.clone());
+            self.refusals.insert(key, refusal);
+        }
+    }
+
+    fn changes(&self, batch: Batch) -> PeerChanges {
+        let mut changes = PeerChanges {
+            refused: batch.refused.into_iter().collect(),
+            ..PeerChanges::default()
+        };
+        for (key, old) in batch.before {
+            match (old, self.get(&key).cloned()) {
+                (None, Some(new)) => changes.added.push(new),
+                (Some(old), None) => changes.removed.push(old),
+                (Some(old), Some(new)) if old != new => {
+                    changes.changed.push(PeerUpdate { old, new });
+                }
+                (Some(_), Some(_)) | (None, None) => {}
+            }
+        }
+        changes
+    }
+}
+
+impl Batch {
+    /// Remembers a peer as it was before the event.
+    fn note(&mut self, table: &PeerTable, key: SubnetKey) {
+        let accepted = |key| table.accepted.contains(key);
+        self.before
+            .entry(key)
+            .or_insert_with(|| table.sound.get(&key).filter(|_| accepted(&key)).cloned());
+    }
+}
+
+#[cfg(test)]
+mod tests;

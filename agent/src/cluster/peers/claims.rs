@@ -1,0 +1,208 @@
+//! Which addresses are claimed by the leases in use, for finding overlaps fast: those of their subnets, and the public
+//! ones that another's subnet could hold.
+//!
+//! Subnets either contain one another or have nothing in common, so what overlaps a subnet is either one of its at most
+//! 128 supernets or lies, in order, in the range of its own addresses.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use crate::base::net::Family;
+use crate::cluster::lease::SubnetKey;
+
+/// What a lease claims.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Claim {
+    pub(super) key: SubnetKey,
+    /// Those of its subnets that matter.
+    pub(super) subnets: SubnetKey,
+    /// The public addresses that another node's subnet could hold, as networks of one.
+    pub(super) public: SubnetKey,
+    /// Revision of creation.
+    pub(super) created: u64,
+}
+
+impl Claim {
+    fn subnets(&self) -> impl Iterator<Item = (Family, Prefix)> {
+        halves(&self.subnets)
+    }
+
+    fn public(&self) -> impl Iterator<Item = (Family, Prefix)> {
+        halves(&self.public)
+    }
+}
+
+fn halves(key: &SubnetKey) -> impl Iterator<Item = (Family, Prefix)> + use<> {
+    let v4 = key.v4.map(|v4| (Family::V4, Prefix::from(v4)));
+    let v6 = key.v6.map(|v6| (Family::V6, Prefix::from(v6)));
+    v4.into_iter().chain(v6)
+}
+
+/// The leases in use. No two of them overlap, and none has its public address in another's subnet, once rivals are
+/// withdrawn.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    /// Revision of creation.
+    created: HashMap<SubnetKey, u64>,
+    v4: Prefixes,
+    v6: Prefixes,
+    /// Who has a public address. Several may have one.
+    public: BTreeSet<(Family, Prefix, SubnetKey)>,
+}
+
+impl Claims {
+    pub(super) fn contains(&self, key: &SubnetKey) -> bool {
+        self.created.contains_key(key)
+    }
+
+    fn prefixes(&mut self, family: Family) -> &mut Prefixes {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
+    /// Notes what a lease claims.
+    pub(super) fn insert(&mut self, claim: Claim) {
+        for (family, prefix) in claim.subnets() {
+            self.prefixes(family).insert(prefix, claim.key);
+        }
+        let public = claim.public().map(|(family, at)| (family, at, claim.key));
+        self.public.extend(public);
+        self.created.insert(claim.key, claim.created);
+    }
+
+    /// Whether it was there, with this claim.
+    pub(super) fn remove(&mut self, claim: &Claim) -> bool {
+        if self.created.remove(&claim.key).is_none() {
+            return false;
+        }
+        for (family, prefix) in claim.subnets() {
+            self.prefixes(family).remove(prefix);
+        }
+        for (family, at) in claim.public() {
+            self.public.remove(&(family, at, claim.key));
+        }
+        true
+    }
+
+    /// The leases in use that overlap a newcomer or whose public address is in its subnet, or the reverse, all of them
+    /// younger; or an older one, if there is any.
+    ///
+    /// Of the same age (which etcd's revisions never are) the one with the lower key is older.
+    pub(super) fn rivals(&self, claim: &Claim) -> Result<BTreeSet<SubnetKey>, SubnetKey> {
+        let prefixes = |family| match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        };
+        let overlapping = claim
+            .subnets()
+            .chain(claim.public())
+            .flat_map(|(family, prefix)| prefixes(family).overlapping(prefix).copied());
+        let lowest = SubnetKey { v4: None, v6: None };
+        let inside = claim.subnets().flat_map(|(family, prefix)| {
+            let from = (family, prefix, lowest);
+            self.public
+                .range(from..)
+                .take_while(move |(of, at, _)| *of == family && at.first <= prefix.last())
+                .map(|(_, _, key)| *key)
+        });
+        let mut younger = BTreeSet::new();
+        for rival in overlapping
+            .chain(inside)
+            .filter(|rival| *rival != claim.key)
+        {
+            let age = self.created.get(&rival).copied();
+            if age.map(|age| (age, rival)) < Some((claim.created, claim.key)) {
+                return Err(rival);
+            }
+            younger.insert(rival);
+        }
+        Ok(younger)
+    }
+}
+
+/// A subnet of either family, its addresses as 128-bit numbers. Ordered so that a supernet precedes what it contains.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Prefix {
+    first: u128,
+    /// Number of leading bits that count, of 128 for either family.
+    len: u8,
+}
+
+impl From<Ipv4Net> for Prefix {
+    fn from(net: Ipv4Net) -> Self {
+        Self {
+            first: u128::from(u32::from(net.network())),
+            len: 96 + net.prefix_len(),
+        }
+    }
+}
+
+impl From<Ipv6Net> for Prefix {
+    fn from(net: Ipv6Net) -> Self {
+        Self {
+            first: net.network().into(),
+            len: net.prefix_len(),
+        }
+    }
+}
+
+impl Prefix {
+    fn hosts(len: u8) -> u128 {
+        u128::MAX.checked_shr(len.into()).unwrap_or(0)
+    }
+
+    /// The last address.
+    fn last(self) -> u128 {
+        self.first | Self::hosts(self.len)
+    }
+
+    fn supernet(self, len: u8) -> Self {
+        Self {
+            first: self.first & !Self::hosts(len),
+            len,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Prefixes {
+    owners: BTreeMap<Prefix, SubnetKey>,
+    /// How many there are of each length, so that only lengths in use are looked up.
+    lengths: BTreeMap<u8, usize>,
+}
+
+impl Prefixes {
+    fn insert(&mut self, prefix: Prefix, owner: SubnetKey) {
+        if self.owners.insert(prefix, owner).is_none() {
+            *self.lengths.entry(prefix.len).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, prefix: Prefix) {
+        if self.owners.remove(&prefix).is_some()
+            && let Some(count) = self.lengths.get_mut(&prefix.len)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&prefix.len);
+            }
+        }
+    }
+
+    /// Supernets, the widest first, then the prefix itself and what it contains.
+    fn overlapping(&self, prefix: Prefix) -> impl Iterator<Item = &SubnetKey> {
+        let supernets = self
+            .lengths
+            .range(..prefix.len)
+            .filter_map(move |(len, _)| self.owners.get(&prefix.supernet(*len)));
+        let last = Prefix {
+            first: prefix.last(),
+            len: 128,
+        };
+        let contained = self.owners.range(prefix..=last).map(|(_, owner)| owner);
+        supernets.chain(contained)
+    }
+}

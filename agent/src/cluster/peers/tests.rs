@@ -1,0 +1,623 @@
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::cluster::lease::LeaseAttrs;
+use crate::cluster::lease::allocate;
+
+const OWN: &str = "10.5.1.0-24";
+
+fn key(name: &str) -> SubnetKey {
+    SubnetKey::parse_name(name).unwrap()
+}
+
+fn lease(name: &str, public_ip: &str, created: u64) -> Lease {
+    Lease {
+        key: key(name),
+        attrs: LeaseAttrs {
+            public_ip: public_ip.parse().ok(),
+            public_ipv6: None,
+            backend_type: "vxlan".to_owned(),
+            backend_data: None,
+            backend_v6_data: None,
+            owner: None,
+        },
+        created,
+    }
+}
+
+/// A stand-in for a back end's check: owners called `bad` are unusable.
+fn check(bad: &'static str) -> CheckPeer {
+    Box::new(move |lease| match lease.attrs.owner.as_deref() {
+        Some(owner) if owner == bad => Err("no VtepMAC".to_owned()),
+        _ => Ok(()),
+    })
+}
+
+fn table_of(config: &str, own: &str) -> PeerTable {
+    let config = NetworkConfig::parse(config).unwrap();
+    PeerTable::new(&config, &lease(own, "10.0.0.1", 100), check("bad"))
+}
+
+const CONFIG: &str = r#"{"Network":"10.5.0.0/16"}"#;
+
+fn config() -> NetworkConfig {
+    NetworkConfig::parse(CONFIG).unwrap()
+}
+
+fn table() -> PeerTable {
+    table_of(CONFIG, OWN)
+}
+
+fn set(leases: impl Into<Vec<Lease>>) -> LeaseEvent {
+    LeaseEvent::Changes {
+        set: leases.into(),
+        removed: Vec::new(),
+    }
+}
+
+fn removed(names: &[&str]) -> LeaseEvent {
+    LeaseEvent::Changes {
+        set: Vec::new(),
+        removed: names.iter().map(|name| key(name)).collect(),
+    }
+}
+
+fn snapshot(leases: impl Into<Vec<Lease>>, unreadable: &[&str]) -> LeaseEvent {
+    LeaseEvent::Snapshot {
+        leases: leases.into(),
+        unreadable: unreadable.iter().map(|name| key(name)).collect(),
+    }
+}
+
+fn names<'a>(leases: impl IntoIterator<Item = &'a Arc<Lease>>) -> Vec<String> {
+    leases.into_iter().map(|lease| lease.key.name()).collect()
+}
+
+/// `+` added, `~` changed, `-` removed, `!` refused.
+fn shown(changes: &PeerChanges) -> String {
+    let mut text = String::new();
+    for name in names(&changes.added) {
+        text += &format!("+{name} ");
+    }
+    for update in &changes.changed {
+        text += &format!("~{} ", update.new.key.name());
+    }
+    for name in names(&changes.removed) {
+        text += &format!("-{name} ");
+    }
+    for (key, refusal) in &changes.refused {
+        text += &format!("!{}: {refusal} ", key.name());
+    }
+    text.trim_end().to_owned()
+}
+
+#[test]
+fn peers_come_change_and_go() {
+    let mut table = table();
+    let mut apply = |event| shown(&table.apply(event));
+    let a = lease("10.5.2.0-24", "10.0.0.2", 101);
+    let b = lease("10.5.3.0-24", "10.0.0.3", 102);
+    let own = lease(OWN, "10.0.0.1", 100);
+    assert_eq!(apply(snapshot([own, a.clone()], &[])), "+10.5.2.0-24");
+    assert_eq!(apply(set([b.clone()])), "+10.5.3.0-24");
+    assert_eq!(apply(set([b.clone()])), "");
+    let mut moved = b.clone();
+    moved.attrs.public_ip = Some(Ipv4Addr::new(10, 0, 0, 33));
+    assert_eq!(apply(set([moved])), "~10.5.3.0-24");
+    assert_eq!(apply(snapshot([a], &[])), "-10.5.3.0-24");
+    assert_eq!(
+        apply(removed(&["10.5.2.0-24", "10.5.9.0-24"])),
+        "-10.5.2.0-24"
+    );
+    assert!(table.is_empty());
+}
+
+#[test]
+fn a_peer_that_one_event_takes_and_gives_back_is_not_reported_unless_it_differs() {
+    let mut table = table();
+    let old = lease("10.5.2.0-24", "10.0.0.2", 101);
+    table.apply(set([old.clone()]));
+    let back = LeaseEvent::Changes {
+        set: vec![old.clone()],
+        removed: vec![old.key],
+    };
+    assert_eq!(shown(&table.apply(back)), "");
+    let new = lease("10.5.2.0-24", "10.0.0.9", 150);
+    assert_eq!(shown(&table.apply(snapshot([new], &[]))), "~10.5.2.0-24");
+}
+
+#[test]
+fn hostile_leases_are_refused_and_reported_once() {
+    let table_of_cases = [
+        (
+            "10.6.0.0-24",
+            "10.0.0.2",
+            "its subnet is outside the network",
+        ),
+        (
+            "10.0.0.0-8",
+            "10.0.0.2",
+            "its subnet is outside the network",
+        ),
+        ("0.0.0.0-0", "10.0.0.2", "its subnet is outside the network"),
+        (
+            "10.5.1.0-24&fd00::-64",
+            "10.0.0.2",
+            "its subnet overlaps our own, 10.5.1.0/24",
+        ),
+        (
+            "10.5.1.128-25",
+            "10.0.0.2",
+            "its subnet overlaps our own, 10.5.1.0/24",
+        ),
+        (
+            "10.5.0.0-16",
+            "10.0.0.2",
+            "its subnet overlaps our own, 10.5.1.0/24",
+        ),
+        (
+            "10.5.2.0-24",
+            "224.0.0.1",
+            "its public IP 224.0.0.1 is a multicast address",
+        ),
+        (
+            "10.5.2.0-24",
+            "127.0.0.1",
+            "its public IP 127.0.0.1 is a loopback address",
+        ),
+        (
+            "10.5.2.0-24",
+            "0.0.0.0",
+            "its public IP 0.0.0.0 is unspecified",
+        ),
+        (
+            "10.5.2.0-24",
+            "255.255.255.255",
+            "its public IP 255.255.255.255 is the broadcast address",
+        ),
+        (
+            "10.5.2.0-24",
+            "240.0.0.1",
+            "its public IP 240.0.0.1 is a reserved (class E) address",
+        ),
+        (
+            "10.5.2.0-24",
+            "10.5.2.1",
+            "its public IP 10.5.2.1 is inside its own subnet",
+        ),
+        (
+            "10.5.2.0-24",
+            "10.5.1.7",
+            "its public IP 10.5.1.7 is inside our own subnet",
+        ),
+        (
+            "10.5.2.0-24",
+            "10.0.0.1",
+            "another node publishes our public IP",
+        ),
+    ];
+    for (name, public_ip, reason) in table_of_cases {
+        let mut table = table();
+        let bad = lease(name, public_ip, 1);
+        assert_eq!(
+            shown(&table.apply(set([bad.clone()]))),
+            format!("!{name}: {reason}")
+        );
+        assert_eq!(shown(&table.apply(set([bad.clone()]))), "");
+        assert_eq!(shown(&table.apply(snapshot([bad], &[]))), "");
+        assert_eq!(table.refusals().count(), 1);
+        assert!(table.apply(removed(&[name])).is_empty());
+        assert_eq!(table.refusals().count(), 0);
+    }
+}
+
+#[test]
+fn other_back_ends_and_unusable_data_are_refused() {
+    let mut table = table();
+    let mut other = lease("10.5.2.0-24", "10.0.0.2", 101);
+    other.attrs.backend_type = "host-gw".to_owned();
+    let mut bad = lease("10.5.3.0-24", "10.0.0.3", 102);
+    bad.attrs.owner = Some("bad".to_owned());
+    let changes = table.apply(set([other, bad]));
+    assert_eq!(
+        shown(&changes),
+        "!10.5.2.0-24: it runs another back end, \"host-gw\" \
+         !10.5.3.0-24: its back-end data is unusable: no VtepMAC"
+    );
+}
+
+#[test]
+fn a_bad_update_keeps_the_last_good_attributes() {
+    let mut table = table();
+    let good = lease("10.5.2.0-24", "10.0.0.2", 101);
+    table.apply(set([good.clone()]));
+    let mut bad = good.clone();
+    bad.attrs.public_ip = Some(Ipv4Addr::LOCALHOST);
+    let changes = table.apply(set([bad.clone()]));
+    assert!(changes.is_empty());
+    assert_eq!(changes.refused.len(), 1);
+    assert_eq!(shown(&table.apply(snapshot([bad], &[]))), "");
+    assert_eq!(table.get(&good.key).unwrap().attrs, good.attrs);
+    // The same node comes to its senses.
+    assert_eq!(shown(&table.apply(set([good.clone()]))), "");
+    assert_eq!(table.refusals().count(), 0);
+    // A lease created anew is another node's: the attributes of the former one mean nothing for it.
+    let mut anew = lease("10.5.2.0-24", "127.0.0.1", 200);
+    assert_eq!(
+        shown(&table.apply(snapshot([anew.clone()], &[]))),
+        "-10.5.2.0-24 !10.5.2.0-24: its public IP 127.0.0.1 is a loopback address"
+    );
+    anew.attrs.public_ip = Some(Ipv4Addr::new(10, 0, 0, 7));
+    assert_eq!(shown(&table.apply(set([anew]))), "+10.5.2.0-24");
+}
+
+#[test]
+fn unreadable_leases_in_a_snapshot_remove_nobody() {
+    let mut table = table();
+    let a = lease("10.5.2.0-24", "10.0.0.2", 101);
+    table.apply(set([a.clone()]));
+    assert_eq!(shown(&table.apply(snapshot([], &["10.5.2.0-24"]))), "");
+    assert_eq!(names(table.peers()), ["10.5.2.0-24"]);
+    assert_eq!(shown(&table.apply(snapshot([], &[]))), "-10.5.2.0-24");
+}
+
+#[test]
+fn the_older_of_two_overlapping_leases_is_used_whichever_comes_first() {
+    let (old, young) = (
+        lease("10.5.4.0-23", "10.0.0.2", 101),
+        lease("10.5.5.0-24", "10.0.0.3", 102),
+    );
+    let refused = "!10.5.5.0-24: its subnet overlaps the older lease 10.5.4.0/23";
+
+    let mut table = table();
+    assert_eq!(shown(&table.apply(set([old.clone()]))), "+10.5.4.0-23");
+    assert_eq!(shown(&table.apply(set([young.clone()]))), refused);
+    assert_eq!(
+        shown(&table.apply(removed(&["10.5.4.0-23"]))),
+        "+10.5.5.0-24 -10.5.4.0-23"
+    );
+    assert_eq!(table.refusals().count(), 0);
+    assert_eq!(
+        shown(&table.apply(set([old.clone()]))),
+        format!("+10.5.4.0-23 -10.5.5.0-24 {refused}")
+    );
+    // Who waits may change; who left is not waited for.
+    let mut moved = young.clone();
+    moved.attrs.public_ip = Some(Ipv4Addr::new(10, 0, 0, 33));
+    assert_eq!(shown(&table.apply(set([moved]))), "");
+    assert_eq!(shown(&table.apply(removed(&["10.5.5.0-24"]))), "");
+    assert_eq!(
+        shown(&table.apply(removed(&["10.5.4.0-23"]))),
+        "-10.5.4.0-23"
+    );
+}
+
+#[test]
+fn a_lease_freed_by_an_eviction_is_used() {
+    let mut table = table();
+    // The middle one overlaps both others, which do not overlap each other.
+    let (narrow, wide, other) = (
+        lease("10.5.4.0-24", "10.0.0.2", 101),
+        lease("10.5.4.0-22", "10.0.0.3", 102),
+        lease("10.5.6.0-24", "10.0.0.4", 103),
+    );
+    assert_eq!(shown(&table.apply(set([wide]))), "+10.5.4.0-22");
+    table.apply(set([other]));
+    assert_eq!(names(table.peers()), ["10.5.4.0-22"]);
+    table.apply(set([narrow]));
+    assert_eq!(names(table.peers()), ["10.5.4.0-24", "10.5.6.0-24"]);
+}
+
+#[test]
+fn judging_anew_under_the_same_circumstances_changes_nothing() {
+    let mut table = table();
+    let mut worse = lease("10.5.2.0-24", "10.0.0.2", 101);
+    table.apply(set([worse.clone(), lease("10.5.3.0-24", "10.0.0.1", 102)]));
+    worse.attrs.public_ip = Some(Ipv4Addr::LOCALHOST);
+    table.apply(set([worse]));
+    let changes = table.rejudge(&config(), &lease(OWN, "10.0.0.1", 100), check("bad"));
+    assert_eq!(shown(&changes), "");
+    assert_eq!(names(table.peers()), ["10.5.2.0-24"]);
+    assert_eq!(table.refusals().count(), 2);
+}
+
+#[test]
+fn a_lease_that_waits_still_waits_after_all_were_judged_anew() {
+    let mut table = table();
+    let old = lease("10.5.4.0-23", "10.0.0.2", 101);
+    let young = lease("10.5.5.0-24", "10.0.0.3", 102);
+    table.apply(set([old, young]));
+    let own = lease(OWN, "10.0.0.77", 100);
+    assert_eq!(shown(&table.rejudge(&config(), &own, check("bad"))), "");
+    assert_eq!(names(table.peers()), ["10.5.4.0-23"]);
+    assert_eq!(
+        shown(&table.apply(removed(&["10.5.4.0-23"]))),
+        "+10.5.5.0-24 -10.5.4.0-23"
+    );
+}
+
+#[test]
+fn what_was_refused_is_accepted_when_its_reason_ends() {
+    let mut table = table();
+    let ours = lease("10.5.2.0-24", "10.0.0.1", 101);
+    let mut unusable = lease("10.5.3.0-24", "10.0.0.3", 102);
+    unusable.attrs.owner = Some("bad".to_owned());
+    let overlapping = lease("10.5.1.128-25", "10.0.0.4", 103);
+    table.apply(set([ours, unusable, overlapping]));
+    assert!(table.is_empty());
+
+    let mut own = lease(OWN, "10.0.0.77", 100);
+    let changes = table.rejudge(&config(), &own, check("bad"));
+    assert_eq!(shown(&changes), "+10.5.2.0-24");
+    let changes = table.rejudge(&config(), &own, check("nobody"));
+    assert_eq!(shown(&changes), "+10.5.3.0-24");
+    own.key = key("10.5.9.0-24");
+    let changes = table.rejudge(&config(), &own, check("nobody"));
+    assert_eq!(shown(&changes), "+10.5.1.128-25");
+    assert_eq!(table.refusals().count(), 0);
+}
+
+#[test]
+fn what_was_accepted_is_refused_when_there_is_a_reason_now() {
+    let mut table = table();
+    let a = lease("10.5.2.0-24", "10.0.0.2", 101);
+    let b = lease("10.5.3.0-24", "10.0.0.3", 102);
+    table.apply(set([a, b]));
+    assert_eq!(
+        shown(&table.rejudge(&config(), &lease(OWN, "10.0.0.2", 100), check("bad"))),
+        "-10.5.2.0-24 !10.5.2.0-24: another node publishes our public IP"
+    );
+    // The subnet of a peer that is gone, though its end was not seen yet.
+    assert_eq!(
+        shown(&table.rejudge(
+            &config(),
+            &lease("10.5.3.0-24", "10.0.0.1", 100),
+            check("bad")
+        )),
+        "+10.5.2.0-24 -10.5.3.0-24"
+    );
+}
+
+#[test]
+fn an_update_refused_once_is_followed_when_it_is_good() {
+    let mut table = table();
+    let mut peer = lease("10.5.2.0-24", "10.0.0.2", 101);
+    table.apply(set([peer.clone()]));
+    // Takes over our address before we know that it is no longer ours.
+    peer.attrs.public_ip = Some(Ipv4Addr::new(10, 0, 0, 1));
+    assert!(table.apply(set([peer.clone()])).is_empty());
+    let changes = table.rejudge(&config(), &lease(OWN, "10.0.0.77", 100), check("bad"));
+    assert_eq!(shown(&changes), "~10.5.2.0-24");
+    assert_eq!(table.get(&peer.key).unwrap().attrs, peer.attrs);
+    assert_eq!(table.refusals().count(), 0);
+}
+
+#[test]
+fn the_own_former_lease_is_nobodys_but_who_took_it_over_is_a_peer() {
+    let own = lease(OWN, "10.0.0.1", 100);
+    let next = lease("10.5.9.0-24", "10.0.0.1", 200);
+    let mut left = table();
+    left.apply(snapshot([own], &[]));
+    assert_eq!(shown(&left.rejudge(&config(), &next, check("bad"))), "");
+    let mut taken = table();
+    taken.apply(snapshot([lease(OWN, "10.0.0.9", 100)], &[]));
+    assert_eq!(
+        shown(&taken.rejudge(&config(), &next, check("bad"))),
+        format!("+{OWN}")
+    );
+}
+
+#[test]
+fn ipv6_counts_only_where_the_network_has_it() {
+    let leases = || {
+        [
+            lease("10.5.2.0-24&fd00:0:0:2::-64", "10.0.0.2", 101),
+            lease("10.5.3.0-24&fd00:0:0:2::-64", "10.0.0.3", 102),
+            lease("10.5.4.0-24&fd01::-64", "10.0.0.4", 103),
+            lease("10.5.5.0-24", "10.0.0.5", 104),
+        ]
+    };
+    let mut v4_only = table();
+    v4_only.apply(set(leases()));
+    assert_eq!(v4_only.len(), 4);
+    let mut dual = table_of(
+        r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#,
+        "10.5.1.0-24&fd00:0:0:1::-64",
+    );
+    let changes = dual.apply(set(leases()));
+    assert_eq!(
+        names(dual.peers()),
+        ["10.5.2.0-24&fd00:0:0:2::-64", "10.5.5.0-24"]
+    );
+    assert_eq!(changes.refused.len(), 2);
+    let mut link_local = lease("10.5.6.0-24&fd00:0:0:6::-64", "10.0.0.6", 106);
+    link_local.attrs.public_ipv6 = Some("fe80::1".parse().unwrap());
+    let changes = dual.apply(set([link_local]));
+    assert!(shown(&changes).ends_with("its public IP fe80::1 is a link-local address"));
+}
+
+/// A step of a history, over few and often overlapping subnets.
+#[derive(Clone, Debug)]
+enum Step {
+    Set {
+        low: u8,
+        len: u8,
+        created: u64,
+        ip: u8,
+    },
+    Remove {
+        index: usize,
+    },
+    Snapshot,
+    Rejudge,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0u8..16, 20u8..=26, 1u64..60, 0u8..8)
+            .prop_map(|(low, len, created, ip)| Step::Set { low, len, created, ip }),
+        2 => any::<prop::sample::Index>().prop_map(|i| Step::Remove { index: i.index(1000) }),
+        1 => Just(Step::Snapshot),
+        1 => Just(Step::Rejudge),
+    ]
+}
+
+proptest! {
+    /// Whatever the history: the peers are what choosing greedily by age among the leases that exist gives, and the
+    /// changes that were reported add up to them.
+    #[test]
+    fn history_does_not_matter(steps in prop::collection::vec(step(), 1..60)) {
+        let mut table = table();
+        // What exists, with the last good attributes, and what the reports add up to.
+        let mut exists: BTreeMap<SubnetKey, Lease> = BTreeMap::new();
+        let mut reported: BTreeMap<SubnetKey, Lease> = BTreeMap::new();
+        for step in steps {
+            let changes = match step {
+                Step::Set { low, len, created, ip } => {
+                    let v4 = Ipv4Net::new(Ipv4Addr::new(10, 5, low, 64), len).unwrap().trunc();
+                    let mut new = lease(&SubnetKey::new(Some(v4), None).name(), "10.0.0.2", created);
+                    // Number 1 is our own address, which makes the update a bad one.
+                    new.attrs.public_ip = Some(Ipv4Addr::new(10, 0, 0, ip));
+                    let bad = ip == 1 || allocate::overlap(&new.key, &key(OWN));
+                    let same = exists.get(&new.key).is_some_and(|old| old.created == created);
+                    match (bad, same) {
+                        (true, true) => {}
+                        (true, false) => { exists.remove(&new.key); }
+                        (false, _) => { exists.insert(new.key, new.clone()); }
+                    }
+                    table.apply(set([new]))
+                }
+                Step::Remove { index } => {
+                    let gone = exists.keys().nth(index % exists.len().max(1)).copied();
+                    gone.map(|key| exists.remove(&key));
+                    table.apply(LeaseEvent::Changes { set: vec![], removed: gone.into_iter().collect() })
+                }
+                Step::Rejudge => {
+                    let refused: BTreeSet<_> = table.refusals().map(|(key, _)| *key).collect();
+                    let changes = table.rejudge(&config(), &lease(OWN, "10.0.0.1", 100), check("bad"));
+                    // Where there are two reasons, the other one may be given.
+                    prop_assert!(changes.refused.iter().all(|(key, _)| refused.contains(key)));
+                    changes
+                }
+                Step::Snapshot => table.apply(snapshot(exists.values().cloned().collect::<Vec<_>>(), &[])),
+            };
+
+            let mut by_age: Vec<_> = exists.values().collect();
+            by_age.sort_by_key(|lease| (lease.created, lease.key));
+            let mut expected: BTreeMap<SubnetKey, Lease> = BTreeMap::new();
+            for lease in by_age {
+                if !expected.keys().any(|key| allocate::overlap(key, &lease.key)) {
+                    expected.insert(lease.key, lease.clone());
+                }
+            }
+            let actual: BTreeMap<_, _> = table.peers().map(|l| (l.key, (**l).clone())).collect();
+            prop_assert_eq!(&actual, &expected);
+            prop_assert_eq!(table.len(), expected.len());
+
+            for lease in &changes.added {
+                prop_assert!(reported.insert(lease.key, (**lease).clone()).is_none());
+            }
+            for update in &changes.changed {
+                let old = reported.insert(update.new.key, (*update.new).clone());
+                prop_assert_eq!(old.as_ref(), Some(&*update.old));
+            }
+            for lease in &changes.removed {
+                let old = reported.remove(&lease.key);
+                prop_assert_eq!(old.as_ref(), Some(&**lease));
+            }
+            prop_assert_eq!(&reported, &expected);
+        }
+    }
+}
+
+#[test]
+fn of_a_subnet_and_a_public_address_in_it_the_older_leases_counts() {
+    let waits = |key: &str, older: &str| {
+        format!(
+            "!{key}: its subnet or its public IP meets the older lease {older}: what is sent to the one's public IP would go to the other's containers"
+        )
+    };
+    let mut table = table();
+    assert_eq!(
+        shown(&table.apply(set([lease("10.5.2.0-24", "10.5.7.1", 2)]))),
+        "+10.5.2.0-24"
+    );
+    let holder = lease("10.5.7.0-24", "10.0.0.7", 3);
+    assert_eq!(
+        shown(&table.apply(set([holder.clone()]))),
+        waits("10.5.7.0-24", "10.5.2.0/24")
+    );
+    // An older one displaces it.
+    assert_eq!(
+        shown(&table.apply(set([lease("10.5.6.0-23", "10.0.0.6", 1)]))),
+        format!(
+            "+10.5.6.0-23 -10.5.2.0-24 {} {}",
+            waits("10.5.2.0-24", "10.5.6.0/23"),
+            "!10.5.7.0-24: its subnet overlaps the older lease 10.5.6.0/23"
+        )
+    );
+    assert_eq!(table.len(), 1);
+    table.apply(removed(&["10.5.6.0-23"]));
+    assert!(table.get(&key("10.5.2.0-24")).is_some() && table.len() == 1);
+    // An update that moves a node into another's subnet is not followed until that one is gone.
+    table.apply(removed(&["10.5.2.0-24"]));
+    assert_eq!(table.len(), 1);
+    table.apply(set([lease("10.5.3.0-24", "10.0.0.3", 5)]));
+    let moved = lease("10.5.3.0-24", "10.5.7.3", 5);
+    assert_eq!(
+        shown(&table.apply(set([moved.clone()]))),
+        waits("10.5.3.0-24", "10.5.7.0/24")
+    );
+    let in_use = |table: &PeerTable| table.get(&key("10.5.3.0-24")).unwrap().attrs.public_ip;
+    assert_eq!(in_use(&table), "10.0.0.3".parse().ok());
+    assert_eq!(
+        shown(&table.apply(removed(&["10.5.7.0-24"]))),
+        "~10.5.3.0-24 -10.5.7.0-24"
+    );
+    assert_eq!(in_use(&table), moved.attrs.public_ip);
+    assert_eq!(table.refusals().count(), 0);
+    // It moves away, and what it kept out comes in.
+    assert!(shown(&table.apply(set([lease("10.5.7.0-24", "10.0.0.7", 9)]))).starts_with('!'));
+    let away = shown(&table.apply(set([lease("10.5.3.0-24", "10.0.0.3", 5)])));
+    assert_eq!(away, "+10.5.7.0-24 ~10.5.3.0-24");
+}
+
+proptest! {
+    /// Whatever the history of leases whose public addresses lie inside the network: no peer's subnet holds another's public
+    /// address, whoever waits has somebody older in its way, and the reported changes add up to the peers.
+    #[test]
+    fn no_subnet_in_use_holds_a_public_address_in_use(
+        steps in prop::collection::vec((2u8..8, 23u8..=25, 0u8..10, 1u64..60, any::<bool>()), 1..60)
+    ) {
+        let mut table = table();
+        let mut reported: BTreeSet<SubnetKey> = BTreeSet::new();
+        for (low, len, ip, created, gone) in steps {
+            let v4 = Ipv4Net::new(Ipv4Addr::new(10, 5, low, 0), len).unwrap().trunc();
+            let name = SubnetKey::new(Some(v4), None).name();
+            let changes = match gone {
+                true => table.apply(removed(&[&name])),
+                false => table.apply(set([lease(&name, &format!("10.5.{ip}.200"), created)])),
+            };
+            for lease in changes.removed {
+                prop_assert!(reported.remove(&lease.key));
+            }
+            for lease in changes.added {
+                prop_assert!(reported.insert(lease.key));
+            }
+            let peers: Vec<_> = table.peers().collect();
+            prop_assert_eq!(&peers.iter().map(|peer| peer.key).collect::<BTreeSet<_>>(), &reported);
+            for (one, other) in peers.iter().flat_map(|one| peers.iter().map(move |other| (one, other))) {
+                let public = one.attrs.public_ip.unwrap();
+                prop_assert!(!other.key.v4.unwrap().contains(&public), "{one:?} {other:?}");
+            }
+            for (key, refusal) in table.refusals() {
+                if let Refusal::MeetsOlder(older) | Refusal::OverlapsOlder(older) = refusal {
+                    let in_the_way = table.get(older);
+                    prop_assert!(in_the_way.is_some(), "{key} waits for {older}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! TLS for client and server of the REST interface, by the library that etcd's client brings.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use thiserror::Error;
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use tokio_rustls::rustls::{ClientConfig, Error as RustlsError, RootCertStore, ServerConfig};
+
+use crate::cluster::lease::etcd::system_roots;
+
+/// Certificates or keys cannot be used.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("failed to read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file holds something else.
+    #[error("{path} has no {expected} in PEM form")]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What is expected.
+        expected: &'static str,
+    },
+    /// The authorities cannot be used.
+    #[error("the certificate authorities of {path} cannot be used")]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: VerifierBuilderError,
+    },
+    /// Certificate and key do not fit, or are of an unknown kind.
+    #[error("certificate {certfile} and key {keyfile} cannot be used")]
+    Identity {
+        /// The certificate.
+        certfile: PathBuf,
+        /// The key.
+        keyfile: PathBuf,
+        /// Why.
+        #[source]
+        source: RustlsError,
+    },
+    /// The library lacks the protocol versions.
+    #[error("TLS is not usable")]
+    Protocol(#[source] RustlsError),
+    /// There is no authority.
+    #[error("no certificate authorities: remote.cafile is not set, and the system has none")]
+    NoRoots,
+}
+
+/// The files by which one side shows who it is and checks the other.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Files {
+    pub(crate) cafile: Option<PathBuf>,
+    pub(crate) certfile: Option<PathBuf>,
+    pub(crate) keyfile: Option<PathBuf>,
+}
+
+impl Files {
+    /// What a client does: it checks the server, and shows its certificate if it has one. Files are read anew each time.
+    pub(crate) fn client(&self) -> Result<ClientConfig, TlsError> {
+        let roots = match &self.cafile {
+            Some(path) => roots(path)?,
+            None => {
+                let text = system_roots().map_err(|_| TlsError::NoRoots)?;
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(
+                    CertificateDer::pem_slice_iter(&text).filter_map(Result::ok),
+                );
+                roots
+            }
+        };
+        let provider = Arc::new(ring::default_provider());
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()
+                .map_err(|source| TlsError::Authorities {
+                    path: self.cafile.clone().unwrap_or_default(),
+                    source,
+                })?;
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::Protocol)?
+            .with_webpki_verifier(verifier);
+        match (&self.certfile, &self.keyfile) {
+            (Some(certfile), Some(keyfile)) => config
+                .with_client_auth_cert(certificates(certfile)?, key(keyfile)?)
+                .map_err(|source| TlsError::Identity {
+                    certfile: certfile.clone(),
+                    keyfile: keyfile.clone(),
+                    source,
+                }),
+            _ => Ok(config.with_no_client_auth()),
+        }
+    }
+
+    /// What a server does: it shows its certificate; with authorities it wants one of theirs from every client. `None`
+    /// without a certificate: there is no TLS then.
+    pub(crate) fn server(&self) -> Result<Option<ServerConfig>, TlsError> {
+        let (Some(certfile), Some(keyfile)) = (&self.certfile, &self.keyfile) else {
+            return Ok(None);
+        };
+        let provider = Arc::new(ring::default_provider());
+        let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::Protocol)?;
+        let config = match &self.cafile {
+            None => config.with_no_client_auth(),
+            Some(path) => {
+                let roots = Arc::new(roots(path)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+                    .build()
+                    .map_err(|source| TlsError::Authorities {
+                        path: path.clone(),
+                        source,
+                    })?;
+                config.with_client_cert_verifier(verifier)
+            }
+        };
+        config
+            .with_single_cert(certificates(certfile)?, key(keyfile)?)
+            .map(Some)
+            .map_err(|source| TlsError::Identity {
+                certfile: certfile.clone(),
+                keyfile: keyfile.clone(),
+                source,
+            })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|source| TlsError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    // A bundle may hold what this library does not take; the rest counts.
+    let (good, _) = roots.add_parsable_certificates(certificates(path)?);
+    if good == 0 {
+        return Err(TlsError::Pem {
+            path: path.to_owned(),
+            expected: "certificate of an authority",
+        });
+    }
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let text = read(path)?;
+    let found: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&text).collect();
+    match found {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(TlsError::Pem {
+            path: path.to_owned(),
+            expected: "certificate",
+        }),
+    }
+}
+
+fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|_| TlsError::Pem {
+        path: path.to_owned(),
+        expected: "private key",
+    })
+}

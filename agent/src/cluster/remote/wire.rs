@@ -1,0 +1,318 @@
+//! The JSON of the REST interface, to flannel's byte.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+use crate::base::go_json::{self, GoJsonError, Object};
+use crate::cluster::lease::{Lease, LeaseAttrs, LeaseValueError, SubnetKey};
+
+/// What Go writes for a time that was never set.
+const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+
+/// How long a lease lasts whose server does not say: flannel's.
+pub(crate) const FLANNELS_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A lease as it is sent.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct LeaseBody {
+    #[serde(rename = "Subnet")]
+    subnet: Ipv4Net,
+    #[serde(rename = "IPv6Subnet", skip_serializing_if = "Option::is_none")]
+    subnet_v6: Option<Ipv6Net>,
+    #[serde(rename = "Attrs")]
+    attrs: LeaseAttrs,
+    #[serde(rename = "Expiration")]
+    expiration: String,
+    #[serde(rename = "Asof")]
+    modified: u64,
+    #[serde(rename = "TTL", skip_serializing_if = "Option::is_none")]
+    ttl: Option<u64>,
+    #[serde(rename = "Created")]
+    created: u64,
+}
+
+impl LeaseBody {
+    /// A lease of which it is not said how long it lasts.
+    pub(crate) fn new(lease: &Lease) -> Self {
+        Self {
+            subnet: lease.key.v4.unwrap_or_default(),
+            subnet_v6: lease.key.v6,
+            attrs: lease.attrs.clone(),
+            expiration: ZERO_TIME.to_owned(),
+            modified: 0,
+            ttl: None,
+            created: lease.created,
+        }
+    }
+
+    /// The same with its duration from `now`, `None` for a reservation, and the revision of its last change.
+    pub(crate) fn lasting(self, ttl: Option<Duration>, modified: u64, now: SystemTime) -> Self {
+        Self {
+            expiration: ttl.map_or_else(|| ZERO_TIME.to_owned(), |ttl| rfc3339(now + ttl)),
+            ttl: ttl.map(|ttl| ttl.as_secs()),
+            modified,
+            ..self
+        }
+    }
+}
+
+/// What happened to a lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum EventType {
+    /// It is new, or has other attributes, or was extended.
+    Added,
+    /// It ended.
+    Removed,
+}
+
+/// One change of a lease.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Event {
+    #[serde(rename = "type")]
+    pub(crate) event: EventType,
+    pub(crate) lease: LeaseBody,
+}
+
+/// The answer to a watch. Without events it is a snapshot, even of nothing.
+#[derive(Debug, Serialize)]
+pub(crate) struct WatchResult<'a, E, S> {
+    pub(crate) events: Option<&'a [E]>,
+    pub(crate) snapshot: Option<&'a [S]>,
+    /// What to ask from next time.
+    pub(crate) cursor: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) unreadable: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) config: Option<&'a str>,
+}
+
+/// The bytes that Go's `json.Encoder` would write: no white space but the line feed after it.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<String, serde_json::Error> {
+    Ok(go_json::escape_as_go(&serde_json::to_string(value)?) + "\n")
+}
+
+/// Something that was sent cannot be read.
+#[derive(Debug, Error)]
+pub(crate) enum WireError {
+    /// It is not JSON of the right shape.
+    #[error(transparent)]
+    Json(#[from] GoJsonError),
+    /// A lease's attributes cannot be read.
+    #[error("Attrs: {0}")]
+    Attrs(#[from] LeaseValueError),
+    /// A subnet has host bits, or none of the two families is there.
+    #[error("Subnet: {0} is not a subnet such as \"10.5.34.0/24\"")]
+    Subnet(String),
+    /// A list is not one.
+    #[error("{0} is not a list")]
+    List(&'static str),
+    /// An event is of no known type.
+    #[error("type: {0} is not \"added\" or \"removed\"")]
+    Type(String),
+}
+
+impl From<serde_json::Error> for WireError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json(error.into())
+    }
+}
+
+/// A lease as it was received.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) key: SubnetKey,
+    /// Absent in the events of some old servers.
+    pub(crate) attrs: Option<LeaseAttrs>,
+    pub(crate) created: u64,
+    pub(crate) ttl: Option<Duration>,
+}
+
+impl Received {
+    /// Reads a lease. One without attributes has none; some that cannot be read are an error.
+    pub(crate) fn parse(text: &str) -> Result<Self, WireError> {
+        let object = Object::parse(text)?;
+        let v4: Option<Ipv4Net> = object.get("Subnet", "a subnet such as \"10.5.34.0/24\"")?;
+        let v6: Option<Ipv6Net> =
+            object.get("IPv6Subnet", "a subnet such as \"fd00:10:5:22::/64\"")?;
+        // Go writes its zero value for a family that is not there.
+        let v4 = v4.filter(|net| net.prefix_len() != 0);
+        let v6 = v6.filter(|net| net.prefix_len() != 0);
+        let key = SubnetKey::new(v4, v6);
+        if (v4.is_none() && v6.is_none()) || (key.v4, key.v6) != (v4, v6) {
+            let shown = object.raw("Subnet").map_or("null", RawValue::get);
+            return Err(WireError::Subnet(go_json::shorten(shown)));
+        }
+        let attrs = object.raw("Attrs").map(RawValue::get);
+        let attrs = attrs
+            .filter(|text| *text != "null")
+            .map(|text| LeaseAttrs::parse(text.as_bytes()))
+            .transpose()?;
+        let ttl: Option<u32> = object.get("TTL", "a number of seconds")?;
+        Ok(Self {
+            key,
+            attrs,
+            created: object.get("Created", "a revision")?.unwrap_or(0),
+            ttl: ttl.map(|secs| Duration::from_secs(secs.into())),
+        })
+    }
+
+    /// The lease, if its attributes are there.
+    pub(crate) fn into_lease(self) -> Option<Lease> {
+        Some(Lease {
+            key: self.key,
+            attrs: self.attrs?,
+            created: self.created,
+        })
+    }
+}
+
+/// The answer to a watch, as it was received.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) news: News,
+    /// What to ask from next time.
+    pub(crate) cursor: String,
+    /// Another text whenever the network config changed; `None` from a server that does not tell.
+    pub(crate) config: Option<String>,
+}
+
+/// What a watch brought. Leases that cannot be read are named by their subnet, where that can be read.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// All leases that there are.
+    Snapshot {
+        leases: Vec<Lease>,
+        unreadable: Vec<SubnetKey>,
+    },
+    /// Changes, in their order; `None` for a lease that ended.
+    Changes(Vec<(SubnetKey, Option<Lease>)>),
+}
+
+impl Watched {
+    /// Reads an answer. `waited`: without events and snapshot it says that there is no news.
+    pub(crate) fn parse(text: &str, waited: bool) -> Result<Self, WireError> {
+        let object = Object::parse(text)?;
+        let list = |name: &'static str| -> Result<Option<Vec<&RawValue>>, WireError> {
+            match object.raw(name).map(RawValue::get) {
+                None | Some("null") => Ok(None),
+                Some(text) => serde_json::from_str(text)
+                    .map(Some)
+                    .map_err(|_| WireError::List(name)),
+            }
+        };
+        let events = list("events")?.filter(|events| !events.is_empty());
+        let snapshot = list("snapshot")?;
+        let news = match (events, snapshot) {
+            (Some(events), _) => News::Changes(
+                events
+                    .into_iter()
+                    .filter_map(|event| change(event.get()).transpose())
+                    .collect::<Result<_, _>>()?,
+            ),
+            (None, None) if waited => News::Changes(Vec::new()),
+            (None, snapshot) => {
+                let named = list("unreadable")?.unwrap_or_default();
+                let named = named.into_iter().filter_map(|name| {
+                    let name: String = serde_json::from_str(name.get()).ok()?;
+                    SubnetKey::parse_name(&name).ok()
+                });
+                let mut unreadable: Vec<_> = named.collect();
+                let mut leases = Vec::new();
+                for lease in snapshot.unwrap_or_default() {
+                    match Received::parse(lease.get()) {
+                        Ok(Received {
+                            key, attrs: None, ..
+                        }) => unreadable.push(key),
+                        Ok(received) => leases.extend(received.into_lease()),
+                        Err(_) => unreadable.extend(subnet_of(lease.get())),
+                    }
+                }
+                News::Snapshot { leases, unreadable }
+            }
+        };
+        let cursor: String = object.required("cursor", "a text")?;
+        // It becomes part of a path.
+        if cursor.len() > 128
+            || !cursor
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        {
+            let shown = object.raw("cursor").map_or("null", RawValue::get);
+            return Err(GoJsonError::Field {
+                name: "cursor",
+                value: go_json::shorten(shown),
+                expected: "up to 128 letters, digits and '-'".into(),
+            }
+            .into());
+        }
+        Ok(Self {
+            news,
+            cursor,
+            config: object.get("config", "a text")?,
+        })
+    }
+}
+
+/// One event. A new lease that cannot be read changes nothing: what was there before still holds.
+fn change(text: &str) -> Result<Option<(SubnetKey, Option<Lease>)>, WireError> {
+    let object = Object::parse(text)?;
+    let event: String = object.required("type", "\"added\" or \"removed\"")?;
+    let lease = object.raw("lease").map_or("null", RawValue::get);
+    match event.as_str() {
+        "added" => {
+            let lease = Received::parse(lease).ok().and_then(Received::into_lease);
+            Ok(lease.map(|lease| (lease.key, Some(lease))))
+        }
+        "removed" => Ok(subnet_of(lease).map(|key| (key, None))),
+        _ => Err(WireError::Type(go_json::shorten(&event))),
+    }
+}
+
+/// The subnet of a lease whose attributes may be of any kind.
+fn subnet_of(text: &str) -> Option<SubnetKey> {
+    let object = Object::parse(text).ok()?;
+    let v4: Option<Ipv4Net> = object.get("Subnet", "").ok()?;
+    let v6: Option<Ipv6Net> = object.get("IPv6Subnet", "").ok()?;
+    let v4 = v4.filter(|net| net.prefix_len() != 0);
+    let v6 = v6.filter(|net| net.prefix_len() != 0);
+    let key = SubnetKey::new(v4, v6);
+    let whole = (key.v4, key.v6) == (v4, v6) && (v4.is_some() || v6.is_some());
+    whole.then_some(key)
+}
+
+/// A time as Go writes it, in UTC and to the second.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    let secs = time
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let (days, second) = (secs / 86_400, secs % 86_400);
+    // Days since 1 March of year 0, in eras of 400 years (Hinnant, chrono-compatible date algorithms, `civil_from_days`).
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! `selvage serve`: keeps leases in etcd for hosts that do not reach it; flannel's server mode.
+//!
+//! The interface is that of [`crate::cluster::remote`]. Served are the network at the etcd prefix and those below it. Nothing that
+//! matters is kept in memory: leases are written to etcd with the same compared transactions as a node's own, and what is
+//! told of them follows a watch. So there may be several servers for one cluster, beside nodes that use etcd themselves,
+//! real flannels included, and a server may be stopped at any time: its clients go on, and ask the next one.
+//!
+//! Clients are not trusted. A client may extend and give back only what it acquired: the lease names its owner, and with
+//! client certificates the owner is bound to the certificate's subject. A lease without an owner, as a real flannel's or a
+//! reservation, belongs to whoever is let in and names its public address.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{info, warn};
+
+use self::connections::Tls;
+pub use self::listener::ListenError;
+use self::networks::Networks;
+use self::site::Site;
+use crate::base::service::Service;
+use crate::cluster::lease::etcd::SettingsError;
+use crate::cluster::remote::tls::{Files, TlsError};
+use crate::settings::Settings;
+
+mod answer;
+mod connections;
+mod listener;
+mod networks;
+mod request;
+mod site;
+mod table;
+
+/// The longest body that is read, in bytes: that of the longest lease, with some room.
+const LONGEST_BODY: usize = 80 * 1024;
+
+/// How often the status is told.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// How long what is being written to etcd may still take when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the server ended by itself.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// It is not said where.
+    #[error("remote.listen is not set: expected HOST:PORT or fd://, for example --listen=:8889")]
+    Nowhere,
+    /// Whoever comes would be let in.
+    #[error(
+        "clients are not asked for certificates: whoever reaches this address could take subnets, and read whose the others \
+         are. Expected remote.cafile, remote.certfile and remote.keyfile, or remote.insecure = true (--insecure) where the \
+         network is trusted as a whole"
+    )]
+    Insecure,
+    /// Certificates cannot be used.
+    #[error("the certificates for clients are wrong")]
+    Tls(#[from] TlsError),
+    /// The settings for etcd are wrong.
+    #[error("the etcd settings are wrong")]
+    Etcd(#[from] SettingsError),
+    /// The address cannot be listened to.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Signals cannot be listened to.
+    #[error("failed to listen to {signal}")]
+    Signal {
+        /// Which.
+        signal: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// Whether only changed settings help.
+    pub fn is_bad_configuration(&self) -> bool {
+        matches!(
+            self,
+            Self::Nowhere | Self::Insecure | Self::Tls(_) | Self::Etcd(_)
+        )
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What makes serving impossible. An etcd that does not answer is waited for.
+pub async fn run(settings: &Settings) -> Result<(), Error> {
+    let failed = |signal| move |source| Error::Signal { signal, source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed("SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("SIGINT"))?;
+    let remote = &settings.remote;
+    let listen = remote.listen.as_ref().ok_or(Error::Nowhere)?;
+    if remote.cafile.is_none() && !remote.insecure {
+        return Err(Error::Insecure);
+    }
+    let tls = Tls::new(Files {
+        cafile: remote.cafile.clone(),
+        certfile: remote.certfile.clone(),
+        keyfile: remote.keyfile.clone(),
+    })?;
+    match (tls.is_on(), &remote.cafile) {
+        (false, _) => warn!("serving in plain text: whoever reaches this address can take leases"),
+        (true, None) => warn!("serving without client certificates: any client can take leases"),
+        (true, Some(_)) => {}
+    }
+    let site = Arc::new(Site::new(Networks::new(settings.etcd.clone().into())?));
+    let (listener, address) = listener::open(listen).await?;
+    info!(%address, tls = tls.is_on(), "serving leases");
+    let service = Service::from_environment();
+    service.ready(&status(&site));
+    let mut heartbeat = interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let beating = async {
+        loop {
+            heartbeat.tick().await;
+            service.status(&status(&site));
+        }
+    };
+    tokio::select! {
+        never = connections::serve(listener, tls, Arc::clone(&site)) => match never {},
+        () = beating => {}
+        // Requests are worked on in tasks, so that this one always rests.
+        () = service.rest() => {}
+        () = service.stay_alive() => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    service.stopping();
+    // Connections are closed; what clients asked for is not left half done.
+    if timeout(STOP_TIMEOUT, site.finish()).await.is_err() {
+        warn!("stopping while etcd has not answered to all that clients asked for");
+    }
+    info!("stopping; the leases stay, and clients go on without a server");
+    Ok(())
+}
+
+/// One line for `systemctl status`.
+fn status(site: &Site) -> String {
+    let (networks, leases) = site.networks().count();
+    let mut status = format!("serving networks: {networks}, leases: {leases}");
+    if let Some(trouble) = site.networks().trouble() {
+        status.push_str("; ");
+        status.push_str(&trouble);
+    }
+    status
+}

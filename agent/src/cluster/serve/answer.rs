@@ -1,0 +1,108 @@
+//! What is answered: JSON, or an error with a text.
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use crate::base::http::PLAIN;
+use crate::cluster::lease::StoreError;
+use crate::cluster::remote::{JSON, REASON, Reason, wire};
+
+/// Why a request is not served.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// There is no such path, or no such method for it.
+    NotFound,
+    /// The body or a parameter cannot be read.
+    Unreadable(String),
+    /// The body is longer than any that makes sense.
+    TooLong,
+    /// It did not arrive in time.
+    TooSlow,
+    /// Anything else.
+    Failed(Reason, String),
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        let reason = match error {
+            StoreError::Unreachable { .. } => Reason::Unreachable,
+            StoreError::NoNetworkConfig { .. } => Reason::NoNetworkConfig,
+            StoreError::NoLease { .. } => Reason::NoLease,
+            _ => Reason::Refused,
+        };
+        match error {
+            StoreError::NoLease { reason: text } => Self::Failed(reason, text),
+            error => Self::Failed(reason, error.to_string()),
+        }
+    }
+}
+
+impl From<serde_json::Error> for Refusal {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Failed(Reason::Refused, format!("failed to encode: {error}"))
+    }
+}
+
+/// A value as JSON.
+pub(super) fn json<T: Serialize>(value: &T) -> Result<Response<Full<Bytes>>, Refusal> {
+    Ok(ready(Bytes::from(wire::encode(value)?)))
+}
+
+/// JSON that was made before.
+pub(super) fn ready(body: Bytes) -> Response<Full<Bytes>> {
+    with_type(StatusCode::OK, JSON, body)
+}
+
+/// Nothing more than that it was done.
+pub(super) fn done(text: &'static str) -> Response<Full<Bytes>> {
+    with_type(StatusCode::OK, PLAIN, Bytes::from_static(text.as_bytes()))
+}
+
+/// flannel's statuses and texts for what went wrong.
+pub(super) fn refuse(refusal: Refusal) -> Response<Full<Bytes>> {
+    let (status, reason, text) = match refusal {
+        Refusal::NotFound => (
+            StatusCode::NOT_FOUND,
+            None,
+            "404 page not found\n".to_owned(),
+        ),
+        Refusal::Unreadable(text) => (
+            StatusCode::BAD_REQUEST,
+            None,
+            format!("JSON decoding error: {text}"),
+        ),
+        Refusal::TooLong => (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            None,
+            format!("a body may have {} bytes", super::LONGEST_BODY),
+        ),
+        Refusal::TooSlow => (
+            StatusCode::REQUEST_TIMEOUT,
+            None,
+            "the request took too long".to_owned(),
+        ),
+        Refusal::Failed(reason, text) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, Some(reason.name()), text)
+        }
+    };
+    let mut response = with_type(status, PLAIN, Bytes::from(text));
+    if let Some(reason) = reason {
+        let name = HeaderName::from_static(REASON);
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(reason));
+    }
+    response
+}
+
+fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

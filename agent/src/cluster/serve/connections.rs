@@ -1,0 +1,246 @@
+//! The connections of a server: how many there may be, how they are encrypted, and who is at the other end.
+//!
+//! Whoever reaches the address can talk to it, so everything is bounded: connections in all and from one address, the time
+//! for a TLS handshake and for a header, the length of header and body. A watch waits for news as long as it may; its
+//! connection ends when the other side is gone, which TCP finds out by asking.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
+use ring::digest::{SHA256, digest};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::{ServerConfig, ServerConnection};
+use tracing::{debug, warn};
+
+use super::request::Client;
+use super::site::Shared;
+use crate::base::logging::chain;
+use crate::base::net::site_of;
+use crate::cluster::remote::tls::{Files, TlsError};
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a request's header may take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a header may be in bytes, and of how many fields.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+const MAX_HEADERS: usize = 64;
+
+/// How many connections are served at a time, if the system lets us: each host of a large cluster has one or two.
+const MAX_CONNECTIONS: usize = 16 * 1024;
+
+/// How many of them one address may have, of IPv6 one /64: hosts behind one NAT share one.
+const MAX_PER_ADDRESS: usize = 256;
+
+/// File descriptors for everything else.
+const OTHER_FILES: u64 = 128;
+
+/// How long to wait when the system has no room for another connection (`EMFILE` and the like).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// After this long without a byte the kernel asks whether the other side is there, and after this long without an answer
+/// it is not.
+const IDLE_SECS: u32 = 30;
+const UNACKNOWLEDGED_MILLIS: u32 = 30_000;
+
+/// After this long, certificates are read anew.
+const CERTIFICATES_AGE: Duration = Duration::from_secs(60);
+
+/// Refused handshakes are reported no more often than this.
+const REPORT_PAUSE: Duration = Duration::from_secs(10);
+
+/// The server's certificates, as of a while ago.
+pub(super) struct Tls {
+    files: Files,
+    config: Option<Arc<ServerConfig>>,
+    loaded: Instant,
+}
+
+impl Tls {
+    /// Reads the files; without a certificate there is no TLS.
+    pub(super) fn new(files: Files) -> Result<Self, TlsError> {
+        let config = files.server()?.map(Arc::new);
+        Ok(Self {
+            files,
+            config,
+            loaded: Instant::now(),
+        })
+    }
+
+    /// Whether connections are encrypted.
+    pub(super) fn is_on(&self) -> bool {
+        self.config.is_some()
+    }
+
+    /// How to encrypt the next connection. What cannot be read just now changes nothing.
+    fn current(&mut self) -> Option<Arc<ServerConfig>> {
+        if self.config.is_some() && self.loaded.elapsed() > CERTIFICATES_AGE {
+            self.loaded = Instant::now();
+            match self.files.server() {
+                Ok(config) => self.config = config.map(Arc::new),
+                Err(error) => warn!("the certificates stay as they are: {}", chain(&error)),
+            }
+        }
+        self.config.clone()
+    }
+}
+
+/// How many connections there may be, by the limit of open files, which is raised as far as it can be.
+fn most_connections() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 256;
+    };
+    let wanted = (u64::try_from(MAX_CONNECTIONS).unwrap_or(u64::MAX) + OTHER_FILES).min(hard);
+    let raised = soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok();
+    let limit = if raised { wanted } else { soft };
+    usize::try_from(limit.saturating_sub(OTHER_FILES))
+        .unwrap_or(MAX_CONNECTIONS)
+        .clamp(16, MAX_CONNECTIONS)
+}
+
+/// Serves connections for ever. When it is dropped, all of them end.
+pub(super) async fn serve(listener: TcpListener, mut tls: Tls, site: Shared) -> Infallible {
+    let most = most_connections();
+    let mut connections: JoinSet<(IpAddr, Result<(), String>)> = JoinSet::new();
+    let mut by_address: HashMap<IpAddr, usize> = HashMap::new();
+    let mut refusals = Refusals::default();
+    loop {
+        tokio::select! {
+            Some(ended) = connections.join_next() => {
+                let Ok((address, outcome)) = ended else { continue };
+                if let Some(count) = by_address.get_mut(&address) {
+                    *count -= 1;
+                    if *count == 0 {
+                        by_address.remove(&address);
+                    }
+                }
+                if let Err(why) = outcome {
+                    refusals.report(address, &why);
+                }
+            }
+            accepted = listener.accept(), if connections.len() < most => match accepted {
+                Ok((stream, peer)) => {
+                    let from = peer.ip().to_canonical();
+                    let address = site_of(from);
+                    let count = by_address.entry(address).or_default();
+                    if *count >= MAX_PER_ADDRESS {
+                        refusals.report(address, "it has too many connections already");
+                        continue;
+                    }
+                    *count += 1;
+                    let (tls, site) = (tls.current(), Arc::clone(&site));
+                    connections.spawn(async move {
+                        (address, connection(stream, from, tls, site).await)
+                    });
+                }
+                Err(error) => {
+                    warn!("failed to accept a connection: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+}
+
+/// Serves one connection. The error is about a client that was not let in.
+async fn connection(
+    stream: TcpStream,
+    address: IpAddr,
+    tls: Option<Arc<ServerConfig>>,
+    site: Shared,
+) -> Result<(), String> {
+    // Without them a client that is gone without a word stays until TCP gives up.
+    let _ = setsockopt(&stream, sockopt::KeepAlive, &true);
+    let _ = setsockopt(&stream, sockopt::TcpKeepIdle, &IDLE_SECS);
+    let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MILLIS);
+    let _ = stream.set_nodelay(true);
+    let Some(config) = tls else {
+        let identity = None;
+        talk(stream, Client { address, identity }, site).await;
+        return Ok(());
+    };
+    let accepted = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await;
+    let stream = match accepted {
+        Ok(Ok(stream)) => stream,
+        // Port scanners and health checks of load balancers.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err("the TLS handshake took too long".to_owned()),
+    };
+    let identity = identity(stream.get_ref().1);
+    talk(stream, Client { address, identity }, site).await;
+    Ok(())
+}
+
+async fn talk(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    client: Client,
+    site: Shared,
+) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let (client, site) = (client.clone(), Arc::clone(&site));
+        async move { Ok::<Response<_>, Infallible>(site.answer(&client, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = pin!(connection).await {
+        debug!(client = %client.address, "connection ended: {error}");
+    }
+}
+
+/// What a client's certificate says of it: a digest of its subject, which outlives the certificate. One without a subject
+/// is known by its key.
+fn identity(connection: &ServerConnection) -> Option<String> {
+    let certificate = connection.peer_certificates()?.first()?;
+    let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
+    let named = parsed.subject();
+    let hash = if named.is_empty() {
+        digest(&SHA256, &parsed.subject_public_key_info())
+    } else {
+        digest(&SHA256, named)
+    };
+    let bytes = hash.as_ref().iter().take(8);
+    Some(bytes.map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Tells of clients that were not let in, now and then.
+#[derive(Default)]
+struct Refusals {
+    last: Option<Instant>,
+    more: u64,
+}
+
+impl Refusals {
+    fn report(&mut self, address: IpAddr, why: &str) {
+        let now = Instant::now();
+        if self.last.is_some_and(|last| now - last < REPORT_PAUSE) {
+            self.more += 1;
+            return;
+        }
+        let unreported = std::mem::take(&mut self.more);
+        warn!(client = %address, unreported, "a client is not let in: {why}");
+        self.last = Some(now);
+    }
+}

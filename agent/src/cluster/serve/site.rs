@@ -1,0 +1,559 @@
+//! The REST interface: from a request to what is done in etcd, and what is answered.
+//!
+//! What is written is written to its end, in a task of its own: a client that goes away, or waits no longer, must not leave
+//! half of it in etcd.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::http::request::Parts;
+use hyper::{Request, Response, Uri};
+use ipnet::{IpNet, Ipv4Net};
+use serde::Serialize;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{debug, info};
+
+use super::LONGEST_BODY;
+use super::answer::{Refusal, done, json, ready, refuse};
+use super::networks::{Network, Networks};
+use super::request::{Client, Target, Verb, parameter, parameters, target};
+use super::table::News;
+use crate::base::net::{unusable_v4, unusable_v6};
+use crate::cluster::lease::allocate::Avoid;
+use crate::cluster::lease::etcd::Granted;
+use crate::cluster::lease::{Lease, LeaseAttrs, Released, StoreError, SubnetKey};
+use crate::cluster::remote::wire::{Event, EventType, LeaseBody, Received, WatchResult};
+use crate::cluster::remote::{LONGEST_WAIT, MOST_AVOIDED, Reason};
+
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a request may take that does not wait for news.
+const WORK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a client waits for the first list of leases.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many requests work on etcd at a time; the others wait for their turn.
+const AT_ONCE: usize = 32;
+
+/// How many networks `GET /v1/` looks for.
+const MOST_NETWORKS: usize = 1000;
+
+/// Between two looks for new networks, on behalf of a client that waits for one.
+const NETWORKS_PAUSE: Duration = Duration::from_secs(5);
+
+/// How many former addresses of a client are looked at.
+const MOST_FORMER: usize = 16;
+
+/// What is served, to all connections.
+#[derive(Debug)]
+pub(super) struct Site {
+    networks: Networks,
+    work: Arc<Semaphore>,
+    /// Taken while a host gets its lease: when it asks again, impatient, it gets the same one. Each is for many hosts.
+    taking: [Mutex<()>; 64],
+}
+
+type Answer = Result<Response<Full<Bytes>>, Refusal>;
+
+impl Site {
+    pub(super) fn new(networks: Networks) -> Self {
+        Self {
+            networks,
+            work: Arc::new(Semaphore::new(AT_ONCE)),
+            taking: [const { Mutex::const_new(()) }; 64],
+        }
+    }
+
+    pub(super) fn networks(&self) -> &Networks {
+        &self.networks
+    }
+
+    /// Answers a request.
+    pub(super) async fn answer(
+        self: &Arc<Self>,
+        client: &Client,
+        request: Request<Incoming>,
+    ) -> Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        let answered = match target(&head.method, &head.uri) {
+            None => Err(Refusal::NotFound),
+            Some((Verb::Get, what)) => self.read(&head.uri, what).await,
+            Some(_) => match read_body(body).await {
+                Ok(body) => {
+                    let late = "etcd took too long to answer".to_owned();
+                    self.written(client, &head, body)
+                        .await
+                        .unwrap_or(Err(Refusal::Failed(Reason::Unreachable, late)))
+                }
+                Err(refusal) => Err(refusal),
+            },
+        };
+        answered.unwrap_or_else(|refusal| {
+            let (client, method, uri) = (client.address, &head.method, &head.uri);
+            debug!(%client, %method, %uri, ?refusal, "refused");
+            refuse(refusal)
+        })
+    }
+
+    /// Does something with etcd when its turn has come; `None` if that takes too long.
+    async fn worked<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let worked = timeout(WORK_TIMEOUT, async {
+            let _turn = self.work.acquire().await;
+            work.await
+        });
+        worked.await.ok()
+    }
+
+    /// Writes to etcd when its turn has come, whoever waits for that; `None` if that takes too long.
+    async fn written(
+        self: &Arc<Self>,
+        client: &Client,
+        head: &Parts,
+        body: String,
+    ) -> Option<Answer> {
+        let deadline = Instant::now() + WORK_TIMEOUT;
+        let turn = timeout_at(deadline, Arc::clone(&self.work).acquire_owned());
+        let turn = turn.await.ok()?;
+        let (site, client) = (Arc::clone(self), client.clone());
+        let (method, uri) = (head.method.clone(), head.uri.clone());
+        let writing = tokio::spawn(async move {
+            let _turn = turn;
+            match target(&method, &uri) {
+                Some((verb, what)) => site.write(&client, verb, &what, &uri, &body).await,
+                None => Err(Refusal::NotFound),
+            }
+        });
+        timeout_at(deadline, writing).await.ok()?.ok()
+    }
+
+    /// Waits until nothing is being written, and lets nothing more begin.
+    pub(super) async fn finish(&self) {
+        let all = u32::try_from(AT_ONCE).unwrap_or(u32::MAX);
+        if let Ok(turns) = self.work.acquire_many(all).await {
+            turns.forget();
+        }
+    }
+
+    async fn read(&self, uri: &Uri, what: Target<'_>) -> Answer {
+        let late = || Refusal::Failed(Reason::Unreachable, "etcd took too long to answer".into());
+        let name = match &what {
+            Target::Networks => return self.network_names(uri).await,
+            Target::Config(name)
+            | Target::Leases(name)
+            | Target::Lease(name, _)
+            | Target::Reservations(name) => name,
+        };
+        let found = self.worked(self.networks.get(name)).await;
+        let network = found.ok_or_else(late)??;
+        match &what {
+            Target::Networks | Target::Config(_) => {
+                let text = self.worked(network.broker.config()).await;
+                let text = text.ok_or_else(late)??;
+                Ok(ready(Bytes::from(format!("{}\n", text.trim_end()))))
+            }
+            Target::Leases(_) => watch(&network, uri).await,
+            Target::Lease(_, subnet) => {
+                let key = subnet_key(subnet)?;
+                self.watch_one(&network, &key, uri).await
+            }
+            Target::Reservations(_) => {
+                let found = self.worked(network.broker.reservations()).await;
+                let found = found.ok_or_else(late)??;
+                json(&found.iter().map(Reservation::new).collect::<Vec<_>>())
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        client: &Client,
+        verb: Verb,
+        what: &Target<'_>,
+        uri: &Uri,
+        body: &str,
+    ) -> Answer {
+        match (verb, what) {
+            (_, Target::Reservations(_)) => Err(Refusal::Failed(
+                Reason::Refused,
+                "reservations are made where etcd is reached, by `selvage network reserve`".into(),
+            )),
+            (Verb::Post, Target::Leases(name)) => {
+                let network = self.networks.get(name).await?;
+                let attrs = LeaseAttrs::parse(body.as_bytes()).map_err(unreadable)?;
+                let attrs = checked(client, attrs)?;
+                let previous = match parameter(uri, "previous") {
+                    Some(name) => Some(subnet_key(&name)?),
+                    None => None,
+                };
+                let restarted = parameter(uri, "restarted").is_none_or(|value| value != "false");
+                let avoid = avoid(&parameters(uri, "avoid"));
+                let host = (&**name, attrs.owner.as_deref(), attrs.public_address());
+                let _alone = self.taking(&host).lock().await;
+                let granted = network
+                    .broker
+                    .acquire(&attrs, previous, restarted, &avoid)
+                    .await?;
+                info!(
+                    subnet = %granted.lease.key,
+                    public_ip = %attrs.public_address(),
+                    client = %client.address,
+                    "lease granted"
+                );
+                json(&lasting(&granted))
+            }
+            (Verb::Put, Target::Lease(name, subnet)) => {
+                let network = self.networks.get(name).await?;
+                let key = subnet_key(subnet)?;
+                let received = received(&key, body)?;
+                let attrs = received
+                    .attrs
+                    .ok_or_else(|| Refusal::Unreadable("Attrs is missing".to_owned()))?;
+                let attrs = checked(client, attrs)?;
+                let former = parameters(uri, "former");
+                let former: Vec<IpAddr> = former
+                    .iter()
+                    .filter_map(|address| address.parse().ok())
+                    .take(MOST_FORMER)
+                    .collect();
+                let known = network.table().get(&key).map(|lease| lease.attrs.clone());
+                let renewed = network
+                    .broker
+                    .renew(&key, &attrs, &former, known.as_ref())
+                    .await;
+                json(&lasting(&renewed?))
+            }
+            (Verb::Delete, Target::Lease(name, subnet)) => {
+                let network = self.networks.get(name).await?;
+                let key = subnet_key(subnet)?;
+                let attrs = match body.trim() {
+                    "" => nameless(client),
+                    body => {
+                        let attrs = received(&key, body)?.attrs;
+                        let missing = || Refusal::Unreadable("Attrs is missing".to_owned());
+                        checked(client, attrs.ok_or_else(missing)?)?
+                    }
+                };
+                match network.broker.release(&key, &attrs).await? {
+                    Released::Lease(_) => {
+                        info!(subnet = %key, client = %client.address, "lease given back");
+                        Ok(done(""))
+                    }
+                    Released::Reservation(_) => Ok(done("reservation\n")),
+                    Released::Nothing => Err(StoreError::NoLease {
+                        reason: format!("the lease of {key} is not this client's"),
+                    }
+                    .into()),
+                }
+            }
+            _ => Err(Refusal::NotFound),
+        }
+    }
+
+    fn taking(&self, host: &impl Hash) -> &Mutex<()> {
+        let mut hasher = DefaultHasher::new();
+        host.hash(&mut hasher);
+        let [first, ..] = hasher.finish().to_ne_bytes();
+        &self.taking[usize::from(first) % self.taking.len()]
+    }
+
+    /// One lease, with the time that it ends at; with a cursor when something happened to it.
+    async fn watch_one(&self, network: &Network, key: &SubnetKey, uri: &Uri) -> Answer {
+        listed(network).await?;
+        let mut cursor = parameter(uri, "next");
+        let deadline = wait_of(uri)?.map(|wait| Instant::now() + wait);
+        let mut news = network.subscribe();
+        loop {
+            news.borrow_and_update();
+            let (found, next) = {
+                let table = network.table();
+                (table.since(cursor.as_deref()), table.cursor())
+            };
+            let removed = match found {
+                News::All => None,
+                News::Changes(changes) => {
+                    let own = changes.into_iter().find(|(_, lease)| lease.key == *key);
+                    match own {
+                        Some((EventType::Removed, lease)) => Some(LeaseBody::new(&lease)),
+                        Some((EventType::Added, _)) => None,
+                        None => {
+                            cursor = Some(next);
+                            continue;
+                        }
+                    }
+                }
+                News::Config | News::Nothing => {
+                    if wait_for(&mut news, deadline).await {
+                        continue;
+                    }
+                    return json(&nothing_new::<Event, LeaseBody>(&next));
+                }
+            };
+            if let Some(lease) = removed {
+                let event = EventType::Removed;
+                return json(&WatchResult::<_, LeaseBody> {
+                    events: Some(&[Event { event, lease }]),
+                    ..nothing_new(&next)
+                });
+            }
+            let granted = self.worked(network.broker.find(key)).await;
+            let late = "etcd took too long to answer".to_owned();
+            let granted = granted.ok_or(Refusal::Failed(Reason::Unreachable, late))??;
+            let Some(granted) = granted else {
+                return Err(StoreError::NoLease {
+                    reason: format!("there is no lease of {key}"),
+                }
+                .into());
+            };
+            return json(&WatchResult::<Event, _> {
+                snapshot: Some(&[lasting(&granted)]),
+                ..nothing_new(&next)
+            });
+        }
+    }
+
+    /// The names of the networks below the prefix; with a cursor when they are others.
+    async fn network_names(&self, uri: &Uri) -> Answer {
+        let late = || Refusal::Failed(Reason::Unreachable, "etcd took too long to answer".into());
+        let cursor = parameter(uri, "next");
+        let Some(root) = self.networks.root() else {
+            return Err(Refusal::NotFound);
+        };
+        loop {
+            let names = self.worked(root.broker.networks(MOST_NETWORKS)).await;
+            let names = names.ok_or_else(late)??;
+            let mut hasher = DefaultHasher::new();
+            names.hash(&mut hasher);
+            let now = format!("{:016x}", hasher.finish());
+            if cursor.as_deref() != Some(now.as_str()) {
+                return json(&WatchResult::<Event, _> {
+                    snapshot: Some(&names),
+                    events: None,
+                    cursor: &now,
+                    unreadable: Vec::new(),
+                    config: None,
+                });
+            }
+            sleep(NETWORKS_PAUSE).await;
+        }
+    }
+}
+
+/// A reservation, as flannel 0.7 tells of it.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Reservation {
+    subnet: Ipv4Net,
+    #[serde(rename = "PublicIP")]
+    public_ip: std::net::Ipv4Addr,
+}
+
+impl Reservation {
+    fn new(lease: &Lease) -> Self {
+        Self {
+            subnet: lease.key.v4.unwrap_or_default(),
+            public_ip: lease
+                .attrs
+                .public_ip
+                .unwrap_or(std::net::Ipv4Addr::UNSPECIFIED),
+        }
+    }
+}
+
+/// The leases: all of them, or what changed after the cursor. Waits for that.
+async fn watch(network: &Network, uri: &Uri) -> Answer {
+    listed(network).await?;
+    let cursor = parameter(uri, "next");
+    let wait = wait_of(uri)?;
+    let deadline = wait.map(|wait| Instant::now() + wait);
+    let mut news = network.subscribe();
+    loop {
+        news.borrow_and_update();
+        let (found, next, tag) = {
+            let table = network.table();
+            let found = table.since(cursor.as_deref());
+            (found, table.cursor(), table.config_tag())
+        };
+        match found {
+            News::All => return Ok(ready(network.list()?)),
+            News::Changes(changes) => {
+                let events: Vec<_> = changes
+                    .into_iter()
+                    .map(|(event, lease)| Event {
+                        event,
+                        lease: LeaseBody::new(&lease),
+                    })
+                    .collect();
+                return json(&WatchResult::<_, LeaseBody> {
+                    events: Some(&events),
+                    config: Some(&tag),
+                    ..nothing_new(&next)
+                });
+            }
+            // flannel takes an answer without events for an empty network.
+            News::Config if wait.is_some() => {}
+            News::Config | News::Nothing => {
+                if wait_for(&mut news, deadline).await {
+                    continue;
+                }
+            }
+        }
+        return json(&WatchResult::<Event, LeaseBody> {
+            config: Some(&tag),
+            ..nothing_new(&next)
+        });
+    }
+}
+
+fn nothing_new<E, S>(cursor: &str) -> WatchResult<'_, E, S> {
+    WatchResult {
+        events: None,
+        snapshot: None,
+        cursor,
+        unreadable: Vec::new(),
+        config: None,
+    }
+}
+
+/// Waits until there may be news, or the deadline passes; whether there may be news.
+async fn wait_for(news: &mut tokio::sync::watch::Receiver<()>, deadline: Option<Instant>) -> bool {
+    let changed = news.changed();
+    match deadline {
+        // The other end lives as long as the network.
+        None => changed.await.is_ok(),
+        Some(deadline) => matches!(timeout_at(deadline, changed).await, Ok(Ok(()))),
+    }
+}
+
+/// How long an answer without news may be kept back; `None` for as long as there is none.
+fn wait_of(uri: &Uri) -> Result<Option<Duration>, Refusal> {
+    let Some(text) = parameter(uri, "wait") else {
+        return Ok(None);
+    };
+    let wait = text.parse().ok().map(Duration::from_secs);
+    match wait.filter(|wait| *wait <= LONGEST_WAIT) {
+        Some(wait) => Ok(Some(wait)),
+        None => Err(Refusal::Unreadable(format!(
+            "wait={text:?}: expected 0 to {} seconds",
+            LONGEST_WAIT.as_secs()
+        ))),
+    }
+}
+
+/// Waits until the leases were listed once.
+async fn listed(network: &Network) -> Result<(), Refusal> {
+    let deadline = Instant::now() + LIST_TIMEOUT;
+    let mut news = network.subscribe();
+    loop {
+        news.borrow_and_update();
+        if network.table().is_listed() {
+            return Ok(());
+        }
+        let trouble = network.trouble();
+        if trouble.is_some() || !wait_for(&mut news, Some(deadline)).await {
+            let text = trouble.unwrap_or_else(|| "the leases are not listed yet".to_owned());
+            return Err(Refusal::Failed(Reason::Unreachable, text));
+        }
+    }
+}
+
+async fn read_body(body: Incoming) -> Result<String, Refusal> {
+    // What is announced as too long is not waited for.
+    if body.size_hint().lower() > u64::try_from(LONGEST_BODY).unwrap_or(u64::MAX) {
+        return Err(Refusal::TooLong);
+    }
+    let collected = timeout(BODY_TIMEOUT, Limited::new(body, LONGEST_BODY).collect()).await;
+    match collected {
+        Err(_) => Err(Refusal::TooSlow),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refusal::TooLong),
+        Ok(Err(error)) => Err(Refusal::Unreadable(error.to_string())),
+        // Go, too, replaces what is not UTF-8.
+        Ok(Ok(body)) => Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned()),
+    }
+}
+
+fn unreadable(error: impl std::error::Error) -> Refusal {
+    let mut text = error.to_string();
+    if let Some(source) = error.source() {
+        text.push_str(&format!(": {source}"));
+    }
+    Refusal::Unreadable(text)
+}
+
+fn subnet_key(name: &str) -> Result<SubnetKey, Refusal> {
+    SubnetKey::parse_name(name).map_err(|error| Refusal::Failed(Reason::Refused, error.to_string()))
+}
+
+/// Reads a lease, which must be that of the path.
+fn received(key: &SubnetKey, body: &str) -> Result<Received, Refusal> {
+    let received = Received::parse(body).map_err(unreadable)?;
+    if received.key == *key {
+        return Ok(received);
+    }
+    let text = format!("the path names {key}, and the body {}", received.key);
+    Err(Refusal::Failed(Reason::Refused, text))
+}
+
+/// A client that does not say who it is: it has its address only.
+fn nameless(client: &Client) -> LeaseAttrs {
+    let (public_ip, public_ipv6) = match client.address.to_canonical() {
+        IpAddr::V4(v4) => (Some(v4), None),
+        IpAddr::V6(v6) => (None, Some(v6)),
+    };
+    LeaseAttrs {
+        public_ip,
+        public_ipv6,
+        backend_type: String::new(),
+        backend_data: None,
+        backend_v6_data: None,
+        owner: client.owner(None),
+    }
+}
+
+/// Attributes that may be published for a client: addresses that can be one host's, and its own name.
+fn checked(client: &Client, attrs: LeaseAttrs) -> Result<LeaseAttrs, Refusal> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    if let Some(owner) = &attrs.owner
+        && (!(1..=64).contains(&owner.len()) || !owner.bytes().all(good))
+    {
+        return Err(Refusal::Unreadable(
+            "SelvageOwner: expected 1 to 64 letters, digits, '.', '_' or '-'".to_owned(),
+        ));
+    }
+    let unusable = match (attrs.public_ip, attrs.public_ipv6) {
+        (None, None) => Some("0.0.0.0 is no host's"),
+        (v4, v6) => v4.and_then(unusable_v4).or(v6.and_then(unusable_v6)),
+    };
+    if let Some(why) = unusable {
+        let text = format!("PublicIP {}: {why}", attrs.public_address());
+        return Err(Refusal::Failed(Reason::Refused, text));
+    }
+    let owner = client.owner(attrs.owner.as_deref());
+    Ok(LeaseAttrs { owner, ..attrs })
+}
+
+fn lasting(granted: &Granted) -> LeaseBody {
+    LeaseBody::new(&granted.lease).lasting(granted.ttl, granted.modified, SystemTime::now())
+}
+
+/// Shared by all connections.
+pub(super) type Shared = Arc<Site>;
+
+/// What a client's subnet must keep off: addresses as networks of one, and links. What cannot be read says nothing.
+fn avoid(parameters: &[impl AsRef<str>]) -> Avoid {
+    let nets = parameters.iter().take(MOST_AVOIDED);
+    let nets = nets.filter_map(|net| net.as_ref().parse::<IpNet>().ok());
+    let (hosts, links): (Vec<_>, Vec<_>) =
+        nets.partition(|net| net.prefix_len() == net.max_prefix_len());
+    Avoid {
+        underlay: Vec::new(),
+        addresses: hosts.iter().map(IpNet::addr).collect(),
+        on_link: links,
+    }
+}

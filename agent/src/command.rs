@@ -1,0 +1,13 @@
+//! What operators type: each command with its output, and the command line that they share.
+//!
+//! May import: everything. Must not: be imported by any other room.
+
+pub mod cleanup;
+pub mod cli;
+pub mod doctor;
+pub mod leave;
+pub mod manual;
+pub mod network;
+pub mod options;
+pub mod peers;
+pub mod status;

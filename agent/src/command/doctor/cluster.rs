@@ -1,0 +1,163 @@
+//! Checks of what the cluster says: the agent and its own lease, the other nodes' leases, the store, and the networks
+//! that get into each other's way.
+
+use ipnet::IpNet;
+
+use super::{Check, Context, Finding};
+use crate::cluster::lease::SubnetKey;
+use crate::telemetry::status::{Peer, Status};
+
+mod advice;
+mod agent;
+mod certificates;
+mod clock;
+mod duplicates;
+mod kernel;
+mod lease;
+mod nat;
+mod network;
+mod overlap;
+mod refused;
+
+/// The checks, in the order in which they are told.
+pub(super) fn checks() -> Vec<Check> {
+    vec![
+        agent::CHECK,
+        kernel::CHECK,
+        lease::LOST,
+        lease::EXPIRY,
+        certificates::CHECK,
+        clock::CHECK,
+        nat::CHECK,
+        duplicates::CHECK,
+        overlap::CHECK,
+        network::CONFIG,
+        network::SUBNETS,
+        refused::CHECK,
+    ]
+}
+
+/// So many findings of one kind are told; a cluster of thousands may have as many more.
+const MOST: usize = 10;
+
+/// What a peer is called: its subnet.
+fn name(peer: &Peer) -> String {
+    let net = peer.nets().next();
+    net.map_or_else(|| "an unknown subnet".to_owned(), |net| net.to_string())
+}
+
+/// How an administrator ends the lease of a peer.
+fn deletion(peer: &Peer, status: &Status) -> String {
+    let key = SubnetKey::new(peer.subnet, peer.subnet_v6).name();
+    format!("etcdctl del '{}/subnets/{key}'", status.store.prefix)
+}
+
+/// Several peers in few words.
+fn sample(peers: &[&Peer]) -> String {
+    match peers {
+        [] => String::new(),
+        [one] => name(one),
+        [one, two] => format!("{} and {}", name(one), name(two)),
+        [one, rest @ ..] => format!("{} and {} others", name(one), rest.len()),
+    }
+}
+
+/// The first findings, the last of which says how many there are besides.
+fn cap(mut findings: Vec<Finding>) -> Vec<Finding> {
+    let more = findings.len().saturating_sub(MOST);
+    findings.truncate(MOST);
+    if let Some(last) = findings.last_mut().filter(|_| more > 0) {
+        last.what
+            .push_str(&format!(" (and {more} more findings like it)"));
+    }
+    findings
+}
+
+/// The overlay networks.
+fn networks(status: &Status) -> impl Iterator<Item = IpNet> {
+    let network = status.network.as_ref();
+    let v4 = network.and_then(|network| network.ipv4).map(IpNet::V4);
+    let v6 = network.and_then(|network| network.ipv6).map(IpNet::V6);
+    v4.into_iter().chain(v6)
+}
+
+/// This node's subnets.
+fn own_subnets(status: &Status) -> impl Iterator<Item = IpNet> {
+    let lease = status.lease.as_ref();
+    let v4 = lease.and_then(|lease| lease.subnet).map(IpNet::V4);
+    let v6 = lease.and_then(|lease| lease.subnet_v6).map(IpNet::V6);
+    v4.into_iter().chain(v6)
+}
+
+/// Whether two networks have an address in common.
+fn meet(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use ipnet::Ipv4Net;
+
+    use super::*;
+    use crate::command::doctor::Severity;
+    use crate::telemetry::status::{Lease, PeerState};
+
+    /// So many peers, all of them well.
+    pub(super) fn peers(count: u32) -> Vec<Peer> {
+        let peer = |number: u32| {
+            let subnet = Ipv4Addr::from(0x0a05_0000 + (number << 8));
+            Peer {
+                subnet: Ipv4Net::new(subnet, 24).ok(),
+                subnet_v6: None,
+                public_ip: Some(Ipv4Addr::from(0x0a4d_0000 + number)),
+                public_ipv6: None,
+                backend: "vxlan".to_owned(),
+                owner: Some(format!("{number:032x}")),
+                state: PeerState::Programmed,
+                reason: None,
+                since_time: 0,
+                changed_time: None,
+                traffic: None,
+                handshake_time: None,
+            }
+        };
+        (1..=count).map(peer).collect()
+    }
+
+    /// A lease of this node's that is well.
+    pub(super) fn lease() -> Lease {
+        Lease {
+            subnet: "10.5.250.0/24".parse().ok(),
+            subnet_v6: None,
+            public_ip: Some([10, 77, 1, 1].into()),
+            public_ipv6: None,
+            since_time: 0,
+            held: true,
+            reservation: false,
+            ttl_seconds: Some(86400),
+            left_seconds: Some(86000),
+            trouble: None,
+        }
+    }
+
+    #[test]
+    fn of_many_findings_few_are_told_and_the_rest_counted() {
+        let finding = |number: usize| Finding {
+            check: "x".to_owned(),
+            severity: Severity::Error,
+            subject: None,
+            what: number.to_string(),
+            why: String::new(),
+            remedy: Vec::new(),
+        };
+        let told = cap((0..MOST + 3).map(finding).collect());
+        assert_eq!(told.len(), MOST);
+        assert_eq!(told[MOST - 1].what, "9 (and 3 more findings like it)");
+        assert_eq!(
+            cap((0..MOST).map(finding).collect()).last().unwrap().what,
+            "9"
+        );
+    }
+}

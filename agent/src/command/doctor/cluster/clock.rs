@@ -1,0 +1,99 @@
+//! A wall clock that jumps.
+
+use std::future::ready;
+
+use super::Check;
+use super::lease::duration;
+use crate::command::doctor::{Finding, Severity};
+use crate::telemetry::status::Status;
+
+const NAME: &str = "clock-jump";
+
+/// Jumps of the wall clock.
+pub(super) const CHECK: Check = Check {
+    name: NAME,
+    looks_for: "a wall clock that jumped in the last day",
+    run: |context| Box::pin(ready(context.status().map(find))),
+};
+
+/// For so long a jump is worth telling, in seconds.
+const RECENT: u64 = 86400;
+
+/// What is less, in seconds, neither outdates a certificate nor confuses whoever compares the logs of two hosts.
+const LARGE: u64 = 30;
+
+/// So many jumps are no correction, but a fault that goes on.
+const MANY: u64 = 3;
+
+/// In the first seconds of the agent's life the clock may be set for the first time since boot: by time synchronisation,
+/// on a machine whose own clock was off.
+const BOOT: u64 = 300;
+
+fn find(status: &Status) -> Vec<Finding> {
+    let clock = status.clock;
+    let (Some(at), Some(by)) = (clock.last_time, clock.last_seconds) else {
+        return Vec::new();
+    };
+    let is_recent = status.time.abs_diff(at) < RECENT;
+    let is_first_setting = clock.jumps == 1 && {
+        let start = status.agent.started_time;
+        let before = at.saturating_add_signed(by.saturating_neg());
+        before.saturating_sub(start) < BOOT && by > 0
+    };
+    let counts = by.unsigned_abs() >= LARGE || clock.jumps >= MANY;
+    if !is_recent || is_first_setting || !counts {
+        return Vec::new();
+    }
+    let direction = if by < 0 { "back" } else { "forward" };
+    let times = match clock.jumps {
+        1 => "once".to_owned(),
+        jumps => format!("{jumps} times"),
+    };
+    vec![Finding {
+        check: NAME.to_owned(),
+        severity: Severity::Warning,
+        subject: None,
+        what: format!(
+            "the wall clock jumped {times} since the agent's start, last {} ago by {} {direction}",
+            duration(status.time.saturating_sub(at)),
+            duration(by.unsigned_abs()),
+        ),
+        why: "leases do not go by it, but certificates do, and so do the logs of the hosts; forward jumps also come from a virtual machine that was paused, whose lease may have ended meanwhile".to_owned(),
+        remedy: vec![
+            "see whether the clock is synchronised, and by what: timedatectl; timedatectl timesync-status".to_owned(),
+            "let one service only set it: systemctl list-units '*timesync*' '*chrony*' '*ntp*' 'vmtoolsd*'".to_owned(),
+        ],
+    }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::status::{Agent, Clock};
+
+    fn found(jumps: u64, ago: u64, by: i64, running: u64) -> usize {
+        let now = 1_700_000_000;
+        let mut status = Status::joining(Agent::of_process("x", now - running), Vec::new());
+        status.time = now;
+        status.clock = Clock {
+            jumps,
+            last_time: (jumps > 0).then(|| now - ago),
+            last_seconds: (jumps > 0).then_some(by),
+        };
+        find(&status).len()
+    }
+
+    #[test]
+    fn jumps_that_matter_are_told_for_a_day() {
+        let year = 365 * 86400;
+        assert_eq!(found(0, 0, 0, 7200), 0);
+        assert_eq!(found(1, 60, year, 2 * 31_536_000), 1);
+        assert_eq!(found(1, 60, -year, 7200), 1);
+        assert_eq!(found(1, 2 * 86400, -3600, 7 * 86400), 0);
+        assert_eq!(found(1, 60, 5, 7200), 0);
+        assert_eq!(found(3, 60, 5, 7200), 1);
+        // Set for the first time: 20 s after the agent's start, forward by an hour.
+        assert_eq!(found(1, 10, 3600, 3600 + 30), 0);
+        assert_eq!(found(2, 10, 3600, 3600 + 30), 1);
+    }
+}

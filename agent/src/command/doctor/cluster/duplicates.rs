@@ -1,0 +1,306 @@
+//! Two nodes that are one to their peers: one address, MAC address, key or machine id.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::nat;
+use super::{Check, Context, cap, deletion, name};
+use crate::command::doctor::{Finding, NotChecked, Outcome, Severity};
+use crate::host::netlink::host::{Host, Questions};
+use crate::telemetry::status::{Peer, Status};
+
+const NAME: &str = "duplicate-address";
+
+/// What gives a host another machine id. D-Bus has a copy on many hosts, from which systemd-machine-id-setup(1) would make
+/// the same again.
+const NEW_ID: &str = "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup";
+
+/// What should be one node's alone, and is two nodes'.
+pub(super) const CHECK: Check = Check {
+    name: NAME,
+    looks_for: "two nodes with one public IP, MAC address, key or machine id",
+    run: |context| Box::pin(check(context)),
+};
+
+async fn check(context: &Context<'_>) -> Outcome {
+    let status = context.status()?;
+    let host = Host::observe(Questions::default())
+        .await
+        .map_err(|error| NotChecked(crate::base::logging::chain(&error)))?;
+    let nodes = nodes(status);
+    let told = nat::shared(status, &host).is_some();
+    let mut findings = addresses(&nodes, told);
+    findings.extend(identities(status));
+    findings.extend(machines(&nodes));
+    Ok(cap(findings))
+}
+
+/// Whether a lease is not used because its node is, in some way, another one as well.
+pub(super) fn is_duplicate(reason: &str) -> bool {
+    reason.contains("publishes our public IP")
+        || reason.contains("is our own")
+        || Identity::taken(reason).is_some()
+}
+
+/// Whether a lease is this node's own: an earlier one, or a reservation that it does not use.
+pub(super) fn is_ours(peer: &Peer, status: &Status) -> bool {
+    let own = status.lease.as_ref();
+    let at_ours = own.is_some_and(|own| {
+        peer.public_ip.is_some() && peer.public_ip == own.public_ip
+            || peer.public_ipv6.is_some() && peer.public_ipv6 == own.public_ipv6
+    });
+    let owner = peer.owner.as_deref();
+    at_ours && owner.is_none_or(|owner| owner == status.agent.node_id)
+}
+
+/// A lease, as far as it tells nodes apart.
+struct Node<'a> {
+    name: String,
+    addresses: Vec<IpAddr>,
+    /// `None` for a real flannel and for a reservation that nobody uses yet.
+    owner: Option<&'a str>,
+    is_own: bool,
+    /// How its lease is ended; `None` for the own one.
+    deletion: Option<String>,
+}
+
+fn nodes(status: &Status) -> Vec<Node<'_>> {
+    let own = status.lease.as_ref().map(|lease| Node {
+        name: "this node".to_owned(),
+        addresses: {
+            let v4 = lease.public_ip.map(IpAddr::V4);
+            v4.into_iter()
+                .chain(lease.public_ipv6.map(IpAddr::V6))
+                .collect()
+        },
+        owner: Some(&status.agent.node_id),
+        is_own: true,
+        deletion: None,
+    });
+    let peers = status.peers.iter().map(|peer| Node {
+        name: name(peer),
+        addresses: peer.addresses().collect(),
+        owner: peer.owner.as_deref(),
+        is_own: false,
+        deletion: Some(deletion(peer, status)),
+    });
+    own.into_iter().chain(peers).collect()
+}
+
+/// Addresses that two machines publish. `told`: another check tells of this node's own.
+fn addresses(nodes: &[Node<'_>], told: bool) -> Vec<Finding> {
+    let mut by_address: BTreeMap<IpAddr, Vec<&Node<'_>>> = BTreeMap::new();
+    for node in nodes {
+        for address in &node.addresses {
+            by_address.entry(*address).or_default().push(node);
+        }
+    }
+    let mut findings = Vec::new();
+    for (address, nodes) in by_address {
+        let owners: BTreeSet<_> = nodes.iter().filter_map(|node| node.owner).collect();
+        // Two leases of one machine, or a flannel's that a Selvage took over, are one node.
+        if owners.len() < 2 || told && nodes.iter().any(|node| node.is_own) {
+            continue;
+        }
+        let deletions = nodes.iter().filter_map(|node| node.deletion.as_deref());
+        let deletions: Vec<_> = deletions.take(2).collect();
+        findings.push(Finding {
+            check: NAME.to_owned(),
+            severity: Severity::Error,
+            subject: Some(address.to_string()),
+            what: format!("{} publish the same public IP, {address}", list(&nodes)),
+            why: "packets for all their subnets go to whichever host has the address, so that the other's containers are cut off; or it is one host that was installed anew, and its former lease has not ended yet".to_owned(),
+            remedy: vec![
+                "find out which hosts they are, by their machine id: selvage network leases --json; selvage status --json there shows node_id".to_owned(),
+                "two hosts: give one of them another address; behind NAT, let them publish what peers reach: underlay.interfaces or underlay.public-ip".to_owned(),
+                format!("one host installed anew: wait until the former lease ends, or delete it: {}", deletions.join(" or ")),
+            ],
+        });
+    }
+    findings
+}
+
+/// What a back end publishes of a node that must be its alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Identity {
+    Mac,
+    Key,
+}
+
+impl Identity {
+    /// The lease that has the same, and what it is, from the reason for which a younger lease is refused.
+    fn taken(reason: &str) -> Option<(String, Self)> {
+        let rest = reason.strip_prefix("the older lease of ")?;
+        let (holder, what) = rest.split_once(" already has ")?;
+        let identity = match what {
+            what if what.starts_with("fdb ") => Self::Mac,
+            what if what.starts_with("wireguard peer ") => Self::Key,
+            _ => return None,
+        };
+        Some((holder.to_owned(), identity))
+    }
+
+    fn ours(reason: &str) -> Option<(String, Self)> {
+        let identity = match reason {
+            reason if !reason.contains("is our own") => return None,
+            reason if reason.contains("VtepMAC") => Self::Mac,
+            reason if reason.contains("PublicKey") => Self::Key,
+            _ => return None,
+        };
+        Some(("this node".to_owned(), identity))
+    }
+}
+
+/// MAC addresses and keys that two nodes have: their agents refuse the younger lease.
+fn identities(status: &Status) -> Vec<Finding> {
+    let found = status.peers.iter().filter_map(|peer| {
+        let reason = peer.reason.as_deref()?;
+        let (holder, identity) = Identity::taken(reason).or_else(|| Identity::ours(reason))?;
+        Some((peer, reason, holder, identity))
+    });
+    found
+        .map(|(peer, reason, holder, identity)| {
+            let (what, file) = match identity {
+                Identity::Mac => ("MAC address", "flannel.*.mac"),
+                Identity::Key => ("key", "wireguard.key"),
+            };
+            Finding {
+                check: NAME.to_owned(),
+                severity: Severity::Error,
+                subject: Some(name(peer)),
+                what: format!("{} and {holder} have the same {what}: {reason}", name(peer)),
+                why: "the kernel cannot tell their packets apart, so only one of them is reached; it comes from a disk that was cloned after its first boot, with the agent's state on it".to_owned(),
+                remedy: vec![
+                    format!("on the clone: systemctl stop selvage; rm -f /var/lib/selvage/{file} /var/lib/selvage/machine-id; ip link del the overlay device; systemctl start selvage"),
+                    format!("give the clone a machine id of its own as well: {NEW_ID}; and clone images, not machines that ran"),
+                ],
+            }
+        })
+        .collect()
+}
+
+/// Machine ids that leases of two hosts have.
+fn machines(nodes: &[Node<'_>]) -> Vec<Finding> {
+    let mut by_owner: BTreeMap<&str, Vec<&Node<'_>>> = BTreeMap::new();
+    for node in nodes {
+        if let Some(owner) = node.owner {
+            by_owner.entry(owner).or_default().push(node);
+        }
+    }
+    let mut findings = Vec::new();
+    for (owner, nodes) in by_owner {
+        let addresses: BTreeSet<_> = nodes
+            .iter()
+            .filter_map(|node| node.addresses.first())
+            .collect();
+        if addresses.len() < 2 {
+            continue;
+        }
+        findings.push(Finding {
+            check: NAME.to_owned(),
+            severity: Severity::Warning,
+            subject: Some(owner.to_owned()),
+            what: format!("{} have the same machine id, {owner}, at different addresses", list(&nodes)),
+            why: "a node knows its lease by its machine id, so that clones may take each other's; or it is one host whose address changed while its agent did not run, and its former lease has not ended yet".to_owned(),
+            remedy: vec![
+                format!("a clone: {NEW_ID}; rm -f /var/lib/selvage/machine-id; systemctl restart selvage"),
+                "one host: nothing; its former lease ends by itself (selvage network leases shows when)".to_owned(),
+            ],
+        });
+    }
+    findings
+}
+
+/// The nodes by name, with their addresses, the first few of them.
+fn list(nodes: &[&Node<'_>]) -> String {
+    const MOST: usize = 5;
+    let mut names: Vec<String> = nodes
+        .iter()
+        .take(MOST)
+        .map(|node| match node.addresses.first() {
+            Some(address) => format!("{} (at {address})", node.name),
+            None => node.name.clone(),
+        })
+        .collect();
+    if nodes.len() > MOST {
+        names.push(format!("{} more", nodes.len() - MOST));
+    }
+    let last = names.pop().unwrap_or_default();
+    format!("{} and {last}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::net::MacAddr;
+    use crate::plan::backend::Refusal;
+    use crate::plan::state::Key;
+
+    #[test]
+    fn refusals_of_duplicates_are_recognised() {
+        let mac = MacAddr([2, 0, 0, 0, 0, 1]);
+        let taken = Refusal::Taken {
+            key: Key::Fdb("flannel.1".parse().unwrap(), mac),
+            holder: crate::cluster::lease::SubnetKey::parse_argument("10.5.1.0/24").unwrap(),
+        };
+        let found = Identity::taken(&taken.to_string());
+        assert_eq!(found, Some(("10.5.1.0/24".to_owned(), Identity::Mac)));
+        let own = Refusal::OwnMac(mac).to_string();
+        assert_eq!(
+            Identity::ours(&own).map(|(_, identity)| identity),
+            Some(Identity::Mac)
+        );
+        let ours = crate::cluster::peers::Refusal::BackendData(own).to_string();
+        for reason in [
+            ours,
+            taken.to_string(),
+            crate::cluster::peers::Refusal::OurPublicIp.to_string(),
+            Refusal::OwnAddress([10, 0, 0, 1].into()).to_string(),
+        ] {
+            assert!(is_duplicate(&reason), "{reason}");
+        }
+    }
+
+    #[test]
+    fn one_machine_with_two_leases_is_no_duplicate() {
+        let node = |name: &str, address: [u8; 4], owner| Node {
+            name: name.to_owned(),
+            addresses: vec![address.into()],
+            owner,
+            is_own: name == "own",
+            deletion: None,
+        };
+        let (one, two) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        for (nodes, same_address, same_machine) in [
+            (
+                vec![node("own", one, Some("a")), node("b", two, Some("b"))],
+                0,
+                0,
+            ),
+            (
+                vec![node("own", one, Some("a")), node("b", one, Some("a"))],
+                0,
+                0,
+            ),
+            // A reservation of this node's, or a flannel's lease that it took over.
+            (
+                vec![node("own", one, Some("a")), node("b", one, None)],
+                0,
+                0,
+            ),
+            (
+                vec![node("own", one, Some("a")), node("b", one, Some("b"))],
+                1,
+                0,
+            ),
+            (
+                vec![node("own", one, Some("a")), node("b", two, Some("a"))],
+                0,
+                1,
+            ),
+        ] {
+            assert_eq!(addresses(&nodes, false).len(), same_address);
+            assert_eq!(machines(&nodes).len(), same_machine);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The wrong interface: one behind a NAT that hides this host from its peers, while another leads to them.
+//!
+//! Virtual machines of a desktop each have the same address on their first interface, from the hypervisor's NAT, and
+//! their default route leads there.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Check, Context, duplicates, name};
+use crate::base::net;
+use crate::command::doctor::{Finding, NotChecked, Outcome, Severity};
+use crate::host::netlink::host::{Host, Questions};
+use crate::telemetry::status::{Lease, Status, Underlay};
+
+const NAME: &str = "nat-interface";
+
+/// An underlay interface that does not lead to the peers.
+pub(super) const CHECK: Check = Check {
+    name: NAME,
+    looks_for: "an underlay interface that peers are not reached by, while another one leads to them",
+    run: |context| Box::pin(check(context)),
+};
+
+async fn check(context: &Context<'_>) -> Outcome {
+    let status = context.status()?;
+    let host = Host::observe(Questions::default())
+        .await
+        .map_err(|error| NotChecked(crate::base::logging::chain(&error)))?;
+    Ok(shared(status, &host)
+        .or_else(|| elsewhere(status, &host))
+        .into_iter()
+        .collect())
+}
+
+/// Names of interfaces that lead to containers or virtual machines of this host, not to other hosts.
+const INSIDE: [&str; 10] = [
+    "docker", "cni", "br-", "virbr", "veth", "lxdbr", "lxcbr", "podman", "cali", "vnet",
+];
+
+/// An address of another interface that could carry the overlay.
+struct Candidate<'a> {
+    interface: &'a str,
+    address: IpAddr,
+    net: IpNet,
+}
+
+fn candidates<'a>(status: &Status, underlay: &Underlay, host: &'a Host) -> Vec<Candidate<'a>> {
+    let is_overlay = |name: &str| {
+        let ours = status.devices.iter().any(|device| device.name == name);
+        ours || name.starts_with("flannel")
+    };
+    let networks: Vec<IpNet> = super::networks(status).collect();
+    host.addresses
+        .iter()
+        .filter(|address| address.link_index != underlay.index && is_usable(address.address))
+        .filter(|address| !networks.iter().any(|net| net.contains(&address.address)))
+        .filter_map(|address| {
+            let mut links = host.links.iter();
+            let link = links.find(|link| link.index == address.link_index)?;
+            let interface = link.name.as_str();
+            let leads_inside = INSIDE.iter().any(|inside| interface.starts_with(inside));
+            (!leads_inside && !is_overlay(interface)).then_some(Candidate {
+                interface,
+                address: address.address,
+                net: IpNet::new(address.address, address.prefix_len)
+                    .ok()?
+                    .trunc(),
+            })
+        })
+        .collect()
+}
+
+fn is_usable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => net::unusable_v4(v4).is_none() && !v4.is_link_local(),
+        IpAddr::V6(v6) => net::unusable_v6(v6).is_none(),
+    }
+}
+
+/// The addresses that this node publishes because the interface has them, not because it was told to.
+fn untold(lease: &Lease, underlay: &Underlay) -> Vec<IpAddr> {
+    let v4 = lease
+        .public_ip
+        .filter(|public| underlay.ipv4.is_some_and(|net| net.addr() == *public));
+    let v6 = lease
+        .public_ipv6
+        .filter(|public| underlay.ipv6.is_some_and(|net| net.addr() == *public));
+    let v4 = v4.map(IpAddr::V4);
+    v4.into_iter().chain(v6.map(IpAddr::V6)).collect()
+}
+
+/// Others publish our address as well, and there is another interface: the address is a NAT's.
+pub(super) fn shared(status: &Status, host: &Host) -> Option<Finding> {
+    let (lease, underlay) = (status.lease.as_ref()?, status.underlay.as_ref()?);
+    let own = untold(lease, underlay);
+    let others: Vec<_> = status
+        .peers
+        .iter()
+        .filter(|peer| peer.owner.is_some() && !duplicates::is_ours(peer, status))
+        .filter(|peer| peer.addresses().any(|address| own.contains(&address)))
+        .collect();
+    let first = others.first()?;
+    let address = first.addresses().find(|address| own.contains(address))?;
+    let candidates = candidates(status, underlay, host);
+    let family = candidates
+        .into_iter()
+        .find(|candidate| candidate.address.is_ipv4() == address.is_ipv4())?;
+    let interface = &underlay.interface;
+    Some(Finding {
+        check: NAME.to_owned(),
+        severity: Severity::Error,
+        subject: Some(interface.clone()),
+        what: format!(
+            "this node publishes {address}, the address of {interface}, and so {} (the lease of {})",
+            match others.len() {
+                1 => "does another one".to_owned(),
+                count => format!("do {count} others"),
+            },
+            name(first)
+        ),
+        why: "an address that several hosts have is that of a NAT behind each of them; peers cannot reach any of them by it. An interface that nobody names is chosen because the default route leads over it".to_owned(),
+        remedy: remedies(&family),
+    })
+}
+
+/// Peers are next to us on another interface.
+fn elsewhere(status: &Status, host: &Host) -> Option<Finding> {
+    let (lease, underlay) = (status.lease.as_ref()?, status.underlay.as_ref()?);
+    let own = untold(lease, underlay);
+    let attached = [underlay.ipv4.map(IpNet::V4), underlay.ipv6.map(IpNet::V6)];
+    let candidates = candidates(status, underlay, host);
+    let near = |candidate: &Candidate<'_>| {
+        let wider = candidate.net.prefix_len() < candidate.net.max_prefix_len();
+        let peers = status.peers.iter().filter(move |peer| {
+            let mut addresses = peer.addresses();
+            wider
+                && addresses.any(|address| {
+                    candidate.net.contains(&address)
+                        && address != candidate.address
+                        && !attached.iter().flatten().any(|net| net.contains(&address))
+                })
+        });
+        peers.map(name).collect::<Vec<_>>()
+    };
+    let (candidate, peers) = candidates
+        .into_iter()
+        .filter(|candidate| {
+            own.iter()
+                .any(|own| own.is_ipv4() == candidate.address.is_ipv4())
+        })
+        .map(|candidate| {
+            let peers = near(&candidate);
+            (candidate, peers)
+        })
+        .max_by_key(|(_, peers)| peers.len())?;
+    let first = peers.first()?;
+    let published = own.first()?;
+    let interface = &underlay.interface;
+    Some(Finding {
+        check: NAME.to_owned(),
+        severity: if peers.len() == status.peers.len() {
+            Severity::Error
+        } else {
+            Severity::Warning
+        },
+        subject: Some(interface.clone()),
+        what: format!(
+            "this node publishes {published}, the address of {interface}, but {} of {} peers ({first}{}) are in {}, next to it on {}",
+            peers.len(),
+            status.peers.len(),
+            if peers.len() > 1 { ", …" } else { "" },
+            candidate.net,
+            candidate.interface,
+        ),
+        why: "packets to them leave by one interface with the address of another, and theirs come to an address that they may not reach: many networks drop both, and behind NAT the address is not this host's at all".to_owned(),
+        remedy: remedies(&candidate),
+    })
+}
+
+fn remedies(candidate: &Candidate<'_>) -> Vec<String> {
+    let Candidate {
+        interface, address, ..
+    } = candidate;
+    vec![
+        format!(
+            "use {interface} ({address}): underlay.interfaces = [\"{interface}\"] in /etc/selvage/agent.toml (--iface={interface}), then systemctl restart selvage"
+        ),
+        format!(
+            "on all nodes alike, whatever the interface is called there: underlay.interface-cidr = [\"{}\"] (--iface-cidr)",
+            candidate.net
+        ),
+        "if peers do reach this host by an address of a router: underlay.public-ip (--public-ip)"
+            .to_owned(),
+    ]
+}

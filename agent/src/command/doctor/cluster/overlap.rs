@@ -1,0 +1,110 @@
+//! Other networks that get in the overlay's way: the underlay's, Docker's, a VPN's; and servers that the overlay's
+//! addresses hide.
+//!
+//! The overlay's routes are as long as a node's subnet. So a wider route of somebody else's, such as a default route,
+//! takes nothing away from the overlay, but the overlay takes addresses away from it.
+
+mod host;
+mod servers;
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Check, Context, cap, meet, networks, own_subnets};
+use crate::base::logging::chain;
+use crate::command::doctor::{Finding, NotChecked, Outcome, Severity};
+use crate::host::netlink::host::{Host, Questions};
+use crate::host::netlink::survey;
+use crate::telemetry::status::Status;
+
+const NAME: &str = "overlap";
+
+/// Networks and servers that have addresses of the overlay.
+pub(super) const CHECK: Check = Check {
+    name: NAME,
+    looks_for: "other networks, VPN routes and servers with addresses of the overlay",
+    run: |context| Box::pin(check(context)),
+};
+
+async fn check(context: &Context<'_>) -> Outcome {
+    let status = context.status()?;
+    let networks: Vec<IpNet> = networks(status).collect();
+    if networks.is_empty() {
+        return Err(NotChecked(
+            "the agent has not read the network config yet".to_owned(),
+        ));
+    }
+    let unknown = |error| NotChecked(chain(&error));
+    let host = Host::observe(Questions::default()).await.map_err(unknown)?;
+    let routes = survey::foreign_routes(&networks).await.map_err(unknown)?;
+    let rules = survey::policy_rules().await.map_err(unknown)?;
+    let surroundings = host::Surroundings {
+        status,
+        networks: &networks,
+        host: &host,
+        routes: &routes,
+        rules: &rules,
+    };
+    let peers = surroundings.sample();
+    let asked = peers.iter().map(|peer| (peer.address, peer.forwarded));
+    let ways = survey::ways(asked).await.map_err(unknown)?;
+    let mut findings = surroundings.underlay();
+    findings.extend(surroundings.addresses());
+    // Where others make the routes, none of them is known to be right or wrong.
+    let network = status.network.as_ref();
+    if network.is_some_and(|network| !OTHERS_ROUTES.contains(&network.backend.as_str())) {
+        let lost = surroundings.lost_peers(&peers, &ways);
+        findings.extend(surroundings.routes(&lost));
+        findings.extend(lost);
+    }
+    findings.extend(servers::find(context.settings, status, &networks, &host).await);
+    Ok(cap(findings))
+}
+
+/// Back ends whose peers are reached by what others set up.
+const OTHERS_ROUTES: [&str; 2] = ["alloc", "extension"];
+
+/// Whose an overlay address is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Holder {
+    /// In this node's subnet.
+    Own,
+    /// In a peer's.
+    Peer,
+    /// In nobody's yet.
+    Nobody,
+}
+
+fn holder(status: &Status, address: IpAddr) -> Holder {
+    if own_subnets(status).any(|net| net.contains(&address)) {
+        return Holder::Own;
+    }
+    let mut nets = status.peers.iter().flat_map(|peer| peer.nets());
+    match nets.any(|net| net.contains(&address)) {
+        true => Holder::Peer,
+        false => Holder::Nobody,
+    }
+}
+
+fn finding(
+    severity: Severity,
+    subject: String,
+    what: String,
+    why: &str,
+    remedy: Vec<String>,
+) -> Finding {
+    Finding {
+        check: NAME.to_owned(),
+        severity,
+        subject: Some(subject),
+        what,
+        why: why.to_owned(),
+        remedy,
+    }
+}
+
+/// How the overlay gets another network.
+fn renumber() -> String {
+    "or give the overlay a network that nobody else has: selvage network set FILE; nodes take subnets of it when their agents are restarted".to_owned()
+}

@@ -1,0 +1,403 @@
+//! Addresses and routes of this host that meet the overlay's networks.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{finding, meet, own_subnets, renumber};
+use crate::base::net::Family;
+use crate::command::doctor::cluster::name;
+use crate::command::doctor::{Finding, Severity};
+use crate::host::netlink::Refused;
+use crate::host::netlink::host::{Forwarded, Host, Way};
+use crate::host::netlink::survey::{ForeignRoute, PolicyRule};
+use crate::telemetry::status::{PeerState, Status};
+
+/// Of so many peers the kernel is asked for the way.
+const PEERS: usize = 64;
+
+/// `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` of linux/rtnetlink.h, to which rules lead on every host.
+const MAIN_OR_LOCAL: [u32; 2] = [254, 255];
+
+/// Bridges of container runtimes that may be left with a former subnet, of which another check tells.
+const RUNTIMES: [&str; 2] = ["docker0", "cni0"];
+
+/// What there is on the host.
+pub(super) struct Surroundings<'a> {
+    pub(super) status: &'a Status,
+    pub(super) networks: &'a [IpNet],
+    pub(super) host: &'a Host,
+    /// Routes into the overlay's networks that nobody of ours made.
+    pub(super) routes: &'a [ForeignRoute],
+    /// The rules that say which table counts.
+    pub(super) rules: &'a [PolicyRule],
+}
+
+/// A peer that the kernel is asked about.
+pub(super) struct Asked {
+    name: String,
+    /// An address that a container there may have.
+    pub(super) address: IpAddr,
+    /// Where packets are sent that need no encapsulation.
+    public: Option<IpAddr>,
+    /// Whether it is about packets of containers here, and not about the host's own.
+    pub(super) forwarded: Option<Forwarded>,
+}
+
+impl Surroundings<'_> {
+    /// What to ask of peers all of whose objects the kernel has, up to a number: the ways of the host's own packets and,
+    /// where there is a bridge for containers, of theirs.
+    pub(super) fn sample(&self) -> Vec<Asked> {
+        let peers = self.status.peers.iter();
+        let programmed = peers.filter(|peer| peer.state == PeerState::Programmed);
+        let bridges: Vec<Forwarded> = own_subnets(self.status)
+            .filter_map(|own| self.bridge(own))
+            .collect();
+        programmed
+            .take(PEERS)
+            .flat_map(|peer| peer.nets().map(move |net| (peer, net)))
+            .flat_map(|(peer, net)| {
+                let of_family = |one: IpAddr| one.is_ipv4() == net.addr().is_ipv4();
+                let public = [
+                    peer.public_ip.map(IpAddr::V4),
+                    peer.public_ipv6.map(IpAddr::V6),
+                ];
+                let public = public
+                    .into_iter()
+                    .flatten()
+                    .find(|public| of_family(*public));
+                let bridges = bridges
+                    .iter()
+                    .filter(move |bridge| of_family(bridge.source));
+                let forwarded: Vec<_> = bridges.copied().map(Some).collect();
+                let address = net.hosts().nth(1);
+                std::iter::once(None)
+                    .chain(forwarded)
+                    .filter_map(move |forwarded| {
+                        Some(Asked {
+                            name: name(peer),
+                            address: address?,
+                            public,
+                            forwarded,
+                        })
+                    })
+            })
+            .collect()
+    }
+
+    /// The bridge for containers that has an address of the node's own subnet, as the way in of a container's packets.
+    fn bridge(&self, own: IpNet) -> Option<Forwarded> {
+        let mut addresses = self.host.addresses.iter();
+        let bridge = addresses.find(|address| {
+            own.contains(&address.address) && !self.is_overlay(self.interface(address.link_index))
+        })?;
+        let source = own.hosts().skip(1).take(PEERS).last()?;
+        Some(Forwarded {
+            source,
+            link_index: bridge.link_index,
+        })
+    }
+
+    fn interface(&self, index: u32) -> &str {
+        let mut links = self.host.links.iter();
+        links
+            .find(|link| link.index == index)
+            .map_or("an unknown interface", |link| link.name.as_str())
+    }
+
+    /// Whether an interface is one of ours: an overlay device, or one of another network's.
+    fn is_overlay(&self, interface: &str) -> bool {
+        let mut devices = self.status.devices.iter();
+        devices.any(|device| device.name == interface)
+    }
+
+    fn meets(&self, net: &IpNet) -> Option<&IpNet> {
+        self.networks.iter().find(|network| meet(network, net))
+    }
+
+    fn is_own(&self, net: &IpNet) -> bool {
+        own_subnets(self.status).any(|own| own.contains(net))
+    }
+
+    /// The underlay's own network.
+    pub(super) fn underlay(&self) -> Vec<Finding> {
+        let Some(underlay) = &self.status.underlay else {
+            return Vec::new();
+        };
+        let v4 = underlay.ipv4.map(|net| IpNet::V4(net.trunc()));
+        let v6 = underlay.ipv6.map(|net| IpNet::V6(net.trunc()));
+        let nets = v4.into_iter().chain(v6);
+        nets.filter_map(|net| {
+            let network = self.meets(&net)?;
+            Some(finding(
+                Severity::Warning,
+                underlay.interface.clone(),
+                format!(
+                    "the overlay's network {network} overlaps the underlay's, {net} on {}",
+                    underlay.interface
+                ),
+                "no node takes a subnet with this host's address in it, but one may take a subnet with the address of a host that is no node: packets for that one go to the node's containers then",
+                vec![
+                    "leave the hosts' addresses out: SubnetMin and SubnetMax in the network config (selvage network set)".to_owned(),
+                    renumber(),
+                ],
+            ))
+        })
+        .collect()
+    }
+
+    /// Networks of other interfaces.
+    pub(super) fn addresses(&self) -> Vec<Finding> {
+        let underlay = self.status.underlay.as_ref().map(|underlay| underlay.index);
+        let mut findings = Vec::new();
+        for address in &self.host.addresses {
+            let Ok(net) = IpNet::new(address.address, address.prefix_len) else {
+                continue;
+            };
+            let (net, interface) = (net.trunc(), self.interface(address.link_index));
+            let Some(network) = self.meets(&net) else {
+                continue;
+            };
+            let is_ours = self.is_own(&net)
+                || self.is_overlay(interface)
+                || RUNTIMES.contains(&interface)
+                || Some(address.link_index) == underlay;
+            if is_ours {
+                continue;
+            }
+            let remedy = match interface {
+                bridge if bridge.starts_with("br-") => vec![
+                    format!("it is a network of Docker's, see which: docker network inspect {}", bridge.trim_start_matches("br-")),
+                    "make it anew with other addresses (docker network rm, then create --subnet), and keep Docker off the overlay: \"default-address-pools\" in /etc/docker/daemon.json".to_owned(),
+                    renumber(),
+                ],
+                interface => vec![
+                    format!("give {interface} another network, or take the address away: ip address del {}/{} dev {interface}", address.address, address.prefix_len),
+                    renumber(),
+                ],
+            };
+            findings.push(finding(
+                Severity::Error,
+                interface.to_owned(),
+                format!("the network of {interface}, {net}, overlaps the overlay's, {network}"),
+                "containers of the nodes that have subnets in it are not reached from here, or what is behind the interface is not, whichever route is longer",
+                remedy,
+            ));
+        }
+        findings
+    }
+
+    /// Peers whose packets do not take the overlay.
+    pub(super) fn lost_peers(
+        &self,
+        peers: &[Asked],
+        ways: &[Result<Way, Refused>],
+    ) -> Vec<Finding> {
+        let mut by_way: Vec<(Way, Vec<&Asked>)> = Vec::new();
+        for (asked, way) in peers.iter().zip(ways) {
+            let Ok(way) = way else { continue };
+            if self.leaves_well(asked, way) {
+                continue;
+            }
+            let same = |other: &Way| {
+                (other.link_index, other.gateway, other.table)
+                    == (way.link_index, way.gateway, way.table)
+            };
+            match by_way.iter_mut().find(|(other, _)| same(other)) {
+                Some((_, peers)) => peers.push(asked),
+                None => by_way.push((*way, vec![asked])),
+            }
+        }
+        let lost = by_way.iter();
+        lost.map(|(way, peers)| self.lost(way, peers)).collect()
+    }
+
+    /// Whether a way is one that the overlay's packets take: into its device or, with host-gw and direct routing, over the
+    /// underlay to the peer itself.
+    fn leaves_well(&self, asked: &Asked, way: &Way) -> bool {
+        let underlay = self.status.underlay.as_ref().map(|underlay| underlay.index);
+        let is_direct = Some(way.link_index) == underlay
+            && way.gateway.is_some()
+            && way.gateway == asked.public;
+        is_direct
+            || way.local
+            || self.is_overlay(self.interface(way.link_index))
+            || self.has_own(way.link_index)
+    }
+
+    fn lost(&self, way: &Way, peers: &[&Asked]) -> Finding {
+        let interface = self.interface(way.link_index);
+        let cause = self.routes.iter().find(|route| {
+            let over = route.link.map(|index| self.interface(index));
+            let takes = |asked: &&Asked| route.destination.contains(&asked.address);
+            over == Some(interface) && route.table == way.table && peers.iter().any(takes)
+        });
+        let mut names: Vec<_> = peers.iter().map(|asked| asked.name.as_str()).collect();
+        names.dedup();
+        let count = names.len();
+        names.truncate(3);
+        let more = if count > names.len() { ", …" } else { "" };
+        let first = peers.first();
+        let look = first.map(|asked| {
+            let forwarded = asked.forwarded.map_or_else(String::new, |forwarded| {
+                format!(
+                    " from {} iif {}",
+                    forwarded.source,
+                    self.interface(forwarded.link_index)
+                )
+            });
+            format!(
+                "see the way: ip route get {}{forwarded}; ip rule",
+                asked.address
+            )
+        });
+        let whose = match peers.iter().all(|asked| asked.forwarded.is_some()) {
+            true => "packets of containers here",
+            false => "packets",
+        };
+        let gateway = way
+            .gateway
+            .map_or_else(String::new, |gateway| format!(" via {gateway}"));
+        let what = format!(
+            "{whose} for {count} of {} peers ({}{more}) leave by {interface}{gateway} instead of the overlay",
+            self.status.peers.len(),
+            names.join(", ")
+        );
+        let rule = first.and_then(|asked| self.rule_to(way.table, asked));
+        let (why, remedy) = match rule {
+            Some(rule) => (
+                format!(
+                    "the rule {}: {rule} comes before the main table, which has the overlay's routes",
+                    rule.priority
+                ),
+                self.pass(rule),
+            ),
+            None => (
+                "somebody else's route or rule comes before the overlay's; a VPN that sends all traffic through itself does so".to_owned(),
+                Vec::new(),
+            ),
+        };
+        let removal = cause.filter(|_| rule.is_none()).map(|route| {
+            format!("take the route away, or leave the overlay's network out in the VPN's configuration: ip route del {}", self.describe(route))
+        });
+        let remedy = remedy.into_iter().chain(removal).chain(look).collect();
+        finding(Severity::Error, interface.to_owned(), what, &why, remedy)
+    }
+
+    /// The rule that leads a peer's packets to a table ahead of the main one.
+    fn rule_to(&self, table: u32, asked: &Asked) -> Option<&PolicyRule> {
+        let forwarded = asked.forwarded;
+        let forwarded = forwarded.map(|from| (from.source, self.interface(from.link_index)));
+        let mut rules = self.rules.iter();
+        rules.find(|rule| {
+            !MAIN_OR_LOCAL.contains(&table)
+                && rule.table == table
+                && rule.is_about(asked.address, forwarded)
+        })
+    }
+
+    /// How the overlay's packets get past a rule.
+    fn pass(&self, rule: &PolicyRule) -> Vec<String> {
+        let option = match rule.family {
+            Family::V4 => "",
+            Family::V6 => "-6 ",
+        };
+        let before = rule.priority.saturating_sub(1);
+        let networks = self.networks.iter();
+        let of_family = networks.filter(|net| Family::of(net.addr()) == rule.family);
+        of_family
+            .map(|net| format!("let the overlay's packets pass it: ip {option}rule add pref {before} to {net} lookup main"))
+            .chain([format!(
+                "or find out who makes it, such as NetworkManager's nm-cloud-setup or a VPN, and switch that off; by hand: ip {option}rule del pref {}",
+                rule.priority
+            )])
+            .collect()
+    }
+
+    /// Whether an interface has an address of this node's own subnet: a bridge of its containers.
+    fn has_own(&self, index: u32) -> bool {
+        let mut addresses = self.host.addresses.iter();
+        addresses.any(|address| {
+            address.link_index == index && self.is_own(&IpNet::from(address.address))
+        })
+    }
+
+    /// Routes into the overlay's networks that nobody of ours made, but for those that `told` speaks of already.
+    pub(super) fn routes(&self, told: &[Finding]) -> Vec<Finding> {
+        let is_told = |interface: &str| {
+            told.iter()
+                .any(|finding| finding.subject.as_deref() == Some(interface))
+        };
+        self.routes
+            .iter()
+            .filter_map(|route| {
+                let network = self.meets(&route.destination)?;
+                let interface = route.link.map_or("", |index| self.interface(index));
+                if self.is_harmless(route, interface, network) || is_told(interface) {
+                    return None;
+                }
+                let (severity, what, why) = if network.contains(&route.destination) && route.destination != *network {
+                    (
+                        if route.is_main() { Severity::Error } else { Severity::Warning },
+                        format!("a route that is not the overlay's cuts a part out of its network {network}: {}", self.describe(route)),
+                        "containers with addresses in that part are reached by it and not by the overlay, as soon as a node has a subnet there",
+                    )
+                } else {
+                    (
+                        Severity::Warning,
+                        format!("the overlay's network {network} is part of another one that this host has a route to: {}", self.describe(route)),
+                        "hosts of that network whose address is in a node's subnet are not reached any more: packets for them go to that node's containers",
+                    )
+                };
+                Some(finding(
+                    severity,
+                    route.destination.to_string(),
+                    what,
+                    why,
+                    vec![
+                        format!("find out who makes it (its proto says so), and leave the overlay's network out there; by hand: ip route del {}", self.describe(route)),
+                        renumber(),
+                    ],
+                ))
+            })
+            .collect()
+    }
+
+    /// Whether a route takes nothing away from the overlay, nor the overlay from it.
+    fn is_harmless(&self, route: &ForeignRoute, interface: &str, network: &IpNet) -> bool {
+        let covers = route.destination.contains(network);
+        // What says "everything else": default routes, and the two halves in which VPNs set theirs.
+        let is_default = route.destination.prefix_len() <= 1;
+        // Tables that rules lead to are many a tool's own affair. What they take from the overlay shows in the ways.
+        let is_aside = covers && !route.is_main();
+        is_default
+            || is_aside
+            || self.is_own(&route.destination)
+            || self.is_overlay(interface)
+            || route.link.is_some_and(|index| self.has_own(index))
+            || self.is_refused(route)
+    }
+
+    /// Whether the kernel refused ours for it, of which another check tells.
+    fn is_refused(&self, route: &ForeignRoute) -> bool {
+        let ours = format!("route {} ", route.destination);
+        let mut failures = self.status.kernel.failures.iter();
+        failures.any(|failure| failure.contains(&ours))
+    }
+
+    /// In the words of ip(8).
+    fn describe(&self, route: &ForeignRoute) -> String {
+        let mut text = route.destination.to_string();
+        if let Some(gateway) = route.gateway {
+            text.push_str(&format!(" via {gateway}"));
+        }
+        if let Some(index) = route.link {
+            text.push_str(&format!(" dev {}", self.interface(index)));
+        }
+        text.push_str(&format!(" proto {}", route.protocol));
+        if !route.is_main() {
+            text.push_str(&format!(" table {}", route.table));
+        }
+        text
+    }
+}

@@ -1,0 +1,170 @@
+//! Checks of what this host is like: devices, rules, runtimes.
+//!
+//! All is read where this process lives: rtnetlink and `/proc/thread-self/net` for the network namespace, the programs
+//! that print the packet filter, the files of the runtimes, and Docker's API. Nothing is changed.
+
+use std::future::ready;
+
+use ipnet::IpNet;
+
+use super::{Check, Context, Finding, NotChecked, Severity};
+use crate::base::logging::chain;
+use crate::host::netlink::inventory::{Interface, Inventory};
+use crate::telemetry::status::{Lease, Network, Status};
+
+mod br_netfilter;
+mod cni;
+mod docker;
+mod docker_config;
+mod docker_subnet;
+mod filter;
+mod forward_drop;
+mod mac_policy;
+mod old_subnet;
+mod stale_objects;
+mod subnet_file;
+
+/// The checks, in the order in which they are told.
+pub(super) fn checks() -> Vec<Check> {
+    vec![
+        Check {
+            name: subnet_file::NAME,
+            looks_for: "a subnet file that is missing or does not say what the agent says",
+            run: |context| Box::pin(ready(subnet_file::check(context))),
+        },
+        Check {
+            name: docker_subnet::NAME,
+            looks_for: "Docker beside this node's subnet, or with packets too large for the overlay",
+            run: |context| Box::pin(docker_subnet::check(context)),
+        },
+        Check {
+            name: docker_config::NAME,
+            looks_for: "options that keep Docker from starting, since daemon.json has them as well",
+            run: |context| Box::pin(ready(docker_config::check(context))),
+        },
+        Check {
+            name: old_subnet::NAME,
+            looks_for: "containers and bridges left on a subnet that this node no longer has",
+            run: |context| Box::pin(old_subnet::check(context)),
+        },
+        Check {
+            name: br_netfilter::NAME,
+            looks_for: "bridged packets that pass by the rules of kube-proxy or of Docker",
+            run: |context| Box::pin(br_netfilter::check(context)),
+        },
+        Check {
+            name: forward_drop::NAME,
+            looks_for: "rules and switches that drop the overlay's packets on their way through this host",
+            run: |context| Box::pin(forward_drop::check(context)),
+        },
+        Check {
+            name: mac_policy::NAME,
+            looks_for: "a MAC address of the overlay device that systemd-udevd changed or may change",
+            run: |context| Box::pin(mac_policy::check(context)),
+        },
+        Check {
+            name: stale_objects::NAME,
+            looks_for: "devices, routes, rules and processes of another agent",
+            run: |context| Box::pin(stale_objects::check(context)),
+        },
+    ]
+}
+
+/// What the agent has on this host.
+struct Own<'a> {
+    status: &'a Status,
+    network: &'a Network,
+    lease: &'a Lease,
+}
+
+impl<'a> Own<'a> {
+    /// What the agent says of it.
+    ///
+    /// # Errors
+    /// It does not answer, or has no lease yet.
+    fn new(context: &'a Context<'_>) -> Result<Self, NotChecked> {
+        let status = context.status()?;
+        match (&status.network, &status.lease) {
+            (Some(network), Some(lease)) => Ok(Self {
+                status,
+                network,
+                lease,
+            }),
+            _ => Err(NotChecked("the agent has no lease yet".to_owned())),
+        }
+    }
+
+    /// This node's subnets.
+    fn subnets(&self) -> impl Iterator<Item = IpNet> {
+        let v4 = self.lease.subnet.map(|net| IpNet::V4(net.trunc()));
+        let v6 = self.lease.subnet_v6.map(|net| IpNet::V6(net.trunc()));
+        v4.into_iter().chain(v6)
+    }
+
+    /// The whole overlay's networks.
+    fn networks(&self) -> impl Iterator<Item = IpNet> {
+        let v4 = self.network.ipv4.map(|net| IpNet::V4(net.trunc()));
+        let v6 = self.network.ipv6.map(|net| IpNet::V6(net.trunc()));
+        v4.into_iter().chain(v6)
+    }
+
+    /// Whether an address is in the overlay, but in no subnet of this node.
+    fn is_strayed(&self, address: std::net::IpAddr) -> bool {
+        self.networks().any(|net| net.contains(&address))
+            && !self.subnets().any(|net| net.contains(&address))
+    }
+
+    /// Whether an interface is an overlay device of ours.
+    fn has_device(&self, name: &str) -> bool {
+        self.status.devices.iter().any(|device| device.name == name)
+    }
+
+    /// The interface behind which this node's containers are: the one that has the first address of a subnet, or any.
+    fn bridge<'s>(&self, inventory: &'s Inventory) -> Option<&'s Interface> {
+        let here = |net: &IpNet| self.subnets().any(|subnet| subnet.contains(&net.addr()));
+        let mut owners = inventory.interfaces.iter().filter(|interface| {
+            !self.has_device(&interface.name)
+                && inventory
+                    .addresses_of(interface.index)
+                    .any(|net| here(&net))
+        });
+        owners.next()
+    }
+}
+
+/// Interfaces, addresses and routes of this host.
+async fn inventory() -> Result<Inventory, NotChecked> {
+    let inventory = Inventory::take().await;
+    inventory.map_err(|error| NotChecked(format!("the kernel does not tell: {}", chain(&error))))
+}
+
+/// A finding in its parts.
+fn finding(
+    check: &str,
+    severity: Severity,
+    subject: impl Into<String>,
+    what: String,
+    why: &str,
+    remedy: Vec<String>,
+) -> Finding {
+    Finding {
+        check: check.to_owned(),
+        severity,
+        subject: Some(subject.into()),
+        what,
+        why: why.to_owned(),
+        remedy,
+    }
+}
+
+/// What a sysctl of this network namespace says, such as `net/ipv4/ip_forward`; `None` if it is not there.
+fn sysctl(path: &str) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/sys/{path}")).ok()?;
+    Some(text.trim().to_owned())
+}
+
+/// Several of something in one sentence.
+fn listed<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    let texts: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    texts.join(" and ")
+}

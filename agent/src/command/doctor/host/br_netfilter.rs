@@ -1,0 +1,83 @@
+//! Packets between two containers on one bridge pass by the packet filter unless `br_netfilter` leads them through it.
+//! kube-proxy and Docker's `icc=false` count on that; a plain Docker does not, and who has neither is not bothered.
+
+use super::docker::Docker;
+use super::filter::Filter;
+use super::{Own, finding, inventory, sysctl};
+use crate::command::doctor::{Context, Outcome, Severity};
+
+pub(super) const NAME: &str = "br-netfilter";
+
+const WHY: &str = "Packets between containers on one bridge pass by the packet filter: a service's address does not lead \
+                   to a container on the same node, or containers that should be kept apart are not";
+
+pub(super) async fn check(context: &Context<'_>) -> Outcome {
+    let own = Own::new(context)?;
+    let inventory = inventory().await?;
+    // Without a bridge there are no bridged packets.
+    let Some(bridge) = own
+        .bridge(&inventory)
+        .filter(|bridge| bridge.kind.as_deref() == Some("bridge"))
+    else {
+        return Ok(Vec::new());
+    };
+    let off: Vec<_> = switches(&own)
+        .map(|name| (name, sysctl(&format!("net/bridge/{name}"))))
+        .filter(|(_, value)| value.as_deref() != Some("1"))
+        .collect();
+    let Some((name, value)) = off.first() else {
+        return Ok(Vec::new());
+    };
+    let docker = Docker::ask().await;
+    let isolated = docker.as_ref().ok().and_then(Option::as_ref);
+    let isolated = isolated.and_then(|docker| docker.bridges().find(|network| network.isolates()));
+    let needs = match isolated {
+        Some(network) => format!(
+            "Docker, which must keep the containers of its network {} apart (icc=false)",
+            network.name
+        ),
+        None if inventory.named("kube-ipvs0").is_some()
+            || Filter::read().await?.has_kube_proxy() =>
+        {
+            "kube-proxy".to_owned()
+        }
+        None => return docker.map(|_| Vec::new()),
+    };
+    let mut remedy = Vec::new();
+    let what = match value {
+        None => {
+            remedy.push("modprobe br_netfilter".to_owned());
+            remedy.push(
+                "echo br_netfilter > /etc/modules-load.d/br_netfilter.conf, for the next boot"
+                    .to_owned(),
+            );
+            format!("the kernel module br_netfilter is not loaded, and {needs} needs it")
+        }
+        Some(value) => format!("net.bridge.{name} is {value}, and {needs} needs it to be 1"),
+    };
+    remedy.extend(
+        off.iter()
+            .map(|(name, _)| format!("sysctl -w net.bridge.{name}=1")),
+    );
+    remedy.push(
+        off.iter()
+            .map(|(name, _)| format!("echo net.bridge.{name} = 1 >> /etc/sysctl.d/90-bridge.conf"))
+            .collect::<Vec<_>>()
+            .join("; "),
+    );
+    Ok(vec![finding(
+        NAME,
+        Severity::Error,
+        &bridge.name,
+        what,
+        WHY,
+        remedy,
+    )])
+}
+
+/// The switches that count for the overlay's IP versions.
+fn switches(own: &Own<'_>) -> impl Iterator<Item = &'static str> {
+    let v4 = own.lease.subnet.map(|_| "bridge-nf-call-iptables");
+    let v6 = own.lease.subnet_v6.map(|_| "bridge-nf-call-ip6tables");
+    v4.into_iter().chain(v6)
+}

@@ -1,0 +1,218 @@
+//! What Docker says of itself: its networks and its running containers, by its API (docs.docker.com/reference/api/engine).
+
+use std::collections::BTreeMap;
+use std::env;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::NotChecked;
+use crate::base::http::{self, Trouble};
+
+/// Docker's own limit for a client is longer, but nobody waits that long for a diagnosis.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Where Docker listens unless `DOCKER_HOST` says otherwise.
+const SOCKET: &str = "/var/run/docker.sock";
+
+/// What Docker has on this host.
+#[derive(Debug)]
+pub(super) struct Docker {
+    pub(super) networks: Vec<Network>,
+    /// Those that run.
+    pub(super) containers: Vec<Container>,
+}
+
+/// What `/info` says, as far as it matters here.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Info {
+    #[serde(default)]
+    live_restore_enabled: bool,
+}
+
+/// A network of Docker's.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Network {
+    pub(super) name: String,
+    driver: String,
+    #[serde(default, rename = "IPAM")]
+    ipam: Option<Ipam>,
+    #[serde(default)]
+    options: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Ipam {
+    #[serde(default)]
+    config: Option<Vec<Pool>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Pool {
+    #[serde(default)]
+    subnet: Option<String>,
+}
+
+/// A running container.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Container {
+    id: String,
+    #[serde(default)]
+    names: Vec<String>,
+    #[serde(default)]
+    network_settings: Option<Settings>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Settings {
+    #[serde(default)]
+    networks: Option<BTreeMap<String, Endpoint>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Endpoint {
+    #[serde(default, rename = "IPAddress")]
+    v4: String,
+    #[serde(default, rename = "GlobalIPv6Address")]
+    v6: String,
+}
+
+impl Docker {
+    /// Asks Docker; `None` where none runs.
+    ///
+    /// # Errors
+    /// One runs, but does not answer, or not to us.
+    pub(super) async fn ask() -> Result<Option<Self>, NotChecked> {
+        let Some(networks) = get("/networks").await? else {
+            return Ok(None);
+        };
+        let containers = get("/containers/json").await?.unwrap_or_default();
+        Ok(Some(Self {
+            networks,
+            containers,
+        }))
+    }
+
+    /// The containers, if live-restore keeps all networks as they are while they run: a restart of Docker then changes
+    /// neither subnet nor MTU, whichever network they are in.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub(super) async fn held_by(&self) -> Result<&[Container], NotChecked> {
+        let info = get::<Info>("/info").await?;
+        Ok(match info.is_some_and(|info| info.live_restore_enabled) {
+            true => &self.containers,
+            false => &[],
+        })
+    }
+
+    /// The bridge of containers that asked for no network; `None` where Docker was told to do without.
+    pub(super) fn default_bridge(&self) -> Option<&Network> {
+        let is_default = |network: &&Network| {
+            network.option("com.docker.network.bridge.default_bridge") == Some("true")
+        };
+        self.bridges().find(is_default)
+    }
+
+    /// The networks that are bridges on this host.
+    pub(super) fn bridges(&self) -> impl Iterator<Item = &Network> {
+        self.networks
+            .iter()
+            .filter(|network| network.driver == "bridge")
+    }
+}
+
+impl Network {
+    fn option(&self, name: &str) -> Option<&str> {
+        let options = self.options.as_ref()?;
+        options.get(name).map(String::as_str)
+    }
+
+    /// The device, if Docker was told its name.
+    pub(super) fn device(&self) -> Option<&str> {
+        self.option("com.docker.network.bridge.name")
+    }
+
+    /// Its MTU in bytes, where Docker says so.
+    pub(super) fn mtu(&self) -> Option<u32> {
+        let mtu = self.option("com.docker.network.driver.mtu")?;
+        mtu.parse().ok().filter(|mtu| *mtu != 0)
+    }
+
+    /// Whether its containers must not talk to each other (`icc=false`).
+    pub(super) fn isolates(&self) -> bool {
+        self.option("com.docker.network.bridge.enable_icc") == Some("false")
+    }
+
+    /// The subnets of its containers.
+    pub(super) fn subnets(&self) -> impl Iterator<Item = IpNet> {
+        let pools = self.ipam.as_ref().and_then(|ipam| ipam.config.as_ref());
+        let pools = pools.into_iter().flatten();
+        pools.filter_map(|pool| pool.subnet.as_ref()?.parse().ok())
+    }
+}
+
+impl Container {
+    /// What people call it.
+    pub(super) fn name(&self) -> &str {
+        match self.names.first() {
+            Some(name) => name.trim_start_matches('/'),
+            None => self.id.get(..12).unwrap_or(&self.id),
+        }
+    }
+
+    /// Its addresses in all networks.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let networks = self
+            .network_settings
+            .as_ref()
+            .and_then(|settings| settings.networks.as_ref());
+        let texts = networks.into_iter().flatten();
+        let texts = texts.flat_map(|(_, endpoint)| [&endpoint.v4, &endpoint.v6]);
+        texts.filter_map(|text| text.parse().ok())
+    }
+}
+
+/// The socket that Docker's own client would use. One that leads to another host says nothing about this one.
+fn socket() -> PathBuf {
+    let host = env::var("DOCKER_HOST").unwrap_or_default();
+    let path = host.strip_prefix("unix://").unwrap_or(SOCKET);
+    PathBuf::from(path)
+}
+
+/// `None` where nobody listens.
+async fn get<T: DeserializeOwned>(target: &str) -> Result<Option<T>, NotChecked> {
+    let socket = socket();
+    let silent = |why: &dyn std::fmt::Display| {
+        NotChecked(format!(
+            "Docker does not tell on {}: {why}",
+            socket.display()
+        ))
+    };
+    match http::get(&socket, target, DEADLINE).await {
+        Ok((200, body)) => serde_json::from_slice(&body)
+            .map(Some)
+            .map_err(|error| silent(&error)),
+        Ok((status, _)) => Err(silent(&format_args!("HTTP status {status}"))),
+        Err(Trouble::Connect(error))
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(Trouble::Connect(error) | Trouble::Exchange(error)) => Err(silent(&error)),
+    }
+}

@@ -1,0 +1,288 @@
+//! The packet filter as the kernel has it, whoever made it: read by the programs that print it, and walked through with a
+//! packet in mind.
+//!
+//! Both languages become one [`Table`] form. What a condition comes to may be unknown (sets of addresses that another
+//! program fills, marks, limits, modules that are not known here): a packet counts as dropped only if it is dropped
+//! whatever the unknown comes to. Doubt is for the rules.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::NotChecked;
+use crate::base::logging::chain;
+use crate::host::firewall::Error;
+use crate::host::firewall::Ip;
+use crate::host::firewall::iptables::legacy_is_in_use;
+use crate::host::firewall::program;
+
+mod iptables;
+mod nft;
+mod walk;
+
+pub(super) use walk::{Dropped, Packet};
+
+/// All tables that may decide about forwarded packets, and the names of the rest.
+#[derive(Debug, Default)]
+pub(super) struct Filter {
+    pub(super) tables: Vec<Table>,
+}
+
+/// A table.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) program: Program,
+    pub(super) name: String,
+    chains: BTreeMap<String, Chain>,
+}
+
+/// What prints and changes a table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Program {
+    /// `iptables`, `ip6tables-legacy` and so on, for one family.
+    Iptables(String, Ip),
+    /// `nft`; with the table's family: `ip`, `ip6`, `inet`.
+    Nft(String),
+}
+
+#[derive(Debug, Default)]
+struct Chain {
+    /// Where it begins, if the kernel calls it: the hook's number in a packet's way, and its priority.
+    base: Option<(Hook, i32)>,
+    /// Whether what comes to its end is dropped.
+    drops: bool,
+    rules: Vec<Rule>,
+}
+
+/// The places of a forwarded packet's way, in their order (`enum nf_inet_hooks`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Hook {
+    Prerouting,
+    Forward,
+    Postrouting,
+}
+
+#[derive(Debug)]
+struct Rule {
+    conditions: Vec<Condition>,
+    action: Action,
+    /// What people call it: its text, or its handle.
+    text: String,
+}
+
+/// All conditions of a rule must hold.
+#[derive(Debug)]
+enum Condition {
+    /// Known without the packet, or not known at all.
+    Known(Truth),
+    /// The packet is IPv4, or IPv6.
+    Family(Ip),
+    /// Its interface is one of these; `*` at the end stands for anything.
+    Interface {
+        out: bool,
+        names: Vec<String>,
+        negated: bool,
+    },
+    /// Its address is in one of these ranges.
+    Address {
+        destination: bool,
+        ranges: Vec<(IpAddr, IpAddr)>,
+        negated: bool,
+    },
+    /// Its mark, under a mask, is one of these.
+    Mark {
+        mask: u32,
+        values: Vec<u32>,
+        negated: bool,
+    },
+}
+
+/// What a condition comes to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Truth {
+    No,
+    Unknown,
+    Yes,
+}
+
+impl Truth {
+    fn of(holds: bool) -> Self {
+        if holds { Self::Yes } else { Self::No }
+    }
+
+    fn not(self) -> Self {
+        match self {
+            Self::No => Self::Yes,
+            Self::Unknown => Self::Unknown,
+            Self::Yes => Self::No,
+        }
+    }
+
+    /// The other one, if `negated`.
+    fn negate(self, negated: bool) -> Self {
+        if negated { self.not() } else { self }
+    }
+}
+
+/// What becomes of a packet that meets a rule.
+#[derive(Debug)]
+enum Action {
+    /// Nothing.
+    Go,
+    Accept,
+    Drop,
+    Return,
+    Jump(String),
+    Goto(String),
+    /// Its mark becomes `mark & and ^ xor`.
+    Mark {
+        and: u32,
+        xor: u32,
+    },
+    /// Its mark becomes something.
+    AnyMark,
+    /// Something that is not known here.
+    Other,
+}
+
+impl Filter {
+    /// Reads all tables of this network namespace.
+    ///
+    /// # Errors
+    /// No program can print them, or not to us.
+    pub(super) async fn read() -> Result<Self, NotChecked> {
+        let mut filter = Self::default();
+        let mut by_iptables = false;
+        for suffix in suffixes() {
+            for ip in Ip::BOTH {
+                let command = match ip {
+                    Ip::V4 => format!("iptables{suffix}"),
+                    Ip::V6 => format!("ip6tables{suffix}"),
+                };
+                // The program would make the kernel load what nobody uses.
+                if suffix == "-legacy" && !legacy_is_in_use(ip) {
+                    continue;
+                }
+                if let Some(text) = print(&format!("{command}-save"), &[]).await? {
+                    by_iptables |= suffix != "-legacy";
+                    filter.tables.extend(iptables::read(&text, &command, ip));
+                }
+            }
+        }
+        match print("nft", &["-j", "list", "ruleset"]).await? {
+            Some(text) => {
+                let tables = nft::read(&text);
+                let tables = tables.map_err(|error| {
+                    NotChecked(format!(
+                        "nft's account of the rules cannot be read: {error}"
+                    ))
+                })?;
+                // What iptables made in nftables is told in its own words.
+                filter.tables.extend(
+                    tables
+                        .into_iter()
+                        .filter(|table| !(by_iptables && table.is_of_iptables())),
+                );
+                Ok(filter)
+            }
+            None if by_iptables => Ok(filter),
+            None => Err(NotChecked(
+                "the packet filter cannot be read: neither nft nor iptables-save is installed"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// Whether kube-proxy leads services' addresses to containers here, by whichever rules.
+    pub(super) fn has_kube_proxy(&self) -> bool {
+        self.tables.iter().any(|table| {
+            table.name == "kube-proxy"
+                || table.name == "nat" && table.chains.contains_key("KUBE-SERVICES")
+        })
+    }
+
+    /// The single addresses inside `net` that rules where packets come in are about.
+    pub(super) fn singled_out(&self, net: IpNet) -> Vec<IpAddr> {
+        let chains = self.tables.iter().flat_map(|table| table.chains.values());
+        let early = chains.filter(|chain| matches!(chain.base, Some((Hook::Prerouting, _))));
+        let conditions = early
+            .flat_map(|chain| &chain.rules)
+            .flat_map(|rule| &rule.conditions);
+        let mut found: Vec<IpAddr> = conditions
+            .filter_map(|condition| match condition {
+                Condition::Address {
+                    destination: true,
+                    ranges,
+                    negated: false,
+                } => match ranges[..] {
+                    [(first, last)] if first == last && net.contains(&first) => Some(first),
+                    _ => None,
+                },
+                _ => None,
+            })
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
+
+impl Table {
+    /// Whether packets of that family come to this table at all, to its policies too.
+    fn sees(&self, ip: Ip) -> bool {
+        match &self.program {
+            Program::Iptables(_, of) => *of == ip,
+            Program::Nft(family) => match family.as_str() {
+                "ip" => ip == Ip::V4,
+                "ip6" => ip == Ip::V6,
+                _ => true,
+            },
+        }
+    }
+
+    /// Whether a table of nftables is one that `iptables-nft` works on.
+    fn is_of_iptables(&self) -> bool {
+        let names = ["raw", "mangle", "nat", "filter", "security"];
+        matches!(&self.program, Program::Nft(family) if family == "ip" || family == "ip6")
+            && names.contains(&self.name.as_str())
+    }
+
+    /// Whether it has a chain of that name.
+    pub(super) fn has(&self, chain: &str) -> bool {
+        self.chains.contains_key(chain)
+    }
+}
+
+/// What follows `iptables` in the names of the installed programs, each kind once.
+fn suffixes() -> Vec<&'static str> {
+    let mut found: Vec<_> = ["-nft", "-legacy"]
+        .into_iter()
+        .filter(|suffix| program::find(&format!("iptables{suffix}-save")).is_some())
+        .collect();
+    if found.is_empty() {
+        found.push("");
+    }
+    found
+}
+
+/// What a program prints; `None` if it is not installed.
+async fn print(name: &str, arguments: &[&str]) -> Result<Option<String>, NotChecked> {
+    let Some(path) = program::find(name) else {
+        return Ok(None);
+    };
+    let failed = |error: Error| {
+        NotChecked(format!(
+            "the packet filter cannot be read: {}",
+            chain(&error)
+        ))
+    };
+    let output = program::run(path, arguments, "").await.map_err(failed)?;
+    match output.status.success() {
+        true => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
+        false => Err(failed(program::refused(name, "print the rules", &output))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

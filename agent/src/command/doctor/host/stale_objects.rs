@@ -1,0 +1,263 @@
+//! What another agent left, or has: devices, routes into the overlay, packet-filter rules, and a flanneld that runs beside
+//! ours.
+//!
+//! Other agents of ours are no strangers: several networks on one host have one each, and say by abstract sockets which
+//! devices are theirs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use rtnetlink::packet_route::route::RouteType;
+
+use super::filter::{Filter, Program, Table};
+use super::{Own, finding, inventory};
+use crate::command::doctor::{Context, Finding, NotChecked, Outcome, Severity};
+use crate::host::claim::Claims;
+use crate::host::netlink::MARK;
+use crate::host::netlink::inventory::{Inventory, Route};
+
+pub(super) const NAME: &str = "stale-objects";
+
+/// `RTPROT_BOOT` and `RTPROT_STATIC` (linux/rtnetlink.h): flannel's routes, and those that people make. The others are of
+/// the kernel, or of routing daemons, which know what they do.
+const BY_HAND: [u8; 2] = [3, 4];
+
+pub(super) async fn check(context: &Context<'_>) -> Outcome {
+    let own = Own::new(context)?;
+    let inventory = inventory().await?;
+    let strangers = flannelds(&own);
+    let mut findings: Vec<Finding> = strangers.iter().map(beside).collect();
+    // What a running flanneld has is not stale.
+    if strangers.is_empty() {
+        findings.extend(devices(&own, &inventory));
+    }
+    findings.extend(routes(&own, &inventory));
+    let several = Claims::default().of_others("network/").len() > 1;
+    if strangers.is_empty() && !several {
+        match Filter::read().await {
+            Ok(filter) => findings.extend(rules(&own, &filter)),
+            Err(NotChecked(reason)) if findings.is_empty() => return Err(NotChecked(reason)),
+            Err(_) => {}
+        }
+    }
+    Ok(findings)
+}
+
+/// A process of flannel's.
+struct Flanneld {
+    id: u32,
+    program: PathBuf,
+}
+
+/// The processes called flanneld in this network namespace that are not our agent under that name.
+fn flannelds(own: &Own<'_>) -> Vec<Flanneld> {
+    let here = fs::read_link("/proc/thread-self/ns/net").ok();
+    let ours = fs::read_link(format!("/proc/{}/exe", own.status.agent.pid)).ok();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_stranger = |id: u32| {
+        let process = PathBuf::from(format!("/proc/{id}"));
+        let name = fs::read_to_string(process.join("comm")).ok()?;
+        let program = fs::read_link(process.join("exe")).ok()?;
+        let same_network = fs::read_link(process.join("ns/net")).ok() == here;
+        let is_ours = ours.as_deref() == Some(program.as_path()) || is_selvage(&program);
+        (name.trim() == "flanneld" && same_network && !is_ours).then_some(Flanneld { id, program })
+    };
+    ids.filter_map(is_stranger).collect()
+}
+
+/// Whether a program is another version of ours.
+fn is_selvage(program: &Path) -> bool {
+    let name = program.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with("selvage"))
+}
+
+fn beside(flanneld: &Flanneld) -> Finding {
+    let Flanneld { id, program } = flanneld;
+    finding(
+        NAME,
+        Severity::Error,
+        format!("process {id}"),
+        format!(
+            "flanneld runs beside the agent: process {id}, {}",
+            program.display()
+        ),
+        "Both call their devices and chains by the same names, and each undoes what the other does",
+        vec![
+            "systemctl disable --now flanneld.service".to_owned(),
+            "of Kubernetes: kubectl -n kube-flannel delete daemonset kube-flannel-ds".to_owned(),
+            format!("or kill {id}"),
+        ],
+    )
+}
+
+/// Whether flannel, or we, call devices so.
+fn is_overlay_name(name: &str) -> bool {
+    let starts = ["flannel.", "flannel-v6.", "flannel-wg"];
+    starts.iter().any(|start| name.starts_with(start)) || name == "flannel0"
+}
+
+fn devices(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
+    let claimed = Claims::default().of_others("device/");
+    // The device of a named network whose agent is stopped goes on carrying packets, and says whose it is. Which device the
+    // network without a name has is known to nobody else.
+    let is_anothers = |alias: &Option<String>| match alias {
+        Some(alias) => alias.starts_with(MARK),
+        None => own.status.agent.network.is_some(),
+    };
+    let stale = inventory.interfaces.iter().filter(|device| {
+        is_overlay_name(&device.name)
+            && !own.has_device(&device.name)
+            && !claimed.iter().any(|(name, _)| *name == device.name)
+            && !is_anothers(&device.alias)
+    });
+    let tell = |name: &str| {
+        finding(
+            NAME,
+            Severity::Warning,
+            name,
+            format!("the overlay device {name} is no running agent's"),
+            "Another agent, or an earlier configuration, left it. Routes and addresses on it may lead packets astray, and \
+             a VXLAN device keeps its port and VNI from others",
+            vec![format!("ip link delete {name}")],
+        )
+    };
+    stale.map(|device| tell(&device.name)).collect()
+}
+
+/// Routes over overlay devices and such that throw packets away. Those over other interfaces are told of as overlaps, if
+/// the kernel did not refuse ours for them.
+fn routes(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for route in &inventory.routes {
+        let inside = own.networks().any(|net| net.contains(&route.destination));
+        if !inside || !BY_HAND.contains(&route.protocol) {
+            continue;
+        }
+        let is_here = own.subnets().any(|net| net.contains(&route.destination));
+        let device = route.link.and_then(|index| inventory.with_index(index));
+        let over_overlay = device.is_some_and(|device| own.has_device(&device.name));
+        let text = format!("route {} ", route.destination);
+        let failures = &own.status.kernel.failures;
+        let refused = failures.iter().any(|failure| failure.contains(&text));
+        let counts = match route.kind {
+            // A route of its own for each container is how CNI's ptp plugin works.
+            RouteType::Unicast if is_here => route.dead,
+            RouteType::Unicast => over_overlay || refused,
+            _ => true,
+        };
+        if !counts {
+            continue;
+        }
+        findings.push(stray(own, inventory, route));
+    }
+    findings
+}
+
+fn stray(own: &Own<'_>, inventory: &Inventory, route: &Route) -> Finding {
+    let net = route.destination;
+    let overlaps = |other: IpNet| other.contains(&net) || net.contains(&other);
+    let mut used = own
+        .subnets()
+        .chain(own.status.peers.iter().flat_map(|peer| peer.nets()));
+    let severity = match used.any(overlaps) {
+        true => Severity::Error,
+        false => Severity::Warning,
+    };
+    let mut text = match route.kind {
+        RouteType::Unicast => net.to_string(),
+        RouteType::BlackHole => format!("blackhole {net}"),
+        RouteType::Unreachable => format!("unreachable {net}"),
+        RouteType::Prohibit => format!("prohibit {net}"),
+        _ => net.to_string(),
+    };
+    if let Some(gateway) = route.gateway {
+        text.push_str(&format!(" via {gateway}"));
+    }
+    if let Some(device) = route.link.and_then(|index| inventory.with_index(index)) {
+        text.push_str(&format!(" dev {}", device.name));
+    }
+    let protocol = if route.protocol == 3 {
+        "boot"
+    } else {
+        "static"
+    };
+    text.push_str(&format!(" proto {protocol}"));
+    if let Some(metric) = route.metric {
+        text.push_str(&format!(" metric {metric}"));
+    }
+    let ip = if net.addr().is_ipv4() { "ip" } else { "ip -6" };
+    let dead = if route.dead {
+        ", over a dead interface"
+    } else {
+        ""
+    };
+    finding(
+        NAME,
+        severity,
+        net.to_string(),
+        format!("the route {text} leads into the overlay and is not the agent's{dead}"),
+        "Another agent, or somebody, made it. While it is there, it decides where packets to those containers go, and \
+         nobody keeps it up to date",
+        vec![format!("{ip} route del {text}")],
+    )
+}
+
+/// The rules of flannel, and ours of the other mode. A running agent removes them when it looks at the rules next, unless
+/// something keeps it from doing so.
+fn rules(own: &Own<'_>, filter: &Filter) -> Vec<Finding> {
+    let mode = own
+        .status
+        .firewall
+        .as_ref()
+        .and_then(|firewall| firewall.mode.as_deref());
+    filter
+        .tables
+        .iter()
+        .filter_map(|table| stale_table(table, mode))
+        .collect()
+}
+
+fn stale_table(table: &Table, mode: Option<&str>) -> Option<Finding> {
+    let name = &table.name;
+    let (what, remedy) = match (&table.program, mode) {
+        (Program::Nft(family), _) if name == "flannel-ipv4" || name == "flannel-ipv6" => (
+            format!("the nftables table {family} {name} is flannel's"),
+            format!("nft delete table {family} {name}"),
+        ),
+        (Program::Nft(family), Some("iptables")) if name == "selvage" => (
+            format!(
+                "the nftables table {family} {name} is of the firewall mode that is not in use"
+            ),
+            format!("nft delete table {family} {name}"),
+        ),
+        (Program::Iptables(command, _), Some("nftables"))
+            if name == "nat" && table.has("FLANNEL-POSTRTG") =>
+        {
+            (
+                format!(
+                    "the chain FLANNEL-POSTRTG ({command}, table nat) is of the firewall mode that is not in use"
+                ),
+                format!(
+                    "{command} -t nat -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG; {command} -t \
+                 nat -F FLANNEL-POSTRTG; {command} -t nat -X FLANNEL-POSTRTG"
+                ),
+            )
+        }
+        _ => return None,
+    };
+    Some(finding(
+        NAME,
+        Severity::Warning,
+        name,
+        what,
+        "Its rules act beside the agent's: they masquerade for a network that may not be the present one. The agent \
+         removes them by itself; that they are still there means that it could not, or that somebody makes them anew",
+        vec![
+            remedy,
+            "journalctl -u selvage.service -g firewall tells what keeps the agent from it"
+                .to_owned(),
+        ],
+    ))
+}

@@ -1,0 +1,554 @@
+//! What the survey found, in words: faults of one kind are one finding, however many peers have it.
+
+use super::checksum::Layer;
+use super::direction::Verdict;
+use super::opening::{Carried, Keeper};
+use super::path::{Carrier, Ground, Path, Tunnel};
+use crate::command::doctor::{Finding, Severity};
+
+pub(super) const PEER_UNREACHABLE: &str = "peer-unreachable";
+pub(super) const BLOCKED_PORT: &str = "blocked-port";
+pub(super) const ONE_WAY: &str = "one-way";
+pub(super) const MTU_BLACK_HOLE: &str = "mtu-black-hole";
+pub(super) const CHECKSUM_OFFLOAD: &str = "checksum-offload";
+
+/// The ports of the back ends of which the device does not tell, where none was seen in use: flannel's defaults.
+const WIREGUARD_PORT: u16 = 51820;
+const UDP_PORT: u16 = 8285;
+
+/// How many peers a finding names.
+const NAMED: usize = 3;
+
+/// What is wrong with the way to a peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Issue {
+    /// It answers nowhere.
+    Unreachable,
+    /// Its underlay address answers, its overlay address does not; with the UDP port on the peer that was seen in use.
+    Lost(Verdict, Option<u16>),
+    /// Short packets pass, long ones do not: the longest that pass, in bytes, over the overlay, and on the underlay if
+    /// that answers echoes.
+    Narrow { over: usize, under: Option<usize> },
+    /// So many packets came with a wrong checksum.
+    Corrupt(Layer, u32),
+}
+
+impl Issue {
+    /// Whether it is the same fault, by which findings are put together.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Corrupt(one, _), Self::Corrupt(another, _)) => one == another,
+            (Self::Lost(one, _), Self::Lost(another, _)) => one == another,
+            _ => self == other,
+        }
+    }
+}
+
+/// Paths with one fault.
+struct Group<'a> {
+    issue: Issue,
+    paths: Vec<&'a Path>,
+    ground: &'a Ground,
+    keeper: Keeper,
+}
+
+/// Writes the findings: one for each fault that paths, by their indices, have. `keeper` keeps this host's packet filter.
+pub(super) fn write(ground: &Ground, issues: &[(usize, Issue)], keeper: Keeper) -> Vec<Finding> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for (at, issue) in issues {
+        let Some(path) = ground.paths.get(*at) else {
+            continue;
+        };
+        let same = |group: &&mut Group<'_>| {
+            // What is said names the device and the way of carrying.
+            let first = group.paths.first().and_then(|first| first.tunnel.as_ref());
+            group.issue.is_like(issue) && first == path.tunnel.as_ref()
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.paths.push(path),
+            None => groups.push(Group {
+                issue: *issue,
+                paths: vec![path],
+                ground,
+                keeper,
+            }),
+        }
+    }
+    groups.iter().filter_map(Group::finding).collect()
+}
+
+impl Group<'_> {
+    fn finding(&self) -> Option<Finding> {
+        let finding = match self.issue {
+            Issue::Unreachable => self.unreachable(),
+            Issue::Lost(Verdict::Works, _) => return None,
+            Issue::Lost(verdict, port) => self.lost(verdict, port),
+            Issue::Narrow { over, under } => self.narrow(over, under),
+            Issue::Corrupt(layer, packets) => self.corrupt(layer, packets),
+        };
+        Some(finding)
+    }
+
+    fn write(
+        &self,
+        check: &str,
+        severity: Severity,
+        what: String,
+        why: String,
+        remedy: Vec<String>,
+    ) -> Finding {
+        let subject = match self.paths.as_slice() {
+            [path] => Some(path.subnet.to_string()),
+            _ => None,
+        };
+        Finding {
+            check: check.to_owned(),
+            severity,
+            subject,
+            what,
+            why,
+            remedy,
+        }
+    }
+
+    /// The peers, some by name.
+    fn peers(&self) -> String {
+        let name = |path: &&Path| format!("{} at {}", path.subnet, path.under);
+        let names: Vec<String> = self.paths.iter().take(NAMED).map(name).collect();
+        let names = names.join(", ");
+        let count = self.paths.len();
+        if count == 1 {
+            return names;
+        }
+        let all = self.ground.paths.len();
+        let sample = self.ground.drawn_from.map_or(String::new(), |peers| {
+            format!(" of a random sample from {peers} peers")
+        });
+        let more = match count.saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("{count} of {all} subnets{sample} ({names}{more})")
+    }
+
+    fn tunnel(&self) -> Option<&Tunnel> {
+        self.paths.first()?.tunnel.as_ref()
+    }
+
+    /// What the encapsulated packets are, for people.
+    fn carried(&self, seen: Option<u16>) -> String {
+        match (self.tunnel().map(|tunnel| tunnel.carrier), seen) {
+            (None, _) => "traffic".to_owned(),
+            (Some(Carrier::Ipip), _) => "IP protocol 4 (IP in IP)".to_owned(),
+            (Some(Carrier::Vxlan { port, .. }), _)
+            | (Some(Carrier::Wireguard | Carrier::Udp), Some(port)) => format!("UDP port {port}"),
+            (Some(Carrier::Wireguard), None) => format!(
+                "UDP port {WIREGUARD_PORT} (unless \"ListenPort\" in \"Backend\" of the network config is another)"
+            ),
+            (Some(Carrier::Udp), None) => format!(
+                "UDP port {UDP_PORT} (unless \"Port\" in \"Backend\" of the network config is another)"
+            ),
+        }
+    }
+
+    /// What the encapsulated packets are, for packet filters.
+    fn packets(&self, seen: Option<u16>) -> Carried {
+        match self.tunnel().map(|tunnel| tunnel.carrier) {
+            Some(Carrier::Vxlan { port, .. }) => Carried::Udp(port),
+            Some(Carrier::Ipip) | None => Carried::Ipip,
+            Some(Carrier::Wireguard) => Carried::Udp(seen.unwrap_or(WIREGUARD_PORT)),
+            Some(Carrier::Udp) => Carried::Udp(seen.unwrap_or(UDP_PORT)),
+        }
+    }
+
+    fn device(&self) -> String {
+        self.tunnel().map_or_else(
+            || self.ground.underlay.interface.clone(),
+            |tunnel| tunnel.name.to_string(),
+        )
+    }
+
+    fn unreachable(&self) -> Finding {
+        let all = self.ground.paths.len();
+        let interface = &self.ground.underlay.interface;
+        let what = format!(
+            "no answer from {}, neither over the overlay nor on the underlay",
+            self.peers()
+        );
+        if self.paths.len() == all && all > 1 {
+            return self.write(
+                PEER_UNREACHABLE,
+                Severity::Error,
+                what,
+                format!(
+                    "Not one peer answers, so it is this host that is cut off: {interface} has no link to the others, \
+                     or its packet filter drops everything."
+                ),
+                vec![
+                    format!("see whether {interface} has a link: ip -statistics link show {interface}"),
+                    "see what drops packets: nft list ruleset".to_owned(),
+                ],
+            );
+        }
+        let under = self.paths.first().map(|path| path.under.to_string());
+        let under = under.unwrap_or_default();
+        self.write(
+            PEER_UNREACHABLE,
+            Severity::Warning,
+            what,
+            format!(
+                "The machine is down, gone, or cut off from this one, and then its containers are not reached from here; or \
+                 it {}. Its lease stays until it expires.",
+                match self.ground.deep {
+                    true => "drops both echoes and TCP connections",
+                    false => "drops echoes alone, and all is well",
+                }
+            ),
+            [
+                format!(
+                    "see whether it is on the network: ip route get {under}; ip neighbor show {under}"
+                ),
+                "if it is gone for good, delete its lease: selvage network leases lists them; etcdctl del KEY"
+                    .to_owned(),
+            ]
+            .into_iter()
+            .chain(self.deeper("whether it only drops echoes"))
+            .collect(),
+        )
+    }
+
+    fn lost(&self, verdict: Verdict, port: Option<u16>) -> Finding {
+        let peers = self.peers();
+        let carried = self.carried(port);
+        let packets = self.packets(port);
+        let device = self.device();
+        let interface = &self.ground.underlay.interface;
+        let accept =
+            |whose: &str, by: String| format!("let {carried} come in from all nodes {whose}: {by}");
+        let hidden = match self.tunnel().map(|tunnel| tunnel.carrier) {
+            Some(Carrier::Wireguard) => "encrypted packets do not tell",
+            _ if !self.ground.deep => "the packets that would tell were not sent",
+            _ => {
+                "the peer or the network may not let the packets pass that would tell (rp_filter=1, protection against \
+                 forged addresses)"
+            }
+        };
+        let between = format!(
+            "let {carried} pass between all nodes in what lies between: security groups, cloud firewalls, switches"
+        );
+        let (check, what, why, mut remedy) = match verdict {
+            Verdict::NothingLeaves => (
+                BLOCKED_PORT,
+                format!("no encapsulated packet leaves {interface} for {peers}"),
+                format!("The packet filter of this host drops {carried} on its way out."),
+                vec![format!(
+                    "let {carried} go out on this host, for example: nft insert rule inet filter output {} accept; \
+                     nft list ruleset shows what drops it",
+                    packets.matched()
+                )],
+            ),
+            Verdict::DroppedHere => (
+                BLOCKED_PORT,
+                format!(
+                    "packets from {peers} reach {interface}, and are dropped on this host before {device}"
+                ),
+                format!(
+                    "The packet filter of this host drops {carried} when it comes in, most likely. Else the packets are \
+                     not of this overlay: of another VNI or key, or damaged."
+                ),
+                vec![accept("on this host", packets.opened_by(self.keeper))],
+            ),
+            Verdict::LostToPeer => (
+                ONE_WAY,
+                format!("packets over the overlay to {peers} are lost; those from there arrive"),
+                format!(
+                    "{carried} does not get to the peer, or its packet filter drops it there. Connections need both \
+                     directions, so there is none."
+                ),
+                vec![accept("on the peer", packets.opened()), between],
+            ),
+            Verdict::LostFromPeer | Verdict::Works => (
+                ONE_WAY,
+                format!(
+                    "packets over the overlay from {peers} do not get to {interface}; those to there arrive"
+                ),
+                format!(
+                    "{carried} is dropped on its way out of the peer, or between it and this host. Connections need \
+                     both directions, so there is none."
+                ),
+                vec![
+                    format!(
+                        "let {carried} go out on the peer: nft list ruleset there shows what drops it"
+                    ),
+                    between,
+                ],
+            ),
+            Verdict::Blocked => (
+                BLOCKED_PORT,
+                format!(
+                    "no packet over the overlay gets to or from {peers}, while the underlay works"
+                ),
+                format!(
+                    "{carried} is blocked between the hosts or by the peer's packet filter; or the peer was just started, and \
+                     its agent has not made the overlay yet. In which direction does not show: {hidden}."
+                ),
+                vec![
+                    accept("on the peer, and on this host", packets.opened()),
+                    between,
+                ],
+            ),
+        };
+        remedy.push("run selvage doctor on the peer as well: it sees the other side".to_owned());
+        remedy.extend(
+            self.deeper("in which direction packets are lost, and whether it is echoes alone"),
+        );
+        remedy.extend(self.without_checksum());
+        self.write(check, Severity::Error, what, why, remedy)
+    }
+
+    /// Where more can be found out by packets that were not sent.
+    fn deeper(&self, what: &str) -> Option<String> {
+        (!self.ground.deep).then(|| {
+            format!(
+                "to see {what}: selvage doctor --deep, which sends packets that look like an attack to others on the network"
+            )
+        })
+    }
+
+    /// What to try where outer checksums are in use, which devices get wrong.
+    fn without_checksum(&self) -> Option<String> {
+        match self.tunnel()?.carrier {
+            Carrier::Vxlan { checksum: true, .. } => Some(format!(
+                "if no rule drops them: outer packets carry a UDP checksum, which some devices compute wrongly: put \
+                 \"Checksum\": false into \"Backend\" of the network config, or try ethtool -K {} \
+                 tx-checksum-ip-generic off",
+                self.ground.underlay.interface
+            )),
+            _ => None,
+        }
+    }
+
+    fn narrow(&self, over: usize, under: Option<usize>) -> Finding {
+        let underlay = &self.ground.underlay;
+        let interface = &underlay.interface;
+        let whole = usize::try_from(underlay.mtu).unwrap_or_default();
+        let tunnel = self.tunnel();
+        let mtu = tunnel.map_or(self.ground.mtu, |tunnel| tunnel.mtu);
+        let overhead = tunnel.map_or(0, |tunnel| whole.saturating_sub(tunnel.mtu));
+        // What the underlay carries; the overlay's own limit, where the underlay does not tell.
+        let carried = under.map_or(over + overhead, |under| under.min(over + overhead));
+        let what = match tunnel {
+            Some(tunnel) => format!(
+                "packets of more than {over} bytes are lost on the overlay to {}; {} has an MTU of {mtu}",
+                self.peers(),
+                tunnel.name
+            ),
+            None => format!(
+                "packets of more than {over} bytes are lost on the way to {}; containers send up to {mtu}",
+                self.peers()
+            ),
+        };
+        let place = match under {
+            Some(under) if under < whole => format!(
+                "The underlay loses them: it passes {under} bytes, and {interface} has an MTU of {whole}. A switch, a \
+                 router, a VPN or the peer's interface takes less, and tells nobody."
+            ),
+            Some(_) => format!(
+                "The underlay passes {whole} bytes, so it is the encapsulated packets that are lost when they are long: \
+                 a packet filter or the peer drops them."
+            ),
+            None => {
+                "Whether the underlay loses them does not show: it answers no echoes.".to_owned()
+            }
+        };
+        let why = format!("{place} Connections open, and hang with the first long packet.");
+        let by_key = matches!(
+            tunnel.map(|tunnel| tunnel.carrier),
+            Some(Carrier::Vxlan { .. } | Carrier::Wireguard)
+        );
+        let lower = if by_key {
+            format!(
+                "put \"MTU\": {carried} into \"Backend\" of the network config, by selvage network set: it is the \
+                 underlay's, and all nodes go by it"
+            )
+        } else {
+            format!(
+                "ip link set {interface} mtu {carried} on all nodes, and in what configures it at boot; agents follow"
+            )
+        };
+        self.write(
+            MTU_BLACK_HOLE,
+            Severity::Error,
+            what,
+            why,
+            vec![
+                lower,
+                format!("or let everything between the nodes carry an MTU of {whole}"),
+                "restart containers afterwards: they keep the MTU that they were started with"
+                    .to_owned(),
+            ],
+        )
+    }
+
+    fn corrupt(&self, layer: Layer, packets: u32) -> Finding {
+        let (header, device) = match layer {
+            Layer::Outer => (
+                "in the UDP header around them",
+                "its underlay interface".to_owned(),
+            ),
+            Layer::Inner => ("in their TCP or UDP header", self.device()),
+        };
+        let mut remedy = vec![format!(
+            "on the peer: ethtool -K {device} tx-checksum-ip-generic off, and in what configures it at boot"
+        )];
+        if layer == Layer::Outer {
+            remedy.push(
+                "or put \"Checksum\": false into \"Backend\" of the network config: VXLAN needs none".to_owned(),
+            );
+        }
+        self.write(
+            CHECKSUM_OFFLOAD,
+            Severity::Error,
+            format!(
+                "packets from {} come with a wrong checksum {header} ({packets} in 1.5 s)",
+                self.peers()
+            ),
+            "This host drops them. A network device or its driver computes checksums of encapsulated packets wrongly on \
+             the peer (flannel's issue 1279), or something between changes packets without computing them anew."
+                .to_owned(),
+            remedy,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::status::Underlay;
+
+    fn ground(carrier: Option<Carrier>, peers: u8) -> Ground {
+        let tunnel = carrier.map(|carrier| Tunnel {
+            index: 3,
+            name: "flannel.1".parse().unwrap(),
+            mtu: 1450,
+            carrier,
+        });
+        let path = |peer: u8| Path {
+            subnet: format!("10.5.{peer}.0/24").parse().unwrap(),
+            over: [10, 5, peer, 0].into(),
+            under: [10, 77, 0, peer].into(),
+            own_over: [10, 5, 0, 0].into(),
+            own_under: [10, 77, 0, 200].into(),
+            tunnel: tunnel.clone(),
+        };
+        Ground {
+            underlay: Underlay {
+                interface: "eth0".to_owned(),
+                index: 2,
+                mtu: 1500,
+                ipv4: None,
+                ipv6: None,
+            },
+            mtu: 1450,
+            paths: (1..=peers).map(path).collect(),
+            drawn_from: None,
+            deep: true,
+        }
+    }
+
+    const VXLAN: Carrier = Carrier::Vxlan {
+        port: 8472,
+        checksum: false,
+    };
+
+    #[test]
+    fn one_fault_of_many_peers_is_one_finding() {
+        let ground = ground(Some(VXLAN), 6);
+        let mut issues: Vec<_> = (0..5).map(|at| (at, Issue::Unreachable)).collect();
+        issues.push((5, Issue::Lost(Verdict::Blocked, Some(8472))));
+        let findings = write(&ground, &issues, Keeper::Rules);
+        let [unreachable, blocked] = findings.as_slice() else {
+            panic!("{findings:#?}")
+        };
+        assert_eq!(
+            unreachable.what,
+            "no answer from 5 of 6 subnets (10.5.1.0/24 at 10.77.0.1, 10.5.2.0/24 at 10.77.0.2, \
+             10.5.3.0/24 at 10.77.0.3 and 2 more), neither over the overlay nor on the underlay"
+        );
+        assert_eq!(
+            (unreachable.severity, &unreachable.subject),
+            (Severity::Warning, &None)
+        );
+        assert_eq!(blocked.subject.as_deref(), Some("10.5.6.0/24"));
+        let sample = Ground {
+            drawn_from: Some(3000),
+            ..ground
+        };
+        let [first, _] = &write(&sample, &issues, Keeper::Rules)[..] else {
+            panic!("not two findings")
+        };
+        assert!(first.what.contains("of a random sample from 3000 peers"));
+    }
+
+    #[test]
+    fn the_mtu_to_set_is_what_the_underlay_carries() {
+        let set = |carrier, over, under| {
+            let issue = Issue::Narrow { over, under };
+            let findings = write(&ground(carrier, 1), &[(0, issue)], Keeper::Rules);
+            findings[0].remedy[0].clone()
+        };
+        for (carrier, over, under, expected) in [
+            (Some(VXLAN), 1350, Some(1400), "\"MTU\": 1400 into"),
+            // Only encapsulated packets are lost, or it does not show.
+            (Some(VXLAN), 1350, Some(1500), "\"MTU\": 1400 into"),
+            (Some(VXLAN), 1350, None, "\"MTU\": 1400 into"),
+            (Some(Carrier::Wireguard), 1350, None, "\"MTU\": 1400 into"),
+            (
+                Some(Carrier::Ipip),
+                1350,
+                None,
+                "ip link set eth0 mtu 1400 ",
+            ),
+            (None, 1400, Some(1400), "ip link set eth0 mtu 1400 "),
+        ] {
+            let remedy = set(carrier, over, under);
+            assert!(remedy.contains(expected), "{carrier:?}: {remedy}");
+        }
+    }
+
+    #[test]
+    fn every_back_end_has_its_own_rule() {
+        let rule = |carrier, port| {
+            let issue = Issue::Lost(Verdict::DroppedHere, port);
+            let findings = write(&ground(Some(carrier), 1), &[(0, issue)], Keeper::Rules);
+            findings[0].remedy[0].clone()
+        };
+        for (carrier, port, expected) in [
+            (VXLAN, None, "udp dport 8472 accept"),
+            (Carrier::Wireguard, None, "udp dport 51820 accept"),
+            (Carrier::Wireguard, Some(4000), "udp dport 4000 accept"),
+            (Carrier::Udp, None, "udp dport 8285 accept"),
+            (Carrier::Ipip, None, "meta l4proto 4 accept"),
+        ] {
+            let remedy = rule(carrier, port);
+            assert!(remedy.contains(expected), "{carrier:?}: {remedy}");
+        }
+    }
+
+    #[test]
+    fn outer_checksums_are_suspected_where_they_are_in_use() {
+        for checksum in [true, false] {
+            let carrier = Carrier::Vxlan {
+                port: 8472,
+                checksum,
+            };
+            let issue = Issue::Lost(Verdict::LostToPeer, None);
+            let findings = write(&ground(Some(carrier), 1), &[(0, issue)], Keeper::Rules);
+            let named = findings[0]
+                .remedy
+                .iter()
+                .any(|remedy| remedy.contains("\"Checksum\": false"));
+            assert_eq!(named, checksum);
+        }
+    }
+}

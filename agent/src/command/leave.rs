@@ -1,0 +1,147 @@
+//! `selvage leave`: gives this host's subnet back before its lease expires.
+//!
+//! For a host that is taken down for good, or is to get another subnet. The data plane is left to `selvage cleanup`.
+
+use std::io::{self, Write};
+
+use thiserror::Error;
+
+use crate::base::lock::{self, Lock};
+use crate::base::machine_id;
+use crate::cluster::lease::etcd::{EtcdStore, Record, SettingsError};
+use crate::cluster::lease::remote::RemoteStore;
+use crate::cluster::lease::{Lease, Released, StoreError, SubnetKey};
+use crate::cluster::remote::tls::TlsError;
+use crate::host::subnet_file;
+use crate::settings::Settings;
+
+/// Why the subnet was not given back.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// An agent runs, and would take the subnet again.
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
+    /// The machine's identity cannot be made out.
+    #[error("failed to find out which machine this is")]
+    Identity(#[from] machine_id::Error),
+    /// The lease store's settings are wrong.
+    #[error("the etcd settings are wrong")]
+    Settings(#[from] SettingsError),
+    /// The settings for the servers that keep leases are wrong.
+    #[error("the settings for the servers that keep leases are wrong")]
+    Remote(#[from] TlsError),
+    /// The lease store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The lease changed between reading and deleting.
+    #[error("the lease of {subnet} changed meanwhile; try again")]
+    Changed {
+        /// The leased subnet.
+        subnet: SubnetKey,
+    },
+    /// A cloned disk, most likely.
+    #[error("{} leases name this machine, {owner}, and this host remembers none of them as its own: {}", subnets.len(), list(subnets))]
+    Ambiguous {
+        /// Which machine this is.
+        owner: String,
+        /// The leased subnets.
+        subnets: Vec<SubnetKey>,
+    },
+    /// The answer cannot be written.
+    #[error("failed to print")]
+    Output(#[from] io::Error),
+}
+
+fn list(subnets: &[SubnetKey]) -> String {
+    let texts: Vec<_> = subnets.iter().map(SubnetKey::to_string).collect();
+    texts.join(", ")
+}
+
+/// Deletes the lease that names this machine, if nobody changed it meanwhile. A reservation stays. No lease is no failure.
+///
+/// Of several, which cloned disks have, it is the one that `subnet.env` remembers.
+///
+/// # Errors
+/// When an agent runs nothing is done.
+pub async fn run(settings: &Settings, out: &mut impl Write) -> Result<(), Error> {
+    let _lock = Lock::take(&settings.files.state_dir)?;
+    let owner = match &settings.agent.node_id {
+        Some(id) => id.clone(),
+        None => machine_id::owner("/".as_ref(), &settings.files.state_dir)?,
+    };
+    let previous = subnet_file::read_previous(&settings.files.subnet_file).unwrap_or_default();
+    let previous = SubnetKey::new(previous.subnet, previous.subnet_v6);
+    let left = if settings.remote.servers.is_empty() {
+        leave_etcd(settings, owner, previous).await?
+    } else {
+        leave_remote(settings, owner, previous).await?
+    };
+    match left {
+        Released::Nothing => writeln!(out, "this host holds no lease")?,
+        Released::Lease(subnet) => writeln!(out, "{subnet} is free again")?,
+        Released::Reservation(subnet) => writeln!(
+            out,
+            "{subnet} is reserved for this host and stays so; to end that: selvage network unreserve"
+        )?,
+    }
+    Ok(())
+}
+
+async fn leave_etcd(
+    settings: &Settings,
+    owner: String,
+    previous: SubnetKey,
+) -> Result<Released, Error> {
+    let mut store = EtcdStore::new(settings.etcd.clone().into(), owner.clone())?;
+    let mut own = store.records().await?.records;
+    own.retain(|record| {
+        record
+            .attrs
+            .as_ref()
+            .is_some_and(|attrs| attrs.owner.as_ref() == Some(&owner))
+    });
+    let Some(record) = choose(own, |record: &Record| record.key, previous)
+        .map_err(|subnets| Error::Ambiguous { owner, subnets })?
+    else {
+        return Ok(Released::Nothing);
+    };
+    let subnet = record.key;
+    if record.is_reservation() {
+        Ok(Released::Reservation(subnet))
+    } else if store.delete(&record).await? {
+        Ok(Released::Lease(subnet))
+    } else {
+        Err(Error::Changed { subnet })
+    }
+}
+
+/// The same by a server, which decides whose a lease is.
+async fn leave_remote(
+    settings: &Settings,
+    owner: String,
+    previous: SubnetKey,
+) -> Result<Released, Error> {
+    let store = RemoteStore::new(&settings.remote, owner.clone())?;
+    let own = store.own_leases().await?;
+    let found = choose(own, |lease: &Lease| lease.key, previous)
+        .map_err(|subnets| Error::Ambiguous { owner, subnets })?;
+    match found {
+        Some(lease) => Ok(store.give_back(&lease).await?),
+        None => Ok(Released::Nothing),
+    }
+}
+
+/// Which of the leases that name this machine is this host's; the subnets of all if that cannot be said.
+fn choose<L>(
+    mut own: Vec<L>,
+    key: impl Fn(&L) -> SubnetKey,
+    previous: SubnetKey,
+) -> Result<Option<L>, Vec<SubnetKey>> {
+    if let Some(at) = own.iter().position(|lease| key(lease) == previous) {
+        return Ok(Some(own.swap_remove(at)));
+    }
+    match own.len() {
+        0 | 1 => Ok(own.pop()),
+        _ => Err(own.iter().map(key).collect()),
+    }
+}

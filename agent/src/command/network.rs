@@ -1,0 +1,272 @@
+//! `selvage network`: the network config and the leases of all nodes, for administrators and boot scripts.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::base::go_json;
+use crate::base::logging::chain;
+use crate::cluster::lease::etcd::{EtcdStore, Expected, StoredConfig};
+use crate::cluster::lease::{Lease, LeaseStore, StoreError, allocate};
+use crate::cluster::network_config::{NetworkConfig, NetworkConfigError};
+use crate::command::cli::NetworkCommand;
+use crate::plan::backend::BackendConfig;
+use crate::settings::Settings;
+
+mod leases;
+mod reservation;
+
+pub use leases::list;
+pub use reservation::{ReservationError, node, reserve, unreserve};
+
+/// `selvage network` failed.
+#[derive(Debug, Error)]
+pub enum NetworkCommandError {
+    /// The new config cannot be read.
+    #[error("failed to read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The new config breaks a rule; nothing was written.
+    #[error("the network config is not usable, nothing was changed")]
+    Invalid(#[from] NetworkConfigError),
+    /// The back end cannot work with the new config; nothing was written.
+    #[error("the network config is not usable, nothing was changed: {0}")]
+    Backend(String),
+    /// etcd.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A reservation.
+    #[error(transparent)]
+    Reservation(#[from] ReservationError),
+    /// The config cannot be shown as JSON.
+    #[error("failed to encode the network config")]
+    Encode(#[from] serde_json::Error),
+    /// The answer cannot be written.
+    #[error("failed to write the output")]
+    Write(#[from] io::Error),
+}
+
+impl NetworkCommandError {
+    /// Whether the config is at fault (exit status 78), not the way to etcd or the output.
+    pub fn is_bad_config(&self) -> bool {
+        matches!(
+            self,
+            Self::Invalid(_) | Self::Backend(_) | Self::Store(StoreError::BadNetworkConfig { .. })
+        )
+    }
+}
+
+/// What [`set`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetOutcome {
+    /// There was no config.
+    Created,
+    /// There was another one.
+    Replaced,
+    /// It was there already.
+    Unchanged,
+    /// There was another one, and only an absent one was to be written.
+    LeftAlone,
+}
+
+/// Does what the command line asks for.
+pub async fn run(
+    command: NetworkCommand,
+    store: &mut EtcdStore,
+    settings: &Settings,
+    out: &mut impl Write,
+) -> Result<(), NetworkCommandError> {
+    match command {
+        NetworkCommand::Get { json, .. } => get(store, json, out).await,
+        NetworkCommand::Set {
+            if_absent, file, ..
+        } => {
+            let text = read_input(Some(&file))?;
+            let check = |config: &NetworkConfig| match BackendConfig::parse(config) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(chain(&error)),
+            };
+            set(store, &text, if_absent, check, out).await.map(drop)
+        }
+        NetworkCommand::Leases { json, .. } => list(store, false, json, out).await,
+        NetworkCommand::Reservations { json, .. } => list(store, true, json, out).await,
+        NetworkCommand::Reserve {
+            subnet,
+            settings: flags,
+        } => reserve(store, subnet, node(&flags, settings).as_ref(), out).await,
+        NetworkCommand::Unreserve { subnet, .. } => unreserve(store, subnet, out).await,
+    }
+}
+
+/// Reads a config to set: from a file, or with none or `-` from standard input.
+pub fn read_input(file: Option<&Path>) -> Result<String, NetworkCommandError> {
+    let read = |path: &Path, result: io::Result<String>| {
+        result.map_err(|source| NetworkCommandError::Read {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    match file.filter(|path| *path != Path::new("-")) {
+        Some(path) => read(path, std::fs::read_to_string(path)),
+        None => {
+            let mut text = String::new();
+            let result = io::stdin().read_to_string(&mut text);
+            read(Path::new("standard input"), result.map(|_| text))
+        }
+    }
+}
+
+/// Shows the network config with the computed defaults: as lines, or as JSON that `set` takes back.
+pub async fn get(
+    store: &mut EtcdStore,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<(), NetworkCommandError> {
+    let config = store.network_config().await?;
+    let text = config.to_json()?;
+    if json {
+        writeln!(out, "{text}")?;
+        return Ok(());
+    }
+    for (name, value) in fields(&text)? {
+        writeln!(out, "{name:<15} {value}")?;
+    }
+    Ok(())
+}
+
+/// Validates a network config by all rules and writes it. `check` is the back end's opinion about its part. With
+/// `if_absent` a config that is there already stays, whatever it says.
+///
+/// Running nodes apply what they can without another subnet; leases that the new config does not allow are listed as a
+/// warning.
+pub async fn set(
+    store: &mut EtcdStore,
+    text: &str,
+    if_absent: bool,
+    check: impl Fn(&NetworkConfig) -> Result<(), String>,
+    out: &mut impl Write,
+) -> Result<SetOutcome, NetworkCommandError> {
+    let config = NetworkConfig::parse(text)?;
+    check(&config).map_err(NetworkCommandError::Backend)?;
+    let text = go_json::compact(text);
+    let key = store.config_key().to_owned();
+
+    let old = store.raw_network_config().await?;
+    match &old {
+        Some(old) if old.text == text => {
+            writeln!(out, "{key} is unchanged")?;
+            return Ok(SetOutcome::Unchanged);
+        }
+        Some(_) if if_absent => {
+            writeln!(out, "{key} exists and differs; left alone")?;
+            return Ok(SetOutcome::LeftAlone);
+        }
+        Some(_) | None => {}
+    }
+    let expected = match &old {
+        Some(old) => Expected::Revision(old.revision),
+        None => Expected::Absent,
+    };
+    match store.set_network_config(&text, expected).await {
+        Err(StoreError::ConfigChanged { .. }) if if_absent => {
+            writeln!(out, "{key} was just written by somebody else; left alone")?;
+            return Ok(SetOutcome::LeftAlone);
+        }
+        result => result?,
+    }
+    let outcome = match &old {
+        Some(old) => {
+            write_differences(old, &config, &key, out)?;
+            SetOutcome::Replaced
+        }
+        None => {
+            writeln!(out, "{key} written: {text}")?;
+            SetOutcome::Created
+        }
+    };
+    write_strays(&config, &store.list().await?, out)?;
+    Ok(outcome)
+}
+
+/// Says which settings changed, computed ones included.
+fn write_differences(
+    old: &StoredConfig,
+    new: &NetworkConfig,
+    key: &str,
+    out: &mut impl Write,
+) -> Result<(), NetworkCommandError> {
+    let old = match NetworkConfig::parse(&old.text) {
+        Ok(old) => fields(&old.to_json()?)?,
+        Err(error) => {
+            writeln!(out, "{key} replaced; the old one was not usable: {error}")?;
+            return Ok(());
+        }
+    };
+    let new = fields(&new.to_json()?)?;
+    writeln!(out, "{key} replaced:")?;
+    let names: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    let mut same = true;
+    for name in names {
+        let value = |fields: &BTreeMap<String, String>| {
+            fields.get(name).map_or("-".to_owned(), String::clone)
+        };
+        let (old, new) = (value(&old), value(&new));
+        if old != new {
+            same = false;
+            writeln!(out, "  {name}: {old} -> {new}")?;
+        }
+    }
+    if same {
+        writeln!(out, "  the text only; it means the same")?;
+    }
+    Ok(())
+}
+
+/// Warns of leases that the config does not allow: their nodes take other subnets when they start next.
+fn write_strays(
+    config: &NetworkConfig,
+    leases: &[Lease],
+    out: &mut impl Write,
+) -> Result<(), NetworkCommandError> {
+    const SHOWN: usize = 10;
+    let strays: Vec<_> = leases
+        .iter()
+        .filter(|lease| !allocate::allows(config, &lease.key))
+        .collect();
+    if strays.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "warning: {} of {} leases are not possible under this config; their nodes take other subnets when they restart:",
+        strays.len(),
+        leases.len()
+    )?;
+    for lease in strays.iter().take(SHOWN) {
+        writeln!(out, "  {} of {}", lease.key, lease.attrs.public_address())?;
+    }
+    if let Some(more) = strays.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        writeln!(out, "  and {more} more")?;
+    }
+    Ok(())
+}
+
+/// The fields of a JSON object as text, strings without quotes.
+fn fields(json: &str) -> Result<BTreeMap<String, String>, serde_json::Error> {
+    let object: BTreeMap<String, Value> = serde_json::from_str(json)?;
+    Ok(object
+        .into_iter()
+        .map(|(name, value)| match value {
+            Value::String(text) => (name, text),
+            other => (name, other.to_string()),
+        })
+        .collect())
+}

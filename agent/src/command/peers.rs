@@ -1,0 +1,128 @@
+//! `selvage peers`: whose an address is, and whether the kernel has what reaches it.
+
+use std::io::{self, Write};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::base::terminal::{self, Style};
+use crate::command::cli::PeersFlags;
+use crate::command::status::text::describe_peers;
+use crate::command::status::{Error, NOT_RUNNING, json, look, print};
+use crate::settings::Settings;
+use crate::telemetry::control::{self, Client};
+use crate::telemetry::status::{
+    Health, Owner, Peer, PeerDetail, PeerState, SCHEMA, State, Status, now,
+};
+
+mod text;
+
+/// What `selvage peers --json` prints.
+#[derive(Debug, Serialize)]
+struct Listing<'a> {
+    /// Version of the schema: [`SCHEMA`].
+    schema: u32,
+    /// When this was true.
+    time: u64,
+    /// As in the status: who asks for the peers should know whether they are all.
+    health: &'a Health,
+    peers: &'a [Peer],
+}
+
+/// Shows one peer with what reaches it, or all peers. Returns the exit status: 0 all of it is in the kernel, 1 not so, 3 no
+/// agent runs.
+///
+/// # Errors
+/// An agent runs and gives no answer, or printing fails.
+pub async fn run(
+    settings: &Settings,
+    flags: &PeersFlags,
+    output: &mut impl Write,
+) -> Result<u8, Error> {
+    let style = Style::choose(flags.color);
+    let width = terminal::size().map(|(columns, _)| columns);
+    let Some(asked) = flags.address else {
+        let status = look(settings).await?;
+        if flags.json {
+            print(output, &json(&Listing::of(&status))?)?;
+        } else {
+            let text = text::all(&status, describe_peers(&status, width, style));
+            print(output, &text)?;
+        }
+        return Ok(exit_status(&status));
+    };
+    let detail = match Client::new(&settings.files.socket).peer(asked).await {
+        Ok(detail) => detail,
+        Err(control::Error::NotRunning { path, source })
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            return Err(Error::NotAllowed { path, source });
+        }
+        Err(control::Error::NotRunning { .. }) => {
+            return without_agent(settings, flags, asked, output).await;
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if flags.json {
+        print(output, &json(&detail)?)?;
+    } else {
+        print(output, &text::one(&detail, now(), width, style))?;
+    }
+    Ok(u8::from(!is_well(&detail)))
+}
+
+/// Whether the address is somebody's, and reached.
+fn is_well(detail: &PeerDetail) -> bool {
+    let programmed = |peer: &Peer| peer.state == PeerState::Programmed;
+    match detail.owner {
+        Owner::Own => true,
+        Owner::Nobody | Owner::Outside => false,
+        Owner::Peer => {
+            detail.peer.as_ref().is_some_and(programmed)
+                && detail.objects.iter().all(|object| object.present)
+        }
+    }
+}
+
+fn exit_status(status: &Status) -> u8 {
+    if status.health.state == State::Stopped {
+        return NOT_RUNNING;
+    }
+    let programmed = |peer: &Peer| peer.state == PeerState::Programmed;
+    u8::from(status.health.state == State::Joining || !status.peers.iter().all(programmed))
+}
+
+/// What the kernel's routes say of an address.
+async fn without_agent(
+    settings: &Settings,
+    flags: &PeersFlags,
+    asked: IpNet,
+    output: &mut impl Write,
+) -> Result<u8, Error> {
+    let mut status = look(settings).await?;
+    let single = asked.prefix_len() == asked.max_prefix_len();
+    status.peers.retain(|peer| {
+        peer.nets().any(|net| net.contains(&asked))
+            || single && peer.addresses().any(|address| address == asked.addr())
+    });
+    if flags.json {
+        print(output, &json(&Listing::of(&status))?)?;
+    } else {
+        let style = Style::choose(flags.color);
+        let width = terminal::size().map(|(columns, _)| columns);
+        let table = text::unasked(&status, asked, (width, style));
+        print(output, &text::all(&status, table))?;
+    }
+    Ok(exit_status(&status))
+}
+
+impl<'a> Listing<'a> {
+    fn of(status: &'a Status) -> Self {
+        Self {
+            schema: SCHEMA,
+            time: status.time,
+            health: &status.health,
+            peers: &status.peers,
+        }
+    }
+}

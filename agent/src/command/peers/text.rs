@@ -1,0 +1,154 @@
+//! Peers for people. Pure.
+
+use std::fmt::Write;
+
+use ipnet::IpNet;
+
+use crate::base::terminal::{Style, Tone};
+use crate::command::status::text::{
+    LABEL, ago, bytes, describe_peers, describe_state, duration, harmless, labelled, wrap,
+};
+use crate::telemetry::status::{Owner, Peer, PeerDetail, PeerObject, State, Status};
+
+/// All peers, with what one must know before one trusts the list.
+pub(super) fn all(status: &Status, table: String) -> String {
+    let preface = match status.health.state {
+        State::Ready | State::Degraded => return table,
+        State::Joining => "The agent joins:",
+        State::Stopped => "The agent does not run; this is what the kernel shows:",
+    };
+    let mut text = format!("{preface}\n");
+    for reason in &status.health.reasons {
+        let _ = writeln!(text, "  - {}", harmless(reason));
+    }
+    text.push_str(&table);
+    text
+}
+
+/// What is known of an address or subnet while no agent runs; `status` has the peers that it fits.
+pub(super) fn unasked(
+    status: &Status,
+    asked: IpNet,
+    (width, style): (Option<usize>, Style),
+) -> String {
+    let is_own = status.lease.as_ref().is_some_and(|lease| {
+        let v4 = lease.subnet.map(IpNet::V4).into_iter();
+        let mut nets = v4.chain(lease.subnet_v6.map(IpNet::V6));
+        nets.any(|net| net.contains(&asked))
+    });
+    let name = name(asked);
+    if is_own {
+        format!("{name} is this host's by the subnet file\n")
+    } else if status.peers.is_empty() {
+        format!("the kernel has no route of ours to {name}\n")
+    } else {
+        describe_peers(status, width, style)
+    }
+}
+
+/// An address without its length.
+fn name(asked: IpNet) -> String {
+    if asked.prefix_len() == asked.max_prefix_len() {
+        asked.addr().to_string()
+    } else {
+        asked.to_string()
+    }
+}
+
+/// One address or subnet: whose it is, and what reaches it.
+pub(super) fn one(detail: &PeerDetail, now: u64, width: Option<usize>, style: Style) -> String {
+    let mut text = String::new();
+    let asked = name(detail.asked);
+    let is_in_subnet = |peer: &Peer| peer.nets().any(|net| net.contains(&detail.asked));
+    let (tone, whose) = match (detail.owner, &detail.peer) {
+        (Owner::Own, _) => (Tone::Good, "is this host's"),
+        (Owner::Peer, Some(peer)) if is_in_subnet(peer) => (Tone::Good, "is in a peer's subnet"),
+        (Owner::Peer, _) => (Tone::Good, "is a peer's own address"),
+        (Owner::Nobody, _) => (
+            Tone::Bad,
+            "is nobody's: inside the overlay network, but in no lease",
+        ),
+        (Owner::Outside, _) => (Tone::Bad, "is outside the overlay"),
+    };
+    let _ = writeln!(text, "{asked} {}", style.tone(tone, whose));
+    let Some(peer) = &detail.peer else {
+        return text;
+    };
+    text.push('\n');
+    let mut line = |label: &str, content: &str, tone| {
+        labelled(&mut text, (width, style), label, tone, content);
+    };
+    let join = |parts: Vec<String>| parts.join(", ");
+    let subnets = join(peer.nets().map(|net| net.to_string()).collect());
+    line("Subnet", &subnets, Tone::Plain);
+    let addresses = join(
+        peer.addresses()
+            .map(|address| address.to_string())
+            .collect(),
+    );
+    line("Public IP", &addresses, Tone::Plain);
+    let (tone, state) = describe_state(peer.state);
+    line("State", state, tone);
+    if let Some(reason) = &peer.reason {
+        line("", reason, tone);
+    }
+    line("Back end", &peer.backend, Tone::Plain);
+    let node = peer.owner.as_deref();
+    let node = node.unwrap_or("a real flannel, which has no name");
+    line("Node", node, Tone::Plain);
+    let mut known = format!("for {}", duration(now.saturating_sub(peer.since_time)));
+    if let Some(at) = peer.changed_time {
+        let _ = write!(known, ", changed {}", ago(now, at));
+    }
+    line("Known", &known, Tone::Plain);
+    if let Some(traffic) = peer.traffic {
+        let (rx, tx) = (bytes(traffic.rx_bytes), bytes(traffic.tx_bytes));
+        line("Traffic", &format!("{rx} received, {tx} sent"), Tone::Plain);
+        match peer.handshake_time {
+            Some(at) => line("Handshake", &ago(now, at), Tone::Plain),
+            None => line("Handshake", "never", Tone::Warn),
+        }
+    }
+    objects(&detail.objects, (width, style), &mut text);
+    text
+}
+
+fn objects(objects: &[PeerObject], (width, style): (Option<usize>, Style), text: &mut String) {
+    text.push('\n');
+    if objects.is_empty() {
+        text.push_str("Nothing in the kernel is to reach it.\n");
+        return;
+    }
+    let present = objects.iter().filter(|object| object.present).count();
+    let _ = writeln!(
+        text,
+        "{} kernel objects are to reach it, {present} of them are there:",
+        objects.len()
+    );
+    let room = width.map(|width| width.saturating_sub(LABEL));
+    for object in objects {
+        let (tone, word) = match (object.present, &object.found) {
+            (true, _) => (Tone::Good, "present"),
+            (false, Some(_)) => (Tone::Bad, "different"),
+            (false, None) => (Tone::Bad, "missing"),
+        };
+        let wanted = harmless(&object.wanted);
+        for (at, part) in wrap(&wanted, room).into_iter().enumerate() {
+            let (word, tone) = match at {
+                0 => (word, tone),
+                _ => ("", Tone::Plain),
+            };
+            let word = style.tone(tone, word);
+            let _ = writeln!(text, "{word:LABEL$}{part}");
+        }
+        if let Some(found) = &object.found {
+            let found = format!("found {}", harmless(found));
+            for part in wrap(&found, room) {
+                let _ = writeln!(text, "{:LABEL$}{part}", "");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! `selvage status --graph`: the overlay as this node sees it, as one SVG picture.
+//!
+//! This node stands in the middle with its peers around it; many peers stand in rows, very many become tiles in the order
+//! of their subnets, of which those that are not well still have a card each. What a peer is said to be is told by a word,
+//! by a sign and by the form of its line; colour only repeats it. The picture is light or dark as its viewer asks
+//! (`prefers-color-scheme`), has a title and a description for screen readers, and needs nothing from elsewhere: no
+//! scripts, no fonts, no links. It may stand in an HTML page, also beside others: all its classes are below
+//! `.selvage-overlay`, its ids begin with this node's.
+//!
+//! What peers publish is untrusted: every text is escaped and cut to its place.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::cluster::remote::wire::rfc3339;
+use crate::command::doctor::Finding;
+use card::Card;
+use mark::Mark;
+use svg::{Escaped, Svg, wrap};
+
+use crate::telemetry::status::{State, Status};
+
+mod card;
+mod layout;
+mod mark;
+mod svg;
+
+const STYLE: &str = include_str!("graph/style.css");
+
+/// Around everything.
+const MARGIN: f64 = 28.0;
+/// From one base line of the heading and the legend to the next.
+const LINE: f64 = 20.0;
+/// Least width of the inside; holds the heading and the legend.
+const WIDTH: f64 = 720.0;
+/// Characters in a line of the heading.
+const COLUMNS: usize = 100;
+/// Reasons that the heading shows, and lines of each.
+const REASONS: usize = 4;
+const REASON_LINES: usize = 2;
+/// Peers that the description tells one by one.
+const TOLD: usize = 20;
+
+/// Draws the overlay. `asked` is what came of packets sent to the peers, or why none were sent.
+pub fn draw(status: &Status, asked: Result<&[Finding], &str>) -> String {
+    let peers = mark::marked(&status.peers, asked.unwrap_or_default());
+    let nodes = layout::draw(&Card::own(status), &peers);
+    let width = nodes.size.0.max(WIDTH);
+    let heading = heading(status, &peers, asked);
+    let mut inside = Svg::default();
+    let mut y = 18.0;
+    for (class, text) in &heading {
+        inside.text((0.0, y), class, text);
+        y += LINE;
+    }
+    y += LINE;
+    inside.moved(((width - nodes.size.0) / 2.0, y), &nodes.svg);
+    y += nodes.size.1 + 2.0 * LINE;
+    for mark in Mark::ALL {
+        if peers.iter().any(|seen| seen.mark == mark) {
+            mark.sign((6.0, y - 5.0), &mut inside);
+            inside.text((20.0, y), mark.word_class(), mark.word());
+            inside.text((130.0, y), "dim", mark.meaning());
+            y += LINE;
+        }
+    }
+    let (width, height) = (width + 2.0 * MARGIN, y + MARGIN);
+    let id = id(&status.agent.node_id);
+    let mut svg = Svg::default();
+    svg.put(format_args!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" class="selvage-overlay" role="img" aria-labelledby="{id}-title {id}-desc" viewBox="0 0 {width:.0} {height:.0}" width="{width:.0}" height="{height:.0}">"#
+    ));
+    let title = Escaped(heading.first().map_or("", |(_, text)| text.as_str()));
+    svg.put(format_args!(r#"<title id="{id}-title">{title}</title>"#));
+    let description = description(status, &peers);
+    let description = Escaped(&description);
+    svg.put(format_args!(r#"<desc id="{id}-desc">{description}</desc>"#));
+    svg.put(format_args!("<style>\n{STYLE}</style>"));
+    svg.put(format_args!(
+        r#"<rect width="100%" height="100%" class="paper"/>"#
+    ));
+    svg.moved((MARGIN, MARGIN), &inside);
+    svg.put(format_args!("</svg>"));
+    svg.into_text()
+}
+
+/// What stands above the nodes, by class and text; the first line is the title.
+fn heading(
+    status: &Status,
+    peers: &[mark::Seen<'_>],
+    asked: Result<&[Finding], &str>,
+) -> Vec<(&'static str, String)> {
+    let title = status.network.as_ref().map_or_else(
+        || "Overlay, not known yet".to_owned(),
+        |network| {
+            let v4 = network.ipv4.map(|net| net.to_string());
+            let v6 = network.ipv6.map(|net| net.to_string());
+            let nets: Vec<String> = v4.into_iter().chain(v6).collect();
+            let (backend, mtu) = (&network.backend, network.mtu);
+            format!("Overlay {} by {backend}, MTU {mtu}", nets.join(" and "))
+        },
+    );
+    let mut lines = vec![("title", svg::clip(&title, 80))];
+    lines.push(("dim", counts(peers)));
+    let (class, state) = match status.health.state {
+        State::Ready => ("word-programmed", "ready"),
+        State::Joining => ("word-refused", "joining"),
+        State::Degraded => ("word-lost", "degraded"),
+        State::Stopped => ("word-lost", "the agent does not run"),
+    };
+    lines.push((class, format!("{state}, at {}", utc(status.time))));
+    for reason in status.health.reasons.iter().take(REASONS) {
+        let reason = wrap(reason, COLUMNS, REASON_LINES);
+        lines.extend(reason.into_iter().map(|line| ("", line)));
+    }
+    let more = status.health.reasons.len().saturating_sub(REASONS);
+    if more > 0 {
+        lines.push((
+            "",
+            format!("and {more} more; selvage status tells them all"),
+        ));
+    }
+    match asked {
+        // What is about one peer stands on its card.
+        Ok(findings) => {
+            let several = findings.iter().filter(|finding| finding.subject.is_none());
+            for finding in several.take(REASONS) {
+                let what = wrap(&finding.what, COLUMNS, REASON_LINES);
+                lines.extend(what.into_iter().map(|line| ("", line)));
+            }
+        }
+        Err(reason) if !peers.is_empty() => {
+            let text = format!("whether peers answer was not looked at: {reason}");
+            lines.push(("dim", svg::clip(&text, COLUMNS)));
+        }
+        Err(_) => {}
+    }
+    lines
+}
+
+/// How many peers there are of each mark.
+fn counts(peers: &[mark::Seen<'_>]) -> String {
+    let noun = if peers.len() == 1 { "peer" } else { "peers" };
+    let of_mark = Mark::ALL.map(|mark| {
+        let count = peers.iter().filter(|seen| seen.mark == mark).count();
+        (count > 0).then(|| format!("{count} {}", mark.word()))
+    });
+    let of_mark: Vec<String> = of_mark.into_iter().flatten().collect();
+    match of_mark.is_empty() {
+        true => format!("no {noun}"),
+        false => format!("{} {noun}: {}", peers.len(), of_mark.join(", ")),
+    }
+}
+
+/// The picture in words: those that are not well first, then the others, as far as a listener may bear it.
+fn description(status: &Status, peers: &[mark::Seen<'_>]) -> String {
+    let mut sentences = vec![match &status.lease {
+        Some(lease) => {
+            let v4 = lease.subnet.map(|net| net.to_string());
+            let v6 = lease.subnet_v6.map(|net| net.to_string());
+            let nets: Vec<String> = v4.into_iter().chain(v6).collect();
+            format!("This node has {}.", nets.join(" and "))
+        }
+        None => "This node has no lease.".to_owned(),
+    }];
+    sentences.push(format!("{}.", counts(peers)));
+    let bad = peers.iter().filter(|seen| seen.mark != Mark::Programmed);
+    let good = peers.iter().filter(|seen| seen.mark == Mark::Programmed);
+    let told = bad.chain(good).take(TOLD);
+    sentences.extend(told.map(|seen| svg::clip(&card::sentence(seen), 300)));
+    if peers.len() > TOLD {
+        sentences.push(format!("And {} more.", peers.len() - TOLD));
+    }
+    sentences.join(" ")
+}
+
+/// What ids begin with: letters, digits and dashes only.
+fn id(node_id: &str) -> String {
+    let kept = node_id.chars().filter(|char| char.is_ascii_alphanumeric());
+    format!("overlay-{}", kept.take(64).collect::<String>())
+}
+
+/// A point in time of the schema as people write it, in UTC.
+fn utc(time: u64) -> String {
+    // Beyond what the platform's clock can hold: a status that somebody else has written.
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(time));
+    let text = rfc3339(time.unwrap_or(UNIX_EPOCH));
+    text.replace('T', " ").replace('Z', " UTC")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! How a peer is, as the picture tells it: by the form of a line, a sign and a word; colour only repeats that.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::svg::{Point, Svg};
+use crate::command::doctor::Finding;
+use crate::telemetry::status::{Peer, PeerState};
+
+/// How a peer is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Mark {
+    /// All that is needed is in the kernel, and nothing is known against it.
+    Programmed,
+    /// It is set up, but packets do not get through.
+    Lost,
+    /// The kernel would not take some of it.
+    Failed,
+    /// Its lease cannot be used.
+    Refused,
+}
+
+impl Mark {
+    /// All, in the order of the legend.
+    pub(super) const ALL: [Self; 4] = [Self::Programmed, Self::Lost, Self::Failed, Self::Refused];
+
+    /// What the picture says.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Programmed => "programmed",
+            Self::Lost => "packets lost",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// What that means.
+    pub(super) fn meaning(self) -> &'static str {
+        match self {
+            Self::Programmed => "the kernel has all that reaches it",
+            Self::Lost => "it is set up, but does not answer, or not to every packet",
+            Self::Failed => "the kernel did not take all that reaches it",
+            Self::Refused => "its lease cannot be used",
+        }
+    }
+
+    /// Class of lines and frames.
+    pub(super) fn class(self) -> &'static str {
+        match self {
+            Self::Programmed => "programmed",
+            Self::Lost => "lost",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// Class of the word.
+    pub(super) fn word_class(self) -> &'static str {
+        match self {
+            Self::Programmed => "word-programmed",
+            Self::Lost => "word-lost",
+            Self::Failed => "word-failed",
+            Self::Refused => "word-refused",
+        }
+    }
+
+    /// Draws the sign, 12 wide and high, around `at`: a tick, a cross, a triangle with a stroke, a crossed circle.
+    pub(super) fn sign(self, (x, y): Point, svg: &mut Svg) {
+        let shape = match self {
+            Self::Programmed => "m-5 0l4 5l6 -10",
+            Self::Lost => "m-5 -5l10 10m0 -10l-10 10",
+            Self::Failed => "m0 -6l6 11h-12zm0 4v3.5",
+            Self::Refused => "m-6 0a6 6 0 1 0 12 0a6 6 0 1 0 -12 0m2 -4l8 8",
+        };
+        svg.path(
+            &format!("M{x:.0} {y:.0}{shape}"),
+            &format!("sign {}", self.class()),
+        );
+    }
+}
+
+/// A peer with its mark.
+pub(super) struct Seen<'a> {
+    pub(super) peer: &'a Peer,
+    pub(super) mark: Mark,
+    /// Why the mark is not [`Mark::Programmed`].
+    pub(super) reason: Option<String>,
+}
+
+/// Marks peers by what the agent knows and by what the doctor found out about them.
+pub(super) fn marked<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<Seen<'a>> {
+    let lost = about(findings);
+    let mark = |peer: &'a Peer| {
+        let reason = peer.reason.clone();
+        let (mark, reason) = match peer.state {
+            PeerState::Failed => (Mark::Failed, reason),
+            PeerState::Refused => (Mark::Refused, reason),
+            PeerState::Programmed => {
+                let hosts = peer.addresses().map(IpNet::from);
+                let found = peer.nets().chain(hosts).find_map(|net| lost.get(&net));
+                match found {
+                    Some(what) => (Mark::Lost, Some((*what).to_owned())),
+                    None if is_silent(peer) => {
+                        let what = "packets were sent, and there never was a handshake";
+                        (Mark::Lost, Some(what.to_owned()))
+                    }
+                    None => (Mark::Programmed, reason),
+                }
+            }
+        };
+        Seen { peer, mark, reason }
+    };
+    peers.iter().map(mark).collect()
+}
+
+/// What was found of peers, by their subnets and addresses. A warning counts: a peer that is silent altogether may just be
+/// switched off, and is as unreachable.
+fn about(findings: &[Finding]) -> HashMap<IpNet, &str> {
+    findings
+        .iter()
+        .flat_map(|finding| {
+            // One that is about several peers names them in its sentence.
+            let subject = finding.subject.as_deref().unwrap_or(&finding.what);
+            let words =
+                subject.split(|char: char| !(char.is_ascii_hexdigit() || ".:/".contains(char)));
+            words.filter_map(|word| Some((parse(word)?, finding.what.as_str())))
+        })
+        .collect()
+}
+
+fn parse(word: &str) -> Option<IpNet> {
+    let address = || word.parse::<IpAddr>().ok().map(IpNet::from);
+    word.parse::<IpNet>().ok().or_else(address)
+}
+
+/// WireGuard answers the first packet by a handshake. Without one, what was sent has reached nobody.
+fn is_silent(peer: &Peer) -> bool {
+    let sent = peer.traffic.is_some_and(|traffic| traffic.tx_bytes > 0);
+    let received = peer.traffic.is_some_and(|traffic| traffic.rx_bytes > 0);
+    peer.backend == "wireguard" && sent && !received && peer.handshake_time.is_none()
+}

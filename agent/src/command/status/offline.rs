@@ -1,0 +1,278 @@
+//! What there is to see while no agent runs: what its files say, and what the kernel has. Nothing is changed, and etcd is
+//! not asked: who runs no agent may have left its cluster.
+//!
+//! Most of it needs no privileges. What does, such as the packet filter's rules, is left out, and a reason says so.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::base::env_file;
+use crate::base::logging::chain;
+use crate::base::machine_id;
+use crate::cluster::lease::SubnetKey;
+use crate::cluster::network_config::Families;
+use crate::host::firewall;
+use crate::host::subnet_file::{self, Previous};
+use crate::host::underlay;
+use crate::settings::Settings;
+use crate::telemetry::docker_bridge;
+use crate::telemetry::status::{
+    Agent, Clock, Files, Firewall, Health, Kernel, Lease, Network, SCHEMA, State, Status, Store,
+    Underlay, now, unix_time,
+};
+
+mod kernel;
+
+/// What the store is said to lack.
+const NOT_ASKED: &str = "not asked, as the agent does not run";
+
+/// What `subnet.env` says.
+#[derive(Debug, Default)]
+struct SubnetEnv {
+    previous: Previous,
+    mtu: Option<u32>,
+    masquerade: Option<bool>,
+    /// When it was written.
+    written: Option<u64>,
+}
+
+/// Puts together what can be seen.
+pub(super) async fn look(settings: &Settings) -> Status {
+    let mut notes = Vec::new();
+    notes.extend(other_agent(settings));
+    let file = read_file(&settings.files.subnet_file, &mut notes);
+    let networks = networks(&file.previous);
+    let seen = kernel::look(settings, &networks, &mut notes).await;
+    let underlay = look_for_underlay(settings, &file.previous, &mut notes).await;
+    let public = |v4: bool| {
+        let of = underlay.as_ref().map(|(_, public)| public);
+        of.into_iter()
+            .flatten()
+            .find(|address| address.is_ipv4() == v4)
+            .copied()
+    };
+    let lease = file.written.filter(|_| has_subnet(&file.previous));
+    let lease = lease.map(|written| Lease {
+        subnet: file.previous.subnet,
+        subnet_v6: file.previous.subnet_v6,
+        public_ip: public(true).and_then(v4),
+        public_ipv6: public(false).and_then(v6),
+        since_time: written,
+        held: false,
+        reservation: false,
+        ttl_seconds: None,
+        left_seconds: None,
+        trouble: Some(
+            "by the subnet file; whether the store still has it is not known, and nothing extends it"
+                .to_owned(),
+        ),
+    });
+    let network = (!networks.is_empty() || !seen.devices.is_empty()).then(|| Network {
+        ipv4: file.previous.network,
+        ipv6: file.previous.network_v6,
+        subnets: None,
+        backend: seen.backend.to_owned(),
+        mtu: file
+            .mtu
+            .or_else(|| seen.devices.iter().find_map(|device| device.mtu))
+            .unwrap_or(0),
+        rejected: None,
+    });
+    let firewall = look_at_firewall(settings, &file, &mut notes).await;
+    for device in seen.devices.iter().filter(|device| !device.present) {
+        notes.push(format!("the overlay device {} is gone", device.name));
+    }
+    let own = SubnetKey::new(file.previous.subnet, file.previous.subnet_v6);
+    let docker = docker_bridge::look(own, &networks).await;
+    notes.extend(docker.as_ref().and_then(|docker| docker.trouble.clone()));
+    Status {
+        schema: SCHEMA,
+        time: now(),
+        agent: Agent {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: 0,
+            started_time: 0,
+            node_id: node_id(settings, &mut notes),
+            network: settings.agent.network.as_ref().map(ToString::to_string),
+            settings_rejected: None,
+            settings_pending: Vec::new(),
+        },
+        health: Health {
+            state: State::Stopped,
+            reasons: reasons(notes, settings),
+        },
+        store: Store {
+            trouble: Some(NOT_ASKED.to_owned()),
+            ..Store::of_settings(settings)
+        },
+        network,
+        lease,
+        underlay: underlay.map(|(underlay, _)| underlay),
+        devices: seen.devices,
+        firewall,
+        kernel: Kernel {
+            interval_seconds: settings.agent.resync.as_secs(),
+            ..Kernel::default()
+        },
+        files: Files {
+            subnet_file: settings.files.subnet_file.display().to_string(),
+            written_time: file.written,
+        },
+        docker,
+        peers: seen.peers,
+        clock: Clock::default(),
+    }
+}
+
+/// Never empty: what is not well is told first, then what could not be seen.
+fn reasons(notes: Vec<String>, settings: &Settings) -> Vec<String> {
+    let socket = settings.files.socket.display();
+    let first = format!("no agent answers on {socket} (systemctl status selvage says why)");
+    [first].into_iter().chain(notes).collect()
+}
+
+/// Whether an agent has the state directory all the same. It may start just now, or have another socket.
+fn other_agent(settings: &Settings) -> Option<String> {
+    let path = settings.files.state_dir.join("lock");
+    let file = File::open(&path).ok()?;
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_free) => None,
+        Err((_, nix::Error::EWOULDBLOCK)) => {
+            let id = fs::read_to_string(&path).unwrap_or_default();
+            Some(format!(
+                "process {} holds {}: an agent that starts or stops just now, or that has another socket",
+                id.trim(),
+                path.display()
+            ))
+        }
+        Err(_) => None,
+    }
+}
+
+fn read_file(path: &Path, notes: &mut Vec<String>) -> SubnetEnv {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                notes.push(format!("{} cannot be read: {error}", path.display()));
+            }
+            return SubnetEnv::default();
+        }
+    };
+    let mut variables = env_file::Variables::new();
+    // What stands before a mistake counts; who sources the file finds the same.
+    let _ = env_file::source(&text, &mut variables);
+    let number = |key| variables.get(key)?.parse().ok();
+    let written = fs::metadata(path).and_then(|metadata| metadata.modified());
+    SubnetEnv {
+        previous: Previous::parse(&text),
+        mtu: number("FLANNEL_MTU"),
+        masquerade: variables
+            .get("FLANNEL_IPMASQ")
+            .and_then(|value| value.parse().ok()),
+        written: written.ok().map(unix_time),
+    }
+}
+
+/// The overlay networks, as the file says.
+fn networks(previous: &subnet_file::Previous) -> Vec<IpNet> {
+    let v4 = previous.network.map(IpNet::V4);
+    v4.into_iter()
+        .chain(previous.network_v6.map(IpNet::V6))
+        .collect()
+}
+
+fn has_subnet(previous: &Previous) -> bool {
+    previous.subnet.is_some() || previous.subnet_v6.is_some()
+}
+
+/// The underlay that an agent with these settings would take, with the addresses that peers would send to.
+async fn look_for_underlay(
+    settings: &Settings,
+    previous: &Previous,
+    notes: &mut Vec<String>,
+) -> Option<(Underlay, Vec<IpAddr>)> {
+    let families = Families {
+        v4: previous.network,
+        v6: previous.network_v6,
+    };
+    families.iter().next()?;
+    match underlay::discover(&settings.underlay, families, None).await {
+        Ok(found) => {
+            let v4 = found.v4.map(|v4| v4.public.into());
+            let v6 = found.v6.map(|v6| v6.public.into());
+            let underlay = Underlay {
+                interface: found.name.to_string(),
+                index: found.index,
+                mtu: found.mtu,
+                ipv4: found
+                    .v4
+                    .and_then(|v4| Ipv4Net::new(v4.address, v4.prefix_len).ok()),
+                ipv6: found
+                    .v6
+                    .and_then(|v6| Ipv6Net::new(v6.address, v6.prefix_len).ok()),
+            };
+            Some((underlay, v4.into_iter().chain(v6).collect()))
+        }
+        Err(error) => {
+            notes.push(format!("no underlay: {}", chain(&error)));
+            None
+        }
+    }
+}
+
+async fn look_at_firewall(
+    settings: &Settings,
+    file: &SubnetEnv,
+    notes: &mut Vec<String>,
+) -> Option<Firewall> {
+    match firewall::look(settings.agent.network.as_ref()).await {
+        Ok(mode) => Some(Firewall {
+            wanted: settings.firewall.mode.to_string(),
+            mode: mode.map(|mode| mode.to_string()),
+            masquerade: file.masquerade.unwrap_or(settings.firewall.masquerade),
+            forward: settings.firewall.forward,
+            programmed: 0,
+            programmed_time: None,
+        }),
+        Err(error) => {
+            notes.push(match nix::unistd::geteuid().is_root() {
+                true => format!("the firewall's rules cannot be read: {}", chain(&error)),
+                false => "only root may read the firewall's rules".to_owned(),
+            });
+            None
+        }
+    }
+}
+
+fn node_id(settings: &Settings, notes: &mut Vec<String>) -> String {
+    if let Some(id) = &settings.agent.node_id {
+        return id.clone();
+    }
+    match machine_id::known("/".as_ref(), &settings.files.state_dir) {
+        Ok(id) => id.unwrap_or_default(),
+        Err(error) => {
+            notes.push(chain(&error));
+            String::new()
+        }
+    }
+}
+
+fn v4(address: IpAddr) -> Option<std::net::Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn v6(address: IpAddr) -> Option<std::net::Ipv6Addr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(address),
+    }
+}

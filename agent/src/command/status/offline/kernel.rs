@@ -1,0 +1,229 @@
+//! What the kernel has of an overlay whose agent does not run.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+
+use super::{v4, v6};
+use crate::base::logging::chain;
+use crate::base::net::InterfaceName;
+use crate::command::cleanup;
+use crate::host::netlink::host::{Host, Questions};
+use crate::host::netlink::{Kernel, KernelError};
+use crate::plan::backend;
+use crate::plan::state::{Key, LinkKind, Object, Route, Scope, State};
+use crate::settings::Settings;
+use crate::telemetry::status::{Device, Peer, PeerState};
+
+/// What all names of overlay devices begin with.
+const DEVICES: &str = "flannel";
+
+/// What was seen.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) devices: Vec<Device>,
+    pub(super) peers: Vec<Peer>,
+    /// The back end, by flannel's name; `unknown` if nothing tells.
+    pub(super) backend: &'static str,
+}
+
+/// Looks for overlay devices and for routes of ours into `networks`.
+pub(super) async fn look(settings: &Settings, networks: &[IpNet], notes: &mut Vec<String>) -> Seen {
+    let seen = match Kernel::open() {
+        Ok(kernel) => {
+            let mut kernel = kernel.of_network(settings.agent.network.as_ref());
+            try_to_look(&mut kernel, settings, networks, notes).await
+        }
+        Err(error) => Err(error),
+    };
+    seen.unwrap_or_else(|error| {
+        notes.push(format!("the kernel tells nothing: {}", chain(&error)));
+        Seen {
+            backend: "unknown",
+            ..Seen::default()
+        }
+    })
+}
+
+async fn try_to_look(
+    kernel: &mut Kernel,
+    settings: &Settings,
+    networks: &[IpNet],
+    notes: &mut Vec<String>,
+) -> Result<Seen, KernelError> {
+    let present = overlay_devices(kernel, networks).await?;
+    let mut devices = Vec::new();
+    for (name, _) in &present {
+        devices.push(Device::seen(name, kernel.device(name).await?));
+    }
+    let kept = cleanup::identities(&settings.files.state_dir);
+    let gone: Vec<_> = kept.into_iter().map(|(name, _)| name).collect();
+    // Where another device took the place, the network config has changed since.
+    if present.is_empty() {
+        devices.extend(gone.iter().map(|name| Device::seen(name, None)));
+    }
+    let (state, blind) = observe(kernel, &present, networks).await?;
+    if blind {
+        notes.push("only root may see WireGuard's peers".to_owned());
+    }
+    Ok(Seen {
+        backend: backend_of(&present, &state),
+        peers: peers(&state, &present, networks),
+        devices,
+    })
+}
+
+/// The devices of this network that a back end made.
+async fn overlay_devices(
+    kernel: &mut Kernel,
+    networks: &[IpNet],
+) -> Result<Vec<(InterfaceName, Object)>, KernelError> {
+    let links = Host::observe(Questions::default()).await?.links;
+    let named = links
+        .into_iter()
+        .filter(|link| link.name.as_str().starts_with(DEVICES));
+    let mut devices = Vec::new();
+    for link in named {
+        if let Some(object) = kernel.own_device(&link.name, networks).await?
+            && backend::is_overlay(&link.name, &object)
+        {
+            devices.push((link.name, object));
+        }
+    }
+    Ok(devices)
+}
+
+/// Observes what is ours; and whether WireGuard's peers had to be left out, since only root may see them.
+async fn observe(
+    kernel: &mut Kernel,
+    devices: &[(InterfaceName, Object)],
+    networks: &[IpNet],
+) -> Result<(State, bool), KernelError> {
+    let mut scope = Scope {
+        links: devices.iter().map(|(name, _)| name.clone()).collect(),
+        networks: networks.to_vec(),
+        shared: None,
+        hooks: None,
+    };
+    match kernel.observe(&scope).await {
+        Err(KernelError::Dump { source, .. })
+            if matches!(source.errno, Errno::EPERM | Errno::EACCES) =>
+        {
+            scope.links = devices
+                .iter()
+                .filter(|(_, object)| kind(object) != Some("wireguard"))
+                .map(|(name, _)| name.clone())
+                .collect();
+            Ok((kernel.observe(&scope).await?.state, true))
+        }
+        observed => Ok((observed?.state, false)),
+    }
+}
+
+/// The back end that makes such a device.
+fn kind(object: &Object) -> Option<&'static str> {
+    let Object::Link(link) = object else {
+        return None;
+    };
+    Some(match &link.kind {
+        LinkKind::Vxlan(_) => "vxlan",
+        LinkKind::Ipip(_) => "ipip",
+        LinkKind::Wireguard(_) => "wireguard",
+        LinkKind::Tun(_) => "udp",
+    })
+}
+
+fn backend_of(devices: &[(InterfaceName, Object)], state: &State) -> &'static str {
+    let by_device = devices.iter().find_map(|(_, object)| kind(object));
+    let plain = || {
+        let routes = state
+            .values()
+            .any(|object| matches!(object, Object::Route(route) if route.gateway.is_some()));
+        routes.then_some("host-gw")
+    };
+    by_device.or_else(plain).unwrap_or("unknown")
+}
+
+/// The peers that routes of ours lead to. A peer of both IP versions is two here: the kernel does not know that they belong
+/// together.
+fn peers(state: &State, devices: &[(InterfaceName, Object)], networks: &[IpNet]) -> Vec<Peer> {
+    let backend = backend_of(devices, state);
+    let vxlan: BTreeSet<&InterfaceName> = devices
+        .iter()
+        .filter(|(_, object)| kind(object) == Some("vxlan"))
+        .map(|(name, _)| name)
+        .collect();
+    let inside =
+        |net: &IpNet| networks.is_empty() || networks.iter().any(|network| network.contains(net));
+    let mut peers = Vec::new();
+    for (key, object) in state {
+        let (Key::Route(subnet), Object::Route(route)) = (key, object) else {
+            continue;
+        };
+        // The whole network is routed to a TUN device, a WireGuard device may have all of it as well.
+        if !inside(subnet) || networks.contains(subnet) {
+            continue;
+        }
+        let reached = match route.gateway {
+            Some(gateway) if vxlan.contains(&route.link) => through_vxlan(state, route, gateway),
+            Some(gateway) => Ok(Some(gateway)),
+            None => Ok(through_wireguard(state, route, subnet)),
+        };
+        let (address, reason) = match reached {
+            Ok(address) => (address, None),
+            Err(missing) => (None, Some(missing)),
+        };
+        let (subnet, subnet_v6) = match subnet {
+            IpNet::V4(net) => (Some(*net), None),
+            IpNet::V6(net) => (None, Some(*net)),
+        };
+        peers.push(Peer {
+            subnet,
+            subnet_v6,
+            public_ip: address.and_then(v4),
+            public_ipv6: address.and_then(v6),
+            backend: backend.to_owned(),
+            owner: None,
+            state: match reason {
+                None => PeerState::Programmed,
+                Some(_) => PeerState::Failed,
+            },
+            reason,
+            since_time: 0,
+            changed_time: None,
+            traffic: None,
+            handshake_time: None,
+        });
+    }
+    peers
+}
+
+/// Where a VXLAN device sends what goes to a gateway, or what it lacks.
+fn through_vxlan(state: &State, route: &Route, gateway: IpAddr) -> Result<Option<IpAddr>, String> {
+    let device = &route.link;
+    let mac = match state.get(&Key::Neighbor(device.clone(), gateway)) {
+        Some(Object::Neighbor(mac)) => *mac,
+        _ => return Err(format!("no neighbour entry for {gateway} on {device}")),
+    };
+    match state.get(&Key::Fdb(device.clone(), mac)) {
+        Some(Object::Fdb(address)) => Ok(Some(*address)),
+        _ => Err(format!("no forwarding entry for {mac} on {device}")),
+    }
+}
+
+/// Where a WireGuard device sends what goes to a subnet, as far as it tells us.
+fn through_wireguard(state: &State, route: &Route, subnet: &IpNet) -> Option<IpAddr> {
+    state.iter().find_map(|(key, object)| match (key, object) {
+        (Key::WireguardPeer(device, _), Object::WireguardPeer(peer))
+            if *device == route.link && peer.allowed.contains(subnet) =>
+        {
+            Some(peer.endpoint?.ip())
+        }
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,450 @@
+//! A [`Status`] for people.
+//!
+//! Pure: the same status, width and style give the same text. All times are told as seen from [`Status::time`]. Where there
+//! is no width, because nobody but another program reads it, nothing is wrapped or left out.
+
+mod peers;
+mod table;
+mod words;
+
+use std::fmt::Write;
+
+use unicode_width::UnicodeWidthStr;
+
+pub(crate) use self::peers::{describe as describe_peers, state as describe_state};
+use self::table::{Cell, Column, Table};
+pub(crate) use self::words::{ago, bytes, duration, grouped, harmless};
+use self::words::{micros, times};
+use crate::base::terminal::{Style, Tone};
+use crate::telemetry::status::{
+    Device, Firewall, Kernel, Lease, Network, State, Status, Store, Underlay,
+};
+
+/// The width of the labels at the left, with the gap behind them.
+pub(crate) const LABEL: usize = 11;
+
+/// So many failed kernel objects are told on a terminal; the first ones say what is wrong.
+const FAILURES: usize = 10;
+
+/// Renders all of a status. It ends with a line break.
+pub(crate) fn render(status: &Status, width: Option<usize>, style: Style) -> String {
+    let mut page = Page {
+        text: String::with_capacity(2_048 + status.peers.len() * 128),
+        width,
+        style,
+    };
+    page.health(status);
+    page.text.push('\n');
+    page.overview(status);
+    if !status.devices.is_empty() {
+        page.text.push('\n');
+        page.devices(&status.devices);
+    }
+    page.text.push('\n');
+    page.text.push_str(&describe_peers(status, width, style));
+    page.text
+}
+
+/// The text so far.
+struct Page {
+    text: String,
+    width: Option<usize>,
+    style: Style,
+}
+
+impl Page {
+    /// The answer to the first question: is it well, and what is wrong if not?
+    fn health(&mut self, status: &Status) {
+        let (tone, word, meaning) = match status.health.state {
+            State::Ready => (Tone::Good, "ready", "all is as it should be"),
+            State::Degraded => (
+                Tone::Bad,
+                "degraded",
+                "the overlay is up, but something is wrong",
+            ),
+            State::Joining => (
+                Tone::Warn,
+                "joining",
+                "something is not there yet; what an earlier run set up stays in place",
+            ),
+            State::Stopped => (
+                Tone::Bad,
+                "stopped",
+                "the agent does not run; this is what its files and the kernel show",
+            ),
+        };
+        for (at, line) in wrap(&format!("{word}: {meaning}"), self.width)
+            .into_iter()
+            .enumerate()
+        {
+            let rest = if at == 0 {
+                let _ = write!(self.text, "{}", self.style.tone(tone, word));
+                line.get(word.len()..).unwrap_or_default()
+            } else {
+                line
+            };
+            let _ = writeln!(self.text, "{rest}");
+        }
+        for reason in &status.health.reasons {
+            self.item("  - ", 4, reason);
+        }
+    }
+
+    fn overview(&mut self, status: &Status) {
+        let now = status.time;
+        let stopped = status.health.state == State::Stopped;
+        let unknown = match status.health.state {
+            State::Joining => "not known yet",
+            _ => "not known",
+        };
+        match &status.lease {
+            Some(lease) => self.lease(lease, now, stopped),
+            None => self.line("Lease", "none"),
+        }
+        self.store(&status.store, now, stopped);
+        match &status.network {
+            Some(network) => self.network(network),
+            None => self.line("Network", unknown),
+        }
+        match &status.underlay {
+            Some(underlay) => self.underlay(underlay),
+            None => self.line("Underlay", unknown),
+        }
+        match &status.firewall {
+            Some(firewall) => self.firewall(firewall, now, stopped),
+            None => self.line("Firewall", unknown),
+        }
+        if !stopped {
+            self.kernel(&status.kernel, now);
+        }
+        let files = &status.files;
+        let written = match files.written_time {
+            Some(at) => format!("written {}", ago(now, at)),
+            None if stopped => "not there".to_owned(),
+            None if status.lease.is_none() => "not written yet".to_owned(),
+            None => "as an earlier run left it".to_owned(),
+        };
+        self.line("Files", &format!("{}, {written}", files.subnet_file));
+        if let Some(docker) = &status.docker {
+            let nets: Vec<_> = docker.addresses.iter().map(ToString::to_string).collect();
+            let nets = match nets.is_empty() {
+                true => "no address".to_owned(),
+                false => nets.join(", "),
+            };
+            let tone = match docker.trouble {
+                Some(_) => Tone::Bad,
+                None => Tone::Plain,
+            };
+            self.toned("Docker", tone, &format!("{}, {nets}", docker.bridge));
+        }
+        let agent = &status.agent;
+        let mut text = format!("selvage {}", agent.version);
+        if !stopped {
+            let age = duration(now.saturating_sub(agent.started_time));
+            let _ = write!(text, ", process {}, running for {age}", agent.pid);
+        }
+        if let Some(network) = &agent.network {
+            let _ = write!(text, ", network {network}");
+        }
+        if !agent.node_id.is_empty() {
+            let _ = write!(text, ", node {}", agent.node_id);
+        }
+        self.line("Agent", &text);
+        if let Some(rejected) = &agent.settings_rejected {
+            self.toned("", Tone::Warn, rejected);
+        }
+        if !agent.settings_pending.is_empty() {
+            let keys = agent.settings_pending.join(", ");
+            let text = format!("a restart puts into effect what changed of {keys}");
+            self.toned("", Tone::Warn, &text);
+        }
+        let clock = &status.clock;
+        if let (Some(at), Some(by)) = (clock.last_time, clock.last_seconds) {
+            let direction = if by < 0 { "back" } else { "ahead" };
+            let by = duration(by.unsigned_abs());
+            let text = format!(
+                "jumped {}, last by {by} {direction}, {}",
+                times(clock.jumps),
+                ago(now, at)
+            );
+            self.toned("Clock", Tone::Warn, &text);
+        }
+    }
+
+    fn lease(&mut self, lease: &Lease, now: u64, stopped: bool) {
+        let mut text = list([
+            lease.subnet.map(|net| net.to_string()),
+            lease.subnet_v6.map(|net| net.to_string()),
+        ]);
+        let public = list([
+            lease.public_ip.map(|ip| ip.to_string()),
+            lease.public_ipv6.map(|ip| ip.to_string()),
+        ]);
+        if !public.is_empty() {
+            let _ = write!(text, " as {public}");
+        }
+        self.line("Lease", &text);
+        let taken = format!("taken {}", ago(now, lease.since_time));
+        match (lease.left_seconds, lease.ttl_seconds) {
+            _ if stopped => {}
+            _ if !lease.held => self.toned("", Tone::Bad, "not this node's any more"),
+            (Some(left), Some(ttl)) => {
+                let (left, ttl) = (duration(left), duration(ttl));
+                self.line("", &format!("{left} left of {ttl}, {taken}"));
+            }
+            _ if lease.reservation => {
+                self.line("", &format!("a reservation, without a time limit, {taken}"))
+            }
+            _ => self.line("", &taken),
+        }
+        if let Some(trouble) = &lease.trouble {
+            self.toned("", if stopped { Tone::Dim } else { Tone::Bad }, trouble);
+        }
+    }
+
+    fn store(&mut self, store: &Store, now: u64, stopped: bool) {
+        if store.kind.is_empty() {
+            self.line("Store", "not known");
+            return;
+        }
+        let servers = store.servers.join(", ");
+        let at = match (&store.server, store.servers.len()) {
+            (Some(server), _) => format!(" at {server}"),
+            (None, _) if stopped => format!(" at {servers}"),
+            (None, 1) => format!(", not in touch with {servers}"),
+            (None, _) => format!(", in touch with none of {servers}"),
+        };
+        let what = match store.kind.as_str() {
+            "remote" => format!("another agent{at}"),
+            kind => format!("{kind}{at}, keys below {}", or_slash(&store.prefix)),
+        };
+        self.line("Store", &what);
+        if store.server.is_some() && store.servers.len() > 1 {
+            self.line("", &format!("one of {servers}"));
+        }
+        if let Some(trouble) = &store.trouble {
+            self.toned("", if stopped { Tone::Dim } else { Tone::Bad }, trouble);
+        }
+        let history = &store.history;
+        if let (Some(at), Some(reason)) = (history.last_time, &history.last_reason) {
+            let how_often = match history.changes {
+                1 => String::new(),
+                more => format!("{}, last ", times(more)),
+            };
+            let at = ago(now, at);
+            let text = format!("restored from a backup or made anew {how_often}{at}: {reason}");
+            self.toned("", Tone::Warn, &text);
+        }
+    }
+
+    fn network(&mut self, network: &Network) {
+        let nets = list([
+            network.ipv4.map(|net| net.to_string()),
+            network.ipv6.map(|net| net.to_string()),
+        ]);
+        let nets = if nets.is_empty() { "not known" } else { &nets };
+        let (backend, mtu) = (&network.backend, network.mtu);
+        let room = match network.subnets {
+            Some(1) => ", room for 1 node".to_owned(),
+            Some(subnets) => format!(", room for {} nodes", grouped(subnets)),
+            None => String::new(),
+        };
+        self.line("Network", &format!("{nets} by {backend}, MTU {mtu}{room}"));
+        if let Some(rejected) = &network.rejected {
+            let text = format!("the config that was written last is not in use: {rejected}");
+            self.toned("", Tone::Bad, &text);
+        }
+    }
+
+    fn underlay(&mut self, underlay: &Underlay) {
+        let addresses = list([
+            underlay.ipv4.map(|net| net.to_string()),
+            underlay.ipv6.map(|net| net.to_string()),
+        ]);
+        let (interface, mtu) = (&underlay.interface, underlay.mtu);
+        self.line("Underlay", &format!("{interface}, {addresses}, MTU {mtu}"));
+    }
+
+    fn firewall(&mut self, firewall: &Firewall, now: u64, stopped: bool) {
+        let mode = match &firewall.mode {
+            Some(mode) if stopped => format!("rules of {mode} are in place"),
+            Some(mode) => mode.clone(),
+            None if stopped => "no rules of ours seen".to_owned(),
+            None => format!("no rules made yet ({})", firewall.wanted),
+        };
+        let does = match (firewall.masquerade, firewall.forward) {
+            (true, true) => "masquerades, accepts forwarding",
+            (true, false) => "masquerades, leaves forwarding to others",
+            (false, true) => "does not masquerade, accepts forwarding",
+            (false, false) => "neither masquerades nor accepts forwarding",
+        };
+        self.line("Firewall", &format!("{mode}; {does}"));
+        if let Some(at) = firewall.programmed_time {
+            let (how_often, at) = (times(firewall.programmed), ago(now, at));
+            let last = if firewall.programmed > 1 { "last " } else { "" };
+            self.line("", &format!("rules put right {how_often}, {last}{at}"));
+        }
+    }
+
+    fn kernel(&mut self, kernel: &Kernel, now: u64) {
+        let every = duration(kernel.interval_seconds);
+        let text = match (kernel.resync_time, kernel.resync_usec) {
+            (Some(at), Some(took)) => {
+                let (at, took) = (ago(now, at), micros(took));
+                format!("compared {at} in {took}, at least every {every}")
+            }
+            _ => format!("not compared yet, at least every {every}"),
+        };
+        self.line("Kernel", &text);
+        if kernel.resyncs == 0 {
+            return;
+        }
+        let text = format!(
+            "{} made, {} changed, {} removed, {} failed, compared {}",
+            grouped(kernel.created),
+            grouped(kernel.changed),
+            grouped(kernel.removed),
+            grouped(kernel.failed),
+            times(kernel.resyncs)
+        );
+        self.line("", &text);
+        let most = if self.width.is_some() {
+            FAILURES
+        } else {
+            usize::MAX
+        };
+        for failure in kernel.failures.iter().take(most) {
+            self.toned("", Tone::Bad, failure);
+        }
+        if let Some(more @ 1..) = kernel.failures.len().checked_sub(most) {
+            self.toned("", Tone::Bad, &format!("and {more} more; --json has all"));
+        }
+    }
+
+    fn devices(&mut self, devices: &[Device]) {
+        let column = |title, right, lightness| Column {
+            title,
+            right,
+            lightness,
+        };
+        let columns = [
+            column("DEVICE", false, 0),
+            column("KIND", false, 0),
+            column("MTU", true, 2),
+            column("MAC", false, 3),
+            column("RECEIVED", true, 1),
+            column("SENT", true, 1),
+            column("DROPPED", true, 1),
+            column("ERRORS", true, 1),
+        ];
+        let mut table = Table::new(&columns, "");
+        for device in devices {
+            let name = Cell::new(harmless(&device.name));
+            if !device.present {
+                table.push(vec![name, Cell::new("missing").toned(Tone::Bad)], None);
+                continue;
+            }
+            let kind = match &device.kind {
+                Some(kind) => Cell::new(kind.as_str()),
+                None => Cell::new("another kind").toned(Tone::Bad),
+            };
+            let lost = |count: u64| {
+                let tone = if count > 0 { Tone::Warn } else { Tone::Plain };
+                Cell::new(grouped(count)).toned(tone)
+            };
+            let cells = vec![
+                name,
+                kind,
+                Cell::new(device.mtu.map(|mtu| mtu.to_string()).unwrap_or_default()),
+                Cell::new(device.mac.clone().unwrap_or_default()),
+                Cell::new(bytes(device.traffic.rx_bytes)),
+                Cell::new(bytes(device.traffic.tx_bytes)),
+                lost(device.rx_dropped.saturating_add(device.tx_dropped)),
+                lost(device.rx_errors.saturating_add(device.tx_errors)),
+            ];
+            table.push(cells, None);
+        }
+        table.render(self.width, self.style, &mut self.text);
+    }
+
+    fn line(&mut self, label: &str, text: &str) {
+        self.toned(label, Tone::Plain, text);
+    }
+
+    fn toned(&mut self, label: &str, tone: Tone, text: &str) {
+        labelled(&mut self.text, (self.width, self.style), label, tone, text);
+    }
+
+    /// A text behind a mark, indented by `indent` as a whole.
+    fn item(&mut self, mark: &str, indent: usize, text: &str) {
+        let text = harmless(text);
+        let room = self.width.map(|width| width.saturating_sub(indent));
+        for (at, line) in wrap(&text, room).into_iter().enumerate() {
+            let mark = if at == 0 { mark } else { "" };
+            let _ = writeln!(self.text, "{mark:indent$}{line}");
+        }
+    }
+}
+
+/// Appends a text behind a label; one without a label goes on with what is above it.
+pub(crate) fn labelled(
+    page: &mut String,
+    (width, style): (Option<usize>, Style),
+    label: &str,
+    tone: Tone,
+    text: &str,
+) {
+    let text = harmless(text);
+    let room = width.map(|width| width.saturating_sub(LABEL));
+    for (at, line) in wrap(&text, room).into_iter().enumerate() {
+        let label = if at == 0 { label } else { "" };
+        // Escapes around nothing would only be in the way.
+        let label_tone = if label.is_empty() {
+            Tone::Plain
+        } else {
+            Tone::Bold
+        };
+        let (label, line) = (style.tone(label_tone, label), style.tone(tone, line));
+        let _ = writeln!(page, "{label:LABEL$}{line}");
+    }
+}
+
+fn or_slash(prefix: &str) -> &str {
+    if prefix.is_empty() { "/" } else { prefix }
+}
+
+/// What there is of both IP versions.
+fn list(both: [Option<String>; 2]) -> String {
+    let both: Vec<_> = both.into_iter().flatten().collect();
+    both.join(", ")
+}
+
+/// Breaks a text between words into lines of at most `width` columns, or more where one word is longer. It gives one line
+/// at least.
+pub(crate) fn wrap(text: &str, width: Option<usize>) -> Vec<&str> {
+    let Some(width) = width else {
+        return vec![text];
+    };
+    let mut lines = Vec::new();
+    let mut rest = text;
+    while rest.width() > width {
+        // The last space that leaves a line which fits, or else the first one.
+        let spaces = rest.match_indices(' ').map(|(at, _)| at);
+        let fitting = spaces
+            .clone()
+            .take_while(|at| rest.get(..*at).is_some_and(|line| line.width() <= width));
+        let Some(at) = fitting.last().or_else(|| spaces.min()) else {
+            break;
+        };
+        let (line, next) = rest.split_at(at);
+        lines.push(line);
+        rest = next.trim_start();
+    }
+    if !rest.is_empty() || lines.is_empty() {
+        lines.push(rest);
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,332 @@
+//! The rules in iptables, read by `iptables-save` and put in place by `iptables-restore`: two calls a family, not one for
+//! each rule, and no rule that is looked for without its neighbours. Each table is replaced in one transaction.
+//!
+//! A host may have two kinds of iptables, whose rules do not see each other but both decide: those made from nftables
+//! (`iptables-nft`) and the old ones (`iptables-legacy`). Ours go where the program called plainly `iptables` puts them.
+//! The other kind is looked at too, since flannel may have left its rules there, and Docker may drop there.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use super::nftables::Tables;
+use super::program::{self, Error};
+use super::{Complaints, Ip, Rules};
+use crate::base::network_name::NetworkName;
+
+mod plan;
+pub(crate) mod save;
+
+use plan::{Chains, Role, Wanted};
+use save::Save;
+
+/// The first version that knows `--random-fully`, and `--wait` in `iptables-restore`.
+const RANDOM_FULLY: (u32, u32, u32) = (1, 6, 2);
+
+/// Which of the kernel's two interfaces a program changes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Kind {
+    Nft,
+    Legacy,
+}
+
+/// One set of installed programs.
+#[derive(Debug)]
+struct Tools {
+    kind: Kind,
+    /// What follows `iptables` in their names: nothing, `-nft` or `-legacy`.
+    suffix: &'static str,
+    version: (u32, u32, u32),
+}
+
+/// The names of a network's chains.
+pub(super) fn chain_names(network: Option<&NetworkName>) -> [String; 3] {
+    Chains::new(network).names().map(str::to_owned)
+}
+
+/// What is known when the rules are looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Look<'a> {
+    /// Whether the rules are to be made here, not only what opens other chains.
+    pub(super) main: bool,
+    pub(super) tables: &'a Tables,
+    /// Whether nothing in nftables changed since the last look.
+    pub(super) quiet: bool,
+}
+
+/// Our chains in the network namespace of the caller.
+pub(super) struct Iptables {
+    chains: Chains,
+    detected: bool,
+    /// The installed programs, those with the plain name first.
+    tools: Vec<Tools>,
+    /// What was put in place, and how the programs print it where that differs from our words.
+    spelled: BTreeMap<(Kind, Ip), (Wanted, Vec<String>)>,
+}
+
+impl Iptables {
+    /// Knows nothing yet of the chains of that network.
+    pub(super) fn new(network: Option<&NetworkName>) -> Self {
+        Self {
+            chains: Chains::new(network),
+            detected: false,
+            tools: Vec::new(),
+            spelled: BTreeMap::new(),
+        }
+    }
+
+    /// Looks for the programs, once: the mode must not change because a package was installed.
+    pub(super) async fn detect(&mut self) {
+        if self.detected {
+            return;
+        }
+        self.detected = true;
+        let plain = Tools::plain().await;
+        for (kind, suffix) in [(Kind::Nft, "-nft"), (Kind::Legacy, "-legacy")] {
+            let version = match &plain {
+                Some(plain) if plain.kind == kind => continue,
+                _ if !has(suffix) => continue,
+                // Both kinds come from one package.
+                Some(plain) => plain.version,
+                None => version(suffix).await.unwrap_or_default().0,
+            };
+            self.tools.push(Tools {
+                kind,
+                suffix,
+                version,
+            });
+        }
+        if let Some(plain) = plain {
+            self.tools.insert(0, plain);
+        }
+    }
+
+    /// Whether the programs that flannel would use are there.
+    pub(super) fn is_installed(&self) -> bool {
+        self.tools
+            .first()
+            .is_some_and(|first| first.suffix.is_empty())
+    }
+
+    /// Whether rules may change here without an announcement.
+    pub(super) fn must_look(&self) -> bool {
+        let legacy = self.tools.iter().any(|tools| tools.kind == Kind::Legacy);
+        legacy && Ip::BOTH.into_iter().any(legacy_is_in_use)
+    }
+
+    /// Makes our chains what they should be; returns whether anything was changed.
+    pub(super) async fn ensure(
+        &mut self,
+        rules: &Rules,
+        look: Look<'_>,
+        complaints: &mut Complaints,
+    ) -> Result<bool, Error> {
+        if look.main && !rules.is_empty() && !self.is_installed() {
+            return Err(not_installed("iptables-restore".to_owned()));
+        }
+        let mut changed = false;
+        for (index, tools) in self.tools.iter().enumerate() {
+            if look.quiet && tools.kind == Kind::Nft {
+                continue;
+            }
+            let role = Role {
+                main: look.main && index == 0 && tools.suffix.is_empty(),
+                random_fully: tools.version >= RANDOM_FULLY,
+                raw: tools.kind == Kind::Nft,
+            };
+            for ip in Ip::BOTH {
+                let (chains, spelled) = (&self.chains, &mut self.spelled);
+                let want = |save: &Save| Wanted::new(chains, rules, ip, role, save);
+                match tools.ensure(chains, ip, want, look.tables, spelled).await {
+                    Ok(made) => changed |= made,
+                    Err(error) if role.main && rules.family(ip).is_some() => return Err(error),
+                    Err(Error::NoProgram { .. }) => {}
+                    Err(error) => complaints.log(&error),
+                }
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Removes our chains wherever they are; returns whether there were any.
+    ///
+    /// # Errors
+    /// The first failure, after all the rest was tried.
+    pub(super) async fn clear(&mut self, tables: &Tables) -> Result<bool, Error> {
+        let mut changed = false;
+        let mut failure = None;
+        for tools in &self.tools {
+            for ip in Ip::BOTH {
+                let nothing = |_: &Save| Wanted::default();
+                let (chains, spelled) = (&self.chains, &mut self.spelled);
+                match tools.ensure(chains, ip, nothing, tables, spelled).await {
+                    Ok(removed) => changed |= removed,
+                    Err(Error::NoProgram { .. }) => {}
+                    Err(error) => failure = failure.or(Some(error)),
+                }
+            }
+        }
+        failure.map_or(Ok(changed), Err)
+    }
+}
+
+impl Tools {
+    /// The programs without a suffix.
+    async fn plain() -> Option<Self> {
+        if !has("") {
+            return None;
+        }
+        let (version, is_nft) = version("").await?;
+        Some(Self {
+            kind: if is_nft { Kind::Nft } else { Kind::Legacy },
+            suffix: "",
+            version,
+        })
+    }
+
+    /// Brings one family to what `want` makes of it.
+    async fn ensure(
+        &self,
+        chains: &Chains,
+        ip: Ip,
+        want: impl Fn(&Save) -> Wanted,
+        tables: &Tables,
+        spelled: &mut BTreeMap<(Kind, Ip), (Wanted, Vec<String>)>,
+    ) -> Result<bool, Error> {
+        let save = match self.may_have_rules(ip, tables) {
+            true => self.save(ip).await?,
+            false => Save::default(),
+        };
+        let wanted = want(&save);
+        let key = (self.kind, ip);
+        let spelling = match spelled.get(&key) {
+            Some((put, spelling)) if *put == wanted => Some(spelling.as_slice()),
+            _ => None,
+        };
+        let Some(script) = plan::restore(chains, &save, &wanted, spelling) else {
+            return Ok(false);
+        };
+        self.restore(ip, &script).await?;
+        spelled.remove(&key);
+        if !wanted.is_empty() {
+            let save = self.save(ip).await?;
+            if plan::restore(chains, &save, &wanted, None).is_some() {
+                spelled.insert(key, (wanted, plan::ours(chains, &save)));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether there can be any rule: asking costs a process.
+    fn may_have_rules(&self, ip: Ip, tables: &Tables) -> bool {
+        match self.kind {
+            Kind::Legacy => legacy_is_in_use(ip),
+            Kind::Nft => plan::TABLES.into_iter().any(|table| {
+                let family = match ip {
+                    Ip::V4 => "ip",
+                    Ip::V6 => "ip6",
+                };
+                tables.may_have(&format!("{family} {table}"))
+            }),
+        }
+    }
+
+    async fn save(&self, ip: Ip) -> Result<Save, Error> {
+        let text = self.run(ip, "save", "read its rules", &[], "").await?;
+        Ok(Save::parse(&text))
+    }
+
+    async fn restore(&self, ip: Ip, script: &str) -> Result<(), Error> {
+        let arguments: &[&str] = match self.version >= RANDOM_FULLY {
+            true => &["--noflush", "--wait"],
+            false => &["--noflush"],
+        };
+        self.run(ip, "restore", "change its rules", arguments, script)
+            .await?;
+        Ok(())
+    }
+
+    async fn run(
+        &self,
+        ip: Ip,
+        verb: &str,
+        action: &'static str,
+        arguments: &[&str],
+        input: &str,
+    ) -> Result<String, Error> {
+        let name = format!("{}{}-{verb}", prefix(ip), self.suffix);
+        let path = program::find(&name).ok_or_else(|| not_installed(name.clone()))?;
+        let output = program::run(path, arguments, input).await?;
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(program::refused(name, action, &output)),
+        }
+    }
+}
+
+fn not_installed(program: String) -> Error {
+    Error::NoProgram {
+        program,
+        package: "iptables",
+    }
+}
+
+fn prefix(ip: Ip) -> &'static str {
+    match ip {
+        Ip::V4 => "iptables",
+        Ip::V6 => "ip6tables",
+    }
+}
+
+/// Whether all programs with this suffix are there.
+fn has(suffix: &str) -> bool {
+    let found = |verb| program::find(&format!("iptables{suffix}{verb}")).is_some();
+    ["", "-save", "-restore"].into_iter().all(found)
+}
+
+/// The version of the programs with this suffix, and whether they are made from nftables.
+async fn version(suffix: &str) -> Option<((u32, u32, u32), bool)> {
+    let path = program::find(&format!("iptables{suffix}"))?;
+    let output = program::run(path, &["--version"], "").await.ok()?;
+    parse_version(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// Reads a line such as `iptables v1.8.9 (nf_tables)`. Before 1.8.0 there was but the legacy kind, which did not say so.
+fn parse_version(text: &str) -> Option<((u32, u32, u32), bool)> {
+    let (_, rest) = text.split_once(" v")?;
+    let number = rest.split_whitespace().next()?;
+    let mut parts = number.split('.').map_while(|part| part.parse().ok());
+    let version = (parts.next()?, parts.next()?, parts.next().unwrap_or(0));
+    Some((version, rest.contains("nf_tables")))
+}
+
+/// Whether the kernel holds legacy tables of this family. Who may not know has to look.
+pub(crate) fn legacy_is_in_use(ip: Ip) -> bool {
+    let names = match ip {
+        Ip::V4 => "/proc/thread-self/net/ip_tables_names",
+        Ip::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    match fs::read_to_string(names) {
+        Ok(names) => !names.trim().is_empty(),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_and_kinds_are_read_from_what_the_programs_print() {
+        for (text, expected) in [
+            ("iptables v1.8.9 (nf_tables)\n", Some(((1, 8, 9), true))),
+            ("iptables v1.8.9 (legacy)\n", Some(((1, 8, 9), false))),
+            ("iptables v1.6.2", Some(((1, 6, 2), false))),
+            ("ip6tables v1.4.21\n", Some(((1, 4, 21), false))),
+            ("iptables v2.0 (nf_tables)", Some(((2, 0, 0), true))),
+            ("usage: something", None),
+            ("iptables vx", None),
+        ] {
+            assert_eq!(parse_version(text), expected, "{text}");
+        }
+    }
+}

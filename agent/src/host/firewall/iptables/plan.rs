@@ -1,0 +1,408 @@
+//! What our chains should hold, and the text that makes them so. Pure.
+
+use std::fmt::Write;
+
+use ipnet::IpNet;
+
+use super::super::{Family, Ip, Rules};
+use super::save::{Rule, Save, Table};
+use crate::base::net::InterfaceName;
+use crate::base::network_name::{NetworkName, suffixed};
+
+/// A chain of ours, and the only jump to it.
+pub(super) struct Chain {
+    table: &'static str,
+    /// What the names of such chains begin with; that of the default network is no longer.
+    base: &'static str,
+    name: String,
+    /// Where the jump is.
+    parent: &'static str,
+    /// What the jump and all rules say.
+    comment: &'static str,
+}
+
+/// The chains of one network.
+pub(super) struct Chains {
+    raw: Chain,
+    postrouting: Chain,
+    forward: Chain,
+}
+
+impl Chains {
+    /// flannel's for the default network; for a named one the same with the name behind.
+    pub(super) fn new(network: Option<&NetworkName>) -> Self {
+        let chain = |table, base, parent, comment| Chain {
+            table,
+            base,
+            name: suffixed(base, network),
+            parent,
+            comment,
+        };
+        Self {
+            raw: chain("raw", RAW, "PREROUTING", "selvage direct"),
+            postrouting: chain("nat", POSTROUTING, "POSTROUTING", "flanneld masq"),
+            forward: chain("filter", FORWARD, "FORWARD", "flanneld forward"),
+        }
+    }
+
+    fn all(&self) -> [&Chain; 3] {
+        [&self.raw, &self.postrouting, &self.forward]
+    }
+
+    /// Their names.
+    pub(super) fn names(&self) -> [&str; 3] {
+        self.all().map(|chain| chain.name.as_str())
+    }
+}
+
+const RAW: &str = "SELVAGE-RAW";
+const POSTROUTING: &str = "FLANNEL-POSTRTG";
+const FORWARD: &str = "FLANNEL-FWD";
+
+/// The tables that hold our chains.
+pub(super) const TABLES: [&str; 3] = ["raw", "nat", "filter"];
+
+/// Chains that stay before ours when they are first: in them somebody decides what may pass (network policies, the
+/// user's own rules for Docker, `ufw route`), and would be overruled by our accept. All that follows them is behind us,
+/// notably what drops the rest.
+///
+/// flannel appends its jumps, and loses to every earlier drop. At the very top ours would defeat policies, and whoever
+/// else insists on the top would move it in turn with us for ever.
+const BEFORE_OURS: [&str; 8] = [
+    "DOCKER-USER",
+    "KUBE-",
+    "cali-",
+    "CILIUM_",
+    "ANTREA-",
+    "WEAVE-",
+    "ufw-before-",
+    "ufw6-before-",
+];
+
+/// The rules of each of our chains; chains that are not named should not be.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub(super) struct Wanted(Vec<(String, Vec<String>)>);
+
+/// What matters about the programs and their part.
+#[derive(Clone, Copy)]
+pub(super) struct Role {
+    /// Whether they are the ones that make the rules, not only open what others closed.
+    pub(super) main: bool,
+    /// Whether they know `--random-fully`.
+    pub(super) random_fully: bool,
+    /// Whether the table raw can be made: any kernel with nftables has it, but some lack `CONFIG_IP_NF_RAW` of the old
+    /// kind, and their Docker is told to do without.
+    pub(super) raw: bool,
+}
+
+impl Wanted {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What `rules` ask for on a host that is as `save` says.
+    pub(super) fn new(chains: &Chains, rules: &Rules, ip: Ip, role: Role, save: &Save) -> Self {
+        let Some(family) = rules.family(ip) else {
+            return Self::default();
+        };
+        let mut wanted = Vec::new();
+        if rules.forward && docker_drops(chains, save, family.subnet, role.raw) {
+            let raw = &chains.raw;
+            let rule = raw.rule(Some(is(family.network)), Some(is(family.subnet)), "ACCEPT");
+            wanted.push((raw.name.clone(), vec![rule]));
+        }
+        if rules.masquerade && role.main {
+            let random = rules.random_fully && role.random_fully;
+            let masquerade = Masquerade {
+                family,
+                multicast: ip.multicast(),
+                excluded: rules.excluded(ip).collect(),
+                outside: rules.outside(ip).collect(),
+                devices: &rules.devices,
+                random_fully: random,
+            };
+            let chain = &chains.postrouting;
+            wanted.push((chain.name.clone(), masquerade.rules(chain)));
+        }
+        let chain = &chains.forward;
+        if rules.forward && (role.main || is_closed(chain, save)) {
+            let network = Some(is(family.network));
+            let rules = [
+                chain.rule(network, None, "ACCEPT"),
+                chain.rule(None, network, "ACCEPT"),
+            ];
+            wanted.push((chain.name.clone(), rules.into()));
+        }
+        Self(wanted)
+    }
+
+    fn rules(&self, chain: &Chain) -> Option<&[String]> {
+        let (_, rules) = self.0.iter().find(|(name, _)| *name == chain.name)?;
+        Some(rules)
+    }
+}
+
+/// An address condition, and whether it must not hold.
+type Condition = Option<(bool, IpNet)>;
+
+fn is(net: IpNet) -> (bool, IpNet) {
+    (true, net)
+}
+
+fn is_not(net: IpNet) -> (bool, IpNet) {
+    (false, net)
+}
+
+impl Chain {
+    /// A rule in the very words of `iptables-save`, which leaves out what always holds.
+    fn rule(&self, source: Condition, destination: Condition, target: &str) -> String {
+        self.rule_by(source, destination, "", target)
+    }
+
+    /// The same with a further condition, which `iptables-save` has behind the addresses.
+    fn rule_by(
+        &self,
+        source: Condition,
+        destination: Condition,
+        further: &str,
+        target: &str,
+    ) -> String {
+        let mut text = String::new();
+        for (option, condition) in [("-s", source), ("-d", destination)] {
+            match condition {
+                Some((true, net)) if net.prefix_len() == 0 => {}
+                // Writing into a `String` never fails.
+                Some((holds, net)) => {
+                    let not = if holds { "" } else { "! " };
+                    let _ = write!(text, "{not}{option} {net} ");
+                }
+                None => {}
+            }
+        }
+        let comment = self.comment;
+        let _ = write!(
+            text,
+            "{further}-m comment --comment \"{comment}\" -j {target}"
+        );
+        text
+    }
+
+    fn jump(&self) -> String {
+        self.rule(None, None, &self.name)
+    }
+
+    fn marked(&self, target: &str) -> String {
+        format!(
+            "-m mark --mark 0x4000/0x4000 {}",
+            self.rule(None, None, target)
+        )
+    }
+}
+
+/// What masquerading goes by.
+struct Masquerade<'a> {
+    family: Family<IpNet>,
+    multicast: &'static str,
+    excluded: Vec<IpNet>,
+    outside: Vec<IpNet>,
+    devices: &'a [InterfaceName],
+    random_fully: bool,
+}
+
+impl Masquerade<'_> {
+    /// flannel's rules, with the exclusions before what they are excluded from; the first that matches decides. Where a
+    /// part of the network is outside the overlay, what is said of that comes first.
+    fn rules(&self, chain: &Chain) -> Vec<String> {
+        let Family { network, subnet } = self.family;
+        let target = match self.random_fully {
+            true => "MASQUERADE --random-fully",
+            false => "MASQUERADE",
+        };
+        let rule = |source, destination, target| chain.rule(source, destination, target);
+        let multicast = self.multicast.parse().ok().map(is_not);
+        // kube-proxy masquerades what carries its mark itself.
+        let mut rules = vec![chain.marked("RETURN")];
+        let excluded = self.excluded.iter();
+        let excluded: Vec<_> = excluded
+            .map(|net| rule(None, Some(is(*net)), "RETURN"))
+            .collect();
+        if !self.outside.is_empty() {
+            rules.extend(self.of_outside(chain, target, &excluded));
+        }
+        rules.extend([
+            rule(Some(is(subnet)), Some(is(network)), "RETURN"),
+            rule(Some(is(network)), Some(is(subnet)), "RETURN"),
+            rule(Some(is_not(network)), Some(is(subnet)), "RETURN"),
+        ]);
+        rules.extend(excluded);
+        rules.push(rule(Some(is(network)), multicast, target));
+        rules.push(rule(Some(is_not(network)), Some(is(network)), target));
+        rules
+    }
+
+    /// The underlay's own packets stay as they are unless they enter the overlay for another node, and what leaves the
+    /// overlay for the underlay gets this host's address, as what goes elsewhere does.
+    fn of_outside(&self, chain: &Chain, target: &str, excluded: &[String]) -> Vec<String> {
+        let Family { network, subnet } = self.family;
+        let mut rules = vec![chain.rule(None, Some(is(subnet)), "RETURN")];
+        rules.extend_from_slice(excluded);
+        for net in &self.outside {
+            rules.extend(self.devices.iter().map(|device| {
+                let into = format!("-o {device} ");
+                chain.rule_by(Some(is(*net)), Some(is(network)), &into, target)
+            }));
+            rules.push(chain.rule(Some(is(*net)), None, "RETURN"));
+        }
+        for net in &self.outside {
+            rules.push(chain.rule(Some(is(network)), Some(is(*net)), target));
+            rules.push(chain.rule(None, Some(is(*net)), "RETURN"));
+        }
+        rules
+    }
+}
+
+/// Whether a Docker that drops what is sent straight to its containers (28.0 and later) is or was at work. Where a table
+/// raw is or `can_be` made, its chain tells before the first container is there.
+fn docker_drops(chains: &Chains, save: &Save, subnet: IpNet, can_be: bool) -> bool {
+    let raw = save.table(chains.raw.table);
+    let works = save
+        .table(chains.forward.table)
+        .is_some_and(|filter| filter.has("DOCKER-FORWARD"));
+    let drops = |rule: &Rule| {
+        let destination = rule.after("-d").and_then(|net| net.parse::<IpNet>().ok());
+        rule.target() == Some("DROP")
+            && rule.denies("-i")
+            && destination.is_some_and(|net| subnet.contains(&net))
+    };
+    works && (can_be || raw.is_some())
+        || raw.is_some_and(|raw| raw.of(chains.raw.parent).any(drops))
+}
+
+/// Whether somebody else may drop forwarded packets. Other networks' chains, like ours, only ever accept.
+fn is_closed(chain: &Chain, save: &Save) -> bool {
+    save.table(chain.table).is_some_and(|filter| {
+        let policy = filter.policy(chain.parent);
+        let is_such = |rule: &Rule| rule.target().is_some_and(|to| to.starts_with(chain.base));
+        policy.is_some_and(|policy| policy != "ACCEPT")
+            || filter.of(chain.parent).any(|rule| !is_such(rule))
+    })
+}
+
+/// Our chains with their rules and the jumps to them, as printed.
+pub(super) fn ours(chains: &Chains, save: &Save) -> Vec<String> {
+    let mut lines = Vec::new();
+    for chain in chains.all() {
+        let Some(table) = save.table(chain.table).filter(|t| t.has(&chain.name)) else {
+            continue;
+        };
+        lines.push(chain.name.clone());
+        lines.extend(chain.jumps(table).map(|jump| jump.text.clone()));
+        lines.extend(table.of(&chain.name).map(|rule| rule.text.clone()));
+    }
+    lines
+}
+
+/// The input for `iptables-restore --noflush` that makes our chains what they should be; `None` when they are.
+///
+/// `spelled` is how [`ours`] looked when `wanted` had just been put in place: a version of iptables may print a rule in
+/// other words than ours.
+pub(super) fn restore(
+    chains: &Chains,
+    save: &Save,
+    wanted: &Wanted,
+    spelled: Option<&[String]>,
+) -> Option<String> {
+    let same = spelled.is_some_and(|spelled| ours(chains, save) == spelled);
+    let mut text = String::new();
+    let nothing = Table::default();
+    for name in save.names(&TABLES) {
+        let table = save.table(name).unwrap_or(&nothing);
+        let mut changes = String::new();
+        for chain in chains.all() {
+            match wanted.rules(chain).filter(|_| chain.table == name) {
+                Some(rules) => {
+                    if !((same || chain.holds(table, rules)) && chain.is_in_front(table)) {
+                        chain.put(table, rules, &mut changes);
+                    }
+                }
+                None => chain.remove(table, &mut changes),
+            }
+        }
+        if !changes.is_empty() {
+            let _ = write!(text, "*{name}\n{changes}COMMIT\n");
+        }
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+impl Chain {
+    fn is_jump(&self, rule: &Rule) -> bool {
+        rule.target() == Some(self.name.as_str())
+    }
+
+    fn jumps<'a>(&'a self, table: &'a Table) -> impl Iterator<Item = &'a Rule> {
+        table.of(self.parent).filter(|rule| self.is_jump(rule))
+    }
+
+    /// Whether the chain has these rules and one jump.
+    fn holds(&self, table: &Table, rules: &[String]) -> bool {
+        table.has(&self.name)
+            && table.of(&self.name).map(|rule| &rule.text).eq(rules)
+            && self
+                .jumps(table)
+                .map(|jump| jump.text.as_str())
+                .eq([self.jump()])
+    }
+
+    /// How many rules stay before our jump: those that lead to the chains in [`BEFORE_OURS`], or to other networks' chains,
+    /// of which each would move behind the others for ever.
+    fn before(&self, table: &Table) -> usize {
+        table
+            .of(self.parent)
+            .filter(|rule| !self.is_jump(rule))
+            .take_while(|rule| {
+                let target = rule.target().unwrap_or_default();
+                let mut starts = BEFORE_OURS.iter().chain([&self.base]);
+                starts.any(|start| target.starts_with(start))
+            })
+            .count()
+    }
+
+    fn is_in_front(&self, table: &Table) -> bool {
+        let position = table.of(self.parent).position(|rule| self.is_jump(rule));
+        position.is_some_and(|position| position <= self.before(table))
+    }
+
+    /// Fills the chain anew, and moves its jump to where it belongs.
+    fn put(&self, table: &Table, rules: &[String], text: &mut String) {
+        let Self { name, parent, .. } = self;
+        // With --noflush this makes the chain, or empties it.
+        let _ = writeln!(text, ":{name} - [0:0]");
+        for jump in self.jumps(table) {
+            let _ = writeln!(text, "-D {parent} {}", jump.text);
+        }
+        let at = self.before(table) + 1;
+        let _ = writeln!(text, "-I {parent} {at} {}", self.jump());
+        for rule in rules {
+            let _ = writeln!(text, "-A {name} {rule}");
+        }
+    }
+
+    /// Removes the chain and whatever leads to it, in any table: flannel looks for its own in a wrong one.
+    fn remove(&self, table: &Table, text: &mut String) {
+        let name = self.name.as_str();
+        if !table.has(name) {
+            return;
+        }
+        let _ = writeln!(text, ":{name} - [0:0]");
+        for rule in table.rules() {
+            if rule.target() == Some(name) && rule.chain != name {
+                let _ = writeln!(text, "-D {} {}", rule.chain, rule.text);
+            }
+        }
+        let _ = writeln!(text, "-X {name}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,36 @@
+//! Looking at the rules without changing any, for who asks how things are while no agent runs.
+
+use super::Mode;
+use super::program::{self, Error};
+use super::{iptables, nftables};
+use crate::base::network_name::NetworkName;
+
+/// By which rules the packets of a network's overlay go through this host now; `None` if there are none of ours. Needs
+/// root.
+///
+/// # Errors
+/// The rules cannot be read.
+pub(crate) async fn look(network: Option<&NetworkName>) -> Result<Option<Mode>, Error> {
+    match nftables::listing("inet", &nftables::table_of(network)).await {
+        Ok(Some(_)) => return Ok(Some(Mode::Nftables)),
+        Ok(None) | Err(Error::NoProgram { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    // Prints what is there in either kind of rules, as its namesake among the programs that changes them would see it.
+    let Some(save) = program::find("iptables-save") else {
+        return Ok(None);
+    };
+    let output = program::run(save, &[], "").await?;
+    if !output.status.success() {
+        return Err(program::refused("iptables-save", "list the rules", &output));
+    }
+    let rules = String::from_utf8_lossy(&output.stdout);
+    let declared: Vec<_> = rules
+        .lines()
+        .filter_map(|line| line.strip_prefix(':')?.split(' ').next())
+        .collect();
+    let ours = iptables::chain_names(network)
+        .iter()
+        .any(|chain| declared.contains(&chain.as_str()));
+    Ok(ours.then_some(Mode::Iptables))
+}

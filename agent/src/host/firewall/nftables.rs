@@ -1,0 +1,212 @@
+//! The rules in nftables, put in place by the `nft` program.
+//!
+//! Text to `nft -f -` is the interface that every version has (JSON support is a build option); one call is one
+//! transaction, so packets see the old rules or the new. The meaning of the rules is that of flannel's iptables rule
+//! set, not of its nftables one, which confuses the two networks in its fourth rule.
+
+use std::collections::BTreeSet;
+use std::process::Output;
+
+use super::docker;
+use super::program::{self, Error};
+use super::{Family, Ip, Rules};
+use crate::base::network_name::{NetworkName, suffixed};
+
+mod script;
+
+use script::Script;
+
+/// The default network's table, in the `inet` family, so that one table serves IPv4 and IPv6. A named network's has the name
+/// behind.
+const TABLE: &str = "selvage";
+
+/// The name of a network's table.
+pub(super) fn table_of(network: Option<&NetworkName>) -> String {
+    suffixed(TABLE, network)
+}
+
+/// The tables that flannel makes where its network config says `EnableNFTables`.
+const FLANNEL_TABLES: [&str; 2] = ["ip flannel-ipv4", "ip6 flannel-ipv6"];
+
+/// The names of all tables, with their families, such as `inet selvage`.
+pub(super) struct Tables(Option<BTreeSet<String>>);
+
+impl Tables {
+    /// The tables of a host without a usable `nft`.
+    pub(super) fn unknown() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn has(&self, table: &str) -> bool {
+        self.0.as_ref().is_some_and(|tables| tables.contains(table))
+    }
+
+    /// Whether the table may exist for all we know.
+    pub(super) fn may_have(&self, table: &str) -> bool {
+        self.0.as_ref().is_none_or(|tables| tables.contains(table))
+    }
+}
+
+/// Reads the names of the tables.
+pub(super) async fn tables() -> Result<Tables, Error> {
+    let output = nft(&["list", "tables"], "").await?;
+    if !output.status.success() {
+        return Err(refused("list the tables", &output));
+    }
+    let listing = String::from_utf8_lossy(&output.stdout);
+    let names = listing
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("table "));
+    Ok(Tables(Some(names.map(str::to_owned).collect())))
+}
+
+/// Our table in the network namespace of the caller.
+pub(super) struct Nftables {
+    /// Whose table it is.
+    network: Option<NetworkName>,
+    /// The table's name.
+    table: String,
+    /// What the table was last seen to be made from, and the very text that `nft` listed it as.
+    seen: Option<(Script, String)>,
+}
+
+impl Nftables {
+    /// Knows nothing yet of the table of that network.
+    pub(super) fn new(network: Option<&NetworkName>) -> Self {
+        Self {
+            network: network.cloned(),
+            table: table_of(network),
+            seen: None,
+        }
+    }
+
+    /// Of the tables that the agent or flannel made those that should not be, in this mode. flannel's own are left to the
+    /// default network: they may be those of any.
+    pub(super) fn stale(&self, tables: &Tables, ours_is_in_use: bool) -> Vec<String> {
+        let ours = (!ours_is_in_use).then(|| format!("inet {}", self.table));
+        let flannels = match self.network {
+            None => &FLANNEL_TABLES[..],
+            Some(_) => &[],
+        };
+        let flannels = flannels.iter().map(|table| (*table).to_owned());
+        let stale = ours.into_iter().chain(flannels);
+        stale.filter(|table| tables.has(table)).collect()
+    }
+
+    /// Makes the table say what `rules` want, if it does not yet; returns whether anything was changed.
+    ///
+    /// Once this has seen the rules in place, a later listing must not differ in a single letter. Before that (the
+    /// agent was restarted) the table's fingerprint, and number and order of its commented rules decide: the text that
+    /// `nft` lists differs between its versions, and a mere update of it must not change the rules.
+    pub(super) async fn ensure(&mut self, rules: &Rules, tables: &Tables) -> Result<bool, Error> {
+        let script = Script::new(&self.table, rules, has_docker(tables));
+        let seen = self.seen.take();
+        let full = format!("inet {}", self.table);
+        let exists = tables.has(&full);
+        if script.is_empty() {
+            return match exists {
+                true => remove(&[full]).await,
+                false => Ok(false),
+            };
+        }
+        if !exists {
+            // At the start of the agent others wait for it, and the kernel takes half as long when nothing is removed.
+            match transact("make its table", &script.create()).await {
+                // Somebody made one since.
+                Err(Error::Refused { .. }) => {}
+                done => return done.map(|()| true),
+            }
+        } else if let Some(listing) = listing("inet", &self.table).await? {
+            let same = match seen {
+                Some((seen, text)) if seen == script => text == listing,
+                _ => script.made(&listing),
+            };
+            if same {
+                self.seen = Some((script, listing));
+                return Ok(false);
+            }
+        }
+        transact("replace its table", &script.replace()).await?;
+        Ok(true)
+    }
+}
+
+/// Leaves the default network's rules in flannel's tables instead of its own, if its own is there.
+pub(super) async fn hand_over(rules: &Rules) -> Result<(), Error> {
+    let tables = tables().await?;
+    if !tables.has(&format!("inet {TABLE}")) {
+        return Ok(());
+    }
+    let script = script::hand_over(TABLE, rules, has_docker(&tables));
+    transact("leave its rules in flannel's tables", &script).await
+}
+
+/// Whether Docker makes nftables rules itself.
+fn has_docker(tables: &Tables) -> bool {
+    tables.has("ip docker-bridges") || tables.has("ip6 docker-bridges")
+}
+
+/// Removes `tables` in one transaction; returns whether there were any.
+pub(super) async fn remove(tables: &[String]) -> Result<bool, Error> {
+    if tables.is_empty() {
+        return Ok(false);
+    }
+    let script: String = tables.iter().map(|table| script::removal(table)).collect();
+    transact("remove tables", &script).await?;
+    Ok(true)
+}
+
+/// A table as `nft list table` prints it; `None` when there is none.
+pub(super) async fn listing(family: &str, table: &str) -> Result<Option<String>, Error> {
+    let output = nft(&["list", "table", family, table], "").await?;
+    if output.status.success() {
+        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    let error = refused("list a table", &output);
+    match &error {
+        // The words of ENOENT, in the locale that `program::run()` sets.
+        Error::Refused { message, .. } if message.contains("No such file or directory") => Ok(None),
+        _ => Err(error),
+    }
+}
+
+/// Hands `script` to the kernel as one transaction.
+async fn transact(action: &'static str, script: &str) -> Result<(), Error> {
+    let output = nft(&["-f", "-"], script).await?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(refused(action, &output))
+    }
+}
+
+fn refused(action: &'static str, output: &Output) -> Error {
+    program::refused("nft", action, output)
+}
+
+async fn nft(arguments: &[&str], input: &str) -> Result<Output, Error> {
+    let program = program::find("nft").ok_or_else(|| Error::NoProgram {
+        program: "nft".to_owned(),
+        package: "nftables",
+    })?;
+    program::run(program, arguments, input).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_network_removes_its_own_table_alone() {
+        let names = ["inet selvage", "inet selvage-blue", "ip flannel-ipv4"];
+        let tables = Tables(Some(names.map(str::to_owned).into()));
+        let blue = "blue".parse().unwrap();
+        let green = "green".parse().unwrap();
+        let stale = |network, in_use| Nftables::new(network).stale(&tables, in_use);
+        assert_eq!(stale(None, true), ["ip flannel-ipv4"]);
+        assert_eq!(stale(None, false), ["inet selvage", "ip flannel-ipv4"]);
+        assert_eq!(stale(Some(&blue), true), [""; 0]);
+        assert_eq!(stale(Some(&blue), false), ["inet selvage-blue"]);
+        assert_eq!(stale(Some(&green), false), [""; 0]);
+    }
+}

@@ -1,0 +1,481 @@
+//! Noticing that somebody else changed our rules, or closed a way that they open, by the kernel's own announcements.
+//!
+//! What `iptables-nft` changes is announced like any change of nftables; what `iptables-legacy` changes is not at all.
+
+use std::io;
+use std::time::Duration;
+
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::iptables::chain_names;
+use super::nftables::table_of;
+use crate::base::network_name::NetworkName;
+
+/// Multicast group of nftables changes: `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
+const GROUP: u32 = 7;
+
+/// How long changes of our own rules are gathered before they are reported: a flush is one announcement per rule.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// After this long without another change, others are done with theirs. Docker's start, for one, is a hundred changes in
+/// some seconds, and a pass in the middle is for nothing.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Who is never done does not keep us from looking.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// `NFPROTO_INET` (linux/netfilter.h), the family of our table and of firewalld's.
+const FAMILY_INET: u8 = 1;
+
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`, the families of iptables' tables, and of Docker's own.
+const FAMILY_IPV4: u8 = 2;
+const FAMILY_IPV6: u8 = 10;
+
+/// Sizes of `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`, all multiples of the 4 bytes that netlink aligns to.
+const NLMSG_HEADER: usize = 16;
+const NFGEN_HEADER: usize = 4;
+const ATTRIBUTE_HEADER: usize = 4;
+
+/// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h), the high byte of the message type.
+const SUBSYSTEM: u8 = 10;
+
+/// Kinds of messages (linux/netfilter/nf_tables.h, `enum nf_tables_msg_types`). The last one ends every transaction and
+/// belongs to no table.
+const NEW_TABLE: u8 = 0;
+const DELETE_TABLE: u8 = 2;
+const NEW_CHAIN: u8 = 3;
+const DELETE_CHAIN: u8 = 5;
+const NEW_RULE: u8 = 6;
+const DELETE_RULE: u8 = 8;
+const NEW_GENERATION: u8 = 15;
+
+/// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE` and `NFTA_SET_TABLE` are all 1 (linux/netfilter/nf_tables.h).
+const TABLE_NAME: u16 = 1;
+
+/// `NFTA_RULE_CHAIN` and `NFTA_CHAIN_NAME` (linux/netfilter/nf_tables.h).
+const RULE_CHAIN: u16 = 2;
+const CHAIN_NAME: u16 = 3;
+
+/// firewalld's table, in our family, which it makes anew with each reload.
+const FIREWALLD: &[u8] = b"firewalld";
+
+/// Docker's own tables, one for each IP version; what is in them changes with each container and does not matter.
+const DOCKER: &[u8] = b"docker-bridges";
+
+/// The tables of iptables that hold our chains, and in them the chains that do: with a jump to ours, or of our own. Those
+/// of kube-proxy, for one, change often and do not matter.
+const IPTABLES_TABLES: [&[u8]; 3] = [b"filter", b"nat", b"raw"];
+const IPTABLES_CHAINS: [&[u8]; 5] = [
+    b"FORWARD",
+    b"POSTROUTING",
+    b"PREROUTING",
+    b"DOCKER-USER",
+    b"DOCKER-FORWARD",
+];
+
+/// The names of one network's table and chains.
+struct Names {
+    table: String,
+    chains: [String; 3],
+}
+
+impl Names {
+    fn of_network(network: Option<&NetworkName>) -> Self {
+        Self {
+            table: table_of(network),
+            chains: chain_names(network),
+        }
+    }
+}
+
+/// What a change is about.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Sign {
+    /// Rules that have ours in them or before them.
+    Others,
+    /// Our own table or chains.
+    Ours,
+}
+
+/// Changes that are not reported yet.
+#[derive(Clone, Copy, Debug)]
+struct Gathering {
+    first: Instant,
+    about: Sign,
+    /// When to report them.
+    due: Instant,
+}
+
+impl Gathering {
+    /// Takes in a change: ours are reported soon, those of others when they are done.
+    fn add(former: Option<Self>, about: Sign, now: Instant) -> Self {
+        let first = former.map_or(now, |former| former.first);
+        match former {
+            Some(former) if former.about == Sign::Ours => former,
+            _ => Self {
+                first,
+                about,
+                due: match about {
+                    Sign::Ours => now + GATHER,
+                    Sign::Others => (now + QUIET).min(first + LONGEST),
+                },
+            },
+        }
+    }
+}
+
+/// A receive-only socket that hears of changes that concern our rules in the network namespace it was opened in.
+pub struct Watcher {
+    /// `None` where there are no announcements.
+    socket: Option<TokioSocket>,
+    names: Names,
+    /// Kept here so that a dropped [`Self::changed`] loses nothing.
+    gathering: Option<Gathering>,
+}
+
+impl Watcher {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// Without `CAP_NET_ADMIN`, or when the kernel has no nftables.
+    pub fn open() -> io::Result<Self> {
+        let mut watcher = Self::deaf();
+        watcher.listen()?;
+        Ok(watcher)
+    }
+
+    /// Hears nothing before [`Self::listen`].
+    pub fn deaf() -> Self {
+        Self {
+            socket: None,
+            names: Names::of_network(None),
+            gathering: None,
+        }
+    }
+
+    /// Starts to listen, if it does not yet; returns whether it did not.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn listen(&mut self) -> io::Result<bool> {
+        if self.socket.is_some() {
+            return Ok(false);
+        }
+        let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+        socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+        socket.socket_mut().add_membership(GROUP)?;
+        self.socket = Some(socket);
+        Ok(true)
+    }
+
+    /// Whether changes were heard of that [`Self::changed`] will report when they are over.
+    pub fn is_gathering(&self) -> bool {
+        self.gathering.is_some()
+    }
+
+    /// Looks out for the rules of a named network.
+    pub fn of_network(mut self, network: Option<&NetworkName>) -> Self {
+        self.names = Names::of_network(network);
+        self
+    }
+
+    /// Returns when our rules may have changed: 100 ms after the first change of our own table and chains, and when the
+    /// changes of others have been over for a second, at the latest after ten. The agent's own changes count too, so
+    /// compare before changing anything.
+    ///
+    /// Cancel safe: what was heard by a dropped call is reported by the next.
+    pub async fn changed(&mut self) {
+        let Some(socket) = &mut self.socket else {
+            return std::future::pending().await;
+        };
+        loop {
+            let received = match self.gathering {
+                None => socket.recv_from_full().await,
+                Some(Gathering { due, .. }) => match timeout_at(due, socket.recv_from_full()).await
+                {
+                    Ok(received) => received,
+                    Err(_) => {
+                        self.gathering = None;
+                        return;
+                    }
+                },
+            };
+            let (about, failed) = match received {
+                Ok((datagram, _)) => (self.names.concern(&datagram), false),
+                // Announcements were lost (ENOBUFS): any of them may have been about us.
+                Err(error) => {
+                    tracing::debug!(error = %error, "missed some firewall changes");
+                    (Some(Sign::Ours), true)
+                }
+            };
+            let Some(about) = about else { continue };
+            let gathering = Gathering::add(self.gathering, about, Instant::now());
+            self.gathering = Some(gathering);
+            if failed {
+                // Waiting here keeps an error that persists from becoming a busy loop.
+                sleep_until(gathering.due).await;
+            }
+        }
+    }
+}
+
+impl Names {
+    /// What the datagram's messages are about; `None` if nothing that concerns us. What is cut short or unknown counts as
+    /// ours.
+    fn concern(&self, datagram: &[u8]) -> Option<Sign> {
+        let mut rest = datagram;
+        let mut about = None;
+        while !rest.is_empty() {
+            let Some(length) = u32_at(rest, 0).and_then(|length| usize::try_from(length).ok())
+            else {
+                return Some(Sign::Ours);
+            };
+            let Some(message) = rest.get(..length).filter(|_| length >= NLMSG_HEADER) else {
+                return Some(Sign::Ours);
+            };
+            about = about.max(self.concern_message(message));
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        about
+    }
+
+    fn concern_message(&self, message: &[u8]) -> Option<Sign> {
+        let ours = Some(Sign::Ours);
+        let others = Some(Sign::Others);
+        // The type is a host-endian u16: subsystem in the high byte, message in the low one.
+        let Some([kind, subsystem]) = u16_at(message, 4).map(u16::to_le_bytes) else {
+            return ours;
+        };
+        if subsystem != SUBSYSTEM || kind == NEW_GENERATION {
+            return None;
+        }
+        let Some(family) = message.get(NLMSG_HEADER) else {
+            return ours;
+        };
+        let Some(table) = name(message, TABLE_NAME) else {
+            return ours;
+        };
+        match *family {
+            FAMILY_INET if table == self.table.as_bytes() => ours,
+            FAMILY_INET if table == FIREWALLD => others,
+            FAMILY_IPV4 | FAMILY_IPV6 if table == DOCKER => {
+                others.filter(|_| matches!(kind, NEW_TABLE | DELETE_TABLE))
+            }
+            FAMILY_IPV4 | FAMILY_IPV6 if IPTABLES_TABLES.contains(&table) => {
+                let chain = match kind {
+                    NEW_TABLE => return others,
+                    // Ours went with it.
+                    DELETE_TABLE => return ours,
+                    NEW_CHAIN | DELETE_CHAIN => name(message, CHAIN_NAME),
+                    NEW_RULE | DELETE_RULE => name(message, RULE_CHAIN),
+                    _ => return None,
+                };
+                let is_ours = |chain| self.chains.iter().any(|ours| ours.as_bytes() == chain);
+                match chain {
+                    None => ours,
+                    Some(chain) if is_ours(chain) => ours,
+                    Some(chain) => others.filter(|_| IPTABLES_CHAINS.contains(&chain)),
+                }
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The name in a message's attribute `wanted`, without the NUL that ends it.
+fn name(message: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut rest = message.get(NLMSG_HEADER + NFGEN_HEADER..)?;
+    loop {
+        let length = usize::from(u16_at(rest, 0)?);
+        let kind = u16_at(rest, 2)?;
+        let value = rest.get(ATTRIBUTE_HEADER..length)?;
+        if kind == wanted {
+            return value.split(|byte| *byte == 0).next();
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    let field = bytes.get(at..at + 2)?;
+    Some(u16::from_ne_bytes(field.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let field = bytes.get(at..at + 4)?;
+    Some(u32::from_ne_bytes(field.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message of `kind` in `family` about `table`, and about `chain` in it where there is one.
+    fn message(kind: u8, family: u8, table: &str, chain: Option<&str>) -> Vec<u8> {
+        let mut attributes = attribute(TABLE_NAME, table);
+        if let Some(chain) = chain {
+            let kind = match kind {
+                NEW_CHAIN | DELETE_CHAIN => CHAIN_NAME,
+                _ => RULE_CHAIN,
+            };
+            attributes.extend(attribute(kind, chain));
+        }
+        let length = NLMSG_HEADER + NFGEN_HEADER + attributes.len();
+        let mut bytes = u32::try_from(length).unwrap().to_ne_bytes().to_vec();
+        bytes.extend((u16::from(SUBSYSTEM) << 8 | u16::from(kind)).to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend([family, 0, 0, 0]);
+        bytes.extend(attributes);
+        bytes
+    }
+
+    fn attribute(kind: u16, text: &str) -> Vec<u8> {
+        let length = u16::try_from(ATTRIBUTE_HEADER + text.len() + 1).unwrap();
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(text.as_bytes());
+        bytes.push(0);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn only_what_concerns_our_rules_counts() {
+        let names = Names::of_network(None);
+        for ours in [
+            message(NEW_RULE, FAMILY_INET, "selvage", Some("forward")),
+            message(DELETE_TABLE, FAMILY_INET, "selvage", None),
+            message(NEW_TABLE, FAMILY_INET, "firewalld", None),
+            message(NEW_TABLE, FAMILY_IPV6, "docker-bridges", None),
+            message(NEW_RULE, FAMILY_IPV4, "filter", Some("FORWARD")),
+            message(DELETE_RULE, FAMILY_IPV6, "nat", Some("FLANNEL-POSTRTG")),
+            message(NEW_CHAIN, FAMILY_IPV4, "filter", Some("DOCKER-FORWARD")),
+            message(DELETE_TABLE, FAMILY_IPV4, "raw", None),
+        ] {
+            assert!(names.concern(&ours).is_some(), "{ours:?}");
+        }
+        for other in [
+            message(NEW_RULE, FAMILY_INET, "selvage2", Some("forward")),
+            message(NEW_RULE, FAMILY_IPV4, "selvage", Some("forward")),
+            message(NEW_RULE, FAMILY_IPV4, "docker-bridges", Some("nat-OUTPUT")),
+            message(NEW_RULE, FAMILY_IPV4, "nat", Some("KUBE-SERVICES")),
+            message(NEW_CHAIN, FAMILY_IPV4, "nat", Some("KUBE-SEP-X")),
+            message(NEW_RULE, FAMILY_IPV4, "mangle", Some("FORWARD")),
+            message(NEW_GENERATION, 0, "", None),
+            Vec::new(),
+        ] {
+            assert_eq!(names.concern(&other), None, "{other:?}");
+        }
+        let mut two = message(NEW_RULE, FAMILY_IPV4, "filter", Some("INPUT"));
+        assert_eq!(names.concern(&two), None);
+        two.extend(message(NEW_RULE, FAMILY_IPV4, "filter", Some("FORWARD")));
+        assert_eq!(names.concern(&two), Some(Sign::Others));
+        two.extend(message(NEW_RULE, FAMILY_INET, "selvage", None));
+        assert_eq!(names.concern(&two), Some(Sign::Ours));
+    }
+
+    #[test]
+    fn changes_of_others_are_reported_once_when_they_are_over() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let after = |signs: &[(u64, Sign)]| {
+            let none: Option<Gathering> = None;
+            let gathering = signs.iter().fold(none, |gathering, &(millis, about)| {
+                // Whatever was due by then was reported.
+                let open = gathering.filter(|gathering| gathering.due > at(millis));
+                assert_eq!(
+                    open.is_some(),
+                    gathering.is_some(),
+                    "reported before {millis} ms"
+                );
+                Some(Gathering::add(open, about, at(millis)))
+            });
+            gathering.unwrap().due
+        };
+        let others = |times: u64, pause: u64| -> Vec<(u64, Sign)> {
+            (0..times).map(|n| (n * pause, Sign::Others)).collect()
+        };
+        assert_eq!(after(&others(1, 0)), at(1000));
+        assert_eq!(after(&others(30, 100)), at(29 * 100 + 1000));
+        // For ever is too long.
+        assert_eq!(after(&others(99, 101)), at(10_000));
+        // What is ours does not wait for what is not, nor for more of its kind.
+        let mut mixed = others(30, 100);
+        mixed.extend([(2950, Sign::Ours), (3000, Sign::Others), (3040, Sign::Ours)]);
+        assert_eq!(after(&mixed), at(3050));
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_hears_nothing_reports_nothing() {
+        let mut deaf = Watcher::deaf();
+        let changed = tokio::time::timeout(Duration::from_millis(10), deaf.changed());
+        assert!(changed.await.is_err() && !deaf.is_gathering());
+    }
+
+    #[test]
+    fn networks_do_not_concern_each_other() {
+        let blue = "blue".parse().unwrap();
+        let [default, blue] = [None, Some(&blue)].map(Names::of_network);
+        for (message, of_default, of_blue) in [
+            (
+                message(NEW_RULE, FAMILY_INET, "selvage", Some("forward")),
+                true,
+                false,
+            ),
+            (
+                message(NEW_RULE, FAMILY_INET, "selvage-blue", Some("forward")),
+                false,
+                true,
+            ),
+            (
+                message(NEW_RULE, FAMILY_INET, "selvage-green", Some("forward")),
+                false,
+                false,
+            ),
+            (
+                message(NEW_RULE, FAMILY_IPV4, "nat", Some("FLANNEL-POSTRTG")),
+                true,
+                false,
+            ),
+            (
+                message(NEW_RULE, FAMILY_IPV4, "nat", Some("FLANNEL-POSTRTG-blue")),
+                false,
+                true,
+            ),
+            (
+                message(NEW_CHAIN, FAMILY_IPV4, "filter", Some("FLANNEL-FWD-blue")),
+                false,
+                true,
+            ),
+            (
+                message(NEW_RULE, FAMILY_IPV4, "filter", Some("FORWARD")),
+                true,
+                true,
+            ),
+        ] {
+            assert_eq!(
+                default.concern(&message).is_some(),
+                of_default,
+                "{message:?}"
+            );
+            assert_eq!(blue.concern(&message).is_some(), of_blue, "{message:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_short_counts_and_never_panics() {
+        let names = Names::of_network(None);
+        let whole = message(NEW_TABLE, FAMILY_INET, "other", None);
+        for length in 1..whole.len() {
+            let about = names.concern(&whole[..length]);
+            assert_eq!(about, Some(Sign::Ours), "cut to {length} bytes");
+        }
+        for byte in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[byte] ^= 0xff;
+            let _ = names.concern(&damaged);
+        }
+    }
+}

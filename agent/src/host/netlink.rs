@@ -1,0 +1,131 @@
+//! The kernel's network configuration over rtnetlink: what there is (`Kernel::observe`), the changes that lead to what is
+//! wanted (`Kernel::apply`), and the news that somebody else changed it ([`Monitor`]).
+//!
+//! Requests go over one socket, in batches, and the agent waits for their outcome; there is no background task.
+//! Notifications have a socket of their own: on a socket that also makes changes, the kernel's news about them would be
+//! taken for answers.
+
+mod address;
+mod apply;
+mod bridge;
+mod device;
+mod generic;
+pub(crate) mod host;
+pub(crate) mod inventory;
+mod link;
+mod message;
+mod monitor;
+mod neighbor;
+mod nexthop;
+mod observe;
+mod ownership;
+mod route;
+mod socket;
+pub(crate) mod survey;
+mod tun;
+mod wireguard;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use rtnetlink::packet_route::AddressFamily;
+
+pub use self::apply::{ChangeError, Failure};
+pub use self::bridge::Bridge;
+pub use self::device::Device;
+pub use self::monitor::{Changed, Monitor, Watch};
+pub use self::ownership::ClaimError;
+pub(crate) use self::ownership::MARK;
+pub use self::socket::{KernelError, Refused};
+pub use self::wireguard::Session;
+use crate::base::net::InterfaceName;
+use crate::base::network_name::NetworkName;
+use crate::host::claim::Claims;
+use crate::host::udp::DataPlane;
+use crate::plan::state::Object;
+
+/// The kernel's network configuration.
+#[derive(Debug)]
+pub struct Kernel {
+    socket: socket::Socket,
+    /// The devices that matter, by name; as of the last observation.
+    indices: BTreeMap<InterfaceName, u32>,
+    ids: nexthop::Ids,
+    wireguard: wireguard::Client,
+    /// Whether routes go through next-hop objects. Linux has them since 5.3; found out at the first observation.
+    next_hops: bool,
+    /// What stands behind the TUN device, if there is one of ours.
+    data_plane: Option<DataPlane>,
+    /// Whose the objects are that count as ours; the default network's if it has no name.
+    network: Option<NetworkName>,
+    /// What other agents on this host keep off from.
+    claims: Claims,
+}
+
+impl Kernel {
+    /// Opens a socket in the current network namespace. Needs a tokio runtime, of any kind, and to change anything the
+    /// capability `CAP_NET_ADMIN`.
+    ///
+    /// # Errors
+    ///
+    /// There is no more room for a socket, or the system has no netlink.
+    pub fn open() -> Result<Self, KernelError> {
+        Ok(Self {
+            socket: socket::Socket::open()?,
+            indices: BTreeMap::new(),
+            ids: nexthop::Ids::of_network(None),
+            wireguard: wireguard::Client::default(),
+            next_hops: true,
+            data_plane: None,
+            network: None,
+            claims: Claims::default(),
+        })
+    }
+
+    /// Makes routes with a gateway of their own even where the kernel has next-hop objects, as if it were older than
+    /// Linux 5.3.
+    pub fn without_next_hops(mut self) -> Self {
+        self.next_hops = false;
+        self
+    }
+
+    /// Whether routes go through next-hop objects; certain after the first observation.
+    pub fn has_next_hops(&self) -> bool {
+        self.next_hops
+    }
+
+    /// Looks at one device: [`Object::Link`], or [`Object::OtherLink`] for anything else of that name.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be talked to.
+    pub async fn link(&mut self, name: &InterfaceName) -> Result<Option<Object>, KernelError> {
+        Ok(self.find_link(name).await?.map(|link| link.object))
+    }
+
+    /// Looks a device up by its name, and remembers its index.
+    async fn find_link(
+        &mut self,
+        name: &InterfaceName,
+    ) -> Result<Option<link::KernelLink>, KernelError> {
+        // A refusal means that there is none: ENODEV.
+        let answer = self.socket.get(link::get_by_name(name)).await?;
+        let link = answer.ok().flatten().as_ref().and_then(link::read);
+        // The kernel also finds devices by their alternative names.
+        let link = link.filter(|link| link.name == *name);
+        let link = link.map(|link| self.recognise(link));
+        match &link {
+            Some(link) => self.indices.insert(name.clone(), link.index),
+            None => self.indices.remove(name),
+        };
+        Ok(link)
+    }
+}
+
+/// The address family of an address.
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}

@@ -1,0 +1,578 @@
+//! Changes to the kernel, in batches, with the outcome of each.
+
+mod wireguard;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use rtnetlink::packet_route::route::RouteProtocol;
+use thiserror::Error;
+use tracing::debug;
+
+use super::message::{Message, Request, Verb};
+use super::nexthop::{self, NextHopAttribute, NextHopMessage};
+use super::observe::{FAMILIES, is_inside};
+use super::route::{self, KernelRoute, Kind, Path};
+use super::socket::BATCH;
+use super::tun::{Forward, forward};
+use super::wireguard::Change as PeerChange;
+use super::{Kernel, KernelError, Refused, address, family, link, neighbor};
+use crate::base::net::InterfaceName;
+use crate::base::service;
+use crate::host::hooks::CommandError;
+use crate::plan::state::{Change, Key, Link, LinkKind, Object, Route, Scope, Wireguard};
+
+/// Why a change did not come about.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum ChangeError {
+    /// The kernel refused it.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// Somebody else has a route to the same destination, which is left alone.
+    #[error("another program's route is in the way: {existing}")]
+    Conflict {
+        /// The other route, in the words of ip(8).
+        existing: String,
+    },
+    /// The object's device does not exist.
+    #[error("there is no device {0}")]
+    NoDevice(InterfaceName),
+    /// The object's device, or the route's next hop, could not be made, for a reason reported with that.
+    #[error("what it depends on is missing")]
+    Dependency,
+    /// The device became another agent's since it was ours.
+    #[error("another agent on this host has the device {0}")]
+    Claimed(InterfaceName),
+    /// The data plane cannot be opened.
+    #[error("{0}")]
+    DataPlane(String),
+    /// The command of a hook did not succeed.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+/// A change that did not come about.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// What was to be done.
+    pub change: Change,
+    /// Why it was not.
+    pub error: ChangeError,
+}
+
+impl Failure {
+    /// Whether trying again is of no use before somebody else changes something.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self.error, ChangeError::Conflict { .. })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed to {}: {}", self.change, self.error)
+    }
+}
+
+/// What became of a list of changes.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// One for each change.
+    pub(crate) outcomes: Vec<Result<(), ChangeError>>,
+    /// Whether a device had to be created anew on the way, so that what was on it must be made again.
+    pub(crate) recreated: bool,
+}
+
+/// Changes under way.
+struct Work<'a> {
+    scope: &'a Scope,
+    changes: &'a [Change],
+    applied: Applied,
+    /// Requests that are not sent yet, each with the change that it is for.
+    queue: Vec<(usize, Request)>,
+    /// Whether the queue holds a next hop, which must be there before a route can name it.
+    queued_next_hop: bool,
+    /// Changes of WireGuard peers that are not sent yet. At most one of the two queues holds something.
+    peers: Vec<(usize, PeerChange)>,
+    /// Changes of the data plane's table that are not made yet.
+    forwards: Vec<Forward>,
+    /// Devices that could not be made.
+    broken: BTreeSet<InterfaceName>,
+    /// Routes that the kernel refused because there is one already.
+    occupied: Vec<usize>,
+}
+
+impl Kernel {
+    /// Makes changes in their order. A change that fails does not keep the others from being made.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be talked to; what became of the changes must be observed.
+    pub(crate) async fn apply(
+        &mut self,
+        changes: &[Change],
+        scope: &Scope,
+    ) -> Result<Applied, KernelError> {
+        let mut work = Work {
+            scope,
+            changes,
+            applied: Applied {
+                outcomes: changes.iter().map(|_| Ok(())).collect(),
+                recreated: false,
+            },
+            queue: Vec::with_capacity(BATCH),
+            queued_next_hop: false,
+            peers: Vec::new(),
+            forwards: Vec::new(),
+            broken: BTreeSet::new(),
+            occupied: Vec::new(),
+        };
+        for (index, change) in changes.iter().enumerate() {
+            if let Key::Link(name) = change.key() {
+                self.flush(&mut work).await?;
+                self.apply_link(&mut work, index, name, change).await?;
+                continue;
+            }
+            if let Key::WireguardPeer(_, key) = change.key() {
+                self.queue_peer(&mut work, index, key, change).await?;
+                continue;
+            }
+            if work.queue.len() >= BATCH
+                || !work.peers.is_empty()
+                || work.queued_next_hop && matches!(change.key(), Key::Route(_))
+            {
+                self.flush(&mut work).await?;
+            }
+            if let Key::Forward(link, subnet) = change.key() {
+                let missing = match change {
+                    _ if work.broken.contains(link) => Some(ChangeError::Dependency),
+                    Change::Set { .. } if !self.has_data_plane(link) => {
+                        Some(ChangeError::NoDevice(link.clone()))
+                    }
+                    _ => None,
+                };
+                match missing {
+                    Some(error) => work.applied.outcomes[index] = Err(error),
+                    None => work.forwards.push(forward(*subnet, change)),
+                }
+                continue;
+            }
+            match self.encode(&work, change, Verb::Add).await? {
+                Ok(Some(request)) => {
+                    work.queued_next_hop |= matches!(change.key(), Key::NextHop(..));
+                    work.queue.push((index, request));
+                }
+                Ok(None) => {}
+                Err(error) => work.applied.outcomes[index] = Err(error),
+            }
+        }
+        self.flush(&mut work).await?;
+        self.resolve_occupied(&mut work).await?;
+        self.release_devices();
+        Ok(work.applied)
+    }
+
+    /// Deletes next hops by their number.
+    pub(crate) async fn delete_next_hops(&mut self, ids: &[u32]) -> Result<(), KernelError> {
+        let delete =
+            |&id| Request::new(Verb::Plain, Message::DelNextHop(NextHopMessage::by_id(id)));
+        let requests: Vec<Request> = ids.iter().map(delete).collect();
+        self.socket.batch(&requests).await?;
+        Ok(())
+    }
+
+    /// Sends what is queued and notes what became of it.
+    async fn flush(&mut self, work: &mut Work<'_>) -> Result<(), KernelError> {
+        self.flush_peers(work).await?;
+        work.queued_next_hop = false;
+        self.update_data_plane(&mut work.forwards);
+        while !work.queue.is_empty() {
+            let (indices, requests): (Vec<_>, Vec<_>) = work.queue.drain(..).unzip();
+            let outcomes = self.socket.batch(&requests).await?;
+            service::step();
+            for (index, outcome) in indices.into_iter().zip(outcomes) {
+                let Err(refused) = outcome else { continue };
+                self.note_refusal(work, index, refused);
+            }
+        }
+        Ok(())
+    }
+
+    fn note_refusal(&mut self, work: &mut Work<'_>, index: usize, refused: Refused) {
+        let change = &work.changes[index];
+        match (change, refused.errno) {
+            // Somebody was faster.
+            (
+                Change::Del { .. },
+                Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL,
+            ) => {}
+            (
+                Change::Set {
+                    key: Key::Route(_),
+                    was: None,
+                    ..
+                },
+                Errno::EEXIST,
+            ) => work.occupied.push(index),
+            (
+                Change::Set {
+                    key: Key::NextHop(link, gateway),
+                    object,
+                    ..
+                },
+                errno,
+            ) => {
+                // Another program took the number since the last observation: take the next one.
+                let taken = errno == Errno::EEXIST;
+                self.ids.remove(link, *gateway, taken);
+                if let (true, Object::NextHop { onlink }, Some(&oif)) =
+                    (taken, object, self.indices.get(link))
+                {
+                    let id = self.ids.allocate(link, *gateway);
+                    let request = next_hop(Verb::Add, id, oif, *gateway, *onlink);
+                    work.queue.push((index, request));
+                } else {
+                    work.applied.outcomes[index] = Err(refused.into());
+                }
+            }
+            _ => work.applied.outcomes[index] = Err(refused.into()),
+        }
+    }
+
+    /// The request for a change; `None` if nothing is to be done. New routes are sent with `new`.
+    async fn encode(
+        &mut self,
+        work: &Work<'_>,
+        change: &Change,
+        new: Verb,
+    ) -> Result<Result<Option<Request>, ChangeError>, KernelError> {
+        let index = match self.device_of(work, change).await? {
+            Ok(Some(index)) => index,
+            Ok(None) => return Ok(Ok(None)),
+            Err(error) => return Ok(Err(error)),
+        };
+        Ok(match change {
+            Change::Set { key, object, was } => {
+                let verb = if was.is_none() { new } else { Verb::Replace };
+                self.encode_set(key, object, index, verb)
+            }
+            Change::Del { key, was } => Ok(self.encode_del(key, was, index)),
+        })
+    }
+
+    /// The index of the device that a change is about, 0 if it is about none; `None` if nothing is to be done, because
+    /// what is to go has gone with its device.
+    async fn device_of(
+        &mut self,
+        work: &Work<'_>,
+        change: &Change,
+    ) -> Result<Result<Option<u32>, ChangeError>, KernelError> {
+        let link = match change {
+            Change::Set {
+                object: Object::Route(route),
+                ..
+            } => Some(&route.link),
+            _ => change.key().link(),
+        };
+        let mut index = 0;
+        if let Some(link) = link {
+            if work.broken.contains(link) {
+                return Ok(Err(ChangeError::Dependency));
+            }
+            index = match self.indices.get(link) {
+                Some(&index) => index,
+                None => match self.find_link(link).await? {
+                    Some(found) => found.index,
+                    None if matches!(change, Change::Del { .. }) => return Ok(Ok(None)),
+                    None => return Ok(Err(ChangeError::NoDevice(link.clone()))),
+                },
+            };
+        }
+        Ok(Ok(Some(index)))
+    }
+
+    fn encode_set(
+        &mut self,
+        key: &Key,
+        object: &Object,
+        index: u32,
+        verb: Verb,
+    ) -> Result<Option<Request>, ChangeError> {
+        Ok(match (key, object) {
+            (Key::Address(_, address), _) => Some(address::set(index, *address)),
+            (Key::Fdb(_, mac), Object::Fdb(remote)) => {
+                Some(neighbor::set_fdb(index, *mac, *remote))
+            }
+            (Key::Neighbor(_, address), Object::Neighbor(mac)) => {
+                Some(neighbor::set(index, *address, *mac))
+            }
+            (Key::NextHop(link, gateway), Object::NextHop { onlink }) if self.next_hops => {
+                let verb = match self.ids.get(link, *gateway) {
+                    Some(_) => Verb::Replace,
+                    None => Verb::Add,
+                };
+                let id = self.ids.allocate(link, *gateway);
+                Some(next_hop(verb, id, index, *gateway, *onlink))
+            }
+            (Key::Route(destination), Object::Route(way)) => {
+                let path = self.path(way, index)?;
+                Some(route::set(verb, *destination, path))
+            }
+            (Key::Blackhole(destination), Object::Blackhole) => {
+                Some(route::set_blackhole(Verb::Replace, *destination))
+            }
+            // Links and WireGuard peers go their own ways; anything else is only ever observed.
+            _ => None,
+        })
+    }
+
+    fn encode_del(&mut self, key: &Key, was: &Object, index: u32) -> Option<Request> {
+        match (key, was) {
+            (Key::Address(_, address), _) => Some(address::delete(index, *address)),
+            (Key::Fdb(_, mac), _) => Some(neighbor::delete_fdb(index, *mac)),
+            (Key::Neighbor(_, address), _) => Some(neighbor::delete(index, *address)),
+            (Key::NextHop(link, gateway), _) => {
+                let id = self.ids.get(link, *gateway)?;
+                self.ids.remove(link, *gateway, false);
+                let message = Message::DelNextHop(NextHopMessage::by_id(id));
+                Some(Request::new(Verb::Plain, message))
+            }
+            (
+                Key::Route(destination),
+                Object::OddRoute {
+                    protocol,
+                    link_index,
+                },
+            ) => Some(route::delete(*destination, *protocol, *link_index)),
+            (Key::Route(destination), _) => {
+                Some(route::delete(*destination, route::PROTOCOL, None))
+            }
+            (Key::Blackhole(destination), _) => Some(route::delete_blackhole(*destination)),
+            (Key::Link(_) | Key::WireguardPeer(..) | Key::Forward(..) | Key::Hook(_), _) => None,
+        }
+    }
+
+    fn path(&self, route: &Route, index: u32) -> Result<Path, ChangeError> {
+        match route.gateway {
+            Some(gateway) if self.next_hops && !route.inline => {
+                let id = self.ids.get(&route.link, gateway);
+                id.map(Path::NextHop).ok_or(ChangeError::Dependency)
+            }
+            gateway => Ok(Path::Inline {
+                link: index,
+                gateway,
+                onlink: route.onlink,
+            }),
+        }
+    }
+
+    async fn apply_link(
+        &mut self,
+        work: &mut Work<'_>,
+        index: usize,
+        name: &InterfaceName,
+        change: &Change,
+    ) -> Result<(), KernelError> {
+        let outcome = match change {
+            Change::Del { .. } => self.delete_link(name).await?,
+            Change::Set {
+                object: Object::Link(want),
+                was: Some(Object::Link(was)),
+                ..
+            } => self.change_link(work, name, was, want).await?,
+            Change::Set {
+                object: Object::Link(want),
+                ..
+            } => self.create_link(name, want).await?,
+            Change::Set { .. } => Ok(()),
+        };
+        // A device that works stays of use to the peers even if, say, its MTU cannot be changed.
+        let works = matches!(
+            change,
+            Change::Set { was: Some(Object::Link(was)), .. } if was.up && !work.applied.recreated
+        );
+        if outcome.is_err() && !works {
+            work.broken.insert(name.clone());
+        }
+        work.applied.outcomes[index] = outcome;
+        Ok(())
+    }
+
+    async fn create_link(
+        &mut self,
+        name: &InterfaceName,
+        want: &Link,
+    ) -> Result<Result<(), ChangeError>, KernelError> {
+        if self.claim_again(name).is_err() {
+            return Ok(Err(ChangeError::Claimed(name.clone())));
+        }
+        let created = match (link::create(name, want), &want.kind) {
+            (Some(request), _) => self.request(request).await?,
+            (None, LinkKind::Tun(tun)) => self.open_data_plane(name, tun, want.mtu),
+            (None, _) => Ok(()),
+        };
+        if created.is_err() {
+            return Ok(created);
+        }
+        // No router on the overlay may configure the host; flannel has it so, too. Nothing is lost without IPv6.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
+        match self.find_link(name).await? {
+            Some(found) => {
+                let nothing = Wireguard::default();
+                if let Err(error) = self.set_wireguard(found.index, &nothing, want).await? {
+                    return Ok(Err(error));
+                }
+                if let Some(mark) = self.mark()
+                    && let Err(error) = self.request(link::set_alias(found.index, mark)).await?
+                {
+                    return Ok(Err(error));
+                }
+                // A TUN device is made with an MTU of its own.
+                let was = Link {
+                    mtu: found.mtu,
+                    up: found.up,
+                    kind: want.kind.clone(),
+                };
+                self.request(link::change(found.index, &was, want)).await
+            }
+            None => Ok(Err(ChangeError::NoDevice(name.clone()))),
+        }
+    }
+
+    async fn change_link(
+        &mut self,
+        work: &mut Work<'_>,
+        name: &InterfaceName,
+        was: &Link,
+        want: &Link,
+    ) -> Result<Result<(), ChangeError>, KernelError> {
+        let Some(&index) = self.indices.get(name) else {
+            return Ok(Err(ChangeError::NoDevice(name.clone())));
+        };
+        if let Some(options) = link::change_options(index, was, want)
+            && let Err(error) = self.request(options).await?
+        {
+            debug!(link = %name, %error, "device cannot be changed in place, creating it anew");
+            work.applied.recreated = true;
+            return match self.delete_link(name).await? {
+                Ok(()) => self.create_link(name, want).await,
+                Err(error) => Ok(Err(error)),
+            };
+        }
+        if let LinkKind::Wireguard(was) = &was.kind
+            && let Err(error) = self.set_wireguard(index, was, want).await?
+        {
+            return Ok(Err(error));
+        }
+        self.change_data_plane(name, want);
+        self.request(link::change(index, was, want)).await
+    }
+
+    async fn delete_link(
+        &mut self,
+        name: &InterfaceName,
+    ) -> Result<Result<(), ChangeError>, KernelError> {
+        self.close_data_plane(name);
+        let Some(found) = self.find_link(name).await? else {
+            return Ok(Ok(()));
+        };
+        let outcome = self.request(link::delete(found.index)).await?;
+        if outcome.is_ok() {
+            self.indices.remove(name);
+            self.ids.remove_link(name);
+        }
+        Ok(outcome)
+    }
+
+    async fn request(&mut self, request: Request) -> Result<Result<(), ChangeError>, KernelError> {
+        let outcome = self.socket.batch(&[request]).await?.into_iter().next();
+        Ok(outcome.unwrap_or(Ok(())).map_err(ChangeError::from))
+    }
+
+    /// New routes whose destination has a route already: ours, or one that leads where ours would, are replaced.
+    /// Anybody else's is left alone.
+    async fn resolve_occupied(&mut self, work: &mut Work<'_>) -> Result<(), KernelError> {
+        if work.occupied.is_empty() {
+            return Ok(());
+        }
+        let changes = work.changes;
+        let wanted: BTreeMap<&IpNet, usize> = work
+            .occupied
+            .drain(..)
+            .filter_map(|index| match changes[index].key() {
+                Key::Route(destination) => Some((destination, index)),
+                _ => None,
+            })
+            .collect();
+        let mut existing: BTreeMap<IpNet, KernelRoute> = BTreeMap::new();
+        for family in FAMILIES {
+            let request = route::list(family, None, None);
+            let all = self.socket.dump("routes", request, |message| {
+                route::read(&message).filter(|route| {
+                    route.kind != Kind::Blackhole && wanted.contains_key(&route.destination)
+                })
+            });
+            let routes = all.await?.items.into_iter();
+            existing.extend(routes.map(|route| (route.destination, route)));
+        }
+        for (destination, index) in wanted {
+            let verb = match existing.get(destination) {
+                Some(existing) if !self.may_replace(work.scope, &changes[index], existing) => {
+                    let device = match existing.link {
+                        Some(link) => self.name_of(link).await?,
+                        None => None,
+                    };
+                    let device = device.map(|name| format!(" dev {name}"));
+                    work.applied.outcomes[index] = Err(ChangeError::Conflict {
+                        existing: format!("{existing}{}", device.unwrap_or_default()),
+                    });
+                    continue;
+                }
+                _ => Verb::Replace,
+            };
+            match self.encode(work, &changes[index], verb).await? {
+                Ok(Some(request)) => work.queue.push((index, request)),
+                Ok(None) => {}
+                Err(error) => work.applied.outcomes[index] = Err(error),
+            }
+        }
+        self.flush(work).await
+    }
+
+    fn may_replace(&self, scope: &Scope, change: &Change, existing: &KernelRoute) -> bool {
+        let may_be_flannels = |index| {
+            let mut links = scope.links.iter().chain(&scope.shared);
+            links.any(|name| self.indices.get(name) == index)
+        };
+        let left_by_flannel = existing.protocol == u8::from(RouteProtocol::Boot)
+            && existing.kind == Kind::Plain
+            && existing.gateway.is_some()
+            && may_be_flannels(existing.link.as_ref())
+            && is_inside(scope, &existing.destination);
+        let leads_the_same_way = matches!(
+            change,
+            Change::Set { object: Object::Route(want), .. }
+                if existing.kind == Kind::Plain
+                    && existing.link.as_ref() == self.indices.get(&want.link)
+                    && existing.gateway == want.gateway
+        );
+        existing.protocol == route::PROTOCOL || left_by_flannel || leads_the_same_way
+    }
+}
+
+fn next_hop(verb: Verb, id: u32, oif: u32, gateway: std::net::IpAddr, onlink: bool) -> Request {
+    let message = NextHopMessage {
+        family: family(gateway),
+        scope: 0,
+        protocol: route::PROTOCOL,
+        flags: if onlink { nexthop::ONLINK } else { 0 },
+        attributes: vec![
+            NextHopAttribute::Id(id),
+            NextHopAttribute::Oif(oif),
+            NextHopAttribute::Gateway(gateway),
+        ],
+    };
+    Request::new(verb, Message::NewNextHop(message))
+}

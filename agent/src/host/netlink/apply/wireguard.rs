@@ -1,0 +1,75 @@
+//! Changes of WireGuard devices and peers, which go over a socket of their own.
+
+use super::{BATCH, Change, ChangeError, Kernel, KernelError, Work};
+use crate::plan::state::{Link, LinkKind, Object, Wireguard};
+use crate::plan::wireguard_key::PublicKey;
+
+impl Kernel {
+    /// Queues the change of a peer, behind all that is queued already.
+    pub(super) async fn queue_peer(
+        &mut self,
+        work: &mut Work<'_>,
+        index: usize,
+        key: &PublicKey,
+        change: &Change,
+    ) -> Result<(), KernelError> {
+        if !work.queue.is_empty() || work.peers.len() >= BATCH {
+            self.flush(work).await?;
+        }
+        let device = match self.device_of(work, change).await? {
+            Ok(Some(device)) => device,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                work.applied.outcomes[index] = Err(error);
+                return Ok(());
+            }
+        };
+        let encoded = match change {
+            Change::Del { .. } => self.wireguard.delete_peer(device, key).await?,
+            Change::Set { object, was, .. } => {
+                let Object::WireguardPeer(want) = object else {
+                    return Ok(());
+                };
+                let was = match was {
+                    Some(Object::WireguardPeer(was)) => Some(&**was),
+                    _ => None,
+                };
+                self.wireguard.set_peer(device, key, was, want).await?
+            }
+        };
+        match encoded {
+            Ok(encoded) => work.peers.push((index, encoded)),
+            Err(refused) => work.applied.outcomes[index] = Err(refused.into()),
+        }
+        Ok(())
+    }
+
+    /// Sends the queued changes of peers and notes what became of them.
+    pub(super) async fn flush_peers(&mut self, work: &mut Work<'_>) -> Result<(), KernelError> {
+        if work.peers.is_empty() {
+            return Ok(());
+        }
+        let (indices, changes): (Vec<_>, Vec<_>) = work.peers.drain(..).unzip();
+        let outcomes = self.wireguard.batch(changes).await?;
+        for (index, outcome) in indices.into_iter().zip(outcomes) {
+            if let Err(refused) = outcome {
+                self.note_refusal(work, index, refused);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the options of a WireGuard device where they differ; any other device has none of these.
+    pub(super) async fn set_wireguard(
+        &mut self,
+        index: u32,
+        was: &Wireguard,
+        want: &Link,
+    ) -> Result<Result<(), ChangeError>, KernelError> {
+        let LinkKind::Wireguard(want) = &want.kind else {
+            return Ok(Ok(()));
+        };
+        let outcome = self.wireguard.set_device(index, was, want).await?;
+        Ok(outcome.map_err(ChangeError::from))
+    }
+}

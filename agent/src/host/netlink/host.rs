@@ -1,0 +1,452 @@
+//! What there is on a host: interfaces, addresses, default routes, and the way to an address. The underlay is chosen by it.
+//!
+//! A router may have a million routes, and the kernel cannot list those of length zero alone. But it can be asked which
+//! route it takes to an address that nobody has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use nix::errno::Errno;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags,
+    RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::message::{Message, Request, Verb};
+use super::neighbor::Entry;
+use super::socket::{Dump, Socket};
+use super::{KernelError, Refused, address, family, neighbor, route};
+use crate::base::net::{Family, InterfaceName, MacAddr};
+use crate::plan::state::{Key, Object};
+
+/// What the kernel says of an interface.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: InterfaceName,
+    /// In bytes.
+    pub(crate) mtu: u32,
+    /// Whether the hosts on its link are addressed one by one. On a tunnel that is routed by somebody else's rules, such as a
+    /// VPN's, "on the link" says nothing about who gets a packet.
+    pub(crate) has_neighbors: bool,
+}
+
+/// What the kernel says of an address.
+#[derive(Clone, Debug)]
+pub(crate) struct Address {
+    pub(crate) link_index: u32,
+    pub(crate) address: IpAddr,
+    pub(crate) prefix_len: u8,
+    /// Whether its preferred lifetime is over.
+    pub(crate) deprecated: bool,
+    /// Whether it has no lifetime, so it was given neither by DHCP nor by a router.
+    pub(crate) permanent: bool,
+    /// Whether it is a random IPv6 address that changes every day (RFC 8981).
+    pub(crate) temporary: bool,
+    /// Whether it may turn out to be, or is, another host's as well (RFC 4862 §5.4), so that nothing can be bound to it.
+    pub(crate) in_doubt: bool,
+}
+
+impl Address {
+    /// Whether it means nothing beyond its link or this host: no interface is chosen for it.
+    pub(crate) fn is_on_one_link(&self) -> bool {
+        match self.address {
+            IpAddr::V4(v4) => v4.is_loopback(),
+            IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
+        }
+    }
+}
+
+/// A next hop of a default route of the main table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct DefaultRoute {
+    pub(crate) family: Family,
+    pub(crate) link_index: u32,
+    pub(crate) metric: u32,
+}
+
+/// How the kernel would send to an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Way {
+    pub(crate) link_index: u32,
+    /// The source address that it would take.
+    pub(crate) source: Option<IpAddr>,
+    /// Whether the address is this host's own.
+    pub(crate) local: bool,
+    /// The next hop; `None` if the address is on the link.
+    pub(crate) gateway: Option<IpAddr>,
+    /// The number of the table that the route is in.
+    pub(crate) table: u32,
+}
+
+/// Whose packets a way is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Forwarded {
+    /// The source address.
+    pub(crate) source: IpAddr,
+    /// The index of the interface by which they come in.
+    pub(crate) link_index: u32,
+}
+
+/// Interfaces and addresses, each in the kernel's order.
+#[derive(Debug, Default)]
+pub(crate) struct Host {
+    pub(crate) links: Vec<Link>,
+    pub(crate) addresses: Vec<Address>,
+    /// The default routes that matter, if they were asked for.
+    pub(crate) default_routes: Vec<DefaultRoute>,
+    /// How the address that was asked for is reached, or why it is not.
+    pub(crate) way: Option<Result<Way, Refused>>,
+    /// Whether nothing can be missing.
+    pub(crate) complete: bool,
+}
+
+/// What else to ask for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Questions<'a> {
+    /// The families whose default routes are wanted.
+    pub(crate) default_routes: &'a [Family],
+    /// Whether all default routes are wanted, which may take long. Else, in each family, it is the one of the lowest
+    /// metric, or none if that cannot be told quickly.
+    pub(crate) thorough: bool,
+    /// The interface whose default route is the wanted one, if not thorough.
+    pub(crate) over: Option<u32>,
+    /// The address to which a way is wanted.
+    pub(crate) reach: Option<IpAddr>,
+}
+
+impl Host {
+    /// Looks around, by a socket of its own.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be talked to, or refuses to list something.
+    pub(crate) async fn observe(questions: Questions<'_>) -> Result<Self, KernelError> {
+        let mut socket = Socket::open()?;
+        let mut host = Self {
+            complete: true,
+            ..Self::default()
+        };
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+        let request = RouteNetlinkMessage::GetLink(message);
+        let links = socket.dump("interfaces", request, |message| match message {
+            Message::Route(RouteNetlinkMessage::NewLink(message)) => read_link(&message),
+            _ => None,
+        });
+        host.links = host.note(links.await?);
+        let addresses = socket.dump("addresses", address::list(0), |message| match message {
+            Message::Route(RouteNetlinkMessage::NewAddress(message)) => read_address(&message),
+            _ => None,
+        });
+        host.addresses = host.note(addresses.await?);
+        for &family in questions.default_routes {
+            let routes = if questions.thorough {
+                let dump = default_routes(&mut socket, family).await?;
+                host.note(dump).into_iter().flatten().collect()
+            } else {
+                host.probe(&mut socket, family, questions.over).await?
+            };
+            host.default_routes.extend(routes);
+        }
+        if let Some(address) = questions.reach {
+            host.way = Some(way(&mut socket, address, None).await?);
+        }
+        Ok(host)
+    }
+
+    /// The default route that the kernel takes, with those of other interfaces that it could take as well: of equal ones it
+    /// names the one that came up first.
+    async fn probe(
+        &self,
+        socket: &mut Socket,
+        family: Family,
+        over: Option<u32>,
+    ) -> Result<Vec<DefaultRoute>, KernelError> {
+        let mut routes = probe(socket, family, over).await?;
+        if over.is_some() || routes.is_empty() {
+            return Ok(routes);
+        }
+        let links: BTreeSet<u32> = self
+            .addresses
+            .iter()
+            .filter(|address| Family::of(address.address) == family && !address.is_on_one_link())
+            .map(|address| address.link_index)
+            .filter(|index| routes.iter().all(|route| route.link_index != *index))
+            .collect();
+        for link in links {
+            routes.extend(probe(socket, family, Some(link)).await?);
+        }
+        Ok(routes)
+    }
+
+    /// The items of a list; whether it is complete is kept in mind.
+    fn note<T>(&mut self, dump: Dump<T>) -> Vec<T> {
+        self.complete &= dump.complete;
+        dump.items
+    }
+}
+
+/// All default routes, by listing all routes.
+async fn default_routes(
+    socket: &mut Socket,
+    family: Family,
+) -> Result<Dump<Vec<DefaultRoute>>, KernelError> {
+    let family = match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    };
+    let request = route::list(family, None, None);
+    let dump = socket.dump("routes", request, |message| match message {
+        Message::Route(RouteNetlinkMessage::NewRoute(message)) => {
+            Some(read_default_routes(&message)).filter(|routes| !routes.is_empty())
+        }
+        _ => None,
+    });
+    match dump.await {
+        // The table is made with its first route.
+        Err(KernelError::Dump { source, .. }) if source.errno == Errno::ENOENT => Ok(Dump {
+            items: Vec::new(),
+            complete: true,
+        }),
+        result => result,
+    }
+}
+
+/// The default route that the kernel takes to where there is nothing, by the interface `over` if that is given; none if
+/// it takes no default route of the main table, for whatever reason.
+async fn probe(
+    socket: &mut Socket,
+    family: Family,
+    over: Option<u32>,
+) -> Result<Vec<DefaultRoute>, KernelError> {
+    let nobody = match family {
+        // Class E, reserved since 1989 (RFC 1112 §4).
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1)),
+        // Outside 2000::/3, the only block from which addresses are given out (RFC 4291 §2.4).
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0x4000, 0, 0, 0, 0, 0, 0, 1)),
+    };
+    // The route itself, and the table that it is in. Kernels before 4.13 do not know that and give a host route.
+    let flags = RouteFlags::FibMatch | with_table(nobody);
+    let answer = socket.get(get(nobody, over, flags)).await?;
+    let Ok(Some(Message::Route(RouteNetlinkMessage::NewRoute(message)))) = answer else {
+        return Ok(Vec::new());
+    };
+    let mut routes = read_default_routes(&message);
+    routes.retain(|route| over.is_none_or(|over| route.link_index == over));
+    Ok(routes)
+}
+
+/// The neighbours of a device whose addresses on the link are known, in both families.
+///
+/// # Errors
+///
+/// The kernel cannot be talked to, or refuses to list them.
+pub(crate) async fn neighbors(
+    index: u32,
+    name: &InterfaceName,
+) -> Result<BTreeMap<IpAddr, MacAddr>, KernelError> {
+    let mut socket = Socket::open()?;
+    let mut neighbors = BTreeMap::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let entries =
+            socket.dump(
+                "neighbours",
+                neighbor::list(family, index),
+                |message| match neighbor::read(&message, index, name)? {
+                    Entry {
+                        key: Key::Neighbor(_, address),
+                        object: Object::Neighbor(mac),
+                        ..
+                    } => Some((address, mac)),
+                    _ => None,
+                },
+            );
+        neighbors.extend(entries.await?.items);
+    }
+    Ok(neighbors)
+}
+
+/// How the kernel would send to an address, its own packets or forwarded ones; or why it would not.
+pub(super) async fn way(
+    socket: &mut Socket,
+    address: IpAddr,
+    forwarded: Option<Forwarded>,
+) -> Result<Result<Way, Refused>, KernelError> {
+    let mut message = question(address, with_table(address));
+    if let Some(forwarded) = forwarded {
+        message.header.source_prefix_length = message.header.destination_prefix_length;
+        message.attributes.extend([
+            RouteAttribute::Source(forwarded.source.into()),
+            RouteAttribute::Iif(forwarded.link_index),
+        ]);
+    }
+    let request = Request::new(Verb::Get, RouteNetlinkMessage::GetRoute(message));
+    let answer = match socket.get(request).await? {
+        Ok(answer) => answer,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let way = match &answer {
+        Some(Message::Route(RouteNetlinkMessage::NewRoute(message))) => read_way(message),
+        _ => None,
+    };
+    // An answer without a device leads nowhere.
+    Ok(way.ok_or(Refused {
+        errno: Errno::ENETUNREACH,
+        hint: None,
+    }))
+}
+
+/// What makes the kernel name the table of a route. Of IPv6 it always does, and refuses the flag.
+fn with_table(address: IpAddr) -> RouteFlags {
+    match address {
+        IpAddr::V4(_) => RouteFlags::LookupTable,
+        IpAddr::V6(_) => RouteFlags::empty(),
+    }
+}
+
+/// `ip route get ADDRESS`.
+fn get(address: IpAddr, over: Option<u32>, flags: RouteFlags) -> Request {
+    let mut message = question(address, flags);
+    message.attributes.extend(over.map(RouteAttribute::Oif));
+    Request::new(Verb::Get, RouteNetlinkMessage::GetRoute(message))
+}
+
+fn question(address: IpAddr, flags: RouteFlags) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(address);
+    message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+    message.header.flags = flags;
+    message.attributes = vec![RouteAttribute::Destination(address.into())];
+    message
+}
+
+fn read_link(message: &LinkMessage) -> Option<Link> {
+    let mut name = None;
+    let mut mtu = None;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = text.parse().ok(),
+            LinkAttribute::Mtu(bytes) => mtu = Some(*bytes),
+            _ => {}
+        }
+    }
+    Some(Link {
+        index: message.header.index,
+        name: name?,
+        mtu: mtu?,
+        has_neighbors: !message
+            .header
+            .flags
+            .intersects(LinkFlags::Noarp | LinkFlags::Pointopoint),
+    })
+}
+
+fn read_address(message: &AddressMessage) -> Option<Address> {
+    // IFA_FLAGS carries all flags; the header's byte, the only source before Linux 3.14, has those used here as well.
+    let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+    // On a point-to-point link IFA_ADDRESS is the peer's address and IFA_LOCAL ours (linux/if_addr.h).
+    let (mut local, mut any) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(address) => local = Some(*address),
+            AddressAttribute::Address(address) => any = Some(*address),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    let address = local.or(any)?;
+    let untested =
+        flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
+    Some(Address {
+        link_index: message.header.index,
+        address,
+        prefix_len: message.header.prefix_len,
+        deprecated: flags.contains(AddressFlags::Deprecated),
+        permanent: flags.contains(AddressFlags::Permanent),
+        // In IPv4 the same bit marks a second address of one network.
+        temporary: address.is_ipv6() && flags.contains(AddressFlags::Secondary),
+        in_doubt: untested || flags.contains(AddressFlags::Dadfailed),
+    })
+}
+
+/// Whether a notification is about a default route of the main table, of whatever metric.
+pub(super) fn is_default_route(message: &Message) -> bool {
+    let Message::Route(
+        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message),
+    ) = message
+    else {
+        return false;
+    };
+    message.header.destination_prefix_length == 0
+        && message.header.table == RouteHeader::RT_TABLE_MAIN
+}
+
+/// One entry for each of the route's next hops that is not dead: any of them reaches the peers.
+fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
+    let header = &message.header;
+    let family = match header.address_family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return Vec::new(),
+    };
+    if header.destination_prefix_length != 0 || header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let mut table = u32::from(header.table);
+    let mut metric = 0;
+    let mut links = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Priority(number) => metric = *number,
+            RouteAttribute::Oif(index) if !header.flags.contains(RouteFlags::Dead) => {
+                links.push(*index);
+            }
+            RouteAttribute::MultiPath(hops) => {
+                let hops = hops.iter();
+                let alive = hops.filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead));
+                links.extend(alive.map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
+        return Vec::new();
+    }
+    let route = |link_index| DefaultRoute {
+        family,
+        link_index,
+        metric,
+    };
+    links.into_iter().map(route).collect()
+}
+
+fn read_way(message: &RouteMessage) -> Option<Way> {
+    let ip = |address: &RouteAddress| match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    };
+    let (mut link_index, mut source, mut gateway) = (None, None, None);
+    let mut table = u32::from(message.header.table);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => link_index = Some(*index),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::Table(number) => table = *number,
+            _ => {}
+        }
+    }
+    Some(Way {
+        link_index: link_index?,
+        source,
+        local: message.header.kind == RouteType::Local,
+        gateway,
+        table,
+    })
+}

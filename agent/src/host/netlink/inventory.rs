@@ -1,0 +1,265 @@
+//! All interfaces of this network namespace with what they are, their addresses, the routes of the main table and the
+//! neighbours of an interface, whoever made them: for checks that look for what should not be there.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::message::Message;
+use super::socket::Socket;
+use super::{KernelError, address, neighbor, route};
+use crate::base::net::MacAddr;
+
+/// `RTNH_F_DEAD` and `RTNH_F_LINKDOWN` (linux/rtnetlink.h): the interface of the route is down or has no carrier.
+const NOWHERE: u32 = 0x11;
+
+/// Interfaces, addresses and routes, each in the kernel's order.
+#[derive(Debug, Default)]
+pub(crate) struct Inventory {
+    pub(crate) interfaces: Vec<Interface>,
+    /// With the index of the interface.
+    pub(crate) addresses: Vec<(u32, IpNet)>,
+    /// Those of the main table.
+    pub(crate) routes: Vec<Route>,
+}
+
+/// An interface.
+#[derive(Debug)]
+pub(crate) struct Interface {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    /// In bytes.
+    pub(crate) mtu: u32,
+    /// What it is, as `ip link` has it: `bridge`, `vxlan`, `veth`; `None` for hardware.
+    pub(crate) kind: Option<String>,
+    pub(crate) mac: Option<MacAddr>,
+    /// Index of the bridge that it is a port of.
+    pub(crate) master: Option<u32>,
+    /// What somebody called it beside its name.
+    pub(crate) alias: Option<String>,
+}
+
+/// A route of the main table.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) destination: IpNet,
+    /// Who made it: `RTPROT_…`.
+    pub(crate) protocol: u8,
+    pub(crate) kind: RouteType,
+    pub(crate) gateway: Option<IpAddr>,
+    /// Index of the interface; the first one of several.
+    pub(crate) link: Option<u32>,
+    pub(crate) metric: Option<u32>,
+    /// Whether the interface has no carrier or is down.
+    pub(crate) dead: bool,
+}
+
+impl Inventory {
+    /// Looks around, by a socket of its own.
+    ///
+    /// # Errors
+    /// The kernel cannot be talked to, or refuses to list something.
+    pub(crate) async fn take() -> Result<Self, KernelError> {
+        let mut socket = Socket::open()?;
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+        let request = RouteNetlinkMessage::GetLink(message);
+        let interfaces = socket.dump("interfaces", request, |message| match message {
+            Message::Route(RouteNetlinkMessage::NewLink(link)) => interface(&link),
+            _ => None,
+        });
+        let interfaces = interfaces.await?.items;
+        let addresses = socket.dump("addresses", address::list(0), |message| {
+            address::read(&message)
+        });
+        let addresses = addresses.await?.items;
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let request = route::list(family, None, None);
+            let dump = socket.dump("routes", request, |message| match message {
+                Message::Route(RouteNetlinkMessage::NewRoute(message)) => read_route(&message),
+                _ => None,
+            });
+            match dump.await {
+                Ok(dump) => routes.extend(dump.items),
+                // The table is made with its first route.
+                Err(KernelError::Dump { source, .. })
+                    if source.errno == nix::errno::Errno::ENOENT => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self {
+            interfaces,
+            addresses,
+            routes,
+        })
+    }
+
+    /// The interface of that name.
+    pub(crate) fn named(&self, name: &str) -> Option<&Interface> {
+        self.interfaces
+            .iter()
+            .find(|interface| interface.name == name)
+    }
+
+    /// The interface with that index.
+    pub(crate) fn with_index(&self, index: u32) -> Option<&Interface> {
+        self.interfaces
+            .iter()
+            .find(|interface| interface.index == index)
+    }
+
+    /// The addresses of an interface.
+    pub(crate) fn addresses_of(&self, index: u32) -> impl Iterator<Item = IpNet> {
+        let of = move |(owner, net): &(u32, IpNet)| (*owner == index).then_some(*net);
+        self.addresses.iter().filter_map(of)
+    }
+}
+
+/// The addresses of the interface of that name, but for those that are good on its link alone; `None` where there is none.
+///
+/// # Errors
+/// As [`Inventory::take`].
+pub(crate) async fn addresses_of(name: &str) -> Result<Option<Vec<IpNet>>, KernelError> {
+    let Ok(index) = nix::net::if_::if_nametoindex(name) else {
+        return Ok(None);
+    };
+    let mut socket = Socket::open()?;
+    let dump = socket.dump("addresses", address::list(index), |message| {
+        let (owner, net) = address::read(&message)?;
+        let local = matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
+        (owner == index && !local).then_some(net)
+    });
+    Ok(Some(dump.await?.items))
+}
+
+/// The addresses that were lately proved to be behind an interface.
+///
+/// # Errors
+/// As [`Inventory::take`].
+pub(crate) async fn live_neighbors(index: u32) -> Result<Vec<IpAddr>, KernelError> {
+    let mut socket = Socket::open()?;
+    let mut found = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let request = neighbor::list(family, index);
+        let dump = socket.dump("neighbours", request, |message| {
+            let Message::Route(RouteNetlinkMessage::NewNeighbour(entry)) = message else {
+                return None;
+            };
+            let live = matches!(
+                entry.header.state,
+                NeighbourState::Reachable | NeighbourState::Delay | NeighbourState::Probe
+            );
+            let address: Option<IpAddr> =
+                entry
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                            Some((*v4).into())
+                        }
+                        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
+                            Some((*v6).into())
+                        }
+                        _ => None,
+                    });
+            address.filter(|_| live && entry.header.ifindex == index)
+        });
+        found.extend(dump.await?.items);
+    }
+    Ok(found)
+}
+
+/// The index of the interface by which the kernel sends to an address, by all its tables; `None` where it would not send.
+///
+/// # Errors
+/// As [`Inventory::take`].
+pub(crate) async fn way_to(address: IpAddr) -> Result<Option<u32>, KernelError> {
+    let questions = super::host::Questions {
+        reach: Some(address),
+        ..Default::default()
+    };
+    let host = super::host::Host::observe(questions).await?;
+    let way = host.way.and_then(Result::ok);
+    Ok(way.filter(|way| !way.local).map(|way| way.link_index))
+}
+
+fn interface(message: &LinkMessage) -> Option<Interface> {
+    let mut found = Interface {
+        index: message.header.index,
+        name: String::new(),
+        mtu: 0,
+        kind: None,
+        mac: None,
+        master: None,
+        alias: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => found.name.clone_from(name),
+            LinkAttribute::Mtu(bytes) => found.mtu = *bytes,
+            LinkAttribute::IfAlias(alias) => found.alias = Some(alias.clone()),
+            LinkAttribute::Controller(index) => found.master = Some(*index),
+            LinkAttribute::Address(octets) => {
+                found.mac = octets.as_slice().try_into().ok().map(MacAddr);
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                found.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    (!found.name.is_empty()).then_some(found)
+}
+
+fn read_route(message: &RouteMessage) -> Option<Route> {
+    let header = &message.header;
+    // A route to everywhere comes without a destination.
+    let mut destination: IpAddr = match header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    let mut table = u32::from(header.table);
+    let (mut gateway, mut link, mut metric) = (None, None, None);
+    let mut dead = header.flags.bits() & NOWHERE != 0;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Destination(RouteAddress::Inet(v4)) => destination = (*v4).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => destination = (*v6).into(),
+            RouteAttribute::Gateway(RouteAddress::Inet(v4)) => gateway = Some((*v4).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => gateway = Some((*v6).into()),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Priority(number) => metric = Some(*number),
+            RouteAttribute::MultiPath(hops) => {
+                link = hops.first().map(|hop| hop.interface_index);
+                dead |= hops
+                    .iter()
+                    .all(|hop| hop.flags.intersects(RouteNextHopFlags::Dead));
+            }
+            _ => {}
+        }
+    }
+    if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
+        return None;
+    }
+    Some(Route {
+        destination: IpNet::new(destination, header.destination_prefix_length).ok()?,
+        protocol: u8::from(header.protocol),
+        kind: header.kind,
+        gateway,
+        link,
+        metric,
+        dead,
+    })
+}

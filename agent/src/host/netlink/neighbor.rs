@@ -1,0 +1,169 @@
+//! Messages about neighbours and forwarding entries, which share one form: `ip neighbor` and `bridge fdb`.
+
+use std::net::IpAddr;
+
+use rtnetlink::packet_core::Nla;
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::RouteType;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::family;
+use super::message::{Message, Request, Verb};
+use crate::base::net::{InterfaceName, MacAddr};
+use crate::plan::state::{Key, Object};
+
+/// `NDA_NH_ID` of linux/neighbour.h.
+const NDA_NH_ID: u16 = 13;
+
+/// `NUD_PERMANENT` and `NUD_NOARP`; the crate's enumeration takes a state for one bit, but several can be set.
+const PERMANENT: u16 = 0x80;
+const NOARP: u16 = 0x40;
+
+/// Asks for the neighbours of a device, of one family.
+pub(super) fn list(family: AddressFamily, index: u32) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family;
+    message.attributes = vec![NeighbourAttribute::IfIndex(index)];
+    RouteNetlinkMessage::GetNeighbour(message)
+}
+
+/// Asks for the forwarding entries of a device. Here the kernel wants the device in the header
+/// (`valid_fdb_dump_strict()`), there in an attribute (`neigh_valid_dump_req()`).
+pub(super) fn list_fdb(index: u32) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index;
+    RouteNetlinkMessage::GetNeighbour(message)
+}
+
+/// Sets a permanent neighbour.
+pub(super) fn set(index: u32, address: IpAddr, mac: MacAddr) -> Request {
+    let mut message = describe(index, address);
+    message.header.state = NeighbourState::Permanent;
+    let mac = NeighbourAttribute::LinkLayerAddress(mac.0.to_vec());
+    message.attributes.push(mac);
+    Request::new(Verb::Replace, RouteNetlinkMessage::NewNeighbour(message))
+}
+
+/// Removes a neighbour.
+pub(super) fn delete(index: u32, address: IpAddr) -> Request {
+    let message = describe(index, address);
+    Request::new(Verb::Plain, RouteNetlinkMessage::DelNeighbour(message))
+}
+
+fn describe(index: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = index;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![NeighbourAttribute::Destination(address.into())];
+    message
+}
+
+/// Sets a permanent forwarding entry.
+pub(super) fn set_fdb(index: u32, mac: MacAddr, remote: IpAddr) -> Request {
+    let mut message = describe_fdb(index, mac);
+    message.header.state = NeighbourState::Permanent;
+    let remote = NeighbourAttribute::Destination(remote.into());
+    message.attributes.push(remote);
+    Request::new(Verb::Replace, RouteNetlinkMessage::NewNeighbour(message))
+}
+
+/// Removes a forwarding entry with all its destinations.
+pub(super) fn delete_fdb(index: u32, mac: MacAddr) -> Request {
+    let message = describe_fdb(index, mac);
+    Request::new(Verb::Plain, RouteNetlinkMessage::DelNeighbour(message))
+}
+
+fn describe_fdb(index: u32, mac: MacAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
+    message
+}
+
+/// A neighbour or forwarding entry as the kernel tells it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Entry {
+    pub(super) key: Key,
+    pub(super) object: Object,
+    /// Whether it was configured. What the kernel learned or tries to resolve by itself is none of ours.
+    pub(super) permanent: bool,
+}
+
+/// The index of the device that a neighbour or a forwarding entry belongs to.
+pub(super) fn link_index(message: &Message) -> Option<u32> {
+    match message {
+        Message::Route(
+            RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message),
+        ) => Some(message.header.ifindex),
+        _ => None,
+    }
+}
+
+/// Reads a neighbour or forwarding entry of a device from an answer or a notification.
+pub(super) fn read(message: &Message, index: u32, link: &InterfaceName) -> Option<Entry> {
+    let Message::Route(
+        RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message),
+    ) = message
+    else {
+        return None;
+    };
+    let header = &message.header;
+    if header.ifindex != index {
+        return None;
+    }
+    let mut mac = None;
+    let mut destination = None;
+    let mut odd = false;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(octets) => {
+                mac = octets.as_slice().try_into().ok().map(MacAddr);
+            }
+            NeighbourAttribute::Destination(address) => destination = ip(address),
+            // Another port, network or device than the VXLAN device's own, or a next-hop group.
+            NeighbourAttribute::Port(_)
+            | NeighbourAttribute::Vni(_)
+            | NeighbourAttribute::IfIndex(_) => odd = true,
+            NeighbourAttribute::Other(other) => odd |= other.kind() == NDA_NH_ID,
+            _ => {}
+        }
+    }
+    let state = u16::from(header.state);
+    let (key, object, configured) = match header.family {
+        AddressFamily::Bridge if header.flags.contains(NeighbourFlags::Own) => {
+            let remote = destination.filter(|_| !odd);
+            let object = remote.map_or(Object::Odd, Object::Fdb);
+            // bridge(8) sets both; either keeps an entry from ageing (`vxlan_cleanup()`).
+            (Key::Fdb(link.clone(), mac?), object, PERMANENT | NOARP)
+        }
+        AddressFamily::Inet | AddressFamily::Inet6 => {
+            let object = mac.map_or(Object::Odd, Object::Neighbor);
+            (Key::Neighbor(link.clone(), destination?), object, PERMANENT)
+        }
+        _ => return None,
+    };
+    Some(Entry {
+        key,
+        object,
+        permanent: state & configured != 0,
+    })
+}
+
+/// The crate decodes addresses by the message's family, which for forwarding entries is neither.
+fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        NeighbourAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        NeighbourAddress::Other(octets) => <[u8; 4]>::try_from(octets.as_slice())
+            .map(IpAddr::from)
+            .or_else(|_| <[u8; 16]>::try_from(octets.as_slice()).map(IpAddr::from))
+            .ok(),
+        _ => None,
+    }
+}

@@ -1,0 +1,263 @@
+//! The routes of a host that touch certain networks, whoever made them and whatever table they are in; and the way that
+//! the kernel would take to addresses. For finding what gets in the overlay's way; nothing here is changed.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use nix::errno::Errno;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::host::{Forwarded, Way, way};
+use super::message::Message;
+use super::route::PROTOCOL;
+use super::socket::Socket;
+use super::{KernelError, Refused};
+use crate::base::net::Family;
+
+/// `RTPROT_KERNEL` of linux/rtnetlink.h: routes that come with an address.
+const KERNEL: u8 = 2;
+
+/// A unicast route of any table that somebody set on purpose.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ForeignRoute {
+    pub(crate) destination: IpNet,
+    /// The number of its table.
+    pub(crate) table: u32,
+    /// `RTPROT_…`: who made it.
+    pub(crate) protocol: u8,
+    /// Index of its device, or of its first next hop's; `None` if the kernel names none.
+    pub(crate) link: Option<u32>,
+    pub(crate) gateway: Option<IpAddr>,
+}
+
+impl ForeignRoute {
+    /// Whether it is in the main table.
+    pub(crate) fn is_main(&self) -> bool {
+        self.table == u32::from(RouteHeader::RT_TABLE_MAIN)
+    }
+}
+
+/// The unicast routes of all tables that have an address in common with one of the networks: neither an agent's own nor
+/// those that the kernel makes of addresses.
+///
+/// # Errors
+/// The kernel cannot be talked to, or refuses to list its routes.
+pub(crate) async fn foreign_routes(networks: &[IpNet]) -> Result<Vec<ForeignRoute>, KernelError> {
+    let mut socket = Socket::open()?;
+    let mut found = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        // Table 0 stands for all (`inet_dump_fib()`).
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        let request = RouteNetlinkMessage::GetRoute(message);
+        let dump = socket.dump("routes", request, |message| {
+            let Message::Route(RouteNetlinkMessage::NewRoute(message)) = message else {
+                return None;
+            };
+            read(&message).filter(|route| {
+                let meets = |net: &IpNet| {
+                    net.contains(&route.destination) || route.destination.contains(net)
+                };
+                networks.iter().any(meets)
+            })
+        });
+        match dump.await {
+            Ok(dump) => found.extend(dump.items),
+            // The table is made with its first route.
+            Err(KernelError::Dump { source, .. }) if source.errno == Errno::ENOENT => (),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// How the kernel would send its own packets to each of the addresses, or forward others', or why it would not.
+///
+/// # Errors
+/// The kernel cannot be talked to.
+pub(crate) async fn ways(
+    addresses: impl IntoIterator<Item = (IpAddr, Option<Forwarded>)>,
+) -> Result<Vec<Result<Way, Refused>>, KernelError> {
+    let mut socket = Socket::open()?;
+    let mut ways = Vec::new();
+    for (address, forwarded) in addresses {
+        ways.push(way(&mut socket, address, forwarded).await?);
+    }
+    Ok(ways)
+}
+
+/// A rule that leads to a table of routes: `ip rule`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct PolicyRule {
+    pub(crate) family: Family,
+    /// Rules of a lower one come first.
+    pub(crate) priority: u32,
+    /// The number of the table.
+    pub(crate) table: u32,
+    /// Whether it is about all packets that the rest does not fit.
+    inverted: bool,
+    source: Option<IpNet>,
+    destination: Option<IpNet>,
+    /// The interface by which a packet comes in: `lo` for the host's own.
+    iif: Option<String>,
+    oif: Option<String>,
+    /// The mark, and which of its bits count.
+    mark: Option<(u32, u32)>,
+}
+
+impl PolicyRule {
+    /// Whether it is about a packet without a mark: the host's own, of which the source address is still to be chosen, or a
+    /// forwarded one with its source and the interface by which it came.
+    pub(crate) fn is_about(&self, destination: IpAddr, forwarded: Option<(IpAddr, &str)>) -> bool {
+        let (source, iif) = forwarded.unzip();
+        let fits = Family::of(destination) == self.family
+            && self
+                .destination
+                .is_none_or(|net| net.contains(&destination))
+            && self
+                .source
+                .is_none_or(|net| source.is_some_and(|source| net.contains(&source)))
+            && self
+                .iif
+                .as_deref()
+                .is_none_or(|name| name == iif.unwrap_or("lo"))
+            && self.oif.is_none()
+            && self.mark.is_none_or(|(mark, _)| mark == 0);
+        fits != self.inverted
+    }
+}
+
+impl fmt::Display for PolicyRule {
+    /// In the words of ip(8).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.inverted {
+            f.write_str("not ")?;
+        }
+        match self.source {
+            Some(net) => write!(f, "from {net}")?,
+            None => f.write_str("from all")?,
+        }
+        if let Some(net) = self.destination {
+            write!(f, " to {net}")?;
+        }
+        if let Some(name) = &self.iif {
+            write!(f, " iif {name}")?;
+        }
+        if let Some(name) = &self.oif {
+            write!(f, " oif {name}")?;
+        }
+        match self.mark {
+            Some((mark, u32::MAX)) => write!(f, " fwmark {mark:#x}")?,
+            Some((mark, mask)) => write!(f, " fwmark {mark:#x}/{mask:#x}")?,
+            None => (),
+        }
+        write!(f, " lookup {}", self.table)
+    }
+}
+
+/// The rules that lead to tables, in the kernel's order.
+///
+/// # Errors
+/// The kernel cannot be talked to, or refuses to list them.
+pub(crate) async fn policy_rules() -> Result<Vec<PolicyRule>, KernelError> {
+    let mut socket = Socket::open()?;
+    let mut rules = Vec::new();
+    for (address_family, family) in [
+        (AddressFamily::Inet, Family::V4),
+        (AddressFamily::Inet6, Family::V6),
+    ] {
+        let mut message = RuleMessage::default();
+        message.header.family = address_family;
+        let request = RouteNetlinkMessage::GetRule(message);
+        let dump = socket.dump("rules", request, |message| match message {
+            Message::Route(RouteNetlinkMessage::NewRule(message)) => read_rule(&message, family),
+            _ => None,
+        });
+        rules.extend(dump.await?.items);
+    }
+    Ok(rules)
+}
+
+fn read_rule(message: &RuleMessage, family: Family) -> Option<PolicyRule> {
+    let header = &message.header;
+    if header.action != RuleAction::ToTable {
+        return None;
+    }
+    let mut rule = PolicyRule {
+        family,
+        priority: 0,
+        table: header.table.into(),
+        inverted: header.flags.contains(RuleFlags::Invert),
+        source: None,
+        destination: None,
+        iif: None,
+        oif: None,
+        mark: None,
+    };
+    let (mut mark, mut mask) = (None, u32::MAX);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Table(number) => rule.table = *number,
+            RuleAttribute::Priority(number) => rule.priority = *number,
+            RuleAttribute::Source(net) => rule.source = IpNet::new(*net, header.src_len).ok(),
+            RuleAttribute::Destination(net) => {
+                rule.destination = IpNet::new(*net, header.dst_len).ok();
+            }
+            RuleAttribute::Iifname(name) => rule.iif = Some(name.clone()),
+            RuleAttribute::Oifname(name) => rule.oif = Some(name.clone()),
+            RuleAttribute::FwMark(number) => mark = Some(*number),
+            RuleAttribute::FwMask(number) => mask = *number,
+            _ => {}
+        }
+    }
+    rule.mark = mark.map(|mark| (mark, mask));
+    Some(rule)
+}
+
+fn read(message: &RouteMessage) -> Option<ForeignRoute> {
+    let header = &message.header;
+    let protocol = u8::from(header.protocol);
+    // Blackholes and the like lead nowhere on purpose, as where a network is summed up.
+    if header.kind != RouteType::Unicast || [PROTOCOL, KERNEL].contains(&protocol) {
+        return None;
+    }
+    let mut destination: IpAddr = match header.address_family {
+        AddressFamily::Inet => [0; 4].into(),
+        AddressFamily::Inet6 => [0; 16].into(),
+        _ => return None,
+    };
+    let mut table = u32::from(header.table);
+    let (mut link, mut gateway) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::MultiPath(hops) => {
+                link = hops.first().map(|hop| hop.interface_index);
+            }
+            _ => {}
+        }
+    }
+    Some(ForeignRoute {
+        destination: IpNet::new(destination, header.destination_prefix_length).ok()?,
+        table,
+        protocol,
+        link,
+        gateway,
+    })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}

@@ -1,0 +1,268 @@
+//! Giving up every privilege that the agent does not use.
+//!
+//! Capabilities belong to a thread, so it begins in `main`, before a runtime or any thread exists; all later threads and
+//! children inherit the result. It happens in two steps, because the settings do not tell all that is needed: which
+//! back end there is, is known once the network config was read.
+//!
+//! 1. [`Privileges::restrict`] takes from the agent itself (its effective set) what the settings do not ask for.
+//! 2. [`Privileges::settle`] gives the rest up for good (the permitted and bounding sets), unless the back end is
+//!    `extension`: the administrator's commands get what the agent was started with, as from flannel.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat, geteuid};
+use thiserror::Error;
+use tracing::debug;
+
+use crate::plan::backend::BackendConfig;
+use crate::settings::Settings;
+
+/// What every agent uses: links, addresses, routes, neighbours and nftables need `CAP_NET_ADMIN`; raw sockets need
+/// `CAP_NET_RAW`.
+const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
+
+/// The first port that anybody may listen on, unless `net.ipv4.ip_unprivileged_port_start` says otherwise.
+const FIRST_OPEN_PORT: u16 = 1024;
+
+/// The privileges cannot be restricted, or too few are there.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The process was not started with what it cannot work without.
+    #[error(
+        "the capability {0} is missing: run as root, or as a service with AmbientCapabilities={0}"
+    )]
+    Missing(Capability),
+    /// The kernel refused.
+    #[error("failed to {action}")]
+    Refused {
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: caps::errors::CapsError,
+    },
+}
+
+/// What this process was started with, and what of it the agent itself goes on using.
+#[derive(Clone, Debug)]
+pub struct Privileges {
+    /// The permitted set at the start.
+    initial: CapsHashSet,
+    /// What the agent needs whatever the back end is.
+    base: CapsHashSet,
+}
+
+impl Privileges {
+    /// Reduces the effective set of this thread, and of all threads that it starts, to what the settings ask for:
+    ///
+    /// | capability | is kept for |
+    /// |---|---|
+    /// | `CAP_NET_ADMIN`, `CAP_NET_RAW` | every agent |
+    /// | `CAP_NET_BIND_SERVICE` | health endpoints on a port below 1024 |
+    /// | `CAP_DAC_READ_SEARCH` | certificates, keys and passwords, which a reload reads again, whoever owns them by then; `files` with settings, a subnet file or state that another user owns |
+    /// | `CAP_DAC_OVERRIDE` | a subnet file, state directory or socket in a directory that only its owner may write to |
+    /// | `CAP_FOWNER` | another user's subnet file in a directory like `/tmp` |
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without `CAP_NET_ADMIN`, [`Error::Refused`] when the kernel refuses to take something away. That
+    /// any other is missing is no error; whoever needs it says so.
+    pub fn restrict(settings: &Settings, files: &[PathBuf]) -> Result<Self, Error> {
+        let mut privileges = Self::bare()?;
+        let needs = needs(settings, files);
+        let had = needs.intersection(&privileges.initial);
+        privileges.base.extend(had.copied());
+        set(CapSet::Effective, &privileges.base)?;
+        Ok(privileges)
+    }
+
+    /// As [`Self::restrict`], with settings that ask for nothing.
+    ///
+    /// # Errors
+    /// As [`Self::restrict`].
+    pub fn bare() -> Result<Self, Error> {
+        let initial = read(CapSet::Permitted)?;
+        let had = |capability: &Capability| initial.contains(capability);
+        let base: CapsHashSet = NEEDED.into_iter().filter(had).collect();
+        if !base.contains(&Capability::CAP_NET_ADMIN) {
+            return Err(Error::Missing(Capability::CAP_NET_ADMIN));
+        }
+        set(CapSet::Effective, &base)?;
+        Ok(Self { initial, base })
+    }
+
+    /// Gives up for good what neither the settings nor this back end ask for. To be called before the back end is opened;
+    /// again where another takes its place, which cannot get back what is gone by then.
+    ///
+    /// `nft` must work as our child. Started by root it gets what permitted and bounding set leave, so the ambient set is
+    /// emptied; started by another user it would get nothing, so there the capabilities are made ambient
+    /// (capabilities(7), "Transformation of capabilities during execve()"). With `no_new_privs` the permitted set is
+    /// the most that a child gets, so that commands of `extension` need it whole. The bounding set can only be reduced
+    /// while `CAP_SETPCAP` is held; where a service manager withheld that, it has set the bounding set itself.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub fn settle(&self, backend: &BackendConfig) -> Result<(), Error> {
+        let permitted = read(CapSet::Permitted)?;
+        let mut own = self.base.clone();
+        if needs_bind(backend) {
+            own.insert(Capability::CAP_NET_BIND_SERVICE);
+        }
+        let own: CapsHashSet = own.intersection(&permitted).copied().collect();
+        if matches!(backend, BackendConfig::Extension(_)) {
+            set(CapSet::Effective, &own)?;
+            return pass_on(&permitted);
+        }
+        // The order matters: the bounding set needs CAP_SETPCAP, and a set must not hold more than the one it draws from.
+        restrict_bounding_set(&permitted, &own)?;
+        caps::clear(None, CapSet::Ambient).map_err(refused("empty the ambient capability set"))?;
+        for which in [CapSet::Effective, CapSet::Inheritable, CapSet::Permitted] {
+            set(which, &own)?;
+        }
+        pass_on(&own)
+    }
+
+    /// What an earlier back end had no use for, and this one may miss.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the kernel does not say.
+    pub fn lost_for(&self, backend: &BackendConfig) -> Result<Option<&'static str>, Error> {
+        let permitted = read(CapSet::Permitted)?;
+        let lost =
+            |capability| self.initial.contains(&capability) && !permitted.contains(&capability);
+        Ok(match backend {
+            BackendConfig::Extension(_) if permitted != self.initial => {
+                Some("privileges that its commands would have")
+            }
+            backend if needs_bind(backend) && lost(Capability::CAP_NET_BIND_SERVICE) => {
+                Some("privileges that a port below 1024 needs")
+            }
+            _ => None,
+        })
+    }
+}
+
+/// Whether its port is one that not everybody may listen on. The kernel asks for that also where it listens itself, as
+/// for vxlan and wireguard.
+fn needs_bind(backend: &BackendConfig) -> bool {
+    backend.port().is_some_and(|port| port < FIRST_OPEN_PORT)
+}
+
+/// Lets children have capabilities though this is not root.
+fn pass_on(capabilities: &CapsHashSet) -> Result<(), Error> {
+    if geteuid().is_root() {
+        return Ok(());
+    }
+    set(CapSet::Inheritable, capabilities)?;
+    set(CapSet::Ambient, capabilities)
+}
+
+fn restrict_bounding_set(permitted: &CapsHashSet, kept: &CapsHashSet) -> Result<(), Error> {
+    let superfluous: Vec<Capability> = read(CapSet::Bounding)?.difference(kept).copied().collect();
+    if !permitted.contains(&Capability::CAP_SETPCAP) {
+        if !superfluous.is_empty() {
+            debug!(
+                ?superfluous,
+                "the bounding set stays as it is, for lack of CAP_SETPCAP"
+            );
+        }
+        return Ok(());
+    }
+    caps::raise(None, CapSet::Effective, Capability::CAP_SETPCAP)
+        .map_err(refused("make CAP_SETPCAP effective"))?;
+    for capability in superfluous {
+        caps::drop(None, CapSet::Bounding, capability)
+            .map_err(refused("reduce the capability bounding set"))?;
+    }
+    Ok(())
+}
+
+/// What the settings ask for, beside [`NEEDED`]. To be called when that is all that is effective: the kernel is asked
+/// what this leaves.
+fn needs(settings: &Settings, sources: &[PathBuf]) -> CapsHashSet {
+    let mut needs = CapsHashSet::new();
+    let health = settings.health.listen.map(|address| address.port());
+    if health.is_some_and(|port| (1..FIRST_OPEN_PORT).contains(&port)) {
+        needs.insert(Capability::CAP_NET_BIND_SERVICE);
+    }
+    let (etcd, remote, files) = (&settings.etcd, &settings.remote, &settings.files);
+    let secrets = [
+        &etcd.cafile,
+        &etcd.certfile,
+        &etcd.keyfile,
+        &remote.cafile,
+        &remote.certfile,
+        &remote.keyfile,
+    ];
+    let state = fs::read_dir(&files.state_dir).into_iter().flatten();
+    let mut state = state.flatten().map(|entry| entry.path());
+    let unreadable = |path: &Path| is_denied(path, AccessFlags::R_OK);
+    if secrets.into_iter().any(Option::is_some)
+        || etcd.password.is_some()
+        || unreadable(&files.subnet_file)
+        || state.any(|path| unreadable(&path))
+        || sources.iter().any(|path| unreadable(path))
+    {
+        needs.insert(Capability::CAP_DAC_READ_SEARCH);
+    }
+    let directories = [
+        files.subnet_file.parent(),
+        Some(files.state_dir.as_path()),
+        files.socket.parent(),
+    ];
+    if directories.into_iter().flatten().any(is_closed) {
+        needs.insert(Capability::CAP_DAC_OVERRIDE);
+    }
+    if is_sticky(&files.subnet_file) {
+        needs.insert(Capability::CAP_FOWNER);
+    }
+    needs
+}
+
+/// Whether nothing can be made in a directory, or on the way to it where it does not exist yet.
+fn is_closed(directory: &Path) -> bool {
+    let there = |path: &&Path| fs::symlink_metadata(path).is_ok();
+    let existing = directory.ancestors().find(there);
+    existing.is_some_and(|path| is_denied(path, AccessFlags::W_OK | AccessFlags::X_OK))
+}
+
+/// Whether what may be done with a file is not enough with the capabilities in effect.
+fn is_denied(path: &Path, wanted: AccessFlags) -> bool {
+    faccessat(AT_FDCWD, path, wanted, AtFlags::AT_EACCESS) == Err(Errno::EACCES)
+}
+
+/// Whether a file is somebody else's, in a directory of somebody else's where only owners may replace files.
+fn is_sticky(file: &Path) -> bool {
+    const STICKY: u32 = 0o1000;
+    let (Some(directory), Ok(file)) = (file.parent(), fs::symlink_metadata(file)) else {
+        return false;
+    };
+    let Ok(directory) = fs::metadata(directory) else {
+        return false;
+    };
+    let own = geteuid().as_raw();
+    directory.mode() & STICKY != 0 && file.uid() != own && directory.uid() != own
+}
+
+fn read(set: CapSet) -> Result<CapsHashSet, Error> {
+    caps::read(None, set).map_err(refused("read the capability sets"))
+}
+
+fn set(which: CapSet, capabilities: &CapsHashSet) -> Result<(), Error> {
+    let action = match which {
+        CapSet::Ambient => "set the ambient capabilities",
+        CapSet::Bounding => "reduce the capability bounding set",
+        CapSet::Effective => "reduce the effective capability set",
+        CapSet::Inheritable => "reduce the inheritable capability set",
+        CapSet::Permitted => "reduce the permitted capability set",
+    };
+    caps::set(None, which, capabilities).map_err(refused(action))
+}
+
+fn refused(action: &'static str) -> impl FnOnce(caps::errors::CapsError) -> Error {
+    move |source| Error::Refused { action, source }
+}

@@ -1,0 +1,242 @@
+//! `subnet.env`: what the overlay tells container runtimes on this host.
+//!
+//! One file serves four readers: systemd (`EnvironmentFile=`), a shell that sources it, flannel's CNI plugin, and the
+//! agent (or flanneld) itself, which asks for the same subnet again after a restart. So the keys are flannel's in
+//! flannel's order, and only then the options that Docker is started with.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use thiserror::Error;
+
+use crate::base::atomic_file;
+
+/// The file cannot be used.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// It exists but cannot be read.
+    #[error("failed to read the subnet file {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be written.
+    #[error("failed to write the subnet file {}", path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be removed.
+    #[error("failed to remove the subnet file {}", path.display())]
+    Remove {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the file says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SubnetFile {
+    /// The whole overlay network and the leased subnet in it, whose first address + 1 is the container bridge's.
+    pub v4: Option<Part<Ipv4Net>>,
+    /// The same for IPv6.
+    pub v6: Option<Part<Ipv6Net>>,
+    /// MTU of the overlay in bytes.
+    pub mtu: u32,
+    /// Whether the agent masquerades what leaves the overlay; the runtime then must not.
+    pub masquerade: bool,
+}
+
+/// What the file says about one family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part<N> {
+    /// The whole overlay network.
+    pub network: N,
+    /// The leased subnet.
+    pub subnet: N,
+}
+
+impl SubnetFile {
+    /// The file's text.
+    ///
+    /// Nothing is quoted: no value has a character that is special to systemd or to a shell, and flannel's readers
+    /// know no quotes. The options are not called `DOCKER_OPTS`, because flannel's `mk-docker-opts.sh` sources this
+    /// file and would put that variable's value in front of the options it makes.
+    pub fn render(&self) -> String {
+        let Self {
+            v4,
+            v6,
+            mtu,
+            masquerade,
+        } = *self;
+        let mut lines = Vec::with_capacity(12);
+        let mut line = |key: &str, value: &dyn fmt::Display| lines.push(format!("{key}={value}\n"));
+        if let Some(v4) = v4 {
+            line("FLANNEL_NETWORK", &v4.network.trunc());
+            line("FLANNEL_SUBNET", &bridge_address(v4.subnet.into()));
+        }
+        if let Some(v6) = v6 {
+            line("FLANNEL_IPV6_NETWORK", &v6.network.trunc());
+            line("FLANNEL_IPV6_SUBNET", &bridge_address(v6.subnet.into()));
+        }
+        line("FLANNEL_MTU", &mtu);
+        line("FLANNEL_IPMASQ", &masquerade);
+        if let Some(v4) = v4 {
+            let bridge = bridge_address(v4.subnet.into());
+            line("DOCKER_OPT_BIP", &format_args!("--bip={bridge}"));
+        }
+        line(
+            "DOCKER_OPT_IPMASQ",
+            &format_args!("--ip-masq={}", !masquerade),
+        );
+        line("DOCKER_OPT_MTU", &format_args!("--mtu={mtu}"));
+        if let Some(v6) = v6 {
+            line("DOCKER_OPT_IPV6", &"--ipv6=true");
+            let subnet = v6.subnet.trunc();
+            line(
+                "DOCKER_OPT_IPV6_CIDR",
+                &format_args!("--fixed-cidr-v6={subnet}"),
+            );
+        }
+        lines.concat()
+    }
+
+    /// Writes the file at `path` unless it says the same already; returns whether it wrote.
+    ///
+    /// # Errors
+    /// [`Error::Write`]; the old file is then untouched.
+    pub fn write(&self, path: &Path) -> Result<bool, Error> {
+        let text = self.render();
+        if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
+            return Ok(false);
+        }
+        atomic_file::replace(path, text.as_bytes(), 0o644).map_err(|source| Error::Write {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(true)
+    }
+}
+
+/// The address of the container bridge: the subnet's first address + 1, with the subnet's length.
+fn bridge_address(subnet: IpNet) -> IpNet {
+    let address = match subnet.network() {
+        IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits().saturating_add(1)).into(),
+        IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits().saturating_add(1)).into(),
+    };
+    IpNet::new(address, subnet.prefix_len()).unwrap_or(subnet)
+}
+
+/// What an earlier run left: the networks, and the subnets to ask for again, all masked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Previous {
+    /// The overlay network at that time.
+    pub network: Option<Ipv4Net>,
+    /// The subnet leased at that time.
+    pub subnet: Option<Ipv4Net>,
+    /// The overlay network for IPv6.
+    pub network_v6: Option<Ipv6Net>,
+    /// The subnet for IPv6.
+    pub subnet_v6: Option<Ipv6Net>,
+}
+
+/// Reads what an earlier run of the agent or of any flanneld left at `path`; a missing file says nothing.
+///
+/// # Errors
+/// [`Error::Read`] when the file is there but unreadable.
+pub fn read_previous(path: &Path) -> Result<Previous, Error> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Previous::parse(&String::from_utf8_lossy(&bytes))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Previous::default()),
+        Err(source) => Err(Error::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Removes the file at `path`; returns whether there was one.
+///
+/// # Errors
+/// [`Error::Remove`].
+pub fn remove(path: &Path) -> Result<bool, Error> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::Remove {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+impl Previous {
+    /// Reads the text as flannel's dotenv parser does: comments, quotes, `export` and `KEY: value` are taken, what is
+    /// not understood is skipped, and the last of several lines with one key counts.
+    pub fn parse(text: &str) -> Self {
+        let v4 = |net: Ipv4Net| net.trunc();
+        let v6 = |net: Ipv6Net| net.trunc();
+        let mut previous = Self::default();
+        for (key, value) in text.lines().filter_map(parse_line) {
+            match key {
+                "FLANNEL_NETWORK" => previous.network = only_network(value).map(v4),
+                "FLANNEL_SUBNET" => previous.subnet = only_network(value).map(v4),
+                "FLANNEL_IPV6_NETWORK" => previous.network_v6 = only_network(value).map(v6),
+                "FLANNEL_IPV6_SUBNET" => previous.subnet_v6 = only_network(value).map(v6),
+                _ => {}
+            }
+        }
+        previous
+    }
+}
+
+/// Splits `KEY=value` or `KEY: value`; `None` for comments and for lines without a separator.
+fn parse_line(line: &str) -> Option<(&str, &str)> {
+    let line = line.trim();
+    if line.starts_with('#') {
+        return None;
+    }
+    let (key, value) = line.split_once(['=', ':'])?;
+    let key = key.trim();
+    let key = match key.strip_prefix("export") {
+        Some(rest) if rest.starts_with(char::is_whitespace) => rest.trim_start(),
+        _ => key,
+    };
+    let value = value.trim();
+    let quoted = |quote: char| {
+        let (inside, _) = value.strip_prefix(quote)?.split_once(quote)?;
+        Some(inside)
+    };
+    let value = match quoted('"').or_else(|| quoted('\'')) {
+        Some(inside) => inside,
+        None => value.split('#').next().unwrap_or(value).trim_end(),
+    };
+    Some((key, value))
+}
+
+/// The one network in a comma-separated list; flannel 0.21 to 0.25 wrote lists, and more than one valid member
+/// means that nobody knows which was meant.
+fn only_network<N: FromStr>(list: &str) -> Option<N> {
+    let mut valid = list
+        .split(',')
+        .filter_map(|entry| entry.trim().parse().ok());
+    let first = valid.next()?;
+    valid.next().is_none().then_some(first)
+}
+
+#[cfg(test)]
+mod tests;

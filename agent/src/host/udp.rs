@@ -1,0 +1,297 @@
+//! The data plane of the udp back end: packets between a TUN device and the peers, in this process.
+//!
+//! The wire format is flannel's: the payload of a datagram is exactly one IPv4 packet, with nothing before or after it.
+//! Both ends take one from the time to live. There is no authentication.
+//!
+//! ```text
+//!            ┌───────── worker, one thread for each queue ─────────┐
+//!  kernel ──►│ TUN queue ─► route ─► TTL ─► cut into segments ─────│─► UDP socket ──► peer
+//!  kernel ◄──│ TUN queue ◄── put together ◄── TTL ◄── check ◄──────│── UDP socket ◄── peer
+//!            └─────────────────────────────────────────────────────┘
+//! ```
+//!
+//! It is fast because the kernel's stack runs once for up to 64 packets on each side: the TUN device hands over and takes
+//! packets of up to 64 KiB (virtio headers), the socket sends and receives many datagrams by one call. What is on the wire
+//! stays one datagram for each packet, so that a peer without any of this, such as flannel's, notices nothing.
+//!
+//! [`DataPlane`] is the handle. It is opened in the network namespace of the calling thread, and closing it removes the
+//! device. Links, addresses and kernel routes are the business of [`crate::host::netlink`].
+
+pub(crate) mod checksum;
+mod coalesce;
+mod counters;
+mod icmp;
+mod packet;
+mod routes;
+mod segment;
+mod socket;
+#[cfg(test)]
+mod tests;
+mod tun;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::io::{self, PipeWriter};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use ipnet::Ipv4Net;
+use thiserror::Error;
+
+pub use self::coalesce::{Coalescer, Sink, deliver};
+use self::counters::Cells;
+pub use self::counters::Counters;
+use self::icmp::Reporter;
+pub use self::packet::{Refused, receive};
+use self::routes::Routes;
+use self::socket::Socket;
+use self::tun::Queue;
+use self::worker::Worker;
+use crate::base::net::InterfaceName;
+
+/// More threads than this do not help one host's containers: each moves some Gbit/s.
+const MAX_WORKERS: usize = 4;
+/// A worker's stack in bytes; its buffers are elsewhere.
+const STACK: usize = 128 << 10;
+
+/// How a data plane is opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// Name of the TUN device. It must not exist.
+    pub name: InterfaceName,
+    /// The device's own address: the source of ICMP errors.
+    pub address: Ipv4Addr,
+    /// MTU of the tunnel in bytes; what is longer is not taken from a peer.
+    pub mtu: u32,
+    /// Where to receive, an address of this host and a UDP port; also the source of what is sent.
+    pub bind: SocketAddrV4,
+    /// Number of threads; as many as there are processors, up to four, if not given.
+    pub workers: Option<NonZeroUsize>,
+}
+
+/// Failed to open the data plane.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// No device: /dev/net/tun is missing, the name is taken, or `CAP_NET_ADMIN` is.
+    #[error("failed to make the TUN device {name}")]
+    Tun {
+        /// The device's name.
+        name: InterfaceName,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// No socket: the address is not this host's, or another process has the port.
+    #[error("failed to listen on UDP {address}")]
+    Socket {
+        /// Where.
+        address: SocketAddrV4,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// No raw socket: `CAP_NET_RAW` is missing.
+    #[error("failed to open a raw socket for ICMP errors")]
+    Raw(#[source] nix::Error),
+    /// No thread, or no pipe to stop it.
+    #[error("failed to start a thread of the udp data plane")]
+    Thread(#[source] io::Error),
+}
+
+/// A running data plane. Dropping it stops the threads, closes the sockets and removes the device.
+#[derive(Debug)]
+pub struct DataPlane {
+    name: InterfaceName,
+    bind: SocketAddrV4,
+    shared: Arc<Shared>,
+    cells: Vec<Arc<Cells>>,
+    /// The workers stop when this is closed.
+    stop: Option<PipeWriter>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the workers and the handle share.
+#[derive(Debug)]
+struct Shared {
+    /// Replaced as a whole; a worker keeps the one that it has until it sees another generation.
+    tunnel: Mutex<Arc<Tunnel>>,
+    generation: AtomicU64,
+    /// Whether a worker has lost its device.
+    failed: AtomicBool,
+}
+
+/// What a worker must know about the tunnel.
+#[derive(Clone, Debug)]
+struct Tunnel {
+    address: Ipv4Addr,
+    mtu: usize,
+    routes: Routes,
+}
+
+impl DataPlane {
+    /// Makes the TUN device and the sockets, and starts the workers. The device is down, without an address, and there are
+    /// no routes. Needs `CAP_NET_ADMIN` and `CAP_NET_RAW`, later calls need neither.
+    ///
+    /// # Errors
+    ///
+    /// Names the device or the address that cannot be had.
+    pub fn open(settings: &Settings) -> Result<Self, OpenError> {
+        let processors = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let workers = settings.workers.map_or_else(processors, NonZeroUsize::get);
+        let workers = workers.min(MAX_WORKERS);
+        let tunnel = Tunnel {
+            address: settings.address,
+            mtu: bytes(settings.mtu),
+            routes: Routes::default(),
+        };
+        let (stopped, stop) = io::pipe().map_err(OpenError::Thread)?;
+        let mut plane = Self {
+            name: settings.name.clone(),
+            bind: settings.bind,
+            shared: Arc::new(Shared {
+                tunnel: Mutex::new(Arc::new(tunnel)),
+                generation: AtomicU64::new(0),
+                failed: AtomicBool::new(false),
+            }),
+            cells: Vec::new(),
+            stop: Some(stop),
+            threads: Vec::new(),
+        };
+        // All queues and sockets first: no packet may arrive at a socket whose worker then fails to start.
+        let made: Vec<_> = (0..workers)
+            .map(|_| plane.worker(settings, workers > 1, &stopped))
+            .collect::<Result<_, _>>()?;
+        for (index, worker) in made.into_iter().enumerate() {
+            plane.cells.push(Arc::clone(&worker.cells));
+            let thread = thread::Builder::new()
+                .name(format!("udp-{index}"))
+                .stack_size(STACK)
+                .spawn(move || worker.run())
+                .map_err(OpenError::Thread)?;
+            plane.threads.push(thread);
+        }
+        Ok(plane)
+    }
+
+    fn worker(
+        &self,
+        settings: &Settings,
+        several: bool,
+        stop: &io::PipeReader,
+    ) -> Result<Worker, OpenError> {
+        let (name, address) = (&settings.name, settings.bind);
+        Ok(Worker {
+            queue: Queue::open(name, several).map_err(|source| OpenError::Tun {
+                name: name.clone(),
+                source,
+            })?,
+            socket: Socket::open(address, several)
+                .map_err(|source| OpenError::Socket { address, source })?,
+            reporter: Reporter::open().map_err(OpenError::Raw)?,
+            stop: stop.try_clone().map_err(OpenError::Thread)?,
+            shared: Arc::clone(&self.shared),
+            cells: Arc::default(),
+        })
+    }
+
+    /// The TUN device.
+    pub fn name(&self) -> &InterfaceName {
+        &self.name
+    }
+
+    /// Where the data plane receives.
+    pub fn bind(&self) -> SocketAddrV4 {
+        self.bind
+    }
+
+    /// The device's own address, as it was opened with.
+    pub fn address(&self) -> Ipv4Addr {
+        self.shared.current().address
+    }
+
+    /// Whether all workers still have their device. Once it was removed, by `ip link del` for one, only another
+    /// [`DataPlane`] helps.
+    pub fn is_alive(&self) -> bool {
+        !self.shared.failed.load(Ordering::Relaxed)
+    }
+
+    /// The subnets and the peers that have them.
+    pub fn routes(&self) -> BTreeMap<Ipv4Net, SocketAddrV4> {
+        self.shared.current().routes.iter().collect()
+    }
+
+    /// Sends packets for a subnet to a peer from now on. Repeating it changes nothing.
+    pub fn insert(&self, subnet: Ipv4Net, peer: SocketAddrV4) {
+        self.update([(subnet, Some(peer))]);
+    }
+
+    /// Sends packets for a subnet nowhere from now on.
+    pub fn remove(&self, subnet: Ipv4Net) {
+        self.update([(subnet, None)]);
+    }
+
+    /// Changes many routes at once; `None` removes. The workers go on with the old table until all is done, and no packet
+    /// is held up. The table is copied, some 30 bytes for each route.
+    pub fn update(&self, changes: impl IntoIterator<Item = (Ipv4Net, Option<SocketAddrV4>)>) {
+        self.shared.change(|tunnel| {
+            for (subnet, peer) in changes {
+                match peer {
+                    Some(peer) => tunnel.routes.insert(subnet, peer),
+                    None => tunnel.routes.remove(subnet),
+                }
+            }
+        });
+    }
+
+    /// The tunnel's MTU in bytes.
+    pub fn mtu(&self) -> u32 {
+        u32::try_from(self.shared.current().mtu).unwrap_or(u32::MAX)
+    }
+
+    /// Takes packets of up to this many bytes from peers. The device's own MTU is set by netlink.
+    pub fn set_mtu(&self, mtu: u32) {
+        self.shared.change(|tunnel| tunnel.mtu = bytes(mtu));
+    }
+
+    /// What went through and what did not, by all workers.
+    pub fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        for cells in &self.cells {
+            counters.add(cells);
+        }
+        counters
+    }
+}
+
+impl Drop for DataPlane {
+    fn drop(&mut self) {
+        self.stop = None;
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has closed its files as well.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn current(&self) -> Arc<Tunnel> {
+        Arc::clone(&self.lock())
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Tunnel)) {
+        let mut tunnel = self.lock();
+        change(Arc::make_mut(&mut tunnel));
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Tunnel>> {
+        // Nothing panics with the lock held and leaves the tunnel half changed.
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// No processor that runs this has an address space of less than 32 bits.
+fn bytes(mtu: u32) -> usize {
+    usize::try_from(mtu).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,536 @@
+//! The choice among a host's interfaces and addresses: pure, so that every case is a table row in a test.
+
+use std::net::IpAddr;
+
+use nix::errno::Errno;
+
+use super::host_nets::is_no_underlay;
+use super::{Attachment, Error, Miss, Underlay};
+use crate::base::net::{Family, InterfaceName, unusable_v4, unusable_v6};
+use crate::cluster::network_config::Families;
+use crate::host::netlink::Refused;
+use crate::host::netlink::host::{Address, DefaultRoute, Host, Link};
+use crate::settings::{self, Interface, Pattern};
+
+/// How many interfaces a message lists. A host with thousands of containers has as many more.
+const MAX_LISTED: usize = 16;
+
+/// Whether anything says which interface is wanted.
+pub(super) fn asks_for_any(wanted: &settings::Underlay) -> bool {
+    !(wanted.interfaces.is_empty()
+        && wanted.interface_regex.is_empty()
+        && wanted.can_reach.is_none()
+        && wanted.interface_cidr.is_empty())
+}
+
+/// One thing that is asked for.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    Name(&'a InterfaceName),
+    Address(IpAddr),
+    Pattern(&'a Pattern),
+    Reach(IpAddr),
+    Network(ipnet::IpNet),
+    DefaultRoute,
+}
+
+/// What an address has to be.
+#[derive(Clone, Copy)]
+enum Fit<'a> {
+    Any,
+    Same(IpAddr),
+    Matching(&'a Pattern),
+    Inside(ipnet::IpNet),
+}
+
+impl Fit<'_> {
+    fn holds(self, address: IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Same(wanted) => address == wanted,
+            Self::Matching(pattern) => pattern.is_match(&address.to_string()),
+            Self::Inside(network) => network.contains(&address),
+        }
+    }
+}
+
+/// An interface, and an address of it in each family that the overlay has.
+struct Pick<'a> {
+    link: &'a Link,
+    v4: Option<&'a Address>,
+    v6: Option<&'a Address>,
+}
+
+/// What is chosen from, and what by.
+pub(super) struct Choice<'a> {
+    host: &'a Host,
+    wanted: &'a settings::Underlay,
+    families: Families,
+}
+
+impl<'a> Choice<'a> {
+    pub(super) fn new(host: &'a Host, wanted: &'a settings::Underlay, families: Families) -> Self {
+        Self {
+            host,
+            wanted,
+            families,
+        }
+    }
+
+    /// The underlay that is asked for; if `current` still is one, with its interface and addresses.
+    pub(super) fn find(&self, current: Option<&Underlay>) -> Result<Underlay, Error> {
+        let asked = self.asked();
+        if let Some(kept) = current.and_then(|current| self.kept(current, &asked)) {
+            return Ok(self.underlay(&kept));
+        }
+        let mut misses = Vec::new();
+        for asked in asked {
+            match self.answer(asked) {
+                Ok(pick) => return Ok(self.underlay(&pick)),
+                Err(miss) => misses.push(miss),
+            }
+        }
+        Err(Error::NotFound {
+            misses,
+            found: self.inventory(),
+        })
+    }
+
+    /// What is asked for, in the order in which it is tried.
+    fn asked(&self) -> Vec<Asked<'a>> {
+        let wanted = self.wanted;
+        let interfaces = wanted.interfaces.iter().map(|interface| match interface {
+            Interface::Name(name) => Asked::Name(name),
+            Interface::Address(address) => Asked::Address(*address),
+        });
+        let asked: Vec<_> = interfaces
+            .chain(wanted.interface_regex.iter().map(Asked::Pattern))
+            .chain(wanted.can_reach.map(Asked::Reach))
+            .chain(wanted.interface_cidr.iter().copied().map(Asked::Network))
+            .collect();
+        if !asked.is_empty() {
+            return asked;
+        }
+        // As flannel; but there the public address must be an interface's, and behind NAT it is none's.
+        let mut families = self.families.iter();
+        let public = families.find_map(|family| {
+            let public = self.public(family)?;
+            let mut addresses = self.host.addresses.iter();
+            addresses
+                .any(|address| address.address == public)
+                .then_some(public)
+        });
+        vec![public.map_or(Asked::DefaultRoute, Asked::Address)]
+    }
+
+    fn answer(&self, asked: Asked<'a>) -> Result<Pick<'a>, Miss> {
+        match asked {
+            Asked::Name(name) => {
+                let mut links = self.host.links.iter();
+                let link = links.find(|link| link.name == *name);
+                self.pick(link.ok_or_else(|| Miss::Name(name.to_string()))?, Fit::Any)
+            }
+            Asked::Address(wanted) => {
+                let fit = Fit::Same(wanted);
+                let mut links = self.host.links.iter();
+                let link = links.find(|link| self.has(link, fit));
+                self.pick(link.ok_or(Miss::Address(wanted))?, fit)
+            }
+            Asked::Pattern(pattern) => self.matching(pattern).ok_or_else(|| Miss::Pattern {
+                pattern: pattern.to_string(),
+                needs: self.needs(),
+            }),
+            Asked::Reach(address) => self.reaching(address),
+            Asked::Network(network) => {
+                let fit = Fit::Inside(network);
+                let links = self.host.links.iter().filter(|link| self.has(link, fit));
+                self.first(links, fit).ok_or_else(|| Miss::Network {
+                    network,
+                    needs: self.needs(),
+                })
+            }
+            Asked::DefaultRoute => self.pick(self.of_default_route()?, Fit::Any),
+        }
+    }
+
+    /// flannel's order: addresses of all interfaces, then names; but both families' addresses are one interface's. Then,
+    /// since a pattern that fits addresses of both families is hard to write, those of one family.
+    fn matching(&self, pattern: &'a Pattern) -> Option<Pick<'a>> {
+        let links = &self.host.links;
+        let fit = Fit::Matching(pattern);
+        let named = |link: &&Link| pattern.is_match(link.name.as_str());
+        let of_all_families = |link: &&Link| {
+            let mut families = self.families.iter();
+            families.all(|family| self.best(link, family, fit).is_some())
+        };
+        let of_a_family = |link: &&Link| {
+            let mut families = self.families.iter();
+            families.any(|family| self.best(link, family, fit).is_some())
+        };
+        self.first(links.iter().filter(of_all_families), fit)
+            .or_else(|| self.first(links.iter().filter(named), Fit::Any))
+            .or_else(|| self.first(links.iter().filter(of_a_family), fit))
+    }
+
+    fn reaching(&self, address: IpAddr) -> Result<Pick<'a>, Miss> {
+        let unreachable = |why| Miss::Unreachable { address, why };
+        let nowhere = || {
+            unreachable(Refused {
+                errno: Errno::ENODEV,
+                hint: None,
+            })
+        };
+        let way = match &self.host.way {
+            Some(Ok(way)) if way.local => return self.answer(Asked::Address(address)),
+            Some(Ok(way)) => way,
+            Some(Err(why)) => return Err(unreachable(why.clone())),
+            None => return Err(nowhere()),
+        };
+        let link = self.link(way.link_index).ok_or_else(nowhere)?;
+        self.pick(link, self.fit(Asked::Reach(address)))
+    }
+
+    /// The interface of the default route of the lowest metric, among equals the first by name, since the kernel's order
+    /// changes from boot to boot; of those that have one in each family, if there are two.
+    fn of_default_route(&self) -> Result<&'a Link, Miss> {
+        let routes = &self.host.default_routes;
+        let of = |wanted| routes.iter().filter(move |route| route.family == wanted);
+        let rank = |route: &&DefaultRoute| {
+            let name = self.link(route.link_index).map(|link| &link.name);
+            (route.metric, name)
+        };
+        let by_metric = |family| of(family).min_by_key(rank);
+        for family in self.families.iter() {
+            if by_metric(family).is_none() {
+                return Err(Miss::DefaultRoute(family));
+            }
+        }
+        let first = if self.families.v4.is_some() {
+            Family::V4
+        } else {
+            Family::V6
+        };
+        let in_all_families = of(first).filter(|route| self.has_default_routes(route.link_index));
+        let best = in_all_families.min_by_key(rank);
+        if let Some(best) = best {
+            return self.link(best.link_index).ok_or(Miss::DefaultRoute(first));
+        }
+        let name = |family| {
+            let link = by_metric(family).and_then(|route| self.link(route.link_index));
+            link.map_or_else(String::new, |link| link.name.to_string())
+        };
+        Err(Miss::DefaultRoutes {
+            v4: name(Family::V4),
+            v6: name(Family::V6),
+        })
+    }
+
+    /// The interface in use, if something that is asked for allows it; with the addresses in use, and others only where
+    /// those are gone or will not do any more.
+    fn kept(&self, current: &Underlay, asked: &[Asked<'a>]) -> Option<Pick<'a>> {
+        let link = self
+            .link(current.index)
+            .filter(|link| link.name == current.name && self.check_mtu(link).is_ok())?;
+        asked.iter().find_map(|asked| {
+            let fit = self.fit(*asked);
+            let pick = self.pick_by(link, |family| {
+                self.in_use(current, link, family)
+                    .or_else(|| self.fitting(link, family, fit))
+            });
+            pick.ok().filter(|pick| self.still_allows(*asked, pick))
+        })
+    }
+
+    /// The address in use, if it is there and will do.
+    fn in_use(&self, current: &Underlay, link: &Link, family: Family) -> Option<&'a Address> {
+        let used: IpAddr = match family {
+            Family::V4 => current.v4?.address.into(),
+            Family::V6 => current.v6?.address.into(),
+        };
+        let address = self
+            .usable(link, family)
+            .find(|address| address.address == used)?;
+        let best = self.best(link, family, Fit::Any)?;
+        // A link-local address was a makeshift, until the interface has a better one; and one that the settings name may
+        // have come late.
+        let named = self.asked_rank(used);
+        let lasts = named < UNNAMED || !is_link_local(used);
+        (lasts && named <= self.asked_rank(best.address)).then_some(address)
+    }
+
+    /// What an address of the interface has to be if this is asked for.
+    fn fit(&self, asked: Asked<'a>) -> Fit<'a> {
+        match asked {
+            Asked::Name(_) | Asked::DefaultRoute => Fit::Any,
+            Asked::Address(address) => Fit::Same(address),
+            Asked::Pattern(pattern) => Fit::Matching(pattern),
+            Asked::Network(network) => Fit::Inside(network),
+            Asked::Reach(address) => match &self.host.way {
+                Some(Ok(way)) if way.local => Fit::Same(address),
+                Some(Ok(way)) => way.source.map_or(Fit::Any, Fit::Same),
+                _ => Fit::Any,
+            },
+        }
+    }
+
+    fn still_allows(&self, asked: Asked<'_>, pick: &Pick<'_>) -> bool {
+        let link = pick.link;
+        match asked {
+            Asked::Name(name) => *name == link.name,
+            Asked::Address(address) => self.has(link, Fit::Same(address)),
+            Asked::Pattern(pattern) => {
+                let mut used = pick.v4.iter().chain(&pick.v6);
+                pattern.is_match(link.name.as_str())
+                    || used.any(|used| Fit::Matching(pattern).holds(used.address))
+            }
+            Asked::Reach(address) => match &self.host.way {
+                Some(Ok(way)) if way.local => self.has(link, Fit::Same(address)),
+                Some(Ok(way)) => way.link_index == link.index,
+                _ => false,
+            },
+            Asked::Network(network) => self.has(link, Fit::Inside(network)),
+            Asked::DefaultRoute => self.has_default_routes(link.index),
+        }
+    }
+
+    /// Whether default routes of all families lead over the interface.
+    fn has_default_routes(&self, index: u32) -> bool {
+        self.families.iter().all(|family| {
+            let mut routes = self.host.default_routes.iter();
+            routes.any(|route| (route.family, route.link_index) == (family, index))
+        })
+    }
+
+    fn first(&self, mut links: impl Iterator<Item = &'a Link>, fit: Fit<'_>) -> Option<Pick<'a>> {
+        links.find_map(|link| self.pick(link, fit).ok())
+    }
+
+    /// The best addresses of an interface, in each family one that fits if it has any.
+    fn pick(&self, link: &'a Link, fit: Fit<'_>) -> Result<Pick<'a>, Miss> {
+        self.check_mtu(link)?;
+        self.pick_by(link, |family| self.fitting(link, family, fit))
+    }
+
+    fn pick_by(
+        &self,
+        link: &'a Link,
+        choose: impl Fn(Family) -> Option<&'a Address>,
+    ) -> Result<Pick<'a>, Miss> {
+        let mut pick = Pick {
+            link,
+            v4: None,
+            v6: None,
+        };
+        for family in self.families.iter() {
+            let address = choose(family).ok_or_else(|| self.no_address(link, family))?;
+            match family {
+                Family::V4 => pick.v4 = Some(address),
+                Family::V6 => pick.v6 = Some(address),
+            }
+        }
+        Ok(pick)
+    }
+
+    fn fitting(&self, link: &Link, family: Family, fit: Fit<'_>) -> Option<&'a Address> {
+        self.best(link, family, fit)
+            .or_else(|| self.best(link, family, Fit::Any))
+    }
+
+    fn best(&self, link: &Link, family: Family, fit: Fit<'_>) -> Option<&'a Address> {
+        self.usable(link, family)
+            .filter(|address| fit.holds(address.address))
+            .min_by_key(|address| {
+                (
+                    self.asked_rank(address.address),
+                    is_link_local(address.address),
+                    !address.permanent,
+                    address.temporary,
+                    is_unique_local(address.address),
+                )
+            })
+    }
+
+    /// How clearly the settings name an address; less is more.
+    fn asked_rank(&self, address: IpAddr) -> u8 {
+        let wanted = self.wanted;
+        if wanted.interfaces.contains(&Interface::Address(address)) {
+            0
+        } else if self.public(Family::of(address)) == Some(address) {
+            1
+        } else if wanted
+            .interface_cidr
+            .iter()
+            .any(|network| network.contains(&address))
+        {
+            2
+        } else {
+            UNNAMED
+        }
+    }
+
+    /// The public address that the settings name.
+    fn public(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.wanted.public_ip.map(IpAddr::V4),
+            Family::V6 => self.wanted.public_ipv6.map(IpAddr::V6),
+        }
+    }
+
+    /// Whether a usable address of the interface fits, of whatever family: also one that the overlay does not have says
+    /// which interface is meant.
+    fn has(&self, link: &Link, fit: Fit<'_>) -> bool {
+        let mut usable = [Family::V4, Family::V6]
+            .into_iter()
+            .flat_map(|family| self.usable(link, family));
+        usable.any(|address| fit.holds(address.address))
+    }
+
+    /// The addresses of an interface that another host could answer, in the kernel's order.
+    fn usable<'b>(
+        &'b self,
+        link: &'b Link,
+        family: Family,
+    ) -> impl Iterator<Item = &'a Address> + use<'a, 'b> {
+        let (index, host) = (link.index, self.host);
+        host.addresses.iter().filter(move |address| {
+            address.link_index == index
+                && Family::of(address.address) == family
+                && self.is_usable(link, address)
+        })
+    }
+
+    fn is_usable(&self, link: &Link, address: &Address) -> bool {
+        let reaches = match address.address {
+            IpAddr::V4(v4) => unusable_v4(v4).is_none(),
+            IpAddr::V6(v6) => unusable_v6(v6).is_none(),
+        };
+        reaches
+            && !address.in_doubt
+            && !self.is_overlays(link, address)
+            && (!address.deprecated || self.asked_rank(address.address) < 2)
+    }
+
+    /// Whether an address is the overlay's own: packets to it would be encapsulated again. A host's address may well lie
+    /// inside the network.
+    fn is_overlays(&self, link: &Link, address: &Address) -> bool {
+        self.families.contain(address.address) && is_no_underlay(&link.name, address)
+    }
+
+    fn check_mtu(&self, link: &Link) -> Result<(), Miss> {
+        // The smallest MTU of IPv4 (RFC 791) and of IPv6 (RFC 8200 §5).
+        let least = if self.families.v6.is_some() { 1280 } else { 68 };
+        if link.mtu >= least {
+            return Ok(());
+        }
+        Err(Miss::Mtu {
+            interface: link.name.to_string(),
+            mtu: link.mtu,
+            least,
+        })
+    }
+
+    fn no_address(&self, link: &Link, family: Family) -> Miss {
+        let mut addresses = self.host.addresses.iter();
+        let inside = addresses.find(|address| {
+            address.link_index == link.index
+                && Family::of(address.address) == family
+                && self.is_overlays(link, address)
+        });
+        Miss::NoAddress {
+            interface: link.name.to_string(),
+            family,
+            inside: inside.map(|address| address.address),
+        }
+    }
+
+    fn link(&self, index: u32) -> Option<&'a Link> {
+        self.host.links.iter().find(|link| link.index == index)
+    }
+
+    fn underlay(&self, pick: &Pick<'_>) -> Underlay {
+        let v4 = pick.v4.and_then(|v4| match v4.address {
+            IpAddr::V4(address) => Some(Attachment {
+                address,
+                prefix_len: v4.prefix_len,
+                public: self.wanted.public_ip.unwrap_or(address),
+            }),
+            IpAddr::V6(_) => None,
+        });
+        let v6 = pick.v6.and_then(|v6| match v6.address {
+            IpAddr::V6(address) => Some(Attachment {
+                address,
+                prefix_len: v6.prefix_len,
+                public: self.wanted.public_ipv6.unwrap_or(address),
+            }),
+            IpAddr::V4(_) => None,
+        });
+        Underlay {
+            index: pick.link.index,
+            name: pick.link.name.clone(),
+            mtu: pick.link.mtu,
+            has_neighbors: pick.link.has_neighbors,
+            v4,
+            v6,
+        }
+    }
+
+    /// What addresses an interface needs, for messages.
+    fn needs(&self) -> String {
+        let families: Vec<String> = self
+            .families
+            .iter()
+            .map(|family| family.to_string())
+            .collect();
+        format!("usable {} addresses", families.join(" and "))
+    }
+
+    /// The interfaces with their addresses, for messages: `lo (127.0.0.1/8), eth0 (no address)`.
+    fn inventory(&self) -> String {
+        let links = &self.host.links;
+        if links.is_empty() {
+            return "no interfaces".to_owned();
+        }
+        let mut entries: Vec<String> = links
+            .iter()
+            .take(MAX_LISTED)
+            .map(|link| self.entry(link))
+            .collect();
+        if links.len() > MAX_LISTED {
+            entries.push(format!("{} more", links.len() - MAX_LISTED));
+        }
+        entries.join(", ")
+    }
+
+    /// Link-local IPv6 addresses, which every interface has, are left out.
+    fn entry(&self, link: &Link) -> String {
+        let addresses = self.host.addresses.iter();
+        let addresses: Vec<String> = addresses
+            .filter(|address| address.link_index == link.index)
+            .filter(|address| address.address.is_ipv4() || !is_link_local(address.address))
+            .map(|address| format!("{}/{}", address.address, address.prefix_len))
+            .collect();
+        if addresses.is_empty() {
+            format!("{} (no address)", link.name)
+        } else {
+            format!("{} ({})", link.name, addresses.join(" "))
+        }
+    }
+}
+
+/// The rank of an address of which the settings say nothing.
+const UNNAMED: u8 = 3;
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// fc00::/7 (RFC 4193), which RFC 6724 §2.1 ranks below global addresses.
+fn is_unique_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unique_local())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,361 @@
+//! The extension back end: the administrator's own commands reach the peers.
+//!
+//! | object | is |
+//! |---|---|
+//! | hook of the own lease | `PostStartupCommand`, run at every start of the agent |
+//! | hook per peer | `SubnetAddCommand` when it appears or changes and at every start, `SubnetRemoveCommand` when it goes |
+//!
+//! `PreStartupCommand` runs before a lease is taken; what it prints is published as the lease's data, and given to the
+//! peers' commands on standard input, with a newline. Every command runs in a shell, as flannel's samples expect
+//! (flannel itself splits it into words since 0.28.2). Environment: NETWORK, SUBNET and PUBLIC_IP, with IPv6 also
+//! IPV6NETWORK, IPV6SUBNET and PUBLIC_IPV6; NETWORK and IPV6NETWORK for `PostStartupCommand` alone. That one has them all
+//! whatever the families are, since scripts under `set -u` expect what flannel sets; what there is none of is as flannel
+//! prints it.
+//!
+//! `PreStartupCommand` and `PostStartupCommand` are run again until they succeed, with growing pauses; before that no
+//! command for a peer is run. One of those that fails is reported and run again with growing pauses too. The rest of the
+//! overlay does not wait for it.
+//!
+//! The MTU is the underlay's. `ShutdownCommand` is accepted and never run, as in flannel: the data plane stays in place.
+
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::{Backend, BackendConfigError, OpenError, Refusal, Setup, attrs, same_kind};
+use crate::base::go_json;
+use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
+use crate::cluster::network_config::NetworkConfig;
+use crate::host::hooks;
+use crate::host::underlay::Underlay;
+use crate::plan::state::{Hook, Key, Object, Scope, State};
+
+/// The name of this back end in network configs and leases.
+pub(super) const KIND: &str = "extension";
+
+/// The file in the state directory that remembers for whom commands were run.
+const MEMORY: &str = "extension.json";
+
+/// What flannel's `PostStartupCommand` sees of a family that there is not.
+const NOTHING: [(&str, &str); 5] = [
+    ("NETWORK", "0.0.0.0/0"),
+    ("SUBNET", "0.0.0.0/0"),
+    ("IPV6SUBNET", "::/0"),
+    ("PUBLIC_IP", "<nil>"),
+    ("PUBLIC_IPV6", "<nil>"),
+];
+
+/// Where it is remembered for whom commands were run.
+pub(crate) fn memory(state_dir: &Path) -> PathBuf {
+    state_dir.join(MEMORY)
+}
+
+/// The extension keys of the network config's `Backend`; each command is a text for the shell.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ExtensionConfig {
+    /// Runs before a lease is taken; its output is the lease's data.
+    pub pre_startup: Option<String>,
+    /// Runs once the own subnet is known.
+    pub post_startup: Option<String>,
+    /// Runs for a peer that is new, or has another address or other data.
+    pub subnet_add: Option<String>,
+    /// Runs for a peer that is gone.
+    pub subnet_remove: Option<String>,
+}
+
+impl ExtensionConfig {
+    pub(super) fn parse(options: &go_json::Object<'_>) -> Result<Self, BackendConfigError> {
+        let command = |key| -> Result<Option<String>, BackendConfigError> {
+            let text: Option<String> = options.get(key, "a shell command")?;
+            Ok(text.filter(|text| !text.is_empty()))
+        };
+        Ok(Self {
+            pre_startup: command("PreStartupCommand")?,
+            post_startup: command("PostStartupCommand")?,
+            subnet_add: command("SubnetAddCommand")?,
+            subnet_remove: command("SubnetRemoveCommand")?,
+        })
+    }
+}
+
+/// The extension back end of one node.
+#[derive(Clone, Debug)]
+pub(super) struct ExtensionBackend {
+    config: ExtensionConfig,
+    networks: Vec<IpNet>,
+    underlay: Underlay,
+    memory: PathBuf,
+    /// What the first command printed.
+    data: Option<Box<RawValue>>,
+}
+
+/// Makes the back end; runs the first command.
+///
+/// # Errors
+///
+/// The command failed; the text has what it printed.
+pub(super) async fn open(
+    config: &ExtensionConfig,
+    setup: Setup<'_>,
+) -> Result<ExtensionBackend, OpenError> {
+    let output = match &config.pre_startup {
+        Some(command) => {
+            Some(
+                hooks::run(command, &[], None)
+                    .await
+                    .map_err(|source| OpenError::Command {
+                        key: "PreStartupCommand",
+                        source,
+                    })?,
+            )
+        }
+        None => None,
+    };
+    Ok(ExtensionBackend::new(
+        config,
+        setup.config,
+        setup.underlay,
+        setup.state_dir,
+        output.as_deref().map(str::trim),
+    ))
+}
+
+impl ExtensionBackend {
+    fn new(
+        config: &ExtensionConfig,
+        network: &NetworkConfig,
+        underlay: &Underlay,
+        state_dir: &Path,
+        output: Option<&str>,
+    ) -> Self {
+        Self {
+            config: config.clone(),
+            networks: network.networks().collect(),
+            underlay: underlay.clone(),
+            memory: memory(state_dir),
+            // A text always serializes.
+            data: output.and_then(|text| to_raw_value(text).ok()),
+        }
+    }
+}
+
+/// One variable for each family.
+fn variables(
+    environment: &mut Vec<(String, String)>,
+    names: [&str; 2],
+    values: impl IntoIterator<Item = IpNet>,
+    show: fn(IpNet) -> String,
+) {
+    for value in values {
+        let name = match value {
+            IpNet::V4(_) => names[0],
+            IpNet::V6(_) => names[1],
+        };
+        environment.push((name.to_owned(), show(value)));
+    }
+}
+
+/// What both kinds of commands are told about a lease.
+fn environment(key: &SubnetKey, attrs: &LeaseAttrs) -> Vec<(String, String)> {
+    let mut environment = Vec::new();
+    let text = |net: IpNet| net.to_string();
+    variables(&mut environment, ["SUBNET", "IPV6SUBNET"], key.nets(), text);
+    let addresses = key.nets().filter_map(|net| attrs.address_for(net));
+    variables(
+        &mut environment,
+        ["PUBLIC_IP", "PUBLIC_IPV6"],
+        addresses.map(IpNet::from),
+        |net| net.addr().to_string(),
+    );
+    environment
+}
+
+impl Backend for ExtensionBackend {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn mtu(&self) -> u32 {
+        self.underlay.mtu
+    }
+
+    /// The address is the interface's own, as in flannel, even where the settings name another.
+    fn lease_attrs(&self) -> LeaseAttrs {
+        LeaseAttrs {
+            public_ip: self.underlay.v4.map(|v4| v4.address),
+            public_ipv6: self.underlay.v6.map(|v6| v6.address),
+            backend_data: self.data.clone(),
+            ..attrs(KIND, &self.underlay)
+        }
+    }
+
+    fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
+        Box::new(Self {
+            underlay: underlay.clone(),
+            ..self.clone()
+        })
+    }
+
+    fn scope(&self) -> Scope {
+        Scope {
+            links: Vec::new(),
+            networks: self.networks.clone(),
+            shared: None,
+            hooks: Some(self.memory.clone()),
+        }
+    }
+
+    fn own(&self, own: &SubnetKey) -> State {
+        let Some(command) = &self.config.post_startup else {
+            return State::new();
+        };
+        let mut environment = environment(own, &self.lease_attrs());
+        let text = |net: IpNet| net.to_string();
+        let networks = self.networks.iter().copied();
+        variables(&mut environment, ["NETWORK", "IPV6NETWORK"], networks, text);
+        for (name, nothing) in NOTHING {
+            if !environment.iter().any(|(set, _)| set == name) {
+                environment.push((name.to_owned(), nothing.to_owned()));
+            }
+        }
+        let hook = Hook {
+            set: Some(command.clone()),
+            unset: None,
+            environment,
+            input: None,
+            required: true,
+        };
+        State::from([(Key::Hook(*own), Object::Hook(Box::new(hook)))])
+    }
+
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+        same_kind(&peer.attrs, KIND)?;
+        let data: Option<String> = match &peer.attrs.backend_data {
+            None => None,
+            Some(raw) => Some(serde_json::from_str(raw.get()).map_err(|_| {
+                Refusal::Data(format!("{} is not a text", go_json::shorten(raw.get())))
+            })?),
+        };
+        if (&self.config.subnet_add, &self.config.subnet_remove) == (&None, &None) {
+            return Ok(Vec::new());
+        }
+        let hook = Hook {
+            set: self.config.subnet_add.clone(),
+            unset: self.config.subnet_remove.clone(),
+            environment: environment(&peer.key, &peer.attrs),
+            input: Some(format!("{}\n", data.unwrap_or_default())),
+            // As in flannel the rest goes on. A command such as flannel's sample `ip route add` fails whenever its work is done already,
+            // which it is when the agent starts again; and one that undoes it, when a reboot has done so.
+            required: false,
+        };
+        Ok(vec![(Key::Hook(peer.key), Object::Hook(Box::new(hook)))])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::backend::vxlan::tests::{lease, underlay};
+
+    fn backend(options: &str, output: Option<&str>) -> ExtensionBackend {
+        let options = go_json::Object::parse(options).unwrap();
+        let network = NetworkConfig::parse(
+            r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#,
+        )
+        .unwrap();
+        ExtensionBackend::new(
+            &ExtensionConfig::parse(&options).unwrap(),
+            &network,
+            &underlay(),
+            Path::new("/var/lib/selvage"),
+            output,
+        )
+    }
+
+    fn hook(objects: &[(Key, Object)]) -> Hook {
+        match objects {
+            [(Key::Hook(_), Object::Hook(hook))] => (**hook).clone(),
+            _ => panic!("{objects:?}"),
+        }
+    }
+
+    fn shown(hook: &Hook) -> String {
+        let pair = |(name, value): &(String, String)| format!("{name}={value}");
+        let environment: Vec<_> = hook.environment.iter().map(pair).collect();
+        environment.join(" ")
+    }
+
+    fn peer(data: Option<&str>) -> Lease {
+        let mut lease = lease(1, 1, 1);
+        lease.attrs.backend_type = KIND.to_owned();
+        lease.attrs.backend_data = data.map(|data| RawValue::from_string(data.into()).unwrap());
+        lease
+    }
+
+    #[test]
+    fn commands_get_flannels_environment_and_input() {
+        let backend = backend(
+            r#"{"PostStartupCommand":"post","SubnetAddCommand":"add","SubnetRemoveCommand":"del"}"#,
+            Some("hello <world>"),
+        );
+        let attrs = backend.lease_attrs().to_json().unwrap();
+        assert_eq!(
+            attrs,
+            r#"{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"extension","BackendData":"hello \u003cworld\u003e"}"#
+        );
+        let own = SubnetKey::parse_name("10.5.1.0-24&fd00:5:0:1::-64").unwrap();
+        let own: Vec<_> = backend.own(&own).into_iter().collect();
+        assert_eq!(
+            shown(&hook(&own)),
+            "SUBNET=10.5.1.0/24 IPV6SUBNET=fd00:5:0:1::/64 PUBLIC_IP=192.0.2.1 PUBLIC_IPV6=2001:db8::1 \
+             NETWORK=10.5.0.0/16 IPV6NETWORK=fd00:5::/48"
+        );
+        let peer = backend.peer(&peer(Some(r#""it's data""#))).unwrap();
+        let peer = hook(&peer);
+        assert_eq!(shown(&peer), "SUBNET=10.5.1.0/24 PUBLIC_IP=198.18.0.1");
+        assert_eq!(peer.input.as_deref(), Some("it's data\n"));
+        assert_eq!(
+            (peer.set.as_deref(), peer.unset.as_deref()),
+            (Some("add"), Some("del"))
+        );
+    }
+
+    /// flannel's values, for scripts under `set -u`.
+    #[test]
+    fn the_own_command_has_all_variables_whatever_the_families() {
+        let backend = backend(r#"{"PostStartupCommand":"post"}"#, None);
+        let backend = ExtensionBackend {
+            networks: vec!["10.5.0.0/16".parse().unwrap()],
+            ..backend
+        };
+        let own = SubnetKey::parse_name("10.5.1.0-24").unwrap();
+        let own: Vec<_> = backend.own(&own).into_iter().collect();
+        assert_eq!(
+            shown(&hook(&own)),
+            "SUBNET=10.5.1.0/24 PUBLIC_IP=192.0.2.1 NETWORK=10.5.0.0/16 IPV6SUBNET=::/0 PUBLIC_IPV6=<nil>"
+        );
+    }
+
+    #[test]
+    fn missing_commands_are_nothing_to_do() {
+        let backend = backend(r#"{"SubnetAddCommand":""}"#, None);
+        assert_eq!(backend.peer(&peer(None)), Ok(Vec::new()));
+        assert_eq!(backend.own(&peer(None).key), State::new());
+        assert!(backend.lease_attrs().backend_data.is_none());
+    }
+
+    #[test]
+    fn data_that_is_no_text_is_refused() {
+        let refusal = backend("{}", None).peer(&peer(Some("{}"))).unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            "its BackendData is unusable: {} is not a text"
+        );
+        let options = go_json::Object::parse(r#"{"SubnetAddCommand":["a"]}"#).unwrap();
+        assert_eq!(
+            ExtensionConfig::parse(&options).unwrap_err().to_string(),
+            "Backend: SubnetAddCommand: [\"a\"] is not a shell command"
+        );
+    }
+}

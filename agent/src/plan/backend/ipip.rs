@@ -1,0 +1,255 @@
+//! The ipip back end: IPv4 packets to the peers in IPv4 packets (RFC 2003), by the kernel's IP-in-IP device.
+//!
+//! | object | is | as flannel, except |
+//! |---|---|---|
+//! | device `flannel.ipip` | LOCAL = the underlay device's address, any far end, MTU = underlay - 20 | |
+//! | address | first address of the own subnet (`.0`), /32 | |
+//! | next hop per peer | the peer's public IP over `flannel.ipip`, onlink | flannel has it inside the route |
+//! | route per peer | peer's subnet by that next hop | |
+//!
+//! With `DirectRouting`, a peer whose public IP lies in the underlay's on-link prefix is a plain gateway over the underlay
+//! device. IPv4 alone, as in flannel: where the network has IPv6 too, nodes get a subnet of it and reach nobody by it, and
+//! the log says so. The kernel makes a device `tunl0` of its own when its module is loaded; it is left alone.
+
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{Backend, BackendConfigError, Refusal, attrs, route, same_kind};
+use crate::base::go_json;
+use crate::base::net::InterfaceName;
+use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
+use crate::cluster::network_config::NetworkConfig;
+use crate::host::underlay::Underlay;
+use crate::plan::state::{Ipip, Key, Link, LinkKind, Object, Scope, State};
+
+/// The name of this back end in network configs and leases.
+pub(crate) const KIND: &str = "ipip";
+
+/// flannel's name for the device.
+const DEVICE: &str = "flannel.ipip";
+
+/// The outer IPv4 header, in bytes.
+const OVERHEAD: u32 = 20;
+
+/// `ETH_MIN_MTU`, also the least that IPv4 allows (RFC 791).
+const MIN_MTU: u32 = 68;
+
+/// The ipip keys of the network config's `Backend`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IpipConfig {
+    /// Whether peers on the underlay's own network are reached without encapsulation, default off.
+    pub direct_routing: bool,
+}
+
+impl IpipConfig {
+    pub(super) fn parse(
+        options: &go_json::Object<'_>,
+        network: &NetworkConfig,
+    ) -> Result<Self, BackendConfigError> {
+        if network.ipv4.is_none() {
+            return Err(BackendConfigError::Ipv6Alone(KIND));
+        }
+        Ok(Self {
+            direct_routing: options
+                .get("DirectRouting", "true or false")?
+                .unwrap_or(false),
+        })
+    }
+}
+
+/// The ipip back end of one node.
+#[derive(Clone, Debug)]
+pub(super) struct IpipBackend {
+    config: IpipConfig,
+    network: Option<Ipv4Net>,
+    link: InterfaceName,
+    underlay: Underlay,
+}
+
+impl IpipBackend {
+    pub(super) fn new(config: &IpipConfig, network: &NetworkConfig, underlay: &Underlay) -> Self {
+        Self {
+            config: config.clone(),
+            network: network.ipv4.map(|range| range.network),
+            link: device_name(),
+            underlay: underlay.clone(),
+        }
+    }
+}
+
+/// `flannel.ipip`.
+pub(super) fn device_name() -> InterfaceName {
+    #[expect(clippy::expect_used, reason = "a constant that a test parses")]
+    DEVICE.parse().expect("a constant")
+}
+
+impl Backend for IpipBackend {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn mtu(&self) -> u32 {
+        self.underlay.mtu.saturating_sub(OVERHEAD).max(MIN_MTU)
+    }
+
+    fn lease_attrs(&self) -> LeaseAttrs {
+        LeaseAttrs {
+            public_ipv6: None,
+            ..attrs(KIND, &self.underlay)
+        }
+    }
+
+    fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
+        Box::new(Self {
+            underlay: underlay.clone(),
+            ..self.clone()
+        })
+    }
+
+    fn scope(&self) -> Scope {
+        Scope {
+            links: vec![self.link.clone()],
+            networks: self.network.map(IpNet::V4).into_iter().collect(),
+            shared: Some(self.underlay.name.clone()),
+            hooks: None,
+        }
+    }
+
+    fn own(&self, own: &SubnetKey) -> State {
+        let (Some(v4), Some(subnet)) = (self.underlay.v4, own.v4) else {
+            return State::new();
+        };
+        let device = Link {
+            mtu: self.mtu(),
+            up: true,
+            kind: LinkKind::Ipip(Ipip { local: v4.address }),
+        };
+        let address = IpNet::from(IpAddr::V4(subnet.network()));
+        State::from([
+            (Key::Link(self.link.clone()), Object::Link(Box::new(device))),
+            (Key::Address(self.link.clone(), address), Object::Address),
+        ])
+    }
+
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+        same_kind(&peer.attrs, KIND)?;
+        let Some(subnet) = peer.key.v4.map(IpNet::V4) else {
+            return Ok(Vec::new());
+        };
+        let public = peer.attrs.address_for(subnet);
+        let public = public.ok_or(Refusal::NoAddress(subnet))?;
+        let Some(face) = self.underlay.face(subnet) else {
+            return Ok(Vec::new());
+        };
+        if [face.address, face.public].contains(&public) {
+            return Err(Refusal::OwnAddress(public));
+        }
+        let direct = self.config.direct_routing && face.is_neighbor(public);
+        Ok(if direct {
+            route(subnet, &self.underlay.name, public, false).into()
+        } else {
+            route(subnet, &self.link, public, true).into()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::backend::vxlan::tests::{lease, underlay};
+
+    const NETWORK: &str = r#"{"Network":"10.5.0.0/16"}"#;
+
+    fn parse(options: &str, network: &str) -> Result<IpipConfig, BackendConfigError> {
+        let network = NetworkConfig::parse(network).unwrap();
+        IpipConfig::parse(&go_json::Object::parse(options).unwrap(), &network)
+    }
+
+    fn backend(options: &str) -> IpipBackend {
+        let config = parse(options, NETWORK).unwrap();
+        IpipBackend::new(
+            &config,
+            &NetworkConfig::parse(NETWORK).unwrap(),
+            &underlay(),
+        )
+    }
+
+    fn peer(public_ip: [u8; 4]) -> Lease {
+        let mut lease = lease(1, 1, 1);
+        lease.attrs.backend_type = KIND.to_owned();
+        lease.attrs.public_ip = Some(public_ip.into());
+        lease
+    }
+
+    fn way(options: &str, public_ip: [u8; 4]) -> (String, bool) {
+        let objects = backend(options).peer(&peer(public_ip)).unwrap();
+        let [
+            (Key::NextHop(..), Object::NextHop { onlink }),
+            (_, Object::Route(route)),
+        ] = objects.as_slice()
+        else {
+            panic!("{objects:?}")
+        };
+        assert_eq!(*onlink, route.onlink);
+        assert_eq!(route.gateway, Some(public_ip.into()));
+        (route.link.to_string(), route.onlink)
+    }
+
+    #[test]
+    fn the_device_is_flannels() {
+        let own = backend("{}").own(&lease(3, 1, 1).key);
+        let texts: Vec<_> = own.keys().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            ["link flannel.ipip", "address 10.5.3.0/32 dev flannel.ipip"]
+        );
+        let local = "192.0.2.1".parse().unwrap();
+        let device = Object::Link(Box::new(Link {
+            mtu: 1480,
+            up: true,
+            kind: LinkKind::Ipip(Ipip { local }),
+        }));
+        assert_eq!(own.first_key_value().unwrap().1, &device);
+        assert_eq!(backend("{}").mtu(), 1480);
+    }
+
+    #[test]
+    fn direct_routing_takes_only_peers_on_the_underlays_link() {
+        let (near, far) = ([192, 0, 2, 7], [198, 51, 100, 7]);
+        let tunnel = ("flannel.ipip".to_owned(), true);
+        assert_eq!(way("{}", near), tunnel);
+        assert_eq!(way("{}", far), tunnel);
+        let direct = r#"{"DirectRouting":true}"#;
+        assert_eq!(way(direct, near), ("eth0".to_owned(), false));
+        assert_eq!(way(direct, far), tunnel);
+        let without_neighbors = backend(direct).over(&Underlay {
+            has_neighbors: false,
+            ..underlay()
+        });
+        let objects = without_neighbors.peer(&peer(near)).unwrap();
+        let keys: Vec<_> = objects.iter().map(|(key, _)| key.to_string()).collect();
+        assert!(keys.iter().all(|key| !key.contains("eth0")), "{keys:?}");
+        assert_eq!(
+            backend("{}").peer(&peer([192, 0, 2, 1])),
+            Err(Refusal::OwnAddress([192, 0, 2, 1].into()))
+        );
+    }
+
+    #[test]
+    fn ipv6_alone_is_refused_with_words() {
+        let dual = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
+        assert!(parse("{}", dual).is_ok());
+        let alone = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
+        assert_eq!(
+            parse("{}", alone).unwrap_err().to_string(),
+            "EnableIPv4: false is not possible with the back end ipip, which carries IPv4 alone; allowed: true"
+        );
+        assert_eq!(
+            parse(r#"{"DirectRouting":1}"#, NETWORK)
+                .unwrap_err()
+                .to_string(),
+            "Backend: DirectRouting: 1 is not true or false"
+        );
+    }
+}

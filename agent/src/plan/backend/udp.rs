@@ -1,0 +1,337 @@
+//! The udp back end: IPv4 packets to the peers in UDP, by a TUN device and our own data plane ([`crate::host::udp`]).
+//!
+//! | object | is | as flannel, except |
+//! |---|---|---|
+//! | TUN device `flannel0`, or the first free one after it, with a data plane | UDP on the underlay device's address, MTU = underlay - 28 | several queues, offloads |
+//! | address | first address of the own subnet (`.0`), /32 | |
+//! | route | the whole network by the device; each peer's subnet where the underlay is inside the network | the whole network always, which leads the rest of the site into the device |
+//! | forwarding entry per peer | peer's subnet → peer's public IP, at our own port | the longest prefix counts, not the first in a list |
+//!
+//! This is what flannel takes where a network config names no back end. The device lives with the agent, as it does with
+//! flannel's daemon. A lease has no type and no data; one whose type says that it is another back end's is refused, which
+//! flannel does not do: there is nobody at the port. IPv4 alone, as in flannel: where the network has IPv6 too, nodes
+//! get a subnet of it and reach nobody by it, and the log says so.
+
+use std::net::{IpAddr, SocketAddrV4};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{Backend, BackendConfigError, Refusal, attrs, device_route, same_kind};
+use crate::base::go_json;
+use crate::base::net::InterfaceName;
+use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
+use crate::cluster::network_config::NetworkConfig;
+use crate::host::underlay::Underlay;
+use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Tun};
+
+/// The name of this back end in network configs.
+pub(crate) const KIND: &str = "udp";
+
+/// What its leases have for a type.
+const LEASE_TYPE: &str = "";
+
+/// What flannel's name for the device begins with; the first free number follows.
+const DEVICE: &str = "flannel";
+
+/// Outer IPv4 20 + UDP 8 bytes.
+const OVERHEAD: u32 = 28;
+
+/// `ETH_MIN_MTU`, also the least that IPv4 allows (RFC 791).
+const MIN_MTU: u32 = 68;
+
+/// flannel's port.
+const DEFAULT_PORT: u16 = 8285;
+
+/// The udp keys of the network config's `Backend`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UdpConfig {
+    /// UDP port of all nodes, 1 to 65,535, default 8285.
+    pub port: u16,
+}
+
+impl UdpConfig {
+    pub(super) fn parse(
+        options: &go_json::Object<'_>,
+        network: &NetworkConfig,
+    ) -> Result<Self, BackendConfigError> {
+        if network.ipv4.is_none() {
+            return Err(BackendConfigError::Ipv6Alone(KIND));
+        }
+        let port = options.integer("Port", 1..=u32::from(u16::MAX))?;
+        Ok(Self {
+            port: port
+                .and_then(|port| u16::try_from(port).ok())
+                .unwrap_or(DEFAULT_PORT),
+        })
+    }
+}
+
+/// The udp back end of one node.
+#[derive(Clone, Debug)]
+pub(super) struct UdpBackend {
+    config: UdpConfig,
+    network: Option<Ipv4Net>,
+    link: InterfaceName,
+    underlay: Underlay,
+}
+
+impl UdpBackend {
+    pub(super) fn new(
+        config: &UdpConfig,
+        network: &NetworkConfig,
+        underlay: &Underlay,
+        link: InterfaceName,
+    ) -> Self {
+        Self {
+            config: config.clone(),
+            network: network.ipv4.map(|range| range.network),
+            link,
+            underlay: underlay.clone(),
+        }
+    }
+}
+
+/// Whether a device has such a name: `flannel0`, `flannel1` and so on.
+pub(super) fn is_device_name(name: &InterfaceName) -> bool {
+    let number = name.as_str().strip_prefix(DEVICE);
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+impl Backend for UdpBackend {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn mtu(&self) -> u32 {
+        self.underlay.mtu.saturating_sub(OVERHEAD).max(MIN_MTU)
+    }
+
+    fn lease_attrs(&self) -> LeaseAttrs {
+        LeaseAttrs {
+            public_ipv6: None,
+            ..attrs(LEASE_TYPE, &self.underlay)
+        }
+    }
+
+    fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
+        Box::new(Self {
+            underlay: underlay.clone(),
+            ..self.clone()
+        })
+    }
+
+    fn scope(&self) -> Scope {
+        Scope {
+            links: vec![self.link.clone()],
+            networks: self.network.map(IpNet::V4).into_iter().collect(),
+            shared: None,
+            hooks: None,
+        }
+    }
+
+    fn own(&self, own: &SubnetKey) -> State {
+        let (Some(v4), Some(subnet), Some(network)) = (self.underlay.v4, own.v4, self.network)
+        else {
+            return State::new();
+        };
+        let device = Link {
+            mtu: self.mtu(),
+            up: true,
+            kind: LinkKind::Tun(Tun {
+                address: subnet.network(),
+                bind: SocketAddrV4::new(v4.address, self.config.port),
+            }),
+        };
+        let address = IpNet::from(IpAddr::V4(subnet.network()));
+        let route = device_route(network.into(), &self.link);
+        let route = (!self.underlay.is_inside(network.into())).then_some(route);
+        let objects = [
+            (Key::Link(self.link.clone()), Object::Link(Box::new(device))),
+            (Key::Address(self.link.clone(), address), Object::Address),
+        ];
+        objects.into_iter().chain(route).collect()
+    }
+
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+        // Older versions of other implementations may have written the name.
+        if peer.attrs.backend_type != KIND {
+            same_kind(&peer.attrs, LEASE_TYPE)?;
+        }
+        let (Some(subnet), Some(v4)) = (peer.key.v4, self.underlay.v4) else {
+            return Ok(Vec::new());
+        };
+        let public = peer.attrs.public_ip;
+        let public = public.ok_or(Refusal::NoAddress(subnet.into()))?;
+        if [v4.address, v4.public].contains(&public) {
+            return Err(Refusal::OwnAddress(public.into()));
+        }
+        let network = self
+            .network
+            .map(IpNet::V4)
+            .filter(|network| network.contains(&IpAddr::V4(public)));
+        let is_inside = self
+            .network
+            .is_some_and(|network| self.underlay.is_inside(network.into()));
+        if let Some(network) = network.filter(|_| !is_inside) {
+            return Err(Refusal::Looping {
+                public: public.into(),
+                network,
+                link: self.link.clone(),
+            });
+        }
+        let to = SocketAddrV4::new(public, self.config.port);
+        let key = Key::Forward(self.link.clone(), subnet);
+        let forward = (key, Object::Forward(to));
+        let route = is_inside.then(|| device_route(subnet.into(), &self.link));
+        Ok([forward].into_iter().chain(route).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::backend::BackendConfig;
+    use crate::plan::backend::vxlan::tests::{lease, underlay};
+
+    const NETWORK: &str = r#"{"Network":"10.5.0.0/16"}"#;
+
+    fn parse(options: &str, network: &str) -> Result<UdpConfig, BackendConfigError> {
+        let network = NetworkConfig::parse(network).unwrap();
+        UdpConfig::parse(&go_json::Object::parse(options).unwrap(), &network)
+    }
+
+    fn backend(options: &str) -> UdpBackend {
+        let config = parse(options, NETWORK).unwrap();
+        let network = NetworkConfig::parse(NETWORK).unwrap();
+        UdpBackend::new(&config, &network, &underlay(), "flannel0".parse().unwrap())
+    }
+
+    fn peer(kind: &str, public_ip: [u8; 4]) -> Lease {
+        let mut lease = lease(1, 1, 1);
+        lease.attrs.backend_type = kind.to_owned();
+        lease.attrs.backend_data = None;
+        lease.attrs.public_ip = Some(public_ip.into());
+        lease
+    }
+
+    #[test]
+    fn the_device_is_flannels_and_takes_the_whole_network() {
+        let own = backend("{}").own(&lease(3, 1, 1).key);
+        let texts: Vec<_> = own.keys().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "link flannel0",
+                "address 10.5.3.0/32 dev flannel0",
+                "route 10.5.0.0/16"
+            ]
+        );
+        let device = Object::Link(Box::new(Link {
+            mtu: 1472,
+            up: true,
+            kind: LinkKind::Tun(Tun {
+                address: [10, 5, 3, 0].into(),
+                bind: "192.0.2.1:8285".parse().unwrap(),
+            }),
+        }));
+        assert_eq!(own.first_key_value().unwrap().1, &device);
+        assert_eq!(backend("{}").mtu(), 1472);
+    }
+
+    #[test]
+    fn where_the_underlay_is_inside_the_network_only_the_peers_subnets_go_into_the_device() {
+        let config = parse("{}", NETWORK).unwrap();
+        let network = NetworkConfig::parse(r#"{"Network":"192.0.0.0/8"}"#).unwrap();
+        let device = "flannel0".parse().unwrap();
+        let backend = UdpBackend::new(&config, &network, &underlay(), device);
+        let routes = |objects: Vec<(Key, Object)>| -> Vec<String> {
+            let keys = objects.into_iter().map(|(key, _)| key.to_string());
+            keys.filter(|key| key.starts_with("route")).collect()
+        };
+        let own = SubnetKey::new("192.5.3.0/24".parse().ok(), None);
+        assert_eq!(
+            routes(backend.own(&own).into_iter().collect()),
+            Vec::<String>::new()
+        );
+        let mut near = peer("", [192, 0, 2, 7]);
+        near.key = SubnetKey::new("192.5.1.0/24".parse().ok(), None);
+        assert_eq!(routes(backend.peer(&near).unwrap()), ["route 192.5.1.0/24"]);
+        // From outside a peer inside is not reached: the way to it would lead into the device.
+        let outside = self::backend("{}").peer(&peer("", [10, 5, 200, 1]));
+        assert_eq!(
+            outside.unwrap_err().to_string(),
+            "its public IP 10.5.200.1 is inside the network 10.5.0.0/16, of which all goes into flannel0; the underlay of this node is outside it"
+        );
+    }
+
+    #[test]
+    fn a_peer_is_one_entry_at_our_own_port() {
+        for kind in ["", "udp"] {
+            let objects = backend(r#"{"Port":4000}"#)
+                .peer(&peer(kind, [198, 51, 100, 7]))
+                .unwrap();
+            let [(key, Object::Forward(to))] = objects.as_slice() else {
+                panic!("{objects:?}")
+            };
+            assert_eq!(key.to_string(), "forwarding of 10.5.1.0/24 from flannel0");
+            assert_eq!(to.to_string(), "198.51.100.7:4000");
+        }
+        assert_eq!(
+            backend("{}").peer(&peer("", [192, 0, 2, 1])),
+            Err(Refusal::OwnAddress([192, 0, 2, 1].into()))
+        );
+        let other = backend("{}").peer(&peer("vxlan", [198, 51, 100, 7]));
+        assert!(matches!(other, Err(Refusal::Kind(..))));
+    }
+
+    #[test]
+    fn device_names_are_numbered() {
+        for (name, expected) in [
+            ("flannel0", true),
+            ("flannel12", true),
+            ("flannel", false),
+            ("flannel.1", false),
+            ("flannel-wg", false),
+        ] {
+            assert_eq!(is_device_name(&name.parse().unwrap()), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_lease_has_neither_type_nor_data() {
+        let config = parse("{}", NETWORK).unwrap();
+        let network = NetworkConfig::parse(NETWORK).unwrap();
+        let underlay = Underlay {
+            v6: None,
+            ..underlay()
+        };
+        let device = "flannel0".parse().unwrap();
+        let attrs = UdpBackend::new(&config, &network, &underlay, device).lease_attrs();
+        assert_eq!(
+            attrs.to_json().unwrap(),
+            r#"{"PublicIP":"192.0.2.1","PublicIPv6":null}"#
+        );
+    }
+
+    #[test]
+    fn a_config_without_a_back_end_means_this_one() {
+        let network = NetworkConfig::parse(NETWORK).unwrap();
+        let config = BackendConfig::parse(&network).unwrap();
+        assert_eq!(config, BackendConfig::Udp(UdpConfig { port: 8285 }));
+    }
+
+    #[test]
+    fn what_it_cannot_do_is_refused_with_words() {
+        let dual = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
+        assert!(parse("{}", dual).is_ok());
+        let alone = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
+        assert_eq!(
+            parse("{}", alone).unwrap_err().to_string(),
+            "EnableIPv4: false is not possible with the back end udp, which carries IPv4 alone; allowed: true"
+        );
+        for port in ["0", "65536", "-1"] {
+            let error = parse(&format!(r#"{{"Port":{port}}}"#), NETWORK).unwrap_err();
+            assert!(error.to_string().contains("Port"), "{error}");
+        }
+    }
+}

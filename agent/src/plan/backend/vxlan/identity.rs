@@ -1,0 +1,154 @@
+//! The MAC address by which the peers know this node's VTEP.
+//!
+//! It must survive restarts, reboots and the loss of the device, or every peer has to be told a new one and drops packets
+//! until it is. An existing device's address comes first, because that is what the peers have now, even if another
+//! flannel implementation made it; then the state directory's; then a fresh random one. It is always set at creation:
+//! systemd-udevd leaves an address alone that was not the kernel's choice.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use tracing::warn;
+
+use crate::base::atomic_file;
+use crate::base::net::MacAddr;
+
+/// The node's MAC address cannot be read, made or kept.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// The file exists but does not open.
+    #[error("failed to read the overlay's MAC address from {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel gives no random bytes.
+    #[error("failed to make a random MAC address from /dev/urandom")]
+    Random(#[source] io::Error),
+    /// The file cannot be written.
+    #[error("failed to keep the overlay's MAC address in {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Chooses the MAC address, and sees to it that `file` holds it.
+pub(super) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
+    let kept = read(file)?;
+    let mac = match existing.filter(|mac| mac.is_unicast()).or(kept) {
+        Some(mac) => mac,
+        None => random().map_err(IdentityError::Random)?,
+    };
+    if kept != Some(mac) {
+        keep(mac, file)?;
+    }
+    Ok(mac)
+}
+
+/// Makes a new MAC address, since an older node has the one that is there.
+pub(super) fn renew(file: &Path) -> Result<MacAddr, IdentityError> {
+    let mac = random().map_err(IdentityError::Random)?;
+    keep(mac, file)?;
+    Ok(mac)
+}
+
+fn keep(mac: MacAddr, file: &Path) -> Result<(), IdentityError> {
+    // Not a secret: every peer knows it.
+    atomic_file::replace(file, format!("{mac}\n").as_bytes(), 0o644).map_err(|source| {
+        IdentityError::Write {
+            path: file.to_owned(),
+            source,
+        }
+    })
+}
+
+/// The kept address, if there is a usable one. A damaged file is as good as none.
+fn read(file: &Path) -> Result<Option<MacAddr>, IdentityError> {
+    let text = match fs::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(IdentityError::Read {
+                path: file.to_owned(),
+                source,
+            });
+        }
+    };
+    let text = String::from_utf8_lossy(&text);
+    match text.trim().parse::<MacAddr>() {
+        Ok(mac) if mac.is_unicast() => Ok(Some(mac)),
+        _ => {
+            warn!(file = %file.display(), "kept MAC address is damaged, not using it");
+            Ok(None)
+        }
+    }
+}
+
+/// A random unicast address of the locally administered range (IEEE 802 §8.4: second lowest bit of the first octet).
+fn random() -> io::Result<MacAddr> {
+    let mut octets = [0; 6];
+    File::open("/dev/urandom")?.read_exact(&mut octets)?;
+    octets[0] = octets[0] & 0xfe | 0x02;
+    Ok(MacAddr(octets))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_device_comes_first_then_the_file_then_chance() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("state/flannel.1.mac");
+        let fresh = choose(None, &file).unwrap();
+        assert!(fresh.is_unicast());
+        assert_eq!(fresh.0[0] & 2, 2, "{fresh} is not locally administered");
+        assert_eq!(choose(None, &file).unwrap(), fresh, "kept across restarts");
+        let device: MacAddr = "c6:d2:32:6f:8f:44".parse().unwrap();
+        assert_eq!(choose(Some(device), &file).unwrap(), device);
+        assert_eq!(choose(None, &file).unwrap(), device, "kept at adoption");
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o644);
+    }
+
+    #[test]
+    fn a_new_one_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("flannel.1.mac");
+        let first = choose(None, &file).unwrap();
+        let second = renew(&file).unwrap();
+        assert_ne!(second, first);
+        assert_eq!(choose(None, &file).unwrap(), second);
+    }
+
+    #[test]
+    fn a_damaged_file_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("flannel.1.mac");
+        for damage in ["", "c6:d2", "01:00:5e:00:00:01\n", "\u{fffd}"] {
+            fs::write(&file, damage).unwrap();
+            let mac = choose(None, &file).unwrap();
+            assert_eq!(fs::read_to_string(&file).unwrap(), format!("{mac}\n"));
+        }
+    }
+
+    #[test]
+    fn an_unusable_directory_is_an_error_that_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let file = dir.path().join("file/flannel.1.mac");
+        let error = choose(None, &file).unwrap_err();
+        assert!(error.to_string().contains("file/flannel.1.mac"), "{error}");
+    }
+}

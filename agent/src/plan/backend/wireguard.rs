@@ -1,0 +1,374 @@
+//! The wireguard back end: IP packets to the peers in WireGuard's encrypted ones, by the kernel's WireGuard device.
+//!
+//! | object | is | as flannel, except |
+//! |---|---|---|
+//! | device `flannel-wg`, and `flannel-wg-v6` in mode `separate` | UDP port from the config, MTU = underlay - 80 | it stays when the agent ends, and is taken over at the next start with all sessions |
+//! | address on it, per family | first address of the own subnet (`.0`), /32 or /128 | |
+//! | route per family | the whole overlay network, by the device itself; each peer's subnets where the underlay is inside that network | the whole network always, which leads the rest of the site into the device |
+//! | peer per peer and device | its public key; endpoint, pre-shared key, keepalive; its subnets as allowed IPs | all peers of the device are the plan's: one whose node has a new key, or has gone, does not stay |
+//!
+//! In mode `separate`, the default, each family of the overlay has a device, and its packets travel over the same family.
+//! In the others `flannel-wg` carries all, over IPv4 (`ipv4`), IPv6 (`ipv6`) or whichever of a peer's addresses is more
+//! likely to be reached from here (`auto`).
+//!
+//! The outer headers are 60 bytes over IPv4 (20 + UDP 8 + WireGuard 32) and 80 over IPv6. As in flannel 80 are always
+//! left for them: with the same underlay all nodes then have the same MTU, whatever mode each sees its peers by.
+//!
+//! The lease says which port the node listens on. In the modes with one device flannel publishes `ListenPortV6` with its
+//! IPv6 data, on which nothing listens; so of a peer's data that for IPv4 counts where there is both.
+//!
+//! # Encrypt
+//!
+//! `"Encrypt": true`, beside `Backend` and not in it, makes this the back end of a network that names vxlan or none, with
+//! its defaults or with its keys in the `Backend` object; those of vxlan mean nothing then, but for `MTU`. The key is
+//! ours. flannel skips it and runs what `Backend` says: its nodes and ours do not reach one another then, and report each
+//! other's leases as of another back end. A cluster with both names `"Type": "wireguard"`.
+
+mod config;
+mod identity;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+
+pub use self::config::{Mode, WireguardConfig};
+use self::identity::Files;
+pub use self::identity::IdentityError;
+use super::{Backend, OpenError, Refusal, Setup, attrs, device_route, same_kind};
+use crate::base::go_json;
+use crate::base::net::InterfaceName;
+use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
+use crate::host::underlay::Underlay;
+use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Wireguard, WireguardPeer};
+use crate::plan::wireguard_key::{PrivateKey, PublicKey};
+
+/// The name of this back end in network configs and leases.
+pub(crate) const KIND: &str = "wireguard";
+
+/// Outer IPv6 40 + UDP 8 + WireGuard's header 16 and authentication tag 16 bytes.
+const OVERHEAD: u32 = 80;
+
+/// flannel's names for the devices: the second is for IPv6 in mode `separate`.
+const DEVICES: [&str; 2] = ["flannel-wg", "flannel-wg-v6"];
+
+/// The least that IPv4 allows (RFC 791).
+const MIN_MTU: u32 = 68;
+
+/// The least that IPv6 allows (RFC 8200 §5); below, the kernel turns IPv6 off on the device.
+const MIN_MTU_V6: u32 = 1280;
+
+/// What a wireguard node publishes about itself, in flannel's field order.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct LeaseData {
+    public_key: String,
+    port: u16,
+}
+
+/// What a peer publishes about itself.
+struct PeerData {
+    key: PublicKey,
+    /// `None` if it listens on the port that we listen on, as the nodes of flannel's older releases do.
+    port: Option<u16>,
+}
+
+/// The wireguard back end of one node.
+#[derive(Clone, Debug)]
+pub(super) struct WireguardBackend {
+    config: WireguardConfig,
+    networks: Vec<IpNet>,
+    underlay: Underlay,
+    private_key: PrivateKey,
+    public_key: PublicKey,
+}
+
+/// A device, and the overlay networks that it carries.
+struct Tunnel<'a> {
+    link: InterfaceName,
+    port: u16,
+    networks: &'a [IpNet],
+}
+
+/// Makes the back end with the key that the peers already know, if there is one.
+pub(super) fn open(
+    config: &WireguardConfig,
+    setup: Setup<'_>,
+) -> Result<WireguardBackend, OpenError> {
+    let files = Files::new(setup.state_dir, std::env::var_os(identity::VARIABLE));
+    let networks = setup.config.networks().collect();
+    let key = match setup.new_identity {
+        true => files.renew()?,
+        false => files.key()?,
+    };
+    Ok(WireguardBackend::new(config, networks, setup.underlay, key))
+}
+
+/// The file in the state directory that keeps the private key.
+pub(crate) fn key_file(state_dir: &Path) -> PathBuf {
+    state_dir.join(identity::FILE)
+}
+
+/// `flannel-wg` and `flannel-wg-v6`.
+pub(crate) fn device_names() -> [InterfaceName; 2] {
+    #[expect(clippy::expect_used, reason = "constants that a test parses")]
+    DEVICES.map(|name| name.parse().expect("a constant"))
+}
+
+impl WireguardBackend {
+    fn new(
+        config: &WireguardConfig,
+        networks: Vec<IpNet>,
+        underlay: &Underlay,
+        private_key: PrivateKey,
+    ) -> Self {
+        Self {
+            config: config.clone(),
+            networks,
+            underlay: underlay.clone(),
+            public_key: private_key.public(),
+            private_key,
+        }
+    }
+
+    /// The devices. In mode `separate` the overlay has at most one network of each family.
+    fn tunnels(&self) -> Vec<Tunnel<'_>> {
+        let [device, device_v6] = device_names();
+        let (port, port_v6) = (self.config.port, self.config.port_v6);
+        let devices: Vec<(InterfaceName, u16, &[IpNet])> = match self.config.mode {
+            Mode::Separate => self
+                .networks
+                .chunks(1)
+                .map(|network| match network {
+                    [IpNet::V4(_)] => (device.clone(), port, network),
+                    network => (device_v6.clone(), port_v6, network),
+                })
+                .collect(),
+            Mode::Auto | Mode::Ipv4 | Mode::Ipv6 => vec![(device, port, &self.networks)],
+        };
+        let tunnel = |(link, port, networks)| Tunnel {
+            link,
+            port,
+            networks,
+        };
+        devices.into_iter().map(tunnel).collect()
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.networks.iter().any(|net| net.addr().is_ipv6())
+    }
+
+    /// What the peers must know about the networks of one family.
+    fn data(&self, v4: bool) -> Option<Box<RawValue>> {
+        let tunnels = self.tunnels();
+        let carries = |tunnel: &&Tunnel<'_>| {
+            let mut networks = tunnel.networks.iter();
+            networks.any(|net| net.addr().is_ipv4() == v4)
+        };
+        let data = LeaseData {
+            public_key: self.public_key.to_string(),
+            port: tunnels.iter().find(carries)?.port,
+        };
+        // A string and a number always serialize.
+        to_raw_value(&data).ok()
+    }
+
+    /// The peer of one device that leads to a node's subnets.
+    fn reach(
+        &self,
+        tunnel: &Tunnel<'_>,
+        subnets: &[IpNet],
+        attrs: &LeaseAttrs,
+    ) -> Result<(Key, Object), Refusal> {
+        let data = self.peer_data(subnets, attrs)?;
+        if data.key == self.public_key {
+            return Err(Refusal::OwnKey(data.key));
+        }
+        let address = self.endpoint(subnets, attrs)?;
+        if self.addresses().any(|own| own == address) {
+            return Err(Refusal::OwnAddress(address));
+        }
+        let mut networks = self.networks.iter();
+        if let Some(network) = networks
+            .find(|network| network.contains(&address) && !self.underlay.is_inside(**network))
+        {
+            return Err(Refusal::Looping {
+                public: address,
+                network: *network,
+                link: tunnel.link.clone(),
+            });
+        }
+        let peer = WireguardPeer {
+            endpoint: Some(SocketAddr::new(address, data.port.unwrap_or(tunnel.port))),
+            preshared_key: self.config.preshared_key.clone(),
+            keepalive: self.config.keepalive,
+            allowed: subnets.into(),
+            in_session: false,
+        };
+        Ok((
+            Key::WireguardPeer(tunnel.link.clone(), Box::new(data.key)),
+            Object::WireguardPeer(Box::new(peer)),
+        ))
+    }
+
+    /// What a peer says of itself for the first of these subnets for which it says anything; IPv4 comes first.
+    fn peer_data(&self, subnets: &[IpNet], attrs: &LeaseAttrs) -> Result<PeerData, Refusal> {
+        for subnet in subnets {
+            let data = match subnet {
+                IpNet::V4(_) => &attrs.backend_data,
+                IpNet::V6(_) => &attrs.backend_v6_data,
+            };
+            if let Some(data) = data {
+                return read_peer_data(data)?.ok_or(Refusal::NoData(*subnet));
+            }
+        }
+        Err(Refusal::NoData(
+            subnets.first().copied().unwrap_or_default(),
+        ))
+    }
+
+    /// The address to which encrypted packets for these subnets of a peer are sent.
+    fn endpoint(&self, subnets: &[IpNet], attrs: &LeaseAttrs) -> Result<IpAddr, Refusal> {
+        let v4 = attrs.public_ip.map(IpAddr::V4);
+        let v6 = attrs.public_ipv6.map(IpAddr::V6);
+        let v6_only = subnets.iter().all(|subnet| subnet.addr().is_ipv6());
+        let over_v6 = match self.config.mode {
+            Mode::Separate => v6_only,
+            Mode::Ipv4 => false,
+            Mode::Ipv6 => true,
+            Mode::Auto => self.prefers_v6(attrs),
+        };
+        match over_v6 {
+            true => v6.ok_or(Refusal::NoEndpoint("PublicIPv6")),
+            false => v4.ok_or(Refusal::NoEndpoint("PublicIP")),
+        }
+    }
+
+    /// Mode `auto`: over IPv4 to a peer whose IPv4 address is public; else over IPv6 if both ends' addresses are public;
+    /// else over IPv4. A family that one of the two has not is out of the question.
+    fn prefers_v6(&self, attrs: &LeaseAttrs) -> bool {
+        let v4 = attrs.public_ip.filter(|_| self.underlay.v4.is_some());
+        let v6 = attrs.public_ipv6.zip(self.underlay.v6);
+        match (v4, v6) {
+            (Some(v4), Some((v6, own))) => {
+                v4.is_private() && !v6.is_unique_local() && !own.public.is_unique_local()
+            }
+            (None, Some(_)) => true,
+            (_, None) => self.underlay.v4.is_none(),
+        }
+    }
+
+    /// Our own addresses.
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.underlay.v4.into_iter();
+        let v4 = v4.flat_map(|v4| [v4.address, v4.public].map(IpAddr::V4));
+        let v6 = self.underlay.v6.into_iter();
+        v4.chain(v6.flat_map(|v6| [v6.address, v6.public].map(IpAddr::V6)))
+    }
+}
+
+/// Reads what a peer says of itself; `None` if it has no key.
+fn read_peer_data(data: &RawValue) -> Result<Option<PeerData>, Refusal> {
+    let unusable = |error: go_json::GoJsonError| Refusal::Data(error.to_string());
+    let object = go_json::Object::parse(data.get()).map_err(unusable)?;
+    let key: Option<PublicKey> = object
+        .get("PublicKey", "a public key of 32 bytes in base64")
+        .map_err(unusable)?;
+    let port = object
+        .integer("Port", 0..=u32::from(u16::MAX))
+        .map_err(unusable)?
+        .and_then(|port| u16::try_from(port).ok());
+    let port = port.filter(|port| *port != 0);
+    Ok(key.map(|key| PeerData { key, port }))
+}
+
+impl Backend for WireguardBackend {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn mtu(&self) -> u32 {
+        let outer = self.config.mtu.unwrap_or(self.underlay.mtu);
+        let least = if self.has_ipv6() { MIN_MTU_V6 } else { MIN_MTU };
+        let most = outer.min(self.underlay.mtu);
+        most.saturating_sub(OVERHEAD).max(least)
+    }
+
+    fn lease_attrs(&self) -> LeaseAttrs {
+        LeaseAttrs {
+            backend_data: self.data(true),
+            backend_v6_data: self.data(false),
+            ..attrs(KIND, &self.underlay)
+        }
+    }
+
+    fn over(&self, underlay: &Underlay) -> Box<dyn Backend> {
+        Box::new(Self {
+            underlay: underlay.clone(),
+            ..self.clone()
+        })
+    }
+
+    /// Both devices, so that the one of a former mode goes.
+    fn scope(&self) -> Scope {
+        Scope {
+            links: device_names().into(),
+            networks: self.networks.clone(),
+            shared: None,
+            hooks: None,
+        }
+    }
+
+    fn own(&self, own: &SubnetKey) -> State {
+        let mut state = State::new();
+        for tunnel in self.tunnels() {
+            let device = Link {
+                mtu: self.mtu(),
+                up: true,
+                kind: LinkKind::Wireguard(Wireguard {
+                    private_key: Some(self.private_key.clone()),
+                    listen_port: tunnel.port,
+                    fwmark: 0,
+                }),
+            };
+            let link = &tunnel.link;
+            state.insert(Key::Link(link.clone()), Object::Link(Box::new(device)));
+            for network in tunnel.networks {
+                state.extend(
+                    (!self.underlay.is_inside(*network)).then(|| device_route(*network, link)),
+                );
+                let mine = own.nets().find(|net| network.contains(net));
+                state.extend(mine.map(|subnet| {
+                    let address = IpNet::from(subnet.network());
+                    (Key::Address(link.clone(), address), Object::Address)
+                }));
+            }
+        }
+        state
+    }
+
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+        same_kind(&peer.attrs, KIND)?;
+        let mut objects = Vec::new();
+        for tunnel in self.tunnels() {
+            let carried = |subnet: &IpNet| tunnel.networks.iter().any(|net| net.contains(subnet));
+            let subnets: Vec<IpNet> = peer.key.nets().filter(carried).collect();
+            if subnets.is_empty() {
+                continue;
+            }
+            objects.push(self.reach(&tunnel, &subnets, &peer.attrs)?);
+            let networks = tunnel.networks.iter();
+            let shared: Vec<_> = networks
+                .filter(|net| self.underlay.is_inside(**net))
+                .collect();
+            let in_shared = |subnet: &&IpNet| shared.iter().any(|net| net.contains(*subnet));
+            let routed = subnets.iter().filter(in_shared);
+            objects.extend(routed.map(|subnet| device_route(*subnet, &tunnel.link)));
+        }
+        Ok(objects)
+    }
+}

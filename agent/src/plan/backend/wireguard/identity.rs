@@ -1,0 +1,274 @@
+//! The private key by which this node proves itself to its peers.
+//!
+//! It must survive restarts and reboots, or every peer has to be told a new public key and drops packets until it is.
+//! flannel keeps it in `/run`, where a reboot loses it, unless the environment variable `WIREGUARD_KEY_FILE` names another
+//! place; that variable is honoured here, and so is a key that a flannel on this machine left in `/run`: the peers know it.
+
+use std::ffi::OsString;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::base::atomic_file;
+use crate::plan::wireguard_key::{KeyError, PrivateKey};
+
+/// flannel's variable.
+pub(super) const VARIABLE: &str = "WIREGUARD_KEY_FILE";
+
+/// The file in the state directory.
+pub(super) const FILE: &str = "wireguard.key";
+
+/// Where flannel keeps its key.
+const FLANNELS: &str = "/run/flannel/wgkey";
+
+/// For root alone.
+const MODE: u32 = 0o600;
+
+/// The node's private key cannot be read, made or kept.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// The file exists but does not open.
+    #[error("failed to read the private key from {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file that was asked for holds something else, which is not overwritten.
+    #[error("the private key in {}, which {VARIABLE} names, is unusable", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: KeyError,
+    },
+    /// The kernel gives no random bytes.
+    #[error("failed to make a private key: the kernel gives no random bytes")]
+    Random,
+    /// The file cannot be written.
+    #[error("failed to keep the private key in {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Where a key may be.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// The one that is asked for by name.
+    named: Option<PathBuf>,
+    own: PathBuf,
+    flannels: PathBuf,
+}
+
+impl Files {
+    /// `named` is the value of [`VARIABLE`]; an empty one is none.
+    pub(super) fn new(state_dir: &Path, named: Option<OsString>) -> Self {
+        Self {
+            named: named.filter(|path| !path.is_empty()).map(PathBuf::from),
+            own: super::key_file(state_dir),
+            flannels: FLANNELS.into(),
+        }
+    }
+
+    /// The node's key: the one in the file that is asked for by name; or else in the state directory; or else flannel's; or
+    /// else a new one. A key that was not yet in its file is kept there.
+    pub(super) fn key(&self) -> Result<PrivateKey, IdentityError> {
+        if let Some(named) = &self.named {
+            return match read(named)? {
+                Some(Ok(key)) => Ok(key),
+                Some(Err(source)) => Err(IdentityError::Damaged {
+                    path: named.clone(),
+                    source,
+                }),
+                None => self.make(named),
+            };
+        }
+        match read(&self.own)? {
+            Some(Ok(key)) => Ok(key),
+            Some(Err(error)) => {
+                let file = self.own.display();
+                warn!(file = %file, "kept private key is damaged ({error}), making another");
+                self.make(&self.own)
+            }
+            None => self.make(&self.own),
+        }
+    }
+
+    /// Makes a new key, since an older node has the one that is there. A key that is asked for by name stays: it is the
+    /// administrator's.
+    pub(super) fn renew(&self) -> Result<PrivateKey, IdentityError> {
+        if let Some(named) = &self.named {
+            warn!(
+                file = %named.display(),
+                "another node has this private key as well, and {VARIABLE} asks for it: peers reach only one of the two. Put another key there"
+            );
+            return self.key();
+        }
+        let key = PrivateKey::random().map_err(|_| IdentityError::Random)?;
+        keep(&key, &self.own)?;
+        Ok(key)
+    }
+
+    /// Puts a key into a file that has none: flannel's or a new one.
+    fn make(&self, file: &Path) -> Result<PrivateKey, IdentityError> {
+        let key = match read(&self.flannels) {
+            Ok(Some(Ok(key))) => {
+                info!(from = %self.flannels.display(), to = %file.display(), "took over flannel's private key");
+                key
+            }
+            Ok(None) => PrivateKey::random().map_err(|_| IdentityError::Random)?,
+            Ok(Some(Err(_))) | Err(_) => {
+                warn!(file = %self.flannels.display(), "flannel's private key is unusable, making another");
+                PrivateKey::random().map_err(|_| IdentityError::Random)?
+            }
+        };
+        keep(&key, file)?;
+        Ok(key)
+    }
+}
+
+fn keep(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
+    // What is there keeps its permissions; a damaged key's may be any.
+    let close = || match fs::set_permissions(file, Permissions::from_mode(MODE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    close()
+        .and_then(|()| atomic_file::replace(file, key.expose_text().as_bytes(), MODE))
+        .map_err(|source| IdentityError::Write {
+            path: file.to_owned(),
+            source,
+        })
+}
+
+/// The key in a file, or what is wrong with it; `None` if there is no file.
+fn read(file: &Path) -> Result<Option<Result<PrivateKey, KeyError>>, IdentityError> {
+    let text = match fs::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(IdentityError::Read {
+                path: file.to_owned(),
+                source,
+            });
+        }
+    };
+    let others = fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode() & 0o077);
+    if others != 0 {
+        warn!(file = %file.display(), "not only root can read the private key; chmod 600 is advised");
+    }
+    let text = String::from_utf8_lossy(&text);
+    Ok(Some(text.parse()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(dir: &Path, named: Option<&str>) -> Files {
+        Files {
+            flannels: dir.join("run/wgkey"),
+            ..Files::new(&dir.join("state"), named.map(|name| dir.join(name).into()))
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn the_key_survives_and_is_for_root_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = files(dir.path(), None).key().unwrap();
+        assert_eq!(files(dir.path(), None).key().unwrap(), key);
+        let file = dir.path().join("state/wireguard.key");
+        assert_eq!(mode(&file), 0o600);
+        // As `wg genkey` and flannel write it, but for the newline of the former.
+        assert_eq!(fs::read_to_string(&file).unwrap(), key.expose_text());
+    }
+
+    #[test]
+    fn a_new_key_is_kept_unless_the_administrator_chose_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = files(dir.path(), None).key().unwrap();
+        let second = files(dir.path(), None).renew().unwrap();
+        assert_ne!(second, first);
+        assert_eq!(files(dir.path(), None).key().unwrap(), second);
+        let named = files(dir.path(), Some("named")).key().unwrap();
+        assert_eq!(files(dir.path(), Some("named")).renew().unwrap(), named);
+    }
+
+    #[test]
+    fn flannels_key_is_taken_over_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let theirs = PrivateKey::random().unwrap();
+        fs::create_dir(dir.path().join("run")).unwrap();
+        let file = dir.path().join("run/wgkey");
+        fs::write(&file, theirs.expose_text() + "\n").unwrap();
+        assert_eq!(files(dir.path(), None).key().unwrap(), theirs);
+        // A reboot empties /run, and another flannel may fill it.
+        fs::remove_file(&file).unwrap();
+        assert_eq!(files(dir.path(), None).key().unwrap(), theirs);
+        fs::write(&file, PrivateKey::random().unwrap().expose_text()).unwrap();
+        assert_eq!(files(dir.path(), None).key().unwrap(), theirs);
+    }
+
+    #[test]
+    fn the_file_that_is_asked_for_comes_first_and_is_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = files(dir.path(), None).key().unwrap();
+        let named = files(dir.path(), Some("etc/key")).key().unwrap();
+        assert_ne!(named, own);
+        let file = dir.path().join("etc/key");
+        assert_eq!(mode(&file), 0o600);
+        assert_eq!(files(dir.path(), Some("etc/key")).key().unwrap(), named);
+
+        fs::write(&file, "no key").unwrap();
+        let error = files(dir.path(), Some("etc/key")).key().unwrap_err();
+        assert!(error.to_string().contains("etc/key"), "{error}");
+        assert!(!format!("{error:?}").contains("no key"), "{error:?}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "no key");
+
+        let empty = Files::new(&dir.path().join("state"), Some(OsString::new()));
+        assert_eq!(empty.key().unwrap(), own, "an empty variable is none");
+    }
+
+    #[test]
+    fn a_damaged_key_is_replaced_and_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("state/wireguard.key");
+        fs::create_dir(dir.path().join("state")).unwrap();
+        for damage in ["", "AAAA", "\u{fffd}"] {
+            fs::write(&file, damage).unwrap();
+            fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+            let key = files(dir.path(), None).key().unwrap();
+            assert_eq!(fs::read_to_string(&file).unwrap(), key.expose_text());
+            assert_eq!(mode(&file), 0o600);
+        }
+        // So is flannel's, in our place for it.
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(dir.path().join("run")).unwrap();
+        fs::write(dir.path().join("run/wgkey"), "damage").unwrap();
+        assert!(files(dir.path(), None).key().is_ok());
+    }
+
+    #[test]
+    fn an_unusable_directory_is_an_error_that_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("state"), "").unwrap();
+        let error = files(dir.path(), None).key().unwrap_err();
+        assert!(error.to_string().contains("state/wireguard.key"), "{error}");
+    }
+}

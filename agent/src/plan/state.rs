@@ -1,0 +1,327 @@
+//! The kernel objects that the agent wants or sees, as data, and the difference between two such sets.
+//!
+//! Every object has a [`Key`] that says *which* it is, and an [`Object`] that says *how* it is. Keys are ordered so that
+//! walking a state forwards creates what others need first (a link before the routes over it), and walking it backwards
+//! removes in the right order. Everything here is pure; [`crate::host::netlink`] talks to the kernel.
+
+mod diff;
+#[cfg(test)]
+mod tests;
+mod wireguard;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
+
+pub use self::diff::{Change, LinkChange, diff, diff_keys};
+pub use self::wireguard::{Wireguard, WireguardPeer};
+use crate::base::net::{InterfaceName, MacAddr};
+use crate::cluster::lease::SubnetKey;
+use crate::plan::wireguard_key::PublicKey;
+
+/// Which kernel object: the part that the kernel itself uses to tell objects apart.
+///
+/// The order of the variants is the order of creation. A forwarding entry comes before the neighbour entry that sends
+/// frames to its MAC address, and both before the route that uses them, so that a peer's change drops no packet.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Key {
+    /// A network device, by name.
+    Link(InterfaceName),
+    /// An address on a device.
+    Address(InterfaceName, IpNet),
+    /// A forwarding entry of a VXLAN device: `bridge fdb … self`.
+    Fdb(InterfaceName, MacAddr),
+    /// A permanent neighbour (ARP or ND) entry on a device.
+    Neighbor(InterfaceName, IpAddr),
+    /// A peer of a WireGuard device. Boxed, so that all keys stay small.
+    WireguardPeer(InterfaceName, Box<PublicKey>),
+    /// A next-hop object, by device and gateway; its number in the kernel is the executor's affair.
+    NextHop(InterfaceName, IpAddr),
+    /// Not the kernel's: a subnet in the table of our own data plane behind a TUN device.
+    Forward(InterfaceName, Ipv4Net),
+    /// A unicast route of the main table with the default metric, by destination.
+    Route(IpNet),
+    /// A blackhole route of the main table with the worst metric, by destination.
+    Blackhole(IpNet),
+    /// Not the kernel's: commands of the administrator's that were run for a lease.
+    Hook(SubnetKey),
+}
+
+impl Key {
+    /// The device that takes this object along when it goes away; `None` for links, and for routes, whose device is
+    /// part of the [`Object`].
+    pub fn link(&self) -> Option<&InterfaceName> {
+        match self {
+            Self::Address(link, _)
+            | Self::Fdb(link, _)
+            | Self::Neighbor(link, _)
+            | Self::WireguardPeer(link, _)
+            | Self::NextHop(link, _)
+            | Self::Forward(link, _) => Some(link),
+            Self::Link(_) | Self::Route(_) | Self::Blackhole(_) | Self::Hook(_) => None,
+        }
+    }
+}
+
+/// How a kernel object is, apart from its [`Key`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Object {
+    /// A device. Boxed, so that the other objects, of which there are tens of thousands, stay small.
+    Link(Box<Link>),
+    /// A device that is not what its name promises: another kind, or an option that we never set. Only observed.
+    OtherLink,
+    /// An address; its key says all.
+    Address,
+    /// The underlay address to which frames for the entry's MAC are sent.
+    Fdb(IpAddr),
+    /// The link-layer address of a neighbour.
+    Neighbor(MacAddr),
+    /// How a WireGuard peer is reached, and what it may send. Boxed for the same reason.
+    WireguardPeer(Box<WireguardPeer>),
+    /// A next hop.
+    NextHop {
+        /// Whether the gateway is taken to be on the link without a route to it.
+        onlink: bool,
+    },
+    /// The data plane of the peer that has a subnet.
+    Forward(SocketAddrV4),
+    /// How a destination is reached.
+    Route(Route),
+    /// Packets are dropped in silence; its key says all.
+    Blackhole,
+    /// Commands that were run.
+    Hook(Box<Hook>),
+    /// A neighbour or forwarding entry of a form that we never make, or a hook of an earlier life of the agent. Only
+    /// observed, never equal to what is wanted.
+    Odd,
+    /// A route that is ours, but that another implementation or another version made. Only observed.
+    OddRoute {
+        /// Its route protocol number.
+        protocol: u8,
+        /// Index of its device, if it has one of its own and not by a next-hop object.
+        link_index: Option<u32>,
+    },
+}
+
+impl Object {
+    /// Whether an observed object can stay as it is.
+    pub fn satisfies(&self, want: &Self) -> bool {
+        match (self, want) {
+            (Self::WireguardPeer(was), Self::WireguardPeer(want)) => was.satisfies(want),
+            _ => self == want,
+        }
+    }
+}
+
+/// The attributes of a device that matter to the agent (`ip -d link show`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Link {
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// What it is, with the options of its kind.
+    pub kind: LinkKind,
+}
+
+impl Link {
+    /// Whether a device may be as this one, so far as rtnetlink tells, which knows nothing of a WireGuard device's options.
+    pub fn looks_like(&self, seen: &Self) -> bool {
+        match (&self.kind, &seen.kind) {
+            (LinkKind::Wireguard(_), LinkKind::Wireguard(_)) => {
+                (self.mtu, self.up) == (seen.mtu, seen.up)
+            }
+            _ => self == seen,
+        }
+    }
+}
+
+/// The kinds of devices that back ends use.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LinkKind {
+    /// `type vxlan`.
+    Vxlan(Vxlan),
+    /// `type ipip`.
+    Ipip(Ipip),
+    /// `type wireguard`.
+    Wireguard(Wireguard),
+    /// A TUN device with our own data plane behind it; both live and end with this process.
+    Tun(Tun),
+}
+
+impl LinkKind {
+    /// The device's own link-layer address, if its kind has one.
+    pub fn mac(&self) -> Option<MacAddr> {
+        match self {
+            Self::Vxlan(vxlan) => Some(vxlan.mac),
+            Self::Ipip(_) | Self::Wireguard(_) | Self::Tun(_) => None,
+        }
+    }
+}
+
+/// The options of a VXLAN device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Vxlan {
+    /// VXLAN network identifier, 0 to 16,777,215.
+    pub vni: u32,
+    /// UDP destination port; 8472 is Linux's default (IANA's is 4789).
+    pub port: u16,
+    /// Index of the underlay device.
+    pub underlay_index: u32,
+    /// Outer source address, which also says whether the outer packets are IPv4 or IPv6.
+    pub local: IpAddr,
+    /// The device's own address.
+    pub mac: MacAddr,
+    /// Whether the kernel learns forwarding entries from received frames.
+    pub learning: bool,
+    /// Group policy extension.
+    pub gbp: bool,
+    /// Whether outer UDP packets over IPv4 carry a checksum; over IPv6 they always do.
+    pub checksum: bool,
+}
+
+/// The options of an IP-in-IP device (RFC 2003) without a fixed far end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ipip {
+    /// Outer source address.
+    pub local: Ipv4Addr,
+}
+
+/// The options of a TUN device with our own data plane behind it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tun {
+    /// The device's own address, from which the data plane sends ICMP errors.
+    pub address: Ipv4Addr,
+    /// Where the data plane receives, and from where it sends.
+    pub bind: SocketAddrV4,
+}
+
+/// How a destination is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// The device packets leave by.
+    pub link: InterfaceName,
+    /// The next hop's address; `None` if the device itself knows what to do with every packet.
+    pub gateway: Option<IpAddr>,
+    /// Whether the gateway is taken to be on the link without a route to it.
+    pub onlink: bool,
+    /// Whether the gateway is in the route itself, though the kernel has next-hop objects.
+    pub inline: bool,
+}
+
+/// Commands of the administrator's that are run for a lease, in a shell.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hook {
+    /// What brings it about.
+    pub set: Option<String>,
+    /// What undoes it.
+    pub unset: Option<String>,
+    /// Environment variables for both.
+    pub environment: Vec<(String, String)>,
+    /// Standard input for both.
+    pub input: Option<String>,
+    /// Whether a failure counts. The host is then not as it should be, and the command is run again after a while; else
+    /// the failure is only told, and the command counts as run.
+    #[serde(default)]
+    pub required: bool,
+}
+
+/// A set of kernel objects.
+pub type State = BTreeMap<Key, Object>;
+
+/// What changed in a wanted state: the object that a key shall now have, or `None` where nothing is wanted any more.
+///
+/// Later changes override earlier ones, so several are merged by `extend()` in the order of time.
+pub type Delta = BTreeMap<Key, Option<Object>>;
+
+/// What in the kernel belongs to the agent, apart from what carries its route protocol number.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Scope {
+    /// The overlay devices. They are the agent's, with all their forwarding entries and permanent neighbours.
+    pub links: Vec<InterfaceName>,
+    /// The overlay networks. Addresses on the overlay devices are the agent's when inside, and so are routes over them
+    /// that another flannel implementation left.
+    pub networks: Vec<IpNet>,
+    /// The underlay device, if peers are reached over it without encapsulation. It is not the agent's; but a route over it
+    /// into an overlay network that another flannel implementation left may be replaced by one of ours.
+    pub shared: Option<InterfaceName>,
+    /// The file that remembers hooks, if the back end has any.
+    pub hooks: Option<PathBuf>,
+}
+
+/// An object with its key, in the words of ip(8) and bridge(8).
+pub fn describe(key: &Key, object: &Object) -> String {
+    Described(key, object).to_string()
+}
+
+/// The form of [`describe`].
+struct Described<'a>(&'a Key, &'a Object);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        match self.1 {
+            Object::Link(link) => {
+                match &link.kind {
+                    LinkKind::Vxlan(vxlan) => write!(
+                        f,
+                        " type vxlan id {} dstport {} local {} dev #{} address {}",
+                        vxlan.vni, vxlan.port, vxlan.local, vxlan.underlay_index, vxlan.mac
+                    )?,
+                    LinkKind::Ipip(ipip) => write!(f, " type ipip local {}", ipip.local)?,
+                    LinkKind::Wireguard(wireguard) => {
+                        write!(f, " type wireguard listen-port {}", wireguard.listen_port)?;
+                    }
+                    LinkKind::Tun(tun) => write!(f, " type tun with UDP {}", tun.bind)?,
+                }
+                write!(f, " mtu {}", link.mtu)
+            }
+            Object::Fdb(remote) => write!(f, " dst {remote}"),
+            Object::Neighbor(mac) => write!(f, " lladdr {mac}"),
+            Object::WireguardPeer(peer) => {
+                if let Some(endpoint) = peer.endpoint {
+                    write!(f, " endpoint {endpoint}")?;
+                }
+                let allowed: Vec<_> = peer.allowed.iter().map(ToString::to_string).collect();
+                write!(f, " allowed-ips {}", allowed.join(","))
+            }
+            Object::NextHop { onlink: true } => f.write_str(" onlink"),
+            Object::Forward(peer) => write!(f, " to {peer}"),
+            Object::Route(route) => {
+                if let Some(gateway) = route.gateway {
+                    write!(f, " via {gateway}")?;
+                }
+                write!(f, " dev {}", route.link)?;
+                f.write_str(if route.onlink { " onlink" } else { "" })
+            }
+            Object::OddRoute { protocol, .. } => write!(f, " proto {protocol}"),
+            Object::OtherLink
+            | Object::Address
+            | Object::NextHop { .. }
+            | Object::Blackhole
+            | Object::Hook(_)
+            | Object::Odd => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(link) => write!(f, "link {link}"),
+            Self::Address(link, address) => write!(f, "address {address} dev {link}"),
+            Self::Fdb(link, mac) => write!(f, "fdb {mac} dev {link}"),
+            Self::Neighbor(link, address) => write!(f, "neighbor {address} dev {link}"),
+            Self::WireguardPeer(link, key) => write!(f, "wireguard peer {key} dev {link}"),
+            Self::NextHop(link, gateway) => write!(f, "nexthop via {gateway} dev {link}"),
+            Self::Forward(link, subnet) => write!(f, "forwarding of {subnet} from {link}"),
+            Self::Route(destination) => write!(f, "route {destination}"),
+            Self::Blackhole(destination) => write!(f, "route blackhole {destination}"),
+            Self::Hook(subnet) => write!(f, "hook for {subnet}"),
+        }
+    }
+}

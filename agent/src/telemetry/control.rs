@@ -1,0 +1,249 @@
+//! The agent's control socket: what operators' commands ask the running agent.
+//!
+//! It speaks HTTP over a Unix socket, so that any client can ask it (`curl --unix-socket /run/selvage/agent.sock
+//! http://agent/v1/status`). It only tells, and nothing secret: whoever may log in to the host may ask.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/v1/status` | [`Status`] as JSON |
+//! | `/v1/peer?address=ADDRESS` | [`PeerDetail`] as JSON; also a subnet, as `10.5.1.0/24` |
+//! | `/healthz`, `/readyz`, `/metrics` | as over TCP |
+//!
+//! While the agent joins, the answers are those that [`Desk::set_joining`] laid out; from then on its loop answers, from
+//! the state that it works on.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::{StatusCode, Uri};
+use ipnet::IpNet;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::base::http::{self, Answer, Site};
+use crate::telemetry::health::Health;
+use crate::telemetry::status::{PeerDetail, Status};
+
+mod client;
+
+pub use client::{Client, Error};
+
+/// How many questions wait before askers do.
+const QUESTIONS: usize = 16;
+
+/// How long the agent's loop may be busy before the asker is told so.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Anybody on the host may ask, as often as he likes; this share of the loop's time at the most goes into answers: one in
+/// so many parts.
+const SHARE: u32 = 4;
+
+/// A question for the agent's loop. Whoever gets it answers by the channel in it; dropping that says there is no answer.
+#[derive(Debug)]
+pub enum Question {
+    /// How everything is.
+    Status(oneshot::Sender<Status>),
+    /// Whose an address or subnet is, and what reaches it.
+    Peer(IpNet, oneshot::Sender<PeerDetail>),
+}
+
+/// Where questions arrive.
+pub type Questions = mpsc::Receiver<Question>;
+
+/// What the socket serves. Clones share one state.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    health: Health,
+    questions: mpsc::Sender<Question>,
+    joining: Arc<Mutex<Option<Box<Status>>>>,
+    /// When the loop may be asked next.
+    next: Arc<tokio::sync::Mutex<Instant>>,
+}
+
+/// The control socket cannot be offered.
+#[derive(Debug, Error)]
+#[error("failed to listen on the control socket {path}")]
+pub struct BindError {
+    /// Where it was tried.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+impl Desk {
+    /// Nothing is known yet; questions that nobody else can answer arrive at the other end.
+    pub fn new(health: Health) -> (Self, Questions) {
+        let (sender, receiver) = mpsc::channel(QUESTIONS);
+        let desk = Self {
+            health,
+            questions: sender,
+            joining: Arc::default(),
+            next: Arc::new(tokio::sync::Mutex::new(Instant::now())),
+        };
+        (desk, receiver)
+    }
+
+    /// What there is to say as long as the agent joins; `None` when it has joined and its loop answers.
+    pub fn set_joining(&self, status: Option<Status>) {
+        *self.joining.lock().unwrap_or_else(PoisonError::into_inner) = status.map(Box::new);
+    }
+
+    /// Listens on a path until `stop` is ready. A socket that an earlier agent left there is replaced.
+    ///
+    /// # Errors
+    /// The directory or the socket cannot be made, another agent listens there, or something else is in its place.
+    pub fn listen(
+        self,
+        path: &Path,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), BindError> {
+        let failed = |source| BindError {
+            path: path.to_owned(),
+            source,
+        };
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(failed)?;
+        }
+        remove_stale(path).map_err(failed)?;
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        // Whatever the umask is.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666)).map_err(failed)?;
+        tokio::spawn(http::serve(listener, self, stop));
+        Ok(())
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
+        let asked = async {
+            let mut next = self.next.lock().await;
+            sleep_until(*next).await;
+            let begin = Instant::now();
+            // Counts if the asker loses patience: the loop has much to do.
+            *next = begin + PATIENCE / 2;
+            let (sender, answer) = oneshot::channel();
+            self.questions.send(question(sender)).await.ok()?;
+            let answer = answer.await.ok();
+            *next = Instant::now() + begin.elapsed() * (SHARE - 1);
+            answer
+        };
+        timeout(PATIENCE, asked).await.ok().flatten()
+    }
+
+    async fn status(&self) -> Answer {
+        let joining = self
+            .joining
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        match joining {
+            Some(mut status) => {
+                status.time = crate::telemetry::status::now();
+                json(&*status)
+            }
+            None => answer(self.ask(Question::Status).await.as_ref()),
+        }
+    }
+
+    async fn peer(&self, uri: &Uri) -> Answer {
+        let Some(asked) = uri.query().and_then(asked) else {
+            return Answer::plain(
+                StatusCode::BAD_REQUEST,
+                "expected ?address= with an address such as 10.5.1.2 or a subnet such as 10.5.1.0/24",
+            );
+        };
+        answer(
+            self.ask(|sender| Question::Peer(asked, sender))
+                .await
+                .as_ref(),
+        )
+    }
+}
+
+/// Removes the socket of an agent that is no more.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "something that is no socket is there",
+            ));
+        }
+        Ok(_) => (),
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another agent answers there",
+        ));
+    }
+    fs::remove_file(path)
+}
+
+/// What `address=…` names.
+fn asked(query: &str) -> Option<IpNet> {
+    let text = query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("address="))?;
+    // A client may encode what needs no encoding in a query.
+    parse_asked(
+        &text
+            .replace("%2F", "/")
+            .replace("%2f", "/")
+            .replace("%3A", ":")
+            .replace("%3a", ":"),
+    )
+}
+
+/// An address, or a subnet.
+pub(crate) fn parse_asked(text: &str) -> Option<IpNet> {
+    let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse::<IpNet>().ok().or_else(address)
+}
+
+fn answer(known: Option<&impl Serialize>) -> Answer {
+    match known {
+        Some(known) => json(known),
+        None => Answer::plain(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the agent is busy joining or programming; ask again",
+        ),
+    }
+}
+
+fn json(value: &impl Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(body) => Answer {
+            status: StatusCode::OK,
+            content_type: "application/json",
+            body: body.into(),
+        },
+        Err(error) => Answer::plain(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+impl Site for Desk {
+    async fn answer(&self, uri: &Uri) -> Option<Answer> {
+        match uri.path() {
+            "/v1/status" => Some(self.status().await),
+            "/v1/peer" => Some(self.peer(uri).await),
+            _ => self.health.answer(uri).await,
+        }
+    }
+
+    fn paths(&self) -> &'static str {
+        "there are /v1/status, /v1/peer, /healthz, /readyz and /metrics"
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! What monitoring sees of the agent: `/healthz`, `/readyz` and `/metrics` over HTTP.
+//!
+//! The agent's loop writes into a [`Health`]; a [`Server`] shows it to whoever asks. The first two endpoints answer as
+//! flanneld's do, except that readiness is taken back while something is wrong, and then says what.
+//!
+//! | path | status | body |
+//! |---|---|---|
+//! | `/healthz` | 200 | `flanneld is running` |
+//! | `/readyz` | 200 | `flanneld is ready` |
+//! | `/readyz` | 503 | `flanneld is not ready yet`, then one reason on each line |
+//! | `/metrics` | 200 | Prometheus' text format |
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hyper::{StatusCode, Uri};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use crate::base::http::{self, Answer, Site};
+use crate::telemetry::metrics::Sample;
+
+/// How old what `/metrics` shows may be: so often at the most the loop is asked, however many scrape.
+const SAMPLE_AGE: Duration = Duration::from_secs(1);
+
+/// How long a scrape waits for the loop; then it shows what the loop said last.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The health endpoints cannot be offered.
+#[derive(Debug, Error)]
+#[error("failed to listen on {address} for the health endpoints")]
+pub struct BindError {
+    /// Where it was tried.
+    pub address: SocketAddr,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+/// A listening server; [`Self::serve`] makes it answer.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+}
+
+impl Server {
+    /// Starts to listen. Port 0 means any free one; [`Self::address`] tells which.
+    ///
+    /// # Errors
+    /// [`BindError`], for an address that this host does not have or that is taken.
+    pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
+        match TcpListener::bind(address).await {
+            Ok(listener) => Ok(Self { listener }),
+            Err(source) => Err(BindError { address, source }),
+        }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// What getsockname(2) answers.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Answers until `stop` is ready; then accepts nothing more and lets answers that are under way end.
+    pub async fn serve(self, health: Health, stop: impl Future<Output = ()>) {
+        http::serve(self.listener, health, stop).await;
+    }
+
+    /// Answers in a task of its own, until that is stopped or dropped.
+    pub(crate) fn start(self, health: Health) -> Running {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = tokio::spawn(self.serve(health, async {
+            let _ = stopped.await;
+        }));
+        Running { stop, served }
+    }
+}
+
+/// A server that answers. Dropping it ends it as well, without waiting for that.
+#[derive(Debug)]
+pub(crate) struct Running {
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<()>,
+}
+
+impl Running {
+    /// Ends it, and waits until its address is free.
+    pub(crate) async fn stop(self) {
+        let _ = self.stop.send(());
+        // Its panic would be the only failure, and it is gone either way.
+        let _ = self.served.await;
+    }
+}
+
+impl Site for Health {
+    async fn answer(&self, uri: &Uri) -> Option<Answer> {
+        Some(match uri.path() {
+            "/healthz" => Answer::plain(StatusCode::OK, "flanneld is running"),
+            "/readyz" => match self.unreadiness() {
+                None => Answer::plain(StatusCode::OK, "flanneld is ready"),
+                Some(reasons) => Answer::plain(StatusCode::SERVICE_UNAVAILABLE, reasons),
+            },
+            "/metrics" => Answer {
+                status: StatusCode::OK,
+                content_type: "text/plain; version=0.0.4; charset=utf-8",
+                body: self.metrics().await.into(),
+            },
+            _ => return None,
+        })
+    }
+
+    fn paths(&self) -> &'static str {
+        "there are /healthz, /readyz and /metrics"
+    }
+}
+
+/// How the agent is. Clones share one state.
+#[derive(Clone, Debug)]
+pub struct Health(Arc<State>);
+
+/// Where scrapes arrive. Whoever gets one answers by it.
+pub(crate) type Scrapes = mpsc::Receiver<oneshot::Sender<Sample>>;
+
+#[derive(Debug)]
+struct State {
+    readiness: Mutex<Readiness>,
+    /// What the loop said last, and when.
+    sample: Mutex<(Arc<Sample>, Instant)>,
+    scrapes: mpsc::Sender<oneshot::Sender<Sample>>,
+    /// Held while the loop is asked, so that those who come meanwhile share the answer.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+enum Readiness {
+    /// Nobody has said anything yet.
+    #[default]
+    Starting,
+    Ready,
+    NotReady(Vec<String>),
+}
+
+impl Health {
+    /// An agent that is just starting: not ready, and without a reason. Scrapes arrive at the other end once it is said
+    /// that the agent has joined.
+    pub(crate) fn new() -> (Self, Scrapes) {
+        let (scrapes, receiver) = mpsc::channel(1);
+        let sample = Sample {
+            joining: true,
+            ..Sample::default()
+        };
+        let state = State {
+            readiness: Mutex::default(),
+            sample: Mutex::new((Arc::new(sample), Instant::now())),
+            scrapes,
+            asking: tokio::sync::Mutex::new(()),
+        };
+        (Self(Arc::new(state)), receiver)
+    }
+
+    /// Says that the overlay works (no reason), or for what reasons it does not, one line each.
+    ///
+    /// Cheap enough to be called whenever anything may have changed.
+    pub fn set_ready(&self, reasons: Vec<String>) {
+        let readiness = if reasons.is_empty() {
+            Readiness::Ready
+        } else {
+            Readiness::NotReady(reasons)
+        };
+        *self
+            .0
+            .readiness
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = readiness;
+    }
+
+    /// Lays out what `/metrics` shows, for as long as the loop is not asked.
+    pub(crate) fn set_sample(&self, sample: Sample) {
+        *self.sample() = (Arc::new(sample), Instant::now());
+    }
+
+    fn sample(&self) -> MutexGuard<'_, (Arc<Sample>, Instant)> {
+        self.0.sample.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None` when all is well, else what `/readyz` answers.
+    fn unreadiness(&self) -> Option<String> {
+        const HEADLINE: &str = "flanneld is not ready yet";
+        let readiness = self
+            .0
+            .readiness
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match &*readiness {
+            Readiness::Ready => None,
+            Readiness::Starting => Some(HEADLINE.to_owned()),
+            Readiness::NotReady(reasons) => {
+                let mut body = HEADLINE.to_owned();
+                for reason in reasons {
+                    body.push('\n');
+                    // One reason is one line, whatever an error message was made of.
+                    body.push_str(&reason.replace(['\n', '\r'], " "));
+                }
+                Some(body)
+            }
+        }
+    }
+
+    /// The metrics in Prometheus' text format 0.0.4.
+    async fn metrics(&self) -> String {
+        let _one_at_a_time = self.0.asking.lock().await;
+        let (mut sample, at) = self.sample().clone();
+        if !sample.joining && at.elapsed() >= SAMPLE_AGE {
+            let asked = async {
+                let (answer, answered) = oneshot::channel();
+                self.0.scrapes.send(answer).await.ok()?;
+                answered.await.ok()
+            };
+            if let Some(fresh) = timeout(PATIENCE, asked).await.ok().flatten() {
+                sample = Arc::new(fresh);
+                *self.sample() = (Arc::clone(&sample), Instant::now());
+            }
+        }
+        sample.text(self.unreadiness().is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests;

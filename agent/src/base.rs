@@ -14,4 +14,4 @@ pub mod net;
 pub mod network_name;
 pub mod retry;
 pub mod service;
-pub(crate) mod terminal;
+pub mod terminal;

@@ -2,6 +2,7 @@
 //!
 //! May import: `base`, `settings`. Must not: touch the kernel or a file of this host, or know a back end.
 
+pub mod host_nets;
 pub mod lease;
 pub mod network_config;
 pub mod peers;

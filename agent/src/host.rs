@@ -4,6 +4,7 @@
 
 pub mod claim;
 pub mod firewall;
+pub(crate) mod former;
 pub mod hooks;
 pub mod netlink;
 pub mod privileges;

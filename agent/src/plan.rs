@@ -4,4 +4,5 @@
 
 pub mod backend;
 pub mod state;
+pub mod underlay;
 pub mod wireguard_key;

@@ -37,6 +37,7 @@ pub(crate) use environment::parse_bool;
 pub use error::{EXIT_CONFIG, EXIT_USAGE, Error, Source};
 pub use flanneld::load_flanneld;
 pub use pattern::Pattern;
+pub(crate) use remote::is_network_name;
 pub use remote::{Listen, Remote};
 pub use secret::Secret;
 

@@ -23,6 +23,7 @@ pub(crate) use self::former::Former;
 use self::journal::Journal;
 use self::leaving::Leaving;
 use crate::base::logging::chain;
+use crate::cluster::host_nets::HostNets;
 use crate::cluster::lease::allocate::Avoid;
 use crate::cluster::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
@@ -33,12 +34,13 @@ use crate::host::netlink::{Failure, Kernel, KernelError, Watch};
 use crate::host::privileges::{self, Privileges};
 use crate::host::reconcile::{Reconciler, Report};
 use crate::host::subnet_file::{self, Part, SubnetFile};
-use crate::host::underlay::{self, HostNets, Underlay};
+use crate::host::underlay;
 use crate::plan::backend::plan::Plan;
 use crate::plan::backend::{
     self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup,
 };
 use crate::plan::state::{Delta, Key, Object};
+use crate::plan::underlay::Underlay;
 use crate::settings::Settings;
 use crate::telemetry::status;
 

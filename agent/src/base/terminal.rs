@@ -3,7 +3,16 @@
 use std::fmt;
 use std::io::{self, IsTerminal};
 
-use crate::command::cli::Colour;
+/// When output has colours.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Colour {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
 
 /// Whether texts get colours. Never the only carrier of a meaning.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

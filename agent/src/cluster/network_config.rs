@@ -12,12 +12,17 @@ use thiserror::Error;
 
 use crate::base::go_json::{GoJsonError, Object, compact};
 use crate::base::net::Family;
-use crate::plan::backend::{vxlan, wireguard};
 
 mod range;
 
 pub use range::RangeError;
 use range::{IPV4, IPV6, Wanted};
+
+/// The name of the VXLAN back end. An encrypted network has [`WIREGUARD`] in its place.
+pub(crate) const VXLAN: &str = "vxlan";
+
+/// The name of the back end that encrypts.
+pub(crate) const WIREGUARD: &str = "wireguard";
 
 /// A validated network config with all defaults filled in.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -297,12 +302,12 @@ impl BackendSpec {
     /// What to use in place of a back end that is `named`, or else only the default, so that packets are encrypted.
     fn encrypted(self, named: bool) -> Result<Self, NetworkConfigError> {
         match self.kind.as_str() {
-            vxlan::KIND | wireguard::KIND => {}
+            VXLAN | WIREGUARD => {}
             _ if !named => {}
             _ => return Err(NetworkConfigError::NotEncrypted(self.kind)),
         }
         Ok(Self {
-            kind: wireguard::KIND.to_owned(),
+            kind: WIREGUARD.to_owned(),
             ..self
         })
     }

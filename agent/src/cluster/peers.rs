@@ -27,10 +27,10 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::base::net;
+use crate::cluster::host_nets::HostNets;
 use crate::cluster::lease::allocate::overlap;
 use crate::cluster::lease::{Lease, LeaseEvent, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
-use crate::host::underlay::HostNets;
 
 mod changes;
 mod claims;

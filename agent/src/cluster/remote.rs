@@ -46,22 +46,6 @@ pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(120);
 /// How many addresses and links a host may name that its subnet must keep off.
 pub(crate) const MOST_AVOIDED: usize = 64;
 
-/// What the name of a network may be, for messages.
-pub(crate) const NETWORK_NAME: &str = "_ for the network without a name, or 1 to 64 letters, digits, '.', '_' or '-', of which the \
-     first is a letter or a digit, other than config and subnets";
-
-/// Whether a network may be called so. In etcd its name is one more element of the prefix.
-pub(crate) fn is_network_name(name: &str) -> bool {
-    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    (1..=64).contains(&name.len())
-        && name.bytes().all(good)
-        && name
-            .bytes()
-            .next()
-            .is_some_and(|b| b.is_ascii_alphanumeric())
-        && !matches!(name, "config" | "subnets")
-}
-
 /// What kind of error a server tells of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reason {
@@ -101,19 +85,6 @@ impl Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn network_names_are_single_elements_of_a_key() {
-        for name in ["blue", "a.b-c_d", "0"] {
-            assert!(is_network_name(name), "{name}");
-        }
-        let long = "x".repeat(65);
-        for name in [
-            "", "_", ".", "..", "a/b", "config", "subnets", "-a", "a b", "ä", &long,
-        ] {
-            assert!(!is_network_name(name), "{name}");
-        }
-    }
 
     #[test]
     fn reasons_have_names_of_their_own() {

@@ -5,7 +5,7 @@
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -17,6 +17,7 @@ use crate::base::net::InterfaceName;
 use crate::base::network_name::NetworkName;
 use crate::flannel::flanneld::several;
 use crate::host::firewall::{DEFAULT_RESYNC, Firewall, Mode};
+use crate::host::former::identities;
 use crate::host::netlink::{ClaimError, Kernel, KernelError};
 use crate::host::reconcile::Reconciler;
 use crate::host::subnet_file;
@@ -193,24 +194,4 @@ async fn remove_from_kernel(
     }
     let failures: Vec<_> = report.failures.iter().map(ToString::to_string).collect();
     Err(RemoveError::Failures(failures.join("; ")))
-}
-
-/// The overlay devices that this host has had, with the files that keep their MAC addresses.
-pub(crate) fn identities(state_dir: &Path) -> Vec<(InterfaceName, PathBuf)> {
-    let Ok(entries) = fs::read_dir(state_dir) else {
-        return Vec::new();
-    };
-    let identity = |path: PathBuf| {
-        let name = path
-            .file_name()?
-            .to_str()?
-            .strip_suffix(".mac")?
-            .parse()
-            .ok()?;
-        Some((name, path))
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| identity(entry.path()))
-        .collect()
 }

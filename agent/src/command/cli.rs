@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+use crate::base::terminal::Colour;
 use crate::cluster::lease::SubnetKey;
 use crate::command::manual::Shell;
 use crate::command::options::OptionsCommand;
@@ -112,17 +113,6 @@ pub struct StatusFlags {
     /// Where the agent is asked, and what it was told.
     #[command(flatten)]
     pub settings: SettingsFlags,
-}
-
-/// When output has colours.
-#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Colour {
-    /// On a terminal, unless NO_COLOR is set.
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
 }
 
 /// What `selvage peers` is asked.

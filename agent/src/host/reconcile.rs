@@ -12,8 +12,8 @@ use tracing::{trace, warn};
 use crate::base::net::InterfaceName;
 use crate::host::hooks::{CommandError, Ended, Runner};
 use crate::host::netlink::{ChangeError, Failure, Kernel, KernelError, Watch};
-use crate::host::underlay::Underlay;
 use crate::plan::state::{Change, Delta, Key, Object, Route, Scope, State, diff, diff_keys};
+use crate::plan::underlay::Underlay;
 
 /// How many changes were made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

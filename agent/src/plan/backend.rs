@@ -34,8 +34,8 @@ use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::host::hooks::CommandError;
 use crate::host::netlink::{ClaimError, Kernel, KernelError};
-use crate::host::underlay::Underlay;
 use crate::plan::state::{self, Key, LinkKind, Route, Scope, State};
+use crate::plan::underlay::Underlay;
 use crate::plan::wireguard_key::PublicKey;
 
 /// The back ends that exist, as the network config names them.

@@ -20,10 +20,10 @@ use selvage::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use selvage::cluster::network_config::NetworkConfig;
 use selvage::host::netlink::Kernel;
 use selvage::host::reconcile::{Reconciler, Report};
-use selvage::host::underlay::{Attachment, Underlay};
 use selvage::plan::backend::plan::Plan;
 use selvage::plan::backend::{self, Backend, BackendConfig, Setup};
 use selvage::plan::state::Delta;
+use selvage::plan::underlay::{Attachment, Underlay};
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use selvage::cluster::lease::Lease;
 use selvage::host::netlink::Kernel;
 use selvage::host::reconcile::Counts;
-use selvage::host::underlay::Underlay;
+use selvage::plan::underlay::Underlay;
 
 use crate::host::{Agent, Host, Notifications, block_on, peer};
 

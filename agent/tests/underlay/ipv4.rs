@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use selvage::host::underlay::Attachment;
+use selvage::plan::underlay::Attachment;
 
 use super::*;
 

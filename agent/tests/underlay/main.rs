@@ -9,7 +9,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use selvage::cluster::network_config::Families;
-use selvage::host::underlay::{Underlay, discover};
+use selvage::host::underlay::discover;
+use selvage::plan::underlay::Underlay;
 use selvage::settings::{Interface, Pattern, Underlay as Wanted};
 
 mod dual_stack;

@@ -14,8 +14,8 @@ use super::table::Table;
 use crate::base::retry::{Backoff, random_seed};
 use crate::cluster::lease::etcd::{Broker, EtcdSettings, EtcdStore, SettingsError};
 use crate::cluster::lease::{LeaseStore, StoreError, StoreEvent};
-use crate::cluster::remote::is_network_name;
 use crate::cluster::remote::wire::{self, LeaseBody, WatchResult};
+use crate::settings::is_network_name;
 
 /// How many networks are followed at the most. Only those that have a config are.
 const MOST: usize = 256;

@@ -224,7 +224,7 @@ mod tests {
             reason: "busy\x1b[2J".to_owned(),
         };
         view.take(Err(refused.into()));
-        let style = Style::choose(crate::command::cli::Colour::Never);
+        let style = Style::choose(crate::base::terminal::Colour::Never);
         let text = view.text(160, None, style);
         let mut lines = text.lines();
         assert_eq!(

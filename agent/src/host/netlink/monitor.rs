@@ -22,8 +22,8 @@ use super::observe::{is_inside, is_ours};
 use super::socket::{DATAGRAM, Messages};
 use super::{Kernel, KernelError, address, host, link, neighbor, route};
 use crate::base::net::InterfaceName;
-use crate::host::underlay::Underlay;
 use crate::plan::state::{Key, Object, Scope, State};
+use crate::plan::underlay::Underlay;
 
 /// How long it must be quiet before news is told: a burst of changes then costs one observation.
 const QUIET: Duration = Duration::from_millis(100);

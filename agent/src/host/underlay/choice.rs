@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 
 use super::host_nets::is_no_underlay;
-use super::{Attachment, Error, Miss, Underlay};
+use super::{Error, Miss};
 use crate::base::net::{Family, InterfaceName, unusable_v4, unusable_v6};
 use crate::cluster::network_config::Families;
 use crate::host::netlink::Refused;
 use crate::host::netlink::host::{Address, DefaultRoute, Host, Link};
+use crate::plan::underlay::{Attachment, Underlay};
 use crate::settings::{self, Interface, Pattern};
 
 /// How many interfaces a message lists. A host with thousands of containers has as many more.

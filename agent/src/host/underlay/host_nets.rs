@@ -1,16 +1,11 @@
-//! What overlay subnets must keep off: the host's own addresses, and what is on its links.
-//!
-//! An overlay network may be as wide as the site that it is in, 10.0.0.0/8 for one, with the hosts' own addresses inside.
-//! That does no harm until a node's subnet holds a host's address: then packets for the host go to that node's containers.
-
-use std::net::IpAddr;
+//! Which addresses of this host are its own, and which are those of overlay devices and of containers' gateways.
 
 use ipnet::IpNet;
 
-use super::Underlay;
 use crate::base::net::InterfaceName;
-use crate::cluster::lease::allocate::Avoid;
+use crate::cluster::host_nets::{HostNet, HostNets, Whose};
 use crate::host::netlink::host::{Address, Host};
+use crate::plan::underlay::Underlay;
 
 /// What the devices of every back end are called, before their number or kind.
 const OVERLAY: &str = "flannel";
@@ -21,101 +16,31 @@ const BRIDGES: [&str; 3] = ["docker0", "cni0", "cbr0"];
 /// Bridges of runtimes for networks of their own. A host's packets never leave by one.
 const OTHER_BRIDGES: [&str; 3] = ["podman", "cni-podman", "docker_gwbridge"];
 
-/// Whose an address of this host is.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Whose {
-    /// The underlay interface's.
-    Underlay,
-    /// Another interface's.
-    Host,
-    /// A bridge's that has the node's own subnet, or a former one.
-    Containers,
-}
-
-/// An address of this host and what is on its link.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct HostNet {
-    address: IpAddr,
-    /// Without host bits.
-    on_link: IpNet,
-    whose: Whose,
-}
-
-/// The addresses of this host, but for those of the overlay's own devices, with what is on their links.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct HostNets(Vec<HostNet>);
-
-impl HostNets {
-    /// What there is on a host whose packets for peers leave by `underlay`.
-    pub(super) fn of(host: &Host, underlay: &Underlay) -> Self {
-        let mut nets: Vec<_> = host
-            .addresses
-            .iter()
-            .filter_map(|address| {
-                let link = host.links.iter().find(|l| l.index == address.link_index)?;
-                let on_link = IpNet::new(address.address, address.prefix_len).ok()?;
-                let whose = match link.index == underlay.index {
-                    true => Whose::Underlay,
-                    false if is_of_overlay(&link.name) || is_gateway(&link.name, address) => {
-                        return None;
-                    }
-                    false if address.is_on_one_link() => return None,
-                    false if BRIDGES.contains(&link.name.as_str()) => Whose::Containers,
-                    false => Whose::Host,
-                };
-                Some(HostNet {
-                    address: address.address,
-                    on_link: on_link.trunc(),
-                    whose,
-                })
-            })
-            .collect();
-        nets.sort_unstable();
-        nets.dedup();
-        Self(nets)
-    }
-
-    /// An address of this host in a subnet that another node holds or wants. What a runtime's bridge has there is a
-    /// remnant of a subnet that this node had before.
-    pub fn in_subnet(&self, subnet: &IpNet) -> Option<IpAddr> {
-        let mut nets = self.0.iter().filter(|net| net.whose != Whose::Containers);
-        nets.find(|net| subnet.contains(&net.address))
-            .map(|net| net.address)
-    }
-
-    /// What no subnet of ours is to hold.
-    pub fn avoid(&self) -> Avoid {
-        let of_underlay = self.0.iter().filter(|net| net.whose == Whose::Underlay);
-        Avoid {
-            underlay: of_underlay.map(|net| net.address).collect(),
-            addresses: self.0.iter().map(|net| net.address).collect(),
-            on_link: self.0.iter().map(|net| net.on_link).collect(),
-        }
-    }
-
-    /// What lies inside an overlay network and is outside the overlay all the same, for masquerading: the links on which
-    /// no node has its subnet, as `is_leased` says; of the others the host's own address.
-    pub(crate) fn outside(
-        &self,
-        network: IpNet,
-        own: IpNet,
-        is_leased: impl Fn(&IpNet) -> bool,
-    ) -> Vec<IpNet> {
-        let of_host = self.0.iter().filter(|net| net.whose != Whose::Containers);
-        let mut outside: Vec<IpNet> = of_host
-            .filter(|net| network.contains(&net.address) && !own.contains(&net.address))
-            .map(|net| {
-                let is_apart = network.contains(&net.on_link) && !net.on_link.contains(&own);
-                match is_apart && !is_leased(&net.on_link) {
-                    true => net.on_link,
-                    false => net.address.into(),
+/// What overlay subnets must keep off on a host whose packets for peers leave by `underlay`.
+pub(super) fn host_nets(host: &Host, underlay: &Underlay) -> HostNets {
+    let nets = host
+        .addresses
+        .iter()
+        .filter_map(|address| {
+            let link = host.links.iter().find(|l| l.index == address.link_index)?;
+            let on_link = IpNet::new(address.address, address.prefix_len).ok()?;
+            let whose = match link.index == underlay.index {
+                true => Whose::Underlay,
+                false if is_of_overlay(&link.name) || is_gateway(&link.name, address) => {
+                    return None;
                 }
+                false if address.is_on_one_link() => return None,
+                false if BRIDGES.contains(&link.name.as_str()) => Whose::Containers,
+                false => Whose::Host,
+            };
+            Some(HostNet {
+                address: address.address,
+                on_link: on_link.trunc(),
+                whose,
             })
-            .collect();
-        outside.sort_unstable();
-        outside.dedup();
-        outside
-    }
+        })
+        .collect();
+    HostNets::new(nets)
 }
 
 /// Whether a device carries an overlay's packets, so that its address is no host's.

@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use super::{Backend, Refusal, attrs, same_kind};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
-use crate::host::underlay::Underlay;
 use crate::plan::state::{Key, Object, Scope, State};
+use crate::plan::underlay::Underlay;
 
 /// The name of this back end in network configs.
 pub(super) const KIND: &str = "alloc";

@@ -28,8 +28,8 @@ use crate::base::go_json;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::host::hooks;
-use crate::host::underlay::Underlay;
 use crate::plan::state::{Hook, Key, Object, Scope, State};
+use crate::plan::underlay::Underlay;
 
 /// The name of this back end in network configs and leases.
 pub(super) const KIND: &str = "extension";

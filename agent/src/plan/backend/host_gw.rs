@@ -18,8 +18,8 @@ use tracing::warn;
 use super::{Backend, OpenError, Refusal, Setup, attrs, same_kind};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
-use crate::host::underlay::{Face, Underlay};
 use crate::plan::state::{Key, Object, Route, Scope, State};
+use crate::plan::underlay::{Face, Underlay};
 
 /// The name of this back end in network configs and leases.
 pub(crate) const KIND: &str = "host-gw";

@@ -21,8 +21,8 @@ use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
-use crate::host::underlay::Underlay;
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Tun};
+use crate::plan::underlay::Underlay;
 
 /// The name of this back end in network configs.
 pub(crate) const KIND: &str = "udp";

@@ -29,11 +29,11 @@ use crate::base::net::{InterfaceName, MacAddr};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::host::netlink::Kernel;
-use crate::host::underlay::{Face, Underlay};
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Vxlan};
+use crate::plan::underlay::{Face, Underlay};
 
 /// The name of this back end in network configs and leases.
-pub(crate) const KIND: &str = "vxlan";
+pub(crate) const KIND: &str = crate::cluster::network_config::VXLAN;
 
 /// Outer IPv4 20 + UDP 8 + VXLAN 8 (RFC 7348 §5) + inner Ethernet 14 bytes.
 const OVERHEAD_V4: u32 = 50;

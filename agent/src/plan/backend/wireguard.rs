@@ -43,12 +43,12 @@ use super::{Backend, OpenError, Refusal, Setup, attrs, device_route, same_kind};
 use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
-use crate::host::underlay::Underlay;
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Wireguard, WireguardPeer};
+use crate::plan::underlay::Underlay;
 use crate::plan::wireguard_key::{PrivateKey, PublicKey};
 
 /// The name of this back end in network configs and leases.
-pub(crate) const KIND: &str = "wireguard";
+pub(crate) const KIND: &str = crate::cluster::network_config::WIREGUARD;
 
 /// Outer IPv6 40 + UDP 8 + WireGuard's header 16 and authentication tag 16 bytes.
 const OVERHEAD: u32 = 80;

@@ -5,6 +5,7 @@ use super::{absolute, is_on, optional};
 use crate::base::endpoint::{self, Endpoint};
 use crate::base::network_name::NetworkName;
 use crate::settings::inputs::{Inputs, Sourced};
+use crate::settings::remote::{NETWORK_NAME, is_network_name};
 use crate::settings::{Error, Listen, Remote, key};
 
 /// The network that has no name, as flannel writes it in a path.
@@ -81,9 +82,9 @@ fn servers(
 }
 
 fn network(input: &Sourced<String>) -> Result<String, Error> {
-    if input.value == NO_NAME || crate::cluster::remote::is_network_name(&input.value) {
+    if input.value == NO_NAME || is_network_name(&input.value) {
         Ok(input.value.clone())
     } else {
-        Err(input.error(crate::cluster::remote::NETWORK_NAME))
+        Err(input.error(NETWORK_NAME))
     }
 }

@@ -9,8 +9,8 @@ use tokio::time::sleep;
 
 use super::{finding, inventory};
 use crate::base::net::MacAddr;
-use crate::command::cleanup::identities;
 use crate::command::doctor::{Context, Finding, Outcome, Severity};
+use crate::host::former::identities;
 use crate::host::netlink::inventory::{Interface, Inventory};
 
 mod link_file;

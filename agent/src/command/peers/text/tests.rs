@@ -1,7 +1,7 @@
 //! What is said of one address, as it is committed.
 
 use super::*;
-use crate::command::cli::Colour;
+use crate::base::terminal::Colour;
 use crate::telemetry::status::SCHEMA;
 use crate::telemetry::status::samples::{
     NOW, compare_with_golden, degraded, joining, peer, stopped, wireguard,

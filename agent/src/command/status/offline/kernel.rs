@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::{v4, v6};
 use crate::base::logging::chain;
 use crate::base::net::InterfaceName;
-use crate::command::cleanup;
+use crate::host::former;
 use crate::host::netlink::host::{Host, Questions};
 use crate::host::netlink::{Kernel, KernelError};
 use crate::plan::backend;
@@ -58,7 +58,7 @@ async fn try_to_look(
     for (name, _) in &present {
         devices.push(Device::seen(name, kernel.device(name).await?));
     }
-    let kept = cleanup::identities(&settings.files.state_dir);
+    let kept = former::identities(&settings.files.state_dir);
     let gone: Vec<_> = kept.into_iter().map(|(name, _)| name).collect();
     // Where another device took the place, the network config has changed since.
     if present.is_empty() {

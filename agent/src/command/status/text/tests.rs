@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::command::cli::Colour;
+use crate::base::terminal::Colour;
 use crate::telemetry::status::samples::{
     compare_with_golden, degraded, full, healthy, joining, peer, stopped, wireguard,
 };

@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use super::*;
 use crate::host::netlink::host::Link;
 
@@ -46,7 +48,7 @@ fn nets(addresses: &[(&str, &str)]) -> HostNets {
         v4: None,
         v6: None,
     };
-    HostNets::of(&host, &underlay)
+    host_nets(&host, &underlay)
 }
 
 fn usual() -> HostNets {

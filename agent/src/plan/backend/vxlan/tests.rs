@@ -8,9 +8,9 @@ use serde_json::value::RawValue;
 
 use super::*;
 use crate::cluster::network_config::NetworkConfig;
-use crate::host::underlay::Attachment;
 use crate::plan::backend::BackendConfig;
 use crate::plan::state::Route;
+use crate::plan::underlay::Attachment;
 
 /// 192.0.2.1/24 and 2001:db8::1/64 on eth0.
 pub(in crate::plan::backend) fn underlay() -> Underlay {

@@ -15,3 +15,4 @@ pub mod network_name;
 pub mod retry;
 pub mod service;
 pub mod terminal;
+pub(crate) mod words;

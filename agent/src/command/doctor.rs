@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use self::reach::Survey;
 use crate::base::terminal::Style;
+use crate::base::words::harmless;
 use crate::command::cli::DoctorFlags;
-use crate::command::status::text::harmless;
 use crate::settings::Settings;
 use crate::telemetry::control::{self, Client};
 use crate::telemetry::status::Status;

@@ -132,8 +132,9 @@ impl SubnetFile {
     }
 }
 
-/// The address of the container bridge: the subnet's first address + 1, with the subnet's length.
-fn bridge_address(subnet: IpNet) -> IpNet {
+/// The address of the container bridge, which is also what the plugin host-local takes for the gateway: the subnet's first
+/// address + 1, with the subnet's length.
+pub(crate) fn bridge_address(subnet: IpNet) -> IpNet {
     let address = match subnet.network() {
         IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits().saturating_add(1)).into(),
         IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits().saturating_add(1)).into(),
@@ -152,6 +153,10 @@ pub struct Previous {
     pub network_v6: Option<Ipv6Net>,
     /// The subnet for IPv6.
     pub subnet_v6: Option<Ipv6Net>,
+    /// MTU of the overlay in bytes.
+    pub mtu: Option<u32>,
+    /// Whether the agent masqueraded.
+    pub masquerade: Option<bool>,
 }
 
 /// Reads what an earlier run of the agent or of any flanneld left at `path`; a missing file says nothing.
@@ -197,6 +202,8 @@ impl Previous {
                 "FLANNEL_SUBNET" => previous.subnet = only_network(value).map(v4),
                 "FLANNEL_IPV6_NETWORK" => previous.network_v6 = only_network(value).map(v6),
                 "FLANNEL_IPV6_SUBNET" => previous.subnet_v6 = only_network(value).map(v6),
+                "FLANNEL_MTU" => previous.mtu = value.parse().ok(),
+                "FLANNEL_IPMASQ" => previous.masquerade = value.parse().ok(),
                 _ => {}
             }
         }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::NetworkCommandError;
 use crate::base::go_json::shorten;
+use crate::base::words::{duration, harmless};
 use crate::cluster::lease::etcd::{EtcdStore, Record};
 
 /// Prints all leases, or the reservations alone: aligned columns, or a JSON array.
@@ -66,8 +67,8 @@ impl Row {
             ipv6_subnet: record.key.v6,
             public_ip: attrs.and_then(|attrs| attrs.public_ip),
             public_ipv6: attrs.and_then(|attrs| attrs.public_ipv6),
-            backend_type: attrs.map(|attrs| harmless(&attrs.backend_type)),
-            owner: attrs.and_then(|attrs| attrs.owner.as_deref()).map(harmless),
+            backend_type: attrs.map(|attrs| foreign(&attrs.backend_type)),
+            owner: attrs.and_then(|attrs| attrs.owner.as_deref()).map(foreign),
             reserved: record.is_reservation(),
             seconds_left: left.map(|left| left.as_secs()),
             readable: attrs.is_some(),
@@ -95,7 +96,7 @@ impl Row {
             },
             self.backend_type.clone().unwrap_or_default(),
             self.owner.clone().unwrap_or_default(),
-            self.seconds_left.map_or("reserved".to_owned(), in_words),
+            self.seconds_left.map_or("reserved".to_owned(), duration),
         ]
         .map(|cell| {
             if cell.is_empty() {
@@ -107,28 +108,9 @@ impl Row {
     }
 }
 
-/// A foreign text, fit for a terminal.
-fn harmless(text: &str) -> String {
-    shorten(text).escape_debug().to_string()
-}
-
-/// The two largest units of a duration: `23h 59m`.
-fn in_words(seconds: u64) -> String {
-    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
-    let mut rest = seconds;
-    let mut parts = Vec::new();
-    for (length, unit) in UNITS {
-        if rest >= length {
-            parts.push(format!("{}{unit}", rest / length));
-            rest %= length;
-        }
-    }
-    parts.truncate(2);
-    if parts.is_empty() {
-        "0s".to_owned()
-    } else {
-        parts.join(" ")
-    }
+/// A text of another node, short and fit for a terminal.
+fn foreign(text: &str) -> String {
+    harmless(&shorten(text)).into_owned()
 }
 
 /// Columns as wide as their widest cell, two spaces apart.
@@ -147,21 +129,4 @@ fn write_aligned(lines: &[[String; 5]], out: &mut impl Write) -> std::io::Result
         writeln!(out, "{}", text.trim_end())?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_told_by_their_two_largest_units() {
-        let told = [0, 59, 60, 86_399, 86_400, 90_000].map(in_words);
-        assert_eq!(told, ["0s", "59s", "1m", "23h 59m", "1d", "1d 1h"]);
-    }
-
-    #[test]
-    fn foreign_texts_do_not_reach_the_terminal_as_they_are() {
-        assert_eq!(harmless("vxlan"), "vxlan");
-        assert_eq!(harmless("\u{1b}[2J"), "\\u{1b}[2J");
-    }
 }

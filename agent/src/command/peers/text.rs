@@ -5,9 +5,8 @@ use std::fmt::Write;
 use ipnet::IpNet;
 
 use crate::base::terminal::{Style, Tone};
-use crate::command::status::text::{
-    LABEL, ago, bytes, describe_peers, describe_state, duration, harmless, labelled, wrap,
-};
+use crate::base::words::{ago, bytes, duration, harmless};
+use crate::command::status::text::{LABEL, describe_peers, describe_state, labelled, wrap};
 use crate::telemetry::status::{Owner, Peer, PeerDetail, PeerObject, State, Status};
 
 /// All peers, with what one must know before one trusts the list.

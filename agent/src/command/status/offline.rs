@@ -11,7 +11,6 @@ use std::path::Path;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::base::env_file;
 use crate::base::logging::chain;
 use crate::base::machine_id;
 use crate::cluster::lease::SubnetKey;
@@ -35,8 +34,6 @@ const NOT_ASKED: &str = "not asked, as the agent does not run";
 #[derive(Debug, Default)]
 struct SubnetEnv {
     previous: Previous,
-    mtu: Option<u32>,
-    masquerade: Option<bool>,
     /// When it was written.
     written: Option<u64>,
 }
@@ -78,6 +75,7 @@ pub(super) async fn look(settings: &Settings) -> Status {
         subnets: None,
         backend: seen.backend.to_owned(),
         mtu: file
+            .previous
             .mtu
             .or_else(|| seen.devices.iter().find_map(|device| device.mtu))
             .unwrap_or(0),
@@ -164,17 +162,9 @@ fn read_file(path: &Path, notes: &mut Vec<String>) -> SubnetEnv {
             return SubnetEnv::default();
         }
     };
-    let mut variables = env_file::Variables::new();
-    // What stands before a mistake counts; who sources the file finds the same.
-    let _ = env_file::source(&text, &mut variables);
-    let number = |key| variables.get(key)?.parse().ok();
     let written = fs::metadata(path).and_then(|metadata| metadata.modified());
     SubnetEnv {
         previous: Previous::parse(&text),
-        mtu: number("FLANNEL_MTU"),
-        masquerade: variables
-            .get("FLANNEL_IPMASQ")
-            .and_then(|value| value.parse().ok()),
         written: written.ok().map(unix_time),
     }
 }
@@ -235,7 +225,10 @@ async fn look_at_firewall(
         Ok(mode) => Some(Firewall {
             wanted: settings.firewall.mode.to_string(),
             mode: mode.map(|mode| mode.to_string()),
-            masquerade: file.masquerade.unwrap_or(settings.firewall.masquerade),
+            masquerade: file
+                .previous
+                .masquerade
+                .unwrap_or(settings.firewall.masquerade),
             forward: settings.firewall.forward,
             programmed: 0,
             programmed_time: None,

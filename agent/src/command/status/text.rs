@@ -5,7 +5,6 @@
 
 mod peers;
 mod table;
-mod words;
 
 use std::fmt::Write;
 
@@ -13,9 +12,8 @@ use unicode_width::UnicodeWidthStr;
 
 pub(crate) use self::peers::{describe as describe_peers, state as describe_state};
 use self::table::{Cell, Column, Table};
-pub(crate) use self::words::{ago, bytes, duration, grouped, harmless};
-use self::words::{micros, times};
 use crate::base::terminal::{Style, Tone};
+use crate::base::words::{ago, bytes, duration, grouped, harmless, micros, times};
 use crate::telemetry::status::{
     Device, Firewall, Kernel, Lease, Network, State, Status, Store, Underlay,
 };

@@ -14,6 +14,7 @@ use super::text;
 use super::{Error, look, print};
 use crate::base::logging::chain;
 use crate::base::terminal::{self, Style};
+use crate::base::words::{ago, duration, harmless};
 use crate::settings::Settings;
 use crate::telemetry::status::{Status, now};
 
@@ -103,12 +104,12 @@ impl View {
     fn text(&self, now: u64, width: Option<usize>, style: Style) -> String {
         let mut text = String::new();
         if let Some(trouble) = &self.trouble {
-            let trouble = format!("the agent does not answer: {}", text::harmless(trouble));
+            let trouble = format!("the agent does not answer: {}", harmless(trouble));
             for line in text::wrap(&trouble, width) {
                 let _ = writeln!(text, "{}", style.bad(line));
             }
             if let Some(last) = &self.last {
-                let _ = writeln!(text, "What it said {}:\n", text::ago(now, last.time));
+                let _ = writeln!(text, "What it said {}:\n", ago(now, last.time));
             }
         }
         if let Some(last) = &self.last {
@@ -142,7 +143,7 @@ impl<'a, W: Write> Screen<'a, W> {
         let size = terminal::size().filter(|_| self.terminal);
         let mut text = view.text(now(), size.map(|(columns, _)| columns), style);
         if let Some((_, lines)) = size {
-            let footer = format!("every {}, Ctrl-C ends", text::duration(seconds));
+            let footer = format!("every {}, Ctrl-C ends", duration(seconds));
             text = frame(&text, lines, &style.dim(&footer).to_string());
         } else if self.drawn {
             text.insert(0, '\n');

@@ -5,8 +5,6 @@
 //! the subnet no container starts until somebody deletes the bridge. The address is of use to nobody once no container
 //! is attached; then we remove it, and the plugin adds the new one.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
 use ipnet::IpNet;
 use nix::errno::Errno;
 use serde_json::{Map, Value};
@@ -18,6 +16,7 @@ use super::verbs::note;
 use crate::base::logging;
 use crate::base::net::InterfaceName;
 use crate::host::netlink::{Kernel, KernelError};
+use crate::host::subnet_file::bridge_address;
 
 /// The bridge plugin's name for its bridge where none is configured.
 const DEFAULT_BRIDGE: &str = "cni0";
@@ -118,20 +117,11 @@ fn old_addresses(addresses: &[IpNet], env: &SubnetEnv) -> Vec<IpNet> {
     let is_ours = |address: &IpNet| {
         env.subnets
             .iter()
-            .any(|subnet| gateway(*subnet) == *address)
+            .any(|subnet| bridge_address(*subnet) == *address)
     };
     let in_overlay = |address: &IpNet| env.networks.iter().any(|net| net.contains(&address.addr()));
     let old = |address: &&IpNet| in_overlay(address) && !is_ours(address);
     addresses.iter().filter(old).copied().collect()
-}
-
-/// What host-local takes for the gateway: the subnet's address + 1.
-fn gateway(subnet: IpNet) -> IpNet {
-    let first: IpAddr = match subnet.network() {
-        IpAddr::V4(first) => Ipv4Addr::from(u32::from(first).saturating_add(1)).into(),
-        IpAddr::V6(first) => Ipv6Addr::from(u128::from(first).saturating_add(1)).into(),
-    };
-    IpNet::new(first, subnet.prefix_len()).unwrap_or(subnet)
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::table::{Cell, Column, Table};
 use super::wrap;
-use super::{ago, bytes, duration, grouped, harmless};
 use crate::base::terminal::{Style, Tone};
+use crate::base::words::{ago, bytes, duration, grouped, harmless};
 use crate::telemetry::status::{Peer, PeerState, State, Status};
 
 const fn column(title: &'static str, right: bool, lightness: u8) -> Column {

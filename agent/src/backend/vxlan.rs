@@ -16,7 +16,7 @@
 
 mod identity;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 
 use ipnet::IpNet;
 use serde::Serialize;

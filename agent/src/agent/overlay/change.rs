@@ -52,8 +52,10 @@ impl Overlay {
         );
         // What used to be our address may be a peer's now.
         let backend = self.backend.over(&underlay).into();
+        for leaving in &mut self.leaving {
+            leaving.follow(&underlay);
+        }
         self.underlay = underlay;
-        self.leaving.clear();
         self.set_backend(backend);
         Ok(true)
     }

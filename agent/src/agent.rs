@@ -203,7 +203,7 @@ struct Agent<'a, S: LeaseStore> {
     deaf: Option<String>,
     /// The lease that was logged last.
     lease: Option<SubnetKey>,
-    /// Where a lease is taken in place of the lost one.
+    /// Where a lease is taken, the first one or one in place of the lost one.
     acquiring: JoinSet<Result<S::Taken, StoreError>>,
     /// Whether the end of a reload is still to be told.
     reloading: bool,
@@ -315,7 +315,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             has_own_address: underlay.has_own_address(),
         };
         self.store.set_avoid(host.avoid());
-        let own = self.store.acquire(&config, &attrs, past).await;
+        let own = self.acquire(&config, &attrs, past).await;
         let own = own.map_err(|error| failed(&mut self.events, error))?;
         self.log_lease(own.key, own.attrs.public_address());
         let mut place = Place {

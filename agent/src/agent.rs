@@ -331,9 +331,10 @@ impl<S: LeaseStore> Agent<'_, S> {
         loop {
             match self.store.next_event().await {
                 StoreEvent::Peers(event @ LeaseEvent::Snapshot { .. }) => {
-                    let elder = overlay::elder_twin(&place.own, event.leases());
-                    if let Some(elder) = elder.map(|lease| lease.key) {
-                        self.differ(&mut place, elder, kernel).await?;
+                    // Peers that believe a younger one would go on doing so; nobody has heard of this node's yet.
+                    let twin = overlay::twins(&place.own, event.leases()).next();
+                    if let Some(twin) = twin.map(|lease| lease.key) {
+                        self.differ(&mut place, twin, kernel).await?;
                     }
                     return Ok((place, event));
                 }

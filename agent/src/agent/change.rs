@@ -57,7 +57,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             tasks.identity.done();
             return;
         };
-        warn_of_elder(elder);
+        warn_of_twin(elder);
         match overlay
             .renew_identity(&self.settings, &self.privileges)
             .await
@@ -84,14 +84,14 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Makes the MAC address or key another than that of an older node, before it is programmed, and publishes it.
+    /// Makes the MAC address or key another than that of another node, before it is programmed, and publishes it.
     pub(super) async fn differ(
         &mut self,
         place: &mut Place,
-        elder: SubnetKey,
+        twin: SubnetKey,
         kernel: &mut Kernel,
     ) -> Result<(), String> {
-        warn_of_elder(elder);
+        warn_of_twin(twin);
         let (underlay, host, backend) = overlay::connect(
             &self.settings,
             &self.privileges,
@@ -112,8 +112,8 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 }
 
-fn warn_of_elder(elder: SubnetKey) {
+fn warn_of_twin(twin: SubnetKey) {
     warn!(
-        "the older lease of {elder} has this node's MAC address or key, as that of a cloned disk does; this node makes itself another and publishes it"
+        "the lease of {twin} has this node's MAC address or key, as that of a cloned disk does; this node makes itself another and publishes it"
     );
 }

@@ -144,6 +144,7 @@ pub async fn run(
         store_trouble: None,
         history: status::History::default(),
         new_config: None,
+        has_joined: false,
         to_hand_over: None,
         events: sample::no_events(),
         identity_pauses: IDENTITY_PAUSES.seeded(random_seed()),
@@ -160,8 +161,8 @@ pub async fn run(
     if agent.settings.agent.leave_on_stop {
         agent.leave().await;
     }
-    if let Some(rules) = &agent.to_hand_over
-        && let Err(error) = firewall::hand_over(rules).await
+    if let Some(rules) = agent.rules_to_hand_over().await
+        && let Err(error) = firewall::hand_over(&rules).await
     {
         warn!("{}", chain(&error));
     }
@@ -216,6 +217,8 @@ struct Agent<'a, S: LeaseStore> {
     history: status::History,
     /// The network config that was written last, until it is applied.
     new_config: Option<NetworkConfig>,
+    /// Whether the rules in force are of this run.
+    has_joined: bool,
     /// The rules that must not stay as they are when the agent has stopped.
     to_hand_over: Option<Rules>,
     events: Events,
@@ -365,10 +368,8 @@ impl<S: LeaseStore> Agent<'_, S> {
         let mut told = Instant::now();
         loop {
             self.tell_health(&tasks);
-            // A named network's names are not flannel's.
-            if self.settings.agent.network.is_none() {
-                self.to_hand_over = overlay.rules_to_hand_over();
-            }
+            self.has_joined = true;
+            self.to_hand_over = overlay.rules_to_hand_over();
             let watch = overlay.watch();
             tokio::select! {
                 () = self.service.rest() => (),
@@ -452,6 +453,16 @@ impl<S: LeaseStore> Agent<'_, S> {
                 self.service.status(&self.status(overlay, &tasks));
                 told = Instant::now();
             }
+        }
+    }
+
+    /// The rules that a flannel which comes next must find where it looks: this run's, or those of an earlier one that was
+    /// killed, as far as `subnet.env` and the settings have them. A named network's names are not flannel's.
+    async fn rules_to_hand_over(&mut self) -> Option<Rules> {
+        match self.settings.agent.network {
+            Some(_) => None,
+            None if self.has_joined => self.to_hand_over.take(),
+            None => overlay::former_rules(&self.settings).await,
         }
     }
 

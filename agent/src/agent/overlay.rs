@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 pub(crate) use self::change::{elder_twin, twins};
+pub(crate) use self::firewall::former_rules;
 pub(crate) use self::former::Former;
 use self::journal::Journal;
 use self::leaving::Leaving;

@@ -138,6 +138,8 @@ pub async fn run(
         deaf: None,
         lease: None,
         acquiring: JoinSet::new(),
+        publishing: JoinSet::new(),
+        publish_again: false,
         reloading: false,
         waiting: None,
         waits: Repeats::default(),
@@ -206,6 +208,10 @@ struct Agent<'a, S: LeaseStore> {
     lease: Option<SubnetKey>,
     /// Where a lease is taken, the first one or one in place of the lost one.
     acquiring: JoinSet<Result<S::Taken, StoreError>>,
+    /// Where the own attributes are written.
+    publishing: JoinSet<Result<(), StoreError>>,
+    /// Whether they have to be written once more, since something changed meanwhile.
+    publish_again: bool,
     /// Whether the end of a reload is still to be told.
     reloading: bool,
     /// What joining waits for, without the details.
@@ -427,7 +433,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                 }
                 () = tasks.underlay.due() => self.follow_underlay(overlay, &mut tasks).await,
                 () = tasks.config.due() => self.follow_config(overlay, &mut tasks).await,
-                () = tasks.publish.due() => self.publish(overlay, &mut tasks).await,
+                () = tasks.publish.due() => self.publish(overlay, &mut tasks),
+                Some(Ok(outcome)) = self.publishing.join_next() => {
+                    self.published(outcome, &mut tasks);
+                }
                 () = tasks.identity.due() => self.renew_identity(overlay, &mut tasks).await,
                 // Never `None`: the desk is this struct's own.
                 Some(question) = self.questions.recv() => {

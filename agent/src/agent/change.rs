@@ -73,8 +73,20 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     /// Tells the peers where this node is now. A lost lease is published when it is taken again.
-    pub(super) async fn publish(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
-        match self.store.update(&overlay.lease_attrs()).await {
+    pub(super) fn publish(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
+        tasks.publish.goes_on();
+        // One after the other: the last one written must be the last one told.
+        self.publish_again = !self.publishing.is_empty();
+        if !self.publish_again {
+            let publishing = self.store.update(&overlay.lease_attrs());
+            self.publishing.spawn(publishing);
+        }
+    }
+
+    /// Goes on after an answer to [`Self::publish`].
+    pub(super) fn published(&mut self, outcome: Result<(), StoreError>, tasks: &mut Tasks) {
+        match outcome {
+            _ if std::mem::take(&mut self.publish_again) => tasks.publish.now(),
             Ok(()) => tasks.publish.done(),
             Err(StoreError::NoLease { .. }) => tasks.publish.done(),
             Err(error) => {

@@ -140,12 +140,15 @@ pub async fn run(
         deaf: None,
         lease: None,
         acquiring: JoinSet::new(),
+        publishing: JoinSet::new(),
+        publish_again: false,
         reloading: false,
         waiting: None,
         waits: Repeats::default(),
         store_trouble: None,
         history: status::History::default(),
         new_config: None,
+        has_joined: false,
         to_hand_over: None,
         events: sample::no_events(),
         identity_pauses: IDENTITY_PAUSES.seeded(random_seed()),
@@ -162,8 +165,8 @@ pub async fn run(
     if agent.settings.agent.leave_on_stop {
         agent.leave().await;
     }
-    if let Some(rules) = &agent.to_hand_over
-        && let Err(error) = firewall::hand_over(rules).await
+    if let Some(rules) = agent.rules_to_hand_over().await
+        && let Err(error) = firewall::hand_over(&rules).await
     {
         warn!("{}", chain(&error));
     }
@@ -205,8 +208,12 @@ struct Agent<'a, S: LeaseStore> {
     deaf: Option<String>,
     /// The lease that was logged last.
     lease: Option<SubnetKey>,
-    /// Where a lease is taken in place of the lost one.
+    /// Where a lease is taken, the first one or one in place of the lost one.
     acquiring: JoinSet<Result<S::Taken, StoreError>>,
+    /// Where the own attributes are written.
+    publishing: JoinSet<Result<(), StoreError>>,
+    /// Whether they have to be written once more, since something changed meanwhile.
+    publish_again: bool,
     /// Whether the end of a reload is still to be told.
     reloading: bool,
     /// What joining waits for, without the details.
@@ -218,6 +225,8 @@ struct Agent<'a, S: LeaseStore> {
     history: status::History,
     /// The network config that was written last, until it is applied.
     new_config: Option<NetworkConfig>,
+    /// Whether the rules in force are of this run.
+    has_joined: bool,
     /// The rules that must not stay as they are when the agent has stopped.
     to_hand_over: Option<Rules>,
     events: Events,
@@ -317,7 +326,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             has_own_address: underlay.has_own_address(),
         };
         self.store.set_avoid(host.avoid());
-        let own = self.store.acquire(&config, &attrs, past).await;
+        let own = self.acquire(&config, &attrs, past).await;
         let own = own.map_err(|error| failed(&mut self.events, error))?;
         self.log_lease(own.key, own.attrs.public_address());
         let mut place = Place {
@@ -333,9 +342,10 @@ impl<S: LeaseStore> Agent<'_, S> {
         loop {
             match self.store.next_event().await {
                 StoreEvent::Peers(event @ LeaseEvent::Snapshot { .. }) => {
-                    let elder = overlay::elder_twin(&place.own, event.leases());
-                    if let Some(elder) = elder.map(|lease| lease.key) {
-                        self.differ(&mut place, elder, kernel).await?;
+                    // Peers that believe a younger one would go on doing so; nobody has heard of this node's yet.
+                    let twin = overlay::twins(&place.own, event.leases()).next();
+                    if let Some(twin) = twin.map(|lease| lease.key) {
+                        self.differ(&mut place, twin, kernel).await?;
                     }
                     return Ok((place, event));
                 }
@@ -366,10 +376,8 @@ impl<S: LeaseStore> Agent<'_, S> {
         let mut told = Instant::now();
         loop {
             self.tell_health(&tasks);
-            // A named network's names are not flannel's.
-            if self.settings.agent.network.is_none() {
-                self.to_hand_over = overlay.rules_to_hand_over();
-            }
+            self.has_joined = true;
+            self.to_hand_over = overlay.rules_to_hand_over();
             let watch = overlay.watch();
             tokio::select! {
                 () = self.service.rest() => (),
@@ -427,7 +435,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                 }
                 () = tasks.underlay.due() => self.follow_underlay(overlay, &mut tasks).await,
                 () = tasks.config.due() => self.follow_config(overlay, &mut tasks).await,
-                () = tasks.publish.due() => self.publish(overlay, &mut tasks).await,
+                () = tasks.publish.due() => self.publish(overlay, &mut tasks),
+                Some(Ok(outcome)) = self.publishing.join_next() => {
+                    self.published(outcome, &mut tasks);
+                }
                 () = tasks.identity.due() => self.renew_identity(overlay, &mut tasks).await,
                 // Never `None`: the desk is this struct's own.
                 Some(question) = self.questions.recv() => {
@@ -453,6 +464,16 @@ impl<S: LeaseStore> Agent<'_, S> {
                 self.service.status(&self.status(overlay, &tasks));
                 told = Instant::now();
             }
+        }
+    }
+
+    /// The rules that a flannel which comes next must find where it looks: this run's, or those of an earlier one that was
+    /// killed, as far as `subnet.env` and the settings have them. A named network's names are not flannel's.
+    async fn rules_to_hand_over(&mut self) -> Option<Rules> {
+        match self.settings.agent.network {
+            Some(_) => None,
+            None if self.has_joined => self.to_hand_over.take(),
+            None => overlay::former_rules(&self.settings).await,
         }
     }
 

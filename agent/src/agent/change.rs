@@ -57,7 +57,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             tasks.identity.done();
             return;
         };
-        warn_of_elder(elder);
+        warn_of_twin(elder);
         match overlay
             .renew_identity(&self.settings, &self.privileges)
             .await
@@ -73,8 +73,20 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     /// Tells the peers where this node is now. A lost lease is published when it is taken again.
-    pub(super) async fn publish(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
-        match self.store.update(&overlay.lease_attrs()).await {
+    pub(super) fn publish(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
+        tasks.publish.goes_on();
+        // One after the other: the last one written must be the last one told.
+        self.publish_again = !self.publishing.is_empty();
+        if !self.publish_again {
+            let publishing = self.store.update(&overlay.lease_attrs());
+            self.publishing.spawn(publishing);
+        }
+    }
+
+    /// Goes on after an answer to [`Self::publish`].
+    pub(super) fn published(&mut self, outcome: Result<(), StoreError>, tasks: &mut Tasks) {
+        match outcome {
+            _ if std::mem::take(&mut self.publish_again) => tasks.publish.now(),
             Ok(()) => tasks.publish.done(),
             Err(StoreError::NoLease { .. }) => tasks.publish.done(),
             Err(error) => {
@@ -84,14 +96,14 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Makes the MAC address or key another than that of an older node, before it is programmed, and publishes it.
+    /// Makes the MAC address or key another than that of another node, before it is programmed, and publishes it.
     pub(super) async fn differ(
         &mut self,
         place: &mut Place,
-        elder: SubnetKey,
+        twin: SubnetKey,
         kernel: &mut Kernel,
     ) -> Result<(), String> {
-        warn_of_elder(elder);
+        warn_of_twin(twin);
         let (underlay, host, backend) = overlay::connect(
             &self.settings,
             &self.privileges,
@@ -112,8 +124,8 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 }
 
-fn warn_of_elder(elder: SubnetKey) {
+fn warn_of_twin(twin: SubnetKey) {
     warn!(
-        "the older lease of {elder} has this node's MAC address or key, as that of a cloned disk does; this node makes itself another and publishes it"
+        "the lease of {twin} has this node's MAC address or key, as that of a cloned disk does; this node makes itself another and publishes it"
     );
 }

@@ -18,7 +18,8 @@ use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-pub(crate) use self::change::elder_twin;
+pub(crate) use self::change::{elder_twin, twins};
+pub(crate) use self::firewall::former_rules;
 pub(crate) use self::former::Former;
 use self::journal::Journal;
 use self::leaving::Leaving;

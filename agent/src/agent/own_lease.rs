@@ -1,6 +1,7 @@
 //! The own lease, from the loop's side: taken again when it was lost, and given back at the end.
 
 use std::net::IpAddr;
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -10,12 +11,33 @@ use super::overlay::Overlay;
 use super::task::Tasks;
 use super::{Agent, sample};
 use crate::base::logging::chain;
-use crate::cluster::lease::{LeaseStore, Past, Released, StoreError, SubnetKey, allocate};
+use crate::cluster::lease::etcd::DEADLINE;
+use crate::cluster::lease::{
+    Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, SubnetKey, allocate,
+};
+use crate::cluster::network_config::NetworkConfig;
 
-/// How long a lease that is being taken may take when the agent ends.
-const LAST_WAIT: Duration = Duration::from_secs(2);
+/// How long a lease that is being taken may take when the agent ends: as long as one answer of etcd.
+const LAST_WAIT: Duration = DEADLINE;
 
 impl<S: LeaseStore> Agent<'_, S> {
+    /// Takes a lease and holds it. When the agent ends meanwhile, [`Self::leave`] finds what became of it.
+    pub(super) async fn acquire(
+        &mut self,
+        config: &NetworkConfig,
+        attrs: &LeaseAttrs,
+        past: Past,
+    ) -> Result<Lease, StoreError> {
+        let taking = self.store.take(config, attrs, past);
+        self.acquiring.spawn(taking);
+        match self.acquiring.join_next().await {
+            Some(Ok(taken)) => Ok(self.store.hold(taken?).await),
+            Some(Err(ended)) => resume_unwind(ended.into_panic()),
+            // There is the one that was spawned.
+            None => std::future::pending().await,
+        }
+    }
+
     /// Takes a lease again after the own one was lost: the same subnet when it is still free.
     pub(super) fn acquire_again(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
         tasks.lease.goes_on();

@@ -49,6 +49,16 @@ impl HostNets {
             .map(|net| net.address)
     }
 
+    /// A host with one address that is not the underlay's.
+    #[cfg(test)]
+    pub(crate) fn of_one(address: IpNet) -> Self {
+        Self(vec![HostNet {
+            address: address.addr(),
+            on_link: address.trunc(),
+            whose: Whose::Host,
+        }])
+    }
+
     /// What no subnet of ours is to hold.
     pub fn avoid(&self) -> Avoid {
         let of_underlay = self.0.iter().filter(|net| net.whose == Whose::Underlay);

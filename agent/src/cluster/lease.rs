@@ -128,11 +128,12 @@ impl LeaseAttrs {
         }
     }
 
-    /// The MAC addresses or keys that this node alone should have. Back ends without such a thing have none.
-    pub fn identities(&self) -> Vec<String> {
-        let (name, is_mac) = match self.backend_type.as_str() {
-            "vxlan" => ("VtepMAC", true),
-            "wireguard" => ("PublicKey", false),
+    /// The MAC addresses or keys that this node alone should have, and which of the two each is. Back ends without such a
+    /// thing have none.
+    pub fn identities(&self) -> Vec<(String, &'static str)> {
+        let (name, is_mac, what) = match self.backend_type.as_str() {
+            "vxlan" => ("VtepMAC", true, "MAC address"),
+            "wireguard" => ("PublicKey", false, "key"),
             _ => return Vec::new(),
         };
         let read = |data: &RawValue| {
@@ -146,7 +147,7 @@ impl LeaseAttrs {
         let data = [&self.backend_data, &self.backend_v6_data];
         data.into_iter()
             .flatten()
-            .filter_map(|data| read(data))
+            .filter_map(|data| Some((read(data)?, what)))
             .collect()
     }
 

@@ -13,6 +13,14 @@
 //! * An update that would make an accepted lease unacceptable is refused, and its last good attributes stay in use for
 //!   as long as the lease exists.
 //! * A lease that overlaps an older one waits, and is accepted when the older one ends.
+//! * What an update claims that another lease in use has, whichever of the two leases is older, stays with that other: the
+//!   update is refused until it lets go. This is so of a public IP in its subnet, and of its MAC address or key. A lease
+//!   that has published since that it has something else has let go, so that two nodes may change places.
+//!
+//! Age alone decides between leases that are seen for the first time, since who had what first is not known of them: so
+//! it is for a node that has just started. Whoever it decides against makes itself another MAC address or key, if it
+//! runs this agent. Refused wrongly is an older node that was given the MAC address or key of one that is gone for good,
+//! until that one's lease ends: it makes itself another when its agent starts.
 //!
 //! What is refused is remembered all the same: when the own lease or the back end changes, all leases are judged anew
 //! without asking the store.
@@ -32,9 +40,11 @@ use crate::cluster::lease::allocate::overlap;
 use crate::cluster::lease::{Lease, LeaseEvent, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 
+mod bearers;
 mod changes;
 mod claims;
 
+use bearers::Bearers;
 pub use changes::{PeerChanges, PeerUpdate};
 use claims::{Claim, Claims};
 
@@ -56,6 +66,15 @@ pub enum Refusal {
     HoldsHost(IpAddr),
     /// The subnet holds an older lease's public IP, or the public IP is in an older lease's subnet.
     MeetsOlder(SubnetKey),
+    /// An update moved the public IP into the subnet of a lease in use.
+    MovesInto(SubnetKey),
+    /// An update made the lease's MAC address or key that of another lease in use.
+    Copies {
+        /// Which.
+        what: &'static str,
+        /// The other lease.
+        holder: SubnetKey,
+    },
     /// Packets cannot be sent to the public IP.
     PublicIp {
         /// The address, IPv4 or IPv6.
@@ -86,12 +105,41 @@ impl fmt::Display for Refusal {
                 f,
                 "its subnet or its public IP meets the older lease {older}: what is sent to the one's public IP would go to the other's containers"
             ),
+            Self::MovesInto(holder) => write!(
+                f,
+                "its new public IP is in the subnet of the lease {holder}, which is in use; what it published before counts"
+            ),
+            Self::Copies { what, holder } => write!(
+                f,
+                "the lease of {holder} had its new {what} before; what it published before counts"
+            ),
             Self::PublicIp { address, what } => write!(f, "its public IP {address} is {what}"),
             Self::OurPublicIp => f.write_str("another node publishes our public IP"),
             Self::OtherBackend { theirs } => write!(f, "it runs another back end, {theirs:?}"),
             Self::BackendData(reason) => write!(f, "its back-end data is unusable: {reason}"),
         }
     }
+}
+
+impl Refusal {
+    /// Whose doing something else would be the end of it.
+    fn holder(&self) -> Option<&SubnetKey> {
+        match self {
+            Self::MeetsOlder(holder) | Self::MovesInto(holder) | Self::Copies { holder, .. } => {
+                Some(holder)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Where a lease stands when it is judged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It is seen for the first time, or after what it was judged by has changed: its age decides.
+    New,
+    /// It was there before, with other attributes perhaps.
+    Known,
 }
 
 /// The leases of the other nodes, accepted or not.
@@ -108,6 +156,8 @@ pub struct PeerTable {
     sound: BTreeMap<SubnetKey, Arc<Lease>>,
     /// Which of them are in use.
     accepted: Claims,
+    /// Who has which MAC address or key, of the sound ones.
+    bearers: Bearers,
     /// Which lease stands in the way of each of the others, and the reverse.
     blocked_by: HashMap<SubnetKey, SubnetKey>,
     blocks: HashMap<SubnetKey, BTreeSet<SubnetKey>>,
@@ -149,6 +199,7 @@ impl PeerTable {
             latest: BTreeMap::new(),
             sound: BTreeMap::new(),
             accepted: Claims::default(),
+            bearers: Bearers::default(),
             blocked_by: HashMap::new(),
             blocks: HashMap::new(),
             refusals: BTreeMap::new(),
@@ -279,13 +330,19 @@ impl PeerTable {
         let reported = std::mem::take(&mut self.refusals);
         let last_good = std::mem::take(&mut self.sound);
         self.accepted = Claims::default();
+        self.bearers = Bearers::default();
         self.blocked_by.clear();
         self.blocks.clear();
         for lease in last_good.into_values() {
-            self.admit(lease, &mut batch);
+            self.admit(lease, Standing::New, &mut batch);
         }
+        self.settle(&mut batch);
         for lease in self.latest.values().cloned().collect::<Vec<_>>() {
-            self.admit(lease, &mut batch);
+            let standing = match self.sound.contains_key(&lease.key) {
+                true => Standing::Known,
+                false => Standing::New,
+            };
+            self.admit(lease, standing, &mut batch);
         }
         self.settle(&mut batch);
         batch
@@ -300,7 +357,8 @@ impl PeerTable {
         self.refusals.remove(&key);
         batch.refused.remove(&key);
         self.withdraw(key, batch);
-        if self.sound.remove(&key).is_some() {
+        if let Some(lease) = self.sound.remove(&key) {
+            self.bearers.remove(&lease);
             self.unblock(key);
         }
     }
@@ -318,43 +376,101 @@ impl PeerTable {
             self.refusals.extend(refusal.map(|refusal| (key, refusal)));
         }
         let lease = Arc::new(lease);
-        self.latest.insert(key, Arc::clone(&lease));
-        self.admit(lease, batch);
+        let former = self.latest.insert(key, Arc::clone(&lease));
+        let standing = match former {
+            Some(former) if former.created == lease.created => Standing::Known,
+            _ => Standing::New,
+        };
+        self.admit(Arc::clone(&lease), standing, batch);
+        if self.sound.get(&key).is_some_and(|known| *known != lease) {
+            // What it had, it has let go of, though its update is not followed.
+            batch.moved.insert(key);
+        }
     }
 
     /// Makes a lease one of the sound ones, if it is.
-    fn admit(&mut self, lease: Arc<Lease>, batch: &mut Batch) {
+    fn admit(&mut self, lease: Arc<Lease>, standing: Standing, batch: &mut Batch) {
         let key = lease.key;
         if key == self.own.key {
             return;
         }
-        match self.judge(&lease) {
-            Err(refusal) => self.refuse(key, refusal, batch),
-            Ok(()) => {
-                batch.note(self, key);
-                let claim = self.claim(&lease);
-                let known = self.sound.get(&key).map(|known| self.claim(known));
-                let has_moved = known.is_some_and(|known| known != claim);
-                if has_moved && self.accepted.contains(&key) {
-                    if let Err(older) = self.accepted.rivals(&claim) {
-                        self.refuse(key, self.in_the_way(&lease, &older), batch);
-                        return;
-                    }
-                    self.withdraw(key, batch);
-                }
-                match self.blocked_by.get(&key).copied() {
-                    Some(older) => self.refuse(key, self.in_the_way(&lease, &older), batch),
-                    None => {
-                        self.refusals.remove(&key);
-                        batch.refused.remove(&key);
-                    }
-                }
-                if has_moved || known.is_none() {
-                    batch.pending.insert((lease.created, key));
-                }
-                self.sound.insert(key, lease);
+        let known = self.sound.get(&key).cloned();
+        let judged = self.judge(&lease).and_then(|()| match standing {
+            Standing::New => Ok(()),
+            Standing::Known => self.judge_update(&lease, known.as_deref()),
+        });
+        if let Err(refusal) = judged {
+            self.refuse(key, refusal, batch);
+            return;
+        }
+        batch.note(self, key);
+        let claim = self.claim(&lease);
+        let has_moved = known
+            .as_ref()
+            .is_some_and(|known| self.claim(known) != claim);
+        if has_moved {
+            self.withdraw(key, batch);
+        }
+        match self.blocked_by.get(&key).copied() {
+            Some(older) => self.refuse(key, self.in_the_way(&lease, &older), batch),
+            None => {
+                self.refusals.remove(&key);
+                batch.refused.remove(&key);
             }
         }
+        if has_moved || known.is_none() {
+            batch.pending.insert((lease.created, key));
+        }
+        if known.as_ref() != Some(&lease) {
+            if let Some(known) = known {
+                self.bearers.remove(&known);
+                batch.moved.insert(key);
+            }
+            self.bearers.insert(&lease);
+        }
+        self.sound.insert(key, lease);
+    }
+
+    /// Whether an update claims nothing that a lease in use has.
+    fn judge_update(&mut self, lease: &Lease, known: Option<&Lease>) -> Result<(), Refusal> {
+        if known == Some(lease) {
+            return Ok(());
+        }
+        let claim = self.claim(lease);
+        if known.is_none_or(|known| self.claim(known).public != claim.public)
+            && let Some(holder) = self.accepted.whose_subnet_holds(&claim)
+        {
+            return Err(Refusal::MovesInto(holder));
+        }
+        let Self {
+            bearers,
+            sound,
+            latest,
+            accepted,
+            ..
+        } = self;
+        let had = known.map_or_else(Vec::new, |known| known.attrs.identities());
+        for (identity, what) in lease.attrs.identities() {
+            if had.iter().any(|(had, _)| *had == identity) {
+                continue;
+            }
+            let bears = |lease: Option<&Arc<Lease>>| {
+                lease.is_some_and(|lease| {
+                    let theirs = lease.attrs.identities();
+                    theirs.iter().any(|(theirs, _)| *theirs == identity)
+                })
+            };
+            let is_held = |holder: &SubnetKey| {
+                *holder != lease.key
+                    && accepted.contains(holder)
+                    && bears(sound.get(holder))
+                    && bears(latest.get(holder))
+            };
+            if let Some(holder) = bearers.of(&identity, sound.values()).find(is_held) {
+                return Err(Refusal::Copies { what, holder });
+            }
+        }
+        Ok(())
     }
 
     /// What a lease claims.
@@ -470,14 +586,19 @@ impl PeerTable {
     /// Decides about all leases that a change may concern.
     fn settle(&mut self, batch: &mut Batch) {
         self.settle_pending(batch);
-        while let Some(moved) = batch.moved.pop_first() {
+        while !batch.moved.is_empty() {
+            let moved = std::mem::take(&mut batch.moved);
             let refused = self.refusals.iter();
             let waiting: Vec<_> = refused
-                .filter(|(_, refusal)| **refusal == Refusal::MeetsOlder(moved))
+                .filter(|(_, refusal)| {
+                    refusal
+                        .holder()
+                        .is_some_and(|holder| moved.contains(holder))
+                })
                 .filter_map(|(key, _)| self.latest.get(key).cloned())
                 .collect();
             for lease in waiting {
-                self.admit(lease, batch);
+                self.admit(lease, Standing::Known, batch);
             }
             self.settle_pending(batch);
         }
@@ -512,7 +633,7 @@ impl PeerTable {
                         // What was wrong with its last update was forgotten for what was in its way.
                         let latest = self.latest.get(&key).cloned();
                         if let Some(latest) = latest.filter(|l| self.sound.get(&key) != Some(l)) {
-                            self.admit(latest, batch);
+                            self.admit(latest, Standing::Known, batch);
                         }
                     }
                 }

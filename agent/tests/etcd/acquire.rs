@@ -184,3 +184,29 @@ async fn nodes_that_start_together_all_get_a_subnet_of_their_own() {
         assert_eq!(v6.len(), if config.ipv6.is_some() { 12 } else { 1 });
     }
 }
+
+/// The agent was killed, or told to stop, after its lease was written and before it knew: nothing on the host names it.
+#[tokio::test]
+async fn a_lease_that_was_taken_and_never_held_is_taken_up_by_the_next_start() {
+    for address in ["10.0.0.1", "10.0.0.61"] {
+        let server = Server::start().await;
+        let mut client = server.client().await;
+        let mut store = server.store("machine-a");
+        let taking = store.take(&small_network(), &attrs("10.0.0.1"), None.into());
+        drop(taking.await.unwrap());
+        let before = store.list().await.unwrap();
+        assert_eq!(before.len(), 1);
+        drop(store);
+        let leases = client.leases().await.unwrap().leases().len();
+
+        // Even after a reboot at another address.
+        let mut next = server.store("machine-a");
+        let lease = acquire(&mut next, address).await.unwrap();
+        assert_eq!(
+            (lease.key, lease.created),
+            (before[0].key, before[0].created)
+        );
+        assert_eq!(next.list().await.unwrap(), [lease]);
+        assert_eq!(client.leases().await.unwrap().leases().len(), leases);
+    }
+}

@@ -32,6 +32,85 @@ END"
     }
 }
 
+/// Makes rules as Docker does: `FORWARD` lets nothing through but what is sent to a container that was asked for.
+fn docker_closes(kind: &str) {
+    sh(&format!(
+        "iptables-{kind}-restore --noflush <<'END'
+*filter
+:FORWARD DROP [0:0]
+:DOCKER-USER - [0:0]
+:DOCKER-FORWARD - [0:0]
+-I FORWARD 1 -j DOCKER-FORWARD
+-I FORWARD 1 -j DOCKER-USER
+-A DOCKER-USER -j RETURN
+COMMIT
+END"
+    ));
+}
+
+/// The rules of `iptables-save` that name flannel.
+fn flannels(kind: &str) -> Vec<String> {
+    let rules = saved(kind);
+    let named = rules.lines().filter(|line| {
+        line.starts_with("-A ") && (line.contains("FLANNEL") || line.contains("flanneld"))
+    });
+    named.map(str::to_owned).collect()
+}
+
+/// In whatever order flannel and the agent come: while flannel runs, which puts its rules back, and after it.
+#[test]
+fn nothing_of_flannels_in_iptables_is_left_in_nftables_mode() {
+    for installed in BOTH {
+        on_host(installed, || {
+            let kind = installed.kind();
+            for stray in [
+                "",
+                // Its jumps twice, and where an administrator has put one.
+                "-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD
+-A INPUT -j FLANNEL-FWD",
+            ] {
+                flannel_in_iptables(kind);
+                sh(&format!(
+                    "iptables-{kind}-restore --noflush <<'END'\n*filter\n{stray}\nCOMMIT\nEND"
+                ));
+                let mut agent = Agent::new(Mode::Nftables);
+                assert!(agent.ensure(&dual()));
+                assert_eq!(flannels(kind), [""; 0], "at the start");
+                // It ran still.
+                flannel_in_iptables(kind);
+                assert!(agent.ensure(&dual()));
+                assert!(!agent.ensure(&dual()));
+                assert_eq!(flannels(kind), [""; 0], "while it ran");
+                flannel_in_iptables(kind);
+                let mut again = Agent::new(Mode::Nftables);
+                assert!(again.ensure(&dual()));
+                assert_eq!(flannels(kind), [""; 0], "after a restart");
+            }
+
+            // Where Docker closes the way, the chain of that name is ours, in front of Docker's, for as long as that is so.
+            flannel_in_iptables(kind);
+            docker_closes(kind);
+            let mut agent = Agent::new(Mode::Nftables);
+            assert!(agent.ensure(&dual()));
+            let ours = [
+                "-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD",
+                "-A FLANNEL-FWD -s 10.5.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT",
+                "-A FLANNEL-FWD -d 10.5.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT",
+            ];
+            assert_eq!(flannels(kind), ours);
+            let rules = saved(kind);
+            let forward = rules.lines().filter(|line| line.starts_with("-A FORWARD "));
+            let targets: Vec<_> = forward.filter_map(|line| line.rsplit(' ').next()).collect();
+            assert_eq!(targets, ["DOCKER-USER", "FLANNEL-FWD", "DOCKER-FORWARD"]);
+            sh(&format!(
+                "iptables-{kind} -P FORWARD ACCEPT; iptables-{kind} -D FORWARD -j DOCKER-USER; iptables-{kind} -D FORWARD -j DOCKER-FORWARD"
+            ));
+            assert!(agent.ensure(&dual()));
+            assert_eq!(flannels(kind), [""; 0], "when the way is open");
+        });
+    }
+}
+
 /// What flannel makes in its nftables mode: both tables, always.
 fn flannel_in_nftables() {
     for (family, table) in [("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")] {

@@ -152,16 +152,16 @@ impl Store {
         }
     }
 
-    /// Starts a way to etcd that holds back each message of a client for a second while there is a file `slow`. It ends with
-    /// the child that is returned.
+    /// Starts a way to etcd that holds back each message of a client for a second while there is a file `slow`, and each
+    /// reply while there is one with the suffix `.replies`. It ends with the child that is returned.
     pub(crate) fn start_relay(&self, port: u16, slow: &std::path::Path) -> Child {
         const RELAY: &str = r#"
 import os, socket, sys, threading, time
 port, slow = int(sys.argv[1]), sys.argv[2]
-def pump(source, sink, waits):
+def pump(source, sink, sign):
     try:
         while data := source.recv(65536):
-            if waits and os.path.exists(slow):
+            if os.path.exists(sign):
                 time.sleep(1)
             sink.sendall(data)
         sink.shutdown(socket.SHUT_WR)
@@ -172,7 +172,7 @@ print("up", flush=True)
 while True:
     client, _ = server.accept()
     etcd = socket.create_connection(("10.77.0.1", 2379))
-    for way in [(client, etcd, True), (etcd, client, False)]:
+    for way in [(client, etcd, slow), (etcd, client, slow + ".replies")]:
         threading.Thread(target=pump, args=way, daemon=True).start()
 "#;
         let mut relay = self

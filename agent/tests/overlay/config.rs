@@ -157,6 +157,12 @@ fn peer_that_does_not_follow_a_change_of_the_back_end_is_reached_as_before() {
         || one.log().contains("it is reached as before"),
     );
     one.wait_reaches(&two);
+    // Not even where the underlay changes meanwhile.
+    one.namespace.ip("link set eth0 mtu 1490");
+    wait_until("the underlay's change to be followed", || {
+        one.subnet_env("FLANNEL_MTU") == "1490"
+    });
+    one.wait_reaches(&two);
     two.signal_agent(nix::sys::signal::Signal::SIGCONT);
     wait_until("the change to be followed", || {
         two.subnet_env("FLANNEL_MTU") == "1500"

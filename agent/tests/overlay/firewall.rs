@@ -105,6 +105,38 @@ fn a_stopped_agent_leaves_its_rules_in_flannels_tables_and_takes_them_back() {
     }
 }
 
+/// An agent that was killed leaves its own table. The next one may never get as far as to change it.
+#[test]
+fn an_agent_that_waits_leaves_the_rules_of_a_killed_one_in_flannels_tables() {
+    let (mut store, mut one, two) = pair_in(NFTABLES);
+    let tables = |one: &Host| {
+        let listing = one.namespace.run("nft list tables");
+        listing
+            .lines()
+            .filter(|line| line.contains("selvage") || line.contains("flannel"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    one.kill_agent();
+    assert_eq!(tables(&one), ["table inet selvage"]);
+    store.stop_etcd();
+    one.start_agent();
+    one.wait_told("that it waits", |line| {
+        line.starts_with("STATUS=waiting for etcd")
+    });
+    assert_eq!(tables(&one), ["table inet selvage"]);
+    assert_eq!(one.stop_agent(), Some(0));
+    assert_eq!(tables(&one), ["table ip flannel-ipv4"]);
+    let outside = seen_source(&two.namespace, two.address, one.container());
+    assert_eq!(outside, one.address.to_string());
+    let inside = seen_source(two.container(), two.container_address(), one.container());
+    assert_eq!(inside, one.container_address().to_string());
+    store.start_etcd();
+    one.start_agent();
+    one.wait_ready();
+    assert_eq!(tables(&one), ["table inet selvage"]);
+}
+
 #[test]
 fn foreign_tables_are_left_alone() {
     let store = Store::start(NETWORK);

@@ -291,3 +291,23 @@ fn the_log_has_each_change_and_each_fault_once() {
     wait_ready(&one);
     assert_eq!(has("lost the connection to etcd"), 1, "{}", one.log());
 }
+
+/// The lease is written when the agent is told to stop, and not known of yet.
+#[test]
+fn an_agent_that_is_to_leave_when_it_stops_leaves_no_lease_that_it_was_taking() {
+    let store = Store::start(NETWORK);
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let slow = directory.path().join("slow");
+    fs::write(slow.with_extension("replies"), "").expect("a file");
+    let mut relay = store.start_relay(2391, &slow);
+    let mut host = store.host(1);
+    host.etcd = "http://10.77.0.1:2391".to_owned();
+    host.arguments.push("--leave-on-stop".to_owned());
+    host.start_agent();
+    wait_until("the lease", || !store.lease_keys().is_empty());
+    assert_eq!(host.stop_agent(), Some(0));
+    assert_eq!(store.lease_keys(), [""; 0]);
+    assert!(!host.subnet_file().exists());
+    relay.kill().expect("to end the relay");
+    relay.wait().expect("its end");
+}

@@ -1,6 +1,7 @@
 //! Programs that fail or hang beside the agent: neither peers nor answers nor `subnet.env` wait for them.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
@@ -155,6 +156,49 @@ fn answers_do_not_wait_for_a_lease_that_is_taken_again() {
     wait_until("the lease to be back", || store.lease_keys().contains(&key));
     wait_readyz(&one, "is ready");
     programs.clear("slow");
+    relay.kill().expect("to kill the relay");
+    relay.wait().expect("the relay's end");
+}
+
+/// An address that changes is published, and until etcd has answered, or has not for five seconds, all else goes on.
+#[test]
+fn repairs_do_not_wait_for_an_etcd_that_says_nothing_to_a_new_address() {
+    let store = Store::start(NFTABLES);
+    let mut one = store.host(1);
+    let programs = Programs::new();
+    let mut relay = store.start_relay(2392, &programs.path("slow"));
+    one.etcd = "http://10.77.0.1:2392".to_owned();
+    store.put_lease("10.5.250.0-24", GHOST);
+    one.start_agent();
+    one.wait_ready();
+    let key = one.lease_key();
+    let relay_id = i32::try_from(relay.id()).expect("a process id");
+    let relay_id = nix::unistd::Pid::from_raw(relay_id);
+    let failures = |one: &Host| one.log().matches("failed to publish").count();
+    let in_time = (1..=ROUNDS).any(|round| {
+        nix::sys::signal::kill(relay_id, nix::sys::signal::Signal::SIGSTOP).expect("to stop it");
+        let before = failures(&one);
+        one.move_to(Ipv4Addr::new(10, 77, 0, 60 + round));
+        let local = format!("local {}", one.address);
+        wait_until("the device to send from the new address", || {
+            one.namespace.ip("-d link show flannel.1").contains(&local)
+        });
+        // The second and third time at the latest, the question is under way.
+        for _ in 0..3 {
+            one.namespace.ip("route del 10.5.250.0/24");
+            wait_until("the route to be back", || has_route(&one, "10.5.250.0/24"));
+        }
+        let in_time = failures(&one) == before;
+        nix::sys::signal::kill(relay_id, nix::sys::signal::Signal::SIGCONT).expect("to go on");
+        let published = format!("/coreos.com/network/subnets/{key}");
+        wait_until("the new address in the lease", || {
+            let lease = store.etcdctl(&["get", &published]);
+            lease.contains(&one.address.to_string())
+        });
+        in_time
+    });
+    assert!(in_time, "repairs waited for etcd");
+    wait_readyz(&one, "is ready");
     relay.kill().expect("to kill the relay");
     relay.wait().expect("the relay's end");
 }

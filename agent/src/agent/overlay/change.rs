@@ -52,8 +52,10 @@ impl Overlay {
         );
         // What used to be our address may be a peer's now.
         let backend = self.backend.over(&underlay).into();
+        for leaving in &mut self.leaving {
+            leaving.follow(&underlay);
+        }
         self.underlay = underlay;
-        self.leaving.clear();
         self.set_backend(backend);
         Ok(true)
     }
@@ -193,15 +195,21 @@ pub(crate) fn elder_twin<'a>(
     own: &Lease,
     others: impl IntoIterator<Item = &'a Lease>,
 ) -> Option<&'a Lease> {
+    let older = others.into_iter();
+    let older = older.filter(|lease| lease.created < own.created);
+    twins(own, older).next()
+}
+
+/// The leases among these that have the MAC address or key of a node's own.
+pub(crate) fn twins<'a>(
+    own: &Lease,
+    others: impl IntoIterator<Item = &'a Lease>,
+) -> impl Iterator<Item = &'a Lease> {
     let identities = own.attrs.identities();
-    if identities.is_empty() {
-        return None;
-    }
-    let mut elders = others
-        .into_iter()
-        .filter(|lease| lease.key != own.key && lease.created < own.created);
-    elders.find(|lease| {
-        lease.attrs.backend_type == own.attrs.backend_type
+    others.into_iter().filter(move |lease| {
+        !identities.is_empty()
+            && lease.key != own.key
+            && lease.attrs.backend_type == own.attrs.backend_type
             && lease
                 .attrs
                 .identities()

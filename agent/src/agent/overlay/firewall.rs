@@ -2,13 +2,53 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tracing::info;
 
 use super::Overlay;
 use super::leaving::Leaving;
 use crate::base::net::InterfaceName;
+use crate::cluster::network_config::Families;
 use crate::host::firewall::{Error, Family, Mode, Outcome, Rules};
+use crate::host::subnet_file;
+use crate::host::underlay;
+use crate::settings::Settings;
 use crate::telemetry::status;
+
+/// The rules of an earlier run, as far as `subnet.env` and the settings have them; `None` where there was none. Which device
+/// leads into the overlay is not known, which matters to hosts inside the network alone: packets of the underlay's own keep
+/// their source until the next agent or flannel is there.
+pub(crate) async fn former_rules(settings: &Settings) -> Option<Rules> {
+    let previous = subnet_file::read_previous(&settings.files.subnet_file).ok()?;
+    let v4 = previous.network.zip(previous.subnet);
+    let v6 = previous.network_v6.zip(previous.subnet_v6);
+    if (v4, v6) == (None, None) {
+        return None;
+    }
+    let families = Families {
+        v4: v4.map(|(network, _)| network),
+        v6: v6.map(|(network, _)| network),
+    };
+    let mut outside = Vec::new();
+    if let Ok((_, host)) = underlay::survey(&settings.underlay, families, None).await {
+        let v4 = v4.map(|(network, own)| (IpNet::from(network), IpNet::from(own)));
+        let v6 = v6.map(|(network, own)| (IpNet::from(network), IpNet::from(own)));
+        for (network, own) in v4.into_iter().chain(v6) {
+            outside.extend(host.outside(network, own, |_| true));
+        }
+    }
+    Some(Rules {
+        v4: v4.map(|(network, subnet)| Family { network, subnet }),
+        v6: v6.map(|(network, subnet)| Family { network, subnet }),
+        masquerade: settings.firewall.masquerade,
+        forward: settings.firewall.forward,
+        random_fully: settings.firewall.random_fully,
+        exclude: settings.firewall.masquerade_exclude.clone(),
+        outside,
+        devices: Vec::new(),
+        prefer_nftables: true,
+    })
+}
 
 impl Overlay {
     /// How often the firewall is to be looked at, though nothing was heard about it.

@@ -12,9 +12,10 @@ use tokio::time::Instant;
 
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, SubnetKey};
-use crate::cluster::peers::PeerTable;
+use crate::cluster::peers::{self, PeerTable};
 use crate::plan::backend::{Backend, host_gw, ipip, udp, vxlan};
 use crate::plan::state::State;
+use crate::plan::underlay::Underlay;
 
 /// How long the devices stay after the last peer has followed: it may have sent before it heard of this node's new lease.
 const LINGER: Duration = Duration::from_secs(10);
@@ -63,14 +64,24 @@ impl Leaving {
         self.peers.contains_key(key)
     }
 
-    /// Lets go of the peers that have followed, moved or ended. Whether it is over.
+    /// Goes on over another underlay, or the same one with another address.
+    pub(super) fn follow(&mut self, underlay: &Underlay) {
+        self.backend = self.backend.over(underlay).into();
+    }
+
+    /// Lets go of the peers that have followed, moved or ended, and of those that may not be reached any more for another
+    /// reason than their back end, such as a host's address in their subnet. Whether it is over.
     pub(super) fn settle(&mut self, table: &PeerTable, now: Instant) -> bool {
         self.peers.retain(|key, lease| {
-            table.latest(key).is_some_and(|latest| {
-                latest.created == lease.created
-                    && latest.attrs.backend_type == lease.attrs.backend_type
-                    && latest.attrs.same_address(&lease.attrs)
-            })
+            let refusal = table.refusal(key);
+            let is_usable =
+                refusal.is_none_or(|why| matches!(why, peers::Refusal::OtherBackend { .. }));
+            is_usable
+                && table.latest(key).is_some_and(|latest| {
+                    latest.created == lease.created
+                        && latest.attrs.backend_type == lease.attrs.backend_type
+                        && latest.attrs.same_address(&lease.attrs)
+                })
         });
         if !self.peers.is_empty() {
             return false;
@@ -92,5 +103,81 @@ impl Leaving {
         for (key, object) in self.backend.own(own).into_iter().chain(objects) {
             wanted.entry(key).or_insert(object);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::host_nets::HostNets;
+    use crate::cluster::lease::LeaseEvent;
+    use crate::cluster::network_config::NetworkConfig;
+    use crate::plan::backend::vxlan::tests::{lease, shared, underlay};
+    use crate::plan::state::{Key, LinkKind, Object};
+
+    const OWN: SubnetKey = SubnetKey {
+        v4: Some(ipnet::Ipv4Net::new_assert(
+            std::net::Ipv4Addr::new(10, 5, 99, 0),
+            24,
+        )),
+        v6: None,
+    };
+
+    /// vxlan's way to the peer 10.5.2.0/24, on a node that has host-gw by now.
+    fn changed() -> (Leaving, PeerTable, Lease, NetworkConfig) {
+        let config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).unwrap();
+        let mut own = lease(99, 9, 99);
+        own.attrs.backend_type = host_gw::KIND.to_owned();
+        let peer = lease(2, 2, 2);
+        let mut table = PeerTable::new(&config, &own, Box::new(|_| Ok(())));
+        table.apply(LeaseEvent::Snapshot {
+            leases: vec![peer.clone()],
+            unreadable: Vec::new(),
+        });
+        let leaving = Leaving {
+            backend: shared(),
+            peers: [(peer.key, Arc::new(peer))].into(),
+            end: None,
+        };
+        (leaving, table, own, config)
+    }
+
+    #[test]
+    fn peer_whose_subnet_holds_an_address_that_the_host_was_given_is_let_go() {
+        let (mut leaving, mut table, own, config) = changed();
+        let peer = lease(2, 2, 2).key;
+        leaving.settle(&table, Instant::now());
+        assert!(leaving.has(&peer));
+        for (address, stays) in [("10.6.2.7/24", true), ("10.5.2.7/24", false)] {
+            table.set_host(HostNets::of_one(address.parse().unwrap()));
+            table.rejudge(&config, &own, Box::new(|_| Ok(())));
+            leaving.settle(&table, Instant::now());
+            assert_eq!(leaving.has(&peer), stays, "{address}");
+        }
+    }
+
+    #[test]
+    fn former_way_goes_on_over_the_underlay_of_now() {
+        let (mut leaving, table, ..) = changed();
+        let mut moved = underlay();
+        moved.v6 = None;
+        moved.v4 = moved.v4.map(|mut v4| {
+            v4.address = std::net::Ipv4Addr::new(192, 0, 2, 77);
+            v4
+        });
+        leaving.follow(&moved);
+        leaving.settle(&table, Instant::now());
+        let mut wanted = State::new();
+        leaving.add_to(&OWN, &mut wanted);
+        let local = wanted.iter().find_map(|(key, object)| match (key, object) {
+            (Key::Link(_), Object::Link(link)) => match &link.kind {
+                LinkKind::Vxlan(vxlan) => Some(vxlan.local.to_string()),
+                _ => None,
+            },
+            _ => None,
+        });
+        assert_eq!(local.as_deref(), Some("192.0.2.77"));
+        let route = Key::Route("10.5.2.0/24".parse().unwrap());
+        assert!(wanted.contains_key(&route));
     }
 }

@@ -80,7 +80,10 @@ impl Overlay {
             Refusal::OutsideNetwork => outside,
             Refusal::OtherFamily => family,
             Refusal::OverlapsOwn(_) | Refusal::HoldsHost(_) => own,
-            Refusal::OverlapsOlder(_) | Refusal::MeetsOlder(_) => older,
+            Refusal::OverlapsOlder(_)
+            | Refusal::MeetsOlder(_)
+            | Refusal::MovesInto(_)
+            | Refusal::Copies { .. } => older,
             Refusal::PublicIp { .. } => address,
             Refusal::OurPublicIp => ours,
             Refusal::OtherBackend { .. } => backend,

@@ -86,10 +86,10 @@ impl LeaseStore for ChosenStore {
         }
     }
 
-    async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {
+    fn update(&mut self, attrs: &LeaseAttrs) -> BoxFuture<'static, Result<(), StoreError>> {
         match self {
-            Self::Etcd(store) => store.update(attrs).await,
-            Self::Remote(store) => store.update(attrs).await,
+            Self::Etcd(store) => store.update(attrs),
+            Self::Remote(store) => store.update(attrs),
         }
     }
 

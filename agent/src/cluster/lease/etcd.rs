@@ -314,7 +314,7 @@ impl LeaseStore for EtcdStore {
         lease
     }
 
-    async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {
+    fn update(&mut self, attrs: &LeaseAttrs) -> BoxFuture<'static, Result<(), StoreError>> {
         let publishing = publish(Arc::clone(&self.store), self.with_owner(attrs));
         let (done, outcome) = oneshot::channel();
         while self.tasks.try_join_next().is_some() {}
@@ -322,10 +322,13 @@ impl LeaseStore for EtcdStore {
         self.tasks.spawn(async move {
             let _ = done.send(publishing.await);
         });
-        match timeout(DEADLINE, outcome).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) | Err(_) => Err(self.store.servers.silence()),
-        }
+        let store = Arc::clone(&self.store);
+        Box::pin(async move {
+            match timeout(DEADLINE, outcome).await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_)) | Err(_) => Err(store.servers.silence()),
+            }
+        })
     }
 
     async fn release(&mut self) -> Result<Released, StoreError> {

@@ -4,6 +4,7 @@
 //! follows all leases by long polls, one keeps the own lease. The server decides whose a lease is, by comparing what is
 //! in etcd; this side asks it whenever the own lease is not in the list as it should be.
 
+use std::future::ready;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -395,15 +396,17 @@ impl LeaseStore for RemoteStore {
         }
     }
 
-    async fn update(&mut self, attrs: &LeaseAttrs) -> Result<(), StoreError> {
+    fn update(&mut self, attrs: &LeaseAttrs) -> BoxFuture<'static, Result<(), StoreError>> {
         let wanted = self.with_owner(attrs);
         let term = match self.shared.held().as_mut() {
             None => {
-                return Err(StoreError::NoLease {
+                return Box::pin(ready(Err(StoreError::NoLease {
                     reason: "none was acquired, or it was lost".to_owned(),
-                });
+                })));
             }
-            Some(held) if held.wanted == wanted && held.confirmed => return Ok(()),
+            Some(held) if held.wanted == wanted && held.confirmed => {
+                return Box::pin(ready(Ok(())));
+            }
             Some(held) => {
                 held.confirmed = false;
                 held.remember(wanted.public_address());
@@ -411,14 +414,17 @@ impl LeaseStore for RemoteStore {
                 held.term
             }
         };
-        let renewed = timeout(DEADLINE, self.shared.renew(term))
-            .await
-            .unwrap_or_else(|_| Err(self.shared.servers.silence()));
-        if renewed.is_err() {
-            // The keeper goes on.
-            self.shared.touched.notify_one();
-        }
-        renewed.map(drop)
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            let renewed = timeout(DEADLINE, shared.renew(term))
+                .await
+                .unwrap_or_else(|_| Err(shared.servers.silence()));
+            if renewed.is_err() {
+                // The keeper goes on.
+                shared.touched.notify_one();
+            }
+            renewed.map(drop)
+        })
     }
 
     async fn release(&mut self) -> Result<Released, StoreError> {

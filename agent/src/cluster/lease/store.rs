@@ -232,8 +232,9 @@ pub trait LeaseStore: Send {
 
     /// Publishes changed attributes with the lease that is held. Answers within seconds: after
     /// [`StoreError::Unreachable`] the store goes on trying by itself, for as long as it holds the lease.
-    fn update(&mut self, attrs: &LeaseAttrs)
-    -> impl Future<Output = Result<(), StoreError>> + Send;
+    ///
+    /// The store has taken note of them when this returns, and goes on whether or not anybody waits for the answer.
+    fn update(&mut self, attrs: &LeaseAttrs) -> BoxFuture<'static, Result<(), StoreError>>;
 
     /// Gives the held lease back, so that its subnet is free at once; a reservation stays. Answers within seconds. After
     /// that the store holds no lease, whatever the outcome.

@@ -63,6 +63,13 @@ impl Claims {
         }
     }
 
+    fn prefixes_of(&self, family: Family) -> &Prefixes {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
     /// Notes what a lease claims.
     pub(super) fn insert(&mut self, claim: Claim) {
         for (family, prefix) in claim.subnets() {
@@ -87,19 +94,23 @@ impl Claims {
         true
     }
 
+    /// The lease in use whose subnet holds a public address of another, if there is one.
+    pub(super) fn whose_subnet_holds(&self, claim: &Claim) -> Option<SubnetKey> {
+        let mut holders = claim
+            .public()
+            .flat_map(|(family, at)| self.prefixes_of(family).overlapping(at).copied());
+        holders.find(|holder| *holder != claim.key)
+    }
+
     /// The leases in use that overlap a newcomer or whose public address is in its subnet, or the reverse, all of them
     /// younger; or an older one, if there is any.
     ///
     /// Of the same age (which etcd's revisions never are) the one with the lower key is older.
     pub(super) fn rivals(&self, claim: &Claim) -> Result<BTreeSet<SubnetKey>, SubnetKey> {
-        let prefixes = |family| match family {
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
-        };
         let overlapping = claim
             .subnets()
             .chain(claim.public())
-            .flat_map(|(family, prefix)| prefixes(family).overlapping(prefix).copied());
+            .flat_map(|(family, prefix)| self.prefixes_of(family).overlapping(prefix).copied());
         let lowest = SubnetKey { v4: None, v6: None };
         let inside = claim.subnets().flat_map(|(family, prefix)| {
             let from = (family, prefix, lowest);

@@ -566,10 +566,8 @@ fn of_a_subnet_and_a_public_address_in_it_the_older_leases_counts() {
     assert_eq!(table.len(), 1);
     table.apply(set([lease("10.5.3.0-24", "10.0.0.3", 5)]));
     let moved = lease("10.5.3.0-24", "10.5.7.3", 5);
-    assert_eq!(
-        shown(&table.apply(set([moved.clone()]))),
-        waits("10.5.3.0-24", "10.5.7.0/24")
-    );
+    let into = "!10.5.3.0-24: its new public IP is in the subnet of the lease 10.5.7.0/24, which is in use; what it published before counts";
+    assert_eq!(shown(&table.apply(set([moved.clone()]))), into);
     let in_use = |table: &PeerTable| table.get(&key("10.5.3.0-24")).unwrap().attrs.public_ip;
     assert_eq!(in_use(&table), "10.0.0.3".parse().ok());
     assert_eq!(
@@ -617,6 +615,144 @@ proptest! {
                     let in_the_way = table.get(older);
                     prop_assert!(in_the_way.is_some(), "{key} waits for {older}");
                 }
+            }
+        }
+    }
+}
+
+/// A lease that publishes a MAC address, 02:…:`mac`.
+fn with_mac(name: &str, public_ip: &str, created: u64, mac: u8) -> Lease {
+    let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:00:{mac:02x}"}}"#);
+    let mut lease = lease(name, public_ip, created);
+    lease.attrs.backend_data = Some(serde_json::value::RawValue::from_string(data).unwrap());
+    lease
+}
+
+#[test]
+fn update_of_an_older_lease_takes_nothing_from_a_younger_one_in_use() {
+    let mut table = table();
+    let elder = |ip: &str, mac| with_mac("10.5.2.0-24", ip, 1, mac);
+    let younger = with_mac("10.5.7.0-24", "10.0.0.7", 2, 7);
+    table.apply(snapshot([elder("10.0.0.2", 2), younger.clone()], &[]));
+    let in_use = |table: &PeerTable, name| table.get(&key(name)).unwrap().attrs.clone();
+
+    // Its public IP moves into the younger one's subnet; its MAC address becomes the younger one's.
+    for (update, refusal) in [
+        (
+            elder("10.5.7.1", 2),
+            "its new public IP is in the subnet of the lease 10.5.7.0/24, which is in use; what it published before counts",
+        ),
+        (
+            elder("10.0.0.2", 7),
+            "the lease of 10.5.7.0/24 had its new MAC address before; what it published before counts",
+        ),
+    ] {
+        let changes = table.apply(set([update.clone()]));
+        assert_eq!(shown(&changes), format!("!10.5.2.0-24: {refusal}"));
+        assert_eq!(in_use(&table, "10.5.7.0-24"), younger.attrs);
+        assert_eq!(in_use(&table, "10.5.2.0-24"), elder("10.0.0.2", 2).attrs);
+        // Not either when all is judged anew, or listed again.
+        assert_eq!(
+            shown(&table.rejudge(&config(), &lease(OWN, "10.0.0.1", 100), check("bad"))),
+            ""
+        );
+        assert_eq!(
+            shown(&table.apply(snapshot([update, younger.clone()], &[]))),
+            ""
+        );
+        // It is followed when the other lets go.
+        let gone = shown(&table.apply(removed(&["10.5.7.0-24"])));
+        assert_eq!(gone, "~10.5.2.0-24 -10.5.7.0-24");
+        assert_eq!(table.refusals().count(), 0);
+        table.apply(snapshot([elder("10.0.0.2", 2), younger.clone()], &[]));
+    }
+
+    // The younger one makes itself another MAC address, as this agent does.
+    table.apply(set([elder("10.0.0.2", 7)]));
+    let renewed = with_mac("10.5.7.0-24", "10.0.0.7", 2, 77);
+    assert_eq!(
+        shown(&table.apply(set([renewed]))),
+        "~10.5.2.0-24 ~10.5.7.0-24"
+    );
+    assert_eq!(in_use(&table, "10.5.2.0-24"), elder("10.0.0.2", 7).attrs);
+}
+
+#[test]
+fn two_nodes_may_change_places() {
+    let mut table = table();
+    let one = |mac| with_mac("10.5.2.0-24", "10.0.0.2", 1, mac);
+    let two = |mac| with_mac("10.5.3.0-24", "10.0.0.3", 2, mac);
+    table.apply(snapshot([one(2), two(3)], &[]));
+    assert!(shown(&table.apply(set([one(3)]))).starts_with("!10.5.2.0-24: the lease of"));
+    assert_eq!(
+        shown(&table.apply(set([two(2)]))),
+        "~10.5.2.0-24 ~10.5.3.0-24"
+    );
+    assert_eq!(table.refusals().count(), 0);
+}
+
+#[test]
+fn lease_that_was_bad_so_far_takes_nothing_from_one_in_use() {
+    let mut table = table();
+    let mut late = with_mac("10.5.2.0-24", "10.0.0.2", 1, 7);
+    late.attrs.owner = Some("bad".to_owned());
+    let victim = with_mac("10.5.7.0-24", "10.0.0.7", 2, 7);
+    table.apply(snapshot([late.clone(), victim.clone()], &[]));
+    late.attrs.owner = None;
+    assert_eq!(
+        shown(&table.apply(set([late.clone()]))),
+        "!10.5.2.0-24: the lease of 10.5.7.0/24 had its new MAC address before; what it published before counts"
+    );
+    assert_eq!(names(table.peers()), ["10.5.7.0-24"]);
+    assert_eq!(
+        shown(&table.apply(removed(&["10.5.7.0-24"]))),
+        "+10.5.2.0-24 -10.5.7.0-24"
+    );
+}
+
+proptest! {
+    /// Whatever is published: an update takes nothing from another lease, and what nobody else claims is followed.
+    #[test]
+    fn an_update_removes_and_changes_nobody_else(
+        steps in prop::collection::vec((0u8..6, 0u8..7, 0u8..12, 0u8..8), 1..60)
+    ) {
+        let mut table = table();
+        let mut exists: BTreeMap<SubnetKey, Lease> = BTreeMap::new();
+        for (revision, (n, mac, ip, what)) in (1u64..).zip(steps) {
+            let name = format!("10.5.{}.0-24", 2 + n);
+            let public = match ip < 8 {
+                true => format!("10.5.{}.9", 2 + ip),
+                false => format!("10.0.0.{}", 2 + ip),
+            };
+            let known = exists.get(&key(&name)).map(|lease| lease.created);
+            if what == 0 {
+                exists.remove(&key(&name));
+                table.apply(removed(&[&name]));
+            } else {
+                let new = with_mac(&name, &public, known.unwrap_or(revision), mac);
+                exists.insert(new.key, new.clone());
+                let changes = table.apply(set([new.clone()]));
+                if known.is_some() {
+                    // It may have let go of what kept an older one out.
+                    let came = |gone: &Lease| changes.added.iter().any(|lease| lease.created < gone.created);
+                    prop_assert!(
+                        changes.removed.iter().all(|gone| gone.key == new.key || came(gone)),
+                        "{}", shown(&changes)
+                    );
+                }
+            }
+            let claimed = |lease: &Lease| {
+                exists.values().any(|other| {
+                    let holds = |a: &Lease, b: &Lease| a.key.v4.unwrap().contains(&b.attrs.public_ip.unwrap());
+                    holds(lease, other) || holds(other, lease)
+                        || other.key != lease.key && other.attrs.shares_identity(&lease.attrs)
+                })
+            };
+            if exists.values().all(|lease| !claimed(lease)) {
+                let in_use: Vec<Lease> = table.peers().map(|lease| (**lease).clone()).collect();
+                let all: Vec<Lease> = exists.values().cloned().collect();
+                prop_assert_eq!(in_use, all);
+                prop_assert_eq!(table.refusals().count(), 0);
             }
         }
     }

@@ -16,7 +16,7 @@
 
 mod identity;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -170,9 +170,10 @@ pub(super) async fn open(
             _ => None,
         };
         let file = setup.state_dir.join(format!("{link}.mac"));
+        let of_device = existing.as_ref().map(|vxlan| vxlan.mac);
         let mac = match setup.new_identity {
-            true => identity::renew(&file)?,
-            false => identity::choose(existing.as_ref().map(|vxlan| vxlan.mac), &file)?,
+            true => identity::renew(of_device, &file)?,
+            false => identity::choose(of_device, &file)?,
         };
         let identity = Identity {
             mac,

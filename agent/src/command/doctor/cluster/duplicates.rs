@@ -130,6 +130,15 @@ enum Identity {
 impl Identity {
     /// The lease that has the same, and what it is, from the reason for which a younger lease is refused.
     fn taken(reason: &str) -> Option<(String, Self)> {
+        if let Some(rest) = reason.strip_prefix("the lease of ") {
+            let (holder, what) = rest.split_once(" had its new ")?;
+            let identity = match what {
+                what if what.starts_with("MAC address ") => Self::Mac,
+                what if what.starts_with("key ") => Self::Key,
+                _ => return None,
+            };
+            return Some((holder.to_owned(), identity));
+        }
         let rest = reason.strip_prefix("the older lease of ")?;
         let (holder, what) = rest.split_once(" already has ")?;
         let identity = match what {
@@ -245,6 +254,14 @@ mod tests {
         };
         let found = Identity::taken(&taken.to_string());
         assert_eq!(found, Some(("10.5.1.0/24".to_owned(), Identity::Mac)));
+        for (what, identity) in [("MAC address", Identity::Mac), ("key", Identity::Key)] {
+            let copies = crate::cluster::peers::Refusal::Copies {
+                what,
+                holder: crate::cluster::lease::SubnetKey::parse_argument("10.5.1.0/24").unwrap(),
+            };
+            let found = Identity::taken(&copies.to_string());
+            assert_eq!(found, Some(("10.5.1.0/24".to_owned(), identity)));
+        }
         let own = Refusal::OwnMac(mac).to_string();
         assert_eq!(
             Identity::ours(&own).map(|(_, identity)| identity),

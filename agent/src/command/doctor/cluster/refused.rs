@@ -81,7 +81,10 @@ impl Fault {
             Self::Network
         } else if has("its subnet overlaps") {
             Self::Overlap
-        } else if has("its subnet holds") || has("its subnet or its public IP") {
+        } else if has("its subnet holds")
+            || has("its subnet or its public IP")
+            || has("its new public IP")
+        {
             Self::Hosts
         } else if has("on the underlay's link") {
             Self::OffLink
@@ -177,6 +180,7 @@ mod tests {
             (text(&Refusal::OverlapsOlder(key)), Fault::Overlap),
             (text(&Refusal::HoldsHost(address)), Fault::Hosts),
             (text(&Refusal::MeetsOlder(key)), Fault::Hosts),
+            (text(&Refusal::MovesInto(key)), Fault::Hosts),
             (
                 text(&Refusal::PublicIp {
                     address: "224.0.0.1".to_owned(),

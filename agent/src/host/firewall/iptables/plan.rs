@@ -282,7 +282,7 @@ fn docker_drops(chains: &Chains, save: &Save, subnet: IpNet, can_be: bool) -> bo
 fn is_closed(chain: &Chain, save: &Save) -> bool {
     save.table(chain.table).is_some_and(|filter| {
         let policy = filter.policy(chain.parent);
-        let is_such = |rule: &Rule| rule.target().is_some_and(|to| to.starts_with(chain.base));
+        let is_such = |rule: &Rule| chain.is_jump_to_such(rule) || chain.is_unchained(rule);
         policy.is_some_and(|policy| policy != "ACCEPT")
             || filter.of(chain.parent).any(|rule| !is_such(rule))
     })
@@ -326,6 +326,9 @@ pub(super) fn restore(
                     }
                 }
                 None => chain.remove(table, &mut changes),
+            }
+            if chain.table == name {
+                chain.remove_unchained(table, &mut changes);
             }
         }
         if !changes.is_empty() {
@@ -386,6 +389,27 @@ impl Chain {
         for rule in rules {
             let _ = writeln!(text, "-A {name} {rule}");
         }
+    }
+
+    /// Removes the rules that a flannel before 0.19 made, which had no chains: they have its comments, in the chain where
+    /// its jump is today. What leads to a network's chain stays, and a named network leaves them to that without a name.
+    fn remove_unchained(&self, table: &Table, text: &mut String) {
+        if self.name != self.base {
+            return;
+        }
+        for rule in table.of(self.parent).filter(|rule| self.is_unchained(rule)) {
+            let _ = writeln!(text, "-D {} {}", self.parent, rule.text);
+        }
+    }
+
+    /// Whether a rule in the parent is one that a flannel without chains made.
+    fn is_unchained(&self, rule: &Rule) -> bool {
+        rule.after("--comment") == Some(self.comment) && !self.is_jump_to_such(rule)
+    }
+
+    /// Whether a rule leads to the chain of this kind of any network.
+    fn is_jump_to_such(&self, rule: &Rule) -> bool {
+        rule.target().is_some_and(|to| to.starts_with(self.base))
     }
 
     /// Removes the chain and whatever leads to it, in any table: flannel looks for its own in a wrong one.

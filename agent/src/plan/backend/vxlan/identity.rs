@@ -4,6 +4,9 @@
 //! until it is. An existing device's address comes first, because that is what the peers have now, even if another
 //! flannel implementation made it; then the state directory's; then a fresh random one. It is always set at creation:
 //! systemd-udevd leaves an address alone that was not the kernel's choice.
+//!
+//! One that was made because an older node has the device's is in the file before it is in the device. The file's second
+//! line names the address that it is to replace, so that another try makes no further one.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -14,6 +17,9 @@ use tracing::warn;
 
 use crate::base::atomic_file;
 use crate::base::net::MacAddr;
+
+/// What the second line begins with, if there is one.
+const INSTEAD_OF: &str = "instead of ";
 
 /// The node's MAC address cannot be read, made or kept.
 #[derive(Debug, Error)]
@@ -41,38 +47,62 @@ pub enum IdentityError {
     },
 }
 
+/// What the file says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Kept {
+    mac: MacAddr,
+    /// The device's address that it is to replace.
+    instead_of: Option<MacAddr>,
+}
+
 /// Chooses the MAC address, and sees to it that `file` holds it.
 pub(super) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
     let kept = read(file)?;
-    let mac = match existing.filter(|mac| mac.is_unicast()).or(kept) {
+    let existing = existing.filter(|mac| mac.is_unicast());
+    if let Some(Kept {
+        mac,
+        instead_of: Some(replaced),
+    }) = kept
+        && existing == Some(replaced)
+    {
+        return Ok(mac);
+    }
+    let mac = match existing.or(kept.map(|kept| kept.mac)) {
         Some(mac) => mac,
         None => random().map_err(IdentityError::Random)?,
     };
-    if kept != Some(mac) {
-        keep(mac, file)?;
+    let wanted = Kept {
+        mac,
+        instead_of: None,
+    };
+    if kept != Some(wanted) {
+        keep(wanted, file)?;
     }
     Ok(mac)
 }
 
 /// Makes a new MAC address, since an older node has the one that is there.
-pub(super) fn renew(file: &Path) -> Result<MacAddr, IdentityError> {
+pub(super) fn renew(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
     let mac = random().map_err(IdentityError::Random)?;
-    keep(mac, file)?;
+    let instead_of = existing;
+    keep(Kept { mac, instead_of }, file)?;
     Ok(mac)
 }
 
-fn keep(mac: MacAddr, file: &Path) -> Result<(), IdentityError> {
+fn keep(kept: Kept, file: &Path) -> Result<(), IdentityError> {
+    let mut text = format!("{}\n", kept.mac);
+    if let Some(replaced) = kept.instead_of {
+        text += &format!("{INSTEAD_OF}{replaced}\n");
+    }
     // Not a secret: every peer knows it.
-    atomic_file::replace(file, format!("{mac}\n").as_bytes(), 0o644).map_err(|source| {
-        IdentityError::Write {
-            path: file.to_owned(),
-            source,
-        }
+    atomic_file::replace(file, text.as_bytes(), 0o644).map_err(|source| IdentityError::Write {
+        path: file.to_owned(),
+        source,
     })
 }
 
-/// The kept address, if there is a usable one. A damaged file is as good as none.
-fn read(file: &Path) -> Result<Option<MacAddr>, IdentityError> {
+/// What the file says, if it has a usable address. A damaged file is as good as none.
+fn read(file: &Path) -> Result<Option<Kept>, IdentityError> {
     let text = match fs::read(file) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -84,8 +114,14 @@ fn read(file: &Path) -> Result<Option<MacAddr>, IdentityError> {
         }
     };
     let text = String::from_utf8_lossy(&text);
-    match text.trim().parse::<MacAddr>() {
-        Ok(mac) if mac.is_unicast() => Ok(Some(mac)),
+    let (first, rest) = text.trim().split_once('\n').unwrap_or((text.trim(), ""));
+    match first.trim().parse::<MacAddr>() {
+        Ok(mac) if mac.is_unicast() => Ok(Some(Kept {
+            mac,
+            instead_of: rest
+                .strip_prefix(INSTEAD_OF)
+                .and_then(|replaced| replaced.trim().parse().ok()),
+        })),
         _ => {
             warn!(file = %file.display(), "kept MAC address is damaged, not using it");
             Ok(None)
@@ -127,9 +163,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("flannel.1.mac");
         let first = choose(None, &file).unwrap();
-        let second = renew(&file).unwrap();
+        let second = renew(None, &file).unwrap();
         assert_ne!(second, first);
         assert_eq!(choose(None, &file).unwrap(), second);
+    }
+
+    #[test]
+    fn a_new_one_counts_before_the_address_that_it_replaces_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("flannel.1.mac");
+        let twins: MacAddr = "02:00:00:00:00:01".parse().unwrap();
+        assert_eq!(choose(Some(twins), &file).unwrap(), twins);
+        let new = renew(Some(twins), &file).unwrap();
+        // The device is not programmed yet; then it is, or gone.
+        for existing in [Some(twins), Some(twins), Some(new), None] {
+            assert_eq!(choose(existing, &file).unwrap(), new);
+        }
+        // Another flannel made the device anew.
+        let flannels: MacAddr = "02:00:00:00:00:02".parse().unwrap();
+        assert_eq!(choose(Some(flannels), &file).unwrap(), flannels);
+        assert_eq!(choose(Some(twins), &file).unwrap(), twins);
     }
 
     #[test]

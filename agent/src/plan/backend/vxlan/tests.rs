@@ -13,7 +13,7 @@ use crate::plan::state::Route;
 use crate::plan::underlay::Attachment;
 
 /// 192.0.2.1/24 and 2001:db8::1/64 on eth0.
-pub(in crate::plan::backend) fn underlay() -> Underlay {
+pub(crate) fn underlay() -> Underlay {
     Underlay {
         index: 2,
         name: "eth0".parse().unwrap(),
@@ -42,6 +42,11 @@ fn only_v4() -> Underlay {
 /// The node 192.0.2.1 with the MAC address 02:…:09; `config` is JSON without the type.
 pub(in crate::plan::backend) fn backend(config: &str) -> VxlanBackend {
     backend_over(&only_v4(), config)
+}
+
+/// The same, for other modules.
+pub(crate) fn shared() -> std::sync::Arc<dyn Backend> {
+    std::sync::Arc::new(backend("{}"))
 }
 
 fn backend_over(underlay: &Underlay, config: &str) -> VxlanBackend {
@@ -75,7 +80,7 @@ fn identity(last: u8) -> Identity {
 
 /// A peer with the subnet 10.5.`n`.0/24, the MAC address 02:…:`mac` and the public IP 198.18.0.`ip`; MAC 0 is not
 /// unicast. Leases are as old as their subnets are high.
-pub(in crate::plan::backend) fn lease(n: u8, mac: u8, ip: u8) -> Lease {
+pub(crate) fn lease(n: u8, mac: u8, ip: u8) -> Lease {
     let first = if mac == 0 { 1 } else { 2 };
     let data = format!(r#"{{"VNI":1,"VtepMAC":"{first:02x}:00:00:00:00:{mac:02x}"}}"#);
     Lease {

@@ -399,3 +399,47 @@ fn networks_leave_each_others_chains_alone_and_do_not_push_each_other_down() {
         }
     }
 }
+
+/// What flannel 0.17 leaves, which had its comments already and no chains yet, as `iptables-save` prints it.
+const UNCHAINED: &str = "*nat
+:POSTROUTING ACCEPT [0:0]
+-A POSTROUTING -o eth7 -m comment --comment \"not flanneld masq\" -j MASQUERADE
+-A POSTROUTING -s 10.5.0.0/16 -d 10.5.0.0/16 -m comment --comment \"flanneld masq\" -j RETURN
+-A POSTROUTING -s 10.5.0.0/16 ! -d 224.0.0.0/4 -m comment --comment \"flanneld masq\" -j MASQUERADE --random-fully
+-A POSTROUTING ! -s 10.5.0.0/16 -d 10.5.72.0/24 -m comment --comment \"flanneld masq\" -j RETURN
+-A POSTROUTING ! -s 10.5.0.0/16 -d 10.5.0.0/16 -m comment --comment \"flanneld masq\" -j MASQUERADE --random-fully
+-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG-blue
+COMMIT
+*filter
+:FORWARD ACCEPT [0:0]
+-A FORWARD -s 10.5.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT
+-A FORWARD -d 10.5.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT
+COMMIT
+";
+
+#[test]
+fn rules_of_a_flannel_without_chains_go_in_either_mode() {
+    let mut flannels: Vec<String> = UNCHAINED
+        .lines()
+        .filter(|line| line.contains(" \"flanneld ") && !line.contains("-blue"))
+        .map(|line| line.replacen("-A ", "-D ", 1))
+        .collect();
+    assert_eq!(flannels.len(), 6);
+    flannels.sort();
+    for role in [MAIN, OTHER] {
+        let text = change(UNCHAINED, &rules(), role).unwrap();
+        let mut deleted: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("-D "))
+            .collect();
+        deleted.sort_unstable();
+        assert_eq!(deleted, flannels, "{text}");
+        // They close nothing, so that nothing is to be opened.
+        assert_eq!(text.contains("FLANNEL-FWD"), role.main, "{text}");
+    }
+    let blue = "blue".parse().unwrap();
+    let chains = Chains::new(Some(&blue));
+    let save = Save::parse(UNCHAINED);
+    let text = restore(&chains, &save, &Wanted::default(), None);
+    assert_eq!(text, None, "a named network leaves them");
+}

@@ -164,7 +164,13 @@ proptest! {
         let subnet = Ipv4Net::new(inside.into(), length + longer).unwrap().trunc();
         let file = SubnetFile { v4: Some(Part { network, subnet }), v6: None, mtu, masquerade };
         let previous = Previous::parse(&file.render());
-        prop_assert_eq!(previous, Previous { network: Some(network), subnet: Some(subnet), ..Previous::default() });
+        prop_assert_eq!(previous, Previous {
+            network: Some(network),
+            subnet: Some(subnet),
+            mtu: Some(mtu),
+            masquerade: Some(masquerade),
+            ..Previous::default()
+        });
     }
 
     #[test]

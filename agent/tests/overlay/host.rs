@@ -33,6 +33,12 @@ pub(crate) struct Host {
     agent: Option<Agent>,
 }
 
+/// The agent under test: the one that was built with the tests, unless `SELVAGE_BIN` names another. On another machine than
+/// the one that they were built on there is only that.
+fn program() -> String {
+    std::env::var("SELVAGE_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_selvage").to_owned())
+}
+
 /// A running agent and what it has told its service manager.
 struct Agent {
     child: Child,
@@ -86,14 +92,14 @@ impl Host {
 
     /// The command line `selvage VERB` with this host's files, inside its namespace.
     pub(crate) fn selvage(&self, verb: &str) -> Command {
-        const PROGRAM: &str = env!("CARGO_BIN_EXE_selvage");
+        let program = program();
         let mut command = match &self.run_directory {
-            None => self.namespace.command(PROGRAM),
+            None => self.namespace.command(&program),
             Some(run) => {
                 let mut command = self.namespace.command("unshare");
                 let set_up = "mount --bind \"$0\" /run; exec \"$@\"";
                 command.args(["-m", "sh", "-ec", set_up]).arg(run);
-                command.arg(PROGRAM);
+                command.arg(&program);
                 command
             }
         };

@@ -143,7 +143,10 @@ impl Host {
 
     /// Gives the host another underlay address; which machine it is stays.
     pub(crate) fn move_to(&mut self, address: Ipv4Addr) {
-        self.environment.push(("SELVAGE_NODE_ID", self.node_id()));
+        let id = ("SELVAGE_NODE_ID", self.node_id());
+        if !self.environment.iter().any(|(name, _)| *name == id.0) {
+            self.environment.push(id);
+        }
         let former = std::mem::replace(&mut self.address, address);
         self.namespace
             .ip(&format!("address del {former}/24 dev eth0"));

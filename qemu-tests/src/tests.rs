@@ -2,7 +2,7 @@
 //!
 //! 1. two machines boot for the first time: [`first_boot`], [`overlay`], [`coreos`], [`operator`];
 //! 2. both reboot: [`second_boot`];
-//! 3. one reboots while etcd is away: [`etcd_absent`]; then, [`renumbering`] and [`networks`];
+//! 3. one reboots at another address while etcd is away: [`etcd_absent`]; then, [`renumbering`] and [`networks`];
 //! 4. a machine with one network card and without the agent boots two times: [`after_boot`], [`plain_docker`], [`image_kernel`];
 //! 5. beside it, machines whose configuration is broken or elsewhere: [`broken_ignition`], [`initrd_network`];
 //! 6. machines that do what configurations ask for, as people write them: [`configs`].

@@ -68,15 +68,21 @@ test-unit: packages-build-test ## Unit and property tests; need no privileges (R
 .PHONY: test-netns
 test-netns: packages-build-test ## Tests with the real etcd and the real kernel, in network namespaces; need root (RUNS=20 SEEDS=1000)
 	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
-	$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') \
-	  cargo nextest run --locked $(STRESS) --test-threads $(NETNS_THREADS) -p selvage --test '*'
+	filter=$$($(SUDO) agent/tests/kernel) && $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') \
+	  cargo nextest run --locked $(STRESS) --test-threads $(NETNS_THREADS) -p selvage --test '*' --run-ignored all -E "$$filter"
+
+# The tests that need the image's kernel, as programs to be run in it.
+.PHONY: agent-tests
+agent-tests: packages-build
+	@mkdir -p target
+	cargo test --quiet --locked --no-run -p selvage --test netns --test overlay --message-format json >target/agent-tests.json
 
 .PHONY: test-qemu
-test-qemu: packages-build-image-qemu image ## Tests that boot the image
+test-qemu: packages-build-image-qemu image agent-tests ## Tests that boot the image
 	$(HARNESS) test
 
 .PHONY: test-qemu-all
-test-qemu-all: packages-build-image-qemu image ## The same with the cases that are too long for every change
+test-qemu-all: packages-build-image-qemu image agent-tests ## The same with the cases that are too long for every change
 	$(HARNESS) test --all
 
 .PHONY: test-fresh

@@ -428,6 +428,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                     tasks.programmed_all(overlay.program().await);
                 }
                 () = tasks.program.due() => tasks.programmed_all(overlay.program().await),
+                () = overlay.greetings_due() => {
+                    let greeted = overlay.greet().await;
+                    tasks.programmed_part(greeted);
+                }
                 () = overlay.leaving_ended() => tasks.programmed_all(overlay.program().await),
                 () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks),
                 Some(Ok(outcome)) = self.acquiring.join_next() => {

@@ -2,8 +2,8 @@
 //!
 //! 1. two machines boot for the first time: [`first_boot`], [`overlay`], [`coreos`], [`operator`];
 //! 2. both reboot: [`second_boot`];
-//! 3. one reboots while etcd is away: [`etcd_absent`]; then, [`renumbering`] and [`networks`];
-//! 4. a machine with one network card and without the agent boots two times: [`after_boot`], [`plain_docker`];
+//! 3. one reboots at another address while etcd is away: [`etcd_absent`]; then, [`renumbering`] and [`networks`];
+//! 4. a machine with one network card and without the agent boots two times: [`after_boot`], [`plain_docker`], [`image_kernel`];
 //! 5. beside it, machines whose configuration is broken or elsewhere: [`broken_ignition`], [`initrd_network`];
 //! 6. machines that do what configurations ask for, as people write them: [`configs`].
 
@@ -13,6 +13,7 @@ mod configs;
 mod coreos;
 mod etcd_absent;
 mod first_boot;
+mod image_kernel;
 mod initrd_network;
 mod networks;
 mod operator;
@@ -44,6 +45,7 @@ const GROUPS: &[Names] = &[
     networks::CASES,
     after_boot::CASES,
     plain_docker::CASES,
+    image_kernel::CASES,
     broken_ignition::CASES,
     initrd_network::CASES,
     configs::CASES,

@@ -3,6 +3,7 @@
 mod change;
 mod firewall;
 mod former;
+mod greet;
 mod journal;
 mod leaving;
 mod reload;
@@ -21,6 +22,7 @@ use tracing::{info, warn};
 pub(crate) use self::change::{elder_twin, twins};
 pub(crate) use self::firewall::former_rules;
 pub(crate) use self::former::Former;
+use self::greet::Greetings;
 use self::journal::Journal;
 use self::leaving::Leaving;
 use crate::base::logging::chain;
@@ -183,6 +185,8 @@ pub(crate) struct Overlay {
     refused: BTreeMap<SubnetKey, Refusal>,
     /// The back ends of before, while they are needed.
     leaving: Vec<Leaving>,
+    /// The peers to begin a session with.
+    greetings: Greetings,
     reconciler: Reconciler,
     firewall: Worker,
     /// By which rules the firewall worked last.
@@ -216,6 +220,7 @@ impl Overlay {
             plan: Plan::new(&*backend, &own.key, []),
             refused: BTreeMap::new(),
             leaving: Vec::new(),
+            greetings: Greetings::default(),
             reconciler: Reconciler::new(kernel, former.widen(backend.scope())),
             firewall: Worker::start(
                 Firewall::new(settings.firewall.mode, settings.firewall.resync)
@@ -306,9 +311,16 @@ impl Overlay {
         for peer in &changes.removed {
             delta.extend(self.plan.remove_peer(&peer.key));
         }
-        let changed = changes.changed.iter().map(|update| &update.new);
-        for peer in changes.added.iter().chain(changed) {
+        for peer in &changes.added {
             delta.extend(self.plan.set_peer(&*self.backend, peer));
+        }
+        for peer in changes.changed.iter().map(|update| &update.new) {
+            let before = self.plan.peer(&peer.key).to_vec();
+            delta.extend(self.plan.set_peer(&*self.backend, peer));
+            let had = |key: &&Key| before.iter().any(|(had, _)| had == *key);
+            let now = self.plan.peer(&peer.key).iter().map(|(key, _)| key);
+            self.greetings
+                .add(now.filter(|key| !had(key)), Instant::now());
         }
         self.log_refusals();
         delta
@@ -328,6 +340,7 @@ impl Overlay {
             self.journal.troubled.remove(key);
         }
         let report = self.reconciler.update(delta).await?;
+        self.greet_peers_of(&report.made);
         self.check(report)
     }
 
@@ -411,6 +424,7 @@ impl Overlay {
         }
         self.reconciler.set_desired(desired);
         let report = self.reconciler.resync().await?;
+        self.greet_peers_of(&report.made);
         let goes_on = |key: &Key| report.pending && matches!(key, Key::Hook(_));
         self.journal.troubled.retain(|key, _| goes_on(key));
         self.journal.resync = Some((status::now(), report.took));

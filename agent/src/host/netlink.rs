@@ -30,6 +30,7 @@ use std::net::IpAddr;
 
 use rtnetlink::packet_route::AddressFamily;
 
+pub(crate) use self::apply::Greeting;
 pub use self::apply::{ChangeError, Failure};
 pub use self::bridge::Bridge;
 pub use self::device::Device;

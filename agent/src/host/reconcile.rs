@@ -11,7 +11,7 @@ use tracing::{trace, warn};
 
 use crate::base::net::InterfaceName;
 use crate::host::hooks::{CommandError, Ended, Runner};
-use crate::host::netlink::{ChangeError, Failure, Kernel, KernelError, Watch};
+use crate::host::netlink::{ChangeError, Failure, Greeting, Kernel, KernelError, Watch};
 use crate::plan::state::{Change, Delta, Key, Object, Route, Scope, State, diff, diff_keys};
 use crate::plan::underlay::Underlay;
 
@@ -52,6 +52,8 @@ pub struct Report {
     pub failures: Vec<Failure>,
     /// Whether everything was seen, so that nothing is left that is not wanted. Only of a [`Reconciler::resync`].
     pub cleared: bool,
+    /// Devices that did not exist.
+    pub made: Vec<InterfaceName>,
     /// Whether commands of the administrator still run, and what they do is not done yet.
     pub pending: bool,
     /// How long it took.
@@ -291,6 +293,19 @@ impl Reconciler {
         Ok(self.finish(report, start))
     }
 
+    /// Begins a session with WireGuard peers, without a packet for them. Whether the kernel refused something, so that a
+    /// [`Self::resync`] is needed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::resync`], which is then needed.
+    pub(crate) async fn greet(&mut self, greetings: &[Greeting]) -> Result<bool, KernelError> {
+        let unsure = std::mem::replace(&mut self.unsure, true);
+        let refused = self.kernel.greet(greetings).await?;
+        self.unsure = unsure || refused;
+        Ok(refused)
+    }
+
     /// Removes everything that is ours: the overlay devices, and all routes and next hops with our protocol number.
     /// Nothing is wanted from then on.
     ///
@@ -380,7 +395,12 @@ impl Reconciler {
                 report.failures.push(Failure { change, error });
                 return !is_conflict;
             }
-            (Change::Set { was: None, .. }, Ok(())) => report.counts.created += 1,
+            (Change::Set { was: None, key, .. }, Ok(())) => {
+                report.counts.created += 1;
+                if let Key::Link(name) = key {
+                    report.made.push(name.clone());
+                }
+            }
             (Change::Set { .. }, Ok(())) => report.counts.changed += 1,
             (Change::Del { .. }, Ok(())) => report.counts.removed += 1,
         }

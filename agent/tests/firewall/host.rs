@@ -7,7 +7,6 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use selvage::host::firewall::{DEFAULT_RESYNC, Error, Family, Firewall, Mode, Rules, Watcher};
@@ -76,13 +75,8 @@ impl Installed {
 pub(crate) fn on_host(installed: Installed, case: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let host = scope.spawn(|| {
-            match unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS) {
-                Err(Errno::EPERM) => {
-                    eprintln!("skipped: no right to make a network namespace; run as root");
-                    return;
-                }
-                made => made.unwrap(),
-            }
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+                .expect("a network namespace of one's own needs root");
             install(installed);
             case();
         });

@@ -8,7 +8,11 @@
 //! A host has the programs that the case names and no others of their kind. Needs `nft` and both kinds of iptables, and
 //! root; without the right to make a namespace a case says so and ends.
 
-#![expect(clippy::unwrap_used, reason = "a test ends by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends by panicking"
+)]
 
 mod edits;
 mod host;

@@ -1,4 +1,4 @@
-//! Every back end that this host's kernel has, in every family that it carries: containers reach each other with packets
+//! Every back end that each kernel has, in every family that it carries: containers reach each other with packets
 //! of just the size that `subnet.env` promises, and a restarted agent changes nothing.
 
 use std::fs;
@@ -6,15 +6,15 @@ use std::net::IpAddr;
 
 use crate::cluster::Store;
 use crate::host::Host;
-use crate::namespace::Namespace;
 use crate::wait::wait_until;
 
-const V4: &str = r#""Network":"10.5.0.0/16""#;
-const DUAL: &str = r#""Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48""#;
-const V6: &str = r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48""#;
+pub(crate) const V4: &str = r#""Network":"10.5.0.0/16""#;
+pub(crate) const DUAL: &str =
+    r#""Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48""#;
+pub(crate) const V6: &str = r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48""#;
 
 /// Two hosts on a network of the given families and back end, whose containers reach each other.
-fn pair(families: &str, backend: &str) -> (Store, Host, Host) {
+pub(crate) fn pair(families: &str, backend: &str) -> (Store, Host, Host) {
     let store = Store::start(&format!(r#"{{{families},"Backend":{backend}}}"#));
     let [mut one, mut two] = [1, 2].map(|number| store.host(number));
     one.join();
@@ -24,7 +24,7 @@ fn pair(families: &str, backend: &str) -> (Store, Host, Host) {
 }
 
 /// Joins, fills the MTU to the last byte and not one more, restarts, and joins a third host late.
-fn carries(families: &str, backend: &str, mtu: u32) {
+pub(crate) fn carries(families: &str, backend: &str, mtu: u32) {
     let (store, mut one, two) = pair(families, backend);
     assert_eq!(one.subnet_env("FLANNEL_MTU"), mtu.to_string());
     for target in two.container_addresses() {
@@ -106,79 +106,6 @@ fn host_gw_takes_a_real_flannels_routes_over() {
     let route = one.namespace.run(&format!("ip route show {subnet}"));
     assert_eq!(route.lines().count(), 1, "{route}");
     assert!(route.contains("via 10.77.0.12"), "{route}");
-}
-
-/// Whether the kernel has WireGuard; without, a test says that it is skipped.
-fn has_wireguard() -> bool {
-    let added = Namespace::new().try_run("ip link add wg0 type wireguard");
-    if !added.status.success() {
-        eprintln!("skipped: this kernel has no WireGuard");
-    }
-    added.status.success()
-}
-
-fn carries_encrypted(families: &str, mode: &str) {
-    if has_wireguard() {
-        let backend = format!(r#"{{"Type":"wireguard","Mode":"{mode}"}}"#);
-        carries(families, &backend, 1420);
-    }
-}
-
-#[test]
-fn wireguard_v4() {
-    carries_encrypted(V4, "separate");
-}
-
-#[test]
-fn wireguard_v6() {
-    carries_encrypted(V6, "separate");
-}
-
-#[test]
-fn wireguard_dual_stack_separate() {
-    carries_encrypted(DUAL, "separate");
-}
-
-#[test]
-fn wireguard_dual_stack_auto() {
-    carries_encrypted(DUAL, "auto");
-}
-
-#[test]
-fn wireguard_dual_stack_over_ipv4() {
-    carries_encrypted(DUAL, "ipv4");
-}
-
-#[test]
-fn wireguard_dual_stack_over_ipv6() {
-    carries_encrypted(DUAL, "ipv6");
-}
-
-#[test]
-fn one_word_encrypts_a_running_network_and_takes_it_back() {
-    if !has_wireguard() {
-        return;
-    }
-    let (store, one, two) = pair(V4, r#"{"Type":"vxlan"}"#);
-    let keys = store.lease_keys();
-    for (word, device) in [
-        (r#""Encrypt":true,"#, "flannel-wg"),
-        ("", "flannel.1"),
-        (r#""Encrypt":true,"#, "flannel-wg"),
-    ] {
-        let config = format!(r#"{{{V4},{word}"Backend":{{"Type":"vxlan"}}}}"#);
-        store.etcdctl(&["put", "/coreos.com/network/config", &config]);
-        for host in [&one, &two] {
-            wait_until("the other device alone", || {
-                let links = host.namespace.run("ip -br link show");
-                let has = |name: &str| links.lines().any(|l| l.starts_with(&format!("{name} ")));
-                has(device) && has("flannel-wg") != has("flannel.1")
-            });
-        }
-        one.wait_reaches(&two);
-        two.wait_reaches(&one);
-    }
-    assert_eq!(store.lease_keys(), keys, "nobody changed the subnet");
 }
 
 #[test]

@@ -33,6 +33,12 @@ pub(crate) struct Host {
     agent: Option<Agent>,
 }
 
+/// The agent under test: the one that was built with the tests, unless `SELVAGE_BIN` names another. On another machine than
+/// the one that they were built on there is only that.
+fn program() -> String {
+    std::env::var("SELVAGE_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_selvage").to_owned())
+}
+
 /// A running agent and what it has told its service manager.
 struct Agent {
     child: Child,
@@ -86,14 +92,14 @@ impl Host {
 
     /// The command line `selvage VERB` with this host's files, inside its namespace.
     pub(crate) fn selvage(&self, verb: &str) -> Command {
-        const PROGRAM: &str = env!("CARGO_BIN_EXE_selvage");
+        let program = program();
         let mut command = match &self.run_directory {
-            None => self.namespace.command(PROGRAM),
+            None => self.namespace.command(&program),
             Some(run) => {
                 let mut command = self.namespace.command("unshare");
                 let set_up = "mount --bind \"$0\" /run; exec \"$@\"";
                 command.args(["-m", "sh", "-ec", set_up]).arg(run);
-                command.arg(PROGRAM);
+                command.arg(&program);
                 command
             }
         };
@@ -137,7 +143,10 @@ impl Host {
 
     /// Gives the host another underlay address; which machine it is stays.
     pub(crate) fn move_to(&mut self, address: Ipv4Addr) {
-        self.environment.push(("SELVAGE_NODE_ID", self.node_id()));
+        let id = ("SELVAGE_NODE_ID", self.node_id());
+        if !self.environment.iter().any(|(name, _)| *name == id.0) {
+            self.environment.push(id);
+        }
         let former = std::mem::replace(&mut self.address, address);
         self.namespace
             .ip(&format!("address del {former}/24 dev eth0"));

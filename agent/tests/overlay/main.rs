@@ -43,3 +43,4 @@ mod survival;
 mod traffic;
 mod underlay;
 mod wait;
+mod wireguard;

@@ -1,12 +1,15 @@
 //! The choice of the underlay in a real kernel, each test in a network namespace of its own.
 
-#![expect(clippy::unwrap_used, reason = "a test ends by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends by panicking"
+)]
 
 use std::future::Future;
 use std::process::Command;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use selvage::cluster::network_config::Families;
 use selvage::host::underlay::discover;
@@ -24,13 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Runs a test in a network namespace of its own.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let thread = std::thread::spawn(|| {
-        match unshare(CloneFlags::CLONE_NEWNET) {
-            Err(Errno::EPERM) => {
-                eprintln!("skipped: no right to make a network namespace; run as root");
-                return;
-            }
-            made => made.unwrap(),
-        }
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of one's own needs root");
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_all().build().unwrap();
         let test = async { tokio::time::timeout(DEADLINE, test()).await };

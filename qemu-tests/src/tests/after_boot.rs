@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use super::{first_boot, plain_docker};
+use super::{first_boot, image_kernel, plain_docker};
 use crate::{
     cli::Common,
     cluster::{Cluster, Options},
@@ -50,21 +50,22 @@ const PROBE: &str = "/run/online-probe";
 
 /// Boots the machine as often as the wanted cases need, and runs them.
 pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Path) {
-    if !suite.wants_any(CASES) && !suite.wants_any(plain_docker::CASES) {
+    let groups = [CASES, plain_docker::CASES, image_kernel::CASES];
+    if !groups.iter().any(|names| suite.wants_any(names)) {
         return;
     }
     let mut result = Ok(());
     match start(host, common, &dir.join("alone")).await {
         Err(error) => result = Err(error),
         Ok(mut cluster) => {
-            if let Err(error) = boots(suite, host, &mut cluster).await {
+            if let Err(error) = boots(suite, host, common, &mut cluster).await {
                 suite.boot_failed("alone", &mut cluster, &error).await;
                 result = Err(error);
             }
             cluster.discard();
         }
     }
-    for names in [CASES, plain_docker::CASES] {
+    for names in groups {
         suite.close(names, result.as_ref().err());
     }
 }
@@ -103,7 +104,12 @@ fn configuration(public_key: &str) -> String {
     .to_string()
 }
 
-async fn boots(suite: &mut Suite<'_>, host: &Host, cluster: &mut Cluster) -> Result<()> {
+async fn boots(
+    suite: &mut Suite<'_>,
+    host: &Host,
+    common: &Common,
+    cluster: &mut Cluster,
+) -> Result<()> {
     let progress = suite.progress;
     progress.step("first boot of a machine with one network card and hardly a configuration");
     cluster.wait_for_ssh(progress).await?;
@@ -122,6 +128,7 @@ async fn boots(suite: &mut Suite<'_>, host: &Host, cluster: &mut Cluster) -> Res
     suite.case(CASES[7], cluster, panic_settings).await;
     suite.case(CASES[8], cluster, advertised_route).await;
     plain_docker::run(suite, cluster, &state).await;
+    image_kernel::run(suite, common, cluster).await;
     later::run(suite, host, cluster).await
 }
 

@@ -18,7 +18,7 @@ use crate::telemetry::status::{
 };
 
 /// What WireGuard counted, by device and peer.
-type Sessions = HashMap<InterfaceName, HashMap<PublicKey, Session>>;
+pub(super) type Sessions = HashMap<InterfaceName, HashMap<PublicKey, Session>>;
 
 impl Overlay {
     /// What all nodes share. `rejected`: why the network config that was written last is not in use.
@@ -122,7 +122,7 @@ impl Overlay {
     }
 
     /// What WireGuard counted, device by device; the kernel counts by peer nowhere else.
-    async fn sessions(&mut self) -> Sessions {
+    pub(super) async fn sessions(&mut self) -> Sessions {
         let mut sessions = Sessions::new();
         for name in self.backend.scope().links {
             match self.reconciler.kernel_mut().sessions(&name).await {

@@ -12,6 +12,7 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use thiserror::Error;
 use tracing::debug;
 
+pub(crate) use self::wireguard::Greeting;
 use super::message::{Message, Request, Verb};
 use super::nexthop::{self, NextHopAttribute, NextHopMessage};
 use super::observe::{FAMILIES, is_inside};

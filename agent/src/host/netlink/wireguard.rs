@@ -20,7 +20,7 @@ use self::decode::Part;
 use super::generic::{self, GenericMessage};
 use super::message::{Request, Verb};
 use super::socket::{Dump, Socket};
-use super::{KernelError, Refused};
+use super::{Greeting, KernelError, Refused};
 use crate::plan::state::{Wireguard, WireguardPeer};
 use crate::plan::wireguard_key::PublicKey;
 
@@ -160,6 +160,19 @@ impl Client {
             Change(Request::new(Verb::Plain, message))
         };
         Ok(resolved.map(change))
+    }
+
+    /// What begins a session with a peer that the kernel has, and has told of before.
+    pub(super) fn greet(&self, index: u32, greeting: &Greeting) -> Vec<Change> {
+        let messages = encode::greet(
+            self.family,
+            index,
+            &greeting.peer,
+            &greeting.want,
+            greeting.unanswered,
+        );
+        let change = |message| Change(Request::new(Verb::Plain, message));
+        messages.into_iter().map(change).collect()
     }
 
     /// Makes changes, and returns the outcome of each.

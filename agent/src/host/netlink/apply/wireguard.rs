@@ -1,10 +1,42 @@
 //! Changes of WireGuard devices and peers, which go over a socket of their own.
 
 use super::{BATCH, Change, ChangeError, Kernel, KernelError, Work};
-use crate::plan::state::{Link, LinkKind, Object, Wireguard};
+use crate::base::net::InterfaceName;
+use crate::plan::state::{Link, LinkKind, Object, Wireguard, WireguardPeer};
 use crate::plan::wireguard_key::PublicKey;
 
+/// A peer to begin a session with.
+#[derive(Debug)]
+pub(crate) struct Greeting {
+    /// Its device.
+    pub(crate) link: InterfaceName,
+    /// Who it is.
+    pub(crate) peer: PublicKey,
+    /// How it is in the kernel, and stays.
+    pub(crate) want: WireguardPeer,
+    /// Whether it was greeted before and has not answered.
+    pub(crate) unanswered: bool,
+}
+
 impl Kernel {
+    /// Begins a session with peers that have none. Whether the kernel refused it of one, and may lack that now.
+    pub(crate) async fn greet(&mut self, greetings: &[Greeting]) -> Result<bool, KernelError> {
+        let mut refused = false;
+        // Few at a time: each is four messages at most.
+        for greetings in greetings.chunks(BATCH / 4) {
+            let mut changes = Vec::with_capacity(BATCH);
+            for greeting in greetings {
+                let Some(&device) = self.indices.get(&greeting.link) else {
+                    continue;
+                };
+                changes.extend(self.wireguard.greet(device, greeting));
+            }
+            let outcomes = self.wireguard.batch(changes).await?;
+            refused |= outcomes.iter().any(Result::is_err);
+        }
+        Ok(refused)
+    }
+
     /// Queues the change of a peer, behind all that is queued already.
     pub(super) async fn queue_peer(
         &mut self,

@@ -103,6 +103,36 @@ pub(super) fn set_peer(
     })
 }
 
+/// Begins a session with a peer that has none, and leaves the peer as it is.
+///
+/// A keepalive where there was none is sent at once (`set_peer()` of drivers/net/wireguard/netlink.c), and what is sent begins a
+/// session. Where one was begun and not answered, the kernel waits for five seconds with the next try (`REKEY_TIMEOUT` in
+/// `wg_packet_send_handshake_initiation()`), except with a peer that is new to it. So that is removed, and with it the packets
+/// that wait, and added.
+pub(super) fn greet(
+    family: u16,
+    index: u32,
+    key: &PublicKey,
+    want: &WireguardPeer,
+    unanswered: bool,
+) -> Vec<GenericMessage> {
+    let with_keepalive = |seconds| WireguardPeer {
+        keepalive: seconds,
+        ..want.clone()
+    };
+    let (off, on) = (with_keepalive(0), with_keepalive(want.keepalive.max(1)));
+    let set = |was, want| set_peer(family, index, key, was, want);
+    let mut messages = match unanswered {
+        true => vec![delete_peer(family, index, key), set(None, &on)],
+        false if want.keepalive == 0 => vec![set(Some(&off), &on)],
+        false => vec![set(Some(want), &off), set(Some(&off), want)],
+    };
+    if want.keepalive == 0 {
+        messages.push(set(Some(&on), &off));
+    }
+    messages
+}
+
 /// Removes a peer. It is no error if there is none.
 pub(super) fn delete_peer(family: u16, index: u32, key: &PublicKey) -> GenericMessage {
     peer(family, index, key, |peer| {

@@ -108,6 +108,46 @@ fn a_new_peer_is_written_as_wg_writes_it() {
     assert_eq!(bytes(&message), expected);
 }
 
+/// A greeting ends with the peer as it was, and has a keepalive that begins: `0600 0500`, then the seconds.
+#[test]
+#[cfg(target_endian = "little")]
+fn a_greeting_turns_keepalives_on_and_leaves_the_peer_as_it_was() {
+    let keepalive = |message: &GenericMessage| {
+        let bytes = bytes(message);
+        let at = bytes.windows(4).position(|four| four == hex("0600 0500"));
+        at.map(|at| u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]))
+    };
+    for (seconds, unanswered, expected) in [
+        (0, false, vec![Some(1), Some(0)]),
+        (0, true, vec![None, Some(1), Some(0)]),
+        (25, false, vec![Some(0), Some(25)]),
+        (25, true, vec![None, Some(25)]),
+    ] {
+        let want = WireguardPeer {
+            preshared_key: PresharedKey::new([2; 32]),
+            keepalive: seconds,
+            ..peer("192.0.2.3:51820", &["10.5.1.0/24"])
+        };
+        let messages = encode::greet(NUMBER, 7, &key(1), &want, unanswered);
+        let seen: Vec<_> = messages.iter().map(keepalive).collect();
+        assert_eq!(seen, expected, "{seconds} {unanswered}");
+        let mut messages = messages.iter().map(bytes);
+        if unanswered {
+            let removal = bytes(&encode::delete_peer(NUMBER, 7, &key(1)));
+            assert_eq!(messages.next(), Some(removal));
+            let whole = WireguardPeer {
+                keepalive: seconds.max(1),
+                ..want.clone()
+            };
+            let whole = bytes(&encode::set_peer(NUMBER, 7, &key(1), None, &whole));
+            assert_eq!(messages.next(), Some(whole), "with all that it has");
+        }
+        for message in messages {
+            assert!(message.len() < 80, "nothing but a keepalive is changed");
+        }
+    }
+}
+
 #[test]
 #[cfg(target_endian = "little")]
 fn a_peer_is_removed_by_its_key() {

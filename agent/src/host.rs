@@ -6,6 +6,7 @@ pub mod claim;
 pub mod firewall;
 pub(crate) mod former;
 pub mod hooks;
+pub(crate) mod identity;
 pub mod netlink;
 pub mod privileges;
 pub mod reconcile;

@@ -388,10 +388,10 @@ pub enum OpenError {
     },
     /// The identity cannot be read, made or kept.
     #[error(transparent)]
-    Identity(#[from] vxlan::IdentityError),
+    Identity(#[from] crate::host::identity::vxlan::IdentityError),
     /// The private key cannot be read, made or kept.
     #[error(transparent)]
-    PrivateKey(#[from] wireguard::IdentityError),
+    PrivateKey(#[from] crate::host::identity::wireguard::IdentityError),
 }
 
 /// Makes the back end that the network config asks for, after it was made sure that no other agent on this host has the

@@ -14,7 +14,6 @@
 //! IPv4 in the overlay travels over IPv4, IPv6 over IPv6. With `DirectRouting`, a peer whose public IP lies in the
 //! underlay's on-link prefix has a plain route via its public IP instead of the last four.
 
-mod identity;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -22,12 +21,12 @@ use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
-pub use self::identity::IdentityError;
 use super::{Backend, BackendConfigError, Refusal, Setup, attrs, route, same_kind};
 use crate::base::go_json::{self, GoJsonError};
 use crate::base::net::{InterfaceName, MacAddr};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
+use crate::host::identity::vxlan as identity;
 use crate::host::netlink::Kernel;
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Vxlan};
 use crate::plan::underlay::{Face, Underlay};

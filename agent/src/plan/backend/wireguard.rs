@@ -25,7 +25,6 @@
 //! other's leases as of another back end. A cluster with both names `"Type": "wireguard"`.
 
 mod config;
-mod identity;
 #[cfg(test)]
 mod tests;
 
@@ -37,12 +36,11 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 pub use self::config::{Mode, WireguardConfig};
-use self::identity::Files;
-pub use self::identity::IdentityError;
 use super::{Backend, OpenError, Refusal, Setup, attrs, device_route, same_kind};
 use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
+use crate::host::identity::wireguard::{self as identity, Files};
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Wireguard, WireguardPeer};
 use crate::plan::underlay::Underlay;
 use crate::plan::wireguard_key::{PrivateKey, PublicKey};

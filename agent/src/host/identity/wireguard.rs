@@ -17,10 +17,10 @@ use crate::base::atomic_file;
 use crate::plan::wireguard_key::{KeyError, PrivateKey};
 
 /// flannel's variable.
-pub(super) const VARIABLE: &str = "WIREGUARD_KEY_FILE";
+pub(crate) const VARIABLE: &str = "WIREGUARD_KEY_FILE";
 
 /// The file in the state directory.
-pub(super) const FILE: &str = "wireguard.key";
+pub(crate) const FILE: &str = "wireguard.key";
 
 /// Where flannel keeps its key.
 const FLANNELS: &str = "/run/flannel/wgkey";
@@ -65,7 +65,7 @@ pub enum IdentityError {
 
 /// Where a key may be.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(crate) struct Files {
     /// The one that is asked for by name.
     named: Option<PathBuf>,
     own: PathBuf,
@@ -74,17 +74,17 @@ pub(super) struct Files {
 
 impl Files {
     /// `named` is the value of [`VARIABLE`]; an empty one is none.
-    pub(super) fn new(state_dir: &Path, named: Option<OsString>) -> Self {
+    pub(crate) fn new(state_dir: &Path, named: Option<OsString>) -> Self {
         Self {
             named: named.filter(|path| !path.is_empty()).map(PathBuf::from),
-            own: super::key_file(state_dir),
+            own: state_dir.join(FILE),
             flannels: FLANNELS.into(),
         }
     }
 
     /// The node's key: the one in the file that is asked for by name; or else in the state directory; or else flannel's; or
     /// else a new one. A key that was not yet in its file is kept there.
-    pub(super) fn key(&self) -> Result<PrivateKey, IdentityError> {
+    pub(crate) fn key(&self) -> Result<PrivateKey, IdentityError> {
         if let Some(named) = &self.named {
             return match read(named)? {
                 Some(Ok(key)) => Ok(key),
@@ -108,7 +108,7 @@ impl Files {
 
     /// Makes a new key, since an older node has the one that is there. A key that is asked for by name stays: it is the
     /// administrator's.
-    pub(super) fn renew(&self) -> Result<PrivateKey, IdentityError> {
+    pub(crate) fn renew(&self) -> Result<PrivateKey, IdentityError> {
         if let Some(named) = &self.named {
             warn!(
                 file = %named.display(),

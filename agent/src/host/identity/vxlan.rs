@@ -42,7 +42,7 @@ pub enum IdentityError {
 }
 
 /// Chooses the MAC address, and sees to it that `file` holds it.
-pub(super) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
+pub(crate) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
     let kept = read(file)?;
     let mac = match existing.filter(|mac| mac.is_unicast()).or(kept) {
         Some(mac) => mac,
@@ -55,7 +55,7 @@ pub(super) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, 
 }
 
 /// Makes a new MAC address, since an older node has the one that is there.
-pub(super) fn renew(file: &Path) -> Result<MacAddr, IdentityError> {
+pub(crate) fn renew(file: &Path) -> Result<MacAddr, IdentityError> {
     let mac = random().map_err(IdentityError::Random)?;
     keep(mac, file)?;
     Ok(mac)

@@ -8,6 +8,7 @@ pub(crate) mod former;
 pub mod hooks;
 pub(crate) mod identity;
 pub mod netlink;
+pub mod open;
 pub mod privileges;
 pub mod reconcile;
 pub mod subnet_file;

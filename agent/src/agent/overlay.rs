@@ -31,14 +31,13 @@ use crate::cluster::peers::{CheckPeer, PeerChanges, PeerTable};
 use crate::host::firewall::{Firewall, Mode, Worker};
 use crate::host::hooks;
 use crate::host::netlink::{Failure, Kernel, KernelError, Watch};
+use crate::host::open::{self, OpenError};
 use crate::host::privileges::{self, Privileges};
 use crate::host::reconcile::{Reconciler, Report};
 use crate::host::subnet_file::{self, Part, SubnetFile};
 use crate::host::underlay;
 use crate::plan::backend::plan::Plan;
-use crate::plan::backend::{
-    self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup,
-};
+use crate::plan::backend::{Backend, BackendConfig, BackendConfigError, Refusal, Setup};
 use crate::plan::state::{Delta, Key, Object};
 use crate::plan::underlay::Underlay;
 use crate::settings::Settings;
@@ -152,7 +151,7 @@ pub(crate) async fn connect(
         state_dir: &settings.files.state_dir,
         new_identity,
     };
-    let backend = backend::open(&backend, setup, kernel).await?;
+    let backend = open::open(&backend, setup, kernel).await?;
     Ok((underlay, host, backend.into()))
 }
 

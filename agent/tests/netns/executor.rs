@@ -6,8 +6,9 @@ use std::path::Path;
 use nix::net::if_::if_nametoindex;
 use selvage::cluster::lease::Lease;
 use selvage::host::netlink::{ChangeError, Kernel};
+use selvage::host::open::open;
 use selvage::host::reconcile::Counts;
-use selvage::plan::backend::{self, BackendConfig, Setup};
+use selvage::plan::backend::{BackendConfig, Setup};
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
@@ -545,7 +546,7 @@ fn the_state_directory_is_made_when_missing() {
         };
         let backend = BackendConfig::parse(&config).unwrap();
         let mut kernel = Kernel::open().unwrap();
-        backend::open(&backend, setup, &mut kernel).await.unwrap();
+        open(&backend, setup, &mut kernel).await.unwrap();
         assert!(Path::new(&missing).join("flannel.7.mac").exists());
     });
 }

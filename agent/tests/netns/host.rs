@@ -19,9 +19,10 @@ use rtnetlink::sys::{Socket, SocketAddr};
 use selvage::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use selvage::cluster::network_config::NetworkConfig;
 use selvage::host::netlink::Kernel;
+use selvage::host::open::open;
 use selvage::host::reconcile::{Reconciler, Report};
 use selvage::plan::backend::plan::Plan;
-use selvage::plan::backend::{self, Backend, BackendConfig, Setup};
+use selvage::plan::backend::{Backend, BackendConfig, Setup};
 use selvage::plan::state::Delta;
 use selvage::plan::underlay::{Attachment, Underlay};
 use serde_json::value::RawValue;
@@ -91,7 +92,7 @@ impl Host {
             new_identity: false,
         };
         let backend = BackendConfig::parse(&config).unwrap();
-        backend::open(&backend, setup, kernel).await.unwrap()
+        open(&backend, setup, kernel).await.unwrap()
     }
 
     /// An agent that has just started.

@@ -9,9 +9,10 @@ use super::leaving::Leaving;
 use super::{ConnectError, Overlay, list, log_uncarried};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey, allocate};
 use crate::cluster::network_config::NetworkConfig;
+use crate::host::open::{self, OpenError};
 use crate::host::privileges::Privileges;
 use crate::host::underlay;
-use crate::plan::backend::{self, Backend, BackendConfig, OpenError, Setup};
+use crate::plan::backend::{Backend, BackendConfig, Setup};
 use crate::settings::Settings;
 use crate::telemetry::status;
 
@@ -136,7 +137,7 @@ impl Overlay {
             state_dir: &settings.files.state_dir,
             new_identity,
         };
-        let backend = backend::open(&parsed, setup, self.reconciler.kernel_mut()).await?;
+        let backend = open::open(&parsed, setup, self.reconciler.kernel_mut()).await?;
         if let Some(lost) = privileges.lost_for(&parsed)? {
             warn!(
                 "{lost} were given up when the agent started with another back end; where {} fails for want of them, restart the agent",

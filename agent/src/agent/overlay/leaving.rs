@@ -13,15 +13,11 @@ use tokio::time::Instant;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, SubnetKey};
 use crate::cluster::peers::PeerTable;
-use crate::plan::backend::{Backend, host_gw, ipip, udp, vxlan};
+use crate::plan::backend::{Backend, table};
 use crate::plan::state::State;
 
 /// How long the devices stay after the last peer has followed: it may have sent before it heard of this node's new lease.
 const LINGER: Duration = Duration::from_secs(10);
-
-/// The back ends that can be there beside each other. Nothing that was encrypted goes on in plain text, or the reverse, and an
-/// administrator's commands are not run beside another back end.
-const SIDE_BY_SIDE: [&str; 4] = [host_gw::KIND, ipip::KIND, udp::KIND, vxlan::KIND];
 
 /// A back end that is no longer the network's, and the peers that are still reached by it.
 #[derive(Debug)]
@@ -39,7 +35,7 @@ impl Leaving {
         next: &dyn Backend,
         peers: impl Iterator<Item = Arc<Lease>>,
     ) -> Option<Self> {
-        let stays = |kind| SIDE_BY_SIDE.contains(&kind);
+        let stays = |kind| table::find(kind).is_some_and(|backend| backend.side_by_side);
         let differ = former.kind() != next.kind();
         (differ && stays(former.kind()) && stays(next.kind())).then(|| Self {
             backend: Arc::clone(former),

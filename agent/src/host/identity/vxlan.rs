@@ -5,40 +5,23 @@
 //! flannel implementation made it; then the state directory's; then a fresh random one. It is always set at creation:
 //! systemd-udevd leaves an address alone that was not the kernel's choice.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use thiserror::Error;
+use ring::rand::{SecureRandom, SystemRandom};
 use tracing::warn;
 
+use super::IdentityError;
 use crate::base::atomic_file;
-use crate::base::net::MacAddr;
+use crate::base::net::{InterfaceName, MacAddr};
 
-/// The node's MAC address cannot be read, made or kept.
-#[derive(Debug, Error)]
-pub enum IdentityError {
-    /// The file exists but does not open.
-    #[error("failed to read the overlay's MAC address from {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel gives no random bytes.
-    #[error("failed to make a random MAC address from /dev/urandom")]
-    Random(#[source] io::Error),
-    /// The file cannot be written.
-    #[error("failed to keep the overlay's MAC address in {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+/// What errors call it.
+const WHAT: &str = "the overlay's MAC address";
+
+/// The file in the state directory that keeps a device's address.
+pub(crate) fn file(state_dir: &Path, device: &InterfaceName) -> PathBuf {
+    state_dir.join(format!("{device}.mac"))
 }
 
 /// Chooses the MAC address, and sees to it that `file` holds it.
@@ -46,7 +29,7 @@ pub(crate) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, 
     let kept = read(file)?;
     let mac = match existing.filter(|mac| mac.is_unicast()).or(kept) {
         Some(mac) => mac,
-        None => random().map_err(IdentityError::Random)?,
+        None => random()?,
     };
     if kept != Some(mac) {
         keep(mac, file)?;
@@ -56,7 +39,7 @@ pub(crate) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, 
 
 /// Makes a new MAC address, since an older node has the one that is there.
 pub(crate) fn renew(file: &Path) -> Result<MacAddr, IdentityError> {
-    let mac = random().map_err(IdentityError::Random)?;
+    let mac = random()?;
     keep(mac, file)?;
     Ok(mac)
 }
@@ -65,6 +48,7 @@ fn keep(mac: MacAddr, file: &Path) -> Result<(), IdentityError> {
     // Not a secret: every peer knows it.
     atomic_file::replace(file, format!("{mac}\n").as_bytes(), 0o644).map_err(|source| {
         IdentityError::Write {
+            what: WHAT,
             path: file.to_owned(),
             source,
         }
@@ -78,6 +62,7 @@ fn read(file: &Path) -> Result<Option<MacAddr>, IdentityError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
             return Err(IdentityError::Read {
+                what: WHAT,
                 path: file.to_owned(),
                 source,
             });
@@ -94,9 +79,10 @@ fn read(file: &Path) -> Result<Option<MacAddr>, IdentityError> {
 }
 
 /// A random unicast address of the locally administered range (IEEE 802 §8.4: second lowest bit of the first octet).
-fn random() -> io::Result<MacAddr> {
+fn random() -> Result<MacAddr, IdentityError> {
     let mut octets = [0; 6];
-    File::open("/dev/urandom")?.read_exact(&mut octets)?;
+    let random = SystemRandom::new().fill(&mut octets);
+    random.map_err(|_| IdentityError::Random { what: WHAT })?;
     octets[0] = octets[0] & 0xfe | 0x02;
     Ok(MacAddr(octets))
 }

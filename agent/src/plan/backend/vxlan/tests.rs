@@ -109,10 +109,11 @@ fn try_parse(backend: &str) -> Result<BackendConfig, String> {
 }
 
 fn parse(backend: &str) -> VxlanConfig {
-    match try_parse(backend).unwrap() {
-        BackendConfig::Vxlan(config) => config,
-        other => panic!("{other:?}"),
-    }
+    let config = format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#);
+    let network = NetworkConfig::parse(&config).unwrap();
+    assert_eq!(network.backend.kind, KIND);
+    let options = go_json::Object::parse(network.backend.options.get()).unwrap();
+    VxlanConfig::parse(&options, &network).unwrap()
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! May import: all above it down to `plan`. Must not: decide what should exist, or ask a lease store.
 
 pub mod claim;
+pub mod executor;
 pub mod firewall;
 pub(crate) mod former;
 pub mod hooks;

@@ -28,9 +28,10 @@ use crate::cluster::lease::allocate::Avoid;
 use crate::cluster::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::cluster::peers::{CheckPeer, PeerChanges, PeerTable};
+use crate::host::executor::Executor;
 use crate::host::firewall::{Firewall, Mode, Worker};
 use crate::host::hooks;
-use crate::host::netlink::{Failure, Kernel, KernelError, Watch};
+use crate::host::netlink::{Failure, KernelError, Watch};
 use crate::host::open::{self, OpenError};
 use crate::host::privileges::{self, Privileges};
 use crate::host::reconcile::{Reconciler, Report};
@@ -139,7 +140,7 @@ pub(crate) async fn connect(
     privileges: &Privileges,
     config: &NetworkConfig,
     new_identity: bool,
-    kernel: &mut Kernel,
+    executor: &mut Executor,
 ) -> Result<(Underlay, HostNets, Arc<dyn Backend>), ConnectError> {
     let families = config.families();
     let (underlay, host) = underlay::survey(&settings.underlay, families, None).await?;
@@ -151,7 +152,7 @@ pub(crate) async fn connect(
         state_dir: &settings.files.state_dir,
         new_identity,
     };
-    let backend = open::open(&backend, setup, kernel).await?;
+    let backend = open::open(&backend, setup, executor).await?;
     Ok((underlay, host, backend.into()))
 }
 
@@ -197,7 +198,7 @@ pub(crate) struct Overlay {
 
 impl Overlay {
     /// The overlay with the own lease and, so far, no peers; nothing is programmed yet.
-    pub(crate) fn new(settings: &Settings, place: Place, kernel: Kernel) -> Self {
+    pub(crate) fn new(settings: &Settings, place: Place, executor: Executor) -> Self {
         let Place {
             config,
             underlay,
@@ -214,7 +215,7 @@ impl Overlay {
             plan: Plan::new(&*backend, &own.key, []),
             refused: BTreeMap::new(),
             leaving: Vec::new(),
-            reconciler: Reconciler::new(kernel, former.widen(backend.scope())),
+            reconciler: Reconciler::new(executor, former.widen(backend.scope())),
             firewall: Worker::start(
                 Firewall::new(settings.firewall.mode, settings.firewall.resync)
                     .of_network(settings.agent.network.as_ref()),
@@ -502,9 +503,9 @@ impl Overlay {
         Ok(())
     }
 
-    /// Gives the kernel back; nothing is changed in it.
-    pub(crate) fn into_kernel(self) -> Kernel {
-        self.reconciler.into_kernel()
+    /// Gives the executor back; nothing is changed on the host.
+    pub(crate) fn into_executor(self) -> Executor {
+        self.reconciler.into_executor()
     }
 
     /// Judges and plans the peers anew, after the own lease or the back end changed.

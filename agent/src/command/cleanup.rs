@@ -16,9 +16,10 @@ use crate::base::machine_id;
 use crate::base::net::InterfaceName;
 use crate::base::network_name::NetworkName;
 use crate::flannel::flanneld::several;
+use crate::host::executor::{ClaimError, Executor};
 use crate::host::firewall::{DEFAULT_RESYNC, Firewall, Mode};
 use crate::host::former::identities;
-use crate::host::netlink::{ClaimError, Kernel, KernelError};
+use crate::host::netlink::KernelError;
 use crate::host::reconcile::Reconciler;
 use crate::host::subnet_file;
 use crate::plan::backend;
@@ -167,8 +168,9 @@ async fn remove_from_kernel(
     candidates: Vec<InterfaceName>,
     known: &[IpNet],
 ) -> Result<u64, RemoveError> {
-    let mut kernel = Kernel::open()?.of_network(network);
-    kernel.claim_network(known)?;
+    let mut executor = Executor::open()?.of_network(network);
+    executor.claim_network(known)?;
+    let kernel = executor.kernel_mut();
     let mut found = kernel.marked_links(known).await?;
     // The names of devices without a memory need no peers to be known by.
     let without = backend::table::all().filter(|backend| backend.memory.is_none());
@@ -189,7 +191,7 @@ async fn remove_from_kernel(
             scope.links.push(name);
         }
     }
-    let mut reconciler = Reconciler::new(kernel, scope);
+    let mut reconciler = Reconciler::new(executor, scope);
     let report = reconciler.remove_all().await?;
     if report.failures.is_empty() {
         return Ok(report.counts.removed);

@@ -3,9 +3,10 @@
 
 use thiserror::Error;
 
+use super::executor::{ClaimError, Executor};
 use super::hooks::{self, CommandError};
 use super::identity::{IdentityError, vxlan, wireguard};
-use super::netlink::{ClaimError, Kernel, KernelError};
+use super::netlink::KernelError;
 use crate::plan::backend::{Backend, BackendConfig, Opening, Setup, Unfit};
 use crate::plan::state::Object;
 
@@ -44,19 +45,19 @@ pub enum OpenError {
 pub async fn open(
     config: &BackendConfig,
     setup: Setup<'_>,
-    kernel: &mut Kernel,
+    executor: &mut Executor,
 ) -> Result<Box<dyn Backend>, OpenError> {
     let networks: Vec<_> = setup.config.networks().collect();
-    kernel.claim_network(&networks)?;
+    executor.claim_network(&networks)?;
     for device in config.devices(setup.config) {
-        kernel.claim_device(&device, &networks).await?;
+        executor.claim_device(&device, &networks).await?;
     }
     let mut opening = config.open(setup)?;
     loop {
         opening = match opening {
             Opening::Ready(backend) => return Ok(backend),
-            Opening::Tun(then) => then(kernel.claim_tun().await?),
-            Opening::Device(name, then) => then(match kernel.link(&name).await? {
+            Opening::Tun(then) => then(executor.claim_tun().await?),
+            Opening::Device(name, then) => then(match executor.kernel_mut().link(&name).await? {
                 Some(Object::Link(link)) => Some(*link),
                 _ => None,
             }),

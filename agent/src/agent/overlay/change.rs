@@ -79,14 +79,14 @@ impl Overlay {
             });
         }
         let networks: Vec<IpNet> = config.networks().collect();
-        let kernel = self.reconciler.kernel_mut();
-        kernel.claim_network(&networks).map_err(OpenError::from)?;
+        let executor = self.reconciler.executor_mut();
+        executor.claim_network(&networks).map_err(OpenError::from)?;
         let backend = match self.backend_for(settings, privileges, &config).await {
             Ok(backend) => backend,
             Err(error) => {
                 let networks: Vec<IpNet> = self.config.networks().collect();
-                let kernel = self.reconciler.kernel_mut();
-                kernel.claim_network(&networks).map_err(OpenError::from)?;
+                let executor = self.reconciler.executor_mut();
+                executor.claim_network(&networks).map_err(OpenError::from)?;
                 return Err(error);
             }
         };
@@ -137,7 +137,7 @@ impl Overlay {
             state_dir: &settings.files.state_dir,
             new_identity,
         };
-        let backend = open::open(&parsed, setup, self.reconciler.kernel_mut()).await?;
+        let backend = open::open(&parsed, setup, self.reconciler.executor_mut()).await?;
         if let Some(lost) = privileges.lost_for(&parsed)? {
             warn!(
                 "{lost} were given up when the agent started with another back end; where {} fails for want of them, restart the agent",

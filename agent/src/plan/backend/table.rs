@@ -8,7 +8,6 @@ use std::fmt;
 use thiserror::Error;
 
 use super::opening::{Opening, Setup, Unfit};
-use super::{alloc, extension, host_gw, ipip, udp, vxlan, wireguard};
 use crate::base::go_json::{GoJsonError, Object};
 use crate::base::net::InterfaceName;
 use crate::cluster::network_config::NetworkConfig;
@@ -16,13 +15,13 @@ use crate::plan::state::{self, LinkKind};
 
 /// The backends. A new one is a file beside this one, and a line here.
 static BACKENDS: &[&Definition] = &[
-    &alloc::BACKEND,
-    &extension::BACKEND,
-    &host_gw::BACKEND,
-    &ipip::BACKEND,
-    &udp::BACKEND,
-    &vxlan::BACKEND,
-    &wireguard::BACKEND,
+    &super::alloc::BACKEND,
+    &super::extension::BACKEND,
+    &super::host_gw::BACKEND,
+    &super::ipip::BACKEND,
+    &super::udp::BACKEND,
+    &super::vxlan::BACKEND,
+    &super::wireguard::BACKEND,
 ];
 
 /// Reads a backend's keys of the network config, and refuses families that the backend does not carry.
@@ -209,12 +208,22 @@ mod tests {
     }
 
     #[test]
+    fn all_of_flannels_that_there_are_go_by_its_names() {
+        let flannels = "alloc extension host-gw ipip udp vxlan wireguard";
+        for kind in flannels.split(' ') {
+            assert_eq!(find(kind).map(|backend| backend.kind), Some(kind));
+        }
+    }
+
+    #[test]
     fn an_unknown_kind_is_told_what_there_is() {
-        let config =
-            NetworkConfig::parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vlan"}}"#).unwrap();
+        let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"hostgw"}}"#;
+        let error = BackendConfig::parse(&NetworkConfig::parse(config).unwrap()).unwrap_err();
+        let kinds: Vec<&str> = BACKENDS.iter().map(|backend| backend.kind).collect();
+        let there_is = kinds.join(", ");
         assert_eq!(
-            BackendConfig::parse(&config).unwrap_err().to_string(),
-            "the back end \"vlan\" does not exist; there is: alloc, extension, host-gw, ipip, udp, vxlan, wireguard"
+            error.to_string(),
+            format!("the back end \"hostgw\" does not exist; there is: {there_is}")
         );
     }
 }

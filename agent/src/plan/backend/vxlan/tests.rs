@@ -190,10 +190,6 @@ fn bad_configurations_name_key_value_and_range() {
             r#"{"Type":"vxlan","DirectRouting":[]}"#,
             "Backend: DirectRouting: [] is not true or false",
         ),
-        (
-            r#"{"Type":"hostgw"}"#,
-            "the back end \"hostgw\" does not exist; there is: alloc, extension, host-gw, ipip, udp, vxlan, wireguard",
-        ),
     ] {
         assert_eq!(try_parse(config).unwrap_err(), message, "{config}");
     }

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -23,6 +23,7 @@ pub(crate) use self::former::Former;
 use self::journal::Journal;
 use self::leaving::Leaving;
 use crate::base::logging::chain;
+use crate::base::net::Leased;
 use crate::cluster::host_nets::HostNets;
 use crate::cluster::lease::allocate::Avoid;
 use crate::cluster::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
@@ -35,7 +36,7 @@ use crate::host::netlink::{Failure, KernelError, Watch};
 use crate::host::open::{self, OpenError};
 use crate::host::privileges::{self, Privileges};
 use crate::host::reconcile::{Reconciler, Report};
-use crate::host::subnet_file::{self, Part, SubnetFile};
+use crate::host::subnet_file::{self, SubnetFile};
 use crate::host::underlay;
 use crate::plan::backend::plan::Plan;
 use crate::plan::backend::{Backend, BackendConfig, BackendConfigError, Refusal, Setup};
@@ -478,18 +479,26 @@ impl Overlay {
         self.check(report)
     }
 
+    /// The own subnets, each with its network.
+    fn leased(&self) -> (Option<Leased<Ipv4Net>>, Option<Leased<Ipv6Net>>) {
+        let (config, own) = (&self.config, &self.own.key);
+        let v4 = config.ipv4.zip(own.v4).map(|(range, subnet)| Leased {
+            network: range.network,
+            subnet,
+        });
+        let v6 = config.ipv6.zip(own.v6).map(|(range, subnet)| Leased {
+            network: range.network,
+            subnet,
+        });
+        (v4, v6)
+    }
+
     /// Writes `subnet.env`, if it is not as it should be.
     pub(crate) fn write_subnet_file(&mut self) -> Result<(), subnet_file::Error> {
-        let (v4, v6) = (self.own.key.v4, self.own.key.v6);
+        let (v4, v6) = self.leased();
         let file = SubnetFile {
-            v4: self.config.ipv4.zip(v4).map(|(range, subnet)| Part {
-                network: range.network,
-                subnet,
-            }),
-            v6: self.config.ipv6.zip(v6).map(|(range, subnet)| Part {
-                network: range.network,
-                subnet,
-            }),
+            v4,
+            v6,
             mtu: self.backend.mtu(),
             masquerade: self.firewall_settings.masquerade,
         };

@@ -7,7 +7,7 @@ use tracing::info;
 use super::Overlay;
 use super::leaving::Leaving;
 use crate::base::net::InterfaceName;
-use crate::host::firewall::{Error, Family, Mode, Outcome, Rules};
+use crate::host::firewall::{Error, Mode, Outcome, Rules};
 use crate::telemetry::status;
 
 impl Overlay {
@@ -29,16 +29,10 @@ impl Overlay {
     }
 
     fn rules(&self) -> Rules {
-        let (config, own) = (&self.config, &self.own.key);
+        let (v4, v6) = self.leased();
         Rules {
-            v4: config.ipv4.zip(own.v4).map(|(range, subnet)| Family {
-                network: range.network,
-                subnet,
-            }),
-            v6: config.ipv6.zip(own.v6).map(|(range, subnet)| Family {
-                network: range.network,
-                subnet,
-            }),
+            v4,
+            v6,
             masquerade: self.firewall_settings.masquerade,
             forward: self.firewall_settings.forward,
             random_fully: self.firewall_settings.random_fully,

@@ -34,8 +34,9 @@ use crate::cluster::lease::{
 };
 use crate::cluster::network_config::NetworkConfig;
 use crate::host::claim::Claims;
+use crate::host::executor::Executor;
 use crate::host::firewall::{self, Rules};
-use crate::host::netlink::{Kernel, KernelError, Monitor};
+use crate::host::netlink::{KernelError, Monitor};
 use crate::host::privileges::Privileges;
 use crate::host::subnet_file;
 use crate::settings::Settings;
@@ -116,7 +117,7 @@ pub async fn run(
         warn!("{}", chain(&error));
     }
     let network = settings.agent.network.clone();
-    let kernel = Kernel::open()?
+    let executor = Executor::open()?
         .of_network(network.as_ref())
         .with_claims(claims);
     let mut agent = Agent {
@@ -135,7 +136,7 @@ pub async fn run(
         docker: None,
         server: None,
         store,
-        monitor: Monitor::open(&kernel)?,
+        monitor: Monitor::open(executor.kernel())?,
         ruleset: firewall::Watcher::deaf().of_network(network.as_ref()),
         deaf: None,
         lease: None,
@@ -156,7 +157,7 @@ pub async fn run(
     };
     agent.listen_to_ruleset();
     tokio::select! {
-        never = agent.serve(kernel) => match never {},
+        never = agent.serve(executor) => match never {},
         () = service.stay_alive() => (),
         _ = terminate.recv() => (),
         _ = interrupt.recv() => (),
@@ -249,8 +250,8 @@ const IDENTITY_PAUSES: Backoff =
 struct StoreTrouble(String);
 
 impl<S: LeaseStore> Agent<'_, S> {
-    async fn serve(&mut self, kernel: Kernel) -> Never {
-        let (mut overlay, programmed) = self.join(kernel).await;
+    async fn serve(&mut self, executor: Executor) -> Never {
+        let (mut overlay, programmed) = self.join(executor).await;
         self.desk.set_joining(None);
         if let Some(seen) = self.waits.end(Instant::now()) {
             info!("nothing is waited for any more; what was, was {seen}");
@@ -261,18 +262,18 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     /// Joins the overlay, however long that takes, and programs the host. Some peers may be left to be programmed.
-    async fn join(&mut self, mut kernel: Kernel) -> (Overlay, Programmed) {
+    async fn join(&mut self, mut executor: Executor) -> (Overlay, Programmed) {
         self.tell_joining(vec!["starting".to_owned()]);
         let mut retry = task::new_retry();
         loop {
-            let reason = match self.find_place(&mut kernel).await {
+            let reason = match self.find_place(&mut executor).await {
                 Ok((place, leases)) => {
-                    let mut overlay = Overlay::new(&self.settings, place, kernel);
+                    let mut overlay = Overlay::new(&self.settings, place, executor);
                     overlay.begin(leases);
                     match overlay.join().await {
                         Ok(programmed) => return (overlay, programmed),
                         Err(reason) => {
-                            kernel = overlay.into_kernel();
+                            executor = overlay.into_executor();
                             reason
                         }
                     }
@@ -306,7 +307,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     /// Makes one try at everything that comes before programming; says in words what is missing.
-    async fn find_place(&mut self, kernel: &mut Kernel) -> Result<(Place, LeaseEvent), String> {
+    async fn find_place(&mut self, executor: &mut Executor) -> Result<(Place, LeaseEvent), String> {
         let failed = |events: &mut Events, error: StoreError| {
             sample::count(events, &error);
             chain(&error)
@@ -314,10 +315,10 @@ impl<S: LeaseStore> Agent<'_, S> {
         let config = self.store.network_config().await;
         let config = config.map_err(|error| failed(&mut self.events, error))?;
         let (underlay, host, backend) =
-            overlay::connect(&self.settings, &self.privileges, &config, false, kernel)
+            overlay::connect(&self.settings, &self.privileges, &config, false, executor)
                 .await
                 .map_err(|e| chain(&e))?;
-        let former = Former::find(&self.settings, kernel)
+        let former = Former::find(&self.settings, executor.kernel_mut())
             .await
             .map_err(|e| chain(&e))?;
         let attrs = backend.lease_attrs();
@@ -345,7 +346,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     // Peers that believe a younger one would go on doing so; nobody has heard of this node's yet.
                     let twin = overlay::twins(&place.own, event.leases()).next();
                     if let Some(twin) = twin.map(|lease| lease.key) {
-                        self.differ(&mut place, twin, kernel).await?;
+                        self.differ(&mut place, twin, executor).await?;
                     }
                     return Ok((place, event));
                 }

@@ -3,10 +3,13 @@
 //! May import: all above it down to `plan`. Must not: decide what should exist, or ask a lease store.
 
 pub mod claim;
+pub mod executor;
 pub mod firewall;
 pub(crate) mod former;
 pub mod hooks;
+pub(crate) mod identity;
 pub mod netlink;
+pub mod open;
 pub mod privileges;
 pub mod reconcile;
 pub mod subnet_file;

@@ -8,7 +8,7 @@ use super::task::Tasks;
 use super::{Agent, sample};
 use crate::base::logging::chain;
 use crate::cluster::lease::{LeaseAttrs, LeaseStore, StoreError, SubnetKey};
-use crate::host::netlink::Kernel;
+use crate::host::executor::Executor;
 
 impl<S: LeaseStore> Agent<'_, S> {
     /// Looks at the underlay again; when it is not what it was, tells the kernel at once and the peers as soon as can be.
@@ -101,7 +101,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         &mut self,
         place: &mut Place,
         twin: SubnetKey,
-        kernel: &mut Kernel,
+        executor: &mut Executor,
     ) -> Result<(), String> {
         warn_of_twin(twin);
         let (underlay, host, backend) = overlay::connect(
@@ -109,7 +109,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             &self.privileges,
             &place.config,
             true,
-            kernel,
+            executor,
         )
         .await
         .map_err(|e| chain(&e))?;

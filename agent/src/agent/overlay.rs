@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -26,22 +26,23 @@ use self::greet::Greetings;
 use self::journal::Journal;
 use self::leaving::Leaving;
 use crate::base::logging::chain;
+use crate::base::net::Leased;
 use crate::cluster::host_nets::HostNets;
 use crate::cluster::lease::allocate::Avoid;
 use crate::cluster::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::cluster::peers::{CheckPeer, PeerChanges, PeerTable};
+use crate::host::executor::Executor;
 use crate::host::firewall::{Firewall, Mode, Worker};
 use crate::host::hooks;
-use crate::host::netlink::{Failure, Kernel, KernelError, Watch};
+use crate::host::netlink::{Failure, KernelError, Watch};
+use crate::host::open::{self, OpenError};
 use crate::host::privileges::{self, Privileges};
 use crate::host::reconcile::{Reconciler, Report};
-use crate::host::subnet_file::{self, Part, SubnetFile};
+use crate::host::subnet_file::{self, SubnetFile};
 use crate::host::underlay;
 use crate::plan::backend::plan::Plan;
-use crate::plan::backend::{
-    self, Backend, BackendConfig, BackendConfigError, OpenError, Refusal, Setup,
-};
+use crate::plan::backend::{Backend, BackendConfig, BackendConfigError, Refusal, Setup};
 use crate::plan::state::{Delta, Key, Object};
 use crate::plan::underlay::Underlay;
 use crate::settings::Settings;
@@ -143,7 +144,7 @@ pub(crate) async fn connect(
     privileges: &Privileges,
     config: &NetworkConfig,
     new_identity: bool,
-    kernel: &mut Kernel,
+    executor: &mut Executor,
 ) -> Result<(Underlay, HostNets, Arc<dyn Backend>), ConnectError> {
     let families = config.families();
     let (underlay, host) = underlay::survey(&settings.underlay, families, None).await?;
@@ -155,7 +156,7 @@ pub(crate) async fn connect(
         state_dir: &settings.files.state_dir,
         new_identity,
     };
-    let backend = backend::open(&backend, setup, kernel).await?;
+    let backend = open::open(&backend, setup, executor).await?;
     Ok((underlay, host, backend.into()))
 }
 
@@ -203,7 +204,7 @@ pub(crate) struct Overlay {
 
 impl Overlay {
     /// The overlay with the own lease and, so far, no peers; nothing is programmed yet.
-    pub(crate) fn new(settings: &Settings, place: Place, kernel: Kernel) -> Self {
+    pub(crate) fn new(settings: &Settings, place: Place, executor: Executor) -> Self {
         let Place {
             config,
             underlay,
@@ -221,7 +222,7 @@ impl Overlay {
             refused: BTreeMap::new(),
             leaving: Vec::new(),
             greetings: Greetings::default(),
-            reconciler: Reconciler::new(kernel, former.widen(backend.scope())),
+            reconciler: Reconciler::new(executor, former.widen(backend.scope())),
             firewall: Worker::start(
                 Firewall::new(settings.firewall.mode, settings.firewall.resync)
                     .of_network(settings.agent.network.as_ref()),
@@ -493,18 +494,26 @@ impl Overlay {
         self.check(report)
     }
 
+    /// The own subnets, each with its network.
+    fn leased(&self) -> (Option<Leased<Ipv4Net>>, Option<Leased<Ipv6Net>>) {
+        let (config, own) = (&self.config, &self.own.key);
+        let v4 = config.ipv4.zip(own.v4).map(|(range, subnet)| Leased {
+            network: range.network,
+            subnet,
+        });
+        let v6 = config.ipv6.zip(own.v6).map(|(range, subnet)| Leased {
+            network: range.network,
+            subnet,
+        });
+        (v4, v6)
+    }
+
     /// Writes `subnet.env`, if it is not as it should be.
     pub(crate) fn write_subnet_file(&mut self) -> Result<(), subnet_file::Error> {
-        let (v4, v6) = (self.own.key.v4, self.own.key.v6);
+        let (v4, v6) = self.leased();
         let file = SubnetFile {
-            v4: self.config.ipv4.zip(v4).map(|(range, subnet)| Part {
-                network: range.network,
-                subnet,
-            }),
-            v6: self.config.ipv6.zip(v6).map(|(range, subnet)| Part {
-                network: range.network,
-                subnet,
-            }),
+            v4,
+            v6,
             mtu: self.backend.mtu(),
             masquerade: self.firewall_settings.masquerade,
         };
@@ -518,9 +527,9 @@ impl Overlay {
         Ok(())
     }
 
-    /// Gives the kernel back; nothing is changed in it.
-    pub(crate) fn into_kernel(self) -> Kernel {
-        self.reconciler.into_kernel()
+    /// Gives the executor back; nothing is changed on the host.
+    pub(crate) fn into_executor(self) -> Executor {
+        self.reconciler.into_executor()
     }
 
     /// Judges and plans the peers anew, after the own lease or the back end changed.

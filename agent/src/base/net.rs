@@ -156,6 +156,9 @@ pub enum Family {
 }
 
 impl Family {
+    /// Both of them.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
     /// The family of an address.
     pub fn of(address: IpAddr) -> Self {
         match address {
@@ -172,6 +175,15 @@ impl fmt::Display for Family {
             Self::V6 => "IPv6",
         })
     }
+}
+
+/// A node's subnet, in the network that it was leased from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leased<N> {
+    /// The whole overlay network.
+    pub network: N,
+    /// The node's part of it.
+    pub subnet: N,
 }
 
 /// What an IPv4 address is, if another host cannot send packets to it; `None` for all unicast addresses, link-local and

@@ -16,9 +16,10 @@ use crate::base::machine_id;
 use crate::base::net::InterfaceName;
 use crate::base::network_name::NetworkName;
 use crate::flannel::flanneld::several;
+use crate::host::executor::{ClaimError, Executor};
 use crate::host::firewall::{DEFAULT_RESYNC, Firewall, Mode};
 use crate::host::former::identities;
-use crate::host::netlink::{ClaimError, Kernel, KernelError};
+use crate::host::netlink::KernelError;
 use crate::host::reconcile::Reconciler;
 use crate::host::subnet_file;
 use crate::plan::backend;
@@ -72,16 +73,17 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         previous.network_v6.unwrap_or_default().into(),
     ];
     let (mut candidates, mut kept): (Vec<_>, Vec<_>) = identities(state_dir).into_iter().unzip();
-    let private_key = backend::wireguard::key_file(state_dir);
-    if private_key.exists() {
-        candidates.extend(backend::wireguard::device_names());
+    for backend in backend::table::all() {
+        let memory = backend.memory.map(|file| state_dir.join(file));
+        if memory.as_ref().is_some_and(|file| file.exists()) {
+            candidates.extend(backend.devices());
+        }
+        kept.extend(memory);
     }
-    kept.push(private_key);
     kept.push(state_dir.join(machine_id::FILE));
     kept.push(state_dir.join(several::MEMORY));
     // The commands that undo an extension's work are run.
     let hooks = backend::extension::memory(state_dir);
-    kept.push(hooks.clone());
     let scope = Scope {
         links: Vec::new(),
         networks,
@@ -166,11 +168,13 @@ async fn remove_from_kernel(
     candidates: Vec<InterfaceName>,
     known: &[IpNet],
 ) -> Result<u64, RemoveError> {
-    let mut kernel = Kernel::open()?.of_network(network);
-    kernel.claim_network(known)?;
+    let mut executor = Executor::open()?.of_network(network);
+    executor.claim_network(known)?;
+    let kernel = executor.kernel_mut();
     let mut found = kernel.marked_links(known).await?;
-    // These names need no peers to be known by.
-    for name in backend::fixed_names() {
+    // The names of devices without a memory need no peers to be known by.
+    let without = backend::table::all().filter(|backend| backend.memory.is_none());
+    for name in without.flat_map(|backend| backend.devices()) {
         if let Some(object) = kernel.own_device(&name, known).await? {
             found.push((name, object));
         }
@@ -182,12 +186,12 @@ async fn remove_from_kernel(
     }
     for (name, object) in found {
         // Routes may lead over the underlay too, which is not ours.
-        let overlay = backend::is_overlay(&name, &object);
+        let overlay = backend::table::maker(&name, &object).is_some();
         if overlay && !scope.links.contains(&name) {
             scope.links.push(name);
         }
     }
-    let mut reconciler = Reconciler::new(kernel, scope);
+    let mut reconciler = Reconciler::new(executor, scope);
     let report = reconciler.remove_all().await?;
     if report.failures.is_empty() {
         return Ok(report.counts.removed);

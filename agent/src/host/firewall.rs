@@ -45,7 +45,7 @@ use iptables::{Iptables, Look};
 use nftables::{Nftables, Tables};
 
 use crate::base::logging::chain;
-use crate::base::net::InterfaceName;
+use crate::base::net::{Family, InterfaceName, Leased};
 use crate::base::network_name::NetworkName;
 
 /// How often the rules are looked at when nothing was announced; flannel's `--iptables-resync`.
@@ -67,22 +67,13 @@ pub async fn hand_over(rules: &Rules) -> Result<(), Error> {
     nftables::hand_over(rules).await
 }
 
-/// The networks of one IP version.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Family<N> {
-    /// The whole overlay network.
-    pub network: N,
-    /// This node's part of it.
-    pub subnet: N,
-}
-
 /// What the firewall should do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rules {
     /// The overlay's IPv4, if it has one.
-    pub v4: Option<Family<Ipv4Net>>,
+    pub v4: Option<Leased<Ipv4Net>>,
     /// The overlay's IPv6, if it has one.
-    pub v6: Option<Family<Ipv6Net>>,
+    pub v6: Option<Leased<Ipv6Net>>,
     /// Whether packets that leave the overlay get this host's address.
     pub masquerade: bool,
     /// Whether packets from and to the overlay are accepted for forwarding.
@@ -103,29 +94,29 @@ pub struct Rules {
 
 impl Rules {
     /// The networks in the family's own terms, for rules in text.
-    fn family(&self, ip: Ip) -> Option<Family<IpNet>> {
+    fn family(&self, ip: Family) -> Option<Leased<IpNet>> {
         match ip {
-            Ip::V4 => self.v4.map(|family| Family {
+            Family::V4 => self.v4.map(|family| Leased {
                 network: IpNet::V4(family.network.trunc()),
                 subnet: IpNet::V4(family.subnet.trunc()),
             }),
-            Ip::V6 => self.v6.map(|family| Family {
+            Family::V6 => self.v6.map(|family| Leased {
                 network: IpNet::V6(family.network.trunc()),
                 subnet: IpNet::V6(family.subnet.trunc()),
             }),
         }
     }
 
-    fn families(&self) -> impl Iterator<Item = (Ip, Family<IpNet>)> {
+    fn families(&self) -> impl Iterator<Item = (Family, Leased<IpNet>)> {
         let of = |ip| Some((ip, self.family(ip)?));
-        Ip::BOTH.into_iter().filter_map(of)
+        Family::BOTH.into_iter().filter_map(of)
     }
 
-    fn excluded(&self, ip: Ip) -> impl Iterator<Item = IpNet> {
+    fn excluded(&self, ip: Family) -> impl Iterator<Item = IpNet> {
         of(ip, &self.exclude)
     }
 
-    fn outside(&self, ip: Ip) -> impl Iterator<Item = IpNet> {
+    fn outside(&self, ip: Family) -> impl Iterator<Item = IpNet> {
         of(ip, &self.outside)
     }
 
@@ -136,27 +127,16 @@ impl Rules {
 }
 
 /// Those of one IP version.
-fn of(ip: Ip, nets: &[IpNet]) -> impl Iterator<Item = IpNet> {
+fn of(ip: Family, nets: &[IpNet]) -> impl Iterator<Item = IpNet> {
     let nets = nets.iter().map(IpNet::trunc);
-    nets.filter(move |net| matches!(net, IpNet::V4(_)) == (ip == Ip::V4))
+    nets.filter(move |net| matches!(net, IpNet::V4(_)) == (ip == Family::V4))
 }
 
-/// An IP version.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Ip {
-    V4,
-    V6,
-}
-
-impl Ip {
-    pub(crate) const BOTH: [Self; 2] = [Self::V4, Self::V6];
-
-    /// What is never masqueraded: multicast (RFC 5771, RFC 4291 §2.7).
-    fn multicast(self) -> &'static str {
-        match self {
-            Self::V4 => "224.0.0.0/4",
-            Self::V6 => "ff00::/8",
-        }
+/// What is never masqueraded: multicast (RFC 5771, RFC 4291 §2.7).
+fn multicast(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "224.0.0.0/4",
+        Family::V6 => "ff00::/8",
     }
 }
 

@@ -25,25 +25,24 @@ pub(crate) mod survey;
 mod tun;
 mod wireguard;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use rtnetlink::packet_route::AddressFamily;
 
-pub(crate) use self::apply::Greeting;
+pub(crate) use self::apply::{Applied, Greeting};
 pub use self::apply::{ChangeError, Failure};
 pub use self::bridge::Bridge;
 pub use self::device::Device;
 pub use self::monitor::{Changed, Monitor, Watch};
-pub use self::ownership::ClaimError;
-pub(crate) use self::ownership::MARK;
+pub(crate) use self::observe::Observed;
+pub(crate) use self::ownership::{DEVICES, MARK, Mark};
 pub use self::socket::{KernelError, Refused};
+pub(crate) use self::tun::Tuns;
 pub use self::wireguard::Session;
 use crate::base::net::InterfaceName;
 use crate::base::network_name::NetworkName;
-use crate::host::claim::Claims;
-use crate::host::udp::DataPlane;
-use crate::plan::state::Object;
+use crate::plan::state::{Object, Tun};
 
 /// The kernel's network configuration.
 #[derive(Debug)]
@@ -55,12 +54,12 @@ pub struct Kernel {
     wireguard: wireguard::Client,
     /// Whether routes go through next-hop objects. Linux has them since 5.3; found out at the first observation.
     next_hops: bool,
-    /// What stands behind the TUN device, if there is one of ours.
-    data_plane: Option<DataPlane>,
     /// Whose the objects are that count as ours; the default network's if it has no name.
     network: Option<NetworkName>,
-    /// What other agents on this host keep off from.
-    claims: Claims,
+    /// The devices that no other agent on this host may have.
+    held: BTreeSet<InterfaceName>,
+    /// The TUN device that this process stands behind.
+    tun: Option<(InterfaceName, Tun)>,
 }
 
 impl Kernel {
@@ -77,9 +76,9 @@ impl Kernel {
             ids: nexthop::Ids::of_network(None),
             wireguard: wireguard::Client::default(),
             next_hops: true,
-            data_plane: None,
             network: None,
-            claims: Claims::default(),
+            held: BTreeSet::new(),
+            tun: None,
         })
     }
 

@@ -113,7 +113,7 @@ impl Privileges {
             own.insert(Capability::CAP_NET_BIND_SERVICE);
         }
         let own: CapsHashSet = own.intersection(&permitted).copied().collect();
-        if matches!(backend, BackendConfig::Extension(_)) {
+        if backend.definition().runs_commands {
             set(CapSet::Effective, &own)?;
             return pass_on(&permitted);
         }
@@ -134,15 +134,11 @@ impl Privileges {
         let permitted = read(CapSet::Permitted)?;
         let lost =
             |capability| self.initial.contains(&capability) && !permitted.contains(&capability);
-        Ok(match backend {
-            BackendConfig::Extension(_) if permitted != self.initial => {
-                Some("privileges that its commands would have")
-            }
-            backend if needs_bind(backend) && lost(Capability::CAP_NET_BIND_SERVICE) => {
-                Some("privileges that a port below 1024 needs")
-            }
-            _ => None,
-        })
+        if backend.definition().runs_commands && permitted != self.initial {
+            return Ok(Some("privileges that its commands would have"));
+        }
+        let needs_port = needs_bind(backend) && lost(Capability::CAP_NET_BIND_SERVICE);
+        Ok(needs_port.then_some("privileges that a port below 1024 needs"))
     }
 }
 

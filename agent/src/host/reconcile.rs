@@ -1,4 +1,4 @@
-//! The executor: brings the kernel to the wanted state and keeps it there.
+//! Brings the host to the wanted state and keeps it there: the difference that the [`Executor`] then makes.
 //!
 //! Start, restart, every event, repair and the periodic resync take the same path: observe, diff, apply. Only a change of
 //! single peers skips the observation, because what the kernel has is then known from before.
@@ -10,8 +10,9 @@ use ipnet::IpNet;
 use tracing::{trace, warn};
 
 use crate::base::net::InterfaceName;
-use crate::host::hooks::{CommandError, Ended, Runner};
-use crate::host::netlink::{ChangeError, Failure, Greeting, Kernel, KernelError, Watch};
+use crate::host::executor::Executor;
+use crate::host::hooks::Ended;
+use crate::host::netlink::{ChangeError, Failure, Greeting, KernelError, Watch};
 use crate::plan::state::{Change, Delta, Key, Object, Route, Scope, State, diff, diff_keys};
 use crate::plan::underlay::Underlay;
 
@@ -70,11 +71,10 @@ impl Report {
 /// How often a resync observes anew at most, where a device had to be recreated, or went away while it was looked at.
 const PASSES: usize = 3;
 
-/// Brings the kernel to the wanted state and keeps it there.
+/// Brings the host to the wanted state and keeps it there.
 #[derive(Debug)]
 pub struct Reconciler {
-    kernel: Kernel,
-    hooks: Option<Runner>,
+    executor: Executor,
     scope: Scope,
     desired: State,
     /// Whether the kernel may differ from `desired` in more than what changed since.
@@ -85,12 +85,12 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// Takes over the kernel's network configuration, so far as it is in `scope`. Nothing is wanted yet, and nothing
+    /// Takes over the host's network configuration, so far as it is in `scope`. Nothing is wanted yet, and nothing
     /// happens before the first [`Self::resync`].
-    pub fn new(kernel: Kernel, scope: Scope) -> Self {
+    pub fn new(mut executor: Executor, scope: Scope) -> Self {
+        executor.remember_hooks(scope.hooks.as_deref());
         Self {
-            kernel,
-            hooks: scope.hooks.as_deref().map(Runner::open),
+            executor,
             scope,
             desired: State::new(),
             unsure: true,
@@ -99,19 +99,19 @@ impl Reconciler {
         }
     }
 
-    /// The kernel, for a monitor that is to ignore what is changed here.
-    pub fn kernel(&self) -> &Kernel {
-        &self.kernel
+    /// What makes the changes.
+    pub fn executor(&self) -> &Executor {
+        &self.executor
     }
 
-    /// The kernel, to look at something else in it.
-    pub fn kernel_mut(&mut self) -> &mut Kernel {
-        &mut self.kernel
+    /// What makes the changes, to look at something else with it.
+    pub fn executor_mut(&mut self) -> &mut Executor {
+        &mut self.executor
     }
 
-    /// Gives the kernel back; nothing is changed in it.
-    pub fn into_kernel(self) -> Kernel {
-        self.kernel
+    /// Gives the executor back; nothing is changed on the host.
+    pub fn into_executor(self) -> Executor {
+        self.executor
     }
 
     /// What is wanted.
@@ -127,7 +127,7 @@ impl Reconciler {
     /// What the monitor has to look out for.
     pub fn watch<'a>(&'a self, underlay: &'a Underlay) -> Watch<'a> {
         Watch {
-            kernel: &self.kernel,
+            kernel: self.executor.kernel(),
             scope: &self.scope,
             desired: &self.desired,
             underlay,
@@ -141,13 +141,7 @@ impl Reconciler {
             return;
         }
         self.unsure = true;
-        match &scope.hooks {
-            Some(file) if self.hooks.as_ref().map(Runner::file) != Some(file) => {
-                self.hooks = Some(Runner::open(file));
-            }
-            // Those that were run must still be undone.
-            Some(_) | None => {}
-        }
+        self.executor.remember_hooks(scope.hooks.as_deref());
         let former = std::mem::replace(&mut self.scope, scope);
         for link in former.links {
             if !self.scope.links.contains(&link) {
@@ -170,44 +164,29 @@ impl Reconciler {
     /// Has all hooks run again by the next [`Self::resync`], as at a start.
     pub fn renew_hooks(&mut self) {
         self.unsure = true;
-        if let Some(hooks) = &mut self.hooks {
-            hooks.renew();
-        }
+        self.executor.renew_hooks();
     }
 
     /// Waits until a command that failed is to be tried again, by a [`Self::resync`]; for ever when none is. Cancel-safe.
     pub(crate) async fn hooks_due(&self) {
-        match self.hooks.as_ref().and_then(Runner::next_try) {
-            Some(due) => tokio::time::sleep_until(due).await,
-            None => std::future::pending().await,
-        }
+        self.executor.hooks_due().await;
     }
 
     /// Whether commands of the administrator run.
     pub fn is_pending(&self) -> bool {
-        self.hooks.as_ref().is_some_and(Runner::is_busy)
+        self.executor.is_pending()
     }
 
     /// Waits until commands have ended; for ever if none run. Cancel-safe.
     pub(crate) async fn hooks_ended(&self) -> Ended {
-        match &self.hooks {
-            Some(hooks) => hooks.ended().await,
-            None => std::future::pending().await,
-        }
+        self.executor.hooks_ended().await
     }
 
     /// Takes in what became of commands. The next [`Self::resync`] finds what is to be run now, and runs again what failed.
     pub(crate) fn take_hooks(&mut self, ended: Ended) -> Report {
         let mut report = Report::default();
-        let Some(hooks) = &mut self.hooks else {
-            return report;
-        };
-        for (change, outcome) in hooks.take(ended) {
+        for (change, outcome) in self.executor.take_hooks(ended) {
             trace!(%change, ?outcome, "hook");
-            let outcome = outcome.map_err(|error| match error {
-                CommandError::Behind => ChangeError::Dependency,
-                error => ChangeError::from(error),
-            });
             self.unsure |= self.note(change, outcome, &mut report);
         }
         self.totals.add(report.counts);
@@ -232,12 +211,10 @@ impl Reconciler {
         let mut report = Report::default();
         self.unsure = true;
         for pass in 1..=PASSES {
-            let mut observed = match self.kernel.observe(&self.scope).await {
+            let observed = match self.executor.observe(&self.scope).await {
                 Err(error) if error.is_transient() && pass < PASSES => continue,
                 observed => observed?,
             };
-            let hooks = self.hooks.iter().flat_map(Runner::observe);
-            observed.state.extend(hooks);
             let mut changes = diff(&self.desired, &observed.state);
             if !observed.complete {
                 warn!(
@@ -252,7 +229,10 @@ impl Reconciler {
             report.counts.failed = 0;
             let recreated = self.apply(changes, &mut report).await?;
             if observed.complete && !observed.surplus.is_empty() {
-                self.kernel.delete_next_hops(&observed.surplus).await?;
+                self.executor
+                    .kernel_mut()
+                    .delete_next_hops(&observed.surplus)
+                    .await?;
             }
             if !recreated {
                 break;
@@ -301,7 +281,7 @@ impl Reconciler {
     /// As [`Self::resync`], which is then needed.
     pub(crate) async fn greet(&mut self, greetings: &[Greeting]) -> Result<bool, KernelError> {
         let unsure = std::mem::replace(&mut self.unsure, true);
-        let refused = self.kernel.greet(greetings).await?;
+        let refused = self.executor.kernel_mut().greet(greetings).await?;
         self.unsure = unsure || refused;
         Ok(refused)
     }
@@ -336,9 +316,8 @@ impl Reconciler {
     ) -> Result<Vec<Option<Object>>, KernelError> {
         // Where this fails halfway, the kernel's numbers for our objects are not known any more.
         let unsure = std::mem::replace(&mut self.unsure, true);
-        let mut observed = self.kernel.observe(&self.scope).await?.state;
+        let observed = self.executor.observe(&self.scope).await?.state;
         self.unsure = unsure;
-        observed.extend(self.hooks.iter().flat_map(Runner::observe));
         Ok(keys.map(|key| observed.get(key).cloned()).collect())
     }
 
@@ -354,26 +333,20 @@ impl Reconciler {
         mut changes: Vec<Change>,
         report: &mut Report,
     ) -> Result<bool, KernelError> {
-        if !self.kernel.has_next_hops() {
+        if !self.executor.kernel().has_next_hops() {
             changes.retain(|change| {
                 !matches!(change.key(), Key::NextHop(..)) && !only_moves_gateway(change)
             });
         }
         self.unsure = true;
-        let (hooks, changes): (Vec<_>, Vec<_>) = changes
-            .into_iter()
-            .partition(|change| matches!(change.key(), Key::Hook(_)));
-        let applied = self.kernel.apply(&changes, &self.scope).await?;
+        let (outcomes, recreated) = self.executor.apply(changes, &self.scope).await?;
         let mut unsure = false;
-        for (change, outcome) in changes.into_iter().zip(applied.outcomes) {
-            trace!(%change, ?outcome, "kernel change");
+        for (change, outcome) in outcomes {
+            trace!(%change, ?outcome, "change");
             unsure |= self.note(change, outcome, report);
         }
-        if let Some(runner) = self.hooks.as_mut().filter(|_| !hooks.is_empty()) {
-            runner.start(hooks);
-        }
         self.unsure = unsure;
-        Ok(applied.recreated)
+        Ok(recreated)
     }
 
     /// Notes what became of a change. Whether the kernel may now differ from what is wanted.

@@ -15,6 +15,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
 use crate::base::atomic_file;
+use crate::base::net::Leased;
 
 /// The file cannot be used.
 #[derive(Debug, Error)]
@@ -52,22 +53,13 @@ pub enum Error {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SubnetFile {
     /// The whole overlay network and the leased subnet in it, whose first address + 1 is the container bridge's.
-    pub v4: Option<Part<Ipv4Net>>,
+    pub v4: Option<Leased<Ipv4Net>>,
     /// The same for IPv6.
-    pub v6: Option<Part<Ipv6Net>>,
+    pub v6: Option<Leased<Ipv6Net>>,
     /// MTU of the overlay in bytes.
     pub mtu: u32,
     /// Whether the agent masquerades what leaves the overlay; the runtime then must not.
     pub masquerade: bool,
-}
-
-/// What the file says about one family.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Part<N> {
-    /// The whole overlay network.
-    pub network: N,
-    /// The leased subnet.
-    pub subnet: N,
 }
 
 impl SubnetFile {

@@ -15,7 +15,8 @@
 //! stays one datagram for each packet, so that a peer without any of this, such as flannel's, notices nothing.
 //!
 //! [`DataPlane`] is the handle. It is opened in the network namespace of the calling thread, and closing it removes the
-//! device. Links, addresses and kernel routes are the business of [`crate::host::netlink`].
+//! device. Links, addresses and kernel routes are the business of [`crate::host::netlink`]; [`crate::host::executor`] puts
+//! both together.
 
 pub(crate) mod checksum;
 mod coalesce;

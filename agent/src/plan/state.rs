@@ -2,7 +2,7 @@
 //!
 //! Every object has a [`Key`] that says *which* it is, and an [`Object`] that says *how* it is. Keys are ordered so that
 //! walking a state forwards creates what others need first (a link before the routes over it), and walking it backwards
-//! removes in the right order. Everything here is pure; [`crate::host::netlink`] talks to the kernel.
+//! removes in the right order. Everything here is pure; `host::executor` makes the changes.
 
 mod diff;
 #[cfg(test)]

@@ -9,13 +9,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use selvage::host::firewall::{DEFAULT_RESYNC, Error, Family, Firewall, Mode, Rules, Watcher};
+use selvage::base::net::Leased;
+use selvage::host::firewall::{DEFAULT_RESYNC, Error, Firewall, Mode, Rules, Watcher};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 pub(crate) fn rules() -> Rules {
     Rules {
-        v4: Some(Family {
+        v4: Some(Leased {
             network: "10.5.0.0/16".parse().unwrap(),
             subnet: "10.5.72.0/24".parse().unwrap(),
         }),
@@ -32,7 +33,7 @@ pub(crate) fn rules() -> Rules {
 
 pub(crate) fn dual() -> Rules {
     Rules {
-        v6: Some(Family {
+        v6: Some(Leased {
             network: "fd00:5::/48".parse().unwrap(),
             subnet: "fd00:5:0:48::/64".parse().unwrap(),
         }),

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use selvage::cluster::network_config::NetworkConfig;
 use selvage::host::firewall::{Mode, Rules};
 use selvage::host::privileges::Privileges;
 use selvage::plan::backend::BackendConfig;
@@ -166,7 +167,10 @@ fn firewall_works_with_the_privileges_that_are_left() {
         // Twice, as in a service whose manager restricted it before: nothing is left to take, and that is fine.
         for _ in 0..2 {
             let privileges = Privileges::bare().unwrap();
-            privileges.settle(&BackendConfig::Alloc).unwrap();
+            let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"alloc"}}"#;
+            let config = NetworkConfig::parse(config).unwrap();
+            let backend = BackendConfig::parse(&config).unwrap();
+            privileges.settle(&backend).unwrap();
         }
 
         let status = Command::new("cat")

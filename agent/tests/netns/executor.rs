@@ -5,9 +5,11 @@ use std::path::Path;
 
 use nix::net::if_::if_nametoindex;
 use selvage::cluster::lease::Lease;
+use selvage::host::executor::Executor;
 use selvage::host::netlink::{ChangeError, Kernel};
+use selvage::host::open::open;
 use selvage::host::reconcile::Counts;
-use selvage::plan::backend::{self, BackendConfig, Setup};
+use selvage::plan::backend::{BackendConfig, Setup};
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
@@ -286,8 +288,8 @@ fn without_next_hop_objects_routes_carry_their_gateways() {
     let host = Host::new();
     block_on(async {
         let config = r#"{"Type":"vxlan"}"#;
-        let kernel = Kernel::open().unwrap().without_next_hops();
-        let mut agent = host.agent_with(kernel, 0, config, &peers(3)).await;
+        let executor = Executor::new(Kernel::open().unwrap().without_next_hops());
+        let mut agent = host.agent_with(executor, 0, config, &peers(3)).await;
         assert_eq!(agent.resync().await.counts.created, 2 + 3 * 3);
         assert!(host.ns.ip("nexthop").is_empty());
         let route = host.ns.ip("route show 10.0.1.0/24");
@@ -320,9 +322,9 @@ fn a_network_that_shrinks_leaves_no_route_behind() {
             peer
         };
         let (stays, goes) = (near(1, 11), near(0x8001, 12));
-        let kernel = Kernel::open().unwrap().without_next_hops();
+        let executor = Executor::new(Kernel::open().unwrap().without_next_hops());
         let config = r#"{"Type":"host-gw"}"#;
-        let mut agent = host.agent_with(kernel, 0, config, &[stays, goes]).await;
+        let mut agent = host.agent_with(executor, 0, config, &[stays, goes]).await;
         agent.resync().await;
         let routes = || host.ns.ip("route show proto 83");
         assert!(routes().contains("10.128.1.0/24"), "{}", routes());
@@ -544,8 +546,8 @@ fn the_state_directory_is_made_when_missing() {
             new_identity: false,
         };
         let backend = BackendConfig::parse(&config).unwrap();
-        let mut kernel = Kernel::open().unwrap();
-        backend::open(&backend, setup, &mut kernel).await.unwrap();
+        let mut executor = Executor::open().unwrap();
+        open(&backend, setup, &mut executor).await.unwrap();
         assert!(Path::new(&missing).join("flannel.7.mac").exists());
     });
 }

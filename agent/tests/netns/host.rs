@@ -18,10 +18,11 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 use selvage::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use selvage::cluster::network_config::NetworkConfig;
-use selvage::host::netlink::Kernel;
+use selvage::host::executor::Executor;
+use selvage::host::open::open;
 use selvage::host::reconcile::{Reconciler, Report};
 use selvage::plan::backend::plan::Plan;
-use selvage::plan::backend::{self, Backend, BackendConfig, Setup};
+use selvage::plan::backend::{Backend, BackendConfig, Setup};
 use selvage::plan::state::Delta;
 use selvage::plan::underlay::{Attachment, Underlay};
 use serde_json::value::RawValue;
@@ -82,7 +83,7 @@ impl Host {
         }
     }
 
-    pub(crate) async fn open(&self, config: &str, kernel: &mut Kernel) -> Box<dyn Backend> {
+    pub(crate) async fn open(&self, config: &str, executor: &mut Executor) -> Box<dyn Backend> {
         let config = network_config(config);
         let setup = Setup {
             config: &config,
@@ -91,7 +92,7 @@ impl Host {
             new_identity: false,
         };
         let backend = BackendConfig::parse(&config).unwrap();
-        backend::open(&backend, setup, kernel).await.unwrap()
+        open(&backend, setup, executor).await.unwrap()
     }
 
     /// An agent that has just started.
@@ -106,20 +107,20 @@ impl Host {
 
     /// An agent with its own network config.
     pub(crate) async fn agent_configured(&self, n: u16, config: &str, peers: &[Lease]) -> Agent {
-        self.agent_with(Kernel::open().unwrap(), n, config, peers)
+        self.agent_with(Executor::open().unwrap(), n, config, peers)
             .await
     }
 
     pub(crate) async fn agent_with(
         &self,
-        mut kernel: Kernel,
+        mut executor: Executor,
         n: u16,
         config: &str,
         peers: &[Lease],
     ) -> Agent {
-        let backend = self.open(config, &mut kernel).await;
+        let backend = self.open(config, &mut executor).await;
         let plan = Plan::new(&*backend, &subnet(n), peers);
-        let mut reconciler = Reconciler::new(kernel, backend.scope());
+        let mut reconciler = Reconciler::new(executor, backend.scope());
         reconciler.set_desired(plan.state());
         Agent {
             backend,

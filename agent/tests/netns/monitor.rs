@@ -12,7 +12,7 @@ fn the_monitor_hears_of_others_changes_and_not_of_our_own() {
     let host = Host::new();
     block_on(async {
         let mut agent = host.agent(&[]).await;
-        let mut monitor = Monitor::open(agent.reconciler.kernel()).unwrap();
+        let mut monitor = Monitor::open(agent.reconciler.executor().kernel()).unwrap();
         agent.resync().await;
         for n in 1..=20 {
             agent.set_peer(&peer(n)).await;
@@ -69,7 +69,7 @@ fn a_carrier_that_is_back_is_news() {
     let host = Host::new();
     block_on(async {
         let agent = host.agent(&[]).await;
-        let mut monitor = Monitor::open(agent.reconciler.kernel()).unwrap();
+        let mut monitor = Monitor::open(agent.reconciler.executor().kernel()).unwrap();
         let silence = Duration::from_millis(400);
         host.ns.ip("link set up1 down");
         // Else the kernel might tell of both at once.
@@ -88,7 +88,7 @@ fn a_burst_of_our_own_changes_does_not_keep_us_busy() {
     let host = Host::new();
     block_on(async {
         let mut agent = host.agent(&peers(5000)).await;
-        let mut monitor = Monitor::open(agent.reconciler.kernel()).unwrap();
+        let mut monitor = Monitor::open(agent.reconciler.executor().kernel()).unwrap();
         agent.resync().await;
         // The notifications of 20,000 changes may not fit the buffer: that is news, once.
         let mut observations = 0;
@@ -113,7 +113,7 @@ fn the_monitor_hears_of_the_underlays_addresses_and_of_default_routes() {
     let host = Host::new();
     block_on(async {
         let mut agent = host.agent(&[]).await;
-        let mut monitor = Monitor::open(agent.reconciler.kernel()).unwrap();
+        let mut monitor = Monitor::open(agent.reconciler.executor().kernel()).unwrap();
         agent.resync().await;
         for change in [
             "address add 192.0.2.9/24 dev up0",

@@ -58,7 +58,7 @@ fn a_peer_is_one_change_and_none_in_the_kernel() {
         host.ns.output("ping", "-c 1 -W 1 10.0.9.1");
         // This host has no way to the peer itself. A packet is counted after it was answered.
         let counted = || {
-            let counters = agent.reconciler.kernel().data_plane_counters().unwrap();
+            let counters = agent.reconciler.executor().data_plane_counters().unwrap();
             (counters.send_failed, counters.no_route) == (1, 1)
         };
         while !counted() {
@@ -121,7 +121,7 @@ fn the_device_follows_underlay_and_config() {
         let backend = host
             .open(
                 r#"{"Type":"udp","Port":4000}"#,
-                agent.reconciler.kernel_mut(),
+                agent.reconciler.executor_mut(),
             )
             .await;
         turn(&mut agent, backend, &peers);
@@ -136,7 +136,7 @@ fn the_device_follows_underlay_and_config() {
 
         // Another back end: nothing of this one stays.
         let backend = host
-            .open(r#"{"Type":"vxlan"}"#, agent.reconciler.kernel_mut())
+            .open(r#"{"Type":"vxlan"}"#, agent.reconciler.executor_mut())
             .await;
         turn(&mut agent, backend, &[peer(1)]);
         agent.resync().await;

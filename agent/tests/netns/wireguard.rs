@@ -18,10 +18,11 @@ use std::process::{Child, Command, Stdio};
 use nix::net::if_::if_nametoindex;
 use selvage::cluster::lease::{Lease, SubnetKey};
 use selvage::cluster::network_config::NetworkConfig;
-use selvage::host::netlink::Kernel;
+use selvage::host::executor::Executor;
+use selvage::host::open::open;
 use selvage::host::reconcile::{Counts, Reconciler};
 use selvage::plan::backend::plan::Plan;
-use selvage::plan::backend::{self, BackendConfig, Setup};
+use selvage::plan::backend::{BackendConfig, Setup};
 use selvage::plan::underlay::Attachment;
 use selvage::plan::wireguard_key::PrivateKey;
 use serde_json::value::RawValue;
@@ -76,11 +77,11 @@ async fn start(host: &Host, state_dir: &TempDir, n: u8, networks: &str, options:
         state_dir: state_dir.path(),
         new_identity: false,
     };
-    let mut kernel = Kernel::open().unwrap();
+    let mut executor = Executor::open().unwrap();
     let backend = BackendConfig::parse(&config).unwrap();
-    let backend = backend::open(&backend, setup, &mut kernel).await.unwrap();
+    let backend = open(&backend, setup, &mut executor).await.unwrap();
     let plan = Plan::new(&*backend, &subnets(networks, n), []);
-    let mut reconciler = Reconciler::new(kernel, backend.scope());
+    let mut reconciler = Reconciler::new(executor, backend.scope());
     reconciler.set_desired(plan.state());
     Agent {
         backend,

@@ -9,9 +9,10 @@ use super::leaving::Leaving;
 use super::{ConnectError, Overlay, list, log_uncarried};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey, allocate};
 use crate::cluster::network_config::NetworkConfig;
+use crate::host::open::{self, OpenError};
 use crate::host::privileges::Privileges;
 use crate::host::underlay;
-use crate::plan::backend::{self, Backend, BackendConfig, OpenError, Setup};
+use crate::plan::backend::{Backend, BackendConfig, Setup};
 use crate::settings::Settings;
 use crate::telemetry::status;
 
@@ -80,14 +81,14 @@ impl Overlay {
             });
         }
         let networks: Vec<IpNet> = config.networks().collect();
-        let kernel = self.reconciler.kernel_mut();
-        kernel.claim_network(&networks).map_err(OpenError::from)?;
+        let executor = self.reconciler.executor_mut();
+        executor.claim_network(&networks).map_err(OpenError::from)?;
         let backend = match self.backend_for(settings, privileges, &config).await {
             Ok(backend) => backend,
             Err(error) => {
                 let networks: Vec<IpNet> = self.config.networks().collect();
-                let kernel = self.reconciler.kernel_mut();
-                kernel.claim_network(&networks).map_err(OpenError::from)?;
+                let executor = self.reconciler.executor_mut();
+                executor.claim_network(&networks).map_err(OpenError::from)?;
                 return Err(error);
             }
         };
@@ -138,7 +139,7 @@ impl Overlay {
             state_dir: &settings.files.state_dir,
             new_identity,
         };
-        let backend = backend::open(&parsed, setup, self.reconciler.kernel_mut()).await?;
+        let backend = open::open(&parsed, setup, self.reconciler.executor_mut()).await?;
         if let Some(lost) = privileges.lost_for(&parsed)? {
             warn!(
                 "{lost} were given up when the agent started with another back end; where {} fails for want of them, restart the agent",

@@ -7,9 +7,9 @@ use tracing::info;
 
 use super::Overlay;
 use super::leaving::Leaving;
-use crate::base::net::InterfaceName;
+use crate::base::net::{InterfaceName, Leased};
 use crate::cluster::network_config::Families;
-use crate::host::firewall::{Error, Family, Mode, Outcome, Rules};
+use crate::host::firewall::{Error, Mode, Outcome, Rules};
 use crate::host::subnet_file;
 use crate::host::underlay;
 use crate::settings::Settings;
@@ -38,8 +38,8 @@ pub(crate) async fn former_rules(settings: &Settings) -> Option<Rules> {
         }
     }
     Some(Rules {
-        v4: v4.map(|(network, subnet)| Family { network, subnet }),
-        v6: v6.map(|(network, subnet)| Family { network, subnet }),
+        v4: v4.map(|(network, subnet)| Leased { network, subnet }),
+        v6: v6.map(|(network, subnet)| Leased { network, subnet }),
         masquerade: settings.firewall.masquerade,
         forward: settings.firewall.forward,
         random_fully: settings.firewall.random_fully,
@@ -69,16 +69,10 @@ impl Overlay {
     }
 
     fn rules(&self) -> Rules {
-        let (config, own) = (&self.config, &self.own.key);
+        let (v4, v6) = self.leased();
         Rules {
-            v4: config.ipv4.zip(own.v4).map(|(range, subnet)| Family {
-                network: range.network,
-                subnet,
-            }),
-            v6: config.ipv6.zip(own.v6).map(|(range, subnet)| Family {
-                network: range.network,
-                subnet,
-            }),
+            v4,
+            v6,
             masquerade: self.firewall_settings.masquerade,
             forward: self.firewall_settings.forward,
             random_fully: self.firewall_settings.random_fully,

@@ -6,7 +6,7 @@ use crate::base::net::InterfaceName;
 use crate::host::former;
 use crate::host::netlink::{Kernel, KernelError};
 use crate::host::subnet_file;
-use crate::plan::backend;
+use crate::plan::backend::table;
 use crate::plan::state::Scope;
 use crate::settings::Settings;
 
@@ -36,7 +36,7 @@ impl Former {
                 found.push((name, object));
             }
         }
-        let overlay = |(name, object)| backend::is_overlay(&name, &object).then_some(name);
+        let overlay = |(name, object)| table::maker(&name, &object).map(|_| name);
         Ok(Self {
             links: found.into_iter().filter_map(overlay).collect(),
             networks,

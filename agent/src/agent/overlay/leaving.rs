@@ -13,16 +13,12 @@ use tokio::time::Instant;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, SubnetKey};
 use crate::cluster::peers::{self, PeerTable};
-use crate::plan::backend::{Backend, host_gw, ipip, udp, vxlan};
+use crate::plan::backend::{Backend, table};
 use crate::plan::state::State;
 use crate::plan::underlay::Underlay;
 
 /// How long the devices stay after the last peer has followed: it may have sent before it heard of this node's new lease.
 const LINGER: Duration = Duration::from_secs(10);
-
-/// The back ends that can be there beside each other. Nothing that was encrypted goes on in plain text, or the reverse, and an
-/// administrator's commands are not run beside another back end.
-const SIDE_BY_SIDE: [&str; 4] = [host_gw::KIND, ipip::KIND, udp::KIND, vxlan::KIND];
 
 /// A back end that is no longer the network's, and the peers that are still reached by it.
 #[derive(Debug)]
@@ -40,7 +36,7 @@ impl Leaving {
         next: &dyn Backend,
         peers: impl Iterator<Item = Arc<Lease>>,
     ) -> Option<Self> {
-        let stays = |kind| SIDE_BY_SIDE.contains(&kind);
+        let stays = |kind| table::find(kind).is_some_and(|backend| backend.side_by_side);
         let differ = former.kind() != next.kind();
         (differ && stays(former.kind()) && stays(next.kind())).then(|| Self {
             backend: Arc::clone(former),
@@ -127,7 +123,7 @@ mod tests {
     fn changed() -> (Leaving, PeerTable, Lease, NetworkConfig) {
         let config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).unwrap();
         let mut own = lease(99, 9, 99);
-        own.attrs.backend_type = host_gw::KIND.to_owned();
+        own.attrs.backend_type = "host-gw".to_owned();
         let peer = lease(2, 2, 2);
         let mut table = PeerTable::new(&config, &own, Box::new(|_| Ok(())));
         table.apply(LeaseEvent::Snapshot {

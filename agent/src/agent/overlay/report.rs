@@ -100,7 +100,13 @@ impl Overlay {
         let names = self.backend.scope().links;
         let mut devices = Vec::with_capacity(names.len());
         for name in names {
-            let found = match self.reconciler.kernel_mut().device(&name).await {
+            let found = match self
+                .reconciler
+                .executor_mut()
+                .kernel_mut()
+                .device(&name)
+                .await
+            {
                 Ok(found) => found,
                 Err(error) => {
                     debug!(device = %name, "not told about: {}", chain(&error));
@@ -125,7 +131,13 @@ impl Overlay {
     pub(super) async fn sessions(&mut self) -> Sessions {
         let mut sessions = Sessions::new();
         for name in self.backend.scope().links {
-            match self.reconciler.kernel_mut().sessions(&name).await {
+            match self
+                .reconciler
+                .executor_mut()
+                .kernel_mut()
+                .sessions(&name)
+                .await
+            {
                 Ok(of_peers) if of_peers.is_empty() => {}
                 Ok(of_peers) => {
                     sessions.insert(name, of_peers);
@@ -187,7 +199,7 @@ impl Overlay {
                 .reconciler
                 .find(wanted.iter().map(|(key, _)| key))
                 .await;
-            let with_next_hops = self.reconciler.kernel().has_next_hops();
+            let with_next_hops = self.reconciler.executor().kernel().has_next_hops();
             for (at, (key, object)) in wanted.iter().enumerate() {
                 if matches!(object, Object::NextHop { .. }) && !with_next_hops {
                     continue;

@@ -32,7 +32,7 @@ impl Overlay {
 
     /// What went through the udp back end's data plane, if there is one.
     pub(crate) fn data_plane_counters(&self) -> Option<Counters> {
-        self.reconciler.kernel().data_plane_counters()
+        self.reconciler.executor().data_plane_counters()
     }
 
     /// How many peers the kernel lacks something for. Costs something only while it does for any.

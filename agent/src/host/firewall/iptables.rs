@@ -10,7 +10,8 @@ use std::fs;
 
 use super::nftables::Tables;
 use super::program::{self, Error};
-use super::{Complaints, Ip, Rules};
+use super::{Complaints, Rules};
+use crate::base::net::Family;
 use crate::base::network_name::NetworkName;
 
 mod plan;
@@ -60,7 +61,7 @@ pub(super) struct Iptables {
     /// The installed programs, those with the plain name first.
     tools: Vec<Tools>,
     /// What was put in place, and how the programs print it where that differs from our words.
-    spelled: BTreeMap<(Kind, Ip), (Wanted, Vec<String>)>,
+    spelled: BTreeMap<(Kind, Family), (Wanted, Vec<String>)>,
 }
 
 impl Iptables {
@@ -110,7 +111,7 @@ impl Iptables {
     /// Whether rules may change here without an announcement.
     pub(super) fn must_look(&self) -> bool {
         let legacy = self.tools.iter().any(|tools| tools.kind == Kind::Legacy);
-        legacy && Ip::BOTH.into_iter().any(legacy_is_in_use)
+        legacy && Family::BOTH.into_iter().any(legacy_is_in_use)
     }
 
     /// Makes our chains what they should be; returns whether anything was changed.
@@ -133,7 +134,7 @@ impl Iptables {
                 random_fully: tools.version >= RANDOM_FULLY,
                 raw: tools.kind == Kind::Nft,
             };
-            for ip in Ip::BOTH {
+            for ip in Family::BOTH {
                 let (chains, spelled) = (&self.chains, &mut self.spelled);
                 let want = |save: &Save| Wanted::new(chains, rules, ip, role, save);
                 match tools.ensure(chains, ip, want, look.tables, spelled).await {
@@ -155,7 +156,7 @@ impl Iptables {
         let mut changed = false;
         let mut failure = None;
         for tools in &self.tools {
-            for ip in Ip::BOTH {
+            for ip in Family::BOTH {
                 let nothing = |_: &Save| Wanted::default();
                 let (chains, spelled) = (&self.chains, &mut self.spelled);
                 match tools.ensure(chains, ip, nothing, tables, spelled).await {
@@ -187,10 +188,10 @@ impl Tools {
     async fn ensure(
         &self,
         chains: &Chains,
-        ip: Ip,
+        ip: Family,
         want: impl Fn(&Save) -> Wanted,
         tables: &Tables,
-        spelled: &mut BTreeMap<(Kind, Ip), (Wanted, Vec<String>)>,
+        spelled: &mut BTreeMap<(Kind, Family), (Wanted, Vec<String>)>,
     ) -> Result<bool, Error> {
         let save = match self.may_have_rules(ip, tables) {
             true => self.save(ip).await?,
@@ -217,25 +218,25 @@ impl Tools {
     }
 
     /// Whether there can be any rule: asking costs a process.
-    fn may_have_rules(&self, ip: Ip, tables: &Tables) -> bool {
+    fn may_have_rules(&self, ip: Family, tables: &Tables) -> bool {
         match self.kind {
             Kind::Legacy => legacy_is_in_use(ip),
             Kind::Nft => plan::TABLES.into_iter().any(|table| {
                 let family = match ip {
-                    Ip::V4 => "ip",
-                    Ip::V6 => "ip6",
+                    Family::V4 => "ip",
+                    Family::V6 => "ip6",
                 };
                 tables.may_have(&format!("{family} {table}"))
             }),
         }
     }
 
-    async fn save(&self, ip: Ip) -> Result<Save, Error> {
+    async fn save(&self, ip: Family) -> Result<Save, Error> {
         let text = self.run(ip, "save", "read its rules", &[], "").await?;
         Ok(Save::parse(&text))
     }
 
-    async fn restore(&self, ip: Ip, script: &str) -> Result<(), Error> {
+    async fn restore(&self, ip: Family, script: &str) -> Result<(), Error> {
         let arguments: &[&str] = match self.version >= RANDOM_FULLY {
             true => &["--noflush", "--wait"],
             false => &["--noflush"],
@@ -247,7 +248,7 @@ impl Tools {
 
     async fn run(
         &self,
-        ip: Ip,
+        ip: Family,
         verb: &str,
         action: &'static str,
         arguments: &[&str],
@@ -270,10 +271,10 @@ fn not_installed(program: String) -> Error {
     }
 }
 
-fn prefix(ip: Ip) -> &'static str {
+fn prefix(ip: Family) -> &'static str {
     match ip {
-        Ip::V4 => "iptables",
-        Ip::V6 => "ip6tables",
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
     }
 }
 
@@ -300,10 +301,10 @@ fn parse_version(text: &str) -> Option<((u32, u32, u32), bool)> {
 }
 
 /// Whether the kernel holds legacy tables of this family. Who may not know has to look.
-pub(crate) fn legacy_is_in_use(ip: Ip) -> bool {
+pub(crate) fn legacy_is_in_use(ip: Family) -> bool {
     let names = match ip {
-        Ip::V4 => "/proc/thread-self/net/ip_tables_names",
-        Ip::V6 => "/proc/thread-self/net/ip6_tables_names",
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
     match fs::read_to_string(names) {
         Ok(names) => !names.trim().is_empty(),

@@ -7,9 +7,9 @@
 use std::collections::BTreeSet;
 use std::process::Output;
 
+use super::Rules;
 use super::docker;
 use super::program::{self, Error};
-use super::{Family, Ip, Rules};
 use crate::base::network_name::{NetworkName, suffixed};
 
 mod script;

@@ -18,7 +18,7 @@ use super::nexthop::{self, NextHopAttribute, NextHopMessage};
 use super::observe::{FAMILIES, is_inside};
 use super::route::{self, KernelRoute, Kind, Path};
 use super::socket::BATCH;
-use super::tun::{Forward, forward};
+use super::tun::Tuns;
 use super::wireguard::Change as PeerChange;
 use super::{Kernel, KernelError, Refused, address, family, link, neighbor};
 use crate::base::net::InterfaceName;
@@ -84,6 +84,8 @@ pub(crate) struct Applied {
     pub(crate) outcomes: Vec<Result<(), ChangeError>>,
     /// Whether a device had to be created anew on the way, so that what was on it must be made again.
     pub(crate) recreated: bool,
+    /// Devices that could not be made.
+    pub(crate) broken: BTreeSet<InterfaceName>,
 }
 
 /// Changes under way.
@@ -97,16 +99,14 @@ struct Work<'a> {
     queued_next_hop: bool,
     /// Changes of WireGuard peers that are not sent yet. At most one of the two queues holds something.
     peers: Vec<(usize, PeerChange)>,
-    /// Changes of the data plane's table that are not made yet.
-    forwards: Vec<Forward>,
-    /// Devices that could not be made.
-    broken: BTreeSet<InterfaceName>,
+    tuns: &'a mut dyn Tuns,
     /// Routes that the kernel refused because there is one already.
     occupied: Vec<usize>,
 }
 
 impl Kernel {
-    /// Makes changes in their order. A change that fails does not keep the others from being made.
+    /// Makes changes in their order. A change that fails does not keep the others from being made. `broken` are devices that
+    /// could not even be begun.
     ///
     /// # Errors
     ///
@@ -115,6 +115,8 @@ impl Kernel {
         &mut self,
         changes: &[Change],
         scope: &Scope,
+        tuns: &mut dyn Tuns,
+        broken: BTreeSet<InterfaceName>,
     ) -> Result<Applied, KernelError> {
         let mut work = Work {
             scope,
@@ -122,12 +124,12 @@ impl Kernel {
             applied: Applied {
                 outcomes: changes.iter().map(|_| Ok(())).collect(),
                 recreated: false,
+                broken,
             },
             queue: Vec::with_capacity(BATCH),
             queued_next_hop: false,
             peers: Vec::new(),
-            forwards: Vec::new(),
-            broken: BTreeSet::new(),
+            tuns,
             occupied: Vec::new(),
         };
         for (index, change) in changes.iter().enumerate() {
@@ -146,20 +148,6 @@ impl Kernel {
             {
                 self.flush(&mut work).await?;
             }
-            if let Key::Forward(link, subnet) = change.key() {
-                let missing = match change {
-                    _ if work.broken.contains(link) => Some(ChangeError::Dependency),
-                    Change::Set { .. } if !self.has_data_plane(link) => {
-                        Some(ChangeError::NoDevice(link.clone()))
-                    }
-                    _ => None,
-                };
-                match missing {
-                    Some(error) => work.applied.outcomes[index] = Err(error),
-                    None => work.forwards.push(forward(*subnet, change)),
-                }
-                continue;
-            }
             match self.encode(&work, change, Verb::Add).await? {
                 Ok(Some(request)) => {
                     work.queued_next_hop |= matches!(change.key(), Key::NextHop(..));
@@ -171,7 +159,6 @@ impl Kernel {
         }
         self.flush(&mut work).await?;
         self.resolve_occupied(&mut work).await?;
-        self.release_devices();
         Ok(work.applied)
     }
 
@@ -188,7 +175,6 @@ impl Kernel {
     async fn flush(&mut self, work: &mut Work<'_>) -> Result<(), KernelError> {
         self.flush_peers(work).await?;
         work.queued_next_hop = false;
-        self.update_data_plane(&mut work.forwards);
         while !work.queue.is_empty() {
             let (indices, requests): (Vec<_>, Vec<_>) = work.queue.drain(..).unzip();
             let outcomes = self.socket.batch(&requests).await?;
@@ -279,7 +265,7 @@ impl Kernel {
         };
         let mut index = 0;
         if let Some(link) = link {
-            if work.broken.contains(link) {
+            if work.applied.broken.contains(link) {
                 return Ok(Err(ChangeError::Dependency));
             }
             index = match self.indices.get(link) {
@@ -324,7 +310,8 @@ impl Kernel {
             (Key::Blackhole(destination), Object::Blackhole) => {
                 Some(route::set_blackhole(Verb::Replace, *destination))
             }
-            // Links and WireGuard peers go their own ways; anything else is only ever observed.
+            // Links and WireGuard peers go their own ways, and other parts of the executor have forwarding entries and hooks;
+            // anything else is only ever observed.
             _ => None,
         })
     }
@@ -377,7 +364,7 @@ impl Kernel {
         change: &Change,
     ) -> Result<(), KernelError> {
         let outcome = match change {
-            Change::Del { .. } => self.delete_link(name).await?,
+            Change::Del { .. } => self.delete_link(work, name).await?,
             Change::Set {
                 object: Object::Link(want),
                 was: Some(Object::Link(was)),
@@ -386,7 +373,7 @@ impl Kernel {
             Change::Set {
                 object: Object::Link(want),
                 ..
-            } => self.create_link(name, want).await?,
+            } => self.create_link(work, name, want).await?,
             Change::Set { .. } => Ok(()),
         };
         // A device that works stays of use to the peers even if, say, its MTU cannot be changed.
@@ -395,7 +382,7 @@ impl Kernel {
             Change::Set { was: Some(Object::Link(was)), .. } if was.up && !work.applied.recreated
         );
         if outcome.is_err() && !works {
-            work.broken.insert(name.clone());
+            work.applied.broken.insert(name.clone());
         }
         work.applied.outcomes[index] = outcome;
         Ok(())
@@ -403,15 +390,13 @@ impl Kernel {
 
     async fn create_link(
         &mut self,
+        work: &mut Work<'_>,
         name: &InterfaceName,
         want: &Link,
     ) -> Result<Result<(), ChangeError>, KernelError> {
-        if self.claim_again(name).is_err() {
-            return Ok(Err(ChangeError::Claimed(name.clone())));
-        }
         let created = match (link::create(name, want), &want.kind) {
             (Some(request), _) => self.request(request).await?,
-            (None, LinkKind::Tun(tun)) => self.open_data_plane(name, tun, want.mtu),
+            (None, LinkKind::Tun(tun)) => work.tuns.open(name, tun, want.mtu),
             (None, _) => Ok(()),
         };
         if created.is_err() {
@@ -457,8 +442,8 @@ impl Kernel {
         {
             debug!(link = %name, %error, "device cannot be changed in place, creating it anew");
             work.applied.recreated = true;
-            return match self.delete_link(name).await? {
-                Ok(()) => self.create_link(name, want).await,
+            return match self.delete_link(work, name).await? {
+                Ok(()) => self.create_link(work, name, want).await,
                 Err(error) => Ok(Err(error)),
             };
         }
@@ -467,15 +452,16 @@ impl Kernel {
         {
             return Ok(Err(error));
         }
-        self.change_data_plane(name, want);
+        work.tuns.set_mtu(name, want.mtu);
         self.request(link::change(index, was, want)).await
     }
 
     async fn delete_link(
         &mut self,
+        work: &mut Work<'_>,
         name: &InterfaceName,
     ) -> Result<Result<(), ChangeError>, KernelError> {
-        self.close_data_plane(name);
+        work.tuns.close(name);
         let Some(found) = self.find_link(name).await? else {
             return Ok(Ok(()));
         };

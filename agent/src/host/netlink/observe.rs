@@ -50,7 +50,6 @@ impl Kernel {
         };
         self.indices.clear();
         self.ids = self.new_ids();
-        self.claims.answer();
         let mut names = Names::new();
         for name in &scope.links {
             if let Some(link) = self.find_link(name).await? {
@@ -62,7 +61,6 @@ impl Kernel {
                 let link = self.observe_peers(link, &mut observed).await?;
                 let key = Key::Link(name.clone());
                 observed.state.insert(key, link.object);
-                observed.state.extend(self.forwards(name));
             }
         }
         let overlay = names.clone();

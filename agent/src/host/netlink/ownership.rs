@@ -9,108 +9,32 @@
 //!
 //! Running agents keep out of each other's way by [`crate::host::claim`]. The marks say whose it is when nobody runs.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
-use thiserror::Error;
 
 use super::link::{self, KernelLink};
 use super::nexthop::Ids;
 use super::{Kernel, KernelError, address};
 use crate::base::net::InterfaceName;
-use crate::base::network_name::{NetworkName, describe};
-use crate::host::claim::{self, Claims};
-use crate::plan::state::Object;
+use crate::base::network_name::NetworkName;
+use crate::plan::state::{Object, Tun};
 
 /// What the alias of a named network's device begins with.
 pub(crate) const MARK: &str = "selvage network ";
 
 /// What all overlay devices' names begin with.
-const DEVICES: &str = "flannel";
+pub(crate) const DEVICES: &str = "flannel";
 
-/// How many TUN devices are tried.
-const MAX_TUNS: u32 = 100;
-
-/// Why this agent must keep its hands off what it needs.
-#[derive(Debug, Error)]
-pub enum ClaimError {
-    /// Another agent is in the same network.
-    #[error(
-        "{network}, in which another agent on this host is already (process {id}); each network of a host has a name of its own (--network)"
-    )]
-    Network {
-        /// Which, in words.
-        network: String,
-        /// The other agent.
-        id: i32,
-    },
-    /// Two names have one number.
-    #[error(
-        "numbers for next hops: another agent on this host has those of {network} (process {id}); give one of the networks another name"
-    )]
-    NextHops {
-        /// Which, in words.
-        network: String,
-        /// The other agent.
-        id: i32,
-    },
-    /// The host would not know which overlay a packet is for.
-    #[error(
-        "addresses of its own: {ours} overlaps {theirs}, in which another agent on this host is (process {id}); networks on one host must not overlap"
-    )]
-    Overlap {
-        /// The overlay network of the network config.
-        ours: IpNet,
-        /// The other agent's.
-        theirs: String,
-        /// The other agent.
-        id: i32,
-    },
-    /// Another agent has the device.
-    #[error(
-        "the device {device}, which another agent on this host has (process {id}); {remedy}", remedy = remedy(device)
-    )]
-    Device {
-        /// Which.
-        device: InterfaceName,
-        /// The other agent.
-        id: i32,
-    },
-    /// The device is another network's, whose agent does not run; or some other program's.
-    #[error(
-        "the device {device}, which is there and belongs to {owner}; {remedy}", remedy = remedy(device)
-    )]
-    Foreign {
-        /// Which.
-        device: InterfaceName,
-        /// Whose it is, as far as is known.
-        owner: String,
-    },
-    /// There is no device left.
-    #[error("a free TUN device among flannel0 to flannel{}", MAX_TUNS - 1)]
-    NoTun,
-    /// A claim cannot be made.
-    #[error("a claim to {what}")]
-    Claim {
-        /// To what.
-        what: String,
-        /// Why.
-        #[source]
-        source: claim::Error,
-    },
-    /// The kernel would not say what there is, or take our mark.
-    #[error("the kernel")]
-    Kernel(#[from] KernelError),
-}
-
-/// What helps against two networks with one device.
-fn remedy(device: &InterfaceName) -> &'static str {
-    match device.as_str().contains('.') && !device.as_str().ends_with("ipip") {
-        true => "networks on one host need different VNIs",
-        false => "only one network of a host can have this back end",
-    }
-}
-
-fn device_claim(name: &InterfaceName) -> String {
-    format!("device/{name}")
+/// What a device of some name is marked with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Mark {
+    /// There is no device.
+    NoDevice,
+    /// Nothing, as those of the default network and of other programs.
+    Nothing,
+    /// A network.
+    Network(String),
 }
 
 /// The network that a device is marked as belonging to.
@@ -127,10 +51,63 @@ impl Kernel {
         self
     }
 
-    /// Takes over what this process has claimed already.
-    pub fn with_claims(mut self, claims: Claims) -> Self {
-        self.claims = claims;
-        self
+    /// The network whose the objects are that count as ours; the default one if it has no name.
+    pub(crate) fn network(&self) -> Option<&NetworkName> {
+        self.network.as_ref()
+    }
+
+    /// Says which devices no other agent on this host may have, and which TUN device this process stands behind.
+    pub(crate) fn set_held(
+        &mut self,
+        held: BTreeSet<InterfaceName>,
+        tun: Option<(InterfaceName, Tun)>,
+    ) {
+        self.held = held;
+        self.tun = tun;
+    }
+
+    /// Whether a device was there when last looked at.
+    pub(crate) fn has_seen(&self, name: &InterfaceName) -> bool {
+        self.indices.contains_key(name)
+    }
+
+    /// What a device is marked with.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be talked to.
+    pub(crate) async fn mark_of(&mut self, name: &InterfaceName) -> Result<Mark, KernelError> {
+        let found = self.find_link(name).await?;
+        Ok(found.map_or(Mark::NoDevice, |found| match owner(&found) {
+            Some(network) => Mark::Network(network.to_owned()),
+            None => Mark::Nothing,
+        }))
+    }
+
+    /// Takes over a device, if it exists: a named network marks one that has no mark. Returns what it is marked with if it
+    /// is not this network's.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be talked to.
+    pub(crate) async fn adopt(
+        &mut self,
+        name: &InterfaceName,
+        networks: &[IpNet],
+    ) -> Result<Result<(), Mark>, KernelError> {
+        let Some(found) = self.find_link(name).await? else {
+            return Ok(Ok(()));
+        };
+        if !self.is_own(&found, networks).await? {
+            let network = owner(&found).map(str::to_owned);
+            return Ok(Err(network.map_or(Mark::Nothing, Mark::Network)));
+        }
+        if let Some(mark) = self.mark().filter(|_| found.alias.is_none()) {
+            // A device that goes away meanwhile needs no mark.
+            let request = link::set_alias(found.index, mark);
+            self.socket.batch(&[request]).await?;
+        }
+        Ok(Ok(()))
     }
 
     /// Knows no next hop yet.
@@ -142,180 +119,6 @@ impl Kernel {
     pub(super) fn mark(&self) -> Option<String> {
         let network = self.network.as_ref()?;
         Some(format!("{MARK}{network}"))
-    }
-
-    /// Makes sure that no other agent on this host is in this network, or in one that overlaps it. The claim holds until
-    /// the process ends, or until the next call with other `networks`.
-    ///
-    /// # Errors
-    ///
-    /// Another agent is, and which.
-    pub(crate) fn claim_network(&mut self, networks: &[IpNet]) -> Result<(), ClaimError> {
-        let network = self.network.as_ref();
-        let label = network.map(NetworkName::as_str).unwrap_or_default();
-        let taken = |what: &str, error, make: fn(String, i32) -> ClaimError| match error {
-            claim::Error::Taken(id) => make(describe(network), id),
-            source => ClaimError::Claim {
-                what: what.to_owned(),
-                source,
-            },
-        };
-        let name = format!("network/{label}");
-        let result = self.claims.take(&name);
-        result.map_err(|error| {
-            taken(&name, error, |network, id| ClaimError::Network {
-                network,
-                id,
-            })
-        })?;
-        if let Some(network) = network {
-            let name = format!("next-hops/{}", network.number());
-            let result = self.claims.take(&name);
-            result.map_err(|error| {
-                taken(&name, error, |network, id| ClaimError::NextHops {
-                    network,
-                    id,
-                })
-            })?;
-        }
-        self.claim_overlays(networks)
-    }
-
-    /// First says which overlay networks are wanted, then looks who else is in them: of two that come at once at least one
-    /// sees the other.
-    fn claim_overlays(&mut self, networks: &[IpNet]) -> Result<(), ClaimError> {
-        const START: &str = "overlay/";
-        let names: Vec<String> = networks.iter().map(|net| format!("{START}{net}")).collect();
-        let before: Vec<String> = self.claims.below(START).map(str::to_owned).collect();
-        let mut overlap = None;
-        for (name, &ours) in names.iter().zip(networks) {
-            match self.claims.take(name) {
-                Ok(()) => {}
-                Err(claim::Error::Taken(id)) => {
-                    overlap = Some((ours, ours.to_string(), id));
-                    break;
-                }
-                Err(source) => {
-                    let what = name.clone();
-                    return Err(ClaimError::Claim { what, source });
-                }
-            }
-        }
-        let others = self.claims.of_others(START).into_iter();
-        let mut others = others.filter_map(|(text, id)| {
-            let theirs: IpNet = text.parse().ok()?;
-            let overlaps = |ours: &&IpNet| ours.contains(&theirs) || theirs.contains(*ours);
-            let ours = networks.iter().find(overlaps)?;
-            Some((*ours, text, id))
-        });
-        match overlap.or_else(|| others.next()) {
-            None => {
-                self.claims
-                    .retain(|name| !name.starts_with(START) || names.iter().any(|own| own == name));
-                Ok(())
-            }
-            // What was held before stays in use.
-            Some((ours, theirs, id)) => {
-                self.claims.retain(|name| {
-                    let held = |net: &str| before.iter().any(|before| before == net);
-                    name.strip_prefix(START).is_none_or(held)
-                });
-                Err(ClaimError::Overlap { ours, theirs, id })
-            }
-        }
-    }
-
-    /// Makes sure that a device, if it exists, is this network's, and that no other agent on this host takes it. The claim
-    /// holds until the process ends or the device is removed.
-    ///
-    /// A named network takes over a device without a mark if all its addresses are in `networks`, as those of a flannel are
-    /// that was there before, and marks it.
-    ///
-    /// # Errors
-    ///
-    /// The device is another's, or another agent has it.
-    pub(crate) async fn claim_device(
-        &mut self,
-        name: &InterfaceName,
-        networks: &[IpNet],
-    ) -> Result<(), ClaimError> {
-        let claim = device_claim(name);
-        self.claims.take(&claim).map_err(|error| match error {
-            claim::Error::Taken(id) => ClaimError::Device {
-                device: name.clone(),
-                id,
-            },
-            source => ClaimError::Claim {
-                what: claim.clone(),
-                source,
-            },
-        })?;
-        let Some(found) = self.find_link(name).await? else {
-            return Ok(());
-        };
-        if !self.is_own(&found, networks).await? {
-            self.claims.retain(|name| *name != claim);
-            let owner = match (owner(&found), &self.network) {
-                (Some(other), _) => format!("the network {other}"),
-                (None, Some(_)) => "the default network, or to another program".to_owned(),
-                (None, None) => "another program".to_owned(),
-            };
-            return Err(ClaimError::Foreign {
-                device: name.clone(),
-                owner,
-            });
-        }
-        match self.mark().filter(|_| found.alias.is_none()) {
-            Some(mark) => self.mark_link(found.index, mark).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn mark_link(&mut self, index: u32, mark: String) -> Result<(), ClaimError> {
-        // A device that goes away meanwhile needs no mark.
-        self.socket.batch(&[link::set_alias(index, mark)]).await?;
-        Ok(())
-    }
-
-    /// The name for a TUN device: the one in use, or else the first free of `flannel0`, `flannel1` and so on, as flannel's
-    /// `flannel%d`. The default network takes over a `flannel0` that is there.
-    ///
-    /// # Errors
-    ///
-    /// None is free.
-    pub(crate) async fn claim_tun(&mut self) -> Result<InterfaceName, ClaimError> {
-        let names: Vec<InterfaceName> = (0..MAX_TUNS)
-            .filter_map(|n| format!("{DEVICES}{n}").parse().ok())
-            .collect();
-        if let Some(held) = names
-            .iter()
-            .find(|name| self.claims.has(&device_claim(name)))
-        {
-            return Ok(held.clone());
-        }
-        for (n, name) in names.into_iter().enumerate() {
-            let claim = device_claim(&name);
-            match self.claims.take(&claim) {
-                Ok(()) => {}
-                Err(claim::Error::Taken(_)) => continue,
-                Err(source) => {
-                    let what = claim;
-                    return Err(ClaimError::Claim { what, source });
-                }
-            }
-            let is_free = match self.find_link(&name).await? {
-                None => true,
-                Some(found) => {
-                    n == 0 && self.network.is_none() && owner(&found).is_none()
-                        || self.has_data_plane(&name)
-                }
-            };
-            if is_free {
-                return Ok(name);
-            }
-            self.claims.retain(|name| *name != claim);
-        }
-        Err(ClaimError::NoTun)
     }
 
     /// A device, if it is this network's. `networks` are those that this network is known to have had.
@@ -366,7 +169,7 @@ impl Kernel {
     pub(super) fn is_lost(&self, found: &KernelLink) -> bool {
         match (owner(found), &self.network) {
             (Some(owner), own) => own.as_ref().is_none_or(|own| own.as_str() != owner),
-            (None, Some(_)) => !self.claims.has(&device_claim(&found.name)),
+            (None, Some(_)) => !self.held.contains(&found.name),
             (None, None) => false,
         }
     }
@@ -379,59 +182,11 @@ impl Kernel {
             (None, None) => false,
         }
     }
-
-    /// Takes a device again that is about to be made, if the claim was let go since.
-    pub(super) fn claim_again(&mut self, name: &InterfaceName) -> Result<(), claim::Error> {
-        self.claims.take(&device_claim(name))
-    }
-
-    /// Lets go of the devices that are not there any more.
-    pub(super) fn release_devices(&mut self) {
-        let indices = &self.indices;
-        let claimed = |device: &str| {
-            let name: Result<InterfaceName, _> = device.parse();
-            name.is_ok_and(|name| indices.contains_key(&name))
-        };
-        self.claims
-            .retain(|name| name.strip_prefix("device/").is_none_or(claimed));
-    }
 }
 
 fn is_link_local(address: &IpNet) -> bool {
     match address {
         IpNet::V4(v4) => v4.addr().is_link_local(),
         IpNet::V6(v6) => v6.addr().is_unicast_link_local(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn remedies_fit_the_device() {
-        for (device, remedy) in [
-            ("flannel.1", "networks on one host need different VNIs"),
-            ("flannel-v6.1", "networks on one host need different VNIs"),
-            (
-                "flannel.ipip",
-                "only one network of a host can have this back end",
-            ),
-            (
-                "flannel-wg",
-                "only one network of a host can have this back end",
-            ),
-        ] {
-            let error = ClaimError::Device {
-                device: device.parse().unwrap(),
-                id: 7,
-            };
-            assert_eq!(
-                error.to_string(),
-                format!(
-                    "the device {device}, which another agent on this host has (process 7); {remedy}"
-                )
-            );
-        }
     }
 }

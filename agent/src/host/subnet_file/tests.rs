@@ -6,7 +6,7 @@ use super::*;
 
 fn sample() -> SubnetFile {
     SubnetFile {
-        v4: Some(Part {
+        v4: Some(Leased {
             network: "10.5.0.0/16".parse().unwrap(),
             subnet: "10.5.72.0/24".parse().unwrap(),
         }),
@@ -42,7 +42,7 @@ fn text_is_flannels_keys_and_then_dockers_options() {
 
 #[test]
 fn ipv6_stands_where_flannel_has_it() {
-    let v6 = Some(Part {
+    let v6 = Some(Leased {
         network: "fc00::/48".parse().unwrap(),
         subnet: "fc00:0:0:5::/64".parse().unwrap(),
     });
@@ -162,7 +162,7 @@ proptest! {
         let network = Ipv4Net::new(network.into(), length).unwrap().trunc();
         let inside = u32::from(network.network()) | (offset & u32::from(network.hostmask()));
         let subnet = Ipv4Net::new(inside.into(), length + longer).unwrap().trunc();
-        let file = SubnetFile { v4: Some(Part { network, subnet }), v6: None, mtu, masquerade };
+        let file = SubnetFile { v4: Some(Leased { network, subnet }), v6: None, mtu, masquerade };
         let previous = Previous::parse(&file.render());
         prop_assert_eq!(previous, Previous {
             network: Some(network),

@@ -8,19 +8,37 @@
 
 use ipnet::IpNet;
 
-use super::{Backend, Refusal, attrs, same_kind};
+use super::table::{Definition, Options};
+use super::{Backend, Opening, Refusal, Setup, Unfit, attrs, same_kind};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::plan::state::{Key, Object, Scope, State};
 use crate::plan::underlay::Underlay;
 
-/// The name of this back end in network configs.
-pub(super) const KIND: &str = "alloc";
+/// The name of this backend in network configs.
+const KIND: &str = "alloc";
+
+/// Its line in the table.
+pub(super) static BACKEND: Definition = Definition {
+    leaves_routes: true,
+    ..Definition::new(KIND, |_, _| Ok(Box::new(AllocConfig)))
+};
 
 /// What its leases have for a type.
 const LEASE_TYPE: &str = "";
 
-/// The alloc back end of one node.
+/// The alloc backend has no keys.
+#[derive(Debug)]
+struct AllocConfig;
+
+impl Options for AllocConfig {
+    fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
+        let backend = AllocBackend::new(setup.config, setup.underlay);
+        Ok(Opening::ready(backend))
+    }
+}
+
+/// The alloc backend of one node.
 #[derive(Clone, Debug)]
 pub(super) struct AllocBackend {
     networks: Vec<IpNet>,

@@ -23,16 +23,26 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{Backend, BackendConfigError, OpenError, Refusal, Setup, attrs, same_kind};
+use super::table::{Definition, Options};
+use super::{Backend, BackendConfigError, Opening, Refusal, Setup, Unfit, attrs, same_kind};
 use crate::base::go_json;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
-use crate::host::hooks;
 use crate::plan::state::{Hook, Key, Object, Scope, State};
 use crate::plan::underlay::Underlay;
 
 /// The name of this back end in network configs and leases.
-pub(super) const KIND: &str = "extension";
+const KIND: &str = "extension";
+
+/// Its line in the table.
+pub(super) static BACKEND: Definition = Definition {
+    memory: Some(MEMORY),
+    runs_commands: true,
+    leaves_routes: true,
+    ..Definition::new(KIND, |options, _| {
+        Ok(Box::new(ExtensionConfig::parse(options)?))
+    })
+};
 
 /// The file in the state directory that remembers for whom commands were run.
 const MEMORY: &str = "extension.json";
@@ -65,7 +75,7 @@ pub struct ExtensionConfig {
 }
 
 impl ExtensionConfig {
-    pub(super) fn parse(options: &go_json::Object<'_>) -> Result<Self, BackendConfigError> {
+    fn parse(options: &go_json::Object<'_>) -> Result<Self, BackendConfigError> {
         let command = |key| -> Result<Option<String>, BackendConfigError> {
             let text: Option<String> = options.get(key, "a shell command")?;
             Ok(text.filter(|text| !text.is_empty()))
@@ -79,7 +89,27 @@ impl ExtensionConfig {
     }
 }
 
-/// The extension back end of one node.
+impl Options for ExtensionConfig {
+    /// Asks for the output of the first command.
+    fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
+        let (config, network) = (self.clone(), setup.config.clone());
+        let (underlay, state_dir) = (setup.underlay.clone(), setup.state_dir.to_owned());
+        let make = move |output: Option<&str>| {
+            let backend = ExtensionBackend::new(&config, &network, &underlay, &state_dir, output);
+            Opening::ready(backend)
+        };
+        Ok(match &self.pre_startup {
+            Some(command) => Opening::Output {
+                key: "PreStartupCommand",
+                command: command.clone(),
+                then: Box::new(move |output| make(Some(output.trim()))),
+            },
+            None => make(None),
+        })
+    }
+}
+
+/// The extension backend of one node.
 #[derive(Clone, Debug)]
 pub(super) struct ExtensionBackend {
     config: ExtensionConfig,
@@ -88,37 +118,6 @@ pub(super) struct ExtensionBackend {
     memory: PathBuf,
     /// What the first command printed.
     data: Option<Box<RawValue>>,
-}
-
-/// Makes the back end; runs the first command.
-///
-/// # Errors
-///
-/// The command failed; the text has what it printed.
-pub(super) async fn open(
-    config: &ExtensionConfig,
-    setup: Setup<'_>,
-) -> Result<ExtensionBackend, OpenError> {
-    let output = match &config.pre_startup {
-        Some(command) => {
-            Some(
-                hooks::run(command, &[], None)
-                    .await
-                    .map_err(|source| OpenError::Command {
-                        key: "PreStartupCommand",
-                        source,
-                    })?,
-            )
-        }
-        None => None,
-    };
-    Ok(ExtensionBackend::new(
-        config,
-        setup.config,
-        setup.underlay,
-        setup.state_dir,
-        output.as_deref().map(str::trim),
-    ))
 }
 
 impl ExtensionBackend {

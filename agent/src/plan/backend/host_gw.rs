@@ -15,7 +15,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use tracing::warn;
 
-use super::{Backend, OpenError, Refusal, Setup, attrs, same_kind};
+use super::table::{Definition, Options};
+use super::{Backend, Opening, Refusal, Setup, Unfit, attrs, same_kind};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::plan::state::{Key, Object, Route, Scope, State};
@@ -24,6 +25,16 @@ use crate::plan::underlay::{Face, Underlay};
 /// The name of this back end in network configs and leases.
 pub(crate) const KIND: &str = "host-gw";
 
+/// Its line in the table.
+pub(super) static BACKEND: Definition = Definition {
+    side_by_side: true,
+    ..Definition::new(KIND, |_, _| Ok(Box::new(HostGwConfig)))
+};
+
+/// The host-gw backend has no keys.
+#[derive(Debug)]
+struct HostGwConfig;
+
 /// The host-gw back end of one node.
 #[derive(Clone, Debug)]
 pub(super) struct HostGwBackend {
@@ -31,29 +42,28 @@ pub(super) struct HostGwBackend {
     underlay: Underlay,
 }
 
-/// Makes the back end.
-///
-/// # Errors
-///
-/// The node is behind a NAT: its public IP is not its own.
-pub(super) fn open(setup: Setup<'_>) -> Result<HostGwBackend, OpenError> {
-    let networks = setup.config.networks();
-    for face in networks.filter_map(|network| setup.underlay.face(network)) {
-        if face.address != face.public {
-            return Err(OpenError::Nat {
-                kind: KIND,
-                address: face.address,
-                public: face.public,
-            });
+impl Options for HostGwConfig {
+    /// Refuses a node behind a NAT, whose public IP is not its own.
+    fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
+        let networks = setup.config.networks();
+        for face in networks.filter_map(|network| setup.underlay.face(network)) {
+            if face.address != face.public {
+                return Err(Unfit::Nat {
+                    kind: KIND,
+                    address: face.address,
+                    public: face.public,
+                });
+            }
         }
+        if !setup.underlay.has_neighbors {
+            warn!(
+                iface = %setup.underlay.name,
+                "host-gw over a device without neighbours, such as a VPN's: its other end must know the way to every node's containers"
+            );
+        }
+        let backend = HostGwBackend::new(setup.config, setup.underlay);
+        Ok(Opening::ready(backend))
     }
-    if !setup.underlay.has_neighbors {
-        warn!(
-            iface = %setup.underlay.name,
-            "host-gw over a device without neighbours, such as a VPN's: its other end must know the way to every node's containers"
-        );
-    }
-    Ok(HostGwBackend::new(setup.config, setup.underlay))
 }
 
 impl HostGwBackend {
@@ -223,7 +233,7 @@ mod tests {
             new_identity: false,
         };
         assert_eq!(
-            open(setup).unwrap_err().to_string(),
+            HostGwConfig.open(setup).unwrap_err().to_string(),
             "host-gw does not work behind a NAT: the public IP is 203.0.113.5, but the interface has 192.0.2.1"
         );
     }

@@ -15,7 +15,8 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Backend, BackendConfigError, Refusal, attrs, route, same_kind};
+use super::table::{Definition, Options};
+use super::{Backend, BackendConfigError, Opening, Refusal, Setup, Unfit, attrs, route, same_kind};
 use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -25,6 +26,16 @@ use crate::plan::underlay::Underlay;
 
 /// The name of this back end in network configs and leases.
 pub(crate) const KIND: &str = "ipip";
+
+/// Its line in the table.
+pub(super) static BACKEND: Definition = Definition {
+    makes: |name, kind| matches!(kind, LinkKind::Ipip(_)) && name.as_str() == DEVICE,
+    devices: &[DEVICE],
+    side_by_side: true,
+    ..Definition::new(KIND, |options, network| {
+        Ok(Box::new(IpipConfig::parse(options, network)?))
+    })
+};
 
 /// flannel's name for the device.
 const DEVICE: &str = "flannel.ipip";
@@ -43,7 +54,7 @@ pub struct IpipConfig {
 }
 
 impl IpipConfig {
-    pub(super) fn parse(
+    fn parse(
         options: &go_json::Object<'_>,
         network: &NetworkConfig,
     ) -> Result<Self, BackendConfigError> {
@@ -58,7 +69,18 @@ impl IpipConfig {
     }
 }
 
-/// The ipip back end of one node.
+impl Options for IpipConfig {
+    fn devices(&self, _: &NetworkConfig) -> Vec<InterfaceName> {
+        vec![device_name()]
+    }
+
+    fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
+        let backend = IpipBackend::new(self, setup.config, setup.underlay);
+        Ok(Opening::ready(backend))
+    }
+}
+
+/// The ipip backend of one node.
 #[derive(Clone, Debug)]
 pub(super) struct IpipBackend {
     config: IpipConfig,
@@ -68,7 +90,7 @@ pub(super) struct IpipBackend {
 }
 
 impl IpipBackend {
-    pub(super) fn new(config: &IpipConfig, network: &NetworkConfig, underlay: &Underlay) -> Self {
+    fn new(config: &IpipConfig, network: &NetworkConfig, underlay: &Underlay) -> Self {
         Self {
             config: config.clone(),
             network: network.ipv4.map(|range| range.network),
@@ -79,7 +101,7 @@ impl IpipBackend {
 }
 
 /// `flannel.ipip`.
-pub(super) fn device_name() -> InterfaceName {
+fn device_name() -> InterfaceName {
     #[expect(clippy::expect_used, reason = "a constant that a test parses")]
     DEVICE.parse().expect("a constant")
 }

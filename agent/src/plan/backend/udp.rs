@@ -16,7 +16,10 @@ use std::net::{IpAddr, SocketAddrV4};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{Backend, BackendConfigError, Refusal, attrs, device_route, same_kind};
+use super::table::{Definition, Options};
+use super::{
+    Backend, BackendConfigError, Opening, Refusal, Setup, Unfit, attrs, device_route, same_kind,
+};
 use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -26,6 +29,15 @@ use crate::plan::underlay::Underlay;
 
 /// The name of this back end in network configs.
 pub(crate) const KIND: &str = "udp";
+
+/// Its line in the table.
+pub(super) static BACKEND: Definition = Definition {
+    makes: |name, kind| matches!(kind, LinkKind::Tun(_)) && is_device_name(name),
+    side_by_side: true,
+    ..Definition::new(KIND, |options, network| {
+        Ok(Box::new(UdpConfig::parse(options, network)?))
+    })
+};
 
 /// What its leases have for a type.
 const LEASE_TYPE: &str = "";
@@ -50,7 +62,7 @@ pub struct UdpConfig {
 }
 
 impl UdpConfig {
-    pub(super) fn parse(
+    fn parse(
         options: &go_json::Object<'_>,
         network: &NetworkConfig,
     ) -> Result<Self, BackendConfigError> {
@@ -66,7 +78,21 @@ impl UdpConfig {
     }
 }
 
-/// The udp back end of one node.
+impl Options for UdpConfig {
+    fn port(&self) -> Option<u16> {
+        Some(self.port)
+    }
+
+    fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
+        let (config, network) = (self.clone(), setup.config.clone());
+        let underlay = setup.underlay.clone();
+        Ok(Opening::Tun(Box::new(move |device| {
+            Opening::ready(UdpBackend::new(&config, &network, &underlay, device))
+        })))
+    }
+}
+
+/// The udp backend of one node.
 #[derive(Clone, Debug)]
 pub(super) struct UdpBackend {
     config: UdpConfig,
@@ -76,7 +102,7 @@ pub(super) struct UdpBackend {
 }
 
 impl UdpBackend {
-    pub(super) fn new(
+    fn new(
         config: &UdpConfig,
         network: &NetworkConfig,
         underlay: &Underlay,
@@ -92,7 +118,7 @@ impl UdpBackend {
 }
 
 /// Whether a device has such a name: `flannel0`, `flannel1` and so on.
-pub(super) fn is_device_name(name: &InterfaceName) -> bool {
+fn is_device_name(name: &InterfaceName) -> bool {
     let number = name.as_str().strip_prefix(DEVICE);
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
@@ -317,7 +343,7 @@ mod tests {
     fn a_config_without_a_back_end_means_this_one() {
         let network = NetworkConfig::parse(NETWORK).unwrap();
         let config = BackendConfig::parse(&network).unwrap();
-        assert_eq!(config, BackendConfig::Udp(UdpConfig { port: 8285 }));
+        assert_eq!((config.kind(), config.port()), (KIND, Some(8285)));
     }
 
     #[test]

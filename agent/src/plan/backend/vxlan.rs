@@ -14,26 +14,42 @@
 //! IPv4 in the overlay travels over IPv4, IPv6 over IPv6. With `DirectRouting`, a peer whose public IP lies in the
 //! underlay's on-link prefix has a plain route via its public IP instead of the last four.
 
-mod identity;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use ipnet::IpNet;
+use std::collections::VecDeque;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
-pub use self::identity::IdentityError;
-use super::{Backend, BackendConfigError, Refusal, Setup, attrs, route, same_kind};
+use super::table::{Definition, Options};
+use super::{Backend, BackendConfigError, Opening, Refusal, Setup, Unfit, attrs, route, same_kind};
 use crate::base::go_json::{self, GoJsonError};
 use crate::base::net::{InterfaceName, MacAddr};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
-use crate::host::netlink::Kernel;
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Vxlan};
 use crate::plan::underlay::{Face, Underlay};
 
 /// The name of this back end in network configs and leases.
 pub(crate) const KIND: &str = crate::cluster::network_config::VXLAN;
+
+/// Its line in the table.
+pub(super) static BACKEND: Definition = Definition {
+    makes: |name, kind| match kind {
+        LinkKind::Vxlan(vxlan) => {
+            let v4 = device_name(vxlan.vni, Ipv4Net::default().into());
+            let v6 = device_name(vxlan.vni, Ipv6Net::default().into());
+            [v4, v6].contains(name)
+        }
+        _ => false,
+    },
+    side_by_side: true,
+    ..Definition::new(KIND, |options, network| {
+        Ok(Box::new(VxlanConfig::parse(options, network)?))
+    })
+};
 
 /// Outer IPv4 20 + UDP 8 + VXLAN 8 (RFC 7348 §5) + inner Ethernet 14 bytes.
 const OVERHEAD_V4: u32 = 50;
@@ -81,7 +97,7 @@ pub struct VxlanConfig {
 }
 
 impl VxlanConfig {
-    pub(super) fn parse(
+    fn parse(
         options: &go_json::Object<'_>,
         network: &NetworkConfig,
     ) -> Result<Self, BackendConfigError> {
@@ -105,6 +121,68 @@ impl VxlanConfig {
             checksum: options.get("Checksum", BOOLEAN)?,
         })
     }
+}
+
+impl Options for VxlanConfig {
+    fn devices(&self, network: &NetworkConfig) -> Vec<InterfaceName> {
+        let networks = network.networks();
+        networks
+            .map(|network| device_name(self.vni, network))
+            .collect()
+    }
+
+    fn port(&self) -> Option<u16> {
+        Some(self.port)
+    }
+
+    fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
+        // The kernel would only say "invalid argument".
+        let needed = MIN_MTU_V6 + OVERHEAD_V6;
+        if setup.config.ipv6.is_some() && setup.underlay.mtu < needed {
+            return Err(Unfit::Narrow {
+                kind: KIND,
+                interface: setup.underlay.name.clone(),
+                mtu: setup.underlay.mtu,
+                needed,
+            });
+        }
+        let networks = setup.config.networks().collect();
+        let (config, underlay) = (self.clone(), setup.underlay.clone());
+        Ok(identify(config, underlay, networks, Vec::new()))
+    }
+}
+
+/// Asks for the identity of one device after the other, and makes the backend when all are known: with the MAC addresses
+/// that the peers already know, if there are any.
+fn identify(
+    config: VxlanConfig,
+    underlay: Underlay,
+    mut networks: VecDeque<IpNet>,
+    mut known: Vec<(IpNet, Identity)>,
+) -> Opening {
+    let Some(network) = networks.pop_front() else {
+        return Opening::ready(VxlanBackend::new(&config, &underlay, &known));
+    };
+    let device = device_name(config.vni, network);
+    let found = move |link: Option<Link>| {
+        let existing = link.and_then(|link| match link.kind {
+            LinkKind::Vxlan(vxlan) if vxlan.vni == config.vni => Some(vxlan),
+            _ => None,
+        });
+        Opening::Mac {
+            device: device_name(config.vni, network),
+            existing: existing.as_ref().map(|vxlan| vxlan.mac),
+            then: Box::new(move |mac| {
+                let identity = Identity {
+                    mac,
+                    checksum: existing.is_some_and(|vxlan| vxlan.checksum),
+                };
+                known.push((network, identity));
+                identify(config, underlay, networks, known)
+            }),
+        }
+    };
+    Opening::Device(device, Box::new(found))
 }
 
 /// What a vxlan node publishes about itself, in flannel's field order.
@@ -143,49 +221,8 @@ struct Half {
     face: Face,
 }
 
-/// Makes the back end with the MAC addresses that the peers already know, if there are any.
-pub(super) async fn open(
-    config: &VxlanConfig,
-    setup: Setup<'_>,
-    kernel: &mut Kernel,
-) -> Result<VxlanBackend, super::OpenError> {
-    // The kernel would only say "invalid argument".
-    let needed = MIN_MTU_V6 + OVERHEAD_V6;
-    if setup.config.ipv6.is_some() && setup.underlay.mtu < needed {
-        return Err(super::OpenError::Narrow {
-            kind: KIND,
-            interface: setup.underlay.name.clone(),
-            mtu: setup.underlay.mtu,
-            needed,
-        });
-    }
-    let mut identities = Vec::new();
-    for network in setup.config.networks() {
-        let link = device_name(config.vni, network);
-        let existing = match kernel.link(&link).await? {
-            Some(Object::Link(device)) => match device.kind {
-                LinkKind::Vxlan(vxlan) if vxlan.vni == config.vni => Some(vxlan),
-                _ => None,
-            },
-            _ => None,
-        };
-        let file = setup.state_dir.join(format!("{link}.mac"));
-        let of_device = existing.as_ref().map(|vxlan| vxlan.mac);
-        let mac = match setup.new_identity {
-            true => identity::renew(of_device, &file)?,
-            false => identity::choose(of_device, &file)?,
-        };
-        let identity = Identity {
-            mac,
-            checksum: existing.is_some_and(|vxlan| vxlan.checksum),
-        };
-        identities.push((network, identity));
-    }
-    Ok(VxlanBackend::new(config, setup.underlay, &identities))
-}
-
 /// flannel's names: `flannel.<VNI>`, for IPv6 `flannel-v6.<VNI>`.
-pub(crate) fn device_name(vni: u32, network: IpNet) -> InterfaceName {
+fn device_name(vni: u32, network: IpNet) -> InterfaceName {
     let name = match network {
         IpNet::V4(_) => format!("flannel.{}", vni.min(MAX_VNI)),
         IpNet::V6(_) => format!("flannel-v6.{}", vni.min(MAX_VNI_V6)),

@@ -25,30 +25,41 @@
 //! other's leases as of another back end. A cluster with both names `"Type": "wireguard"`.
 
 mod config;
-mod identity;
 #[cfg(test)]
 mod tests;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 pub use self::config::{Mode, WireguardConfig};
-use self::identity::Files;
-pub use self::identity::IdentityError;
-use super::{Backend, OpenError, Refusal, Setup, attrs, device_route, same_kind};
+use super::table::{Definition, Options};
+use super::{Backend, Opening, Refusal, Setup, Unfit, attrs, device_route, same_kind};
 use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
+use crate::cluster::network_config::NetworkConfig;
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Wireguard, WireguardPeer};
 use crate::plan::underlay::Underlay;
 use crate::plan::wireguard_key::{PrivateKey, PublicKey};
 
 /// The name of this back end in network configs and leases.
 pub(crate) const KIND: &str = crate::cluster::network_config::WIREGUARD;
+
+/// Its line in the table.
+pub(super) static BACKEND: Definition = Definition {
+    makes: |name, kind| matches!(kind, LinkKind::Wireguard(_)) && DEVICES.contains(&name.as_str()),
+    devices: &DEVICES,
+    memory: Some(KEY_FILE),
+    ..Definition::new(KIND, |options, network| {
+        Ok(Box::new(WireguardConfig::parse(options, network)?))
+    })
+};
+
+/// The file in the state directory that keeps the private key.
+pub(crate) const KEY_FILE: &str = "wireguard.key";
 
 /// Outer IPv6 40 + UDP 8 + WireGuard's header 16 and authentication tag 16 bytes.
 const OVERHEAD: u32 = 80;
@@ -94,27 +105,27 @@ struct Tunnel<'a> {
     networks: &'a [IpNet],
 }
 
-/// Makes the back end with the key that the peers already know, if there is one.
-pub(super) fn open(
-    config: &WireguardConfig,
-    setup: Setup<'_>,
-) -> Result<WireguardBackend, OpenError> {
-    let files = Files::new(setup.state_dir, std::env::var_os(identity::VARIABLE));
-    let networks = setup.config.networks().collect();
-    let key = match setup.new_identity {
-        true => files.renew()?,
-        false => files.key()?,
-    };
-    Ok(WireguardBackend::new(config, networks, setup.underlay, key))
-}
+impl Options for WireguardConfig {
+    fn devices(&self, _: &NetworkConfig) -> Vec<InterfaceName> {
+        device_names().into()
+    }
 
-/// The file in the state directory that keeps the private key.
-pub(crate) fn key_file(state_dir: &Path) -> PathBuf {
-    state_dir.join(identity::FILE)
+    fn port(&self) -> Option<u16> {
+        Some(self.port.min(self.port_v6))
+    }
+
+    /// With the key that the peers already know, if there is one.
+    fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
+        let (config, underlay) = (self.clone(), setup.underlay.clone());
+        let networks = setup.config.networks().collect();
+        Ok(Opening::PrivateKey(Box::new(move |key| {
+            Opening::ready(WireguardBackend::new(&config, networks, &underlay, key))
+        })))
+    }
 }
 
 /// `flannel-wg` and `flannel-wg-v6`.
-pub(crate) fn device_names() -> [InterfaceName; 2] {
+fn device_names() -> [InterfaceName; 2] {
     #[expect(clippy::expect_used, reason = "constants that a test parses")]
     DEVICES.map(|name| name.parse().expect("a constant"))
 }

@@ -16,6 +16,7 @@ use crate::base::logging::chain;
 use crate::command::doctor::{Finding, NotChecked, Outcome, Severity};
 use crate::host::netlink::host::{Host, Questions};
 use crate::host::netlink::survey;
+use crate::plan::backend::table;
 use crate::telemetry::status::Status;
 
 const NAME: &str = "overlap";
@@ -53,7 +54,8 @@ async fn check(context: &Context<'_>) -> Outcome {
     findings.extend(surroundings.addresses());
     // Where others make the routes, none of them is known to be right or wrong.
     let network = status.network.as_ref();
-    if network.is_some_and(|network| !OTHERS_ROUTES.contains(&network.backend.as_str())) {
+    let backend = network.and_then(|network| table::find(&network.backend));
+    if network.is_some() && backend.is_none_or(|backend| !backend.leaves_routes) {
         let lost = surroundings.lost_peers(&peers, &ways);
         findings.extend(surroundings.routes(&lost));
         findings.extend(lost);
@@ -61,9 +63,6 @@ async fn check(context: &Context<'_>) -> Outcome {
     findings.extend(servers::find(context.settings, status, &networks, &host).await);
     Ok(cap(findings))
 }
-
-/// Back ends whose peers are reached by what others set up.
-const OTHERS_ROUTES: [&str; 2] = ["alloc", "extension"];
 
 /// Whose an overlay address is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 
 use super::NotChecked;
 use crate::base::logging::chain;
+use crate::base::net::Family as Ip;
 use crate::host::firewall::Error;
-use crate::host::firewall::Ip;
 use crate::host::firewall::iptables::legacy_is_in_use;
 use crate::host::firewall::program;
 

@@ -9,9 +9,10 @@ use ipnet::IpNet;
 use super::filter::{Dropped, Filter, Packet, Program};
 use super::{Own, finding, inventory, sysctl};
 use crate::base::logging::chain;
+use crate::base::net::Family as Ip;
 use crate::command::doctor::{Context, Finding, NotChecked, Outcome, Severity};
-use crate::host::firewall::Ip;
 use crate::host::netlink::inventory::{Inventory, way_to};
+use crate::plan::backend::table;
 use crate::telemetry::status::{Peer, PeerState};
 
 pub(super) const NAME: &str = "forward-drop";
@@ -152,8 +153,9 @@ fn key(family: &str, interface: &str, name: &str) -> String {
 /// A strict reverse-path filter drops what comes by another interface than answers would go by.
 fn reverse_path(own: &Own<'_>, inventory: &Inventory, ways: &[Way]) -> Vec<Finding> {
     // Somebody else sees to the routes of these.
-    let backend = own.status.network.as_ref();
-    if backend.is_some_and(|network| ["alloc", "extension"].contains(&network.backend.as_str())) {
+    let network = own.status.network.as_ref();
+    let backend = network.and_then(|network| table::find(&network.backend));
+    if backend.is_some_and(|backend| backend.leaves_routes) {
         return Vec::new();
     }
     // The filter is IPv4's alone, and counts where the packets come in.

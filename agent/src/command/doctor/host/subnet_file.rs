@@ -6,8 +6,9 @@ use std::io;
 
 use super::{Own, finding};
 use crate::base::env_file;
+use crate::base::net::Leased;
 use crate::command::doctor::{Context, NotChecked, Outcome, Severity};
-use crate::host::subnet_file::{Part, SubnetFile};
+use crate::host::subnet_file::SubnetFile;
 use crate::telemetry::status::State;
 
 pub(super) const NAME: &str = "subnet-file";
@@ -86,8 +87,8 @@ fn wanted(own: &Own<'_>) -> String {
     let v4 = own.network.ipv4.zip(own.lease.subnet);
     let v6 = own.network.ipv6.zip(own.lease.subnet_v6);
     let file = SubnetFile {
-        v4: v4.map(|(network, subnet)| Part { network, subnet }),
-        v6: v6.map(|(network, subnet)| Part { network, subnet }),
+        v4: v4.map(|(network, subnet)| Leased { network, subnet }),
+        v6: v6.map(|(network, subnet)| Leased { network, subnet }),
         mtu: own.network.mtu,
         masquerade: false,
     };

@@ -12,8 +12,8 @@ use crate::base::net::InterfaceName;
 use crate::host::former;
 use crate::host::netlink::host::{Host, Questions};
 use crate::host::netlink::{Kernel, KernelError};
-use crate::plan::backend;
-use crate::plan::state::{Key, LinkKind, Object, Route, Scope, State};
+use crate::plan::backend::table;
+use crate::plan::state::{Key, Object, Route, Scope, State};
 use crate::settings::Settings;
 use crate::telemetry::status::{Device, Peer, PeerState};
 
@@ -87,7 +87,7 @@ async fn overlay_devices(
     let mut devices = Vec::new();
     for link in named {
         if let Some(object) = kernel.own_device(&link.name, networks).await?
-            && backend::is_overlay(&link.name, &object)
+            && table::maker(&link.name, &object).is_some()
         {
             devices.push((link.name, object));
         }
@@ -113,7 +113,7 @@ async fn observe(
         {
             scope.links = devices
                 .iter()
-                .filter(|(_, object)| kind(object) != Some("wireguard"))
+                .filter(|device| kind(device) != Some("wireguard"))
                 .map(|(name, _)| name.clone())
                 .collect();
             Ok((kernel.observe(&scope).await?.state, true))
@@ -122,21 +122,13 @@ async fn observe(
     }
 }
 
-/// The back end that makes such a device.
-fn kind(object: &Object) -> Option<&'static str> {
-    let Object::Link(link) = object else {
-        return None;
-    };
-    Some(match &link.kind {
-        LinkKind::Vxlan(_) => "vxlan",
-        LinkKind::Ipip(_) => "ipip",
-        LinkKind::Wireguard(_) => "wireguard",
-        LinkKind::Tun(_) => "udp",
-    })
+/// The backend that makes such a device.
+fn kind((name, object): &(InterfaceName, Object)) -> Option<&'static str> {
+    table::maker(name, object).map(|backend| backend.kind)
 }
 
 fn backend_of(devices: &[(InterfaceName, Object)], state: &State) -> &'static str {
-    let by_device = devices.iter().find_map(|(_, object)| kind(object));
+    let by_device = devices.iter().find_map(kind);
     let plain = || {
         let routes = state
             .values()
@@ -152,7 +144,7 @@ fn peers(state: &State, devices: &[(InterfaceName, Object)], networks: &[IpNet])
     let backend = backend_of(devices, state);
     let vxlan: BTreeSet<&InterfaceName> = devices
         .iter()
-        .filter(|(_, object)| kind(object) == Some("vxlan"))
+        .filter(|device| kind(device) == Some("vxlan"))
         .map(|(name, _)| name)
         .collect();
     let inside =

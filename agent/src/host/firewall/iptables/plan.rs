@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use ipnet::IpNet;
 
-use super::super::{Family, Ip, Rules};
+use super::super::{Rules, multicast};
 use super::save::{Rule, Save, Table};
-use crate::base::net::InterfaceName;
+use crate::base::net::{Family, InterfaceName, Leased};
 use crate::base::network_name::{NetworkName, suffixed};
 
 /// A chain of ours, and the only jump to it.
@@ -101,7 +101,7 @@ impl Wanted {
     }
 
     /// What `rules` ask for on a host that is as `save` says.
-    pub(super) fn new(chains: &Chains, rules: &Rules, ip: Ip, role: Role, save: &Save) -> Self {
+    pub(super) fn new(chains: &Chains, rules: &Rules, ip: Family, role: Role, save: &Save) -> Self {
         let Some(family) = rules.family(ip) else {
             return Self::default();
         };
@@ -115,7 +115,7 @@ impl Wanted {
             let random = rules.random_fully && role.random_fully;
             let masquerade = Masquerade {
                 family,
-                multicast: ip.multicast(),
+                multicast: multicast(ip),
                 excluded: rules.excluded(ip).collect(),
                 outside: rules.outside(ip).collect(),
                 devices: &rules.devices,
@@ -201,7 +201,7 @@ impl Chain {
 
 /// What masquerading goes by.
 struct Masquerade<'a> {
-    family: Family<IpNet>,
+    family: Leased<IpNet>,
     multicast: &'static str,
     excluded: Vec<IpNet>,
     outside: Vec<IpNet>,
@@ -213,7 +213,7 @@ impl Masquerade<'_> {
     /// flannel's rules, with the exclusions before what they are excluded from; the first that matches decides. Where a
     /// part of the network is outside the overlay, what is said of that comes first.
     fn rules(&self, chain: &Chain) -> Vec<String> {
-        let Family { network, subnet } = self.family;
+        let Leased { network, subnet } = self.family;
         let target = match self.random_fully {
             true => "MASQUERADE --random-fully",
             false => "MASQUERADE",
@@ -243,7 +243,7 @@ impl Masquerade<'_> {
     /// The underlay's own packets stay as they are unless they enter the overlay for another node, and what leaves the
     /// overlay for the underlay gets this host's address, as what goes elsewhere does.
     fn of_outside(&self, chain: &Chain, target: &str, excluded: &[String]) -> Vec<String> {
-        let Family { network, subnet } = self.family;
+        let Leased { network, subnet } = self.family;
         let mut rules = vec![chain.rule(None, Some(is(subnet)), "RETURN")];
         rules.extend_from_slice(excluded);
         for net in &self.outside {

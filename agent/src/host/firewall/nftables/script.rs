@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use ring::digest;
 
-use super::{FLANNEL_TABLES, Family, Ip, Rules, docker};
+use super::super::multicast;
+use super::{FLANNEL_TABLES, Rules, docker};
+use crate::base::net::{Family, Leased};
 
 /// The mark that kube-proxy sets on packets that it masquerades itself.
 const KUBE_PROXY_MARK: u32 = 0x4000;
@@ -45,15 +47,15 @@ struct Side {
 }
 
 impl Side {
-    fn new(rules: &Rules, ip: Ip, family: Family<ipnet::IpNet>) -> Self {
+    fn new(rules: &Rules, ip: Family, family: Leased<ipnet::IpNet>) -> Self {
         Self {
             protocol: match ip {
-                Ip::V4 => "ip",
-                Ip::V6 => "ip6",
+                Family::V4 => "ip",
+                Family::V6 => "ip6",
             },
             network: family.network.to_string(),
             subnet: family.subnet.to_string(),
-            multicast: ip.multicast(),
+            multicast: multicast(ip),
             excluded: rules.excluded(ip).map(|net| net.to_string()).collect(),
             outside: rules.outside(ip).map(|net| net.to_string()).collect(),
             devices: rules.devices.iter().map(ToString::to_string).collect(),
@@ -318,8 +320,8 @@ pub(super) fn hand_over(table: &str, rules: &Rules, docker: bool) -> String {
         let side = [Side::new(rules, ip, family)];
         let chains = chains(&side, rules, docker, "postrtg");
         let name = match ip {
-            Ip::V4 => FLANNEL_TABLES[0],
-            Ip::V6 => FLANNEL_TABLES[1],
+            Family::V4 => FLANNEL_TABLES[0],
+            Family::V6 => FLANNEL_TABLES[1],
         };
         text += &removal(name);
         let _ = write!(text, "table {name} {{\n{}}}\n", body(&chains));

@@ -114,10 +114,11 @@ fn try_parse(backend: &str) -> Result<BackendConfig, String> {
 }
 
 fn parse(backend: &str) -> VxlanConfig {
-    match try_parse(backend).unwrap() {
-        BackendConfig::Vxlan(config) => config,
-        other => panic!("{other:?}"),
-    }
+    let config = format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#);
+    let network = NetworkConfig::parse(&config).unwrap();
+    assert_eq!(network.backend.kind, KIND);
+    let options = go_json::Object::parse(network.backend.options.get()).unwrap();
+    VxlanConfig::parse(&options, &network).unwrap()
 }
 
 #[test]
@@ -193,10 +194,6 @@ fn bad_configurations_name_key_value_and_range() {
         (
             r#"{"Type":"vxlan","DirectRouting":[]}"#,
             "Backend: DirectRouting: [] is not true or false",
-        ),
-        (
-            r#"{"Type":"hostgw"}"#,
-            "the back end \"hostgw\" does not exist; there is: alloc, extension, host-gw, ipip, udp, vxlan, wireguard",
         ),
     ] {
         assert_eq!(try_parse(config).unwrap_err(), message, "{config}");

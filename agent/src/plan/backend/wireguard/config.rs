@@ -44,7 +44,7 @@ pub enum Mode {
 }
 
 impl WireguardConfig {
-    pub(in crate::plan::backend) fn parse(
+    pub(super) fn parse(
         options: &Object<'_>,
         network: &NetworkConfig,
     ) -> Result<Self, BackendConfigError> {

@@ -6,7 +6,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cluster::network_config::NetworkConfig;
-use crate::plan::backend::BackendConfig;
 use crate::plan::backend::plan::Plan;
 use crate::plan::backend::vxlan::tests::underlay;
 use crate::plan::state::{Delta, diff};
@@ -19,10 +18,9 @@ const DUAL: &str = r#""Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"f
 fn try_parse(networks: &str, backend: &str) -> Result<WireguardConfig, String> {
     let config = format!(r#"{{{networks},"Backend":{backend}}}"#);
     let config = NetworkConfig::parse(&config).map_err(|error| error.to_string())?;
-    match BackendConfig::parse(&config).map_err(|error| error.to_string())? {
-        BackendConfig::Wireguard(config) => Ok(config),
-        other => Err(format!("{other:?}")),
-    }
+    assert_eq!(config.backend.kind, KIND);
+    let options = go_json::Object::parse(config.backend.options.get()).unwrap();
+    WireguardConfig::parse(&options, &config).map_err(|error| error.to_string())
 }
 
 fn private(n: u8) -> PrivateKey {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::walk::{PORT, SOURCE_PORT};
 use super::{Action, Chain, Condition, Hook, Program, Rule, Table, Truth};
-use crate::host::firewall::Ip;
+use crate::base::net::Family as Ip;
 use crate::host::firewall::iptables::save::{self, Save};
 
 /// The chains that the kernel calls for forwarded packets, with their priorities (linux/netfilter_ipv4.h). Those of nat

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::iptables::range;
 use super::walk::{PORT, SOURCE_PORT};
 use super::{Action, Chain, Condition, Hook, Program, Rule, Table, Truth};
-use crate::host::firewall::Ip;
+use crate::base::net::Family as Ip;
 
 /// The elements of sets and maps, by family, table and name.
 type Sets<'a> = BTreeMap<(&'a str, &'a str, &'a str), &'a Value>;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Action, Condition, Filter, Hook, Rule, Table, Truth};
-use crate::host::firewall::Ip;
+use crate::base::net::Family as Ip;
 
 /// How deep chains may call each other; the kernel allows 16 (`NFT_JUMP_STACK_SIZE`).
 const MAX_DEPTH: u32 = 32;

@@ -1,7 +1,7 @@
 //! Peers by what leads to them.
 
 use super::*;
-use crate::plan::state::{Link, Vxlan, WireguardPeer};
+use crate::plan::state::{Link, LinkKind, Vxlan, WireguardPeer};
 use crate::plan::wireguard_key::PublicKey;
 
 fn name(text: &str) -> InterfaceName {

@@ -13,11 +13,11 @@ const OTHER: Role = Role {
 
 fn rules() -> Rules {
     Rules {
-        v4: Some(Family {
+        v4: Some(Leased {
             network: "10.5.0.0/16".parse().unwrap(),
             subnet: "10.5.72.0/24".parse().unwrap(),
         }),
-        v6: Some(Family {
+        v6: Some(Leased {
             network: "fd00:5::/48".parse().unwrap(),
             subnet: "fd00:5:0:48::/64".parse().unwrap(),
         }),
@@ -34,7 +34,7 @@ fn rules() -> Rules {
 /// What `iptables-restore` is given on a host that is as `save` says.
 fn change(save: &str, rules: &Rules, role: Role) -> Option<String> {
     let save = Save::parse(save);
-    let wanted = Wanted::new(&Chains::new(None), rules, Ip::V4, role, &save);
+    let wanted = Wanted::new(&Chains::new(None), rules, Family::V4, role, &save);
     restore(&Chains::new(None), &save, &wanted, None)
 }
 
@@ -62,7 +62,7 @@ fn rules_are_flannels_in_its_order() {
     let made = change("", &rules(), MAIN);
     assert_eq!(made.as_deref(), Some(include_str!("tests/v4.rules")));
     let nothing = Save::default();
-    let v6 = Wanted::new(&Chains::new(None), &rules(), Ip::V6, MAIN, &nothing);
+    let v6 = Wanted::new(&Chains::new(None), &rules(), Family::V6, MAIN, &nothing);
     let made = restore(&Chains::new(None), &nothing, &v6, None);
     assert_eq!(made.as_deref(), Some(include_str!("tests/v6.rules")));
 }
@@ -316,7 +316,7 @@ fn each_part_can_be_left_out() {
 fn other_spelling_of_the_same_rules_is_learned() {
     let reworded = saved().replace("0x4000/0x4000", "16384/16384");
     let save = Save::parse(&reworded);
-    let wanted = Wanted::new(&Chains::new(None), &rules(), Ip::V4, MAIN, &save);
+    let wanted = Wanted::new(&Chains::new(None), &rules(), Family::V4, MAIN, &save);
     assert!(restore(&Chains::new(None), &save, &wanted, None).is_some());
     let spelled = ours(&Chains::new(None), &save);
     assert_eq!(
@@ -336,7 +336,7 @@ fn named_networks_have_chains_of_their_own() {
     let nothing = Save::default();
     for name in ["blue", "abcdefghij"] {
         let chains = of(name);
-        let wanted = Wanted::new(&chains, &rules(), Ip::V4, MAIN, &nothing);
+        let wanted = Wanted::new(&chains, &rules(), Family::V4, MAIN, &nothing);
         let made = restore(&chains, &nothing, &wanted, None).unwrap();
         let golden = include_str!("tests/v4.rules")
             .replace("FLANNEL-POSTRTG", &format!("FLANNEL-POSTRTG-{name}"))
@@ -352,7 +352,7 @@ fn networks_leave_each_others_chains_alone_and_do_not_push_each_other_down() {
     let default = saved();
     let blue = of("blue");
     let save = Save::parse(&default);
-    let wanted = Wanted::new(&blue, &rules(), Ip::V4, MAIN, &save);
+    let wanted = Wanted::new(&blue, &rules(), Family::V4, MAIN, &save);
     let added = restore(&blue, &save, &wanted, None).unwrap();
     assert!(added.contains("-I FORWARD 2 "), "{added}");
     assert!(!added.contains("FLANNEL-FWD -"), "{added}");
@@ -382,10 +382,10 @@ fn networks_leave_each_others_chains_alone_and_do_not_push_each_other_down() {
     for text in [both("", "-blue"), both("-blue", "")] {
         let save = Save::parse(&text);
         for chains in [Chains::new(None), of("blue")] {
-            let wanted = Wanted::new(&chains, &rules(), Ip::V4, MAIN, &save);
+            let wanted = Wanted::new(&chains, &rules(), Family::V4, MAIN, &save);
             assert_eq!(restore(&chains, &save, &wanted, None), None, "{text}");
             // Their jumps are no reason to open a chain that is not ours.
-            let other = Wanted::new(&chains, &rules(), Ip::V4, OTHER, &save);
+            let other = Wanted::new(&chains, &rules(), Family::V4, OTHER, &save);
             assert!(other.is_empty());
             let removed = restore(&chains, &save, &Wanted::default(), None).unwrap();
             let of_both = removed.matches("-X FLANNEL-").count();

@@ -2,7 +2,7 @@ use super::*;
 
 fn rules() -> Rules {
     Rules {
-        v4: Some(Family {
+        v4: Some(Leased {
             network: "10.5.0.0/16".parse().unwrap(),
             subnet: "10.5.72.0/24".parse().unwrap(),
         }),
@@ -19,7 +19,7 @@ fn rules() -> Rules {
 
 fn dual() -> Rules {
     Rules {
-        v6: Some(Family {
+        v6: Some(Leased {
             network: "fd00:5::/48".parse().unwrap(),
             subnet: "fd00:5:0:48::/64".parse().unwrap(),
         }),

@@ -10,17 +10,15 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use thiserror::Error;
 use tracing::{info, warn};
 
+use super::IdentityError;
 use crate::base::atomic_file;
+use crate::plan::backend::wireguard::KEY_FILE;
 use crate::plan::wireguard_key::{KeyError, PrivateKey};
 
 /// flannel's variable.
 pub(super) const VARIABLE: &str = "WIREGUARD_KEY_FILE";
-
-/// The file in the state directory.
-pub(super) const FILE: &str = "wireguard.key";
 
 /// Where flannel keeps its key.
 const FLANNELS: &str = "/run/flannel/wgkey";
@@ -28,44 +26,12 @@ const FLANNELS: &str = "/run/flannel/wgkey";
 /// For root alone.
 const MODE: u32 = 0o600;
 
-/// The node's private key cannot be read, made or kept.
-#[derive(Debug, Error)]
-pub enum IdentityError {
-    /// The file exists but does not open.
-    #[error("failed to read the private key from {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The file that was asked for holds something else, which is not overwritten.
-    #[error("the private key in {}, which {VARIABLE} names, is unusable", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: KeyError,
-    },
-    /// The kernel gives no random bytes.
-    #[error("failed to make a private key: the kernel gives no random bytes")]
-    Random,
-    /// The file cannot be written.
-    #[error("failed to keep the private key in {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-}
+/// What errors call it.
+const WHAT: &str = "the private key";
 
 /// Where a key may be.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(crate) struct Files {
     /// The one that is asked for by name.
     named: Option<PathBuf>,
     own: PathBuf,
@@ -73,22 +39,27 @@ pub(super) struct Files {
 }
 
 impl Files {
+    /// As this process's environment names them.
+    pub(crate) fn of_environment(state_dir: &Path) -> Self {
+        Self::new(state_dir, std::env::var_os(VARIABLE))
+    }
+
     /// `named` is the value of [`VARIABLE`]; an empty one is none.
-    pub(super) fn new(state_dir: &Path, named: Option<OsString>) -> Self {
+    fn new(state_dir: &Path, named: Option<OsString>) -> Self {
         Self {
             named: named.filter(|path| !path.is_empty()).map(PathBuf::from),
-            own: super::key_file(state_dir),
+            own: state_dir.join(KEY_FILE),
             flannels: FLANNELS.into(),
         }
     }
 
     /// The node's key: the one in the file that is asked for by name; or else in the state directory; or else flannel's; or
     /// else a new one. A key that was not yet in its file is kept there.
-    pub(super) fn key(&self) -> Result<PrivateKey, IdentityError> {
+    pub(crate) fn key(&self) -> Result<PrivateKey, IdentityError> {
         if let Some(named) = &self.named {
             return match read(named)? {
                 Some(Ok(key)) => Ok(key),
-                Some(Err(source)) => Err(IdentityError::Damaged {
+                Some(Err(source)) => Err(IdentityError::DamagedKey {
                     path: named.clone(),
                     source,
                 }),
@@ -108,7 +79,7 @@ impl Files {
 
     /// Makes a new key, since an older node has the one that is there. A key that is asked for by name stays: it is the
     /// administrator's.
-    pub(super) fn renew(&self) -> Result<PrivateKey, IdentityError> {
+    pub(crate) fn renew(&self) -> Result<PrivateKey, IdentityError> {
         if let Some(named) = &self.named {
             warn!(
                 file = %named.display(),
@@ -116,7 +87,7 @@ impl Files {
             );
             return self.key();
         }
-        let key = PrivateKey::random().map_err(|_| IdentityError::Random)?;
+        let key = random()?;
         keep(&key, &self.own)?;
         Ok(key)
     }
@@ -128,15 +99,19 @@ impl Files {
                 info!(from = %self.flannels.display(), to = %file.display(), "took over flannel's private key");
                 key
             }
-            Ok(None) => PrivateKey::random().map_err(|_| IdentityError::Random)?,
+            Ok(None) => random()?,
             Ok(Some(Err(_))) | Err(_) => {
                 warn!(file = %self.flannels.display(), "flannel's private key is unusable, making another");
-                PrivateKey::random().map_err(|_| IdentityError::Random)?
+                random()?
             }
         };
         keep(&key, file)?;
         Ok(key)
     }
+}
+
+fn random() -> Result<PrivateKey, IdentityError> {
+    PrivateKey::random().map_err(|_| IdentityError::Random { what: WHAT })
 }
 
 fn keep(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
@@ -148,6 +123,7 @@ fn keep(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
     close()
         .and_then(|()| atomic_file::replace(file, key.expose_text().as_bytes(), MODE))
         .map_err(|source| IdentityError::Write {
+            what: WHAT,
             path: file.to_owned(),
             source,
         })
@@ -160,6 +136,7 @@ fn read(file: &Path) -> Result<Option<Result<PrivateKey, KeyError>>, IdentityErr
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
             return Err(IdentityError::Read {
+                what: WHAT,
                 path: file.to_owned(),
                 source,
             });

@@ -8,43 +8,26 @@
 //! One that was made because an older node has the device's is in the file before it is in the device. The file's second
 //! line names the address that it is to replace, so that another try makes no further one.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use thiserror::Error;
+use ring::rand::{SecureRandom, SystemRandom};
 use tracing::warn;
 
+use super::IdentityError;
 use crate::base::atomic_file;
-use crate::base::net::MacAddr;
+use crate::base::net::{InterfaceName, MacAddr};
+
+/// What errors call it.
+const WHAT: &str = "the overlay's MAC address";
 
 /// What the second line begins with, if there is one.
 const INSTEAD_OF: &str = "instead of ";
 
-/// The node's MAC address cannot be read, made or kept.
-#[derive(Debug, Error)]
-pub enum IdentityError {
-    /// The file exists but does not open.
-    #[error("failed to read the overlay's MAC address from {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel gives no random bytes.
-    #[error("failed to make a random MAC address from /dev/urandom")]
-    Random(#[source] io::Error),
-    /// The file cannot be written.
-    #[error("failed to keep the overlay's MAC address in {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+/// The file in the state directory that keeps a device's address.
+pub(crate) fn file(state_dir: &Path, device: &InterfaceName) -> PathBuf {
+    state_dir.join(format!("{device}.mac"))
 }
 
 /// What the file says.
@@ -56,7 +39,7 @@ struct Kept {
 }
 
 /// Chooses the MAC address, and sees to it that `file` holds it.
-pub(super) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
+pub(crate) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
     let kept = read(file)?;
     let existing = existing.filter(|mac| mac.is_unicast());
     if let Some(Kept {
@@ -69,7 +52,7 @@ pub(super) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, 
     }
     let mac = match existing.or(kept.map(|kept| kept.mac)) {
         Some(mac) => mac,
-        None => random().map_err(IdentityError::Random)?,
+        None => random()?,
     };
     let wanted = Kept {
         mac,
@@ -82,8 +65,8 @@ pub(super) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, 
 }
 
 /// Makes a new MAC address, since an older node has the one that is there.
-pub(super) fn renew(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
-    let mac = random().map_err(IdentityError::Random)?;
+pub(crate) fn renew(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
+    let mac = random()?;
     let instead_of = existing;
     keep(Kept { mac, instead_of }, file)?;
     Ok(mac)
@@ -96,6 +79,7 @@ fn keep(kept: Kept, file: &Path) -> Result<(), IdentityError> {
     }
     // Not a secret: every peer knows it.
     atomic_file::replace(file, text.as_bytes(), 0o644).map_err(|source| IdentityError::Write {
+        what: WHAT,
         path: file.to_owned(),
         source,
     })
@@ -108,6 +92,7 @@ fn read(file: &Path) -> Result<Option<Kept>, IdentityError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
             return Err(IdentityError::Read {
+                what: WHAT,
                 path: file.to_owned(),
                 source,
             });
@@ -130,9 +115,10 @@ fn read(file: &Path) -> Result<Option<Kept>, IdentityError> {
 }
 
 /// A random unicast address of the locally administered range (IEEE 802 §8.4: second lowest bit of the first octet).
-fn random() -> io::Result<MacAddr> {
+fn random() -> Result<MacAddr, IdentityError> {
     let mut octets = [0; 6];
-    File::open("/dev/urandom")?.read_exact(&mut octets)?;
+    let random = SystemRandom::new().fill(&mut octets);
+    random.map_err(|_| IdentityError::Random { what: WHAT })?;
     octets[0] = octets[0] & 0xfe | 0x02;
     Ok(MacAddr(octets))
 }

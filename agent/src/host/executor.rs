@@ -1,0 +1,221 @@
+//! What makes changes on this host: a part for each kind of object, and what keeps two agents apart.
+//!
+//! | part | has | its objects |
+//! |---|---|---|
+//! | [`Kernel`] | a netlink socket | links, addresses, neighbours, next hops, routes, WireGuard peers |
+//! | data plane | the udp backend's threads | forwarding entries |
+//! | hooks | a task that runs the administrator's commands | hooks |
+//! | claims | names of abstract sockets | none: the devices and networks of this agent |
+//!
+//! The packet filter is not one of them: its rules are one object, brought up to date by a task of its own
+//! ([`crate::host::firewall`]).
+
+mod claims;
+mod data_plane;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+pub use self::claims::ClaimError;
+use self::data_plane::Slot;
+use crate::base::net::InterfaceName;
+use crate::base::network_name::NetworkName;
+use crate::host::claim::Claims;
+use crate::host::hooks::{CommandError, Ended, Runner};
+use crate::host::netlink::{Applied, ChangeError, Kernel, KernelError, Observed};
+use crate::host::udp::Counters;
+use crate::plan::state::{Change, Key, Scope};
+
+/// A change, and what became of it.
+pub(crate) type Outcome = (Change, Result<(), ChangeError>);
+
+/// What makes changes on this host.
+#[derive(Debug)]
+pub struct Executor {
+    kernel: Kernel,
+    data_plane: Slot,
+    hooks: Option<Runner>,
+    /// What other agents on this host keep off from.
+    claims: Claims,
+}
+
+impl Executor {
+    /// Opens a socket in the current network namespace, as [`Kernel::open`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::open`].
+    pub fn open() -> Result<Self, KernelError> {
+        Ok(Self::new(Kernel::open()?))
+    }
+
+    /// Makes changes over this socket.
+    pub fn new(kernel: Kernel) -> Self {
+        Self {
+            kernel,
+            data_plane: Slot::default(),
+            hooks: None,
+            claims: Claims::default(),
+        }
+    }
+
+    /// For the agent of a named network, as [`Kernel::of_network`].
+    pub fn of_network(mut self, network: Option<&NetworkName>) -> Self {
+        self.kernel = self.kernel.of_network(network);
+        self
+    }
+
+    /// Takes over what this process has claimed already.
+    pub fn with_claims(mut self, claims: Claims) -> Self {
+        self.claims = claims;
+        self.tell_kernel();
+        self
+    }
+
+    /// The kernel's part.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// The kernel's part, to look at something in it.
+    pub fn kernel_mut(&mut self) -> &mut Kernel {
+        self.tell_kernel();
+        &mut self.kernel
+    }
+
+    /// What went through the data plane of the udp backend, and what did not and why, if there is one.
+    pub fn data_plane_counters(&self) -> Option<Counters> {
+        self.data_plane.counters()
+    }
+
+    /// Keeps in mind in this file for whom commands were run. Those that were run before must still be undone, so without a
+    /// file nothing changes.
+    pub(crate) fn remember_hooks(&mut self, file: Option<&Path>) {
+        if let Some(file) = file
+            && self.hooks.as_ref().map(Runner::file) != Some(file)
+        {
+            self.hooks = Some(Runner::open(file));
+        }
+    }
+
+    /// Has all hooks run again, as at a start.
+    pub(crate) fn renew_hooks(&mut self) {
+        if let Some(hooks) = &mut self.hooks {
+            hooks.renew();
+        }
+    }
+
+    /// Waits until a command that failed is to be tried again; for ever when none is. Cancel-safe.
+    pub(crate) async fn hooks_due(&self) {
+        match self.hooks.as_ref().and_then(Runner::next_try) {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether commands of the administrator run.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.hooks.as_ref().is_some_and(Runner::is_busy)
+    }
+
+    /// Waits until commands have ended; for ever if none run. Cancel-safe.
+    pub(crate) async fn hooks_ended(&self) -> Ended {
+        match &self.hooks {
+            Some(hooks) => hooks.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes in what became of commands.
+    pub(crate) fn take_hooks(&mut self, ended: Ended) -> Vec<Outcome> {
+        let Some(hooks) = &mut self.hooks else {
+            return Vec::new();
+        };
+        let outcome = |outcome: Result<(), CommandError>| {
+            outcome.map_err(|error| match error {
+                CommandError::Behind => ChangeError::Dependency,
+                error => ChangeError::from(error),
+            })
+        };
+        let ended = hooks.take(ended).into_iter();
+        ended.map(|(change, of)| (change, outcome(of))).collect()
+    }
+
+    /// Observes what is ours.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::observe`].
+    pub(crate) async fn observe(&mut self, scope: &Scope) -> Result<Observed, KernelError> {
+        self.claims.answer();
+        self.tell_kernel();
+        let mut observed = self.kernel.observe(scope).await?;
+        for name in &scope.links {
+            if observed.state.contains_key(&Key::Link(name.clone())) {
+                observed.state.extend(self.data_plane.observe(name));
+            }
+        }
+        let hooks = self.hooks.iter().flat_map(Runner::observe);
+        observed.state.extend(hooks);
+        Ok(observed)
+    }
+
+    /// Makes changes in their order, each by its part. A change that fails does not keep the others from being made.
+    /// Commands only begin to run here; [`Self::hooks_ended`] says when they have ended. Returns what became of the others,
+    /// and whether a device had to be made again on the way, so that what was on it must be made again too.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be talked to; what became of the changes must be observed.
+    pub(crate) async fn apply(
+        &mut self,
+        changes: Vec<Change>,
+        scope: &Scope,
+    ) -> Result<(Vec<Outcome>, bool), KernelError> {
+        let (mut hooks, mut forwards, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut outcomes, mut broken) = (Vec::new(), BTreeSet::new());
+        for change in changes {
+            match change.key() {
+                Key::Hook(_) => hooks.push(change),
+                Key::Forward(..) => forwards.push(change),
+                Key::Link(name) if !self.may_have(name, &change) => {
+                    let name = name.clone();
+                    outcomes.push((change, Err(ChangeError::Claimed(name.clone()))));
+                    broken.insert(name);
+                }
+                _ => others.push(change),
+            }
+        }
+        let applied = self
+            .kernel
+            .apply(&others, scope, &mut self.data_plane, broken)
+            .await?;
+        let Applied {
+            outcomes: of_others,
+            recreated,
+            broken,
+        } = applied;
+        outcomes.extend(others.into_iter().zip(of_others));
+        let of_forwards = self.data_plane.apply(&forwards, &broken);
+        outcomes.extend(forwards.into_iter().zip(of_forwards));
+        if let Some(runner) = self.hooks.as_mut().filter(|_| !hooks.is_empty()) {
+            runner.start(hooks);
+        }
+        self.release_devices();
+        Ok((outcomes, recreated))
+    }
+
+    /// Takes a device again that is about to be made, if the claim was let go since.
+    fn may_have(&mut self, name: &InterfaceName, change: &Change) -> bool {
+        match change {
+            Change::Set { .. } => self.claim_again(name).is_ok(),
+            Change::Del { .. } => true,
+        }
+    }
+
+    /// Tells the kernel's part what it cannot see by itself.
+    fn tell_kernel(&mut self) {
+        let held = claims::devices(&self.claims).collect();
+        self.kernel.set_held(held, self.data_plane.device());
+    }
+}

@@ -1,0 +1,229 @@
+//! The table of backends, and the `Backend` object of a network config.
+//!
+//! What the rest of the agent asks about a kind of backend is a field of [`Definition`], so that nothing else matches on
+//! kinds: cleanup, the privileges, the doctor, the hand-over from one backend to the next.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use super::opening::{Opening, Setup, Unfit};
+use crate::base::go_json::{GoJsonError, Object};
+use crate::base::net::InterfaceName;
+use crate::cluster::network_config::NetworkConfig;
+use crate::plan::state::{self, LinkKind};
+
+/// The backends. A new one is a file beside this one, and a line here.
+static BACKENDS: &[&Definition] = &[
+    &super::alloc::BACKEND,
+    &super::extension::BACKEND,
+    &super::host_gw::BACKEND,
+    &super::ipip::BACKEND,
+    &super::udp::BACKEND,
+    &super::vxlan::BACKEND,
+    &super::wireguard::BACKEND,
+];
+
+/// Reads a backend's keys of the network config, and refuses families that the backend does not carry.
+type Parse = fn(&Object<'_>, &NetworkConfig) -> Result<Box<dyn Options>, BackendConfigError>;
+
+/// What is to be known of a kind of backend, whatever its network config says.
+#[derive(Clone, Copy, Debug)]
+pub struct Definition {
+    /// The name, as the network config has it.
+    pub(crate) kind: &'static str,
+    /// Reads the keys.
+    pub(super) parse: Parse,
+    /// Whether it makes such a device, by the device's name and kind.
+    pub(super) makes: fn(&InterfaceName, &LinkKind) -> bool,
+    /// Its devices whose names no key changes.
+    pub(super) devices: &'static [&'static str],
+    /// Its file in the state directory, which goes when the host leaves; devices' MAC addresses apart.
+    pub(crate) memory: Option<&'static str>,
+    /// Whether it runs commands of the administrator's, which get all privileges that the agent was started with.
+    pub(crate) runs_commands: bool,
+    /// Whether others make the routes to the peers, so that none of them is known to be right or wrong.
+    pub(crate) leaves_routes: bool,
+    /// Whether it can be there beside the backend that takes its place, until the last peer has followed. Nothing that was
+    /// encrypted goes on in plain text, or the reverse, and an administrator's commands are not run beside another backend.
+    pub(crate) side_by_side: bool,
+}
+
+impl Definition {
+    /// A backend without devices or files, which cannot be beside another.
+    pub(super) const fn new(kind: &'static str, parse: Parse) -> Self {
+        Self {
+            kind,
+            parse,
+            makes: |_, _| false,
+            devices: &[],
+            memory: None,
+            runs_commands: false,
+            leaves_routes: false,
+            side_by_side: false,
+        }
+    }
+
+    /// Its devices whose names no key changes.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = InterfaceName> {
+        self.devices.iter().filter_map(|name| name.parse().ok())
+    }
+}
+
+/// All backends.
+pub(crate) fn all() -> impl Iterator<Item = &'static Definition> {
+    BACKENDS.iter().copied()
+}
+
+/// The backend of a name.
+pub(crate) fn find(kind: &str) -> Option<&'static Definition> {
+    all().find(|backend| backend.kind == kind)
+}
+
+/// The backend that makes such a device, by the device's name and kind.
+pub(crate) fn maker(name: &InterfaceName, object: &state::Object) -> Option<&'static Definition> {
+    let state::Object::Link(link) = object else {
+        return None;
+    };
+    all().find(|backend| (backend.makes)(name, &link.kind))
+}
+
+/// The validated keys of one backend.
+pub(super) trait Options: fmt::Debug + Send + Sync {
+    /// The devices that the backend will have, so far as the config says: a TUN device has the first free name.
+    fn devices(&self, _: &NetworkConfig) -> Vec<InterfaceName> {
+        Vec::new()
+    }
+
+    /// The UDP port that it receives on; the lower one of two.
+    fn port(&self) -> Option<u16> {
+        None
+    }
+
+    /// Begins to make the backend.
+    ///
+    /// # Errors
+    ///
+    /// It cannot work here.
+    fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit>;
+}
+
+/// No backend can do what the network config asks for.
+#[derive(Debug, Error)]
+pub enum BackendConfigError {
+    /// There is nothing that the backend carries.
+    #[error(
+        "EnableIPv4: false is not possible with the back end {0}, which carries IPv4 alone; allowed: true"
+    )]
+    Ipv6Alone(&'static str),
+    /// A mode of the wireguard backend that travels over a family which the network has not.
+    #[error("Backend: Mode is not possible without {0}: true; allowed: \"separate\" or \"auto\"")]
+    ModeWithout(&'static str),
+    /// No such backend.
+    #[error("the back end {0:?} does not exist; there is: {list}", list = names())]
+    Kind(String),
+    /// One key is wrong. The text is whole: it is not the cause of another.
+    #[error("Backend: {0}")]
+    Json(GoJsonError),
+}
+
+impl From<GoJsonError> for BackendConfigError {
+    fn from(error: GoJsonError) -> Self {
+        Self::Json(error)
+    }
+}
+
+fn names() -> String {
+    let names: Vec<&str> = all().map(|backend| backend.kind).collect();
+    names.join(", ")
+}
+
+/// The validated `Backend` object of the network config.
+#[derive(Debug)]
+pub struct BackendConfig {
+    definition: &'static Definition,
+    options: Box<dyn Options>,
+}
+
+impl BackendConfig {
+    /// Reads the backend's part of a network config, and sees to it that the backend carries the families asked for.
+    ///
+    /// # Errors
+    ///
+    /// Names the key, the value and what is allowed.
+    pub fn parse(config: &NetworkConfig) -> Result<Self, BackendConfigError> {
+        let spec = &config.backend;
+        let options = Object::parse(spec.options.get())?;
+        let definition =
+            find(&spec.kind).ok_or_else(|| BackendConfigError::Kind(spec.kind.clone()))?;
+        Ok(Self {
+            definition,
+            options: (definition.parse)(&options, config)?,
+        })
+    }
+
+    /// What is known of its kind.
+    pub(crate) fn definition(&self) -> &'static Definition {
+        self.definition
+    }
+
+    /// The backend's name.
+    pub fn kind(&self) -> &'static str {
+        self.definition.kind
+    }
+
+    /// The devices that the backend will have, so far as the config says: a TUN device has the first free name.
+    pub(crate) fn devices(&self, network: &NetworkConfig) -> Vec<InterfaceName> {
+        self.options.devices(network)
+    }
+
+    /// The UDP port that it receives on; the lower one of two.
+    pub fn port(&self) -> Option<u16> {
+        self.options.port()
+    }
+
+    /// Begins to make the backend.
+    ///
+    /// # Errors
+    ///
+    /// It cannot work here.
+    pub(crate) fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
+        self.options.open(setup)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_has_a_name_of_its_own_and_devices_that_can_exist() {
+        let kinds: BTreeSet<&str> = all().map(|backend| backend.kind).collect();
+        assert_eq!(kinds.len(), BACKENDS.len());
+        for backend in all() {
+            assert_eq!(backend.devices().count(), backend.devices.len());
+        }
+    }
+
+    #[test]
+    fn all_of_flannels_that_there_are_go_by_its_names() {
+        let flannels = "alloc extension host-gw ipip udp vxlan wireguard";
+        for kind in flannels.split(' ') {
+            assert_eq!(find(kind).map(|backend| backend.kind), Some(kind));
+        }
+    }
+
+    #[test]
+    fn an_unknown_kind_is_told_what_there_is() {
+        let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"hostgw"}}"#;
+        let error = BackendConfig::parse(&NetworkConfig::parse(config).unwrap()).unwrap_err();
+        let kinds: Vec<&str> = BACKENDS.iter().map(|backend| backend.kind).collect();
+        let there_is = kinds.join(", ");
+        assert_eq!(
+            error.to_string(),
+            format!("the back end \"hostgw\" does not exist; there is: {there_is}")
+        );
+    }
+}

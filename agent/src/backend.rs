@@ -114,6 +114,22 @@ impl BackendConfig {
         }
     }
 
+    /// The command that comes before the back end is made, if there is one.
+    pub(crate) fn first_command(&self) -> Option<&str> {
+        match self {
+            Self::Extension(config) => config.pre_startup.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The same after that command has printed this.
+    pub(crate) fn after(self, printed: Option<String>) -> Self {
+        match self {
+            Self::Extension(config) => Self::Extension(ExtensionConfig { printed, ..config }),
+            other => other,
+        }
+    }
+
     /// The devices that the back end will have, so far as the config says: a TUN device has the first free name.
     fn devices(&self, network: &NetworkConfig) -> Vec<InterfaceName> {
         match self {
@@ -392,6 +408,15 @@ pub enum OpenError {
     /// The private key cannot be read, made or kept.
     #[error(transparent)]
     PrivateKey(#[from] wireguard::IdentityError),
+}
+
+/// Runs [`BackendConfig::first_command`]; returns what it printed.
+///
+/// # Errors
+///
+/// It failed; the text has what it printed.
+pub(crate) async fn prepare(command: &str) -> Result<String, OpenError> {
+    extension::prepare(command).await
 }
 
 /// Makes the back end that the network config asks for, after it was made sure that no other agent on this host has the

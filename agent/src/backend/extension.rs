@@ -34,6 +34,9 @@ use crate::underlay::Underlay;
 /// The name of this back end in network configs and leases.
 pub(super) const KIND: &str = "extension";
 
+/// The key of the command that comes first.
+const FIRST: &str = "PreStartupCommand";
+
 /// The file in the state directory that remembers for whom commands were run.
 const MEMORY: &str = "extension.json";
 
@@ -56,6 +59,8 @@ pub(crate) fn memory(state_dir: &Path) -> PathBuf {
 pub struct ExtensionConfig {
     /// Runs before a lease is taken; its output is the lease's data.
     pub pre_startup: Option<String>,
+    /// What that has printed, if it has run already.
+    pub printed: Option<String>,
     /// Runs once the own subnet is known.
     pub post_startup: Option<String>,
     /// Runs for a peer that is new, or has another address or other data.
@@ -71,12 +76,19 @@ impl ExtensionConfig {
             Ok(text.filter(|text| !text.is_empty()))
         };
         Ok(Self {
-            pre_startup: command("PreStartupCommand")?,
+            pre_startup: command(FIRST)?,
+            printed: None,
             post_startup: command("PostStartupCommand")?,
             subnet_add: command("SubnetAddCommand")?,
             subnet_remove: command("SubnetRemoveCommand")?,
         })
     }
+}
+
+/// Runs the first command; returns what it printed.
+pub(super) async fn prepare(command: &str) -> Result<String, OpenError> {
+    let printed = hooks::run(command, &[], None).await;
+    printed.map_err(|source| OpenError::Command { key: FIRST, source })
 }
 
 /// The extension back end of one node.
@@ -90,7 +102,7 @@ pub(super) struct ExtensionBackend {
     data: Option<Box<RawValue>>,
 }
 
-/// Makes the back end; runs the first command.
+/// Makes the back end; runs the first command, if it has not run.
 ///
 /// # Errors
 ///
@@ -99,18 +111,10 @@ pub(super) async fn open(
     config: &ExtensionConfig,
     setup: Setup<'_>,
 ) -> Result<ExtensionBackend, OpenError> {
-    let output = match &config.pre_startup {
-        Some(command) => {
-            Some(
-                hooks::run(command, &[], None)
-                    .await
-                    .map_err(|source| OpenError::Command {
-                        key: "PreStartupCommand",
-                        source,
-                    })?,
-            )
-        }
-        None => None,
+    let output = match (&config.printed, &config.pre_startup) {
+        (Some(printed), _) => Some(printed.clone()),
+        (None, Some(command)) => Some(prepare(command).await?),
+        (None, None) => None,
     };
     Ok(ExtensionBackend::new(
         config,

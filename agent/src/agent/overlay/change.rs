@@ -15,6 +15,15 @@ use crate::settings::Settings;
 use crate::status;
 use crate::underlay;
 
+/// What a back end is made from while another one is in use.
+struct Opening<'a> {
+    config: &'a NetworkConfig,
+    /// Whether to make a new identity.
+    new_identity: bool,
+    /// What the config's first command has printed, if it has run.
+    printed: Option<String>,
+}
+
 impl Overlay {
     /// Takes over another lease. The list of peers follows from the store.
     pub(crate) fn set_own(&mut self, own: Lease) {
@@ -60,8 +69,25 @@ impl Overlay {
         Ok(true)
     }
 
+    /// The command that has to run before [`Self::follow_config`], and whose output that needs.
+    pub(crate) fn first_command(
+        &self,
+        privileges: &Privileges,
+        config: &NetworkConfig,
+    ) -> Result<Option<String>, ConnectError> {
+        if self.suits(config) || !allocate::allows(config, &self.own.key) {
+            return Ok(None);
+        }
+        let parsed = BackendConfig::parse(config)?;
+        let command = parsed.first_command().map(str::to_owned);
+        if command.is_some() {
+            privileges.settle(&parsed)?;
+        }
+        Ok(command)
+    }
+
     /// Takes over another network config, with the subnet that this host has; says whether anything in it matters here.
-    /// Nothing is programmed yet.
+    /// Nothing is programmed yet. `printed` is what its first command did.
     ///
     /// What cannot be done without giving the host another subnet is refused, and nothing changes.
     pub(crate) async fn follow_config(
@@ -69,6 +95,7 @@ impl Overlay {
         settings: &Settings,
         privileges: &Privileges,
         config: NetworkConfig,
+        printed: Option<String>,
     ) -> Result<bool, ConnectError> {
         if config == self.config {
             return Ok(false);
@@ -82,7 +109,18 @@ impl Overlay {
         let networks: Vec<IpNet> = config.networks().collect();
         let kernel = self.reconciler.kernel_mut();
         kernel.claim_network(&networks).map_err(OpenError::from)?;
-        let backend = match self.backend_for(settings, privileges, &config).await {
+        let opened = match self.suits(&config) {
+            true => Ok(Arc::clone(&self.backend)),
+            false => {
+                let opening = Opening {
+                    config: &config,
+                    new_identity: false,
+                    printed,
+                };
+                self.open_backend(settings, privileges, opening).await
+            }
+        };
+        let backend = match opened {
             Ok(backend) => backend,
             Err(error) => {
                 let networks: Vec<IpNet> = self.config.networks().collect();
@@ -110,27 +148,18 @@ impl Overlay {
         Ok(true)
     }
 
-    /// The back end for another network config: the one in use, if that suits it.
-    async fn backend_for(
-        &mut self,
-        settings: &Settings,
-        privileges: &Privileges,
-        config: &NetworkConfig,
-    ) -> Result<Arc<dyn Backend>, ConnectError> {
-        if self.suits(config) {
-            return Ok(Arc::clone(&self.backend));
-        }
-        self.open_backend(settings, privileges, config, false).await
-    }
-
     async fn open_backend(
         &mut self,
         settings: &Settings,
         privileges: &Privileges,
-        config: &NetworkConfig,
-        new_identity: bool,
+        opening: Opening<'_>,
     ) -> Result<Arc<dyn Backend>, ConnectError> {
-        let parsed = BackendConfig::parse(config)?;
+        let Opening {
+            config,
+            new_identity,
+            printed,
+        } = opening;
+        let parsed = BackendConfig::parse(config)?.after(printed);
         privileges.settle(&parsed)?;
         let setup = Setup {
             config,
@@ -164,9 +193,12 @@ impl Overlay {
         privileges: &Privileges,
     ) -> Result<(), ConnectError> {
         let config = self.config.clone();
-        let backend = self
-            .open_backend(settings, privileges, &config, true)
-            .await?;
+        let opening = Opening {
+            config: &config,
+            new_identity: true,
+            printed: None,
+        };
+        let backend = self.open_backend(settings, privileges, opening).await?;
         self.set_backend(backend);
         Ok(())
     }

@@ -37,6 +37,7 @@ use crate::host::claim::Claims;
 use crate::host::executor::Executor;
 use crate::host::firewall::{self, Rules};
 use crate::host::netlink::{KernelError, Monitor};
+use crate::host::open::OpenError;
 use crate::host::privileges::Privileges;
 use crate::host::subnet_file;
 use crate::settings::Settings;
@@ -141,6 +142,7 @@ pub async fn run(
         deaf: None,
         lease: None,
         acquiring: JoinSet::new(),
+        preparing: JoinSet::new(),
         publishing: JoinSet::new(),
         publish_again: false,
         reloading: false,
@@ -211,6 +213,8 @@ struct Agent<'a, S: LeaseStore> {
     lease: Option<SubnetKey>,
     /// Where a lease is taken, the first one or one in place of the lost one.
     acquiring: JoinSet<Result<S::Taken, StoreError>>,
+    /// Where the first command of a changed network config runs.
+    preparing: JoinSet<(NetworkConfig, Result<String, OpenError>)>,
     /// Where the own attributes are written.
     publishing: JoinSet<Result<(), StoreError>>,
     /// Whether they have to be written once more, since something changed meanwhile.
@@ -440,6 +444,9 @@ impl<S: LeaseStore> Agent<'_, S> {
                 }
                 () = tasks.underlay.due() => self.follow_underlay(overlay, &mut tasks).await,
                 () = tasks.config.due() => self.follow_config(overlay, &mut tasks).await,
+                Some(Ok(prepared)) = self.preparing.join_next() => {
+                    self.prepared(overlay, prepared, &mut tasks).await;
+                }
                 () = tasks.publish.due() => self.publish(overlay, &mut tasks),
                 Some(Ok(outcome)) = self.publishing.join_next() => {
                     self.published(outcome, &mut tasks);

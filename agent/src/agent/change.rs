@@ -1,14 +1,17 @@
 //! What changes while the agent runs, from the loop's side: the underlay, the network config, the node's identity.
 
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::overlay::{self, Overlay, Place};
+use super::overlay::{self, ConnectError, Overlay, Place};
 use super::task::Tasks;
 use super::{Agent, sample};
 use crate::base::logging::chain;
 use crate::cluster::lease::{LeaseAttrs, LeaseStore, StoreError, SubnetKey};
+use crate::cluster::network_config::NetworkConfig;
 use crate::host::executor::Executor;
+use crate::host::open::{self, OpenError};
 
 impl<S: LeaseStore> Agent<'_, S> {
     /// Looks at the underlay again; when it is not what it was, tells the kernel at once and the peers as soon as can be.
@@ -27,12 +30,54 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     /// Applies the network config that was written last, as far as that is possible without another subnet.
     pub(super) async fn follow_config(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
+        // Only the command of the config that was written last counts.
+        self.preparing = JoinSet::new();
         let Some(config) = self.new_config.clone() else {
             tasks.config.done();
             return;
         };
+        match overlay.first_command(&self.privileges, &config) {
+            Ok(None) => self.apply_config(overlay, config, None, tasks).await,
+            Ok(Some(command)) => {
+                tasks.config.goes_on();
+                self.preparing.spawn(async move {
+                    let printed = open::output(&command).await;
+                    (config, printed)
+                });
+            }
+            Err(error) => self.config_failed(&error, tasks),
+        }
+    }
+
+    /// Goes on when the first command of the config that was written last has ended.
+    pub(super) async fn prepared(
+        &mut self,
+        overlay: &mut Overlay,
+        (config, printed): (NetworkConfig, Result<String, OpenError>),
+        tasks: &mut Tasks,
+    ) {
+        // Another config, or none that can be used, was written meanwhile: that has its own turn.
+        if self.new_config.as_ref() != Some(&config) {
+            return;
+        }
+        match printed {
+            Ok(printed) => {
+                self.apply_config(overlay, config, Some(printed), tasks)
+                    .await;
+            }
+            Err(error) => self.config_failed(&error.into(), tasks),
+        }
+    }
+
+    async fn apply_config(
+        &mut self,
+        overlay: &mut Overlay,
+        config: NetworkConfig,
+        printed: Option<String>,
+        tasks: &mut Tasks,
+    ) {
         match overlay
-            .follow_config(&self.settings, &self.privileges, config)
+            .follow_config(&self.settings, &self.privileges, config, printed)
             .await
         {
             Ok(changed) => {
@@ -43,11 +88,16 @@ impl<S: LeaseStore> Agent<'_, S> {
                     tasks.programmed_all(overlay.program().await);
                 }
             }
-            Err(error) if error.may_heal() => tasks.config.failed(&error),
-            Err(error) => {
-                self.events.configs_rejected += 1;
-                tasks.config.stuck(&error);
-            }
+            Err(error) => self.config_failed(&error, tasks),
+        }
+    }
+
+    fn config_failed(&mut self, error: &ConnectError, tasks: &mut Tasks) {
+        if error.may_heal() {
+            tasks.config.failed(error);
+        } else {
+            self.events.configs_rejected += 1;
+            tasks.config.stuck(error);
         }
     }
 

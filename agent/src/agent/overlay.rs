@@ -155,6 +155,7 @@ pub(crate) async fn connect(
         underlay: &underlay,
         state_dir: &settings.files.state_dir,
         new_identity,
+        printed: None,
     };
     let backend = open::open(&backend, setup, executor).await?;
     Ok((underlay, host, backend.into()))

@@ -7,7 +7,7 @@ use super::executor::{ClaimError, Executor};
 use super::hooks::{self, CommandError};
 use super::identity::{IdentityError, vxlan, wireguard};
 use super::netlink::KernelError;
-use crate::plan::backend::{Backend, BackendConfig, Opening, Setup, Unfit};
+use crate::plan::backend::{Backend, BackendConfig, FirstCommand, Opening, Setup, Unfit};
 use crate::plan::state::Object;
 
 /// Failed to make a backend.
@@ -79,10 +79,23 @@ pub async fn open(
                     false => files.key()?,
                 })
             }
-            Opening::Output { key, command, then } => {
-                let output = hooks::run(&command, &[], None).await;
-                then(output.map_err(|source| OpenError::Command { key, source })?)
-            }
+            Opening::Output { command, then } => then(match setup.printed {
+                Some(printed) => printed.to_owned(),
+                None => output(&command).await?,
+            }),
         }
     }
+}
+
+/// Runs the first command of a config; returns what it printed.
+///
+/// # Errors
+///
+/// It failed; the text has what it printed.
+pub(crate) async fn output(first: &FirstCommand) -> Result<String, OpenError> {
+    let output = hooks::run(&first.command, &[], None).await;
+    output.map_err(|source| OpenError::Command {
+        key: first.key,
+        source,
+    })
 }

@@ -23,7 +23,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use thiserror::Error;
 
-pub(crate) use self::opening::Opening;
+pub(crate) use self::opening::{FirstCommand, Opening};
 pub use self::opening::{Setup, Unfit};
 pub use self::table::{BackendConfig, BackendConfigError, Definition};
 use crate::base::net::{InterfaceName, MacAddr};

@@ -544,6 +544,7 @@ fn the_state_directory_is_made_when_missing() {
             underlay: &host.underlay,
             state_dir: &missing,
             new_identity: false,
+            printed: None,
         };
         let backend = BackendConfig::parse(&config).unwrap();
         let mut executor = Executor::open().unwrap();

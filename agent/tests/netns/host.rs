@@ -90,6 +90,7 @@ impl Host {
             underlay: &self.underlay,
             state_dir: self.state_dir.path(),
             new_identity: false,
+            printed: None,
         };
         let backend = BackendConfig::parse(&config).unwrap();
         open(&backend, setup, executor).await.unwrap()

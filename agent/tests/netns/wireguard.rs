@@ -76,6 +76,7 @@ async fn start(host: &Host, state_dir: &TempDir, n: u8, networks: &str, options:
         underlay: &underlay,
         state_dir: state_dir.path(),
         new_identity: false,
+        printed: None,
     };
     let mut executor = Executor::open().unwrap();
     let backend = BackendConfig::parse(&config).unwrap();

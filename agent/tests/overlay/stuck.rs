@@ -315,3 +315,45 @@ fn answers_do_not_wait_for_a_command_that_hangs() {
     });
     assert!(in_time, "the agent waited for the command");
 }
+
+/// A changed config may begin with a command of the administrator's, which has 30 s.
+#[test]
+fn peers_and_answers_do_not_wait_for_the_first_command_of_a_changed_config() {
+    let programs = Programs::new();
+    let store = Store::start(NFTABLES);
+    let mut one = store.host(1);
+    one.start_agent();
+    one.wait_ready();
+    let set = |config: &str| {
+        store.etcdctl(&["put", "/coreos.com/network/config", config]);
+    };
+    let in_time = (1..=ROUNDS).any(|round| {
+        let first = format!(": {round}; {}", programs.hang());
+        let extension = serde_json::json!({
+            "Network": "10.5.0.0/16",
+            "Backend": {"Type": "extension", "PreStartupCommand": first},
+        });
+        let former = programs.hanging();
+        set(&extension.to_string());
+        // The one of the config before ends.
+        let hanging = wait_for(PATIENCE, "the command to hang", || {
+            programs
+                .hanging()
+                .filter(|now| Some(now) != former.as_ref())
+        });
+        let subnet = format!("10.5.25{round}.0");
+        store.put_lease(
+            &format!("{subnet}-24"),
+            &GHOST.replace("8f:44", &format!("8f:4{round}")),
+        );
+        wait_until("the peer's route", || {
+            has_route(&one, &format!("{subnet}/24"))
+        });
+        assert_eq!(one.ask("/v1/status").0, 200);
+        programs.hanging() == Some(hanging)
+    });
+    assert!(in_time, "the agent waited for the command");
+    set(NFTABLES);
+    wait_until("the command to end", || programs.hanging().is_none());
+    wait_readyz(&one, "is ready");
+}

@@ -12,9 +12,18 @@ use crate::cluster::network_config::NetworkConfig;
 use crate::host::open::{self, OpenError};
 use crate::host::privileges::Privileges;
 use crate::host::underlay;
-use crate::plan::backend::{Backend, BackendConfig, Setup};
+use crate::plan::backend::{Backend, BackendConfig, FirstCommand, Setup};
 use crate::settings::Settings;
 use crate::telemetry::status;
+
+/// What a back end is made from while another one is in use.
+struct Opening<'a> {
+    config: &'a NetworkConfig,
+    /// Whether to make a new identity.
+    new_identity: bool,
+    /// What the config's first command has printed, if it has run.
+    printed: Option<String>,
+}
 
 impl Overlay {
     /// Takes over another lease. The list of peers follows from the store.
@@ -61,8 +70,25 @@ impl Overlay {
         Ok(true)
     }
 
+    /// The command that has to run before [`Self::follow_config`], and whose output that needs.
+    pub(crate) fn first_command(
+        &self,
+        privileges: &Privileges,
+        config: &NetworkConfig,
+    ) -> Result<Option<FirstCommand>, ConnectError> {
+        if self.suits(config) || !allocate::allows(config, &self.own.key) {
+            return Ok(None);
+        }
+        let parsed = BackendConfig::parse(config)?;
+        let command = parsed.first_command();
+        if command.is_some() {
+            privileges.settle(&parsed)?;
+        }
+        Ok(command)
+    }
+
     /// Takes over another network config, with the subnet that this host has; says whether anything in it matters here.
-    /// Nothing is programmed yet.
+    /// Nothing is programmed yet. `printed` is what its first command did.
     ///
     /// What cannot be done without giving the host another subnet is refused, and nothing changes.
     pub(crate) async fn follow_config(
@@ -70,6 +96,7 @@ impl Overlay {
         settings: &Settings,
         privileges: &Privileges,
         config: NetworkConfig,
+        printed: Option<String>,
     ) -> Result<bool, ConnectError> {
         if config == self.config {
             return Ok(false);
@@ -83,7 +110,18 @@ impl Overlay {
         let networks: Vec<IpNet> = config.networks().collect();
         let executor = self.reconciler.executor_mut();
         executor.claim_network(&networks).map_err(OpenError::from)?;
-        let backend = match self.backend_for(settings, privileges, &config).await {
+        let opened = match self.suits(&config) {
+            true => Ok(Arc::clone(&self.backend)),
+            false => {
+                let opening = Opening {
+                    config: &config,
+                    new_identity: false,
+                    printed,
+                };
+                self.open_backend(settings, privileges, opening).await
+            }
+        };
+        let backend = match opened {
             Ok(backend) => backend,
             Err(error) => {
                 let networks: Vec<IpNet> = self.config.networks().collect();
@@ -111,26 +149,17 @@ impl Overlay {
         Ok(true)
     }
 
-    /// The back end for another network config: the one in use, if that suits it.
-    async fn backend_for(
-        &mut self,
-        settings: &Settings,
-        privileges: &Privileges,
-        config: &NetworkConfig,
-    ) -> Result<Arc<dyn Backend>, ConnectError> {
-        if self.suits(config) {
-            return Ok(Arc::clone(&self.backend));
-        }
-        self.open_backend(settings, privileges, config, false).await
-    }
-
     async fn open_backend(
         &mut self,
         settings: &Settings,
         privileges: &Privileges,
-        config: &NetworkConfig,
-        new_identity: bool,
+        opening: Opening<'_>,
     ) -> Result<Arc<dyn Backend>, ConnectError> {
+        let Opening {
+            config,
+            new_identity,
+            printed,
+        } = opening;
         let parsed = BackendConfig::parse(config)?;
         privileges.settle(&parsed)?;
         let setup = Setup {
@@ -138,6 +167,7 @@ impl Overlay {
             underlay: &self.underlay,
             state_dir: &settings.files.state_dir,
             new_identity,
+            printed: printed.as_deref(),
         };
         let backend = open::open(&parsed, setup, self.reconciler.executor_mut()).await?;
         if let Some(lost) = privileges.lost_for(&parsed)? {
@@ -165,9 +195,12 @@ impl Overlay {
         privileges: &Privileges,
     ) -> Result<(), ConnectError> {
         let config = self.config.clone();
-        let backend = self
-            .open_backend(settings, privileges, &config, true)
-            .await?;
+        let opening = Opening {
+            config: &config,
+            new_identity: true,
+            printed: None,
+        };
+        let backend = self.open_backend(settings, privileges, opening).await?;
         self.set_backend(backend);
         Ok(())
     }

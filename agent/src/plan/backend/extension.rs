@@ -24,7 +24,9 @@ use ipnet::IpNet;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::table::{Definition, Options};
-use super::{Backend, BackendConfigError, Opening, Refusal, Setup, Unfit, attrs, same_kind};
+use super::{
+    Backend, BackendConfigError, FirstCommand, Opening, Refusal, Setup, Unfit, attrs, same_kind,
+};
 use crate::base::go_json;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
@@ -43,6 +45,9 @@ pub(super) static BACKEND: Definition = Definition {
         Ok(Box::new(ExtensionConfig::parse(options)?))
     })
 };
+
+/// The key of the command that comes first.
+const FIRST: &str = "PreStartupCommand";
 
 /// The file in the state directory that remembers for whom commands were run.
 const MEMORY: &str = "extension.json";
@@ -81,7 +86,7 @@ impl ExtensionConfig {
             Ok(text.filter(|text| !text.is_empty()))
         };
         Ok(Self {
-            pre_startup: command("PreStartupCommand")?,
+            pre_startup: command(FIRST)?,
             post_startup: command("PostStartupCommand")?,
             subnet_add: command("SubnetAddCommand")?,
             subnet_remove: command("SubnetRemoveCommand")?,
@@ -90,6 +95,14 @@ impl ExtensionConfig {
 }
 
 impl Options for ExtensionConfig {
+    fn first_command(&self) -> Option<FirstCommand> {
+        let command = self.pre_startup.clone()?;
+        Some(FirstCommand {
+            key: FIRST,
+            command,
+        })
+    }
+
     /// Asks for the output of the first command.
     fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
         let (config, network) = (self.clone(), setup.config.clone());
@@ -98,10 +111,9 @@ impl Options for ExtensionConfig {
             let backend = ExtensionBackend::new(&config, &network, &underlay, &state_dir, output);
             Opening::ready(backend)
         };
-        Ok(match &self.pre_startup {
+        Ok(match self.first_command() {
             Some(command) => Opening::Output {
-                key: "PreStartupCommand",
-                command: command.clone(),
+                command,
                 then: Box::new(move |output| make(Some(output.trim()))),
             },
             None => make(None),

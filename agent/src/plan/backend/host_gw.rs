@@ -231,6 +231,7 @@ mod tests {
             underlay: &underlay,
             state_dir: "/nonexistent".as_ref(),
             new_identity: false,
+            printed: None,
         };
         assert_eq!(
             HostGwConfig.open(setup).unwrap_err().to_string(),

@@ -28,6 +28,17 @@ pub struct Setup<'a> {
     pub state_dir: &'a Path,
     /// Whether to make a new identity, since an older node has the one that is there.
     pub new_identity: bool,
+    /// What the first command of the config has printed, if it has run already.
+    pub printed: Option<&'a str>,
+}
+
+/// A command of the administrator's that runs before a backend is made, which needs its output.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct FirstCommand {
+    /// The key of the network config that holds it.
+    pub(crate) key: &'static str,
+    /// For the shell.
+    pub(crate) command: String,
 }
 
 /// What follows from an answer.
@@ -49,11 +60,9 @@ pub(crate) enum Opening {
     },
     /// The key by which the peers know this node.
     PrivateKey(Then<PrivateKey>),
-    /// What a command of the administrator's prints.
+    /// What the first command prints.
     Output {
-        /// The key of the network config that holds it.
-        key: &'static str,
-        command: String,
+        command: FirstCommand,
         then: Then<String>,
     },
 }
@@ -69,7 +78,9 @@ impl fmt::Debug for Opening {
                 device, existing, ..
             } => write!(f, "which MAC address has {device}, now {existing:?}"),
             Self::PrivateKey(_) => f.write_str("which private key"),
-            Self::Output { key, command, .. } => write!(f, "what prints {key} {command:?}"),
+            Self::Output { command, .. } => {
+                write!(f, "what prints {} {:?}", command.key, command.command)
+            }
         }
     }
 }
@@ -132,6 +143,7 @@ mod tests {
             underlay,
             state_dir: "/nonexistent".as_ref(),
             new_identity: false,
+            printed: None,
         };
         BackendConfig::parse(&config).unwrap().open(setup)
     }

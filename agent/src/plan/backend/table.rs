@@ -7,7 +7,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use super::opening::{Opening, Setup, Unfit};
+use super::opening::{FirstCommand, Opening, Setup, Unfit};
 use crate::base::go_json::{GoJsonError, Object};
 use crate::base::net::InterfaceName;
 use crate::cluster::network_config::NetworkConfig;
@@ -100,6 +100,11 @@ pub(super) trait Options: fmt::Debug + Send + Sync {
         None
     }
 
+    /// The command that runs before the backend is made, if there is one.
+    fn first_command(&self) -> Option<FirstCommand> {
+        None
+    }
+
     /// Begins to make the backend.
     ///
     /// # Errors
@@ -180,6 +185,11 @@ impl BackendConfig {
     /// The UDP port that it receives on; the lower one of two.
     pub fn port(&self) -> Option<u16> {
         self.options.port()
+    }
+
+    /// The command that runs before the backend is made, if there is one.
+    pub(crate) fn first_command(&self) -> Option<FirstCommand> {
+        self.options.first_command()
     }
 
     /// Begins to make the backend.

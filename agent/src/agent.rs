@@ -136,7 +136,7 @@ pub async fn run(
         server: None,
         store,
         monitor: Monitor::open(&kernel)?,
-        ruleset: firewall::Watcher::deaf().of_network(network.as_ref()),
+        ruleset: firewall::Watcher::idle().of_network(network.as_ref()),
         deaf: None,
         lease: None,
         acquiring: JoinSet::new(),

@@ -10,7 +10,7 @@ use std::fs;
 
 use super::nftables::Tables;
 use super::program::{self, Error};
-use super::{Complaints, Ip, Rules};
+use super::{Failures, Ip, Rules};
 use crate::base::network_name::NetworkName;
 
 mod plan;
@@ -60,7 +60,7 @@ pub(super) struct Iptables {
     /// The installed programs; those without a suffix come first.
     tools: Vec<Tools>,
     /// The rules last written, and how the programs print them if that differs from our text.
-    spelled: BTreeMap<(Kind, Ip), (Wanted, Vec<String>)>,
+    printed: BTreeMap<(Kind, Ip), (Wanted, Vec<String>)>,
 }
 
 impl Iptables {
@@ -70,7 +70,7 @@ impl Iptables {
             chains: Chains::new(network),
             detected: false,
             tools: Vec::new(),
-            spelled: BTreeMap::new(),
+            printed: BTreeMap::new(),
         }
     }
 
@@ -108,7 +108,7 @@ impl Iptables {
     }
 
     /// Whether rules may change here without a notification.
-    pub(super) fn must_look(&self) -> bool {
+    pub(super) fn needs_polling(&self) -> bool {
         let legacy = self.tools.iter().any(|tools| tools.kind == Kind::Legacy);
         legacy && Ip::BOTH.into_iter().any(legacy_is_in_use)
     }
@@ -118,7 +118,7 @@ impl Iptables {
         &mut self,
         rules: &Rules,
         look: Look<'_>,
-        complaints: &mut Complaints,
+        failures: &mut Failures,
     ) -> Result<bool, Error> {
         if look.main && !rules.is_empty() && !self.is_installed() {
             return Err(not_installed("iptables-restore".to_owned()));
@@ -134,13 +134,13 @@ impl Iptables {
                 raw: tools.kind == Kind::Nft,
             };
             for ip in Ip::BOTH {
-                let (chains, spelled) = (&self.chains, &mut self.spelled);
+                let (chains, printed) = (&self.chains, &mut self.printed);
                 let want = |save: &Save| Wanted::new(chains, rules, ip, role, save);
-                match tools.ensure(chains, ip, want, look.tables, spelled).await {
+                match tools.ensure(chains, ip, want, look.tables, printed).await {
                     Ok(made) => changed |= made,
                     Err(error) if role.main && rules.family(ip).is_some() => return Err(error),
                     Err(Error::NoProgram { .. }) => {}
-                    Err(error) => complaints.log(&error),
+                    Err(error) => failures.log(&error),
                 }
             }
         }
@@ -157,8 +157,8 @@ impl Iptables {
         for tools in &self.tools {
             for ip in Ip::BOTH {
                 let nothing = |_: &Save| Wanted::default();
-                let (chains, spelled) = (&self.chains, &mut self.spelled);
-                match tools.ensure(chains, ip, nothing, tables, spelled).await {
+                let (chains, printed) = (&self.chains, &mut self.printed);
+                match tools.ensure(chains, ip, nothing, tables, printed).await {
                     Ok(removed) => changed |= removed,
                     Err(Error::NoProgram { .. }) => {}
                     Err(error) => failure = failure.or(Some(error)),
@@ -190,7 +190,7 @@ impl Tools {
         ip: Ip,
         want: impl Fn(&Save) -> Wanted,
         tables: &Tables,
-        spelled: &mut BTreeMap<(Kind, Ip), (Wanted, Vec<String>)>,
+        printed: &mut BTreeMap<(Kind, Ip), (Wanted, Vec<String>)>,
     ) -> Result<bool, Error> {
         let save = match self.may_have_rules(ip, tables) {
             true => self.save(ip).await?,
@@ -198,7 +198,7 @@ impl Tools {
         };
         let wanted = want(&save);
         let key = (self.kind, ip);
-        let spelling = match spelled.get(&key) {
+        let spelling = match printed.get(&key) {
             Some((put, spelling)) if *put == wanted => Some(spelling.as_slice()),
             _ => None,
         };
@@ -206,11 +206,11 @@ impl Tools {
             return Ok(false);
         };
         self.restore(ip, &script).await?;
-        spelled.remove(&key);
+        printed.remove(&key);
         if !wanted.is_empty() {
             let save = self.save(ip).await?;
             if plan::restore(chains, &save, &wanted, None).is_some() {
-                spelled.insert(key, (wanted, plan::ours(chains, &save)));
+                printed.insert(key, (wanted, plan::ours(chains, &save)));
             }
         }
         Ok(true)

@@ -1,5 +1,5 @@
-//! What files say to programs of the image: units that are written as files, and Docker's configuration. Only `data:` URLs
-//! are read here, and only without compression; the rest is known on the machine alone.
+//! Contents of files for programs of the image: units that are written as files, and Docker's configuration. Only
+//! uncompressed `data:` URLs are read here; the rest is known only on the machine.
 
 use ignition_config::v3_3::{File, Storage};
 use serde_json::{Map, Value};
@@ -11,11 +11,11 @@ use super::machine::{Machine, UNIT_DIRECTORY};
 use super::unit_file::assignments;
 use super::{Findings, units};
 
-/// Where dockerd looks.
+/// The path of dockerd's configuration.
 const DOCKER_CONFIG: &str = "/etc/docker/daemon.json";
-/// What the image's docker.service always has on its command line, by the names of daemon.json.
+/// Options that the image's docker.service always has on its command line, by their names in daemon.json.
 const DOCKER_FLAGS: [&str; 2] = ["containerd", "hosts"];
-/// What it has there as well, from subnet.env, once the agent holds a lease.
+/// Options that it also has, from subnet.env, once the agent holds a lease.
 const DOCKER_BRIDGE_FLAGS: [&str; 3] = ["bip", "ip-masq", "mtu"];
 
 /// Checks the contents of all files that can be read here.
@@ -46,7 +46,7 @@ fn text_of(file: &File) -> Option<String> {
     String::from_utf8(data).ok()
 }
 
-/// The unit whose text, or whose drop-in, a file of this path is.
+/// The unit that a file at this path defines or extends.
 fn unit_of(path: &str) -> Option<&str> {
     let name = path.strip_prefix(UNIT_DIRECTORY)?;
     match name.split_once('/') {
@@ -84,11 +84,11 @@ fn check_docker_config(text: &str, machine: &Machine<'_>) -> Option<String> {
     }
     let twice = twice.join(", ");
     Some(format!(
-        "Docker does not start: {twice} may not stand in daemon.json and on the command line, where docker.service has it; take {twice} out of daemon.json"
+        "Docker does not start: {twice} is set in daemon.json and on the command line of docker.service; remove {twice} from daemon.json"
     ))
 }
 
-/// Whether the config starts dockerd in its own way.
+/// Whether the config changes dockerd's command line.
 fn has_own_command(machine: &Machine<'_>) -> bool {
     let docker = machine.units().filter(|unit| unit.name == "docker.service");
     let mut texts = docker.flat_map(|unit| {
@@ -132,14 +132,14 @@ mod tests {
         let told = |config: &str, units: &Value| messages(DOCKER_CONFIG, config, units).join("\n");
         let bridge = r#"{"bip": "172.26.0.1/16", "mtu": 1400, "log-driver": "journald"}"#;
         assert!(
-            told(bridge, &agent).contains("bip, mtu may not stand"),
+            told(bridge, &agent).contains("bip, mtu is set in daemon.json"),
             "{}",
             told(bridge, &agent)
         );
         // Without the agent the bridge is Docker's own concern.
         assert_eq!(told(bridge, &json!([])), "");
         let hosts = r#"{"hosts": ["unix:///var/run/docker.sock", "tcp://0.0.0.0:2376"]}"#;
-        assert!(told(hosts, &json!([])).contains("hosts may not stand"));
+        assert!(told(hosts, &json!([])).contains("hosts is set in daemon.json"));
         // The usual remedy: a command line of one's own.
         let command = "[Service]\nExecStart=\nExecStart=/usr/sbin/dockerd $DOCKER_OPTS\n";
         let own = json!([{"name": "docker.service", "dropins": [{"name": "10-hosts.conf", "contents": command}]}]);

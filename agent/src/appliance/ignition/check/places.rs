@@ -1,5 +1,5 @@
-//! Where files, directories and links go: places of the image that cannot be written to, that are taken already, that do
-//! not stay, or that nothing reads.
+//! Destinations of files, directories and links: read-only or existing paths, paths that do not survive a reboot, and
+//! paths that nothing reads.
 
 use ignition_config::v3_3::{Link, NodeUser, Storage};
 
@@ -22,15 +22,15 @@ struct Place<'c> {
 #[derive(Clone, Copy)]
 enum Kind<'c> {
     Directory,
-    /// With contents that replace what is there, not only with some to append.
+    /// Has contents that replace a file, not only contents to append.
     File {
         writes: bool,
     },
-    /// Where it leads.
+    /// The link's target.
     Link(&'c str),
 }
 
-/// Checks the three lists against what the image has and what it does with a path.
+/// Checks the three lists against the image's files and its use of a path.
 pub(super) fn check(
     storage: &Storage,
     machine: &Machine<'_>,
@@ -115,7 +115,7 @@ fn check_place(place: &Place<'_>, machine: &Machine<'_>, findings: &mut Findings
         let remedy = remedy_of_read_only(path);
         findings.error(
             field,
-            format!("{top} is the image's and read-only: Ignition cannot write there; {remedy}"),
+            format!("{top} is part of the read-only image: Ignition cannot write there; {remedy}"),
         );
         return;
     }
@@ -123,7 +123,7 @@ fn check_place(place: &Place<'_>, machine: &Machine<'_>, findings: &mut Findings
         findings.warn(
             field,
             format!(
-                "{top} is made anew at every boot, so this is never seen; {}",
+                "{top} is created at every boot, so what Ignition writes there is lost; {}",
                 remedy_of_covered(path)
             ),
         );
@@ -133,12 +133,12 @@ fn check_place(place: &Place<'_>, machine: &Machine<'_>, findings: &mut Findings
         findings.warn(&field, format!("nothing reads this here: {why}"));
     }
     if *path == "/etc/machine-id" && machine.units().any(|unit| unit.enabled == Some(true)) {
-        findings.warn(&field, "with a machine id systemd takes the first boot for a later one and enables none of this config's units");
+        findings.warn(&field, "with a machine ID, systemd does not recognize the first boot and enables none of this config's units");
     }
     check_taken(place, machine, findings);
 }
 
-/// What stands in /etc already, and Ignition replaces only if it may.
+/// Existing paths in /etc, which Ignition replaces only with `overwrite`.
 fn check_taken(place: &Place<'_>, machine: &Machine<'_>, findings: &mut Findings<'_>) {
     let Place {
         at,
@@ -170,7 +170,7 @@ fn check_taken(place: &Place<'_>, machine: &Machine<'_>, findings: &mut Findings
         findings.error(field, message);
     } else if *overwrite && is_directory {
         let message =
-            format!("overwrite removes the image's directory {path} with all that is in it");
+            format!("overwrite removes the image's directory {path} and everything in it");
         findings.warn(format!("{at}.overwrite"), message);
     }
 }
@@ -197,11 +197,11 @@ fn remedy_of_covered(path: &str) -> &'static str {
     } else if is_in(path, "/dev") {
         "write a udev rule, /etc/udev/rules.d/NAME.rules"
     } else {
-        "let /etc/tmpfiles.d/NAME.conf make it (tmpfiles.d(5))"
+        "create it by /etc/tmpfiles.d/NAME.conf (tmpfiles.d(5))"
     }
 }
 
-/// Ignition makes missing directories as root, in a home directory too.
+/// Ignition creates missing directories as root, also in a home directory.
 fn check_parents(
     at: &str,
     path: &str,
@@ -224,7 +224,7 @@ fn check_parents(
     if let Some(parent) = parents.find(is_made).filter(|_| !owner.is_empty()) {
         findings.warn(
             format!("{at}.path"),
-            format!("the directory {parent} is made for root, and {owner:?} cannot write there; add it to storage.directories with this owner"),
+            format!("Ignition creates the directory {parent} for root, so {owner:?} cannot write there; add it to storage.directories with this owner"),
         );
     }
 }
@@ -236,7 +236,7 @@ fn check_target(at: &str, link: &Link, machine: &Machine<'_>, findings: &mut Fin
         let in_etc = |path: &str| is_in(path, "/etc");
         let is_image = machine.image.read_only(target).is_some();
         if is_image || in_etc(target) != in_etc(&link.path) {
-            findings.error(field, "a hard link cannot lead to another file system, and /etc and /usr are such; make it a symbolic link");
+            findings.error(field, "a hard link cannot lead to another file system, and /etc and /usr are separate ones; use a symbolic link");
         }
         return;
     }
@@ -246,8 +246,8 @@ fn check_target(at: &str, link: &Link, machine: &Machine<'_>, findings: &mut Fin
     if let Some(zone) = target.strip_prefix(ZONES) {
         let zones = &machine.image.time.zones;
         if !zone.is_empty() && !zones.iter().any(|known| known == zone) {
-            let near =
-                nearest(zone, zones).map_or(String::new(), |near| format!("; is {near} meant?"));
+            let near = nearest(zone, zones)
+                .map_or(String::new(), |near| format!("; did you mean {near}?"));
             findings.warn(
                 field,
                 format!("the image has no time zone {zone:?}, so the clock stays at UTC{near}"),
@@ -256,7 +256,7 @@ fn check_target(at: &str, link: &Link, machine: &Machine<'_>, findings: &mut Fin
     } else if machine.has_program(&target) == Some(false) {
         findings.warn(
             field,
-            format!("the link leads nowhere: the image has no {target}"),
+            format!("the link is dangling: the image has no {target}"),
         );
     } else if let Some(unit) = target.strip_prefix("/usr/lib/systemd/system/")
         && !unit.contains('/')
@@ -264,12 +264,12 @@ fn check_target(at: &str, link: &Link, machine: &Machine<'_>, findings: &mut Fin
     {
         findings.warn(
             field,
-            format!("the link leads nowhere: the image has no unit {unit}"),
+            format!("the link is dangling: the image has no unit {unit}"),
         );
     }
 }
 
-/// The absolute path that a link leads to, by its text alone.
+/// The absolute target of a link, from its text alone.
 fn resolve(link: &str, target: &str) -> Option<String> {
     let directory = link.rsplit_once('/')?.0;
     let joined = if target.starts_with('/') {
@@ -288,7 +288,7 @@ fn resolve(link: &str, target: &str) -> Option<String> {
     Some(format!("/{}", parts.join("/")))
 }
 
-/// The same name in other letters, or the same city elsewhere.
+/// The same name in other letter case, or the same city in another region.
 fn nearest<'z>(zone: &str, zones: &'z [String]) -> Option<&'z String> {
     let city = |zone: &str| {
         zone.rsplit('/')

@@ -1,4 +1,4 @@
-//! What systemd will make of the units: whether they are there, are started by anything, and can start.
+//! How systemd will handle the units: whether they exist, something starts them, and they can start.
 
 use ignition_config::v3_3::{Systemd, Unit};
 
@@ -11,7 +11,7 @@ use super::{commands, stages};
 
 /// Dependencies without which the unit does not start.
 const NEEDS: [&str; 3] = ["BindsTo", "Requires", "Requisite"];
-/// Dependencies whose absence systemd does not even mention.
+/// Dependencies whose absence systemd ignores silently.
 const WISHES: [&str; 2] = ["Upholds", "Wants"];
 
 /// Checks every unit and drop-in against the machine.
@@ -48,7 +48,7 @@ pub(super) fn check(
     }
 }
 
-/// What is asked of the unit as a whole: to be enabled, disabled, masked, or changed by drop-ins.
+/// What the config does with the whole unit: enable, disable, mask, or extend it by drop-ins.
 fn check_asked(at: &str, unit: &Unit, machine: &Machine<'_>, findings: &mut Findings<'_>) {
     let name = unit.name.as_str();
     let is_own = machine.brings_unit(name);
@@ -67,7 +67,7 @@ fn check_asked(at: &str, unit: &Unit, machine: &Machine<'_>, findings: &mut Find
         if let Some(target) = alias {
             findings.warn(
                 format!("{at}.mask"),
-                format!("{name} is another name of {target}, which stays as it is; mask {target}"),
+                format!("{name} is an alias of {target}, which stays enabled or disabled as before; mask {target}"),
             );
         }
         if unit
@@ -77,7 +77,7 @@ fn check_asked(at: &str, unit: &Unit, machine: &Machine<'_>, findings: &mut Find
         {
             findings.warn(
                 format!("{at}.contents"),
-                "the unit is masked, so its contents are thrown away",
+                "the unit is masked, so its contents are ignored",
             );
         }
         return;
@@ -107,7 +107,7 @@ fn check_asked(at: &str, unit: &Unit, machine: &Machine<'_>, findings: &mut Find
                 findings.warn(
                     format!("{at}.enabled"),
                     format!(
-                        "{name} is another name of {target}, which stays enabled; disable {target}"
+                        "{name} is an alias of {target}, which stays enabled; disable {target}"
                     ),
                 );
             }
@@ -138,21 +138,21 @@ fn check_enabled(
         .any(|drop_in| installs(drop_in.contents.as_ref()));
     if let Some(target) = alias {
         if !units.enabled_by_alias.contains_key(name) && !machine.is_on(target) {
-            findings.warn(field, format!("{name} is another name of {target}, and only a unit's first name can be enabled here; enable {target}"));
+            findings.warn(field, format!("{name} is an alias of {target}, and an alias cannot be enabled here; enable {target}"));
         }
     } else if is_own {
-        // Its own text is judged elsewhere.
+        // Its own text is checked elsewhere.
     } else if machine.is_masked(name) {
         findings.warn(
             field,
             format!("{name} is masked in the image and cannot start; write a unit of your own"),
         );
     } else if units.static_.contains(&template) && !has_install {
-        findings.warn(field, format!("{name} has no [Install] section in the image, so enabling it does nothing; whatever needs it starts it"));
+        findings.warn(field, format!("{name} has no [Install] section in the image, so enabling it does nothing; units that need it start it"));
     }
 }
 
-/// Checks what a file says that is a unit or a drop-in of one.
+/// Checks a file that is a unit or a drop-in.
 pub(super) fn check_text(
     at: String,
     unit: &str,
@@ -170,7 +170,7 @@ pub(super) fn check_text(
     text.check(machine, accounts, findings);
 }
 
-/// A unit's or a drop-in's text.
+/// The text of a unit or drop-in.
 struct Text<'c> {
     at: String,
     unit: &'c str,
@@ -276,7 +276,7 @@ impl Text<'_> {
         let expected = stages::mount_unit(&assignment.value);
         if !assignment.value.contains('%') && self.unit != expected {
             let message = format!(
-                "line {}: Where={}: systemd refuses that in a unit of this name; call the unit {expected}",
+                "line {}: Where={}: systemd refuses this path in a unit of this name; name the unit {expected}",
                 assignment.line, assignment.value
             );
             findings.warn(&self.at, message);

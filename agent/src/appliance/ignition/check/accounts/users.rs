@@ -1,4 +1,4 @@
-//! Users: what useradd, usermod and userdel say, and what Ignition cannot write into a home directory.
+//! Users: what useradd, usermod and userdel refuse, and home directories that Ignition cannot write to.
 
 use ignition_config::v3_3::User;
 
@@ -7,10 +7,10 @@ use super::super::super::locate::join_index;
 use super::super::super::ssh_key;
 use super::{Accounts, Findings, Machine, check_field, check_hash, check_name};
 
-/// The longest name that useradd takes.
+/// The longest name that useradd accepts.
 const NAME_MAX: usize = 256;
 
-/// Users of the image that have a home directory of their own when Ignition runs.
+/// Users of the image whose home directory exists when Ignition runs.
 const WITH_HOME: [&str; 2] = ["core", "root"];
 
 pub(super) fn check(
@@ -48,7 +48,7 @@ fn check_keys(at: &str, user: &User, findings: &mut Findings<'_>) {
     let keys = || user.ssh_authorized_keys.iter().flatten();
     findings.check_unique(&list, "key", keys());
     for (j, key) in keys().enumerate() {
-        // Ignition writes any line; sshd skips what it cannot read, and options before a key are legitimate.
+        // Ignition writes any line. sshd skips lines that it cannot parse, and options before a key are valid.
         let has_options = key.contains("ssh-") || key.contains("ecdsa-");
         if let Err(error) = ssh_key::check(key.trim())
             && (!has_options || key.contains("PRIVATE KEY"))
@@ -69,7 +69,7 @@ fn remove(
     if is_in_image && !WITH_HOME.contains(&name) {
         findings.warn(
             format!("{at}.shouldExist"),
-            format!("{name:?} is one of the image's system accounts: userdel refuses where its home directory belongs to another"),
+            format!("{name:?} is one of the image's system accounts: userdel fails, because its home directory belongs to another user"),
         );
     }
     accounts.users.ids.remove(name);
@@ -93,7 +93,7 @@ fn check_fields(at: &str, user: &User, machine: &Machine<'_>, findings: &mut Fin
         .any(|known| known == shell);
     if shell.is_empty() || is_known || machine.brings(shell) {
     } else if !shell.starts_with('/') {
-        let message = format!("{shell:?} is not an absolute path, and useradd refuses that");
+        let message = format!("{shell:?} is not an absolute path, so useradd refuses it");
         findings.error(format!("{at}.shell"), message);
     } else {
         findings.warn(
@@ -103,7 +103,7 @@ fn check_fields(at: &str, user: &User, machine: &Machine<'_>, findings: &mut Fin
     }
 }
 
-/// Ignition makes the home directory, and then writes the keys into it as that user.
+/// Ignition creates the home directory, and then writes the keys into it as that user.
 fn check_home(
     at: &str,
     user: &User,
@@ -121,7 +121,7 @@ fn check_home(
     if has_keys && name == "root" && !machine.brings_below("/etc/ssh") {
         findings.warn(
             format!("{at}.sshAuthorizedKeys"),
-            "the image's sshd lets nobody in as root (PermitRootLogin no); use core and sudo",
+            "the image's sshd does not allow root logins (PermitRootLogin no); use core and sudo",
         );
     }
     if is_in_image && asked.is_none() {
@@ -143,14 +143,14 @@ fn check_home(
             findings.error(
                 path,
                 format!(
-                    "{home} is read-only, so no home directory can be made there; use {default}"
+                    "{home} is read-only, so no home directory can be created there; use {default}"
                 ),
             );
         }
     } else if machine.image.covered(home).is_some() {
         findings.warn(
             path,
-            format!("{home} is empty after every boot, keys and all; use {default}"),
+            format!("{home} is emptied at every boot, including the keys; use {default}"),
         );
     } else if has_keys
         && !is_made
@@ -160,7 +160,9 @@ fn check_home(
     {
         findings.error(
             format!("{at}.noCreateHome"),
-            format!("the keys are written to {home}, which nobody makes; leave noCreateHome or the keys out"),
+            format!(
+                "the keys go to {home}, which nothing creates; remove noCreateHome or the keys"
+            ),
         );
     }
 }
@@ -201,8 +203,7 @@ fn check_groups(
                 path.clone()
             };
             let message = format!(
-                "there is no group {name:?} when {:?} is made: neither in the image nor in passwd.groups, and no \
-                 earlier user has it",
+                "there is no group {name:?} when {:?} is created: it is not in the image, not in passwd.groups, and no earlier user has it",
                 user.name
             );
             machine.lacks(path, &message, findings);
@@ -226,7 +227,7 @@ fn add(
     if gets_group && accounts.groups.ids.contains_key(name) {
         findings.error(
             format!("{at}.name"),
-            format!("there is a group {name:?} already, and useradd would make one; set primaryGroup to {name:?}"),
+            format!("the group {name:?} exists already, so useradd cannot create it; set primaryGroup to {name:?}"),
         );
     }
     let id = match user.uid {
@@ -243,7 +244,7 @@ fn add(
     };
     accounts.users.ids.insert(name.clone(), id);
     if gets_group {
-        // The same number, if no group has it.
+        // The group with the same number, if there is one.
         let id = id.filter(|id| accounts.groups.owner(*id).is_none());
         let id = id.or_else(|| accounts.groups.next().filter(|_| user.system != Some(true)));
         accounts.groups.ids.entry(name.clone()).or_insert(id);

@@ -119,7 +119,7 @@ fn running_overlay_moves_when_it_must() {
         (
             "the MTU is too small for IPv6",
             |host| host.links[1].mtu = 1000,
-            "the interface eth0 has an MTU of 1000: expected at least 1280 bytes; there",
+            "the interface eth0 has an MTU of 1000: expected at least 1280 bytes; this host has",
         ),
     ];
     for (event, happen, expected) in cases {
@@ -197,7 +197,7 @@ fn link_local_address_is_given_up_for_a_better_one() {
     assert_eq!(host.choose(&ANY, V4, Some(&current)).unwrap(), current);
     host.address("10.0.2.15").link_index = 2;
     assert_eq!(host.chosen(&ANY, V4, Some(&current)), "eth0 10.0.2.15");
-    // Whoever asks for it by name gets it.
+    // If it is named, it is used.
     let asked = wanted(&["169.254.7.7"]);
     assert_eq!(host.choose(&asked, V4, Some(&current)).unwrap(), current);
 }

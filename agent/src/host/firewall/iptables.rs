@@ -232,7 +232,7 @@ impl Tools {
     }
 
     async fn save(&self, ip: Family) -> Result<Save, Error> {
-        let text = self.run(ip, "save", "read the rules", &[], "").await?;
+        let text = self.run(ip, "save", "read its rules", &[], "").await?;
         Ok(Save::parse(&text))
     }
 

@@ -26,7 +26,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The image has no defaults for `/etc`.
-    #[error("{0} is not there: is /usr of the image mounted?")]
+    #[error("{0} does not exist: is the image's /usr mounted?")]
     NoDefaults(PathBuf),
     /// `/etc` cannot be put together.
     #[error("failed to mount the overlay on {path}")]
@@ -86,7 +86,7 @@ pub fn prepare(root: &Path, first_boot: bool, output: &mut impl Write) -> Result
     if first_boot && root.join(".selvage").exists() && !root.join(PROVISIONED).exists() {
         writeln!(
             output,
-            "an earlier provisioning did not finish: clearing the root partition"
+            "an earlier provisioning was interrupted: clearing the root partition"
         )?;
         clear(root)?;
     }
@@ -134,7 +134,7 @@ fn lay_out(root: &Path) -> Result<(), Error> {
     for name in LINKS {
         let path = root.join(name);
         if fs::symlink_metadata(&path).is_err() {
-            symlink(Path::new("usr").join(name), &path).map_err(at("make the link", &path))?;
+            symlink(Path::new("usr").join(name), &path).map_err(at("create the link", &path))?;
         }
     }
     Ok(())

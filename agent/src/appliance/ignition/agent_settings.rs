@@ -16,7 +16,9 @@ pub enum SettingFault {
     #[error("{0}")]
     Refused(String),
     /// The description has another place for this setting.
-    #[error("this differs between nodes or follows from the description: {0}")]
+    #[error(
+        "this cannot be set here, because it differs between nodes or follows from the description: {0}"
+    )]
     Elsewhere(&'static str),
 }
 
@@ -56,7 +58,7 @@ fn elsewhere(table: &str, key: &str, value: &Value) -> Option<SettingFault> {
             "use etcd.members or etcd.endpoints",
         )),
         ("agent", "network") => Some(SettingFault::Elsewhere(
-            "Docker uses the network without a name; further ones have their own files and units",
+            "Docker uses the unnamed network; named networks have their own files and units",
         )),
         ("agent", "node-id") => Some(SettingFault::Elsewhere("leave it to each machine")),
         ("underlay", "public-ip" | "public-ipv6") => {

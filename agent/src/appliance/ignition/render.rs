@@ -21,7 +21,7 @@ const NETWORK_FILE: &str = "/etc/systemd/network/20-underlay.network";
 const ETCD_DROP_IN: &str = "\
 # Written by `selvage ignition render`.
 [Unit]
-# Members boot when they like, and until most of them are up no one gets ready.
+# Members boot in any order, and none becomes ready before a majority is up.
 StartLimitIntervalSec=0
 
 [Service]
@@ -210,11 +210,11 @@ fn network_file(node: &Node) -> String {
 [Match]
 MACAddress={mac}
 Type=ether
-# Only the card itself: a VLAN or bridge upon it has the same address.
+# Only the NIC itself: a VLAN or bridge on it has the same MAC address.
 Kind=!*
 
 [Link]
-# Online means that the address is set; nothing waits for a cable that is not plugged in.
+# Online means that the address is set, with or without a cable.
 RequiredForOnline=no-carrier
 
 [Network]
@@ -232,9 +232,9 @@ Address={address}
     }
     text.push_str(
         "\
-# The address stays while the cable is out, and with it etcd and the overlay, which are bound to it.
+# Keep the address while the link is down: etcd and the overlay are bound to it.
 ConfigureWithoutCarrier=yes
-# Everything is static: no router to listen for, no link-local address to probe.
+# Everything is static: ignore router advertisements, use no link-local addresses.
 LinkLocalAddressing=no
 IPv6AcceptRA=no
 ",

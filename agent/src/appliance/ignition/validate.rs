@@ -27,7 +27,7 @@ pub enum Fault {
     #[error(transparent)]
     SshKey(#[from] SshKeyError),
     /// No `[[node]]`.
-    #[error("a cluster has at least one [[node]]")]
+    #[error("a cluster needs at least one [[node]]")]
     NoNodes,
     /// A node's name is not a host name.
     #[error(
@@ -36,7 +36,7 @@ pub enum Fault {
     )]
     HostName(String),
     /// Another node or list entry has the same value.
-    #[error("{value} is taken by {first} already")]
+    #[error("{value} is already used by {first}")]
     Duplicate {
         /// The value.
         value: String,
@@ -58,7 +58,7 @@ pub enum Fault {
     },
     /// A group address or all zeroes.
     #[error(
-        "{0} is not the address of one network card: its first octet must be even, and not all may be zero"
+        "{0} is not the MAC address of a NIC: its first octet must be even, and it must not be all zeros"
     )]
     GroupMac(MacAddr),
     /// The gateway cannot be reached directly.
@@ -73,9 +73,7 @@ pub enum Fault {
     #[error("{0} is not a name server's address")]
     NameServer(IpAddr),
     /// Neither or both of `etcd.members` and `etcd.endpoints`.
-    #[error(
-        "give either members (nodes that run etcd) or endpoints (URLs of an etcd outside the cluster)"
-    )]
+    #[error("give either members (nodes that run etcd) or endpoints (URLs of an external etcd)")]
     EtcdPlace,
     /// A member that is no node.
     #[error("no [[node]] has the name {0:?}")]
@@ -87,7 +85,9 @@ pub enum Fault {
     #[error(transparent)]
     Network(#[from] NetworkFault),
     /// The overlay would shadow an address that the nodes need.
-    #[error("the overlay {overlay} overlaps {other}, which nodes must reach outside the overlay")]
+    #[error(
+        "the overlay network {overlay} overlaps {other}, which nodes must reach outside the overlay"
+    )]
     Overlap {
         /// The overlay's range.
         overlay: IpNet,

@@ -22,17 +22,11 @@ const MOUNTED_BY_PROGRAM: [&str; 5] = ["cifs", "glusterfs", "nfs", "nfs4", "ceph
 const ETCD_2: [(&str, &str); 7] = [
     ("ls", "write get --prefix --keys-only"),
     ("mk", "write put"),
-    (
-        "mkdir",
-        "remove the line, there are no directories any more",
-    ),
+    ("mkdir", "remove the line: etcd 3 has no directories"),
     ("rm", "write del"),
     ("rmdir", "write del --prefix"),
     ("set", "write put"),
-    (
-        "setdir",
-        "remove the line, there are no directories any more",
-    ),
+    ("setdir", "remove the line: etcd 3 has no directories"),
 ];
 /// Those of API 3, in whose arguments a word of the above may stand.
 const ETCD_3: [&str; 8] = [
@@ -48,7 +42,7 @@ pub(super) fn check(assignment: &Assignment, machine: &Machine<'_>) -> Option<St
         && let Some((verb, remedy)) = old_etcd_command(value)
     {
         return Some(format!(
-            "line {line}: {key}={value}: etcdctl {verb} is of etcd's API 2, which the image does not have, so this fails; {remedy}"
+            "line {line}: {key}={value}: etcdctl {verb} belongs to etcd's API 2, which the image does not have, so this fails; {remedy}"
         ));
     }
     let program = if assignment.is("Service", &COMMANDS) {

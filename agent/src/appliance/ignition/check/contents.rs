@@ -84,7 +84,7 @@ fn check_docker_config(text: &str, machine: &Machine<'_>) -> Option<String> {
     }
     let twice = twice.join(", ");
     Some(format!(
-        "Docker does not start: {twice} may not stand in daemon.json and on the command line, where docker.service has it; take {twice} out of daemon.json"
+        "Docker does not start: {twice} is set in daemon.json and on the command line of docker.service; remove {twice} from daemon.json"
     ))
 }
 
@@ -132,14 +132,14 @@ mod tests {
         let told = |config: &str, units: &Value| messages(DOCKER_CONFIG, config, units).join("\n");
         let bridge = r#"{"bip": "172.26.0.1/16", "mtu": 1400, "log-driver": "journald"}"#;
         assert!(
-            told(bridge, &agent).contains("bip, mtu may not stand"),
+            told(bridge, &agent).contains("bip, mtu is set in daemon.json"),
             "{}",
             told(bridge, &agent)
         );
         // Without the agent the bridge is Docker's own concern.
         assert_eq!(told(bridge, &json!([])), "");
         let hosts = r#"{"hosts": ["unix:///var/run/docker.sock", "tcp://0.0.0.0:2376"]}"#;
-        assert!(told(hosts, &json!([])).contains("hosts may not stand"));
+        assert!(told(hosts, &json!([])).contains("hosts is set in daemon.json"));
         // The usual remedy: a command line of one's own.
         let command = "[Service]\nExecStart=\nExecStart=/usr/sbin/dockerd $DOCKER_OPTS\n";
         let own = json!([{"name": "docker.service", "dropins": [{"name": "10-hosts.conf", "contents": command}]}]);

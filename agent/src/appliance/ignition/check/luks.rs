@@ -17,7 +17,7 @@ pub(super) fn check(storage: &Storage, minor: u64, findings: &mut Findings<'_>) 
     for (i, volume) in volumes.iter().enumerate() {
         let at = join_index("storage.luks", i);
         if volume.name.contains('/') {
-            findings.error(format!("{at}.name"), "a volume's name has no '/'");
+            findings.error(format!("{at}.name"), "a volume name must not contain '/'");
         }
         let device = volume.device.as_deref().unwrap_or_default();
         check_device(format!("{at}.device"), device, findings);
@@ -66,7 +66,7 @@ fn check_clevis(at: &str, clevis: &Clevis, findings: &mut Findings<'_>) {
     {
         findings.error(
             format!("{at}.custom"),
-            "a custom config goes with neither tang, tpm2 nor threshold",
+            "a custom config cannot be combined with tang, tpm2 or threshold",
         );
     }
 }

@@ -115,7 +115,7 @@ fn check_place(place: &Place<'_>, machine: &Machine<'_>, findings: &mut Findings
         let remedy = remedy_of_read_only(path);
         findings.error(
             field,
-            format!("{top} is the image's and read-only: Ignition cannot write there; {remedy}"),
+            format!("{top} is part of the read-only image: Ignition cannot write there; {remedy}"),
         );
         return;
     }
@@ -123,7 +123,7 @@ fn check_place(place: &Place<'_>, machine: &Machine<'_>, findings: &mut Findings
         findings.warn(
             field,
             format!(
-                "{top} is made anew at every boot, so this is never seen; {}",
+                "{top} is created at every boot, so what Ignition writes there is lost; {}",
                 remedy_of_covered(path)
             ),
         );
@@ -133,7 +133,7 @@ fn check_place(place: &Place<'_>, machine: &Machine<'_>, findings: &mut Findings
         findings.warn(&field, format!("nothing reads this here: {why}"));
     }
     if *path == "/etc/machine-id" && machine.units().any(|unit| unit.enabled == Some(true)) {
-        findings.warn(&field, "with a machine id systemd takes the first boot for a later one and enables none of this config's units");
+        findings.warn(&field, "with a machine ID, systemd does not recognize the first boot and enables none of this config's units");
     }
     check_taken(place, machine, findings);
 }
@@ -170,7 +170,7 @@ fn check_taken(place: &Place<'_>, machine: &Machine<'_>, findings: &mut Findings
         findings.error(field, message);
     } else if *overwrite && is_directory {
         let message =
-            format!("overwrite removes the image's directory {path} with all that is in it");
+            format!("overwrite removes the image's directory {path} and everything in it");
         findings.warn(format!("{at}.overwrite"), message);
     }
 }
@@ -197,7 +197,7 @@ fn remedy_of_covered(path: &str) -> &'static str {
     } else if is_in(path, "/dev") {
         "write a udev rule, /etc/udev/rules.d/NAME.rules"
     } else {
-        "let /etc/tmpfiles.d/NAME.conf make it (tmpfiles.d(5))"
+        "create it by /etc/tmpfiles.d/NAME.conf (tmpfiles.d(5))"
     }
 }
 
@@ -224,7 +224,7 @@ fn check_parents(
     if let Some(parent) = parents.find(is_made).filter(|_| !owner.is_empty()) {
         findings.warn(
             format!("{at}.path"),
-            format!("the directory {parent} is made for root, and {owner:?} cannot write there; add it to storage.directories with this owner"),
+            format!("Ignition creates the directory {parent} for root, so {owner:?} cannot write there; add it to storage.directories with this owner"),
         );
     }
 }
@@ -236,7 +236,7 @@ fn check_target(at: &str, link: &Link, machine: &Machine<'_>, findings: &mut Fin
         let in_etc = |path: &str| is_in(path, "/etc");
         let is_image = machine.image.read_only(target).is_some();
         if is_image || in_etc(target) != in_etc(&link.path) {
-            findings.error(field, "a hard link cannot lead to another file system, and /etc and /usr are such; make it a symbolic link");
+            findings.error(field, "a hard link cannot lead to another file system, and /etc and /usr are separate ones; use a symbolic link");
         }
         return;
     }
@@ -246,8 +246,8 @@ fn check_target(at: &str, link: &Link, machine: &Machine<'_>, findings: &mut Fin
     if let Some(zone) = target.strip_prefix(ZONES) {
         let zones = &machine.image.time.zones;
         if !zone.is_empty() && !zones.iter().any(|known| known == zone) {
-            let near =
-                nearest(zone, zones).map_or(String::new(), |near| format!("; is {near} meant?"));
+            let near = nearest(zone, zones)
+                .map_or(String::new(), |near| format!("; did you mean {near}?"));
             findings.warn(
                 field,
                 format!("the image has no time zone {zone:?}, so the clock stays at UTC{near}"),
@@ -256,7 +256,7 @@ fn check_target(at: &str, link: &Link, machine: &Machine<'_>, findings: &mut Fin
     } else if machine.has_program(&target) == Some(false) {
         findings.warn(
             field,
-            format!("the link leads nowhere: the image has no {target}"),
+            format!("the link is dangling: the image has no {target}"),
         );
     } else if let Some(unit) = target.strip_prefix("/usr/lib/systemd/system/")
         && !unit.contains('/')
@@ -264,7 +264,7 @@ fn check_target(at: &str, link: &Link, machine: &Machine<'_>, findings: &mut Fin
     {
         findings.warn(
             field,
-            format!("the link leads nowhere: the image has no unit {unit}"),
+            format!("the link is dangling: the image has no unit {unit}"),
         );
     }
 }

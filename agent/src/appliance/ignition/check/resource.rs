@@ -31,15 +31,12 @@ pub(super) fn check(path: &str, resource: &Resource, minor: u64, findings: &mut 
     let headers = resource.http_headers.as_deref().unwrap_or_default();
     let headers_path = format!("{path}.httpHeaders");
     if !headers.is_empty() && !source.starts_with("http://") && !source.starts_with("https://") {
-        findings.error(
-            &headers_path,
-            "headers only go with an http or https source",
-        );
+        findings.error(&headers_path, "headers need an http or https source");
     }
     for (i, header) in headers.iter().enumerate() {
         if header.name.is_empty() {
             let path = join_index(&headers_path, i);
-            findings.error(format!("{path}.name"), "a header has a name");
+            findings.error(format!("{path}.name"), "a header needs a name");
         }
     }
     findings.check_unique(&headers_path, "name", headers.iter().map(|h| &h.name));

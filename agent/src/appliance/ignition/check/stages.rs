@@ -20,7 +20,7 @@ pub(super) fn check(config: &Config, machine: &Machine<'_>, findings: &mut Findi
             .iter()
             .filter(|(_, list)| !list.iter().flatten().collect::<Vec<_>>().is_empty())
         {
-            findings.error(*path, "the image refuses this: the kernel command line is part of its signed kernel; leave kernelArguments out");
+            findings.error(*path, "the image refuses this: the kernel command line is part of its signed kernel; remove kernelArguments");
         }
     }
     let Some(storage) = &config.storage else {
@@ -31,13 +31,13 @@ pub(super) fn check(config: &Config, machine: &Machine<'_>, findings: &mut Findi
             let at = join_index("storage.disks", i);
             findings.error(
                 at,
-                refused("sgdisk", machine, "use a disk that is partitioned already"),
+                refused("sgdisk", machine, "use a disk that is already partitioned"),
             );
         }
     }
     for (i, _) in storage.raid.iter().flatten().enumerate() {
         let at = join_index("storage.raid", i);
-        findings.error(at, refused("mdadm", machine, "leave the section out"));
+        findings.error(at, refused("mdadm", machine, "remove the section"));
     }
     for (i, volume) in storage.luks.iter().flatten().enumerate() {
         let at = join_index("storage.luks", i);
@@ -46,7 +46,7 @@ pub(super) fn check(config: &Config, machine: &Machine<'_>, findings: &mut Findi
         } else {
             "cryptsetup"
         };
-        findings.error(at, refused(tool, machine, "leave the section out"));
+        findings.error(at, refused(tool, machine, "remove the section"));
     }
     for (i, filesystem) in storage.filesystems.iter().flatten().enumerate() {
         let at = join_index("storage.filesystems", i);
@@ -56,7 +56,7 @@ pub(super) fn check(config: &Config, machine: &Machine<'_>, findings: &mut Findi
 
 fn refused(tool: &str, machine: &Machine<'_>, remedy: &str) -> String {
     let why = machine.image.tools.refused.get(tool).map_or("", |why| why);
-    format!("{why}: the initrd has no {tool}, and the boot stops there; {remedy}")
+    format!("{why}: the initrd has no {tool}, so the boot stops there; {remedy}")
 }
 
 fn check_filesystem(
@@ -82,7 +82,7 @@ fn check_filesystem(
             let message = refused(tool, machine, remedy);
             findings.warn(
                 field,
-                format!("{message}, unless the device is formatted so already"),
+                format!("{message}, unless the device already has this file system"),
             );
         }
         return;
@@ -99,7 +99,7 @@ fn check_filesystem(
         findings.error(
             field,
             format!(
-                "{path} is the image's; mount the file system elsewhere, below /var or /srv say"
+                "{path} belongs to the image; mount the file system elsewhere, for example below /var or /srv"
             ),
         );
     } else if !machine.has_unit(&mount_unit(path))

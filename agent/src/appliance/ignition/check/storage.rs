@@ -93,7 +93,7 @@ fn check_paths(nodes: &[Node<'_>], findings: &mut Findings<'_>) {
         if let Err(reason) = check_path(node.path) {
             findings.error(format!("{}.path", node.at), reason);
         } else if let Some(first) = by_path.get(node.path) {
-            let message = format!("{} is the path of {} already", node.path, first.at);
+            let message = format!("{} is already the path of {}", node.path, first.at);
             findings.error(format!("{}.path", node.at), message);
         } else {
             by_path.insert(node.path, node);
@@ -168,9 +168,9 @@ fn check_owner(
 ) {
     let is_named = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
     if user.is_some_and(|user| user.id.is_some() && is_named(&user.name)) {
-        findings.error(format!("{at}.user"), "give either an id or a name");
+        findings.error(format!("{at}.user"), "give either an ID or a name");
     }
     if group.is_some_and(|group| group.id.is_some() && is_named(&group.name)) {
-        findings.error(format!("{at}.group"), "give either an id or a name");
+        findings.error(format!("{at}.group"), "give either an ID or a name");
     }
 }

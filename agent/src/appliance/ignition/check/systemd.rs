@@ -103,7 +103,7 @@ fn check_syntax(path: &str, contents: &str, findings: &mut Findings<'_>) {
         } else if !is_in_section {
             findings.warn(
                 path,
-                format!("line {number}: {text:?} stands before any section"),
+                format!("line {number}: {text:?} is outside of any section"),
             );
         } else if text.contains('=') {
             is_continued = line.ends_with('\\');

@@ -146,7 +146,7 @@ fn bad_configs() -> Vec<(&'static str, String, Found, &'static str, &'static str
         ("unit_twice", config(r#""systemd":{"units":[{"name":"a.service"},{"name":"a.service"}]}"#), Both, "systemd.units[1]", "same name"),
         ("section_not_closed", unit(r#""name":"a.service","contents":"[Unit""#), Both, "systemd.units[0].contents", "line 1"),
         ("not_an_assignment", unit(r#""name":"a.service","contents":"[Unit]\nfoo\n""#), Both, "systemd.units[0].contents", "line 2"),
-        ("before_any_section", unit(r#""name":"a.service","contents":"foo""#), Warned, "systemd.units[0].contents", "before any section"),
+        ("before_any_section", unit(r#""name":"a.service","contents":"foo""#), Warned, "systemd.units[0].contents", "outside of any section"),
         ("enabled_without_install", unit(r#""name":"a.service","enabled":true,"contents":"[Unit]\nA=b""#), Warned, "systemd.units[0].contents", "[Install]"),
         ("enabled_and_masked", unit(r#""name":"a.service","enabled":true,"mask":true"#), Warned, "systemd.units[0].mask", "masked wins"),
         ("drop_in_suffix", unit(r#""name":"a.service","dropins":[{"name":"x"}]"#), Both, "systemd.units[0].dropins[0].name", "NAME.conf"),
@@ -183,14 +183,14 @@ fn bad_configs() -> Vec<(&'static str, String, Found, &'static str, &'static str
         ("tang_twice", storage(r#""luks":[{"name":"l","device":"/dev/a","clevis":{"tang":[{"url":"http://x","thumbprint":"x"},{"url":"http://x","thumbprint":"y"}]}}]"#), Both, "storage.luks[0].clevis.tang[1]", "same url"),
         ("clevis_pin", storage(r#""luks":[{"name":"l","device":"/dev/a","clevis":{"custom":{"pin":"foo","config":"{}"}}}]"#), Both, "storage.luks[0].clevis.custom.pin", "not a pin"),
         ("clevis_without_config", storage(r#""luks":[{"name":"l","device":"/dev/a","clevis":{"custom":{"pin":"sss"}}}]"#), Both, "storage.luks[0].clevis.custom.config", "required"),
-        ("clevis_custom_and_tpm2", storage(r#""luks":[{"name":"l","device":"/dev/a","clevis":{"custom":{"pin":"sss","config":"{}"},"tpm2":true}}]"#), Both, "storage.luks[0].clevis.custom", "neither"),
+        ("clevis_custom_and_tpm2", storage(r#""luks":[{"name":"l","device":"/dev/a","clevis":{"custom":{"pin":"sss","config":"{}"},"tpm2":true}}]"#), Both, "storage.luks[0].clevis.custom", "cannot be combined"),
         ("raid_device_twice", storage(r#""raid":[{"name":"r","level":"raid1","devices":["/dev/a","/dev/a"]}]"#), Both, "storage.raid[0].devices[1]", "same path"),
         ("array_for_object", r#"{"ignition":{"version":"3.3.0","timeouts":[]}}"#.to_owned(), Both, "ignition.timeouts", "expected an object"),
         ("merge_twice", r#"{"ignition":{"version":"3.3.0","config":{"merge":[{"source":"http://x"},{"source":"http://x"}]}}}"#.to_owned(), Both, "ignition.config.merge[1]", "same source"),
         ("proxy_empty", r#"{"ignition":{"version":"3.3.0","proxy":{"httpProxy":""}}}"#.to_owned(), Both, "ignition.proxy.httpProxy", "not an http"),
         ("no_proxy_twice", r#"{"ignition":{"version":"3.3.0","proxy":{"noProxy":["a","a"]}}}"#.to_owned(), Both, "ignition.proxy.noProxy[1]", "same text"),
         ("argument_twice", config(r#""kernelArguments":{"shouldNotExist":["a","a"]}"#), Both, "kernelArguments.shouldNotExist[1]", "same text"),
-        ("luks_name_slash", storage(r#""luks":[{"name":"a/b","device":"/dev/a"}]"#), Both, "storage.luks[0].name", "no '/'"),
+        ("luks_name_slash", storage(r#""luks":[{"name":"a/b","device":"/dev/a"}]"#), Both, "storage.luks[0].name", "must not contain '/'"),
     ]
 }
 

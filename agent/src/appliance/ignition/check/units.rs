@@ -67,7 +67,7 @@ fn check_asked(at: &str, unit: &Unit, machine: &Machine<'_>, findings: &mut Find
         if let Some(target) = alias {
             findings.warn(
                 format!("{at}.mask"),
-                format!("{name} is another name of {target}, which stays as it is; mask {target}"),
+                format!("{name} is an alias of {target}, which stays enabled or disabled as before; mask {target}"),
             );
         }
         if unit
@@ -77,7 +77,7 @@ fn check_asked(at: &str, unit: &Unit, machine: &Machine<'_>, findings: &mut Find
         {
             findings.warn(
                 format!("{at}.contents"),
-                "the unit is masked, so its contents are thrown away",
+                "the unit is masked, so its contents are ignored",
             );
         }
         return;
@@ -107,7 +107,7 @@ fn check_asked(at: &str, unit: &Unit, machine: &Machine<'_>, findings: &mut Find
                 findings.warn(
                     format!("{at}.enabled"),
                     format!(
-                        "{name} is another name of {target}, which stays enabled; disable {target}"
+                        "{name} is an alias of {target}, which stays enabled; disable {target}"
                     ),
                 );
             }
@@ -138,7 +138,7 @@ fn check_enabled(
         .any(|drop_in| installs(drop_in.contents.as_ref()));
     if let Some(target) = alias {
         if !units.enabled_by_alias.contains_key(name) && !machine.is_on(target) {
-            findings.warn(field, format!("{name} is another name of {target}, and only a unit's first name can be enabled here; enable {target}"));
+            findings.warn(field, format!("{name} is an alias of {target}, and an alias cannot be enabled here; enable {target}"));
         }
     } else if is_own {
         // Its own text is judged elsewhere.
@@ -148,7 +148,7 @@ fn check_enabled(
             format!("{name} is masked in the image and cannot start; write a unit of your own"),
         );
     } else if units.static_.contains(&template) && !has_install {
-        findings.warn(field, format!("{name} has no [Install] section in the image, so enabling it does nothing; whatever needs it starts it"));
+        findings.warn(field, format!("{name} has no [Install] section in the image, so enabling it does nothing; units that need it start it"));
     }
 }
 
@@ -276,7 +276,7 @@ impl Text<'_> {
         let expected = stages::mount_unit(&assignment.value);
         if !assignment.value.contains('%') && self.unit != expected {
             let message = format!(
-                "line {}: Where={}: systemd refuses that in a unit of this name; call the unit {expected}",
+                "line {}: Where={}: systemd refuses this path in a unit of this name; name the unit {expected}",
                 assignment.line, assignment.value
             );
             findings.warn(&self.at, message);

@@ -24,9 +24,9 @@ const BAD_DESCRIPTIONS: &[(&str, &str, &str, &str, &str)] = &[
     ("host_name_upper_case", "\"node2\"", "\"Node2\"", "\"Node2\"", "node[1].name: \"Node2\" is not a host name"),
     ("host_name_is_a_path", "\"node2\"", "\"../x\"", "\"../x\"", "node[1].name: "),
     ("host_name_is_an_address", "\"node2\"", "\"10.0.0.1\"", "\"10.0.0.1\"", "node[1].name: "),
-    ("name_twice", "\"node2\"", "\"node1\"", "\"node1\"", "node[1].name: \"node1\" is taken by node[0].name already"),
-    ("address_twice", "10.77.0.12", "10.77.0.11", "\"10.77.0.11/24\"", "node[1].address: 10.77.0.11 is taken by node[0].address"),
-    ("mac_twice", "00:0c", "00:0b", "\"52:54:00:77:00:0b\"", "node[1].mac: 52:54:00:77:00:0b is taken by node[0].mac"),
+    ("name_twice", "\"node2\"", "\"node1\"", "\"node1\"", "node[1].name: \"node1\" is already used by node[0].name"),
+    ("address_twice", "10.77.0.12", "10.77.0.11", "\"10.77.0.11/24\"", "node[1].address: 10.77.0.11 is already used by node[0].address"),
+    ("mac_twice", "00:0c", "00:0b", "\"52:54:00:77:00:0b\"", "node[1].mac: 52:54:00:77:00:0b is already used by node[0].mac"),
     ("group_mac", "52:54:00:77:00:0c", "53:54:00:77:00:0c", "\"53:54:00:77:00:0c\"", "node[1].mac: 53:54:00:77:00:0c is not"),
     ("network_address", "10.77.0.12/24", "10.77.0.0/24", "\"10.77.0.0/24\"", "node[1].address: 10.77.0.0/24 is not"),
     ("broadcast_address", "10.77.0.12/24", "10.77.0.255/24", "\"10.77.0.255/24\"", "node[1].address: "),
@@ -40,7 +40,7 @@ const BAD_DESCRIPTIONS: &[(&str, &str, &str, &str, &str)] = &[
     ("name_server_not_one", "[[node]]\nname = \"node2\"", "[[node]]\ndns = [\"x\"]\nname = \"node2\"", "[\"x\"]", "node[1].dns: \"x\" is not an IP address"),
     ("name_server_multicast", "[[node]]\nname = \"node2\"", "[[node]]\ndns = [\"224.0.0.1\"]\nname = \"node2\"", "\"224.0.0.1\"", "node[1].dns[0]: 224.0.0.1 is not"),
     ("unknown_member", "members = [\"node1\"]", "members = [\"node3\"]", "\"node3\"", "etcd.members[0]: no [[node]] has the name \"node3\""),
-    ("member_twice", "members = [\"node1\"]", "members = [\"node1\", \"node1\"]", "\"node1\"", "etcd.members[1]: \"node1\" is taken"),
+    ("member_twice", "members = [\"node1\"]", "members = [\"node1\", \"node1\"]", "\"node1\"", "etcd.members[1]: \"node1\" is already used"),
     ("no_etcd", "members = [\"node1\"]", "", "[etcd]", "etcd: give either"),
     ("two_etcds", "members = [\"node1\"]", "members = [\"node1\"]\nendpoints = [\"http://a:1\"]", "[etcd]", "etcd: give either"),
     ("endpoint_without_port", "members = [\"node1\"]", "endpoints = [\"http://a\"]", "\"http://a\"", "etcd.endpoints[0]: \"http://a\" is not"),
@@ -49,20 +49,20 @@ const BAD_DESCRIPTIONS: &[(&str, &str, &str, &str, &str)] = &[
     ("network_without_ipv4", "Network = \"10.5.0.0/16\"", "enableipv4 = false", "[network]", "network: EnableIPv4: false and"),
     ("network_not_a_range", "10.5.0.0/16", "10.5.0.0", "[network]", "network: Network: \"10.5.0.0\" is not"),
     ("network_too_small", "10.5.0.0/16", "10.5.0.0/29", "[network]", "network: Network: /29 is too small"),
-    ("overlay_inside_underlay", "10.5.0.0/16", "10.77.0.128/25", "\"10.77.0.128/25\"", "network.Network: the overlay 10.77.0.128/25 overlaps 10.77.0.0/24"),
-    ("overlay_around_underlay", "10.5.0.0/16", "10.0.0.0/8", "\"10.0.0.0/8\"", "network.Network: the overlay 10.0.0.0/8 overlaps"),
-    ("overlay_around_name_server", "[[node]]\nname = \"node2\"", "[[node]]\ndns = [\"10.5.0.1\"]\nname = \"node2\"", "\"10.5.0.0/16\"", "network.Network: the overlay 10.5.0.0/16 overlaps 10.5.0.1/32"),
+    ("overlay_inside_underlay", "10.5.0.0/16", "10.77.0.128/25", "\"10.77.0.128/25\"", "network.Network: the overlay network 10.77.0.128/25 overlaps 10.77.0.0/24"),
+    ("overlay_around_underlay", "10.5.0.0/16", "10.0.0.0/8", "\"10.0.0.0/8\"", "network.Network: the overlay network 10.0.0.0/8 overlaps"),
+    ("overlay_around_name_server", "[[node]]\nname = \"node2\"", "[[node]]\ndns = [\"10.5.0.1\"]\nname = \"node2\"", "\"10.5.0.0/16\"", "network.Network: the overlay network 10.5.0.0/16 overlaps 10.5.0.1/32"),
     ("unknown_settings_table", "[agent.firewall]", "[agent.firewal]", "[agent.firewal]", "agent.firewal: unknown field `firewal`"),
     ("unknown_setting", "masquerade = true", "masqerade = true", "true", "agent.firewall.masqerade: masqerade: unknown field"),
     ("setting_of_wrong_type", "masquerade = true", "masquerade = \"yes\"", "\"yes\"", "agent.firewall.masquerade: masquerade: invalid type"),
     ("settings_table_is_a_value", "[agent.firewall]\nmasquerade = true", "[agent]\nfirewall = true", "true", "agent.firewall: "),
     ("setting_out_of_range", "[agent.firewall]\nmasquerade = true", "[agent.agent]\nresync = 0", "0", "agent.agent.resync: agent.resync = 0: expected 1 to 86400 seconds"),
     ("setting_without_its_partner", "[agent.firewall]\nmasquerade = true", "[agent.etcd]\ncertfile = \"/etc/ssl/client.pem\"", "", "agent: etcd.certfile is set, but etcd.keyfile is not"),
-    ("node_id_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.agent]\nnode-id = \"one\"", "\"one\"", "agent.agent.node-id: this differs"),
-    ("etcd_endpoints_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.etcd]\nendpoints = []", "[]", "agent.etcd.endpoints: this differs between nodes"),
-    ("public_ip_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.underlay]\npublic-ip = \"10.77.0.11\"", "\"10.77.0.11\"", "agent.underlay.public-ip: this differs"),
-    ("public_ipv6_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.underlay]\npublic-ipv6 = \"2001:db8::1\"", "\"2001:db8::1\"", "agent.underlay.public-ipv6: this differs"),
-    ("address_of_one_node_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.underlay]\ninterfaces = [\"eth1\", \"10.77.0.11\"]", "[\"eth1\", \"10.77.0.11\"]", "agent.underlay.interfaces: this differs"),
+    ("node_id_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.agent]\nnode-id = \"one\"", "\"one\"", "agent.agent.node-id: this cannot be set here"),
+    ("etcd_endpoints_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.etcd]\nendpoints = []", "[]", "agent.etcd.endpoints: this cannot be set here, because it differs between nodes"),
+    ("public_ip_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.underlay]\npublic-ip = \"10.77.0.11\"", "\"10.77.0.11\"", "agent.underlay.public-ip: this cannot be set here"),
+    ("public_ipv6_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.underlay]\npublic-ipv6 = \"2001:db8::1\"", "\"2001:db8::1\"", "agent.underlay.public-ipv6: this cannot be set here"),
+    ("address_of_one_node_as_setting", "[agent.firewall]\nmasquerade = true", "[agent.underlay]\ninterfaces = [\"eth1\", \"10.77.0.11\"]", "[\"eth1\", \"10.77.0.11\"]", "agent.underlay.interfaces: this cannot be set here"),
 ];
 
 #[test]
@@ -102,7 +102,7 @@ fn a_cluster_without_nodes_is_refused() {
     let text = DEMO.split("[[node]]").next().unwrap();
     let error = Cluster::from_toml(text).unwrap_err().to_string();
     assert!(
-        error.contains("node: a cluster has at least one [[node]]"),
+        error.contains("node: a cluster needs at least one [[node]]"),
         "{error}"
     );
 }

@@ -26,7 +26,7 @@ pub enum VerifyError {
         source: io::Error,
     },
     /// The tree lacks what the table promises.
-    #[error("the image lacks what agent/data/image.toml promises; correct the one that is wrong:\n{}", .0.join("\n"))]
+    #[error("the image differs from agent/data/image.toml; correct the one that is wrong:\n{}", .0.join("\n"))]
     Lacks(Vec<String>),
 }
 

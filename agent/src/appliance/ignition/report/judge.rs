@@ -109,9 +109,9 @@ impl fmt::Display for Fault {
     }
 }
 
-const ENABLED: &str = "is to be enabled";
+const ENABLED: &str = "should be enabled";
 const CHANGED: &str = "is changed by drop-ins";
-const RESTARTING: &str = "it fails each time that it is started, and is started again";
+const RESTARTING: &str = "it fails after every start and is restarted";
 
 /// Asks about a list of units.
 pub(super) type Show<'s> = &'s mut dyn FnMut(&[String]) -> Result<Vec<Unit>, ReportError>;
@@ -262,7 +262,7 @@ fn cause(name: &str, unit: &Unit, show: Show<'_>) -> Result<(String, String), Re
         let mut pairs = needs.iter().zip(&needed);
         pairs.find(|(_, unit)| is_it(unit)).map(|(name, _)| name)
     };
-    let without = |need: &str| format!("write {need}, or take the dependency out of {name}");
+    let without = |need: &str| format!("write {need}, or remove the dependency from {name}");
     Ok(
         if let Some(need) = find(&|unit| unit.get("LoadState") == "not-found") {
             (
@@ -272,7 +272,7 @@ fn cause(name: &str, unit: &Unit, show: Show<'_>) -> Result<(String, String), Re
         } else if let Some(need) = find(&|unit| unit.get("LoadState") == "masked") {
             (
                 format!("it needs {need}, which is masked"),
-                format!("systemctl unmask {need}, or take the dependency out of {name}"),
+                format!("systemctl unmask {need}, or remove the dependency from {name}"),
             )
         } else if let Some(need) = find(&|unit| !unit.is_loaded()) {
             (
@@ -291,7 +291,7 @@ fn cause(name: &str, unit: &Unit, show: Show<'_>) -> Result<(String, String), Re
             )
         } else {
             (
-                "systemd left it out of the boot".to_owned(),
+                "systemd skipped it during the boot".to_owned(),
                 format!("systemctl start {name} says why"),
             )
         },

@@ -30,7 +30,7 @@ pub(super) fn check(
         if let Some(id) = machine.image.groups.get(name) {
             if group.gid.is_some_and(|gid| gid != i64::from(*id)) {
                 let message = format!(
-                    "the image has the group {name:?} with id {id}, which stays; leave gid out"
+                    "the image has the group {name:?} with ID {id}, which does not change; remove gid"
                 );
                 findings.warn(format!("{at}.gid"), message);
             }
@@ -63,8 +63,9 @@ fn remove(
 ) {
     // In the image, a user's own group has the user's name.
     if machine.image.users.contains_key(name) && machine.image.groups.contains_key(name) {
-        let message =
-            format!("it is the primary group of the user {name:?}, and groupdel refuses that");
+        let message = format!(
+            "it is the primary group of the user {name:?}, so groupdel refuses to delete it"
+        );
         findings.error(format!("{at}.shouldExist"), message);
     }
     accounts.groups.ids.remove(name);

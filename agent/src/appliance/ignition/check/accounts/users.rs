@@ -69,7 +69,7 @@ fn remove(
     if is_in_image && !WITH_HOME.contains(&name) {
         findings.warn(
             format!("{at}.shouldExist"),
-            format!("{name:?} is one of the image's system accounts: userdel refuses where its home directory belongs to another"),
+            format!("{name:?} is one of the image's system accounts: userdel fails, because its home directory belongs to another user"),
         );
     }
     accounts.users.ids.remove(name);
@@ -93,7 +93,7 @@ fn check_fields(at: &str, user: &User, machine: &Machine<'_>, findings: &mut Fin
         .any(|known| known == shell);
     if shell.is_empty() || is_known || machine.brings(shell) {
     } else if !shell.starts_with('/') {
-        let message = format!("{shell:?} is not an absolute path, and useradd refuses that");
+        let message = format!("{shell:?} is not an absolute path, so useradd refuses it");
         findings.error(format!("{at}.shell"), message);
     } else {
         findings.warn(
@@ -121,7 +121,7 @@ fn check_home(
     if has_keys && name == "root" && !machine.brings_below("/etc/ssh") {
         findings.warn(
             format!("{at}.sshAuthorizedKeys"),
-            "the image's sshd lets nobody in as root (PermitRootLogin no); use core and sudo",
+            "the image's sshd does not allow root logins (PermitRootLogin no); use core and sudo",
         );
     }
     if is_in_image && asked.is_none() {
@@ -143,14 +143,14 @@ fn check_home(
             findings.error(
                 path,
                 format!(
-                    "{home} is read-only, so no home directory can be made there; use {default}"
+                    "{home} is read-only, so no home directory can be created there; use {default}"
                 ),
             );
         }
     } else if machine.image.covered(home).is_some() {
         findings.warn(
             path,
-            format!("{home} is empty after every boot, keys and all; use {default}"),
+            format!("{home} is emptied at every boot, including the keys; use {default}"),
         );
     } else if has_keys
         && !is_made
@@ -160,7 +160,9 @@ fn check_home(
     {
         findings.error(
             format!("{at}.noCreateHome"),
-            format!("the keys are written to {home}, which nobody makes; leave noCreateHome or the keys out"),
+            format!(
+                "the keys go to {home}, which nothing creates; remove noCreateHome or the keys"
+            ),
         );
     }
 }
@@ -201,8 +203,7 @@ fn check_groups(
                 path.clone()
             };
             let message = format!(
-                "there is no group {name:?} when {:?} is made: neither in the image nor in passwd.groups, and no \
-                 earlier user has it",
+                "there is no group {name:?} when {:?} is created: it is not in the image, not in passwd.groups, and no earlier user has it",
                 user.name
             );
             machine.lacks(path, &message, findings);
@@ -226,7 +227,7 @@ fn add(
     if gets_group && accounts.groups.ids.contains_key(name) {
         findings.error(
             format!("{at}.name"),
-            format!("there is a group {name:?} already, and useradd would make one; set primaryGroup to {name:?}"),
+            format!("the group {name:?} exists already, so useradd cannot create it; set primaryGroup to {name:?}"),
         );
     }
     let id = match user.uid {

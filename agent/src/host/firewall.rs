@@ -1,20 +1,20 @@
-//! The packet filter: what lets the overlay's packets through this host, and what gives them this host's address where
-//! they leave the overlay.
+//! The packet filter: rules that let overlay packets through this host, and rules that masquerade packets that leave
+//! the overlay.
 //!
 //! | mode | where the rules are |
 //! |---|---|
 //! | nftables | one table of our own, `inet selvage`, for both families; while no agent runs, flannel's two |
 //! | iptables | flannel's chains: `FLANNEL-POSTRTG` in nat, `FLANNEL-FWD` in filter, one jump to each |
 //!
-//! Where several networks are on one host, those that have a name have it behind the names of their table and chains.
+//! For a named network, the names of table and chains end with its name.
 //!
-//! An accept in nftables ends one chain, not the packet's way: what drops in another chain still drops. So in either mode
-//! the agent also opens the ways that others closed, and only those: `FLANNEL-FWD` goes into each iptables `FORWARD` that
-//! holds rules or drops by policy, `SELVAGE-RAW` before Docker's drops of packets sent straight to a container, and the
-//! overlay into firewalld's trusted zone.
+//! In nftables an accept ends only its own chain: another chain may still drop the packet. So in either mode the agent
+//! also adds accepts next to the drops of other programs: `FLANNEL-FWD` in each iptables `FORWARD` that has rules or
+//! the policy DROP, `SELVAGE-RAW` before Docker's drops of packets sent directly to a container, and the overlay in
+//! firewalld's trusted zone.
 //!
-//! What the other mode, or flannel itself in either mode, left behind is removed, the latter by the default network alone.
-//! Nobody else's rules are touched.
+//! The agent removes what the other mode left behind. The default network also removes flannel's rules. Rules of other
+//! programs are never touched.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -48,21 +48,21 @@ use crate::base::logging::chain;
 use crate::base::net::{Family, InterfaceName, Leased};
 use crate::base::network_name::NetworkName;
 
-/// How often the rules are looked at when nothing was announced; flannel's `--iptables-resync`.
+/// Interval of resyncs without a notification; flannel's `--iptables-resync`.
 pub const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
 
-/// Whether firewalld keeps this host's rules. Where nft is missing or says nothing, it does not.
+/// Whether firewalld manages this host's rules. Without a usable nft it does not.
 pub(crate) async fn has_firewalld() -> bool {
     let listing = nftables::listing("inet", "firewalld").await;
     listing.is_ok_and(|listing| listing.is_some())
 }
 
-/// What the agent of the default network does to its rules when it stops: those in nftables go on in flannel's tables,
-/// without a packet that meets neither. The next agent takes them back, as after a real flannel; a real flannel that comes
-/// next would leave ours in force for ever. The chains of iptables are flannel's anyway.
+/// Called when the agent of the default network stops: moves its nftables rules to flannel's tables in one transaction,
+/// so that no packet misses both. The next agent takes them back, as it does after a real flannel. Without this, a
+/// flannel that starts next would leave our rules in place forever. The iptables chains are flannel's anyway.
 ///
 /// # Errors
-/// The rules stay where they are.
+/// The rules stay in our table.
 pub async fn hand_over(rules: &Rules) -> Result<(), Error> {
     nftables::hand_over(rules).await
 }
@@ -74,19 +74,19 @@ pub struct Rules {
     pub v4: Option<Leased<Ipv4Net>>,
     /// The overlay's IPv6, if it has one.
     pub v6: Option<Leased<Ipv6Net>>,
-    /// Whether packets that leave the overlay get this host's address.
+    /// Whether to masquerade packets that leave the overlay.
     pub masquerade: bool,
-    /// Whether packets from and to the overlay are accepted for forwarding.
+    /// Whether to accept forwarded packets from and to the overlay.
     pub forward: bool,
     /// Whether masquerading picks source ports at random, which avoids the insertion races of parallel connections
     /// to one destination (`NF_NAT_RANGE_PROTO_RANDOM_FULLY`). Left out where iptables is older than 1.6.2.
     pub random_fully: bool,
-    /// Destinations that see the source as it is, whatever the other rules say.
+    /// Destinations that are never masqueraded.
     pub exclude: Vec<IpNet>,
-    /// What lies inside the networks and is outside the overlay all the same: links and addresses of this host. Without
-    /// any, the rules are flannel's.
+    /// Networks and addresses inside the overlay network that do not belong to the overlay: on-link networks and
+    /// addresses of this host. If empty, the rules are flannel's.
     pub outside: Vec<IpNet>,
-    /// The devices by which packets enter the overlay; none where peers are reached without encapsulation.
+    /// Overlay devices; empty if peers are reached without encapsulation.
     pub devices: Vec<InterfaceName>,
     /// The network config's `EnableNFTables`, which decides in [`Mode::Auto`].
     pub prefer_nftables: bool,
@@ -120,7 +120,7 @@ impl Rules {
         of(ip, &self.outside)
     }
 
-    /// Whether there is any rule to make.
+    /// Whether there are no rules to create.
     fn is_empty(&self) -> bool {
         !(self.masquerade || self.forward) || self.families().next().is_none()
     }
@@ -132,7 +132,7 @@ fn of(ip: Family, nets: &[IpNet]) -> impl Iterator<Item = IpNet> {
     nets.filter(move |net| matches!(net, IpNet::V4(_)) == (ip == Family::V4))
 }
 
-/// What is never masqueraded: multicast (RFC 5771, RFC 4291 §2.7).
+/// Destinations that are never masqueraded: multicast (RFC 5771, RFC 4291 §2.7).
 fn multicast(family: Family) -> &'static str {
     match family {
         Family::V4 => "224.0.0.0/4",
@@ -148,15 +148,15 @@ pub struct Firewall {
     iptables: Iptables,
     firewalld: Firewalld,
     generation: Option<Generation>,
-    /// The rules last found to be in place, and the nftables generation at which they were.
+    /// The rules last seen in place, and the nftables generation at that time.
     settled: Option<(Rules, u32)>,
     complaints: Complaints,
-    /// By which rules it worked last.
+    /// The mode of the last pass.
     effective: Option<Mode>,
 }
 
 impl Firewall {
-    /// Knows nothing yet; reads and changes nothing. `resync` is what [`Self::resync_interval`] returns.
+    /// Starts without state; reads and changes nothing. `resync` is what [`Self::resync_interval`] returns.
     pub fn new(mode: Mode, resync: Duration) -> Self {
         Self {
             mode,
@@ -171,38 +171,38 @@ impl Firewall {
         }
     }
 
-    /// Goes on by other rules, and with another [`Self::resync_interval`]. The next [`Self::ensure`] brings it about.
+    /// Changes mode and resync interval. The next [`Self::ensure`] applies the new mode.
     pub fn set_mode(&mut self, mode: Mode, resync: Duration) {
         self.mode = mode;
         self.resync = resync;
         self.settled = None;
     }
 
-    /// By which rules it worked last: never [`Mode::Auto`]; `None` before the first time.
+    /// The mode of the last pass: never [`Mode::Auto`]; `None` before the first one.
     pub fn effective(&self) -> Option<Mode> {
         self.effective
     }
 
-    /// The firewall of a named network, whose rules have names of their own. To be called before anything else.
+    /// For a named network, whose table and chains have their own names. Call it before anything else.
     pub fn of_network(mut self, network: Option<&NetworkName>) -> Self {
         self.nftables = Nftables::new(network);
         self.iptables = Iptables::new(network);
         self
     }
 
-    /// How often [`Self::ensure`] should be called when the [`Watcher`] is silent: the rules of `iptables-legacy` change
-    /// without an announcement. Where those are not in use a call that finds nothing new costs one netlink message.
+    /// How often to call [`Self::ensure`] while the [`Watcher`] reports nothing: the kernel does not announce changes
+    /// by `iptables-legacy`. Without legacy rules, a call that finds no change costs one netlink message.
     pub fn resync_interval(&self) -> Duration {
         self.resync
     }
 
-    /// Makes the host's rules say what `rules` want, if they do not yet; returns whether anything was changed.
+    /// Changes the host's rules to `rules` if they differ; returns whether anything changed.
     ///
     /// Each of our tables and chains is replaced in one transaction, so packets see the old rules or the new.
     ///
     /// # Errors
-    /// When a program that the mode needs is missing, fails or hangs. What fails beside that, such as opening somebody
-    /// else's chain or removing old rules, is logged once and tried again with the next change.
+    /// If a program that the mode needs is missing, fails or hangs. Other failures, such as opening another program's
+    /// chain or removing old rules, are logged once and retried at the next change.
     pub async fn ensure(&mut self, rules: &Rules) -> Result<bool, Error> {
         let generation = self.generation().await;
         let same = |(seen, at): &(Rules, u32)| seen == rules && Some(*at) == generation;
@@ -227,7 +227,7 @@ impl Firewall {
         self.effective = Some(mode);
         let tables = match tables {
             Ok(tables) => tables,
-            // Rules that need no table need no nft either.
+            // Rules that need no table do not need nft either.
             Err(Error::NoProgram { .. }) if mode == Mode::Iptables || rules.is_empty() => {
                 Tables::unknown()
             }
@@ -238,7 +238,7 @@ impl Firewall {
             }
         };
         let mut pass = Pass::default();
-        // New rules come before old ones go, so that no packet meets neither.
+        // Add new rules before removing old ones, so that no packet misses both.
         if mode == Mode::Nftables && !quiet {
             pass.changed |= self.nftables.ensure(rules, &tables).await?;
         }
@@ -264,10 +264,10 @@ impl Firewall {
         Ok(pass)
     }
 
-    /// Removes everything that the agent, or flannel, makes in either mode; returns whether there was anything.
+    /// Removes all rules of the agent and of flannel, in either mode; returns whether there were any.
     ///
-    /// `networks` are the overlay's: they leave firewalld's trusted zone, unless its permanent configuration has them.
-    /// Programs that are not installed have made nothing.
+    /// `networks` are the overlay's: they are removed from firewalld's trusted zone unless its permanent configuration
+    /// lists them. A program that is not installed has no rules to remove.
     ///
     /// # Errors
     /// The first failure, after all the rest was tried.
@@ -300,7 +300,7 @@ impl Firewall {
         failure.map_or(Ok(changed), Err)
     }
 
-    /// The number of the nftables ruleset; `None` where there is no nftables.
+    /// The generation of the nftables ruleset; `None` without nftables.
     async fn generation(&mut self) -> Option<u32> {
         if self.generation.is_none() {
             self.generation = Generation::open().ok();
@@ -315,7 +315,7 @@ impl Firewall {
     }
 }
 
-/// The names of the nftables tables; unknown where nobody needs them.
+/// The names of the nftables tables; unknown if they are not needed.
 async fn tables(quiet: bool) -> Result<Tables, Error> {
     match quiet {
         true => Ok(Tables::unknown()),
@@ -323,18 +323,18 @@ async fn tables(quiet: bool) -> Result<Tables, Error> {
     }
 }
 
-/// What one look at all rules came to.
+/// Outcome of one pass over all rules.
 #[derive(Default)]
 struct Pass {
     changed: bool,
-    /// Whether something is left to do that no announcement will remind of.
+    /// Whether some work is left that no notification will trigger.
     pending: bool,
 }
 
-/// How many different complaints are kept apart.
+/// Number of different failures that are told apart.
 const MAX_COMPLAINTS: usize = 64;
 
-/// Failures beside the matter, each of which is logged once.
+/// Failures that do not stop a pass. Each is logged once.
 #[derive(Default)]
 struct Complaints(BTreeSet<String>);
 

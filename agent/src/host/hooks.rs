@@ -63,7 +63,7 @@ pub enum CommandError {
     #[error("failed to run /bin/sh: {0}")]
     Run(String),
     /// It did not end in time, and was killed with all that it started.
-    #[error("{command:?} did not end within {} s", DEADLINE.as_secs())]
+    #[error("{command:?} did not finish within {} s", DEADLINE.as_secs())]
     Timeout {
         /// The command.
         command: String,

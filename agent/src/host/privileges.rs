@@ -1,12 +1,12 @@
-//! Giving up every privilege that the agent does not use.
+//! Drops every capability that the agent does not need.
 //!
-//! Capabilities belong to a thread, so it begins in `main`, before a runtime or any thread exists; all later threads and
-//! children inherit the result. It happens in two steps, because the settings do not tell all that is needed: which
-//! back end there is, is known once the network config was read.
+//! Capabilities belong to threads, so this starts in `main`, before a runtime or another thread exists; later threads
+//! and children inherit the result. It takes two steps, because the backend, and with it part of the needs, is known
+//! only after the network config was read.
 //!
-//! 1. [`Privileges::restrict`] takes from the agent itself (its effective set) what the settings do not ask for.
-//! 2. [`Privileges::settle`] gives the rest up for good (the permitted and bounding sets), unless the back end is
-//!    `extension`: the administrator's commands get what the agent was started with, as from flannel.
+//! 1. [`Privileges::restrict`] drops from the agent's effective set what the settings do not need.
+//! 2. [`Privileges::settle`] drops the rest for good, from the permitted and bounding sets, unless the backend is
+//!    `extension`: its commands get all capabilities that the agent was started with, as in flannel.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -22,17 +22,17 @@ use tracing::debug;
 use crate::plan::backend::BackendConfig;
 use crate::settings::Settings;
 
-/// What every agent uses: links, addresses, routes, neighbours and nftables need `CAP_NET_ADMIN`; raw sockets need
-/// `CAP_NET_RAW`.
+/// What every agent needs: `CAP_NET_ADMIN` for links, addresses, routes, neighbors and nftables, `CAP_NET_RAW` for raw
+/// sockets.
 const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
 
-/// The first port that anybody may listen on, unless `net.ipv4.ip_unprivileged_port_start` says otherwise.
+/// The first port that needs no privilege, unless `net.ipv4.ip_unprivileged_port_start` says otherwise.
 const FIRST_OPEN_PORT: u16 = 1024;
 
-/// The privileges cannot be restricted, or too few are there.
+/// The capabilities cannot be dropped, or a required one is missing.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The process was not started with what it cannot work without.
+    /// A required capability is missing.
     #[error(
         "the capability {0} is missing: run as root, or as a service with AmbientCapabilities={0}"
     )]
@@ -48,29 +48,29 @@ pub enum Error {
     },
 }
 
-/// What this process was started with, and what of it the agent itself goes on using.
+/// The capabilities that this process was started with, and those that the agent keeps for itself.
 #[derive(Clone, Debug)]
 pub struct Privileges {
     /// The permitted set at the start.
     initial: CapsHashSet,
-    /// What the agent needs whatever the back end is.
+    /// What the agent needs with any backend.
     base: CapsHashSet,
 }
 
 impl Privileges {
-    /// Reduces the effective set of this thread, and of all threads that it starts, to what the settings ask for:
+    /// Reduces the effective set of this thread, and of all threads that it starts, to what the settings need:
     ///
-    /// | capability | is kept for |
+    /// | capability | kept for |
     /// |---|---|
     /// | `CAP_NET_ADMIN`, `CAP_NET_RAW` | every agent |
     /// | `CAP_NET_BIND_SERVICE` | health endpoints on a port below 1024 |
-    /// | `CAP_DAC_READ_SEARCH` | certificates, keys and passwords, which a reload reads again, whoever owns them by then; `files` with settings, a subnet file or state that another user owns |
-    /// | `CAP_DAC_OVERRIDE` | a subnet file, state directory or socket in a directory that only its owner may write to |
-    /// | `CAP_FOWNER` | another user's subnet file in a directory like `/tmp` |
+    /// | `CAP_DAC_READ_SEARCH` | certificates, keys and passwords, which a reload reads again and whose owner may change; settings `files`, a subnet file or state of another user |
+    /// | `CAP_DAC_OVERRIDE` | a subnet file, state directory or socket in a directory that only its owner can write to |
+    /// | `CAP_FOWNER` | another user's subnet file in a sticky directory such as `/tmp` |
     ///
     /// # Errors
-    /// [`Error::Missing`] without `CAP_NET_ADMIN`, [`Error::Refused`] when the kernel refuses to take something away. That
-    /// any other is missing is no error; whoever needs it says so.
+    /// [`Error::Missing`] without `CAP_NET_ADMIN`, [`Error::Refused`] if the kernel refuses to drop something. Any
+    /// other missing capability is not an error here: the operation that needs it fails.
     pub fn restrict(settings: &Settings, files: &[PathBuf]) -> Result<Self, Error> {
         let mut privileges = Self::bare()?;
         let needs = needs(settings, files);
@@ -80,7 +80,7 @@ impl Privileges {
         Ok(privileges)
     }
 
-    /// As [`Self::restrict`], with settings that ask for nothing.
+    /// As [`Self::restrict`], with settings that need nothing.
     ///
     /// # Errors
     /// As [`Self::restrict`].
@@ -95,14 +95,14 @@ impl Privileges {
         Ok(Self { initial, base })
     }
 
-    /// Gives up for good what neither the settings nor this back end ask for. To be called before the back end is opened;
-    /// again where another takes its place, which cannot get back what is gone by then.
+    /// Drops for good what neither the settings nor this backend need. Call it before the backend is opened, and again
+    /// for a new backend, which cannot get back what was dropped before.
     ///
-    /// `nft` must work as our child. Started by root it gets what permitted and bounding set leave, so the ambient set is
-    /// emptied; started by another user it would get nothing, so there the capabilities are made ambient
-    /// (capabilities(7), "Transformation of capabilities during execve()"). With `no_new_privs` the permitted set is
-    /// the most that a child gets, so that commands of `extension` need it whole. The bounding set can only be reduced
-    /// while `CAP_SETPCAP` is held; where a service manager withheld that, it has set the bounding set itself.
+    /// `nft` must work as our child process. Under root it gets the intersection of the permitted and bounding sets, so
+    /// the ambient set is emptied. Under another user it would get nothing, so the capabilities become ambient
+    /// (capabilities(7), "Transformation of capabilities during execve()"). With `no_new_privs` a child gets at most
+    /// the permitted set, so `extension` must keep all of it. Reducing the bounding set needs `CAP_SETPCAP`; a service
+    /// manager that withholds it has set the bounding set itself.
     ///
     /// # Errors
     /// [`Error::Refused`].
@@ -117,7 +117,8 @@ impl Privileges {
             set(CapSet::Effective, &own)?;
             return pass_on(&permitted);
         }
-        // The order matters: the bounding set needs CAP_SETPCAP, and a set must not hold more than the one it draws from.
+        // Order: dropping from the bounding set needs CAP_SETPCAP in the effective set, and the other sets must stay
+        // subsets of the permitted one.
         restrict_bounding_set(&permitted, &own)?;
         caps::clear(None, CapSet::Ambient).map_err(refused("empty the ambient capability set"))?;
         for which in [CapSet::Effective, CapSet::Inheritable, CapSet::Permitted] {
@@ -126,10 +127,10 @@ impl Privileges {
         pass_on(&own)
     }
 
-    /// What an earlier back end had no use for, and this one may miss.
+    /// The capabilities that were dropped for an earlier backend and that this one needs.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the kernel does not say.
+    /// [`Error::Refused`] if the sets cannot be read.
     pub fn lost_for(&self, backend: &BackendConfig) -> Result<Option<&'static str>, Error> {
         let permitted = read(CapSet::Permitted)?;
         let lost =
@@ -142,13 +143,13 @@ impl Privileges {
     }
 }
 
-/// Whether its port is one that not everybody may listen on. The kernel asks for that also where it listens itself, as
-/// for vxlan and wireguard.
+/// Whether the backend's port is privileged. The kernel checks that also for sockets that it opens itself, as for vxlan
+/// and wireguard.
 fn needs_bind(backend: &BackendConfig) -> bool {
     backend.port().is_some_and(|port| port < FIRST_OPEN_PORT)
 }
 
-/// Lets children have capabilities though this is not root.
+/// Makes the capabilities available to children if we are not root.
 fn pass_on(capabilities: &CapsHashSet) -> Result<(), Error> {
     if geteuid().is_root() {
         return Ok(());
@@ -163,7 +164,7 @@ fn restrict_bounding_set(permitted: &CapsHashSet, kept: &CapsHashSet) -> Result<
         if !superfluous.is_empty() {
             debug!(
                 ?superfluous,
-                "the bounding set stays as it is, for lack of CAP_SETPCAP"
+                "cannot reduce the bounding set without CAP_SETPCAP"
             );
         }
         return Ok(());
@@ -177,8 +178,8 @@ fn restrict_bounding_set(permitted: &CapsHashSet, kept: &CapsHashSet) -> Result<
     Ok(())
 }
 
-/// What the settings ask for, beside [`NEEDED`]. To be called when that is all that is effective: the kernel is asked
-/// what this leaves.
+/// What the settings need besides [`NEEDED`]. Call it while only that set is effective: it asks the kernel what that
+/// denies.
 fn needs(settings: &Settings, sources: &[PathBuf]) -> CapsHashSet {
     let mut needs = CapsHashSet::new();
     let health = settings.health.listen.map(|address| address.port());
@@ -219,19 +220,19 @@ fn needs(settings: &Settings, sources: &[PathBuf]) -> CapsHashSet {
     needs
 }
 
-/// Whether nothing can be made in a directory, or on the way to it where it does not exist yet.
+/// Whether no file can be created in a directory, or in its nearest existing parent.
 fn is_closed(directory: &Path) -> bool {
     let there = |path: &&Path| fs::symlink_metadata(path).is_ok();
     let existing = directory.ancestors().find(there);
     existing.is_some_and(|path| is_denied(path, AccessFlags::W_OK | AccessFlags::X_OK))
 }
 
-/// Whether what may be done with a file is not enough with the capabilities in effect.
+/// Whether the capabilities in effect do not allow this access to the file.
 fn is_denied(path: &Path, wanted: AccessFlags) -> bool {
     faccessat(AT_FDCWD, path, wanted, AtFlags::AT_EACCESS) == Err(Errno::EACCES)
 }
 
-/// Whether a file is somebody else's, in a directory of somebody else's where only owners may replace files.
+/// Whether the file is another user's in another user's sticky directory, where only owners may replace files.
 fn is_sticky(file: &Path) -> bool {
     const STICKY: u32 = 0o1000;
     let (Some(directory), Ok(file)) = (file.parent(), fs::symlink_metadata(file)) else {

@@ -1,8 +1,8 @@
-//! `subnet.env`: what the overlay tells container runtimes on this host.
+//! The subnet file `subnet.env`: what container runtimes on this host read about the overlay.
 //!
-//! One file serves four readers: systemd (`EnvironmentFile=`), a shell that sources it, flannel's CNI plugin, and the
-//! agent (or flanneld) itself, which asks for the same subnet again after a restart. So the keys are flannel's in
-//! flannel's order, and only then the options that Docker is started with.
+//! One file has four kinds of readers: systemd (`EnvironmentFile=`), shells that source it, flannel's CNI plugin, and
+//! the agent (or flanneld) itself, which asks for the same subnet again after a restart. So flannel's keys come first,
+//! in flannel's order, and the Docker options after them.
 
 use std::fmt;
 use std::fs;
@@ -17,10 +17,10 @@ use thiserror::Error;
 use crate::base::atomic_file;
 use crate::base::net::Leased;
 
-/// The file cannot be used.
+/// The subnet file cannot be used.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// It exists but cannot be read.
+    /// Failed to read it.
     #[error("failed to read the subnet file {}", path.display())]
     Read {
         /// Which file.
@@ -29,7 +29,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// It cannot be written.
+    /// Failed to write it.
     #[error("failed to write the subnet file {}", path.display())]
     Write {
         /// Which file.
@@ -38,7 +38,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// It cannot be removed.
+    /// Failed to remove it.
     #[error("failed to remove the subnet file {}", path.display())]
     Remove {
         /// Which file.
@@ -49,7 +49,7 @@ pub enum Error {
     },
 }
 
-/// What the file says.
+/// Contents of the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SubnetFile {
     /// The whole overlay network and the leased subnet in it, whose first address + 1 is the container bridge's.
@@ -58,16 +58,16 @@ pub struct SubnetFile {
     pub v6: Option<Leased<Ipv6Net>>,
     /// MTU of the overlay in bytes.
     pub mtu: u32,
-    /// Whether the agent masquerades what leaves the overlay; the runtime then must not.
+    /// Whether the agent masquerades packets that leave the overlay; then the runtime must not.
     pub masquerade: bool,
 }
 
 impl SubnetFile {
     /// The file's text.
     ///
-    /// Nothing is quoted: no value has a character that is special to systemd or to a shell, and flannel's readers
-    /// know no quotes. The options are not called `DOCKER_OPTS`, because flannel's `mk-docker-opts.sh` sources this
-    /// file and would put that variable's value in front of the options it makes.
+    /// Values are not quoted: none has a character that is special to systemd or a shell, and flannel's readers do not
+    /// support quotes. The variable is not called `DOCKER_OPTS`, because flannel's `mk-docker-opts.sh` sources this
+    /// file and would prepend that variable to its own options.
     pub fn render(&self) -> String {
         let Self {
             v4,
@@ -107,7 +107,7 @@ impl SubnetFile {
         lines.concat()
     }
 
-    /// Writes the file at `path` unless it says the same already; returns whether it wrote.
+    /// Writes the file at `path` unless it has these contents already; returns whether it wrote.
     ///
     /// # Errors
     /// [`Error::Write`]; the old file is then untouched.
@@ -124,8 +124,8 @@ impl SubnetFile {
     }
 }
 
-/// The address of the container bridge, which is also what the plugin host-local takes for the gateway: the subnet's first
-/// address + 1, with the subnet's length.
+/// The address of the container bridge: the subnet's first address + 1, with the subnet's prefix length. The plugin
+/// host-local uses the same address as gateway.
 pub(crate) fn bridge_address(subnet: IpNet) -> IpNet {
     let address = match subnet.network() {
         IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits().saturating_add(1)).into(),
@@ -134,7 +134,7 @@ pub(crate) fn bridge_address(subnet: IpNet) -> IpNet {
     IpNet::new(address, subnet.prefix_len()).unwrap_or(subnet)
 }
 
-/// What an earlier run left: the networks, and the subnets to ask for again, all masked.
+/// What an earlier run left in the file: networks, and the subnets to ask for again, all masked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Previous {
     /// The overlay network at that time.
@@ -151,10 +151,10 @@ pub struct Previous {
     pub masquerade: Option<bool>,
 }
 
-/// Reads what an earlier run of the agent or of any flanneld left at `path`; a missing file says nothing.
+/// Reads the file that an earlier run of the agent or of any flanneld left at `path`; a missing file is empty.
 ///
 /// # Errors
-/// [`Error::Read`] when the file is there but unreadable.
+/// [`Error::Read`] if the file exists but is unreadable.
 pub fn read_previous(path: &Path) -> Result<Previous, Error> {
     match fs::read(path) {
         Ok(bytes) => Ok(Previous::parse(&String::from_utf8_lossy(&bytes))),
@@ -182,8 +182,8 @@ pub fn remove(path: &Path) -> Result<bool, Error> {
 }
 
 impl Previous {
-    /// Reads the text as flannel's dotenv parser does: comments, quotes, `export` and `KEY: value` are taken, what is
-    /// not understood is skipped, and the last of several lines with one key counts.
+    /// Parses the text as flannel's dotenv parser does: accepts comments, quotes, `export` and `KEY: value`, skips
+    /// everything else, and the last line with a key wins.
     pub fn parse(text: &str) -> Self {
         let v4 = |net: Ipv4Net| net.trunc();
         let v6 = |net: Ipv6Net| net.trunc();
@@ -227,8 +227,8 @@ fn parse_line(line: &str) -> Option<(&str, &str)> {
     Some((key, value))
 }
 
-/// The one network in a comma-separated list; flannel 0.21 to 0.25 wrote lists, and more than one valid member
-/// means that nobody knows which was meant.
+/// The only network in a comma-separated list: flannel 0.21 to 0.25 wrote lists, and a list with several valid members
+/// is ambiguous.
 fn only_network<N: FromStr>(list: &str) -> Option<N> {
     let mut valid = list
         .split(',')

@@ -1,4 +1,4 @@
-//! Finding the underlay among the interfaces of this host.
+//! Finds the underlay interface and its addresses on this host.
 
 use crate::base::net::Family;
 use crate::cluster::host_nets::HostNets;
@@ -16,35 +16,34 @@ pub use error::{Error, Miss};
 use choice::Choice;
 use host_nets::host_nets;
 
-/// Finds the underlay that `wanted` asks for, with an address of each of `families`, all on one interface. What is asked
-/// for is tried in this order, until an interface is found that has usable addresses:
+/// Finds the underlay for the settings `wanted`, with an address of each of `families`, all on one interface. It tries
+/// in this order, until an interface has usable addresses:
 ///
-/// 1. the interfaces by name or address,
-/// 2. the patterns: the interface of which an address of each family matches; else the one whose name matches; else, for
-///    two families, the one of which any address matches,
-/// 3. the one over which the kernel reaches the given address; its source address counts,
-/// 4. the one that has an address in a given network.
+/// 1. interfaces by name or address,
+/// 2. patterns: the interface with a matching address of each family; else the one with a matching name; else, with
+///    dual stack, the one with any matching address,
+/// 3. the interface over which the kernel reaches a given address, with the source address of that route,
+/// 4. the interface that has an address in a given network.
 ///
-/// If nothing is asked for, it is the interface that has the public address, or else the one of the default route with the
-/// lowest metric. There is no falling back to the default route when something was asked for in vain.
+/// Without such settings, it chooses the interface that has the public address, or else that of the default route with
+/// the lowest metric. If settings name an interface and none matches, the default route is not a fallback.
 ///
-/// Of default routes of the same metric the one counts whose interface's name comes first: which of them the kernel lists
-/// first changes from boot to boot.
+/// Among default routes of equal metric, the interface whose name sorts first wins: the order in which the kernel lists
+/// them changes from boot to boot.
 ///
-/// Of an interface's addresses, those come first that the settings name, then those in a network that they name; link-local
-/// IPv4 ones come last; permanent ones before those from DHCP or a router; temporary IPv6 ones after others; global IPv6
-/// ones before unique local ones (RFC 6724 §2.1); else the kernel's order counts. Deprecated ones count only if they are
-/// named, those in doubt (duplicates, perhaps), link-local IPv6 ones, and in the overlay's network those of its own devices and of
-/// containers' bridges never.
+/// Order of an interface's addresses: those that the settings name; those in a network that they name; permanent before
+/// those from DHCP or router advertisements; temporary IPv6 addresses after others; global IPv6 before unique local
+/// ones (RFC 6724 §2.1); link-local IPv4 last; otherwise the kernel's order. Deprecated addresses are used only if the
+/// settings name them. Never used: tentative and duplicate addresses, link-local IPv6, and addresses in the overlay
+/// network on overlay devices and container bridges.
 ///
-/// `current` is what a running overlay uses. Its interface and addresses stay the choice for as long as they are what was
-/// asked for, even when by now there is a better one: the peers would have to learn another address, for nothing. A second
-/// default route, or a service address that keepalived adds beside one from DHCP, is no reason to move. What is read anew
-/// is the MTU, the prefix lengths and the public addresses.
+/// `current` is the underlay of a running overlay. Its interface and addresses stay chosen while they match the
+/// settings, even if there is a better one by now: a move makes all peers learn a new address for no gain. A second
+/// default route, or a service address that keepalived adds next to one from DHCP, is no reason to move. MTU, prefix
+/// lengths and public addresses are always updated.
 ///
-/// # Errors
-/// An [`Error`] that says what was tried, and what interfaces and addresses there are. Dropping the future leaves nothing
-/// behind.
+/// An [`Error`] that says what was tried, and which interfaces and addresses exist. The future can be dropped at any
+/// time.
 pub async fn discover(
     wanted: &settings::Underlay,
     families: Families,
@@ -54,7 +53,7 @@ pub async fn discover(
     Ok(underlay)
 }
 
-/// The same, and what overlay subnets must keep off on this host.
+/// The same, plus the host networks and addresses that overlay subnets must avoid.
 ///
 /// # Errors
 /// As [`discover`].
@@ -76,7 +75,7 @@ pub async fn survey(
     }
     match look(wanted, families, current, questions).await {
         Ok(found) if current.is_none_or(|current| found.0.is_where(current)) => Ok(found),
-        // Before anything moves or fails, all default routes count.
+        // All default routes count before the overlay moves or fails.
         _ => {
             questions.thorough = true;
             look(wanted, families, current, questions).await
@@ -92,7 +91,7 @@ async fn look(
 ) -> Result<(Underlay, HostNets), Error> {
     let host = Host::observe(questions).await?;
     let found = Choice::new(&host, wanted, families).find(current);
-    // What is not on an incomplete list may be there all the same, which is no ground to move.
+    // An interrupted dump may lack an entry that exists. That is no reason to move.
     match (&found, current) {
         (Ok(found), Some(current)) if !host.complete && !found.is_where(current) => {
             Err(Error::Incomplete)

@@ -22,7 +22,7 @@ fn add() -> String {
 }
 
 fn delete() -> String {
-    let handle = handle("from outside to containers here");
+    let handle = handle("outside to local containers");
     format!("delete rule {CHAIN} handle {handle}")
 }
 
@@ -33,7 +33,7 @@ fn replace() -> String {
 
 fn forge() -> String {
     let handle = handle("marked by kube-proxy");
-    let comment = "marked by kube-proxy, which masquerades it itself";
+    let comment = "marked by kube-proxy, which masquerades it";
     format!("replace rule {CHAIN} handle {handle} accept comment \"{comment}\"")
 }
 

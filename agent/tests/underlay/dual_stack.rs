@@ -30,7 +30,7 @@ fn both_families_are_found_on_one_interface() {
         }
         ip("address del fd00:2::1/64 dev u1");
         let message = found(&named("u1"), DUAL, None).await;
-        let expected = "the interface u1 has no usable IPv6 address; there are lo (";
+        let expected = "the interface u1 has no usable IPv6 address; this host has lo (";
         assert!(message.starts_with(expected), "{message}");
         ip("link set u0 mtu 1200");
         let message = found(&named("u0"), DUAL, None).await;
@@ -52,7 +52,7 @@ fn default_routes_of_both_families_agree_on_the_interface() {
         assert_eq!(found(&any(), V4, None).await, "u0 10.77.0.11");
         assert_eq!(found(&any(), V6, None).await, "u1 fd00:2::1");
         let message = found(&any(), DUAL, None).await;
-        let expected = "the IPv4 default route leads over u0, the IPv6 one over u1, but one";
+        let expected = "the IPv4 default route uses u0, the IPv6 one u1, but one";
         assert!(message.starts_with(expected), "{message}");
         // Worse ways, but of both families.
         ip("route add default via 192.0.2.2 metric 200");

@@ -1,4 +1,4 @@
-//! What Docker's own packet filter does to the overlay, and what `dockerd` must be told about it.
+//! What Docker's packet filter drops of the overlay's traffic, and which options `dockerd` needs.
 //!
 //! | Docker | what it drops | what opens it |
 //! |---|---|---|
@@ -7,14 +7,14 @@
 //! | ≥ 28.0 | to containers by any interface but their bridge, in raw `PREROUTING` (moby/moby#49325, #49829) | `SELVAGE-RAW` before it |
 //! | ≥ 29.0 with `--firewall-backend=nftables` | the same, in base chains of its own tables, which no rule of others can overrule | the options of [`options`] and our mark |
 //!
-//! So no option is needed where Docker works by iptables, and none is given: `--allow-direct-routing` (28.2) would open
-//! the published ports of every network to every interface, the agent's rule opens this subnet to the overlay alone.
+//! With iptables Docker needs no option and gets none: `--allow-direct-routing` (28.2) would open the published ports
+//! of every network on every interface, while the agent's rule opens only this subnet, and only to the overlay.
 
 use std::fmt;
 
-/// The bit of the packet mark that stands for "let through" between our nftables table and Docker's. It is set only while
-/// a packet is being forwarded, when routing is done with, and belongs to neither kube-proxy (0x4000, 0x8000), Tailscale
-/// (0xff0000) nor Calico's default (0xffff0000).
+/// The bit of the packet mark that means "accept" between our nftables table and Docker's. It is set only during
+/// forwarding, after routing, and collides neither with kube-proxy (0x4000, 0x8000), Tailscale (0xff0000) nor Calico's
+/// default (0xffff0000).
 pub const MARK: u32 = 0x1000;
 
 /// A version of `dockerd`.
@@ -44,17 +44,17 @@ impl fmt::Display for Version {
     }
 }
 
-/// What Docker makes its rules with: its option `--firewall-backend`.
+/// How Docker makes its rules: its option `--firewall-backend`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Backend {
     /// The only one before Docker 29, and its default.
     #[default]
     Iptables,
-    /// Tables of its own.
+    /// Docker's own nftables tables.
     Nftables,
 }
 
-/// The options that this `dockerd` needs to let the overlay's packets through to its containers; mostly none.
+/// The options that this `dockerd` needs to accept overlay packets to its containers; mostly none.
 pub fn options(version: Version, backend: Backend) -> Vec<String> {
     match backend {
         Backend::Nftables if version.major >= 29 => vec![

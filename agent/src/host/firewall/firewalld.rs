@@ -1,12 +1,12 @@
-//! firewalld, which rejects in its own nftables table what no zone of it lets through, whatever other tables accept.
+//! firewalld: its nftables table rejects packets that no zone accepts, whatever other tables accept.
 //!
-//! Its table must not be touched (it may be owned by firewalld's process, and a reload makes it anew), so it is asked:
-//! packets whose source is in the overlay belong to its zone `trusted`. That is what k3s tells its users to do by hand.
-//! It holds for back ends with and without a device of their own, and lets containers reach the services of the hosts,
-//! as they would without firewalld. The entry is not permanent: it is gone with a reload, noticed, and made again.
+//! The agent must not change that table (firewalld may own it, and each reload recreates it). Instead it adds the
+//! overlay network as a source of the zone `trusted`, as k3s tells its users to do by hand. That works for backends
+//! with and without a device. Containers can then also reach the host's own services, as without firewalld. The entry
+//! is not permanent: a reload removes it, the agent notices and adds it again.
 //!
-//! firewalld is a Python program behind D-Bus, which takes a fifth of a second at best and many seconds while it reloads.
-//! The agent goes on meanwhile.
+//! firewalld is a Python program behind D-Bus: a call takes 0.2 s at best, and many seconds during a reload. The agent
+//! does not wait for it.
 
 use std::time::{Duration, Instant};
 
@@ -24,29 +24,30 @@ pub(super) const TABLE: &str = "inet firewalld";
 /// The program that talks to firewalld over D-Bus.
 const PROGRAM: &str = "firewall-cmd";
 
-/// What it is asked for.
+/// The action named in errors.
 const ACTION: &str = "let the overlay through";
 
-/// How long one call may take: nobody waits for it, and a firewalld that reloads on a busy machine answers late.
+/// Deadline of one call. Generous, because the agent does not wait, and a firewalld that reloads on a busy machine
+/// answers late.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long firewalld is left alone after it refused.
+/// Pause after a failed call; doubles up to the maximum.
 const MIN_PAUSE: Duration = Duration::from_secs(2);
 const MAX_PAUSE: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
 pub(super) struct Firewalld {
-    /// What it was asked last, until the outcome is known.
+    /// The running call, until its outcome is known.
     call: Option<JoinHandle<Result<(), Error>>>,
-    /// Whether it said yes to that.
+    /// Whether the last call succeeded.
     agreed: bool,
-    /// When to ask again after a refusal, and how long that pause is.
+    /// When to retry after a failure, and the current pause.
     pause: Option<(Instant, Duration)>,
 }
 
 impl Firewalld {
-    /// Has `networks` put into the trusted zone where they are in no zone yet; returns whether nothing is left to do. What
-    /// firewalld then changes is announced by the kernel, so that the caller comes back.
+    /// Adds `networks` to the trusted zone, except those that are in a zone already; returns whether nothing is left to
+    /// do. The kernel announces firewalld's changes, so the caller comes back.
     pub(super) async fn ensure(
         &mut self,
         networks: impl Iterator<Item = IpNet>,
@@ -57,7 +58,7 @@ impl Firewalld {
                 self.call = Some(call);
                 return false;
             }
-            // A panic was told by whoever panicked.
+            // A task that panicked has already reported it.
             Some(call) => match call.await.unwrap_or(Ok(())) {
                 Ok(()) => self.agreed = true,
                 Err(error) => self.put_off(&error, complaints),
@@ -72,13 +73,17 @@ impl Firewalld {
                 (self.agreed, self.pause) = (false, None);
                 true
             }
-            // A reload may have come in between; but rules that cannot be read must not make us ask for ever.
+            // A reload may have removed the entry again. But do not retry at once: if we cannot parse the rules, we
+            // would call forever.
             Ok(networks) if std::mem::take(&mut self.agreed) => {
                 let names: Vec<_> = networks.iter().map(IpNet::to_string).collect();
                 let error = Error::Refused {
                     program: PROGRAM.to_owned(),
                     action: ACTION,
-                    message: format!("it agreed, but no rule of it names {}", names.join(", ")),
+                    message: format!(
+                        "it reported success, but none of its rules names {}",
+                        names.join(", ")
+                    ),
                 };
                 self.put_off(&error, complaints);
                 false
@@ -102,7 +107,7 @@ impl Firewalld {
     }
 }
 
-/// The networks that are in no zone.
+/// The networks that no zone contains.
 async fn outside_of_zones(networks: impl Iterator<Item = IpNet>) -> Result<Vec<IpNet>, Error> {
     let listing = nftables::listing("inet", "firewalld")
         .await?
@@ -116,13 +121,13 @@ async fn trust(networks: Vec<IpNet>) -> Result<(), Error> {
     for network in networks {
         let source = format!("--add-source={network}");
         firewall_cmd(ACTION, &["--zone=trusted", &source]).await?;
-        info!(%network, "firewalld trusts the overlay");
+        info!(%network, "added the overlay network to firewalld's trusted zone");
     }
     Ok(())
 }
 
-/// Whether the overlay is in a zone, be it one that the administrator chose. firewalld before 1.0 goes to the chain
-/// `filter_FWDI_ZONE`, since 1.0 to `filter_FWD_ZONE`; 2.5 jumps to `filter_FWD_ZONE_dispatch_stage2`.
+/// Whether a zone contains the overlay, possibly one that the administrator chose. firewalld before 1.0 jumps to the
+/// chain `filter_FWDI_ZONE`, since 1.0 to `filter_FWD_ZONE`, and 2.5 to `filter_FWD_ZONE_dispatch_stage2`.
 fn is_bound(listing: &str, network: IpNet) -> bool {
     ["goto", "jump"].iter().any(|verdict| {
         let rule = format!(" saddr {network} {verdict} filter_FWD");
@@ -130,8 +135,8 @@ fn is_bound(listing: &str, network: IpNet) -> bool {
     })
 }
 
-/// Takes `networks` out of the trusted zone, except where the administrator put them there for good; returns whether any
-/// was in it. firewalld forgets by itself with its next reload, so failures do not matter.
+/// Removes `networks` from the trusted zone, unless the permanent configuration lists them; returns whether any was
+/// removed. Failures do not matter: firewalld forgets the entry at its next reload.
 pub(super) async fn forget(networks: &[IpNet]) -> bool {
     let mut removed = false;
     for network in networks.iter().map(IpNet::trunc) {

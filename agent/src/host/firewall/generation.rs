@@ -1,5 +1,5 @@
-//! The number of the current nftables ruleset, which every change of it counts up: one netlink message tells that there
-//! is nothing to do.
+//! The generation of the nftables ruleset. The kernel increments it with every change (`nf_tables_commit`), so one
+//! netlink message shows that nothing changed.
 
 use std::io;
 use std::time::Duration;
@@ -21,10 +21,10 @@ const REQUEST_LENGTH: u32 = 16 + 4;
 /// `NFTA_GEN_ID` (linux/netfilter/nf_tables.h), a big-endian u32.
 const ID: u16 = 1;
 
-/// The kernel answers at once; this only keeps an unknown kernel from holding up the agent.
+/// The kernel answers at once; the timeout only protects the agent from an unexpected kernel.
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// A socket that asks for the generation in the network namespace it was opened in.
+/// A socket that reads the generation in the network namespace it was opened in.
 pub(super) struct Generation(TokioSocket);
 
 impl Generation {
@@ -34,7 +34,7 @@ impl Generation {
         Ok(Self(socket))
     }
 
-    /// Fails without nftables in the kernel.
+    /// Fails if the kernel has no nftables.
     pub(super) async fn read(&mut self) -> io::Result<u32> {
         let mut request = Vec::with_capacity(20);
         request.extend(REQUEST_LENGTH.to_ne_bytes());
@@ -55,7 +55,7 @@ impl Generation {
     }
 }
 
-/// The generation in the kernel's answer; its other attributes name the process that made it.
+/// The generation in the kernel's answer. Its other attributes name the process that made the last change.
 fn parse(answer: &[u8]) -> Option<u32> {
     let kind = u16::from_ne_bytes(answer.get(4..6)?.try_into().ok()?);
     if kind != NEW_GENERATION {

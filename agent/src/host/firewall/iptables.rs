@@ -1,9 +1,9 @@
-//! The rules in iptables, read by `iptables-save` and put in place by `iptables-restore`: two calls a family, not one for
-//! each rule, and no rule that is looked for without its neighbours. Each table is replaced in one transaction.
+//! Rules in iptables, read with `iptables-save` and written with `iptables-restore`: two calls per family instead of
+//! one per rule, always for whole chains. Each table is replaced in one transaction.
 //!
-//! A host may have two kinds of iptables, whose rules do not see each other but both decide: those made from nftables
-//! (`iptables-nft`) and the old ones (`iptables-legacy`). Ours go where the program called plainly `iptables` puts them.
-//! The other kind is looked at too, since flannel may have left its rules there, and Docker may drop there.
+//! A host may have two variants of iptables: `iptables-nft` and `iptables-legacy`. They do not see each other's rules,
+//! but both sets apply. Our rules go to the variant that is called plain `iptables`. The other variant is checked too,
+//! because flannel may have left rules there and Docker may drop there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,11 +30,11 @@ enum Kind {
     Legacy,
 }
 
-/// One set of installed programs.
+/// One installed set of programs.
 #[derive(Debug)]
 struct Tools {
     kind: Kind,
-    /// What follows `iptables` in their names: nothing, `-nft` or `-legacy`.
+    /// The suffix of their names after `iptables`: nothing, `-nft` or `-legacy`.
     suffix: &'static str,
     version: (u32, u32, u32),
 }
@@ -44,13 +44,13 @@ pub(super) fn chain_names(network: Option<&NetworkName>) -> [String; 3] {
     Chains::new(network).names().map(str::to_owned)
 }
 
-/// What is known when the rules are looked at.
+/// Input of one pass.
 #[derive(Clone, Copy)]
 pub(super) struct Look<'a> {
-    /// Whether the rules are to be made here, not only what opens other chains.
+    /// Whether to create the rules in this variant, not only accepts in other programs' chains.
     pub(super) main: bool,
     pub(super) tables: &'a Tables,
-    /// Whether nothing in nftables changed since the last look.
+    /// Whether nothing in nftables changed since the last pass.
     pub(super) quiet: bool,
 }
 
@@ -58,14 +58,14 @@ pub(super) struct Look<'a> {
 pub(super) struct Iptables {
     chains: Chains,
     detected: bool,
-    /// The installed programs, those with the plain name first.
+    /// The installed programs; those without a suffix come first.
     tools: Vec<Tools>,
-    /// What was put in place, and how the programs print it where that differs from our words.
+    /// The rules last written, and how the programs print them if that differs from our text.
     spelled: BTreeMap<(Kind, Family), (Wanted, Vec<String>)>,
 }
 
 impl Iptables {
-    /// Knows nothing yet of the chains of that network.
+    /// Starts without state for the chains of that network.
     pub(super) fn new(network: Option<&NetworkName>) -> Self {
         Self {
             chains: Chains::new(network),
@@ -75,7 +75,7 @@ impl Iptables {
         }
     }
 
-    /// Looks for the programs, once: the mode must not change because a package was installed.
+    /// Finds the programs, once: the mode must not change because a package was installed.
     pub(super) async fn detect(&mut self) {
         if self.detected {
             return;
@@ -86,7 +86,7 @@ impl Iptables {
             let version = match &plain {
                 Some(plain) if plain.kind == kind => continue,
                 _ if !has(suffix) => continue,
-                // Both kinds come from one package.
+                // Both variants come from one package.
                 Some(plain) => plain.version,
                 None => version(suffix).await.unwrap_or_default().0,
             };
@@ -101,20 +101,20 @@ impl Iptables {
         }
     }
 
-    /// Whether the programs that flannel would use are there.
+    /// Whether the programs that flannel would use are installed.
     pub(super) fn is_installed(&self) -> bool {
         self.tools
             .first()
             .is_some_and(|first| first.suffix.is_empty())
     }
 
-    /// Whether rules may change here without an announcement.
+    /// Whether rules may change here without a notification.
     pub(super) fn must_look(&self) -> bool {
         let legacy = self.tools.iter().any(|tools| tools.kind == Kind::Legacy);
         legacy && Family::BOTH.into_iter().any(legacy_is_in_use)
     }
 
-    /// Makes our chains what they should be; returns whether anything was changed.
+    /// Corrects our chains; returns whether anything changed.
     pub(super) async fn ensure(
         &mut self,
         rules: &Rules,
@@ -148,7 +148,7 @@ impl Iptables {
         Ok(changed)
     }
 
-    /// Removes our chains wherever they are; returns whether there were any.
+    /// Removes our chains everywhere; returns whether there were any.
     ///
     /// # Errors
     /// The first failure, after all the rest was tried.
@@ -184,7 +184,7 @@ impl Tools {
         })
     }
 
-    /// Brings one family to what `want` makes of it.
+    /// Changes one family to what `want` computes for it.
     async fn ensure(
         &self,
         chains: &Chains,
@@ -217,7 +217,7 @@ impl Tools {
         Ok(true)
     }
 
-    /// Whether there can be any rule: asking costs a process.
+    /// Whether there can be any rule. Asking the program costs a process.
     fn may_have_rules(&self, ip: Family, tables: &Tables) -> bool {
         match self.kind {
             Kind::Legacy => legacy_is_in_use(ip),
@@ -241,7 +241,7 @@ impl Tools {
             true => &["--noflush", "--wait"],
             false => &["--noflush"],
         };
-        self.run(ip, "restore", "change its rules", arguments, script)
+        self.run(ip, "restore", "apply the rules", arguments, script)
             .await?;
         Ok(())
     }
@@ -278,20 +278,21 @@ fn prefix(ip: Family) -> &'static str {
     }
 }
 
-/// Whether all programs with this suffix are there.
+/// Whether all programs with this suffix are installed.
 fn has(suffix: &str) -> bool {
     let found = |verb| program::find(&format!("iptables{suffix}{verb}")).is_some();
     ["", "-save", "-restore"].into_iter().all(found)
 }
 
-/// The version of the programs with this suffix, and whether they are made from nftables.
+/// The version of the programs with this suffix, and whether they are the nft variant.
 async fn version(suffix: &str) -> Option<((u32, u32, u32), bool)> {
     let path = program::find(&format!("iptables{suffix}"))?;
     let output = program::run(path, &["--version"], "").await.ok()?;
     parse_version(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// Reads a line such as `iptables v1.8.9 (nf_tables)`. Before 1.8.0 there was but the legacy kind, which did not say so.
+/// Parses a line such as `iptables v1.8.9 (nf_tables)`. Versions before 1.8.0 have only the legacy variant and do not
+/// say so.
 fn parse_version(text: &str) -> Option<((u32, u32, u32), bool)> {
     let (_, rest) = text.split_once(" v")?;
     let number = rest.split_whitespace().next()?;
@@ -300,7 +301,8 @@ fn parse_version(text: &str) -> Option<((u32, u32, u32), bool)> {
     Some((version, rest.contains("nf_tables")))
 }
 
-/// Whether the kernel holds legacy tables of this family. Who may not know has to look.
+/// Whether the kernel has legacy tables of this family (`/proc/net/ip_tables_names`). If that file cannot be read,
+/// assume so.
 pub(crate) fn legacy_is_in_use(ip: Family) -> bool {
     let names = match ip {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",

@@ -1,12 +1,11 @@
-//! Looking at the rules without changing any, for who asks how things are while no agent runs.
+//! Reads the rules without changing any, for commands that run while no agent does.
 
 use super::Mode;
 use super::program::{self, Error};
 use super::{iptables, nftables};
 use crate::base::network_name::NetworkName;
 
-/// By which rules the packets of a network's overlay go through this host now; `None` if there are none of ours. Needs
-/// root.
+/// The mode in which a network's rules are in place now; `None` if there are none of ours. Needs root.
 ///
 /// # Errors
 /// The rules cannot be read.
@@ -16,7 +15,7 @@ pub(crate) async fn look(network: Option<&NetworkName>) -> Result<Option<Mode>, 
         Ok(None) | Err(Error::NoProgram { .. }) => {}
         Err(error) => return Err(error),
     }
-    // Prints what is there in either kind of rules, as its namesake among the programs that changes them would see it.
+    // iptables-save prints the rules of its own variant, the one that plain `iptables` changes.
     let Some(save) = program::find("iptables-save") else {
         return Ok(None);
     };

@@ -1,4 +1,4 @@
-//! By which of the kernel's two rule languages the agent works.
+//! The rule language that the agent uses: nftables or iptables.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,13 +8,13 @@ use thiserror::Error;
 /// The setting `firewall.mode`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Mode {
-    /// What flannel would do: nftables where the network config says `EnableNFTables`, else iptables, whose rules are
-    /// where operators, Docker and kube-proxy look for them. Where the programs for that choice are missing, the other.
+    /// As flannel: nftables if the network config says `EnableNFTables`, else iptables, where operators, Docker and
+    /// kube-proxy expect the rules. If the programs for that choice are missing, the other one.
     #[default]
     Auto,
-    /// One nftables table of our own, by the program `nft`.
+    /// One nftables table of our own, written with `nft`.
     Nftables,
-    /// flannel's chains, by the programs `iptables-save` and `iptables-restore`, of whichever kind is installed.
+    /// flannel's chains, written with `iptables-save` and `iptables-restore`, of whichever variant is installed.
     Iptables,
 }
 
@@ -22,7 +22,7 @@ impl Mode {
     /// How the modes are written, for messages.
     pub const NAMES: &str = "auto, nftables or iptables";
 
-    /// The mode to work in: never [`Mode::Auto`].
+    /// The mode to use: never [`Mode::Auto`].
     ///
     /// `prefer_nftables` is the network config's `EnableNFTables`; the others say which programs are installed.
     pub(super) fn choose(self, prefer_nftables: bool, nft: bool, iptables: bool) -> Self {
@@ -45,9 +45,9 @@ impl fmt::Display for Mode {
     }
 }
 
-/// The text names no mode.
+/// The text is not a mode.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("{0:?} is no firewall mode: expected {names}", names = Mode::NAMES)]
+#[error("{0:?} is not a firewall mode: expected {names}", names = Mode::NAMES)]
 pub struct ParseModeError(String);
 
 impl FromStr for Mode {
@@ -75,7 +75,7 @@ mod tests {
         let error = "nft".parse::<Mode>().unwrap_err().to_string();
         assert_eq!(
             error,
-            "\"nft\" is no firewall mode: expected auto, nftables or iptables"
+            "\"nft\" is not a firewall mode: expected auto, nftables or iptables"
         );
     }
 

@@ -1,8 +1,8 @@
-//! The rules in nftables, put in place by the `nft` program.
+//! Rules in nftables, written with the `nft` program.
 //!
-//! Text to `nft -f -` is the interface that every version has (JSON support is a build option); one call is one
-//! transaction, so packets see the old rules or the new. The meaning of the rules is that of flannel's iptables rule
-//! set, not of its nftables one, which confuses the two networks in its fourth rule.
+//! Every version of nft reads text with `nft -f -` (JSON support is a build option). One call is one transaction, so
+//! packets see either the old or the new rules. The rules have the meaning of flannel's iptables rules, not of its
+//! nftables rules, whose fourth one mixes up the two networks.
 
 use std::collections::BTreeSet;
 use std::process::Output;
@@ -16,8 +16,8 @@ mod script;
 
 use script::Script;
 
-/// The default network's table, in the `inet` family, so that one table serves IPv4 and IPv6. A named network's has the name
-/// behind.
+/// The default network's table. Its family is `inet`, so one table serves IPv4 and IPv6. A named network's table has
+/// its name as a suffix.
 const TABLE: &str = "selvage";
 
 /// The name of a network's table.
@@ -25,7 +25,7 @@ pub(super) fn table_of(network: Option<&NetworkName>) -> String {
     suffixed(TABLE, network)
 }
 
-/// The tables that flannel makes where its network config says `EnableNFTables`.
+/// The tables that flannel creates if its network config says `EnableNFTables`.
 const FLANNEL_TABLES: [&str; 2] = ["ip flannel-ipv4", "ip6 flannel-ipv6"];
 
 /// The names of all tables, with their families, such as `inet selvage`.
@@ -41,7 +41,7 @@ impl Tables {
         self.0.as_ref().is_some_and(|tables| tables.contains(table))
     }
 
-    /// Whether the table may exist for all we know.
+    /// Whether the table may exist, as far as we know.
     pub(super) fn may_have(&self, table: &str) -> bool {
         self.0.as_ref().is_none_or(|tables| tables.contains(table))
     }
@@ -62,16 +62,16 @@ pub(super) async fn tables() -> Result<Tables, Error> {
 
 /// Our table in the network namespace of the caller.
 pub(super) struct Nftables {
-    /// Whose table it is.
+    /// The network whose table this is.
     network: Option<NetworkName>,
     /// The table's name.
     table: String,
-    /// What the table was last seen to be made from, and the very text that `nft` listed it as.
+    /// The text that the table was last seen to be made from, and how `nft` listed it then.
     seen: Option<(Script, String)>,
 }
 
 impl Nftables {
-    /// Knows nothing yet of the table of that network.
+    /// Starts without state for the table of that network.
     pub(super) fn new(network: Option<&NetworkName>) -> Self {
         Self {
             network: network.cloned(),
@@ -80,8 +80,8 @@ impl Nftables {
         }
     }
 
-    /// Of the tables that the agent or flannel made those that should not be, in this mode. flannel's own are left to the
-    /// default network: they may be those of any.
+    /// Tables of the agent or of flannel that should not exist in this mode. Only the default network removes
+    /// flannel's: they may belong to any network.
     pub(super) fn stale(&self, tables: &Tables, ours_is_in_use: bool) -> Vec<String> {
         let ours = (!ours_is_in_use).then(|| format!("inet {}", self.table));
         let flannels = match self.network {
@@ -93,11 +93,11 @@ impl Nftables {
         stale.filter(|table| tables.has(table)).collect()
     }
 
-    /// Makes the table say what `rules` want, if it does not yet; returns whether anything was changed.
+    /// Changes the table to `rules` if it differs; returns whether anything changed.
     ///
-    /// Once this has seen the rules in place, a later listing must not differ in a single letter. Before that (the
-    /// agent was restarted) the table's fingerprint, and number and order of its commented rules decide: the text that
-    /// `nft` lists differs between its versions, and a mere update of it must not change the rules.
+    /// Once the rules were seen in place, a later listing must be identical. Before that (the agent has restarted), the
+    /// table's fingerprint and the number and order of its comments decide: versions of `nft` print the same rules
+    /// differently, and an update of nft alone must not rewrite the rules.
     pub(super) async fn ensure(&mut self, rules: &Rules, tables: &Tables) -> Result<bool, Error> {
         let script = Script::new(&self.table, rules, has_docker(tables));
         let seen = self.seen.take();
@@ -110,9 +110,9 @@ impl Nftables {
             };
         }
         if !exists {
-            // At the start of the agent others wait for it, and the kernel takes half as long when nothing is removed.
-            match transact("make its table", &script.create()).await {
-                // Somebody made one since.
+            // Starting the agent waits for this, and the kernel needs half the time if nothing has to be removed.
+            match transact("create the agent's table", &script.create()).await {
+                // The table was created in the meantime.
                 Err(Error::Refused { .. }) => {}
                 done => return done.map(|()| true),
             }
@@ -126,22 +126,22 @@ impl Nftables {
                 return Ok(false);
             }
         }
-        transact("replace its table", &script.replace()).await?;
+        transact("replace the agent's table", &script.replace()).await?;
         Ok(true)
     }
 }
 
-/// Leaves the default network's rules in flannel's tables instead of its own, if its own is there.
+/// Moves the default network's rules from our table to flannel's tables, if our table exists.
 pub(super) async fn hand_over(rules: &Rules) -> Result<(), Error> {
     let tables = tables().await?;
     if !tables.has(&format!("inet {TABLE}")) {
         return Ok(());
     }
     let script = script::hand_over(TABLE, rules, has_docker(&tables));
-    transact("leave its rules in flannel's tables", &script).await
+    transact("move the agent's rules to flannel's tables", &script).await
 }
 
-/// Whether Docker makes nftables rules itself.
+/// Whether Docker makes nftables rules of its own.
 fn has_docker(tables: &Tables) -> bool {
     tables.has("ip docker-bridges") || tables.has("ip6 docker-bridges")
 }
@@ -156,7 +156,7 @@ pub(super) async fn remove(tables: &[String]) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// A table as `nft list table` prints it; `None` when there is none.
+/// A table as `nft list table` prints it; `None` if it does not exist.
 pub(super) async fn listing(family: &str, table: &str) -> Result<Option<String>, Error> {
     let output = nft(&["list", "table", family, table], "").await?;
     if output.status.success() {
@@ -164,13 +164,13 @@ pub(super) async fn listing(family: &str, table: &str) -> Result<Option<String>,
     }
     let error = refused("list a table", &output);
     match &error {
-        // The words of ENOENT, in the locale that `program::run()` sets.
+        // strerror(ENOENT), in the locale that `program::run()` sets.
         Error::Refused { message, .. } if message.contains("No such file or directory") => Ok(None),
         _ => Err(error),
     }
 }
 
-/// Hands `script` to the kernel as one transaction.
+/// Applies `script` as one transaction.
 async fn transact(action: &'static str, script: &str) -> Result<(), Error> {
     let output = nft(&["-f", "-"], script).await?;
     if output.status.success() {

@@ -1,4 +1,4 @@
-//! The programs that change the ruleset for us: finding and running them.
+//! Finds and runs the programs that change the ruleset.
 
 use std::env;
 use std::fs;
@@ -13,27 +13,27 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// How long one call may take that the agent waits for. It takes milliseconds, and longer when other programs hold the ruleset.
+/// Deadline of a call that the agent waits for. Usually milliseconds; longer while another program holds the lock.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Where programs are looked for after `$PATH`, which for a service may lack the directories for administrators.
+/// Directories searched after `$PATH`, because a service's PATH may lack the sbin directories.
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
-/// The firewall cannot be read or changed.
+/// Why the firewall could not be read or changed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// A program that is needed is not there.
+    /// A required program is not installed.
     #[error(
-        "the program {program} is neither in PATH nor in {}: install {package}, or choose what does without it by firewall.mode, firewall.masquerade and firewall.forward",
+        "{program} is neither in PATH nor in {}: install {package}, or set firewall.mode to the other mode, or switch firewall.masquerade and firewall.forward off",
         DIRECTORIES.join(", ")
     )]
     NoProgram {
         /// Its name.
         program: String,
-        /// What most distributions call its package.
+        /// The name of its package in most distributions.
         package: &'static str,
     },
-    /// A program cannot be started or spoken to.
+    /// Failed to start a program or to talk to it.
     #[error("failed to run {}", program.display())]
     Run {
         /// The program.
@@ -42,31 +42,31 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A program did not end in time.
-    #[error("{} did not end within {} s", program.display(), deadline.as_secs())]
+    /// A program exceeded its deadline.
+    #[error("{} did not finish within {} s", program.display(), deadline.as_secs())]
     Timeout {
         /// The program.
         program: PathBuf,
-        /// How long it could have taken.
+        /// The deadline.
         deadline: Duration,
     },
-    /// All of it together did not end in time.
+    /// The whole pass exceeded its deadline.
     #[error(
-        "the rules were not in place within {} s: the programs that change them hang, or others hold the rules for long",
+        "failed to apply the firewall rules within {} s: iptables or nft hangs, or another program holds its lock",
         deadline.as_secs()
     )]
     Late {
-        /// How long it could have taken.
+        /// The deadline.
         deadline: Duration,
     },
-    /// A program refused.
+    /// A program failed.
     #[error("{program} failed to {action}: {message}")]
     Refused {
         /// Its name.
         program: String,
-        /// What it was asked for.
+        /// What it should have done.
         action: &'static str,
-        /// What it said.
+        /// Its error output.
         message: String,
     },
 }
@@ -86,7 +86,7 @@ fn is_executable(program: &Path) -> bool {
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// Runs `program` with `arguments` and `input`. It is killed when it takes too long, or when the future is dropped.
+/// Runs `program` with `arguments` and `input`. It is killed at the deadline, or when the future is dropped.
 pub(crate) async fn run(
     program: PathBuf,
     arguments: &[&str],
@@ -113,7 +113,7 @@ pub(super) async fn run_within(
             .spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
             match stdin.write_all(input.as_bytes()).await {
-                // It gave up before reading everything: what it printed says why.
+                // The program closed its input early; its output says why.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
                 written => written?,
             }
@@ -127,9 +127,9 @@ pub(super) async fn run_within(
     }
 }
 
-/// What the program `name`, asked to `action`, said when it did not do so.
+/// The error for program `name` that was run to `action` and failed.
 pub(crate) fn refused(name: impl Into<String>, action: &'static str, output: &Output) -> Error {
-    // What follows the first lines is the script, with marks below the places that were not liked.
+    // After the first lines nft prints the script, with carets below the errors.
     let stderr = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<&str> = stderr
         .lines()

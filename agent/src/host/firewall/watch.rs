@@ -1,6 +1,6 @@
-//! Noticing that somebody else changed our rules, or closed a way that they open, by the kernel's own announcements.
+//! Notices changes of our rules, or new drops of other programs, by the kernel's nftables notifications.
 //!
-//! What `iptables-nft` changes is announced like any change of nftables; what `iptables-legacy` changes is not at all.
+//! The kernel announces changes by `iptables-nft` like any nftables change, but not changes by `iptables-legacy`.
 
 use std::io;
 use std::time::Duration;
@@ -16,24 +16,24 @@ use crate::base::network_name::NetworkName;
 /// Multicast group of nftables changes: `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
 const GROUP: u32 = 7;
 
-/// How long changes of our own rules are gathered before they are reported: a flush is one announcement per rule.
+/// How long to collect changes of our own rules before reporting them: a flush is one notification per rule.
 const GATHER: Duration = Duration::from_millis(100);
 
-/// After this long without another change, others are done with theirs. Docker's start, for one, is a hundred changes in
-/// some seconds, and a pass in the middle is for nothing.
+/// Other programs count as finished after this time without a change. A start of Docker, for example, makes a hundred
+/// changes within seconds, and a pass in the middle would be wasted.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Who is never done does not keep us from looking.
+/// Report at the latest after this time, even if another program never stops.
 const LONGEST: Duration = Duration::from_secs(10);
 
 /// `NFPROTO_INET` (linux/netfilter.h), the family of our table and of firewalld's.
 const FAMILY_INET: u8 = 1;
 
-/// `NFPROTO_IPV4` and `NFPROTO_IPV6`, the families of iptables' tables, and of Docker's own.
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`, the families of iptables' tables and of Docker's own.
 const FAMILY_IPV4: u8 = 2;
 const FAMILY_IPV6: u8 = 10;
 
-/// Sizes of `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`, all multiples of the 4 bytes that netlink aligns to.
+/// Sizes of `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`, all multiples of netlink's alignment of 4 bytes.
 const NLMSG_HEADER: usize = 16;
 const NFGEN_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
@@ -41,7 +41,7 @@ const ATTRIBUTE_HEADER: usize = 4;
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h), the high byte of the message type.
 const SUBSYSTEM: u8 = 10;
 
-/// Kinds of messages (linux/netfilter/nf_tables.h, `enum nf_tables_msg_types`). The last one ends every transaction and
+/// Message types (linux/netfilter/nf_tables.h, `enum nf_tables_msg_types`). The last one ends every transaction and
 /// belongs to no table.
 const NEW_TABLE: u8 = 0;
 const DELETE_TABLE: u8 = 2;
@@ -58,14 +58,14 @@ const TABLE_NAME: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const CHAIN_NAME: u16 = 3;
 
-/// firewalld's table, in our family, which it makes anew with each reload.
+/// firewalld's table, in the same family as ours. Each reload recreates it.
 const FIREWALLD: &[u8] = b"firewalld";
 
-/// Docker's own tables, one for each IP version; what is in them changes with each container and does not matter.
+/// Docker's own tables, one per IP version. Their contents change with each container and do not matter.
 const DOCKER: &[u8] = b"docker-bridges";
 
-/// The tables of iptables that hold our chains, and in them the chains that do: with a jump to ours, or of our own. Those
-/// of kube-proxy, for one, change often and do not matter.
+/// The iptables tables that contain our chains, and in them the chains that matter: ours, and those with a jump to
+/// ours. Others, such as kube-proxy's, change often and do not matter.
 const IPTABLES_TABLES: [&[u8]; 3] = [b"filter", b"nat", b"raw"];
 const IPTABLES_CHAINS: [&[u8]; 5] = [
     b"FORWARD",
@@ -90,10 +90,10 @@ impl Names {
     }
 }
 
-/// What a change is about.
+/// What a change affects.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Sign {
-    /// Rules that have ours in them or before them.
+    /// Rules that are before ours or jump to ours.
     Others,
     /// Our own table or chains.
     Ours,
@@ -109,7 +109,7 @@ struct Gathering {
 }
 
 impl Gathering {
-    /// Takes in a change: ours are reported soon, those of others when they are done.
+    /// Records a change. Ours are reported soon, those of other programs when they have finished.
     fn add(former: Option<Self>, about: Sign, now: Instant) -> Self {
         let first = former.map_or(now, |former| former.first);
         match former {
@@ -126,17 +126,17 @@ impl Gathering {
     }
 }
 
-/// A receive-only socket that hears of changes that concern our rules in the network namespace it was opened in.
+/// A receive-only socket for changes that affect our rules, in the network namespace it was opened in.
 pub struct Watcher {
-    /// `None` where there are no announcements.
+    /// `None` without notifications.
     socket: Option<TokioSocket>,
     names: Names,
-    /// Kept here so that a dropped [`Self::changed`] loses nothing.
+    /// Kept here so that dropping a [`Self::changed`] loses nothing.
     gathering: Option<Gathering>,
 }
 
 impl Watcher {
-    /// Starts to listen.
+    /// Starts listening.
     ///
     /// # Errors
     /// Without `CAP_NET_ADMIN`, or when the kernel has no nftables.
@@ -146,7 +146,7 @@ impl Watcher {
         Ok(watcher)
     }
 
-    /// Hears nothing before [`Self::listen`].
+    /// Receives nothing before [`Self::listen`].
     pub fn deaf() -> Self {
         Self {
             socket: None,
@@ -155,7 +155,7 @@ impl Watcher {
         }
     }
 
-    /// Starts to listen, if it does not yet; returns whether it did not.
+    /// Starts listening unless it does already; returns whether it started now.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -170,22 +170,22 @@ impl Watcher {
         Ok(true)
     }
 
-    /// Whether changes were heard of that [`Self::changed`] will report when they are over.
+    /// Whether there are changes that [`Self::changed`] has yet to report.
     pub fn is_gathering(&self) -> bool {
         self.gathering.is_some()
     }
 
-    /// Looks out for the rules of a named network.
+    /// Watches the rules of a named network.
     pub fn of_network(mut self, network: Option<&NetworkName>) -> Self {
         self.names = Names::of_network(network);
         self
     }
 
-    /// Returns when our rules may have changed: 100 ms after the first change of our own table and chains, and when the
-    /// changes of others have been over for a second, at the latest after ten. The agent's own changes count too, so
+    /// Returns when our rules may have changed: 100 ms after the first change of our own table and chains, or one
+    /// second after the last change of others, ten seconds at most. The agent's own changes are reported too, so
     /// compare before changing anything.
     ///
-    /// Cancel safe: what was heard by a dropped call is reported by the next.
+    /// Cancel safe: changes received by a dropped call are reported by the next one.
     pub async fn changed(&mut self) {
         let Some(socket) = &mut self.socket else {
             return std::future::pending().await;
@@ -204,7 +204,7 @@ impl Watcher {
             };
             let (about, failed) = match received {
                 Ok((datagram, _)) => (self.names.concern(&datagram), false),
-                // Announcements were lost (ENOBUFS): any of them may have been about us.
+                // The kernel dropped notifications (ENOBUFS): any of them may have affected us.
                 Err(error) => {
                     tracing::debug!(error = %error, "missed some firewall changes");
                     (Some(Sign::Ours), true)
@@ -214,7 +214,7 @@ impl Watcher {
             let gathering = Gathering::add(self.gathering, about, Instant::now());
             self.gathering = Some(gathering);
             if failed {
-                // Waiting here keeps an error that persists from becoming a busy loop.
+                // The pause keeps a persistent error from becoming a busy loop.
                 sleep_until(gathering.due).await;
             }
         }
@@ -222,7 +222,7 @@ impl Watcher {
 }
 
 impl Names {
-    /// What the datagram's messages are about; `None` if nothing that concerns us. What is cut short or unknown counts as
+    /// What the datagram's messages affect; `None` if they do not concern us. Truncated or unknown messages count as
     /// ours.
     fn concern(&self, datagram: &[u8]) -> Option<Sign> {
         let mut rest = datagram;
@@ -266,7 +266,7 @@ impl Names {
             FAMILY_IPV4 | FAMILY_IPV6 if IPTABLES_TABLES.contains(&table) => {
                 let chain = match kind {
                     NEW_TABLE => return others,
-                    // Ours went with it.
+                    // Our rules went with it.
                     DELETE_TABLE => return ours,
                     NEW_CHAIN | DELETE_CHAIN => name(message, CHAIN_NAME),
                     NEW_RULE | DELETE_RULE => name(message, RULE_CHAIN),
@@ -383,7 +383,7 @@ mod tests {
         let after = |signs: &[(u64, Sign)]| {
             let none: Option<Gathering> = None;
             let gathering = signs.iter().fold(none, |gathering, &(millis, about)| {
-                // Whatever was due by then was reported.
+                // Everything due by then has been reported.
                 let open = gathering.filter(|gathering| gathering.due > at(millis));
                 assert_eq!(
                     open.is_some(),
@@ -399,9 +399,9 @@ mod tests {
         };
         assert_eq!(after(&others(1, 0)), at(1000));
         assert_eq!(after(&others(30, 100)), at(29 * 100 + 1000));
-        // For ever is too long.
+        // Forever is too long.
         assert_eq!(after(&others(99, 101)), at(10_000));
-        // What is ours does not wait for what is not, nor for more of its kind.
+        // Our own changes are reported without waiting for others, or for more of their kind.
         let mut mixed = others(30, 100);
         mixed.extend([(2950, Sign::Ours), (3000, Sign::Others), (3040, Sign::Ours)]);
         assert_eq!(after(&mixed), at(3050));

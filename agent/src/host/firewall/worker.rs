@@ -1,7 +1,8 @@
-//! The firewall, worked on beside the agent's loop.
+//! Runs firewall passes outside of the agent's loop.
 //!
-//! A pass runs programs, each of which may take seconds while others hold the ruleset, or hang. Peers, health and questions
-//! must not wait for that. There is one pass at a time; of what is ordered meanwhile only the last counts.
+//! A pass runs programs, each of which may hang or take seconds while another program holds the lock. Peers, health and
+//! status requests must not wait for that. Only one pass runs at a time; of several requests in the meantime, the last
+//! one counts.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{Error, Firewall, Mode, Rules};
 
-/// How long a pass may take. Each of its programs has a deadline of its own, and there are more than ten of them at worst.
+/// Deadline of a pass. Each of its programs has a deadline of its own, and there may be more than ten of them.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
@@ -21,28 +22,28 @@ struct Order {
     number: u64,
 }
 
-/// What became of one pass.
+/// Outcome of one pass.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// Whether anything was changed.
     pub(crate) result: Result<bool, Error>,
-    /// By which rules it worked last: never [`Mode::Auto`].
+    /// The mode of the pass: never [`Mode::Auto`].
     pub(crate) effective: Option<Mode>,
     number: u64,
 }
 
-/// Works on the rules when it is told to, until it is dropped.
+/// Works on requests until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Worker {
     orders: watch::Sender<Option<Order>>,
     outcomes: Mutex<mpsc::UnboundedReceiver<Outcome>>,
     number: u64,
-    /// Aborted with its programs when dropped.
+    /// Aborted together with its programs when dropped.
     _task: JoinSet<()>,
 }
 
 impl Worker {
-    /// Waits for orders. `mode` is the one that `firewall` was made with.
+    /// Waits for requests. `mode` is the one that `firewall` was created with.
     pub(crate) fn start(firewall: Firewall, mode: Mode) -> Self {
         let (orders, receiver) = watch::channel(None);
         let (sender, outcomes) = mpsc::unbounded_channel();
@@ -56,7 +57,7 @@ impl Worker {
         }
     }
 
-    /// Has the host's rules made what `rules` and `mode` say, if they are not so yet. [`Self::passed`] says when.
+    /// Requests a pass with `rules` and `mode`. [`Self::passed`] reports its end.
     pub(crate) fn order(&mut self, rules: Rules, mode: Mode) {
         let same = |order: &Order| order.rules == rules && order.mode == mode;
         if !self.orders.borrow().as_ref().is_some_and(same) {
@@ -78,7 +79,7 @@ impl Worker {
         }
     }
 
-    /// Whether a pass was made by the rules that are wanted now.
+    /// Whether the last pass used the rules that are wanted now.
     pub(crate) fn is_last(&self, outcome: &Outcome) -> bool {
         outcome.number == self.number
     }

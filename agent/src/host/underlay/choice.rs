@@ -1,4 +1,4 @@
-//! The choice among a host's interfaces and addresses: pure, so that every case is a table row in a test.
+//! The choice among a host's interfaces and addresses. Pure, so that every case is a row in a table of tests.
 
 use std::net::IpAddr;
 
@@ -13,10 +13,10 @@ use crate::host::netlink::host::{Address, DefaultRoute, Host, Link};
 use crate::plan::underlay::{Attachment, Underlay};
 use crate::settings::{self, Interface, Pattern};
 
-/// How many interfaces a message lists. A host with thousands of containers has as many more.
+/// How many interfaces an error lists. A host with thousands of containers has as many interfaces.
 const MAX_LISTED: usize = 16;
 
-/// Whether anything says which interface is wanted.
+/// Whether any setting names an interface.
 pub(super) fn asks_for_any(wanted: &settings::Underlay) -> bool {
     !(wanted.interfaces.is_empty()
         && wanted.interface_regex.is_empty()
@@ -24,7 +24,7 @@ pub(super) fn asks_for_any(wanted: &settings::Underlay) -> bool {
         && wanted.interface_cidr.is_empty())
 }
 
-/// One thing that is asked for.
+/// One criterion of the settings.
 #[derive(Clone, Copy)]
 enum Asked<'a> {
     Name(&'a InterfaceName),
@@ -35,7 +35,7 @@ enum Asked<'a> {
     DefaultRoute,
 }
 
-/// What an address has to be.
+/// Requirements for an address.
 #[derive(Clone, Copy)]
 enum Fit<'a> {
     Any,
@@ -55,14 +55,14 @@ impl Fit<'_> {
     }
 }
 
-/// An interface, and an address of it in each family that the overlay has.
+/// An interface with one address per overlay family.
 struct Pick<'a> {
     link: &'a Link,
     v4: Option<&'a Address>,
     v6: Option<&'a Address>,
 }
 
-/// What is chosen from, and what by.
+/// The input of the choice.
 pub(super) struct Choice<'a> {
     host: &'a Host,
     wanted: &'a settings::Underlay,
@@ -78,7 +78,7 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// The underlay that is asked for; if `current` still is one, with its interface and addresses.
+    /// The underlay that matches the settings; `current`, with its interface and addresses, if it still matches.
     pub(super) fn find(&self, current: Option<&Underlay>) -> Result<Underlay, Error> {
         let asked = self.asked();
         if let Some(kept) = current.and_then(|current| self.kept(current, &asked)) {
@@ -97,7 +97,7 @@ impl<'a> Choice<'a> {
         })
     }
 
-    /// What is asked for, in the order in which it is tried.
+    /// The criteria of the settings, in the order in which they are tried.
     fn asked(&self) -> Vec<Asked<'a>> {
         let wanted = self.wanted;
         let interfaces = wanted.interfaces.iter().map(|interface| match interface {
@@ -112,7 +112,7 @@ impl<'a> Choice<'a> {
         if !asked.is_empty() {
             return asked;
         }
-        // As flannel; but there the public address must be an interface's, and behind NAT it is none's.
+        // As flannel. But flannel requires that an interface has the public address, and behind NAT none has.
         let mut families = self.families.iter();
         let public = families.find_map(|family| {
             let public = self.public(family)?;
@@ -154,8 +154,8 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// flannel's order: addresses of all interfaces, then names; but both families' addresses are one interface's. Then,
-    /// since a pattern that fits addresses of both families is hard to write, those of one family.
+    /// flannel's order: addresses of all interfaces, then names. Unlike flannel, both families' addresses come from one
+    /// interface. Last, an address of one family is enough, because a pattern for both families is hard to write.
     fn matching(&self, pattern: &'a Pattern) -> Option<Pick<'a>> {
         let links = &self.host.links;
         let fit = Fit::Matching(pattern);
@@ -191,8 +191,8 @@ impl<'a> Choice<'a> {
         self.pick(link, self.fit(Asked::Reach(address)))
     }
 
-    /// The interface of the default route of the lowest metric, among equals the first by name, since the kernel's order
-    /// changes from boot to boot; of those that have one in each family, if there are two.
+    /// The interface of the default route with the lowest metric; among equals the one whose name sorts first, because
+    /// the kernel's order changes from boot to boot. With dual stack it must have a default route of each family.
     fn of_default_route(&self) -> Result<&'a Link, Miss> {
         let routes = &self.host.default_routes;
         let of = |wanted| routes.iter().filter(move |route| route.family == wanted);
@@ -226,8 +226,8 @@ impl<'a> Choice<'a> {
         })
     }
 
-    /// The interface in use, if something that is asked for allows it; with the addresses in use, and others only where
-    /// those are gone or will not do any more.
+    /// The interface in use, if one of the criteria allows it; keeps its addresses, except those that are gone or no
+    /// longer usable.
     fn kept(&self, current: &Underlay, asked: &[Asked<'a>]) -> Option<Pick<'a>> {
         let link = self
             .link(current.index)
@@ -242,7 +242,7 @@ impl<'a> Choice<'a> {
         })
     }
 
-    /// The address in use, if it is there and will do.
+    /// The address in use, if it still exists and is usable.
     fn in_use(&self, current: &Underlay, link: &Link, family: Family) -> Option<&'a Address> {
         let used: IpAddr = match family {
             Family::V4 => current.v4?.address.into(),
@@ -252,14 +252,14 @@ impl<'a> Choice<'a> {
             .usable(link, family)
             .find(|address| address.address == used)?;
         let best = self.best(link, family, Fit::Any)?;
-        // A link-local address was a makeshift, until the interface has a better one; and one that the settings name may
-        // have come late.
+        // A link-local address was only a stopgap until the interface has a better one, and an address that the
+        // settings name may appear late.
         let named = self.asked_rank(used);
         let lasts = named < UNNAMED || !is_link_local(used);
         (lasts && named <= self.asked_rank(best.address)).then_some(address)
     }
 
-    /// What an address of the interface has to be if this is asked for.
+    /// Requirements for an address of the interface under this criterion.
     fn fit(&self, asked: Asked<'a>) -> Fit<'a> {
         match asked {
             Asked::Name(_) | Asked::DefaultRoute => Fit::Any,
@@ -294,7 +294,7 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// Whether default routes of all families lead over the interface.
+    /// Whether default routes of all families use this interface.
     fn has_default_routes(&self, index: u32) -> bool {
         self.families.iter().all(|family| {
             let mut routes = self.host.default_routes.iter();
@@ -306,7 +306,7 @@ impl<'a> Choice<'a> {
         links.find_map(|link| self.pick(link, fit).ok())
     }
 
-    /// The best addresses of an interface, in each family one that fits if it has any.
+    /// The best address per family; one that fits if the interface has any.
     fn pick(&self, link: &'a Link, fit: Fit<'_>) -> Result<Pick<'a>, Miss> {
         self.check_mtu(link)?;
         self.pick_by(link, |family| self.fitting(link, family, fit))
@@ -351,7 +351,7 @@ impl<'a> Choice<'a> {
             })
     }
 
-    /// How clearly the settings name an address; less is more.
+    /// How clearly the settings name an address; lower is better.
     fn asked_rank(&self, address: IpAddr) -> u8 {
         let wanted = self.wanted;
         if wanted.interfaces.contains(&Interface::Address(address)) {
@@ -369,7 +369,7 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// The public address that the settings name.
+    /// The public address in the settings.
     fn public(&self, family: Family) -> Option<IpAddr> {
         match family {
             Family::V4 => self.wanted.public_ip.map(IpAddr::V4),
@@ -377,8 +377,8 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// Whether a usable address of the interface fits, of whatever family: also one that the overlay does not have says
-    /// which interface is meant.
+    /// Whether a usable address of the interface fits, in any family: even an address of a family that the overlay does
+    /// not use identifies the interface.
     fn has(&self, link: &Link, fit: Fit<'_>) -> bool {
         let mut usable = [Family::V4, Family::V6]
             .into_iter()
@@ -386,7 +386,7 @@ impl<'a> Choice<'a> {
         usable.any(|address| fit.holds(address.address))
     }
 
-    /// The addresses of an interface that another host could answer, in the kernel's order.
+    /// The addresses of an interface that other hosts could answer, in the kernel's order.
     fn usable<'b>(
         &'b self,
         link: &'b Link,
@@ -411,14 +411,14 @@ impl<'a> Choice<'a> {
             && (!address.deprecated || self.asked_rank(address.address) < 2)
     }
 
-    /// Whether an address is the overlay's own: packets to it would be encapsulated again. A host's address may well lie
-    /// inside the network.
+    /// Whether an address belongs to the overlay: packets to it would be encapsulated again. A host's address may lie
+    /// inside the network, too.
     fn is_overlays(&self, link: &Link, address: &Address) -> bool {
         self.families.contain(address.address) && is_no_underlay(&link.name, address)
     }
 
     fn check_mtu(&self, link: &Link) -> Result<(), Miss> {
-        // The smallest MTU of IPv4 (RFC 791) and of IPv6 (RFC 8200 §5).
+        // The smallest MTU allowed for IPv4 (RFC 791) and IPv6 (RFC 8200 §5).
         let least = if self.families.v6.is_some() { 1280 } else { 68 };
         if link.mtu >= least {
             return Ok(());
@@ -475,7 +475,7 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// What addresses an interface needs, for messages.
+    /// The addresses that an interface needs, for messages.
     fn needs(&self) -> String {
         let families: Vec<String> = self
             .families
@@ -502,7 +502,7 @@ impl<'a> Choice<'a> {
         entries.join(", ")
     }
 
-    /// Link-local IPv6 addresses, which every interface has, are left out.
+    /// Without link-local IPv6 addresses: every interface has one.
     fn entry(&self, link: &Link) -> String {
         let addresses = self.host.addresses.iter();
         let addresses: Vec<String> = addresses
@@ -518,7 +518,7 @@ impl<'a> Choice<'a> {
     }
 }
 
-/// The rank of an address of which the settings say nothing.
+/// The rank of an address that the settings do not name.
 const UNNAMED: u8 = 3;
 
 fn is_link_local(address: IpAddr) -> bool {

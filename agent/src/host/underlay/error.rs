@@ -1,4 +1,4 @@
-//! Why there is no underlay.
+//! Why no underlay was found.
 
 use std::net::IpAddr;
 
@@ -8,27 +8,28 @@ use thiserror::Error;
 use crate::base::net::Family;
 use crate::host::netlink::{KernelError, Refused};
 
-/// There is no underlay (yet).
+/// No underlay was found (yet).
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The kernel cannot be talked to.
+    /// Failed to query the kernel.
     #[error("failed to list the interfaces, addresses and routes")]
     Kernel(#[from] KernelError),
-    /// Changes overtook the list, and going by it the running overlay would move.
-    #[error("failed to list the interfaces, addresses and routes: they change all the time")]
+    /// The kernel's tables kept changing while they were listed, and an incomplete list must not move a running
+    /// overlay.
+    #[error("failed to list the interfaces, addresses and routes: they keep changing")]
     Incomplete,
-    /// There is nothing of what is asked for.
-    #[error("{}; there are {found}", join(misses))]
+    /// No interface matches the settings.
+    #[error("{}; this host has {found}", join(misses))]
     NotFound {
-        /// Why not, for each thing that is asked for.
+        /// Why not, per criterion.
         misses: Vec<Miss>,
-        /// What there is.
+        /// The interfaces that exist.
         found: String,
     },
 }
 
 impl Error {
-    /// Whether waiting may help: at boot the agent may be faster than the interface or its address.
+    /// Whether a retry may help: at boot the interface or its address may come after the agent.
     pub fn is_transient(&self) -> bool {
         !matches!(self, Self::Kernel(KernelError::Open(_)))
     }
@@ -39,7 +40,7 @@ fn join(misses: &[Miss]) -> String {
     misses.join("; ")
 }
 
-/// Why one thing that is asked for leads to no underlay.
+/// Why one criterion matches no interface.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Miss {
     /// No interface has the name.
@@ -48,18 +49,18 @@ pub enum Miss {
     /// No interface has the address.
     #[error("no interface has the address {0}")]
     Address(IpAddr),
-    /// Neither addresses nor names match.
+    /// No address and no name matches.
     #[error("no interface with {needs} has an address or a name that matches {pattern:?}")]
     Pattern {
         /// The regular expression.
         pattern: String,
-        /// What addresses an interface needs.
+        /// The addresses that an interface needs.
         needs: String,
     },
     /// The kernel has no route.
     #[error("{address} cannot be reached: {why}")]
     Unreachable {
-        /// The address to be reached.
+        /// The address to reach.
         address: IpAddr,
         /// The kernel's reason.
         why: Refused,
@@ -69,17 +70,17 @@ pub enum Miss {
     Network {
         /// The network.
         network: IpNet,
-        /// What addresses an interface needs.
+        /// The addresses that an interface needs.
         needs: String,
     },
-    /// Nothing is asked for, and there is no default route to go by.
+    /// No interface is set, and there is no default route.
     #[error(
-        "there is no {0} default route to choose the underlay by, and underlay.interfaces is not set"
+        "there is no {0} default route that names the underlay interface; set underlay.interfaces"
     )]
     DefaultRoute(Family),
-    /// Nothing is asked for, and the default routes lead to different interfaces.
+    /// No interface is set, and the default routes use different interfaces.
     #[error(
-        "the IPv4 default route leads over {v4}, the IPv6 one over {v6}, but one interface must carry both families; set underlay.interfaces"
+        "the IPv4 default route uses {v4}, the IPv6 one {v6}, but one interface must carry both; set underlay.interfaces"
     )]
     DefaultRoutes {
         /// Interface of the IPv4 route.
@@ -92,9 +93,9 @@ pub enum Miss {
     NoAddress {
         /// The interface's name.
         interface: String,
-        /// The family that the overlay has.
+        /// The address family.
         family: Family,
-        /// An address that would do, were it not the overlay's own.
+        /// An address that is unusable because it belongs to the overlay.
         inside: Option<IpAddr>,
     },
     /// The interface cannot carry packets.
@@ -104,13 +105,13 @@ pub enum Miss {
         interface: String,
         /// Its MTU.
         mtu: u32,
-        /// The family's smallest.
+        /// The smallest MTU allowed for the family.
         least: u32,
     },
 }
 
 fn but(inside: Option<IpAddr>) -> String {
     inside.map_or_else(String::new, |address| {
-        format!(" ({address} is the overlay's own, of its device or a bridge for containers)")
+        format!(" ({address} belongs to an overlay device or a container bridge)")
     })
 }

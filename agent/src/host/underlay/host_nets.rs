@@ -1,4 +1,4 @@
-//! Which addresses of this host are its own, and which are those of overlay devices and of containers' gateways.
+//! Tells apart this host's own addresses and those of overlay devices and container gateways.
 
 use ipnet::IpNet;
 
@@ -7,16 +7,16 @@ use crate::cluster::host_nets::{HostNet, HostNets, Whose};
 use crate::host::netlink::host::{Address, Host};
 use crate::plan::underlay::Underlay;
 
-/// What the devices of every back end are called, before their number or kind.
+/// Prefixes of the device names of all backends.
 const OVERLAY: &str = "flannel";
 
-/// The bridges on which container runtimes put a node's subnet.
+/// The bridges that container runtimes put on the node's subnet.
 const BRIDGES: [&str; 3] = ["docker0", "cni0", "cbr0"];
 
-/// Bridges of runtimes for networks of their own. A host's packets never leave by one.
+/// Bridges of runtimes for networks of their own. The host never sends packets to peers over one.
 const OTHER_BRIDGES: [&str; 3] = ["podman", "cni-podman", "docker_gwbridge"];
 
-/// What overlay subnets must keep off on a host whose packets for peers leave by `underlay`.
+/// The addresses and networks that overlay subnets must avoid on a host that reaches its peers over `underlay`.
 pub(super) fn host_nets(host: &Host, underlay: &Underlay) -> HostNets {
     let nets = host
         .addresses
@@ -43,21 +43,21 @@ pub(super) fn host_nets(host: &Host, underlay: &Underlay) -> HostNets {
     HostNets::new(nets)
 }
 
-/// Whether a device carries an overlay's packets, so that its address is no host's.
+/// Whether a device carries overlay packets, so that its address is not the host's own.
 fn is_of_overlay(name: &InterfaceName) -> bool {
     name.as_str().starts_with(OVERLAY)
 }
 
-/// Whether an address is the gateway that the plugin `ptp` puts on every container's cable.
+/// Whether an address is the gateway that the plugin `ptp` puts on each container's veth.
 fn is_gateway(name: &InterfaceName, address: &Address) -> bool {
     let longest = if address.address.is_ipv4() { 32 } else { 128 };
     name.as_str().starts_with("veth") && address.prefix_len == longest
 }
 
-/// Whether nothing leaves the host by such an address of the overlay's network, so that no peer could send to it.
+/// Whether packets to peers never leave by such an address, so that no peer could send to it.
 pub(super) fn is_no_underlay(name: &InterfaceName, address: &Address) -> bool {
     let text = name.as_str();
-    // `br-` and the first twelve digits of the network's ID.
+    // Docker names bridges `br-` and the first twelve hex digits of the network's ID.
     let is_dockers = text.strip_prefix("br-").is_some_and(|id| {
         id.len() == 12 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     });

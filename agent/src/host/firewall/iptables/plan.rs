@@ -1,4 +1,4 @@
-//! What our chains should hold, and the text that makes them so. Pure.
+//! What our chains should contain, and the `iptables-restore` input that makes them so. Pure.
 
 use std::fmt::Write;
 
@@ -12,12 +12,12 @@ use crate::base::network_name::{NetworkName, suffixed};
 /// A chain of ours, and the only jump to it.
 pub(super) struct Chain {
     table: &'static str,
-    /// What the names of such chains begin with; that of the default network is no longer.
+    /// The prefix of such names; the default network's name is the prefix alone.
     base: &'static str,
     name: String,
     /// Where the jump is.
     parent: &'static str,
-    /// What the jump and all rules say.
+    /// The comment of the jump and of all rules.
     comment: &'static str,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Chains {
 }
 
 impl Chains {
-    /// flannel's for the default network; for a named one the same with the name behind.
+    /// flannel's names for the default network; for a named one the same with a suffix.
     pub(super) fn new(network: Option<&NetworkName>) -> Self {
         let chain = |table, base, parent, comment| Chain {
             table,
@@ -62,12 +62,12 @@ const FORWARD: &str = "FLANNEL-FWD";
 /// The tables that hold our chains.
 pub(super) const TABLES: [&str; 3] = ["raw", "nat", "filter"];
 
-/// Chains that stay before ours when they are first: in them somebody decides what may pass (network policies, the
-/// user's own rules for Docker, `ufw route`), and would be overruled by our accept. All that follows them is behind us,
-/// notably what drops the rest.
+/// Chains that stay before ours if they are first. They implement policies (network policies, the user's own rules for
+/// Docker, `ufw route`) that our accept would override. Everything after them comes after our jump, in particular the
+/// drops.
 ///
-/// flannel appends its jumps, and loses to every earlier drop. At the very top ours would defeat policies, and whoever
-/// else insists on the top would move it in turn with us for ever.
+/// flannel appends its jumps, so any earlier drop wins. At the very top, ours would defeat policies, and we would fight
+/// forever with any other program that insists on the top.
 const BEFORE_OURS: [&str; 8] = [
     "DOCKER-USER",
     "KUBE-",
@@ -79,19 +79,19 @@ const BEFORE_OURS: [&str; 8] = [
     "ufw6-before-",
 ];
 
-/// The rules of each of our chains; chains that are not named should not be.
+/// The rules of each of our chains; a chain that is not listed should not exist.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub(super) struct Wanted(Vec<(String, Vec<String>)>);
 
-/// What matters about the programs and their part.
+/// Properties of the programs, and their role.
 #[derive(Clone, Copy)]
 pub(super) struct Role {
-    /// Whether they are the ones that make the rules, not only open what others closed.
+    /// Whether these programs hold the rules, or only accepts in other programs' chains.
     pub(super) main: bool,
-    /// Whether they know `--random-fully`.
+    /// Whether they support `--random-fully`.
     pub(super) random_fully: bool,
-    /// Whether the table raw can be made: any kernel with nftables has it, but some lack `CONFIG_IP_NF_RAW` of the old
-    /// kind, and their Docker is told to do without.
+    /// Whether the raw table can be created. Every kernel with nftables has it; some lack the legacy one
+    /// (`CONFIG_IP_NF_RAW`), and Docker must then run without its raw rules.
     pub(super) raw: bool,
 }
 
@@ -100,7 +100,7 @@ impl Wanted {
         self.0.is_empty()
     }
 
-    /// What `rules` ask for on a host that is as `save` says.
+    /// What `rules` require on a host whose current rules are `save`.
     pub(super) fn new(chains: &Chains, rules: &Rules, ip: Family, role: Role, save: &Save) -> Self {
         let Some(family) = rules.family(ip) else {
             return Self::default();
@@ -142,7 +142,7 @@ impl Wanted {
     }
 }
 
-/// An address condition, and whether it must not hold.
+/// An address condition, and whether it is negated.
 type Condition = Option<(bool, IpNet)>;
 
 fn is(net: IpNet) -> (bool, IpNet) {
@@ -154,12 +154,12 @@ fn is_not(net: IpNet) -> (bool, IpNet) {
 }
 
 impl Chain {
-    /// A rule in the very words of `iptables-save`, which leaves out what always holds.
+    /// A rule as `iptables-save` prints it: without conditions that always hold.
     fn rule(&self, source: Condition, destination: Condition, target: &str) -> String {
         self.rule_by(source, destination, "", target)
     }
 
-    /// The same with a further condition, which `iptables-save` has behind the addresses.
+    /// The same with a further condition, which `iptables-save` prints after the addresses.
     fn rule_by(
         &self,
         source: Condition,
@@ -171,7 +171,7 @@ impl Chain {
         for (option, condition) in [("-s", source), ("-d", destination)] {
             match condition {
                 Some((true, net)) if net.prefix_len() == 0 => {}
-                // Writing into a `String` never fails.
+                // Writing to a `String` cannot fail.
                 Some((holds, net)) => {
                     let not = if holds { "" } else { "! " };
                     let _ = write!(text, "{not}{option} {net} ");
@@ -199,7 +199,7 @@ impl Chain {
     }
 }
 
-/// What masquerading goes by.
+/// The input for masquerading rules.
 struct Masquerade<'a> {
     family: Leased<IpNet>,
     multicast: &'static str,
@@ -210,8 +210,8 @@ struct Masquerade<'a> {
 }
 
 impl Masquerade<'_> {
-    /// flannel's rules, with the exclusions before what they are excluded from; the first that matches decides. Where a
-    /// part of the network is outside the overlay, what is said of that comes first.
+    /// flannel's rules; the first match decides, so exclusions come before the rule that they are excluded from. Parts
+    /// of the network that are outside the overlay come first.
     fn rules(&self, chain: &Chain) -> Vec<String> {
         let Leased { network, subnet } = self.family;
         let target = match self.random_fully {
@@ -220,7 +220,7 @@ impl Masquerade<'_> {
         };
         let rule = |source, destination, target| chain.rule(source, destination, target);
         let multicast = self.multicast.parse().ok().map(is_not);
-        // kube-proxy masquerades what carries its mark itself.
+        // kube-proxy masquerades packets with its mark itself.
         let mut rules = vec![chain.marked("RETURN")];
         let excluded = self.excluded.iter();
         let excluded: Vec<_> = excluded
@@ -240,8 +240,8 @@ impl Masquerade<'_> {
         rules
     }
 
-    /// The underlay's own packets stay as they are unless they enter the overlay for another node, and what leaves the
-    /// overlay for the underlay gets this host's address, as what goes elsewhere does.
+    /// Packets from the underlay are not masqueraded unless they enter the overlay for another node. Packets from the
+    /// overlay to the underlay are masqueraded like those to any other destination.
     fn of_outside(&self, chain: &Chain, target: &str, excluded: &[String]) -> Vec<String> {
         let Leased { network, subnet } = self.family;
         let mut rules = vec![chain.rule(None, Some(is(subnet)), "RETURN")];
@@ -278,7 +278,7 @@ fn docker_drops(chains: &Chains, save: &Save, subnet: IpNet, can_be: bool) -> bo
         || raw.is_some_and(|raw| raw.of(chains.raw.parent).any(drops))
 }
 
-/// Whether somebody else may drop forwarded packets. Other networks' chains, like ours, only ever accept.
+/// Whether another program may drop forwarded packets. Other networks' chains only ever accept, like ours.
 fn is_closed(chain: &Chain, save: &Save) -> bool {
     save.table(chain.table).is_some_and(|filter| {
         let policy = filter.policy(chain.parent);
@@ -288,7 +288,7 @@ fn is_closed(chain: &Chain, save: &Save) -> bool {
     })
 }
 
-/// Our chains with their rules and the jumps to them, as printed.
+/// Our chains with their rules and jumps, as printed.
 pub(super) fn ours(chains: &Chains, save: &Save) -> Vec<String> {
     let mut lines = Vec::new();
     for chain in chains.all() {
@@ -302,10 +302,10 @@ pub(super) fn ours(chains: &Chains, save: &Save) -> Vec<String> {
     lines
 }
 
-/// The input for `iptables-restore --noflush` that makes our chains what they should be; `None` when they are.
+/// The input for `iptables-restore --noflush` that corrects our chains; `None` if they are correct.
 ///
-/// `spelled` is how [`ours`] looked when `wanted` had just been put in place: a version of iptables may print a rule in
-/// other words than ours.
+/// `spelled` is the output of [`ours`] right after `wanted` was written: some versions of iptables print a rule
+/// differently.
 pub(super) fn restore(
     chains: &Chains,
     save: &Save,
@@ -347,7 +347,7 @@ impl Chain {
         table.of(self.parent).filter(|rule| self.is_jump(rule))
     }
 
-    /// Whether the chain has these rules and one jump.
+    /// Whether the chain has exactly these rules and one jump.
     fn holds(&self, table: &Table, rules: &[String]) -> bool {
         table.has(&self.name)
             && table.of(&self.name).map(|rule| &rule.text).eq(rules)
@@ -357,8 +357,8 @@ impl Chain {
                 .eq([self.jump()])
     }
 
-    /// How many rules stay before our jump: those that lead to the chains in [`BEFORE_OURS`], or to other networks' chains,
-    /// of which each would move behind the others for ever.
+    /// How many rules stay before our jump: those that jump to the chains in [`BEFORE_OURS`], or to other networks'
+    /// chains. Otherwise two agents would each move their jump before the other's forever.
     fn before(&self, table: &Table) -> usize {
         table
             .of(self.parent)
@@ -376,10 +376,10 @@ impl Chain {
         position.is_some_and(|position| position <= self.before(table))
     }
 
-    /// Fills the chain anew, and moves its jump to where it belongs.
+    /// Rewrites the chain, and moves its jump to the right place.
     fn put(&self, table: &Table, rules: &[String], text: &mut String) {
         let Self { name, parent, .. } = self;
-        // With --noflush this makes the chain, or empties it.
+        // With --noflush this line creates the chain, or empties it.
         let _ = writeln!(text, ":{name} - [0:0]");
         for jump in self.jumps(table) {
             let _ = writeln!(text, "-D {parent} {}", jump.text);
@@ -391,8 +391,8 @@ impl Chain {
         }
     }
 
-    /// Removes the rules that a flannel before 0.19 made, which had no chains: they have its comments, in the chain where
-    /// its jump is today. What leads to a network's chain stays, and a named network leaves them to that without a name.
+    /// Removes the rules of a flannel before 0.19, which had no chains: they have flannel's comments, in the chain that
+    /// has its jump today. Jumps to networks' chains stay, and only the default network does this.
     fn remove_unchained(&self, table: &Table, text: &mut String) {
         if self.name != self.base {
             return;
@@ -402,17 +402,17 @@ impl Chain {
         }
     }
 
-    /// Whether a rule in the parent is one that a flannel without chains made.
+    /// Whether a rule in the parent chain comes from a flannel without chains.
     fn is_unchained(&self, rule: &Rule) -> bool {
         rule.after("--comment") == Some(self.comment) && !self.is_jump_to_such(rule)
     }
 
-    /// Whether a rule leads to the chain of this kind of any network.
+    /// Whether a rule jumps to any network's chain of this kind.
     fn is_jump_to_such(&self, rule: &Rule) -> bool {
         rule.target().is_some_and(|to| to.starts_with(self.base))
     }
 
-    /// Removes the chain and whatever leads to it, in any table: flannel looks for its own in a wrong one.
+    /// Removes the chain and every jump to it, in any table: flannel looks for its chains in the wrong one.
     fn remove(&self, table: &Table, text: &mut String) {
         let name = self.name.as_str();
         if !table.has(name) {

@@ -1,4 +1,4 @@
-//! What `iptables-save` prints, read as far as it matters here.
+//! A parser for the parts of `iptables-save` output that we need.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ pub(crate) struct Save {
 /// One table.
 #[derive(Default)]
 pub(crate) struct Table {
-    /// The chains with their policies; `-` for those that users made.
+    /// The chains with their policies; `-` for user-defined ones.
     chains: BTreeMap<String, String>,
     rules: Vec<Rule>,
 }
@@ -20,18 +20,18 @@ pub(crate) struct Table {
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Rule {
     pub(crate) chain: String,
-    /// All that follows `-A CHAIN `, as printed: it is also what `-D CHAIN ` takes.
+    /// Everything after `-A CHAIN `, as printed; `-D CHAIN ` accepts it unchanged.
     pub(crate) text: String,
     words: Vec<String>,
 }
 
 impl Rule {
-    /// Where the packet goes next: a verdict or a chain.
+    /// The target: a verdict or a chain.
     pub(crate) fn target(&self) -> Option<&str> {
         self.after("-j").or_else(|| self.after("-g"))
     }
 
-    /// All of it, split as `iptables-restore` does.
+    /// The whole rule, split as `iptables-restore` does.
     pub(crate) fn words(&self) -> &[String] {
         &self.words
     }
@@ -52,7 +52,7 @@ impl Rule {
 }
 
 impl Save {
-    /// Reads the output of `iptables-save`. What is not understood is passed over: it is not ours.
+    /// Parses the output of `iptables-save`. Lines that we do not understand are skipped: they are not ours.
     pub(crate) fn parse(text: &str) -> Self {
         let mut tables = BTreeMap::<String, Table>::new();
         let mut table = None;
@@ -82,7 +82,7 @@ impl Save {
         self.tables.get(name)
     }
 
-    /// The names of `tables` and of those that there are besides.
+    /// The names in `tables`, plus all others in use.
     pub(crate) fn names<'a>(&'a self, tables: &[&'a str]) -> BTreeSet<&'a str> {
         let here = self.tables.keys().map(String::as_str);
         tables.iter().copied().chain(here).collect()
@@ -113,7 +113,7 @@ impl Table {
     }
 }
 
-/// Splits as `iptables-restore` does: at blanks, except between double quotes, in which a backslash escapes.
+/// Splits as `iptables-restore` does: at blanks, except inside double quotes, where a backslash escapes.
 fn words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = None::<String>;

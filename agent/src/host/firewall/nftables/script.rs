@@ -1,4 +1,4 @@
-//! The table as text: pure, and the same rules for either family.
+//! The table as text: pure, with the same rules for both families.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use crate::base::net::{Family, Leased};
 /// The mark that kube-proxy sets on packets that it masquerades itself.
 const KUBE_PROXY_MARK: u32 = 0x4000;
 
-/// The text that makes the table, in parts.
+/// The text that creates the table, in parts.
 #[derive(PartialEq, Eq)]
 pub(super) struct Script {
     /// Its name, in the family `inet`.
@@ -30,13 +30,13 @@ struct Chain {
 #[derive(PartialEq, Eq)]
 struct Rule {
     expression: String,
-    /// Tells people what the rule is for, and tells us the rule again in whatever words `nft` lists it.
+    /// Explains the rule to people, and identifies it for us however `nft` lists it.
     comment: &'static str,
 }
 
 /// What differs between IPv4 and IPv6.
 struct Side {
-    /// How rules name the protocol: `ip` or `ip6`.
+    /// The protocol keyword in rules: `ip` or `ip6`.
     protocol: &'static str,
     network: String,
     subnet: String,
@@ -73,7 +73,7 @@ impl Side {
         let mut expression = String::new();
         for (side, value) in [("saddr", source), ("daddr", to)] {
             if let Some(value) = value {
-                // Writing into a `String` never fails.
+                // Writing to a `String` cannot fail.
                 let _ = write!(expression, "{protocol} {side} {value} ");
             }
         }
@@ -84,8 +84,8 @@ impl Side {
         }
     }
 
-    /// flannel's iptables rules 2 to 6, in their order, with the exclusions before what they are excluded from; the
-    /// first that matches decides. Where a part of the network is outside the overlay, what is said of that comes first.
+    /// flannel's iptables rules 2 to 6, in that order; the first match decides, so exclusions come before the rule that
+    /// they are excluded from. Parts of the network that are outside the overlay come first.
     fn postrouting(&self, masquerade: &str) -> Vec<Rule> {
         let (network, subnet) = (self.network.as_str(), self.subnet.as_str());
         let not_network = format!("!= {network}");
@@ -99,19 +99,19 @@ impl Side {
                 Some(subnet),
                 Some(network),
                 "return",
-                "from containers here to the overlay: as it is",
+                "local containers to the overlay: do not masquerade",
             ),
             self.rule(
                 Some(network),
                 Some(subnet),
                 "return",
-                "from the overlay to containers here: as it is",
+                "the overlay to local containers: do not masquerade",
             ),
             self.rule(
                 Some(&not_network),
                 Some(subnet),
                 "return",
-                "from outside to containers here: they see who asks",
+                "outside to local containers: keep the source address",
             ),
         ]);
         rules.extend(self.exclusions());
@@ -120,13 +120,13 @@ impl Side {
                 Some(network),
                 Some(&unicast),
                 masquerade,
-                "from the overlay to outside: with this host's address",
+                "the overlay to outside: masquerade",
             ),
             self.rule(
                 Some(&not_network),
                 Some(network),
                 masquerade,
-                "from outside to containers elsewhere: replies must come back here",
+                "outside to remote containers: replies must return through this host",
             ),
         ]);
         rules
@@ -143,15 +143,15 @@ impl Side {
         })
     }
 
-    /// The underlay's own packets stay as they are unless they enter the overlay for another node, and what leaves the
-    /// overlay for the underlay gets this host's address, as what goes elsewhere does.
+    /// Packets from the underlay are not masqueraded unless they enter the overlay for another node. Packets from the
+    /// overlay to the underlay are masqueraded like those to any other destination.
     fn of_outside(&self, masquerade: &str) -> Vec<Rule> {
         let (network, subnet) = (self.network.as_str(), self.subnet.as_str());
         let mut rules = vec![self.rule(
             None,
             Some(subnet),
             "return",
-            "to containers here: they see who asks",
+            "to local containers: keep the source address",
         )];
         rules.extend(self.exclusions());
         for net in &self.outside {
@@ -160,23 +160,28 @@ impl Side {
                     Some(net),
                     Some(network),
                     &format!("oifname \"{device}\" {masquerade}"),
-                    "from the underlay to containers elsewhere: replies must come back here",
+                    "the underlay to remote containers: replies must return through this host",
                 )
             }));
-            rules.push(self.rule(Some(net), None, "return", "from the underlay: as it is"));
+            rules.push(self.rule(
+                Some(net),
+                None,
+                "return",
+                "from the underlay: do not masquerade",
+            ));
         }
         for net in &self.outside {
             rules.push(self.rule(
                 Some(network),
                 Some(net),
                 masquerade,
-                "from the overlay to the underlay: with this host's address",
+                "the overlay to the underlay: masquerade",
             ));
             rules.push(self.rule(
                 None,
                 Some(net),
                 "return",
-                "from outside to the underlay: as it is",
+                "outside to the underlay: do not masquerade",
             ));
         }
         rules
@@ -196,7 +201,7 @@ impl Side {
 }
 
 impl Script {
-    /// `docker` says whether Docker makes nftables rules itself: it then lets through what carries its mark.
+    /// `docker` says whether Docker makes nftables rules itself: it then accepts packets with its mark.
     pub(super) fn new(table: &str, rules: &Rules, docker: bool) -> Self {
         let sides: Vec<Side> = rules
             .families()
@@ -208,20 +213,21 @@ impl Script {
         }
     }
 
-    /// Whether there is nothing to have a table for.
+    /// Whether no table is needed.
     pub(super) fn is_empty(&self) -> bool {
         self.chains.is_empty()
     }
 
-    /// One transaction that replaces whatever table of this name there is.
+    /// One transaction that replaces the table, whether it exists or not.
     pub(super) fn replace(&self) -> String {
         removal(&format!("inet {}", self.table)) + &self.text()
     }
 
-    /// One transaction that makes the table, and fails if there is one: its rules would come on top of the others.
+    /// One transaction that creates the table, and fails if it exists: otherwise the rules would be added to the old
+    /// ones.
     pub(super) fn create(&self) -> String {
         let (table, fingerprint) = (&self.table, self.fingerprint());
-        // The comment is taken from the first mention of a table alone.
+        // nft takes the comment only from the first mention of a table.
         let create = format!("create table inet {table} {{ comment \"{fingerprint}\"; }}\n");
         create + &self.text()
     }
@@ -235,18 +241,18 @@ impl Script {
         body(&self.chains)
     }
 
-    /// What the table's comment says: which text exactly the table was made from.
+    /// The table's comment: a fingerprint of the text that the table was made from.
     fn fingerprint(&self) -> String {
         let hash = digest::digest(&digest::SHA256, self.body().as_bytes());
-        let mut text = "made by selvage, edits are undone; ".to_owned();
+        let mut text = "managed by selvage, which reverts edits; ".to_owned();
         for byte in hash.as_ref().iter().take(8) {
             let _ = write!(text, "{byte:02x}");
         }
         text
     }
 
-    /// Whether `listing`, printed by `nft list table`, is of a table made from this very text: its comment is the
-    /// fingerprint, and its rules are as many as ours, with our comments, in our order.
+    /// Whether `listing`, the output of `nft list table`, is a table made from this very text: its comment is the
+    /// fingerprint, and its rules have our comments, in our order and number.
     pub(super) fn made(&self, listing: &str) -> bool {
         let lines: Vec<&str> = listing.lines().map(str::trim).collect();
         let fingerprint = format!("comment \"{}\"", self.fingerprint());
@@ -259,7 +265,7 @@ impl Script {
     }
 }
 
-/// The chains for some of the families, of which the one that masquerades is called `postrouting`.
+/// The chains for some of the families; the one that masquerades is called `postrouting`.
 fn chains(sides: &[Side], rules: &Rules, docker: bool, postrouting: &'static str) -> Vec<Chain> {
     if sides.is_empty() {
         return Vec::new();
@@ -268,12 +274,12 @@ fn chains(sides: &[Side], rules: &Rules, docker: bool, postrouting: &'static str
     if rules.forward && docker {
         let set = format!("meta mark set meta mark | {:#010x}", docker::MARK);
         let comments = [
-            "from the overlay: Docker lets it through",
-            "to the overlay: Docker lets it through",
+            "from the overlay: accepted by Docker",
+            "to the overlay: accepted by Docker",
         ];
         chains.push(Chain {
             name: "docker",
-            // Docker's own chain has the priority filter.
+            // Docker's own chain has priority filter.
             hook: "type filter hook forward priority filter - 1; policy accept;",
             rules: sides
                 .iter()
@@ -294,12 +300,12 @@ fn chains(sides: &[Side], rules: &Rules, docker: bool, postrouting: &'static str
         } else {
             "masquerade"
         };
-        // A single bit of the mark counts; the others belong to other programs.
+        // Only this bit of the mark counts; the others belong to other programs.
         let marked = Rule {
             expression: format!(
                 "meta mark & {KUBE_PROXY_MARK:#010x} == {KUBE_PROXY_MARK:#010x} return"
             ),
-            comment: "marked by kube-proxy, which masquerades it itself",
+            comment: "marked by kube-proxy, which masquerades it",
         };
         let of_sides = sides.iter().flat_map(|side| side.postrouting(verdict));
         chains.push(Chain {
@@ -311,9 +317,9 @@ fn chains(sides: &[Side], rules: &Rules, docker: bool, postrouting: &'static str
     chains
 }
 
-/// One transaction that puts flannel's tables, one for each family and with flannel's names for tables and chains, in the
-/// place of ours. The rules are the same, so that packets see no difference; but a flannel that starts after us makes
-/// these its own, and knows nothing of ours.
+/// One transaction that replaces our table by flannel's tables: one per family, with flannel's names for tables and
+/// chains. The rules are the same, so packets see no difference. But a flannel that starts after us replaces these
+/// tables, while it knows nothing of ours.
 pub(super) fn hand_over(table: &str, rules: &Rules, docker: bool) -> String {
     let mut text = String::new();
     for (ip, family) in rules.families() {
@@ -341,12 +347,12 @@ fn body(chains: &[Chain]) -> String {
     text
 }
 
-/// What removes a table, whether there is one or not; `destroy` is younger than the `nft` in use.
+/// Removes a table, whether it exists or not. The `destroy` statement needs a newer nft than the oldest supported one.
 pub(super) fn removal(table: &str) -> String {
     format!("add table {table}\ndelete table {table}\n")
 }
 
-/// Whether a line of a listing is neither the frame of a table or chain nor its comment.
+/// Whether a line of a listing is a rule: neither the frame of a table or chain nor its comment.
 fn is_rule(line: &str) -> bool {
     let frame = ["table ", "chain ", "type ", "comment ", "}"];
     !line.is_empty() && !frame.iter().any(|start| line.starts_with(start))

@@ -212,7 +212,7 @@ fn both_default_routes_must_lead_over_one_interface() {
     assert_eq!(host.chosen(&ANY, DUAL, None), "eth1 10.77.0.11 fd00:77::11");
     host.default_routes.remove(0);
     let message = host.chosen(&ANY, DUAL, None);
-    let expected = "the IPv4 default route leads over eth0, the IPv6 one over eth1, but one";
+    let expected = "the IPv4 default route uses eth0, the IPv6 one eth1, but one";
     assert!(message.starts_with(expected), "{message}");
     host.default_routes.pop();
     let message = host.chosen(&ANY, DUAL, None);
@@ -288,11 +288,11 @@ fn what_cannot_be_used_is_no_choice() {
         ..address(3, "2001:db8::4")
     });
     let message = host.chosen(&wanted(&["eth1"]), V6, None);
-    let expected = "the interface eth1 has no usable IPv6 address; there are lo (";
+    let expected = "the interface eth1 has no usable IPv6 address; this host has lo (";
     assert!(message.starts_with(expected), "{message}");
     assert!(!message.contains("fe80"), "{message}");
     let message = host.chosen(&wanted(&["docker0"]), V4, None);
-    let expected = "the interface docker0 has no usable IPv4 address (10.5.3.1 is the overlay's own, of its device or a bridge for containers); there";
+    let expected = "the interface docker0 has no usable IPv4 address (10.5.3.1 belongs to an overlay device or a container bridge); this";
     assert!(message.contains(expected), "{message}");
     // Who names a deprecated one gets it; who names one in doubt does not.
     let named = wanted(&["2001:db8::4"]);
@@ -349,7 +349,7 @@ fn interfaces_are_tried_in_order_and_never_the_default_route() {
         assert_eq!(host().chosen(&wanted(interfaces), families, None), expected);
     }
     let message = host().chosen(&wanted(&["eth7", "10.1.1.1", "lo"]), V4, None);
-    let expected = "no interface is called \"eth7\"; no interface has the address 10.1.1.1; the interface lo has no usable IPv4 address; there are lo (";
+    let expected = "no interface is called \"eth7\"; no interface has the address 10.1.1.1; the interface lo has no usable IPv4 address; this host has lo (";
     assert!(message.starts_with(expected), "{message}");
     let mut host = host();
     host.has_not("2001:db8:2::15");
@@ -387,7 +387,7 @@ fn patterns_match_addresses_then_names() {
     for pattern in ["^wlan", "^lo$", r"^10\.0\.2\.14$", "^fe80"] {
         let message = host().chosen(&matching(&[pattern]), DUAL, None);
         let expected = format!(
-            "no interface with usable IPv4 and IPv6 addresses has an address or a name that matches {pattern:?}; there are"
+            "no interface with usable IPv4 and IPv6 addresses has an address or a name that matches {pattern:?}; this host has"
         );
         assert!(message.starts_with(&expected), "{message}");
     }
@@ -458,7 +458,8 @@ fn networks_choose_interface_and_address() {
     asked.interface_cidr = vec!["169.254.0.0/16".parse().unwrap()];
     assert_eq!(host().chosen(&asked, V4, None), "eth0 169.254.7.7");
     let message = host().chosen(&inside(&["192.0.2.0/24"]), V6, None);
-    let expected = "no interface with usable IPv6 addresses has an address in 192.0.2.0/24; there";
+    let expected =
+        "no interface with usable IPv6 addresses has an address in 192.0.2.0/24; this host has";
     assert!(message.starts_with(expected), "{message}");
 }
 
@@ -542,17 +543,14 @@ fn failures_say_what_there_is() {
     let error = host().choose(&wanted(&["eth7"]), V4, None).unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("no interface is called \"eth7\"; there are {inventory}")
+        format!("no interface is called \"eth7\"; this host has {inventory}")
     );
     assert!(error.is_transient());
 
     let mut host = host();
     host.default_routes.clear();
     let message = host.chosen(&ANY, V4, None);
-    assert!(
-        message.contains("underlay.interfaces is not set"),
-        "{message}"
-    );
+    assert!(message.contains("; set underlay.interfaces"), "{message}");
     for (mtu, families, least) in [
         (0, V4, 68),
         (67, V4, 68),
@@ -562,7 +560,7 @@ fn failures_say_what_there_is() {
         host.links[1].mtu = mtu;
         let message = host.chosen(&wanted(&["eth0"]), families, None);
         let expected =
-            format!("eth0 has an MTU of {mtu}: expected at least {least} bytes; there are");
+            format!("eth0 has an MTU of {mtu}: expected at least {least} bytes; this host has");
         assert!(message.contains(&expected), "{message}");
     }
     host.links
@@ -573,7 +571,10 @@ fn failures_say_what_there_is() {
         "{message}"
     );
     let message = Host::default().chosen(&ANY, V4, None);
-    assert!(message.ends_with("there are no interfaces"), "{message}");
+    assert!(
+        message.ends_with("this host has no interfaces"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -76,8 +76,8 @@ fn dockers_own_nftables_are_told_by_a_mark_before_their_chain() {
     let marks = "\
 \tchain docker {
 \t\ttype filter hook forward priority filter - 1; policy accept;
-\t\tip saddr 10.5.0.0/16 meta mark set meta mark | 0x00001000 comment \"from the overlay: Docker lets it through\"
-\t\tip daddr 10.5.0.0/16 meta mark set meta mark | 0x00001000 comment \"to the overlay: Docker lets it through\"
+\t\tip saddr 10.5.0.0/16 meta mark set meta mark | 0x00001000 comment \"from the overlay: accepted by Docker\"
+\t\tip daddr 10.5.0.0/16 meta mark set meta mark | 0x00001000 comment \"to the overlay: accepted by Docker\"
 \t}
 ";
     assert!(text.contains(marks), "{text}");
@@ -96,7 +96,7 @@ fn dockers_own_nftables_are_told_by_a_mark_before_their_chain() {
 fn new_table_is_made_from_the_same_text() {
     let made = script(&rules()).create();
     let (create, table) = made.split_once('\n').unwrap();
-    assert!(create.starts_with("create table inet selvage { comment \"made by selvage, "));
+    assert!(create.starts_with("create table inet selvage { comment \"managed by selvage, "));
     assert!(script(&rules()).replace().ends_with(table));
 }
 

@@ -119,7 +119,7 @@ fn running_overlay_moves_when_it_must() {
         (
             "the MTU is too small for IPv6",
             |host| host.links[1].mtu = 1000,
-            "the interface eth0 has an MTU of 1000: expected at least 1280 bytes; there",
+            "the interface eth0 has an MTU of 1000: expected at least 1280 bytes; this host has",
         ),
     ];
     for (event, happen, expected) in cases {

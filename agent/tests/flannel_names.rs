@@ -322,7 +322,7 @@ fn wrong_values_leave_the_old_options_alone() {
         (
             "1472",
             "`id -u`",
-            "failed to read subnet.env: line 3: only a shell understands `\n",
+            "failed to read subnet.env: line 3: ` needs a shell and is not supported\n",
         ),
     ] {
         programs.write("subnet.env", &SUBNET_ENV.replace(from, to));

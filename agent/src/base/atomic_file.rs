@@ -1,4 +1,4 @@
-//! Replacing a file so that a reader, or a machine that loses power, sees the old contents or the new, never a part.
+//! Replaces a file atomically: a reader, even after a power loss, sees either the old or the new contents.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write};
@@ -7,12 +7,12 @@ use std::path::Path;
 
 /// Makes `contents` the contents of the file at `path`, atomically and durably.
 ///
-/// The new file is written beside the old one, flushed to the disk and renamed over it; then the directory is flushed.
-/// A file that exists keeps its permission bits, a new one gets `mode` whatever the umask is. Missing directories are
-/// made with mode 0755 less the umask.
+/// Writes the new file next to the old one, syncs it, renames it over the old one and syncs the directory. An existing
+/// file keeps its permission bits; a new one gets `mode`, whatever the umask is. Missing directories are created with
+/// mode 0755 less the umask.
 ///
 /// # Errors
-/// Whatever the file system answers; the old contents are then still in place.
+/// Any error of the file system; the old contents are then still in place.
 pub fn replace(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::from(io::ErrorKind::IsADirectory));

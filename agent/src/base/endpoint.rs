@@ -1,25 +1,25 @@
-//! The address of one etcd server: the only place where its form is decided.
+//! The address of one etcd server. Only this module knows its syntax.
 
 use std::net::Ipv6Addr;
 
-/// What an endpoint looks like, for messages.
+/// The syntax of an endpoint, for messages.
 pub(crate) const FORM: &str = "http://HOST:PORT or https://HOST:PORT (HOST:PORT alone is https if a cafile or certfile is \
      set, else http), with a port from 1 to 65535 and no user, path or query";
 
 /// One server, ready to be connected to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Endpoint {
-    /// With scheme and without a slash at the end: what the client connects to, and what messages show.
+    /// With scheme and without a trailing slash: the address that the client uses and messages show.
     pub(crate) url: String,
     pub(crate) tls: bool,
 }
 
 impl Endpoint {
-    /// Reads an endpoint; without a scheme, `tls_by_default` decides, as in flannel. `None` if it has another form.
+    /// Parses an endpoint. Without a scheme, `tls_by_default` decides, as in flannel. `None` if it is malformed.
     ///
-    /// A port is required: flannel's client knows no default, and port 80 would be nobody's intention.
+    /// A port is required: flannel's client has no default, and nobody means port 80.
     pub(crate) fn parse(text: &str, tls_by_default: bool) -> Option<Self> {
-        // A scheme is the same in any letter case (RFC 3986 §3.1).
+        // The scheme is case-insensitive (RFC 3986 §3.1).
         let (tls, authority) = match text.trim().split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
@@ -46,7 +46,7 @@ impl Endpoint {
     }
 }
 
-/// An endpoint as it may be shown, whatever it looks like: what stands before an `@` could be a password.
+/// An endpoint that is safe to show, even if malformed: text before an `@` may be a password.
 pub(crate) fn without_user(text: &str) -> String {
     match (text.split_once("://"), text.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://***@{rest}"),
@@ -76,7 +76,7 @@ mod tests {
             assert_eq!(url(text, false).as_deref(), Some(expected), "{text}");
         }
         assert_eq!(url("a:1", true).as_deref(), Some("https://a:1"));
-        // Plain text stays plain text even if certificates are given, as in flannel.
+        // Plain text stays plain text even if certificates are set, as in flannel.
         assert_eq!(url("http://a:1", true).as_deref(), Some("http://a:1"));
         let tls = |text| Endpoint::parse(text, false).map(|endpoint| endpoint.tls);
         assert_eq!((tls("https://a:1"), tls("a:1")), (Some(true), Some(false)));

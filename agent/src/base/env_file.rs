@@ -1,8 +1,9 @@
-//! Files of shell assignments, such as `subnet.env`, read as a shell that sources them would, without running anything.
+//! Files of shell assignments such as `subnet.env`, parsed as a shell that sources them would, but without running
+//! anything.
 //!
-//! Understood are assignments, several on a line too, with `export` or without; quotes of both kinds, backslashes,
-//! `$NAME` and `${NAME}`; comments; quotes and backslashes that go on over the line's end. What would run a program
-//! inside a value is an error, because the value would be wrong without it.
+//! Supported: assignments, also several per line, with or without `export`; both kinds of quotes, backslashes, `$NAME`
+//! and `${NAME}`; comments; quotes and backslashes that continue on the next line. A value that would run a program is
+//! an error, because without the program the value is wrong.
 
 use std::collections::BTreeMap;
 use std::iter::Peekable;
@@ -10,10 +11,10 @@ use std::str::Chars;
 
 use thiserror::Error;
 
-/// The shell's variables by name, in the order that `set` prints them.
+/// Shell variables by name, in the order in which `set` prints them.
 pub type Variables = BTreeMap<String, String>;
 
-/// The file needs a shell, or is none for it.
+/// The file is not valid, or needs a shell.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Error {
     /// A quote is never closed.
@@ -24,8 +25,8 @@ pub enum Error {
         /// Which quote.
         quote: char,
     },
-    /// Something that only a shell can do.
-    #[error("line {line}: only a shell understands {what}")]
+    /// An expansion that needs a shell.
+    #[error("line {line}: {what} needs a shell and is not supported")]
     NeedsShell {
         /// Where, counted from 1.
         line: usize,
@@ -34,11 +35,11 @@ pub enum Error {
     },
 }
 
-/// Takes the assignments of a file into `variables`; returns the lines, counted from 1, of what is none. A shell would
-/// take those for commands, and go on when there is no such command.
+/// Adds the assignments of a file to `variables`; returns the numbers, from 1, of lines that are not assignments. A
+/// shell would run those as commands, and continue if the command does not exist.
 ///
 /// # Errors
-/// [`Error`]; `variables` then has what stands before.
+/// [`Error`]; `variables` then has the assignments before the error.
 pub fn source(text: &str, variables: &mut Variables) -> Result<Vec<usize>, Error> {
     let mut scanner = Scanner {
         rest: text.chars().peekable(),
@@ -46,8 +47,8 @@ pub fn source(text: &str, variables: &mut Variables) -> Result<Vec<usize>, Error
     };
     let mut ignored = Vec::new();
     while let Some(line) = scanner.next_command() {
-        // A shell expands each assignment with those before it in place, but a command that follows takes them all
-        // back.
+        // A shell expands each assignment after those before it, but drops all of them if a command follows on the
+        // line.
         let mut assigned = variables.clone();
         let mut words = Vec::new();
         while let Some(word) = scanner.next_word(&assigned)? {
@@ -68,7 +69,7 @@ pub fn source(text: &str, variables: &mut Variables) -> Result<Vec<usize>, Error
     Ok(ignored)
 }
 
-/// Whether a text can be the name of a variable.
+/// Whether a text is a valid variable name.
 pub(crate) fn is_name(text: &str) -> bool {
     text.starts_with(begins_name) && text.chars().all(in_name)
 }
@@ -83,7 +84,7 @@ fn in_name(c: char) -> bool {
 
 /// A word of a command.
 struct Word {
-    /// The variable, where the word is an assignment.
+    /// The variable's name, if the word is an assignment.
     name: Option<String>,
     /// The value, or the whole word.
     text: String,
@@ -95,7 +96,7 @@ fn is_export(words: &[Word]) -> bool {
         .is_some_and(|word| word.name.is_none() && word.text == "export")
 }
 
-/// Reads a file character by character, and knows the line.
+/// Reads a file by character and counts lines.
 struct Scanner<'a> {
     rest: Peekable<Chars<'a>>,
     line: usize,
@@ -122,7 +123,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// Goes to the next command and returns its line.
+    /// Skips to the next command and returns its line.
     fn next_command(&mut self) -> Option<usize> {
         loop {
             match self.rest.peek()? {
@@ -137,7 +138,7 @@ impl Scanner<'_> {
 
     /// The next word of the same command, if there is one.
     fn next_word(&mut self, variables: &Variables) -> Result<Option<Word>, Error> {
-        // A carriage return is not white space to a shell; but it is part of no value that anybody meant.
+        // To a shell, a carriage return is not white space; but no value ends in one on purpose.
         self.skip_while(|c| matches!(c, ' ' | '\t' | '\r'));
         match self.rest.peek() {
             None | Some('\n' | ';') => return Ok(None),
@@ -171,7 +172,7 @@ impl Scanner<'_> {
                 }
                 '\\' => {
                     quoted = true;
-                    // Before a line's end it joins the lines.
+                    // A backslash at the end of a line joins it with the next.
                     word.text.extend(self.next().filter(|c| *c != '\n'));
                 }
                 '$' => {
@@ -240,7 +241,7 @@ impl Scanner<'_> {
                 let c = *c;
                 Err(self.needs_shell(format!("${c}")))
             }
-            // A dollar sign that means nothing stands for itself.
+            // A dollar sign without a name is literal.
             _ => {
                 text.push('$');
                 Ok(())

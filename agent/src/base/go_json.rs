@@ -1,9 +1,8 @@
-//! The JSON dialect of Go's `encoding/json`, as far as flannel's users can tell it from plain JSON.
+//! The JSON dialect of Go's `encoding/json`, where flannel's users can tell it from plain JSON.
 //!
-//! flannel decodes its network config and its leases into Go structs. There, a key matches a field in any letter case
-//! (`Directrouting`, `vni` and `enableIPv6` are all in use in the wild), unknown keys are skipped, and of several keys
-//! for one field the last one counts. `serde`'s derived readers do none of that, so the readers of the agent go through
-//! [`Object`].
+//! flannel decodes its network config and its leases into Go structs. A key matches a field in any letter case
+//! (`Directrouting`, `vni` and `enableIPv6` are all in use), unknown keys are skipped, and the last of several keys for
+//! one field wins. `serde`'s derived parsers do none of this, so the agent's parsers use [`Object`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,7 +21,7 @@ pub enum GoJsonError {
     /// The text is JSON, but not an object.
     #[error("{value} is not a JSON object")]
     NotAnObject {
-        /// What it is instead, shortened.
+        /// The value, shortened.
         value: String,
     },
     /// The value of a key has the wrong type or is out of range.
@@ -32,15 +31,15 @@ pub enum GoJsonError {
         name: &'static str,
         /// The value as written, shortened.
         value: String,
-        /// What is allowed.
+        /// The allowed values.
         expected: Cow<'static, str>,
     },
-    /// A key that must be there is not.
+    /// A required key is missing.
     #[error("{name} is missing: expected {expected}")]
     Missing {
         /// The key, in flannel's spelling.
         name: &'static str,
-        /// What is allowed.
+        /// The allowed values.
         expected: &'static str,
     },
 }
@@ -72,8 +71,8 @@ impl<'a> Object<'a> {
 
     /// The field's value as `T`; `None` if it is absent or `null`.
     ///
-    /// As in Go, `null` leaves the value of an earlier duplicate alone, and a duplicate of the wrong type is an error
-    /// even where a later one would count. `expected` says in words what is allowed, for the error.
+    /// As in Go, `null` leaves the value of an earlier duplicate alone, and a duplicate of the wrong type is an
+    /// error even if a later one would win. `expected` names the allowed values, for the error.
     pub fn get<T: DeserializeOwned>(
         &self,
         name: &'static str,
@@ -88,8 +87,8 @@ impl<'a> Object<'a> {
         Ok(found)
     }
 
-    /// The field's value as `T`, where Go has a decoder of its own that does not take `null`: any `null` is an error,
-    /// absence is not.
+    /// The field's value as `T`, for fields whose decoder in Go does not accept `null`: any `null` is an error, but the
+    /// key may be missing.
     pub fn get_not_null<T: DeserializeOwned>(
         &self,
         name: &'static str,
@@ -111,7 +110,7 @@ impl<'a> Object<'a> {
             .ok_or(GoJsonError::Missing { name, expected })
     }
 
-    /// The field's value as an integer within a range, in bounds included; `None` if it is absent or `null`.
+    /// The field's value as an integer within an inclusive range; `None` if it is absent or `null`.
     pub fn integer(
         &self,
         name: &'static str,
@@ -136,7 +135,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// The field's value undecoded, `null` included; the last one counts.
+    /// The field's undecoded value, `null` included; the last one wins.
     pub fn raw(&self, name: &str) -> Option<&'a RawValue> {
         self.values(name).last()
     }
@@ -179,7 +178,7 @@ impl<'de> Visitor<'de> for Fields {
 #[derive(serde::Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Whether Go takes `key` for the field `name`: simple Unicode case folding, which for the ASCII names of fields means
+/// Whether Go matches `key` to the field `name`: by simple Unicode case folding, which for ASCII field names means
 /// ASCII case plus the two other characters that fold to ASCII letters.
 fn same_name(key: &str, name: &str) -> bool {
     let fold = |c: char| match c {
@@ -190,7 +189,7 @@ fn same_name(key: &str, name: &str) -> bool {
     key.chars().map(fold).eq(name.chars().map(fold))
 }
 
-/// Valid JSON without the white space between its tokens: what Go's `json.Compact` writes.
+/// Valid JSON without white space between tokens, as Go's `json.Compact` writes it.
 pub fn compact(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     let (mut in_string, mut escaped) = (false, false);
@@ -207,7 +206,7 @@ pub fn compact(json: &str) -> String {
     out
 }
 
-/// Valid JSON with the characters escaped that Go's `json.Marshal` escapes. They can only occur inside strings.
+/// Valid JSON with the characters escaped that Go's `json.Marshal` escapes. They occur only inside strings.
 pub fn escape_as_go(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
@@ -230,8 +229,8 @@ pub(crate) fn shorten(text: &str) -> String {
     }
 }
 
-/// A text of JSON in which each escaped half of a surrogate pair without the other half is U+FFFD, as Go reads it; it is
-/// not valid for other readers.
+/// JSON text in which each unpaired half of a surrogate pair is replaced by U+FFFD, as Go does; other parsers reject
+/// such text.
 pub fn replace_lone_surrogates(text: &str) -> Cow<'_, str> {
     const ESCAPE: usize = "\\uXXXX".len();
     let unit = |at: usize| {
@@ -244,7 +243,7 @@ pub fn replace_lone_surrogates(text: &str) -> Cow<'_, str> {
         at += found;
         let low = |unit: u32| (0xdc00..0xe000).contains(&unit);
         at += match unit(at) {
-            // A pair.
+            // A surrogate pair.
             Some(0xd800..0xdc00) if unit(at + ESCAPE).is_some_and(low) => 2 * ESCAPE,
             Some(0xd800..0xe000) => {
                 replaced.push_str(&text[copied..at]);
@@ -252,7 +251,7 @@ pub fn replace_lone_surrogates(text: &str) -> Cow<'_, str> {
                 copied = at + ESCAPE;
                 ESCAPE
             }
-            // Whatever is escaped, such as a second backslash, is one character.
+            // Skip the escaped character, which may be a second backslash.
             _ => text[at..].chars().take(2).map(char::len_utf8).sum(),
         };
     }

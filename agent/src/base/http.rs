@@ -1,8 +1,8 @@
 //! The HTTP server that health endpoints and the control socket share.
 //!
-//! It may listen on every address, so whoever can reach the host can talk to it. Each connection gets one answer and a
-//! few seconds; there are at most [`MAX_CONNECTIONS`] at a time. Who comes above that takes the place of the one who has
-//! had most of his time, of the address that has most connections: a slow client harms nobody but itself.
+//! It may listen on every address, so any host can connect. Each connection gets one answer and a few seconds; at most
+//! [`MAX_CONNECTIONS`] are open at a time. A connection above the limit replaces the oldest one of the address with the
+//! most connections: a slow client harms only itself.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -32,38 +32,38 @@ use crate::base::net::site_of;
 mod body;
 mod get;
 
-/// How long a request's header may take.
+/// Deadline for a request's header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection may last, from its acceptance to the last byte of the answer.
+/// Deadline for a connection, from accept to the last byte of the answer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long answers that are under way may still take when the server stops.
+/// How long pending answers may still take when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many connections are served at a time.
+/// The maximum number of connections.
 pub(crate) const MAX_CONNECTIONS: usize = 64;
 
-/// How many of them one address may have, of IPv6 one /64.
+/// The maximum per address; an IPv6 /64 counts as one address.
 pub(crate) const MAX_PER_ADDRESS: usize = 16;
 
-/// How long to wait when the system has no room for another connection (`EMFILE` and the like).
+/// Pause after a failed accept, for example out of file descriptors (`EMFILE`).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// How long a request's header may be in bytes: far more than any probe sends.
+/// The maximum size of a request's header in bytes, far more than any probe sends.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 /// The content type of plain texts.
 pub(crate) const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// What is served.
+/// The pages that a server serves.
 pub(crate) trait Site: Clone + Send + Sync + 'static {
-    /// Answers a request for a path and query; `None` if there is no such path.
+    /// Answers a request for a path and query; `None` if the path does not exist.
     ///
-    /// Requests have neither body nor effect: only GET and HEAD come here.
+    /// Requests have neither body nor side effect: only GET and HEAD arrive here.
     fn answer(&self, uri: &Uri) -> impl Future<Output = Option<Answer>> + Send;
 
-    /// What to say of a path that there is not.
+    /// The text for an unknown path.
     fn paths(&self) -> &'static str;
 }
 
@@ -86,12 +86,12 @@ impl Answer {
     }
 }
 
-/// Where connections come from.
+/// A source of connections.
 pub(crate) trait Listener: Send {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// Waits for the next connection, and from which address it comes, where that says anything. Cancel-safe.
+    /// Waits for the next connection; also returns the peer's address, if there is one. Cancel-safe.
     fn accept(&mut self)
     -> impl Future<Output = io::Result<(Self::Stream, Option<IpAddr>)>> + Send;
 }
@@ -113,9 +113,9 @@ impl Listener for UnixListener {
     }
 }
 
-/// Answers until `stop` is ready; then accepts nothing more and lets answers that are under way end.
+/// Serves until `stop` is ready; then accepts no more connections and completes pending answers.
 ///
-/// When it is dropped instead, all connections end at once.
+/// If the future is dropped instead, all connections are closed at once.
 pub(crate) async fn serve(
     mut listener: impl Listener,
     site: impl Site,
@@ -133,7 +133,7 @@ pub(crate) async fn serve(
             accepted = listener.accept(), if crowd.has_place(connections.len()) => match accepted {
                 Ok((stream, from)) => {
                     if let Some(seen) = refused.end(Instant::now()) {
-                        info!("connections are accepted again; that they were not was {seen}");
+                        info!("accepting connections again; the failure was {seen}");
                     }
                     let site = site.clone();
                     let stopped = stopped.clone();
@@ -160,24 +160,24 @@ pub(crate) async fn serve(
         }
     }
     drop(listener);
-    // Every connection holds a receiver, so this reaches those that there are.
+    // Every connection holds a receiver, so this reaches all of them.
     let _ = stopping.send(true);
     let drained = async { while connections.join_next().await.is_some() {} };
-    // What is left is cut off when the set is dropped.
+    // Dropping the set closes the rest.
     let _ = timeout(STOP_TIMEOUT, drained).await;
 }
 
-/// The connections whose address is known, the oldest of each first.
+/// Connections with a known address, oldest first per address.
 #[derive(Default)]
 struct Crowd(HashMap<IpAddr, VecDeque<AbortHandle>>);
 
 impl Crowd {
-    /// Whether another one can be served, if need be in the place of one of these.
+    /// Whether another connection can be accepted, possibly by closing one of these.
     fn has_place(&self, served: usize) -> bool {
         served < MAX_CONNECTIONS || !self.0.is_empty()
     }
 
-    /// One more is served, and with it so many as `served`; ends the one whose place it takes.
+    /// Adds a connection. If now `served` exceeds the limit, closes the one that it replaces.
     fn add(&mut self, from: IpAddr, connection: AbortHandle, served: usize) {
         self.0.retain(|_, those| {
             those.retain(|connection| !connection.is_finished());
@@ -223,7 +223,7 @@ async fn connection(
     connection.await
 }
 
-/// What is answered to a request; its body is never read. For HEAD, hyper leaves the body out.
+/// The answer to a request, whose body is never read. For HEAD, hyper omits the answer's body.
 async fn respond(site: &impl Site, method: &Method, uri: &Uri) -> Response<Text> {
     let readable = matches!(*method, Method::GET | Method::HEAD);
     let answer = match site.answer(uri).await {

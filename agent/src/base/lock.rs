@@ -1,4 +1,4 @@
-//! One agent for each network of a host: a lock on the state directory, held while the agent runs and gone with it.
+//! One agent per network of a host: a lock on the state directory, held while the agent runs.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -15,15 +15,15 @@ use thiserror::Error;
 pub enum Error {
     /// Another agent holds it.
     #[error(
-        "the agent with process id {pid} runs on {directory}: stop it first (systemctl stop {unit})", unit = unit(directory)
+        "the agent with process ID {pid} is using {directory}: stop it first (systemctl stop {unit})", unit = unit(directory)
     )]
     Held {
-        /// What the other agent wrote into its lock, or "unknown".
+        /// The content of the lock file, or "unknown".
         pid: String,
         /// The state directory.
         directory: PathBuf,
     },
-    /// The lock file cannot be made or read.
+    /// The lock file cannot be created or read.
     #[error("failed to lock {path}")]
     Io {
         /// The lock file.
@@ -34,7 +34,7 @@ pub enum Error {
     },
 }
 
-/// The unit whose state directory it usually is.
+/// The unit that usually uses this state directory.
 fn unit(directory: &Path) -> String {
     let parent = directory.parent().and_then(Path::file_name);
     match directory.file_name() {
@@ -45,17 +45,17 @@ fn unit(directory: &Path) -> String {
     }
 }
 
-/// The lock; dropping it, or the process's end however it comes, lets go of it.
+/// The lock. Dropping it, or the end of the process by any cause, releases it.
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
 }
 
 impl Lock {
-    /// Locks a state directory, which is made when it is missing.
+    /// Locks a state directory, and creates it if necessary.
     ///
-    /// Fails with [`Error::Held`] if another process still holds it after a second. A process that was killed while it
-    /// started another one leaves the lock to that one for a moment, from fork(2) to execve(2).
+    /// Fails with [`Error::Held`] if another process still holds the lock after a second. The wait matters: a child of
+    /// a killed process shares the lock from fork(2) until execve(2) closes the descriptor.
     pub fn take(directory: &Path) -> Result<Self, Error> {
         const PATIENCE: Duration = Duration::from_secs(1);
         const PAUSE: Duration = Duration::from_millis(10);
@@ -80,7 +80,8 @@ impl Lock {
             .write(true)
             .create(true)
             .truncate(false)
-            // Whoever may open it may lock it, and so keep the agent from starting.
+            // flock(2) needs no more than an open file, so whoever can open this one could keep the agent from
+            // starting.
             .mode(0o600)
             .open(&path)
             .map_err(io)?;

@@ -1,4 +1,4 @@
-//! Where the log goes: to the journal with its fields, or to standard error for people.
+//! The log: to the journal with fields, or to standard error as text.
 
 use std::fs::File;
 use std::io::{self, IsTerminal};
@@ -16,13 +16,13 @@ mod repeat;
 
 pub(crate) use repeat::Repeats;
 
-/// By what the filter of the process' one log is changed.
+/// The handle that changes the filter of the process's log.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// What the journal calls us (`SYSLOG_IDENTIFIER=`), whatever the binary is called.
+/// Our name in the journal (`SYSLOG_IDENTIFIER=`), whatever the binary's name is.
 const IDENTIFIER: &str = "selvage";
 
-/// What a log filter looks like, for messages.
+/// The syntax of a log filter, for messages.
 pub(crate) const FILTER_FORM: &str =
     "error, warn, info, debug or trace, or a list such as \"info,selvage::host::firewall=debug\"";
 
@@ -32,21 +32,21 @@ pub enum Error {
     /// The text is not a log filter.
     #[error("{0:?} is not a log level: expected {FILTER_FORM}")]
     BadFilter(String),
-    /// There is a log already.
+    /// The log is already set up.
     #[error("failed to set up the log")]
     Init(#[from] tracing_subscriber::util::TryInitError),
-    /// The log cannot be changed any more.
-    #[error("failed to change the log's filter")]
+    /// The log can no longer be changed.
+    #[error("failed to change the log level")]
     Change(#[from] reload::Error),
 }
 
-/// Reads a level (`error`, `warn`, `info`, `debug`, `trace`) or a comma-separated list of such with module paths.
+/// Parses a level (`error`, `warn`, `info`, `debug`, `trace`) or a comma-separated list of levels with module paths.
 ///
 /// # Errors
 /// [`Error::BadFilter`].
 pub fn parse_filter(text: &str) -> Result<Targets, Error> {
     let error = || Error::BadFilter(text.chars().take(64).collect());
-    // A word alone that is no level would be taken for a module path, and nothing would ever be logged.
+    // A single word that is not a level would be taken for a module path, and nothing would be logged.
     for directive in text.split(',').map(str::trim) {
         let level = directive.rsplit('=').next().unwrap_or(directive);
         if level
@@ -60,7 +60,7 @@ pub fn parse_filter(text: &str) -> Result<Targets, Error> {
     text.parse().map_err(|_| error())
 }
 
-/// An error with its causes, in one line: `failed to do this: because of that`.
+/// An error with its causes on one line: `failed to do this: because of that`.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -72,17 +72,17 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Starts the log of this process. Events below what `filter` names are dropped.
+/// Sets up the log of this process. Events below `filter` are dropped.
 ///
-/// When standard error is connected to the journal, events go there natively: the message as `MESSAGE=`, each field
-/// under its own name in upper case. Otherwise they go to standard error as lines without a time.
+/// If standard error is connected to the journal, events go there natively: the message as `MESSAGE=`, and each field
+/// under its name in upper case. Otherwise they are lines on standard error without a time.
 ///
 /// # Errors
 /// [`Error::BadFilter`], and [`Error::Init`] when called twice.
 pub fn init(filter: &str) -> Result<(), Error> {
     let (filter, handle) = reload::Layer::new(parse_filter(filter)?);
     let registry = tracing_subscriber::registry().with(filter);
-    // Without the socket (a container that shares only standard error) lines on standard error still arrive.
+    // Without the journal's socket (a container that shares only standard error) lines on standard error still work.
     if stderr_is_journal()
         && let Ok(journal) = tracing_journald::layer()
     {
@@ -95,15 +95,15 @@ pub fn init(filter: &str) -> Result<(), Error> {
             .without_time();
         registry.with(lines).try_init()?;
     }
-    // Never set before: a second log was refused just now.
+    // Cannot have been set: a second set-up was refused above.
     let _ = FILTER.set(handle);
     Ok(())
 }
 
-/// Changes which events are logged from now on. Without a log it does nothing.
+/// Changes the filter. Does nothing if no log is set up.
 ///
 /// # Errors
-/// [`Error::BadFilter`], after which the filter is what it was.
+/// [`Error::BadFilter`]; the filter is then unchanged.
 pub fn set_filter(filter: &str) -> Result<(), Error> {
     let filter = parse_filter(filter)?;
     if let Some(handle) = FILTER.get() {
@@ -112,8 +112,8 @@ pub fn set_filter(filter: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether standard error is the stream that systemd connected to the journal: systemd.exec(5), `$JOURNAL_STREAM`. The
-/// variable alone is no proof, because children inherit it when their standard error is redirected.
+/// Whether standard error is the stream that systemd connected to the journal: `$JOURNAL_STREAM` in systemd.exec(5).
+/// The variable alone is not enough: children inherit it even if their standard error is redirected.
 pub fn stderr_is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
         return false;
@@ -130,7 +130,7 @@ fn is_stream(stream: &str, device: u64, inode: u64) -> bool {
         .is_some_and(|(dev, ino)| dev.parse() == Ok(device) && ino.parse() == Ok(inode))
 }
 
-/// Field names as they are, and levels as other services use them: the crate would report info as "notice".
+/// Field names unchanged, and the usual syslog levels: the crate would map info to "notice".
 fn configure(journal: tracing_journald::Layer) -> tracing_journald::Layer {
     journal
         .with_field_prefix(None)

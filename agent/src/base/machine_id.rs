@@ -1,4 +1,4 @@
-//! Which machine this is: the owner that the agent writes into its lease, so that it knows its own again.
+//! The identity of this machine: the owner ID that the agent writes into its lease, to recognize it later.
 
 use std::fs;
 use std::io;
@@ -10,19 +10,19 @@ use thiserror::Error;
 
 use crate::base::atomic_file;
 
-/// What makes our id differ from every other program's: 128 random bits, drawn once for Selvage.
+/// Selvage's application ID: 128 random bits that make our ID differ from other programs' IDs for the same machine.
 const APPLICATION: [u8; 16] = [
     0x4e, 0x1f, 0x0a, 0xd3, 0x92, 0x6b, 0x47, 0x5e, 0x8c, 0x31, 0x5d, 0x77, 0xe0, 0x29, 0xb4, 0x16,
 ];
 
-/// Name of the file in the state directory that holds the id of a machine without a machine-id.
+/// The file in the state directory with the ID of a machine that has no machine-id.
 pub(crate) const FILE: &str = "machine-id";
 
 /// The machine has no usable identity.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The kept id cannot be read.
-    #[error("failed to read the machine's id from {}", path.display())]
+    /// The saved ID cannot be read.
+    #[error("failed to read the machine ID from {}", path.display())]
     Read {
         /// Which file.
         path: PathBuf,
@@ -30,19 +30,19 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The kept id is damaged.
+    /// The saved ID is damaged.
     #[error(
-        "{} holds {found:?}: expected 32 hexadecimal digits; remove the file to be given a new id, which gives up the lease held under the old one",
+        "{} holds {found:?}: expected 32 hexadecimal digits; remove the file to generate a new ID, which gives up the lease of the old one",
         path.display()
     )]
     Damaged {
         /// Which file.
         path: PathBuf,
-        /// The start of what it holds.
+        /// The start of its contents.
         found: String,
     },
-    /// A new id cannot be kept.
-    #[error("failed to keep the machine's id in {}", path.display())]
+    /// A new ID cannot be saved.
+    #[error("failed to save the machine ID in {}", path.display())]
     Write {
         /// Which file.
         path: PathBuf,
@@ -50,20 +50,20 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The kernel gives no random numbers.
-    #[error("failed to draw a random id")]
+    /// The kernel provides no random numbers.
+    #[error("failed to generate a random ID")]
     Random,
 }
 
-/// The id of this machine, as 32 hexadecimal digits.
+/// The ID of this machine, as 32 hexadecimal digits.
 ///
-/// It is derived from `etc/machine-id` below `root` as `sd_id128_get_machine_app_specific()` does, since the machine-id
-/// itself should not be shown on a network (machine-id(5)). A machine without one is given a random id, which is kept
-/// in `state_dir`; once given, it stays the machine's id even if a machine-id appears later.
+/// Derived from `etc/machine-id` below `root` like `sd_id128_get_machine_app_specific()`, because the machine-id itself
+/// should not be exposed on a network (machine-id(5)). A machine without machine-id gets a random ID, saved in
+/// `state_dir`; it keeps that ID even if a machine-id appears later.
 ///
 /// # Errors
-/// When the kept id is unreadable or damaged, or a new one cannot be kept: without it the next start would not know
-/// its own lease.
+/// If the saved ID is unreadable or damaged, or a new one cannot be saved: after a restart the agent would not
+/// recognize its own lease.
 pub fn owner(root: &Path, state_dir: &Path) -> Result<String, Error> {
     if let Some(id) = known(root, state_dir)? {
         return Ok(id);
@@ -79,10 +79,10 @@ pub fn owner(root: &Path, state_dir: &Path) -> Result<String, Error> {
     Ok(text)
 }
 
-/// As [`owner`], but gives no id to a machine that has none.
+/// As [`owner`], but does not generate an ID for a machine without one.
 ///
 /// # Errors
-/// When the kept id is unreadable or damaged.
+/// If the saved ID is unreadable or damaged.
 pub(crate) fn known(root: &Path, state_dir: &Path) -> Result<Option<String>, Error> {
     let path = state_dir.join(FILE);
     match fs::read_to_string(&path) {
@@ -101,8 +101,8 @@ pub(crate) fn known(root: &Path, state_dir: &Path) -> Result<Option<String>, Err
     Ok(machine.map(|machine| format(application_specific(machine))))
 }
 
-/// 128 bits from 32 hexadecimal digits and white space; all zeroes is no id, and neither is systemd's word
-/// `uninitialized` for a machine whose first boot is not over.
+/// 128 bits from 32 hexadecimal digits and white space. All zeroes is not an ID, nor is `uninitialized`, which systemd
+/// writes until the first boot is complete.
 fn parse(text: &str) -> Option<[u8; 16]> {
     let text = text.trim();
     if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -116,8 +116,8 @@ fn format(id: [u8; 16]) -> String {
     format!("{:032x}", u128::from_be_bytes(id))
 }
 
-/// HMAC-SHA256 of the application's id keyed by the machine's, cut to 128 bits and marked as a random UUID (version 4,
-/// variant 1), as systemd does (*src/libsystemd/sd-id128/sd-id128.c*).
+/// HMAC-SHA256 of the application ID keyed by the machine ID, cut to 128 bits and marked as a random UUID (version 4,
+/// variant 1), as in systemd (*src/libsystemd/sd-id128/sd-id128.c*).
 fn application_specific(machine: [u8; 16]) -> [u8; 16] {
     let key = hmac::Key::new(hmac::HMAC_SHA256, &machine);
     let tag = hmac::sign(&key, &APPLICATION);

@@ -1,4 +1,4 @@
-//! Small network types that the standard library and `ipnet` lack, validated where they are made.
+//! Small network types that the standard library and `ipnet` lack, validated on construction.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,8 +9,8 @@ use thiserror::Error;
 
 /// A 48-bit Ethernet address.
 ///
-/// Text form is six colon-separated hexadecimal pairs; parsing also takes dashes, as Go's `net.ParseMAC` does, because
-/// flannel nodes publish what that function accepts.
+/// The text form is six colon-separated hexadecimal pairs. The parser also accepts dashes, like Go's `net.ParseMAC`,
+/// because flannel nodes publish what that function accepts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddr(pub [u8; 6]);
@@ -88,13 +88,13 @@ impl From<MacAddr> for String {
 pub struct InterfaceName([u8; InterfaceName::MAX_LEN]);
 
 impl InterfaceName {
-    /// The longest name, in bytes: the kernel's `IFNAMSIZ` less the closing zero.
+    /// The longest name, in bytes: the kernel's `IFNAMSIZ` without the final NUL.
     pub const MAX_LEN: usize = 15;
 
     /// The name as text.
     pub fn as_str(&self) -> &str {
         let end = self.0.iter().position(|&b| b == 0).unwrap_or(Self::MAX_LEN);
-        // Made from a `str` and cut at its own end, so it is valid UTF-8.
+        // Made from a `str` and cut at its end, so it is valid UTF-8.
         std::str::from_utf8(&self.0[..end]).unwrap_or_default()
     }
 }
@@ -111,7 +111,7 @@ impl fmt::Debug for InterfaceName {
     }
 }
 
-/// The text cannot name a network interface.
+/// The text is not a valid interface name.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("{0:?} is not an interface name: expected 1 to 15 bytes without '/', ':' or white space")]
 pub struct InterfaceNameError(String);
@@ -186,8 +186,8 @@ pub struct Leased<N> {
     pub subnet: N,
 }
 
-/// What an IPv4 address is, if another host cannot send packets to it; `None` for all unicast addresses, link-local and
-/// private ones among them.
+/// The kind of IPv4 address, if other hosts cannot send packets to it; `None` for all unicast addresses, including
+/// link-local and private ones.
 pub fn unusable_v4(address: Ipv4Addr) -> Option<&'static str> {
     match address.octets()[0] {
         // RFC 1122 §3.2.1.3: 0.0.0.0/8 is "this network".
@@ -201,21 +201,22 @@ pub fn unusable_v4(address: Ipv4Addr) -> Option<&'static str> {
     }
 }
 
-/// What an IPv6 address is, if a lease cannot send another host's packets to it; `None` for all unicast addresses that
-/// are not link-local.
+/// The kind of IPv6 address, if other hosts cannot send packets to it by a lease; `None` for all unicast addresses
+/// except link-local ones.
 pub fn unusable_v6(address: Ipv6Addr) -> Option<&'static str> {
     match address {
         a if a.is_unspecified() => Some("unspecified"),
         a if a.is_loopback() => Some("a loopback address"),
         a if a.is_multicast() => Some("a multicast address"),
         a if a.to_ipv4_mapped().is_some() => Some("an IPv4 address in IPv6 form"),
-        // Says nothing without an interface, which leases do not name.
+        // Means nothing without an interface, and leases do not name one.
         a if a.is_unicast_link_local() => Some("a link-local address"),
         _ => None,
     }
 }
 
-/// Whom an address is counted for: the /64 of an IPv6 address, all of whose addresses one host may have (RFC 4291 §2.5.4).
+/// The unit by which clients are counted: an IPv6 address counts as its /64, because one host may have all addresses of
+/// it (RFC 4291 §2.5.4).
 pub(crate) fn site_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),

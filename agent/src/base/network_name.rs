@@ -1,8 +1,7 @@
-//! The name that one of several networks on this host goes by.
+//! The name of one of several networks on this host.
 //!
-//! The first or only network of a host needs none. Every further one is an agent of its own, and the name keeps what it
-//! makes apart from what the others make: its next hops' numbers, the names of its firewall rules, the mark on its
-//! devices, its files.
+//! The first or only network has no name. Every further network has its own agent, and its name keeps that agent's
+//! objects apart: next-hop IDs, names of firewall rules, aliases of devices, files.
 
 use std::fmt;
 use std::path::Path;
@@ -10,27 +9,28 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// Most bytes of a name: with it `FLANNEL-POSTRTG-` still fits a name of iptables (28, `XT_EXTENSION_MAXNAMELEN`).
+/// The longest name in bytes: `FLANNEL-POSTRTG-NAME` must fit the 28 bytes of an iptables chain name
+/// (`XT_EXTENSION_MAXNAMELEN`).
 const MAX_LEN: usize = 10;
 
-/// What a name must be, for messages.
+/// The syntax of a name, for messages.
 pub(crate) const FORM: &str =
-    "1 to 10 of a-z, 0-9 and -, the first a letter, other than config and subnets";
+    "1 to 10 characters of a-z, 0-9 and -, starting with a letter, except config and subnets";
 
-/// The directories in which a file's name alone tells networks apart.
+/// Directories in which the file name alone identifies a network.
 const FLANNELS_DIRECTORIES: [&str; 2] = ["/run/flannel", "/run/flannel/networks"];
 
-/// Names of keys below a prefix that are no network's.
+/// Keys below an etcd prefix that are not networks.
 const KEYS: [&str; 2] = ["config", "subnets"];
 
-/// A network's name: 1 to 10 of `a-z`, `0-9` and `-`, the first a letter; not `config` or `subnets`, which are keys beside
-/// it in etcd.
+/// A network name: 1 to 10 of `a-z`, `0-9` and `-`, starting with a letter; not `config` or `subnets`, which are keys
+/// next to it in etcd.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NetworkName(String);
 
-/// The text is no network's name.
+/// The text is not a network name.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("{0:?} is not a network's name: expected {FORM}")]
+#[error("{0:?} is not a network name: expected {FORM}")]
 pub struct ParseNetworkNameError(String);
 
 impl NetworkName {
@@ -39,14 +39,14 @@ impl NetworkName {
         &self.0
     }
 
-    /// A name for what goes by another text: the text itself where it is a name, or else what of it can be in one, with a
-    /// hash that keeps similar texts apart.
+    /// A name made from another text: the text itself if it is valid; otherwise its valid characters, with a hash that
+    /// tells similar texts apart.
     pub(crate) fn derive(text: &str) -> Self {
         text.parse().unwrap_or_else(|_| Self::shorten(text, text))
     }
 
-    /// A name for the network whose subnet file is at `path`: the file's name without its extension where it is in one of
-    /// flannel's directories, or else with a hash of the whole path.
+    /// A name for the network with its subnet file at `path`: the file's name without extension if it is in one of
+    /// flannel's directories, otherwise with a hash of the whole path.
     pub(crate) fn of_subnet_file(path: &Path) -> Self {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let is_flannels = path.parent().is_some_and(|parent| {
@@ -70,7 +70,7 @@ impl NetworkName {
         Self(format!("{start}-{:04x}", (hash >> 16) ^ (hash & 0xffff)))
     }
 
-    /// A number for the network, 0 to 4095; the same on every build and machine. Two names may have the same.
+    /// A number for the network, 0 to 4095; the same in every build and on every machine. Two names may share one.
     pub(crate) fn number(&self) -> u32 {
         let hash = fnv1a(self.0.as_bytes());
         (hash >> 20) ^ (hash & 0xfff)
@@ -100,7 +100,7 @@ impl FromStr for NetworkName {
     }
 }
 
-/// How a network is spoken of: by its name, or as the default network.
+/// The network in messages: by its name, or as the default network.
 pub(crate) fn describe(network: Option<&NetworkName>) -> String {
     match network {
         Some(name) => format!("the network {name}"),
@@ -149,7 +149,10 @@ mod tests {
             "subnets",
         ] {
             let error = text.parse::<NetworkName>().unwrap_err().to_string();
-            assert!(error.contains("1 to 10 of a-z, 0-9 and -"), "{error}");
+            assert!(
+                error.contains("1 to 10 characters of a-z, 0-9 and -"),
+                "{error}"
+            );
         }
     }
 

@@ -1,4 +1,4 @@
-//! Waiting between attempts: exponential back-off with jitter.
+//! Delays between attempts: exponential backoff with jitter.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::Instant;
 
-/// Delays that double from `min` up to `max`, each shortened by a random part so that many nodes that lost the same
-/// server do not come back in step.
+/// Delays that double from `min` to `max`, each shortened by a random part, so that nodes that lost the same server do
+/// not come back in lockstep.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     min: Duration,
@@ -18,13 +18,13 @@ pub struct Backoff {
     seed: u64,
 }
 
-/// The settings of a [`Backoff`] make no sense.
+/// The settings of a [`Backoff`] are invalid.
 #[derive(Clone, Copy, Debug, Error, PartialEq)]
 pub enum BackoffError {
-    /// A zero delay would spin.
-    #[error("the shortest delay is 0; allowed is anything longer")]
+    /// A zero delay would busy-loop.
+    #[error("the shortest delay is 0: expected a longer one")]
     ZeroMin,
-    /// The bounds are the wrong way round.
+    /// The bounds are reversed.
     #[error("the longest delay, {max:?}, is shorter than the shortest, {min:?}")]
     MaxBelowMin {
         /// The shortest delay.
@@ -32,15 +32,15 @@ pub enum BackoffError {
         /// The longest delay.
         max: Duration,
     },
-    /// The random part is not a part.
+    /// The jitter is outside of its range.
     #[error("jitter {0} is outside 0.0 to 0.9")]
     Jitter(f64),
 }
 
 impl Backoff {
-    /// Delays from `min` to `max`; each is shortened by up to its `jitter` part (0.0 to 0.9).
+    /// Delays from `min` to `max`; each is shortened by up to the fraction `jitter` (0.0 to 0.9).
     ///
-    /// Can be evaluated at compile time, where an error is one of the program; see [`Backoff::seeded`].
+    /// A `const fn`, so that an error in constants shows at compile time; see [`Backoff::seeded`].
     pub const fn new(
         min: Duration,
         max: Duration,
@@ -65,21 +65,21 @@ impl Backoff {
         })
     }
 
-    /// The same delays in another random variation.
+    /// The same delays with another random seed.
     pub const fn seeded(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// How long to wait before the next attempt.
+    /// The delay before the next attempt.
     pub fn next_delay(&mut self) -> Duration {
         let full = self.next;
         self.next = full.saturating_mul(2).min(self.max);
         jittered(full, self.jitter, &mut self.seed)
     }
 
-    /// The same for what must succeed while `left` lasts: no more than a quarter of it, so that some attempts are made in
-    /// time. With nothing left there is no more haste.
+    /// The delay for something that must succeed within `left`: at most a quarter of it, so that several attempts fit.
+    /// If nothing is left, there is no hurry any more.
     pub fn next_delay_within(&mut self, left: Duration) -> Duration {
         let delay = self.next_delay();
         match left.is_zero() {
@@ -88,13 +88,13 @@ impl Backoff {
         }
     }
 
-    /// An attempt succeeded: the next delay is the shortest again.
+    /// Call after success: the next delay is the shortest again.
     pub fn reset(&mut self) {
         self.next = self.min;
     }
 }
 
-/// A task that is tried again, with growing pauses, until it is done.
+/// A task that is retried, with growing delays, until it succeeds.
 #[derive(Clone, Debug)]
 pub(crate) struct Retry {
     backoff: Backoff,
@@ -102,12 +102,12 @@ pub(crate) struct Retry {
 }
 
 impl Retry {
-    /// Nothing is due yet.
+    /// Not due yet.
     pub(crate) fn new(backoff: Backoff) -> Self {
         Self { backoff, due: None }
     }
 
-    /// The task failed, or waits: it is due after the next pause.
+    /// The task failed or is blocked: it is due after the next delay.
     pub(crate) fn schedule(&mut self) {
         self.due = Some(Instant::now() + self.backoff.next_delay());
     }
@@ -122,7 +122,7 @@ impl Retry {
         self.due = Some(due);
     }
 
-    /// The task goes on elsewhere: nothing is due, and the next pause is what it would have been.
+    /// Another task takes over: nothing is due, and the next delay is unchanged.
     pub(crate) fn hold(&mut self) {
         self.due = None;
     }
@@ -132,13 +132,13 @@ impl Retry {
         self.due.is_some()
     }
 
-    /// The task is done: nothing is due, and the next pause is the shortest again.
+    /// The task succeeded: nothing is due, and the next delay is the shortest again.
     pub(crate) fn done(&mut self) {
         self.due = None;
         self.backoff.reset();
     }
 
-    /// Waits until the task is due; for ever when nothing is. Cancel-safe.
+    /// Waits until the task is due; forever if nothing is. Cancel-safe.
     pub(crate) async fn due(&self) {
         match self.due {
             Some(due) => tokio::time::sleep_until(due).await,
@@ -147,15 +147,15 @@ impl Retry {
     }
 }
 
-/// `full` shortened by up to its `jitter` part, which must lie in 0.0 to 1.0.
+/// `full` shortened by up to the fraction `jitter`, which must lie in 0.0 to 1.0.
 pub(crate) fn jittered(full: Duration, jitter: f64, seed: &mut u64) -> Duration {
-    // 32 random bits as a fraction of 1: f64 holds them exactly.
+    // 32 random bits as a fraction of 1: an f64 represents them exactly.
     let fraction = f64::from(u32::try_from(next_random(seed) >> 32).unwrap_or(0))
         / (f64::from(u32::MAX) + 1.0);
     full.mul_f64((1.0 - jitter * fraction).clamp(0.0, 1.0))
 }
 
-/// The next number of the splitmix64 sequence (Steele, Lea, Flood 2014): even spread, any seed will do, no secrecy.
+/// The next number of the splitmix64 sequence (Steele, Lea, Flood 2014): evenly distributed for any seed, not secret.
 pub(crate) fn next_random(seed: &mut u64) -> u64 {
     *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *seed;
@@ -164,7 +164,7 @@ pub(crate) fn next_random(seed: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A seed that differs from process to process: the standard library keys its hash maps with the kernel's random bytes.
+/// A seed that differs per process: the standard library seeds its hash maps with random bytes from the kernel.
 pub fn random_seed() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }

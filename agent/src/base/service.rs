@@ -1,6 +1,6 @@
-//! What the agent tells the service manager: sd_notify(3).
+//! Messages to the service manager: sd_notify(3).
 //!
-//! Outside of a service (no `NOTIFY_SOCKET`) all of it does nothing.
+//! Outside of a service (no `NOTIFY_SOCKET`) these do nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// How many steps the process has taken in what it does.
+/// The number of steps that the process has completed.
 static STEPS: AtomicU64 = AtomicU64::new(0);
 
-/// Says that something long has come a step further, so that the service counts as alive though its loop does not turn.
+/// Records a step of a long operation, so that the service counts as alive while its loop is busy.
 pub(crate) fn step() {
     STEPS.fetch_add(1, Ordering::Relaxed);
 }
@@ -21,12 +21,12 @@ pub(crate) fn step() {
 pub struct Service {
     watchdog: Option<Duration>,
     status: Mutex<String>,
-    /// Whether the loop waits for something to do.
+    /// Whether the loop is idle.
     rests: AtomicBool,
 }
 
 impl Service {
-    /// Takes what the service manager put into the environment. No message is sent.
+    /// Reads the service manager's environment variables. Sends no message.
     pub fn from_environment() -> Self {
         Self {
             watchdog: sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero()),
@@ -35,14 +35,14 @@ impl Service {
         }
     }
 
-    /// Says that the service is up, and what it does now.
+    /// Reports that the service is up, with a status text.
     pub fn ready(&self, status: &str) {
         let status = one_line(status);
         send(&[NotifyState::Ready, NotifyState::Status(&status)]);
         self.remember(status);
     }
 
-    /// Says what the service does or waits for. The same text twice running is sent once.
+    /// Sets the status text. The same text twice in a row is sent once.
     pub fn status(&self, status: &str) {
         let status = one_line(status);
         if *self.status.lock().unwrap_or_else(PoisonError::into_inner) == status {
@@ -52,7 +52,7 @@ impl Service {
         self.remember(status);
     }
 
-    /// Says that the service reads its settings anew; [`Self::ready`] says that it did.
+    /// Reports that the service reloads its settings; [`Self::ready`] ends that.
     pub fn reloading(&self) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => send(&[NotifyState::Reloading, now]),
@@ -60,21 +60,21 @@ impl Service {
         }
     }
 
-    /// Says that the service is going down.
+    /// Reports that the service is stopping.
     pub fn stopping(&self) {
         send(&[NotifyState::Stopping]);
     }
 
-    /// Rests until it is dropped: to be waited for beside everything else that a loop waits for.
+    /// Marks the loop as idle until dropped. Await it next to everything else that the loop waits for.
     pub(crate) async fn rest(&self) {
         let _rest = Rest::begin(&self.rests);
         std::future::pending().await
     }
 
-    /// Says that the service is alive, for as long as it rests or takes steps, four times in each `WatchdogSec=`. Never
-    /// returns; does nothing when nobody watches.
+    /// Sends the watchdog message four times per `WatchdogSec=`, while the loop is idle or completes steps. Never
+    /// returns; does nothing without a watchdog.
     ///
-    /// To be polled beside the loop and not by it: who takes long over something, and gets on with it, is alive.
+    /// Poll it next to the loop, not from it: a long operation that makes progress is alive.
     pub async fn stay_alive(&self) {
         let Some(watchdog) = self.watchdog else {
             return std::future::pending().await;
@@ -96,7 +96,7 @@ impl Service {
     }
 }
 
-/// Nothing is to be done before something happens.
+/// Pending until another event.
 struct Rest<'a>(&'a AtomicBool);
 
 impl<'a> Rest<'a> {
@@ -113,7 +113,7 @@ impl Drop for Rest<'_> {
     }
 }
 
-/// Leaves the reason for a failure in the status that `systemctl status` shows after the end.
+/// Sets a failure's reason as status text, which `systemctl status` shows after the exit.
 pub fn failed(reason: &str) {
     send(&[NotifyState::Status(&one_line(&format!("failed: {reason}")))]);
 }
@@ -136,7 +136,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs the watchdog for a little more than two of its pauses, beside something that takes as long.
+    /// Runs the watchdog for slightly more than two of its intervals, next to an operation that takes as long.
     fn live(service: &Service, steps: bool, rests: bool) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -159,14 +159,14 @@ mod tests {
         });
     }
 
-    /// Says all there is to say.
+    /// Sends one message of each kind.
     fn as_a_service() {
         let service = Service::from_environment();
         service.status("waiting for etcd:\nconnection refused");
         service.status("waiting for etcd:\nconnection refused");
         service.ready("10.5.72.0/24, 2 peers");
         service.status("10.5.72.0/24, 2 peers");
-        // Whoever is stuck says nothing.
+        // A stuck process sends nothing.
         live(&service, false, false);
         service.status("now it gets on");
         live(&service, true, false);
@@ -214,7 +214,7 @@ mod tests {
                 }
             }
         }
-        // How often it says that it is alive depends on the machine.
+        // The number of watchdog messages depends on the machine.
         told.dedup_by(|a, b| a == b && a == "WATCHDOG=1\n");
         assert_eq!(
             told,

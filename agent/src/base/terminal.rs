@@ -1,4 +1,4 @@
-//! How output looks on a terminal: colours where they can be seen, and its size.
+//! Terminal output: when to use colours, and the size of the terminal.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -14,14 +14,14 @@ pub enum Colour {
     Never,
 }
 
-/// Whether texts get colours. Never the only carrier of a meaning.
+/// Whether texts are coloured. Colour never carries meaning of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Style {
     colours: bool,
 }
 
 impl Style {
-    /// By the flag; if it leaves it open, colours on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+    /// By the flag; without one, colours on a terminal unless `NO_COLOR` is set (<https://no-color.org>).
     pub(crate) fn choose(flag: Colour) -> Self {
         let colours = match flag {
             Colour::Always => true,
@@ -79,7 +79,7 @@ impl Style {
     }
 }
 
-/// What a text means, where that is data.
+/// The meaning of a text, as data.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) enum Tone {
     /// Nothing special.
@@ -97,9 +97,9 @@ pub(crate) enum Tone {
     Dim,
 }
 
-/// How many columns and lines standard output has; `None` where it is no terminal, so that nothing has to fit.
+/// Columns and lines of standard output; `None` if it is not a terminal.
 ///
-/// As ncurses does, `COLUMNS` and `LINES` beat what the terminal says.
+/// As in ncurses, `COLUMNS` and `LINES` override the terminal's size.
 pub(crate) fn size() -> Option<(usize, usize)> {
     if !io::stdout().is_terminal() {
         return None;
@@ -110,7 +110,7 @@ pub(crate) fn size() -> Option<(usize, usize)> {
     };
     let (columns, lines) = match terminal_size::terminal_size_of(io::stdout()) {
         Some((columns, lines)) => (columns.0, lines.0),
-        // What every terminal has had since the VT100.
+        // The default of terminals since the VT100.
         None => (80, 24),
     };
     Some((
@@ -119,7 +119,7 @@ pub(crate) fn size() -> Option<(usize, usize)> {
     ))
 }
 
-/// A text with its colour. A width in a format pads the text, not the escapes around it.
+/// A text with its colour. A format width pads the text, not the escapes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Styled<'a> {
     code: Option<&'static str>,

@@ -1,4 +1,4 @@
-//! The CNI meta plugin `flannel`: takes this host's subnet from `subnet.env`, and lets another plugin do the work.
+//! The CNI meta plugin `flannel`: reads this host's subnet from `subnet.env`, and delegates the work to another plugin.
 //!
 //! ```text
 //!  runtime ──CNI_*, configuration──► flannel ──CNI_*, delegate's configuration──► bridge ──► host-local
@@ -7,11 +7,11 @@
 //!                        subnet.env ────┴──── dataDir: the delegate's configuration, for DEL
 //! ```
 //!
-//! A drop-in for the plugin of flannel-io/cni-plugin, for versions 0.1.0 to 1.1.0 of the CNI specification; so rkt's
-//! `{"name":"containers","type":"flannel"}` will do. The delegate's configuration is theirs to the byte; what differs is
-//! listed in `docs/flannel.md`.
+//! A replacement for the plugin of flannel-io/cni-plugin, for CNI specification 0.1.0 to 1.1.0; so rkt's
+//! `{"name":"containers","type":"flannel"}` works too. The delegate's configuration is identical to the byte;
+//! `docs/flannel.md` lists the differences.
 //!
-//! It runs once per call, with blocking system calls: there is nothing to wait for beside the delegate.
+//! It runs once per call, with blocking system calls: it waits only for the delegate.
 
 mod attachment;
 mod bridge;
@@ -37,10 +37,10 @@ use self::config::NetConf;
 use self::environment::{Call, Command};
 use self::subnet_env::SubnetEnv;
 
-/// What the binary does when it is called `flannel`.
+/// The main function of the binary under the name `flannel`.
 ///
-/// The exit status is 1 after an error, which is then on standard output as the specification wants it. Without
-/// `CNI_COMMAND` it says on standard error what it is, and succeeds.
+/// Exits with 1 after an error, which is printed to standard output as the specification requires. Without
+/// `CNI_COMMAND` it prints its version to standard error and succeeds.
 pub fn main() -> ExitCode {
     let mut stdout = io::stdout().lock();
     let get = |name: &str| std::env::var_os(name);
@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
         verbs::note(&about());
         return ExitCode::SUCCESS;
     }
-    // Nowhere to report that standard output is gone.
+    // Standard output is gone, so the error cannot be reported.
     let _ = stdout.write_all(&error.report(version));
     let _ = stdout.flush();
     ExitCode::FAILURE
@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
 ///
 /// # Errors
 ///
-/// Why it failed, and the configuration's version once that is known.
+/// The error, and the configuration's version if it is known.
 pub fn run(
     get: impl Fn(&str) -> Option<OsString>,
     stdin: &mut dyn Read,
@@ -102,7 +102,7 @@ pub fn run(
 ///
 /// # Errors
 ///
-/// The configuration or the file breaks a rule.
+/// The configuration or the file is invalid.
 pub fn delegate_configuration(stdin: &[u8], subnet_env: &[u8]) -> Result<String, Error> {
     let conf = NetConf::parse(stdin)?;
     let text = String::from_utf8_lossy(subnet_env);
@@ -120,7 +120,7 @@ fn versions() -> String {
     format!("{answer}\n")
 }
 
-/// What a user reads who runs the plugin by hand.
+/// The text for users who run the plugin by hand.
 fn about() -> String {
     let all = Version::ALL.map(Version::as_str);
     format!(

@@ -1,7 +1,8 @@
 //! flannel's `mk-docker-opts.sh`: options for the Docker daemon, made from `subnet.env`.
 //!
-//! Other units and scripts read what it writes, so the bytes are those of flannel's shell script (the one since 0.11).
-//! The script's accidents are left out: what only the shell did with odd values, and a subnet file that it ran.
+//! Other units and scripts read its output, so it is identical to the byte with flannel's shell script (since 0.11).
+//! Two accidents of the script are left out: what only a shell does with odd values, and running the subnet file as a
+//! program.
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -35,7 +36,7 @@ enum Error {
         #[source]
         source: env_file::Error,
     },
-    /// flannel's own words.
+    /// flannel's own text.
     #[error("Invalid value of {name}: {value}")]
     Value { name: &'static str, value: String },
     #[error("{0:?} cannot be the name of a variable")]
@@ -46,12 +47,12 @@ enum Error {
         #[source]
         source: io::Error,
     },
-    /// flannel's own words.
+    /// flannel's own text.
     #[error("Your routing table already contains the subnet: {}", .0.join("\n"))]
     Routed(Vec<String>),
 }
 
-/// Runs with the arguments that follow the program's name, `program`.
+/// Runs with the arguments after the program's name, `program`.
 pub fn main(program: &str, arguments: Vec<OsString>) -> ExitCode {
     let arguments = match arguments::parse(arguments) {
         Ok(arguments) => arguments,
@@ -85,7 +86,7 @@ fn run(program: &str, arguments: &Arguments) -> Result<(), Error> {
             path: subnet_file.clone(),
             source,
         })?;
-        // `-m` is about the option that our own subnet file brings along, too.
+        // `-m` also concerns the option that our own subnet file contains.
         if !arguments.masquerade {
             variables.remove(IPMASQ);
             variables.extend(inherited.map(|value| (IPMASQ.to_owned(), value)));
@@ -109,7 +110,7 @@ fn run(program: &str, arguments: &Arguments) -> Result<(), Error> {
     match routes::gateways(subnet) {
         Ok(routes) if routes.is_empty() => Ok(()),
         Ok(routes) => Err(Error::Routed(routes)),
-        // The script did not notice either when it could not run `ip`.
+        // The script did not notice either if it could not run `ip`.
         Err(error) => {
             say(&format!(
                 "{program}: failed to look for routes to {subnet}: {error}"
@@ -119,15 +120,15 @@ fn run(program: &str, arguments: &Arguments) -> Result<(), Error> {
     }
 }
 
-/// Prints a line to standard error, if that is still there.
+/// Prints a line to standard error, if it is still open.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// What `--ip-masq` is kept in.
+/// The variable with the `--ip-masq` option.
 const IPMASQ: &str = "DOCKER_OPT_IPMASQ";
 
-/// The environment as a shell takes it over: what can be a variable. systemd takes no other than UTF-8 back.
+/// The environment as a shell imports it: valid variable names only. systemd reads back only UTF-8.
 fn inherited() -> Variables {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -135,7 +136,7 @@ fn inherited() -> Variables {
         .collect()
 }
 
-/// A variable's value; empty is as good as missing.
+/// A variable's value; empty counts as missing.
 fn value<'a>(variables: &'a Variables, name: &str) -> Option<&'a str> {
     let value = variables.get(name)?;
     (!value.is_empty()).then_some(value.as_str())
@@ -168,7 +169,7 @@ fn render(arguments: &Arguments, mut variables: Variables) -> Result<String, Err
     let ip_masq = match value(&variables, name) {
         _ if !arguments.masquerade => None,
         None => None,
-        // Who masquerades: the agent, or else Docker.
+        // Either the agent or Docker masquerades.
         Some("true") => Some("--ip-masq=false".to_owned()),
         Some("false") => Some("--ip-masq=true".to_owned()),
         Some(value) => {
@@ -214,7 +215,7 @@ fn render(arguments: &Arguments, mut variables: Variables) -> Result<String, Err
     Ok(text)
 }
 
-/// Replaces a file as a whole, so that no reader sees a part; what is no plain file (`/dev/stdout`) is written to.
+/// Replaces a file atomically; anything but a regular file (`/dev/stdout`) is written in place.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let plain = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata.is_file(),

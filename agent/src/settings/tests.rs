@@ -146,7 +146,7 @@ fn a_named_network_has_files_and_keys_of_its_own() {
     let error = load_from(&[], &[], &["--network=Blue"]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "flag --network: agent.network = \"Blue\": expected 1 to 10 of a-z, 0-9 and -, the first a letter, other than config and subnets"
+        "flag --network: agent.network = \"Blue\": expected 1 to 10 characters of a-z, 0-9 and -, starting with a letter, except config and subnets"
     );
     let error = load_from(&[other], &[], &["--network=green"]).unwrap_err();
     assert!(

@@ -231,7 +231,7 @@ fn bridge_follows_a_new_subnet_once_no_container_uses_the_old_one() {
     let (code, message) = node.call("ADD", "new", &new, json!({})).error();
     assert_eq!(code, 102, "{message}");
     assert!(
-        message.starts_with("bridge cni0 has the address 10.1.17.1/24 of a subnet"),
+        message.starts_with("bridge cni0 still has the address 10.1.17.1/24 of an old subnet"),
         "{message}"
     );
     assert_eq!(
@@ -248,7 +248,7 @@ fn bridge_follows_a_new_subnet_once_no_container_uses_the_old_one() {
     assert!(
         answer
             .stderr
-            .contains("removed the former subnet's address 10.1.17.1/24 from cni0"),
+            .contains("removed the address 10.1.17.1/24 of an old subnet from cni0"),
         "{answer:?}"
     );
     assert_eq!(node.bridge_addresses(), ["10.1.99.1/24"]);

@@ -231,7 +231,7 @@ fn check_wants_a_known_attachment_of_the_current_subnet() {
     let (code, message) = host.call("CHECK", &conf).error();
     assert_eq!(code, 101);
     assert!(
-        message.contains("subnet 10.1.17.0/24, but this host's subnet is 10.1.99.0/24"),
+        message.contains("subnet 10.1.17.0/24, but this host's subnet is now 10.1.99.0/24"),
         "{message}"
     );
     host.remove("subnet.env");

@@ -1,4 +1,4 @@
-//! Asking a server behind a Unix socket: our own agent, or Docker.
+//! A client for servers behind a Unix socket: our own agent, or Docker.
 
 use std::io;
 use std::path::Path;
@@ -8,15 +8,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-/// The longest answer that is read, in bytes. Docker tells some kilobytes of each container.
+/// The longest answer accepted, in bytes. Docker writes some kilobytes per container.
 const MAX_ANSWER: u64 = 64 << 20;
 
 /// Why there is no answer.
 #[derive(Debug)]
 pub(crate) enum Trouble {
-    /// Nobody listens there, or not to us.
+    /// The socket does not exist or refuses connections.
     Connect(io::Error),
-    /// The connection broke, took too long, or what came was no HTTP.
+    /// The connection broke or timed out, or the answer is not HTTP.
     Exchange(io::Error),
 }
 
@@ -28,7 +28,7 @@ pub(crate) async fn get(
 ) -> Result<(u16, Vec<u8>), Trouble> {
     let stream = UnixStream::connect(path).await;
     let mut stream = stream.map_err(Trouble::Connect)?;
-    // HTTP/1.0: the answer comes as it is and ends with the connection.
+    // HTTP/1.0: no chunked encoding, and the answer ends with the connection.
     let request = format!("GET {target} HTTP/1.0\r\n\r\n");
     let mut answer = Vec::new();
     let exchange = async {

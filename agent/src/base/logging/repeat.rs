@@ -1,18 +1,18 @@
-//! Faults that come again and again: each is logged once, and then from time to time with how often it was seen.
+//! Recurring faults: each is logged once when it starts, then now and then with the number of occurrences.
 
 use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often a fault that lasts is logged again, with its count.
+/// How often a lasting fault is logged with its count.
 const PERIOD: Duration = Duration::from_secs(300);
 
-/// How many different texts of one fault are told apart. What comes above is counted with the rest, so that texts that
-/// are never twice the same do not fill the log.
+/// How many texts of one fault are told apart. Further texts are only counted, so that texts that never repeat do not
+/// fill the log.
 const TEXTS: usize = 16;
 
-/// What was seen of one fault since it began.
+/// The occurrences of one fault since it began.
 #[derive(Debug, Default)]
 pub(crate) struct Repeats(Option<Fault>);
 
@@ -21,12 +21,12 @@ struct Fault {
     texts: Vec<String>,
     since: Instant,
     times: u64,
-    /// When it was logged with its count last, and how often it was seen since.
+    /// When it was last logged with its count, and how often it occurred since.
     told: Instant,
     untold: u64,
 }
 
-/// How often something was seen, and for how long.
+/// How often a fault occurred, and for how long.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Seen {
     times: u64,
@@ -34,7 +34,7 @@ pub(crate) struct Seen {
 }
 
 impl Repeats {
-    /// Takes in that the fault is there, in words; returns the line to log, if one is due.
+    /// Counts an occurrence of the fault with this text; returns the line to log, if one is due.
     pub(crate) fn note(&mut self, text: &str, now: Instant) -> Option<String> {
         let fault = self.0.get_or_insert_with(|| Fault {
             texts: Vec::new(),
@@ -60,7 +60,7 @@ impl Repeats {
         })
     }
 
-    /// Takes in that the fault is gone; returns what there was of it, if there was one.
+    /// Ends the fault; returns its total, if there was one.
     pub(crate) fn end(&mut self, now: Instant) -> Option<Seen> {
         self.0.take().map(|fault| Seen {
             times: fault.times,

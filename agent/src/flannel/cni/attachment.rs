@@ -1,24 +1,24 @@
-//! What is remembered between the ADD of an attachment and its DEL: the delegate's configuration.
+//! State between ADD and DEL of an attachment: the delegate's configuration.
 //!
-//! Flannel's plugin keeps it in `<dataDir>/<containerID>`, so a second flannel network of a container overwrites the
-//! first, whose address is then never given back. The key that the specification demands is (network, container id,
-//! interface). But a node changes between flannel's plugin and ours while its containers run, in both directions, so
-//! each must find what the other left. Hence two files per attachment:
+//! flannel's plugin keeps it in `<dataDir>/<containerID>`, so a second flannel network of a container overwrites the
+//! first, whose address is then never released. The specification's key is (network, container ID, interface). But a
+//! node may switch between flannel's plugin and ours, in both directions, while its containers run, so each must find
+//! the other's state. Hence two files per attachment:
 //!
-//! | file | is |
+//! | file | contents |
 //! |---|---|
-//! | `<containerID>:<network>:<interface>` | the *record*, which is ours and decides. No part can contain a colon |
+//! | `<containerID>:<network>:<interface>` | the *record*, which is ours and authoritative. No part can contain a colon |
 //! | `<containerID>` | a copy of the container's latest record, for flannel's plugin after a downgrade |
 //!
-//! * Upgrade: a `<containerID>` that equals no record of that container is flannel's own. A DEL takes it when its
-//!   network is the one in question, and an ADD of a further network leaves it alone.
-//! * Downgrade: flannel's plugin finds `<containerID>`, with the right configuration for a container with one flannel
-//!   network and for the latest one of several, and removes it. The record that stays behind is small, does no harm,
-//!   and goes with the next GC. After a DEL of ours the copy is made of a record that is left.
+//! * Upgrade: a `<containerID>` file that equals no record of that container is flannel's. A DEL uses it if its network
+//!   matches; an ADD of a further network leaves it alone.
+//! * Downgrade: flannel's plugin finds `<containerID>` and removes it. Its configuration is right for a container with
+//!   one flannel network, and for the latest of several. The record left behind is small and harmless, and the next GC
+//!   removes it. After one of our DELs, the copy is made from a remaining record.
 //!
-//! Both are complete files at any time, on the disk before the delegate runs, and stay until its DEL succeeded: so a DEL
-//! can be repeated until it did. The runtime never works on one container in parallel, nor runs GC beside ADD or DEL
-//! (specification §2), so there is no lock.
+//! Both files are complete at any time, are synced before the delegate runs, and stay until its DEL succeeds: so a DEL
+//! can be repeated until then. The runtime never works on one container in parallel, nor runs GC in parallel with ADD
+//! or DEL (specification §2), so no lock is needed.
 
 use std::fs;
 use std::io;
@@ -31,26 +31,26 @@ use super::environment::{Interface, is_identifier};
 use super::error::Error;
 use crate::base::atomic_file;
 
-/// The interface that a file of flannel's plugin is about when nobody says: runtimes call a container's first one so.
+/// The interface of flannel's files, which do not name one: the default name of a container's first interface.
 const FIRST_INTERFACE: &str = "eth0";
 
-/// The directory with the files.
+/// The directory of the state files.
 #[derive(Debug)]
 pub(super) struct Store {
     directory: PathBuf,
 }
 
-/// What is remembered of one attachment.
+/// The state of one attachment.
 #[derive(Debug)]
 pub(super) struct Attachment {
     pub(super) interface: Interface,
     path: PathBuf,
-    /// The delegate's configuration as it was stored.
+    /// The delegate's configuration as stored.
     bytes: Vec<u8>,
 }
 
 impl Attachment {
-    /// The delegate's configuration; `None` if the file is not one, which only a crash of flannel's plugin can cause.
+    /// The delegate's configuration; `None` if the file is not valid, which only a crash of flannel's plugin can cause.
     pub(super) fn delegate(&self) -> Option<Map<String, Value>> {
         serde_json::from_slice(&self.bytes).ok()
     }
@@ -66,7 +66,7 @@ impl Store {
         Self { directory }
     }
 
-    /// Remembers an attachment, durably.
+    /// Stores an attachment durably.
     pub(super) fn put(
         &self,
         network: &str,
@@ -91,7 +91,7 @@ impl Store {
         }
     }
 
-    /// Finds an attachment, whoever made it.
+    /// Finds an attachment, whichever plugin stored it.
     pub(super) fn get(
         &self,
         network: &str,
@@ -110,16 +110,16 @@ impl Store {
             return Ok(None);
         };
         let copy = attachment(self.copy_path(&interface.container_id), bytes);
-        // An unreadable one is returned too, for the caller to report.
+        // Unreadable files are returned too, for the caller to report.
         let ours = copy.delegate().is_none() || is_of(&copy.bytes, network);
         Ok(ours.then_some(copy))
     }
 
-    /// Forgets an attachment.
+    /// Removes an attachment.
     pub(super) fn remove(&self, attachment: &Attachment) -> Result<(), Error> {
         let container = &attachment.interface.container_id;
         let copy = self.copy_path(container);
-        // The copy first: after a crash between the two the record is found again, and DEL may be repeated.
+        // The copy first: after a crash in between, the record is still found, and DEL may be repeated.
         if copy != attachment.path && read(&copy)?.is_some_and(|bytes| bytes == attachment.bytes) {
             let records = self.records(container, &self.names()?)?;
             let mut others = records.iter().filter(|(path, _)| *path != attachment.path);
@@ -163,12 +163,12 @@ impl Store {
         Ok(found)
     }
 
-    /// Whether the file is one of flannel's plugin, which does not say which interface it is about.
+    /// Whether this is a file of flannel's plugin, which does not name the interface.
     pub(super) fn is_foreign(&self, attachment: &Attachment) -> bool {
         attachment.path == self.copy_path(&attachment.interface.container_id)
     }
 
-    /// The contents of `<containerID>` if it is there and no copy of a record.
+    /// The contents of `<containerID>` if it exists and is not a copy of a record.
     fn foreign_copy(&self, container: &str, names: &[String]) -> Result<Option<Vec<u8>>, Error> {
         let Some(bytes) = read(&self.copy_path(container))? else {
             return Ok(None);
@@ -194,7 +194,7 @@ impl Store {
         Ok(records)
     }
 
-    /// The names of all files, sorted; those that are not UTF-8 are not ours. A directory that is missing has none.
+    /// The names of all files, sorted; names that are not UTF-8 are not ours. A missing directory has none.
     fn names(&self) -> Result<Vec<String>, Error> {
         let failed = |source| failed("list", &self.directory, source);
         let entries = match fs::read_dir(&self.directory) {
@@ -224,7 +224,7 @@ impl Store {
     }
 }
 
-/// Whether it is a delegate's configuration for the network.
+/// Whether this is a delegate's configuration for the network.
 fn is_of(bytes: &[u8], network: &str) -> bool {
     let delegate: Value = serde_json::from_slice(bytes).unwrap_or_default();
     delegate.get("name").is_some_and(|name| name == network)

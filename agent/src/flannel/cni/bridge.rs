@@ -1,9 +1,9 @@
-//! The bridge after the host's subnet has changed.
+//! The bridge after a change of the host's subnet.
 //!
-//! The bridge plugin gives the bridge the subnet's first address, and refuses one with another IPv4 address: `"cni0"
-//! already has an IP address different from …` (containernetworking/cni#306, flannel#1850, #2063). So after a change of
-//! the subnet no container starts until somebody deletes the bridge. The address is of use to nobody once no container
-//! is attached; then we remove it, and the plugin adds the new one.
+//! The bridge plugin gives the bridge the subnet's first address, and refuses a bridge with another IPv4 address:
+//! `"cni0" already has an IP address different from …` (containernetworking/cni#306, flannel#1850, #2063). So after a
+//! change of the subnet no container starts until the bridge is deleted by hand. Once no container is attached, the old
+//! address is useless: then we remove it, and the plugin adds the new one.
 
 use ipnet::IpNet;
 use nix::errno::Errno;
@@ -18,13 +18,13 @@ use crate::base::net::InterfaceName;
 use crate::host::netlink::{Kernel, KernelError};
 use crate::host::subnet_file::bridge_address;
 
-/// The bridge plugin's name for its bridge where none is configured.
+/// The bridge plugin's default name for its bridge.
 const DEFAULT_BRIDGE: &str = "cni0";
 
-/// Removes addresses of former subnets from the delegate's bridge.
+/// Removes addresses of old subnets from the delegate's bridge.
 ///
-/// An address outside the overlay's networks is none of our business. A kernel that cannot be asked is not an error: the
-/// bridge plugin will say what it cannot do.
+/// Addresses outside the overlay's networks are never touched. Failing to query the kernel is not an error: the bridge
+/// plugin will report what it cannot do.
 pub(super) fn remove_old_addresses(
     delegate: &Map<String, Value>,
     env: &SubnetEnv,
@@ -63,8 +63,8 @@ impl From<KernelError> for Failure {
     }
 }
 
-/// The bridge whose address is the first of our subnet, by the delegate's configuration; `None` if the address is
-/// somebody else's choice.
+/// The bridge whose address is the first of our subnet, by the delegate's configuration; `None` if an administrator
+/// chose another address.
 fn managed_bridge(delegate: &Map<String, Value>) -> Option<InterfaceName> {
     let is = |key| delegate.get(key) == Some(&Value::Bool(true));
     let text = |value: Option<&Value>, default: &str| match value {
@@ -100,9 +100,9 @@ async fn replace(name: &InterfaceName, env: &SubnetEnv) -> Result<(), Failure> {
         }
         match kernel.delete_address(bridge.index, address).await? {
             Ok(()) => note(&format!(
-                "flannel: removed the former subnet's address {address} from {name}"
+                "flannel: removed the address {address} of an old subnet from {name}"
             )),
-            // Another ADD was faster.
+            // A parallel ADD removed it first.
             Err(refused) if refused.errno == Errno::EADDRNOTAVAIL => {}
             Err(refused) => note(&format!(
                 "flannel: failed to remove {address} from {name}: {refused}"
@@ -112,7 +112,7 @@ async fn replace(name: &InterfaceName, env: &SubnetEnv) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The addresses inside the overlay that are not the first of one of our subnets.
+/// Addresses inside the overlay that are not the first of one of our subnets.
 fn old_addresses(addresses: &[IpNet], env: &SubnetEnv) -> Vec<IpNet> {
     let is_ours = |address: &IpNet| {
         env.subnets

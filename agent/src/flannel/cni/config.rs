@@ -12,27 +12,27 @@ use crate::base::go_json::{GoJsonError, Object, replace_lone_surrogates};
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIR: &str = "/var/lib/cni/flannel";
 
-/// The keys of ours and of the specification that the plugin looks at; all others are skipped, as flannel does.
+/// The keys that this plugin reads; all others are skipped, as in flannel.
 #[derive(Clone, Debug)]
 pub(super) struct NetConf {
-    /// The network's name, safe as a part of a file name.
+    /// The network's name, safe in a file name.
     pub(super) name: String,
-    /// `cniVersion`; `None` if the configuration has none, which means 0.1.0 and is passed on as none.
+    /// `cniVersion`; `None` if missing, which means 0.1.0 and is passed on as missing.
     pub(super) cni_version: Option<Version>,
     pub(super) subnet_file: PathBuf,
     pub(super) data_dir: PathBuf,
     pub(super) delegate: Map<String, Value>,
     pub(super) ipam: Map<String, Value>,
     pub(super) runtime_config: Option<Map<String, Value>>,
-    /// The result of the ADD, with CHECK and DEL since 0.4.0.
+    /// The result of the ADD; part of CHECK and DEL since 0.4.0.
     pub(super) prev_result: Option<Map<String, Value>>,
-    /// What the runtime knows to be attached, with GC.
+    /// The attachments that the runtime knows; part of GC.
     pub(super) valid_attachments: Option<Vec<Interface>>,
 }
 
 impl NetConf {
-    /// Reads the configuration. Keys match in any letter case, as in the Go program, and invalid UTF-8 is replaced, as are
-    /// halves of surrogate pairs.
+    /// Parses the configuration. Keys match in any letter case, as in Go; invalid UTF-8 and unpaired surrogates are
+    /// replaced.
     pub(super) fn parse(stdin: &[u8]) -> Result<Self, Error> {
         let text = String::from_utf8_lossy(stdin);
         let text = replace_lone_surrogates(&text);
@@ -65,7 +65,7 @@ impl NetConf {
         })
     }
 
-    /// The version of the specification that the configuration is written for.
+    /// The version of the specification that the configuration uses.
     pub(super) fn version(&self) -> Version {
         self.cni_version.unwrap_or(Version::V0_1_0)
     }
@@ -78,8 +78,8 @@ fn object_of(
     object.get(name, "an object")
 }
 
-/// The two keys of a GC: libcni writes both, its releases 1.2.0 to 1.2.2 only the second. A runtime that knows an
-/// attachment in either of them knows it.
+/// The two keys of GC: libcni writes both, its releases 1.2.0 to 1.2.2 only the second. An attachment in either list is
+/// known to the runtime.
 fn valid_attachments(object: &Object<'_>) -> Result<Option<Vec<Interface>>, GoJsonError> {
     let expected = "a list of objects with containerID and ifname";
     let mut all: Option<Vec<Interface>> = None;

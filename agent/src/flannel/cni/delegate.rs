@@ -1,7 +1,7 @@
-//! The configuration of the plugin that does the work, made of the runtime's and of `subnet.env`.
+//! The delegate's configuration, made from the runtime's configuration and `subnet.env`.
 //!
-//! Every rule is flannel's (its `flannel.go` and `flannel_linux.go`); the text is the one that Go's `json.Marshal` makes
-//! of a map: keys sorted, and numbers without a fraction written as integers.
+//! Every rule is flannel's (its `flannel.go` and `flannel_linux.go`). The text is what Go's `json.Marshal` makes of a
+//! map: sorted keys, and numbers without a fraction as integers.
 
 use std::net::IpAddr;
 
@@ -13,9 +13,9 @@ use super::error::Error;
 use super::subnet_env::SubnetEnv;
 use crate::base::go_json::{Object, escape_as_go, shorten};
 
-/// The delegate's type where none is named.
+/// The default type of the delegate.
 pub(super) const BRIDGE: &str = "bridge";
-/// The address management where none is named.
+/// The default IPAM plugin.
 pub(super) const HOST_LOCAL: &str = "host-local";
 
 /// The configuration for ADD.
@@ -75,17 +75,17 @@ fn ipam(conf: &NetConf, env: &SubnetEnv) -> Result<Map<String, Value>, Error> {
     Ok(ipam)
 }
 
-/// The ranges that addresses come from: one set per family, the whole subnet each.
+/// The address ranges: one set per family, each the whole subnet.
 pub(super) fn ranges(env: &SubnetEnv) -> Value {
     let sets = env.subnets.iter();
     sets.map(|subnet| json!([{ "subnet": subnet.to_string() }]))
         .collect()
 }
 
-/// A route of the input, with its addresses in the usual form; `gw` and what newer specifications add may be absent.
+/// A route of the input, with normalized addresses; `gw` and keys of newer specifications are optional.
 fn check_route(mut route: Value) -> Result<Value, String> {
     if let Value::Object(fields) = &mut route {
-        // An empty text is no address, for Go's decoder as well.
+        // An empty string is not an address for Go's decoder either.
         fields.retain(|key, value| !(key.eq_ignore_ascii_case("gw") && value == ""));
     }
     let text = route.to_string();
@@ -116,9 +116,9 @@ fn check_route(mut route: Value) -> Result<Value, String> {
 }
 
 /// Go reads every number as a float and writes those without a fraction as integers, which matters to a delegate that
-/// wants an integer. Integers stay as they are, also where a float would round them.
+/// expects an integer. Integers are kept unchanged, even where a float would round them.
 fn write_numbers_as_go(value: &mut Value) {
-    /// Beyond this, neighbouring floats are more than 1 apart.
+    /// Beyond this, adjacent floats are more than 1 apart.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     match value {
         Value::Number(number) if number.is_f64() => {

@@ -1,4 +1,4 @@
-//! What the runtime says in the environment: the command, and which interface of which container it is about.
+//! The runtime's environment variables: the command, and the interface and container that it is for.
 
 use std::ffi::OsString;
 
@@ -6,7 +6,7 @@ use super::error::Error;
 use super::version::Version;
 use crate::base::net::InterfaceName;
 
-/// What is to be done (CNI specification §2).
+/// The command (CNI specification §2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Command {
     Add,
@@ -42,7 +42,7 @@ impl Command {
         }
     }
 
-    /// The version of the specification that brought the command.
+    /// The version of the specification that introduced the command.
     pub(super) fn since(self) -> Version {
         match self {
             Self::Add | Self::Del | Self::Version => Version::V0_1_0,
@@ -62,10 +62,10 @@ impl Command {
     }
 }
 
-/// One interface of one container: what a runtime attaches to a network.
+/// One interface of one container that a runtime attaches to a network.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Interface {
-    /// The container's id, safe as a part of a file name. Empty for commands that are about no container.
+    /// The container's ID, safe in a file name. Empty for commands without a container.
     pub(super) container_id: String,
     /// The interface's name inside the container. Empty likewise.
     pub(super) name: String,
@@ -77,17 +77,17 @@ impl std::fmt::Display for Interface {
     }
 }
 
-/// What the runtime asks for, but for the configuration on standard input.
+/// The request, except the configuration on standard input.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) command: Command,
     pub(super) interface: Interface,
-    /// `CNI_PATH`: where plugins are.
+    /// `CNI_PATH`: the directories of plugins.
     pub(super) path: OsString,
 }
 
 impl Call {
-    /// Reads the variables through `get`, which gives `None` for one that is not set.
+    /// Reads the variables through `get`, which returns `None` for an unset one.
     pub(super) fn parse(get: impl Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
         let get = |name: &str| get(name).unwrap_or_default();
         let command = get("CNI_COMMAND");
@@ -145,8 +145,8 @@ fn interface_name(value: OsString) -> Result<String, Error> {
     }
 }
 
-/// Whether the text is a container id or a network name: a letter or a digit, then also `_`, `.` and `-`. That is what
-/// keeps `../` out of file names.
+/// Whether the text is a valid container ID or network name: a letter or digit, then also `_`, `.` and `-`. This keeps
+/// `../` out of file names.
 pub(super) fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text

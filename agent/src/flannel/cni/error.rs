@@ -1,6 +1,6 @@
-//! Why a call failed, in the words and numbers that a container runtime reads.
+//! Errors of a call, with the texts and codes that a container runtime reads.
 //!
-//! A runtime shows one message and no chain of causes, so each message holds its causes.
+//! A runtime shows one message without a chain of causes, so each message includes its causes.
 
 use std::path::PathBuf;
 
@@ -11,25 +11,25 @@ use super::version::Version;
 use crate::base::go_json::GoJsonError;
 use crate::base::logging::chain;
 
-/// Upstream's number for everything that the specification has none for.
+/// Upstream's code for errors without a code in the specification.
 pub(super) const INTERNAL: u32 = 999;
-/// Ours, from the range that the specification leaves to plugins: the attachment is unknown.
+/// Our code, from the specification's range for plugins: unknown attachment.
 const UNKNOWN_ATTACHMENT: u32 = 100;
-/// Ours: the container has an address of a subnet that this host no longer has.
+/// Ours: the container has an address in an old subnet of this host.
 const OLD_SUBNET: u32 = 101;
-/// Ours: the bridge has such an address, and containers that use it.
+/// Ours: the bridge has such an address, and containers use it.
 const OLD_BRIDGE: u32 = 102;
 
-/// A call failed. [`Error::code`] gives the number of CNI specification 1.1.0 §5.
+/// A call failed. [`Error::code`] returns the code of CNI specification 1.1.0 §5.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// `CNI_COMMAND` is not set: somebody runs the plugin by hand. Not a failure.
+    /// `CNI_COMMAND` is not set: the plugin was run by hand. Not a failure.
     #[error("required env variables [CNI_COMMAND] missing")]
     NoCommand,
-    /// The specification demands more variables for the command.
+    /// Required variables are missing for the command.
     #[error("required env variables [{}] missing", .0.join(","))]
     MissingVariables(Vec<&'static str>),
-    /// A command that no version of the specification knows.
+    /// A command that no version of the specification has.
     #[error("unknown CNI_COMMAND: {0}")]
     UnknownCommand(String),
     /// A variable has a value that the specification does not allow.
@@ -40,13 +40,13 @@ pub enum Error {
         /// Its value, and what is allowed.
         details: String,
     },
-    /// The configuration wants a version of the specification that we do not speak.
+    /// The configuration uses an unsupported version of the specification.
     #[error("incompatible CNI versions")]
     IncompatibleVersion {
         /// The version it wants.
         config: String,
     },
-    /// The command is younger than the version that the configuration wants.
+    /// The command does not exist in the version that the configuration uses.
     #[error("config version does not allow {command}")]
     CommandTooNew {
         /// The command.
@@ -56,7 +56,7 @@ pub enum Error {
         /// The first version with this command.
         since: Version,
     },
-    /// The runtime's configuration did not arrive.
+    /// Failed to read the runtime's configuration.
     #[error("error reading from stdin: {0}")]
     Stdin(#[source] std::io::Error),
     /// It is not a JSON object.
@@ -68,18 +68,18 @@ pub enum Error {
     /// The network has no name.
     #[error("missing network name")]
     NoName,
-    /// The name could lead out of our directory.
+    /// The name is not safe in a file name.
     #[error("invalid characters found in network name")]
     InvalidName(String),
-    /// The `delegate` object breaks a rule of flannel's.
+    /// The `delegate` object violates one of flannel's rules.
     #[error("{0}")]
     DelegateRule(&'static str),
-    /// A route in `ipam.routes` is none.
+    /// An invalid route in `ipam.routes`.
     #[error(
         "failed to assemble Delegate IPAM: failed to read IPAM routes: failed to parse ipam.routes: {0}"
     )]
     Routes(String),
-    /// CHECK and GC need a key that is not there.
+    /// A key that CHECK or GC needs is missing.
     #[error("{command} needs {key} in the network configuration")]
     MissingKey {
         /// The command.
@@ -87,7 +87,7 @@ pub enum Error {
         /// The key.
         key: &'static str,
     },
-    /// The agent has not run yet.
+    /// The agent has not written the file yet.
     #[error(
         "failed to load flannel 'subnet.env' file: open {}: no such file or directory. \
          The agent (selvage.service or flanneld) has not written it yet", path.display()
@@ -96,7 +96,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// The file is there but unreadable.
+    /// The file exists but is unreadable.
     #[error(
         "failed to load flannel 'subnet.env' file: open {}: {source}. \
          Check the flannel pod log for this node, or the journal of selvage.service", path.display()
@@ -107,7 +107,7 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is not what the agent writes.
+    /// The file is invalid.
     #[error(
         "failed to load flannel 'subnet.env' file: {source}. \
          Check the flannel pod log for this node, or the journal of selvage.service"
@@ -121,33 +121,33 @@ pub enum Error {
     /// STATUS: an ADD would fail now.
     #[error("{0}")]
     NotReady(#[source] Box<Error>),
-    /// The plugin's executable is nowhere.
+    /// The plugin's executable was not found.
     #[error("failed to delegate {command}: failed to find plugin {name:?} in path [{path}]")]
     NoPlugin {
-        /// What it was to do.
+        /// The command for the plugin.
         command: String,
         /// Its name.
         name: String,
-        /// Where it was looked for.
+        /// The search path.
         path: String,
     },
-    /// The plugin's name could lead out of `CNI_PATH`.
+    /// The plugin's name could leave `CNI_PATH`.
     #[error("invalid plugin name: {0:?}")]
     PluginName(String),
-    /// The plugin did not start.
+    /// Failed to start the plugin.
     #[error("failed to delegate {command}: {}: {source}", program.display())]
     Spawn {
-        /// What it was to do.
+        /// The command for the plugin.
         command: String,
         /// The executable.
         program: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// The plugin failed and said why, as the specification wants it.
+    /// The plugin failed with an error object as specified.
     #[error("the delegate plugin failed: {}", String::from_utf8_lossy(.0))]
     Delegate(Vec<u8>),
-    /// The plugin failed without an error that a runtime could read.
+    /// The plugin failed without a valid error object.
     #[error("netplugin failed: {0}")]
     DelegateDied(String),
     /// The plugin succeeded without a result.
@@ -155,10 +155,10 @@ pub enum Error {
     NoResult {
         /// Its name.
         name: String,
-        /// What it printed instead, shortened.
+        /// Its output, shortened.
         output: String,
     },
-    /// The plugin's result is written for another specification than any that we know.
+    /// The plugin's result uses an unsupported version of the specification.
     #[error("netplugin {name:?} printed a result of the unsupported version {version:?}")]
     ResultVersion {
         /// Its name.
@@ -166,30 +166,27 @@ pub enum Error {
         /// The version.
         version: String,
     },
-    /// What we remember of an attachment cannot be read or written.
+    /// Failed to read or write an attachment's state.
     #[error("failed to {action} {}: {source}", path.display())]
     State {
-        /// What was tried.
+        /// The failed operation.
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// CHECK: nothing is known of the attachment.
-    #[error(
-        "nothing is known of {container} in network {network:?}: no ADD was made, or a DEL was"
-    )]
+    /// CHECK: unknown attachment.
+    #[error("{container} in network {network:?} is unknown: it was never added, or it was deleted")]
     UnknownAttachment {
         /// The container's id and interface.
         container: String,
         /// The network's name.
         network: String,
     },
-    /// CHECK: the host's subnet is another than when the container was added.
+    /// CHECK: the host's subnet has changed since the container was added.
     #[error(
-        "{container} was added with subnet {was}, but this host's subnet is {now} by now: \
-         the overlay does not reach the container until it is made anew"
+        "{container} was added with subnet {was}, but this host's subnet is now {now}: the overlay cannot reach the container; recreate it"
     )]
     OldSubnet {
         /// The container's id and interface.
@@ -199,10 +196,9 @@ pub enum Error {
         /// The host's.
         now: String,
     },
-    /// ADD: the bridge belongs to a subnet that is no longer the host's.
+    /// ADD: the bridge has an address of an old subnet.
     #[error(
-        "bridge {bridge} has the address {address} of a subnet that this host no longer has, and {ports} \
-         attached: remove those containers, then the address is replaced by itself"
+        "bridge {bridge} still has the address {address} of an old subnet, and {ports} attached: remove those containers; the next ADD then replaces the address"
     )]
     OldBridge {
         /// The bridge.
@@ -212,7 +208,7 @@ pub enum Error {
         /// The attached interfaces.
         ports: String,
     },
-    /// GC: more than one thing failed; the first reason stands for all.
+    /// GC: several steps failed; carries the first error.
     #[error("{failed} steps failed; the first: {first}")]
     Collect {
         /// How many failed.
@@ -225,7 +221,7 @@ pub enum Error {
     Stdout(#[source] std::io::Error),
 }
 
-/// The form in which a runtime reads it.
+/// The error object that a runtime reads.
 #[derive(Serialize)]
 struct Report<'a> {
     #[serde(rename = "cniVersion")]
@@ -237,7 +233,7 @@ struct Report<'a> {
 }
 
 impl Error {
-    /// The error's number: below 100 the specification's, then ours, and 999 as upstream has it.
+    /// The code: below 100 the specification's, from 100 ours, 999 as upstream.
     pub fn code(&self) -> u32 {
         match self {
             Self::IncompatibleVersion { .. } | Self::CommandTooNew { .. } => 1,
@@ -283,7 +279,7 @@ impl Error {
             }
             Self::CommandTooNew { config, since, .. } => {
                 format!(
-                    "config is {:?}, the command came with {since}",
+                    "config is {:?}, the command exists since {since}",
                     config.as_str()
                 )
             }
@@ -295,7 +291,7 @@ impl Error {
         }
     }
 
-    /// The text for standard output: what the delegate printed, or the specification's object (§5).
+    /// The text for standard output: the delegate's own, or the specification's error object (§5).
     pub fn report(&self, version: Option<Version>) -> Vec<u8> {
         if let Self::Delegate(output) = self {
             return output.clone();
@@ -309,7 +305,7 @@ impl Error {
         let mut text = Vec::new();
         let layout = serde_json::ser::PrettyFormatter::with_indent(b"    ");
         let mut serializer = serde_json::Serializer::with_formatter(&mut text, layout);
-        // Four plain fields into memory: nothing that can fail.
+        // Serializing four plain fields into memory cannot fail.
         let _ = report.serialize(&mut serializer);
         text.push(b'\n');
         text

@@ -1,4 +1,4 @@
-//! Running another plugin: found in `CNI_PATH`, with our environment, and its answer as it gave it.
+//! Runs another plugin: found in `CNI_PATH`, with our environment; its output is passed on unchanged.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,19 +16,19 @@ use super::error::{Error, INTERNAL};
 use super::version::Version;
 use crate::base::go_json::shorten;
 
-/// A plugin that was found.
+/// An executable plugin.
 #[derive(Debug)]
 pub(super) struct Plugin {
     name: String,
     program: PathBuf,
 }
 
-/// How often a plugin is started that is being written at this moment (ETXTBSY), once a second: an update of the
-/// plugins copies over the executables. Upstream's numbers.
+/// Attempts to start a plugin whose file is open for writing (ETXTBSY), one per second: an update of the plugins may be
+/// copying over the executables. Upstream uses the same numbers.
 const BUSY_ATTEMPTS: u32 = 5;
 
 impl Plugin {
-    /// Finds the executable; `command` is for the error.
+    /// Finds the executable; `command` is for the error message.
     pub(super) fn find(name: &str, path: &OsStr, command: &str) -> Result<Self, Error> {
         if name.is_empty() || name.contains('/') {
             return Err(Error::PluginName(name.to_owned()));
@@ -51,14 +51,14 @@ impl Plugin {
         }
     }
 
-    /// Has the plugin execute `command` with the configuration on its standard input; returns what it printed.
+    /// Runs `command` with the configuration on standard input; returns the output.
     ///
     /// The other variables are those of our own call.
     pub(super) fn call(&self, command: &str, configuration: &str) -> Result<Vec<u8>, Error> {
         self.run(command, configuration, |_| {})
     }
 
-    /// The same about an interface that the call was not about, of which no more is known than this.
+    /// The same for another interface than that of our call, of which only the parameters are known.
     pub(super) fn call_about(
         &self,
         interface: &Interface,
@@ -74,7 +74,7 @@ impl Plugin {
         })
     }
 
-    /// Whether the plugin speaks the version. One that does not say is one that does not.
+    /// Whether the plugin supports the version. A plugin that does not say counts as not supporting it.
     pub(super) fn speaks(&self, version: Version) -> bool {
         let question = format!(r#"{{"cniVersion":"{version}"}}"#);
         let Ok(answer) = self.call("VERSION", &question) else {
@@ -95,7 +95,7 @@ impl Plugin {
         process.env("CNI_COMMAND", command);
         adjust(&mut process);
         let output = self.output(&mut process, command, configuration)?;
-        // Nowhere to report that standard error is gone.
+        // Standard error is gone, so the error cannot be reported.
         let _ = io::stderr().write_all(&output.stderr);
         if output.status.success() {
             return Ok(output.stdout);
@@ -116,7 +116,8 @@ impl Plugin {
         let mut attempts_left = BUSY_ATTEMPTS;
         loop {
             attempts_left -= 1;
-            // A file and not a pipe: a plugin that does not read its input cannot block us, nor kill us by closing it.
+            // A file instead of a pipe: a plugin that does not read its input can neither block us nor kill us by
+            // SIGPIPE.
             let outcome = memory(configuration).and_then(|file| process.stdin(file).output());
             match outcome {
                 Ok(output) => return Ok(output),
@@ -136,7 +137,7 @@ impl Plugin {
         }
     }
 
-    /// What is known of a plugin that failed without an error of the specification's form.
+    /// The available information about a plugin that failed without an error object.
     fn last_words(&self, output: &Output) -> String {
         let printed = if output.stdout.is_empty() {
             &output.stderr
@@ -151,13 +152,13 @@ impl Plugin {
         }
     }
 
-    /// The plugin's name, as it stands in `type`.
+    /// The plugin's name, as in `type`.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 }
 
-/// A plugin's error as a runtime can read it: to the letter, if it has a code.
+/// A plugin's error in a form that a runtime can read: unchanged if it has a code.
 fn with_code(mut error: Value, output: Output) -> Vec<u8> {
     match &mut error {
         Value::Object(fields) if !fields.contains_key("code") => {
@@ -168,7 +169,7 @@ fn with_code(mut error: Value, output: Output) -> Vec<u8> {
     }
 }
 
-/// A file in memory with this text, at its start.
+/// An in-memory file with this text, positioned at its start.
 fn memory(text: &str) -> io::Result<File> {
     let mut file = File::from(memfd_create("cni-configuration", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(text.as_bytes())?;

@@ -1,8 +1,8 @@
-//! `subnet.env` as the plugin reads it.
+//! Parses `subnet.env` as flannel's CNI plugin does.
 //!
-//! The agent reads its own file back with a dotenv parser (`subnet_file`); flannel's plugin does not, and neither do
-//! we: a line is split at its first `=`, nothing is unquoted, an unknown key is skipped, and a known one with a bad value
-//! is an error. What differs: a known key without `=` is an error too, where flannel's plugin crashes.
+//! The agent reads its own file with a dotenv parser (`subnet_file`); flannel's plugin does not, so neither does this
+//! one: a line is split at its first `=`, quotes are kept, unknown keys are skipped, and a known key with an invalid
+//! value is an error. One difference: a known key without `=` is an error, where flannel's plugin crashes.
 
 use std::io;
 use std::path::Path;
@@ -10,10 +10,10 @@ use std::path::Path;
 use ipnet::IpNet;
 use thiserror::Error;
 
-/// What the text is missing or has wrong. The words are Go's.
+/// Missing or invalid contents. The texts are Go's.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Error {
-    /// A network or subnet is none.
+    /// An invalid network or subnet.
     #[error("invalid CIDR address: {value}")]
     Cidr {
         /// The key.
@@ -21,7 +21,7 @@ pub enum Error {
         /// Its value.
         value: String,
     },
-    /// The MTU is no number of 32 bits.
+    /// The MTU is not a 32-bit number.
     #[error("strconv.ParseUint: parsing {value:?}: {why}")]
     Mtu {
         /// Its value.
@@ -29,13 +29,13 @@ pub enum Error {
         /// Go's reason.
         why: &'static str,
     },
-    /// A key stands alone.
+    /// A key without a value.
     #[error("{key} has no '='")]
     NoValue {
         /// The key.
         key: &'static str,
     },
-    /// Keys that must be there are not; of the network and of the subnet, one family is enough.
+    /// Required keys are missing; network and subnet are required for one family only.
     #[error("{file} is missing {}", .keys.join(", "))]
     Missing {
         /// The file's name.
@@ -46,7 +46,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The key whose value is bad.
+    /// The key with the invalid value.
     pub(super) fn key(&self) -> Option<&'static str> {
         match self {
             Self::Cidr { key, .. } => Some(key),
@@ -63,7 +63,7 @@ const IPV6_SUBNET: &str = "FLANNEL_IPV6_SUBNET";
 const MTU: &str = "FLANNEL_MTU";
 const IPMASQ: &str = "FLANNEL_IPMASQ";
 
-/// What the agent says about this host's part of the overlay. Networks and subnets are masked.
+/// This host's part of the overlay. Networks and subnets are masked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct SubnetEnv {
     /// The overlay's networks, IPv4 before IPv6; at least one. flannel 0.21 to 0.25 wrote lists.
@@ -72,12 +72,12 @@ pub(super) struct SubnetEnv {
     pub(super) subnets: Vec<IpNet>,
     /// The overlay's MTU in bytes.
     pub(super) mtu: u32,
-    /// Whether the agent masquerades; the delegate then must not.
+    /// Whether the agent masquerades; then the delegate must not.
     pub(super) masquerade: bool,
 }
 
 impl SubnetEnv {
-    /// Reads the text; `file` is for the error.
+    /// Parses the text; `file` is for the error message.
     pub(super) fn parse(text: &str, file: &Path) -> Result<Self, Error> {
         let (mut networks, mut networks6) = (Vec::new(), Vec::new());
         let (mut subnet, mut subnet6) = (None, None);
@@ -169,7 +169,7 @@ fn list(key: &'static str, value: &str) -> Result<Vec<IpNet>, Error> {
 }
 
 fn number(value: &str) -> Result<u32, Error> {
-    // Rust takes a leading plus sign, Go does not.
+    // Rust accepts a leading plus sign, Go does not.
     let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
     let error = |why| Error::Mtu {
         value: value.to_owned(),

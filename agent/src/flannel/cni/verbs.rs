@@ -1,4 +1,4 @@
-//! What the plugin does for each command that is about a network.
+//! The commands that concern a network: ADD, DEL, CHECK, STATUS and GC.
 
 use std::io::{self, Write};
 
@@ -15,12 +15,12 @@ use super::subnet_env::SubnetEnv;
 use super::version::Version;
 use crate::base::go_json::shorten;
 
-/// The key under which GC says what is attached, and the one of libcni 1.2.0 to 1.2.2.
+/// GC's key for the attachments that the runtime knows, and the one of libcni 1.2.0 to 1.2.2.
 const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// ADD: the delegate attaches the interface; its result goes to `stdout`.
 ///
-/// Before the delegate runs, its configuration is on the disk, and it stays there if the delegate fails: the runtime
+/// Before the delegate runs, its configuration is stored durably, and it stays there if the delegate fails: the runtime
 /// then calls DEL, which needs it.
 pub(super) fn add(call: &Call, conf: &NetConf, stdout: &mut dyn Write) -> Result<(), Error> {
     let env = SubnetEnv::load(&conf.subnet_file)?;
@@ -39,8 +39,8 @@ pub(super) fn add(call: &Call, conf: &NetConf, stdout: &mut dyn Write) -> Result
         .map_err(Error::Stdout)
 }
 
-/// The delegate's result as a runtime can read it. Without a version it gets the configuration's; otherwise it stays as it
-/// is to the letter.
+/// The delegate's result in a form that a runtime can read: with the configuration's version if it has none, otherwise
+/// unchanged.
 fn complete(output: Vec<u8>, conf: &NetConf, plugin: &Plugin) -> Result<Vec<u8>, Error> {
     let Ok(Value::Object(mut result)) = serde_json::from_slice(&output) else {
         return Err(Error::NoResult {
@@ -65,16 +65,16 @@ fn complete(output: Vec<u8>, conf: &NetConf, plugin: &Plugin) -> Result<Vec<u8>,
     }
 }
 
-/// DEL: the delegate detaches the interface, with the configuration of the ADD, whatever `subnet.env` says by now.
+/// DEL: the delegate detaches the interface, with the configuration of the ADD, even if `subnet.env` has changed.
 ///
-/// An attachment of which nothing is known is detached already.
+/// An unknown attachment counts as detached.
 pub(super) fn del(call: &Call, conf: &NetConf) -> Result<(), Error> {
     let store = store(conf);
     let Some(attachment) = store.get(&conf.name, &call.interface)? else {
         return Ok(());
     };
     let Some(delegate) = attachment.delegate() else {
-        // As flannel's plugin: the runtime would repeat a DEL that fails for ever.
+        // As flannel's plugin: a runtime would repeat a failing DEL forever.
         let path = attachment.path().display();
         note(&format!(
             "failed to parse netconf: {path} is not a JSON object"
@@ -87,7 +87,7 @@ pub(super) fn del(call: &Call, conf: &NetConf) -> Result<(), Error> {
     Ok(())
 }
 
-/// CHECK: the attachment is known, its subnets are still this host's, and the delegate finds it in order.
+/// CHECK: the attachment is known, its subnets are still this host's, and the delegate's CHECK succeeds.
 pub(super) fn check(call: &Call, conf: &NetConf) -> Result<(), Error> {
     if conf.prev_result.is_none() {
         return Err(Error::MissingKey {
@@ -117,7 +117,7 @@ pub(super) fn check(call: &Call, conf: &NetConf) -> Result<(), Error> {
     Ok(())
 }
 
-/// STATUS: an ADD would find `subnet.env` and its plugins, and the delegate is ready if it can say so.
+/// STATUS: `subnet.env` and the plugins for an ADD exist, and the delegate's STATUS succeeds if it has one.
 pub(super) fn status(call: &Call, conf: &NetConf) -> Result<(), Error> {
     let not_ready = |error| Error::NotReady(Box::new(error));
     let env = SubnetEnv::load(&conf.subnet_file).map_err(not_ready)?;
@@ -137,12 +137,12 @@ pub(super) fn status(call: &Call, conf: &NetConf) -> Result<(), Error> {
     Ok(())
 }
 
-/// GC: detaches what the runtime no longer knows, then lets the delegate do the same.
+/// GC: detaches what the runtime no longer knows, then calls the delegate's GC.
 ///
-/// Goes on after a failure, and reports the first one at the end.
+/// Continues after a failure, and reports the first one at the end.
 pub(super) fn gc(call: &Call, conf: &NetConf) -> Result<(), Error> {
     let Some(valid) = &conf.valid_attachments else {
-        // Without the list everything would be stale.
+        // Without the list every attachment would be stale.
         return Err(Error::MissingKey {
             command: "GC",
             key: VALID_ATTACHMENTS[0],
@@ -193,7 +193,7 @@ fn collect(call: &Call, store: &Store, attachment: &Attachment) -> Result<(), Er
     Ok(())
 }
 
-/// Hands GC on to the delegate, if it has it.
+/// Calls the delegate's GC, if it has one.
 fn pass_on(call: &Call, conf: &NetConf, valid: &[Interface]) -> Result<(), Error> {
     let env = SubnetEnv::load(&conf.subnet_file)?;
     let mut delegate = delegate::configuration(conf, &env)?;
@@ -218,14 +218,14 @@ fn store(conf: &NetConf) -> Store {
     Store::new(conf.data_dir.clone())
 }
 
-/// The plugin that a delegate's configuration is for.
+/// The plugin in a delegate's configuration.
 fn type_of(delegate: &Map<String, Value>) -> &str {
     let kind = delegate.get("type").and_then(Value::as_str);
     kind.unwrap_or_default()
 }
 
-/// The stored configuration with the runtime's `prevResult`, which CHECK and DEL have since version 0.4.0. The delegate
-/// reads a result by its `cniVersion`, so that must be the one which the runtime wrote it in.
+/// The stored configuration plus the runtime's `prevResult`, which CHECK and DEL have since 0.4.0. The delegate parses
+/// a result by its `cniVersion`, so that must be the version in which the runtime wrote it.
 fn with_prev_result(conf: &NetConf, mut delegate: Map<String, Value>) -> String {
     if let Some(mut result) = conf.prev_result.clone()
         && let Some(version) = conf.cni_version.filter(|v| *v >= Version::V0_4_0)
@@ -237,10 +237,10 @@ fn with_prev_result(conf: &NetConf, mut delegate: Map<String, Value>) -> String 
     delegate::serialize(delegate)
 }
 
-/// Gives the routes without a gateway the one that the plugins give them: that of the first address of their family.
+/// Adds the plugins' default gateway to routes without one: the first address of the family.
 ///
-/// Ours have none, as flannel's. Debian's plugins, and all before containernetworking/plugins#887 (1.3.0), make such a
-/// route via that gateway, and then in CHECK look for one without: they would fail every container of ours.
+/// Our routes have none, as flannel's. Debian's plugins, and all before containernetworking/plugins#887 (1.3.0), add
+/// such a route via that gateway, but their CHECK looks for one without: it would fail for each of our containers.
 fn name_gateways(result: &mut Map<String, Value>) {
     let is_v6 = |address: &str| address.contains(':');
     let ips = result.get("ips").and_then(Value::as_array).into_iter();
@@ -264,7 +264,7 @@ fn name_gateways(result: &mut Map<String, Value>) {
     }
 }
 
-/// The subnets that a stored configuration takes addresses from; plugins before flannel's own had one `subnet`.
+/// The subnets in a stored configuration; plugins before flannel's own used a single `subnet`.
 fn subnets_of(delegate: &Map<String, Value>) -> Vec<String> {
     let ipam = delegate.get("ipam");
     let ranges = ipam.and_then(|ipam| ipam.get("ranges"));
@@ -274,8 +274,8 @@ fn subnets_of(delegate: &Map<String, Value>) -> Vec<String> {
     ranges.chain(ipam).filter_map(subnet).collect()
 }
 
-/// Removes the file of a detached attachment. The specification has DEL succeed if something is left over; a repeated
-/// DEL does no harm.
+/// Removes the file of a detached attachment. DEL must succeed even if something is left over, and a repeated DEL is
+/// harmless.
 fn forget(store: &Store, attachment: &Attachment) {
     if let Err(error) = store.remove(attachment) {
         note(&error.to_string());
@@ -284,6 +284,6 @@ fn forget(store: &Store, attachment: &Attachment) {
 
 /// A line for the runtime's log.
 pub(super) fn note(text: &str) {
-    // Nowhere to report that standard error is gone.
+    // Standard error is gone, so the error cannot be reported.
     let _ = writeln!(io::stderr(), "{text}");
 }

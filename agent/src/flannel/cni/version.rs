@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-/// A version of the CNI specification that we speak; younger ones compare greater.
+/// A supported version of the CNI specification; newer ones compare greater.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Version {
-    /// 0.1.0, which a configuration means that names none.
+    /// 0.1.0, also the version of a configuration that names none.
     V0_1_0,
     /// 0.2.0: VERSION.
     V0_2_0,
-    /// 0.3.0: chains of plugins.
+    /// 0.3.0: plugin chains.
     V0_3_0,
     /// 0.3.1.
     V0_3_1,
@@ -22,7 +22,7 @@ pub enum Version {
 }
 
 impl Version {
-    /// All, the oldest first.
+    /// All versions, oldest first.
     pub const ALL: [Self; 7] = [
         Self::V0_1_0,
         Self::V0_2_0,
@@ -33,7 +33,7 @@ impl Version {
         Self::V1_1_0,
     ];
 
-    /// The youngest.
+    /// The newest.
     pub const NEWEST: Self = Self::V1_1_0;
 
     /// The version as `cniVersion` has it.
@@ -49,7 +49,7 @@ impl Version {
         }
     }
 
-    /// Reads `cniVersion`; the empty text is the oldest version. `None` if we do not speak it.
+    /// Parses `cniVersion`; an empty string is the oldest version. `None` if it is not supported.
     pub fn parse(text: &str) -> Option<Self> {
         if text.is_empty() {
             return Some(Self::V0_1_0);

@@ -1,22 +1,22 @@
-//! The script's arguments, as a shell's `getopts` reads them.
+//! The script's arguments, parsed like a shell's `getopts`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// What follows the program's name in the usage message.
+/// The part of the usage message after the program's name.
 pub(super) const USAGE: &str = "\
 [-f FLANNEL-ENV-FILE] [-d DOCKER-ENV-FILE] [-i] [-c] [-m] [-k COMBINED-KEY]
 
-Write the options that give Docker the subnet that flannel leased.
-  -f FILE  what flannel wrote [/run/flannel/subnet.env]
-  -d FILE  what to write for Docker [/run/docker_opts.env]
+Write Docker's options for the subnet that flannel leased.
+  -f FILE  flannel's subnet file [/run/flannel/subnet.env]
+  -d FILE  output file for Docker [/run/docker_opts.env]
   -i       write each option as a variable: DOCKER_OPT_BIP, DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU
   -c       write all options as one variable; without -i and -c, both
   -k KEY   the name of that one variable [DOCKER_OPTS]
-  -m       leave --ip-masq out, which old Dockers do not know
+  -m       leave --ip-masq out: old versions of Docker do not have it
 ";
 
-/// What was asked for.
+/// The parsed arguments.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Arguments {
     pub(super) subnet_file: PathBuf,
@@ -27,11 +27,11 @@ pub(super) struct Arguments {
     pub(super) key: String,
 }
 
-/// The usage message is wanted, or needed because of this.
+/// Print the usage message: on request, or because of this error.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Usage(pub(super) Option<String>);
 
-/// Reads the arguments up to the first that is none of the options, which getopts(1p) leaves alone.
+/// Parses the arguments up to the first that is not an option, which getopts(1p) leaves alone.
 pub(super) fn parse(arguments: Vec<OsString>) -> Result<Arguments, Usage> {
     let mut parsed = Arguments {
         subnet_file: "/run/flannel/subnet.env".into(),
@@ -71,7 +71,7 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Arguments, Usage> {
                     }
                 }
                 'h' | '?' => return Err(Usage(None)),
-                _ => return Err(Usage(Some(format!("there is no option -{letter}")))),
+                _ => return Err(Usage(Some(format!("unknown option -{letter}")))),
             }
         }
     }

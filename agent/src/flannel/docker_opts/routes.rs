@@ -1,4 +1,4 @@
-//! Whether the kernel already sends a subnet elsewhere.
+//! Finds gateway routes that the kernel already has for a subnet.
 
 use std::fs;
 use std::io;
@@ -6,16 +6,16 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// The kernel's main routing table, for people: `fib_route_seq_show()` in net/ipv4/fib_trie.c.
+/// The text form of the kernel's main routing table: `fib_route_seq_show()` in net/ipv4/fib_trie.c.
 const TABLE: &str = "/proc/net/route";
 
-/// `RTF_GATEWAY` of linux/route.h: the route leads to a gateway.
+/// `RTF_GATEWAY` of linux/route.h: the route has a gateway.
 const GATEWAY: u32 = 0x2;
 
-/// The routes to exactly this subnet that lead to a gateway, as `ip route` begins their lines.
+/// The gateway routes to exactly this subnet, in the form in which `ip route` begins its lines.
 ///
 /// # Errors
-/// When the table cannot be read.
+/// If the table cannot be read.
 pub(super) fn gateways(subnet: Ipv4Net) -> io::Result<Vec<String>> {
     Ok(find(&fs::read_to_string(TABLE)?, subnet))
 }
@@ -27,7 +27,7 @@ fn find(table: &str, subnet: Ipv4Net) -> Vec<String> {
         let destination = address(fields.next()?)?;
         let gateway = address(fields.next()?)?;
         let flags = u32::from_str_radix(fields.next()?, 16).ok()?;
-        // Reference count, use and metric stand in between.
+        // Skip reference count, use and metric.
         let mask = address(fields.nth(3)?)?;
         let here = destination == subnet.network() && mask == subnet.netmask();
         (here && flags & GATEWAY != 0).then(|| format!("{subnet} via {gateway} dev {device}"))
@@ -35,7 +35,7 @@ fn find(table: &str, subnet: Ipv4Net) -> Vec<String> {
     table.lines().skip(1).filter_map(route).collect()
 }
 
-/// An address as the kernel prints it: its four bytes, taken for a number of this machine's byte order.
+/// An address as the kernel prints it: its four bytes as a number in host byte order.
 fn address(field: &str) -> Option<Ipv4Addr> {
     let number = u32::from_str_radix(field, 16).ok()?;
     Some(Ipv4Addr::from(number.to_ne_bytes()))

@@ -150,9 +150,9 @@ fn arguments_are_read_as_getopts_does() {
         assert_eq!(arguments(words), Err(arguments::Usage(None)), "{words}");
     }
     for (words, complaint) in [
-        ("-x", "there is no option -x"),
+        ("-x", "unknown option -x"),
         ("-if", "option -f needs an argument"),
-        ("--help", "there is no option --"),
+        ("--help", "unknown option --"),
     ] {
         let usage = arguments::Usage(Some(complaint.to_owned()));
         assert_eq!(arguments(words), Err(usage), "{words}");

@@ -1,12 +1,11 @@
-//! Ignition configs: rendered from a cluster description, and checked before a machine meets them.
+//! Ignition configs: renders them from a cluster description, and checks them before a machine boots with them.
 //!
-//! A *cluster description* is one TOML file that names the nodes, where etcd runs and what the overlay network is;
-//! [`Cluster::render`] turns it into one Ignition config per node. [`check`] reads any Ignition config, ours or not,
-//! and says what the Ignition of the image (2.14.0) would refuse or misread and what the image would not do, with the
-//! line and the JSON path.
+//! A *cluster description* is one TOML file with the nodes, the etcd members and the overlay network;
+//! [`Cluster::render`] turns it into one Ignition config per node. [`check`] reads any Ignition config and reports,
+//! with line and JSON path, what the image's Ignition (2.14.0) would refuse or misread and what the image would ignore.
 //!
-//! Everything here is pure but the commands of `selvage ignition`: [`render_command`], [`check_command`] and
-//! [`report_command`], which tells on the machine what of the config was in vain.
+//! Everything here is pure except the commands of `selvage ignition`: [`render_command`], [`check_command`] and
+//! [`report_command`], which reports on the machine which parts of the config had no effect.
 
 mod agent_settings;
 mod check;
@@ -40,7 +39,7 @@ pub use report::{ReportError, report_command};
 pub use ssh_key::SshKeyError;
 pub use validate::{Fault, Faults, LocatedFault};
 
-/// Why a cluster description cannot be rendered, or a config not be checked.
+/// Why a cluster description cannot be rendered, or a config cannot be checked.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The description is not TOML, or a value has the wrong type.
@@ -48,32 +47,32 @@ pub enum Error {
     Syntax {
         /// Where in the text.
         position: Position,
-        /// The field, for example `node[1].address`; empty when the text is not TOML.
+        /// The field, for example `node[1].address`; empty if the text is not TOML.
         path: String,
-        /// What the parser found there.
+        /// The parser's error.
         message: String,
     },
-    /// The description contradicts itself or the rules of its values.
+    /// The description violates a rule.
     #[error("{0}")]
     Invalid(Faults),
-    /// The description in this file is unusable.
+    /// The description in this file is invalid.
     #[error("cluster description {} is unusable", .path.display())]
     Description {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The errors in it.
         #[source]
         source: Box<Error>,
     },
-    /// The Ignition config in this file is refused; its findings have been written out.
+    /// The Ignition config in this file has errors; they have been printed.
     #[error("{}: {errors} {} that would stop the first boot", .path.display(), if *.errors == 1 { "fault" } else { "faults" })]
     Refused {
         /// The file.
         path: PathBuf,
-        /// How many findings are errors; at least 1.
+        /// The number of errors; at least 1.
         errors: usize,
     },
-    /// A file cannot be read.
+    /// Failed to read a file.
     #[error("failed to read {}", .path.display())]
     Read {
         /// The file.
@@ -82,7 +81,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A file or directory cannot be written.
+    /// Failed to write a file or directory.
     #[error("failed to write {}", .path.display())]
     Write {
         /// The file or directory.
@@ -91,19 +90,19 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The result cannot be reported.
+    /// Failed to print the result.
     #[error("failed to write the result")]
     Output(#[source] io::Error),
-    /// A rendered value has no TOML form.
+    /// A rendered value cannot be written as TOML.
     #[error("failed to write the agent settings as TOML")]
     AgentSettings(#[from] toml::ser::Error),
-    /// A rendered value has no JSON form.
+    /// A rendered value cannot be written as JSON.
     #[error("failed to write JSON")]
     Json(#[from] serde_json::Error),
 }
 
 impl Error {
-    /// Whether what the user wrote is at fault (exit status 78) and not the machine (exit status 1).
+    /// Whether the user's input is at fault (exit status 78) or the machine (exit status 1).
     pub fn is_bad_configuration(&self) -> bool {
         matches!(
             self,
@@ -126,12 +125,12 @@ fn path_prefix(path: &str) -> String {
 /// Renders the cluster description `description` into `out_dir/NAME.ign`, one per node, and writes one line per file
 /// to `output`.
 ///
-/// Each file appears whole or not at all and has mode 0600, because a config is where users put password hashes and
-/// tokens. A file of the same name is replaced; files of nodes that are no longer described stay.
+/// Each file is written atomically with mode 0600, because configs contain password hashes and tokens. An existing file
+/// is replaced; files of nodes that were removed from the description stay.
 ///
 /// # Errors
 ///
-/// [`Error::Description`] when the description is unusable; then no file is written.
+/// [`Error::Description`] if the description is invalid; then no file is written.
 pub fn render_command(
     description: &Path,
     out_dir: &Path,
@@ -164,7 +163,7 @@ pub fn render_command(
 ///
 /// # Errors
 ///
-/// [`Error::Refused`] when there is at least one error among the findings; warnings alone are no error.
+/// [`Error::Refused`] if there is at least one error; warnings alone are not an error.
 pub fn check_command(file: &Path, output: &mut impl Write) -> Result<(), Error> {
     let report = check(&read(file)?);
     let name = file.display();
@@ -187,7 +186,7 @@ fn read(path: &Path) -> Result<String, Error> {
     })
 }
 
-/// Writes through a temporary file beside `path`, which `tempfile` makes with mode 0600.
+/// Writes a temporary file next to `path`, which `tempfile` creates with mode 0600, and renames it.
 fn write_atomically(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(directory)?;

@@ -1,7 +1,8 @@
-//! Makes the machine's root file system one that can be switched to: `selvage sysroot`, run by the initrd at every boot.
+//! Prepares the root file system for switch_root: `selvage sysroot`, which the initrd runs at every boot.
 //!
-//! The root partition starts empty and holds only what belongs to this machine; `/usr` is the image's and mounted already.
-//! `/etc` is an overlay: below it the defaults that the image ships in `/usr`, above it the machine's changes.
+//! The root partition starts empty and holds only the data of this machine; `/usr` comes from the image and is already
+//! mounted. `/etc` is an overlay: the lower layer is the image's defaults in `/usr`, the upper layer the machine's
+//! changes.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -11,38 +12,38 @@ use std::path::{Path, PathBuf};
 use sys_mount::{Mount, MountFlags};
 use thiserror::Error;
 
-/// Why the root cannot be switched to.
+/// Why the root file system could not be prepared.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// A file or directory cannot be made, read or removed.
+    /// Failed to create, read or remove a file or directory.
     #[error("failed to {verb} {path}")]
     Path {
-        /// What was to be done.
+        /// The operation.
         verb: &'static str,
-        /// To what.
+        /// The path.
         path: PathBuf,
-        /// Why it was not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
     /// The image has no defaults for `/etc`.
     #[error("{0} does not exist: is the image's /usr mounted?")]
     NoDefaults(PathBuf),
-    /// `/etc` cannot be put together.
+    /// Failed to mount the `/etc` overlay.
     #[error("failed to mount the overlay on {path}")]
     Overlay {
         /// Where `/etc` is.
         path: PathBuf,
-        /// Why it cannot be mounted.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Nobody reads what we print.
+    /// Standard output is closed.
     #[error("failed to print")]
     Output(#[from] io::Error),
 }
 
-/// What an empty root partition lacks; the rest of the hierarchy is links into `/usr`.
+/// Directories that an empty root partition lacks; the others are links into `/usr`.
 const DIRECTORIES: [(&str, u32); 15] = [
     ("dev", 0o755),
     ("etc", 0o755),
@@ -68,16 +69,15 @@ const LINKS: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 const LOWER: &str = "usr/share/selvage/etc";
 /// The machine's changes to `/etc`.
 const UPPER: &str = ".selvage/etc";
-/// What overlayfs needs beside them, on the same file system.
+/// The work directory of overlayfs, which must be on the same file system.
 const WORK: &str = ".selvage/etc.work";
-/// Left by the last step of provisioning.
+/// Written by the last step of provisioning.
 const PROVISIONED: &str = ".selvage/provisioned";
 
 /// Lays out the root file system mounted at `root`, with the image's `/usr` mounted inside, and mounts `/etc`.
 ///
-/// On the first boot the machine has never run, so nothing of its own can be lost: what a provisioning that was cut off
-/// left behind is cleared, since Ignition's steps cannot be repeated on top of themselves, and what Ignition needs to
-/// find is put there.
+/// On the first boot the machine has no data to lose. What an interrupted provisioning left behind is removed, because
+/// Ignition cannot run twice on the same root, and the files that Ignition needs are created.
 pub fn prepare(root: &Path, first_boot: bool, output: &mut impl Write) -> Result<(), Error> {
     let lower = root.join(LOWER);
     if !lower.is_dir() {
@@ -99,7 +99,7 @@ pub fn prepare(root: &Path, first_boot: bool, output: &mut impl Write) -> Result
     }
 }
 
-/// Removes everything but other file systems mounted below.
+/// Removes everything except other file systems mounted below.
 fn clear(root: &Path) -> Result<(), Error> {
     let device = fs::symlink_metadata(root)
         .map_err(at("look at", root))?
@@ -127,7 +127,7 @@ fn lay_out(root: &Path) -> Result<(), Error> {
             continue;
         }
         fs::create_dir(&path).map_err(at("make", &path))?;
-        // Whatever the umask is.
+        // Independent of the umask.
         fs::set_permissions(&path, Permissions::from_mode(mode))
             .map_err(at("set the mode of", &path))?;
     }
@@ -159,7 +159,7 @@ fn mount_etc(root: &Path) -> Result<(), Error> {
 }
 
 fn welcome_ignition(root: &Path) -> Result<(), Error> {
-    // An empty /var needs none of the updates that a /var of an older image does (systemd-update-done.service(8)).
+    // An empty /var needs none of the updates that the /var of an older image needs (systemd-update-done.service(8)).
     let stamp = root.join("etc/.updated");
     let copy = root.join("var/.updated");
     if stamp.exists() {
@@ -172,7 +172,7 @@ fn welcome_ignition(root: &Path) -> Result<(), Error> {
             .and_then(|file| file.set_modified(updated))
             .map_err(at("set the time of", &copy))?;
     }
-    // systemd applies presets, Ignition's among them, only when it finds no machine-id.
+    // systemd applies presets, including Ignition's, only if there is no machine-id.
     let machine_id = root.join("etc/machine-id");
     match fs::remove_file(&machine_id) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -180,7 +180,7 @@ fn welcome_ignition(root: &Path) -> Result<(), Error> {
         }
         _ => (),
     }
-    // Debian's Ignition is built to relabel files for SELinux and fails without a configuration to read. The last step
+    // Debian's Ignition is built to relabel files for SELinux and fails without this configuration file. The last step
     // of provisioning removes it.
     let selinux = root.join("etc/selinux");
     fs::create_dir_all(&selinux).map_err(at("make", &selinux))?;

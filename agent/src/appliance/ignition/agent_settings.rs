@@ -1,4 +1,4 @@
-//! The node's `/etc/selvage/agent.toml`: what the cluster description says about the agent.
+//! The node's `/etc/selvage/agent.toml`, made from the `[agent]` tables of the cluster description.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -12,19 +12,19 @@ use crate::settings;
 /// Why an `[agent]` setting is refused.
 #[derive(Debug, Error)]
 pub enum SettingFault {
-    /// The agent would refuse it, for the reason that it would give.
+    /// The agent would refuse it, for this reason.
     #[error("{0}")]
     Refused(String),
-    /// The description has another place for this setting.
+    /// Another key of the description determines this setting.
     #[error(
         "this cannot be set here, because it differs between nodes or follows from the description: {0}"
     )]
     Elsewhere(&'static str),
 }
 
-/// Checks the `[agent]` table as the agents will; yields the path of each fault, from `agent` on.
+/// Checks the `[agent]` table as the agents will; returns the path of each fault, starting with `agent`.
 ///
-/// Settings are checked one by one, to point at the wrong one; then all together, since some need others.
+/// Checks settings one by one, to find the invalid one, and then all together, because some need others.
 pub(super) fn check(agent: &Table) -> Vec<(String, SettingFault)> {
     let mut faults = Vec::new();
     for (name, value) in agent {
@@ -51,7 +51,7 @@ pub(super) fn check(agent: &Table) -> Vec<(String, SettingFault)> {
     faults
 }
 
-/// Settings that a whole cluster cannot share.
+/// Settings that cannot be the same on all nodes.
 fn elsewhere(table: &str, key: &str, value: &Value) -> Option<SettingFault> {
     match (table, key) {
         ("etcd", "endpoints") => Some(SettingFault::Elsewhere(
@@ -71,7 +71,7 @@ fn elsewhere(table: &str, key: &str, value: &Value) -> Option<SettingFault> {
     }
 }
 
-/// Checks one table of settings as the agent does, apart from what it needs beside it.
+/// Checks one table of settings as the agent does, except for what it needs besides this table.
 fn check_alone(name: &str, value: Value) -> Result<(), SettingFault> {
     match check_as_agent(&Table::from_iter([(name.to_owned(), value)]))? {
         Err(error) if !matches!(error, settings::Error::Alone { .. }) => Err(refused(error)),
@@ -84,7 +84,7 @@ fn check_as_agent(settings: &Table) -> Result<Result<(), settings::Error>, Setti
     Ok(settings::check_file(&text, Path::new("[agent]")))
 }
 
-/// The agent's words, without a line number: the text that was checked is not the one that the user wrote.
+/// The agent's message without its line number, which belongs to a generated text.
 fn refused(error: settings::Error) -> SettingFault {
     SettingFault::Refused(match error {
         settings::Error::Syntax { message, .. } => message,
@@ -101,7 +101,7 @@ fn refused(error: settings::Error) -> SettingFault {
     })
 }
 
-/// A text, or the texts of a list.
+/// A string, or the strings of a list.
 fn texts(value: &Value) -> impl Iterator<Item = &str> {
     let list = value.as_array().map_or(&[][..], Vec::as_slice);
     value
@@ -114,7 +114,7 @@ fn is_address(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok()
 }
 
-/// Lays `over` upon `base`: tables are merged, anything else is replaced.
+/// Merges `over` into `base`: tables are merged, anything else is replaced.
 pub(super) fn merge(base: &mut Table, over: &Table) {
     for (key, value) in over {
         match (base.get_mut(key), value) {

@@ -1,9 +1,9 @@
-//! What the Ignition of the image would say to a config, and what the image would then do, said before the machine boots.
+//! Predicts, before the machine boots, what the image's Ignition says about a config and what the image does with it.
 //!
-//! `ignition-config` knows the types of each spec and reports unknown keys. The rules that types cannot express are
-//! those of Ignition 2.14.0's own validation (`config/v3_3/types/*.go`): [`storage`], [`devices`], [`luks`],
-//! [`resource`], [`systemd`]. What it accepts and what then fails on the machine, or silently does nothing, is found by
-//! the table of the image ([`super::image`]): [`accounts`], [`contents`], [`places`], [`stages`], [`units`].
+//! `ignition-config` knows the types of each spec and reports unknown keys. Rules that types cannot express come from
+//! Ignition 2.14.0's own validation (`config/v3_3/types/*.go`): [`storage`], [`devices`], [`luks`], [`resource`],
+//! [`systemd`]. What Ignition accepts but then fails, or has no effect, on the machine is found with the table of the
+//! image ([`super::image`]): [`accounts`], [`contents`], [`places`], [`stages`], [`units`].
 
 mod accounts;
 mod commands;
@@ -39,30 +39,30 @@ use machine::Machine;
 /// The newest spec that Ignition 2.14.0 reads, as `3.MINOR.0`.
 const NEWEST_MINOR: u64 = 3;
 
-/// How bad a finding is.
+/// Severity of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Severity {
-    /// Ignition or the machine ignores it, or does something that is hardly meant.
+    /// Ignition or the machine ignores it, or does something that is probably not intended.
     Warning,
-    /// Ignition refuses the config, or fails while it applies it to the image; the machine does not boot.
+    /// Ignition refuses the config, or fails to apply it to the image; the machine does not boot.
     Error,
 }
 
-/// One thing that is wrong with a config.
+/// One problem of a config.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
     /// Error or warning.
     pub severity: Severity,
     /// Where in the text.
     pub position: Position,
-    /// The JSON path, for example `storage.files[2].path`; empty for the text as a whole.
+    /// The JSON path, for example `storage.files[2].path`; empty for the whole text.
     pub path: String,
-    /// What is wrong, in words.
+    /// The problem.
     pub message: String,
 }
 
 impl fmt::Display for Finding {
-    /// `LINE:COLUMN: error: PATH: MESSAGE`, as compilers write it.
+    /// `LINE:COLUMN: error: PATH: MESSAGE`, as compilers print it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = match self.severity {
             Severity::Warning => "warning",
@@ -80,18 +80,18 @@ impl fmt::Display for Finding {
 /// The outcome of [`check`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {
-    /// The spec version as written, for example `3.3.0`; empty when there is none.
+    /// The spec version as written, for example `3.3.0`; empty if missing.
     pub spec: String,
-    /// How many files the config writes.
+    /// Number of files that the config writes.
     pub files: usize,
-    /// How many systemd units it touches.
+    /// Number of systemd units that it changes.
     pub units: usize,
-    /// Everything found, in the order of the text.
+    /// All findings, in the order of the text.
     pub findings: Vec<Finding>,
 }
 
 impl Report {
-    /// How many findings are errors: with none, Ignition takes the config.
+    /// Number of errors; if 0, Ignition accepts the config.
     pub fn errors(&self) -> usize {
         let is_error = |finding: &&Finding| finding.severity == Severity::Error;
         self.findings.iter().filter(is_error).count()
@@ -149,7 +149,7 @@ pub fn check(text: &str) -> Report {
     report
 }
 
-/// Findings in the making.
+/// Findings while the check runs.
 struct Findings<'t> {
     index: Index<'t>,
     list: Vec<Finding>,
@@ -174,7 +174,7 @@ impl Findings<'_> {
         });
     }
 
-    /// An error where `serde_json` met it.
+    /// An error at `serde_json`'s position.
     fn parse_error(&mut self, error: &serde_json::Error) {
         let offset = self.index.fault_at(error.line(), error.column());
         let message = error.to_string();
@@ -187,7 +187,7 @@ impl Findings<'_> {
         });
     }
 
-    /// Reports every key that an earlier entry of the list at `list_path` has too.
+    /// Reports every key that an earlier entry of the list at `list_path` also has.
     fn check_unique<T: Eq + Hash>(
         &mut self,
         list_path: &str,
@@ -204,7 +204,7 @@ impl Findings<'_> {
     }
 }
 
-/// The spec version as written and its minor number, or `None` with the reason among the findings.
+/// The spec version as written and its minor number; `None` after adding an error.
 fn spec_version(text: &str, findings: &mut Findings<'_>) -> Option<(String, u64)> {
     let root: Value = match serde_json::from_str(text) {
         Ok(root) => root,
@@ -231,7 +231,7 @@ fn spec_version(text: &str, findings: &mut Findings<'_>) -> Option<(String, u64)
     }
 }
 
-/// What a text that is not JSON was probably meant to be.
+/// A guess at what a text that is not JSON was meant to be.
 fn other_format(text: &str) -> Option<&'static str> {
     let starts = |prefix| text.trim_start().starts_with(prefix);
     if starts("#cloud-config") {
@@ -272,7 +272,7 @@ fn accept(version: &str) -> Result<u64, String> {
     }
 }
 
-/// The config in the types of spec 3.3, of which 3.0 to 3.2 are subsets; `None` when a value has the wrong type.
+/// The config in the types of spec 3.3, which includes 3.0 to 3.2; `None` if a value has the wrong type.
 fn parse(text: &str, findings: &mut Findings<'_>) -> Option<spec::Config> {
     match Config::parse_str(text) {
         Ok((_, warnings)) => {
@@ -306,8 +306,8 @@ fn parse(text: &str, findings: &mut Findings<'_>) -> Option<spec::Config> {
     }
 }
 
-/// serde reads a struct from an array of its fields, too; Ignition does not. What was an array and comes out as an
-/// object is such a case.
+/// serde also reads a struct from an array of its fields; Ignition does not. An array that comes out as an object is
+/// such a case.
 fn check_shape(text: &str, config: &spec::Config, findings: &mut Findings<'_>) {
     fn compare(path: &str, read: &Value, typed: &Value, findings: &mut Findings<'_>) {
         match (read, typed) {
@@ -329,7 +329,7 @@ fn check_shape(text: &str, config: &spec::Config, findings: &mut Findings<'_>) {
             _ => {}
         }
     }
-    // Neither fails: the text is JSON, or there would be no config, and every config has a JSON form.
+    // Neither can fail: the text is valid JSON, and every config can be written as JSON.
     if let (Ok(read), Ok(typed)) = (serde_json::from_str(text), serde_json::to_value(config)) {
         compare("", &read, &typed, findings);
     }

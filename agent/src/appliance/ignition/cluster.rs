@@ -1,4 +1,4 @@
-//! The cluster description: what a user writes, and its reading from TOML.
+//! The cluster description as users write it, and its TOML parser.
 
 #[cfg(test)]
 mod tests;
@@ -13,19 +13,19 @@ use super::locate::Index;
 use super::{Error, validate};
 use crate::base::net::MacAddr;
 
-/// A cluster: its nodes, where etcd runs, and the overlay network they share.
+/// A cluster: its nodes, its etcd, and its overlay network.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Cluster {
-    /// Who the cluster is and who may log in.
+    /// The cluster's name and its SSH keys.
     pub cluster: Identity,
-    /// Where the leases are kept.
+    /// The lease store.
     #[serde(default)]
     pub etcd: Etcd,
-    /// flannel's network config, in flannel's own key casing; null when an outside etcd holds one already.
+    /// flannel's network config with flannel's own keys; null if an external etcd has one already.
     #[serde(default, deserialize_with = "toml_as_json")]
     pub network: serde_json::Value,
-    /// Settings that go into every node's `/etc/selvage/agent.toml`, over the ones that are rendered.
+    /// Settings for every node's `/etc/selvage/agent.toml`, merged over the rendered ones.
     #[serde(default)]
     pub agent: toml::Table,
     /// The machines (`[[node]]`).
@@ -33,7 +33,7 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
 }
 
-/// Who a cluster is and who may log in to its nodes.
+/// The cluster's name and its SSH keys.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Identity {
@@ -44,14 +44,14 @@ pub struct Identity {
     pub ssh_authorized_keys: Vec<String>,
 }
 
-/// Where etcd runs: on nodes of the cluster, or outside it. Exactly one of the two lists has entries.
+/// The etcd servers: nodes of the cluster, or external ones. Exactly one of the two lists has entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Etcd {
     /// Names of the nodes that run etcd; the first also publishes the network config.
     #[serde(default)]
     pub members: Vec<String>,
-    /// URLs of an etcd outside the cluster, `http://HOST:PORT` or `https://HOST:PORT`.
+    /// URLs of an external etcd, `http://HOST:PORT` or `https://HOST:PORT`.
     #[serde(default)]
     pub endpoints: Vec<String>,
 }
@@ -65,7 +65,7 @@ pub struct Node {
     /// The static address on the underlay with the underlay's prefix length, for example `10.77.0.11/24`.
     #[serde(deserialize_with = "address")]
     pub address: Ipv4Net,
-    /// The Ethernet address of the underlay's network card.
+    /// The MAC address of the underlay NIC.
     pub mac: MacAddr,
     /// The default gateway, inside the underlay's prefix.
     #[serde(default, deserialize_with = "gateway")]
@@ -76,12 +76,12 @@ pub struct Node {
 }
 
 impl Cluster {
-    /// Reads and validates a cluster description.
+    /// Parses and validates a cluster description.
     ///
     /// # Errors
     ///
     /// [`Error::Syntax`] for text that is not TOML, unknown keys and values of the wrong type; [`Error::Invalid`] with
-    /// everything that breaks a rule. Both carry line, column and field path.
+    /// all violated rules. Both carry line, column and field path.
     pub fn from_toml(text: &str) -> Result<Self, Error> {
         let cluster: Self = toml::from_str(text).map_err(|error| {
             let index = Index::of_toml(text);
@@ -127,13 +127,13 @@ fn name_servers<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<IpAddr>, D::E
     servers.collect()
 }
 
-/// Parses `text`; the standard parsers' errors name neither the value nor what is expected.
+/// Parses `text`; the standard parsers' errors name neither the value nor the expected syntax.
 fn parse<T: FromStr, E: de::Error>(text: &str, expected: &str) -> Result<T, E> {
     let error = |_| E::custom(format_args!("{text:?} is not {expected}"));
     text.parse().map_err(error)
 }
 
-/// Reads a TOML value as the JSON value that flannel reads.
+/// Converts a TOML value to the JSON value that flannel reads.
 fn toml_as_json<'de, D: Deserializer<'de>>(input: D) -> Result<serde_json::Value, D::Error> {
     to_json(toml::Value::deserialize(input)?).map_err(de::Error::custom)
 }

@@ -1,10 +1,10 @@
-//! `data:` URLs (RFC 2397), the form in which an Ignition config carries file contents.
+//! `data:` URLs (RFC 2397), which hold file contents in an Ignition config.
 
 use std::fmt::Write as _;
 
 use thiserror::Error;
 
-/// Why Ignition would not decode a `data:` URL.
+/// Why Ignition cannot decode a `data:` URL.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(super) enum DataUrlError {
     #[error("a data URL must have a comma before its data, as in \"data:,text\"")]
@@ -21,7 +21,7 @@ pub(super) enum DataUrlError {
     Base64(&'static str),
 }
 
-/// `text` as a `data:` URL that stays readable: percent-encoding, with what a URL allows left as it is.
+/// Encodes `text` as a readable `data:` URL: percent-encoding, with all characters that a URL allows unchanged.
 pub(super) fn encode(text: &str) -> String {
     let mut url = String::from("data:,");
     for byte in text.bytes() {
@@ -35,8 +35,8 @@ pub(super) fn encode(text: &str) -> String {
     url
 }
 
-/// The data of a `data:` URL. Accepts what Ignition's decoder accepts, which is stricter than RFC 2397: the scheme in
-/// lower case, base64 with padding, and no bare characters outside RFC 2396's `uric`.
+/// Decodes a `data:` URL. Accepts what Ignition's decoder accepts, which is stricter than RFC 2397: a lower-case
+/// scheme, padded base64, and no unescaped characters outside RFC 2396's `uric`.
 pub(super) fn decode(url: &str) -> Result<Vec<u8>, DataUrlError> {
     let rest = url.strip_prefix("data:").unwrap_or(url);
     let (header, data) = rest.split_once(',').ok_or(DataUrlError::NoComma)?;

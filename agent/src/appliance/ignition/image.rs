@@ -1,6 +1,6 @@
-//! What the image offers to an Ignition config, read from `agent/data/image.toml`.
+//! The contents of the image that matter to an Ignition config, read from `agent/data/image.toml`.
 //!
-//! [`check`](super::check) judges by this table, and the build of the image is held to it ([`verify`]), so the two
+//! [`check`](super::check) uses this table, and the image build compares it with the image ([`verify`]), so the two
 //! cannot drift apart.
 
 mod verify;
@@ -26,12 +26,12 @@ static IMAGE: LazyLock<Image> = LazyLock::new(|| {
     toml::from_str(TABLE).expect("agent/data/image.toml is readable")
 });
 
-/// The table of the image that this program belongs to.
+/// The table for the image of this version.
 pub(super) fn image() -> &'static Image {
     &IMAGE
 }
 
-/// The whole table; its file explains the sections.
+/// The whole table; the comments in the file explain the sections.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Image {
@@ -49,7 +49,7 @@ pub(super) struct Image {
     pub(super) foreign: Foreign,
 }
 
-/// The programs of Ignition's stages, each with the stage and the purpose, or the reason why it is not there.
+/// The programs of Ignition's stages, each with stage and purpose, or the reason why it is missing.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Tools {
@@ -63,7 +63,7 @@ pub(super) struct Tools {
     pub(super) refused: BTreeMap<String, String>,
 }
 
-/// Unit files and templates by what enabling them does, and their other names.
+/// Unit files and templates by the effect of enabling them, and aliases.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Units {
@@ -76,7 +76,7 @@ pub(super) struct Units {
     pub(super) enabled_by_alias: BTreeMap<String, Vec<String>>,
 }
 
-/// What a unit can run.
+/// Programs that a unit can run.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Programs {
@@ -86,7 +86,7 @@ pub(super) struct Programs {
     pub(super) other: Vec<String>,
 }
 
-/// What is in `/etc` before Ignition writes.
+/// The contents of `/etc` before Ignition runs.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Etc {
@@ -103,7 +103,7 @@ pub(super) struct Shells {
     pub(super) none: Vec<String>,
 }
 
-/// Where nothing can be written, or nothing stays.
+/// Read-only directories, and directories that do not survive a reboot.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Paths {
@@ -120,7 +120,7 @@ pub(super) struct Time {
     pub(super) zones: Vec<String>,
 }
 
-/// What other systems have, with the reason why it does nothing here or what takes its place.
+/// Files of other systems, with the reason why they have no effect here or with their replacement.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Foreign {
@@ -136,7 +136,7 @@ pub(super) fn is_in(path: &str, directory: &str) -> bool {
 }
 
 impl Image {
-    /// Whether a unit of this very name, alias or not, is in the image.
+    /// Whether the image has a unit, or an alias, of exactly this name.
     pub(super) fn has_unit(&self, name: &str) -> bool {
         let units = &self.units;
         let lists = [
@@ -149,7 +149,7 @@ impl Image {
         lists.iter().any(is_listed) || units.aliases.contains_key(name)
     }
 
-    /// The directory of the image that `path` is in, where nothing can be written.
+    /// The image's read-only directory that contains `path`.
     pub(super) fn read_only(&self, path: &str) -> Option<&str> {
         let Paths {
             read_only,
@@ -166,13 +166,13 @@ impl Image {
         tops.next().map(String::as_str)
     }
 
-    /// The directory that `path` is in, which does not stay from boot to boot.
+    /// The directory that contains `path` and does not survive a reboot.
     pub(super) fn covered(&self, path: &str) -> Option<&str> {
         let mut tops = self.paths.covered.iter().filter(|top| is_in(path, top));
         tops.next().map(String::as_str)
     }
 
-    /// Why `path` does nothing here, when the table knows.
+    /// Why `path` has no effect here, if the table knows.
     pub(super) fn foreign_path(&self, path: &str) -> Option<&str> {
         let mut paths = self.foreign.paths.iter();
         let (_, why) = paths.find(|(foreign, _)| is_in(path, foreign))?;

@@ -1,7 +1,7 @@
-//! Where the values of a TOML or JSON text stand: from a field path to line and column, and back.
+//! Positions of values in a TOML or JSON text: from field path to line and column, and back.
 //!
-//! Parsers report either a place (a wrong type) or nothing at all (a rule that we check afterwards); users need both
-//! the line and the name of the field, so this index maps each to the other.
+//! Parsers report either a position (a wrong type) or nothing (a rule that we check later). Users need both the line
+//! and the field's name, so this index maps one to the other.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// A place in a text, both numbers from 1; columns count characters.
+/// A position in a text, both numbers from 1; columns count characters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Position {
     /// The line.
@@ -47,14 +47,14 @@ struct Entry {
     value: Range<usize>,
 }
 
-/// The places of all values of one text.
+/// The positions of all values in a text.
 pub(super) struct Index<'t> {
     text: &'t str,
     entries: Vec<Entry>,
 }
 
 impl<'t> Index<'t> {
-    /// The index of a TOML text; of nothing but the root when the text is not TOML.
+    /// The index of a TOML text; only the root if the text is not TOML.
     pub(super) fn of_toml(text: &'t str) -> Self {
         let mut index = Self::of_root(text);
         if let Ok(root) = DeTable::parse(text) {
@@ -63,7 +63,7 @@ impl<'t> Index<'t> {
         index
     }
 
-    /// The index of a JSON text; when the text is not JSON, of what stands before the fault.
+    /// The index of a JSON text; if the text is not JSON, of the part before the error.
     pub(super) fn of_json(text: &'t str) -> Self {
         let mut index = Self::of_root(text);
         let mut scanner = JsonScanner {
@@ -71,7 +71,7 @@ impl<'t> Index<'t> {
             at: 0,
             entries: &mut index.entries,
         };
-        // The scanner stops at what it does not understand; the JSON parser has reported that already.
+        // The scanner stops at the first error; the JSON parser has already reported it.
         let _stopped_early = scanner.value(String::new(), 0..0);
         index
     }
@@ -162,8 +162,8 @@ impl<'t> Index<'t> {
     }
 }
 
-/// A scanner over JSON that the real parser has already accepted: it only finds where values start and end, and
-/// stops (`None`) at anything unexpected.
+/// A scanner for JSON that the real parser has already accepted: it only finds where values start and end, and stops
+/// (`None`) at anything unexpected.
 struct JsonScanner<'t, 'e> {
     text: &'t str,
     at: usize,
@@ -193,7 +193,7 @@ impl JsonScanner<'_, '_> {
             _ => {
                 let rest = &self.text[start..];
                 let end = |c: char| c.is_ascii_whitespace() || ",]}".contains(c);
-                // An empty scalar is a fault, and would keep the loops below from advancing.
+                // An empty scalar is an error, and the loops below would never advance.
                 let length = rest.find(end).unwrap_or(rest.len());
                 self.at += (length > 0).then_some(length)?;
             }

@@ -1,4 +1,4 @@
-//! What a cluster description's `[network]` table must satisfy before it is worth rendering.
+//! Checks the `[network]` table of a cluster description before it is rendered.
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::cluster::network_config::{NetworkConfig, NetworkConfigError};
 use crate::plan::backend::{BackendConfig, BackendConfigError};
 
-/// Why the network config is unusable.
+/// Why the network config is invalid.
 #[derive(Debug, Error)]
 pub enum NetworkFault {
     /// Without a network config no node can lease a subnet.
@@ -18,12 +18,12 @@ pub enum NetworkFault {
     /// The agents would refuse it.
     #[error(transparent)]
     Refused(#[from] NetworkConfigError),
-    /// The agents would refuse the back end's part.
+    /// The agents would refuse the backend's part.
     #[error(transparent)]
     Backend(#[from] BackendConfigError),
 }
 
-/// Checks the network config as the agents will, and returns the overlay's ranges.
+/// Checks the network config as the agents will, and returns the overlay networks.
 pub(super) fn overlay(network: &Value) -> Result<Vec<IpNet>, NetworkFault> {
     if network.is_null() {
         return Err(NetworkFault::Missing);

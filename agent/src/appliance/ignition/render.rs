@@ -1,4 +1,4 @@
-//! From a cluster description to one Ignition config per node.
+//! Renders a cluster description to one Ignition config per node.
 
 use std::fmt::Write as _;
 
@@ -13,8 +13,8 @@ use super::{Error, agent_settings, data_url, validate};
 const CLIENT_PORT: u16 = 2379;
 const PEER_PORT: u16 = 2380;
 
-/// The underlay configuration of one node sits before the image's own `.network` files, whose names begin with 50 and
-/// more.
+/// The file name of a node's underlay configuration. It sorts before the image's own `.network` files, whose names
+/// begin with 50 and more.
 const NETWORK_FILE: &str = "/etc/systemd/network/20-underlay.network";
 
 /// Debian's etcd.service stays down after an error (`Restart=on-abnormal`).
@@ -29,8 +29,8 @@ Restart=on-failure
 RestartSec=1s
 ";
 
-/// etcd binds to the underlay address and exits when that is not set yet. No unit can be ordered after an address, and
-/// a wait for the network would make every start slower for the sake of a race that is seldom lost.
+/// etcd binds to the underlay address and exits if that is not set yet. No unit can be ordered after an address, and
+/// waiting for the network would slow down every boot for a race that is rarely lost.
 const ETCD_SYSCTL: &str = "\
 # Written by `selvage ignition render`: etcd may start before the underlay has its address.
 net.ipv4.ip_nonlocal_bind = 1
@@ -51,7 +51,7 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when fields were changed after [`Cluster::from_toml`] and break a rule now.
+    /// [`Error::Invalid`] if fields were changed after [`Cluster::from_toml`] and now violate a rule.
     pub fn render(&self) -> Result<Vec<RenderedNode>, Error> {
         validate::check(self).map_err(Error::Invalid)?;
         self.nodes
@@ -101,8 +101,8 @@ impl Cluster {
         })
     }
 
-    /// The node that publishes the network config: the first etcd member, or the first node for an outside etcd. It
-    /// only does so when there is none yet.
+    /// The node that publishes the network config, unless there is one already: the first etcd member, or the first
+    /// node with an external etcd.
     fn publisher(&self) -> Option<&Node> {
         if self.network.is_null() {
             return None;
@@ -115,7 +115,7 @@ impl Cluster {
         if keys.is_empty() {
             return None;
         }
-        // The image has the user; Ignition adds the keys and leaves the rest alone.
+        // The image has this user; Ignition only adds the keys.
         let mut core = spec::User::new("core".to_owned());
         core.ssh_authorized_keys = Some(keys.clone());
         Some(spec::Passwd {
@@ -124,7 +124,7 @@ impl Cluster {
         })
     }
 
-    /// The nodes by name, so that people can say `ssh node2` without a name server.
+    /// /etc/hosts with all nodes, so that `ssh node2` works without a name server.
     fn hosts(&self) -> String {
         let mut hosts = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost\n");
         for node in &self.nodes {
@@ -154,7 +154,7 @@ impl Cluster {
         ))
     }
 
-    /// Where `node` finds etcd, its own member first: that one answers without a network.
+    /// The etcd endpoints for `node`, its own member first: that one answers even without a network.
     fn client_urls(&self, node: &Node) -> Vec<String> {
         if self.etcd.members.is_empty() {
             return self.etcd.endpoints.clone();
@@ -247,7 +247,7 @@ fn push_line(text: &mut String, line: &str) {
     let _infallible = writeln!(text, "{line}");
 }
 
-/// A file of root's that replaces what the image has at that path, mode 0644.
+/// A file of root that replaces the image's file at that path, mode 0644.
 fn file(path: &str, contents: &str) -> spec::File {
     let mut file = spec::File::new(path.to_owned());
     file.contents = Some(spec::Resource {
@@ -265,7 +265,7 @@ fn enabled(name: &str) -> spec::Unit {
     unit
 }
 
-/// JSON with sorted keys and without the nulls that the crate writes for unset fields.
+/// JSON with sorted keys, and without the nulls that the crate writes for unset fields.
 fn to_json(config: &spec::Config) -> Result<String, Error> {
     let mut value = serde_json::to_value(config)?;
     strip_nulls(&mut value);

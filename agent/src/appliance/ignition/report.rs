@@ -1,9 +1,9 @@
-//! What the config of the first boot asked for and this machine does not do: `selvage ignition report`, run late in every
-//! boot by `selvage-ignition-report.service`.
+//! Parts of the first boot's config that have no effect on this machine: `selvage ignition report`, which
+//! `selvage-ignition-report.service` runs late in every boot.
 //!
-//! systemd says nothing about a unit that is to be enabled and is not there, one that it leaves out because something
-//! else is missing, or a drop-in for a unit of another system; such a machine is "running" without a failed unit. Every
-//! boot is told, not the first alone: the fault is still there, and whoever looks for it may log in much later.
+//! systemd does not report a unit that is enabled but does not exist, a unit that it skips because a dependency is
+//! missing, or a drop-in for an unknown unit; such a machine is "running" without a failed unit. The report runs at
+//! every boot, not only the first: the fault persists, and an operator may log in much later.
 
 mod judge;
 
@@ -27,10 +27,10 @@ use judge::{Boot, Fault, Unit, judge};
 const PRESET: &str = "etc/systemd/system-preset/20-ignition.preset";
 /// Written by Ignition: when it ran.
 const RESULT: &str = "etc/.ignition-result.json";
-/// Where the machine's own units, drop-ins and enabling links are.
+/// The directory of the machine's own units, drop-ins and enabling links.
 const UNITS: &str = "etc/systemd/system";
 
-/// How often a waiting report looks again.
+/// The polling interval while waiting for the boot to finish.
 const POLL: Duration = Duration::from_secs(1);
 
 /// Why there is no report.
@@ -45,21 +45,21 @@ pub enum ReportError {
         #[source]
         source: io::Error,
     },
-    /// `systemctl` cannot be run.
+    /// Failed to run `systemctl`.
     #[error("failed to run systemctl")]
     Systemctl(#[source] io::Error),
     /// `systemctl` does not answer.
     #[error("systemctl show failed: {0}")]
     Show(String),
-    /// Nobody reads what we print.
+    /// Standard output is closed.
     #[error("failed to print")]
     Output(#[from] io::Error),
 }
 
-/// Prints what was asked for and does not happen, one line each, and returns how much that is.
+/// Prints everything that was asked for but does not happen, one line each, and returns the number of lines.
 ///
-/// Waits until the boot is over, but not longer than `patience`: units that are still starting then are not judged. A
-/// unit that has failed and is started again has as long to come up.
+/// Waits until the boot has finished, at most `patience`; units that are still starting then are not judged. A unit
+/// that failed and is being restarted gets the same time.
 pub fn report_command(patience: Duration, output: &mut impl Write) -> Result<usize, ReportError> {
     let deadline = Instant::now() + patience;
     wait_for_boot(deadline)?;
@@ -84,16 +84,16 @@ pub fn report_command(patience: Duration, output: &mut impl Write) -> Result<usi
     Ok(faults.len())
 }
 
-/// What the config asked for.
+/// What the config asks for.
 #[derive(Default, Debug)]
 struct Asked {
     /// Units to enable, instances by their full name.
     enabled: Vec<String>,
     /// Units with drop-ins of this machine.
     dropped_in: Vec<String>,
-    /// Unit, and what starts it: the links that enabling made.
+    /// Unit and the unit that starts it: the links that enabling creates.
     wanted_by: BTreeMap<String, Vec<String>>,
-    /// Templates that this machine has, of which systemd does not tell.
+    /// Templates on this machine, which systemd does not list.
     templates: Vec<String>,
 }
 
@@ -105,7 +105,7 @@ impl Asked {
                 enabled: enabled_units(&text),
                 ..Self::default()
             },
-            // Nothing to enable.
+            // No unit is enabled.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
             Err(source) => {
                 return Err(ReportError::Read {
@@ -141,7 +141,7 @@ impl Asked {
     }
 }
 
-/// The names that the lines `enable NAME [INSTANCE…]` stand for.
+/// The names in `enable NAME [INSTANCE…]` lines.
 fn enabled_units(preset: &str) -> Vec<String> {
     let mut units = Vec::new();
     for line in preset.lines() {
@@ -163,7 +163,7 @@ fn enabled_units(preset: &str) -> Vec<String> {
     units
 }
 
-/// Whether drop-ins in a directory of this name are for one unit: not for all of a type, nor for a prefix.
+/// Whether a directory of this name has drop-ins for a single unit, not for a type or a prefix.
 fn is_unit(name: &str) -> bool {
     let kinds = [
         "automount",
@@ -185,7 +185,7 @@ fn has_drop_in(directory: &Path) -> Result<bool, ReportError> {
         .any(|name| name.ends_with(".conf")))
 }
 
-/// The names in a directory, in order; none when there is no such directory.
+/// The names in a directory, sorted; empty if it does not exist.
 fn names_in(directory: &Path) -> Result<Vec<String>, ReportError> {
     let entries = match fs::read_dir(directory) {
         Err(error)
@@ -210,7 +210,7 @@ fn names_in(directory: &Path) -> Result<Vec<String>, ReportError> {
     Ok(names)
 }
 
-/// Whether this is the boot in which Ignition ran, as far as can be told.
+/// Whether Ignition ran in this boot, as far as can be told.
 fn boot(root: &Path) -> Boot {
     #[derive(Deserialize)]
     struct Provisioning {
@@ -228,7 +228,7 @@ fn boot(root: &Path) -> Boot {
     }
 }
 
-/// Returns when the boot's jobs are done, or at the deadline.
+/// Returns when the boot's jobs have finished, or at the deadline.
 fn wait_for_boot(deadline: Instant) -> Result<(), ReportError> {
     let mut waiting = Command::new("systemctl")
         .args(["is-system-running", "--wait"])
@@ -252,7 +252,7 @@ fn wait_for_boot(deadline: Instant) -> Result<(), ReportError> {
     Ok(())
 }
 
-/// What systemd knows about the units, in the same order.
+/// systemd's state of the units, in the same order.
 fn show(names: &[String]) -> Result<Vec<Unit>, ReportError> {
     if names.is_empty() {
         return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! OpenSSH public keys, as far as telling one from a typing mistake needs.
+//! OpenSSH public keys, parsed as far as needed to find typing mistakes.
 
 use thiserror::Error;
 

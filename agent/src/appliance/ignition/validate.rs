@@ -1,4 +1,4 @@
-//! The rules of a cluster description that its types cannot express.
+//! The rules of a cluster description that types cannot express.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -43,7 +43,7 @@ pub enum Fault {
         /// The path of the field that had it first.
         first: String,
     },
-    /// Not an address that one machine can have.
+    /// Not a usable host address.
     #[error(
         "{0} is not a host's address: expected a unicast address inside its prefix, with a prefix length of 1 to 31"
     )]
@@ -61,7 +61,7 @@ pub enum Fault {
         "{0} is not the MAC address of a NIC: its first octet must be even, and it must not be all zeros"
     )]
     GroupMac(MacAddr),
-    /// The gateway cannot be reached directly.
+    /// The gateway is not on-link.
     #[error("{gateway} is not another host on the underlay {underlay}")]
     Gateway {
         /// The gateway.
@@ -69,13 +69,13 @@ pub enum Fault {
         /// The node's prefix.
         underlay: Ipv4Net,
     },
-    /// Not an address that a name server can have.
+    /// Not a usable address of a name server.
     #[error("{0} is not a name server's address")]
     NameServer(IpAddr),
     /// Neither or both of `etcd.members` and `etcd.endpoints`.
     #[error("give either members (nodes that run etcd) or endpoints (URLs of an external etcd)")]
     EtcdPlace,
-    /// A member that is no node.
+    /// A member that is not a node.
     #[error("no [[node]] has the name {0:?}")]
     UnknownMember(String),
     /// Not the URL of an etcd endpoint.
@@ -84,7 +84,7 @@ pub enum Fault {
     /// The `[network]` table is unusable.
     #[error(transparent)]
     Network(#[from] NetworkFault),
-    /// The overlay would shadow an address that the nodes need.
+    /// The overlay would hide an address that the nodes need.
     #[error(
         "the overlay network {overlay} overlaps {other}, which nodes must reach outside the overlay"
     )]
@@ -94,7 +94,7 @@ pub enum Fault {
         /// The underlay prefix or the name server.
         other: IpNet,
     },
-    /// An `[agent]` setting is unusable.
+    /// An `[agent]` setting is invalid.
     #[error(transparent)]
     Setting(#[from] SettingFault),
 }
@@ -102,15 +102,15 @@ pub enum Fault {
 /// A fault and the field it is in.
 #[derive(Debug)]
 pub struct LocatedFault {
-    /// Where the field is; unknown for a description that was not read from a text.
+    /// The field's position; unknown for a description that was not parsed from a text.
     pub position: Option<Position>,
     /// The field, for example `node[1].address`.
     pub path: String,
-    /// What is wrong with it.
+    /// The problem.
     pub fault: Fault,
 }
 
-/// Everything that is wrong with a description, in the order of the text; one line each when displayed.
+/// All problems of a description, in the order of the text; one line each when displayed.
 #[derive(Debug)]
 pub struct Faults(pub Vec<LocatedFault>);
 
@@ -138,7 +138,7 @@ impl Faults {
         });
     }
 
-    /// Adds the positions and brings the faults into the order of the text.
+    /// Adds the positions and sorts the faults by position.
     pub(super) fn locate(&mut self, index: &Index<'_>) {
         for located in &mut self.0 {
             located.position = Some(index.position_of(&located.path));
@@ -147,7 +147,7 @@ impl Faults {
     }
 }
 
-/// Checks every rule and reports all that are broken.
+/// Checks every rule and reports all violations.
 pub(super) fn check(cluster: &Cluster) -> Result<(), Faults> {
     let mut faults = Faults(Vec::new());
     check_identity(cluster, &mut faults);
@@ -270,7 +270,7 @@ fn check_etcd(cluster: &Cluster, faults: &mut Faults) {
 }
 
 fn check_network(cluster: &Cluster, faults: &mut Faults) {
-    // Whoever runs the outside etcd may have published the network config there.
+    // The external etcd may have a network config already.
     if cluster.network.is_null() && !cluster.etcd.endpoints.is_empty() {
         return;
     }
@@ -297,7 +297,7 @@ fn check_network(cluster: &Cluster, faults: &mut Faults) {
     }
 }
 
-/// Reports every value that an earlier entry has too.
+/// Reports every value that an earlier entry also has.
 fn check_unique<T: Eq + Hash>(
     values: &[T],
     path: impl Fn(usize) -> String,

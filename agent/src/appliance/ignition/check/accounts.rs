@@ -1,5 +1,5 @@
-//! Users and groups as they come to be: groups first, then users, each in the order of the config, on top of those that
-//! the image has. What groupadd, useradd and usermod refuse there stops the boot.
+//! Users and groups in the order in which Ignition creates them: first groups, then users, each in the order of the
+//! config, in addition to those of the image. If groupadd, useradd or usermod refuse something, the boot stops.
 
 mod groups;
 mod users;
@@ -14,10 +14,10 @@ use ignition_config::v3_3::{NodeGroup, NodeUser};
 use super::Findings;
 use super::machine::Machine;
 
-/// Ids that useradd and groupadd give to those who ask for none (`UID_MIN`, `UID_MAX` of /etc/login.defs).
+/// IDs that useradd and groupadd assign if none is set (`UID_MIN`, `UID_MAX` of /etc/login.defs).
 const ORDINARY: std::ops::RangeInclusive<u32> = 1000..=60000;
 
-/// Who is there.
+/// The existing users and groups.
 #[derive(Clone, Default)]
 pub(super) struct Accounts {
     users: Ids,
@@ -25,7 +25,7 @@ pub(super) struct Accounts {
 }
 
 impl Accounts {
-    /// Checks both lists, and tells who is there in the end.
+    /// Checks both lists, and returns the resulting users and groups.
     pub(super) fn check(machine: &Machine<'_>, findings: &mut Findings<'_>) -> Self {
         let mut accounts = Self {
             users: Ids::of(&machine.image.users),
@@ -44,7 +44,7 @@ impl Accounts {
         self.users.ids.contains_key(name)
     }
 
-    /// Whether there is a group of this name or number.
+    /// Whether a group with this name or number exists.
     pub(super) fn has_group(&self, name: &str) -> bool {
         let number = name.parse().ok();
         self.groups.ids.contains_key(name)
@@ -77,10 +77,10 @@ impl Accounts {
     }
 }
 
-/// Names and ids of one of the two kinds.
+/// Names and IDs of users, or of groups.
 #[derive(Clone, Default)]
 struct Ids {
-    /// An id is unknown where useradd takes one from the range of the system's.
+    /// An ID is unknown if useradd assigns one from the system range.
     ids: BTreeMap<String, Option<u32>>,
 }
 
@@ -96,14 +96,14 @@ impl Ids {
             .map(|(name, _)| &**name)
     }
 
-    /// The id that somebody gets who asks for none: one more than the highest.
+    /// The next ID to assign: one more than the highest.
     fn next(&self) -> Option<u32> {
         let used: BTreeSet<u32> = self.ids.values().flatten().copied().collect();
         let next = used.range(ORDINARY).next_back()? + 1;
         ORDINARY.contains(&next).then_some(next)
     }
 
-    /// Checks an id that is asked for by `name`, which may have it already.
+    /// Checks an ID that is set for `name`, which may have it already.
     fn check(&self, name: &str, id: i64, what: &str) -> Result<Option<u32>, String> {
         let Some(id) = u32::try_from(id).ok().filter(|id| *id != u32::MAX) else {
             return Err(format!("{id} is not an id: expected 0 to 4294967294"));
@@ -117,8 +117,8 @@ impl Ids {
     }
 }
 
-/// What useradd and groupadd take for a name (shadow 4.17): letters, digits, `_`, `.` and `-`, not a number, and `$` at
-/// the end.
+/// Valid names for useradd and groupadd (shadow 4.17): letters, digits, `_`, `.` and `-`, not a number, and optionally
+/// `$` at the end.
 fn check_name(name: &str, max: usize) -> Result<(), String> {
     if name.is_empty() {
         return Err("a name is required".to_owned());
@@ -140,7 +140,7 @@ fn check_name(name: &str, max: usize) -> Result<(), String> {
     }
 }
 
-/// What stands between colons in a line of /etc/passwd and its like.
+/// A valid field of /etc/passwd and similar files.
 fn check_field(value: Option<&String>, what: &str) -> Result<(), String> {
     match value {
         Some(value) if value.contains([':', '\n']) => {
@@ -150,12 +150,12 @@ fn check_field(value: Option<&String>, what: &str) -> Result<(), String> {
     }
 }
 
-/// How a password hash begins that libxcrypt reads (crypt(5)).
+/// Prefixes of password hashes that libxcrypt supports (crypt(5)).
 const HASHES: [&str; 10] = [
     "$y$", "$gy$", "$7$", "$2a$", "$2b$", "$2y$", "$6$", "$5$", "$md5", "$1$",
 ];
 
-/// Why nobody can log in with this hash.
+/// Why no login works with this hash.
 fn check_hash(hash: Option<&String>) -> Option<&'static str> {
     let hash = hash?;
     let is_locked = hash.is_empty() || hash.starts_with(['*', '!']);

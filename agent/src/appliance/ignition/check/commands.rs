@@ -14,11 +14,11 @@ const COMMANDS: [&str; 7] = [
     "ExecStopPost",
 ];
 
-/// File systems that are mounted by a program of their own.
+/// File systems that need a mount helper.
 const MOUNTED_BY_PROGRAM: [&str; 5] = ["cifs", "glusterfs", "nfs", "nfs4", "ceph"];
 
-/// Commands of etcdctl that only etcd's API 2 has, and what to do. Published drop-ins of flanneld write the network config
-/// with them.
+/// Commands of etcdctl that exist only in etcd's API 2, and their replacements. Published drop-ins of flanneld write
+/// the network config with them.
 const ETCD_2: [(&str, &str); 7] = [
     ("ls", "write get --prefix --keys-only"),
     ("mk", "write put"),
@@ -28,12 +28,12 @@ const ETCD_2: [(&str, &str); 7] = [
     ("set", "write put"),
     ("setdir", "remove the line: etcd 3 has no directories"),
 ];
-/// Those of API 3, in whose arguments a word of the above may stand.
+/// Commands of API 3, whose arguments may contain such a word.
 const ETCD_3: [&str; 8] = [
     "del", "endpoint", "get", "lease", "member", "put", "txn", "watch",
 ];
 
-/// Why the assignment's command cannot work: it names a program that is not there, or asks etcd in words of API 2.
+/// Why the command cannot work: its program does not exist, or it uses etcd's API 2.
 pub(super) fn check(assignment: &Assignment, machine: &Machine<'_>) -> Option<String> {
     let Assignment {
         key, value, line, ..
@@ -48,7 +48,7 @@ pub(super) fn check(assignment: &Assignment, machine: &Machine<'_>) -> Option<St
     let program = if assignment.is("Service", &COMMANDS) {
         let command = value.split_whitespace().next()?;
         let program = command.trim_start_matches(['@', ':', '+', '!', '|']);
-        // With a dash systemd does not mind.
+        // With a leading dash systemd ignores the failure.
         (!program.contains(['$', '%', '"', '\'']) && !program.starts_with('-'))
             .then_some(program)?
             .to_owned()
@@ -70,7 +70,7 @@ pub(super) fn check(assignment: &Assignment, machine: &Machine<'_>) -> Option<St
     ))
 }
 
-/// The command of API 2 that a command line gives to etcdctl, also by way of a shell, and what to do.
+/// The etcdctl command of API 2 in a command line, also in a shell command, and its replacement.
 fn old_etcd_command(line: &str) -> Option<(&'static str, &'static str)> {
     let words = line.split_whitespace();
     let mut words = words.map(|word| word.trim_matches(['"', '\'', ';', '-', '@', '+', '!']));

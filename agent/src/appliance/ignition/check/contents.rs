@@ -1,5 +1,5 @@
-//! What files say to programs of the image: units that are written as files, and Docker's configuration. Only `data:` URLs
-//! are read here, and only without compression; the rest is known on the machine alone.
+//! Contents of files for programs of the image: units that are written as files, and Docker's configuration. Only
+//! uncompressed `data:` URLs are read here; the rest is known only on the machine.
 
 use ignition_config::v3_3::{File, Storage};
 use serde_json::{Map, Value};
@@ -11,11 +11,11 @@ use super::machine::{Machine, UNIT_DIRECTORY};
 use super::unit_file::assignments;
 use super::{Findings, units};
 
-/// Where dockerd looks.
+/// The path of dockerd's configuration.
 const DOCKER_CONFIG: &str = "/etc/docker/daemon.json";
-/// What the image's docker.service always has on its command line, by the names of daemon.json.
+/// Options that the image's docker.service always has on its command line, by their names in daemon.json.
 const DOCKER_FLAGS: [&str; 2] = ["containerd", "hosts"];
-/// What it has there as well, from subnet.env, once the agent holds a lease.
+/// Options that it also has, from subnet.env, once the agent holds a lease.
 const DOCKER_BRIDGE_FLAGS: [&str; 3] = ["bip", "ip-masq", "mtu"];
 
 /// Checks the contents of all files that can be read here.
@@ -46,7 +46,7 @@ fn text_of(file: &File) -> Option<String> {
     String::from_utf8(data).ok()
 }
 
-/// The unit whose text, or whose drop-in, a file of this path is.
+/// The unit that a file at this path defines or extends.
 fn unit_of(path: &str) -> Option<&str> {
     let name = path.strip_prefix(UNIT_DIRECTORY)?;
     match name.split_once('/') {
@@ -88,7 +88,7 @@ fn check_docker_config(text: &str, machine: &Machine<'_>) -> Option<String> {
     ))
 }
 
-/// Whether the config starts dockerd in its own way.
+/// Whether the config changes dockerd's command line.
 fn has_own_command(machine: &Machine<'_>) -> bool {
     let docker = machine.units().filter(|unit| unit.name == "docker.service");
     let mut texts = docker.flat_map(|unit| {

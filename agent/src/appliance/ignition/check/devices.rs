@@ -6,7 +6,7 @@ use super::super::locate::join_index;
 use super::storage::check_path;
 use super::{Findings, partitions};
 
-/// Checks what makes disks ready before files are written.
+/// Checks the sections that prepare disks before files are written.
 pub(super) fn check(storage: &Storage, findings: &mut Findings<'_>) {
     let disks = storage.disks.as_deref().unwrap_or_default();
     findings.check_unique("storage.disks", "device", disks.iter().map(|d| &d.device));

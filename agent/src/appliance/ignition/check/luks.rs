@@ -6,7 +6,7 @@ use super::super::locate::join_index;
 use super::devices::check_device;
 use super::{Findings, resource};
 
-/// LUKS2 has 48 bytes for a label, the last one zero.
+/// LUKS2 has 48 bytes for a label, including the final NUL.
 const LABEL_MAX: usize = 47;
 
 /// Checks the volumes, and how they are unlocked.

@@ -8,7 +8,7 @@ use super::Findings;
 /// The GPT has room for 36 UTF-16 units in a partition's name (UEFI §5.3.3).
 const LABEL_MAX: usize = 36;
 
-/// Checks the partitions of the disk at `disk_path`, each by itself and against those before it.
+/// Checks the partitions of the disk at `disk_path`, each by itself and against earlier ones.
 pub(super) fn check(disk_path: &str, disk: &Disk, findings: &mut Findings<'_>) {
     let partitions = disk.partitions.as_deref().unwrap_or_default();
     let list = format!("{disk_path}.partitions");
@@ -96,7 +96,7 @@ fn check_pair(
     }
 }
 
-/// First MiB and size of a partition that is placed by hand; 0 for either leaves the choice to sgdisk.
+/// First MiB and size of a partition with a fixed position; 0 lets sgdisk choose.
 fn extent(partition: &Partition) -> Option<(i64, i64)> {
     let start = partition.start_mib.filter(|start| *start > 0)?;
     Some((start, partition.size_mib?))

@@ -1,5 +1,5 @@
-//! Where files, directories and links go: places of the image that cannot be written to, that are taken already, that do
-//! not stay, or that nothing reads.
+//! Destinations of files, directories and links: read-only or existing paths, paths that do not survive a reboot, and
+//! paths that nothing reads.
 
 use ignition_config::v3_3::{Link, NodeUser, Storage};
 
@@ -22,15 +22,15 @@ struct Place<'c> {
 #[derive(Clone, Copy)]
 enum Kind<'c> {
     Directory,
-    /// With contents that replace what is there, not only with some to append.
+    /// Has contents that replace a file, not only contents to append.
     File {
         writes: bool,
     },
-    /// Where it leads.
+    /// The link's target.
     Link(&'c str),
 }
 
-/// Checks the three lists against what the image has and what it does with a path.
+/// Checks the three lists against the image's files and its use of a path.
 pub(super) fn check(
     storage: &Storage,
     machine: &Machine<'_>,
@@ -138,7 +138,7 @@ fn check_place(place: &Place<'_>, machine: &Machine<'_>, findings: &mut Findings
     check_taken(place, machine, findings);
 }
 
-/// What stands in /etc already, and Ignition replaces only if it may.
+/// Existing paths in /etc, which Ignition replaces only with `overwrite`.
 fn check_taken(place: &Place<'_>, machine: &Machine<'_>, findings: &mut Findings<'_>) {
     let Place {
         at,
@@ -201,7 +201,7 @@ fn remedy_of_covered(path: &str) -> &'static str {
     }
 }
 
-/// Ignition makes missing directories as root, in a home directory too.
+/// Ignition creates missing directories as root, also in a home directory.
 fn check_parents(
     at: &str,
     path: &str,
@@ -269,7 +269,7 @@ fn check_target(at: &str, link: &Link, machine: &Machine<'_>, findings: &mut Fin
     }
 }
 
-/// The absolute path that a link leads to, by its text alone.
+/// The absolute target of a link, from its text alone.
 fn resolve(link: &str, target: &str) -> Option<String> {
     let directory = link.rsplit_once('/')?.0;
     let joined = if target.starts_with('/') {
@@ -288,7 +288,7 @@ fn resolve(link: &str, target: &str) -> Option<String> {
     Some(format!("/{}", parts.join("/")))
 }
 
-/// The same name in other letters, or the same city elsewhere.
+/// The same name in other letter case, or the same city in another region.
 fn nearest<'z>(zone: &str, zones: &'z [String]) -> Option<&'z String> {
     let city = |zone: &str| {
         zone.rsplit('/')

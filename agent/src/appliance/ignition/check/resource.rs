@@ -1,4 +1,5 @@
-//! Contents from elsewhere: sources, checksums, compression, HTTP headers; and the `ignition` section made of them.
+//! External contents: sources, checksums, compression, HTTP headers; and the `ignition` section, which consists of
+//! them.
 
 use ignition_config::v3_3::{Ignition, Resource};
 

@@ -1,4 +1,5 @@
-//! The stages that this image refuses, in whole or in part: kernel arguments, partitions, RAID, encryption, file systems.
+//! Stages that this image does not support, or only in part: kernel arguments, partitions, RAID, encryption, file
+//! systems.
 
 use ignition_config::v3_3::{Config, Filesystem, Storage};
 
@@ -6,7 +7,7 @@ use super::super::locate::join_index;
 use super::Findings;
 use super::machine::Machine;
 
-/// Checks what the stages before `files` would have to do.
+/// Checks the work for the stages before `files`.
 pub(super) fn check(config: &Config, machine: &Machine<'_>, findings: &mut Findings<'_>) {
     if let Some(arguments) = &config.kernel_arguments {
         let lists = [

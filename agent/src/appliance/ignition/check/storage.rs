@@ -1,4 +1,4 @@
-//! Files, directories and links: their paths, modes and owners, and how they get in each other's way.
+//! Files, directories and links: their paths, modes and owners, and conflicts between them.
 
 use std::collections::HashMap;
 
@@ -131,7 +131,7 @@ pub(super) fn check_path(path: &str) -> Result<(), String> {
     }
 }
 
-/// Modes as people write them for `chmod`; a decimal number that looks like one of these is a mistake.
+/// Modes as people write them for `chmod`; a decimal number that looks like one is a mistake.
 const CHMOD_MODES: [i64; 27] = [
     400, 440, 444, 600, 620, 640, 644, 660, 664, 666, 700, 710, 711, 740, 744, 750, 751, 755, 770,
     771, 775, 777, 1777, 2755, 2775, 4755, 6755,

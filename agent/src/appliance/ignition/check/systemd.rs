@@ -89,7 +89,7 @@ fn check_syntax(path: &str, contents: &str, findings: &mut Findings<'_>) {
         let text = line.trim();
         let is_comment = text.starts_with(['#', ';']);
         if is_continued {
-            // To Ignition a comment here is part of the value; to systemd it is not.
+            // Ignition takes a comment here for part of the value; systemd does not.
             is_continued = line.ends_with('\\');
         } else if text.is_empty() || is_comment {
         } else if text.starts_with('[') {

@@ -1,4 +1,4 @@
-//! The text of units and drop-ins, read as systemd reads it (systemd.syntax(7)).
+//! Parses the text of units and drop-ins as systemd does (systemd.syntax(7)).
 
 /// One assignment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -7,7 +7,7 @@ pub(super) struct Assignment {
     pub(super) key: String,
     /// With continued lines joined.
     pub(super) value: String,
-    /// The line on which it begins, from 1.
+    /// The line where it starts, from 1.
     pub(super) line: usize,
 }
 
@@ -18,7 +18,7 @@ impl Assignment {
     }
 }
 
-/// All assignments; what is neither section, comment nor assignment is passed over.
+/// All assignments; lines that are not sections, comments or assignments are skipped.
 pub(super) fn assignments(text: &str) -> Vec<Assignment> {
     let mut found: Vec<Assignment> = Vec::new();
     let mut section = String::new();

@@ -1,4 +1,4 @@
-//! What systemd will make of the units: whether they are there, are started by anything, and can start.
+//! How systemd will handle the units: whether they exist, something starts them, and they can start.
 
 use ignition_config::v3_3::{Systemd, Unit};
 
@@ -11,7 +11,7 @@ use super::{commands, stages};
 
 /// Dependencies without which the unit does not start.
 const NEEDS: [&str; 3] = ["BindsTo", "Requires", "Requisite"];
-/// Dependencies whose absence systemd does not even mention.
+/// Dependencies whose absence systemd ignores silently.
 const WISHES: [&str; 2] = ["Upholds", "Wants"];
 
 /// Checks every unit and drop-in against the machine.
@@ -48,7 +48,7 @@ pub(super) fn check(
     }
 }
 
-/// What is asked of the unit as a whole: to be enabled, disabled, masked, or changed by drop-ins.
+/// What the config does with the whole unit: enable, disable, mask, or extend it by drop-ins.
 fn check_asked(at: &str, unit: &Unit, machine: &Machine<'_>, findings: &mut Findings<'_>) {
     let name = unit.name.as_str();
     let is_own = machine.brings_unit(name);
@@ -141,7 +141,7 @@ fn check_enabled(
             findings.warn(field, format!("{name} is an alias of {target}, and an alias cannot be enabled here; enable {target}"));
         }
     } else if is_own {
-        // Its own text is judged elsewhere.
+        // Its own text is checked elsewhere.
     } else if machine.is_masked(name) {
         findings.warn(
             field,
@@ -152,7 +152,7 @@ fn check_enabled(
     }
 }
 
-/// Checks what a file says that is a unit or a drop-in of one.
+/// Checks a file that is a unit or a drop-in.
 pub(super) fn check_text(
     at: String,
     unit: &str,
@@ -170,7 +170,7 @@ pub(super) fn check_text(
     text.check(machine, accounts, findings);
 }
 
-/// A unit's or a drop-in's text.
+/// The text of a unit or drop-in.
 struct Text<'c> {
     at: String,
     unit: &'c str,

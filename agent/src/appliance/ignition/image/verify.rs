@@ -1,4 +1,4 @@
-//! Holds the tree of the image to the table: `selvage ignition verify-image`, run by the image's build.
+//! Compares the image's tree with the table: `selvage ignition verify-image`, run by the image build.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,7 +13,7 @@ use super::{Image, image};
 /// Ids that Debian gives out as packages ask for them (Debian policy, section 9.2.2).
 const DYNAMIC: RangeInclusive<u32> = 100..=999;
 
-/// Why the image is not what the table says.
+/// The image differs from the table.
 #[derive(Debug, Error)]
 pub enum VerifyError {
     /// The tree cannot be read.
@@ -25,18 +25,18 @@ pub enum VerifyError {
         #[source]
         source: io::Error,
     },
-    /// The tree lacks what the table promises.
+    /// The tree lacks entries of the table.
     #[error("the image differs from agent/data/image.toml; correct the one that is wrong:\n{}", .0.join("\n"))]
     Lacks(Vec<String>),
 }
 
-/// Table and tree, compared; each difference is a line that names the table's entry.
+/// The comparison of table and tree; each difference is a line that names the table's entry.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Differences {
-    /// What the table promises and the tree does not have.
+    /// Entries of the table that are missing in the tree.
     pub(super) lacking: Vec<String>,
-    /// What the table does not know, or knows under another dynamic id: packages change while a release lives, and whoever
-    /// builds the image a year later must get one.
+    /// Entries of the tree that are missing in the table, or have another dynamic ID. These are not errors: packages
+    /// change during a release, and the image must still build a year later.
     pub(super) unknown: Vec<String>,
 }
 
@@ -52,12 +52,12 @@ impl Differences {
     }
 }
 
-/// Compares the table with the image's tree at `root`, before its `/etc` and `/usr` are packed, and gives what the tree
-/// has beyond the table, a line each. Of files in `/etc`, shells and time zones it may have more without a word.
+/// Compares the table with the image's tree at `root`, before its `/etc` and `/usr` are packed; returns the tree's
+/// additional entries, one per line. Additional files in `/etc`, shells and time zones are not reported.
 ///
 /// # Errors
 ///
-/// [`VerifyError::Lacks`] with one line for each promise that the tree does not keep.
+/// [`VerifyError::Lacks`] with one line per missing entry.
 pub fn verify(root: &Path) -> Result<Vec<String>, VerifyError> {
     let differences = differences(image(), root)?;
     if differences.lacking.is_empty() {
@@ -110,7 +110,7 @@ pub(super) fn differences(image: &Image, root: &Path) -> Result<Differences, Ver
     Ok(found)
 }
 
-/// Names and ids of `passwd` or `group`, which have both in the same fields.
+/// Names and IDs in `passwd` or `group`, which have both in the same fields.
 fn accounts(path: &Path) -> Result<BTreeMap<String, u32>, VerifyError> {
     let text = fs::read_to_string(path).map_err(reading(path))?;
     let account = |line: &str| {
@@ -121,7 +121,7 @@ fn accounts(path: &Path) -> Result<BTreeMap<String, u32>, VerifyError> {
     Ok(text.lines().filter_map(account).collect())
 }
 
-/// Units by what enabling them does, as the table sorts them.
+/// Units by the effect of enabling them, in the table's categories.
 fn compare_units(image: &Image, root: &Path, found: &mut Differences) -> Result<(), VerifyError> {
     const PRESET: &str = "usr/lib/systemd/system-preset/50-selvage.preset";
     let preset = root.join(PRESET);
@@ -172,7 +172,7 @@ fn compare_units(image: &Image, root: &Path, found: &mut Differences) -> Result<
     Ok(())
 }
 
-/// Names and paths of all units; what stands in `/etc` hides what stands in `/usr`.
+/// Names and paths of all units; a unit in `/etc` hides the one in `/usr`.
 fn unit_files(root: &Path) -> Result<BTreeMap<String, PathBuf>, VerifyError> {
     let mut units = BTreeMap::new();
     for directory in ["usr/lib/systemd/system", "etc/systemd/system"] {
@@ -209,7 +209,7 @@ fn compare_ids(
             Some(other) if other == id => {}
             Some(other) => {
                 let line = format!("  {list}: {name} is {other} in the image, not {id}");
-                // Given in the order in which packages were installed, so no promise.
+                // Assigned in the order in which packages are installed, so they may change.
                 if DYNAMIC.contains(id) && DYNAMIC.contains(other) {
                     found.unknown.push(line);
                 } else {

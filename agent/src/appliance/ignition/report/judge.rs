@@ -1,4 +1,4 @@
-//! Which of the asked units are faults, and which only wait, have done their work, or are not wanted here.
+//! Tells which of the requested units have a fault, and which are only waiting, have finished, or are not wanted here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use super::super::image::image;
 use super::{Asked, ReportError};
 
-/// Whether Ignition ran in this boot. What differs in a later one may be somebody's wish.
+/// Whether Ignition ran in this boot. In later boots, an administrator may have changed units on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Boot {
     First,
@@ -18,11 +18,11 @@ pub(super) enum Boot {
 pub(super) struct Unit(BTreeMap<String, String>);
 
 impl Unit {
-    /// What is asked about each unit.
+    /// The properties to query for each unit.
     pub(super) const PROPERTIES: &str = "Id,LoadState,UnitFileState,ActiveState,NRestarts,Job,TriggeredBy,Requires,Requisite,BindsTo,\
          ConditionTimestampMonotonic,InactiveExitTimestampMonotonic";
 
-    /// One unit for each block of lines.
+    /// One unit per block of lines.
     pub(super) fn parse(text: &str) -> Vec<Self> {
         let blocks = text.split("\n\n").filter(|block| !block.trim().is_empty());
         let unit = |block: &str| {
@@ -44,7 +44,7 @@ impl Unit {
         self.get("LoadState") == "loaded"
     }
 
-    /// Not running, never run, and neither about to be nor left out by a condition of its own.
+    /// Not running, never run, not about to run, and not skipped by a condition of its own.
     fn was_never_started(&self) -> bool {
         let is_zero = |key: &str| matches!(self.get(key), "" | "0");
         self.get("ActiveState") == "inactive"
@@ -53,7 +53,7 @@ impl Unit {
             && !self.has_job()
     }
 
-    /// Started again after it failed, and not up: systemd calls that activating, for as long as it goes on.
+    /// Failed and about to be restarted: systemd calls this state activating.
     fn is_restarting(&self) -> bool {
         self.get("ActiveState") == "activating" && !matches!(self.get("NRestarts"), "" | "0")
     }
@@ -62,12 +62,12 @@ impl Unit {
         !matches!(self.get("Job"), "" | "0")
     }
 
-    /// Whether it is up or on its way, so that what it wants has been asked to start.
+    /// Whether it is up or starting, so that its dependencies were started too.
     fn starts_others(&self) -> bool {
         matches!(self.get("ActiveState"), "active" | "activating") || self.has_job()
     }
 
-    /// What must be there for it to start.
+    /// The units that it needs to start.
     fn needs(&self) -> Vec<String> {
         let keys = ["BindsTo", "Requires", "Requisite"];
         let lists = keys
@@ -91,7 +91,7 @@ pub(super) struct Fault {
 }
 
 impl Fault {
-    /// Whether it may be over a moment later.
+    /// Whether this may change a moment later.
     pub(super) fn may_pass(&self) -> bool {
         self.why == RESTARTING
     }
@@ -113,10 +113,10 @@ const ENABLED: &str = "should be enabled";
 const CHANGED: &str = "is changed by drop-ins";
 const RESTARTING: &str = "it fails after every start and is restarted";
 
-/// Asks about a list of units.
+/// Queries a list of units.
 pub(super) type Show<'s> = &'s mut dyn FnMut(&[String]) -> Result<Vec<Unit>, ReportError>;
 
-/// All faults, in the order of the units' names.
+/// All faults, sorted by unit name.
 pub(super) fn judge(asked: &Asked, boot: Boot, show: Show<'_>) -> Result<Vec<Fault>, ReportError> {
     let mut faults = Vec::new();
     for (name, unit) in asked.enabled.iter().zip(show(&asked.enabled)?) {
@@ -147,7 +147,7 @@ pub(super) fn judge(asked: &Asked, boot: Boot, show: Show<'_>) -> Result<Vec<Fau
     }
     let units: Vec<String> = units.into_iter().cloned().collect();
     for (name, unit) in units.iter().zip(show(&units)?) {
-        // A unit that is there and off does not start, drop-in or not.
+        // A unit that exists but is disabled does not start, with or without a drop-in.
         let is_on = unit.get("UnitFileState").starts_with("enabled");
         if (is_on || unit.get("LoadState") == "not-found")
             && let Some((why, remedy)) = fault_of(name, &unit, asked, boot, show)?
@@ -164,7 +164,7 @@ pub(super) fn judge(asked: &Asked, boot: Boot, show: Show<'_>) -> Result<Vec<Fau
     Ok(faults)
 }
 
-/// With what the table says of units of other systems.
+/// Adds what the table says about units of other systems.
 fn nowhere(name: &str) -> String {
     let foreign = image().foreign.units.get(name);
     let reason = foreign.map_or(String::new(), |why| format!(" here ({why})"));
@@ -178,7 +178,7 @@ fn correct(name: &str) -> String {
     )
 }
 
-/// Why nothing happens, and what to do.
+/// The cause and the fix.
 fn fault_of(
     name: &str,
     unit: &Unit,
@@ -190,7 +190,7 @@ fn fault_of(
     match unit.get("LoadState") {
         "loaded" => {}
         "not-found" => return told(&nowhere(name), correct(name)),
-        // Later it may be masked because somebody wants it so.
+        // In a later boot an administrator may have masked it.
         "masked" if boot == Boot::Later => return Ok(None),
         "masked" => return told("it is masked", format!("systemctl unmask {name}")),
         _ => {
@@ -226,7 +226,7 @@ fn fault_of(
     let wanting: Vec<String> = wanting.into_iter().cloned().collect();
     if wanting.is_empty() {
         return match unit.get("UnitFileState") {
-            // A socket, timer or path starts it when it is time.
+            // A socket, timer or path starts it when needed.
             "static" if unit.get("TriggeredBy").is_empty() => told(
                 "it has no [Install] section, so nothing starts it",
                 "add one with WantedBy=multi-user.target".to_owned(),
@@ -239,7 +239,7 @@ fn fault_of(
         let (cause, remedy) = cause(name, unit, show)?;
         return Ok(Some((format!("it was never started: {cause}"), remedy)));
     }
-    // What else would start it waits for its own turn, or is not reached in any boot.
+    // Other units that would start it are waiting themselves, or are reached in no boot.
     let is_reachable =
         |(name, unit): (&String, &Unit)| name != "graphical.target" && unit.is_loaded();
     if wanting.iter().zip(&starts).any(is_reachable) {
@@ -254,7 +254,7 @@ fn fault_of(
     )
 }
 
-/// The dependency at the bottom of it. `unit` was wanted and left out.
+/// The root cause among the dependencies. `unit` was wanted and skipped.
 fn cause(name: &str, unit: &Unit, show: Show<'_>) -> Result<(String, String), ReportError> {
     let needs = unit.needs();
     let needed = show(&needs)?;

@@ -1,11 +1,11 @@
-//! Groups: what groupadd and groupdel say.
+//! Groups: what groupadd and groupdel refuse.
 
 use ignition_config::v3_3::Group;
 
 use super::super::super::locate::join_index;
 use super::{Accounts, Findings, Machine, check_field, check_name};
 
-/// The longest name that groupadd takes.
+/// The longest name that groupadd accepts.
 const NAME_MAX: usize = 32;
 
 pub(super) fn check(

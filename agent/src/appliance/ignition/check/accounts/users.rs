@@ -1,4 +1,4 @@
-//! Users: what useradd, usermod and userdel say, and what Ignition cannot write into a home directory.
+//! Users: what useradd, usermod and userdel refuse, and home directories that Ignition cannot write to.
 
 use ignition_config::v3_3::User;
 
@@ -7,10 +7,10 @@ use super::super::super::locate::join_index;
 use super::super::super::ssh_key;
 use super::{Accounts, Findings, Machine, check_field, check_hash, check_name};
 
-/// The longest name that useradd takes.
+/// The longest name that useradd accepts.
 const NAME_MAX: usize = 256;
 
-/// Users of the image that have a home directory of their own when Ignition runs.
+/// Users of the image whose home directory exists when Ignition runs.
 const WITH_HOME: [&str; 2] = ["core", "root"];
 
 pub(super) fn check(
@@ -48,7 +48,7 @@ fn check_keys(at: &str, user: &User, findings: &mut Findings<'_>) {
     let keys = || user.ssh_authorized_keys.iter().flatten();
     findings.check_unique(&list, "key", keys());
     for (j, key) in keys().enumerate() {
-        // Ignition writes any line; sshd skips what it cannot read, and options before a key are legitimate.
+        // Ignition writes any line. sshd skips lines that it cannot parse, and options before a key are valid.
         let has_options = key.contains("ssh-") || key.contains("ecdsa-");
         if let Err(error) = ssh_key::check(key.trim())
             && (!has_options || key.contains("PRIVATE KEY"))
@@ -103,7 +103,7 @@ fn check_fields(at: &str, user: &User, machine: &Machine<'_>, findings: &mut Fin
     }
 }
 
-/// Ignition makes the home directory, and then writes the keys into it as that user.
+/// Ignition creates the home directory, and then writes the keys into it as that user.
 fn check_home(
     at: &str,
     user: &User,
@@ -244,7 +244,7 @@ fn add(
     };
     accounts.users.ids.insert(name.clone(), id);
     if gets_group {
-        // The same number, if no group has it.
+        // The group with the same number, if there is one.
         let id = id.filter(|id| accounts.groups.owner(*id).is_none());
         let id = id.or_else(|| accounts.groups.next().filter(|_| user.system != Some(true)));
         accounts.groups.ids.entry(name.clone()).or_insert(id);

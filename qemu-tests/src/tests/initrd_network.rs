@@ -48,7 +48,7 @@ const AGAIN_DEADLINE: Duration = Duration::from_secs(120);
 /// What the first report may have waited for, by the machine's own clock.
 const FIRST_REPORT_SECONDS: u32 = 45;
 /// How a report begins.
-const REPORT: &str = "Ignition still waits for its configuration after ";
+const REPORT: &str = "Ignition is still waiting for its config after ";
 
 /// The machines that were started, or why one was not.
 pub(super) type Started = Result<Vec<(usize, Cluster)>>;
@@ -188,7 +188,7 @@ fn only(cluster: &mut Cluster) -> Result<&mut Machine> {
 
 async fn no_dhcp(cluster: &mut Cluster) -> Result<()> {
     let report = reported_twice(only(cluster)?).await?;
-    let card = "enp0s2: carrier, no address; DHCP is asked for one, for ";
+    let card = "enp0s2: carrier, no address; waiting for DHCP for ";
     for part in [
         "source: http://192.0.2.1/absent.ign\n",
         card,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
 #
-# The bash-completion package, which reads a command's completions when they are first asked for, is
-# not in the image. This does so for selvage; a log-in costs nothing.
+# Loads the completions of selvage at the first Tab, as the bash-completion package does, which is not
+# in the image. Costs nothing at login.
 if [ -n "${BASH_VERSION-}" ]; then
     _selvage_load() {
-        # 124: asks bash to complete again, by what is defined now.
+        # 124 makes bash retry with the completions just loaded.
         # shellcheck source=/dev/null
         . /usr/share/bash-completion/completions/selvage && return 124
     }

@@ -137,7 +137,7 @@ pub async fn run(
         server: None,
         store,
         monitor: Monitor::open(executor.kernel())?,
-        ruleset: firewall::Watcher::deaf().of_network(network.as_ref()),
+        ruleset: firewall::Watcher::idle().of_network(network.as_ref()),
         deaf: None,
         lease: None,
         acquiring: JoinSet::new(),

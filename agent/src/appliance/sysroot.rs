@@ -90,10 +90,10 @@ pub fn prepare(root: &Path, first_boot: bool, output: &mut impl Write) -> Result
         )?;
         clear(root)?;
     }
-    lay_out(root)?;
+    create_layout(root)?;
     mount_etc(root)?;
     if first_boot {
-        welcome_ignition(root)
+        prepare_for_ignition(root)
     } else {
         Ok(())
     }
@@ -120,7 +120,7 @@ fn clear(root: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn lay_out(root: &Path) -> Result<(), Error> {
+fn create_layout(root: &Path) -> Result<(), Error> {
     for (name, mode) in DIRECTORIES {
         let path = root.join(name);
         if path.is_dir() {
@@ -158,7 +158,7 @@ fn mount_etc(root: &Path) -> Result<(), Error> {
         .map_err(|source| Error::Overlay { path: etc, source })
 }
 
-fn welcome_ignition(root: &Path) -> Result<(), Error> {
+fn prepare_for_ignition(root: &Path) -> Result<(), Error> {
     // An empty /var needs none of the updates that the /var of an older image needs (systemd-update-done.service(8)).
     let stamp = root.join("etc/.updated");
     let copy = root.join("var/.updated");

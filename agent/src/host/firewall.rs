@@ -150,7 +150,7 @@ pub struct Firewall {
     generation: Option<Generation>,
     /// The rules last seen in place, and the nftables generation at that time.
     settled: Option<(Rules, u32)>,
-    complaints: Complaints,
+    failures: Failures,
     /// The mode of the last pass.
     effective: Option<Mode>,
 }
@@ -166,7 +166,7 @@ impl Firewall {
             firewalld: Firewalld::default(),
             generation: None,
             settled: None,
-            complaints: Complaints::default(),
+            failures: Failures::default(),
             effective: None,
         }
     }
@@ -207,7 +207,7 @@ impl Firewall {
         let generation = self.generation().await;
         let same = |(seen, at): &(Rules, u32)| seen == rules && Some(*at) == generation;
         let quiet = self.settled.as_ref().is_some_and(same);
-        if quiet && !self.iptables.must_look() {
+        if quiet && !self.iptables.needs_polling() {
             return Ok(false);
         }
         self.settled = None;
@@ -233,7 +233,7 @@ impl Firewall {
             }
             Err(error) if mode == Mode::Nftables => return Err(error),
             Err(error) => {
-                self.complaints.log(&error);
+                self.failures.log(&error);
                 Tables::unknown()
             }
         };
@@ -247,7 +247,7 @@ impl Firewall {
             tables: &tables,
             quiet,
         };
-        let iptables = self.iptables.ensure(rules, look, &mut self.complaints);
+        let iptables = self.iptables.ensure(rules, look, &mut self.failures);
         pass.changed |= iptables.await?;
         if quiet {
             return Ok(pass);
@@ -255,11 +255,11 @@ impl Firewall {
         let stale = self.nftables.stale(&tables, mode == Mode::Nftables);
         match nftables::remove(&stale).await {
             Ok(removed) => pass.changed |= removed,
-            Err(error) => self.complaints.log(&error),
+            Err(error) => self.failures.log(&error),
         }
         if rules.forward && tables.has(firewalld::TABLE) {
             let networks = rules.families().map(|(_, family)| family.network);
-            pass.pending = !self.firewalld.ensure(networks, &mut self.complaints).await;
+            pass.pending = !self.firewalld.ensure(networks, &mut self.failures).await;
         }
         Ok(pass)
     }
@@ -332,16 +332,16 @@ struct Pass {
 }
 
 /// Number of different failures that are told apart.
-const MAX_COMPLAINTS: usize = 64;
+const MAX_FAILURES: usize = 64;
 
 /// Failures that do not stop a pass. Each is logged once.
 #[derive(Default)]
-struct Complaints(BTreeSet<String>);
+struct Failures(BTreeSet<String>);
 
-impl Complaints {
+impl Failures {
     fn log(&mut self, what: &dyn std::error::Error) {
         let text = chain(what);
-        if self.0.len() > MAX_COMPLAINTS {
+        if self.0.len() > MAX_FAILURES {
             self.0.clear();
         }
         if self.0.insert(text.clone()) {

@@ -22,8 +22,8 @@ struct Fault {
     since: Instant,
     times: u64,
     /// When it was last logged with its count, and how often it occurred since.
-    told: Instant,
-    untold: u64,
+    logged: Instant,
+    unlogged: u64,
 }
 
 /// How often a fault occurred, and for how long.
@@ -40,22 +40,22 @@ impl Repeats {
             texts: Vec::new(),
             since: now,
             times: 0,
-            told: now,
-            untold: 0,
+            logged: now,
+            unlogged: 0,
         });
         fault.times += 1;
-        fault.untold += 1;
+        fault.unlogged += 1;
         if fault.texts.len() < TEXTS && fault.texts.iter().all(|known| known != text) {
             fault.texts.push(text.to_owned());
             return Some(text.to_owned());
         }
-        let lasted = now.saturating_duration_since(fault.told);
+        let lasted = now.saturating_duration_since(fault.logged);
         (lasted >= PERIOD).then(|| {
             let seen = Seen {
-                times: std::mem::take(&mut fault.untold),
+                times: std::mem::take(&mut fault.unlogged),
                 lasted,
             };
-            fault.told = now;
+            fault.logged = now;
             format!("{text} ({seen})")
         })
     }

@@ -103,7 +103,7 @@ impl Plugin {
         let is_error = |value: &Value| value.get("code").is_some() || value.get("msg").is_some();
         match serde_json::from_slice(&output.stdout) {
             Ok(answer) if is_error(&answer) => Err(Error::Delegate(with_code(answer, output))),
-            _ => Err(Error::DelegateDied(self.last_words(&output))),
+            _ => Err(Error::DelegateDied(self.failure_text(&output))),
         }
     }
 
@@ -138,7 +138,7 @@ impl Plugin {
     }
 
     /// The available information about a plugin that failed without an error object.
-    fn last_words(&self, output: &Output) -> String {
+    fn failure_text(&self, output: &Output) -> String {
         let printed = if output.stdout.is_empty() {
             &output.stderr
         } else {

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use tokio::task::JoinHandle;
 use tracing::info;
 
-use super::Complaints;
+use super::Failures;
 use super::nftables;
 use super::program::{self, Error};
 
@@ -51,7 +51,7 @@ impl Firewalld {
     pub(super) async fn ensure(
         &mut self,
         networks: impl Iterator<Item = IpNet>,
-        complaints: &mut Complaints,
+        failures: &mut Failures,
     ) -> bool {
         match self.call.take() {
             Some(call) if !call.is_finished() => {
@@ -61,14 +61,14 @@ impl Firewalld {
             // A task that panicked has already reported it.
             Some(call) => match call.await.unwrap_or(Ok(())) {
                 Ok(()) => self.agreed = true,
-                Err(error) => self.put_off(&error, complaints),
+                Err(error) => self.retry_later(&error, failures),
             },
             None => {}
         }
         if self.pause.is_some_and(|(until, _)| Instant::now() < until) {
             return false;
         }
-        match outside_of_zones(networks).await {
+        match not_in_a_zone(networks).await {
             Ok(networks) if networks.is_empty() => {
                 (self.agreed, self.pause) = (false, None);
                 true
@@ -85,7 +85,7 @@ impl Firewalld {
                         names.join(", ")
                     ),
                 };
-                self.put_off(&error, complaints);
+                self.retry_later(&error, failures);
                 false
             }
             Ok(networks) => {
@@ -93,14 +93,14 @@ impl Firewalld {
                 false
             }
             Err(error) => {
-                self.put_off(&error, complaints);
+                self.retry_later(&error, failures);
                 false
             }
         }
     }
 
-    fn put_off(&mut self, error: &Error, complaints: &mut Complaints) {
-        complaints.log(error);
+    fn retry_later(&mut self, error: &Error, failures: &mut Failures) {
+        failures.log(error);
         let last = self.pause.map_or(MIN_PAUSE / 2, |(_, pause)| pause);
         let pause = (last * 2).min(MAX_PAUSE);
         self.pause = Some((Instant::now() + pause, pause));
@@ -108,7 +108,7 @@ impl Firewalld {
 }
 
 /// The networks that no zone contains.
-async fn outside_of_zones(networks: impl Iterator<Item = IpNet>) -> Result<Vec<IpNet>, Error> {
+async fn not_in_a_zone(networks: impl Iterator<Item = IpNet>) -> Result<Vec<IpNet>, Error> {
     let listing = nftables::listing("inet", "firewalld")
         .await?
         .unwrap_or_default();

@@ -10,7 +10,7 @@ use std::fs;
 
 use super::nftables::Tables;
 use super::program::{self, Error};
-use super::{Complaints, Rules};
+use super::{Failures, Rules};
 use crate::base::net::Family;
 use crate::base::network_name::NetworkName;
 
@@ -61,7 +61,7 @@ pub(super) struct Iptables {
     /// The installed programs; those without a suffix come first.
     tools: Vec<Tools>,
     /// The rules last written, and how the programs print them if that differs from our text.
-    spelled: BTreeMap<(Kind, Family), (Wanted, Vec<String>)>,
+    printed: BTreeMap<(Kind, Family), (Wanted, Vec<String>)>,
 }
 
 impl Iptables {
@@ -71,7 +71,7 @@ impl Iptables {
             chains: Chains::new(network),
             detected: false,
             tools: Vec::new(),
-            spelled: BTreeMap::new(),
+            printed: BTreeMap::new(),
         }
     }
 
@@ -109,7 +109,7 @@ impl Iptables {
     }
 
     /// Whether rules may change here without a notification.
-    pub(super) fn must_look(&self) -> bool {
+    pub(super) fn needs_polling(&self) -> bool {
         let legacy = self.tools.iter().any(|tools| tools.kind == Kind::Legacy);
         legacy && Family::BOTH.into_iter().any(legacy_is_in_use)
     }
@@ -119,7 +119,7 @@ impl Iptables {
         &mut self,
         rules: &Rules,
         look: Look<'_>,
-        complaints: &mut Complaints,
+        failures: &mut Failures,
     ) -> Result<bool, Error> {
         if look.main && !rules.is_empty() && !self.is_installed() {
             return Err(not_installed("iptables-restore".to_owned()));
@@ -135,13 +135,13 @@ impl Iptables {
                 raw: tools.kind == Kind::Nft,
             };
             for ip in Family::BOTH {
-                let (chains, spelled) = (&self.chains, &mut self.spelled);
+                let (chains, printed) = (&self.chains, &mut self.printed);
                 let want = |save: &Save| Wanted::new(chains, rules, ip, role, save);
-                match tools.ensure(chains, ip, want, look.tables, spelled).await {
+                match tools.ensure(chains, ip, want, look.tables, printed).await {
                     Ok(made) => changed |= made,
                     Err(error) if role.main && rules.family(ip).is_some() => return Err(error),
                     Err(Error::NoProgram { .. }) => {}
-                    Err(error) => complaints.log(&error),
+                    Err(error) => failures.log(&error),
                 }
             }
         }
@@ -158,8 +158,8 @@ impl Iptables {
         for tools in &self.tools {
             for ip in Family::BOTH {
                 let nothing = |_: &Save| Wanted::default();
-                let (chains, spelled) = (&self.chains, &mut self.spelled);
-                match tools.ensure(chains, ip, nothing, tables, spelled).await {
+                let (chains, printed) = (&self.chains, &mut self.printed);
+                match tools.ensure(chains, ip, nothing, tables, printed).await {
                     Ok(removed) => changed |= removed,
                     Err(Error::NoProgram { .. }) => {}
                     Err(error) => failure = failure.or(Some(error)),
@@ -191,7 +191,7 @@ impl Tools {
         ip: Family,
         want: impl Fn(&Save) -> Wanted,
         tables: &Tables,
-        spelled: &mut BTreeMap<(Kind, Family), (Wanted, Vec<String>)>,
+        printed: &mut BTreeMap<(Kind, Family), (Wanted, Vec<String>)>,
     ) -> Result<bool, Error> {
         let save = match self.may_have_rules(ip, tables) {
             true => self.save(ip).await?,
@@ -199,7 +199,7 @@ impl Tools {
         };
         let wanted = want(&save);
         let key = (self.kind, ip);
-        let spelling = match spelled.get(&key) {
+        let spelling = match printed.get(&key) {
             Some((put, spelling)) if *put == wanted => Some(spelling.as_slice()),
             _ => None,
         };
@@ -207,11 +207,11 @@ impl Tools {
             return Ok(false);
         };
         self.restore(ip, &script).await?;
-        spelled.remove(&key);
+        printed.remove(&key);
         if !wanted.is_empty() {
             let save = self.save(ip).await?;
             if plan::restore(chains, &save, &wanted, None).is_some() {
-                spelled.insert(key, (wanted, plan::ours(chains, &save)));
+                printed.insert(key, (wanted, plan::ours(chains, &save)));
             }
         }
         Ok(true)

@@ -92,7 +92,7 @@ impl Names {
 
 /// What a change affects.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Sign {
+enum Affects {
     /// Rules that are before ours or jump to ours.
     Others,
     /// Our own table or chains.
@@ -103,23 +103,23 @@ enum Sign {
 #[derive(Clone, Copy, Debug)]
 struct Gathering {
     first: Instant,
-    about: Sign,
+    about: Affects,
     /// When to report them.
     due: Instant,
 }
 
 impl Gathering {
     /// Records a change. Ours are reported soon, those of other programs when they have finished.
-    fn add(former: Option<Self>, about: Sign, now: Instant) -> Self {
+    fn add(former: Option<Self>, about: Affects, now: Instant) -> Self {
         let first = former.map_or(now, |former| former.first);
         match former {
-            Some(former) if former.about == Sign::Ours => former,
+            Some(former) if former.about == Affects::Ours => former,
             _ => Self {
                 first,
                 about,
                 due: match about {
-                    Sign::Ours => now + GATHER,
-                    Sign::Others => (now + QUIET).min(first + LONGEST),
+                    Affects::Ours => now + GATHER,
+                    Affects::Others => (now + QUIET).min(first + LONGEST),
                 },
             },
         }
@@ -141,13 +141,13 @@ impl Watcher {
     /// # Errors
     /// Without `CAP_NET_ADMIN`, or when the kernel has no nftables.
     pub fn open() -> io::Result<Self> {
-        let mut watcher = Self::deaf();
+        let mut watcher = Self::idle();
         watcher.listen()?;
         Ok(watcher)
     }
 
     /// Receives nothing before [`Self::listen`].
-    pub fn deaf() -> Self {
+    pub fn idle() -> Self {
         Self {
             socket: None,
             names: Names::of_network(None),
@@ -207,7 +207,7 @@ impl Watcher {
                 // The kernel dropped notifications (ENOBUFS): any of them may have affected us.
                 Err(error) => {
                     tracing::debug!(error = %error, "missed some firewall changes");
-                    (Some(Sign::Ours), true)
+                    (Some(Affects::Ours), true)
                 }
             };
             let Some(about) = about else { continue };
@@ -224,16 +224,16 @@ impl Watcher {
 impl Names {
     /// What the datagram's messages affect; `None` if they do not concern us. Truncated or unknown messages count as
     /// ours.
-    fn concern(&self, datagram: &[u8]) -> Option<Sign> {
+    fn concern(&self, datagram: &[u8]) -> Option<Affects> {
         let mut rest = datagram;
         let mut about = None;
         while !rest.is_empty() {
             let Some(length) = u32_at(rest, 0).and_then(|length| usize::try_from(length).ok())
             else {
-                return Some(Sign::Ours);
+                return Some(Affects::Ours);
             };
             let Some(message) = rest.get(..length).filter(|_| length >= NLMSG_HEADER) else {
-                return Some(Sign::Ours);
+                return Some(Affects::Ours);
             };
             about = about.max(self.concern_message(message));
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -241,9 +241,9 @@ impl Names {
         about
     }
 
-    fn concern_message(&self, message: &[u8]) -> Option<Sign> {
-        let ours = Some(Sign::Ours);
-        let others = Some(Sign::Others);
+    fn concern_message(&self, message: &[u8]) -> Option<Affects> {
+        let ours = Some(Affects::Ours);
+        let others = Some(Affects::Others);
         // The type is a host-endian u16: subsystem in the high byte, message in the low one.
         let Some([kind, subsystem]) = u16_at(message, 4).map(u16::to_le_bytes) else {
             return ours;
@@ -371,18 +371,18 @@ mod tests {
         let mut two = message(NEW_RULE, FAMILY_IPV4, "filter", Some("INPUT"));
         assert_eq!(names.concern(&two), None);
         two.extend(message(NEW_RULE, FAMILY_IPV4, "filter", Some("FORWARD")));
-        assert_eq!(names.concern(&two), Some(Sign::Others));
+        assert_eq!(names.concern(&two), Some(Affects::Others));
         two.extend(message(NEW_RULE, FAMILY_INET, "selvage", None));
-        assert_eq!(names.concern(&two), Some(Sign::Ours));
+        assert_eq!(names.concern(&two), Some(Affects::Ours));
     }
 
     #[test]
     fn changes_of_others_are_reported_once_when_they_are_over() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let after = |signs: &[(u64, Sign)]| {
+        let after = |changes: &[(u64, Affects)]| {
             let none: Option<Gathering> = None;
-            let gathering = signs.iter().fold(none, |gathering, &(millis, about)| {
+            let gathering = changes.iter().fold(none, |gathering, &(millis, about)| {
                 // Everything due by then has been reported.
                 let open = gathering.filter(|gathering| gathering.due > at(millis));
                 assert_eq!(
@@ -394,8 +394,8 @@ mod tests {
             });
             gathering.unwrap().due
         };
-        let others = |times: u64, pause: u64| -> Vec<(u64, Sign)> {
-            (0..times).map(|n| (n * pause, Sign::Others)).collect()
+        let others = |times: u64, pause: u64| -> Vec<(u64, Affects)> {
+            (0..times).map(|n| (n * pause, Affects::Others)).collect()
         };
         assert_eq!(after(&others(1, 0)), at(1000));
         assert_eq!(after(&others(30, 100)), at(29 * 100 + 1000));
@@ -403,15 +403,19 @@ mod tests {
         assert_eq!(after(&others(99, 101)), at(10_000));
         // Our own changes are reported without waiting for others, or for more of their kind.
         let mut mixed = others(30, 100);
-        mixed.extend([(2950, Sign::Ours), (3000, Sign::Others), (3040, Sign::Ours)]);
+        mixed.extend([
+            (2950, Affects::Ours),
+            (3000, Affects::Others),
+            (3040, Affects::Ours),
+        ]);
         assert_eq!(after(&mixed), at(3050));
     }
 
     #[tokio::test]
     async fn a_watcher_that_hears_nothing_reports_nothing() {
-        let mut deaf = Watcher::deaf();
-        let changed = tokio::time::timeout(Duration::from_millis(10), deaf.changed());
-        assert!(changed.await.is_err() && !deaf.is_gathering());
+        let mut idle = Watcher::idle();
+        let changed = tokio::time::timeout(Duration::from_millis(10), idle.changed());
+        assert!(changed.await.is_err() && !idle.is_gathering());
     }
 
     #[test]
@@ -470,7 +474,7 @@ mod tests {
         let whole = message(NEW_TABLE, FAMILY_INET, "other", None);
         for length in 1..whole.len() {
             let about = names.concern(&whole[..length]);
-            assert_eq!(about, Some(Sign::Ours), "cut to {length} bytes");
+            assert_eq!(about, Some(Affects::Ours), "cut to {length} bytes");
         }
         for byte in 0..whole.len() {
             let mut damaged = whole.clone();

@@ -304,15 +304,15 @@ pub(super) fn ours(chains: &Chains, save: &Save) -> Vec<String> {
 
 /// The input for `iptables-restore --noflush` that corrects our chains; `None` if they are correct.
 ///
-/// `spelled` is the output of [`ours`] right after `wanted` was written: some versions of iptables print a rule
+/// `printed` is the output of [`ours`] right after `wanted` was written: some versions of iptables print a rule
 /// differently.
 pub(super) fn restore(
     chains: &Chains,
     save: &Save,
     wanted: &Wanted,
-    spelled: Option<&[String]>,
+    printed: Option<&[String]>,
 ) -> Option<String> {
-    let same = spelled.is_some_and(|spelled| ours(chains, save) == spelled);
+    let same = printed.is_some_and(|printed| ours(chains, save) == printed);
     let mut text = String::new();
     let nothing = Table::default();
     for name in save.names(&TABLES) {

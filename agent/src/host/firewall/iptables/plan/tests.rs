@@ -318,13 +318,13 @@ fn other_spelling_of_the_same_rules_is_learned() {
     let save = Save::parse(&reworded);
     let wanted = Wanted::new(&Chains::new(None), &rules(), Family::V4, MAIN, &save);
     assert!(restore(&Chains::new(None), &save, &wanted, None).is_some());
-    let spelled = ours(&Chains::new(None), &save);
+    let printed = ours(&Chains::new(None), &save);
     assert_eq!(
-        restore(&Chains::new(None), &save, &wanted, Some(&spelled)),
+        restore(&Chains::new(None), &save, &wanted, Some(&printed)),
         None
     );
     let edited = Save::parse(&reworded.replace("-j RETURN", "-j ACCEPT"));
-    assert!(restore(&Chains::new(None), &edited, &wanted, Some(&spelled)).is_some());
+    assert!(restore(&Chains::new(None), &edited, &wanted, Some(&printed)).is_some());
 }
 
 fn of(name: &str) -> Chains {

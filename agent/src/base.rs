@@ -1,6 +1,6 @@
 //! What any program of this kind could use: files, names, addresses, times, logging.
 //!
-//! May import: nothing else of this crate. Must not: know of leases, peers, back ends or settings.
+//! May import: nothing else of this crate. Must not: know of leases, peers, backends or settings.
 
 pub mod atomic_file;
 pub mod endpoint;

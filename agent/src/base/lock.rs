@@ -80,7 +80,7 @@ impl Lock {
             .write(true)
             .create(true)
             .truncate(false)
-            // flock(2) needs no more than an open file, so whoever can open this one could keep the agent from
+            // flock(2) needs no more than an open file, so any process that can open this one could keep the agent from
             // starting.
             .mode(0o600)
             .open(&path)

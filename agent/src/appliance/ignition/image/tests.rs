@@ -1,4 +1,4 @@
-//! The table is consistent in itself, and a tree that differs from it is told so.
+//! The table is consistent, and differences between a tree and the table are reported.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;

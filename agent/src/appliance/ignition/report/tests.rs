@@ -1,4 +1,4 @@
-//! Outputs of systemd 257 in the image, and what is told of them.
+//! Outputs of systemd 257 in the image, and the report for them.
 
 use super::judge::{Boot, Unit, judge};
 use super::*;

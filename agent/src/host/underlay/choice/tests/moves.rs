@@ -197,7 +197,7 @@ fn link_local_address_is_given_up_for_a_better_one() {
     assert_eq!(host.choose(&ANY, V4, Some(&current)).unwrap(), current);
     host.address("10.0.2.15").link_index = 2;
     assert_eq!(host.chosen(&ANY, V4, Some(&current)), "eth0 10.0.2.15");
-    // Whoever asks for it by name gets it.
+    // If it is named, it is used.
     let asked = wanted(&["169.254.7.7"]);
     assert_eq!(host.choose(&asked, V4, Some(&current)).unwrap(), current);
 }

@@ -8,8 +8,6 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ring::error::Unspecified;
-use ring::rand::{SecureRandom, SystemRandom};
 use serde::Deserialize;
 use thiserror::Error;
 use x25519_dalek::StaticSecret;
@@ -54,17 +52,6 @@ impl PrivateKey {
         bytes[0] &= 0b1111_1000;
         bytes[31] = bytes[31] & 0b0111_1111 | 0b0100_0000;
         Self(bytes)
-    }
-
-    /// A new key, of the kernel's random numbers (`getrandom()`, as `wg genkey`).
-    ///
-    /// # Errors
-    ///
-    /// The kernel has none.
-    pub fn random() -> Result<Self, Unspecified> {
-        let mut bytes = [0; LEN];
-        SystemRandom::new().fill(&mut bytes)?;
-        Ok(Self::new(bytes))
     }
 
     /// The key by which the others know the owner of this one (`wg pubkey`).
@@ -188,12 +175,11 @@ mod tests {
         assert_eq!(key.expose()[0], 0xf8);
         assert_eq!(key.expose()[31], 0x7f);
         assert_eq!(key.expose_text().parse(), Ok(key));
-        assert_ne!(PrivateKey::random(), PrivateKey::random());
     }
 
     #[test]
     fn secrets_show_nothing() {
-        let private = PrivateKey::random().unwrap();
+        let private = PrivateKey::new([9; LEN]);
         let preshared = PresharedKey::new([7; LEN]).unwrap();
         let text = format!("{private:?} {preshared:?}");
         assert_eq!(text, "(redacted) (redacted)");

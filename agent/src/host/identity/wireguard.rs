@@ -10,12 +10,13 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use ring::rand::{SecureRandom, SystemRandom};
 use tracing::{info, warn};
 
 use super::IdentityError;
 use crate::base::atomic_file;
 use crate::plan::backend::wireguard::KEY_FILE;
-use crate::plan::wireguard_key::{KeyError, PrivateKey};
+use crate::plan::wireguard_key::{KeyError, LEN, PrivateKey};
 
 /// flannel's variable.
 pub(super) const VARIABLE: &str = "WIREGUARD_KEY_FILE";
@@ -110,8 +111,12 @@ impl Files {
     }
 }
 
+/// A new key, of the kernel's random numbers (`getrandom()`, as `wg genkey`).
 fn random() -> Result<PrivateKey, IdentityError> {
-    PrivateKey::random().map_err(|_| IdentityError::Random { what: WHAT })
+    let mut bytes = [0; LEN];
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| IdentityError::Random { what: WHAT })?;
+    Ok(PrivateKey::new(bytes))
 }
 
 fn keep(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
@@ -166,6 +171,11 @@ mod tests {
     }
 
     #[test]
+    fn no_two_keys_are_alike() {
+        assert_ne!(random().unwrap(), random().unwrap());
+    }
+
+    #[test]
     fn the_key_survives_and_is_for_root_alone() {
         let dir = tempfile::tempdir().unwrap();
         let key = files(dir.path(), None).key().unwrap();
@@ -190,7 +200,7 @@ mod tests {
     #[test]
     fn flannels_key_is_taken_over_once() {
         let dir = tempfile::tempdir().unwrap();
-        let theirs = PrivateKey::random().unwrap();
+        let theirs = random().unwrap();
         fs::create_dir(dir.path().join("run")).unwrap();
         let file = dir.path().join("run/wgkey");
         fs::write(&file, theirs.expose_text() + "\n").unwrap();
@@ -198,7 +208,7 @@ mod tests {
         // A reboot empties /run, and another flannel may fill it.
         fs::remove_file(&file).unwrap();
         assert_eq!(files(dir.path(), None).key().unwrap(), theirs);
-        fs::write(&file, PrivateKey::random().unwrap().expose_text()).unwrap();
+        fs::write(&file, random().unwrap().expose_text()).unwrap();
         assert_eq!(files(dir.path(), None).key().unwrap(), theirs);
     }
 

@@ -28,7 +28,7 @@ pub(super) static BACKEND: Definition = Definition {
 const LEASE_TYPE: &str = "";
 
 /// The alloc backend has no keys.
-#[derive(Debug)]
+#[derive(PartialEq, Eq, Debug)]
 struct AllocConfig;
 
 impl Options for AllocConfig {

@@ -32,7 +32,7 @@ pub(super) static BACKEND: Definition = Definition {
 };
 
 /// The host-gw backend has no keys.
-#[derive(Debug)]
+#[derive(PartialEq, Eq, Debug)]
 struct HostGwConfig;
 
 /// The host-gw back end of one node.

@@ -3,6 +3,7 @@
 //! What the rest of the agent asks about a kind of backend is a field of [`Definition`], so that nothing else matches on
 //! kinds: cleanup, the privileges, the doctor, the hand-over from one backend to the next.
 
+use std::any::Any;
 use std::fmt;
 
 use thiserror::Error;
@@ -88,8 +89,20 @@ pub(crate) fn maker(name: &InterfaceName, object: &state::Object) -> Option<&'st
     all().find(|backend| (backend.makes)(name, &link.kind))
 }
 
+/// Equality of what is behind two trait objects.
+pub(super) trait Same: Any {
+    /// Whether the other is of the same type, and equal.
+    fn is_same(&self, other: &dyn Any) -> bool;
+}
+
+impl<T: Any + PartialEq> Same for T {
+    fn is_same(&self, other: &dyn Any) -> bool {
+        other.downcast_ref() == Some(self)
+    }
+}
+
 /// The validated keys of one backend.
-pub(super) trait Options: fmt::Debug + Send + Sync {
+pub(super) trait Options: Same + fmt::Debug + Send + Sync {
     /// The devices that the backend will have, so far as the config says: a TUN device has the first free name.
     fn devices(&self, _: &NetworkConfig) -> Vec<InterfaceName> {
         Vec::new()
@@ -148,6 +161,13 @@ fn names() -> String {
 pub struct BackendConfig {
     definition: &'static Definition,
     options: Box<dyn Options>,
+}
+
+impl PartialEq for BackendConfig {
+    fn eq(&self, other: &Self) -> bool {
+        let theirs: &dyn Any = &*other.options;
+        self.kind() == other.kind() && self.options.is_same(theirs)
+    }
 }
 
 impl BackendConfig {
@@ -223,6 +243,27 @@ mod tests {
         for kind in flannels.split(' ') {
             assert_eq!(find(kind).map(|backend| backend.kind), Some(kind));
         }
+    }
+
+    #[test]
+    fn configs_are_equal_if_all_keys_are() {
+        let parse = |backend: &str| {
+            let config = format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#);
+            BackendConfig::parse(&NetworkConfig::parse(&config).unwrap()).unwrap()
+        };
+        let keyed = |first: &str| {
+            let key = format!("{first}{}=", "A".repeat(42));
+            parse(&format!(r#"{{"Type":"wireguard","PSK":"{key}"}}"#))
+        };
+        // What a Debug does not show counts as well.
+        assert_eq!(keyed("B"), keyed("B"));
+        assert_ne!(keyed("B"), keyed("C"));
+        assert_eq!(parse(r#"{"Type":"alloc"}"#), parse(r#"{"Type":"alloc"}"#));
+        assert_ne!(parse(r#"{"Type":"alloc"}"#), parse(r#"{"Type":"host-gw"}"#));
+        assert_ne!(
+            parse(r#"{"Type":"vxlan"}"#),
+            parse(r#"{"Type":"vxlan","VNI":2}"#)
+        );
     }
 
     #[test]

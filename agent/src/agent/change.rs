@@ -16,9 +16,13 @@ use crate::host::open::{self, OpenError};
 impl<S: LeaseStore> Agent<'_, S> {
     /// Looks at the underlay again; when it is not what it was, tells the kernel at once and the peers as soon as can be.
     pub(super) async fn follow_underlay(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
+        let former = overlay.underlay_addresses();
         match overlay.follow_underlay(&self.settings).await {
             Ok(moved) => {
                 tasks.underlay.done();
+                if overlay.underlay_addresses() != former {
+                    self.store.reconnect();
+                }
                 if moved {
                     tasks.publish.now();
                     tasks.programmed_all(overlay.program().await);

@@ -18,6 +18,7 @@ mod history;
 mod identity;
 mod keeping;
 mod lost_replies;
+mod moved;
 mod network;
 mod proxy;
 mod reservations;

@@ -203,6 +203,55 @@ fn one_peers_change_touches_only_that_peer() {
 }
 
 #[test]
+fn what_flannel_left_of_another_back_end_is_no_obstacle() {
+    let host = Host::new();
+    host.ns.ip("link add flannel.9 type bridge");
+    host.ns.ip("link set flannel.9 up");
+    let gone = [
+        // Of its own subnet, by --ip-blackhole-route.
+        "blackhole 10.0.1.0/24",
+        // By host-gw, and by vxlan of another VNI.
+        "10.0.2.0/24 via 192.0.2.77 dev up0",
+        "10.0.3.0/24 via 10.0.3.0 dev flannel.9 onlink",
+    ];
+    let kept = [
+        "blackhole 10.0.4.0/24 proto static",
+        "10.0.5.0/24 via 192.0.2.77 dev up0 proto static",
+    ];
+    for route in gone.iter().chain(&kept) {
+        host.ns.ip(&format!("route add {route}"));
+    }
+    block_on(async {
+        let mut agent = host.agent(&peers(5)).await;
+        let report = agent.reconciler.resync().await.unwrap();
+        let shown = host.ns.ip("route show");
+        for n in 1..=3 {
+            let gateway = format!("10.0.{n}.0 dev flannel.1");
+            assert!(shown.contains(&gateway), "{:?}\n{shown}", report.failures);
+        }
+        for route in gone {
+            assert!(!shown.contains(route), "{route} is left:\n{shown}");
+        }
+        for route in kept {
+            assert!(shown.contains(route), "{route} is gone:\n{shown}");
+        }
+        assert_eq!(report.failures.len(), kept.len(), "{:?}", report.failures);
+    });
+}
+
+#[test]
+fn a_subnet_that_was_the_hosts_own_is_a_peers_at_once() {
+    let host = Host::new();
+    block_on(async {
+        drop(host.agent_of(1, &[]).await.resync().await);
+        let mut agent = host.agent_of(2, &peers(1)).await;
+        let report = agent.reconciler.resync().await.unwrap();
+        assert_eq!(report.failures.len(), 0, "{:?}", report.failures);
+        assert!(host.ns.ip("route show 10.0.1.0/24").contains("flannel.1"));
+    });
+}
+
+#[test]
 fn what_others_made_is_left_alone() {
     let host = Host::new();
     host.ns.ip("link add other type bridge");

@@ -1,5 +1,6 @@
 //! What changes while the agent runs: the own lease, the underlay, the network config, the node's identity.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -33,6 +34,15 @@ impl Overlay {
         // It had addresses of the former subnet.
         self.leaving.clear();
         self.replan();
+    }
+
+    /// The addresses that this host sends from.
+    pub(crate) fn underlay_addresses(&self) -> [Option<IpAddr>; 2] {
+        let (v4, v6) = (self.underlay.v4, self.underlay.v6);
+        [
+            v4.map(|face| face.address.into()),
+            v6.map(|face| face.address.into()),
+        ]
     }
 
     /// Looks at the underlay again; says whether it, or another address of this host, is not what it was.

@@ -107,6 +107,13 @@ impl LeaseStore for ChosenStore {
         }
     }
 
+    fn reconnect(&mut self) {
+        match self {
+            Self::Etcd(store) => store.reconnect(),
+            Self::Remote(store) => store.reconnect(),
+        }
+    }
+
     fn set_avoid(&mut self, avoid: Avoid) {
         match self {
             Self::Etcd(store) => store.set_avoid(avoid),

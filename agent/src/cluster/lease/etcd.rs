@@ -353,6 +353,10 @@ impl LeaseStore for EtcdStore {
         self.store.servers.set_access(settings)
     }
 
+    fn reconnect(&mut self) {
+        self.store.servers.reconnect();
+    }
+
     fn set_avoid(&mut self, avoid: Avoid) {
         self.avoid = avoid;
     }

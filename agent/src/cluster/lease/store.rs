@@ -250,6 +250,10 @@ pub trait LeaseStore: Send {
         Ok(())
     }
 
+    /// Gives up the connections that there are, because this host's address has changed: over one from an address that is
+    /// gone nothing comes back, and only a time limit would tell.
+    fn reconnect(&mut self) {}
+
     /// Says what the host's subnet must keep off, from the next [`Self::acquire`] on.
     fn set_avoid(&mut self, avoid: Avoid);
 

@@ -505,21 +505,20 @@ impl Kernel {
             existing.extend(routes.map(|route| (route.destination, route)));
         }
         for (destination, index) in wanted {
-            let verb = match existing.get(destination) {
-                Some(existing) if !self.may_replace(work.scope, &changes[index], existing) => {
-                    let device = match existing.link {
-                        Some(link) => self.name_of(link).await?,
-                        None => None,
-                    };
+            if let Some(existing) = existing.get(destination) {
+                let device = match existing.link {
+                    Some(link) => self.name_of(link).await?,
+                    None => None,
+                };
+                if !self.may_replace(work.scope, &changes[index], existing, device.as_ref()) {
                     let device = device.map(|name| format!(" dev {name}"));
                     work.applied.outcomes[index] = Err(ChangeError::Conflict {
                         existing: format!("{existing}{}", device.unwrap_or_default()),
                     });
                     continue;
                 }
-                _ => Verb::Replace,
-            };
-            match self.encode(work, &changes[index], verb).await? {
+            }
+            match self.encode(work, &changes[index], Verb::Replace).await? {
                 Ok(Some(request)) => work.queue.push((index, request)),
                 Ok(None) => {}
                 Err(error) => work.applied.outcomes[index] = Err(error),
@@ -528,16 +527,27 @@ impl Kernel {
         self.flush(work).await
     }
 
-    fn may_replace(&self, scope: &Scope, change: &Change, existing: &KernelRoute) -> bool {
-        let may_be_flannels = |index| {
-            let mut links = scope.links.iter().chain(&scope.shared);
-            links.any(|name| self.indices.get(name) == index)
+    /// `device`: where the existing route leads.
+    fn may_replace(
+        &self,
+        scope: &Scope,
+        change: &Change,
+        existing: &KernelRoute,
+        device: Option<&InterfaceName>,
+    ) -> bool {
+        // flannel itself replaces these, and it may have had another back end here: then it is over that one's device.
+        let may_be_flannels = |device: &InterfaceName| {
+            device.as_str().starts_with("flannel")
+                || scope.links.contains(device)
+                || scope.shared.as_ref() == Some(device)
         };
         let left_by_flannel = existing.protocol == u8::from(RouteProtocol::Boot)
-            && existing.kind == Kind::Plain
-            && existing.gateway.is_some()
-            && may_be_flannels(existing.link.as_ref())
-            && is_inside(scope, &existing.destination);
+            && is_inside(scope, &existing.destination)
+            && match existing.kind {
+                Kind::Plain => existing.gateway.is_some() && device.is_some_and(may_be_flannels),
+                Kind::PlainBlackhole => true,
+                Kind::Blackhole | Kind::Other => false,
+            };
         let leads_the_same_way = matches!(
             change,
             Change::Set { object: Object::Route(want), .. }

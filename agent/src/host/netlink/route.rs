@@ -43,7 +43,7 @@ pub(super) enum Path {
     },
 }
 
-/// A unicast route of the main table with the default metric, or a blackhole with the worst, as the kernel tells it.
+/// A route of the main table with the default metric, or a blackhole with the worst, as the kernel tells it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct KernelRoute {
     pub(super) destination: IpNet,
@@ -63,6 +63,8 @@ pub(super) enum Kind {
     Plain,
     /// A blackhole with the worst metric.
     Blackhole,
+    /// A blackhole with the default metric, as flannel makes them.
+    PlainBlackhole,
     /// Something else.
     Other,
 }
@@ -184,6 +186,7 @@ pub(super) fn read(message: &Message) -> Option<KernelRoute> {
         next_hop: None,
         kind: match (header.kind, header.scope) {
             (RouteType::Unicast, RouteScope::Universe | RouteScope::Link) => Kind::Plain,
+            (RouteType::BlackHole, _) => Kind::PlainBlackhole,
             _ => Kind::Other,
         },
     };

@@ -136,15 +136,33 @@ impl<'a> Losses<'a> {
 /// Lists the changes that turn `observed` into `desired`; none if they are equal.
 ///
 /// Everything that is wanted is set first, in key order, then what is not wanted is removed in reverse order: a route
-/// always points at a complete path, the old one or the new one. A device that must be created anew is the exception.
+/// always points at a complete path, the old one or the new one. Exceptions are a device that must be created anew, and an
+/// address of ours that is a peer's now: the kernel takes no gateway that is the host's own.
 pub fn diff(desired: &State, observed: &State) -> Vec<Change> {
     let losses = Losses::of(desired, observed);
     let mut changes = Vec::new();
-    for (key, want) in desired {
+    let is_gateway_now = |key: &Key| match key {
+        Key::Address(link, address) => {
+            let gateway = Key::NextHop(link.clone(), address.addr());
+            !desired.contains_key(key) && desired.contains_key(&gateway)
+        }
+        _ => false,
+    };
+    // Links and addresses come first in key order.
+    let is_first = |key: &Key| matches!(key, Key::Link(_) | Key::Address(..));
+    for (key, want) in desired.iter().take_while(|(key, _)| is_first(key)) {
+        set(&mut changes, key, want, observed.get(key), &losses);
+    }
+    for (key, was) in observed.iter().take_while(|(key, _)| is_first(key)) {
+        if is_gateway_now(key) {
+            del(&mut changes, key, was, &losses);
+        }
+    }
+    for (key, want) in desired.iter().skip_while(|(key, _)| is_first(key)) {
         set(&mut changes, key, want, observed.get(key), &losses);
     }
     for (key, was) in observed.iter().rev() {
-        if !desired.contains_key(key) {
+        if !desired.contains_key(key) && !is_gateway_now(key) {
             del(&mut changes, key, was, &losses);
         }
     }

@@ -146,6 +146,33 @@ fn a_new_peer_is_made_from_the_wire_up() {
 }
 
 #[test]
+fn a_former_address_of_ours_goes_before_it_is_a_peers_gateway() {
+    let mut observed = own();
+    peer(&mut observed, 3, 3, 3);
+    let device = || link("flannel.1");
+    let address = |text: &str| Key::Address(device(), text.parse().unwrap());
+    let mut desired = own();
+    desired.remove(&address("10.5.1.0/32"));
+    desired.insert(address("10.5.3.0/32"), Object::Address);
+    peer(&mut desired, 1, 1, 1);
+    assert_eq!(
+        texts(&diff(&desired, &observed)),
+        [
+            "add address 10.5.3.0/32 dev flannel.1",
+            "del address 10.5.1.0/32 dev flannel.1",
+            "add fdb 02:00:00:00:01:01 dev flannel.1 dst 192.0.2.1",
+            "add neighbor 10.5.1.0 dev flannel.1 lladdr 02:00:00:00:01:01",
+            "add nexthop via 10.5.1.0 dev flannel.1 onlink",
+            "add route 10.5.1.0/24 via 10.5.1.0 dev flannel.1 onlink",
+            "del route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink",
+            "del nexthop via 10.5.3.0 dev flannel.1 onlink",
+            "del neighbor 10.5.3.0 dev flannel.1 lladdr 02:00:00:00:01:03",
+            "del fdb 02:00:00:00:01:03 dev flannel.1 dst 192.0.2.3",
+        ]
+    );
+}
+
+#[test]
 fn a_peer_that_leaves_is_removed_from_the_route_down() {
     let desired = own();
     let mut observed = own();

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use etcd_client::{Client, Error};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -41,6 +42,8 @@ pub(super) struct Servers {
     settings: EtcdSettings,
     endpoints: Vec<Endpoint>,
     state: Mutex<State>,
+    /// Counts how often all connections were given up.
+    reconnections: watch::Sender<u64>,
     /// What the watch rests on, which the answers to all requests must fit.
     pub(super) history: History,
 }
@@ -77,6 +80,7 @@ impl Servers {
                 current: 0,
                 clients,
             }),
+            reconnections: watch::Sender::new(0),
             history: History::default(),
             settings,
         }
@@ -97,6 +101,18 @@ impl Servers {
         state.access = access;
         state.clients.fill(None);
         Ok(())
+    }
+
+    /// Makes new connections for the next requests, and ends the streams of those that there are, and the waiting for
+    /// answers over them.
+    pub(super) fn reconnect(&self) {
+        self.state().clients.fill(None);
+        self.reconnections.send_modify(|count| *count += 1);
+    }
+
+    /// Tells, to whoever asked before it connected, that the connection was given up.
+    pub(super) fn reconnections(&self) -> watch::Receiver<u64> {
+        self.reconnections.subscribe()
     }
 
     /// Whether there is a user to log in as.
@@ -182,6 +198,7 @@ impl Servers {
         F: FnMut(Client) -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
+        let mut reconnections = self.reconnections();
         let answer = timeout(DEADLINE, async {
             let client = match client {
                 Some(client) => client,
@@ -189,7 +206,12 @@ impl Servers {
             };
             request(client).await.map_err(|error| Failure::of(&error))
         });
-        answer.await.unwrap_or_else(|_| Err(Failure::silence()))
+        tokio::select! {
+            answer = answer => answer.unwrap_or_else(|_| Err(Failure::silence())),
+            Ok(()) = reconnections.changed() => {
+                Err(Failure::text("this host's address changed meanwhile".to_owned()))
+            }
+        }
     }
 
     /// Connects to the current server. On failure the next server becomes the current one.

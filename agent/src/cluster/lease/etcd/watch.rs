@@ -150,6 +150,7 @@ impl Watcher {
         const THIRD: u32 = 3;
         let from = self.catch_up(interrupted).await?;
         let store = Arc::clone(&self.store);
+        let mut reconnections = store.servers.reconnections();
         let connection = store.servers.connection().await?;
         let (mut stream, leases) = self.open(&connection, from).await?;
         self.backoff.reset();
@@ -168,6 +169,7 @@ impl Watcher {
                     continue;
                 }
                 () = store.servers.history.doubted() => return Err(Stop::Outdated),
+                Ok(()) = reconnections.changed() => return Err(Stop::Broken),
             };
             let response = match message {
                 Ok(Some(response)) => response,

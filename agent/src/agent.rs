@@ -348,9 +348,9 @@ impl<S: LeaseStore> Agent<'_, S> {
             match self.store.next_event().await {
                 StoreEvent::Peers(event @ LeaseEvent::Snapshot { .. }) => {
                     // Peers that believe a younger one would go on doing so; nobody has heard of this node's yet.
-                    let twin = overlay::twins(&place.own, event.leases()).next();
-                    if let Some(twin) = twin.map(|lease| lease.key) {
-                        self.differ(&mut place, twin, executor).await?;
+                    let duplicate = overlay::duplicates(&place.own, event.leases()).next();
+                    if let Some(duplicate) = duplicate.map(|lease| lease.key) {
+                        self.differ(&mut place, duplicate, executor).await?;
                     }
                     return Ok((place, event));
                 }
@@ -515,7 +515,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     async fn on_store(&mut self, overlay: &mut Overlay, event: StoreEvent, tasks: &mut Tasks) {
         match event {
             StoreEvent::Peers(event) => {
-                if overlay::elder_twin(overlay.own(), event.leases()).is_some() {
+                if overlay::duplicate_to_yield_to(overlay.own(), event.leases()).is_some() {
                     tasks.identity.at(self.next_identity);
                 }
                 tasks.programmed_part(overlay.apply(event).await);

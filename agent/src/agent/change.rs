@@ -105,13 +105,13 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Makes this node another MAC address or key if an older node has its own: the peers believe that one.
+    /// Makes this node another MAC address or key if a node that peers believe has its own.
     pub(super) async fn renew_identity(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
-        let Some(elder) = overlay.elder_twin() else {
+        let Some(duplicate) = overlay.duplicate_to_yield_to() else {
             tasks.identity.done();
             return;
         };
-        warn_of_twin(elder);
+        warn_of_duplicate(duplicate);
         match overlay
             .renew_identity(&self.settings, &self.privileges)
             .await
@@ -154,10 +154,10 @@ impl<S: LeaseStore> Agent<'_, S> {
     pub(super) async fn differ(
         &mut self,
         place: &mut Place,
-        twin: SubnetKey,
+        duplicate: SubnetKey,
         executor: &mut Executor,
     ) -> Result<(), String> {
-        warn_of_twin(twin);
+        warn_of_duplicate(duplicate);
         let (underlay, host, backend) = overlay::connect(
             &self.settings,
             &self.privileges,
@@ -178,8 +178,8 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 }
 
-fn warn_of_twin(twin: SubnetKey) {
+fn warn_of_duplicate(duplicate: SubnetKey) {
     warn!(
-        "the lease of {twin} has this node's MAC address or key, as that of a cloned disk does; this node makes itself another and publishes it"
+        "the lease of {duplicate} has this node's MAC address or key, as that of a cloned disk does; this node makes itself another and publishes it"
     );
 }

@@ -19,7 +19,7 @@ use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-pub(crate) use self::change::{elder_twin, twins};
+pub(crate) use self::change::{duplicate_to_yield_to, duplicates};
 pub(crate) use self::firewall::former_rules;
 pub(crate) use self::former::Former;
 use self::greet::Greetings;

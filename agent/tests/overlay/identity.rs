@@ -136,6 +136,29 @@ fn of_two_machines_with_one_mac_address_the_younger_makes_itself_another() {
     younger.wait_reaches(&elder);
 }
 
+/// A real flannel that was given this node's MAC address, by a clone's device, joins later and never changes it.
+#[test]
+fn a_flannel_with_the_mac_address_of_a_running_host_does_not_cut_it_off() {
+    let store = Store::start(NETWORK);
+    let (mut host, mut witness) = (store.host(1), store.host(2));
+    host.join();
+    witness.join();
+    let mac = vtep_mac(&host);
+    let lease = format!(
+        r#"{{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+    );
+    store.put_lease("10.5.200.0-24", &lease);
+    wait_until("a MAC address of its own", || vtep_mac(&host) != mac);
+    let published = format!("/coreos.com/network/subnets/{}", host.lease_key());
+    wait_until("the new address in the lease", || {
+        store
+            .etcdctl(&["get", &published])
+            .contains(&vtep_mac(&host))
+    });
+    witness.wait_reaches(&host);
+    host.wait_reaches(&witness);
+}
+
 /// An older lease that is given this node's MAC address while it runs: by a clone whose agent is older, or on purpose.
 #[test]
 fn older_lease_that_copies_the_mac_address_does_not_cut_a_running_host_off() {

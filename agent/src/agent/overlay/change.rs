@@ -192,10 +192,10 @@ impl Overlay {
         Ok(backend.into())
     }
 
-    /// An older lease of another node with this node's MAC address or key, if there is one.
-    pub(crate) fn elder_twin(&self) -> Option<SubnetKey> {
+    /// A lease of another node with this node's MAC address or key, if this node is the one that has to change it.
+    pub(crate) fn duplicate_to_yield_to(&self) -> Option<SubnetKey> {
         let others = self.peers.others().map(AsRef::as_ref);
-        elder_twin(&self.own, others).map(|twin| twin.key)
+        duplicate_to_yield_to(&self.own, others).map(|duplicate| duplicate.key)
     }
 
     /// Makes this node a new MAC address or key. Nothing is programmed or published yet.
@@ -233,19 +233,18 @@ impl Overlay {
     }
 }
 
-/// The lease among these that is older than a node's own and has its MAC address or key. Peers believe the older one, so the
-/// younger node has to make itself another.
-pub(crate) fn elder_twin<'a>(
+/// The lease among these with the MAC address or key of a node's own for which the node has to make itself another. Peers
+/// believe the older lease. One without an owner is a real flannel's: it never makes itself another, and every flannel
+/// sends to the host that published last.
+pub(crate) fn duplicate_to_yield_to<'a>(
     own: &Lease,
     others: impl IntoIterator<Item = &'a Lease>,
 ) -> Option<&'a Lease> {
-    let older = others.into_iter();
-    let older = older.filter(|lease| lease.created < own.created);
-    twins(own, older).next()
+    duplicates(own, others).find(|lease| lease.created < own.created || lease.attrs.owner.is_none())
 }
 
 /// The leases among these that have the MAC address or key of a node's own.
-pub(crate) fn twins<'a>(
+pub(crate) fn duplicates<'a>(
     own: &Lease,
     others: impl IntoIterator<Item = &'a Lease>,
 ) -> impl Iterator<Item = &'a Lease> {

@@ -6,9 +6,9 @@ use tracing::warn;
 use super::overlay::{self, Overlay, Place};
 use super::task::Tasks;
 use super::{Agent, sample};
-use crate::base::logging::chain;
 use crate::cluster::lease::{LeaseAttrs, LeaseStore, StoreError, SubnetKey};
 use crate::host::netlink::Kernel;
+use crate::telemetry::status::{Cause, Coded};
 
 impl<S: LeaseStore> Agent<'_, S> {
     /// Looks at the underlay again; when it is not what it was, tells the kernel at once and the peers as soon as can be.
@@ -78,7 +78,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             Ok(()) => tasks.publish.done(),
             Err(StoreError::NoLease { .. }) => tasks.publish.done(),
             Err(error) => {
-                sample::count(&mut self.events, &error);
+                sample::count(&mut self.events, error.kind());
                 tasks.publish.failed(&error);
             }
         }
@@ -90,7 +90,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         place: &mut Place,
         elder: SubnetKey,
         kernel: &mut Kernel,
-    ) -> Result<(), String> {
+    ) -> Result<(), Cause> {
         warn_of_elder(elder);
         let (underlay, host, backend) = overlay::connect(
             &self.settings,
@@ -100,9 +100,12 @@ impl<S: LeaseStore> Agent<'_, S> {
             kernel,
         )
         .await
-        .map_err(|e| chain(&e))?;
+        .map_err(|error| error.to_cause())?;
         let attrs = backend.lease_attrs();
-        self.store.update(&attrs).await.map_err(|e| chain(&e))?;
+        self.store
+            .update(&attrs)
+            .await
+            .map_err(|error| error.to_cause())?;
         place.own.attrs = LeaseAttrs {
             owner: place.own.attrs.owner.take(),
             ..attrs

@@ -19,10 +19,12 @@ pub mod etcd;
 mod key;
 pub mod remote;
 mod store;
+mod trouble;
 
 pub use chosen::{ChosenStore, SettingsError};
 pub use key::{LeaseKeyError, SubnetKey};
 pub use store::{LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
+pub use trouble::{Fault, StoreErrorKind, StoreTrouble};
 
 /// What a node publishes with its lease: the value of the lease key, in flannel's field order.
 #[derive(Clone, Debug, Serialize)]

@@ -23,10 +23,11 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::{Backend, BackendConfigError, OpenError, Refusal, Setup, attrs, same_kind};
+use super::{Backend, BackendConfigError, OpenError, Setup, attrs, same_kind};
 use crate::base::go_json;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
+use crate::cluster::refusal::PeerRefusal;
 use crate::host::hooks;
 use crate::plan::state::{Hook, Key, Object, Scope, State};
 use crate::plan::underlay::Underlay;
@@ -229,12 +230,12 @@ impl Backend for ExtensionBackend {
         State::from([(Key::Hook(*own), Object::Hook(Box::new(hook)))])
     }
 
-    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, PeerRefusal> {
         same_kind(&peer.attrs, KIND)?;
         let data: Option<String> = match &peer.attrs.backend_data {
             None => None,
             Some(raw) => Some(serde_json::from_str(raw.get()).map_err(|_| {
-                Refusal::Data(format!("{} is not a text", go_json::shorten(raw.get())))
+                PeerRefusal::BackendData(format!("{} is not a text", go_json::shorten(raw.get())))
             })?),
         };
         if (&self.config.subnet_add, &self.config.subnet_remove) == (&None, &None) {

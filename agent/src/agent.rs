@@ -7,6 +7,7 @@
 //! growing pauses; the rest of the overlay goes on meanwhile.
 
 mod answers;
+mod cause;
 mod change;
 mod overlay;
 mod own_lease;
@@ -30,7 +31,8 @@ use crate::base::machine_id;
 use crate::base::retry::{Backoff, random_seed};
 use crate::base::service::Service;
 use crate::cluster::lease::{
-    ChosenStore, LeaseEvent, LeaseStore, Past, SettingsError, StoreError, StoreEvent, SubnetKey,
+    ChosenStore, LeaseEvent, LeaseStore, Past, SettingsError, StoreError, StoreErrorKind,
+    StoreEvent, SubnetKey,
 };
 use crate::cluster::network_config::NetworkConfig;
 use crate::host::claim::Claims;
@@ -45,7 +47,7 @@ use crate::telemetry::clock::Clock;
 use crate::telemetry::control::{Desk, Questions};
 use crate::telemetry::health::{BindError, Health, Running, Scrapes, Server};
 use crate::telemetry::metrics::Events;
-use crate::telemetry::status;
+use crate::telemetry::status::{self, Cause, Code, Coded, TaskName};
 
 /// Why the agent ended by itself. What may heal is waited for instead.
 #[derive(Debug, Error)]
@@ -221,11 +223,11 @@ struct Agent<'a, S: LeaseStore> {
     publish_again: bool,
     /// Whether the end of a reload is still to be told.
     reloading: bool,
-    /// What joining waits for, without the details.
-    waiting: Option<String>,
+    /// What joining waits for, and what that is about.
+    waiting: Option<(Code, Option<String>)>,
     waits: Repeats,
     /// What is wrong with the store while it cannot be reached.
-    store_trouble: Option<String>,
+    store_trouble: Option<Cause>,
     /// Whether what the store keeps was replaced.
     history: status::History,
     /// The network config that was written last, until it is applied.
@@ -248,11 +250,6 @@ const IDENTITY_PAUSES: Backoff =
         Err(_) => panic!("constant out of range"),
     };
 
-/// What the store said was wrong.
-#[derive(Debug, Error)]
-#[error("{0}")]
-struct StoreTrouble(String);
-
 impl<S: LeaseStore> Agent<'_, S> {
     async fn serve(&mut self, executor: Executor) -> Never {
         let (mut overlay, programmed) = self.join(executor).await;
@@ -267,7 +264,7 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     /// Joins the overlay, however long that takes, and programs the host. Some peers may be left to be programmed.
     async fn join(&mut self, mut executor: Executor) -> (Overlay, Programmed) {
-        self.tell_joining(vec!["starting".to_owned()]);
+        self.tell_joining(Cause::new(Code::Starting, "starting"));
         let mut retry = task::new_retry();
         loop {
             let reason = match self.find_place(&mut executor).await {
@@ -284,14 +281,14 @@ impl<S: LeaseStore> Agent<'_, S> {
                 }
                 Err(reason) => reason,
             };
-            if let Some(line) = self.waits.note(&reason, Instant::now()) {
+            if let Some(line) = self.waits.note(&reason.text, Instant::now()) {
                 warn!("waiting for {line}");
             }
-            self.tell_waiting(&reason);
             // In other words it may still be the same: a command prints what it likes.
-            let what = reason.split(": ").next().unwrap_or_default();
-            if self.waiting.as_deref() != Some(what) {
-                self.waiting = Some(what.to_owned());
+            let what = (reason.code, reason.object.clone());
+            self.tell_waiting(reason);
+            if self.waiting.as_ref() != Some(&what) {
+                self.waiting = Some(what);
                 retry.done();
             }
             retry.schedule();
@@ -303,28 +300,28 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     /// Says what joining waits for.
-    fn tell_waiting(&self, reason: &str) {
-        let status = format!("waiting for {reason}");
-        self.service.status(&status);
-        self.tell_joining(vec![status.clone()]);
-        self.health.set_ready(vec![status]);
+    fn tell_waiting(&self, reason: Cause) {
+        let reason = reason.worded(|text| format!("waiting for {text}"));
+        self.service.status(&reason.text);
+        self.health.set_ready(vec![reason.clone()]);
+        self.tell_joining(reason);
     }
 
     /// Makes one try at everything that comes before programming; says in words what is missing.
-    async fn find_place(&mut self, executor: &mut Executor) -> Result<(Place, LeaseEvent), String> {
+    async fn find_place(&mut self, executor: &mut Executor) -> Result<(Place, LeaseEvent), Cause> {
         let failed = |events: &mut Events, error: StoreError| {
-            sample::count(events, &error);
-            chain(&error)
+            sample::count(events, error.kind());
+            error.to_cause()
         };
         let config = self.store.network_config().await;
         let config = config.map_err(|error| failed(&mut self.events, error))?;
         let (underlay, host, backend) =
             overlay::connect(&self.settings, &self.privileges, &config, false, executor)
                 .await
-                .map_err(|e| chain(&e))?;
+                .map_err(|error| error.to_cause())?;
         let former = Former::find(&self.settings, executor.kernel_mut())
             .await
-            .map_err(|e| chain(&e))?;
+            .map_err(|error| error.to_cause())?;
         let attrs = backend.lease_attrs();
         let past = Past {
             previous: previous_subnet(&self.settings),
@@ -359,11 +356,16 @@ impl<S: LeaseStore> Agent<'_, S> {
                 | StoreEvent::RenewalFailed { .. } => (),
                 StoreEvent::NetworkConfig(Ok(config)) if *config == place.config => (),
                 StoreEvent::NetworkConfig(_) => {
-                    return Err("the network config, which changed just now".to_owned());
+                    return Err(Cause::new(
+                        Code::NetworkConfigChanged,
+                        "the network config, which changed just now",
+                    ));
                 }
-                StoreEvent::OwnLeaseLost { reason } => return Err(format!("a lease: {reason}")),
+                StoreEvent::OwnLeaseLost { reason } => {
+                    return Err(Cause::new(Code::LeaseLost, format!("a lease: {reason}")));
+                }
                 StoreEvent::AnotherHistory { reason } => self.note_history(reason),
-                StoreEvent::Unreachable { error } => self.tell_waiting(&error),
+                StoreEvent::Unreachable { error } => self.tell_waiting(error.to_cause()),
                 StoreEvent::Reachable { endpoint } => self.server = Some(endpoint),
             }
         }
@@ -526,16 +528,16 @@ impl<S: LeaseStore> Agent<'_, S> {
             }
             StoreEvent::RenewalFailed { error, .. } => {
                 self.events.renewal_failures += 1;
-                tasks.renewal.stuck(&StoreTrouble(error));
+                tasks.renewal.stuck(&error);
             }
             StoreEvent::NetworkConfig(Ok(config)) => {
                 self.new_config = Some(*config);
                 tasks.config.now();
             }
-            StoreEvent::NetworkConfig(Err(reason)) => {
+            StoreEvent::NetworkConfig(Err(error)) => {
                 self.new_config = None;
                 self.events.configs_rejected += 1;
-                tasks.config.stuck(&StoreTrouble(reason));
+                tasks.config.stuck(&error);
             }
             StoreEvent::OwnLeaseLost { reason } => {
                 warn!(subnet = %overlay.own().key, "lost the lease: {reason}");
@@ -547,9 +549,8 @@ impl<S: LeaseStore> Agent<'_, S> {
             StoreEvent::Unreachable { error } => {
                 warn!("lost the connection to {error}");
                 self.server = None;
-                let attempts = error.clone();
-                sample::count(&mut self.events, &StoreError::Unreachable { attempts });
-                self.store_trouble = Some(error);
+                sample::count(&mut self.events, StoreErrorKind::Unreachable);
+                self.store_trouble = Some(error.to_cause().of(TaskName::Store));
             }
             StoreEvent::Reachable { endpoint } => {
                 info!(endpoint, "connected to the lease store");
@@ -570,23 +571,24 @@ impl<S: LeaseStore> Agent<'_, S> {
     fn status(&self, overlay: &Overlay, tasks: &Tasks) -> String {
         let mut status = overlay.summary();
         let rejected = self.process.settings_rejected.as_deref();
-        for trouble in self.troubles(tasks).chain(rejected) {
+        let troubles = self.troubles(tasks);
+        let troubles = troubles.iter().map(|cause| cause.text.as_str());
+        for trouble in troubles.chain(rejected) {
             status.push_str("; ");
             status.push_str(trouble);
         }
         status
     }
 
-    /// What is wrong, each with a text of its own.
-    fn troubles<'b>(&'b self, tasks: &'b Tasks) -> impl Iterator<Item = &'b str> {
+    /// What is wrong, in the order in which it is told.
+    fn troubles(&self, tasks: &Tasks) -> Vec<Cause> {
         let tasks = tasks.all().into_iter().filter_map(Task::trouble);
-        let store = self.store_trouble.as_deref().into_iter();
-        store.chain(tasks).chain(answers::trouble(&self.docker))
+        let store = self.store_trouble.iter().chain(tasks).cloned();
+        store.chain(answers::trouble(&self.docker)).collect()
     }
 
     fn tell_health(&self, tasks: &Tasks) {
-        let reasons = self.troubles(tasks).map(str::to_owned).collect();
-        self.health.set_ready(reasons);
+        self.health.set_ready(self.troubles(tasks));
     }
 }
 

@@ -6,5 +6,6 @@ pub mod host_nets;
 pub mod lease;
 pub mod network_config;
 pub mod peers;
+pub mod refusal;
 pub mod remote;
 pub mod serve;

@@ -40,6 +40,7 @@ pub use pattern::Pattern;
 pub(crate) use remote::is_network_name;
 pub use remote::{Listen, Remote};
 pub use secret::Secret;
+pub(crate) use validate::default_files;
 
 use fragment::Fragment;
 use inputs::{Inputs, Origin};

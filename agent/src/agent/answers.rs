@@ -10,12 +10,15 @@ use super::{Agent, Tasks};
 use crate::cluster::lease::LeaseStore;
 use crate::telemetry::control::Question;
 use crate::telemetry::docker_bridge;
-use crate::telemetry::status::{self, Docker, Health, Kernel, SCHEMA, State, Status, Store};
+use crate::telemetry::status::{
+    self, Cause, Code, Docker, Health, Kernel, SCHEMA, State, Status, Store, TaskName,
+};
 
 impl<S: LeaseStore> Agent<'_, S> {
     /// Lays out what there is to say until the loop runs.
-    pub(super) fn tell_joining(&self, reasons: Vec<String>) {
-        let mut status = Status::joining(self.process.clone(), reasons);
+    pub(super) fn tell_joining(&self, cause: Cause) {
+        let cause = cause.of(TaskName::Joining);
+        let mut status = Status::joining(self.process.clone(), vec![cause]);
         status.store = self.describe_store();
         status.kernel.interval_seconds = self.settings.agent.resync.as_secs();
         status.files.subnet_file = self.settings.files.subnet_file.display().to_string();
@@ -39,13 +42,13 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     async fn report(&self, overlay: &mut Overlay, tasks: &Tasks) -> Status {
-        let reasons: Vec<String> = self.troubles(tasks).map(str::to_owned).collect();
-        let state = if reasons.is_empty() {
+        let causes = self.troubles(tasks);
+        let state = if causes.is_empty() {
             State::Ready
         } else {
             State::Degraded
         };
-        let text = |task: &Task| task.trouble().map(str::to_owned);
+        let text = |task: &Task| task.trouble().map(|cause| cause.text.clone());
         let tenure = self.store.tenure();
         let left = tenure
             .expires
@@ -63,7 +66,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             schema: SCHEMA,
             time: status::now(),
             agent: self.process.clone(),
-            health: Health { state, reasons },
+            health: Health::new(state, causes),
             store: self.describe_store(),
             network: Some(overlay.network(text(&tasks.config))),
             lease: Some(lease),
@@ -89,7 +92,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     fn describe_store(&self) -> Store {
         Store {
             server: self.server.clone(),
-            trouble: self.store_trouble.clone(),
+            trouble: self.store_trouble.as_ref().map(|cause| cause.text.clone()),
             history: self.history.clone(),
             ..Store::of_settings(&self.settings)
         }
@@ -104,7 +107,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         let docker = docker_bridge::look(overlay.own().key, &networks).await;
         let (old, new) = (trouble(&self.docker), trouble(&docker));
         match new {
-            Some(new) if old != Some(new) => warn!("{new}"),
+            Some(new) if old.as_ref() != Some(&new) => warn!("{}", new.text),
             None if old.is_some() => info!("Docker is not beside this node's subnet any more"),
             _ => (),
         }
@@ -123,6 +126,9 @@ impl<S: LeaseStore> Agent<'_, S> {
 }
 
 /// Why Docker is not on the own subnet.
-pub(super) fn trouble(docker: &Option<Docker>) -> Option<&str> {
-    docker.as_ref()?.trouble.as_deref()
+pub(super) fn trouble(docker: &Option<Docker>) -> Option<Cause> {
+    let docker = docker.as_ref()?;
+    let text = docker.trouble.as_deref()?;
+    let cause = Cause::new(Code::DockerSubnet, text).about(&docker.bridge);
+    Some(cause.of(TaskName::Docker))
 }

@@ -7,11 +7,11 @@ use tracing::warn;
 use super::overlay::{self, ConnectError, Overlay, Place};
 use super::task::Tasks;
 use super::{Agent, sample};
-use crate::base::logging::chain;
 use crate::cluster::lease::{LeaseAttrs, LeaseStore, StoreError, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::host::executor::Executor;
 use crate::host::open::{self, OpenError};
+use crate::telemetry::status::{Cause, Coded};
 
 impl<S: LeaseStore> Agent<'_, S> {
     /// Looks at the underlay again; when it is not what it was, tells the kernel at once and the peers as soon as can be.
@@ -144,7 +144,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             Ok(()) => tasks.publish.done(),
             Err(StoreError::NoLease { .. }) => tasks.publish.done(),
             Err(error) => {
-                sample::count(&mut self.events, &error);
+                sample::count(&mut self.events, error.kind());
                 tasks.publish.failed(&error);
             }
         }
@@ -156,7 +156,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         place: &mut Place,
         duplicate: SubnetKey,
         executor: &mut Executor,
-    ) -> Result<(), String> {
+    ) -> Result<(), Cause> {
         warn_of_duplicate(duplicate);
         let (underlay, host, backend) = overlay::connect(
             &self.settings,
@@ -166,9 +166,12 @@ impl<S: LeaseStore> Agent<'_, S> {
             executor,
         )
         .await
-        .map_err(|e| chain(&e))?;
+        .map_err(|error| error.to_cause())?;
         let attrs = backend.lease_attrs();
-        self.store.update(&attrs).await.map_err(|e| chain(&e))?;
+        self.store
+            .update(&attrs)
+            .await
+            .map_err(|error| error.to_cause())?;
         place.own.attrs = LeaseAttrs {
             owner: place.own.attrs.owner.take(),
             ..attrs

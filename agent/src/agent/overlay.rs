@@ -25,13 +25,13 @@ pub(crate) use self::former::Former;
 use self::greet::Greetings;
 use self::journal::Journal;
 use self::leaving::Leaving;
-use crate::base::logging::chain;
 use crate::base::net::Leased;
 use crate::cluster::host_nets::HostNets;
 use crate::cluster::lease::allocate::Avoid;
 use crate::cluster::lease::{Lease, LeaseAttrs, LeaseEvent, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::cluster::peers::{CheckPeer, PeerChanges, PeerTable};
+use crate::cluster::refusal::PeerRefusal;
 use crate::host::executor::Executor;
 use crate::host::firewall::{Firewall, Mode, Worker};
 use crate::host::hooks;
@@ -42,11 +42,11 @@ use crate::host::reconcile::{Reconciler, Report};
 use crate::host::subnet_file::{self, SubnetFile};
 use crate::host::underlay;
 use crate::plan::backend::plan::Plan;
-use crate::plan::backend::{Backend, BackendConfig, BackendConfigError, Refusal, Setup};
+use crate::plan::backend::{Backend, BackendConfig, BackendConfigError, Setup};
 use crate::plan::state::{Delta, Key, Object};
 use crate::plan::underlay::Underlay;
 use crate::settings::Settings;
-use crate::telemetry::status;
+use crate::telemetry::status::{self, Cause, Coded, TaskName};
 
 /// Why the underlay and the back end cannot be used yet.
 #[derive(Debug, Error)]
@@ -184,7 +184,7 @@ pub(crate) struct Overlay {
     peers: PeerTable,
     plan: Plan,
     /// Refusals that were logged.
-    refused: BTreeMap<SubnetKey, Refusal>,
+    refused: BTreeMap<SubnetKey, PeerRefusal>,
     /// The back ends of before, while they are needed.
     leaving: Vec<Leaving>,
     /// The peers to begin a session with.
@@ -380,16 +380,18 @@ impl Overlay {
 
     /// Programs everything that the host needs to be on the overlay, and waits until that is in place; says in words what
     /// is missing. Some peers may be left to be programmed.
-    pub(crate) async fn join(&mut self) -> Result<Programmed, String> {
+    pub(crate) async fn join(&mut self) -> Result<Programmed, Cause> {
         let mut programmed = self.program().await;
         loop {
             if let Err(error) = &programmed.kernel
                 && !error.spares_own()
             {
-                return Err(chain(error));
+                return Err(error.to_cause());
             }
             if let Some(Err(error)) = &programmed.subnet_file {
-                return Err(format!("the subnet file: {}", chain(error)));
+                return Err(error
+                    .to_cause()
+                    .worded(|text| format!("the subnet file: {text}")));
             }
             if !programmed.pending {
                 break;
@@ -409,7 +411,11 @@ impl Overlay {
             match self.take_firewall(outcome) {
                 None => (),
                 Some(Ok(())) => return Ok(programmed),
-                Some(Err(error)) => return Err(format!("the firewall: {}", chain(&error))),
+                Some(Err(error)) => {
+                    return Err(error
+                        .to_cause()
+                        .worded(|text| format!("the firewall: {text}")));
+                }
             }
         }
     }
@@ -573,7 +579,8 @@ impl Overlay {
     fn check(&mut self, report: Report) -> Result<(), Failed> {
         for failure in &report.failures {
             let key = failure.change.key().clone();
-            self.journal.troubled.insert(key, failure.to_string());
+            let cause = failure.to_cause().of(TaskName::Program);
+            self.journal.troubled.insert(key, cause);
         }
         let total = report.failures.len();
         let own = self.backend.own(&self.own.key);
@@ -617,5 +624,5 @@ fn list(networks: impl Iterator<Item = IpNet>) -> String {
 /// The back end's say in which peers may be believed.
 fn check_peer(backend: &Arc<dyn Backend>) -> CheckPeer {
     let backend = Arc::clone(backend);
-    Box::new(move |peer| backend.peer(peer).map(drop).map_err(|why| why.to_string()))
+    Box::new(move |peer| backend.peer(peer).map(drop))
 }

@@ -86,7 +86,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 tasks.programmed_all(overlay.program().await);
             }
             Err(error) => {
-                sample::count(&mut self.events, &error);
+                sample::count(&mut self.events, error.kind());
                 tasks.lease.failed(&error);
             }
         }

@@ -2,58 +2,23 @@
 
 use super::overlay::Overlay;
 use super::{Agent, Tasks, answers};
-use crate::cluster::lease::{LeaseStore, StoreError};
+use crate::cluster::lease::{LeaseStore, StoreErrorKind};
 use crate::telemetry::metrics::{Events, Lease, Sample, Store, Tally};
-
-/// The kinds of [`StoreError`], as metrics call them.
-const STORE_ERRORS: [&str; 9] = [
-    "unreachable",
-    "refused",
-    "no-network-config",
-    "bad-network-config",
-    "out-of-subnets",
-    "lost-races",
-    "no-lease",
-    "config-changed",
-    "encode",
-];
 
 /// Nothing happened yet. Each kind is there from the start: a counter that appears with 1 looks as if it never went up.
 pub(super) fn no_events() -> Events {
     Events {
-        store_errors: STORE_ERRORS.into_iter().map(|kind| (kind, 0)).collect(),
+        store_errors: StoreErrorKind::ALL
+            .iter()
+            .map(|kind| (kind.as_str(), 0))
+            .collect(),
         ..Events::default()
     }
 }
 
-fn kind(error: &StoreError) -> &'static str {
-    let [
-        unreachable,
-        refused,
-        no_config,
-        bad_config,
-        exhausted,
-        races,
-        no_lease,
-        changed,
-        encode,
-    ] = STORE_ERRORS;
-    match error {
-        StoreError::Unreachable { .. } => unreachable,
-        StoreError::Refused { .. } => refused,
-        StoreError::NoNetworkConfig { .. } => no_config,
-        StoreError::BadNetworkConfig { .. } => bad_config,
-        StoreError::OutOfSubnets(_) => exhausted,
-        StoreError::LostRaces { .. } => races,
-        StoreError::NoLease { .. } => no_lease,
-        StoreError::ConfigChanged { .. } => changed,
-        StoreError::Encode(_) => encode,
-    }
-}
-
 /// Counts a request that failed.
-pub(super) fn count(events: &mut Events, error: &StoreError) {
-    *events.store_errors.entry(kind(error)).or_default() += 1;
+pub(super) fn count(events: &mut Events, kind: StoreErrorKind) {
+    *events.store_errors.entry(kind.as_str()).or_default() += 1;
 }
 
 impl<S: LeaseStore> Agent<'_, S> {
@@ -89,8 +54,8 @@ impl<S: LeaseStore> Agent<'_, S> {
         ];
         let mut task_failures = Tally::new();
         for task in tasks.all() {
-            troubles.push((task.name(), task.trouble().is_some()));
-            task_failures.insert(task.name(), task.failures());
+            troubles.push((task.name().as_str(), task.trouble().is_some()));
+            task_failures.insert(task.name().as_str(), task.failures());
         }
         troubles.push(("docker", answers::trouble(&self.docker).is_some()));
         Sample {

@@ -1,14 +1,14 @@
 //! Something that is tried again, with growing pauses, until it is done.
 
-use std::error::Error;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::overlay::{Failed, Programmed};
-use crate::base::logging::{Repeats, chain};
+use crate::base::logging::Repeats;
 use crate::base::retry::{Backoff, Retry, random_seed};
+use crate::telemetry::status::{Cause, Coded, TaskName};
 
 /// Between the first failure and the next try 200 ms; at the most 10 s, so that what heals by itself is noticed soon.
 const PAUSES: Backoff =
@@ -25,12 +25,11 @@ pub(super) fn new_retry() -> Retry {
 /// A task and what keeps it from being done.
 #[derive(Debug)]
 pub(super) struct Task {
-    /// What metrics call it.
-    name: &'static str,
+    name: TaskName,
     /// What is to be done, in words that follow "failed to".
     what: &'static str,
     retry: Retry,
-    trouble: Option<String>,
+    trouble: Option<Cause>,
     repeats: Repeats,
     /// How often it failed since the start of the process.
     failures: u64,
@@ -38,7 +37,7 @@ pub(super) struct Task {
 
 impl Task {
     /// There is nothing to do yet.
-    pub(super) fn new(name: &'static str, what: &'static str) -> Self {
+    pub(super) fn new(name: TaskName, what: &'static str) -> Self {
         Self {
             name,
             what,
@@ -49,8 +48,8 @@ impl Task {
         }
     }
 
-    /// What metrics call it.
-    pub(super) fn name(&self) -> &'static str {
+    /// Which task it is.
+    pub(super) fn name(&self) -> TaskName {
         self.name
     }
 
@@ -60,8 +59,8 @@ impl Task {
     }
 
     /// What is wrong, for the status.
-    pub(super) fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+    pub(super) fn trouble(&self) -> Option<&Cause> {
+        self.trouble.as_ref()
     }
 
     /// It is to be done at once.
@@ -84,20 +83,20 @@ impl Task {
     }
 
     /// It failed and is due again after a pause.
-    pub(super) fn failed(&mut self, error: &dyn Error) {
+    pub(super) fn failed(&mut self, error: &impl Coded) {
         self.note(error);
         self.retry.schedule();
     }
 
     /// It failed, and no other try helps before somebody else changes something.
-    pub(super) fn stuck(&mut self, error: &dyn Error) {
+    pub(super) fn stuck(&mut self, error: &impl Coded) {
         self.note(error);
         self.retry.done();
     }
 
     /// A part of it failed, and no other try helps that part. What waits for another try still does, and still is what is
     /// wrong until then.
-    pub(super) fn partly_stuck(&mut self, error: &dyn Error) {
+    pub(super) fn partly_stuck(&mut self, error: &impl Coded) {
         let waiting = self.trouble.take().filter(|_| self.retry.is_waiting());
         self.note(error);
         self.trouble = waiting.or(self.trouble.take());
@@ -119,11 +118,15 @@ impl Task {
     }
 
     /// A fault that lasts is logged once, and then now and then with a count; not at every try.
-    fn note(&mut self, error: &dyn Error) {
+    fn note(&mut self, error: &impl Coded) {
         self.failures += 1;
-        let trouble = format!("failed to {}: {}", self.what, chain(error));
-        if let Some(line) = self.repeats.note(&trouble, Instant::now()) {
-            warn!(task = self.name, "{line}");
+        let what = self.what;
+        let trouble = error
+            .to_cause()
+            .of(self.name)
+            .worded(|text| format!("failed to {what}: {text}"));
+        if let Some(line) = self.repeats.note(&trouble.text, Instant::now()) {
+            warn!(task = self.name.as_str(), "{line}");
         }
         self.trouble = Some(trouble);
     }
@@ -154,15 +157,21 @@ pub(super) struct Tasks {
 impl Default for Tasks {
     fn default() -> Self {
         Self {
-            program: Task::new("program", "program the host"),
-            firewall: Task::new("firewall", "put the firewall's rules in place"),
-            subnet_file: Task::new("subnet-file", "tell container runtimes the subnet"),
-            lease: Task::new("lease", "take a lease again"),
-            renewal: Task::new("renewal", "extend the lease"),
-            underlay: Task::new("underlay", "follow the underlay"),
-            config: Task::new("config", "apply the changed network config"),
-            publish: Task::new("publish", "publish this node's address and identity"),
-            identity: Task::new("identity", "make a MAC address or key of this node's own"),
+            program: Task::new(TaskName::Program, "program the host"),
+            firewall: Task::new(TaskName::Firewall, "put the firewall's rules in place"),
+            subnet_file: Task::new(TaskName::SubnetFile, "tell container runtimes the subnet"),
+            lease: Task::new(TaskName::Lease, "take a lease again"),
+            renewal: Task::new(TaskName::Renewal, "extend the lease"),
+            underlay: Task::new(TaskName::Underlay, "follow the underlay"),
+            config: Task::new(TaskName::Config, "apply the changed network config"),
+            publish: Task::new(
+                TaskName::Publish,
+                "publish this node's address and identity",
+            ),
+            identity: Task::new(
+                TaskName::Identity,
+                "make a MAC address or key of this node's own",
+            ),
         }
     }
 }
@@ -212,6 +221,7 @@ mod tests {
     use super::*;
     use crate::host::netlink::{ChangeError, Failure};
     use crate::plan::state::{Change, Key, Object};
+    use crate::telemetry::status::Code;
 
     /// Changes of one route that failed.
     fn failed(error: ChangeError) -> Failed {
@@ -234,6 +244,13 @@ mod tests {
         })
     }
 
+    fn busy() -> ChangeError {
+        ChangeError::DataPlane {
+            text: "busy".to_owned(),
+            errno: None,
+        }
+    }
+
     fn whole(kernel: Result<(), Failed>) -> Programmed {
         Programmed {
             kernel,
@@ -242,28 +259,32 @@ mod tests {
         }
     }
 
+    fn code(tasks: &Tasks) -> Option<Code> {
+        tasks.program.trouble().map(|cause| cause.code)
+    }
+
     #[test]
     fn a_conflict_of_one_peer_leaves_what_waits_for_another_try() {
         let mut tasks = Tasks::default();
-        tasks.programmed_all(whole(Err(failed(ChangeError::DataPlane("busy".into())))));
+        tasks.programmed_all(whole(Err(failed(busy()))));
         tasks.programmed_part(Err(conflict()));
-        assert!(tasks.program.trouble().unwrap().ends_with("busy"));
+        assert_eq!(code(&tasks), Some(Code::KernelRefused));
         assert!(tasks.program.retry.is_waiting());
         // Once everything was tried, there is nothing but the conflict.
         tasks.programmed_all(whole(Err(conflict())));
-        assert!(tasks.program.trouble().unwrap().contains("in the way"));
+        assert_eq!(code(&tasks), Some(Code::KernelConflict));
         assert!(!tasks.program.retry.is_waiting());
         tasks.programmed_all(whole(Ok(())));
         assert_eq!(tasks.program.trouble(), None);
         tasks.programmed_part(Err(conflict()));
-        assert!(tasks.program.trouble().unwrap().contains("in the way"));
+        assert_eq!(code(&tasks), Some(Code::KernelConflict));
         assert!(!tasks.program.retry.is_waiting());
     }
 
     #[test]
     fn what_goes_on_elsewhere_is_not_done() {
         let mut tasks = Tasks::default();
-        tasks.programmed_all(whole(Err(failed(ChangeError::DataPlane("busy".into())))));
+        tasks.programmed_all(whole(Err(failed(busy()))));
         tasks.programmed_all(Programmed {
             pending: true,
             ..whole(Ok(()))

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
+use crate::base::network_name::{self, NetworkName};
+
 /// Why the lock was not taken.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -37,12 +39,10 @@ pub enum Error {
 /// The unit that usually uses this state directory.
 fn unit(directory: &Path) -> String {
     let parent = directory.parent().and_then(Path::file_name);
-    match directory.file_name() {
-        Some(name) if parent.is_some_and(|parent| parent == "networks") => {
-            format!("selvage@{}", name.to_string_lossy())
-        }
-        _ => "selvage".to_owned(),
-    }
+    let is_named = parent.is_some_and(|parent| parent == "networks");
+    let name = directory.file_name().filter(|_| is_named);
+    let name: Option<NetworkName> = name.and_then(|name| name.to_str()?.parse().ok());
+    network_name::unit(name.as_ref())
 }
 
 /// The lock. Dropping it, or the end of the process by any cause, releases it.
@@ -68,8 +68,19 @@ impl Lock {
         }
     }
 
+    /// The id of the process that holds a state directory's lock, or "unknown"; `None` if nobody does, or if it cannot be
+    /// seen who.
+    pub fn holder(directory: &Path) -> Option<String> {
+        let mut file = File::open(path(directory)).ok()?;
+        let pid = read_pid(&mut file);
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Err((_, nix::Error::EWOULDBLOCK)) => Some(pid),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
     fn try_take(directory: &Path) -> Result<Self, Error> {
-        let path = directory.join("lock");
+        let path = path(directory);
         let io = |source| Error::Io {
             path: path.clone(),
             source,
@@ -93,19 +104,26 @@ impl Lock {
                 writeln!(file, "{}", std::process::id()).map_err(io)?;
                 Ok(Self { _file: file })
             }
-            Err((mut file, nix::Error::EWOULDBLOCK)) => {
-                let mut pid = String::new();
-                let pid = match file.read_to_string(&mut pid) {
-                    Ok(length) if length > 1 => pid.trim().to_owned(),
-                    _ => "unknown".to_owned(),
-                };
-                Err(Error::Held {
-                    pid,
-                    directory: directory.to_owned(),
-                })
-            }
+            Err((mut file, nix::Error::EWOULDBLOCK)) => Err(Error::Held {
+                pid: read_pid(&mut file),
+                directory: directory.to_owned(),
+            }),
             Err((_, error)) => Err(io(error.into())),
         }
+    }
+}
+
+/// The lock of a state directory.
+pub(crate) fn path(directory: &Path) -> PathBuf {
+    directory.join("lock")
+}
+
+/// What the holder wrote into its lock.
+fn read_pid(file: &mut File) -> String {
+    let mut pid = String::new();
+    match file.read_to_string(&mut pid) {
+        Ok(length) if length > 1 => pid.trim().to_owned(),
+        _ => "unknown".to_owned(),
     }
 }
 

@@ -108,6 +108,14 @@ pub(crate) fn describe(network: Option<&NetworkName>) -> String {
     }
 }
 
+/// The systemd unit of a network's agent, without `.service`.
+pub(crate) fn unit(network: Option<&NetworkName>) -> String {
+    match network {
+        Some(name) => format!("selvage@{name}"),
+        None => "selvage".to_owned(),
+    }
+}
+
 /// `BASE` for the default network, `BASE-NAME` for any other.
 pub(crate) fn suffixed(base: &str, network: Option<&NetworkName>) -> String {
     match network {

@@ -4,6 +4,7 @@
 //! [`Lease`] or an error that concerns that one lease only. Whether a well-formed lease may be used is for
 //! [`crate::cluster::peers`] to say.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -19,10 +20,12 @@ pub mod etcd;
 mod key;
 pub mod remote;
 mod store;
+mod trouble;
 
 pub use chosen::{ChosenStore, SettingsError};
 pub use key::{LeaseKeyError, SubnetKey};
 pub use store::{LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
+pub use trouble::{Fault, StoreErrorKind, StoreTrouble};
 
 /// What a node publishes with its lease: the value of the lease key, in flannel's field order.
 #[derive(Clone, Debug, Serialize)]
@@ -65,6 +68,24 @@ pub enum LeaseValueError {
 /// The longest lease value that is read, in bytes. flannel writes some 200; IPsec and extension data may have a few
 /// thousand. etcd itself takes 1.5 MiB, which 10,000 hostile leases would turn into 15 GiB of memory here.
 const LONGEST_VALUE: usize = 64 * 1024;
+
+/// By what a backend's peers know a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IdentityKind {
+    /// A MAC address.
+    Mac,
+    /// A WireGuard key.
+    Key,
+}
+
+impl fmt::Display for IdentityKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mac => "MAC address",
+            Self::Key => "key",
+        })
+    }
+}
 
 impl LeaseAttrs {
     /// Reads the value of a lease: field names in any letter case, unknown fields skipped, and the values of old
@@ -130,24 +151,24 @@ impl LeaseAttrs {
 
     /// The MAC addresses or keys that this node alone should have, and which of the two each is. Back ends without such a
     /// thing have none.
-    pub fn identities(&self) -> Vec<(String, &'static str)> {
-        let (name, is_mac, what) = match self.backend_type.as_str() {
-            "vxlan" => ("VtepMAC", true, "MAC address"),
-            "wireguard" => ("PublicKey", false, "key"),
+    pub fn identities(&self) -> Vec<(String, IdentityKind)> {
+        let (name, kind) = match self.backend_type.as_str() {
+            "vxlan" => ("VtepMAC", IdentityKind::Mac),
+            "wireguard" => ("PublicKey", IdentityKind::Key),
             _ => return Vec::new(),
         };
         let read = |data: &RawValue| {
             let object = Object::parse(data.get()).ok()?;
             let text: String = object.get(name, "a text").ok()??;
-            Some(match is_mac {
-                true => text.to_ascii_lowercase(),
-                false => text,
+            Some(match kind {
+                IdentityKind::Mac => text.to_ascii_lowercase(),
+                IdentityKind::Key => text,
             })
         };
         let data = [&self.backend_data, &self.backend_v6_data];
         data.into_iter()
             .flatten()
-            .filter_map(|data| Some((read(data)?, what)))
+            .filter_map(|data| Some((read(data)?, kind)))
             .collect()
     }
 

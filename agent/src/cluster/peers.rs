@@ -29,7 +29,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -39,6 +39,7 @@ use crate::cluster::host_nets::HostNets;
 use crate::cluster::lease::allocate::overlap;
 use crate::cluster::lease::{Lease, LeaseEvent, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
+use crate::cluster::refusal::PeerRefusal;
 
 mod bearers;
 mod changes;
@@ -48,90 +49,8 @@ use bearers::Bearers;
 pub use changes::{PeerChanges, PeerUpdate};
 use claims::{Claim, Claims};
 
-/// The back end's opinion about a peer's lease: why it cannot make use of it. Asked only about leases of its own type.
-pub type CheckPeer = Box<dyn Fn(&Lease) -> Result<(), String> + Send + Sync>;
-
-/// Why a lease is not used.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Refusal {
-    /// The subnet is not inside the overlay network.
-    OutsideNetwork,
-    /// The lease is of a family that the network has not.
-    OtherFamily,
-    /// The subnet overlaps this node's.
-    OverlapsOwn(SubnetKey),
-    /// The subnet overlaps that of an older lease.
-    OverlapsOlder(SubnetKey),
-    /// The subnet holds an address of this host: packets for it would go to that node.
-    HoldsHost(IpAddr),
-    /// The subnet holds an older lease's public IP, or the public IP is in an older lease's subnet.
-    MeetsOlder(SubnetKey),
-    /// An update moved the public IP into the subnet of a lease in use.
-    MovesInto(SubnetKey),
-    /// An update made the lease's MAC address or key that of another lease in use.
-    Copies {
-        /// Which.
-        what: &'static str,
-        /// The other lease.
-        holder: SubnetKey,
-    },
-    /// Packets cannot be sent to the public IP.
-    PublicIp {
-        /// The address, IPv4 or IPv6.
-        address: String,
-        /// What it is instead of a host's address.
-        what: &'static str,
-    },
-    /// The public IP is this node's.
-    OurPublicIp,
-    /// The peer runs another back end.
-    OtherBackend {
-        /// Its name; empty for udp and alloc.
-        theirs: String,
-    },
-    /// The back end cannot use the peer's data.
-    BackendData(String),
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OutsideNetwork => f.write_str("its subnet is outside the network"),
-            Self::OtherFamily => f.write_str("it has no subnet of a family that the network has"),
-            Self::OverlapsOwn(own) => write!(f, "its subnet overlaps our own, {own}"),
-            Self::OverlapsOlder(older) => write!(f, "its subnet overlaps the older lease {older}"),
-            Self::HoldsHost(address) => write!(f, "its subnet holds this host's address {address}"),
-            Self::MeetsOlder(older) => write!(
-                f,
-                "its subnet or its public IP meets the older lease {older}: what is sent to the one's public IP would go to the other's containers"
-            ),
-            Self::MovesInto(holder) => write!(
-                f,
-                "its new public IP is in the subnet of the lease {holder}, which is in use; what it published before counts"
-            ),
-            Self::Copies { what, holder } => write!(
-                f,
-                "the lease of {holder} had its new {what} before; what it published before counts"
-            ),
-            Self::PublicIp { address, what } => write!(f, "its public IP {address} is {what}"),
-            Self::OurPublicIp => f.write_str("another node publishes our public IP"),
-            Self::OtherBackend { theirs } => write!(f, "it runs another back end, {theirs:?}"),
-            Self::BackendData(reason) => write!(f, "its back-end data is unusable: {reason}"),
-        }
-    }
-}
-
-impl Refusal {
-    /// Whose doing something else would be the end of it.
-    fn holder(&self) -> Option<&SubnetKey> {
-        match self {
-            Self::MeetsOlder(holder) | Self::MovesInto(holder) | Self::Copies { holder, .. } => {
-                Some(holder)
-            }
-            _ => None,
-        }
-    }
-}
+/// The backend's opinion about a peer's lease: why it cannot make use of it. Asked only about leases of its own type.
+pub type CheckPeer = Box<dyn Fn(&Lease) -> Result<(), PeerRefusal> + Send + Sync>;
 
 /// Where a lease stands when it is judged.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -162,7 +81,7 @@ pub struct PeerTable {
     blocked_by: HashMap<SubnetKey, SubnetKey>,
     blocks: HashMap<SubnetKey, BTreeSet<SubnetKey>>,
     /// What was reported about leases that are not in use, and about updates that were not followed.
-    refusals: BTreeMap<SubnetKey, Refusal>,
+    refusals: BTreeMap<SubnetKey, PeerRefusal>,
 }
 
 impl fmt::Debug for PeerTable {
@@ -184,7 +103,7 @@ struct Batch {
     pending: BTreeSet<(u64, SubnetKey)>,
     /// Leases that let go of something which others may have been refused an update for.
     moved: BTreeSet<SubnetKey>,
-    refused: BTreeMap<SubnetKey, Refusal>,
+    refused: BTreeMap<SubnetKey, PeerRefusal>,
 }
 
 impl PeerTable {
@@ -251,7 +170,7 @@ impl PeerTable {
     }
 
     /// What was reported about a lease that is not in use, or whose last update is not.
-    pub fn refusal(&self, key: &SubnetKey) -> Option<&Refusal> {
+    pub fn refusal(&self, key: &SubnetKey) -> Option<&PeerRefusal> {
         self.refusals.get(key)
     }
 
@@ -266,7 +185,7 @@ impl PeerTable {
     }
 
     /// Which leases are not in use, or not with the attributes that their nodes published last, and why.
-    pub fn refusals(&self) -> impl Iterator<Item = (&SubnetKey, &Refusal)> {
+    pub fn refusals(&self) -> impl Iterator<Item = (&SubnetKey, &PeerRefusal)> {
         self.refusals.iter()
     }
 
@@ -432,7 +351,7 @@ impl PeerTable {
     }
 
     /// Whether an update claims nothing that a lease in use has.
-    fn judge_update(&mut self, lease: &Lease, known: Option<&Lease>) -> Result<(), Refusal> {
+    fn judge_update(&mut self, lease: &Lease, known: Option<&Lease>) -> Result<(), PeerRefusal> {
         if known == Some(lease) {
             return Ok(());
         }
@@ -440,7 +359,7 @@ impl PeerTable {
         if known.is_none_or(|known| self.claim(known).public != claim.public)
             && let Some(holder) = self.accepted.whose_subnet_holds(&claim)
         {
-            return Err(Refusal::MovesInto(holder));
+            return Err(PeerRefusal::MovesInto(holder));
         }
         let Self {
             bearers,
@@ -467,7 +386,7 @@ impl PeerTable {
                     && bears(latest.get(holder))
             };
             if let Some(holder) = bearers.of(&identity, sound.values()).find(is_held) {
-                return Err(Refusal::Copies { what, holder });
+                return Err(PeerRefusal::Copies { what, holder });
             }
         }
         Ok(())
@@ -492,19 +411,19 @@ impl PeerTable {
     }
 
     /// Why an older lease is in the way of another.
-    fn in_the_way(&self, lease: &Lease, older: &SubnetKey) -> Refusal {
+    fn in_the_way(&self, lease: &Lease, older: &SubnetKey) -> PeerRefusal {
         match self.overlap(&lease.key, older) {
-            true => Refusal::OverlapsOlder(*older),
-            false => Refusal::MeetsOlder(*older),
+            true => PeerRefusal::OverlapsOlder(*older),
+            false => PeerRefusal::MeetsOlder(*older),
         }
     }
 
     /// Whether a lease is sound, apart from overlaps with other nodes' leases.
-    fn judge(&self, lease: &Lease) -> Result<(), Refusal> {
+    fn judge(&self, lease: &Lease) -> Result<(), PeerRefusal> {
         let (key, attrs) = (&lease.key, &lease.attrs);
         let relevant = self.relevant(key);
         if relevant.nets().next().is_none() {
-            return Err(Refusal::OtherFamily);
+            return Err(PeerRefusal::OtherFamily);
         }
         let inside_v4 = match (self.network, key.v4) {
             (Some(network), Some(v4)) => network.contains(&v4),
@@ -515,40 +434,40 @@ impl PeerTable {
             _ => true,
         };
         if !inside_v4 || !inside_v6 {
-            return Err(Refusal::OutsideNetwork);
+            return Err(PeerRefusal::OutsideNetwork);
         }
         if self.overlap(key, &self.own.key) {
-            return Err(Refusal::OverlapsOwn(self.own.key));
+            return Err(PeerRefusal::OverlapsOwn(self.own.key));
         }
         if let Some(address) = relevant.nets().find_map(|net| self.host_address_in(&net)) {
-            return Err(Refusal::HoldsHost(address));
+            return Err(PeerRefusal::HoldsHost(address));
         }
         if attrs.backend_type != self.own.attrs.backend_type {
-            return Err(Refusal::OtherBackend {
+            return Err(PeerRefusal::OtherBackend {
                 theirs: crate::base::go_json::shorten(&attrs.backend_type),
             });
         }
-        let bad_address = |address: String, what| Refusal::PublicIp { address, what };
+        let bad_address = |address: IpAddr, what| PeerRefusal::PublicIp { address, what };
         if (attrs.public_ip, attrs.public_ipv6) == (None, None) {
-            return Err(bad_address("0.0.0.0".to_owned(), "unspecified"));
+            return Err(bad_address(Ipv4Addr::UNSPECIFIED.into(), "unspecified"));
         }
         if let Some(v4) = attrs.public_ip.filter(|_| self.network.is_some()) {
             if let Some(what) = net::unusable_v4(v4).or_else(|| self.inside(v4.into(), key)) {
-                return Err(bad_address(v4.to_string(), what));
+                return Err(bad_address(v4.into(), what));
             }
             if Some(v4) == self.own.attrs.public_ip {
-                return Err(Refusal::OurPublicIp);
+                return Err(PeerRefusal::OurPublicIp(v4.into()));
             }
         }
         if let Some(v6) = attrs.public_ipv6.filter(|_| self.network_v6.is_some()) {
             if let Some(what) = net::unusable_v6(v6).or_else(|| self.inside(v6.into(), key)) {
-                return Err(bad_address(v6.to_string(), what));
+                return Err(bad_address(v6.into(), what));
             }
             if Some(v6) == self.own.attrs.public_ipv6 {
-                return Err(Refusal::OurPublicIp);
+                return Err(PeerRefusal::OurPublicIp(v6.into()));
             }
         }
-        (self.check)(lease).map_err(Refusal::BackendData)
+        (self.check)(lease)
     }
 
     /// The address of this host in a subnet, be it an interface's or the one that peers send to.
@@ -625,7 +544,7 @@ impl PeerTable {
                     }
                     self.accepted.insert(claim);
                     // The refusal of a bad update stands.
-                    if let Some(Refusal::OverlapsOlder(_) | Refusal::MeetsOlder(_)) =
+                    if let Some(PeerRefusal::OverlapsOlder(_) | PeerRefusal::MeetsOlder(_)) =
                         self.refusals.get(&key)
                     {
                         self.refusals.remove(&key);
@@ -664,7 +583,11 @@ impl PeerTable {
             .sound
             .get(&key)
             .map(|lease| self.in_the_way(lease, &older));
-        self.refuse(key, refusal.unwrap_or(Refusal::OverlapsOlder(older)), batch);
+        self.refuse(
+            key,
+            refusal.unwrap_or(PeerRefusal::OverlapsOlder(older)),
+            batch,
+        );
     }
 
     fn unblock(&mut self, key: SubnetKey) {
@@ -678,7 +601,7 @@ impl PeerTable {
         }
     }
 
-    fn refuse(&mut self, key: SubnetKey, refusal: Refusal, batch: &mut Batch) {
+    fn refuse(&mut self, key: SubnetKey, refusal: PeerRefusal, batch: &mut Batch) {
         if self.refusals.get(&key) != Some(&refusal) {
             batch.refused.insert(key, refusal.clone());
             self.refusals.insert(key, refusal);

@@ -24,7 +24,10 @@ use crate::telemetry::status::Status;
 
 mod cluster;
 mod host;
+mod names;
 mod reach;
+
+pub(crate) use self::names::Names;
 
 /// The version of the schema.
 const SCHEMA: u32 = 1;
@@ -67,7 +70,7 @@ pub struct Finding {
 pub enum Severity {
     /// Packets are lost, or will be soon.
     Error,
-    /// It works, but not for every case, or not for ever.
+    /// Degraded: some traffic may fail now or later.
     Warning,
 }
 
@@ -84,6 +87,8 @@ pub struct Unchecked {
 pub(crate) struct Context<'a> {
     /// What the agent was told.
     pub(crate) settings: &'a Settings,
+    /// What the agent and its files are called.
+    pub(crate) names: Names,
     /// What the agent knows; or why it was not to be asked.
     pub(crate) status: Result<Status, control::Error>,
     /// Whether packets may be sent to peers.
@@ -138,6 +143,7 @@ pub async fn run(
 ) -> io::Result<u8> {
     let context = Context {
         settings,
+        names: Names::of(settings),
         status: Client::new(&settings.files.socket).status().await,
         probes: !flags.no_probes,
         deep: flags.deep,
@@ -177,6 +183,7 @@ pub(crate) async fn ask_peers(
 ) -> Result<Vec<Finding>, String> {
     let context = Context {
         settings,
+        names: Names::of(settings),
         status: Ok(status.clone()),
         probes: true,
         deep: false,

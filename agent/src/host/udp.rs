@@ -40,6 +40,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use ipnet::Ipv4Net;
+use nix::errno::Errno;
 use thiserror::Error;
 
 pub use self::coalesce::{Coalescer, Sink, deliver};
@@ -94,10 +95,22 @@ pub enum OpenError {
     },
     /// No raw socket: `CAP_NET_RAW` is missing.
     #[error("failed to open a raw socket for ICMP errors")]
-    Raw(#[source] nix::Error),
+    Raw(#[source] Errno),
     /// No thread, or no pipe to stop it.
     #[error("failed to start a thread of the udp data plane")]
     Thread(#[source] io::Error),
+}
+
+impl OpenError {
+    /// The kernel's answer.
+    pub(crate) fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Raw(errno) => Some(*errno),
+            Self::Tun { source, .. } | Self::Socket { source, .. } | Self::Thread(source) => {
+                source.raw_os_error().map(Errno::from_raw)
+            }
+        }
+    }
 }
 
 /// A running data plane. Dropping it stops the threads, closes the sockets and removes the device.

@@ -21,16 +21,16 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use thiserror::Error;
 
 pub(crate) use self::opening::{FirstCommand, Opening};
 pub use self::opening::{Setup, Unfit};
 pub use self::table::{BackendConfig, BackendConfigError, Definition};
-use crate::base::net::{InterfaceName, MacAddr};
+use crate::base::go_json;
+use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
+use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{self, Key, Route, Scope, State};
 use crate::plan::underlay::Underlay;
-use crate::plan::wireguard_key::PublicKey;
 
 /// How packets for a peer's subnet reach the peer. All methods are pure and total.
 pub trait Backend: fmt::Debug + Send + Sync {
@@ -57,81 +57,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     ///
     /// The peer's lease is untrusted; one that cannot be used is refused with the reason.
-    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, state::Object)>, Refusal>;
-}
-
-/// Why a peer is not programmed.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Refusal {
-    /// The peer runs another back end.
-    #[error("it runs the back end {0:?}, this node runs {1:?}")]
-    Kind(String, &'static str),
-    /// The lease has no back end data for a family of which it has a subnet.
-    #[error("its lease has no {key} for {0}", key = data_key(*.0))]
-    NoData(IpNet),
-    /// The lease has no address for a family of which it has a subnet.
-    #[error("its lease has no {key} for {0}", key = address_key(*.0))]
-    NoAddress(IpNet),
-    /// The back end data cannot be read.
-    #[error("its BackendData is unusable: {0}")]
-    Data(String),
-    /// Frames cannot be addressed to such a MAC address.
-    #[error("its VtepMAC {0} is not a unicast address")]
-    NotUnicast(MacAddr),
-    /// Two nodes with one MAC address cannot talk: the kernel takes the other's frames for its own.
-    #[error("its VtepMAC {0} is our own; was a disk cloned with its state directory?")]
-    OwnMac(MacAddr),
-    /// Two nodes with one key cannot talk: the kernel leaves a peer with its own key out.
-    #[error("its PublicKey {0} is our own; was a disk cloned with its state directory?")]
-    OwnKey(PublicKey),
-    /// The lease lacks the one address that would be used for all of the peer's subnets.
-    #[error("its lease has no {0}, to which packets for it would be sent")]
-    NoEndpoint(&'static str),
-    /// Packets to the peer would come back to us.
-    #[error("its public IP {0} is our own")]
-    OwnAddress(IpAddr),
-    /// Packets to the peer would enter the device that they come out of.
-    #[error(
-        "its public IP {public} is inside the network {network}, of which all goes into {link}; the underlay of this node is outside it"
-    )]
-    Looping {
-        /// The peer's address.
-        public: IpAddr,
-        /// The overlay's network.
-        network: IpNet,
-        /// The device that has a route to all of it.
-        link: InterfaceName,
-    },
-    /// The peer is too far away to be a gateway.
-    #[error("its public IP {public} is not a host's on the underlay's link, {on_link}")]
-    NotOnLink {
-        /// The peer's address.
-        public: IpAddr,
-        /// Our address, with the length of its network.
-        on_link: IpNet,
-    },
-    /// An older lease claims what this one needs.
-    #[error("the older lease of {holder} already has {key}")]
-    Taken {
-        /// What both claim.
-        key: Key,
-        /// Whose lease is older.
-        holder: SubnetKey,
-    },
-}
-
-fn data_key(net: IpNet) -> &'static str {
-    match net {
-        IpNet::V4(_) => "BackendData",
-        IpNet::V6(_) => "BackendV6Data",
-    }
-}
-
-fn address_key(net: IpNet) -> &'static str {
-    match net {
-        IpNet::V4(_) => "PublicIP",
-        IpNet::V6(_) => "PublicIPv6",
-    }
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, state::Object)>, PeerRefusal>;
 }
 
 /// What every node publishes, whatever its back end; the back end adds its data.
@@ -180,10 +106,10 @@ fn device_route(network: IpNet, link: &InterfaceName) -> (Key, state::Object) {
 }
 
 /// That a peer runs the same back end.
-fn same_kind(attrs: &LeaseAttrs, kind: &'static str) -> Result<(), Refusal> {
+fn same_kind(attrs: &LeaseAttrs, kind: &'static str) -> Result<(), PeerRefusal> {
     if attrs.backend_type == kind {
         return Ok(());
     }
-    let theirs = attrs.backend_type.chars().take(32).collect();
-    Err(Refusal::Kind(theirs, kind))
+    let theirs = go_json::shorten(&attrs.backend_type);
+    Err(PeerRefusal::OtherBackend { theirs })
 }

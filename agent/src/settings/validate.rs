@@ -174,7 +174,7 @@ pub(super) fn network(input: &Sourced<String>) -> Result<NetworkName, Error> {
 }
 
 /// The files of a network that has none of its own choosing; flannel 0.5 had such subnet files.
-pub(super) fn default_files(network: Option<&NetworkName>) -> Files {
+pub(crate) fn default_files(network: Option<&NetworkName>) -> Files {
     match network {
         None => Files {
             subnet_file: DEFAULT_SUBNET_FILE.into(),

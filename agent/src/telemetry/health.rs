@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `/healthz` | 200 | `flanneld is running` |
 //! | `/readyz` | 200 | `flanneld is ready` |
-//! | `/readyz` | 503 | `flanneld is not ready yet`, then one reason on each line |
+//! | `/readyz` | 503 | `flanneld is not ready yet`, then one reason on each line, with its code in brackets |
 //! | `/metrics` | 200 | Prometheus' text format |
 
 use std::io;
@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::base::http::{self, Answer, Site};
 use crate::telemetry::metrics::Sample;
+use crate::telemetry::status::Cause;
 
 /// How old what `/metrics` shows may be: so often at the most the loop is asked, however many scrape.
 const SAMPLE_AGE: Duration = Duration::from_secs(1);
@@ -144,7 +145,7 @@ enum Readiness {
     #[default]
     Starting,
     Ready,
-    NotReady(Vec<String>),
+    NotReady(Vec<Cause>),
 }
 
 impl Health {
@@ -165,10 +166,10 @@ impl Health {
         (Self(Arc::new(state)), receiver)
     }
 
-    /// Says that the overlay works (no reason), or for what reasons it does not, one line each.
+    /// Says that the overlay works (no reason), or for what reasons it does not.
     ///
     /// Cheap enough to be called whenever anything may have changed.
-    pub fn set_ready(&self, reasons: Vec<String>) {
+    pub fn set_ready(&self, reasons: Vec<Cause>) {
         let readiness = if reasons.is_empty() {
             Readiness::Ready
         } else {
@@ -206,7 +207,8 @@ impl Health {
                 for reason in reasons {
                     body.push('\n');
                     // One reason is one line, whatever an error message was made of.
-                    body.push_str(&reason.replace(['\n', '\r'], " "));
+                    let text = reason.text.replace(['\n', '\r'], " ");
+                    body.push_str(&format!("{text} [{}]", reason.code));
                 }
                 Some(body)
             }

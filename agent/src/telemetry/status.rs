@@ -7,15 +7,21 @@
 //!
 //! The agent's loop makes it from the very state that its executor works on; nothing here is observed a second time.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::refusal::{PeerRefusal, RefusalCode};
 use crate::settings::Settings;
 
+mod cause;
 mod device;
+
+pub(crate) use self::cause::Coded;
+pub use self::cause::{Cause, Code, TaskName};
 
 #[cfg(test)]
 pub(crate) mod samples;
@@ -88,6 +94,34 @@ pub struct Health {
     /// What it waits for, or what is wrong, one sentence each; empty exactly if the state is `ready`. The same as
     /// `/readyz` gives.
     pub reasons: Vec<String>,
+    /// The same with their codes, in the same order.
+    #[serde(default)]
+    pub causes: Vec<Cause>,
+}
+
+impl Health {
+    /// How the overlay is, and why.
+    pub fn new(state: State, causes: Vec<Cause>) -> Self {
+        Self {
+            state,
+            reasons: causes.iter().map(|cause| cause.text.clone()).collect(),
+            causes,
+        }
+    }
+
+    /// The causes; of an agent that has no codes yet, its sentences without any.
+    pub(crate) fn causes(&self) -> Cow<'_, [Cause]> {
+        coded(&self.causes, &self.reasons)
+    }
+}
+
+/// Causes, made of sentences where an older agent gave those alone.
+fn coded<'a>(causes: &'a [Cause], texts: &[String]) -> Cow<'a, [Cause]> {
+    if causes.len() >= texts.len() {
+        return Cow::Borrowed(causes);
+    }
+    let of_text = |text: &String| Cause::new(Code::Unknown, text.as_str());
+    Cow::Owned(texts.iter().map(of_text).collect())
 }
 
 /// How the overlay is, in one word.
@@ -268,6 +302,16 @@ pub struct Kernel {
     pub failed: u64,
     /// The objects that are not as they should be, and why.
     pub failures: Vec<String>,
+    /// The same with their codes, in the same order.
+    #[serde(default)]
+    pub causes: Vec<Cause>,
+}
+
+impl Kernel {
+    /// The causes; of an agent that has no codes yet, its sentences without any.
+    pub(crate) fn causes(&self) -> Cow<'_, [Cause]> {
+        coded(&self.causes, &self.failures)
+    }
 }
 
 /// What container runtimes read.
@@ -311,6 +355,9 @@ pub struct Peer {
     pub state: PeerState,
     /// Why it is not, or not with what it published last.
     pub reason: Option<String>,
+    /// The same as a code, where its lease is what is wrong; `None` if it is the kernel, or nothing.
+    #[serde(default)]
+    pub refusal: Option<Refusal>,
     /// When this process heard of it.
     pub since_time: u64,
     /// When it published something else last; `None` if it never did since.
@@ -319,6 +366,25 @@ pub struct Peer {
     pub traffic: Option<Traffic>,
     /// When it was last proved that it is there: wireguard's handshake. `None` where there is no such proof.
     pub handshake_time: Option<u64>,
+}
+
+/// Why a peer's lease is not used, for programs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Which kind of reason.
+    pub code: RefusalCode,
+    /// The older lease, address, key or backend that it is about; `None` if it is about the lease alone.
+    pub object: Option<String>,
+}
+
+impl Refusal {
+    /// What the agent has of it.
+    pub(crate) fn of(refusal: &PeerRefusal) -> Self {
+        Self {
+            code: refusal.code(),
+            object: refusal.object(),
+        }
+    }
 }
 
 /// Whether this host is set up to reach a peer.
@@ -458,16 +524,19 @@ impl History {
 }
 
 impl Status {
+    /// What keeps a task from being done; `None` if nothing does, and of an agent that has no codes yet.
+    pub(crate) fn cause(&self, task: TaskName) -> Option<&Cause> {
+        let mut causes = self.health.causes.iter();
+        causes.find(|cause| cause.task == Some(task))
+    }
+
     /// What there is to say before anything is known but what is waited for.
-    pub fn joining(agent: Agent, reasons: Vec<String>) -> Self {
+    pub fn joining(agent: Agent, causes: Vec<Cause>) -> Self {
         Self {
             schema: SCHEMA,
             time: now(),
             agent,
-            health: Health {
-                state: State::Joining,
-                reasons,
-            },
+            health: Health::new(State::Joining, causes),
             store: Store::default(),
             network: None,
             lease: None,

@@ -7,7 +7,7 @@ use crate::*;
 
 async fn unreachable(store: &mut EtcdStore) -> String {
     wait_for(store, "report of unreachability", |event| match event {
-        StoreEvent::Unreachable { error } => Some(error),
+        StoreEvent::Unreachable { error } => Some(error.text),
         _ => None,
     })
     .await

@@ -11,7 +11,7 @@ const NETWORK: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
 async fn config_event(store: &mut EtcdStore) -> Result<Box<NetworkConfig>, String> {
     wait_for(store, "news of the config", |event| match event {
-        StoreEvent::NetworkConfig(config) => Some(config),
+        StoreEvent::NetworkConfig(config) => Some(config.map_err(|error| error.text)),
         _ => None,
     })
     .await

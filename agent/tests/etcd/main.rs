@@ -30,7 +30,8 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, PutOptions};
 use selvage::cluster::lease::etcd::{EtcdSettings, EtcdStore};
 use selvage::cluster::lease::{
-    Lease, LeaseAttrs, LeaseEvent, LeaseStore, Past, StoreError, StoreEvent, SubnetKey,
+    Fault, Lease, LeaseAttrs, LeaseEvent, LeaseStore, Past, StoreError, StoreEvent, StoreTrouble,
+    SubnetKey,
 };
 use selvage::cluster::network_config::NetworkConfig;
 use serde_json::value::RawValue;

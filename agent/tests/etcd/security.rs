@@ -60,9 +60,9 @@ async fn a_server_of_another_authority_is_not_trusted() {
     let expected = format!("etcd at {}: invalid peer certificate", server.url());
     assert!(error.starts_with(&expected), "{error}");
     // Nor is it with the system's authorities.
-    let error = network_config_error(&mut server.store("machine-a"))
-        .await
-        .to_string();
+    let error = network_config_error(&mut server.store("machine-a")).await;
+    assert_eq!(error.fault(), Fault::Tls, "{error}");
+    let error = error.to_string();
     assert!(error.starts_with(&expected), "{error}");
 }
 
@@ -91,7 +91,7 @@ async fn client_certificates_are_shown_to_servers_that_want_them() {
     assert!(unreachable_error(&error), "{error}");
 }
 
-async fn told_unreachable(store: &mut EtcdStore, fits: impl Fn(&str) -> bool) {
+async fn told_unreachable(store: &mut EtcdStore, fits: impl Fn(&StoreTrouble) -> bool) {
     wait_for(store, "report of what is wrong", |event| match event {
         StoreEvent::Unreachable { error } => fits(&error).then_some(()),
         StoreEvent::Peers(LeaseEvent::Changes { removed, .. }) if !removed.is_empty() => {
@@ -136,13 +136,16 @@ async fn expired_certificates_are_named_and_new_ones_are_taken_up_without_a_rest
     }
     server.down();
     server.up_without_waiting();
-    told_unreachable(&mut store, |error| error.contains("certificate expired")).await;
+    told_unreachable(&mut store, |error| {
+        error.text.contains("certificate expired") && error.fault == Fault::Tls
+    })
+    .await;
     authority.certificate("server", "leaf", Some("ca"));
     server.down();
     server.up_without_waiting();
     // What the server thinks of ours comes after the handshake, as a broken connection.
     told_unreachable(&mut store, |error| {
-        !error.contains("certificate expired") && !error.contains("connection refused")
+        !error.text.contains("certificate expired") && !error.text.contains("connection refused")
     })
     .await;
     authority.certificate("client", "leaf", Some("ca"));
@@ -180,11 +183,9 @@ async fn a_user_with_rights_to_the_prefix_only_is_enough() {
             s.ttl = Duration::from_secs(12);
         })
     };
-    let error = with_password("wrong")
-        .network_config()
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = with_password("wrong").network_config().await.unwrap_err();
+    assert_eq!(error.fault(), Fault::Login, "{error}");
+    let error = error.to_string();
     assert!(
         error.ends_with("authentication failed, invalid user ID or password"),
         "{error}"
@@ -193,8 +194,9 @@ async fn a_user_with_rights_to_the_prefix_only_is_enough() {
         .store("machine-a")
         .network_config()
         .await
-        .unwrap_err()
-        .to_string();
+        .unwrap_err();
+    assert_eq!(error.fault(), Fault::Login, "{error}");
+    let error = error.to_string();
     assert!(error.contains("user name is empty"), "{error}");
 
     let mut store = with_password(PASSWORD);

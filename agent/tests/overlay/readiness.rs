@@ -10,14 +10,16 @@ use crate::wait::{PATIENCE, wait_for, wait_until};
 /// A lease of a node that exists only in the store.
 const GHOST: &str = r#"{"PublicIP":"10.77.0.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
 
-/// Waits until the agent says that it is not ready for a reason that contains `text`, and metrics say so as well, with
-/// the reason's kind.
-fn wait_not_ready(host: &Host, kind: &str, text: &str) {
-    let what = format!("readyz to say {text:?}");
+/// Waits until the agent says that it is not ready for a reason with this code that names `text`, and metrics say so as
+/// well, with the reason's kind.
+fn wait_not_ready(host: &Host, kind: &str, code: &str, text: &str) {
+    let what = format!("readyz to say {text:?} [{code}]");
+    let code = format!(" [{code}]");
     wait_for(PATIENCE, &what, || {
         let (status, body) = host.ask("/readyz");
         let mut reasons = body.lines().skip(1);
-        (status == 503 && reasons.any(|line| line.contains(text))).then_some(())
+        let fits = |line: &str| line.contains(text) && line.ends_with(&code);
+        (status == 503 && reasons.any(fits)).then_some(())
     });
     let reason = format!("selvage_not_ready_reasons{{reason=\"{kind}\"}} 1\n");
     wait_for(PATIENCE, &format!("metrics to say {kind}"), || {
@@ -64,13 +66,13 @@ fn without_the_store_before_and_after_joining() {
     let mut one = store.host(1);
     one.start_agent();
     one.wait_told("that it waits", |line| line.contains("waiting for"));
-    wait_not_ready(&one, "joining", ETCD);
+    wait_not_ready(&one, "joining", "store-unreachable", ETCD);
     store.start_etcd();
     one.wait_ready();
     wait_ready(&one);
 
     store.stop_etcd();
-    wait_not_ready(&one, "store", ETCD);
+    wait_not_ready(&one, "store", "store-unreachable", ETCD);
     assert!(is(&one, "selvage_store_reachable", 0.0));
     assert!(metric(&one, "selvage_store_errors_total{kind=\"unreachable\"}") >= 1.0);
     // What is known of the lease still holds.
@@ -88,7 +90,7 @@ fn with_a_lost_lease_until_it_is_taken_again() {
     one.join();
     wait_ready(&one);
     store.put_lease("10.5.1.0-24", GHOST);
-    wait_not_ready(&one, "lease", "out of subnets");
+    wait_not_ready(&one, "lease", "out-of-subnets", "10.5.0.0/16");
     assert!(is(&one, "selvage_lease_held", 0.0));
     assert!(is(&one, "selvage_lease_lost_total", 1.0));
     assert!(one.subnet_file().exists());
@@ -107,7 +109,7 @@ fn when_the_kernel_refuses_a_change() {
     one.namespace
         .ip("route add 10.5.250.0/24 via 10.77.0.1 proto static");
     store.put_lease("10.5.250.0-24", GHOST);
-    wait_not_ready(&one, "program", "10.5.250.0/24");
+    wait_not_ready(&one, "program", "kernel-conflict", "10.5.250.0/24");
     assert!(is(&one, "selvage_peers_failed", 1.0));
     assert!(metric(&one, "selvage_kernel_change_failures_total") >= 1.0);
     one.namespace.ip("route del 10.5.250.0/24");
@@ -122,7 +124,7 @@ fn when_the_vxlan_device_is_gone_and_cannot_be_made() {
     // The same device under another name keeps the VNI and the port, of which the kernel has one each.
     one.namespace.ip("link set flannel.1 down");
     one.namespace.ip("link set flannel.1 name taken up");
-    wait_not_ready(&one, "program", "flannel.1");
+    wait_not_ready(&one, "program", "kernel-exists", "flannel.1");
     wait_for(PATIENCE, "metrics to miss the device", || {
         is(&one, "selvage_device_present{device=\"flannel.1\"}", 0.0).then_some(())
     });
@@ -136,7 +138,7 @@ fn when_the_underlay_is_away() {
     let (_store, one, two) = pair();
     wait_ready(&one);
     one.namespace.ip("address del 10.77.0.11/24 dev eth0");
-    wait_not_ready(&one, "underlay", "eth0");
+    wait_not_ready(&one, "underlay", "no-underlay", "eth0");
     one.namespace.ip("address add 10.77.0.11/24 dev eth0");
     wait_ready(&one);
     one.wait_reaches(&two);
@@ -152,7 +154,7 @@ fn when_the_udp_port_is_somebody_elses() {
     one.namespace.ip("link set blocker up");
     one.start_agent();
     one.wait_told("that it waits", |line| line.contains("waiting for"));
-    wait_not_ready(&one, "joining", "8285");
+    wait_not_ready(&one, "joining", "kernel-port", "8285");
     one.namespace.ip("link del blocker");
     one.wait_ready();
     wait_ready(&one);
@@ -174,15 +176,20 @@ fn with_a_network_config_that_cannot_be_used() {
     let (store, one, two) = pair();
     wait_ready(&one);
     let set = |config: &str| store.etcdctl(&["put", "/coreos.com/network/config", config]);
-    for (config, reason) in [
-        (r#"{"Network":"nonsense"}"#, "nonsense"),
+    for (config, code, text) in [
+        (
+            r#"{"Network":"nonsense"}"#,
+            "bad-network-config",
+            "nonsense",
+        ),
         (
             r#"{"Network":"10.99.0.0/16","Backend":{"Type":"vxlan"}}"#,
-            "does not allow this host's subnet",
+            "subnet-outside-network",
+            "10.99.0.0/16",
         ),
     ] {
         set(config);
-        wait_not_ready(&one, "config", reason);
+        wait_not_ready(&one, "config", code, text);
         assert!(one.reaches(&two));
     }
     // A scrape may show what was a second ago.
@@ -264,7 +271,7 @@ fn the_log_has_each_change_and_each_fault_once() {
     one.namespace
         .ip("route add 10.5.250.0/24 via 10.77.0.1 proto static");
     store.put_lease("10.5.250.0-24", GHOST);
-    wait_not_ready(&one, "program", "10.5.250.0/24");
+    wait_not_ready(&one, "program", "kernel-conflict", "10.5.250.0/24");
     for _ in 0..10 {
         // Each of these makes the agent look at everything again.
         one.namespace.ip("link add stir type bridge");
@@ -286,7 +293,7 @@ fn the_log_has_each_change_and_each_fault_once() {
         .unwrap_or_else(|| panic!("no end in {log}"));
     assert!(end.contains("seen ") && end.contains(" times in "), "{end}");
     store.stop_etcd();
-    wait_not_ready(&one, "store", ETCD);
+    wait_not_ready(&one, "store", "store-unreachable", ETCD);
     store.start_etcd();
     wait_ready(&one);
     assert_eq!(has("lost the connection to etcd"), 1, "{}", one.log());

@@ -389,7 +389,7 @@ fn host_that_leaves_frees_its_subnet_and_keeps_its_data_plane() {
     two.wait_ready();
     // A lease of another duration is replaced by one of the duration asked for.
     let listed = network(&two, &["leases"]);
-    assert!(listed.contains("59m"), "{listed}");
+    assert!(listed.contains("59 min"), "{listed}");
     assert_eq!(two.stop_agent(), Some(0));
     assert!(store.lease_keys().is_empty());
 }

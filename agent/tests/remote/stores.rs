@@ -7,7 +7,7 @@ use std::time::Duration;
 use selvage::cluster::lease::allocate::Avoid;
 use selvage::cluster::lease::remote::RemoteStore;
 use selvage::cluster::lease::{
-    Lease, LeaseAttrs, LeaseEvent, LeaseStore, Released, StoreError, StoreEvent,
+    Fault, Lease, LeaseAttrs, LeaseEvent, LeaseStore, Released, StoreError, StoreEvent,
 };
 use selvage::cluster::network_config::NetworkConfig;
 use selvage::settings::Remote;
@@ -323,11 +323,13 @@ async fn outages_are_told_take_no_peer_away_and_end() {
     .await;
     for address in addresses {
         assert!(
-            error.contains(&format!("selvage server at http://{address}: ")),
+            error
+                .text
+                .contains(&format!("selvage server at http://{address}: ")),
             "{error}"
         );
     }
-    assert!(error.contains("connection refused"), "{error}");
+    assert!(error.text.contains("connection refused"), "{error}");
     let refused = store.network_config().await.unwrap_err();
     assert!(
         matches!(refused, StoreError::Unreachable { .. }),
@@ -481,6 +483,7 @@ async fn certificates_say_who_may_ask_and_whose_a_lease_is() {
         matches!(refused, StoreError::Unreachable { .. }),
         "{refused}"
     );
+    assert_eq!(refused.fault(), Fault::Tls);
     let text = refused.to_string();
     assert!(
         text.contains(&format!("https://{}", closed.address)),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cluster::lease::SubnetKey;
 use crate::cluster::peers::{PeerChanges, PeerTable};
 use crate::plan::state::Key;
-use crate::telemetry::status;
+use crate::telemetry::status::{self, Cause};
 
 /// How many leases that are no more may be remembered.
 const FORGOTTEN: usize = 64;
@@ -22,7 +22,7 @@ pub(super) struct Journal {
     /// there already this is small.
     pub(super) seen: BTreeMap<SubnetKey, Seen>,
     /// What is not as it should be in the kernel, and why.
-    pub(super) troubled: BTreeMap<Key, String>,
+    pub(super) troubled: BTreeMap<Key, Cause>,
     /// The last complete comparison with the kernel: when it was, and how long it took.
     pub(super) resync: Option<(u64, Duration)>,
     /// How many complete comparisons there were, and how long all of them took together.

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, SubnetKey};
-use crate::cluster::peers::{self, PeerTable};
+use crate::cluster::peers::PeerTable;
+use crate::cluster::refusal::PeerRefusal;
 use crate::plan::backend::{Backend, table};
 use crate::plan::state::State;
 use crate::plan::underlay::Underlay;
@@ -71,7 +72,7 @@ impl Leaving {
         self.peers.retain(|key, lease| {
             let refusal = table.refusal(key);
             let is_usable =
-                refusal.is_none_or(|why| matches!(why, peers::Refusal::OtherBackend { .. }));
+                refusal.is_none_or(|why| matches!(why, PeerRefusal::OtherBackend { .. }));
             is_usable
                 && table.latest(key).is_some_and(|latest| {
                     latest.created == lease.created

@@ -75,6 +75,7 @@ impl Overlay {
     /// The comparison with the kernel, but for its interval.
     pub(crate) fn kernel(&self) -> Kernel {
         let totals = self.reconciler.totals();
+        let troubled = self.journal.troubled.values();
         Kernel {
             interval_seconds: 0,
             resync_time: self.journal.resync.map(|(at, _)| at),
@@ -84,7 +85,8 @@ impl Overlay {
             changed: totals.changed,
             removed: totals.removed,
             failed: totals.failed,
-            failures: self.journal.troubled.values().cloned().collect(),
+            failures: troubled.clone().map(|cause| cause.text.clone()).collect(),
+            causes: troubled.cloned().collect(),
         }
     }
 
@@ -153,18 +155,18 @@ impl Overlay {
         let used = self.peers.get(&key);
         // Where the last update is refused, what is in use counts.
         let lease = used.map_or(latest, AsRef::as_ref);
-        let refusal = self.peers.refusal(&key).map(ToString::to_string);
-        let unplanned = self.plan.refusal(&key).map(ToString::to_string);
+        let refusal = self.peers.refusal(&key);
+        let unplanned = self.plan.refusal(&key);
         let trouble = self
             .plan
             .peer(&key)
             .iter()
             .find_map(|(key, _)| self.journal.troubled.get(key));
-        let (state, reason) = match (used, unplanned, trouble) {
-            (None, _, _) => (PeerState::Refused, refusal),
-            (Some(_), Some(reason), _) => (PeerState::Refused, Some(reason)),
-            (Some(_), None, Some(trouble)) => (PeerState::Failed, Some(trouble.clone())),
-            (Some(_), None, None) => (PeerState::Programmed, refusal),
+        let (state, refusal, reason) = match (used, unplanned, trouble) {
+            (None, _, _) => (PeerState::Refused, refusal, None),
+            (Some(_), Some(unplanned), _) => (PeerState::Refused, Some(unplanned), None),
+            (Some(_), None, Some(trouble)) => (PeerState::Failed, None, Some(trouble.text.clone())),
+            (Some(_), None, None) => (PeerState::Programmed, refusal, None),
         };
         let seen = self.journal.seen.get(&key);
         let counted = count(self.plan.peer(&key), sessions);
@@ -176,7 +178,8 @@ impl Overlay {
             backend: lease.attrs.backend_type.clone(),
             owner: lease.attrs.owner.clone(),
             state,
-            reason,
+            reason: reason.or_else(|| refusal.map(ToString::to_string)),
+            refusal: refusal.map(status::Refusal::of),
             since_time: seen.map_or(self.journal.joined, |seen| seen.since),
             changed_time: seen.and_then(|seen| seen.changed),
             traffic: counted.map(|counted| Traffic {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Overlay;
-use crate::cluster::peers::Refusal;
+use crate::cluster::refusal::RefusalCode;
 use crate::host::udp::Counters;
 use crate::telemetry::metrics::{self, Tally};
 
@@ -52,45 +52,12 @@ impl Overlay {
     }
 
     fn count_refused(&self) -> Tally {
-        const KINDS: [&str; 9] = [
-            "outside-network",
-            "other-family",
-            "overlaps-own",
-            "overlaps-older",
-            "public-ip",
-            "our-public-ip",
-            "other-backend",
-            "backend-data",
-            "not-programmable",
-        ];
-        let [
-            outside,
-            family,
-            own,
-            older,
-            address,
-            ours,
-            backend,
-            data,
-            unplanned,
-        ] = KINDS;
-        // Each kind is there from the start, so that a query for it finds 0 and not nothing.
-        let mut tally: Tally = KINDS.into_iter().map(|kind| (kind, 0)).collect();
-        let refused = self.peers.refusals().map(|(_, refusal)| match refusal {
-            Refusal::OutsideNetwork => outside,
-            Refusal::OtherFamily => family,
-            Refusal::OverlapsOwn(_) | Refusal::HoldsHost(_) => own,
-            Refusal::OverlapsOlder(_)
-            | Refusal::MeetsOlder(_)
-            | Refusal::MovesInto(_)
-            | Refusal::Copies { .. } => older,
-            Refusal::PublicIp { .. } => address,
-            Refusal::OurPublicIp => ours,
-            Refusal::OtherBackend { .. } => backend,
-            Refusal::BackendData(_) => data,
-        });
-        for kind in refused.chain(self.plan.refused().map(|_| unplanned)) {
-            *tally.entry(kind).or_default() += 1;
+        // Each class is there from the start, so that a query for it finds 0 and not nothing.
+        let classes = RefusalCode::CLASSES.into_iter();
+        let mut tally: Tally = classes.map(|class| (class, 0)).collect();
+        let refused = self.peers.refusals().chain(self.plan.refused());
+        for (_, refusal) in refused {
+            *tally.entry(refusal.code().class()).or_default() += 1;
         }
         tally
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::cluster::lease::allocate::{Avoid, Exhausted};
 use crate::cluster::lease::etcd::SettingsError;
-use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
+use crate::cluster::lease::{Fault, Lease, LeaseAttrs, StoreTrouble, SubnetKey};
 use crate::cluster::network_config::{NetworkConfig, NetworkConfigError};
 use crate::settings;
 
@@ -21,6 +21,8 @@ pub enum StoreError {
     Unreachable {
         /// Every server tried and what came of it: `etcd at http://10.0.0.1:2379: connection refused`.
         attempts: String,
+        /// What is to be put right: at a server, or on the way to it.
+        fault: Fault,
     },
     /// A server answered with an error that the other servers would give as well.
     #[error("{server} refused the request: {reason}")]
@@ -110,8 +112,8 @@ impl LeaseEvent {
 pub enum StoreEvent {
     /// Leases changed. The own lease may be among them.
     Peers(LeaseEvent),
-    /// The network config was written anew since it was read last; in words, if it cannot be used or is gone.
-    NetworkConfig(Result<Box<NetworkConfig>, String>),
+    /// The network config was written anew since it was read last; or why it cannot be used, or that it is gone.
+    NetworkConfig(Result<Box<NetworkConfig>, StoreTrouble>),
     /// The own lease was extended.
     Renewed {
         /// How long it lasts from now, if nothing extends it again.
@@ -121,7 +123,7 @@ pub enum StoreEvent {
     /// duration has passed; again when the reason changes. Ends with [`StoreEvent::Renewed`].
     RenewalFailed {
         /// Which servers, and why.
-        error: String,
+        error: StoreTrouble,
         /// How long the lease lasts still; `None` if that is not known, since an earlier process extended it last.
         left: Option<Duration>,
     },
@@ -140,7 +142,7 @@ pub enum StoreEvent {
     /// No server answers. Sent once, and again when the reason changes. What is known of leases still holds.
     Unreachable {
         /// Which servers, and why.
-        error: String,
+        error: StoreTrouble,
     },
     /// A server answers again, or another one than before.
     Reachable {

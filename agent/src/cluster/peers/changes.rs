@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::Refusal;
 use crate::cluster::lease::{Lease, SubnetKey};
+use crate::cluster::refusal::PeerRefusal;
 
 /// What an event changed. A peer is in at most one of the lists.
 #[derive(Debug, Default)]
@@ -17,7 +17,7 @@ pub struct PeerChanges {
     /// Former peers, as they were.
     pub removed: Vec<Arc<Lease>>,
     /// Leases refused for the first time, or for another reason than before.
-    pub refused: Vec<(SubnetKey, Refusal)>,
+    pub refused: Vec<(SubnetKey, PeerRefusal)>,
 }
 
 /// A peer before and after a change.
@@ -67,7 +67,7 @@ impl PeerChanges {
         for (key, refusal) in &self.refused {
             let subnet = key.to_string();
             match refusal {
-                Refusal::OtherBackend { theirs } if reached(key) => info!(
+                PeerRefusal::OtherBackend { theirs } if reached(key) => info!(
                     subnet,
                     theirs,
                     "peer has another back end than this node; it is reached as before until both have the same"

@@ -30,7 +30,7 @@ fn lease(name: &str, public_ip: &str, created: u64) -> Lease {
 /// A stand-in for a back end's check: owners called `bad` are unusable.
 fn check(bad: &'static str) -> CheckPeer {
     Box::new(move |lease| match lease.attrs.owner.as_deref() {
-        Some(owner) if owner == bad => Err("no VtepMAC".to_owned()),
+        Some(owner) if owner == bad => Err(PeerRefusal::BackendData("no VtepMAC".to_owned())),
         _ => Ok(()),
     })
 }
@@ -195,7 +195,7 @@ fn hostile_leases_are_refused_and_reported_once() {
         (
             "10.5.2.0-24",
             "10.0.0.1",
-            "another node publishes our public IP",
+            "its public IP 10.0.0.1 is our own",
         ),
     ];
     for (name, public_ip, reason) in table_of_cases {
@@ -223,8 +223,8 @@ fn other_back_ends_and_unusable_data_are_refused() {
     let changes = table.apply(set([other, bad]));
     assert_eq!(
         shown(&changes),
-        "!10.5.2.0-24: it runs another back end, \"host-gw\" \
-         !10.5.3.0-24: its back-end data is unusable: no VtepMAC"
+        "!10.5.2.0-24: it runs another backend, \"host-gw\" \
+         !10.5.3.0-24: its BackendData is unusable: no VtepMAC"
     );
 }
 
@@ -367,7 +367,7 @@ fn what_was_accepted_is_refused_when_there_is_a_reason_now() {
     table.apply(set([a, b]));
     assert_eq!(
         shown(&table.rejudge(&config(), &lease(OWN, "10.0.0.2", 100), check("bad"))),
-        "-10.5.2.0-24 !10.5.2.0-24: another node publishes our public IP"
+        "-10.5.2.0-24 !10.5.2.0-24: its public IP 10.0.0.2 is our own"
     );
     // The subnet of a peer that is gone, though its end was not seen yet.
     assert_eq!(
@@ -611,7 +611,7 @@ proptest! {
                 prop_assert!(!other.key.v4.unwrap().contains(&public), "{one:?} {other:?}");
             }
             for (key, refusal) in table.refusals() {
-                if let Refusal::MeetsOlder(older) | Refusal::OverlapsOlder(older) = refusal {
+                if let PeerRefusal::MeetsOlder(older) | PeerRefusal::OverlapsOlder(older) = refusal {
                     let in_the_way = table.get(older);
                     prop_assert!(in_the_way.is_some(), "{key} waits for {older}");
                 }

@@ -207,7 +207,7 @@ async fn follow(mut store: EtcdStore, network: Arc<Network>) {
             StoreEvent::NetworkConfig(_) => network.table().config_changed(),
             StoreEvent::Unreachable { error } => {
                 warn!("lost the connection to {error}");
-                network.set_trouble(Some(error));
+                network.set_trouble(Some(error.text));
             }
             StoreEvent::Reachable { endpoint } => {
                 info!(endpoint, "connected to etcd");

@@ -117,6 +117,7 @@ mod tests {
                 owner: Some(format!("{number:032x}")),
                 state: PeerState::Programmed,
                 reason: None,
+                refusal: None,
                 since_time: 0,
                 changed_time: None,
                 traffic: None,
@@ -139,6 +140,44 @@ mod tests {
             ttl_seconds: Some(86400),
             left_seconds: Some(86000),
             trouble: None,
+        }
+    }
+
+    /// That commands are about the network blue, and touch nothing of the others.
+    pub(super) fn assert_about_blue(remedies: &[String]) {
+        const COMMANDS: [&str; 7] = [
+            "status", "peers", "network", "options", "doctor", "leave", "cleanup",
+        ];
+        for remedy in remedies {
+            let words: Vec<&str> = remedy
+                .split([' ', ';', ',', ':', '(', ')'])
+                .filter(|word| !word.is_empty())
+                .collect();
+            for (at, word) in words.iter().enumerate() {
+                let next = words.get(at + 1).copied().unwrap_or_default();
+                assert!(
+                    !["-u", "selvage.service"].contains(word)
+                        || next == "selvage@blue"
+                        || next == "systemd-networkd",
+                    "{remedy}"
+                );
+                if *word == "systemctl" {
+                    let unit = words.get(at + 2).copied().unwrap_or_default();
+                    assert_ne!(unit, "selvage", "{remedy}");
+                }
+                if *word == "selvage" && COMMANDS.contains(&next) {
+                    let rest = &words[at..words.len().min(at + 5)];
+                    let is_blue = rest.windows(2).any(|pair| pair == ["--network", "blue"]);
+                    assert!(is_blue, "{remedy}");
+                }
+            }
+            assert!(!remedy.contains("/etc/selvage/agent.toml"), "{remedy}");
+            for (at, _) in remedy.match_indices("/var/lib/selvage/") {
+                assert!(
+                    remedy[at..].starts_with("/var/lib/selvage/networks/blue/"),
+                    "{remedy}"
+                );
+            }
         }
     }
 

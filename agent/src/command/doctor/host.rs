@@ -7,7 +7,7 @@ use std::future::ready;
 
 use ipnet::IpNet;
 
-use super::{Check, Context, Finding, NotChecked, Severity};
+use super::{Check, Context, Finding, Names, NotChecked, Severity};
 use crate::base::logging::chain;
 use crate::host::netlink::inventory::{Interface, Inventory};
 use crate::telemetry::status::{Lease, Network, Status};
@@ -72,6 +72,7 @@ pub(super) fn checks() -> Vec<Check> {
 
 /// What the agent has on this host.
 struct Own<'a> {
+    names: &'a Names,
     status: &'a Status,
     network: &'a Network,
     lease: &'a Lease,
@@ -86,6 +87,7 @@ impl<'a> Own<'a> {
         let status = context.status()?;
         match (&status.network, &status.lease) {
             (Some(network), Some(lease)) => Ok(Self {
+                names: &context.names,
                 status,
                 network,
                 lease,

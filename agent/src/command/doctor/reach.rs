@@ -171,7 +171,7 @@ async fn survey(context: &Context<'_>) -> Result<Vec<Finding>, String> {
         return Ok(Vec::new());
     }
     let keeper = Keeper::of_this_host().await;
-    Ok(findings::write(&ground, &issues, keeper))
+    Ok(findings::write(&ground, &issues, keeper, &context.names))
 }
 
 /// What became of the first echoes to one peer.

@@ -3,16 +3,17 @@
 //!
 //! Most of it needs no privileges. What does, such as the packet filter's rules, is left out, and a reason says so.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use nix::fcntl::{Flock, FlockArg};
 
+use crate::base::lock::{self, Lock};
 use crate::base::logging::chain;
 use crate::base::machine_id;
+use crate::base::network_name;
 use crate::cluster::lease::SubnetKey;
 use crate::cluster::network_config::Families;
 use crate::host::firewall;
@@ -21,8 +22,8 @@ use crate::host::underlay;
 use crate::settings::Settings;
 use crate::telemetry::docker_bridge;
 use crate::telemetry::status::{
-    Agent, Clock, Files, Firewall, Health, Kernel, Lease, Network, SCHEMA, State, Status, Store,
-    Underlay, now, unix_time,
+    Agent, Cause, Clock, Code, Coded, Files, Firewall, Health, Kernel, Lease, Network, SCHEMA,
+    State, Status, Store, Underlay, now, unix_time,
 };
 
 mod kernel;
@@ -83,11 +84,15 @@ pub(super) async fn look(settings: &Settings) -> Status {
     });
     let firewall = look_at_firewall(settings, &file, &mut notes).await;
     for device in seen.devices.iter().filter(|device| !device.present) {
-        notes.push(format!("the overlay device {} is gone", device.name));
+        let text = format!("the overlay device {} is gone", device.name);
+        notes.push(Cause::new(Code::DeviceMissing, text).about(&device.name));
     }
     let own = SubnetKey::new(file.previous.subnet, file.previous.subnet_v6);
     let docker = docker_bridge::look(own, &networks).await;
-    notes.extend(docker.as_ref().and_then(|docker| docker.trouble.clone()));
+    notes.extend(docker.as_ref().and_then(|docker| {
+        let text = docker.trouble.as_deref()?;
+        Some(Cause::new(Code::DockerSubnet, text).about(&docker.bridge))
+    }));
     Status {
         schema: SCHEMA,
         time: now(),
@@ -100,10 +105,7 @@ pub(super) async fn look(settings: &Settings) -> Status {
             settings_rejected: None,
             settings_pending: Vec::new(),
         },
-        health: Health {
-            state: State::Stopped,
-            reasons: reasons(notes, settings),
-        },
+        health: Health::new(State::Stopped, causes(notes, settings)),
         store: Store {
             trouble: Some(NOT_ASKED.to_owned()),
             ..Store::of_settings(settings)
@@ -128,36 +130,32 @@ pub(super) async fn look(settings: &Settings) -> Status {
 }
 
 /// Never empty: what is not well is told first, then what could not be seen.
-fn reasons(notes: Vec<String>, settings: &Settings) -> Vec<String> {
+fn causes(notes: Vec<Cause>, settings: &Settings) -> Vec<Cause> {
     let socket = settings.files.socket.display();
-    let first = format!("no agent answers on {socket} (systemctl status selvage says why)");
+    let unit = network_name::unit(settings.agent.network.as_ref());
+    let first = format!("no agent answers on {socket} (systemctl status {unit} says why)");
+    let first = Cause::new(Code::NoAgent, first).about(socket);
     [first].into_iter().chain(notes).collect()
 }
 
 /// Whether an agent has the state directory all the same. It may start just now, or have another socket.
-fn other_agent(settings: &Settings) -> Option<String> {
-    let path = settings.files.state_dir.join("lock");
-    let file = File::open(&path).ok()?;
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Ok(_free) => None,
-        Err((_, nix::Error::EWOULDBLOCK)) => {
-            let id = fs::read_to_string(&path).unwrap_or_default();
-            Some(format!(
-                "process {} holds {}: an agent that starts or stops just now, or that has another socket",
-                id.trim(),
-                path.display()
-            ))
-        }
-        Err(_) => None,
-    }
+fn other_agent(settings: &Settings) -> Option<Cause> {
+    let holder = Lock::holder(&settings.files.state_dir)?;
+    let lock = lock::path(&settings.files.state_dir);
+    let text = format!(
+        "process {holder} holds {}: an agent that is starting or stopping, or that has another control socket",
+        lock.display()
+    );
+    Some(Cause::new(Code::AgentSilent, text).about(lock.display()))
 }
 
-fn read_file(path: &Path, notes: &mut Vec<String>) -> SubnetEnv {
+fn read_file(path: &Path, notes: &mut Vec<Cause>) -> SubnetEnv {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
             if error.kind() != io::ErrorKind::NotFound {
-                notes.push(format!("{} cannot be read: {error}", path.display()));
+                let text = format!("{} cannot be read: {error}", path.display());
+                notes.push(Cause::new(Code::NotVisible, text).about(path.display()));
             }
             return SubnetEnv::default();
         }
@@ -185,7 +183,7 @@ fn has_subnet(previous: &Previous) -> bool {
 async fn look_for_underlay(
     settings: &Settings,
     previous: &Previous,
-    notes: &mut Vec<String>,
+    notes: &mut Vec<Cause>,
 ) -> Option<(Underlay, Vec<IpAddr>)> {
     let families = Families {
         v4: previous.network,
@@ -210,7 +208,11 @@ async fn look_for_underlay(
             Some((underlay, v4.into_iter().chain(v6).collect()))
         }
         Err(error) => {
-            notes.push(format!("no underlay: {}", chain(&error)));
+            notes.push(
+                error
+                    .to_cause()
+                    .worded(|text| format!("no underlay: {text}")),
+            );
             None
         }
     }
@@ -219,7 +221,7 @@ async fn look_for_underlay(
 async fn look_at_firewall(
     settings: &Settings,
     file: &SubnetEnv,
-    notes: &mut Vec<String>,
+    notes: &mut Vec<Cause>,
 ) -> Option<Firewall> {
     match firewall::look(settings.agent.network.as_ref()).await {
         Ok(mode) => Some(Firewall {
@@ -234,23 +236,24 @@ async fn look_at_firewall(
             programmed_time: None,
         }),
         Err(error) => {
-            notes.push(match nix::unistd::geteuid().is_root() {
+            let text = match nix::unistd::geteuid().is_root() {
                 true => format!("the firewall's rules cannot be read: {}", chain(&error)),
                 false => "only root may read the firewall's rules".to_owned(),
-            });
+            };
+            notes.push(Cause::new(Code::NotVisible, text));
             None
         }
     }
 }
 
-fn node_id(settings: &Settings, notes: &mut Vec<String>) -> String {
+fn node_id(settings: &Settings, notes: &mut Vec<Cause>) -> String {
     if let Some(id) = &settings.agent.node_id {
         return id.clone();
     }
     match machine_id::known("/".as_ref(), &settings.files.state_dir) {
         Ok(id) => id.unwrap_or_default(),
         Err(error) => {
-            notes.push(chain(&error));
+            notes.push(Cause::new(Code::NotVisible, chain(&error)));
             String::new()
         }
     }

@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::definition::{self, Definition};
 use super::{Error, go_flag};
-use crate::base::network_name::NetworkName;
+use crate::base::network_name::{self, NetworkName};
 use crate::settings::Source;
 
 /// The flag for how long before its end a lease is renewed.
@@ -102,7 +102,7 @@ impl Flags {
             });
         }
         if let [_, _, ..] = self.networks().as_slice() {
-            let unit = |name: &str| format!("selvage@{}", NetworkName::derive(name));
+            let unit = |name: &str| network_name::unit(Some(&NetworkName::derive(name)));
             let units: Vec<_> = self.networks().into_iter().map(unit).collect();
             return Err(Error::Networks {
                 place: self.place(NETWORKS),

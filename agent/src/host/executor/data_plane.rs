@@ -100,7 +100,10 @@ impl Tuns for Slot {
             workers: None,
         };
         let opened = DataPlane::open(&settings);
-        let plane = opened.map_err(|error| ChangeError::DataPlane(chain(&error)))?;
+        let plane = opened.map_err(|error| ChangeError::DataPlane {
+            text: chain(&error),
+            errno: error.errno(),
+        })?;
         // The wire format has no place for IPv6, so the device needs no link-local address, and its solicitations would
         // only be dropped. Nothing is lost where there is no IPv6.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");

@@ -48,8 +48,13 @@ pub enum ChangeError {
     #[error("another agent on this host has the device {0}")]
     Claimed(InterfaceName),
     /// The data plane cannot be opened.
-    #[error("{0}")]
-    DataPlane(String),
+    #[error("{text}")]
+    DataPlane {
+        /// Why, in words.
+        text: String,
+        /// The kernel's answer, if that was it.
+        errno: Option<Errno>,
+    },
     /// The command of a hook did not succeed.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -70,6 +75,8 @@ impl Failure {
         matches!(self.error, ChangeError::Conflict { .. })
     }
 }
+
+impl std::error::Error for Failure {}
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,9 +9,10 @@
 use ipnet::IpNet;
 
 use super::table::{Definition, Options};
-use super::{Backend, Opening, Refusal, Setup, Unfit, attrs, same_kind};
+use super::{Backend, Opening, Setup, Unfit, attrs, same_kind};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
+use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Key, Object, Scope, State};
 use crate::plan::underlay::Underlay;
 
@@ -87,7 +88,7 @@ impl Backend for AllocBackend {
         State::new()
     }
 
-    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, PeerRefusal> {
         same_kind(&peer.attrs, LEASE_TYPE)?;
         Ok(Vec::new())
     }
@@ -107,7 +108,10 @@ mod tests {
         };
         let backend = AllocBackend::new(&config, &underlay);
         let mut peer = lease(1, 1, 1);
-        assert!(matches!(backend.peer(&peer), Err(Refusal::Kind(..))));
+        assert!(matches!(
+            backend.peer(&peer),
+            Err(PeerRefusal::OtherBackend { .. })
+        ));
         peer.attrs.backend_type.clear();
         assert_eq!(backend.peer(&peer), Ok(Vec::new()));
         assert_eq!(backend.own(&peer.key), State::new());

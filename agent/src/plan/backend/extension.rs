@@ -24,12 +24,11 @@ use ipnet::IpNet;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::table::{Definition, Options};
-use super::{
-    Backend, BackendConfigError, FirstCommand, Opening, Refusal, Setup, Unfit, attrs, same_kind,
-};
+use super::{Backend, BackendConfigError, FirstCommand, Opening, Setup, Unfit, attrs, same_kind};
 use crate::base::go_json;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
+use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Hook, Key, Object, Scope, State};
 use crate::plan::underlay::Underlay;
 
@@ -240,12 +239,12 @@ impl Backend for ExtensionBackend {
         State::from([(Key::Hook(*own), Object::Hook(Box::new(hook)))])
     }
 
-    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, PeerRefusal> {
         same_kind(&peer.attrs, KIND)?;
         let data: Option<String> = match &peer.attrs.backend_data {
             None => None,
             Some(raw) => Some(serde_json::from_str(raw.get()).map_err(|_| {
-                Refusal::Data(format!("{} is not a text", go_json::shorten(raw.get())))
+                PeerRefusal::BackendData(format!("{} is not a text", go_json::shorten(raw.get())))
             })?),
         };
         if (&self.config.subnet_add, &self.config.subnet_remove) == (&None, &None) {

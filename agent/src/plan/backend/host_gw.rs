@@ -16,9 +16,10 @@ use ipnet::IpNet;
 use tracing::warn;
 
 use super::table::{Definition, Options};
-use super::{Backend, Opening, Refusal, Setup, Unfit, attrs, same_kind};
+use super::{Backend, Opening, Setup, Unfit, attrs, same_kind};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
+use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Key, Object, Route, Scope, State};
 use crate::plan::underlay::{Face, Underlay};
 
@@ -108,7 +109,7 @@ impl Backend for HostGwBackend {
         State::new()
     }
 
-    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, PeerRefusal> {
         same_kind(&peer.attrs, KIND)?;
         let mut objects = Vec::new();
         for &network in &self.networks {
@@ -132,15 +133,15 @@ impl Backend for HostGwBackend {
 }
 
 /// The address by which a peer on the underlay's link is reached.
-fn gateway(face: &Face, subnet: IpNet, attrs: &LeaseAttrs) -> Result<IpAddr, Refusal> {
+fn gateway(face: &Face, subnet: IpNet, attrs: &LeaseAttrs) -> Result<IpAddr, PeerRefusal> {
     let public = attrs
         .address_for(subnet)
-        .ok_or(Refusal::NoAddress(subnet))?;
+        .ok_or(PeerRefusal::NoAddress(subnet))?;
     if [face.address, face.public].contains(&public) {
-        return Err(Refusal::OwnAddress(public));
+        return Err(PeerRefusal::OurPublicIp(public));
     }
     if !face.is_on_link(public) {
-        return Err(Refusal::NotOnLink {
+        return Err(PeerRefusal::OffLink {
             public,
             on_link: face.on_link,
         });
@@ -213,10 +214,13 @@ mod tests {
         let mut nowhere = near();
         nowhere.attrs.public_ip = None;
         let subnet = "10.5.1.0/24".parse().unwrap();
-        assert_eq!(backend.peer(&nowhere), Err(Refusal::NoAddress(subnet)));
+        assert_eq!(backend.peer(&nowhere), Err(PeerRefusal::NoAddress(subnet)));
         let mut other = near();
         other.attrs.backend_type = "vxlan".to_owned();
-        assert!(matches!(backend.peer(&other), Err(Refusal::Kind(..))));
+        assert!(matches!(
+            backend.peer(&other),
+            Err(PeerRefusal::OtherBackend { .. })
+        ));
     }
 
     #[test]

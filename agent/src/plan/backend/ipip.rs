@@ -16,11 +16,12 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::table::{Definition, Options};
-use super::{Backend, BackendConfigError, Opening, Refusal, Setup, Unfit, attrs, route, same_kind};
+use super::{Backend, BackendConfigError, Opening, Setup, Unfit, attrs, route, same_kind};
 use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
+use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Ipip, Key, Link, LinkKind, Object, Scope, State};
 use crate::plan::underlay::Underlay;
 
@@ -154,18 +155,18 @@ impl Backend for IpipBackend {
         ])
     }
 
-    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, PeerRefusal> {
         same_kind(&peer.attrs, KIND)?;
         let Some(subnet) = peer.key.v4.map(IpNet::V4) else {
             return Ok(Vec::new());
         };
         let public = peer.attrs.address_for(subnet);
-        let public = public.ok_or(Refusal::NoAddress(subnet))?;
+        let public = public.ok_or(PeerRefusal::NoAddress(subnet))?;
         let Some(face) = self.underlay.face(subnet) else {
             return Ok(Vec::new());
         };
         if [face.address, face.public].contains(&public) {
-            return Err(Refusal::OwnAddress(public));
+            return Err(PeerRefusal::OurPublicIp(public));
         }
         let direct = self.config.direct_routing && face.is_neighbor(public);
         Ok(if direct {
@@ -254,7 +255,7 @@ mod tests {
         assert!(keys.iter().all(|key| !key.contains("eth0")), "{keys:?}");
         assert_eq!(
             backend("{}").peer(&peer([192, 0, 2, 1])),
-            Err(Refusal::OwnAddress([192, 0, 2, 1].into()))
+            Err(PeerRefusal::OurPublicIp([192, 0, 2, 1].into()))
         );
     }
 

@@ -5,8 +5,9 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Backend, Refusal};
+use super::Backend;
 use crate::cluster::lease::{Lease, SubnetKey};
+use crate::cluster::refusal::{Claimed, PeerRefusal};
 use crate::plan::state::{Delta, Key, Object, State};
 
 /// What the own lease and the peers ask for. Pure: it knows leases and objects, never the kernel.
@@ -20,7 +21,7 @@ pub struct Plan {
     /// Every claim that could be contested, oldest lease first for each key.
     claims: BTreeSet<(Key, Age)>,
     /// The peers that are not programmed.
-    refused: BTreeMap<SubnetKey, Refusal>,
+    refused: BTreeMap<SubnetKey, PeerRefusal>,
 }
 
 /// The order of claims: by age, then by subnet.
@@ -30,7 +31,7 @@ type Age = (u64, SubnetKey);
 struct Peer {
     created: u64,
     /// What reaches the peer, or why it cannot be reached. A peer whose claims lose keeps its objects here.
-    objects: Result<Box<[(Key, Object)]>, Refusal>,
+    objects: Result<Box<[(Key, Object)]>, PeerRefusal>,
 }
 
 impl Peer {
@@ -98,12 +99,12 @@ impl Plan {
     }
 
     /// The peers that are not programmed, and why.
-    pub fn refused(&self) -> impl Iterator<Item = (&SubnetKey, &Refusal)> {
+    pub fn refused(&self) -> impl Iterator<Item = (&SubnetKey, &PeerRefusal)> {
         self.refused.iter()
     }
 
     /// Why one peer is not programmed; `None` if it is, or if there is no such peer.
-    pub fn refusal(&self, key: &SubnetKey) -> Option<&Refusal> {
+    pub fn refusal(&self, key: &SubnetKey) -> Option<&PeerRefusal> {
         self.refused.get(key)
     }
 
@@ -217,14 +218,19 @@ impl Plan {
     }
 
     /// Who has an older claim to something that this peer needs. A shared next hop is no conflict.
-    fn older_claim(&self, subnet: &SubnetKey, objects: &[(Key, Object)]) -> Option<Refusal> {
+    fn older_claim(&self, subnet: &SubnetKey, objects: &[(Key, Object)]) -> Option<PeerRefusal> {
         objects.iter().find_map(|(key, _)| {
             if matches!(key, Key::NextHop(..)) || !may_be_contested(key, subnet) {
                 return None;
             }
             let oldest = self.claimants(key).next()?;
-            (oldest != *subnet).then(|| Refusal::Taken {
-                key: key.clone(),
+            (oldest != *subnet).then(|| PeerRefusal::Taken {
+                what: match key {
+                    Key::Fdb(..) => Claimed::Mac,
+                    Key::WireguardPeer(..) => Claimed::Key,
+                    _ => Claimed::Other,
+                },
+                object: key.to_string(),
                 holder: oldest,
             })
         })

@@ -17,13 +17,12 @@ use std::net::{IpAddr, SocketAddrV4};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::table::{Definition, Options};
-use super::{
-    Backend, BackendConfigError, Opening, Refusal, Setup, Unfit, attrs, device_route, same_kind,
-};
+use super::{Backend, BackendConfigError, Opening, Setup, Unfit, attrs, device_route, same_kind};
 use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
+use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Tun};
 use crate::plan::underlay::Underlay;
 
@@ -178,7 +177,7 @@ impl Backend for UdpBackend {
         objects.into_iter().chain(route).collect()
     }
 
-    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, PeerRefusal> {
         // Older versions of other implementations may have written the name.
         if peer.attrs.backend_type != KIND {
             same_kind(&peer.attrs, LEASE_TYPE)?;
@@ -187,9 +186,9 @@ impl Backend for UdpBackend {
             return Ok(Vec::new());
         };
         let public = peer.attrs.public_ip;
-        let public = public.ok_or(Refusal::NoAddress(subnet.into()))?;
+        let public = public.ok_or(PeerRefusal::NoAddress(subnet.into()))?;
         if [v4.address, v4.public].contains(&public) {
-            return Err(Refusal::OwnAddress(public.into()));
+            return Err(PeerRefusal::OurPublicIp(public.into()));
         }
         let network = self
             .network
@@ -199,7 +198,7 @@ impl Backend for UdpBackend {
             .network
             .is_some_and(|network| self.underlay.is_inside(network.into()));
         if let Some(network) = network.filter(|_| !is_inside) {
-            return Err(Refusal::Looping {
+            return Err(PeerRefusal::Looping {
                 public: public.into(),
                 network,
                 link: self.link.clone(),
@@ -304,10 +303,10 @@ mod tests {
         }
         assert_eq!(
             backend("{}").peer(&peer("", [192, 0, 2, 1])),
-            Err(Refusal::OwnAddress([192, 0, 2, 1].into()))
+            Err(PeerRefusal::OurPublicIp([192, 0, 2, 1].into()))
         );
         let other = backend("{}").peer(&peer("vxlan", [198, 51, 100, 7]));
-        assert!(matches!(other, Err(Refusal::Kind(..))));
+        assert!(matches!(other, Err(PeerRefusal::OtherBackend { .. })));
     }
 
     #[test]

@@ -24,11 +24,12 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::table::{Definition, Options};
-use super::{Backend, BackendConfigError, Opening, Refusal, Setup, Unfit, attrs, route, same_kind};
+use super::{Backend, BackendConfigError, Opening, Setup, Unfit, attrs, route, same_kind};
 use crate::base::go_json::{self, GoJsonError};
 use crate::base::net::{InterfaceName, MacAddr};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
+use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Vxlan};
 use crate::plan::underlay::{Face, Underlay};
 
@@ -262,13 +263,13 @@ impl VxlanBackend {
         subnet: IpNet,
         attrs: &LeaseAttrs,
         data: Option<&RawValue>,
-    ) -> Result<Vec<(Key, Object)>, Refusal> {
+    ) -> Result<Vec<(Key, Object)>, PeerRefusal> {
         let public = attrs
             .address_for(subnet)
-            .ok_or(Refusal::NoAddress(subnet))?;
+            .ok_or(PeerRefusal::NoAddress(subnet))?;
         let mac = half.peer_mac(data)?;
         if [half.face.address, half.face.public].contains(&public) {
-            return Err(Refusal::OwnAddress(public));
+            return Err(PeerRefusal::OurPublicIp(public));
         }
         if self.config.direct_routing && half.face.is_neighbor(public) {
             return Ok(route(subnet, &self.underlay.name, public, false).into());
@@ -321,16 +322,16 @@ impl Half {
     }
 
     /// The MAC address of a peer's VTEP.
-    fn peer_mac(&self, data: Option<&RawValue>) -> Result<MacAddr, Refusal> {
-        let no_data = || Refusal::NoData(self.network);
+    fn peer_mac(&self, data: Option<&RawValue>) -> Result<MacAddr, PeerRefusal> {
+        let no_data = || PeerRefusal::NoBackendData(self.network);
         let data = data.ok_or_else(no_data)?;
         let mac: MacAddr = go_json::Object::parse(data.get())
             .and_then(|data| data.get("VtepMAC", "an Ethernet address such as 0a:1b:2c:3d:4e:5f"))
-            .map_err(|error| Refusal::Data(error.to_string()))?
+            .map_err(|error| PeerRefusal::BackendData(error.to_string()))?
             .ok_or_else(no_data)?;
         match mac {
-            _ if !mac.is_unicast() => Err(Refusal::NotUnicast(mac)),
-            _ if mac == self.identity.mac => Err(Refusal::OwnMac(mac)),
+            _ if !mac.is_unicast() => Err(PeerRefusal::NotUnicast(mac)),
+            _ if mac == self.identity.mac => Err(PeerRefusal::OwnMac(mac)),
             _ => Ok(mac),
         }
     }
@@ -398,7 +399,7 @@ impl Backend for VxlanBackend {
         state
     }
 
-    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, PeerRefusal> {
         let attrs = &peer.attrs;
         same_kind(attrs, KIND)?;
         let mut objects = Vec::new();

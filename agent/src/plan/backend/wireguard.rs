@@ -36,11 +36,12 @@ use serde_json::value::{RawValue, to_raw_value};
 
 pub use self::config::{Mode, WireguardConfig};
 use super::table::{Definition, Options};
-use super::{Backend, Opening, Refusal, Setup, Unfit, attrs, device_route, same_kind};
+use super::{Backend, Opening, Setup, Unfit, attrs, device_route, same_kind};
 use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
+use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Wireguard, WireguardPeer};
 use crate::plan::underlay::Underlay;
 use crate::plan::wireguard_key::{PrivateKey, PublicKey};
@@ -194,20 +195,20 @@ impl WireguardBackend {
         tunnel: &Tunnel<'_>,
         subnets: &[IpNet],
         attrs: &LeaseAttrs,
-    ) -> Result<(Key, Object), Refusal> {
+    ) -> Result<(Key, Object), PeerRefusal> {
         let data = self.peer_data(subnets, attrs)?;
         if data.key == self.public_key {
-            return Err(Refusal::OwnKey(data.key));
+            return Err(PeerRefusal::OwnKey(data.key.to_string()));
         }
         let address = self.endpoint(subnets, attrs)?;
         if self.addresses().any(|own| own == address) {
-            return Err(Refusal::OwnAddress(address));
+            return Err(PeerRefusal::OurPublicIp(address));
         }
         let mut networks = self.networks.iter();
         if let Some(network) = networks
             .find(|network| network.contains(&address) && !self.underlay.is_inside(**network))
         {
-            return Err(Refusal::Looping {
+            return Err(PeerRefusal::Looping {
                 public: address,
                 network: *network,
                 link: tunnel.link.clone(),
@@ -227,23 +228,23 @@ impl WireguardBackend {
     }
 
     /// What a peer says of itself for the first of these subnets for which it says anything; IPv4 comes first.
-    fn peer_data(&self, subnets: &[IpNet], attrs: &LeaseAttrs) -> Result<PeerData, Refusal> {
+    fn peer_data(&self, subnets: &[IpNet], attrs: &LeaseAttrs) -> Result<PeerData, PeerRefusal> {
         for subnet in subnets {
             let data = match subnet {
                 IpNet::V4(_) => &attrs.backend_data,
                 IpNet::V6(_) => &attrs.backend_v6_data,
             };
             if let Some(data) = data {
-                return read_peer_data(data)?.ok_or(Refusal::NoData(*subnet));
+                return read_peer_data(data)?.ok_or(PeerRefusal::NoBackendData(*subnet));
             }
         }
-        Err(Refusal::NoData(
+        Err(PeerRefusal::NoBackendData(
             subnets.first().copied().unwrap_or_default(),
         ))
     }
 
     /// The address to which encrypted packets for these subnets of a peer are sent.
-    fn endpoint(&self, subnets: &[IpNet], attrs: &LeaseAttrs) -> Result<IpAddr, Refusal> {
+    fn endpoint(&self, subnets: &[IpNet], attrs: &LeaseAttrs) -> Result<IpAddr, PeerRefusal> {
         let v4 = attrs.public_ip.map(IpAddr::V4);
         let v6 = attrs.public_ipv6.map(IpAddr::V6);
         let v6_only = subnets.iter().all(|subnet| subnet.addr().is_ipv6());
@@ -254,8 +255,8 @@ impl WireguardBackend {
             Mode::Auto => self.prefers_v6(attrs),
         };
         match over_v6 {
-            true => v6.ok_or(Refusal::NoEndpoint("PublicIPv6")),
-            false => v4.ok_or(Refusal::NoEndpoint("PublicIP")),
+            true => v6.ok_or(PeerRefusal::NoEndpoint("PublicIPv6")),
+            false => v4.ok_or(PeerRefusal::NoEndpoint("PublicIP")),
         }
     }
 
@@ -283,8 +284,8 @@ impl WireguardBackend {
 }
 
 /// Reads what a peer says of itself; `None` if it has no key.
-fn read_peer_data(data: &RawValue) -> Result<Option<PeerData>, Refusal> {
-    let unusable = |error: go_json::GoJsonError| Refusal::Data(error.to_string());
+fn read_peer_data(data: &RawValue) -> Result<Option<PeerData>, PeerRefusal> {
+    let unusable = |error: go_json::GoJsonError| PeerRefusal::BackendData(error.to_string());
     let object = go_json::Object::parse(data.get()).map_err(unusable)?;
     let key: Option<PublicKey> = object
         .get("PublicKey", "a public key of 32 bytes in base64")
@@ -362,7 +363,7 @@ impl Backend for WireguardBackend {
         state
     }
 
-    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, Refusal> {
+    fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, PeerRefusal> {
         same_kind(&peer.attrs, KIND)?;
         let mut objects = Vec::new();
         for tunnel in self.tunnels() {

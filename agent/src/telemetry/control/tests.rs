@@ -4,8 +4,8 @@ use super::*;
 use crate::telemetry::status;
 
 fn status() -> Status {
-    let reasons = vec!["waiting for etcd".to_owned()];
-    Status::joining(status::Agent::of_process("node", 1), reasons)
+    let cause = status::Cause::new(status::Code::StoreUnreachable, "waiting for etcd");
+    Status::joining(status::Agent::of_process("node", 1), vec![cause])
 }
 
 fn listen(directory: &TempDir) -> (Desk, Questions, Client) {
@@ -23,6 +23,7 @@ async fn while_joining_the_last_word_is_told_and_afterwards_the_loop_answers() {
     let told = client.status().await.unwrap();
     assert_eq!(told.health.state, status::State::Joining);
     assert_eq!(told.health.reasons, ["waiting for etcd"]);
+    assert_eq!(told.health.causes, status().health.causes);
 
     desk.set_joining(None);
     let asked = tokio::spawn(async move { client.status().await });

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::{Health, Scrapes, Server};
 use crate::telemetry::metrics::Sample;
+use crate::telemetry::status::{Cause, Code};
 
 /// What no test should reach.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -95,10 +96,10 @@ async fn readyz_follows_the_state_and_gives_reasons() {
     assert_eq!(server.get("/readyz").await, (200, ready));
 
     server.health.set_ready(vec![
-        "etcd is away:\nrefused".to_owned(),
-        "no lease".to_owned(),
+        Cause::new(Code::StoreUnreachable, "etcd is away:\nrefused"),
+        Cause::new(Code::LeaseLost, "no lease"),
     ]);
-    let reasons = "flanneld is not ready yet\netcd is away: refused\nno lease".to_owned();
+    let reasons = "flanneld is not ready yet\netcd is away: refused [store-unreachable]\nno lease [lease-lost]".to_owned();
     assert_eq!(server.get("/readyz").await, (503, reasons));
 }
 

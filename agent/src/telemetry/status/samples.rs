@@ -11,6 +11,20 @@ const DAY: u64 = 24 * HOUR;
 
 const DOCKER: &str = "Docker was started with --bip=10.5.34.1/24, but its bridge docker0 is on 10.5.3.1/24, as live-restore leaves it while containers run; no peer reaches them";
 
+/// A route that another program has, and that one.
+const ROUTE: [&str; 2] = [
+    "route 10.5.4.0/24",
+    "10.5.4.0/24 via 10.77.0.9 proto 4 dev eth0",
+];
+
+/// With an object, and what is to be known of it.
+fn cause(task: TaskName, code: Code, [object, detail]: [&str; 2], text: &str) -> Cause {
+    Cause {
+        detail: Some(detail.to_owned()),
+        ..Cause::new(code, text).about(object).of(task)
+    }
+}
+
 /// One with every field set. New fields are to be set here as well.
 pub(crate) fn full() -> Status {
     Status {
@@ -25,14 +39,24 @@ pub(crate) fn full() -> Status {
             settings_rejected: Some("the settings were not reloaded: no such file".to_owned()),
             settings_pending: vec!["etcd.prefix".to_owned()],
         },
-        health: Health {
-            state: State::Degraded,
-            reasons: vec![
-                "the lease could not be extended: etcd gave no answer within 5 s".to_owned(),
-                "kernel: 2 kernel changes failed, the first: route 10.5.4.0/24 via 10.5.4.0 dev flannel.1 onlink: File exists (os error 17)".to_owned(),
-                DOCKER.to_owned(),
+        health: Health::new(
+            State::Degraded,
+            vec![
+                cause(
+                    TaskName::Renewal,
+                    Code::StoreRefused,
+                    ["etcd at https://10.77.0.2:2379", "x"],
+                    "the lease could not be extended: etcd gave no answer within 5 s",
+                ),
+                cause(
+                    TaskName::Program,
+                    Code::KernelConflict,
+                    ROUTE,
+                    "kernel: 2 kernel changes failed, the first: route 10.5.4.0/24 via 10.5.4.0 dev flannel.1 onlink: File exists (os error 17)",
+                ),
+                cause(TaskName::Docker, Code::DockerSubnet, ["docker0", "x"], DOCKER),
             ],
-        },
+        ),
         store: Store {
             kind: "etcd".to_owned(),
             servers: vec![
@@ -107,6 +131,12 @@ pub(crate) fn full() -> Status {
             failures: vec![
                 "route 10.5.4.0/24 via 10.5.4.0 dev flannel.1 onlink: File exists (os error 17)".to_owned(),
             ],
+            causes: vec![cause(
+                TaskName::Program,
+                Code::KernelConflict,
+                ROUTE,
+                "route 10.5.4.0/24 via 10.5.4.0 dev flannel.1 onlink: File exists (os error 17)",
+            )],
         },
         files: Files {
             subnet_file: "/run/flannel/subnet.env".to_owned(),
@@ -124,6 +154,10 @@ pub(crate) fn full() -> Status {
                 public_ipv6: Some("fd77::12".parse().unwrap()),
                 owner: Some("00000000000000000000000000000012".to_owned()),
                 reason: Some("its last update is not followed: 10.5.7.9 is no usable public IP: inside the overlay network".to_owned()),
+                refusal: Some(Refusal {
+                    code: RefusalCode::PublicIp,
+                    object: Some("10.5.7.9".to_owned()),
+                }),
                 changed_time: Some(NOW - 119),
                 traffic: Some(Traffic {
                     rx_bytes: 1_234_567_890,
@@ -174,6 +208,7 @@ pub(crate) fn peer(number: u8, host: u8) -> Peer {
         owner: Some(format!("{host:032}")),
         state: PeerState::Programmed,
         reason: None,
+        refusal: None,
         since_time: NOW - 3 * HOUR,
         changed_time: None,
         traffic: None,
@@ -194,10 +229,7 @@ pub(crate) fn healthy() -> Status {
             settings_pending: Vec::new(),
             ..full.agent
         },
-        health: Health {
-            state: State::Ready,
-            reasons: Vec::new(),
-        },
+        health: Health::new(State::Ready, Vec::new()),
         store: Store {
             servers: vec!["http://10.77.0.1:2379".to_owned()],
             server: Some("http://10.77.0.1:2379".to_owned()),
@@ -362,7 +394,10 @@ pub(crate) fn joining() -> Status {
         },
         ..Status::joining(
             healthy().agent,
-            vec!["waiting for the network config: failed to read /coreos.com/network/config: etcd gave no answer within 5 s".to_owned()],
+            vec![Cause::new(
+                Code::StoreUnreachable,
+                "waiting for the network config: failed to read /coreos.com/network/config: etcd gave no answer within 5 s",
+            )],
         )
     }
 }
@@ -376,13 +411,16 @@ pub(crate) fn stopped() -> Status {
             started_time: 0,
             ..healthy.agent
         },
-        health: Health {
-            state: State::Stopped,
-            reasons: vec![
-                "no agent answers on /run/selvage/agent.sock (systemctl status selvage says why)".to_owned(),
-                "only root may read the firewall's rules".to_owned(),
+        health: Health::new(
+            State::Stopped,
+            vec![
+                Cause::new(
+                    Code::NoAgent,
+                    "no agent answers on /run/selvage/agent.sock (systemctl status selvage says why)",
+                ),
+                Cause::new(Code::NotVisible, "only root may read the firewall's rules"),
             ],
-        },
+        ),
         store: Store {
             server: None,
             trouble: Some("not asked, as the agent does not run".to_owned()),

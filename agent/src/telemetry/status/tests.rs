@@ -114,6 +114,53 @@ fn a_reader_skips_fields_that_it_does_not_know() {
     assert_eq!(serde_json::from_value::<Status>(document).unwrap(), full());
 }
 
+/// The first column of the table in the documentation whose first head is `head`.
+fn documented(head: &str) -> Vec<String> {
+    let document = include_str!("../../../docs/status.md");
+    let table = document.split_once(&format!("\n| {head} | "));
+    let (_, table) = table.unwrap_or_else(|| panic!("no table of {head}"));
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    let first = |row: &str| Some(row.split('`').nth(1)?.to_owned());
+    rows.map(|row| first(row).unwrap_or_else(|| panic!("{row}")))
+        .collect()
+}
+
+fn names<T: ToString>(codes: &[T]) -> Vec<String> {
+    codes.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn causes_and_sentences_are_in_one_order() {
+    let status = full();
+    let texts = |causes: &[Cause]| -> Vec<String> {
+        causes.iter().map(|cause| cause.text.clone()).collect()
+    };
+    assert_eq!(texts(&status.health.causes), status.health.reasons);
+    assert_eq!(texts(&status.kernel.causes), status.kernel.failures);
+}
+
+#[test]
+fn an_agent_without_codes_is_understood() {
+    let mut document = serde_json::to_value(full()).unwrap();
+    document["health"].as_object_mut().unwrap().remove("causes");
+    document["kernel"].as_object_mut().unwrap().remove("causes");
+    for peer in document["peers"].as_array_mut().unwrap() {
+        peer.as_object_mut().unwrap().remove("refusal");
+    }
+    let old: Status = serde_json::from_value(document).unwrap();
+    let causes = old.health.causes();
+    assert_eq!(causes.len(), old.health.reasons.len());
+    assert!(causes.iter().all(|cause| cause.code == Code::Unknown));
+    assert_eq!(causes[0].text, old.health.reasons[0]);
+    assert_eq!(old.kernel.causes()[0].text, old.kernel.failures[0]);
+    assert_eq!(old.peers[0].refusal, None);
+    let own = full();
+    assert_eq!(*own.health.causes(), own.health.causes[..]);
+}
+
 #[test]
 fn words_are_as_documented() {
     let word = |value: Value| value.as_str().unwrap_or_default().to_owned();
@@ -132,6 +179,9 @@ fn words_are_as_documented() {
         states.map(|state| word(serde_json::to_value(state).unwrap())),
         ["programmed", "failed", "refused"]
     );
+    assert_eq!(documented("task"), names(TaskName::ALL));
+    assert_eq!(documented("code"), names(Code::ALL));
+    assert_eq!(documented("refusal"), names(RefusalCode::ALL));
     let owners = [Owner::Own, Owner::Peer, Owner::Nobody, Owner::Outside];
     assert_eq!(
         owners.map(|owner| word(serde_json::to_value(owner).unwrap())),

@@ -78,7 +78,7 @@ pub(super) fn parse(
 pub(super) fn news(store: &Store, config: Option<&StoredConfig>) -> Option<StoreEvent> {
     store.config.note(config).then(|| {
         let parsed = parse(store, config);
-        StoreEvent::NetworkConfig(parsed.map(Box::new).map_err(|error| error.to_string()))
+        StoreEvent::NetworkConfig(parsed.map(Box::new).map_err(|error| (&error).into()))
     })
 }
 

@@ -11,7 +11,7 @@ use super::Store;
 use super::held::{EtcdLease, Held, Settled, keep_alive};
 use super::spread::{LIST, spread};
 use crate::base::retry::{Backoff, jittered, random_seed};
-use crate::cluster::lease::{StoreError, StoreEvent, Tenure};
+use crate::cluster::lease::{StoreError, StoreEvent, StoreTrouble, Tenure};
 
 /// Keeps one lease until it is lost.
 pub(super) struct Keeper {
@@ -25,7 +25,7 @@ pub(super) struct Keeper {
     /// What holds of the lease, until the consumer of events has room for it.
     news: Option<StoreEvent>,
     /// Why it could not be extended, as reported last.
-    trouble: Option<String>,
+    trouble: Option<StoreTrouble>,
     seed: u64,
 }
 
@@ -179,11 +179,11 @@ impl Keeper {
         let left = self.left();
         let in_danger = left.is_some_and(|left| left < lease.ttl / 2);
         let refused = matches!(error, StoreError::Refused { .. });
-        let text = error.to_string();
-        if (refused || in_danger) && self.trouble.as_ref() != Some(&text) {
-            let error = text.clone();
+        let trouble = StoreTrouble::from(error);
+        if (refused || in_danger) && self.trouble.as_ref() != Some(&trouble) {
+            let error = trouble.clone();
             self.news = Some(StoreEvent::RenewalFailed { error, left });
-            self.trouble = Some(text);
+            self.trouble = Some(trouble);
         }
     }
 

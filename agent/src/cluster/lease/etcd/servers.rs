@@ -17,8 +17,8 @@ use super::history::History;
 use super::settings::EtcdSettings;
 use crate::base::endpoint::Endpoint;
 use crate::base::logging::chain;
-use crate::cluster::lease::StoreError;
 use crate::cluster::lease::etcd::SettingsError;
+use crate::cluster::lease::{Fault, StoreError};
 use crate::settings;
 
 /// gRPC status codes (grpc/doc/statuscodes.md).
@@ -147,6 +147,7 @@ impl Servers {
         Fut: Future<Output = Result<T, Error>>,
     {
         let mut attempts = Vec::new();
+        let mut fault = Fault::default();
         for _ in 0..self.endpoints.len() {
             let (index, known) = self.current();
             let mut failure = match self.ask(index, known.clone(), &mut request).await {
@@ -176,6 +177,7 @@ impl Servers {
             }
             self.give_up(index, failure.silent);
             attempts.push(format!("{server}: {}", failure.cause));
+            fault = fault.max(failure.fault);
             if !may_repeat && !failure.unsent {
                 // The connection may be one to a former life of the server.
                 self.forget(index);
@@ -184,6 +186,7 @@ impl Servers {
         }
         Err(StoreError::Unreachable {
             attempts: attempts.join("; "),
+            fault,
         })
     }
 
@@ -240,6 +243,7 @@ impl Servers {
         let (index, _) = self.current();
         StoreError::Unreachable {
             attempts: format!("{}: {}", self.name(index), Failure::silence().cause),
+            fault: Fault::Other,
         }
     }
 
@@ -258,6 +262,7 @@ impl Servers {
         self.give_up(index, failure.silent);
         StoreError::Unreachable {
             attempts: format!("{}: {}", self.name(index), failure.cause),
+            fault: failure.fault,
         }
     }
 
@@ -276,7 +281,11 @@ impl Servers {
     async fn connect(&self, index: usize) -> Result<Client, Failure> {
         let endpoint = self.endpoints.get(index).ok_or_else(Failure::silence)?;
         let options = self.state().access.connect_options(endpoint);
-        let options = options.map_err(|error| Failure::text(chain(&error)))?;
+        // What can be wrong here are the certificates' files.
+        let options = options.map_err(|error| Failure {
+            fault: Fault::Tls,
+            ..Failure::text(chain(&error))
+        })?;
         let client = Client::connect([&endpoint.url], Some(options))
             .await
             .map_err(|error| Failure::of(&error))?;
@@ -315,6 +324,8 @@ impl Servers {
 /// Why a request got no useful answer.
 struct Failure {
     cause: String,
+    /// What is to be put right.
+    fault: Fault,
     code: Option<i32>,
     of_one_server: bool,
     silent: bool,
@@ -333,6 +344,7 @@ impl Failure {
     fn text(cause: String) -> Self {
         Self {
             cause,
+            fault: Fault::Other,
             code: None,
             of_one_server: true,
             silent: false,
@@ -342,14 +354,19 @@ impl Failure {
 
     fn of(error: &Error) -> Self {
         let Error::GRpcStatus(status) = error else {
-            return Self::text(match error {
-                Error::TransportError(error) => chain(error),
-                error => error.to_string(),
-            });
+            return Self {
+                fault: Fault::of(error),
+                ..Self::text(match error {
+                    Error::TransportError(error) => chain(error),
+                    error => error.to_string(),
+                })
+            };
         };
         let code = i32::from(status.code());
+        let fault = Fault::of(status).max(Fault::of_answer(code, status.message()));
         Self {
             cause: root_cause(status).unwrap_or_else(|| status.message().to_owned()),
+            fault,
             code: Some(code),
             of_one_server: code::OF_ONE_SERVER.contains(&code),
             silent: false,

@@ -25,7 +25,7 @@ use super::servers::{Connection, code};
 use super::spread::{LIST, spread};
 use super::{DEADLINE, Store};
 use crate::base::retry::{Backoff, random_seed};
-use crate::cluster::lease::{Lease, LeaseEvent, StoreError, StoreEvent, SubnetKey};
+use crate::cluster::lease::{Lease, LeaseEvent, StoreError, StoreEvent, StoreTrouble, SubnetKey};
 
 /// After this long without a message the server is asked for one. HTTP/2 pings find dead connections sooner; this finds
 /// a server that answers pings and nothing else.
@@ -69,7 +69,7 @@ struct From {
 enum Said {
     Nothing,
     Reachable(String),
-    Unreachable(String),
+    Unreachable(StoreTrouble),
 }
 
 /// Why following ended.
@@ -131,7 +131,7 @@ impl Watcher {
                 Stop::Broken | Stop::Outdated => {}
                 Stop::Unwanted => return,
                 Stop::Failed(error) => {
-                    let said = Said::Unreachable(error.to_string());
+                    let said = Said::Unreachable((&error).into());
                     if self.say(said).await.is_err() {
                         return;
                     }

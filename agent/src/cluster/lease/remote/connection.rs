@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::base::endpoint::Endpoint;
+use crate::cluster::lease::Fault;
 use crate::cluster::remote::tls::{Files, TlsError};
 use crate::cluster::remote::{JSON, REASON, Reason};
 
@@ -55,6 +56,16 @@ pub(super) enum Failure {
     /// No answer in time.
     #[error("no answer within {} s", .0.as_secs())]
     Silence(Duration),
+}
+
+impl Failure {
+    /// What is to be put right.
+    pub(super) fn fault(&self) -> Fault {
+        match self {
+            Self::Tls(_) => Fault::Tls,
+            failure => Fault::of(failure),
+        }
+    }
 }
 
 /// The system's words carry an error number that adds nothing; the kind's do not.

@@ -9,7 +9,7 @@ use tracing::debug;
 
 use super::Shared;
 use crate::base::retry::{Backoff, jittered, random_seed};
-use crate::cluster::lease::{StoreError, StoreEvent};
+use crate::cluster::lease::{StoreError, StoreEvent, StoreTrouble};
 
 const FAILURES: Backoff =
     match Backoff::new(Duration::from_millis(200), Duration::from_secs(60), 0.5, 0) {
@@ -37,7 +37,7 @@ pub(super) struct Keeper {
     looks: Backoff,
     last_look: Option<Instant>,
     /// Why it could not be extended, as reported last.
-    trouble: Option<String>,
+    trouble: Option<StoreTrouble>,
     /// What there is to say about that, until its consumer has room for it.
     news: Option<StoreEvent>,
     seed: u64,
@@ -141,11 +141,11 @@ impl Keeper {
             return self.failures.next_delay();
         };
         let refused = matches!(error, StoreError::Refused { .. });
-        let text = error.to_string();
-        if (refused || left < ttl / 2) && self.trouble.as_ref() != Some(&text) {
-            self.trouble = Some(text.clone());
+        let trouble = StoreTrouble::from(error);
+        if (refused || left < ttl / 2) && self.trouble.as_ref() != Some(&trouble) {
+            self.trouble = Some(trouble.clone());
             self.news = Some(StoreEvent::RenewalFailed {
-                error: text,
+                error: trouble,
                 left: Some(left),
             });
         }

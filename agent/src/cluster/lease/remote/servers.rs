@@ -10,8 +10,8 @@ use super::connection::{Answer, Connection, Failure, Question};
 use crate::base::endpoint::Endpoint;
 use crate::base::go_json::shorten;
 use crate::base::logging::chain;
-use crate::cluster::lease::StoreError;
 use crate::cluster::lease::etcd::DEADLINE;
+use crate::cluster::lease::{Fault, StoreError};
 use crate::cluster::remote::Reason;
 use crate::cluster::remote::tls::Files;
 
@@ -48,15 +48,20 @@ impl Servers {
     /// once. So the request may reach several of them, and must be one that may be repeated.
     pub(super) async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
         let mut attempts = Vec::new();
+        let mut fault = Fault::default();
         for _ in 0..self.endpoints.len() {
             let index = self.current();
             match self.ask_at(index, question, &mut None, DEADLINE).await {
                 Ok(answer) => return self.understood(index, answer),
-                Err(failure) => attempts.push(self.give_up(index, &failure)),
+                Err(failure) => {
+                    attempts.push(self.give_up(index, &failure));
+                    fault = fault.max(failure.fault());
+                }
             }
         }
         Err(StoreError::Unreachable {
             attempts: attempts.join("; "),
+            fault,
         })
     }
 
@@ -88,6 +93,7 @@ impl Servers {
                 self.name(self.current()),
                 Failure::Silence(DEADLINE)
             ),
+            fault: Fault::Other,
         }
     }
 
@@ -155,6 +161,7 @@ impl Servers {
     fn failed(&self, index: usize, failure: &Failure) -> StoreError {
         StoreError::Unreachable {
             attempts: self.give_up(index, failure),
+            fault: failure.fault(),
         }
     }
 

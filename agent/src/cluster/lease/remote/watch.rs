@@ -13,7 +13,7 @@ use super::connection::Connection;
 use super::{GRACE, Shared};
 use crate::base::retry::{Backoff, random_seed};
 use crate::cluster::lease::etcd::DEADLINE;
-use crate::cluster::lease::{Lease, LeaseEvent, StoreError, StoreEvent, SubnetKey};
+use crate::cluster::lease::{Lease, LeaseEvent, StoreError, StoreEvent, StoreTrouble, SubnetKey};
 use crate::cluster::remote::wire::{News, Watched};
 
 /// How long a server may keep an answer back that has no news. A server that is gone without a word is noticed after this.
@@ -37,7 +37,7 @@ struct Unwanted;
 enum Said {
     Nothing,
     Reachable(String),
-    Unreachable(String),
+    Unreachable(StoreTrouble),
 }
 
 /// Follows the leases until nobody wants the events any more.
@@ -52,7 +52,7 @@ pub(super) struct Watcher {
     config: Option<String>,
     said: Said,
     /// What the servers said that failed since one last answered.
-    failures: Vec<String>,
+    failures: Vec<StoreTrouble>,
 }
 
 impl Watcher {
@@ -106,12 +106,22 @@ impl Watcher {
                 // The next server numbers its changes in its own way, and so may this one from now on.
                 self.connection = None;
                 self.shared.departures().hold(Instant::now() + GRACE);
-                self.failures.push(error.to_string());
+                self.failures.push((&error).into());
                 let servers = self.shared.servers.count();
                 if self.failures.len() >= servers || matches!(error, StoreError::Refused { .. }) {
-                    let text = self.failures.join("; ");
+                    let texts: Vec<_> = self.failures.iter().map(|it| it.text.as_str()).collect();
+                    let trouble = StoreTrouble {
+                        fault: self
+                            .failures
+                            .iter()
+                            .map(|it| it.fault)
+                            .max()
+                            .unwrap_or_default(),
+                        text: texts.join("; "),
+                        ..(&error).into()
+                    };
                     self.failures.clear();
-                    self.say(Said::Unreachable(text)).await?;
+                    self.say(Said::Unreachable(trouble)).await?;
                     sleep(self.backoff.next_delay()).await;
                 }
                 Ok(())
@@ -193,10 +203,10 @@ impl Watcher {
         let (text, config) = match self.shared.read_config().await {
             Ok(text) => {
                 let config = self.shared.parse_config(&text);
-                (text, config.map(Box::new).map_err(|e| e.to_string()))
+                (text, config.map(Box::new).map_err(|e| (&e).into()))
             }
             Err(error @ (StoreError::NoNetworkConfig { .. } | StoreError::Refused { .. })) => {
-                (String::new(), Err(error.to_string()))
+                (String::new(), Err((&error).into()))
             }
             Err(_) => return Ok(false),
         };

@@ -1,20 +1,18 @@
 //! Whether the agent runs, has joined, and has all it needs.
 
-use std::fs::{self, File};
+use std::fs;
 use std::future::ready;
 use std::io;
-use std::path::{Path, PathBuf};
-
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use std::path::Path;
 
 use super::advice::{Advice, advise};
-use super::{Check, Context, kernel};
+use super::{Check, Context};
+use crate::base::lock::{self, Lock};
 use crate::base::logging::chain;
-use crate::command::doctor::{Finding, Outcome, Severity};
+use crate::command::doctor::{Finding, Names, Outcome, Severity};
 use crate::settings::Settings;
 use crate::telemetry::control;
-use crate::telemetry::status::{State, Status};
+use crate::telemetry::status::{Cause, Code, State, Status, TaskName};
 
 const NAME: &str = "agent";
 
@@ -31,31 +29,31 @@ const STARTING: u64 = 10;
 /// Where systemctl(1) notes what is enabled.
 const ENABLED: &str = "/etc/systemd/system";
 
-/// The units that run an agent.
-const UNITS: [&str; 2] = ["selvage.service", "flanneld.service"];
+/// Another unit that may run an agent.
+const FLANNELD: &str = "flanneld.service";
 
 fn check(context: &Context<'_>) -> Outcome {
-    let settings = context.settings;
+    let (settings, names) = (context.settings, &context.names);
     Ok(match &context.status {
         Ok(status) => {
             let mut findings = match status.health.state {
-                State::Stopped => vec![stopped(settings)],
-                State::Joining => joining(status, settings),
+                State::Stopped => vec![stopped(settings, names)],
+                State::Joining => joining(status, settings, names),
                 State::Ready => Vec::new(),
-                State::Degraded => degraded(status, settings),
+                State::Degraded => degraded(status, settings, names),
             };
-            findings.extend(unread_settings(status));
+            findings.extend(unread_settings(status, names));
             findings
         }
         Err(control::Error::NotRunning { path, source }) => {
-            vec![unheard(path, source, settings)]
+            vec![unheard(path, source, settings, names)]
         }
         Err(error @ control::Error::Unreadable(_)) => vec![finding(
             Severity::Warning,
             chain(error),
             Advice::new(
-                "after an update the old agent goes on until it is restarted, which loses no packet",
-                ["systemctl restart selvage"],
+                "after an update the old agent keeps running until it is restarted, which loses no packet",
+                [names.systemctl("restart")],
             ),
         )],
         Err(error) => vec![finding(
@@ -64,8 +62,12 @@ fn check(context: &Context<'_>) -> Outcome {
             Advice::new(
                 "an agent that does not answer may not follow the cluster either; what it set up stays in place",
                 [
-                    "ask again; joining a large cluster may keep it busy for some seconds",
-                    "journalctl -u selvage -n 50, then systemctl restart selvage: a restart loses no packet",
+                    "run the doctor again; joining a large cluster may keep the agent busy for some seconds".into(),
+                    format!(
+                        "{} -n 50, then {}: a restart loses no packet",
+                        names.journal(),
+                        names.systemctl("restart")
+                    ),
                 ],
             ),
         )],
@@ -73,48 +75,52 @@ fn check(context: &Context<'_>) -> Outcome {
 }
 
 /// Nothing answers on the control socket.
-fn unheard(path: &Path, source: &io::Error, settings: &Settings) -> Finding {
+fn unheard(path: &Path, source: &io::Error, settings: &Settings, names: &Names) -> Finding {
     let socket = path.display();
     if source.kind() == io::ErrorKind::PermissionDenied {
         return finding(
             Severity::Warning,
-            format!("the agent may not be asked: {socket}: {source}"),
+            format!("this user may not ask the agent: {socket}: {source}"),
             Advice::new(
-                "whether it runs, and how it is, is not known",
-                ["run the doctor as root"],
+                "it is not known whether the agent runs, and how it is",
+                ["run the doctor as root".into()],
             ),
         );
     }
-    if lock_is_held(&settings.files.state_dir) {
-        let lock = settings.files.state_dir.join("lock");
+    if let Some(holder) = Lock::holder(&settings.files.state_dir) {
+        let lock = lock::path(&settings.files.state_dir);
         return finding(
             Severity::Warning,
             format!(
-                "an agent runs (it holds {}), but none answers on {socket}",
+                "an agent runs (process {holder} holds {}), but none answers on {socket}",
                 lock.display()
             ),
             Advice::new(
-                "the overlay may be well, but nobody can ask; the agent was told another socket, or could not make it",
+                "the overlay may be well, but nobody can ask; the agent has another control socket, or failed to make it",
                 [
-                    "name the agent's: selvage doctor --socket FILE, or set files.socket in /etc/selvage/agent.toml for both",
-                    "journalctl -u selvage | grep socket",
+                    format!(
+                        "name the agent's: {} --socket FILE, or set files.socket in {} for both",
+                        names.selvage("doctor"),
+                        names.settings_file
+                    ),
+                    format!("{} -g socket", names.journal()),
                 ],
             ),
         );
     }
-    stopped(settings)
+    stopped(settings, names)
 }
 
 /// No agent runs.
-fn stopped(settings: &Settings) -> Finding {
-    let expected = expectations(&settings.files.subnet_file, Path::new(ENABLED));
+fn stopped(settings: &Settings, names: &Names) -> Finding {
+    let expected = expectations(&settings.files.subnet_file, Path::new(ENABLED), names);
     if expected.is_empty() {
         return finding(
             Severity::Warning,
             "no agent runs on this host, and none is enabled".to_owned(),
             Advice::new(
                 "containers of this host are not on the overlay",
-                ["systemctl enable --now selvage.service"],
+                [names.systemctl("enable --now")],
             ),
         );
     }
@@ -122,114 +128,107 @@ fn stopped(settings: &Settings) -> Finding {
         Severity::Error,
         format!("no agent runs, though {}", expected.join(" and ")),
         Advice::new(
-            "what it set up stays in place, but this host hears of no new or moved peers, and its subnet is given to another when its lease ends",
+            "what it set up stays in place, but this host hears of no new or moved peers, and its subnet is given to another node when its lease expires",
             [
-                "systemctl start selvage",
-                "see why it ended: systemctl status selvage; journalctl -u selvage -n 50",
-                "if this host is to leave the overlay: selvage leave, then selvage cleanup",
+                names.systemctl("start"),
+                format!(
+                    "see why it ended: {}; {} -n 50",
+                    names.systemctl("status"),
+                    names.journal()
+                ),
+                format!(
+                    "if this host is to leave the overlay: {}, then {}",
+                    names.selvage_with_state("leave"),
+                    names.selvage_with_state("cleanup")
+                ),
             ],
         ),
     )
 }
 
 /// What says that an agent should run.
-fn expectations(subnet_file: &Path, enabled: &Path) -> Vec<String> {
+fn expectations(subnet_file: &Path, enabled: &Path, names: &Names) -> Vec<String> {
     let file = subnet_file
         .exists()
         .then(|| format!("{} is there", subnet_file.display()));
-    let unit = enabled_unit(enabled).map(|unit| format!("{} is enabled", unit.display()));
+    let unit = enabled_unit(enabled, names).map(|unit| format!("{unit} is enabled"));
     unit.into_iter().chain(file).collect()
 }
 
-/// A unit of ours that some target or service wants.
-fn enabled_unit(directory: &Path) -> Option<PathBuf> {
+/// A unit of this network's that some target or service wants.
+fn enabled_unit(directory: &Path, names: &Names) -> Option<String> {
     let wants = fs::read_dir(directory).ok()?.flatten().filter(|entry| {
         let path = entry.path();
         let kind = path.extension().and_then(|extension| extension.to_str());
         matches!(kind, Some("wants" | "requires" | "upholds"))
     });
+    let units = [format!("{}.service", names.unit), FLANNELD.to_owned()];
     wants
-        .flat_map(|entry| UNITS.map(|unit| (entry.path().join(unit), unit)))
+        .flat_map(|entry| units.clone().map(|unit| (entry.path().join(&unit), unit)))
         .find(|(link, _)| link.symlink_metadata().is_ok())
-        .map(|(_, unit)| PathBuf::from(unit))
-}
-
-/// Whether a process holds the agent's lock.
-fn lock_is_held(state_dir: &Path) -> bool {
-    let Ok(file) = File::open(state_dir.join("lock")) else {
-        return false;
-    };
-    matches!(
-        Flock::lock(file, FlockArg::LockSharedNonblock),
-        Err((_, Errno::EWOULDBLOCK))
-    )
+        .map(|(_, unit)| unit)
 }
 
 /// What joining waits for.
-fn joining(status: &Status, settings: &Settings) -> Vec<Finding> {
-    let reasons = status.health.reasons.iter();
+fn joining(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
+    let causes = status.health.causes();
     let running = status.time.saturating_sub(status.agent.started_time);
-    reasons
-        .filter(|reason| !kernel::is_refusal(reason))
-        .map(|reason| match reason.as_str() {
-            "starting" => finding(
-                if running < STARTING {
-                    Severity::Warning
-                } else {
-                    Severity::Error
-                },
-                format!("the agent was started {running} s ago and has not joined yet"),
-                Advice::new(
-                    "it is asking the lease store and the kernel; what an earlier run set up stays in place",
-                    ["ask again in a moment", "journalctl -u selvage -n 50"],
-                ),
+    let here = causes.iter().filter(|cause| !cause.code.is_kernel_change());
+    here.map(|cause| match cause.code {
+        Code::Starting => finding(
+            if running < STARTING {
+                Severity::Warning
+            } else {
+                Severity::Error
+            },
+            format!("the agent was started {running} s ago and has not joined yet"),
+            Advice::new(
+                "it is asking the lease store and the kernel; what an earlier run set up stays in place",
+                [
+                    "run the doctor again in a moment".into(),
+                    format!("{} -n 50", names.journal()),
+                ],
             ),
-            reason => finding(
-                Severity::Error,
-                format!("this node has not joined the overlay: {reason}"),
-                advise(reason, settings),
-            ),
-        })
-        .collect()
+        ),
+        _ => finding(
+            Severity::Error,
+            format!("this node has not joined the overlay: {}", cause.text),
+            advise(cause, settings, names),
+        ),
+    })
+    .collect()
 }
 
 /// What is wrong, but for what other checks tell.
-fn degraded(status: &Status, settings: &Settings) -> Vec<Finding> {
-    let lease = status
-        .lease
-        .as_ref()
-        .and_then(|lease| lease.trouble.as_ref());
-    let network = status.network.as_ref();
-    let rejected = network.and_then(|network| network.rejected.as_ref());
-    let docker = status.docker.as_ref();
-    let docker = docker.and_then(|docker| docker.trouble.as_ref());
-    let elsewhere = [lease, rejected, docker];
-    let told_elsewhere =
-        |reason: &String| kernel::is_refusal(reason) || elsewhere.contains(&Some(reason));
-    let reasons = status.health.reasons.iter();
-    reasons
-        .filter(|reason| !told_elsewhere(reason))
-        .map(|reason| {
-            let is_store = status.store.trouble.as_ref() == Some(reason);
-            let what = if is_store {
-                format!("the lease store does not answer: {reason}")
-            } else {
-                reason.clone()
-            };
-            finding(Severity::Error, what, advise(reason, settings))
-        })
-        .collect()
+fn degraded(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
+    let is_told_elsewhere = |cause: &&Cause| {
+        cause.code.is_kernel_change()
+            || matches!(
+                cause.task,
+                Some(TaskName::Lease | TaskName::Renewal | TaskName::Config | TaskName::Docker)
+            )
+    };
+    let causes = status.health.causes();
+    let here = causes.iter().filter(|cause| !is_told_elsewhere(cause));
+    here.map(|cause| {
+        let what = match cause.task {
+            Some(TaskName::Store) => format!("the lease store does not answer: {}", cause.text),
+            _ => cause.text.clone(),
+        };
+        finding(Severity::Error, what, advise(cause, settings, names))
+    })
+    .collect()
 }
 
 /// Settings that were written and are not in use.
-fn unread_settings(status: &Status) -> Vec<Finding> {
+fn unread_settings(status: &Status, names: &Names) -> Vec<Finding> {
     let rejected = status.agent.settings_rejected.as_ref().map(|reason| {
         finding(
             Severity::Warning,
             reason.clone(),
             Advice::new(
-                "the agent goes on with the settings that it had, but would not start with these",
-                ["correct them, then: systemctl reload selvage"],
+                "the agent keeps the settings that it had, but would not start with these",
+                [format!("correct them, then: {}", names.systemctl("reload"))],
             ),
         )
     });
@@ -239,8 +238,11 @@ fn unread_settings(status: &Status) -> Vec<Finding> {
             Severity::Warning,
             format!("changed settings wait for a restart: {}", pending.join(", ")),
             Advice::new(
-                "they cannot change while the agent runs, because containers, peers or the kernel hang on them",
-                ["systemctl restart selvage, which loses no packet"],
+                "they cannot change while the agent runs, because containers, peers or kernel state depend on them",
+                [format!(
+                    "{}, which loses no packet",
+                    names.systemctl("restart")
+                )],
             ),
         )
     });
@@ -262,51 +264,90 @@ fn finding(severity: Severity, what: String, advice: Advice) -> Finding {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use crate::command::doctor::names::tests::settings;
     use crate::telemetry::status::Agent;
 
     use super::*;
 
     #[test]
     fn an_agent_is_expected_where_something_says_so() {
+        let names = Names::of(&settings(&[]));
         let directory = tempfile::tempdir().unwrap();
         let (file, systemd) = (
             directory.path().join("subnet.env"),
             directory.path().join("s"),
         );
-        assert!(expectations(&file, &systemd).is_empty());
+        assert!(expectations(&file, &systemd, &names).is_empty());
         fs::create_dir_all(systemd.join("multi-user.target.wants")).unwrap();
-        assert!(expectations(&file, &systemd).is_empty());
+        assert!(expectations(&file, &systemd, &names).is_empty());
         // The link leads into the image, wherever that is mounted.
         let link = systemd.join("multi-user.target.wants/selvage.service");
         symlink("/usr/lib/systemd/system/selvage.service", link).unwrap();
         assert_eq!(
-            expectations(&file, &systemd),
+            expectations(&file, &systemd, &names),
             ["selvage.service is enabled"]
         );
         fs::write(&file, "").unwrap();
-        assert_eq!(expectations(&file, &systemd).len(), 2);
-    }
-
-    #[test]
-    fn the_lock_tells_a_running_agent_from_a_stopped_one() {
-        let directory = tempfile::tempdir().unwrap();
-        assert!(!lock_is_held(directory.path()));
-        let lock = crate::base::lock::Lock::take(directory.path()).unwrap();
-        assert!(lock_is_held(directory.path()));
-        drop(lock);
-        assert!(!lock_is_held(directory.path()));
+        assert_eq!(expectations(&file, &systemd, &names).len(), 2);
+        fs::remove_file(&file).unwrap();
+        let blue = Names::of(&settings(&["--network", "blue"]));
+        assert!(expectations(&file, &systemd, &blue).is_empty());
     }
 
     #[test]
     fn settings_that_are_not_in_use_are_told() {
         let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
-        assert!(unread_settings(&status).is_empty());
+        let names = Names::of(&settings(&["--network", "blue"]));
+        assert!(unread_settings(&status, &names).is_empty());
         status.agent.settings_rejected = Some("the settings were not reloaded: line 3".to_owned());
         status.agent.settings_pending = vec!["etcd.prefix".to_owned()];
-        let [rejected, pending] = &unread_settings(&status)[..] else {
+        let [rejected, pending] = &unread_settings(&status, &names)[..] else {
             panic!("not two findings")
         };
         assert!(rejected.what.contains("line 3") && rejected.remedy[0].contains("reload"));
         assert!(pending.what.contains("etcd.prefix") && pending.remedy[0].contains("restart"));
+        super::super::tests::assert_about_blue(&rejected.remedy);
+        super::super::tests::assert_about_blue(&pending.remedy);
+    }
+
+    #[test]
+    fn a_stopped_agent_is_named_with_its_network_and_state() {
+        let state = ["--network", "blue", "--state-dir", "/srv/blue"];
+        let settings = settings(&state);
+        let names = Names::of(&settings);
+        let none = finding(
+            Severity::Error,
+            String::new(),
+            Advice::new("", [names.selvage_with_state("leave")]),
+        );
+        assert_eq!(
+            none.remedy,
+            ["selvage leave --network blue --state-dir /srv/blue"]
+        );
+        let stopped = stopped(&settings, &names);
+        super::super::tests::assert_about_blue(&stopped.remedy);
+    }
+
+    #[test]
+    fn what_an_agent_without_codes_waits_for_is_told_all_the_same() {
+        let settings = settings(&[]);
+        let names = Names::of(&settings);
+        let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
+        status.health.reasons = vec!["waiting for godot".to_owned()];
+        for state in [State::Joining, State::Degraded] {
+            status.health.state = state;
+            let found = match state {
+                State::Joining => joining(&status, &settings, &names),
+                _ => degraded(&status, &settings, &names),
+            };
+            let [found] = &found[..] else {
+                panic!("{found:?}")
+            };
+            assert!(found.what.contains("waiting for godot"), "{found:?}");
+            assert!(
+                found.remedy[0].contains("journalctl -u selvage"),
+                "{found:?}"
+            );
+        }
     }
 }

@@ -12,8 +12,8 @@ use rustls_pki_types::pem::PemObject;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
-use super::lease::duration;
 use super::{Check, Context};
+use crate::base::words::duration;
 use crate::command::doctor::{Finding, NotChecked, Outcome, Severity};
 
 const NAME: &str = "certificates";

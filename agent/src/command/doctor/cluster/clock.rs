@@ -3,7 +3,7 @@
 use std::future::ready;
 
 use super::Check;
-use super::lease::duration;
+use crate::base::words::duration;
 use crate::command::doctor::{Finding, Severity};
 use crate::telemetry::status::Status;
 

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use super::nat;
 use super::{Check, Context, cap, deletion, name};
-use crate::command::doctor::{Finding, NotChecked, Outcome, Severity};
+use crate::cluster::refusal::RefusalCode;
+use crate::command::doctor::{Finding, Names, NotChecked, Outcome, Severity};
 use crate::host::netlink::host::{Host, Questions};
-use crate::telemetry::status::{Peer, Status};
+use crate::telemetry::status::{Peer, Refusal, Status};
 
 const NAME: &str = "duplicate-address";
 
@@ -28,18 +29,17 @@ async fn check(context: &Context<'_>) -> Outcome {
         .await
         .map_err(|error| NotChecked(crate::base::logging::chain(&error)))?;
     let nodes = nodes(status);
-    let told = nat::shared(status, &host).is_some();
-    let mut findings = addresses(&nodes, told);
-    findings.extend(identities(status));
-    findings.extend(machines(&nodes));
+    let names = &context.names;
+    let told = nat::shared(status, &host, names).is_some();
+    let mut findings = addresses(&nodes, told, names);
+    findings.extend(identities(status, names));
+    findings.extend(machines(&nodes, names));
     Ok(cap(findings))
 }
 
 /// Whether a lease is not used because its node is, in some way, another one as well.
-pub(super) fn is_duplicate(reason: &str) -> bool {
-    reason.contains("publishes our public IP")
-        || reason.contains("is our own")
-        || Identity::taken(reason).is_some()
+pub(super) fn is_duplicate(refusal: &Refusal) -> bool {
+    refusal.code == RefusalCode::OurPublicIp || Identity::of(refusal).is_some()
 }
 
 /// Whether a lease is this node's own: an earlier one, or a reservation that it does not use.
@@ -88,7 +88,7 @@ fn nodes(status: &Status) -> Vec<Node<'_>> {
 }
 
 /// Addresses that two machines publish. `told`: another check tells of this node's own.
-fn addresses(nodes: &[Node<'_>], told: bool) -> Vec<Finding> {
+fn addresses(nodes: &[Node<'_>], told: bool, names: &Names) -> Vec<Finding> {
     let mut by_address: BTreeMap<IpAddr, Vec<&Node<'_>>> = BTreeMap::new();
     for node in nodes {
         for address in &node.addresses {
@@ -111,7 +111,11 @@ fn addresses(nodes: &[Node<'_>], told: bool) -> Vec<Finding> {
             what: format!("{} publish the same public IP, {address}", list(&nodes)),
             why: "packets for all their subnets go to whichever host has the address, so that the other's containers are cut off; or it is one host that was installed anew, and its former lease has not ended yet".to_owned(),
             remedy: vec![
-                "find out which hosts they are, by their machine id: selvage network leases --json; selvage status --json there shows node_id".to_owned(),
+                format!(
+                    "find out which hosts they are, by their machine id: {} --json; {} --json there shows node_id",
+                    names.selvage("network leases"),
+                    names.selvage("status")
+                ),
                 "two hosts: give one of them another address; behind NAT, let them publish what peers reach: underlay.interfaces or underlay.public-ip".to_owned(),
                 format!("one host installed anew: wait until the former lease ends, or delete it: {}", deletions.join(" or ")),
             ],
@@ -128,44 +132,25 @@ enum Identity {
 }
 
 impl Identity {
-    /// The lease that has the same, and what it is, from the reason for which a younger lease is refused.
-    fn taken(reason: &str) -> Option<(String, Self)> {
-        if let Some(rest) = reason.strip_prefix("the lease of ") {
-            let (holder, what) = rest.split_once(" had its new ")?;
-            let identity = match what {
-                what if what.starts_with("MAC address ") => Self::Mac,
-                what if what.starts_with("key ") => Self::Key,
-                _ => return None,
-            };
-            return Some((holder.to_owned(), identity));
-        }
-        let rest = reason.strip_prefix("the older lease of ")?;
-        let (holder, what) = rest.split_once(" already has ")?;
-        let identity = match what {
-            what if what.starts_with("fdb ") => Self::Mac,
-            what if what.starts_with("wireguard peer ") => Self::Key,
+    /// The lease that has the same, and what it is.
+    fn of(refusal: &Refusal) -> Option<(String, Self)> {
+        let ours = || "this node".to_owned();
+        let theirs = || refusal.object.clone().unwrap_or_default();
+        Some(match refusal.code {
+            RefusalCode::OwnMac => (ours(), Self::Mac),
+            RefusalCode::OwnKey => (ours(), Self::Key),
+            RefusalCode::TakenMac | RefusalCode::CopiesMac => (theirs(), Self::Mac),
+            RefusalCode::TakenKey | RefusalCode::CopiesKey => (theirs(), Self::Key),
             _ => return None,
-        };
-        Some((holder.to_owned(), identity))
-    }
-
-    fn ours(reason: &str) -> Option<(String, Self)> {
-        let identity = match reason {
-            reason if !reason.contains("is our own") => return None,
-            reason if reason.contains("VtepMAC") => Self::Mac,
-            reason if reason.contains("PublicKey") => Self::Key,
-            _ => return None,
-        };
-        Some(("this node".to_owned(), identity))
+        })
     }
 }
 
 /// MAC addresses and keys that two nodes have: their agents refuse the younger lease.
-fn identities(status: &Status) -> Vec<Finding> {
+fn identities(status: &Status, names: &Names) -> Vec<Finding> {
     let found = status.peers.iter().filter_map(|peer| {
-        let reason = peer.reason.as_deref()?;
-        let (holder, identity) = Identity::taken(reason).or_else(|| Identity::ours(reason))?;
-        Some((peer, reason, holder, identity))
+        let (holder, identity) = Identity::of(peer.refusal.as_ref()?)?;
+        Some((peer, peer.reason.as_deref()?, holder, identity))
     });
     found
         .map(|(peer, reason, holder, identity)| {
@@ -178,9 +163,15 @@ fn identities(status: &Status) -> Vec<Finding> {
                 severity: Severity::Error,
                 subject: Some(name(peer)),
                 what: format!("{} and {holder} have the same {what}: {reason}", name(peer)),
-                why: "the kernel cannot tell their packets apart, so only one of them is reached; it comes from a disk that was cloned after its first boot, with the agent's state on it".to_owned(),
+                why: "the kernel cannot tell their packets apart, so only one of them is reached; this comes from a disk that was cloned after its first boot, with the agent's state on it".to_owned(),
                 remedy: vec![
-                    format!("on the clone: systemctl stop selvage; rm -f /var/lib/selvage/{file} /var/lib/selvage/machine-id; ip link del the overlay device; systemctl start selvage"),
+                    format!(
+                        "on the clone: {}; rm -f {} {}; ip link del the overlay device; {}",
+                        names.systemctl("stop"),
+                        names.state_file(file),
+                        names.state_file("machine-id"),
+                        names.systemctl("start")
+                    ),
                     format!("give the clone a machine id of its own as well: {NEW_ID}; and clone images, not machines that ran"),
                 ],
             }
@@ -189,7 +180,7 @@ fn identities(status: &Status) -> Vec<Finding> {
 }
 
 /// Machine ids that leases of two hosts have.
-fn machines(nodes: &[Node<'_>]) -> Vec<Finding> {
+fn machines(nodes: &[Node<'_>], names: &Names) -> Vec<Finding> {
     let mut by_owner: BTreeMap<&str, Vec<&Node<'_>>> = BTreeMap::new();
     for node in nodes {
         if let Some(owner) = node.owner {
@@ -212,8 +203,15 @@ fn machines(nodes: &[Node<'_>]) -> Vec<Finding> {
             what: format!("{} have the same machine id, {owner}, at different addresses", list(&nodes)),
             why: "a node knows its lease by its machine id, so that clones may take each other's; or it is one host whose address changed while its agent did not run, and its former lease has not ended yet".to_owned(),
             remedy: vec![
-                format!("a clone: {NEW_ID}; rm -f /var/lib/selvage/machine-id; systemctl restart selvage"),
-                "one host: nothing; its former lease ends by itself (selvage network leases shows when)".to_owned(),
+                format!(
+                    "a clone: {NEW_ID}; rm -f {}; {}",
+                    names.state_file("machine-id"),
+                    names.systemctl("restart")
+                ),
+                format!(
+                    "one host: nothing; its former lease ends by itself ({} shows when)",
+                    names.selvage("network leases")
+                ),
             ],
         });
     }
@@ -241,45 +239,64 @@ fn list(nodes: &[&Node<'_>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::net::MacAddr;
-    use crate::plan::backend::Refusal;
-    use crate::plan::state::Key;
+    use crate::cluster::refusal::tests::one_of_each;
+    use crate::command::doctor::names::tests::settings;
 
     #[test]
     fn refusals_of_duplicates_are_recognised() {
-        let mac = MacAddr([2, 0, 0, 0, 0, 1]);
-        let taken = Refusal::Taken {
-            key: Key::Fdb("flannel.1".parse().unwrap(), mac),
-            holder: crate::cluster::lease::SubnetKey::parse_argument("10.5.1.0/24").unwrap(),
-        };
-        let found = Identity::taken(&taken.to_string());
-        assert_eq!(found, Some(("10.5.1.0/24".to_owned(), Identity::Mac)));
-        for (what, identity) in [("MAC address", Identity::Mac), ("key", Identity::Key)] {
-            let copies = crate::cluster::peers::Refusal::Copies {
-                what,
-                holder: crate::cluster::lease::SubnetKey::parse_argument("10.5.1.0/24").unwrap(),
+        for refusal in one_of_each() {
+            let told = Refusal::of(&refusal);
+            let expected = match told.code {
+                RefusalCode::OwnMac => Some(("this node", Identity::Mac)),
+                RefusalCode::OwnKey => Some(("this node", Identity::Key)),
+                RefusalCode::TakenMac | RefusalCode::CopiesMac => {
+                    Some(("10.5.1.0/24", Identity::Mac))
+                }
+                RefusalCode::TakenKey | RefusalCode::CopiesKey => {
+                    Some(("10.5.1.0/24", Identity::Key))
+                }
+                _ => None,
             };
-            let found = Identity::taken(&copies.to_string());
-            assert_eq!(found, Some(("10.5.1.0/24".to_owned(), identity)));
-        }
-        let own = Refusal::OwnMac(mac).to_string();
-        assert_eq!(
-            Identity::ours(&own).map(|(_, identity)| identity),
-            Some(Identity::Mac)
-        );
-        let ours = crate::cluster::peers::Refusal::BackendData(own).to_string();
-        for reason in [
-            ours,
-            taken.to_string(),
-            crate::cluster::peers::Refusal::OurPublicIp.to_string(),
-            Refusal::OwnAddress([10, 0, 0, 1].into()).to_string(),
-        ] {
-            assert!(is_duplicate(&reason), "{reason}");
+            let found = Identity::of(&told);
+            let found = found
+                .as_ref()
+                .map(|(holder, what)| (holder.as_str(), *what));
+            assert_eq!(found, expected, "{refusal}");
+            let is_duplicate = expected.is_some() || told.code == RefusalCode::OurPublicIp;
+            assert_eq!(super::is_duplicate(&told), is_duplicate, "{refusal}");
         }
     }
 
     #[test]
+    fn the_clone_of_a_named_network_keeps_its_hands_off_the_others() {
+        let names = Names::of(&settings(&["--network", "blue"]));
+        let mut status = Status::joining(
+            crate::telemetry::status::Agent::of_process("x", 0),
+            Vec::new(),
+        );
+        status.peers = super::super::tests::peers(1);
+        status.peers[0].refusal = Some(Refusal {
+            code: RefusalCode::OwnKey,
+            object: None,
+        });
+        status.peers[0].reason = Some("x".to_owned());
+        let [found] = &identities(&status, &names)[..] else {
+            panic!("not one finding")
+        };
+        super::super::tests::assert_about_blue(&found.remedy);
+        let clone = "systemctl stop selvage@blue; rm -f /var/lib/selvage/networks/blue/wireguard.key /var/lib/selvage/networks/blue/machine-id;";
+        assert!(found.remedy[0].contains(clone), "{found:?}");
+        assert!(found.remedy[0].ends_with("systemctl start selvage@blue"));
+
+        let names = Names::of(&settings(&["--state-dir", "/srv/selvage"]));
+        let found = &identities(&status, &names)[0];
+        let clone = "rm -f /srv/selvage/wireguard.key /srv/selvage/machine-id;";
+        assert!(found.remedy[0].contains(clone), "{found:?}");
+    }
+
+    #[test]
     fn one_machine_with_two_leases_is_no_duplicate() {
+        let names = Names::of(&settings(&[]));
         let node = |name: &str, address: [u8; 4], owner| Node {
             name: name.to_owned(),
             addresses: vec![address.into()],
@@ -316,8 +333,8 @@ mod tests {
                 1,
             ),
         ] {
-            assert_eq!(addresses(&nodes, false).len(), same_address);
-            assert_eq!(machines(&nodes).len(), same_machine);
+            assert_eq!(addresses(&nodes, false, &names).len(), same_address);
+            assert_eq!(machines(&nodes, &names).len(), same_machine);
         }
     }
 }

@@ -4,233 +4,170 @@ use std::collections::BTreeMap;
 use std::future::ready;
 
 use super::Check;
-use crate::command::doctor::{Finding, Severity};
-use crate::telemetry::status::{State, Status};
+use crate::command::doctor::{Finding, Names, Severity};
+use crate::telemetry::status::{Cause, Code, State, Status};
 
 const NAME: &str = "kernel-refusal";
 
 /// Objects of the overlay that the kernel refuses.
 pub(super) const CHECK: Check = Check {
     name: NAME,
-    looks_for: "devices, routes and neighbours that the kernel would not take",
-    run: |context| Box::pin(ready(context.status().map(find))),
+    looks_for: "devices, routes and neighbours that the kernel refused",
+    run: |context| {
+        Box::pin(ready(
+            context.status().map(|status| find(status, &context.names)),
+        ))
+    },
 };
 
-/// What the agent's reasons have before the first refusal.
-const FIRST: &str = "kernel changes failed, the first: ";
-
-/// Whether one of the agent's reasons is about a refusal, and so is told here.
-pub(super) fn is_refusal(reason: &str) -> bool {
-    reason.contains(FIRST)
-}
-
-/// One finding for each cause, since one missing module fails a thousand objects.
-fn find(status: &Status) -> Vec<Finding> {
-    let mut by_cause: BTreeMap<Cause, Vec<&str>> = BTreeMap::new();
-    for text in refusals(status) {
-        by_cause.entry(Cause::of(text)).or_default().push(text);
+/// One finding for each code, since one missing module fails a thousand objects.
+fn find(status: &Status, names: &Names) -> Vec<Finding> {
+    let causes = refusals(status);
+    let mut by_code: BTreeMap<Code, Vec<&Cause>> = BTreeMap::new();
+    for cause in &causes {
+        by_code.entry(cause.code).or_default().push(cause);
     }
     // What fails for the sake of something else says nothing by itself.
-    if by_cause.len() > 1 {
-        by_cause.remove(&Cause::Dependency);
+    if by_code.len() > 1 {
+        by_code.remove(&Code::KernelDependency);
     }
-    let finding = |(cause, texts): (Cause, Vec<&str>)| {
-        let first = texts.first().copied().unwrap_or_default();
-        let others = match texts.len() {
-            0 | 1 => String::new(),
+    let finding = |(_, causes): (Code, Vec<&Cause>)| {
+        let first = causes.first()?;
+        let others = match causes.len() {
+            1 => String::new(),
             count => format!(" (and {} more like it)", count - 1),
         };
-        let (why, remedy) = cause.explain(first);
-        Finding {
+        let (why, remedy) = explain(first, names);
+        Some(Finding {
             check: NAME.to_owned(),
             severity: Severity::Error,
-            subject: object(first).map(str::to_owned),
-            what: format!("the kernel does not have what the overlay needs: {first}{others}"),
+            subject: first.object.clone(),
+            what: format!(
+                "the kernel does not have what the overlay needs: {}{others}",
+                first.text
+            ),
             why: why.to_owned(),
             remedy,
-        }
+        })
     };
-    by_cause.into_iter().map(finding).collect()
+    by_code.into_iter().filter_map(finding).collect()
 }
 
 /// The refusals that the agent tells: all of them once it has joined, the first one before.
-fn refusals(status: &Status) -> Vec<&str> {
+fn refusals(status: &Status) -> Vec<Cause> {
     if status.health.state == State::Joining {
-        let reasons = status.health.reasons.iter();
-        return reasons
-            .filter_map(|reason| Some(reason.split_once(FIRST)?.1))
-            .collect();
+        let causes = status.health.causes.iter();
+        let refusals = causes.filter(|cause| cause.code.is_kernel_change());
+        return refusals.cloned().collect();
     }
-    status.kernel.failures.iter().map(String::as_str).collect()
+    status.kernel.causes().into_owned()
 }
 
-/// The object in `failed to add route 10.5.2.0/24 via …: why`: its kind and its name.
-fn object(text: &str) -> Option<&str> {
-    let rest = text.strip_prefix("failed to ")?;
-    let (_verb, rest) = rest.split_once(' ')?;
-    let kind = rest.find(' ')?;
-    let name = rest.get(kind + 1..)?;
-    let end = name.find([' ', ':']).unwrap_or(name.len());
-    rest.get(..kind + 1 + end)
-        .map(|object| object.trim_end_matches(':'))
-}
-
-/// Why the kernel refuses, as far as its answer tells.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Cause {
-    /// It does not know the kind of device.
-    Module(&'static str),
-    /// It makes the agent no changes at all.
-    Privileges,
-    /// Somebody else has a route to the same destination.
-    Conflict,
-    /// Somebody else has a device of the same name, VNI or end points.
-    Exists,
-    /// A UDP port is taken.
-    Port,
-    /// Its tables are full.
-    Full,
-    /// The gateway, or the way to it, is not there.
-    Gateway,
-    /// The device has gone.
-    NoDevice,
-    /// An administrator's command failed.
-    Command,
-    /// Something else failed first.
-    Dependency,
-    /// What is left.
-    Other,
-}
-
-impl Cause {
-    fn of(text: &str) -> Self {
-        let has = |words: &str| text.contains(words);
-        let about_link = has(" link ");
-        let module = ["vxlan", "wireguard", "ipip"]
-            .into_iter()
-            .find(|kind| has(&format!(" type {kind} ")));
-        match errno(text) {
-            _ if has("another program's route is in the way") => Self::Conflict,
-            _ if has("what it depends on is missing") => Self::Dependency,
-            _ if has("there is no device ") => Self::NoDevice,
-            _ if has(" hook for ") => Self::Command,
-            _ if has("Address already in use") => Self::Port,
-            Some("EOPNOTSUPP" | "ENOTSUP" | "ENOPROTOOPT" | "ENOENT") if about_link => {
-                module.map_or(Self::Other, Self::Module)
-            }
-            Some("EPERM" | "EACCES") => Self::Privileges,
-            Some("EEXIST") => Self::Exists,
-            Some("EADDRINUSE") => Self::Port,
-            Some("ENOBUFS" | "ENOMEM" | "ENOSPC") => Self::Full,
-            Some("EINVAL" | "ENETUNREACH" | "EHOSTUNREACH" | "ENETDOWN")
-                if has(" nexthop ") || has(" route ") =>
-            {
-                Self::Gateway
-            }
-            Some("ENODEV" | "ENXIO") => Self::NoDevice,
-            _ => Self::Other,
-        }
+/// What it does and how it comes about, and what to do about it.
+fn explain(cause: &Cause, names: &Names) -> (&'static str, Vec<String>) {
+    let journal = names.journal();
+    let set = names.selvage("network set");
+    let detail = cause.detail.as_deref().unwrap_or_default();
+    match cause.code {
+        Code::KernelNoModule => (
+            "this kernel cannot make such a device: its module is not loaded, or not built for it; the agent itself cannot load modules",
+            vec![
+                format!("load the module: modprobe {detail}"),
+                format!(
+                    "load it at every boot: echo {detail} > /etc/modules-load.d/{detail}.conf"
+                ),
+                format!(
+                    "if this kernel has none (modinfo {detail}), choose another backend for all nodes: {set}"
+                ),
+            ],
+        ),
+        Code::KernelNoPrivileges => (
+            "the agent is not allowed to change the network of this host",
+            vec![
+                format!(
+                    "run it by its unit, or give it CAP_NET_ADMIN: {}",
+                    names.systemctl("cat")
+                ),
+                "in a container it needs the host's network and that capability".to_owned(),
+            ],
+        ),
+        Code::KernelConflict => (
+            "a route that the agent did not make leads elsewhere; it is left alone, so containers here do not reach that subnet",
+            vec![
+                format!("if nobody needs it, remove it: ip route del {detail}"),
+                "find out who makes it, by its proto: ip -details route show; VPNs and static routes of networkd are frequent".to_owned(),
+            ],
+        ),
+        Code::KernelExists => (
+            "another device or route already has what the overlay's would have: the same name, or for VXLAN the same VNI and port",
+            vec![
+                "see which: ip -details link show type vxlan; ip -details link show".to_owned(),
+                format!(
+                    "remove it if nobody needs it (ip link del NAME), or give the overlay another VNI or Port: {set}"
+                ),
+            ],
+        ),
+        Code::KernelOtherAgent => (
+            "another agent on this host has the device, so this one leaves it alone",
+            vec![
+                "see which agents run: systemctl list-units 'selvage*' 'flanneld*'".to_owned(),
+                format!("give each network a device of its own, such as another VNI: {set}"),
+            ],
+        ),
+        Code::KernelPort => (
+            "another program or device already receives on the UDP port that the backend needs",
+            vec![
+                "see which: ss -lunp; ip -details link show type vxlan".to_owned(),
+                format!("stop it, or give the overlay another Port (or ListenPort): {set}"),
+            ],
+        ),
+        Code::KernelFull => (
+            "a table of the kernel is full; with many nodes the limits for neighbours are too low",
+            vec![
+                "raise the limits: sysctl -w net.ipv4.neigh.default.gc_thresh3=65536 net.ipv6.neigh.default.gc_thresh3=65536 net.ipv6.route.max_size=2147483647".to_owned(),
+                "see what the kernel says: dmesg | tail".to_owned(),
+            ],
+        ),
+        Code::KernelNoPath => (
+            "the kernel has no way to the peer on the interface that should lead to it",
+            vec![
+                format!(
+                    "see how the peer is reached: ip route get ADDRESS, with the address from {}",
+                    names.selvage("peers")
+                ),
+                format!(
+                    "host-gw needs all nodes on one link; if they are not, use vxlan, with DirectRouting for those that are: {set}"
+                ),
+            ],
+        ),
+        Code::KernelNoDevice => (
+            "the device went away while the agent worked on it; the agent makes it again",
+            vec![format!(
+                "run the doctor again in a moment; if it lasts, something removes the device: {journal} -u systemd-networkd; ip monitor link"
+            )],
+        ),
+        Code::KernelCommand => (
+            "a command of the network config's extension backend failed on this host; the agent retries it after a while",
+            vec![
+                format!("{journal} has what it printed"),
+                format!(
+                    "{} shows the command; run it by hand with the same environment",
+                    names.selvage("network get")
+                ),
+            ],
+        ),
+        _ => (
+            "what needs this object does not work; the agent retries with growing pauses",
+            vec![
+                format!("{journal} -b and dmesg show what happened"),
+                format!(
+                    "a clean start replaces whatever is there now: {}, then {}",
+                    names.selvage_with_state("cleanup"),
+                    names.systemctl("start")
+                ),
+            ],
+        ),
     }
-
-    /// What it does and how it comes about, and what to do about it.
-    fn explain(self, text: &str) -> (&'static str, Vec<String>) {
-        let (why, remedy): (_, Vec<String>) = match self {
-            Self::Module(module) => (
-                "this kernel cannot make such a device: its module is not loaded, or not built for it; modules cannot be loaded by the agent itself",
-                vec![
-                    format!("load the module: modprobe {module}"),
-                    format!(
-                        "load it at every boot: echo {module} > /etc/modules-load.d/{module}.conf"
-                    ),
-                    format!(
-                        "if there is none for this kernel (modinfo {module}), choose another back end for all nodes: selvage network set"
-                    ),
-                ],
-            ),
-            Self::Privileges => (
-                "the agent is not allowed to change the network of this host",
-                vec![
-                    "run it by its unit, or give it CAP_NET_ADMIN: systemctl cat selvage".to_owned(),
-                    "in a container it needs the host's network and that capability".to_owned(),
-                ],
-            ),
-            Self::Conflict => (
-                "a route that the agent did not make leads elsewhere; it is left alone, so containers here do not reach that subnet",
-                vec![
-                    removal(text),
-                    "find out who makes it, by its proto: ip -details route show; a VPN and a static route of networkd are frequent".to_owned(),
-                ],
-            ),
-            Self::Exists => (
-                "another device or route already has what the overlay's would have: the same name, or for VXLAN the same VNI and port",
-                vec![
-                    "see which: ip -details link show type vxlan; ip -details link show".to_owned(),
-                    "remove it if nobody needs it (ip link del NAME), or give the overlay another VNI or Port: selvage network set".to_owned(),
-                ],
-            ),
-            Self::Port => (
-                "another program or device already receives on the UDP port that the back end needs",
-                vec![
-                    "see which: ss -lunp; ip -details link show type vxlan".to_owned(),
-                    "stop it, or give the overlay another Port (or ListenPort): selvage network set".to_owned(),
-                ],
-            ),
-            Self::Full => (
-                "a table of the kernel is full; with many nodes the limits for neighbours are too low",
-                vec![
-                    "raise the limits: sysctl -w net.ipv4.neigh.default.gc_thresh3=65536 net.ipv6.neigh.default.gc_thresh3=65536 net.ipv6.route.max_size=2147483647".to_owned(),
-                    "see what the kernel says: dmesg | tail".to_owned(),
-                ],
-            ),
-            Self::Gateway => (
-                "the kernel has no way to the peer on the interface that should lead to it",
-                vec![
-                    "see how the peer is reached: ip route get ADDRESS, with the address from selvage peers".to_owned(),
-                    "host-gw needs all nodes on one link; if they are not, use vxlan, with DirectRouting for those that are: selvage network set".to_owned(),
-                ],
-            ),
-            Self::NoDevice => (
-                "the device went away while it was worked on; the agent makes it again",
-                vec![
-                    "ask again in a moment; if it lasts, somebody removes it: journalctl -u selvage -u systemd-networkd; ip monitor link".to_owned(),
-                ],
-            ),
-            Self::Command => (
-                "a command of the network config's extension back end failed on this host; it is run again after a while",
-                vec![
-                    "journalctl -u selvage has what it printed".to_owned(),
-                    "selvage network get shows the command; run it by hand with the same environment".to_owned(),
-                ],
-            ),
-            Self::Dependency | Self::Other => (
-                "what needs this object does not work; the agent tries again with growing pauses",
-                vec![
-                    "journalctl -u selvage -b and dmesg show how it came about".to_owned(),
-                    "whatever is there now is replaced by a clean start: selvage cleanup, then systemctl start selvage".to_owned(),
-                ],
-            ),
-        };
-        (why, remedy)
-    }
-}
-
-/// How to remove the route that is in the way, which is told in the words of ip(8).
-fn removal(text: &str) -> String {
-    let route = text.split_once("in the way: ").map(|(_, route)| route);
-    let route = route.unwrap_or_default().trim();
-    format!("if nobody needs it, remove it: ip route del {route}")
-}
-
-/// The name of the error that the kernel gave, from `…: EEXIST: File exists`.
-fn errno(text: &str) -> Option<&str> {
-    let is_name = |word: &&str| {
-        word.len() > 2
-            && word.starts_with('E')
-            && word
-                .bytes()
-                .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
-    };
-    text.split([':', ' ']).find(is_name)
 }
 
 #[cfg(test)]
@@ -238,20 +175,22 @@ mod tests {
     use nix::errno::Errno;
 
     use super::*;
+    use crate::command::doctor::names::tests::settings;
     use crate::host::netlink::{ChangeError, Failure, Refused};
     use crate::plan::state::{Change, Ipip, Key, Link, LinkKind, Object, Route};
+    use crate::telemetry::status::{Coded, Health};
 
-    fn failure(key: Key, object: Object, error: ChangeError) -> String {
+    fn failure(key: Key, object: Object, error: ChangeError) -> Cause {
         let was = None;
         let change = Change::Set { key, object, was };
-        Failure { change, error }.to_string()
+        Failure { change, error }.to_cause()
     }
 
     fn refused(errno: Errno) -> ChangeError {
         ChangeError::Refused(Refused { errno, hint: None })
     }
 
-    fn ipip(error: ChangeError) -> String {
+    fn ipip(error: ChangeError) -> Cause {
         let link = Link {
             kind: LinkKind::Ipip(Ipip {
                 local: [10, 0, 0, 1].into(),
@@ -263,7 +202,7 @@ mod tests {
         failure(key, Object::Link(link.into()), error)
     }
 
-    fn route(error: ChangeError) -> String {
+    fn route(error: ChangeError) -> Cause {
         let route = Route {
             link: "flannel.1".parse().unwrap(),
             gateway: Some([10, 5, 2, 0].into()),
@@ -276,56 +215,75 @@ mod tests {
 
     #[test]
     fn every_refusal_is_told_by_its_cause() {
+        let names = Names::of(&settings(&[]));
         let conflict = ChangeError::Conflict {
             existing: "10.5.2.0/24 via 10.0.0.9 proto 4 dev eth0".to_owned(),
         };
         let link = Key::Link("flannel.ipip".parse().unwrap());
-        let port = ChangeError::DataPlane(
-            std::io::Error::from_raw_os_error(Errno::EADDRINUSE as i32).to_string(),
-        );
-        for (text, cause, word) in [
+        let port = ChangeError::DataPlane {
+            text: "failed to listen on UDP 10.0.0.1:8285".to_owned(),
+            errno: Some(Errno::EADDRINUSE),
+        };
+        for (cause, code, word) in [
             (
                 ipip(refused(Errno::EOPNOTSUPP)),
-                Cause::Module("ipip"),
+                Code::KernelNoModule,
                 "modprobe ipip",
             ),
             (
                 ipip(refused(Errno::EPERM)),
-                Cause::Privileges,
+                Code::KernelNoPrivileges,
                 "CAP_NET_ADMIN",
             ),
-            (ipip(refused(Errno::EEXIST)), Cause::Exists, "ip link del"),
-            (ipip(refused(Errno::EADDRINUSE)), Cause::Port, "ss -lunp"),
+            (
+                ipip(refused(Errno::EEXIST)),
+                Code::KernelExists,
+                "ip link del",
+            ),
+            (
+                ipip(refused(Errno::EADDRINUSE)),
+                Code::KernelPort,
+                "ss -lunp",
+            ),
             (
                 failure(link, Object::OtherLink, port),
-                Cause::Port,
+                Code::KernelPort,
                 "ss -lunp",
             ),
             (
                 route(conflict),
-                Cause::Conflict,
+                Code::KernelConflict,
                 "ip route del 10.5.2.0/24 via 10.0.0.9 proto 4 dev eth0",
             ),
             (
                 route(refused(Errno::EINVAL)),
-                Cause::Gateway,
+                Code::KernelNoPath,
                 "DirectRouting",
             ),
-            (route(refused(Errno::ENOBUFS)), Cause::Full, "gc_thresh3"),
+            (
+                route(refused(Errno::ENOBUFS)),
+                Code::KernelFull,
+                "gc_thresh3",
+            ),
             (
                 route(ChangeError::NoDevice("flannel.1".parse().unwrap())),
-                Cause::NoDevice,
+                Code::KernelNoDevice,
                 "ip monitor link",
             ),
             (
                 route(ChangeError::Dependency),
-                Cause::Dependency,
+                Code::KernelDependency,
                 "journalctl",
             ),
-            (route(refused(Errno::EIO)), Cause::Other, "selvage cleanup"),
+            (
+                route(refused(Errno::EIO)),
+                Code::KernelRefused,
+                "selvage cleanup",
+            ),
         ] {
-            assert_eq!(Cause::of(&text), cause, "{text}");
-            let (_, remedy) = cause.explain(&text);
+            assert_eq!(cause.code, code, "{cause:?}");
+            assert!(code.is_kernel_change(), "{code}");
+            let (_, remedy) = explain(&cause, &names);
             assert!(
                 remedy.iter().any(|remedy| remedy.contains(word)),
                 "{word}: {remedy:?}"
@@ -334,17 +292,20 @@ mod tests {
     }
 
     #[test]
+    fn every_refusal_has_a_remedy_that_names_this_network_alone() {
+        let names = Names::of(&settings(&["--network", "blue"]));
+        for code in Code::ALL.iter().filter(|code| code.is_kernel_change()) {
+            let (_, remedy) = explain(&Cause::new(*code, "x"), &names);
+            super::super::tests::assert_about_blue(&remedy);
+        }
+    }
+
+    #[test]
     fn the_object_is_named() {
-        assert_eq!(
-            object(&route(refused(Errno::EIO))),
-            Some("route 10.5.2.0/24")
-        );
-        assert_eq!(
-            object(&ipip(refused(Errno::EIO))),
-            Some("link flannel.ipip")
-        );
-        assert_eq!(object("failed to add"), None);
-        assert_eq!(object("nonsense"), None);
+        let object = route(refused(Errno::EIO)).object;
+        assert_eq!(object.as_deref(), Some("route 10.5.2.0/24"));
+        let object = ipip(refused(Errno::EIO)).object;
+        assert_eq!(object.as_deref(), Some("link flannel.ipip"));
     }
 
     #[test]
@@ -354,18 +315,30 @@ mod tests {
             Vec::new(),
         );
         status.health.state = State::Degraded;
-        status.kernel.failures = vec![
+        status.kernel.causes = vec![
             ipip(refused(Errno::EOPNOTSUPP)),
             route(ChangeError::Dependency),
             route(ChangeError::Dependency),
         ];
-        let found = find(&status);
+        let names = Names::of(&settings(&[]));
+        let found = find(&status, &names);
         assert_eq!(found.len(), 1, "{found:#?}");
-        status.health.state = State::Joining;
-        status.health.reasons = vec![format!(
-            "waiting for 3 {FIRST}{}",
-            status.kernel.failures[0]
-        )];
-        assert_eq!(find(&status), found);
+        status.health = Health::new(State::Joining, vec![status.kernel.causes.remove(0)]);
+        assert_eq!(find(&status, &names), found);
+    }
+
+    #[test]
+    fn an_agent_without_codes_is_heard_all_the_same() {
+        let mut status = Status::joining(
+            crate::telemetry::status::Agent::of_process("x", 0),
+            Vec::new(),
+        );
+        status.health.state = State::Degraded;
+        status.kernel.failures = vec!["failed to add route 10.5.2.0/24: EIO".to_owned(); 2];
+        let [found] = &find(&status, &Names::of(&settings(&[])))[..] else {
+            panic!("not one finding")
+        };
+        assert!(found.what.contains("route 10.5.2.0/24"), "{found:?}");
+        assert!(found.remedy[0].contains("journalctl"), "{found:?}");
     }
 }

@@ -3,20 +3,21 @@
 use std::future::ready;
 
 use super::Check;
-use super::advice::{Advice, advise, full};
-use crate::command::doctor::{Finding, Severity};
+use super::advice::{advise, store};
+use crate::base::words::duration;
+use crate::command::doctor::{Finding, Names, Severity};
 use crate::settings::Settings;
-use crate::telemetry::status::{Lease, Status};
+use crate::telemetry::status::{Cause, Code, Lease, Status, TaskName};
 
 /// A lease that another node has, or nobody.
 pub(super) const LOST: Check = Check {
     name: "lease-lost",
-    looks_for: "a lease of this node that ended or is somebody else's",
+    looks_for: "a lease of this node that expired or is another node's",
     run: |context| {
         Box::pin(ready(
             context
                 .status()
-                .map(|status| lost(status, context.settings)),
+                .map(|status| lost(status, context.settings, &context.names)),
         ))
     },
 };
@@ -29,33 +30,23 @@ pub(super) const EXPIRY: Check = Check {
         Box::pin(ready(
             context
                 .status()
-                .map(|status| expiry(status, context.settings)),
+                .map(|status| expiry(status, context.settings, &context.names)),
         ))
     },
 };
 
-fn lost(status: &Status, settings: &Settings) -> Vec<Finding> {
+fn lost(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
     let lease = status.lease.as_ref().filter(|lease| !lease.held);
     let Some(lease) = lease else {
         return Vec::new();
     };
     let trouble = lease.trouble.as_deref();
-    let advice = match trouble {
-        Some(trouble) if trouble.contains("out of subnets") => Advice {
-            why: format!("{}; {}", why_lost(), full().why),
-            ..full()
-        },
-        Some(trouble) => Advice {
-            why: why_lost().to_owned(),
-            ..advise(trouble, settings)
-        },
-        None => Advice::new(
-            why_lost(),
-            [
-                "ask again in a moment: the agent is taking a lease",
-                "journalctl -u selvage -n 50",
-            ],
-        ),
+    let gone = || Cause::new(Code::LeaseLost, trouble.unwrap_or_default());
+    let cause = status.cause(TaskName::Lease).cloned().unwrap_or_else(gone);
+    let advice = advise(&cause, settings, names);
+    let why = match cause.code {
+        Code::OutOfSubnets => format!("{WHY_LOST}; {}", advice.why),
+        _ => WHY_LOST.to_owned(),
     };
     let trouble = trouble.map(|trouble| format!(": {trouble}"));
     vec![Finding {
@@ -67,16 +58,14 @@ fn lost(status: &Status, settings: &Settings) -> Vec<Finding> {
             subnets(lease),
             trouble.unwrap_or_default()
         ),
-        why: advice.why,
+        why,
         remedy: advice.remedy,
     }]
 }
 
-fn why_lost() -> &'static str {
-    "another node may be given the subnet, and peers forget this one; the data plane stays as it is until the agent has a lease again"
-}
+const WHY_LOST: &str = "another node may be given the subnet, and peers forget this one; the data plane stays as it is until the agent has a lease again";
 
-fn expiry(status: &Status, settings: &Settings) -> Vec<Finding> {
+fn expiry(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
     let lease = status.lease.as_ref();
     let Some(lease) = lease.filter(|lease| lease.held && !lease.reservation) else {
         return Vec::new();
@@ -94,11 +83,15 @@ fn expiry(status: &Status, settings: &Settings) -> Vec<Finding> {
         _ => false,
     };
     let left = lease.left_seconds.map_or_else(
-        || "nobody knows when it ends".to_owned(),
-        |left| format!("it ends in {}", duration(left)),
+        || "its expiry is unknown".to_owned(),
+        |left| format!("it expires in {}", duration(left)),
     );
     let trouble = lease.trouble.as_deref().or(status.store.trouble.as_deref());
-    let advice = advise(trouble.unwrap_or("etcd"), settings);
+    let renewal = status.cause(TaskName::Renewal);
+    let cause = renewal.or_else(|| status.cause(TaskName::Store));
+    // Whatever else it may be, it is the store that does not extend it.
+    let code = cause.map_or(Code::StoreUnreachable, |cause| cause.code);
+    let advice = store(code, settings, names);
     let trouble = trouble.map(|trouble| format!(": {trouble}"));
     vec![Finding {
         check: EXPIRY.name.to_owned(),
@@ -113,7 +106,7 @@ fn expiry(status: &Status, settings: &Settings) -> Vec<Finding> {
             subnets(lease),
             trouble.unwrap_or_default()
         ),
-        why: "a lease that ends frees the subnet for other nodes, and peers remove this one; for 20 s after an outage they still count it as there".to_owned(),
+        why: "an expired lease frees the subnet for other nodes, and peers remove this one; for 20 s after an outage they still keep it".to_owned(),
         remedy: advice.remedy,
     }]
 }
@@ -123,14 +116,4 @@ fn subnets(lease: &Lease) -> String {
     let v6 = lease.subnet_v6.map(|net| net.to_string());
     let nets: Vec<_> = v4.into_iter().chain(v6).collect();
     nets.join(" and ")
-}
-
-/// Seconds in words, of the two largest units.
-pub(super) fn duration(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{} d {} h", seconds / 86400, seconds % 86400 / 3600),
-    }
 }

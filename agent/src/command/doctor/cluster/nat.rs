@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::{Check, Context, duplicates, name};
 use crate::base::net;
-use crate::command::doctor::{Finding, NotChecked, Outcome, Severity};
+use crate::command::doctor::{Finding, Names, NotChecked, Outcome, Severity};
 use crate::host::netlink::host::{Host, Questions};
 use crate::telemetry::status::{Lease, Status, Underlay};
 
@@ -18,7 +18,7 @@ const NAME: &str = "nat-interface";
 /// An underlay interface that does not lead to the peers.
 pub(super) const CHECK: Check = Check {
     name: NAME,
-    looks_for: "an underlay interface that peers are not reached by, while another one leads to them",
+    looks_for: "an underlay interface that does not lead to the peers, while another one does",
     run: |context| Box::pin(check(context)),
 };
 
@@ -27,8 +27,8 @@ async fn check(context: &Context<'_>) -> Outcome {
     let host = Host::observe(Questions::default())
         .await
         .map_err(|error| NotChecked(crate::base::logging::chain(&error)))?;
-    Ok(shared(status, &host)
-        .or_else(|| elsewhere(status, &host))
+    Ok(shared(status, &host, &context.names)
+        .or_else(|| elsewhere(status, &host, &context.names))
         .into_iter()
         .collect())
 }
@@ -91,7 +91,7 @@ fn untold(lease: &Lease, underlay: &Underlay) -> Vec<IpAddr> {
 }
 
 /// Others publish our address as well, and there is another interface: the address is a NAT's.
-pub(super) fn shared(status: &Status, host: &Host) -> Option<Finding> {
+pub(super) fn shared(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
     let (lease, underlay) = (status.lease.as_ref()?, status.underlay.as_ref()?);
     let own = untold(lease, underlay);
     let others: Vec<_> = status
@@ -120,12 +120,12 @@ pub(super) fn shared(status: &Status, host: &Host) -> Option<Finding> {
             name(first)
         ),
         why: "an address that several hosts have is that of a NAT behind each of them; peers cannot reach any of them by it. An interface that nobody names is chosen because the default route leads over it".to_owned(),
-        remedy: remedies(&family),
+        remedy: remedies(&family, names),
     })
 }
 
 /// Peers are next to us on another interface.
-fn elsewhere(status: &Status, host: &Host) -> Option<Finding> {
+fn elsewhere(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
     let (lease, underlay) = (status.lease.as_ref()?, status.underlay.as_ref()?);
     let own = untold(lease, underlay);
     let attached = [underlay.ipv4.map(IpNet::V4), underlay.ipv6.map(IpNet::V6)];
@@ -174,17 +174,19 @@ fn elsewhere(status: &Status, host: &Host) -> Option<Finding> {
             candidate.interface,
         ),
         why: "packets to them leave by one interface with the address of another, and theirs come to an address that they may not reach: many networks drop both, and behind NAT the address is not this host's at all".to_owned(),
-        remedy: remedies(&candidate),
+        remedy: remedies(&candidate, names),
     })
 }
 
-fn remedies(candidate: &Candidate<'_>) -> Vec<String> {
+fn remedies(candidate: &Candidate<'_>, names: &Names) -> Vec<String> {
     let Candidate {
         interface, address, ..
     } = candidate;
     vec![
         format!(
-            "use {interface} ({address}): underlay.interfaces = [\"{interface}\"] in /etc/selvage/agent.toml (--iface={interface}), then systemctl restart selvage"
+            "use {interface} ({address}): underlay.interfaces = [\"{interface}\"] in {} (--iface={interface}), then {}",
+            names.settings_file,
+            names.systemctl("restart")
         ),
         format!(
             "on all nodes alike, whatever the interface is called there: underlay.interface-cidr = [\"{}\"] (--iface-cidr)",

@@ -3,10 +3,10 @@
 use std::future::ready;
 
 use super::Check;
-use super::advice::{Advice, advise, full, network_config};
-use crate::command::doctor::{Finding, Severity};
+use super::advice::{advise, full};
+use crate::command::doctor::{Finding, Names, Severity};
 use crate::settings::Settings;
-use crate::telemetry::status::Status;
+use crate::telemetry::status::{Cause, Code, Status, TaskName};
 
 /// A network config that was written and is not in use.
 pub(super) const CONFIG: Check = Check {
@@ -16,7 +16,7 @@ pub(super) const CONFIG: Check = Check {
         Box::pin(ready(
             context
                 .status()
-                .map(|status| config(status, context.settings)),
+                .map(|status| config(status, context.settings, &context.names)),
         ))
     },
 };
@@ -25,27 +25,23 @@ pub(super) const CONFIG: Check = Check {
 pub(super) const SUBNETS: Check = Check {
     name: "subnets",
     looks_for: "a network in which hardly a subnet is free",
-    run: |context| Box::pin(ready(context.status().map(subnets))),
+    run: |context| {
+        Box::pin(ready(
+            context
+                .status()
+                .map(|status| subnets(status, &context.names)),
+        ))
+    },
 };
 
-fn config(status: &Status, settings: &Settings) -> Vec<Finding> {
+fn config(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
     let network = status.network.as_ref();
     let Some(rejected) = network.and_then(|network| network.rejected.as_deref()) else {
         return Vec::new();
     };
-    let advice = if rejected.contains("does not allow this host's subnet") {
-        Advice::new(
-            "this node goes on with its subnet, which the others may not find in the new network; another subnet means that its containers must be restarted",
-            [
-                "move this node when its containers can be restarted: systemctl restart selvage (docker.service is restarted with the new subnet by the image's selvage-docker.service; else: systemctl restart docker)",
-                "or write a network config again that has room for this node's subnet: selvage network set FILE",
-            ],
-        )
-    } else if rejected.contains("no network config at") {
-        advise(rejected, settings)
-    } else {
-        network_config()
-    };
+    let unknown = || Cause::new(Code::Unknown, rejected);
+    let cause = status.cause(TaskName::Config);
+    let advice = advise(&cause.cloned().unwrap_or_else(unknown), settings, names);
     vec![Finding {
         check: CONFIG.name.to_owned(),
         severity: Severity::Warning,
@@ -56,7 +52,7 @@ fn config(status: &Status, settings: &Settings) -> Vec<Finding> {
     }]
 }
 
-fn subnets(status: &Status) -> Vec<Finding> {
+fn subnets(status: &Status, names: &Names) -> Vec<Finding> {
     let network = status.network.as_ref();
     let Some(capacity) = network.and_then(|network| network.subnets) else {
         return Vec::new();
@@ -68,7 +64,7 @@ fn subnets(status: &Status) -> Vec<Finding> {
     if free > capacity / 10 {
         return Vec::new();
     }
-    let advice = full();
+    let advice = full(names);
     let room = match free {
         0 => "the next node gets none".to_owned(),
         free => format!("only {free} more nodes get one"),
@@ -86,12 +82,14 @@ fn subnets(status: &Status) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::doctor::names::tests::settings;
     use crate::telemetry::status::{Agent, Network};
 
     #[test]
     fn a_network_is_told_to_be_full_in_time() {
         let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
-        assert!(subnets(&status).is_empty());
+        let names = Names::of(&settings(&[]));
+        assert!(subnets(&status, &names).is_empty());
         for (capacity, peers, told) in [
             (255, 2, false),
             (255, 230, true),
@@ -108,7 +106,11 @@ mod tests {
             });
             status.peers = super::super::tests::peers(peers);
             status.lease = Some(super::super::tests::lease());
-            assert_eq!(!subnets(&status).is_empty(), told, "{peers} of {capacity}");
+            assert_eq!(
+                !subnets(&status, &names).is_empty(),
+                told,
+                "{peers} of {capacity}"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Other networks that get in the overlay's way: the underlay's, Docker's, a VPN's; and servers that the overlay's
+//! Conflicting networks: the underlay's, Docker's, a VPN's; and servers that the overlay's
 //! addresses hide.
 //!
 //! The overlay's routes are as long as a node's subnet. So a wider route of somebody else's, such as a default route,
@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::{Check, Context, cap, meet, networks, own_subnets};
 use crate::base::logging::chain;
-use crate::command::doctor::{Finding, NotChecked, Outcome, Severity};
+use crate::command::doctor::{Finding, Names, NotChecked, Outcome, Severity};
 use crate::host::netlink::host::{Host, Questions};
 use crate::host::netlink::survey;
 use crate::plan::backend::table;
@@ -41,6 +41,7 @@ async fn check(context: &Context<'_>) -> Outcome {
     let routes = survey::foreign_routes(&networks).await.map_err(unknown)?;
     let rules = survey::policy_rules().await.map_err(unknown)?;
     let surroundings = host::Surroundings {
+        names: &context.names,
         status,
         networks: &networks,
         host: &host,
@@ -60,7 +61,7 @@ async fn check(context: &Context<'_>) -> Outcome {
         findings.extend(surroundings.routes(&lost));
         findings.extend(lost);
     }
-    findings.extend(servers::find(context.settings, status, &networks, &host).await);
+    findings.extend(servers::find(context, status, &networks, &host).await);
     Ok(cap(findings))
 }
 
@@ -104,6 +105,17 @@ fn finding(
 }
 
 /// How the overlay gets another network.
-fn renumber() -> String {
-    "or give the overlay a network that nobody else has: selvage network set FILE; nodes take subnets of it when their agents are restarted".to_owned()
+fn renumber(names: &Names) -> String {
+    format!(
+        "or give the overlay a network that nobody else has: {} FILE; nodes take subnets of it when their agents are restarted",
+        names.selvage("network set")
+    )
+}
+
+/// How subnets are kept off addresses of hosts.
+fn leave_out(names: &Names) -> String {
+    format!(
+        "SubnetMin and SubnetMax in the network config ({})",
+        names.selvage("network set")
+    )
 }

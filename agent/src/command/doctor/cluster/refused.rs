@@ -5,7 +5,8 @@ use std::future::ready;
 
 use super::advice::Advice;
 use super::{Check, deletion, duplicates, name, sample};
-use crate::command::doctor::{Finding, Severity};
+use crate::cluster::refusal::RefusalCode;
+use crate::command::doctor::{Finding, Names, Severity};
 use crate::telemetry::status::{Peer, PeerState, Status};
 
 const NAME: &str = "refused-peers";
@@ -14,15 +15,22 @@ const NAME: &str = "refused-peers";
 pub(super) const CHECK: Check = Check {
     name: NAME,
     looks_for: "leases of other nodes that cannot be used",
-    run: |context| Box::pin(ready(context.status().map(find))),
+    run: |context| {
+        Box::pin(ready(
+            context.status().map(|status| find(status, &context.names)),
+        ))
+    },
 };
 
-fn find(status: &Status) -> Vec<Finding> {
+fn find(status: &Status, names: &Names) -> Vec<Finding> {
     let mut by_fault: BTreeMap<(Severity, Fault), Vec<&Peer>> = BTreeMap::new();
     for peer in &status.peers {
-        let Some(reason) = &peer.reason else { continue };
+        if peer.reason.is_none() {
+            continue;
+        }
         // Told by another check, one and the same node, or a reservation that waits for its node.
-        if duplicates::is_duplicate(reason)
+        let refusal = peer.refusal.as_ref();
+        if refusal.is_some_and(duplicates::is_duplicate)
             || duplicates::is_ours(peer, status)
             || peer.owner.is_none() && peer.backend.is_empty()
         {
@@ -34,13 +42,14 @@ fn find(status: &Status) -> Vec<Finding> {
             // The kernel's word, which is told with all that it refuses.
             PeerState::Failed => continue,
         };
-        let fault = (severity, Fault::of(reason));
+        let code = refusal.map_or(RefusalCode::Unknown, |refusal| refusal.code);
+        let fault = (severity, Fault::of(code));
         by_fault.entry(fault).or_default().push(peer);
     }
     let finding = |((severity, fault), peers): ((Severity, Fault), Vec<&Peer>)| {
         let first = peers.first();
         let deletion = first.map(|peer| deletion(peer, status));
-        let advice = fault.explain(&deletion.unwrap_or_default());
+        let advice = fault.explain(&deletion.unwrap_or_default(), names);
         let reason = first.and_then(|peer| peer.reason.as_deref());
         let used = match severity {
             Severity::Error => "is not used",
@@ -72,86 +81,135 @@ enum Fault {
     Backend,
     OffLink,
     Data,
+    Unknown,
 }
 
 impl Fault {
-    fn of(reason: &str) -> Self {
-        let has = |words: &str| reason.contains(words);
-        if has("outside the network") || has("a family that the network has") {
-            Self::Network
-        } else if has("its subnet overlaps") {
-            Self::Overlap
-        } else if has("its subnet holds")
-            || has("its subnet or its public IP")
-            || has("its new public IP")
-        {
-            Self::Hosts
-        } else if has("on the underlay's link") {
-            Self::OffLink
-        } else if has("back end, ") || has("the back end ") {
-            Self::Backend
-        } else if has("its public IP") || has("its lease has no Public") {
-            Self::Address
-        } else {
-            Self::Data
+    fn of(code: RefusalCode) -> Self {
+        match code {
+            RefusalCode::OutsideNetwork | RefusalCode::OtherFamily => Self::Network,
+            RefusalCode::OverlapsOwn | RefusalCode::OverlapsOlder => Self::Overlap,
+            RefusalCode::HoldsHost | RefusalCode::MeetsOlder | RefusalCode::MovesInto => {
+                Self::Hosts
+            }
+            RefusalCode::PublicIp
+            | RefusalCode::OurPublicIp
+            | RefusalCode::NoAddress
+            | RefusalCode::Looping => Self::Address,
+            RefusalCode::OtherBackend => Self::Backend,
+            RefusalCode::OffLink => Self::OffLink,
+            RefusalCode::NoBackendData
+            | RefusalCode::BackendData
+            | RefusalCode::NotUnicast
+            | RefusalCode::OwnMac
+            | RefusalCode::OwnKey
+            | RefusalCode::TakenMac
+            | RefusalCode::TakenKey
+            | RefusalCode::CopiesMac
+            | RefusalCode::CopiesKey
+            | RefusalCode::Taken => Self::Data,
+            RefusalCode::Unknown => Self::Unknown,
         }
     }
 
     /// `deletion`: how its lease is ended.
-    fn explain(self, deletion: &str) -> Advice {
+    fn explain(self, deletion: &str, names: &Names) -> Advice {
         let remove = format!("if the node is gone for good, delete its lease: {deletion}");
+        let other_subnet = format!(
+            "{} there, then {}",
+            names.selvage_with_state("leave"),
+            names.systemctl("start")
+        );
         match self {
             Self::Network => Advice::new(
                 "it is not in the overlay network of this node; the network config may have changed since, and that node has not followed",
                 [
-                    "compare: selvage network get, and selvage status on that node",
-                    "restart the agent there, which gives it a subnet in the network: systemctl restart selvage",
-                    &remove,
+                    format!(
+                        "compare: {}, and {} on that node",
+                        names.selvage("network get"),
+                        names.selvage("status")
+                    ),
+                    format!(
+                        "restart the agent there, which gives it a subnet in the network: {}",
+                        names.systemctl("restart")
+                    ),
+                    remove,
                 ],
             ),
             Self::Overlap => Advice::new(
                 "two leases claim the same addresses, and the older one counts; agents never write such leases, so one of them was made by hand, or under a network config with another SubnetLen",
                 [
-                    "see both: selvage network leases",
-                    "give the younger one's node another subnet: selvage leave there, then systemctl start selvage",
-                    &remove,
+                    format!("see both: {}", names.selvage("network leases")),
+                    format!("give the younger one's node another subnet: {other_subnet}"),
+                    remove,
                 ],
             ),
             Self::Hosts => Advice::new(
-                "packets for a host whose address is in a node's subnet would go to that node's containers; the overlay's network is one that hosts have addresses in, and that node did not know of this one",
+                "packets for a host whose address is in a node's subnet would go to that node's containers; hosts have addresses inside the overlay's network, and that node did not know of this one",
                 [
-                    "keep subnets off the hosts: SubnetMin and SubnetMax in the network config (selvage network set)",
-                    "then give that node another subnet: selvage leave there, then systemctl start selvage",
-                    &remove,
+                    format!(
+                        "keep subnets off the hosts: SubnetMin and SubnetMax in the network config ({})",
+                        names.selvage("network set")
+                    ),
+                    format!("then give that node another subnet: {other_subnet}"),
+                    remove,
                 ],
             ),
             Self::Address => Advice::new(
                 "packets to it cannot be sent to the address that it publishes",
                 [
-                    "on that node, say which interface or address to use: underlay.interfaces or underlay.public-ip in /etc/selvage/agent.toml (--iface, --public-ip)",
-                    &remove,
+                    format!(
+                        "on that node, set the interface or address to use: underlay.interfaces or underlay.public-ip in {} (--iface, --public-ip)",
+                        names.settings_file
+                    ),
+                    remove,
                 ],
             ),
             Self::Backend => Advice::new(
-                "all nodes must run the same back end; this one has not followed the network config, which flanneld does at a restart only",
+                "all nodes must run the same backend; this one has not followed the network config, which flanneld does at a restart only",
                 [
-                    "on that node: systemctl restart selvage (or flanneld), then look at its log",
-                    "selvage network get shows the back end that all should have",
-                    &remove,
+                    format!(
+                        "on that node: {} (or flanneld), then look at its log",
+                        names.systemctl("restart")
+                    ),
+                    format!(
+                        "{} shows the backend that all should have",
+                        names.selvage("network get")
+                    ),
+                    remove,
                 ],
             ),
             Self::OffLink => Advice::new(
                 "host-gw sends packets to the peer itself, which works only between hosts on one link; routers between them know no way to the overlay",
                 [
-                    "let that node publish an address on this link: underlay.interfaces there",
-                    "or use vxlan, with DirectRouting for nodes that share a link: selvage network set",
+                    "let that node publish an address on this link: underlay.interfaces there"
+                        .into(),
+                    format!(
+                        "or use vxlan, with DirectRouting for nodes that share a link: {}",
+                        names.selvage("network set")
+                    ),
                 ],
             ),
             Self::Data => Advice::new(
-                "what it published for the back end cannot be used, so that nothing can be sent to it",
+                "this node cannot use what it published for the backend, so nothing can be sent to it",
                 [
-                    "look at the agent there: selvage status, journalctl -u selvage; a restart publishes it anew",
-                    &remove,
+                    format!(
+                        "look at the agent there: {}, {}; a restart publishes its data again",
+                        names.selvage("status"),
+                        names.journal()
+                    ),
+                    remove,
+                ],
+            ),
+            Self::Unknown => Advice::new(
+                "nothing can be sent to it with what it published; the running agent, of another version than this command, gives no code for the reason",
+                [
+                    format!(
+                        "look at the agent there: {}, {}",
+                        names.selvage("status"),
+                        names.journal()
+                    ),
+                    remove,
                 ],
             ),
         }
@@ -160,61 +218,56 @@ impl Fault {
 
 #[cfg(test)]
 mod tests {
-    use ipnet::IpNet;
-
     use super::*;
-    use crate::cluster::lease::SubnetKey;
-    use crate::cluster::peers::Refusal;
-    use crate::plan::backend;
+    use crate::cluster::refusal::tests::one_of_each;
+    use crate::command::doctor::names::tests::settings;
+    use crate::telemetry::status::{Agent, Refusal};
 
     #[test]
     fn every_refusal_has_its_remedy() {
-        let key = SubnetKey::parse_argument("10.5.1.0/24").unwrap();
-        let net: IpNet = "10.5.1.0/24".parse().unwrap();
-        let address = "10.0.0.1".parse().unwrap();
-        let text = |refusal: &dyn ToString| refusal.to_string();
-        for (reason, fault) in [
-            (text(&Refusal::OutsideNetwork), Fault::Network),
-            (text(&Refusal::OtherFamily), Fault::Network),
-            (text(&Refusal::OverlapsOwn(key)), Fault::Overlap),
-            (text(&Refusal::OverlapsOlder(key)), Fault::Overlap),
-            (text(&Refusal::HoldsHost(address)), Fault::Hosts),
-            (text(&Refusal::MeetsOlder(key)), Fault::Hosts),
-            (text(&Refusal::MovesInto(key)), Fault::Hosts),
-            (
-                text(&Refusal::PublicIp {
-                    address: "224.0.0.1".to_owned(),
-                    what: "a multicast address",
-                }),
-                Fault::Address,
-            ),
-            (
-                text(&Refusal::OtherBackend {
-                    theirs: "host-gw".to_owned(),
-                }),
-                Fault::Backend,
-            ),
-            (text(&Refusal::BackendData("x".to_owned())), Fault::Data),
-            (text(&backend::Refusal::NoData(net)), Fault::Data),
-            (text(&backend::Refusal::NoAddress(net)), Fault::Address),
-            (
-                text(&backend::Refusal::NoEndpoint("PublicIP")),
-                Fault::Address,
-            ),
-            (
-                text(&backend::Refusal::Kind("udp".to_owned(), "vxlan")),
-                Fault::Backend,
-            ),
-            (
-                text(&backend::Refusal::NotOnLink {
-                    public: address,
-                    on_link: net,
-                }),
-                Fault::OffLink,
-            ),
-        ] {
-            assert_eq!(Fault::of(&reason), fault, "{reason}");
-            assert!(!duplicates::is_duplicate(&reason), "{reason}");
+        for refusal in one_of_each() {
+            let told = Refusal::of(&refusal);
+            let expected = match told.code.class() {
+                "outside-network" | "other-family" => Fault::Network,
+                "overlaps-own" | "overlaps-older" => match told.code {
+                    RefusalCode::HoldsHost | RefusalCode::MeetsOlder | RefusalCode::MovesInto => {
+                        Fault::Hosts
+                    }
+                    RefusalCode::CopiesMac | RefusalCode::CopiesKey => Fault::Data,
+                    _ => Fault::Overlap,
+                },
+                "public-ip" | "our-public-ip" => Fault::Address,
+                "other-backend" => Fault::Backend,
+                _ => match told.code {
+                    RefusalCode::NoAddress | RefusalCode::Looping => Fault::Address,
+                    RefusalCode::OffLink => Fault::OffLink,
+                    _ => Fault::Data,
+                },
+            };
+            assert_eq!(Fault::of(told.code), expected, "{refusal}");
         }
+    }
+
+    #[test]
+    fn remedies_name_this_network_alone() {
+        let names = Names::of(&settings(&["--network", "blue"]));
+        for code in RefusalCode::ALL.iter().chain([&RefusalCode::Unknown]) {
+            let advice = Fault::of(*code).explain("etcdctl del KEY", &names);
+            super::super::tests::assert_about_blue(&advice.remedy);
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_an_agent_without_codes_is_told_all_the_same() {
+        let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
+        status.peers = super::super::tests::peers(1);
+        status.peers[0].state = PeerState::Refused;
+        status.peers[0].reason = Some("its subnet is outside the network".to_owned());
+        let [found] = &find(&status, &Names::of(&settings(&[])))[..] else {
+            panic!("not one finding")
+        };
+        assert_eq!(found.severity, Severity::Error);
+        assert!(found.what.contains("outside the network"), "{found:?}");
+        assert!(found.remedy[0].contains("selvage status"), "{found:?}");
     }
 }

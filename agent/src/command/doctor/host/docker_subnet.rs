@@ -82,8 +82,13 @@ fn stop_first(finding: &mut Finding, held_by: &[Container]) {
         names.join(", ")
     ));
     // The service restarts Docker as well, and no more than that.
-    finding.remedy.retain(|line| !line.ends_with(SERVICE));
+    finding.remedy.retain(|line| *line != start());
     finding.remedy.insert(0, STOP_FIRST.to_owned());
+}
+
+/// What restarts Docker with the present options, and puts its containers back.
+fn start() -> String {
+    format!("systemctl start {SERVICE}")
 }
 
 /// Whether any of Docker's networks is on the subnet.
@@ -137,12 +142,13 @@ fn beside(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding 
     };
     let mut remedy = vec![];
     if moved {
-        remedy.push(format!("systemctl start {SERVICE}"));
+        remedy.push(start());
     }
     remedy.extend([
         format!(
-            "systemctl restart docker.service, where its unit reads {file} and starts after selvage.service; if not: \
-             systemctl edit docker.service, with [Unit] AssertPathExists={file} [Service] EnvironmentFile={file}, and $DOCKER_OPT_BIP $DOCKER_OPT_IPMASQ $DOCKER_OPT_MTU at the end of ExecStart="
+            "systemctl restart docker.service, where its unit reads {file} and starts after {}.service; if not: \
+             systemctl edit docker.service, with [Unit] AssertPathExists={file} [Service] EnvironmentFile={file}, and $DOCKER_OPT_BIP $DOCKER_OPT_IPMASQ $DOCKER_OPT_MTU at the end of ExecStart=",
+            own.names.unit
         ),
         format!(
             "or /etc/docker/daemon.json with {{{options}, \"mtu\": {mtu}, \"ip-masq\": {}}}, which does not follow the lease",

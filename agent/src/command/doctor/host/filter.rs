@@ -174,9 +174,7 @@ impl Filter {
             Some(text) => {
                 let tables = nft::read(&text);
                 let tables = tables.map_err(|error| {
-                    NotChecked(format!(
-                        "nft's account of the rules cannot be read: {error}"
-                    ))
+                    NotChecked(format!("cannot parse `nft -j list ruleset`: {error}"))
                 })?;
                 // What iptables made in nftables is told in its own words.
                 filter.tables.extend(

@@ -293,11 +293,11 @@ fn tell(own: &Own<'_>, dropped: &Dropped<'_>, trap: &Trap) -> Finding {
         .as_ref()
         .is_some_and(|firewall| firewall.forward);
     if !forward {
-        remedy.push(
-            "firewall.forward = true in /etc/selvage/agent.toml, and systemctl restart selvage.service: the agent then \
-             lets the overlay through"
-                .to_owned(),
-        );
+        remedy.push(format!(
+            "firewall.forward = true in {}, then {}: the agent lets the overlay through",
+            own.names.settings_file,
+            own.names.systemctl("restart")
+        ));
     }
     match &table.program {
         Program::Nft(family) if table.name == "firewalld" && family == "inet" => {
@@ -310,8 +310,9 @@ fn tell(own: &Own<'_>, dropped: &Dropped<'_>, trap: &Trap) -> Finding {
         }
         Program::Nft(family) if table.has("raw-PREROUTING") || table.name == "docker-bridges" => {
             remedy.push(format!(
-                "start dockerd with what selvage options docker prints: --allow-direct-routing and \
-                 --bridge-accept-fwmark; until then: nft insert rule {family} {} {chain} accept",
+                "start dockerd with what {} prints: --allow-direct-routing and --bridge-accept-fwmark; until then: nft \
+                 insert rule {family} {} {chain} accept",
+                own.names.selvage("options docker"),
                 table.name
             ));
         }

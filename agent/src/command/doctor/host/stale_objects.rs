@@ -16,6 +16,7 @@ use crate::command::doctor::{Context, Finding, NotChecked, Outcome, Severity};
 use crate::host::claim::Claims;
 use crate::host::netlink::MARK;
 use crate::host::netlink::inventory::{Inventory, Route};
+use crate::plan::state::Key;
 
 pub(super) const NAME: &str = "stale-objects";
 
@@ -117,7 +118,7 @@ fn devices(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
             NAME,
             Severity::Warning,
             name,
-            format!("the overlay device {name} is no running agent's"),
+            format!("overlay device {name} belongs to no running agent"),
             "Another agent, or an earlier configuration, left it. Routes and addresses on it may lead packets astray, and \
              a VXLAN device keeps its port and VNI from others",
             vec![format!("ip link delete {name}")],
@@ -138,9 +139,9 @@ fn routes(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
         let is_here = own.subnets().any(|net| net.contains(&route.destination));
         let device = route.link.and_then(|index| inventory.with_index(index));
         let over_overlay = device.is_some_and(|device| own.has_device(&device.name));
-        let text = format!("route {} ", route.destination);
-        let failures = &own.status.kernel.failures;
-        let refused = failures.iter().any(|failure| failure.contains(&text));
+        let key = Key::Route(route.destination).to_string();
+        let mut causes = own.status.kernel.causes.iter();
+        let refused = causes.any(|cause| cause.object.as_ref() == Some(&key));
         let counts = match route.kind {
             // A route of its own for each container is how CNI's ptp plugin works.
             RouteType::Unicast if is_here => route.dead,
@@ -215,11 +216,11 @@ fn rules(own: &Own<'_>, filter: &Filter) -> Vec<Finding> {
     filter
         .tables
         .iter()
-        .filter_map(|table| stale_table(table, mode))
+        .filter_map(|table| stale_table(own, table, mode))
         .collect()
 }
 
-fn stale_table(table: &Table, mode: Option<&str>) -> Option<Finding> {
+fn stale_table(own: &Own<'_>, table: &Table, mode: Option<&str>) -> Option<Finding> {
     let name = &table.name;
     let (what, remedy) = match (&table.program, mode) {
         (Program::Nft(family), _) if name == "flannel-ipv4" || name == "flannel-ipv6" => (
@@ -253,11 +254,13 @@ fn stale_table(table: &Table, mode: Option<&str>) -> Option<Finding> {
         name,
         what,
         "Its rules act beside the agent's: they masquerade for a network that may not be the present one. The agent \
-         removes them by itself; that they are still there means that it could not, or that somebody makes them anew",
+         removes them by itself; that they are still there means that it could not, or that something adds them again",
         vec![
             remedy,
-            "journalctl -u selvage.service -g firewall tells what keeps the agent from it"
-                .to_owned(),
+            format!(
+                "{} -g firewall shows what keeps the agent from it",
+                own.names.journal()
+            ),
         ],
     ))
 }

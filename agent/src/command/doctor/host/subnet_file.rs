@@ -13,18 +13,18 @@ use crate::telemetry::status::State;
 
 pub(super) const NAME: &str = "subnet-file";
 
-/// A command makes the agent write the file anew; it does so when it starts.
-const REMEDY: &str = "systemctl restart selvage.service, which writes the file and drops no packet";
-
 pub(super) fn check(context: &Context<'_>) -> Outcome {
     let own = Own::new(context)?;
     if own.status.health.state == State::Joining {
         return Err(NotChecked("the agent is not there yet".to_owned()));
     }
     let path = &own.status.files.subnet_file;
-    let why = "Docker and CNI plugins that start next do not start, or go by wrong addresses; those that run are not hurt";
+    let why = "Docker and CNI plugins that start next do not start, or use wrong addresses; running ones are not affected";
     let remedy = vec![
-        REMEDY.to_owned(),
+        format!(
+            "{}, which writes the file and drops no packet",
+            own.names.systemctl("restart")
+        ),
         format!("and find out who else writes {path}: only one agent may"),
     ];
     let text = match fs::read_to_string(path) {

@@ -4,7 +4,7 @@ use super::checksum::Layer;
 use super::direction::Verdict;
 use super::opening::{Carried, Keeper};
 use super::path::{Carrier, Ground, Path, Tunnel};
-use crate::command::doctor::{Finding, Severity};
+use crate::command::doctor::{Finding, Names, Severity};
 
 pub(super) const PEER_UNREACHABLE: &str = "peer-unreachable";
 pub(super) const BLOCKED_PORT: &str = "blocked-port";
@@ -50,10 +50,16 @@ struct Group<'a> {
     paths: Vec<&'a Path>,
     ground: &'a Ground,
     keeper: Keeper,
+    names: &'a Names,
 }
 
 /// Writes the findings: one for each fault that paths, by their indices, have. `keeper` keeps this host's packet filter.
-pub(super) fn write(ground: &Ground, issues: &[(usize, Issue)], keeper: Keeper) -> Vec<Finding> {
+pub(super) fn write(
+    ground: &Ground,
+    issues: &[(usize, Issue)],
+    keeper: Keeper,
+    names: &Names,
+) -> Vec<Finding> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (at, issue) in issues {
         let Some(path) = ground.paths.get(*at) else {
@@ -71,6 +77,7 @@ pub(super) fn write(ground: &Ground, issues: &[(usize, Issue)], keeper: Keeper) 
                 paths: vec![path],
                 ground,
                 keeper,
+                names,
             }),
         }
     }
@@ -208,8 +215,10 @@ impl Group<'_> {
                 format!(
                     "see whether it is on the network: ip route get {under}; ip neighbor show {under}"
                 ),
-                "if it is gone for good, delete its lease: selvage network leases lists them; etcdctl del KEY"
-                    .to_owned(),
+                format!(
+                    "if it is gone for good, delete its lease: {} lists them; etcdctl del KEY",
+                    self.names.selvage("network leases")
+                ),
             ]
             .into_iter()
             .chain(self.deeper("whether it only drops echoes"))
@@ -262,8 +271,8 @@ impl Group<'_> {
                 ONE_WAY,
                 format!("packets over the overlay to {peers} are lost; those from there arrive"),
                 format!(
-                    "{carried} does not get to the peer, or its packet filter drops it there. Connections need both \
-                     directions, so there is none."
+                    "{carried} does not get to the peer, or its packet filter drops it there. TCP needs both \
+                     directions, so no connection works."
                 ),
                 vec![accept("on the peer", packets.opened()), between],
             ),
@@ -273,8 +282,8 @@ impl Group<'_> {
                     "packets over the overlay from {peers} do not get to {interface}; those to there arrive"
                 ),
                 format!(
-                    "{carried} is dropped on its way out of the peer, or between it and this host. Connections need \
-                     both directions, so there is none."
+                    "{carried} is dropped on its way out of the peer, or between it and this host. TCP needs both \
+                     directions, so no connection works."
                 ),
                 vec![
                     format!(
@@ -298,7 +307,10 @@ impl Group<'_> {
                 ],
             ),
         };
-        remedy.push("run selvage doctor on the peer as well: it sees the other side".to_owned());
+        remedy.push(format!(
+            "run {} on the peer as well: it sees the other side",
+            self.names.selvage("doctor")
+        ));
         remedy.extend(
             self.deeper("in which direction packets are lost, and whether it is echoes alone"),
         );
@@ -310,7 +322,8 @@ impl Group<'_> {
     fn deeper(&self, what: &str) -> Option<String> {
         (!self.ground.deep).then(|| {
             format!(
-                "to see {what}: selvage doctor --deep, which sends packets that look like an attack to others on the network"
+                "to see {what}: {} --deep, which sends packets that look like an attack to others on the network",
+                self.names.selvage("doctor")
             )
         })
     }
@@ -368,8 +381,9 @@ impl Group<'_> {
         );
         let lower = if by_key {
             format!(
-                "put \"MTU\": {carried} into \"Backend\" of the network config, by selvage network set: it is the \
-                 underlay's, and all nodes go by it"
+                "put \"MTU\": {carried} into \"Backend\" of the network config, by {}: it is the underlay's, and all \
+                 nodes go by it",
+                self.names.selvage("network set")
             )
         } else {
             format!(
@@ -456,6 +470,10 @@ mod tests {
         }
     }
 
+    fn names() -> Names {
+        Names::of(&crate::command::doctor::names::tests::settings(&[]))
+    }
+
     const VXLAN: Carrier = Carrier::Vxlan {
         port: 8472,
         checksum: false,
@@ -466,7 +484,7 @@ mod tests {
         let ground = ground(Some(VXLAN), 6);
         let mut issues: Vec<_> = (0..5).map(|at| (at, Issue::Unreachable)).collect();
         issues.push((5, Issue::Lost(Verdict::Blocked, Some(8472))));
-        let findings = write(&ground, &issues, Keeper::Rules);
+        let findings = write(&ground, &issues, Keeper::Rules, &names());
         let [unreachable, blocked] = findings.as_slice() else {
             panic!("{findings:#?}")
         };
@@ -484,7 +502,7 @@ mod tests {
             drawn_from: Some(3000),
             ..ground
         };
-        let [first, _] = &write(&sample, &issues, Keeper::Rules)[..] else {
+        let [first, _] = &write(&sample, &issues, Keeper::Rules, &names())[..] else {
             panic!("not two findings")
         };
         assert!(first.what.contains("of a random sample from 3000 peers"));
@@ -494,7 +512,7 @@ mod tests {
     fn the_mtu_to_set_is_what_the_underlay_carries() {
         let set = |carrier, over, under| {
             let issue = Issue::Narrow { over, under };
-            let findings = write(&ground(carrier, 1), &[(0, issue)], Keeper::Rules);
+            let findings = write(&ground(carrier, 1), &[(0, issue)], Keeper::Rules, &names());
             findings[0].remedy[0].clone()
         };
         for (carrier, over, under, expected) in [
@@ -520,7 +538,12 @@ mod tests {
     fn every_back_end_has_its_own_rule() {
         let rule = |carrier, port| {
             let issue = Issue::Lost(Verdict::DroppedHere, port);
-            let findings = write(&ground(Some(carrier), 1), &[(0, issue)], Keeper::Rules);
+            let findings = write(
+                &ground(Some(carrier), 1),
+                &[(0, issue)],
+                Keeper::Rules,
+                &names(),
+            );
             findings[0].remedy[0].clone()
         };
         for (carrier, port, expected) in [
@@ -543,7 +566,12 @@ mod tests {
                 checksum,
             };
             let issue = Issue::Lost(Verdict::LostToPeer, None);
-            let findings = write(&ground(Some(carrier), 1), &[(0, issue)], Keeper::Rules);
+            let findings = write(
+                &ground(Some(carrier), 1),
+                &[(0, issue)],
+                Keeper::Rules,
+                &names(),
+            );
             let named = findings[0]
                 .remedy
                 .iter()

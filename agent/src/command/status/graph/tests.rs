@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::command::doctor::Severity;
 use crate::telemetry::status::{
-    Agent, Device, Health, Lease, Network, Peer, PeerState, Traffic, Underlay,
+    Agent, Cause, Code, Device, Health, Lease, Network, Peer, PeerState, Traffic, Underlay,
 };
 
 /// The subnet and the underlay address of a numbered node.
@@ -27,6 +27,7 @@ fn peer(number: u32) -> Peer {
         owner: Some(format!("node-{number}")),
         state: PeerState::Programmed,
         reason: None,
+        refusal: None,
         since_time: 1_700_000_000,
         changed_time: None,
         traffic: None,
@@ -38,10 +39,7 @@ fn status(peers: u32) -> Status {
     let mut status = Status::joining(Agent::of_process("node-0", 1_700_000_000), Vec::new());
     let (subnet, underlay) = addresses(0);
     status.time = 1_763_836_245;
-    status.health = Health {
-        state: State::Ready,
-        reasons: Vec::new(),
-    };
+    status.health = Health::new(State::Ready, Vec::new());
     status.network = Some(Network {
         ipv4: Some("10.0.0.0/8".parse().unwrap()),
         ipv6: None,
@@ -231,7 +229,7 @@ fn wireguard_that_never_was_answered_is_marked() {
 fn what_is_not_known_yet_is_said() {
     let mut status = Status::joining(
         Agent::of_process("a/b\"c", 0),
-        vec!["waiting for etcd".into()],
+        vec![Cause::new(Code::StoreUnreachable, "waiting for etcd")],
     );
     status.time = 0;
     let svg = draw(&status, Ok(&[]));

@@ -7,7 +7,6 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::{v4, v6};
-use crate::base::logging::chain;
 use crate::base::net::InterfaceName;
 use crate::host::former;
 use crate::host::netlink::host::{Host, Questions};
@@ -15,7 +14,7 @@ use crate::host::netlink::{Kernel, KernelError};
 use crate::plan::backend::table;
 use crate::plan::state::{Key, Object, Route, Scope, State};
 use crate::settings::Settings;
-use crate::telemetry::status::{Device, Peer, PeerState};
+use crate::telemetry::status::{Cause, Code, Coded, Device, Peer, PeerState};
 
 /// What all names of overlay devices begin with.
 const DEVICES: &str = "flannel";
@@ -30,7 +29,7 @@ pub(super) struct Seen {
 }
 
 /// Looks for overlay devices and for routes of ours into `networks`.
-pub(super) async fn look(settings: &Settings, networks: &[IpNet], notes: &mut Vec<String>) -> Seen {
+pub(super) async fn look(settings: &Settings, networks: &[IpNet], notes: &mut Vec<Cause>) -> Seen {
     let seen = match Kernel::open() {
         Ok(kernel) => {
             let mut kernel = kernel.of_network(settings.agent.network.as_ref());
@@ -39,7 +38,11 @@ pub(super) async fn look(settings: &Settings, networks: &[IpNet], notes: &mut Ve
         Err(error) => Err(error),
     };
     seen.unwrap_or_else(|error| {
-        notes.push(format!("the kernel tells nothing: {}", chain(&error)));
+        notes.push(
+            error
+                .to_cause()
+                .worded(|text| format!("the kernel tells nothing: {text}")),
+        );
         Seen {
             backend: "unknown",
             ..Seen::default()
@@ -51,7 +54,7 @@ async fn try_to_look(
     kernel: &mut Kernel,
     settings: &Settings,
     networks: &[IpNet],
-    notes: &mut Vec<String>,
+    notes: &mut Vec<Cause>,
 ) -> Result<Seen, KernelError> {
     let present = overlay_devices(kernel, networks).await?;
     let mut devices = Vec::new();
@@ -66,7 +69,10 @@ async fn try_to_look(
     }
     let (state, blind) = observe(kernel, &present, networks).await?;
     if blind {
-        notes.push("only root may see WireGuard's peers".to_owned());
+        notes.push(Cause::new(
+            Code::NotVisible,
+            "only root may see WireGuard's peers",
+        ));
     }
     Ok(Seen {
         backend: backend_of(&present, &state),
@@ -183,6 +189,7 @@ fn peers(state: &State, devices: &[(InterfaceName, Object)], networks: &[IpNet])
                 Some(_) => PeerState::Failed,
             },
             reason,
+            refusal: None,
             since_time: 0,
             changed_time: None,
             traffic: None,

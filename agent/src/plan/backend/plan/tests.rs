@@ -43,7 +43,7 @@ fn the_older_lease_has_the_mac_and_the_younger_waits_for_it() {
         }
         assert_eq!(state, plan.state());
         let refused: Vec<_> = plan.refused().collect();
-        let [(key, Refusal::Taken { holder, .. })] = refused.as_slice() else {
+        let [(key, PeerRefusal::Taken { holder, .. })] = refused.as_slice() else {
             panic!("{refused:?}")
         };
         assert_eq!((**key, *holder), (young.key, old.key));
@@ -68,7 +68,7 @@ fn a_peer_whose_data_turns_bad_is_refused_alone() {
     assert_eq!(state, plan.state());
     assert_eq!(
         plan.refusal(&bad.key),
-        Some(&Refusal::NoData("10.5.0.0/16".parse().unwrap()))
+        Some(&PeerRefusal::NoBackendData("10.5.0.0/16".parse().unwrap()))
     );
     assert_eq!(plan.accepted(), 1);
 }

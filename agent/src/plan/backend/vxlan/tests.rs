@@ -337,11 +337,14 @@ fn a_peer_of_one_family_is_reached_in_that_one_alone() {
     let mut without_data = dual_lease();
     without_data.attrs.backend_v6_data = None;
     let network = "fd00:5::/48".parse().unwrap();
-    assert_eq!(dual().peer(&without_data), Err(Refusal::NoData(network)));
+    assert_eq!(
+        dual().peer(&without_data),
+        Err(PeerRefusal::NoBackendData(network))
+    );
     let mut nowhere = dual_lease();
     nowhere.attrs.public_ipv6 = None;
     let subnet = "fd00:5:0:1::/64".parse().unwrap();
-    assert_eq!(dual().peer(&nowhere), Err(Refusal::NoAddress(subnet)));
+    assert_eq!(dual().peer(&nowhere), Err(PeerRefusal::NoAddress(subnet)));
 }
 
 #[test]
@@ -400,13 +403,13 @@ fn leases_that_mean_harm_are_refused_with_the_reason() {
     other.attrs.backend_type = "host-gw".into();
     assert_eq!(
         backend.peer(&other).unwrap_err().to_string(),
-        "it runs the back end \"host-gw\", this node runs \"vxlan\""
+        "it runs another backend, \"host-gw\""
     );
     let mut mirror = lease(1, 1, 1);
     mirror.attrs.public_ip = Some(Ipv4Addr::new(192, 0, 2, 1));
     assert_eq!(
         backend.peer(&mirror),
-        Err(Refusal::OwnAddress([192, 0, 2, 1].into()))
+        Err(PeerRefusal::OurPublicIp([192, 0, 2, 1].into()))
     );
 }
 

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{finding, meet, own_subnets, renumber};
+use super::{finding, leave_out, meet, own_subnets, renumber};
 use crate::base::net::Family;
 use crate::command::doctor::cluster::name;
-use crate::command::doctor::{Finding, Severity};
+use crate::command::doctor::{Finding, Names, Severity};
 use crate::host::netlink::Refused;
 use crate::host::netlink::host::{Forwarded, Host, Way};
 use crate::host::netlink::survey::{ForeignRoute, PolicyRule};
@@ -24,6 +24,7 @@ const RUNTIMES: [&str; 2] = ["docker0", "cni0"];
 
 /// What there is on the host.
 pub(super) struct Surroundings<'a> {
+    pub(super) names: &'a Names,
     pub(super) status: &'a Status,
     pub(super) networks: &'a [IpNet],
     pub(super) host: &'a Host,
@@ -138,8 +139,8 @@ impl Surroundings<'_> {
                 ),
                 "no node takes a subnet with this host's address in it, but one may take a subnet with the address of a host that is no node: packets for that one go to the node's containers then",
                 vec![
-                    "leave the hosts' addresses out: SubnetMin and SubnetMax in the network config (selvage network set)".to_owned(),
-                    renumber(),
+                    format!("leave the hosts' addresses out: {}", leave_out(self.names)),
+                    renumber(self.names),
                 ],
             ))
         })
@@ -169,11 +170,11 @@ impl Surroundings<'_> {
                 bridge if bridge.starts_with("br-") => vec![
                     format!("it is a network of Docker's, see which: docker network inspect {}", bridge.trim_start_matches("br-")),
                     "make it anew with other addresses (docker network rm, then create --subnet), and keep Docker off the overlay: \"default-address-pools\" in /etc/docker/daemon.json".to_owned(),
-                    renumber(),
+                    renumber(self.names),
                 ],
                 interface => vec![
                     format!("give {interface} another network, or take the address away: ip address del {}/{} dev {interface}", address.address, address.prefix_len),
-                    renumber(),
+                    renumber(self.names),
                 ],
             };
             findings.push(finding(
@@ -356,7 +357,7 @@ impl Surroundings<'_> {
                     why,
                     vec![
                         format!("find out who makes it (its proto says so), and leave the overlay's network out there; by hand: ip route del {}", self.describe(route)),
-                        renumber(),
+                        renumber(self.names),
                     ],
                 ))
             })

@@ -7,11 +7,10 @@ use ipnet::IpNet;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-use super::{Holder, finding, holder, renumber};
+use super::{Holder, finding, holder, leave_out, renumber};
 use crate::command::doctor::cluster::advice;
-use crate::command::doctor::{Finding, Severity};
+use crate::command::doctor::{Context, Finding, Severity};
 use crate::host::netlink::host::Host;
-use crate::settings::Settings;
 use crate::telemetry::status::Status;
 
 /// Where the resolvers are named (resolv.conf(5)).
@@ -22,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is at an overlay address and should not be.
 pub(super) async fn find(
-    settings: &Settings,
+    context: &Context<'_>,
     status: &Status,
     networks: &[IpNet],
     host: &Host,
@@ -31,7 +30,7 @@ pub(super) async fn find(
     let mut servers: Vec<_> = nameservers(&resolvers)
         .map(|address| ("the resolver", RESOLVERS.to_owned(), address))
         .collect();
-    for endpoint in advice::servers(settings) {
+    for endpoint in advice::servers(context.settings) {
         let addresses = addresses(endpoint).await;
         let of_endpoint = addresses
             .into_iter()
@@ -42,11 +41,18 @@ pub(super) async fn find(
         .into_iter()
         .filter(|(_, _, address)| networks.iter().any(|net| net.contains(address)))
         .filter(|(_, _, address)| !host.addresses.iter().any(|own| own.address == *address))
-        .filter_map(|(what, place, address)| judge(status, what, &place, address))
+        .filter_map(|(what, place, address)| judge(context, status, what, &place, address))
         .collect()
 }
 
-fn judge(status: &Status, server: &str, place: &str, address: IpAddr) -> Option<Finding> {
+fn judge(
+    context: &Context<'_>,
+    status: &Status,
+    server: &str,
+    place: &str,
+    address: IpAddr,
+) -> Option<Finding> {
+    let names = &context.names;
     let (severity, state) = match holder(status, address) {
         // A container of this host's may well be it.
         Holder::Own => return None,
@@ -66,9 +72,10 @@ fn judge(status: &Status, server: &str, place: &str, address: IpAddr) -> Option<
         "what a host needs to join the overlay cannot be on the overlay: after a reboot neither would come up",
         vec![
             format!(
-                "reach {server} at an address outside the overlay's network, or leave its subnet out: SubnetMin and SubnetMax in the network config (selvage network set)"
+                "reach {server} at an address outside the overlay's network, or leave its subnet out: {}",
+                leave_out(names)
             ),
-            renumber(),
+            renumber(names),
         ],
     ))
 }

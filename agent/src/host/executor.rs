@@ -7,6 +7,9 @@
 //! | hooks | a task that runs the administrator's commands | hooks |
 //! | claims | names of abstract sockets | none: the devices and networks of this agent |
 //!
+//! A backend whose objects are elsewhere, such as a provider's route table or a daemon that it runs beside the agent, adds a
+//! part: its keys in [`Key`], a field of [`Executor`], and its turn in [`Executor::observe`] and [`Executor::apply`].
+//!
 //! The packet filter is not one of them: its rules are one object, brought up to date by a task of its own
 //! ([`crate::host::firewall`]).
 

@@ -1,4 +1,4 @@
-//! The executor of hooks: commands of the administrator that stand where other back ends have kernel objects.
+//! The executor of hooks: commands of the administrator that stand where other backends have kernel objects.
 //!
 //! A hook counts as there once its command succeeded in this life of the agent, or failed without being required; then it
 //! is tried again with growing pauses. What an earlier life did is remembered in a file: those hooks are run again, because

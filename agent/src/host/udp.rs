@@ -1,4 +1,4 @@
-//! The data plane of the udp back end: packets between a TUN device and the peers, in this process.
+//! The data plane of the udp backend: packets between a TUN device and the peers, in this process.
 //!
 //! The wire format is flannel's: the payload of a datagram is exactly one IPv4 packet, with nothing before or after it.
 //! Both ends take one from the time to live. There is no authentication.

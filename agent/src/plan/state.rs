@@ -140,7 +140,7 @@ impl Link {
     }
 }
 
-/// The kinds of devices that back ends use.
+/// The kinds of devices that backends use.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LinkKind {
     /// `type vxlan`.
@@ -249,7 +249,7 @@ pub struct Scope {
     /// The underlay device, if peers are reached over it without encapsulation. It is not the agent's; but a route over it
     /// into an overlay network that another flannel implementation left may be replaced by one of ours.
     pub shared: Option<InterfaceName>,
-    /// The file that remembers hooks, if the back end has any.
+    /// The file that remembers hooks, if the backend has any.
     pub hooks: Option<PathBuf>,
 }
 

@@ -202,7 +202,7 @@ fn what_cannot_be_followed_is_said_and_harms_nothing() {
         ),
         (
             r#"{"Network":"10.5.0.0/16","Backend":{"Type":"x"}}"#,
-            "the back end \"x\" does not exist",
+            "the backend \"x\" does not exist",
         ),
         (r#"{"Network":"nonsense"}"#, "nonsense"),
     ] {

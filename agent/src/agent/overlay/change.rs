@@ -18,7 +18,7 @@ use crate::settings::Settings;
 use crate::telemetry::status;
 
 /// What a back end is made from while another one is in use.
-struct Opening<'a> {
+struct NextBackend<'a> {
     config: &'a NetworkConfig,
     /// Whether to make a new identity.
     new_identity: bool,
@@ -123,12 +123,12 @@ impl Overlay {
         let opened = match self.suits(&config) {
             true => Ok(Arc::clone(&self.backend)),
             false => {
-                let opening = Opening {
+                let next = NextBackend {
                     config: &config,
                     new_identity: false,
                     printed,
                 };
-                self.open_backend(settings, privileges, opening).await
+                self.open_backend(settings, privileges, next).await
             }
         };
         let backend = match opened {
@@ -163,13 +163,13 @@ impl Overlay {
         &mut self,
         settings: &Settings,
         privileges: &Privileges,
-        opening: Opening<'_>,
+        next: NextBackend<'_>,
     ) -> Result<Arc<dyn Backend>, ConnectError> {
-        let Opening {
+        let NextBackend {
             config,
             new_identity,
             printed,
-        } = opening;
+        } = next;
         let parsed = BackendConfig::parse(config)?;
         privileges.settle(&parsed)?;
         let setup = Setup {
@@ -205,12 +205,12 @@ impl Overlay {
         privileges: &Privileges,
     ) -> Result<(), ConnectError> {
         let config = self.config.clone();
-        let opening = Opening {
+        let next = NextBackend {
             config: &config,
             new_identity: true,
             printed: None,
         };
-        let backend = self.open_backend(settings, privileges, opening).await?;
+        let backend = self.open_backend(settings, privileges, next).await?;
         self.set_backend(backend);
         Ok(())
     }

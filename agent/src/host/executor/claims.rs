@@ -17,7 +17,7 @@ const MAX_TUNS: u32 = 100;
 pub enum ClaimError {
     /// Another agent is in the same network.
     #[error(
-        "{network}, in which another agent on this host is already (process {id}); each network of a host has a name of its own (--network)"
+        "{network} already has an agent on this host (process {id}); each network of a host needs a name of its own (--network)"
     )]
     Network {
         /// Which, in words.
@@ -27,7 +27,7 @@ pub enum ClaimError {
     },
     /// Two names have one number.
     #[error(
-        "numbers for next hops: another agent on this host has those of {network} (process {id}); give one of the networks another name"
+        "the next-hop IDs collide with those of {network} (process {id}); give one of the networks another name"
     )]
     NextHops {
         /// Which, in words.
@@ -37,7 +37,7 @@ pub enum ClaimError {
     },
     /// The host would not know which overlay a packet is for.
     #[error(
-        "addresses of its own: {ours} overlaps {theirs}, in which another agent on this host is (process {id}); networks on one host must not overlap"
+        "the overlay network {ours} overlaps {theirs} of another agent on this host (process {id}); networks on one host must not overlap"
     )]
     Overlap {
         /// The overlay network of the network config.
@@ -49,7 +49,7 @@ pub enum ClaimError {
     },
     /// Another agent has the device.
     #[error(
-        "the device {device}, which another agent on this host has (process {id}); {remedy}", remedy = remedy(device)
+        "the device {device} is in use by another agent on this host (process {id}); {remedy}", remedy = remedy(device)
     )]
     Device {
         /// Which.
@@ -59,7 +59,7 @@ pub enum ClaimError {
     },
     /// The device is another network's, whose agent does not run; or some other program's.
     #[error(
-        "the device {device}, which is there and belongs to {owner}; {remedy}", remedy = remedy(device)
+        "the device {device} exists and belongs to {owner}; {remedy}", remedy = remedy(device)
     )]
     Foreign {
         /// Which.
@@ -68,10 +68,10 @@ pub enum ClaimError {
         owner: String,
     },
     /// There is no device left.
-    #[error("a free TUN device among flannel0 to flannel{}", MAX_TUNS - 1)]
+    #[error("no TUN device is free among flannel0 to flannel{}", MAX_TUNS - 1)]
     NoTun,
     /// A claim cannot be made.
-    #[error("a claim to {what}")]
+    #[error("failed to claim {what}")]
     Claim {
         /// To what.
         what: String,
@@ -80,7 +80,7 @@ pub enum ClaimError {
         source: claim::Error,
     },
     /// The kernel would not say what there is, or take our mark.
-    #[error("the kernel")]
+    #[error("failed to ask the kernel whose device it is")]
     Kernel(#[from] KernelError),
 }
 
@@ -88,7 +88,7 @@ pub enum ClaimError {
 fn remedy(device: &InterfaceName) -> &'static str {
     match device.as_str().contains('.') && !device.as_str().ends_with("ipip") {
         true => "networks on one host need different VNIs",
-        false => "only one network of a host can have this back end",
+        false => "only one network of a host can use this backend",
     }
 }
 
@@ -293,11 +293,11 @@ mod tests {
             ("flannel-v6.1", "networks on one host need different VNIs"),
             (
                 "flannel.ipip",
-                "only one network of a host can have this back end",
+                "only one network of a host can use this backend",
             ),
             (
                 "flannel-wg",
-                "only one network of a host can have this back end",
+                "only one network of a host can use this backend",
             ),
         ] {
             let error = ClaimError::Device {
@@ -307,7 +307,7 @@ mod tests {
             assert_eq!(
                 error.to_string(),
                 format!(
-                    "the device {device}, which another agent on this host has (process 7); {remedy}"
+                    "the device {device} is in use by another agent on this host (process 7); {remedy}"
                 )
             );
         }

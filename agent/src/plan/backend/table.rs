@@ -131,14 +131,14 @@ pub(super) trait Options: Same + fmt::Debug + Send + Sync {
 pub enum BackendConfigError {
     /// There is nothing that the backend carries.
     #[error(
-        "EnableIPv4: false is not possible with the back end {0}, which carries IPv4 alone; allowed: true"
+        "EnableIPv4: false is not possible with the backend {0}, which carries IPv4 alone; allowed: true"
     )]
     Ipv6Alone(&'static str),
     /// A mode of the wireguard backend that travels over a family which the network has not.
     #[error("Backend: Mode is not possible without {0}: true; allowed: \"separate\" or \"auto\"")]
     ModeWithout(&'static str),
     /// No such backend.
-    #[error("the back end {0:?} does not exist; there is: {list}", list = names())]
+    #[error("the backend {0:?} does not exist; the backends are: {list}", list = names())]
     Kind(String),
     /// One key is wrong. The text is whole: it is not the cause of another.
     #[error("Backend: {0}")]
@@ -271,10 +271,10 @@ mod tests {
         let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"hostgw"}}"#;
         let error = BackendConfig::parse(&NetworkConfig::parse(config).unwrap()).unwrap_err();
         let kinds: Vec<&str> = BACKENDS.iter().map(|backend| backend.kind).collect();
-        let there_is = kinds.join(", ");
+        let list = kinds.join(", ");
         assert_eq!(
             error.to_string(),
-            format!("the back end \"hostgw\" does not exist; there is: {there_is}")
+            format!("the backend \"hostgw\" does not exist; the backends are: {list}")
         );
     }
 }

@@ -29,7 +29,7 @@ fn networks_with_one_device_or_one_range_of_addresses_are_refused_in_words() {
     wait_refused(
         &mut blue,
         &format!(
-            "the device flannel.1, which another agent on this host has (process {id}); networks on one host need different VNIs"
+            "the device flannel.1 is in use by another agent on this host (process {id}); networks on one host need different VNIs"
         ),
     );
     assert_eq!(one.overlay_objects(), before);
@@ -49,7 +49,7 @@ fn networks_with_one_device_or_one_range_of_addresses_are_refused_in_words() {
     let stopped = one.overlay_objects();
     wait_refused(
         &mut blue,
-        "the device flannel.1, which is there and belongs to the default network, or to another program",
+        "the device flannel.1 exists and belongs to the default network, or to another program",
     );
     assert_eq!(one.overlay_objects(), stopped);
     one.start_agent();
@@ -65,9 +65,7 @@ fn networks_with_one_device_or_one_range_of_addresses_are_refused_in_words() {
     let id = one.agent_id();
     wait_refused(
         &mut blue,
-        &format!(
-            "10.5.128.0/17 overlaps 10.5.0.0/16, in which another agent on this host is (process {id})"
-        ),
+        &format!("10.5.128.0/17 overlaps 10.5.0.0/16 of another agent on this host (process {id})"),
     );
     assert_eq!(one.overlay_objects(), before);
 
@@ -84,7 +82,7 @@ fn networks_with_one_device_or_one_range_of_addresses_are_refused_in_words() {
     one.start_agent();
     wait_until("the default network to wait", || {
         one.log()
-            .contains("the device flannel.2, which is there and belongs to the network blue")
+            .contains("the device flannel.2 exists and belongs to the network blue")
     });
     assert!(
         blue.namespace
@@ -218,9 +216,7 @@ fn two_agents_in_one_network_are_told_so() {
     let id = first.agent_id();
     wait_refused(
         &mut second,
-        &format!(
-            "the network green, in which another agent on this host is already (process {id})"
-        ),
+        &format!("the network green already has an agent on this host (process {id})"),
     );
     // Nor may it be cleaned up from elsewhere.
     let before = first.overlay_objects();
@@ -228,7 +224,10 @@ fn two_agents_in_one_network_are_told_so() {
     let output = second.selvage("cleanup").output().expect("selvage cleanup");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("another agent on this host"), "{stderr}");
+    assert!(
+        stderr.contains("the network green already has an agent on this host"),
+        "{stderr}"
+    );
     assert_eq!(first.namespace.ip("route show"), routes_of(&before));
     assert_eq!(one.stop_agent(), Some(0));
 }

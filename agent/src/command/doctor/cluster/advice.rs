@@ -210,13 +210,7 @@ mod tests {
     use crate::cluster::lease::allocate::Exhausted;
 
     fn settings(flags: &[&str]) -> Settings {
-        use clap::Parser;
-        let arguments = ["selvage", "run"].iter().chain(flags);
-        let crate::command::cli::Command::Run(flags) =
-            crate::command::cli::Cli::parse_from(arguments).command
-        else {
-            panic!("another command")
-        };
+        let flags = crate::settings::flags::parse(flags);
         let root = tempfile::tempdir().unwrap();
         crate::settings::load(crate::settings::Sources {
             root: root.path(),

@@ -317,6 +317,11 @@ A list other than etcd.endpoints may also be one text. The variables for
 --iface and --iface-regex hold one element, as flannel's do; those of the
 other lists are split at commas.
 
+The name of a network is 1 to 10 of a-z, 0-9 and -, the first a letter. A node
+ID is 1 to 64 letters, digits, '.', '_' and '-'. A log level is error, warn,
+info, debug or trace, or a list such as info,selvage::host::firewall=debug.
+--iface, --iface-regex, --iface-cidr and --ip-masq-exclude may be repeated.
+
 The interface is the first that --iface, --iface-regex, --iface-can-reach and
 --iface-cidr lead to, in this order. With none of them it is the one that has
 the public address, or else the default route's.

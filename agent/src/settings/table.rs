@@ -1,7 +1,8 @@
 //! Every setting, once: [`settings!`] makes of this table what a source can say ([`Fragment`]), what the sources say
 //! together ([`Inputs`]), the flags, the environment variables, `--help` and agent.toml(5).
 //!
-//! A new setting is an entry here, its field in [`super::Settings`], and the check in [`super::validate`] that fills it.
+//! A new setting is an entry here, its field in [`super::Settings`], the check in [`super::validate`] that fills it, and
+//! its words in `agent/reload/changes.rs`. The compiler asks for all of them but the entry.
 
 use clap::{Arg, ArgMatches};
 use serde::Deserialize;
@@ -246,7 +247,7 @@ settings! {
     }
     underlay: Underlay, "Underlay" {
         UNDERLAY_INTERFACES = interfaces: Each, key "interfaces", flag "iface" "NAME|ADDRESS",
-            help "Underlay interface, by name or address; repeatable", default "the default route's",
+            help "Underlay interface or address", default "the default route's",
             commands (RUN), on_reload RESTART, of_networks SHARED;
         UNDERLAY_INTERFACE_REGEX = interface_regex: Each, key "interface-regex", flag "iface-regex" "REGEX",
             help "Pattern for its addresses, then its name; repeatable", default "none",

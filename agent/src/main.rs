@@ -18,7 +18,7 @@ use selvage::base::service;
 use selvage::cluster::lease::etcd::{EtcdStore, SettingsError};
 use selvage::cluster::serve;
 use selvage::command::cleanup;
-use selvage::command::cli::{Cli, Command, IgnitionCommand, NetworkCommand, SettingsFlags};
+use selvage::command::cli::{Cli, Command, IgnitionCommand, NetworkCommand};
 use selvage::command::doctor;
 use selvage::command::leave;
 use selvage::command::manual;
@@ -31,7 +31,7 @@ use selvage::flannel::docker_opts;
 use selvage::flannel::flanneld;
 use selvage::host::claim::Claims;
 use selvage::host::privileges::Privileges;
-use selvage::settings::{self, Environment, Settings, Sources};
+use selvage::settings::{self, Environment, Settings, SettingsFlags, Sources};
 
 /// What we are is said by the name that we are called by.
 fn main() -> ExitCode {
@@ -57,7 +57,7 @@ fn flanneld(called: &str, arguments: Vec<OsString>) -> ExitCode {
         let several = flanneld::Several::default();
         let load = || {
             let several = |name: &NetworkName, directory: &Path| several.has(name, directory);
-            settings::load_flanneld(flags, &Environment::of_process(), &several)
+            flanneld::load_flanneld(flags, &Environment::of_process(), &several)
         };
         let settings = load()?;
         logging::init(&settings.agent.log)?;

@@ -16,34 +16,38 @@ use ipnet::IpNet;
 
 use crate::base::net::InterfaceName;
 use crate::base::network_name::NetworkName;
-use crate::command::cli::SettingsFlags;
-use crate::host::firewall::Mode;
 
-mod environment;
+pub(crate) mod environment;
 mod error;
 mod files;
-mod flags;
-mod flanneld;
+mod firewall_mode;
+pub(crate) mod flags;
 mod fragment;
-mod inputs;
-mod key;
+pub(crate) mod inputs;
+pub(crate) mod key;
+pub(crate) mod kind;
 mod pattern;
 mod remote;
 mod secret;
-mod validate;
+pub mod table;
+pub(crate) mod validate;
 
 pub use environment::Environment;
-pub(crate) use environment::parse_bool;
 pub use error::{EXIT_CONFIG, EXIT_USAGE, Error, Source};
-pub use flanneld::load_flanneld;
+pub use firewall_mode::{FirewallMode, ParseModeError};
+pub use flags::{
+    CleanupFlags, DoctorSettings, FlagsOf, LeaveFlags, NetworkSettings, OptionsSettings,
+    PeersSettings, ReserveSettings, RunFlags, ServeFlags, SettingsFlags, StatusSettings,
+};
+pub(crate) use kind::{Form, Texts, parse_bool, split_list};
 pub use pattern::Pattern;
 pub(crate) use remote::is_network_name;
 pub use remote::{Listen, Remote};
 pub use secret::Secret;
 pub(crate) use validate::default_files;
 
-use fragment::Fragment;
-use inputs::{Inputs, Origin};
+use inputs::Origin;
+pub(crate) use table::{Fragment, Inputs};
 
 /// What the agent works by, all of it checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -120,7 +124,7 @@ pub enum Interface {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Firewall {
     /// By which rules.
-    pub mode: Mode,
+    pub mode: FirewallMode,
     /// Whether packets that leave the overlay get this host's address.
     pub masquerade: bool,
     /// Whether forwarding from and to the overlay is accepted.
@@ -274,8 +278,9 @@ fn read_files(
 /// What whoever started this process says: environment and flags.
 fn overlay_own(inputs: &mut Inputs, sources: &Sources<'_>) -> Result<(), Error> {
     let environment = sources.environment;
-    inputs.overlay(environment.fragment()?, &Origin::Environment(environment));
-    inputs.overlay(flags::fragment(sources.flags), &Origin::Flags);
+    let said = Fragment::of_environment(environment)?;
+    inputs.overlay(said, &Origin::Environment(environment));
+    inputs.overlay(sources.flags.fragment().clone(), &Origin::Flags);
     Ok(())
 }
 
@@ -283,7 +288,7 @@ fn overlay_own(inputs: &mut Inputs, sources: &Sources<'_>) -> Result<(), Error> 
 fn asked_for(sources: &Sources<'_>) -> Result<Option<NetworkName>, Error> {
     let mut own = Inputs::default();
     overlay_own(&mut own, sources)?;
-    let named = own.network.filter(|name| !name.value.is_empty());
+    let named = own.agent.network.filter(|name| !name.value.is_empty());
     named.as_ref().map(validate::network).transpose()
 }
 

@@ -2,23 +2,35 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use ipnet::IpNet;
 
 use crate::base::terminal::Colour;
 use crate::cluster::lease::SubnetKey;
 use crate::command::manual::Shell;
 use crate::command::options::OptionsCommand;
-use crate::settings::parse_bool;
+use crate::settings::{
+    CleanupFlags, DoctorSettings, LeaveFlags, NetworkSettings, PeersSettings, ReserveSettings,
+    RunFlags, ServeFlags, SettingsFlags, StatusSettings,
+};
 use crate::telemetry::control;
 
 /// Joins this host to a cluster-wide overlay network, before its container runtime starts.
 #[derive(Debug, Parser)]
-#[command(name = "selvage", version, disable_help_subcommand = true)]
+#[command(
+    name = "selvage",
+    version,
+    disable_help_subcommand = true,
+    disable_help_flag = true
+)]
 #[command(
     after_help = "Exit status: 0 done, 64 bad arguments, 78 bad configuration, 1 anything else."
 )]
 pub struct Cli {
+    /// Print help; the manual page says more.
+    // The short form, one line per flag: the long one of `run` would fill four screens.
+    #[arg(long, short, global = true, action = ArgAction::HelpShort)]
+    help: Option<bool>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -32,39 +44,39 @@ pub enum Command {
     /// Leases a subnet in etcd, programs the kernel (device, routes, neighbours, firewall), writes the subnet file for
     /// container runtimes, and follows every change. SIGTERM and SIGINT stop it; the data plane stays in place, so that
     /// a restart loses no packet. `selvage cleanup` removes it.
-    #[command(after_long_help = RUN_HELP)]
-    Run(SettingsFlags),
-    /// Keep leases in etcd for hosts that do not reach it: flannel's server mode.
+    #[command(after_help = RUN_NOTE, after_long_help = RUN_HELP)]
+    Run(RunFlags),
+    /// Serve leases to hosts that cannot reach etcd (flannel's server mode).
     ///
     /// Answers agents with --remote, and flanneld 0.5 to 0.7, over HTTP or TLS. SIGTERM and SIGINT stop it.
-    Serve(SettingsFlags),
-    /// Show what the agent knows: lease, store, back end, underlay, firewall, peers.
+    Serve(ServeFlags),
+    /// Show the state of the agent: lease, store, backend, underlay, firewall, peers.
     ///
     /// Asks the running agent over its control socket, which needs no privileges. Where none runs, what its files and the
     /// kernel show. Exit status: 0 all is well, 1 something is wrong, 3 no agent runs.
     Status(StatusFlags),
-    /// Show whose an address is, and whether the kernel has what reaches it; without an address, all peers.
+    /// Show the peer that has an address and whether the kernel can reach it; without an address, all peers.
     ///
     /// Needs no privileges. Exit status: 0 this host's or reached, 1 not so, nobody's or outside the overlay, 3 no agent
     /// runs.
     Peers(PeersFlags),
-    /// Look for everything that is known to break an overlay, and say what to do about it.
+    /// Check for known problems and print remedies.
     ///
     /// Silent on a healthy node. Exit status: 0 nothing found, 1 something is wrong, 2 only warnings, 64 bad arguments.
     Doctor(DoctorFlags),
     /// Show or set what all nodes of the cluster share: the network config, leases and reservations.
     #[command(subcommand)]
     Network(NetworkCommand),
-    /// Print what a container runtime needs to know to use the overlay.
+    /// Print the options that a container runtime needs to use the overlay.
     #[command(subcommand)]
     Options(OptionsCommand),
     /// Give this host's subnet back; the agent must not run.
     ///
     /// Deletes the host's lease, so that its subnet is free at once and not when the lease expires. A reservation stays.
     /// The data plane is left to `selvage cleanup`.
-    Leave(SettingsFlags),
-    /// Remove everything that the agent made on this host: device, routes, firewall table, files.
-    Cleanup(SettingsFlags),
+    Leave(LeaveFlags),
+    /// Remove everything that the agent created on this host: device, routes, firewall table, files.
+    Cleanup(CleanupFlags),
     /// Lay out the machine's root file system and mount its /etc; the initrd does so at every boot.
     #[command(hide = true)]
     Sysroot {
@@ -77,7 +89,7 @@ pub enum Command {
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
     Ignition(IgnitionCommand),
-    /// Print what makes a shell complete our arguments.
+    /// Generate shell completions.
     ///
     /// For the running bash: source <(selvage completions bash)
     Completions {
@@ -99,7 +111,7 @@ pub struct StatusFlags {
     /// Print JSON; its schema is stable.
     #[arg(long, conflicts_with_all = ["watch", "graph"])]
     pub json: bool,
-    /// Go on showing it, every so many seconds.
+    /// Refresh every N seconds.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3600), conflicts_with = "graph")]
     pub watch: Option<u64>,
@@ -107,12 +119,12 @@ pub struct StatusFlags {
     /// answers, which takes some seconds where one does not.
     #[arg(long, value_name = "FILE")]
     pub graph: Option<PathBuf>,
-    /// Colours: where they can be seen, always, or never.
+    /// When to use colours.
     #[arg(long, value_enum, default_value_t = Colour::Auto)]
     pub color: Colour,
-    /// Where the agent is asked, and what it was told.
+    /// How to reach the agent, and its files.
     #[command(flatten)]
-    pub settings: SettingsFlags,
+    pub settings: StatusSettings,
 }
 
 /// What `selvage peers` is asked.
@@ -124,12 +136,12 @@ pub struct PeersFlags {
     /// Print JSON; its schema is stable.
     #[arg(long)]
     pub json: bool,
-    /// Colours: where they can be seen, always, or never.
+    /// When to use colours.
     #[arg(long, value_enum, default_value_t = Colour::Auto)]
     pub color: Colour,
     /// Where the agent is asked.
     #[command(flatten)]
-    pub settings: SettingsFlags,
+    pub settings: PeersSettings,
 }
 
 /// What `selvage doctor` is asked.
@@ -138,7 +150,7 @@ pub struct DoctorFlags {
     /// Print JSON; its schema is stable.
     #[arg(long)]
     pub json: bool,
-    /// Say also what was looked at and found to be well, and what could not be looked at.
+    /// Also list passed and skipped checks.
     #[arg(long, short)]
     pub verbose: bool,
     /// Send no packets to peers.
@@ -148,12 +160,12 @@ pub struct DoctorFlags {
     /// address of the other side, which tell the direction in which packets are lost, and TCP to port 9.
     #[arg(long, conflicts_with = "no_probes")]
     pub deep: bool,
-    /// Colours: where they can be seen, always, or never.
+    /// When to use colours.
     #[arg(long, value_enum, default_value_t = Colour::Auto)]
     pub color: Colour,
-    /// Where the agent is asked, and what it was told.
+    /// How to reach the agent, and its files.
     #[command(flatten)]
-    pub settings: SettingsFlags,
+    pub settings: DoctorSettings,
 }
 
 /// An address, or a subnet.
@@ -171,39 +183,39 @@ pub enum NetworkCommand {
         /// Print JSON.
         #[arg(long)]
         json: bool,
-        /// How etcd is reached.
+        /// How to reach etcd.
         #[command(flatten)]
-        settings: SettingsFlags,
+        settings: NetworkSettings,
     },
     /// Check a network config and put it into etcd.
     Set {
-        /// Leave a network config alone that is there already; that is no failure.
+        /// Keep an existing network config, and exit successfully.
         #[arg(long)]
         if_absent: bool,
         /// File of flannel's JSON; - is standard input.
         #[arg(default_value = "-")]
         file: PathBuf,
-        /// How etcd is reached.
+        /// How to reach etcd.
         #[command(flatten)]
-        settings: SettingsFlags,
+        settings: NetworkSettings,
     },
-    /// List all leases: subnet, public address, back end, owner, and how long each lasts.
+    /// List all leases: subnet, public address, backend, owner and TTL.
     Leases {
         /// Print JSON.
         #[arg(long)]
         json: bool,
-        /// How etcd is reached.
+        /// How to reach etcd.
         #[command(flatten)]
-        settings: SettingsFlags,
+        settings: NetworkSettings,
     },
     /// List the reservations alone.
     Reservations {
         /// Print JSON.
         #[arg(long)]
         json: bool,
-        /// How etcd is reached.
+        /// How to reach etcd.
         #[command(flatten)]
-        settings: SettingsFlags,
+        settings: NetworkSettings,
     },
     /// Reserve a subnet for the node that holds it, or a free one for the node named by --public-ip or --public-ipv6.
     ///
@@ -212,18 +224,18 @@ pub enum NetworkCommand {
         /// 10.5.1.0/24; in a network of two families 10.5.1.0/24,fd00:1::/64
         #[arg(value_parser = SubnetKey::parse_argument)]
         subnet: SubnetKey,
-        /// How etcd is reached.
+        /// How to reach etcd.
         #[command(flatten)]
-        settings: SettingsFlags,
+        settings: ReserveSettings,
     },
     /// End a reservation; the node that uses the subnet keeps it as a lease.
     Unreserve {
         /// As for reserve.
         #[arg(value_parser = SubnetKey::parse_argument)]
         subnet: SubnetKey,
-        /// How etcd is reached.
+        /// How to reach etcd.
         #[command(flatten)]
-        settings: SettingsFlags,
+        settings: NetworkSettings,
     },
 }
 
@@ -235,8 +247,8 @@ impl NetworkCommand {
             | Self::Set { settings, .. }
             | Self::Leases { settings, .. }
             | Self::Reservations { settings, .. }
-            | Self::Reserve { settings, .. }
             | Self::Unreserve { settings, .. } => settings,
+            Self::Reserve { settings, .. } => settings,
         }
     }
 }
@@ -277,164 +289,11 @@ pub enum IgnitionCommand {
     },
 }
 
-/// Settings given as flags; they beat the environment and the files.
-#[derive(Args, Clone, Debug, Default)]
-pub struct SettingsFlags {
-    /// Read settings from this file alone, instead of the system's directories.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-
-    /// Name of the network where several are on this host: 1 to 10 of a-z, 0-9, -
-    /// [agent.network; default: none]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) network: Option<String>,
-
-    /// URLs of the etcd members, separated by commas [etcd.endpoints; default: http://127.0.0.1:2379]
-    #[arg(long, value_name = "URLS", help_heading = "etcd")]
-    pub(crate) etcd_endpoints: Option<String>,
-    /// What all keys begin with [etcd.prefix; default: /coreos.com/network]
-    #[arg(long, value_name = "KEY", help_heading = "etcd")]
-    pub(crate) etcd_prefix: Option<String>,
-    /// Certificate authorities to trust, PEM [etcd.cafile; default: none]
-    #[arg(long, value_name = "FILE", help_heading = "etcd")]
-    pub(crate) etcd_cafile: Option<String>,
-    /// Our certificate, PEM; needs --etcd-keyfile [etcd.certfile; default: none]
-    #[arg(long, value_name = "FILE", help_heading = "etcd")]
-    pub(crate) etcd_certfile: Option<String>,
-    /// The key to our certificate, PEM [etcd.keyfile; default: none]
-    #[arg(long, value_name = "FILE", help_heading = "etcd")]
-    pub(crate) etcd_keyfile: Option<String>,
-    /// Whom to log in as; needs --etcd-password-file [etcd.username; default: none]
-    #[arg(long, value_name = "NAME", help_heading = "etcd")]
-    pub(crate) etcd_username: Option<String>,
-    /// File that holds the password on one line [etcd.password-file; default: none]
-    #[arg(long, value_name = "FILE", help_heading = "etcd")]
-    pub(crate) etcd_password_file: Option<String>,
-    /// Seconds for which the lease outlives this host, 60 to 31536000 [etcd.lease-ttl; default: 86400]
-    #[arg(long, value_name = "SECONDS", help_heading = "etcd")]
-    #[arg(allow_negative_numbers = true)]
-    pub(crate) etcd_lease_ttl: Option<i64>,
-
-    /// Servers that keep the leases in place of etcd, HOST:PORT, separated by commas [remote.server; default: none]
-    #[arg(long, value_name = "SERVERS", help_heading = "remote")]
-    pub(crate) remote: Option<String>,
-    /// The network's name at the server [remote.network; default: --network, else _, the one that has none]
-    #[arg(long, value_name = "NAME", help_heading = "remote")]
-    pub(crate) remote_network: Option<String>,
-    /// Where `selvage serve` listens: HOST:PORT, fd:// or fd://N [remote.listen; default: none]
-    #[arg(long, value_name = "ADDRESS", help_heading = "remote")]
-    pub(crate) listen: Option<String>,
-    /// Certificate authorities to check the other side by, PEM [remote.cafile; default: none]
-    #[arg(long, value_name = "FILE", help_heading = "remote")]
-    pub(crate) remote_cafile: Option<String>,
-    /// Our certificate for it, PEM; needs --remote-keyfile [remote.certfile; default: none]
-    #[arg(long, value_name = "FILE", help_heading = "remote")]
-    pub(crate) remote_certfile: Option<String>,
-    /// The key to that certificate, PEM [remote.keyfile; default: none]
-    #[arg(long, value_name = "FILE", help_heading = "remote")]
-    pub(crate) remote_keyfile: Option<String>,
-    /// Let `selvage serve` take clients without a certificate [remote.insecure; default: false]
-    #[arg(long, value_name = "BOOL", help_heading = "remote", value_parser = parse_bool)]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) insecure: Option<bool>,
-
-    /// Interface that carries the overlay, or an address it has; repeated, the first that is there
-    /// [underlay.interfaces; default: the default route's]
-    #[arg(long, value_name = "NAME|ADDRESS", help_heading = "underlay")]
-    pub(crate) iface: Vec<String>,
-    /// Pattern for its addresses, then for its name; may be repeated [underlay.interface-regex; default: none]
-    #[arg(long, value_name = "REGEX", help_heading = "underlay")]
-    pub(crate) iface_regex: Vec<String>,
-    /// Address that is reached over it [underlay.can-reach; default: none]
-    #[arg(long, value_name = "ADDRESS", help_heading = "underlay")]
-    pub(crate) iface_can_reach: Option<String>,
-    /// Networks that its address is in, separated by commas [underlay.interface-cidr; default: none]
-    #[arg(
-        long,
-        value_name = "CIDRS",
-        help_heading = "underlay",
-        value_delimiter = ','
-    )]
-    pub(crate) iface_cidr: Vec<String>,
-    /// IPv4 address that peers send to, if not the interface's [underlay.public-ip; default: the interface's]
-    #[arg(long, value_name = "ADDRESS", help_heading = "underlay")]
-    pub(crate) public_ip: Option<String>,
-    /// IPv6 address that peers send to, if not the interface's [underlay.public-ipv6; default: the interface's]
-    #[arg(long, value_name = "ADDRESS", help_heading = "underlay")]
-    pub(crate) public_ipv6: Option<String>,
-
-    /// By which rules: auto, nftables or iptables [firewall.mode; default: auto]
-    #[arg(long, value_name = "MODE", help_heading = "firewall")]
-    pub(crate) firewall_mode: Option<String>,
-    /// Give packets that leave the overlay this host's address [firewall.masquerade; default: false]
-    #[arg(long, value_name = "BOOL", help_heading = "firewall", value_parser = parse_bool)]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) ip_masq: Option<bool>,
-    /// Pick source ports at random when doing so [firewall.random-fully; default: true]
-    #[arg(long, value_name = "BOOL", help_heading = "firewall", value_parser = parse_bool)]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) ip_masq_fully_random: Option<bool>,
-    /// Networks to which packets keep their address, separated by commas [firewall.masquerade-exclude; default: none]
-    #[arg(
-        long,
-        value_name = "CIDRS",
-        help_heading = "firewall",
-        value_delimiter = ','
-    )]
-    pub(crate) ip_masq_exclude: Vec<String>,
-    /// Accept forwarding from and to the overlay [firewall.forward; default: true]
-    #[arg(long, value_name = "BOOL", help_heading = "firewall", value_parser = parse_bool)]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) iptables_forward_rules: Option<bool>,
-    /// Seconds between looks at the rules, 1 to 86400 [firewall.resync; default: 5]
-    #[arg(long, value_name = "SECONDS", help_heading = "firewall")]
-    #[arg(allow_negative_numbers = true)]
-    pub(crate) iptables_resync: Option<i64>,
-    /// Drop packets to addresses of our subnet that no container has [firewall.blackhole-route; default: false]
-    #[arg(long, value_name = "BOOL", help_heading = "firewall", value_parser = parse_bool)]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) ip_blackhole_route: Option<bool>,
-
-    /// What container runtimes read [files.subnet-file; default: /run/flannel/subnet.env]
-    #[arg(long, value_name = "FILE", help_heading = "files")]
-    pub(crate) subnet_file: Option<String>,
-    /// What must outlive a reboot [files.state-dir; default: /var/lib/selvage]
-    #[arg(long, value_name = "DIR", help_heading = "files")]
-    pub(crate) state_dir: Option<String>,
-    /// Where operators' commands ask the agent [files.socket; default: /run/selvage/agent.sock]
-    #[arg(long, value_name = "FILE", help_heading = "files")]
-    pub(crate) socket: Option<String>,
-
-    /// Address on which /healthz, /readyz and /metrics are served [health.address; default: 127.0.0.1]
-    #[arg(long, value_name = "ADDRESS", help_heading = "health")]
-    pub(crate) healthz_ip: Option<String>,
-    /// TCP port for them, 0 to 65535; 0 for none [health.port; default: 0]
-    #[arg(long, value_name = "PORT", help_heading = "health")]
-    #[arg(allow_negative_numbers = true)]
-    pub(crate) healthz_port: Option<i64>,
-
-    /// Who holds the lease: 1 to 64 letters, digits, '.', '_', '-' [agent.node-id; default: from /etc/machine-id]
-    #[arg(long, value_name = "ID", help_heading = "agent")]
-    pub(crate) node_id: Option<String>,
-    /// error, warn, info, debug, trace, or a list such as info,selvage::host::firewall=debug [agent.log; default: info]
-    #[arg(long, value_name = "LEVEL", help_heading = "agent")]
-    pub(crate) log: Option<String>,
-    /// Seconds between complete comparisons with the kernel, 1 to 86400 [agent.resync; default: 300]
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        help_heading = "agent",
-        allow_negative_numbers = true
-    )]
-    pub(crate) resync: Option<i64>,
-    /// Give the subnet back when the agent is stopped [agent.leave-on-stop; default: false]
-    #[arg(long, value_name = "BOOL", help_heading = "agent", value_parser = parse_bool)]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) leave_on_stop: Option<bool>,
-}
+/// What `--help` says below the flags.
+const RUN_NOTE: &str = "Sources and precedence of settings, exit status: selvage-run(1). Settings files: agent.toml(5).";
 
 /// What the long help says below the flags.
-const RUN_HELP: &str = "\
+pub(super) const RUN_HELP: &str = "\
 Settings come from these places, each stronger than those before it:
   1. /usr/lib/selvage/agent.toml, then /run/selvage/, then /etc/selvage/
   2. drop-ins agent.d/*.toml in these directories, in the order of their names;
@@ -457,6 +316,11 @@ In brackets after each flag stands its place in a file; [etcd.prefix] means
 A list other than etcd.endpoints may also be one text. The variables for
 --iface and --iface-regex hold one element, as flannel's do; those of the
 other lists are split at commas.
+
+The name of a network is 1 to 10 of a-z, 0-9 and -, the first a letter. A node
+ID is 1 to 64 letters, digits, '.', '_' and '-'. A log level is error, warn,
+info, debug or trace, or a list such as info,selvage::host::firewall=debug.
+--iface, --iface-regex, --iface-cidr and --ip-masq-exclude may be repeated.
 
 The interface is the first that --iface, --iface-regex, --iface-can-reach and
 --iface-cidr lead to, in this order. With none of them it is the one that has

@@ -1,7 +1,7 @@
 //! The manual pages and the shells' completions, made from the command line's own definition: `selvage man` and `selvage
 //! completions`.
 //!
-//! Nothing is written twice: the help texts of the flags are the pages, and [`settings_page`] turns those of the settings
+//! Nothing is written twice: the help texts of the flags are the pages, and [`settings_page`] turns the table of the settings
 //! into agent.toml(5).
 
 use std::fs;
@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::command::cli::Cli;
 
-pub(crate) mod settings_page;
+mod settings_page;
 
 /// What the shells and the pages call us.
 const NAME: &str = "selvage";
@@ -105,9 +105,7 @@ fn pages() -> io::Result<Vec<Page>> {
     root.build();
     let mut pages = Vec::new();
     add_pages(&root, &mut pages)?;
-    if let Some(run) = root.find_subcommand("run") {
-        pages.push(settings_page::page(run)?);
-    }
+    pages.push(settings_page::page()?);
     Ok(pages)
 }
 

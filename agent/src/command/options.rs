@@ -14,8 +14,8 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::base::env_file::{self, Variables};
-use crate::command::cli::SettingsFlags;
 use crate::host::firewall::docker::{self, Backend, Version};
+use crate::settings::OptionsSettings;
 
 /// The config list for containerd, podman, CRI-O and others; belongs into `/etc/cni/net.d/`.
 pub const CNI: &str = include_str!("../../data/cni/10-flannel.conflist");
@@ -36,7 +36,7 @@ pub enum OptionsCommand {
         nftables: bool,
         /// Where the subnet file is.
         #[command(flatten)]
-        settings: Box<SettingsFlags>,
+        settings: Box<OptionsSettings>,
     },
     /// Print the network config for rkt, /etc/rkt/net.d/10-selvage.conf.
     Rkt,

@@ -18,11 +18,13 @@ mod definition;
 mod flags;
 mod go_flag;
 mod removed;
+mod settings;
 pub(crate) mod several;
 mod usage;
 
 pub(crate) use definition::{DEFAULT_ENDPOINTS, DEFAULT_SUBNET_DIR};
 pub use flags::Flags;
+pub use settings::load_flanneld;
 pub use several::Several;
 
 /// Exit status for a command line that cannot be understood, as Go's programs have it.

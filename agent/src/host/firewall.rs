@@ -27,14 +27,12 @@ mod firewalld;
 mod generation;
 pub(crate) mod iptables;
 mod look;
-mod mode;
 mod nftables;
 pub(crate) mod program;
 mod watch;
 mod worker;
 
 pub(crate) use look::look;
-pub use mode::{Mode, ParseModeError};
 pub use program::Error;
 pub use watch::Watcher;
 pub(crate) use worker::{Outcome, Worker};
@@ -43,6 +41,8 @@ use firewalld::Firewalld;
 use generation::Generation;
 use iptables::{Iptables, Look};
 use nftables::{Nftables, Tables};
+
+pub use crate::settings::FirewallMode as Mode;
 
 use crate::base::logging::chain;
 use crate::base::net::{Family, InterfaceName, Leased};

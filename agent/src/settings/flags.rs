@@ -1,70 +1,118 @@
 //! What the command line says.
 
-use super::environment::{split_list, unplaced};
-use super::fragment::{Agent, Etcd, Files, Firewall, Fragment, Health, Remote, Texts, Underlay};
-use crate::command::cli::SettingsFlags;
+use std::ops::Deref;
+use std::path::PathBuf;
 
-/// The flags in the form that every source has.
-pub(super) fn fragment(flags: &SettingsFlags) -> Fragment {
-    let text = |flag: &Option<String>| flag.clone().map(unplaced);
-    let list = |flags: &Vec<String>| {
-        let given = Some(flags.clone()).filter(|flags| !flags.is_empty());
-        given.map(|flags| unplaced(Texts(flags)))
-    };
-    let number = |flag: Option<i64>| flag.map(unplaced);
-    let switch = |flag: Option<bool>| flag.map(unplaced);
-    Fragment {
-        etcd: Etcd {
-            endpoints: text(&flags.etcd_endpoints).map(split_list),
-            prefix: text(&flags.etcd_prefix),
-            cafile: text(&flags.etcd_cafile),
-            certfile: text(&flags.etcd_certfile),
-            keyfile: text(&flags.etcd_keyfile),
-            username: text(&flags.etcd_username),
-            password_file: text(&flags.etcd_password_file),
-            lease_ttl: number(flags.etcd_lease_ttl),
-        },
-        remote: Remote {
-            server: text(&flags.remote).map(|list| unplaced(Texts(split_list(list).into_inner()))),
-            network: text(&flags.remote_network),
-            listen: text(&flags.listen),
-            cafile: text(&flags.remote_cafile),
-            certfile: text(&flags.remote_certfile),
-            keyfile: text(&flags.remote_keyfile),
-            insecure: switch(flags.insecure),
-        },
-        underlay: Underlay {
-            interfaces: list(&flags.iface),
-            interface_regex: list(&flags.iface_regex),
-            can_reach: text(&flags.iface_can_reach),
-            interface_cidr: list(&flags.iface_cidr),
-            public_ip: text(&flags.public_ip),
-            public_ipv6: text(&flags.public_ipv6),
-        },
-        firewall: Firewall {
-            mode: text(&flags.firewall_mode),
-            masquerade: switch(flags.ip_masq),
-            forward: switch(flags.iptables_forward_rules),
-            random_fully: switch(flags.ip_masq_fully_random),
-            masquerade_exclude: list(&flags.ip_masq_exclude),
-            resync: number(flags.iptables_resync),
-            blackhole_route: switch(flags.ip_blackhole_route),
-        },
-        files: Files {
-            subnet_file: text(&flags.subnet_file),
-            state_dir: text(&flags.state_dir),
-            socket: text(&flags.socket),
-        },
-        health: Health {
-            address: text(&flags.healthz_ip),
-            port: number(flags.healthz_port),
-        },
-        agent: Agent {
-            network: text(&flags.network),
-            node_id: text(&flags.node_id),
-            log: text(&flags.log),
-            resync: number(flags.resync),
-            leave_on_stop: switch(flags.leave_on_stop),
-        },
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
+
+use super::Fragment;
+use super::table::{self, command};
+
+/// Settings given as flags; they beat the environment and the files.
+#[derive(Clone, Debug, Default)]
+pub struct SettingsFlags {
+    /// The only settings file to read, instead of those in the system's directories.
+    pub config: Option<PathBuf>,
+    given: Fragment,
+}
+
+impl SettingsFlags {
+    /// The flags in the form that every source has.
+    pub(crate) fn fragment(&self) -> &Fragment {
+        &self.given
     }
+}
+
+/// The flags of a command, which is one of [`command`]: those that it uses.
+#[derive(Clone, Debug, Default)]
+pub struct FlagsOf<const COMMAND: u16>(SettingsFlags);
+
+/// The flags of `selvage run`.
+pub type RunFlags = FlagsOf<{ command::RUN }>;
+/// The flags of `selvage serve`.
+pub type ServeFlags = FlagsOf<{ command::SERVE }>;
+/// The settings among the flags of `selvage status`.
+pub type StatusSettings = FlagsOf<{ command::STATUS }>;
+/// The settings among the flags of `selvage peers`.
+pub type PeersSettings = FlagsOf<{ command::PEERS }>;
+/// The settings among the flags of `selvage doctor`.
+pub type DoctorSettings = FlagsOf<{ command::DOCTOR }>;
+/// The settings among the flags of `selvage network`.
+pub type NetworkSettings = FlagsOf<{ command::NETWORK }>;
+/// The settings among the flags of `selvage network reserve`.
+pub type ReserveSettings = FlagsOf<{ command::RESERVE }>;
+/// The flags of `selvage leave`.
+pub type LeaveFlags = FlagsOf<{ command::LEAVE }>;
+/// The flags of `selvage cleanup`.
+pub type CleanupFlags = FlagsOf<{ command::CLEANUP }>;
+/// The settings among the flags of `selvage options docker`.
+pub type OptionsSettings = FlagsOf<{ command::OPTIONS }>;
+
+impl<const COMMAND: u16> Deref for FlagsOf<COMMAND> {
+    type Target = SettingsFlags;
+
+    fn deref(&self) -> &SettingsFlags {
+        &self.0
+    }
+}
+
+impl<const COMMAND: u16> Args for FlagsOf<COMMAND> {
+    fn augment_args(parser: Command) -> Command {
+        let config = Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help("Settings file to read in place of /etc/selvage and the like");
+        let used = |setting: &&table::Setting| setting.commands & COMMAND != 0;
+        parser
+            .arg(config)
+            .args(table::ALL.iter().filter(used).map(argument))
+    }
+
+    fn augment_args_for_update(parser: Command) -> Command {
+        Self::augment_args(parser)
+    }
+}
+
+impl<const COMMAND: u16> FromArgMatches for FlagsOf<COMMAND> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(SettingsFlags {
+            config: matches.get_one("config").cloned(),
+            given: Fragment::of_flags(matches),
+        }))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// One line in `--help`; the manual page names the place in a file as well.
+fn argument(setting: &table::Setting) -> Arg {
+    let table::Setting {
+        key, help, default, ..
+    } = setting;
+    let short = match *default {
+        "none" => (*help).to_owned(),
+        default => format!("{help} [default: {default}]"),
+    };
+    let argument = Arg::new(key.flag)
+        .long(key.flag)
+        .value_name(setting.value)
+        .help_heading(setting.heading)
+        .help(short)
+        .long_help(format!("{help} [{}; default: {default}]", key.path));
+    (setting.argument)(argument)
+}
+
+/// Flags of any command.
+#[cfg(test)]
+pub(crate) fn parse(arguments: &[&str]) -> SettingsFlags {
+    let parser =
+        FlagsOf::<{ command::ALL }>::augment_args(Command::new("selvage").no_binary_name(true));
+    let matches = parser.try_get_matches_from(arguments).unwrap();
+    FlagsOf::<{ command::ALL }>::from_arg_matches(&matches)
+        .unwrap()
+        .0
 }

@@ -1,10 +1,8 @@
 use std::fs;
 
-use clap::{CommandFactory, Parser};
-
+use super::flags::parse as flags;
+use super::table::ALL;
 use super::*;
-use crate::command::cli::{Cli, Command};
-use crate::host::firewall::Mode;
 
 /// A root directory with settings files, given as path and text.
 fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -15,14 +13,6 @@ fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
         fs::write(path, text).unwrap();
     }
     root
-}
-
-fn flags(arguments: &[&str]) -> SettingsFlags {
-    let all = ["selvage", "run"].iter().chain(arguments);
-    match Cli::try_parse_from(all).unwrap().command {
-        Command::Run(flags) => flags,
-        other => panic!("{other:?}"),
-    }
 }
 
 fn environment(variables: &[(&str, &str)]) -> Environment {
@@ -65,7 +55,7 @@ fn nothing_said_gives_the_defaults() {
     assert_eq!(settings.etcd.prefix, "/coreos.com/network");
     assert_eq!(settings.etcd.lease_ttl, Duration::from_secs(86_400));
     assert_eq!(settings.underlay, Underlay::default());
-    assert_eq!(settings.firewall.mode, Mode::Auto);
+    assert_eq!(settings.firewall.mode, FirewallMode::Auto);
     assert_eq!(settings.firewall.masquerade_exclude, []);
     assert_eq!(settings.firewall.resync, Duration::from_secs(5));
     assert!(!settings.firewall.blackhole_route);
@@ -187,7 +177,7 @@ fn whole_file_is_understood() {
     };
     assert_eq!(settings.underlay, expected);
     let expected = Firewall {
-        mode: Mode::Nftables,
+        mode: FirewallMode::Nftables,
         masquerade: true,
         forward: false,
         random_fully: false,
@@ -505,20 +495,17 @@ fn unreadable_file_is_named() {
 }
 
 #[test]
-fn every_setting_has_a_flag_whose_help_names_its_key_and_is_read_from_every_source() {
-    let command = Cli::command();
-    let run = command.find_subcommand("run").unwrap();
-    for key in key::ALL {
-        let flag = run
-            .get_arguments()
-            .find(|argument| argument.get_long() == Some(key.flag))
-            .unwrap_or_else(|| panic!("no flag --{}", key.flag));
-        let help = flag.get_help().unwrap().to_string();
-        assert!(
-            help.contains(&format!("[{};", key.path)),
-            "--{}: {help}",
-            key.flag
-        );
+fn every_setting_is_read_from_every_source() {
+    for setting in ALL {
+        let key = setting.key;
+        // The helper has every flag, and panics at one that is not there.
+        let given = match setting.form {
+            Form::Text | Form::Texts => format!("--{}=x", key.flag),
+            Form::Integer => format!("--{}=1", key.flag),
+            Form::Boolean => format!("--{}", key.flag),
+        };
+        let said = format!("{:?}", flags(&[&given]).fragment());
+        assert_ne!(said, format!("{:?}", Fragment::default()), "{given}");
 
         let value = "\u{1} \u{1}";
         let [ours, _] = key.variables();
@@ -545,7 +532,8 @@ proptest::proptest! {
 
     #[test]
     fn no_value_makes_the_check_panic(value: String) {
-        for key in key::ALL {
+        for setting in ALL {
+            let key = setting.key;
             let (table, name) = key.path.split_once('.').unwrap();
             let text = format!("[{table}]\n{name} = {}\n", toml::Value::from(value.as_str()));
             let _ = check_file(&text, Path::new("agent.toml"));
@@ -558,4 +546,3 @@ proptest::proptest! {
 }
 
 mod lists;
-mod manual;

@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::inputs::{Inputs, Sourced};
-use super::{Agent, Error, Files, Firewall, Health, Settings};
+use super::Inputs;
+use super::inputs::Sourced;
+use super::{Agent, Error, Files, Firewall, FirewallMode, Health, Settings};
 use crate::base::logging;
 use crate::base::network_name;
 use crate::base::network_name::NetworkName;
-use crate::host::firewall::Mode;
 
-pub(super) mod etcd;
+pub(crate) mod etcd;
 mod remote;
 mod underlay;
 
-pub(super) const DEFAULT_SUBNET_FILE: &str = "/run/flannel/subnet.env";
+pub(crate) const DEFAULT_SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DEFAULT_SUBNET_DIR: &str = "/run/flannel/networks";
 const DEFAULT_STATE_DIR: &str = "/var/lib/selvage";
 const DEFAULT_SOCKET: &str = "/run/selvage/agent.sock";
@@ -34,20 +34,24 @@ const DEFAULT_HEALTH_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const RESYNC_SECS: RangeInclusive<u64> = 1..=86_400;
 
 /// Checks everything and fills in the defaults.
-pub(super) fn settings(inputs: Inputs) -> Result<Settings, Error> {
-    let network = optional(inputs.network.as_ref(), network)?;
+pub(crate) fn settings(inputs: Inputs) -> Result<Settings, Error> {
+    let network = optional(inputs.agent.network.as_ref(), network)?;
     let defaults = default_files(network.as_ref());
     let files = Files {
-        subnet_file: path_or(inputs.subnet_file.as_ref(), defaults.subnet_file)?,
-        state_dir: path_or(inputs.state_dir.as_ref(), defaults.state_dir)?,
-        socket: path_or(inputs.socket.as_ref(), defaults.socket)?,
+        subnet_file: path_or(inputs.files.subnet_file.as_ref(), defaults.subnet_file)?,
+        state_dir: path_or(inputs.files.state_dir.as_ref(), defaults.state_dir)?,
+        socket: path_or(inputs.files.socket.as_ref(), defaults.socket)?,
     };
     let agent = Agent {
         network,
-        node_id: optional(inputs.node_id.as_ref(), node_id)?,
-        log: log(inputs.log.as_ref())?,
-        resync: seconds(inputs.resync.as_ref(), DEFAULT_RESYNC_SECS, RESYNC_SECS)?,
-        leave_on_stop: is_on(inputs.leave_on_stop.as_ref(), false),
+        node_id: optional(inputs.agent.node_id.as_ref(), node_id)?,
+        log: log(inputs.agent.log.as_ref())?,
+        resync: seconds(
+            inputs.agent.resync.as_ref(),
+            DEFAULT_RESYNC_SECS,
+            RESYNC_SECS,
+        )?,
+        leave_on_stop: is_on(inputs.agent.leave_on_stop.as_ref(), false),
     };
     Ok(Settings {
         remote: remote::remote(&inputs, agent.network.as_ref())?,
@@ -62,31 +66,31 @@ pub(super) fn settings(inputs: Inputs) -> Result<Settings, Error> {
 
 fn firewall(inputs: &Inputs) -> Result<Firewall, Error> {
     Ok(Firewall {
-        mode: optional(inputs.firewall_mode.as_ref(), firewall_mode)?.unwrap_or_default(),
-        masquerade: is_on(inputs.masquerade.as_ref(), false),
-        forward: is_on(inputs.forward.as_ref(), true),
-        random_fully: is_on(inputs.random_fully.as_ref(), true),
-        masquerade_exclude: networks(inputs.masquerade_exclude.as_ref())?,
+        mode: optional(inputs.firewall.mode.as_ref(), firewall_mode)?.unwrap_or_default(),
+        masquerade: is_on(inputs.firewall.masquerade.as_ref(), false),
+        forward: is_on(inputs.firewall.forward.as_ref(), true),
+        random_fully: is_on(inputs.firewall.random_fully.as_ref(), true),
+        masquerade_exclude: networks(inputs.firewall.masquerade_exclude.as_ref())?,
         resync: seconds(
-            inputs.firewall_resync.as_ref(),
+            inputs.firewall.resync.as_ref(),
             DEFAULT_FIREWALL_RESYNC_SECS,
             RESYNC_SECS,
         )?,
-        blackhole_route: is_on(inputs.blackhole_route.as_ref(), false),
+        blackhole_route: is_on(inputs.firewall.blackhole_route.as_ref(), false),
     })
 }
 
-fn firewall_mode(input: &Sourced<String>) -> Result<Mode, Error> {
-    let expected = |_| input.error(Mode::NAMES);
+fn firewall_mode(input: &Sourced<String>) -> Result<FirewallMode, Error> {
+    let expected = |_| input.error(FirewallMode::NAMES);
     input.value.parse().map_err(expected)
 }
 
 fn health(inputs: &Inputs) -> Result<Health, Error> {
-    let address = optional(inputs.health_address.as_ref(), |input| {
+    let address = optional(inputs.health.address.as_ref(), |input| {
         let address = input.value.trim().parse();
         address.map_err(|_| input.error("an IPv4 or IPv6 address to listen on"))
     })?;
-    let port = match &inputs.health_port {
+    let port = match &inputs.health.port {
         None => 0,
         Some(input) => u16::try_from(input.value)
             .map_err(|_| input.error("a TCP port from 1 to 65535, or 0 for none"))?,

@@ -105,25 +105,41 @@ impl Host {
         };
         command
             .arg(verb)
-            .args([
-                "--etcd-endpoints",
-                &self.etcd,
-                "--iface",
-                "eth0",
-                "--ip-masq",
-            ])
-            .arg("--subnet-file")
-            .arg(self.subnet_file())
-            .arg("--state-dir")
-            .arg(self.state_dir())
-            .arg("--socket")
-            .arg(self.socket())
-            .args(&self.arguments)
-            .args(self.network.map(|name| format!("--network={name}")))
             // Every host of a test shares this machine's identity file; a real cluster's nodes do not.
             .env("SELVAGE_NODE_ID", self.node_id())
             .envs(self.environment.iter().cloned());
+        if verb == "run" {
+            command.args(self.flags());
+            return command;
+        }
+        // Other commands have no flags for what they do not use, but all know --config.
+        let flags = self.flags();
+        let mut flags = flags.iter();
+        while let Some(flag) = flags.next() {
+            if flag == "--config" {
+                command.arg(flag).args(flags.next());
+                continue;
+            }
+            let (name, value) = flag.split_once('=').unwrap_or((flag, "true"));
+            let name = name.trim_start_matches('-').replace('-', "_");
+            command.env(format!("SELVAGE_{}", name.to_uppercase()), value);
+        }
         command
+    }
+
+    /// What the agent is told: each flag in one word, but for `--config`.
+    fn flags(&self) -> Vec<String> {
+        let mut flags = vec![
+            format!("--etcd-endpoints={}", self.etcd),
+            "--iface=eth0".to_owned(),
+            "--ip-masq=true".to_owned(),
+            format!("--subnet-file={}", self.subnet_file().display()),
+            format!("--state-dir={}", self.state_dir().display()),
+            format!("--socket={}", self.socket().display()),
+        ];
+        flags.extend(self.network.map(|name| format!("--network={name}")));
+        flags.extend(self.arguments.iter().cloned());
+        flags
     }
 
     /// The agent's control socket.

@@ -66,11 +66,9 @@ fn ask_as_nobody(host: &Host, verb: &str, arguments: &[&str]) -> Answer {
         .args(arguments)
         .arg("--socket")
         .arg(&socket)
-        .arg("--subnet-file")
-        .arg(host.subnet_file())
-        .arg("--state-dir")
-        .arg(directory.join("state"))
-        .args(["--iface", "eth0"])
+        .env("SELVAGE_SUBNET_FILE", host.subnet_file())
+        .env("SELVAGE_STATE_DIR", directory.join("state"))
+        .env("SELVAGE_IFACE", "eth0")
         .output();
     Answer::of(&output.expect("setpriv of util-linux"))
 }
@@ -399,9 +397,11 @@ fn a_secret_of_the_settings_is_no_hindrance() {
     let file = directory.join("password");
     fs::write(&file, "hunter2\n").expect("the password");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("to shut it");
-    let file = file.to_str().expect("a path");
-    let flags = ["--etcd-username", "root", "--etcd-password-file", file];
-    let answer = ask_as_nobody(&one, "status", &flags);
+    let text = format!("[etcd]\nusername = \"root\"\npassword-file = {file:?}\n");
+    let settings = directory.join("agent.toml");
+    fs::write(&settings, text).expect("the settings");
+    let settings = settings.to_str().expect("a path");
+    let answer = ask_as_nobody(&one, "status", &["--config", settings]);
     assert_eq!(answer.code, Some(0), "{answer:?}");
     assert_eq!(answer.errors, "");
 }

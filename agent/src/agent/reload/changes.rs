@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use crate::settings::table::is_live;
 use crate::settings::{
     Agent, Etcd, Files, Firewall, Health, Interface, Remote, Settings, Underlay,
 };
@@ -76,15 +77,10 @@ struct Described {
 
 /// All settings but the password, always in the same order.
 fn describe(settings: &Settings) -> Vec<Described> {
-    let live = |key, value| Described {
+    let setting = |key, value| Described {
         key,
         value,
-        live: true,
-    };
-    let fixed = |key, value| Described {
-        key,
-        value,
-        live: false,
+        live: is_live(key),
     };
     // Taken apart without `..`: a new setting does not compile before it has its place here.
     let Settings {
@@ -148,48 +144,48 @@ fn describe(settings: &Settings) -> Vec<Described> {
     let path =
         |path: &Option<std::path::PathBuf>| optional(path.as_ref().map(|path| path.display()));
     vec![
-        fixed("etcd.endpoints", list(endpoints)),
-        fixed("etcd.prefix", prefix.clone()),
-        live("etcd.cafile", path(cafile)),
-        live("etcd.certfile", path(certfile)),
-        live("etcd.keyfile", path(keyfile)),
-        live("etcd.username", optional(username.as_ref())),
-        fixed("etcd.lease-ttl", seconds(*lease_ttl)),
-        fixed("remote.server", list(servers)),
-        fixed("remote.network", remote_network.clone()),
-        fixed("remote.listen", optional(serve.as_ref())),
-        fixed("remote.cafile", path(remote_cafile)),
-        fixed("remote.certfile", path(remote_certfile)),
-        fixed("remote.keyfile", path(remote_keyfile)),
-        fixed("remote.insecure", insecure.to_string()),
-        fixed(
+        setting("etcd.endpoints", list(endpoints)),
+        setting("etcd.prefix", prefix.clone()),
+        setting("etcd.cafile", path(cafile)),
+        setting("etcd.certfile", path(certfile)),
+        setting("etcd.keyfile", path(keyfile)),
+        setting("etcd.username", optional(username.as_ref())),
+        setting("etcd.lease-ttl", seconds(*lease_ttl)),
+        setting("remote.server", list(servers)),
+        setting("remote.network", remote_network.clone()),
+        setting("remote.listen", optional(serve.as_ref())),
+        setting("remote.cafile", path(remote_cafile)),
+        setting("remote.certfile", path(remote_certfile)),
+        setting("remote.keyfile", path(remote_keyfile)),
+        setting("remote.insecure", insecure.to_string()),
+        setting(
             "underlay.interfaces",
             list(interfaces.iter().map(|interface| match interface {
                 Interface::Name(name) => name.to_string(),
                 Interface::Address(address) => address.to_string(),
             })),
         ),
-        fixed("underlay.interface-regex", list(interface_regex)),
-        fixed("underlay.can-reach", optional(can_reach.as_ref())),
-        fixed("underlay.interface-cidr", list(interface_cidr)),
-        fixed("underlay.public-ip", optional(public_ip.as_ref())),
-        fixed("underlay.public-ipv6", optional(public_ipv6.as_ref())),
-        live("firewall.mode", mode.to_string()),
-        live("firewall.masquerade", masquerade.to_string()),
-        live("firewall.forward", forward.to_string()),
-        live("firewall.random-fully", random_fully.to_string()),
-        live("firewall.masquerade-exclude", list(masquerade_exclude)),
-        live("firewall.resync", seconds(*firewall_resync)),
-        live("firewall.blackhole-route", blackhole_route.to_string()),
-        fixed("files.subnet-file", subnet_file.display().to_string()),
-        fixed("files.state-dir", state_dir.display().to_string()),
-        fixed("files.socket", socket.display().to_string()),
-        live("health.address", optional(listen.as_ref())),
-        fixed("agent.network", optional(network.as_ref())),
-        fixed("agent.node-id", optional(node_id.as_ref())),
-        live("agent.log", log.clone()),
-        live("agent.resync", seconds(*resync)),
-        live("agent.leave-on-stop", leave_on_stop.to_string()),
+        setting("underlay.interface-regex", list(interface_regex)),
+        setting("underlay.can-reach", optional(can_reach.as_ref())),
+        setting("underlay.interface-cidr", list(interface_cidr)),
+        setting("underlay.public-ip", optional(public_ip.as_ref())),
+        setting("underlay.public-ipv6", optional(public_ipv6.as_ref())),
+        setting("firewall.mode", mode.to_string()),
+        setting("firewall.masquerade", masquerade.to_string()),
+        setting("firewall.forward", forward.to_string()),
+        setting("firewall.random-fully", random_fully.to_string()),
+        setting("firewall.masquerade-exclude", list(masquerade_exclude)),
+        setting("firewall.resync", seconds(*firewall_resync)),
+        setting("firewall.blackhole-route", blackhole_route.to_string()),
+        setting("files.subnet-file", subnet_file.display().to_string()),
+        setting("files.state-dir", state_dir.display().to_string()),
+        setting("files.socket", socket.display().to_string()),
+        setting("health.address", optional(listen.as_ref())),
+        setting("agent.network", optional(network.as_ref())),
+        setting("agent.node-id", optional(node_id.as_ref())),
+        setting("agent.log", log.clone()),
+        setting("agent.resync", seconds(*resync)),
+        setting("agent.leave-on-stop", leave_on_stop.to_string()),
     ]
 }
 

@@ -1,6 +1,7 @@
 use clap::CommandFactory;
 
 use super::*;
+use crate::settings::table::ALL;
 
 fn parse(arguments: &[&str]) -> Result<Command, clap::Error> {
     let all = std::iter::once("selvage").chain(arguments.iter().copied());
@@ -24,7 +25,12 @@ fn truth_values_are_bare_or_in_any_of_gos_spellings() {
         let Command::Run(flags) = parse(&["run", flag]).unwrap() else {
             panic!("not run");
         };
-        assert_eq!(flags.ip_masq, Some(expected), "from {flag}");
+        let given = flags.fragment().firewall.masquerade.as_ref();
+        assert_eq!(
+            given.map(|given| *given.get_ref()),
+            Some(expected),
+            "from {flag}"
+        );
     }
     let error = parse(&["run", "--ip-masq=yes"]).unwrap_err();
     assert!(error.use_stderr());
@@ -78,4 +84,76 @@ fn every_command_of_the_contract_is_there() {
         assert!(error.use_stderr(), "{arguments:?}: {error}");
     }
     assert!(!parse(&["run", "--help"]).unwrap_err().use_stderr());
+}
+
+/// Each command with what its `--help` prints, 100 columns wide; hidden ones are for programs.
+fn helps(command: &clap::Command, words: &[&str], all: &mut Vec<(String, String)>) {
+    let mut asked = vec!["selvage"];
+    asked.extend(words);
+    asked.push("--help");
+    let error = Cli::command()
+        .term_width(100)
+        .try_get_matches_from(&asked)
+        .unwrap_err();
+    all.push((asked.join(" "), error.to_string()));
+    for below in command
+        .get_subcommands()
+        .filter(|below| !below.is_hide_set())
+    {
+        helps(below, &[words, &[below.get_name()]].concat(), all);
+    }
+}
+
+#[test]
+fn help_of_every_command_fits_a_screen_of_60_lines() {
+    let mut all = Vec::new();
+    helps(&Cli::command(), &[], &mut all);
+    assert!(all.len() > 20, "{}", all.len());
+    for (asked, help) in all {
+        let lines = help.lines().count();
+        assert!(lines <= 60, "{asked} has {lines} lines:\n{help}");
+        assert!(help.contains("Usage: selvage"), "{asked}:\n{help}");
+    }
+}
+
+#[test]
+fn command_refuses_flags_that_it_does_not_use() {
+    for arguments in [
+        &["network", "set", "--ip-masq"][..],
+        &["network", "get", "--public-ip=10.0.0.1"],
+        &["peers", "--etcd-endpoints=http://10.0.0.1:2379"],
+        &["options", "docker", "--state-dir=/x"],
+        &["cleanup", "--iface=eth0"],
+        &["run", "--insecure"],
+    ] {
+        let error = parse(arguments).unwrap_err();
+        assert_eq!(
+            error.kind(),
+            clap::error::ErrorKind::UnknownArgument,
+            "{arguments:?}"
+        );
+    }
+    for arguments in [
+        &["network", "reserve", "10.5.1.0/24", "--public-ip=10.0.0.1"][..],
+        &["options", "docker", "--network=blue", "--subnet-file=/x"],
+        &["leave", "--node-id=m1", "--remote=10.0.0.1:8889"],
+        &["serve", "--insecure", "--listen=:8889"],
+    ] {
+        assert!(parse(arguments).is_ok(), "{arguments:?} was refused");
+    }
+}
+
+#[test]
+fn flags_of_settings_name_their_place_in_a_file() {
+    let cli = Cli::command();
+    let flags = |verb| cli.find_subcommand(verb).unwrap().get_arguments();
+    for setting in ALL {
+        let flag = flags("run")
+            .chain(flags("serve"))
+            .find(|argument| argument.get_long() == Some(setting.key.flag))
+            .unwrap_or_else(|| panic!("no flag --{}", setting.key.flag));
+        let help = flag.get_long_help().unwrap().to_string();
+        let place = format!("[{}; default: {}]", setting.key.path, setting.default);
+        assert!(help.ends_with(&place), "{help}");
+    }
 }

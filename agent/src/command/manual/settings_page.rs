@@ -1,13 +1,13 @@
-//! agent.toml(5), from the flags of `selvage run`: whichever is a setting says so at the end of its help, as
-//! `[etcd.prefix; default: /coreos.com/network]`.
+//! agent.toml(5), from the table of the settings.
 
-use std::any::TypeId;
 use std::io;
 
-use clap::{Arg, ArgAction, Command};
 use clap_mangen::roff::{Roff, bold, italic, line_break, roman};
 
 use super::{MANUAL, NO_DATE, Page, SOURCE, prose, references};
+use crate::command::cli::RUN_HELP;
+use crate::settings::Form;
+use crate::settings::table::{ALL, OnReload, Setting};
 
 /// A whole file, which the settings' own check must take.
 pub(super) const EXAMPLE: &str = "\
@@ -25,89 +25,8 @@ masquerade = true
 /// What the list of exit statuses begins with, which ends the help of `selvage run` and is nothing about files.
 const EXIT_STATUS: &str = "\n\nExit status:";
 
-/// One key of the file.
-pub(crate) struct Setting {
-    /// Such as `etcd`.
-    pub(crate) table: String,
-    /// Such as `prefix`.
-    pub(crate) key: String,
-    pub(crate) form: Form,
-    pub(crate) description: String,
-    pub(crate) default: String,
-    /// The flag with its value, such as `--etcd-prefix KEY` or `--ip-masq[=BOOL]`.
-    pub(crate) flag: String,
-}
-
-/// What stands behind the `=`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Form {
-    Text,
-    Texts,
-    Integer,
-    Boolean,
-}
-
-impl Form {
-    fn of(argument: &Arg, help: &str) -> Self {
-        let parsed = argument.get_value_parser().type_id();
-        if parsed == TypeId::of::<bool>() {
-            Self::Boolean
-        } else if parsed == TypeId::of::<i64>() {
-            Self::Integer
-        } else if matches!(argument.get_action(), ArgAction::Append)
-            || help.contains(SEPARATED_BY_COMMAS)
-        {
-            Self::Texts
-        } else {
-            Self::Text
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Text => "text",
-            Self::Texts => "list of texts",
-            Self::Integer => "whole number",
-            Self::Boolean => "true or false",
-        }
-    }
-}
-
-/// How a flag's help says that it takes a list; a file has TOML's lists.
-const SEPARATED_BY_COMMAS: &str = ", separated by commas";
-
-impl Setting {
-    /// Nothing for a flag that has no place in a file.
-    fn of(argument: &Arg) -> Option<Self> {
-        let help = argument.get_help()?.to_string();
-        let (description, place) = help.strip_suffix(']')?.rsplit_once('[')?;
-        let (path, default) = place.split_once("; default: ")?;
-        let (table, key) = path.split_once('.')?;
-        let long = argument.get_long()?;
-        let value = argument.get_value_names().unwrap_or_default().join(" ");
-        let flag = if argument.is_require_equals_set() {
-            format!("--{long}[={value}]")
-        } else {
-            format!("--{long} {value}")
-        };
-        Some(Self {
-            table: table.to_owned(),
-            key: key.to_owned(),
-            form: Form::of(argument, description),
-            description: description.trim_end().replace(SEPARATED_BY_COMMAS, ""),
-            default: default.to_owned(),
-            flag,
-        })
-    }
-}
-
-/// All settings that `run` has flags for, in the flags' order.
-pub(crate) fn settings(run: &Command) -> Vec<Setting> {
-    run.get_arguments().filter_map(Setting::of).collect()
-}
-
 /// The page.
-pub(super) fn page(run: &Command) -> io::Result<Page> {
+pub(super) fn page() -> io::Result<Page> {
     let mut roff = Roff::new();
     roff.control("TH", ["AGENT.TOML", "5", NO_DATE, SOURCE, MANUAL]);
     roff.control("SH", ["NAME"]);
@@ -122,27 +41,19 @@ pub(super) fn page(run: &Command) -> io::Result<Page> {
         "Settings of this host's agent, in TOML. Every key may be missing. A key or table that is not listed here is \
          an error.",
     )]);
-    if let Some(help) = run.get_after_long_help() {
-        let help = help.to_string();
-        let sources = help
-            .split_once(EXIT_STATUS)
-            .map_or(&*help, |(help, _)| help);
-        roff.control("PP", []);
-        prose(&mut roff, sources);
-    }
+    let sources = RUN_HELP
+        .split_once(EXIT_STATUS)
+        .map_or(RUN_HELP, |(help, _)| help);
+    roff.control("PP", []);
+    prose(&mut roff, sources);
 
-    let settings = settings(run);
-    let mut tables: Vec<&str> = Vec::new();
-    for setting in &settings {
-        if !tables.contains(&&*setting.table) {
-            tables.push(&setting.table);
+    let mut table = "";
+    for setting in ALL {
+        if setting.table != table {
+            table = setting.table;
+            roff.control("SH", [&*format!("[{table}]")]);
         }
-    }
-    for table in tables {
-        roff.control("SH", [&*format!("[{table}]")]);
-        for setting in settings.iter().filter(|setting| setting.table == table) {
-            entry(&mut roff, setting);
-        }
+        entry(&mut roff, setting);
     }
 
     roff.control("SH", ["EXAMPLE"]);
@@ -160,18 +71,28 @@ pub(super) fn page(run: &Command) -> io::Result<Page> {
 }
 
 fn entry(roff: &mut Roff, setting: &Setting) {
+    let form = match setting.form {
+        Form::Text => "text",
+        Form::Texts => "list of texts",
+        Form::Integer => "whole number",
+        Form::Boolean => "true or false",
+    };
+    let (flag, value) = (setting.key.flag, setting.value);
+    let flag = match setting.form {
+        Form::Boolean => format!("--{flag}[={value}]"),
+        _ => format!("--{flag} {value}"),
+    };
+    let change = match setting.on_reload {
+        OnReload::Live => "A reload is enough.",
+        OnReload::Restart => "A change needs a restart.",
+    };
     roff.control("TP", []);
+    roff.text([bold(setting.name), roman(" ("), italic(form), roman(")")]);
     roff.text([
-        bold(&*setting.key),
-        roman(" ("),
-        italic(setting.form.name()),
-        roman(")"),
-    ]);
-    roff.text([
-        roman(format!("{}.", setting.description)),
+        roman(format!("{}.", setting.help)),
         line_break(),
-        roman(format!("Default: {}. Flag: ", setting.default)),
-        bold(&*setting.flag),
+        roman(format!("Default: {}. {change} Flag: ", setting.default)),
+        bold(flag),
     ]);
 }
 

@@ -2,7 +2,8 @@ use std::collections::BTreeSet;
 use std::process::{Command as Process, Stdio};
 
 use super::*;
-use crate::settings;
+use crate::settings::table::{ALL, Setting};
+use crate::settings::{self, Form};
 
 fn text_of(page: &Page) -> &str {
     std::str::from_utf8(&page.text).unwrap()
@@ -156,4 +157,51 @@ fn output_that_takes_no_more_is_an_error() {
         completions(Shell::Zsh, &mut Full),
         Err(Error::Output(_))
     ));
+}
+
+/// A value of the form that the page names, so that only another type can be what is wrong.
+fn value(form: Form) -> &'static str {
+    match form {
+        Form::Text => "\"\"",
+        Form::Texts => "[]",
+        Form::Integer => "60",
+        Form::Boolean => "true",
+    }
+}
+
+/// Whether the file's type is right, whatever is said about the value.
+fn takes(setting: &Setting, value: &str) -> bool {
+    let text = format!("[{}]\n{} = {value}\n", setting.table, setting.name);
+    match settings::check_file(&text, Path::new("agent.toml")) {
+        Ok(()) => true,
+        Err(error) => !error.to_string().contains("invalid type"),
+    }
+}
+
+#[test]
+fn page_has_every_key_with_description_default_flag_and_type() {
+    let page = settings_page::page().unwrap();
+    let text = text_of(&page).replace("\\-", "-").replace("\\*(Aq", "'");
+    assert_eq!(text.matches("\n.TP\n").count(), ALL.len());
+    for setting in ALL {
+        let path = setting.key.path;
+        assert!(
+            !setting.help.is_empty() && !setting.default.is_empty(),
+            "{path}"
+        );
+        assert!(!setting.help.contains(['[', ']']), "{path}");
+        assert!(text.contains(&format!("{}.\n", setting.help)), "{path}");
+        assert!(text.contains(&format!("--{}", setting.key.flag)), "{path}");
+        assert!(
+            text.contains(&format!("Default: {}.", setting.default)),
+            "{path}"
+        );
+        assert!(
+            takes(setting, value(setting.form)),
+            "{path}: {:?}",
+            setting.form
+        );
+        // Lists are taken as one text as well, so that this alone tells them apart.
+        assert_eq!(takes(setting, "[]"), setting.form == Form::Texts, "{path}");
+    }
 }

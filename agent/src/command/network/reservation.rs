@@ -13,8 +13,7 @@ use super::NetworkCommandError;
 use crate::cluster::lease::etcd::{EtcdStore, Record, Records};
 use crate::cluster::lease::{LeaseAttrs, LeaseStore, SubnetKey, allocate};
 use crate::cluster::network_config::NetworkConfig;
-use crate::command::cli::SettingsFlags;
-use crate::settings::Settings;
+use crate::settings::{Settings, SettingsFlags};
 
 /// A subnet cannot be reserved, or its reservation not be ended. Nothing was changed.
 #[derive(Debug, Error)]
@@ -81,8 +80,12 @@ pub enum ReservationError {
 pub fn node(flags: &SettingsFlags, settings: &Settings) -> Option<LeaseAttrs> {
     let underlay = &settings.underlay;
     let attrs = LeaseAttrs {
-        public_ip: underlay.public_ip.filter(|_| flags.public_ip.is_some()),
-        public_ipv6: underlay.public_ipv6.filter(|_| flags.public_ipv6.is_some()),
+        public_ip: underlay
+            .public_ip
+            .filter(|_| flags.fragment().underlay.public_ip.is_some()),
+        public_ipv6: underlay
+            .public_ipv6
+            .filter(|_| flags.fragment().underlay.public_ipv6.is_some()),
         backend_type: String::new(),
         backend_data: None,
         backend_v6_data: None,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::settings::{Environment, Settings, load_flanneld};
+use crate::settings::{Environment, Settings};
 
 mod networks;
 

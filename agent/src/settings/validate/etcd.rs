@@ -3,12 +3,14 @@
 use super::{absolute, optional, seconds};
 use crate::base::endpoint::{self, Endpoint};
 use crate::base::network_name::NetworkName;
-use crate::settings::inputs::{Inputs, Sourced};
-use crate::settings::key::{self, Key};
+use crate::settings::Inputs;
+use crate::settings::inputs::Sourced;
+use crate::settings::key::Key;
+use crate::settings::table::key;
 use crate::settings::{Error, Etcd};
 
 const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
-pub(in crate::settings) const DEFAULT_PREFIX: &str = "/coreos.com/network";
+pub(crate) const DEFAULT_PREFIX: &str = "/coreos.com/network";
 
 /// flannel's time to live.
 const DEFAULT_LEASE_TTL_SECS: u64 = 24 * 60 * 60;
@@ -17,40 +19,40 @@ const DEFAULT_LEASE_TTL_SECS: u64 = 24 * 60 * 60;
 const LEASE_TTL_SECS: std::ops::RangeInclusive<u64> = 60..=365 * 24 * 60 * 60;
 
 pub(super) fn etcd(inputs: Inputs, network: Option<&NetworkName>) -> Result<Etcd, Error> {
-    let certfile = optional(inputs.certfile.as_ref(), absolute)?;
-    let keyfile = optional(inputs.keyfile.as_ref(), absolute)?;
-    let username = optional(inputs.username.as_ref(), |name| Ok(name.value.clone()))?;
-    let password_file = optional(inputs.password_file.as_ref(), absolute)?;
+    let certfile = optional(inputs.etcd.certfile.as_ref(), absolute)?;
+    let keyfile = optional(inputs.etcd.keyfile.as_ref(), absolute)?;
+    let username = optional(inputs.etcd.username.as_ref(), |name| Ok(name.value.clone()))?;
+    let password_file = optional(inputs.etcd.password_file.as_ref(), absolute)?;
     let has_password = password_file.is_some() || inputs.password.is_some();
     together(
-        &inputs.certfile,
+        &inputs.etcd.certfile,
         certfile.is_some(),
         key::ETCD_KEYFILE,
         keyfile.is_some(),
     )?;
     together(
-        &inputs.keyfile,
+        &inputs.etcd.keyfile,
         keyfile.is_some(),
         key::ETCD_CERTFILE,
         certfile.is_some(),
     )?;
     together(
-        &inputs.username,
+        &inputs.etcd.username,
         username.is_some(),
         key::ETCD_PASSWORD_FILE,
         has_password,
     )?;
     together(
-        &inputs.password_file,
+        &inputs.etcd.password_file,
         password_file.is_some(),
         key::ETCD_USERNAME,
         username.is_some(),
     )?;
-    let cafile = optional(inputs.cafile.as_ref(), absolute)?;
+    let cafile = optional(inputs.etcd.cafile.as_ref(), absolute)?;
     let tls_by_default = cafile.is_some() || certfile.is_some();
     Ok(Etcd {
-        endpoints: endpoints(inputs.endpoints.as_ref(), tls_by_default)?,
-        prefix: match (&inputs.prefix, network) {
+        endpoints: endpoints(inputs.etcd.endpoints.as_ref(), tls_by_default)?,
+        prefix: match (&inputs.etcd.prefix, network) {
             (None, Some(network)) => {
                 let base = prefix(inputs.base_prefix.as_ref())?;
                 format!("{base}/{network}")
@@ -64,7 +66,7 @@ pub(super) fn etcd(inputs: Inputs, network: Option<&NetworkName>) -> Result<Etcd
         password: inputs.password.filter(|_| username.is_some()),
         username,
         lease_ttl: seconds(
-            inputs.lease_ttl.as_ref(),
+            inputs.etcd.lease_ttl.as_ref(),
             DEFAULT_LEASE_TTL_SECS,
             LEASE_TTL_SECS,
         )?,

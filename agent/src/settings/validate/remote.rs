@@ -4,9 +4,11 @@ use super::etcd::together;
 use super::{absolute, is_on, optional};
 use crate::base::endpoint::{self, Endpoint};
 use crate::base::network_name::NetworkName;
-use crate::settings::inputs::{Inputs, Sourced};
+use crate::settings::Inputs;
+use crate::settings::inputs::Sourced;
 use crate::settings::remote::{NETWORK_NAME, is_network_name};
-use crate::settings::{Error, Listen, Remote, key};
+use crate::settings::table::key;
+use crate::settings::{Error, Listen, Remote};
 
 /// The network that has no name, as flannel writes it in a path.
 const NO_NAME: &str = "_";
@@ -16,43 +18,43 @@ const SERVER: &str = "HOST:PORT, http://HOST:PORT or https://HOST:PORT (HOST:POR
 
 /// `name` is what the network is called on this host, if it has a name.
 pub(super) fn remote(inputs: &Inputs, name: Option<&NetworkName>) -> Result<Remote, Error> {
-    let cafile = optional(inputs.remote_cafile.as_ref(), absolute)?;
-    let certfile = optional(inputs.remote_certfile.as_ref(), absolute)?;
-    let keyfile = optional(inputs.remote_keyfile.as_ref(), absolute)?;
+    let cafile = optional(inputs.remote.cafile.as_ref(), absolute)?;
+    let certfile = optional(inputs.remote.certfile.as_ref(), absolute)?;
+    let keyfile = optional(inputs.remote.keyfile.as_ref(), absolute)?;
     together(
-        &inputs.remote_certfile,
+        &inputs.remote.certfile,
         certfile.is_some(),
         key::REMOTE_KEYFILE,
         keyfile.is_some(),
     )?;
     together(
-        &inputs.remote_keyfile,
+        &inputs.remote.keyfile,
         keyfile.is_some(),
         key::REMOTE_CERTFILE,
         certfile.is_some(),
     )?;
     let tls_by_default = cafile.is_some() || certfile.is_some();
-    let listen = optional(inputs.remote_listen.as_ref(), |input| {
+    let listen = optional(inputs.remote.listen.as_ref(), |input| {
         Listen::parse(&input.value).ok_or_else(|| input.error(Listen::FORM))
     })?;
     // flannel's server then takes everybody, although it was given an authority to check them by.
     if listen.is_some() {
         together(
-            &inputs.remote_cafile,
+            &inputs.remote.cafile,
             cafile.is_some(),
             key::REMOTE_CERTFILE,
             certfile.is_some(),
         )?;
     }
     Ok(Remote {
-        servers: servers(inputs.remote_server.as_ref(), tls_by_default)?,
-        network: optional(inputs.remote_network.as_ref(), network)?
+        servers: servers(inputs.remote.server.as_ref(), tls_by_default)?,
+        network: optional(inputs.remote.network.as_ref(), network)?
             .unwrap_or_else(|| name.map_or(NO_NAME, NetworkName::as_str).to_owned()),
         listen,
         cafile,
         certfile,
         keyfile,
-        insecure: is_on(inputs.remote_insecure.as_ref(), false),
+        insecure: is_on(inputs.remote.insecure.as_ref(), false),
     })
 }
 

@@ -4,17 +4,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{each, networks, optional};
 use crate::base::net::{unusable_v4, unusable_v6};
-use crate::settings::inputs::{Inputs, Sourced};
+use crate::settings::Inputs;
+use crate::settings::inputs::Sourced;
 use crate::settings::{Error, Interface, Pattern, Underlay};
 
 pub(super) fn underlay(inputs: &Inputs) -> Result<Underlay, Error> {
     Ok(Underlay {
-        interfaces: each(inputs.interfaces.as_ref(), interface, INTERFACE)?,
-        interface_regex: patterns(inputs.interface_regex.as_ref())?,
-        can_reach: optional(inputs.can_reach.as_ref(), can_reach)?,
-        interface_cidr: networks(inputs.interface_cidr.as_ref())?,
-        public_ip: optional(inputs.public_ip.as_ref(), public_ip)?,
-        public_ipv6: optional(inputs.public_ipv6.as_ref(), public_ipv6)?,
+        interfaces: each(inputs.underlay.interfaces.as_ref(), interface, INTERFACE)?,
+        interface_regex: patterns(inputs.underlay.interface_regex.as_ref())?,
+        can_reach: optional(inputs.underlay.can_reach.as_ref(), can_reach)?,
+        interface_cidr: networks(inputs.underlay.interface_cidr.as_ref())?,
+        public_ip: optional(inputs.underlay.public_ip.as_ref(), public_ip)?,
+        public_ipv6: optional(inputs.underlay.public_ipv6.as_ref(), public_ipv6)?,
     })
 }
 

@@ -4,8 +4,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
-use crate::command::cli::SettingsFlags;
-use crate::settings::{self, Environment, Sources};
+use crate::settings::{self, Environment, SettingsFlags, Sources};
 
 /// What the agent makes of one settings file.
 fn load(directory: &Path, text: &str) -> Settings {

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 /// The setting `firewall.mode`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub enum Mode {
+pub enum FirewallMode {
     /// As flannel: nftables if the network config says `EnableNFTables`, else iptables, where operators, Docker and
     /// kube-proxy expect the rules. If the programs for that choice are missing, the other one.
     #[default]
@@ -18,14 +18,14 @@ pub enum Mode {
     Iptables,
 }
 
-impl Mode {
+impl FirewallMode {
     /// How the modes are written, for messages.
     pub const NAMES: &str = "auto, nftables or iptables";
 
-    /// The mode to use: never [`Mode::Auto`].
+    /// The mode to use: never [`FirewallMode::Auto`].
     ///
     /// `prefer_nftables` is the network config's `EnableNFTables`; the others say which programs are installed.
-    pub(super) fn choose(self, prefer_nftables: bool, nft: bool, iptables: bool) -> Self {
+    pub(crate) fn choose(self, prefer_nftables: bool, nft: bool, iptables: bool) -> Self {
         match self {
             Self::Auto if prefer_nftables && nft => Self::Nftables,
             Self::Auto if iptables => Self::Iptables,
@@ -35,7 +35,7 @@ impl Mode {
     }
 }
 
-impl fmt::Display for Mode {
+impl fmt::Display for FirewallMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Auto => "auto",
@@ -47,10 +47,10 @@ impl fmt::Display for Mode {
 
 /// The text is not a mode.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("{0:?} is not a firewall mode: expected {names}", names = Mode::NAMES)]
+#[error("{0:?} is not a firewall mode: expected {names}", names = FirewallMode::NAMES)]
 pub struct ParseModeError(String);
 
-impl FromStr for Mode {
+impl FromStr for FirewallMode {
     type Err = ParseModeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -69,10 +69,14 @@ mod tests {
 
     #[test]
     fn text_and_mode_are_the_same_both_ways() {
-        for mode in [Mode::Auto, Mode::Nftables, Mode::Iptables] {
+        for mode in [
+            FirewallMode::Auto,
+            FirewallMode::Nftables,
+            FirewallMode::Iptables,
+        ] {
             assert_eq!(mode.to_string().parse(), Ok(mode));
         }
-        let error = "nft".parse::<Mode>().unwrap_err().to_string();
+        let error = "nft".parse::<FirewallMode>().unwrap_err().to_string();
         assert_eq!(
             error,
             "\"nft\" is not a firewall mode: expected auto, nftables or iptables"
@@ -83,17 +87,17 @@ mod tests {
     fn auto_is_flannels_choice_where_its_programs_are_there() {
         let table = [
             // EnableNFTables, nft, iptables
-            (false, true, true, Mode::Iptables),
-            (true, true, true, Mode::Nftables),
-            (false, true, false, Mode::Nftables),
-            (true, false, true, Mode::Iptables),
-            (false, false, false, Mode::Nftables),
+            (false, true, true, FirewallMode::Iptables),
+            (true, true, true, FirewallMode::Nftables),
+            (false, true, false, FirewallMode::Nftables),
+            (true, false, true, FirewallMode::Iptables),
+            (false, false, false, FirewallMode::Nftables),
         ];
         for (prefer, nft, iptables, expected) in table {
-            assert_eq!(Mode::Auto.choose(prefer, nft, iptables), expected);
+            assert_eq!(FirewallMode::Auto.choose(prefer, nft, iptables), expected);
             assert_eq!(
-                Mode::Iptables.choose(prefer, nft, iptables),
-                Mode::Iptables,
+                FirewallMode::Iptables.choose(prefer, nft, iptables),
+                FirewallMode::Iptables,
                 "what was asked for is not guessed about"
             );
         }

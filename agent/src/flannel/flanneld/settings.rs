@@ -3,16 +3,18 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use super::environment::{split_list, unplaced};
-use super::fragment::{Agent, Etcd, Files, Firewall, Health, Remote, Texts, Underlay};
-use super::inputs::Sourced;
-use super::inputs::{Inputs, Origin};
-use super::key::{self, Key};
-use super::validate::DEFAULT_SUBNET_FILE;
-use super::validate::etcd::DEFAULT_PREFIX;
-use super::{Environment, Error, Fragment, Secret, Settings, Source, validate};
+use super::{DEFAULT_ENDPOINTS, DEFAULT_SUBNET_DIR, Flags};
 use crate::base::network_name::NetworkName;
-use crate::flannel::flanneld::{DEFAULT_ENDPOINTS, DEFAULT_SUBNET_DIR, Flags};
+use crate::settings::environment::unplaced;
+use crate::settings::inputs::{Origin, Sourced};
+use crate::settings::key::Key;
+use crate::settings::table::fragment::{Agent, Etcd, Files, Firewall, Health, Remote, Underlay};
+use crate::settings::table::key;
+use crate::settings::validate::etcd::DEFAULT_PREFIX;
+use crate::settings::validate::{self, DEFAULT_SUBNET_FILE};
+use crate::settings::{
+    Environment, Error, Fragment, Inputs, Secret, Settings, Source, Texts, split_list,
+};
 
 /// Where flanneld's health endpoints listen: everywhere, if they have a port.
 const DEFAULT_HEALTH_ADDRESS: &str = "0.0.0.0";
@@ -22,7 +24,7 @@ const DEFAULT_HEALTH_ADDRESS: &str = "0.0.0.0";
 /// says whether the network of this name is one of several on this host, which has this state directory then.
 ///
 /// # Errors
-/// As [`super::load`].
+/// As [`crate::settings::load`].
 pub fn load_flanneld(
     flags: &Flags,
     environment: &Environment,
@@ -31,7 +33,7 @@ pub fn load_flanneld(
     let mut inputs = Inputs::default();
     let defaults = Fragment {
         etcd: Etcd {
-            endpoints: Some(split_list(unplaced(DEFAULT_ENDPOINTS.to_owned()))),
+            endpoints: Some(unplaced(split_list(DEFAULT_ENDPOINTS))),
             ..Etcd::default()
         },
         health: Health {
@@ -45,7 +47,10 @@ pub fn load_flanneld(
     let from_variables = |name| matches!(flags.place(name), Source::Variable(_));
     inputs.overlay(fragment(flags, from_variables), &Origin::Flanneld(&place));
     let ours = environment.ours();
-    inputs.overlay(ours.fragment()?, &Origin::Environment(&ours));
+    inputs.overlay(
+        Fragment::of_environment(&ours)?,
+        &Origin::Environment(&ours),
+    );
     let from_command_line = |name| matches!(flags.place(name), Source::Flag(_));
     inputs.overlay(
         fragment(flags, from_command_line),
@@ -65,6 +70,7 @@ pub fn load_flanneld(
 /// are several the subnet file's name becomes the network's.
 fn name_network(inputs: &mut Inputs, flags: &Flags, several: &dyn Fn(&NetworkName, &Path) -> bool) {
     if inputs
+        .agent
         .network
         .as_ref()
         .is_some_and(|name| !name.value.is_empty())
@@ -77,37 +83,38 @@ fn name_network(inputs: &mut Inputs, flags: &Flags, several: &dyn Fn(&NetworkNam
         key,
     };
     let prefix = inputs
+        .etcd
         .prefix
         .as_ref()
         .map_or(DEFAULT_PREFIX, |prefix| &prefix.value);
     if let Some(name) = flags.network() {
         let directory = absolute(flags.text("subnet-dir").unwrap_or(DEFAULT_SUBNET_DIR));
-        inputs.prefix = Some(text(format!("{prefix}/{name}"), key::ETCD_PREFIX));
+        inputs.etcd.prefix = Some(text(format!("{prefix}/{name}"), key::ETCD_PREFIX));
         let file = text(format!("{directory}/{name}.env"), key::FILES_SUBNET_FILE);
-        inputs.subnet_file = Some(file);
+        inputs.files.subnet_file = Some(file);
         let remote = text(name.to_owned(), key::REMOTE_NETWORK);
-        inputs.remote_network.get_or_insert(remote);
+        inputs.remote.network.get_or_insert(remote);
         let name = NetworkName::derive(name).to_string();
-        inputs.network = Some(text(name, key::AGENT_NETWORK));
+        inputs.agent.network = Some(text(name, key::AGENT_NETWORK));
         return;
     }
     let elements = |path: &str| -> Vec<String> {
         let elements = path.split('/').filter(|element| !element.is_empty());
         elements.map(str::to_owned).collect()
     };
-    let file = inputs.subnet_file.as_ref();
+    let file = inputs.files.subnet_file.as_ref();
     let file = file.map_or(DEFAULT_SUBNET_FILE, |file| &file.value);
     if elements(prefix) != elements(DEFAULT_PREFIX)
         && elements(file) != elements(DEFAULT_SUBNET_FILE)
     {
         let name = NetworkName::of_subnet_file(Path::new(file));
-        let state_dir = match &inputs.state_dir {
+        let state_dir = match &inputs.files.state_dir {
             Some(directory) => directory.value.clone().into(),
             None => validate::default_files(Some(&name)).state_dir,
         };
         // A server joins none.
-        if inputs.remote_listen.is_some() || several(&name, &state_dir) {
-            inputs.network = Some(text(name.to_string(), key::AGENT_NETWORK));
+        if inputs.remote.listen.is_some() || several(&name, &state_dir) {
+            inputs.agent.network = Some(text(name.to_string(), key::AGENT_NETWORK));
         }
     }
 }
@@ -136,13 +143,14 @@ fn flag(key: Key) -> &'static str {
 fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
     let given = |key: Key| Some(flag(key)).filter(|flag| wanted(flag));
     let text = |key| Some(unplaced(flags.text(given(key)?)?.to_owned()));
+    let split = |key| Some(unplaced(split_list(flags.text(given(key)?)?)));
     let texts = |key| Some(unplaced(Texts(flags.texts(given(key)?)?)));
     let switch = |key| Some(unplaced(flags.switch(given(key)?)?));
     let number = |key| flags.number(given(key)?);
     let path = |key| Some(unplaced(absolute(flags.text(given(key)?)?)));
     Fragment {
         etcd: Etcd {
-            endpoints: text(key::ETCD_ENDPOINTS).map(split_list),
+            endpoints: split(key::ETCD_ENDPOINTS),
             prefix: text(key::ETCD_PREFIX),
             cafile: path(key::ETCD_CAFILE),
             certfile: path(key::ETCD_CERTFILE),
@@ -151,8 +159,7 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
             ..Etcd::default()
         },
         remote: Remote {
-            server: text(key::REMOTE_SERVER)
-                .map(|list| unplaced(Texts(split_list(list).into_inner()))),
+            server: split(key::REMOTE_SERVER).map(|list| unplaced(Texts(list.into_inner()))),
             listen: text(key::REMOTE_LISTEN),
             cafile: path(key::REMOTE_CAFILE),
             certfile: path(key::REMOTE_CERTFILE),

@@ -22,7 +22,7 @@ mod store;
 
 pub use chosen::{ChosenStore, SettingsError};
 pub use key::{LeaseKeyError, SubnetKey};
-pub use store::{LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
+pub use store::{DEADLINE, LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
 
 /// What a node publishes with its lease: the value of the lease key, in flannel's field order.
 #[derive(Clone, Debug, Serialize)]

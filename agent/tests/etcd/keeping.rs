@@ -1,6 +1,6 @@
 //! The own lease: kept alive, defended, and given up when it is somebody else's.
 
-use selvage::cluster::lease::etcd::DEADLINE;
+use selvage::cluster::lease::DEADLINE;
 
 use crate::server::Server;
 use crate::*;

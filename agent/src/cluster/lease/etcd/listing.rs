@@ -11,7 +11,7 @@ use super::history::{Extent, Print};
 use super::servers::{Servers, code};
 use super::settings::Keys;
 use crate::base::go_json::shorten;
-use crate::cluster::lease::{Lease, LeaseAttrs, LeaseEvent, StoreError, SubnetKey};
+use crate::cluster::lease::{Lease, LeaseAttrs, StoreError, SubnetKey};
 
 /// The longest message that is taken from a server, in bytes. The library's 4 MiB hold some 12,000 leases, and a watch
 /// that catches up may bring more than that at once.
@@ -57,7 +57,8 @@ pub(super) fn to_unsigned(revision: i64) -> u64 {
 }
 
 impl Listing {
-    pub(super) fn into_snapshot(self) -> LeaseEvent {
+    /// The readable leases, and the keys of the others.
+    pub(super) fn into_leases(self) -> (Vec<Lease>, Vec<SubnetKey>) {
         let (mut leases, mut unreadable) = (Vec::with_capacity(self.entries.len()), Vec::new());
         for entry in self.entries {
             let key = entry.key;
@@ -66,7 +67,7 @@ impl Listing {
                 None => unreadable.push(key),
             }
         }
-        LeaseEvent::Snapshot { leases, unreadable }
+        (leases, unreadable)
     }
 }
 

@@ -64,8 +64,7 @@ impl Default for EtcdSettings {
             username: None,
             password: None,
             ttl: Duration::from_secs(24 * 60 * 60),
-            // Longer than the longest pause between two attempts to connect, with one that gets no answer.
-            grace: Duration::from_secs(20),
+            grace: crate::cluster::lease::store::GRACE,
         }
     }
 }
@@ -185,7 +184,7 @@ impl EtcdSettings {
         const PING_INTERVAL: Duration = Duration::from_secs(10);
         const PING_TIMEOUT: Duration = Duration::from_secs(5);
         let mut options = ConnectOptions::new()
-            .with_connect_timeout(super::DEADLINE)
+            .with_connect_timeout(crate::cluster::lease::store::DEADLINE)
             .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);

@@ -25,12 +25,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::body::Text;
-pub(crate) use self::get::{Trouble, get};
+pub(crate) use self::client::{Connection, ExchangeError, Trouble, get};
 use crate::base::logging::Repeats;
 use crate::base::net::site_of;
 
 mod body;
-mod get;
+mod client;
 
 /// How long a request's header may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);

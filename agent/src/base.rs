@@ -15,3 +15,5 @@ pub mod network_name;
 pub mod retry;
 pub mod service;
 pub mod terminal;
+pub(crate) mod time;
+pub(crate) mod tls;

@@ -63,7 +63,6 @@ use own::Own;
 pub use records::{Record, Records};
 use servers::Servers;
 use settings::Keys;
-pub(crate) use settings::system_roots;
 pub use settings::{EtcdSettings, SettingsError};
 use watch::Watcher;
 

@@ -8,6 +8,7 @@ use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 use thiserror::Error;
 
 use crate::base::endpoint::{self, Endpoint};
+use crate::base::tls::{SYSTEM_ROOTS, system_roots};
 use crate::cluster::lease::{LeaseKeyError, SubnetKey};
 use crate::settings::{self, Secret};
 
@@ -209,7 +210,8 @@ impl EtcdSettings {
         };
         let roots = match &self.cafile {
             Some(path) => read(path)?,
-            None => system_roots()?,
+            None => system_roots()
+                .ok_or_else(|| SettingsError::NoSystemRoots(SYSTEM_ROOTS.join(", ")))?,
         };
         let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(roots));
         if let (Some(cert), Some(key)) = (&self.certfile, &self.keyfile) {
@@ -227,20 +229,6 @@ impl EtcdSettings {
             challenges: join_path(&self.prefix, ".challenges/"),
         }
     }
-}
-
-/// Where distributions keep the certificates of public authorities: Debian, Fedora, Alpine.
-const SYSTEM_ROOTS: [&str; 3] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
-
-pub(crate) fn system_roots() -> Result<Vec<u8>, SettingsError> {
-    SYSTEM_ROOTS
-        .iter()
-        .find_map(|path| std::fs::read(path).ok())
-        .ok_or_else(|| SettingsError::NoSystemRoots(SYSTEM_ROOTS.join(", ")))
 }
 
 /// Go's `path.Join`, by which flannel builds its keys: no empty, `.` or `..` elements, no slash at the end; a path that

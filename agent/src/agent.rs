@@ -52,7 +52,7 @@ pub enum Error {
     #[error("failed to find out which machine this is")]
     Identity(#[from] machine_id::Error),
     /// The lease store's settings are wrong.
-    #[error(transparent)]
+    #[error("the settings of the lease store are wrong")]
     Settings(#[from] SettingsError),
     /// The kernel's netlink sockets cannot be opened.
     #[error("failed to open the kernel's netlink interface")]

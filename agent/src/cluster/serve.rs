@@ -22,7 +22,7 @@ pub use self::listener::ListenError;
 use self::networks::Networks;
 use self::site::LeaseService;
 use crate::base::service::Service;
-use crate::cluster::lease::etcd::SettingsError;
+use crate::cluster::lease::SettingsError;
 use crate::cluster::remote::tls::{Files, TlsError};
 use crate::settings::Settings;
 
@@ -109,9 +109,7 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         (true, None) => warn!("serving without client certificates: any client can take leases"),
         (true, Some(_)) => {}
     }
-    let site = Arc::new(LeaseService::new(Networks::new(
-        settings.etcd.clone().into(),
-    )?));
+    let site = Arc::new(LeaseService::new(Networks::new(settings.etcd.clone())?));
     let (listener, address) = listener::open(listen).await?;
     info!(%address, tls = tls.is_on(), "serving leases");
     let service = Service::from_environment();

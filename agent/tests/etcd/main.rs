@@ -27,7 +27,7 @@ mod server;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, PutOptions};
-use selvage::cluster::lease::etcd::{EtcdSettings, EtcdStore};
+use selvage::cluster::lease::etcd::EtcdStore;
 use selvage::cluster::lease::{
     Lease, LeaseAttrs, LeaseEvent, LeaseStore, Past, StoreError, StoreEvent, SubnetKey,
 };

@@ -21,6 +21,7 @@
 //! lock. Needs etcd 3.4 or newer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp};
 use futures_util::future::BoxFuture;
@@ -29,14 +30,16 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::cluster::lease::allocate::Avoid;
-use crate::cluster::lease::store::DEADLINE;
 use crate::cluster::lease::store::keeper::{Keeper, Lasts};
 use crate::cluster::lease::store::state::State;
 use crate::cluster::lease::store::tasks::Tasks;
+use crate::cluster::lease::store::{DEADLINE, GRACE};
 use crate::cluster::lease::{
-    Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, SubnetKey, Tenure,
+    Lease, LeaseAttrs, LeaseStore, Past, Released, SettingsError, StoreError, StoreEvent,
+    SubnetKey, Tenure,
 };
 use crate::cluster::network_config::NetworkConfig;
+use crate::settings::Etcd;
 
 mod acquire;
 mod broker;
@@ -63,7 +66,6 @@ use own::Own;
 pub use records::{Record, Records};
 use servers::Servers;
 use settings::Keys;
-pub use settings::{EtcdSettings, SettingsError};
 use watch::Watcher;
 
 /// What the tasks share.
@@ -107,10 +109,25 @@ pub struct EtcdStore {
 
 impl EtcdStore {
     /// Checks the settings; connects to nothing yet. `owner` identifies this machine, for example its machine ID.
-    pub fn new(settings: EtcdSettings, owner: String) -> Result<Self, SettingsError> {
+    ///
+    /// # Errors
+    /// Files cannot be read, or the settings contradict each other.
+    pub fn new(settings: Etcd, owner: String) -> Result<Self, SettingsError> {
+        Self::with_grace(settings, owner, GRACE)
+    }
+
+    /// The same with another time for which a lease that vanished in an outage counts as there.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_grace(
+        settings: Etcd,
+        owner: String,
+        grace: Duration,
+    ) -> Result<Self, SettingsError> {
         let endpoints = settings.check()?;
         let keys = settings.keys();
-        let state = Arc::new(State::new(settings.grace));
+        let state = Arc::new(State::new(grace));
         Ok(Self {
             store: Arc::new(Store {
                 servers: Servers::new(settings, endpoints),
@@ -302,7 +319,7 @@ impl LeaseStore for EtcdStore {
             .unwrap_or_else(|_| Err(self.store.servers.silence()))
     }
 
-    fn set_access(&mut self, settings: &crate::settings::Etcd) -> Result<(), SettingsError> {
+    fn set_access(&mut self, settings: &Etcd) -> Result<(), SettingsError> {
         self.store.servers.set_access(settings)
     }
 

@@ -29,8 +29,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::base::retry::Backoff;
 use crate::cluster::lease::allocate::{Avoid, Exhausted};
-use crate::cluster::lease::etcd::SettingsError;
-use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
+use crate::cluster::lease::{Lease, LeaseAttrs, SettingsError, SubnetKey};
 use crate::cluster::network_config::{NetworkConfig, NetworkConfigError};
 use crate::settings;
 

@@ -11,14 +11,12 @@ use etcd_client::{Client, Error};
 use tokio::time::timeout;
 
 use super::history::History;
-use super::settings::EtcdSettings;
 use crate::base::endpoint::Endpoint;
 use crate::base::logging::chain;
-use crate::cluster::lease::StoreError;
-use crate::cluster::lease::etcd::SettingsError;
 use crate::cluster::lease::store::DEADLINE;
 use crate::cluster::lease::store::endpoints::Endpoints;
-use crate::settings;
+use crate::cluster::lease::{SettingsError, StoreError};
+use crate::settings::Etcd;
 
 /// gRPC status codes (grpc/doc/statuscodes.md).
 pub(super) mod code {
@@ -38,7 +36,7 @@ pub(super) mod code {
 /// The cluster.
 #[derive(Debug)]
 pub(super) struct Servers {
-    settings: EtcdSettings,
+    settings: Etcd,
     endpoints: Endpoints,
     state: Mutex<State>,
     /// What the watch rests on, which the answers to all requests must fit.
@@ -47,7 +45,7 @@ pub(super) struct Servers {
 
 struct State {
     /// How to log in. Beside that, the settings are those that the store began with.
-    access: EtcdSettings,
+    access: Etcd,
     clients: Vec<Option<Client>>,
 }
 
@@ -65,7 +63,7 @@ pub(super) struct Connection {
 }
 
 impl Servers {
-    pub(super) fn new(settings: EtcdSettings, endpoints: Vec<Endpoint>) -> Self {
+    pub(super) fn new(settings: Etcd, endpoints: Vec<Endpoint>) -> Self {
         let clients = endpoints.iter().map(|_| None).collect();
         Self {
             endpoints: Endpoints::new("etcd", endpoints),
@@ -79,14 +77,12 @@ impl Servers {
     }
 
     /// Logs in as these settings say from the next connection on, and makes new connections for the next requests.
-    pub(super) fn set_access(&self, new: &settings::Etcd) -> Result<(), SettingsError> {
-        let access = EtcdSettings {
-            cafile: new.cafile.clone(),
-            certfile: new.certfile.clone(),
-            keyfile: new.keyfile.clone(),
-            username: new.username.clone(),
-            password: new.password.clone(),
-            ..self.settings.clone()
+    pub(super) fn set_access(&self, new: &Etcd) -> Result<(), SettingsError> {
+        let access = Etcd {
+            endpoints: self.settings.endpoints.clone(),
+            prefix: self.settings.prefix.clone(),
+            lease_ttl: self.settings.lease_ttl,
+            ..new.clone()
         };
         access.check()?;
         let mut state = self.state();
@@ -214,7 +210,7 @@ impl Servers {
         self.endpoints.url(connection.index)
     }
 
-    pub(super) fn settings(&self) -> &EtcdSettings {
+    pub(super) fn settings(&self) -> &Etcd {
         &self.settings
     }
 

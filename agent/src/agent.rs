@@ -40,7 +40,7 @@ use crate::host::privileges::Privileges;
 use crate::host::subnet_file;
 use crate::settings::Settings;
 use crate::telemetry::clock::Clock;
-use crate::telemetry::control::{Desk, Questions};
+use crate::telemetry::control::{ControlService, Questions};
 use crate::telemetry::health::{BindError, Health, Running, Scrapes, Server};
 use crate::telemetry::metrics::Events;
 use crate::telemetry::status;
@@ -107,9 +107,9 @@ pub async fn run(
         info!(%address, "answering /healthz, /readyz and /metrics");
         server_task = Some(server.start(health.clone()));
     }
-    let (desk, questions) = Desk::new(health.clone());
+    let (control, questions) = ControlService::new(health.clone());
     // An overlay that nobody can ask about is better than none.
-    if let Err(error) = desk
+    if let Err(error) = control
         .clone()
         .listen(&settings.files.socket, std::future::pending())
     {
@@ -128,7 +128,7 @@ pub async fn run(
         health,
         scrapes,
         server_task,
-        desk,
+        control,
         questions,
         process,
         clock: Clock::new(),
@@ -190,7 +190,7 @@ struct Agent<'a, S: LeaseStore> {
     scrapes: Scrapes,
     /// What answers over TCP, if anything.
     server_task: Option<Running>,
-    desk: Desk,
+    control: ControlService,
     questions: Questions,
     process: status::Agent,
     clock: Clock,
@@ -242,7 +242,7 @@ struct StoreTrouble(String);
 impl<S: LeaseStore> Agent<'_, S> {
     async fn serve(&mut self, kernel: Kernel) -> Never {
         let (mut overlay, programmed) = self.join(kernel).await;
-        self.desk.set_joining(None);
+        self.control.set_joining(None);
         if let Some(seen) = self.waits.end(Instant::now()) {
             info!("nothing is waited for any more; what was, was {seen}");
         }
@@ -429,7 +429,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 () = tasks.config.due() => self.follow_config(overlay, &mut tasks).await,
                 () = tasks.publish.due() => self.publish(overlay, &mut tasks).await,
                 () = tasks.identity.due() => self.renew_identity(overlay, &mut tasks).await,
-                // Never `None`: the desk is this struct's own.
+                // Never `None`: the control service is this struct's own.
                 Some(question) = self.questions.recv() => {
                     self.look_at_docker(overlay).await;
                     self.answer(question, overlay, &tasks).await;

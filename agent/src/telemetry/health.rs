@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::base::http::{self, Answer, Site};
+use crate::base::http::{self, Answer, Handler};
 use crate::telemetry::metrics::Sample;
 
 /// How old what `/metrics` shows may be: so often at the most the loop is asked, however many scrape.
@@ -99,7 +99,7 @@ impl Running {
     }
 }
 
-impl Site for Health {
+impl Handler for Health {
     async fn answer(&self, uri: &Uri) -> Option<Answer> {
         Some(match uri.path() {
             "/healthz" => Answer::plain(StatusCode::OK, "flanneld is running"),

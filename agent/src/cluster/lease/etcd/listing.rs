@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use etcd_client::{GetOptions, GetResponse, KeyValue};
 use tracing::warn;
 
-use super::history::{Extent, Print};
+use super::history::{KeyDigest, ListedKeys};
 use super::servers::{Servers, code};
 use super::settings::Keys;
 use crate::base::go_json::shorten;
@@ -26,7 +26,7 @@ pub(super) struct Listing {
     pub(super) revision: i64,
     pub(super) entries: Vec<Entry>,
     /// All keys, also those that name no subnet.
-    pub(super) extent: Extent,
+    pub(super) listed: ListedKeys,
 }
 
 /// One lease key.
@@ -111,9 +111,9 @@ async fn list_by(
     page: i64,
 ) -> Result<Listing, StoreError> {
     let mut entries = Vec::new();
-    let mut extent = Extent {
+    let mut listed = ListedKeys {
         asked: servers.history.mark(),
-        ..Extent::default()
+        ..ListedKeys::default()
     };
     let mut start = keys.subnets.clone().into_bytes();
     let mut revision = 0;
@@ -126,8 +126,8 @@ async fn list_by(
         if revision == 0 {
             let header = response.header();
             revision = header.map_or(0, |header| header.revision());
-            extent.cluster = header.map_or(0, |header| header.cluster_id());
-            extent.revision = revision;
+            listed.cluster = header.map_or(0, |header| header.cluster_id());
+            listed.revision = revision;
         }
         let (more, kvs) = (response.more(), response.take_kvs());
         if let Some(last) = kvs.last() {
@@ -136,12 +136,12 @@ async fn list_by(
         }
         let done = kvs.is_empty() || !more;
         entries.extend(kvs.iter().filter_map(|kv| reports.entry(keys, kv)));
-        extent.prints.extend(kvs.iter().map(Print::new));
+        listed.digests.extend(kvs.iter().map(KeyDigest::new));
         if done {
             return Ok(Listing {
                 revision,
                 entries,
-                extent,
+                listed,
             });
         }
     }

@@ -212,7 +212,7 @@ impl Watcher {
     async fn take_in(&mut self, listing: Listing) -> Result<(i64, bool), Stop> {
         let store = Arc::clone(&self.store);
         let other = self.contradiction(&listing).await?;
-        store.servers.history.rest_on(&listing.extent);
+        store.servers.history.rest_on(&listing.listed);
         let is_other = other.is_some();
         if let Some(reason) = other {
             store.state.start_hold_down();
@@ -232,8 +232,8 @@ impl Watcher {
     /// keys at that revision may.
     async fn contradiction(&self, listing: &Listing) -> Result<Option<String>, StoreError> {
         let servers = &self.store.servers;
-        let found = servers.history.contradiction(&listing.extent);
-        let known = servers.history.count(&listing.extent);
+        let found = servers.history.contradiction(&listing.listed);
+        let known = servers.history.count(&listing.listed);
         let (None, Some((revision, known))) = (&found, known) else {
             return Ok(found);
         };

@@ -44,7 +44,7 @@ use crate::host::privileges::Privileges;
 use crate::host::subnet_file;
 use crate::settings::Settings;
 use crate::telemetry::clock::Clock;
-use crate::telemetry::control::{Desk, Questions};
+use crate::telemetry::control::{ControlService, Questions};
 use crate::telemetry::health::{BindError, Health, Running, Scrapes, Server};
 use crate::telemetry::metrics::Events;
 use crate::telemetry::status::{self, Cause, Code, Coded, TaskName};
@@ -56,7 +56,7 @@ pub enum Error {
     #[error("failed to find out which machine this is")]
     Identity(#[from] machine_id::Error),
     /// The lease store's settings are wrong.
-    #[error(transparent)]
+    #[error("the settings of the lease store are wrong")]
     Settings(#[from] SettingsError),
     /// The kernel's netlink sockets cannot be opened.
     #[error("failed to open the kernel's netlink interface")]
@@ -111,9 +111,9 @@ pub async fn run(
         info!(%address, "answering /healthz, /readyz and /metrics");
         server_task = Some(server.start(health.clone()));
     }
-    let (desk, questions) = Desk::new(health.clone());
+    let (control, questions) = ControlService::new(health.clone());
     // An overlay that nobody can ask about is better than none.
-    if let Err(error) = desk
+    if let Err(error) = control
         .clone()
         .listen(&settings.files.socket, std::future::pending())
     {
@@ -132,7 +132,7 @@ pub async fn run(
         health,
         scrapes,
         server_task,
-        desk,
+        control,
         questions,
         process,
         clock: Clock::new(),
@@ -198,7 +198,7 @@ struct Agent<'a, S: LeaseStore> {
     scrapes: Scrapes,
     /// What answers over TCP, if anything.
     server_task: Option<Running>,
-    desk: Desk,
+    control: ControlService,
     questions: Questions,
     process: status::Agent,
     clock: Clock,
@@ -253,7 +253,7 @@ const IDENTITY_PAUSES: Backoff =
 impl<S: LeaseStore> Agent<'_, S> {
     async fn serve(&mut self, executor: Executor) -> Never {
         let (mut overlay, programmed) = self.join(executor).await;
-        self.desk.set_joining(None);
+        self.control.set_joining(None);
         if let Some(seen) = self.waits.end(Instant::now()) {
             info!("nothing is waited for any more; what was, was {seen}");
         }
@@ -454,7 +454,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     self.published(outcome, &mut tasks);
                 }
                 () = tasks.identity.due() => self.renew_identity(overlay, &mut tasks).await,
-                // Never `None`: the desk is this struct's own.
+                // Never `None`: the control service is this struct's own.
                 Some(question) = self.questions.recv() => {
                     self.look_at_docker(overlay).await;
                     self.answer(question, overlay, &tasks).await;

@@ -15,7 +15,8 @@ use selvage::base::lock::Lock;
 use selvage::base::logging;
 use selvage::base::network_name::NetworkName;
 use selvage::base::service;
-use selvage::cluster::lease::etcd::{EtcdStore, SettingsError};
+use selvage::cluster::lease::SettingsError;
+use selvage::cluster::lease::etcd::EtcdStore;
 use selvage::cluster::serve;
 use selvage::command::cleanup;
 use selvage::command::cli::{Cli, Command, IgnitionCommand, NetworkCommand};
@@ -191,7 +192,7 @@ fn run_agent(
 fn network(command: NetworkCommand) -> anyhow::Result<()> {
     let settings = start(command.settings())?;
     runtime()?.block_on(async {
-        let mut store = EtcdStore::new(settings.etcd.clone().into(), String::new())?;
+        let mut store = EtcdStore::new(settings.etcd.clone(), String::new())?;
         network::run(command, &mut store, &settings, &mut io::stdout()).await?;
         Ok(())
     })

@@ -23,7 +23,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         status.kernel.interval_seconds = self.settings.agent.resync.as_secs();
         status.files.subnet_file = self.settings.files.subnet_file.display().to_string();
         status.clock = self.clock.seen();
-        self.desk.set_joining(Some(status));
+        self.control.set_joining(Some(status));
         self.health.set_sample(self.sample_joining());
     }
 

@@ -11,7 +11,7 @@ use super::overlay::Overlay;
 use super::task::Tasks;
 use super::{Agent, sample};
 use crate::base::logging::chain;
-use crate::cluster::lease::etcd::DEADLINE;
+use crate::cluster::lease::DEADLINE;
 use crate::cluster::lease::{
     Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, SubnetKey, allocate,
 };

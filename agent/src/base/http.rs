@@ -25,12 +25,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::body::Text;
-pub(crate) use self::get::{Trouble, get};
+pub(crate) use self::client::{Connection, ExchangeError, Trouble, get};
 use crate::base::logging::Repeats;
 use crate::base::net::site_of;
 
 mod body;
-mod get;
+mod client;
 
 /// Deadline for a request's header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,8 +56,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// The content type of plain texts.
 pub(crate) const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// The pages that a server serves.
-pub(crate) trait Site: Clone + Send + Sync + 'static {
+/// What answers requests.
+pub(crate) trait Handler: Clone + Send + Sync + 'static {
     /// Answers a request for a path and query; `None` if the path does not exist.
     ///
     /// Requests have neither body nor side effect: only GET and HEAD arrive here.
@@ -118,7 +118,7 @@ impl Listener for UnixListener {
 /// If the future is dropped instead, all connections are closed at once.
 pub(crate) async fn serve(
     mut listener: impl Listener,
-    site: impl Site,
+    handler: impl Handler,
     stop: impl Future<Output = ()>,
 ) {
     let mut stop = pin!(stop);
@@ -135,10 +135,10 @@ pub(crate) async fn serve(
                     if let Some(seen) = refused.end(Instant::now()) {
                         info!("accepting connections again; the failure was {seen}");
                     }
-                    let site = site.clone();
+                    let handler = handler.clone();
                     let stopped = stopped.clone();
                     let connection = connections.spawn(async move {
-                        let served = timeout(CONNECTION_TIMEOUT, connection(stream, site, stopped)).await;
+                        let served = timeout(CONNECTION_TIMEOUT, connection(stream, handler, stopped)).await;
                         match served {
                             Ok(Ok(())) => (),
                             Ok(Err(error)) => debug!("connection ended: {error}"),
@@ -201,12 +201,12 @@ impl Crowd {
 /// Serves one connection: one request, one answer.
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    site: impl Site,
+    handler: impl Handler,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), hyper::Error> {
     let service = service_fn(|request: Request<Incoming>| {
-        let site = site.clone();
-        async move { Ok::<_, Infallible>(respond(&site, request.method(), request.uri()).await) }
+        let handler = handler.clone();
+        async move { Ok::<_, Infallible>(respond(&handler, request.method(), request.uri()).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -224,10 +224,10 @@ async fn connection(
 }
 
 /// The answer to a request, whose body is never read. For HEAD, hyper omits the answer's body.
-async fn respond(site: &impl Site, method: &Method, uri: &Uri) -> Response<Text> {
+async fn respond(handler: &impl Handler, method: &Method, uri: &Uri) -> Response<Text> {
     let readable = matches!(*method, Method::GET | Method::HEAD);
-    let answer = match site.answer(uri).await {
-        None => Answer::plain(StatusCode::NOT_FOUND, site.paths()),
+    let answer = match handler.answer(uri).await {
+        None => Answer::plain(StatusCode::NOT_FOUND, handler.paths()),
         Some(_) if !readable => Answer::plain(
             StatusCode::METHOD_NOT_ALLOWED,
             "only GET and HEAD are understood",

@@ -24,7 +24,7 @@ mod trouble;
 
 pub use chosen::{ChosenStore, SettingsError};
 pub use key::{LeaseKeyError, SubnetKey};
-pub use store::{LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
+pub use store::{DEADLINE, LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
 pub use trouble::{Fault, StoreErrorKind, StoreTrouble};
 
 /// What a node publishes with its lease: the value of the lease key, in flannel's field order.

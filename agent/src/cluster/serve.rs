@@ -20,9 +20,9 @@ use tracing::{info, warn};
 use self::connections::Tls;
 pub use self::listener::ListenError;
 use self::networks::Networks;
-use self::site::Site;
+use self::site::LeaseService;
 use crate::base::service::Service;
-use crate::cluster::lease::etcd::SettingsError;
+use crate::cluster::lease::SettingsError;
 use crate::cluster::remote::tls::{Files, TlsError};
 use crate::settings::Settings;
 
@@ -109,7 +109,7 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         (true, None) => warn!("serving without client certificates: any client can take leases"),
         (true, Some(_)) => {}
     }
-    let site = Arc::new(Site::new(Networks::new(settings.etcd.clone().into())?));
+    let site = Arc::new(LeaseService::new(Networks::new(settings.etcd.clone())?));
     let (listener, address) = listener::open(listen).await?;
     info!(%address, tls = tls.is_on(), "serving leases");
     let service = Service::from_environment();
@@ -141,7 +141,7 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
 }
 
 /// One line for `systemctl status`.
-fn status(site: &Site) -> String {
+fn status(site: &LeaseService) -> String {
     let (networks, leases) = site.networks().count();
     let mut status = format!("serving networks: {networks}, leases: {leases}");
     if let Some(trouble) = site.networks().trouble() {

@@ -8,7 +8,8 @@ use thiserror::Error;
 
 use crate::base::lock::{self, Lock};
 use crate::base::machine_id;
-use crate::cluster::lease::etcd::{EtcdStore, Record, SettingsError};
+use crate::cluster::lease::SettingsError;
+use crate::cluster::lease::etcd::{EtcdStore, Record};
 use crate::cluster::lease::remote::RemoteStore;
 use crate::cluster::lease::{Lease, Released, StoreError, SubnetKey};
 use crate::cluster::remote::tls::TlsError;
@@ -92,7 +93,7 @@ async fn leave_etcd(
     owner: String,
     previous: SubnetKey,
 ) -> Result<Released, Error> {
-    let mut store = EtcdStore::new(settings.etcd.clone().into(), owner.clone())?;
+    let mut store = EtcdStore::new(settings.etcd.clone(), owner.clone())?;
     let mut own = store.records().await?.records;
     own.retain(|record| {
         record

@@ -9,7 +9,7 @@
 //! | `/v1/peer?address=ADDRESS` | [`PeerDetail`] as JSON; also a subnet, as `10.5.1.0/24` |
 //! | `/healthz`, `/readyz`, `/metrics` | as over TCP |
 //!
-//! While the agent joins, the answers are those that [`Desk::set_joining`] laid out; from then on its loop answers, from
+//! While the agent joins, the answers are those that [`ControlService::set_joining`] laid out; from then on its loop answers, from
 //! the state that it works on.
 
 use std::fs;
@@ -28,7 +28,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::base::http::{self, Answer, Site};
+use crate::base::http::{self, Answer, Handler};
 use crate::telemetry::health::Health;
 use crate::telemetry::status::{PeerDetail, Status};
 
@@ -60,7 +60,7 @@ pub type Questions = mpsc::Receiver<Question>;
 
 /// What the socket serves. Clones share one state.
 #[derive(Clone, Debug)]
-pub struct Desk {
+pub struct ControlService {
     health: Health,
     questions: mpsc::Sender<Question>,
     joining: Arc<Mutex<Option<Box<Status>>>>,
@@ -79,17 +79,17 @@ pub struct BindError {
     pub source: io::Error,
 }
 
-impl Desk {
+impl ControlService {
     /// Nothing is known yet; questions that nobody else can answer arrive at the other end.
     pub fn new(health: Health) -> (Self, Questions) {
         let (sender, receiver) = mpsc::channel(QUESTIONS);
-        let desk = Self {
+        let control = Self {
             health,
             questions: sender,
             joining: Arc::default(),
             next: Arc::new(tokio::sync::Mutex::new(Instant::now())),
         };
-        (desk, receiver)
+        (control, receiver)
     }
 
     /// What there is to say as long as the agent joins; `None` when it has joined and its loop answers.
@@ -231,7 +231,7 @@ fn json(value: &impl Serialize) -> Answer {
     }
 }
 
-impl Site for Desk {
+impl Handler for ControlService {
     async fn answer(&self, uri: &Uri) -> Option<Answer> {
         match uri.path() {
             "/v1/status" => Some(self.status().await),

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::base::http::{self, Answer, Site};
+use crate::base::http::{self, Answer, Handler};
 use crate::telemetry::metrics::Sample;
 use crate::telemetry::status::Cause;
 
@@ -100,7 +100,7 @@ impl Running {
     }
 }
 
-impl Site for Health {
+impl Handler for Health {
     async fn answer(&self, uri: &Uri) -> Option<Answer> {
         Some(match uri.path() {
             "/healthz" => Answer::plain(StatusCode::OK, "flanneld is running"),

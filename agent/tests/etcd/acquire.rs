@@ -74,7 +74,7 @@ async fn a_reservation_is_used_and_stays_one() {
     let server = Server::start().await;
     let mut client = server.client().await;
     put(&mut client, "10.5.3.0-24", &flannels("10.0.0.1"), 0).await;
-    let mut store = server.store_with("machine-a", |s| s.ttl = Duration::from_secs(2));
+    let mut store = server.store_with("machine-a", |s| s.lease_ttl = Duration::from_secs(2));
     let lease = acquire(&mut store, "10.0.0.1").await.unwrap();
     assert_eq!(lease.key, key("10.5.3.0-24"));
     let (value, id) = stored(&mut client, "10.5.3.0-24").await.unwrap();

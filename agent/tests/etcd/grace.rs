@@ -1,7 +1,7 @@
 //! Leases that end while etcd is out of reach, the network config that changes, and the own lease given back.
 
+use selvage::cluster::lease::DEADLINE;
 use selvage::cluster::lease::Released;
-use selvage::cluster::lease::etcd::DEADLINE;
 
 use crate::server::{Server, free_port};
 use crate::*;

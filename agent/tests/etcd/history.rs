@@ -35,8 +35,9 @@ impl Node {
         }
     }
 
-    async fn step(&mut self) {
-        match self.store.next_event().await {
+    /// Not cancel-safe: a lost lease is taken again.
+    async fn take_in(&mut self, event: StoreEvent) {
+        match event {
             StoreEvent::Peers(LeaseEvent::Snapshot { leases, unreadable }) => {
                 self.known.retain(|key, _| unreadable.contains(key));
                 self.known
@@ -79,7 +80,10 @@ impl Node {
                 Instant::now() < deadline,
                 "known is {known:#?}, and etcd has {there:#?}"
             );
-            let _ = timeout(Duration::from_millis(100), self.step()).await;
+            let next = self.store.next_event();
+            if let Ok(event) = timeout(Duration::from_millis(100), next).await {
+                self.take_in(event).await;
+            }
         }
     }
 }

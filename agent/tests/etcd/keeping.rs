@@ -1,6 +1,6 @@
 //! The own lease: kept alive, defended, and given up when it is somebody else's.
 
-use selvage::cluster::lease::etcd::DEADLINE;
+use selvage::cluster::lease::DEADLINE;
 
 use crate::server::Server;
 use crate::*;
@@ -10,7 +10,7 @@ use crate::*;
 const SHORT: Duration = Duration::from_secs(5);
 
 fn short_lived(server: &Server, owner: &str) -> EtcdStore {
-    server.store_with(owner, |settings| settings.ttl = SHORT)
+    server.store_with(owner, |settings| settings.lease_ttl = SHORT)
 }
 
 async fn renewed(store: &mut EtcdStore) -> Duration {

@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::{select_all, try_join, try_join_all};
+use selvage::settings;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -78,11 +79,11 @@ impl Run {
     /// A store behind a proxy of its own.
     async fn store(&self, owner: &str, dice: Dice, faults: Faults) -> (EtcdStore, Arc<Proxy>) {
         let proxy = Arc::new(Proxy::start(self.etcd, dice, faults).await);
-        let settings = EtcdSettings {
+        let settings = settings::Etcd {
             endpoints: vec![proxy.url()],
             prefix: self.prefix.clone(),
-            ttl: self.ttl,
-            ..EtcdSettings::default()
+            lease_ttl: self.ttl,
+            ..settings::Etcd::default()
         };
         let mut proxies = self.proxies.lock().unwrap();
         self.tell(owner, &format!("behind proxy {}", proxies.len()));

@@ -28,7 +28,7 @@ mod server;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, PutOptions};
-use selvage::cluster::lease::etcd::{EtcdSettings, EtcdStore};
+use selvage::cluster::lease::etcd::EtcdStore;
 use selvage::cluster::lease::{
     Fault, Lease, LeaseAttrs, LeaseEvent, LeaseStore, Past, StoreError, StoreEvent, StoreTrouble,
     SubnetKey,

@@ -148,7 +148,7 @@ async fn a_lease_in_use_becomes_a_reservation_and_back_without_its_node_losing_i
     let mut store = server.store("machine-a");
     let own = acquire(&mut store, "10.0.0.1").await.unwrap();
     let name = own.key.name();
-    let mut admin = server.store_with("", |s| s.ttl = Duration::from_secs(6));
+    let mut admin = server.store_with("", |s| s.lease_ttl = Duration::from_secs(6));
     let (value, _) = stored(&mut client, &name).await.unwrap();
 
     let error = unreserved(&mut admin, &name).await.unwrap_err().to_string();

@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use etcd_client::{Permission, PermissionType};
-use selvage::cluster::lease::etcd::EtcdSettings;
 use selvage::settings::Secret;
 
 use crate::authority::Authority;
-use crate::server::Server;
+use crate::server::{Server, StoreSettings};
 use crate::*;
 
 /// Waits until the server answers.
@@ -24,7 +23,7 @@ async fn network_config_error(store: &mut EtcdStore) -> StoreError {
     timeout(PATIENCE, asking).await.expect("the server answers")
 }
 
-fn with_ca(settings: &mut EtcdSettings, ca: &Path) {
+fn with_ca(settings: &mut StoreSettings, ca: &Path) {
     settings.cafile = Some(ca.to_owned());
 }
 
@@ -180,7 +179,7 @@ async fn a_user_with_rights_to_the_prefix_only_is_enough() {
             s.username = Some("agent".to_owned());
             s.password = Some(password);
             // Renewed soon, and not over before the server is back.
-            s.ttl = Duration::from_secs(12);
+            s.lease_ttl = Duration::from_secs(12);
         })
     };
     let error = with_password("wrong").network_config().await.unwrap_err();

@@ -1,6 +1,7 @@
 //! An etcd server of a test's own, on loopback.
 
 use std::net::{SocketAddr, TcpListener};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -9,7 +10,8 @@ use std::time::{Duration, Instant};
 use etcd_client::Client;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use selvage::cluster::lease::etcd::{EtcdSettings, EtcdStore};
+use selvage::cluster::lease::etcd::EtcdStore;
+use selvage::settings::Etcd;
 
 use crate::authority::loopback;
 
@@ -235,14 +237,37 @@ impl Server {
     pub(crate) fn store_with(
         &self,
         owner: &str,
-        change: impl FnOnce(&mut EtcdSettings),
+        change: impl FnOnce(&mut StoreSettings),
     ) -> EtcdStore {
-        let mut settings = EtcdSettings {
-            endpoints: vec![self.url()],
-            ..EtcdSettings::default()
+        let mut settings = StoreSettings {
+            etcd: Etcd {
+                endpoints: vec![self.url()],
+                ..Etcd::default()
+            },
+            grace: Duration::from_secs(20),
         };
         change(&mut settings);
-        EtcdStore::new(settings, owner.to_owned()).unwrap()
+        EtcdStore::with_grace(settings.etcd, owner.to_owned(), settings.grace).unwrap()
+    }
+}
+
+/// The settings of a store, and for how long what vanished in an outage counts as there.
+pub(crate) struct StoreSettings {
+    etcd: Etcd,
+    pub(crate) grace: Duration,
+}
+
+impl Deref for StoreSettings {
+    type Target = Etcd;
+
+    fn deref(&self) -> &Etcd {
+        &self.etcd
+    }
+}
+
+impl DerefMut for StoreSettings {
+    fn deref_mut(&mut self) -> &mut Etcd {
+        &mut self.etcd
     }
 }
 

@@ -1,5 +1,9 @@
 //! The store that the settings choose: etcd, or a server that has etcd behind it.
 
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 use thiserror::Error;
 
@@ -7,6 +11,7 @@ use super::allocate::Avoid;
 use super::etcd::{self, EtcdStore};
 use super::remote::{self, RemoteStore};
 use super::{Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
+use crate::base::endpoint;
 use crate::cluster::network_config::NetworkConfig;
 use crate::cluster::remote::tls::TlsError;
 use crate::settings::Settings;
@@ -20,14 +25,40 @@ pub enum ChosenStore {
     Remote(RemoteStore),
 }
 
-/// The settings of the chosen store are wrong.
+/// The settings of a store cannot be used.
 #[derive(Debug, Error)]
 pub enum SettingsError {
-    /// Those of etcd.
-    #[error("the etcd settings are wrong")]
-    Etcd(#[from] etcd::SettingsError),
-    /// Those of the servers.
-    #[error("the settings for the servers that keep leases are wrong")]
+    /// No server is named.
+    #[error("endpoints is empty: expected at least one, such as http://127.0.0.1:2379")]
+    NoEndpoint,
+    /// A server's address has another form.
+    #[error("endpoint {0:?} is not usable: expected {form}", form = endpoint::FORM)]
+    Endpoint(String),
+    /// Two settings go together.
+    #[error("{given} is set but {missing} is not; they go together")]
+    Alone {
+        /// The setting that is given.
+        given: &'static str,
+        /// The setting that is not.
+        missing: &'static str,
+    },
+    /// A file cannot be read.
+    #[error("failed to read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// TLS is wanted without a CA file, and the system has no certificates.
+    #[error("no CA certificates: cafile is not set and none of {0} can be read")]
+    NoSystemRoots(String),
+    /// The lease duration is out of range.
+    #[error("ttl {0:?} is outside 1 s to 9000000000 s")]
+    Ttl(Duration),
+    /// The files for servers that keep leases cannot be used.
+    #[error(transparent)]
     Remote(#[from] TlsError),
 }
 
@@ -35,7 +66,7 @@ impl ChosenStore {
     /// Checks the settings; connects to nothing yet. `owner` identifies this machine.
     pub fn new(settings: &Settings, owner: String) -> Result<Self, SettingsError> {
         if settings.remote.servers.is_empty() {
-            let store = EtcdStore::new(settings.etcd.clone().into(), owner)?;
+            let store = EtcdStore::new(settings.etcd.clone(), owner)?;
             return Ok(Self::Etcd(store));
         }
         Ok(Self::Remote(RemoteStore::new(&settings.remote, owner)?))
@@ -100,7 +131,7 @@ impl LeaseStore for ChosenStore {
         }
     }
 
-    fn set_access(&mut self, settings: &crate::settings::Etcd) -> Result<(), etcd::SettingsError> {
+    fn set_access(&mut self, settings: &crate::settings::Etcd) -> Result<(), SettingsError> {
         match self {
             Self::Etcd(store) => store.set_access(settings),
             Self::Remote(store) => store.set_access(settings),

@@ -17,63 +17,56 @@
 //!   not a clone of one that runs, is asked ([`challenge`]).
 //! * Keys are read strictly, and only directly under `PREFIX/subnets/`; flannel also takes `PREFIX/subnets-old/…`.
 //!
-//! Two tasks do the lasting work and end with the store: one watches all leases, one keeps the own lease. They share the
-//! lease that is held behind a lock; whoever writes it, holds the lock. Needs etcd 3.4 or newer.
+//! The watcher and the [keeper](super::store) share the lease that is held behind a lock; whoever writes it, holds the
+//! lock. Needs etcd 3.4 or newer.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp};
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc::{self, Receiver};
-use tokio::sync::{Mutex, Notify, oneshot};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{Mutex, oneshot};
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::cluster::lease::allocate::Avoid;
+use crate::cluster::lease::store::keeper::{Keeper, Lasts};
+use crate::cluster::lease::store::state::State;
+use crate::cluster::lease::store::tasks::Tasks;
+use crate::cluster::lease::store::{DEADLINE, GRACE};
 use crate::cluster::lease::{
-    Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, SubnetKey, Tenure,
+    Lease, LeaseAttrs, LeaseStore, Past, Released, SettingsError, StoreError, StoreEvent,
+    SubnetKey, Tenure,
 };
 use crate::cluster::network_config::NetworkConfig;
+use crate::settings::Etcd;
 
 mod acquire;
 mod broker;
 mod challenge;
 mod config;
-pub(super) mod departures;
 mod grants;
 mod held;
 mod history;
-mod keeper;
 mod listing;
+mod own;
 mod records;
 mod servers;
 mod settings;
-mod spread;
 mod watch;
 mod write;
 
 pub use broker::{Broker, Granted};
 use challenge::Asked;
 pub use config::{Expected, StoredConfig};
-use departures::Departures;
 use grants::Spares;
 use held::{Held, Settled};
-use keeper::Keeper;
 use listing::{Entry, Listing, Reports};
+use own::Own;
 pub use records::{Record, Records};
 use servers::Servers;
 use settings::Keys;
-pub(crate) use settings::system_roots;
-pub use settings::{EtcdSettings, SettingsError};
 use watch::Watcher;
-
-/// How long one server may take to answer one request, connecting included.
-pub const DEADLINE: Duration = Duration::from_secs(5);
-
-/// How many events wait for their consumer before the watch pauses; etcd then holds back what follows.
-const EVENTS: usize = 64;
 
 /// What the tasks share.
 #[derive(Debug)]
@@ -85,10 +78,7 @@ struct Store {
     spares: Spares,
     asked: Asked,
     config: config::Known,
-    departures: std::sync::Mutex<Departures>,
-    tenure: std::sync::Mutex<Tenure>,
-    /// Somebody else may have changed the key of the held lease.
-    touched: Notify,
+    state: Arc<State>,
 }
 
 impl Store {
@@ -103,27 +93,6 @@ impl Store {
         Compare::create_revision(first, CompareOp::Less, revision.saturating_add(1))
             .with_range(self.keys.subnets_end.as_str())
     }
-
-    fn departures(&self) -> MutexGuard<'_, Departures> {
-        // Valid at every step, so a panic elsewhere does not spoil it.
-        self.departures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn tenure(&self) -> Tenure {
-        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_tenure(&self, tenure: Tenure) {
-        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner) = tenure;
-    }
-
-    /// From now on, and for a while, what vanished counts as there.
-    fn hold_departures(&self) {
-        self.departures()
-            .hold(Instant::now() + self.servers.settings().grace);
-    }
 }
 
 /// The lease store of one node.
@@ -135,15 +104,30 @@ pub struct EtcdStore {
     acquired: bool,
     /// What its subnet must keep off.
     avoid: Avoid,
-    events: Option<Receiver<StoreEvent>>,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
 }
 
 impl EtcdStore {
     /// Checks the settings; connects to nothing yet. `owner` identifies this machine, for example its machine ID.
-    pub fn new(settings: EtcdSettings, owner: String) -> Result<Self, SettingsError> {
+    ///
+    /// # Errors
+    /// Files cannot be read, or the settings contradict each other.
+    pub fn new(settings: Etcd, owner: String) -> Result<Self, SettingsError> {
+        Self::with_grace(settings, owner, GRACE)
+    }
+
+    /// The same with another time for which a lease that vanished in an outage counts as there.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_grace(
+        settings: Etcd,
+        owner: String,
+        grace: Duration,
+    ) -> Result<Self, SettingsError> {
         let endpoints = settings.check()?;
         let keys = settings.keys();
+        let state = Arc::new(State::new(grace));
         Ok(Self {
             store: Arc::new(Store {
                 servers: Servers::new(settings, endpoints),
@@ -153,15 +137,12 @@ impl EtcdStore {
                 spares: Spares::default(),
                 asked: Asked::default(),
                 config: config::Known::default(),
-                departures: std::sync::Mutex::default(),
-                tenure: std::sync::Mutex::default(),
-                touched: Notify::new(),
+                state,
             }),
             owner,
             acquired: false,
             avoid: Avoid::default(),
-            events: None,
-            tasks: JoinSet::new(),
+            tasks: Tasks::default(),
         })
     }
 
@@ -202,23 +183,16 @@ impl EtcdStore {
         }
     }
 
-    /// Starts the tasks, instead of those that run. Events of the old ones that were not read are void.
-    fn start(
-        &mut self,
-        own: Option<SubnetKey>,
-        listing: Option<Listing>,
-        aged: bool,
-    ) -> Receiver<StoreEvent> {
-        let (sender, receiver) = mpsc::channel(EVENTS);
+    /// Starts the tasks, instead of those that run. `own`: the lease that is held, and how long it lasts.
+    fn start(&mut self, own: Option<(SubnetKey, Own, Lasts)>, listing: Option<Listing>) {
+        let events = self.tasks.restart();
+        let key = own.as_ref().map(|(key, ..)| *key);
         let store = Arc::clone(&self.store);
-        let watcher = Watcher::new(store, sender.clone(), own, &self.owner);
-        let keeper = Keeper::new(Arc::clone(&self.store), sender);
-        self.tasks = JoinSet::new();
+        let watcher = Watcher::new(store, events.clone(), key, &self.owner);
         self.tasks.spawn(watcher.run(listing));
-        if own.is_some() {
-            self.tasks.spawn(keeper.run(aged));
+        if let Some((_, own, lasts)) = own {
+            self.tasks.spawn(Keeper::new(own, events).run(lasts));
         }
-        receiver
     }
 }
 
@@ -235,7 +209,7 @@ async fn publish(store: Arc<Store>, wanted: LeaseAttrs) -> Result<(), StoreError
         return Ok(());
     }
     // The keeper has a look when the lock is free again, so whatever fails from here on, it sees to it.
-    store.touched.notify_one();
+    store.state.touch();
     let etcd_lease = held.etcd_lease;
     if held.put(&store, etcd_lease).await? {
         return Ok(());
@@ -293,12 +267,13 @@ impl LeaseStore for EtcdStore {
             created: listing::to_unsigned(acquired.created),
         };
         // Whoever writes or extends the former lease has it locked, and may wait for an answer.
-        self.tasks = JoinSet::new();
+        self.tasks.stop();
+        let etcd_lease = acquired.held.etcd_lease;
         let former = self.store.held.lock().await.replace(acquired.held);
         // The old watch may have seen it in the store, which the list has not.
-        self.store.departures().forget(&lease.key);
-        let events = self.start(Some(lease.key), Some(acquired.listing), acquired.aged);
-        self.events = Some(events);
+        self.store.state.hold_down().forget(&lease.key);
+        let (own, lasts) = Own::begin(Arc::clone(&self.store), etcd_lease, acquired.aged);
+        self.start(Some((lease.key, own, lasts)), Some(acquired.listing));
         if let Some(former) = former.filter(|former| former.key != lease.key) {
             let store = Arc::clone(&self.store);
             self.tasks.spawn(async move {
@@ -317,7 +292,6 @@ impl LeaseStore for EtcdStore {
     fn update(&mut self, attrs: &LeaseAttrs) -> BoxFuture<'static, Result<(), StoreError>> {
         let publishing = publish(Arc::clone(&self.store), self.with_owner(attrs));
         let (done, outcome) = oneshot::channel();
-        while self.tasks.try_join_next().is_some() {}
         // In a task of its own it outlasts the caller's patience, and goes from server to server.
         self.tasks.spawn(async move {
             let _ = done.send(publishing.await);
@@ -333,8 +307,7 @@ impl LeaseStore for EtcdStore {
 
     async fn release(&mut self) -> Result<Released, StoreError> {
         // Whoever extends or writes the lease must not go on doing so.
-        self.tasks = JoinSet::new();
-        self.events = None;
+        self.tasks.stop();
         let releasing = async {
             match self.store.held.lock().await.take() {
                 Some(held) => held.release(&self.store).await,
@@ -349,7 +322,7 @@ impl LeaseStore for EtcdStore {
             .unwrap_or_else(|_| Err(self.store.servers.silence()))
     }
 
-    fn set_access(&mut self, settings: &crate::settings::Etcd) -> Result<(), SettingsError> {
+    fn set_access(&mut self, settings: &Etcd) -> Result<(), SettingsError> {
         self.store.servers.set_access(settings)
     }
 
@@ -362,20 +335,16 @@ impl LeaseStore for EtcdStore {
     }
 
     fn tenure(&self) -> Tenure {
-        self.store.tenure()
+        self.store.state.tenure()
     }
 
     async fn next_event(&mut self) -> StoreEvent {
         loop {
-            let events = match self.events.take() {
-                Some(events) => events,
-                None => self.start(None, None, false),
-            };
-            // Stays in its place while it is waited for, so that a cancelled wait loses nothing.
-            match self.events.insert(events).recv().await {
-                Some(event) => return event,
-                // Both tasks ended, which the watcher never does while its events are wanted.
-                None => self.events = None,
+            if !self.tasks.are_watching() {
+                self.start(None, None);
+            }
+            if let Some(event) = self.tasks.next_event().await {
+                return event;
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Leases that a server keeps in etcd for this host: flannel's client mode, over the interface of [`crate::cluster::remote`].
 //!
-//! What the rest of the agent sees is the same as with etcd. Two tasks do the lasting work and end with the store: one
-//! follows all leases by long polls, one keeps the own lease. The server decides whose a lease is, by comparing what is
+//! What the rest of the agent sees is the same as with etcd. The watcher follows all leases by long polls, the
+//! [keeper](super::store) keeps the own lease. The server decides whose a lease is, by comparing what is
 //! in etcd; this side asks it whenever the own lease is not in the list as it should be.
 
 use std::future::ready;
@@ -13,19 +13,18 @@ use futures_util::future::BoxFuture;
 use hyper::Method;
 use ipnet::IpNet;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::sync::Notify;
-use tokio::sync::mpsc::{self, Receiver};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use self::connection::Question;
-use self::keeper::Keeper;
+use self::own::Own;
 use self::servers::Servers;
 use self::watch::Watcher;
 use crate::base::endpoint::Endpoint;
 use crate::cluster::lease::allocate::Avoid;
-use crate::cluster::lease::etcd::DEADLINE;
-use crate::cluster::lease::etcd::departures::Departures;
+use crate::cluster::lease::store::keeper::{Keeper, Lasts};
+use crate::cluster::lease::store::state::State;
+use crate::cluster::lease::store::tasks::Tasks;
+use crate::cluster::lease::store::{DEADLINE, GRACE};
 use crate::cluster::lease::{
     Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, SubnetKey, Tenure,
     allocate,
@@ -37,15 +36,9 @@ use crate::cluster::remote::wire::{self, FLANNELS_TTL, LeaseBody, News, Received
 use crate::settings::Remote;
 
 mod connection;
-mod keeper;
+mod own;
 mod servers;
 mod watch;
-
-/// How many events wait for their consumer before the watch pauses.
-const EVENTS: usize = 64;
-
-/// For how long after an outage a lease that vanished meanwhile counts as there, as with etcd.
-const GRACE: Duration = Duration::from_secs(20);
 
 /// What the tasks share.
 #[derive(Debug)]
@@ -56,12 +49,9 @@ struct Shared {
     held: Mutex<Option<Held>>,
     /// Taken while the own lease is written, so that an older write does not overtake a newer one.
     writing: tokio::sync::Mutex<()>,
-    departures: Mutex<Departures>,
-    tenure: Mutex<Tenure>,
+    state: Arc<State>,
     /// The network config's text that the agent knows.
     config: Mutex<Option<String>>,
-    /// The own lease may not be as it should.
-    touched: Notify,
 }
 
 /// The lease that this host holds.
@@ -92,12 +82,6 @@ impl Shared {
 
     fn held(&self) -> MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn departures(&self) -> MutexGuard<'_, Departures> {
-        self.departures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known_config(&self) -> MutexGuard<'_, Option<String>> {
@@ -148,21 +132,9 @@ impl Shared {
             });
             current.remember(held.wanted.public_address());
             current.confirmed = current.wanted == held.wanted;
-            self.lasts(received.ttl);
+            self.state.extended(received.ttl);
         }
         Ok(received.ttl)
-    }
-
-    /// Notes how long the lease lasts from now.
-    fn lasts(&self, ttl: Option<Duration>) {
-        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner) = Tenure {
-            ttl,
-            expires: ttl.map(|ttl| Instant::now() + ttl),
-        };
-    }
-
-    fn tenure(&self) -> Tenure {
-        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads a lease that a server answered with.
@@ -213,8 +185,7 @@ pub struct RemoteStore {
     terms: u64,
     /// What its subnet must keep off.
     avoid: Avoid,
-    events: Option<Receiver<StoreEvent>>,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
 }
 
 impl RemoteStore {
@@ -239,16 +210,13 @@ impl RemoteStore {
                 base: format!("/v1/{}", settings.network),
                 held: Mutex::new(None),
                 writing: tokio::sync::Mutex::new(()),
-                departures: Mutex::default(),
-                tenure: Mutex::default(),
+                state: Arc::new(State::new(GRACE)),
                 config: Mutex::new(None),
-                touched: Notify::new(),
             }),
             owner,
             terms: 0,
             avoid: Avoid::default(),
-            events: None,
-            tasks: JoinSet::new(),
+            tasks: Tasks::default(),
         })
     }
 
@@ -288,18 +256,18 @@ impl RemoteStore {
         }
     }
 
-    /// Starts the tasks, instead of those that run. Events of the old ones that were not read are void. `own`: how long the
-    /// own lease lasts, if there is one.
-    fn start(&mut self, own: Option<Option<Duration>>) -> Receiver<StoreEvent> {
-        let (sender, receiver) = mpsc::channel(EVENTS);
-        self.tasks = JoinSet::new();
+    /// Starts the tasks, instead of those that run. `own`: how long the own lease lasts, if there is one.
+    fn start(&mut self, own: Option<Lasts>) {
+        let events = self.tasks.restart();
         self.tasks
-            .spawn(Watcher::new(Arc::clone(&self.shared), sender.clone()).run());
-        if let Some(ttl) = own {
-            let keeper = Keeper::new(Arc::clone(&self.shared), sender, self.terms);
-            self.tasks.spawn(keeper.run(ttl));
+            .spawn(Watcher::new(Arc::clone(&self.shared), events.clone()).run());
+        if let Some(lasts) = own {
+            let own = Own {
+                shared: Arc::clone(&self.shared),
+                term: self.terms,
+            };
+            self.tasks.spawn(Keeper::new(own, events).run(lasts));
         }
-        receiver
     }
 }
 
@@ -371,7 +339,7 @@ impl LeaseStore for RemoteStore {
         let Taken { received, attrs } = taken;
         let shared = Arc::clone(&self.shared);
         self.terms += 1;
-        shared.lasts(received.ttl);
+        shared.state.extended(received.ttl);
         let former = shared.held().replace(Held {
             key: received.key,
             term: self.terms,
@@ -379,10 +347,9 @@ impl LeaseStore for RemoteStore {
             confirmed: true,
             addresses: vec![attrs.public_address()],
         });
-        shared.departures().forget(&received.key);
+        shared.state.hold_down().forget(&received.key);
         // The keeper of the former lease ends here: from now on its server may refuse it.
-        let events = self.start(Some(received.ttl));
-        self.events = Some(events);
+        self.start(Some(received.ttl.map_or(Lasts::Forever, Lasts::FromNow)));
         if let Some(former) = former.filter(|former| former.key != received.key) {
             // Its subnet is free at once, or when it expires.
             self.tasks.spawn(async move {
@@ -421,7 +388,7 @@ impl LeaseStore for RemoteStore {
                 .unwrap_or_else(|_| Err(shared.servers.silence()));
             if renewed.is_err() {
                 // The keeper goes on.
-                shared.touched.notify_one();
+                shared.state.touch();
             }
             renewed.map(drop)
         })
@@ -429,8 +396,7 @@ impl LeaseStore for RemoteStore {
 
     async fn release(&mut self) -> Result<Released, StoreError> {
         // Whoever extends or writes the lease must not go on doing so.
-        self.tasks = JoinSet::new();
-        self.events = None;
+        self.tasks.stop();
         let Some(held) = self.shared.held().take() else {
             return Ok(Released::Nothing);
         };
@@ -444,19 +410,16 @@ impl LeaseStore for RemoteStore {
     }
 
     fn tenure(&self) -> Tenure {
-        self.shared.tenure()
+        self.shared.state.tenure()
     }
 
     async fn next_event(&mut self) -> StoreEvent {
         loop {
-            let events = match self.events.take() {
-                Some(events) => events,
-                None => self.start(None),
-            };
-            // Stays in its place while it is waited for, so that a cancelled wait loses nothing.
-            match self.events.insert(events).recv().await {
-                Some(event) => return event,
-                None => self.events = None,
+            if !self.tasks.are_watching() {
+                self.start(None);
+            }
+            if let Some(event) = self.tasks.next_event().await {
+                return event;
             }
         }
     }

@@ -1,17 +1,67 @@
-//! What the agent's main loop needs from a lease store.
+//! Lease stores: what the agent's main loop needs of one ([`LeaseStore`]), and what all of them have in common.
+//!
+//! A store is a thin client of the service that keeps the leases. It says how to list and follow leases there, and how to
+//! take, extend, write and give back its own. The rest is here, once:
+//!
+//! | module | what |
+//! |---|---|
+//! | `keeper` | the task that keeps the own lease: when it extends it, how long it waits after a failure, what it reports |
+//! | `reporter` | what a watcher reports: snapshots, changes, whether a server answers; each once |
+//! | `hold_down` | leases that vanished in an outage count as there for a while |
+//! | `state` | what these share: hold-down, the lease's duration, and that the own lease may have been touched |
+//! | `endpoints` | several servers, and which of them is asked |
+//! | `tasks` | the tasks of a store and their events |
+//! | `spread` | pauses that keep the nodes of a cluster from doing the same thing at once |
+//!
+//! A third store is a folder beside `etcd` and `remote`, an arm in [`super::ChosenStore`], and its settings. It implements
+//! [`LeaseStore`], and `OwnLease` for the keeper. Kubernetes, for example: leases are the nodes' podCIDRs and annotations.
+//! A watcher lists nodes, then watches from the list's `resourceVersion`; bookmarks move that on, and `410 Gone` means to
+//! list again, which is a snapshot as after any other gap. Nothing expires, so `look_after` never extends: it returns
+//! `Lasts::Forever`, writes annotations anew when they were touched, and reports the lease lost when the node has another
+//! podCIDR or none.
 
 use std::future::Future;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use thiserror::Error;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
+use crate::base::retry::Backoff;
 use crate::cluster::lease::allocate::{Avoid, Exhausted};
-use crate::cluster::lease::etcd::SettingsError;
-use crate::cluster::lease::{Fault, Lease, LeaseAttrs, StoreTrouble, SubnetKey};
+use crate::cluster::lease::{Fault, Lease, LeaseAttrs, SettingsError, StoreTrouble, SubnetKey};
 use crate::cluster::network_config::{NetworkConfig, NetworkConfigError};
 use crate::settings;
+
+pub(super) mod endpoints;
+pub(super) mod hold_down;
+pub(super) mod keeper;
+pub(super) mod reporter;
+pub(super) mod spread;
+pub(super) mod state;
+pub(super) mod tasks;
+
+/// How long one server may take to answer one request, connecting included.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+/// For how long after an outage a lease that vanished meanwhile counts as there, so that its owner can take it again
+/// without losing its peers: longer than the longest pause between two attempts to connect, with one that gets no answer.
+pub(super) const GRACE: Duration = Duration::from_secs(20);
+
+/// Between attempts to reach a server again: flannel's pauses for etcd.
+pub(super) const RECONNECT: Backoff =
+    match Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0.5, 0) {
+        Ok(backoff) => backoff,
+        Err(_) => panic!("constant out of range"),
+    };
+
+/// Waits for a time; without one, for ever. Cancel-safe.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
 
 /// A request to the store failed. The text of each is complete, fit for a status line.
 #[derive(Debug, Error)]

@@ -12,7 +12,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use tokio_rustls::rustls::{ClientConfig, Error as RustlsError, RootCertStore, ServerConfig};
 
-use crate::cluster::lease::etcd::system_roots;
+use crate::base::tls::system_roots;
 
 /// Certificates or keys cannot be used.
 #[derive(Debug, Error)]
@@ -76,7 +76,7 @@ impl Files {
         let roots = match &self.cafile {
             Some(path) => roots(path)?,
             None => {
-                let text = system_roots().map_err(|_| TlsError::NoRoots)?;
+                let text = system_roots().ok_or(TlsError::NoRoots)?;
                 let mut roots = RootCertStore::empty();
                 roots.add_parsable_certificates(
                     CertificateDer::pem_slice_iter(&text).filter_map(Result::ok),

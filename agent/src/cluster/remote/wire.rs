@@ -1,6 +1,6 @@
 //! The JSON of the REST interface, to flannel's byte.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use crate::base::go_json::{self, GoJsonError, Object};
+use crate::base::time::rfc3339;
 use crate::cluster::lease::{Lease, LeaseAttrs, LeaseValueError, SubnetKey};
 
 /// What Go writes for a time that was never set.
@@ -283,35 +284,6 @@ fn subnet_of(text: &str) -> Option<SubnetKey> {
     let key = SubnetKey::new(v4, v6);
     let whole = (key.v4, key.v6) == (v4, v6) && (v4.is_some() || v6.is_some());
     whole.then_some(key)
-}
-
-/// A time as Go writes it, in UTC and to the second.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
-    let secs = time
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    let (days, second) = (secs / 86_400, secs % 86_400);
-    // Days since 1 March of year 0, in eras of 400 years (Hinnant, chrono-compatible date algorithms, `civil_from_days`).
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    )
 }
 
 #[cfg(test)]

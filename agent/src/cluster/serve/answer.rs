@@ -12,7 +12,7 @@ use crate::cluster::remote::{JSON, REASON, Reason, wire};
 
 /// Why a request is not served.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(super) enum HttpError {
     /// There is no such path, or no such method for it.
     NotFound,
     /// The body or a parameter cannot be read.
@@ -25,7 +25,7 @@ pub(super) enum Refusal {
     Failed(Reason, String),
 }
 
-impl From<StoreError> for Refusal {
+impl From<StoreError> for HttpError {
     fn from(error: StoreError) -> Self {
         let reason = match error {
             StoreError::Unreachable { .. } => Reason::Unreachable,
@@ -40,14 +40,14 @@ impl From<StoreError> for Refusal {
     }
 }
 
-impl From<serde_json::Error> for Refusal {
+impl From<serde_json::Error> for HttpError {
     fn from(error: serde_json::Error) -> Self {
         Self::Failed(Reason::Refused, format!("failed to encode: {error}"))
     }
 }
 
 /// A value as JSON.
-pub(super) fn json<T: Serialize>(value: &T) -> Result<Response<Full<Bytes>>, Refusal> {
+pub(super) fn json<T: Serialize>(value: &T) -> Result<Response<Full<Bytes>>, HttpError> {
     Ok(ready(Bytes::from(wire::encode(value)?)))
 }
 
@@ -62,29 +62,29 @@ pub(super) fn done(text: &'static str) -> Response<Full<Bytes>> {
 }
 
 /// flannel's statuses and texts for what went wrong.
-pub(super) fn refuse(refusal: Refusal) -> Response<Full<Bytes>> {
-    let (status, reason, text) = match refusal {
-        Refusal::NotFound => (
+pub(super) fn refuse(error: HttpError) -> Response<Full<Bytes>> {
+    let (status, reason, text) = match error {
+        HttpError::NotFound => (
             StatusCode::NOT_FOUND,
             None,
             "404 page not found\n".to_owned(),
         ),
-        Refusal::Unreadable(text) => (
+        HttpError::Unreadable(text) => (
             StatusCode::BAD_REQUEST,
             None,
             format!("JSON decoding error: {text}"),
         ),
-        Refusal::TooLong => (
+        HttpError::TooLong => (
             StatusCode::PAYLOAD_TOO_LARGE,
             None,
             format!("a body may have {} bytes", super::LONGEST_BODY),
         ),
-        Refusal::TooSlow => (
+        HttpError::TooSlow => (
             StatusCode::REQUEST_TIMEOUT,
             None,
             "the request took too long".to_owned(),
         ),
-        Refusal::Failed(reason, text) => {
+        HttpError::Failed(reason, text) => {
             (StatusCode::INTERNAL_SERVER_ERROR, Some(reason.name()), text)
         }
     };

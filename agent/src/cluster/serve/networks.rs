@@ -12,9 +12,11 @@ use tracing::{info, warn};
 
 use super::table::Table;
 use crate::base::retry::{Backoff, random_seed};
-use crate::cluster::lease::etcd::{Broker, EtcdSettings, EtcdStore, SettingsError};
+use crate::cluster::lease::SettingsError;
+use crate::cluster::lease::etcd::{Broker, EtcdStore};
 use crate::cluster::lease::{LeaseStore, StoreError, StoreEvent};
 use crate::cluster::remote::wire::{self, LeaseBody, WatchResult};
+use crate::settings::Etcd;
 use crate::settings::is_network_name;
 
 /// How many networks are followed at the most. Only those that have a config are.
@@ -30,7 +32,7 @@ const PAUSES: Backoff =
 /// All networks.
 #[derive(Debug)]
 pub(super) struct Networks {
-    settings: EtcdSettings,
+    settings: Etcd,
     /// By name; the one at the prefix has none.
     known: Mutex<BTreeMap<String, Arc<Network>>>,
     /// They end with this.
@@ -53,7 +55,7 @@ pub(super) struct Network {
 
 impl Networks {
     /// Checks the settings and follows the network at the prefix.
-    pub(super) fn new(settings: EtcdSettings) -> Result<Self, SettingsError> {
+    pub(super) fn new(settings: Etcd) -> Result<Self, SettingsError> {
         let networks = Self {
             settings,
             known: Mutex::default(),
@@ -104,7 +106,7 @@ impl Networks {
     }
 
     fn store(&self, name: &str) -> Result<EtcdStore, SettingsError> {
-        let settings = EtcdSettings {
+        let settings = Etcd {
             prefix: match name {
                 "" => self.settings.prefix.clone(),
                 name => format!("{}/{name}", self.settings.prefix),

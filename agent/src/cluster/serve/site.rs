@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info};
 
 use super::LONGEST_BODY;
-use super::answer::{Refusal, done, json, ready, refuse};
+use super::answer::{HttpError, done, json, ready, refuse};
 use super::networks::{Network, Networks};
 use super::request::{Client, Target, Verb, parameter, parameters, target};
 use super::table::News;
@@ -53,16 +53,16 @@ const MOST_FORMER: usize = 16;
 
 /// What is served, to all connections.
 #[derive(Debug)]
-pub(super) struct Site {
+pub(super) struct LeaseService {
     networks: Networks,
     work: Arc<Semaphore>,
     /// Taken while a host gets its lease: when it asks again, impatient, it gets the same one. Each is for many hosts.
     taking: [Mutex<()>; 64],
 }
 
-type Answer = Result<Response<Full<Bytes>>, Refusal>;
+type Answer = Result<Response<Full<Bytes>>, HttpError>;
 
-impl Site {
+impl LeaseService {
     pub(super) fn new(networks: Networks) -> Self {
         Self {
             networks,
@@ -83,22 +83,22 @@ impl Site {
     ) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
         let answered = match target(&head.method, &head.uri) {
-            None => Err(Refusal::NotFound),
+            None => Err(HttpError::NotFound),
             Some((Verb::Get, what)) => self.read(&head.uri, what).await,
             Some(_) => match read_body(body).await {
                 Ok(body) => {
                     let late = "etcd took too long to answer".to_owned();
                     self.written(client, &head, body)
                         .await
-                        .unwrap_or(Err(Refusal::Failed(Reason::Unreachable, late)))
+                        .unwrap_or(Err(HttpError::Failed(Reason::Unreachable, late)))
                 }
-                Err(refusal) => Err(refusal),
+                Err(error) => Err(error),
             },
         };
-        answered.unwrap_or_else(|refusal| {
+        answered.unwrap_or_else(|error| {
             let (client, method, uri) = (client.address, &head.method, &head.uri);
-            debug!(%client, %method, %uri, ?refusal, "refused");
-            refuse(refusal)
+            debug!(%client, %method, %uri, ?error, "refused");
+            refuse(error)
         })
     }
 
@@ -127,7 +127,7 @@ impl Site {
             let _turn = turn;
             match target(&method, &uri) {
                 Some((verb, what)) => site.write(&client, verb, &what, &uri, &body).await,
-                None => Err(Refusal::NotFound),
+                None => Err(HttpError::NotFound),
             }
         });
         timeout_at(deadline, writing).await.ok()?.ok()
@@ -142,7 +142,7 @@ impl Site {
     }
 
     async fn read(&self, uri: &Uri, what: Target<'_>) -> Answer {
-        let late = || Refusal::Failed(Reason::Unreachable, "etcd took too long to answer".into());
+        let late = || HttpError::Failed(Reason::Unreachable, "etcd took too long to answer".into());
         let name = match &what {
             Target::Networks => return self.network_names(uri).await,
             Target::Config(name)
@@ -180,7 +180,7 @@ impl Site {
         body: &str,
     ) -> Answer {
         match (verb, what) {
-            (_, Target::Reservations(_)) => Err(Refusal::Failed(
+            (_, Target::Reservations(_)) => Err(HttpError::Failed(
                 Reason::Refused,
                 "reservations are made where etcd is reached, by `selvage network reserve`".into(),
             )),
@@ -214,7 +214,7 @@ impl Site {
                 let received = received(&key, body)?;
                 let attrs = received
                     .attrs
-                    .ok_or_else(|| Refusal::Unreadable("Attrs is missing".to_owned()))?;
+                    .ok_or_else(|| HttpError::Unreadable("Attrs is missing".to_owned()))?;
                 let attrs = checked(client, attrs)?;
                 let former = parameters(uri, "former");
                 let former: Vec<IpAddr> = former
@@ -236,7 +236,7 @@ impl Site {
                     "" => nameless(client),
                     body => {
                         let attrs = received(&key, body)?.attrs;
-                        let missing = || Refusal::Unreadable("Attrs is missing".to_owned());
+                        let missing = || HttpError::Unreadable("Attrs is missing".to_owned());
                         checked(client, attrs.ok_or_else(missing)?)?
                     }
                 };
@@ -252,7 +252,7 @@ impl Site {
                     .into()),
                 }
             }
-            _ => Err(Refusal::NotFound),
+            _ => Err(HttpError::NotFound),
         }
     }
 
@@ -304,7 +304,7 @@ impl Site {
             }
             let granted = self.worked(network.broker.find(key)).await;
             let late = "etcd took too long to answer".to_owned();
-            let granted = granted.ok_or(Refusal::Failed(Reason::Unreachable, late))??;
+            let granted = granted.ok_or(HttpError::Failed(Reason::Unreachable, late))??;
             let Some(granted) = granted else {
                 return Err(StoreError::NoLease {
                     reason: format!("there is no lease of {key}"),
@@ -320,10 +320,10 @@ impl Site {
 
     /// The names of the networks below the prefix; with a cursor when they are others.
     async fn network_names(&self, uri: &Uri) -> Answer {
-        let late = || Refusal::Failed(Reason::Unreachable, "etcd took too long to answer".into());
+        let late = || HttpError::Failed(Reason::Unreachable, "etcd took too long to answer".into());
         let cursor = parameter(uri, "next");
         let Some(root) = self.networks.root() else {
-            return Err(Refusal::NotFound);
+            return Err(HttpError::NotFound);
         };
         loop {
             let names = self.worked(root.broker.networks(MOST_NETWORKS)).await;
@@ -432,14 +432,14 @@ async fn wait_for(news: &mut tokio::sync::watch::Receiver<()>, deadline: Option<
 }
 
 /// How long an answer without news may be kept back; `None` for as long as there is none.
-fn wait_of(uri: &Uri) -> Result<Option<Duration>, Refusal> {
+fn wait_of(uri: &Uri) -> Result<Option<Duration>, HttpError> {
     let Some(text) = parameter(uri, "wait") else {
         return Ok(None);
     };
     let wait = text.parse().ok().map(Duration::from_secs);
     match wait.filter(|wait| *wait <= LONGEST_WAIT) {
         Some(wait) => Ok(Some(wait)),
-        None => Err(Refusal::Unreadable(format!(
+        None => Err(HttpError::Unreadable(format!(
             "wait={text:?}: expected 0 to {} seconds",
             LONGEST_WAIT.as_secs()
         ))),
@@ -447,7 +447,7 @@ fn wait_of(uri: &Uri) -> Result<Option<Duration>, Refusal> {
 }
 
 /// Waits until the leases were listed once.
-async fn listed(network: &Network) -> Result<(), Refusal> {
+async fn listed(network: &Network) -> Result<(), HttpError> {
     let deadline = Instant::now() + LIST_TIMEOUT;
     let mut news = network.subscribe();
     loop {
@@ -458,46 +458,47 @@ async fn listed(network: &Network) -> Result<(), Refusal> {
         let trouble = network.trouble();
         if trouble.is_some() || !wait_for(&mut news, Some(deadline)).await {
             let text = trouble.unwrap_or_else(|| "the leases are not listed yet".to_owned());
-            return Err(Refusal::Failed(Reason::Unreachable, text));
+            return Err(HttpError::Failed(Reason::Unreachable, text));
         }
     }
 }
 
-async fn read_body(body: Incoming) -> Result<String, Refusal> {
+async fn read_body(body: Incoming) -> Result<String, HttpError> {
     // What is announced as too long is not waited for.
     if body.size_hint().lower() > u64::try_from(LONGEST_BODY).unwrap_or(u64::MAX) {
-        return Err(Refusal::TooLong);
+        return Err(HttpError::TooLong);
     }
     let collected = timeout(BODY_TIMEOUT, Limited::new(body, LONGEST_BODY).collect()).await;
     match collected {
-        Err(_) => Err(Refusal::TooSlow),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refusal::TooLong),
-        Ok(Err(error)) => Err(Refusal::Unreadable(error.to_string())),
+        Err(_) => Err(HttpError::TooSlow),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(HttpError::TooLong),
+        Ok(Err(error)) => Err(HttpError::Unreadable(error.to_string())),
         // Go, too, replaces what is not UTF-8.
         Ok(Ok(body)) => Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned()),
     }
 }
 
-fn unreadable(error: impl std::error::Error) -> Refusal {
+fn unreadable(error: impl std::error::Error) -> HttpError {
     let mut text = error.to_string();
     if let Some(source) = error.source() {
         text.push_str(&format!(": {source}"));
     }
-    Refusal::Unreadable(text)
+    HttpError::Unreadable(text)
 }
 
-fn subnet_key(name: &str) -> Result<SubnetKey, Refusal> {
-    SubnetKey::parse_name(name).map_err(|error| Refusal::Failed(Reason::Refused, error.to_string()))
+fn subnet_key(name: &str) -> Result<SubnetKey, HttpError> {
+    SubnetKey::parse_name(name)
+        .map_err(|error| HttpError::Failed(Reason::Refused, error.to_string()))
 }
 
 /// Reads a lease, which must be that of the path.
-fn received(key: &SubnetKey, body: &str) -> Result<Received, Refusal> {
+fn received(key: &SubnetKey, body: &str) -> Result<Received, HttpError> {
     let received = Received::parse(body).map_err(unreadable)?;
     if received.key == *key {
         return Ok(received);
     }
     let text = format!("the path names {key}, and the body {}", received.key);
-    Err(Refusal::Failed(Reason::Refused, text))
+    Err(HttpError::Failed(Reason::Refused, text))
 }
 
 /// A client that does not say who it is: it has its address only.
@@ -517,12 +518,12 @@ fn nameless(client: &Client) -> LeaseAttrs {
 }
 
 /// Attributes that may be published for a client: addresses that can be one host's, and its own name.
-fn checked(client: &Client, attrs: LeaseAttrs) -> Result<LeaseAttrs, Refusal> {
+fn checked(client: &Client, attrs: LeaseAttrs) -> Result<LeaseAttrs, HttpError> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     if let Some(owner) = &attrs.owner
         && (!(1..=64).contains(&owner.len()) || !owner.bytes().all(good))
     {
-        return Err(Refusal::Unreadable(
+        return Err(HttpError::Unreadable(
             "SelvageOwner: expected 1 to 64 letters, digits, '.', '_' or '-'".to_owned(),
         ));
     }
@@ -532,7 +533,7 @@ fn checked(client: &Client, attrs: LeaseAttrs) -> Result<LeaseAttrs, Refusal> {
     };
     if let Some(why) = unusable {
         let text = format!("PublicIP {}: {why}", attrs.public_address());
-        return Err(Refusal::Failed(Reason::Refused, text));
+        return Err(HttpError::Failed(Reason::Refused, text));
     }
     let owner = client.owner(attrs.owner.as_deref());
     Ok(LeaseAttrs { owner, ..attrs })
@@ -543,7 +544,7 @@ fn lasting(granted: &Granted) -> LeaseBody {
 }
 
 /// Shared by all connections.
-pub(super) type Shared = Arc<Site>;
+pub(super) type Shared = Arc<LeaseService>;
 
 /// What a client's subnet must keep off: addresses as networks of one, and links. What cannot be read says nothing.
 fn avoid(parameters: &[impl AsRef<str>]) -> Avoid {

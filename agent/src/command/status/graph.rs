@@ -11,7 +11,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::cluster::remote::wire::rfc3339;
+use crate::base::time::rfc3339;
 use crate::command::doctor::Finding;
 use card::Card;
 use mark::Mark;

@@ -1,5 +1,7 @@
 //! `[etcd]`, checked.
 
+use std::time::Duration;
+
 use super::{absolute, optional, seconds};
 use crate::base::endpoint::{self, Endpoint};
 use crate::base::network_name::NetworkName;
@@ -71,6 +73,22 @@ pub(super) fn etcd(inputs: Inputs, network: Option<&NetworkName>) -> Result<Etcd
             LEASE_TTL_SECS,
         )?,
     })
+}
+
+impl Default for Etcd {
+    /// What holds where nothing is set.
+    fn default() -> Self {
+        Self {
+            endpoints: vec![DEFAULT_ENDPOINT.to_owned()],
+            prefix: DEFAULT_PREFIX.to_owned(),
+            cafile: None,
+            certfile: None,
+            keyfile: None,
+            username: None,
+            password: None,
+            lease_ttl: Duration::from_secs(DEFAULT_LEASE_TTL_SECS),
+        }
+    }
 }
 
 /// That a setting which is there has its partner.

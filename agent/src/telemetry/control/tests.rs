@@ -8,24 +8,27 @@ fn status() -> Status {
     Status::joining(status::Agent::of_process("node", 1), vec![cause])
 }
 
-fn listen(directory: &TempDir) -> (Desk, Questions, Client) {
+fn listen(directory: &TempDir) -> (ControlService, Questions, Client) {
     let path = directory.path().join("run/agent.sock");
-    let (desk, questions) = Desk::new(Health::new().0);
-    desk.clone().listen(&path, std::future::pending()).unwrap();
-    (desk, questions, Client::new(&path))
+    let (control, questions) = ControlService::new(Health::new().0);
+    control
+        .clone()
+        .listen(&path, std::future::pending())
+        .unwrap();
+    (control, questions, Client::new(&path))
 }
 
 #[tokio::test]
 async fn while_joining_the_last_word_is_told_and_afterwards_the_loop_answers() {
     let directory = TempDir::new().unwrap();
-    let (desk, mut questions, client) = listen(&directory);
-    desk.set_joining(Some(status()));
+    let (control, mut questions, client) = listen(&directory);
+    control.set_joining(Some(status()));
     let told = client.status().await.unwrap();
     assert_eq!(told.health.state, status::State::Joining);
     assert_eq!(told.health.reasons, ["waiting for etcd"]);
     assert_eq!(told.health.causes, status().health.causes);
 
-    desk.set_joining(None);
+    control.set_joining(None);
     let asked = tokio::spawn(async move { client.status().await });
     let Some(Question::Status(sender)) = questions.recv().await else {
         panic!("another question");
@@ -43,8 +46,8 @@ async fn anybody_may_ask_and_a_dead_agents_socket_is_replaced() {
     let path = directory.path().join("run/agent.sock");
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let (desk, _questions, client) = listen(&directory);
-    desk.set_joining(Some(status()));
+    let (control, _questions, client) = listen(&directory);
+    control.set_joining(Some(status()));
     client.status().await.unwrap();
     let mode = fs::metadata(path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o666);
@@ -53,9 +56,9 @@ async fn anybody_may_ask_and_a_dead_agents_socket_is_replaced() {
 #[tokio::test]
 async fn neither_a_living_agents_socket_nor_a_file_is_replaced() {
     let directory = TempDir::new().unwrap();
-    let (desk, _questions, client) = listen(&directory);
-    desk.set_joining(Some(status()));
-    let (other, _) = Desk::new(Health::new().0);
+    let (control, _questions, client) = listen(&directory);
+    control.set_joining(Some(status()));
+    let (other, _) = ControlService::new(Health::new().0);
     let path = directory.path().join("run/agent.sock");
     let error = other.clone().listen(&path, std::future::pending());
     assert!(matches!(&error, Err(error) if error.source.kind() == io::ErrorKind::AddrInUse));
@@ -69,9 +72,9 @@ async fn neither_a_living_agents_socket_nor_a_file_is_replaced() {
 
 #[tokio::test]
 async fn a_loop_that_does_not_answer_is_named() {
-    let (desk, questions) = Desk::new(Health::new().0);
+    let (control, questions) = ControlService::new(Health::new().0);
     drop(questions);
-    let answer = desk.status().await;
+    let answer = control.status().await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(answer.body.starts_with(b"the agent is busy"), "{answer:?}");
 }

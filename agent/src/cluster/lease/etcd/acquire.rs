@@ -353,7 +353,7 @@ async fn keep(
     // A lease of another duration (a real flannel's is 24 hours) is replaced by one of ours.
     let reusable = lifetime(&store.servers, id)
         .await?
-        .filter(|lease| lease.ttl == store.servers.settings().ttl);
+        .filter(|lease| lease.ttl == store.servers.settings().lease_ttl);
     if let Some(lease) = reusable {
         held.etcd_lease = Some(lease);
         let unchanged = held.published == held.wanted;

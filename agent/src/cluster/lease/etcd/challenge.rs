@@ -24,8 +24,9 @@ use tracing::{debug, info};
 
 use super::listing::get;
 use super::servers::code;
-use super::{DEADLINE, Store, grants};
+use super::{Store, grants};
 use crate::cluster::lease::StoreError;
+use crate::cluster::lease::store::DEADLINE;
 
 /// How long a question waits for its answer where etcd is quick. An agent answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);

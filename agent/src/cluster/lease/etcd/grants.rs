@@ -146,7 +146,7 @@ pub(super) fn new_id() -> i64 {
 
 /// Asks for an etcd lease of the configured duration under this id. `None` if a key hangs on the one that has it.
 async fn grant(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreError> {
-    let ttl = i64::try_from(servers.settings().ttl.as_secs()).unwrap_or(i64::MAX);
+    let ttl = i64::try_from(servers.settings().lease_ttl.as_secs()).unwrap_or(i64::MAX);
     let options = LeaseGrantOptions::new().with_id(id);
     let granted = servers
         .call(|mut client| {

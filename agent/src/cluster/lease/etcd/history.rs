@@ -14,14 +14,14 @@ use tokio::sync::Notify;
 
 /// A lease key as a change left it, in 24 bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Print {
+pub(super) struct KeyDigest {
     key: u64,
     modified: i64,
     /// Of what etcd counts about the key; the value hangs on that.
     content: u64,
 }
 
-impl Print {
+impl KeyDigest {
     pub(super) fn new(kv: &KeyValue) -> Self {
         let counted = (
             kv.create_revision(),
@@ -39,12 +39,12 @@ impl Print {
 
 /// All lease keys at one revision, whether or not their names can be read.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Extent {
+pub(super) struct ListedKeys {
     pub(super) cluster: u64,
     pub(super) revision: i64,
     /// What the watch rested on when the list was asked for.
     pub(super) asked: Mark,
-    pub(super) prints: Vec<Print>,
+    pub(super) digests: Vec<KeyDigest>,
 }
 
 /// What the watch rests on at a moment.
@@ -67,7 +67,7 @@ pub(super) struct History {
 #[derive(Debug, Default)]
 struct Known {
     mark: Mark,
-    /// Hash of the key → [`Print::content`].
+    /// Hash of the key → [`KeyDigest::content`].
     keys: HashMap<u64, u64>,
     /// Whether an answer did not fit since all was listed last.
     doubted: bool,
@@ -122,11 +122,11 @@ impl History {
 
     /// Takes in a change that the watch brought. `gone`: the key was deleted.
     pub(super) fn follow(&self, kv: &KeyValue, gone: bool) {
-        let print = Print::new(kv);
+        let digest = KeyDigest::new(kv);
         let mut known = self.known();
         match gone {
-            true => known.keys.remove(&print.key),
-            false => known.keys.insert(print.key, print.content),
+            true => known.keys.remove(&digest.key),
+            false => known.keys.insert(digest.key, digest.content),
         };
     }
 
@@ -137,22 +137,22 @@ impl History {
     }
 
     /// From now on the watch rests on this list.
-    pub(super) fn rest_on(&self, extent: &Extent) {
+    pub(super) fn rest_on(&self, listed: &ListedKeys) {
         let mut known = self.known();
-        let prints = extent.prints.iter();
+        let digests = listed.digests.iter();
         *known = Known {
             mark: Mark {
-                cluster: extent.cluster,
-                revision: extent.revision,
+                cluster: listed.cluster,
+                revision: listed.revision,
                 lists: known.mark.lists + 1,
             },
-            keys: prints.map(|print| (print.key, print.content)).collect(),
+            keys: digests.map(|digest| (digest.key, digest.content)).collect(),
             doubted: false,
         };
     }
 
     /// What in a list cannot follow from what was known; `None` if all can, as far as the list shows.
-    pub(super) fn contradiction(&self, listed: &Extent) -> Option<String> {
+    pub(super) fn contradiction(&self, listed: &ListedKeys) -> Option<String> {
         let known = self.known();
         let (mark, asked) = (known.mark, listed.asked);
         if mark.cluster == 0 {
@@ -175,10 +175,10 @@ impl History {
             return None;
         }
         let mut old = listed
-            .prints
+            .digests
             .iter()
-            .filter(|print| print.modified <= mark.revision);
-        let strange = old.find(|print| known.keys.get(&print.key) != Some(&print.content))?;
+            .filter(|digest| digest.modified <= mark.revision);
+        let strange = old.find(|digest| known.keys.get(&digest.key) != Some(&digest.content))?;
         Some(format!(
             "it has a lease of revision {} that it had not at revision {}",
             strange.modified, mark.revision
@@ -186,7 +186,7 @@ impl History {
     }
 
     /// How many lease keys there were at the last revision seen, if a list that was made later can be compared with it.
-    pub(super) fn count(&self, listed: &Extent) -> Option<(i64, usize)> {
+    pub(super) fn count(&self, listed: &ListedKeys) -> Option<(i64, usize)> {
         let known = self.known();
         let comparable = known.mark.cluster != 0 && listed.revision >= known.mark.revision;
         comparable.then(|| (known.mark.revision, known.keys.len()))
@@ -209,24 +209,24 @@ mod tests {
     use super::*;
 
     /// A list of a cluster at a revision, with keys by number and the revisions of their last changes.
-    fn extent(cluster: u64, revision: i64, keys: &[(u64, i64)], asked: Mark) -> Extent {
-        let print = |&(key, modified): &(u64, i64)| Print {
+    fn list_of(cluster: u64, revision: i64, keys: &[(u64, i64)], asked: Mark) -> ListedKeys {
+        let digest = |&(key, modified): &(u64, i64)| KeyDigest {
             key,
             modified,
             content: hash(&modified),
         };
-        Extent {
+        ListedKeys {
             cluster,
             revision,
             asked,
-            prints: keys.iter().map(print).collect(),
+            digests: keys.iter().map(digest).collect(),
         }
     }
 
     #[test]
     fn what_can_follow_from_what_was_known_is_the_same_history() {
         let history = History::default();
-        let first = extent(7, 10, &[(1, 3), (2, 9)], history.mark());
+        let first = list_of(7, 10, &[(1, 3), (2, 9)], history.mark());
         assert_eq!(history.contradiction(&first), None);
         history.rest_on(&first);
         let asked = history.mark();
@@ -239,7 +239,7 @@ mod tests {
             (7, 40, &[(1, 4), (2, 9)][..], true),
             (7, 40, &[(1, 3), (2, 9), (3, 10)][..], true),
         ] {
-            let listed = extent(cluster, revision, keys, asked);
+            let listed = list_of(cluster, revision, keys, asked);
             let found = history.contradiction(&listed);
             assert_eq!(found.is_some(), other, "{listed:?}: {found:?}");
         }
@@ -248,14 +248,14 @@ mod tests {
     #[test]
     fn a_watch_that_went_on_while_a_list_was_made_is_no_step_back() {
         let history = History::default();
-        history.rest_on(&extent(7, 10, &[(1, 3)], Mark::default()));
+        history.rest_on(&list_of(7, 10, &[(1, 3)], Mark::default()));
         let asked = history.mark();
         history.reach(12);
-        let listed = extent(7, 11, &[(1, 11)], asked);
+        let listed = list_of(7, 11, &[(1, 11)], asked);
         assert_eq!(history.contradiction(&listed), None);
         assert_eq!(history.count(&listed), None);
         assert_eq!(
-            history.count(&extent(7, 12, &[], history.mark())),
+            history.count(&list_of(7, 12, &[], history.mark())),
             Some((12, 1))
         );
     }

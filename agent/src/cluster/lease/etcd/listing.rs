@@ -7,11 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use etcd_client::{GetOptions, GetResponse, KeyValue};
 use tracing::warn;
 
-use super::history::{Extent, Print};
+use super::history::{KeyDigest, ListedKeys};
 use super::servers::{Servers, code};
 use super::settings::Keys;
 use crate::base::go_json::shorten;
-use crate::cluster::lease::{Lease, LeaseAttrs, LeaseEvent, StoreError, SubnetKey};
+use crate::cluster::lease::{Lease, LeaseAttrs, StoreError, SubnetKey};
 
 /// The longest message that is taken from a server, in bytes. The library's 4 MiB hold some 12,000 leases, and a watch
 /// that catches up may bring more than that at once.
@@ -26,7 +26,7 @@ pub(super) struct Listing {
     pub(super) revision: i64,
     pub(super) entries: Vec<Entry>,
     /// All keys, also those that name no subnet.
-    pub(super) extent: Extent,
+    pub(super) listed: ListedKeys,
 }
 
 /// One lease key.
@@ -57,7 +57,8 @@ pub(super) fn to_unsigned(revision: i64) -> u64 {
 }
 
 impl Listing {
-    pub(super) fn into_snapshot(self) -> LeaseEvent {
+    /// The readable leases, and the keys of the others.
+    pub(super) fn into_leases(self) -> (Vec<Lease>, Vec<SubnetKey>) {
         let (mut leases, mut unreadable) = (Vec::with_capacity(self.entries.len()), Vec::new());
         for entry in self.entries {
             let key = entry.key;
@@ -66,7 +67,7 @@ impl Listing {
                 None => unreadable.push(key),
             }
         }
-        LeaseEvent::Snapshot { leases, unreadable }
+        (leases, unreadable)
     }
 }
 
@@ -110,9 +111,9 @@ async fn list_by(
     page: i64,
 ) -> Result<Listing, StoreError> {
     let mut entries = Vec::new();
-    let mut extent = Extent {
+    let mut listed = ListedKeys {
         asked: servers.history.mark(),
-        ..Extent::default()
+        ..ListedKeys::default()
     };
     let mut start = keys.subnets.clone().into_bytes();
     let mut revision = 0;
@@ -125,8 +126,8 @@ async fn list_by(
         if revision == 0 {
             let header = response.header();
             revision = header.map_or(0, |header| header.revision());
-            extent.cluster = header.map_or(0, |header| header.cluster_id());
-            extent.revision = revision;
+            listed.cluster = header.map_or(0, |header| header.cluster_id());
+            listed.revision = revision;
         }
         let (more, kvs) = (response.more(), response.take_kvs());
         if let Some(last) = kvs.last() {
@@ -135,12 +136,12 @@ async fn list_by(
         }
         let done = kvs.is_empty() || !more;
         entries.extend(kvs.iter().filter_map(|kv| reports.entry(keys, kv)));
-        extent.prints.extend(kvs.iter().map(Print::new));
+        listed.digests.extend(kvs.iter().map(KeyDigest::new));
         if done {
             return Ok(Listing {
                 revision,
                 entries,
-                extent,
+                listed,
             });
         }
     }

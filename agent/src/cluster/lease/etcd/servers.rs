@@ -10,16 +10,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use etcd_client::{Client, Error};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tracing::debug;
 
-use super::DEADLINE;
 use super::history::History;
-use super::settings::EtcdSettings;
 use crate::base::endpoint::Endpoint;
 use crate::base::logging::chain;
-use crate::cluster::lease::etcd::SettingsError;
-use crate::cluster::lease::{Fault, StoreError};
-use crate::settings;
+use crate::cluster::lease::store::DEADLINE;
+use crate::cluster::lease::store::endpoints::{Attempt, Endpoints};
+use crate::cluster::lease::{Fault, SettingsError, StoreError};
+use crate::settings::Etcd;
 
 /// gRPC status codes (grpc/doc/statuscodes.md).
 pub(super) mod code {
@@ -39,8 +37,8 @@ pub(super) mod code {
 /// The cluster.
 #[derive(Debug)]
 pub(super) struct Servers {
-    settings: EtcdSettings,
-    endpoints: Vec<Endpoint>,
+    settings: Etcd,
+    endpoints: Endpoints,
     state: Mutex<State>,
     /// Counts how often all connections were given up.
     reconnections: watch::Sender<u64>,
@@ -50,17 +48,14 @@ pub(super) struct Servers {
 
 struct State {
     /// How to log in. Beside that, the settings are those that the store began with.
-    access: EtcdSettings,
-    current: usize,
+    access: Etcd,
     clients: Vec<Option<Client>>,
 }
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Clients hold the password.
-        f.debug_struct("State")
-            .field("current", &self.current)
-            .finish_non_exhaustive()
+        f.debug_struct("State").finish_non_exhaustive()
     }
 }
 
@@ -71,13 +66,12 @@ pub(super) struct Connection {
 }
 
 impl Servers {
-    pub(super) fn new(settings: EtcdSettings, endpoints: Vec<Endpoint>) -> Self {
+    pub(super) fn new(settings: Etcd, endpoints: Vec<Endpoint>) -> Self {
         let clients = endpoints.iter().map(|_| None).collect();
         Self {
-            endpoints,
+            endpoints: Endpoints::new("etcd", endpoints),
             state: Mutex::new(State {
                 access: settings.clone(),
-                current: 0,
                 clients,
             }),
             reconnections: watch::Sender::new(0),
@@ -87,14 +81,12 @@ impl Servers {
     }
 
     /// Logs in as these settings say from the next connection on, and makes new connections for the next requests.
-    pub(super) fn set_access(&self, new: &settings::Etcd) -> Result<(), SettingsError> {
-        let access = EtcdSettings {
-            cafile: new.cafile.clone(),
-            certfile: new.certfile.clone(),
-            keyfile: new.keyfile.clone(),
-            username: new.username.clone(),
-            password: new.password.clone(),
-            ..self.settings.clone()
+    pub(super) fn set_access(&self, new: &Etcd) -> Result<(), SettingsError> {
+        let access = Etcd {
+            endpoints: self.settings.endpoints.clone(),
+            prefix: self.settings.prefix.clone(),
+            lease_ttl: self.settings.lease_ttl,
+            ..new.clone()
         };
         access.check()?;
         let mut state = self.state();
@@ -147,8 +139,7 @@ impl Servers {
         Fut: Future<Output = Result<T, Error>>,
     {
         let mut attempts = Vec::new();
-        let mut fault = Fault::default();
-        for _ in 0..self.endpoints.len() {
+        for _ in 0..self.endpoints.count() {
             let (index, known) = self.current();
             let mut failure = match self.ask(index, known.clone(), &mut request).await {
                 Ok(answer) => return Ok(answer),
@@ -166,28 +157,21 @@ impl Servers {
                     Err(failure) => failure,
                 };
             }
-            let server = self.name(index);
-            debug!(server, cause = failure.cause, "request failed");
             if let Some(code) = failure.code.filter(|_| !failure.of_one_server) {
                 return Err(StoreError::Refused {
-                    server,
+                    server: self.endpoints.name(index),
                     reason: failure.cause,
                     code,
                 });
             }
-            self.give_up(index, failure.silent);
-            attempts.push(format!("{server}: {}", failure.cause));
-            fault = fault.max(failure.fault);
+            attempts.push(self.give_up(index, &failure));
             if !may_repeat && !failure.unsent {
                 // The connection may be one to a former life of the server.
                 self.forget(index);
                 break;
             }
         }
-        Err(StoreError::Unreachable {
-            attempts: attempts.join("; "),
-            fault,
-        })
+        Err(Endpoints::unreachable(&attempts))
     }
 
     /// Sends a request to one server, over a new connection if none is given.
@@ -240,41 +224,25 @@ impl Servers {
 
     /// The error that no server answered in time, the current one included.
     pub(super) fn silence(&self) -> StoreError {
-        let (index, _) = self.current();
-        StoreError::Unreachable {
-            attempts: format!("{}: {}", self.name(index), Failure::silence().cause),
-            fault: Fault::Other,
-        }
+        self.endpoints.silence()
     }
 
     /// The address of a connection's server, as configured.
     pub(super) fn url(&self, connection: &Connection) -> &str {
-        self.endpoints
-            .get(connection.index)
-            .map_or("", |endpoint| &endpoint.url)
+        self.endpoints.url(connection.index)
     }
 
-    pub(super) fn settings(&self) -> &EtcdSettings {
+    pub(super) fn settings(&self) -> &Etcd {
         &self.settings
     }
 
     fn unreachable(&self, index: usize, failure: &Failure) -> StoreError {
-        self.give_up(index, failure.silent);
-        StoreError::Unreachable {
-            attempts: format!("{}: {}", self.name(index), failure.cause),
-            fault: failure.fault,
-        }
-    }
-
-    fn name(&self, index: usize) -> String {
-        let url = self.endpoints.get(index).map_or("", |e| &e.url);
-        format!("etcd at {url}")
+        Endpoints::unreachable(&[self.give_up(index, failure)])
     }
 
     fn current(&self) -> (usize, Option<Client>) {
-        let state = self.state();
-        let client = state.clients.get(state.current).cloned().flatten();
-        (state.current, client)
+        let index = self.endpoints.current();
+        (index, self.state().clients.get(index).cloned().flatten())
     }
 
     /// Makes a client. Without a user this does not connect yet: the first request does.
@@ -295,17 +263,12 @@ impl Servers {
         Ok(client)
     }
 
-    /// Moves on to the next server, unless another task already did. A connection that fell silent may be half open, so
-    /// it is not used again.
-    fn give_up(&self, index: usize, silent: bool) {
-        let mut state = self.state();
-        if state.current == index {
-            state.current = (index + 1) % self.endpoints.len();
-        }
-        drop(state);
-        if silent {
+    /// Moves on to the next server. A connection that fell silent may be half open, so it is not used again.
+    fn give_up(&self, index: usize, failure: &Failure) -> Attempt {
+        if failure.silent {
             self.forget(index);
         }
+        self.endpoints.give_up(index, &failure.cause, failure.fault)
     }
 
     /// Makes the next request to a server use a new connection.

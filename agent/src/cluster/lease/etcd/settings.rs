@@ -1,108 +1,14 @@
 //! Where the etcd cluster is and how to reach it, checked before the first connection.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
-use thiserror::Error;
 
 use crate::base::endpoint::{self, Endpoint};
-use crate::cluster::lease::{LeaseKeyError, SubnetKey};
-use crate::settings::{self, Secret};
-
-/// How to reach etcd, and under which keys leases are kept.
-#[derive(Clone, Debug)]
-pub struct EtcdSettings {
-    /// The servers of one cluster: `http://HOST:PORT` or `https://HOST:PORT`. Without a scheme it is https if `cafile` or
-    /// `certfile` is given, else http. At least one.
-    pub endpoints: Vec<String>,
-    /// The folder of the cluster's keys, cleaned as Go's `path.Join` does: `//a/b/` is `/a/b`.
-    pub prefix: String,
-    /// Certificates of the authorities that may sign the servers' certificates (PEM). Without it, the system's.
-    pub cafile: Option<PathBuf>,
-    /// The client certificate (PEM); goes with `keyfile`.
-    pub certfile: Option<PathBuf>,
-    /// The client certificate's private key (PEM); goes with `certfile`.
-    pub keyfile: Option<PathBuf>,
-    /// etcd user; goes with `password`.
-    pub username: Option<String>,
-    /// etcd password; goes with `username`.
-    pub password: Option<Secret>,
-    /// How long a lease lasts after its node was last heard of; whole seconds, 1 s to 9,000,000,000 s (etcd's limit).
-    /// flannel's is 24 hours.
-    pub ttl: Duration,
-    /// For how long after an outage a lease that vanished meanwhile counts as there, so that its owner can take it again
-    /// without losing its peers.
-    pub grace: Duration,
-}
-
-impl From<settings::Etcd> for EtcdSettings {
-    fn from(etcd: settings::Etcd) -> Self {
-        Self {
-            endpoints: etcd.endpoints,
-            prefix: etcd.prefix,
-            cafile: etcd.cafile,
-            certfile: etcd.certfile,
-            keyfile: etcd.keyfile,
-            username: etcd.username,
-            password: etcd.password,
-            ttl: etcd.lease_ttl,
-            ..Self::default()
-        }
-    }
-}
-
-impl Default for EtcdSettings {
-    fn default() -> Self {
-        Self {
-            endpoints: vec!["http://127.0.0.1:2379".to_owned()],
-            prefix: "/coreos.com/network".to_owned(),
-            cafile: None,
-            certfile: None,
-            keyfile: None,
-            username: None,
-            password: None,
-            ttl: Duration::from_secs(24 * 60 * 60),
-            // Longer than the longest pause between two attempts to connect, with one that gets no answer.
-            grace: Duration::from_secs(20),
-        }
-    }
-}
-
-/// A setting for etcd is not usable.
-#[derive(Debug, Error)]
-pub enum SettingsError {
-    /// No server is named.
-    #[error("endpoints is empty: expected at least one, such as http://127.0.0.1:2379")]
-    NoEndpoint,
-    /// A server's address has another form.
-    #[error("endpoint {0:?} is not usable: expected {form}", form = endpoint::FORM)]
-    Endpoint(String),
-    /// Two settings go together.
-    #[error("{given} is set but {missing} is not; they go together")]
-    Half {
-        /// The setting that is given.
-        given: &'static str,
-        /// The setting that is not.
-        missing: &'static str,
-    },
-    /// A file cannot be read.
-    #[error("failed to read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// TLS is wanted without a CA file, and the system has no certificates.
-    #[error("no CA certificates: cafile is not set and none of {0} can be read")]
-    NoSystemRoots(String),
-    /// The lease duration is out of range.
-    #[error("ttl {0:?} is outside 1 s to 9000000000 s")]
-    Ttl(Duration),
-}
+use crate::base::tls::{SYSTEM_ROOTS, system_roots};
+use crate::cluster::lease::{LeaseKeyError, SettingsError, SubnetKey};
+use crate::settings::Etcd;
 
 /// The keys of one cluster.
 #[derive(Clone, Debug)]
@@ -124,7 +30,7 @@ impl Keys {
     }
 }
 
-impl EtcdSettings {
+impl Etcd {
     /// Checks everything that can be checked without a connection.
     pub(super) fn check(&self) -> Result<Vec<Endpoint>, SettingsError> {
         let pairs = [
@@ -144,13 +50,13 @@ impl EtcdSettings {
         for (a, has_a, b, has_b) in pairs {
             match (has_a, has_b) {
                 (true, false) => {
-                    return Err(SettingsError::Half {
+                    return Err(SettingsError::Alone {
                         given: a,
                         missing: b,
                     });
                 }
                 (false, true) => {
-                    return Err(SettingsError::Half {
+                    return Err(SettingsError::Alone {
                         given: b,
                         missing: a,
                     });
@@ -158,8 +64,10 @@ impl EtcdSettings {
                 (true, true) | (false, false) => {}
             }
         }
-        if self.ttl.subsec_nanos() != 0 || !(1..=9_000_000_000).contains(&self.ttl.as_secs()) {
-            return Err(SettingsError::Ttl(self.ttl));
+        if self.lease_ttl.subsec_nanos() != 0
+            || !(1..=9_000_000_000).contains(&self.lease_ttl.as_secs())
+        {
+            return Err(SettingsError::Ttl(self.lease_ttl));
         }
         let tls_by_default = self.cafile.is_some() || self.certfile.is_some();
         let read = |text: &String| {
@@ -185,7 +93,7 @@ impl EtcdSettings {
         const PING_INTERVAL: Duration = Duration::from_secs(10);
         const PING_TIMEOUT: Duration = Duration::from_secs(5);
         let mut options = ConnectOptions::new()
-            .with_connect_timeout(super::DEADLINE)
+            .with_connect_timeout(crate::cluster::lease::store::DEADLINE)
             .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
@@ -210,7 +118,8 @@ impl EtcdSettings {
         };
         let roots = match &self.cafile {
             Some(path) => read(path)?,
-            None => system_roots()?,
+            None => system_roots()
+                .ok_or_else(|| SettingsError::NoSystemRoots(SYSTEM_ROOTS.join(", ")))?,
         };
         let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(roots));
         if let (Some(cert), Some(key)) = (&self.certfile, &self.keyfile) {
@@ -228,20 +137,6 @@ impl EtcdSettings {
             challenges: join_path(&self.prefix, ".challenges/"),
         }
     }
-}
-
-/// Where distributions keep the certificates of public authorities: Debian, Fedora, Alpine.
-const SYSTEM_ROOTS: [&str; 3] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
-
-pub(crate) fn system_roots() -> Result<Vec<u8>, SettingsError> {
-    SYSTEM_ROOTS
-        .iter()
-        .find_map(|path| std::fs::read(path).ok())
-        .ok_or_else(|| SettingsError::NoSystemRoots(SYSTEM_ROOTS.join(", ")))
 }
 
 /// Go's `path.Join`, by which flannel builds its keys: no empty, `.` or `..` elements, no slash at the end; a path that
@@ -267,11 +162,12 @@ fn join_path(folder: &str, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Secret;
 
     fn with_prefix(prefix: &str) -> Keys {
-        EtcdSettings {
+        Etcd {
             prefix: prefix.to_owned(),
-            ..EtcdSettings::default()
+            ..Etcd::default()
         }
         .keys()
     }
@@ -299,14 +195,14 @@ mod tests {
 
     #[test]
     fn halves_and_bad_values_are_refused_and_secrets_hidden() {
-        let half = |change: fn(&mut EtcdSettings)| {
-            let mut settings = EtcdSettings::default();
+        let half = |change: fn(&mut Etcd)| {
+            let mut settings = Etcd::default();
             change(&mut settings);
             settings.check().expect_err("accepted").to_string()
         };
         assert!(half(|s| s.username = Some("u".into())).contains("password is not"));
         assert!(half(|s| s.keyfile = Some("k".into())).contains("certfile is not"));
-        assert!(half(|s| s.ttl = Duration::from_millis(500)).contains("outside 1 s"));
+        assert!(half(|s| s.lease_ttl = Duration::from_millis(500)).contains("outside 1 s"));
         assert!(half(|s| s.endpoints.clear()).contains("endpoints is empty"));
         let bad = half(|s| s.endpoints = vec!["http://u:hunter2@a:1".into()]);
         assert!(
@@ -319,9 +215,9 @@ mod tests {
         });
         assert_eq!(missing, "failed to read /nonexistent/ca.pem");
 
-        let settings = EtcdSettings {
+        let settings = Etcd {
             password: Some(Secret::new("hunter2".to_owned())),
-            ..EtcdSettings::default()
+            ..Etcd::default()
         };
         assert!(!format!("{settings:?}").contains("hunter2"));
     }

@@ -15,17 +15,19 @@ use etcd_client::{
 };
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::Store;
 use super::challenge;
 use super::config::{self, StoredConfig};
 use super::listing::{LONGEST_MESSAGE, Listing, get, is_compaction, list};
 use super::servers::{Connection, code};
-use super::spread::{LIST, spread};
-use super::{DEADLINE, Store};
 use crate::base::retry::{Backoff, random_seed};
-use crate::cluster::lease::{Lease, LeaseEvent, StoreError, StoreEvent, StoreTrouble, SubnetKey};
+use crate::cluster::lease::store::reporter::{Reporter, Unwanted};
+use crate::cluster::lease::store::spread::{LIST, spread};
+use crate::cluster::lease::store::{DEADLINE, RECONNECT};
+use crate::cluster::lease::{Lease, StoreError, StoreEvent, SubnetKey};
 
 /// After this long without a message the server is asked for one. HTTP/2 pings find dead connections sooner; this finds
 /// a server that answers pings and nothing else.
@@ -34,17 +36,10 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// The id of the watch of questions, on its stream; the server numbers the others from 0.
 const QUESTIONS: i64 = 100;
 
-/// Between attempts to reconnect: flannel's pauses.
-const RECONNECT: Backoff =
-    match Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0.5, 0) {
-        Ok(backoff) => backoff,
-        Err(_) => panic!("constant out of range"),
-    };
-
 /// Follows the leases until nobody wants the events any more.
 pub(super) struct Watcher {
     store: Arc<Store>,
-    events: Sender<StoreEvent>,
+    reporter: Reporter,
     own: Option<SubnetKey>,
     /// The start of the questions whether this node is alive.
     questions: Option<String>,
@@ -53,7 +48,6 @@ pub(super) struct Watcher {
     backoff: Backoff,
     /// Where to watch from, if all was just listed.
     next: Option<i64>,
-    said: Said,
     seed: u64,
 }
 
@@ -62,14 +56,6 @@ pub(super) struct Watcher {
 struct From {
     leases: i64,
     config: i64,
-}
-
-/// What was reported last about the server.
-#[derive(PartialEq, Eq)]
-enum Said {
-    Nothing,
-    Reachable(String),
-    Unreachable(StoreTrouble),
 }
 
 /// Why following ended.
@@ -90,6 +76,12 @@ impl std::convert::From<StoreError> for Stop {
     }
 }
 
+impl std::convert::From<Unwanted> for Stop {
+    fn from(_: Unwanted) -> Self {
+        Self::Unwanted
+    }
+}
+
 impl Watcher {
     pub(super) fn new(
         store: Arc<Store>,
@@ -101,12 +93,11 @@ impl Watcher {
             // Who holds no lease has nothing to answer.
             questions: own.and_then(|_| challenge::questions(&store, owner)),
             answers: JoinSet::new(),
+            reporter: Reporter::new(Arc::clone(&store.state), events),
             store,
-            events,
             own,
             backoff: RECONNECT.seeded(random_seed()),
             next: None,
-            said: Said::Nothing,
             seed: random_seed(),
         }
     }
@@ -131,15 +122,15 @@ impl Watcher {
                 Stop::Broken | Stop::Outdated => {}
                 Stop::Unwanted => return,
                 Stop::Failed(error) => {
-                    let said = Said::Unreachable((&error).into());
-                    if self.say(said).await.is_err() {
+                    let told = self.reporter.unreachable((&error).into()).await;
+                    if told.is_err() {
                         return;
                     }
                 }
             }
             interrupted = true;
             // What ended this watch may have ended those of all nodes.
-            let nodes = self.store.departures().population();
+            let nodes = self.store.state.hold_down().population();
             sleep(self.backoff.next_delay() + spread(nodes, LIST, &mut self.seed)).await;
         }
     }
@@ -155,17 +146,15 @@ impl Watcher {
         let (mut stream, leases) = self.open(&connection, from).await?;
         self.backoff.reset();
         let url = store.servers.url(&connection).to_owned();
-        self.say(Said::Reachable(url)).await?;
+        self.reporter.reachable(url).await?;
         self.answer_earlier().await;
         // The first watch's word was waited for. Refused ones have no id.
         let mut created = 1;
         loop {
-            let due = store.departures().due();
             let message = tokio::select! {
                 message = next_message(&mut stream) => message,
-                () = until(due) => {
-                    let removed = store.departures().take_gone(Instant::now());
-                    self.changed(Vec::new(), removed).await?;
+                () = self.reporter.hold_down_ends() => {
+                    self.reporter.gone().await?;
                     continue;
                 }
                 () = store.servers.history.doubted() => return Err(Stop::Outdated),
@@ -199,10 +188,10 @@ impl Watcher {
         let store = Arc::clone(&self.store);
         let (found, revision) = config::read(&store).await?;
         if interrupted {
-            store.hold_departures();
+            store.state.start_hold_down();
         }
         if let Some(event) = config::news(&store, found.as_ref()) {
-            self.send(event).await?;
+            self.reporter.send(event).await?;
         }
         let config = revision.saturating_add(1);
         let leases = match self.next.take() {
@@ -225,20 +214,17 @@ impl Watcher {
     async fn take_in(&mut self, listing: Listing) -> Result<(i64, bool), Stop> {
         let store = Arc::clone(&self.store);
         let other = self.contradiction(&listing).await?;
-        store.servers.history.rest_on(&listing.extent);
+        store.servers.history.rest_on(&listing.listed);
         let is_other = other.is_some();
         if let Some(reason) = other {
-            store.hold_departures();
-            self.send(StoreEvent::AnotherHistory { reason }).await?;
+            store.state.start_hold_down();
+            self.reporter
+                .send(StoreEvent::AnotherHistory { reason })
+                .await?;
         }
         let next = listing.revision + 1;
-        let keys = listing.entries.iter().map(|entry| entry.key);
-        let held = store.departures().listed(keys, Instant::now());
-        let mut snapshot = listing.into_snapshot();
-        if let LeaseEvent::Snapshot { unreadable, .. } = &mut snapshot {
-            unreadable.extend(held);
-        }
-        self.send(StoreEvent::Peers(snapshot)).await?;
+        let (leases, unreadable) = listing.into_leases();
+        self.reporter.snapshot(leases, unreadable).await?;
         Ok((next, is_other))
     }
 
@@ -248,8 +234,8 @@ impl Watcher {
     /// keys at that revision may.
     async fn contradiction(&self, listing: &Listing) -> Result<Option<String>, StoreError> {
         let servers = &self.store.servers;
-        let found = servers.history.contradiction(&listing.extent);
-        let known = servers.history.count(&listing.extent);
+        let found = servers.history.contradiction(&listing.listed);
+        let known = servers.history.count(&listing.listed);
         let (None, Some((revision, known))) = (&found, known) else {
             return Ok(found);
         };
@@ -434,36 +420,16 @@ impl Watcher {
         if let Some(seen) = seen {
             store.servers.history.reach(seen);
         }
-        let (mut set, mut removed) = (Vec::new(), Vec::new());
-        let now = Instant::now();
-        for (key, lease) in changes {
-            match lease {
-                Some(lease) => {
-                    store.departures().set(key);
-                    set.push(lease);
-                }
-                None if store.departures().removed(key, now) => removed.push(key),
-                None => {}
-            }
-        }
-        self.changed(set, removed).await
+        Ok(self.reporter.changes(changes).await?)
     }
 
     async fn config_changed(&self, event: &Event) -> Result<(), Stop> {
         let kv = event.kv().filter(|_| event.event_type() == EventType::Put);
         let found = kv.map(StoredConfig::new);
         match config::news(&self.store, found.as_ref()) {
-            Some(event) => self.send(event).await,
+            Some(event) => Ok(self.reporter.send(event).await?),
             None => Ok(()),
         }
-    }
-
-    async fn changed(&self, set: Vec<Lease>, removed: Vec<SubnetKey>) -> Result<(), Stop> {
-        if set.is_empty() && removed.is_empty() {
-            return Ok(());
-        }
-        self.send(StoreEvent::Peers(LeaseEvent::Changes { set, removed }))
-            .await
     }
 
     /// Wakes the keeper if the own key is not as this node wrote it last. `None`: the key is not there.
@@ -476,29 +442,8 @@ impl Watcher {
             Err(_) => false,
         };
         if self.own.is_some() && !as_written {
-            self.store.touched.notify_one();
+            self.store.state.touch();
         }
-    }
-
-    async fn say(&mut self, said: Said) -> Result<(), Stop> {
-        if self.said == said {
-            return Ok(());
-        }
-        let event = match &said {
-            Said::Nothing => return Ok(()),
-            Said::Reachable(endpoint) => StoreEvent::Reachable {
-                endpoint: endpoint.clone(),
-            },
-            Said::Unreachable(error) => StoreEvent::Unreachable {
-                error: error.clone(),
-            },
-        };
-        self.said = said;
-        self.send(event).await
-    }
-
-    async fn send(&self, event: StoreEvent) -> Result<(), Stop> {
-        self.events.send(event).await.map_err(|_| Stop::Unwanted)
     }
 }
 
@@ -509,14 +454,6 @@ impl Watcher {
 /// present revision, so with events only the last of them counts.
 fn seen_revision(header: Option<i64>, last: Option<i64>) -> Option<i64> {
     last.or(header)
-}
-
-/// Waits for a time; without one, for ever.
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// The next message. `Err(None)`: the server fell silent.

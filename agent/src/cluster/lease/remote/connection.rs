@@ -4,27 +4,21 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
 use nix::sys::socket::{setsockopt, sockopt};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::base::endpoint::Endpoint;
+use crate::base::http::{self, ExchangeError};
 use crate::cluster::lease::Fault;
 use crate::cluster::remote::tls::{Files, TlsError};
 use crate::cluster::remote::{JSON, REASON, Reason};
-
-/// The longest answer that is taken, in bytes: some 200,000 leases.
-const LONGEST_ANSWER: usize = 64 * 1024 * 1024;
 
 /// For how long what was sent may stay without the other side's word that it arrived.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
@@ -64,6 +58,15 @@ impl Failure {
         match self {
             Self::Tls(_) => Fault::Tls,
             failure => Fault::of(failure),
+        }
+    }
+}
+
+impl From<ExchangeError> for Failure {
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Http(error) => Self::Http(error),
+            ExchangeError::Body(error) => Self::Body(error),
         }
     }
 }
@@ -108,10 +111,8 @@ pub(super) struct Answer {
 
 /// A connection, closed when it is dropped.
 pub(super) struct Connection {
-    sender: SendRequest<Full<Bytes>>,
+    http: http::Connection,
     authority: String,
-    /// The task that moves the bytes ends with it.
-    _driver: JoinSet<()>,
 }
 
 impl Connection {
@@ -126,7 +127,10 @@ impl Connection {
         let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &millis);
         let _ = stream.set_nodelay(true);
         if !server.tls {
-            return Self::start(stream, authority).await;
+            return Ok(Self {
+                http: http::Connection::start(stream).await?,
+                authority: authority.to_owned(),
+            });
         }
         let host = authority
             .rsplit_once(':')
@@ -139,29 +143,15 @@ impl Connection {
             .connect(name, stream)
             .await
             .map_err(Failure::Connect)?;
-        Self::start(stream, authority).await
-    }
-
-    async fn start(
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        authority: &str,
-    ) -> Result<Self, Failure> {
-        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            // Whoever waits for an answer is told what is wrong as well.
-            let _ = driver.await;
-        });
         Ok(Self {
-            sender,
+            http: http::Connection::start(stream).await?,
             authority: authority.to_owned(),
-            _driver: tasks,
         })
     }
 
     /// Whether another request may be sent.
     pub(super) fn is_usable(&self) -> bool {
-        !self.sender.is_closed()
+        self.http.is_usable()
     }
 
     /// Sends a request and reads the answer, whole.
@@ -174,19 +164,13 @@ impl Connection {
             request = request.header(CONTENT_TYPE, JSON);
         }
         let request = request.body(Full::from(question.body.clone()))?;
-        self.sender.ready().await?;
-        let response = self.sender.send_request(request).await?;
+        let response = self.http.ask(request).await?;
         let status = response.status().as_u16();
         let reason = Reason::read(response.headers().get(REASON).map(|value| value.as_bytes()));
-        let body = Limited::new(response.into_body(), LONGEST_ANSWER)
-            .collect()
-            .await
-            .map_err(Failure::Body)?
-            .to_bytes();
         Ok(Answer {
             status,
             reason,
-            body,
+            body: response.into_body(),
         })
     }
 }

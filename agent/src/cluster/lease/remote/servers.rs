@@ -1,68 +1,57 @@
 //! The servers: one is asked, and the next one when it does not answer or has no etcd.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::timeout;
-use tracing::debug;
 
 use super::connection::{Answer, Connection, Failure, Question};
 use crate::base::endpoint::Endpoint;
 use crate::base::go_json::shorten;
 use crate::base::logging::chain;
-use crate::cluster::lease::etcd::DEADLINE;
-use crate::cluster::lease::{Fault, StoreError};
+use crate::cluster::lease::StoreError;
+use crate::cluster::lease::store::DEADLINE;
+use crate::cluster::lease::store::endpoints::{Attempt, Endpoints};
 use crate::cluster::remote::Reason;
 use crate::cluster::remote::tls::Files;
 
 /// The servers, any of which will do.
 #[derive(Debug)]
 pub(super) struct Servers {
-    endpoints: Vec<Endpoint>,
+    endpoints: Endpoints,
     files: Files,
-    current: Mutex<usize>,
 }
 
 impl Servers {
     /// At least one endpoint is needed; without any, every request fails.
     pub(super) fn new(endpoints: Vec<Endpoint>, files: Files) -> Self {
         Self {
-            endpoints,
+            endpoints: Endpoints::new("selvage server", endpoints),
             files,
-            current: Mutex::new(0),
         }
     }
 
     /// How many there are.
     pub(super) fn count(&self) -> usize {
-        self.endpoints.len()
+        self.endpoints.count()
     }
 
     /// The address of the server in use.
     pub(super) fn url(&self) -> String {
-        let endpoint = self.endpoints.get(self.current());
-        endpoint.map(|e| e.url.clone()).unwrap_or_default()
+        self.endpoints.url(self.endpoints.current()).to_owned()
     }
 
     /// Asks the current server over a connection of its own, and as long as servers do not answer each of the others
     /// once. So the request may reach several of them, and must be one that may be repeated.
     pub(super) async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
         let mut attempts = Vec::new();
-        let mut fault = Fault::default();
-        for _ in 0..self.endpoints.len() {
-            let index = self.current();
+        for _ in 0..self.endpoints.count() {
+            let index = self.endpoints.current();
             match self.ask_at(index, question, &mut None, DEADLINE).await {
                 Ok(answer) => return self.understood(index, answer),
-                Err(failure) => {
-                    attempts.push(self.give_up(index, &failure));
-                    fault = fault.max(failure.fault());
-                }
+                Err(failure) => attempts.push(self.give_up(index, &failure)),
             }
         }
-        Err(StoreError::Unreachable {
-            attempts: attempts.join("; "),
-            fault,
-        })
+        Err(Endpoints::unreachable(&attempts))
     }
 
     /// Asks the current server alone, over `connection` if that still stands; whatever connection there is afterwards
@@ -73,7 +62,7 @@ impl Servers {
         connection: &mut Option<Connection>,
         limit: Duration,
     ) -> Result<Answer, StoreError> {
-        let index = self.current();
+        let index = self.endpoints.current();
         match self.ask_at(index, question, connection, limit).await {
             Ok(answer) => self.understood(index, answer),
             Err(failure) => Err(self.failed(index, &failure)),
@@ -82,19 +71,12 @@ impl Servers {
 
     /// Says that the current server's answer makes no sense.
     pub(super) fn nonsense(&self, error: String) -> StoreError {
-        self.failed(self.current(), &Failure::Answer(error))
+        self.failed(self.endpoints.current(), &Failure::Answer(error))
     }
 
     /// The error that nobody answered in time.
     pub(super) fn silence(&self) -> StoreError {
-        StoreError::Unreachable {
-            attempts: format!(
-                "{}: {}",
-                self.name(self.current()),
-                Failure::Silence(DEADLINE)
-            ),
-            fault: Fault::Other,
-        }
+        self.endpoints.silence()
     }
 
     async fn ask_at(
@@ -145,13 +127,13 @@ impl Servers {
         Err(match answer.reason {
             Reason::NoNetworkConfig => StoreError::NoNetworkConfig {
                 key: match reason.strip_prefix("no network config at ") {
-                    Some(key) => format!("{key} ({})", self.name(index)),
-                    None => self.name(index),
+                    Some(key) => format!("{key} ({})", self.endpoints.name(index)),
+                    None => self.endpoints.name(index),
                 },
             },
             Reason::NoLease => StoreError::NoLease { reason },
             Reason::Unreachable | Reason::Refused => StoreError::Refused {
-                server: self.name(index),
+                server: self.endpoints.name(index),
                 reason,
                 code: answer.status.into(),
             },
@@ -159,34 +141,16 @@ impl Servers {
     }
 
     fn failed(&self, index: usize, failure: &Failure) -> StoreError {
-        StoreError::Unreachable {
-            attempts: self.give_up(index, failure),
-            fault: failure.fault(),
-        }
+        Endpoints::unreachable(&[self.give_up(index, failure)])
     }
 
-    /// Moves on to the next server, unless somebody else already did. What is wrong with this one, in words.
-    fn give_up(&self, index: usize, failure: &Failure) -> String {
-        let server = self.name(index);
+    /// Moves on to the next server. What is wrong with this one, in words.
+    fn give_up(&self, index: usize, failure: &Failure) -> Attempt {
         let cause = match failure {
             Failure::Tls(error) => chain(error),
             failure => failure.to_string(),
         };
-        debug!(server, cause, "request failed");
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if *current == index {
-            *current = (index + 1) % self.endpoints.len().max(1);
-        }
-        format!("{server}: {cause}")
-    }
-
-    fn name(&self, index: usize) -> String {
-        let url = self.endpoints.get(index).map_or("", |e| &e.url);
-        format!("selvage server at {url}")
-    }
-
-    fn current(&self) -> usize {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        self.endpoints.give_up(index, &cause, failure.fault())
     }
 }
 

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use hyper::Method;
 use tokio::sync::mpsc::Sender;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 use tracing::debug;
 
+use super::Shared;
 use super::connection::Connection;
-use super::{GRACE, Shared};
 use crate::base::retry::{Backoff, random_seed};
-use crate::cluster::lease::etcd::DEADLINE;
-use crate::cluster::lease::{Lease, LeaseEvent, StoreError, StoreEvent, StoreTrouble, SubnetKey};
+use crate::cluster::lease::store::reporter::{Reporter, Unwanted};
+use crate::cluster::lease::store::{DEADLINE, RECONNECT};
+use crate::cluster::lease::{Lease, StoreError, StoreEvent, StoreTrouble, SubnetKey};
 use crate::cluster::remote::wire::{News, Watched};
 
 /// How long a server may keep an answer back that has no news. A server that is gone without a word is noticed after this.
@@ -22,35 +23,16 @@ const WAIT: Duration = Duration::from_secs(20);
 /// How long an answer to a first watch may take: it may be long.
 const FIRST: Duration = Duration::from_secs(30);
 
-/// Between attempts to reach a server again: flannel's pauses for etcd.
-const RECONNECT: Backoff =
-    match Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0.5, 0) {
-        Ok(backoff) => backoff,
-        Err(_) => panic!("constant out of range"),
-    };
-
-/// Nobody wants the events any more.
-struct Unwanted;
-
-/// What was reported last about the servers.
-#[derive(PartialEq, Eq)]
-enum Said {
-    Nothing,
-    Reachable(String),
-    Unreachable(StoreTrouble),
-}
-
 /// Follows the leases until nobody wants the events any more.
 pub(super) struct Watcher {
     shared: Arc<Shared>,
-    events: Sender<StoreEvent>,
+    reporter: Reporter,
     backoff: Backoff,
     connection: Option<Connection>,
     /// Where to go on; `None` for all leases.
     cursor: Option<String>,
     /// The tag of the network config that was read last.
     config: Option<String>,
-    said: Said,
     /// What the servers said that failed since one last answered.
     failures: Vec<StoreTrouble>,
 }
@@ -58,13 +40,12 @@ pub(super) struct Watcher {
 impl Watcher {
     pub(super) fn new(shared: Arc<Shared>, events: Sender<StoreEvent>) -> Self {
         Self {
+            reporter: Reporter::new(Arc::clone(&shared.state), events),
             shared,
-            events,
             backoff: RECONNECT.seeded(random_seed()),
             connection: None,
             cursor: None,
             config: None,
-            said: Said::Nothing,
             failures: Vec::new(),
         }
     }
@@ -76,14 +57,10 @@ impl Watcher {
 
     /// One long poll and what comes of it.
     async fn poll(&mut self) -> Result<(), Unwanted> {
-        let due = self.shared.departures().due();
         let asked = tokio::select! {
             asked = ask(&self.shared, self.cursor.as_deref(), &mut self.connection) => asked,
-            () = until(due) => {
-                // The poll that is given up closes its connection with it.
-                let removed = self.shared.departures().take_gone(Instant::now());
-                return self.changed(Vec::new(), removed).await;
-            }
+            // The poll that is given up closes its connection with it.
+            () = self.reporter.hold_down_ends() => return self.reporter.gone().await,
         };
         match asked {
             Ok(watched) => {
@@ -98,14 +75,14 @@ impl Watcher {
                 }
                 self.failures.clear();
                 let url = self.shared.servers.url();
-                self.say(Said::Reachable(url)).await?;
+                self.reporter.reachable(url).await?;
                 self.received(watched).await
             }
             Err(error) => {
                 debug!("the watch of the leases ended: {error}");
                 // The next server numbers its changes in its own way, and so may this one from now on.
                 self.connection = None;
-                self.shared.departures().hold(Instant::now() + GRACE);
+                self.shared.state.start_hold_down();
                 self.failures.push((&error).into());
                 let servers = self.shared.servers.count();
                 if self.failures.len() >= servers || matches!(error, StoreError::Refused { .. }) {
@@ -121,7 +98,7 @@ impl Watcher {
                         ..(&error).into()
                     };
                     self.failures.clear();
-                    self.say(Said::Unreachable(trouble)).await?;
+                    self.reporter.unreachable(trouble).await?;
                     sleep(self.backoff.next_delay()).await;
                 }
                 Ok(())
@@ -131,40 +108,18 @@ impl Watcher {
 
     async fn received(&mut self, watched: Watched) -> Result<(), Unwanted> {
         match watched.news {
-            News::Snapshot {
-                leases,
-                mut unreadable,
-            } => {
-                let keys = leases.iter().map(|lease| lease.key);
-                let keys = keys.chain(unreadable.iter().copied());
-                let held = self.shared.departures().listed(keys, Instant::now());
-                unreadable.extend(held);
-                self.look_at_own(&leases, true);
-                let snapshot = LeaseEvent::Snapshot { leases, unreadable };
-                self.send(StoreEvent::Peers(snapshot)).await?;
+            News::Snapshot { leases, unreadable } => {
+                let own = self.own();
+                let found = leases.iter().find(|lease| Some(lease.key) == own);
+                self.look_at_own(found);
+                self.reporter.snapshot(leases, unreadable).await?;
             }
             News::Changes(changes) => {
                 let changes: BTreeMap<SubnetKey, Option<Lease>> = changes.into_iter().collect();
-                let (mut set, mut removed, mut own_gone) = (Vec::new(), Vec::new(), false);
-                let own = self.own();
-                let now = Instant::now();
-                for (key, lease) in changes {
-                    let mut departures = self.shared.departures();
-                    match lease {
-                        Some(lease) => {
-                            departures.set(key);
-                            set.push(lease);
-                        }
-                        None => {
-                            own_gone |= own == Some(key);
-                            if departures.removed(key, now) {
-                                removed.push(key);
-                            }
-                        }
-                    }
+                if let Some(own) = self.own().and_then(|own| changes.get(&own)) {
+                    self.look_at_own(own.as_ref());
                 }
-                self.look_at_own(&set, own_gone);
-                self.changed(set, removed).await?;
+                self.reporter.changes(changes).await?;
             }
         }
         self.cursor = Some(watched.cursor);
@@ -179,22 +134,18 @@ impl Watcher {
         self.shared.held().as_ref().map(|held| held.key)
     }
 
-    /// Wakes the keeper if the own lease is not as it should be. `whole`: it must be among these.
-    fn look_at_own(&self, leases: &[Lease], whole: bool) {
+    /// Wakes the keeper if the own lease is not as it should be. `None`: it is not there.
+    fn look_at_own(&self, found: Option<&Lease>) {
         let held = self.shared.held();
         let Some(held) = held.as_ref() else { return };
-        let found = leases.iter().find(|lease| lease.key == held.key);
-        let as_wanted = match found {
-            None => !whole,
+        let as_wanted = found.is_some_and(|lease| {
             // The server may write the owner in its own way.
-            Some(lease) => {
-                let mut attrs = lease.attrs.clone();
-                attrs.owner.clone_from(&held.wanted.owner);
-                attrs == held.wanted
-            }
-        };
+            let mut attrs = lease.attrs.clone();
+            attrs.owner.clone_from(&held.wanted.owner);
+            lease.key == held.key && attrs == held.wanted
+        });
         if !as_wanted {
-            self.shared.touched.notify_one();
+            self.shared.state.touch();
         }
     }
 
@@ -220,38 +171,11 @@ impl Watcher {
             })
         };
         if news {
-            self.send(StoreEvent::NetworkConfig(config)).await?;
+            self.reporter
+                .send(StoreEvent::NetworkConfig(config))
+                .await?;
         }
         Ok(true)
-    }
-
-    async fn changed(&self, set: Vec<Lease>, removed: Vec<SubnetKey>) -> Result<(), Unwanted> {
-        if set.is_empty() && removed.is_empty() {
-            return Ok(());
-        }
-        self.send(StoreEvent::Peers(LeaseEvent::Changes { set, removed }))
-            .await
-    }
-
-    async fn say(&mut self, said: Said) -> Result<(), Unwanted> {
-        if self.said == said {
-            return Ok(());
-        }
-        let event = match &said {
-            Said::Nothing => return Ok(()),
-            Said::Reachable(endpoint) => StoreEvent::Reachable {
-                endpoint: endpoint.clone(),
-            },
-            Said::Unreachable(error) => StoreEvent::Unreachable {
-                error: error.clone(),
-            },
-        };
-        self.said = said;
-        self.send(event).await
-    }
-
-    async fn send(&self, event: StoreEvent) -> Result<(), Unwanted> {
-        self.events.send(event).await.map_err(|_| Unwanted)
     }
 }
 
@@ -276,12 +200,4 @@ async fn ask(
     let text = String::from_utf8_lossy(&answer.body);
     Watched::parse(&text, cursor.is_some())
         .map_err(|error| shared.servers.nonsense(error.to_string()))
-}
-
-/// Waits for a time; without one, for ever.
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }

@@ -12,16 +12,16 @@ use crate::cluster::lease::SubnetKey;
 
 /// What the agent was told to exist, and what of that does not.
 #[derive(Debug, Default)]
-pub(in crate::cluster::lease) struct Departures {
+pub(in crate::cluster::lease) struct HoldDown {
     known: BTreeSet<SubnetKey>,
     missing: BTreeSet<SubnetKey>,
     /// Until when what is missing counts as there.
     until: Option<Instant>,
 }
 
-impl Departures {
+impl HoldDown {
     /// There was an outage: what is missing afterwards counts as there until then.
-    pub(in crate::cluster::lease) fn hold(&mut self, until: Instant) {
+    pub(in crate::cluster::lease) fn start(&mut self, until: Instant) {
         self.until = self.until.max(Some(until));
     }
 
@@ -32,7 +32,7 @@ impl Departures {
     }
 
     /// How many leases there are, as far as is known.
-    pub(super) fn population(&self) -> usize {
+    pub(in crate::cluster::lease) fn population(&self) -> usize {
         self.known.len()
     }
 
@@ -97,43 +97,43 @@ mod tests {
 
     #[test]
     fn in_quiet_times_a_lease_ends_at_once() {
-        let (mut departures, now) = (Departures::default(), Instant::now());
+        let (mut hold_down, now) = (HoldDown::default(), Instant::now());
         let all = keys(&[1, 2, 3]);
-        assert_eq!(departures.listed(all.iter().copied(), now), []);
-        assert!(departures.removed(all[0], now));
-        assert_eq!(departures.listed(keys(&[3]).into_iter(), now), []);
-        assert_eq!((departures.due(), departures.population()), (None, 1));
+        assert_eq!(hold_down.listed(all.iter().copied(), now), []);
+        assert!(hold_down.removed(all[0], now));
+        assert_eq!(hold_down.listed(keys(&[3]).into_iter(), now), []);
+        assert_eq!((hold_down.due(), hold_down.population()), (None, 1));
     }
 
     #[test]
     fn after_an_outage_what_is_missing_counts_as_there_for_a_while() {
-        let (mut departures, now) = (Departures::default(), Instant::now());
+        let (mut hold_down, now) = (HoldDown::default(), Instant::now());
         let all = keys(&[1, 2, 3, 4]);
-        departures.listed(all.iter().copied(), now);
+        hold_down.listed(all.iter().copied(), now);
         let later = now + Duration::from_secs(20);
-        departures.hold(later);
-        departures.hold(now);
-        assert_eq!(departures.listed(keys(&[3, 4]).into_iter(), now), all[..2]);
-        assert!(!departures.removed(all[2], now));
+        hold_down.start(later);
+        hold_down.start(now);
+        assert_eq!(hold_down.listed(keys(&[3, 4]).into_iter(), now), all[..2]);
+        assert!(!hold_down.removed(all[2], now));
         // The first is taken again; what never was known may go.
-        departures.set(all[0]);
-        assert!(departures.removed(keys(&[9])[0], now));
-        assert_eq!(departures.due(), Some(later));
-        assert_eq!(departures.take_gone(now), []);
+        hold_down.set(all[0]);
+        assert!(hold_down.removed(keys(&[9])[0], now));
+        assert_eq!(hold_down.due(), Some(later));
+        assert_eq!(hold_down.take_gone(now), []);
         // The next list says the same.
-        assert_eq!(departures.listed(keys(&[1, 4]).into_iter(), now), all[1..3]);
-        assert_eq!(departures.take_gone(later), all[1..3]);
-        assert_eq!((departures.due(), departures.population()), (None, 2));
-        assert!(departures.removed(all[0], later));
+        assert_eq!(hold_down.listed(keys(&[1, 4]).into_iter(), now), all[1..3]);
+        assert_eq!(hold_down.take_gone(later), all[1..3]);
+        assert_eq!((hold_down.due(), hold_down.population()), (None, 2));
+        assert!(hold_down.removed(all[0], later));
     }
 
     #[test]
-    fn the_own_lease_is_never_held() {
-        let (mut departures, now) = (Departures::default(), Instant::now());
+    fn the_own_lease_is_never_held_down() {
+        let (mut hold_down, now) = (HoldDown::default(), Instant::now());
         let own = keys(&[1])[0];
-        departures.listed([own].into_iter(), now);
-        departures.hold(now + Duration::from_secs(20));
-        departures.forget(&own);
-        assert_eq!(departures.listed(std::iter::empty(), now), []);
+        hold_down.listed([own].into_iter(), now);
+        hold_down.start(now + Duration::from_secs(20));
+        hold_down.forget(&own);
+        assert_eq!(hold_down.listed(std::iter::empty(), now), []);
     }
 }

@@ -11,13 +11,17 @@ use crate::base::retry::next_random;
 
 /// For reading all leases again, as whoever opens a watch anew does, or taking a lost one again, which includes that. A
 /// server answers some hundred lists of 10,000 leases in a second.
-pub(super) const LIST: Duration = Duration::from_millis(1);
+pub(in crate::cluster::lease) const LIST: Duration = Duration::from_millis(1);
 
 /// Nobody waits longer, however large the cluster says it is: leases are written by others.
 const LONGEST: Duration = Duration::from_secs(10);
 
 /// A random time below `per_node` for each node of the cluster.
-pub(super) fn spread(nodes: usize, per_node: Duration, seed: &mut u64) -> Duration {
+pub(in crate::cluster::lease) fn spread(
+    nodes: usize,
+    per_node: Duration,
+    seed: &mut u64,
+) -> Duration {
     let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
     let whole = per_node.saturating_mul(nodes).min(LONGEST);
     // 32 random bits as a fraction of 1: f64 holds them exactly.

@@ -1,0 +1,119 @@
+//! How the own lease is extended and restored: what etcd offers the [keeper](crate::cluster::lease::store::keeper).
+
+use std::sync::Arc;
+
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::Store;
+use super::held::{EtcdLease, Held, Settled, keep_alive};
+use crate::base::retry::random_seed;
+use crate::cluster::lease::store::keeper::{Lasts, Outcome, OwnLease};
+use crate::cluster::lease::store::spread::{LIST, spread};
+use crate::cluster::lease::store::state::State;
+use crate::cluster::lease::{StoreError, Tenure};
+
+/// The lease that the store holds.
+pub(super) struct Own {
+    store: Arc<Store>,
+    seed: u64,
+}
+
+impl Own {
+    /// The lease that the store has just taken up, and how long it lasts. `aged`: it is an older one.
+    pub(super) fn begin(
+        store: Arc<Store>,
+        etcd_lease: Option<EtcdLease>,
+        aged: bool,
+    ) -> (Self, Lasts) {
+        let ttl = etcd_lease.map(|lease| lease.ttl);
+        let lasts = match ttl {
+            None => Lasts::Forever,
+            Some(_) if aged => Lasts::Unknown,
+            Some(ttl) => Lasts::FromNow(ttl),
+        };
+        match aged {
+            true => store.state.set_tenure(Tenure { ttl, expires: None }),
+            false => store.state.extended(ttl),
+        }
+        let seed = random_seed();
+        (Self { store, seed }, lasts)
+    }
+}
+
+impl OwnLease for Own {
+    fn state(&self) -> &State {
+        &self.store.state
+    }
+
+    async fn look_after(&mut self, renew: bool, touched: &mut bool) -> Result<Outcome, StoreError> {
+        let store = Arc::clone(&self.store);
+        let state = &store.state;
+        let mut guard = store.held.lock().await;
+        let Some(held) = guard.as_mut() else {
+            return Ok(Outcome::Lost {
+                reason: "the lease is lost: it was given up meanwhile".to_owned(),
+            });
+        };
+        let before = held.etcd_lease;
+        let settled = extend(&store, held, renew, touched).await?;
+        let etcd_lease = held.etcd_lease;
+        match settled {
+            Settled::Kept { rewritten } => {
+                drop(guard);
+                let lasts = match etcd_lease {
+                    None => Lasts::Forever,
+                    // Somebody attached another one, of which an unknown part has passed.
+                    Some(_) if etcd_lease != before => Lasts::Unknown,
+                    Some(lease) if renew => Lasts::FromNow(lease.ttl),
+                    Some(_) => Lasts::AsBefore,
+                };
+                if matches!(lasts, Lasts::Forever | Lasts::FromNow(_)) {
+                    state.extended(etcd_lease.map(|lease| lease.ttl));
+                }
+                store.spares.revoke(&store.servers).await;
+                Ok(Outcome::Kept {
+                    lasts,
+                    slow_down: rewritten,
+                })
+            }
+            Settled::Lost { reason } => {
+                let reason = format!("lease of {} is lost: {reason}", held.key);
+                let own = held.key;
+                if let Some(lease) = etcd_lease {
+                    store.spares.add(lease.id);
+                }
+                *guard = None;
+                drop(guard);
+                state.lost(&own);
+                let nodes = state.hold_down().population();
+                sleep(spread(nodes, LIST, &mut self.seed)).await;
+                Ok(Outcome::Lost { reason })
+            }
+        }
+    }
+}
+
+/// Extends the lease if that is due; if it is gone, or its key was touched, sees to the key.
+async fn extend(
+    store: &Store,
+    held: &mut Held,
+    renew: bool,
+    touched: &mut bool,
+) -> Result<Settled, StoreError> {
+    if let Some(lease) = held.etcd_lease.filter(|_| renew) {
+        *touched |= !keep_alive(&store.servers, lease).await?;
+    }
+    if !*touched {
+        return Ok(Settled::Kept { rewritten: false });
+    }
+    let settled = held.settle(store).await?;
+    if settled == (Settled::Kept { rewritten: true }) {
+        let subnet = held.key.to_string();
+        warn!(
+            subnet,
+            "the key of the own lease was not as this node wants it, and is restored"
+        );
+    }
+    Ok(settled)
+}

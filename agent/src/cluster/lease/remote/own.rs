@@ -1,0 +1,53 @@
+//! How the own lease is extended and asked after: what a server offers the [keeper](crate::cluster::lease::store::keeper).
+
+use std::sync::Arc;
+
+use super::Shared;
+use crate::cluster::lease::StoreError;
+use crate::cluster::lease::store::keeper::{Lasts, Outcome, OwnLease};
+use crate::cluster::lease::store::state::State;
+
+/// The lease of one acquisition.
+pub(super) struct Own {
+    pub(super) shared: Arc<Shared>,
+    pub(super) term: u64,
+}
+
+impl OwnLease for Own {
+    fn state(&self) -> &State {
+        &self.shared.state
+    }
+
+    /// To extend the lease is to look at it: the server compares what is in etcd.
+    async fn look_after(
+        &mut self,
+        _renew: bool,
+        touched: &mut bool,
+    ) -> Result<Outcome, StoreError> {
+        match self.shared.renew(self.term).await {
+            Ok(ttl) => Ok(Outcome::Kept {
+                lasts: ttl.map_or(Lasts::Forever, Lasts::FromNow),
+                slow_down: *touched,
+            }),
+            Err(StoreError::NoLease { reason }) => Ok(Outcome::Lost {
+                reason: self.lost(&reason),
+            }),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Own {
+    /// The lease is no longer held; one of another term is none of its business.
+    fn lost(&self, reason: &str) -> String {
+        let term = self.term;
+        let lost = self.shared.held().take_if(|held| held.term == term);
+        match lost {
+            Some(held) => {
+                self.shared.state.lost(&held.key);
+                format!("lease of {} is lost: {reason}", held.key)
+            }
+            None => format!("the lease is lost: {reason}"),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What a watcher says of the leases and of the servers, each thing once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::mpsc::Sender;
+use tokio::time::Instant;
+
+use super::state::State;
+use super::{LeaseEvent, StoreEvent};
+use crate::cluster::lease::{Lease, StoreTrouble, SubnetKey};
+
+/// Nobody wants the events any more: the store is gone.
+#[derive(Debug)]
+pub(in crate::cluster::lease) struct Unwanted;
+
+/// What was said last about the servers.
+#[derive(PartialEq, Eq)]
+enum Connectivity {
+    Unknown,
+    Reachable(String),
+    Unreachable(StoreTrouble),
+}
+
+/// Tells the agent what its store sees. A lease that vanished in an outage is kept back while the hold-down lasts.
+pub(in crate::cluster::lease) struct Reporter {
+    state: Arc<State>,
+    events: Sender<StoreEvent>,
+    said: Connectivity,
+}
+
+impl Reporter {
+    pub(in crate::cluster::lease) fn new(state: Arc<State>, events: Sender<StoreEvent>) -> Self {
+        Self {
+            state,
+            events,
+            said: Connectivity::Unknown,
+        }
+    }
+
+    /// A server answers. Says so if it is the first, or another one than before.
+    pub(in crate::cluster::lease) async fn reachable(
+        &mut self,
+        endpoint: String,
+    ) -> Result<(), Unwanted> {
+        self.say(Connectivity::Reachable(endpoint)).await
+    }
+
+    /// No server answers. Says so once for each reason.
+    pub(in crate::cluster::lease) async fn unreachable(
+        &mut self,
+        error: StoreTrouble,
+    ) -> Result<(), Unwanted> {
+        self.say(Connectivity::Unreachable(error)).await
+    }
+
+    async fn say(&mut self, said: Connectivity) -> Result<(), Unwanted> {
+        if self.said == said {
+            return Ok(());
+        }
+        let event = match said {
+            Connectivity::Unknown => return Ok(()),
+            Connectivity::Reachable(ref endpoint) => StoreEvent::Reachable {
+                endpoint: endpoint.clone(),
+            },
+            Connectivity::Unreachable(ref error) => StoreEvent::Unreachable {
+                error: error.clone(),
+            },
+        };
+        self.said = said;
+        self.send(event).await
+    }
+
+    /// All leases were listed, and the keys whose value cannot be read.
+    pub(in crate::cluster::lease) async fn snapshot(
+        &self,
+        leases: Vec<Lease>,
+        mut unreadable: Vec<SubnetKey>,
+    ) -> Result<(), Unwanted> {
+        let keys = leases.iter().map(|lease| lease.key);
+        let keys = keys.chain(unreadable.iter().copied());
+        let held = self.state.hold_down().listed(keys, Instant::now());
+        unreadable.extend(held);
+        let snapshot = LeaseEvent::Snapshot { leases, unreadable };
+        self.send(StoreEvent::Peers(snapshot)).await
+    }
+
+    /// Leases were written (`Some`) or ended.
+    pub(in crate::cluster::lease) async fn changes(
+        &self,
+        changes: BTreeMap<SubnetKey, Option<Lease>>,
+    ) -> Result<(), Unwanted> {
+        let (mut set, mut removed) = (Vec::new(), Vec::new());
+        let now = Instant::now();
+        for (key, lease) in changes {
+            let mut hold_down = self.state.hold_down();
+            match lease {
+                Some(lease) => {
+                    hold_down.set(key);
+                    set.push(lease);
+                }
+                None if hold_down.removed(key, now) => removed.push(key),
+                None => {}
+            }
+        }
+        self.changed(set, removed).await
+    }
+
+    /// Waits until the hold-down ends; for ever if nothing is held down. Cancel-safe.
+    pub(in crate::cluster::lease) fn hold_down_ends(
+        &self,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        super::until(self.state.hold_down().due())
+    }
+
+    /// The hold-down ended: what nobody took again in time is gone.
+    pub(in crate::cluster::lease) async fn gone(&self) -> Result<(), Unwanted> {
+        let removed = self.state.hold_down().take_gone(Instant::now());
+        self.changed(Vec::new(), removed).await
+    }
+
+    async fn changed(&self, set: Vec<Lease>, removed: Vec<SubnetKey>) -> Result<(), Unwanted> {
+        if set.is_empty() && removed.is_empty() {
+            return Ok(());
+        }
+        self.send(StoreEvent::Peers(LeaseEvent::Changes { set, removed }))
+            .await
+    }
+
+    pub(in crate::cluster::lease) async fn send(&self, event: StoreEvent) -> Result<(), Unwanted> {
+        self.events.send(event).await.map_err(|_| Unwanted)
+    }
+}

@@ -1,0 +1,75 @@
+//! What the tasks of a store share, whatever service keeps the leases.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Tenure;
+use super::hold_down::HoldDown;
+use crate::cluster::lease::SubnetKey;
+
+/// What the watcher, the keeper and whoever asks the store for something have in common.
+#[derive(Debug)]
+pub(in crate::cluster::lease) struct State {
+    /// For how long after an outage a lease that vanished meanwhile counts as there.
+    grace: Duration,
+    hold_down: Mutex<HoldDown>,
+    tenure: Mutex<Tenure>,
+    touched: Notify,
+}
+
+impl State {
+    pub(in crate::cluster::lease) fn new(grace: Duration) -> Self {
+        Self {
+            grace,
+            hold_down: Mutex::default(),
+            tenure: Mutex::default(),
+            touched: Notify::new(),
+        }
+    }
+
+    pub(in crate::cluster::lease) fn hold_down(&self) -> MutexGuard<'_, HoldDown> {
+        // Valid at every step, so a panic elsewhere does not spoil it.
+        self.hold_down
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on, and for a while, a lease that vanished counts as there.
+    pub(in crate::cluster::lease) fn start_hold_down(&self) {
+        self.hold_down().start(Instant::now() + self.grace);
+    }
+
+    /// The own lease is lost. Where one lease ended, others may have: their owners are taking them again.
+    pub(in crate::cluster::lease) fn lost(&self, own: &SubnetKey) {
+        self.hold_down().forget(own);
+        self.start_hold_down();
+    }
+
+    /// How long the own lease lasts, as far as is known.
+    pub(in crate::cluster::lease) fn tenure(&self) -> Tenure {
+        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The own lease lasts so long from now; `None` for a reservation.
+    pub(in crate::cluster::lease) fn extended(&self, ttl: Option<Duration>) {
+        let expires = ttl.map(|ttl| Instant::now() + ttl);
+        self.set_tenure(Tenure { ttl, expires });
+    }
+
+    pub(in crate::cluster::lease) fn set_tenure(&self, tenure: Tenure) {
+        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner) = tenure;
+    }
+
+    /// The own lease may not be as this node wants it: the keeper is to look.
+    pub(in crate::cluster::lease) fn touch(&self) {
+        self.touched.notify_one();
+    }
+
+    /// Waits for [`Self::touch`], also for one that nobody waited for. Cancel-safe.
+    pub(in crate::cluster::lease) async fn touched(&self) {
+        self.touched.notified().await;
+    }
+}

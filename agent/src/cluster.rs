@@ -7,5 +7,4 @@ pub mod lease;
 pub mod network_config;
 pub mod peers;
 pub mod refusal;
-pub mod remote;
 pub mod serve;

@@ -18,6 +18,8 @@ pub mod cluster;
 pub mod command;
 pub mod flannel;
 pub mod host;
+#[cfg(test)]
+mod layering;
 pub mod plan;
 pub mod settings;
 pub mod telemetry;

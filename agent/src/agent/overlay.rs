@@ -214,7 +214,7 @@ impl Overlay {
             own,
             former,
         } = place;
-        log_uncarried(&*backend, &config);
+        log_limits(&*backend, &config, &underlay);
         let mut peers = PeerTable::new(&config, &own, check_peer(&backend));
         peers.set_host(host.clone());
         Self {
@@ -601,8 +601,11 @@ impl Overlay {
     }
 }
 
-/// Says what of the network the back end leaves to others.
-fn log_uncarried(backend: &dyn Backend, config: &NetworkConfig) {
+/// Logs what the backend cannot do here, and which networks it leaves to others.
+fn log_limits(backend: &dyn Backend, config: &NetworkConfig, underlay: &Underlay) {
+    if let Some(caution) = backend.caution() {
+        warn!(iface = %underlay.name, "{caution}");
+    }
     let carried = backend.scope().networks;
     for network in config
         .networks()
@@ -611,7 +614,7 @@ fn log_uncarried(backend: &dyn Backend, config: &NetworkConfig) {
         warn!(
             backend = backend.kind(),
             %network,
-            "this back end carries IPv4 alone: nodes get subnets of this network, and no packets between them; another back end, such as vxlan, carries both"
+            "this backend carries only IPv4: nodes get subnets of this network, but no packets pass between them; another backend, such as vxlan, carries both"
         );
     }
 }

@@ -19,6 +19,7 @@ mod chosen;
 pub mod etcd;
 mod key;
 pub mod remote;
+pub mod rest;
 mod store;
 mod trouble;
 

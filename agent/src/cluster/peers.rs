@@ -507,14 +507,18 @@ impl PeerTable {
         self.settle_pending(batch);
         while !batch.moved.is_empty() {
             let moved = std::mem::take(&mut batch.moved);
-            let refused = self.refusals.iter();
-            let waiting: Vec<_> = refused
-                .filter(|(_, refusal)| {
-                    refusal
-                        .holder()
-                        .is_some_and(|holder| moved.contains(holder))
-                })
-                .filter_map(|(key, _)| self.latest.get(key).cloned())
+            let refused = self.refusals.iter().filter(|(_, refusal)| {
+                refusal
+                    .holder()
+                    .is_some_and(|holder| moved.contains(holder))
+            });
+            // What keeps the update of a lease out that an older one has in its way is not remembered.
+            let blocked = self.blocked_by.keys();
+            let outdated = blocked.filter(|key| self.latest.get(key) != self.sound.get(key));
+            let waiting: BTreeSet<_> = refused.map(|(key, _)| key).chain(outdated).collect();
+            let waiting: Vec<_> = waiting
+                .into_iter()
+                .filter_map(|key| self.latest.get(key).cloned())
                 .collect();
             for lease in waiting {
                 self.admit(lease, Standing::Known, batch);

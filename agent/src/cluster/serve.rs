@@ -23,7 +23,7 @@ use self::networks::Networks;
 use self::site::LeaseService;
 use crate::base::service::Service;
 use crate::cluster::lease::SettingsError;
-use crate::cluster::remote::tls::{Files, TlsError};
+use crate::cluster::lease::rest::tls::{Files, TlsError};
 use crate::settings::Settings;
 
 mod answer;

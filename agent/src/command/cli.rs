@@ -7,7 +7,6 @@ use ipnet::IpNet;
 
 use crate::base::terminal::Colour;
 use crate::cluster::lease::SubnetKey;
-use crate::command::manual::Shell;
 use crate::command::options::OptionsCommand;
 use crate::settings::{
     CleanupFlags, DoctorSettings, LeaveFlags, NetworkSettings, PeersSettings, ReserveSettings,
@@ -103,6 +102,17 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+}
+
+/// Whose completions are printed.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shell {
+    /// For /usr/share/bash-completion/completions/selvage.
+    Bash,
+    /// For /usr/share/zsh/vendor-completions/_selvage.
+    Zsh,
+    /// For /usr/share/fish/vendor_completions.d/selvage.fish.
+    Fish,
 }
 
 /// What `selvage status` is asked.

@@ -11,8 +11,8 @@ use crate::base::machine_id;
 use crate::cluster::lease::SettingsError;
 use crate::cluster::lease::etcd::{EtcdStore, Record};
 use crate::cluster::lease::remote::RemoteStore;
+use crate::cluster::lease::rest::tls::TlsError;
 use crate::cluster::lease::{Lease, Released, StoreError, SubnetKey};
-use crate::cluster::remote::tls::TlsError;
 use crate::host::subnet_file;
 use crate::settings::Settings;
 

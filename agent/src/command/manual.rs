@@ -8,13 +8,13 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use clap::{Command, CommandFactory, ValueEnum};
+use clap::{Command, CommandFactory};
 use clap_complete::aot;
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, roman};
 use thiserror::Error;
 
-use crate::command::cli::Cli;
+use crate::command::cli::{Cli, Shell};
 
 mod settings_page;
 
@@ -29,17 +29,6 @@ const SOURCE: &str = concat!("selvage ", env!("CARGO_PKG_VERSION"));
 
 /// What all pages have at the top.
 const MANUAL: &str = "Selvage Manual";
-
-/// Whose completions are printed.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Shell {
-    /// For /usr/share/bash-completion/completions/selvage.
-    Bash,
-    /// For /usr/share/zsh/vendor-completions/_selvage.
-    Zsh,
-    /// For /usr/share/fish/vendor_completions.d/selvage.fish.
-    Fish,
-}
 
 /// The pages or the completions cannot be written.
 #[derive(Debug, Error)]

@@ -46,6 +46,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The same back end, with the same identity, over another underlay.
     fn over(&self, underlay: &Underlay) -> Box<dyn Backend>;
 
+    /// What an operator should know who uses it on this host.
+    fn caution(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What in the kernel is ours.
     fn scope(&self) -> Scope;
 

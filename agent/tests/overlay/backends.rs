@@ -252,7 +252,7 @@ fn back_ends_of_ipv4_alone_carry_it_beside_ipv6() {
     wait_until("the containers to meet over IPv4", || {
         one.reaches_address(target, 56)
     });
-    let said = "this back end carries IPv4 alone";
+    let said = "this backend carries only IPv4";
     assert!(one.log().contains(said), "{}", one.log());
     let leases = store.etcdctl(&["get", "--prefix", "/coreos.com/network/subnets/"]);
     assert_eq!(leases.matches("\"PublicIPv6\":null").count(), 2, "{leases}");

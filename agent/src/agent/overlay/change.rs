@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::leaving::Leaving;
-use super::{ConnectError, Overlay, list, log_uncarried};
+use super::{ConnectError, Overlay, list, log_limits};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey, allocate};
 use crate::cluster::network_config::NetworkConfig;
 use crate::host::open::{self, OpenError};
@@ -186,7 +186,7 @@ impl Overlay {
                 parsed.kind()
             );
         }
-        log_uncarried(&*backend, config);
+        log_limits(&*backend, config, &self.underlay);
         // Its first command may have made anew what the others worked on.
         self.reconciler.renew_hooks();
         Ok(backend.into())

@@ -12,8 +12,8 @@ use super::etcd::{self, EtcdStore};
 use super::remote::{self, RemoteStore};
 use super::{Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
 use crate::base::endpoint;
+use crate::cluster::lease::rest::tls::TlsError;
 use crate::cluster::network_config::NetworkConfig;
-use crate::cluster::remote::tls::TlsError;
 use crate::settings::Settings;
 
 /// The store that the settings choose.

@@ -21,6 +21,9 @@ use self::servers::Servers;
 use self::watch::Watcher;
 use crate::base::endpoint::Endpoint;
 use crate::cluster::lease::allocate::Avoid;
+use crate::cluster::lease::rest::MOST_AVOIDED;
+use crate::cluster::lease::rest::tls::{Files, TlsError};
+use crate::cluster::lease::rest::wire::{self, FLANNELS_TTL, LeaseBody, News, Received, Watched};
 use crate::cluster::lease::store::keeper::{Keeper, Lasts};
 use crate::cluster::lease::store::state::State;
 use crate::cluster::lease::store::tasks::Tasks;
@@ -30,9 +33,6 @@ use crate::cluster::lease::{
     allocate,
 };
 use crate::cluster::network_config::NetworkConfig;
-use crate::cluster::remote::MOST_AVOIDED;
-use crate::cluster::remote::tls::{Files, TlsError};
-use crate::cluster::remote::wire::{self, FLANNELS_TTL, LeaseBody, News, Received, Watched};
 use crate::settings::Remote;
 
 mod connection;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::base::http::PLAIN;
 use crate::cluster::lease::StoreError;
-use crate::cluster::remote::{JSON, REASON, Reason, wire};
+use crate::cluster::lease::rest::{JSON, REASON, Reason, wire};
 
 /// Why a request is not served.
 #[derive(Debug)]

@@ -32,7 +32,7 @@ use super::request::Client;
 use super::site::Shared;
 use crate::base::logging::chain;
 use crate::base::net::site_of;
-use crate::cluster::remote::tls::{Files, TlsError};
+use crate::cluster::lease::rest::tls::{Files, TlsError};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);

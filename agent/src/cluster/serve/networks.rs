@@ -14,8 +14,8 @@ use super::table::Table;
 use crate::base::retry::{Backoff, random_seed};
 use crate::cluster::lease::SettingsError;
 use crate::cluster::lease::etcd::{Broker, EtcdStore};
+use crate::cluster::lease::rest::wire::{self, LeaseBody, WatchResult};
 use crate::cluster::lease::{LeaseStore, StoreError, StoreEvent};
-use crate::cluster::remote::wire::{self, LeaseBody, WatchResult};
 use crate::settings::Etcd;
 use crate::settings::is_network_name;
 

@@ -26,9 +26,9 @@ use super::table::News;
 use crate::base::net::{unusable_v4, unusable_v6};
 use crate::cluster::lease::allocate::Avoid;
 use crate::cluster::lease::etcd::Granted;
+use crate::cluster::lease::rest::wire::{Event, EventType, LeaseBody, Received, WatchResult};
+use crate::cluster::lease::rest::{LONGEST_WAIT, MOST_AVOIDED, Reason};
 use crate::cluster::lease::{Lease, LeaseAttrs, Released, StoreError, SubnetKey};
-use crate::cluster::remote::wire::{Event, EventType, LeaseBody, Received, WatchResult};
-use crate::cluster::remote::{LONGEST_WAIT, MOST_AVOIDED, Reason};
 
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::cluster::lease::rest::wire::EventType;
 use crate::cluster::lease::{Lease, LeaseEvent, SubnetKey};
-use crate::cluster::remote::wire::EventType;
 
 /// How many changes are remembered: a client that missed more is better served with all leases.
 const HISTORY: usize = 8192;

@@ -13,7 +13,6 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use tracing::warn;
 
 use super::table::{Definition, Options};
 use super::{Backend, Opening, Setup, Unfit, attrs, same_kind};
@@ -56,12 +55,6 @@ impl Options for HostGwConfig {
                 });
             }
         }
-        if !setup.underlay.has_neighbors {
-            warn!(
-                iface = %setup.underlay.name,
-                "host-gw over a device without neighbours, such as a VPN's: its other end must know the way to every node's containers"
-            );
-        }
         let backend = HostGwBackend::new(setup.config, setup.underlay);
         Ok(Opening::ready(backend))
     }
@@ -94,6 +87,12 @@ impl Backend for HostGwBackend {
             underlay: underlay.clone(),
             ..self.clone()
         })
+    }
+
+    fn caution(&self) -> Option<&'static str> {
+        (!self.underlay.has_neighbors).then_some(
+            "host-gw over a device without neighbours, such as a VPN's: the other end of that device needs a route to every node's containers",
+        )
     }
 
     fn scope(&self) -> Scope {

@@ -17,8 +17,8 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use crate::base::endpoint::Endpoint;
 use crate::base::http::{self, ExchangeError};
 use crate::cluster::lease::Fault;
-use crate::cluster::remote::tls::{Files, TlsError};
-use crate::cluster::remote::{JSON, REASON, Reason};
+use crate::cluster::lease::rest::tls::{Files, TlsError};
+use crate::cluster::lease::rest::{JSON, REASON, Reason};
 
 /// For how long what was sent may stay without the other side's word that it arrived.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);

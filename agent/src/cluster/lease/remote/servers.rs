@@ -9,10 +9,10 @@ use crate::base::endpoint::Endpoint;
 use crate::base::go_json::shorten;
 use crate::base::logging::chain;
 use crate::cluster::lease::StoreError;
+use crate::cluster::lease::rest::Reason;
+use crate::cluster::lease::rest::tls::Files;
 use crate::cluster::lease::store::DEADLINE;
 use crate::cluster::lease::store::endpoints::{Attempt, Endpoints};
-use crate::cluster::remote::Reason;
-use crate::cluster::remote::tls::Files;
 
 /// The servers, any of which will do.
 #[derive(Debug)]

@@ -12,10 +12,10 @@ use tracing::debug;
 use super::Shared;
 use super::connection::Connection;
 use crate::base::retry::{Backoff, random_seed};
+use crate::cluster::lease::rest::wire::{News, Watched};
 use crate::cluster::lease::store::reporter::{Reporter, Unwanted};
 use crate::cluster::lease::store::{DEADLINE, RECONNECT};
 use crate::cluster::lease::{Lease, StoreError, StoreEvent, StoreTrouble, SubnetKey};
-use crate::cluster::remote::wire::{News, Watched};
 
 /// How long a server may keep an answer back that has no news. A server that is gone without a word is noticed after this.
 const WAIT: Duration = Duration::from_secs(20);

@@ -11,7 +11,7 @@ use crate::cluster::lease::LeaseStore;
 use crate::telemetry::control::Question;
 use crate::telemetry::docker_bridge;
 use crate::telemetry::status::{
-    self, Cause, Code, Docker, Health, Kernel, SCHEMA, State, Status, Store, TaskName,
+    self, Cause, Code, Docker, Health, Kernel, Peer, SCHEMA, State, Status, Store, TaskName,
 };
 
 impl<S: LeaseStore> Agent<'_, S> {
@@ -23,8 +23,8 @@ impl<S: LeaseStore> Agent<'_, S> {
         status.kernel.interval_seconds = self.settings.agent.resync.as_secs();
         status.files.subnet_file = self.settings.files.subnet_file.display().to_string();
         status.clock = self.clock.seen();
+        self.health.set_sample(self.sample_joining(status.clone()));
         self.control.set_joining(Some(status));
-        self.health.set_sample(self.sample_joining());
     }
 
     pub(super) async fn answer(&self, question: Question, overlay: &mut Overlay, tasks: &Tasks) {
@@ -33,7 +33,8 @@ impl<S: LeaseStore> Agent<'_, S> {
             Question::Status(sender) if sender.is_closed() => (),
             Question::Peer(_, sender) if sender.is_closed() => (),
             Question::Status(sender) => {
-                let _ = sender.send(self.report(overlay, tasks).await);
+                let peers = overlay.list_peers().await;
+                let _ = sender.send(self.report(overlay, tasks, peers).await);
             }
             Question::Peer(asked, sender) => {
                 let _ = sender.send(overlay.detail(asked).await);
@@ -41,7 +42,13 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    async fn report(&self, overlay: &mut Overlay, tasks: &Tasks) -> Status {
+    /// The status, with the peers that it is to have.
+    pub(super) async fn report(
+        &self,
+        overlay: &mut Overlay,
+        tasks: &Tasks,
+        peers: Vec<Peer>,
+    ) -> Status {
         let causes = self.troubles(tasks);
         let state = if causes.is_empty() {
             State::Ready
@@ -79,7 +86,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             },
             files: overlay.files(),
             docker: self.docker.clone(),
-            peers: overlay.list_peers().await,
+            peers,
             clock: self.clock.seen(),
         }
     }

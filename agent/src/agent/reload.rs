@@ -94,7 +94,6 @@ impl<S: LeaseStore> Agent<'_, S> {
             waiting_for_restart = pending.len(),
             "settings reloaded"
         );
-        self.events.reloads.pending = pending.len();
         self.process.settings_rejected = None;
         self.process.settings_pending = pending;
         self.settings = effective;

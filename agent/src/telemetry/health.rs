@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::base::http::{self, Answer, Handler};
 use crate::telemetry::metrics::Sample;
-use crate::telemetry::status::Cause;
+use crate::telemetry::status::{Agent, Cause, Status};
 
 /// How old what `/metrics` shows may be: so often at the most the loop is asked, however many scrape.
 const SAMPLE_AGE: Duration = Duration::from_secs(1);
@@ -153,10 +153,7 @@ impl Health {
     /// that the agent has joined.
     pub(crate) fn new() -> (Self, Scrapes) {
         let (scrapes, receiver) = mpsc::channel(1);
-        let sample = Sample {
-            joining: true,
-            ..Sample::default()
-        };
+        let sample = Sample::joining(Status::joining(Agent::of_process("", 0), Vec::new()));
         let state = State {
             readiness: Mutex::default(),
             sample: Mutex::new((Arc::new(sample), Instant::now())),
@@ -219,7 +216,7 @@ impl Health {
     async fn metrics(&self) -> String {
         let _one_at_a_time = self.0.asking.lock().await;
         let (mut sample, at) = self.sample().clone();
-        if !sample.joining && at.elapsed() >= SAMPLE_AGE {
+        if !sample.is_joining() && at.elapsed() >= SAMPLE_AGE {
             let asked = async {
                 let (answer, answered) = oneshot::channel();
                 self.0.scrapes.send(answer).await.ok()?;

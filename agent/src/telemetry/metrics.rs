@@ -1,8 +1,8 @@
 //! What Prometheus is told: names, types and meaning of all metrics.
 //!
-//! A [`Sample`] is what the agent's loop knows at one moment; it is made when somebody asks, from the very state that the
-//! loop works on. The names are an interface, as flags are: alerts and dashboards hang on them. No label has more values
-//! than there are kinds of something, or devices of ours: the number of series does not grow with the cluster.
+//! A [`Sample`] is made of the very [`Status`] that `selvage status` shows, and of counters that nobody else asks for. The
+//! names are an interface, as flags are: alerts and dashboards hang on them. No label has more values than there are kinds
+//! of something, or devices of ours: the number of series does not grow with the cluster.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,9 +11,8 @@ use tokio::time::Instant;
 
 use self::process::Process;
 use self::text::{Kind, Text};
-use crate::host::reconcile::Counts;
 use crate::host::udp::Counters;
-use crate::telemetry::status::Device;
+use crate::telemetry::status::{Device, State, Status, TaskName};
 
 mod process;
 mod text;
@@ -22,26 +21,18 @@ mod text;
 pub(crate) type Tally = BTreeMap<&'static str, u64>;
 
 /// What the agent's loop knows.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sample {
-    /// Whether the loop still joins and so cannot be asked.
-    pub(crate) joining: bool,
-    /// When the process started, in seconds since the Unix epoch.
-    pub(crate) started: u64,
-    /// What may be wrong, and whether it is.
-    pub(crate) troubles: Vec<(&'static str, bool)>,
+    /// How the agent is, without the list of the peers.
+    pub(crate) status: Status,
+    /// When that was.
+    pub(crate) at: Instant,
     /// How often each task failed.
     pub(crate) task_failures: Tally,
-    pub(crate) store: Store,
-    /// The own lease; `None` before there is one.
-    pub(crate) lease: Option<Lease>,
-    /// The overlay; `None` before there is one.
-    pub(crate) overlay: Option<Overlay>,
-    /// The overlay devices.
-    pub(crate) devices: Vec<Device>,
-    /// What went through the udp back end's data plane, if there is one.
+    /// How many peers there are; `None` while the agent joins.
+    pub(crate) peers: Option<Peers>,
+    /// What went through the udp backend's data plane, if there is one.
     pub(crate) data_plane: Option<Counters>,
-    pub(crate) clock_jumps: u64,
     /// What happened since the start of the process.
     pub(crate) events: Events,
 }
@@ -61,73 +52,50 @@ pub(crate) struct Events {
     pub(crate) store_errors: Tally,
     /// Network configs that were refused.
     pub(crate) configs_rejected: u64,
-    /// Settings were read anew.
+    /// The settings were reloaded.
     pub(crate) reloads: Reloads,
 }
 
-/// What became of reading the settings anew.
+/// What became of reloading the settings.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reloads {
     pub(crate) done: u64,
     pub(crate) failed: u64,
     /// Whether the last one failed.
     pub(crate) last_failed: bool,
-    /// How many changed keys wait for a restart.
-    pub(crate) pending: usize,
 }
 
-/// Where leases are kept.
+/// How many peers there are. With ten thousand, this is asked for far more often than the list.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Store {
-    pub(crate) kind: &'static str,
-    /// The server in use; `None` while none answers.
-    pub(crate) server: Option<String>,
-}
-
-/// The own lease.
-#[derive(Clone, Debug)]
-pub(crate) struct Lease {
-    /// Whether the store still has it as this node's.
-    pub(crate) held: bool,
-    /// When this process took it, in seconds since the Unix epoch.
-    pub(crate) since: u64,
-    /// For how long it is granted; `None` for a reservation.
-    pub(crate) ttl: Option<Duration>,
-    /// When it ends if nothing extends it.
-    pub(crate) expires: Option<Instant>,
-}
-
-/// The overlay.
-#[derive(Clone, Debug)]
-pub(crate) struct Overlay {
-    pub(crate) backend: &'static str,
-    /// By which rules the firewall works; `None` before it did.
-    pub(crate) firewall: Option<String>,
-    /// The underlay's interface.
-    pub(crate) underlay: String,
-    /// Peers that this host is set up to reach.
-    pub(crate) peers: usize,
+pub(crate) struct Peers {
+    /// Those that this host is set up to reach.
+    pub(crate) used: usize,
     /// Those of them for which the kernel lacks something.
-    pub(crate) peers_failed: usize,
-    /// Leases that are not used, by the kind of reason.
+    pub(crate) failed: usize,
+    /// Leases that are not used, by the class of the reason.
     pub(crate) refused: Tally,
     /// All leases that there are, the own one included.
     pub(crate) leases: usize,
-    /// How many subnets can be leased.
-    pub(crate) subnets: u64,
-    pub(crate) kernel: Counts,
-    /// Kernel objects that are not as they should be.
-    pub(crate) troubled: usize,
-    pub(crate) resyncs: u64,
-    /// How long all of them took together.
-    pub(crate) resync_total: Duration,
-    /// When the last one was, and how long it took.
-    pub(crate) resync_last: Option<(u64, Duration)>,
-    pub(crate) resync_interval: Duration,
-    pub(crate) firewall_updates: u64,
 }
 
 impl Sample {
+    /// Of an agent that joins, or is about to.
+    pub(crate) fn joining(status: Status) -> Self {
+        Self {
+            status,
+            at: Instant::now(),
+            task_failures: Tally::new(),
+            peers: None,
+            data_plane: None,
+            events: Events::default(),
+        }
+    }
+
+    /// Whether the loop still joins and so cannot be asked.
+    pub(crate) fn is_joining(&self) -> bool {
+        self.status.health.state == State::Joining
+    }
+
     /// The whole text that Prometheus reads.
     pub(crate) fn text(&self, ready: bool) -> String {
         self.write(ready, &Process::read(), Instant::now())
@@ -138,7 +106,7 @@ impl Sample {
         text.family(
             "selvage_build_info",
             Kind::Gauge,
-            "Which agent this is; always 1.",
+            "Version of the agent; always 1.",
         )
         .with(&[("version", env!("CARGO_PKG_VERSION"))], 1);
         text.gauge(
@@ -149,29 +117,32 @@ impl Sample {
         let mut reasons = text.family(
             "selvage_not_ready_reasons",
             Kind::Gauge,
-            "Whether this is a reason for not being ready: 1 or 0.",
+            "Whether this reason keeps the agent from being ready: 1 or 0.",
         );
-        for (reason, holds) in &self.troubles {
-            reasons.with(&[("reason", reason)], u8::from(*holds));
+        for task in TaskName::ALL {
+            let holds = self.status.cause(*task).is_some();
+            reasons.with(&[("reason", task.as_str())], u8::from(holds));
         }
         tally(
             &mut text,
             "selvage_task_failures_total",
-            "How often the agent failed at what it does, by task.",
+            "Failed attempts, by task.",
             "task",
             &self.task_failures,
         );
         self.write_store(&mut text);
         self.write_lease(&mut text, now);
-        if let Some(overlay) = &self.overlay {
-            overlay.write(&mut text);
+        self.write_overlay(&mut text);
+        if let Some(peers) = &self.peers {
+            peers.write(&mut text);
         }
+        self.write_kernel(&mut text);
         self.write_rest(&mut text);
         self.write_devices(&mut text);
         if let Some(counters) = &self.data_plane {
             write_data_plane(&mut text, counters);
         }
-        process.write(self.started, &mut text);
+        process.write(self.status.agent.started_time, &mut text);
         text.into_string()
     }
 
@@ -179,15 +150,16 @@ impl Sample {
         text.gauge(
             "selvage_store_reachable",
             "Whether a server of the lease store answers: 1 or 0.",
-            u8::from(self.store.server.is_some()),
+            u8::from(self.status.store.server.is_some()),
         );
-        if let Some(server) = &self.store.server {
+        let store = &self.status.store;
+        if let Some(server) = &store.server {
             text.family(
                 "selvage_store_info",
                 Kind::Gauge,
-                "Which server of the lease store is in use; always 1.",
+                "Server of the lease store in use; always 1.",
             )
-            .with(&[("kind", self.store.kind), ("server", server)], 1);
+            .with(&[("kind", &store.kind), ("server", server)], 1);
         }
         tally(
             text,
@@ -199,29 +171,31 @@ impl Sample {
     }
 
     fn write_lease(&self, text: &mut Text, now: Instant) {
-        if let Some(lease) = &self.lease {
+        if let Some(lease) = &self.status.lease {
             text.gauge(
                 "selvage_lease_held",
-                "Whether the lease store has this host's subnet as its own: 1 or 0.",
+                "Whether the lease store has a lease of this host: 1 or 0.",
                 u8::from(lease.held),
             );
             text.gauge(
                 "selvage_lease_acquired_timestamp_seconds",
-                "When the agent took the lease, in seconds since the Unix epoch.",
-                lease.since,
+                "When the agent acquired the lease, in seconds since the Unix epoch.",
+                lease.since_time,
             );
-            if let Some(ttl) = lease.ttl {
+            if let Some(ttl) = lease.ttl_seconds {
                 text.gauge(
                     "selvage_lease_ttl_seconds",
-                    "For how long the lease is granted; absent for a reservation.",
-                    ttl.as_secs(),
+                    "TTL of the lease; absent for a reservation.",
+                    ttl,
                 );
             }
-            if let Some(expires) = lease.expires {
+            if let Some(left) = lease.left_seconds {
+                // Where the loop is too busy to answer, what it said last grows old.
+                let age = now.saturating_duration_since(self.at).as_secs();
                 text.gauge(
                     "selvage_lease_remaining_seconds",
-                    "How long the lease lasts if nothing extends it; absent for a reservation.",
-                    expires.saturating_duration_since(now).as_secs_f64(),
+                    "Time until the lease expires if it is not renewed; absent for a reservation.",
+                    left.saturating_sub(age),
                 );
             }
         }
@@ -229,22 +203,22 @@ impl Sample {
         for (name, help, value) in [
             (
                 "selvage_lease_renewals_total",
-                "How often the lease was extended.",
+                "Successful renewals of the lease.",
                 events.renewals,
             ),
             (
                 "selvage_lease_renewal_failures_total",
-                "How often it was reported that the lease could not be extended.",
+                "Reported failures to renew the lease.",
                 events.renewal_failures,
             ),
             (
                 "selvage_lease_lost_total",
-                "How often the lease on this host's subnet was lost.",
+                "Times that this host lost its lease.",
                 events.leases_lost,
             ),
             (
                 "selvage_renumberings_total",
-                "How often this host was given another subnet while running.",
+                "Times that the subnet of this host changed while the agent was running.",
                 events.renumberings,
             ),
         ] {
@@ -256,30 +230,30 @@ impl Sample {
         let events = &self.events;
         text.counter(
             "selvage_network_configs_rejected_total",
-            "Network configs that were written and cannot be used here.",
+            "Network configs that this host could not use.",
             events.configs_rejected,
         );
         let mut reloads = text.family(
             "selvage_reloads_total",
             Kind::Counter,
-            "How often the settings were read anew, by outcome.",
+            "Reloads of the settings, by result.",
         );
         reloads.with(&[("result", "success")], events.reloads.done);
         reloads.with(&[("result", "failure")], events.reloads.failed);
         text.gauge(
             "selvage_reload_last_successful",
-            "Whether the settings that were read last are good: 1 or 0.",
+            "Whether the last reload of the settings succeeded: 1 or 0.",
             u8::from(!events.reloads.last_failed),
         );
         text.gauge(
             "selvage_settings_pending_restart",
-            "Changed settings that only a restart puts into effect.",
-            events.reloads.pending,
+            "Changed settings that take effect at the next restart.",
+            self.status.agent.settings_pending.len(),
         );
         text.counter(
             "selvage_clock_jumps_total",
-            "How often the wall clock jumped.",
-            self.clock_jumps,
+            "Jumps of the wall clock.",
+            self.status.clock.jumps,
         );
     }
 
@@ -288,160 +262,189 @@ impl Sample {
         let counters: [(_, _, Read); 8] = [
             (
                 "selvage_device_receive_bytes_total",
-                "Bytes that an overlay device received.",
+                "Bytes received by the overlay device.",
                 |device| device.traffic.rx_bytes,
             ),
             (
                 "selvage_device_transmit_bytes_total",
-                "Bytes that an overlay device sent.",
+                "Bytes sent by the overlay device.",
                 |device| device.traffic.tx_bytes,
             ),
             (
                 "selvage_device_receive_packets_total",
-                "Packets that an overlay device received.",
+                "Packets received by the overlay device.",
                 |device| device.traffic.rx_packets.unwrap_or_default(),
             ),
             (
                 "selvage_device_transmit_packets_total",
-                "Packets that an overlay device sent.",
+                "Packets sent by the overlay device.",
                 |device| device.traffic.tx_packets.unwrap_or_default(),
             ),
             (
                 "selvage_device_receive_errors_total",
-                "Packets that an overlay device received and could not use.",
+                "Receive errors of the overlay device.",
                 |device| device.rx_errors,
             ),
             (
                 "selvage_device_transmit_errors_total",
-                "Packets that an overlay device could not send.",
+                "Transmit errors of the overlay device.",
                 |device| device.tx_errors,
             ),
             (
                 "selvage_device_receive_dropped_total",
-                "Packets that an overlay device dropped when receiving.",
+                "Received packets dropped by the overlay device.",
                 |device| device.rx_dropped,
             ),
             (
                 "selvage_device_transmit_dropped_total",
-                "Packets that an overlay device dropped when sending.",
+                "Packets to send dropped by the overlay device.",
                 |device| device.tx_dropped,
             ),
         ];
         let mut present = text.family(
             "selvage_device_present",
             Kind::Gauge,
-            "Whether the kernel has an overlay device: 1 or 0.",
+            "Whether the overlay device exists: 1 or 0.",
         );
-        for device in &self.devices {
+        for device in &self.status.devices {
             present.with(&[("device", &device.name)], u8::from(device.present));
         }
         for (name, help, read) in counters {
             let mut family = text.family(name, Kind::Counter, help);
-            for device in self.devices.iter().filter(|device| device.present) {
+            for device in self.status.devices.iter().filter(|device| device.present) {
                 family.with(&[("device", &device.name)], read(device));
             }
         }
     }
 }
 
-impl Overlay {
-    fn write(&self, text: &mut Text) {
+impl Sample {
+    fn write_overlay(&self, text: &mut Text) {
+        let Some(network) = &self.status.network else {
+            return;
+        };
+        let firewall = self.status.firewall.as_ref();
+        let underlay = self.status.underlay.as_ref();
         text.family(
             "selvage_overlay_info",
             Kind::Gauge,
-            "By what the overlay works here; always 1.",
+            "Overlay configuration; always 1.",
         )
         .with(
             &[
-                ("backend", self.backend),
-                ("firewall", self.firewall.as_deref().unwrap_or_default()),
-                ("underlay", &self.underlay),
+                ("backend", &network.backend),
+                (
+                    "firewall",
+                    firewall
+                        .and_then(|it| it.mode.as_deref())
+                        .unwrap_or_default(),
+                ),
+                ("underlay", underlay.map_or("", |it| &it.interface)),
             ],
             1,
         );
-        let gauges = [
-            (
-                "selvage_peers",
-                "Other hosts of the overlay that this one is set up to reach.",
-                self.peers,
-            ),
-            (
-                "selvage_peers_failed",
-                "Those of them for which the kernel lacks something.",
-                self.peers_failed,
-            ),
-            (
-                "selvage_pool_leases",
-                "Leases in the network, this host's included.",
-                self.leases,
-            ),
-            (
-                "selvage_kernel_objects_wrong",
-                "Kernel objects that are not as they should be.",
-                self.troubled,
-            ),
-        ];
-        for (name, help, value) in gauges {
-            text.gauge(name, help, value);
+        if let Some(subnets) = network.subnets {
+            text.gauge(
+                "selvage_pool_subnets",
+                "Subnets in the network that can be leased.",
+                subnets,
+            );
         }
+        if let Some(firewall) = firewall {
+            text.counter(
+                "selvage_firewall_updates_total",
+                "Times that the agent wrote firewall rules, including the first time.",
+                firewall.programmed,
+            );
+        }
+    }
+
+    fn write_kernel(&self, text: &mut Text) {
+        if self.status.network.is_none() {
+            return;
+        }
+        let kernel = &self.status.kernel;
         text.gauge(
-            "selvage_pool_subnets",
-            "Subnets of the network that can be leased.",
-            self.subnets,
+            "selvage_kernel_objects_wrong",
+            "Kernel objects that are missing or wrong.",
+            kernel.failures.len(),
         );
-        let mut refused = text.family(
-            "selvage_leases_refused",
-            Kind::Gauge,
-            "Leases of other hosts, or updates of such, that are not used, by kind of reason.",
-        );
-        for (reason, count) in &self.refused {
-            refused.with(&[("reason", reason)], count);
-        }
         let mut changes = text.family(
             "selvage_kernel_changes_total",
             Kind::Counter,
-            "Kernel objects that were made, changed or removed.",
+            "Kernel objects created, changed or removed.",
         );
         for (operation, count) in [
-            ("created", self.kernel.created),
-            ("changed", self.kernel.changed),
-            ("removed", self.kernel.removed),
+            ("created", kernel.created),
+            ("changed", kernel.changed),
+            ("removed", kernel.removed),
         ] {
             changes.with(&[("operation", operation)], count);
         }
         text.counter(
             "selvage_kernel_change_failures_total",
-            "Changes that did not come about.",
-            self.kernel.failed,
+            "Kernel changes that failed.",
+            kernel.failed,
         );
         text.summary(
             "selvage_resync_duration_seconds",
-            "How long complete comparisons with the kernel took.",
-            self.resync_total.as_secs_f64(),
-            self.resyncs,
+            "Duration of full resyncs with the kernel.",
+            seconds(kernel.resync_total_usec),
+            kernel.resyncs,
         );
-        if let Some((at, took)) = self.resync_last {
+        if let (Some(at), Some(took)) = (kernel.resync_time, kernel.resync_usec) {
             text.gauge(
                 "selvage_resync_last_timestamp_seconds",
-                "When everything was compared last, in seconds since the Unix epoch.",
+                "Time of the last full resync, in seconds since the Unix epoch.",
                 at,
             );
             text.gauge(
                 "selvage_resync_last_duration_seconds",
-                "How long the last complete comparison took.",
-                took.as_secs_f64(),
+                "Duration of the last full resync.",
+                seconds(took),
             );
         }
         text.gauge(
             "selvage_resync_interval_seconds",
-            "The longest time between two complete comparisons.",
-            self.resync_interval.as_secs(),
+            "Maximum time between two full resyncs.",
+            kernel.interval_seconds,
         );
-        text.counter(
-            "selvage_firewall_updates_total",
-            "How often the firewall's rules had to be put right, the first time included.",
-            self.firewall_updates,
+    }
+}
+
+fn seconds(usec: u64) -> f64 {
+    Duration::from_micros(usec).as_secs_f64()
+}
+
+impl Peers {
+    fn write(&self, text: &mut Text) {
+        for (name, help, value) in [
+            (
+                "selvage_peers",
+                "Peers that the agent programs into the kernel.",
+                self.used,
+            ),
+            (
+                "selvage_peers_failed",
+                "Peers with missing kernel objects.",
+                self.failed,
+            ),
+            (
+                "selvage_pool_leases",
+                "Leases in the network, including this host's.",
+                self.leases,
+            ),
+        ] {
+            text.gauge(name, help, value);
+        }
+        let mut refused = text.family(
+            "selvage_leases_refused",
+            Kind::Gauge,
+            "Leases of other hosts, or updates of them, that the agent does not use, by reason.",
         );
+        for (reason, count) in &self.refused {
+            refused.with(&[("reason", reason)], count);
+        }
     }
 }
 
@@ -465,32 +468,32 @@ fn write_data_plane(text: &mut Text, counters: &Counters) {
     for (name, help, value) in [
         (
             "selvage_udp_transmit_packets_total",
-            "Packets that the udp back end sent to peers.",
+            "Packets that the udp backend sent to peers.",
             sent_packets,
         ),
         (
             "selvage_udp_transmit_bytes_total",
-            "Bytes that the udp back end sent to peers, without the outer headers.",
+            "Bytes that the udp backend sent to peers, without outer headers.",
             sent_bytes,
         ),
         (
             "selvage_udp_receive_packets_total",
-            "Packets that the udp back end received from peers.",
+            "Packets that the udp backend received from peers.",
             received_packets,
         ),
         (
             "selvage_udp_receive_bytes_total",
-            "Bytes that the udp back end received from peers, without the outer headers.",
+            "Bytes that the udp backend received from peers, without outer headers.",
             received_bytes,
         ),
         (
             "selvage_udp_unknown_peer_packets_total",
-            "Packets that the udp back end received from addresses that no peer has; they are not dropped.",
+            "Packets that the udp backend received from addresses of no known peer; they are accepted.",
             unknown_peer,
         ),
         (
             "selvage_udp_icmp_errors_total",
-            "ICMP errors that the udp back end sent.",
+            "ICMP errors that the udp backend sent.",
             icmp_sent,
         ),
     ] {
@@ -499,7 +502,7 @@ fn write_data_plane(text: &mut Text, counters: &Counters) {
     let mut dropped = text.family(
         "selvage_udp_dropped_packets_total",
         Kind::Counter,
-        "Packets that the udp back end dropped, by reason.",
+        "Packets that the udp backend dropped, by reason.",
     );
     for (reason, count) in [
         ("not-ipv4", not_ipv4),

@@ -290,6 +290,9 @@ pub struct Kernel {
     pub resync_time: Option<u64>,
     /// How long that took, in microseconds.
     pub resync_usec: Option<u64>,
+    /// How long all comparisons took together, in microseconds.
+    #[serde(default)]
+    pub resync_total_usec: u64,
     /// How often everything was compared.
     pub resyncs: u64,
     /// Objects made since the start of the process.

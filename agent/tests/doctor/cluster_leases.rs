@@ -66,7 +66,7 @@ fn lease_that_is_not_extended_is_told_before_it_ends() {
     let diagnosis = Diagnosis::until_finds(&one, "lease-expiry", remedy);
     let finding = diagnosis.assert_finds("lease-expiry", remedy);
     assert_eq!(finding.severity, Severity::Warning);
-    let left = ["it ends in 1", "it ends in 2"];
+    let left = ["it expires in 1", "it expires in 2"];
     assert!(
         left.iter().any(|left| finding.what.contains(left)),
         "{finding:?}"
@@ -93,7 +93,7 @@ fn clock_that_jumped_is_told() {
     clock.set("-2h");
     let diagnosis = Diagnosis::until_finds(&one, "clock-jump", "timedatectl");
     let finding = diagnosis.assert_finds("clock-jump", "timedatectl");
-    assert!(finding.what.contains("by 2 h 0 min back"), "{finding:?}");
+    assert!(finding.what.contains("by 2 h back"), "{finding:?}");
     assert_eq!(diagnosis.report.findings.len(), 1, "{diagnosis:#?}");
 }
 

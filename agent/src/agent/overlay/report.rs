@@ -80,6 +80,7 @@ impl Overlay {
             interval_seconds: 0,
             resync_time: self.journal.resync.map(|(at, _)| at),
             resync_usec: self.journal.resync.map(|(_, took)| micros(took)),
+            resync_total_usec: micros(self.journal.resync_total),
             resyncs: self.journal.resyncs,
             created: totals.created,
             changed: totals.changed,

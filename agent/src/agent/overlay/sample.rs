@@ -1,36 +1,22 @@
-//! The overlay's part in `/metrics`.
-
-use std::time::Duration;
+//! The overlay's part in `/metrics`, beside its status.
 
 use super::Overlay;
 use crate::cluster::refusal::RefusalCode;
 use crate::host::udp::Counters;
-use crate::telemetry::metrics::{self, Tally};
+use crate::telemetry::metrics::{Peers, Tally};
 
 impl Overlay {
-    /// What metrics show; `interval` is the longest time between two resyncs.
-    pub(crate) fn sample(&self, interval: Duration) -> metrics::Overlay {
-        let (firewall_updates, _) = self.journal.firewall;
-        metrics::Overlay {
-            backend: self.backend.kind(),
-            firewall: self.firewall_mode.map(|mode| mode.to_string()),
-            underlay: self.underlay.name.to_string(),
-            peers: self.peers(),
-            peers_failed: self.count_failed(),
+    /// How many peers there are, and how they are.
+    pub(crate) fn count_peers(&self) -> Peers {
+        Peers {
+            used: self.peers(),
+            failed: self.count_failed(),
             refused: self.count_refused(),
             leases: self.peers.others().count() + 1,
-            subnets: self.config.subnets(),
-            kernel: self.reconciler.totals(),
-            troubled: self.journal.troubled.len(),
-            resyncs: self.journal.resyncs,
-            resync_total: self.journal.resync_total,
-            resync_last: self.journal.resync,
-            resync_interval: interval,
-            firewall_updates,
         }
     }
 
-    /// What went through the udp back end's data plane, if there is one.
+    /// What went through the udp backend's data plane, if there is one.
     pub(crate) fn data_plane_counters(&self) -> Option<Counters> {
         self.reconciler.executor().data_plane_counters()
     }

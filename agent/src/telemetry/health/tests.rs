@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::{Health, Scrapes, Server};
 use crate::telemetry::metrics::Sample;
-use crate::telemetry::status::{Cause, Code};
+use crate::telemetry::status::{Cause, Code, samples};
 
 /// What no test should reach.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -120,9 +120,10 @@ async fn metrics_are_in_the_text_format() {
 #[tokio::test]
 async fn the_loop_is_asked_for_metrics_and_not_too_often() {
     let mut server = start().await;
-    let jumps = |count| Sample {
-        clock_jumps: count,
-        ..Sample::default()
+    let jumps = |count| {
+        let mut status = samples::healthy();
+        status.clock.jumps = count;
+        Sample::joining(status)
     };
     server.health.set_sample(jumps(1));
     let shows =

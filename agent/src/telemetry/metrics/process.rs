@@ -51,31 +51,31 @@ impl Process {
         if let Some(cpu) = self.cpu {
             text.counter(
                 "process_cpu_seconds_total",
-                "Processor time used, in user space and in the kernel.",
+                "CPU time used, user and system.",
                 cpu.as_secs_f64(),
             );
         }
         let gauges = [
             (
                 "process_resident_memory_bytes",
-                "Memory in use.",
+                "Resident memory.",
                 self.resident,
             ),
             (
                 "process_virtual_memory_bytes",
-                "Address space in use.",
+                "Virtual memory.",
                 self.virtual_size,
             ),
             ("process_threads", "Threads.", self.threads),
-            ("process_open_fds", "Open files.", self.open_fds),
+            ("process_open_fds", "Open file descriptors.", self.open_fds),
             (
                 "process_max_fds",
-                "How many files may be open.",
+                "Limit of open file descriptors.",
                 self.max_fds,
             ),
             (
                 "process_start_time_seconds",
-                "When the agent started, in seconds since the Unix epoch.",
+                "Start time of the agent, in seconds since the Unix epoch.",
                 Some(started),
             ),
         ];

@@ -2,52 +2,70 @@ use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
 use super::*;
-use crate::telemetry::status::Traffic;
+use crate::telemetry::status::{self, Cause, Code, Traffic, samples};
 
 /// A sample in which everything is there, and all numbers differ.
 fn sample() -> Sample {
     let tally = |kinds: &[&'static str]| -> Tally {
         kinds.iter().zip(1..).map(|(kind, n)| (*kind, n)).collect()
     };
-    let now = Instant::now();
-    Sample {
-        joining: false,
-        started: 1_700_000_000,
-        troubles: vec![("joining", false), ("store", true), ("lease", false)],
-        task_failures: tally(&["lease", "program"]),
-        store: Store {
-            kind: "etcd",
-            server: Some("http://10.0.0.1:2379".to_owned()),
+    let away = Cause::new(Code::StoreUnreachable, "etcd is away").of(TaskName::Store);
+    let full = samples::full();
+    let status = Status {
+        agent: status::Agent {
+            started_time: 1_700_000_000,
+            settings_pending: vec!["etcd.prefix".to_owned(); 88],
+            ..full.agent
         },
-        lease: Some(Lease {
-            held: true,
-            since: 1_700_000_001,
-            ttl: Some(Duration::from_secs(86_400)),
-            expires: Some(now + Duration::from_secs(80_000)),
+        health: status::Health::new(State::Degraded, vec![away]),
+        store: status::Store {
+            kind: "etcd".to_owned(),
+            server: Some("http://10.0.0.1:2379".to_owned()),
+            ..full.store
+        },
+        network: full.network.map(|network| status::Network {
+            subnets: Some(23),
+            ..network
         }),
-        overlay: Some(Overlay {
-            backend: "vxlan",
-            firewall: Some("nftables".to_owned()),
-            underlay: "eth0".to_owned(),
-            peers: 20,
-            peers_failed: 21,
+        lease: full.lease.map(|lease| status::Lease {
+            since_time: 1_700_000_001,
+            ttl_seconds: Some(86_400),
+            left_seconds: Some(80_000),
+            ..lease
+        }),
+        kernel: status::Kernel {
+            created: 30,
+            changed: 31,
+            removed: 32,
+            failed: 33,
+            failures: vec!["no".to_owned(); 34],
+            resyncs: 35,
+            resync_total_usec: 1_500_000,
+            resync_time: Some(1_700_000_002),
+            resync_usec: Some(250),
+            interval_seconds: 300,
+            ..full.kernel
+        },
+        firewall: full.firewall.map(|firewall| status::Firewall {
+            programmed: 36,
+            ..firewall
+        }),
+        clock: status::Clock {
+            jumps: 80,
+            ..full.clock
+        },
+        devices: vec![device("flannel.1", true), device("flannel.2", false)],
+        peers: Vec::new(),
+        ..full
+    };
+    Sample {
+        task_failures: tally(&["lease", "program"]),
+        peers: Some(Peers {
+            used: 20,
+            failed: 21,
             refused: tally(&["outside-network", "public-ip"]),
             leases: 22,
-            subnets: 23,
-            kernel: Counts {
-                created: 30,
-                changed: 31,
-                removed: 32,
-                failed: 33,
-            },
-            troubled: 34,
-            resyncs: 35,
-            resync_total: Duration::from_millis(1500),
-            resync_last: Some((1_700_000_002, Duration::from_micros(250))),
-            resync_interval: Duration::from_secs(300),
-            firewall_updates: 36,
         }),
-        devices: vec![device("flannel.1", true), device("flannel.2", false)],
         data_plane: Some(Counters {
             sent_packets: 60,
             sent_bytes: 61,
@@ -63,7 +81,6 @@ fn sample() -> Sample {
             unknown_peer: 71,
             icmp_sent: 72,
         }),
-        clock_jumps: 80,
         events: Events {
             renewals: 81,
             renewal_failures: 82,
@@ -75,9 +92,9 @@ fn sample() -> Sample {
                 done: 86,
                 failed: 87,
                 last_failed: true,
-                pending: 88,
             },
         },
+        ..Sample::joining(status)
     }
 }
 
@@ -111,8 +128,8 @@ fn text() -> String {
         max_fds: Some(94),
     };
     let sample = sample();
-    let expires = sample.lease.as_ref().unwrap().expires.unwrap();
-    let now = expires - Duration::from_millis(70_000_500);
+    // The loop has not been asked since.
+    let now = sample.at + Duration::from_millis(10_500);
     sample.write(true, &process, now)
 }
 
@@ -126,11 +143,8 @@ fn every_metric_is_as_documented() {
 
 #[test]
 fn before_anything_is_known_only_the_process_is_told_of() {
-    let text = Sample {
-        joining: true,
-        ..Sample::default()
-    }
-    .text(false);
+    let nothing = Status::joining(status::Agent::of_process("", 0), Vec::new());
+    let text = Sample::joining(nothing).text(false);
     assert!(text.contains("selvage_ready 0\n"), "{text}");
     assert!(text.contains("selvage_store_reachable 0\n"), "{text}");
     for absent in ["selvage_lease_held", "selvage_peers", "selvage_udp"] {
@@ -191,7 +205,11 @@ fn every_metric_is_in_the_documentation() {
         let mut words = line.split(' ').skip(2);
         let (name, kind) = (words.next().unwrap(), words.next().unwrap());
         let row = format!("| `{name}` | {kind} | ");
-        assert!(page.contains(&row), "{row} is missing");
+        let row = page.lines().find(|line| line.starts_with(&row));
+        let row = row.unwrap_or_else(|| panic!("{name} is missing"));
+        let help = format!("# HELP {name} ");
+        let help = text.lines().find_map(|line| line.strip_prefix(&help));
+        assert!(row.ends_with(&format!(" | {} |", help.unwrap())), "{row}");
     }
 }
 

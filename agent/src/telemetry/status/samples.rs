@@ -123,6 +123,7 @@ pub(crate) fn full() -> Status {
             interval_seconds: 300,
             resync_time: Some(NOW - 12),
             resync_usec: Some(3_250),
+            resync_total_usec: 120_250,
             resyncs: 37,
             created: 12_345,
             changed: 2,

@@ -22,7 +22,7 @@ fn agent_that_does_not_run_is_missed() {
     let store = Store::start(NETWORK);
     let mut one = store.host(1);
     let never = Diagnosis::without_probes(&one);
-    let finding = never.assert_finds("agent", "systemctl enable --now selvage.service");
+    let finding = never.assert_finds("agent", "systemctl enable --now selvage");
     assert_eq!(
         (finding.severity, never.status),
         (Severity::Warning, Some(2))

@@ -94,7 +94,8 @@ fn cloned_disks_are_told() {
     // The second host's state directory on another machine.
     store.put_lease("10.5.245.0-24", &lease("10.77.0.95", mac, "c"));
     for host in [&one, &two] {
-        let remedy = "/var/lib/selvage/flannel.*.mac";
+        let remedy = format!("{}/flannel.*.mac", host.state_dir().display());
+        let remedy = remedy.as_str();
         let diagnosis = Diagnosis::until_finds(host, "duplicate-address", remedy);
         let finding = diagnosis.assert_finds("duplicate-address", remedy);
         assert_eq!(finding.subject.as_deref(), Some("10.5.245.0/24"));
@@ -367,6 +368,11 @@ fn servers_inside_the_overlay_are_told() {
         .arg(resolvers.path())
         .arg(doctor.get_program())
         .args(doctor.get_args())
+        .envs(
+            doctor
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
         .output()
         .expect("the doctor");
     let text = String::from_utf8_lossy(&output.stdout);

@@ -228,11 +228,11 @@ fn subnet_file_that_is_missing_or_wrong_is_told() {
     let file = one.subnet_file();
     let text = fs::read_to_string(&file).expect("subnet.env");
     fs::remove_file(&file).expect("to remove it");
-    finds(&one, "subnet-file", "systemctl restart selvage.service");
+    finds(&one, "subnet-file", "systemctl restart selvage");
     let wrong = text.replace("FLANNEL_MTU=1450", "FLANNEL_MTU=1472");
     assert_ne!(wrong, text);
     fs::write(&file, wrong).expect("to write it");
-    let finding = finds(&one, "subnet-file", "systemctl restart selvage.service");
+    let finding = finds(&one, "subnet-file", "systemctl restart selvage");
     assert!(
         finding
             .what

@@ -466,6 +466,11 @@ fn ctrl_c_gives_the_terminal_back() {
         .args(["--quiet", "--return", "--command"])
         .arg(format!("exec {} --watch=1", words.join(" ")))
         .arg("/dev/null")
+        .envs(
+            status
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
         .env("SHELL", "/bin/sh")
         .env("TERM", "xterm")
         .env("COLUMNS", "80")

@@ -28,6 +28,7 @@
 //! | `unreadable`, `config` | watch result | subnets whose lease cannot be read; changes when the network config does |
 //! | `SelvageOwner` | attributes | the machine that owns the lease |
 //! | [`REASON`] | header of a 500 | what kind of error, one of [`Reason`] |
+//! | [`OBJECT`] | header of a 500 | the key that there is no network config at |
 
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ pub(crate) mod wire;
 
 /// The header of an error that says of what kind it is.
 pub(crate) const REASON: &str = "selvage-reason";
+
+/// The header that says what the error is about: the key of the network config that is missing.
+pub(crate) const OBJECT: &str = "selvage-object";
 
 /// The content type of all JSON here.
 pub(crate) const JSON: &str = "application/json; charset=utf-8";

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::base::http::PLAIN;
 use crate::cluster::lease::StoreError;
-use crate::cluster::lease::rest::{JSON, REASON, Reason, wire};
+use crate::cluster::lease::rest::{JSON, OBJECT, REASON, Reason, wire};
 
 /// Why a request is not served.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub(super) enum HttpError {
     TooLong,
     /// It did not arrive in time.
     TooSlow,
+    /// There is no network config at this key.
+    NoNetworkConfig(String),
     /// Anything else.
     Failed(Reason, String),
 }
@@ -28,8 +30,8 @@ pub(super) enum HttpError {
 impl From<StoreError> for HttpError {
     fn from(error: StoreError) -> Self {
         let reason = match error {
+            StoreError::NoNetworkConfig { key } => return Self::NoNetworkConfig(key),
             StoreError::Unreachable { .. } => Reason::Unreachable,
-            StoreError::NoNetworkConfig { .. } => Reason::NoNetworkConfig,
             StoreError::NoLease { .. } => Reason::NoLease,
             _ => Reason::Refused,
         };
@@ -63,6 +65,7 @@ pub(super) fn done(text: &'static str) -> Response<Full<Bytes>> {
 
 /// flannel's statuses and texts for what went wrong.
 pub(super) fn refuse(error: HttpError) -> Response<Full<Bytes>> {
+    let mut object = None;
     let (status, reason, text) = match error {
         HttpError::NotFound => (
             StatusCode::NOT_FOUND,
@@ -84,6 +87,13 @@ pub(super) fn refuse(error: HttpError) -> Response<Full<Bytes>> {
             None,
             "the request took too long".to_owned(),
         ),
+        HttpError::NoNetworkConfig(key) => {
+            // A key from settings is visible ASCII, or the header is left out.
+            object = HeaderValue::from_str(&key).ok();
+            let text = StoreError::NoNetworkConfig { key }.to_string();
+            let reason = Reason::NoNetworkConfig.name();
+            (StatusCode::INTERNAL_SERVER_ERROR, Some(reason), text)
+        }
         HttpError::Failed(reason, text) => {
             (StatusCode::INTERNAL_SERVER_ERROR, Some(reason.name()), text)
         }
@@ -94,6 +104,11 @@ pub(super) fn refuse(error: HttpError) -> Response<Full<Bytes>> {
         response
             .headers_mut()
             .insert(name, HeaderValue::from_static(reason));
+    }
+    if let Some(object) = object {
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static(OBJECT), object);
     }
     response
 }

@@ -18,7 +18,7 @@ use crate::base::endpoint::Endpoint;
 use crate::base::http::{self, ExchangeError};
 use crate::cluster::lease::Fault;
 use crate::cluster::lease::rest::tls::{Files, TlsError};
-use crate::cluster::lease::rest::{JSON, REASON, Reason};
+use crate::cluster::lease::rest::{JSON, OBJECT, REASON, Reason};
 
 /// For how long what was sent may stay without the other side's word that it arrived.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
@@ -106,6 +106,8 @@ pub(super) struct Answer {
     pub(super) status: u16,
     /// What kind of error, if it is one.
     pub(super) reason: Reason,
+    /// What the error is about.
+    pub(super) object: Option<String>,
     pub(super) body: Bytes,
 }
 
@@ -167,9 +169,12 @@ impl Connection {
         let response = self.http.ask(request).await?;
         let status = response.status().as_u16();
         let reason = Reason::read(response.headers().get(REASON).map(|value| value.as_bytes()));
+        let object = response.headers().get(OBJECT);
+        let object = object.and_then(|value| Some(value.to_str().ok()?.to_owned()));
         Ok(Answer {
             status,
             reason,
+            object,
             body: response.into_body(),
         })
     }

@@ -126,7 +126,7 @@ impl Servers {
         let reason = text(&answer);
         Err(match answer.reason {
             Reason::NoNetworkConfig => StoreError::NoNetworkConfig {
-                key: match reason.strip_prefix("no network config at ") {
+                key: match answer.object {
                     Some(key) => format!("{key} ({})", self.endpoints.name(index)),
                     None => self.endpoints.name(index),
                 },

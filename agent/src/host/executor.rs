@@ -16,7 +16,6 @@
 mod claims;
 mod data_plane;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 pub use self::claims::ClaimError;
@@ -172,39 +171,45 @@ impl Executor {
     /// The kernel cannot be talked to; what became of the changes must be observed.
     pub(crate) async fn apply(
         &mut self,
-        changes: Vec<Change>,
+        mut changes: Vec<Change>,
         scope: &Scope,
-    ) -> Result<(Vec<Outcome>, bool), KernelError> {
-        let (mut hooks, mut forwards, mut others) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut outcomes, mut broken) = (Vec::new(), BTreeSet::new());
-        for change in changes {
-            match change.key() {
-                Key::Hook(_) => hooks.push(change),
-                Key::Forward(..) => forwards.push(change),
-                Key::Link(name) if !self.may_have(name, &change) => {
-                    let name = name.clone();
-                    outcomes.push((change, Err(ChangeError::Claimed(name.clone()))));
-                    broken.insert(name);
-                }
-                _ => others.push(change),
+    ) -> Result<(impl Iterator<Item = Outcome> + use<>, bool), KernelError> {
+        // Nearly all are the kernel's, at a start 40,000 for 10,000 peers: they stay where they are.
+        let hooks: Vec<_> = changes
+            .extract_if(.., |change| matches!(change.key(), Key::Hook(_)))
+            .collect();
+        let forwards: Vec<_> = changes
+            .extract_if(.., |change| matches!(change.key(), Key::Forward(..)))
+            .collect();
+        let mut claimed = Vec::new();
+        for change in changes.extract_if(.., |change| match change.key() {
+            Key::Link(name) => !self.may_have(name, change),
+            _ => false,
+        }) {
+            if let Key::Link(name) = change.key() {
+                claimed.push((name.clone(), change));
             }
         }
+        let broken = claimed.iter().map(|(name, _)| name.clone()).collect();
         let applied = self
             .kernel
-            .apply(&others, scope, &mut self.data_plane, broken)
+            .apply(&changes, scope, &mut self.data_plane, broken)
             .await?;
         let Applied {
-            outcomes: of_others,
+            outcomes,
             recreated,
             broken,
         } = applied;
-        outcomes.extend(others.into_iter().zip(of_others));
         let of_forwards = self.data_plane.apply(&forwards, &broken);
-        outcomes.extend(forwards.into_iter().zip(of_forwards));
         if let Some(runner) = self.hooks.as_mut().filter(|_| !hooks.is_empty()) {
             runner.start(hooks);
         }
         self.release_devices();
+        let claimed = claimed.into_iter();
+        let claimed = claimed.map(|(name, change)| (change, Err(ChangeError::Claimed(name))));
+        let outcomes = claimed
+            .chain(changes.into_iter().zip(outcomes))
+            .chain(forwards.into_iter().zip(of_forwards));
         Ok((outcomes, recreated))
     }
 

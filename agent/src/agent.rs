@@ -379,6 +379,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         self.health.set_sample(self.sample(overlay, &tasks).await);
         let mut resync = every(self.settings.agent.resync);
         let mut heartbeat = every(HEARTBEAT);
+        // Report the status at once, not only after the first period.
         heartbeat.reset_immediately();
         let mut firewall = every(overlay.firewall_resync());
         let mut told = Instant::now();
@@ -530,6 +531,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             }
             StoreEvent::RenewalFailed { error, .. } => {
                 self.events.renewal_failures += 1;
+                // The store retries by itself.
                 tasks.renewal.stuck(&error);
             }
             StoreEvent::NetworkConfig(Ok(config)) => {
@@ -539,6 +541,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             StoreEvent::NetworkConfig(Err(error)) => {
                 self.new_config = None;
                 self.events.configs_rejected += 1;
+                // A retry is useless until the config changes again.
                 tasks.config.stuck(&error);
             }
             StoreEvent::OwnLeaseLost { reason } => {

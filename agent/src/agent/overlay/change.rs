@@ -134,6 +134,7 @@ impl Overlay {
         let backend = match opened {
             Ok(backend) => backend,
             Err(error) => {
+                // The present config stays in use: claim its networks again.
                 let networks: Vec<IpNet> = self.config.networks().collect();
                 let executor = self.reconciler.executor_mut();
                 executor.claim_network(&networks).map_err(OpenError::from)?;

@@ -54,7 +54,7 @@ pub enum SettingsError {
     /// TLS is configured without a CA file, and no system CA bundle can be read.
     #[error("no CA certificates: cafile is not set and none of {0} can be read")]
     NoSystemRoots(String),
-    /// The lease duration is out of range.
+    /// The lease TTL is out of range.
     #[error("ttl {0:?} is outside 1 s to 9000000000 s")]
     Ttl(Duration),
     /// The TLS files for lease servers cannot be used.

@@ -103,7 +103,7 @@ impl Tls {
     }
 }
 
-/// The most connections that the limit of open files allows; raises the soft limit to the hard one.
+/// The most connections that the limit of open files allows; raises the soft limit as needed.
 fn most_connections() -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return 256;
@@ -136,8 +136,10 @@ pub(super) async fn serve(listener: TcpListener, mut tls: Tls, site: Shared) -> 
                     refusals.report(address, &why);
                 }
             }
+            // At the limit, new connections wait in the kernel's accept queue (listen(2)).
             accepted = listener.accept(), if connections.len() < most => match accepted {
                 Ok((stream, peer)) => {
+                    // On a dual-stack socket an IPv4 client is ::ffff:A.B.C.D (ipv6(7), IPV6_V6ONLY).
                     let from = peer.ip().to_canonical();
                     let address = site_of(from);
                     let count = by_address.entry(address).or_default();

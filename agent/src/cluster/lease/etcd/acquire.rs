@@ -409,6 +409,7 @@ async fn create(
 /// The comparisons that hold while a subnet that was free in the listing is still free.
 fn free(store: &Store, key: &SubnetKey, listing: &Listing) -> Vec<Compare> {
     let name = store.key(key);
+    // Version 0: the key does not exist.
     let mut compares = vec![Compare::version(name.as_str(), CompareOp::Equal, 0)];
     match (key.v4, key.v6) {
         // With a second family, the same IPv4 subnet starts a longer key, `…&…`. The byte after '&' is '\''.

@@ -171,6 +171,7 @@ async fn ask_as(store: &Store, question: &str, id: i64, asker: &str) -> Result<A
 
 /// The questions that are open already.
 pub(super) async fn earlier(store: &Store, questions: &str) -> Vec<KeyValue> {
+    // Bounded, since other nodes decide how many keys there are.
     let options = GetOptions::new().with_prefix().with_limit(16);
     match get(&store.servers, questions.as_bytes(), options).await {
         Ok(mut found) => found.take_kvs(),

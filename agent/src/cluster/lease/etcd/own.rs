@@ -87,6 +87,7 @@ impl OwnLease for Own {
                 *guard = None;
                 drop(guard);
                 state.lost(&own);
+                // Whatever ended this lease may have ended those of all nodes; they must not take them again in step.
                 let nodes = state.hold_down().population();
                 sleep(spread(nodes, LIST, &mut self.seed)).await;
                 Ok(Outcome::Lost { reason })

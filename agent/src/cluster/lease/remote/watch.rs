@@ -85,6 +85,7 @@ impl Watcher {
                 self.shared.state.start_hold_down();
                 self.failures.push((&error).into());
                 let servers = self.shared.servers.count();
+                // Report and pause only after each server has failed once, or if all would answer the same.
                 if self.failures.len() >= servers || matches!(error, StoreError::Refused { .. }) {
                     let texts: Vec<_> = self.failures.iter().map(|it| it.text.as_str()).collect();
                     let trouble = StoreTrouble {

@@ -1,10 +1,10 @@
-//! The agent's loop: join the overlay, say so, then keep the host as the cluster wants it.
+//! The agent's main loop: join the overlay, report ready, then keep the host in the state that the cluster wants.
 //!
-//! Joining waits, with the reason in the service's status, for whatever is not there yet: etcd, the network config, the
-//! underlay's address, a free subnet. Nothing that was up before is taken down while it waits, and every try begins anew,
-//! so that whatever was set right meanwhile counts. Once joined, the loop reacts to the lease store, the kernel and the
-//! ruleset, and looks at everything again now and then in case an event was missed. What fails is tried again with
-//! growing pauses; the rest of the overlay goes on meanwhile.
+//! Joining waits for whatever is missing (etcd, the network config, an underlay address, a free subnet) and reports the
+//! reason in the service's status. Nothing that is already up is taken down meanwhile, and every attempt starts over,
+//! so that fixes take effect. Once joined, the loop reacts to the lease store, the kernel and the ruleset, and resyncs
+//! periodically in case an event was missed. Failures are retried with growing pauses, while the rest of the overlay
+//! keeps running.
 
 mod answers;
 mod cause;
@@ -49,10 +49,10 @@ use crate::telemetry::health::{BindError, Health, Running, Scrapes, Server};
 use crate::telemetry::metrics::Events;
 use crate::telemetry::status::{self, Cause, Code, Coded, TaskName};
 
-/// Why the agent ended by itself. What may heal is waited for instead.
+/// Why the agent ended by itself. Errors that may heal are retried instead.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The machine's identity cannot be made out.
+    /// The node's identity cannot be determined.
     #[error("failed to find out which machine this is")]
     Identity(#[from] machine_id::Error),
     /// The lease store's settings are wrong.
@@ -61,29 +61,29 @@ pub enum Error {
     /// The kernel's netlink sockets cannot be opened.
     #[error("failed to open the kernel's netlink interface")]
     Kernel(#[from] KernelError),
-    /// Nobody could ask how the agent is.
+    /// The health endpoints cannot be served.
     #[error(transparent)]
     Health(#[from] BindError),
-    /// Signals cannot be listened to.
+    /// Cannot install a signal handler.
     #[error("failed to listen to {what}")]
     Listen {
-        /// What is listened to.
+        /// The signal.
         what: &'static str,
-        /// Why it cannot be.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
 }
 
 impl Error {
-    /// Whether only changed settings help.
+    /// Whether only a changed configuration helps.
     pub fn is_bad_configuration(&self) -> bool {
         matches!(self, Self::Settings(_))
     }
 }
 
-/// Runs the agent until SIGTERM or SIGINT, with what was claimed for it. The data plane stays in place when it ends. At
-/// SIGHUP `load` reads the settings anew.
+/// Runs the agent until SIGTERM or SIGINT, with the names and locks claimed for it. The data plane stays in place when
+/// it ends. On SIGHUP `load` reloads the settings.
 pub async fn run(
     settings: Settings,
     privileges: Privileges,
@@ -112,7 +112,7 @@ pub async fn run(
         server_task = Some(server.start(health.clone()));
     }
     let (control, questions) = ControlService::new(health.clone());
-    // An overlay that nobody can ask about is better than none.
+    // The control socket is optional: an overlay without status commands is better than none.
     if let Err(error) = control
         .clone()
         .listen(&settings.files.socket, std::future::pending())
@@ -179,13 +179,13 @@ pub async fn run(
     Ok(())
 }
 
-/// How often the loop turns when nothing happens; also how old the status may be.
+/// The longest interval between two turns of the loop; also the maximum age of the status.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// The service manager's socket holds few messages, and writing to a full one blocks: while much happens at once, the
-/// status is sent no more often than this.
+/// The shortest interval between status messages. The service manager's socket queues few messages, and writing to a
+/// full one blocks.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
-/// What [`Agent::serve`] returns: nothing, since only a signal ends it.
+/// The result of [`Agent::serve`], which never returns: only a signal ends it.
 enum Never {}
 
 struct Agent<'a, S: LeaseStore> {
@@ -196,54 +196,54 @@ struct Agent<'a, S: LeaseStore> {
     service: &'a Service,
     health: Health,
     scrapes: Scrapes,
-    /// What answers over TCP, if anything.
+    /// The HTTP server of the health endpoints, if configured.
     server_task: Option<Running>,
     control: ControlService,
     questions: Questions,
     process: status::Agent,
     clock: Clock,
-    /// Docker's bridge, as it was seen last.
+    /// Docker's bridge, as last seen.
     docker: Option<status::Docker>,
-    /// The store's server in use.
+    /// The lease store's server in use.
     server: Option<String>,
     store: S,
     monitor: Monitor,
     ruleset: firewall::Watcher,
-    /// Why the ruleset cannot be listened to.
+    /// Why ruleset changes cannot be monitored.
     deaf: Option<String>,
-    /// The lease that was logged last.
+    /// The lease last logged.
     lease: Option<SubnetKey>,
-    /// Where a lease is taken, the first one or one in place of the lost one.
+    /// Takes a lease: the first one, or a replacement for a lost one.
     acquiring: JoinSet<Result<S::Taken, StoreError>>,
-    /// Where the first command of a changed network config runs.
+    /// Runs the first command of a changed network config.
     preparing: JoinSet<(NetworkConfig, Result<String, OpenError>)>,
-    /// Where the own attributes are written.
+    /// Publishes the own attributes.
     publishing: JoinSet<Result<(), StoreError>>,
-    /// Whether they have to be written once more, since something changed meanwhile.
+    /// Whether to publish again, because something changed meanwhile.
     publish_again: bool,
-    /// Whether the end of a reload is still to be told.
+    /// Whether the end of a reload still has to be reported.
     reloading: bool,
-    /// What joining waits for, and what that is about.
+    /// What joining waits for: code and object.
     waiting: Option<(Code, Option<String>)>,
     waits: Repeats,
-    /// What is wrong with the store while it cannot be reached.
+    /// What is wrong with the store while it is unreachable.
     store_trouble: Option<Cause>,
-    /// Whether what the store keeps was replaced.
+    /// Whether the store's content was replaced.
     history: status::History,
-    /// The network config that was written last, until it is applied.
+    /// The latest network config, until it is applied.
     new_config: Option<NetworkConfig>,
-    /// Whether the rules in force are of this run.
+    /// Whether this run has programmed the firewall rules.
     has_joined: bool,
-    /// The rules that must not stay as they are when the agent has stopped.
+    /// The rules to hand over to flannel's chains when the agent stops.
     to_hand_over: Option<Rules>,
     events: Events,
-    /// Between new identities, so that whoever copies each of them makes this node no busier than it has to be.
+    /// Pauses between new identities, so that a node that copies each of them cannot keep this one busy.
     identity_pauses: Backoff,
-    /// When another one may be made.
+    /// The earliest time for another new identity.
     next_identity: Instant,
 }
 
-/// From one new identity to the next.
+/// Pauses between new identities.
 const IDENTITY_PAUSES: Backoff =
     match Backoff::new(Duration::from_secs(1), Duration::from_secs(600), 0.3, 0) {
         Ok(backoff) => backoff,
@@ -262,7 +262,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         self.follow(&mut overlay, programmed).await
     }
 
-    /// Joins the overlay, however long that takes, and programs the host. Some peers may be left to be programmed.
+    /// Joins the overlay, however long that takes, and programs the host. Some peers may still have to be programmed.
     async fn join(&mut self, mut executor: Executor) -> (Overlay, Programmed) {
         self.tell_joining(Cause::new(Code::Starting, "starting"));
         let mut retry = task::new_retry();
@@ -284,7 +284,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             if let Some(line) = self.waits.note(&reason.text, Instant::now()) {
                 warn!("waiting for {line}");
             }
-            // In other words it may still be the same: a command prints what it likes.
+            // Compare code and object, not the text: a hook's output may differ each time.
             let what = (reason.code, reason.object.clone());
             self.tell_waiting(reason);
             if self.waiting.as_ref() != Some(&what) {
@@ -299,7 +299,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Says what joining waits for.
+    /// Reports what joining waits for.
     fn tell_waiting(&self, reason: Cause) {
         let reason = reason.worded(|text| format!("waiting for {text}"));
         self.service.status(&reason.text);
@@ -307,7 +307,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         self.tell_joining(reason);
     }
 
-    /// Makes one try at everything that comes before programming; says in words what is missing.
+    /// Attempts once everything that comes before programming; the error says what is missing.
     async fn find_place(&mut self, executor: &mut Executor) -> Result<(Place, LeaseEvent), Cause> {
         let failed = |events: &mut Events, error: StoreError| {
             sample::count(events, error.kind());
@@ -340,11 +340,12 @@ impl<S: LeaseStore> Agent<'_, S> {
             former,
         };
 
-        // Without the list of its peers a restarted agent would take their entries for stale ones.
+        // Wait for the list of peers: without it, a restarted agent would treat their kernel objects as stale.
         loop {
             match self.store.next_event().await {
                 StoreEvent::Peers(event @ LeaseEvent::Snapshot { .. }) => {
-                    // Peers that believe a younger one would go on doing so; nobody has heard of this node's yet.
+                    // Yield even to younger leases: peers that already use such a lease keep it, while no peer knows
+                    // this node's yet.
                     let duplicate = overlay::duplicates(&place.own, event.leases()).next();
                     if let Some(duplicate) = duplicate.map(|lease| lease.key) {
                         self.differ(&mut place, duplicate, executor).await?;
@@ -371,13 +372,14 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Keeps the overlay as the cluster wants it.
+    /// Keeps the overlay in the state that the cluster wants.
     async fn follow(&mut self, overlay: &mut Overlay, programmed: Programmed) -> Never {
         let mut tasks = Tasks::default();
         tasks.programmed_all(programmed);
         self.health.set_sample(self.sample(overlay, &tasks).await);
         let mut resync = every(self.settings.agent.resync);
         let mut heartbeat = every(HEARTBEAT);
+        // Report the status at once, not only after the first period.
         heartbeat.reset_immediately();
         let mut firewall = every(overlay.firewall_resync());
         let mut told = Instant::now();
@@ -400,7 +402,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 () = self.ruleset.changed() => overlay.program_firewall(),
                 _ = firewall.tick() => {
                     self.listen_to_ruleset();
-                    // Those who are changing something are looked at when they are done.
+                    // While another program is changing rules, wait until it is done.
                     if !self.ruleset.is_gathering() {
                         overlay.program_firewall();
                     }
@@ -430,7 +432,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     tasks.underlay.now();
                     tasks.programmed_all(overlay.program().await);
                 }
-                // With everything else, if that waits for another try.
+                // If a full pass is due for retry, it runs the hooks as well.
                 () = overlay.hooks_due(), if !tasks.program.is_waiting() => {
                     tasks.programmed_all(overlay.program().await);
                 }
@@ -454,13 +456,13 @@ impl<S: LeaseStore> Agent<'_, S> {
                     self.published(outcome, &mut tasks);
                 }
                 () = tasks.identity.due() => self.renew_identity(overlay, &mut tasks).await,
-                // Never `None`: the control service is this struct's own.
+                // Never `None`: this struct owns the control service.
                 Some(question) = self.questions.recv() => {
                     self.look_at_docker(overlay).await;
                     self.answer(question, overlay, &tasks).await;
                 }
                 Some(scrape) = self.scrapes.recv() => {
-                    // Whoever asked may have lost patience.
+                    // The client may have disconnected.
                     let _ = scrape.send(self.sample(overlay, &tasks).await);
                 }
                 Some(()) = self.hangup.recv() => {
@@ -481,8 +483,9 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// The rules that a flannel which comes next must find where it looks: this run's, or those of an earlier one that was
-    /// killed, as far as `subnet.env` and the settings have them. A named network's names are not flannel's.
+    /// The rules that a flannel started next must find where it expects them: those of this run, or those of an earlier
+    /// run that was killed, as far as `subnet.env` and the settings show them. `None` for a named network, whose names
+    /// flannel does not use.
     async fn rules_to_hand_over(&mut self) -> Option<Rules> {
         match self.settings.agent.network {
             Some(_) => None,
@@ -491,8 +494,8 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Has changes of the ruleset announced, if they are not yet. Where they cannot be, as without nftables in the kernel, it
-    /// is looked at now and then.
+    /// Starts to monitor ruleset changes unless that runs already. If it cannot, for example without nftables in the
+    /// kernel, the rules are only checked periodically.
     fn listen_to_ruleset(&mut self) {
         match self.ruleset.listen() {
             Ok(false) => (),
@@ -528,6 +531,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             }
             StoreEvent::RenewalFailed { error, .. } => {
                 self.events.renewal_failures += 1;
+                // The store retries by itself.
                 tasks.renewal.stuck(&error);
             }
             StoreEvent::NetworkConfig(Ok(config)) => {
@@ -537,6 +541,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             StoreEvent::NetworkConfig(Err(error)) => {
                 self.new_config = None;
                 self.events.configs_rejected += 1;
+                // A retry is useless until the config changes again.
                 tasks.config.stuck(&error);
             }
             StoreEvent::OwnLeaseLost { reason } => {
@@ -567,7 +572,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         self.history.changed(reason);
     }
 
-    /// One line for `systemctl status`: what is, and what is wrong.
+    /// One line for `systemctl status`: the state, and what is wrong.
     fn status(&self, overlay: &Overlay, tasks: &Tasks) -> String {
         let mut status = overlay.summary();
         let rejected = self.process.settings_rejected.as_deref();
@@ -580,7 +585,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         status
     }
 
-    /// What is wrong, in the order in which it is told.
+    /// What is wrong, in the order of the report.
     fn troubles(&self, tasks: &Tasks) -> Vec<Cause> {
         let tasks = tasks.all().into_iter().filter_map(Task::trouble);
         let store = self.store_trouble.iter().chain(tasks).cloned();
@@ -592,14 +597,14 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 }
 
-/// Ticks after each period, counted from the last tick where one was missed.
+/// Ticks after each period; after a missed tick the next one is a full period later.
 fn every(period: Duration) -> Interval {
     let mut interval = interval_at(Instant::now() + period, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
 }
 
-/// The subnet that `subnet.env` remembers from an earlier run.
+/// The subnet in `subnet.env` from an earlier run.
 fn previous_subnet(settings: &Settings) -> Option<SubnetKey> {
     match subnet_file::read_previous(&settings.files.subnet_file) {
         Ok(previous) => {

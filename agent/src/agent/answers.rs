@@ -1,4 +1,4 @@
-//! What the agent answers over its control socket.
+//! The agent's answers on its control socket.
 
 use ipnet::IpNet;
 use tokio::time::Instant;
@@ -15,7 +15,7 @@ use crate::telemetry::status::{
 };
 
 impl<S: LeaseStore> Agent<'_, S> {
-    /// Lays out what there is to say until the loop runs.
+    /// Publishes the status until the loop runs.
     pub(super) fn tell_joining(&self, cause: Cause) {
         let cause = cause.of(TaskName::Joining);
         let mut status = Status::joining(self.process.clone(), vec![cause]);
@@ -28,7 +28,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     pub(super) async fn answer(&self, question: Question, overlay: &mut Overlay, tasks: &Tasks) {
-        // Whoever asked may have lost patience.
+        // The client may have disconnected.
         match question {
             Question::Status(sender) if sender.is_closed() => (),
             Question::Peer(_, sender) if sender.is_closed() => (),
@@ -42,7 +42,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// The status, with the peers that it is to have.
+    /// The status, with the requested peers.
     pub(super) async fn report(
         &self,
         overlay: &mut Overlay,
@@ -91,7 +91,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Whether the store still has the own lease as this node's.
+    /// Whether the store still has this node's lease.
     pub(super) fn holds_lease(&self, tasks: &Tasks) -> bool {
         tasks.lease.trouble().is_none() && self.lease.is_some()
     }
@@ -105,7 +105,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Looks whether Docker is on the own subnet.
+    /// Checks whether Docker uses the own subnet.
     pub(super) async fn look_at_docker(&mut self, overlay: &Overlay) {
         let network = overlay.network(None);
         let v4 = network.ipv4.map(IpNet::V4);
@@ -121,7 +121,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         self.docker = docker;
     }
 
-    /// Looks whether the wall clock jumped.
+    /// Checks whether the wall clock jumped.
     pub(super) fn look_at_clock(&mut self) {
         if let Some(seconds) = self.clock.look() {
             warn!(
@@ -132,7 +132,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 }
 
-/// Why Docker is not on the own subnet.
+/// Why Docker does not use the own subnet.
 pub(super) fn trouble(docker: &Option<Docker>) -> Option<Cause> {
     let docker = docker.as_ref()?;
     let text = docker.trouble.as_deref()?;

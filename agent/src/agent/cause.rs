@@ -1,4 +1,4 @@
-//! The codes of what goes wrong in the loop.
+//! The codes of the loop's errors.
 
 use super::overlay::{ConnectError, Failed};
 use crate::telemetry::status::{Code, Coded};

@@ -1,4 +1,4 @@
-//! What changes while the agent runs, from the loop's side: the underlay, the network config, the node's identity.
+//! Changes at run time, from the loop's side: the underlay, the network config, the node's identity.
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use crate::host::open::{self, OpenError};
 use crate::telemetry::status::{Cause, Coded};
 
 impl<S: LeaseStore> Agent<'_, S> {
-    /// Looks at the underlay again; when it is not what it was, tells the kernel at once and the peers as soon as can be.
+    /// Checks the underlay; if it changed, updates the kernel at once and the peers as soon as possible.
     pub(super) async fn follow_underlay(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
         let former = overlay.underlay_addresses();
         match overlay.follow_underlay(&self.settings).await {
@@ -32,9 +32,9 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Applies the network config that was written last, as far as that is possible without another subnet.
+    /// Applies the latest network config, as far as possible with the present subnet.
     pub(super) async fn follow_config(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
-        // Only the command of the config that was written last counts.
+        // Only the command of the latest config counts; this ends an older one.
         self.preparing = JoinSet::new();
         let Some(config) = self.new_config.clone() else {
             tasks.config.done();
@@ -53,14 +53,14 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Goes on when the first command of the config that was written last has ended.
+    /// Continues when the first command of the latest config has ended.
     pub(super) async fn prepared(
         &mut self,
         overlay: &mut Overlay,
         (config, printed): (NetworkConfig, Result<String, OpenError>),
         tasks: &mut Tasks,
     ) {
-        // Another config, or none that can be used, was written meanwhile: that has its own turn.
+        // Another config, valid or not, was written meanwhile and is handled on its own.
         if self.new_config.as_ref() != Some(&config) {
             return;
         }
@@ -105,7 +105,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Makes this node another MAC address or key if a node that peers believe has its own.
+    /// Generates a new MAC address or key if another node has this one's and peers use that node's lease.
     pub(super) async fn renew_identity(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
         let Some(duplicate) = overlay.duplicate_to_yield_to() else {
             tasks.identity.done();
@@ -126,10 +126,10 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Tells the peers where this node is now. A lost lease is published when it is taken again.
+    /// Publishes this node's attributes. A lost lease is published when it is taken again.
     pub(super) fn publish(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
         tasks.publish.goes_on();
-        // One after the other: the last one written must be the last one told.
+        // One at a time, so that the latest attributes are also written last.
         self.publish_again = !self.publishing.is_empty();
         if !self.publish_again {
             let publishing = self.store.update(&overlay.lease_attrs());
@@ -137,7 +137,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Goes on after an answer to [`Self::publish`].
+    /// Handles the result of [`Self::publish`].
     pub(super) fn published(&mut self, outcome: Result<(), StoreError>, tasks: &mut Tasks) {
         match outcome {
             _ if std::mem::take(&mut self.publish_again) => tasks.publish.now(),
@@ -150,7 +150,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Makes the MAC address or key another than that of another node, before it is programmed, and publishes it.
+    /// Generates and publishes another MAC address or key than another node's, before it is programmed.
     pub(super) async fn differ(
         &mut self,
         place: &mut Place,

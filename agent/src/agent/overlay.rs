@@ -1,4 +1,4 @@
-//! The overlay of this host: what is known of it, and how that reaches the kernel, the ruleset and `subnet.env`.
+//! The overlay of this host: its state, and how that gets into the kernel, the ruleset and `subnet.env`.
 
 mod change;
 mod firewall;
@@ -48,44 +48,44 @@ use crate::plan::underlay::Underlay;
 use crate::settings::Settings;
 use crate::telemetry::status::{self, Cause, Coded, TaskName};
 
-/// Why the underlay and the back end cannot be used yet.
+/// Why the underlay and the backend cannot be used yet.
 #[derive(Debug, Error)]
 pub(crate) enum ConnectError {
     /// No usable interface or address.
     #[error("the underlay")]
     Underlay(#[from] underlay::Error),
-    /// The network config names a back end that there is not, or options that it has not.
+    /// The network config has an unknown backend or unknown options.
     #[error("a usable network config")]
     Config(#[from] BackendConfigError),
-    /// The back end cannot be set up here.
+    /// The backend cannot be set up on this host.
     #[error("the back end")]
     Backend(#[from] OpenError),
-    /// What the back end does not need cannot be given up.
+    /// The privileges that the backend does not need cannot be dropped.
     #[error("the process's privileges")]
     Privileges(#[from] privileges::Error),
-    /// The network config has no place for the subnet that the host's containers use.
+    /// The new network config does not allow the subnet that the host's containers use.
     #[error(
         "the new network config ({networks}) does not allow this host's subnet {own}; restarting the agent gives it another one, and its containers must be restarted then"
     )]
     Renumbers {
         /// The host's subnets.
         own: SubnetKey,
-        /// The networks that are wanted now.
+        /// The new networks.
         networks: String,
     },
 }
 
 impl ConnectError {
-    /// Whether trying again may help, though nobody changes the network config.
+    /// Whether a retry may help although the network config stays the same.
     pub(crate) fn may_heal(&self) -> bool {
         matches!(self, Self::Underlay(_) | Self::Backend(_))
     }
 }
 
-/// What could not be brought about. All of it is tried again.
+/// What could not be programmed. All of it is retried.
 #[derive(Debug, Error)]
 pub(crate) enum Failed {
-    /// The kernel could not be asked.
+    /// The kernel could not be queried.
     #[error("the kernel")]
     Kernel(#[from] KernelError),
     /// The kernel refused some changes.
@@ -97,19 +97,19 @@ pub(crate) enum Failed {
         total: usize,
         /// Whether none of them concerns the host's own device and address.
         spares_own: bool,
-        /// Whether all of them are in somebody else's hands.
+        /// Whether all of them are conflicts with other programs' objects.
         conflicts: bool,
     },
 }
 
-/// How far a full pass got.
+/// The result of a full pass.
 #[derive(Debug)]
 pub(crate) struct Programmed {
-    /// What became of the kernel.
+    /// The kernel's part.
     pub(crate) kernel: Result<(), Failed>,
-    /// Whether commands of the administrator still run; [`Overlay::commands_ended`] says when they have ended.
+    /// Whether hooks are still running; [`Overlay::commands_ended`] returns when they have ended.
     pub(crate) pending: bool,
-    /// What became of `subnet.env`; `None` where the kernel has not even the host's own device and address.
+    /// The result for `subnet.env`; `None` if even the host's own device and address are missing.
     pub(crate) subnet_file: Option<Result<(), subnet_file::Error>>,
 }
 
@@ -125,7 +125,7 @@ impl Failed {
         )
     }
 
-    /// Whether trying again is of no use; the monitor and the next full pass see when that changes.
+    /// Whether a retry is useless; the monitor and the next full pass notice when that changes.
     pub(crate) fn is_conflict(&self) -> bool {
         matches!(
             self,
@@ -137,7 +137,7 @@ impl Failed {
     }
 }
 
-/// Finds the underlay and sets up the back end that the network config names, with a new MAC address or key if asked for.
+/// Finds the underlay and sets up the backend of the network config, with a new MAC address or key if requested.
 /// Creates nothing in the kernel.
 pub(crate) async fn connect(
     settings: &Settings,
@@ -161,11 +161,11 @@ pub(crate) async fn connect(
     Ok((underlay, host, backend.into()))
 }
 
-/// Where this host stands in the cluster.
+/// This host's place in the cluster: lease, config, underlay and backend.
 pub(crate) struct Place {
     pub(crate) config: NetworkConfig,
     pub(crate) underlay: Underlay,
-    /// What subnets must keep off.
+    /// The host's addresses, which subnets must avoid.
     pub(crate) host: HostNets,
     pub(crate) backend: Arc<dyn Backend>,
     /// The own lease.
@@ -177,7 +177,7 @@ pub(crate) struct Place {
 pub(crate) struct Overlay {
     config: NetworkConfig,
     underlay: Underlay,
-    /// What subnets must keep off.
+    /// The host's addresses, which subnets must avoid.
     host: HostNets,
     backend: Arc<dyn Backend>,
     own: Lease,
@@ -185,26 +185,26 @@ pub(crate) struct Overlay {
     plan: Plan,
     /// Refusals that were logged.
     refused: BTreeMap<SubnetKey, PeerRefusal>,
-    /// The back ends of before, while they are needed.
+    /// Former backends, while they are still needed.
     leaving: Vec<Leaving>,
-    /// The peers to begin a session with.
+    /// The WireGuard peers to start a session with.
     greetings: Greetings,
     reconciler: Reconciler,
     firewall: Worker,
-    /// By which rules the firewall worked last.
+    /// The firewall backend that was last used.
     firewall_mode: Option<Mode>,
     firewall_settings: crate::settings::Firewall,
     subnet_file: PathBuf,
     /// Whether the kernel has been programmed once, for the log.
     programmed: bool,
-    /// Whether what was made under another network config is gone.
+    /// Whether everything made under another network config is gone.
     alone: bool,
-    /// What there is to tell, beside what the rest knows.
+    /// History for the status that nothing else records.
     journal: Journal,
 }
 
 impl Overlay {
-    /// The overlay with the own lease and, so far, no peers; nothing is programmed yet.
+    /// The overlay with the own lease and no peers yet; programs nothing.
     pub(crate) fn new(settings: &Settings, place: Place, executor: Executor) -> Self {
         let Place {
             config,
@@ -247,7 +247,7 @@ impl Overlay {
         }
     }
 
-    /// What a subnet of this host's must keep off.
+    /// What this host's subnet must not cover.
     pub(crate) fn avoid(&self) -> Avoid {
         self.host.avoid()
     }
@@ -260,7 +260,7 @@ impl Overlay {
         &self.config
     }
 
-    /// How many peers are programmed.
+    /// The number of programmed peers.
     pub(crate) fn peers(&self) -> usize {
         self.plan.accepted()
     }
@@ -270,17 +270,17 @@ impl Overlay {
         self.backend.lease_attrs()
     }
 
-    /// Whether peers send to the interface's own addresses, and not to those of a NAT.
+    /// Whether peers send to the interface's own addresses, not to those of a NAT.
     pub(crate) fn has_own_address(&self) -> bool {
         self.underlay.has_own_address()
     }
 
-    /// What the kernel monitor has to look out for.
+    /// What the kernel monitor watches.
     pub(crate) fn watch(&self) -> Watch<'_> {
         self.reconciler.watch(&self.underlay)
     }
 
-    /// Waits until a command that failed is to be tried again, by [`Self::program`].
+    /// Waits until a failed hook is due for a retry, by [`Self::program`].
     pub(crate) async fn hooks_due(&self) {
         self.reconciler.hooks_due().await;
     }
@@ -297,14 +297,14 @@ impl Overlay {
         )
     }
 
-    /// Takes in the leases that there are when the agent joins. All of them are planned at once: the changes that each
-    /// one makes to the plan would be of no use, and with ten thousand peers they are many.
+    /// Applies the leases that exist when the agent joins. They are planned all at once: the incremental plan changes
+    /// would not be used, and with ten thousand peers they are many.
     pub(crate) fn begin(&mut self, leases: LeaseEvent) {
         self.peers.apply(leases).log(|_| false);
         self.make_plan();
     }
 
-    /// Takes in what happened to the leases, without programming it.
+    /// Applies a lease event, without programming it.
     fn accept(&mut self, event: LeaseEvent) -> Delta {
         let changes = self.peers.apply(event);
         self.log(&changes);
@@ -328,7 +328,7 @@ impl Overlay {
         delta
     }
 
-    /// Takes in what happened to the leases, and programs only that.
+    /// Applies a lease event, and programs only what it changed.
     pub(crate) async fn apply(&mut self, event: LeaseEvent) -> Result<(), Failed> {
         let delta = self.accept(event);
         if delta.is_empty() && self.leaving.is_empty() {
@@ -346,7 +346,8 @@ impl Overlay {
         self.check(report)
     }
 
-    /// Brings kernel and `subnet.env` to what they should be, whatever they are now, and has the ruleset brought there.
+    /// Brings the kernel and `subnet.env` into the wanted state, whatever their present one, and starts a pass over the
+    /// ruleset.
     pub(crate) async fn program(&mut self) -> Programmed {
         let (kernel, cleared) = match self.program_kernel().await {
             Ok(report) => {
@@ -366,7 +367,8 @@ impl Overlay {
             return programmed;
         }
         self.program_firewall();
-        // A firewall that cannot be changed must not leave containers on a subnet that is another node's by now.
+        // Write the subnet file even if the firewall fails: containers must not stay on a subnet that may already
+        // belong to another node.
         let written = self.write_subnet_file();
         // Only now is nothing of a former network left.
         if !self.alone && cleared && programmed.kernel.is_ok() && written.is_ok() {
@@ -378,8 +380,8 @@ impl Overlay {
         programmed
     }
 
-    /// Programs everything that the host needs to be on the overlay, and waits until that is in place; says in words what
-    /// is missing. Some peers may be left to be programmed.
+    /// Programs everything that the host needs to be on the overlay, and waits until it is in place; the error says
+    /// what is missing. Some peers may still have to be programmed.
     pub(crate) async fn join(&mut self) -> Result<Programmed, Cause> {
         let mut programmed = self.program().await;
         loop {
@@ -451,7 +453,7 @@ impl Overlay {
         Ok(report)
     }
 
-    /// Waits until a back end of before is needed no longer; for ever if there is none.
+    /// Waits until a former backend is no longer needed; forever if there is none.
     pub(crate) async fn leaving_ended(&self) {
         match self.leaving.iter().filter_map(Leaving::end).min() {
             Some(end) => sleep_until(end).await,
@@ -473,7 +475,7 @@ impl Overlay {
         });
     }
 
-    /// What lies inside the networks and is outside the overlay all the same.
+    /// What lies inside the networks but is not part of the overlay.
     fn outside(&self) -> Vec<IpNet> {
         let own = self.own.key.nets();
         own.flat_map(|own| {
@@ -490,12 +492,12 @@ impl Overlay {
         .collect()
     }
 
-    /// Waits until commands of the administrator have ended; for ever if none run. Cancel-safe.
+    /// Waits until hooks have ended; forever if none run. Cancel-safe.
     pub(crate) async fn commands_ended(&self) -> hooks::Ended {
         self.reconciler.hooks_ended().await
     }
 
-    /// Takes in what became of commands. A full pass finds what is to be run now.
+    /// Records the results of hooks. A full pass then finds what to run next.
     pub(crate) fn take_commands(&mut self, ended: hooks::Ended) -> Result<(), Failed> {
         let report = self.reconciler.take_hooks(ended);
         self.check(report)
@@ -515,7 +517,7 @@ impl Overlay {
         (v4, v6)
     }
 
-    /// Writes `subnet.env`, if it is not as it should be.
+    /// Writes `subnet.env` if its content differs.
     pub(crate) fn write_subnet_file(&mut self) -> Result<(), subnet_file::Error> {
         let (v4, v6) = self.leased();
         let file = SubnetFile {
@@ -534,12 +536,12 @@ impl Overlay {
         Ok(())
     }
 
-    /// Gives the executor back; nothing is changed on the host.
+    /// Returns the executor; changes nothing on the host.
     pub(crate) fn into_executor(self) -> Executor {
         self.reconciler.into_executor()
     }
 
-    /// Judges and plans the peers anew, after the own lease or the back end changed.
+    /// Judges and plans all peers again, after the own lease or the backend changed.
     fn replan(&mut self) {
         let check = check_peer(&self.backend);
         let changes = self.peers.rejudge(&self.config, &self.own, check);
@@ -560,7 +562,7 @@ impl Overlay {
         self.log_refusals();
     }
 
-    /// Logs whom the back end cannot reach, once for each reason.
+    /// Logs the peers that the backend cannot reach, once for each reason.
     fn log_refusals(&mut self) {
         let refused: BTreeMap<_, _> = self
             .plan
@@ -575,7 +577,7 @@ impl Overlay {
         self.refused = refused;
     }
 
-    /// Turns what the kernel refused into an error.
+    /// Turns the failed kernel changes into an error.
     fn check(&mut self, report: Report) -> Result<(), Failed> {
         for failure in &report.failures {
             let key = failure.change.key().clone();
@@ -601,7 +603,7 @@ impl Overlay {
     }
 }
 
-/// Logs what the backend cannot do here, and which networks it leaves to others.
+/// Logs what the backend cannot do here, and which networks it leaves to other agents.
 fn log_limits(backend: &dyn Backend, config: &NetworkConfig, underlay: &Underlay) {
     if let Some(caution) = backend.caution() {
         warn!(iface = %underlay.name, "{caution}");
@@ -624,7 +626,7 @@ fn list(networks: impl Iterator<Item = IpNet>) -> String {
     texts.join(" and ")
 }
 
-/// The back end's say in which peers may be believed.
+/// The backend's check of peers' leases.
 fn check_peer(backend: &Arc<dyn Backend>) -> CheckPeer {
     let backend = Arc::clone(backend);
     Box::new(move |peer| backend.peer(peer).map(drop))

@@ -1,4 +1,4 @@
-//! The own lease, from the loop's side: taken again when it was lost, and given back at the end.
+//! The own lease, from the loop's side: taken again when lost, and given back at the end.
 
 use std::net::IpAddr;
 use std::panic::resume_unwind;
@@ -17,11 +17,11 @@ use crate::cluster::lease::{
 };
 use crate::cluster::network_config::NetworkConfig;
 
-/// How long a lease that is being taken may take when the agent ends: as long as one answer of etcd.
+/// How long to wait for a lease being taken when the agent ends: as long as one request to etcd.
 const LAST_WAIT: Duration = DEADLINE;
 
 impl<S: LeaseStore> Agent<'_, S> {
-    /// Takes a lease and holds it. When the agent ends meanwhile, [`Self::leave`] finds what became of it.
+    /// Takes a lease and holds it. If the agent ends meanwhile, [`Self::leave`] handles the result.
     pub(super) async fn acquire(
         &mut self,
         config: &NetworkConfig,
@@ -33,12 +33,12 @@ impl<S: LeaseStore> Agent<'_, S> {
         match self.acquiring.join_next().await {
             Some(Ok(taken)) => Ok(self.store.hold(taken?).await),
             Some(Err(ended)) => resume_unwind(ended.into_panic()),
-            // There is the one that was spawned.
+            // Unreachable: one was spawned above.
             None => std::future::pending().await,
         }
     }
 
-    /// Takes a lease again after the own one was lost: the same subnet when it is still free.
+    /// Takes a lease again after the own one was lost: the same subnet if it is still free.
     pub(super) fn acquire_again(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
         tasks.lease.goes_on();
         if self.acquiring.is_empty() {
@@ -53,7 +53,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Goes on with a lease that was taken.
+    /// Continues with a lease that was taken.
     pub(super) async fn acquired(
         &mut self,
         overlay: &mut Overlay,
@@ -65,7 +65,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             Ok(taken) => {
                 let own = self.store.hold(taken).await;
                 if !allocate::allows(overlay.config(), &own.key) {
-                    // The network config changed meanwhile; the next try gives this one up.
+                    // The network config changed meanwhile; the next attempt gives this lease up.
                     tasks.lease.now();
                     return;
                 }
@@ -81,7 +81,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     );
                 }
                 overlay.set_own(own);
-                // The underlay may have moved meanwhile.
+                // The underlay may have changed meanwhile.
                 tasks.publish.now();
                 tasks.programmed_all(overlay.program().await);
             }
@@ -92,9 +92,9 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Gives the subnet back. The service manager waits for it, so there is one try only.
+    /// Gives the subnet back. One attempt only, since the service manager waits for it.
     pub(super) async fn leave(&mut self) {
-        // A lease that is being taken would outlive the one that is given back.
+        // Wait for a lease that is being taken: it would outlive the one given back.
         let taken = timeout(LAST_WAIT, self.acquiring.join_next()).await;
         if let Ok(Some(Ok(Ok(taken)))) = taken {
             self.store.hold(taken).await;

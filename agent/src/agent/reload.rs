@@ -1,8 +1,8 @@
-//! SIGHUP: the settings are read anew, and what can change while the agent runs takes effect.
+//! SIGHUP: reloads the settings and applies those that can change at run time.
 //!
-//! That is the log level, how etcd is logged in to (passwords and certificates are read again even if no path changed),
-//! the firewall, the health endpoints' address, and how often things are looked at. What else changed is named and waits
-//! for a restart, because containers, peers or the kernel hang on it. Settings with a mistake change nothing.
+//! These are the log level, the login to etcd (passwords and certificates are read again even if no path changed), the
+//! firewall, the health endpoints' address, and the resync intervals. Other changes are listed and wait for a restart,
+//! because containers, peers or kernel state depend on them. Invalid settings change nothing.
 
 mod changes;
 
@@ -18,17 +18,17 @@ use crate::cluster::lease::LeaseStore;
 use crate::settings::{self, Settings};
 use crate::telemetry::health::Server;
 
-/// Reads the settings from where those that the agent was started with came from.
+/// Reads the settings from the sources that the agent was started with.
 pub type Load<'a> = Box<dyn Fn() -> Result<Settings, settings::Error> + 'a>;
 
 impl<S: LeaseStore> Agent<'_, S> {
-    /// Does what SIGHUP asks for, while the overlay is up.
+    /// Handles SIGHUP while the overlay is up.
     pub(super) async fn on_hangup(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
         self.service.reloading();
         self.reload().await;
         overlay.set_firewall(&self.settings.firewall);
         let programmed = overlay.program().await;
-        // The firewall is not even looked at where the host's own device is missing.
+        // The firewall is not programmed while the host's own device is missing.
         let firewall_follows = programmed.subnet_file.is_some();
         tasks.programmed_all(programmed);
         self.reloading = true;
@@ -37,14 +37,14 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// Says that the settings are in effect, if they were read anew and that was not said.
+    /// Reports the end of a reload, unless that was done already.
     pub(super) fn end_reload(&mut self, overlay: &Overlay, tasks: &Tasks) {
         if std::mem::take(&mut self.reloading) {
             self.service.ready(&self.status(overlay, tasks));
         }
     }
 
-    /// Reads the settings anew and puts into effect what can be, but for what hangs on the overlay.
+    /// Reloads the settings and applies what can change, except what depends on the overlay.
     pub(super) async fn reload(&mut self) {
         let loaded = (self.load)();
         let outcome = match loaded {
@@ -65,15 +65,15 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     async fn take_over(&mut self, new: Settings) -> Result<(), String> {
-        // Nothing has changed yet, so that what cannot be used leaves all as it is.
+        // Nothing has changed yet, so an unusable setting leaves everything as it is.
         self.store
             .set_access(&new.etcd)
             .map_err(|error| chain(&error))?;
-        // Cannot fail, since the settings were checked.
+        // Cannot fail: the settings were validated.
         logging::set_filter(&new.agent.log).map_err(|error| chain(&error))?;
         let mut effective = live(&self.settings, new.clone());
         effective.health.listen = self.listen(&effective).await;
-        // Where nobody can listen at the new address, it did not change.
+        // If the new address cannot be bound, it did not change.
         let health = effective.health;
         let changes = changes(&self.settings, &Settings { health, ..new });
         let mut pending = Vec::new();
@@ -100,13 +100,13 @@ impl<S: LeaseStore> Agent<'_, S> {
         Ok(())
     }
 
-    /// Moves the health endpoints, if they are wanted elsewhere; says where they are then.
+    /// Moves the health endpoints to another address if configured; returns where they are then.
     async fn listen(&mut self, wanted: &Settings) -> Option<SocketAddr> {
         let (old, new) = (self.settings.health.listen, wanted.health.listen);
         if old == new {
             return old;
         }
-        // The old address may stand in the way of the new one: all addresses, say, and one of them.
+        // Close the old address first: it may conflict with the new one, for example all addresses and one of them.
         if let Some(server) = self.server_task.take() {
             server.stop().await;
         }

@@ -1,4 +1,4 @@
-//! What the agent answers to `/metrics`: its status, and what is counted for nobody else.
+//! The agent's answer to `/metrics`: its status, plus counters used nowhere else.
 
 use tokio::time::Instant;
 
@@ -8,7 +8,8 @@ use crate::cluster::lease::{LeaseStore, StoreErrorKind};
 use crate::telemetry::metrics::{Events, Sample, Tally};
 use crate::telemetry::status::Status;
 
-/// Nothing happened yet. Each kind is there from the start: a counter that appears with 1 looks as if it never went up.
+/// All counters at zero. Each kind is present from the start: a counter that first appears as 1 does not count as an
+/// increase.
 pub(super) fn no_events() -> Events {
     let kinds = StoreErrorKind::ALL.iter();
     Events {
@@ -23,7 +24,7 @@ pub(super) fn count(events: &mut Events, kind: StoreErrorKind) {
 }
 
 impl<S: LeaseStore> Agent<'_, S> {
-    /// What there is to show until the loop runs.
+    /// The metrics until the loop runs.
     pub(super) fn sample_joining(&self, status: Status) -> Sample {
         Sample {
             task_failures: failures(&Tasks::default()),
@@ -32,7 +33,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    /// What there is to show.
+    /// The metrics.
     pub(super) async fn sample(&self, overlay: &mut Overlay, tasks: &Tasks) -> Sample {
         Sample {
             status: self.report(overlay, tasks, Vec::new()).await,
@@ -45,7 +46,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 }
 
-/// How often each task failed.
+/// The number of failures of each task.
 fn failures(tasks: &Tasks) -> Tally {
     let tasks = tasks.all().into_iter();
     tasks

@@ -1,4 +1,4 @@
-//! Something that is tried again, with growing pauses, until it is done.
+//! Tasks that are retried with growing pauses until they succeed.
 
 use std::time::Duration;
 
@@ -10,33 +10,33 @@ use crate::base::logging::Repeats;
 use crate::base::retry::{Backoff, Retry, random_seed};
 use crate::telemetry::status::{Cause, Coded, TaskName};
 
-/// Between the first failure and the next try 200 ms; at the most 10 s, so that what heals by itself is noticed soon.
+/// From 200 ms after the first failure to at most 10 s, so that a fault that heals by itself is noticed soon.
 const PAUSES: Backoff =
     match Backoff::new(Duration::from_millis(200), Duration::from_secs(10), 0.3, 0) {
         Ok(backoff) => backoff,
         Err(_) => panic!("constant out of range"),
     };
 
-/// Pauses between tries, different on every node so that a cluster does not try in step.
+/// The retry schedule, with a jitter per node so that a cluster does not retry in step.
 pub(super) fn new_retry() -> Retry {
     Retry::new(PAUSES.seeded(random_seed()))
 }
 
-/// A task and what keeps it from being done.
+/// A task and the error that blocks it.
 #[derive(Debug)]
 pub(super) struct Task {
     name: TaskName,
-    /// What is to be done, in words that follow "failed to".
+    /// The task in words that follow "failed to".
     what: &'static str,
     retry: Retry,
     trouble: Option<Cause>,
     repeats: Repeats,
-    /// How often it failed since the start of the process.
+    /// The number of failures since the process started.
     failures: u64,
 }
 
 impl Task {
-    /// There is nothing to do yet.
+    /// A task with nothing to do yet.
     pub(super) fn new(name: TaskName, what: &'static str) -> Self {
         Self {
             name,
@@ -48,12 +48,12 @@ impl Task {
         }
     }
 
-    /// Which task it is.
+    /// The task's name.
     pub(super) fn name(&self) -> TaskName {
         self.name
     }
 
-    /// How often it failed since the start of the process.
+    /// The number of failures since the process started.
     pub(super) fn failures(&self) -> u64 {
         self.failures
     }
@@ -63,17 +63,17 @@ impl Task {
         self.trouble.as_ref()
     }
 
-    /// It is to be done at once.
+    /// Makes it due at once.
     pub(super) fn now(&mut self) {
         self.retry.now();
     }
 
-    /// It is to be done at a certain time.
+    /// Makes it due at a certain time.
     pub(super) fn at(&mut self, due: Instant) {
         self.retry.at(due);
     }
 
-    /// It is done.
+    /// It succeeded.
     pub(super) fn done(&mut self) {
         self.retry.done();
         self.trouble = None;
@@ -88,36 +88,36 @@ impl Task {
         self.retry.schedule();
     }
 
-    /// It failed, and no other try helps before somebody else changes something.
+    /// It failed, and a retry is useless until another program changes something.
     pub(super) fn stuck(&mut self, error: &impl Coded) {
         self.note(error);
         self.retry.done();
     }
 
-    /// A part of it failed, and no other try helps that part. What waits for another try still does, and still is what is
-    /// wrong until then.
+    /// A part of it failed for which a retry is useless. A retry that is due for another part stays due, and its error
+    /// stays the reported one until then.
     pub(super) fn partly_stuck(&mut self, error: &impl Coded) {
         let waiting = self.trouble.take().filter(|_| self.retry.is_waiting());
         self.note(error);
         self.trouble = waiting.or(self.trouble.take());
     }
 
-    /// It goes on elsewhere, and what was wrong is so until that has ended.
+    /// It runs elsewhere; its error stands until that has ended.
     pub(super) fn goes_on(&mut self) {
         self.retry.hold();
     }
 
-    /// Whether it is to be done, now or later.
+    /// Whether it is due, now or later.
     pub(super) fn is_waiting(&self) -> bool {
         self.retry.is_waiting()
     }
 
-    /// Waits until it is due; for ever when there is nothing to do. Cancel-safe.
+    /// Waits until it is due; forever if there is nothing to do. Cancel-safe.
     pub(super) async fn due(&self) {
         self.retry.due().await;
     }
 
-    /// A fault that lasts is logged once, and then now and then with a count; not at every try.
+    /// Logs a lasting error once and then occasionally with a count, not at every attempt.
     fn note(&mut self, error: &impl Coded) {
         self.failures += 1;
         let what = self.what;
@@ -132,25 +132,25 @@ impl Task {
     }
 }
 
-/// What has to be done again, and when.
+/// All tasks and when they are due.
 pub(super) struct Tasks {
-    /// The kernel.
+    /// Programming the kernel.
     pub(super) program: Task,
-    /// The packet filter.
+    /// Programming the firewall.
     pub(super) firewall: Task,
-    /// `subnet.env`.
+    /// Writing `subnet.env`.
     pub(super) subnet_file: Task,
-    /// A lease in place of the lost one.
+    /// Taking a lease in place of a lost one.
     pub(super) lease: Task,
-    /// More time for the lease, which the store sees to.
+    /// Renewing the lease, which the store does.
     pub(super) renewal: Task,
-    /// Another look at the underlay.
+    /// Checking the underlay.
     pub(super) underlay: Task,
-    /// Another network config.
+    /// Applying a changed network config.
     pub(super) config: Task,
-    /// The own attributes, in the store.
+    /// Publishing the own attributes.
     pub(super) publish: Task,
-    /// Another MAC address or key.
+    /// Generating another MAC address or key.
     pub(super) identity: Task,
 }
 
@@ -191,7 +191,7 @@ impl Tasks {
         ]
     }
 
-    /// A full pass over everything ended like this.
+    /// Records the result of a full pass.
     pub(super) fn programmed_all(&mut self, programmed: Programmed) {
         match programmed.kernel {
             Ok(()) if programmed.pending => self.program.goes_on(),
@@ -206,7 +206,7 @@ impl Tasks {
         }
     }
 
-    /// A pass over a part of the kernel's objects ended like this; what else is to be done still is.
+    /// Records the result of programming a part of the kernel objects; what is due otherwise stays due.
     pub(super) fn programmed_part(&mut self, outcome: Result<(), Failed>) {
         match outcome {
             Ok(()) => (),
@@ -223,7 +223,7 @@ mod tests {
     use crate::plan::state::{Change, Key, Object};
     use crate::telemetry::status::Code;
 
-    /// Changes of one route that failed.
+    /// Failed changes of one route.
     fn failed(error: ChangeError) -> Failed {
         let conflicts = matches!(error, ChangeError::Conflict { .. });
         let change = Change::Del {
@@ -270,7 +270,7 @@ mod tests {
         tasks.programmed_part(Err(conflict()));
         assert_eq!(code(&tasks), Some(Code::KernelRefused));
         assert!(tasks.program.retry.is_waiting());
-        // Once everything was tried, there is nothing but the conflict.
+        // After a full pass only the conflict is left.
         tasks.programmed_all(whole(Err(conflict())));
         assert_eq!(code(&tasks), Some(Code::KernelConflict));
         assert!(!tasks.program.retry.is_waiting());

@@ -1,7 +1,8 @@
-//! What overlay subnets must keep off: the host's own addresses, and what is on its links.
+//! The host's own addresses and on-link prefixes, which overlay subnets must avoid.
 //!
-//! An overlay network may be as wide as the site that it is in, 10.0.0.0/8 for one, with the hosts' own addresses inside.
-//! That does no harm until a node's subnet holds a host's address: then packets for the host go to that node's containers.
+//! An overlay network may be as wide as the site that it is in, for example 10.0.0.0/8, and contain the hosts' own
+//! addresses. That does no harm until a node's subnet covers a host's address: then packets for the host go to that
+//! node's containers.
 
 use std::net::IpAddr;
 
@@ -9,18 +10,18 @@ use ipnet::IpNet;
 
 use crate::cluster::lease::allocate::Avoid;
 
-/// Whose an address of this host is.
+/// What kind of interface has an address of this host.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Whose {
-    /// The underlay interface's.
+    /// The underlay interface.
     Underlay,
-    /// Another interface's.
+    /// Another interface.
     Host,
-    /// A bridge's that has the node's own subnet, or a former one.
+    /// A bridge with the node's own subnet, or a former one.
     Containers,
 }
 
-/// An address of this host and what is on its link.
+/// An address of this host and its on-link prefix.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct HostNet {
     pub(crate) address: IpAddr,
@@ -29,27 +30,27 @@ pub(crate) struct HostNet {
     pub(crate) whose: Whose,
 }
 
-/// The addresses of this host, but for those of the overlay's own devices, with what is on their links.
+/// The addresses of this host with their on-link prefixes, except those of the overlay's own devices.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HostNets(Vec<HostNet>);
 
 impl HostNets {
-    /// Of these addresses, in any order.
+    /// From these addresses, in any order.
     pub(crate) fn new(mut nets: Vec<HostNet>) -> Self {
         nets.sort_unstable();
         nets.dedup();
         Self(nets)
     }
 
-    /// An address of this host in a subnet that another node holds or wants. What a runtime's bridge has there is a
-    /// remnant of a subnet that this node had before.
+    /// An address of this host in a subnet that another node holds or wants. A container runtime's bridge does not
+    /// count: it is left over from a subnet that this node had before.
     pub fn in_subnet(&self, subnet: &IpNet) -> Option<IpAddr> {
         let mut nets = self.0.iter().filter(|net| net.whose != Whose::Containers);
         nets.find(|net| subnet.contains(&net.address))
             .map(|net| net.address)
     }
 
-    /// A host with one address that is not the underlay's.
+    /// A host with one address, not on the underlay interface.
     #[cfg(test)]
     pub(crate) fn of_one(address: IpNet) -> Self {
         Self(vec![HostNet {
@@ -59,7 +60,7 @@ impl HostNets {
         }])
     }
 
-    /// What no subnet of ours is to hold.
+    /// What this node's subnet must not cover.
     pub fn avoid(&self) -> Avoid {
         let of_underlay = self.0.iter().filter(|net| net.whose == Whose::Underlay);
         Avoid {
@@ -69,8 +70,8 @@ impl HostNets {
         }
     }
 
-    /// What lies inside an overlay network and is outside the overlay all the same, for masquerading: the links on which
-    /// no node has its subnet, as `is_leased` says; of the others the host's own address.
+    /// What lies inside an overlay network but is not part of the overlay, for masquerading: on-link prefixes in which
+    /// no node has its subnet (`is_leased`); of the others only the host's own address.
     pub(crate) fn outside(
         &self,
         network: IpNet,

@@ -1,8 +1,8 @@
 //! Leases: which node owns which subnet of the overlay, and how its peers reach it.
 //!
-//! The texts are flannel's, to the byte. What other nodes wrote is untrusted: reading it either gives a well-formed
-//! [`Lease`] or an error that concerns that one lease only. Whether a well-formed lease may be used is for
-//! [`crate::cluster::peers`] to say.
+//! The keys and values are flannel's, byte for byte. What other nodes wrote is untrusted: parsing it gives either a
+//! well-formed [`Lease`] or an error about that one lease only. Whether a well-formed lease may be used is decided by
+//! [`crate::cluster::peers`].
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -28,34 +28,35 @@ pub use key::{LeaseKeyError, SubnetKey};
 pub use store::{DEADLINE, LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
 pub use trouble::{Fault, StoreErrorKind, StoreTrouble};
 
-/// What a node publishes with its lease: the value of the lease key, in flannel's field order.
+/// What a node publishes in its lease: the value of the lease key, in flannel's field order.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct LeaseAttrs {
-    /// Where peers send encapsulated packets; `None` without IPv4 on the underlay, written as flannel does: `0.0.0.0`.
+    /// Where peers send encapsulated packets; `None` without IPv4 on the underlay, written as `0.0.0.0` like flannel
+    /// does.
     #[serde(rename = "PublicIP", serialize_with = "unspecified_if_none")]
     pub public_ip: Option<Ipv4Addr>,
-    /// The same for an IPv6 underlay; written as `null` when absent, as flannel does.
+    /// The same for an IPv6 underlay; `null` if absent, like flannel does.
     #[serde(rename = "PublicIPv6")]
     pub public_ipv6: Option<Ipv6Addr>,
-    /// The back end's name, for example `vxlan`; empty for the udp and alloc back ends.
+    /// The backend's name, for example `vxlan`; empty for the udp and alloc backends.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub backend_type: String,
-    /// What the back end's peers must know, for IPv4.
+    /// IPv4 backend data: what peers need to reach this node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend_data: Option<Box<RawValue>>,
-    /// What the back end's peers must know, for IPv6.
+    /// IPv6 backend data.
     #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
     pub backend_v6_data: Option<Box<RawValue>>,
-    /// Which machine owns the lease; ours, unknown to flannel, which skips it. The store fills it in.
+    /// The node's owner ID. Our own field: flannel skips unknown ones. The store fills it in.
     #[serde(rename = "SelvageOwner", skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
 }
 
-/// The value of a lease cannot be read.
+/// A lease value cannot be parsed.
 #[derive(Debug, Error)]
 pub enum LeaseValueError {
-    /// The value is longer than any back end's data.
+    /// The value is longer than any backend's data.
     #[error("{length} bytes are more than the {LONGEST_VALUE} that a lease may have")]
     TooLong {
         /// The value's length in bytes.
@@ -66,11 +67,11 @@ pub enum LeaseValueError {
     Json(#[from] GoJsonError),
 }
 
-/// The longest lease value that is read, in bytes. flannel writes some 200; IPsec and extension data may have a few
-/// thousand. etcd itself takes 1.5 MiB, which 10,000 hostile leases would turn into 15 GiB of memory here.
+/// The longest lease value that is parsed, in bytes. flannel writes some 200; IPsec and extension data may have a few
+/// thousand. etcd itself accepts 1.5 MiB, so 10,000 hostile leases could take 15 GiB of memory here.
 const LONGEST_VALUE: usize = 64 * 1024;
 
-/// By what a backend's peers know a node.
+/// What identifies a node to the peers of its backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IdentityKind {
     /// A MAC address.
@@ -89,15 +90,15 @@ impl fmt::Display for IdentityKind {
 }
 
 impl LeaseAttrs {
-    /// Reads the value of a lease: field names in any letter case, unknown fields skipped, and the values of old
-    /// releases, which lack `PublicIPv6`. A missing `PublicIP`, which flannel reads as 0.0.0.0, is an error.
+    /// Parses a lease value: field names in any letter case, unknown fields skipped, and values of old releases, which
+    /// lack `PublicIPv6`. A missing `PublicIP`, which flannel reads as 0.0.0.0, is an error.
     pub fn parse(value: &[u8]) -> Result<Self, LeaseValueError> {
         if value.len() > LONGEST_VALUE {
             return Err(LeaseValueError::TooLong {
                 length: value.len(),
             });
         }
-        // Go, too, replaces what is not UTF-8.
+        // Go's JSON decoder also replaces invalid UTF-8.
         let text = String::from_utf8_lossy(value);
         let object = Object::parse(&text)?;
         let data = |name| {
@@ -127,13 +128,13 @@ impl LeaseAttrs {
         }
     }
 
-    /// Where peers send packets, in both families.
+    /// Where peers send packets, one address per family.
     pub fn public_addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         let v4 = self.public_ip.map(IpAddr::V4);
         v4.into_iter().chain(self.public_ipv6.map(IpAddr::V6))
     }
 
-    /// The address to call the node by: the IPv4 one if there is one, else the IPv6 one.
+    /// The address that names the node: the IPv4 one if there is one, else the IPv6 one.
     pub fn public_address(&self) -> IpAddr {
         match (self.public_ip, self.public_ipv6) {
             (None, Some(v6)) => IpAddr::V6(v6),
@@ -141,8 +142,8 @@ impl LeaseAttrs {
         }
     }
 
-    /// Whether both are of one node, as far as addresses tell: the IPv4 ones if both have one, else the IPv6 ones, so that
-    /// a node is itself still when its network gains a family.
+    /// Whether both belong to the same node, judged by address: the IPv4 addresses if both have one, else the IPv6
+    /// ones. So a node keeps its identity when its network gains a family.
     pub fn same_address(&self, other: &Self) -> bool {
         match (self.public_ip, other.public_ip) {
             (Some(a), Some(b)) => a == b,
@@ -150,8 +151,8 @@ impl LeaseAttrs {
         }
     }
 
-    /// The MAC addresses or keys that this node alone should have, and which of the two each is. Back ends without such a
-    /// thing have none.
+    /// The MAC addresses or keys that only this node should have, and which of the two each is. Empty for backends
+    /// without either.
     pub fn identities(&self) -> Vec<(String, IdentityKind)> {
         let (name, kind) = match self.backend_type.as_str() {
             "vxlan" => ("VtepMAC", IdentityKind::Mac),
@@ -180,7 +181,7 @@ impl LeaseAttrs {
             && self.identities().iter().any(|own| theirs.contains(own))
     }
 
-    /// The value to write: flannel's bytes for the same attributes.
+    /// The value to write: the same bytes as flannel's for the same attributes.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
         Ok(go_json::escape_as_go(&serde_json::to_string(self)?))
     }
@@ -197,7 +198,7 @@ fn unspecified_if_none<S: Serializer>(
 
 impl PartialEq for LeaseAttrs {
     fn eq(&self, other: &Self) -> bool {
-        /// What is written with a `<` comes back with a `\u003c`, and is the same.
+        /// Values written with `<` come back with `\u003c`; they are equal.
         fn same(one: &Option<Box<RawValue>>, other: &Option<Box<RawValue>>) -> bool {
             match (one.as_deref(), other.as_deref()) {
                 (Some(one), Some(other)) => {
@@ -221,10 +222,10 @@ impl PartialEq for LeaseAttrs {
 pub struct Lease {
     /// The leased subnets.
     pub key: SubnetKey,
-    /// What its owner published.
+    /// What its node published.
     pub attrs: LeaseAttrs,
-    /// The store's revision at which the lease was created; of two claims to one address the lower, older one counts.
-    /// Renewing and updating a lease do not change it.
+    /// The store's revision at which the lease was created. If two leases claim one address, the lower (older) revision
+    /// wins. Renewing and updating a lease do not change it.
     pub created: u64,
 }
 

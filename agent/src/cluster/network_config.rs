@@ -1,7 +1,7 @@
 //! The network config: one JSON text for the whole cluster, written by the administrator, in flannel's schema.
 //!
-//! Every rule and default of flannel's `CheckNetworkConfig` holds here, and one more: `SubnetMin` above `SubnetMax` is
-//! refused, which flannel only notices as "out of subnets".
+//! Every rule and default of flannel's `CheckNetworkConfig` applies, plus one: `SubnetMin` above `SubnetMax` is refused
+//! here, while flannel only fails later with "out of subnets".
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,10 +18,10 @@ mod range;
 pub use range::RangeError;
 use range::{IPV4, IPV6, Wanted};
 
-/// The name of the VXLAN back end. An encrypted network has [`WIREGUARD`] in its place.
+/// The name of the VXLAN backend. An encrypted network uses [`WIREGUARD`] instead.
 pub(crate) const VXLAN: &str = "vxlan";
 
-/// The name of the back end that encrypts.
+/// The name of the backend that encrypts.
 pub(crate) const WIREGUARD: &str = "wireguard";
 
 /// A validated network config with all defaults filled in.
@@ -31,15 +31,15 @@ pub struct NetworkConfig {
     pub ipv4: Option<Ipv4Range>,
     /// The same for IPv6; `Some` exactly if `EnableIPv6` is true. There is at least one of the two.
     pub ipv6: Option<Ipv6Range>,
-    /// Whether `firewall.mode = auto` means nftables.
+    /// Whether `firewall.mode = auto` selects nftables.
     pub enable_nftables: bool,
-    /// Whether packets between nodes must be encrypted; ours, flannel skips it. The back end is then wireguard.
+    /// Whether packets between nodes must be encrypted. Our own field, flannel skips it. The backend is then wireguard.
     pub encrypt: bool,
-    /// Which back end carries the packets, and its own options.
+    /// The backend and its options.
     pub backend: BackendSpec,
 }
 
-/// The families that an overlay has, at least one, each with its network.
+/// The families of an overlay, at least one, each with its network.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Families {
     /// The IPv4 overlay network.
@@ -55,7 +55,7 @@ impl Families {
         v4.into_iter().chain(self.v6.map(|_| Family::V6))
     }
 
-    /// Whether an address belongs to the overlay.
+    /// Whether an address is in the overlay.
     pub fn contain(self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => self.v4.is_some_and(|network| network.contains(&v4)),
@@ -64,7 +64,7 @@ impl Families {
     }
 }
 
-/// The overlay network of one family and the subnets in it.
+/// The overlay network of one family and its subnets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ipv4Range {
     /// The whole overlay network.
@@ -77,7 +77,7 @@ pub struct Ipv4Range {
     pub max: Ipv4Addr,
 }
 
-/// The overlay network of one family and the subnets in it.
+/// The overlay network of one family and its subnets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ipv6Range {
     /// The whole overlay network.
@@ -93,10 +93,10 @@ pub struct Ipv6Range {
 /// The `Backend` object.
 #[derive(Clone, Debug)]
 pub struct BackendSpec {
-    /// The back end's name in lower case. Without a `Backend` object it is `udp`, as in flannel's code (its
-    /// documentation says vxlan). With `Encrypt` it is `wireguard`, where the config says vxlan or nothing.
+    /// The backend's name in lower case. Without a `Backend` object it is `udp`, as in flannel's code (its
+    /// documentation says vxlan). With `Encrypt`, vxlan and a missing `Backend` become `wireguard`.
     pub kind: String,
-    /// The whole object, for the back end to read; `{}` without one.
+    /// The whole object, for the backend to parse; `{}` without one.
     pub options: Box<RawValue>,
 }
 
@@ -114,23 +114,23 @@ pub enum NetworkConfigError {
     /// The text is not JSON of the right shape.
     #[error(transparent)]
     Json(#[from] GoJsonError),
-    /// The address range makes no sense.
+    /// The address range is invalid.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// A network without addresses.
+    /// Both families are disabled.
     #[error("EnableIPv4: false and EnableIPv6: false leave no network; allowed: one of them true")]
     WithoutFamily,
-    /// There is a `Backend` object, but it does not say which.
+    /// The `Backend` object has no `Type`.
     #[error("Backend: {0} has no Type; allowed: the name of a back end, for example \"vxlan\"")]
     WithoutBackendType(String),
-    /// The back end that is asked for sends packets in clear.
+    /// The configured backend does not encrypt.
     #[error(
         "Encrypt: true is not possible with the back end {0:?}; allowed: \"wireguard\" or \"vxlan\", in whose place wireguard is then used, or no Backend at all"
     )]
     NotEncrypted(String),
 }
 
-/// The words for an error about an address range.
+/// What errors call a valid address range.
 const CIDR_V4: &str = "an IPv4 network such as \"10.5.0.0/16\"";
 const CIDR_V6: &str = "an IPv6 network such as \"fd00:10:5::/48\"";
 const ADDRESS_V4: &str = "an IPv4 address such as \"10.5.1.0\"";
@@ -147,14 +147,14 @@ impl NetworkConfig {
             .chain(self.ipv6.map(|range| IpNet::V6(range.network)))
     }
 
-    /// How many nodes can have a lease: as many as there are subnets in the smaller family.
+    /// How many nodes can have a lease: the number of subnets in the smaller family.
     pub fn subnets(&self) -> u64 {
         let v4 = self.ipv4.as_ref().map(Ipv4Range::subnets);
         let v6 = self.ipv6.as_ref().map(Ipv6Range::subnets);
         v4.into_iter().chain(v6).min().unwrap_or(0)
     }
 
-    /// Which families the overlay has.
+    /// The families of the overlay.
     pub fn families(&self) -> Families {
         Families {
             v4: self.ipv4.map(|range| range.network),
@@ -162,7 +162,7 @@ impl NetworkConfig {
         }
     }
 
-    /// Reads and validates the config as flannel does, and fills in the defaults.
+    /// Parses and validates the config like flannel, and fills in the defaults.
     pub fn parse(text: &str) -> Result<Self, NetworkConfigError> {
         let object = Object::parse(text)?;
         let ipv4 = match object.get("EnableIPv4", BOOLEAN)? {
@@ -250,20 +250,20 @@ impl NetworkConfig {
 }
 
 impl Ipv4Range {
-    /// How many subnets can be leased.
+    /// The number of subnets that can be leased.
     pub fn subnets(&self) -> u64 {
         let between = u32::from(self.max).saturating_sub(u32::from(self.min));
         (u64::from(between) >> (32 - self.subnet_len)) + 1
     }
 
-    /// Whether a node may hold `subnet` under this config: of the right length, and from the first to the last subnet.
+    /// Whether a node may hold `subnet` under this config: the right length, and between the first and the last subnet.
     pub fn allows(&self, subnet: Ipv4Net) -> bool {
         subnet.prefix_len() == self.subnet_len && (self.min..=self.max).contains(&subnet.network())
     }
 }
 
 impl Ipv6Range {
-    /// How many subnets can be leased.
+    /// The number of subnets that can be leased.
     pub fn subnets(&self) -> u64 {
         let between = u128::from(self.max).saturating_sub(u128::from(self.min));
         u64::try_from(between >> (128 - self.subnet_len))
@@ -271,7 +271,7 @@ impl Ipv6Range {
             .saturating_add(1)
     }
 
-    /// Whether a node may hold `subnet` under this config: of the right length, and from the first to the last subnet.
+    /// Whether a node may hold `subnet` under this config: the right length, and between the first and the last subnet.
     pub fn allows(&self, subnet: Ipv6Net) -> bool {
         subnet.prefix_len() == self.subnet_len && (self.min..=self.max).contains(&subnet.network())
     }
@@ -299,7 +299,7 @@ impl BackendSpec {
         })
     }
 
-    /// What to use in place of a back end that is `named`, or else only the default, so that packets are encrypted.
+    /// The encrypted replacement of a backend that was `named` in the config, or else is only the default.
     fn encrypted(self, named: bool) -> Result<Self, NetworkConfigError> {
         match self.kind.as_str() {
             VXLAN | WIREGUARD => {}

@@ -1,31 +1,33 @@
 //! The peers: leases of other nodes that may be used.
 //!
-//! What other nodes publish is untrusted. A lease is accepted if its subnet lies inside the network and holds no address of
-//! this host, its public IP is a usable address of somebody else, its back end is ours and can make use of its data, and no
+//! What other nodes publish is untrusted. A lease is accepted if its subnet is inside the network and covers no address
+//! of this host, its public IP is a usable address of another host, its backend is ours and can use its data, and no
 //! older lease claims any of its addresses; the own lease counts as older than all. Everything else is refused, and
 //! reported once.
 //!
-//! A public IP may be one of the overlay network's, which may be as wide as the site that it is in. But packets to an
-//! address in a node's subnet are encapsulated for that node: of a subnet and a public IP in it, the older lease's counts.
+//! A public IP may be inside the overlay network, which may be as wide as the site that it is in. But packets to an
+//! address in a node's subnet are encapsulated for that node: if a subnet covers another node's public IP, the older
+//! lease wins.
 //!
-//! Bad input removes nobody:
+//! Bad input removes no peer:
 //!
 //! * An update that would make an accepted lease unacceptable is refused, and its last good attributes stay in use for
 //!   as long as the lease exists.
-//! * A lease that overlaps an older one waits, and is accepted when the older one ends.
-//! * What an update claims that another lease in use has, whichever of the two leases is older, stays with that other: the
-//!   update is refused until it lets go. This is so of a public IP in its subnet, and of its MAC address or key. A lease
-//!   that has published since that it has something else has let go, so that two nodes may change places.
+//! * A lease that overlaps an older one waits, and is accepted when the older one is gone.
+//! * If an update claims something that another lease in use has, the other lease keeps it, whichever of the two is
+//!   older: the update is refused until the other releases the claim. This applies to a public IP in its subnet, and to
+//!   its MAC address or key. A lease that has since published something else has released its claim, so two nodes may
+//!   swap.
 //!
-//! Age alone decides between leases that are seen for the first time, since who had what first is not known of them: so
-//! it is for a node that has just started. Whoever it decides against makes itself another MAC address or key, if it
-//! runs this agent. Refused wrongly is an older node that was given the MAC address or key of one that is gone for good,
-//! until that one's lease ends: it makes itself another when its agent starts.
+//! Between leases seen for the first time only age decides, since it is unknown which node had a claim first. This is
+//! the case on a node that has just started. The losing node generates another MAC address or key if it runs this
+//! agent. One case is refused wrongly: an older node that was given the MAC address or key of a node that is gone for
+//! good is refused until that node's lease expires. Its agent generates another one when it starts.
 //!
-//! What is refused is remembered all the same: when the own lease or the back end changes, all leases are judged anew
-//! without asking the store.
+//! Refused leases are remembered: when the own lease or the backend changes, all leases are judged again without a
+//! request to the store.
 //!
-//! The table is pure, and a change costs O(log n) for finding overlaps and otherwise as much as what changes with it.
+//! The table is pure. A change costs O(log n) to find overlaps, plus time proportional to what it changes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -49,15 +51,15 @@ use bearers::Bearers;
 pub use changes::{PeerChanges, PeerUpdate};
 use claims::{Claim, Claims};
 
-/// The backend's opinion about a peer's lease: why it cannot make use of it. Asked only about leases of its own type.
+/// The backend's check of a peer's lease: why it cannot use it. Called only for leases with its own backend type.
 pub type CheckPeer = Box<dyn Fn(&Lease) -> Result<(), PeerRefusal> + Send + Sync>;
 
-/// Where a lease stands when it is judged.
+/// How a lease is judged.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Standing {
-    /// It is seen for the first time, or after what it was judged by has changed: its age decides.
+    /// Seen for the first time, or the first time after the rules changed: its age decides.
     New,
-    /// It was there before, with other attributes perhaps.
+    /// Known before, perhaps with other attributes.
     Known,
 }
 
@@ -66,21 +68,21 @@ pub struct PeerTable {
     network: Option<Ipv4Net>,
     network_v6: Option<Ipv6Net>,
     own: Lease,
-    /// What there is on this host.
+    /// The host's addresses.
     host: HostNets,
     check: CheckPeer,
-    /// All leases that exist, also the refused ones and the own one, as they were readable last.
+    /// All existing leases, including refused ones and the own one, as last parsed.
     latest: BTreeMap<SubnetKey, Arc<Lease>>,
-    /// All leases that could be used but for overlaps, with their last good attributes.
+    /// All leases that are usable except for overlaps, with their last good attributes.
     sound: BTreeMap<SubnetKey, Arc<Lease>>,
-    /// Which of them are in use.
+    /// The ones in use.
     accepted: Claims,
-    /// Who has which MAC address or key, of the sound ones.
+    /// The MAC addresses and keys of the sound leases.
     bearers: Bearers,
-    /// Which lease stands in the way of each of the others, and the reverse.
+    /// For each blocked lease the one that blocks it, and the reverse.
     blocked_by: HashMap<SubnetKey, SubnetKey>,
     blocks: HashMap<SubnetKey, BTreeSet<SubnetKey>>,
-    /// What was reported about leases that are not in use, and about updates that were not followed.
+    /// What was reported about leases that are not in use, and about updates that were refused.
     refusals: BTreeMap<SubnetKey, PeerRefusal>,
 }
 
@@ -94,14 +96,14 @@ impl fmt::Debug for PeerTable {
     }
 }
 
-/// What an event does to the table, collected so that a peer which it both takes away and gives back is not reported.
+/// The effects of an event, collected so that a peer that it both removes and adds back is not reported.
 #[derive(Default)]
 struct Batch {
-    /// The peers before the event, of all keys that it affects.
+    /// All affected keys, with the peers as they were before the event.
     before: BTreeMap<SubnetKey, Option<Arc<Lease>>>,
-    /// Leases to look at again, oldest first.
+    /// Leases to check again, oldest first.
     pending: BTreeSet<(u64, SubnetKey)>,
-    /// Leases that let go of something which others may have been refused an update for.
+    /// Leases that released a claim, for which updates of others may have been refused.
     moved: BTreeSet<SubnetKey>,
     refused: BTreeMap<SubnetKey, PeerRefusal>,
 }
@@ -125,12 +127,12 @@ impl PeerTable {
         }
     }
 
-    /// Takes note of this host's addresses; the next [`Self::rejudge`] goes by them.
+    /// Sets this host's addresses, for the next [`Self::rejudge`].
     pub fn set_host(&mut self, host: HostNets) {
         self.host = host;
     }
 
-    /// The leases in use, in the order of their subnets.
+    /// The leases in use, ordered by subnet.
     pub fn peers(&self) -> impl Iterator<Item = &Arc<Lease>> {
         self.sound
             .iter()
@@ -145,7 +147,7 @@ impl PeerTable {
             .filter(|_| !self.blocked_by.contains_key(key))
     }
 
-    /// All leases of other nodes that exist, in use or not, as they were readable last.
+    /// All existing leases of other nodes, in use or not, as last parsed.
     pub fn others(&self) -> impl Iterator<Item = &Arc<Lease>> {
         let own = self.own.key;
         self.latest
@@ -154,12 +156,12 @@ impl PeerTable {
             .map(|(_, lease)| lease)
     }
 
-    /// A lease that exists, in use or not, as it was readable last.
+    /// An existing lease, in use or not, as last parsed.
     pub fn latest(&self, key: &SubnetKey) -> Option<&Lease> {
         self.latest.get(key).map(AsRef::as_ref)
     }
 
-    /// How many leases exist, in use or not.
+    /// The number of existing leases, in use or not.
     pub fn known(&self) -> usize {
         self.latest.len()
     }
@@ -169,12 +171,12 @@ impl PeerTable {
         self.latest.contains_key(key)
     }
 
-    /// What was reported about a lease that is not in use, or whose last update is not.
+    /// What was reported about a lease that is not in use, or whose last update was refused.
     pub fn refusal(&self, key: &SubnetKey) -> Option<&PeerRefusal> {
         self.refusals.get(key)
     }
 
-    /// How many leases are in use.
+    /// The number of leases in use.
     pub fn len(&self) -> usize {
         self.sound.len() - self.blocked_by.len()
     }
@@ -184,12 +186,12 @@ impl PeerTable {
         self.len() == 0
     }
 
-    /// Which leases are not in use, or not with the attributes that their nodes published last, and why.
+    /// The leases that are not in use, or not with their last published attributes, and why.
     pub fn refusals(&self) -> impl Iterator<Item = (&SubnetKey, &PeerRefusal)> {
         self.refusals.iter()
     }
 
-    /// Takes in an event and says what it changed.
+    /// Applies an event and returns what it changed.
     pub fn apply(&mut self, event: LeaseEvent) -> PeerChanges {
         let mut batch = Batch::default();
         match event {
@@ -221,9 +223,8 @@ impl PeerTable {
         self.changes(batch)
     }
 
-    /// Judges all leases anew for a node that now holds `own`, or whose networks or back end now make other demands, and
-    /// says what that changed. A lease whose last update is bad under the new circumstances too keeps its last good attributes, if
-    /// those are still good.
+    /// Judges all leases again for a node that now holds `own`, or whose networks or backend changed, and returns what
+    /// that changed. A lease whose last update is still bad keeps its last good attributes if those are still good.
     pub fn rejudge(
         &mut self,
         config: &NetworkConfig,
@@ -238,7 +239,7 @@ impl PeerTable {
         self.network_v6 = config.ipv6.map(|range| range.network);
         let former = std::mem::replace(&mut self.own, own.clone());
         self.check = check;
-        // The node's own former lease is not another node's; that it ends, the store will say.
+        // The node's own former lease does not belong to another node; the store will report when it is gone.
         if former.key != own.key
             && let Some(lease) = self.latest.get(&former.key)
             && (lease.attrs.public_ip, &lease.attrs.owner)
@@ -284,7 +285,7 @@ impl PeerTable {
 
     fn set(&mut self, lease: Lease, batch: &mut Batch) {
         let key = lease.key;
-        // A lease created anew is another one, whoever had the subnet before.
+        // A lease that was created again is a new one, even if the same node had the subnet before.
         if self
             .sound
             .get(&key)
@@ -302,12 +303,12 @@ impl PeerTable {
         };
         self.admit(Arc::clone(&lease), standing, batch);
         if self.sound.get(&key).is_some_and(|known| *known != lease) {
-            // What it had, it has let go of, though its update is not followed.
+            // It has released its old claims, although its update is refused.
             batch.moved.insert(key);
         }
     }
 
-    /// Makes a lease one of the sound ones, if it is.
+    /// Adds a lease to the sound ones if it is sound.
     fn admit(&mut self, lease: Arc<Lease>, standing: Standing, batch: &mut Batch) {
         let key = lease.key;
         if key == self.own.key {
@@ -350,7 +351,7 @@ impl PeerTable {
         self.sound.insert(key, lease);
     }
 
-    /// Whether an update claims nothing that a lease in use has.
+    /// Checks that an update claims nothing that a lease in use has.
     fn judge_update(&mut self, lease: &Lease, known: Option<&Lease>) -> Result<(), PeerRefusal> {
         if known == Some(lease) {
             return Ok(());
@@ -410,7 +411,7 @@ impl PeerTable {
         }
     }
 
-    /// Why an older lease is in the way of another.
+    /// Why an older lease blocks another one.
     fn in_the_way(&self, lease: &Lease, older: &SubnetKey) -> PeerRefusal {
         match self.overlap(&lease.key, older) {
             true => PeerRefusal::OverlapsOlder(*older),
@@ -418,7 +419,7 @@ impl PeerTable {
         }
     }
 
-    /// Whether a lease is sound, apart from overlaps with other nodes' leases.
+    /// Checks whether a lease is sound, apart from overlaps with other nodes' leases.
     fn judge(&self, lease: &Lease) -> Result<(), PeerRefusal> {
         let (key, attrs) = (&lease.key, &lease.attrs);
         let relevant = self.relevant(key);
@@ -470,14 +471,14 @@ impl PeerTable {
         (self.check)(lease)
     }
 
-    /// The address of this host in a subnet, be it an interface's or the one that peers send to.
+    /// This host's address in a subnet: an interface's, or one that peers send to.
     fn host_address_in(&self, subnet: &IpNet) -> Option<IpAddr> {
         let mut public = self.own.attrs.public_addresses();
         let public = public.find(|address| subnet.contains(address));
         public.or_else(|| self.host.in_subnet(subnet))
     }
 
-    /// In whose subnet a public IP of the lease `key` is, if packets to it would be encapsulated again, without end.
+    /// Whose subnet covers a public IP of the lease `key`, if packets to it would loop, encapsulated again and again.
     fn inside(&self, address: IpAddr, key: &SubnetKey) -> Option<&'static str> {
         let holds = |key: &SubnetKey| key.nets().any(|net| net.contains(&address));
         if holds(&self.relevant(key)) {
@@ -489,7 +490,7 @@ impl PeerTable {
         }
     }
 
-    /// The subnets that matter here: those of a family that the network has.
+    /// The relevant subnets of a lease: those of the network's families.
     fn relevant(&self, key: &SubnetKey) -> SubnetKey {
         SubnetKey {
             v4: key.v4.filter(|_| self.network.is_some()),
@@ -497,12 +498,12 @@ impl PeerTable {
         }
     }
 
-    /// Whether two leases have an address in common that matters here.
+    /// Whether two leases overlap in a family of the network.
     fn overlap(&self, a: &SubnetKey, b: &SubnetKey) -> bool {
         overlap(&self.relevant(a), &self.relevant(b))
     }
 
-    /// Decides about all leases that a change may concern.
+    /// Decides about all leases that a change may affect.
     fn settle(&mut self, batch: &mut Batch) {
         self.settle_pending(batch);
         while !batch.moved.is_empty() {
@@ -512,7 +513,7 @@ impl PeerTable {
                     .holder()
                     .is_some_and(|holder| moved.contains(holder))
             });
-            // What keeps the update of a lease out that an older one has in its way is not remembered.
+            // For a lease blocked by an older one, no refusal of its update is recorded: check its update again too.
             let blocked = self.blocked_by.keys();
             let outdated = blocked.filter(|key| self.latest.get(key) != self.sound.get(key));
             let waiting: BTreeSet<_> = refused.map(|(key, _)| key).chain(outdated).collect();
@@ -527,7 +528,7 @@ impl PeerTable {
         }
     }
 
-    /// Looks at each pending lease, oldest first, so that all that can stand in its way is decided already.
+    /// Checks each pending lease, oldest first, so that everything that may block it is decided already.
     fn settle_pending(&mut self, batch: &mut Batch) {
         while let Some((_, key)) = batch.pending.pop_first() {
             if self.accepted.contains(&key) {
@@ -547,13 +548,13 @@ impl PeerTable {
                         self.block(rival, key, batch);
                     }
                     self.accepted.insert(claim);
-                    // The refusal of a bad update stands.
+                    // A refusal for a bad update stays.
                     if let Some(PeerRefusal::OverlapsOlder(_) | PeerRefusal::MeetsOlder(_)) =
                         self.refusals.get(&key)
                     {
                         self.refusals.remove(&key);
                         batch.refused.remove(&key);
-                        // What was wrong with its last update was forgotten for what was in its way.
+                        // The blocking refusal had replaced that of a bad update: check the update again.
                         let latest = self.latest.get(&key).cloned();
                         if let Some(latest) = latest.filter(|l| self.sound.get(&key) != Some(l)) {
                             self.admit(latest, Standing::Known, batch);
@@ -564,7 +565,7 @@ impl PeerTable {
         }
     }
 
-    /// Takes a lease out of use; those that it stood in the way of are to be looked at again.
+    /// Takes a lease out of use; the leases that it blocked are checked again.
     fn withdraw(&mut self, key: SubnetKey, batch: &mut Batch) {
         let claim = self.sound.get(&key).map(|lease| self.claim(lease));
         if !claim.is_some_and(|claim| self.accepted.remove(&claim)) {
@@ -632,7 +633,7 @@ impl PeerTable {
 }
 
 impl Batch {
-    /// Remembers a peer as it was before the event.
+    /// Records a peer as it was before the event.
     fn note(&mut self, table: &PeerTable, key: SubnetKey) {
         let accepted = |key| table.accepted.contains(key);
         self.before

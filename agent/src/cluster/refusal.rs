@@ -1,4 +1,4 @@
-//! Why the lease of another node is not used.
+//! Why another node's lease is not used.
 
 use std::net::IpAddr;
 
@@ -15,7 +15,7 @@ pub enum PeerRefusal {
     /// The subnet is not inside the overlay network.
     #[error("its subnet is outside the network")]
     OutsideNetwork,
-    /// The lease is of a family that the network has not.
+    /// The lease has no subnet of the network's families.
     #[error("it has no subnet of a family that the network has")]
     OtherFamily,
     /// The subnet overlaps this node's.
@@ -24,10 +24,10 @@ pub enum PeerRefusal {
     /// The subnet overlaps that of an older lease.
     #[error("its subnet overlaps the older lease {0}")]
     OverlapsOlder(SubnetKey),
-    /// The subnet holds an address of this host: packets for it would go to that node.
+    /// The subnet covers an address of this host: packets for it would go to that node.
     #[error("its subnet holds this host's address {0}")]
     HoldsHost(IpAddr),
-    /// The subnet holds an older lease's public IP, or the public IP is in an older lease's subnet.
+    /// The subnet covers an older lease's public IP, or the public IP is in an older lease's subnet.
     #[error(
         "its subnet or its public IP meets the older lease {0}: what is sent to the one's public IP would go to the other's containers"
     )]
@@ -40,17 +40,17 @@ pub enum PeerRefusal {
     /// An update made the lease's MAC address or key that of another lease in use.
     #[error("the lease of {holder} had its new {what} before; what it published before counts")]
     Copies {
-        /// Which.
+        /// Which of the two.
         what: IdentityKind,
         /// The other lease.
         holder: SubnetKey,
     },
-    /// Packets cannot be sent to the public IP.
+    /// The public IP is not a host address.
     #[error("its public IP {address} is {what}")]
     PublicIp {
         /// The address, IPv4 or IPv6.
         address: IpAddr,
-        /// What it is instead of a host's address.
+        /// What it is instead.
         what: &'static str,
     },
     /// The public IP is this node's: packets to the peer would come back to us.
@@ -62,28 +62,28 @@ pub enum PeerRefusal {
         /// Its name; empty for udp and alloc.
         theirs: String,
     },
-    /// The lease has no backend data for a family of which it has a subnet.
+    /// The lease lacks backend data for a family of its subnets.
     #[error("its lease has no {key} for {0}", key = data_key(*.0))]
     NoBackendData(IpNet),
-    /// The backend data cannot be read.
+    /// The backend data cannot be parsed.
     #[error("its BackendData is unusable: {0}")]
     BackendData(String),
-    /// The lease has no address for a family of which it has a subnet.
+    /// The lease lacks an address for a family of its subnets.
     #[error("its lease has no {key} for {0}", key = address_key(*.0))]
     NoAddress(IpNet),
-    /// The lease lacks the one address that would be used for all of the peer's subnets.
+    /// The lease lacks the one address that all of the peer's packets would be sent to.
     #[error("its lease has no {0}, to which packets for it would be sent")]
     NoEndpoint(&'static str),
-    /// Frames cannot be addressed to such a MAC address.
+    /// The MAC address is not unicast.
     #[error("its VtepMAC {0} is not a unicast address")]
     NotUnicast(MacAddr),
-    /// Two nodes with one MAC address cannot talk: the kernel takes the other's frames for its own.
+    /// Two nodes with the same MAC address cannot talk: the kernel takes the other's frames for its own.
     #[error("its VtepMAC {0} is our own; was a disk cloned with its state directory?")]
     OwnMac(MacAddr),
-    /// Two nodes with one key cannot talk: the kernel skips a peer that has the device's own key.
+    /// Two nodes with the same key cannot talk: the kernel skips a peer that has the device's own key.
     #[error("its PublicKey {0} is our own; was a disk cloned with its state directory?")]
     OwnKey(String),
-    /// Packets to the peer would enter the device that they come out of.
+    /// Packets to the peer would enter the device again that they come from.
     #[error(
         "its public IP {public} is inside the network {network}, of which all goes into {link}; the underlay of this node is outside it"
     )]
@@ -92,37 +92,37 @@ pub enum PeerRefusal {
         public: IpAddr,
         /// The overlay's network.
         network: IpNet,
-        /// The device that has a route to all of it.
+        /// The device with a route to the whole network.
         link: InterfaceName,
     },
-    /// The peer is too far away to be a gateway.
+    /// The peer is not on-link, so it cannot be a next hop.
     #[error("its public IP {public} is not a host's on the underlay's link, {on_link}")]
     OffLink {
         /// The peer's address.
         public: IpAddr,
-        /// Our address, with the length of its network.
+        /// Our address with its prefix length.
         on_link: IpNet,
     },
     /// An older lease claims what this one needs.
     #[error("the older lease of {holder} already has {object}")]
     Taken {
-        /// What kind of thing both claim.
+        /// The kind of object that both claim.
         what: Claimed,
-        /// What both claim, in the words of ip(8).
+        /// The object that both claim, in ip(8) syntax.
         object: String,
-        /// Whose lease is older.
+        /// The older lease.
         holder: SubnetKey,
     },
 }
 
-/// What two leases can claim.
+/// An object that two leases can claim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Claimed {
     /// A MAC address.
     Mac,
     /// A WireGuard key.
     Key,
-    /// Something else, such as a neighbour.
+    /// Something else, such as a neighbor entry.
     Other,
 }
 
@@ -141,19 +141,19 @@ fn address_key(net: IpNet) -> &'static str {
 }
 
 codes! {
-    /// What kind of reason a [`PeerRefusal`] is; the texts are part of the status.
+    /// The kinds of [`PeerRefusal`]; the texts are part of the status.
     pub enum RefusalCode {
         /// The subnet is not inside the overlay network.
         OutsideNetwork = "outside-network",
-        /// No subnet of a family that the network has.
+        /// No subnet of the network's families.
         OtherFamily = "other-family",
         /// The subnet overlaps this node's.
         OverlapsOwn = "overlaps-own",
-        /// The subnet holds an address of this host.
+        /// The subnet covers an address of this host.
         HoldsHost = "holds-host",
         /// The subnet overlaps an older lease's.
         OverlapsOlder = "overlaps-older",
-        /// Subnet and public IP of this and an older lease exclude one another.
+        /// The subnet covers an older lease's public IP, or the reverse.
         MeetsOlder = "meets-older",
         /// An update moved the public IP into the subnet of a lease in use.
         MovesInto = "moves-into",
@@ -161,7 +161,7 @@ codes! {
         CopiesMac = "copies-mac",
         /// An update gave it the key of a lease in use.
         CopiesKey = "copies-key",
-        /// Packets cannot be sent to the public IP.
+        /// The public IP is not a host address.
         PublicIp = "public-ip",
         /// The public IP is this node's.
         OurPublicIp = "our-public-ip",
@@ -169,11 +169,11 @@ codes! {
         OtherBackend = "other-backend",
         /// It published no backend data.
         NoBackendData = "no-backend-data",
-        /// Its backend data cannot be read.
+        /// Its backend data cannot be parsed.
         BackendData = "backend-data",
-        /// It published no address of the family that is needed.
+        /// It published no address of a needed family.
         NoAddress = "no-address",
-        /// Its MAC address is no host's.
+        /// Its MAC address is not unicast.
         NotUnicast = "not-unicast",
         /// Its MAC address is this node's.
         OwnMac = "own-mac",
@@ -181,19 +181,19 @@ codes! {
         OwnKey = "own-key",
         /// Packets to its public IP would loop.
         Looping = "looping",
-        /// It is not on the underlay's link.
+        /// It is not on-link on the underlay.
         OffLink = "off-link",
         /// An older lease has its MAC address.
         TakenMac = "taken-mac",
         /// An older lease has its key.
         TakenKey = "taken-key",
-        /// An older lease has something else that it needs.
+        /// An older lease has another object that it needs.
         Taken = "taken",
     }
 }
 
 impl PeerRefusal {
-    /// What kind of reason it is.
+    /// The kind of reason.
     pub fn code(&self) -> RefusalCode {
         match self {
             Self::OutsideNetwork => RefusalCode::OutsideNetwork,
@@ -226,7 +226,7 @@ impl PeerRefusal {
         }
     }
 
-    /// The lease that would have to change for this to end, where another one may.
+    /// The other lease whose change would end this refusal, if any.
     pub(crate) fn holder(&self) -> Option<&SubnetKey> {
         match self {
             Self::MeetsOlder(holder) | Self::MovesInto(holder) | Self::Copies { holder, .. } => {
@@ -236,7 +236,7 @@ impl PeerRefusal {
         }
     }
 
-    /// What it is about, beside the lease itself: an older lease, an address, a key, a backend.
+    /// The object of the refusal, besides the lease itself: an older lease, an address, a key, a backend.
     pub fn object(&self) -> Option<String> {
         Some(match self {
             Self::OutsideNetwork | Self::OtherFamily | Self::BackendData(_) => return None,
@@ -280,7 +280,7 @@ impl RefusalCode {
         "not-programmable",
     ];
 
-    /// Which of [`Self::CLASSES`] it is in: one code has a series of its own only where an alert may ask for it.
+    /// The one of [`Self::CLASSES`] that it belongs to: a code has its own series only if an alert may need it.
     pub fn class(self) -> &'static str {
         match self {
             Self::OutsideNetwork => "outside-network",

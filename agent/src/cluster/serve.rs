@@ -1,13 +1,14 @@
-//! `selvage serve`: keeps leases in etcd for hosts that do not reach it; flannel's server mode.
+//! `selvage serve`: keeps leases in etcd for hosts that cannot reach it; flannel's server mode.
 //!
-//! The interface is that of [`crate::cluster::remote`]. Served are the network at the etcd prefix and those below it. Nothing that
-//! matters is kept in memory: leases are written to etcd with the same compared transactions as a node's own, and what is
-//! told of them follows a watch. So there may be several servers for one cluster, beside nodes that use etcd themselves,
-//! real flannels included, and a server may be stopped at any time: its clients go on, and ask the next one.
+//! The interface is that of [`crate::cluster::remote`]. It serves the network at the etcd prefix and those below it.
+//! The server keeps no essential state: leases are written to etcd with the same compared transactions as a node's own,
+//! and reads are answered from a watch. So there may be several servers for one cluster, beside nodes that use etcd
+//! directly, real flannels included, and a server may be stopped at any time: its clients keep running and use the next
+//! one.
 //!
-//! Clients are not trusted. A client may extend and give back only what it acquired: the lease names its owner, and with
-//! client certificates the owner is bound to the certificate's subject. A lease without an owner, as a real flannel's or a
-//! reservation, belongs to whoever is let in and names its public address.
+//! Clients are not trusted. A client may renew and give back only what it acquired: the lease contains its owner ID,
+//! and with client certificates the owner ID is bound to the certificate's subject. A lease without an owner ID, such
+//! as a real flannel's or a reservation, belongs to any admitted client that sends its public address.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,50 +35,50 @@ mod request;
 mod site;
 mod table;
 
-/// The longest body that is read, in bytes: that of the longest lease, with some room.
+/// The longest request body accepted, in bytes: that of the longest lease, with some room.
 const LONGEST_BODY: usize = 80 * 1024;
 
-/// How often the status is told.
+/// The interval between status updates.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// How long what is being written to etcd may still take when the server stops.
+/// How long writes in flight to etcd may take when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the server ended by itself.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// It is not said where.
+    /// No listen address is configured.
     #[error("remote.listen is not set: expected HOST:PORT or fd://, for example --listen=:8889")]
     Nowhere,
-    /// Whoever comes would be let in.
+    /// Without client certificates any host would be admitted.
     #[error(
         "clients are not asked for certificates: whoever reaches this address could take subnets, and read whose the others \
          are. Expected remote.cafile, remote.certfile and remote.keyfile, or remote.insecure = true (--insecure) where the \
          network is trusted as a whole"
     )]
     Insecure,
-    /// Certificates cannot be used.
+    /// The certificates cannot be used.
     #[error("the certificates for clients are wrong")]
     Tls(#[from] TlsError),
     /// The settings for etcd are wrong.
     #[error("the etcd settings are wrong")]
     Etcd(#[from] SettingsError),
-    /// The address cannot be listened to.
+    /// Cannot listen on the address.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// Signals cannot be listened to.
+    /// Cannot install a signal handler.
     #[error("failed to listen to {signal}")]
     Signal {
         /// Which.
         signal: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
 }
 
 impl Error {
-    /// Whether only changed settings help.
+    /// Whether only a changed configuration helps.
     pub fn is_bad_configuration(&self) -> bool {
         matches!(
             self,
@@ -89,7 +90,7 @@ impl Error {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What makes serving impossible. An etcd that does not answer is waited for.
+/// What makes serving impossible. An unreachable etcd is retried.
 pub async fn run(settings: &Settings) -> Result<(), Error> {
     let failed = |signal| move |source| Error::Signal { signal, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed("SIGTERM"))?;
@@ -125,14 +126,14 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
     tokio::select! {
         never = connections::serve(listener, tls, Arc::clone(&site)) => match never {},
         () = beating => {}
-        // Requests are worked on in tasks, so that this one always rests.
+        // Requests are handled in tasks, so this loop is always responsive.
         () = service.rest() => {}
         () = service.stay_alive() => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     service.stopping();
-    // Connections are closed; what clients asked for is not left half done.
+    // Connections are closed, but writes in flight are completed.
     if timeout(STOP_TIMEOUT, site.finish()).await.is_err() {
         warn!("stopping while etcd has not answered to all that clients asked for");
     }

@@ -1,4 +1,4 @@
-//! What the environment says: `SELVAGE_*`, and for whoever comes from flannel `FLANNELD_*`.
+//! Settings from the environment: `SELVAGE_*`, and for users of flannel `FLANNELD_*`.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -9,14 +9,14 @@ use super::key::{self, Key};
 use super::kind::Kind;
 use super::{Error, Secret, Source};
 
-/// The environment variables that can be settings. Not `Debug`: one of them may be a password.
+/// The environment variables that can be settings. No derived `Debug`: one of them may be a password.
 #[derive(Clone, Default)]
 pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {
-    /// This process's.
+    /// The variables of this process.
     pub fn of_process() -> Self {
-        // What is not UTF-8 is not ours: none of our names or values can be.
+        // Skip what is not UTF-8: none of our names or values can be.
         env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect()
@@ -32,7 +32,7 @@ impl Environment {
         )
     }
 
-    /// The stronger of a setting's variables that is there and not empty, and its value.
+    /// The stronger of a setting's variables that is set and not empty, and its value.
     fn variable(&self, names: [String; 2]) -> Option<(String, &str)> {
         names.into_iter().find_map(|name| {
             let value = self.0.get(&name).filter(|value| !value.is_empty())?;
@@ -40,7 +40,7 @@ impl Environment {
         })
     }
 
-    /// Where the setting `key` is from.
+    /// Where the value of the setting `key` comes from.
     pub(super) fn source(&self, key: Key) -> Source {
         let [ours, _] = key.variables();
         Source::Variable(
@@ -49,13 +49,13 @@ impl Environment {
         )
     }
 
-    /// flannel's `FLANNELD_ETCD_PASSWORD`. It has no flag and no key here: a file is a better place.
+    /// flannel's `FLANNELD_ETCD_PASSWORD`. It has neither a flag nor a key here: a file is safer.
     pub(super) fn password(&self) -> Option<Secret> {
         let (_, value) = self.variable(key::variables("etcd-password"))?;
         Some(Secret::new(value.to_owned()))
     }
 
-    /// What it says of one setting.
+    /// The value of one setting.
     pub(super) fn get<K: Kind>(&self, key: Key) -> Result<Option<Spanned<K::File>>, Error> {
         let Some((name, value)) = self.variable(key.variables()) else {
             return Ok(None);
@@ -84,7 +84,7 @@ impl FromIterator<(String, String)> for Environment {
     }
 }
 
-/// A value that is not from a file.
+/// A value that does not come from a file.
 pub(crate) fn unplaced<T>(value: T) -> Spanned<T> {
     Spanned::new(0..0, value)
 }

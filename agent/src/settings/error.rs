@@ -1,4 +1,4 @@
-//! What is wrong with the settings, and where.
+//! Errors in the settings, with their place.
 
 use std::fmt;
 use std::io;
@@ -12,10 +12,10 @@ pub const EXIT_USAGE: u8 = 64;
 /// Exit status for bad configuration: `EX_CONFIG` of sysexits.h.
 pub const EXIT_CONFIG: u8 = 78;
 
-/// Where a value is from.
+/// Where a value comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Source {
-    /// Line of a file, counted from 1.
+    /// A line of a file, counted from 1.
     File {
         /// The file.
         path: PathBuf,
@@ -41,41 +41,41 @@ impl fmt::Display for Source {
 /// The settings cannot be used.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// A settings file or directory is there but unreadable.
+    /// A settings file or directory exists but is unreadable.
     #[error("failed to read the settings from {}", path.display())]
     Read {
         /// Which.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A file is not TOML, or has a key that is unknown or of the wrong type.
+    /// A file is not valid TOML, or has a key that is unknown or of the wrong type.
     #[error("{place}: {message}")]
     Syntax {
         /// The line.
         place: Source,
-        /// The key, where the line has one, and what is wrong.
+        /// The key, if the line has one, and the error.
         message: String,
     },
     /// A value is not allowed.
     #[error("{place}: {key} = {value}: expected {expected}")]
     Value {
-        /// Where the value is from.
+        /// Where the value comes from.
         place: Source,
         /// The setting.
         key: &'static str,
-        /// The value as it is written in a settings file.
+        /// The value in settings file syntax.
         value: String,
         /// What is allowed.
         expected: String,
     },
-    /// Two settings belong together.
+    /// Two settings must be set together.
     #[error("{place}: {key} is set, but {partner} is not: expected both or neither")]
     Alone {
-        /// Where the one is from.
+        /// Where the first comes from.
         place: Source,
-        /// The one that is there.
+        /// The one that is set.
         key: &'static str,
         /// The one that is missing.
         partner: &'static str,
@@ -83,20 +83,20 @@ pub enum Error {
     /// The password cannot be read.
     #[error("{place}: {key} = {path:?}: failed to read the file")]
     PasswordFile {
-        /// Where the path is from.
+        /// Where the path comes from.
         place: Source,
         /// The setting.
         key: &'static str,
         /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
 impl Error {
-    /// Whether another user could have read it.
+    /// Whether the error is a lack of permission.
     pub(super) fn is_denied(&self) -> bool {
         match self {
             Self::Read { source, .. } | Self::PasswordFile { source, .. } => {
@@ -106,7 +106,7 @@ impl Error {
         }
     }
 
-    /// What the process should end with: 64 when the command line is wrong, 78 when something else is.
+    /// The exit status: 64 if the command line is wrong, 78 otherwise.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Syntax { place, .. }

@@ -1,4 +1,4 @@
-//! Which files there are to read, and in what order.
+//! The settings files to read, and their order.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -9,25 +9,25 @@ use std::path::{Path, PathBuf};
 use super::Error;
 use crate::base::network_name::NetworkName;
 
-/// Where settings are looked for: the image's, the running system's, the administrator's; the later win.
+/// The directories of settings: the image's, the running system's, the administrator's; later ones win.
 const DIRECTORIES: [&str; 3] = ["usr/lib/selvage", "run/selvage", "etc/selvage"];
 
-/// The main file of each directory. All of them are read, so that the image's defaults hold until they are overridden.
+/// The main file of each directory. All of them are read, so that the image's defaults apply until overridden.
 const MAIN: &str = "agent.toml";
 
 /// The directory of drop-ins beside each main file.
 const DROP_INS: &str = "agent.d";
 
 /// The files to read, weakest first: the main files by directory, then the drop-ins of all directories by file name. As
-/// everywhere in systemd, a drop-in hides those of the same name in weaker directories, also when it is empty or a
-/// link to `/dev/null`.
+/// everywhere in systemd, a drop-in hides those with the same name in weaker directories, even if it is empty or a link
+/// to `/dev/null`.
 pub(super) fn list(root: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     let mut drop_ins: BTreeMap<OsString, PathBuf> = BTreeMap::new();
     for directory in DIRECTORIES {
         let directory = root.join(directory);
         let main = directory.join(MAIN);
-        // A broken link is reported when it is read; it was meant to say something.
+        // A broken link is not skipped but reported when it is read: it was meant to be a file.
         if fs::symlink_metadata(&main).is_ok() {
             files.push(main);
         }
@@ -41,7 +41,7 @@ pub(super) fn list(root: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
-/// The directory of the files that hold for one named network, beside each main file.
+/// The directory of the files for single named networks, beside each main file.
 const NETWORKS: &str = "networks";
 
 /// The files to read for one named network after those of [`list`], weakest first.
@@ -55,7 +55,7 @@ pub(super) fn list_of_network(root: &Path, network: &NetworkName) -> Vec<PathBuf
         .collect()
 }
 
-/// The files `*.toml` in a directory, hidden ones (editors' left-overs) aside; none if there is no such directory.
+/// The `*.toml` files in a directory, without hidden ones (left by editors); none if the directory does not exist.
 fn toml_files(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::Read {
         path: directory.to_owned(),

@@ -1,4 +1,4 @@
-//! The rule language that the agent uses: nftables or iptables.
+//! The firewall backend: nftables or iptables.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,18 +8,18 @@ use thiserror::Error;
 /// The setting `firewall.mode`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum FirewallMode {
-    /// As flannel: nftables if the network config says `EnableNFTables`, else iptables, where operators, Docker and
-    /// kube-proxy expect the rules. If the programs for that choice are missing, the other one.
+    /// Like flannel: nftables if the network config sets `EnableNFTables`, else iptables, where operators, Docker and
+    /// kube-proxy expect the rules. If the programs for that are missing, the other backend.
     #[default]
     Auto,
     /// One nftables table of our own, written with `nft`.
     Nftables,
-    /// flannel's chains, written with `iptables-save` and `iptables-restore`, of whichever variant is installed.
+    /// flannel's chains, written with `iptables-save` and `iptables-restore` of the installed variant.
     Iptables,
 }
 
 impl FirewallMode {
-    /// How the modes are written, for messages.
+    /// The modes' names, for messages.
     pub const NAMES: &str = "auto, nftables or iptables";
 
     /// The mode to use: never [`FirewallMode::Auto`].

@@ -1,4 +1,4 @@
-//! What the command line says.
+//! Settings from the command line.
 
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use super::Fragment;
 use super::table::{self, command};
 
-/// Settings given as flags; they beat the environment and the files.
+/// Settings given as flags; they override the environment and the files.
 #[derive(Clone, Debug, Default)]
 pub struct SettingsFlags {
     /// The only settings file to read, instead of those in the system's directories.
@@ -17,13 +17,13 @@ pub struct SettingsFlags {
 }
 
 impl SettingsFlags {
-    /// The flags in the form that every source has.
+    /// The flags in the form shared by all sources.
     pub(crate) fn fragment(&self) -> &Fragment {
         &self.given
     }
 }
 
-/// The flags of a command, which is one of [`command`]: those that it uses.
+/// The flags that a command of [`command`] uses.
 #[derive(Clone, Debug, Default)]
 pub struct FlagsOf<const COMMAND: u16>(SettingsFlags);
 
@@ -88,7 +88,7 @@ impl<const COMMAND: u16> FromArgMatches for FlagsOf<COMMAND> {
     }
 }
 
-/// One line in `--help`; the manual page names the place in a file as well.
+/// One line in `--help`; the manual page adds the key in a settings file.
 fn argument(setting: &table::Setting) -> Arg {
     let table::Setting {
         key, help, default, ..
@@ -106,7 +106,7 @@ fn argument(setting: &table::Setting) -> Arg {
     (setting.argument)(argument)
 }
 
-/// Flags of any command.
+/// The flags of any command.
 #[cfg(test)]
 pub(crate) fn parse(arguments: &[&str]) -> SettingsFlags {
     let parser =

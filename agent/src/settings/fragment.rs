@@ -1,14 +1,14 @@
-//! What one source says: the form of a settings file, in which every key may be missing.
+//! The settings of one source, in the form of a settings file in which every key is optional.
 
 use std::path::Path;
 
 use super::{Error, Fragment, Source};
 
 impl Fragment {
-    /// Reads one settings file's text; `path` is what messages call it.
+    /// Parses the text of one settings file; `path` is its name in messages.
     ///
     /// # Errors
-    /// [`Error::Syntax`], for what is not TOML, and for unknown keys and wrong types.
+    /// [`Error::Syntax`] for invalid TOML, unknown keys and wrong types.
     pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         toml::from_str(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
@@ -27,14 +27,13 @@ impl Fragment {
     }
 }
 
-/// The number of the line that the byte `at` is in, counted from 1.
+/// The line number of the byte `at`, counted from 1.
 pub(super) fn line_at(text: &str, at: usize) -> usize {
     let before = text.as_bytes().get(..at).unwrap_or(text.as_bytes());
     1 + before.iter().filter(|byte| **byte == b'\n').count()
 }
 
-/// The key of the line that the byte `at` is in. Not the whole line: who writes a password into the file should not
-/// read it in the journal.
+/// The key in the line of the byte `at`. Not the whole line: a password in the file must not end up in the journal.
 fn key_at(text: &str, at: usize) -> Option<&str> {
     let line = text.lines().nth(line_at(text, at) - 1)?;
     let (key, _) = line.split_once('=')?;

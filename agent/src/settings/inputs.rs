@@ -1,4 +1,4 @@
-//! The sources laid over each other; each value remembers where it is from.
+//! The merged sources; each value keeps its place.
 
 use std::fmt::Debug;
 use std::fs;
@@ -10,7 +10,7 @@ use super::fragment::line_at;
 use super::key::Key;
 use super::{Environment, Error, Inputs, Secret, Source};
 
-/// A value and where it is from.
+/// A value and where it comes from.
 #[derive(Clone, Debug)]
 pub(crate) struct Sourced<T> {
     pub(crate) value: T,
@@ -19,9 +19,9 @@ pub(crate) struct Sourced<T> {
 }
 
 impl<T: Debug> Sourced<T> {
-    /// The error that this value is not what is allowed.
+    /// The error that this value is not an expected one.
     pub(crate) fn error(&self, expected: impl Into<String>) -> Error {
-        // Rust's form of a text, number, truth value or list of texts is TOML's.
+        // Rust's `Debug` form of a string, number, boolean or list of strings is valid TOML.
         Error::Value {
             place: self.place.clone(),
             key: self.key.path,
@@ -31,7 +31,7 @@ impl<T: Debug> Sourced<T> {
     }
 }
 
-/// Which source a fragment is from.
+/// The source of a fragment.
 pub(crate) enum Origin<'a> {
     File {
         path: &'a Path,
@@ -39,7 +39,7 @@ pub(crate) enum Origin<'a> {
     },
     Environment(&'a Environment),
     Flags,
-    /// flanneld's flags and variables, which are asked for the place.
+    /// flanneld's flags and variables; the function returns the place of each.
     Flanneld(&'a dyn Fn(Key) -> Source),
 }
 
@@ -66,14 +66,14 @@ impl Origin<'_> {
 }
 
 impl Inputs {
-    /// What the sources say so far is meant for all networks of the host, and from now on for one of them: a prefix is what
-    /// its own begins with, and no two networks can have the same files and port.
+    /// Marks all values so far as those of the common files; what follows is for one network. The common prefix becomes
+    /// the base of the network's own, and files and port are dropped, since no two networks can share them.
     pub(crate) fn share(&mut self) {
         self.base_prefix = self.etcd.prefix.take();
         self.drop_own();
     }
 
-    /// Reads the file that holds the etcd password, if one is named; it beats flannel's environment variable.
+    /// Reads the file with the etcd password, if one is configured; it overrides flannel's environment variable.
     pub(crate) fn read_password(&mut self) -> Result<(), Error> {
         let Some(file) = &self.etcd.password_file else {
             return Ok(());

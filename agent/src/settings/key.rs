@@ -1,18 +1,18 @@
-//! The names of all settings: as a key in a file, as a flag, and as environment variables.
+//! The names of all settings: the key in a file, the flag, and the environment variables.
 
 /// One setting's names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Key {
-    /// Table and key in a settings file, such as `etcd.prefix`.
+    /// Table and key in a settings file, for example `etcd.prefix`.
     pub(crate) path: &'static str,
-    /// The flag without its dashes, such as `etcd-prefix`; flannel's name where it has the setting.
+    /// The flag without its dashes, for example `etcd-prefix`; flannel's name if flannel has the setting.
     pub(crate) flag: &'static str,
 }
 
-/// What our own environment variables begin with.
+/// The prefix of our own environment variables.
 const OURS: &str = "SELVAGE_";
 
-/// What flanneld's begin with; ours win.
+/// The prefix of flanneld's; ours win.
 const FLANNELS: &str = "FLANNELD_";
 
 impl Key {
@@ -32,12 +32,12 @@ pub(crate) fn variables(flag: &str) -> [String; 2] {
     [format!("{OURS}{name}"), format!("{FLANNELS}{name}")]
 }
 
-/// Whether an environment variable could be a setting.
+/// Whether an environment variable may be a setting.
 pub(crate) fn is_variable(name: &str) -> bool {
     name.starts_with(OURS) || name.starts_with(FLANNELS)
 }
 
-/// Whether it is one of our own, not flannel's.
+/// Whether it is one of our own rather than flannel's.
 pub(crate) fn is_ours(name: &str) -> bool {
     name.starts_with(OURS)
 }

@@ -1,4 +1,4 @@
-//! What a setting's value can be, and how each source writes it.
+//! The kinds of setting values, and how each source writes them.
 
 use std::fmt::{self, Debug};
 
@@ -7,7 +7,7 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{self, DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// What stands behind the `=` in a file.
+/// The form of a value in a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Form {
     Text,
@@ -16,37 +16,37 @@ pub(crate) enum Form {
     Boolean,
 }
 
-/// How a setting is written.
+/// A kind of setting value.
 pub(crate) trait Kind {
-    /// What a file says.
+    /// The type in a file.
     type File: DeserializeOwned + Into<Self::Value>;
-    /// What it means.
+    /// The resulting type.
     type Value: Debug;
     const FORM: Form;
 
-    /// Reads an environment variable; the error is what is expected.
+    /// Parses an environment variable; the error says what is expected.
     fn read(text: &str) -> Result<Self::File, String>;
 
-    /// Completes a flag.
+    /// Completes the definition of a flag.
     fn argument(argument: Arg) -> Arg;
 
-    /// What a flag says; nothing where the command has no such flag.
+    /// The value of a flag; `None` if the command has no such flag.
     fn flag(matches: &ArgMatches, name: &str) -> Option<Self::File>;
 }
 
-/// A text; an empty one means none wherever the setting is optional.
+/// A string; an empty one means none if the setting is optional.
 pub(crate) enum Text {}
-/// A whole number. Signed, so that a negative one gets the message that names the range.
+/// An integer. Signed, so that a negative one gets the error that names the range.
 pub(crate) enum Number {}
 /// On or off.
 pub(crate) enum Switch {}
-/// A list, which a file has as one; elsewhere separated by commas.
+/// A list, written as one in a file, elsewhere separated by commas.
 pub(crate) enum Urls {}
-/// A list, or in a file one text; elsewhere separated by commas.
+/// A list, or a string in a file; elsewhere separated by commas.
 pub(crate) enum Commas {}
-/// A list whose flag is repeated, and whose variable holds one element, as in flannel: a pattern may contain commas.
+/// A list with a repeated flag, and a variable that holds one element, as in flannel: a pattern may contain commas.
 pub(crate) enum Each {}
-/// A list whose flag is repeated, or separated by commas.
+/// A list with a repeated flag, or separated by commas.
 pub(crate) enum Networks {}
 
 impl Kind for Text {
@@ -195,7 +195,7 @@ pub(crate) fn split_list(list: &str) -> Vec<String> {
         .collect()
 }
 
-/// Reads a truth value in any of the spellings that Go's `strconv.ParseBool` takes, as flannel's flags do.
+/// Parses a boolean in any of the spellings of Go's `strconv.ParseBool`, like flannel's flags.
 ///
 /// # Errors
 /// What is expected.
@@ -207,7 +207,7 @@ pub(crate) fn parse_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A list of texts; a single text is a list of one.
+/// A list of strings; a single string is a list of one.
 #[derive(Clone, Debug)]
 pub(crate) struct Texts(pub(crate) Vec<String>);
 

@@ -4,23 +4,23 @@ use std::fmt;
 
 use regex_lite::Regex;
 
-/// A regular expression that may be found anywhere in a text, unless `^` and `$` say otherwise.
+/// A regular expression that matches anywhere in a text, unless anchored with `^` and `$`.
 ///
-/// The syntax is that of Go's `regexp`, and so of flannel, without Unicode classes (`\pL`) and `\Q...\E`. As there, `\d`,
-/// `\w` and `\s` are ASCII, and the time to match is linear.
+/// The syntax is that of Go's `regexp`, and so of flannel, without Unicode classes (`\pL`) and `\Q...\E`. As in Go,
+/// `\d`, `\w` and `\s` are ASCII, and matching takes linear time.
 #[derive(Clone)]
 pub struct Pattern(Regex);
 
 impl Pattern {
-    /// Reads a regular expression.
+    /// Parses a regular expression.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The syntax error.
     pub fn new(text: &str) -> Result<Self, regex_lite::Error> {
         Regex::new(text).map(Self)
     }
 
-    /// Whether it is found in `text`.
+    /// Whether it matches in `text`.
     pub fn is_match(&self, text: &str) -> bool {
         self.0.is_match(text)
     }

@@ -3,23 +3,23 @@
 use std::fmt;
 use std::path::PathBuf;
 
-/// Leases kept by a server, and being one.
+/// The settings of `[remote]`: lease servers to use, and being one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Remote {
-    /// The servers that keep the leases, `http://HOST:PORT` or `https://HOST:PORT`; empty where etcd does.
+    /// The lease servers, `http://HOST:PORT` or `https://HOST:PORT`; empty to use etcd directly.
     pub servers: Vec<String>,
-    /// The network's name at the server, 1 to 64 characters; `_` is the one that has none.
+    /// The network's name at the server, 1 to 64 characters; `_` is the unnamed one.
     pub network: String,
-    /// Where a server listens, if this is one.
+    /// Where to listen, if this is a server.
     pub listen: Option<Listen>,
-    /// Certificate authorities that the other side's certificate is checked against (PEM). A server that has this lets
-    /// in clients with a certificate only.
+    /// CA certificates that the other side's certificate is verified against (PEM). A server with this setting requires
+    /// client certificates.
     pub cafile: Option<PathBuf>,
-    /// Our certificate (PEM); there is a key whenever this is there.
+    /// Our certificate (PEM); set together with the key.
     pub certfile: Option<PathBuf>,
-    /// The key to our certificate (PEM).
+    /// The private key of our certificate (PEM).
     pub keyfile: Option<PathBuf>,
-    /// Whether a server takes clients without a certificate.
+    /// Whether a server admits clients without a certificate.
     pub insecure: bool,
 }
 
@@ -28,16 +28,16 @@ pub struct Remote {
 pub enum Listen {
     /// On `HOST:PORT`; the host may be a name, or empty for all addresses.
     Address(String),
-    /// On a socket that the service manager opened, by its file descriptor: 3 is the first.
+    /// On a socket from the service manager, by file descriptor: 3 is the first.
     Descriptor(u16),
 }
 
 impl Listen {
-    /// What [`Self::parse`] takes, for messages.
+    /// What [`Self::parse`] accepts, for messages.
     pub(super) const FORM: &str =
         "HOST:PORT with a port from 1 to 65535, fd://, or fd://N with a number from 3 to 65535";
 
-    /// Reads flannel's forms: `HOST:PORT`, `tcp://HOST:PORT`, `:PORT`, `fd://`, `fd://N`. `None` for any other.
+    /// Parses flannel's forms: `HOST:PORT`, `tcp://HOST:PORT`, `:PORT`, `fd://`, `fd://N`. `None` for any other.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (scheme, rest) = text
             .trim()
@@ -61,7 +61,7 @@ impl Listen {
     }
 }
 
-/// In the form that [`Listen::parse`] reads.
+/// In the form that [`Listen::parse`] accepts.
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -71,11 +71,11 @@ impl fmt::Display for Listen {
     }
 }
 
-/// What the name of a network may be, for messages.
+/// The allowed names of a network, for messages.
 pub(crate) const NETWORK_NAME: &str = "_ for the network without a name, or 1 to 64 letters, digits, '.', '_' or '-', of which the \
      first is a letter or a digit, other than config and subnets";
 
-/// Whether a network may be called so. In etcd its name is one more element of the prefix.
+/// Whether a network may have this name. In etcd the name is one more element of the key prefix.
 pub(crate) fn is_network_name(name: &str) -> bool {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     (1..=64).contains(&name.len())

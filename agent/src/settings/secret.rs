@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A password. `Debug` shows that there is one, and nothing of it.
+/// A password. `Debug` shows only that there is one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -12,7 +12,7 @@ impl Secret {
         Self(text)
     }
 
-    /// The text itself, to be handed to what needs it and to nothing else.
+    /// The text itself. Pass it only to code that needs it.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -1,8 +1,8 @@
-//! Every setting, once: [`settings!`] makes of this table what a source can say ([`Fragment`]), what the sources say
-//! together ([`Inputs`]), the flags, the environment variables, `--help` and agent.toml(5).
+//! Every setting, once: from this table [`settings!`] generates the settings of one source ([`Fragment`]), the merged
+//! ones ([`Inputs`]), the flags, the environment variables, `--help` and agent.toml(5).
 //!
-//! A new setting is an entry here, its field in [`super::Settings`], the check in [`super::validate`] that fills it, and
-//! its words in `agent/reload/changes.rs`. The compiler asks for all of them but the entry.
+//! A new setting is an entry here, its field in [`super::Settings`], the validation in [`super::validate`] that fills
+//! it, and its text in `agent/reload/changes.rs`. With the entry in place, the compiler asks for all the others.
 
 use clap::{Arg, ArgMatches};
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use super::key::Key;
 use super::kind::{Commas, Each, Form, Kind, Networks, Number, Switch, Text, Urls};
 use super::{Environment, Error, Secret};
 
-/// Which commands have a flag for a setting; the others read it from files and environment alone.
+/// The commands that have a flag for a setting; the others read it from files and environment only.
 pub mod command {
     /// `run`.
     pub const RUN: u16 = 1;
@@ -26,7 +26,7 @@ pub mod command {
     pub const PEERS: u16 = 1 << 3;
     /// `doctor`.
     pub const DOCTOR: u16 = 1 << 4;
-    /// `network`, but for `network reserve`.
+    /// `network`, except `network reserve`.
     pub const NETWORK: u16 = 1 << 5;
     /// `network reserve`.
     pub const RESERVE: u16 = 1 << 6;
@@ -38,9 +38,9 @@ pub mod command {
     pub const OPTIONS: u16 = 1 << 9;
     /// Every command that has settings.
     pub const ALL: u16 = (1 << 10) - 1;
-    /// Whoever talks to etcd.
+    /// The commands that talk to etcd.
     pub(super) const STORE: u16 = RUN | SERVE | DOCTOR | NETWORK | RESERVE | LEAVE;
-    /// Whoever may talk to a lease server instead.
+    /// The commands that may talk to a lease server instead.
     pub(super) const CLIENT: u16 = RUN | DOCTOR | LEAVE;
 }
 
@@ -51,14 +51,14 @@ pub(crate) enum OnReload {
     Restart,
 }
 
-/// Whether the networks of a host share what the common files say.
+/// Whether the networks of a host share the value in the common files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum OfNetworks {
-    /// It holds for all of them.
+    /// All networks share it.
     Shared,
-    /// No two can have the same: a named network leaves out what the common files say.
+    /// No two networks can share it: a named network ignores the value in the common files.
     Own,
-    /// The name of a network is appended to it.
+    /// The network's name is appended to it.
     Base,
 }
 
@@ -68,18 +68,18 @@ use OnReload::{Live as LIVE, Restart as RESTART};
 /// One setting.
 pub(crate) struct Setting {
     pub(crate) key: Key,
-    /// Such as `etcd`.
+    /// For example `etcd`.
     pub(crate) table: &'static str,
-    /// The key in its table, such as `lease-ttl`.
+    /// The key in its table, for example `lease-ttl`.
     pub(crate) name: &'static str,
-    /// What `--help` lists it under.
+    /// The heading in `--help`.
     pub(crate) heading: &'static str,
-    /// What `--help` calls its value.
+    /// The value's name in `--help`.
     pub(crate) value: &'static str,
     pub(crate) help: &'static str,
     pub(crate) default: &'static str,
     pub(crate) form: Form,
-    /// Of [`command`].
+    /// Flags from [`command`].
     pub(crate) commands: u16,
     pub(crate) on_reload: OnReload,
     pub(super) argument: fn(Arg) -> Arg,
@@ -98,7 +98,7 @@ macro_rules! settings {
                 Key::new(concat!(stringify!($table), ".", $name), $flag);)+)+
         }
 
-        /// The tables of a settings file, in which every key may be missing.
+        /// The tables of a settings file; every key is optional.
         pub(crate) mod fragment {
             use super::*;
             $(
@@ -111,7 +111,7 @@ macro_rules! settings {
             )+
         }
 
-        /// The same, each value with the place that it is from.
+        /// The same, each value with its place.
         pub(crate) mod sourced {
             use super::*;
             $(
@@ -122,30 +122,30 @@ macro_rules! settings {
             )+
         }
 
-        /// What one source says. A key or table that is not listed is an error, so that a misspelt one is noticed.
+        /// The settings of one source. Unknown keys and tables are errors, so that a misspelt one is noticed.
         #[derive(Clone, Debug, Default, Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub(crate) struct Fragment {
             $(pub(crate) $table: fragment::$Table,)+
         }
 
-        /// What the sources say together; `None` where none of them says anything.
+        /// The merged settings; `None` if no source has a value.
         #[derive(Default)]
         pub(crate) struct Inputs {
             $(pub(crate) $table: sourced::$Table,)+
-            /// What a named network's prefix begins with when `etcd.prefix` does not say all of it.
+            /// The base of a named network's prefix, used if `etcd.prefix` is not set for that network.
             pub(crate) base_prefix: Option<Sourced<String>>,
-            /// What the password file holds, or else flannel's environment variable.
+            /// The content of the password file, or else flannel's environment variable.
             pub(crate) password: Option<Secret>,
         }
 
         impl Inputs {
-            /// Lays a stronger source on top.
+            /// Applies a stronger source on top.
             pub(crate) fn overlay(&mut self, fragment: Fragment, origin: &Origin<'_>) {
                 $($(origin.put(&mut self.$table.$field, key::$KEY, fragment.$table.$field);)+)+
             }
 
-            /// Leaves out what no two networks of a host can have in common.
+            /// Drops the values that no two networks of a host can share.
             pub(super) fn drop_own(&mut self) {
                 $($(if $networks == OWN {
                     self.$table.$field = None;
@@ -154,7 +154,7 @@ macro_rules! settings {
         }
 
         impl Fragment {
-            /// What the environment says.
+            /// The settings from the environment.
             pub(crate) fn of_environment(environment: &Environment) -> Result<Self, Error> {
                 Ok(Self {
                     $($table: fragment::$Table {
@@ -163,7 +163,7 @@ macro_rules! settings {
                 })
             }
 
-            /// What the command line says.
+            /// The settings from the command line.
             pub(super) fn of_flags(matches: &ArgMatches) -> Self {
                 Self {
                     $($table: fragment::$Table {
@@ -326,7 +326,7 @@ settings! {
     }
 }
 
-/// Whether the setting with this path can change while the agent runs.
+/// Whether the setting with this path can change at run time.
 pub(crate) fn is_live(path: &str) -> bool {
     ALL.iter()
         .any(|setting| setting.key.path == path && setting.on_reload == LIVE)

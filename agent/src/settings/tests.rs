@@ -97,7 +97,7 @@ fn a_named_network_has_files_and_keys_of_its_own() {
         assert_eq!(blue.remote.network, "blue");
     }
 
-    // What all networks share, and what they cannot.
+    // Settings that all networks share, and those that they cannot.
     let shared = (
         "etc/selvage/agent.toml",
         "[etcd]\nprefix = \"/demo\"\nlease-ttl = 3600\n[files]\nstate-dir = \"/s\"\nsubnet-file = \"/f\"\n\
@@ -113,7 +113,7 @@ fn a_named_network_has_files_and_keys_of_its_own() {
     assert_eq!(blue.etcd.lease_ttl, Duration::from_secs(3600));
     assert_eq!((files(&blue).as_str(), blue.health.listen), (own, None));
 
-    // What is said for this one alone holds.
+    // Settings for this network alone apply.
     let one = (
         "etc/selvage/networks/blue.toml",
         "[etcd]\nprefix = \"/blue\"\n[files]\nsubnet-file = \"/b\"\n[health]\nport = 8081\n",
@@ -498,7 +498,7 @@ fn unreadable_file_is_named() {
 fn every_setting_is_read_from_every_source() {
     for setting in ALL {
         let key = setting.key;
-        // The helper has every flag, and panics at one that is not there.
+        // The helper defines every flag, and panics for an unknown one.
         let given = match setting.form {
             Form::Text | Form::Texts => format!("--{}=x", key.flag),
             Form::Integer => format!("--{}=1", key.flag),
@@ -511,7 +511,7 @@ fn every_setting_is_read_from_every_source() {
         let [ours, _] = key.variables();
         let by_variable = load_from(&[], &[(&ours, value)], &[]);
         let (table, name) = key.path.split_once('.').unwrap();
-        // Wrong where a text is wanted, and where a list is.
+        // Invalid both as a string and as a list.
         let line = format!("{name} = [[\"\"]]");
         assert!(
             refusal(table, &line).contains("invalid type"),

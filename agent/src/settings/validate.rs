@@ -1,4 +1,4 @@
-//! The last stage: what the sources say together becomes [`Settings`], or an error that says what would be right.
+//! The last stage: turns the merged sources into [`Settings`], or into an error that says what is expected.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -25,15 +25,16 @@ const DEFAULT_SOCKET: &str = "/run/selvage/agent.sock";
 const DEFAULT_SOCKET_DIR: &str = "/run/selvage/networks";
 const DEFAULT_LOG: &str = "info";
 const DEFAULT_RESYNC_SECS: u64 = 300;
-/// flannel's.
+/// flannel's default.
 const DEFAULT_FIREWALL_RESYNC_SECS: u64 = 5;
-/// Who runs the agent says whether others may see how it is; flanneld tells everyone.
+/// Local only: exposing the health endpoints to other hosts is the operator's choice. flanneld listens on all
+/// addresses.
 const DEFAULT_HEALTH_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// From one second to one day.
 const RESYNC_SECS: RangeInclusive<u64> = 1..=86_400;
 
-/// Checks everything and fills in the defaults.
+/// Validates everything and fills in the defaults.
 pub(crate) fn settings(inputs: Inputs) -> Result<Settings, Error> {
     let network = optional(inputs.agent.network.as_ref(), network)?;
     let defaults = default_files(network.as_ref());
@@ -122,7 +123,7 @@ fn seconds(
     }
 }
 
-/// An optional text: missing and empty both mean none.
+/// An optional string: missing and empty both mean none.
 fn optional<T>(
     input: Option<&Sourced<String>>,
     check: impl FnOnce(&Sourced<String>) -> Result<T, Error>,
@@ -133,7 +134,7 @@ fn optional<T>(
         .transpose()
 }
 
-/// A daemon has no directory that a relative path could be meant to start from.
+/// An absolute path: a daemon has no working directory that a relative one could refer to.
 fn absolute(input: &Sourced<String>) -> Result<PathBuf, Error> {
     let path = PathBuf::from(&input.value);
     if path.is_absolute() && !input.value.contains('\0') {
@@ -147,7 +148,7 @@ fn path_or(input: Option<&Sourced<String>>, default: PathBuf) -> Result<PathBuf,
     input.map_or(Ok(default), absolute)
 }
 
-/// The members of a list, of which each must be `expected`. Empty ones are left out, so that an empty text means none.
+/// The members of a list, each of which must be `expected`. Empty ones are skipped, so that an empty string means none.
 fn each<T>(
     input: Option<&Sourced<Vec<String>>>,
     read: impl Fn(&str) -> Option<T>,
@@ -177,7 +178,7 @@ pub(super) fn network(input: &Sourced<String>) -> Result<NetworkName, Error> {
     input.value.parse().map_err(expected)
 }
 
-/// The files of a network that has none of its own choosing; flannel 0.5 had such subnet files.
+/// The default files of a network; flannel 0.5 named subnet files like this.
 pub(crate) fn default_files(network: Option<&NetworkName>) -> Files {
     match network {
         None => Files {

@@ -1,4 +1,4 @@
-//! What changes while the agent runs: the own lease, the underlay, the network config, the node's identity.
+//! Changes at run time: the own lease, the underlay, the network config, the node's identity.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,21 +17,21 @@ use crate::plan::backend::{Backend, BackendConfig, FirstCommand, Setup};
 use crate::settings::Settings;
 use crate::telemetry::status;
 
-/// What a back end is made from while another one is in use.
+/// What a new backend is built from while another one is in use.
 struct NextBackend<'a> {
     config: &'a NetworkConfig,
-    /// Whether to make a new identity.
+    /// Whether to generate a new identity.
     new_identity: bool,
-    /// What the config's first command has printed, if it has run.
+    /// The output of the config's first command, if it has run.
     printed: Option<String>,
 }
 
 impl Overlay {
-    /// Takes over another lease. The list of peers follows from the store.
+    /// Switches to another lease. The store's list of peers follows.
     pub(crate) fn set_own(&mut self, own: Lease) {
         self.journal.leased = status::now();
         self.own = own;
-        // It had addresses of the former subnet.
+        // Former backends use addresses of the former subnet.
         self.leaving.clear();
         self.replan();
     }
@@ -45,7 +45,7 @@ impl Overlay {
         ]
     }
 
-    /// Looks at the underlay again; says whether it, or another address of this host, is not what it was.
+    /// Checks the underlay again; returns whether it or another address of this host changed.
     pub(crate) async fn follow_underlay(
         &mut self,
         settings: &Settings,
@@ -70,7 +70,7 @@ impl Overlay {
             mtu = underlay.mtu,
             "the underlay changed"
         );
-        // What used to be our address may be a peer's now.
+        // Our former address may be a peer's now.
         let backend = self.backend.over(&underlay).into();
         for leaving in &mut self.leaving {
             leaving.follow(&underlay);
@@ -80,7 +80,7 @@ impl Overlay {
         Ok(true)
     }
 
-    /// The command that has to run before [`Self::follow_config`], and whose output that needs.
+    /// The command to run before [`Self::follow_config`], which needs its output.
     pub(crate) fn first_command(
         &self,
         privileges: &Privileges,
@@ -97,10 +97,10 @@ impl Overlay {
         Ok(command)
     }
 
-    /// Takes over another network config, with the subnet that this host has; says whether anything in it matters here.
-    /// Nothing is programmed yet. `printed` is what its first command did.
+    /// Switches to another network config, keeping this host's subnet; returns whether anything changed for this host.
+    /// Programs nothing yet. `printed` is the output of the config's first command.
     ///
-    /// What cannot be done without giving the host another subnet is refused, and nothing changes.
+    /// A config that would need another subnet is refused, and nothing changes.
     pub(crate) async fn follow_config(
         &mut self,
         settings: &Settings,
@@ -134,6 +134,7 @@ impl Overlay {
         let backend = match opened {
             Ok(backend) => backend,
             Err(error) => {
+                // The present config stays in use: claim its networks again.
                 let networks: Vec<IpNet> = self.config.networks().collect();
                 let executor = self.reconciler.executor_mut();
                 executor.claim_network(&networks).map_err(OpenError::from)?;
@@ -149,7 +150,7 @@ impl Overlay {
         if backend.kind() != self.backend.kind() {
             let programmed = |lease: &&Arc<Lease>| self.plan.refusal(&lease.key).is_none();
             let peers = self.peers.peers().filter(programmed).cloned();
-            // Back to a former one: it is not leaving any more.
+            // Back to a former backend: it is in use again.
             self.leaving
                 .retain(|former| former.kind() != backend.kind());
             self.leaving
@@ -187,7 +188,7 @@ impl Overlay {
             );
         }
         log_limits(&*backend, config, &self.underlay);
-        // Its first command may have made anew what the others worked on.
+        // The first command may have recreated what the other hooks worked on, so run them again.
         self.reconciler.renew_hooks();
         Ok(backend.into())
     }
@@ -198,7 +199,7 @@ impl Overlay {
         duplicate_to_yield_to(&self.own, others).map(|duplicate| duplicate.key)
     }
 
-    /// Makes this node a new MAC address or key. Nothing is programmed or published yet.
+    /// Generates a new MAC address or key for this node. Programs and publishes nothing yet.
     pub(crate) async fn renew_identity(
         &mut self,
         settings: &Settings,
@@ -215,7 +216,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Whether the back end in use is what another network config asks for.
+    /// Whether the backend in use fits another network config.
     fn suits(&self, config: &NetworkConfig) -> bool {
         config.backend == self.config.backend && config.families() == self.config.families()
     }
@@ -227,15 +228,15 @@ impl Overlay {
             ..self.backend.lease_attrs()
         };
         self.reconciler.set_scope(self.backend.scope());
-        // What is left in a former network is removed first.
+        // What is left of a former network is removed first.
         self.alone = false;
         self.replan();
     }
 }
 
-/// The lease among these with the MAC address or key of a node's own for which the node has to make itself another. Peers
-/// believe the older lease. One without an owner is a real flannel's: it never makes itself another, and every flannel
-/// sends to the host that published last.
+/// The first of these leases that has the own MAC address or key and makes this node generate another. Peers use the
+/// older lease. A lease without an owner ID is a real flannel's: flannel never generates another, and flannel nodes
+/// send to the host that published last.
 pub(crate) fn duplicate_to_yield_to<'a>(
     own: &Lease,
     others: impl IntoIterator<Item = &'a Lease>,
@@ -243,7 +244,7 @@ pub(crate) fn duplicate_to_yield_to<'a>(
     duplicates(own, others).find(|lease| lease.created < own.created || lease.attrs.owner.is_none())
 }
 
-/// The leases among these that have the MAC address or key of a node's own.
+/// The leases among these that have the own MAC address or key.
 pub(crate) fn duplicates<'a>(
     own: &Lease,
     others: impl IntoIterator<Item = &'a Lease>,

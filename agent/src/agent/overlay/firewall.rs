@@ -1,4 +1,4 @@
-//! The overlay's part in the firewall, which is worked on beside the loop.
+//! The overlay's part of the firewall, which is programmed in a task beside the loop.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use crate::host::underlay;
 use crate::settings::Settings;
 use crate::telemetry::status;
 
-/// The rules of an earlier run, as far as `subnet.env` and the settings have them; `None` where there was none. Which device
-/// leads into the overlay is not known, which matters to hosts inside the network alone: packets of the underlay's own keep
-/// their source until the next agent or flannel is there.
+/// The rules of an earlier run, as far as `subnet.env` and the settings show them; `None` if there was none. The
+/// overlay device is unknown, which matters only to hosts inside the network: packets with the underlay's own source
+/// address are not masqueraded until the next agent or flannel starts.
 pub(crate) async fn former_rules(settings: &Settings) -> Option<Rules> {
     let previous = subnet_file::read_previous(&settings.files.subnet_file).ok()?;
     let v4 = previous.network.zip(previous.subnet);
@@ -51,18 +51,18 @@ pub(crate) async fn former_rules(settings: &Settings) -> Option<Rules> {
 }
 
 impl Overlay {
-    /// How often the firewall is to be looked at, though nothing was heard about it.
+    /// How often to check the firewall even without events.
     pub(crate) fn firewall_resync(&self) -> Duration {
         self.firewall_settings.resync
     }
 
-    /// Has the firewall's rules put back when they are not what they should be; [`Self::firewall_passed`] says when.
+    /// Starts a pass that restores the firewall's rules if needed; [`Self::firewall_passed`] returns when it has ended.
     pub(crate) fn program_firewall(&mut self) {
         let rules = self.rules();
         self.firewall.order(rules, self.firewall_settings.mode);
     }
 
-    /// The rules to be left to whoever comes next, if they are where a flannel does not look.
+    /// The rules to leave to the next agent, if they are where a flannel does not look.
     pub(crate) fn rules_to_hand_over(&self) -> Option<Rules> {
         let in_nftables = self.firewall_mode == Some(Mode::Nftables);
         in_nftables.then(|| self.rules())
@@ -83,7 +83,7 @@ impl Overlay {
         }
     }
 
-    /// The overlay's devices, also those of back ends that are still needed.
+    /// The overlay devices, including those of former backends still needed.
     fn overlay_devices(&self) -> Vec<InterfaceName> {
         let mut devices = self.backend.scope().links;
         for link in self.leaving.iter().flat_map(Leaving::links) {
@@ -99,7 +99,7 @@ impl Overlay {
         self.firewall.passed().await
     }
 
-    /// Takes in what became of a pass over the firewall; `None` if another one follows at once.
+    /// Records the result of a pass over the firewall; `None` if another one follows at once.
     pub(crate) fn take_firewall(&mut self, outcome: Outcome) -> Option<Result<(), Error>> {
         let is_last = self.firewall.is_last(&outcome);
         self.firewall_mode = outcome.effective.or(self.firewall_mode);

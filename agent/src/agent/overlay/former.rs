@@ -10,8 +10,8 @@ use crate::plan::backend::table;
 use crate::plan::state::Scope;
 use crate::settings::Settings;
 
-/// What an earlier run of the agent left, perhaps under another network config. What of it is not wanted any more is
-/// removed: with an address of the former network, say, packets to the new one would have the wrong source.
+/// What an earlier run of the agent left, possibly under another network config. Whatever of it is stale is removed: an
+/// address of the former network, for example, would give packets to the new one the wrong source.
 #[derive(Debug, Default)]
 pub(crate) struct Former {
     links: Vec<InterfaceName>,
@@ -19,13 +19,12 @@ pub(crate) struct Former {
 }
 
 impl Former {
-    /// The overlay devices whose MAC address is kept, and those that routes of ours lead over; the networks of
-    /// `subnet.env`.
+    /// Finds the overlay devices that keep a MAC address or carry our routes, and the networks in `subnet.env`.
     pub(crate) async fn find(
         settings: &Settings,
         kernel: &mut Kernel,
     ) -> Result<Self, KernelError> {
-        // A file that cannot be read was reported by who asks it for the subnet.
+        // The caller that reads the previous subnet reports an unreadable file.
         let previous = subnet_file::read_previous(&settings.files.subnet_file).unwrap_or_default();
         let v4 = previous.network.map(IpNet::V4);
         let v6 = previous.network_v6.map(IpNet::V6);
@@ -43,7 +42,7 @@ impl Former {
         })
     }
 
-    /// A scope that takes in what is left.
+    /// Extends a scope by these devices and networks.
     pub(super) fn widen(self, mut scope: Scope) -> Scope {
         for link in self.links {
             if !scope.links.contains(&link) {

@@ -1,14 +1,16 @@
-//! First words to WireGuard peers that cannot know this node's session, or whose session this node cannot know.
+//! Greeting WireGuard peers: start a session when one side cannot know the other's.
 //!
-//! A session begins with a packet that somebody has to send. Where the other side does not know our key yet, or has no device
-//! yet, there is no answer, and the kernel tries again after `REKEY_TIMEOUT`, five seconds. Where the other side has lost its
-//! device, as by a reboot, our kernel goes on in the old session until nothing has come back for 15 seconds
-//! (`KEEPALIVE_TIMEOUT` and `REKEY_TIMEOUT`). Both are too long for a cluster. So a node greets
+//! A WireGuard session starts with a packet to send. If the other side does not know our key or has no device yet,
+//! there is no answer, and the kernel retries after `REKEY_TIMEOUT`, five seconds. If the other side has lost its
+//! device, for example in a reboot, our kernel keeps using the old session until nothing has come back for 15 seconds
+//! (`KEEPALIVE_TIMEOUT` plus `REKEY_TIMEOUT`). Both are too long for a cluster. So a node greets
 //!
-//! * all its peers after it has made the device: they may have sessions with the one before;
-//! * a peer that has a new key. It publishes the key before it can answer, a real flannel by as long as its firewall takes.
+//! * all its peers after it has created the device: they may have sessions with the previous one;
+//! * a peer that has a new key. That node publishes the key before it can answer; a real flannel earlier by as long as
+//!   its firewall setup takes.
 //!
-//! To greet is to begin a session without a packet to send. That is done until there is one, for [`ROUNDS`] rounds at most.
+//! A greeting starts a session without a packet to send. It is repeated until there is a session, for at most
+//! [`ROUNDS`] rounds.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,30 +23,30 @@ use crate::base::net::InterfaceName;
 use crate::host::netlink::Greeting;
 use crate::plan::state::{Key, Object};
 
-/// From the change to the first round. Both sides have programmed what they know by then, as a rule.
+/// The delay from a change to the first round. By then both sides have usually programmed it.
 const FIRST: Duration = Duration::from_millis(500);
 
-/// From one round to the next. Longer than a round trip takes, by satellite too: to greet again is to forget what an answer
-/// that is under way would belong to.
+/// The interval between rounds. Longer than a round trip, even by satellite: greeting again discards the handshake that
+/// an answer in flight belongs to.
 const PAUSE: Duration = Duration::from_millis(1500);
 
-/// After so many, whoever does not answer is left to the kernel, which begins a session when there is a packet to send.
+/// After this many rounds the kernel starts the session itself when there is a packet to send.
 const ROUNDS: u8 = 10;
 
-/// How many of those that did not answer are greeted again in a round. To do so, the kernel has to forget the peer, and waits
-/// for all processors each time (`synchronize_net()` in `wg_peer_remove()`).
+/// The most unanswered peers to greet again in a round. For each, the kernel has to remove the peer, which waits for
+/// all CPUs (`synchronize_net()` in `wg_peer_remove()`).
 const AGAIN: usize = 32;
 
-/// The peers that are to be greeted.
+/// The peers to greet.
 #[derive(Debug, Default)]
 pub(super) struct Greetings {
-    /// Each with the rounds that it was in.
+    /// Each with its number of rounds so far.
     peers: BTreeMap<Key, u8>,
     next: Option<Instant>,
 }
 
 impl Greetings {
-    /// Has peers greeted soon; what is no WireGuard peer is left out.
+    /// Schedules a greeting of these peers; objects other than WireGuard peers are skipped.
     pub(super) fn add<'a>(&mut self, keys: impl Iterator<Item = &'a Key>, now: Instant) {
         let peers = keys.filter(|key| matches!(key, Key::WireguardPeer(..)));
         let before = self.peers.len();
@@ -57,7 +59,7 @@ impl Greetings {
 }
 
 impl Overlay {
-    /// Has all peers on devices greeted that were made just now.
+    /// Schedules a greeting of all peers on devices just created.
     pub(super) fn greet_peers_of(&mut self, made: &[InterfaceName]) {
         if made.is_empty() {
             return;
@@ -67,7 +69,7 @@ impl Overlay {
         self.greetings.add(wanted.filter(on_made), Instant::now());
     }
 
-    /// Waits until peers are to be greeted, by [`Self::greet`]; for ever if there are none. Cancel-safe.
+    /// Waits until peers are due for [`Self::greet`]; forever if there are none. Cancel-safe.
     pub(crate) async fn greetings_due(&self) {
         match self.greetings.next {
             Some(next) => sleep_until(next).await,
@@ -87,7 +89,7 @@ impl Overlay {
             else {
                 return false;
             };
-            // Without counters, as where the device is gone, nothing is to be greeted.
+            // No counters: the device or the peer is gone.
             let Some(session) = sessions.get(link).and_then(|of| of.get(&**peer)) else {
                 return false;
             };
@@ -111,7 +113,7 @@ impl Overlay {
         self.greetings.next = waiting.then(|| Instant::now() + PAUSE);
         debug!(peers = greetings.len(), again, "greeting peers");
         if self.reconciler.greet(&greetings).await? {
-            // One that was to be forgotten and added again may be missing.
+            // A peer that was removed to be added again may be missing: restore it.
             let report = self.program_kernel().await?;
             return self.check(report);
         }
@@ -140,7 +142,7 @@ mod tests {
         assert_eq!(greetings.next, Some(start + FIRST));
         greetings.add([&peer(2)].into_iter(), start + FIRST / 2);
         assert_eq!(greetings.next, Some(start + FIRST));
-        // The next round is further away.
+        // The next round is later.
         greetings.next = Some(start + PAUSE * 3);
         greetings.add([&peer(3)].into_iter(), start + PAUSE);
         assert_eq!(greetings.next, Some(start + PAUSE + FIRST));

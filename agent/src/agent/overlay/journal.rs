@@ -1,4 +1,4 @@
-//! What happened to the overlay, for whoever asks.
+//! History of the overlay, for the status.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,33 +8,33 @@ use crate::cluster::peers::{PeerChanges, PeerTable};
 use crate::plan::state::Key;
 use crate::telemetry::status::{self, Cause};
 
-/// How many leases that are no more may be remembered.
+/// The most leases to remember after they are gone.
 const FORGOTTEN: usize = 64;
 
-/// What happened, for whoever asks.
+/// History of the overlay, for the status.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     /// When the own lease was taken.
     pub(super) leased: u64,
-    /// When this process joined, and so heard of the peers that were there already.
+    /// When this process joined and learned of the peers that existed already.
     pub(super) joined: u64,
-    /// When each peer that came or changed since then was heard of first, and when it changed. With ten thousand that were
-    /// there already this is small.
+    /// When each peer that was added or changed since then was first seen, and when it changed. Small, since the
+    /// thousands of peers that existed already are not in it.
     pub(super) seen: BTreeMap<SubnetKey, Seen>,
-    /// What is not as it should be in the kernel, and why.
+    /// The kernel objects that are not in the wanted state, and why.
     pub(super) troubled: BTreeMap<Key, Cause>,
-    /// The last complete comparison with the kernel: when it was, and how long it took.
+    /// The last full resync: when it was, and how long it took.
     pub(super) resync: Option<(u64, Duration)>,
-    /// How many complete comparisons there were, and how long all of them took together.
+    /// The number of full resyncs, and their total duration.
     pub(super) resyncs: u64,
     pub(super) resync_total: Duration,
-    /// How often the firewall's rules had to be put right, and when last.
+    /// How often the firewall's rules had to be restored, and when last.
     pub(super) firewall: (u64, Option<u64>),
     /// When the subnet file was written.
     pub(super) written: Option<u64>,
 }
 
-/// When a peer was heard of first, and when it changed.
+/// When a peer was first seen, and when it changed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
     pub(super) since: u64,
@@ -42,7 +42,7 @@ pub(super) struct Seen {
 }
 
 impl Journal {
-    /// Notes what the peer table said, used or refused.
+    /// Records what the peer table reported, used or refused.
     pub(super) fn note_peers(&mut self, changes: &PeerChanges, table: &PeerTable) {
         let now = status::now();
         let new = Seen {
@@ -64,7 +64,7 @@ impl Journal {
             let seen = self.seen.entry(update.new.key);
             seen.or_insert(from_the_start).changed = Some(now);
         }
-        // Refused leases go without a word. Whoever makes and ends such must not fill our memory.
+        // Refused leases disappear without an event, and must not fill our memory.
         if self.seen.len() > table.known() + FORGOTTEN {
             self.seen.retain(|key, _| table.knows(key));
         }

@@ -1,8 +1,8 @@
-//! The way to the peers of before a change of back end, which stays until each of them has followed.
+//! The former backend's path to the peers, which stays after a change of backend until each peer has followed.
 //!
-//! All nodes read the changed network config at about the same time, but not at the same time: a peer is reached by the new
-//! back end only when its new lease is there. Were the old objects removed at once, packets would take the default route
-//! until then. A real flannel follows when it is restarted, and is reached in the old way for so long.
+//! All nodes read the changed network config at about the same time, but not simultaneously: the new backend reaches a
+//! peer only once its new lease is there. If the old objects were removed at once, packets would take the default route
+//! until then. A real flannel follows only when it is restarted, and is reached through the former backend until then.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,20 +18,21 @@ use crate::plan::backend::{Backend, table};
 use crate::plan::state::State;
 use crate::plan::underlay::Underlay;
 
-/// How long the devices stay after the last peer has followed: it may have sent before it heard of this node's new lease.
+/// How long the devices stay after the last peer has followed: it may have sent packets before it received this node's
+/// new lease.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// A back end that is no longer the network's, and the peers that are still reached by it.
+/// A backend that the network no longer uses, and the peers still reached through it.
 #[derive(Debug)]
 pub(super) struct Leaving {
     backend: Arc<dyn Backend>,
     peers: BTreeMap<SubnetKey, Arc<Lease>>,
-    /// When it is over, once no peer is left.
+    /// When to remove it, once no peer is left.
     end: Option<Instant>,
 }
 
 impl Leaving {
-    /// What is left of a back end for these peers, if both it and the next one can be there at a time.
+    /// The former backend for these peers, if it can coexist with the next one.
     pub(super) fn new(
         former: &Arc<dyn Backend>,
         next: &dyn Backend,
@@ -46,28 +47,28 @@ impl Leaving {
         })
     }
 
-    /// The name of the back end.
+    /// The backend's name.
     pub(super) fn kind(&self) -> &'static str {
         self.backend.kind()
     }
 
-    /// Its devices.
+    /// The backend's devices.
     pub(super) fn links(&self) -> Vec<InterfaceName> {
         self.backend.scope().links
     }
 
-    /// Whether a peer is still reached in the old way.
+    /// Whether a peer is still reached through the former backend.
     pub(super) fn has(&self, key: &SubnetKey) -> bool {
         self.peers.contains_key(key)
     }
 
-    /// Goes on over another underlay, or the same one with another address.
+    /// Switches to another underlay, or to a new address of the same one.
     pub(super) fn follow(&mut self, underlay: &Underlay) {
         self.backend = self.backend.over(underlay).into();
     }
 
-    /// Lets go of the peers that have followed, moved or ended, and of those that may not be reached any more for another
-    /// reason than their back end, such as a host's address in their subnet. Whether it is over.
+    /// Drops the peers that have followed, moved or gone, and those refused for another reason than their backend, such
+    /// as a host address in their subnet. Returns whether it can be removed.
     pub(super) fn settle(&mut self, table: &PeerTable, now: Instant) -> bool {
         self.peers.retain(|key, lease| {
             let refusal = table.refusal(key);
@@ -86,12 +87,12 @@ impl Leaving {
         now >= *self.end.get_or_insert(now + LINGER)
     }
 
-    /// When it is over, once no peer is left.
+    /// When to remove it, once no peer is left.
     pub(super) fn end(&self) -> Option<Instant> {
         self.end
     }
 
-    /// Adds what is needed for it to what is wanted, which comes first.
+    /// Adds the former backend's objects to the wanted state, which takes precedence.
     pub(super) fn add_to(&self, own: &SubnetKey, wanted: &mut State) {
         let peers = self.peers.values();
         let objects = peers
@@ -120,7 +121,7 @@ mod tests {
         v6: None,
     };
 
-    /// vxlan's way to the peer 10.5.2.0/24, on a node that has host-gw by now.
+    /// vxlan's path to the peer 10.5.2.0/24, on a node that already uses host-gw.
     fn changed() -> (Leaving, PeerTable, Lease, NetworkConfig) {
         let config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).unwrap();
         let mut own = lease(99, 9, 99);

@@ -1,10 +1,10 @@
-//! The overlay's part in reading the settings anew.
+//! The overlay's part in a reload of the settings.
 
 use super::Overlay;
 use crate::settings;
 
 impl Overlay {
-    /// Takes over other settings for the firewall. Nothing is programmed yet.
+    /// Sets new firewall settings. Programs nothing yet.
     pub(crate) fn set_firewall(&mut self, settings: &settings::Firewall) {
         self.firewall_settings = settings.clone();
     }

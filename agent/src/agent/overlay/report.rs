@@ -1,4 +1,4 @@
-//! The overlay's part in what the agent tells: the state that it works on, in the words of [`crate::telemetry::status`].
+//! The overlay's part of the status: its state in the types of [`crate::telemetry::status`].
 
 use std::collections::HashMap;
 
@@ -17,11 +17,11 @@ use crate::telemetry::status::{
     Traffic, Underlay, micros,
 };
 
-/// What WireGuard counted, by device and peer.
+/// WireGuard's counters, by device and peer.
 pub(super) type Sessions = HashMap<InterfaceName, HashMap<PublicKey, Session>>;
 
 impl Overlay {
-    /// What all nodes share. `rejected`: why the network config that was written last is not in use.
+    /// What all nodes share. `rejected`: why the latest network config is not in use.
     pub(crate) fn network(&self, rejected: Option<String>) -> Network {
         Network {
             ipv4: self.config.ipv4.map(|range| range.network),
@@ -33,7 +33,7 @@ impl Overlay {
         }
     }
 
-    /// The own lease, but for what the store knows of it.
+    /// The own lease, without the store's part.
     pub(crate) fn lease(&self) -> status::Lease {
         status::Lease {
             subnet: self.own.key.v4,
@@ -72,7 +72,7 @@ impl Overlay {
         }
     }
 
-    /// The comparison with the kernel, but for its interval.
+    /// The comparison with the kernel, without its interval.
     pub(crate) fn kernel(&self) -> Kernel {
         let totals = self.reconciler.totals();
         let troubled = self.journal.troubled.values();
@@ -98,7 +98,7 @@ impl Overlay {
         }
     }
 
-    /// The overlay devices, as the kernel has them now.
+    /// The overlay devices as they are in the kernel now.
     pub(crate) async fn devices(&mut self) -> Vec<status::Device> {
         let names = self.backend.scope().links;
         let mut devices = Vec::with_capacity(names.len());
@@ -130,7 +130,7 @@ impl Overlay {
             .collect()
     }
 
-    /// What WireGuard counted, device by device; the kernel counts by peer nowhere else.
+    /// WireGuard's counters, by device; no other backend's kernel objects count by peer.
     pub(super) async fn sessions(&mut self) -> Sessions {
         let mut sessions = Sessions::new();
         for name in self.backend.scope().links {
@@ -154,7 +154,7 @@ impl Overlay {
     fn describe(&self, latest: &Lease, sessions: &Sessions) -> Peer {
         let key = latest.key;
         let used = self.peers.get(&key);
-        // Where the last update is refused, what is in use counts.
+        // If the last update is refused, report what is in use.
         let lease = used.map_or(latest, AsRef::as_ref);
         let refusal = self.peers.refusal(&key);
         let unplanned = self.plan.refusal(&key);
@@ -193,7 +193,7 @@ impl Overlay {
         }
     }
 
-    /// Whose an address is, and whether the kernel has what reaches it.
+    /// Whose an address is, and whether the kernel has the objects to reach it.
     pub(crate) async fn detail(&mut self, asked: IpNet) -> PeerDetail {
         let (owner, peer) = self.owner(asked);
         let mut objects = Vec::new();
@@ -238,7 +238,7 @@ impl Overlay {
         }
     }
 
-    /// Whose an address or a subnet is: by subnet, and else by the nodes' own addresses.
+    /// The owner of an address or subnet: looked up by subnet first, then by the nodes' own addresses.
     fn owner(&self, asked: IpNet) -> (Owner, Option<Lease>) {
         let has = |key: &SubnetKey| key.nets().any(|net| net.contains(&asked));
         if has(&self.own.key) {
@@ -272,7 +272,7 @@ impl Overlay {
     }
 }
 
-/// What was counted of a peer: the sum where it is a peer of two devices, one for each IP version.
+/// A peer's counters: the sum if it is a peer of two devices, one for each IP version.
 fn count(objects: &[(Key, Object)], sessions: &Sessions) -> Option<Session> {
     let counted = objects.iter().filter_map(|(key, _)| match key {
         Key::WireguardPeer(device, peer) => sessions.get(device)?.get(&**peer).copied(),

@@ -1,4 +1,4 @@
-//! The overlay's part in `/metrics`, beside its status.
+//! The overlay's part of `/metrics`, besides the status.
 
 use super::Overlay;
 use crate::cluster::refusal::RefusalCode;
@@ -6,7 +6,7 @@ use crate::host::udp::Counters;
 use crate::telemetry::metrics::{Peers, Tally};
 
 impl Overlay {
-    /// How many peers there are, and how they are.
+    /// The number of peers, by state.
     pub(crate) fn count_peers(&self) -> Peers {
         Peers {
             used: self.peers(),
@@ -16,12 +16,12 @@ impl Overlay {
         }
     }
 
-    /// What went through the udp backend's data plane, if there is one.
+    /// The counters of the udp backend's data plane, if in use.
     pub(crate) fn data_plane_counters(&self) -> Option<Counters> {
         self.reconciler.executor().data_plane_counters()
     }
 
-    /// How many peers the kernel lacks something for. Costs something only while it does for any.
+    /// The number of peers with missing kernel objects. Costs time only while there are any.
     fn count_failed(&self) -> usize {
         let troubled = &self.journal.troubled;
         if troubled.is_empty() {
@@ -38,7 +38,7 @@ impl Overlay {
     }
 
     fn count_refused(&self) -> Tally {
-        // Each class is there from the start, so that a query for it finds 0 and not nothing.
+        // Each class is present from the start, so that a query for it returns 0 rather than nothing.
         let classes = RefusalCode::CLASSES.into_iter();
         let mut tally: Tally = classes.map(|class| (class, 0)).collect();
         let refused = self.peers.refusals().chain(self.plan.refused());

@@ -1,4 +1,4 @@
-//! What differs between two sets of settings, and which of it can change while the agent runs.
+//! The differences between two sets of settings, and which of them can be applied at run time.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -8,23 +8,23 @@ use crate::settings::{
     Agent, Etcd, Files, Firewall, Health, Interface, Remote, Settings, Underlay,
 };
 
-/// What stands for a password.
+/// Shown instead of a password.
 const SECRET: &str = "(secret)";
 
-/// A setting that is another one now.
+/// A changed setting.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Change {
-    /// Its key, as `etcd.prefix` for `prefix` in `[etcd]`.
+    /// Its key, for example `etcd.prefix` for `prefix` in `[etcd]`.
     pub(super) key: &'static str,
-    /// What it was; never a secret.
+    /// The old value; never a secret.
     pub(super) old: String,
-    /// What it is to be; never a secret.
+    /// The new value; never a secret.
     pub(super) new: String,
-    /// Whether it can change while the agent runs.
+    /// Whether it can change at run time.
     pub(super) live: bool,
 }
 
-/// The new settings, but for those that only a restart puts into effect: these stay as they are.
+/// The new settings, except those that need a restart: these keep their old values.
 pub(super) fn live(old: &Settings, new: Settings) -> Settings {
     Settings {
         etcd: Etcd {
@@ -47,7 +47,7 @@ pub(super) fn live(old: &Settings, new: Settings) -> Settings {
     }
 }
 
-/// What differs, in the order of the settings file.
+/// The differences, in the order of the settings file.
 pub(super) fn changes(old: &Settings, new: &Settings) -> Vec<Change> {
     let password = (old.etcd.password != new.etcd.password).then(|| Change {
         key: "etcd.password-file",
@@ -68,21 +68,21 @@ pub(super) fn changes(old: &Settings, new: &Settings) -> Vec<Change> {
     differ.chain(password).collect()
 }
 
-/// A setting in words.
+/// A setting with its value as text.
 struct Described {
     key: &'static str,
     value: String,
     live: bool,
 }
 
-/// All settings but the password, always in the same order.
+/// All settings except the password, always in the same order.
 fn describe(settings: &Settings) -> Vec<Described> {
     let setting = |key, value| Described {
         key,
         value,
         live: is_live(key),
     };
-    // Taken apart without `..`: a new setting does not compile before it has its place here.
+    // Destructured without `..`, so that a new setting does not compile until it is added here.
     let Settings {
         etcd,
         remote,

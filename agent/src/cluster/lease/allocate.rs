@@ -1,7 +1,7 @@
-//! Choice of a free subnet: pure, and the same as flannel's but for the speed.
+//! Choice of a free subnet: pure, with flannel's result but faster.
 //!
 //! flannel compares every candidate with every lease. Here leases are sorted once, and the walk over the candidates
-//! skips all that a lease covers, so the cost is that of sorting.
+//! skips everything that a lease covers, so sorting dominates the cost.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,14 +12,14 @@ use crate::base::retry::next_random;
 use crate::cluster::lease::SubnetKey;
 use crate::cluster::network_config::{Ipv4Range, Ipv6Range, NetworkConfig};
 
-/// From how many free subnets one is picked, counted from the lowest: flannel's number. Few enough to keep the used part
-/// of the network together, many enough that nodes which choose at once seldom meet.
+/// Pick one of this many free subnets, counted from the lowest: flannel's number. Few enough to keep the used part of
+/// the network together, many enough that nodes that choose at the same time rarely collide.
 const CANDIDATES: usize = 100;
 
-/// After so many lost races the choice is not widened further: among 10,000 subnets, nodes seldom meet.
+/// After this many lost races the choice is not widened further: among 10,000 subnets, nodes rarely collide.
 const WIDEST: u32 = 2;
 
-/// Every subnet of a network is leased, or holds a host's address.
+/// Every subnet of a network is leased or contains a host's address.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("no free /{subnet_len} left in {network}{}", but_for(*holds))]
 pub struct Exhausted {
@@ -27,7 +27,7 @@ pub struct Exhausted {
     pub network: IpNet,
     /// Prefix length of a node's subnet in it.
     pub subnet_len: u8,
-    /// A host's address, but for which a subnet would be free.
+    /// A host's address, without which a subnet would be free.
     pub holds: Option<IpAddr>,
 }
 
@@ -39,40 +39,40 @@ fn but_for(host: Option<IpAddr>) -> String {
     })
 }
 
-/// What is on a host, for a node's subnet to keep off: packets for an address in it go to that node's containers.
+/// Addresses that a node's subnet must not cover: peers route packets for any address in it to that node's containers.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Avoid {
-    /// The addresses from which the node sends to its peers. A subnet with one of them is of no use, even one held already.
+    /// The node's own underlay addresses. A subnet that covers one of them is unusable, even if already held.
     pub underlay: Vec<IpAddr>,
-    /// All addresses of hosts. No subnet with one of them is taken.
+    /// All known host addresses. No subnet that covers one of them is chosen.
     pub addresses: Vec<IpAddr>,
-    /// What is on the host's links: hosts that nobody knows. A subnet there is taken only if there is no other, as where
-    /// the whole site is one link and the overlay's network a part of it.
+    /// The on-link prefixes of the host's interfaces: unknown hosts may be there. A subnet in one is chosen only if no
+    /// other is free, for example where the whole site is one link and the overlay network a part of it.
     pub on_link: Vec<IpNet>,
 }
 
 impl Avoid {
-    /// The same with more addresses of hosts.
+    /// The same with more host addresses.
     pub fn and(&self, hosts: impl Iterator<Item = IpAddr>) -> Self {
         let mut avoid = self.clone();
         avoid.addresses.extend(hosts);
         avoid
     }
 
-    /// An address of a host in one of the subnets.
+    /// A host address in one of the subnets.
     pub fn host_in(&self, key: &SubnetKey) -> Option<IpAddr> {
         let mut hosts = self.addresses.iter().copied();
         hosts.find(|host| key.nets().any(|net| net.contains(host)))
     }
 
-    /// The node's own address on the underlay in one of the subnets.
+    /// One of the node's own underlay addresses in one of the subnets.
     pub fn underlay_in(&self, key: &SubnetKey) -> Option<IpAddr> {
         let mut underlay = self.underlay.iter().copied();
         underlay.find(|address| key.nets().any(|net| net.contains(address)))
     }
 }
 
-/// A network of one family, in the form in which what is taken is named.
+/// A network of one family as a [`SubnetKey`], to be added to the taken ones.
 fn half(net: IpNet) -> SubnetKey {
     match net {
         IpNet::V4(v4) => SubnetKey::new(Some(v4), None),
@@ -80,10 +80,10 @@ fn half(net: IpNet) -> SubnetKey {
     }
 }
 
-/// As [`choose`], off the hosts' addresses and, if that is possible, off their links.
+/// Like [`choose`], but avoids the hosts' addresses and, if possible, their links.
 ///
 /// # Errors
-/// The first family that has none left.
+/// The first family with no free subnet.
 pub fn choose_off(
     config: &NetworkConfig,
     taken: &[SubnetKey],
@@ -123,13 +123,13 @@ pub fn choose_off(
     })
 }
 
-/// A free subnet of each family that the config has, picked at random by `seed`.
+/// A free subnet of each family in the config, picked at random by `seed`.
 ///
-/// `taken` may overlap itself and lie anywhere. With each lost race the choice is among ten times as many subnets, so that
-/// thousands of nodes which start together do not go on meeting.
+/// `taken` may contain overlaps and networks outside the config. Each lost race makes the choice ten times wider, so
+/// that thousands of nodes that start together soon stop colliding.
 ///
 /// # Errors
-/// The first family that has none left.
+/// The first family with no free subnet.
 pub fn choose(
     config: &NetworkConfig,
     taken: &[SubnetKey],
@@ -160,7 +160,7 @@ pub fn choose(
     Ok(SubnetKey { v4, v6 })
 }
 
-/// Whether a node may hold this lease under the config: the right families, lengths and bounds.
+/// Whether the config allows this lease: the right families, lengths and bounds.
 pub fn allows(config: &NetworkConfig, key: &SubnetKey) -> bool {
     let v4 = match (&config.ipv4, key.v4) {
         (Some(range), Some(v4)) => range.allows(v4),
@@ -173,7 +173,7 @@ pub fn allows(config: &NetworkConfig, key: &SubnetKey) -> bool {
     v4 && v6
 }
 
-/// Whether two leases have an address in common, in either family.
+/// Whether two leases overlap in either family.
 pub fn overlap(a: &SubnetKey, b: &SubnetKey) -> bool {
     let v4 = match (a.v4, b.v4) {
         (Some(a), Some(b)) => a.contains(&b) || b.contains(&a),
@@ -222,7 +222,7 @@ fn choose_ipv6(
     Ipv6Net::new(first.into(), range.subnet_len).ok()
 }
 
-/// Picks one of the first free multiples of `step` from `min` to `max`; `taken` are first and last addresses.
+/// Picks one of the first free multiples of `step` from `min` to `max`; `taken` holds first and last addresses.
 fn pick(
     (min, max): (u128, u128),
     step: u128,
@@ -235,7 +235,7 @@ fn pick(
     let mut free = Vec::new();
     let mut candidate = min;
     while candidate <= max && free.len() < candidates {
-        // Candidates only grow, so what ends before this one is done with.
+        // Candidates only grow, so a range that ends before this one is never needed again.
         while taken.next_if(|(_, last)| *last < candidate).is_some() {}
         let next = match taken.peek() {
             Some((first, last)) if *first <= candidate + (step - 1) => {
@@ -310,7 +310,7 @@ mod tests {
         let (mut taken, mut waiting) = (Vec::new(), 2_000_usize);
         let mut seed = 1;
         for round in 0..6 {
-            // All of them choose by one list; of those who meet, one wins.
+            // All choose from the same list; of those that collide, one wins.
             let chosen: std::collections::BTreeSet<_> = (0..waiting)
                 .map(|_| choose(&config, &taken, round, next_random(&mut seed)).unwrap())
                 .collect();
@@ -367,7 +367,7 @@ mod tests {
             all
         );
         assert_eq!(chosen(&["10.5.1.0-24"], &avoid(&["10.5.3.9"], &[])), [two]);
-        // A link that has room for several subnets, and one that is wider than the network.
+        // A link with room for several subnets, and one wider than the network.
         let link = avoid(&["10.5.3.9"], &["10.5.3.0/24", "10.5.1.0/24"]);
         assert_eq!(chosen(&[], &link), [two]);
         assert_eq!(chosen(&["10.5.2.0-24"], &link), ["10.5.1.0/24"]);
@@ -380,7 +380,7 @@ mod tests {
             chosen(&["10.5.2.0-24"], &held)[0],
             "no free /24 left in 10.5.0.0/22 that holds no host's address (10.5.1.1); allowed: a network, or SubnetMin and SubnetMax, that leave the hosts' addresses out"
         );
-        // Then it is the leases alone.
+        // With no other subnet free, only the leases count.
         let full = chosen(&["10.5.0.0-16"], &held);
         assert_eq!(full, ["no free /24 left in 10.5.0.0/22"]);
     }
@@ -399,7 +399,7 @@ mod tests {
     }
 
     proptest! {
-        /// Compares with flannel's way: try every candidate against every lease.
+        /// Compares with flannel's algorithm: try every candidate against every lease.
         #[test]
         fn agrees_with_trying_them_all(
             subnet_len in 18u8..=30,

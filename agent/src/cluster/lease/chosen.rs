@@ -1,4 +1,4 @@
-//! The store that the settings choose: etcd, or a server that has etcd behind it.
+//! The lease store that the settings choose: etcd, or lease servers in front of it.
 
 use std::io;
 use std::path::PathBuf;
@@ -16,30 +16,30 @@ use crate::cluster::lease::rest::tls::TlsError;
 use crate::cluster::network_config::NetworkConfig;
 use crate::settings::Settings;
 
-/// The store that the settings choose.
+/// The lease store that the settings choose.
 #[derive(Debug)]
 pub enum ChosenStore {
-    /// etcd itself.
+    /// etcd, directly.
     Etcd(EtcdStore),
-    /// Servers that keep the leases.
+    /// Lease servers.
     Remote(RemoteStore),
 }
 
 /// The settings of a store cannot be used.
 #[derive(Debug, Error)]
 pub enum SettingsError {
-    /// No server is named.
+    /// No endpoint is configured.
     #[error("endpoints is empty: expected at least one, such as http://127.0.0.1:2379")]
     NoEndpoint,
-    /// A server's address has another form.
+    /// An endpoint is malformed.
     #[error("endpoint {0:?} is not usable: expected {form}", form = endpoint::FORM)]
     Endpoint(String),
-    /// Two settings go together.
+    /// Two settings must be set together.
     #[error("{given} is set but {missing} is not; they go together")]
     Alone {
-        /// The setting that is given.
+        /// The one that is set.
         given: &'static str,
-        /// The setting that is not.
+        /// The one that is not.
         missing: &'static str,
     },
     /// A file cannot be read.
@@ -47,23 +47,23 @@ pub enum SettingsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// TLS is wanted without a CA file, and the system has no certificates.
+    /// TLS is configured without a CA file, and no system CA bundle can be read.
     #[error("no CA certificates: cafile is not set and none of {0} can be read")]
     NoSystemRoots(String),
-    /// The lease duration is out of range.
+    /// The lease TTL is out of range.
     #[error("ttl {0:?} is outside 1 s to 9000000000 s")]
     Ttl(Duration),
-    /// The files for servers that keep leases cannot be used.
+    /// The TLS files for lease servers cannot be used.
     #[error(transparent)]
     Remote(#[from] TlsError),
 }
 
 impl ChosenStore {
-    /// Checks the settings; connects to nothing yet. `owner` identifies this machine.
+    /// Checks the settings; connects to nothing yet. `owner` is this node's owner ID.
     pub fn new(settings: &Settings, owner: String) -> Result<Self, SettingsError> {
         if settings.remote.servers.is_empty() {
             let store = EtcdStore::new(settings.etcd.clone(), owner)?;
@@ -73,11 +73,11 @@ impl ChosenStore {
     }
 }
 
-/// A lease that was taken in the chosen store.
+/// A lease taken in the chosen store, not yet held.
 pub enum Taken {
     /// In etcd.
     Etcd(Box<etcd::Taken>),
-    /// From a server.
+    /// From a lease server.
     Remote(Box<remote::Taken>),
 }
 

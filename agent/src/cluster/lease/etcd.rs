@@ -1,24 +1,24 @@
-//! Leases in etcd v3, under flannel's keys and in flannel's words.
+//! Leases in etcd v3, with flannel's keys and values.
 //!
 //! | what | key |
 //! |---|---|
 //! | network config | `PREFIX/config` |
 //! | lease | `PREFIX/subnets/A.B.C.D-LEN`, or with IPv6 `PREFIX/subnets/A.B.C.D-LEN&V6-LEN6` |
-//! | for seconds, whether a lease's owner is alive | `PREFIX/.challenges/OWNER/NUMBER`; flannel does not look there |
+//! | question whether a lease's owner is alive, for seconds | `PREFIX/.challenges/OWNER/NUMBER`; flannel ignores it |
 //!
-//! A real flannel can share the keys. What differs on purpose:
+//! A real flannel can share the keys. Differences, all on purpose:
 //!
-//! * Every write is a transaction that compares what was seen last, so nobody's lease is overwritten by mistake.
+//! * Every write is a transaction that compares what was last seen, so no node overwrites another's lease by mistake.
 //! * The etcd lease behind a key is granted once and kept alive; flannel grants a new one daily and puts the key again,
 //!   which every peer sees as a change.
 //! * A key without an etcd lease is a reservation, and stays one.
-//! * The value names the machine that owns it (`SelvageOwner`), so that two machines with one public IP do not share a
-//!   lease. flannel skips the field. A machine that has another public IP after a restart finds its lease by it; whether it is
-//!   not a clone of one that runs, is asked ([`challenge`]).
-//! * Keys are read strictly, and only directly under `PREFIX/subnets/`; flannel also takes `PREFIX/subnets-old/…`.
+//! * The value contains the owner ID (`SelvageOwner`), so that two machines with one public IP do not share a lease.
+//!   flannel skips the field. A machine whose public IP changed over a restart finds its lease by the owner ID; the
+//!   [`challenge`] makes sure that it is not a clone of a running machine.
+//! * Keys are parsed strictly, and only directly under `PREFIX/subnets/`; flannel also accepts `PREFIX/subnets-old/…`.
 //!
-//! The watcher and the [keeper](super::store) share the lease that is held behind a lock; whoever writes it, holds the
-//! lock. Needs etcd 3.4 or newer.
+//! The watcher and the [keeper](super::store) share the held lease behind a lock; a task that writes the lease holds
+//! the lock. Needs etcd 3.4 or newer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,7 +87,7 @@ impl Store {
         format!("{}{}", self.keys.subnets, key.name())
     }
 
-    /// Holds if no lease was created after a revision.
+    /// True if no lease was created after this revision.
     fn unchanged_since(&self, revision: i64) -> Compare {
         let first = self.keys.subnets.as_str();
         Compare::create_revision(first, CompareOp::Less, revision.saturating_add(1))
@@ -100,26 +100,26 @@ impl Store {
 pub struct EtcdStore {
     store: Arc<Store>,
     owner: String,
-    /// Whether a lease was acquired before, so that a previous subnet is not one from an earlier life.
+    /// Whether this process has acquired a lease before. If so, the previous subnet is not from before a restart.
     acquired: bool,
-    /// What its subnet must keep off.
+    /// What the node's subnet must not cover.
     avoid: Avoid,
     tasks: Tasks,
 }
 
 impl EtcdStore {
-    /// Checks the settings; connects to nothing yet. `owner` identifies this machine, for example its machine ID.
+    /// Checks the settings; connects to nothing yet. `owner` is this node's owner ID, for example the machine ID.
     ///
     /// # Errors
-    /// Files cannot be read, or the settings contradict each other.
+    /// A file cannot be read, or the settings contradict each other.
     pub fn new(settings: Etcd, owner: String) -> Result<Self, SettingsError> {
         Self::with_grace(settings, owner, GRACE)
     }
 
-    /// The same with another time for which a lease that vanished in an outage counts as there.
+    /// Like [`Self::new`], with another hold-down: how long a lease that vanished during an outage is still reported.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Like [`Self::new`].
     pub fn with_grace(
         settings: Etcd,
         owner: String,
@@ -146,12 +146,12 @@ impl EtcdStore {
         })
     }
 
-    /// Reads the network config without looking into it.
+    /// Reads the network config without parsing it.
     pub async fn raw_network_config(&mut self) -> Result<Option<StoredConfig>, StoreError> {
         config::read(&self.store).await.map(|(config, _)| config)
     }
 
-    /// Writes the network config, if what is there is as expected; [`StoreError::ConfigChanged`] if not.
+    /// Writes the network config if the stored state is `expected`; else [`StoreError::ConfigChanged`].
     pub async fn set_network_config(
         &mut self,
         text: &str,
@@ -183,7 +183,7 @@ impl EtcdStore {
         }
     }
 
-    /// Starts the tasks, instead of those that run. `own`: the lease that is held, and how long it lasts.
+    /// Starts the tasks and ends the running ones. `own`: the held lease and its remaining time.
     fn start(&mut self, own: Option<(SubnetKey, Own, Lasts)>, listing: Option<Listing>) {
         let events = self.tasks.restart();
         let key = own.as_ref().map(|(key, ..)| *key);
@@ -196,7 +196,7 @@ impl EtcdStore {
     }
 }
 
-/// Publishes other attributes with the lease that is held.
+/// Publishes new attributes in the held lease.
 async fn publish(store: Arc<Store>, wanted: LeaseAttrs) -> Result<(), StoreError> {
     let mut guard = store.held.lock().await;
     let Some(held) = guard.as_mut() else {
@@ -208,7 +208,7 @@ async fn publish(store: Arc<Store>, wanted: LeaseAttrs) -> Result<(), StoreError
     if held.published == held.wanted {
         return Ok(());
     }
-    // The keeper has a look when the lock is free again, so whatever fails from here on, it sees to it.
+    // The keeper checks the key when the lock is free, so it makes up for any failure below.
     store.state.touch();
     let etcd_lease = held.etcd_lease;
     if held.put(&store, etcd_lease).await? {
@@ -266,11 +266,11 @@ impl LeaseStore for EtcdStore {
             attrs,
             created: listing::to_unsigned(acquired.created),
         };
-        // Whoever writes or extends the former lease has it locked, and may wait for an answer.
+        // A task that writes or renews the former lease holds its lock, and may be waiting for a reply.
         self.tasks.stop();
         let etcd_lease = acquired.held.etcd_lease;
         let former = self.store.held.lock().await.replace(acquired.held);
-        // The old watch may have seen it in the store, which the list has not.
+        // The old watch may have seen the lease in the store although the listing lacks it.
         self.store.state.hold_down().forget(&lease.key);
         let (own, lasts) = Own::begin(Arc::clone(&self.store), etcd_lease, acquired.aged);
         self.start(Some((lease.key, own, lasts)), Some(acquired.listing));
@@ -292,7 +292,7 @@ impl LeaseStore for EtcdStore {
     fn update(&mut self, attrs: &LeaseAttrs) -> BoxFuture<'static, Result<(), StoreError>> {
         let publishing = publish(Arc::clone(&self.store), self.with_owner(attrs));
         let (done, outcome) = oneshot::channel();
-        // In a task of its own it outlasts the caller's patience, and goes from server to server.
+        // In its own task it outlives the caller's timeout, and tries one server after the other.
         self.tasks.spawn(async move {
             let _ = done.send(publishing.await);
         });
@@ -306,7 +306,7 @@ impl LeaseStore for EtcdStore {
     }
 
     async fn release(&mut self) -> Result<Released, StoreError> {
-        // Whoever extends or writes the lease must not go on doing so.
+        // No task may renew or write the lease from here on.
         self.tasks.stop();
         let releasing = async {
             match self.store.held.lock().await.take() {

@@ -11,26 +11,26 @@ use crate::base::go_json::shorten;
 
 /// What identifies a lease: the leased subnets, always masked to their network addresses.
 ///
-/// At least one family is there. Ordered by IPv4 subnet. Shown as the subnets themselves; [`SubnetKey::name`] is the form
-/// used in etcd.
+/// At least one family is present. Ordered by IPv4 subnet. Displays as the subnets themselves; [`SubnetKey::name`] is
+/// the form used in etcd.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SubnetKey {
-    /// The IPv4 subnet, for example 10.5.34.0/24; `None` in a network of IPv6 alone.
+    /// The IPv4 subnet, for example 10.5.34.0/24; `None` in an IPv6-only network.
     pub v4: Option<Ipv4Net>,
-    /// The IPv6 subnet, for example fd00:10:5:22::/64; `None` in a network of IPv4 alone.
+    /// The IPv6 subnet, for example fd00:10:5:22::/64; `None` in an IPv4-only network.
     pub v6: Option<Ipv6Net>,
 }
 
 /// The last part of a lease key does not name a subnet.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum LeaseKeyError {
-    /// The text has another form.
+    /// The text is malformed.
     #[error(
         "{0:?} is not a lease key such as 10.5.34.0-24, 10.5.34.0-24&fd00:10:5:22::-64 or fd00:10:5:22::-64"
     )]
     Form(String),
-    /// The text has the right form, but flannel spells this subnet differently; a second spelling of one subnet would
-    /// be a second lease for it.
+    /// The text is well formed, but flannel spells this subnet differently; a second spelling of one subnet would be a
+    /// second lease for it.
     #[error(
         "{text:?} is not how flannel writes a lease key; the key of that subnet is {canonical}"
     )]
@@ -45,17 +45,17 @@ pub enum LeaseKeyError {
 /// What an administrator typed does not name a subnet.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum SubnetArgumentError {
-    /// The text has another form.
+    /// The text is malformed.
     #[error("expected 10.5.1.0/24, fd00:1::/64, or both as 10.5.1.0/24,fd00:1::/64")]
     Form,
-    /// The address lies inside the subnet, so that it could be a slip.
+    /// The address has host bits, so it may be a typo.
     #[error("{0} is not the first address of its subnet, {1}")]
     HostBits(IpNet, IpNet),
 }
 
 impl SubnetKey {
-    /// Reads subnets as an administrator types them: `10.5.1.0/24`, `fd00:1::/64`, or both with a comma between; the
-    /// form of the lease key will do as well.
+    /// Parses subnets as an administrator types them: `10.5.1.0/24`, `fd00:1::/64`, or both with a comma between; the
+    /// lease key's form is accepted as well.
     pub fn parse_argument(text: &str) -> Result<Self, SubnetArgumentError> {
         if let Ok(key) = Self::parse_name(text) {
             return Ok(key);
@@ -77,7 +77,7 @@ impl SubnetKey {
         Ok(key)
     }
 
-    /// The key of the subnets that these addresses lie in.
+    /// The key of the subnets that contain these addresses.
     pub fn new(v4: Option<Ipv4Net>, v6: Option<Ipv6Net>) -> Self {
         Self {
             v4: v4.map(|v4| v4.trunc()),
@@ -93,12 +93,12 @@ impl SubnetKey {
             .chain(self.v6.map(IpNet::V6))
     }
 
-    /// Reads the last part of a lease key: `A.B.C.D-LEN` or `A.B.C.D-LEN&V6-LEN6`, and for networks of IPv6 alone, which
-    /// flannel cannot keep in etcd, `V6-LEN6`. A flannel node takes that last form for a key that is none of its own.
+    /// Parses the last part of a lease key: `A.B.C.D-LEN` or `A.B.C.D-LEN&V6-LEN6`, and for IPv6-only networks, which
+    /// flannel cannot keep in etcd, `V6-LEN6`. A flannel node ignores keys of that last form.
     ///
-    /// Stricter than flannel, since other nodes write these keys: nothing may stand before the address (flannel's
-    /// pattern is anchored at the end only), host bits must be 0, and numbers and IPv6 addresses must be spelled as
-    /// flannel itself spells them.
+    /// Stricter than flannel, since other nodes write these keys: nothing may precede the address (flannel's pattern is
+    /// anchored at the end only), host bits must be 0, and numbers and IPv6 addresses must be spelled as flannel itself
+    /// spells them.
     pub fn parse_name(name: &str) -> Result<Self, LeaseKeyError> {
         let form = || LeaseKeyError::Form(shorten(name));
         let key = match name.split_once('&') {
@@ -139,13 +139,14 @@ impl fmt::Display for SubnetKey {
     }
 }
 
-/// flannel reads this length into 5 bits.
+/// At most /31: flannel parses this length into 5 bits.
 fn parse_v4(half: &str) -> Option<Ipv4Net> {
     let (address, len): (Ipv4Addr, u8) = parse_half(half).filter(|(_, len)| *len <= 31)?;
     Ipv4Net::new(address, len).ok()
 }
 
-/// flannel reads this length into 7 bits. Go and Rust spell IPv4 addresses in IPv6 form differently.
+/// At most /127: flannel parses this length into 7 bits. IPv4-mapped IPv6 addresses are refused: Go and Rust spell them
+/// differently.
 fn parse_v6(half: &str) -> Option<Ipv6Net> {
     let (address, len): (Ipv6Addr, u8) = parse_half(half).filter(|(_, len)| *len <= 127)?;
     let mapped = address.to_ipv4_mapped().is_some();
@@ -209,7 +210,7 @@ mod tests {
         assert_eq!(key.to_string(), "10.12.13.0/24 and fd00:12:13::/56");
     }
 
-    /// Upstream's own list, and then what only flannel accepts.
+    /// Upstream's own list, then names that only flannel accepts.
     #[test]
     fn everything_else_is_refused() {
         for name in [

@@ -1,8 +1,9 @@
-//! Leases that a server keeps in etcd for this host: flannel's client mode, over the interface of [`crate::cluster::remote`].
+//! Leases that a lease server keeps in etcd for this host: flannel's client mode, over the interface of
+//! [`crate::cluster::remote`].
 //!
-//! What the rest of the agent sees is the same as with etcd. The watcher follows all leases by long polls, the
-//! [keeper](super::store) keeps the own lease. The server decides whose a lease is, by comparing what is
-//! in etcd; this side asks it whenever the own lease is not in the list as it should be.
+//! The rest of the agent sees no difference from etcd. The watcher follows all leases by long polls, the
+//! [keeper](super::store) keeps the own lease. The server decides whose a lease is by comparing what is in etcd; this
+//! side asks it whenever the list does not show the own lease as wanted.
 
 use std::future::ready;
 use std::net::IpAddr;
@@ -47,10 +48,10 @@ struct Shared {
     /// `/v1/NET`.
     base: String,
     held: Mutex<Option<Held>>,
-    /// Taken while the own lease is written, so that an older write does not overtake a newer one.
+    /// Locked while the own lease is written, so that an older write does not overtake a newer one.
     writing: tokio::sync::Mutex<()>,
     state: Arc<State>,
-    /// The network config's text that the agent knows.
+    /// The network config text that the agent knows.
     config: Mutex<Option<String>>,
 }
 
@@ -58,17 +59,17 @@ struct Shared {
 #[derive(Clone, Debug)]
 struct Held {
     key: SubnetKey,
-    /// Which acquisition it comes from: whoever looks after another one has no say in it.
+    /// The acquisition that it comes from: a task of another term must not touch it.
     term: u64,
     /// What should be published.
     wanted: LeaseAttrs,
     /// Whether the server confirmed that.
     confirmed: bool,
-    /// Addresses that the server may know it by: the last one that it confirmed, and those sent without an answer.
+    /// Addresses that the server may know it by: the last confirmed one, and those sent without a reply.
     addresses: Vec<IpAddr>,
 }
 
-/// More addresses than these are not remembered.
+/// The most addresses to remember.
 const MOST_ADDRESSES: usize = 8;
 
 impl Shared {
@@ -102,7 +103,8 @@ impl Shared {
         })
     }
 
-    /// Extends the lease of one term and publishes what is wanted. How long it lasts; `None` for a reservation.
+    /// Renews the lease of one term and publishes the wanted attributes. Returns the remaining time; `None` for a
+    /// reservation.
     async fn renew(&self, term: u64) -> Result<Option<Duration>, StoreError> {
         let _writing = self.writing.lock().await;
         let held = self.held().clone().filter(|held| held.term == term);
@@ -126,7 +128,7 @@ impl Shared {
         let received = self.lease_in(&answer.body)?;
         let mut current = self.held();
         if let Some(current) = current.as_mut().filter(|current| current.term == term) {
-            // What was wanted meanwhile is written by whoever wanted it.
+            // Attributes that changed meanwhile are written by the task that changed them.
             current.addresses.retain(|address| {
                 !held.addresses.contains(address) || *address == held.wanted.public_address()
             });
@@ -137,12 +139,12 @@ impl Shared {
         Ok(received.ttl)
     }
 
-    /// Reads a lease that a server answered with.
+    /// Parses the lease in a server's answer.
     fn lease_in(&self, body: &[u8]) -> Result<Received, StoreError> {
         let text = String::from_utf8_lossy(body);
         let mut received =
             Received::parse(&text).map_err(|error| self.servers.nonsense(error.to_string()))?;
-        // A server of ours says `Asof`; one of flannel's says when the lease ends by its own clock.
+        // A Selvage server sends `Created`; a flannel one gives the expiry by its own clock only.
         if received.ttl.is_none() && received.created == 0 {
             received.ttl = Some(FLANNELS_TTL);
         }
@@ -161,7 +163,7 @@ impl Held {
     }
 }
 
-/// A subnet as part of a path. flannel's router takes `&` and `:` either way.
+/// A subnet as part of a path. flannel's router accepts `&` and `:` plain or escaped.
 fn encoded(key: &SubnetKey) -> String {
     const ESCAPED: &percent_encoding::AsciiSet = &NON_ALPHANUMERIC
         .remove(b'.')
@@ -171,25 +173,25 @@ fn encoded(key: &SubnetKey) -> String {
     utf8_percent_encode(&key.name(), ESCAPED).to_string()
 }
 
-/// The owner that a client named, without the certificate that a server bound it to.
+/// The owner ID that a client sent, without the certificate digest that a server appended.
 fn named(owner: &str) -> &str {
     owner.split_once('@').map_or(owner, |(named, _)| named)
 }
 
-/// The lease store of one node, at a server.
+/// The lease store of one node, behind lease servers.
 #[derive(Debug)]
 pub struct RemoteStore {
     shared: Arc<Shared>,
     owner: String,
-    /// How many leases were acquired. With one, a previous subnet is not one from an earlier life.
+    /// The number of acquisitions so far. After the first, a previous subnet is not from before a restart.
     terms: u64,
-    /// What its subnet must keep off.
+    /// What the node's subnet must not cover.
     avoid: Avoid,
     tasks: Tasks,
 }
 
 impl RemoteStore {
-    /// Checks the settings; connects to nothing yet. `owner` identifies this machine.
+    /// Checks the settings; connects to nothing yet. `owner` is this node's owner ID.
     pub fn new(settings: &Remote, owner: String) -> Result<Self, TlsError> {
         let files = Files {
             cafile: settings.cafile.clone(),
@@ -197,7 +199,7 @@ impl RemoteStore {
             keyfile: settings.keyfile.clone(),
         };
         let servers = settings.servers.iter();
-        // Checked already by whoever made the settings; what is none is left out.
+        // The settings were validated before; an invalid one is skipped.
         let endpoints: Vec<_> = servers
             .filter_map(|url| Endpoint::parse(url, false))
             .collect();
@@ -220,7 +222,7 @@ impl RemoteStore {
         })
     }
 
-    /// The leases that name this machine as their owner.
+    /// The leases whose owner ID is this node's.
     pub async fn own_leases(&self) -> Result<Vec<Lease>, StoreError> {
         let shared = &self.shared;
         let question = shared.question(Method::GET, "/leases?wait=0", String::new());
@@ -256,7 +258,7 @@ impl RemoteStore {
         }
     }
 
-    /// Starts the tasks, instead of those that run. `own`: how long the own lease lasts, if there is one.
+    /// Starts the tasks and ends the running ones. `own`: the remaining time of the own lease, if there is one.
     fn start(&mut self, own: Option<Lasts>) {
         let events = self.tasks.restart();
         self.tasks
@@ -271,8 +273,8 @@ impl RemoteStore {
     }
 }
 
-/// The end of a request that says what the subnet must keep off, as far as it touches the network. Other servers than ours
-/// do not know the parameter, and skip it.
+/// The query parameters that list what the subnet must not cover, as far as it overlaps the network. Other servers skip
+/// the unknown parameter.
 fn avoided(avoid: &Avoid, config: &NetworkConfig) -> String {
     let networks: Vec<IpNet> = config.networks().collect();
     let hosts = avoid.addresses.iter().map(|host| IpNet::from(*host));
@@ -288,7 +290,7 @@ fn avoided(avoid: &Avoid, config: &NetworkConfig) -> String {
         .collect()
 }
 
-/// A lease that a server gave and that no store holds yet.
+/// A lease from a server that no store holds yet.
 pub struct Taken {
     received: Received,
     attrs: LeaseAttrs,
@@ -348,7 +350,7 @@ impl LeaseStore for RemoteStore {
             addresses: vec![attrs.public_address()],
         });
         shared.state.hold_down().forget(&received.key);
-        // The keeper of the former lease ends here: from now on its server may refuse it.
+        // This ends the keeper of the former lease: from now on the server may refuse that one.
         self.start(Some(received.ttl.map_or(Lasts::Forever, Lasts::FromNow)));
         if let Some(former) = former.filter(|former| former.key != received.key) {
             // Its subnet is free at once, or when it expires.
@@ -387,7 +389,7 @@ impl LeaseStore for RemoteStore {
                 .await
                 .unwrap_or_else(|_| Err(shared.servers.silence()));
             if renewed.is_err() {
-                // The keeper goes on.
+                // The keeper retries.
                 shared.state.touch();
             }
             renewed.map(drop)
@@ -395,7 +397,7 @@ impl LeaseStore for RemoteStore {
     }
 
     async fn release(&mut self) -> Result<Released, StoreError> {
-        // Whoever extends or writes the lease must not go on doing so.
+        // No task may renew or write the lease from here on.
         self.tasks.stop();
         let Some(held) = self.shared.held().take() else {
             return Ok(Released::Nothing);
@@ -425,7 +427,7 @@ impl LeaseStore for RemoteStore {
     }
 }
 
-/// Gives a lease back, if the server takes it for this host's.
+/// Gives a lease back, if the server agrees that it belongs to this host.
 async fn give_back(shared: &Shared, held: &Held) -> Result<Released, StoreError> {
     let lease = Lease {
         key: held.key,

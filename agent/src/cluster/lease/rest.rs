@@ -1,65 +1,64 @@
-//! What flannel's client and server say to each other: a small REST interface over HTTP or TLS.
+//! The protocol between flannel's client and server: a small REST interface over HTTP or TLS.
 //!
-//! flannel 0.5 to 0.7 had it (`remote/server.go`, `remote/client.go`); their nodes and ours understand each other. `NET` is
-//! a network's name, or `_` for the one that has none.
+//! flannel 0.5 to 0.7 had it (`remote/server.go`, `remote/client.go`); their nodes and ours interoperate. `NET` is a
+//! network's name, or `_` for the unnamed one.
 //!
 //! | request | body | answer |
 //! |---|---|---|
 //! | `GET /v1/NET/config` | | the network config |
 //! | `POST /v1/NET/leases` | attributes | a lease |
-//! | `PUT /v1/NET/leases/SUBNET` | a lease | the lease, extended |
+//! | `PUT /v1/NET/leases/SUBNET` | a lease | the lease, renewed |
 //! | `GET /v1/NET/leases[?next=CURSOR]` | | all leases, or what changed since; waits for a change |
 //! | `GET /v1/NET/leases/SUBNET` | | one lease, as a watch result (0.6) |
 //! | `DELETE /v1/NET/leases/SUBNET` | a lease | nothing (0.6) |
 //! | `GET /v1/` | | the names of the networks, as a watch result |
 //! | `GET /v1/NET/reservations` | | the reservations (0.6) |
 //!
-//! JSON that cannot be read gives 400, everything else that goes wrong 500, each with a text. What flannel has no words
-//! for goes where its readers look away: additional JSON fields, query parameters, and a header that says what kind of
-//! error a text is about.
+//! Malformed JSON gives 400, any other failure 500, each with a text. Whatever flannel's protocol lacks goes where its
+//! parsers ignore it: extra JSON fields, query parameters, and headers that classify an error.
 //!
-//! | ours | where | says |
+//! | our addition | where | meaning |
 //! |---|---|---|
-//! | `previous`, `restarted` | query of `POST` | the subnet that the host had before, and whether it just started |
+//! | `previous`, `restarted` | query of `POST` | the subnet that the host had before, and whether it has just started |
 //! | `former` | query of `PUT`, repeated | an address that the lease may still be published with |
-//! | `wait` | query of the watch | seconds after which an answer without news is wanted; flannel takes one for an empty network |
-//! | `TTL` | lease | seconds that it lasts from now, so that clocks may differ; absent for a reservation |
+//! | `wait` | query of the watch | seconds after which to answer without news; flannel takes such an answer for an empty network |
+//! | `TTL` | lease | remaining time in seconds, so that clocks may differ; absent for a reservation |
 //! | `Created`, `IPv6Subnet` | lease | the store's revision of its creation; the subnet of the second family |
-//! | `unreadable`, `config` | watch result | subnets whose lease cannot be read; changes when the network config does |
-//! | `SelvageOwner` | attributes | the machine that owns the lease |
+//! | `unreadable`, `config` | watch result | subnets whose lease cannot be parsed; a tag that changes with the network config |
+//! | `SelvageOwner` | attributes | the owner ID |
 //! | [`REASON`] | header of a 500 | what kind of error, one of [`Reason`] |
-//! | [`OBJECT`] | header of a 500 | the key that there is no network config at |
+//! | [`OBJECT`] | header of a 500 | the etcd key with no network config |
 
 use std::time::Duration;
 
 pub(crate) mod tls;
 pub(crate) mod wire;
 
-/// The header of an error that says of what kind it is.
+/// The header with the kind of error.
 pub(crate) const REASON: &str = "selvage-reason";
 
-/// The header that says what the error is about: the key of the network config that is missing.
+/// The header with the object of the error: the key of the missing network config.
 pub(crate) const OBJECT: &str = "selvage-object";
 
 /// The content type of all JSON here.
 pub(crate) const JSON: &str = "application/json; charset=utf-8";
 
-/// The longest time that a watch may ask to wait for news.
+/// The longest wait that a watch may request.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
-/// How many addresses and links a host may name that its subnet must keep off.
+/// The most addresses and links that a host may list for its subnet to avoid.
 pub(crate) const MOST_AVOIDED: usize = 64;
 
-/// What kind of error a server tells of.
+/// The kind of error that a server reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reason {
     /// There is no network config.
     NoNetworkConfig,
-    /// There is no such lease, or it is somebody else's.
+    /// There is no such lease, or it belongs to another node.
     NoLease,
-    /// The server does not reach etcd; another server may.
+    /// The server cannot reach etcd; another server may.
     Unreachable,
-    /// Anything else that another server would say as well.
+    /// Anything else that other servers would answer as well.
     Refused,
 }
 
@@ -71,13 +70,13 @@ impl Reason {
         (Self::Refused, "refused"),
     ];
 
-    /// The word in the header.
+    /// The header's value.
     pub(crate) fn name(self) -> &'static str {
         let found = Self::ALL.iter().find(|(reason, _)| *reason == self);
         found.map_or("refused", |(_, name)| name)
     }
 
-    /// Reads the header; a server without it, or with another word, is one that refuses.
+    /// Parses the header; a missing or unknown value counts as [`Self::Refused`].
     pub(crate) fn read(name: Option<&[u8]>) -> Self {
         let found = Self::ALL
             .iter()

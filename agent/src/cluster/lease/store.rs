@@ -1,23 +1,24 @@
-//! Lease stores: what the agent's main loop needs of one ([`LeaseStore`]), and what all of them have in common.
+//! Lease stores: the interface that the agent's main loop uses ([`LeaseStore`]), and the parts that all stores share.
 //!
-//! A store is a thin client of the service that keeps the leases. It says how to list and follow leases there, and how to
-//! take, extend, write and give back its own. The rest is here, once:
+//! A store is a thin client of the service that keeps the leases. It defines how to list and watch leases there, and
+//! how to take, renew, write and give back its own. The rest is here, once:
 //!
-//! | module | what |
+//! | module | purpose |
 //! |---|---|
-//! | `keeper` | the task that keeps the own lease: when it extends it, how long it waits after a failure, what it reports |
+//! | `keeper` | the task that keeps the own lease: when to renew, how long to wait after a failure, what to report |
 //! | `reporter` | what a watcher reports: snapshots, changes, whether a server answers; each once |
-//! | `hold_down` | leases that vanished in an outage count as there for a while |
-//! | `state` | what these share: hold-down, the lease's duration, and that the own lease may have been touched |
-//! | `endpoints` | several servers, and which of them is asked |
+//! | `hold_down` | leases that vanished during an outage still count for a while |
+//! | `state` | what these share: hold-down, the lease's TTL, and that the own lease may have been touched |
+//! | `endpoints` | several servers, and which of them is used |
 //! | `tasks` | the tasks of a store and their events |
-//! | `spread` | pauses that keep the nodes of a cluster from doing the same thing at once |
+//! | `spread` | random delays that keep the nodes of a cluster from acting in step |
 //!
-//! A third store is a folder beside `etcd` and `remote`, an arm in [`super::ChosenStore`], and its settings. It implements
-//! [`LeaseStore`], and `OwnLease` for the keeper. Kubernetes, for example: leases are the nodes' podCIDRs and annotations.
-//! A watcher lists nodes, then watches from the list's `resourceVersion`; bookmarks move that on, and `410 Gone` means to
-//! list again, which is a snapshot as after any other gap. Nothing expires, so `look_after` never extends: it returns
-//! `Lasts::Forever`, writes annotations anew when they were touched, and reports the lease lost when the node has another
+//! A third store is a folder beside `etcd` and `remote`, an arm in [`super::ChosenStore`], and its settings. It
+//! implements [`LeaseStore`], and `OwnLease` for the keeper. Kubernetes, for example: leases are the nodes' podCIDRs
+//! and annotations. A watcher lists nodes, then watches from the list's `resourceVersion`; bookmarks advance that, and
+//! `410 Gone` means to list again, which is a snapshot as after any other gap. Nothing expires, so `look_after` never
+//! renews: it returns `Lasts::Forever`, rewrites annotations that were touched, and reports the lease lost when the
+//! node has another podCIDR or none.
 //! podCIDR or none.
 
 use std::future::Future;
@@ -41,21 +42,21 @@ pub(super) mod spread;
 pub(super) mod state;
 pub(super) mod tasks;
 
-/// How long one server may take to answer one request, connecting included.
+/// The timeout of one request to one server, connecting included.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
-/// For how long after an outage a lease that vanished meanwhile counts as there, so that its owner can take it again
-/// without losing its peers: longer than the longest pause between two attempts to connect, with one that gets no answer.
+/// The hold-down after an outage: how long a lease that vanished meanwhile still counts, so that its owner can take it
+/// again without losing its peers. Longer than the longest reconnect pause plus one attempt that times out.
 pub(super) const GRACE: Duration = Duration::from_secs(20);
 
-/// Between attempts to reach a server again: flannel's pauses for etcd.
+/// Pauses between attempts to reconnect: flannel's for etcd.
 pub(super) const RECONNECT: Backoff =
     match Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0.5, 0) {
         Ok(backoff) => backoff,
         Err(_) => panic!("constant out of range"),
     };
 
-/// Waits for a time; without one, for ever. Cancel-safe.
+/// Sleeps until a time, or forever without one. Cancel-safe.
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
@@ -63,28 +64,28 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-/// A request to the store failed. The text of each is complete, fit for a status line.
+/// A request to the store failed. Each message is complete and fits a status line.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// No server gave an answer.
+    /// No server answered.
     #[error("{attempts}")]
     Unreachable {
         /// Every server tried and what came of it: `etcd at http://10.0.0.1:2379: connection refused`.
         attempts: String,
-        /// What is to be put right: at a server, or on the way to it.
+        /// What the operator must fix, at a server or on the path to it.
         fault: Fault,
     },
-    /// A server answered with an error that the other servers would give as well.
+    /// A server answered with an error that the other servers would return as well.
     #[error("{server} refused the request: {reason}")]
     Refused {
-        /// The server, as in `Unreachable`.
+        /// The server, in the form used in `Unreachable`.
         server: String,
-        /// The server's own words.
+        /// The server's error message.
         reason: String,
-        /// The gRPC status code of etcd, or the HTTP status of a server that keeps leases.
+        /// etcd's gRPC status code, or a lease server's HTTP status.
         code: i32,
     },
-    /// Nobody wrote a network config yet.
+    /// There is no network config yet.
     #[error("no network config at {key}")]
     NoNetworkConfig {
         /// The key that is read.
@@ -101,48 +102,48 @@ pub enum StoreError {
     /// Every subnet of the network is leased.
     #[error("out of subnets: {0}")]
     OutOfSubnets(Exhausted),
-    /// Other nodes were faster, every time.
+    /// Other nodes were faster every time.
     #[error("lost {attempts} races for a subnet to other nodes")]
     LostRaces {
-        /// How often it was tried.
+        /// The number of attempts.
         attempts: u32,
     },
-    /// There is no lease to update, or no longer.
+    /// No lease is held (any more), so there is nothing to update.
     #[error("no lease is held: {reason}")]
     NoLease {
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// Somebody else wrote the network config meanwhile.
+    /// Another writer changed the network config meanwhile.
     #[error("{key} was changed by somebody else meanwhile")]
     ConfigChanged {
         /// The key.
         key: String,
     },
-    /// Attributes cannot be written as JSON.
+    /// Attributes cannot be encoded as JSON.
     #[error("failed to encode a lease: {0}")]
     Encode(#[from] serde_json::Error),
 }
 
 /// What happened to the leases of the network.
 ///
-/// The first event after [`LeaseStore::acquire`] is a snapshot; after a loss of connection that may have hidden
-/// something comes another one. So a consumer needs no resync logic of its own.
+/// The first event after [`LeaseStore::acquire`] is a snapshot; after a connection loss that may have hidden changes
+/// comes another one. So a consumer needs no resync logic of its own.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LeaseEvent {
     /// All leases that exist now.
     Snapshot {
         /// The readable ones.
         leases: Vec<Lease>,
-        /// Those of which what is known still holds: their value cannot be read, or they vanished during an outage and
-        /// their owner may be about to take them again.
+        /// Leases whose last known state still holds: their value cannot be parsed, or they vanished during an outage
+        /// and their owner may be about to take them again.
         unreadable: Vec<SubnetKey>,
     },
     /// What changed since the last event, each subnet at most once.
     Changes {
         /// New leases and those whose attributes changed.
         set: Vec<Lease>,
-        /// Leases that ended.
+        /// Leases that expired or were deleted.
         removed: Vec<SubnetKey>,
     },
 }
@@ -157,82 +158,82 @@ impl LeaseEvent {
     }
 }
 
-/// What the store has to tell, besides answers.
+/// What the store reports unasked.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StoreEvent {
     /// Leases changed. The own lease may be among them.
     Peers(LeaseEvent),
-    /// The network config was written anew since it was read last; or why it cannot be used, or that it is gone.
+    /// The network config changed since it was last read; an error if it is unusable or gone.
     NetworkConfig(Result<Box<NetworkConfig>, StoreTrouble>),
-    /// The own lease was extended.
+    /// The own lease was renewed.
     Renewed {
-        /// How long it lasts from now, if nothing extends it again.
+        /// Its remaining time from now.
         ttl: Duration,
     },
-    /// The own lease could not be extended; it is tried again. Sent when the server refuses, or when half of the lease's
-    /// duration has passed; again when the reason changes. Ends with [`StoreEvent::Renewed`].
+    /// The own lease could not be renewed; the store retries. Sent when the server refuses, or when half of the TTL has
+    /// passed; again when the reason changes. Ends with [`StoreEvent::Renewed`].
     RenewalFailed {
         /// Which servers, and why.
         error: StoreTrouble,
-        /// How long the lease lasts still; `None` if that is not known, since an earlier process extended it last.
+        /// The remaining time; `None` if unknown because an earlier process renewed the lease last.
         left: Option<Duration>,
     },
-    /// The own lease is gone or somebody else's. The store no longer renews it; acquire anew, and keep the data plane
-    /// until that has an answer.
+    /// The own lease is gone or belongs to another node. The store no longer renews it. Acquire again, and keep the
+    /// data plane until that succeeds or fails.
     OwnLeaseLost {
-        /// What was found, in words.
+        /// The reason, as a sentence.
         reason: String,
     },
-    /// The store has another history than before, as after restoring a backup. All leases follow as a snapshot, and the
-    /// own one is looked after.
+    /// The store has another history than before, for example after a backup was restored. All leases follow as a
+    /// snapshot, and the own one is checked.
     AnotherHistory {
-        /// What showed it, in words.
+        /// The evidence, as a sentence.
         reason: String,
     },
-    /// No server answers. Sent once, and again when the reason changes. What is known of leases still holds.
+    /// No server answers. Sent once, and again when the reason changes. The known leases stay in use.
     Unreachable {
         /// Which servers, and why.
         error: StoreTrouble,
     },
-    /// A server answers again, or another one than before.
+    /// A server answers again, or a different one than before.
     Reachable {
         /// Its address as configured.
         endpoint: String,
     },
 }
 
-/// What became of the own lease when it was to be given back.
+/// What became of the own lease when it was given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Released {
-    /// There was none, or it was somebody else's by then.
+    /// There was none, or it belonged to another node by then.
     Nothing,
-    /// It is free for everybody.
+    /// It is free for all nodes.
     Lease(SubnetKey),
-    /// It is reserved for this node, and stays so.
+    /// It is a reservation for this node, and stays one.
     Reservation(SubnetKey),
 }
 
-/// What holds of the own lease's duration.
+/// The TTL and expiry of the own lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tenure {
-    /// For how long it is granted; `None` for a reservation, and for no lease.
+    /// The TTL; `None` for a reservation or without a lease.
     pub ttl: Option<Duration>,
-    /// When it ends if nothing extends it; `None` if that is not known or not so.
+    /// When it expires unless renewed; `None` if unknown or never.
     pub expires: Option<Instant>,
 }
 
-/// What a node knows about itself when it asks for a lease.
+/// What a node knows about itself when it requests a lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Past {
-    /// The subnet that it had before, as far as it remembers.
+    /// The subnet that it had before, if known.
     pub previous: Option<SubnetKey>,
-    /// Whether its public addresses are its interface's own, so that a lease with one of them is this host's, whoever took
-    /// it. Behind a NAT that is not so.
+    /// Whether its public addresses are configured on its interface, so that any lease with one of them is this host's,
+    /// whatever its owner ID. Not so behind a NAT.
     pub has_own_address: bool,
 }
 
 impl From<Option<SubnetKey>> for Past {
-    /// The memory of a node without NAT.
+    /// For a node without NAT.
     fn from(previous: Option<SubnetKey>) -> Self {
         Self {
             previous,
@@ -241,21 +242,21 @@ impl From<Option<SubnetKey>> for Past {
     }
 }
 
-/// Where leases are kept: one etcd cluster, or in a test a table in memory.
+/// Where leases are kept: an etcd cluster, lease servers, or in tests a table in memory.
 pub trait LeaseStore: Send {
-    /// A lease that was taken and is not held yet.
+    /// A lease that was taken but is not held yet.
     type Taken: Send + 'static;
 
-    /// Reads and validates the network config. One attempt, with a deadline.
+    /// Reads and validates the network config. One attempt, with a timeout.
     fn network_config(&mut self) -> impl Future<Output = Result<NetworkConfig, StoreError>> + Send;
 
-    /// Takes a lease for this node, or takes up the one it holds already: in this order a lease or reservation with
-    /// its public IP (and no other owner), one with its owner id at another address, one of another owner with its public
-    /// IP, the previous subnet if it is free, any free subnet. The second and third count only if whoever took them is not
-    /// alive: a clone and its original have one owner id, and behind a NAT many have one address.
+    /// Takes a lease for this node, or adopts one that it already has. In this order: a lease or reservation with its
+    /// public IP (and no other owner), one with its owner ID at another address, one of another owner with its public
+    /// IP, the previous subnet if free, any free subnet. The second and third count only if their owner is not alive: a
+    /// clone and its original share an owner ID, and behind a NAT many nodes share an address.
     ///
-    /// One attempt, in which lost races are retried: that may take minutes, in which the store goes on with what it has.
-    /// [`Self::hold`] takes up what comes of it. Not cancel-safe in one harmless way: a cancelled attempt may hold a
+    /// One attempt, in which lost races are retried: it may take minutes, during which the store keeps the present
+    /// lease. [`Self::hold`] takes the result. Not cancel-safe in one harmless way: a cancelled attempt may hold a
     /// subnet until the same node acquires again.
     fn take(
         &mut self,
@@ -264,8 +265,8 @@ pub trait LeaseStore: Send {
         past: Past,
     ) -> BoxFuture<'static, Result<Self::Taken, StoreError>>;
 
-    /// Holds a lease that was taken, in place of the one before: the store renews it by itself, and the next lease event is
-    /// a snapshot. Asks nobody.
+    /// Holds a lease that was taken, in place of the previous one: the store renews it by itself, and the next lease
+    /// event is a snapshot. Sends no request itself.
     fn hold(&mut self, taken: Self::Taken) -> impl Future<Output = Lease> + Send;
 
     /// Takes a lease and holds it.
@@ -282,34 +283,34 @@ pub trait LeaseStore: Send {
         }
     }
 
-    /// Publishes changed attributes with the lease that is held. Answers within seconds: after
-    /// [`StoreError::Unreachable`] the store goes on trying by itself, for as long as it holds the lease.
+    /// Publishes changed attributes in the held lease. Returns within seconds: after [`StoreError::Unreachable`] the
+    /// store retries by itself for as long as it holds the lease.
     ///
-    /// The store has taken note of them when this returns, and goes on whether or not anybody waits for the answer.
+    /// The store has recorded them when this returns, and continues even if the future is dropped.
     fn update(&mut self, attrs: &LeaseAttrs) -> BoxFuture<'static, Result<(), StoreError>>;
 
-    /// Gives the held lease back, so that its subnet is free at once; a reservation stays. Answers within seconds. After
-    /// that the store holds no lease, whatever the outcome.
+    /// Gives the held lease back, so that its subnet is free at once; a reservation stays. Returns within seconds. The
+    /// store holds no lease afterwards, whatever the outcome.
     fn release(&mut self) -> impl Future<Output = Result<Released, StoreError>> + Send;
 
-    /// Logs in as these settings say from the next connection on; certificates are read anew. A store that needs no
-    /// login has nothing to do.
+    /// Uses these login settings from the next connection on; certificates are read again. A store without a login does
+    /// nothing.
     ///
     /// # Errors
-    /// Files cannot be read, or the settings contradict each other; nothing has changed then.
+    /// A file cannot be read, or the settings contradict each other; nothing has changed then.
     fn set_access(&mut self, settings: &settings::Etcd) -> Result<(), SettingsError> {
         let _ = settings;
         Ok(())
     }
 
-    /// Gives up the connections that there are, because this host's address has changed: over one from an address that is
-    /// gone nothing comes back, and only a time limit would tell.
+    /// Drops the present connections because this host's address changed: nothing comes back to an address that is
+    /// gone, and only a timeout would notice.
     fn reconnect(&mut self) {}
 
-    /// Says what the host's subnet must keep off, from the next [`Self::acquire`] on.
+    /// Sets what the host's subnet must not cover, from the next [`Self::acquire`] on.
     fn set_avoid(&mut self, avoid: Avoid);
 
-    /// How long the held lease lasts, as far as is known.
+    /// The TTL and expiry of the held lease, as far as known.
     fn tenure(&self) -> Tenure;
 
     /// Waits for the next event. Cancel-safe.

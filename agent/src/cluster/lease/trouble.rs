@@ -1,4 +1,4 @@
-//! What went wrong with the lease store, by kind: what is counted, and what is told about it.
+//! Lease store errors by kind: for metrics, and for the status.
 
 use std::error::Error as StdError;
 use std::io;
@@ -10,47 +10,47 @@ use super::StoreError;
 use crate::base::codes::codes;
 
 codes! {
-    /// The kinds of [`StoreError`]; the texts are labels of metrics.
+    /// The kinds of [`StoreError`]; the texts are metric labels.
     pub enum StoreErrorKind {
-        /// No server gave an answer.
+        /// No server answered.
         Unreachable = "unreachable",
         /// A server answered with an error.
         Refused = "refused",
-        /// Nobody wrote a network config yet.
+        /// There is no network config yet.
         NoNetworkConfig = "no-network-config",
         /// The network config breaks a rule.
         BadNetworkConfig = "bad-network-config",
         /// Every subnet of the network is leased.
         OutOfSubnets = "out-of-subnets",
-        /// Other nodes were faster, every time.
+        /// Other nodes were faster every time.
         LostRaces = "lost-races",
-        /// There is no lease to update.
+        /// No lease is held.
         NoLease = "no-lease",
-        /// Somebody else wrote the network config meanwhile.
+        /// Another writer changed the network config meanwhile.
         ConfigChanged = "config-changed",
-        /// Attributes cannot be written as JSON.
+        /// Attributes cannot be encoded as JSON.
         Encode = "encode",
     }
 }
 
-/// What a server, or the way to it, objects to, as far as somebody else must put it right.
+/// What the operator must fix at a server, or on the path to it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub enum Fault {
-    /// Neither of the others.
+    /// None of the others.
     #[default]
     Other,
-    /// The user, or what the user may do.
+    /// The user, or the user's rights.
     Login,
     /// A certificate.
     Tls,
 }
 
 impl Fault {
-    /// Why a connection failed.
+    /// The fault behind a failed connection.
     pub(crate) fn of(error: &(dyn StdError + 'static)) -> Self {
         let mut cause = Some(error);
         while let Some(error) = cause {
-            // What an io::Error is made of is not its source.
+            // `io::Error::source` skips the inner error itself, so look into it.
             let inner = error.downcast_ref().and_then(io::Error::get_ref);
             if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>())
             {
@@ -61,12 +61,12 @@ impl Fault {
         Self::Other
     }
 
-    /// What a server means by its answer: the gRPC status code of etcd, or the HTTP status of a server that keeps leases.
+    /// The fault behind a server's answer: etcd's gRPC status code, or a lease server's HTTP status.
     pub(crate) fn of_answer(code: i32, words: &str) -> Self {
         // grpc/doc/statuscodes.md, RFC 9110 §15.5.
         const INVALID_ARGUMENT: i32 = 3;
         const DENIED: [i32; 4] = [7, 16, 401, 403];
-        // For a wrong password etcd has no code of its own (etcd, api/v3rpc/rpctypes/error.go).
+        // etcd has no code of its own for a wrong password (etcd, api/v3rpc/rpctypes/error.go).
         const ETCDS_WORDS: [&str; 3] = [
             "etcdserver: authentication failed",
             "etcdserver: user name is empty",
@@ -81,17 +81,17 @@ impl Fault {
     }
 }
 
-/// What went wrong with the store, as those are told who did not ask for anything.
+/// A store error, in the form used for events and the status.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("{text}")]
 pub struct StoreTrouble {
-    /// What kind of error it was.
+    /// The kind of error.
     pub kind: StoreErrorKind,
-    /// What is to be put right.
+    /// What the operator must fix.
     pub fault: Fault,
-    /// The server or key that it is about, if it is one.
+    /// The server or key that it is about, if any.
     pub object: Option<String>,
-    /// The whole of it, in words.
+    /// The complete message.
     pub text: String,
 }
 
@@ -107,7 +107,7 @@ impl From<&StoreError> for StoreTrouble {
 }
 
 impl StoreError {
-    /// What kind of error it is.
+    /// The kind of error.
     pub fn kind(&self) -> StoreErrorKind {
         match self {
             Self::Unreachable { .. } => StoreErrorKind::Unreachable,
@@ -122,7 +122,7 @@ impl StoreError {
         }
     }
 
-    /// What is to be put right at a server, or on the way to it.
+    /// What the operator must fix at a server, or on the path to it.
     pub fn fault(&self) -> Fault {
         match self {
             Self::Unreachable { fault, .. } => *fault,
@@ -131,7 +131,7 @@ impl StoreError {
         }
     }
 
-    /// The server, key or network that it is about, if it is one.
+    /// The server, key or network that it is about, if any.
     pub fn object(&self) -> Option<String> {
         match self {
             Self::Refused { server, .. } => Some(server.clone()),

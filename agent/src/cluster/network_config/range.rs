@@ -1,16 +1,16 @@
-//! The arithmetic of subnet ranges, once for both address families: addresses as 128-bit numbers.
+//! The arithmetic of subnet ranges, shared by both families: addresses as 128-bit numbers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use thiserror::Error;
 
-/// What differs between the families.
+/// The differences between the families.
 pub(super) struct Family {
     /// Bits of an address.
     bits: u8,
-    /// The longest subnet that still has addresses for a bridge and two containers.
+    /// The longest subnet that has addresses for a bridge and two containers.
     longest_subnet: u8,
-    /// The longest network that holds four such subnets.
+    /// The longest network that contains four such subnets.
     longest_network: u8,
     /// Networks up to this length get `default_subnet`; longer ones their own length plus 2.
     default_up_to: u8,
@@ -18,7 +18,7 @@ pub(super) struct Family {
     keys: Keys,
 }
 
-/// The names of the keys, for errors.
+/// The keys' names, for errors.
 struct Keys {
     network: &'static str,
     subnet_len: &'static str,
@@ -54,7 +54,7 @@ pub(super) const IPV6: Family = Family {
     },
 };
 
-/// What the config says; 0 stands for "not given", as in flannel.
+/// What the config says; 0 means "not given", as in flannel.
 pub(super) struct Wanted {
     /// Network address and prefix length.
     pub(super) network: Option<(u128, u8)>,
@@ -63,7 +63,7 @@ pub(super) struct Wanted {
     pub(super) max: u128,
 }
 
-/// What follows from it.
+/// The result.
 #[derive(Debug)]
 pub(super) struct Computed {
     pub(super) subnet_len: u8,
@@ -71,16 +71,16 @@ pub(super) struct Computed {
     pub(super) max: u128,
 }
 
-/// The address range of the network config makes no sense.
+/// The address range in the network config is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RangeError {
-    /// There is no network, or it is the whole address space.
+    /// The network is missing, or is the whole address space.
     #[error("{key} is missing or empty: please define it, for example \"10.5.0.0/16\"")]
     NoNetwork {
         /// The key, in flannel's spelling.
         key: &'static str,
     },
-    /// The network does not hold four subnets with room for hosts.
+    /// The network is too small for four subnets with room for hosts.
     #[error("{key}: /{length} is too small; allowed are prefix lengths up to /{longest}")]
     NetworkTooSmall {
         /// The key, in flannel's spelling.
@@ -132,7 +132,7 @@ pub enum RangeError {
         /// The boundary below the address.
         lower: IpAddr,
     },
-    /// The bounds are the wrong way round.
+    /// `SubnetMin` is above `SubnetMax`.
     #[error("{min_key}: {min} is above {max_key}: {max}, which leaves no subnet to lease")]
     MinAboveMax {
         /// The key of the lower bound.
@@ -147,12 +147,12 @@ pub enum RangeError {
 }
 
 impl Family {
-    /// Checks what is wanted and computes what is not given: flannel's `CheckNetworkConfig`.
+    /// Checks the given values and computes the missing ones: flannel's `CheckNetworkConfig`.
     pub(super) fn range(&self, wanted: &Wanted) -> Result<Computed, RangeError> {
         let keys = &self.keys;
         let no_network = RangeError::NoNetwork { key: keys.network };
         let (address, length) = wanted.network.ok_or(no_network)?;
-        // Length 0 is flannel's empty network, as every address masked by it is 0.
+        // Length 0 is flannel's empty network: an address masked by it is always 0.
         if length == 0 {
             return Err(RangeError::NoNetwork { key: keys.network });
         }
@@ -184,7 +184,8 @@ impl Family {
             }
             Ok(given)
         };
-        // The first subnet is skipped: its network address is that of the whole network, which old software misreads.
+        // The first subnet is skipped: its network address equals that of the whole network, which confuses old
+        // software.
         let min = bound(keys.subnet_min, wanted.min, first + size)?;
         let max = bound(keys.subnet_max, wanted.max, last - (size - 1))?;
         if min > max {

@@ -103,7 +103,7 @@ fn ipv6_defaults_follow_flannel() {
         r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"ffff::/16","IPv6SubnetMin":null,"IPv6SubnetLen":18}"#,
     );
     assert_eq!(range.max.to_string(), "ffff:c000::");
-    // Not enabled: not even looked at.
+    // Not enabled, so not even parsed.
     assert!(
         parse(r#"{"Network":"10.3.0.0/16","IPv6Network":"fc00::/48"}"#)
             .ipv6
@@ -326,7 +326,7 @@ proptest! {
             text += &format!(r#","SubnetLen":{subnet_len}"#);
         }
         if bounds {
-            // Bounds that often hit: inside the network, on a /24.
+            // Bounds that are often valid: inside the network, on a /24.
             let host = u32::MAX.checked_shr(len.into()).unwrap_or(0);
             let inside = |a: u32| Ipv4Addr::from((address & !host) | (a & host & 0xffff_ff00));
             text += &format!(r#","SubnetMin":"{}","SubnetMax":"{}""#, inside(min), inside(max));
@@ -350,7 +350,7 @@ proptest! {
 #[test]
 fn subnets_are_counted_as_they_can_be_leased() {
     for (config, subnets) in [
-        // The first one is skipped, as in flannel.
+        // The first subnet is skipped, as in flannel.
         (r#"{"Network":"10.5.0.0/16"}"#, 255),
         (
             r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.8.0","SubnetMax":"10.5.11.0"}"#,
@@ -360,7 +360,7 @@ fn subnets_are_counted_as_they_can_be_leased() {
             r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#,
             65535,
         ),
-        // As many as the smaller family has.
+        // As many as in the smaller family.
         (
             r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/62","IPv6SubnetLen":64}"#,
             3,

@@ -1,7 +1,7 @@
-//! Who has which MAC address or key.
+//! Which leases have which MAC address or key.
 //!
-//! Asked for when an update changes one, which few updates do: it is made at the first such question and kept from then
-//! on, so that ten thousand peers that only come and go cost nothing.
+//! Needed only when an update changes one, which is rare: the index is built at the first query and maintained from
+//! then on, so that ten thousand peers that only come and go cost nothing.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use crate::cluster::lease::{Lease, SubnetKey};
 
-/// The leases by the hash of what they have; whoever asks compares the very text.
+/// The leases by the hash of their MAC address or key; the caller compares the text itself.
 #[derive(Debug, Default)]
 pub(super) struct Bearers(Option<BTreeSet<(u64, SubnetKey)>>);
 
 impl Bearers {
-    /// Those who may have this MAC address or key. `all` are all leases there are, for the first time.
+    /// The leases that may have this MAC address or key. `all` are all sound leases, to build the index from.
     pub(super) fn of<'a>(
         &mut self,
         identity: &str,

@@ -1,4 +1,4 @@
-//! What an event changed about the peers, and how the log has it.
+//! What an event changed about the peers, and how it is logged.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use crate::cluster::refusal::PeerRefusal;
 pub struct PeerChanges {
     /// New peers.
     pub added: Vec<Arc<Lease>>,
-    /// Peers with other attributes, or another lease for the same subnet.
+    /// Peers with changed attributes, or with a new lease for the same subnet.
     pub changed: Vec<PeerUpdate>,
-    /// Former peers, as they were.
+    /// Former peers, with their last attributes.
     pub removed: Vec<Arc<Lease>>,
-    /// Leases refused for the first time, or for another reason than before.
+    /// Leases refused for the first time, or for a new reason.
     pub refused: Vec<(SubnetKey, PeerRefusal)>,
 }
 
@@ -30,16 +30,16 @@ pub struct PeerUpdate {
 }
 
 impl PeerChanges {
-    /// Whether the set of peers and their attributes are as before.
+    /// Whether the set of peers and their attributes are unchanged.
     pub fn is_empty(&self) -> bool {
         self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
     }
 
-    /// Logs every peer that came, changed or went, and the new refusals. Where many do at once, as when the agent starts,
-    /// the log has their numbers. A peer that is `reached` all the same, since one side has not followed a change of the back
-    /// end yet, is no trouble.
+    /// Logs every peer that was added, changed or removed, and new refusals; only their numbers if there are many, as
+    /// when the agent starts. A peer still `reached` through the former backend, because one side has not followed a
+    /// change of backend yet, is neither logged as removed nor warned about.
     pub fn log(&self, reached: impl Fn(&SubnetKey) -> bool) {
-        /// More lines than these say no more than their number does.
+        /// More log lines than this are less useful than their number.
         const LINES: usize = 16;
         let (added, changed) = (&self.added, &self.changed);
         let removed: Vec<_> = self

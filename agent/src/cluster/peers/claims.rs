@@ -1,7 +1,7 @@
-//! Which addresses are claimed by the leases in use, for finding overlaps fast: those of their subnets, and the public
-//! ones that another's subnet could hold.
+//! The addresses claimed by the leases in use, indexed to find overlaps fast: those of their subnets, and public
+//! addresses that another node's subnet could cover.
 //!
-//! Subnets either contain one another or have nothing in common, so what overlaps a subnet is either one of its at most
+//! Two subnets either contain one another or are disjoint. So whatever overlaps a subnet is either one of its at most
 //! 128 supernets or lies, in order, in the range of its own addresses.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,9 +15,9 @@ use crate::cluster::lease::SubnetKey;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Claim {
     pub(super) key: SubnetKey,
-    /// Those of its subnets that matter.
+    /// Its relevant subnets.
     pub(super) subnets: SubnetKey,
-    /// The public addresses that another node's subnet could hold, as networks of one.
+    /// The public addresses that another node's subnet could cover, as host prefixes.
     pub(super) public: SubnetKey,
     /// Revision of creation.
     pub(super) created: u64,
@@ -39,15 +39,15 @@ fn halves(key: &SubnetKey) -> impl Iterator<Item = (Family, Prefix)> + use<> {
     v4.into_iter().chain(v6)
 }
 
-/// The leases in use. No two of them overlap, and none has its public address in another's subnet, once rivals are
-/// withdrawn.
+/// The leases in use. Once rivals are withdrawn, no two of them overlap, and none has its public address in another's
+/// subnet.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     /// Revision of creation.
     created: HashMap<SubnetKey, u64>,
     v4: Prefixes,
     v6: Prefixes,
-    /// Who has a public address. Several may have one.
+    /// Public addresses with their leases. Several leases may share one.
     public: BTreeSet<(Family, Prefix, SubnetKey)>,
 }
 
@@ -70,7 +70,7 @@ impl Claims {
         }
     }
 
-    /// Notes what a lease claims.
+    /// Adds a lease's claim.
     pub(super) fn insert(&mut self, claim: Claim) {
         for (family, prefix) in claim.subnets() {
             self.prefixes(family).insert(prefix, claim.key);
@@ -80,7 +80,7 @@ impl Claims {
         self.created.insert(claim.key, claim.created);
     }
 
-    /// Whether it was there, with this claim.
+    /// Removes a claim. Returns whether it was there.
     pub(super) fn remove(&mut self, claim: &Claim) -> bool {
         if self.created.remove(&claim.key).is_none() {
             return false;
@@ -94,7 +94,7 @@ impl Claims {
         true
     }
 
-    /// The lease in use whose subnet holds a public address of another, if there is one.
+    /// The lease in use whose subnet covers a public address of another lease, if any.
     pub(super) fn whose_subnet_holds(&self, claim: &Claim) -> Option<SubnetKey> {
         let mut holders = claim
             .public()
@@ -102,10 +102,10 @@ impl Claims {
         holders.find(|holder| *holder != claim.key)
     }
 
-    /// The leases in use that overlap a newcomer or whose public address is in its subnet, or the reverse, all of them
-    /// younger; or an older one, if there is any.
+    /// The leases in use that conflict with a new claim (they overlap, or one's subnet covers the other's public
+    /// address), if all of them are younger; else an older one as the error.
     ///
-    /// Of the same age (which etcd's revisions never are) the one with the lower key is older.
+    /// At equal age, which etcd's revisions never have, the lease with the lower key is older.
     pub(super) fn rivals(&self, claim: &Claim) -> Result<BTreeSet<SubnetKey>, SubnetKey> {
         let overlapping = claim
             .subnets()
@@ -134,11 +134,11 @@ impl Claims {
     }
 }
 
-/// A subnet of either family, its addresses as 128-bit numbers. Ordered so that a supernet precedes what it contains.
+/// A subnet of either family, with its addresses as 128-bit numbers. Ordered so that a supernet precedes its subnets.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Prefix {
     first: u128,
-    /// Number of leading bits that count, of 128 for either family.
+    /// The prefix length, out of 128 bits for either family.
     len: u8,
 }
 
@@ -181,7 +181,7 @@ impl Prefix {
 #[derive(Debug, Default)]
 struct Prefixes {
     owners: BTreeMap<Prefix, SubnetKey>,
-    /// How many there are of each length, so that only lengths in use are looked up.
+    /// The number of subnets of each length, so that only lengths in use are looked up.
     lengths: BTreeMap<u8, usize>,
 }
 
@@ -203,7 +203,7 @@ impl Prefixes {
         }
     }
 
-    /// Supernets, the widest first, then the prefix itself and what it contains.
+    /// Supernets, widest first, then the prefix itself and its subnets.
     fn overlapping(&self, prefix: Prefix) -> impl Iterator<Item = &SubnetKey> {
         let supernets = self
             .lengths

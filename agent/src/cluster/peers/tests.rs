@@ -27,7 +27,7 @@ fn lease(name: &str, public_ip: &str, created: u64) -> Lease {
     }
 }
 
-/// A stand-in for a back end's check: owners called `bad` are unusable.
+/// A stand-in for a backend's check: leases of the owner `bad` are unusable.
 fn check(bad: &'static str) -> CheckPeer {
     Box::new(move |lease| match lease.attrs.owner.as_deref() {
         Some(owner) if owner == bad => Err(PeerRefusal::BackendData("no VtepMAC".to_owned())),
@@ -240,10 +240,10 @@ fn a_bad_update_keeps_the_last_good_attributes() {
     assert_eq!(changes.refused.len(), 1);
     assert_eq!(shown(&table.apply(snapshot([bad], &[]))), "");
     assert_eq!(table.get(&good.key).unwrap().attrs, good.attrs);
-    // The same node comes to its senses.
+    // The same node publishes good attributes again.
     assert_eq!(shown(&table.apply(set([good.clone()]))), "");
     assert_eq!(table.refusals().count(), 0);
-    // A lease created anew is another node's: the attributes of the former one mean nothing for it.
+    // A lease that was created again may be another node's: the former one's attributes must not be used for it.
     let mut anew = lease("10.5.2.0-24", "127.0.0.1", 200);
     assert_eq!(
         shown(&table.apply(snapshot([anew.clone()], &[]))),
@@ -283,7 +283,7 @@ fn the_older_of_two_overlapping_leases_is_used_whichever_comes_first() {
         shown(&table.apply(set([old.clone()]))),
         format!("+10.5.4.0-23 -10.5.5.0-24 {refused}")
     );
-    // Who waits may change; who left is not waited for.
+    // A waiting lease may change; one that is gone blocks nothing.
     let mut moved = young.clone();
     moved.attrs.public_ip = Some(Ipv4Addr::new(10, 0, 0, 33));
     assert_eq!(shown(&table.apply(set([moved]))), "");
@@ -369,7 +369,7 @@ fn what_was_accepted_is_refused_when_there_is_a_reason_now() {
         shown(&table.rejudge(&config(), &lease(OWN, "10.0.0.2", 100), check("bad"))),
         "-10.5.2.0-24 !10.5.2.0-24: its public IP 10.0.0.2 is our own"
     );
-    // The subnet of a peer that is gone, though its end was not seen yet.
+    // The subnet of a peer that is gone, although that was not seen yet.
     assert_eq!(
         shown(&table.rejudge(
             &config(),
@@ -385,7 +385,7 @@ fn an_update_refused_once_is_followed_when_it_is_good() {
     let mut table = table();
     let mut peer = lease("10.5.2.0-24", "10.0.0.2", 101);
     table.apply(set([peer.clone()]));
-    // Takes over our address before we know that it is no longer ours.
+    // It takes over our address before we know that it is no longer ours.
     peer.attrs.public_ip = Some(Ipv4Addr::new(10, 0, 0, 1));
     assert!(table.apply(set([peer.clone()])).is_empty());
     let changes = table.rejudge(&config(), &lease(OWN, "10.0.0.77", 100), check("bad"));
@@ -465,12 +465,12 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever the history: the peers are what choosing greedily by age among the leases that exist gives, and the
-    /// changes that were reported add up to them.
+    /// For any history: the peers are those that a greedy choice by age among the existing leases gives, and the
+    /// reported changes add up to them.
     #[test]
     fn history_does_not_matter(steps in prop::collection::vec(step(), 1..60)) {
         let mut table = table();
-        // What exists, with the last good attributes, and what the reports add up to.
+        // The existing leases with their last good attributes, and the sum of the reports.
         let mut exists: BTreeMap<SubnetKey, Lease> = BTreeMap::new();
         let mut reported: BTreeMap<SubnetKey, Lease> = BTreeMap::new();
         for step in steps {
@@ -497,7 +497,7 @@ proptest! {
                 Step::Rejudge => {
                     let refused: BTreeSet<_> = table.refusals().map(|(key, _)| *key).collect();
                     let changes = table.rejudge(&config(), &lease(OWN, "10.0.0.1", 100), check("bad"));
-                    // Where there are two reasons, the other one may be given.
+                    // With two reasons, either may be reported.
                     prop_assert!(changes.refused.iter().all(|(key, _)| refused.contains(key)));
                     changes
                 }
@@ -561,7 +561,7 @@ fn of_a_subnet_and_a_public_address_in_it_the_older_leases_counts() {
     assert_eq!(table.len(), 1);
     table.apply(removed(&["10.5.6.0-23"]));
     assert!(table.get(&key("10.5.2.0-24")).is_some() && table.len() == 1);
-    // An update that moves a node into another's subnet is not followed until that one is gone.
+    // An update that moves a node's public IP into another's subnet is refused until that lease is gone.
     table.apply(removed(&["10.5.2.0-24"]));
     assert_eq!(table.len(), 1);
     table.apply(set([lease("10.5.3.0-24", "10.0.0.3", 5)]));
@@ -576,15 +576,15 @@ fn of_a_subnet_and_a_public_address_in_it_the_older_leases_counts() {
     );
     assert_eq!(in_use(&table), moved.attrs.public_ip);
     assert_eq!(table.refusals().count(), 0);
-    // It moves away, and what it kept out comes in.
+    // It moves away, and the lease that it blocked is accepted.
     assert!(shown(&table.apply(set([lease("10.5.7.0-24", "10.0.0.7", 9)]))).starts_with('!'));
     let away = shown(&table.apply(set([lease("10.5.3.0-24", "10.0.0.3", 5)])));
     assert_eq!(away, "+10.5.7.0-24 ~10.5.3.0-24");
 }
 
 proptest! {
-    /// Whatever the history of leases whose public addresses lie inside the network: no peer's subnet holds another's public
-    /// address, whoever waits has somebody older in its way, and the reported changes add up to the peers.
+    /// For any history of leases whose public addresses lie inside the network: no peer's subnet covers another's
+    /// public address, every waiting lease is blocked by an older one, and the reported changes add up to the peers.
     #[test]
     fn no_subnet_in_use_holds_a_public_address_in_use(
         steps in prop::collection::vec((2u8..8, 23u8..=25, 0u8..10, 1u64..60, any::<bool>()), 1..60)
@@ -620,7 +620,7 @@ proptest! {
     }
 }
 
-/// A lease that publishes a MAC address, 02:…:`mac`.
+/// A lease that publishes the MAC address 02:…:`mac`.
 fn with_mac(name: &str, public_ip: &str, created: u64, mac: u8) -> Lease {
     let data = format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:00:{mac:02x}"}}"#);
     let mut lease = lease(name, public_ip, created);
@@ -651,7 +651,7 @@ fn update_of_an_older_lease_takes_nothing_from_a_younger_one_in_use() {
         assert_eq!(shown(&changes), format!("!10.5.2.0-24: {refusal}"));
         assert_eq!(in_use(&table, "10.5.7.0-24"), younger.attrs);
         assert_eq!(in_use(&table, "10.5.2.0-24"), elder("10.0.0.2", 2).attrs);
-        // Not either when all is judged anew, or listed again.
+        // Nor when all is judged or listed again.
         assert_eq!(
             shown(&table.rejudge(&config(), &lease(OWN, "10.0.0.1", 100), check("bad"))),
             ""
@@ -660,14 +660,14 @@ fn update_of_an_older_lease_takes_nothing_from_a_younger_one_in_use() {
             shown(&table.apply(snapshot([update, younger.clone()], &[]))),
             ""
         );
-        // It is followed when the other lets go.
+        // It is accepted when the other lease is gone.
         let gone = shown(&table.apply(removed(&["10.5.7.0-24"])));
         assert_eq!(gone, "~10.5.2.0-24 -10.5.7.0-24");
         assert_eq!(table.refusals().count(), 0);
         table.apply(snapshot([elder("10.0.0.2", 2), younger.clone()], &[]));
     }
 
-    // The younger one makes itself another MAC address, as this agent does.
+    // The younger node generates another MAC address, as this agent does.
     table.apply(set([elder("10.0.0.2", 7)]));
     let renewed = with_mac("10.5.7.0-24", "10.0.0.7", 2, 77);
     assert_eq!(
@@ -711,7 +711,7 @@ fn lease_that_was_bad_so_far_takes_nothing_from_one_in_use() {
 }
 
 proptest! {
-    /// Whatever is published: an update takes nothing from another lease, and what nobody else claims is followed.
+    /// For any input: an update takes nothing from another lease, and a claim that no other lease has is accepted.
     #[test]
     fn an_update_removes_and_changes_nobody_else(
         steps in prop::collection::vec((0u8..6, 0u8..7, 0u8..12, 0u8..8), 1..60)
@@ -733,7 +733,7 @@ proptest! {
                 exists.insert(new.key, new.clone());
                 let changes = table.apply(set([new.clone()]));
                 if known.is_some() {
-                    // It may have let go of what kept an older one out.
+                    // It may have released a claim that blocked an older lease.
                     let came = |gone: &Lease| changes.added.iter().any(|lease| lease.created < gone.created);
                     prop_assert!(
                         changes.removed.iter().all(|gone| gone.key == new.key || came(gone)),

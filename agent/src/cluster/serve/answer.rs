@@ -1,4 +1,4 @@
-//! What is answered: JSON, or an error with a text.
+//! Answers: JSON, or an error with a text.
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -10,16 +10,16 @@ use crate::base::http::PLAIN;
 use crate::cluster::lease::StoreError;
 use crate::cluster::lease::rest::{JSON, OBJECT, REASON, Reason, wire};
 
-/// Why a request is not served.
+/// Why a request failed.
 #[derive(Debug)]
 pub(super) enum HttpError {
-    /// There is no such path, or no such method for it.
+    /// Unknown path, or unknown method for it.
     NotFound,
-    /// The body or a parameter cannot be read.
+    /// The body or a parameter cannot be parsed.
     Unreadable(String),
-    /// The body is longer than any that makes sense.
+    /// The body is longer than any valid one.
     TooLong,
-    /// It did not arrive in time.
+    /// The body did not arrive in time.
     TooSlow,
     /// There is no network config at this key.
     NoNetworkConfig(String),
@@ -53,17 +53,17 @@ pub(super) fn json<T: Serialize>(value: &T) -> Result<Response<Full<Bytes>>, Htt
     Ok(ready(Bytes::from(wire::encode(value)?)))
 }
 
-/// JSON that was made before.
+/// Encoded JSON.
 pub(super) fn ready(body: Bytes) -> Response<Full<Bytes>> {
     with_type(StatusCode::OK, JSON, body)
 }
 
-/// Nothing more than that it was done.
+/// Success without a result.
 pub(super) fn done(text: &'static str) -> Response<Full<Bytes>> {
     with_type(StatusCode::OK, PLAIN, Bytes::from_static(text.as_bytes()))
 }
 
-/// flannel's statuses and texts for what went wrong.
+/// flannel's statuses and texts for an error.
 pub(super) fn refuse(error: HttpError) -> Response<Full<Bytes>> {
     let mut object = None;
     let (status, reason, text) = match error {
@@ -88,7 +88,7 @@ pub(super) fn refuse(error: HttpError) -> Response<Full<Bytes>> {
             "the request took too long".to_owned(),
         ),
         HttpError::NoNetworkConfig(key) => {
-            // A key from settings is visible ASCII, or the header is left out.
+            // A key from the settings is visible ASCII; any other omits the header.
             object = HeaderValue::from_str(&key).ok();
             let text = StoreError::NoNetworkConfig { key }.to_string();
             let reason = Reason::NoNetworkConfig.name();

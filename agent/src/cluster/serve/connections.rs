@@ -1,8 +1,8 @@
-//! The connections of a server: how many there may be, how they are encrypted, and who is at the other end.
+//! The connections of a server: how many there may be, TLS, and the client's identity.
 //!
-//! Whoever reaches the address can talk to it, so everything is bounded: connections in all and from one address, the time
-//! for a TLS handshake and for a header, the length of header and body. A watch waits for news as long as it may; its
-//! connection ends when the other side is gone, which TCP finds out by asking.
+//! Any host that reaches the address can connect, so everything is bounded: connections in total and per address, the
+//! time for a TLS handshake and for a header, the length of header and body. A watch may wait for news as long as
+//! allowed; its connection ends when the client is gone, which TCP keepalive detects.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -40,34 +40,34 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a request's header may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a header may be in bytes, and of how many fields.
+/// The longest header in bytes, and its most fields.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 
-/// How many connections are served at a time, if the system lets us: each host of a large cluster has one or two.
+/// The most connections at a time, if the file limit allows: each host of a large cluster has one or two.
 const MAX_CONNECTIONS: usize = 16 * 1024;
 
-/// How many of them one address may have, of IPv6 one /64: hosts behind one NAT share one.
+/// The most connections per address, or per /64 for IPv6: hosts behind one NAT share an address.
 const MAX_PER_ADDRESS: usize = 256;
 
-/// File descriptors for everything else.
+/// File descriptors reserved for everything else.
 const OTHER_FILES: u64 = 128;
 
-/// How long to wait when the system has no room for another connection (`EMFILE` and the like).
+/// The pause before the next accept if the system has no room for another connection (`EMFILE` and the like).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// After this long without a byte the kernel asks whether the other side is there, and after this long without an answer
-/// it is not.
+/// TCP keepalive: probe a connection after this long without data, and drop it after this long without an
+/// acknowledgment (`TCP_USER_TIMEOUT`).
 const IDLE_SECS: u32 = 30;
 const UNACKNOWLEDGED_MILLIS: u32 = 30_000;
 
-/// After this long, certificates are read anew.
+/// The age at which certificates are read again.
 const CERTIFICATES_AGE: Duration = Duration::from_secs(60);
 
-/// Refused handshakes are reported no more often than this.
+/// The shortest interval between reports of failed handshakes.
 const REPORT_PAUSE: Duration = Duration::from_secs(10);
 
-/// The server's certificates, as of a while ago.
+/// The server's certificates, as last read.
 pub(super) struct Tls {
     files: Files,
     config: Option<Arc<ServerConfig>>,
@@ -90,7 +90,7 @@ impl Tls {
         self.config.is_some()
     }
 
-    /// How to encrypt the next connection. What cannot be read just now changes nothing.
+    /// The TLS config for the next connection. Files that cannot be read just now leave it unchanged.
     fn current(&mut self) -> Option<Arc<ServerConfig>> {
         if self.config.is_some() && self.loaded.elapsed() > CERTIFICATES_AGE {
             self.loaded = Instant::now();
@@ -103,7 +103,7 @@ impl Tls {
     }
 }
 
-/// How many connections there may be, by the limit of open files, which is raised as far as it can be.
+/// The most connections that the limit of open files allows; raises the soft limit as needed.
 fn most_connections() -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return 256;
@@ -116,7 +116,7 @@ fn most_connections() -> usize {
         .clamp(16, MAX_CONNECTIONS)
 }
 
-/// Serves connections for ever. When it is dropped, all of them end.
+/// Serves connections forever. All of them end when this is dropped.
 pub(super) async fn serve(listener: TcpListener, mut tls: Tls, site: Shared) -> Infallible {
     let most = most_connections();
     let mut connections: JoinSet<(IpAddr, Result<(), String>)> = JoinSet::new();
@@ -136,8 +136,10 @@ pub(super) async fn serve(listener: TcpListener, mut tls: Tls, site: Shared) -> 
                     refusals.report(address, &why);
                 }
             }
+            // At the limit, new connections wait in the kernel's accept queue (listen(2)).
             accepted = listener.accept(), if connections.len() < most => match accepted {
                 Ok((stream, peer)) => {
+                    // On a dual-stack socket an IPv4 client is ::ffff:A.B.C.D (ipv6(7), IPV6_V6ONLY).
                     let from = peer.ip().to_canonical();
                     let address = site_of(from);
                     let count = by_address.entry(address).or_default();
@@ -160,14 +162,14 @@ pub(super) async fn serve(listener: TcpListener, mut tls: Tls, site: Shared) -> 
     }
 }
 
-/// Serves one connection. The error is about a client that was not let in.
+/// Serves one connection. The error is about a client that was not admitted.
 async fn connection(
     stream: TcpStream,
     address: IpAddr,
     tls: Option<Arc<ServerConfig>>,
     site: Shared,
 ) -> Result<(), String> {
-    // Without them a client that is gone without a word stays until TCP gives up.
+    // Without keepalive, a client that vanished silently stays until TCP gives up.
     let _ = setsockopt(&stream, sockopt::KeepAlive, &true);
     let _ = setsockopt(&stream, sockopt::TcpKeepIdle, &IDLE_SECS);
     let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MILLIS);
@@ -210,8 +212,8 @@ async fn talk(
     }
 }
 
-/// What a client's certificate says of it: a digest of its subject, which outlives the certificate. One without a subject
-/// is known by its key.
+/// A client's identity from its certificate: a digest of the subject, which survives renewal of the certificate, or of
+/// the key if there is no subject.
 fn identity(connection: &ServerConnection) -> Option<String> {
     let certificate = connection.peer_certificates()?.first()?;
     let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
@@ -225,7 +227,7 @@ fn identity(connection: &ServerConnection) -> Option<String> {
     Some(bytes.map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Tells of clients that were not let in, now and then.
+/// Reports clients that were not admitted, at a limited rate.
 #[derive(Default)]
 struct Refusals {
     last: Option<Instant>,

@@ -1,4 +1,4 @@
-//! Where connections come from: an address, or a socket of the service manager.
+//! Where connections come from: an address, or a socket from the service manager.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -9,19 +9,19 @@ use tokio::net::TcpListener;
 
 use crate::settings::Listen;
 
-/// Nothing can be listened to.
+/// Cannot listen.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// The address is another program's, or none of this host's.
+    /// The address is in use, or not one of this host's.
     #[error("failed to listen on {address}")]
     Bind {
         /// The address.
         address: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The service manager did not give this descriptor.
+    /// The service manager did not pass this descriptor.
     #[error(
         "remote.listen = fd://{number}: the service manager gave {given} sockets; expected fd://3 to fd://{}, and a \
          socket unit",
@@ -30,21 +30,21 @@ pub enum ListenError {
     Descriptor {
         /// The descriptor's number.
         number: u16,
-        /// How many there are.
+        /// How many it passed.
         given: usize,
     },
-    /// The descriptor is no socket that connections come from.
+    /// The descriptor is not a listening socket.
     #[error("remote.listen = fd://{number}: not a TCP socket that listens")]
     NotListening {
         /// The descriptor's number.
         number: u16,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// Opens what the settings say. Also where it listens.
+/// Opens the configured socket. Also returns its address.
 pub(super) async fn open(listen: &Listen) -> Result<(TcpListener, SocketAddr), ListenError> {
     match listen {
         Listen::Address(address) => {
@@ -53,7 +53,7 @@ pub(super) async fn open(listen: &Listen) -> Result<(TcpListener, SocketAddr), L
                 source,
             };
             let bound = match address.strip_prefix(':') {
-                // All addresses, as in Go: with IPv6 where the kernel has it.
+                // All addresses, as in Go: including IPv6 if the kernel has it.
                 Some(port) => match TcpListener::bind(format!("[::]:{port}")).await {
                     Ok(listener) => Ok(listener),
                     Err(_) => TcpListener::bind(format!("0.0.0.0:{port}")).await,
@@ -75,7 +75,7 @@ fn inherited(number: u16) -> Result<(TcpListener, SocketAddr), ListenError> {
     if index >= given {
         return Err(ListenError::Descriptor { number, given });
     }
-    // SAFETY: the service manager opened it for this process, and nothing else here takes it.
+    // SAFETY: the service manager opened it for this process, and no other code here takes it.
     let descriptor = unsafe { OwnedFd::from_raw_fd(number.into()) };
     let listener = StdListener::from(descriptor);
     listener.set_nonblocking(true).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! The networks that a server serves: the one at the etcd prefix, and those below it that somebody asks for.
+//! The networks that a server serves: the one at the etcd prefix, and those below it that clients request.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,10 +19,10 @@ use crate::cluster::lease::{LeaseStore, StoreError, StoreEvent};
 use crate::settings::Etcd;
 use crate::settings::is_network_name;
 
-/// How many networks are followed at the most. Only those that have a config are.
+/// The most networks to follow. Only those with a config are followed.
 const MOST: usize = 256;
 
-/// Between attempts to read a first network config.
+/// Pauses between attempts to read a first network config.
 const PAUSES: Backoff =
     match Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0.5, 0) {
         Ok(backoff) => backoff,
@@ -33,9 +33,9 @@ const PAUSES: Backoff =
 #[derive(Debug)]
 pub(super) struct Networks {
     settings: Etcd,
-    /// By name; the one at the prefix has none.
+    /// By name; the network at the prefix has an empty name.
     known: Mutex<BTreeMap<String, Arc<Network>>>,
-    /// They end with this.
+    /// The tasks end when this is dropped.
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -45,11 +45,11 @@ pub(super) struct Network {
     /// Writes leases for clients.
     pub(super) broker: Broker,
     table: Mutex<Table>,
-    /// Told whenever the table or the trouble changed.
+    /// Notified when the table or the trouble changes.
     news: watch::Sender<()>,
-    /// What is wrong with etcd, if anything is.
+    /// What is wrong with etcd, if anything.
     trouble: Mutex<Option<String>>,
-    /// The list of all leases as it was sent last, by its cursor: after an outage all clients ask for the same.
+    /// The last list of all leases, with its cursor: after an outage all clients request the same.
     list: Mutex<Option<(String, Bytes)>>,
 }
 
@@ -71,7 +71,7 @@ impl Networks {
         self.known().get("").cloned()
     }
 
-    /// The network of a path's element. Follows it from now on, if it is there.
+    /// The network for a path element. Follows it from now on if it exists.
     pub(super) async fn get(&self, element: &str) -> Result<Arc<Network>, StoreError> {
         let name = if element == "_" { "" } else { element };
         if let Some(network) = self.known().get(name) {
@@ -92,13 +92,13 @@ impl Networks {
         }
     }
 
-    /// What is wrong with etcd, if anything is.
+    /// What is wrong with etcd, if anything.
     pub(super) fn trouble(&self) -> Option<String> {
         let known = self.known();
         known.values().find_map(|network| network.trouble())
     }
 
-    /// How many networks and leases there are.
+    /// The number of networks and leases.
     pub(super) fn count(&self) -> (usize, usize) {
         let known = self.known();
         let leases = known.values().map(|network| network.table().len()).sum();
@@ -116,7 +116,7 @@ impl Networks {
         EtcdStore::new(settings, String::new())
     }
 
-    /// Follows a network, unless it is followed already.
+    /// Follows a network, unless that is done already.
     fn follow(&self, name: String, store: EtcdStore) -> Arc<Network> {
         let mut known = self.known();
         let network = known.entry(name).or_insert_with(|| {
@@ -146,12 +146,12 @@ impl Network {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes whenever there may be something new.
+    /// Wakes when there may be news.
     pub(super) fn subscribe(&self) -> watch::Receiver<()> {
         self.news.subscribe()
     }
 
-    /// What is wrong with etcd, if anything is.
+    /// What is wrong with etcd, if anything.
     pub(super) fn trouble(&self) -> Option<String> {
         self.trouble
             .lock()
@@ -159,7 +159,7 @@ impl Network {
             .clone()
     }
 
-    /// The answer that tells all leases.
+    /// The answer with all leases.
     pub(super) fn list(&self) -> Result<Bytes, serde_json::Error> {
         let table = self.table();
         let cursor = table.cursor();
@@ -190,7 +190,7 @@ impl Network {
 /// Follows a network for as long as the server runs.
 async fn follow(mut store: EtcdStore, network: Arc<Network>) {
     let mut backoff = PAUSES.seeded(random_seed());
-    // Once read, the store tells when the network config changes.
+    // Once the config has been read, the store reports its changes.
     while let Err(error @ (StoreError::Unreachable { .. } | StoreError::Refused { .. })) =
         store.network_config().await
     {

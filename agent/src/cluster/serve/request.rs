@@ -1,4 +1,4 @@
-//! What is asked: a path, its query, and who asks.
+//! Requests: path, query and client.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -6,17 +6,18 @@ use std::net::IpAddr;
 use hyper::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
-/// Who asks.
+/// The client.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     /// Where it connects from.
     pub(super) address: IpAddr,
-    /// What its certificate says of it, if certificates are asked for.
+    /// Its identity from the client certificate, if those are required.
     pub(super) identity: Option<String>,
 }
 
 impl Client {
-    /// The owner to write for one that a client names. With certificates it says whose: no other client can name it.
+    /// The owner ID to write for the one that a client sent. With certificates the identity is appended: no other
+    /// client can use it.
     pub(super) fn owner(&self, named: Option<&str>) -> Option<String> {
         match &self.identity {
             None => named.map(str::to_owned),
@@ -25,7 +26,7 @@ impl Client {
     }
 }
 
-/// What is asked for.
+/// The object of a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Target<'a> {
     /// The names of the networks.
@@ -40,7 +41,7 @@ pub(super) enum Target<'a> {
     Reservations(Cow<'a, str>),
 }
 
-/// What is to be done with it.
+/// The operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Verb {
     Get,
@@ -49,7 +50,7 @@ pub(super) enum Verb {
     Delete,
 }
 
-/// Reads method and path. `None` for what is not served.
+/// Parses method and path. `None` for what is not served.
 pub(super) fn target<'a>(method: &Method, uri: &'a Uri) -> Option<(Verb, Target<'a>)> {
     let path = uri.path().strip_prefix("/v1/")?;
     let verb = match *method {
@@ -83,7 +84,7 @@ pub(super) fn target<'a>(method: &Method, uri: &'a Uri) -> Option<(Verb, Target<
     Some((verb, target))
 }
 
-/// The values of a parameter of the query. What is not UTF-8 is left out.
+/// The values of a query parameter. Values that are not UTF-8 are skipped.
 pub(super) fn parameters(uri: &Uri, name: &str) -> Vec<String> {
     let query = uri.query().unwrap_or_default();
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -94,7 +95,7 @@ pub(super) fn parameters(uri: &Uri, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// The first value of a parameter that is not empty.
+/// The first non-empty value of a query parameter.
 pub(super) fn parameter(uri: &Uri, name: &str) -> Option<String> {
     let values = parameters(uri, name).into_iter();
     values.into_iter().find(|value| !value.is_empty())

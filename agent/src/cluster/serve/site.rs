@@ -1,7 +1,7 @@
-//! The REST interface: from a request to what is done in etcd, and what is answered.
+//! The REST interface: from a request to the operation in etcd and the answer.
 //!
-//! What is written is written to its end, in a task of its own: a client that goes away, or waits no longer, must not leave
-//! half of it in etcd.
+//! A write runs to its end in a task of its own: a client that disconnects or times out must not leave half of it in
+//! etcd.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
@@ -39,24 +39,25 @@ const WORK_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client waits for the first list of leases.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many requests work on etcd at a time; the others wait for their turn.
+/// The most concurrent requests to etcd; the others queue.
 const AT_ONCE: usize = 32;
 
-/// How many networks `GET /v1/` looks for.
+/// The most networks that `GET /v1/` lists.
 const MOST_NETWORKS: usize = 1000;
 
-/// Between two looks for new networks, on behalf of a client that waits for one.
+/// The pause between two reads of the networks for a client that waits for a new one.
 const NETWORKS_PAUSE: Duration = Duration::from_secs(5);
 
-/// How many former addresses of a client are looked at.
+/// The most former addresses of a client that are considered.
 const MOST_FORMER: usize = 16;
 
-/// What is served, to all connections.
+/// The service, shared by all connections.
 #[derive(Debug)]
 pub(super) struct LeaseService {
     networks: Networks,
     work: Arc<Semaphore>,
-    /// Taken while a host gets its lease: when it asks again, impatient, it gets the same one. Each is for many hosts.
+    /// Locked while a host gets its lease: a retry by an impatient client gets the same one. Each lock serves many
+    /// hosts.
     taking: [Mutex<()>; 64],
 }
 
@@ -102,7 +103,7 @@ impl LeaseService {
         })
     }
 
-    /// Does something with etcd when its turn has come; `None` if that takes too long.
+    /// Runs a read from etcd when its turn has come; `None` on timeout.
     async fn worked<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let worked = timeout(WORK_TIMEOUT, async {
             let _turn = self.work.acquire().await;
@@ -111,7 +112,7 @@ impl LeaseService {
         worked.await.ok()
     }
 
-    /// Writes to etcd when its turn has come, whoever waits for that; `None` if that takes too long.
+    /// Runs a write to etcd when its turn has come, even if the client is gone; `None` on timeout.
     async fn written(
         self: &Arc<Self>,
         client: &Client,
@@ -133,7 +134,7 @@ impl LeaseService {
         timeout_at(deadline, writing).await.ok()?.ok()
     }
 
-    /// Waits until nothing is being written, and lets nothing more begin.
+    /// Waits until no write is in flight, and lets none start any more.
     pub(super) async fn finish(&self) {
         let all = u32::try_from(AT_ONCE).unwrap_or(u32::MAX);
         if let Ok(turns) = self.work.acquire_many(all).await {
@@ -263,7 +264,7 @@ impl LeaseService {
         &self.taking[usize::from(first) % self.taking.len()]
     }
 
-    /// One lease, with the time that it ends at; with a cursor when something happened to it.
+    /// One lease with its expiry; with a cursor, waits until it changes.
     async fn watch_one(&self, network: &Network, key: &SubnetKey, uri: &Uri) -> Answer {
         listed(network).await?;
         let mut cursor = parameter(uri, "next");
@@ -318,7 +319,7 @@ impl LeaseService {
         }
     }
 
-    /// The names of the networks below the prefix; with a cursor when they are others.
+    /// The names of the networks below the prefix; with a cursor, waits until they change.
     async fn network_names(&self, uri: &Uri) -> Answer {
         let late = || HttpError::Failed(Reason::Unreachable, "etcd took too long to answer".into());
         let cursor = parameter(uri, "next");
@@ -345,7 +346,7 @@ impl LeaseService {
     }
 }
 
-/// A reservation, as flannel 0.7 tells of it.
+/// A reservation in flannel 0.7's form.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Reservation {
@@ -366,7 +367,7 @@ impl Reservation {
     }
 }
 
-/// The leases: all of them, or what changed after the cursor. Waits for that.
+/// The leases: all of them, or the changes after the cursor, for which it waits.
 async fn watch(network: &Network, uri: &Uri) -> Answer {
     listed(network).await?;
     let cursor = parameter(uri, "next");
@@ -396,7 +397,7 @@ async fn watch(network: &Network, uri: &Uri) -> Answer {
                     ..nothing_new(&next)
                 });
             }
-            // flannel takes an answer without events for an empty network.
+            // flannel takes an answer without events for an empty network, so only a client that sent `wait` gets one.
             News::Config if wait.is_some() => {}
             News::Config | News::Nothing => {
                 if wait_for(&mut news, deadline).await {
@@ -421,17 +422,17 @@ fn nothing_new<E, S>(cursor: &str) -> WatchResult<'_, E, S> {
     }
 }
 
-/// Waits until there may be news, or the deadline passes; whether there may be news.
+/// Waits until there may be news or the deadline passes. Returns whether there may be news.
 async fn wait_for(news: &mut tokio::sync::watch::Receiver<()>, deadline: Option<Instant>) -> bool {
     let changed = news.changed();
     match deadline {
-        // The other end lives as long as the network.
+        // The sender lives as long as the network.
         None => changed.await.is_ok(),
         Some(deadline) => matches!(timeout_at(deadline, changed).await, Ok(Ok(()))),
     }
 }
 
-/// How long an answer without news may be kept back; `None` for as long as there is none.
+/// How long to hold back an answer without news; `None` means until there is some.
 fn wait_of(uri: &Uri) -> Result<Option<Duration>, HttpError> {
     let Some(text) = parameter(uri, "wait") else {
         return Ok(None);
@@ -446,7 +447,7 @@ fn wait_of(uri: &Uri) -> Result<Option<Duration>, HttpError> {
     }
 }
 
-/// Waits until the leases were listed once.
+/// Waits until the leases have been listed once.
 async fn listed(network: &Network) -> Result<(), HttpError> {
     let deadline = Instant::now() + LIST_TIMEOUT;
     let mut news = network.subscribe();
@@ -464,7 +465,7 @@ async fn listed(network: &Network) -> Result<(), HttpError> {
 }
 
 async fn read_body(body: Incoming) -> Result<String, HttpError> {
-    // What is announced as too long is not waited for.
+    // Refuse a body at once if its announced length is too long.
     if body.size_hint().lower() > u64::try_from(LONGEST_BODY).unwrap_or(u64::MAX) {
         return Err(HttpError::TooLong);
     }
@@ -473,7 +474,7 @@ async fn read_body(body: Incoming) -> Result<String, HttpError> {
         Err(_) => Err(HttpError::TooSlow),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(HttpError::TooLong),
         Ok(Err(error)) => Err(HttpError::Unreadable(error.to_string())),
-        // Go, too, replaces what is not UTF-8.
+        // Go's JSON decoder also replaces invalid UTF-8.
         Ok(Ok(body)) => Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned()),
     }
 }
@@ -491,7 +492,7 @@ fn subnet_key(name: &str) -> Result<SubnetKey, HttpError> {
         .map_err(|error| HttpError::Failed(Reason::Refused, error.to_string()))
 }
 
-/// Reads a lease, which must be that of the path.
+/// Parses a lease, which must be the one in the path.
 fn received(key: &SubnetKey, body: &str) -> Result<Received, HttpError> {
     let received = Received::parse(body).map_err(unreadable)?;
     if received.key == *key {
@@ -501,7 +502,7 @@ fn received(key: &SubnetKey, body: &str) -> Result<Received, HttpError> {
     Err(HttpError::Failed(Reason::Refused, text))
 }
 
-/// A client that does not say who it is: it has its address only.
+/// A client that sends no attributes: only its address is known.
 fn nameless(client: &Client) -> LeaseAttrs {
     let (public_ip, public_ipv6) = match client.address.to_canonical() {
         IpAddr::V4(v4) => (Some(v4), None),
@@ -517,7 +518,8 @@ fn nameless(client: &Client) -> LeaseAttrs {
     }
 }
 
-/// Attributes that may be published for a client: addresses that can be one host's, and its own name.
+/// Checks the attributes that a client wants to publish: addresses must be a host's, the owner ID valid; binds that to
+/// the client.
 fn checked(client: &Client, attrs: LeaseAttrs) -> Result<LeaseAttrs, HttpError> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     if let Some(owner) = &attrs.owner
@@ -546,7 +548,7 @@ fn lasting(granted: &Granted) -> LeaseBody {
 /// Shared by all connections.
 pub(super) type Shared = Arc<LeaseService>;
 
-/// What a client's subnet must keep off: addresses as networks of one, and links. What cannot be read says nothing.
+/// What a client's subnet must not cover: addresses as host prefixes, and links. Malformed values are ignored.
 fn avoid(parameters: &[impl AsRef<str>]) -> Avoid {
     let nets = parameters.iter().take(MOST_AVOIDED);
     let nets = nets.filter_map(|net| net.as_ref().parse::<IpNet>().ok());

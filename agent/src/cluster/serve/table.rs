@@ -1,55 +1,55 @@
-//! What a server tells of the leases of one network: all of them, or what changed since a client last asked.
+//! The leases of one network as a server reports them: all, or what changed since a client last asked.
 //!
-//! A cursor names a point in the history of one process, `EPOCH-CHANGES-CONFIGS`. One of another server, or of an earlier
-//! life, or from before what is remembered, is answered with all leases. Pure, so that it is tested by tables.
+//! A cursor is a point in the history of one process, `EPOCH-CHANGES-CONFIGS`. A cursor of another server or an earlier
+//! process, or one older than the history, is answered with all leases. Pure, so that tests are tables.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::cluster::lease::rest::wire::EventType;
 use crate::cluster::lease::{Lease, LeaseEvent, SubnetKey};
 
-/// How many changes are remembered: a client that missed more is better served with all leases.
+/// The number of changes to remember: a client that missed more is better served with all leases.
 const HISTORY: usize = 8192;
 
 /// The leases of one network and their latest changes.
 #[derive(Debug)]
 pub(super) struct Table {
     epoch: u64,
-    /// How many changes there were.
+    /// The number of changes so far.
     changes: u64,
-    /// How often the network config changed.
+    /// The number of changes of the network config so far.
     configs: u64,
     leases: BTreeMap<SubnetKey, Lease>,
-    /// Subnets that are taken although nothing can be said of their leases.
+    /// Subnets that are taken although their lease cannot be parsed.
     unreadable: BTreeSet<SubnetKey>,
     history: VecDeque<Change>,
     listed: bool,
 }
 
-/// One change, by its number.
+/// One change, with its number.
 #[derive(Clone, Debug)]
 struct Change {
     number: u64,
     event: EventType,
-    /// As it was last, if it ended.
+    /// As it was last, if it is gone.
     lease: Lease,
 }
 
-/// What there is to tell to who asks from a cursor.
+/// What to answer for a cursor.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum News {
-    /// Everything is to be told.
+    /// Everything.
     All,
-    /// Each lease that changed, once, with what happened to it last.
+    /// Each changed lease once, with its last change.
     Changes(Vec<(EventType, Lease)>),
-    /// The network config changed, and nothing else.
+    /// Only the network config changed.
     Config,
     /// Nothing.
     Nothing,
 }
 
 impl Table {
-    /// An empty table; `epoch` is another number in each life of each server.
+    /// An empty table; `epoch` differs for each process of each server.
     pub(super) fn new(epoch: u64) -> Self {
         Self {
             epoch,
@@ -62,33 +62,33 @@ impl Table {
         }
     }
 
-    /// Whether all leases were listed once, so that there is something to tell.
+    /// Whether all leases have been listed once.
     pub(super) fn is_listed(&self) -> bool {
         self.listed
     }
 
-    /// How many leases there are.
+    /// The number of leases.
     pub(super) fn len(&self) -> usize {
         self.leases.len()
     }
 
-    /// All leases, and the subnets of those that cannot be read.
+    /// All leases, and the subnets of those that cannot be parsed.
     pub(super) fn all(&self) -> (impl Iterator<Item = &Lease>, Vec<String>) {
         let unreadable = self.unreadable.iter().map(SubnetKey::name).collect();
         (self.leases.values(), unreadable)
     }
 
-    /// What is known of a lease.
+    /// A lease, if known.
     pub(super) fn get(&self, key: &SubnetKey) -> Option<&Lease> {
         self.leases.get(key)
     }
 
-    /// What to ask from next time.
+    /// The cursor for the next request.
     pub(super) fn cursor(&self) -> String {
         format!("{:016x}-{}-{}", self.epoch, self.changes, self.configs)
     }
 
-    /// A text that is another one whenever the network config changed.
+    /// A text that changes with the network config.
     pub(super) fn config_tag(&self) -> String {
         format!("{:016x}-{}", self.epoch, self.configs)
     }
@@ -98,7 +98,7 @@ impl Table {
         self.configs += 1;
     }
 
-    /// Takes in what the store tells. A snapshot becomes the changes that lead to it.
+    /// Applies an event of the store. A snapshot becomes the changes that lead to it.
     pub(super) fn apply(&mut self, event: LeaseEvent) {
         match event {
             LeaseEvent::Snapshot { leases, unreadable } => {
@@ -132,7 +132,7 @@ impl Table {
         }
     }
 
-    /// What happened after a cursor; without one, everything.
+    /// The changes after a cursor; without one, everything.
     pub(super) fn since(&self, cursor: Option<&str>) -> News {
         let Some((changes, configs)) = cursor.and_then(|cursor| self.position(cursor)) else {
             return News::All;
@@ -153,7 +153,7 @@ impl Table {
         }
     }
 
-    /// Reads a cursor of this table; `None` for any other.
+    /// Parses a cursor of this table; `None` for any other.
     fn position(&self, cursor: &str) -> Option<(u64, u64)> {
         let mut parts = cursor.split('-');
         let epoch = u64::from_str_radix(parts.next()?, 16).ok()?;
@@ -231,7 +231,7 @@ mod tests {
         table.apply(changes(&[lease(3, 2)], &[lease(1, 1)]));
         table.apply(changes(&[], &[lease(3, 2)]));
         table.apply(changes(&[lease(1, 4)], &[]));
-        // What was never there is no news.
+        // The removal of an unknown lease is no news.
         table.apply(changes(&[], &[lease(9, 1)]));
         assert_eq!(
             table.since(Some(&start)),

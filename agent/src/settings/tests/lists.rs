@@ -1,4 +1,4 @@
-//! The settings that choose the underlay and the rules, many of which are lists.
+//! The settings of the underlay and the firewall, many of which are lists.
 
 use super::*;
 
@@ -212,7 +212,7 @@ fn servers_of_leases_are_hosts_and_ports() {
     );
     let tls = remote(&["--remote", "a:1,http://b:2", "--remote-cafile", "/ca"]);
     assert_eq!(tls.servers, ["https://a:1", "http://b:2"]);
-    // A network that has a name on this host has it at the server.
+    // A network that is named on this host has the same name at the server.
     let named = |more: &[&str]| {
         let arguments = [&["--remote", "a:1", "--network", "blue"], more].concat();
         remote(&arguments).network

@@ -1,4 +1,4 @@
-//! `[etcd]`, checked.
+//! Validation of `[etcd]`.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::settings::{Error, Etcd};
 const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
 pub(crate) const DEFAULT_PREFIX: &str = "/coreos.com/network";
 
-/// flannel's time to live.
+/// flannel's TTL.
 const DEFAULT_LEASE_TTL_SECS: u64 = 24 * 60 * 60;
 
-/// From one minute, which leaves time for a restart of etcd, to one year.
+/// From one minute, enough for a restart of etcd, to one year.
 const LEASE_TTL_SECS: std::ops::RangeInclusive<u64> = 60..=365 * 24 * 60 * 60;
 
 pub(super) fn etcd(inputs: Inputs, network: Option<&NetworkName>) -> Result<Etcd, Error> {
@@ -64,7 +64,7 @@ pub(super) fn etcd(inputs: Inputs, network: Option<&NetworkName>) -> Result<Etcd
         cafile,
         certfile,
         keyfile,
-        // flanneld's variable without a user name means nothing, as in flanneld.
+        // flanneld ignores its password variable without a user name; do the same.
         password: inputs.password.filter(|_| username.is_some()),
         username,
         lease_ttl: seconds(
@@ -76,7 +76,7 @@ pub(super) fn etcd(inputs: Inputs, network: Option<&NetworkName>) -> Result<Etcd
 }
 
 impl Default for Etcd {
-    /// What holds where nothing is set.
+    /// The settings when nothing is configured.
     fn default() -> Self {
         Self {
             endpoints: vec![DEFAULT_ENDPOINT.to_owned()],
@@ -91,7 +91,7 @@ impl Default for Etcd {
     }
 }
 
-/// That a setting which is there has its partner.
+/// Checks that a setting has its partner if it is set.
 pub(super) fn together(
     input: &Option<Sourced<String>>,
     is_set: bool,
@@ -108,7 +108,7 @@ pub(super) fn together(
     }
 }
 
-/// The endpoints with a scheme; without one in the input, `tls_by_default` decides.
+/// The endpoints with a scheme; `tls_by_default` selects it where the input has none.
 fn endpoints(
     input: Option<&Sourced<Vec<String>>>,
     tls_by_default: bool,
@@ -133,7 +133,7 @@ fn endpoints(
     Err(shown.error(format!("at least one URL {}", endpoint::FORM)))
 }
 
-/// The prefix as Go's `path.Join` leaves it: no empty elements, and no slash at the end.
+/// The prefix in the form of Go's `path.Join`: no empty elements, and no slash at the end.
 fn prefix(input: Option<&Sourced<String>>) -> Result<String, Error> {
     let Some(input) = input else {
         return Ok(DEFAULT_PREFIX.to_owned());

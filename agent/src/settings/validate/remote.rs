@@ -1,4 +1,4 @@
-//! `[remote]`, checked.
+//! Validation of `[remote]`.
 
 use super::etcd::together;
 use super::{absolute, is_on, optional};
@@ -10,13 +10,13 @@ use crate::settings::remote::{NETWORK_NAME, is_network_name};
 use crate::settings::table::key;
 use crate::settings::{Error, Listen, Remote};
 
-/// The network that has no name, as flannel writes it in a path.
+/// The unnamed network, as flannel writes it in a path.
 const NO_NAME: &str = "_";
 
 const SERVER: &str = "HOST:PORT, http://HOST:PORT or https://HOST:PORT (HOST:PORT alone is https if remote.cafile or \
      remote.certfile is set, else http), with a port from 1 to 65535 and no user, path or query";
 
-/// `name` is what the network is called on this host, if it has a name.
+/// `name` is the network's name on this host, if it has one.
 pub(super) fn remote(inputs: &Inputs, name: Option<&NetworkName>) -> Result<Remote, Error> {
     let cafile = optional(inputs.remote.cafile.as_ref(), absolute)?;
     let certfile = optional(inputs.remote.certfile.as_ref(), absolute)?;
@@ -37,7 +37,7 @@ pub(super) fn remote(inputs: &Inputs, name: Option<&NetworkName>) -> Result<Remo
     let listen = optional(inputs.remote.listen.as_ref(), |input| {
         Listen::parse(&input.value).ok_or_else(|| input.error(Listen::FORM))
     })?;
-    // flannel's server then takes everybody, although it was given an authority to check them by.
+    // In this case flannel's server admits every client, although it has a CA to verify them with.
     if listen.is_some() {
         together(
             &inputs.remote.cafile,

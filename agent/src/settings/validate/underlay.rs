@@ -1,4 +1,4 @@
-//! `[underlay]`, checked.
+//! Validation of `[underlay]`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -23,14 +23,14 @@ const INTERFACE: &str = "the name of an interface (1 to 15 bytes without '/', ':
 
 fn interface(text: &str) -> Option<Interface> {
     if let Ok(address) = text.parse() {
-        // Every interface may have the same link-local address, so it says nothing.
+        // Every interface may have the same link-local address, so it does not identify one.
         let says_which = match address {
             IpAddr::V4(_) => true,
             IpAddr::V6(v6) => !v6.is_unicast_link_local() && v6.to_ipv4_mapped().is_none(),
         };
         return says_which.then_some(Interface::Address(address));
     }
-    // An interface may be called 10.0.0.300, but who writes that means an address.
+    // `10.0.0.300` is a valid interface name, but meant as an address.
     let looks_like_address = text
         .bytes()
         .all(|byte| byte.is_ascii_digit() || byte == b'.');
@@ -45,7 +45,7 @@ fn patterns(input: Option<&Sourced<Vec<String>>>) -> Result<Vec<Pattern>, Error>
     let texts = input.value.iter().filter(|text| !text.is_empty());
     texts
         .map(|text| {
-            // No address and no name has any, but a file's last line does.
+            // No address or name contains one, but the end of a file's last line does.
             if text.chars().any(char::is_control) {
                 return Err(input.error("regular expressions without control characters"));
             }
@@ -67,7 +67,7 @@ fn can_reach(input: &Sourced<String>) -> Result<IpAddr, Error> {
     }
 }
 
-/// An address that packets can be sent to from elsewhere. Peers refuse a lease with any other.
+/// An address that other hosts can send packets to. Peers refuse a lease with any other.
 fn public_ip(input: &Sourced<String>) -> Result<Ipv4Addr, Error> {
     match input.value.trim().parse() {
         Ok(address) if unusable_v4(address).is_none() => Ok(address),

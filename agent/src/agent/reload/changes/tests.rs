@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::settings::{self, Environment, SettingsFlags, Sources};
 
-/// What the agent makes of one settings file.
+/// The settings that one settings file results in.
 fn load(directory: &Path, text: &str) -> Settings {
     let path = directory.join("agent.toml");
     fs::write(&path, text).unwrap();
@@ -70,7 +70,7 @@ resync = 60
             "agent.resync: 300 s -> 60 s (true)",
         ]
     );
-    // Exactly the others are still different afterwards.
+    // Afterwards exactly the others still differ.
     let effective = live(&old, new.clone());
     let left: Vec<_> = found.into_iter().filter(|change| !change.live).collect();
     assert_eq!(changes(&effective, &new), left);

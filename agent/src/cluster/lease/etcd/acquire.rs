@@ -1,4 +1,4 @@
-//! Taking a lease: which one is decided by a pure function, then written by compared transactions.
+//! Taking a lease: a pure function decides which one, then compared transactions write it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,34 +20,35 @@ use crate::cluster::lease::allocate::{self, Avoid, Exhausted};
 use crate::cluster::lease::{LeaseAttrs, StoreError, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 
-/// Who takes a lease.
+/// The node that takes a lease.
 pub(super) struct Node<'a> {
     /// What it publishes.
     pub(super) attrs: &'a LeaseAttrs,
     /// The subnet that it had before.
     pub(super) previous: Option<SubnetKey>,
-    /// Whether it had that in an earlier life, so that its address or its machine ID may be another one since.
+    /// Whether it had that before a restart; its address or owner ID may have changed since.
     pub(super) restarted: bool,
-    /// Whether doubts are settled by asking. A host behind a server answers nobody, so for it nobody is asked.
+    /// Whether doubts are settled by a challenge. A host behind a lease server does not answer challenges, so it must
+    /// not send any either.
     pub(super) may_ask: bool,
-    /// Whether its public address is its interface's own, and not that of a NAT which others may share.
+    /// Whether its public address is configured on its interface, not on a NAT that other hosts may share.
     pub(super) has_own_address: bool,
-    /// What is on it, for its subnet to keep off.
+    /// What its subnet must not cover.
     pub(super) avoid: &'a Avoid,
 }
 
-/// What the owners of other leases said when they were asked.
+/// What the owners of other leases answered, by owner ID.
 type Answers = BTreeMap<String, Answer>;
 
 impl Node<'_> {
-    /// Whose a lease is. Two kinds of leases are a host's own if nobody who took them is alive:
+    /// Whose a lease is. Two kinds of leases belong to this host if their owner is not alive:
     ///
-    /// * one with its machine ID at another address: its own before it was given the present address, or that of a clone;
-    /// * one with its address and another machine ID: what it took before it was reinstalled, or that of another host behind
-    ///   the same NAT.
+    /// * same owner ID, other address: its own lease from before it got its present address, or a clone's;
+    /// * same address, other owner ID: its own lease from before it was reinstalled, or that of another host behind the
+    ///   same NAT.
     ///
-    /// Where nobody can be asked, only what tells the two apart counts: the memory of the subnet, which a cloned disk has
-    /// not as a rule; a MAC address or key in common.
+    /// Where nobody can be asked, only evidence counts: the previous subnet on disk, which a cloned disk usually lacks,
+    /// or a MAC address or key in common.
     fn claim(&self, entry: &Entry, answers: &Answers) -> Claim {
         let found = entry.attrs.as_ref();
         let claim = claim(self.attrs, found);
@@ -72,14 +73,14 @@ impl Node<'_> {
         }
     }
 
-    /// The owners to ask about these leases: those whose answer makes a difference, and that were not asked yet.
+    /// The owners of these leases to challenge: those whose answer matters and who were not asked yet.
     fn doubts(
         &self,
         config: &NetworkConfig,
         entries: &[Entry],
         answers: &Answers,
     ) -> BTreeSet<String> {
-        /// Behind a NAT many leases may have one address.
+        /// Behind a NAT many leases may have the same address.
         const MOST: usize = 16;
         if !self.may_ask {
             return BTreeSet::new();
@@ -104,7 +105,7 @@ impl Node<'_> {
             .collect()
     }
 
-    /// Asks all of them at a time.
+    /// Challenges all of them concurrently.
     async fn ask(
         &self,
         store: &Store,
@@ -123,7 +124,7 @@ impl Node<'_> {
         Ok(())
     }
 
-    /// The node's own address, if the subnet holds it: packets from peers would go to the containers.
+    /// The node's own address if the subnet covers it: peers would send its packets to the containers.
     fn own_address_in(&self, key: &SubnetKey) -> Option<IpAddr> {
         let mut public = self.attrs.public_addresses();
         let public = public.find(|address| key.nets().any(|net| net.contains(address)));
@@ -131,7 +132,7 @@ impl Node<'_> {
     }
 }
 
-/// What to do about a listing.
+/// What to do, given a listing.
 #[derive(Debug)]
 struct Decision<'a> {
     /// Own leases that the config does not allow.
@@ -141,7 +142,7 @@ struct Decision<'a> {
 
 #[derive(Debug)]
 enum Subnet<'a> {
-    /// This node holds it already.
+    /// This node already holds it.
     Keep(&'a Entry),
     Create(SubnetKey),
     NoneLeft(Exhausted),
@@ -150,10 +151,10 @@ enum Subnet<'a> {
 /// A lease was taken.
 pub(super) struct Acquired {
     pub(super) held: Held,
-    /// All leases, as of just before the own one was written.
+    /// All leases, as of just before this node's was written.
     pub(super) listing: Listing,
     pub(super) created: i64,
-    /// Whether the etcd lease is an older one, of which an unknown part has passed.
+    /// Whether the etcd lease is an older one, part of whose TTL has already passed.
     pub(super) aged: bool,
 }
 
@@ -164,20 +165,20 @@ pub(super) async fn acquire(
     node: Node<'_>,
 ) -> Result<Acquired, StoreError> {
     let node = Node {
-        // As found in a file, it may be an address in the subnet.
+        // The file may hold a host address; mask it to the subnet.
         previous: node.previous.map(|key| SubnetKey::new(key.v4, key.v6)),
         ..node
     };
     let result = with_retries(store, config, &node).await;
-    // Not while the server is away: after a write without an answer it may turn out to be needed yet.
+    // Not while etcd is unreachable: a write without a reply may have been committed and need its etcd lease.
     if !matches!(result, Err(StoreError::Unreachable { .. })) {
         store.spares.revoke(&store.servers).await;
     }
     result
 }
 
-/// Between attempts that lost a race: long enough that the next list shows the winner, and very different from node to
-/// node.
+/// Pauses after a lost race: long enough that the next list shows the winner, with a jitter large enough to separate
+/// the nodes.
 const RACE_PAUSES: Backoff =
     match Backoff::new(Duration::from_millis(10), Duration::from_secs(1), 0.9, 0) {
         Ok(backoff) => backoff,
@@ -190,7 +191,7 @@ async fn with_retries(
     config: &NetworkConfig,
     node: &Node<'_>,
 ) -> Result<Acquired, StoreError> {
-    /// flannel's number of rounds.
+    /// As many rounds as flannel.
     const ATTEMPTS: u32 = 10;
     let mut seed = random_seed();
     let mut backoff = RACE_PAUSES.seeded(random_seed());
@@ -207,7 +208,7 @@ async fn with_retries(
             true => listing,
             false => {
                 node.ask(store, doubts, &mut answers).await?;
-                // Others did not wait.
+                // An answer takes seconds, and other nodes did not wait: list again.
                 list(&store.servers, &store.keys, &store.reports).await?
             }
         };
@@ -253,7 +254,7 @@ async fn with_retries(
     Err(StoreError::LostRaces { attempts: ATTEMPTS })
 }
 
-/// Which subnet to take, as flannel: the one held already, the previous one, any.
+/// Which subnet to take, in flannel's order: the one already held, the previous one, any free one.
 fn decide<'a>(
     config: &NetworkConfig,
     node: &Node<'_>,
@@ -268,8 +269,8 @@ fn decide<'a>(
     let (mut usable, unusable): (Vec<_>, Vec<_>) = own.partition(|entry| {
         allocate::allows(config, &entry.key) && node.own_address_in(&entry.key).is_none()
     });
-    // The one in use first, then what is ours by address and machine, by machine, by address; then a reservation, then in
-    // key order.
+    // The previous subnet first, then leases that match by address and owner ID, by owner ID, by address; then a
+    // reservation, then by key.
     usable.sort_by_key(|entry| {
         (
             Some(entry.key) != node.previous,
@@ -278,7 +279,7 @@ fn decide<'a>(
             entry.key,
         )
     });
-    // A reservation is the administrator's to delete, and what is ours by its address alone may be wanted again.
+    // Only the administrator deletes a reservation, and a lease that matches by address alone may be wanted again.
     let discard = unusable
         .into_iter()
         .filter(|entry| entry.etcd_lease.is_some())
@@ -315,7 +316,7 @@ fn decide<'a>(
     Decision { discard, subnet }
 }
 
-/// Takes up a lease that is this node's already. Nothing is written if nothing changed.
+/// Adopts a lease that already belongs to this node. Writes nothing if nothing changed.
 async fn keep(
     store: &Store,
     attrs: &LeaseAttrs,
@@ -350,7 +351,7 @@ async fn keep(
         let kept = unchanged || held.put(store, None).await?;
         return Ok(kept.then_some((held, entry.created, false)));
     };
-    // A lease of another duration (a real flannel's is 24 hours) is replaced by one of ours.
+    // An etcd lease with another TTL (flannel's is 24 hours) is replaced by one of ours.
     let reusable = lifetime(&store.servers, id)
         .await?
         .filter(|lease| lease.ttl == store.servers.settings().lease_ttl);
@@ -369,7 +370,7 @@ async fn keep(
     Ok(None)
 }
 
-/// Creates a lease, if nobody else did so since the list.
+/// Creates a lease unless another node was faster since the list.
 async fn create(
     store: &Store,
     attrs: &LeaseAttrs,
@@ -405,20 +406,21 @@ async fn create(
     }
 }
 
-/// What must hold for a subnet that was free in the listing to be free still.
+/// The comparisons that hold while a subnet that was free in the listing is still free.
 fn free(store: &Store, key: &SubnetKey, listing: &Listing) -> Vec<Compare> {
     let name = store.key(key);
+    // Version 0: the key does not exist.
     let mut compares = vec![Compare::version(name.as_str(), CompareOp::Equal, 0)];
     match (key.v4, key.v6) {
-        // With another family, the same IPv4 subnet begins another key. The byte after '&' is '\''.
+        // With a second family, the same IPv4 subnet starts a longer key, `…&…`. The byte after '&' is '\''.
         (Some(_), None) => compares.push(
             Compare::version(format!("{name}&"), CompareOp::Equal, 0)
                 .with_range(format!("{name}'")),
         ),
-        // With two families the key's absence says nothing: another node may have taken the same IPv4 subnet with
-        // another IPv6 one, or without any. So no lease at all may have been created since the list.
+        // With two families, an absent key proves nothing: another node may have taken the same IPv4 subnet with
+        // another IPv6 one, or alone. So no lease at all may have been created since the list.
         (Some(_), Some(_)) => compares.push(store.unchanged_since(listing.revision)),
-        // Among keys of IPv6 alone the name says all. Any other key may be that of a node which still has both.
+        // Among IPv6-only keys the name is unique. Any other key may belong to a node that still has both families.
         (None, _) if listing.entries.iter().any(|entry| entry.key.v4.is_some()) => {
             compares.push(store.unchanged_since(listing.revision));
         }

@@ -1,7 +1,7 @@
-//! Leases that a server takes, extends and gives back for hosts which do not reach etcd themselves.
+//! Leases that a lease server takes, renews and gives back for hosts that cannot reach etcd themselves.
 //!
-//! Nothing is remembered between two requests: what holds is in etcd, and every write compares it. So a host may ask any
-//! of several servers, and a server may be restarted at any time.
+//! The server keeps no state between two requests: the truth is in etcd, and every write compares it. So a host may use
+//! any of several servers, and a server may restart at any time.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,25 +14,25 @@ use super::{EtcdStore, Store, acquire, config, listing};
 use crate::cluster::lease::allocate::Avoid;
 use crate::cluster::lease::{Lease, LeaseAttrs, Released, StoreError, SubnetKey};
 
-/// Takes, extends and gives back leases for others.
+/// Takes, renews and gives back leases for other hosts.
 #[derive(Clone, Debug)]
 pub struct Broker {
     store: Arc<Store>,
 }
 
-/// A lease as it was just granted or extended.
+/// A lease as just granted or renewed.
 #[derive(Clone, Debug)]
 pub struct Granted {
     /// The lease.
     pub lease: Lease,
-    /// How long it lasts from now; `None` for a reservation.
+    /// Remaining time from now; `None` for a reservation.
     pub ttl: Option<Duration>,
     /// The store's revision of its last change.
     pub modified: u64,
 }
 
 impl EtcdStore {
-    /// Writes leases of others into the same network.
+    /// A handle that writes other hosts' leases into the same network.
     pub fn broker(&self) -> Broker {
         Broker {
             store: Arc::clone(&self.store),
@@ -41,15 +41,15 @@ impl EtcdStore {
 }
 
 impl Broker {
-    /// The text of the network config, which is well formed.
+    /// The text of the network config, checked to be well formed.
     pub async fn config(&self) -> Result<String, StoreError> {
         let (found, _) = config::read(&self.store).await?;
         config::parse(&self.store, found.as_ref())?;
         Ok(found.map(|config| config.text).unwrap_or_default())
     }
 
-    /// Takes a lease as [`crate::cluster::lease::LeaseStore::acquire`] does, for the owner in `attrs`. `restarted`: the host had
-    /// no lease yet since it started; `avoid`: what is on it.
+    /// Takes a lease like [`crate::cluster::lease::LeaseStore::acquire`], for the owner in `attrs`. `restarted`: the
+    /// host has had no lease since it started; `avoid`: what its subnet must not cover.
     pub async fn acquire(
         &self,
         attrs: &LeaseAttrs,
@@ -64,7 +64,8 @@ impl Broker {
             attrs,
             previous,
             restarted,
-            // Hosts behind a server are not asked, and may claim whatever they have read in the listing.
+            // Hosts behind a server do not answer challenges, and may claim anything that they have read in the
+            // listing.
             may_ask: false,
             has_own_address: false,
             avoid,
@@ -77,12 +78,12 @@ impl Broker {
         Ok(granted(&acquired.held, created))
     }
 
-    /// Extends a lease to its full duration and publishes `attrs` with it, if it is that host's: its owner and one of its
-    /// addresses, the present one or one of the `former` ones. `known` is what was published with it before somebody made
-    /// it unreadable.
+    /// Renews a lease to its full TTL and publishes `attrs` with it, if it belongs to that host: same owner ID and
+    /// either the present address or one of the `former` ones. `known` is what was last published, for a value that has
+    /// since become unreadable.
     ///
     /// # Errors
-    /// [`StoreError::NoLease`] if there is no such lease, or it is somebody else's.
+    /// [`StoreError::NoLease`] if there is no such lease, or if it belongs to another node.
     pub async fn renew(
         &self,
         key: &SubnetKey,
@@ -125,9 +126,9 @@ impl Broker {
         self.extend(held, listing::to_unsigned(entry.created)).await
     }
 
-    /// Brings the key in order and extends its etcd lease.
+    /// Corrects the key and renews its etcd lease.
     async fn extend(&self, mut held: Held, created: u64) -> Result<Granted, StoreError> {
-        /// A lease that ends between the two steps is made anew by the next round.
+        /// A lease that expires between the two steps is granted again in the next round.
         const ATTEMPTS: u32 = 3;
         for _ in 0..ATTEMPTS {
             match held.settle(&self.store).await? {
@@ -144,13 +145,13 @@ impl Broker {
         Err(StoreError::LostRaces { attempts: ATTEMPTS })
     }
 
-    /// Deletes a lease, if it is the host's that publishes `attrs`; a reservation stays.
+    /// Deletes a lease if it belongs to the host that publishes `attrs`; a reservation stays.
     pub async fn release(
         &self,
         key: &SubnetKey,
         attrs: &LeaseAttrs,
     ) -> Result<Released, StoreError> {
-        // What cannot be read is nobody's, and for a server of many hosts that is not reason enough.
+        // An unreadable value has no known owner. One host alone may replace it, but a server of many hosts may not.
         let found = find(&self.store, key).await?.and_then(|entry| entry.attrs);
         if claim(attrs, found.as_ref()) != Claim::Ours {
             return Ok(Released::Nothing);
@@ -166,7 +167,7 @@ impl Broker {
         held.release(&self.store).await
     }
 
-    /// One lease and how long it lasts; `None` if there is none, or its value cannot be read.
+    /// One lease and its remaining time; `None` if it does not exist or its value cannot be parsed.
     pub async fn find(&self, key: &SubnetKey) -> Result<Option<Granted>, StoreError> {
         let Some(entry) = find(&self.store, key).await? else {
             return Ok(None);
@@ -185,7 +186,7 @@ impl Broker {
 }
 
 impl Broker {
-    /// The reservations: subnets whose lease has no time limit.
+    /// The reservations: leases without a TTL.
     pub async fn reservations(&self) -> Result<Vec<Lease>, StoreError> {
         let store = &self.store;
         let listing = listing::list(&store.servers, &store.keys, &store.reports).await?;
@@ -196,8 +197,7 @@ impl Broker {
             .collect())
     }
 
-    /// The names of the networks below the prefix: those that have a network config, in order. At most `most` are looked
-    /// for.
+    /// The names of the networks below the key prefix, that is, those with a network config, in order; at most `most`.
     pub async fn networks(&self, most: usize) -> Result<Vec<String>, StoreError> {
         let servers = &self.store.servers;
         let config = &self.store.keys.config;
@@ -205,7 +205,7 @@ impl Broker {
         let end = after(folder);
         let mut start = folder.as_bytes().to_vec();
         let mut names = Vec::new();
-        // From each key to the first one that is not below the same element: as many requests as there are elements.
+        // Skip from each key to the first one outside its path element: one request per element.
         for _ in 0..most {
             let options = GetOptions::new()
                 .with_range(end.as_str())
@@ -236,7 +236,7 @@ impl Broker {
     }
 }
 
-/// The first key that does not begin with `folder`, which ends with a slash: the byte after it is '0'.
+/// The first key that does not begin with `folder`, which ends with a slash: '0' is the byte after '/'.
 fn after(folder: &str) -> String {
     let cut = folder.strip_suffix('/').unwrap_or(folder);
     format!("{cut}0")

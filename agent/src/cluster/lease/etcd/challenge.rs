@@ -1,17 +1,17 @@
-//! Asking whether the owner of a lease is alive.
+//! Challenges: asking whether the owner of a lease is alive.
 //!
-//! A lease says who took it, and not whether that node is there still, or whether it is this very one before its address
-//! changed. So whoever has a doubt asks. The question is a key of a few seconds beside the leases, where a real flannel
-//! does not look:
+//! A lease names the node that took it. It does not say whether that node still runs, or whether it is this very node
+//! before its address changed. So a node in doubt asks. The question is a key that lives for seconds, in a place beside
+//! the leases that a real flannel ignores:
 //!
 //! | key | written by | value |
 //! |---|---|---|
 //! | `PREFIX/.challenges/OWNER/NUMBER` | the node that asks | its public IP |
-//! | `PREFIX/.challenges/OWNER/NUMBER/alive` | an agent that holds a lease as OWNER | its public IP; nothing while it writes its lease |
+//! | `PREFIX/.challenges/OWNER/NUMBER/alive` | an agent that holds a lease as OWNER | its public IP; empty while it writes its lease |
 //!
-//! Every agent watches the questions to its own owner id, on the stream that it has anyway. Both keys hang on one etcd lease
-//! of the asking node and end with it, whatever happens. Who is asked while its agent is stopped, or cut off from etcd,
-//! cannot answer and counts as gone.
+//! Every agent watches the questions to its own owner ID on the watch stream that it has anyway. Both keys are attached
+//! to one etcd lease of the asking node and expire with it, whatever happens. A node whose agent is stopped, or cut off
+//! from etcd, cannot answer and counts as gone.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -28,34 +28,34 @@ use super::{Store, grants};
 use crate::cluster::lease::StoreError;
 use crate::cluster::lease::store::DEADLINE;
 
-/// How long a question waits for its answer where etcd is quick. An agent answers within milliseconds.
+/// How long to wait for an answer if etcd is fast. An agent answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The longest that it waits, where etcd is slow.
+/// The longest wait, if etcd is slow.
 const LONGEST: Duration = Duration::from_secs(12);
 
-/// Between two looks for the answer.
+/// The interval between two reads of the answer.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How long the keys last if nobody takes them away, in seconds.
+/// The TTL of the keys in seconds, should nobody delete them.
 const TTL: i64 = 30;
 
-/// The last element of an answer's key.
+/// The last path element of an answer's key.
 const ALIVE: &str = "/alive";
 
-/// Whether an owner answers.
+/// Whether an owner is alive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// From this address, in the answer's own words.
+    /// It answered from this address, as the answer says.
     Alive(String),
     /// Nobody answered in time.
     Silent,
-    /// It cannot be asked; why.
+    /// It cannot be asked, with the reason.
     Unknown(String),
 }
 
-/// The keys of the questions that this process has put, which it does not answer itself: it may hold a lease, and ask
-/// whether that is still its own.
+/// The keys of this process's own open questions. It does not answer them: it may hold a lease and ask whether that
+/// lease is still its own.
 #[derive(Debug, Default)]
 pub(super) struct Asked(Mutex<Vec<String>>);
 
@@ -65,7 +65,7 @@ impl Asked {
     }
 }
 
-/// A question of this process's for as long as it is put, whether or not anybody waits for the answer.
+/// Registers a question of this process until dropped, even if the caller stops waiting for the answer.
 struct Asking<'a> {
     asked: &'a Asked,
     question: String,
@@ -85,18 +85,18 @@ impl Drop for Asking<'_> {
     }
 }
 
-/// Whether an owner id can be part of a key: those that Selvage makes or lets an administrator choose.
+/// Whether an owner ID can be part of a key. All that Selvage generates or accepts from an administrator can.
 fn is_askable(owner: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     (1..=64).contains(&owner.len()) && owner.bytes().all(allowed)
 }
 
-/// The start of all questions to an owner.
+/// The key prefix of all questions to an owner.
 pub(super) fn questions(store: &Store, owner: &str) -> Option<String> {
     is_askable(owner).then(|| format!("{}{owner}/", store.keys.challenges))
 }
 
-/// Asks an owner whether it is alive. `asker` is said to it.
+/// Asks an owner whether it is alive. `asker` becomes the question's value.
 pub(super) async fn ask(store: &Store, owner: &str, asker: &str) -> Result<Answer, StoreError> {
     let Some(folder) = questions(store, owner) else {
         return Ok(Answer::Unknown(
@@ -107,7 +107,7 @@ pub(super) async fn ask(store: &Store, owner: &str, asker: &str) -> Result<Answe
     let question = format!("{folder}{id:x}");
     let _asking = Asking::new(&store.asked, question.clone());
     let answer = ask_as(store, &question, id, asker).await;
-    // Takes the keys away as well. If that fails, they end by themselves.
+    // Revoking the etcd lease deletes both keys. If it fails, they expire.
     let revoked = store
         .servers
         .call(|mut client| async move { client.lease_revoke(id).await });
@@ -136,7 +136,7 @@ async fn ask_as(store: &Store, question: &str, id: i64, asker: &str) -> Result<A
         })
         .await;
     match granted {
-        // The second: an earlier request, whose reply was lost.
+        // The second case: an earlier request was committed but its reply lost.
         Ok(_)
         | Err(StoreError::Refused {
             code: code::FAILED_PRECONDITION,
@@ -153,7 +153,7 @@ async fn ask_as(store: &Store, question: &str, id: i64, asker: &str) -> Result<A
             async move { client.put(key, asker, Some(options)).await }
         })
         .await?;
-    // What is slow for us is slow for the other, which has to read and to write.
+    // If etcd is slow for us, it is slow for the other node, which has to read and write as well.
     let patience = (PATIENCE + 4 * begun.elapsed()).min(LONGEST);
     let deadline = Instant::now() + patience;
     loop {
@@ -169,8 +169,9 @@ async fn ask_as(store: &Store, question: &str, id: i64, asker: &str) -> Result<A
     }
 }
 
-/// The questions that are open.
+/// The questions that are open already.
 pub(super) async fn earlier(store: &Store, questions: &str) -> Vec<KeyValue> {
+    // Bounded, since other nodes decide how many keys there are.
     let options = GetOptions::new().with_prefix().with_limit(16);
     match get(&store.servers, questions.as_bytes(), options).await {
         Ok(mut found) => found.take_kvs(),
@@ -181,14 +182,14 @@ pub(super) async fn earlier(store: &Store, questions: &str) -> Vec<KeyValue> {
     }
 }
 
-/// Answers a question, if this node holds a lease.
+/// Answers a question if this node holds a lease.
 pub(super) async fn answer(store: &Store, question: &KeyValue) {
     let key = String::from_utf8_lossy(question.key()).into_owned();
     let is_own = store.asked.change(|asked| asked.contains(&key));
     if is_own || key.ends_with(ALIVE) {
         return;
     }
-    // While it is being written, it is held.
+    // A locked lease is being written, so it is held.
     let own = match store.held.try_lock() {
         Ok(held) => match held.as_ref() {
             Some(held) => held.wanted.public_address().to_string(),
@@ -202,7 +203,7 @@ pub(super) async fn answer(store: &Store, question: &KeyValue) {
         "another node asks whether this one is alive: it has this node's machine ID or address"
     );
     let lease = question.lease();
-    // Without the question nobody would take the answer away.
+    // The answer shares the question's etcd lease: without the question, nothing would delete it.
     let txn = Txn::new()
         .when([Compare::version(key.as_str(), CompareOp::Greater, 0)])
         .and_then([TxnOp::put(

@@ -1,4 +1,4 @@
-//! The network config in the store: read, written, and followed.
+//! The network config in the store: read, write and watch it.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -28,7 +28,7 @@ impl StoredConfig {
     }
 }
 
-/// What must be so for the network config to be written.
+/// The stored state under which the network config may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// There is none yet.
@@ -37,15 +37,16 @@ pub enum Expected {
     Revision(i64),
 }
 
-/// Which state of the config the agent knows, so that it is told of others only.
+/// The state of the config that the agent knows, so that only other states are reported.
 #[derive(Debug, Default)]
 pub(super) struct Known(Mutex<Option<State>>);
 
-/// `None` if there is no config. Another history may have another text at the same revision.
+/// `None` if there is no config. Revisions alone do not suffice: after a restored backup, the same revision may have
+/// another text.
 type State = Option<StoredConfig>;
 
 impl Known {
-    /// Notes a state. Whether another one was known before.
+    /// Records a state. Returns whether another one was known before.
     pub(super) fn note(&self, config: Option<&StoredConfig>) -> bool {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = known.replace(config.cloned());
@@ -53,7 +54,7 @@ impl Known {
     }
 }
 
-/// Reads the network config without looking into it. Also the revision of the store.
+/// Reads the network config without parsing it, and the store's revision.
 pub(super) async fn read(store: &Store) -> Result<(Option<StoredConfig>, i64), StoreError> {
     let key = store.keys.config.as_bytes();
     let response = get(&store.servers, key, GetOptions::new()).await?;
@@ -61,7 +62,7 @@ pub(super) async fn read(store: &Store) -> Result<(Option<StoredConfig>, i64), S
     Ok((response.kvs().first().map(StoredConfig::new), revision))
 }
 
-/// Reads the text of a config that was found, or not.
+/// Parses a config that was found, or reports that there is none.
 pub(super) fn parse(
     store: &Store,
     config: Option<&StoredConfig>,
@@ -74,7 +75,7 @@ pub(super) fn parse(
     }
 }
 
-/// The event about a config that was found, or not; `None` if the agent knows that state, or never asked for any.
+/// The event about a config that was found or not; `None` if the agent knows that state, or has never read a config.
 pub(super) fn news(store: &Store, config: Option<&StoredConfig>) -> Option<StoreEvent> {
     store.config.note(config).then(|| {
         let parsed = parse(store, config);
@@ -82,7 +83,7 @@ pub(super) fn news(store: &Store, config: Option<&StoredConfig>) -> Option<Store
     })
 }
 
-/// Writes the network config, if what is there is as expected; [`StoreError::ConfigChanged`] if not.
+/// Writes the network config if the stored state is `expected`; else [`StoreError::ConfigChanged`].
 pub(super) async fn write(store: &Store, text: &str, expected: Expected) -> Result<(), StoreError> {
     let key = store.keys.config.as_str();
     let (seen, compare) = match expected {
@@ -122,7 +123,7 @@ mod tests {
             (None, true),
             (None, false),
             (config(2, "{}"), true),
-            // The same revision of another history.
+            // The same revision after a restored backup.
             (config(2, "[]"), true),
         ]
         .map(|(config, is_news)| (known.note(config.as_ref()), is_news))

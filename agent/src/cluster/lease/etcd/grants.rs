@@ -1,12 +1,12 @@
-//! Etcd leases that hang on no key yet, or no longer.
+//! Etcd leases that no key is attached to, yet or any more.
 //!
-//! An etcd lease whose id nobody knows lasts for its whole duration, a day as a rule. So the id is chosen here before the
-//! server is asked: a request whose reply was lost is simply repeated, and finds the lease there. What was asked for and not
-//! used, for whatever reason, is remembered as spare, used for the next key, or revoked when there is time for that.
+//! An etcd lease whose ID is lost lasts for its whole TTL, as a rule a day. So the ID is chosen here before the server
+//! is asked: if the reply is lost, the request is simply repeated and finds the lease. An etcd lease that was requested
+//! but not used, for whatever reason, is kept as a spare: it is used for the next key, or revoked when there is time.
 //!
-//! Nothing is revoked before the server has said that no key hangs on it: a write whose reply was lost may have been
-//! committed. And it may be under way yet. So what a write of unknown outcome used is not used again but revoked before the
-//! next key is chosen: from then on that write is either seen or fails.
+//! Nothing is revoked before the server has confirmed that no key is attached to it: a write whose reply was lost may
+//! have been committed, or may still be in flight. So an etcd lease used by a write of unknown outcome is not reused
+//! but revoked before the next key is chosen: from then on that write either is visible or fails.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -19,20 +19,20 @@ use super::servers::{Servers, code};
 use crate::base::retry::random_seed;
 use crate::cluster::lease::StoreError;
 
-/// The spare ones.
+/// The spare etcd leases.
 #[derive(Debug, Default)]
 pub(super) struct Spares(Mutex<Ids>);
 
-/// By id.
+/// Their IDs.
 #[derive(Debug, Default)]
 struct Ids {
-    /// Asked for, and used by no write.
+    /// Requested, and used by no write.
     unused: Vec<i64>,
-    /// Perhaps used by a write that is under way yet, or left by a key.
+    /// Possibly used by a write still in flight, or left over from a key.
     used: Vec<i64>,
 }
 
-/// An etcd lease for a key that is about to be written. Spare again when dropped, unless it was attached.
+/// An etcd lease for a key about to be written. Becomes a spare when dropped, unless attached.
 #[derive(Debug)]
 pub(super) struct Grant<'a> {
     spares: &'a Spares,
@@ -41,7 +41,7 @@ pub(super) struct Grant<'a> {
 }
 
 impl Spares {
-    /// An etcd lease for the next key; asks for nothing yet.
+    /// An etcd lease for the next key; sends no request yet.
     pub(super) fn grant(&self) -> Grant<'_> {
         Grant {
             spares: self,
@@ -50,15 +50,15 @@ impl Spares {
         }
     }
 
-    /// Remembers an etcd lease that no key needs any more.
+    /// Records an etcd lease that no key needs any more.
     pub(super) fn add(&self, id: i64) {
         self.ids(|ids| ids.used.push(id));
     }
 
-    /// Sees to it that no write of unknown outcome is committed from now on.
+    /// Makes sure that no write of unknown outcome is committed from now on.
     pub(super) async fn settle(&self, servers: &Servers) -> Result<(), StoreError> {
         while let Some(id) = self.ids(|ids| ids.used.pop()) {
-            // Spare still if this fails.
+            // Still a spare if this fails.
             let mut grant = self.taken(id);
             revoke_unused(servers, id).await?;
             grant.id = None;
@@ -66,12 +66,12 @@ impl Spares {
         Ok(())
     }
 
-    /// Gives the spare ones back to the server. What fails more than a few times is tried again the next time.
+    /// Revokes the spares. One that fails more than a few times is retried next time.
     pub(super) async fn revoke(&self, servers: &Servers) {
         const TRIES: u32 = 3;
         let Ids { unused, used } = self.ids(std::mem::take);
         for id in used.into_iter().chain(unused) {
-            // Spare still if the caller loses patience.
+            // Still a spare if the caller stops waiting.
             let mut grant = self.taken(id);
             for _ in 0..TRIES {
                 match revoke_unused(servers, id).await {
@@ -85,7 +85,7 @@ impl Spares {
         }
     }
 
-    /// One that is to be revoked.
+    /// One that is about to be revoked.
     fn taken(&self, id: i64) -> Grant<'_> {
         let ttl = Duration::ZERO;
         Grant {
@@ -101,9 +101,9 @@ impl Spares {
 }
 
 impl Grant<'_> {
-    /// The etcd lease, of the configured duration from now; one and the same however often this is called.
+    /// The etcd lease, with the configured TTL from now; the same one however often this is called.
     pub(super) async fn lease(&mut self, servers: &Servers) -> Result<EtcdLease, StoreError> {
-        /// A spare one may have expired, or turn out to be in use.
+        /// A spare may have expired, or turn out to be in use.
         const TRIES: u32 = 4;
         if let Some(lease) = self.lease {
             return Ok(lease);
@@ -117,11 +117,11 @@ impl Grant<'_> {
             }
             self.id = None;
         }
-        // The server says "exists already" of one random number after the other.
+        // The server claims that one random ID after another exists.
         Err(servers.silence())
     }
 
-    /// A key hangs on it now. The next one is another.
+    /// A key is attached to it. The next grant is another lease.
     pub(super) fn attached(&mut self) {
         (self.id, self.lease) = (None, None);
     }
@@ -139,12 +139,12 @@ impl Drop for Grant<'_> {
     }
 }
 
-/// Positive, as etcd's own ids are; 0 would let the server choose.
+/// A random ID, positive like etcd's own; 0 would let the server choose.
 pub(super) fn new_id() -> i64 {
     i64::try_from(random_seed() >> 1).unwrap_or(1).max(1)
 }
 
-/// Asks for an etcd lease of the configured duration under this id. `None` if a key hangs on the one that has it.
+/// Requests an etcd lease with the configured TTL under this ID. `None` if the ID is in use with a key attached.
 async fn grant(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreError> {
     let ttl = i64::try_from(servers.settings().lease_ttl.as_secs()).unwrap_or(i64::MAX);
     let options = LeaseGrantOptions::new().with_id(id);
@@ -162,7 +162,7 @@ async fn grant(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreErr
                 ttl: seconds(response.ttl()),
             }))
         }
-        // An earlier request of ours, whose reply was lost, or a spare one.
+        // The ID exists: an earlier request whose reply was lost, or a spare.
         Err(StoreError::Refused {
             code: code::FAILED_PRECONDITION,
             ..
@@ -176,7 +176,7 @@ async fn grant(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreErr
     }
 }
 
-/// The etcd lease with this id, if it exists and no key hangs on it.
+/// The etcd lease with this ID, if it exists and no key is attached.
 async fn unused(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreError> {
     let options = LeaseTimeToLiveOptions::new().with_keys();
     let found = servers
@@ -192,7 +192,7 @@ async fn unused(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreEr
     }))
 }
 
-/// Revokes an etcd lease, if no key hangs on it.
+/// Revokes an etcd lease if no key is attached.
 async fn revoke_unused(servers: &Servers, id: i64) -> Result<(), StoreError> {
     if unused(servers, id).await?.is_none() {
         return Ok(());
@@ -201,7 +201,7 @@ async fn revoke_unused(servers: &Servers, id: i64) -> Result<(), StoreError> {
         .call(|mut client| async move { client.lease_revoke(id).await })
         .await;
     match revoked {
-        // By an earlier request, whose reply was lost.
+        // Gone already: revoked by an earlier request whose reply was lost.
         Ok(_)
         | Err(StoreError::Refused {
             code: code::NOT_FOUND,

@@ -1,7 +1,7 @@
-//! The lease that this node holds: what is in etcd, what should be, and how to bring the two together.
+//! The lease that this node holds: its state in etcd, the wanted state, and how to reconcile them.
 //!
-//! Every write compares the key's modification revision with the one last seen, so that a key that changed hands is
-//! never overwritten.
+//! Every write compares the key's modification revision with the one last seen, so a key that now belongs to another
+//! node is never overwritten.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,11 +18,11 @@ use super::{Store, listing};
 use crate::base::retry::{Backoff, random_seed};
 use crate::cluster::lease::{LeaseAttrs, Released, StoreError, SubnetKey};
 
-/// An etcd lease: what makes a key expire.
+/// An etcd lease: makes its keys expire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct EtcdLease {
     pub(super) id: i64,
-    /// How long it was granted for.
+    /// The TTL it was granted with.
     pub(super) ttl: Duration,
 }
 
@@ -32,27 +32,27 @@ pub(super) struct Held {
     pub(super) key: SubnetKey,
     /// What should be published.
     pub(super) wanted: LeaseAttrs,
-    /// What was published last, as far as is known.
+    /// What was published last, as far as known.
     pub(super) published: LeaseAttrs,
-    /// What was sent without an answer: any of it may be in etcd by now, or may be yet.
+    /// What was sent without a reply: any of it may be in etcd already, or still get there.
     pub(super) unsure: Vec<LeaseAttrs>,
-    /// Modification revision of the key, as far as is known.
+    /// Modification revision of the key, as far as known.
     pub(super) modified: i64,
-    /// `None` for a reservation: it never expires, and stays so.
+    /// `None` for a reservation: it never expires, and stays a reservation.
     pub(super) etcd_lease: Option<EtcdLease>,
 }
 
-/// Whose a lease is. The surer come first.
+/// Whose a lease is, from the surest claim down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Claim {
-    /// This node's: its public IP, and its machine ID or none. None is what a real flannel on this node, or an
-    /// administrator's reservation, leaves.
+    /// This node's: same public IP, and the same owner ID or none. A real flannel on this node and an administrator's
+    /// reservation have none.
     Ours,
-    /// The same machine ID at another public IP: this machine before it got its present address, or a clone.
+    /// Same owner ID, other public IP: this machine before it got its present address, or a clone.
     SameMachine,
-    /// Another machine with the same public IP: this host before it was reinstalled; behind a NAT many have the same.
+    /// Same public IP, other owner ID: this host before it was reinstalled. Behind a NAT, also any other host.
     SameAddress,
-    /// Anybody else's, or unreadable.
+    /// Another node's, or unreadable.
     Other,
 }
 
@@ -75,34 +75,33 @@ pub(super) fn claim(own: &LeaseAttrs, found: Option<&LeaseAttrs>) -> Claim {
 /// What [`Held::settle`] found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Settled {
-    /// The key is ours and as it should be.
+    /// The key is ours and as wanted.
     Kept {
-        /// Whether the key had to be written for that.
+        /// Whether the key had to be rewritten.
         rewritten: bool,
     },
-    /// The key is gone or somebody else's.
+    /// The key is gone or belongs to another node.
     Lost {
-        /// In words.
+        /// A sentence for the log.
         reason: String,
     },
 }
 
-/// Between two tries to give a lease back. The service manager waits for it.
+/// Pauses between attempts to give a lease back; short, since the service manager waits for the agent to stop.
 const RELEASE_PAUSES: Backoff =
     match Backoff::new(Duration::from_millis(50), Duration::from_secs(1), 0.3, 0) {
         Ok(backoff) => backoff,
         Err(_) => panic!("constant out of range"),
     };
 
-/// How often a write is tried whose key somebody else keeps changing.
+/// How often to retry a write while another writer keeps changing the key.
 const ATTEMPTS: u32 = 5;
 
 impl Held {
-    /// Reads the key, and makes it as it should be if it still is ours. A value that nobody can read is nobody's, so it
-    /// is replaced.
+    /// Reads the key and, if it is still ours, corrects it. An unreadable value has no owner, so it is replaced.
     ///
-    /// The etcd lease, or the absence of one, is taken over from what is found, so that a key which an administrator
-    /// made a reservation stays one.
+    /// The etcd lease, or the lack of one, is adopted as found, so that a key that an administrator turned into a
+    /// reservation stays one.
     pub(super) async fn settle(&mut self, store: &Store) -> Result<Settled, StoreError> {
         for _ in 0..ATTEMPTS {
             let Some(found) = find(store, &self.key).await? else {
@@ -120,7 +119,7 @@ impl Held {
                 });
             }
             if self.modified != found.modified {
-                // Whatever is still under way compares with an older revision.
+                // Any write still in flight compares with an older revision and will fail.
                 self.unsure.clear();
             }
             self.modified = found.modified;
@@ -151,7 +150,7 @@ impl Held {
         Err(StoreError::LostRaces { attempts: ATTEMPTS })
     }
 
-    /// Writes the wanted attributes if nobody changed the key since it was last seen. Whether that was so.
+    /// Writes the wanted attributes if the key is unchanged since it was last seen. Returns whether it was.
     pub(super) async fn put(
         &mut self,
         store: &Store,
@@ -174,7 +173,7 @@ impl Held {
         Ok(true)
     }
 
-    /// Deletes the key, if it still is ours and not a reservation, and the etcd lease with it. Lost replies are made up for.
+    /// Deletes the key and its etcd lease, if the key is still ours and not a reservation. Retries after lost replies.
     pub(super) async fn release(self, store: &Store) -> Result<Released, StoreError> {
         let mut pauses = RELEASE_PAUSES.seeded(random_seed());
         let mut failure = StoreError::LostRaces { attempts: ATTEMPTS };
@@ -195,12 +194,12 @@ impl Held {
         Err(failure)
     }
 
-    /// `None` if somebody else changed the key meanwhile.
+    /// `None` if another writer changed the key meanwhile.
     async fn try_release(&self, store: &Store) -> Result<Option<Released>, StoreError> {
         let found = find(store, &self.key).await?;
         let ours = |found: &Entry| found.attrs.as_ref().is_none_or(|attrs| self.is_ours(attrs));
         let Some(found) = found.filter(ours) else {
-            // It may be the one whose reply was lost.
+            // Perhaps deleted by our own request whose reply was lost.
             self.spare(store);
             return Ok(Some(Released::Nothing));
         };
@@ -213,14 +212,14 @@ impl Held {
         Ok(deleted.then_some(Released::Lease(self.key)))
     }
 
-    /// The etcd lease is of no use to this node any more.
+    /// This node no longer needs the etcd lease.
     fn spare(&self, store: &Store) {
         if let Some(lease) = self.etcd_lease {
             store.spares.add(lease.id);
         }
     }
 
-    /// Whether the key still is ours. Attributes that this node itself replaced a moment ago count as its own.
+    /// Whether the key is still ours. Attributes that this node itself has just replaced count as its own.
     fn is_ours(&self, found: &LeaseAttrs) -> bool {
         claim(&self.wanted, Some(found)) == Claim::Ours
             || claim(&self.published, Some(found)) == Claim::Ours
@@ -235,7 +234,7 @@ pub(super) async fn find(store: &Store, key: &SubnetKey) -> Result<Option<Entry>
     Ok(kv.and_then(|kv| store.reports.entry(&store.keys, kv)))
 }
 
-/// Deletes a lease, if nobody changed it since it was last seen.
+/// Deletes a lease if it is unchanged since it was last seen.
 pub(super) async fn delete(
     store: &Store,
     key: &SubnetKey,
@@ -247,7 +246,7 @@ pub(super) async fn delete(
     Ok(write.commit(&store.servers).await?.is_some())
 }
 
-/// For how long an etcd lease was granted; `None` if it is gone.
+/// The TTL an etcd lease was granted with; `None` if it is gone.
 pub(super) async fn lifetime(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreError> {
     let response = servers
         .call(|mut client| async move { client.lease_time_to_live(id, None).await })
@@ -259,7 +258,7 @@ pub(super) async fn lifetime(servers: &Servers, id: i64) -> Result<Option<EtcdLe
     }))
 }
 
-/// How long an etcd lease lasts if nobody extends it; zero if it is gone.
+/// The remaining time of an etcd lease; zero if it is gone.
 pub(super) async fn remaining(servers: &Servers, id: i64) -> Result<Duration, StoreError> {
     let response = servers
         .call(|mut client| async move { client.lease_time_to_live(id, None).await })
@@ -267,14 +266,14 @@ pub(super) async fn remaining(servers: &Servers, id: i64) -> Result<Duration, St
     Ok(seconds(response.ttl()))
 }
 
-/// Extends an etcd lease to its full duration. Whether it still exists.
+/// Renews an etcd lease to its full TTL. Returns whether it still exists.
 pub(super) async fn keep_alive(servers: &Servers, lease: EtcdLease) -> Result<bool, StoreError> {
     let extended = servers
         .call(|mut client| async move {
             match client.lease_keep_alive(lease.id).await {
-                // The call waits for the first answer; nothing more is wanted of the stream.
+                // The call waits for the first reply; the stream is not needed any further.
                 Ok(_) => Ok(true),
-                // The library's word for an answer with a duration of 0.
+                // The client library's error for a reply with TTL 0: the lease is gone.
                 Err(Error::LeaseKeepAliveError(_)) => Ok(false),
                 Err(error) => Err(error),
             }
@@ -293,7 +292,7 @@ pub(super) fn seconds(ttl: i64) -> Duration {
     Duration::from_secs(listing::to_unsigned(ttl.max(0)))
 }
 
-/// Says, once per acquisition, that another machine publishes something of this one's.
+/// Warns, once per acquisition, that another machine publishes this one's owner ID or address.
 pub(super) fn warn_of_twin(entry: &Entry, claim: Claim, answers: &BTreeMap<String, Answer>) {
     let Some(attrs) = &entry.attrs else {
         return;

@@ -1,9 +1,9 @@
-//! Whether etcd still has the history that the watch rests on.
+//! Whether etcd still has the history that the watch is based on.
 //!
-//! A restored backup and a rebuilt cluster number their changes anew, and may have come further than before by the time
-//! that this node hears of them. Where they were given the old addresses and token they have the old cluster ID as well,
-//! which is made from these. So whenever a watch begins, all leases are listed, and what was known at the last revision
-//! must be part of what etcd has. That decides what is said of it; what is believed is the list in any case.
+//! A restored backup or a rebuilt cluster counts its revisions from elsewhere, and may be past the last one seen by the
+//! time this node reconnects. With the old addresses and token it even has the old cluster ID, which etcd derives from
+//! them. So whenever a watch starts, all leases are listed, and the state known at the last revision must be part of
+//! what etcd has. This check only decides what is reported; the agent follows the list in any case.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,12 +12,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use etcd_client::{KeyValue, ResponseHeader};
 use tokio::sync::Notify;
 
-/// A lease key as a change left it, in 24 bytes.
+/// A lease key as of its last change, in 24 bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeyDigest {
     key: u64,
     modified: i64,
-    /// Of what etcd counts about the key; the value hangs on that.
+    /// A hash of etcd's counters of the key; they identify the value.
     content: u64,
 }
 
@@ -37,27 +37,27 @@ impl KeyDigest {
     }
 }
 
-/// All lease keys at one revision, whether or not their names can be read.
+/// All lease keys at one revision, including those whose names cannot be parsed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ListedKeys {
     pub(super) cluster: u64,
     pub(super) revision: i64,
-    /// What the watch rested on when the list was asked for.
+    /// What the watch was based on when the list was requested.
     pub(super) asked: Mark,
     pub(super) digests: Vec<KeyDigest>,
 }
 
-/// What the watch rests on at a moment.
+/// What the watch is based on at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Mark {
-    /// 0 before anything was listed.
+    /// 0 before the first list.
     cluster: u64,
     revision: i64,
-    /// How often all was listed so far.
+    /// The number of full lists so far.
     lists: u64,
 }
 
-/// What the watch rests on: the cluster, the last revision seen, and the lease keys as of that.
+/// What the watch is based on: the cluster, the last revision seen, and the lease keys as of that revision.
 #[derive(Debug, Default)]
 pub(super) struct History {
     known: Mutex<Known>,
@@ -69,18 +69,18 @@ struct Known {
     mark: Mark,
     /// Hash of the key → [`KeyDigest::content`].
     keys: HashMap<u64, u64>,
-    /// Whether an answer did not fit since all was listed last.
+    /// Whether a reply since the last full list contradicted it.
     doubted: bool,
 }
 
 impl History {
-    /// What an answer to a request must fit that is sent now.
+    /// What the reply to a request sent now must match.
     pub(super) fn mark(&self) -> Mark {
         self.known().mark
     }
 
-    /// Notes who answered a request, and at which revision if the answer was the present state of the whole cluster:
-    /// other members may lag behind what this one has said.
+    /// Records which cluster replied to a request, and at which revision if the reply was linearizable: other members
+    /// may lag behind this one.
     pub(super) fn heard(
         &self,
         header: Option<&ResponseHeader>,
@@ -89,7 +89,7 @@ impl History {
     ) {
         let Some(header) = header else { return };
         let mut known = self.known();
-        // What was asked before the last list was compared with that.
+        // Requests sent before the last full list carry a mark that no longer applies.
         if asked.cluster == 0 || asked.lists != known.mark.lists {
             return;
         }
@@ -101,26 +101,27 @@ impl History {
         }
     }
 
-    /// Notes who answered a request that says nothing about the present state of the cluster.
+    /// Records which cluster replied to a request whose revision proves nothing.
     pub(super) fn heard_of(&self, header: Option<&ResponseHeader>) {
         self.heard(header, self.mark(), None);
     }
 
-    /// Returns when an answer did not fit what the watch rests on. Cancel-safe.
+    /// Returns when a reply contradicts what the watch is based on. Cancel-safe.
     pub(super) async fn doubted(&self) {
         while !self.known().doubted {
             self.doubt.notified().await;
         }
     }
 
-    /// Whether a message of the watch comes from where it began. `first` is the revision of its first event.
+    /// Whether a watch message comes from the history in which the watch started. `first` is the revision of its first
+    /// event.
     pub(super) fn fits(&self, header: Option<&ResponseHeader>, first: Option<i64>) -> bool {
         let known = self.known();
         header.is_none_or(|header| header.cluster_id() == known.mark.cluster)
             && first.is_none_or(|first| first > known.mark.revision)
     }
 
-    /// Takes in a change that the watch brought. `gone`: the key was deleted.
+    /// Applies a change from the watch. `gone`: the key was deleted.
     pub(super) fn follow(&self, kv: &KeyValue, gone: bool) {
         let digest = KeyDigest::new(kv);
         let mut known = self.known();
@@ -130,13 +131,13 @@ impl History {
         };
     }
 
-    /// The watch has brought everything up to this revision.
+    /// The watch has delivered everything up to this revision.
     pub(super) fn reach(&self, revision: i64) {
         let mut known = self.known();
         known.mark.revision = known.mark.revision.max(revision);
     }
 
-    /// From now on the watch rests on this list.
+    /// From now on the watch is based on this list.
     pub(super) fn rest_on(&self, listed: &ListedKeys) {
         let mut known = self.known();
         let digests = listed.digests.iter();
@@ -151,7 +152,7 @@ impl History {
         };
     }
 
-    /// What in a list cannot follow from what was known; `None` if all can, as far as the list shows.
+    /// What in a list cannot follow from the known state; `None` if everything can, as far as the list shows.
     pub(super) fn contradiction(&self, listed: &ListedKeys) -> Option<String> {
         let known = self.known();
         let (mark, asked) = (known.mark, listed.asked);
@@ -170,7 +171,7 @@ impl History {
                 listed.revision, asked.revision
             ));
         }
-        // The watch went on while the list was made.
+        // The watch advanced while the list was read.
         if listed.revision < mark.revision {
             return None;
         }
@@ -185,7 +186,7 @@ impl History {
         ))
     }
 
-    /// How many lease keys there were at the last revision seen, if a list that was made later can be compared with it.
+    /// The number of lease keys at the last revision seen, with that revision, if it can be compared with a later list.
     pub(super) fn count(&self, listed: &ListedKeys) -> Option<(i64, usize)> {
         let known = self.known();
         let comparable = known.mark.cluster != 0 && listed.revision >= known.mark.revision;
@@ -208,7 +209,7 @@ fn hash(what: &(impl Hash + ?Sized)) -> u64 {
 mod tests {
     use super::*;
 
-    /// A list of a cluster at a revision, with keys by number and the revisions of their last changes.
+    /// A list of a cluster at a revision; keys by number, each with the revision of its last change.
     fn list_of(cluster: u64, revision: i64, keys: &[(u64, i64)], asked: Mark) -> ListedKeys {
         let digest = |&(key, modified): &(u64, i64)| KeyDigest {
             key,
@@ -232,7 +233,7 @@ mod tests {
         let asked = history.mark();
         for (cluster, revision, keys, other) in [
             (7, 10, &[(1, 3), (2, 9)][..], false),
-            // Changed, deleted and made since.
+            // Changed, deleted and created since.
             (7, 40, &[(2, 11), (3, 40)][..], false),
             (8, 10, &[(1, 3), (2, 9)][..], true),
             (7, 9, &[(1, 3), (2, 9)][..], true),

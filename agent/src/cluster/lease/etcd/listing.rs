@@ -1,4 +1,4 @@
-//! Reading all leases, page by page, and what to do with keys that cannot be read.
+//! Listing all leases page by page, and reporting keys that cannot be parsed.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -13,11 +13,11 @@ use super::settings::Keys;
 use crate::base::go_json::shorten;
 use crate::cluster::lease::{Lease, LeaseAttrs, StoreError, SubnetKey};
 
-/// The longest message that is taken from a server, in bytes. The library's 4 MiB hold some 12,000 leases, and a watch
-/// that catches up may bring more than that at once.
+/// The longest message accepted from a server, in bytes. The client library's default of 4 MiB holds some 12,000
+/// leases, and a watch that catches up may deliver more than that at once.
 pub(super) const LONGEST_MESSAGE: usize = 64 * 1024 * 1024;
 
-/// How many keys to ask for at once.
+/// Keys per page.
 const PAGE: i64 = 5000;
 
 /// All leases at one revision of the store.
@@ -25,7 +25,7 @@ const PAGE: i64 = 5000;
 pub(super) struct Listing {
     pub(super) revision: i64,
     pub(super) entries: Vec<Entry>,
-    /// All keys, also those that name no subnet.
+    /// All keys, including those that name no subnet.
     pub(super) listed: ListedKeys,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Listing {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) key: SubnetKey,
-    /// `None` if the value cannot be read; the subnet is taken all the same.
+    /// `None` if the value cannot be parsed; the subnet is taken all the same.
     pub(super) attrs: Option<LeaseAttrs>,
     pub(super) created: i64,
     pub(super) modified: i64,
@@ -98,8 +98,8 @@ pub(super) async fn list(
     list_by(servers, keys, reports, page).await
 }
 
-/// Whether an out-of-range error is about a revision that is gone, in etcd's words
-/// (`mvcc: required revision has been compacted`), and not about the length of a message.
+/// Whether an out-of-range error is about a compacted revision (etcd: `mvcc: required revision has been compacted`),
+/// not about the length of a message.
 pub(super) fn is_compaction(reason: &str) -> bool {
     reason.contains("compacted")
 }
@@ -165,25 +165,25 @@ pub(super) async fn get(
         })
         .await?;
     let header = response.header();
-    // Reads are linearizable: none may be older than what any member has said before.
+    // Reads are linearizable: a reply is never older than what any member has returned before.
     let revision = header.map(|header| header.revision());
     servers.history.heard(header, asked, revision);
     Ok(response)
 }
 
-/// Which unreadable keys were reported already, so that each is once, and again only when its content changes.
+/// Which unreadable keys were reported, so that each is reported once, and again only when its content changes.
 #[derive(Debug, Default)]
 pub(super) struct Reports {
     /// Hash of the key → hash of the value that was reported.
     seen: Mutex<HashMap<u64, u64>>,
 }
 
-/// More unreadable keys than this are no accident; forgetting them costs at most repeated messages.
+/// More unreadable keys than this are no accident; forgetting them only costs repeated messages.
 const MOST_REPORTS: usize = 10_000;
 
 impl Reports {
-    /// Reads one key and value. `None` if the key does not name a subnet; then, or if the value is unreadable, a warning
-    /// is logged, once.
+    /// Parses one key and value. `None` if the key names no subnet. Logs a warning once per key that cannot be parsed,
+    /// or whose value cannot.
     pub(super) fn entry(&self, keys: &Keys, kv: &KeyValue) -> Option<Entry> {
         let key = keys
             .subnet(kv.key())?
@@ -216,7 +216,7 @@ impl Reports {
         }
     }
 
-    /// How many keys were reported so far, if this content of this key was not.
+    /// The number of keys reported so far, if this content of this key was not among them.
     fn first_time(&self, key: &[u8], value: &[u8]) -> Option<usize> {
         let hash = |bytes: &[u8]| {
             let mut hasher = DefaultHasher::new();

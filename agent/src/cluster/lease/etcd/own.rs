@@ -1,4 +1,4 @@
-//! How the own lease is extended and restored: what etcd offers the [keeper](crate::cluster::lease::store::keeper).
+//! How the own lease is renewed and restored: etcd's side of the [keeper](crate::cluster::lease::store::keeper).
 
 use std::sync::Arc;
 
@@ -20,7 +20,8 @@ pub(super) struct Own {
 }
 
 impl Own {
-    /// The lease that the store has just taken up, and how long it lasts. `aged`: it is an older one.
+    /// Starts with the lease that the store has just adopted, and its remaining time. `aged`: part of its TTL has
+    /// already passed.
     pub(super) fn begin(
         store: Arc<Store>,
         etcd_lease: Option<EtcdLease>,
@@ -63,7 +64,7 @@ impl OwnLease for Own {
                 drop(guard);
                 let lasts = match etcd_lease {
                     None => Lasts::Forever,
-                    // Somebody attached another one, of which an unknown part has passed.
+                    // Another writer attached another etcd lease, part of whose TTL has passed.
                     Some(_) if etcd_lease != before => Lasts::Unknown,
                     Some(lease) if renew => Lasts::FromNow(lease.ttl),
                     Some(_) => Lasts::AsBefore,
@@ -86,6 +87,7 @@ impl OwnLease for Own {
                 *guard = None;
                 drop(guard);
                 state.lost(&own);
+                // Whatever ended this lease may have ended those of all nodes; they must not take them again in step.
                 let nodes = state.hold_down().population();
                 sleep(spread(nodes, LIST, &mut self.seed)).await;
                 Ok(Outcome::Lost { reason })
@@ -94,7 +96,7 @@ impl OwnLease for Own {
     }
 }
 
-/// Extends the lease if that is due; if it is gone, or its key was touched, sees to the key.
+/// Renews the lease if due; if it is gone or its key was touched, checks and corrects the key.
 async fn extend(
     store: &Store,
     held: &mut Held,

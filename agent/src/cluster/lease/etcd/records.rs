@@ -1,5 +1,5 @@
-//! Leases and reservations as an administrator sees and changes them. Every write compares what was seen, as all others
-//! do.
+//! Leases and reservations as an administrator sees and changes them. Like all others, these writes compare what was
+//! last seen.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::cluster::lease::{LeaseAttrs, StoreError, SubnetKey};
 /// All lease keys at one moment.
 #[derive(Debug)]
 pub struct Records {
-    /// In the order of their keys' names.
+    /// Ordered by key name.
     pub records: Vec<Record>,
     revision: i64,
 }
@@ -25,7 +25,7 @@ pub struct Records {
 pub struct Record {
     /// The leased subnets.
     pub key: SubnetKey,
-    /// What is published with it; `None` if that cannot be read.
+    /// What its node published; `None` if it cannot be parsed.
     pub attrs: Option<LeaseAttrs>,
     modified: i64,
     etcd_lease: Option<i64>,
@@ -43,12 +43,12 @@ impl From<Entry> for Record {
 }
 
 impl Record {
-    /// Whether the subnet is reserved: the key has no time limit.
+    /// Whether the subnet is reserved: its key has no etcd lease and never expires.
     pub fn is_reservation(&self) -> bool {
         self.etcd_lease.is_none()
     }
 
-    /// Whether a node published itself there, and not only an administrator wrote the address of one.
+    /// Whether a node published itself there, rather than an administrator just writing a node's address.
     pub fn is_in_use(&self) -> bool {
         let used = |attrs: &LeaseAttrs| attrs.owner.is_some() || !attrs.backend_type.is_empty();
         self.attrs.as_ref().is_some_and(used)
@@ -66,12 +66,12 @@ impl EtcdStore {
         })
     }
 
-    /// How long each of these lasts, if nobody extends it: zero if it just ended, `None` for a reservation.
+    /// The remaining time of each lease: zero if it has just expired, `None` for a reservation.
     pub async fn time_left(
         &mut self,
         records: &[Record],
     ) -> Result<Vec<Option<Duration>>, StoreError> {
-        /// Requests under way at a time: enough to hide the way there and back.
+        /// Concurrent requests: enough to hide the round-trip time.
         const AT_ONCE: usize = 64;
         let servers = &self.store.servers;
         let ids: Vec<_> = records.iter().map(|record| record.etcd_lease).collect();
@@ -85,7 +85,8 @@ impl EtcdStore {
         answers.into_iter().collect()
     }
 
-    /// Reserves a subnet that no key in `seen` covers. Whether it could be: not if any lease was created since.
+    /// Reserves a subnet that overlaps no key in `seen`. Returns whether it was reserved: not if any lease was created
+    /// since.
     pub async fn create_reservation(
         &mut self,
         key: &SubnetKey,
@@ -99,7 +100,8 @@ impl EtcdStore {
         Ok(write.commit(&store.servers).await?.is_some())
     }
 
-    /// Takes the time limit from a lease; its value stays as it is. Whether it was unchanged since it was read.
+    /// Turns a lease into a reservation by detaching its etcd lease; the value stays. Returns whether the key was
+    /// unchanged since it was read.
     pub async fn make_reservation(&mut self, record: &Record) -> Result<bool, StoreError> {
         let store = &self.store;
         let attached = store.attach(record, 0).await?;
@@ -110,8 +112,8 @@ impl EtcdStore {
         Ok(attached)
     }
 
-    /// Makes a reservation a lease of the configured duration, which whoever uses it takes up and extends. Whether it was
-    /// unchanged since it was read.
+    /// Turns a reservation into a lease with the configured TTL; the node that uses it adopts and renews it. Returns
+    /// whether the key was unchanged since it was read.
     pub async fn make_lease(&mut self, record: &Record) -> Result<bool, StoreError> {
         let store = &self.store;
         let mut grant = store.spares.grant();
@@ -125,7 +127,7 @@ impl EtcdStore {
         attached
     }
 
-    /// Deletes a key, and the etcd lease that it hangs on. Whether it was unchanged since it was read.
+    /// Deletes a key and its etcd lease. Returns whether the key was unchanged since it was read.
     pub async fn delete(&mut self, record: &Record) -> Result<bool, StoreError> {
         let store = &self.store;
         let deleted = held::delete(store, &record.key, record.modified).await?;
@@ -138,7 +140,7 @@ impl EtcdStore {
 }
 
 impl Store {
-    /// Writes a key's own value again, with another etcd lease or, with 0, none.
+    /// Rewrites a key's own value with another etcd lease, or with none if that is 0.
     async fn attach(&self, record: &Record, etcd_lease: i64) -> Result<bool, StoreError> {
         let key = self.key(&record.key);
         let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, record.modified);

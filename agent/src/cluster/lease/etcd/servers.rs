@@ -1,7 +1,7 @@
 //! The servers of the cluster: one client each, and a preference for the one that worked last.
 //!
-//! The client library could hold all servers in one client, but its balancer keeps choosing dead ones. So each server
-//! has a client of its own; requests go to the current server, and one that does not answer hands over to the next.
+//! The client library can hold all servers in one client, but its balancer keeps choosing dead ones. So each server has
+//! its own client; requests go to the current server, and if it does not answer, to the next.
 
 use std::future::Future;
 use std::io;
@@ -27,10 +27,10 @@ pub(super) mod code {
     pub(in super::super) const NOT_FOUND: i32 = 5;
     /// The user may not read or write a key.
     pub(in super::super) const PERMISSION_DENIED: i32 = 7;
-    /// Among others: there is an etcd lease with that id already.
+    /// Among others: an etcd lease with that ID exists already.
     pub(in super::super) const FAILED_PRECONDITION: i32 = 9;
-    /// Codes that say something about one server or the way to it: cancelled, unknown (broken transport), deadline
-    /// exceeded, internal (broken HTTP/2), unavailable (no connection, no leader), data loss (corrupt member).
+    /// Codes about one server or the path to it: cancelled, unknown (broken transport), deadline exceeded, internal
+    /// (broken HTTP/2), unavailable (no connection, no leader), data loss (corrupt member).
     pub(super) const OF_ONE_SERVER: [i32; 6] = [1, 2, 4, 13, 14, 15];
 }
 
@@ -40,21 +40,21 @@ pub(super) struct Servers {
     settings: Etcd,
     endpoints: Endpoints,
     state: Mutex<State>,
-    /// Counts how often all connections were given up.
+    /// How often all connections were dropped.
     reconnections: watch::Sender<u64>,
-    /// What the watch rests on, which the answers to all requests must fit.
+    /// The history that the watch is based on and that every reply must match.
     pub(super) history: History,
 }
 
 struct State {
-    /// How to log in. Beside that, the settings are those that the store began with.
+    /// The login settings. All others stay as they were when the store was created.
     access: Etcd,
     clients: Vec<Option<Client>>,
 }
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Clients hold the password.
+        // The clients contain the password.
         f.debug_struct("State").finish_non_exhaustive()
     }
 }
@@ -80,7 +80,7 @@ impl Servers {
         }
     }
 
-    /// Logs in as these settings say from the next connection on, and makes new connections for the next requests.
+    /// Uses these login settings from the next connection on, and opens new connections for the next requests.
     pub(super) fn set_access(&self, new: &Etcd) -> Result<(), SettingsError> {
         let access = Etcd {
             endpoints: self.settings.endpoints.clone(),
@@ -95,26 +95,26 @@ impl Servers {
         Ok(())
     }
 
-    /// Makes new connections for the next requests, and ends the streams of those that there are, and the waiting for
-    /// answers over them.
+    /// Opens new connections for the next requests; ends the streams on the present ones and stops waiting for replies
+    /// over them.
     pub(super) fn reconnect(&self) {
         self.state().clients.fill(None);
         self.reconnections.send_modify(|count| *count += 1);
     }
 
-    /// Tells, to whoever asked before it connected, that the connection was given up.
+    /// Signals that connections were dropped. Subscribe before connecting.
     pub(super) fn reconnections(&self) -> watch::Receiver<u64> {
         self.reconnections.subscribe()
     }
 
-    /// Whether there is a user to log in as.
+    /// Whether a user is configured.
     pub(super) fn has_user(&self) -> bool {
         self.state().access.username.is_some()
     }
 
     /// Sends a request to the current server and, as long as servers do not answer, to each of the others once.
     ///
-    /// The request may reach several servers, so it must be one that may be repeated.
+    /// Several servers may get the request, so it must be idempotent.
     pub(super) async fn call<T, F, Fut>(&self, request: F) -> Result<T, StoreError>
     where
         F: FnMut(Client) -> Fut,
@@ -123,8 +123,8 @@ impl Servers {
         self.send(request, true).await
     }
 
-    /// The same for a request that must not be repeated: it goes to another server only if it cannot have reached one
-    /// before. After [`StoreError::Unreachable`] its outcome is unknown.
+    /// The same for a request that must not be repeated: it goes to another server only if it cannot have reached the
+    /// one before. After [`StoreError::Unreachable`] its outcome is unknown.
     pub(super) async fn call_once<T, F, Fut>(&self, request: F) -> Result<T, StoreError>
     where
         F: FnMut(Client) -> Fut,
@@ -150,7 +150,7 @@ impl Servers {
                 && !failure.silent
                 && (may_repeat || failure.unsent)
             {
-                // The connection may be one to a former life of the server. A new one shows how it is now.
+                // The server may have restarted since this connection was made. A new one shows its present state.
                 self.forget(index);
                 failure = match self.ask(index, None, &mut request).await {
                     Ok(answer) => return Ok(answer),
@@ -166,7 +166,7 @@ impl Servers {
             }
             attempts.push(self.give_up(index, &failure));
             if !may_repeat && !failure.unsent {
-                // The connection may be one to a former life of the server.
+                // The server may have restarted since this connection was made.
                 self.forget(index);
                 break;
             }
@@ -216,13 +216,13 @@ impl Servers {
         }
     }
 
-    /// Says that a stream broke: the next server becomes the current one.
+    /// Reports a broken stream: the next server becomes the current one.
     pub(super) fn broken(&self, connection: &Connection, error: Option<&Error>) -> StoreError {
         let failure = error.map_or_else(Failure::silence, Failure::of);
         self.unreachable(connection.index, &failure)
     }
 
-    /// The error that no server answered in time, the current one included.
+    /// The error for no answer in time from any server.
     pub(super) fn silence(&self) -> StoreError {
         self.endpoints.silence()
     }
@@ -245,11 +245,11 @@ impl Servers {
         (index, self.state().clients.get(index).cloned().flatten())
     }
 
-    /// Makes a client. Without a user this does not connect yet: the first request does.
+    /// Creates a client. Without a user this does not connect yet; the first request does.
     async fn connect(&self, index: usize) -> Result<Client, Failure> {
         let endpoint = self.endpoints.get(index).ok_or_else(Failure::silence)?;
         let options = self.state().access.connect_options(endpoint);
-        // What can be wrong here are the certificates' files.
+        // The only thing that can fail here is reading the certificate files.
         let options = options.map_err(|error| Failure {
             fault: Fault::Tls,
             ..Failure::text(chain(&error))
@@ -263,7 +263,7 @@ impl Servers {
         Ok(client)
     }
 
-    /// Moves on to the next server. A connection that fell silent may be half open, so it is not used again.
+    /// Moves on to the next server. A silent connection may be half open, so it is not reused.
     fn give_up(&self, index: usize, failure: &Failure) -> Attempt {
         if failure.silent {
             self.forget(index);
@@ -271,7 +271,7 @@ impl Servers {
         self.endpoints.give_up(index, &failure.cause, failure.fault)
     }
 
-    /// Makes the next request to a server use a new connection.
+    /// Makes the next request to this server open a new connection.
     fn forget(&self, index: usize) {
         if let Some(slot) = self.state().clients.get_mut(index) {
             *slot = None;
@@ -284,10 +284,10 @@ impl Servers {
     }
 }
 
-/// Why a request got no useful answer.
+/// Why a request got no usable answer.
 struct Failure {
     cause: String,
-    /// What is to be put right.
+    /// What the operator must fix.
     fault: Fault,
     code: Option<i32>,
     of_one_server: bool,
@@ -345,7 +345,7 @@ impl Failure {
     }
 }
 
-/// Whether a request failed for want of a connection, before any of it was sent: requests of a client without one wait
+/// Whether a request failed for lack of a connection, before any of it was sent: an unconnected client holds requests
 /// until it connects.
 fn is_failed_connection(error: &(dyn std::error::Error + 'static)) -> bool {
     const KINDS: [io::ErrorKind; 4] = [
@@ -359,13 +359,14 @@ fn is_failed_connection(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|error| KINDS.contains(&error.kind()))
 }
 
-/// The last cause of a failed connection: `connection refused`, or what TLS says. `None` for a server's own answer.
+/// The root cause of a failed connection: `connection refused`, or the TLS error. `None` for an error that the server
+/// answered with.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut root = error.source()?;
     while let Some(source) = root.source() {
         root = source;
     }
-    // The system's words carry an error number that adds nothing; the kind's do not.
+    // The system's message ends with an error number that adds nothing; the kind's does not.
     let kind = root
         .downcast_ref::<io::Error>()
         .filter(|error| error.raw_os_error().is_some())

@@ -1,4 +1,4 @@
-//! Where the etcd cluster is and how to reach it, checked before the first connection.
+//! How to reach the etcd cluster, checked before the first connection.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use crate::base::tls::{SYSTEM_ROOTS, system_roots};
 use crate::cluster::lease::{LeaseKeyError, SettingsError, SubnetKey};
 use crate::settings::Etcd;
 
-/// The keys of one cluster.
+/// The keys of one network.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     pub(super) config: String,
-    /// Every lease key begins with this.
+    /// The key prefix of all leases.
     pub(super) subnets: String,
     /// The end, exclusive, of the range of lease keys.
     pub(super) subnets_end: String,
-    /// Questions whether somebody is alive begin with this. No network can have such a name.
+    /// The key prefix of all challenges. No network can have such a name.
     pub(super) challenges: String,
 }
 
 impl Keys {
-    /// Which subnet a key stands for; `None` if it is not a lease key at all.
+    /// The subnet that a key stands for; `None` if it is not a lease key at all.
     pub(super) fn subnet(&self, key: &[u8]) -> Option<Result<SubnetKey, LeaseKeyError>> {
         let name = key.strip_prefix(self.subnets.as_bytes())?;
         Some(SubnetKey::parse_name(&String::from_utf8_lossy(name)))
@@ -31,7 +31,7 @@ impl Keys {
 }
 
 impl Etcd {
-    /// Checks everything that can be checked without a connection.
+    /// Checks everything that needs no connection.
     pub(super) fn check(&self) -> Result<Vec<Endpoint>, SettingsError> {
         let pairs = [
             (
@@ -84,7 +84,8 @@ impl Etcd {
         Ok(endpoints)
     }
 
-    /// Options for a connection to `endpoint`. Files are read anew for each connection, so renewed certificates count.
+    /// Options for a connection to `endpoint`. The files are read for each connection, so renewed certificates take
+    /// effect.
     pub(super) fn connect_options(
         &self,
         endpoint: &Endpoint,
@@ -97,7 +98,7 @@ impl Etcd {
             .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
-        // A plain-text endpoint stays plain text even if certificates are given, as in flannel.
+        // A plain-text endpoint stays plain text even if certificates are configured, as in flannel.
         if endpoint.tls {
             options = options.with_tls(self.tls()?);
         }
@@ -132,15 +133,15 @@ impl Etcd {
         Keys {
             config: join_path(&self.prefix, "config"),
             subnets: join_path(&self.prefix, "subnets/"),
-            // The byte after '/' is '0'.
+            // '0' is the byte after '/'.
             subnets_end: join_path(&self.prefix, "subnets") + "0",
             challenges: join_path(&self.prefix, ".challenges/"),
         }
     }
 }
 
-/// Go's `path.Join`, by which flannel builds its keys: no empty, `.` or `..` elements, no slash at the end; a path that
-/// began without a slash stays so, and an empty folder is none. `name` is kept as it is.
+/// Go's `path.Join`, which flannel builds its keys with: no empty, `.` or `..` elements, no slash at the end; a path
+/// without a leading slash gets none, and an empty folder is dropped. `name` is kept as it is.
 fn join_path(folder: &str, name: &str) -> String {
     let rooted = folder.starts_with('/');
     let mut elements: Vec<&str> = Vec::new();

@@ -1,8 +1,9 @@
-//! The task that follows all leases and the network config: list, then watch from there, and start over when that ends.
+//! The task that follows all leases and the network config: list, watch from that revision, and start over when the
+//! watch ends.
 //!
-//! Neither a broken stream nor a changed server loses an event: whenever a watch begins, everything is listed again and
-//! reported as a snapshot. To go on at the revision after the last one seen would be less work, and wrong in [another
-//! history](super::history), which may have that revision as well. The config is read whenever a watch begins, and watched
+//! Neither a broken stream nor a change of server loses an event: whenever a watch starts, everything is listed and
+//! reported as a snapshot. Resuming at the revision after the last one seen would be cheaper but wrong: [another
+//! history](super::history) may have that revision as well. The config is read whenever a watch starts, and watched
 //! from there.
 
 use std::collections::BTreeMap;
@@ -29,29 +30,29 @@ use crate::cluster::lease::store::spread::{LIST, spread};
 use crate::cluster::lease::store::{DEADLINE, RECONNECT};
 use crate::cluster::lease::{Lease, StoreError, StoreEvent, SubnetKey};
 
-/// After this long without a message the server is asked for one. HTTP/2 pings find dead connections sooner; this finds
-/// a server that answers pings and nothing else.
+/// After this long without a message the server is asked for one. HTTP/2 pings detect dead connections sooner; this
+/// detects a server that answers pings and nothing else.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// The id of the watch of questions, on its stream; the server numbers the others from 0.
+/// The ID of the challenge watch on its stream; the server numbers the others from 0.
 const QUESTIONS: i64 = 100;
 
-/// Follows the leases until nobody wants the events any more.
+/// Follows the leases until the receiver of the events is dropped.
 pub(super) struct Watcher {
     store: Arc<Store>,
     reporter: Reporter,
     own: Option<SubnetKey>,
-    /// The start of the questions whether this node is alive.
+    /// The key prefix of the challenges to this node.
     questions: Option<String>,
-    /// Those that are being answered.
+    /// Challenges that are being answered.
     answers: JoinSet<()>,
     backoff: Backoff,
-    /// Where to watch from, if all was just listed.
+    /// Where to watch from, if everything has just been listed.
     next: Option<i64>,
     seed: u64,
 }
 
-/// From which revisions to watch.
+/// The revisions to watch from.
 #[derive(Clone, Copy)]
 struct From {
     leases: i64,
@@ -62,11 +63,11 @@ struct From {
 enum Stop {
     /// The stream broke after it had worked.
     Broken,
-    /// No stream could be had.
+    /// No stream could be opened.
     Failed(StoreError),
-    /// The stream does not follow from what was listed, or skips something.
+    /// The stream does not continue from the list, or skips something.
     Outdated,
-    /// Nobody wants the events.
+    /// The receiver of the events is gone.
     Unwanted,
 }
 
@@ -90,7 +91,7 @@ impl Watcher {
         owner: &str,
     ) -> Self {
         Self {
-            // Who holds no lease has nothing to answer.
+            // A node without a lease has nothing to answer.
             questions: own.and_then(|_| challenge::questions(&store, owner)),
             answers: JoinSet::new(),
             reporter: Reporter::new(Arc::clone(&store.state), events),
@@ -102,13 +103,13 @@ impl Watcher {
         }
     }
 
-    /// Runs until the store is dropped. `listing`: what is known already.
+    /// Runs until the store is dropped. `listing`: leases that are known already.
     pub(super) async fn run(mut self, listing: Option<Listing>) {
         if let Some(listing) = listing {
             match self.take_in(listing).await {
                 Ok((next, _)) => self.next = Some(next),
                 Err(Stop::Unwanted) => return,
-                // All is listed once more, and what was to be found out by that.
+                // Everything is listed again anyway.
                 Err(_) => {}
             }
         }
@@ -129,15 +130,15 @@ impl Watcher {
                 }
             }
             interrupted = true;
-            // What ended this watch may have ended those of all nodes.
+            // Whatever ended this watch may have ended those of all nodes.
             let nodes = self.store.state.hold_down().population();
             sleep(self.backoff.next_delay() + spread(nodes, LIST, &mut self.seed)).await;
         }
     }
 
-    /// Catches up and follows the stream for as long as it lasts. `interrupted`: another one ended before.
+    /// Catches up and follows the stream until it ends. `interrupted`: an earlier one ended.
     async fn follow(&mut self, interrupted: bool) -> Result<std::convert::Infallible, Stop> {
-        /// The watch of questions, in the order of their making.
+        /// The challenge watch is the third to be created.
         const THIRD: u32 = 3;
         let from = self.catch_up(interrupted).await?;
         let store = Arc::clone(&self.store);
@@ -148,7 +149,7 @@ impl Watcher {
         let url = store.servers.url(&connection).to_owned();
         self.reporter.reachable(url).await?;
         self.answer_earlier().await;
-        // The first watch's word was waited for. Refused ones have no id.
+        // `open` waited for the first watch's confirmation. Refused watches have no ID.
         let mut created = 1;
         loop {
             let message = tokio::select! {
@@ -183,7 +184,7 @@ impl Watcher {
         }
     }
 
-    /// Makes sure that a server answers, lists everything if need be, and says from where to watch.
+    /// Makes sure that a server answers, lists everything if needed, and returns the revisions to watch from.
     async fn catch_up(&mut self, interrupted: bool) -> Result<From, Stop> {
         let store = Arc::clone(&self.store);
         let (found, revision) = config::read(&store).await?;
@@ -201,7 +202,7 @@ impl Watcher {
                 let own = listing.entries.iter().find(|e| Some(e.key) == self.own);
                 let own = own.map(|entry| entry.modified);
                 let (next, is_other) = self.take_in(listing).await?;
-                // What the revision of the own key was in another history says nothing about this one.
+                // The own key's revision in another history proves nothing about this one.
                 self.look_at_own(own.filter(|_| !is_other));
                 next
             }
@@ -209,8 +210,8 @@ impl Watcher {
         Ok(From { leases, config })
     }
 
-    /// Reports a listing, and first that it is one of another history, if it is. Returns the revision after it, and
-    /// whether that is so.
+    /// Reports a listing, preceded by [`StoreEvent::AnotherHistory`] if it is of another history. Returns the revision
+    /// after it, and whether the history changed.
     async fn take_in(&mut self, listing: Listing) -> Result<(i64, bool), Stop> {
         let store = Arc::clone(&self.store);
         let other = self.contradiction(&listing).await?;
@@ -228,9 +229,9 @@ impl Watcher {
         Ok((next, is_other))
     }
 
-    /// Why a listing is of another history than what is known; `None` if nothing says so.
+    /// Why a listing belongs to another history than the known state; `None` if nothing indicates it.
     ///
-    /// Where the list itself does not tell, because another history has gone beyond the last revision seen, the number of
+    /// If the list itself does not show it, because the other history is past the last revision seen, the number of
     /// keys at that revision may.
     async fn contradiction(&self, listing: &Listing) -> Result<Option<String>, StoreError> {
         let servers = &self.store.servers;
@@ -245,7 +246,7 @@ impl Watcher {
             .with_count_only();
         let had = match get(servers, self.store.keys.subnets.as_bytes(), options).await {
             Ok(response) => usize::try_from(response.count()).ok(),
-            // Compacted, most likely: nobody can tell then.
+            // Most likely compacted: then it cannot be checked.
             Err(StoreError::Refused { .. }) => None,
             Err(error) => return Err(error),
         };
@@ -254,10 +255,10 @@ impl Watcher {
             .map(|had| format!("at revision {revision} it has {had} lease keys, and had {known}")))
     }
 
-    /// Opens a watch of all leases and waits for the server's word that it stands; then, on the same stream, one of the
-    /// config and one of the questions whether this node is alive. Returns the ID of the first as well.
+    /// Opens a watch of all leases and waits until the server confirms it; then, on the same stream, one of the config
+    /// and one of the challenges to this node. Also returns the ID of the first.
     ///
-    /// One watch over all from config to leases would do, but a user may have rights to just these.
+    /// A single watch from config to leases would do, but a user may have rights to these keys only.
     async fn open(&self, connection: &Connection, from: From) -> Result<(WatchStream, i64), Stop> {
         let keys = &self.store.keys;
         let options = WatchOptions::new()
@@ -266,7 +267,8 @@ impl Watcher {
             .with_progress_notify();
         let of_config = WatchOptions::new().with_start_revision(from.config);
         let opened = timeout(DEADLINE, async {
-            // A watch with an expired token is refused inside the stream, which the library does not see.
+            // etcd refuses a watch with an expired token inside the stream, where the client library does not notice
+            // it.
             if self.store.servers.has_user() {
                 connection.client.refresh_token().await?;
             }
@@ -278,7 +280,7 @@ impl Watcher {
             let first = stream.message().await?;
             stream.watch(keys.config.as_str(), Some(of_config)).await?;
             if let Some(questions) = &self.questions {
-                // Those that were put before are looked for when it stands.
+                // Earlier challenges are read once the watch is confirmed.
                 let options = WatchOptions::new()
                     .with_prefix()
                     .with_watch_id(QUESTIONS)
@@ -317,7 +319,7 @@ impl Watcher {
         self.broken(connection, Some(&Error::WatchError(reason.to_owned())))
     }
 
-    /// Answers what was asked while there was no watch: whoever asks waits for seconds.
+    /// Answers challenges that were sent while there was no watch: the asking node waits for seconds.
     async fn answer_earlier(&mut self) {
         let Some(questions) = &self.questions else {
             return;
@@ -328,9 +330,9 @@ impl Watcher {
         }
     }
 
-    /// Answers beside the watch: where etcd is slow, peers must not wait for it.
+    /// Answers in a task of its own: if etcd is slow, lease events must not wait for it.
     fn answer(&mut self, question: KeyValue) {
-        /// Whoever asks more than this at a time wants something else than an answer.
+        /// More concurrent challenges than this are not honest questions.
         const MOST: usize = 8;
         while self.answers.try_join_next().is_some() {}
         if self.answers.len() < MOST {
@@ -340,7 +342,7 @@ impl Watcher {
         }
     }
 
-    /// Says, once, that nobody can ask whether this node is alive.
+    /// Reports once that other nodes cannot ask whether this node is alive.
     fn not_asked(&mut self, response: &WatchResponse) {
         let Some(questions) = self.questions.take() else {
             return;
@@ -355,7 +357,7 @@ impl Watcher {
         if let Some(Error::GRpcStatus(status)) = error
             && i32::from(status.code()) == code::OUT_OF_RANGE
         {
-            // More changes at once than fit into a message: the list comes in pages.
+            // More changes at once than fit into a message. A list comes in pages.
             return Stop::Outdated;
         }
         let error = self.store.servers.broken(connection, error);
@@ -363,7 +365,7 @@ impl Watcher {
         Stop::Broken
     }
 
-    /// Turns one message of the stream into events. `leases`: the watch that it is about, if not about the config's.
+    /// Turns one message of the stream into events. `leases`: the ID of the lease watch.
     async fn received(&mut self, response: &WatchResponse, leases: i64) -> Result<(), Stop> {
         let store = Arc::clone(&self.store);
         if response.watch_id() == QUESTIONS {
@@ -372,8 +374,8 @@ impl Watcher {
             }
             return Ok(());
         }
-        // An answer to a request for progress belongs to no watch, and may overtake events (etcd-io/etcd#15220), so its
-        // revision says nothing; what the server sends of its own accord stays in line.
+        // The reply to a progress request belongs to no watch and may overtake events (etcd-io/etcd#15220), so its
+        // revision proves nothing; what the server sends unasked stays in order.
         if response.watch_id() != leases {
             return match response.events().last() {
                 Some(event) => self.config_changed(event).await,
@@ -388,7 +390,7 @@ impl Watcher {
             let gone = event.event_type() == EventType::Delete;
             store.servers.history.follow(kv, gone);
             let key = match event.event_type() {
-                // That an unreadable key is gone is no news.
+                // The deletion of an unreadable key needs no report.
                 EventType::Delete => {
                     store
                         .keys
@@ -399,7 +401,7 @@ impl Watcher {
                         })
                 }
                 EventType::Put => store.reports.entry(&store.keys, kv).map(|entry| {
-                    // An unreadable value changes nothing: what was there before still holds.
+                    // An unreadable value changes nothing: the previous one stays in use.
                     let key = entry.key;
                     if let Some(lease) = entry.into_lease() {
                         changes.insert(key, Some(lease));
@@ -432,13 +434,13 @@ impl Watcher {
         }
     }
 
-    /// Wakes the keeper if the own key is not as this node wrote it last. `None`: the key is not there.
+    /// Wakes the keeper if the own key is not as this node last wrote it. `None`: the key is missing.
     fn look_at_own(&self, modified: Option<i64>) {
         let as_written = match self.store.held.try_lock() {
             Ok(held) => held
                 .as_ref()
                 .is_none_or(|held| Some(held.modified) == modified),
-            // It is being written right now; the keeper will see.
+            // It is being written right now; the keeper will check.
             Err(_) => false,
         };
         if self.own.is_some() && !as_written {
@@ -447,11 +449,11 @@ impl Watcher {
     }
 }
 
-/// Up to which revision all was seen after a message of the stream; `None` if it does not say. `header` is the revision
-/// that the message names, `last` that of its last event.
+/// The revision up to which everything was seen after a message of the stream; `None` if the message does not say.
+/// `header` is the revision in its header, `last` that of its last event.
 ///
-/// As etcd's own client (clientv3 `watch.go`) does: a server that catches up sends old events in batches under its
-/// present revision, so with events only the last of them counts.
+/// Like etcd's own client (clientv3 `watch.go`): a server that catches up sends old events in batches under its present
+/// revision, so if there are events, only the last one counts.
 fn seen_revision(header: Option<i64>, last: Option<i64>) -> Option<i64> {
     last.or(header)
 }

@@ -1,11 +1,11 @@
-//! Compared writes of one key, each with a sure end.
+//! Compared writes of one key, each with a definite outcome.
 //!
-//! A transaction has three outcomes: it was committed, its comparison did not hold, or nobody knows, since the reply was
-//! lost. To send it again blindly would take the comparison that the first one spoiled for another node's doing. So the
-//! key is read before anything is written again: it says what became of the write.
+//! A transaction has three outcomes: committed, comparison failed, or unknown because the reply was lost. Blindly
+//! sending it again would mistake the comparison that our own first write made fail for another node's write. So the
+//! key is read before anything is written again: it shows what became of the write.
 //!
-//! What is still unknown at the end is an error ([`StoreError::Unreachable`]): the write may be in etcd, or may get there
-//! yet.
+//! An outcome that is still unknown at the end is an error ([`StoreError::Unreachable`]): the write may be in etcd, or
+//! may still get there.
 
 use std::time::Duration;
 
@@ -17,18 +17,18 @@ use super::listing::get;
 use super::servers::Servers;
 use crate::cluster::lease::StoreError;
 
-/// Between reading what became of a write and the next write, by attempt.
+/// Pauses between reading what became of a write and the next write, by attempt.
 const PAUSES: [Duration; 3] = [
     Duration::ZERO,
     Duration::from_millis(100),
     Duration::from_millis(400),
 ];
 
-/// A write of one key that counts only if all comparisons hold.
+/// A write of one key that takes effect only if all comparisons hold.
 pub(super) struct Write<'a> {
     key: &'a str,
     compares: Vec<Compare>,
-    /// The modification revision that the comparisons ask for; 0 if the key must not exist.
+    /// The modification revision that the comparisons require; 0 if the key must not exist.
     seen: i64,
     change: Change,
 }
@@ -39,7 +39,7 @@ enum Change {
         /// 0 for none.
         etcd_lease: i64,
     },
-    /// The same value with another etcd lease, or with 0 none.
+    /// The same value with another etcd lease, or with none if that is 0.
     Attach {
         etcd_lease: i64,
     },
@@ -69,9 +69,9 @@ impl<'a> From<&'a KeyValue> for Found<'a> {
 enum Trace {
     /// It was committed, at this revision.
     Done(i64),
-    /// The key is as before: not yet, or never.
+    /// The key is as before: the write has not arrived yet, or never will.
     Untouched,
-    /// Somebody else was faster, or has written since.
+    /// Another writer was faster, or has written since.
     Other,
 }
 
@@ -94,7 +94,7 @@ impl<'a> Write<'a> {
         }
     }
 
-    /// Attaches a key to another etcd lease, or with 0 to none; the value stays.
+    /// Attaches a key to another etcd lease, or detaches it if that is 0; the value stays.
     pub(super) fn attach(key: &'a str, seen: i64, compares: Vec<Compare>, etcd_lease: i64) -> Self {
         Self {
             key,
@@ -114,7 +114,7 @@ impl<'a> Write<'a> {
         }
     }
 
-    /// Writes. The revision of the write; `None` if a comparison did not hold.
+    /// Writes. Returns the revision of the write; `None` if a comparison failed.
     pub(super) async fn commit(self, servers: &Servers) -> Result<Option<i64>, StoreError> {
         let mut lost_reply = None;
         for pause in PAUSES {
@@ -137,7 +137,7 @@ impl<'a> Write<'a> {
                         response.header().map_or(0, |header| header.revision()),
                     ));
                 }
-                // Or this is the answer to a request that something on the way sent twice.
+                // Or this is the reply to a request that a proxy sent twice.
                 Ok(_) => true,
                 Err(error @ StoreError::Unreachable { .. }) => {
                     lost_reply = Some(error);
@@ -149,7 +149,7 @@ impl<'a> Write<'a> {
             match self.trace(found.kvs().first().map(Found::from)) {
                 Trace::Done(revision) => return Ok(Some(revision)),
                 Trace::Untouched if !refused => {}
-                // An earlier try may be under way still, and be committed when the key is free again.
+                // An earlier attempt may still be in flight, and be committed once the key is free again.
                 Trace::Other | Trace::Untouched => return lost_reply.map_or(Ok(None), Err),
             }
         }
@@ -215,7 +215,7 @@ mod tests {
         for (write, key, trace) in [
             (put(0), None, Trace::Untouched),
             (put(0), Some(("new", 7, 9)), Trace::Done(9)),
-            // Another node's, by its value or by its lease.
+            // Another node's write, by its value or its etcd lease.
             (put(0), Some(("old", 7, 9)), Trace::Other),
             (put(0), Some(("new", 8, 9)), Trace::Other),
             (put(5), None, Trace::Other),

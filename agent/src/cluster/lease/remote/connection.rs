@@ -1,4 +1,4 @@
-//! One HTTP connection to a server: a request after the other, and an answer to each.
+//! One HTTP connection to a server: one request at a time.
 
 use std::io;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::cluster::lease::Fault;
 use crate::cluster::lease::rest::tls::{Files, TlsError};
 use crate::cluster::lease::rest::{JSON, OBJECT, REASON, Reason};
 
-/// For how long what was sent may stay without the other side's word that it arrived.
+/// How long sent data may stay unacknowledged (`TCP_USER_TIMEOUT`).
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
 /// Why there is no answer.
@@ -29,22 +29,22 @@ pub(super) enum Failure {
     /// No connection.
     #[error("{}", words(.0))]
     Connect(#[source] io::Error),
-    /// Certificates cannot be used.
+    /// The certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The connection broke, or what came is no HTTP.
+    /// The connection broke, or the answer is not HTTP.
     #[error("{}", root(.0))]
     Http(#[from] hyper::Error),
-    /// The request cannot be written.
+    /// The request cannot be built.
     #[error("{0}")]
     Request(#[from] hyper::http::Error),
-    /// The answer is too long, or ended early.
+    /// The answer is too long or ended early.
     #[error("bad answer: {0}")]
     Body(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The answer says something else than was asked for.
+    /// The answer has unexpected content.
     #[error("bad answer: {0}")]
     Answer(String),
-    /// The server answers, but has no etcd.
+    /// The server answers, but cannot reach etcd.
     #[error("{0}")]
     NoStore(String),
     /// No answer in time.
@@ -53,7 +53,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// What is to be put right.
+    /// What the operator must fix.
     pub(super) fn fault(&self) -> Fault {
         match self {
             Self::Tls(_) => Fault::Tls,
@@ -71,7 +71,7 @@ impl From<ExchangeError> for Failure {
     }
 }
 
-/// The system's words carry an error number that adds nothing; the kind's do not.
+/// The system's message ends with an error number that adds nothing; the kind's does not.
 fn words(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(_) => error.kind().to_string(),
@@ -79,7 +79,7 @@ fn words(error: &io::Error) -> String {
     }
 }
 
-/// What is below hyper's own words: `connection reset`, or what TLS says.
+/// The cause below hyper's own message: `connection reset`, or the TLS error.
 fn root(error: &hyper::Error) -> String {
     let mut root: &dyn std::error::Error = error;
     while let Some(source) = root.source() {
@@ -89,7 +89,7 @@ fn root(error: &hyper::Error) -> String {
         .map_or_else(|| root.to_string(), words)
 }
 
-/// What is asked.
+/// A request.
 #[derive(Clone, Debug)]
 pub(super) struct Question {
     pub(super) method: Method,
@@ -104,28 +104,28 @@ pub(super) struct Question {
 pub(super) struct Answer {
     /// The HTTP status.
     pub(super) status: u16,
-    /// What kind of error, if it is one.
+    /// The kind of error, if it is one.
     pub(super) reason: Reason,
     /// What the error is about.
     pub(super) object: Option<String>,
     pub(super) body: Bytes,
 }
 
-/// A connection, closed when it is dropped.
+/// A connection, closed when dropped.
 pub(super) struct Connection {
     http: http::Connection,
     authority: String,
 }
 
 impl Connection {
-    /// Connects to a server. Certificates are read anew, so renewed ones count.
+    /// Connects to a server. Certificates are read for each connection, so renewed ones take effect.
     pub(super) async fn open(server: &Endpoint, files: &Files) -> Result<Self, Failure> {
         let authority = server.url.split_once("://").map_or("", |(_, rest)| rest);
         let stream = TcpStream::connect(authority)
             .await
             .map_err(Failure::Connect)?;
         let millis = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
-        // Both only shorten the wait for a server that is gone without a word.
+        // Both only detect a dead server sooner, so failures are ignored.
         let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &millis);
         let _ = stream.set_nodelay(true);
         if !server.tls {
@@ -151,12 +151,12 @@ impl Connection {
         })
     }
 
-    /// Whether another request may be sent.
+    /// Whether another request can be sent.
     pub(super) fn is_usable(&self) -> bool {
         self.http.is_usable()
     }
 
-    /// Sends a request and reads the answer, whole.
+    /// Sends a request and reads the whole answer.
     pub(super) async fn ask(&mut self, question: &Question) -> Result<Answer, Failure> {
         let mut request = Request::builder()
             .method(question.method.clone())

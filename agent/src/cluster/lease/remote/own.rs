@@ -1,4 +1,5 @@
-//! How the own lease is extended and asked after: what a server offers the [keeper](crate::cluster::lease::store::keeper).
+//! How the own lease is renewed and checked: a lease server's side of the
+//! [keeper](crate::cluster::lease::store::keeper).
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ impl OwnLease for Own {
         &self.shared.state
     }
 
-    /// To extend the lease is to look at it: the server compares what is in etcd.
+    /// Renewing the lease also checks it: the server compares what is in etcd.
     async fn look_after(
         &mut self,
         _renew: bool,
@@ -38,7 +39,7 @@ impl OwnLease for Own {
 }
 
 impl Own {
-    /// The lease is no longer held; one of another term is none of its business.
+    /// The lease is no longer held; one of another term is left alone.
     fn lost(&self, reason: &str) -> String {
         let term = self.term;
         let lost = self.shared.held().take_if(|held| held.term == term);

@@ -1,4 +1,4 @@
-//! The servers: one is asked, and the next one when it does not answer or has no etcd.
+//! The servers: requests go to one of them, and to the next if it does not answer or has no etcd.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::cluster::lease::rest::tls::Files;
 use crate::cluster::lease::store::DEADLINE;
 use crate::cluster::lease::store::endpoints::{Attempt, Endpoints};
 
-/// The servers, any of which will do.
+/// The servers, all equivalent.
 #[derive(Debug)]
 pub(super) struct Servers {
     endpoints: Endpoints,
@@ -30,7 +30,7 @@ impl Servers {
         }
     }
 
-    /// How many there are.
+    /// The number of servers.
     pub(super) fn count(&self) -> usize {
         self.endpoints.count()
     }
@@ -40,8 +40,8 @@ impl Servers {
         self.endpoints.url(self.endpoints.current()).to_owned()
     }
 
-    /// Asks the current server over a connection of its own, and as long as servers do not answer each of the others
-    /// once. So the request may reach several of them, and must be one that may be repeated.
+    /// Sends a request to the current server over a new connection and, as long as servers do not answer, to each of
+    /// the others once. Several may get the request, so it must be idempotent.
     pub(super) async fn ask(&self, question: &Question) -> Result<Answer, StoreError> {
         let mut attempts = Vec::new();
         for _ in 0..self.endpoints.count() {
@@ -54,8 +54,8 @@ impl Servers {
         Err(Endpoints::unreachable(&attempts))
     }
 
-    /// Asks the current server alone, over `connection` if that still stands; whatever connection there is afterwards
-    /// can be used again. On failure the next server becomes the current one.
+    /// Sends a request to the current server alone, over `connection` if that is still usable; afterwards `connection`
+    /// holds one that can be reused, if any. On failure the next server becomes the current one.
     pub(super) async fn ask_once(
         &self,
         question: &Question,
@@ -69,12 +69,12 @@ impl Servers {
         }
     }
 
-    /// Says that the current server's answer makes no sense.
+    /// Reports that the current server's answer cannot be parsed.
     pub(super) fn nonsense(&self, error: String) -> StoreError {
         self.failed(self.endpoints.current(), &Failure::Answer(error))
     }
 
-    /// The error that nobody answered in time.
+    /// The error for no answer in time.
     pub(super) fn silence(&self) -> StoreError {
         self.endpoints.silence()
     }
@@ -99,7 +99,7 @@ impl Servers {
                 };
                 match open.ask(question).await {
                     Ok(answer) => return Ok((answer, open)),
-                    // A server may close a connection at any time that nothing is asked.
+                    // A server may close an idle connection at any time: retry over a new one.
                     Err(Failure::Http(_)) if old => {}
                     Err(failure) => return Err(failure),
                 }
@@ -109,7 +109,7 @@ impl Servers {
             .await
             .unwrap_or_else(|_| Err(Failure::Silence(limit)))?;
         *connection = Some(open);
-        // The others are a load balancer's words for a server that is not there.
+        // The others are a load balancer's statuses for a server that is down.
         if (answer.status != 200 && answer.reason == Reason::Unreachable)
             || matches!(answer.status, 502..=504)
         {
@@ -118,7 +118,7 @@ impl Servers {
         Ok(answer)
     }
 
-    /// Tells answers from errors that the other servers would give as well.
+    /// Separates answers from errors that the other servers would return as well.
     fn understood(&self, index: usize, answer: Answer) -> Result<Answer, StoreError> {
         if answer.status == 200 {
             return Ok(answer);
@@ -144,7 +144,7 @@ impl Servers {
         Endpoints::unreachable(&[self.give_up(index, failure)])
     }
 
-    /// Moves on to the next server. What is wrong with this one, in words.
+    /// Moves on to the next server. Returns a description of the failure.
     fn give_up(&self, index: usize, failure: &Failure) -> Attempt {
         let cause = match failure {
             Failure::Tls(error) => chain(error),
@@ -154,7 +154,7 @@ impl Servers {
     }
 }
 
-/// What a server says of an error: its first line, shortened.
+/// A server's error text: its first line, shortened.
 fn text(answer: &Answer) -> String {
     let text = String::from_utf8_lossy(&answer.body);
     let line = text.lines().next().unwrap_or_default();

@@ -17,23 +17,23 @@ use crate::cluster::lease::store::reporter::{Reporter, Unwanted};
 use crate::cluster::lease::store::{DEADLINE, RECONNECT};
 use crate::cluster::lease::{Lease, StoreError, StoreEvent, StoreTrouble, SubnetKey};
 
-/// How long a server may keep an answer back that has no news. A server that is gone without a word is noticed after this.
+/// How long a server may hold back an answer without news. A server that dies silently is noticed after this.
 const WAIT: Duration = Duration::from_secs(20);
 
-/// How long an answer to a first watch may take: it may be long.
+/// How long the answer to a first watch may take: it may be large.
 const FIRST: Duration = Duration::from_secs(30);
 
-/// Follows the leases until nobody wants the events any more.
+/// Follows the leases until the receiver of the events is dropped.
 pub(super) struct Watcher {
     shared: Arc<Shared>,
     reporter: Reporter,
     backoff: Backoff,
     connection: Option<Connection>,
-    /// Where to go on; `None` for all leases.
+    /// Where to continue; `None` for all leases.
     cursor: Option<String>,
-    /// The tag of the network config that was read last.
+    /// The tag of the network config last read.
     config: Option<String>,
-    /// What the servers said that failed since one last answered.
+    /// The errors of the servers that failed since one last answered.
     failures: Vec<StoreTrouble>,
 }
 
@@ -55,17 +55,17 @@ impl Watcher {
         while let Ok(()) = self.poll().await {}
     }
 
-    /// One long poll and what comes of it.
+    /// One long poll and its results.
     async fn poll(&mut self) -> Result<(), Unwanted> {
         let asked = tokio::select! {
             asked = ask(&self.shared, self.cursor.as_deref(), &mut self.connection) => asked,
-            // The poll that is given up closes its connection with it.
+            // Dropping the poll closes its connection.
             () = self.reporter.hold_down_ends() => return self.reporter.gone().await,
         };
         match asked {
             Ok(watched) => {
-                // Another server behind the same address does not know this one's cursors, and answers at once with
-                // everything, every time.
+                // A different server behind the same address does not know this one's cursors, and answers every poll
+                // at once with everything.
                 let lost_its_place =
                     self.cursor.is_some() && matches!(watched.news, News::Snapshot { .. });
                 if lost_its_place {
@@ -80,11 +80,12 @@ impl Watcher {
             }
             Err(error) => {
                 debug!("the watch of the leases ended: {error}");
-                // The next server numbers its changes in its own way, and so may this one from now on.
+                // The next server has its own cursors, and this one may restart with new ones.
                 self.connection = None;
                 self.shared.state.start_hold_down();
                 self.failures.push((&error).into());
                 let servers = self.shared.servers.count();
+                // Report and pause only after each server has failed once, or if all would answer the same.
                 if self.failures.len() >= servers || matches!(error, StoreError::Refused { .. }) {
                     let texts: Vec<_> = self.failures.iter().map(|it| it.text.as_str()).collect();
                     let trouble = StoreTrouble {
@@ -134,12 +135,12 @@ impl Watcher {
         self.shared.held().as_ref().map(|held| held.key)
     }
 
-    /// Wakes the keeper if the own lease is not as it should be. `None`: it is not there.
+    /// Wakes the keeper if the own lease is not as wanted. `None`: it is missing.
     fn look_at_own(&self, found: Option<&Lease>) {
         let held = self.shared.held();
         let Some(held) = held.as_ref() else { return };
         let as_wanted = found.is_some_and(|lease| {
-            // The server may write the owner in its own way.
+            // The server may append to the owner ID.
             let mut attrs = lease.attrs.clone();
             attrs.owner.clone_from(&held.wanted.owner);
             lease.key == held.key && attrs == held.wanted
@@ -149,7 +150,7 @@ impl Watcher {
         }
     }
 
-    /// Reads the network config and tells of it, if the agent knows another one. Whether it could be read.
+    /// Reads the network config and reports it if the agent knows another one. Returns whether it could be read.
     async fn read_config(&mut self) -> Result<bool, Unwanted> {
         let (text, config) = match self.shared.read_config().await {
             Ok(text) => {
@@ -163,7 +164,7 @@ impl Watcher {
         };
         let news = {
             let mut known = self.shared.known_config();
-            // Who never asked for it does not want to hear of it.
+            // A caller that never read the config wants no events about it.
             known.as_mut().is_some_and(|known| {
                 let other = *known != text;
                 *known = text;
@@ -179,7 +180,7 @@ impl Watcher {
     }
 }
 
-/// Asks the current server for what happened after `cursor`.
+/// Asks the current server for the changes after `cursor`.
 async fn ask(
     shared: &Shared,
     cursor: Option<&str>,

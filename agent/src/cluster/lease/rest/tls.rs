@@ -1,4 +1,4 @@
-//! TLS for client and server of the REST interface, by the library that etcd's client brings.
+//! TLS for client and server of the REST interface, with rustls, which etcd's client links already.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,11 +22,11 @@ pub enum TlsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A file holds something else.
+    /// A file has unexpected content.
     #[error("{path} has no {expected} in PEM form")]
     Pem {
         /// The file.
@@ -34,35 +34,35 @@ pub enum TlsError {
         /// What is expected.
         expected: &'static str,
     },
-    /// The authorities cannot be used.
+    /// The CA certificates cannot be used.
     #[error("the certificate authorities of {path} cannot be used")]
     Authorities {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: VerifierBuilderError,
     },
-    /// Certificate and key do not fit, or are of an unknown kind.
+    /// Certificate and key do not match, or are of an unknown kind.
     #[error("certificate {certfile} and key {keyfile} cannot be used")]
     Identity {
         /// The certificate.
         certfile: PathBuf,
         /// The key.
         keyfile: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: RustlsError,
     },
-    /// The library lacks the protocol versions.
+    /// rustls does not support the protocol versions.
     #[error("TLS is not usable")]
     Protocol(#[source] RustlsError),
-    /// There is no authority.
+    /// There is no CA certificate.
     #[error("no certificate authorities: remote.cafile is not set, and the system has none")]
     NoRoots,
 }
 
-/// The files by which one side shows who it is and checks the other.
+/// The files that authenticate one side and verify the other.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Files {
     pub(crate) cafile: Option<PathBuf>,
@@ -71,7 +71,8 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// What a client does: it checks the server, and shows its certificate if it has one. Files are read anew each time.
+    /// The client's TLS config: it verifies the server, and presents its certificate if it has one. Reads the files
+    /// each time.
     pub(crate) fn client(&self) -> Result<ClientConfig, TlsError> {
         let roots = match &self.cafile {
             Some(path) => roots(path)?,
@@ -108,8 +109,8 @@ impl Files {
         }
     }
 
-    /// What a server does: it shows its certificate; with authorities it wants one of theirs from every client. `None`
-    /// without a certificate: there is no TLS then.
+    /// The server's TLS config: it presents its certificate; with a CA file it requires a client certificate from that
+    /// CA. `None` without a certificate: no TLS.
     pub(crate) fn server(&self) -> Result<Option<ServerConfig>, TlsError> {
         let (Some(certfile), Some(keyfile)) = (&self.certfile, &self.keyfile) else {
             return Ok(None);
@@ -151,7 +152,7 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 
 fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    // A bundle may hold what this library does not take; the rest counts.
+    // A bundle may contain certificates that rustls cannot parse; use the rest.
     let (good, _) = roots.add_parsable_certificates(certificates(path)?);
     if good == 0 {
         return Err(TlsError::Pem {

@@ -1,4 +1,4 @@
-//! The JSON of the REST interface, to flannel's byte.
+//! The JSON of the REST interface, identical to flannel's byte for byte.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,13 +11,13 @@ use crate::base::go_json::{self, GoJsonError, Object};
 use crate::base::time::rfc3339;
 use crate::cluster::lease::{Lease, LeaseAttrs, LeaseValueError, SubnetKey};
 
-/// What Go writes for a time that was never set.
+/// Go's encoding of a zero `time.Time`.
 const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
-/// How long a lease lasts whose server does not say: flannel's.
+/// The TTL of a lease whose server does not say: flannel's.
 pub(crate) const FLANNELS_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A lease as it is sent.
+/// A lease as sent.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct LeaseBody {
     #[serde(rename = "Subnet")]
@@ -37,7 +37,7 @@ pub(crate) struct LeaseBody {
 }
 
 impl LeaseBody {
-    /// A lease of which it is not said how long it lasts.
+    /// A lease without its remaining time.
     pub(crate) fn new(lease: &Lease) -> Self {
         Self {
             subnet: lease.key.v4.unwrap_or_default(),
@@ -50,7 +50,7 @@ impl LeaseBody {
         }
     }
 
-    /// The same with its duration from `now`, `None` for a reservation, and the revision of its last change.
+    /// The same with its remaining time from `now` (`None` for a reservation) and the revision of its last change.
     pub(crate) fn lasting(self, ttl: Option<Duration>, modified: u64, now: SystemTime) -> Self {
         Self {
             expiration: ttl.map_or_else(|| ZERO_TIME.to_owned(), |ttl| rfc3339(now + ttl)),
@@ -65,9 +65,9 @@ impl LeaseBody {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum EventType {
-    /// It is new, or has other attributes, or was extended.
+    /// It is new, has other attributes, or was renewed.
     Added,
-    /// It ended.
+    /// It expired or was deleted.
     Removed,
 }
 
@@ -79,12 +79,12 @@ pub(crate) struct Event {
     pub(crate) lease: LeaseBody,
 }
 
-/// The answer to a watch. Without events it is a snapshot, even of nothing.
+/// The answer to a watch. Without events it is a snapshot, even if empty.
 #[derive(Debug, Serialize)]
 pub(crate) struct WatchResult<'a, E, S> {
     pub(crate) events: Option<&'a [E]>,
     pub(crate) snapshot: Option<&'a [S]>,
-    /// What to ask from next time.
+    /// The cursor for the next request.
     pub(crate) cursor: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) unreadable: Vec<String>,
@@ -92,27 +92,27 @@ pub(crate) struct WatchResult<'a, E, S> {
     pub(crate) config: Option<&'a str>,
 }
 
-/// The bytes that Go's `json.Encoder` would write: no white space but the line feed after it.
+/// The bytes that Go's `json.Encoder` writes: no white space except the final line feed.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<String, serde_json::Error> {
     Ok(go_json::escape_as_go(&serde_json::to_string(value)?) + "\n")
 }
 
-/// Something that was sent cannot be read.
+/// Malformed input.
 #[derive(Debug, Error)]
 pub(crate) enum WireError {
     /// It is not JSON of the right shape.
     #[error(transparent)]
     Json(#[from] GoJsonError),
-    /// A lease's attributes cannot be read.
+    /// A lease's attributes cannot be parsed.
     #[error("Attrs: {0}")]
     Attrs(#[from] LeaseValueError),
-    /// A subnet has host bits, or none of the two families is there.
+    /// A subnet has host bits, or both families are missing.
     #[error("Subnet: {0} is not a subnet such as \"10.5.34.0/24\"")]
     Subnet(String),
-    /// A list is not one.
+    /// Not a list.
     #[error("{0} is not a list")]
     List(&'static str),
-    /// An event is of no known type.
+    /// An event has an unknown type.
     #[error("type: {0} is not \"added\" or \"removed\"")]
     Type(String),
 }
@@ -123,7 +123,7 @@ impl From<serde_json::Error> for WireError {
     }
 }
 
-/// A lease as it was received.
+/// A lease as received.
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) key: SubnetKey,
@@ -134,13 +134,13 @@ pub(crate) struct Received {
 }
 
 impl Received {
-    /// Reads a lease. One without attributes has none; some that cannot be read are an error.
+    /// Parses a lease. Missing attributes are allowed, malformed ones are an error.
     pub(crate) fn parse(text: &str) -> Result<Self, WireError> {
         let object = Object::parse(text)?;
         let v4: Option<Ipv4Net> = object.get("Subnet", "a subnet such as \"10.5.34.0/24\"")?;
         let v6: Option<Ipv6Net> =
             object.get("IPv6Subnet", "a subnet such as \"fd00:10:5:22::/64\"")?;
-        // Go writes its zero value for a family that is not there.
+        // Go writes its zero value for a missing family.
         let v4 = v4.filter(|net| net.prefix_len() != 0);
         let v6 = v6.filter(|net| net.prefix_len() != 0);
         let key = SubnetKey::new(v4, v6);
@@ -162,7 +162,7 @@ impl Received {
         })
     }
 
-    /// The lease, if its attributes are there.
+    /// The lease, if it has attributes.
     pub(crate) fn into_lease(self) -> Option<Lease> {
         Some(Lease {
             key: self.key,
@@ -172,30 +172,30 @@ impl Received {
     }
 }
 
-/// The answer to a watch, as it was received.
+/// The answer to a watch, as received.
 #[derive(Debug)]
 pub(crate) struct Watched {
     pub(crate) news: News,
-    /// What to ask from next time.
+    /// The cursor for the next request.
     pub(crate) cursor: String,
-    /// Another text whenever the network config changed; `None` from a server that does not tell.
+    /// A tag that changes with the network config; `None` from a server that does not send one.
     pub(crate) config: Option<String>,
 }
 
-/// What a watch brought. Leases that cannot be read are named by their subnet, where that can be read.
+/// What a watch returned. Leases that cannot be parsed are listed by their subnet, if that can be parsed.
 #[derive(Debug)]
 pub(crate) enum News {
-    /// All leases that there are.
+    /// All existing leases.
     Snapshot {
         leases: Vec<Lease>,
         unreadable: Vec<SubnetKey>,
     },
-    /// Changes, in their order; `None` for a lease that ended.
+    /// Changes in order; `None` for a lease that expired or was deleted.
     Changes(Vec<(SubnetKey, Option<Lease>)>),
 }
 
 impl Watched {
-    /// Reads an answer. `waited`: without events and snapshot it says that there is no news.
+    /// Parses an answer. `waited`: an answer without events and snapshot means no news.
     pub(crate) fn parse(text: &str, waited: bool) -> Result<Self, WireError> {
         let object = Object::parse(text)?;
         let list = |name: &'static str| -> Result<Option<Vec<&RawValue>>, WireError> {
@@ -237,7 +237,7 @@ impl Watched {
             }
         };
         let cursor: String = object.required("cursor", "a text")?;
-        // It becomes part of a path.
+        // The cursor becomes part of a URL, so check it.
         if cursor.len() > 128
             || !cursor
                 .bytes()
@@ -259,7 +259,7 @@ impl Watched {
     }
 }
 
-/// One event. A new lease that cannot be read changes nothing: what was there before still holds.
+/// One event. A changed lease that cannot be parsed changes nothing: the previous one stays in use.
 fn change(text: &str) -> Result<Option<(SubnetKey, Option<Lease>)>, WireError> {
     let object = Object::parse(text)?;
     let event: String = object.required("type", "\"added\" or \"removed\"")?;
@@ -274,7 +274,7 @@ fn change(text: &str) -> Result<Option<(SubnetKey, Option<Lease>)>, WireError> {
     }
 }
 
-/// The subnet of a lease whose attributes may be of any kind.
+/// The subnet of a lease, whatever its attributes are.
 fn subnet_of(text: &str) -> Option<SubnetKey> {
     let object = Object::parse(text).ok()?;
     let v4: Option<Ipv4Net> = object.get("Subnet", "").ok()?;

@@ -1,4 +1,4 @@
-//! The servers of a store, of which the one that worked last is asked first.
+//! The servers of a store; the one that worked last is tried first.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,19 +7,19 @@ use tracing::debug;
 use crate::base::endpoint::Endpoint;
 use crate::cluster::lease::{Fault, StoreError};
 
-/// What became of asking one server.
+/// A failed attempt to use one server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::cluster::lease) struct Attempt {
     /// Which server, and what is wrong with it.
     text: String,
-    /// What is to be put right.
+    /// What the operator must fix.
     fault: Fault,
 }
 
-/// Servers any of which will do, and the current one.
+/// Equivalent servers, and the current one.
 #[derive(Debug)]
 pub(in crate::cluster::lease) struct Endpoints {
-    /// What messages call a server: `etcd`.
+    /// What messages call the service: `etcd`.
     service: &'static str,
     endpoints: Vec<Endpoint>,
     current: Mutex<usize>,
@@ -35,7 +35,7 @@ impl Endpoints {
         }
     }
 
-    /// How many there are.
+    /// The number of servers.
     pub(in crate::cluster::lease) fn count(&self) -> usize {
         self.endpoints.len()
     }
@@ -54,12 +54,12 @@ impl Endpoints {
         format!("{} at {}", self.service, self.url(index))
     }
 
-    /// The server to ask.
+    /// The server to use.
     pub(in crate::cluster::lease) fn current(&self) -> usize {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A server did not answer: moves on to the next one, unless another task already did.
+    /// A server did not answer: moves on to the next one, unless another task already has.
     pub(in crate::cluster::lease) fn give_up(
         &self,
         index: usize,
@@ -88,7 +88,7 @@ impl Endpoints {
         }
     }
 
-    /// The error that a request took too long, whichever servers it went to.
+    /// The error for a request that timed out, whichever servers it went to.
     pub(in crate::cluster::lease) fn silence(&self) -> StoreError {
         let name = self.name(self.current());
         StoreError::Unreachable {
@@ -110,7 +110,7 @@ mod tests {
         let first = servers.give_up(0, "refused", Fault::Tls);
         assert_eq!(first.text, "etcd at http://a:1: refused");
         assert_eq!(servers.current(), 1);
-        // Another task noticed the same.
+        // Another task noticed the same failure.
         servers.give_up(0, "refused", Fault::Other);
         assert_eq!(servers.current(), 1);
         let second = servers.give_up(1, "refused", Fault::Other);

@@ -1,8 +1,8 @@
-//! Leases that vanished while nobody looked.
+//! Leases that vanished while the store was unreachable.
 //!
-//! When etcd was out of reach for longer than leases last, all of them are gone when it is back, and their owners take
-//! them again one by one. Were their peers to believe each list in between, the overlay would be torn down and built up
-//! again. So what vanished during an outage counts as there for a while. In quiet times a lease that ends, ends at once.
+//! If etcd is unreachable for longer than the TTL, all leases are gone when it is back, and their owners take them
+//! again one by one. If peers followed each list in between, the overlay would be torn down and built up again. So a
+//! lease that vanished during an outage still counts for a while. In normal operation an expired lease is gone at once.
 
 use std::collections::BTreeSet;
 
@@ -10,33 +10,33 @@ use tokio::time::Instant;
 
 use crate::cluster::lease::SubnetKey;
 
-/// What the agent was told to exist, and what of that does not.
+/// The leases reported to the agent, and those of them that are missing.
 #[derive(Debug, Default)]
 pub(in crate::cluster::lease) struct HoldDown {
     known: BTreeSet<SubnetKey>,
     missing: BTreeSet<SubnetKey>,
-    /// Until when what is missing counts as there.
+    /// Until when missing leases still count.
     until: Option<Instant>,
 }
 
 impl HoldDown {
-    /// There was an outage: what is missing afterwards counts as there until then.
+    /// There was an outage: leases missing afterwards count until then.
     pub(in crate::cluster::lease) fn start(&mut self, until: Instant) {
         self.until = self.until.max(Some(until));
     }
 
-    /// The own lease is lost for good: it is no peer's.
+    /// The own lease is lost for good; it must not count as a peer's.
     pub(in crate::cluster::lease) fn forget(&mut self, key: &SubnetKey) {
         self.known.remove(key);
         self.missing.remove(key);
     }
 
-    /// How many leases there are, as far as is known.
+    /// The number of leases, as far as known.
     pub(in crate::cluster::lease) fn population(&self) -> usize {
         self.known.len()
     }
 
-    /// All leases were listed. Returns those that are not there but count as if.
+    /// All leases were listed. Returns those that are missing but still count.
     pub(in crate::cluster::lease) fn listed(
         &mut self,
         keys: impl Iterator<Item = SubnetKey>,
@@ -58,7 +58,7 @@ impl HoldDown {
         self.missing.remove(&key);
     }
 
-    /// A lease ended. Whether that is to be believed already.
+    /// A lease is gone. Returns whether to report that now.
     pub(in crate::cluster::lease) fn removed(&mut self, key: SubnetKey, now: Instant) -> bool {
         if self.until.is_some_and(|until| until > now) && self.known.contains(&key) {
             self.missing.insert(key);
@@ -68,12 +68,12 @@ impl HoldDown {
         true
     }
 
-    /// When [`Self::take_gone`] is to be called next, if at all.
+    /// When to call [`Self::take_gone`] next, if at all.
     pub(in crate::cluster::lease) fn due(&self) -> Option<Instant> {
         self.until.filter(|_| !self.missing.is_empty())
     }
 
-    /// Those that nobody took again in time.
+    /// The leases that their owners did not take again in time.
     pub(in crate::cluster::lease) fn take_gone(&mut self, now: Instant) -> Vec<SubnetKey> {
         if self.until.is_some_and(|until| until > now) {
             return Vec::new();
@@ -115,12 +115,12 @@ mod tests {
         hold_down.start(now);
         assert_eq!(hold_down.listed(keys(&[3, 4]).into_iter(), now), all[..2]);
         assert!(!hold_down.removed(all[2], now));
-        // The first is taken again; what never was known may go.
+        // The first is taken again; an unknown one may go at once.
         hold_down.set(all[0]);
         assert!(hold_down.removed(keys(&[9])[0], now));
         assert_eq!(hold_down.due(), Some(later));
         assert_eq!(hold_down.take_gone(now), []);
-        // The next list says the same.
+        // The next list agrees.
         assert_eq!(hold_down.listed(keys(&[1, 4]).into_iter(), now), all[1..3]);
         assert_eq!(hold_down.take_gone(later), all[1..3]);
         assert_eq!((hold_down.due(), hold_down.population()), (None, 2));

@@ -1,4 +1,4 @@
-//! The task that keeps the own lease: extends it in time, and looks after it when it may not be as it should.
+//! The task that keeps the own lease: renews it in time, and checks it when it may have been touched.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use super::{StoreError, StoreEvent, until};
 use crate::base::retry::{Backoff, jittered, random_seed};
 use crate::cluster::lease::StoreTrouble;
 
-/// What a store must offer the keeper: the lease of one acquisition.
+/// What a store provides to the keeper: the lease of one acquisition.
 pub(in crate::cluster::lease) trait OwnLease: Send {
     fn state(&self) -> &State;
 
-    /// Extends the lease if it is due (`renew`), and makes it as this node wants it if it may not be so (`touched`). A
-    /// store that finds the lease gone sets `touched` itself, so that a failure halfway is made up for at the next attempt.
-    /// How long the lease lasts is noted in [`State`]; a lost lease is no longer held.
+    /// Renews the lease if due (`renew`), and corrects it if it may have been changed (`touched`). A store that finds
+    /// the lease gone sets `touched` itself, so that the next attempt completes what failed halfway. The remaining time
+    /// is recorded in [`State`]; a lost lease is no longer held.
     fn look_after(
         &mut self,
         renew: bool,
@@ -25,29 +25,29 @@ pub(in crate::cluster::lease) trait OwnLease: Send {
     ) -> impl Future<Output = Result<Outcome, StoreError>> + Send;
 }
 
-/// What came of looking after the lease.
+/// The result of renewing or checking the lease.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::cluster::lease) enum Outcome {
     /// It is held.
     Kept {
         lasts: Lasts,
-        /// Whether the next look has to wait, since somebody else may keep changing the lease.
+        /// Whether to delay the next check, since another writer may keep changing the lease.
         slow_down: bool,
     },
-    /// It is gone or somebody else's; the whole sentence.
+    /// It is gone or belongs to another node; a complete sentence.
     Lost { reason: String },
 }
 
 /// How long a lease lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cluster::lease) enum Lasts {
-    /// For ever: it is a reservation.
+    /// Until deleted: it is a reservation.
     Forever,
-    /// So long from now.
+    /// This long from now.
     FromNow(Duration),
-    /// As long as was known.
+    /// Unchanged.
     AsBefore,
-    /// An unknown part of its time has passed.
+    /// An unknown part of its TTL has passed.
     Unknown,
 }
 
@@ -58,16 +58,16 @@ const FAILURES: Backoff =
         Err(_) => panic!("constant out of range"),
     };
 
-/// However little time is left.
+/// The lower bound of pauses, however little time is left.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Pauses between looks at a lease that somebody else keeps changing, for example a flannel on the same machine.
+/// Pauses between checks of a lease that another writer keeps changing, for example a flannel on the same machine.
 const LOOKS: Backoff = match Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 0.5, 0) {
     Ok(backoff) => backoff,
     Err(_) => panic!("constant out of range"),
 };
 
-/// After this long without such a look, the next one is prompt again.
+/// After this long without such a check, the next one is immediate again.
 const QUIET: Duration = Duration::from_secs(300);
 
 /// Keeps one lease until it is lost.
@@ -76,11 +76,11 @@ pub(in crate::cluster::lease) struct Keeper<L> {
     events: Sender<StoreEvent>,
     failures: Backoff,
     looks: Backoff,
-    /// The last look after which the next one has to wait.
+    /// The last check after which the next one is delayed.
     last_look: Option<Instant>,
-    /// What holds of the lease, until the consumer of events has room for it.
+    /// The event about the lease, until the event queue has room.
     news: Option<StoreEvent>,
-    /// Why it could not be extended, as reported last.
+    /// The last reported reason of a failed renewal.
     trouble: Option<StoreTrouble>,
     seed: u64,
 }
@@ -99,10 +99,10 @@ impl<L: OwnLease> Keeper<L> {
         }
     }
 
-    /// Runs until the lease is lost, which it reports. `lasts`: what is known of it at the start.
+    /// Runs until the lease is lost, and reports that. `lasts`: what is known at the start.
     pub(in crate::cluster::lease) async fn run(mut self, lasts: Lasts) {
         let mut due = self.due(lasts, None);
-        // When the lease is looked at next, since it may not be as it should.
+        // When to check the lease next, if it may have been changed.
         let mut look = None;
         let mut touched = false;
         let events = self.events.clone();
@@ -114,7 +114,7 @@ impl<L: OwnLease> Keeper<L> {
                     look = Some(self.next_look());
                     continue;
                 }
-                // Fails only if the store is gone, and with it anybody interested.
+                // Fails only if the store and the receiver of its events are gone.
                 Ok(room) = events.reserve(), if self.news.is_some() => {
                     if let Some(event) = self.news.take() {
                         room.send(event);
@@ -122,7 +122,7 @@ impl<L: OwnLease> Keeper<L> {
                     continue;
                 }
             }
-            // Whoever extends the lease has a look as well: a look can wait, the lease cannot.
+            // A renewal includes the check: a check can wait, the renewal cannot.
             touched |= look.take().is_some();
             let renew = due.is_some_and(|due| due <= Instant::now());
             match self.lease.look_after(renew, &mut touched).await {
@@ -136,7 +136,7 @@ impl<L: OwnLease> Keeper<L> {
                     due = self.due(lasts, due);
                 }
                 Ok(Outcome::Lost { reason }) => {
-                    // Fails only if the store is gone, and with it anybody interested.
+                    // Fails only if the store and the receiver of its events are gone.
                     let _ = self.events.send(StoreEvent::OwnLeaseLost { reason }).await;
                     return;
                 }
@@ -148,7 +148,7 @@ impl<L: OwnLease> Keeper<L> {
         }
     }
 
-    /// Says that the lease was extended, when that was due or had failed before.
+    /// Reports a renewal if it was due or had failed before.
     fn kept(&mut self, lasts: Lasts, renew: bool) {
         match lasts {
             Lasts::FromNow(ttl) => {
@@ -161,8 +161,8 @@ impl<L: OwnLease> Keeper<L> {
         }
     }
 
-    /// When the lease is to be extended next: after a sixth of its duration, so that five attempts may fail, less up to a
-    /// fifth of that, so that nodes which started together do not renew together. Never, if it is a reservation.
+    /// When to renew next: after a sixth of the TTL, so that five attempts may fail, minus up to a fifth of that, so
+    /// that nodes that started together do not renew together. Never for a reservation.
     fn due(&mut self, lasts: Lasts, before: Option<Instant>) -> Option<Instant> {
         let now = Instant::now();
         match lasts {
@@ -173,8 +173,8 @@ impl<L: OwnLease> Keeper<L> {
         }
     }
 
-    /// Says that the lease was not extended, once for each reason. That no server answers is the watch's to report, until
-    /// the lease is in danger. How long to wait before the next attempt.
+    /// Reports a failed renewal, once for each reason. That no server answers is reported by the watcher, until the
+    /// lease is in danger. Returns the pause before the next attempt.
     fn failed(&mut self, error: &StoreError) -> Duration {
         let tenure = self.lease.state().tenure();
         let now = Instant::now();
@@ -196,7 +196,7 @@ impl<L: OwnLease> Keeper<L> {
         capped(pause, left, ttl)
     }
 
-    /// When to have a look: at once, unless there was one a short time ago.
+    /// When to check: at once, unless the last check was a short time ago.
     fn next_look(&mut self) -> Instant {
         let now = Instant::now();
         match self.last_look {
@@ -209,9 +209,9 @@ impl<L: OwnLease> Keeper<L> {
     }
 }
 
-/// A pause of no more than a quarter of the time that is left, so that the server need not be there at one certain moment.
-/// When nothing is left the server may have been down itself, and gives the lease its whole duration again when it is back
-/// (etcd does, when a leader is elected): that is not to pass unused either.
+/// Caps a pause to a quarter of the remaining time, so that renewal does not depend on the server being up at one
+/// moment. With no time left, pauses stay short too: if the server itself was down, it restores the lease's full TTL
+/// when it is back (etcd does so when a leader is elected), and that must not expire unused either.
 fn capped(pause: Duration, left: Option<Duration>, ttl: Duration) -> Duration {
     let most = match left {
         Some(left) if !left.is_zero() => left / 4,
@@ -225,8 +225,8 @@ fn capped(pause: Duration, left: Option<Duration>, ttl: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    /// A lease of a minute, and a server that is back after 52 of its 60 seconds: with pauses that grow to a minute whatever
-    /// is left, the next try would be at 100 s.
+    /// A lease with a TTL of 60 s, and a server that is back after 52 s: with pauses that grow to a minute regardless
+    /// of the remaining time, the next attempt would be at 100 s.
     #[test]
     fn no_pause_outlasts_the_lease() {
         let ttl = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! What a watcher says of the leases and of the servers, each thing once.
+//! What a watcher reports about leases and servers, each thing once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use super::state::State;
 use super::{LeaseEvent, StoreEvent};
 use crate::cluster::lease::{Lease, StoreTrouble, SubnetKey};
 
-/// Nobody wants the events any more: the store is gone.
+/// The receiver of the events is gone: the store was dropped.
 #[derive(Debug)]
 pub(in crate::cluster::lease) struct Unwanted;
 
-/// What was said last about the servers.
+/// What was last reported about the servers.
 #[derive(PartialEq, Eq)]
 enum Connectivity {
     Unknown,
@@ -22,7 +22,7 @@ enum Connectivity {
     Unreachable(StoreTrouble),
 }
 
-/// Tells the agent what its store sees. A lease that vanished in an outage is kept back while the hold-down lasts.
+/// Sends the store's events to the agent. A lease that vanished during an outage is held back during the hold-down.
 pub(in crate::cluster::lease) struct Reporter {
     state: Arc<State>,
     events: Sender<StoreEvent>,
@@ -38,7 +38,7 @@ impl Reporter {
         }
     }
 
-    /// A server answers. Says so if it is the first, or another one than before.
+    /// A server answers. Reported if it is the first, or a different one than before.
     pub(in crate::cluster::lease) async fn reachable(
         &mut self,
         endpoint: String,
@@ -46,7 +46,7 @@ impl Reporter {
         self.say(Connectivity::Reachable(endpoint)).await
     }
 
-    /// No server answers. Says so once for each reason.
+    /// No server answers. Reported once for each reason.
     pub(in crate::cluster::lease) async fn unreachable(
         &mut self,
         error: StoreTrouble,
@@ -71,7 +71,7 @@ impl Reporter {
         self.send(event).await
     }
 
-    /// All leases were listed, and the keys whose value cannot be read.
+    /// All leases were listed; also the keys whose value cannot be parsed.
     pub(in crate::cluster::lease) async fn snapshot(
         &self,
         leases: Vec<Lease>,
@@ -85,7 +85,7 @@ impl Reporter {
         self.send(StoreEvent::Peers(snapshot)).await
     }
 
-    /// Leases were written (`Some`) or ended.
+    /// Leases were written (`Some`) or are gone (`None`).
     pub(in crate::cluster::lease) async fn changes(
         &self,
         changes: BTreeMap<SubnetKey, Option<Lease>>,
@@ -106,14 +106,14 @@ impl Reporter {
         self.changed(set, removed).await
     }
 
-    /// Waits until the hold-down ends; for ever if nothing is held down. Cancel-safe.
+    /// Waits until the hold-down ends; forever if nothing is held down. Cancel-safe.
     pub(in crate::cluster::lease) fn hold_down_ends(
         &self,
     ) -> impl Future<Output = ()> + Send + use<> {
         super::until(self.state.hold_down().due())
     }
 
-    /// The hold-down ended: what nobody took again in time is gone.
+    /// The hold-down ended: leases that were not taken again in time are gone.
     pub(in crate::cluster::lease) async fn gone(&self) -> Result<(), Unwanted> {
         let removed = self.state.hold_down().take_gone(Instant::now());
         self.changed(Vec::new(), removed).await

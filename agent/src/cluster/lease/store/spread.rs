@@ -1,22 +1,23 @@
-//! Pauses that keep the nodes of a cluster from doing the same thing at the same moment.
+//! Random delays that keep the nodes of a cluster from acting in step.
 //!
-//! What a node does by itself is spread already: renewals by a fifth of their interval, failed attempts by their
-//! [back-off](crate::base::retry::Backoff). What one event makes all nodes do is spread here, over a time that grows with the
-//! cluster, so that the servers' load stays the same and a small cluster does not wait. The first list and the first lease
-//! of a starting node are not held back: a host's start is worth more than the few that start in the same instant.
+//! What a node does by itself is spread already: renewals by a fifth of their interval, retries by their
+//! [back-off](crate::base::retry::Backoff). What a single event triggers on all nodes is spread here, over a time that
+//! grows with the cluster, so that the servers' load is constant and a small cluster does not wait. The first list and
+//! the first lease of a starting node are not delayed: a fast start matters more than the few nodes that start at the
+//! same instant.
 
 use std::time::Duration;
 
 use crate::base::retry::next_random;
 
-/// For reading all leases again, as whoever opens a watch anew does, or taking a lost one again, which includes that. A
-/// server answers some hundred lists of 10,000 leases in a second.
+/// The delay per node for listing all leases again, whether to reopen a watch or to take a lost lease again, which
+/// includes it. A server answers some hundred lists of 10,000 leases per second.
 pub(in crate::cluster::lease) const LIST: Duration = Duration::from_millis(1);
 
-/// Nobody waits longer, however large the cluster says it is: leases are written by others.
+/// The longest delay, however large the cluster claims to be: other nodes write the leases that are counted.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// A random time below `per_node` for each node of the cluster.
+/// A random delay up to `per_node` times the number of nodes.
 pub(in crate::cluster::lease) fn spread(
     nodes: usize,
     per_node: Duration,

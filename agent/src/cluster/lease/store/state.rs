@@ -10,10 +10,10 @@ use super::Tenure;
 use super::hold_down::HoldDown;
 use crate::cluster::lease::SubnetKey;
 
-/// What the watcher, the keeper and whoever asks the store for something have in common.
+/// State shared by the watcher, the keeper and the store's methods.
 #[derive(Debug)]
 pub(in crate::cluster::lease) struct State {
-    /// For how long after an outage a lease that vanished meanwhile counts as there.
+    /// The hold-down: how long a lease that vanished during an outage still counts.
     grace: Duration,
     hold_down: Mutex<HoldDown>,
     tenure: Mutex<Tenure>,
@@ -37,23 +37,23 @@ impl State {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on, and for a while, a lease that vanished counts as there.
+    /// Starts the hold-down: for a while, leases that vanished still count.
     pub(in crate::cluster::lease) fn start_hold_down(&self) {
         self.hold_down().start(Instant::now() + self.grace);
     }
 
-    /// The own lease is lost. Where one lease ended, others may have: their owners are taking them again.
+    /// The own lease is lost. Others may be too, and their owners are taking them again: start the hold-down.
     pub(in crate::cluster::lease) fn lost(&self, own: &SubnetKey) {
         self.hold_down().forget(own);
         self.start_hold_down();
     }
 
-    /// How long the own lease lasts, as far as is known.
+    /// The TTL and expiry of the own lease, as far as known.
     pub(in crate::cluster::lease) fn tenure(&self) -> Tenure {
         *self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The own lease lasts so long from now; `None` for a reservation.
+    /// The own lease was renewed for this long from now; `None` for a reservation.
     pub(in crate::cluster::lease) fn extended(&self, ttl: Option<Duration>) {
         let expires = ttl.map(|ttl| Instant::now() + ttl);
         self.set_tenure(Tenure { ttl, expires });
@@ -63,12 +63,12 @@ impl State {
         *self.tenure.lock().unwrap_or_else(PoisonError::into_inner) = tenure;
     }
 
-    /// The own lease may not be as this node wants it: the keeper is to look.
+    /// The own lease may not be as wanted: wakes the keeper.
     pub(in crate::cluster::lease) fn touch(&self) {
         self.touched.notify_one();
     }
 
-    /// Waits for [`Self::touch`], also for one that nobody waited for. Cancel-safe.
+    /// Waits for [`Self::touch`]; returns at once if it was called while nobody waited. Cancel-safe.
     pub(in crate::cluster::lease) async fn touched(&self) {
         self.touched.notified().await;
     }

@@ -1,14 +1,14 @@
-//! The tasks that do a store's lasting work, and the events that they send.
+//! The long-running tasks of a store, and their event queue.
 
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
 
 use super::StoreEvent;
 
-/// How many events wait for their consumer before the watch pauses; the server then holds back what follows.
+/// The most events queued for the consumer before the watch pauses; the server then holds back the rest.
 const EVENTS: usize = 64;
 
-/// One watcher, a keeper where a lease is held, and what is done beside them. All end when this is dropped.
+/// A watcher, a keeper if a lease is held, and one-off work. All end when this is dropped.
 #[derive(Debug, Default)]
 pub(in crate::cluster::lease) struct Tasks {
     events: Option<Receiver<StoreEvent>>,
@@ -16,13 +16,13 @@ pub(in crate::cluster::lease) struct Tasks {
 }
 
 impl Tasks {
-    /// Ends all tasks. Events that were not read are void.
+    /// Ends all tasks and discards unread events.
     pub(in crate::cluster::lease) fn stop(&mut self) {
         self.tasks = JoinSet::new();
         self.events = None;
     }
 
-    /// Ends all tasks, and returns where those that are started next send their events.
+    /// Ends all tasks, and returns the sender for the events of the next ones.
     pub(in crate::cluster::lease) fn restart(&mut self) -> Sender<StoreEvent> {
         self.stop();
         let (sender, receiver) = mpsc::channel(EVENTS);
@@ -30,7 +30,7 @@ impl Tasks {
         sender
     }
 
-    /// Whether somebody sends events.
+    /// Whether there are tasks that send events.
     pub(in crate::cluster::lease) fn are_watching(&self) -> bool {
         self.events.is_some()
     }
@@ -43,7 +43,7 @@ impl Tasks {
         self.tasks.spawn(task);
     }
 
-    /// Waits for the next event; `None` if nobody sends any. Cancel-safe: the receiver stays in its place meanwhile.
+    /// Waits for the next event; `None` if there are no tasks. Cancel-safe: the receiver stays in place meanwhile.
     pub(in crate::cluster::lease) async fn next_event(&mut self) -> Option<StoreEvent> {
         let event = self.events.as_mut()?.recv().await;
         if event.is_none() {

@@ -44,7 +44,7 @@ fn unknown() -> Answer {
     Answer::Unknown("permission denied".to_owned())
 }
 
-/// The subnet, with a word for how it comes about, and the leases to give up.
+/// The subnet, after a word for how it was obtained, and the leases to give up.
 fn decided(entries: &[Entry], previous: Option<&str>, answers: &Answers) -> (String, Vec<String>) {
     let node = Node {
         attrs: &attrs("10.0.0.1", Some(OWNER)),
@@ -113,10 +113,10 @@ fn the_lease_of_another_address_is_taken_up_if_nobody_there_answers() {
         // A reboot that emptied /run.
         (None, Answer::Silent, "keep 10.5.1.0/24"),
         (second, Answer::Silent, "keep 10.5.2.0/24"),
-        // A clone, with or without the memory of its original.
+        // A clone, with or without its original's subnet file.
         (None, alive(), "create 10.5.3.0/24"),
         (first, alive(), "create 10.5.3.0/24"),
-        // Where nobody can be asked, only the memory counts.
+        // Where nobody can be asked, only the previous subnet counts.
         (None, unknown(), "create 10.5.3.0/24"),
         (first, unknown(), "keep 10.5.1.0/24"),
     ] {
@@ -173,14 +173,14 @@ fn who_was_reinstalled_takes_its_addresss_lease_over_unless_that_is_a_nats() {
     assert!(decided(other(), Some(Answer::Silent), true));
     assert!(!decided(other(), Some(alive()), true));
     assert!(!decided(other(), Some(Answer::Silent), false));
-    // Where nobody can be asked, the MAC address tells, in whatever case it is written.
+    // Where nobody can be asked, the MAC address decides, in either letter case.
     let same = of("02:00:00:00:00:01", "before");
     assert!(decided(same.clone(), Some(unknown()), true));
     assert!(!decided(other(), Some(unknown()), true));
     assert!(!decided(same.clone(), Some(unknown()), false));
-    // Hosts behind a server have read everybody's MAC addresses.
+    // Hosts behind a lease server can read every MAC address, so it proves nothing there.
     assert!(!decided(same.clone(), None, false));
-    // Back ends that tell nothing.
+    // Backends that publish neither.
     let mut of_another_kind = same.clone();
     of_another_kind.backend_type = "wireguard".to_owned();
     let mut without_data = same;
@@ -229,10 +229,10 @@ fn only_those_are_asked_whose_answer_makes_a_difference() {
     assert!(asked(node(None, false, true), &all, &none).is_empty());
     let known = answers(&[("before", alive())]);
     assert_eq!(asked(node(None, true, true), &all, &known), [OWNER]);
-    // A plain restart asks nobody.
+    // A plain restart sends no challenge.
     let with_mine = [moved.clone(), before, mine];
     assert!(asked(node(Some("10.5.3.0-24"), true, true), &with_mine, &none).is_empty());
-    // Its memory points elsewhere.
+    // Its previous subnet is another one.
     assert_eq!(
         asked(node(Some("10.5.1.0-24"), true, true), &with_mine, &none),
         [OWNER]
@@ -323,10 +323,10 @@ fn subnets_that_hold_an_address_of_a_host_are_neither_taken_nor_kept() {
         decided(&[peer.clone(), own.clone()], None, &none),
         "create 10.5.3.0/24, give up [\"10.5.1.0/24\"]"
     );
-    // A reservation is the administrator's.
+    // Only the administrator deletes a reservation.
     let reserved = entry("10.5.1.0-24", Some(attrs("10.5.1.9", None)), None);
     assert_eq!(decided(&[peer.clone(), reserved], None, &none), free);
-    // Another interface's address is no reason to give up what is held.
+    // Another interface's address is no reason to give up a held subnet.
     let avoid = none.and(["10.5.3.1".parse().unwrap()].into_iter());
     let held = entry("10.5.3.0-24", Some(attrs("10.5.1.9", Some(OWNER))), Some(3));
     assert_eq!(

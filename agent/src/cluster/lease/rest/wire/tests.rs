@@ -97,7 +97,7 @@ fn what_is_sent_is_read_back() {
     }
 }
 
-/// As flannel 0.5.5 and 0.7 write it.
+/// As written by flannel 0.5.5 and 0.7.
 #[test]
 fn leases_of_old_servers_are_read() {
     let old = r#"{"Subnet":"10.5.34.0/24","Attrs":{"PublicIP":"10.0.0.1"},"Expiration":"2015-10-11T02:34:04.5+02:00"}"#;
@@ -179,7 +179,7 @@ fn watches_are_read() {
         other => panic!("{other:?}"),
     }
 
-    // Nothing at all is no news for who waited, and an empty network for who did not.
+    // An empty answer means no news after a wait, and an empty network otherwise.
     let nothing = result("null", "null");
     let waited = Watched::parse(&nothing, true).unwrap().news;
     assert!(matches!(waited, News::Changes(changes) if changes.is_empty()));

@@ -255,7 +255,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         let (mut overlay, programmed) = self.join(executor).await;
         self.control.set_joining(None);
         if let Some(seen) = self.waits.end(Instant::now()) {
-            info!("nothing is waited for any more; what was, was {seen}");
+            info!("joined the overlay; the failure was {seen}");
         }
         self.service.ready(&overlay.summary());
         info!(subnet = %overlay.own().key, peers = overlay.peers(), "overlay ready");
@@ -613,7 +613,7 @@ fn previous_subnet(settings: &Settings) -> Option<SubnetKey> {
         }
         Err(error) => {
             warn!(
-                "going on without the memory of an earlier subnet: {}",
+                "ignoring the previous subnet file: {}",
                 chain(&error)
             );
             None

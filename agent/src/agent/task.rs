@@ -78,7 +78,7 @@ impl Task {
         self.retry.done();
         self.trouble = None;
         if let Some(seen) = self.repeats.end(Instant::now()) {
-            info!("succeeded after all to {}; the fault was {seen}", self.what);
+            info!("recovered: can {} again; the failure was {seen}", self.what);
         }
     }
 

@@ -289,7 +289,7 @@ fn the_log_has_each_change_and_each_fault_once() {
     let log = one.log();
     let end = log
         .lines()
-        .find(|line| line.contains("succeeded after all to program the host"))
+        .find(|line| line.contains("recovered: can program the host again"))
         .unwrap_or_else(|| panic!("no end in {log}"));
     assert!(end.contains("seen ") && end.contains(" times in "), "{end}");
     store.stop_etcd();

@@ -7,7 +7,7 @@
 //! | its outer UDP checksum | none, unless `Checksum` asks for it | left to the kernel, which computes one |
 //! | address | first address of the own subnet (`.0`), /32 or /128 | |
 //! | FDB entry per peer | peer's VTEP MAC → peer's public IP | |
-//! | neighbor per peer | first address of the peer's subnet → peer's VTEP MAC | |
+//! | neighbor entry per peer | first address of the peer's subnet → peer's VTEP MAC | |
 //! | next hop per peer | via that address, onlink | flannel has an inline gateway |
 //! | route per peer | peer's subnet by that next hop | |
 //!

@@ -1,4 +1,4 @@
-//! `selvage doctor`: looks for everything that is known to break an overlay, and says what to do about it.
+//! `selvage doctor`: looks foreverything that is known to break an overlay, and says what to do about it.
 //!
 //! Each check looks for one fault and is in a file of its own, under the part of the world that it looks at: the host, the
 //! cluster, or the way to the peers. Checks only look; the one exception are the packets that they send to peers, which

@@ -1,4 +1,4 @@
-//! `selvage peers`: whose an address is, and whether the kernel has what reaches it.
+//! `selvage peers`: the owner of an address, and whether its kernel objects exist.
 
 use std::io::{self, Write};
 
@@ -22,9 +22,9 @@ mod text;
 struct Listing<'a> {
     /// Version of the schema: [`SCHEMA`].
     schema: u32,
-    /// When this was true.
+    /// The time of the data.
     time: u64,
-    /// As in the status: who asks for the peers should know whether they are all.
+    /// As in the status, because the list of peers may be incomplete while something is wrong.
     health: &'a Health,
     peers: &'a [Peer],
 }
@@ -71,7 +71,7 @@ pub async fn run(
     Ok(u8::from(!is_well(&detail)))
 }
 
-/// Whether the address is somebody's, and reached.
+/// Whether the address has an owner and is reachable.
 fn is_well(detail: &PeerDetail) -> bool {
     let programmed = |peer: &Peer| peer.state == PeerState::Programmed;
     match detail.owner {
@@ -92,7 +92,7 @@ fn exit_status(status: &Status) -> u8 {
     u8::from(status.health.state == State::Joining || !status.peers.iter().all(programmed))
 }
 
-/// What the kernel's routes say of an address.
+/// The owner of an address according to the kernel's routes.
 async fn without_agent(
     settings: &Settings,
     flags: &PeersFlags,

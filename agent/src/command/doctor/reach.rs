@@ -14,7 +14,7 @@
 //!
 //! On a healthy cluster the first step is all, and takes as long as the slowest answer. Nothing takes more than ten seconds.
 //!
-//! Which address of a peer answers: the first of its subnet, which is on its overlay device, with every back end but
+//! Which address of a peer answers: the first of its subnet, which is on its overlay device, with every backend but
 //! host-gw; there, and with `DirectRouting`, the peer itself is the gateway, and its public address is asked instead. A
 //! peer that is a real flannel answers likewise.
 

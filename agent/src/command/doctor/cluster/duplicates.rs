@@ -124,7 +124,7 @@ fn addresses(nodes: &[Node<'_>], told: bool, names: &Names) -> Vec<Finding> {
     findings
 }
 
-/// What a back end publishes of a node that must be its alone.
+/// What a backend publishes of a node that must be its alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Identity {
     Mac,

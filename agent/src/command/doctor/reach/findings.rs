@@ -12,7 +12,7 @@ pub(super) const ONE_WAY: &str = "one-way";
 pub(super) const MTU_BLACK_HOLE: &str = "mtu-black-hole";
 pub(super) const CHECKSUM_OFFLOAD: &str = "checksum-offload";
 
-/// The ports of the back ends of which the device does not tell, where none was seen in use: flannel's defaults.
+/// The ports of the backends of which the device does not tell, where none was seen in use: flannel's defaults.
 const WIREGUARD_PORT: u16 = 51820;
 const UDP_PORT: u16 = 8285;
 

@@ -16,7 +16,7 @@ use crate::telemetry::status::{Peer, PeerState, Status, Underlay};
 /// How many peers are looked at, at the most: more than that take longer than anybody waits.
 const MOST_PEERS: usize = 1000;
 
-/// How a back end's device carries packets.
+/// How a backend's device carries packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Carrier {
     /// VXLAN, with its UDP port, and whether outer packets over IPv4 have a UDP checksum.
@@ -72,7 +72,7 @@ impl Ground {
     /// Finds the ways to the peers that are set up; `None` if there is no overlay yet.
     ///
     /// # Errors
-    /// The kernel cannot be talked to.
+    /// The netlink exchange with the kernel failed.
     pub(super) async fn find(status: &Status, deep: bool) -> Result<Option<Self>, KernelError> {
         let (Some(network), Some(underlay), Some(lease)) =
             (&status.network, &status.underlay, &status.lease)

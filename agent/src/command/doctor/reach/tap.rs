@@ -87,7 +87,7 @@ impl Tap {
         }
     }
 
-    /// Puts a whole IP packet onto the device, for a neighbour if the device has such.
+    /// Puts a whole IP packet onto the device, for a neighbor if the device has such.
     ///
     /// # Errors
     /// The device is down or full.

@@ -29,11 +29,11 @@ struct Listing<'a> {
     peers: &'a [Peer],
 }
 
-/// Shows one peer with what reaches it, or all peers. Returns the exit status: 0 all of it is in the kernel, 1 not so, 3 no
-/// agent runs.
+/// Shows one peer with its kernel objects, or all peers. Returns the exit status: 0 all objects exist, 1 some do not, 3
+/// no agent runs.
 ///
 /// # Errors
-/// An agent runs and gives no answer, or printing fails.
+/// An agent is running but does not answer, or printing failed.
 pub async fn run(
     settings: &Settings,
     flags: &PeersFlags,

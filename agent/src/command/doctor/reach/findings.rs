@@ -1,4 +1,4 @@
-//! What the survey found, in words: faults of one kind are one finding, however many peers have it.
+//! Findings of the survey: one per fault, however many peers have it.
 
 use super::checksum::Layer;
 use super::direction::Verdict;
@@ -19,7 +19,7 @@ const UDP_PORT: u16 = 8285;
 /// How many peers a finding names.
 const NAMED: usize = 3;
 
-/// What is wrong with the way to a peer.
+/// The fault of the path to a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Issue {
     /// It answers nowhere.

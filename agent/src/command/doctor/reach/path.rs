@@ -1,4 +1,4 @@
-//! The ways to the peers: over which device, from which addresses, to which.
+//! The paths to peers: device, source and destination addresses.
 
 use std::collections::hash_map::{HashMap, RandomState};
 use std::hash::BuildHasher;
@@ -13,7 +13,7 @@ use crate::host::netlink::{Kernel, KernelError};
 use crate::plan::state::{LinkKind, Object};
 use crate::telemetry::status::{Peer, PeerState, Status, Underlay};
 
-/// How many peers are looked at, at the most: more than that take longer than anybody waits.
+/// Maximum number of peers probed; more would take too long.
 const MOST_PEERS: usize = 1000;
 
 /// How a backend's device carries packets.

@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use super::packet::{Packet, ether_type};
 use crate::base::net::MacAddr;
 
-/// Room for what comes while we are busy.
+/// Receive buffer in bytes, for packets that arrive while we are busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// The longest packet, after the kernel put together what came in pieces.
 const LONGEST: usize = 64 << 10;

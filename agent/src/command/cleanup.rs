@@ -1,6 +1,6 @@
-//! Removes what the agent made on this host: `selvage cleanup`.
+//! `selvage cleanup`: removes everything that the agent created on this host.
 //!
-//! Works without etcd, since a host that leaves its cluster may not reach it any more. The lease lapses by itself.
+//! Works without etcd, because a host that leaves its cluster may no longer reach it. The lease expires by itself.
 
 use std::fmt::Display;
 use std::fs;
@@ -29,29 +29,29 @@ use crate::settings::Settings;
 /// Why not everything was removed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// An agent runs, and would put everything back.
+    /// An agent is running and would restore everything.
     #[error(transparent)]
     Lock(#[from] lock::Error),
-    /// Some parts resisted; the others are gone.
+    /// Some parts could not be removed; the others are gone.
     #[error("not everything could be removed: {}", .0.join("; "))]
     Left(Vec<String>),
-    /// Nobody reads what we print.
+    /// Writing to stdout failed.
     #[error("failed to print")]
     Output(#[from] io::Error),
 }
 
-/// Removes the overlay devices with their entries, all routes and next hops that carry our protocol number, the
-/// firewall's rules in every mode, `subnet.env`, and what the state directory keeps: the devices' MAC addresses,
-/// WireGuard's private key and the machine's random id. What is already gone is no error.
+/// Removes the overlay devices with their entries, all routes and next hops with our protocol number, the firewall
+/// rules of every mode, `subnet.env`, and the contents of the state directory: MAC addresses, WireGuard's private key
+/// and the random machine ID. A missing object is no error.
 ///
-/// The state directory itself stays, with the lock file in it: who removed that could run beside who still has it open.
-/// An overlay device is found by its kept MAC address or private key, or else by the routes to peers over it; one that
-/// lost both stays.
+/// The state directory itself stays, with the lock file in it: if that were removed, another agent could start while a
+/// process still holds the old file locked. An overlay device is found by its stored MAC address or private key,
+/// otherwise by the routes to peers over it; one without either stays.
 ///
-/// Goes on after a failure, also when nobody reads `output` any more, and names all of them at the end.
+/// Continues after a failure, also if `output` is closed, and reports all failures at the end.
 ///
 /// # Errors
-/// When an agent runs nothing is touched; else what is left.
+/// If an agent is running, nothing is changed; otherwise the error lists what is left.
 pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Error> {
     let state_dir = &settings.files.state_dir;
     let _lock = Lock::take(state_dir)?;
@@ -67,7 +67,7 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         .into_iter()
         .chain(previous.network_v6.map(IpNet::V6))
         .collect();
-    // Without a memory of the networks every address on our devices is ours.
+    // The networks are unknown, so every address on our devices counts as ours.
     let networks = vec![
         previous.network.unwrap_or_default().into(),
         previous.network_v6.unwrap_or_default().into(),
@@ -82,7 +82,7 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
     }
     kept.push(state_dir.join(machine_id::FILE));
     kept.push(state_dir.join(several::MEMORY));
-    // The commands that undo an extension's work are run.
+    // Runs the undo commands of the extension backend.
     let hooks = backend::extension::memory(state_dir);
     let scope = Scope {
         links: Vec::new(),
@@ -116,10 +116,10 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
     report.end()
 }
 
-/// What was done is printed at once, what was not is kept for the end.
+/// Successes are printed at once, failures at the end.
 struct Report<'a, W> {
     output: &'a mut W,
-    /// The first failure to print.
+    /// The first error of printing.
     printed: io::Result<()>,
     left: Vec<String>,
 }
@@ -148,20 +148,20 @@ impl<W: Write> Report<'_, W> {
     }
 }
 
-/// What the kernel did not let go of.
+/// Why kernel objects could not be removed.
 #[derive(Debug, Error)]
 enum RemoveError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// An agent with another state directory runs in this network.
+    /// An agent with another state directory is running in this network.
     #[error(transparent)]
     Claim(#[from] ClaimError),
     #[error("{0}")]
     Failures(String),
 }
 
-/// Removes what is ours: also the devices among `candidates` that are not another network's. `known` are the networks that
-/// are remembered.
+/// Removes our objects, including the devices among `candidates` that do not belong to another network. `known` are the
+/// recorded networks.
 async fn remove_from_kernel(
     network: Option<&NetworkName>,
     mut scope: Scope,
@@ -172,7 +172,7 @@ async fn remove_from_kernel(
     executor.claim_network(known)?;
     let kernel = executor.kernel_mut();
     let mut found = kernel.marked_links(known).await?;
-    // The names of devices without a memory need no peers to be known by.
+    // Devices of backends without a state file are recognised by name, even without peers.
     let without = backend::table::all().filter(|backend| backend.memory.is_none());
     for name in without.flat_map(|backend| backend.devices()) {
         if let Some(object) = kernel.own_device(&name, known).await? {
@@ -185,7 +185,7 @@ async fn remove_from_kernel(
         }
     }
     for (name, object) in found {
-        // Routes may lead over the underlay too, which is not ours.
+        // Our routes may also lead over the underlay, which is not ours.
         let overlay = backend::table::maker(&name, &object).is_some();
         if overlay && !scope.links.contains(&name) {
             scope.links.push(name);

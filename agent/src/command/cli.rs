@@ -1,4 +1,4 @@
-//! The command line: what can be asked for, as types.
+//! The command line's types.
 
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ use crate::telemetry::control;
 )]
 pub struct Cli {
     /// Print help; the manual page says more.
-    // The short form, one line per flag: the long one of `run` would fill four screens.
+    // Short help, one line per flag: the long help of `run` would fill four screens.
     #[arg(long, short, global = true, action = ArgAction::HelpShort)]
     help: Option<bool>,
     /// What to do.

@@ -1,10 +1,10 @@
-//! `selvage doctor`: looks for everything that is known to break an overlay, and says what to do about it.
+//! `selvage doctor`: checks for everything known to break an overlay, and prints remedies.
 //!
-//! Each check looks for one fault and is in a file of its own, under the part of the world that it looks at: the host, the
-//! cluster, or the way to the peers. Checks only look; the one exception are the packets that they send to peers, which
-//! `--no-probes` forbids; those that look like an attack to others need `--deep`. What the agent knows is asked of the agent, so that nothing is judged by a second opinion.
+//! Each check looks for one fault and has its own file, by area: the host, the cluster, or the paths to peers. Checks
+//! are read-only, except for probe packets to peers, which `--no-probes` disables; probes that look like an attack need
+//! `--deep`. What the agent knows is queried from the agent and not computed again.
 //!
-//! The JSON schema is stable as that of [`crate::telemetry::status`] is.
+//! The JSON schema is stable, like that of [`crate::telemetry::status`].
 
 use std::fmt;
 use std::future::Future;
@@ -32,39 +32,39 @@ pub(crate) use self::names::Names;
 /// The version of the schema.
 const SCHEMA: u32 = 1;
 
-/// What was found: what `selvage doctor --json` prints.
+/// The report that `selvage doctor --json` prints.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Version of the schema: 1.
     pub schema: u32,
-    /// When it was looked.
+    /// The time of the checks.
     pub time: u64,
-    /// What is wrong, the gravest first.
+    /// The faults, the most severe first.
     pub findings: Vec<Finding>,
-    /// The checks that were made, by name.
+    /// The names of the checks made.
     pub checked: Vec<String>,
     /// The checks that could not be made, and why.
     pub unchecked: Vec<Unchecked>,
 }
 
-/// One thing that is wrong.
+/// One fault.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Finding {
     /// The check's name; stable, for automation.
     pub check: String,
-    /// How grave it is.
+    /// Its severity.
     pub severity: Severity,
-    /// The peer, device, file or container that it is about, if it is about one.
+    /// The peer, device, file or container in question, if any.
     pub subject: Option<String>,
-    /// What is wrong, with the values that show it; one sentence.
+    /// The fault, with the values that show it; one sentence.
     pub what: String,
-    /// What that does to the overlay, and how it comes about.
+    /// Its effect on the overlay, and its cause.
     pub why: String,
-    /// What to do: commands or settings, the best first.
+    /// The remedies: commands or settings, the best first.
     pub remedy: Vec<String>,
 }
 
-/// How grave a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
@@ -83,24 +83,24 @@ pub struct Unchecked {
     pub reason: String,
 }
 
-/// What checks go by.
+/// The input of the checks.
 pub(crate) struct Context<'a> {
-    /// What the agent was told.
+    /// The agent's settings.
     pub(crate) settings: &'a Settings,
-    /// What the agent and its files are called.
+    /// The names of the agent and its files.
     pub(crate) names: Names,
-    /// What the agent knows; or why it was not to be asked.
+    /// The agent's status, or why it could not be queried.
     pub(crate) status: Result<Status, control::Error>,
     /// Whether packets may be sent to peers.
     pub(crate) probes: bool,
-    /// Whether some of them may look like an attack.
+    /// Whether probes that look like an attack are allowed.
     pub(crate) deep: bool,
-    /// What came of the packets that were sent to peers; sent when the first check asks, and only once.
+    /// The results of the probes to peers; sent once, when the first check needs them.
     pub(crate) survey: Survey,
 }
 
 impl Context<'_> {
-    /// What the agent knows, for checks that make no sense without.
+    /// The agent's status, for checks that require it.
     pub(crate) fn status(&self) -> Result<&Status, NotChecked> {
         self.status
             .as_ref()
@@ -112,19 +112,19 @@ impl Context<'_> {
 #[derive(Debug)]
 pub(crate) struct NotChecked(pub(crate) String);
 
-/// What a check comes to: what is wrong, which is nothing on a healthy node.
+/// The result of a check: its findings, none on a healthy node.
 pub(crate) type Outcome = Result<Vec<Finding>, NotChecked>;
 
 /// One check.
 pub(crate) struct Check {
     /// Its name, in JSON and messages; short, lower case, with dashes.
     pub(crate) name: &'static str,
-    /// What it looks for, in words that complete "looked for".
+    /// What it looks for, worded to complete "looked for".
     pub(crate) looks_for: &'static str,
     pub(crate) run: for<'a> fn(&'a Context<'a>) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>,
 }
 
-/// All checks, in the order in which they are told.
+/// All checks, in the order of the report.
 fn checks() -> impl Iterator<Item = Check> {
     cluster::checks()
         .into_iter()
@@ -132,10 +132,10 @@ fn checks() -> impl Iterator<Item = Check> {
         .chain(reach::checks())
 }
 
-/// Makes all checks and prints what they found. Returns the exit status: 0 nothing, 1 errors, 2 only warnings.
+/// Makes all checks and prints the findings. Returns the exit status: 0 nothing, 1 errors, 2 only warnings.
 ///
 /// # Errors
-/// Nobody reads what is printed.
+/// Writing to stdout failed.
 pub async fn run(
     settings: &Settings,
     flags: &DoctorFlags,
@@ -155,7 +155,7 @@ pub async fn run(
         writeln!(output)?;
     } else {
         print(&report, flags.verbose, Style::choose(flags.color), output)?;
-        // Silence must not be taken for health where nothing could be looked at.
+        // Do not stay silent if checks were skipped: that would look healthy.
         if !flags.verbose && report.findings.is_empty() && !report.unchecked.is_empty() {
             let count = report.unchecked.len();
             writeln!(
@@ -173,10 +173,10 @@ pub async fn run(
     )
 }
 
-/// Sends packets to the peers that `status` has, and gives what is wrong with those that do not answer as they should.
+/// Probes the peers in `status`, and returns findings about those that do not answer correctly.
 ///
 /// # Errors
-/// Says why none could be sent: most often, the caller lacks the capability CAP_NET_RAW.
+/// Why none could be sent: usually the caller lacks CAP_NET_RAW.
 pub(crate) async fn ask_peers(
     settings: &Settings,
     status: &Status,
@@ -219,7 +219,7 @@ async fn examine(context: &Context<'_>) -> Report {
             }),
         }
     }
-    // Stable, so that findings of one gravity stay in the order of the checks.
+    // A stable sort keeps findings of one severity in the order of the checks.
     report.findings.sort_by_key(|finding| finding.severity);
     report
 }
@@ -232,7 +232,7 @@ fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) 
         };
         let check = format!("[{}]", finding.check);
         let check = style.dim(&check);
-        // Some of it is what other nodes publish.
+        // Findings may contain text from other nodes.
         writeln!(output, "{severity}: {} {check}", harmless(&finding.what))?;
         writeln!(output, "  why: {}", harmless(&finding.why))?;
         for remedy in &finding.remedy {
@@ -250,7 +250,7 @@ fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) 
             )?;
         }
     }
-    // Checks that lack the same are told together.
+    // Group checks skipped for the same reason.
     if verbose || !report.findings.is_empty() {
         let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
         for Unchecked { check, reason } in &report.unchecked {

@@ -1,6 +1,6 @@
-//! `selvage leave`: gives this host's subnet back before its lease expires.
+//! `selvage leave`: releases this host's subnet before its lease expires.
 //!
-//! For a host that is taken down for good, or is to get another subnet. The data plane is left to `selvage cleanup`.
+//! For a host that is decommissioned, or needs another subnet. `selvage cleanup` removes the data plane.
 
 use std::io::{self, Write};
 
@@ -16,19 +16,19 @@ use crate::cluster::lease::{Lease, Released, StoreError, SubnetKey};
 use crate::host::subnet_file;
 use crate::settings::Settings;
 
-/// Why the subnet was not given back.
+/// Why the subnet was not released.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// An agent runs, and would take the subnet again.
+    /// An agent is running and would take the subnet again.
     #[error(transparent)]
     Lock(#[from] lock::Error),
-    /// The machine's identity cannot be made out.
+    /// The owner ID cannot be determined.
     #[error("failed to find out which machine this is")]
     Identity(#[from] machine_id::Error),
     /// The lease store's settings are wrong.
     #[error("the etcd settings are wrong")]
     Settings(#[from] SettingsError),
-    /// The settings for the servers that keep leases are wrong.
+    /// The lease servers' settings are wrong.
     #[error("the settings for the servers that keep leases are wrong")]
     Remote(#[from] TlsError),
     /// The lease store.
@@ -40,10 +40,10 @@ pub enum Error {
         /// The leased subnet.
         subnet: SubnetKey,
     },
-    /// A cloned disk, most likely.
+    /// Several leases have this host's owner ID, most likely because of a cloned disk.
     #[error("{} leases name this machine, {owner}, and this host remembers none of them as its own: {}", subnets.len(), list(subnets))]
     Ambiguous {
-        /// Which machine this is.
+        /// This host's owner ID.
         owner: String,
         /// The leased subnets.
         subnets: Vec<SubnetKey>,
@@ -58,12 +58,13 @@ fn list(subnets: &[SubnetKey]) -> String {
     texts.join(", ")
 }
 
-/// Deletes the lease that names this machine, if nobody changed it meanwhile. A reservation stays. No lease is no failure.
+/// Deletes the lease with this host's owner ID, unless it changed meanwhile. A reservation stays. A missing lease is no
+/// error.
 ///
-/// Of several, which cloned disks have, it is the one that `subnet.env` remembers.
+/// Of several, as with cloned disks, it deletes the one in `subnet.env`.
 ///
 /// # Errors
-/// When an agent runs nothing is done.
+/// If an agent is running, nothing is changed.
 pub async fn run(settings: &Settings, out: &mut impl Write) -> Result<(), Error> {
     let _lock = Lock::take(&settings.files.state_dir)?;
     let owner = match &settings.agent.node_id {
@@ -116,7 +117,7 @@ async fn leave_etcd(
     }
 }
 
-/// The same by a server, which decides whose a lease is.
+/// The same through a lease server, which decides who owns a lease.
 async fn leave_remote(
     settings: &Settings,
     owner: String,
@@ -132,7 +133,7 @@ async fn leave_remote(
     }
 }
 
-/// Which of the leases that name this machine is this host's; the subnets of all if that cannot be said.
+/// The lease of this host among those with its owner ID; all their subnets if that is ambiguous.
 fn choose<L>(
     mut own: Vec<L>,
     key: impl Fn(&L) -> SubnetKey,

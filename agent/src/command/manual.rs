@@ -1,8 +1,7 @@
 //! The manual pages and the shells' completions, made from the command line's own definition: `selvage man` and `selvage
 //! completions`.
 //!
-//! Nothing is written twice: the help texts of the flags are the pages, and [`settings_page`] turns the table of the settings
-//! into agent.toml(5).
+//! The pages consist of the flags' help texts, and [`settings_page`] turns the table of settings into agent.toml(5).
 
 use std::fs;
 use std::io::{self, Write};
@@ -18,16 +17,16 @@ use crate::command::cli::{Cli, Shell};
 
 mod settings_page;
 
-/// What the shells and the pages call us.
+/// The command's name.
 const NAME: &str = "selvage";
 
-/// No date: the same source makes the same pages. The renderer would leave out an argument that is empty.
+/// No date, so that builds are reproducible. Quoted, because the renderer omits an empty argument.
 const NO_DATE: &str = "\"\"";
 
-/// What all pages have at the bottom.
+/// The footer of all pages.
 const SOURCE: &str = concat!("selvage ", env!("CARGO_PKG_VERSION"));
 
-/// What all pages have at the top.
+/// The header of all pages.
 const MANUAL: &str = "Selvage Manual";
 
 /// The pages or the completions cannot be written.
@@ -42,7 +41,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// Nobody reads what we print.
+    /// Writing to stdout failed.
     #[error("failed to print the completions")]
     Output(#[from] io::Error),
 }
@@ -56,10 +55,10 @@ struct Page {
     text: Vec<u8>,
 }
 
-/// Prints what makes `shell` complete our arguments.
+/// Prints the completion script for `shell`.
 ///
 /// # Errors
-/// When `output` takes no more.
+/// Writing to `output` failed.
 pub fn completions(shell: Shell, output: &mut impl Write) -> Result<(), Error> {
     let shell = match shell {
         Shell::Bash => aot::Shell::Bash,
@@ -67,16 +66,16 @@ pub fn completions(shell: Shell, output: &mut impl Write) -> Result<(), Error> {
         Shell::Fish => aot::Shell::Fish,
     };
     let mut command = without_hidden(&Cli::command());
-    // The generator panics when its output fails.
+    // Write to memory first: the generator panics on write errors.
     let mut text = Vec::new();
     aot::generate(shell, &mut command, NAME, &mut text);
     Ok(output.write_all(&text)?)
 }
 
-/// Writes all pages below `directory`, in `man1/` and `man5/`, which are made if they are missing.
+/// Writes all pages below `directory`, in `man1/` and `man5/`, creating them if needed.
 ///
 /// # Errors
-/// Names the page that could not be written; those before it are there.
+/// The page that could not be written; those before it were written.
 pub fn write(directory: &Path) -> Result<(), Error> {
     for page in pages()? {
         let section = directory.join(format!("man{}", page.section));
@@ -98,8 +97,8 @@ fn pages() -> io::Result<Vec<Page>> {
     Ok(pages)
 }
 
-/// The whole command line without the commands that it hides: the initrd and the build call those, nobody else. clap's
-/// generators offer them all.
+/// The command line without hidden commands, which only the initrd and the build use; clap's generators would include
+/// them.
 fn without_hidden(command: &Command) -> Command {
     let shown = command
         .get_subcommands()
@@ -162,7 +161,7 @@ fn add_pages(command: &Command, pages: &mut Vec<Page>) -> io::Result<()> {
         .try_for_each(|command| add_pages(command, pages))
 }
 
-/// Names of pages, each with what follows it.
+/// References to pages, each with its separator.
 fn references(pages: &[(&str, &str)]) -> Vec<Inline> {
     pages
         .iter()
@@ -170,7 +169,7 @@ fn references(pages: &[(&str, &str)]) -> Vec<Inline> {
         .collect()
 }
 
-/// Text as `--help` shows it: what is indented keeps its lines, the rest is filled.
+/// Text as `--help` shows it: indented lines are kept, the rest is filled.
 fn prose(roff: &mut Roff, text: &str) {
     let mut kept = false;
     for line in text.lines() {

@@ -37,7 +37,7 @@ pub enum NetworkCommandError {
     /// The new config breaks a rule; nothing was written.
     #[error("the network config is not usable, nothing was changed")]
     Invalid(#[from] NetworkConfigError),
-    /// The back end cannot work with the new config; nothing was written.
+    /// The backend cannot work with the new config; nothing was written.
     #[error("the network config is not usable, nothing was changed: {0}")]
     Backend(String),
     /// etcd.
@@ -55,7 +55,7 @@ pub enum NetworkCommandError {
 }
 
 impl NetworkCommandError {
-    /// Whether the config is at fault (exit status 78), not the way to etcd or the output.
+    /// Whether the config is at fault (exit status 78), rather than etcd or the output.
     pub fn is_bad_config(&self) -> bool {
         matches!(
             self,
@@ -64,20 +64,20 @@ impl NetworkCommandError {
     }
 }
 
-/// What [`set`] did.
+/// The result of [`set`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SetOutcome {
-    /// There was no config.
+    /// No config existed.
     Created,
-    /// There was another one.
+    /// A different one existed.
     Replaced,
-    /// It was there already.
+    /// The same config existed already.
     Unchanged,
-    /// There was another one, and only an absent one was to be written.
+    /// A config existed, and `if_absent` was set.
     LeftAlone,
 }
 
-/// Does what the command line asks for.
+/// Runs the subcommand.
 pub async fn run(
     command: NetworkCommand,
     store: &mut EtcdStore,
@@ -106,7 +106,7 @@ pub async fn run(
     }
 }
 
-/// Reads a config to set: from a file, or with none or `-` from standard input.
+/// Reads a config to set from a file, or from standard input for none or `-`.
 pub fn read_input(file: Option<&Path>) -> Result<String, NetworkCommandError> {
     let read = |path: &Path, result: io::Result<String>| {
         result.map_err(|source| NetworkCommandError::Read {
@@ -142,10 +142,10 @@ pub async fn get(
     Ok(())
 }
 
-/// Validates a network config by all rules and writes it. `check` is the back end's opinion about its part. With
-/// `if_absent` a config that is there already stays, whatever it says.
+/// Validates a network config and writes it. `check` validates the backend's part. With `if_absent` an existing config
+/// stays unchanged.
 ///
-/// Running nodes apply what they can without another subnet; leases that the new config does not allow are listed as a
+/// Running nodes apply all changes that need no other subnet; leases that the new config does not allow are listed as a
 /// warning.
 pub async fn set(
     store: &mut EtcdStore,
@@ -196,7 +196,7 @@ pub async fn set(
     Ok(outcome)
 }
 
-/// Says which settings changed, computed ones included.
+/// Prints the changed settings, including computed ones.
 fn write_differences(
     old: &StoredConfig,
     new: &NetworkConfig,
@@ -230,7 +230,7 @@ fn write_differences(
     Ok(())
 }
 
-/// Warns of leases that the config does not allow: their nodes take other subnets when they start next.
+/// Warns about leases that the config does not allow: their nodes take other subnets at their next start.
 fn write_strays(
     config: &NetworkConfig,
     leases: &[Lease],

@@ -1,7 +1,7 @@
-//! `selvage options`: what each container runtime has to be told to put its containers into the overlay.
+//! `selvage options`: the configuration that each container runtime needs to attach its containers to the overlay.
 //!
-//! The configs of rkt and of runtimes with CNI name the plugin `flannel`, which reads the subnet file each time; so they
-//! are the same on every host, and the image ships the very files. Docker's options hold the subnet.
+//! The configs of rkt and of CNI runtimes name the plugin `flannel`, which reads the subnet file every time; so they
+//! are the same on every host, and the image ships them. Docker's options contain the subnet.
 
 use std::fs;
 use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! `selvage peers`: whose an address is, and whether the kernel has what reaches it.
+//! `selvage peers`: the owner of an address, and whether its kernel objects exist.
 
 use std::io::{self, Write};
 
@@ -22,18 +22,18 @@ mod text;
 struct Listing<'a> {
     /// Version of the schema: [`SCHEMA`].
     schema: u32,
-    /// When this was true.
+    /// The time of the data.
     time: u64,
-    /// As in the status: who asks for the peers should know whether they are all.
+    /// As in the status, because the list of peers may be incomplete while something is wrong.
     health: &'a Health,
     peers: &'a [Peer],
 }
 
-/// Shows one peer with what reaches it, or all peers. Returns the exit status: 0 all of it is in the kernel, 1 not so, 3 no
-/// agent runs.
+/// Shows one peer with its kernel objects, or all peers. Returns the exit status: 0 all objects exist, 1 some do not, 3
+/// no agent runs.
 ///
 /// # Errors
-/// An agent runs and gives no answer, or printing fails.
+/// An agent is running but does not answer, or printing failed.
 pub async fn run(
     settings: &Settings,
     flags: &PeersFlags,
@@ -71,7 +71,7 @@ pub async fn run(
     Ok(u8::from(!is_well(&detail)))
 }
 
-/// Whether the address is somebody's, and reached.
+/// Whether the address has an owner and is reachable.
 fn is_well(detail: &PeerDetail) -> bool {
     let programmed = |peer: &Peer| peer.state == PeerState::Programmed;
     match detail.owner {
@@ -92,7 +92,7 @@ fn exit_status(status: &Status) -> u8 {
     u8::from(status.health.state == State::Joining || !status.peers.iter().all(programmed))
 }
 
-/// What the kernel's routes say of an address.
+/// The owner of an address according to the kernel's routes.
 async fn without_agent(
     settings: &Settings,
     flags: &PeersFlags,

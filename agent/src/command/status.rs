@@ -18,7 +18,7 @@ mod offline;
 pub(crate) mod text;
 mod watch;
 
-/// The exit status when no agent runs: LSB's for a program that does not.
+/// The exit status if no agent runs: LSB's for "program is not running".
 pub(crate) const NOT_RUNNING: u8 = 3;
 
 /// Why nothing was shown.
@@ -27,34 +27,34 @@ pub enum Error {
     /// The agent gave no answer.
     #[error(transparent)]
     Control(#[from] control::Error),
-    /// The caller may not ask.
+    /// The caller has no permission.
     #[error("you may not ask the agent on {path}; ask as root")]
     NotAllowed {
         /// The control socket.
         path: PathBuf,
-        /// What connecting met.
+        /// The error of connecting.
         #[source]
         source: io::Error,
     },
-    /// The picture could not be kept.
+    /// The picture could not be written.
     #[error("failed to write the picture {path}")]
     Picture {
         /// The file.
         path: PathBuf,
-        /// What writing met.
+        /// The error of writing.
         #[source]
         source: io::Error,
     },
-    /// Nobody reads what is printed.
+    /// Writing to stdout failed.
     #[error("failed to print")]
     Output(#[from] io::Error),
 }
 
-/// Shows what the agent knows; where none runs, what its files and the kernel show. Returns the exit status: 0 all is well,
-/// 1 something is wrong, 3 no agent runs.
+/// Shows the agent's status; if none runs, what its files and the kernel show. Returns the exit status: 0 ready, 1
+/// something is wrong, 3 no agent runs.
 ///
 /// # Errors
-/// An agent runs and gives no answer, or printing fails.
+/// An agent is running but does not answer, or printing failed.
 pub async fn run(
     settings: &Settings,
     flags: &StatusFlags,
@@ -86,7 +86,7 @@ pub async fn run(
     Ok(exit_status(&status))
 }
 
-/// What the agent answers, or what there is to see without it.
+/// The agent's answer, or the offline status without one.
 pub(crate) async fn look(settings: &Settings) -> Result<Status, Error> {
     match Client::new(&settings.files.socket).status().await {
         Ok(status) => Ok(status),
@@ -100,7 +100,7 @@ pub(crate) async fn look(settings: &Settings) -> Result<Status, Error> {
     }
 }
 
-/// 0 all is well, 1 something is wrong, 3 no agent runs.
+/// 0 ready, 1 something is wrong, 3 no agent runs.
 pub(crate) fn exit_status(status: &Status) -> u8 {
     match status.health.state {
         State::Ready => 0,
@@ -116,7 +116,7 @@ pub(crate) fn json(value: &impl serde::Serialize) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Prints a text in one go. Who reads only the beginning, as head(1) does, has what he wanted.
+/// Prints a text in one go. A closed pipe is no error: head(1) reads only the beginning.
 pub(crate) fn print(output: &mut impl Write, text: &str) -> Result<(), Error> {
     let printed = output
         .write_all(text.as_bytes())

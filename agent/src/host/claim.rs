@@ -1,15 +1,15 @@
-//! What one process of this host has for itself, said by an abstract Unix socket (unix(7)): the name is one network
-//! namespace's, as are the devices and networks that it stands for, and it goes with the process however that ends.
+//! Claims of one process on this host, made by binding an abstract Unix socket (unix(7)): the name is local to a
+//! network namespace, like the devices and networks it stands for, and the kernel releases it however the process ends.
 //!
-//! | name, after `selvage/` | whoever has it |
+//! | name, after `selvage/` | its holder |
 //! |---|---|
-//! | `network/NAME` | is the agent of that network; without NAME, of the default one |
+//! | `network/NAME` | is that network's agent; without NAME, the default one's |
 //! | `unnamed/NAME` | is the default network's agent, and would be NAME's if this host had several |
-//! | `next-hops/NUMBER` | gives next hops the numbers of that range |
-//! | `device/DEVICE` | has that overlay device |
-//! | `overlay/CIDR` | has that overlay network |
+//! | `next-hops/NUMBER` | uses the next-hop IDs of that range |
+//! | `device/DEVICE` | owns that overlay device |
+//! | `overlay/CIDR` | is in that overlay network |
 //!
-//! Any user of the host may take a name. So the process that has one is believed only if it is root's or our own user's.
+//! Any user of the host can bind a name. So a holder is trusted only if it runs as root or as our own user.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,51 +26,51 @@ use nix::unistd::{Uid, getpid};
 use thiserror::Error;
 use tracing::warn;
 
-/// What all names begin with.
+/// The prefix of all names.
 const PREFIX: &str = "selvage/";
 
-/// The abstract names of this network namespace, among other sockets.
+/// Lists the abstract names of this network namespace, among other sockets.
 const UNIX_SOCKETS: &str = "/proc/thread-self/net/unix";
 
-/// How often a name is tried that is taken and given free at the same time.
+/// How often to try a name that others keep taking and releasing.
 const ROUNDS: u32 = 3;
 
-/// How many connections of those who ask are answered at once: the kernel's limit for a queue (`net.core.somaxconn`).
+/// Length of the listen queue: the kernel's default limit (`net.core.somaxconn`).
 const BACKLOG: usize = 4096;
 
-/// Why a name was not taken.
+/// Why a claim failed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Another process has it.
+    /// Another process holds the name.
     #[error("process {0} has it")]
     Taken(i32),
-    /// The system has no such sockets, or no more of them.
+    /// The socket cannot be opened or bound.
     #[error("failed to open a socket")]
     Io(#[from] io::Error),
 }
 
-/// What this process has.
+/// The names that this process holds.
 #[derive(Debug, Default)]
 pub struct Claims {
-    /// By name. No socket stands behind a name that somebody who is not believed has.
+    /// By name. `None` for a name bound by an untrusted process.
     held: BTreeMap<String, Option<UnixListener>>,
 }
 
-/// Who has a name.
+/// The holder of a name.
 enum Holder {
-    /// A process that is believed.
+    /// A trusted process.
     Process(i32),
-    /// A process of another user; or this one, which has more than one set of claims in tests alone.
+    /// A process of another user; or this process itself, which has several sets of claims only in tests.
     Nobody,
-    /// It let go of it meanwhile.
+    /// It was released meanwhile.
     Gone,
 }
 
 impl Claims {
-    /// Takes a name, unless it is taken already.
+    /// Claims a name, unless this process already holds it.
     ///
     /// # Errors
-    /// Another process has it.
+    /// Another process holds the name; which one.
     pub(crate) fn take(&mut self, name: &str) -> Result<(), Error> {
         if self.held.contains_key(name) {
             return Ok(());
@@ -87,7 +87,7 @@ impl Claims {
                     Holder::Process(id) => return Err(Error::Taken(id)),
                     Holder::Nobody => None,
                     Holder::Gone if round < ROUNDS => continue,
-                    // Bound, and listened to by nobody: no agent does that.
+                    // Bound but not listening: no agent does that.
                     Holder::Gone => {
                         warn!(
                             "somebody keeps the name {full} without an agent; going on without it"
@@ -103,27 +103,27 @@ impl Claims {
         Ok(())
     }
 
-    /// Whether a name is taken.
+    /// Whether this process holds a name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.held.contains_key(name)
     }
 
-    /// Lets go of the names that are not to be kept.
+    /// Releases the names for which `keep` is false.
     pub(crate) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.held.retain(|name, _| keep(name));
     }
 
-    /// The taken names that begin like this, without the beginning.
+    /// The held names with this prefix, without it.
     pub(crate) fn below<'a>(&'a self, start: &'a str) -> impl Iterator<Item = &'a str> {
         self.held
             .keys()
             .filter_map(move |name| name.strip_prefix(start))
     }
 
-    /// Hangs up on those who asked who has the names, so that more of them can.
+    /// Closes the connections of other agents' queries, to make room in the queue.
     pub(crate) fn answer(&self) {
         for socket in self.held.values().flatten() {
-            // Whoever asks without an end must not keep us.
+            // Bounded, so that a flood of connections cannot block us.
             for _ in 0..BACKLOG {
                 if socket.accept().is_err() {
                     break;
@@ -132,7 +132,7 @@ impl Claims {
         }
     }
 
-    /// The names of other processes that begin like this, without the beginning, and who has them.
+    /// The names of other processes with this prefix, without it, and their holders.
     pub(crate) fn of_others(&self, start: &str) -> Vec<(String, i32)> {
         let text = unix_sockets();
         let full = format!("@{PREFIX}{start}");
@@ -151,14 +151,14 @@ impl Claims {
     }
 }
 
-/// The kernel's list of Unix sockets. Where it cannot be read, nobody can be warned.
+/// The kernel's list of Unix sockets; empty if unreadable, which hides conflicts.
 fn unix_sockets() -> String {
     let text = fs::read(UNIX_SOCKETS).unwrap_or_default();
-    // Any program may have a name of any bytes.
+    // Other programs' names may be any bytes.
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Asks the kernel who listens at a name.
+/// Asks the kernel for the process listening on a name (SO_PEERCRED).
 fn holder(full: &str) -> Result<Holder, Error> {
     let failed = |errno: Errno| Error::Io(errno.into());
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -167,7 +167,7 @@ fn holder(full: &str) -> Result<Holder, Error> {
     match connect(asking.as_raw_fd(), &address) {
         Ok(()) => {}
         Err(Errno::ECONNREFUSED) => return Ok(Holder::Gone),
-        // An agent's queue is long and it empties it, so this is none; and who it is cannot be told.
+        // The queue is full. An agent's queue is long and it empties it, so this is no agent; the process is unknown.
         Err(Errno::EAGAIN) => {
             warn!("whoever has taken the name {full} does not answer; going on without it");
             return Ok(Holder::Nobody);
@@ -190,7 +190,7 @@ fn holder(full: &str) -> Result<Holder, Error> {
 mod tests {
     use super::*;
 
-    /// A name that no other test has, in whatever namespace the tests run.
+    /// A name unique to this test, also if tests share a namespace.
     fn name(test: &str) -> String {
         format!("test/{test}/{}/", std::process::id())
     }
@@ -216,7 +216,7 @@ mod tests {
         claims.take(&format!("{start}10.5.0.0/16")).unwrap();
         assert_eq!(claims.of_others(&start), []);
         assert_eq!(claims.below(&start).collect::<Vec<_>>(), ["10.5.0.0/16"]);
-        // Another set of claims of this very process is nobody else's.
+        // Another set of claims of the same process does not count as another holder.
         assert_eq!(Claims::default().of_others(&start), []);
     }
 

@@ -1,17 +1,17 @@
-//! What makes changes on this host: a part for each kind of object, and what keeps two agents apart.
+//! The executor makes changes on this host: it has a part for each kind of object, and claims that keep two agents
+//! apart.
 //!
 //! | part | has | its objects |
 //! |---|---|---|
-//! | [`Kernel`] | a netlink socket | links, addresses, neighbours, next hops, routes, WireGuard peers |
+//! | [`Kernel`] | a netlink socket | links, addresses, neighbor and FDB entries, next hops, routes, WireGuard peers |
 //! | data plane | the udp backend's threads | forwarding entries |
-//! | hooks | a task that runs the administrator's commands | hooks |
+//! | hooks | a task that runs commands | hooks |
 //! | claims | names of abstract sockets | none: the devices and networks of this agent |
 //!
-//! A backend whose objects are elsewhere, such as a provider's route table or a daemon that it runs beside the agent, adds a
-//! part: its keys in [`Key`], a field of [`Executor`], and its turn in [`Executor::observe`] and [`Executor::apply`].
+//! A backend whose objects are elsewhere, such as in a cloud provider's route table or a separate daemon, adds a part:
+//! its keys in [`Key`], a field of [`Executor`], and its turn in [`Executor::observe`] and [`Executor::apply`].
 //!
-//! The packet filter is not one of them: its rules are one object, brought up to date by a task of its own
-//! ([`crate::host::firewall`]).
+//! The packet filter is not a part: its rules are one object, updated by a separate task ([`crate::host::firewall`]).
 
 mod claims;
 mod data_plane;
@@ -28,16 +28,16 @@ use crate::host::netlink::{Applied, ChangeError, Kernel, KernelError, Observed};
 use crate::host::udp::Counters;
 use crate::plan::state::{Change, Key, Scope};
 
-/// A change, and what became of it.
+/// A change and its result.
 pub(crate) type Outcome = (Change, Result<(), ChangeError>);
 
-/// What makes changes on this host.
+/// Makes changes on this host.
 #[derive(Debug)]
 pub struct Executor {
     kernel: Kernel,
     data_plane: Slot,
     hooks: Option<Runner>,
-    /// What other agents on this host keep off from.
+    /// What other agents on this host must leave alone.
     claims: Claims,
 }
 
@@ -51,7 +51,7 @@ impl Executor {
         Ok(Self::new(Kernel::open()?))
     }
 
-    /// Makes changes over this socket.
+    /// An executor that uses this netlink socket.
     pub fn new(kernel: Kernel) -> Self {
         Self {
             kernel,
@@ -67,31 +67,31 @@ impl Executor {
         self
     }
 
-    /// Takes over what this process has claimed already.
+    /// Takes over claims that this process already holds.
     pub fn with_claims(mut self, claims: Claims) -> Self {
         self.claims = claims;
         self.tell_kernel();
         self
     }
 
-    /// The kernel's part.
+    /// The netlink part.
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
     }
 
-    /// The kernel's part, to look at something in it.
+    /// The netlink part, for queries.
     pub fn kernel_mut(&mut self) -> &mut Kernel {
         self.tell_kernel();
         &mut self.kernel
     }
 
-    /// What went through the data plane of the udp backend, and what did not and why, if there is one.
+    /// The counters of the udp backend's data plane, if there is one.
     pub fn data_plane_counters(&self) -> Option<Counters> {
         self.data_plane.counters()
     }
 
-    /// Keeps in mind in this file for whom commands were run. Those that were run before must still be undone, so without a
-    /// file nothing changes.
+    /// Sets the file that records the peers whose hooks have run. `None` keeps the current one: hooks that ran must
+    /// still be undone.
     pub(crate) fn remember_hooks(&mut self, file: Option<&Path>) {
         if let Some(file) = file
             && self.hooks.as_ref().map(Runner::file) != Some(file)
@@ -100,14 +100,14 @@ impl Executor {
         }
     }
 
-    /// Has all hooks run again, as at a start.
+    /// Makes all hooks run again, as at a start.
     pub(crate) fn renew_hooks(&mut self) {
         if let Some(hooks) = &mut self.hooks {
             hooks.renew();
         }
     }
 
-    /// Waits until a command that failed is to be tried again; for ever when none is. Cancel-safe.
+    /// Waits until a failed hook is due for a retry; forever if none is. Cancel-safe.
     pub(crate) async fn hooks_due(&self) {
         match self.hooks.as_ref().and_then(Runner::next_try) {
             Some(due) => tokio::time::sleep_until(due).await,
@@ -115,12 +115,12 @@ impl Executor {
         }
     }
 
-    /// Whether commands of the administrator run.
+    /// Whether hooks are running.
     pub(crate) fn is_pending(&self) -> bool {
         self.hooks.as_ref().is_some_and(Runner::is_busy)
     }
 
-    /// Waits until commands have ended; for ever if none run. Cancel-safe.
+    /// Waits until the running hooks have ended; forever if none run. Cancel-safe.
     pub(crate) async fn hooks_ended(&self) -> Ended {
         match &self.hooks {
             Some(hooks) => hooks.ended().await,
@@ -128,7 +128,7 @@ impl Executor {
         }
     }
 
-    /// Takes in what became of commands.
+    /// Records the results of hooks.
     pub(crate) fn take_hooks(&mut self, ended: Ended) -> Vec<Outcome> {
         let Some(hooks) = &mut self.hooks else {
             return Vec::new();
@@ -162,13 +162,13 @@ impl Executor {
         Ok(observed)
     }
 
-    /// Makes changes in their order, each by its part. A change that fails does not keep the others from being made.
-    /// Commands only begin to run here; [`Self::hooks_ended`] says when they have ended. Returns what became of the others,
-    /// and whether a device had to be made again on the way, so that what was on it must be made again too.
+    /// Makes changes in order, each by its part. A failed change does not stop the others. Hooks are only started;
+    /// [`Self::hooks_ended`] waits for them. Returns the results of the other changes, and whether a device was
+    /// recreated on the way, so that everything on it must be programmed again.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to; what became of the changes must be observed.
+    /// The netlink exchange with the kernel failed; the next observation shows which changes were made.
     pub(crate) async fn apply(
         &mut self,
         mut changes: Vec<Change>,
@@ -213,7 +213,7 @@ impl Executor {
         Ok((outcomes, recreated))
     }
 
-    /// Takes a device again that is about to be made, if the claim was let go since.
+    /// Claims a device again before it is created, if its claim was released.
     fn may_have(&mut self, name: &InterfaceName, change: &Change) -> bool {
         match change {
             Change::Set { .. } => self.claim_again(name).is_ok(),
@@ -221,7 +221,7 @@ impl Executor {
         }
     }
 
-    /// Tells the kernel's part what it cannot see by itself.
+    /// Passes the claimed devices and the TUN device to the netlink part, which cannot see them.
     fn tell_kernel(&mut self) {
         let held = claims::devices(&self.claims).collect();
         self.kernel.set_held(held, self.data_plane.device());

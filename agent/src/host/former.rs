@@ -1,11 +1,11 @@
-//! What an earlier run of the agent has left on this host.
+//! What earlier runs of the agent left on this host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::base::net::InterfaceName;
 
-/// The overlay devices that this host has had, with the files that keep their MAC addresses.
+/// The overlay devices that this host has had, with the files that store their MAC addresses.
 pub(crate) fn identities(state_dir: &Path) -> Vec<(InterfaceName, PathBuf)> {
     let Ok(entries) = fs::read_dir(state_dir) else {
         return Vec::new();

@@ -1,10 +1,11 @@
-//! The executor of hooks: commands of the administrator that stand where other backends have kernel objects.
+//! Runs hooks: commands of the extension backend, which take the place of other backends' kernel objects.
 //!
-//! A hook counts as there once its command succeeded in this life of the agent, or failed without being required; then it
-//! is tried again with growing pauses. What an earlier life did is remembered in a file: those hooks are run again, because
-//! nobody knows what became of their effects, and for those that are no longer wanted the command that undoes them is run.
+//! A hook counts as done once its command has succeeded in this run of the agent, or has failed without being required;
+//! a failed one is retried with exponential backoff. A file records the hooks of an earlier run: those are run again,
+//! because their effects may have been lost, and for those no longer wanted the undo command is run.
 //!
-//! Required hooks come first, and the others only once they succeeded: they may make the device that the others work on.
+//! Required hooks run first, and the others only once those succeeded: a required hook may create the device that the
+//! others use.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,64 +34,64 @@ mod tests;
 
 pub(crate) use runner::{Ended, Runner};
 
-/// How long one command may take.
+/// Timeout of one command.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How many commands run at a time.
+/// How many commands run concurrently.
 const AT_ONCE: usize = 8;
 
-/// For how long commands are started in one pass. The rest waits for the next one, which goes by what is wanted then.
+/// How long one pass starts commands. The rest waits for the next pass, which uses the wanted state of that time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Between the failure of a command that is not required and its next try 1 s; at the most 5 minutes. All have the same
-/// pauses, so that those that failed together are tried together.
+/// Backoff of a failed command that is not required: from 1 s to 5 minutes. Without jitter, so that commands that
+/// failed together are retried together.
 const PAUSES: Backoff = match Backoff::new(Duration::from_secs(1), Duration::from_secs(300), 0.0, 0)
 {
     Ok(backoff) => backoff,
     Err(_) => panic!("constant out of range"),
 };
 
-/// What is due within this time is due now.
+/// Retries due within this time are run now.
 const TOGETHER: Duration = Duration::from_millis(500);
 
-/// How much of what a command prints is read, in bytes: as much as a lease's data may have.
+/// How much of a command's output is read, in bytes: the size limit of a lease's data.
 const MOST_OUTPUT: u64 = 64 * 1024;
 
-/// A command did not succeed.
+/// A command failed.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum CommandError {
-    /// The shell cannot be started or spoken to.
+    /// The shell cannot be started, or its pipes fail.
     #[error("failed to run /bin/sh: {0}")]
     Run(String),
-    /// It did not end in time, and was killed with all that it started.
+    /// It exceeded the timeout and was killed with all its children.
     #[error("{command:?} did not finish within {} s", DEADLINE.as_secs())]
     Timeout {
         /// The command.
         command: String,
     },
-    /// It failed.
+    /// It ended with an error status.
     #[error("{command:?} ended with {status}: {output}")]
     Failed {
         /// The command.
         command: String,
-        /// How it ended.
+        /// Its exit status or signal.
         status: String,
-        /// What it printed.
+        /// Its output.
         output: String,
     },
-    /// Other commands took so long that it was not started yet.
+    /// It was not started yet because other commands took too long.
     #[error("its turn comes when others that take long have ended")]
     Waiting,
-    /// A command that comes before it failed, which is reported with that.
+    /// A command that must run before it failed; that failure is reported separately.
     #[error("its turn comes when the command before it has succeeded")]
     Behind,
 }
 
-/// Runs a command in a shell; returns what it printed on standard output and standard error, in order.
+/// Runs a command in a shell; returns its standard output and standard error, in order.
 ///
 /// # Errors
 ///
-/// It cannot be run, takes longer than 30 s, or ends with another status than 0.
+/// The command cannot be run, takes longer than 30 s, or exits with a status other than 0.
 pub(crate) async fn run(
     command: &str,
     environment: &[(String, String)],
@@ -116,7 +117,7 @@ pub(crate) async fn run(
         });
     };
     let (output, status) = done.map_err(failed)?;
-    // What it left running is meant to run.
+    // Background processes that it left are left running on purpose.
     group.spare();
     let output = String::from_utf8_lossy(&output).into_owned();
     if status.success() {
@@ -139,7 +140,7 @@ async fn converse(
             return Ok(());
         };
         match stdin.write_all(input.as_bytes()).await {
-            // It did not want to know.
+            // The command did not read its input.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             written => written,
         }
@@ -151,7 +152,7 @@ async fn converse(
                 .take(MOST_OUTPUT)
                 .read_to_end(&mut output)
                 .await?;
-            // Whoever prints more shall not wait for ever for a reader.
+            // Drain the rest, or the command would block on a full pipe.
             tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await?;
         }
         Ok(output)
@@ -160,7 +161,7 @@ async fn converse(
     Ok((output, child.wait().await?))
 }
 
-/// A command with all that it started, which is killed when this is dropped: also where nobody waits for its end any more.
+/// A command's process group, killed on drop, also if the future that waits for it is cancelled.
 struct Group(Option<Pid>);
 
 impl Group {
@@ -177,7 +178,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // It may have ended by itself since.
+            // Ignored: it may have exited by now.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }
@@ -187,19 +188,19 @@ fn shorten(text: &str) -> String {
     text.chars().take(200).collect()
 }
 
-/// The hooks that were run.
+/// The hooks that have run.
 #[derive(Debug)]
 pub(crate) struct Hooks {
     file: PathBuf,
-    /// In this life.
+    /// In this run of the agent.
     done: BTreeMap<SubnetKey, Hook>,
-    /// In an earlier one, and not seen to since.
+    /// In an earlier run, and not handled since.
     former: BTreeMap<SubnetKey, Hook>,
-    /// Those of `done` that failed, and are to be tried again.
+    /// Those of `done` that failed and are to be retried.
     failed: BTreeMap<SubnetKey, Failed>,
 }
 
-/// What failed without being required.
+/// A failed hook that is not required.
 #[derive(Debug)]
 struct Failed {
     pauses: Backoff,
@@ -207,7 +208,7 @@ struct Failed {
 }
 
 impl Hooks {
-    /// Reads what an earlier life of the agent remembers.
+    /// Reads the record of an earlier run of the agent.
     pub(crate) fn open(file: &Path) -> Self {
         let former = match fs::read(file) {
             Ok(bytes) => parse(&bytes).unwrap_or_else(|error| {
@@ -228,12 +229,12 @@ impl Hooks {
         }
     }
 
-    /// When the next of those that failed is to be tried again.
+    /// When the next retry is due.
     pub(crate) fn next_try(&self) -> Option<Instant> {
         self.failed.values().map(|failed| failed.due).min()
     }
 
-    /// What was done, as objects: [`Object::Odd`] what only an earlier life did, or is to be tried again.
+    /// The hooks as objects: [`Object::Odd`] for those of an earlier run and those due for a retry.
     pub(crate) fn observe(&self) -> impl Iterator<Item = (Key, Object)> {
         let soon = Instant::now() + TOGETHER;
         let former = self.former.keys().map(|key| (Key::Hook(*key), Object::Odd));
@@ -251,7 +252,7 @@ impl Hooks {
         former.chain(done)
     }
 
-    /// Runs the commands that the changes ask for, some at a time; one outcome for each change.
+    /// Runs the commands of the changes, some concurrently; returns one result per change.
     pub(crate) async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), CommandError>> {
         self.apply_within(PATIENCE, changes).await
     }
@@ -291,7 +292,7 @@ impl Hooks {
                 self.note(change, *run);
             }
         }
-        // What was not started is due later as well, or it would be tried again without a pause.
+        // Delay those not started as well, or they would be retried without a pause.
         for (key, outcome) in &outcomes {
             if outcome.is_err()
                 && let Key::Hook(key) = key
@@ -308,7 +309,7 @@ impl Hooks {
             .collect()
     }
 
-    /// Runs the command that a change asks for.
+    /// Runs the command of a change.
     async fn carry_out(
         &self,
         change: &Change,
@@ -391,15 +392,15 @@ impl Hooks {
     }
 }
 
-/// How a command ended that did not keep the others waiting.
+/// The result of a command that does not block the others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Run {
     Succeeded,
-    /// Without being required.
+    /// Failed, but not required.
     Failed,
 }
 
-/// Whether a change asks for a command that others wait for.
+/// Whether the change's command is required, so that the others wait for it.
 fn is_required(change: &Change) -> bool {
     match change {
         Change::Set {

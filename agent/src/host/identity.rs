@@ -1,4 +1,4 @@
-//! What this node is known by to its peers, kept in the state directory.
+//! This node's identity on the overlay (MAC address or key), stored in the state directory.
 
 pub(crate) mod vxlan;
 pub(crate) mod wireguard;
@@ -10,10 +10,10 @@ use thiserror::Error;
 
 use crate::plan::wireguard_key::KeyError;
 
-/// What the peers know this node by cannot be read, made or kept.
+/// The MAC address or key cannot be read, generated or stored.
 #[derive(Debug, Error)]
 pub enum IdentityError {
-    /// The file exists but does not open.
+    /// The file exists but cannot be read.
     #[error("failed to read {what} from {}", path.display())]
     Read {
         /// MAC address or key.
@@ -24,7 +24,7 @@ pub enum IdentityError {
         #[source]
         source: io::Error,
     },
-    /// The file that was asked for holds something else, which is not overwritten.
+    /// The file named by the administrator holds no valid key; it is not overwritten.
     #[error("the private key in {}, which {} names, is unusable", path.display(), wireguard::VARIABLE)]
     DamagedKey {
         /// The file.
@@ -33,7 +33,7 @@ pub enum IdentityError {
         #[source]
         source: KeyError,
     },
-    /// The kernel gives no random bytes.
+    /// The kernel returned no random bytes.
     #[error("failed to make {what}: the kernel gives no random bytes")]
     Random {
         /// MAC address or key.

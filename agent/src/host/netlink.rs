@@ -1,9 +1,9 @@
-//! The kernel's network configuration over rtnetlink: what there is (`Kernel::observe`), the changes that lead to what is
-//! wanted (`Kernel::apply`), and the news that somebody else changed it ([`Monitor`]).
+//! The kernel's network configuration over rtnetlink: the current state (`Kernel::observe`), the changes that lead to
+//! the wanted state (`Kernel::apply`), and notifications that another program changed it ([`Monitor`]).
 //!
-//! Requests go over one socket, in batches, and the agent waits for their outcome; there is no background task.
-//! Notifications have a socket of their own: on a socket that also makes changes, the kernel's news about them would be
-//! taken for answers.
+//! Requests go over one socket, in batches, and the agent waits for the results; there is no background task.
+//! Notifications have their own socket: on a socket that also makes changes, notifications about those changes would be
+//! mistaken for replies.
 
 mod address;
 mod apply;
@@ -48,27 +48,27 @@ use crate::plan::state::{Object, Tun};
 #[derive(Debug)]
 pub struct Kernel {
     socket: socket::Socket,
-    /// The devices that matter, by name; as of the last observation.
+    /// Interface indices of the relevant devices, as of the last observation.
     indices: BTreeMap<InterfaceName, u32>,
     ids: nexthop::Ids,
     wireguard: wireguard::Client,
-    /// Whether routes go through next-hop objects. Linux has them since 5.3; found out at the first observation.
+    /// Whether routes go through next-hop objects. Linux has them since 5.3; detected at the first observation.
     next_hops: bool,
-    /// Whose the objects are that count as ours; the default network's if it has no name.
+    /// The network whose objects count as ours; `None` is the default network.
     network: Option<NetworkName>,
-    /// The devices that no other agent on this host may have.
+    /// The devices reserved for this agent on this host.
     held: BTreeSet<InterfaceName>,
-    /// The TUN device that this process stands behind.
+    /// The TUN device that this process serves.
     tun: Option<(InterfaceName, Tun)>,
 }
 
 impl Kernel {
-    /// Opens a socket in the current network namespace. Needs a tokio runtime, of any kind, and to change anything the
-    /// capability `CAP_NET_ADMIN`.
+    /// Opens a socket in the current network namespace. Needs a tokio runtime of any kind; changes need
+    /// `CAP_NET_ADMIN`.
     ///
     /// # Errors
     ///
-    /// There is no more room for a socket, or the system has no netlink.
+    /// Out of file descriptors, or the kernel has no netlink.
     pub fn open() -> Result<Self, KernelError> {
         Ok(Self {
             socket: socket::Socket::open()?,
@@ -82,33 +82,32 @@ impl Kernel {
         })
     }
 
-    /// Makes routes with a gateway of their own even where the kernel has next-hop objects, as if it were older than
-    /// Linux 5.3.
+    /// Uses routes with inline gateways even if the kernel has next-hop objects, as before Linux 5.3.
     pub fn without_next_hops(mut self) -> Self {
         self.next_hops = false;
         self
     }
 
-    /// Whether routes go through next-hop objects; certain after the first observation.
+    /// Whether routes go through next-hop objects; reliable after the first observation.
     pub fn has_next_hops(&self) -> bool {
         self.next_hops
     }
 
-    /// Looks at one device: [`Object::Link`], or [`Object::OtherLink`] for anything else of that name.
+    /// Gets one device: [`Object::Link`], or [`Object::OtherLink`] for any other kind of device with that name.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to.
+    /// The netlink exchange with the kernel failed.
     pub async fn link(&mut self, name: &InterfaceName) -> Result<Option<Object>, KernelError> {
         Ok(self.find_link(name).await?.map(|link| link.object))
     }
 
-    /// Looks a device up by its name, and remembers its index.
+    /// Looks up a device by name and remembers its index.
     async fn find_link(
         &mut self,
         name: &InterfaceName,
     ) -> Result<Option<link::KernelLink>, KernelError> {
-        // A refusal means that there is none: ENODEV.
+        // The only refusal is ENODEV: no such device.
         let answer = self.socket.get(link::get_by_name(name)).await?;
         let link = answer.ok().flatten().as_ref().and_then(link::read);
         // The kernel also finds devices by their alternative names.

@@ -1,5 +1,5 @@
-//! Opening a backend: no other agent on this host may have its network or devices, and the questions of its plan are
-//! answered from the kernel, the state directory and the administrator's first command.
+//! Opens a backend: claims its network and devices against other agents on this host, and answers its questions from
+//! the kernel, the state directory and the network config's first command.
 
 use thiserror::Error;
 
@@ -10,38 +10,39 @@ use super::netlink::KernelError;
 use crate::plan::backend::{Backend, BackendConfig, FirstCommand, Opening, Setup, Unfit};
 use crate::plan::state::Object;
 
-/// Failed to make a backend.
+/// Failed to open a backend.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// Another network of this host has what the backend needs.
+    /// Another network on this host has the backend's network or device.
     #[error(transparent)]
     Claim(#[from] ClaimError),
-    /// It cannot work here.
+    /// It cannot work on this host.
     #[error(transparent)]
     Unfit(#[from] Unfit),
-    /// The kernel would not say what exists.
+    /// A netlink request failed.
     #[error("failed to look for an existing overlay device")]
     Kernel(#[from] KernelError),
-    /// A command of the network config's did not succeed.
+    /// A command of the network config failed.
     #[error("{key}")]
     Command {
-        /// Which.
+        /// Its key.
         key: &'static str,
         /// Why.
         #[source]
         source: CommandError,
     },
-    /// MAC address or private key cannot be read, made or kept.
+    /// The MAC address or private key cannot be read, generated or stored.
     #[error(transparent)]
     Identity(#[from] IdentityError),
 }
 
-/// Makes the backend that the network config asks for, after it was made sure that no other agent on this host has the
-/// network or the device. Nothing is created in the kernel.
+/// Opens the backend of the network config, after claiming the network and the device against other agents on this
+/// host. Creates nothing in the kernel.
 ///
 /// # Errors
 ///
-/// Another agent has them; the identity could not be read from the kernel, or kept in the state directory; or the backend does not work here.
+/// Another agent has them; the identity cannot be read from the kernel or stored in the state directory; or the backend
+/// cannot work on this host.
 pub async fn open(
     config: &BackendConfig,
     setup: Setup<'_>,
@@ -87,11 +88,11 @@ pub async fn open(
     }
 }
 
-/// Runs the first command of a config; returns what it printed.
+/// Runs the first command of a config; returns its output.
 ///
 /// # Errors
 ///
-/// It failed; the text has what it printed.
+/// The command failed; the error includes its output.
 pub(crate) async fn output(first: &FirstCommand) -> Result<String, OpenError> {
     let output = hooks::run(&first.command, &[], None).await;
     output.map_err(|source| OpenError::Command {

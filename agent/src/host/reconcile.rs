@@ -1,7 +1,7 @@
-//! Brings the host to the wanted state and keeps it there: the difference that the [`Executor`] then makes.
+//! Brings the host to the wanted state and keeps it there: computes the changes that the [`Executor`] makes.
 //!
-//! Start, restart, every event, repair and the periodic resync take the same path: observe, diff, apply. Only a change of
-//! single peers skips the observation, because what the kernel has is then known from before.
+//! Start, restart, every event, repair and the periodic resync take the same path: observe, diff, apply. Only a change
+//! of single peers skips the observation, because the kernel's state is then known from the last one.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -21,9 +21,9 @@ use crate::plan::underlay::Underlay;
 pub struct Counts {
     /// Objects that did not exist.
     pub created: u64,
-    /// Objects that were otherwise.
+    /// Objects that differed.
     pub changed: u64,
-    /// Objects that are not wanted.
+    /// Unwanted objects.
     pub removed: u64,
     /// Changes that failed.
     pub failed: u64,
@@ -48,27 +48,28 @@ impl Counts {
 pub struct Report {
     /// How many changes it made.
     pub counts: Counts,
-    /// The changes that did not come about, but for those that only depend on one of them. The next
-    /// [`Reconciler::resync`] tries them all again.
+    /// The changes that failed, except those that only depend on one of them. The next [`Reconciler::resync`] tries
+    /// them all again.
     pub failures: Vec<Failure>,
-    /// Whether everything was seen, so that nothing is left that is not wanted. Only of a [`Reconciler::resync`].
+    /// Whether the observation was complete, so that no unwanted object is left. Only set by [`Reconciler::resync`].
     pub cleared: bool,
-    /// Devices that did not exist.
+    /// Devices that were created.
     pub made: Vec<InterfaceName>,
-    /// Whether commands of the administrator still run, and what they do is not done yet.
+    /// Whether hooks are still running, so that the state is not final.
     pub pending: bool,
-    /// How long it took.
+    /// Its duration.
     pub took: Duration,
 }
 
 impl Report {
-    /// Whether the kernel is now as wanted. If not, resync again after a while.
+    /// Whether the kernel is now as wanted. If not, resync again later.
     pub fn is_complete(&self) -> bool {
         self.counts.failed == 0
     }
 }
 
-/// How often a resync observes anew at most, where a device had to be recreated, or went away while it was looked at.
+/// How many passes a resync makes at most: it observes again if a device was recreated, or was removed during the
+/// observation.
 const PASSES: usize = 3;
 
 /// Brings the host to the wanted state and keeps it there.
@@ -77,16 +78,16 @@ pub struct Reconciler {
     executor: Executor,
     scope: Scope,
     desired: State,
-    /// Whether the kernel may differ from `desired` in more than what changed since.
+    /// Whether the kernel may differ from `desired` in more than the latest change.
     unsure: bool,
-    /// The wanted objects in whose place somebody else's stands, which must not be replaced.
+    /// Wanted objects blocked by another program's object, which must not be replaced.
     blocked: BTreeSet<Key>,
     totals: Counts,
 }
 
 impl Reconciler {
-    /// Takes over the host's network configuration, so far as it is in `scope`. Nothing is wanted yet, and nothing
-    /// happens before the first [`Self::resync`].
+    /// Takes over the part of the host's network configuration that is in `scope`. The wanted state is empty, and
+    /// nothing happens before the first [`Self::resync`].
     pub fn new(mut executor: Executor, scope: Scope) -> Self {
         executor.remember_hooks(scope.hooks.as_deref());
         Self {
@@ -99,32 +100,32 @@ impl Reconciler {
         }
     }
 
-    /// What makes the changes.
+    /// The executor, which makes the changes.
     pub fn executor(&self) -> &Executor {
         &self.executor
     }
 
-    /// What makes the changes, to look at something else with it.
+    /// The executor, for other queries.
     pub fn executor_mut(&mut self) -> &mut Executor {
         &mut self.executor
     }
 
-    /// Gives the executor back; nothing is changed on the host.
+    /// Returns the executor; changes nothing on the host.
     pub fn into_executor(self) -> Executor {
         self.executor
     }
 
-    /// What is wanted.
+    /// The wanted state.
     pub fn desired(&self) -> &State {
         &self.desired
     }
 
-    /// The changes made since the start.
+    /// The number of changes since the start.
     pub fn totals(&self) -> Counts {
         self.totals
     }
 
-    /// What the monitor has to look out for.
+    /// What the monitor has to watch.
     pub fn watch<'a>(&'a self, underlay: &'a Underlay) -> Watch<'a> {
         Watch {
             kernel: self.executor.kernel(),
@@ -134,8 +135,9 @@ impl Reconciler {
         }
     }
 
-    /// Changes what is ours. A device that no longer is, because the network config now names another, is removed by the
-    /// next [`Self::resync`], and so are routes in a network that no longer is; [`Self::set_networks`] forgets that then.
+    /// Changes the scope. The next [`Self::resync`] removes devices and routes that were in scope before, for example
+    /// because the network config now names another device or network; afterwards [`Self::set_networks`] drops the old
+    /// networks.
     pub fn set_scope(&mut self, scope: Scope) {
         if self.scope == scope {
             return;
@@ -155,34 +157,34 @@ impl Reconciler {
         }
     }
 
-    /// Changes which networks routes without a mark of ours are known by. Former ones, once their routes are gone, may become
-    /// another agent's on this host.
+    /// Changes the networks by which our unmarked routes are recognised. Another agent on this host may use an old
+    /// network once our routes in it are gone.
     pub fn set_networks(&mut self, networks: Vec<IpNet>) {
         self.scope.networks = networks;
     }
 
-    /// Has all hooks run again by the next [`Self::resync`], as at a start.
+    /// Makes the next [`Self::resync`] run all hooks again, as at a start.
     pub fn renew_hooks(&mut self) {
         self.unsure = true;
         self.executor.renew_hooks();
     }
 
-    /// Waits until a command that failed is to be tried again, by a [`Self::resync`]; for ever when none is. Cancel-safe.
+    /// Waits until a failed hook is due for a retry by [`Self::resync`]; forever if none is. Cancel-safe.
     pub(crate) async fn hooks_due(&self) {
         self.executor.hooks_due().await;
     }
 
-    /// Whether commands of the administrator run.
+    /// Whether hooks are running.
     pub fn is_pending(&self) -> bool {
         self.executor.is_pending()
     }
 
-    /// Waits until commands have ended; for ever if none run. Cancel-safe.
+    /// Waits until the running hooks have ended; forever if none run. Cancel-safe.
     pub(crate) async fn hooks_ended(&self) -> Ended {
         self.executor.hooks_ended().await
     }
 
-    /// Takes in what became of commands. The next [`Self::resync`] finds what is to be run now, and runs again what failed.
+    /// Records the results of hooks. The next [`Self::resync`] finds the hooks to run now, and retries the failed ones.
     pub(crate) fn take_hooks(&mut self, ended: Ended) -> Report {
         let mut report = Report::default();
         for (change, outcome) in self.executor.take_hooks(ended) {
@@ -193,19 +195,19 @@ impl Reconciler {
         report
     }
 
-    /// Changes the whole wanted state. Nothing happens before the next [`Self::resync`].
+    /// Replaces the wanted state. Nothing happens before the next [`Self::resync`].
     pub fn set_desired(&mut self, desired: State) {
         self.desired = desired;
         self.unsure = true;
     }
 
-    /// Observes the kernel and makes the changes that lead to the wanted state; none if it is there already.
+    /// Observes the kernel and makes the changes that lead to the wanted state, if any.
     ///
-    /// Cancel-safe: what was done stays done, and the next pass observes again.
+    /// Cancel-safe: completed changes remain, and the next pass observes again.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to. Resync again after a while. Single changes that fail are in the report.
+    /// The netlink exchange with the kernel failed. Resync again later. Single failed changes are in the report.
     pub async fn resync(&mut self) -> Result<Report, KernelError> {
         let start = Instant::now();
         let mut report = Report::default();
@@ -241,9 +243,9 @@ impl Reconciler {
         Ok(self.finish(report, start))
     }
 
-    /// Takes a change of the wanted state and makes only the changes that it asks for, without observing the kernel.
+    /// Applies a change of the wanted state without observing the kernel.
     ///
-    /// If the last pass left something undone, other than for another program's sake, or if a device changes, this is a
+    /// If the last pass was incomplete for another reason than a conflicting object, or if a device changes, this is a
     /// [`Self::resync`].
     ///
     /// # Errors
@@ -273,8 +275,8 @@ impl Reconciler {
         Ok(self.finish(report, start))
     }
 
-    /// Begins a session with WireGuard peers, without a packet for them. Whether the kernel refused something, so that a
-    /// [`Self::resync`] is needed.
+    /// Starts a session with WireGuard peers without waiting for traffic. Returns whether the kernel refused something,
+    /// so that a [`Self::resync`] is needed.
     ///
     /// # Errors
     ///
@@ -286,8 +288,8 @@ impl Reconciler {
         Ok(refused)
     }
 
-    /// Removes everything that is ours: the overlay devices, and all routes and next hops with our protocol number.
-    /// Nothing is wanted from then on.
+    /// Removes everything that is ours: the overlay devices, and all routes and next hops with our protocol number. The
+    /// wanted state is empty from then on.
     ///
     /// # Errors
     ///
@@ -305,16 +307,16 @@ impl Reconciler {
         Ok(report)
     }
 
-    /// What there is in the kernel of some keys, whatever is wanted. Changes nothing.
+    /// The kernel's objects for the given keys, wanted or not. Changes nothing.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to.
+    /// The netlink exchange with the kernel failed.
     pub async fn find<'a>(
         &mut self,
         keys: impl Iterator<Item = &'a Key>,
     ) -> Result<Vec<Option<Object>>, KernelError> {
-        // Where this fails halfway, the kernel's numbers for our objects are not known any more.
+        // If this fails halfway, device indices and next-hop IDs are unknown.
         let unsure = std::mem::replace(&mut self.unsure, true);
         let observed = self.executor.observe(&self.scope).await?.state;
         self.unsure = unsure;
@@ -326,8 +328,8 @@ impl Reconciler {
         &self.scope.links
     }
 
-    /// Makes changes; returns whether it must be done over. Until they are all done the kernel's state is uncertain,
-    /// also when the caller gives up waiting.
+    /// Makes changes; returns whether another pass is needed. Until all are done the kernel's state is uncertain, even
+    /// if the caller drops the future.
     async fn apply(
         &mut self,
         mut changes: Vec<Change>,
@@ -349,7 +351,7 @@ impl Reconciler {
         Ok(recreated)
     }
 
-    /// Notes what became of a change. Whether the kernel may now differ from what is wanted.
+    /// Records the result of a change. Returns whether the kernel may now differ from the wanted state.
     fn note(
         &mut self,
         change: Change,
@@ -357,7 +359,7 @@ impl Reconciler {
         report: &mut Report,
     ) -> bool {
         match (&change, outcome) {
-            // The failure that it depends on is in the list; with a lost device there may be ten thousands of these.
+            // The failure that caused it is in the list already; a lost device may have tens of thousands of these.
             (_, Err(ChangeError::Dependency)) => report.counts.failed += 1,
             (_, Err(error)) => {
                 report.counts.failed += 1;
@@ -388,7 +390,7 @@ impl Reconciler {
     }
 }
 
-/// Whether a change would only say elsewhere where a route leads, which takes a kernel that has next-hop objects.
+/// Whether a change only moves a route's gateway into or out of a next-hop object, which needs a kernel that has those.
 fn only_moves_gateway(change: &Change) -> bool {
     let Change::Set {
         object: Object::Route(want),

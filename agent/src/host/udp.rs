@@ -1,7 +1,7 @@
-//! The data plane of the udp backend: packets between a TUN device and the peers, in this process.
+//! The data plane of the udp backend: moves packets between a TUN device and the peers, in this process.
 //!
 //! The wire format is flannel's: the payload of a datagram is exactly one IPv4 packet, with nothing before or after it.
-//! Both ends take one from the time to live. There is no authentication.
+//! Both ends decrement the TTL. There is no authentication.
 //!
 //! ```text
 //!            ┌───────── worker, one thread for each queue ─────────┐
@@ -10,13 +10,13 @@
 //!            └─────────────────────────────────────────────────────┘
 //! ```
 //!
-//! It is fast because the kernel's stack runs once for up to 64 packets on each side: the TUN device hands over and takes
-//! packets of up to 64 KiB (virtio headers), the socket sends and receives many datagrams by one call. What is on the wire
-//! stays one datagram for each packet, so that a peer without any of this, such as flannel's, notices nothing.
+//! It is fast because the kernel's stack runs once for up to 64 packets on each side: the TUN device passes packets of
+//! up to 64 KiB in both directions (virtio headers), and the socket sends and receives many datagrams per call. On the
+//! wire there is still one datagram per packet, so a peer without these offloads, such as flannel, sees no difference.
 //!
 //! [`DataPlane`] is the handle. It is opened in the network namespace of the calling thread, and closing it removes the
-//! device. Links, addresses and kernel routes are the business of [`crate::host::netlink`]; [`crate::host::executor`] puts
-//! both together.
+//! device. Links, addresses and kernel routes are handled by [`crate::host::netlink`]; [`crate::host::executor`]
+//! combines both.
 
 pub(crate) mod checksum;
 mod coalesce;
@@ -54,30 +54,30 @@ use self::tun::Queue;
 use self::worker::Worker;
 use crate::base::net::InterfaceName;
 
-/// More threads than this do not help one host's containers: each moves some Gbit/s.
+/// More threads do not help: each moves some Gbit/s.
 const MAX_WORKERS: usize = 4;
-/// A worker's stack in bytes; its buffers are elsewhere.
+/// A worker's stack in bytes; its buffers are on the heap.
 const STACK: usize = 128 << 10;
 
-/// How a data plane is opened.
+/// The settings of a data plane.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// Name of the TUN device. It must not exist.
     pub name: InterfaceName,
     /// The device's own address: the source of ICMP errors.
     pub address: Ipv4Addr,
-    /// MTU of the tunnel in bytes; what is longer is not taken from a peer.
+    /// MTU of the tunnel in bytes; longer packets from peers are dropped.
     pub mtu: u32,
-    /// Where to receive, an address of this host and a UDP port; also the source of what is sent.
+    /// Where to receive: an address of this host and a UDP port; also the source of sent datagrams.
     pub bind: SocketAddrV4,
-    /// Number of threads; as many as there are processors, up to four, if not given.
+    /// Number of threads; by default the number of processors, at most four.
     pub workers: Option<NonZeroUsize>,
 }
 
 /// Failed to open the data plane.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// No device: /dev/net/tun is missing, the name is taken, or `CAP_NET_ADMIN` is.
+    /// No device: the name is taken, or /dev/net/tun or `CAP_NET_ADMIN` is missing.
     #[error("failed to make the TUN device {name}")]
     Tun {
         /// The device's name.
@@ -85,7 +85,7 @@ pub enum OpenError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// No socket: the address is not this host's, or another process has the port.
+    /// No socket: the address is not this host's, or the port is in use.
     #[error("failed to listen on UDP {address}")]
     Socket {
         /// Where.
@@ -125,17 +125,17 @@ pub struct DataPlane {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the workers and the handle share.
+/// Shared by the workers and the handle.
 #[derive(Debug)]
 struct Shared {
-    /// Replaced as a whole; a worker keeps the one that it has until it sees another generation.
+    /// Replaced as a whole; a worker keeps its copy until it sees a new generation.
     tunnel: Mutex<Arc<Tunnel>>,
     generation: AtomicU64,
     /// Whether a worker has lost its device.
     failed: AtomicBool,
 }
 
-/// What a worker must know about the tunnel.
+/// What a worker needs to know about the tunnel.
 #[derive(Clone, Debug)]
 struct Tunnel {
     address: Ipv4Addr,
@@ -144,12 +144,12 @@ struct Tunnel {
 }
 
 impl DataPlane {
-    /// Makes the TUN device and the sockets, and starts the workers. The device is down, without an address, and there are
-    /// no routes. Needs `CAP_NET_ADMIN` and `CAP_NET_RAW`, later calls need neither.
+    /// Creates the TUN device and the sockets, and starts the workers. The device is down and has no address; the table
+    /// has no routes. Needs `CAP_NET_ADMIN` and `CAP_NET_RAW`; later calls need neither.
     ///
     /// # Errors
     ///
-    /// Names the device or the address that cannot be had.
+    /// The error names the unavailable device or address.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         let processors = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let workers = settings.workers.map_or_else(processors, NonZeroUsize::get);
@@ -172,7 +172,8 @@ impl DataPlane {
             stop: Some(stop),
             threads: Vec::new(),
         };
-        // All queues and sockets first: no packet may arrive at a socket whose worker then fails to start.
+        // Open all queues and sockets before starting a worker: no packet may arrive at a socket whose worker then
+        // fails to start.
         let made: Vec<_> = (0..workers)
             .map(|_| plane.worker(settings, workers > 1, &stopped))
             .collect::<Result<_, _>>()?;
@@ -219,34 +220,34 @@ impl DataPlane {
         self.bind
     }
 
-    /// The device's own address, as it was opened with.
+    /// The device's own address, from the settings.
     pub fn address(&self) -> Ipv4Addr {
         self.shared.current().address
     }
 
-    /// Whether all workers still have their device. Once it was removed, by `ip link del` for one, only another
-    /// [`DataPlane`] helps.
+    /// Whether all workers still have their device. Once the device was removed, for example by `ip link del`, only a
+    /// new [`DataPlane`] helps.
     pub fn is_alive(&self) -> bool {
         !self.shared.failed.load(Ordering::Relaxed)
     }
 
-    /// The subnets and the peers that have them.
+    /// The subnets and their peers.
     pub fn routes(&self) -> BTreeMap<Ipv4Net, SocketAddrV4> {
         self.shared.current().routes.iter().collect()
     }
 
-    /// Sends packets for a subnet to a peer from now on. Repeating it changes nothing.
+    /// Adds a route for a subnet to a peer. Idempotent.
     pub fn insert(&self, subnet: Ipv4Net, peer: SocketAddrV4) {
         self.update([(subnet, Some(peer))]);
     }
 
-    /// Sends packets for a subnet nowhere from now on.
+    /// Removes the route for a subnet.
     pub fn remove(&self, subnet: Ipv4Net) {
         self.update([(subnet, None)]);
     }
 
-    /// Changes many routes at once; `None` removes. The workers go on with the old table until all is done, and no packet
-    /// is held up. The table is copied, some 30 bytes for each route.
+    /// Changes many routes at once; `None` removes. The workers use the old table until the new one is complete, so no
+    /// packet is delayed. The table is copied, some 30 bytes per route.
     pub fn update(&self, changes: impl IntoIterator<Item = (Ipv4Net, Option<SocketAddrV4>)>) {
         self.shared.change(|tunnel| {
             for (subnet, peer) in changes {
@@ -263,12 +264,12 @@ impl DataPlane {
         u32::try_from(self.shared.current().mtu).unwrap_or(u32::MAX)
     }
 
-    /// Takes packets of up to this many bytes from peers. The device's own MTU is set by netlink.
+    /// Sets the longest packet accepted from peers, in bytes. The device's own MTU is set by netlink.
     pub fn set_mtu(&self, mtu: u32) {
         self.shared.change(|tunnel| tunnel.mtu = bytes(mtu));
     }
 
-    /// What went through and what did not, by all workers.
+    /// The sum of all workers' counters.
     pub fn counters(&self) -> Counters {
         let mut counters = Counters::default();
         for cells in &self.cells {
@@ -282,7 +283,7 @@ impl Drop for DataPlane {
     fn drop(&mut self) {
         self.stop = None;
         for thread in self.threads.drain(..) {
-            // A thread that panicked has closed its files as well.
+            // Ignored: a thread that panicked has closed its files as well.
             let _ = thread.join();
         }
     }
@@ -300,12 +301,12 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Arc<Tunnel>> {
-        // Nothing panics with the lock held and leaves the tunnel half changed.
+        // Poisoning is harmless: no code panics with the lock held and the tunnel half changed.
         self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// No processor that runs this has an address space of less than 32 bits.
+/// Saturates only where `usize` has fewer than 32 bits, which Linux does not run on.
 fn bytes(mtu: u32) -> usize {
     usize::try_from(mtu).unwrap_or(usize::MAX)
 }

@@ -1,8 +1,8 @@
 //! Backends: how packets for a peer's subnet reach the peer.
 //!
-//! A backend is pure: from the own lease, the accepted peers and the underlay it says which objects should exist
-//! ([`Backend::own`], [`Backend::peer`]; [`plan::Plan`] puts them together). What it must know of the host before, it asks
-//! by [`Opening`].
+//! A backend is pure: from the own lease, the accepted peers and the underlay it computes the wanted objects
+//! ([`Backend::own`], [`Backend::peer`]; [`plan::Plan`] merges them). What it needs to know about the host first, it
+//! asks through [`Opening`].
 //!
 //! To add one: a file under `backend/`, its `mod` line below, and a line in [`table`].
 
@@ -34,24 +34,24 @@ use crate::plan::underlay::Underlay;
 
 /// How packets for a peer's subnet reach the peer. All methods are pure and total.
 pub trait Backend: fmt::Debug + Send + Sync {
-    /// The name, as the network config has it.
+    /// Its name in the network config.
     fn kind(&self) -> &'static str;
 
     /// MTU for containers, in bytes.
     fn mtu(&self) -> u32;
 
-    /// What the peers must know; the owner is left to the caller.
+    /// The lease attributes that peers need; the caller sets the owner.
     fn lease_attrs(&self) -> LeaseAttrs;
 
-    /// The same back end, with the same identity, over another underlay.
+    /// The same backend and identity over another underlay.
     fn over(&self, underlay: &Underlay) -> Box<dyn Backend>;
 
-    /// What an operator should know who uses it on this host.
+    /// A caution for operators who use it on this host.
     fn caution(&self) -> Option<&'static str> {
         None
     }
 
-    /// What in the kernel is ours.
+    /// Which kernel objects are ours.
     fn scope(&self) -> Scope;
 
     /// The objects of the own lease.
@@ -61,11 +61,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// The peer's lease is untrusted; one that cannot be used is refused with the reason.
+    /// The peer's lease is untrusted; an unusable one is refused with the reason.
     fn peer(&self, peer: &Lease) -> Result<Vec<(Key, state::Object)>, PeerRefusal>;
 }
 
-/// What every node publishes, whatever its back end; the back end adds its data.
+/// The attributes that every node publishes; the backend adds its data.
 fn attrs(kind: &str, underlay: &Underlay) -> LeaseAttrs {
     LeaseAttrs {
         public_ip: underlay.v4.map(|v4| v4.public),
@@ -99,7 +99,7 @@ fn route(
     ]
 }
 
-/// A route to a network by a device alone.
+/// A route to a network over a device, without a gateway.
 fn device_route(network: IpNet, link: &InterfaceName) -> (Key, state::Object) {
     let route = Route {
         link: link.clone(),
@@ -110,7 +110,7 @@ fn device_route(network: IpNet, link: &InterfaceName) -> (Key, state::Object) {
     (Key::Route(network), state::Object::Route(route))
 }
 
-/// That a peer runs the same back end.
+/// Checks that a peer runs the same backend.
 fn same_kind(attrs: &LeaseAttrs, kind: &'static str) -> Result<(), PeerRefusal> {
     if attrs.backend_type == kind {
         return Ok(());

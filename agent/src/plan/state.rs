@@ -1,8 +1,8 @@
 //! The kernel objects that the agent wants or sees, as data, and the difference between two such sets.
 //!
-//! Every object has a [`Key`] that says *which* it is, and an [`Object`] that says *how* it is. Keys are ordered so that
-//! walking a state forwards creates what others need first (a link before the routes over it), and walking it backwards
-//! removes in the right order. Everything here is pure; `host::executor` makes the changes.
+//! Every object has a [`Key`], its identity, and an [`Object`], its attributes. Keys are ordered so that walking a
+//! state forwards creates dependencies first (a link before the routes over it), and walking it backwards removes in
+//! the right order. Everything here is pure; `host::executor` makes the changes.
 
 mod diff;
 #[cfg(test)]
@@ -23,23 +23,23 @@ use crate::base::net::{InterfaceName, MacAddr};
 use crate::cluster::lease::SubnetKey;
 use crate::plan::wireguard_key::PublicKey;
 
-/// Which kernel object: the part that the kernel itself uses to tell objects apart.
+/// The identity of a kernel object, by the attributes that the kernel uses to tell objects apart.
 ///
-/// The order of the variants is the order of creation. A forwarding entry comes before the neighbour entry that sends
-/// frames to its MAC address, and both before the route that uses them, so that a peer's change drops no packet.
+/// The order of the variants is the order of creation. An FDB entry comes before the neighbor entry that sends frames
+/// to its MAC address, and both before the route that uses them, so that changing a peer drops no packets.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Key {
     /// A network device, by name.
     Link(InterfaceName),
     /// An address on a device.
     Address(InterfaceName, IpNet),
-    /// A forwarding entry of a VXLAN device: `bridge fdb … self`.
+    /// An FDB entry of a VXLAN device: `bridge fdb … self`.
     Fdb(InterfaceName, MacAddr),
-    /// A permanent neighbour (ARP or ND) entry on a device.
+    /// A permanent neighbor (ARP or ND) entry on a device.
     Neighbor(InterfaceName, IpAddr),
     /// A peer of a WireGuard device. Boxed, so that all keys stay small.
     WireguardPeer(InterfaceName, Box<PublicKey>),
-    /// A next-hop object, by device and gateway; its number in the kernel is the executor's affair.
+    /// A next-hop object, by device and gateway; the executor assigns its ID.
     NextHop(InterfaceName, IpAddr),
     /// Not the kernel's: a subnet in the table of our own data plane behind a TUN device.
     Forward(InterfaceName, Ipv4Net),
@@ -47,13 +47,13 @@ pub enum Key {
     Route(IpNet),
     /// A blackhole route of the main table with the worst metric, by destination.
     Blackhole(IpNet),
-    /// Not the kernel's: commands of the administrator's that were run for a lease.
+    /// Not the kernel's: the administrator's commands for a lease.
     Hook(SubnetKey),
 }
 
 impl Key {
-    /// The device that takes this object along when it goes away; `None` for links, and for routes, whose device is
-    /// part of the [`Object`].
+    /// The device whose removal also removes this object; `None` for links, and for routes, whose device is part of the
+    /// [`Object`].
     pub fn link(&self) -> Option<&InterfaceName> {
         match self {
             Self::Address(link, _)
@@ -67,42 +67,42 @@ impl Key {
     }
 }
 
-/// How a kernel object is, apart from its [`Key`].
+/// The attributes of a kernel object, apart from its [`Key`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Object {
-    /// A device. Boxed, so that the other objects, of which there are tens of thousands, stay small.
+    /// A device. Boxed to keep the other variants small, of which there are tens of thousands.
     Link(Box<Link>),
-    /// A device that is not what its name promises: another kind, or an option that we never set. Only observed.
+    /// A device of a different kind than its name suggests, or with an option that we never set. Only observed.
     OtherLink,
-    /// An address; its key says all.
+    /// An address; its key has all attributes.
     Address,
     /// The underlay address to which frames for the entry's MAC are sent.
     Fdb(IpAddr),
-    /// The link-layer address of a neighbour.
+    /// The link-layer address of a neighbor.
     Neighbor(MacAddr),
-    /// How a WireGuard peer is reached, and what it may send. Boxed for the same reason.
+    /// Endpoint, allowed IPs and other attributes of a WireGuard peer. Boxed for the same reason.
     WireguardPeer(Box<WireguardPeer>),
     /// A next hop.
     NextHop {
-        /// Whether the gateway is taken to be on the link without a route to it.
+        /// Whether the gateway is treated as on-link without a route to it.
         onlink: bool,
     },
-    /// The data plane of the peer that has a subnet.
+    /// The address of the peer's data plane.
     Forward(SocketAddrV4),
-    /// How a destination is reached.
+    /// The path to a destination.
     Route(Route),
-    /// Packets are dropped in silence; its key says all.
+    /// A blackhole drops packets silently; its key has all attributes.
     Blackhole,
-    /// Commands that were run.
+    /// The commands of a hook.
     Hook(Box<Hook>),
-    /// A neighbour or forwarding entry of a form that we never make, or a hook of an earlier life of the agent. Only
-    /// observed, never equal to what is wanted.
+    /// A neighbor or FDB entry of a form that we never make, or a hook of an earlier run of the agent. Only observed,
+    /// never equal to a wanted object.
     Odd,
-    /// A route that is ours, but that another implementation or another version made. Only observed.
+    /// A route of ours made by another implementation or version. Only observed.
     OddRoute {
         /// Its route protocol number.
         protocol: u8,
-        /// Index of its device, if it has one of its own and not by a next-hop object.
+        /// Index of its device, unless that comes from a next-hop object.
         link_index: Option<u32>,
     },
 }
@@ -124,12 +124,12 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
-    /// What it is, with the options of its kind.
+    /// Its kind, with options.
     pub kind: LinkKind,
 }
 
 impl Link {
-    /// Whether a device may be as this one, so far as rtnetlink tells, which knows nothing of a WireGuard device's options.
+    /// Whether a device may equal this one as far as rtnetlink reports it, which has no options of WireGuard devices.
     pub fn looks_like(&self, seen: &Self) -> bool {
         match (&self.kind, &seen.kind) {
             (LinkKind::Wireguard(_), LinkKind::Wireguard(_)) => {
@@ -149,7 +149,7 @@ pub enum LinkKind {
     Ipip(Ipip),
     /// `type wireguard`.
     Wireguard(Wireguard),
-    /// A TUN device with our own data plane behind it; both live and end with this process.
+    /// A TUN device with our own data plane behind it; both exist only while this process runs.
     Tun(Tun),
 }
 
@@ -176,7 +176,7 @@ pub struct Vxlan {
     pub local: IpAddr,
     /// The device's own address.
     pub mac: MacAddr,
-    /// Whether the kernel learns forwarding entries from received frames.
+    /// Whether the kernel learns FDB entries from received frames.
     pub learning: bool,
     /// Group policy extension.
     pub gbp: bool,
@@ -184,7 +184,7 @@ pub struct Vxlan {
     pub checksum: bool,
 }
 
-/// The options of an IP-in-IP device (RFC 2003) without a fixed far end.
+/// The options of an IP-in-IP device (RFC 2003) without a fixed remote.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ipip {
     /// Outer source address.
@@ -196,36 +196,36 @@ pub struct Ipip {
 pub struct Tun {
     /// The device's own address, from which the data plane sends ICMP errors.
     pub address: Ipv4Addr,
-    /// Where the data plane receives, and from where it sends.
+    /// The data plane's UDP address, for receiving and sending.
     pub bind: SocketAddrV4,
 }
 
-/// How a destination is reached.
+/// The path to a destination.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Route {
-    /// The device packets leave by.
+    /// The output device.
     pub link: InterfaceName,
-    /// The next hop's address; `None` if the device itself knows what to do with every packet.
+    /// The next hop's address; `None` if the device needs none.
     pub gateway: Option<IpAddr>,
-    /// Whether the gateway is taken to be on the link without a route to it.
+    /// Whether the gateway is treated as on-link without a route to it.
     pub onlink: bool,
-    /// Whether the gateway is in the route itself, though the kernel has next-hop objects.
+    /// Whether the gateway is inline even if the kernel has next-hop objects.
     pub inline: bool,
 }
 
-/// Commands of the administrator's that are run for a lease, in a shell.
+/// The administrator's shell commands for a lease.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Hook {
-    /// What brings it about.
+    /// The command that sets it up.
     pub set: Option<String>,
-    /// What undoes it.
+    /// The command that undoes it.
     pub unset: Option<String>,
     /// Environment variables for both.
     pub environment: Vec<(String, String)>,
     /// Standard input for both.
     pub input: Option<String>,
-    /// Whether a failure counts. The host is then not as it should be, and the command is run again after a while; else
-    /// the failure is only told, and the command counts as run.
+    /// Whether the command must succeed. If so, a failure leaves the host incomplete and the command is retried; if
+    /// not, the failure is only reported and the command counts as run.
     #[serde(default)]
     pub required: bool,
 }
@@ -233,32 +233,32 @@ pub struct Hook {
 /// A set of kernel objects.
 pub type State = BTreeMap<Key, Object>;
 
-/// What changed in a wanted state: the object that a key shall now have, or `None` where nothing is wanted any more.
+/// What changed in a wanted state: the new object of a key, or `None` if it is no longer wanted.
 ///
-/// Later changes override earlier ones, so several are merged by `extend()` in the order of time.
+/// Later changes override earlier ones, so several are merged by `extend()` in chronological order.
 pub type Delta = BTreeMap<Key, Option<Object>>;
 
-/// What in the kernel belongs to the agent, apart from what carries its route protocol number.
+/// The kernel objects that belong to the agent, apart from those with its route protocol number.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Scope {
-    /// The overlay devices. They are the agent's, with all their forwarding entries and permanent neighbours.
+    /// The overlay devices. They are the agent's, with all their FDB entries and permanent neighbor entries.
     pub links: Vec<InterfaceName>,
     /// The overlay networks. Addresses on the overlay devices are the agent's when inside, and so are routes over them
     /// that another flannel implementation left.
     pub networks: Vec<IpNet>,
-    /// The underlay device, if peers are reached over it without encapsulation. It is not the agent's; but a route over it
-    /// into an overlay network that another flannel implementation left may be replaced by one of ours.
+    /// The underlay device, if peers are reached over it without encapsulation. It is not the agent's, but a route over
+    /// it into an overlay network, left by another flannel implementation, may be replaced by ours.
     pub shared: Option<InterfaceName>,
-    /// The file that remembers hooks, if the backend has any.
+    /// The file that records hooks, if the backend has any.
     pub hooks: Option<PathBuf>,
 }
 
-/// An object with its key, in the words of ip(8) and bridge(8).
+/// An object with its key, in the syntax of ip(8) and bridge(8).
 pub fn describe(key: &Key, object: &Object) -> String {
     Described(key, object).to_string()
 }
 
-/// The form of [`describe`].
+/// The formatter of [`describe`].
 struct Described<'a>(&'a Key, &'a Object);
 
 impl fmt::Display for Described<'_> {

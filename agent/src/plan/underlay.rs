@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::base::net::InterfaceName;
 
-/// What carries the overlay on this host.
+/// This host's underlay.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Underlay {
     /// The interface's index.
@@ -16,8 +16,8 @@ pub struct Underlay {
     pub name: InterfaceName,
     /// The interface's MTU in bytes.
     pub mtu: u32,
-    /// Whether hosts on its link are addressed one by one, as on Ethernet. A VPN's tunnel has an address with a network,
-    /// and yet decides by routes of its own who gets a packet.
+    /// Whether it resolves each neighbor's link-layer address, as Ethernet does. A VPN's tunnel has an on-link prefix,
+    /// but picks the receiver of a packet by its own routes.
     pub has_neighbors: bool,
     /// IPv4 on it; `Some` exactly if the overlay has IPv4.
     pub v4: Option<Attachment<Ipv4Addr>>,
@@ -28,9 +28,9 @@ pub struct Underlay {
 /// How the underlay is attached to its network, in one family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attachment<A> {
-    /// The address from which we send; tunnels are bound to it.
+    /// The source address; tunnels are bound to it.
     pub address: A,
-    /// The length of that address's network.
+    /// The prefix length of that address.
     pub prefix_len: u8,
     /// Where peers send to: [`Self::address`], unless the settings name another (behind NAT).
     pub public: A,
@@ -39,24 +39,24 @@ pub struct Attachment<A> {
 /// An [`Attachment`] of either family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Face {
-    /// The address from which we send.
+    /// The source address.
     pub address: IpAddr,
-    /// What is reached without a gateway.
+    /// The on-link prefix.
     pub on_link: IpNet,
     /// Where peers send to.
     pub public: IpAddr,
-    /// Whether hosts on the link are addressed one by one.
+    /// As [`Underlay::has_neighbors`].
     pub has_neighbors: bool,
 }
 
 impl Face {
-    /// Whether a host with this address gets what is sent to it over the link without being encapsulated.
+    /// Whether a host with this address can be reached on the link without encapsulation.
     pub fn is_neighbor(&self, address: IpAddr) -> bool {
         self.has_neighbors && self.is_on_link(address)
     }
 
     /// Whether a host can have this address on the underlay's link: not the network's own nor its broadcast address
-    /// (RFC 1122 §3.2.1.3), which the kernel takes for no gateway.
+    /// (RFC 1122 §3.2.1.3), which the kernel refuses as gateways.
     pub fn is_on_link(&self, address: IpAddr) -> bool {
         let has_broadcast = matches!(self.on_link, IpNet::V4(net) if net.prefix_len() < 31);
         let ends = [self.on_link.network(), self.on_link.broadcast()];
@@ -65,7 +65,7 @@ impl Face {
 }
 
 impl Underlay {
-    /// Whether peers send to the interface's own addresses, and not to those of a NAT.
+    /// Whether peers send to the interface's own addresses, rather than to those of a NAT.
     pub fn has_own_address(&self) -> bool {
         self.v4.is_none_or(|v4| v4.address == v4.public)
             && self.v6.is_none_or(|v6| v6.address == v6.public)
@@ -88,8 +88,8 @@ impl Underlay {
         }
     }
 
-    /// Whether the underlay is a part of an overlay network, so that a route to all of that would lead hosts of the
-    /// underlay into the overlay.
+    /// Whether the underlay's prefix is inside an overlay network, so that a route to the whole overlay would capture
+    /// traffic to underlay hosts.
     pub(crate) fn is_inside(&self, network: IpNet) -> bool {
         self.face(network)
             .is_some_and(|face| network.contains(&face.address) || network.contains(&face.public))

@@ -1,7 +1,7 @@
 //! WireGuard's keys: 32 bytes each, written in base64 as `wg` writes them.
 //!
-//! Two of the three kinds are secret. They have no `Display`, and their `Debug` shows nothing, so that no log line and no
-//! error can hold one.
+//! Two of the three kinds are secret. They have no `Display`, and their `Debug` shows nothing, so that no log line or
+//! error can contain one.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,26 +15,26 @@ use x25519_dalek::StaticSecret;
 /// The length of every key in bytes (`WG_KEY_LEN`).
 pub const LEN: usize = 32;
 
-/// The text is no key. The text itself is left out, since it may be nearly a secret one.
+/// The text is not a key. The text is left out, because it may be a mistyped secret.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("not 32 bytes in base64 (44 characters, the last of them '=')")]
 pub struct KeyError;
 
-/// By which the others know a node. All orders are by bytes.
+/// A node's public key. Ordered by bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct PublicKey([u8; LEN]);
 
-/// What a node proves its identity with. Always clamped (RFC 7748 §5), as the kernel keeps it.
+/// A node's private key. Always clamped (RFC 7748 §5), as the kernel stores it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PrivateKey([u8; LEN]);
 
-/// A secret that two peers share, on top of their keys. Never all zeros, which is the kernel's way to say none.
+/// A pre-shared key of two peers, in addition to their key pairs. Never all zeros, which means none to the kernel.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PresharedKey([u8; LEN]);
 
 impl PublicKey {
-    /// The key of these bytes; `None` for all zeros, which is nobody's key.
+    /// The key of these bytes; `None` for all zeros, which is no valid key.
     pub fn new(bytes: [u8; LEN]) -> Option<Self> {
         (bytes != [0; LEN]).then_some(Self(bytes))
     }
@@ -54,7 +54,7 @@ impl PrivateKey {
         Self(bytes)
     }
 
-    /// The key by which the others know the owner of this one (`wg pubkey`).
+    /// The corresponding public key (`wg pubkey`).
     pub fn public(&self) -> PublicKey {
         let secret = StaticSecret::from(self.0);
         PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
@@ -110,7 +110,7 @@ impl FromStr for PrivateKey {
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
         match decode(text.trim())? {
-            // Not a key that anybody made.
+            // No key generator returns all zeros.
             bytes if bytes == [0; LEN] => Err(KeyError),
             bytes => Ok(Self::new(bytes)),
         }
@@ -198,7 +198,7 @@ mod tests {
             "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTm==",
             "hSDwCYkwp1R0i33ctD73Wg2_Og0mOBr066SpjqqbTmo=",
             "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmoA",
-            // A second spelling of the good one.
+            // A non-canonical encoding of the valid one.
             "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmp=",
             "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
         ] {

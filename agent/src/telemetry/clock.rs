@@ -1,4 +1,4 @@
-//! Whether the wall clock jumps: it is compared with the clock that counts from boot, also through a suspend.
+//! Detects jumps of the wall clock by comparing it with `CLOCK_BOOTTIME`, which also counts during suspend.
 
 use std::time::Duration;
 
@@ -6,19 +6,19 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::telemetry::status;
 
-/// From this many milliseconds on, a difference is a jump and not the work of adjtime(3), which slews by 0.05 % at the most.
+/// Differences from this many milliseconds on are jumps; adjtime(3) slews by at most 0.05 %.
 const JUMP: i64 = 2000;
 
 /// Compares the two clocks.
 #[derive(Debug)]
 pub(crate) struct Clock {
-    /// How far the wall clock was ahead of the other, in milliseconds.
+    /// The wall clock's offset from the other, in milliseconds.
     ahead: Option<i64>,
     seen: status::Clock,
 }
 
 impl Clock {
-    /// Notes how the clocks stand.
+    /// Records the current offset.
     pub(crate) fn new() -> Self {
         Self {
             ahead: ahead(),
@@ -26,7 +26,7 @@ impl Clock {
         }
     }
 
-    /// By how many seconds the wall clock jumped since the last look, if it did.
+    /// The jump in seconds since the last call, if there was one.
     pub(crate) fn look(&mut self) -> Option<i64> {
         let now = ahead()?;
         let jump = jump(self.ahead.replace(now)?, now)?;
@@ -36,7 +36,7 @@ impl Clock {
         Some(jump)
     }
 
-    /// What was seen so far.
+    /// The jumps so far.
     pub(crate) fn seen(&self) -> status::Clock {
         self.seen
     }
@@ -50,8 +50,7 @@ fn ahead() -> Option<i64> {
     Some(millis(wall) - millis(boot))
 }
 
-/// By how many seconds the wall clock jumped, to the nearest: the clocks are read one after the other, and neither at the
-/// border of a second.
+/// The jump in seconds, rounded: the clocks are read one after the other, and not at the start of a second.
 fn jump(before: i64, now: i64) -> Option<i64> {
     let jump = now - before;
     (jump.abs() >= JUMP).then_some((jump + 500).div_euclid(1000))

@@ -1,7 +1,7 @@
-//! The agent's control socket: what operators' commands ask the running agent.
+//! The agent's control socket, on which operators' commands query the running agent.
 //!
-//! It speaks HTTP over a Unix socket, so that any client can ask it (`curl --unix-socket /run/selvage/agent.sock
-//! http://agent/v1/status`). It only tells, and nothing secret: whoever may log in to the host may ask.
+//! It speaks HTTP over a Unix socket, so that any client works (`curl --unix-socket /run/selvage/agent.sock
+//! http://agent/v1/status`). It is read-only and reveals no secrets: every local user may ask.
 //!
 //! | path | answer |
 //! |---|---|
@@ -9,8 +9,8 @@
 //! | `/v1/peer?address=ADDRESS` | [`PeerDetail`] as JSON; also a subnet, as `10.5.1.0/24` |
 //! | `/healthz`, `/readyz`, `/metrics` | as over TCP |
 //!
-//! While the agent joins, the answers are those that [`ControlService::set_joining`] laid out; from then on its loop answers, from
-//! the state that it works on.
+//! While the agent joins, the answers come from [`ControlService::set_joining`]; afterwards its loop answers from its
+//! working state.
 
 use std::fs;
 use std::io;
@@ -36,43 +36,42 @@ mod client;
 
 pub use client::{Client, Error};
 
-/// How many questions wait before askers do.
+/// Length of the question queue; further clients wait.
 const QUESTIONS: usize = 16;
 
-/// How long the agent's loop may be busy before the asker is told so.
+/// How long to wait for the agent's loop before answering that it is busy.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Anybody on the host may ask, as often as he likes; this share of the loop's time at the most goes into answers: one in
-/// so many parts.
+/// Every local user may ask as often as they like; at most one part in this many of the loop's time goes into answers.
 const SHARE: u32 = 4;
 
-/// A question for the agent's loop. Whoever gets it answers by the channel in it; dropping that says there is no answer.
+/// A question for the agent's loop, with the channel for the answer; dropping the channel means no answer.
 #[derive(Debug)]
 pub enum Question {
-    /// How everything is.
+    /// The whole status.
     Status(oneshot::Sender<Status>),
-    /// Whose an address or subnet is, and what reaches it.
+    /// The owner of an address or subnet, and its kernel objects.
     Peer(IpNet, oneshot::Sender<PeerDetail>),
 }
 
-/// Where questions arrive.
+/// The receiving end of the questions.
 pub type Questions = mpsc::Receiver<Question>;
 
-/// What the socket serves. Clones share one state.
+/// The service on the socket. Clones share one state.
 #[derive(Clone, Debug)]
 pub struct ControlService {
     health: Health,
     questions: mpsc::Sender<Question>,
     joining: Arc<Mutex<Option<Box<Status>>>>,
-    /// When the loop may be asked next.
+    /// When the loop may be asked again.
     next: Arc<tokio::sync::Mutex<Instant>>,
 }
 
-/// The control socket cannot be offered.
+/// The control socket cannot be opened.
 #[derive(Debug, Error)]
 #[error("failed to listen on the control socket {path}")]
 pub struct BindError {
-    /// Where it was tried.
+    /// The socket's path.
     pub path: PathBuf,
     /// Why it failed.
     #[source]
@@ -80,7 +79,7 @@ pub struct BindError {
 }
 
 impl ControlService {
-    /// Nothing is known yet; questions that nobody else can answer arrive at the other end.
+    /// A service with nothing known yet; questions for the loop arrive at the receiver.
     pub fn new(health: Health) -> (Self, Questions) {
         let (sender, receiver) = mpsc::channel(QUESTIONS);
         let control = Self {
@@ -92,15 +91,15 @@ impl ControlService {
         (control, receiver)
     }
 
-    /// What there is to say as long as the agent joins; `None` when it has joined and its loop answers.
+    /// Sets the answer while the agent joins; `None` once it has joined and its loop answers.
     pub fn set_joining(&self, status: Option<Status>) {
         *self.joining.lock().unwrap_or_else(PoisonError::into_inner) = status.map(Box::new);
     }
 
-    /// Listens on a path until `stop` is ready. A socket that an earlier agent left there is replaced.
+    /// Listens on a path until `stop` is ready. A stale socket of an earlier agent is replaced.
     ///
     /// # Errors
-    /// The directory or the socket cannot be made, another agent listens there, or something else is in its place.
+    /// The directory or the socket cannot be created, another agent listens there, or the path is not a socket.
     pub fn listen(
         self,
         path: &Path,
@@ -115,7 +114,7 @@ impl ControlService {
         }
         remove_stale(path).map_err(failed)?;
         let listener = UnixListener::bind(path).map_err(failed)?;
-        // Whatever the umask is.
+        // Set explicitly, because the umask may be stricter.
         fs::set_permissions(path, fs::Permissions::from_mode(0o666)).map_err(failed)?;
         tokio::spawn(http::serve(listener, self, stop));
         Ok(())
@@ -126,7 +125,7 @@ impl ControlService {
             let mut next = self.next.lock().await;
             sleep_until(*next).await;
             let begin = Instant::now();
-            // Counts if the asker loses patience: the loop has much to do.
+            // Takes effect if the client times out: the loop is busy.
             *next = begin + PATIENCE / 2;
             let (sender, answer) = oneshot::channel();
             self.questions.send(question(sender)).await.ok()?;
@@ -167,7 +166,7 @@ impl ControlService {
     }
 }
 
-/// Removes the socket of an agent that is no more.
+/// Removes the socket of an agent that no longer runs.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -189,12 +188,12 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// What `address=…` names.
+/// The value of `address=…`.
 fn asked(query: &str) -> Option<IpNet> {
     let text = query
         .split('&')
         .find_map(|pair| pair.strip_prefix("address="))?;
-    // A client may encode what needs no encoding in a query.
+    // A client may percent-encode characters that need no encoding in a query.
     parse_asked(
         &text
             .replace("%2F", "/")

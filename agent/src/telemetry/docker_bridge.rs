@@ -1,8 +1,8 @@
-//! Docker's bridge, where dockerd has the options that the agent writes: whether it is on this host's subnet.
+//! Checks whether Docker's bridge is on this host's subnet, if dockerd uses the options that the agent writes.
 //!
-//! The options alone do not say so. With live-restore a restarted dockerd leaves its networks as they are while any
-//! container runs (moby, `daemon/daemon_unix.go`, `initNetworkController`), so that containers stay on a subnet that peers
-//! send elsewhere. A dockerd whose network somebody else chose, by daemon.json or not at all, is none of our business.
+//! The options alone do not prove it. With live-restore a restarted dockerd leaves its networks unchanged while any
+//! container runs (moby, `daemon/daemon_unix.go`, `initNetworkController`), so that containers stay on a subnet that
+//! peers route elsewhere. A dockerd whose network comes from daemon.json or its defaults is not checked.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,17 +15,17 @@ use crate::cluster::lease::SubnetKey;
 use crate::host::netlink::inventory;
 use crate::telemetry::status::Docker;
 
-/// The only bridge that Docker gives an address by these options.
+/// The only bridge that these options apply to.
 const BRIDGE: &str = "docker0";
 
-/// Where dockerd notes its process unless it is told another place.
+/// dockerd's default PID file.
 const PID_FILE: &str = "/run/docker.pid";
 
-/// The options that name a subnet: of IPv4, and of IPv6.
+/// The options with a subnet, for IPv4 and IPv6.
 const OPTIONS: [&str; 2] = ["--bip", "--fixed-cidr-v6"];
 
-/// Looks where the bridge is. `own`: this host's subnets; `networks`: the overlay's. `None` where there is no bridge, or no
-/// dockerd that has a subnet of the overlay by its command line.
+/// Checks the bridge. `own`: this host's subnets; `networks`: the overlay's. `None` if there is no bridge, or no
+/// dockerd with a subnet of the overlay on its command line.
 pub(crate) async fn look(own: SubnetKey, networks: &[IpNet]) -> Option<Docker> {
     let options = started_with(&command_line()?);
     if options.is_empty() {
@@ -40,20 +40,20 @@ pub(crate) async fn look(own: SubnetKey, networks: &[IpNet]) -> Option<Docker> {
     }
 }
 
-/// The command line of the running dockerd, which every user may read.
+/// The command line of the running dockerd, which is world-readable.
 fn command_line() -> Option<Vec<u8>> {
     let process = fs::read_to_string(PID_FILE).ok()?;
     let process = PathBuf::from("/proc").join(process.trim());
-    // What is left of one that was killed may name another process by now.
+    // The PID file of a killed dockerd may name another process by now.
     let name = fs::read_to_string(process.join("comm")).ok()?;
     (name.trim() == "dockerd").then_some(())?;
     fs::read(process.join("cmdline")).ok()
 }
 
-/// An option, and the net that it has.
+/// An option and its subnet.
 type Told = (&'static str, IpNet);
 
-/// The options that name a subnet. Of one that is given twice dockerd takes the last.
+/// The options with a subnet. If one is given twice, dockerd uses the last.
 fn started_with(command_line: &[u8]) -> Vec<Told> {
     let arguments: Vec<_> = command_line
         .split(|byte| *byte == 0)

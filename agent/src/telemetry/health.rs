@@ -1,7 +1,7 @@
-//! What monitoring sees of the agent: `/healthz`, `/readyz` and `/metrics` over HTTP.
+//! The endpoints for monitoring: `/healthz`, `/readyz` and `/metrics` over HTTP.
 //!
-//! The agent's loop writes into a [`Health`]; a [`Server`] shows it to whoever asks. The first two endpoints answer as
-//! flanneld's do, except that readiness is taken back while something is wrong, and then says what.
+//! The agent's loop writes into a [`Health`]; a [`Server`] serves it. The first two endpoints answer as flanneld's do,
+//! except that the agent is not ready while something is wrong, and then reports the reasons.
 //!
 //! | path | status | body |
 //! |---|---|---|
@@ -26,17 +26,17 @@ use crate::base::http::{self, Answer, Handler};
 use crate::telemetry::metrics::Sample;
 use crate::telemetry::status::{Agent, Cause, Status};
 
-/// How old what `/metrics` shows may be: so often at the most the loop is asked, however many scrape.
+/// Maximum age of the metrics: the loop is asked no more often than this, however many clients scrape.
 const SAMPLE_AGE: Duration = Duration::from_secs(1);
 
-/// How long a scrape waits for the loop; then it shows what the loop said last.
+/// How long a scrape waits for the loop; then it serves the last sample.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The health endpoints cannot be offered.
+/// The health endpoints cannot listen.
 #[derive(Debug, Error)]
 #[error("failed to listen on {address} for the health endpoints")]
 pub struct BindError {
-    /// Where it was tried.
+    /// The address.
     pub address: SocketAddr,
     /// Why it failed.
     #[source]
@@ -50,10 +50,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts to listen. Port 0 means any free one; [`Self::address`] tells which.
+    /// Listens on an address. Port 0 means any free port, see [`Self::address`].
     ///
     /// # Errors
-    /// [`BindError`], for an address that this host does not have or that is taken.
+    /// [`BindError`], if the address is not this host's or is in use.
     pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
         match TcpListener::bind(address).await {
             Ok(listener) => Ok(Self { listener }),
@@ -61,20 +61,20 @@ impl Server {
         }
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     ///
     /// # Errors
-    /// What getsockname(2) answers.
+    /// The error of getsockname(2).
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Answers until `stop` is ready; then accepts nothing more and lets answers that are under way end.
+    /// Serves until `stop` is ready; then accepts no more connections and lets pending responses finish.
     pub async fn serve(self, health: Health, stop: impl Future<Output = ()>) {
         http::serve(self.listener, health, stop).await;
     }
 
-    /// Answers in a task of its own, until that is stopped or dropped.
+    /// Serves in a separate task, until that is stopped or dropped.
     pub(crate) fn start(self, health: Health) -> Running {
         let (stop, stopped) = oneshot::channel::<()>();
         let served = tokio::spawn(self.serve(health, async {
@@ -84,7 +84,7 @@ impl Server {
     }
 }
 
-/// A server that answers. Dropping it ends it as well, without waiting for that.
+/// A running server. Dropping it stops it without waiting.
 #[derive(Debug)]
 pub(crate) struct Running {
     stop: oneshot::Sender<()>,
@@ -92,10 +92,10 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Ends it, and waits until its address is free.
+    /// Stops it and waits until its address is free.
     pub(crate) async fn stop(self) {
         let _ = self.stop.send(());
-        // Its panic would be the only failure, and it is gone either way.
+        // Ignored: the only error is the task's panic, and it has ended either way.
         let _ = self.served.await;
     }
 }
@@ -122,26 +122,26 @@ impl Handler for Health {
     }
 }
 
-/// How the agent is. Clones share one state.
+/// The agent's health. Clones share one state.
 #[derive(Clone, Debug)]
 pub struct Health(Arc<State>);
 
-/// Where scrapes arrive. Whoever gets one answers by it.
+/// The scrapes; each holds the channel for its answer.
 pub(crate) type Scrapes = mpsc::Receiver<oneshot::Sender<Sample>>;
 
 #[derive(Debug)]
 struct State {
     readiness: Mutex<Readiness>,
-    /// What the loop said last, and when.
+    /// The loop's last sample and its time.
     sample: Mutex<(Arc<Sample>, Instant)>,
     scrapes: mpsc::Sender<oneshot::Sender<Sample>>,
-    /// Held while the loop is asked, so that those who come meanwhile share the answer.
+    /// Held while the loop is asked, so that concurrent scrapes share the answer.
     asking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 enum Readiness {
-    /// Nobody has said anything yet.
+    /// The initial state.
     #[default]
     Starting,
     Ready,
@@ -149,8 +149,8 @@ enum Readiness {
 }
 
 impl Health {
-    /// An agent that is just starting: not ready, and without a reason. Scrapes arrive at the other end once it is said
-    /// that the agent has joined.
+    /// The health of a starting agent: not ready, without a reason. Scrapes arrive at the receiver once the agent has
+    /// joined.
     pub(crate) fn new() -> (Self, Scrapes) {
         let (scrapes, receiver) = mpsc::channel(1);
         let sample = Sample::joining(Status::joining(Agent::of_process("", 0), Vec::new()));
@@ -163,9 +163,9 @@ impl Health {
         (Self(Arc::new(state)), receiver)
     }
 
-    /// Says that the overlay works (no reason), or for what reasons it does not.
+    /// Sets the overlay as ready (no reasons), or not ready for these reasons.
     ///
-    /// Cheap enough to be called whenever anything may have changed.
+    /// Cheap enough to call whenever anything may have changed.
     pub fn set_ready(&self, reasons: Vec<Cause>) {
         let readiness = if reasons.is_empty() {
             Readiness::Ready
@@ -179,7 +179,7 @@ impl Health {
             .unwrap_or_else(PoisonError::into_inner) = readiness;
     }
 
-    /// Lays out what `/metrics` shows, for as long as the loop is not asked.
+    /// Sets the sample that `/metrics` serves while the loop is not asked.
     pub(crate) fn set_sample(&self, sample: Sample) {
         *self.sample() = (Arc::new(sample), Instant::now());
     }
@@ -188,7 +188,7 @@ impl Health {
         self.0.sample.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None` when all is well, else what `/readyz` answers.
+    /// The body of `/readyz` if not ready; `None` if ready.
     fn unreadiness(&self) -> Option<String> {
         const HEADLINE: &str = "flanneld is not ready yet";
         let readiness = self
@@ -203,7 +203,7 @@ impl Health {
                 let mut body = HEADLINE.to_owned();
                 for reason in reasons {
                     body.push('\n');
-                    // One reason is one line, whatever an error message was made of.
+                    // Each reason must be one line, even if an error message has several.
                     let text = reason.text.replace(['\n', '\r'], " ");
                     body.push_str(&format!("{text} [{}]", reason.code));
                 }

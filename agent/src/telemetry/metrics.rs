@@ -1,8 +1,8 @@
-//! What Prometheus is told: names, types and meaning of all metrics.
+//! The Prometheus metrics: names, types and help.
 //!
-//! A [`Sample`] is made of the very [`Status`] that `selvage status` shows, and of counters that nobody else asks for. The
-//! names are an interface, as flags are: alerts and dashboards hang on them. No label has more values than there are kinds
-//! of something, or devices of ours: the number of series does not grow with the cluster.
+//! A [`Sample`] consists of the same [`Status`] that `selvage status` shows, and of counters used only here. The names
+//! are an interface, like flags: alerts and dashboards depend on them. Label values are only kinds or devices of ours,
+//! so the number of series does not grow with the cluster.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,21 +17,21 @@ use crate::telemetry::status::{Device, State, Status, TaskName};
 mod process;
 mod text;
 
-/// How often each kind of something happened.
+/// Event counts by kind.
 pub(crate) type Tally = BTreeMap<&'static str, u64>;
 
-/// What the agent's loop knows.
+/// The agent's state and counters at one time.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
-    /// How the agent is, without the list of the peers.
+    /// The status, without the list of peers.
     pub(crate) status: Status,
-    /// When that was.
+    /// When it was taken.
     pub(crate) at: Instant,
-    /// How often each task failed.
+    /// Failures by task.
     pub(crate) task_failures: Tally,
-    /// How many peers there are; `None` while the agent joins.
+    /// Peer counts; `None` while the agent joins.
     pub(crate) peers: Option<Peers>,
-    /// What went through the udp backend's data plane, if there is one.
+    /// The counters of the udp backend's data plane, if there is one.
     pub(crate) data_plane: Option<Counters>,
     /// What happened since the start of the process.
     pub(crate) events: Events,
@@ -40,15 +40,15 @@ pub(crate) struct Sample {
 /// What happened since the start of the process.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Events {
-    /// The own lease was extended.
+    /// The own lease was renewed.
     pub(crate) renewals: u64,
-    /// It could not be.
+    /// A renewal failed.
     pub(crate) renewal_failures: u64,
     /// It was lost: expired, revoked, or taken by another.
     pub(crate) leases_lost: u64,
     /// This host was given another subnet.
     pub(crate) renumberings: u64,
-    /// Requests to the store that failed, by kind.
+    /// Failed requests to the lease store, by kind.
     pub(crate) store_errors: Tally,
     /// Network configs that were refused.
     pub(crate) configs_rejected: u64,
@@ -56,7 +56,7 @@ pub(crate) struct Events {
     pub(crate) reloads: Reloads,
 }
 
-/// What became of reloading the settings.
+/// The results of reloads.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reloads {
     pub(crate) done: u64,
@@ -65,21 +65,21 @@ pub(crate) struct Reloads {
     pub(crate) last_failed: bool,
 }
 
-/// How many peers there are. With ten thousand, this is asked for far more often than the list.
+/// Peer counts. With ten thousand peers, these are needed far more often than the list.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Peers {
-    /// Those that this host is set up to reach.
+    /// Peers that are programmed on this host.
     pub(crate) used: usize,
-    /// Those of them for which the kernel lacks something.
+    /// Those of them with missing kernel objects.
     pub(crate) failed: usize,
-    /// Leases that are not used, by the class of the reason.
+    /// Refused leases, by class of the reason.
     pub(crate) refused: Tally,
-    /// All leases that there are, the own one included.
+    /// All leases, including the own one.
     pub(crate) leases: usize,
 }
 
 impl Sample {
-    /// Of an agent that joins, or is about to.
+    /// The sample of a joining agent.
     pub(crate) fn joining(status: Status) -> Self {
         Self {
             status,
@@ -91,7 +91,7 @@ impl Sample {
         }
     }
 
-    /// Whether the loop still joins and so cannot be asked.
+    /// Whether the agent still joins, so that the loop cannot be asked.
     pub(crate) fn is_joining(&self) -> bool {
         self.status.health.state == State::Joining
     }
@@ -190,7 +190,7 @@ impl Sample {
                 );
             }
             if let Some(left) = lease.left_seconds {
-                // Where the loop is too busy to answer, what it said last grows old.
+                // If the loop is too busy to answer, its last sample ages.
                 let age = now.saturating_duration_since(self.at).as_secs();
                 text.gauge(
                     "selvage_lease_remaining_seconds",
@@ -449,7 +449,7 @@ impl Peers {
 }
 
 fn write_data_plane(text: &mut Text, counters: &Counters) {
-    // Every counter has its place here: a new one does not compile before it has one too.
+    // Destructured without `..`, so that a new counter does not compile until it is added here.
     let Counters {
         sent_packets,
         sent_bytes,

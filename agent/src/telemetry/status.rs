@@ -1,11 +1,11 @@
-//! What the agent knows of itself and of the overlay, as data: [`Status`] is what `selvage status --json` prints and what
-//! the control socket answers to `GET /v1/status`.
+//! The state of the agent and the overlay, as data: `selvage status --json` prints a [`Status`], and the control socket
+//! returns it for `GET /v1/status`.
 //!
-//! The schema is stable: within one [`SCHEMA`], fields are added and never renamed, removed or given another meaning, so
-//! a reader must skip what it does not know. Points in time are whole seconds since the Unix epoch (`…_time`), durations
-//! are whole seconds (`…_seconds`) unless their name says otherwise. What is not known, or not there, is `null`.
+//! The schema is stable: within one [`SCHEMA`], fields are added and never renamed, removed or given another meaning,
+//! so a reader must skip unknown fields. Points in time are whole seconds since the Unix epoch (`…_time`), durations
+//! are whole seconds (`…_seconds`) unless their name says otherwise. Unknown or missing values are `null`.
 //!
-//! The agent's loop makes it from the very state that its executor works on; nothing here is observed a second time.
+//! The agent's loop builds it from the same state that its executor uses; nothing is observed again for it.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -29,34 +29,34 @@ pub(crate) mod samples;
 /// The version of the schema that [`Status::schema`] and [`PeerDetail::schema`] hold.
 pub const SCHEMA: u32 = 1;
 
-/// What the agent knows.
+/// The state of the agent and the overlay.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// Version of the schema: [`SCHEMA`].
     pub schema: u32,
-    /// When this was true.
+    /// The time of this status.
     pub time: u64,
     /// The process.
     pub agent: Agent,
-    /// How the overlay is, in one word and in reasons.
+    /// The overlay's state and the reasons for it.
     pub health: Health,
-    /// Where leases are kept.
+    /// The lease store.
     pub store: Store,
-    /// What all nodes share; `None` before it was read.
+    /// The network config; `None` before it was read.
     pub network: Option<Network>,
     /// The own lease; `None` before there is one.
     pub lease: Option<Lease>,
-    /// What carries the overlay; `None` before it was found.
+    /// The underlay; `None` before it was found.
     pub underlay: Option<Underlay>,
     /// The overlay devices.
     pub devices: Vec<Device>,
     /// The packet filter.
     pub firewall: Option<Firewall>,
-    /// The comparison of the kernel with what it should be.
+    /// The results of resyncs with the kernel.
     pub kernel: Kernel,
-    /// What container runtimes read.
+    /// The files for container runtimes.
     pub files: Files,
-    /// Docker's bridge; `None` where Docker is not there, or was not started on a subnet of the overlay.
+    /// Docker's bridge; `None` if Docker is not running, or was not started on a subnet of the overlay.
     #[serde(default)]
     pub docker: Option<Docker>,
     /// The leases of the other nodes, in the order of their subnets.
@@ -74,25 +74,25 @@ pub struct Agent {
     pub pid: u32,
     /// When it was started.
     pub started_time: u64,
-    /// Under which identity it holds its lease.
+    /// The owner ID in its lease.
     pub node_id: String,
-    /// The name of its network, where the host is in several; `None` for the one without a name.
+    /// The name of its network on a host with several; `None` for the default network.
     pub network: Option<String>,
-    /// Why the settings that were read last, at SIGHUP, are not in use; `None` if they are.
+    /// Why the last reload (SIGHUP) failed; `None` if it did not.
     #[serde(default)]
     pub settings_rejected: Option<String>,
-    /// Keys of settings that changed and that only a restart puts into effect.
+    /// Changed settings that need a restart.
     #[serde(default)]
     pub settings_pending: Vec<String>,
 }
 
-/// How the overlay is.
+/// The overlay's health.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Health {
-    /// In one word.
+    /// The state.
     pub state: State,
-    /// What it waits for, or what is wrong, one sentence each; empty exactly if the state is `ready`. The same as
-    /// `/readyz` gives.
+    /// What it waits for, or what is wrong, one sentence each; empty exactly if the state is `ready`. The same as in
+    /// `/readyz`.
     pub reasons: Vec<String>,
     /// The same with their codes, in the same order.
     #[serde(default)]
@@ -100,7 +100,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// How the overlay is, and why.
+    /// A health with its causes.
     pub fn new(state: State, causes: Vec<Cause>) -> Self {
         Self {
             state,
@@ -109,13 +109,13 @@ impl Health {
         }
     }
 
-    /// The causes; of an agent that has no codes yet, its sentences without any.
+    /// The causes; for an older agent without codes, only its sentences.
     pub(crate) fn causes(&self) -> Cow<'_, [Cause]> {
         coded(&self.causes, &self.reasons)
     }
 }
 
-/// Causes, made of sentences where an older agent gave those alone.
+/// The causes, built from sentences if an older agent sent only those.
 fn coded<'a>(causes: &'a [Cause], texts: &[String]) -> Cow<'a, [Cause]> {
     if causes.len() >= texts.len() {
         return Cow::Borrowed(causes);
@@ -124,64 +124,63 @@ fn coded<'a>(causes: &'a [Cause], texts: &[String]) -> Cow<'a, [Cause]> {
     Cow::Owned(texts.iter().map(of_text).collect())
 }
 
-/// How the overlay is, in one word.
+/// The overlay's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// The agent does not run. Only in what the command line prints.
+    /// The agent is not running. Only printed by the command line.
     Stopped,
-    /// Something is not there yet; what an earlier run set up stays in place.
+    /// The agent waits for something; the data plane of an earlier run stays in place.
     Joining,
-    /// All is as it should be.
+    /// Everything works.
     Ready,
     /// The overlay is up, but something is wrong.
     Degraded,
 }
 
-/// Where leases are kept.
+/// The lease store.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Store {
     /// `etcd`, or `remote` for another agent that keeps the leases.
     pub kind: String,
     /// The servers, as configured.
     pub servers: Vec<String>,
-    /// What all keys begin with.
+    /// The key prefix.
     pub prefix: String,
-    /// The server in use; `None` before one answered, and while none does.
+    /// The server in use; `None` while none answers.
     pub server: Option<String>,
-    /// What is wrong while none answers.
+    /// The error while none answers.
     pub trouble: Option<String>,
-    /// Whether what is kept there was replaced.
+    /// Whether the store's contents were replaced.
     #[serde(default)]
     pub history: History,
 }
 
-/// How often what a store keeps turned out to be another history than the one known: a backup was restored, or the cluster
-/// made anew.
+/// How often the store turned out to have a different history: a backup was restored, or the cluster was recreated.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct History {
     /// How often this process saw it.
     pub changes: u64,
     /// When it was seen last.
     pub last_time: Option<u64>,
-    /// What showed it then.
+    /// How it was detected.
     pub last_reason: Option<String>,
 }
 
-/// What all nodes share.
+/// The network config.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Network {
     /// The overlay's IPv4 network.
     pub ipv4: Option<Ipv4Net>,
     /// The overlay's IPv6 network.
     pub ipv6: Option<Ipv6Net>,
-    /// The back end, by flannel's name: `vxlan`, `host-gw`, `wireguard`, …
+    /// The backend, by flannel's name: `vxlan`, `host-gw`, `wireguard`, …
     pub backend: String,
     /// The MTU of containers, in bytes.
     pub mtu: u32,
-    /// Why the network config that was written last is not in use; `None` if it is.
+    /// Why the latest network config is not in use; `None` if it is.
     pub rejected: Option<String>,
-    /// How many nodes can have a lease; `None` if that is not known.
+    /// How many nodes can have a lease; `None` if unknown.
     #[serde(default)]
     pub subnets: Option<u64>,
 }
@@ -199,19 +198,19 @@ pub struct Lease {
     pub public_ipv6: Option<Ipv6Addr>,
     /// When this process took it.
     pub since_time: u64,
-    /// Whether the store still has it as this node's.
+    /// Whether the store still assigns it to this node.
     pub held: bool,
-    /// Whether it is a reservation, which has no time limit.
+    /// Whether it is a reservation, which has no TTL.
     pub reservation: bool,
-    /// For how long it is granted.
+    /// Its TTL.
     pub ttl_seconds: Option<u64>,
-    /// How long it lasts if nothing extends it.
+    /// Remaining time until it expires.
     pub left_seconds: Option<u64>,
-    /// Why it could not be extended; `None` while all is well.
+    /// Why the last renewal failed; `None` if it did not.
     pub trouble: Option<String>,
 }
 
-/// What carries the overlay.
+/// The underlay.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Underlay {
     /// The interface.
@@ -220,7 +219,7 @@ pub struct Underlay {
     pub index: u32,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// The address on it that we send from, with the length of its network.
+    /// Its source address, with the prefix length.
     pub ipv4: Option<Ipv4Net>,
     /// The same for IPv6.
     pub ipv6: Option<Ipv6Net>,
@@ -231,7 +230,7 @@ pub struct Underlay {
 pub struct Device {
     /// Its name.
     pub name: String,
-    /// Whether it is there. If not, all that follows is zero or `None`.
+    /// Whether it exists. If not, all following fields are zero or `None`.
     pub present: bool,
     /// Its kind: `vxlan`, `ipip`, `wireguard`, `tun`.
     pub kind: Option<String>,
@@ -239,9 +238,9 @@ pub struct Device {
     pub mtu: Option<u32>,
     /// Its MAC address, if its kind has one.
     pub mac: Option<String>,
-    /// What it carried since it was made.
+    /// Its traffic since it was created.
     pub traffic: Traffic,
-    /// Packets that it could not send (carrier, no route, no neighbour).
+    /// Packets that it could not send (carrier, no route, no neighbor).
     pub tx_errors: u64,
     /// Packets that it dropped when sending.
     pub tx_dropped: u64,
@@ -251,7 +250,7 @@ pub struct Device {
     pub rx_dropped: u64,
 }
 
-/// What was carried.
+/// Traffic counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Traffic {
     /// Bytes received.
@@ -267,35 +266,35 @@ pub struct Traffic {
 /// The packet filter.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Firewall {
-    /// By which rules, as the settings say: `auto`, `nftables`, `iptables`.
+    /// The configured mode: `auto`, `nftables`, `iptables`.
     pub wanted: String,
-    /// By which rules in effect: `nftables`, `iptables`; `None` before they were made.
+    /// The mode in effect: `nftables`, `iptables`; `None` before the rules were programmed.
     pub mode: Option<String>,
-    /// Whether packets that leave the overlay get this host's address.
+    /// Whether packets that leave the overlay are masqueraded.
     pub masquerade: bool,
     /// Whether forwarding from and to the overlay is accepted.
     pub forward: bool,
-    /// How often the rules had to be put right, the first time included.
+    /// How often the rules were programmed or restored.
     pub programmed: u64,
-    /// When they were put right last.
+    /// When they were last programmed.
     pub programmed_time: Option<u64>,
 }
 
-/// The comparison of the kernel with what it should be.
+/// The results of resyncs with the kernel.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Kernel {
-    /// How often everything is compared at the least.
+    /// Interval of periodic resyncs.
     pub interval_seconds: u64,
-    /// When everything was compared last.
+    /// Time of the last resync.
     pub resync_time: Option<u64>,
-    /// How long that took, in microseconds.
+    /// Its duration in microseconds.
     pub resync_usec: Option<u64>,
-    /// How long all comparisons took together, in microseconds.
+    /// Total duration of all resyncs in microseconds.
     #[serde(default)]
     pub resync_total_usec: u64,
-    /// How often everything was compared.
+    /// Number of resyncs.
     pub resyncs: u64,
-    /// Objects made since the start of the process.
+    /// Objects created since the start of the process.
     pub created: u64,
     /// Objects changed.
     pub changed: u64,
@@ -303,7 +302,7 @@ pub struct Kernel {
     pub removed: u64,
     /// Changes that failed.
     pub failed: u64,
-    /// The objects that are not as they should be, and why.
+    /// The objects that could not be programmed, and why.
     pub failures: Vec<String>,
     /// The same with their codes, in the same order.
     #[serde(default)]
@@ -311,29 +310,29 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The causes; of an agent that has no codes yet, its sentences without any.
+    /// The causes; for an older agent without codes, only its sentences.
     pub(crate) fn causes(&self) -> Cow<'_, [Cause]> {
         coded(&self.causes, &self.failures)
     }
 }
 
-/// What container runtimes read.
+/// The files for container runtimes.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Files {
     /// The path of `subnet.env`.
     pub subnet_file: String,
-    /// When this process wrote it last; `None` if it was as it should be already.
+    /// When this process last wrote it; `None` if it was already correct.
     pub written_time: Option<u64>,
 }
 
-/// Docker's bridge, where dockerd was started on a subnet of the overlay.
+/// Docker's bridge, if dockerd was started on a subnet of the overlay.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Docker {
     /// The bridge.
     pub bridge: String,
-    /// By which options dockerd was told its subnets.
+    /// The dockerd options with a subnet.
     pub options: Vec<String>,
-    /// What the bridge really has.
+    /// The bridge's actual addresses.
     pub addresses: Vec<IpNet>,
     /// Why its containers are not on this node's subnet; `None` if they are.
     pub trouble: Option<String>,
@@ -350,38 +349,38 @@ pub struct Peer {
     pub public_ip: Option<Ipv4Addr>,
     /// The IPv6 address that we send to.
     pub public_ipv6: Option<Ipv6Addr>,
-    /// Its back end, by flannel's name.
+    /// Its backend, by flannel's name.
     pub backend: String,
-    /// The identity of its agent; `None` for a real flannel.
+    /// Its owner ID; `None` for flannel.
     pub owner: Option<String>,
-    /// Whether this host is set up to reach it.
+    /// Whether it is programmed on this host.
     pub state: PeerState,
-    /// Why it is not, or not with what it published last.
+    /// Why it is not, or not with its latest data.
     pub reason: Option<String>,
-    /// The same as a code, where its lease is what is wrong; `None` if it is the kernel, or nothing.
+    /// The same as a code if its lease was refused; `None` otherwise.
     #[serde(default)]
     pub refusal: Option<Refusal>,
-    /// When this process heard of it.
+    /// When this process first saw it.
     pub since_time: u64,
-    /// When it published something else last; `None` if it never did since.
+    /// When its lease last changed; `None` if it has not since.
     pub changed_time: Option<u64>,
-    /// What was carried from and to it; `None` where the kernel does not count by peer.
+    /// Traffic from and to it; `None` if the kernel does not count by peer.
     pub traffic: Option<Traffic>,
-    /// When it was last proved that it is there: wireguard's handshake. `None` where there is no such proof.
+    /// The last WireGuard handshake; `None` if there was none, or for other backends.
     pub handshake_time: Option<u64>,
 }
 
 /// Why a peer's lease is not used, for programs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Refusal {
-    /// Which kind of reason.
+    /// The kind of reason.
     pub code: RefusalCode,
-    /// The older lease, address, key or backend that it is about; `None` if it is about the lease alone.
+    /// The older lease, address, key or backend in question; `None` if only the lease is concerned.
     pub object: Option<String>,
 }
 
 impl Refusal {
-    /// What the agent has of it.
+    /// The refusal in the status.
     pub(crate) fn of(refusal: &PeerRefusal) -> Self {
         Self {
             code: refusal.code(),
@@ -390,45 +389,45 @@ impl Refusal {
     }
 }
 
-/// Whether this host is set up to reach a peer.
+/// Whether a peer is programmed on this host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PeerState {
-    /// All that is needed is in the kernel.
+    /// All its kernel objects exist.
     Programmed,
-    /// The kernel would not take some of it.
+    /// The kernel refused some of its objects.
     Failed,
-    /// Its lease, or its data, cannot be used.
+    /// Its lease or data is unusable.
     Refused,
 }
 
-/// Jumps of the wall clock: it moved against the clock that never jumps (`CLOCK_BOOTTIME`).
+/// Jumps of the wall clock: it moved relative to `CLOCK_BOOTTIME`, which never jumps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Clock {
     /// How many were seen.
     pub jumps: u64,
-    /// When the last one was seen, by the clock after it.
+    /// When the last one was seen, by the new clock.
     pub last_time: Option<u64>,
-    /// By how much it jumped; negative for backwards.
+    /// Size of the last jump; negative for backwards.
     pub last_seconds: Option<i64>,
 }
 
-/// One peer, and what reaches it: the answer to `GET /v1/peer?address=…`.
+/// One peer and its kernel objects: the answer to `GET /v1/peer?address=…`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct PeerDetail {
     /// Version of the schema: [`SCHEMA`].
     pub schema: u32,
-    /// The address or subnet that was asked for.
+    /// The requested address or subnet.
     pub asked: IpNet,
-    /// Whose it is.
+    /// Its owner.
     pub owner: Owner,
-    /// The peer; `None` unless it is a peer's.
+    /// The peer; `None` unless the owner is a peer.
     pub peer: Option<Peer>,
-    /// The kernel objects that should reach it, in the order in which they are made.
+    /// The wanted kernel objects of the peer, in the order of creation.
     pub objects: Vec<PeerObject>,
 }
 
-/// Whose an address is.
+/// The owner of an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Owner {
@@ -438,18 +437,18 @@ pub enum Owner {
     Peer,
     /// Nobody's: inside the overlay network, but in no lease.
     Nobody,
-    /// Not the overlay's.
+    /// Outside the overlay.
     Outside,
 }
 
 /// A kernel object that should exist for a peer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct PeerObject {
-    /// What should be there, in the words of ip(8) and bridge(8).
+    /// The wanted object, in the syntax of ip(8) and bridge(8).
     pub wanted: String,
-    /// Whether it is there, just so.
+    /// Whether exactly this object exists.
     pub present: bool,
-    /// What is there instead, if anything.
+    /// The object in its place, if any.
     pub found: Option<String>,
 }
 
@@ -467,24 +466,24 @@ impl Peer {
     }
 }
 
-/// A point in time, as the schema has it; 0 for what lies before 1970.
+/// A point in time in the schema's format; 0 if before 1970.
 pub fn unix_time(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }
 
-/// The present, as the schema has it.
+/// The current time in the schema's format.
 pub fn now() -> u64 {
     unix_time(SystemTime::now())
 }
 
-/// A duration, as the schema has it.
+/// A duration in the schema's format.
 pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Agent {
-    /// This process, with the identity under which it holds its lease.
+    /// This process, with the owner ID of its lease.
     pub fn of_process(node_id: &str, started_time: u64) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -499,7 +498,7 @@ impl Agent {
 }
 
 impl Store {
-    /// The store that the settings name, of which nothing else is known.
+    /// The store in the settings; nothing else is known about it.
     pub(crate) fn of_settings(settings: &Settings) -> Self {
         let (etcd, remote) = (&settings.etcd, &settings.remote);
         let (kind, servers) = match remote.servers.is_empty() {
@@ -518,7 +517,7 @@ impl Store {
 }
 
 impl History {
-    /// Notes that it was seen just now.
+    /// Records a change seen now.
     pub(crate) fn changed(&mut self, reason: String) {
         self.changes += 1;
         self.last_time = Some(now());
@@ -527,13 +526,13 @@ impl History {
 }
 
 impl Status {
-    /// What keeps a task from being done; `None` if nothing does, and of an agent that has no codes yet.
+    /// Why a task fails; `None` if it does not, and for an older agent without codes.
     pub(crate) fn cause(&self, task: TaskName) -> Option<&Cause> {
         let mut causes = self.health.causes.iter();
         causes.find(|cause| cause.task == Some(task))
     }
 
-    /// What there is to say before anything is known but what is waited for.
+    /// A status with only the causes known.
     pub fn joining(agent: Agent, causes: Vec<Cause>) -> Self {
         Self {
             schema: SCHEMA,

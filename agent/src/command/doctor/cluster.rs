@@ -1,5 +1,4 @@
-//! Checks of what the cluster says: the agent and its own lease, the other nodes' leases, the store, and the networks
-//! that get into each other's way.
+//! Checks of the cluster: the agent and its own lease, the other nodes' leases, the store, and conflicting networks.
 
 use ipnet::IpNet;
 
@@ -19,7 +18,7 @@ mod network;
 mod overlap;
 mod refused;
 
-/// The checks, in the order in which they are told.
+/// The checks, in the order of the report.
 pub(super) fn checks() -> Vec<Check> {
     vec![
         agent::CHECK,
@@ -37,22 +36,22 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// So many findings of one kind are told; a cluster of thousands may have as many more.
+/// Maximum number of findings of one kind; a large cluster may have thousands.
 const MOST: usize = 10;
 
-/// What a peer is called: its subnet.
+/// A peer's name: its subnet.
 fn name(peer: &Peer) -> String {
     let net = peer.nets().next();
     net.map_or_else(|| "an unknown subnet".to_owned(), |net| net.to_string())
 }
 
-/// How an administrator ends the lease of a peer.
+/// The command that deletes a peer's lease.
 fn deletion(peer: &Peer, status: &Status) -> String {
     let key = SubnetKey::new(peer.subnet, peer.subnet_v6).name();
     format!("etcdctl del '{}/subnets/{key}'", status.store.prefix)
 }
 
-/// Several peers in few words.
+/// A short list of several peers.
 fn sample(peers: &[&Peer]) -> String {
     match peers {
         [] => String::new(),
@@ -62,7 +61,7 @@ fn sample(peers: &[&Peer]) -> String {
     }
 }
 
-/// The first findings, the last of which says how many there are besides.
+/// The first findings, the last of which gives the number of the others.
 fn cap(mut findings: Vec<Finding>) -> Vec<Finding> {
     let more = findings.len().saturating_sub(MOST);
     findings.truncate(MOST);
@@ -89,7 +88,7 @@ fn own_subnets(status: &Status) -> impl Iterator<Item = IpNet> {
     v4.into_iter().chain(v6)
 }
 
-/// Whether two networks have an address in common.
+/// Whether two networks overlap.
 fn meet(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
@@ -104,7 +103,7 @@ mod tests {
     use crate::command::doctor::Severity;
     use crate::telemetry::status::{Lease, PeerState};
 
-    /// So many peers, all of them well.
+    /// This many healthy peers.
     pub(super) fn peers(count: u32) -> Vec<Peer> {
         let peer = |number: u32| {
             let subnet = Ipv4Addr::from(0x0a05_0000 + (number << 8));
@@ -127,7 +126,7 @@ mod tests {
         (1..=count).map(peer).collect()
     }
 
-    /// A lease of this node's that is well.
+    /// A healthy own lease.
     pub(super) fn lease() -> Lease {
         Lease {
             subnet: "10.5.250.0/24".parse().ok(),
@@ -143,7 +142,7 @@ mod tests {
         }
     }
 
-    /// That commands are about the network blue, and touch nothing of the others.
+    /// Asserts that the commands name the network blue and affect no other.
     pub(super) fn assert_about_blue(remedies: &[String]) {
         const COMMANDS: [&str; 7] = [
             "status", "peers", "network", "options", "doctor", "leave", "cleanup",

@@ -1,7 +1,7 @@
-//! Checks of what this host is like: devices, rules, runtimes.
+//! Checks of this host: devices, rules, runtimes.
 //!
-//! All is read where this process lives: rtnetlink and `/proc/thread-self/net` for the network namespace, the programs
-//! that print the packet filter, the files of the runtimes, and Docker's API. Nothing is changed.
+//! Everything is read in this process's namespaces: rtnetlink and `/proc/thread-self/net`, the programs that print the
+//! packet filter, the runtimes' files, and Docker's API. Nothing is changed.
 
 use std::future::ready;
 
@@ -24,7 +24,7 @@ mod old_subnet;
 mod stale_objects;
 mod subnet_file;
 
-/// The checks, in the order in which they are told.
+/// The checks, in the order of the report.
 pub(super) fn checks() -> Vec<Check> {
     vec![
         Check {
@@ -70,7 +70,7 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// What the agent has on this host.
+/// The agent's status and lease on this host.
 struct Own<'a> {
     names: &'a Names,
     status: &'a Status,
@@ -79,10 +79,10 @@ struct Own<'a> {
 }
 
 impl<'a> Own<'a> {
-    /// What the agent says of it.
+    /// Takes them from the agent's status.
     ///
     /// # Errors
-    /// It does not answer, or has no lease yet.
+    /// The agent does not answer, or has no lease yet.
     fn new(context: &'a Context<'_>) -> Result<Self, NotChecked> {
         let status = context.status()?;
         match (&status.network, &status.lease) {
@@ -121,7 +121,7 @@ impl<'a> Own<'a> {
         self.status.devices.iter().any(|device| device.name == name)
     }
 
-    /// The interface behind which this node's containers are: the one that has the first address of a subnet, or any.
+    /// The containers' bridge: the interface with the first address of a subnet, or with any.
     fn bridge<'s>(&self, inventory: &'s Inventory) -> Option<&'s Interface> {
         let here = |net: &IpNet| self.subnets().any(|subnet| subnet.contains(&net.addr()));
         let mut owners = inventory.interfaces.iter().filter(|interface| {
@@ -140,7 +140,7 @@ async fn inventory() -> Result<Inventory, NotChecked> {
     inventory.map_err(|error| NotChecked(format!("the kernel does not tell: {}", chain(&error))))
 }
 
-/// A finding in its parts.
+/// Builds a finding.
 fn finding(
     check: &str,
     severity: Severity,
@@ -159,13 +159,13 @@ fn finding(
     }
 }
 
-/// What a sysctl of this network namespace says, such as `net/ipv4/ip_forward`; `None` if it is not there.
+/// A sysctl of this network namespace, such as `net/ipv4/ip_forward`; `None` if it does not exist.
 fn sysctl(path: &str) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/sys/{path}")).ok()?;
     Some(text.trim().to_owned())
 }
 
-/// Several of something in one sentence.
+/// A list of items for a sentence.
 fn listed<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
     let texts: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
     texts.join(" and ")

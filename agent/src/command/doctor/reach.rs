@@ -1,6 +1,6 @@
-//! Checks of the way to the peers, by packets sent to them.
+//! Checks of the paths to peers, by probe packets.
 //!
-//! All of them look at one survey, which is made once, by sockets of our own:
+//! All share one survey, which is made once, with our own sockets:
 //!
 //! 1. every peer is sent an echo of the least and of the greatest size over the overlay, and one on the underlay;
 //! 2. with `--deep`, those who did not answer are tried by TCP, since packet filters often drop echoes alone;
@@ -9,12 +9,13 @@
 //!    which size passes ([`size`]);
 //! 4. where the kernel counted wrong checksums, it is looked whose they are ([`checksum`]).
 //!
-//! What `--deep` adds are packets that port security and intrusion detection take for an attack: TCP to a port where nobody
-//! listens, and echoes whose source is not this host's on that link.
+//! `--deep` adds probes that port security and intrusion detection treat as an attack: TCP to a closed port, and echoes
+//! whose source address does not belong to this host on that link.
 //!
-//! On a healthy cluster the first step is all, and takes as long as the slowest answer. Nothing takes more than ten seconds.
+//! On a healthy cluster only the first step runs, and takes as long as the slowest reply. The whole survey takes at
+//! most ten seconds.
 //!
-//! Which address of a peer answers: the first of its subnet, which is on its overlay device, with every back end but
+//! Which address of a peer answers: the first of its subnet, which is on its overlay device, with every backend but
 //! host-gw; there, and with `DirectRouting`, the peer itself is the gateway, and its public address is asked instead. A
 //! peer that is a real flannel answers likewise.
 
@@ -48,20 +49,20 @@ use self::ping::{Echo, Outcome as Fate, Pinger};
 use self::size::Search;
 use super::{Check, Context, Finding, NotChecked, Outcome};
 
-/// How long the answers to the first echoes are waited for, and how often they are sent again.
+/// How long to wait for replies to the first echoes, and how often to resend them.
 const PATIENCE: [Duration; 4] = [
     Duration::from_millis(300),
     Duration::from_millis(400),
     Duration::from_millis(500),
     Duration::from_millis(600),
 ];
-/// How many peers with a fault are looked at closely. More of them have the fault that most of these have.
+/// How many faulty peers are examined closely. Further ones get the most frequent result.
 const MOST_SUSPECTS: usize = 64;
-/// How many are tried by TCP: a process has 1024 file descriptors, most often.
+/// How many are probed by TCP: processes are usually limited to 1024 file descriptors.
 const MOST_CONNECTIONS: usize = 256;
 /// How long a TCP connection may take to be refused.
 const CONNECT: Duration = Duration::from_secs(1);
-/// `discard`, on which next to nobody listens, so that the kernel itself answers with a reset.
+/// `discard`: hardly ever open, so that the kernel replies with a reset.
 const DISCARD: u16 = 9;
 
 /// The checks, in the order in which they are told.
@@ -264,7 +265,7 @@ async fn look(ground: &Ground, paths: &[&Path], pinger: &mut Pinger) -> io::Resu
     direction::look(ground, paths, pinger).await
 }
 
-/// Finds out which size passes where the longest does not.
+/// Finds the largest size that passes if the longest does not.
 async fn narrow(ground: &Ground, heard: &[Heard], pinger: &mut Pinger) -> Vec<(usize, Issue)> {
     let narrow: Vec<(usize, &Path, &Heard)> = ground
         .paths
@@ -305,7 +306,7 @@ async fn narrow(ground: &Ground, heard: &[Heard], pinger: &mut Pinger) -> Vec<(u
     spread(&paths, issues.collect())
 }
 
-/// Gives each path its issue, and those beyond the last issue the one that most have.
+/// Assigns each path its issue, and the most frequent issue to paths beyond the last one.
 fn spread(paths: &[usize], issues: Vec<Issue>) -> Vec<(usize, Issue)> {
     let alike = |issue: &&Issue| issues.iter().filter(|other| other == issue).count();
     let Some(usual) = issues.iter().max_by_key(alike).copied() else {

@@ -9,7 +9,7 @@ use crate::command::cli::RUN_HELP;
 use crate::settings::Form;
 use crate::settings::table::{ALL, OnReload, Setting};
 
-/// A whole file, which the settings' own check must take.
+/// A complete file; the settings' own check must accept it.
 pub(super) const EXAMPLE: &str = "\
 [etcd]
 endpoints = [\"https://10.77.0.11:2379\", \"https://10.77.0.12:2379\"]
@@ -22,7 +22,7 @@ interfaces = [\"eth1\"]
 masquerade = true
 ";
 
-/// What the list of exit statuses begins with, which ends the help of `selvage run` and is nothing about files.
+/// The start of the list of exit statuses at the end of `selvage run`'s help, which does not belong in a file's page.
 const EXIT_STATUS: &str = "\n\nExit status:";
 
 /// The page.

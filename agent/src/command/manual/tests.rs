@@ -9,7 +9,7 @@ fn text_of(page: &Page) -> &str {
     std::str::from_utf8(&page.text).unwrap()
 }
 
-/// As `name` and the names below it in the command line's own definition; none that is hidden.
+/// `name` and the names of its subcommands in the command line's definition, without hidden ones.
 fn names(command: &Command, name: &str, all: &mut BTreeSet<String>) {
     all.insert(name.to_owned());
     for below in command
@@ -159,7 +159,7 @@ fn output_that_takes_no_more_is_an_error() {
     ));
 }
 
-/// A value of the form that the page names, so that only another type can be what is wrong.
+/// A value of the form on the page, so that only a wrong type can fail.
 fn value(form: Form) -> &'static str {
     match form {
         Form::Text => "\"\"",
@@ -169,7 +169,7 @@ fn value(form: Form) -> &'static str {
     }
 }
 
-/// Whether the file's type is right, whatever is said about the value.
+/// Whether the file's type is accepted, even if the value is not.
 fn takes(setting: &Setting, value: &str) -> bool {
     let text = format!("[{}]\n{} = {value}\n", setting.table, setting.name);
     match settings::check_file(&text, Path::new("agent.toml")) {
@@ -201,7 +201,7 @@ fn page_has_every_key_with_description_default_flag_and_type() {
             "{path}: {:?}",
             setting.form
         );
-        // Lists are taken as one text as well, so that this alone tells them apart.
+        // A single string is accepted for lists, too, so only an array distinguishes them.
         assert_eq!(takes(setting, "[]"), setting.form == Form::Texts, "{path}");
     }
 }

@@ -1,4 +1,4 @@
-//! `selvage network leases` and `selvage network reservations`: who has which subnet, and for how long.
+//! `selvage network leases` and `selvage network reservations`: subnets, their nodes and remaining lease times.
 
 use std::io::Write;
 use std::net::Ipv6Addr;
@@ -12,10 +12,10 @@ use crate::base::go_json::shorten;
 use crate::base::words::{duration, harmless};
 use crate::cluster::lease::etcd::{EtcdStore, Record};
 
-/// Prints all leases, or the reservations alone: aligned columns, or a JSON array.
+/// Prints all leases, or only the reservations: aligned columns, or a JSON array.
 ///
-/// What other nodes wrote is shown without control characters and shortened, so that a hostile lease cannot take over the
-/// terminal.
+/// Text from other nodes is shortened and stripped of control characters, so that a hostile lease cannot inject
+/// terminal escape sequences.
 pub async fn list(
     store: &mut EtcdStore,
     reservations_only: bool,
@@ -39,7 +39,7 @@ pub async fn list(
     Ok(())
 }
 
-/// One lease, with flannel's names where flannel has one.
+/// One lease, with flannel's field names if flannel has the field.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Row {
@@ -108,7 +108,7 @@ impl Row {
     }
 }
 
-/// A text of another node, short and fit for a terminal.
+/// Text from another node, shortened and safe for a terminal.
 fn foreign(text: &str) -> String {
     harmless(&shorten(text)).into_owned()
 }

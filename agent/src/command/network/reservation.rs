@@ -1,8 +1,7 @@
-//! `selvage network reserve` and `unreserve`: a subnet that one node alone is given, for as long as the administrator
-//! wishes.
+//! `selvage network reserve` and `unreserve`: subnets reserved for a node until the administrator ends it.
 //!
-//! A reservation is a lease key without a time limit, as in flannel's documentation (reservations.md). The node that
-//! publishes its address takes the subnet when it next takes one.
+//! A reservation is a lease without a TTL, as in flannel's documentation (reservations.md). The node that publishes its
+//! address takes the subnet when it next acquires one.
 
 use std::io::Write;
 
@@ -15,18 +14,18 @@ use crate::cluster::lease::{LeaseAttrs, LeaseStore, SubnetKey, allocate};
 use crate::cluster::network_config::NetworkConfig;
 use crate::settings::{Settings, SettingsFlags};
 
-/// A subnet cannot be reserved, or its reservation not be ended. Nothing was changed.
+/// A subnet cannot be reserved, or its reservation cannot be ended. Nothing was changed.
 #[derive(Debug, Error)]
 pub enum ReservationError {
-    /// The network config lets no node have it.
+    /// It is no subnet of the network config.
     #[error("{subnet} is not a subnet of this network; allowed: {allowed}")]
     NotAllowed {
         /// What was asked for.
         subnet: SubnetKey,
-        /// In words.
+        /// The allowed subnets, as text.
         allowed: String,
     },
-    /// Somebody has it, or a part of it.
+    /// It overlaps an existing lease.
     #[error("{subnet} overlaps {taken}, which {holder} holds")]
     Taken {
         /// What was asked for.
@@ -36,7 +35,7 @@ pub enum ReservationError {
         /// The public address, or that it is unreadable.
         holder: String,
     },
-    /// One node has one subnet.
+    /// The node already has another reservation.
     #[error(
         "{subnet} is reserved for {node} already; end that first: selvage network unreserve {name}"
     )]
@@ -45,10 +44,10 @@ pub enum ReservationError {
         node: String,
         /// The other subnet.
         subnet: SubnetKey,
-        /// How to name it on the command line.
+        /// The argument that names it on the command line.
         name: String,
     },
-    /// For whom?
+    /// No node was given for a free subnet.
     #[error(
         "nobody holds {subnet}: name the node that it is for with --public-ip or --public-ipv6"
     )]
@@ -62,7 +61,7 @@ pub enum ReservationError {
         /// What was asked for.
         subnet: SubnetKey,
     },
-    /// The key has a time limit.
+    /// It is a lease with a TTL.
     #[error("{subnet} is not reserved: {holder} holds it as a lease")]
     NotReserved {
         /// What was asked for.
@@ -70,13 +69,13 @@ pub enum ReservationError {
         /// The public address.
         holder: String,
     },
-    /// Somebody was faster.
+    /// The leases changed concurrently.
     #[error("the leases changed meanwhile; try again")]
     Changed,
 }
 
-/// The node that the flags name, as a reservation for it is written; `None` if they name none. What the settings' other
-/// sources say about this host's own address does not count.
+/// The node named by the flags, as lease attributes; `None` if they name none. This host's own address from other
+/// sources of settings is ignored.
 pub fn node(flags: &SettingsFlags, settings: &Settings) -> Option<LeaseAttrs> {
     let underlay = &settings.underlay;
     let attrs = LeaseAttrs {
@@ -94,7 +93,7 @@ pub fn node(flags: &SettingsFlags, settings: &Settings) -> Option<LeaseAttrs> {
     (attrs.public_ip.is_some() || attrs.public_ipv6.is_some()).then_some(attrs)
 }
 
-/// Reserves a subnet: a free one for `node`, or one that is leased for whoever leases it.
+/// Reserves a subnet: a free one for `node`, or a leased one for its current node.
 pub async fn reserve(
     store: &mut EtcdStore,
     subnet: SubnetKey,
@@ -149,7 +148,8 @@ pub async fn reserve(
     }
 }
 
-/// Ends a reservation. A subnet in use becomes a lease with a time limit, which its node extends; another is free at once.
+/// Ends a reservation. A subnet in use becomes a lease with a TTL, which its node renews; an unused one is free at
+/// once.
 pub async fn unreserve(
     store: &mut EtcdStore,
     subnet: SubnetKey,
@@ -182,7 +182,7 @@ pub async fn unreserve(
     Ok(())
 }
 
-/// Whether nobody has any of the subnet's addresses, and the node no other reservation.
+/// Checks that the subnet overlaps no lease, and that the node has no other reservation.
 fn check_free(
     seen: &Records,
     subnet: &SubnetKey,
@@ -212,7 +212,7 @@ fn check_free(
     Ok(())
 }
 
-/// Whether a node with these addresses would take the key for its own.
+/// Whether a node with these addresses would treat the lease as its own.
 fn is_of(record: &Record, node: &LeaseAttrs) -> bool {
     record
         .attrs
@@ -227,7 +227,7 @@ fn holder(record: &Record) -> String {
     }
 }
 
-/// What subnets a node may have, in words.
+/// The subnets that a node may have, as text.
 fn allowed(config: &NetworkConfig) -> String {
     let words = |network: IpNet, length: u8, min: String, max: String| {
         format!("a /{length} of {network} from {min} to {max}")

@@ -1,4 +1,4 @@
-//! Peers for people. Pure.
+//! Text output of peers. Pure.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use crate::base::words::{ago, bytes, duration, harmless};
 use crate::command::status::text::{LABEL, describe_peers, describe_state, labelled, wrap};
 use crate::telemetry::status::{Owner, Peer, PeerDetail, PeerObject, State, Status};
 
-/// All peers, with what one must know before one trusts the list.
+/// All peers, preceded by anything that makes the list unreliable.
 pub(super) fn all(status: &Status, table: String) -> String {
     let preface = match status.health.state {
         State::Ready | State::Degraded => return table,
@@ -24,7 +24,7 @@ pub(super) fn all(status: &Status, table: String) -> String {
     text
 }
 
-/// What is known of an address or subnet while no agent runs; `status` has the peers that it fits.
+/// An address or subnet while no agent runs; `status` has the matching peers.
 pub(super) fn unasked(
     status: &Status,
     asked: IpNet,
@@ -45,7 +45,7 @@ pub(super) fn unasked(
     }
 }
 
-/// An address without its length.
+/// A host address without its prefix length.
 fn name(asked: IpNet) -> String {
     if asked.prefix_len() == asked.max_prefix_len() {
         asked.addr().to_string()
@@ -54,7 +54,7 @@ fn name(asked: IpNet) -> String {
     }
 }
 
-/// One address or subnet: whose it is, and what reaches it.
+/// One address or subnet: its owner and kernel objects.
 pub(super) fn one(detail: &PeerDetail, now: u64, width: Option<usize>, style: Style) -> String {
     let mut text = String::new();
     let asked = name(detail.asked);

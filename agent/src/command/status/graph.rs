@@ -1,13 +1,12 @@
-//! `selvage status --graph`: the overlay as this node sees it, as one SVG picture.
+//! `selvage status --graph`: the overlay as seen by this node, as an SVG picture.
 //!
-//! This node stands in the middle with its peers around it; many peers stand in rows, very many become tiles in the order
-//! of their subnets, of which those that are not well still have a card each. What a peer is said to be is told by a word,
-//! by a sign and by the form of its line; colour only repeats it. The picture is light or dark as its viewer asks
-//! (`prefers-color-scheme`), has a title and a description for screen readers, and needs nothing from elsewhere: no
-//! scripts, no fonts, no links. It may stand in an HTML page, also beside others: all its classes are below
-//! `.selvage-overlay`, its ids begin with this node's.
+//! This node is in the middle with its peers around it; many peers are drawn in rows, very many as tiles in the order
+//! of their subnets, with cards only for peers with faults. A peer's state is shown by a word, a sign and its line
+//! style; colour only repeats it. The picture follows the viewer's light or dark scheme (`prefers-color-scheme`), has a
+//! title and a description for screen readers, and is self-contained: no scripts, fonts or links. Several can be
+//! embedded in one HTML page: all classes are below `.selvage-overlay`, all IDs begin with this node's.
 //!
-//! What peers publish is untrusted: every text is escaped and cut to its place.
+//! What peers publish is untrusted: every text is escaped and clipped.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -28,19 +27,19 @@ const STYLE: &str = include_str!("graph/style.css");
 
 /// Around everything.
 const MARGIN: f64 = 28.0;
-/// From one base line of the heading and the legend to the next.
+/// Line spacing of the heading and the legend.
 const LINE: f64 = 20.0;
-/// Least width of the inside; holds the heading and the legend.
+/// Minimum inner width, for the heading and the legend.
 const WIDTH: f64 = 720.0;
 /// Characters in a line of the heading.
 const COLUMNS: usize = 100;
-/// Reasons that the heading shows, and lines of each.
+/// Number of reasons in the heading, and lines of each.
 const REASONS: usize = 4;
 const REASON_LINES: usize = 2;
-/// Peers that the description tells one by one.
+/// Number of peers listed in the description.
 const TOLD: usize = 20;
 
-/// Draws the overlay. `asked` is what came of packets sent to the peers, or why none were sent.
+/// Draws the overlay. `asked` has the findings of probes to the peers, or why none were sent.
 pub fn draw(status: &Status, asked: Result<&[Finding], &str>) -> String {
     let peers = mark::marked(&status.peers, asked.unwrap_or_default());
     let nodes = layout::draw(&Card::own(status), &peers);
@@ -83,7 +82,7 @@ pub fn draw(status: &Status, asked: Result<&[Finding], &str>) -> String {
     svg.into_text()
 }
 
-/// What stands above the nodes, by class and text; the first line is the title.
+/// The lines above the nodes, by class and text; the first line is the title.
 fn heading(
     status: &Status,
     peers: &[mark::Seen<'_>],
@@ -120,7 +119,7 @@ fn heading(
         ));
     }
     match asked {
-        // What is about one peer stands on its card.
+        // Findings about one peer are on its card.
         Ok(findings) => {
             let several = findings.iter().filter(|finding| finding.subject.is_none());
             for finding in several.take(REASONS) {
@@ -137,7 +136,7 @@ fn heading(
     lines
 }
 
-/// How many peers there are of each mark.
+/// The number of peers by mark.
 fn counts(peers: &[mark::Seen<'_>]) -> String {
     let noun = if peers.len() == 1 { "peer" } else { "peers" };
     let of_mark = Mark::ALL.map(|mark| {
@@ -151,7 +150,7 @@ fn counts(peers: &[mark::Seen<'_>]) -> String {
     }
 }
 
-/// The picture in words: those that are not well first, then the others, as far as a listener may bear it.
+/// The picture as text: peers with faults first, then the others, up to a limit.
 fn description(status: &Status, peers: &[mark::Seen<'_>]) -> String {
     let mut sentences = vec![match &status.lease {
         Some(lease) => {
@@ -173,15 +172,15 @@ fn description(status: &Status, peers: &[mark::Seen<'_>]) -> String {
     sentences.join(" ")
 }
 
-/// What ids begin with: letters, digits and dashes only.
+/// The prefix of IDs: letters, digits and dashes only.
 fn id(node_id: &str) -> String {
     let kept = node_id.chars().filter(|char| char.is_ascii_alphanumeric());
     format!("overlay-{}", kept.take(64).collect::<String>())
 }
 
-/// A point in time of the schema as people write it, in UTC.
+/// Formats a point in time of the schema in UTC.
 fn utc(time: u64) -> String {
-    // Beyond what the platform's clock can hold: a status that somebody else has written.
+    // A status from elsewhere may have a time beyond the range of the platform's clock.
     let time = UNIX_EPOCH.checked_add(Duration::from_secs(time));
     let text = rfc3339(time.unwrap_or(UNIX_EPOCH));
     text.replace('T', " ").replace('Z', " UTC")

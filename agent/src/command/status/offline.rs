@@ -1,7 +1,8 @@
-//! What there is to see while no agent runs: what its files say, and what the kernel has. Nothing is changed, and etcd is
-//! not asked: who runs no agent may have left its cluster.
+//! The status while no agent runs, from its files and the kernel. Changes nothing and does not query etcd: a host
+//! without an agent may have left its cluster.
 //!
-//! Most of it needs no privileges. What does, such as the packet filter's rules, is left out, and a reason says so.
+//! Most of it needs no privileges. Anything that does, such as the packet filter's rules, is skipped, and a reason says
+//! so.
 
 use std::fs;
 use std::io;
@@ -28,10 +29,10 @@ use crate::telemetry::status::{
 
 mod kernel;
 
-/// What the store is said to lack.
+/// The store's error.
 const NOT_ASKED: &str = "not asked, as the agent does not run";
 
-/// What `subnet.env` says.
+/// The contents of `subnet.env`.
 #[derive(Debug, Default)]
 struct SubnetEnv {
     previous: Previous,
@@ -39,7 +40,7 @@ struct SubnetEnv {
     written: Option<u64>,
 }
 
-/// Puts together what can be seen.
+/// Collects the status.
 pub(super) async fn look(settings: &Settings) -> Status {
     let mut notes = Vec::new();
     notes.extend(other_agent(settings));
@@ -129,7 +130,7 @@ pub(super) async fn look(settings: &Settings) -> Status {
     }
 }
 
-/// Never empty: what is not well is told first, then what could not be seen.
+/// Never empty: faults first, then what could not be checked.
 fn causes(notes: Vec<Cause>, settings: &Settings) -> Vec<Cause> {
     let socket = settings.files.socket.display();
     let unit = network_name::unit(settings.agent.network.as_ref());
@@ -138,7 +139,7 @@ fn causes(notes: Vec<Cause>, settings: &Settings) -> Vec<Cause> {
     [first].into_iter().chain(notes).collect()
 }
 
-/// Whether an agent has the state directory all the same. It may start just now, or have another socket.
+/// Whether an agent holds the state directory although none answers: it may be starting, or have another socket.
 fn other_agent(settings: &Settings) -> Option<Cause> {
     let holder = Lock::holder(&settings.files.state_dir)?;
     let lock = lock::path(&settings.files.state_dir);
@@ -167,7 +168,7 @@ fn read_file(path: &Path, notes: &mut Vec<Cause>) -> SubnetEnv {
     }
 }
 
-/// The overlay networks, as the file says.
+/// The overlay networks in the file.
 fn networks(previous: &subnet_file::Previous) -> Vec<IpNet> {
     let v4 = previous.network.map(IpNet::V4);
     v4.into_iter()
@@ -179,7 +180,7 @@ fn has_subnet(previous: &Previous) -> bool {
     previous.subnet.is_some() || previous.subnet_v6.is_some()
 }
 
-/// The underlay that an agent with these settings would take, with the addresses that peers would send to.
+/// The underlay that an agent with these settings would choose, with its public IPs.
 async fn look_for_underlay(
     settings: &Settings,
     previous: &Previous,

@@ -1,7 +1,7 @@
-//! A [`Status`] for people.
+//! Text output of a [`Status`].
 //!
-//! Pure: the same status, width and style give the same text. All times are told as seen from [`Status::time`]. Where there
-//! is no width, because nobody but another program reads it, nothing is wrapped or left out.
+//! Pure: the same status, width and style give the same text. All times are relative to [`Status::time`]. Without a
+//! width, as for another program, nothing is wrapped or left out.
 
 mod peers;
 mod table;
@@ -18,10 +18,10 @@ use crate::telemetry::status::{
     Device, Firewall, Kernel, Lease, Network, State, Status, Store, Underlay,
 };
 
-/// The width of the labels at the left, with the gap behind them.
+/// The width of the label column, including the gap.
 pub(crate) const LABEL: usize = 11;
 
-/// So many failed kernel objects are told on a terminal; the first ones say what is wrong.
+/// Maximum number of failed kernel objects on a terminal; the first ones show the problem.
 const FAILURES: usize = 10;
 
 /// Renders all of a status. It ends with a line break.
@@ -51,7 +51,7 @@ struct Page {
 }
 
 impl Page {
-    /// The answer to the first question: is it well, and what is wrong if not?
+    /// The overlay's state and the reasons.
     fn health(&mut self, status: &Status) {
         let (tone, word, meaning) = match status.health.state {
             State::Ready => (Tone::Good, "ready", "all is as it should be"),
@@ -373,7 +373,7 @@ impl Page {
         labelled(&mut self.text, (self.width, self.style), label, tone, text);
     }
 
-    /// A text behind a mark, indented by `indent` as a whole.
+    /// A text after a mark, indented by `indent`.
     fn item(&mut self, mark: &str, indent: usize, text: &str) {
         let text = harmless(text);
         let room = self.width.map(|width| width.saturating_sub(indent));
@@ -384,7 +384,7 @@ impl Page {
     }
 }
 
-/// Appends a text behind a label; one without a label goes on with what is above it.
+/// Appends a text after a label; without a label it continues the line above.
 pub(crate) fn labelled(
     page: &mut String,
     (width, style): (Option<usize>, Style),
@@ -396,7 +396,7 @@ pub(crate) fn labelled(
     let room = width.map(|width| width.saturating_sub(LABEL));
     for (at, line) in wrap(&text, room).into_iter().enumerate() {
         let label = if at == 0 { label } else { "" };
-        // Escapes around nothing would only be in the way.
+        // No escape sequences around an empty label.
         let label_tone = if label.is_empty() {
             Tone::Plain
         } else {
@@ -411,14 +411,14 @@ fn or_slash(prefix: &str) -> &str {
     if prefix.is_empty() { "/" } else { prefix }
 }
 
-/// What there is of both IP versions.
+/// Joins the values of both IP versions.
 fn list(both: [Option<String>; 2]) -> String {
     let both: Vec<_> = both.into_iter().flatten().collect();
     both.join(", ")
 }
 
-/// Breaks a text between words into lines of at most `width` columns, or more where one word is longer. It gives one line
-/// at least.
+/// Wraps a text at spaces into lines of at most `width` columns, or longer if a single word is. Returns at least one
+/// line.
 pub(crate) fn wrap(text: &str, width: Option<usize>) -> Vec<&str> {
     let Some(width) = width else {
         return vec![text];
@@ -426,7 +426,7 @@ pub(crate) fn wrap(text: &str, width: Option<usize>) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut rest = text;
     while rest.width() > width {
-        // The last space that leaves a line which fits, or else the first one.
+        // The last space that makes the line fit, otherwise the first one.
         let spaces = rest.match_indices(' ').map(|(at, _)| at);
         let fitting = spaces
             .clone()

@@ -1,7 +1,7 @@
-//! `selvage status --watch`: the same text, over and over.
+//! `selvage status --watch`: repeats the same text.
 //!
-//! On a terminal it is drawn in place, on the alternate screen, so that what was on the terminal before comes back at the
-//! end. Elsewhere each text follows the last one. That the agent is restarted, or does not answer, ends nothing.
+//! On a terminal it is drawn in place, on the alternate screen, so that the previous contents are restored at the end.
+//! Elsewhere each text follows the last one. It continues if the agent restarts or does not answer.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -25,10 +25,10 @@ const HOME: &str = "\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K";
 const CLEAR_BELOW: &str = "\x1b[J";
 
-/// Shows the status every so many seconds until a signal ends it. Returns the exit status, 0.
+/// Shows the status periodically until a signal ends it. Returns the exit status, 0.
 ///
 /// # Errors
-/// Printing fails, or signals cannot be waited for.
+/// Printing failed, or the signal handlers cannot be installed.
 pub(super) async fn run(
     settings: &Settings,
     seconds: u64,
@@ -80,11 +80,11 @@ impl Ended {
     }
 }
 
-/// What there is to show.
+/// The data to show.
 #[derive(Debug, Default)]
 struct View {
     last: Option<Status>,
-    /// Why there is nothing newer.
+    /// Why there is no newer status.
     trouble: Option<String>,
 }
 
@@ -119,7 +119,7 @@ impl View {
     }
 }
 
-/// Where it is shown; leaves the terminal as it was.
+/// The output; restores the terminal on drop.
 struct Screen<'a, W: Write> {
     output: &'a mut W,
     terminal: bool,
@@ -138,7 +138,7 @@ impl<'a, W: Write> Screen<'a, W> {
         })
     }
 
-    /// Returns whether anybody goes on reading.
+    /// Returns whether the output is still open.
     fn draw(&mut self, view: &View, seconds: u64, style: Style) -> Result<bool, Error> {
         let size = terminal::size().filter(|_| self.terminal);
         let mut text = view.text(now(), size.map(|(columns, _)| columns), style);
@@ -169,7 +169,7 @@ impl<W: Write> Drop for Screen<'_, W> {
     }
 }
 
-/// A text as it replaces the last one on a screen of so many lines: as much of it as there is room for, and a footer.
+/// A frame for a screen of `lines` lines: as much of the text as fits, and a footer.
 fn frame(text: &str, lines: usize, footer: &str) -> String {
     let all = text.lines().count();
     let room = lines.saturating_sub(1);

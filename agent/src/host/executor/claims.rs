@@ -1,4 +1,4 @@
-//! What this agent has of the host for itself, where several agents are on it.
+//! The devices and networks that this agent claims on a host with several agents.
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -9,13 +9,13 @@ use crate::base::network_name::{NetworkName, describe};
 use crate::host::claim::{self, Claims};
 use crate::host::netlink::{DEVICES, KernelError, Mark};
 
-/// How many TUN devices are tried.
+/// How many TUN device names are tried.
 const MAX_TUNS: u32 = 100;
 
-/// Why this agent must keep its hands off what it needs.
+/// Why this agent cannot claim a network or device.
 #[derive(Debug, Error)]
 pub enum ClaimError {
-    /// Another agent is in the same network.
+    /// Another agent runs in the same network.
     #[error(
         "{network} already has an agent on this host (process {id}); each network of a host needs a name of its own (--network)"
     )]
@@ -25,7 +25,7 @@ pub enum ClaimError {
         /// The other agent.
         id: i32,
     },
-    /// Two names have one number.
+    /// Two network names map to the same next-hop ID range.
     #[error(
         "the next-hop IDs collide with those of {network} (process {id}); give one of the networks another name"
     )]
@@ -35,12 +35,12 @@ pub enum ClaimError {
         /// The other agent.
         id: i32,
     },
-    /// The host would not know which overlay a packet is for.
+    /// Two overlay networks overlap, so that routing between them is ambiguous.
     #[error(
         "the overlay network {ours} overlaps {theirs} of another agent on this host (process {id}); networks on one host must not overlap"
     )]
     Overlap {
-        /// The overlay network of the network config.
+        /// Our overlay network, from the network config.
         ours: IpNet,
         /// The other agent's.
         theirs: String,
@@ -57,34 +57,34 @@ pub enum ClaimError {
         /// The other agent.
         id: i32,
     },
-    /// The device is another network's, whose agent does not run; or some other program's.
+    /// The device belongs to another network, whose agent is not running, or to another program.
     #[error(
         "the device {device} exists and belongs to {owner}; {remedy}", remedy = remedy(device)
     )]
     Foreign {
         /// Which.
         device: InterfaceName,
-        /// Whose it is, as far as is known.
+        /// The owner, as far as known.
         owner: String,
     },
-    /// There is no device left.
+    /// All TUN device names are taken.
     #[error("no TUN device is free among flannel0 to flannel{}", MAX_TUNS - 1)]
     NoTun,
     /// A claim cannot be made.
     #[error("failed to claim {what}")]
     Claim {
-        /// To what.
+        /// The name.
         what: String,
         /// Why.
         #[source]
         source: claim::Error,
     },
-    /// The kernel would not say what there is, or take our mark.
+    /// A netlink request for the device, or for its mark, failed.
     #[error("failed to ask the kernel whose device it is")]
     Kernel(#[from] KernelError),
 }
 
-/// What helps against two networks with one device.
+/// The remedy for two networks with the same device.
 fn remedy(device: &InterfaceName) -> &'static str {
     match device.as_str().contains('.') && !device.as_str().ends_with("ipip") {
         true => "networks on one host need different VNIs",
@@ -96,19 +96,19 @@ fn device_claim(name: &InterfaceName) -> String {
     format!("device/{name}")
 }
 
-/// The devices that are claimed.
+/// The claimed devices.
 pub(super) fn devices(claims: &Claims) -> impl Iterator<Item = InterfaceName> {
     let names = claims.below("device/");
     names.filter_map(|name| name.parse().ok())
 }
 
 impl Executor {
-    /// Makes sure that no other agent on this host is in this network, or in one that overlaps it. The claim holds until
+    /// Claims this network, so that no other agent on this host uses it or one that overlaps it. The claim lasts until
     /// the process ends, or until the next call with other `networks`.
     ///
     /// # Errors
     ///
-    /// Another agent is, and which.
+    /// Another agent has the network; the error names it.
     pub(crate) fn claim_network(&mut self, networks: &[IpNet]) -> Result<(), ClaimError> {
         let network = self.kernel.network();
         let label = network.map(NetworkName::as_str).unwrap_or_default();
@@ -140,8 +140,8 @@ impl Executor {
         self.claim_overlays(networks)
     }
 
-    /// First says which overlay networks are wanted, then looks who else is in them: of two that come at once at least one
-    /// sees the other.
+    /// First claims the overlay networks, then checks for other claims that overlap: of two agents that start at once,
+    /// at least one sees the other.
     fn claim_overlays(&mut self, networks: &[IpNet]) -> Result<(), ClaimError> {
         const START: &str = "overlay/";
         let names: Vec<String> = networks.iter().map(|net| format!("{START}{net}")).collect();
@@ -173,7 +173,7 @@ impl Executor {
                     .retain(|name| !name.starts_with(START) || names.iter().any(|own| own == name));
                 Ok(())
             }
-            // What was held before stays in use.
+            // Keep the claims held before: those networks are still in use.
             Some((ours, theirs, id)) => {
                 self.claims.retain(|name| {
                     let held = |net: &str| before.iter().any(|before| before == net);
@@ -184,15 +184,15 @@ impl Executor {
         }
     }
 
-    /// Makes sure that a device, if it exists, is this network's, and that no other agent on this host takes it. The claim
-    /// holds until the process ends or the device is removed.
+    /// Claims a device: if it exists, it must belong to this network, and no other agent on this host may take it. The
+    /// claim lasts until the process ends or the device is removed.
     ///
-    /// A named network takes over a device without a mark if all its addresses are in `networks`, as those of a flannel are
-    /// that was there before, and marks it.
+    /// A named network takes over and marks a device without a mark if all its addresses are in `networks`, such as one
+    /// that flannel left.
     ///
     /// # Errors
     ///
-    /// The device is another's, or another agent has it.
+    /// The device belongs to another network or program, or another agent has claimed it.
     pub(crate) async fn claim_device(
         &mut self,
         name: &InterfaceName,
@@ -224,12 +224,12 @@ impl Executor {
         })
     }
 
-    /// The name for a TUN device: the one in use, or else the first free of `flannel0`, `flannel1` and so on, as flannel's
-    /// `flannel%d`. The default network takes over a `flannel0` that is there.
+    /// The name for a TUN device: the one in use, otherwise the first free of `flannel0`, `flannel1` and so on, as
+    /// flannel's `flannel%d`. The default network takes over an existing `flannel0`.
     ///
     /// # Errors
     ///
-    /// None is free.
+    /// No name is free.
     pub(crate) async fn claim_tun(&mut self) -> Result<InterfaceName, ClaimError> {
         let names: Vec<InterfaceName> = (0..MAX_TUNS)
             .filter_map(|n| format!("{DEVICES}{n}").parse().ok())
@@ -265,12 +265,12 @@ impl Executor {
         Err(ClaimError::NoTun)
     }
 
-    /// Takes a device again that is about to be made, if the claim was let go since.
+    /// Claims a device again before it is created, if its claim was released.
     pub(super) fn claim_again(&mut self, name: &InterfaceName) -> Result<(), claim::Error> {
         self.claims.take(&device_claim(name))
     }
 
-    /// Lets go of the devices that are not there any more.
+    /// Releases the claims of devices that no longer exist.
     pub(super) fn release_devices(&mut self) {
         let kernel = &self.kernel;
         let claimed = |device: &str| {

@@ -1,7 +1,7 @@
 //! The data plane of the udp backend as a part of the executor.
 //!
-//! Its TUN device exists for as long as it does. To the kernel that is some TUN device; that it is ours, and what is behind
-//! it, is known here alone.
+//! Its TUN device exists as long as the data plane does. The kernel reports only a TUN device; that it is ours, and its
+//! options, are known only here.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,22 +13,22 @@ use crate::host::netlink::{ChangeError, Tuns};
 use crate::host::udp::{Counters, DataPlane, Settings};
 use crate::plan::state::{Change, Key, Object, Tun};
 
-/// What stands behind the TUN device, if there is one of ours.
+/// The data plane of our TUN device, if there is one.
 #[derive(Debug, Default)]
 pub(super) struct Slot(Option<DataPlane>);
 
 impl Slot {
-    /// What went through, and what did not and why, if there is a data plane.
+    /// Its counters, if there is a data plane.
     pub(super) fn counters(&self) -> Option<Counters> {
         self.0.as_ref().map(DataPlane::counters)
     }
 
-    /// Whether there is a data plane behind a device.
+    /// Whether a device is served by our data plane.
     pub(super) fn has(&self, name: &InterfaceName) -> bool {
         self.plane(name).is_some()
     }
 
-    /// The device, while it is there.
+    /// The device, while it exists.
     pub(super) fn device(&self) -> Option<(InterfaceName, Tun)> {
         let plane = self.0.as_ref().filter(|plane| plane.is_alive())?;
         let tun = Tun {
@@ -38,14 +38,15 @@ impl Slot {
         Some((plane.name().clone(), tun))
     }
 
-    /// The table of the data plane behind a device.
+    /// The routes of a device's data plane.
     pub(super) fn observe(&self, name: &InterfaceName) -> Vec<(Key, Object)> {
         let routes = self.plane(name).map(DataPlane::routes).unwrap_or_default();
         let object = |(subnet, peer)| (Key::Forward(name.clone(), subnet), Object::Forward(peer));
         routes.into_iter().map(object).collect()
     }
 
-    /// Makes the changes of the table, all at once; one outcome for each. `broken` are devices that could not be made.
+    /// Applies changes to the table, all at once; returns one result per change. `broken` lists devices that could not
+    /// be created.
     pub(super) fn apply(
         &self,
         changes: &[Change],
@@ -77,7 +78,7 @@ impl Slot {
     }
 }
 
-/// Who gets a subnet's packets after a change.
+/// The peer of a subnet after a change.
 fn peer(change: &Change) -> Option<SocketAddrV4> {
     match change {
         Change::Set {
@@ -90,7 +91,7 @@ fn peer(change: &Change) -> Option<SocketAddrV4> {
 
 impl Tuns for Slot {
     fn open(&mut self, name: &InterfaceName, tun: &Tun, mtu: u32) -> Result<(), ChangeError> {
-        // One that lost its device may still have the port.
+        // A data plane that lost its device may still hold the port.
         self.0 = None;
         let settings = Settings {
             name: name.clone(),
@@ -104,8 +105,8 @@ impl Tuns for Slot {
             text: chain(&error),
             errno: error.errno(),
         })?;
-        // The wire format has no place for IPv6, so the device needs no link-local address, and its solicitations would
-        // only be dropped. Nothing is lost where there is no IPv6.
+        // The wire format cannot carry IPv6, so the device needs no link-local address, and the data plane would only
+        // drop its solicitations. Errors are ignored: without IPv6 the file is missing.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
         self.0 = Some(plane);
         Ok(())

@@ -1,5 +1,5 @@
-//! Hooks that run beside the agent's loop: a command may take half a minute, and peers, health and questions must not wait
-//! for it. One list of changes is worked on at a time; whoever wants more compares again when that has ended.
+//! Runs hooks outside the agent's loop: a command may take half a minute, and peers, health and the control socket must
+//! not wait for it. One list of changes runs at a time; the caller compares again when it has ended.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{CommandError, Hooks};
 use crate::plan::state::{Change, Key, Object};
 
-/// A list of changes that was worked on.
+/// A finished list of changes.
 #[derive(Debug)]
 pub(crate) struct Ended {
     hooks: Hooks,
@@ -18,13 +18,13 @@ pub(crate) struct Ended {
     outcomes: Vec<Result<(), CommandError>>,
 }
 
-/// Hooks, and the task that runs them.
+/// The hooks and the task that runs them.
 #[derive(Debug)]
 pub(crate) struct Runner {
     file: PathBuf,
-    /// `None` while commands run.
+    /// `None` while commands are running.
     hooks: Option<Hooks>,
-    /// Whether all are to be run again, as at a start.
+    /// Whether all must run again, as at a start.
     renew: bool,
     sender: mpsc::UnboundedSender<Ended>,
     ended: Mutex<mpsc::UnboundedReceiver<Ended>>,
@@ -33,7 +33,7 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    /// Reads what an earlier life of the agent remembers.
+    /// Reads the record of an earlier run of the agent.
     pub(crate) fn open(file: &Path) -> Self {
         let (sender, ended) = mpsc::unbounded_channel();
         Self {
@@ -46,12 +46,12 @@ impl Runner {
         }
     }
 
-    /// Where they are remembered.
+    /// The file that records them.
     pub(crate) fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Has all of them run again.
+    /// Makes all hooks run again.
     pub(crate) fn renew(&mut self) {
         match &mut self.hooks {
             Some(hooks) => *hooks = Hooks::open(&self.file),
@@ -59,22 +59,22 @@ impl Runner {
         }
     }
 
-    /// Whether commands run. What was done is not known until that has ended.
+    /// Whether commands are running. Their results are unknown until they end.
     pub(crate) fn is_busy(&self) -> bool {
         self.hooks.is_none()
     }
 
-    /// What was done, as [`Hooks::observe`]; nothing while commands run.
+    /// As [`Hooks::observe`]; nothing while commands are running.
     pub(crate) fn observe(&self) -> impl Iterator<Item = (Key, Object)> {
         self.hooks.iter().flat_map(Hooks::observe)
     }
 
-    /// When the next of those that failed is to be tried again; not known while commands run.
+    /// When the next retry is due; unknown while commands are running.
     pub(crate) fn next_try(&self) -> Option<Instant> {
         self.hooks.as_ref().and_then(Hooks::next_try)
     }
 
-    /// Runs the commands that the changes ask for, unless some run already. [`Self::ended`] says when they have ended.
+    /// Runs the commands of the changes, unless some are running already. [`Self::ended`] waits for their end.
     pub(crate) fn start(&mut self, changes: Vec<Change>) {
         let Some(mut hooks) = self.hooks.take() else {
             return;
@@ -83,7 +83,7 @@ impl Runner {
         let sender = self.sender.clone();
         self.task.spawn(async move {
             let outcomes = hooks.apply(&changes).await;
-            // Fails only if nobody wants to know.
+            // Fails only if the receiver was dropped.
             let _ = sender.send(Ended {
                 hooks,
                 changes,
@@ -92,16 +92,16 @@ impl Runner {
         });
     }
 
-    /// Waits until commands have ended; for ever if none run. Cancel-safe.
+    /// Waits until the running commands have ended; forever if none run. Cancel-safe.
     pub(crate) async fn ended(&self) -> Ended {
         match self.ended.lock().await.recv().await {
             Some(ended) => ended,
-            // The other end lives as long as this one.
+            // Unreachable: `self` holds the sender, too.
             None => std::future::pending().await,
         }
     }
 
-    /// Takes back what was worked on; one outcome for each change.
+    /// Takes back the finished list; returns one result per change.
     pub(crate) fn take(&mut self, ended: Ended) -> Vec<(Change, Result<(), CommandError>)> {
         self.hooks = Some(match std::mem::take(&mut self.renew) {
             true => Hooks::open(&self.file),

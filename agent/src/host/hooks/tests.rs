@@ -83,7 +83,7 @@ async fn a_failed_command_is_not_taken_for_done() {
     assert_eq!(hooks.observe().count(), 0);
 }
 
-/// flannel's own sample is `ip route add`, which fails when the route is there.
+/// flannel's own sample is `ip route add`, which fails if the route exists.
 #[tokio::test]
 async fn a_failed_command_that_is_not_required_is_run_again_after_growing_pauses() {
     let directory = tempfile::tempdir().unwrap();
@@ -98,7 +98,7 @@ async fn a_failed_command_that_is_not_required_is_run_again_after_growing_pauses
         assert_eq!(hooks.apply(&[set(failing.clone())]).await, [Ok(())]);
         let (due, now) = (hooks.next_try().unwrap(), Instant::now());
         assert!((before + pause..=now + pause).contains(&due), "{pause:?}");
-        // As if it had passed.
+        // Pretend that the backoff has elapsed.
         for failed in hooks.failed.values_mut() {
             failed.due = now;
         }
@@ -119,7 +119,7 @@ async fn a_failed_command_that_is_not_required_is_run_again_after_growing_pauses
     assert_eq!(hooks.next_try(), None);
 }
 
-/// It may make the device that the others work on.
+/// A required hook may create the device that the others use.
 #[tokio::test]
 async fn what_is_required_succeeds_before_anything_else_begins() {
     let directory = tempfile::tempdir().unwrap();
@@ -175,7 +175,7 @@ async fn a_failed_command_that_is_not_required_counts_as_there() {
 async fn a_command_that_nobody_waits_for_ends_with_all_that_it_started() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("pid");
-    // The shell waits for a child that would go on without it.
+    // The shell waits for a child that would survive it.
     let command = format!(
         "sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; wait",
         file.display()
@@ -189,7 +189,7 @@ async fn a_command_that_nobody_waits_for_ends_with_all_that_it_started() {
     };
     running.abort();
     let ended = async {
-        // A zombie that nobody has waited for yet is dead as well.
+        // A zombie counts as dead.
         let alive = || {
             fs::read_to_string(format!("/proc/{child}/stat"))
                 .is_ok_and(|stat| !stat.contains(") Z "))

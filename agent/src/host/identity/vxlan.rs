@@ -1,12 +1,12 @@
-//! The MAC address by which the peers know this node's VTEP.
+//! The MAC address of this node's VTEP.
 //!
-//! It must survive restarts, reboots and the loss of the device, or every peer has to be told a new one and drops packets
-//! until it is. An existing device's address comes first, because that is what the peers have now, even if another
-//! flannel implementation made it; then the state directory's; then a fresh random one. It is always set at creation:
-//! systemd-udevd leaves an address alone that was not the kernel's choice.
+//! It must survive restarts, reboots and the loss of the device: with a new one, packets are dropped until every peer
+//! has learned it. An existing device's address is preferred, because peers use it now, even if another flannel
+//! implementation set it; then the one in the state directory; then a new random one. It is always set when the device
+//! is created: systemd-udevd only replaces addresses that the kernel generated.
 //!
-//! One that was made because an older node has the device's is in the file before it is in the device. The file's second
-//! line names the address that it is to replace, so that another try makes no further one.
+//! An address generated because an older node has the device's is in the file before it is on the device. The file's
+//! second line names the address to be replaced, so that a retry does not generate another.
 
 use std::fs;
 use std::io;
@@ -19,26 +19,26 @@ use super::IdentityError;
 use crate::base::atomic_file;
 use crate::base::net::{InterfaceName, MacAddr};
 
-/// What errors call it.
+/// Its name in errors.
 const WHAT: &str = "the overlay's MAC address";
 
-/// What the second line begins with, if there is one.
+/// The prefix of the optional second line.
 const INSTEAD_OF: &str = "instead of ";
 
-/// The file in the state directory that keeps a device's address.
+/// The file in the state directory that stores a device's address.
 pub(crate) fn file(state_dir: &Path, device: &InterfaceName) -> PathBuf {
     state_dir.join(format!("{device}.mac"))
 }
 
-/// What the file says.
+/// The file's contents.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Kept {
     mac: MacAddr,
-    /// The device's address that it is to replace.
+    /// The address on the device to be replaced.
     instead_of: Option<MacAddr>,
 }
 
-/// Chooses the MAC address, and sees to it that `file` holds it.
+/// Chooses the MAC address and stores it in `file`.
 pub(crate) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
     let kept = read(file)?;
     let existing = existing.filter(|mac| mac.is_unicast());
@@ -64,7 +64,7 @@ pub(crate) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, 
     Ok(mac)
 }
 
-/// Makes a new MAC address, since an older node has the one that is there.
+/// Generates a new MAC address, because an older node has the current one.
 pub(crate) fn renew(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
     let mac = random()?;
     let instead_of = existing;
@@ -77,7 +77,7 @@ fn keep(kept: Kept, file: &Path) -> Result<(), IdentityError> {
     if let Some(replaced) = kept.instead_of {
         text += &format!("{INSTEAD_OF}{replaced}\n");
     }
-    // Not a secret: every peer knows it.
+    // World-readable: it is no secret, every peer knows it.
     atomic_file::replace(file, text.as_bytes(), 0o644).map_err(|source| IdentityError::Write {
         what: WHAT,
         path: file.to_owned(),
@@ -85,7 +85,7 @@ fn keep(kept: Kept, file: &Path) -> Result<(), IdentityError> {
     })
 }
 
-/// What the file says, if it has a usable address. A damaged file is as good as none.
+/// Reads the file; a damaged one counts as missing.
 fn read(file: &Path) -> Result<Option<Kept>, IdentityError> {
     let text = match fs::read(file) {
         Ok(text) => text,
@@ -114,7 +114,7 @@ fn read(file: &Path) -> Result<Option<Kept>, IdentityError> {
     }
 }
 
-/// A random unicast address of the locally administered range (IEEE 802 §8.4: second lowest bit of the first octet).
+/// A random locally administered unicast address (IEEE 802 §8.4: second lowest bit of the first octet).
 fn random() -> Result<MacAddr, IdentityError> {
     let mut octets = [0; 6];
     let random = SystemRandom::new().fill(&mut octets);
@@ -161,11 +161,11 @@ mod tests {
         let twins: MacAddr = "02:00:00:00:00:01".parse().unwrap();
         assert_eq!(choose(Some(twins), &file).unwrap(), twins);
         let new = renew(Some(twins), &file).unwrap();
-        // The device is not programmed yet; then it is, or gone.
+        // First the device is not programmed yet; then it is, or it is gone.
         for existing in [Some(twins), Some(twins), Some(new), None] {
             assert_eq!(choose(existing, &file).unwrap(), new);
         }
-        // Another flannel made the device anew.
+        // Another flannel recreated the device.
         let flannels: MacAddr = "02:00:00:00:00:02".parse().unwrap();
         assert_eq!(choose(Some(flannels), &file).unwrap(), flannels);
         assert_eq!(choose(Some(twins), &file).unwrap(), twins);

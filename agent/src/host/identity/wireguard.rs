@@ -1,8 +1,9 @@
-//! The private key by which this node proves itself to its peers.
+//! This node's WireGuard private key.
 //!
-//! It must survive restarts and reboots, or every peer has to be told a new public key and drops packets until it is.
-//! flannel keeps it in `/run`, where a reboot loses it, unless the environment variable `WIREGUARD_KEY_FILE` names another
-//! place; that variable is honoured here, and so is a key that a flannel on this machine left in `/run`: the peers know it.
+//! It must survive restarts and reboots: with a new one, packets are dropped until every peer has learned the public
+//! key. flannel keeps it in `/run`, where it is lost at a reboot, unless the environment variable `WIREGUARD_KEY_FILE`
+//! names another file. That variable is honoured here, and so is a key that flannel left in `/run` on this host: the
+//! peers know it.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -21,31 +22,31 @@ use crate::plan::wireguard_key::{KeyError, LEN, PrivateKey};
 /// flannel's variable.
 pub(super) const VARIABLE: &str = "WIREGUARD_KEY_FILE";
 
-/// Where flannel keeps its key.
+/// flannel's key file.
 const FLANNELS: &str = "/run/flannel/wgkey";
 
-/// For root alone.
+/// Readable by root only.
 const MODE: u32 = 0o600;
 
-/// What errors call it.
+/// Its name in errors.
 const WHAT: &str = "the private key";
 
-/// Where a key may be.
+/// The files that may hold the key.
 #[derive(Debug)]
 pub(crate) struct Files {
-    /// The one that is asked for by name.
+    /// The one named by [`VARIABLE`].
     named: Option<PathBuf>,
     own: PathBuf,
     flannels: PathBuf,
 }
 
 impl Files {
-    /// As this process's environment names them.
+    /// From this process's environment.
     pub(crate) fn of_environment(state_dir: &Path) -> Self {
         Self::new(state_dir, std::env::var_os(VARIABLE))
     }
 
-    /// `named` is the value of [`VARIABLE`]; an empty one is none.
+    /// `named` is the value of [`VARIABLE`]; an empty one counts as unset.
     fn new(state_dir: &Path, named: Option<OsString>) -> Self {
         Self {
             named: named.filter(|path| !path.is_empty()).map(PathBuf::from),
@@ -54,8 +55,8 @@ impl Files {
         }
     }
 
-    /// The node's key: the one in the file that is asked for by name; or else in the state directory; or else flannel's; or
-    /// else a new one. A key that was not yet in its file is kept there.
+    /// The node's key, from the file named by [`VARIABLE`]; otherwise from the state directory; otherwise flannel's;
+    /// otherwise a new one. A key that was not in its file yet is stored there.
     pub(crate) fn key(&self) -> Result<PrivateKey, IdentityError> {
         if let Some(named) = &self.named {
             return match read(named)? {
@@ -78,8 +79,8 @@ impl Files {
         }
     }
 
-    /// Makes a new key, since an older node has the one that is there. A key that is asked for by name stays: it is the
-    /// administrator's.
+    /// Generates a new key, because an older node has the current one. A key named by [`VARIABLE`] stays: it belongs to
+    /// the administrator.
     pub(crate) fn renew(&self) -> Result<PrivateKey, IdentityError> {
         if let Some(named) = &self.named {
             warn!(
@@ -93,7 +94,7 @@ impl Files {
         Ok(key)
     }
 
-    /// Puts a key into a file that has none: flannel's or a new one.
+    /// Stores a key in a file that has none: flannel's or a new one.
     fn make(&self, file: &Path) -> Result<PrivateKey, IdentityError> {
         let key = match read(&self.flannels) {
             Ok(Some(Ok(key))) => {
@@ -111,7 +112,7 @@ impl Files {
     }
 }
 
-/// A new key, of the kernel's random numbers (`getrandom()`, as `wg genkey`).
+/// A new key from the kernel's random numbers (`getrandom()`, as `wg genkey`).
 fn random() -> Result<PrivateKey, IdentityError> {
     let mut bytes = [0; LEN];
     let filled = SystemRandom::new().fill(&mut bytes);
@@ -120,7 +121,7 @@ fn random() -> Result<PrivateKey, IdentityError> {
 }
 
 fn keep(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
-    // What is there keeps its permissions; a damaged key's may be any.
+    // Replacing a file keeps its permissions, and a damaged key's file may have any.
     let close = || match fs::set_permissions(file, Permissions::from_mode(MODE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -134,7 +135,7 @@ fn keep(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
         })
 }
 
-/// The key in a file, or what is wrong with it; `None` if there is no file.
+/// The key in a file, or why it is unusable; `None` if there is no file.
 fn read(file: &Path) -> Result<Option<Result<PrivateKey, KeyError>>, IdentityError> {
     let text = match fs::read(file) {
         Ok(text) => text,
@@ -205,7 +206,7 @@ mod tests {
         let file = dir.path().join("run/wgkey");
         fs::write(&file, theirs.expose_text() + "\n").unwrap();
         assert_eq!(files(dir.path(), None).key().unwrap(), theirs);
-        // A reboot empties /run, and another flannel may fill it.
+        // A reboot empties /run, and flannel may create a new key there.
         fs::remove_file(&file).unwrap();
         assert_eq!(files(dir.path(), None).key().unwrap(), theirs);
         fs::write(&file, random().unwrap().expose_text()).unwrap();
@@ -244,7 +245,7 @@ mod tests {
             assert_eq!(fs::read_to_string(&file).unwrap(), key.expose_text());
             assert_eq!(mode(&file), 0o600);
         }
-        // So is flannel's, in our place for it.
+        // So is flannel's key in our file.
         fs::remove_file(&file).unwrap();
         fs::create_dir(dir.path().join("run")).unwrap();
         fs::write(dir.path().join("run/wgkey"), "damage").unwrap();

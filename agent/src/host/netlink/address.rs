@@ -1,4 +1,4 @@
-//! Messages about the addresses of devices: `ip address`.
+//! Messages about device addresses: `ip address`.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::family;
 use super::message::{Message, Request, Verb};
 
-/// Asks for all addresses of a device, of either family.
+/// Requests all addresses of a device, IPv4 and IPv6.
 pub(super) fn list(index: u32) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Unspec;
@@ -34,20 +34,20 @@ fn describe(index: u32, address: IpNet) -> AddressMessage {
     message.header.family = family(address.addr());
     message.header.prefix_len = address.prefix_len();
     message.header.index = index;
-    // IFA_LOCAL is the device's own address, IFA_ADDRESS the far end's, which is the same but on point-to-point links.
+    // IFA_LOCAL is the device's own address, IFA_ADDRESS the remote end's; they differ only on point-to-point links.
     message.attributes = vec![
         AddressAttribute::Local(address.addr()),
         AddressAttribute::Address(address.addr()),
     ];
     if address.addr().is_ipv6() {
-        // Nobody else on the overlay can have the address, and duplicate detection would keep it unusable for a second.
+        // No other node can have the address, and duplicate address detection would keep it tentative for a second.
         let flags = AddressAttribute::Flags(AddressFlags::Nodad);
         message.attributes.push(flags);
     }
     message
 }
 
-/// Reads the device's index and the address from an answer or a notification.
+/// Reads the device's index and the address from a reply or a notification.
 pub(super) fn read(message: &Message) -> Option<(u32, IpNet)> {
     let Message::Route(
         RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message),

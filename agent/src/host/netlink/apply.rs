@@ -1,4 +1,4 @@
-//! Changes to the kernel, in batches, with the outcome of each.
+//! Kernel changes, in batches, with one result per change.
 
 mod wireguard;
 
@@ -26,51 +26,51 @@ use crate::base::service;
 use crate::host::hooks::CommandError;
 use crate::plan::state::{Change, Key, Link, LinkKind, Object, Route, Scope, Wireguard};
 
-/// Why a change did not come about.
+/// Why a change failed.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum ChangeError {
     /// The kernel refused it.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// Somebody else has a route to the same destination, which is left alone.
+    /// Another program has a route to the same destination; it is left alone.
     #[error("another program's route is in the way: {existing}")]
     Conflict {
-        /// The other route, in the words of ip(8).
+        /// The other route, as ip(8) prints it.
         existing: String,
     },
     /// The object's device does not exist.
     #[error("there is no device {0}")]
     NoDevice(InterfaceName),
-    /// The object's device, or the route's next hop, could not be made, for a reason reported with that.
+    /// The object's device, or the route's next hop, could not be created; that failure is reported separately.
     #[error("what it depends on is missing")]
     Dependency,
-    /// The device became another agent's since it was ours.
+    /// Another agent has taken over the device.
     #[error("another agent on this host has the device {0}")]
     Claimed(InterfaceName),
     /// The data plane cannot be opened.
     #[error("{text}")]
     DataPlane {
-        /// Why, in words.
+        /// The reason.
         text: String,
-        /// The kernel's answer, if that was it.
+        /// The kernel's error, if it was one.
         errno: Option<Errno>,
     },
-    /// The command of a hook did not succeed.
+    /// A hook's command failed.
     #[error(transparent)]
     Command(#[from] CommandError),
 }
 
-/// A change that did not come about.
+/// A change that failed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Failure {
-    /// What was to be done.
+    /// The change.
     pub change: Change,
-    /// Why it was not.
+    /// Why it failed.
     pub error: ChangeError,
 }
 
 impl Failure {
-    /// Whether trying again is of no use before somebody else changes something.
+    /// Whether a retry is useless until another program changes something.
     pub fn is_conflict(&self) -> bool {
         matches!(self.error, ChangeError::Conflict { .. })
     }
@@ -84,40 +84,39 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What became of a list of changes.
+/// The results of a list of changes.
 #[derive(Debug, Default)]
 pub(crate) struct Applied {
-    /// One for each change.
+    /// One per change.
     pub(crate) outcomes: Vec<Result<(), ChangeError>>,
-    /// Whether a device had to be created anew on the way, so that what was on it must be made again.
+    /// Whether a device was recreated on the way, so that everything on it must be programmed again.
     pub(crate) recreated: bool,
-    /// Devices that could not be made.
+    /// Devices that could not be created.
     pub(crate) broken: BTreeSet<InterfaceName>,
 }
 
-/// Changes under way.
+/// Changes in progress.
 struct Work<'a> {
     scope: &'a Scope,
     changes: &'a [Change],
     applied: Applied,
-    /// Requests that are not sent yet, each with the change that it is for.
+    /// Unsent requests, each with the index of its change.
     queue: Vec<(usize, Request)>,
-    /// Whether the queue holds a next hop, which must be there before a route can name it.
+    /// Whether the queue holds a next hop, which must exist before a route can refer to it.
     queued_next_hop: bool,
-    /// Changes of WireGuard peers that are not sent yet. At most one of the two queues holds something.
+    /// Unsent changes of WireGuard peers. At most one of the two queues is non-empty.
     peers: Vec<(usize, PeerChange)>,
     tuns: &'a mut dyn Tuns,
-    /// Routes that the kernel refused because there is one already.
+    /// Routes that the kernel refused with EEXIST.
     occupied: Vec<usize>,
 }
 
 impl Kernel {
-    /// Makes changes in their order. A change that fails does not keep the others from being made. `broken` are devices that
-    /// could not even be begun.
+    /// Makes changes in order. A failed change does not stop the others. `broken` lists devices known to be unusable.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to; what became of the changes must be observed.
+    /// The netlink exchange with the kernel failed; the next observation shows which changes were made.
     pub(crate) async fn apply(
         &mut self,
         changes: &[Change],
@@ -169,7 +168,7 @@ impl Kernel {
         Ok(work.applied)
     }
 
-    /// Deletes next hops by their number.
+    /// Deletes next hops by ID.
     pub(crate) async fn delete_next_hops(&mut self, ids: &[u32]) -> Result<(), KernelError> {
         let delete =
             |&id| Request::new(Verb::Plain, Message::DelNextHop(NextHopMessage::by_id(id)));
@@ -178,7 +177,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Sends what is queued and notes what became of it.
+    /// Sends the queue and records the results.
     async fn flush(&mut self, work: &mut Work<'_>) -> Result<(), KernelError> {
         self.flush_peers(work).await?;
         work.queued_next_hop = false;
@@ -197,7 +196,7 @@ impl Kernel {
     fn note_refusal(&mut self, work: &mut Work<'_>, index: usize, refused: Refused) {
         let change = &work.changes[index];
         match (change, refused.errno) {
-            // Somebody was faster.
+            // Another program was faster.
             (
                 Change::Del { .. },
                 Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL,
@@ -218,7 +217,7 @@ impl Kernel {
                 },
                 errno,
             ) => {
-                // Another program took the number since the last observation: take the next one.
+                // Another program took the ID since the last observation: try the next one.
                 let taken = errno == Errno::EEXIST;
                 self.ids.remove(link, *gateway, taken);
                 if let (true, Object::NextHop { onlink }, Some(&oif)) =
@@ -235,7 +234,7 @@ impl Kernel {
         }
     }
 
-    /// The request for a change; `None` if nothing is to be done. New routes are sent with `new`.
+    /// The request for a change; `None` if there is nothing to do. New routes are sent with `new`.
     async fn encode(
         &mut self,
         work: &Work<'_>,
@@ -256,8 +255,8 @@ impl Kernel {
         })
     }
 
-    /// The index of the device that a change is about, 0 if it is about none; `None` if nothing is to be done, because
-    /// what is to go has gone with its device.
+    /// The index of the device of a change, 0 if it has none; `None` if there is nothing to do, because the object was
+    /// already removed with its device.
     async fn device_of(
         &mut self,
         work: &Work<'_>,
@@ -317,8 +316,8 @@ impl Kernel {
             (Key::Blackhole(destination), Object::Blackhole) => {
                 Some(route::set_blackhole(Verb::Replace, *destination))
             }
-            // Links and WireGuard peers go their own ways, and other parts of the executor have forwarding entries and hooks;
-            // anything else is only ever observed.
+            // Links and WireGuard peers are handled elsewhere, forwarding entries and hooks by other parts of the
+            // executor; all other objects are only observed.
             _ => None,
         })
     }
@@ -383,7 +382,7 @@ impl Kernel {
             } => self.create_link(work, name, want).await?,
             Change::Set { .. } => Ok(()),
         };
-        // A device that works stays of use to the peers even if, say, its MTU cannot be changed.
+        // A working device remains useful to the peers even if, say, its MTU cannot be changed.
         let works = matches!(
             change,
             Change::Set { was: Some(Object::Link(was)), .. } if was.up && !work.applied.recreated
@@ -409,7 +408,8 @@ impl Kernel {
         if created.is_err() {
             return Ok(created);
         }
-        // No router on the overlay may configure the host; flannel has it so, too. Nothing is lost without IPv6.
+        // No router on the overlay may configure the host; flannel sets this, too. Ignored: without IPv6 the file is
+        // missing.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"), "0");
         match self.find_link(name).await? {
             Some(found) => {
@@ -422,7 +422,7 @@ impl Kernel {
                 {
                     return Ok(Err(error));
                 }
-                // A TUN device is made with an MTU of its own.
+                // The data plane creates the TUN device with its own MTU.
                 let was = Link {
                     mtu: found.mtu,
                     up: found.up,
@@ -485,8 +485,8 @@ impl Kernel {
         Ok(outcome.unwrap_or(Ok(())).map_err(ChangeError::from))
     }
 
-    /// New routes whose destination has a route already: ours, or one that leads where ours would, are replaced.
-    /// Anybody else's is left alone.
+    /// Handles new routes whose destination already has a route: ours, or one that leads where ours would, is replaced;
+    /// another program's is left alone.
     async fn resolve_occupied(&mut self, work: &mut Work<'_>) -> Result<(), KernelError> {
         if work.occupied.is_empty() {
             return Ok(());
@@ -542,7 +542,8 @@ impl Kernel {
         existing: &KernelRoute,
         device: Option<&InterfaceName>,
     ) -> bool {
-        // flannel itself replaces these, and it may have had another back end here: then it is over that one's device.
+        // flannel itself replaces these. It may have run another backend here: then the route is over that backend's
+        // device.
         let may_be_flannels = |device: &InterfaceName| {
             device.as_str().starts_with("flannel")
                 || scope.links.contains(device)

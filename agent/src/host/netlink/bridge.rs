@@ -1,4 +1,4 @@
-//! Bridges that others made: what hangs on them, and which addresses they have.
+//! Bridges of other programs: their ports and addresses.
 
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
@@ -8,10 +8,10 @@ use super::message::Message;
 use super::{Kernel, KernelError, Refused, address};
 use crate::base::net::InterfaceName;
 
-/// A bridge as the kernel tells it.
+/// A bridge, as reported by the kernel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Bridge {
-    /// Its index, which the kernel never gives to another device of this namespace while it exists.
+    /// Its index, unique in this namespace while it exists.
     pub index: u32,
     /// The names of the devices attached to it.
     pub ports: Vec<String>,
@@ -20,15 +20,15 @@ pub struct Bridge {
 }
 
 impl Kernel {
-    /// Looks at a device as a bridge: `ip link show master NAME` and `ip address show dev NAME`; `None` if there is no
-    /// device of that name.
+    /// Reads a device as a bridge: `ip link show master NAME` and `ip address show dev NAME`; `None` if no such device
+    /// exists.
     ///
-    /// The ports are listed before the addresses, so that an address which was removed before the first port came is
+    /// The ports are listed before the addresses, so that an address removed before the first port was attached is
     /// never seen together with that port.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to, or the device went away at this moment.
+    /// The netlink exchange with the kernel failed, or the device was removed meanwhile.
     pub async fn bridge(&mut self, name: &InterfaceName) -> Result<Option<Bridge>, KernelError> {
         let Some(link) = self.find_link(name).await? else {
             return Ok(None);
@@ -59,7 +59,8 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to. The inner error is its refusal, `EADDRNOTAVAIL` if the address is not there.
+    /// The netlink exchange with the kernel failed. The inner error is the kernel's refusal, `EADDRNOTAVAIL` if there
+    /// is no such address.
     pub async fn delete_address(
         &mut self,
         index: u32,
@@ -73,7 +74,7 @@ impl Kernel {
     }
 }
 
-/// The name of a device that is attached to the bridge. Old kernels overlook the filter in the request.
+/// The name of a device attached to the bridge. Checked here because old kernels ignore the filter in the request.
 fn port_name(message: Message, bridge: u32) -> Option<String> {
     let Message::Route(RouteNetlinkMessage::NewLink(link)) = message else {
         return None;

@@ -1,4 +1,4 @@
-//! What a device is and what it carried, for whoever asks how the overlay is.
+//! A device and its counters, for the status.
 
 use std::collections::HashMap;
 
@@ -14,23 +14,23 @@ use crate::plan::wireguard_key::PublicKey;
 /// A device and its counters (`struct rtnl_link_stats64` of linux/if_link.h).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Device {
-    /// What it is: [`Object::Link`], or [`Object::OtherLink`] if we never make such.
+    /// [`Object::Link`], or [`Object::OtherLink`] for a kind that we never create.
     pub object: Object,
-    /// What it carried since it was made.
+    /// Counters since it was created.
     pub statistics: Stats64,
 }
 
 impl Kernel {
-    /// Looks at one device, with its counters.
+    /// Gets one device with its counters.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to.
+    /// The netlink exchange with the kernel failed.
     pub async fn device(&mut self, name: &InterfaceName) -> Result<Option<Device>, KernelError> {
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::IfName(name.to_string())];
         let request = Request::new(Verb::Get, RouteNetlinkMessage::GetLink(message));
-        // A refusal means that there is none: ENODEV.
+        // The only refusal is ENODEV: no such device.
         let answer = self.socket.get(request).await?.ok().flatten();
         let Some(answer) = answer else {
             return Ok(None);
@@ -43,11 +43,11 @@ impl Kernel {
         Ok(Some(Device { object, statistics }))
     }
 
-    /// What went to and from each peer of a WireGuard device; nothing for any other device. Needs `CAP_NET_ADMIN`.
+    /// Traffic to and from each peer of a WireGuard device; empty for any other device. Needs `CAP_NET_ADMIN`.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to, or refuses to tell.
+    /// The netlink exchange with the kernel failed, or the kernel refuses the request.
     pub async fn sessions(
         &mut self,
         name: &InterfaceName,

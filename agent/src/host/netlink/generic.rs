@@ -1,4 +1,4 @@
-//! Generic netlink: messages whose protocol, the *family*, has a number that the kernel gives it when it is loaded.
+//! Generic netlink: the kernel assigns the protocol, the *family*, a number when its module is loaded.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -9,9 +9,8 @@
 //! |                          attributes                           |
 //! ```
 //!
-//! This is `struct genlmsghdr` of linux/genetlink.h. Attributes are kept as bytes, because some hold secrets: whatever
-//! shows a message shows how long it is, and nothing of what is in it. (The crate netlink-packet-wireguard would print
-//! private keys.)
+//! This is `struct genlmsghdr` of linux/genetlink.h. Attributes are kept as bytes, because some hold secrets: `Debug`
+//! shows a message's length and none of its contents. (The crate netlink-packet-wireguard would print private keys.)
 
 use std::fmt;
 
@@ -26,7 +25,7 @@ use super::socket::Protocol;
 
 const HEADER_LEN: usize = 4;
 
-/// `GENL_ID_CTRL`: the family that knows the others.
+/// `GENL_ID_CTRL`: the family that resolves the others.
 const CONTROL: u16 = 16;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
@@ -42,19 +41,19 @@ pub(super) struct GenericMessage {
     pub(super) attributes: Attributes,
 }
 
-/// Netlink attributes, as bytes: to be written one after the other, or read.
+/// Netlink attributes, as bytes.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub(super) struct Attributes(Vec<u8>);
 
 impl Attributes {
-    /// Appends an attribute. Its length must fit 16 bits; there is no message with longer ones.
+    /// Appends an attribute. Its length must fit 16 bits; no message of ours has longer ones.
     pub(super) fn put(&mut self, kind: u16, value: &[u8]) {
         let start = self.begin(kind);
         self.0.extend_from_slice(value);
         self.end(start);
     }
 
-    /// Appends an attribute that holds others.
+    /// Appends a nested attribute.
     pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.begin(kind | NLA_F_NESTED);
         fill(self);
@@ -74,13 +73,13 @@ impl Attributes {
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
-    /// The attributes, each as its kind and its value. Ends where they are malformed.
+    /// The attributes as kind and value. Stops at the first malformed one.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u16, &[u8])> {
         read(&self.0)
     }
 }
 
-/// Reads the attributes in an attribute's value. Ends where they are malformed.
+/// Reads the attributes in an attribute's value. Stops at the first malformed one.
 pub(super) fn read(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
@@ -91,7 +90,7 @@ pub(super) fn read(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// Asks for the number of a family. The kernel loads the family's module if it has to and can.
+/// Requests the number of a family. The kernel loads the family's module if needed.
 pub(super) fn get_family(name: &str) -> Request<GenericMessage> {
     let mut attributes = Attributes::default();
     attributes.put(CTRL_ATTR_FAMILY_NAME, &[name.as_bytes(), b"\0"].concat());
@@ -104,7 +103,7 @@ pub(super) fn get_family(name: &str) -> Request<GenericMessage> {
     Request::new(Verb::Get, message)
 }
 
-/// Reads the answer to [`get_family`].
+/// Reads the reply to [`get_family`].
 pub(super) fn family_id(message: &GenericMessage) -> Option<u16> {
     let mut attributes = message.attributes.iter();
     let (_, id) = attributes.find(|(kind, _)| *kind == CTRL_ATTR_FAMILY_ID)?;

@@ -1,7 +1,7 @@
-//! What there is on a host: interfaces, addresses, default routes, and the way to an address. The underlay is chosen by it.
+//! Interfaces, addresses, default routes and route lookups of a host, from which the underlay is chosen.
 //!
-//! A router may have a million routes, and the kernel cannot list those of length zero alone. But it can be asked which
-//! route it takes to an address that nobody has.
+//! A router may have a million routes, and the kernel cannot list only those with prefix length zero. So the kernel is
+//! asked for its route to an address that no host has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,36 +22,36 @@ use super::{KernelError, Refused, address, family, neighbor, route};
 use crate::base::net::{Family, InterfaceName, MacAddr};
 use crate::plan::state::{Key, Object};
 
-/// What the kernel says of an interface.
+/// An interface, as reported by the kernel.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: InterfaceName,
     /// In bytes.
     pub(crate) mtu: u32,
-    /// Whether the hosts on its link are addressed one by one. On a tunnel that is routed by somebody else's rules, such as a
-    /// VPN's, "on the link" says nothing about who gets a packet.
+    /// Whether it resolves each neighbor's link-layer address. A tunnel such as a VPN's picks the receiver by its own
+    /// rules, so "on-link" does not say which host gets a packet.
     pub(crate) has_neighbors: bool,
 }
 
-/// What the kernel says of an address.
+/// An address, as reported by the kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct Address {
     pub(crate) link_index: u32,
     pub(crate) address: IpAddr,
     pub(crate) prefix_len: u8,
-    /// Whether its preferred lifetime is over.
+    /// Whether its preferred lifetime has expired.
     pub(crate) deprecated: bool,
-    /// Whether it has no lifetime, so it was given neither by DHCP nor by a router.
+    /// Whether it has no lifetime, so that it came from neither DHCP nor a router advertisement.
     pub(crate) permanent: bool,
-    /// Whether it is a random IPv6 address that changes every day (RFC 8981).
+    /// Whether it is a temporary IPv6 address, which changes daily (RFC 8981).
     pub(crate) temporary: bool,
-    /// Whether it may turn out to be, or is, another host's as well (RFC 4862 §5.4), so that nothing can be bound to it.
+    /// Whether it is tentative or a duplicate (RFC 4862 §5.4), so that no socket can be bound to it.
     pub(crate) in_doubt: bool,
 }
 
 impl Address {
-    /// Whether it means nothing beyond its link or this host: no interface is chosen for it.
+    /// Whether it is valid only on its link or this host: no interface is chosen for it.
     pub(crate) fn is_on_one_link(&self) -> bool {
         match self.address {
             IpAddr::V4(v4) => v4.is_loopback(),
@@ -68,26 +68,26 @@ pub(crate) struct DefaultRoute {
     pub(crate) metric: u32,
 }
 
-/// How the kernel would send to an address.
+/// The kernel's route to an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Way {
     pub(crate) link_index: u32,
-    /// The source address that it would take.
+    /// The source address that it selects.
     pub(crate) source: Option<IpAddr>,
     /// Whether the address is this host's own.
     pub(crate) local: bool,
-    /// The next hop; `None` if the address is on the link.
+    /// The next hop; `None` if the address is on-link.
     pub(crate) gateway: Option<IpAddr>,
-    /// The number of the table that the route is in.
+    /// The ID of the route's table.
     pub(crate) table: u32,
 }
 
-/// Whose packets a way is asked for.
+/// The packets to look up a route for: forwarded ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Forwarded {
     /// The source address.
     pub(crate) source: IpAddr,
-    /// The index of the interface by which they come in.
+    /// The index of their input interface.
     pub(crate) link_index: u32,
 }
 
@@ -96,34 +96,34 @@ pub(crate) struct Forwarded {
 pub(crate) struct Host {
     pub(crate) links: Vec<Link>,
     pub(crate) addresses: Vec<Address>,
-    /// The default routes that matter, if they were asked for.
+    /// The relevant default routes, if requested.
     pub(crate) default_routes: Vec<DefaultRoute>,
-    /// How the address that was asked for is reached, or why it is not.
+    /// The route to the requested address, or the kernel's refusal.
     pub(crate) way: Option<Result<Way, Refused>>,
-    /// Whether nothing can be missing.
+    /// Whether nothing is missing.
     pub(crate) complete: bool,
 }
 
-/// What else to ask for.
+/// What else to query.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Questions<'a> {
-    /// The families whose default routes are wanted.
+    /// The families to get default routes for.
     pub(crate) default_routes: &'a [Family],
-    /// Whether all default routes are wanted, which may take long. Else, in each family, it is the one of the lowest
-    /// metric, or none if that cannot be told quickly.
+    /// Whether to list all default routes, which may take long. Otherwise, in each family, only the one with the lowest
+    /// metric, or none if it cannot be found quickly.
     pub(crate) thorough: bool,
-    /// The interface whose default route is the wanted one, if not thorough.
+    /// The interface whose default route is wanted, if not thorough.
     pub(crate) over: Option<u32>,
-    /// The address to which a way is wanted.
+    /// The address to look up a route to.
     pub(crate) reach: Option<IpAddr>,
 }
 
 impl Host {
-    /// Looks around, by a socket of its own.
+    /// Queries the kernel over its own socket.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to, or refuses to list something.
+    /// The netlink exchange with the kernel failed, or refuses to list something.
     pub(crate) async fn observe(questions: Questions<'_>) -> Result<Self, KernelError> {
         let mut socket = Socket::open()?;
         let mut host = Self {
@@ -158,8 +158,8 @@ impl Host {
         Ok(host)
     }
 
-    /// The default route that the kernel takes, with those of other interfaces that it could take as well: of equal ones it
-    /// names the one that came up first.
+    /// The default route that the kernel uses, with equal ones of other interfaces: of several with the same metric the
+    /// kernel returns the one that came up first.
     async fn probe(
         &self,
         socket: &mut Socket,
@@ -183,7 +183,7 @@ impl Host {
         Ok(routes)
     }
 
-    /// The items of a list; whether it is complete is kept in mind.
+    /// Returns the items of a dump and records whether it was complete.
     fn note<T>(&mut self, dump: Dump<T>) -> Vec<T> {
         self.complete &= dump.complete;
         dump.items
@@ -207,7 +207,7 @@ async fn default_routes(
         _ => None,
     });
     match dump.await {
-        // The table is made with its first route.
+        // The kernel creates a table with its first route.
         Err(KernelError::Dump { source, .. }) if source.errno == Errno::ENOENT => Ok(Dump {
             items: Vec::new(),
             complete: true,
@@ -216,8 +216,8 @@ async fn default_routes(
     }
 }
 
-/// The default route that the kernel takes to where there is nothing, by the interface `over` if that is given; none if
-/// it takes no default route of the main table, for whatever reason.
+/// The default route that the kernel uses for an unassigned address, over the interface `over` if given; none if it
+/// uses no default route of the main table, for whatever reason.
 async fn probe(
     socket: &mut Socket,
     family: Family,
@@ -226,10 +226,10 @@ async fn probe(
     let nobody = match family {
         // Class E, reserved since 1989 (RFC 1112 §4).
         Family::V4 => IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1)),
-        // Outside 2000::/3, the only block from which addresses are given out (RFC 4291 §2.4).
+        // Outside 2000::/3, the only block from which global addresses are assigned (RFC 4291 §2.4).
         Family::V6 => IpAddr::V6(Ipv6Addr::new(0x4000, 0, 0, 0, 0, 0, 0, 1)),
     };
-    // The route itself, and the table that it is in. Kernels before 4.13 do not know that and give a host route.
+    // Return the FIB entry itself, and its table. Kernels before 4.13 ignore the flag and return a host route.
     let flags = RouteFlags::FibMatch | with_table(nobody);
     let answer = socket.get(get(nobody, over, flags)).await?;
     let Ok(Some(Message::Route(RouteNetlinkMessage::NewRoute(message)))) = answer else {
@@ -240,11 +240,11 @@ async fn probe(
     Ok(routes)
 }
 
-/// The neighbours of a device whose addresses on the link are known, in both families.
+/// The neighbor entries of a device with a known link-layer address, IPv4 and IPv6.
 ///
 /// # Errors
 ///
-/// The kernel cannot be talked to, or refuses to list them.
+/// The netlink exchange with the kernel failed, or refuses to list them.
 pub(crate) async fn neighbors(
     index: u32,
     name: &InterfaceName,
@@ -270,7 +270,7 @@ pub(crate) async fn neighbors(
     Ok(neighbors)
 }
 
-/// How the kernel would send to an address, its own packets or forwarded ones; or why it would not.
+/// The kernel's route to an address for local or forwarded packets, or its refusal.
 pub(super) async fn way(
     socket: &mut Socket,
     address: IpAddr,
@@ -293,14 +293,14 @@ pub(super) async fn way(
         Some(Message::Route(RouteNetlinkMessage::NewRoute(message))) => read_way(message),
         _ => None,
     };
-    // An answer without a device leads nowhere.
+    // A reply without a device is no usable route.
     Ok(way.ok_or(Refused {
         errno: Errno::ENETUNREACH,
         hint: None,
     }))
 }
 
-/// What makes the kernel name the table of a route. Of IPv6 it always does, and refuses the flag.
+/// The flag that makes the kernel return a route's table. IPv6 always returns it and refuses the flag.
 fn with_table(address: IpAddr) -> RouteFlags {
     match address {
         IpAddr::V4(_) => RouteFlags::LookupTable,
@@ -367,13 +367,13 @@ fn read_address(message: &AddressMessage) -> Option<Address> {
         prefix_len: message.header.prefix_len,
         deprecated: flags.contains(AddressFlags::Deprecated),
         permanent: flags.contains(AddressFlags::Permanent),
-        // In IPv4 the same bit marks a second address of one network.
+        // In IPv4 the same bit marks a secondary address.
         temporary: address.is_ipv6() && flags.contains(AddressFlags::Secondary),
         in_doubt: untested || flags.contains(AddressFlags::Dadfailed),
     })
 }
 
-/// Whether a notification is about a default route of the main table, of whatever metric.
+/// Whether a notification is about a default route of the main table, with any metric.
 pub(super) fn is_default_route(message: &Message) -> bool {
     let Message::Route(
         RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message),
@@ -385,7 +385,7 @@ pub(super) fn is_default_route(message: &Message) -> bool {
         && message.header.table == RouteHeader::RT_TABLE_MAIN
 }
 
-/// One entry for each of the route's next hops that is not dead: any of them reaches the peers.
+/// One entry per live next hop of the route: any of them reaches the peers.
 fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
     let header = &message.header;
     let family = match header.address_family {

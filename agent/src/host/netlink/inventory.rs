@@ -1,5 +1,5 @@
-//! All interfaces of this network namespace with what they are, their addresses, the routes of the main table and the
-//! neighbours of an interface, whoever made them: for checks that look for what should not be there.
+//! All interfaces of this network namespace with their kinds and addresses, the routes of the main table and an
+//! interface's neighbor entries, whichever program made them: for checks that look for conflicts.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -36,12 +36,12 @@ pub(crate) struct Interface {
     pub(crate) name: String,
     /// In bytes.
     pub(crate) mtu: u32,
-    /// What it is, as `ip link` has it: `bridge`, `vxlan`, `veth`; `None` for hardware.
+    /// Its kind, as in `ip link`: `bridge`, `vxlan`, `veth`; `None` for hardware.
     pub(crate) kind: Option<String>,
     pub(crate) mac: Option<MacAddr>,
-    /// Index of the bridge that it is a port of.
+    /// Index of its bridge.
     pub(crate) master: Option<u32>,
-    /// What somebody called it beside its name.
+    /// Its alias (`ip link set alias`).
     pub(crate) alias: Option<String>,
 }
 
@@ -49,11 +49,11 @@ pub(crate) struct Interface {
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) destination: IpNet,
-    /// Who made it: `RTPROT_…`.
+    /// Its origin: `RTPROT_…`.
     pub(crate) protocol: u8,
     pub(crate) kind: RouteType,
     pub(crate) gateway: Option<IpAddr>,
-    /// Index of the interface; the first one of several.
+    /// Index of the interface; of the first next hop if there are several.
     pub(crate) link: Option<u32>,
     pub(crate) metric: Option<u32>,
     /// Whether the interface has no carrier or is down.
@@ -61,10 +61,10 @@ pub(crate) struct Route {
 }
 
 impl Inventory {
-    /// Looks around, by a socket of its own.
+    /// Queries the kernel over its own socket.
     ///
     /// # Errors
-    /// The kernel cannot be talked to, or refuses to list something.
+    /// The netlink exchange with the kernel failed, or refuses to list something.
     pub(crate) async fn take() -> Result<Self, KernelError> {
         let mut socket = Socket::open()?;
         let mut message = LinkMessage::default();
@@ -88,7 +88,7 @@ impl Inventory {
             });
             match dump.await {
                 Ok(dump) => routes.extend(dump.items),
-                // The table is made with its first route.
+                // The kernel creates a table with its first route.
                 Err(KernelError::Dump { source, .. })
                     if source.errno == nix::errno::Errno::ENOENT => {}
                 Err(error) => return Err(error),
@@ -101,7 +101,7 @@ impl Inventory {
         })
     }
 
-    /// The interface of that name.
+    /// The interface with that name.
     pub(crate) fn named(&self, name: &str) -> Option<&Interface> {
         self.interfaces
             .iter()
@@ -122,7 +122,7 @@ impl Inventory {
     }
 }
 
-/// The addresses of the interface of that name, but for those that are good on its link alone; `None` where there is none.
+/// The addresses of the interface with that name, except IPv6 link-local ones; `None` if there is no such interface.
 ///
 /// # Errors
 /// As [`Inventory::take`].
@@ -139,7 +139,7 @@ pub(crate) async fn addresses_of(name: &str) -> Result<Option<Vec<IpNet>>, Kerne
     Ok(Some(dump.await?.items))
 }
 
-/// The addresses that were lately proved to be behind an interface.
+/// The neighbor addresses recently confirmed on an interface.
 ///
 /// # Errors
 /// As [`Inventory::take`].
@@ -176,7 +176,8 @@ pub(crate) async fn live_neighbors(index: u32) -> Result<Vec<IpAddr>, KernelErro
     Ok(found)
 }
 
-/// The index of the interface by which the kernel sends to an address, by all its tables; `None` where it would not send.
+/// The index of the interface over which the kernel sends to an address, by all its rules and tables; `None` if it has
+/// no route.
 ///
 /// # Errors
 /// As [`Inventory::take`].
@@ -223,7 +224,7 @@ fn interface(message: &LinkMessage) -> Option<Interface> {
 
 fn read_route(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
-    // A route to everywhere comes without a destination.
+    // A default route has no destination attribute.
     let mut destination: IpAddr = match header.address_family {
         AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
         AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),

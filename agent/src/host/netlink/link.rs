@@ -12,26 +12,26 @@ use super::message::{Message, Request, Verb};
 use crate::base::net::{InterfaceName, MacAddr};
 use crate::plan::state::{Ipip, Link, LinkKind, Object, Vxlan, Wireguard};
 
-/// A device as the kernel tells it.
+/// A device, as reported by the kernel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct KernelLink {
     pub(super) index: u32,
     pub(super) name: InterfaceName,
     pub(super) mtu: u32,
     pub(super) up: bool,
-    /// Whether it has a carrier, if it is up.
+    /// Whether it has a carrier; meaningful only if it is up.
     pub(super) carrier: bool,
-    /// What somebody wrote on it (`ip link set DEVICE alias TEXT`).
+    /// Its alias (`ip link set DEVICE alias TEXT`).
     pub(super) alias: Option<String>,
     pub(super) object: Object,
 }
 
-/// Asks for one device by its name.
+/// Requests one device by name.
 pub(super) fn get_by_name(name: &InterfaceName) -> Request {
     get(0, Some(LinkAttribute::IfName(name.to_string())))
 }
 
-/// Asks for one device by its index.
+/// Requests one device by index.
 pub(super) fn get_by_index(index: u32) -> Request {
     get(index, None)
 }
@@ -44,8 +44,8 @@ fn get(index: u32, name: Option<LinkAttribute>) -> Request {
     Request::new(Verb::Get, RouteNetlinkMessage::GetLink(message))
 }
 
-/// Creates a device, down. Its MAC address, if it has one, is part of the request: one set later, or left to the kernel,
-/// invites systemd-udevd to choose another. `None` for a TUN device, which its data plane makes.
+/// Creates a device, down. The request includes its MAC address, if it has one: if it were set later, or left to the
+/// kernel, systemd-udevd would choose another. `None` for a TUN device, which its data plane creates.
 pub(super) fn create(name: &InterfaceName, want: &Link) -> Option<Request> {
     let (kind, data) = match &want.kind {
         LinkKind::Vxlan(vxlan) => {
@@ -56,7 +56,7 @@ pub(super) fn create(name: &InterfaceName, want: &Link) -> Option<Request> {
             let options = ipip_options(ipip);
             (InfoKind::IpIp, Some(InfoData::IpTunnel(options)))
         }
-        // Its options are set by another way.
+        // Its options are set over generic netlink.
         LinkKind::Wireguard(_) => (InfoKind::Wireguard, None),
         LinkKind::Tun(_) => return None,
     };
@@ -93,7 +93,7 @@ fn vxlan_options(vxlan: &Vxlan) -> Vec<InfoVxlan> {
         InfoVxlan::L3Miss(false),
         InfoVxlan::Port(vxlan.port),
         InfoVxlan::UDPCsum(vxlan.checksum),
-        // A UDP checksum of zero is for IPv6 an exception that both ends must allow (RFC 6935 §5); flannel does not, and
+        // Over IPv6 a zero UDP checksum is an exception that both ends must allow (RFC 6935 §5); flannel does not, and
         // would drop our packets.
         InfoVxlan::UDPZeroCsumTX(false),
         InfoVxlan::UDPZeroCsumRX(false),
@@ -111,7 +111,7 @@ fn vxlan_local(local: IpAddr) -> InfoVxlan {
     }
 }
 
-/// Outer TTL 0 copies the inner one; path MTU discovery is off, which any TTL of its own would forbid
+/// Outer TTL 0 copies the inner one. Path MTU discovery is off, which the kernel refuses with any other TTL
 /// (`ipip_netlink_parms()`).
 fn ipip_options(ipip: &Ipip) -> Vec<InfoIpTunnel> {
     vec![
@@ -122,7 +122,7 @@ fn ipip_options(ipip: &Ipip) -> Vec<InfoIpTunnel> {
     ]
 }
 
-/// Changes the options that differ and can be changed; `None` if none does.
+/// Changes the options that differ and can be changed; `None` if there are none.
 pub(super) fn change_options(index: u32, was: &Link, want: &Link) -> Option<Request> {
     let (kind, data) = match (&was.kind, &want.kind) {
         (LinkKind::Vxlan(was), LinkKind::Vxlan(want)) => {
@@ -138,7 +138,7 @@ pub(super) fn change_options(index: u32, was: &Link, want: &Link) -> Option<Requ
             }
             (InfoKind::Vxlan, InfoData::Vxlan(options))
         }
-        // Here the kernel takes what is not said for zero.
+        // For ipip the kernel sets missing options to zero, so send all.
         (LinkKind::Ipip(was), LinkKind::Ipip(want)) if was != want => {
             (InfoKind::IpIp, InfoData::IpTunnel(ipip_options(want)))
         }
@@ -155,8 +155,8 @@ pub(super) fn change_options(index: u32, was: &Link, want: &Link) -> Option<Requ
     Some(Request::new(Verb::Plain, message))
 }
 
-/// Changes MTU, MAC address and state where they differ. A message of its own, because the kernel refuses an MTU
-/// together with options (`vxlan_nl2conf()`).
+/// Changes MTU, MAC address and state where they differ. A separate message, because the kernel refuses an MTU together
+/// with options (`vxlan_nl2conf()`).
 pub(super) fn change(index: u32, was: &Link, want: &Link) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -178,7 +178,7 @@ pub(super) fn change(index: u32, was: &Link, want: &Link) -> Request {
     Request::new(Verb::Plain, RouteNetlinkMessage::SetLink(message))
 }
 
-/// Writes a text on a device. The kernel takes none for a device that it is about to make (`rtnl_create_link()`).
+/// Sets a device's alias. The kernel ignores an alias in the request that creates a device (`rtnl_create_link()`).
 pub(super) fn set_alias(index: u32, text: String) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -193,7 +193,7 @@ pub(super) fn delete(index: u32) -> Request {
     Request::new(Verb::Plain, RouteNetlinkMessage::DelLink(message))
 }
 
-/// Reads a device from an answer or a notification; `None` if it is nothing of the sort.
+/// Reads a device from a reply or a notification; `None` for any other message.
 pub(super) fn read(message: &Message) -> Option<KernelLink> {
     let Message::Route(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) =
         message
@@ -225,7 +225,7 @@ pub(super) fn read(message: &Message) -> Option<KernelLink> {
     })
 }
 
-/// What kind of device it is; `None` if it is none of ours, or has an option that we never set.
+/// Its kind; `None` if it is no kind of ours, or has an option that we never set.
 fn kind(link: &LinkMessage) -> Option<LinkKind> {
     let infos = link
         .attributes

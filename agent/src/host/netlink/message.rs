@@ -1,4 +1,4 @@
-//! The messages that the agent exchanges with rtnetlink: those of `netlink-packet-route`, and next hops, which it lacks.
+//! The rtnetlink messages of the agent: those of `netlink-packet-route`, and next hops, which that crate lacks.
 
 use rtnetlink::packet_core::{
     DecodeError, Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE,
@@ -12,23 +12,23 @@ const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 const RTM_GETNEXTHOP: u16 = 106;
 
-/// What a request asks the kernel to do, as flags of the netlink header.
+/// What a request does, as flags of the netlink header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Verb {
-    /// Create; it is an error if it exists.
+    /// Create; fail if it exists.
     Add,
     /// Create, or replace what exists.
     Replace,
     /// Change what exists, or delete it.
     Plain,
-    /// Answer with one object.
+    /// Return one object.
     Get,
-    /// Answer with all objects that match.
+    /// Return all matching objects.
     Dump,
 }
 
 impl Verb {
-    /// The flags, but for `NLM_F_ACK`.
+    /// The flags, without `NLM_F_ACK`.
     pub(super) fn flags(self) -> u16 {
         NLM_F_REQUEST
             | match self {

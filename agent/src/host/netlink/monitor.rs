@@ -1,7 +1,7 @@
-//! News that somebody else changed the kernel's network configuration.
+//! Notifications that another program changed the kernel's network configuration.
 //!
-//! The news only says *that* something concerns us; what there is now is then observed. So nothing is lost by merging news,
-//! by missing some, or by a full buffer, which counts as news.
+//! A notification only says *that* something relevant changed; the current state is then observed. So notifications can
+//! be merged or missed, and an overflown receive buffer counts as one.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -25,16 +25,16 @@ use crate::base::net::InterfaceName;
 use crate::plan::state::{Key, Object, Scope, State};
 use crate::plan::underlay::Underlay;
 
-/// How long it must be quiet before news is told: a burst of changes then costs one observation.
+/// How long to wait for quiet before reporting: a burst of changes then costs one observation.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// How long news is held back at most while the burst goes on.
+/// How long to hold back a report at most during a burst.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Receive buffer in bytes: room for the news of some thousand changes of our own while we are busy making them.
+/// Receive buffer in bytes: room for the notifications of some thousand changes of our own while we make them.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// How many single objects are kept in mind; more of them are worth an observation anyway.
+/// How many single objects are tracked; beyond that, observe anyway.
 const MAX_SUSPECTS: usize = 1024;
 
 const GROUPS: [MulticastGroup; 7] = [
@@ -47,12 +47,12 @@ const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Nexthop,
 ];
 
-/// What somebody else changed.
+/// What another program changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Changed {
-    /// Something of ours, or something in its way: observe and repair.
+    /// An object of ours, or one that conflicts with ours: observe and restore.
     pub objects: bool,
-    /// The underlay's device or address, or the default route: look for the underlay again.
+    /// The underlay's device or address, or the default route: choose the underlay again.
     pub underlay: bool,
 }
 
@@ -67,7 +67,7 @@ impl Changed {
     }
 }
 
-/// What is of concern, for [`Monitor::changed`].
+/// What [`Monitor::changed`] watches.
 #[derive(Clone, Copy, Debug)]
 pub struct Watch<'a> {
     pub(crate) kernel: &'a Kernel,
@@ -76,19 +76,19 @@ pub struct Watch<'a> {
     pub(crate) underlay: &'a Underlay,
 }
 
-/// What a notification says.
+/// The meaning of a notification.
 enum News {
-    /// Nothing of concern.
+    /// Irrelevant.
     None,
-    /// Somebody changed this.
+    /// Another program changed this.
     Changed(Changed),
-    /// Now the object is as wanted.
+    /// The object is now as wanted.
     AsWanted(Key),
-    /// Now the object is not as wanted; the next notification may say that it is.
+    /// The object is now not as wanted; the next notification may restore it.
     Suspect(Key),
     /// The underlay's device.
     Underlay {
-        /// Whether it is as known.
+        /// Whether it is unchanged.
         as_known: bool,
         /// Whether it has a carrier.
         carrier: bool,
@@ -99,40 +99,40 @@ enum News {
 pub struct Monitor {
     socket: TokioSocket,
     received: Vec<u8>,
-    /// The sender of the changes that are our own.
+    /// The netlink port of our own changes.
     own_port: u32,
     news: Changed,
-    /// Objects that were not as wanted when last heard of. The kernel does not sign what it tells about forwarding
-    /// entries and devices, so our own changes are known by where they lead.
+    /// Objects that were not as wanted in their last notification. The kernel sets no sender port in notifications
+    /// about FDB entries and devices, so our own changes are recognised by their result.
     suspects: BTreeSet<Key>,
-    /// Whether the underlay's device was not as known when last heard of, so that its recovery is news as well.
+    /// Whether the underlay's device differed in its last notification, so that its recovery is reported as well.
     underlay_strange: bool,
-    /// Whether the underlay's device had no carrier when last heard of. The kernel drops a device's next hops then, and
-    /// takes none before the carrier is back.
+    /// Whether the underlay's device had no carrier in its last notification. The kernel then drops the device's next
+    /// hops, and accepts none until the carrier is back.
     underlay_cut: bool,
-    /// When the news in hand is told; moved on by further news, up to a limit.
+    /// When to report; each further notification postpones it, up to a limit.
     tell_at: Instant,
     tell_at_latest: Instant,
 }
 
 impl Monitor {
-    /// Subscribes. What `kernel` changes from now on is no news.
+    /// Subscribes. Changes made through `kernel` from now on are not reported.
     ///
     /// # Errors
     ///
-    /// There is no more room for a socket, or the system has no netlink.
+    /// Out of file descriptors, or the kernel has no netlink.
     pub fn open(kernel: &Kernel) -> Result<Self, KernelError> {
         let open = || {
             let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
             let inner = socket.socket_mut();
             inner.bind(&SocketAddr::new(0, 0))?;
-            // With CAP_NET_ADMIN the administrator's limit for ordinary programs may be passed.
+            // With CAP_NET_ADMIN this may exceed net.core.rmem_max.
             if setsockopt(&*inner, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
                 inner.set_rx_buf_sz(RECEIVE_BUFFER)?;
             }
             for group in GROUPS {
                 match inner.add_membership(group as u32) {
-                    // Kernels before 5.3 have no next hops to tell about.
+                    // Kernels before 5.3 have no next hops and no such group.
                     Err(_) if group == MulticastGroup::Nexthop => {}
                     result => result?,
                 }
@@ -153,10 +153,10 @@ impl Monitor {
         })
     }
 
-    /// Waits until somebody else has changed something of concern, and it has been quiet for 100 ms, but not longer
-    /// than 1 s.
+    /// Waits until another program has changed something relevant and 100 ms have been quiet, at most 1 s after the
+    /// change.
     ///
-    /// Cancel-safe: news that was not told yet is kept for the next call.
+    /// Cancel-safe: changes not yet reported are kept for the next call.
     pub async fn changed(&mut self, watch: &Watch<'_>) -> Changed {
         loop {
             let had_news = self.has_news();
@@ -173,7 +173,7 @@ impl Monitor {
             let any = match result {
                 Ok(()) => self.take(watch),
                 Err(error) => {
-                    // ENOBUFS is the kernel's way to say that news was lost; then anything may have changed.
+                    // ENOBUFS means that the kernel dropped notifications; anything may have changed.
                     if error.raw_os_error() == Some(Errno::ENOBUFS as i32) {
                         debug!("kernel notifications were lost for lack of buffer");
                     } else {
@@ -201,7 +201,7 @@ impl Monitor {
         self.news.is_any() || !self.suspects.is_empty()
     }
 
-    /// Takes the notifications of one datagram; returns whether any is of concern.
+    /// Handles the notifications of one datagram; returns whether any is relevant.
     fn take(&mut self, watch: &Watch<'_>) -> bool {
         let mut any = false;
         for message in Messages::<Message>::new(&self.received).flatten() {
@@ -217,7 +217,7 @@ impl Monitor {
                     self.suspects.insert(key);
                     any = true;
                 }
-                // Devices send news for every upper device and every flicker of the carrier.
+                // The kernel sends a notification for every upper device and every carrier flap.
                 News::Underlay { as_known, carrier } => {
                     if self.underlay_strange || !as_known {
                         self.news.underlay = true;
@@ -244,7 +244,7 @@ impl Monitor {
         any
     }
 
-    /// What is told.
+    /// Reports and resets what has changed.
     fn tell(&mut self) -> Changed {
         let mut news = std::mem::take(&mut self.news);
         news.objects |= !std::mem::take(&mut self.suspects).is_empty();
@@ -261,7 +261,7 @@ impl std::fmt::Debug for Monitor {
 }
 
 impl Watch<'_> {
-    /// Whether a notification concerns us.
+    /// What a notification means to us.
     fn judge(&self, message: &Message) -> News {
         match message {
             Message::NewNextHop(hop) | Message::DelNextHop(hop) => News::Changed(Changed {
@@ -279,11 +279,11 @@ impl Watch<'_> {
                         return News::None;
                     };
                     News::Changed(Changed {
-                        // On whatever device: with an address goes its route, of which the kernel says nothing when the
-                        // device goes too (`fib_sync_down_dev()`), and which may have stood in the way of ours.
+                        // On any device: an address takes its route along, which may have been in the way of ours. If
+                        // the device goes too, the kernel sends no notification for the route (`fib_sync_down_dev()`).
                         objects: is_inside(self.scope, &address),
-                        // A link-local IPv6 address comes and settles with every device; nobody's underlay is one. Of other
-                        // devices those count that no node's subnet may hold, but not each container's cable.
+                        // Every device gets a link-local IPv6 address, and no underlay uses one. On other devices only
+                        // addresses that no subnet may contain matter, not each container's veth.
                         underlay: !matches!(address.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local())
                             && (index == self.underlay.index
                                 || address.prefix_len() < address.max_prefix_len()
@@ -333,7 +333,7 @@ impl Watch<'_> {
             neighbor::read(message, index, name)
         });
         match of_overlay {
-            // What the kernel learns by itself is no object; but it may stand where one should be.
+            // An entry that the kernel learned is no object, but it may be in the place of one.
             Some(entry) => {
                 let object = (!gone && entry.permanent).then_some(entry.object);
                 self.compare(entry.key, object)
@@ -351,8 +351,8 @@ impl Watch<'_> {
     }
 
     fn judge_route(&self, message: &Message) -> News {
-        // A route of somebody else's counts where one of ours should be, or if it leads into the overlay. Others inside
-        // the network come and go with every container that has one.
+        // Another program's route matters if it is in the place of one of ours, or leads into the overlay. Others
+        // inside the network come and go with containers.
         let objects = route::read(message).is_some_and(|route| {
             let is_overlay = |index| self.overlay(index).is_some();
             is_ours(&route, self.scope, &self.kernel.ids, is_overlay)

@@ -1,4 +1,4 @@
-//! Messages about neighbours and forwarding entries, which share one form: `ip neighbor` and `bridge fdb`.
+//! Messages about neighbor and FDB entries, which share one format: `ip neighbor` and `bridge fdb`.
 
 use std::net::IpAddr;
 
@@ -17,11 +17,11 @@ use crate::plan::state::{Key, Object};
 /// `NDA_NH_ID` of linux/neighbour.h.
 const NDA_NH_ID: u16 = 13;
 
-/// `NUD_PERMANENT` and `NUD_NOARP`; the crate's enumeration takes a state for one bit, but several can be set.
+/// `NUD_PERMANENT` and `NUD_NOARP`; the crate's enum allows one state bit, but several can be set.
 const PERMANENT: u16 = 0x80;
 const NOARP: u16 = 0x40;
 
-/// Asks for the neighbours of a device, of one family.
+/// Requests the neighbor entries of a device in one family.
 pub(super) fn list(family: AddressFamily, index: u32) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family;
@@ -29,8 +29,8 @@ pub(super) fn list(family: AddressFamily, index: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetNeighbour(message)
 }
 
-/// Asks for the forwarding entries of a device. Here the kernel wants the device in the header
-/// (`valid_fdb_dump_strict()`), there in an attribute (`neigh_valid_dump_req()`).
+/// Requests the FDB entries of a device. The kernel wants the device in the header for FDB dumps
+/// (`valid_fdb_dump_strict()`), in an attribute for neighbor dumps (`neigh_valid_dump_req()`).
 pub(super) fn list_fdb(index: u32) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
@@ -38,7 +38,7 @@ pub(super) fn list_fdb(index: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetNeighbour(message)
 }
 
-/// Sets a permanent neighbour.
+/// Sets a permanent neighbor entry.
 pub(super) fn set(index: u32, address: IpAddr, mac: MacAddr) -> Request {
     let mut message = describe(index, address);
     message.header.state = NeighbourState::Permanent;
@@ -47,7 +47,7 @@ pub(super) fn set(index: u32, address: IpAddr, mac: MacAddr) -> Request {
     Request::new(Verb::Replace, RouteNetlinkMessage::NewNeighbour(message))
 }
 
-/// Removes a neighbour.
+/// Removes a neighbor entry.
 pub(super) fn delete(index: u32, address: IpAddr) -> Request {
     let message = describe(index, address);
     Request::new(Verb::Plain, RouteNetlinkMessage::DelNeighbour(message))
@@ -62,7 +62,7 @@ fn describe(index: u32, address: IpAddr) -> NeighbourMessage {
     message
 }
 
-/// Sets a permanent forwarding entry.
+/// Sets a permanent FDB entry.
 pub(super) fn set_fdb(index: u32, mac: MacAddr, remote: IpAddr) -> Request {
     let mut message = describe_fdb(index, mac);
     message.header.state = NeighbourState::Permanent;
@@ -71,7 +71,7 @@ pub(super) fn set_fdb(index: u32, mac: MacAddr, remote: IpAddr) -> Request {
     Request::new(Verb::Replace, RouteNetlinkMessage::NewNeighbour(message))
 }
 
-/// Removes a forwarding entry with all its destinations.
+/// Removes an FDB entry with all its destinations.
 pub(super) fn delete_fdb(index: u32, mac: MacAddr) -> Request {
     let message = describe_fdb(index, mac);
     Request::new(Verb::Plain, RouteNetlinkMessage::DelNeighbour(message))
@@ -86,16 +86,16 @@ fn describe_fdb(index: u32, mac: MacAddr) -> NeighbourMessage {
     message
 }
 
-/// A neighbour or forwarding entry as the kernel tells it.
+/// A neighbor or FDB entry, as reported by the kernel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Entry {
     pub(super) key: Key,
     pub(super) object: Object,
-    /// Whether it was configured. What the kernel learned or tries to resolve by itself is none of ours.
+    /// Whether it was configured. Entries that the kernel learned or is resolving are not ours.
     pub(super) permanent: bool,
 }
 
-/// The index of the device that a neighbour or a forwarding entry belongs to.
+/// The index of the device of a neighbor or FDB entry.
 pub(super) fn link_index(message: &Message) -> Option<u32> {
     match message {
         Message::Route(
@@ -105,7 +105,7 @@ pub(super) fn link_index(message: &Message) -> Option<u32> {
     }
 }
 
-/// Reads a neighbour or forwarding entry of a device from an answer or a notification.
+/// Reads a neighbor or FDB entry of a device from a reply or a notification.
 pub(super) fn read(message: &Message, index: u32, link: &InterfaceName) -> Option<Entry> {
     let Message::Route(
         RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message),
@@ -126,7 +126,7 @@ pub(super) fn read(message: &Message, index: u32, link: &InterfaceName) -> Optio
                 mac = octets.as_slice().try_into().ok().map(MacAddr);
             }
             NeighbourAttribute::Destination(address) => destination = ip(address),
-            // Another port, network or device than the VXLAN device's own, or a next-hop group.
+            // A port, VNI or device other than the VXLAN device's own, or a next-hop group.
             NeighbourAttribute::Port(_)
             | NeighbourAttribute::Vni(_)
             | NeighbourAttribute::IfIndex(_) => odd = true,
@@ -155,7 +155,7 @@ pub(super) fn read(message: &Message, index: u32, link: &InterfaceName) -> Optio
     })
 }
 
-/// The crate decodes addresses by the message's family, which for forwarding entries is neither.
+/// The crate decodes addresses by the message's family, which for FDB entries is AF_BRIDGE.
 fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
     match address {
         NeighbourAddress::Inet(address) => Some(IpAddr::V4(*address)),

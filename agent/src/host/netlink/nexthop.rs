@@ -1,7 +1,7 @@
-//! Next-hop objects (`ip nexthop`, Linux 5.3): messages, and the numbers we give them.
+//! Next-hop objects (`ip nexthop`, Linux 5.3): messages, and the IDs we assign.
 //!
-//! Thousands of routes with an inline gateway each cost O(n²), because the kernel's hash of route information leaves the
-//! gateway out (`fib_info_hashfn()`); a route that names a next-hop object is found at once.
+//! Thousands of routes with an inline gateway each cost O(n²), because the kernel's route hash omits the gateway
+//! (`fib_info_hashfn()`); a route with a next-hop object is found at once.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -33,26 +33,26 @@ const NHA_ID: u16 = 1;
 const NHA_OIF: u16 = 5;
 const NHA_GATEWAY: u16 = 6;
 
-/// `RTNH_F_ONLINK` of linux/rtnetlink.h: the gateway is on the link, whatever the routes say.
+/// `RTNH_F_ONLINK` of linux/rtnetlink.h: the gateway is on-link, whatever the routes say.
 pub(super) const ONLINK: u32 = 4;
 
 /// `RTM_NEWNEXTHOP`, `RTM_DELNEXTHOP` or `RTM_GETNEXTHOP`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct NextHopMessage {
     pub(super) family: AddressFamily,
-    /// Only in answers.
+    /// Only in replies.
     pub(super) scope: u8,
-    /// Who made it, by route protocol number.
+    /// Its route protocol number, which tells who made it.
     pub(super) protocol: u8,
     /// `RTNH_F_…`
     pub(super) flags: u32,
     pub(super) attributes: Vec<NextHopAttribute>,
 }
 
-/// The attributes that a plain next hop has.
+/// The attributes of a plain next hop.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum NextHopAttribute {
-    /// The number by which routes name it; never 0 but in a request to choose one.
+    /// The ID by which routes refer to it; 0 only in a request that lets the kernel choose.
     Id(u32),
     /// Index of the device.
     Oif(u32),
@@ -82,7 +82,7 @@ impl Nla for NextHopAttribute {
     fn emit_value(&self, buffer: &mut [u8]) {
         match self {
             Self::Id(value) | Self::Oif(value) => {
-                // The buffer has the length that `value_len()` gives.
+                // Cannot fail: the buffer is `value_len()` long.
                 let _ = emit_u32(buffer, *value);
             }
             Self::Gateway(IpAddr::V4(address)) => buffer.copy_from_slice(&address.octets()),
@@ -143,7 +143,7 @@ impl Parseable<[u8]> for NextHopMessage {
 }
 
 impl NextHopMessage {
-    /// A message that names a next hop and nothing else, to delete it.
+    /// A message with only the ID, to delete a next hop.
     pub(super) fn by_id(id: u32) -> Self {
         Self {
             attributes: vec![NextHopAttribute::Id(id)],
@@ -151,7 +151,7 @@ impl NextHopMessage {
         }
     }
 
-    /// The number; 0 if there is none.
+    /// The ID; 0 if there is none.
     pub(super) fn id(&self) -> u32 {
         self.find(|attribute| match attribute {
             NextHopAttribute::Id(id) => Some(*id),
@@ -184,23 +184,23 @@ impl NextHopMessage {
     }
 }
 
-/// Which number each of our next hops has, and which numbers are taken by others.
+/// The IDs of our next hops, and those taken by others.
 ///
-/// A number is derived from device and gateway, so that it is the same after a restart, and moved on while it is taken.
-/// Those of the default network lie in 0x53000000 to 0x53ffffff, those of a named one in a range that its name chooses
-/// among 4096 above 0x80000000: the kernel and routing daemons count up from 1. A dump comes before any use.
+/// An ID is a hash of device and gateway, so that it is the same after a restart; if taken, the next free one is used.
+/// The default network has the IDs 0x53000000 to 0x53ffffff, a named one a range selected by its name from 4096 above
+/// 0x80000000: the kernel and routing daemons count up from 1. The kernel's next hops must be dumped before any use.
 #[derive(Debug)]
 pub(super) struct Ids {
-    /// The bits that all our numbers have in common.
+    /// The bits that all our IDs share.
     base: u32,
-    /// The bits in which they differ.
+    /// The bits that vary.
     mask: u32,
     ours: HashMap<(InterfaceName, IpAddr), u32>,
     taken: HashSet<u32>,
 }
 
 impl Ids {
-    /// The numbers of a network, none of which is in use as far as is known.
+    /// The IDs of a network, none known to be in use yet.
     pub(super) fn of_network(network: Option<&NetworkName>) -> Self {
         let (base, mask) = match network {
             None => (0x5300_0000, 0x00ff_ffff),
@@ -214,35 +214,35 @@ impl Ids {
         }
     }
 
-    /// Whether a number is one of this network's.
+    /// Whether an ID belongs to this network.
     pub(super) fn is_own(&self, id: u32) -> bool {
         id & !self.mask == self.base
     }
 
-    /// The number of one of our next hops.
+    /// The ID of one of our next hops.
     pub(super) fn get(&self, link: &InterfaceName, gateway: IpAddr) -> Option<u32> {
         self.ours.get(&(link.clone(), gateway)).copied()
     }
 
-    /// Notes a next hop of ours that exists. Returns `false` if there is another one with that path.
+    /// Records an existing next hop of ours. Returns `false` if there is another with the same path.
     pub(super) fn insert(&mut self, link: &InterfaceName, gateway: IpAddr, id: u32) -> bool {
         self.taken.insert(id);
         let known = self.ours.entry((link.clone(), gateway)).or_insert(id);
         *known == id
     }
 
-    /// Notes a number that somebody else uses.
+    /// Records an ID that another program uses.
     pub(super) fn reserve(&mut self, id: u32) {
         self.taken.insert(id);
     }
 
-    /// The number for a next hop: the one it has, or a free one.
+    /// The ID for a next hop: its current one, or a free one.
     pub(super) fn allocate(&mut self, link: &InterfaceName, gateway: IpAddr) -> u32 {
         if let Some(id) = self.get(link, gateway) {
             return id;
         }
         let mut offset = hash(link, gateway);
-        // Half a million numbers or more for at most some ten thousand next hops: there is a free one.
+        // Half a million IDs or more for some ten thousand next hops at most: one is always free.
         let id = loop {
             let id = self.base | (offset & self.mask);
             if !self.taken.contains(&id) {
@@ -254,7 +254,7 @@ impl Ids {
         id
     }
 
-    /// Forgets a next hop, but keeps its number taken if somebody else has it.
+    /// Forgets a next hop; its ID stays reserved if another program has it.
     pub(super) fn remove(&mut self, link: &InterfaceName, gateway: IpAddr, still_taken: bool) {
         if let Some(id) = self.ours.remove(&(link.clone(), gateway))
             && !still_taken
@@ -263,7 +263,7 @@ impl Ids {
         }
     }
 
-    /// Forgets the next hops of a device, which the kernel drops when the device goes down or away.
+    /// Forgets the next hops of a device, which the kernel drops when the device goes down or is removed.
     pub(super) fn remove_link(&mut self, link: &InterfaceName) {
         let taken = &mut self.taken;
         self.ours.retain(|(of, _), id| {

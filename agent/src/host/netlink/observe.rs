@@ -1,8 +1,8 @@
-//! What there is in the kernel that is ours, or that stands where something of ours should be.
+//! The kernel objects that are ours, or that are in the place of ours.
 //!
-//! Only that is asked for: one device by name, the entries of that device, the routes of our protocol. A host may have
-//! thousands of containers' devices and a full Internet routing table, and none of it is looked at. Kernels before 4.20
-//! do not filter and send everything, so what is not ours is left out here as well.
+//! Only those are requested: one device by name, the entries of that device, the routes with our protocol number. A
+//! host may have thousands of container devices and a full Internet routing table; none of it is read. Kernels before
+//! 4.20 do not filter and send everything, so the rest is skipped here as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,20 +20,20 @@ use super::{Kernel, KernelError, address, link, neighbor};
 use crate::base::net::InterfaceName;
 use crate::plan::state::{Key, LinkKind, Object, Route, Scope, State};
 
-/// What there is.
+/// The objects.
 #[derive(Debug)]
 pub(crate) struct Observed {
     pub(crate) state: State,
-    /// Whether nothing can be missing. If not, it is no ground for removing anything.
+    /// Whether nothing is missing. If `false`, nothing may be removed because of it.
     pub(crate) complete: bool,
-    /// Next hops that carry our mark but have no use, by number.
+    /// IDs of next hops that are ours but unused.
     pub(crate) surplus: Vec<u32>,
 }
 
-/// What is asked for family by family.
+/// The address families, each with its own requests.
 pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
-/// The names of devices by their index.
+/// Device names by index.
 type Names = BTreeMap<u32, InterfaceName>;
 
 impl Kernel {
@@ -41,7 +41,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to, or refuses to list something.
+    /// The netlink exchange with the kernel failed, or refuses to list something.
     pub(crate) async fn observe(&mut self, scope: &Scope) -> Result<Observed, KernelError> {
         let mut observed = Observed {
             state: State::new(),
@@ -84,7 +84,7 @@ impl Kernel {
                 names.insert(index, found.name);
             }
         }
-        // A network that we once had may be another's now.
+        // A network that we had once may belong to another agent now.
         routes.retain(|route| {
             route.next_hop.is_some() || route.link.is_none_or(|index| !others.contains(&index))
         });
@@ -99,7 +99,7 @@ impl Kernel {
         Ok(observed)
     }
 
-    /// The devices that next hops and routes of ours lead over, the underlay's too where they do. `networks` are those that
+    /// The devices of our next hops and routes, possibly the underlay's too. `networks` are the overlay networks that
     /// this network is known to have had.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ impl Kernel {
         Ok(links)
     }
 
-    /// The addresses, neighbours and forwarding entries of an overlay device.
+    /// The addresses, neighbor entries and FDB entries of an overlay device.
     async fn observe_link(
         &mut self,
         scope: &Scope,
@@ -172,8 +172,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// A WireGuard device's options, which are added to what is known of it, and its peers. Any other device is left as it
-    /// is.
+    /// Adds a WireGuard device's options and peers to what rtnetlink reported; skips any other device.
     async fn observe_peers(
         &mut self,
         mut link: KernelLink,
@@ -194,7 +193,7 @@ impl Kernel {
         Ok(link)
     }
 
-    /// All next hops of ours; the numbers of the others are noted as taken.
+    /// All next hops of ours; the IDs of the others are recorded as taken.
     async fn list_next_hops(
         &mut self,
         observed: &mut Observed,
@@ -231,7 +230,7 @@ impl Kernel {
         }
     }
 
-    /// The routes of ours, and those that another flannel made over an overlay device.
+    /// Our routes, and those that another flannel implementation made over an overlay device.
     async fn list_routes(
         &mut self,
         scope: &Scope,
@@ -280,7 +279,7 @@ impl Kernel {
         }))
     }
 
-    /// Notes a next hop of ours; returns its number and where it leads, unless it has no use.
+    /// Records a next hop of ours; returns its ID and path, unless it is unused.
     fn note_next_hop(
         &mut self,
         hop: &NextHopMessage,
@@ -311,7 +310,7 @@ impl Kernel {
         }
     }
 
-    /// A route as an object: [`Object::Route`] if it has the form that we give it, so that it can stay as it is.
+    /// A route as an object: [`Object::Route`] if it has exactly our form, so that it can stay.
     fn judge(
         &self,
         route: &KernelRoute,
@@ -330,8 +329,8 @@ impl Kernel {
                 inline: self.next_hops && route.gateway.is_some(),
             })
         };
-        // What a next hop says counts, not what the kernel repeats of it: with net.ipv4.nexthop_compat_mode=0 it does
-        // not.
+        // Compare the next-hop object, not the path that the kernel repeats in the route: with
+        // net.ipv4.nexthop_compat_mode=0 it does not repeat it.
         let as_we_make_it = match route.next_hop {
             _ if route.kind != Kind::Plain || route.protocol != route::PROTOCOL => None,
             Some(id) => by_next_hop(id),
@@ -360,8 +359,8 @@ impl Observed {
     }
 }
 
-/// Whether a route is this network's: by its next hop where it has one, by an overlay device of ours, or by its destination.
-/// The route protocol number alone says only that an agent made it, perhaps another network's.
+/// Whether a route belongs to this network: by its next hop if it has one, by an overlay device of ours, or by its
+/// destination. The route protocol number only says that some agent made it, perhaps another network's.
 pub(super) fn is_ours(
     route: &KernelRoute,
     scope: &Scope,
@@ -374,7 +373,7 @@ pub(super) fn is_ours(
     match (route.next_hop, route.link) {
         (Some(id), _) => ids.is_own(id),
         (None, Some(index)) if is_overlay(index) => true,
-        // The whole address space stands for a network that is not known (`cleanup`), and says nothing.
+        // The whole address space stands for an unknown network (`cleanup`), and matches nothing.
         (None, _) => scope
             .networks
             .iter()
@@ -391,7 +390,7 @@ pub(super) fn is_inside(scope: &Scope, net: &IpNet) -> bool {
 mod tests {
     use super::*;
 
-    /// The number of a next hop of the default network.
+    /// The ID of a next hop of the default network.
     const DEFAULT: u32 = 0x5300_0007;
 
     fn route(destination: &str, link: Option<u32>, next_hop: Option<u32>) -> KernelRoute {
@@ -444,7 +443,7 @@ mod tests {
             ..route("10.5.1.0/24", Some(4), None)
         };
         assert!(!is_own(&foreign, &own, &ids));
-        // Of a network that is not known every destination might be, and none is.
+        // With an unknown network, no destination counts as inside.
         let unknown = scope(&["0.0.0.0/0", "::/0"]);
         assert!(!is_own(&route("10.5.1.0/24", None, None), &unknown, &ids));
         assert!(is_own(&route("10.5.1.0/24", Some(4), None), &unknown, &ids));

@@ -1,13 +1,13 @@
-//! Which of the kernel's objects are those of this agent's network, where several networks are on one host.
+//! Which kernel objects belong to this agent's network when a host is in several networks.
 //!
-//! | object | is told by |
+//! | object | recognised by |
 //! |---|---|
-//! | next hop | its number ([`super::nexthop`]) |
+//! | next hop | its ID ([`super::nexthop`]) |
 //! | route with a next hop | the next hop |
-//! | any other route | its device, if that is an overlay device; else its destination |
+//! | any other route | its device, if that is an overlay device; otherwise its destination |
 //! | device | `IFLA_IFALIAS`, which `ip link` shows; a device of the default network has none |
 //!
-//! Running agents keep out of each other's way by [`crate::host::claim`]. The marks say whose it is when nobody runs.
+//! Running agents avoid each other by [`crate::host::claim`]. The marks name the owner while no agent runs.
 
 use std::collections::BTreeSet;
 
@@ -20,43 +20,42 @@ use crate::base::net::InterfaceName;
 use crate::base::network_name::NetworkName;
 use crate::plan::state::{Object, Tun};
 
-/// What the alias of a named network's device begins with.
+/// The prefix of the alias of a named network's device.
 pub(crate) const MARK: &str = "selvage network ";
 
-/// What all overlay devices' names begin with.
+/// The prefix of all overlay device names.
 pub(crate) const DEVICES: &str = "flannel";
 
-/// What a device of some name is marked with.
+/// The mark of a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Mark {
-    /// There is no device.
+    /// No such device.
     NoDevice,
-    /// Nothing, as those of the default network and of other programs.
+    /// No mark: a device of the default network or of another program.
     Nothing,
     /// A network.
     Network(String),
 }
 
-/// The network that a device is marked as belonging to.
+/// The network in a device's mark.
 fn owner(link: &KernelLink) -> Option<&str> {
     link.alias.as_deref()?.strip_prefix(MARK)
 }
 
 impl Kernel {
-    /// The kernel as the agent of a named network sees it: what other networks have made is not its own. Without a name it
-    /// is the default network's.
+    /// Restricts this to the objects of a named network, or of the default network without a name.
     pub fn of_network(mut self, network: Option<&NetworkName>) -> Self {
         self.network = network.cloned();
         self.ids = self.new_ids();
         self
     }
 
-    /// The network whose the objects are that count as ours; the default one if it has no name.
+    /// The network whose objects count as ours; `None` is the default network.
     pub(crate) fn network(&self) -> Option<&NetworkName> {
         self.network.as_ref()
     }
 
-    /// Says which devices no other agent on this host may have, and which TUN device this process stands behind.
+    /// Sets the devices reserved for this agent on this host, and the TUN device that this process serves.
     pub(crate) fn set_held(
         &mut self,
         held: BTreeSet<InterfaceName>,
@@ -66,16 +65,16 @@ impl Kernel {
         self.tun = tun;
     }
 
-    /// Whether a device was there when last looked at.
+    /// Whether a device existed at the last look-up.
     pub(crate) fn has_seen(&self, name: &InterfaceName) -> bool {
         self.indices.contains_key(name)
     }
 
-    /// What a device is marked with.
+    /// A device's mark.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to.
+    /// The netlink exchange with the kernel failed.
     pub(crate) async fn mark_of(&mut self, name: &InterfaceName) -> Result<Mark, KernelError> {
         let found = self.find_link(name).await?;
         Ok(found.map_or(Mark::NoDevice, |found| match owner(&found) {
@@ -84,12 +83,12 @@ impl Kernel {
         }))
     }
 
-    /// Takes over a device, if it exists: a named network marks one that has no mark. Returns what it is marked with if it
-    /// is not this network's.
+    /// Takes over a device, if it exists: a named network marks one without a mark. Returns the mark if it belongs to
+    /// another network.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to.
+    /// The netlink exchange with the kernel failed.
     pub(crate) async fn adopt(
         &mut self,
         name: &InterfaceName,
@@ -103,29 +102,29 @@ impl Kernel {
             return Ok(Err(network.map_or(Mark::Nothing, Mark::Network)));
         }
         if let Some(mark) = self.mark().filter(|_| found.alias.is_none()) {
-            // A device that goes away meanwhile needs no mark.
+            // A refusal is ignored: a device removed meanwhile needs no mark.
             let request = link::set_alias(found.index, mark);
             self.socket.batch(&[request]).await?;
         }
         Ok(Ok(()))
     }
 
-    /// Knows no next hop yet.
+    /// The IDs of this network, with no next hop known yet.
     pub(super) fn new_ids(&self) -> Ids {
         Ids::of_network(self.network.as_ref())
     }
 
-    /// What devices of this network are marked with, if they are.
+    /// The mark of this network's devices; `None` for the default network.
     pub(super) fn mark(&self) -> Option<String> {
         let network = self.network.as_ref()?;
         Some(format!("{MARK}{network}"))
     }
 
-    /// A device, if it is this network's. `networks` are those that this network is known to have had.
+    /// A device, if it belongs to this network. `networks` are the overlay networks that it is known to have had.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be talked to.
+    /// The netlink exchange with the kernel failed.
     pub(crate) async fn own_device(
         &mut self,
         name: &InterfaceName,
@@ -159,13 +158,14 @@ impl Kernel {
                     .await?;
                 let inside =
                     |address: &IpNet| networks.iter().any(|network| network.contains(address));
-                // Where no network is known, nothing can be told to be of it.
+                // Without known networks, no address proves that the device is ours.
                 Ok(!networks.is_empty() && dump.items.iter().all(inside))
             }
         }
     }
 
-    /// Whether a device that is in our scope is not ours after all: it may have gone, and come back as another network's.
+    /// Whether a device in our scope is no longer ours: it may have been removed and recreated by another network's
+    /// agent.
     pub(super) fn is_lost(&self, found: &KernelLink) -> bool {
         match (owner(found), &self.network) {
             (Some(owner), own) => own.as_ref().is_none_or(|own| own.as_str() != owner),
@@ -174,7 +174,7 @@ impl Kernel {
         }
     }
 
-    /// Whether a device that is not in our scope looks like another network's, so that what leads over it is not ours.
+    /// Whether a device outside our scope looks like another network's, so that routes over it are not ours.
     pub(super) fn is_others(&self, found: &KernelLink) -> bool {
         match (owner(found), &self.network) {
             (Some(owner), own) => own.as_ref().is_none_or(|own| own.as_str() != owner),

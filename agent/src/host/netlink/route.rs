@@ -13,7 +13,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::family;
 use super::message::{Message, Request, Verb};
 
-/// The number that marks our routes and next hops (`ip route show proto 83`): 0x53, an "S".
+/// The route protocol number of our routes and next hops (`ip route show proto 83`): 0x53, an "S".
 ///
 /// linux/rtnetlink.h and iproute2's rt_protos have 0-4, 8-18, 42, 84 (OVN), 99 and 186-192; Calico uses 80.
 pub(super) const OURS: RouteProtocol = RouteProtocol::Other(PROTOCOL);
@@ -21,34 +21,34 @@ pub(super) const OURS: RouteProtocol = RouteProtocol::Other(PROTOCOL);
 /// [`OURS`] as a number.
 pub(super) const PROTOCOL: u8 = 83;
 
-/// The metric that the kernel takes for an IPv6 route without one: `IP6_RT_PRIO_USER` of linux/ipv6_route.h.
+/// The kernel's default metric of IPv6 routes: `IP6_RT_PRIO_USER` of linux/ipv6_route.h.
 const DEFAULT_V6: u32 = 1024;
 
-/// The metric of a route that is used when there is no other.
+/// The metric of a route used only if there is no other.
 const WORST: u32 = u32::MAX;
 
 /// How a route leads to its destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Path {
-    /// By a next-hop object, by number.
+    /// By a next-hop object, by its ID.
     NextHop(u32),
-    /// By a device and a gateway of its own.
+    /// By a device and an inline gateway.
     Inline {
         /// Index of the device.
         link: u32,
         /// The gateway, unless the device needs none.
         gateway: Option<IpAddr>,
-        /// Whether the gateway is taken to be on the link.
+        /// Whether the gateway is taken as on-link.
         onlink: bool,
     },
 }
 
-/// A route of the main table with the default metric, or a blackhole with the worst, as the kernel tells it.
+/// A route of the main table with the default metric, or a blackhole with the worst one, as reported by the kernel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct KernelRoute {
     pub(super) destination: IpNet,
     pub(super) protocol: u8,
-    /// Index of the device; also where a next-hop object says so.
+    /// Index of the device; also set if it comes from a next-hop object.
     pub(super) link: Option<u32>,
     pub(super) gateway: Option<IpAddr>,
     pub(super) onlink: bool,
@@ -56,20 +56,20 @@ pub(super) struct KernelRoute {
     pub(super) kind: Kind,
 }
 
-/// What a route is, compared with those that we make.
+/// A route's form, compared with those that we make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
-    /// A unicast route without anything that we never set.
+    /// A unicast route with only attributes that we set.
     Plain,
     /// A blackhole with the worst metric.
     Blackhole,
     /// A blackhole with the default metric, as flannel makes them.
     PlainBlackhole,
-    /// Something else.
+    /// Any other route.
     Other,
 }
 
-/// Without the device, of which only the index is known here.
+/// Without the device: only its index is known here.
 impl fmt::Display for KernelRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.destination)?;
@@ -80,7 +80,7 @@ impl fmt::Display for KernelRoute {
     }
 }
 
-/// Asks for the routes of the main table of one family, of one protocol, over one device.
+/// Requests the routes of the main table, by family, protocol and device.
 pub(super) fn list(
     family: AddressFamily,
     protocol: Option<RouteProtocol>,
@@ -120,8 +120,8 @@ pub(super) fn set(verb: Verb, destination: IpNet, path: Path) -> Request {
     Request::new(verb, RouteNetlinkMessage::NewRoute(message))
 }
 
-/// Removes a route that somebody of the given protocol made. The kernel takes the device into account only for a route
-/// that has no next-hop object (`fib_nh_match()`).
+/// Removes a route with the given protocol number. The kernel compares the device only for a route without a next-hop
+/// object (`fib_nh_match()`).
 pub(super) fn delete(destination: IpNet, protocol: u8, link: Option<u32>) -> Request {
     let mut message = describe(destination, protocol);
     message.header.scope = RouteScope::NoWhere;
@@ -129,8 +129,8 @@ pub(super) fn delete(destination: IpNet, protocol: u8, link: Option<u32>) -> Req
     Request::new(Verb::Plain, RouteNetlinkMessage::DelRoute(message))
 }
 
-/// Sets a blackhole route of ours. Its metric is the worst there is, so that it counts only where nothing else leads,
-/// such as a container bridge's own route.
+/// Sets a blackhole route of ours. It has the worst metric, so that it applies only where there is no other route, such
+/// as a container bridge's.
 pub(super) fn set_blackhole(verb: Verb, destination: IpNet) -> Request {
     let mut message = describe(destination, PROTOCOL);
     message.header.scope = RouteScope::Universe;
@@ -158,7 +158,7 @@ fn describe(destination: IpNet, protocol: u8) -> RouteMessage {
     message
 }
 
-/// Reads a route of the main table from an answer or a notification, if it has the default metric or is a blackhole with
+/// Reads a route of the main table from a reply or a notification, if it has the default metric or is a blackhole with
 /// the worst; `None` for any other.
 pub(super) fn read(message: &Message) -> Option<KernelRoute> {
     let Message::Route(

@@ -1,8 +1,8 @@
-//! A request socket: many requests in one send, each answer matched to its request, every exchange with a deadline.
+//! A request socket: many requests per send, each reply matched to its request, every exchange with a deadline.
 //!
-//! netlink-proto would do the same with a background task, but sends one group of messages per wake-up, never ends a
-//! request whose answer was lost for lack of buffer, and drops what it cannot parse without telling (0.14.1). The kernel
-//! works through a send before the system call returns, so there is nothing for a task to do.
+//! netlink-proto would do the same with a background task, but (as of 0.14.1) it sends one group of messages per
+//! wake-up, never completes a request whose reply was lost to a full buffer, and silently drops what it cannot parse.
+//! The kernel handles the requests before sendmsg(2) returns, so a background task would have nothing to do.
 
 use std::fmt;
 use std::io;
@@ -23,45 +23,45 @@ use tracing::{debug, trace};
 
 use super::message::{Message, Request, Verb};
 
-/// How long the kernel may take for one exchange. It answers within the send, but a device that takes thousands of next
-/// hops along when it goes can hold the kernel's lock for seconds.
+/// How long the kernel may take for one exchange. It replies within the send, but removing a device with thousands of
+/// next hops can hold the RTNL lock for seconds.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How many requests go into one send. Enough to make the system call cheap, and little enough for the answers to fit
-/// the receive buffer even if each of them is an error.
+/// Requests per send: enough to make the system call cheap, few enough for the replies to fit the receive buffer even
+/// if each is an error.
 pub(super) const BATCH: usize = 128;
 
-/// Receive buffer in bytes; the kernel grants as much as `net.core.rmem_max` allows.
+/// Receive buffer in bytes; capped by the kernel at `net.core.rmem_max`.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// The largest datagram that the kernel makes of a dump is 32 KiB (`netlink_dump()`).
+/// The kernel's dump datagrams are at most 32 KiB (`netlink_dump()`).
 pub(super) const DATAGRAM: usize = 64 << 10;
 
-/// How often a dump is repeated that the kernel says was overtaken by changes.
+/// How often a dump is attempted if the kernel flags it as inconsistent (NLM_F_DUMP_INTR).
 const DUMP_ATTEMPTS: usize = 5;
 
-/// `NLMSGERR_ATTR_MSG` of linux/netlink.h: why, in words.
+/// `NLMSGERR_ATTR_MSG` of linux/netlink.h: the extended ACK's message.
 const ATTR_MSG: u16 = 1;
 
-/// The kernel cannot be talked to.
+/// The netlink exchange with the kernel failed.
 #[derive(Debug, Error)]
 pub enum KernelError {
-    /// No socket.
+    /// The socket cannot be opened.
     #[error("failed to open a netlink socket")]
     Open(#[source] io::Error),
-    /// The socket is broken.
+    /// Sending or receiving failed.
     #[error("failed to exchange netlink messages")]
     Exchange(#[source] io::Error),
-    /// No answer.
+    /// No reply in time.
     #[error("the kernel gave no netlink answer within {} s", DEADLINE.as_secs())]
     Deadline,
-    /// The kernel had an answer but no room for it; what became of the requests must be observed.
+    /// The receive buffer overflowed and replies were lost; the next observation shows which requests took effect.
     #[error("netlink answers were lost for lack of buffer")]
     Overrun,
-    /// The kernel would not list what exists.
+    /// The kernel refused a dump.
     #[error("the kernel refused to list {what}")]
     Dump {
-        /// What was to be listed.
+        /// The objects.
         what: &'static str,
         /// Why.
         #[source]
@@ -70,12 +70,11 @@ pub enum KernelError {
 }
 
 impl KernelError {
-    /// Whether the cause is gone by the next attempt: what was asked about changed at that moment, or the answer found no
-    /// room.
+    /// Whether a retry is likely to succeed: the object changed meanwhile, or the reply did not fit the buffer.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Overrun => true,
-            // The device that was asked about has just gone away.
+            // The requested device was removed just now.
             Self::Dump { source, .. } => source.errno == Errno::ENODEV,
             Self::Open(_) | Self::Exchange(_) | Self::Deadline => false,
         }
@@ -88,15 +87,15 @@ impl KernelError {
 pub struct Refused {
     /// The error number.
     pub errno: Errno,
-    /// The kernel's own words, if it has any.
+    /// The kernel's extended ACK message, if any.
     pub hint: Option<String>,
 }
 
-/// What a dump gave.
+/// The result of a dump.
 #[derive(Debug)]
 pub(super) struct Dump<T> {
     pub(super) items: Vec<T>,
-    /// Whether nothing can be missing: no change overtook the dump, and every message was readable.
+    /// Whether nothing is missing: no change interrupted the dump, and every message was readable.
     pub(super) complete: bool,
 }
 
@@ -110,7 +109,7 @@ impl Protocol for Message {
     const NUMBER: isize = NETLINK_ROUTE;
 }
 
-/// A netlink socket for requests. If a call is cancelled, the next one skips its answers.
+/// A netlink socket for requests. If a call is cancelled, the next one skips its replies.
 pub(super) struct Socket<M = Message> {
     inner: TokioSocket,
     port: u32,
@@ -126,8 +125,9 @@ impl<M: Protocol> Socket<M> {
             let socket = inner.socket_mut();
             let address = socket.bind_auto()?;
             socket.set_rx_buf_sz(RECEIVE_BUFFER)?;
-            // All three are comfort, and each is younger than the oldest kernel that we run on: errors without the
-            // request's text, with the kernel's words, and dumps filtered by the kernel.
+            // All three are optional, and newer than the oldest supported kernel: errors without a copy of the request
+            // (NETLINK_CAP_ACK), with the kernel's message (NETLINK_EXT_ACK), and dumps filtered by the kernel
+            // (NETLINK_GET_STRICT_CHK).
             let _ = socket.set_cap_ack(true);
             let _ = socket.set_ext_ack(true);
             let _ = socket.set_netlink_get_strict_chk(true);
@@ -142,15 +142,15 @@ impl<M: Protocol> Socket<M> {
         open().map_err(KernelError::Open)
     }
 
-    /// Our address on the netlink bus, which the kernel puts into the notifications about our own changes.
+    /// Our netlink port ID, which the kernel puts into notifications about our own changes.
     pub(super) fn port(&self) -> u32 {
         self.port
     }
 
-    /// Sends requests in batches and returns the outcome of each.
+    /// Sends requests in batches and returns the result of each.
     ///
-    /// Errors are always answered; success is only asked for at a batch's end. Answers come in the order of the
-    /// requests, so that one says that all before it are done.
+    /// The kernel always replies to a failed request; an ACK is requested only for the last of a batch. Replies come in
+    /// the order of the requests, so one reply implies that all before it are done.
     pub(super) async fn batch(
         &mut self,
         requests: &[Request<M>],
@@ -192,7 +192,7 @@ impl<M: Protocol> Socket<M> {
         }
     }
 
-    /// Asks for one object; `None` if the kernel has no answer.
+    /// Requests one object; `None` if the kernel returns none.
     pub(super) async fn get(
         &mut self,
         request: Request<M>,
@@ -224,7 +224,7 @@ impl<M: Protocol> Socket<M> {
             .map_err(|_| KernelError::Deadline)?
     }
 
-    /// Lists objects, and repeats while changes overtake it.
+    /// Lists objects, and retries if changes interrupt the dump.
     ///
     /// `pick` chooses what to keep of each message.
     pub(super) async fn dump<T>(
@@ -293,7 +293,7 @@ impl<M: Protocol> Socket<M> {
         }
     }
 
-    /// Sends requests in one datagram; returns the sequence number of the first. The last asks for an answer.
+    /// Sends requests in one datagram; returns the sequence number of the first. The last requests an ACK.
     async fn send(&mut self, requests: &[Request<M>]) -> Result<u32, KernelError> {
         let first = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
@@ -342,7 +342,7 @@ impl<M> fmt::Debug for Socket<M> {
     }
 }
 
-/// The messages of one datagram; `Err` for each that cannot be read.
+/// The messages of one datagram; `Err` for each unreadable one.
 pub(super) struct Messages<'a, M = Message> {
     bytes: &'a [u8],
     messages: PhantomData<M>,
@@ -357,7 +357,7 @@ impl<'a, M> Messages<'a, M> {
     }
 }
 
-/// A message that cannot be read.
+/// An unreadable message.
 pub(super) struct Unreadable;
 
 impl<M: Protocol> Iterator for Messages<'_, M> {
@@ -396,7 +396,7 @@ fn refused(error: &ErrorMessage, flags: u16) -> Option<Refused> {
     })
 }
 
-/// The kernel's words, which follow the copy of the request's header.
+/// The extended ACK message, which follows the copy of the request's header.
 fn hint(copy: &[u8]) -> Option<String> {
     let attributes = copy.get(16..)?;
     let text = NlasIterator::new(attributes)

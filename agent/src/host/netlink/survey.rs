@@ -1,5 +1,5 @@
-//! The routes of a host that touch certain networks, whoever made them and whatever table they are in; and the way that
-//! the kernel would take to addresses. For finding what gets in the overlay's way; nothing here is changed.
+//! All routes of a host that overlap given networks, in any table and of any origin, and the kernel's routes to given
+//! addresses: read-only, for finding conflicts with the overlay.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,18 +19,18 @@ use super::socket::Socket;
 use super::{KernelError, Refused};
 use crate::base::net::Family;
 
-/// `RTPROT_KERNEL` of linux/rtnetlink.h: routes that come with an address.
+/// `RTPROT_KERNEL` of linux/rtnetlink.h: routes that the kernel adds with an address.
 const KERNEL: u8 = 2;
 
-/// A unicast route of any table that somebody set on purpose.
+/// A unicast route of any table, set by a user or another program.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ForeignRoute {
     pub(crate) destination: IpNet,
-    /// The number of its table.
+    /// Its table's ID.
     pub(crate) table: u32,
-    /// `RTPROT_…`: who made it.
+    /// Its origin: `RTPROT_…`.
     pub(crate) protocol: u8,
-    /// Index of its device, or of its first next hop's; `None` if the kernel names none.
+    /// Index of its device, or of its first next hop's; `None` if it has none.
     pub(crate) link: Option<u32>,
     pub(crate) gateway: Option<IpAddr>,
 }
@@ -42,16 +42,16 @@ impl ForeignRoute {
     }
 }
 
-/// The unicast routes of all tables that have an address in common with one of the networks: neither an agent's own nor
-/// those that the kernel makes of addresses.
+/// The unicast routes of all tables that overlap one of the networks, except those of agents and those that the kernel
+/// adds with addresses.
 ///
 /// # Errors
-/// The kernel cannot be talked to, or refuses to list its routes.
+/// The netlink exchange with the kernel failed, or refuses to list its routes.
 pub(crate) async fn foreign_routes(networks: &[IpNet]) -> Result<Vec<ForeignRoute>, KernelError> {
     let mut socket = Socket::open()?;
     let mut found = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        // Table 0 stands for all (`inet_dump_fib()`).
+        // Table 0 means all tables (`inet_dump_fib()`).
         let mut message = RouteMessage::default();
         message.header.address_family = family;
         let request = RouteNetlinkMessage::GetRoute(message);
@@ -68,7 +68,7 @@ pub(crate) async fn foreign_routes(networks: &[IpNet]) -> Result<Vec<ForeignRout
         });
         match dump.await {
             Ok(dump) => found.extend(dump.items),
-            // The table is made with its first route.
+            // The kernel creates a table with its first route.
             Err(KernelError::Dump { source, .. }) if source.errno == Errno::ENOENT => (),
             Err(error) => return Err(error),
         }
@@ -76,10 +76,10 @@ pub(crate) async fn foreign_routes(networks: &[IpNet]) -> Result<Vec<ForeignRout
     Ok(found)
 }
 
-/// How the kernel would send its own packets to each of the addresses, or forward others', or why it would not.
+/// The kernel's route to each address, for local or forwarded packets, or its refusal.
 ///
 /// # Errors
-/// The kernel cannot be talked to.
+/// The netlink exchange with the kernel failed.
 pub(crate) async fn ways(
     addresses: impl IntoIterator<Item = (IpAddr, Option<Forwarded>)>,
 ) -> Result<Vec<Result<Way, Refused>>, KernelError> {
@@ -91,28 +91,28 @@ pub(crate) async fn ways(
     Ok(ways)
 }
 
-/// A rule that leads to a table of routes: `ip rule`.
+/// A policy rule that selects a routing table: `ip rule`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct PolicyRule {
     pub(crate) family: Family,
-    /// Rules of a lower one come first.
+    /// Lower priorities are evaluated first.
     pub(crate) priority: u32,
-    /// The number of the table.
+    /// The table's ID.
     pub(crate) table: u32,
-    /// Whether it is about all packets that the rest does not fit.
+    /// Whether the match is inverted (`not`).
     inverted: bool,
     source: Option<IpNet>,
     destination: Option<IpNet>,
-    /// The interface by which a packet comes in: `lo` for the host's own.
+    /// The input interface: `lo` for local packets.
     iif: Option<String>,
     oif: Option<String>,
-    /// The mark, and which of its bits count.
+    /// The fwmark and its mask.
     mark: Option<(u32, u32)>,
 }
 
 impl PolicyRule {
-    /// Whether it is about a packet without a mark: the host's own, of which the source address is still to be chosen, or a
-    /// forwarded one with its source and the interface by which it came.
+    /// Whether it matches a packet without a mark: a local one whose source address is not chosen yet, or a forwarded
+    /// one with its source and input interface.
     pub(crate) fn is_about(&self, destination: IpAddr, forwarded: Option<(IpAddr, &str)>) -> bool {
         let (source, iif) = forwarded.unzip();
         let fits = Family::of(destination) == self.family
@@ -133,7 +133,7 @@ impl PolicyRule {
 }
 
 impl fmt::Display for PolicyRule {
-    /// In the words of ip(8).
+    /// As ip(8) prints it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.inverted {
             f.write_str("not ")?;
@@ -160,10 +160,10 @@ impl fmt::Display for PolicyRule {
     }
 }
 
-/// The rules that lead to tables, in the kernel's order.
+/// The rules that select tables, in the kernel's order.
 ///
 /// # Errors
-/// The kernel cannot be talked to, or refuses to list them.
+/// The netlink exchange with the kernel failed, or refuses to list them.
 pub(crate) async fn policy_rules() -> Result<Vec<PolicyRule>, KernelError> {
     let mut socket = Socket::open()?;
     let mut rules = Vec::new();
@@ -222,7 +222,7 @@ fn read_rule(message: &RuleMessage, family: Family) -> Option<PolicyRule> {
 fn read(message: &RouteMessage) -> Option<ForeignRoute> {
     let header = &message.header;
     let protocol = u8::from(header.protocol);
-    // Blackholes and the like lead nowhere on purpose, as where a network is summed up.
+    // Blackholes and the like drop on purpose, for example under an aggregated prefix.
     if header.kind != RouteType::Unicast || [PROTOCOL, KERNEL].contains(&protocol) {
         return None;
     }

@@ -1,25 +1,25 @@
-//! TUN devices, which are no objects of netlink alone: such a device is there for as long as a process has it open. Who that
-//! is the kernel does not tell.
+//! TUN devices, which netlink alone cannot create: such a device exists while a process holds it open, and the kernel
+//! does not report which process.
 
 use super::link::KernelLink;
 use super::{ChangeError, Kernel};
 use crate::base::net::InterfaceName;
 use crate::plan::state::{Link, LinkKind, Object, Tun};
 
-/// Makes TUN devices, by standing behind them.
+/// Creates and serves TUN devices.
 pub(crate) trait Tuns: Send {
-    /// Makes a device that is down.
+    /// Creates a device, down.
     fn open(&mut self, name: &InterfaceName, tun: &Tun, mtu: u32) -> Result<(), ChangeError>;
 
-    /// Hears of a device's new MTU.
+    /// Sets a device's new MTU.
     fn set_mtu(&mut self, name: &InterfaceName, mtu: u32);
 
-    /// Ends a device.
+    /// Removes a device.
     fn close(&mut self, name: &InterfaceName);
 }
 
 impl Kernel {
-    /// Says what a TUN device is, if it is ours; any other device is left as the kernel tells it.
+    /// Fills in the options of our own TUN device; returns any other device unchanged.
     pub(super) fn recognise(&self, link: KernelLink) -> KernelLink {
         let Some((_, tun)) = self.tun.as_ref().filter(|(name, _)| *name == link.name) else {
             return link;

@@ -1,10 +1,11 @@
 //! WireGuard devices: `wg show` and `wg set`, over generic netlink.
 //!
-//! A peer has a message of its own, and many messages go into one send, as with every other kernel object: so the outcome
-//! of each is known, and no number of peers is too large for the 64 KiB of an attribute. Peers are changed one by one,
-//! never replaced as a set, which would end all sessions.
+//! Each peer has its own message, and many messages go into one send, as with every other kernel object: so each has
+//! its own result, and the 64 KiB limit of an attribute does not limit the number of peers. Peers are changed one by
+//! one, never replaced as a set, which would end all sessions.
 //!
-//! The kernel tells nobody about changes of peers (as of 6.12), so what others do to them shows at the next observation.
+//! The kernel sends no notifications about peers (as of 6.12), so other programs' changes are found by the next
+//! observation.
 
 mod decode;
 mod encode;
@@ -53,7 +54,7 @@ const WGALLOWEDIP_A_FAMILY: u16 = 1;
 const WGALLOWEDIP_A_IPADDR: u16 = 2;
 const WGALLOWEDIP_A_CIDR_MASK: u16 = 3;
 
-/// `AF_INET` and `AF_INET6` of sys/socket.h, in the width of `sa_family_t`.
+/// `AF_INET` and `AF_INET6` of sys/socket.h, with the width of `sa_family_t`.
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
@@ -64,14 +65,14 @@ pub(super) struct Device {
     pub(super) peers: Vec<(PublicKey, WireguardPeer)>,
 }
 
-/// What went to and from a WireGuard peer.
+/// A WireGuard peer's counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Session {
-    /// Bytes received, with what WireGuard adds to each packet.
+    /// Bytes received, including WireGuard's overhead.
     pub rx_bytes: u64,
     /// Bytes sent, likewise.
     pub tx_bytes: u64,
-    /// When the last handshake was, in seconds since 1970; `None` for never.
+    /// Time of the last handshake in seconds since 1970; `None` for never.
     pub handshake: Option<u64>,
 }
 
@@ -79,22 +80,22 @@ pub struct Session {
 #[derive(Debug)]
 pub(super) struct Change(Request<GenericMessage>);
 
-/// What speaks to the kernel's WireGuard. Opens its socket when it is first needed.
+/// The client of the kernel's WireGuard. Opens its socket on first use.
 #[derive(Debug, Default)]
 pub(super) struct Client {
     socket: Option<Socket<GenericMessage>>,
-    /// The family's number; unknown until asked for, and another one after the module was loaded anew.
+    /// The family's number; unknown until requested, and different after the module was reloaded.
     family: u16,
 }
 
 impl Client {
-    /// Reads a device with all its peers; and whether nothing can be missing.
+    /// Reads a device with all its peers, and whether that is complete.
     pub(super) async fn device(&mut self, index: u32) -> Result<(Device, bool), KernelError> {
         let Dump { items, complete } = self.parts(index).await?;
         Ok((decode::assemble(items), complete))
     }
 
-    /// Reads what went to and from each peer of a device.
+    /// Reads the counters of each peer of a device.
     pub(super) async fn sessions(
         &mut self,
         index: u32,
@@ -148,7 +149,7 @@ impl Client {
         Ok(resolved.map(change))
     }
 
-    /// Removes a peer. It is no error if there is none.
+    /// Removes a peer. A missing peer is no error.
     pub(super) async fn delete_peer(
         &mut self,
         index: u32,
@@ -162,7 +163,7 @@ impl Client {
         Ok(resolved.map(change))
     }
 
-    /// What begins a session with a peer that the kernel has, and has told of before.
+    /// The messages that start a session with a peer that was observed in the kernel.
     pub(super) fn greet(&self, index: u32, greeting: &Greeting) -> Vec<Change> {
         let messages = encode::greet(
             self.family,
@@ -175,7 +176,7 @@ impl Client {
         messages.into_iter().map(change).collect()
     }
 
-    /// Makes changes, and returns the outcome of each.
+    /// Makes changes and returns the result of each.
     pub(super) async fn batch(
         &mut self,
         changes: Vec<Change>,
@@ -198,7 +199,7 @@ impl Client {
         }
     }
 
-    /// Finds out the family's number, which loads the module if need be.
+    /// Resolves the family's number, which loads the module if needed.
     async fn resolve(&mut self) -> Result<Result<(), Refused>, KernelError> {
         let answer = self.socket()?.get(generic::get_family(FAMILY)).await?;
         let missing = || Refused {

@@ -1,17 +1,17 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 //!
-//! Sums are kept in the machine's own byte order: the ones' complement sum does not care (RFC 1071 §2 (B)), so that a
-//! word of the packet is loaded and a result stored as it is, without swapping.
+//! Sums are kept in the machine's own byte order: the ones' complement sum is independent of it (RFC 1071 §2 (B)), so
+//! that words are loaded and results stored without swapping.
 
-/// A ones' complement sum that is not folded yet.
+/// A ones' complement sum, not folded yet.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(crate) struct Sum(u64);
 
 impl Sum {
-    /// Adds bytes that begin at an even offset of what is summed. Only the last piece may have an odd length.
+    /// Adds bytes that start at an even offset of the summed data. Only the last piece may have an odd length.
     pub(crate) fn bytes(self, data: &[u8]) -> Self {
-        // Four independent sums, wide enough that no carry has to be looked at. They are written out because the release
-        // profile, which optimises for size, unrolls and vectorises nothing: so it is four times as fast.
+        // Four independent sums, wide enough never to carry. Unrolled by hand because the release profile optimises for
+        // size and does not unroll or vectorise: this is four times as fast.
         let [mut a, mut b, mut c, mut d] = [u128::from(self.0), 0, 0, 0];
         let (blocks, tail) = data.as_chunks::<32>();
         for block in blocks {
@@ -37,7 +37,7 @@ impl Sum {
         Self(add(sum, u64::from_ne_bytes(last)))
     }
 
-    /// Adds a 16-bit word given as a number.
+    /// Adds a 16-bit word.
     pub(crate) fn word(self, word: u16) -> Self {
         Self(add(
             self.0,
@@ -45,17 +45,17 @@ impl Sum {
         ))
     }
 
-    /// The sum as it stands in a packet, not complemented: what a partial checksum begins with.
+    /// The sum in packet byte order, not complemented: the start value of a partial checksum.
     pub(crate) fn folded(self) -> [u8; 2] {
         self.fold().to_ne_bytes()
     }
 
-    /// The checksum as it stands in a packet.
+    /// The checksum in packet byte order.
     pub(crate) fn checksum(self) -> [u8; 2] {
         (!self.fold()).to_ne_bytes()
     }
 
-    /// Whether the sum over data with its checksum in place says that it is intact.
+    /// Whether the sum over data including its checksum shows that it is intact.
     pub(crate) fn is_intact(self) -> bool {
         self.fold() == 0xffff
     }
@@ -120,7 +120,7 @@ mod tests {
         fn sums_like_the_rfc(data in prop::collection::vec(any::<u8>(), 0..300), cut in 0_usize..150) {
             let expected = naive(&data).to_be_bytes();
             prop_assert_eq!(Sum::default().bytes(&data).checksum(), expected);
-            // In two pieces, the first of even length.
+            // Two pieces, the first of even length.
             let cut = (cut * 2).min(data.len() & !1);
             let (a, b) = data.split_at(cut);
             prop_assert_eq!(Sum::default().bytes(a).bytes(b).checksum(), expected);
@@ -129,7 +129,7 @@ mod tests {
         #[test]
         fn an_update_is_a_new_sum(mut data in prop::collection::vec(any::<u8>(), 20..21), at in 0_usize..9, new: [u8; 2]) {
             data[18..20].fill(0);
-            // A header whose other words are all zero has two right checksums; headers have a version in them.
+            // A header of zeros has two valid checksums; real headers have a non-zero version.
             data[0] |= 0x40;
             let checksum = Sum::default().bytes(&data).checksum();
             let at = if at == 0 { 2 } else { at * 2 };

@@ -1,8 +1,8 @@
-//! Putting consecutive segments of one flow together again, so that the kernel's stack runs once for many packets.
+//! Coalesces consecutive segments of one flow, so that the kernel's stack runs once for many packets.
 //!
-//! The rules are those of the kernel's own `inet_gro_receive()`, `tcp_gro_receive()` and `udp_gro_receive()`: only what
-//! the kernel would cut into the very same packets is put together. A checksum that is not checked here is never
-//! checked again, for the kernel takes what is put together as its own; so every one is.
+//! The rules are those of the kernel's own `inet_gro_receive()`, `tcp_gro_receive()` and `udp_gro_receive()`: packets
+//! are coalesced only if the kernel would segment the result into exactly the same packets. Every checksum is verified
+//! here: the kernel trusts a coalesced packet like its own and does not check again.
 
 use std::io::IoSlice;
 
@@ -13,24 +13,25 @@ use super::segment::{
 };
 use super::tun::{Gso, HEADER_LEN, VnetHeader};
 
-/// The most segments in one packet: `UDP_MAX_SEGMENTS` before Linux 6.9, and what fills 64 KiB at an MTU of 1,500 bytes.
+/// The most segments in one packet: `UDP_MAX_SEGMENTS` before Linux 6.9, and enough to fill 64 KiB at an MTU of 1,500
+/// bytes.
 const MAX_SEGMENTS: usize = 64;
 
-/// Acknowledgement; the flag that all segments in the middle of a connection carry.
+/// ACK, the flag that all segments of an established connection carry.
 const ACK: u8 = 0x10;
 
-/// Where whole packets go.
+/// Receives coalesced packets.
 pub trait Sink {
-    /// Takes one packet in parts, the `virtio_net_hdr` first.
+    /// Writes one packet given in parts, the `virtio_net_hdr` first.
     fn write(&mut self, parts: &[IoSlice<'_>]);
 }
 
-/// Handles the payload of one datagram from the tunnel: all that happens to untrusted bytes before the kernel gets them.
+/// Handles the payload of one datagram from the tunnel: all processing of untrusted bytes before they reach the kernel.
 /// Returns the packet's length.
 ///
 /// # Errors
 ///
-/// Says why the payload goes no further, and gives it back. With [`Refused::TtlExceeded`] it is an intact packet.
+/// Why the payload is dropped, and the payload. With [`Refused::TtlExceeded`] it is an intact packet.
 pub fn deliver<'a>(
     payload: &'a mut [u8],
     mtu: usize,
@@ -46,13 +47,13 @@ pub fn deliver<'a>(
     }
 }
 
-/// The packet that is being put together. Everything given to it must outlive one batch.
+/// The packet being coalesced. Everything pushed to it must outlive one batch.
 #[derive(Debug)]
 pub struct Coalescer<'a> {
-    /// Whether the kernel takes UDP datagrams as one.
+    /// Whether the kernel accepts coalesced UDP datagrams.
     udp: bool,
     run: Option<Run<'a>>,
-    /// The payloads, from the second place on; the first is for the headers.
+    /// The payloads, from index 1; index 0 is reserved for the headers.
     parts: [IoSlice<'a>; MAX_SEGMENTS + 1],
 }
 
@@ -65,11 +66,11 @@ struct Run<'a> {
     payload: usize,
     /// Flags of the last one.
     flags: u8,
-    /// Whether nothing may follow: a short segment, or one that is to be pushed.
+    /// Whether no segment may follow: after a short one, or one with PSH.
     closed: bool,
 }
 
-/// A packet that may be part of a run.
+/// A packet that can be coalesced.
 #[derive(Clone, Copy, Debug)]
 struct Segment<'a> {
     packet: View<'a>,
@@ -78,7 +79,7 @@ struct Segment<'a> {
 }
 
 impl<'a> Coalescer<'a> {
-    /// Begins a batch; `udp` where the kernel takes UDP datagrams as one (Linux 6.2).
+    /// Starts a batch; `udp` if the kernel accepts coalesced UDP datagrams (Linux 6.2).
     pub fn new(udp: bool) -> Self {
         Self {
             udp,
@@ -87,7 +88,7 @@ impl<'a> Coalescer<'a> {
         }
     }
 
-    /// Takes the next packet; whatever it cannot be put together with goes to the sink first.
+    /// Adds the next packet; if it does not fit the pending ones, those go to the sink first.
     fn push(&mut self, packet: View<'a>, sink: &mut impl Sink) {
         let Some(segment) = Segment::new(packet, self.udp) else {
             self.flush(sink);
@@ -115,7 +116,7 @@ impl<'a> Coalescer<'a> {
         self.parts[run.count] = IoSlice::new(payload);
     }
 
-    /// Hands on what has been put together.
+    /// Passes the pending packet to the sink.
     pub fn flush(&mut self, sink: &mut impl Sink) {
         let Some(run) = self.run.take() else {
             return;
@@ -129,7 +130,7 @@ impl<'a> Coalescer<'a> {
         }
         let mut headers = [0; HEADER_LEN + MAX_HEADERS];
         let len = run.write_headers(&mut headers);
-        // The array's lifetime is that of the payloads, and the headers live only here.
+        // A second array, because `self.parts` has the payloads' lifetime and the headers live only here.
         let mut parts = [IoSlice::new(&[]); MAX_SEGMENTS + 1];
         parts[0] = IoSlice::new(&headers[..len]);
         let end = run.count + 1;
@@ -139,7 +140,7 @@ impl<'a> Coalescer<'a> {
 }
 
 impl Run<'_> {
-    /// Whether a segment is the very next one.
+    /// Whether a segment directly follows the run.
     fn takes(&self, next: &Segment<'_>) -> bool {
         let payload = next.payload().len();
         !self.closed
@@ -149,7 +150,7 @@ impl Run<'_> {
             && self.first.is_followed_by(next, self.count, self.payload)
     }
 
-    /// Writes the `virtio_net_hdr` and the headers of the whole; returns their length.
+    /// Writes the `virtio_net_hdr` and the headers of the coalesced packet; returns their length.
     fn write_headers(&self, to: &mut [u8; HEADER_LEN + MAX_HEADERS]) -> usize {
         let first = &self.first;
         let (ip_len, len) = (first.packet.header_len(), HEADER_LEN + first.headers);
@@ -182,8 +183,8 @@ impl Run<'_> {
 }
 
 impl<'a> Segment<'a> {
-    /// Sees whether a packet may be put together with others at all: a whole TCP segment in the middle of a connection or
-    /// a whole UDP datagram, with some payload and an intact checksum, without IP options.
+    /// Accepts a packet that can be coalesced at all: an unfragmented TCP segment of an established connection or UDP
+    /// datagram, with payload and an intact checksum, without IP options.
     fn new(packet: View<'a>, udp: bool) -> Option<Self> {
         if packet.is_fragment() || packet.header_len() != MIN_HEADER {
             return None;
@@ -200,7 +201,7 @@ impl<'a> Segment<'a> {
             UDP if udp => {
                 let fields: &[u8; UDP_HEADER] = payload.first_chunk()?;
                 let len = usize::from(u16::from_be_bytes([fields[4], fields[5]]));
-                // No checksum is a sum that the kernel would not make when it cuts the whole.
+                // A zero checksum cannot be coalesced: the kernel would compute one when segmenting.
                 if len != payload.len() || fields[6..8] == [0, 0] {
                     return None;
                 }
@@ -230,13 +231,13 @@ impl<'a> Segment<'a> {
     fn is_followed_by(&self, next: &Segment<'_>, count: usize, payload: usize) -> bool {
         let (a, b) = (self.packet.bytes(), next.packet.bytes());
         let (ip_a, ip_b) = (self.packet, next.packet);
-        // Version, type of service; flags; time to live, protocol; addresses. The lengths and the checksum may differ.
+        // Version, TOS; flags; TTL, protocol; addresses. The lengths and the checksum may differ.
         let same_ip = self.headers == next.headers
             && a[..2] == b[..2]
             && a[6..10] == b[6..10]
             && a[12..20] == b[12..20];
-        // The kernel counts identifications up as it cuts. Where nobody may fragment, they mean nothing (RFC 6864 §4.1),
-        // and many hosts send the same one always.
+        // The kernel increments the IP ID per segment (`inet_gso_segment()`). With DF set the ID has no meaning (RFC
+        // 6864 §4.1), and many hosts always send the same one.
         let counted = ip_a.identification().wrapping_add(len16(count));
         let next_id = ip_b.identification() == counted
             || (ip_a.dont_fragment() && ip_b.identification() == ip_a.identification());
@@ -250,7 +251,8 @@ impl<'a> Segment<'a> {
         if ip_a.protocol() == UDP {
             return true;
         }
-        // Acknowledgement and data offset; all flags but PSH, which the caller looks at; window; urgent pointer and options.
+        // Acknowledgement and data offset; all flags but PSH, which the caller checks; window; urgent pointer and
+        // options.
         let header = self.headers - ip_a.header_len();
         sequence(b) == sequence(a).wrapping_add(u32::try_from(payload).unwrap_or(u32::MAX))
             && a[8..TCP_FLAGS] == b[8..TCP_FLAGS]

@@ -1,8 +1,8 @@
-//! What went through the data plane, and what did not and why.
+//! Counters of the data plane: packets moved, and packets dropped by reason.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Defines the counters once for the workers and once for those who read them.
+/// Defines the counters twice: for the workers and for readers.
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Counts since the data plane was opened.
@@ -11,7 +11,7 @@ macro_rules! counters {
             $($(#[$doc])* pub $name: u64,)*
         }
 
-        /// The counters of one worker; it is the only one that writes to them.
+        /// The counters of one worker, which is their only writer.
         #[derive(Debug, Default)]
         pub(super) struct Cells {
             $(pub(super) $name: Cell,)*
@@ -35,23 +35,23 @@ counters! {
     received_packets,
     /// Their bytes, without the outer headers.
     received_bytes,
-    /// Packets from this host that are not IPv4 or that contradict what the kernel said of them; dropped.
+    /// Packets from this host that are not IPv4 or contradict their `virtio_net_hdr`; dropped.
     not_ipv4,
-    /// Packets to an address that no peer has; dropped.
+    /// Packets to an address without a route; dropped.
     no_route,
-    /// Packets whose time to live ended here, in either direction; dropped.
+    /// Packets whose TTL expired here, in either direction; dropped.
     ttl_exceeded,
     /// Datagrams that are not an intact IPv4 packet; dropped.
     malformed,
     /// Packets from peers that are longer than the tunnel's MTU; dropped.
     oversize,
-    /// Packets that the underlay did not take; dropped.
+    /// Packets that could not be sent to the underlay; dropped.
     send_failed,
-    /// Packets that the TUN device did not take, nearly always because it is down; dropped.
+    /// Packets that the TUN device refused, nearly always because it is down; dropped.
     tun_failed,
-    /// Datagrams from an address that no route leads to. They are **not** dropped: a peer behind NAT sends such, and so
-    /// does one whose lease has not arrived yet. The wire format has no authentication, so that a drop would protect
-    /// from nobody who can choose his source address.
+    /// Datagrams from an address that no route leads to. They are **not** dropped: a peer behind NAT sends them, and so
+    /// does one whose lease has not arrived yet. The wire format has no authentication, so dropping them would not stop
+    /// an attacker, who can spoof the source address.
     unknown_peer,
     /// ICMP errors sent.
     icmp_sent,
@@ -62,7 +62,7 @@ counters! {
 pub(super) struct Cell(AtomicU64);
 
 impl Cell {
-    /// Counts up. There is one writer, so nothing can be lost between the load and the store, and no cache line is locked.
+    /// Increments the counter. There is one writer, so a load and a store suffice, without a locked instruction.
     pub(super) fn add(&self, n: usize) {
         let n = u64::try_from(n).unwrap_or(u64::MAX);
         let sum = self.0.load(Ordering::Relaxed).wrapping_add(n);

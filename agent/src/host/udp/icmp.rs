@@ -1,4 +1,4 @@
-//! Telling a sender why its packet went no further (RFC 792, RFC 1812 §4.3).
+//! ICMP errors, which tell a sender why its packet was dropped (RFC 792, RFC 1812 §4.3).
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,30 +13,30 @@ use super::checksum::Sum;
 use super::packet::{ICMP, MIN_HEADER, View};
 use super::segment::{len16, seal_header};
 
-/// Bytes of the transport that are quoted after the offender's IP header: the ports, which name the flow (RFC 792).
+/// Transport bytes quoted after the offending packet's IP header: the ports, which identify the flow (RFC 792).
 const QUOTED: usize = 8;
 const ICMP_HEADER: usize = 8;
 /// The longest message.
 pub(super) const MAX_MESSAGE: usize = MIN_HEADER + ICMP_HEADER + 60 + QUOTED;
-/// As flannel's; far more than the hops that there are.
+/// As in flannel; far more than the number of hops.
 const TTL: u8 = 8;
-/// Internetwork control, the precedence of such messages (RFC 1812 §4.3.2.5).
+/// Precedence 6, internetwork control, for ICMP errors (RFC 1812 §4.3.2.5).
 const PRECEDENCE: u8 = 0xc0;
 
-/// Messages that one worker sends at once, and from then on in a second.
+/// Rate limit of one worker: burst size, and messages per second.
 const BURST: u32 = 50;
 const PER_SECOND: u32 = 100;
 
-/// Why a packet went no further.
+/// Why a packet was dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Reason {
-    /// No peer has the destination: destination unreachable, network unreachable.
+    /// No route to the destination: destination unreachable, network unreachable.
     NetUnreachable,
-    /// Time to live exceeded in transit.
+    /// TTL exceeded in transit.
     TimeExceeded,
 }
 
-/// A message that is ready to be sent.
+/// A message ready to send.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Message {
     bytes: [u8; MAX_MESSAGE],
@@ -46,8 +46,8 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// Writes the message about a packet, from the tunnel's own address; `None` where no message may answer it: an ICMP
-    /// error, a later fragment, a packet to or from more than one host (RFC 1812 §4.3.2.7).
+    /// Builds the message about a packet, from the tunnel's own address; `None` if the packet must not be answered: an
+    /// ICMP error, a later fragment, a source or destination that is no single host (RFC 1812 §4.3.2.7).
     pub(super) fn about(offender: View<'_>, reason: Reason, from: Ipv4Addr) -> Option<Self> {
         let to = offender.source();
         let destination = offender.destination();
@@ -92,24 +92,24 @@ impl Message {
     }
 }
 
-/// Whether an ICMP type is a question or an answer and not an error: echo, timestamp, information, address mask. What is
-/// not known is taken for an error.
+/// Whether an ICMP type is a query or reply and not an error: echo, timestamp, information, address mask. Unknown types
+/// count as errors.
 fn is_query(kind: &u8) -> bool {
     matches!(kind, 0 | 8 | 9 | 10 | 13..=18)
 }
 
-/// Sends messages to this host and what is behind it.
+/// Sends messages to this host and its containers.
 ///
-/// flannel writes them to its TUN device. They would have to come in with one of this host's own addresses as their
-/// source, which the kernel drops as a martian (`__fib_validate_source()`), unless `accept_local` lets every peer do the
-/// same. So they leave like the kernel's own errors, by a raw socket.
+/// flannel writes them to its TUN device. They would arrive with one of this host's own addresses as source, which the
+/// kernel drops as a martian (`__fib_validate_source()`) unless `accept_local` is set, which would allow every peer the
+/// same. So they are sent through a raw socket, like the kernel's own errors.
 #[derive(Debug)]
 pub(super) struct Reporter(OwnedFd);
 
 impl Reporter {
     /// Needs the capability `CAP_NET_RAW`.
     pub(super) fn open() -> nix::Result<Self> {
-        // This protocol means that packets come with their IP header: raw(7).
+        // IPPROTO_RAW implies IP_HDRINCL: we write the IP header (raw(7)).
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Raw).map(Self)
     }
@@ -129,7 +129,7 @@ impl Reporter {
     }
 }
 
-/// Keeps a flood of hopeless packets from becoming a flood of messages (RFC 1812 §4.3.2.8).
+/// Rate limit: a flood of undeliverable packets must not become a flood of messages (RFC 1812 §4.3.2.8).
 #[derive(Debug)]
 pub(super) struct Limiter {
     tokens: u32,
@@ -144,7 +144,7 @@ impl Limiter {
         }
     }
 
-    /// Whether one more message may be sent now.
+    /// Whether another message may be sent now.
     pub(super) fn admits(&mut self, now: Instant) -> bool {
         const STEP: Duration = Duration::from_millis(1000 / PER_SECOND as u64);
         let earned = now.saturating_duration_since(self.since).as_millis() / STEP.as_millis();

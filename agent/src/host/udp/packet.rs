@@ -1,4 +1,4 @@
-//! The IPv4 header (RFC 791 §3.1), as far as a router looks at it.
+//! The IPv4 header (RFC 791 §3.1), as far as a router reads it.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 
 use super::checksum::{Sum, update};
 
-/// The header without options, in bytes. The data plane's own limits count on it.
+/// The header without options, in bytes. The data plane's limits depend on it.
 pub(super) const MIN_HEADER: usize = 20;
 /// The longest packet, in bytes: the total length has 16 bits.
 pub(super) const MAX_PACKET: usize = 65_535;
@@ -26,14 +26,14 @@ pub(super) const UDP: u8 = 17;
 const DONT_FRAGMENT: u8 = 0x40;
 const MORE_FRAGMENTS: u8 = 0x20;
 
-/// Why a payload or a packet goes no further.
+/// Why a payload or a packet is dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
-    /// Not an IPv4 packet: another version, a header or a total length that does not fit, a wrong header checksum.
+    /// Not an IPv4 packet: wrong version, header length, total length or header checksum.
     Malformed,
-    /// Longer than the MTU of the tunnel; to cut it, as flannel does, would only deliver garbage.
+    /// Longer than the MTU of the tunnel; truncating it, as flannel does, would only deliver garbage.
     Oversize,
-    /// The time to live has come to its end here.
+    /// The TTL expired here.
     TtlExceeded,
 }
 
@@ -42,7 +42,7 @@ pub enum Refused {
 pub(super) struct Packet<'a>(&'a mut [u8]);
 
 impl<'a> Packet<'a> {
-    /// Takes the packet at the beginning of some bytes; what follows it is left away. The header's checksum must be right.
+    /// Parses the packet at the beginning of some bytes; ignores bytes after it. The header's checksum must be correct.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl<'a> Packet<'a> {
         Ok(Self(packet))
     }
 
-    /// The whole packet, to be given another checksum.
+    /// The whole packet, for writing a new checksum.
     pub(super) fn into_bytes(self) -> &'a mut [u8] {
         self.0
     }
@@ -70,11 +70,11 @@ impl<'a> Packet<'a> {
         View(self.0)
     }
 
-    /// Takes one from the time to live, as every router does (RFC 1812 §5.3.1).
+    /// Decrements the TTL, as every router does (RFC 1812 §5.3.1).
     ///
     /// # Errors
     ///
-    /// [`Refused::TtlExceeded`] where nothing would be left; the packet is as it was.
+    /// [`Refused::TtlExceeded`] if it would reach zero; the packet is unchanged.
     pub(super) fn decrement_ttl(&mut self) -> Result<(), Refused> {
         let old = [self.0[8], self.0[9]];
         if old[0] <= 1 {
@@ -88,12 +88,12 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// An intact IPv4 packet to look at.
+/// A read-only view of an intact IPv4 packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View<'a>(&'a [u8]);
 
 impl<'a> View<'a> {
-    /// Looks at the packet at the beginning of bytes that have passed [`receive`] or [`Packet::parse`].
+    /// Views the packet at the beginning of bytes that have passed [`receive`] or [`Packet::parse`].
     pub(super) fn of_parsed(bytes: &'a [u8]) -> Self {
         let total = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
         Self(&bytes[..total])
@@ -108,7 +108,7 @@ impl<'a> View<'a> {
         usize::from(self.0[0] & 0xf) * 4
     }
 
-    /// What follows the header.
+    /// The bytes after the header.
     pub(super) fn payload(self) -> &'a [u8] {
         &self.0[self.header_len()..]
     }
@@ -121,12 +121,12 @@ impl<'a> View<'a> {
         self.0[6] & DONT_FRAGMENT != 0
     }
 
-    /// Whether this is a fragment that does not begin with the transport's header.
+    /// Whether this is a fragment other than the first, without the transport's header.
     pub(super) fn is_later_fragment(self) -> bool {
         u16::from_be_bytes([self.0[6] & 0x1f, self.0[7]]) != 0
     }
 
-    /// Whether this is only a part of a datagram.
+    /// Whether this is a fragment.
     pub(super) fn is_fragment(self) -> bool {
         self.0[6] & MORE_FRAGMENTS != 0 || self.is_later_fragment()
     }
@@ -152,12 +152,12 @@ impl<'a> View<'a> {
     }
 }
 
-/// Looks at the payload of one datagram from the tunnel: exactly one IPv4 packet, no longer than `mtu` bytes, that has
-/// come one hop further. Returns its length; bytes after it are left away.
+/// Checks the payload of one datagram from the tunnel: exactly one IPv4 packet, no longer than `mtu` bytes; decrements
+/// its TTL. Returns its length; ignores bytes after it.
 ///
 /// # Errors
 ///
-/// Says why the payload goes no further. After [`Refused::TtlExceeded`] it still holds an intact packet.
+/// Why the payload is dropped. After [`Refused::TtlExceeded`] it still holds an intact packet.
 pub fn receive(payload: &mut [u8], mtu: usize) -> Result<usize, Refused> {
     let mut packet = Packet::parse(payload)?;
     let len = packet.0.len();

@@ -1,4 +1,4 @@
-//! Which peer a packet goes to: the longest matching prefix.
+//! The route table: longest prefix match from destination to peer.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,15 +7,15 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 
-/// A table of subnets and the peers that have them.
+/// A table of subnets and their peers.
 ///
-/// There is one hash table for each prefix length in use. Leases of one network are nearly always of one length, so a
-/// look-up is nearly always one probe, whatever the number of peers.
+/// One hash table per prefix length in use. Leases of one network nearly always have the same length, so a lookup is
+/// nearly always one probe, whatever the number of peers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Routes {
     /// By prefix length, the longest first; none is empty.
     levels: Vec<Level>,
-    /// How many subnets each address has.
+    /// Number of subnets per peer address.
     peers: HashMap<u32, usize, BuildHasherDefault<AddressHasher>>,
 }
 
@@ -27,7 +27,7 @@ struct Level {
 }
 
 impl Routes {
-    /// The peer that has an address.
+    /// The peer whose subnet contains an address.
     pub(super) fn lookup(&self, address: Ipv4Addr) -> Option<SocketAddrV4> {
         let bits = address.to_bits();
         self.levels
@@ -35,12 +35,12 @@ impl Routes {
             .find_map(|level| level.peers.get(&(bits & level.mask)).copied())
     }
 
-    /// Whether a subnet is reached by a peer of this address, whatever its port.
+    /// Whether a peer with this address has a subnet, whatever its port.
     pub(super) fn has_peer(&self, address: Ipv4Addr) -> bool {
         self.peers.contains_key(&address.to_bits())
     }
 
-    /// Adds a subnet or gives it to another peer. Bits of the address beyond the prefix are taken as zero.
+    /// Adds a subnet or moves it to another peer. Host bits of the address are ignored.
     pub(super) fn insert(&mut self, subnet: Ipv4Net, peer: SocketAddrV4) {
         self.remove(subnet);
         *self.peers.entry(peer.ip().to_bits()).or_default() += 1;
@@ -62,7 +62,7 @@ impl Routes {
             .insert(subnet.network().to_bits(), peer);
     }
 
-    /// Removes a subnet, if it is there.
+    /// Removes a subnet, if present.
     pub(super) fn remove(&mut self, subnet: Ipv4Net) {
         if let Ok(at) = self.position(subnet.prefix_len()) {
             let peers = &mut self.levels[at].peers;
@@ -76,7 +76,7 @@ impl Routes {
         }
     }
 
-    /// All subnets with their peers, in no order.
+    /// All subnets with their peers, in no particular order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Ipv4Net, SocketAddrV4)> {
         self.levels.iter().flat_map(|level| {
             level.peers.iter().filter_map(|(&bits, &peer)| {
@@ -86,7 +86,7 @@ impl Routes {
         })
     }
 
-    /// Counts one subnet less for a peer.
+    /// Decrements a peer's subnet count.
     fn release(&mut self, address: Ipv4Addr) {
         if let Entry::Occupied(mut count) = self.peers.entry(address.to_bits()) {
             *count.get_mut() -= 1;
@@ -102,8 +102,8 @@ impl Routes {
     }
 }
 
-/// Mixes one 32-bit number by a multiplication (Knuth, TAOCP 6.4). Who could choose colliding subnets could as well
-/// publish a lease for any of them.
+/// Hashes one 32-bit number by multiplication (Knuth, TAOCP 6.4). It need not resist collisions: an attacker who can
+/// choose subnets can publish a lease for any of them anyway.
 #[derive(Default)]
 struct AddressHasher(u64);
 
@@ -120,7 +120,7 @@ impl Hasher for AddressHasher {
 
     fn write_u32(&mut self, number: u32) {
         let mixed = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        // The product is best in its upper half, and the hash table looks at the lower bits first.
+        // The upper half of the product is mixed best, and the hash table uses the lower bits first.
         self.0 = mixed ^ (mixed >> 32);
     }
 }
@@ -135,7 +135,7 @@ mod tests {
         SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, n), 8285)
     }
 
-    /// Few enough addresses that prefixes nest and collide.
+    /// Few addresses, so that prefixes nest and collide.
     fn subnets() -> impl Strategy<Value = Vec<(Ipv4Net, Option<u8>)>> {
         let address = prop_oneof![0_u32..16, any::<u32>()].prop_map(|n| n.rotate_right(8));
         let subnet = (address, 0_u8..=32)
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn aligned_subnets_do_not_collide() {
-        // Subnets differ in their upper bits alone; a weak hash would put them all into one place.
+        // Subnets differ only in their upper bits; a weak hash would map them all to one bucket.
         let hashes = (0_u32..10_000).map(|n| {
             let mut hasher = AddressHasher::default();
             hasher.write_u32(0x0a00_0000 + (n << 8));

@@ -1,7 +1,6 @@
-//! Cutting what the kernel hands over as one packet into the packets that go on the wire, with their checksums.
+//! Segments a large packet from the kernel into the packets that go on the wire, with their checksums.
 //!
-//! What the kernel would do in `inet_gso_segment()`, `tcp_gso_segment()` and `__udp_gso_segment()`, for a peer that takes
-//! nothing on trust.
+//! As the kernel's `inet_gso_segment()`, `tcp_gso_segment()` and `__udp_gso_segment()`, for a peer without offloads.
 
 use super::checksum::Sum;
 use super::packet::{MAX_PACKET, Packet, TCP, UDP, View};
@@ -10,12 +9,12 @@ use super::tun::{Gso, VnetHeader};
 /// The longest IPv4 and TCP headers together, in bytes.
 pub(super) const MAX_HEADERS: usize = 60 + 60;
 
-/// Byte of the TCP header that holds the flags (RFC 9293 §3.1), and the flags that not every segment may carry.
+/// Offset of the flags in the TCP header (RFC 9293 §3.1), and the flags that only some segments may carry.
 pub(super) const TCP_FLAGS: usize = 13;
 pub(super) const FIN: u8 = 0x01;
 pub(super) const PSH: u8 = 0x08;
 pub(super) const CWR: u8 = 0x80;
-/// Where TCP and UDP keep their checksum, from the beginning of their header.
+/// Offsets of the checksum in the TCP and UDP headers.
 pub(super) const TCP_CHECKSUM: u16 = 16;
 pub(super) const UDP_CHECKSUM: u16 = 6;
 /// Bytes of a TCP header without options, and of a UDP header.
@@ -26,7 +25,7 @@ pub(super) const UDP_HEADER: usize = 8;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Contradiction;
 
-/// A packet that is to be cut.
+/// A packet to be segmented.
 #[derive(Debug)]
 pub(super) struct Segments<'a> {
     packet: View<'a>,
@@ -44,7 +43,7 @@ enum Transport {
 }
 
 impl<'a> Segments<'a> {
-    /// Looks at a packet that the kernel wants to be cut.
+    /// Checks a packet that the kernel wants segmented.
     pub(super) fn new(packet: View<'a>, gso: Gso) -> Result<Self, Contradiction> {
         let (transport, protocol, size) = match gso {
             Gso::None => return Err(Contradiction),
@@ -71,17 +70,17 @@ impl<'a> Segments<'a> {
         })
     }
 
-    /// How many packets there will be.
+    /// The number of segments.
     pub(super) fn count(&self) -> usize {
         self.payload().len().div_ceil(self.size)
     }
 
-    /// How long packet number `index` will be.
+    /// The length of the packet for segment `index`.
     pub(super) fn len(&self, index: usize) -> usize {
         self.headers + self.part(index).len()
     }
 
-    /// Writes packet number `index` into exactly [`Self::len`] bytes.
+    /// Writes the packet for segment `index` into exactly [`Self::len`] bytes.
     pub(super) fn write(&self, index: usize, to: &mut [u8]) {
         let part = self.part(index);
         let (headers, payload) = to.split_at_mut(self.headers);
@@ -139,8 +138,8 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Finishes the checksum that the kernel left to us in a packet that is not to be cut: over everything from its start
-/// to the packet's end, with the pseudo-header in its place already.
+/// Completes the checksum that the kernel left to us in an unsegmented packet: over everything from its start to the
+/// packet's end; its field already holds the pseudo-header's sum.
 pub(super) fn finish_checksum(
     packet: Packet<'_>,
     header: VnetHeader,
@@ -162,26 +161,26 @@ pub(super) fn finish_checksum(
     Ok(bytes)
 }
 
-/// Computes the checksum of an IPv4 header anew.
+/// Recomputes the checksum of an IPv4 header.
 pub(super) fn seal_header(ip: &mut [u8]) {
     ip[10..12].fill(0);
     let checksum = Sum::default().bytes(ip).checksum();
     ip[10..12].copy_from_slice(&checksum);
 }
 
-/// Length of the TCP header at the beginning of an IP payload, if the payload holds all of it.
+/// Length of the TCP header at the beginning of an IP payload, if the payload contains all of it.
 pub(super) fn tcp_header_len(payload: &[u8]) -> Option<usize> {
     let len = usize::from(payload.get(12)? >> 4) * 4;
     (len >= TCP_HEADER && len <= payload.len()).then_some(len)
 }
 
-/// A length inside one packet; all of them fit.
+/// A length within one packet, which always fits 16 bits.
 pub(super) fn len16(len: usize) -> u16 {
     debug_assert!(len <= MAX_PACKET, "no packet has {len} bytes");
     u16::try_from(len).unwrap_or(u16::MAX)
 }
 
-/// UDP says "no checksum" by zero, so that a sum of zero is sent as its other form (RFC 768).
+/// In UDP a zero checksum means none, so a sum of zero is sent as 0xffff (RFC 768).
 fn udp_checksum(sum: [u8; 2]) -> [u8; 2] {
     if sum == [0, 0] { [0xff, 0xff] } else { sum }
 }

@@ -1,8 +1,8 @@
-//! The UDP socket: many packets by one call, in both directions.
+//! The UDP socket: many packets per system call, in both directions.
 //!
-//! The kernel cuts one call's bytes into datagrams of one size (`UDP_SEGMENT`, Linux 4.18) and hands over several
-//! datagrams as one (`UDP_GRO`, Linux 5.0); udp(7). Both are set on the socket, so that sending and receiving need no
-//! control messages of our own making. An older kernel gets every datagram by itself.
+//! The kernel segments one call's bytes into datagrams of one size (`UDP_SEGMENT`, Linux 4.18) and returns several
+//! datagrams as one (`UDP_GRO`, Linux 5.0); udp(7). Both are set on the socket, so that sending needs no control
+//! messages. On older kernels every datagram is a separate call.
 
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::{SocketAddrV4, UdpSocket};
@@ -22,22 +22,22 @@ use nix::sys::socket::{
 
 use super::counters::Cells;
 
-/// Room in the kernel for what is on its way, in bytes: some milliseconds at 10 Gbit/s.
+/// Socket buffer size in bytes: some milliseconds at 10 Gbit/s.
 const BUFFER: usize = 4 << 20;
-/// The longest payload of one call: what is left of 64 KiB by the outer IPv4 and UDP headers.
+/// The longest payload of one call: 64 KiB less the outer IPv4 and UDP headers.
 const MAX_PAYLOAD: usize = 65_507;
 /// The most datagrams of one call: `UDP_MAX_SEGMENTS` before Linux 6.9.
 const MAX_DATAGRAMS: usize = 64;
-/// How long the underlay may keep a worker waiting before it drops, in milliseconds.
+/// How long a worker waits for the underlay before it drops, in milliseconds.
 const PATIENCE_MS: u8 = 10;
 
-/// The socket of one worker, with the datagrams that wait to be sent together.
+/// The socket of one worker, with the datagrams queued for one send.
 #[derive(Debug)]
 pub(super) struct Socket {
     socket: UdpSocket,
-    /// The datagram size that the kernel now cuts into; 0 is none.
+    /// The socket's current `UDP_SEGMENT` size; 0 means off.
     cut_at: usize,
-    /// Whether the kernel can cut.
+    /// Whether the kernel supports `UDP_SEGMENT`.
     can_cut: bool,
     batch: Batch,
     control: Vec<u8>,
@@ -53,10 +53,10 @@ struct Batch {
     to: SocketAddrV4,
 }
 
-/// What one call has received.
+/// The result of one receive call.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Received {
-    /// Bytes in all.
+    /// Total bytes.
     pub(super) len: usize,
     /// Bytes of each datagram but the last, which may be shorter. At least 1.
     pub(super) size: usize,
@@ -65,14 +65,15 @@ pub(super) struct Received {
 }
 
 impl Socket {
-    /// Opens a socket on an address of this host; `shared` where several workers receive on it.
+    /// Opens a socket on an address of this host; `shared` if several workers receive on it.
     pub(super) fn open(address: SocketAddrV4, shared: bool) -> io::Result<Self> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let fd = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
         if shared {
             setsockopt(&fd, ReusePort, &true)?;
         }
-        // The privileged form ignores the system's limit. Without either, the kernel's default has to do.
+        // The privileged options ignore net.core.rmem_max and wmem_max; without CAP_NET_ADMIN the plain ones are capped
+        // at them.
         setsockopt(&fd, RcvBufForce, &BUFFER)
             .or_else(|_| setsockopt(&fd, RcvBuf, &BUFFER))
             .and_then(|()| setsockopt(&fd, SndBufForce, &BUFFER))
@@ -98,7 +99,8 @@ impl Socket {
         })
     }
 
-    /// Room for one more datagram, which the caller must fill. What waits is sent first if the new one does not go with it.
+    /// Returns room for another datagram, which the caller must fill. Queued datagrams are sent first if the new one
+    /// cannot join them.
     pub(super) fn datagram(&mut self, to: SocketAddrV4, len: usize, cells: &Cells) -> &mut [u8] {
         if !self.batch.takes(to, len) {
             self.flush(cells);
@@ -106,7 +108,7 @@ impl Socket {
         self.batch.add(to, len)
     }
 
-    /// Sends what waits.
+    /// Sends the queued datagrams.
     pub(super) fn flush(&mut self, cells: &Cells) {
         let (count, len) = (self.batch.count, self.batch.len);
         if count == 0 {
@@ -114,8 +116,8 @@ impl Socket {
         }
         let failed = match self.send_batch() {
             Ok(()) => (0, 0),
-            // The kernel would not cut: a datagram does not fit the path, or the packets are transformed on their way
-            // (IPsec). Both are known by these errors: udp_send_skb().
+            // The kernel cannot segment: a datagram exceeds the path MTU, or the route is transformed (IPsec).
+            // udp_send_skb() returns these errors.
             Err(Errno::EMSGSIZE | Errno::EINVAL | Errno::EIO) => self.send_singly(),
             Err(_) => (count, len),
         };
@@ -130,7 +132,7 @@ impl Socket {
         let Batch {
             count, size, len, ..
         } = self.batch;
-        // One datagram may be anything up to the size that is set.
+        // A single datagram may be any size up to the one set.
         let fits = if count > 1 {
             self.cut_at == size
         } else {
@@ -142,7 +144,8 @@ impl Socket {
         send(&self.socket, &self.batch.bytes[..len], self.batch.to)
     }
 
-    /// Sends datagram by datagram, and the kernel fragments what does not fit. Returns what could not be sent.
+    /// Sends the datagrams one by one; the kernel fragments those that do not fit. Returns the packets and bytes that
+    /// could not be sent.
     fn send_singly(&mut self) -> (usize, usize) {
         if self.can_cut && self.cut_at(0).is_err() {
             self.can_cut = false;
@@ -170,7 +173,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Receives one datagram or several of one size; `None` if there is none. `room` is at least 64 KiB.
+    /// Receives one datagram or several of one size; `None` if none is waiting. `room` is at least 64 KiB.
     pub(super) fn receive(&mut self, room: &mut [u8]) -> io::Result<Option<Received>> {
         let mut parts = [IoSliceMut::new(room)];
         let received = recvmsg::<SockaddrIn>(
@@ -197,7 +200,7 @@ impl Socket {
 }
 
 impl Batch {
-    /// Whether a datagram can go with those that wait.
+    /// Whether a datagram can join the queued ones.
     fn takes(&self, to: SocketAddrV4, len: usize) -> bool {
         let closed = self.len < self.count * self.size;
         self.count == 0
@@ -226,8 +229,8 @@ impl AsFd for Socket {
     }
 }
 
-/// Sends one buffer. A full underlay is waited for a little: its backlog is then the TUN device's queue, whose drops the
-/// senders can see.
+/// Sends one buffer. Waits a little if the underlay is full: the backlog then builds up in the TUN device's queue,
+/// whose drops the senders can see.
 fn send(socket: &UdpSocket, bytes: &[u8], to: SocketAddrV4) -> nix::Result<()> {
     let mut waited = false;
     loop {
@@ -303,7 +306,7 @@ mod tests {
         let local = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
         let mut socket = Socket::open(local, false).unwrap();
         let cells = Cells::default();
-        // A socket of the loopback address cannot send elsewhere.
+        // A socket bound to the loopback address cannot send to other hosts.
         let nowhere = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 9);
         for len in [100, 100, 30] {
             socket.datagram(nowhere, len, &cells).fill(0);

@@ -17,7 +17,7 @@ const A: Ipv4Addr = Ipv4Addr::new(10, 5, 1, 7);
 const B: Ipv4Addr = Ipv4Addr::new(10, 5, 2, 9);
 const ACK: u8 = 0x10;
 
-/// An IPv4 packet with an intact header around a transport.
+/// An IPv4 packet with an intact header around a transport payload.
 fn ip(protocol: u8, transport: &[u8]) -> Vec<u8> {
     let total = u16::try_from(20 + transport.len()).unwrap().to_be_bytes();
     let mut packet = vec![
@@ -54,7 +54,7 @@ fn checksum_at(packet: &[u8]) -> usize {
     })
 }
 
-/// What the kernel hands over: the checksum only begun.
+/// A packet as the kernel passes it, with a partial checksum.
 fn partial(mut packet: Vec<u8>) -> Vec<u8> {
     let at = checksum_at(&packet);
     packet[at..at + 2].fill(0);
@@ -75,7 +75,7 @@ fn finished(packet: Vec<u8>) -> Vec<u8> {
         .to_vec()
 }
 
-/// Whether the headers and the transport of a packet add up, by another way than the code under test.
+/// Whether the checksums of a packet are right, computed independently of the code under test.
 fn is_intact(packet: &[u8]) -> bool {
     let sum = |words: &[u8]| {
         words.chunks(2).fold(0_u32, |sum, pair| {
@@ -100,7 +100,7 @@ fn cut(packet: &[u8], gso: Gso) -> Result<Vec<Vec<u8>>, Contradiction> {
     Ok((0..segments.count()).map(write).collect())
 }
 
-/// Collects what would go to the TUN device.
+/// Collects the packets for the TUN device.
 #[derive(Default)]
 struct Written(Vec<(VnetHeader, Vec<u8>)>);
 
@@ -113,7 +113,7 @@ impl Sink for Written {
     }
 }
 
-/// Puts payloads through all that happens to them on their way in.
+/// Runs payloads through the whole receive path.
 fn delivered(payloads: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
     let mut payloads = payloads.to_vec();
     let mut written = Written::default();
@@ -216,7 +216,7 @@ proptest! {
         }
         noise.push(almost.clone());
         let _ = delivered(&noise);
-        // What the kernel says is believed no more.
+        // A contradictory `virtio_net_hdr` is refused.
         for gso in [Gso::Tcp(1), Gso::Udp(9), Gso::Tcp(u16::MAX)] {
             if Packet::parse(&mut almost.clone()).is_ok() {
                 let _ = cut(&almost, gso);
@@ -240,7 +240,7 @@ proptest! {
 fn a_payload_is_exactly_one_packet() {
     let good = finished(udp(b"hello"));
     assert_eq!(receive(&mut good.clone(), 1472), Ok(good.len()));
-    // More than the packet: the rest is left away, as the kernel would.
+    // Trailing bytes are ignored, as by the kernel.
     assert_eq!(
         receive(&mut [&good[..], &[9; 9]].concat(), 1472),
         Ok(good.len())
@@ -300,7 +300,7 @@ fn a_contradiction_is_no_packet() {
         let packet = Packet::parse(&mut packet).unwrap();
         assert_eq!(finish_checksum(packet, header), Err(Contradiction));
     }
-    // Offered to the kernel was neither segmentation of IPv6 nor fragmentation.
+    // We offer the kernel neither IPv6 segmentation nor fragmentation.
     for kind in [3, 4, 6] {
         let bytes = [0, kind, 0, 0, 1, 0, 0, 0, 0, 0];
         assert_eq!(VnetHeader::read(&bytes), None);
@@ -335,7 +335,7 @@ fn only_neighbours_are_put_together() {
 
 #[test]
 fn a_whole_packet_has_its_limits() {
-    // More segments than the kernel takes, and more bytes than a packet has.
+    // More segments than the kernel accepts, and more bytes than fit a packet.
     for (size, count, wholes) in [(1, 130, vec![64, 64, 2]), (1400, 60, vec![46, 14])] {
         let payloads: Vec<_> = (0..count)
             .map(|n: u16| {
@@ -366,7 +366,7 @@ fn what_is_not_a_whole_datagram_with_a_checksum_stays_alone() {
     assert!(alone(|p| p[26..28].fill(0)), "no checksum");
     assert!(alone(|p| p[6] = 0x60), "a fragment");
     assert!(alone(|p| p[25] -= 1), "a length of its own");
-    // The kernel never asks for a fragment to be cut.
+    // The kernel never asks to segment a fragment.
     let mut fragment = partial(udp(&[1; 100]));
     fragment[6] = 0x20;
     assert_eq!(cut(&fragment, Gso::Udp(10)), Err(Contradiction));

@@ -1,7 +1,7 @@
 //! The TUN device: raw IP packets, with the kernel's offloads (linux/if_tun.h, linux/virtio_net.h).
 //!
-//! With `IFF_VNET_HDR` every packet is preceded by a `virtio_net_hdr`. It lets the kernel hand over one packet of up to
-//! 64 KiB for many on the wire, with checksums begun but not finished, and takes the same from us.
+//! With `IFF_VNET_HDR` every packet is preceded by a `virtio_net_hdr`. With it the kernel passes one packet of up to 64
+//! KiB for many on the wire, with partial checksums, and accepts the same from us.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -24,18 +24,18 @@ const GSO_UDP_L4: u8 = 5;
 /// `VIRTIO_NET_HDR_GSO_ECN`: the congestion window reduced flag belongs to the first segment alone.
 const GSO_ECN: u8 = 0x80;
 
-/// What a packet is, in the words of its `virtio_net_hdr`. Fields are in the machine's own byte order.
+/// The decoded `virtio_net_hdr` of a packet. Its fields are in host byte order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct VnetHeader {
-    /// What to make of the packet before it may leave the machine.
+    /// How to segment the packet before sending.
     pub(super) gso: Gso,
-    /// Where an unfinished checksum begins and, from there, where it is stored.
+    /// Where a partial checksum starts (`csum_start`), and the offset of its field from there (`csum_offset`).
     pub(super) checksum: Option<(u16, u16)>,
     /// Length of all headers; a hint.
     pub(super) header_len: u16,
 }
 
-/// How a packet is to be cut into segments, each with so many bytes of payload.
+/// How to segment a packet, with the payload bytes per segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Gso {
     /// Not at all.
@@ -48,7 +48,7 @@ pub(super) enum Gso {
 }
 
 impl VnetHeader {
-    /// Reads a header; `None` where it asks for what was never offered to the kernel.
+    /// Reads a header; `None` if it uses a feature that we did not offer.
     pub(super) fn read(bytes: &[u8; HEADER_LEN]) -> Option<Self> {
         let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         let gso = match (bytes[1] & !GSO_ECN, word(4)) {
@@ -89,12 +89,12 @@ impl VnetHeader {
 #[derive(Debug)]
 pub(super) struct Queue {
     file: File,
-    /// Whether the kernel takes several UDP datagrams as one.
+    /// Whether the kernel accepts coalesced UDP datagrams.
     udp_segmentation: bool,
 }
 
 impl Queue {
-    /// Makes a TUN device, or another queue of one. Needs the capability `CAP_NET_ADMIN`.
+    /// Creates a TUN device, or another queue of one. Needs `CAP_NET_ADMIN`.
     pub(super) fn open(name: &InterfaceName, several: bool) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -136,7 +136,7 @@ impl AsFd for Queue {
     }
 }
 
-/// The two requests that a TUN device needs and no crate offers alone.
+/// The two ioctls that a TUN device needs; no crate offers just these.
 mod system {
     #![expect(
         unsafe_code,
@@ -148,7 +148,7 @@ mod system {
     nix::ioctl_write_ptr_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
     nix::ioctl_write_int_bad!(tunsetoffload, libc::TUNSETOFFLOAD);
 
-    /// Attaches an open file to the device of a name, which is made if need be.
+    /// Attaches an open file to the device with a name, creating it if needed (`TUNSETIFF`).
     pub(super) fn attach(file: &File, name: &InterfaceName, several: bool) -> io::Result<()> {
         let queues = if several { libc::IFF_MULTI_QUEUE } else { 0 };
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
@@ -167,10 +167,10 @@ mod system {
         Ok(())
     }
 
-    /// Lets the kernel leave checksums and segmentation to us. Returns whether that goes for UDP too.
+    /// Enables checksum and segmentation offload (`TUNSETOFFLOAD`). Returns whether UDP is included.
     pub(super) fn offload(file: &File) -> io::Result<bool> {
         let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO_ECN;
-        // The kernel wants both UDP flags or none; IPv6 never gets as far as being cut.
+        // The kernel requires both UDP flags or none; IPv6 packets are dropped before segmentation.
         let both = tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6;
         if set_offload(file, both).is_ok() {
             return Ok(true);

@@ -1,7 +1,6 @@
 //! One thread of the data plane: one queue of the TUN device, one socket.
 //!
-//! Nothing is allocated and nothing is locked for a packet. A change of the routes is noticed by one atomic load for
-//! each wake-up.
+//! The per-packet path neither allocates nor locks. Route changes are detected by one atomic load per wake-up.
 
 use std::io::{self, ErrorKind, IoSlice, PipeReader};
 use std::net::SocketAddrV4;
@@ -22,12 +21,12 @@ use super::socket::Socket;
 use super::tun::{Gso, HEADER_LEN, Queue, VnetHeader};
 use super::{Shared, Tunnel};
 
-/// Packets taken from the TUN device before the socket has its turn.
+/// Packets read from the TUN device before the socket's turn.
 const TURN: usize = 64;
-/// Room for what is received in one turn, in bytes.
+/// Receive buffer for one turn, in bytes.
 const ARENA: usize = 4 * MAX_PACKET;
 
-/// What one thread works with.
+/// The state of one thread.
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) queue: Queue,
@@ -40,7 +39,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Moves packets until the data plane is closed or its device is gone.
+    /// Moves packets until the data plane is closed or its device is removed.
     pub(super) fn run(self) {
         let shared = Arc::clone(&self.shared);
         if self.serve().is_err() {
@@ -81,7 +80,7 @@ impl Worker {
     }
 }
 
-/// What there is to do.
+/// Which files are ready.
 struct Ready {
     stop: bool,
     queue: bool,
@@ -116,7 +115,7 @@ struct Outward<'a> {
 }
 
 impl Outward<'_> {
-    /// Takes packets from the TUN device. Fails only if the device is gone.
+    /// Reads packets from the TUN device. Fails only if the device was removed.
     fn turn(&mut self, tunnel: &Tunnel, packet: &mut [u8]) -> io::Result<()> {
         let mut header = [0; HEADER_LEN];
         for _ in 0..TURN {
@@ -130,7 +129,7 @@ impl Outward<'_> {
         Ok(())
     }
 
-    /// Sends one packet of this host to the peer that has its destination.
+    /// Sends one packet from this host to the peer of its destination.
     fn send(&mut self, tunnel: &Tunnel, header: [u8; HEADER_LEN], bytes: &mut [u8]) {
         let parsed = VnetHeader::read(&header).zip(Packet::parse(bytes).ok());
         let Some((header, mut packet)) = parsed else {
@@ -149,7 +148,7 @@ impl Outward<'_> {
         }
     }
 
-    /// Puts a packet among those that wait to be sent, as many as the wire wants.
+    /// Queues a packet for sending, segmented as needed.
     fn put(
         &mut self,
         peer: SocketAddrV4,
@@ -171,7 +170,7 @@ impl Outward<'_> {
         Ok(())
     }
 
-    /// Tells a sender on this side why its packet went no further.
+    /// Sends an ICMP error to a sender on this host.
     fn report(&mut self, tunnel: &Tunnel, offender: View<'_>, reason: Reason) {
         if let Some(message) = self.message(tunnel, offender, reason)
             && self.reporter.send(&message).is_ok()
@@ -180,7 +179,7 @@ impl Outward<'_> {
         }
     }
 
-    /// Tells a sender behind a peer why its packet went no further.
+    /// Sends an ICMP error to a sender behind a peer.
     fn report_to_peer(&mut self, tunnel: &Tunnel, offender: View<'_>, reason: Reason) {
         if let Some(peer) = tunnel.routes.lookup(offender.source())
             && let Some(message) = self.message(tunnel, offender, reason)
@@ -199,7 +198,7 @@ impl Outward<'_> {
     }
 }
 
-/// Takes what the peers sent.
+/// Receives packets from the peers.
 fn inward(outward: &mut Outward<'_>, tunnel: &Tunnel, arena: &mut [u8]) {
     let mut sink = ToQueue {
         queue: outward.queue,
@@ -207,7 +206,7 @@ fn inward(outward: &mut Outward<'_>, tunnel: &Tunnel, arena: &mut [u8]) {
     };
     let mut coalescer = Coalescer::new(outward.queue.has_udp_segmentation());
     let mut rest = arena;
-    // Errors are those of one datagram; the next call tells of the next one.
+    // An error concerns one datagram; the next call handles the next one.
     while rest.len() >= MAX_PACKET
         && let Ok(Some(received)) = outward.socket.receive(rest)
     {
@@ -220,7 +219,7 @@ fn inward(outward: &mut Outward<'_>, tunnel: &Tunnel, arena: &mut [u8]) {
         {
             outward.cells.unknown_peer.add(count);
         }
-        // An empty datagram is one too.
+        // An empty datagram counts, too.
         if received.len == 0 {
             outward.cells.malformed.add(1);
         }
@@ -244,7 +243,7 @@ fn inward(outward: &mut Outward<'_>, tunnel: &Tunnel, arena: &mut [u8]) {
     coalescer.flush(&mut sink);
 }
 
-/// Hands packets to the kernel.
+/// Writes packets to the TUN device.
 struct ToQueue<'a> {
     queue: &'a Queue,
     cells: &'a Cells,

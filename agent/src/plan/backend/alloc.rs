@@ -1,10 +1,10 @@
-//! The alloc back end: a lease and `subnet.env`, nothing else. Packets find their way by other means.
+//! The alloc backend: a lease and `subnet.env`, nothing else. Packets are routed by other means.
 //!
 //! | object | is |
 //! |---|---|
 //! | none | |
 //!
-//! Its leases have no back-end type, like those of udp.
+//! Its leases have no backend type, like those of udp.
 
 use ipnet::IpNet;
 
@@ -19,13 +19,13 @@ use crate::plan::underlay::Underlay;
 /// The name of this backend in network configs.
 const KIND: &str = "alloc";
 
-/// Its line in the table.
+/// Its entry in the table.
 pub(super) static BACKEND: Definition = Definition {
     leaves_routes: true,
     ..Definition::new(KIND, |_, _| Ok(Box::new(AllocConfig)))
 };
 
-/// What its leases have for a type.
+/// The backend type in its leases.
 const LEASE_TYPE: &str = "";
 
 /// The alloc backend has no keys.

@@ -1,20 +1,20 @@
-//! The extension back end: the administrator's own commands reach the peers.
+//! The extension backend: the administrator's own commands set up the paths to peers.
 //!
 //! | object | is |
 //! |---|---|
-//! | hook of the own lease | `PostStartupCommand`, run at every start of the agent |
+//! | hook of the own lease | `PostStartupCommand`, runs at every start of the agent |
 //! | hook per peer | `SubnetAddCommand` when it appears or changes and at every start, `SubnetRemoveCommand` when it goes |
 //!
-//! `PreStartupCommand` runs before a lease is taken; what it prints is published as the lease's data, and given to the
-//! peers' commands on standard input, with a newline. Every command runs in a shell, as flannel's samples expect
+//! `PreStartupCommand` runs before a lease is taken; its output is published as the lease's data, and passed to the
+//! commands for a peer on standard input, with a newline. Every command runs in a shell, as flannel's samples expect
 //! (flannel itself splits it into words since 0.28.2). Environment: NETWORK, SUBNET and PUBLIC_IP, with IPv6 also
-//! IPV6NETWORK, IPV6SUBNET and PUBLIC_IPV6; NETWORK and IPV6NETWORK for `PostStartupCommand` alone. That one has them all
-//! whatever the families are, since scripts under `set -u` expect what flannel sets; what there is none of is as flannel
-//! prints it.
+//! IPV6NETWORK, IPV6SUBNET and PUBLIC_IPV6; NETWORK and IPV6NETWORK for `PostStartupCommand` alone. That command always
+//! gets all of them, because scripts under `set -u` expect the variables that flannel sets; a missing family has the
+//! value that flannel prints.
 //!
-//! `PreStartupCommand` and `PostStartupCommand` are run again until they succeed, with growing pauses; before that no
-//! command for a peer is run. One of those that fails is reported and run again with growing pauses too. The rest of the
-//! overlay does not wait for it.
+//! `PreStartupCommand` and `PostStartupCommand` are retried with backoff until they succeed; before that no command for
+//! a peer runs. A failed command for a peer is reported and retried with backoff, too; the rest of the overlay does not
+//! wait for it.
 //!
 //! The MTU is the underlay's. `ShutdownCommand` is accepted and never run, as in flannel: the data plane stays in place.
 
@@ -32,10 +32,10 @@ use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Hook, Key, Object, Scope, State};
 use crate::plan::underlay::Underlay;
 
-/// The name of this back end in network configs and leases.
+/// The name of this backend in network configs and leases.
 const KIND: &str = "extension";
 
-/// Its line in the table.
+/// Its entry in the table.
 pub(super) static BACKEND: Definition = Definition {
     memory: Some(MEMORY),
     runs_commands: true,
@@ -45,13 +45,13 @@ pub(super) static BACKEND: Definition = Definition {
     })
 };
 
-/// The key of the command that comes first.
+/// The key of the first command.
 const FIRST: &str = "PreStartupCommand";
 
-/// The file in the state directory that remembers for whom commands were run.
+/// The file in the state directory that records the peers whose commands have run.
 const MEMORY: &str = "extension.json";
 
-/// What flannel's `PostStartupCommand` sees of a family that there is not.
+/// The variables of a missing family in flannel's `PostStartupCommand`.
 const NOTHING: [(&str, &str); 5] = [
     ("NETWORK", "0.0.0.0/0"),
     ("SUBNET", "0.0.0.0/0"),
@@ -60,21 +60,21 @@ const NOTHING: [(&str, &str); 5] = [
     ("PUBLIC_IPV6", "<nil>"),
 ];
 
-/// Where it is remembered for whom commands were run.
+/// The file that records the peers whose commands have run.
 pub(crate) fn memory(state_dir: &Path) -> PathBuf {
     state_dir.join(MEMORY)
 }
 
-/// The extension keys of the network config's `Backend`; each command is a text for the shell.
+/// The extension keys of the network config's `Backend`; each command is run by the shell.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ExtensionConfig {
     /// Runs before a lease is taken; its output is the lease's data.
     pub pre_startup: Option<String>,
     /// Runs once the own subnet is known.
     pub post_startup: Option<String>,
-    /// Runs for a peer that is new, or has another address or other data.
+    /// Runs for a new peer, or one whose address or data changed.
     pub subnet_add: Option<String>,
-    /// Runs for a peer that is gone.
+    /// Runs for a removed peer.
     pub subnet_remove: Option<String>,
 }
 
@@ -102,7 +102,7 @@ impl Options for ExtensionConfig {
         })
     }
 
-    /// Asks for the output of the first command.
+    /// Requests the output of the first command.
     fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
         let (config, network) = (self.clone(), setup.config.clone());
         let (underlay, state_dir) = (setup.underlay.clone(), setup.state_dir.to_owned());
@@ -127,7 +127,7 @@ pub(super) struct ExtensionBackend {
     networks: Vec<IpNet>,
     underlay: Underlay,
     memory: PathBuf,
-    /// What the first command printed.
+    /// The output of the first command.
     data: Option<Box<RawValue>>,
 }
 
@@ -166,7 +166,7 @@ fn variables(
     }
 }
 
-/// What both kinds of commands are told about a lease.
+/// The environment of both kinds of commands for a lease.
 fn environment(key: &SubnetKey, attrs: &LeaseAttrs) -> Vec<(String, String)> {
     let mut environment = Vec::new();
     let text = |net: IpNet| net.to_string();
@@ -190,7 +190,7 @@ impl Backend for ExtensionBackend {
         self.underlay.mtu
     }
 
-    /// The address is the interface's own, as in flannel, even where the settings name another.
+    /// The address is the interface's own, as in flannel, even if the settings name another.
     fn lease_attrs(&self) -> LeaseAttrs {
         LeaseAttrs {
             public_ip: self.underlay.v4.map(|v4| v4.address),
@@ -255,8 +255,8 @@ impl Backend for ExtensionBackend {
             unset: self.config.subnet_remove.clone(),
             environment: environment(&peer.key, &peer.attrs),
             input: Some(format!("{}\n", data.unwrap_or_default())),
-            // As in flannel the rest goes on. A command such as flannel's sample `ip route add` fails whenever its work is done already,
-            // which it is when the agent starts again; and one that undoes it, when a reboot has done so.
+            // As in flannel, a failure does not stop the rest. A command such as flannel's sample `ip route add` fails
+            // if the route exists already, as after a restart of the agent; its undo command fails after a reboot.
             required: false,
         };
         Ok(vec![(Key::Hook(peer.key), Object::Hook(Box::new(hook)))])

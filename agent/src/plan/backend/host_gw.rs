@@ -1,14 +1,14 @@
-//! The host-gw back end: no encapsulation, the peers themselves are the gateways to their subnets.
+//! The host-gw backend: no encapsulation, the peers themselves are the gateways to their subnets.
 //!
 //! | object, for each family of the network | is | as flannel, except |
 //! |---|---|---|
 //! | route per peer | peer's subnet by the peer's public IP, over the underlay device | |
 //!
-//! Unlike those of other back ends the routes have their gateway in themselves, where flannel has it: one that takes our
-//! place deletes them by it, and could not if they led to a next-hop object.
+//! Unlike those of other backends, the routes have inline gateways, as in flannel: a flannel that replaces us deletes
+//! routes by gateway, which would fail for next-hop objects.
 //!
-//! It works where all nodes are on one network: a peer whose public IP is not on the underlay's link is refused, and so is
-//! a public IP of our own that is not the underlay device's address. The MTU is the underlay's.
+//! It requires all nodes on one layer 2 network: a peer whose public IP is not on the underlay's link is refused, and
+//! so is a public IP of our own that is not the underlay device's address. The MTU is the underlay's.
 
 use std::net::IpAddr;
 
@@ -22,10 +22,10 @@ use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Key, Object, Route, Scope, State};
 use crate::plan::underlay::{Face, Underlay};
 
-/// The name of this back end in network configs and leases.
+/// The name of this backend in network configs and leases.
 pub(crate) const KIND: &str = "host-gw";
 
-/// Its line in the table.
+/// Its entry in the table.
 pub(super) static BACKEND: Definition = Definition {
     side_by_side: true,
     ..Definition::new(KIND, |_, _| Ok(Box::new(HostGwConfig)))
@@ -35,7 +35,7 @@ pub(super) static BACKEND: Definition = Definition {
 #[derive(PartialEq, Eq, Debug)]
 struct HostGwConfig;
 
-/// The host-gw back end of one node.
+/// The host-gw backend of one node.
 #[derive(Clone, Debug)]
 pub(super) struct HostGwBackend {
     networks: Vec<IpNet>,
@@ -43,7 +43,7 @@ pub(super) struct HostGwBackend {
 }
 
 impl Options for HostGwConfig {
-    /// Refuses a node behind a NAT, whose public IP is not its own.
+    /// Refuses a node behind NAT, whose public IP is not on its interface.
     fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
         let networks = setup.config.networks();
         for face in networks.filter_map(|network| setup.underlay.face(network)) {
@@ -131,7 +131,7 @@ impl Backend for HostGwBackend {
     }
 }
 
-/// The address by which a peer on the underlay's link is reached.
+/// The gateway address of a peer on the underlay's link.
 fn gateway(face: &Face, subnet: IpNet, attrs: &LeaseAttrs) -> Result<IpAddr, PeerRefusal> {
     let public = attrs
         .address_for(subnet)

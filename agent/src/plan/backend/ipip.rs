@@ -1,15 +1,15 @@
-//! The ipip back end: IPv4 packets to the peers in IPv4 packets (RFC 2003), by the kernel's IP-in-IP device.
+//! The ipip backend: IPv4 in IPv4 (RFC 2003), by the kernel's IP-in-IP device.
 //!
 //! | object | is | as flannel, except |
 //! |---|---|---|
-//! | device `flannel.ipip` | LOCAL = the underlay device's address, any far end, MTU = underlay - 20 | |
+//! | device `flannel.ipip` | LOCAL = the underlay device's address, any remote, MTU = underlay - 20 | |
 //! | address | first address of the own subnet (`.0`), /32 | |
-//! | next hop per peer | the peer's public IP over `flannel.ipip`, onlink | flannel has it inside the route |
+//! | next hop per peer | the peer's public IP over `flannel.ipip`, onlink | flannel has an inline gateway |
 //! | route per peer | peer's subnet by that next hop | |
 //!
-//! With `DirectRouting`, a peer whose public IP lies in the underlay's on-link prefix is a plain gateway over the underlay
-//! device. IPv4 alone, as in flannel: where the network has IPv6 too, nodes get a subnet of it and reach nobody by it, and
-//! the log says so. The kernel makes a device `tunl0` of its own when its module is loaded; it is left alone.
+//! With `DirectRouting`, a peer whose public IP lies in the underlay's on-link prefix is a plain gateway over the
+//! underlay device. IPv4 only, as in flannel: in a dual-stack network nodes get an IPv6 subnet but reach no peer over
+//! it, and the log says so. The kernel's module creates a device `tunl0` when loaded; it is left alone.
 
 use std::net::IpAddr;
 
@@ -25,10 +25,10 @@ use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Ipip, Key, Link, LinkKind, Object, Scope, State};
 use crate::plan::underlay::Underlay;
 
-/// The name of this back end in network configs and leases.
+/// The name of this backend in network configs and leases.
 pub(crate) const KIND: &str = "ipip";
 
-/// Its line in the table.
+/// Its entry in the table.
 pub(super) static BACKEND: Definition = Definition {
     makes: |name, kind| matches!(kind, LinkKind::Ipip(_)) && name.as_str() == DEVICE,
     devices: &[DEVICE],
@@ -44,13 +44,13 @@ const DEVICE: &str = "flannel.ipip";
 /// The outer IPv4 header, in bytes.
 const OVERHEAD: u32 = 20;
 
-/// `ETH_MIN_MTU`, also the least that IPv4 allows (RFC 791).
+/// `ETH_MIN_MTU`, also IPv4's minimum (RFC 791).
 const MIN_MTU: u32 = 68;
 
 /// The ipip keys of the network config's `Backend`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IpipConfig {
-    /// Whether peers on the underlay's own network are reached without encapsulation, default off.
+    /// Whether to reach peers in the underlay's own network without encapsulation, default off.
     pub direct_routing: bool,
 }
 

@@ -1,8 +1,8 @@
-//! How a backend is made of what is found on a host.
+//! Opens a backend from its config and facts about the host.
 //!
-//! A backend cannot be planned from its config alone: the peers already know its MAC address or its key, and a TUN device
-//! has the first free name. A plan does no I/O. So making a backend is a row of questions ([`Opening`]), each with a pure
-//! function that takes the answer to the next question or to the backend; `host::open` answers them.
+//! The config alone is not enough: the peers already know the node's MAC address or key, and a TUN device gets the
+//! first free name. A plan does no I/O. So opening a backend is a series of questions ([`Opening`]), each with a pure
+//! function from the answer to the next question or to the backend; `host::open` answers them.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,57 +17,57 @@ use crate::plan::state::Link;
 use crate::plan::underlay::Underlay;
 use crate::plan::wireguard_key::PrivateKey;
 
-/// What a backend is made for.
+/// The inputs of a backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup<'a> {
-    /// The overlay networks, and how they are used.
+    /// The network config.
     pub config: &'a NetworkConfig,
     /// The device that carries the encapsulated packets.
     pub underlay: &'a Underlay,
-    /// Where the identity survives a reboot.
+    /// The state directory, where the identity survives a reboot.
     pub state_dir: &'a Path,
-    /// Whether to make a new identity, since an older node has the one that is there.
+    /// Whether to generate a new identity, because an older node has the current one.
     pub new_identity: bool,
-    /// What the first command of the config has printed, if it has run already.
+    /// The output of the config's first command, if it has run already.
     pub printed: Option<&'a str>,
 }
 
-/// A command of the administrator's that runs before a backend is made, which needs its output.
+/// A command of the administrator that runs before the backend is opened; the backend needs its output.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct FirstCommand {
-    /// The key of the network config that holds it.
+    /// Its key in the network config.
     pub(crate) key: &'static str,
     /// For the shell.
     pub(crate) command: String,
 }
 
-/// What follows from an answer.
+/// The next step, given an answer.
 pub(crate) type Then<T> = Box<dyn FnOnce(T) -> Opening + Send>;
 
-/// A backend on the way: what must be known or had next.
+/// The next step of opening a backend.
 pub(crate) enum Opening {
-    /// The backend is made.
+    /// The backend is ready.
     Ready(Box<dyn Backend>),
-    /// The name of a TUN device that no other agent on this host has.
+    /// The name for a TUN device, unused by other agents on this host.
     Tun(Then<InterfaceName>),
-    /// The device of this name, if there is one that the agent knows the kind of.
+    /// The existing device with this name, if it is of a kind that the agent knows.
     Device(InterfaceName, Then<Option<Link>>),
-    /// The MAC address by which the peers know a device. One that the device has already comes first.
+    /// The MAC address of a device; an existing device's is preferred.
     Mac {
         device: InterfaceName,
         existing: Option<MacAddr>,
         then: Then<MacAddr>,
     },
-    /// The key by which the peers know this node.
+    /// This node's private key.
     PrivateKey(Then<PrivateKey>),
-    /// What the first command prints.
+    /// The output of the first command.
     Output {
         command: FirstCommand,
         then: Then<String>,
     },
 }
 
-/// The question, in words.
+/// The question as text.
 impl fmt::Debug for Opening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -94,7 +94,7 @@ impl Opening {
 /// A backend cannot work on this host.
 #[derive(Debug, Error)]
 pub enum Unfit {
-    /// The backend needs to be reached at its own address.
+    /// The backend does not work behind NAT.
     #[error(
         "{kind} does not work behind a NAT: the public IP is {public}, but the interface has {address}"
     )]
@@ -103,10 +103,10 @@ pub enum Unfit {
         kind: &'static str,
         /// The interface's address.
         address: IpAddr,
-        /// The address that the settings tell peers to use.
+        /// The public IP in the settings.
         public: IpAddr,
     },
-    /// What the underlay carries leaves too little for IPv6.
+    /// The underlay's MTU is too small for IPv6 in the overlay.
     #[error(
         "IPv6 over {kind} needs an underlay with an MTU of at least {needed} bytes, but {interface} has {mtu}"
     )]
@@ -117,7 +117,7 @@ pub enum Unfit {
         interface: InterfaceName,
         /// Its MTU in bytes.
         mtu: u32,
-        /// The least that it may be.
+        /// The minimum.
         needed: u32,
     },
 }
@@ -166,7 +166,7 @@ mod tests {
         }
     }
 
-    /// All questions with their answers: a device is there for IPv4, and none or another program's for IPv6.
+    /// Answers all questions: the IPv4 device exists; the IPv6 one does not, or is another program's.
     fn answer_vxlan(existing_v6: Option<Link>) -> (Vec<String>, Box<dyn Backend>) {
         let mac: MacAddr = "02:00:00:00:00:07".parse().unwrap();
         let mut opening = open(r#"{"Type":"vxlan","VNI":3}"#).unwrap();

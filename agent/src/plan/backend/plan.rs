@@ -1,4 +1,4 @@
-//! The plan: the kernel state that the own lease and the accepted peers ask for, kept up to date peer by peer.
+//! The plan: the kernel state wanted by the own lease and the accepted peers, updated peer by peer.
 
 #[cfg(test)]
 mod tests;
@@ -10,10 +10,10 @@ use crate::cluster::lease::{Lease, SubnetKey};
 use crate::cluster::refusal::{Claimed, PeerRefusal};
 use crate::plan::state::{Delta, Key, Object, State};
 
-/// What the own lease and the peers ask for. Pure: it knows leases and objects, never the kernel.
+/// The wanted state of the own lease and the peers. Pure: it knows leases and objects, never the kernel.
 ///
-/// The caller sees to it that no two peers' subnets overlap. What else two peers can claim, such as a MAC address, goes
-/// to the older lease; the younger peer is refused, and takes its place as soon as the older one lets go.
+/// The caller ensures that no two peers' subnets overlap. Anything else that two peers can claim, such as a MAC
+/// address, goes to the older lease; the younger peer is refused until the older one gives up the claim.
 #[derive(Debug)]
 pub struct Plan {
     own: State,
@@ -30,7 +30,7 @@ type Age = (u64, SubnetKey);
 #[derive(Debug)]
 struct Peer {
     created: u64,
-    /// What reaches the peer, or why it cannot be reached. A peer whose claims lose keeps its objects here.
+    /// The peer's objects, or why it was refused. A peer whose claims lose keeps its objects here.
     objects: Result<Box<[(Key, Object)]>, PeerRefusal>,
 }
 
@@ -42,7 +42,7 @@ impl Peer {
         }
     }
 
-    /// What a peer with another subnet could claim as well.
+    /// Its claims that a peer with another subnet could make, too.
     fn claims(&self, subnet: &SubnetKey) -> impl Iterator<Item = (Key, Age)> {
         let keys = self.objects.iter().flatten().map(|(key, _)| key);
         keys.filter(|key| may_be_contested(key, subnet))
@@ -57,7 +57,8 @@ impl Plan {
         own: &SubnetKey,
         peers: impl IntoIterator<Item = &'a Lease>,
     ) -> Self {
-        // A tree that is made of a list has full nodes, one that grows in order has them half empty.
+        // Build the maps from lists: a B-tree built at once has full nodes, one that grows in order has half-empty
+        // ones.
         let (mut all, mut claims) = (Vec::new(), Vec::new());
         for lease in peers.into_iter().filter(|peer| peer.key != *own) {
             let peer = Peer::new(backend, lease);
@@ -75,7 +76,7 @@ impl Plan {
         plan
     }
 
-    /// Everything that is wanted.
+    /// The whole wanted state.
     pub fn state(&self) -> State {
         let accepted = |(key, _): &(&SubnetKey, &Peer)| !self.refused.contains_key(key);
         let peers = self.peers.iter().filter(accepted);
@@ -83,7 +84,7 @@ impl Plan {
         self.own.clone().into_iter().chain(objects).collect()
     }
 
-    /// Takes a new peer, or what changed about one; returns what that changes in the wanted state.
+    /// Adds or updates a peer; returns the change of the wanted state.
     pub fn set_peer(&mut self, backend: &dyn Backend, peer: &Lease) -> Delta {
         let mut touched = self.take(&peer.key);
         let inserted = self.insert(backend, peer);
@@ -92,7 +93,7 @@ impl Plan {
         self.delta(touched)
     }
 
-    /// Forgets a peer; returns what that changes in the wanted state.
+    /// Removes a peer; returns the change of the wanted state.
     pub fn remove_peer(&mut self, key: &SubnetKey) -> Delta {
         let touched = self.take(key);
         self.delta(touched)
@@ -108,7 +109,7 @@ impl Plan {
         self.refused.get(key)
     }
 
-    /// What reaches a peer; empty if it is refused, or if there is no such peer.
+    /// A peer's objects; empty if it is refused or unknown.
     pub fn peer(&self, key: &SubnetKey) -> &[(Key, Object)] {
         let accepted = self
             .peers
@@ -124,7 +125,7 @@ impl Plan {
         self.peers.len() - self.refused.len()
     }
 
-    /// Adds a peer; returns the peers whose objects may have changed by it.
+    /// Adds a peer; returns what it may have changed.
     fn insert(&mut self, backend: &dyn Backend, lease: &Lease) -> Touched {
         let peer = Peer::new(backend, lease);
         let mut touched = Touched::default();
@@ -140,7 +141,7 @@ impl Plan {
         touched
     }
 
-    /// Takes a peer out; returns the peers whose objects may have changed by it.
+    /// Takes a peer out; returns what that may have changed.
     fn take(&mut self, subnet: &SubnetKey) -> Touched {
         let mut touched = Touched::default();
         let Some(peer) = self.peers.remove(subnet) else {
@@ -157,7 +158,7 @@ impl Plan {
         touched
     }
 
-    /// What is wanted now of the touched keys, and of all keys of the touched peers.
+    /// The new wanted state of the touched keys, and of all keys of the touched peers.
     fn delta(&mut self, touched: Touched) -> Delta {
         self.settle(&touched.peers);
         let contested = |key: Key| {
@@ -182,7 +183,7 @@ impl Plan {
         delta
     }
 
-    /// The object that a contested key has, by the accepted peer with the oldest claim to it.
+    /// The object of a contested key, from the accepted peer with the oldest claim.
     fn claimed(&self, key: &Key) -> Option<Object> {
         let winner = self
             .claimants(key)
@@ -192,7 +193,7 @@ impl Plan {
         Some(object.clone())
     }
 
-    /// Everybody who claims a contested key, oldest lease first.
+    /// The claimants of a contested key, oldest lease first.
     fn claimants(&self, key: &Key) -> impl Iterator<Item = SubnetKey> {
         let lowest = SubnetKey { v4: None, v6: None };
         let key = key.clone();
@@ -202,7 +203,7 @@ impl Plan {
             .map(|&(_, (_, subnet))| subnet)
     }
 
-    /// Decides about peers again, after claims have changed.
+    /// Decides again about peers whose claims changed.
     fn settle(&mut self, peers: &BTreeSet<SubnetKey>) {
         for subnet in peers {
             let refusal = match self.peers.get(subnet).map(|peer| &peer.objects) {
@@ -217,7 +218,7 @@ impl Plan {
         }
     }
 
-    /// Who has an older claim to something that this peer needs. A shared next hop is no conflict.
+    /// An older claim to something that this peer needs, if there is one. A shared next hop is no conflict.
     fn older_claim(&self, subnet: &SubnetKey, objects: &[(Key, Object)]) -> Option<PeerRefusal> {
         objects.iter().find_map(|(key, _)| {
             if matches!(key, Key::NextHop(..)) || !may_be_contested(key, subnet) {
@@ -237,15 +238,15 @@ impl Plan {
     }
 }
 
-/// What one change of the peers may have changed in the wanted state.
+/// The parts of the wanted state that one change may have affected.
 #[derive(Default)]
 struct Touched {
     keys: BTreeSet<Key>,
     peers: BTreeSet<SubnetKey>,
 }
 
-/// Whether a peer with another subnet could want the same object. Keys made of the peer's own subnet alone are safe,
-/// because no two subnets overlap; leaving them out keeps the table of claims small.
+/// Whether a peer with another subnet could want the same object. Keys derived only from the peer's own subnet are
+/// safe, because no two subnets overlap; omitting them keeps the set of claims small.
 fn may_be_contested(key: &Key, subnet: &SubnetKey) -> bool {
     match key {
         Key::Neighbor(_, address) | Key::NextHop(_, address) => {

@@ -1,7 +1,7 @@
 //! The table of backends, and the `Backend` object of a network config.
 //!
-//! What the rest of the agent asks about a kind of backend is a field of [`Definition`], so that nothing else matches on
-//! kinds: cleanup, the privileges, the doctor, the hand-over from one backend to the next.
+//! Everything that cleanup, the privileges, the doctor and the switch between backends need to know about a backend is
+//! a field of [`Definition`], so that no other code matches on backends.
 
 use std::any::Any;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::base::net::InterfaceName;
 use crate::cluster::network_config::NetworkConfig;
 use crate::plan::state::{self, LinkKind};
 
-/// The backends. A new one is a file beside this one, and a line here.
+/// The backends. A new one needs a file beside this one and a line here.
 static BACKENDS: &[&Definition] = &[
     &super::alloc::BACKEND,
     &super::extension::BACKEND,
@@ -25,33 +25,33 @@ static BACKENDS: &[&Definition] = &[
     &super::wireguard::BACKEND,
 ];
 
-/// Reads a backend's keys of the network config, and refuses families that the backend does not carry.
+/// Parses a backend's keys of the network config, and refuses families that the backend does not carry.
 type Parse = fn(&Object<'_>, &NetworkConfig) -> Result<Box<dyn Options>, BackendConfigError>;
 
-/// What is to be known of a kind of backend, whatever its network config says.
+/// The properties of a backend that do not depend on its config.
 #[derive(Clone, Copy, Debug)]
 pub struct Definition {
-    /// The name, as the network config has it.
+    /// Its name in the network config.
     pub(crate) kind: &'static str,
-    /// Reads the keys.
+    /// Parses its keys.
     pub(super) parse: Parse,
-    /// Whether it makes such a device, by the device's name and kind.
+    /// Whether it creates devices with this name and kind.
     pub(super) makes: fn(&InterfaceName, &LinkKind) -> bool,
-    /// Its devices whose names no key changes.
+    /// Its devices with fixed names.
     pub(super) devices: &'static [&'static str],
-    /// Its file in the state directory, which goes when the host leaves; devices' MAC addresses apart.
+    /// Its file in the state directory, removed by cleanup; not the files of MAC addresses.
     pub(crate) memory: Option<&'static str>,
-    /// Whether it runs commands of the administrator's, which get all privileges that the agent was started with.
+    /// Whether it runs the administrator's commands, which get all privileges that the agent was started with.
     pub(crate) runs_commands: bool,
-    /// Whether others make the routes to the peers, so that none of them is known to be right or wrong.
+    /// Whether other programs make the routes to peers, so that the agent cannot judge them.
     pub(crate) leaves_routes: bool,
-    /// Whether it can be there beside the backend that takes its place, until the last peer has followed. Nothing that was
-    /// encrypted goes on in plain text, or the reverse, and an administrator's commands are not run beside another backend.
+    /// Whether it can run beside its successor until the last peer has switched. Not so if encrypted traffic would
+    /// continue in plain text or the reverse, and not for the administrator's commands.
     pub(crate) side_by_side: bool,
 }
 
 impl Definition {
-    /// A backend without devices or files, which cannot be beside another.
+    /// A backend without devices or files that cannot run beside another.
     pub(super) const fn new(kind: &'static str, parse: Parse) -> Self {
         Self {
             kind,
@@ -65,7 +65,7 @@ impl Definition {
         }
     }
 
-    /// Its devices whose names no key changes.
+    /// Its devices with fixed names.
     pub(crate) fn devices(&self) -> impl Iterator<Item = InterfaceName> {
         self.devices.iter().filter_map(|name| name.parse().ok())
     }
@@ -76,12 +76,12 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Definition> {
     BACKENDS.iter().copied()
 }
 
-/// The backend of a name.
+/// The backend with a name.
 pub(crate) fn find(kind: &str) -> Option<&'static Definition> {
     all().find(|backend| backend.kind == kind)
 }
 
-/// The backend that makes such a device, by the device's name and kind.
+/// The backend that creates such a device, by the device's name and kind.
 pub(crate) fn maker(name: &InterfaceName, object: &state::Object) -> Option<&'static Definition> {
     let state::Object::Link(link) = object else {
         return None;
@@ -89,9 +89,9 @@ pub(crate) fn maker(name: &InterfaceName, object: &state::Object) -> Option<&'st
     all().find(|backend| (backend.makes)(name, &link.kind))
 }
 
-/// Equality of what is behind two trait objects.
+/// Equality of two trait objects.
 pub(super) trait Same: Any {
-    /// Whether the other is of the same type, and equal.
+    /// Whether the other has the same type and value.
     fn is_same(&self, other: &dyn Any) -> bool;
 }
 
@@ -103,22 +103,22 @@ impl<T: Any + PartialEq> Same for T {
 
 /// The validated keys of one backend.
 pub(super) trait Options: Same + fmt::Debug + Send + Sync {
-    /// The devices that the backend will have, so far as the config says: a TUN device has the first free name.
+    /// The backend's devices as far as the config determines them: a TUN device gets the first free name.
     fn devices(&self, _: &NetworkConfig) -> Vec<InterfaceName> {
         Vec::new()
     }
 
-    /// The UDP port that it receives on; the lower one of two.
+    /// The UDP port that it listens on; the lower of two.
     fn port(&self) -> Option<u16> {
         None
     }
 
-    /// The command that runs before the backend is made, if there is one.
+    /// The command that runs before the backend is opened, if any.
     fn first_command(&self) -> Option<FirstCommand> {
         None
     }
 
-    /// Begins to make the backend.
+    /// Starts opening the backend.
     ///
     /// # Errors
     ///
@@ -126,21 +126,21 @@ pub(super) trait Options: Same + fmt::Debug + Send + Sync {
     fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit>;
 }
 
-/// No backend can do what the network config asks for.
+/// The `Backend` part of a network config is unusable.
 #[derive(Debug, Error)]
 pub enum BackendConfigError {
-    /// There is nothing that the backend carries.
+    /// The network has no family that the backend carries.
     #[error(
         "EnableIPv4: false is not possible with the backend {0}, which carries IPv4 alone; allowed: true"
     )]
     Ipv6Alone(&'static str),
-    /// A mode of the wireguard backend that travels over a family which the network has not.
+    /// A mode of the wireguard backend needs a family that the network does not have.
     #[error("Backend: Mode is not possible without {0}: true; allowed: \"separate\" or \"auto\"")]
     ModeWithout(&'static str),
-    /// No such backend.
+    /// Unknown backend.
     #[error("the backend {0:?} does not exist; the backends are: {list}", list = names())]
     Kind(String),
-    /// One key is wrong. The text is whole: it is not the cause of another.
+    /// A key is invalid. The text is complete; it has no source.
     #[error("Backend: {0}")]
     Json(GoJsonError),
 }
@@ -171,11 +171,11 @@ impl PartialEq for BackendConfig {
 }
 
 impl BackendConfig {
-    /// Reads the backend's part of a network config, and sees to it that the backend carries the families asked for.
+    /// Parses the backend's part of a network config, and checks that the backend carries the network's families.
     ///
     /// # Errors
     ///
-    /// Names the key, the value and what is allowed.
+    /// Names the key, the value and the allowed values.
     pub fn parse(config: &NetworkConfig) -> Result<Self, BackendConfigError> {
         let spec = &config.backend;
         let options = Object::parse(spec.options.get())?;
@@ -187,7 +187,7 @@ impl BackendConfig {
         })
     }
 
-    /// What is known of its kind.
+    /// The definition of its kind.
     pub(crate) fn definition(&self) -> &'static Definition {
         self.definition
     }
@@ -197,22 +197,22 @@ impl BackendConfig {
         self.definition.kind
     }
 
-    /// The devices that the backend will have, so far as the config says: a TUN device has the first free name.
+    /// The backend's devices as far as the config determines them: a TUN device gets the first free name.
     pub(crate) fn devices(&self, network: &NetworkConfig) -> Vec<InterfaceName> {
         self.options.devices(network)
     }
 
-    /// The UDP port that it receives on; the lower one of two.
+    /// The UDP port that it listens on; the lower of two.
     pub fn port(&self) -> Option<u16> {
         self.options.port()
     }
 
-    /// The command that runs before the backend is made, if there is one.
+    /// The command that runs before the backend is opened, if any.
     pub(crate) fn first_command(&self) -> Option<FirstCommand> {
         self.options.first_command()
     }
 
-    /// Begins to make the backend.
+    /// Starts opening the backend.
     ///
     /// # Errors
     ///
@@ -255,7 +255,7 @@ mod tests {
             let key = format!("{first}{}=", "A".repeat(42));
             parse(&format!(r#"{{"Type":"wireguard","PSK":"{key}"}}"#))
         };
-        // What a Debug does not show counts as well.
+        // Fields that Debug hides are compared, too.
         assert_eq!(keyed("B"), keyed("B"));
         assert_ne!(keyed("B"), keyed("C"));
         assert_eq!(parse(r#"{"Type":"alloc"}"#), parse(r#"{"Type":"alloc"}"#));

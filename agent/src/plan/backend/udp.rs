@@ -1,16 +1,16 @@
-//! The udp back end: IPv4 packets to the peers in UDP, by a TUN device and our own data plane ([`crate::host::udp`]).
+//! The udp backend: IPv4 in UDP, by a TUN device and our own data plane ([`crate::host::udp`]).
 //!
 //! | object | is | as flannel, except |
 //! |---|---|---|
-//! | TUN device `flannel0`, or the first free one after it, with a data plane | UDP on the underlay device's address, MTU = underlay - 28 | several queues, offloads |
+//! | TUN device `flannel0`, or the first free one after it, with a data plane | UDP on the underlay's address, MTU = underlay - 28 | several queues, offloads |
 //! | address | first address of the own subnet (`.0`), /32 | |
-//! | route | the whole network by the device; each peer's subnet where the underlay is inside the network | the whole network always, which leads the rest of the site into the device |
-//! | forwarding entry per peer | peer's subnet → peer's public IP, at our own port | the longest prefix counts, not the first in a list |
+//! | route | the whole network over the device; each peer's subnet if the underlay is inside the network | always the whole network, which routes the rest of the site into the device |
+//! | forwarding entry per peer | peer's subnet → peer's public IP, at our own port | longest prefix match, not the first in a list |
 //!
-//! This is what flannel takes where a network config names no back end. The device lives with the agent, as it does with
-//! flannel's daemon. A lease has no type and no data; one whose type says that it is another back end's is refused, which
-//! flannel does not do: there is nobody at the port. IPv4 alone, as in flannel: where the network has IPv6 too, nodes
-//! get a subnet of it and reach nobody by it, and the log says so.
+//! This is flannel's default if a network config names no backend. The device exists while the agent runs, as with
+//! flannel's daemon. A lease has no type and no data; one with the type of another backend is refused, unlike in
+//! flannel: nothing listens on the port. IPv4 only, as in flannel: in a dual-stack network nodes get an IPv6 subnet but
+//! reach no peer over it, and the log says so.
 
 use std::net::{IpAddr, SocketAddrV4};
 
@@ -26,10 +26,10 @@ use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Tun};
 use crate::plan::underlay::Underlay;
 
-/// The name of this back end in network configs.
+/// The name of this backend in network configs.
 pub(crate) const KIND: &str = "udp";
 
-/// Its line in the table.
+/// Its entry in the table.
 pub(super) static BACKEND: Definition = Definition {
     makes: |name, kind| matches!(kind, LinkKind::Tun(_)) && is_device_name(name),
     side_by_side: true,
@@ -38,16 +38,16 @@ pub(super) static BACKEND: Definition = Definition {
     })
 };
 
-/// What its leases have for a type.
+/// The backend type in its leases.
 const LEASE_TYPE: &str = "";
 
-/// What flannel's name for the device begins with; the first free number follows.
+/// The prefix of flannel's device name; the first free number follows.
 const DEVICE: &str = "flannel";
 
 /// Outer IPv4 20 + UDP 8 bytes.
 const OVERHEAD: u32 = 28;
 
-/// `ETH_MIN_MTU`, also the least that IPv4 allows (RFC 791).
+/// `ETH_MIN_MTU`, also IPv4's minimum (RFC 791).
 const MIN_MTU: u32 = 68;
 
 /// flannel's port.
@@ -116,7 +116,7 @@ impl UdpBackend {
     }
 }
 
-/// Whether a device has such a name: `flannel0`, `flannel1` and so on.
+/// Whether a name is `flannel0`, `flannel1` and so on.
 fn is_device_name(name: &InterfaceName) -> bool {
     let number = name.as_str().strip_prefix(DEVICE);
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
@@ -281,7 +281,7 @@ mod tests {
         let mut near = peer("", [192, 0, 2, 7]);
         near.key = SubnetKey::new("192.5.1.0/24".parse().ok(), None);
         assert_eq!(routes(backend.peer(&near).unwrap()), ["route 192.5.1.0/24"]);
-        // From outside a peer inside is not reached: the way to it would lead into the device.
+        // From outside the network, a peer inside is unreachable: the route to it would lead into the device.
         let outside = self::backend("{}").peer(&peer("", [10, 5, 200, 1]));
         assert_eq!(
             outside.unwrap_err().to_string(),

@@ -1,17 +1,17 @@
-//! The vxlan back end: Ethernet frames to the peers' VTEPs in UDP, by the kernel's VXLAN device.
+//! The vxlan backend: Ethernet in UDP to the peers' VTEPs, by the kernel's VXLAN device.
 //!
 //! | object, for each family of the network | is | as flannel, except |
 //! |---|---|---|
-//! | device `flannel.<VNI>`, for IPv6 `flannel-v6.<VNI>` | LOCAL = the underlay device's address | LOCAL is the public IP there, which NAT breaks |
-//! | its MTU | underlay - 50, for IPv6 - 70 | 50 for both, too little for an outer IPv6 header |
+//! | device `flannel.<VNI>`, for IPv6 `flannel-v6.<VNI>` | LOCAL = the underlay device's address | LOCAL is the public IP, which breaks behind NAT |
+//! | its MTU | underlay - 50, for IPv6 - 70 | 50 for both, too small for an outer IPv6 header |
 //! | its outer UDP checksum | none, unless `Checksum` asks for it | left to the kernel, which computes one |
 //! | address | first address of the own subnet (`.0`), /32 or /128 | |
 //! | FDB entry per peer | peer's VTEP MAC → peer's public IP | |
-//! | neighbour per peer | first address of the peer's subnet → peer's VTEP MAC | |
-//! | next hop per peer | via that address, onlink | flannel has it inside the route |
+//! | neighbor entry per peer | first address of the peer's subnet → peer's VTEP MAC | |
+//! | next hop per peer | via that address, onlink | flannel has an inline gateway |
 //! | route per peer | peer's subnet by that next hop | |
 //!
-//! IPv4 in the overlay travels over IPv4, IPv6 over IPv6. With `DirectRouting`, a peer whose public IP lies in the
+//! Overlay IPv4 is carried over IPv4, IPv6 over IPv6. With `DirectRouting`, a peer whose public IP lies in the
 //! underlay's on-link prefix has a plain route via its public IP instead of the last four.
 
 #[cfg(test)]
@@ -33,10 +33,10 @@ use crate::cluster::refusal::PeerRefusal;
 use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Vxlan};
 use crate::plan::underlay::{Face, Underlay};
 
-/// The name of this back end in network configs and leases.
+/// The name of this backend in network configs and leases.
 pub(crate) const KIND: &str = crate::cluster::network_config::VXLAN;
 
-/// Its line in the table.
+/// Its entry in the table.
 pub(super) static BACKEND: Definition = Definition {
     makes: |name, kind| match kind {
         LinkKind::Vxlan(vxlan) => {
@@ -67,19 +67,19 @@ const MAX_VNI: u32 = 9_999_999;
 /// The largest VNI that fits the device name `flannel-v6.<VNI>`.
 const MAX_VNI_V6: u32 = 9_999;
 
-/// `ETH_MIN_MTU`: no device takes less.
+/// `ETH_MIN_MTU`: the kernel's minimum.
 const MIN_MTU: u32 = 68;
 
-/// `IPV6_MIN_MTU`: with less, a device has no IPv6 (RFC 8200 §5).
+/// `IPV6_MIN_MTU`: below it the kernel disables IPv6 on a device (RFC 8200 §5).
 const MIN_MTU_V6: u32 = 1280;
 
-/// What a switch takes, for messages.
+/// The allowed values of a switch, for messages.
 const BOOLEAN: &str = "true or false";
 
 /// The vxlan keys of the network config's `Backend`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VxlanConfig {
-    /// VXLAN network identifier, 0 to 9,999,999, with IPv6 to 9,999; default 1. Part of the devices' names.
+    /// VXLAN network identifier, 0 to 9,999,999, with IPv6 to 9,999; default 1. Part of the device names.
     pub vni: u32,
     /// UDP port, default 8472.
     pub port: u16,
@@ -87,13 +87,13 @@ pub struct VxlanConfig {
     pub mtu: Option<u32>,
     /// Group policy extension, default off.
     pub gbp: bool,
-    /// Whether the kernel learns forwarding entries from frames, default off.
+    /// Whether the kernel learns FDB entries from frames, default off.
     pub learning: bool,
-    /// Whether peers on the underlay's own network are reached without encapsulation, default off.
+    /// Whether to reach peers in the underlay's own network without encapsulation, default off.
     pub direct_routing: bool,
-    /// Whether outer UDP packets over IPv4 carry a checksum; an existing device is left as it is, a new one made without,
-    /// if absent. Ours; flannel leaves it to the kernel, which computes one. RFC 7348 §5 wants it to be zero, and a good
-    /// many NICs get it wrong when the inner packet was translated (flannel's issue 1279).
+    /// Whether outer UDP packets over IPv4 carry a checksum; if absent, an existing device is left as it is and a new
+    /// one is created without. Our own key; flannel leaves it to the kernel, which computes one. RFC 7348 §5 recommends
+    /// zero, and many NICs compute it wrong if the inner packet was translated (flannel issue 1279).
     pub checksum: Option<bool>,
 }
 
@@ -137,7 +137,7 @@ impl Options for VxlanConfig {
     }
 
     fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
-        // The kernel would only say "invalid argument".
+        // Check here: the kernel would only report "invalid argument".
         let needed = MIN_MTU_V6 + OVERHEAD_V6;
         if setup.config.ipv6.is_some() && setup.underlay.mtu < needed {
             return Err(Unfit::Narrow {
@@ -153,8 +153,8 @@ impl Options for VxlanConfig {
     }
 }
 
-/// Asks for the identity of one device after the other, and makes the backend when all are known: with the MAC addresses
-/// that the peers already know, if there are any.
+/// Requests the identity of each device in turn, then creates the backend: with the MAC addresses that the peers
+/// already know, if any.
 fn identify(
     config: VxlanConfig,
     underlay: Underlay,
@@ -195,7 +195,7 @@ struct LeaseData {
     mac: MacAddr,
 }
 
-/// The vxlan back end of one node.
+/// The vxlan backend of one node.
 #[derive(Debug)]
 pub(super) struct VxlanBackend {
     config: VxlanConfig,
@@ -204,14 +204,14 @@ pub(super) struct VxlanBackend {
     v6: Option<Half>,
 }
 
-/// What a device has that is not from the config, so that an existing one need not be made anew.
+/// The properties of a device that are not in the config, kept so that an existing one need not be recreated.
 #[derive(Clone, Copy, Debug)]
 struct Identity {
     mac: MacAddr,
     checksum: bool,
 }
 
-/// What carries one family.
+/// The device of one family.
 #[derive(Debug)]
 struct Half {
     link: InterfaceName,
@@ -236,8 +236,7 @@ fn device_name(vni: u32, network: IpNet) -> InterfaceName {
 }
 
 impl VxlanBackend {
-    /// `identities` has the overlay networks and, for each, the identity of its device. A family that the underlay has
-    /// not is left out.
+    /// `identities` has the identity of each overlay network's device. A family that the underlay lacks is skipped.
     fn new(config: &VxlanConfig, underlay: &Underlay, identities: &[(IpNet, Identity)]) -> Self {
         let half = |v4: bool| {
             let mut families = identities.iter();
@@ -297,7 +296,7 @@ impl Half {
             IpNet::V4(_) => (OVERHEAD_V4, MIN_MTU),
             IpNet::V6(_) => (OVERHEAD_V6, MIN_MTU_V6),
         };
-        // The kernel refuses more than the underlay device carries (`vxlan_change_mtu()`), whatever the config says.
+        // Whatever the config says, the kernel refuses an MTU above the underlay device's (`vxlan_change_mtu()`).
         let outer = config.mtu.unwrap_or(underlay.mtu).min(underlay.mtu);
         Some(Self {
             link: device_name(config.vni, network),
@@ -336,9 +335,9 @@ impl Half {
         }
     }
 
-    /// What the peers must know.
+    /// The lease data for peers.
     fn data(&self, vni: u32) -> Option<Box<RawValue>> {
-        // A number and a string always serialize.
+        // Cannot fail: a number and a string always serialize.
         to_raw_value(&LeaseData {
             vni,
             mac: self.identity.mac,

@@ -1,28 +1,28 @@
-//! The wireguard back end: IP packets to the peers in WireGuard's encrypted ones, by the kernel's WireGuard device.
+//! The wireguard backend: IP in WireGuard, by the kernel's WireGuard device.
 //!
 //! | object | is | as flannel, except |
 //! |---|---|---|
-//! | device `flannel-wg`, and `flannel-wg-v6` in mode `separate` | UDP port from the config, MTU = underlay - 80 | it stays when the agent ends, and is taken over at the next start with all sessions |
+//! | device `flannel-wg`, and `flannel-wg-v6` in mode `separate` | UDP port from the config, MTU = underlay - 80 | it stays when the agent stops, and the next start takes it over with all sessions |
 //! | address on it, per family | first address of the own subnet (`.0`), /32 or /128 | |
-//! | route per family | the whole overlay network, by the device itself; each peer's subnets where the underlay is inside that network | the whole network always, which leads the rest of the site into the device |
-//! | peer per peer and device | its public key; endpoint, pre-shared key, keepalive; its subnets as allowed IPs | all peers of the device are the plan's: one whose node has a new key, or has gone, does not stay |
+//! | route per family | the whole overlay network over the device; each peer's subnets if the underlay is inside that network | always the whole network, which routes the rest of the site into the device |
+//! | peer per peer and device | its public key; endpoint, pre-shared key, keepalive; its subnets as allowed IPs | the plan owns all peers of the device: the peer of a node with a new key, or of a removed node, is removed |
 //!
-//! In mode `separate`, the default, each family of the overlay has a device, and its packets travel over the same family.
-//! In the others `flannel-wg` carries all, over IPv4 (`ipv4`), IPv6 (`ipv6`) or whichever of a peer's addresses is more
-//! likely to be reached from here (`auto`).
+//! In mode `separate`, the default, each family of the overlay has its own device and is carried over the same family.
+//! In the others `flannel-wg` carries both, over IPv4 (`ipv4`), IPv6 (`ipv6`) or the one that is more likely to reach
+//! the peer (`auto`).
 //!
-//! The outer headers are 60 bytes over IPv4 (20 + UDP 8 + WireGuard 32) and 80 over IPv6. As in flannel 80 are always
-//! left for them: with the same underlay all nodes then have the same MTU, whatever mode each sees its peers by.
+//! The outer headers are 60 bytes over IPv4 (20 + UDP 8 + WireGuard 32) and 80 over IPv6. As in flannel, 80 are always
+//! reserved, so that all nodes with the same underlay have the same MTU, whichever family they use.
 //!
-//! The lease says which port the node listens on. In the modes with one device flannel publishes `ListenPortV6` with its
-//! IPv6 data, on which nothing listens; so of a peer's data that for IPv4 counts where there is both.
+//! The lease holds the node's listen port. In the modes with one device flannel publishes `ListenPortV6` with its IPv6
+//! data, although nothing listens there; so a peer's IPv4 data takes precedence.
 //!
 //! # Encrypt
 //!
-//! `"Encrypt": true`, beside `Backend` and not in it, makes this the back end of a network that names vxlan or none, with
-//! its defaults or with its keys in the `Backend` object; those of vxlan mean nothing then, but for `MTU`. The key is
-//! ours. flannel skips it and runs what `Backend` says: its nodes and ours do not reach one another then, and report each
-//! other's leases as of another back end. A cluster with both names `"Type": "wireguard"`.
+//! `"Encrypt": true`, beside `Backend` and not in it, selects this backend in a network that names vxlan or none, with
+//! the defaults or with this backend's keys in the `Backend` object; vxlan's keys are then ignored, except `MTU`. The
+//! key is our own. flannel ignores it and runs the backend in `Backend`: its nodes and ours then cannot reach each
+//! other, and refuse each other's leases as of another backend. A mixed cluster must use `"Type": "wireguard"`.
 
 mod config;
 #[cfg(test)]
@@ -46,10 +46,10 @@ use crate::plan::state::{Key, Link, LinkKind, Object, Scope, State, Wireguard, W
 use crate::plan::underlay::Underlay;
 use crate::plan::wireguard_key::{PrivateKey, PublicKey};
 
-/// The name of this back end in network configs and leases.
+/// The name of this backend in network configs and leases.
 pub(crate) const KIND: &str = crate::cluster::network_config::WIREGUARD;
 
-/// Its line in the table.
+/// Its entry in the table.
 pub(super) static BACKEND: Definition = Definition {
     makes: |name, kind| matches!(kind, LinkKind::Wireguard(_)) && DEVICES.contains(&name.as_str()),
     devices: &DEVICES,
@@ -59,7 +59,7 @@ pub(super) static BACKEND: Definition = Definition {
     })
 };
 
-/// The file in the state directory that keeps the private key.
+/// The file in the state directory that stores the private key.
 pub(crate) const KEY_FILE: &str = "wireguard.key";
 
 /// Outer IPv6 40 + UDP 8 + WireGuard's header 16 and authentication tag 16 bytes.
@@ -68,10 +68,10 @@ const OVERHEAD: u32 = 80;
 /// flannel's names for the devices: the second is for IPv6 in mode `separate`.
 const DEVICES: [&str; 2] = ["flannel-wg", "flannel-wg-v6"];
 
-/// The least that IPv4 allows (RFC 791).
+/// IPv4's minimum (RFC 791).
 const MIN_MTU: u32 = 68;
 
-/// The least that IPv6 allows (RFC 8200 §5); below, the kernel turns IPv6 off on the device.
+/// IPv6's minimum (RFC 8200 §5); below it the kernel disables IPv6 on the device.
 const MIN_MTU_V6: u32 = 1280;
 
 /// What a wireguard node publishes about itself, in flannel's field order.
@@ -85,11 +85,11 @@ struct LeaseData {
 /// What a peer publishes about itself.
 struct PeerData {
     key: PublicKey,
-    /// `None` if it listens on the port that we listen on, as the nodes of flannel's older releases do.
+    /// `None` means the same port as ours, as with older flannel releases.
     port: Option<u16>,
 }
 
-/// The wireguard back end of one node.
+/// The wireguard backend of one node.
 #[derive(Clone, Debug)]
 pub(super) struct WireguardBackend {
     config: WireguardConfig,
@@ -115,7 +115,7 @@ impl Options for WireguardConfig {
         Some(self.port.min(self.port_v6))
     }
 
-    /// With the key that the peers already know, if there is one.
+    /// Uses the key that the peers already know, if any.
     fn open(&self, setup: Setup<'_>) -> Result<Opening, Unfit> {
         let (config, underlay) = (self.clone(), setup.underlay.clone());
         let networks = setup.config.networks().collect();
@@ -174,7 +174,7 @@ impl WireguardBackend {
         self.networks.iter().any(|net| net.addr().is_ipv6())
     }
 
-    /// What the peers must know about the networks of one family.
+    /// The lease data for one family.
     fn data(&self, v4: bool) -> Option<Box<RawValue>> {
         let tunnels = self.tunnels();
         let carries = |tunnel: &&Tunnel<'_>| {
@@ -185,11 +185,11 @@ impl WireguardBackend {
             public_key: self.public_key.to_string(),
             port: tunnels.iter().find(carries)?.port,
         };
-        // A string and a number always serialize.
+        // Cannot fail: a string and a number always serialize.
         to_raw_value(&data).ok()
     }
 
-    /// The peer of one device that leads to a node's subnets.
+    /// The WireGuard peer on one device for a node's subnets.
     fn reach(
         &self,
         tunnel: &Tunnel<'_>,
@@ -227,7 +227,7 @@ impl WireguardBackend {
         ))
     }
 
-    /// What a peer says of itself for the first of these subnets for which it says anything; IPv4 comes first.
+    /// A peer's data for the first of these subnets that has any; IPv4 comes first.
     fn peer_data(&self, subnets: &[IpNet], attrs: &LeaseAttrs) -> Result<PeerData, PeerRefusal> {
         for subnet in subnets {
             let data = match subnet {
@@ -243,7 +243,7 @@ impl WireguardBackend {
         ))
     }
 
-    /// The address to which encrypted packets for these subnets of a peer are sent.
+    /// The endpoint address for these subnets of a peer.
     fn endpoint(&self, subnets: &[IpNet], attrs: &LeaseAttrs) -> Result<IpAddr, PeerRefusal> {
         let v4 = attrs.public_ip.map(IpAddr::V4);
         let v6 = attrs.public_ipv6.map(IpAddr::V6);
@@ -260,8 +260,8 @@ impl WireguardBackend {
         }
     }
 
-    /// Mode `auto`: over IPv4 to a peer whose IPv4 address is public; else over IPv6 if both ends' addresses are public;
-    /// else over IPv4. A family that one of the two has not is out of the question.
+    /// Mode `auto`: over IPv4 to a peer whose IPv4 address is public; else over IPv6 if both ends' addresses are
+    /// public; else over IPv4. A family that either end lacks is never used.
     fn prefers_v6(&self, attrs: &LeaseAttrs) -> bool {
         let v4 = attrs.public_ip.filter(|_| self.underlay.v4.is_some());
         let v6 = attrs.public_ipv6.zip(self.underlay.v6);
@@ -283,7 +283,7 @@ impl WireguardBackend {
     }
 }
 
-/// Reads what a peer says of itself; `None` if it has no key.
+/// Parses a peer's data; `None` if it has no key.
 fn read_peer_data(data: &RawValue) -> Result<Option<PeerData>, PeerRefusal> {
     let unusable = |error: go_json::GoJsonError| PeerRefusal::BackendData(error.to_string());
     let object = go_json::Object::parse(data.get()).map_err(unusable)?;
@@ -325,7 +325,7 @@ impl Backend for WireguardBackend {
         })
     }
 
-    /// Both devices, so that the one of a former mode goes.
+    /// Both devices, so that the second one is removed when the mode changes.
     fn scope(&self) -> Scope {
         Scope {
             links: device_names().into(),

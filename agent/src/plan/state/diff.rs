@@ -1,5 +1,4 @@
-//! The difference between what is wanted and what was seen, in the order in which it can be applied without losing
-//! packets of objects that stay.
+//! The difference between the wanted and the observed state, in an order that loses no packets of objects that stay.
 
 use std::fmt;
 
@@ -9,20 +8,20 @@ use crate::base::net::InterfaceName;
 /// One step towards the wanted state.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Create the object, or turn what is there into it.
+    /// Create the object, or change the existing one into it.
     Set {
         /// Which object.
         key: Key,
-        /// How it shall be.
+        /// Its wanted attributes.
         object: Object,
-        /// How it was when last seen; `None` if it did not exist.
+        /// Its last observed attributes; `None` if it did not exist.
         was: Option<Object>,
     },
     /// Remove the object.
     Del {
         /// Which object.
         key: Key,
-        /// How it was when last seen.
+        /// Its last observed attributes.
         was: Object,
     },
 }
@@ -50,7 +49,7 @@ impl fmt::Display for Change {
     }
 }
 
-/// What it takes to turn an observed device into the wanted one.
+/// How to turn an observed device into the wanted one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LinkChange {
     /// Nothing.
@@ -58,8 +57,8 @@ pub enum LinkChange {
     /// The kind's `changelink()` and `dev_set_…()` can do it: outer source address, learning, MTU, MAC address, up;
     /// and of WireGuard everything.
     InPlace,
-    /// The kernel fixes what differs at creation: the kind; of VXLAN the VNI, port, underlay device, outer family, group
-    /// policy and checksums; of a TUN device all that its data plane was opened with.
+    /// The kernel fixes what differs at creation: the kind; of VXLAN the VNI, port, underlay device, outer family,
+    /// group policy and checksums; of a TUN device all settings of its data plane.
     Recreate,
 }
 
@@ -91,12 +90,12 @@ impl LinkChange {
     }
 }
 
-/// What the kernel drops by itself while the links are brought into shape, and what therefore must be made again.
+/// What the kernel drops when links change, and what must therefore be created again.
 #[derive(Default)]
 struct Losses<'a> {
-    /// Devices that are removed, for good or to be created anew.
+    /// Devices that are removed, for good or to be recreated.
     gone: Vec<&'a InterfaceName>,
-    /// Devices whose own address changes, which empties their neighbour table (`neigh_changeaddr()`).
+    /// Devices whose own address changes, which empties their neighbor table (`neigh_changeaddr()`).
     readdressed: Vec<&'a InterfaceName>,
 }
 
@@ -135,9 +134,9 @@ impl<'a> Losses<'a> {
 
 /// Lists the changes that turn `observed` into `desired`; none if they are equal.
 ///
-/// Everything that is wanted is set first, in key order, then what is not wanted is removed in reverse order: a route
-/// always points at a complete path, the old one or the new one. Exceptions are a device that must be created anew, and an
-/// address of ours that is a peer's now: the kernel takes no gateway that is the host's own.
+/// Wanted objects are set first, in key order, then unwanted ones are removed in reverse order: a route always points
+/// at a complete path, the old or the new one. Exceptions are a device that must be recreated, and an address of ours
+/// that now belongs to a peer: the kernel refuses a gateway that is a local address.
 pub fn diff(desired: &State, observed: &State) -> Vec<Change> {
     let losses = Losses::of(desired, observed);
     let mut changes = Vec::new();
@@ -171,7 +170,7 @@ pub fn diff(desired: &State, observed: &State) -> Vec<Change> {
 
 /// As [`diff`], but looks at the given keys only, so that one peer's change costs no walk over all peers.
 ///
-/// The keys must not name a link: what a link's change takes along is known to [`diff`] alone.
+/// The keys must not include links: only [`diff`] handles the side effects of a link's change.
 pub fn diff_keys<'a, I>(keys: I, desired: &State, observed: &State) -> Vec<Change>
 where
     I: IntoIterator<Item = &'a Key>,

@@ -1,4 +1,4 @@
-//! Tables and properties of the difference: applying it gives the wanted state, and applying it twice changes nothing.
+//! Cases and properties of the diff: applying it gives the wanted state, and applying it twice changes nothing.
 
 use proptest::collection::btree_map;
 use proptest::prelude::*;
@@ -64,7 +64,7 @@ fn own() -> State {
     ])
 }
 
-/// The kernel in small: applies changes with the side effects that the diff must reckon with.
+/// A small model of the kernel: applies changes with the side effects that the diff must handle.
 fn apply(kernel: &mut State, changes: &[Change]) {
     for change in changes {
         match change {
@@ -107,7 +107,7 @@ fn apply(kernel: &mut State, changes: &[Change]) {
     }
 }
 
-/// Whether packets to a destination have a way: route, next hop, and on the overlay neighbour and forwarding entry.
+/// Whether a destination has a complete path: route, next hop, and on the overlay neighbor and FDB entry.
 fn has_path(state: &State, destination: &Key) -> bool {
     let Some(Object::Route(route)) = state.get(destination) else {
         return false;

@@ -9,27 +9,27 @@ use crate::plan::wireguard_key::{PresharedKey, PrivateKey};
 /// The attributes of a WireGuard device that matter to the agent (`wg show`).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Wireguard {
-    /// Who we are. `None` for a device without a key, and where only rtnetlink was asked, which does not know.
+    /// Our private key. `None` for a device without a key, or if only rtnetlink was queried, which does not report it.
     pub private_key: Option<PrivateKey>,
-    /// UDP port for IPv4 and IPv6; 0 where only rtnetlink was asked.
+    /// UDP port for IPv4 and IPv6; 0 if only rtnetlink was queried.
     pub listen_port: u16,
-    /// Mark of the encrypted packets, for policy routing; 0 is none. We set none.
+    /// fwmark of the encrypted packets, for policy routing; 0 means none. We set none.
     pub fwmark: u32,
 }
 
-/// How a peer of a WireGuard device is; its public key is part of the [`Key`](super::Key).
+/// The attributes of a WireGuard peer; its public key is part of the [`Key`](super::Key).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WireguardPeer {
     /// Where encrypted packets are sent. The kernel moves it to wherever the peer's last packet came from.
     pub endpoint: Option<SocketAddr>,
-    /// A secret on top of the keys.
+    /// A pre-shared key in addition to the key pairs.
     pub preshared_key: Option<PresharedKey>,
-    /// Seconds between packets that keep a NAT's memory alive; 0 is never.
+    /// Keepalive interval in seconds, for NAT; 0 means off.
     pub keepalive: u16,
-    /// The prefixes that are sent to the peer, and that it may send from; in order, without duplicates. In one device a
-    /// prefix belongs to one peer: given to another, it is taken from the first.
+    /// The prefixes routed to the peer and accepted from it (allowed IPs), sorted, without duplicates. A prefix belongs
+    /// to one peer of a device: adding it to another removes it from the first.
     pub allowed: Box<[IpNet]>,
-    /// Whether packets go to and fro by [`Self::endpoint`]. Only observed, `false` where wanted.
+    /// Whether a session over [`Self::endpoint`] is active. Only observed; `false` in a wanted peer.
     pub in_session: bool,
 }
 
@@ -37,9 +37,9 @@ impl WireguardPeer {
     /// Whether an observed peer can stay as it is.
     ///
     /// It may have another endpoint than its lease says while it is in session: then it sits behind a NAT, or answers
-    /// from another of its addresses, and to insist on the published one would cut it off. Once the session is dead, the
-    /// published endpoint is the better guess. One of the other family is the config's wish, not the peer's: whoever
-    /// switches the mode wants the packets to change their way.
+    /// from another of its addresses, and forcing the published one would cut it off. Once the session has expired, the
+    /// published endpoint is the better guess. An endpoint of the other family is replaced at once: the config's mode
+    /// changed, and packets must use the new family.
     pub fn satisfies(&self, want: &Self) -> bool {
         self.leads_to(want)
             && self.preshared_key == want.preshared_key
@@ -47,7 +47,7 @@ impl WireguardPeer {
             && self.allowed == want.allowed
     }
 
-    /// Whether its endpoint can stay as it is.
+    /// Whether its endpoint can stay.
     pub fn leads_to(&self, want: &Self) -> bool {
         let same_family = match (self.endpoint, want.endpoint) {
             (Some(was), Some(want)) => was.is_ipv4() == want.is_ipv4(),

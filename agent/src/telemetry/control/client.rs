@@ -1,4 +1,4 @@
-//! Asking a running agent.
+//! The client of the control socket.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use thiserror::Error;
 use crate::base::http::{self, Trouble};
 use crate::telemetry::status::{PeerDetail, Status};
 
-/// How long an answer may take: longer than the agent is patient with itself.
+/// Timeout of one request: longer than the agent's own.
 const DEADLINE: Duration = Duration::from_secs(8);
 
-/// How often an agent is asked that is too busy to answer: programming a large cluster, or waiting for a firewall that is
-/// reloaded on a slow machine.
+/// How often to ask an agent that is too busy to answer: it may be programming a large cluster, or waiting for a
+/// firewall reload on a slow host.
 const ATTEMPTS: u32 = 3;
 
 /// Why there is no answer.
@@ -26,7 +26,7 @@ pub enum Error {
     NotRunning {
         /// The control socket.
         path: PathBuf,
-        /// What connecting met.
+        /// The error of connecting.
         #[source]
         source: io::Error,
     },
@@ -35,7 +35,7 @@ pub enum Error {
     Silent {
         /// The control socket.
         path: PathBuf,
-        /// What happened.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -44,31 +44,31 @@ pub enum Error {
     Refused {
         /// HTTP status code.
         status: u16,
-        /// Its words.
+        /// The reason that it gave.
         reason: String,
     },
-    /// The answer is not what was expected; another version of the agent may run.
+    /// The answer is malformed; another version of the agent may be running.
     #[error(
         "the agent's answer cannot be read; is the agent of another version than this command?"
     )]
     Unreadable(#[source] serde_json::Error),
 }
 
-/// Asks the agent behind one control socket.
+/// A client of one control socket.
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
 }
 
 impl Client {
-    /// Connects to nothing yet.
+    /// A client; does not connect yet.
     pub fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
         }
     }
 
-    /// How everything is.
+    /// The whole status.
     ///
     /// # Errors
     /// [`Error::NotRunning`] if no agent runs.
@@ -76,7 +76,7 @@ impl Client {
         self.get("/v1/status").await
     }
 
-    /// Whose an address or subnet is, and what reaches it.
+    /// The owner of an address or subnet, and its kernel objects.
     ///
     /// # Errors
     /// As [`Self::status`].

@@ -11,7 +11,7 @@ use super::{Health, Scrapes, Server};
 use crate::telemetry::metrics::Sample;
 use crate::telemetry::status::{Cause, Code, samples};
 
-/// What no test should reach.
+/// Timeout of a test.
 const LIMIT: Duration = Duration::from_secs(20);
 
 struct Running {
@@ -44,7 +44,7 @@ impl Running {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    /// Sends a text and returns all that comes back until the end of the connection.
+    /// Sends a text and returns the whole response until the connection closes.
     async fn exchange(&self, text: &str) -> String {
         let mut stream = self.connect().await;
         stream.write_all(text.as_bytes()).await.unwrap();
@@ -128,7 +128,7 @@ async fn the_loop_is_asked_for_metrics_and_not_too_often() {
     server.health.set_sample(jumps(1));
     let shows =
         |body: &str, count: u64| body.contains(&format!("selvage_clock_jumps_total {count}\n"));
-    // What is young is shown as it is.
+    // A fresh sample is served as it is.
     let (_, body) = server.get("/metrics").await;
     assert!(shows(&body, 1), "{body}");
     assert!(server.scrapes.try_recv().is_err());
@@ -141,11 +141,11 @@ async fn the_loop_is_asked_for_metrics_and_not_too_often() {
     });
     let (first, second) = tokio::join!(server.get("/metrics"), server.get("/metrics"));
     assert!(shows(&first.1, 2) && shows(&second.1, 2), "{first:?}");
-    // One question was enough for both.
+    // One question served both.
     let mut scrapes = answering.await.unwrap();
     assert!(scrapes.try_recv().is_err());
 
-    // A loop that is busy keeps nobody waiting for long.
+    // A busy loop does not delay scrapes for long.
     tokio::time::sleep(super::SAMPLE_AGE).await;
     let begin = Instant::now();
     let (_, body) = server.get("/metrics").await;
@@ -186,7 +186,7 @@ async fn garbage_and_endless_headers_end_the_connection() {
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(20_000));
     let mut stream = server.connect().await;
-    // The server may close before all of it is written.
+    // The server may close before everything is written.
     let _ = stream.write_all(long.as_bytes()).await;
     let mut answer = Vec::new();
     let _ = timeout(LIMIT, stream.read_to_end(&mut answer))
@@ -224,7 +224,7 @@ async fn slow_headers_are_cut_off_and_do_not_hold_up_others() {
     );
 }
 
-/// Opens a silent connection from an address of its own, which ends by itself after some seconds.
+/// Opens an idle connection from its own source address; the server closes it after some seconds.
 async fn silent(server: &Running, host: u8) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     let from = (Ipv4Addr::new(127, 0, 0, host), 0);
@@ -232,7 +232,7 @@ async fn silent(server: &Running, host: u8) -> TcpStream {
     socket.connect(server.address).await.unwrap()
 }
 
-/// Whether a silent connection is still served.
+/// Whether an idle connection is still open.
 async fn is_served(stream: &mut TcpStream) -> bool {
     let request = request("GET", "/healthz");
     stream.write_all(request.as_bytes()).await.is_ok()
@@ -242,13 +242,13 @@ async fn is_served(stream: &mut TcpStream) -> bool {
 #[tokio::test]
 async fn slow_client_takes_the_place_of_nobody_but_itself() {
     let server = start().await;
-    // The first one that ends by itself.
+    // The first one to time out.
     let mut witness = silent(&server, 9).await;
     let mut idle = Vec::new();
     for _ in 0..crate::base::http::MAX_CONNECTIONS {
         idle.push(server.connect().await);
     }
-    // The same address is served all the same, at once, and what it opened last stays.
+    // The same address is still served, at once, and its latest connection stays open.
     assert_eq!(server.get("/healthz").await.0, 200);
     assert!(is_served(&mut witness).await, "another one ended");
     assert_eq!(read_all(&mut idle[0]).await, "");
@@ -260,7 +260,7 @@ async fn many_slow_clients_do_not_starve_another_one() {
     let server = start().await;
     let mut witness = silent(&server, 9).await;
     let mut idle = Vec::new();
-    // More than are served at a time, none of them with more than its share.
+    // More connections than are served at a time, none from an address over its share.
     for host in 2..=6 {
         for _ in 0..crate::base::http::MAX_PER_ADDRESS {
             idle.push(silent(&server, host).await);
@@ -277,7 +277,7 @@ async fn stopping_ends_idle_connections_and_frees_the_port() {
     assert_eq!(server.get("/healthz").await.0, 200);
     let address = server.address;
     server.stop.send(()).unwrap();
-    // Sooner than after the second that answers under way are given.
+    // Sooner than the one second allowed for pending responses.
     timeout(Duration::from_millis(800), server.served)
         .await
         .expect("the server to stop")

@@ -1,4 +1,4 @@
-//! What the kernel says of this process, under the names that every Prometheus client library uses.
+//! The kernel's statistics of this process, under the standard names of Prometheus client libraries.
 
 use std::fs;
 use std::time::Duration;
@@ -8,14 +8,14 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use super::text::Text;
 
-/// What a process uses; what could not be found out is `None`, and then left out of the metrics.
+/// A process's resource usage; unknown values are `None` and left out of the metrics.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub(super) struct Process {
     /// Processor time, in user space and in the kernel.
     pub(super) cpu: Option<Duration>,
     /// Memory in use, in bytes.
     pub(super) resident: Option<u64>,
-    /// Addresses in use, in bytes.
+    /// Virtual memory size, in bytes.
     pub(super) virtual_size: Option<u64>,
     pub(super) threads: Option<u64>,
     pub(super) open_fds: Option<u64>,
@@ -23,7 +23,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Looks at this process: proc_pid_stat(5), proc_pid_fd(5), getrlimit(2).
+    /// Reads the statistics of this process: proc_pid_stat(5), proc_pid_fd(5), getrlimit(2).
     pub(super) fn read() -> Self {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let of_system = |variable| {
@@ -38,7 +38,7 @@ impl Process {
             resident: field(&stat, 24).zip(page).map(|(pages, page)| pages * page),
             virtual_size: field(&stat, 23),
             threads: field(&stat, 20),
-            // Without the one that the directory is read by.
+            // Minus the descriptor used to read the directory.
             open_fds: fs::read_dir("/proc/self/fd")
                 .ok()
                 .and_then(|entries| u64::try_from(entries.count()).ok())
@@ -87,7 +87,8 @@ impl Process {
     }
 }
 
-/// A field of `/proc/PID/stat` by its number in the manual, from 3 on. The second, the name, may hold anything.
+/// A field of `/proc/PID/stat` by its number in the manual, from 3 on. The second, the name, may contain any
+/// characters.
 fn field(stat: &str, number: usize) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_ascii_whitespace()

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use super::*;
 use crate::telemetry::status::{self, Cause, Code, Traffic, samples};
 
-/// A sample in which everything is there, and all numbers differ.
+/// A sample with every field set, and all numbers different.
 fn sample() -> Sample {
     let tally = |kinds: &[&'static str]| -> Tally {
         kinds.iter().zip(1..).map(|(kind, n)| (*kind, n)).collect()
@@ -128,7 +128,7 @@ fn text() -> String {
         max_fds: Some(94),
     };
     let sample = sample();
-    // The loop has not been asked since.
+    // The loop has not been asked since then.
     let now = sample.at + Duration::from_millis(10_500);
     sample.write(true, &process, now)
 }
@@ -153,7 +153,7 @@ fn before_anything_is_known_only_the_process_is_told_of() {
     assert!(text.contains("process_resident_memory_bytes "), "{text}");
 }
 
-/// What Prometheus' own tool says of a text on its standard input, or of the files that it is called with.
+/// Runs Prometheus' promtool on its standard input, or on the files in its arguments.
 fn promtool(arguments: &[&str], input: &str) -> (bool, String) {
     use std::io::Write;
     let mut child = Command::new("promtool")
@@ -164,7 +164,7 @@ fn promtool(arguments: &[&str], input: &str) -> (bool, String) {
         .stderr(Stdio::piped())
         .spawn()
         .expect("promtool, which agent/host-packages test installs");
-    // Dropped at once, so that it sees the end.
+    // Dropped at once, so that promtool sees EOF.
     child
         .stdin
         .take()

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write};
 
-/// What the values of a family mean.
+/// The type of a family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     /// Goes up and down.
@@ -11,7 +11,7 @@ pub(super) enum Kind {
     Counter,
 }
 
-/// A text under construction.
+/// The text being written.
 #[derive(Debug, Default)]
 pub(super) struct Text(String);
 
@@ -25,7 +25,7 @@ pub(super) struct Family<'a> {
 }
 
 impl Text {
-    /// Starts a family. As long as it has no series it is left out.
+    /// Starts a family. It is left out if it gets no series.
     pub(super) fn family(
         &mut self,
         name: &'static str,
@@ -51,7 +51,7 @@ impl Text {
         self.family(name, Kind::Counter, help).with(&[], value);
     }
 
-    /// A summary without quantiles: how often something happened, and what it added up to.
+    /// A summary without quantiles: a count and a sum.
     pub(super) fn summary(
         &mut self,
         name: &'static str,
@@ -96,7 +96,7 @@ impl Family<'_> {
     }
 }
 
-/// What the format asks of a label's value.
+/// Escapes a label value.
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\")
         .replace('"', "\\\"")

@@ -1,4 +1,4 @@
-//! Why the overlay is not as it should be: a code for programs, what it is about, and a sentence for people.
+//! Why the overlay is not ready: a code for programs, the object, and a sentence for people.
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -99,7 +99,7 @@ codes! {
 }
 
 impl Code {
-    /// Whether it is a change that the kernel, or a command, did not make.
+    /// Whether it is a failed kernel change or command.
     pub fn is_kernel_change(self) -> bool {
         matches!(
             self,
@@ -149,23 +149,23 @@ codes! {
     }
 }
 
-/// One thing that is wrong, or that is waited for.
+/// One fault, or one thing that is waited for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Cause {
-    /// What it keeps from being done; `None` where no agent runs.
+    /// The task that it blocks; `None` if no agent runs.
     pub task: Option<TaskName>,
     /// What is wrong.
     pub code: Code,
-    /// What it is about: a key, server, file, interface or kernel object; `None` if it is about the node as a whole.
+    /// Its object: a key, server, file, interface or kernel object; `None` if it concerns the node as a whole.
     pub object: Option<String>,
-    /// What else a program needs to act on it: the route in the way, the missing module.
+    /// More data to act on it: the conflicting route, the missing module.
     pub detail: Option<String>,
     /// The sentence.
     pub text: String,
 }
 
 impl Cause {
-    /// About the node as a whole.
+    /// A cause that concerns the node as a whole.
     pub fn new(code: Code, text: impl Into<String>) -> Self {
         Self {
             task: None,
@@ -176,7 +176,7 @@ impl Cause {
         }
     }
 
-    /// About one thing.
+    /// Sets the object.
     pub(crate) fn about(self, object: impl ToString) -> Self {
         Self {
             object: Some(object.to_string()),
@@ -184,7 +184,7 @@ impl Cause {
         }
     }
 
-    /// What keeps a task from being done.
+    /// Sets the blocked task.
     pub(crate) fn of(self, task: TaskName) -> Self {
         Self {
             task: Some(task),
@@ -192,7 +192,7 @@ impl Cause {
         }
     }
 
-    /// The same in other words.
+    /// Changes the text.
     pub(crate) fn worded(self, text: impl FnOnce(String) -> String) -> Self {
         Self {
             text: text(self.text),
@@ -203,7 +203,7 @@ impl Cause {
 
 /// An error that has a code.
 pub(crate) trait Coded: std::error::Error + Sized + 'static {
-    /// What is wrong, without the words.
+    /// The code.
     fn code(&self) -> Code;
 
     /// What it is about.
@@ -216,7 +216,7 @@ pub(crate) trait Coded: std::error::Error + Sized + 'static {
         None
     }
 
-    /// With its whole text.
+    /// The cause, with the error's whole text.
     fn to_cause(&self) -> Cause {
         Cause {
             task: None,
@@ -369,10 +369,10 @@ impl Coded for Failure {
     }
 }
 
-/// What an error number says about a change.
+/// The code for an error number of a change.
 fn refusal(errno: Errno, change: &Change) -> Code {
     match (errno, change.key()) {
-        // rtnl_newlink() of net/core/rtnetlink.c has EOPNOTSUPP for a kind of link that no module makes.
+        // rtnl_newlink() of net/core/rtnetlink.c returns EOPNOTSUPP for a link kind without a module.
         (Errno::EOPNOTSUPP | Errno::ENOPROTOOPT | Errno::ENOENT, Key::Link(_))
             if module(change).is_some() =>
         {
@@ -391,7 +391,7 @@ fn refusal(errno: Errno, change: &Change) -> Code {
     }
 }
 
-/// The module that makes a device.
+/// The kernel module of a device.
 fn module(change: &Change) -> Option<&'static str> {
     let Change::Set {
         object: Object::Link(link),

@@ -1,4 +1,4 @@
-//! A device of the kernel's in the words of the status.
+//! Converts a kernel device for the status.
 
 use super::{Device, Traffic};
 use crate::base::net::InterfaceName;
@@ -6,7 +6,7 @@ use crate::host::netlink;
 use crate::plan::state::{LinkKind, Object};
 
 impl Device {
-    /// What was found of an overlay device.
+    /// The status of an overlay device, as observed.
     pub(crate) fn seen(name: &InterfaceName, found: Option<netlink::Device>) -> Self {
         let (kind, mtu, mac) = match found.as_ref().map(|device| &device.object) {
             Some(Object::Link(link)) => (

@@ -1,8 +1,8 @@
-//! Statuses to test with.
+//! Statuses for tests.
 
 use super::*;
 
-/// When all of them were true.
+/// The time of all samples.
 pub(crate) const NOW: u64 = 1_800_000_000;
 
 const MINUTE: u64 = 60;
@@ -11,13 +11,13 @@ const DAY: u64 = 24 * HOUR;
 
 const DOCKER: &str = "Docker was started with --bip=10.5.34.1/24, but its bridge docker0 is on 10.5.3.1/24, as live-restore leaves it while containers run; no peer reaches them";
 
-/// A route that another program has, and that one.
+/// A conflicting route, and its details.
 const ROUTE: [&str; 2] = [
     "route 10.5.4.0/24",
     "10.5.4.0/24 via 10.77.0.9 proto 4 dev eth0",
 ];
 
-/// With an object, and what is to be known of it.
+/// A cause with an object and a detail.
 fn cause(task: TaskName, code: Code, [object, detail]: [&str; 2], text: &str) -> Cause {
     Cause {
         detail: Some(detail.to_owned()),
@@ -217,7 +217,7 @@ pub(crate) fn peer(number: u8, host: u8) -> Peer {
     }
 }
 
-/// All is well; three peers, one of them a real flannel.
+/// Healthy; three peers, one of them flannel.
 pub(crate) fn healthy() -> Status {
     let full = full();
     let mut device = device("flannel.1", 123_456_789, 987_654);
@@ -288,7 +288,8 @@ pub(crate) fn healthy() -> Status {
     }
 }
 
-/// Both IP versions, refused and failed peers, and much that is wrong. One of the peers would like to command the terminal.
+/// Both IP versions, refused and failed peers, and many faults. One peer tries to send escape sequences to the
+/// terminal.
 pub(crate) fn degraded() -> Status {
     let full = full();
     let dual = |number: u8| Peer {
@@ -375,7 +376,7 @@ pub(crate) fn wireguard() -> Status {
     }
 }
 
-/// Nothing is there yet.
+/// Nothing is known yet.
 pub(crate) fn joining() -> Status {
     let full = full();
     Status {
@@ -403,7 +404,7 @@ pub(crate) fn joining() -> Status {
     }
 }
 
-/// No agent runs, and the caller is nobody special.
+/// No agent runs, and the caller is unprivileged.
 pub(crate) fn stopped() -> Status {
     let healthy = healthy();
     Status {
@@ -454,7 +455,7 @@ pub(crate) fn stopped() -> Status {
     }
 }
 
-/// Compares a text with a committed file. `UPDATE_GOLDEN=1` writes the file instead; look at the difference then.
+/// Compares a text with a committed file. `UPDATE_GOLDEN=1` writes the file instead; review the diff then.
 pub(crate) fn compare_with_golden(name: &str, text: &str) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("src/telemetry/status/golden")

@@ -1,11 +1,11 @@
-//! The schema: a document with every field, to the byte.
+//! The schema: a document with every field, byte by byte.
 
 use serde_json::Value;
 
 use super::samples::{compare_with_golden, full, peer};
 use super::*;
 
-/// All places in a document that hold nothing.
+/// The paths of all empty values in a document.
 fn empty(value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
         Value::Null => found.push(at.to_owned()),
@@ -34,7 +34,7 @@ fn the_status_has_the_documented_schema() {
     let text = pretty(&status);
     let mut found = Vec::new();
     empty(&serde_json::from_str(&text).unwrap(), "", &mut found);
-    // The device that is not there, which is last.
+    // The missing device, which is last.
     assert_eq!(
         found,
         [".devices[1].kind", ".devices[1].mac", ".devices[1].mtu"],
@@ -44,7 +44,7 @@ fn the_status_has_the_documented_schema() {
     assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
 }
 
-/// The paths of all fields that hold no further ones.
+/// The paths of all leaf fields.
 fn fields(value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
         Value::Array(items) => {
@@ -114,7 +114,7 @@ fn a_reader_skips_fields_that_it_does_not_know() {
     assert_eq!(serde_json::from_value::<Status>(document).unwrap(), full());
 }
 
-/// The first column of the table in the documentation whose first head is `head`.
+/// The first column of the table in the documentation whose first heading is `head`.
 fn documented(head: &str) -> Vec<String> {
     let document = include_str!("../../../docs/status.md");
     let table = document.split_once(&format!("\n| {head} | "));

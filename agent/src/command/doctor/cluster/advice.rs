@@ -1,20 +1,20 @@
-//! What to do about the causes that the agent gives, by their codes.
+//! Remedies for the agent's causes, by code.
 
 use crate::command::doctor::Names;
 use crate::settings::Settings;
 use crate::telemetry::status::{Cause, Code};
 
-/// What a cause does to the overlay, and what to do about it.
+/// The effect of a cause, and its remedies.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Advice {
-    /// What it does, and how it comes about.
+    /// Its effect on the overlay, and how it occurs.
     pub(super) why: String,
-    /// What to do, the best first.
+    /// The remedies, the best first.
     pub(super) remedy: Vec<String>,
 }
 
 impl Advice {
-    /// Both in words.
+    /// An advice from both texts.
     pub(super) fn new<const N: usize>(why: &str, remedy: [String; N]) -> Self {
         Self {
             why: why.to_owned(),
@@ -23,7 +23,7 @@ impl Advice {
     }
 }
 
-/// What to do about something that the agent waits for, or that is wrong.
+/// The advice for a cause.
 pub(super) fn advise(cause: &Cause, settings: &Settings, names: &Names) -> Advice {
     let prefix = &settings.etcd.prefix;
     let journal = names.journal();
@@ -128,7 +128,7 @@ pub(super) fn advise(cause: &Cause, settings: &Settings, names: &Names) -> Advic
     }
 }
 
-/// Where leases are kept: servers of etcd's, or agents that serve it to others.
+/// Where leases are kept: etcd servers or lease servers.
 pub(super) fn servers(settings: &Settings) -> &[String] {
     match settings.remote.servers.as_slice() {
         [] => &settings.etcd.endpoints,
@@ -136,7 +136,7 @@ pub(super) fn servers(settings: &Settings) -> &[String] {
     }
 }
 
-/// What the lease store's absence does.
+/// The effect of an unavailable lease store.
 const WITHOUT_STORE: &str = "without the lease store this node hears of no new peers and cannot extend its lease; what it knows stays in place until then";
 
 /// The lease store does not answer, or refuses.
@@ -212,7 +212,7 @@ fn network_config(names: &Names) -> Advice {
     )
 }
 
-/// There is no subnet left.
+/// No free subnet is left.
 pub(super) fn full(names: &Names) -> Advice {
     Advice::new(
         "every node needs a subnet of its own, and there are only so many",

@@ -1,4 +1,4 @@
-//! Whether the agent runs, has joined, and has all it needs.
+//! Whether the agent is running, has joined, and lacks nothing.
 
 use std::fs;
 use std::future::ready;
@@ -16,17 +16,17 @@ use crate::telemetry::status::{Cause, Code, State, Status, TaskName};
 
 const NAME: &str = "agent";
 
-/// An agent that does not run, waits, or lacks something.
+/// An agent that is not running, waits, or lacks something.
 pub(super) const CHECK: Check = Check {
     name: NAME,
     looks_for: "an agent that does not run, does not answer, waits for something, or lacks something",
     run: |context| Box::pin(ready(check(context))),
 };
 
-/// For how long after its start an agent that says nothing more is just starting, in seconds.
+/// How long after its start, in seconds, an agent without reasons counts as starting.
 const STARTING: u64 = 10;
 
-/// Where systemctl(1) notes what is enabled.
+/// The directory of enabled units (systemctl(1)).
 const ENABLED: &str = "/etc/systemd/system";
 
 /// Another unit that may run an agent.
@@ -146,7 +146,7 @@ fn stopped(settings: &Settings, names: &Names) -> Finding {
     )
 }
 
-/// What says that an agent should run.
+/// The evidence that an agent should be running.
 fn expectations(subnet_file: &Path, enabled: &Path, names: &Names) -> Vec<String> {
     let file = subnet_file
         .exists()
@@ -155,7 +155,7 @@ fn expectations(subnet_file: &Path, enabled: &Path, names: &Names) -> Vec<String
     unit.into_iter().chain(file).collect()
 }
 
-/// A unit of this network's that some target or service wants.
+/// An enabled unit of this network.
 fn enabled_unit(directory: &Path, names: &Names) -> Option<String> {
     let wants = fs::read_dir(directory).ok()?.flatten().filter(|entry| {
         let path = entry.path();
@@ -199,7 +199,7 @@ fn joining(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> 
     .collect()
 }
 
-/// What is wrong, but for what other checks tell.
+/// The faults that no other check reports.
 fn degraded(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
     let is_told_elsewhere = |cause: &&Cause| {
         cause.code.is_kernel_change()
@@ -220,7 +220,7 @@ fn degraded(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding>
     .collect()
 }
 
-/// Settings that were written and are not in use.
+/// Changed settings that are not in use.
 fn unread_settings(status: &Status, names: &Names) -> Vec<Finding> {
     let rejected = status.agent.settings_rejected.as_ref().map(|reason| {
         finding(
@@ -280,7 +280,7 @@ mod tests {
         assert!(expectations(&file, &systemd, &names).is_empty());
         fs::create_dir_all(systemd.join("multi-user.target.wants")).unwrap();
         assert!(expectations(&file, &systemd, &names).is_empty());
-        // The link leads into the image, wherever that is mounted.
+        // The link points into the image, wherever that is mounted.
         let link = systemd.join("multi-user.target.wants/selvage.service");
         symlink("/usr/lib/systemd/system/selvage.service", link).unwrap();
         assert_eq!(

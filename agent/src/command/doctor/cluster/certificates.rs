@@ -18,17 +18,17 @@ use crate::command::doctor::{Finding, NotChecked, Outcome, Severity};
 
 const NAME: &str = "certificates";
 
-/// Certificates that do not count by this host's clock, or not for long.
+/// Certificates that are invalid by this host's clock, or expire soon.
 pub(super) const CHECK: Check = Check {
     name: NAME,
     looks_for: "certificates for the lease store that are not valid now, or not for long",
     run: |context| Box::pin(ready(check(context))),
 };
 
-/// From so little time on, in seconds, a certificate that is not renewed is worth telling.
+/// Remaining validity, in seconds, below which a certificate is reported.
 const SOON: u64 = 7 * 86400;
 
-/// From when until when a certificate is valid, as Unix times.
+/// A certificate's validity, as Unix times.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Term {
     subject: String,
@@ -36,14 +36,14 @@ struct Term {
     until: u64,
 }
 
-/// What is wrong with a term, the worst last.
+/// The fault of a validity period, the worst last.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Fault {
-    /// It ends in so many seconds.
+    /// It expires in this many seconds.
     EndsIn(Reverse<u64>),
-    /// It begins in so many seconds.
+    /// It becomes valid in this many seconds.
     BeginsIn(u64),
-    /// It ended so many seconds ago.
+    /// It expired this many seconds ago.
     EndedBefore(u64),
 }
 
@@ -70,7 +70,7 @@ fn check(context: &Context<'_>) -> Outcome {
                 findings.push(unreadable(path, setting, &error));
                 continue;
             }
-            // What the agent's TLS can read, it may use, whatever this parser says.
+            // Not a finding: the agent's TLS library may accept what this parser does not.
             Err(Unread::Form(error)) => {
                 return Err(NotChecked(format!("{}: {error}", path.display())));
             }
@@ -82,7 +82,7 @@ fn check(context: &Context<'_>) -> Outcome {
     Ok(findings)
 }
 
-/// Why a file gives no terms.
+/// Why a file's certificates cannot be read.
 enum Unread {
     File(io::Error),
     Form(String),
@@ -105,7 +105,7 @@ fn read(path: &Path) -> Result<Vec<Term>, Unread> {
         .collect()
 }
 
-/// What is wrong with a file: a chain is as good as its worst certificate, a bundle of authorities as its best one.
+/// The fault of a file: a chain is as good as its worst certificate, a bundle of authorities as its best one.
 fn worst(terms: &[Term], is_bundle: bool, now: u64) -> Option<(&Term, Fault)> {
     let mut faults: Vec<_> = terms.iter().map(|term| (term, term.fault(now))).collect();
     faults.sort_by_key(|(_, fault)| *fault);
@@ -125,7 +125,7 @@ impl Term {
         if now < self.from {
             return Some(Fault::BeginsIn(self.from - now));
         }
-        // Certificates that last for hours are renewed late by intent: usually when a third is left.
+        // Short-lived certificates are renewed late on purpose, usually when a third is left.
         let (left, whole) = (self.until - now, self.until.saturating_sub(self.from));
         (left < SOON && left < whole / 5).then_some(Fault::EndsIn(Reverse(left)))
     }
@@ -199,7 +199,7 @@ mod tests {
                 now + 5 * DAY,
                 Some(Fault::EndsIn(Reverse(5 * DAY))),
             ),
-            // A day long by intent, and a third of it is left.
+            // A one-day certificate with a third of its validity left.
             (now - 2 * DAY / 3, now + DAY / 3, None),
             (
                 now - 9 * DAY / 10,

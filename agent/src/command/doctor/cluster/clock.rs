@@ -16,17 +16,17 @@ pub(super) const CHECK: Check = Check {
     run: |context| Box::pin(ready(context.status().map(find))),
 };
 
-/// For so long a jump is worth telling, in seconds.
+/// How long a jump is reported, in seconds.
 const RECENT: u64 = 86400;
 
-/// What is less, in seconds, neither outdates a certificate nor confuses whoever compares the logs of two hosts.
+/// Smaller jumps, in seconds, neither expire certificates nor confuse a comparison of two hosts' logs.
 const LARGE: u64 = 30;
 
-/// So many jumps are no correction, but a fault that goes on.
+/// This many jumps are a persistent fault, not a correction.
 const MANY: u64 = 3;
 
-/// In the first seconds of the agent's life the clock may be set for the first time since boot: by time synchronisation,
-/// on a machine whose own clock was off.
+/// Shortly after the agent's start, time synchronisation may set the clock for the first time since boot, on a host
+/// whose hardware clock is off.
 const BOOT: u64 = 300;
 
 fn find(status: &Status) -> Vec<Finding> {
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(found(1, 2 * 86400, -3600, 7 * 86400), 0);
         assert_eq!(found(1, 60, 5, 7200), 0);
         assert_eq!(found(3, 60, 5, 7200), 1);
-        // Set for the first time: 20 s after the agent's start, forward by an hour.
+        // Set for the first time since boot: 20 s after the agent's start, forward by an hour.
         assert_eq!(found(1, 10, 3600, 3600 + 30), 0);
         assert_eq!(found(2, 10, 3600, 3600 + 30), 1);
     }

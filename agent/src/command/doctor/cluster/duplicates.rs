@@ -1,4 +1,4 @@
-//! Two nodes that are one to their peers: one address, MAC address, key or machine id.
+//! Two nodes that share an address, MAC address, key or machine ID.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,11 +12,11 @@ use crate::telemetry::status::{Peer, Refusal, Status};
 
 const NAME: &str = "duplicate-address";
 
-/// What gives a host another machine id. D-Bus has a copy on many hosts, from which systemd-machine-id-setup(1) would make
-/// the same again.
+/// The command for a new machine ID. Many hosts have a D-Bus copy, from which systemd-machine-id-setup(1) would restore
+/// the old one.
 const NEW_ID: &str = "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup";
 
-/// What should be one node's alone, and is two nodes'.
+/// Identities used by two nodes.
 pub(super) const CHECK: Check = Check {
     name: NAME,
     looks_for: "two nodes with one public IP, MAC address, key or machine id",
@@ -37,12 +37,12 @@ async fn check(context: &Context<'_>) -> Outcome {
     Ok(cap(findings))
 }
 
-/// Whether a lease is not used because its node is, in some way, another one as well.
+/// Whether a lease is refused because its node shares an identity with another.
 pub(super) fn is_duplicate(refusal: &Refusal) -> bool {
     refusal.code == RefusalCode::OurPublicIp || Identity::of(refusal).is_some()
 }
 
-/// Whether a lease is this node's own: an earlier one, or a reservation that it does not use.
+/// Whether a lease is this node's own: an earlier one, or an unused reservation.
 pub(super) fn is_ours(peer: &Peer, status: &Status) -> bool {
     let own = status.lease.as_ref();
     let at_ours = own.is_some_and(|own| {
@@ -53,14 +53,14 @@ pub(super) fn is_ours(peer: &Peer, status: &Status) -> bool {
     at_ours && owner.is_none_or(|owner| owner == status.agent.node_id)
 }
 
-/// A lease, as far as it tells nodes apart.
+/// The parts of a lease that identify its node.
 struct Node<'a> {
     name: String,
     addresses: Vec<IpAddr>,
-    /// `None` for a real flannel and for a reservation that nobody uses yet.
+    /// `None` for flannel and for an unused reservation.
     owner: Option<&'a str>,
     is_own: bool,
-    /// How its lease is ended; `None` for the own one.
+    /// The command that deletes its lease; `None` for the own one.
     deletion: Option<String>,
 }
 
@@ -87,7 +87,7 @@ fn nodes(status: &Status) -> Vec<Node<'_>> {
     own.into_iter().chain(peers).collect()
 }
 
-/// Addresses that two machines publish. `told`: another check tells of this node's own.
+/// Addresses that two nodes publish. `told`: another check reports this node's own.
 fn addresses(nodes: &[Node<'_>], told: bool, names: &Names) -> Vec<Finding> {
     let mut by_address: BTreeMap<IpAddr, Vec<&Node<'_>>> = BTreeMap::new();
     for node in nodes {
@@ -98,7 +98,7 @@ fn addresses(nodes: &[Node<'_>], told: bool, names: &Names) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (address, nodes) in by_address {
         let owners: BTreeSet<_> = nodes.iter().filter_map(|node| node.owner).collect();
-        // Two leases of one machine, or a flannel's that a Selvage took over, are one node.
+        // Two leases with one owner, or one of flannel that Selvage took over, are one node.
         if owners.len() < 2 || told && nodes.iter().any(|node| node.is_own) {
             continue;
         }
@@ -124,7 +124,7 @@ fn addresses(nodes: &[Node<'_>], told: bool, names: &Names) -> Vec<Finding> {
     findings
 }
 
-/// What a back end publishes of a node that must be its alone.
+/// The unique identity that a backend publishes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Identity {
     Mac,
@@ -132,7 +132,7 @@ enum Identity {
 }
 
 impl Identity {
-    /// The lease that has the same, and what it is.
+    /// The lease with the same identity, and which one that is.
     fn of(refusal: &Refusal) -> Option<(String, Self)> {
         let ours = || "this node".to_owned();
         let theirs = || refusal.object.clone().unwrap_or_default();
@@ -146,7 +146,7 @@ impl Identity {
     }
 }
 
-/// MAC addresses and keys that two nodes have: their agents refuse the younger lease.
+/// MAC addresses and keys of two nodes: agents refuse the younger lease.
 fn identities(status: &Status, names: &Names) -> Vec<Finding> {
     let found = status.peers.iter().filter_map(|peer| {
         let (holder, identity) = Identity::of(peer.refusal.as_ref()?)?;
@@ -179,7 +179,7 @@ fn identities(status: &Status, names: &Names) -> Vec<Finding> {
         .collect()
 }
 
-/// Machine ids that leases of two hosts have.
+/// Machine IDs in the leases of two hosts.
 fn machines(nodes: &[Node<'_>], names: &Names) -> Vec<Finding> {
     let mut by_owner: BTreeMap<&str, Vec<&Node<'_>>> = BTreeMap::new();
     for node in nodes {
@@ -218,7 +218,7 @@ fn machines(nodes: &[Node<'_>], names: &Names) -> Vec<Finding> {
     findings
 }
 
-/// The nodes by name, with their addresses, the first few of them.
+/// The names and addresses of the first few nodes.
 fn list(nodes: &[&Node<'_>]) -> String {
     const MOST: usize = 5;
     let mut names: Vec<String> = nodes
@@ -316,7 +316,7 @@ mod tests {
                 0,
                 0,
             ),
-            // A reservation of this node's, or a flannel's lease that it took over.
+            // This node's own reservation, or a flannel lease that it took over.
             (
                 vec![node("own", one, Some("a")), node("b", one, None)],
                 0,

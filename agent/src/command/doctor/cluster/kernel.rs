@@ -1,4 +1,4 @@
-//! What the kernel would not take.
+//! Kernel objects that the kernel refused.
 
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -20,14 +20,14 @@ pub(super) const CHECK: Check = Check {
     },
 };
 
-/// One finding for each code, since one missing module fails a thousand objects.
+/// One finding per code, because one missing module fails a thousand objects.
 fn find(status: &Status, names: &Names) -> Vec<Finding> {
     let causes = refusals(status);
     let mut by_code: BTreeMap<Code, Vec<&Cause>> = BTreeMap::new();
     for cause in &causes {
         by_code.entry(cause.code).or_default().push(cause);
     }
-    // What fails for the sake of something else says nothing by itself.
+    // Failed dependencies add nothing if there is another cause.
     if by_code.len() > 1 {
         by_code.remove(&Code::KernelDependency);
     }
@@ -53,7 +53,7 @@ fn find(status: &Status, names: &Names) -> Vec<Finding> {
     by_code.into_iter().filter_map(finding).collect()
 }
 
-/// The refusals that the agent tells: all of them once it has joined, the first one before.
+/// The refusals reported by the agent: all once it has joined, only the first before.
 fn refusals(status: &Status) -> Vec<Cause> {
     if status.health.state == State::Joining {
         let causes = status.health.causes.iter();
@@ -63,7 +63,7 @@ fn refusals(status: &Status) -> Vec<Cause> {
     status.kernel.causes().into_owned()
 }
 
-/// What it does and how it comes about, and what to do about it.
+/// The effect and cause of a refusal, and its remedies.
 fn explain(cause: &Cause, names: &Names) -> (&'static str, Vec<String>) {
     let journal = names.journal();
     let set = names.selvage("network set");

@@ -1,4 +1,4 @@
-//! The own lease: lost, or about to end.
+//! The own lease: lost, or about to expire.
 
 use std::future::ready;
 
@@ -9,7 +9,7 @@ use crate::command::doctor::{Finding, Names, Severity};
 use crate::settings::Settings;
 use crate::telemetry::status::{Cause, Code, Lease, Status, TaskName};
 
-/// A lease that another node has, or nobody.
+/// A lease that was taken by another node, or is gone.
 pub(super) const LOST: Check = Check {
     name: "lease-lost",
     looks_for: "a lease of this node that expired or is another node's",
@@ -22,7 +22,7 @@ pub(super) const LOST: Check = Check {
     },
 };
 
-/// A lease that is not extended.
+/// A lease that is not renewed.
 pub(super) const EXPIRY: Check = Check {
     name: "lease-expiry",
     looks_for: "a lease of this node that is not extended",
@@ -70,7 +70,7 @@ fn expiry(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
     let Some(lease) = lease.filter(|lease| lease.held && !lease.reservation) else {
         return Vec::new();
     };
-    // It is extended after a sixth of its duration, so that more than half should be left at all times.
+    // It is renewed after a sixth of its TTL, so more than half should always be left.
     let is_late = match (lease.left_seconds, lease.ttl_seconds) {
         (Some(left), Some(ttl)) => left < ttl / 2,
         _ => false,
@@ -89,7 +89,7 @@ fn expiry(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
     let trouble = lease.trouble.as_deref().or(status.store.trouble.as_deref());
     let renewal = status.cause(TaskName::Renewal);
     let cause = renewal.or_else(|| status.cause(TaskName::Store));
-    // Whatever else it may be, it is the store that does not extend it.
+    // Without a cause, blame the store: it did not renew the lease.
     let code = cause.map_or(Code::StoreUnreachable, |cause| cause.code);
     let advice = store(code, settings, names);
     let trouble = trouble.map(|trouble| format!(": {trouble}"));

@@ -1,7 +1,8 @@
-//! The wrong interface: one behind a NAT that hides this host from its peers, while another leads to them.
+//! The wrong underlay interface: behind a NAT that hides this host from its peers, while another interface reaches
+//! them.
 //!
-//! Virtual machines of a desktop each have the same address on their first interface, from the hypervisor's NAT, and
-//! their default route leads there.
+//! Virtual machines on a desktop often all have the same address on their first interface, from the hypervisor's NAT,
+//! with the default route over it.
 
 use std::net::IpAddr;
 
@@ -33,7 +34,7 @@ async fn check(context: &Context<'_>) -> Outcome {
         .collect())
 }
 
-/// Names of interfaces that lead to containers or virtual machines of this host, not to other hosts.
+/// Names of interfaces to this host's containers or virtual machines, not to other hosts.
 const INSIDE: [&str; 10] = [
     "docker", "cni", "br-", "virbr", "veth", "lxdbr", "lxcbr", "podman", "cali", "vnet",
 ];
@@ -78,7 +79,7 @@ fn is_usable(address: IpAddr) -> bool {
     }
 }
 
-/// The addresses that this node publishes because the interface has them, not because it was told to.
+/// The public IPs that come from the interface and not from the settings.
 fn untold(lease: &Lease, underlay: &Underlay) -> Vec<IpAddr> {
     let v4 = lease
         .public_ip
@@ -90,7 +91,7 @@ fn untold(lease: &Lease, underlay: &Underlay) -> Vec<IpAddr> {
     v4.into_iter().chain(v6.map(IpAddr::V6)).collect()
 }
 
-/// Others publish our address as well, and there is another interface: the address is a NAT's.
+/// Other nodes publish our address, too, and there is another interface: the address belongs to a NAT.
 pub(super) fn shared(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
     let (lease, underlay) = (status.lease.as_ref()?, status.underlay.as_ref()?);
     let own = untold(lease, underlay);
@@ -124,7 +125,7 @@ pub(super) fn shared(status: &Status, host: &Host, names: &Names) -> Option<Find
     })
 }
 
-/// Peers are next to us on another interface.
+/// Peers are on-link on another interface.
 fn elsewhere(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
     let (lease, underlay) = (status.lease.as_ref()?, status.underlay.as_ref()?);
     let own = untold(lease, underlay);

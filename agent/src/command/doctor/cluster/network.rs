@@ -1,4 +1,4 @@
-//! What all nodes share: a network config that is not followed, and a network that is full.
+//! The shared network config: one that is not applied, or a network that is full.
 
 use std::future::ready;
 
@@ -8,7 +8,7 @@ use crate::command::doctor::{Finding, Names, Severity};
 use crate::settings::Settings;
 use crate::telemetry::status::{Cause, Code, Status, TaskName};
 
-/// A network config that was written and is not in use.
+/// A network config that is not in use.
 pub(super) const CONFIG: Check = Check {
     name: "network-config",
     looks_for: "a network config that was written but cannot be followed",
@@ -21,7 +21,7 @@ pub(super) const CONFIG: Check = Check {
     },
 };
 
-/// A network in which hardly a subnet is free.
+/// A network with few free subnets.
 pub(super) const SUBNETS: Check = Check {
     name: "subnets",
     looks_for: "a network in which hardly a subnet is free",
@@ -60,7 +60,7 @@ fn subnets(status: &Status, names: &Names) -> Vec<Finding> {
     let leases = status.peers.len() + usize::from(status.lease.is_some());
     let leases = u64::try_from(leases).unwrap_or(u64::MAX);
     let free = capacity.saturating_sub(leases);
-    // A tenth is the room that a growing cluster has left; a cluster that is full by intent has its last node.
+    // A tenth leaves room for a growing cluster; a network sized exactly for its nodes has its last node.
     if free > capacity / 10 {
         return Vec::new();
     }

@@ -1,8 +1,7 @@
-//! Conflicting networks: the underlay's, Docker's, a VPN's; and servers that the overlay's
-//! addresses hide.
+//! Conflicting networks: the underlay's, Docker's, a VPN's; and servers hidden by overlay addresses.
 //!
-//! The overlay's routes are as long as a node's subnet. So a wider route of somebody else's, such as a default route,
-//! takes nothing away from the overlay, but the overlay takes addresses away from it.
+//! The overlay's routes have the prefix length of a node's subnet. So another program's shorter route, such as a
+//! default route, takes no traffic from the overlay, but the overlay takes traffic from it.
 
 mod host;
 mod servers;
@@ -21,7 +20,7 @@ use crate::telemetry::status::Status;
 
 const NAME: &str = "overlap";
 
-/// Networks and servers that have addresses of the overlay.
+/// Networks and servers with overlay addresses.
 pub(super) const CHECK: Check = Check {
     name: NAME,
     looks_for: "other networks, VPN routes and servers with addresses of the overlay",
@@ -53,7 +52,7 @@ async fn check(context: &Context<'_>) -> Outcome {
     let ways = survey::ways(asked).await.map_err(unknown)?;
     let mut findings = surroundings.underlay();
     findings.extend(surroundings.addresses());
-    // Where others make the routes, none of them is known to be right or wrong.
+    // If other programs make the routes, they cannot be judged.
     let network = status.network.as_ref();
     let backend = network.and_then(|network| table::find(&network.backend));
     if network.is_some() && backend.is_none_or(|backend| !backend.leaves_routes) {
@@ -65,7 +64,7 @@ async fn check(context: &Context<'_>) -> Outcome {
     Ok(cap(findings))
 }
 
-/// Whose an overlay address is.
+/// The owner of an overlay address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Holder {
     /// In this node's subnet.
@@ -104,7 +103,7 @@ fn finding(
     }
 }
 
-/// How the overlay gets another network.
+/// How to move the overlay to another network.
 fn renumber(names: &Names) -> String {
     format!(
         "or give the overlay a network that nobody else has: {} FILE; nodes take subnets of it when their agents are restarted",
@@ -112,7 +111,7 @@ fn renumber(names: &Names) -> String {
     )
 }
 
-/// How subnets are kept off addresses of hosts.
+/// How to exclude host addresses from subnets.
 fn leave_out(names: &Names) -> String {
     format!(
         "SubnetMin and SubnetMax in the network config ({})",

@@ -1,4 +1,4 @@
-//! Leases of other nodes that this one does not use.
+//! Refused leases of other nodes.
 
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -11,7 +11,7 @@ use crate::telemetry::status::{Peer, PeerState, Status};
 
 const NAME: &str = "refused-peers";
 
-/// Leases that are not used, or not with what they say last.
+/// Refused leases, or leases whose latest data is not used.
 pub(super) const CHECK: Check = Check {
     name: NAME,
     looks_for: "leases of other nodes that cannot be used",
@@ -28,7 +28,7 @@ fn find(status: &Status, names: &Names) -> Vec<Finding> {
         if peer.reason.is_none() {
             continue;
         }
-        // Told by another check, one and the same node, or a reservation that waits for its node.
+        // Skip what another check reports, our own leases, and unused reservations.
         let refusal = peer.refusal.as_ref();
         if refusal.is_some_and(duplicates::is_duplicate)
             || duplicates::is_ours(peer, status)
@@ -39,7 +39,7 @@ fn find(status: &Status, names: &Names) -> Vec<Finding> {
         let severity = match peer.state {
             PeerState::Refused => Severity::Error,
             PeerState::Programmed => Severity::Warning,
-            // The kernel's word, which is told with all that it refuses.
+            // Another check reports the kernel's refusals.
             PeerState::Failed => continue,
         };
         let code = refusal.map_or(RefusalCode::Unknown, |refusal| refusal.code);
@@ -71,7 +71,7 @@ fn find(status: &Status, names: &Names) -> Vec<Finding> {
     by_fault.into_iter().map(finding).collect()
 }
 
-/// Why a lease is refused, as far as the remedy goes.
+/// Why a lease is refused, by remedy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Fault {
     Network,
@@ -112,7 +112,7 @@ impl Fault {
         }
     }
 
-    /// `deletion`: how its lease is ended.
+    /// `deletion`: the command that deletes the lease.
     fn explain(self, deletion: &str, names: &Names) -> Advice {
         let remove = format!("if the node is gone for good, delete its lease: {deletion}");
         let other_subnet = format!(

@@ -1,5 +1,5 @@
-//! Packets between two containers on one bridge pass by the packet filter unless `br_netfilter` leads them through it.
-//! kube-proxy and Docker's `icc=false` count on that; a plain Docker does not, and who has neither is not bothered.
+//! Packets between two containers on one bridge bypass the packet filter unless `br_netfilter` is active. kube-proxy
+//! and Docker's `icc=false` depend on it; plain Docker does not, so hosts without either get no finding.
 
 use super::docker::Docker;
 use super::filter::Filter;
@@ -75,7 +75,7 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
     )])
 }
 
-/// The switches that count for the overlay's IP versions.
+/// The relevant sysctls for the overlay's IP versions.
 fn switches(own: &Own<'_>) -> impl Iterator<Item = &'static str> {
     let v4 = own.lease.subnet.map(|_| "bridge-nf-call-iptables");
     let v6 = own.lease.subnet_v6.map(|_| "bridge-nf-call-ip6tables");

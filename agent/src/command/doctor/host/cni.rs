@@ -1,5 +1,5 @@
-//! What CNI runtimes (containerd, CRI-O, podman, nerdctl) keep of the containers that they attached: the results that
-//! libcni caches below `/var/lib/cni/results` (github.com/containernetworking/cni, libcni/api.go, `cachedInfo`).
+//! The containers attached by CNI runtimes (containerd, CRI-O, podman, nerdctl), from the results that libcni caches
+//! below `/var/lib/cni/results` (github.com/containernetworking/cni, libcni/api.go, `cachedInfo`).
 
 use std::fs;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-/// Where libcni keeps them, unless a runtime asks for another place.
+/// libcni's default directory.
 const RESULTS: &str = "/var/lib/cni/results";
 
 /// The longest result that is read, in bytes.
@@ -20,12 +20,12 @@ const MAX_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Attachment {
     pub(super) container: String,
-    /// Of the network, as its configuration calls it.
+    /// The network's name in its configuration.
     pub(super) network: String,
-    /// Whether flannel's plugin made it.
+    /// Whether flannel's plugin created it.
     pub(super) by_flannel: bool,
     pub(super) addresses: Vec<IpAddr>,
-    /// The interfaces that it has on this host, such as the bridge and its port.
+    /// Its interfaces on this host, such as the bridge and its port.
     pub(super) interfaces: Vec<String>,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Attachment {
 struct Cached {
     container_id: String,
     network_name: String,
-    /// In base64, as Go writes bytes.
+    /// Base64, as Go encodes bytes.
     #[serde(default)]
     config: String,
     result: CniResult,
@@ -52,7 +52,7 @@ struct CniResult {
 struct Interface {
     #[serde(default)]
     name: String,
-    /// Empty for what is on the host.
+    /// Empty for interfaces on the host.
     #[serde(default)]
     sandbox: String,
 }
@@ -77,7 +77,7 @@ struct Plugin {
     kind: String,
 }
 
-/// All attachments that are written down. Some may be of containers that are gone: who lost power left them.
+/// All cached attachments. Some may be stale, for example after a power loss.
 pub(super) fn attachments() -> Vec<Attachment> {
     let Ok(entries) = fs::read_dir(RESULTS) else {
         return Vec::new();

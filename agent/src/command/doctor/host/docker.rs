@@ -1,4 +1,4 @@
-//! What Docker says of itself: its networks and its running containers, by its API (docs.docker.com/reference/api/engine).
+//! Docker's networks and running containers, from its API (docs.docker.com/reference/api/engine).
 
 use std::collections::BTreeMap;
 use std::env;
@@ -14,21 +14,21 @@ use serde::de::DeserializeOwned;
 use super::NotChecked;
 use crate::base::http::{self, Trouble};
 
-/// Docker's own limit for a client is longer, but nobody waits that long for a diagnosis.
+/// Shorter than Docker's own client timeout, which is too long for a diagnosis.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Where Docker listens unless `DOCKER_HOST` says otherwise.
+/// Docker's default socket, unless `DOCKER_HOST` is set.
 const SOCKET: &str = "/var/run/docker.sock";
 
-/// What Docker has on this host.
+/// Docker's state on this host.
 #[derive(Debug)]
 pub(super) struct Docker {
     pub(super) networks: Vec<Network>,
-    /// Those that run.
+    /// The running containers.
     pub(super) containers: Vec<Container>,
 }
 
-/// What `/info` says, as far as it matters here.
+/// The relevant part of `/info`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Info {
@@ -36,7 +36,7 @@ struct Info {
     live_restore_enabled: bool,
 }
 
-/// A network of Docker's.
+/// A Docker network.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Network {
@@ -89,10 +89,10 @@ struct Endpoint {
 }
 
 impl Docker {
-    /// Asks Docker; `None` where none runs.
+    /// Queries Docker; `None` if it is not running.
     ///
     /// # Errors
-    /// One runs, but does not answer, or not to us.
+    /// Docker is running but does not answer, or refuses us.
     pub(super) async fn ask() -> Result<Option<Self>, NotChecked> {
         let Some(networks) = get("/networks").await? else {
             return Ok(None);
@@ -104,8 +104,8 @@ impl Docker {
         }))
     }
 
-    /// The containers, if live-restore keeps all networks as they are while they run: a restart of Docker then changes
-    /// neither subnet nor MTU, whichever network they are in.
+    /// The containers that make live-restore keep all networks: while they run, restarting Docker changes neither
+    /// subnet nor MTU, whichever network they are in.
     ///
     /// # Errors
     /// As [`Self::ask`].
@@ -117,7 +117,7 @@ impl Docker {
         })
     }
 
-    /// The bridge of containers that asked for no network; `None` where Docker was told to do without.
+    /// The default bridge; `None` if Docker was configured without one.
     pub(super) fn default_bridge(&self) -> Option<&Network> {
         let is_default = |network: &&Network| {
             network.option("com.docker.network.bridge.default_bridge") == Some("true")
@@ -139,18 +139,18 @@ impl Network {
         options.get(name).map(String::as_str)
     }
 
-    /// The device, if Docker was told its name.
+    /// The device, if its name is configured.
     pub(super) fn device(&self) -> Option<&str> {
         self.option("com.docker.network.bridge.name")
     }
 
-    /// Its MTU in bytes, where Docker says so.
+    /// Its configured MTU in bytes.
     pub(super) fn mtu(&self) -> Option<u32> {
         let mtu = self.option("com.docker.network.driver.mtu")?;
         mtu.parse().ok().filter(|mtu| *mtu != 0)
     }
 
-    /// Whether its containers must not talk to each other (`icc=false`).
+    /// Whether its containers are isolated from each other (`icc=false`).
     pub(super) fn isolates(&self) -> bool {
         self.option("com.docker.network.bridge.enable_icc") == Some("false")
     }
@@ -164,7 +164,7 @@ impl Network {
 }
 
 impl Container {
-    /// What people call it.
+    /// Its name.
     pub(super) fn name(&self) -> &str {
         match self.names.first() {
             Some(name) => name.trim_start_matches('/'),
@@ -184,14 +184,14 @@ impl Container {
     }
 }
 
-/// The socket that Docker's own client would use. One that leads to another host says nothing about this one.
+/// The socket that Docker's own client would use. A remote `DOCKER_HOST` is ignored.
 fn socket() -> PathBuf {
     let host = env::var("DOCKER_HOST").unwrap_or_default();
     let path = host.strip_prefix("unix://").unwrap_or(SOCKET);
     PathBuf::from(path)
 }
 
-/// `None` where nobody listens.
+/// `None` if nothing listens.
 async fn get<T: DeserializeOwned>(target: &str) -> Result<Option<T>, NotChecked> {
     let socket = socket();
     let silent = |why: &dyn std::fmt::Display| {

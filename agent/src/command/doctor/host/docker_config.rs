@@ -1,5 +1,5 @@
-//! Options that Docker has twice. dockerd refuses to start with one that is on its command line and in its configuration
-//! file as well, whatever the values (moby, `daemon/config/config.go`, `findConfigurationConflicts`).
+//! Duplicate Docker options. dockerd refuses to start if an option is both on its command line and in its configuration
+//! file, whatever the values (moby, `daemon/config/config.go`, `findConfigurationConflicts`).
 
 use std::fs;
 use std::path::Path;
@@ -11,10 +11,10 @@ use crate::command::doctor::{Context, Outcome, Severity};
 
 pub(super) const NAME: &str = "docker-config";
 
-/// Where dockerd looks unless it is told another place.
+/// dockerd's default configuration file.
 const CONFIG: &str = "/etc/docker/daemon.json";
 
-/// Where systemd looks for units, as far as administrators and packages write there.
+/// The unit directories that administrators and packages write to.
 const UNITS: [&str; 4] = [
     "/etc/systemd/system",
     "/run/systemd/system",
@@ -61,9 +61,9 @@ fn unit(directory: &str) -> String {
         .collect()
 }
 
-/// The options that the configuration has, and that the unit takes from the subnet file.
+/// The options that are both in the configuration and in the unit, from the subnet file.
 fn twice<'a>(subnet_file: &'a str, units: &str, config: &str) -> Vec<&'a str> {
-    // Docker says itself what is no JSON.
+    // Docker itself reports invalid JSON.
     let config: Map<String, Value> = serde_json::from_str(config).unwrap_or_default();
     let options = subnet_file.lines().filter_map(|line| {
         let (variable, option) = line.split_once("=--")?;
@@ -92,7 +92,7 @@ mod tests {
         let config =
             r#"{"bip": "192.168.9.1/24", "mtu": 1450, "ip-masq": true, "live-restore": true}"#;
         assert_eq!(look(ours, config), ["bip", "mtu"]);
-        // Somebody else's unit, and nothing twice.
+        // A foreign unit, without duplicates.
         assert!(look("ExecStart=/usr/bin/dockerd $DOCKER_OPTS\n", config).is_empty());
         assert!(look(ours, r#"{"live-restore": true}"#).is_empty());
         assert!(look(ours, "{").is_empty());

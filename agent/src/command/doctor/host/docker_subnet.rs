@@ -1,8 +1,8 @@
-//! Docker beside the overlay: started before its options were there, or never told of them, it picks a subnet of its
-//! own; and with packets larger than the overlay's, connections of its containers stall.
+//! Docker beside the overlay: if it was started before or without its options, it picks its own subnet; with an MTU
+//! above the overlay's, its containers' connections stall.
 //!
-//! Docker may as well be there for something else (builds on a node whose pods come by CNI). So it is left alone where
-//! another interface has an address of this node's subnet, and where it serves another overlay network of this host.
+//! Docker may serve another purpose (builds on a node whose pods use CNI). So it is skipped if another interface has an
+//! address of this node's subnet, or if it serves another overlay network of this host.
 
 use ipnet::IpNet;
 
@@ -17,10 +17,10 @@ pub(super) const NAME: &str = "docker-subnet";
 /// Restarts Docker when this host's subnet has changed.
 const SERVICE: &str = "selvage-docker.service";
 
-/// What moves networks that live-restore keeps.
+/// The command that moves networks kept by live-restore.
 const STOP_FIRST: &str = "running=$(docker ps -q); docker stop $running; systemctl restart docker.service; docker start $running";
 
-/// So many containers are named.
+/// Maximum number of containers named.
 const MOST: usize = 10;
 
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
@@ -32,7 +32,7 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
         return Ok(Vec::new());
     };
     let inventory = inventory().await?;
-    // A user's own Docker (rootless) has its bridge in a network namespace of its own, and wants nothing of the overlay.
+    // A rootless Docker has its bridge in its own network namespace, outside the overlay.
     if bridge
         .device()
         .is_some_and(|name| inventory.named(name).is_none())
@@ -59,7 +59,7 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
     if findings.is_empty() {
         return Ok(findings);
     }
-    // What is wrong is worth more than how to put it right in this case.
+    // Keep the finding even if the remedy cannot be refined.
     let held_by = docker.held_by().await.unwrap_or_default();
     if !held_by.is_empty() {
         findings
@@ -69,7 +69,7 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
     Ok(findings)
 }
 
-/// Changes the advice to what helps where live-restore keeps the networks for these containers.
+/// Replaces the remedy if live-restore keeps the networks for these containers.
 fn stop_first(finding: &mut Finding, held_by: &[Container]) {
     let names = held_by.iter().take(MOST).map(Container::name);
     let names: Vec<&str> = names.collect();
@@ -86,7 +86,7 @@ fn stop_first(finding: &mut Finding, held_by: &[Container]) {
     finding.remedy.insert(0, STOP_FIRST.to_owned());
 }
 
-/// What restarts Docker with the present options, and puts its containers back.
+/// The command that restarts Docker with the current options and restores its containers.
 fn start() -> String {
     format!("systemctl start {SERVICE}")
 }
@@ -108,7 +108,7 @@ fn serves_another_overlay(own: &Own<'_>, of_bridge: IpNet) -> bool {
     others.any(|network| network.contains(&of_bridge.trunc()))
 }
 
-/// Whether somebody else's interface has an address of the subnet, so that its containers are not Docker's.
+/// Whether another program's interface has an address of the subnet, so that its containers are not Docker's.
 fn is_taken(own: &Own<'_>, inventory: &Inventory, bridge: &Network, subnet: IpNet) -> bool {
     let others = inventory.interfaces.iter().filter(|interface| {
         !own.has_device(&interface.name) && Some(interface.name.as_str()) != bridge.device()
@@ -121,7 +121,7 @@ fn is_taken(own: &Own<'_>, inventory: &Inventory, bridge: &Network, subnet: IpNe
 fn beside(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding {
     let name = bridge.device().unwrap_or(&bridge.name);
     let file = &own.status.files.subnet_file;
-    // The whole overlay may have had other addresses then.
+    // The overlay network may have been different then.
     let told = own.status.docker.as_ref();
     let moved = own.is_strayed(on.addr()) || told.is_some_and(|docker| docker.trouble.is_some());
     let why = match moved {
@@ -165,7 +165,7 @@ fn beside(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding 
     )
 }
 
-/// Smaller packets than could be are no harm, and may be wanted.
+/// A smaller MTU is harmless and may be intended.
 fn too_large(own: &Own<'_>, bridge: &Network) -> Option<Finding> {
     let (mtu, limit) = (bridge.mtu()?, own.network.mtu);
     let name = bridge.device().unwrap_or(&bridge.name);

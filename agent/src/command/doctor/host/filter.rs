@@ -1,9 +1,9 @@
-//! The packet filter as the kernel has it, whoever made it: read by the programs that print it, and walked through with a
-//! packet in mind.
+//! The kernel's packet filter, including other programs' rules: read through the programs that print it, and evaluated
+//! for a given packet.
 //!
-//! Both languages become one [`Table`] form. What a condition comes to may be unknown (sets of addresses that another
-//! program fills, marks, limits, modules that are not known here): a packet counts as dropped only if it is dropped
-//! whatever the unknown comes to. Doubt is for the rules.
+//! Both syntaxes become one [`Table`] form. A condition's result may be unknown (address sets filled by other programs,
+//! marks, limits, unsupported modules): a packet counts as dropped only if it is dropped whatever the unknown results
+//! are. In doubt a rule is considered harmless.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ mod walk;
 
 pub(super) use walk::{Dropped, Packet};
 
-/// All tables that may decide about forwarded packets, and the names of the rest.
+/// All tables that can affect forwarded packets, and the names of the others.
 #[derive(Debug, Default)]
 pub(super) struct Filter {
     pub(super) tables: Vec<Table>,
@@ -37,7 +37,7 @@ pub(super) struct Table {
     chains: BTreeMap<String, Chain>,
 }
 
-/// What prints and changes a table.
+/// The program that prints and changes a table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Program {
     /// `iptables`, `ip6tables-legacy` and so on, for one family.
@@ -48,14 +48,14 @@ pub(super) enum Program {
 
 #[derive(Debug, Default)]
 struct Chain {
-    /// Where it begins, if the kernel calls it: the hook's number in a packet's way, and its priority.
+    /// The hook and priority of a base chain.
     base: Option<(Hook, i32)>,
-    /// Whether what comes to its end is dropped.
+    /// Whether its policy is drop.
     drops: bool,
     rules: Vec<Rule>,
 }
 
-/// The places of a forwarded packet's way, in their order (`enum nf_inet_hooks`).
+/// The hooks of a forwarded packet, in order (`enum nf_inet_hooks`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Hook {
     Prerouting,
@@ -67,7 +67,7 @@ enum Hook {
 struct Rule {
     conditions: Vec<Condition>,
     action: Action,
-    /// What people call it: its text, or its handle.
+    /// Its text, or its handle.
     text: String,
 }
 
@@ -98,7 +98,7 @@ enum Condition {
     },
 }
 
-/// What a condition comes to.
+/// The result of a condition.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Truth {
     No,
@@ -125,7 +125,7 @@ impl Truth {
     }
 }
 
-/// What becomes of a packet that meets a rule.
+/// The action of a rule.
 #[derive(Debug)]
 enum Action {
     /// Nothing.
@@ -150,7 +150,7 @@ impl Filter {
     /// Reads all tables of this network namespace.
     ///
     /// # Errors
-    /// No program can print them, or not to us.
+    /// No program can print them, or we have no permission.
     pub(super) async fn read() -> Result<Self, NotChecked> {
         let mut filter = Self::default();
         let mut by_iptables = false;
@@ -160,7 +160,7 @@ impl Filter {
                     Ip::V4 => format!("iptables{suffix}"),
                     Ip::V6 => format!("ip6tables{suffix}"),
                 };
-                // The program would make the kernel load what nobody uses.
+                // Skip it: running it would make the kernel load unused modules.
                 if suffix == "-legacy" && !legacy_is_in_use(ip) {
                     continue;
                 }
@@ -176,7 +176,7 @@ impl Filter {
                 let tables = tables.map_err(|error| {
                     NotChecked(format!("cannot parse `nft -j list ruleset`: {error}"))
                 })?;
-                // What iptables made in nftables is told in its own words.
+                // Print iptables-nft's tables in iptables syntax.
                 filter.tables.extend(
                     tables
                         .into_iter()
@@ -252,7 +252,7 @@ impl Table {
     }
 }
 
-/// What follows `iptables` in the names of the installed programs, each kind once.
+/// The suffixes of the installed `iptables` programs, each kind once.
 fn suffixes() -> Vec<&'static str> {
     let mut found: Vec<_> = ["-nft", "-legacy"]
         .into_iter()
@@ -264,7 +264,7 @@ fn suffixes() -> Vec<&'static str> {
     found
 }
 
-/// What a program prints; `None` if it is not installed.
+/// A program's output; `None` if it is not installed.
 async fn print(name: &str, arguments: &[&str]) -> Result<Option<String>, NotChecked> {
     let Some(path) = program::find(name) else {
         return Ok(None);

@@ -100,7 +100,7 @@ fn last(net: IpNet) -> IpAddr {
     }
 }
 
-/// By which interface packets leave and come, as far as one is told.
+/// The interface of overlay packets in both directions, if known.
 fn overlay_interface(own: &Own<'_>) -> Option<String> {
     let device = own.status.devices.first().map(|device| device.name.clone());
     device.or_else(|| Some(own.status.underlay.as_ref()?.interface.clone()))
@@ -152,7 +152,7 @@ fn key(family: &str, interface: &str, name: &str) -> String {
 
 /// A strict reverse-path filter drops what comes by another interface than answers would go by.
 fn reverse_path(own: &Own<'_>, inventory: &Inventory, ways: &[Way]) -> Vec<Finding> {
-    // Somebody else sees to the routes of these.
+    // Other programs make these backends' routes.
     let network = own.status.network.as_ref();
     let backend = network.and_then(|network| table::find(&network.backend));
     if backend.is_some_and(|backend| backend.leaves_routes) {

@@ -20,7 +20,7 @@ pub(super) const NAME: &str = "mac-policy";
 /// Where systemd-udevd listens while it runs.
 const UDEV: &str = "/run/udev/control";
 
-/// `NET_ADDR_SET` (linux/netdevice.h): somebody chose the address, and systemd-udevd leaves it alone.
+/// `NET_ADDR_SET` (linux/netdevice.h): the address was set explicitly, and systemd-udevd leaves it alone.
 const SET: &str = "3";
 
 /// How long a running agent may take to put a changed address right.

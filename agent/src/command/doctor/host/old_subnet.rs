@@ -1,5 +1,5 @@
-//! Containers that were started on a subnet that this node had before. Their packets still leave, but the answers go to
-//! whoever has that subnet now.
+//! Containers that were started on a subnet that this node had before. Their packets still leave, but the replies go to
+//! the node that has that subnet now.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -33,7 +33,7 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
         }
     }
     for attachment in cni::attachments() {
-        // Whoever has no port any more is gone.
+        // A container without a bridge port is gone.
         let lives = |name: &String| {
             inventory
                 .named(name)

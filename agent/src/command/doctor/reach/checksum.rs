@@ -1,7 +1,7 @@
-//! Packets that come with a wrong checksum, which the kernel drops in silence.
+//! Received packets with a wrong checksum, which the kernel drops silently.
 //!
-//! The kernel counts them (`InCsumErrors` of `/proc/net/snmp`) without saying whose they were. Where it counted any, what
-//! comes in is looked at for a while, and each checksum is computed once more.
+//! The kernel counts them (`InCsumErrors` of `/proc/net/snmp`) but not their sender. If it counted any, incoming
+//! packets are captured for a while, and each checksum is verified.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,11 +15,11 @@ use super::packet::{Packet, UDP};
 use super::path::{Ground, Path};
 use super::tap::{Passage, open_all};
 
-/// How long it is listened.
+/// Duration of the capture.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// How many peers are sent something to which they answer with a checksum that devices compute.
 const MOST_ASKED: usize = 64;
-/// How many wrong packets are no chance: a bit may be lost anywhere.
+/// Minimum number of bad packets for a finding: single bit errors occur anywhere.
 const LEAST: u32 = 3;
 
 /// Which checksum of a peer's packets is wrong.
@@ -77,7 +77,7 @@ pub(super) async fn provoke(ground: &Ground) {
     if !ground.deep {
         return;
     }
-    // Of a gateway, nobody has the overlay address.
+    // Without a tunnel the peer is a gateway, and no host has the overlay address.
     let asked = ground.paths.iter().filter(|path| path.tunnel.is_some());
     let asked = asked.take(MOST_ASKED).map(|path| async {
         let _ = timeout(PATIENCE / 4, super::answers(path.over)).await;

@@ -1,4 +1,4 @@
-//! In which direction the encapsulated packets are lost, without the peer's help.
+//! Finds the direction in which encapsulated packets are lost, without the peer's help.
 //!
 //! ```text
 //!            forward                         backward
@@ -30,10 +30,10 @@ use crate::host::netlink::host::neighbors;
 
 /// How often the packets are sent.
 const TRIES: usize = 3;
-/// How long it is listened after each time.
+/// How long to listen after each try.
 const PATIENCE: Duration = Duration::from_millis(400);
 
-/// What was seen of the packets to and from one peer.
+/// The observed packets to and from one peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Seen {
     /// An encapsulated packet left for the peer.
@@ -215,7 +215,7 @@ pub(super) async fn look(
 
 fn put(tap: &Tap, tag: Tag, from: IpAddr, to: IpAddr, neighbor: Option<MacAddr>) {
     if let Some(packet) = tag.packet(from, to) {
-        // Not to be sent is as good as to be lost.
+        // A failed send counts as a lost packet.
         let _ = tap.send(&packet, neighbor);
     }
 }

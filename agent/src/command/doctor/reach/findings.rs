@@ -1,4 +1,4 @@
-//! What the survey found, in words: faults of one kind are one finding, however many peers have it.
+//! Findings of the survey: one per fault, however many peers have it.
 
 use super::checksum::Layer;
 use super::direction::Verdict;
@@ -12,14 +12,14 @@ pub(super) const ONE_WAY: &str = "one-way";
 pub(super) const MTU_BLACK_HOLE: &str = "mtu-black-hole";
 pub(super) const CHECKSUM_OFFLOAD: &str = "checksum-offload";
 
-/// The ports of the back ends of which the device does not tell, where none was seen in use: flannel's defaults.
+/// The ports of the backends of which the device does not tell, where none was seen in use: flannel's defaults.
 const WIREGUARD_PORT: u16 = 51820;
 const UDP_PORT: u16 = 8285;
 
 /// How many peers a finding names.
 const NAMED: usize = 3;
 
-/// What is wrong with the way to a peer.
+/// The fault of the path to a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Issue {
     /// It answers nowhere.

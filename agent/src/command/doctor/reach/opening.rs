@@ -72,7 +72,7 @@ impl Carried {
         }
     }
 
-    /// The same for a host of which nobody knows what keeps its rules.
+    /// The same for a host whose rule manager is unknown.
     pub(super) fn opened(self) -> String {
         format!(
             "{}; with firewalld: {}; with ufw: {}",

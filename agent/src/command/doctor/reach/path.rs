@@ -1,4 +1,4 @@
-//! The ways to the peers: over which device, from which addresses, to which.
+//! The paths to peers: device, source and destination addresses.
 
 use std::collections::hash_map::{HashMap, RandomState};
 use std::hash::BuildHasher;
@@ -13,10 +13,10 @@ use crate::host::netlink::{Kernel, KernelError};
 use crate::plan::state::{LinkKind, Object};
 use crate::telemetry::status::{Peer, PeerState, Status, Underlay};
 
-/// How many peers are looked at, at the most: more than that take longer than anybody waits.
+/// Maximum number of peers probed; more would take too long.
 const MOST_PEERS: usize = 1000;
 
-/// How a back end's device carries packets.
+/// How a backend's device carries packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Carrier {
     /// VXLAN, with its UDP port, and whether outer packets over IPv4 have a UDP checksum.
@@ -72,7 +72,7 @@ impl Ground {
     /// Finds the ways to the peers that are set up; `None` if there is no overlay yet.
     ///
     /// # Errors
-    /// The kernel cannot be talked to.
+    /// The netlink exchange with the kernel failed.
     pub(super) async fn find(status: &Status, deep: bool) -> Result<Option<Self>, KernelError> {
         let (Some(network), Some(underlay), Some(lease)) =
             (&status.network, &status.underlay, &status.lease)

@@ -1,4 +1,4 @@
-//! Echo requests to many peers at once, by raw sockets of our own.
+//! Echo requests to many peers at once, over raw sockets.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -58,7 +58,7 @@ pub(super) struct Echo {
     pub(super) len: usize,
 }
 
-/// What became of an echo request.
+/// The result of an echo request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Outcome {
     /// It came back.
@@ -116,7 +116,7 @@ impl Pinger {
         })
     }
 
-    /// A tag for an echo that somebody else sends.
+    /// A tag for an echo that is sent elsewhere.
     pub(super) fn tag(&mut self) -> Tag {
         let sequence = self.next;
         self.next = self.next.wrapping_add(1);
@@ -188,7 +188,7 @@ impl Pinger {
             Err(error @ (Errno::EPERM | Errno::EACCES | Errno::ENETUNREACH)) => {
                 Err(Outcome::Refused(error))
             }
-            // The queue is full, or an error of an earlier packet is told; the next attempt will show.
+            // The queue is full, or the kernel reports an earlier packet's error; the next attempt will show.
             Err(_) => Ok(()),
         }
     }
@@ -232,7 +232,7 @@ impl Pinger {
 fn open(family: AddressFamily, protocol: SockProtocol) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let fd = socket(family, SockType::Raw, flags, protocol)?;
-    // The privileged form ignores the system's limit.
+    // The privileged option ignores net.core.rmem_max.
     setsockopt(&fd, RcvBufForce, &RECEIVE_BUFFER)
         .or_else(|_| setsockopt(&fd, RcvBuf, &RECEIVE_BUFFER))?;
     Ok(fd)

@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use super::packet::{Packet, ether_type};
 use crate::base::net::MacAddr;
 
-/// Room for what comes while we are busy.
+/// Receive buffer in bytes, for packets that arrive while we are busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// The longest packet, after the kernel put together what came in pieces.
 const LONGEST: usize = 64 << 10;
@@ -87,7 +87,7 @@ impl Tap {
         }
     }
 
-    /// Puts a whole IP packet onto the device, for a neighbour if the device has such.
+    /// Puts a whole IP packet onto the device, for a neighbor if the device has such.
     ///
     /// # Errors
     /// The device is down or full.

@@ -1,4 +1,4 @@
-//! What is said of one address, as it is committed.
+//! Golden files of the text for one address.
 
 use super::*;
 use crate::base::terminal::Colour;

@@ -4,13 +4,13 @@ use super::mark::{Mark, Seen};
 use super::svg::{Point, Size, Svg, clip, wrap};
 use crate::telemetry::status::Status;
 
-/// Width of every card; holds an IPv6 subnet in full and two lines of most reasons.
+/// Width of every card; fits a full IPv6 subnet, and most reasons in two lines.
 pub(super) const WIDTH: f64 = 270.0;
-/// From one base line to the next.
+/// Line spacing.
 const LINE: f64 = 17.0;
 /// From the edge to the text.
 const PADDING: f64 = 12.0;
-/// What fits between the edges: in the fixed-width font, and in the other.
+/// Columns that fit between the edges: in the fixed-width font, and in the other.
 const COLUMNS: usize = 30;
 const WORDS: usize = 36;
 /// Lines of a reason; the tooltip has all of it.
@@ -95,7 +95,7 @@ impl Card {
         }
     }
 
-    /// How high it has to be at the least.
+    /// Its minimum height.
     pub(super) fn height(&self) -> f64 {
         let lines = u32::try_from(self.lines.len()).unwrap_or(u32::MAX);
         f64::from(lines) * LINE + 2.0 * PADDING - 4.0
@@ -120,7 +120,7 @@ impl Card {
     }
 }
 
-/// A peer in one sentence, for those who do not see the picture.
+/// A peer in one sentence, for screen readers.
 pub(super) fn sentence(seen: &Seen<'_>) -> String {
     let nets: Vec<String> = seen.peer.nets().map(|net| net.to_string()).collect();
     let addresses: Vec<String> = seen
@@ -154,12 +154,12 @@ fn fitted(lines: Vec<(&'static str, String)>) -> Vec<(&'static str, String)> {
         .collect()
 }
 
-/// The height that holds each of them.
+/// The height that fits each card.
 pub(super) fn common_height(cards: &[Card]) -> f64 {
     cards.iter().map(Card::height).fold(0.0, f64::max)
 }
 
-/// Draws the line between two cards, by their middles and sizes, with the peer's sign half-way where it is not well.
+/// Draws the line between two cards, by their middles and sizes, with the peer's sign halfway if it has a fault.
 pub(super) fn link(from: (Point, Size), to: (Point, Size), mark: Mark, svg: &mut Svg) {
     let start = edge(from, to.0);
     let end = edge(to, from.0);
@@ -180,7 +180,7 @@ pub(super) fn link(from: (Point, Size), to: (Point, Size), mark: Mark, svg: &mut
     mark.sign(at(0.5), svg);
 }
 
-/// Where the line from the middle of a card towards `target` leaves it.
+/// The point where the line from a card's middle to `target` crosses its edge.
 fn edge(((x, y), (width, height)): (Point, Size), target: Point) -> Point {
     let (dx, dy) = (target.0 - x, target.1 - y);
     let reach = |half: f64, along: f64| {

@@ -1,5 +1,5 @@
-//! Where everything stands: peers around this node, in rows below it, or, when they are too many to be read one by one,
-//! as tiles in the order of their subnets.
+//! The layout: peers around this node, in rows below it, or, if there are too many to read one by one, as tiles in the
+//! order of their subnets.
 
 use std::f64::consts::{FRAC_PI_2, TAU};
 use std::fmt::Write as _;
@@ -8,9 +8,9 @@ use super::card::{self, Card};
 use super::mark::{Mark, Seen};
 use super::svg::{Point, Size, Svg};
 
-/// Peers that stand around this node.
+/// Maximum number of peers around this node.
 const RING: usize = 10;
-/// Peers that have a card each.
+/// Maximum number of peers with a card each.
 const ROWS: usize = 120;
 /// Cards in a row. Even, so that the line that joins the rows runs down between two of them.
 const IN_ROW: usize = 4;
@@ -21,9 +21,9 @@ const TILES: usize = 100;
 /// From one tile to the next, and the side of a tile.
 const PITCH: f64 = 11.0;
 const TILE: f64 = 8.0;
-/// Room for the subnet at the head of a row of tiles.
+/// Width of the subnet at the head of a row of tiles.
 const HEAD: f64 = 130.0;
-/// What is not well and has a card of its own beside its tile.
+/// Maximum number of faulty peers with a card beside their tile.
 const NAMED: usize = 60;
 
 /// A drawing and how large it is; its upper left corner is the origin.
@@ -92,7 +92,7 @@ fn places(count: usize, size: Size, own: Size) -> Vec<Point> {
             (one.0 - other.0).abs() >= size.0 + room || (one.1 - other.1).abs() >= size.1 + room
         };
         let both = (f64::midpoint(size.0, own.0), f64::midpoint(size.1, own.1));
-        // Around the middle there is room for a sign on the line.
+        // Leave room for a sign on the line around the middle.
         let good = places.iter().enumerate().all(|(index, &place)| {
             let mut others = places.iter().take(index);
             clear(place, (0.0, 0.0), both, 3.0 * GAP)
@@ -147,7 +147,7 @@ fn rows(own: &Card, peers: &[&Seen<'_>]) -> Drawing {
     }
 }
 
-/// A card for each peer that is not well, and a tile for every peer.
+/// A card for each faulty peer, and a tile for every peer.
 fn field(own: &Card, peers: &[Seen<'_>]) -> Drawing {
     let bad = || peers.iter().filter(|seen| seen.mark != Mark::Programmed);
     let named: Vec<&Seen<'_>> = bad().take(NAMED).collect();

@@ -1,4 +1,4 @@
-//! How a peer is, as the picture tells it: by the form of a line, a sign and a word; colour only repeats that.
+//! A peer's state in the picture: a line style, a sign and a word; colour only repeats it.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,14 +9,14 @@ use super::svg::{Point, Svg};
 use crate::command::doctor::Finding;
 use crate::telemetry::status::{Peer, PeerState};
 
-/// How a peer is.
+/// A peer's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Mark {
-    /// All that is needed is in the kernel, and nothing is known against it.
+    /// All its kernel objects exist, and no fault is known.
     Programmed,
-    /// It is set up, but packets do not get through.
+    /// It is programmed, but packets are lost.
     Lost,
-    /// The kernel would not take some of it.
+    /// The kernel refused some of its objects.
     Failed,
     /// Its lease cannot be used.
     Refused,
@@ -26,7 +26,7 @@ impl Mark {
     /// All, in the order of the legend.
     pub(super) const ALL: [Self; 4] = [Self::Programmed, Self::Lost, Self::Failed, Self::Refused];
 
-    /// What the picture says.
+    /// The word in the picture.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Programmed => "programmed",
@@ -89,7 +89,7 @@ pub(super) struct Seen<'a> {
     pub(super) reason: Option<String>,
 }
 
-/// Marks peers by what the agent knows and by what the doctor found out about them.
+/// Marks peers by the agent's status and the doctor's findings.
 pub(super) fn marked<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<Seen<'a>> {
     let lost = about(findings);
     let mark = |peer: &'a Peer| {
@@ -115,13 +115,13 @@ pub(super) fn marked<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<Seen<'a
     peers.iter().map(mark).collect()
 }
 
-/// What was found of peers, by their subnets and addresses. A warning counts: a peer that is silent altogether may just be
-/// switched off, and is as unreachable.
+/// Findings about peers, by subnet and address. Warnings count: a silent peer may just be switched off, but is
+/// unreachable all the same.
 fn about(findings: &[Finding]) -> HashMap<IpNet, &str> {
     findings
         .iter()
         .flat_map(|finding| {
-            // One that is about several peers names them in its sentence.
+            // A finding about several peers names them in its text.
             let subject = finding.subject.as_deref().unwrap_or(&finding.what);
             let words =
                 subject.split(|char: char| !(char.is_ascii_hexdigit() || ".:/".contains(char)));
@@ -135,7 +135,7 @@ fn parse(word: &str) -> Option<IpNet> {
     word.parse::<IpNet>().ok().or_else(address)
 }
 
-/// WireGuard answers the first packet by a handshake. Without one, what was sent has reached nobody.
+/// WireGuard starts with a handshake. Without one, no sent packet has reached the peer.
 fn is_silent(peer: &Peer) -> bool {
     let sent = peer.traffic.is_some_and(|traffic| traffic.tx_bytes > 0);
     let received = peer.traffic.is_some_and(|traffic| traffic.rx_bytes > 0);

@@ -1,11 +1,11 @@
-//! SVG as text: nothing gets in unescaped.
+//! SVG as text: everything is escaped.
 
 use std::fmt::{self, Write as _};
 
 /// A text that is safe between the tags and inside the quotes of XML 1.0.
 ///
-/// Control characters, which no XML may hold, and those that turn the direction of writing, with which a peer could make
-/// its name read as another's, become U+FFFD.
+/// Control characters, which no XML may hold, and bidirectional controls, with which a peer could make its name look
+/// like another's, become U+FFFD.
 pub(super) struct Escaped<'a>(pub(super) &'a str);
 
 impl fmt::Display for Escaped<'_> {
@@ -29,8 +29,8 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// The start of `text`, so long that it takes no more than `columns` of a fixed-width font; what is cut off leaves a "…".
-/// What is not ASCII counts as two columns wide.
+/// The start of `text`, clipped to `columns` of a fixed-width font, with a "…" if anything is cut off. Non-ASCII
+/// characters count as two columns.
 pub(super) fn clip(text: &str, columns: usize) -> String {
     if text.chars().map(width).sum::<usize>() <= columns {
         return text.to_owned();
@@ -46,8 +46,8 @@ pub(super) fn clip(text: &str, columns: usize) -> String {
     clipped
 }
 
-/// `text` in lines of no more than `columns`, broken at spaces where there are any; of what does not fit into `lines`
-/// the last one tells by a "…".
+/// `text` in lines of no more than `columns`, broken at spaces if possible; a "…" in the last one marks text beyond
+/// `lines`.
 pub(super) fn wrap(text: &str, columns: usize, lines: usize) -> Vec<String> {
     let mut wrapped: Vec<String> = Vec::new();
     let mut line = String::new();
@@ -58,7 +58,7 @@ pub(super) fn wrap(text: &str, columns: usize, lines: usize) -> Vec<String> {
             wrapped.push(std::mem::take(&mut line));
             used = 0;
         }
-        // One more than is shown: what it says is cut off below.
+        // One line more than is shown; it is cut off below.
         if wrapped.len() > lines {
             break;
         }
@@ -110,7 +110,7 @@ impl Svg {
         self.put(format_args!(r#"<path d="{data}" class="{class}"/>"#));
     }
 
-    /// A group that is told as one thing: `tooltip` is shown for a pointer that rests on it.
+    /// A group of elements with a tooltip.
     pub(super) fn group(&mut self, tooltip: &str, draw: impl FnOnce(&mut Self)) {
         self.put(format_args!("<g><title>{}</title>", Escaped(tooltip)));
         draw(self);

@@ -83,7 +83,7 @@ fn status(peers: u32) -> Status {
     status
 }
 
-/// One peer of each mark, the last of them lost by what the doctor says.
+/// One peer of each mark; the last is lost according to the doctor.
 fn troubled() -> (Status, Vec<Finding>) {
     let mut status = status(6);
     let reasons = [
@@ -111,7 +111,7 @@ fn troubled() -> (Status, Vec<Finding>) {
     (status, vec![finding])
 }
 
-/// All texts, as a strict XML parser reads them.
+/// All texts, read by a strict XML parser.
 fn texts(svg: &str) -> Vec<String> {
     let document = roxmltree::Document::parse(svg).unwrap();
     let root = document.root_element();
@@ -177,7 +177,7 @@ fn trouble_is_told_by_words_and_forms() {
             "{class}"
         );
     }
-    // What is about several peers names them; what is about none is no peer's.
+    // A finding about several peers names them; one about none marks no peer.
     let several = |what: &str| Finding {
         subject: None,
         what: what.to_owned(),
@@ -347,7 +347,7 @@ fn days_are_those_of_the_calendar() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever a peer, the store or the kernel says, the picture is XML and has no element of theirs.
+    /// Whatever text comes from a peer, the store or the kernel, the picture is valid XML without injected elements.
     #[test]
     fn hostile_texts_stay_texts(text in ".{0,80}|[<>&\"'/=a-z\u{0}-\u{1f}\u{202e}]{0,80}", count in 1u32..15) {
         let mut status = status(count);

@@ -1,4 +1,4 @@
-//! What the kernel has of an overlay whose agent does not run.
+//! The kernel objects of an overlay whose agent is not running.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,15 +16,15 @@ use crate::plan::state::{Key, Object, Route, Scope, State};
 use crate::settings::Settings;
 use crate::telemetry::status::{Cause, Code, Coded, Device, Peer, PeerState};
 
-/// What all names of overlay devices begin with.
+/// The prefix of all overlay device names.
 const DEVICES: &str = "flannel";
 
-/// What was seen.
+/// The observed objects.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     pub(super) devices: Vec<Device>,
     pub(super) peers: Vec<Peer>,
-    /// The back end, by flannel's name; `unknown` if nothing tells.
+    /// The backend, by flannel's name; `unknown` if it cannot be determined.
     pub(super) backend: &'static str,
 }
 
@@ -63,7 +63,7 @@ async fn try_to_look(
     }
     let kept = former::identities(&settings.files.state_dir);
     let gone: Vec<_> = kept.into_iter().map(|(name, _)| name).collect();
-    // Where another device took the place, the network config has changed since.
+    // If another device exists instead, the network config has changed since.
     if present.is_empty() {
         devices.extend(gone.iter().map(|name| Device::seen(name, None)));
     }
@@ -81,7 +81,7 @@ async fn try_to_look(
     })
 }
 
-/// The devices of this network that a back end made.
+/// The backends' devices of this network.
 async fn overlay_devices(
     kernel: &mut Kernel,
     networks: &[IpNet],
@@ -101,7 +101,7 @@ async fn overlay_devices(
     Ok(devices)
 }
 
-/// Observes what is ours; and whether WireGuard's peers had to be left out, since only root may see them.
+/// Observes our objects; also returns whether WireGuard's peers were skipped, because only root may list them.
 async fn observe(
     kernel: &mut Kernel,
     devices: &[(InterfaceName, Object)],
@@ -128,7 +128,7 @@ async fn observe(
     }
 }
 
-/// The backend that makes such a device.
+/// The backend that creates such a device.
 fn kind((name, object): &(InterfaceName, Object)) -> Option<&'static str> {
     table::maker(name, object).map(|backend| backend.kind)
 }
@@ -144,8 +144,8 @@ fn backend_of(devices: &[(InterfaceName, Object)], state: &State) -> &'static st
     by_device.or_else(plain).unwrap_or("unknown")
 }
 
-/// The peers that routes of ours lead to. A peer of both IP versions is two here: the kernel does not know that they belong
-/// together.
+/// The peers that routes of ours lead to. A dual-stack peer counts as two: the kernel does not know that its subnets
+/// belong together.
 fn peers(state: &State, devices: &[(InterfaceName, Object)], networks: &[IpNet]) -> Vec<Peer> {
     let backend = backend_of(devices, state);
     let vxlan: BTreeSet<&InterfaceName> = devices
@@ -160,7 +160,7 @@ fn peers(state: &State, devices: &[(InterfaceName, Object)], networks: &[IpNet])
         let (Key::Route(subnet), Object::Route(route)) = (key, object) else {
             continue;
         };
-        // The whole network is routed to a TUN device, a WireGuard device may have all of it as well.
+        // The whole network is routed to a TUN device, and possibly to a WireGuard device.
         if !inside(subnet) || networks.contains(subnet) {
             continue;
         }
@@ -199,7 +199,7 @@ fn peers(state: &State, devices: &[(InterfaceName, Object)], networks: &[IpNet])
     peers
 }
 
-/// Where a VXLAN device sends what goes to a gateway, or what it lacks.
+/// The remote to which a VXLAN device sends packets for a gateway, or the missing entry.
 fn through_vxlan(state: &State, route: &Route, gateway: IpAddr) -> Result<Option<IpAddr>, String> {
     let device = &route.link;
     let mac = match state.get(&Key::Neighbor(device.clone(), gateway)) {
@@ -212,7 +212,7 @@ fn through_vxlan(state: &State, route: &Route, gateway: IpAddr) -> Result<Option
     }
 }
 
-/// Where a WireGuard device sends what goes to a subnet, as far as it tells us.
+/// The endpoint to which a WireGuard device sends packets for a subnet, if known.
 fn through_wireguard(state: &State, route: &Route, subnet: &IpNet) -> Option<IpAddr> {
     state.iter().find_map(|(key, object)| match (key, object) {
         (Key::WireguardPeer(device, _), Object::WireguardPeer(peer))

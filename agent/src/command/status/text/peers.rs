@@ -16,7 +16,7 @@ const fn column(title: &'static str, right: bool, lightness: u8) -> Column {
     }
 }
 
-/// What is told of a peer. How light a column is says how well one can do without it.
+/// The columns of a peer. The lightest optional columns are dropped first.
 const COLUMNS: [Column; 9] = [
     column("SUBNET", false, 0),
     column("PUBLIC IP", false, 0),
@@ -84,7 +84,7 @@ fn summary(status: &Status) -> String {
     format!("{all} {noun}, {}:", counts.join(", "))
 }
 
-/// A peer's state in a word, with its tone.
+/// A peer's state as a word, with its tone.
 pub(crate) fn state(state: PeerState) -> (Tone, &'static str) {
     match state {
         PeerState::Programmed => (Tone::Good, "programmed"),

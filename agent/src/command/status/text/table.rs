@@ -1,8 +1,8 @@
 //! Tables with aligned columns that fit a width.
 //!
-//! A cell may have several parts, such as the subnets of both IP versions. As long as there is room they stand in one line,
-//! and a row is one line. In less room the parts stand below each other, the row's note gets a line of its own, and columns
-//! of less weight are left out. Nothing else is ever shortened: in still less room the terminal wraps the lines.
+//! A cell may have several parts, such as the subnets of both IP versions. If they fit, they are on one line, and a row
+//! is one line. If not, the parts are stacked, the row's note gets its own line, and optional columns are dropped.
+//! Nothing else is shortened: in an even narrower terminal, lines wrap.
 
 use std::fmt::Write;
 
@@ -14,19 +14,19 @@ use crate::base::terminal::{Style, Tone};
 /// Spaces between columns.
 const GAP: usize = 2;
 
-/// How far a note is indented when it stands below its row.
+/// Indentation of a note below its row.
 const INDENT: usize = 4;
 
-/// What stands between a cell's parts in one line.
+/// Separator of a cell's parts on one line.
 const SEPARATOR: &str = ",";
 
 /// A column.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Column {
     pub(crate) title: &'static str,
-    /// Whether its cells are set to the right, as numbers are.
+    /// Whether its cells are right-aligned, like numbers.
     pub(crate) right: bool,
-    /// How easily it is left out; one of weight 0 never is.
+    /// Higher values are dropped earlier; 0 is never dropped.
     pub(crate) lightness: u8,
 }
 
@@ -54,7 +54,7 @@ impl Cell {
         self
     }
 
-    /// Its widths with the parts in one line, and below each other.
+    /// Its widths with the parts on one line, and stacked.
     fn widths(&self) -> [usize; 2] {
         let widths = || self.parts.iter().map(|part| part.width());
         let separators = self.parts.len().saturating_sub(1) * SEPARATOR.len();
@@ -76,19 +76,19 @@ struct Row {
 #[derive(Debug)]
 pub(crate) struct Table {
     columns: Vec<Column>,
-    /// What the column of the notes is called.
+    /// The heading of the notes.
     notes: &'static str,
     rows: Vec<Row>,
-    /// The widths that each column needs, in both arrangements.
+    /// Each column's width in both arrangements.
     widths: Vec<[usize; 2]>,
     /// The width of the longest note.
     note: usize,
 }
 
-/// How a table is laid out.
+/// A layout of the table.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
-    /// Columns that are lighter are left out.
+    /// Columns lighter than this are dropped.
     lightest: u8,
     stacked: bool,
     notes_below: bool,
@@ -133,12 +133,12 @@ impl Table {
         }
     }
 
-    /// The roomiest layout that fits.
+    /// The widest layout that fits.
     fn layout(&self, width: usize) -> Layout {
         let lightest = self.columns.iter().map(|column| column.lightness).max();
         let lightest = lightest.unwrap_or(0);
         let ways = [(false, false), (false, true), (true, true)];
-        // What is lightest of all is worth less than one line for each row.
+        // Dropping the lightest columns is better than a second line per row.
         let dropped = (0..=lightest)
             .rev()
             .map(|lightest| (lightest, false, false));
@@ -172,7 +172,7 @@ impl Table {
         }
     }
 
-    /// The columns that are shown, with their widths.
+    /// The visible columns, with their widths.
     fn shown(&self, layout: Layout) -> Vec<(usize, usize)> {
         let columns = self.columns.iter().zip(&self.widths).enumerate();
         columns
@@ -226,7 +226,7 @@ impl Table {
         }
     }
 
-    /// Appends a cell with the gap behind it.
+    /// Appends a cell and the gap after it.
     fn cell(
         &self,
         text: &mut String,
@@ -241,7 +241,7 @@ impl Table {
         } else {
             (0, fill + GAP)
         };
-        // Escapes around spaces would be kept at the end of a line.
+        // Escape sequences around spaces would keep them from being trimmed at the end of a line.
         let _ = match tone {
             Some((style, tone)) if !content.is_empty() => {
                 write!(

@@ -1,4 +1,4 @@
-//! Texts as they are committed, and what holds for all of them.
+//! Golden files, and properties of all texts.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ fn no_peers() -> Status {
     }
 }
 
-/// A status and what it is called.
+/// A status and its name.
 type Sample = (&'static str, fn() -> Status);
 
 const SAMPLES: [Sample; 7] = [

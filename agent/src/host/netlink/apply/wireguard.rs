@@ -1,28 +1,29 @@
-//! Changes of WireGuard devices and peers, which go over a socket of their own.
+//! Changes of WireGuard devices and peers, which use their own socket.
 
 use super::{BATCH, Change, ChangeError, Kernel, KernelError, Work};
 use crate::base::net::InterfaceName;
 use crate::plan::state::{Link, LinkKind, Object, Wireguard, WireguardPeer};
 use crate::plan::wireguard_key::PublicKey;
 
-/// A peer to begin a session with.
+/// A peer to start a session with.
 #[derive(Debug)]
 pub(crate) struct Greeting {
     /// Its device.
     pub(crate) link: InterfaceName,
-    /// Who it is.
+    /// Its public key.
     pub(crate) peer: PublicKey,
-    /// How it is in the kernel, and stays.
+    /// Its unchanged state in the kernel.
     pub(crate) want: WireguardPeer,
-    /// Whether it was greeted before and has not answered.
+    /// Whether an earlier handshake initiation got no answer.
     pub(crate) unanswered: bool,
 }
 
 impl Kernel {
-    /// Begins a session with peers that have none. Whether the kernel refused it of one, and may lack that now.
+    /// Starts a session with peers that have none. Returns whether the kernel refused a request, so that a peer may now
+    /// be missing.
     pub(crate) async fn greet(&mut self, greetings: &[Greeting]) -> Result<bool, KernelError> {
         let mut refused = false;
-        // Few at a time: each is four messages at most.
+        // Each greeting is at most four messages.
         for greetings in greetings.chunks(BATCH / 4) {
             let mut changes = Vec::with_capacity(BATCH);
             for greeting in greetings {
@@ -37,7 +38,7 @@ impl Kernel {
         Ok(refused)
     }
 
-    /// Queues the change of a peer, behind all that is queued already.
+    /// Queues a peer's change after everything queued before.
     pub(super) async fn queue_peer(
         &mut self,
         work: &mut Work<'_>,
@@ -76,7 +77,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Sends the queued changes of peers and notes what became of them.
+    /// Sends the queued peer changes and records the results.
     pub(super) async fn flush_peers(&mut self, work: &mut Work<'_>) -> Result<(), KernelError> {
         if work.peers.is_empty() {
             return Ok(());
@@ -91,7 +92,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Sets the options of a WireGuard device where they differ; any other device has none of these.
+    /// Sets the options of a WireGuard device that differ; does nothing for other devices.
     pub(super) async fn set_wireguard(
         &mut self,
         index: u32,

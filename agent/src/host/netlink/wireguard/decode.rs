@@ -1,7 +1,7 @@
-//! Answers of the kernel's WireGuard.
+//! Replies of the kernel's WireGuard.
 //!
-//! A device with many peers comes in several messages, and a peer with many prefixes may begin in one and go on in the
-//! next, which then repeats its public key and nothing else (linux/wireguard.h).
+//! A device with many peers comes in several messages. A peer with many prefixes may continue in the next message,
+//! which then repeats only its public key (linux/wireguard.h).
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -20,11 +20,11 @@ use crate::host::netlink::generic::{self, GenericMessage};
 use crate::plan::state::{Wireguard, WireguardPeer};
 use crate::plan::wireguard_key::{PresharedKey, PrivateKey, PublicKey};
 
-/// How long after a handshake its session can be used: `REJECT_AFTER_TIME`. One in use makes a new handshake every two
+/// How long a session is valid after its handshake: `REJECT_AFTER_TIME`. An active one repeats the handshake every two
 /// minutes.
 const SESSION: Duration = Duration::from_secs(180);
 
-/// What one message says of a device.
+/// A device's data in one message.
 #[derive(Debug, Default)]
 pub(super) struct Part {
     /// Only in the first message.
@@ -43,8 +43,8 @@ struct Peer {
 }
 
 impl Part {
-    /// Reads a message. What it lacks, or has in another form, is as if it were not set: then the kernel is not as
-    /// wanted, and is told so again.
+    /// Reads a message. A missing or malformed attribute counts as unset: the kernel then differs from the wanted state
+    /// and is programmed again.
     pub(super) fn read(message: &GenericMessage, now: SystemTime) -> Self {
         let mut options = Wireguard::default();
         let mut first = false;
@@ -74,7 +74,7 @@ impl Part {
     }
 }
 
-/// Puts a device together from its parts, which are in order.
+/// Assembles a device from its parts, in order.
 pub(super) fn assemble(parts: Vec<Part>) -> Device {
     let mut device = Device::default();
     let mut peers: Vec<(PublicKey, Peer)> = Vec::new();
@@ -93,11 +93,11 @@ pub(super) fn assemble(parts: Vec<Part>) -> Device {
     device
 }
 
-/// What went to and fro, peer by peer.
+/// The counters by peer.
 pub(super) fn sessions(parts: Vec<Part>) -> HashMap<PublicKey, Session> {
     let mut sessions = HashMap::new();
     for (key, peer) in parts.into_iter().flat_map(|part| part.peers) {
-        // Where a peer goes on in the next message, the first one had the counters.
+        // If a peer continues in another message, its first one has the counters.
         sessions.entry(key).or_insert(peer.session);
     }
     sessions
@@ -158,7 +158,7 @@ fn handshake(value: &[u8]) -> Option<u64> {
     u64::try_from(seconds).ok().filter(|seconds| *seconds > 0)
 }
 
-/// Whether a handshake was less than a session ago. One in the future, before the clock was set back, was.
+/// Whether a handshake's session is still valid. One in the future counts: the clock was set back since.
 fn is_recent(seconds: u64, now: SystemTime) -> bool {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_secs(seconds)) < SESSION

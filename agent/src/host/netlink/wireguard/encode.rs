@@ -32,13 +32,13 @@ fn message(
     }
 }
 
-/// Asks for a device with its peers.
+/// Requests a device with its peers.
 pub(super) fn get_device(family: u16, index: u32) -> GenericMessage {
     message(family, WG_CMD_GET_DEVICE, index, |_| ())
 }
 
-/// Sets a device's options where they differ; `None` if none does. A key that is set anew, even the same one, would end
-/// all sessions.
+/// Sets the options of a device that differ; `None` if none does. Setting the private key, even to the same value,
+/// would end all sessions.
 pub(super) fn set_device(
     family: u16,
     index: u32,
@@ -54,7 +54,7 @@ pub(super) fn set_device(
             attributes.put(WGDEVICE_A_FWMARK, &want.fwmark.to_ne_bytes());
         }
         if was.private_key != want.private_key {
-            // All zeros take the key away.
+            // All zeros remove the key.
             let key = want.private_key.as_ref();
             let key = key.map_or(&[0; LEN], |key| key.expose());
             attributes.put(WGDEVICE_A_PRIVATE_KEY, key);
@@ -65,7 +65,7 @@ pub(super) fn set_device(
 
 /// Adds a peer, or changes what differs: an endpoint that works and prefixes that stay are not touched.
 ///
-/// `WGPEER_F_UPDATE_ONLY` is not used: who has removed the peer meanwhile did not do it for us.
+/// `WGPEER_F_UPDATE_ONLY` is not used: if another program removed the peer meanwhile, it must be added again.
 pub(super) fn set_peer(
     family: u16,
     index: u32,
@@ -74,13 +74,13 @@ pub(super) fn set_peer(
     want: &WireguardPeer,
 ) -> GenericMessage {
     peer(family, index, key, |peer| {
-        // Replacing leaves the peer without prefixes for a moment, so it is only done to take one away.
+        // Replacing leaves the peer without prefixes for a moment, so do it only to remove one.
         let loses =
             was.is_some_and(|was| was.allowed.iter().any(|had| !want.allowed.contains(had)));
         if loses {
             peer.put(WGPEER_A_FLAGS, &WGPEER_F_REPLACE_ALLOWEDIPS.to_ne_bytes());
         }
-        // Left out, a new peer has none.
+        // If omitted, a new peer has none.
         let former_secret = was.and_then(|was| was.preshared_key.as_ref());
         if former_secret != want.preshared_key.as_ref() {
             let secret = want.preshared_key.as_ref();
@@ -103,12 +103,12 @@ pub(super) fn set_peer(
     })
 }
 
-/// Begins a session with a peer that has none, and leaves the peer as it is.
+/// Starts a session with a peer that has none, without changing the peer.
 ///
-/// A keepalive where there was none is sent at once (`set_peer()` of drivers/net/wireguard/netlink.c), and what is sent begins a
-/// session. Where one was begun and not answered, the kernel waits for five seconds with the next try (`REKEY_TIMEOUT` in
-/// `wg_packet_send_handshake_initiation()`), except with a peer that is new to it. So that is removed, and with it the packets
-/// that wait, and added.
+/// Enabling the keepalive sends one at once (`set_peer()` of drivers/net/wireguard/netlink.c), which starts a
+/// handshake. After an unanswered handshake the kernel waits five seconds before the next (`REKEY_TIMEOUT` in
+/// `wg_packet_send_handshake_initiation()`), except for a new peer. Such a peer is therefore removed, with its queued
+/// packets, and added again.
 pub(super) fn greet(
     family: u16,
     index: u32,
@@ -133,7 +133,7 @@ pub(super) fn greet(
     messages
 }
 
-/// Removes a peer. It is no error if there is none.
+/// Removes a peer. A missing peer is no error.
 pub(super) fn delete_peer(family: u16, index: u32, key: &PublicKey) -> GenericMessage {
     peer(family, index, key, |peer| {
         peer.put(WGPEER_A_FLAGS, &WGPEER_F_REMOVE_ME.to_ne_bytes());

@@ -1,4 +1,4 @@
-//! Requests to the byte, answers in parts, and answers that are none.
+//! Byte-exact requests, replies in parts, and malformed replies.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,10 +12,10 @@ use super::*;
 use crate::host::netlink::generic::Attributes;
 use crate::plan::wireguard_key::{PresharedKey, PrivateKey};
 
-/// The number that the family has on this page.
+/// The family's number in these tests.
 const NUMBER: u16 = 0x1c;
 
-/// When answers are read, on this page: 1,000,000 s after 1970.
+/// When replies are read in these tests: 1,000,000 s after 1970.
 fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_000_000)
 }
@@ -108,7 +108,7 @@ fn a_new_peer_is_written_as_wg_writes_it() {
     assert_eq!(bytes(&message), expected);
 }
 
-/// A greeting ends with the peer as it was, and has a keepalive that begins: `0600 0500`, then the seconds.
+/// A greeting leaves the peer unchanged and enables the keepalive in between: `0600 0500`, then the seconds.
 #[test]
 #[cfg(target_endian = "little")]
 fn a_greeting_turns_keepalives_on_and_leaves_the_peer_as_it_was() {
@@ -214,7 +214,7 @@ fn what_a_peer_has_is_not_touched() {
     assert!(value(WGPEER_A_ENDPOINT).is_some(), "the session is dead");
 }
 
-/// An answer of the kernel, with the attributes that `fill` gives it.
+/// A reply of the kernel, with the attributes added by `fill`.
 fn answer(fill: impl FnOnce(&mut Attributes)) -> GenericMessage {
     let mut attributes = Attributes::default();
     fill(&mut attributes);
@@ -343,7 +343,7 @@ fn traffic_and_handshake_are_counted_once_for_each_peer() {
             peer(peers, 2, Some((999_990, 1 << 40, 7)));
         });
     });
-    // The second peer goes on, without its counters.
+    // The second peer continues, without its counters.
     let second = answer(|device| device.nest(WGDEVICE_A_PEERS, |peers| peer(peers, 2, None)));
     let parts = [first, second].map(|message| Part::read(&message, now()));
     let session = |handshake, rx_bytes, tx_bytes| Session {
@@ -413,7 +413,7 @@ proptest! {
         prop_assert_eq!(device.peers, [(public, want)]);
     }
 
-    /// Random bytes, and random bytes in place of part of a good answer.
+    /// Random bytes, and a valid reply with some bytes replaced.
     #[test]
     fn no_bytes_make_the_reader_panic(
         noise in prop::collection::vec(any::<u8>(), 0..120),

@@ -1,4 +1,4 @@
-//! The plan with the vxlan back end: claims, refusals, and that the steps add up to the whole.
+//! The plan with the vxlan backend: claims, refusals, and that incremental updates equal a full plan.
 
 use std::net::Ipv4Addr;
 

@@ -1,4 +1,4 @@
-//! The vxlan configuration, what nodes publish, and leases that mean harm.
+//! The vxlan config, lease data, and malicious leases.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -106,7 +106,7 @@ fn lease_with(data: &str) -> Lease {
     lease
 }
 
-/// Reads the `Backend` value of a network config; the first error in words.
+/// Reads the `Backend` value of a network config; the first error as text.
 fn try_parse(backend: &str) -> Result<BackendConfig, String> {
     let config = format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#);
     let config = NetworkConfig::parse(&config).map_err(|error| error.to_string())?;
@@ -441,7 +441,7 @@ fn direct_routing_takes_only_peers_on_the_underlays_link() {
             ),
         ]
     );
-    // Over a VPN an address of its network says nothing about who gets a packet.
+    // In a VPN's network an on-link address does not say which host gets a packet.
     let over = backend.over(&Underlay {
         has_neighbors: false,
         ..underlay()

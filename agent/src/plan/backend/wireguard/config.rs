@@ -22,20 +22,20 @@ pub struct WireguardConfig {
     pub mtu: Option<u32>,
     /// A secret that all nodes share, on top of their keys.
     pub preshared_key: Option<PresharedKey>,
-    /// Seconds between packets that keep a NAT's memory alive, 0 to 65535; default 0, never.
+    /// Keepalive interval in seconds, for NAT, 0 to 65535; default 0, off.
     pub keepalive: u16,
-    /// Which families carry which; default `separate`.
+    /// Which family carries which; default `separate`.
     pub mode: Mode,
 }
 
-/// How the families of overlay and underlay go together.
+/// How overlay families map to underlay families.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// A device for each family of the overlay, over the same family.
     #[default]
     Separate,
-    /// One device, over whichever family is more likely to reach the peer.
+    /// One device, over the family that is more likely to reach the peer.
     Auto,
     /// One device, over IPv4.
     Ipv4,
@@ -91,12 +91,12 @@ fn port(options: &Object<'_>, name: &'static str, default: u16) -> Result<u16, G
     Ok(narrow(port).unwrap_or(default))
 }
 
-/// A number that is known to fit.
+/// Narrows a number that was validated to fit.
 fn narrow(number: Option<u32>) -> Option<u16> {
     number.and_then(|number| u16::try_from(number).ok())
 }
 
-/// The pre-shared key; an empty one is none. No error shows it.
+/// The pre-shared key; an empty string means none. Errors never contain it.
 fn preshared_key(options: &Object<'_>) -> Result<Option<PresharedKey>, GoJsonError> {
     let unusable = || GoJsonError::Field {
         name: "PSK",

@@ -1,4 +1,4 @@
-//! Modes, what nodes publish, key changes, and leases that mean harm.
+//! Modes, lease data, key changes, and malicious leases.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ const V4: &str = r#""Network":"10.5.0.0/16""#;
 const V6: &str = r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48""#;
 const DUAL: &str = r#""Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48""#;
 
-/// Reads a network config of these networks with this `Backend` object; the first error in words.
+/// Reads a network config of these networks with this `Backend` object; the first error as text.
 fn try_parse(networks: &str, backend: &str) -> Result<WireguardConfig, String> {
     let config = format!(r#"{{{networks},"Backend":{backend}}}"#);
     let config = NetworkConfig::parse(&config).map_err(|error| error.to_string())?;
@@ -53,7 +53,7 @@ fn raw(data: &str) -> Option<Box<RawValue>> {
     Some(RawValue::from_string(data.to_owned()).unwrap())
 }
 
-/// What node `n` publishes with this key and these ports.
+/// The lease data of node `n` with this key and port.
 fn data(key: PublicKey, port: u16) -> Option<Box<RawValue>> {
     raw(&format!(r#"{{"PublicKey":"{key}","Port":{port}}}"#))
 }
@@ -86,7 +86,7 @@ fn lease_v4(n: u8) -> Lease {
     lease
 }
 
-/// A peer's objects in words, one a line.
+/// A peer's objects as text.
 fn words(objects: &[(Key, Object)]) -> Vec<String> {
     let state: State = objects.iter().cloned().collect();
     let changes = diff(&state, &State::new());
@@ -179,7 +179,7 @@ fn bad_configurations_name_key_value_and_range() {
         let config = format!(r#"{{"Type":"wireguard",{option}}}"#);
         assert_eq!(try_parse(networks, &config).unwrap_err(), message);
     }
-    // People set them equal to get around flannel's wrong port.
+    // Users set both ports equal to work around flannel's wrong port.
     let config = r#"{"Type":"wireguard","Mode":"auto","ListenPort":51821}"#;
     assert!(try_parse(DUAL, config).is_ok());
 }
@@ -506,7 +506,7 @@ fn both_device_names_are_the_agents() {
 }
 
 proptest! {
-    /// Leases with few keys and subnets come and go: what the steps add up to is the whole, and no prefix of a device
+    /// Leases with few keys and subnets come and go: incremental updates equal a full plan, and no prefix of a device
     /// has two peers.
     #[test]
     fn every_prefix_has_one_peer(

@@ -1,4 +1,4 @@
-//! Addresses and routes of this host that meet the overlay's networks.
+//! Addresses and routes of this host that overlap the overlay's networks.
 
 use std::net::IpAddr;
 
@@ -13,41 +13,41 @@ use crate::host::netlink::host::{Forwarded, Host, Way};
 use crate::host::netlink::survey::{ForeignRoute, PolicyRule};
 use crate::telemetry::status::{PeerState, Status};
 
-/// Of so many peers the kernel is asked for the way.
+/// Maximum number of peers to look up routes for.
 const PEERS: usize = 64;
 
-/// `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` of linux/rtnetlink.h, to which rules lead on every host.
+/// `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` of linux/rtnetlink.h, the tables of the default rules.
 const MAIN_OR_LOCAL: [u32; 2] = [254, 255];
 
-/// Bridges of container runtimes that may be left with a former subnet, of which another check tells.
+/// Bridges of container runtimes that may have an old subnet, which another check reports.
 const RUNTIMES: [&str; 2] = ["docker0", "cni0"];
 
-/// What there is on the host.
+/// The state of the host.
 pub(super) struct Surroundings<'a> {
     pub(super) names: &'a Names,
     pub(super) status: &'a Status,
     pub(super) networks: &'a [IpNet],
     pub(super) host: &'a Host,
-    /// Routes into the overlay's networks that nobody of ours made.
+    /// Other programs' routes into the overlay's networks.
     pub(super) routes: &'a [ForeignRoute],
-    /// The rules that say which table counts.
+    /// The policy rules.
     pub(super) rules: &'a [PolicyRule],
 }
 
-/// A peer that the kernel is asked about.
+/// A route lookup for a peer.
 pub(super) struct Asked {
     name: String,
-    /// An address that a container there may have.
+    /// A possible container address of the peer.
     pub(super) address: IpAddr,
-    /// Where packets are sent that need no encapsulation.
+    /// The peer's public IP, for packets without encapsulation.
     public: Option<IpAddr>,
-    /// Whether it is about packets of containers here, and not about the host's own.
+    /// Set for packets of local containers; `None` for the host's own.
     pub(super) forwarded: Option<Forwarded>,
 }
 
 impl Surroundings<'_> {
-    /// What to ask of peers all of whose objects the kernel has, up to a number: the ways of the host's own packets and,
-    /// where there is a bridge for containers, of theirs.
+    /// The route lookups for some fully programmed peers: for the host's own packets and, if there is a container
+    /// bridge, for those of containers.
     pub(super) fn sample(&self) -> Vec<Asked> {
         let peers = self.status.peers.iter();
         let programmed = peers.filter(|peer| peer.state == PeerState::Programmed);
@@ -86,7 +86,7 @@ impl Surroundings<'_> {
             .collect()
     }
 
-    /// The bridge for containers that has an address of the node's own subnet, as the way in of a container's packets.
+    /// The container bridge with an address of the node's own subnet, as input interface of containers' packets.
     fn bridge(&self, own: IpNet) -> Option<Forwarded> {
         let mut addresses = self.host.addresses.iter();
         let bridge = addresses.find(|address| {
@@ -188,7 +188,7 @@ impl Surroundings<'_> {
         findings
     }
 
-    /// Peers whose packets do not take the overlay.
+    /// Peers whose packets bypass the overlay.
     pub(super) fn lost_peers(
         &self,
         peers: &[Asked],
@@ -213,8 +213,8 @@ impl Surroundings<'_> {
         lost.map(|(way, peers)| self.lost(way, peers)).collect()
     }
 
-    /// Whether a way is one that the overlay's packets take: into its device or, with host-gw and direct routing, over the
-    /// underlay to the peer itself.
+    /// Whether a route is right for overlay packets: into the overlay device or, with host-gw and direct routing, over
+    /// the underlay to the peer itself.
     fn leaves_well(&self, asked: &Asked, way: &Way) -> bool {
         let underlay = self.status.underlay.as_ref().map(|underlay| underlay.index);
         let is_direct = Some(way.link_index) == underlay
@@ -285,7 +285,7 @@ impl Surroundings<'_> {
         finding(Severity::Error, interface.to_owned(), what, &why, remedy)
     }
 
-    /// The rule that leads a peer's packets to a table ahead of the main one.
+    /// The rule that sends a peer's packets to a table before the main one.
     fn rule_to(&self, table: u32, asked: &Asked) -> Option<&PolicyRule> {
         let forwarded = asked.forwarded;
         let forwarded = forwarded.map(|from| (from.source, self.interface(from.link_index)));
@@ -297,7 +297,7 @@ impl Surroundings<'_> {
         })
     }
 
-    /// How the overlay's packets get past a rule.
+    /// How to exempt the overlay's packets from a rule.
     fn pass(&self, rule: &PolicyRule) -> Vec<String> {
         let option = match rule.family {
             Family::V4 => "",
@@ -323,7 +323,7 @@ impl Surroundings<'_> {
         })
     }
 
-    /// Routes into the overlay's networks that nobody of ours made, but for those that `told` speaks of already.
+    /// Other programs' routes into the overlay's networks, except those already in `told`.
     pub(super) fn routes(&self, told: &[Finding]) -> Vec<Finding> {
         let is_told = |interface: &str| {
             told.iter()
@@ -364,12 +364,12 @@ impl Surroundings<'_> {
             .collect()
     }
 
-    /// Whether a route takes nothing away from the overlay, nor the overlay from it.
+    /// Whether neither the route takes traffic from the overlay nor the reverse.
     fn is_harmless(&self, route: &ForeignRoute, interface: &str, network: &IpNet) -> bool {
         let covers = route.destination.contains(network);
-        // What says "everything else": default routes, and the two halves in which VPNs set theirs.
+        // Default routes, and the two /1 routes that VPNs use instead.
         let is_default = route.destination.prefix_len() <= 1;
-        // Tables that rules lead to are many a tool's own affair. What they take from the overlay shows in the ways.
+        // Other tables are internal to many tools. If they take traffic from the overlay, the route lookups show it.
         let is_aside = covers && !route.is_main();
         is_default
             || is_aside
@@ -379,14 +379,14 @@ impl Surroundings<'_> {
             || self.is_refused(route)
     }
 
-    /// Whether the kernel refused ours for it, of which another check tells.
+    /// Whether the kernel refused our route because of it, which another check reports.
     fn is_refused(&self, route: &ForeignRoute) -> bool {
         let ours = format!("route {} ", route.destination);
         let mut failures = self.status.kernel.failures.iter();
         failures.any(|failure| failure.contains(&ours))
     }
 
-    /// In the words of ip(8).
+    /// As ip(8) prints it.
     fn describe(&self, route: &ForeignRoute) -> String {
         let mut text = route.destination.to_string();
         if let Some(gateway) = route.gateway {

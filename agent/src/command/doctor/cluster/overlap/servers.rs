@@ -1,4 +1,4 @@
-//! Servers that this host needs, at addresses of the overlay: those that keep the leases, and the resolvers.
+//! Servers that this host needs, at addresses of the overlay: lease store servers and DNS resolvers.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use crate::command::doctor::{Context, Finding, Severity};
 use crate::host::netlink::host::Host;
 use crate::telemetry::status::Status;
 
-/// Where the resolvers are named (resolv.conf(5)).
+/// The list of resolvers (resolv.conf(5)).
 const RESOLVERS: &str = "/etc/resolv.conf";
 
-/// How long looking up a server's name may take: what is not answered by then is not looked at.
+/// How long looking up a server's name may take: after that it is skipped.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is at an overlay address and should not be.
+/// Finds servers at overlay addresses.
 pub(super) async fn find(
     context: &Context<'_>,
     status: &Status,
@@ -54,7 +54,7 @@ fn judge(
 ) -> Option<Finding> {
     let names = &context.names;
     let (severity, state) = match holder(status, address) {
-        // A container of this host's may well be it.
+        // The server may be a container on this host.
         Holder::Own => return None,
         Holder::Peer => (
             Severity::Error,
@@ -84,7 +84,7 @@ fn nameservers(text: &str) -> impl Iterator<Item = IpAddr> {
     text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         let address = (words.next() == Some("nameserver")).then(|| words.next())??;
-        // A link-local address names its interface.
+        // A link-local address has a zone after `%`.
         address.split('%').next()?.parse().ok()
     })
 }

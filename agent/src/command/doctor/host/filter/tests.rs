@@ -113,7 +113,7 @@ fn only_what_drops_every_such_packet_counts() {
 
 #[test]
 fn a_packet_meets_the_tables_of_its_family_alone() {
-    // As ufw leaves it, and Docker where it manages IPv6: whatever nobody accepted is dropped.
+    // As ufw leaves it, and Docker where it manages IPv6: packets that no rule accepts are dropped.
     let text = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i eth9 -j ACCEPT\nCOMMIT\n";
     let by_iptables = |command, ip| iptables::read(text, command, ip);
     let by_nft = |family: &str| {

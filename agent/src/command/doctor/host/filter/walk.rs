@@ -1,4 +1,4 @@
-//! A packet's way through the tables.
+//! Evaluates the tables for a packet.
 
 use std::net::IpAddr;
 
@@ -8,17 +8,17 @@ use crate::base::net::Family as Ip;
 /// How deep chains may call each other; the kernel allows 16 (`NFT_JUMP_STACK_SIZE`).
 const MAX_DEPTH: u32 = 32;
 
-/// How many rules one packet may meet: what takes longer stays unknown.
+/// Maximum number of rules per packet; beyond that the result is unknown.
 const MAX_STEPS: u32 = 200_000;
 
-/// The first packet of a TCP connection, to a port that no rule names but by a range.
+/// The first packet of a TCP connection, to a port that rules match only by ranges.
 #[derive(Clone, Debug)]
 pub(in crate::command::doctor::host) struct Packet {
     pub(in crate::command::doctor::host) source: IpAddr,
     pub(in crate::command::doctor::host) destination: IpAddr,
-    /// By which interface it comes; `None` for one that is not there yet.
+    /// The input interface; `None` if it does not exist yet.
     pub(in crate::command::doctor::host) from: Option<String>,
-    /// By which it goes.
+    /// The output interface.
     pub(in crate::command::doctor::host) to: Option<String>,
 }
 
@@ -32,21 +32,21 @@ impl Packet {
     }
 }
 
-/// The ports of the packet: for a service that nobody has.
+/// The packet's ports, of no known service.
 pub(super) const SOURCE_PORT: u16 = 49_151;
 pub(super) const PORT: u16 = 33_433;
 
-/// Where a packet is dropped, whatever is not known.
+/// Where a packet is certainly dropped.
 #[derive(Debug)]
 pub(in crate::command::doctor::host) struct Dropped<'a> {
     pub(in crate::command::doctor::host) table: &'a Table,
     /// The chain with the rule.
     pub(in crate::command::doctor::host) chain: &'a str,
-    /// The rule; `None` where it is the chain's policy.
+    /// The rule; `None` for the chain's policy.
     pub(in crate::command::doctor::host) rule: Option<&'a str>,
 }
 
-/// What may become of a packet in a chain.
+/// The possible results of a chain.
 #[derive(Default)]
 struct Reach<'a> {
     /// It may come to the chain's end, or be sent back.

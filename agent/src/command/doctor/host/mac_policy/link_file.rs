@@ -163,7 +163,7 @@ mod tests {
         let drop_in = "[Link]\nMACAddressPolicy=none\n";
         write(etc, "99-default.link.d/mac.conf", drop_in);
         assert_eq!(found().as_deref(), Some("none"));
-        // What is for hardware is passed over, and what is not known here leaves all open.
+        // Files for hardware are skipped; an unknown condition leaves the result open.
         write(
             etc,
             "10-lan.link",

@@ -1,6 +1,6 @@
 //! `selvage serve`: keeps leases in etcd for hosts that cannot reach it; flannel's server mode.
 //!
-//! The interface is that of [`crate::cluster::remote`]. It serves the network at the etcd prefix and those below it.
+//! The interface is that of [`crate::cluster::lease::rest`]. It serves the network at the etcd prefix and those below it.
 //! The server keeps no essential state: leases are written to etcd with the same compared transactions as a node's own,
 //! and reads are answered from a watch. So there may be several servers for one cluster, beside nodes that use etcd
 //! directly, real flannels included, and a server may be stopped at any time: its clients keep running and use the next

@@ -1,4 +1,4 @@
-//! Every setting, once: from this table [`settings!`] generates the settings of one source ([`Fragment`]), the merged
+//! Every setting, once: from this table `settings!` generates the settings of one source ([`Fragment`]), the merged
 //! ones ([`Inputs`]), the flags, the environment variables, `--help` and agent.toml(5).
 //!
 //! A new setting is an entry here, its field in [`super::Settings`], the validation in [`super::validate`] that fills

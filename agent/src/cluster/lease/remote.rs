@@ -1,5 +1,5 @@
 //! Leases that a lease server keeps in etcd for this host: flannel's client mode, over the interface of
-//! [`crate::cluster::remote`].
+//! [`crate::cluster::lease::rest`].
 //!
 //! The rest of the agent sees no difference from etcd. The watcher follows all leases by long polls, the
 //! [keeper](super::store) keeps the own lease. The server decides whose a lease is by comparing what is in etcd; this

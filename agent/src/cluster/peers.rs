@@ -108,6 +108,13 @@ struct Batch {
     refused: BTreeMap<SubnetKey, PeerRefusal>,
 }
 
+impl Batch {
+    /// Whether a lease is to be checked again.
+    fn is_pending(&self, lease: Option<&Arc<Lease>>) -> bool {
+        lease.is_some_and(|lease| self.pending.contains(&(lease.created, lease.key)))
+    }
+}
+
 impl PeerTable {
     /// An empty table for the node that holds `own`.
     pub fn new(config: &NetworkConfig, own: &Lease, check: CheckPeer) -> Self {
@@ -317,7 +324,7 @@ impl PeerTable {
         let known = self.sound.get(&key).cloned();
         let judged = self.judge(&lease).and_then(|()| match standing {
             Standing::New => Ok(()),
-            Standing::Known => self.judge_update(&lease, known.as_deref()),
+            Standing::Known => self.judge_update(&lease, known.as_deref(), batch),
         });
         if let Err(refusal) = judged {
             self.refuse(key, refusal, batch);
@@ -352,15 +359,30 @@ impl PeerTable {
     }
 
     /// Checks that an update claims nothing that a lease in use has.
-    fn judge_update(&mut self, lease: &Lease, known: Option<&Lease>) -> Result<(), PeerRefusal> {
+    fn judge_update(
+        &mut self,
+        lease: &Lease,
+        known: Option<&Lease>,
+        batch: &Batch,
+    ) -> Result<(), PeerRefusal> {
         if known == Some(lease) {
             return Ok(());
         }
         let claim = self.claim(lease);
-        if known.is_none_or(|known| self.claim(known).public != claim.public)
-            && let Some(holder) = self.accepted.whose_subnet_holds(&claim)
-        {
-            return Err(PeerRefusal::MovesInto(holder));
+        if known.is_none_or(|known| self.claim(known).public != claim.public) {
+            if let Some(holder) = self.accepted.whose_subnet_holds(&claim) {
+                return Err(PeerRefusal::MovesInto(holder));
+            }
+            // A lease that moved in the same event is about to be in use again.
+            let mut moving = batch.pending.iter().map(|(_, key)| key);
+            let holds = |key: &&SubnetKey| {
+                **key != lease.key && overlap(&self.relevant(key), &claim.public)
+            };
+            if claim.public.nets().next().is_some()
+                && let Some(holder) = moving.find(holds)
+            {
+                return Err(PeerRefusal::MovesInto(*holder));
+            }
         }
         let Self {
             bearers,
@@ -382,7 +404,7 @@ impl PeerTable {
             };
             let is_held = |holder: &SubnetKey| {
                 *holder != lease.key
-                    && accepted.contains(holder)
+                    && (accepted.contains(holder) || batch.is_pending(sound.get(holder)))
                     && bears(sound.get(holder))
                     && bears(latest.get(holder))
             };

@@ -612,10 +612,7 @@ fn previous_subnet(settings: &Settings) -> Option<SubnetKey> {
             key.nets().next().is_some().then_some(key)
         }
         Err(error) => {
-            warn!(
-                "ignoring the previous subnet file: {}",
-                chain(&error)
-            );
+            warn!("ignoring the previous subnet file: {}", chain(&error));
             None
         }
     }

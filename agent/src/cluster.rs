@@ -1,6 +1,6 @@
 //! What all nodes share: the network config, the leases and where they are kept, and which of the peers are believed.
 //!
-//! May import: `base`, `settings`. Must not: touch the kernel or a file of this host, or know a back end.
+//! May import: `base`, `settings`. Must not: touch the kernel or a file of this host, or know a backend.
 
 pub mod host_nets;
 pub mod lease;

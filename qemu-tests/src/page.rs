@@ -87,7 +87,7 @@ impl Page<'_> {
                 "state",
                 "underlay",
                 "subnet",
-                "back end",
+                "backend",
                 "MTU",
                 "peers",
                 "boot to Docker",

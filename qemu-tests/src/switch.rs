@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 /// Shortest frame with a whole Ethernet header: two addresses and a type (IEEE 802.3 §3.1.1).
 pub(crate) const FRAME_MIN_BYTES: usize = 14;
-/// Longest frame that QEMU moves between a NIC and its back end: `NET_BUFSIZE` in QEMU's include/net/net.h.
+/// Longest frame that QEMU moves between a NIC and its backend: `NET_BUFSIZE` in QEMU's include/net/net.h.
 pub(crate) const FRAME_MAX_BYTES: usize = 4096 + 65536;
 /// Addresses kept; a guest that invents more of them only causes flooding.
 const MAC_TABLE_MAX: usize = 4096;

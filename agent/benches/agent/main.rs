@@ -73,7 +73,7 @@ impl Bench {
         self.programs.iter().map(|program| program.name).collect()
     }
 
-    /// Changes the network's back end, for programs that are started from now on.
+    /// Changes the network's backend, for programs that are started from now on.
     fn set_backend(&self, backend: &str) {
         let config = leases::network(backend);
         self.store

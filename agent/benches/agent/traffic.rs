@@ -1,4 +1,4 @@
-//! Throughput of the udp back end between two hosts, beside the kernel's VXLAN and no overlay over the same cable.
+//! Throughput of the udp backend between two hosts, beside the kernel's VXLAN and no overlay over the same cable.
 //!
 //! The two ends of a connection are this program again, each in its host's namespace: the sink measures, the source sends
 //! until it is killed.

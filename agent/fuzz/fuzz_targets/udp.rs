@@ -1,4 +1,4 @@
-//! What the udp back end receives, from anybody who can send to its port: never a panic, and nothing reaches the TUN that is
+//! What the udp backend receives, from anybody who can send to its port: never a panic, and nothing reaches the TUN that is
 //! longer than a GSO packet may be.
 //!
 //! The input is a byte of options, then datagrams: each two bytes of length, big endian, and that many bytes.

@@ -58,7 +58,7 @@ pub(crate) enum ConnectError {
     #[error("a usable network config")]
     Config(#[from] BackendConfigError),
     /// The backend cannot be set up on this host.
-    #[error("the back end")]
+    #[error("the backend")]
     Backend(#[from] OpenError),
     /// The privileges that the backend does not need cannot be dropped.
     #[error("the process's privileges")]
@@ -468,7 +468,7 @@ impl Overlay {
             if is_over {
                 info!(
                     backend = leaving.kind(),
-                    "all peers have followed; what is left of the former back end goes"
+                    "all peers have followed; what is left of the former backend goes"
                 );
             }
             !is_over

@@ -112,7 +112,7 @@ impl LeaseAttrs {
                 .filter(|address: &Ipv4Addr| !address.is_unspecified()),
             public_ipv6: object.get("PublicIPv6", "an IPv6 address such as \"fd00::1\" or null")?,
             backend_type: object
-                .get("BackendType", "the name of a back end such as \"vxlan\"")?
+                .get("BackendType", "the name of a backend such as \"vxlan\"")?
                 .unwrap_or_default(),
             backend_data: data("BackendData")?,
             backend_v6_data: data("BackendV6Data")?,

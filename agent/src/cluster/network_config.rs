@@ -121,11 +121,11 @@ pub enum NetworkConfigError {
     #[error("EnableIPv4: false and EnableIPv6: false leave no network; allowed: one of them true")]
     WithoutFamily,
     /// The `Backend` object has no `Type`.
-    #[error("Backend: {0} has no Type; allowed: the name of a back end, for example \"vxlan\"")]
+    #[error("Backend: {0} has no Type; allowed: the name of a backend, for example \"vxlan\"")]
     WithoutBackendType(String),
     /// The configured backend does not encrypt.
     #[error(
-        "Encrypt: true is not possible with the back end {0:?}; allowed: \"wireguard\" or \"vxlan\", in whose place wireguard is then used, or no Backend at all"
+        "Encrypt: true is not possible with the backend {0:?}; allowed: \"wireguard\" or \"vxlan\", in whose place wireguard is then used, or no Backend at all"
     )]
     NotEncrypted(String),
 }
@@ -286,7 +286,7 @@ impl BackendSpec {
             });
         };
         let kind: String = Object::parse(options.get())?
-            .get("Type", "the name of a back end, for example \"vxlan\"")?
+            .get("Type", "the name of a backend, for example \"vxlan\"")?
             .unwrap_or_default();
         if kind.is_empty() {
             return Err(NetworkConfigError::WithoutBackendType(

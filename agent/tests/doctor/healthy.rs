@@ -1,4 +1,4 @@
-//! Where nothing is wrong, nothing is said: three hosts on every back end that this machine's kernel has.
+//! Where nothing is wrong, nothing is said: three hosts on every backend that this machine's kernel has.
 
 use crate::cluster::Store;
 use crate::diagnosis::Diagnosis;

@@ -16,7 +16,7 @@ async fn try_set(
     let mut out = Vec::new();
     let check = |config: &NetworkConfig| match config.backend.kind.as_str() {
         "vxlan" => Ok(()),
-        other => Err(format!("{other:?} is not a back end")),
+        other => Err(format!("{other:?} is not a backend")),
     };
     let outcome = set(store, text, if_absent, check, &mut out).await?;
     Ok((outcome, String::from_utf8(out).unwrap()))

@@ -240,7 +240,7 @@ pub(crate) fn peers(count: u16) -> Vec<Lease> {
     (1..=count).map(peer).collect()
 }
 
-/// The network 10.0.0.0/8 with a back end.
+/// The network 10.0.0.0/8 with a backend.
 pub(crate) fn network_config(backend: &str) -> NetworkConfig {
     let config = format!(r#"{{"Network":"10.0.0.0/8","Backend":{backend}}}"#);
     NetworkConfig::parse(&config).unwrap()

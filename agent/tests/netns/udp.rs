@@ -1,4 +1,4 @@
-//! The udp back end's objects: some are the kernel's, some our data plane's, and all are kept alike.
+//! The udp backend's objects: some are the kernel's, some our data plane's, and all are kept alike.
 
 use std::time::Duration;
 
@@ -134,7 +134,7 @@ fn the_device_follows_underlay_and_config() {
         assert_eq!(agent.resync().await.counts.created, 3 + 3);
         assert_eq!(agent.resync().await.counts, Counts::default());
 
-        // Another back end: nothing of this one stays.
+        // Another backend: nothing of this one stays.
         let backend = host
             .open(r#"{"Type":"vxlan"}"#, agent.reconciler.executor_mut())
             .await;

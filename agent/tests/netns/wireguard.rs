@@ -1,4 +1,4 @@
-//! The wireguard back end with real devices and real packets, in each of its modes.
+//! The wireguard backend with real devices and real packets, in each of its modes.
 //!
 //! ```text
 //!   ┌──────────── a ────────────┐               ┌──────────── b ────────────┐

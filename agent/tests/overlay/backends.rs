@@ -1,4 +1,4 @@
-//! Every back end that each kernel has, in every family that it carries: containers reach each other with packets
+//! Every backend that each kernel has, in every family that it carries: containers reach each other with packets
 //! of just the size that `subnet.env` promises, and a restarted agent changes nothing.
 
 use std::fs;
@@ -13,7 +13,7 @@ pub(crate) const DUAL: &str =
     r#""Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48""#;
 pub(crate) const V6: &str = r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48""#;
 
-/// Two hosts on a network of the given families and back end, whose containers reach each other.
+/// Two hosts on a network of the given families and backend, whose containers reach each other.
 pub(crate) fn pair(families: &str, backend: &str) -> (Store, Host, Host) {
     let store = Store::start(&format!(r#"{{{families},"Backend":{backend}}}"#));
     let [mut one, mut two] = [1, 2].map(|number| store.host(number));
@@ -236,7 +236,7 @@ fn host_gw_leaves_no_route_of_a_network_that_shrank() {
     wait_until("the route to go", || route().is_empty());
 }
 
-/// flannel's default back end, in a network of both families.
+/// flannel's default backend, in a network of both families.
 #[test]
 fn back_ends_of_ipv4_alone_carry_it_beside_ipv6() {
     // What is said without "Backend" is said with it.
@@ -364,7 +364,7 @@ fn extension_with_flannels_samples_survives_restarts_and_changed_configs() {
     wait_until("the config to be applied", || {
         host.log().contains("the network config changed")
     });
-    assert_eq!(index(), before, "what is no affair of the back end's");
+    assert_eq!(index(), before, "what is no affair of the backend's");
     put(config("").replace("dstport 8999", "dstport 8998"));
     wait_until("the new device to be set up", || {
         index() != before && show("address").contains("/32")

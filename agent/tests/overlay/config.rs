@@ -124,7 +124,7 @@ fn change_of_the_back_end_loses_no_packet() {
         // Hosts that have followed are reached by the new way alone.
         one.wait_reaches(&two);
     }
-    wait_until("the former back ends to go", || {
+    wait_until("the former backends to go", || {
         [&one, &two]
             .iter()
             .all(|host| host.namespace.ip("-o link show type tun").is_empty())
@@ -153,7 +153,7 @@ fn peer_that_does_not_follow_a_change_of_the_back_end_is_reached_as_before() {
         one.subnet_env("FLANNEL_MTU") == "1500"
     });
     wait_until(
-        "the other's lease to be known as of another back end",
+        "the other's lease to be known as of another backend",
         || one.log().contains("it is reached as before"),
     );
     one.wait_reaches(&two);

@@ -1,4 +1,4 @@
-//! The commands of the back end extension: in which order, and what becomes of those that fail.
+//! The commands of the backend extension: in which order, and what becomes of those that fail.
 
 use std::fs;
 

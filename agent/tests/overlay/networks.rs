@@ -29,11 +29,11 @@ enum Actor {
 
 /// What is there before the work begins, and whether it goes on.
 struct Case {
-    /// The back ends of the default network and of blue.
+    /// The backends of the default network and of blue.
     backends: [&'static str; 2],
     actor: Actor,
     firewall: &'static str,
-    /// What the actor's back end is changed to.
+    /// What the actor's backend is changed to.
     other_backend: &'static str,
 }
 
@@ -158,13 +158,13 @@ fn work(case: &Case) {
     let mtu = hosts[0][actor].subnet_env("FLANNEL_MTU");
     set(&store, case.actor, &config);
     for host in &hosts {
-        wait_until("the other back end", || {
+        wait_until("the other backend", || {
             host[actor].subnet_env("FLANNEL_MTU") != mtu
         });
     }
     let [one, two] = &hosts;
     one[actor].wait_reaches(&two[actor]);
-    check(&hosts, "another back end");
+    check(&hosts, "another backend");
 
     // Another network, for which the agents must be started anew.
     set(&store, case.actor, &network_config(7, case.backends[actor]));

@@ -149,7 +149,7 @@ fn a_later_back_end_gets_nothing_back_and_that_is_said() {
         store.etcdctl(&["put", "/coreos.com/network/config", &config]);
     };
     let told = |host: &Host, what: &str| {
-        let hint = format!("{what} were given up when the agent started with another back end");
+        let hint = format!("{what} were given up when the agent started with another backend");
         wait_until("the hint to be logged", || host.log().contains(&hint));
     };
     put(r#"{"Type":"extension","PostStartupCommand":"true"}"#);
@@ -193,7 +193,7 @@ fn no_new_privileges_leaves_the_commands_theirs() {
     let privileges = Privileges::bare().expect("the privileges");
     let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"extension"}}"#;
     let config = NetworkConfig::parse(config).expect("a network config");
-    let backend = BackendConfig::parse(&config).expect("a back end");
+    let backend = BackendConfig::parse(&config).expect("a backend");
     privileges.settle(&backend).expect("fewer privileges");
     let child = std::process::Command::new("cat")
         .arg("/proc/self/status")

@@ -1,4 +1,4 @@
-//! The wireguard back end between whole agents: it carries packets in each of its modes, and follows a peer whatever becomes
+//! The wireguard backend between whole agents: it carries packets in each of its modes, and follows a peer whatever becomes
 //! of that, with a pre-shared key and without, whichever side sends first.
 //!
 //! The tests are ignored by default, since many a kernel has no WireGuard: `make test-netns` runs them where there is one,

@@ -60,7 +60,7 @@ impl Host {
         DataPlane::open(&settings)
     }
 
-    /// Opens the data plane and sets the device up as the back end does.
+    /// Opens the data plane and sets the device up as the backend does.
     pub(crate) fn open(&self, workers: usize) -> DataPlane {
         let plane = self.try_open(workers).unwrap();
         self.ns

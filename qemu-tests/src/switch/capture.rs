@@ -49,7 +49,7 @@ pub(crate) enum Carrier {
 /// A frame that one machine sent to another one, for the overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sight {
-    /// How it carries what it carries; none: in a way that no back end uses.
+    /// How it carries what it carries; none: in a way that no backend uses.
     pub carrier: Option<Carrier>,
     /// Whether a marked ping can be read in it.
     pub marked: bool,

@@ -1,4 +1,4 @@
-//! One booted cluster, one kind of network after the other: each back end carries containers' packets, in the way that
+//! One booted cluster, one kind of network after the other: each backend carries containers' packets, in the way that
 //! it should and no other, for Docker on one host and a CNI runtime on the other.
 //!
 //! IPv4 networks connect a Docker container on the first machine with a CNI container on the second; Docker's bridge has

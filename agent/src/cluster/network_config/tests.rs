@@ -232,7 +232,7 @@ fn bad_types_are_refused() {
         ),
         (
             r#"{"Network":"10.3.0.0/16","Backend":{"Type":1}}"#,
-            "Type: 1 is not the name of a back end",
+            "Type: 1 is not the name of a backend",
         ),
         (
             r#"{"Network":"10.3.0.0/16","Backend":{"VNI":1}}"#,
@@ -302,7 +302,7 @@ fn encrypt_puts_wireguard_in_the_place_of_vxlan_or_nothing() {
     for (rest, error) in [
         (
             r#""Encrypt":true,"Backend":{"Type":"udp"}"#,
-            "Encrypt: true is not possible with the back end \"udp\"; allowed: \"wireguard\" or \"vxlan\", in whose place wireguard is then used, or no Backend at all",
+            "Encrypt: true is not possible with the backend \"udp\"; allowed: \"wireguard\" or \"vxlan\", in whose place wireguard is then used, or no Backend at all",
         ),
         (r#""Encrypt":1"#, "Encrypt: 1 is not true or false"),
     ] {

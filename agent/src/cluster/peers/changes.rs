@@ -70,7 +70,7 @@ impl PeerChanges {
                 PeerRefusal::OtherBackend { theirs } if reached(key) => info!(
                     subnet,
                     theirs,
-                    "peer has another back end than this node; it is reached as before until both have the same"
+                    "peer has another backend than this node; it is reached as before until both have the same"
                 ),
                 refusal => warn!(subnet, "lease of another node is not used: {refusal}"),
             }

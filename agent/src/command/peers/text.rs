@@ -91,7 +91,7 @@ pub(super) fn one(detail: &PeerDetail, now: u64, width: Option<usize>, style: St
     if let Some(reason) = &peer.reason {
         line("", reason, tone);
     }
-    line("Back end", &peer.backend, Tone::Plain);
+    line("Backend", &peer.backend, Tone::Plain);
     let node = peer.owner.as_deref();
     let node = node.unwrap_or("a real flannel, which has no name");
     line("Node", node, Tone::Plain);

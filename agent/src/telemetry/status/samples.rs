@@ -310,7 +310,7 @@ pub(crate) fn degraded() -> Status {
         Peer {
             state: PeerState::Refused,
             owner: Some("機械\x1b[2J-Nürnberg\u{202e}".to_owned()),
-            reason: Some("its back end is \"host-gw\x07\"".to_owned()),
+            reason: Some("its backend is \"host-gw\x07\"".to_owned()),
             ..dual(5)
         },
     ]);

@@ -155,7 +155,7 @@ fn a_named_network_takes_its_own_device_over_and_gives_it_free() {
     let warnings = green.lines().filter(|line| line.contains("WARN"));
     for line in warnings {
         assert!(
-            line.contains("waiting for the back end: the device flannel.2"),
+            line.contains("waiting for the backend: the device flannel.2"),
             "{line}"
         );
     }

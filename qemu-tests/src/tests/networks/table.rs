@@ -7,7 +7,7 @@ use crate::switch::capture::{
     Family::{V4, V6},
 };
 
-/// MTU of the underlay less what each back end puts around a packet (Ethernet, IP, UDP and its own header).
+/// MTU of the underlay less what each backend puts around a packet (Ethernet, IP, UDP and its own header).
 const UNDERLAY: u32 = 1500;
 const VXLAN: u32 = UNDERLAY - 50;
 const VXLAN_OVER_IPV6: u32 = UNDERLAY - 70;

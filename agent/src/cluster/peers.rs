@@ -31,12 +31,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::base::net;
 use crate::cluster::host_nets::HostNets;
 use crate::cluster::lease::allocate::overlap;
 use crate::cluster::lease::{Lease, LeaseEvent, SubnetKey};
@@ -46,6 +44,7 @@ use crate::cluster::refusal::PeerRefusal;
 mod bearers;
 mod changes;
 mod claims;
+mod judge;
 
 use bearers::Bearers;
 pub use changes::{PeerChanges, PeerUpdate};
@@ -358,63 +357,6 @@ impl PeerTable {
         self.sound.insert(key, lease);
     }
 
-    /// Checks that an update claims nothing that a lease in use has.
-    fn judge_update(
-        &mut self,
-        lease: &Lease,
-        known: Option<&Lease>,
-        batch: &Batch,
-    ) -> Result<(), PeerRefusal> {
-        if known == Some(lease) {
-            return Ok(());
-        }
-        let claim = self.claim(lease);
-        if known.is_none_or(|known| self.claim(known).public != claim.public) {
-            if let Some(holder) = self.accepted.whose_subnet_holds(&claim) {
-                return Err(PeerRefusal::MovesInto(holder));
-            }
-            // A lease that moved in the same event is about to be in use again.
-            let mut moving = batch.pending.iter().map(|(_, key)| key);
-            let holds = |key: &&SubnetKey| {
-                **key != lease.key && overlap(&self.relevant(key), &claim.public)
-            };
-            if claim.public.nets().next().is_some()
-                && let Some(holder) = moving.find(holds)
-            {
-                return Err(PeerRefusal::MovesInto(*holder));
-            }
-        }
-        let Self {
-            bearers,
-            sound,
-            latest,
-            accepted,
-            ..
-        } = self;
-        let had = known.map_or_else(Vec::new, |known| known.attrs.identities());
-        for (identity, what) in lease.attrs.identities() {
-            if had.iter().any(|(had, _)| *had == identity) {
-                continue;
-            }
-            let bears = |lease: Option<&Arc<Lease>>| {
-                lease.is_some_and(|lease| {
-                    let theirs = lease.attrs.identities();
-                    theirs.iter().any(|(theirs, _)| *theirs == identity)
-                })
-            };
-            let is_held = |holder: &SubnetKey| {
-                *holder != lease.key
-                    && (accepted.contains(holder) || batch.is_pending(sound.get(holder)))
-                    && bears(sound.get(holder))
-                    && bears(latest.get(holder))
-            };
-            if let Some(holder) = bearers.of(&identity, sound.values()).find(is_held) {
-                return Err(PeerRefusal::Copies { what, holder });
-            }
-        }
-        Ok(())
-    }
-
     /// What a lease claims.
     fn claim(&self, lease: &Lease) -> Claim {
         let (v4, v6) = (lease.attrs.public_ip, lease.attrs.public_ipv6);
@@ -438,77 +380,6 @@ impl PeerTable {
         match self.overlap(&lease.key, older) {
             true => PeerRefusal::OverlapsOlder(*older),
             false => PeerRefusal::MeetsOlder(*older),
-        }
-    }
-
-    /// Checks whether a lease is sound, apart from overlaps with other nodes' leases.
-    fn judge(&self, lease: &Lease) -> Result<(), PeerRefusal> {
-        let (key, attrs) = (&lease.key, &lease.attrs);
-        let relevant = self.relevant(key);
-        if relevant.nets().next().is_none() {
-            return Err(PeerRefusal::OtherFamily);
-        }
-        let inside_v4 = match (self.network, key.v4) {
-            (Some(network), Some(v4)) => network.contains(&v4),
-            _ => true,
-        };
-        let inside_v6 = match (self.network_v6, key.v6) {
-            (Some(network), Some(v6)) => network.contains(&v6),
-            _ => true,
-        };
-        if !inside_v4 || !inside_v6 {
-            return Err(PeerRefusal::OutsideNetwork);
-        }
-        if self.overlap(key, &self.own.key) {
-            return Err(PeerRefusal::OverlapsOwn(self.own.key));
-        }
-        if let Some(address) = relevant.nets().find_map(|net| self.host_address_in(&net)) {
-            return Err(PeerRefusal::HoldsHost(address));
-        }
-        if attrs.backend_type != self.own.attrs.backend_type {
-            return Err(PeerRefusal::OtherBackend {
-                theirs: crate::base::go_json::shorten(&attrs.backend_type),
-            });
-        }
-        let bad_address = |address: IpAddr, what| PeerRefusal::PublicIp { address, what };
-        if (attrs.public_ip, attrs.public_ipv6) == (None, None) {
-            return Err(bad_address(Ipv4Addr::UNSPECIFIED.into(), "unspecified"));
-        }
-        if let Some(v4) = attrs.public_ip.filter(|_| self.network.is_some()) {
-            if let Some(what) = net::unusable_v4(v4).or_else(|| self.inside(v4.into(), key)) {
-                return Err(bad_address(v4.into(), what));
-            }
-            if Some(v4) == self.own.attrs.public_ip {
-                return Err(PeerRefusal::OurPublicIp(v4.into()));
-            }
-        }
-        if let Some(v6) = attrs.public_ipv6.filter(|_| self.network_v6.is_some()) {
-            if let Some(what) = net::unusable_v6(v6).or_else(|| self.inside(v6.into(), key)) {
-                return Err(bad_address(v6.into(), what));
-            }
-            if Some(v6) == self.own.attrs.public_ipv6 {
-                return Err(PeerRefusal::OurPublicIp(v6.into()));
-            }
-        }
-        (self.check)(lease)
-    }
-
-    /// This host's address in a subnet: an interface's, or one that peers send to.
-    fn host_address_in(&self, subnet: &IpNet) -> Option<IpAddr> {
-        let mut public = self.own.attrs.public_addresses();
-        let public = public.find(|address| subnet.contains(address));
-        public.or_else(|| self.host.in_subnet(subnet))
-    }
-
-    /// Whose subnet covers a public IP of the lease `key`, if packets to it would loop, encapsulated again and again.
-    fn inside(&self, address: IpAddr, key: &SubnetKey) -> Option<&'static str> {
-        let holds = |key: &SubnetKey| key.nets().any(|net| net.contains(&address));
-        if holds(&self.relevant(key)) {
-            Some("inside its own subnet")
-        } else if holds(&self.relevant(&self.own.key)) {
-            Some("inside our own subnet")
-        } else {
-            None
         }
     }
 

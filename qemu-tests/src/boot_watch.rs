@@ -10,6 +10,8 @@ use crate::console::rules;
 const STALL: Duration = Duration::from_secs(150);
 /// sshd is up well before the login prompt; with a prompt and no sshd for so long, it has failed.
 const PROMPT_WITHOUT_SSHD: Duration = Duration::from_secs(90);
+/// A fault of the emulated processor is told apart by its last line, which a kernel prints at once.
+const FAULT_ENDS: Duration = Duration::from_secs(20);
 /// No boot takes this long, whatever it prints.
 const DEADLINE: Duration = Duration::from_secs(900);
 
@@ -29,6 +31,7 @@ pub(crate) struct BootWatch {
     moved: Instant,
     seen: (usize, u64),
     prompt: Option<Instant>,
+    fault: Option<Instant>,
 }
 
 impl BootWatch {
@@ -39,6 +42,7 @@ impl BootWatch {
             moved: now,
             seen: (0, 0),
             prompt: None,
+            fault: None,
         }
     }
 
@@ -47,7 +51,15 @@ impl BootWatch {
     /// # Errors
     /// When there is no hope left; says why.
     pub(crate) fn look(&mut self, now: Instant, sight: Sight<'_>) -> Result<()> {
-        if let Some(hit) = rules::find(sight.console).into_iter().find(|hit| hit.fatal) {
+        self.fault = rules::without_emulation_faults(sight.console)
+            .within_one
+            .then(|| self.fault.unwrap_or(now));
+        let within_fault = self
+            .fault
+            .is_some_and(|fault| now.duration_since(fault) <= FAULT_ENDS);
+        if let Some(hit) = rules::find(sight.console).into_iter().find(|hit| hit.fatal)
+            && !within_fault
+        {
             bail!("{}: {}", hit.meaning, hit.line);
         }
         let seen = (sight.console.len(), sight.disk_operations);
@@ -128,5 +140,22 @@ mod tests {
             ),
         });
         assert_eq!((second, reason.starts_with("kernel panic")), (7, true));
+    }
+
+    #[test]
+    fn a_fault_of_the_emulated_processor_is_judged_when_it_is_whole() {
+        const FAULT: &str =
+            "[    1.5] Oops: int3: 0000 [#1]\nKernel panic - not syncing: Fatal exception\n";
+        let (second, reason) = end(|second| match second {
+            0..7 => (String::new(), second),
+            _ => (FAULT.into(), second),
+        });
+        assert_eq!(second, 7 + FAULT_ENDS.as_secs() + 1, "{reason}");
+        assert!(reason.starts_with("kernel panic"), "{reason}");
+        let (second, reason) = end(|second| match second {
+            0..7 => (FAULT.into(), second),
+            _ => (format!("{FAULT}Rebooting in 10 seconds..\n"), second.min(9)),
+        });
+        assert!(second > STALL.as_secs(), "{second}: {reason}");
     }
 }

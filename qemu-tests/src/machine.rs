@@ -166,7 +166,7 @@ impl Machine {
                 .await
                 .unwrap_or(disk_operations);
             let console = self.console.text_from(from);
-            if !was_told && rules::without_emulation_faults(&console).1 > 0 {
+            if !was_told && rules::without_emulation_faults(&console).faults > 0 {
                 progress.line(&format!(
                     "{}: kernel panic, a fault of the emulated processor (int3); the machine restarts by itself",
                     self.name()

@@ -150,36 +150,63 @@ fn compile(rules: &'static [Rule]) -> Vec<Compiled> {
 static COMPILED: LazyLock<(Vec<Compiled>, Vec<Compiled>)> =
     LazyLock::new(|| (compile(BAD), compile(ALLOWED)));
 
-/// How a fault of the emulated processor begins and how it ends. The kernel changes its own code under a breakpoint, and QEMU's
-/// `-accel tcg,thread=multi` now and then lets a processor meet one that is gone already, within the first two seconds of a
-/// boot. The kernel has no name for it (`poke_int3_handler`, arch/x86/kernel/alternative.c) and panics.
-const EMULATION_FAULT: (&str, &str) = (
-    "Oops: int3: 0000",
-    "---[ end Kernel panic - not syncing: Fatal exception",
-);
+/// How a fault of the emulated processor begins. The kernel changes its own code under a breakpoint, and QEMU's
+/// `-accel tcg,thread=multi` now and then lets a processor meet one that is gone already, within the first seconds of a boot.
+/// The kernel has no name for it (`poke_int3_handler`, arch/x86/kernel/alternative.c) and panics.
+const EMULATION_FAULT: &str = "Oops: int3: 0000";
+/// The panic that follows.
+const EMULATION_PANIC: &str = "Kernel panic - not syncing: Fatal exception";
+/// The last line of a panic: the first where `panic=` is set, as in the image, the second where it is not (`panic()`,
+/// kernel/panic.c).
+const PANIC_ENDS: [&str; 2] = ["Rebooting in ", "---[ end Kernel panic"];
 
-/// The text without faults of the emulated processor, and how many there were. The image restarts after a panic, so the boot
-/// goes on after each.
-pub(crate) fn without_emulation_faults(text: &str) -> (String, usize) {
-    let (begin, end) = EMULATION_FAULT;
-    let (mut kept, mut count, mut rest) = (String::new(), 0, text);
-    while let Some((before, fault)) = rest.split_once(begin)
-        && let Some((_, after)) = fault.split_once(end)
-    {
-        kept.push_str(before);
-        kept.push('\n');
-        count += 1;
-        rest = after.split_once('\n').map_or("", |(_, after)| after);
+/// The text without faults of the emulated processor.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct WithoutEmulationFaults {
+    /// What is left. The image restarts after a panic, so the boot goes on after each.
+    pub text: String,
+    /// How many faults were taken out.
+    pub faults: usize,
+    /// Whether the text breaks off within one more, which is still in `text`.
+    pub within_one: bool,
+}
+
+/// Takes the faults of the emulated processor out of `text`.
+pub(crate) fn without_emulation_faults(text: &str) -> WithoutEmulationFaults {
+    let mut found = WithoutEmulationFaults {
+        text: String::new(),
+        faults: 0,
+        within_one: false,
+    };
+    let mut rest = text;
+    while let Some((before, fault)) = rest.split_once(EMULATION_FAULT) {
+        let mut length = 0;
+        let end = fault.split_inclusive('\n').find(|line| {
+            length += line.len();
+            PANIC_ENDS.iter().any(|end| line.contains(end))
+        });
+        let is_ours = fault[..length]
+            .lines()
+            .filter(|line| line.contains("Kernel panic"))
+            .all(|line| line.contains(EMULATION_PANIC));
+        if end.is_none() || !is_ours {
+            found.within_one = is_ours;
+            break;
+        }
+        found.text.push_str(before);
+        found.text.push('\n');
+        found.faults += 1;
+        rest = &fault[length..];
     }
-    kept.push_str(rest);
-    (kept, count)
+    found.text.push_str(rest);
+    found
 }
 
 /// The bad lines of `text`, in order, each under the first rule that it breaks.
 pub(crate) fn find(text: &str) -> Vec<Hit> {
     let (bad, allowed) = &*COMPILED;
     without_emulation_faults(text)
-        .0
+        .text
         .lines()
         .filter_map(|line| {
             let rule = bad.iter().find(|bad| bad.regex.is_match(line))?.rule;
@@ -207,20 +234,36 @@ mod tests {
 
     #[test]
     fn faults_of_the_emulated_processor_are_passed_over_and_nothing_else() {
-        let fault = "[    1.52] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI\n[    1.53] Kernel panic - not syncing: Fatal exception \
-                     in interrupt\n[    1.54] ---[ end Kernel panic - not syncing: Fatal exception in interrupt ]---\n";
-        assert_eq!(find(&format!("{fault}fine\n{fault}")), []);
-        let later = format!("{fault}[    9.1] Kernel panic - not syncing: no init\n");
-        assert_eq!(find(&later).len(), 1, "a panic of the next boot");
-        let other = fault.replace("int3", "0002");
-        assert!(find(&other).iter().any(|hit| hit.fatal), "another oops");
-        let oops = fault.lines().next().unwrap();
-        assert_eq!(find(oops)[0].meaning, "kernel oops", "no end yet");
-        let former = "[FAILED] Failed to start ssh.service - x.\n";
-        assert_eq!(find(&format!("{former}{fault}")).len(), 1, "before it");
-        let killed = fault.replace("Fatal exception in interrupt", "Attempted to kill init!");
-        assert!(find(&killed).iter().any(|hit| hit.fatal), "another panic");
-        assert_eq!(without_emulation_faults("fine\n"), ("fine\n".into(), 0));
+        let panics = "[    1.52] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI\n[    1.53] Kernel panic - not syncing: Fatal exception \
+                      in interrupt\n";
+        let restarts = format!("{panics}[    1.54] Rebooting in 10 seconds..\n");
+        let stays = format!(
+            "{panics}[    1.54] ---[ end Kernel panic - not syncing: Fatal exception in interrupt ]---\n"
+        );
+        for fault in [restarts, stays] {
+            assert_eq!(find(&format!("{fault}fine\n{fault}")), []);
+            let later = format!("{fault}[    9.1] Kernel panic - not syncing: no init\n");
+            assert_eq!(find(&later).len(), 1, "a panic of the next boot");
+            let other = fault.replace("int3", "0002");
+            assert!(find(&other).iter().any(|hit| hit.fatal), "another oops");
+            let former = "[FAILED] Failed to start ssh.service - x.\n";
+            assert_eq!(find(&format!("{former}{fault}")).len(), 1, "before it");
+            let killed = fault.replace("Fatal exception in interrupt", "Attempted to kill init!");
+            assert!(find(&killed).iter().any(|hit| hit.fatal), "another panic");
+            assert!(!without_emulation_faults(&killed).within_one);
+            assert_eq!(without_emulation_faults(&fault).faults, 1);
+        }
+        let oops = panics.lines().next().unwrap();
+        for so_far in [oops, panics] {
+            assert_eq!(find(so_far)[0].meaning, "kernel oops", "no end yet");
+            assert!(without_emulation_faults(so_far).within_one, "no end yet");
+        }
+        let fine = WithoutEmulationFaults {
+            text: "fine\n".into(),
+            faults: 0,
+            within_one: false,
+        };
+        assert_eq!(without_emulation_faults("fine\n"), fine);
     }
 
     #[test]

@@ -53,10 +53,10 @@ use crate::telemetry::status::{self, Cause, Code, Coded, TaskName};
 #[derive(Debug, Error)]
 pub enum Error {
     /// The node's identity cannot be determined.
-    #[error("failed to find out which machine this is")]
+    #[error("failed to determine the owner ID of this node")]
     Identity(#[from] machine_id::Error),
     /// The lease store's settings are wrong.
-    #[error("the settings of the lease store are wrong")]
+    #[error("invalid lease store settings")]
     Settings(#[from] SettingsError),
     /// The kernel's netlink sockets cannot be opened.
     #[error("failed to open the kernel's netlink interface")]
@@ -65,7 +65,7 @@ pub enum Error {
     #[error(transparent)]
     Health(#[from] BindError),
     /// Cannot install a signal handler.
-    #[error("failed to listen to {what}")]
+    #[error("failed to install the handler for {what}")]
     Listen {
         /// The signal.
         what: &'static str,
@@ -108,7 +108,7 @@ pub async fn run(
     let mut server_task = None;
     if let Some(address) = settings.health.listen {
         let server = Server::bind(address).await?;
-        info!(%address, "answering /healthz, /readyz and /metrics");
+        info!(%address, "serving /healthz, /readyz and /metrics");
         server_task = Some(server.start(health.clone()));
     }
     let (control, questions) = ControlService::new(health.clone());
@@ -282,7 +282,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 Err(reason) => reason,
             };
             if let Some(line) = self.waits.note(&reason.text, Instant::now()) {
-                warn!("waiting for {line}");
+                warn!("waiting to join: {line}");
             }
             // Compare code and object, not the text: a hook's output may differ each time.
             let what = (reason.code, reason.object.clone());
@@ -301,7 +301,7 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     /// Reports what joining waits for.
     fn tell_waiting(&self, reason: Cause) {
-        let reason = reason.worded(|text| format!("waiting for {text}"));
+        let reason = reason.worded(|text| format!("waiting to join: {text}"));
         self.service.status(&reason.text);
         self.health.set_ready(vec![reason.clone()]);
         self.tell_joining(reason);
@@ -359,11 +359,11 @@ impl<S: LeaseStore> Agent<'_, S> {
                 StoreEvent::NetworkConfig(_) => {
                     return Err(Cause::new(
                         Code::NetworkConfigChanged,
-                        "the network config, which changed just now",
+                        "the network config changed meanwhile",
                     ));
                 }
                 StoreEvent::OwnLeaseLost { reason } => {
-                    return Err(Cause::new(Code::LeaseLost, format!("a lease: {reason}")));
+                    return Err(Cause::new(Code::LeaseLost, reason));
                 }
                 StoreEvent::AnotherHistory { reason } => self.note_history(reason),
                 StoreEvent::Unreachable { error } => self.tell_waiting(error.to_cause()),
@@ -501,14 +501,14 @@ impl<S: LeaseStore> Agent<'_, S> {
             Ok(false) => (),
             Ok(true) => {
                 if self.deaf.take().is_some() {
-                    info!("the kernel announces changes of the firewall's rules now");
+                    info!("monitoring changes of the firewall rules again");
                 }
             }
             Err(error) => {
                 let error = error.to_string();
                 if self.deaf.as_ref() != Some(&error) {
                     warn!(
-                        "the kernel does not announce changes of the firewall's rules ({error}); they are looked at every {} s",
+                        "failed to monitor changes of the firewall rules: {error}; checking the rules every {} s instead",
                         self.settings.firewall.resync.as_secs()
                     );
                 }
@@ -545,14 +545,14 @@ impl<S: LeaseStore> Agent<'_, S> {
                 tasks.config.stuck(&error);
             }
             StoreEvent::OwnLeaseLost { reason } => {
-                warn!(subnet = %overlay.own().key, "lost the lease: {reason}");
+                warn!(subnet = %overlay.own().key, "{reason}");
                 self.events.leases_lost += 1;
                 self.lease = None;
                 tasks.lease.now();
             }
             StoreEvent::AnotherHistory { reason } => self.note_history(reason),
             StoreEvent::Unreachable { error } => {
-                warn!("lost the connection to {error}");
+                warn!("lost the connection to the lease store: {error}");
                 self.server = None;
                 sample::count(&mut self.events, StoreErrorKind::Unreachable);
                 self.store_trouble = Some(error.to_cause().of(TaskName::Store));
@@ -567,7 +567,7 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     fn note_history(&mut self, reason: String) {
         warn!(
-            "the lease store was restored from a backup or made anew, and all leases were listed again: {reason}"
+            "the lease store was restored from a backup or created anew; listed all leases again: {reason}"
         );
         self.history.changed(reason);
     }

@@ -115,7 +115,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         let (old, new) = (trouble(&self.docker), trouble(&docker));
         match new {
             Some(new) if old.as_ref() != Some(&new) => warn!("{}", new.text),
-            None if old.is_some() => info!("Docker is not beside this node's subnet any more"),
+            None if old.is_some() => info!("Docker no longer uses another subnet than this node's"),
             _ => (),
         }
         self.docker = docker;
@@ -126,7 +126,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         if let Some(seconds) = self.clock.look() {
             warn!(
                 seconds,
-                "the wall clock jumped; certificates and other hosts' logs go by it, leases do not"
+                "the wall clock jumped, which affects certificate checks and log timestamps but not leases"
             );
         }
     }

@@ -183,6 +183,6 @@ impl<S: LeaseStore> Agent<'_, S> {
 
 fn warn_of_duplicate(duplicate: SubnetKey) {
     warn!(
-        "the lease of {duplicate} has this node's MAC address or key, as that of a cloned disk does; this node makes itself another and publishes it"
+        "the lease of {duplicate} has this node's MAC address or key, as after cloning a disk; generating and publishing a new one"
     );
 }

@@ -52,20 +52,20 @@ use crate::telemetry::status::{self, Cause, Coded, TaskName};
 #[derive(Debug, Error)]
 pub(crate) enum ConnectError {
     /// No usable interface or address.
-    #[error("the underlay")]
+    #[error("failed to find the underlay interface")]
     Underlay(#[from] underlay::Error),
     /// The network config has an unknown backend or unknown options.
-    #[error("a usable network config")]
+    #[error("unsupported network config")]
     Config(#[from] BackendConfigError),
     /// The backend cannot be set up on this host.
-    #[error("the backend")]
+    #[error("failed to set up the backend")]
     Backend(#[from] OpenError),
     /// The privileges that the backend does not need cannot be dropped.
-    #[error("the process's privileges")]
+    #[error("failed to set the privileges of this process")]
     Privileges(#[from] privileges::Error),
     /// The new network config does not allow the subnet that the host's containers use.
     #[error(
-        "the new network config ({networks}) does not allow this host's subnet {own}; restarting the agent gives it another one, and its containers must be restarted then"
+        "the new network config ({networks}) does not allow this host's subnet {own}; to get another subnet, restart the agent, then the containers"
     )]
     Renumbers {
         /// The host's subnets.
@@ -86,7 +86,7 @@ impl ConnectError {
 #[derive(Debug, Error)]
 pub(crate) enum Failed {
     /// The kernel could not be queried.
-    #[error("the kernel")]
+    #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The kernel refused some changes.
     #[error("{total} kernel changes failed, the first: {first}")]
@@ -391,9 +391,7 @@ impl Overlay {
                 return Err(error.to_cause());
             }
             if let Some(Err(error)) = &programmed.subnet_file {
-                return Err(error
-                    .to_cause()
-                    .worded(|text| format!("the subnet file: {text}")));
+                return Err(error.to_cause());
             }
             if !programmed.pending {
                 break;
@@ -416,7 +414,7 @@ impl Overlay {
                 Some(Err(error)) => {
                     return Err(error
                         .to_cause()
-                        .worded(|text| format!("the firewall: {text}")));
+                        .worded(|text| format!("failed to program the firewall: {text}")));
                 }
             }
         }
@@ -468,7 +466,7 @@ impl Overlay {
             if is_over {
                 info!(
                     backend = leaving.kind(),
-                    "all peers have followed; what is left of the former backend goes"
+                    "all peers use the new backend; removing what is left of the former one"
                 );
             }
             !is_over
@@ -616,7 +614,7 @@ fn log_limits(backend: &dyn Backend, config: &NetworkConfig, underlay: &Underlay
         warn!(
             backend = backend.kind(),
             %network,
-            "this backend carries only IPv4: nodes get subnets of this network, but no packets pass between them; another backend, such as vxlan, carries both"
+            "this backend carries only IPv4: nodes lease subnets of this network, but no packets pass between them; another backend, such as vxlan, carries both"
         );
     }
 }

@@ -77,7 +77,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     warn!(
                         old_subnet = %old,
                         subnet = %own.key,
-                        "the host has another subnet now; containers keep the old one until Docker restarts"
+                        "this host has another subnet now; containers keep the old one until Docker restarts"
                     );
                 }
                 overlay.set_own(own);
@@ -101,10 +101,10 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
         self.acquiring.shutdown().await;
         match self.store.release().await {
-            Ok(Released::Lease(subnet)) => info!(%subnet, "the lease is given back"),
-            Ok(Released::Reservation(subnet)) => info!(%subnet, "the reservation stays"),
+            Ok(Released::Lease(subnet)) => info!(%subnet, "lease released"),
+            Ok(Released::Reservation(subnet)) => info!(%subnet, "reservation kept"),
             Ok(Released::Nothing) => (),
-            Err(error) => warn!("failed to give the lease back: {}", chain(&error)),
+            Err(error) => warn!("failed to release the lease: {}", chain(&error)),
         }
     }
 

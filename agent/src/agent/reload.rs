@@ -57,7 +57,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             Ok(()) => reloads.done += 1,
             Err(reason) => {
                 reloads.failed += 1;
-                let reason = format!("the settings were not reloaded: {reason}");
+                let reason = format!("failed to reload the settings: {reason}");
                 warn!("{reason}");
                 self.process.settings_rejected = Some(reason);
             }
@@ -80,11 +80,11 @@ impl<S: LeaseStore> Agent<'_, S> {
         for change in &changes {
             let (key, old, new) = (change.key, &change.old, &change.new);
             if change.live {
-                info!(key, old, new, "a setting changed");
+                info!(key, old, new, "setting changed");
             } else {
                 warn!(
                     key,
-                    old, new, "a setting changed, which only a restart puts into effect"
+                    old, new, "setting changed; restart the agent to apply it"
                 );
                 pending.push(key.to_owned());
             }
@@ -114,10 +114,10 @@ impl<S: LeaseStore> Agent<'_, S> {
         match Server::bind(address).await {
             Ok(server) => {
                 self.server_task = Some(server.start(self.health.clone()));
-                info!(%address, "answering /healthz, /readyz and /metrics");
+                info!(%address, "serving /healthz, /readyz and /metrics");
                 return Some(address);
             }
-            Err(error) => warn!("{}; they stay where they were", chain(&error)),
+            Err(error) => warn!("{}; keeping the old address", chain(&error)),
         }
         let address = old?;
         match Server::bind(address).await {
@@ -126,7 +126,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 Some(address)
             }
             Err(error) => {
-                warn!("{}; there are none now", chain(&error));
+                warn!("{}; there are no health endpoints now", chain(&error));
                 None
             }
         }

@@ -157,21 +157,21 @@ pub(super) struct Tasks {
 impl Default for Tasks {
     fn default() -> Self {
         Self {
-            program: Task::new(TaskName::Program, "program the host"),
-            firewall: Task::new(TaskName::Firewall, "put the firewall's rules in place"),
-            subnet_file: Task::new(TaskName::SubnetFile, "tell container runtimes the subnet"),
-            lease: Task::new(TaskName::Lease, "take a lease again"),
-            renewal: Task::new(TaskName::Renewal, "extend the lease"),
-            underlay: Task::new(TaskName::Underlay, "follow the underlay"),
-            config: Task::new(TaskName::Config, "apply the changed network config"),
+            program: Task::new(TaskName::Program, "program the kernel"),
+            firewall: Task::new(TaskName::Firewall, "program the firewall"),
+            subnet_file: Task::new(
+                TaskName::SubnetFile,
+                "pass the subnet to container runtimes",
+            ),
+            lease: Task::new(TaskName::Lease, "acquire a lease again"),
+            renewal: Task::new(TaskName::Renewal, "renew the lease"),
+            underlay: Task::new(TaskName::Underlay, "check the underlay"),
+            config: Task::new(TaskName::Config, "apply the new network config"),
             publish: Task::new(
                 TaskName::Publish,
                 "publish this node's address and identity",
             ),
-            identity: Task::new(
-                TaskName::Identity,
-                "make a MAC address or key of this node's own",
-            ),
+            identity: Task::new(TaskName::Identity, "generate a new MAC address or key"),
         }
     }
 }

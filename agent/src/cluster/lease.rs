@@ -57,7 +57,7 @@ pub struct LeaseAttrs {
 #[derive(Debug, Error)]
 pub enum LeaseValueError {
     /// The value is longer than any backend's data.
-    #[error("{length} bytes are more than the {LONGEST_VALUE} that a lease may have")]
+    #[error("the value has {length} bytes: expected at most {LONGEST_VALUE}")]
     TooLong {
         /// The value's length in bytes.
         length: usize,
@@ -161,7 +161,7 @@ impl LeaseAttrs {
         };
         let read = |data: &RawValue| {
             let object = Object::parse(data.get()).ok()?;
-            let text: String = object.get(name, "a text").ok()??;
+            let text: String = object.get(name, "a string").ok()??;
             Some(match kind {
                 IdentityKind::Mac => text.to_ascii_lowercase(),
                 IdentityKind::Key => text,

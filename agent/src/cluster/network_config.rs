@@ -118,14 +118,14 @@ pub enum NetworkConfigError {
     #[error(transparent)]
     Range(#[from] RangeError),
     /// Both families are disabled.
-    #[error("EnableIPv4: false and EnableIPv6: false leave no network; allowed: one of them true")]
+    #[error("EnableIPv4: false and EnableIPv6: false leave no network; set one of them to true")]
     WithoutFamily,
     /// The `Backend` object has no `Type`.
     #[error("Backend: {0} has no Type; allowed: the name of a backend, for example \"vxlan\"")]
     WithoutBackendType(String),
     /// The configured backend does not encrypt.
     #[error(
-        "Encrypt: true is not possible with the backend {0:?}; allowed: \"wireguard\" or \"vxlan\", in whose place wireguard is then used, or no Backend at all"
+        "Encrypt: true is not possible with the backend {0:?}; allowed: \"wireguard\", \"vxlan\" (replaced by wireguard), or no Backend"
     )]
     NotEncrypted(String),
 }

@@ -16,29 +16,31 @@ pub enum PeerRefusal {
     #[error("its subnet is outside the network")]
     OutsideNetwork,
     /// The lease has no subnet of the network's families.
-    #[error("it has no subnet of a family that the network has")]
+    #[error("it has no subnet of an IP version that the network has")]
     OtherFamily,
     /// The subnet overlaps this node's.
-    #[error("its subnet overlaps our own, {0}")]
+    #[error("its subnet overlaps this node's, {0}")]
     OverlapsOwn(SubnetKey),
     /// The subnet overlaps that of an older lease.
     #[error("its subnet overlaps the older lease {0}")]
     OverlapsOlder(SubnetKey),
     /// The subnet covers an address of this host: packets for it would go to that node.
-    #[error("its subnet holds this host's address {0}")]
+    #[error("its subnet contains this host's address {0}")]
     HoldsHost(IpAddr),
     /// The subnet covers an older lease's public IP, or the public IP is in an older lease's subnet.
     #[error(
-        "its subnet or its public IP meets the older lease {0}: what is sent to the one's public IP would go to the other's containers"
+        "it conflicts with the older lease {0}: the subnet of one contains the public IP of the other"
     )]
     MeetsOlder(SubnetKey),
     /// An update moved the public IP into the subnet of a lease in use.
     #[error(
-        "its new public IP is in the subnet of the lease {0}, which is in use; what it published before counts"
+        "its new public IP is in the subnet of the lease {0}; what it published before stays in use"
     )]
     MovesInto(SubnetKey),
     /// An update made the lease's MAC address or key that of another lease in use.
-    #[error("the lease of {holder} had its new {what} before; what it published before counts")]
+    #[error(
+        "the lease of {holder} already has its new {what}; what it published before stays in use"
+    )]
     Copies {
         /// Which of the two.
         what: IdentityKind,
@@ -54,7 +56,7 @@ pub enum PeerRefusal {
         what: &'static str,
     },
     /// The public IP is this node's: packets to the peer would come back to us.
-    #[error("its public IP {0} is our own")]
+    #[error("its public IP {0} is this node's")]
     OurPublicIp(IpAddr),
     /// The peer runs another backend.
     #[error("it runs another backend, {theirs:?}")]
@@ -72,20 +74,20 @@ pub enum PeerRefusal {
     #[error("its lease has no {key} for {0}", key = address_key(*.0))]
     NoAddress(IpNet),
     /// The lease lacks the one address that all of the peer's packets would be sent to.
-    #[error("its lease has no {0}, to which packets for it would be sent")]
+    #[error("its lease has no {0} to send packets to")]
     NoEndpoint(&'static str),
     /// The MAC address is not unicast.
     #[error("its VtepMAC {0} is not a unicast address")]
     NotUnicast(MacAddr),
     /// Two nodes with the same MAC address cannot talk: the kernel takes the other's frames for its own.
-    #[error("its VtepMAC {0} is our own; was a disk cloned with its state directory?")]
+    #[error("its VtepMAC {0} is this node's; was a disk cloned with its state directory?")]
     OwnMac(MacAddr),
     /// Two nodes with the same key cannot talk: the kernel skips a peer that has the device's own key.
-    #[error("its PublicKey {0} is our own; was a disk cloned with its state directory?")]
+    #[error("its PublicKey {0} is this node's; was a disk cloned with its state directory?")]
     OwnKey(String),
     /// Packets to the peer would enter the device again that they come from.
     #[error(
-        "its public IP {public} is inside the network {network}, of which all goes into {link}; the underlay of this node is outside it"
+        "its public IP {public} is inside the network {network}, which is routed into {link}; this node's underlay is outside it"
     )]
     Looping {
         /// The peer's address.
@@ -96,7 +98,7 @@ pub enum PeerRefusal {
         link: InterfaceName,
     },
     /// The peer is not on-link, so it cannot be a next hop.
-    #[error("its public IP {public} is not a host's on the underlay's link, {on_link}")]
+    #[error("its public IP {public} is not a host address on the underlay's link, {on_link}")]
     OffLink {
         /// The peer's address.
         public: IpAddr,

@@ -52,22 +52,22 @@ pub enum Error {
     Nowhere,
     /// Without client certificates any host would be admitted.
     #[error(
-        "clients are not asked for certificates: whoever reaches this address could take subnets, and read whose the others \
-         are. Expected remote.cafile, remote.certfile and remote.keyfile, or remote.insecure = true (--insecure) where the \
-         network is trusted as a whole"
+        "remote.cafile is not set, so any host that reaches this address could take subnets and read all leases. Set \
+         remote.cafile, remote.certfile and remote.keyfile, or remote.insecure = true (--insecure) if you trust the whole \
+         network"
     )]
     Insecure,
     /// The certificates cannot be used.
-    #[error("the certificates for clients are wrong")]
+    #[error("invalid TLS settings")]
     Tls(#[from] TlsError),
     /// The settings for etcd are wrong.
-    #[error("the etcd settings are wrong")]
+    #[error("invalid etcd settings")]
     Etcd(#[from] SettingsError),
     /// Cannot listen on the address.
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// Cannot install a signal handler.
-    #[error("failed to listen to {signal}")]
+    #[error("failed to install the handler for {signal}")]
     Signal {
         /// Which.
         signal: &'static str,
@@ -106,7 +106,9 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         keyfile: remote.keyfile.clone(),
     })?;
     match (tls.is_on(), &remote.cafile) {
-        (false, _) => warn!("serving in plain text: whoever reaches this address can take leases"),
+        (false, _) => {
+            warn!("serving in plain text: any host that reaches this address can take leases")
+        }
         (true, None) => warn!("serving without client certificates: any client can take leases"),
         (true, Some(_)) => {}
     }
@@ -135,9 +137,9 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
     service.stopping();
     // Connections are closed, but writes in flight are completed.
     if timeout(STOP_TIMEOUT, site.finish()).await.is_err() {
-        warn!("stopping while etcd has not answered to all that clients asked for");
+        warn!("stopping with unfinished requests: etcd did not answer in time");
     }
-    info!("stopping; the leases stay, and clients go on without a server");
+    info!("stopping; leases stay valid, and clients keep running without a server");
     Ok(())
 }
 

@@ -164,7 +164,11 @@ async fn a_server_that_went_back_in_time_is_listed_again() {
     server.forget();
     server.up().await;
     assert_eq!(snapshot(&mut store).await, Vec::<String>::new());
-    assert!(lost(&mut store).await.contains("its key is gone"));
+    assert!(
+        lost(&mut store)
+            .await
+            .contains("its key was deleted or has expired")
+    );
 }
 
 #[tokio::test]

@@ -107,7 +107,10 @@ async fn peers_that_take_their_leases_again_after_an_outage_were_never_away() {
     server.up().await;
 
     let (lost_a, lost_b) = (lost(&mut a).await, lost(&mut b).await);
-    assert!(lost_a.contains("its key is gone") && lost_b.contains("its key is gone"));
+    assert!(
+        lost_a.contains("its key was deleted or has expired")
+            && lost_b.contains("its key was deleted or has expired")
+    );
     let config = small_network();
     let again = a
         .acquire(&config, &attrs("10.0.0.1"), Some(of_a.key))

@@ -164,7 +164,7 @@ async fn a_restored_backup_that_went_beyond_the_last_revision_seen_is_followed()
     assert!(node.known.contains_key(&key(NEW)), "{:?}", node.known);
     assert_eq!(node.told.len(), 1, "{:?}", node.told);
     assert!(
-        node.told[0].starts_with("the cluster ID is "),
+        node.told[0].starts_with("the cluster ID changed from "),
         "{:?}",
         node.told
     );
@@ -194,7 +194,7 @@ async fn a_restored_backup_that_is_behind_is_followed() {
     node.converge(&server).await;
     assert_eq!(node.told.len(), 1, "{:?}", node.told);
     assert!(
-        node.told[0].starts_with("the revision is "),
+        node.told[0].starts_with("the revision went back from "),
         "{:?}",
         node.told
     );
@@ -209,7 +209,7 @@ async fn a_cluster_made_anew_gets_the_own_lease_back() {
     node.converge(&server).await;
     assert_eq!(node.known.len(), 1);
     assert!(
-        node.told[0].starts_with("the revision is "),
+        node.told[0].starts_with("the revision went back from "),
         "{:?}",
         node.told
     );
@@ -228,7 +228,7 @@ async fn a_cluster_made_anew_that_went_further_is_followed() {
     node.converge(&server).await;
     assert_eq!(node.known.len(), 2);
     assert!(
-        node.told[0].ends_with("it has 0 lease keys, and had 3"),
+        node.told[0].ends_with("it has 0 lease keys instead of 3"),
         "{:?}",
         node.told
     );
@@ -352,7 +352,7 @@ async fn an_answer_of_another_cluster_ends_a_watch_that_still_stands() {
     );
     node.converge(&new).await;
     assert!(
-        node.told[0].starts_with("the cluster ID is "),
+        node.told[0].starts_with("the cluster ID changed from "),
         "{:?}",
         node.told
     );

@@ -74,7 +74,7 @@ async fn a_deleted_key_is_a_lost_lease_and_can_be_taken_again() {
     assert_eq!(
         reason,
         format!(
-            "lease of {} is lost: its key is gone, deleted or expired",
+            "lost the lease of {}: its key was deleted or has expired",
             own.key
         )
     );
@@ -100,7 +100,11 @@ async fn a_revoked_etcd_lease_is_a_lost_lease() {
     let own = acquire(&mut store, "10.0.0.1").await.unwrap();
     let (_, id) = stored(&mut client, &own.key.name()).await.unwrap();
     client.lease_revoke(id).await.unwrap();
-    assert!(lost(&mut store).await.contains("its key is gone"));
+    assert!(
+        lost(&mut store)
+            .await
+            .contains("its key was deleted or has expired")
+    );
 }
 
 #[tokio::test]
@@ -118,7 +122,7 @@ async fn a_key_that_changed_hands_is_not_written_again() {
     );
     let reason = lost(&mut store).await;
     assert!(
-        reason.contains("taken over by 10.0.0.7 (machine unknown)"),
+        reason.contains("taken over by 10.0.0.7 (owner ID unknown)"),
         "{reason}"
     );
     assert_eq!(

@@ -170,7 +170,7 @@ fn network_config_set_right_while_waiting_counts() {
     let mut one = store.host(1);
     one.start_agent();
     one.wait_told("that there is no such backend", |line| {
-        line.starts_with("STATUS=waiting for") && line.contains("nonsense")
+        line.starts_with("STATUS=waiting to join:") && line.contains("nonsense")
     });
     store.etcdctl(&["put", "/coreos.com/network/config", NETWORK]);
     one.wait_ready();

@@ -154,7 +154,10 @@ fn peer_that_does_not_follow_a_change_of_the_back_end_is_reached_as_before() {
     });
     wait_until(
         "the other's lease to be known as of another backend",
-        || one.log().contains("it is reached as before"),
+        || {
+            one.log()
+                .contains("it stays reachable through the former one")
+        },
     );
     one.wait_reaches(&two);
     // Not even where the underlay changes meanwhile.

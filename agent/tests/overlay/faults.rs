@@ -166,7 +166,7 @@ fn agent_waits_for_etcd_and_says_so() {
     let mut one = store.host(1);
     one.start_agent();
     let status = one.wait_told("that it waits for etcd", |line| {
-        line.starts_with("STATUS=waiting for")
+        line.starts_with("STATUS=waiting to join:")
     });
     assert!(status.contains(crate::cluster::ETCD), "{status}");
     assert!(!one.subnet_file().exists());

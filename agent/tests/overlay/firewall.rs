@@ -122,7 +122,7 @@ fn an_agent_that_waits_leaves_the_rules_of_a_killed_one_in_flannels_tables() {
     store.stop_etcd();
     one.start_agent();
     one.wait_told("that it waits", |line| {
-        line.starts_with("STATUS=waiting for etcd")
+        line.starts_with("STATUS=waiting to join: etcd")
     });
     assert_eq!(tables(&one), ["table inet selvage"]);
     assert_eq!(one.stop_agent(), Some(0));

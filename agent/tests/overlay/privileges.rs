@@ -80,7 +80,7 @@ fn certificates_of_another_user_are_read_now_and_at_a_reload() {
     wait_until("the settings to be read again", || {
         host.log().contains("settings reloaded")
     });
-    assert!(!host.log().contains("not reloaded"), "{}", host.log());
+    assert!(!host.log().contains("failed to reload"), "{}", host.log());
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_later_back_end_gets_nothing_back_and_that_is_said() {
         store.etcdctl(&["put", "/coreos.com/network/config", &config]);
     };
     let told = |host: &Host, what: &str| {
-        let hint = format!("{what} were given up when the agent started with another backend");
+        let hint = format!("{what} were dropped when the agent started with another backend");
         wait_until("the hint to be logged", || host.log().contains(&hint));
     };
     put(r#"{"Type":"extension","PostStartupCommand":"true"}"#);

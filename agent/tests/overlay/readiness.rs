@@ -65,7 +65,7 @@ fn without_the_store_before_and_after_joining() {
     store.stop_etcd();
     let mut one = store.host(1);
     one.start_agent();
-    one.wait_told("that it waits", |line| line.contains("waiting for"));
+    one.wait_told("that it waits", |line| line.contains("waiting to join:"));
     wait_not_ready(&one, "joining", "store-unreachable", ETCD);
     store.start_etcd();
     one.wait_ready();
@@ -153,7 +153,7 @@ fn when_the_udp_port_is_somebody_elses() {
         .ip("link add blocker type vxlan id 9 dstport 8285");
     one.namespace.ip("link set blocker up");
     one.start_agent();
-    one.wait_told("that it waits", |line| line.contains("waiting for"));
+    one.wait_told("that it waits", |line| line.contains("waiting to join:"));
     wait_not_ready(&one, "joining", "kernel-port", "8285");
     one.namespace.ip("link del blocker");
     one.wait_ready();
@@ -283,20 +283,25 @@ fn the_log_has_each_change_and_each_fault_once() {
             shown.status.success()
         });
     }
-    assert_eq!(has("WARN failed to program the host"), 1, "{}", one.log());
+    assert_eq!(has("WARN failed to program the kernel"), 1, "{}", one.log());
     one.namespace.ip("route del 10.5.250.0/24");
     wait_ready(&one);
     let log = one.log();
     let end = log
         .lines()
-        .find(|line| line.contains("recovered: can program the host again"))
+        .find(|line| line.contains("recovered: can program the kernel again"))
         .unwrap_or_else(|| panic!("no end in {log}"));
     assert!(end.contains("seen ") && end.contains(" times in "), "{end}");
     store.stop_etcd();
     wait_not_ready(&one, "store", "store-unreachable", ETCD);
     store.start_etcd();
     wait_ready(&one);
-    assert_eq!(has("lost the connection to etcd"), 1, "{}", one.log());
+    assert_eq!(
+        has("lost the connection to the lease store: etcd"),
+        1,
+        "{}",
+        one.log()
+    );
 }
 
 /// The lease is written when the agent is told to stop, and not known of yet.

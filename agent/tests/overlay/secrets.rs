@@ -75,7 +75,8 @@ fn the_wireguard_key_is_not_logged_at_the_lowest_level() {
     one.start_agent();
     // Not every kernel has WireGuard; the key is made and used before that shows.
     one.wait_told("how far it came", |line| {
-        line == "READY=1" || line.starts_with("STATUS=waiting for") && line.contains("flannel-wg")
+        line == "READY=1"
+            || line.starts_with("STATUS=waiting to join:") && line.contains("flannel-wg")
     });
     let directory = one.socket();
     let state = directory.parent().expect("a directory").join("state");

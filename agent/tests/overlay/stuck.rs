@@ -218,10 +218,7 @@ fn subnet_env_does_not_wait_for_a_firewall_that_fails() {
         one.lease_key() != former
     });
     assert!(store.lease_keys().contains(&one.lease_key()));
-    wait_readyz(
-        &one,
-        "failed to put the firewall's rules in place: nft failed to",
-    );
+    wait_readyz(&one, "failed to program the firewall: nft failed to");
     programs.clear("fail");
     wait_readyz(&one, "is ready");
 }
@@ -234,7 +231,7 @@ fn a_host_without_a_firewall_is_not_ready_and_has_its_subnet_env() {
     programs.set("fail");
     one.start_agent();
     one.wait_told("what it waits for", |line| {
-        line.starts_with("STATUS=waiting for the firewall: nft failed to")
+        line.starts_with("STATUS=waiting to join: failed to program the firewall: nft failed to")
     });
     assert!(store.lease_keys().contains(&one.lease_key()));
     assert!(!one.told().contains(&"READY=1".to_owned()));
@@ -276,7 +273,7 @@ int socket(int domain, int type, int protocol) {
     one.start_agent();
     one.wait_ready();
     let log = one.log();
-    let told = "the kernel does not announce changes of the firewall's rules";
+    let told = "failed to monitor changes of the firewall rules";
     assert_eq!(log.matches(told).count(), 1, "{log}");
     one.namespace.run("nft delete table inet selvage");
     wait_until("the rules to be looked at", || {

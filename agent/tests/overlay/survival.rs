@@ -165,7 +165,7 @@ fn password_that_is_wrong_from_now_on_is_named_and_harmless() {
     one.start_agent();
     let refused = "authentication failed, invalid user ID or password";
     one.wait_told("that the password is wrong", |line| {
-        line.starts_with("STATUS=waiting for") && line.contains(refused)
+        line.starts_with("STATUS=waiting to join:") && line.contains(refused)
     });
     one.kill_agent();
     login(&mut one, "first");

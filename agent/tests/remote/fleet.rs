@@ -115,19 +115,19 @@ fn server_that_is_killed_and_started_again_costs_no_packet() {
     drop(server);
     for host in [&mut one, &mut two] {
         host.wait_told("that the server is away", |line| {
-            line.starts_with("STATUS=") && line.contains("selvage server at http://10.77.0.21:8889")
+            line.starts_with("STATUS=") && line.contains("lease server at http://10.77.0.21:8889")
         });
     }
     // A host whose agent starts meanwhile waits, and leaves the data plane alone.
     two.kill_agent();
     two.start_agent();
     two.wait_told("that it waits", |line| {
-        line.starts_with("STATUS=waiting for selvage server at")
+        line.starts_with("STATUS=waiting to join: lease server at")
     });
     let server = serve(&machine, &[]);
     two.wait_ready();
     one.wait_told_last("that all is well again", |line| {
-        !line.contains("selvage server")
+        !line.contains("lease server")
     });
     store.put_lease(
         "10.5.240.0-24",
@@ -219,10 +219,10 @@ fn flanneld_with_listen_serves_and_with_remote_asks_over_tls() {
         .push(("SELVAGE_REMOTE_CAFILE", path("ca.pem")));
     three.start_agent();
     three.wait_told("that it is not let in", |line| {
-        line.starts_with("STATUS=waiting for selvage server at https://10.77.0.21:8889")
+        line.starts_with("STATUS=waiting to join: lease server at https://10.77.0.21:8889")
             && line.to_lowercase().contains("certificate")
     });
     wait_until("the server to name whom it refused", || {
-        server.log().contains("10.77.0.13") && server.log().contains("a client is not let in")
+        server.log().contains("10.77.0.13") && server.log().contains("client refused: ")
     });
 }

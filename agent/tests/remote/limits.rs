@@ -177,12 +177,12 @@ fn server_that_cannot_serve_says_why_and_ends() {
                 "--remote-keyfile=/no/key",
             ],
             78,
-            "the certificates for clients are wrong: failed to read /no/cert",
+            "invalid TLS settings: failed to read /no/cert",
         ),
         (
             &["--listen=:1"],
             78,
-            "clients are not asked for certificates: whoever reaches this address could take subnets",
+            "remote.cafile is not set, so any host that reaches this address could take subnets",
         ),
         (
             &[
@@ -191,7 +191,7 @@ fn server_that_cannot_serve_says_why_and_ends() {
                 "--remote-keyfile=/no/key",
             ],
             78,
-            "Expected remote.cafile, remote.certfile and remote.keyfile, or remote.insecure = true (--insecure)",
+            "Set remote.cafile, remote.certfile and remote.keyfile, or remote.insecure = true (--insecure)",
         ),
         (
             &["--listen=:1", "--remote-cafile=/no/ca"],

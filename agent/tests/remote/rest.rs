@@ -226,14 +226,14 @@ async fn errors_are_400_for_json_and_500_with_a_text_for_the_rest() {
             "/v1/_/leases/10.5.8.0-24",
             &lease("10.5.9.0/24"),
             500,
-            "the path names 10.5.8.0/24, and the body 10.5.9.0/24",
+            "the path names 10.5.8.0/24, but the body names 10.5.9.0/24",
         ),
         (
             "PUT",
             "/v1/_/leases/10.5.9.0-24",
             &lease("10.5.9.0/24"),
             500,
-            "its key is gone, deleted or expired",
+            "its key was deleted or has expired",
         ),
         (
             "GET",
@@ -264,7 +264,7 @@ async fn errors_are_400_for_json_and_500_with_a_text_for_the_rest() {
             "/v1/_/reservations",
             r#"{"Subnet":"10.5.9.0/24","PublicIP":"10.0.0.1"}"#,
             500,
-            "reservations are made where etcd is reached",
+            "a lease server makes no reservations",
         ),
     ] {
         let reply = program.ask(method, path, body);

@@ -211,7 +211,9 @@ async fn server_keeps_a_clients_subnet_off_what_is_on_the_client() {
     let config = three.network_config().await.unwrap();
     let error = three.acquire(&config, &attrs(3), None).await.unwrap_err();
     assert!(
-        error.to_string().contains("no host's address (10.5.1.9)"),
+        error
+            .to_string()
+            .contains("without a host's address (10.5.1.9)"),
         "{error}"
     );
 }
@@ -256,7 +258,7 @@ async fn lost_lease_is_noticed_and_kept_lease_is_not_reported_lost() {
     assert_eq!(
         reason,
         format!(
-            "lease of {} is lost: its key is gone, deleted or expired",
+            "lost the lease of {}: its key was deleted or has expired",
             lease.key
         )
     );
@@ -276,7 +278,7 @@ async fn lost_lease_is_noticed_and_kept_lease_is_not_reported_lost() {
         _ => None,
     })
     .await;
-    assert!(reason.contains("10.0.0.66 (machine m66)"), "{reason}");
+    assert!(reason.contains("10.0.0.66 (owner ID m66)"), "{reason}");
 }
 
 #[tokio::test]
@@ -325,7 +327,7 @@ async fn outages_are_told_take_no_peer_away_and_end() {
         assert!(
             error
                 .text
-                .contains(&format!("selvage server at http://{address}: ")),
+                .contains(&format!("lease server at http://{address}: ")),
             "{error}"
         );
     }
@@ -374,14 +376,14 @@ async fn outages_are_told_take_no_peer_away_and_end() {
     assert!(matches!(error, StoreError::Unreachable { .. }), "{text}");
     assert!(
         text.contains(&format!(
-            "selvage server at {}: etcd at {}: ",
+            "lease server at {}: etcd at {}: ",
             url(0),
             etcd.url()
         )),
         "{text}"
     );
     wait_until("the server to tell of it", || {
-        first.log().contains("lost the connection to etcd at")
+        first.log().contains("lost the connection to etcd: etcd at")
     });
 }
 
@@ -497,7 +499,7 @@ async fn certificates_say_who_may_ask_and_whose_a_lease_is() {
     // The client may hear of it before the server has told.
     wait_until("the server to tell whom it refused", || {
         let log = closed.log();
-        log.contains("a client is not let in: ") && log.contains("127.0.0.1")
+        log.contains("client refused: ") && log.contains("127.0.0.1")
     });
 
     let mut one = tls_client(&closed, "m1", ca(), files(&authority, "client"));

@@ -102,7 +102,7 @@ async fn waits(cluster: &mut Cluster) -> Result<()> {
         || async {
             let status = property(machine, "selvage.service", "StatusText").await?;
             ensure!(
-                status.starts_with("waiting for etcd"),
+                status.starts_with("waiting to join: etcd"),
                 "{name}: STATUS is {status:?}"
             );
             ensure!(

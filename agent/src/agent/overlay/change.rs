@@ -183,7 +183,7 @@ impl Overlay {
         let backend = open::open(&parsed, setup, self.reconciler.executor_mut()).await?;
         if let Some(lost) = privileges.lost_for(&parsed)? {
             warn!(
-                "{lost} were given up when the agent started with another backend; where {} fails for want of them, restart the agent",
+                "{lost} were dropped when the agent started with another backend; if {} fails without them, restart the agent",
                 parsed.kind()
             );
         }

@@ -112,7 +112,7 @@ impl Overlay {
             {
                 Ok(found) => found,
                 Err(error) => {
-                    debug!(device = %name, "not told about: {}", chain(&error));
+                    debug!(device = %name, "failed to query the device: {}", chain(&error));
                     None
                 }
             };
@@ -145,7 +145,9 @@ impl Overlay {
                 Ok(of_peers) => {
                     sessions.insert(name, of_peers);
                 }
-                Err(error) => debug!(device = %name, "no counters: {}", chain(&error)),
+                Err(error) => {
+                    debug!(device = %name, "failed to read the counters: {}", chain(&error))
+                }
             }
         }
         sessions
@@ -213,7 +215,7 @@ impl Overlay {
                         Some(found) => (found.satisfies(object), Some(describe(key, found))),
                         None => (false, None),
                     },
-                    Err(error) => (false, Some(format!("not known: {}", chain(error)))),
+                    Err(error) => (false, Some(format!("unknown: {}", chain(error)))),
                 };
                 objects.push(PeerObject {
                     wanted: describe(key, object),

@@ -34,7 +34,7 @@ pub struct Exhausted {
 fn but_for(host: Option<IpAddr>) -> String {
     host.map_or_else(String::new, |host| {
         format!(
-            " that holds no host's address ({host}); allowed: a network, or SubnetMin and SubnetMax, that leave the hosts' addresses out"
+            " without a host's address ({host}); choose a network, or SubnetMin and SubnetMax, without the hosts' addresses"
         )
     })
 }
@@ -378,7 +378,7 @@ mod tests {
         let held = avoid(&["10.5.1.1", "10.5.3.9"], &[]);
         assert_eq!(
             chosen(&["10.5.2.0-24"], &held)[0],
-            "no free /24 left in 10.5.0.0/22 that holds no host's address (10.5.1.1); allowed: a network, or SubnetMin and SubnetMax, that leave the hosts' addresses out"
+            "no free /24 left in 10.5.0.0/22 without a host's address (10.5.1.1); choose a network, or SubnetMin and SubnetMax, without the hosts' addresses"
         );
         // With no other subnet free, only the leases count.
         let full = chosen(&["10.5.0.0-16"], &held);

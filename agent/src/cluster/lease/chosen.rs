@@ -32,10 +32,10 @@ pub enum SettingsError {
     #[error("endpoints is empty: expected at least one, such as http://127.0.0.1:2379")]
     NoEndpoint,
     /// An endpoint is malformed.
-    #[error("endpoint {0:?} is not usable: expected {form}", form = endpoint::FORM)]
+    #[error("invalid endpoint {0:?}: expected {form}", form = endpoint::FORM)]
     Endpoint(String),
     /// Two settings must be set together.
-    #[error("{given} is set but {missing} is not; they go together")]
+    #[error("{given} is set, but {missing} is not: expected both or neither")]
     Alone {
         /// The one that is set.
         given: &'static str,
@@ -113,7 +113,7 @@ impl LeaseStore for ChosenStore {
         match (self, taken) {
             (Self::Etcd(store), Taken::Etcd(taken)) => store.hold(*taken).await,
             (Self::Remote(store), Taken::Remote(taken)) => store.hold(*taken).await,
-            (_, _) => unreachable!("a store is given what it took, and stays of one kind"),
+            (_, _) => unreachable!("a store holds only what it took itself"),
         }
     }
 

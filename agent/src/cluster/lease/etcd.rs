@@ -279,10 +279,7 @@ impl LeaseStore for EtcdStore {
             self.tasks.spawn(async move {
                 let subnet = former.key.to_string();
                 if let Err(error) = former.release(&store).await {
-                    warn!(
-                        subnet,
-                        "failed to give up the lease that was held before: {error}"
-                    );
+                    warn!(subnet, "failed to release the previous lease: {error}");
                 }
             });
         }

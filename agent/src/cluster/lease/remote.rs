@@ -109,7 +109,7 @@ impl Shared {
         let _writing = self.writing.lock().await;
         let held = self.held().clone().filter(|held| held.term == term);
         let held = held.ok_or_else(|| StoreError::NoLease {
-            reason: "it was given up meanwhile".to_owned(),
+            reason: "it was released meanwhile".to_owned(),
         })?;
         let lease = Lease {
             key: held.key,

@@ -103,7 +103,7 @@ pub enum StoreError {
     #[error("out of subnets: {0}")]
     OutOfSubnets(Exhausted),
     /// Other nodes were faster every time.
-    #[error("lost {attempts} races for a subnet to other nodes")]
+    #[error("other writers were faster in all of {attempts} attempts")]
     LostRaces {
         /// The number of attempts.
         attempts: u32,
@@ -115,7 +115,7 @@ pub enum StoreError {
         reason: String,
     },
     /// Another writer changed the network config meanwhile.
-    #[error("{key} was changed by somebody else meanwhile")]
+    #[error("another writer changed {key} meanwhile")]
     ConfigChanged {
         /// The key.
         key: String,

@@ -75,7 +75,7 @@ pub(super) struct Computed {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RangeError {
     /// The network is missing, or is the whole address space.
-    #[error("{key} is missing or empty: please define it, for example \"10.5.0.0/16\"")]
+    #[error("{key} is missing or empty: set it, for example to \"10.5.0.0/16\"")]
     NoNetwork {
         /// The key, in flannel's spelling.
         key: &'static str,

@@ -302,7 +302,7 @@ fn encrypt_puts_wireguard_in_the_place_of_vxlan_or_nothing() {
     for (rest, error) in [
         (
             r#""Encrypt":true,"Backend":{"Type":"udp"}"#,
-            "Encrypt: true is not possible with the backend \"udp\"; allowed: \"wireguard\" or \"vxlan\", in whose place wireguard is then used, or no Backend at all",
+            "Encrypt: true is not possible with the backend \"udp\"; allowed: \"wireguard\", \"vxlan\" (replaced by wireguard), or no Backend",
         ),
         (r#""Encrypt":1"#, "Encrypt: 1 is not true or false"),
     ] {

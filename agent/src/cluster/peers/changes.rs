@@ -70,9 +70,9 @@ impl PeerChanges {
                 PeerRefusal::OtherBackend { theirs } if reached(key) => info!(
                     subnet,
                     theirs,
-                    "peer has another backend than this node; it is reached as before until both have the same"
+                    "peer has another backend than this node; it stays reachable through the former one until both have the same"
                 ),
-                refusal => warn!(subnet, "lease of another node is not used: {refusal}"),
+                refusal => warn!(subnet, "lease refused: {refusal}"),
             }
         }
     }

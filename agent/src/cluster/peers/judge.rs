@@ -134,7 +134,7 @@ impl PeerTable {
         if holds(&self.relevant(key)) {
             Some("inside its own subnet")
         } else if holds(&self.relevant(&self.own.key)) {
-            Some("inside our own subnet")
+            Some("inside this node's subnet")
         } else {
             None
         }

@@ -145,17 +145,17 @@ fn hostile_leases_are_refused_and_reported_once() {
         (
             "10.5.1.0-24&fd00::-64",
             "10.0.0.2",
-            "its subnet overlaps our own, 10.5.1.0/24",
+            "its subnet overlaps this node's, 10.5.1.0/24",
         ),
         (
             "10.5.1.128-25",
             "10.0.0.2",
-            "its subnet overlaps our own, 10.5.1.0/24",
+            "its subnet overlaps this node's, 10.5.1.0/24",
         ),
         (
             "10.5.0.0-16",
             "10.0.0.2",
-            "its subnet overlaps our own, 10.5.1.0/24",
+            "its subnet overlaps this node's, 10.5.1.0/24",
         ),
         (
             "10.5.2.0-24",
@@ -190,12 +190,12 @@ fn hostile_leases_are_refused_and_reported_once() {
         (
             "10.5.2.0-24",
             "10.5.1.7",
-            "its public IP 10.5.1.7 is inside our own subnet",
+            "its public IP 10.5.1.7 is inside this node's subnet",
         ),
         (
             "10.5.2.0-24",
             "10.0.0.1",
-            "its public IP 10.0.0.1 is our own",
+            "its public IP 10.0.0.1 is this node's",
         ),
     ];
     for (name, public_ip, reason) in table_of_cases {
@@ -367,7 +367,7 @@ fn what_was_accepted_is_refused_when_there_is_a_reason_now() {
     table.apply(set([a, b]));
     assert_eq!(
         shown(&table.rejudge(&config(), &lease(OWN, "10.0.0.2", 100), check("bad"))),
-        "-10.5.2.0-24 !10.5.2.0-24: its public IP 10.0.0.2 is our own"
+        "-10.5.2.0-24 !10.5.2.0-24: its public IP 10.0.0.2 is this node's"
     );
     // The subnet of a peer that is gone, although that was not seen yet.
     assert_eq!(
@@ -536,7 +536,7 @@ proptest! {
 fn of_a_subnet_and_a_public_address_in_it_the_older_leases_counts() {
     let waits = |key: &str, older: &str| {
         format!(
-            "!{key}: its subnet or its public IP meets the older lease {older}: what is sent to the one's public IP would go to the other's containers"
+            "!{key}: it conflicts with the older lease {older}: the subnet of one contains the public IP of the other"
         )
     };
     let mut table = table();
@@ -566,7 +566,7 @@ fn of_a_subnet_and_a_public_address_in_it_the_older_leases_counts() {
     assert_eq!(table.len(), 1);
     table.apply(set([lease("10.5.3.0-24", "10.0.0.3", 5)]));
     let moved = lease("10.5.3.0-24", "10.5.7.3", 5);
-    let into = "!10.5.3.0-24: its new public IP is in the subnet of the lease 10.5.7.0/24, which is in use; what it published before counts";
+    let into = "!10.5.3.0-24: its new public IP is in the subnet of the lease 10.5.7.0/24; what it published before stays in use";
     assert_eq!(shown(&table.apply(set([moved.clone()]))), into);
     let in_use = |table: &PeerTable| table.get(&key("10.5.3.0-24")).unwrap().attrs.public_ip;
     assert_eq!(in_use(&table), "10.0.0.3".parse().ok());
@@ -640,11 +640,11 @@ fn update_of_an_older_lease_takes_nothing_from_a_younger_one_in_use() {
     for (update, refusal) in [
         (
             elder("10.5.7.1", 2),
-            "its new public IP is in the subnet of the lease 10.5.7.0/24, which is in use; what it published before counts",
+            "its new public IP is in the subnet of the lease 10.5.7.0/24; what it published before stays in use",
         ),
         (
             elder("10.0.0.2", 7),
-            "the lease of 10.5.7.0/24 had its new MAC address before; what it published before counts",
+            "the lease of 10.5.7.0/24 already has its new MAC address; what it published before stays in use",
         ),
     ] {
         let changes = table.apply(set([update.clone()]));
@@ -701,7 +701,7 @@ fn lease_that_was_bad_so_far_takes_nothing_from_one_in_use() {
     late.attrs.owner = None;
     assert_eq!(
         shown(&table.apply(set([late.clone()]))),
-        "!10.5.2.0-24: the lease of 10.5.7.0/24 had its new MAC address before; what it published before counts"
+        "!10.5.2.0-24: the lease of 10.5.7.0/24 already has its new MAC address; what it published before stays in use"
     );
     assert_eq!(names(table.peers()), ["10.5.7.0-24"]);
     assert_eq!(

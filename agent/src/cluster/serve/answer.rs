@@ -80,7 +80,7 @@ pub(super) fn refuse(error: HttpError) -> Response<Full<Bytes>> {
         HttpError::TooLong => (
             StatusCode::PAYLOAD_TOO_LARGE,
             None,
-            format!("a body may have {} bytes", super::LONGEST_BODY),
+            format!("the body may have at most {} bytes", super::LONGEST_BODY),
         ),
         HttpError::TooSlow => (
             StatusCode::REQUEST_TIMEOUT,

@@ -96,7 +96,10 @@ impl Tls {
             self.loaded = Instant::now();
             match self.files.server() {
                 Ok(config) => self.config = config.map(Arc::new),
-                Err(error) => warn!("the certificates stay as they are: {}", chain(&error)),
+                Err(error) => warn!(
+                    "failed to reload the certificates, keeping the old ones: {}",
+                    chain(&error)
+                ),
             }
         }
         self.config.clone()
@@ -242,7 +245,7 @@ impl Refusals {
             return;
         }
         let unreported = std::mem::take(&mut self.more);
-        warn!(client = %address, unreported, "a client is not let in: {why}");
+        warn!(client = %address, unreported, "client refused: {why}");
         self.last = Some(now);
     }
 }

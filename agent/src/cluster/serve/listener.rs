@@ -34,7 +34,7 @@ pub enum ListenError {
         given: usize,
     },
     /// The descriptor is not a listening socket.
-    #[error("remote.listen = fd://{number}: not a TCP socket that listens")]
+    #[error("remote.listen = fd://{number}: it is not a listening TCP socket")]
     NotListening {
         /// The descriptor's number.
         number: u16,

@@ -196,7 +196,7 @@ async fn follow(mut store: EtcdStore, network: Arc<Network>) {
     {
         let text = error.to_string();
         if network.trouble().as_ref() != Some(&text) {
-            warn!("waiting for {text}");
+            warn!("failed to read the network config, retrying: {text}");
         }
         network.set_trouble(Some(text));
         network.news.send_replace(());
@@ -208,7 +208,7 @@ async fn follow(mut store: EtcdStore, network: Arc<Network>) {
             StoreEvent::Peers(event) => network.table().apply(event),
             StoreEvent::NetworkConfig(_) => network.table().config_changed(),
             StoreEvent::Unreachable { error } => {
-                warn!("lost the connection to {error}");
+                warn!("lost the connection to etcd: {error}");
                 network.set_trouble(Some(error.text));
             }
             StoreEvent::Reachable { endpoint } => {
@@ -217,7 +217,7 @@ async fn follow(mut store: EtcdStore, network: Arc<Network>) {
             }
             StoreEvent::AnotherHistory { reason } => {
                 warn!(
-                    "etcd has another history than before, and all leases were listed again: {reason}"
+                    "etcd was restored from a backup or created anew; listed all leases again: {reason}"
                 );
             }
             // This store holds no lease of its own.

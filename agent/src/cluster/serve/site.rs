@@ -88,7 +88,7 @@ impl LeaseService {
             Some((Verb::Get, what)) => self.read(&head.uri, what).await,
             Some(_) => match read_body(body).await {
                 Ok(body) => {
-                    let late = "etcd took too long to answer".to_owned();
+                    let late = "etcd did not answer in time".to_owned();
                     self.written(client, &head, body)
                         .await
                         .unwrap_or(Err(HttpError::Failed(Reason::Unreachable, late)))
@@ -143,7 +143,7 @@ impl LeaseService {
     }
 
     async fn read(&self, uri: &Uri, what: Target<'_>) -> Answer {
-        let late = || HttpError::Failed(Reason::Unreachable, "etcd took too long to answer".into());
+        let late = || HttpError::Failed(Reason::Unreachable, "etcd did not answer in time".into());
         let name = match &what {
             Target::Networks => return self.network_names(uri).await,
             Target::Config(name)
@@ -183,7 +183,7 @@ impl LeaseService {
         match (verb, what) {
             (_, Target::Reservations(_)) => Err(HttpError::Failed(
                 Reason::Refused,
-                "reservations are made where etcd is reached, by `selvage network reserve`".into(),
+                "a lease server makes no reservations; use `selvage network reserve` on a host that reaches etcd".into(),
             )),
             (Verb::Post, Target::Leases(name)) => {
                 let network = self.networks.get(name).await?;
@@ -243,12 +243,12 @@ impl LeaseService {
                 };
                 match network.broker.release(&key, &attrs).await? {
                     Released::Lease(_) => {
-                        info!(subnet = %key, client = %client.address, "lease given back");
+                        info!(subnet = %key, client = %client.address, "lease released");
                         Ok(done(""))
                     }
                     Released::Reservation(_) => Ok(done("reservation\n")),
                     Released::Nothing => Err(StoreError::NoLease {
-                        reason: format!("the lease of {key} is not this client's"),
+                        reason: format!("the lease of {key} does not belong to this client"),
                     }
                     .into()),
                 }
@@ -304,7 +304,7 @@ impl LeaseService {
                 });
             }
             let granted = self.worked(network.broker.find(key)).await;
-            let late = "etcd took too long to answer".to_owned();
+            let late = "etcd did not answer in time".to_owned();
             let granted = granted.ok_or(HttpError::Failed(Reason::Unreachable, late))??;
             let Some(granted) = granted else {
                 return Err(StoreError::NoLease {
@@ -321,7 +321,7 @@ impl LeaseService {
 
     /// The names of the networks below the prefix; with a cursor, waits until they change.
     async fn network_names(&self, uri: &Uri) -> Answer {
-        let late = || HttpError::Failed(Reason::Unreachable, "etcd took too long to answer".into());
+        let late = || HttpError::Failed(Reason::Unreachable, "etcd did not answer in time".into());
         let cursor = parameter(uri, "next");
         let Some(root) = self.networks.root() else {
             return Err(HttpError::NotFound);
@@ -498,7 +498,7 @@ fn received(key: &SubnetKey, body: &str) -> Result<Received, HttpError> {
     if received.key == *key {
         return Ok(received);
     }
-    let text = format!("the path names {key}, and the body {}", received.key);
+    let text = format!("the path names {key}, but the body names {}", received.key);
     Err(HttpError::Failed(Reason::Refused, text))
 }
 
@@ -530,7 +530,7 @@ fn checked(client: &Client, attrs: LeaseAttrs) -> Result<LeaseAttrs, HttpError> 
         ));
     }
     let unusable = match (attrs.public_ip, attrs.public_ipv6) {
-        (None, None) => Some("0.0.0.0 is no host's"),
+        (None, None) => Some("0.0.0.0 is not a host address"),
         (v4, v6) => v4.and_then(unusable_v4).or(v6.and_then(unusable_v6)),
     };
     if let Some(why) = unusable {

@@ -198,13 +198,13 @@ mod tests {
         for (address, reason) in [
             (
                 [198, 51, 100, 7],
-                "its public IP 198.51.100.7 is not a host's on the underlay's link, 192.0.2.1/24",
+                "its public IP 198.51.100.7 is not a host address on the underlay's link, 192.0.2.1/24",
             ),
             (
                 [192, 0, 2, 255],
-                "its public IP 192.0.2.255 is not a host's on the underlay's link, 192.0.2.1/24",
+                "its public IP 192.0.2.255 is not a host address on the underlay's link, 192.0.2.1/24",
             ),
-            ([192, 0, 2, 1], "its public IP 192.0.2.1 is our own"),
+            ([192, 0, 2, 1], "its public IP 192.0.2.1 is this node's"),
         ] {
             let mut lease = near();
             lease.attrs.public_ip = Some(address.into());

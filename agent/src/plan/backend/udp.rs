@@ -285,7 +285,7 @@ mod tests {
         let outside = self::backend("{}").peer(&peer("", [10, 5, 200, 1]));
         assert_eq!(
             outside.unwrap_err().to_string(),
-            "its public IP 10.5.200.1 is inside the network 10.5.0.0/16, of which all goes into flannel0; the underlay of this node is outside it"
+            "its public IP 10.5.200.1 is inside the network 10.5.0.0/16, which is routed into flannel0; this node's underlay is outside it"
         );
     }
 

@@ -11,7 +11,7 @@ use crate::wait::wait_until;
 /// Waits until an agent says, while it waits, what for.
 fn wait_refused(host: &mut Host, words: &str) {
     host.wait_told(words, |line| {
-        line.starts_with("STATUS=waiting for") && line.contains(words)
+        line.starts_with("STATUS=waiting to join:") && line.contains(words)
     });
     assert!(!host.subnet_file().exists());
 }
@@ -155,7 +155,7 @@ fn a_named_network_takes_its_own_device_over_and_gives_it_free() {
     let warnings = green.lines().filter(|line| line.contains("WARN"));
     for line in warnings {
         assert!(
-            line.contains("waiting for the backend: the device flannel.2"),
+            line.contains("waiting to join: failed to set up the backend: the device flannel.2"),
             "{line}"
         );
     }

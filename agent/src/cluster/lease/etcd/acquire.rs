@@ -227,11 +227,11 @@ async fn with_retries(
                         Some(address) => warn!(
                             subnet,
                             %address,
-                            "giving up a lease whose subnet holds this host's own address"
+                            "releasing a lease whose subnet contains this host's own address"
                         ),
                         None => info!(
                             subnet,
-                            "giving up a lease that the network config no longer allows"
+                            "releasing a lease that the network config no longer allows"
                         ),
                     }
                     delete(store, &entry.key, entry.modified).await?;
@@ -335,12 +335,12 @@ async fn keep(
         Claim::SameMachine => info!(
             subnet = %held.key,
             former_public_ip = %held.published.public_address(),
-            "taking up the lease of this machine's former address; nobody answered there"
+            "adopting the lease of this node's former address; no node answers there"
         ),
         Claim::SameAddress => info!(
             subnet = %held.key,
             former_owner = held.published.owner.as_deref().unwrap_or("unknown"),
-            "taking up the lease of this address; the machine that took it did not answer"
+            "adopting the lease of this address; the node that took it does not answer"
         ),
         Claim::Ours | Claim::Other => {}
     }
@@ -399,7 +399,7 @@ async fn create(
             let subnet = key.to_string();
             warn!(
                 subnet,
-                "another node was faster in taking this subnet; choosing again"
+                "another node took this subnet first; choosing another"
             );
             Ok(None)
         }

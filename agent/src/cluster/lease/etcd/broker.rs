@@ -93,7 +93,7 @@ impl Broker {
     ) -> Result<Granted, StoreError> {
         let Some(entry) = find(&self.store, key).await? else {
             return Err(StoreError::NoLease {
-                reason: "its key is gone, deleted or expired".to_owned(),
+                reason: "its key was deleted or has expired".to_owned(),
             });
         };
         let found = entry.attrs.as_ref().or(known);
@@ -105,13 +105,13 @@ impl Broker {
             return Err(StoreError::NoLease {
                 reason: match found {
                     Some(other) => {
-                        let machine = other.owner.as_deref().unwrap_or("unknown");
+                        let owner = other.owner.as_deref().unwrap_or("unknown");
                         format!(
-                            "it is that of {} (machine {machine})",
+                            "it belongs to {} (owner ID {owner})",
                             other.public_address()
                         )
                     }
-                    None => "its value cannot be read, so that nobody knows whose it is".to_owned(),
+                    None => "its value cannot be parsed, so its owner is unknown".to_owned(),
                 },
             });
         };

@@ -100,7 +100,7 @@ pub(super) fn questions(store: &Store, owner: &str) -> Option<String> {
 pub(super) async fn ask(store: &Store, owner: &str, asker: &str) -> Result<Answer, StoreError> {
     let Some(folder) = questions(store, owner) else {
         return Ok(Answer::Unknown(
-            "its owner id is not one of Selvage's".to_owned(),
+            "its owner ID is not in Selvage's form".to_owned(),
         ));
     };
     let id = grants::new_id();
@@ -112,7 +112,7 @@ pub(super) async fn ask(store: &Store, owner: &str, asker: &str) -> Result<Answe
         .servers
         .call(|mut client| async move { client.lease_revoke(id).await });
     if let Err(error) = revoked.await {
-        debug!("a question stays until its etcd lease ends: {error}");
+        debug!("failed to delete a challenge before its etcd lease expires: {error}");
     }
     match answer {
         Err(StoreError::Refused {
@@ -176,7 +176,7 @@ pub(super) async fn earlier(store: &Store, questions: &str) -> Vec<KeyValue> {
     match get(&store.servers, questions.as_bytes(), options).await {
         Ok(mut found) => found.take_kvs(),
         Err(error) => {
-            debug!("failed to look for questions whether this node is alive: {error}");
+            debug!("failed to list the challenges to this node: {error}");
             Vec::new()
         }
     }
@@ -200,7 +200,7 @@ pub(super) async fn answer(store: &Store, question: &KeyValue) {
     let asker = crate::base::go_json::shorten(&String::from_utf8_lossy(question.value()));
     info!(
         asker,
-        "another node asks whether this one is alive: it has this node's machine ID or address"
+        "another node has this node's owner ID or address, and asks whether this node is alive"
     );
     let lease = question.lease();
     // The answer shares the question's etcd lease: without the question, nothing would delete it.
@@ -217,8 +217,8 @@ pub(super) async fn answer(store: &Store, question: &KeyValue) {
     });
     match timeout(DEADLINE, answered).await {
         Ok(Ok(_)) => {}
-        Ok(Err(error)) => info!("failed to say that this node is alive: {error}"),
-        Err(_) => info!("failed to say that this node is alive: etcd is too slow"),
+        Ok(Err(error)) => info!("failed to answer that this node is alive: {error}"),
+        Err(_) => info!("failed to answer that this node is alive: etcd did not reply in time"),
     }
 }
 

@@ -79,7 +79,7 @@ impl Spares {
                         grant.id = None;
                         break;
                     }
-                    Err(error) => debug!("an unused etcd lease stays for now: {error}"),
+                    Err(error) => debug!("failed to revoke an unused etcd lease: {error}"),
                 }
             }
         }

@@ -106,14 +106,14 @@ impl Held {
         for _ in 0..ATTEMPTS {
             let Some(found) = find(store, &self.key).await? else {
                 return Ok(Settled::Lost {
-                    reason: "its key is gone, deleted or expired".to_owned(),
+                    reason: "its key was deleted or has expired".to_owned(),
                 });
             };
             if let Some(taken) = found.attrs.as_ref().filter(|attrs| !self.is_ours(attrs)) {
-                let machine = taken.owner.as_deref().unwrap_or("unknown");
+                let owner = taken.owner.as_deref().unwrap_or("unknown");
                 return Ok(Settled::Lost {
                     reason: format!(
-                        "taken over by {} (machine {machine})",
+                        "it was taken over by {} (owner ID {owner})",
                         taken.public_address()
                     ),
                 });
@@ -311,13 +311,13 @@ pub(super) fn warn_of_twin(entry: &Entry, claim: Claim, answers: &BTreeMap<Strin
             subnet,
             owner,
             public_ip,
-            "another machine holds a lease with this node's public IP and {answer}; this node takes a subnet of its own. Peers reach only one of the two at that address: give one of them another"
+            "another node has a lease with this node's public IP and {answer}; this node takes a subnet of its own. Peers reach only one of the two at that address: change the address of one of them"
         ),
         Claim::SameMachine => warn!(
             subnet,
             owner,
             public_ip,
-            "the node at {public_ip} has this machine's ID and {answer}: one of the two is a clone. This node takes a subnet of its own. To end this, give the clone a machine ID of its own (remove /etc/machine-id and start it again) or a node-id"
+            "the node at {public_ip} has this node's owner ID and {answer}: one of the two is a clone. This node takes a subnet of its own. To end this, give the clone a machine ID of its own (remove /etc/machine-id and reboot it) or set its node-id"
         ),
         Claim::Ours | Claim::Other => {}
     }

@@ -161,14 +161,14 @@ impl History {
         }
         if listed.cluster != mark.cluster {
             return Some(format!(
-                "the cluster ID is {:x}, and was {:x}",
-                listed.cluster, mark.cluster
+                "the cluster ID changed from {:x} to {:x}",
+                mark.cluster, listed.cluster
             ));
         }
         if asked.lists == mark.lists && listed.revision < asked.revision {
             return Some(format!(
-                "the revision is {}, and was {}",
-                listed.revision, asked.revision
+                "the revision went back from {} to {}",
+                asked.revision, listed.revision
             ));
         }
         // The watch advanced while the list was read.
@@ -181,7 +181,7 @@ impl History {
             .filter(|digest| digest.modified <= mark.revision);
         let strange = old.find(|digest| known.keys.get(&digest.key) != Some(&digest.content))?;
         Some(format!(
-            "it has a lease of revision {} that it had not at revision {}",
+            "it has a lease of revision {} that was not there at revision {}",
             strange.modified, mark.revision
         ))
     }

@@ -53,7 +53,7 @@ impl OwnLease for Own {
         let mut guard = store.held.lock().await;
         let Some(held) = guard.as_mut() else {
             return Ok(Outcome::Lost {
-                reason: "the lease is lost: it was given up meanwhile".to_owned(),
+                reason: "the lease was released meanwhile".to_owned(),
             });
         };
         let before = held.etcd_lease;
@@ -79,7 +79,7 @@ impl OwnLease for Own {
                 })
             }
             Settled::Lost { reason } => {
-                let reason = format!("lease of {} is lost: {reason}", held.key);
+                let reason = format!("lost the lease of {}: {reason}", held.key);
                 let own = held.key;
                 if let Some(lease) = etcd_lease {
                     store.spares.add(lease.id);
@@ -114,7 +114,7 @@ async fn extend(
         let subnet = held.key.to_string();
         warn!(
             subnet,
-            "the key of the own lease was not as this node wants it, and is restored"
+            "another program changed the lease of this node; restored it"
         );
     }
     Ok(settled)

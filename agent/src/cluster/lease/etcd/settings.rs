@@ -207,7 +207,7 @@ mod tests {
         assert!(half(|s| s.endpoints.clear()).contains("endpoints is empty"));
         let bad = half(|s| s.endpoints = vec!["http://u:hunter2@a:1".into()]);
         assert!(
-            bad.starts_with(r#"endpoint "http://***@a:1" is not"#),
+            bad.starts_with(r#"invalid endpoint "http://***@a:1": expected"#),
             "{bad}"
         );
         let missing = half(|s| {

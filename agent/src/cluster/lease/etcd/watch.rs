@@ -250,9 +250,9 @@ impl Watcher {
             Err(StoreError::Refused { .. }) => None,
             Err(error) => return Err(error),
         };
-        Ok(had
-            .filter(|had| *had != known)
-            .map(|had| format!("at revision {revision} it has {had} lease keys, and had {known}")))
+        Ok(had.filter(|had| *had != known).map(|had| {
+            format!("at revision {revision} it has {had} lease keys instead of {known}")
+        }))
     }
 
     /// Opens a watch of all leases and waits until the server confirms it; then, on the same stream, one of the config
@@ -312,7 +312,7 @@ impl Watcher {
         if compacted > 0 || is_compaction(reason) {
             info!(
                 compacted,
-                "etcd compacted what was not seen yet; listing all leases again"
+                "etcd compacted revisions that this node has not seen; listing all leases again"
             );
             return Stop::Outdated;
         }
@@ -348,7 +348,7 @@ impl Watcher {
             return;
         };
         warn!(
-            "etcd does not let this node watch {questions}: {}. A clone of this machine that starts could take its subnet; give the etcd role readwrite there",
+            "etcd refused to watch {questions}: {}. A clone of this node that starts could take over its lease; give the etcd role readwrite there",
             response.cancel_reason()
         );
     }

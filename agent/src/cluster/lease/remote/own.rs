@@ -46,9 +46,9 @@ impl Own {
         match lost {
             Some(held) => {
                 self.shared.state.lost(&held.key);
-                format!("lease of {} is lost: {reason}", held.key)
+                format!("lost the lease of {}: {reason}", held.key)
             }
-            None => format!("the lease is lost: {reason}"),
+            None => format!("lost the lease: {reason}"),
         }
     }
 }

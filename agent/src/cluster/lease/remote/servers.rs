@@ -25,7 +25,7 @@ impl Servers {
     /// At least one endpoint is needed; without any, every request fails.
     pub(super) fn new(endpoints: Vec<Endpoint>, files: Files) -> Self {
         Self {
-            endpoints: Endpoints::new("selvage server", endpoints),
+            endpoints: Endpoints::new("lease server", endpoints),
             files,
         }
     }

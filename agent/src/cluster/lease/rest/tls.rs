@@ -35,7 +35,7 @@ pub enum TlsError {
         expected: &'static str,
     },
     /// The CA certificates cannot be used.
-    #[error("the certificate authorities of {path} cannot be used")]
+    #[error("failed to use the CA certificates in {path}")]
     Authorities {
         /// The file.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum TlsError {
         source: VerifierBuilderError,
     },
     /// Certificate and key do not match, or are of an unknown kind.
-    #[error("certificate {certfile} and key {keyfile} cannot be used")]
+    #[error("failed to use the certificate {certfile} with the key {keyfile}")]
     Identity {
         /// The certificate.
         certfile: PathBuf,
@@ -55,10 +55,10 @@ pub enum TlsError {
         source: RustlsError,
     },
     /// rustls does not support the protocol versions.
-    #[error("TLS is not usable")]
+    #[error("failed to set up TLS")]
     Protocol(#[source] RustlsError),
     /// There is no CA certificate.
-    #[error("no certificate authorities: remote.cafile is not set, and the system has none")]
+    #[error("no CA certificates: remote.cafile is not set, and the system has none")]
     NoRoots,
 }
 
@@ -157,7 +157,7 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     if good == 0 {
         return Err(TlsError::Pem {
             path: path.to_owned(),
-            expected: "certificate of an authority",
+            expected: "CA certificate",
         });
     }
     Ok(roots)

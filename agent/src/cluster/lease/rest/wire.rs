@@ -236,7 +236,7 @@ impl Watched {
                 News::Snapshot { leases, unreadable }
             }
         };
-        let cursor: String = object.required("cursor", "a text")?;
+        let cursor: String = object.required("cursor", "a string")?;
         // The cursor becomes part of a URL, so check it.
         if cursor.len() > 128
             || !cursor
@@ -254,7 +254,7 @@ impl Watched {
         Ok(Self {
             news,
             cursor,
-            config: object.get("config", "a text")?,
+            config: object.get("config", "a string")?,
         })
     }
 }

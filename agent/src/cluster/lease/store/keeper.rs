@@ -141,7 +141,7 @@ impl<L: OwnLease> Keeper<L> {
                     return;
                 }
                 Err(error) => {
-                    debug!("failed to look after the own lease: {error}");
+                    debug!("failed to renew or check the own lease: {error}");
                     due = Some(Instant::now() + self.failed(&error));
                 }
             }

@@ -393,7 +393,7 @@ fn leases_that_mean_harm_are_refused_with_the_reason() {
         ),
         (
             r#"{"VtepMAC":"02:00:00:00:00:09"}"#,
-            "its VtepMAC 02:00:00:00:00:09 is our own",
+            "its VtepMAC 02:00:00:00:00:09 is this node's",
         ),
     ] {
         let refusal = backend.peer(&lease_with(data)).unwrap_err().to_string();

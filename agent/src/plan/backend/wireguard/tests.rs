@@ -425,17 +425,17 @@ fn harmful_leases_are_refused_with_the_reason() {
     assert_eq!(
         refused(&|lease| lease.attrs.backend_data = data(key(9), 1)),
         format!(
-            "its PublicKey {} is our own; was a disk cloned with its state directory?",
+            "its PublicKey {} is this node's; was a disk cloned with its state directory?",
             key(9)
         )
     );
     assert_eq!(
         refused(&|lease| lease.attrs.public_ip = Some([192, 0, 2, 1].into())),
-        "its public IP 192.0.2.1 is our own"
+        "its public IP 192.0.2.1 is this node's"
     );
     assert_eq!(
         refused(&|lease| lease.attrs.public_ipv6 = None),
-        "its lease has no PublicIPv6, to which packets for it would be sent"
+        "its lease has no PublicIPv6 to send packets to"
     );
     assert_eq!(
         refused(&|lease| lease.attrs.backend_type = "vxlan".to_owned()),

@@ -335,6 +335,6 @@ fn subnets_that_hold_an_address_of_a_host_are_neither_taken_nor_kept() {
     );
     assert!(
         decided(&[peer], None, &avoid)
-            .starts_with("no free /24 left in 10.5.0.0/22 that holds no host's address")
+            .starts_with("no free /24 left in 10.5.0.0/22 without a host's address")
     );
 }

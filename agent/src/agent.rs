@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
-use self::overlay::{Former, Overlay, Place, Programmed};
+use self::overlay::{EarlierRun, Membership, Overlay, Programmed};
 pub use self::reload::Load;
 use self::task::{Task, Tasks};
 use crate::base::logging::{Repeats, chain};
@@ -141,7 +141,7 @@ pub async fn run(
         store,
         monitor: Monitor::open(executor.kernel())?,
         ruleset: firewall::Watcher::idle().of_network(network.as_ref()),
-        deaf: None,
+        ruleset_error: None,
         lease: None,
         acquiring: JoinSet::new(),
         preparing: JoinSet::new(),
@@ -210,7 +210,7 @@ struct Agent<'a, S: LeaseStore> {
     monitor: Monitor,
     ruleset: firewall::Watcher,
     /// Why ruleset changes cannot be monitored.
-    deaf: Option<String>,
+    ruleset_error: Option<String>,
     /// The lease last logged.
     lease: Option<SubnetKey>,
     /// Takes a lease: the first one, or a replacement for a lost one.
@@ -264,12 +264,12 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     /// Joins the overlay, however long that takes, and programs the host. Some peers may still have to be programmed.
     async fn join(&mut self, mut executor: Executor) -> (Overlay, Programmed) {
-        self.tell_joining(Cause::new(Code::Starting, "starting"));
+        self.report_joining(Cause::new(Code::Starting, "starting"));
         let mut retry = task::new_retry();
         loop {
-            let reason = match self.find_place(&mut executor).await {
-                Ok((place, leases)) => {
-                    let mut overlay = Overlay::new(&self.settings, place, executor);
+            let reason = match self.become_member(&mut executor).await {
+                Ok((membership, leases)) => {
+                    let mut overlay = Overlay::new(&self.settings, membership, executor);
                     overlay.begin(leases);
                     match overlay.join().await {
                         Ok(programmed) => return (overlay, programmed),
@@ -286,7 +286,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             }
             // Compare code and object, not the text: a hook's output may differ each time.
             let what = (reason.code, reason.object.clone());
-            self.tell_waiting(reason);
+            self.report_waiting(reason);
             if self.waiting.as_ref() != Some(&what) {
                 self.waiting = Some(what);
                 retry.done();
@@ -300,15 +300,18 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     /// Reports what joining waits for.
-    fn tell_waiting(&self, reason: Cause) {
+    fn report_waiting(&self, reason: Cause) {
         let reason = reason.worded(|text| format!("waiting to join: {text}"));
         self.service.status(&reason.text);
         self.health.set_ready(vec![reason.clone()]);
-        self.tell_joining(reason);
+        self.report_joining(reason);
     }
 
     /// Attempts once everything that comes before programming; the error says what is missing.
-    async fn find_place(&mut self, executor: &mut Executor) -> Result<(Place, LeaseEvent), Cause> {
+    async fn become_member(
+        &mut self,
+        executor: &mut Executor,
+    ) -> Result<(Membership, LeaseEvent), Cause> {
         let failed = |events: &mut Events, error: StoreError| {
             sample::count(events, error.kind());
             error.to_cause()
@@ -319,7 +322,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             overlay::connect(&self.settings, &self.privileges, &config, false, executor)
                 .await
                 .map_err(|error| error.to_cause())?;
-        let former = Former::find(&self.settings, executor.kernel_mut())
+        let earlier_run = EarlierRun::find(&self.settings, executor.kernel_mut())
             .await
             .map_err(|error| error.to_cause())?;
         let attrs = backend.lease_attrs();
@@ -331,13 +334,13 @@ impl<S: LeaseStore> Agent<'_, S> {
         let own = self.acquire(&config, &attrs, past).await;
         let own = own.map_err(|error| failed(&mut self.events, error))?;
         self.log_lease(own.key, own.attrs.public_address());
-        let mut place = Place {
+        let mut membership = Membership {
             config,
             underlay,
             host,
             backend,
             own,
-            former,
+            earlier_run,
         };
 
         // Wait for the list of peers: without it, a restarted agent would treat their kernel objects as stale.
@@ -346,16 +349,17 @@ impl<S: LeaseStore> Agent<'_, S> {
                 StoreEvent::Peers(event @ LeaseEvent::Snapshot { .. }) => {
                     // Yield even to younger leases: peers that already use such a lease keep it, while no peer knows
                     // this node's yet.
-                    let duplicate = overlay::duplicates(&place.own, event.leases()).next();
+                    let duplicate = overlay::duplicates(&membership.own, event.leases()).next();
                     if let Some(duplicate) = duplicate.map(|lease| lease.key) {
-                        self.differ(&mut place, duplicate, executor).await?;
+                        self.change_identity(&mut membership, duplicate, executor)
+                            .await?;
                     }
-                    return Ok((place, event));
+                    return Ok((membership, event));
                 }
                 StoreEvent::Peers(LeaseEvent::Changes { .. })
                 | StoreEvent::Renewed { .. }
                 | StoreEvent::RenewalFailed { .. } => (),
-                StoreEvent::NetworkConfig(Ok(config)) if *config == place.config => (),
+                StoreEvent::NetworkConfig(Ok(config)) if *config == membership.config => (),
                 StoreEvent::NetworkConfig(_) => {
                     return Err(Cause::new(
                         Code::NetworkConfigChanged,
@@ -366,7 +370,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     return Err(Cause::new(Code::LeaseLost, reason));
                 }
                 StoreEvent::AnotherHistory { reason } => self.note_history(reason),
-                StoreEvent::Unreachable { error } => self.tell_waiting(error.to_cause()),
+                StoreEvent::Unreachable { error } => self.report_waiting(error.to_cause()),
                 StoreEvent::Reachable { endpoint } => self.server = Some(endpoint),
             }
         }
@@ -382,9 +386,9 @@ impl<S: LeaseStore> Agent<'_, S> {
         // Report the status at once, not only after the first period.
         heartbeat.reset_immediately();
         let mut firewall = every(overlay.firewall_resync());
-        let mut told = Instant::now();
+        let mut reported = Instant::now();
         loop {
-            self.tell_health(&tasks);
+            self.report_health(&tasks);
             self.has_joined = true;
             self.to_hand_over = overlay.rules_to_hand_over();
             let watch = overlay.watch();
@@ -408,7 +412,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     }
                 }
                 () = tasks.firewall.due() => {
-                    tasks.firewall.goes_on();
+                    tasks.firewall.started();
                     overlay.program_firewall();
                 }
                 outcome = overlay.firewall_passed() => {
@@ -441,7 +445,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                     let greeted = overlay.greet().await;
                     tasks.programmed_part(greeted);
                 }
-                () = overlay.leaving_ended() => tasks.programmed_all(overlay.program().await),
+                () = overlay.former_backend_ended() => tasks.programmed_all(overlay.program().await),
                 () = tasks.lease.due() => self.acquire_again(overlay, &mut tasks),
                 Some(Ok(outcome)) = self.acquiring.join_next() => {
                     self.acquired(overlay, outcome, &mut tasks).await;
@@ -476,9 +480,9 @@ impl<S: LeaseStore> Agent<'_, S> {
                     self.service.status(&self.status(overlay, &tasks));
                 }
             }
-            if told.elapsed() >= STATUS_PAUSE {
+            if reported.elapsed() >= STATUS_PAUSE {
                 self.service.status(&self.status(overlay, &tasks));
-                told = Instant::now();
+                reported = Instant::now();
             }
         }
     }
@@ -500,19 +504,19 @@ impl<S: LeaseStore> Agent<'_, S> {
         match self.ruleset.listen() {
             Ok(false) => (),
             Ok(true) => {
-                if self.deaf.take().is_some() {
+                if self.ruleset_error.take().is_some() {
                     info!("monitoring changes of the firewall rules again");
                 }
             }
             Err(error) => {
                 let error = error.to_string();
-                if self.deaf.as_ref() != Some(&error) {
+                if self.ruleset_error.as_ref() != Some(&error) {
                     warn!(
                         "failed to monitor changes of the firewall rules: {error}; checking the rules every {} s instead",
                         self.settings.firewall.resync.as_secs()
                     );
                 }
-                self.deaf = Some(error);
+                self.ruleset_error = Some(error);
             }
         }
     }
@@ -592,7 +596,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         store.chain(answers::trouble(&self.docker)).collect()
     }
 
-    fn tell_health(&self, tasks: &Tasks) {
+    fn report_health(&self, tasks: &Tasks) {
         self.health.set_ready(self.troubles(tasks));
     }
 }

@@ -16,7 +16,7 @@ use crate::telemetry::status::{
 
 impl<S: LeaseStore> Agent<'_, S> {
     /// Publishes the status until the loop runs.
-    pub(super) fn tell_joining(&self, cause: Cause) {
+    pub(super) fn report_joining(&self, cause: Cause) {
         let cause = cause.of(TaskName::Joining);
         let mut status = Status::joining(self.process.clone(), vec![cause]);
         status.store = self.describe_store();
@@ -56,15 +56,15 @@ impl<S: LeaseStore> Agent<'_, S> {
             State::Degraded
         };
         let text = |task: &Task| task.trouble().map(|cause| cause.text.clone());
-        let tenure = self.store.tenure();
-        let left = tenure
+        let expiry = self.store.expiry();
+        let left = expiry
             .expires
             .map(|at| at.saturating_duration_since(Instant::now()));
         let held = self.holds_lease(tasks);
         let lease = status::Lease {
             held,
-            reservation: held && tenure.ttl.is_none(),
-            ttl_seconds: tenure.ttl.map(|ttl| ttl.as_secs()),
+            reservation: held && expiry.ttl.is_none(),
+            ttl_seconds: expiry.ttl.map(|ttl| ttl.as_secs()),
             left_seconds: left.map(|left| left.as_secs()),
             trouble: text(&tasks.lease).or_else(|| text(&tasks.renewal)),
             ..overlay.lease()

@@ -4,7 +4,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::overlay::{self, ConnectError, Overlay, Place};
+use super::overlay::{self, ConnectError, Membership, Overlay};
 use super::task::Tasks;
 use super::{Agent, sample};
 use crate::cluster::lease::{LeaseAttrs, LeaseStore, StoreError, SubnetKey};
@@ -43,7 +43,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         match overlay.first_command(&self.privileges, &config) {
             Ok(None) => self.apply_config(overlay, config, None, tasks).await,
             Ok(Some(command)) => {
-                tasks.config.goes_on();
+                tasks.config.started();
                 self.preparing.spawn(async move {
                     let printed = open::output(&command).await;
                     (config, printed)
@@ -97,7 +97,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     fn config_failed(&mut self, error: &ConnectError, tasks: &mut Tasks) {
-        if error.may_heal() {
+        if error.is_transient() {
             tasks.config.failed(error);
         } else {
             self.events.configs_rejected += 1;
@@ -128,7 +128,7 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     /// Publishes this node's attributes. A lost lease is published when it is taken again.
     pub(super) fn publish(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
-        tasks.publish.goes_on();
+        tasks.publish.started();
         // One at a time, so that the latest attributes are also written last.
         self.publish_again = !self.publishing.is_empty();
         if !self.publish_again {
@@ -151,9 +151,9 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     /// Generates and publishes another MAC address or key than another node's, before it is programmed.
-    pub(super) async fn differ(
+    pub(super) async fn change_identity(
         &mut self,
-        place: &mut Place,
+        membership: &mut Membership,
         duplicate: SubnetKey,
         executor: &mut Executor,
     ) -> Result<(), Cause> {
@@ -161,7 +161,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         let (underlay, host, backend) = overlay::connect(
             &self.settings,
             &self.privileges,
-            &place.config,
+            &membership.config,
             true,
             executor,
         )
@@ -172,11 +172,11 @@ impl<S: LeaseStore> Agent<'_, S> {
             .update(&attrs)
             .await
             .map_err(|error| error.to_cause())?;
-        place.own.attrs = LeaseAttrs {
-            owner: place.own.attrs.owner.take(),
+        membership.own.attrs = LeaseAttrs {
+            owner: membership.own.attrs.owner.take(),
             ..attrs
         };
-        (place.underlay, place.host, place.backend) = (underlay, host, backend);
+        (membership.underlay, membership.host, membership.backend) = (underlay, host, backend);
         Ok(())
     }
 }

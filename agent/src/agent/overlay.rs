@@ -1,11 +1,11 @@
 //! The overlay of this host: its state, and how that gets into the kernel, the ruleset and `subnet.env`.
 
 mod change;
+mod earlier_run;
 mod firewall;
-mod former;
+mod former_backend;
 mod greet;
 mod journal;
-mod leaving;
 mod reload;
 mod report;
 mod sample;
@@ -20,11 +20,11 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 pub(crate) use self::change::{duplicate_to_yield_to, duplicates};
+pub(crate) use self::earlier_run::EarlierRun;
 pub(crate) use self::firewall::former_rules;
-pub(crate) use self::former::Former;
+use self::former_backend::FormerBackend;
 use self::greet::Greetings;
 use self::journal::Journal;
-use self::leaving::Leaving;
 use crate::base::net::Leased;
 use crate::cluster::host_nets::HostNets;
 use crate::cluster::lease::allocate::Avoid;
@@ -77,7 +77,7 @@ pub(crate) enum ConnectError {
 
 impl ConnectError {
     /// Whether a retry may help although the network config stays the same.
-    pub(crate) fn may_heal(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         matches!(self, Self::Underlay(_) | Self::Backend(_))
     }
 }
@@ -96,7 +96,7 @@ pub(crate) enum Failed {
         /// How many failed.
         total: usize,
         /// Whether none of them concerns the host's own device and address.
-        spares_own: bool,
+        peers_only: bool,
         /// Whether all of them are conflicts with other programs' objects.
         conflicts: bool,
     },
@@ -115,11 +115,11 @@ pub(crate) struct Programmed {
 
 impl Failed {
     /// Whether the host itself is on the overlay, and only some peers are not reachable yet.
-    pub(crate) fn spares_own(&self) -> bool {
+    pub(crate) fn peers_only(&self) -> bool {
         matches!(
             self,
             Self::Changes {
-                spares_own: true,
+                peers_only: true,
                 ..
             }
         )
@@ -162,7 +162,7 @@ pub(crate) async fn connect(
 }
 
 /// This host's place in the cluster: lease, config, underlay and backend.
-pub(crate) struct Place {
+pub(crate) struct Membership {
     pub(crate) config: NetworkConfig,
     pub(crate) underlay: Underlay,
     /// The host's addresses, which subnets must avoid.
@@ -170,7 +170,7 @@ pub(crate) struct Place {
     pub(crate) backend: Arc<dyn Backend>,
     /// The own lease.
     pub(crate) own: Lease,
-    pub(crate) former: Former,
+    pub(crate) earlier_run: EarlierRun,
 }
 
 /// The overlay of this host.
@@ -186,7 +186,7 @@ pub(crate) struct Overlay {
     /// Refusals that were logged.
     refused: BTreeMap<SubnetKey, PeerRefusal>,
     /// Former backends, while they are still needed.
-    leaving: Vec<Leaving>,
+    former_backends: Vec<FormerBackend>,
     /// The WireGuard peers to start a session with.
     greetings: Greetings,
     reconciler: Reconciler,
@@ -198,22 +198,22 @@ pub(crate) struct Overlay {
     /// Whether the kernel has been programmed once, for the log.
     programmed: bool,
     /// Whether everything made under another network config is gone.
-    alone: bool,
+    old_network_removed: bool,
     /// History for the status that nothing else records.
     journal: Journal,
 }
 
 impl Overlay {
     /// The overlay with the own lease and no peers yet; programs nothing.
-    pub(crate) fn new(settings: &Settings, place: Place, executor: Executor) -> Self {
-        let Place {
+    pub(crate) fn new(settings: &Settings, membership: Membership, executor: Executor) -> Self {
+        let Membership {
             config,
             underlay,
             host,
             backend,
             own,
-            former,
-        } = place;
+            earlier_run,
+        } = membership;
         log_limits(&*backend, &config, &underlay);
         let mut peers = PeerTable::new(&config, &own, check_peer(&backend));
         peers.set_host(host.clone());
@@ -221,9 +221,9 @@ impl Overlay {
             peers,
             plan: Plan::new(&*backend, &own.key, []),
             refused: BTreeMap::new(),
-            leaving: Vec::new(),
+            former_backends: Vec::new(),
             greetings: Greetings::default(),
-            reconciler: Reconciler::new(executor, former.widen(backend.scope())),
+            reconciler: Reconciler::new(executor, earlier_run.widen(backend.scope())),
             firewall: Worker::start(
                 Firewall::new(settings.firewall.mode, settings.firewall.resync)
                     .of_network(settings.agent.network.as_ref()),
@@ -233,7 +233,7 @@ impl Overlay {
             firewall_settings: settings.firewall.clone(),
             subnet_file: settings.files.subnet_file.clone(),
             programmed: false,
-            alone: false,
+            old_network_removed: false,
             journal: Journal {
                 leased: status::now(),
                 joined: status::now(),
@@ -331,15 +331,15 @@ impl Overlay {
     /// Applies a lease event, and programs only what it changed.
     pub(crate) async fn apply(&mut self, event: LeaseEvent) -> Result<(), Failed> {
         let delta = self.accept(event);
-        if delta.is_empty() && self.leaving.is_empty() {
+        if delta.is_empty() && self.former_backends.is_empty() {
             return Ok(());
         }
-        if !self.leaving.is_empty() {
+        if !self.former_backends.is_empty() {
             let report = self.program_kernel().await?;
             return self.check(report);
         }
         for key in delta.keys() {
-            self.journal.troubled.remove(key);
+            self.journal.failed_objects.remove(key);
         }
         let report = self.reconciler.update(delta).await?;
         self.greet_peers_of(&report.made);
@@ -362,7 +362,7 @@ impl Overlay {
             subnet_file: None,
         };
         if let Err(error) = &programmed.kernel
-            && !error.spares_own()
+            && !error.peers_only()
         {
             return programmed;
         }
@@ -371,9 +371,9 @@ impl Overlay {
         // belong to another node.
         let written = self.write_subnet_file();
         // Only now is nothing of a former network left.
-        if !self.alone && cleared && programmed.kernel.is_ok() && written.is_ok() {
+        if !self.old_network_removed && cleared && programmed.kernel.is_ok() && written.is_ok() {
             self.reconciler.set_networks(self.backend.scope().networks);
-            self.alone = true;
+            self.old_network_removed = true;
         }
         self.programmed = true;
         programmed.subnet_file = Some(written);
@@ -386,7 +386,7 @@ impl Overlay {
         let mut programmed = self.program().await;
         loop {
             if let Err(error) = &programmed.kernel
-                && !error.spares_own()
+                && !error.peers_only()
             {
                 return Err(error.to_cause());
             }
@@ -422,9 +422,9 @@ impl Overlay {
 
     async fn program_kernel(&mut self) -> Result<Report, KernelError> {
         let mut desired = self.plan.state();
-        self.settle_leaving();
-        for leaving in self.leaving.iter().rev() {
-            leaving.add_to(&self.own.key, &mut desired);
+        self.settle_former_backends();
+        for former in self.former_backends.iter().rev() {
+            former.add_to(&self.own.key, &mut desired);
         }
         if self.firewall_settings.blackhole_route {
             let nets = self.own.key.nets();
@@ -433,8 +433,8 @@ impl Overlay {
         self.reconciler.set_desired(desired);
         let report = self.reconciler.resync().await?;
         self.greet_peers_of(&report.made);
-        let goes_on = |key: &Key| report.pending && matches!(key, Key::Hook(_));
-        self.journal.troubled.retain(|key, _| goes_on(key));
+        let still_runs = |key: &Key| report.pending && matches!(key, Key::Hook(_));
+        self.journal.failed_objects.retain(|key, _| still_runs(key));
         self.journal.resync = Some((status::now(), report.took));
         self.journal.resyncs += 1;
         self.journal.resync_total += report.took;
@@ -452,20 +452,25 @@ impl Overlay {
     }
 
     /// Waits until a former backend is no longer needed; forever if there is none.
-    pub(crate) async fn leaving_ended(&self) {
-        match self.leaving.iter().filter_map(Leaving::end).min() {
+    pub(crate) async fn former_backend_ended(&self) {
+        match self
+            .former_backends
+            .iter()
+            .filter_map(FormerBackend::end)
+            .min()
+        {
             Some(end) => sleep_until(end).await,
             None => std::future::pending().await,
         }
     }
 
-    fn settle_leaving(&mut self) {
+    fn settle_former_backends(&mut self) {
         let (now, peers) = (Instant::now(), &self.peers);
-        self.leaving.retain_mut(|leaving| {
-            let is_over = leaving.settle(peers, now);
+        self.former_backends.retain_mut(|former| {
+            let is_over = former.settle(peers, now);
             if is_over {
                 info!(
-                    backend = leaving.kind(),
+                    backend = former.kind(),
                     "all peers use the new backend; removing what is left of the former one"
                 );
             }
@@ -550,7 +555,8 @@ impl Overlay {
 
     fn log(&self, changes: &PeerChanges) {
         changes.log(|key| {
-            self.peers.get(key).is_some() || self.leaving.iter().any(|former| former.has(key))
+            self.peers.get(key).is_some()
+                || self.former_backends.iter().any(|former| former.has(key))
         });
     }
 
@@ -580,11 +586,11 @@ impl Overlay {
         for failure in &report.failures {
             let key = failure.change.key().clone();
             let cause = failure.to_cause().of(TaskName::Program);
-            self.journal.troubled.insert(key, cause);
+            self.journal.failed_objects.insert(key, cause);
         }
         let total = report.failures.len();
         let own = self.backend.own(&self.own.key);
-        let spares_own = report
+        let peers_only = report
             .failures
             .iter()
             .all(|f| !own.contains_key(f.change.key()));
@@ -594,7 +600,7 @@ impl Overlay {
             Some(first) => Err(Failed::Changes {
                 first: Box::new(first),
                 total,
-                spares_own,
+                peers_only,
                 conflicts,
             }),
         }

@@ -40,7 +40,7 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     /// Takes a lease again after the own one was lost: the same subnet if it is still free.
     pub(super) fn acquire_again(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
-        tasks.lease.goes_on();
+        tasks.lease.started();
         if self.acquiring.is_empty() {
             let attrs = overlay.lease_attrs();
             let past = Past {

@@ -103,8 +103,8 @@ impl Task {
     }
 
     /// It runs elsewhere; its error stands until that has ended.
-    pub(super) fn goes_on(&mut self) {
-        self.retry.hold();
+    pub(super) fn started(&mut self) {
+        self.retry.suspend();
     }
 
     /// Whether it is due, now or later.
@@ -194,7 +194,7 @@ impl Tasks {
     /// Records the result of a full pass.
     pub(super) fn programmed_all(&mut self, programmed: Programmed) {
         match programmed.kernel {
-            Ok(()) if programmed.pending => self.program.goes_on(),
+            Ok(()) if programmed.pending => self.program.started(),
             Ok(()) => self.program.done(),
             Err(error) if error.is_conflict() && !programmed.pending => self.program.stuck(&error),
             Err(error) => self.program.failed(&error),
@@ -233,7 +233,7 @@ mod tests {
         Failed::Changes {
             first: Box::new(Failure { change, error }),
             total: 1,
-            spares_own: true,
+            peers_only: true,
             conflicts,
         }
     }

@@ -123,7 +123,7 @@ impl Retry {
     }
 
     /// Another task takes over: nothing is due, and the next delay is unchanged.
-    pub(crate) fn hold(&mut self) {
+    pub(crate) fn suspend(&mut self) {
         self.due = None;
     }
 

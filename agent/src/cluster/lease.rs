@@ -25,7 +25,7 @@ mod trouble;
 
 pub use chosen::{ChosenStore, SettingsError};
 pub use key::{LeaseKeyError, SubnetKey};
-pub use store::{DEADLINE, LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
+pub use store::{DEADLINE, Expiry, LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent};
 pub use trouble::{Fault, StoreErrorKind, StoreTrouble};
 
 /// What a node publishes in its lease: the value of the lease key, in flannel's field order.

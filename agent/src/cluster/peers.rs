@@ -41,14 +41,14 @@ use crate::cluster::lease::{Lease, LeaseEvent, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::cluster::refusal::PeerRefusal;
 
-mod bearers;
 mod changes;
 mod claims;
+mod identity_index;
 mod judge;
 
-use bearers::Bearers;
 pub use changes::{PeerChanges, PeerUpdate};
 use claims::{Claim, Claims};
+use identity_index::IdentityIndex;
 
 /// The backend's check of a peer's lease: why it cannot use it. Called only for leases with its own backend type.
 pub type CheckPeer = Box<dyn Fn(&Lease) -> Result<(), PeerRefusal> + Send + Sync>;
@@ -77,7 +77,7 @@ pub struct PeerTable {
     /// The ones in use.
     accepted: Claims,
     /// The MAC addresses and keys of the sound leases.
-    bearers: Bearers,
+    identities: IdentityIndex,
     /// For each blocked lease the one that blocks it, and the reverse.
     blocked_by: HashMap<SubnetKey, SubnetKey>,
     blocks: HashMap<SubnetKey, BTreeSet<SubnetKey>>,
@@ -126,7 +126,7 @@ impl PeerTable {
             latest: BTreeMap::new(),
             sound: BTreeMap::new(),
             accepted: Claims::default(),
-            bearers: Bearers::default(),
+            identities: IdentityIndex::default(),
             blocked_by: HashMap::new(),
             blocks: HashMap::new(),
             refusals: BTreeMap::new(),
@@ -256,7 +256,7 @@ impl PeerTable {
         let reported = std::mem::take(&mut self.refusals);
         let last_good = std::mem::take(&mut self.sound);
         self.accepted = Claims::default();
-        self.bearers = Bearers::default();
+        self.identities = IdentityIndex::default();
         self.blocked_by.clear();
         self.blocks.clear();
         for lease in last_good.into_values() {
@@ -284,7 +284,7 @@ impl PeerTable {
         batch.refused.remove(&key);
         self.withdraw(key, batch);
         if let Some(lease) = self.sound.remove(&key) {
-            self.bearers.remove(&lease);
+            self.identities.remove(&lease);
             self.unblock(key);
         }
     }
@@ -338,7 +338,7 @@ impl PeerTable {
             self.withdraw(key, batch);
         }
         match self.blocked_by.get(&key).copied() {
-            Some(older) => self.refuse(key, self.in_the_way(&lease, &older), batch),
+            Some(older) => self.refuse(key, self.blocked_because(&lease, &older), batch),
             None => {
                 self.refusals.remove(&key);
                 batch.refused.remove(&key);
@@ -349,10 +349,10 @@ impl PeerTable {
         }
         if known.as_ref() != Some(&lease) {
             if let Some(known) = known {
-                self.bearers.remove(&known);
+                self.identities.remove(&known);
                 batch.moved.insert(key);
             }
-            self.bearers.insert(&lease);
+            self.identities.insert(&lease);
         }
         self.sound.insert(key, lease);
     }
@@ -376,7 +376,7 @@ impl PeerTable {
     }
 
     /// Why an older lease blocks another one.
-    fn in_the_way(&self, lease: &Lease, older: &SubnetKey) -> PeerRefusal {
+    fn blocked_because(&self, lease: &Lease, older: &SubnetKey) -> PeerRefusal {
         match self.overlap(&lease.key, older) {
             true => PeerRefusal::OverlapsOlder(*older),
             false => PeerRefusal::MeetsOlder(*older),
@@ -480,7 +480,7 @@ impl PeerTable {
         let refusal = self
             .sound
             .get(&key)
-            .map(|lease| self.in_the_way(lease, &older));
+            .map(|lease| self.blocked_because(lease, &older));
         self.refuse(
             key,
             refusal.unwrap_or(PeerRefusal::OverlapsOlder(older)),

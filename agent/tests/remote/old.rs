@@ -122,7 +122,7 @@ async fn server_of_2015_is_understood() {
     let lease = store.acquire(&config, &attrs, None).await.unwrap();
     assert_eq!(lease.key.name(), "10.5.9.0-24");
     // It does not say for how long; flannel's leases last a day.
-    assert_eq!(store.tenure().ttl, Some(Duration::from_secs(86_400)));
+    assert_eq!(store.expiry().ttl, Some(Duration::from_secs(86_400)));
     let mut next = async || {
         tokio::time::timeout(crate::wait::PATIENCE, store.next_event())
             .await

@@ -120,8 +120,8 @@ async fn clients_see_what_a_node_on_etcd_sees() {
             seen.extend(wait_for(store, "the other leases", set).await);
         }
     }
-    assert!(one.tenure().expires.is_some());
-    assert_eq!(one.tenure().ttl, Some(Duration::from_secs(86_400)));
+    assert!(one.expiry().expires.is_some());
+    assert_eq!(one.expiry().ttl, Some(Duration::from_secs(86_400)));
 
     // Its own subnet again, after a restart and in the same life.
     let mut again = client(&[&program], "m1");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tracing::{info, warn};
 
-use super::leaving::Leaving;
+use super::former_backend::FormerBackend;
 use super::{ConnectError, Overlay, list, log_limits};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey, allocate};
 use crate::cluster::network_config::NetworkConfig;
@@ -32,7 +32,7 @@ impl Overlay {
         self.journal.leased = status::now();
         self.own = own;
         // Former backends use addresses of the former subnet.
-        self.leaving.clear();
+        self.former_backends.clear();
         self.replan();
     }
 
@@ -72,8 +72,8 @@ impl Overlay {
         );
         // Our former address may be a peer's now.
         let backend = self.backend.over(&underlay).into();
-        for leaving in &mut self.leaving {
-            leaving.follow(&underlay);
+        for former in &mut self.former_backends {
+            former.follow(&underlay);
         }
         self.underlay = underlay;
         self.set_backend(backend);
@@ -151,10 +151,10 @@ impl Overlay {
             let programmed = |lease: &&Arc<Lease>| self.plan.refusal(&lease.key).is_none();
             let peers = self.peers.peers().filter(programmed).cloned();
             // Back to a former backend: it is in use again.
-            self.leaving
+            self.former_backends
                 .retain(|former| former.kind() != backend.kind());
-            self.leaving
-                .extend(Leaving::new(&self.backend, &*backend, peers));
+            self.former_backends
+                .extend(FormerBackend::new(&self.backend, &*backend, peers));
         }
         self.set_backend(backend);
         Ok(true)
@@ -229,7 +229,7 @@ impl Overlay {
         };
         self.reconciler.set_scope(self.backend.scope());
         // What is left of a former network is removed first.
-        self.alone = false;
+        self.old_network_removed = false;
         self.replan();
     }
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use tracing::info;
 
 use super::Overlay;
-use super::leaving::Leaving;
+use super::former_backend::FormerBackend;
 use crate::base::net::{InterfaceName, Leased};
 use crate::cluster::network_config::Families;
 use crate::host::firewall::{Error, Mode, Outcome, Rules};
@@ -86,7 +86,7 @@ impl Overlay {
     /// The overlay devices, including those of former backends still needed.
     fn overlay_devices(&self) -> Vec<InterfaceName> {
         let mut devices = self.backend.scope().links;
-        for link in self.leaving.iter().flat_map(Leaving::links) {
+        for link in self.former_backends.iter().flat_map(FormerBackend::links) {
             if !devices.contains(&link) {
                 devices.push(link);
             }

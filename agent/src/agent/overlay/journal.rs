@@ -20,9 +20,9 @@ pub(super) struct Journal {
     pub(super) joined: u64,
     /// When each peer that was added or changed since then was first seen, and when it changed. Small, since the
     /// thousands of peers that existed already are not in it.
-    pub(super) seen: BTreeMap<SubnetKey, Seen>,
+    pub(super) times: BTreeMap<SubnetKey, PeerTimes>,
     /// The kernel objects that are not in the wanted state, and why.
-    pub(super) troubled: BTreeMap<Key, Cause>,
+    pub(super) failed_objects: BTreeMap<Key, Cause>,
     /// The last full resync: when it was, and how long it took.
     pub(super) resync: Option<(u64, Duration)>,
     /// The number of full resyncs, and their total duration.
@@ -36,7 +36,7 @@ pub(super) struct Journal {
 
 /// When a peer was first seen, and when it changed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
+pub(super) struct PeerTimes {
     pub(super) since: u64,
     pub(super) changed: Option<u64>,
 }
@@ -45,28 +45,28 @@ impl Journal {
     /// Records what the peer table reported, used or refused.
     pub(super) fn note_peers(&mut self, changes: &PeerChanges, table: &PeerTable) {
         let now = status::now();
-        let new = Seen {
+        let new = PeerTimes {
             since: now,
             changed: None,
         };
         for peer in &changes.removed {
-            self.seen.remove(&peer.key);
+            self.times.remove(&peer.key);
         }
         let refused = changes.refused.iter().map(|(key, _)| *key);
         for key in changes.added.iter().map(|peer| peer.key).chain(refused) {
-            self.seen.entry(key).or_insert(new);
+            self.times.entry(key).or_insert(new);
         }
-        let from_the_start = Seen {
+        let from_the_start = PeerTimes {
             since: self.joined,
             changed: None,
         };
         for update in &changes.changed {
-            let seen = self.seen.entry(update.new.key);
+            let seen = self.times.entry(update.new.key);
             seen.or_insert(from_the_start).changed = Some(now);
         }
         // Refused leases disappear without an event, and must not fill our memory.
-        if self.seen.len() > table.known() + FORGOTTEN {
-            self.seen.retain(|key, _| table.knows(key));
+        if self.times.len() > table.known() + FORGOTTEN {
+            self.times.retain(|key, _| table.knows(key));
         }
     }
 }
@@ -109,7 +109,7 @@ mod tests {
                 journal.note_peers(&changes, &table);
             }
         }
-        let remembered = journal.seen.len();
+        let remembered = journal.times.len();
         assert!((1..=FORGOTTEN + 1).contains(&remembered), "{remembered}");
     }
 }

@@ -75,7 +75,7 @@ impl Overlay {
     /// The comparison with the kernel, without its interval.
     pub(crate) fn kernel(&self) -> Kernel {
         let totals = self.reconciler.totals();
-        let troubled = self.journal.troubled.values();
+        let failed_objects = self.journal.failed_objects.values();
         Kernel {
             interval_seconds: 0,
             resync_time: self.journal.resync.map(|(at, _)| at),
@@ -86,8 +86,11 @@ impl Overlay {
             changed: totals.changed,
             removed: totals.removed,
             failed: totals.failed,
-            failures: troubled.clone().map(|cause| cause.text.clone()).collect(),
-            causes: troubled.cloned().collect(),
+            failures: failed_objects
+                .clone()
+                .map(|cause| cause.text.clone())
+                .collect(),
+            causes: failed_objects.cloned().collect(),
         }
     }
 
@@ -164,14 +167,14 @@ impl Overlay {
             .plan
             .peer(&key)
             .iter()
-            .find_map(|(key, _)| self.journal.troubled.get(key));
+            .find_map(|(key, _)| self.journal.failed_objects.get(key));
         let (state, refusal, reason) = match (used, unplanned, trouble) {
             (None, _, _) => (PeerState::Refused, refusal, None),
             (Some(_), Some(unplanned), _) => (PeerState::Refused, Some(unplanned), None),
             (Some(_), None, Some(trouble)) => (PeerState::Failed, None, Some(trouble.text.clone())),
             (Some(_), None, None) => (PeerState::Programmed, refusal, None),
         };
-        let seen = self.journal.seen.get(&key);
+        let seen = self.journal.times.get(&key);
         let counted = count(self.plan.peer(&key), sessions);
         Peer {
             subnet: key.v4,

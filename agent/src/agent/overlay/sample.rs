@@ -23,13 +23,13 @@ impl Overlay {
 
     /// The number of peers with missing kernel objects. Costs time only while there are any.
     fn count_failed(&self) -> usize {
-        let troubled = &self.journal.troubled;
-        if troubled.is_empty() {
+        let failed_objects = &self.journal.failed_objects;
+        if failed_objects.is_empty() {
             return 0;
         }
         let failed = |key: &_| {
             let mut objects = self.plan.peer(key).iter();
-            objects.any(|(key, _)| troubled.contains_key(key))
+            objects.any(|(key, _)| failed_objects.contains_key(key))
         };
         self.peers
             .peers()

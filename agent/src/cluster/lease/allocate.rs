@@ -73,7 +73,7 @@ impl Avoid {
 }
 
 /// A network of one family as a [`SubnetKey`], to be added to the taken ones.
-fn half(net: IpNet) -> SubnetKey {
+fn single(net: IpNet) -> SubnetKey {
     match net {
         IpNet::V4(v4) => SubnetKey::new(Some(v4), None),
         IpNet::V6(v6) => SubnetKey::new(None, Some(v6)),
@@ -97,13 +97,13 @@ pub fn choose_off(
         networks.any(|network| network.contains(net) || net.contains(network))
     };
     let hosts = avoid.addresses.iter().map(|host| IpNet::from(*host));
-    let hosts: Vec<_> = hosts.filter(meets).map(half).collect();
+    let hosts: Vec<_> = hosts.filter(meets).map(single).collect();
     let links: Vec<_> = avoid
         .on_link
         .iter()
         .copied()
         .filter(meets)
-        .map(half)
+        .map(single)
         .collect();
     if hosts.is_empty() && links.is_empty() {
         return choose(config, taken, lost_races, seed);

@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::allocate::Avoid;
 use super::etcd::{self, EtcdStore};
 use super::remote::{self, RemoteStore};
-use super::{Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, Tenure};
+use super::{Expiry, Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent};
 use crate::base::endpoint;
 use crate::cluster::lease::rest::tls::TlsError;
 use crate::cluster::network_config::NetworkConfig;
@@ -152,10 +152,10 @@ impl LeaseStore for ChosenStore {
         }
     }
 
-    fn tenure(&self) -> Tenure {
+    fn expiry(&self) -> Expiry {
         match self {
-            Self::Etcd(store) => store.tenure(),
-            Self::Remote(store) => store.tenure(),
+            Self::Etcd(store) => store.expiry(),
+            Self::Remote(store) => store.expiry(),
         }
     }
 

@@ -30,13 +30,13 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::cluster::lease::allocate::Avoid;
-use crate::cluster::lease::store::keeper::{Keeper, Lasts};
+use crate::cluster::lease::store::keeper::{Keeper, TimeLeft};
 use crate::cluster::lease::store::state::State;
 use crate::cluster::lease::store::tasks::Tasks;
 use crate::cluster::lease::store::{DEADLINE, GRACE};
 use crate::cluster::lease::{
-    Lease, LeaseAttrs, LeaseStore, Past, Released, SettingsError, StoreError, StoreEvent,
-    SubnetKey, Tenure,
+    Expiry, Lease, LeaseAttrs, LeaseStore, Past, Released, SettingsError, StoreError, StoreEvent,
+    SubnetKey,
 };
 use crate::cluster::network_config::NetworkConfig;
 use crate::settings::Etcd;
@@ -57,7 +57,7 @@ mod watch;
 mod write;
 
 pub use broker::{Broker, Granted};
-use challenge::Asked;
+use challenge::OwnChallenges;
 pub use config::{Expected, StoredConfig};
 use grants::Spares;
 use held::{Held, Settled};
@@ -76,7 +76,7 @@ struct Store {
     reports: Reports,
     held: Mutex<Option<Held>>,
     spares: Spares,
-    asked: Asked,
+    asked: OwnChallenges,
     config: config::Known,
     state: Arc<State>,
 }
@@ -135,7 +135,7 @@ impl EtcdStore {
                 reports: Reports::default(),
                 held: Mutex::new(None),
                 spares: Spares::default(),
-                asked: Asked::default(),
+                asked: OwnChallenges::default(),
                 config: config::Known::default(),
                 state,
             }),
@@ -184,14 +184,14 @@ impl EtcdStore {
     }
 
     /// Starts the tasks and ends the running ones. `own`: the held lease and its remaining time.
-    fn start(&mut self, own: Option<(SubnetKey, Own, Lasts)>, listing: Option<Listing>) {
+    fn start(&mut self, own: Option<(SubnetKey, Own, TimeLeft)>, listing: Option<Listing>) {
         let events = self.tasks.restart();
         let key = own.as_ref().map(|(key, ..)| *key);
         let store = Arc::clone(&self.store);
         let watcher = Watcher::new(store, events.clone(), key, &self.owner);
         self.tasks.spawn(watcher.run(listing));
-        if let Some((_, own, lasts)) = own {
-            self.tasks.spawn(Keeper::new(own, events).run(lasts));
+        if let Some((_, own, time_left)) = own {
+            self.tasks.spawn(Keeper::new(own, events).run(time_left));
         }
     }
 }
@@ -272,8 +272,8 @@ impl LeaseStore for EtcdStore {
         let former = self.store.held.lock().await.replace(acquired.held);
         // The old watch may have seen the lease in the store although the listing lacks it.
         self.store.state.hold_down().forget(&lease.key);
-        let (own, lasts) = Own::begin(Arc::clone(&self.store), etcd_lease, acquired.aged);
-        self.start(Some((lease.key, own, lasts)), Some(acquired.listing));
+        let (own, time_left) = Own::begin(Arc::clone(&self.store), etcd_lease, acquired.aged);
+        self.start(Some((lease.key, own, time_left)), Some(acquired.listing));
         if let Some(former) = former.filter(|former| former.key != lease.key) {
             let store = Arc::clone(&self.store);
             self.tasks.spawn(async move {
@@ -331,8 +331,8 @@ impl LeaseStore for EtcdStore {
         self.avoid = avoid;
     }
 
-    fn tenure(&self) -> Tenure {
-        self.store.state.tenure()
+    fn expiry(&self) -> Expiry {
+        self.store.state.expiry()
     }
 
     async fn next_event(&mut self) -> StoreEvent {

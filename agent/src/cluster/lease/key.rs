@@ -123,8 +123,8 @@ impl SubnetKey {
     /// The last part of the lease key, as flannel writes it: `10.5.34.0-24` or `10.5.34.0-24&fd00:10:5:22::-64`; without
     /// IPv4 `fd00:10:5:22::-64`.
     pub fn name(&self) -> String {
-        let half = |net: IpNet| format!("{}-{}", net.network(), net.prefix_len());
-        self.nets().map(half).collect::<Vec<_>>().join("&")
+        let part = |net: IpNet| format!("{}-{}", net.network(), net.prefix_len());
+        self.nets().map(part).collect::<Vec<_>>().join("&")
     }
 }
 
@@ -140,21 +140,21 @@ impl fmt::Display for SubnetKey {
 }
 
 /// At most /31: flannel parses this length into 5 bits.
-fn parse_v4(half: &str) -> Option<Ipv4Net> {
-    let (address, len): (Ipv4Addr, u8) = parse_half(half).filter(|(_, len)| *len <= 31)?;
+fn parse_v4(part: &str) -> Option<Ipv4Net> {
+    let (address, len): (Ipv4Addr, u8) = parse_part(part).filter(|(_, len)| *len <= 31)?;
     Ipv4Net::new(address, len).ok()
 }
 
 /// At most /127: flannel parses this length into 7 bits. IPv4-mapped IPv6 addresses are refused: Go and Rust spell them
 /// differently.
-fn parse_v6(half: &str) -> Option<Ipv6Net> {
-    let (address, len): (Ipv6Addr, u8) = parse_half(half).filter(|(_, len)| *len <= 127)?;
+fn parse_v6(part: &str) -> Option<Ipv6Net> {
+    let (address, len): (Ipv6Addr, u8) = parse_part(part).filter(|(_, len)| *len <= 127)?;
     let mapped = address.to_ipv4_mapped().is_some();
     Ipv6Net::new(address, len).ok().filter(|_| !mapped)
 }
 
-fn parse_half<A: FromStr>(half: &str) -> Option<(A, u8)> {
-    let (address, len) = half.rsplit_once('-')?;
+fn parse_part<A: FromStr>(part: &str) -> Option<(A, u8)> {
+    let (address, len) = part.rsplit_once('-')?;
     Some((address.parse().ok()?, len.parse().ok()?))
 }
 

@@ -24,13 +24,15 @@ use crate::base::endpoint::Endpoint;
 use crate::cluster::lease::allocate::Avoid;
 use crate::cluster::lease::rest::MOST_AVOIDED;
 use crate::cluster::lease::rest::tls::{Files, TlsError};
-use crate::cluster::lease::rest::wire::{self, FLANNELS_TTL, LeaseBody, News, Received, Watched};
-use crate::cluster::lease::store::keeper::{Keeper, Lasts};
+use crate::cluster::lease::rest::wire::{
+    self, FLANNELS_TTL, LeaseBody, Received, WatchUpdate, Watched,
+};
+use crate::cluster::lease::store::keeper::{Keeper, TimeLeft};
 use crate::cluster::lease::store::state::State;
 use crate::cluster::lease::store::tasks::Tasks;
 use crate::cluster::lease::store::{DEADLINE, GRACE};
 use crate::cluster::lease::{
-    Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, SubnetKey, Tenure,
+    Expiry, Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent, SubnetKey,
     allocate,
 };
 use crate::cluster::network_config::NetworkConfig;
@@ -134,7 +136,7 @@ impl Shared {
             });
             current.remember(held.wanted.public_address());
             current.confirmed = current.wanted == held.wanted;
-            self.state.extended(received.ttl);
+            self.state.renewed(received.ttl);
         }
         Ok(received.ttl)
     }
@@ -143,7 +145,7 @@ impl Shared {
     fn lease_in(&self, body: &[u8]) -> Result<Received, StoreError> {
         let text = String::from_utf8_lossy(body);
         let mut received =
-            Received::parse(&text).map_err(|error| self.servers.nonsense(error.to_string()))?;
+            Received::parse(&text).map_err(|error| self.servers.bad_answer(error.to_string()))?;
         // A Selvage server sends `Created`; a flannel one gives the expiry by its own clock only.
         if received.ttl.is_none() && received.created == 0 {
             received.ttl = Some(FLANNELS_TTL);
@@ -228,8 +230,8 @@ impl RemoteStore {
         let question = shared.question(Method::GET, "/leases?wait=0", String::new());
         let answer = shared.servers.ask(&question).await?;
         let watched = Watched::parse(&String::from_utf8_lossy(&answer.body), false)
-            .map_err(|error| shared.servers.nonsense(error.to_string()))?;
-        let News::Snapshot { mut leases, .. } = watched.news else {
+            .map_err(|error| shared.servers.bad_answer(error.to_string()))?;
+        let WatchUpdate::Snapshot { mut leases, .. } = watched.update else {
             return Ok(Vec::new());
         };
         leases.retain(|lease| {
@@ -259,16 +261,16 @@ impl RemoteStore {
     }
 
     /// Starts the tasks and ends the running ones. `own`: the remaining time of the own lease, if there is one.
-    fn start(&mut self, own: Option<Lasts>) {
+    fn start(&mut self, own: Option<TimeLeft>) {
         let events = self.tasks.restart();
         self.tasks
             .spawn(Watcher::new(Arc::clone(&self.shared), events.clone()).run());
-        if let Some(lasts) = own {
+        if let Some(time_left) = own {
             let own = Own {
                 shared: Arc::clone(&self.shared),
                 term: self.terms,
             };
-            self.tasks.spawn(Keeper::new(own, events).run(lasts));
+            self.tasks.spawn(Keeper::new(own, events).run(time_left));
         }
     }
 }
@@ -331,7 +333,7 @@ impl LeaseStore for RemoteStore {
                     "gave {}, which the network config does not allow",
                     received.key
                 );
-                return Err(shared.servers.nonsense(text));
+                return Err(shared.servers.bad_answer(text));
             }
             Ok(Taken { received, attrs })
         })
@@ -341,7 +343,7 @@ impl LeaseStore for RemoteStore {
         let Taken { received, attrs } = taken;
         let shared = Arc::clone(&self.shared);
         self.terms += 1;
-        shared.state.extended(received.ttl);
+        shared.state.renewed(received.ttl);
         let former = shared.held().replace(Held {
             key: received.key,
             term: self.terms,
@@ -351,7 +353,9 @@ impl LeaseStore for RemoteStore {
         });
         shared.state.hold_down().forget(&received.key);
         // This ends the keeper of the former lease: from now on the server may refuse that one.
-        self.start(Some(received.ttl.map_or(Lasts::Forever, Lasts::FromNow)));
+        self.start(Some(
+            received.ttl.map_or(TimeLeft::Forever, TimeLeft::FromNow),
+        ));
         if let Some(former) = former.filter(|former| former.key != received.key) {
             // Its subnet is free at once, or when it expires.
             self.tasks.spawn(async move {
@@ -411,8 +415,8 @@ impl LeaseStore for RemoteStore {
         self.avoid = avoid;
     }
 
-    fn tenure(&self) -> Tenure {
-        self.shared.state.tenure()
+    fn expiry(&self) -> Expiry {
+        self.shared.state.expiry()
     }
 
     async fn next_event(&mut self) -> StoreEvent {

@@ -16,8 +16,8 @@
 //! A third store is a folder beside `etcd` and `remote`, an arm in [`super::ChosenStore`], and its settings. It
 //! implements [`LeaseStore`], and `OwnLease` for the keeper. Kubernetes, for example: leases are the nodes' podCIDRs
 //! and annotations. A watcher lists nodes, then watches from the list's `resourceVersion`; bookmarks advance that, and
-//! `410 Gone` means to list again, which is a snapshot as after any other gap. Nothing expires, so `look_after` never
-//! renews: it returns `Lasts::Forever`, rewrites annotations that were touched, and reports the lease lost when the
+//! `410 Gone` means to list again, which is a snapshot as after any other gap. Nothing expires, so `maintain` never
+//! renews: it returns `TimeLeft::Forever`, rewrites annotations that were touched, and reports the lease lost when the
 //! node has another podCIDR or none.
 //! podCIDR or none.
 
@@ -215,7 +215,7 @@ pub enum Released {
 
 /// The TTL and expiry of the own lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Tenure {
+pub struct Expiry {
     /// The TTL; `None` for a reservation or without a lease.
     pub ttl: Option<Duration>,
     /// When it expires unless renewed; `None` if unknown or never.
@@ -311,7 +311,7 @@ pub trait LeaseStore: Send {
     fn set_avoid(&mut self, avoid: Avoid);
 
     /// The TTL and expiry of the held lease, as far as known.
-    fn tenure(&self) -> Tenure;
+    fn expiry(&self) -> Expiry;
 
     /// Waits for the next event. Cancel-safe.
     fn next_event(&mut self) -> impl Future<Output = StoreEvent> + Send;

@@ -25,15 +25,15 @@ pub(super) struct Claim {
 
 impl Claim {
     fn subnets(&self) -> impl Iterator<Item = (Family, Prefix)> {
-        halves(&self.subnets)
+        by_family(&self.subnets)
     }
 
     fn public(&self) -> impl Iterator<Item = (Family, Prefix)> {
-        halves(&self.public)
+        by_family(&self.public)
     }
 }
 
-fn halves(key: &SubnetKey) -> impl Iterator<Item = (Family, Prefix)> + use<> {
+fn by_family(key: &SubnetKey) -> impl Iterator<Item = (Family, Prefix)> + use<> {
     let v4 = key.v4.map(|v4| (Family::V4, Prefix::from(v4)));
     let v6 = key.v6.map(|v6| (Family::V6, Prefix::from(v6)));
     v4.into_iter().chain(v6)
@@ -95,7 +95,7 @@ impl Claims {
     }
 
     /// The lease in use whose subnet covers a public address of another lease, if any.
-    pub(super) fn whose_subnet_holds(&self, claim: &Claim) -> Option<SubnetKey> {
+    pub(super) fn subnet_covering(&self, claim: &Claim) -> Option<SubnetKey> {
         let mut holders = claim
             .public()
             .flat_map(|(family, at)| self.prefixes_of(family).overlapping(at).copied());

@@ -76,7 +76,7 @@ impl PeerTable {
         }
         let claim = self.claim(lease);
         if known.is_none_or(|known| self.claim(known).public != claim.public) {
-            if let Some(holder) = self.accepted.whose_subnet_holds(&claim) {
+            if let Some(holder) = self.accepted.subnet_covering(&claim) {
                 return Err(PeerRefusal::MovesInto(holder));
             }
             // A lease that moved in the same event is about to be in use again.
@@ -91,7 +91,7 @@ impl PeerTable {
             }
         }
         let Self {
-            bearers,
+            identities,
             sound,
             latest,
             accepted,
@@ -102,7 +102,7 @@ impl PeerTable {
             if had.iter().any(|(had, _)| *had == identity) {
                 continue;
             }
-            let bears = |lease: Option<&Arc<Lease>>| {
+            let has_identity = |lease: Option<&Arc<Lease>>| {
                 lease.is_some_and(|lease| {
                     let theirs = lease.attrs.identities();
                     theirs.iter().any(|(theirs, _)| *theirs == identity)
@@ -111,10 +111,10 @@ impl PeerTable {
             let is_held = |holder: &SubnetKey| {
                 *holder != lease.key
                     && (accepted.contains(holder) || batch.is_pending(sound.get(holder)))
-                    && bears(sound.get(holder))
-                    && bears(latest.get(holder))
+                    && has_identity(sound.get(holder))
+                    && has_identity(latest.get(holder))
             };
-            if let Some(holder) = bearers.of(&identity, sound.values()).find(is_held) {
+            if let Some(holder) = identities.of(&identity, sound.values()).find(is_held) {
                 return Err(PeerRefusal::Copies { what, holder });
             }
         }

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::Store;
 use super::challenge::{self, Answer};
 use super::grants::Grant;
-use super::held::{Claim, Held, claim, delete, lifetime, warn_of_twin};
+use super::held::{Claim, Held, claim, delete, lifetime, warn_of_conflict};
 use super::listing::{Entry, Listing, list};
 use super::write::Write;
 use crate::base::retry::{Backoff, next_random, random_seed};
@@ -28,7 +28,7 @@ pub(super) struct Node<'a> {
     pub(super) previous: Option<SubnetKey>,
     /// Whether it had that before a restart; its address or owner ID may have changed since.
     pub(super) restarted: bool,
-    /// Whether doubts are settled by a challenge. A host behind a lease server does not answer challenges, so it must
+    /// Whether it may challenge other owners. A host behind a lease server does not answer challenges, so it must
     /// not send any either.
     pub(super) may_ask: bool,
     /// Whether its public address is configured on its interface, not on a NAT that other hosts may share.
@@ -74,7 +74,7 @@ impl Node<'_> {
     }
 
     /// The owners of these leases to challenge: those whose answer matters and who were not asked yet.
-    fn doubts(
+    fn to_challenge(
         &self,
         config: &NetworkConfig,
         entries: &[Entry],
@@ -203,11 +203,11 @@ async fn with_retries(
             sleep(backoff.next_delay()).await;
         }
         let listing = list(&store.servers, &store.keys, &store.reports).await?;
-        let doubts = node.doubts(config, &listing.entries, &answers);
-        let listing = match doubts.is_empty() {
+        let owners = node.to_challenge(config, &listing.entries, &answers);
+        let listing = match owners.is_empty() {
             true => listing,
             false => {
-                node.ask(store, doubts, &mut answers).await?;
+                node.ask(store, owners, &mut answers).await?;
                 // An answer takes seconds, and other nodes did not wait: list again.
                 list(&store.servers, &store.keys, &store.reports).await?
             }
@@ -216,7 +216,7 @@ async fn with_retries(
         let decision = decide(config, node, &answers, &listing.entries, attempt, random);
         if attempt == 0 {
             for entry in &listing.entries {
-                warn_of_twin(entry, node.claim(entry, &answers), &answers);
+                warn_of_conflict(entry, node.claim(entry, &answers), &answers);
             }
         }
         let written = match decision.subnet {
@@ -327,7 +327,7 @@ async fn keep(
         key: entry.key,
         wanted: attrs.clone(),
         published: entry.attrs.clone().unwrap_or_else(|| attrs.clone()),
-        unsure: Vec::new(),
+        unconfirmed: Vec::new(),
         modified: entry.modified,
         etcd_lease: None,
     };
@@ -389,7 +389,7 @@ async fn create(
                 key,
                 wanted: attrs.clone(),
                 published: attrs.clone(),
-                unsure: Vec::new(),
+                unconfirmed: Vec::new(),
                 modified: revision,
                 etcd_lease: Some(lease),
             };

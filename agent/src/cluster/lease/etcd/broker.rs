@@ -73,7 +73,7 @@ impl Broker {
         let acquired = acquire::acquire(store, &config, node).await?;
         let created = listing::to_unsigned(acquired.created);
         if acquired.aged {
-            return self.extend(acquired.held, created).await;
+            return self.check_and_renew(acquired.held, created).await;
         }
         Ok(granted(&acquired.held, created))
     }
@@ -119,15 +119,16 @@ impl Broker {
             key: *key,
             wanted: attrs.clone(),
             published,
-            unsure: Vec::new(),
+            unconfirmed: Vec::new(),
             modified: entry.modified,
             etcd_lease: None,
         };
-        self.extend(held, listing::to_unsigned(entry.created)).await
+        self.check_and_renew(held, listing::to_unsigned(entry.created))
+            .await
     }
 
     /// Corrects the key and renews its etcd lease.
-    async fn extend(&self, mut held: Held, created: u64) -> Result<Granted, StoreError> {
+    async fn check_and_renew(&self, mut held: Held, created: u64) -> Result<Granted, StoreError> {
         /// A lease that expires between the two steps is granted again in the next round.
         const ATTEMPTS: u32 = 3;
         for _ in 0..ATTEMPTS {
@@ -160,7 +161,7 @@ impl Broker {
             key: *key,
             wanted: attrs.clone(),
             published: attrs.clone(),
-            unsure: Vec::new(),
+            unconfirmed: Vec::new(),
             modified: 0,
             etcd_lease: None,
         };

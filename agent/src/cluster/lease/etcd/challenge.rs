@@ -57,28 +57,28 @@ pub(super) enum Answer {
 /// The keys of this process's own open questions. It does not answer them: it may hold a lease and ask whether that
 /// lease is still its own.
 #[derive(Debug, Default)]
-pub(super) struct Asked(Mutex<Vec<String>>);
+pub(super) struct OwnChallenges(Mutex<Vec<String>>);
 
-impl Asked {
+impl OwnChallenges {
     fn change<T>(&self, change: impl FnOnce(&mut Vec<String>) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// Registers a question of this process until dropped, even if the caller stops waiting for the answer.
-struct Asking<'a> {
-    asked: &'a Asked,
+struct OpenChallenge<'a> {
+    asked: &'a OwnChallenges,
     question: String,
 }
 
-impl<'a> Asking<'a> {
-    fn new(asked: &'a Asked, question: String) -> Self {
+impl<'a> OpenChallenge<'a> {
+    fn new(asked: &'a OwnChallenges, question: String) -> Self {
         asked.change(|asked| asked.push(question.clone()));
         Self { asked, question }
     }
 }
 
-impl Drop for Asking<'_> {
+impl Drop for OpenChallenge<'_> {
     fn drop(&mut self) {
         self.asked
             .change(|asked| asked.retain(|own| *own != self.question));
@@ -105,7 +105,7 @@ pub(super) async fn ask(store: &Store, owner: &str, asker: &str) -> Result<Answe
     };
     let id = grants::new_id();
     let question = format!("{folder}{id:x}");
-    let _asking = Asking::new(&store.asked, question.clone());
+    let _open = OpenChallenge::new(&store.asked, question.clone());
     let answer = ask_as(store, &question, id, asker).await;
     // Revoking the etcd lease deletes both keys. If it fails, they expire.
     let revoked = store

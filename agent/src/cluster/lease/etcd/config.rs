@@ -76,7 +76,7 @@ pub(super) fn parse(
 }
 
 /// The event about a config that was found or not; `None` if the agent knows that state, or has never read a config.
-pub(super) fn news(store: &Store, config: Option<&StoredConfig>) -> Option<StoreEvent> {
+pub(super) fn changed_event(store: &Store, config: Option<&StoredConfig>) -> Option<StoreEvent> {
     store.config.note(config).then(|| {
         let parsed = parse(store, config);
         StoreEvent::NetworkConfig(parsed.map(Box::new).map_err(|error| (&error).into()))

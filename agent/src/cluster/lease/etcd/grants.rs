@@ -156,7 +156,7 @@ async fn grant(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreErr
         .await;
     match granted {
         Ok(response) => {
-            servers.history.heard_of(response.header());
+            servers.history.check_cluster(response.header());
             Ok(Some(EtcdLease {
                 id: response.id(),
                 ttl: seconds(response.ttl()),

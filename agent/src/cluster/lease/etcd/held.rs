@@ -35,7 +35,7 @@ pub(super) struct Held {
     /// What was published last, as far as known.
     pub(super) published: LeaseAttrs,
     /// What was sent without a reply: any of it may be in etcd already, or still get there.
-    pub(super) unsure: Vec<LeaseAttrs>,
+    pub(super) unconfirmed: Vec<LeaseAttrs>,
     /// Modification revision of the key, as far as known.
     pub(super) modified: i64,
     /// `None` for a reservation: it never expires, and stays a reservation.
@@ -120,7 +120,7 @@ impl Held {
             }
             if self.modified != found.modified {
                 // Any write still in flight compares with an older revision and will fail.
-                self.unsure.clear();
+                self.unconfirmed.clear();
             }
             self.modified = found.modified;
             if self.etcd_lease.map(|lease| lease.id) != found.etcd_lease {
@@ -158,8 +158,8 @@ impl Held {
     ) -> Result<bool, StoreError> {
         let key = store.key(&self.key);
         let compare = Compare::mod_revision(key.as_str(), CompareOp::Equal, self.modified);
-        if !self.unsure.contains(&self.wanted) {
-            self.unsure.push(self.wanted.clone());
+        if !self.unconfirmed.contains(&self.wanted) {
+            self.unconfirmed.push(self.wanted.clone());
         }
         let value = self.wanted.to_json()?;
         let write = Write::put(&key, self.modified, vec![compare], value, etcd_lease);
@@ -168,7 +168,7 @@ impl Held {
         };
         self.modified = revision;
         self.published = self.wanted.clone();
-        self.unsure.clear();
+        self.unconfirmed.clear();
         self.etcd_lease = etcd_lease;
         Ok(true)
     }
@@ -223,7 +223,7 @@ impl Held {
     fn is_ours(&self, found: &LeaseAttrs) -> bool {
         claim(&self.wanted, Some(found)) == Claim::Ours
             || claim(&self.published, Some(found)) == Claim::Ours
-            || self.unsure.contains(found)
+            || self.unconfirmed.contains(found)
     }
 }
 
@@ -251,7 +251,7 @@ pub(super) async fn lifetime(servers: &Servers, id: i64) -> Result<Option<EtcdLe
     let response = servers
         .call(|mut client| async move { client.lease_time_to_live(id, None).await })
         .await?;
-    servers.history.heard_of(response.header());
+    servers.history.check_cluster(response.header());
     Ok((response.ttl() >= 0).then(|| EtcdLease {
         id,
         ttl: seconds(response.granted_ttl()),
@@ -268,7 +268,7 @@ pub(super) async fn remaining(servers: &Servers, id: i64) -> Result<Duration, St
 
 /// Renews an etcd lease to its full TTL. Returns whether it still exists.
 pub(super) async fn keep_alive(servers: &Servers, lease: EtcdLease) -> Result<bool, StoreError> {
-    let extended = servers
+    let renewed = servers
         .call(|mut client| async move {
             match client.lease_keep_alive(lease.id).await {
                 // The call waits for the first reply; the stream is not needed any further.
@@ -279,12 +279,12 @@ pub(super) async fn keep_alive(servers: &Servers, lease: EtcdLease) -> Result<bo
             }
         })
         .await;
-    match extended {
+    match renewed {
         Err(StoreError::Refused {
             code: code::NOT_FOUND,
             ..
         }) => Ok(false),
-        extended => extended,
+        renewed => renewed,
     }
 }
 
@@ -293,7 +293,7 @@ pub(super) fn seconds(ttl: i64) -> Duration {
 }
 
 /// Warns, once per acquisition, that another machine publishes this one's owner ID or address.
-pub(super) fn warn_of_twin(entry: &Entry, claim: Claim, answers: &BTreeMap<String, Answer>) {
+pub(super) fn warn_of_conflict(entry: &Entry, claim: Claim, answers: &BTreeMap<String, Answer>) {
     let Some(attrs) = &entry.attrs else {
         return;
     };

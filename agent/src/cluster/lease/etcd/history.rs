@@ -61,7 +61,7 @@ pub(super) struct Mark {
 #[derive(Debug, Default)]
 pub(super) struct History {
     known: Mutex<Known>,
-    doubt: Notify,
+    on_contradiction: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +70,7 @@ struct Known {
     /// Hash of the key → [`KeyDigest::content`].
     keys: HashMap<u64, u64>,
     /// Whether a reply since the last full list contradicted it.
-    doubted: bool,
+    contradicted: bool,
 }
 
 impl History {
@@ -81,7 +81,7 @@ impl History {
 
     /// Records which cluster replied to a request, and at which revision if the reply was linearizable: other members
     /// may lag behind this one.
-    pub(super) fn heard(
+    pub(super) fn check_reply(
         &self,
         header: Option<&ResponseHeader>,
         asked: Mark,
@@ -95,21 +95,21 @@ impl History {
         }
         if header.cluster_id() != asked.cluster || revision.is_some_and(|now| now < asked.revision)
         {
-            known.doubted = true;
+            known.contradicted = true;
             drop(known);
-            self.doubt.notify_one();
+            self.on_contradiction.notify_one();
         }
     }
 
     /// Records which cluster replied to a request whose revision proves nothing.
-    pub(super) fn heard_of(&self, header: Option<&ResponseHeader>) {
-        self.heard(header, self.mark(), None);
+    pub(super) fn check_cluster(&self, header: Option<&ResponseHeader>) {
+        self.check_reply(header, self.mark(), None);
     }
 
     /// Returns when a reply contradicts what the watch is based on. Cancel-safe.
-    pub(super) async fn doubted(&self) {
-        while !self.known().doubted {
-            self.doubt.notified().await;
+    pub(super) async fn contradicted(&self) {
+        while !self.known().contradicted {
+            self.on_contradiction.notified().await;
         }
     }
 
@@ -138,7 +138,7 @@ impl History {
     }
 
     /// From now on the watch is based on this list.
-    pub(super) fn rest_on(&self, listed: &ListedKeys) {
+    pub(super) fn start_from(&self, listed: &ListedKeys) {
         let mut known = self.known();
         let digests = listed.digests.iter();
         *known = Known {
@@ -148,7 +148,7 @@ impl History {
                 lists: known.mark.lists + 1,
             },
             keys: digests.map(|digest| (digest.key, digest.content)).collect(),
-            doubted: false,
+            contradicted: false,
         };
     }
 
@@ -229,7 +229,7 @@ mod tests {
         let history = History::default();
         let first = list_of(7, 10, &[(1, 3), (2, 9)], history.mark());
         assert_eq!(history.contradiction(&first), None);
-        history.rest_on(&first);
+        history.start_from(&first);
         let asked = history.mark();
         for (cluster, revision, keys, other) in [
             (7, 10, &[(1, 3), (2, 9)][..], false),
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn a_watch_that_went_on_while_a_list_was_made_is_no_step_back() {
         let history = History::default();
-        history.rest_on(&list_of(7, 10, &[(1, 3)], Mark::default()));
+        history.start_from(&list_of(7, 10, &[(1, 3)], Mark::default()));
         let asked = history.mark();
         history.reach(12);
         let listed = list_of(7, 11, &[(1, 11)], asked);

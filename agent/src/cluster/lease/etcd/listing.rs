@@ -167,7 +167,7 @@ pub(super) async fn get(
     let header = response.header();
     // Reads are linearizable: a reply is never older than what any member has returned before.
     let revision = header.map(|header| header.revision());
-    servers.history.heard(header, asked, revision);
+    servers.history.check_reply(header, asked, revision);
     Ok(response)
 }
 

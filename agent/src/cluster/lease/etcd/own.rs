@@ -8,10 +8,10 @@ use tracing::warn;
 use super::Store;
 use super::held::{EtcdLease, Held, Settled, keep_alive};
 use crate::base::retry::random_seed;
-use crate::cluster::lease::store::keeper::{Lasts, Outcome, OwnLease};
+use crate::cluster::lease::store::keeper::{Outcome, OwnLease, TimeLeft};
 use crate::cluster::lease::store::spread::{LIST, spread};
 use crate::cluster::lease::store::state::State;
-use crate::cluster::lease::{StoreError, Tenure};
+use crate::cluster::lease::{Expiry, StoreError};
 
 /// The lease that the store holds.
 pub(super) struct Own {
@@ -26,19 +26,19 @@ impl Own {
         store: Arc<Store>,
         etcd_lease: Option<EtcdLease>,
         aged: bool,
-    ) -> (Self, Lasts) {
+    ) -> (Self, TimeLeft) {
         let ttl = etcd_lease.map(|lease| lease.ttl);
-        let lasts = match ttl {
-            None => Lasts::Forever,
-            Some(_) if aged => Lasts::Unknown,
-            Some(ttl) => Lasts::FromNow(ttl),
+        let time_left = match ttl {
+            None => TimeLeft::Forever,
+            Some(_) if aged => TimeLeft::Unknown,
+            Some(ttl) => TimeLeft::FromNow(ttl),
         };
         match aged {
-            true => store.state.set_tenure(Tenure { ttl, expires: None }),
-            false => store.state.extended(ttl),
+            true => store.state.set_expiry(Expiry { ttl, expires: None }),
+            false => store.state.renewed(ttl),
         }
         let seed = random_seed();
-        (Self { store, seed }, lasts)
+        (Self { store, seed }, time_left)
     }
 }
 
@@ -47,7 +47,7 @@ impl OwnLease for Own {
         &self.store.state
     }
 
-    async fn look_after(&mut self, renew: bool, touched: &mut bool) -> Result<Outcome, StoreError> {
+    async fn maintain(&mut self, renew: bool, touched: &mut bool) -> Result<Outcome, StoreError> {
         let store = Arc::clone(&self.store);
         let state = &store.state;
         let mut guard = store.held.lock().await;
@@ -57,24 +57,24 @@ impl OwnLease for Own {
             });
         };
         let before = held.etcd_lease;
-        let settled = extend(&store, held, renew, touched).await?;
+        let settled = renew_and_check(&store, held, renew, touched).await?;
         let etcd_lease = held.etcd_lease;
         match settled {
             Settled::Kept { rewritten } => {
                 drop(guard);
-                let lasts = match etcd_lease {
-                    None => Lasts::Forever,
+                let time_left = match etcd_lease {
+                    None => TimeLeft::Forever,
                     // Another writer attached another etcd lease, part of whose TTL has passed.
-                    Some(_) if etcd_lease != before => Lasts::Unknown,
-                    Some(lease) if renew => Lasts::FromNow(lease.ttl),
-                    Some(_) => Lasts::AsBefore,
+                    Some(_) if etcd_lease != before => TimeLeft::Unknown,
+                    Some(lease) if renew => TimeLeft::FromNow(lease.ttl),
+                    Some(_) => TimeLeft::Unchanged,
                 };
-                if matches!(lasts, Lasts::Forever | Lasts::FromNow(_)) {
-                    state.extended(etcd_lease.map(|lease| lease.ttl));
+                if matches!(time_left, TimeLeft::Forever | TimeLeft::FromNow(_)) {
+                    state.renewed(etcd_lease.map(|lease| lease.ttl));
                 }
                 store.spares.revoke(&store.servers).await;
                 Ok(Outcome::Kept {
-                    lasts,
+                    time_left,
                     slow_down: rewritten,
                 })
             }
@@ -97,7 +97,7 @@ impl OwnLease for Own {
 }
 
 /// Renews the lease if due; if it is gone or its key was touched, checks and corrects the key.
-async fn extend(
+async fn renew_and_check(
     store: &Store,
     held: &mut Held,
     renew: bool,

@@ -25,7 +25,7 @@ use super::config::{self, StoredConfig};
 use super::listing::{LONGEST_MESSAGE, Listing, get, is_compaction, list};
 use super::servers::{Connection, code};
 use crate::base::retry::{Backoff, random_seed};
-use crate::cluster::lease::store::reporter::{Reporter, Unwanted};
+use crate::cluster::lease::store::reporter::{Closed, Reporter};
 use crate::cluster::lease::store::spread::{LIST, spread};
 use crate::cluster::lease::store::{DEADLINE, RECONNECT};
 use crate::cluster::lease::{Lease, StoreError, StoreEvent, SubnetKey};
@@ -68,7 +68,7 @@ enum Stop {
     /// The stream does not continue from the list, or skips something.
     Outdated,
     /// The receiver of the events is gone.
-    Unwanted,
+    Closed,
 }
 
 impl std::convert::From<StoreError> for Stop {
@@ -77,9 +77,9 @@ impl std::convert::From<StoreError> for Stop {
     }
 }
 
-impl std::convert::From<Unwanted> for Stop {
-    fn from(_: Unwanted) -> Self {
-        Self::Unwanted
+impl std::convert::From<Closed> for Stop {
+    fn from(_: Closed) -> Self {
+        Self::Closed
     }
 }
 
@@ -108,7 +108,7 @@ impl Watcher {
         if let Some(listing) = listing {
             match self.take_in(listing).await {
                 Ok((next, _)) => self.next = Some(next),
-                Err(Stop::Unwanted) => return,
+                Err(Stop::Closed) => return,
                 // Everything is listed again anyway.
                 Err(_) => {}
             }
@@ -121,7 +121,7 @@ impl Watcher {
             };
             match stop {
                 Stop::Broken | Stop::Outdated => {}
-                Stop::Unwanted => return,
+                Stop::Closed => return,
                 Stop::Failed(error) => {
                     let told = self.reporter.unreachable((&error).into()).await;
                     if told.is_err() {
@@ -158,7 +158,7 @@ impl Watcher {
                     self.reporter.gone().await?;
                     continue;
                 }
-                () = store.servers.history.doubted() => return Err(Stop::Outdated),
+                () = store.servers.history.contradicted() => return Err(Stop::Outdated),
                 Ok(()) = reconnections.changed() => return Err(Stop::Broken),
             };
             let response = match message {
@@ -191,7 +191,7 @@ impl Watcher {
         if interrupted {
             store.state.start_hold_down();
         }
-        if let Some(event) = config::news(&store, found.as_ref()) {
+        if let Some(event) = config::changed_event(&store, found.as_ref()) {
             self.reporter.send(event).await?;
         }
         let config = revision.saturating_add(1);
@@ -203,7 +203,7 @@ impl Watcher {
                 let own = own.map(|entry| entry.modified);
                 let (next, is_other) = self.take_in(listing).await?;
                 // The own key's revision in another history proves nothing about this one.
-                self.look_at_own(own.filter(|_| !is_other));
+                self.check_own(own.filter(|_| !is_other));
                 next
             }
         };
@@ -215,7 +215,7 @@ impl Watcher {
     async fn take_in(&mut self, listing: Listing) -> Result<(i64, bool), Stop> {
         let store = Arc::clone(&self.store);
         let other = self.contradiction(&listing).await?;
-        store.servers.history.rest_on(&listing.listed);
+        store.servers.history.start_from(&listing.listed);
         let is_other = other.is_some();
         if let Some(reason) = other {
             store.state.start_hold_down();
@@ -410,7 +410,7 @@ impl Watcher {
                 }),
             };
             if key.is_some() && key == self.own {
-                self.look_at_own(Some(kv.mod_revision()));
+                self.check_own(Some(kv.mod_revision()));
             }
         }
         let events = response.events().iter();
@@ -428,14 +428,14 @@ impl Watcher {
     async fn config_changed(&self, event: &Event) -> Result<(), Stop> {
         let kv = event.kv().filter(|_| event.event_type() == EventType::Put);
         let found = kv.map(StoredConfig::new);
-        match config::news(&self.store, found.as_ref()) {
+        match config::changed_event(&self.store, found.as_ref()) {
             Some(event) => Ok(self.reporter.send(event).await?),
             None => Ok(()),
         }
     }
 
     /// Wakes the keeper if the own key is not as this node last wrote it. `None`: the key is missing.
-    fn look_at_own(&self, modified: Option<i64>) {
+    fn check_own(&self, modified: Option<i64>) {
         let as_written = match self.store.held.try_lock() {
             Ok(held) => held
                 .as_ref()

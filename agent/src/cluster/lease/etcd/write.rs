@@ -129,7 +129,7 @@ impl<'a> Write<'a> {
                 })
                 .await;
             if let Ok(response) = &answer {
-                servers.history.heard_of(response.header());
+                servers.history.check_cluster(response.header());
             }
             let refused = match answer {
                 Ok(response) if response.succeeded() => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Shared;
 use crate::cluster::lease::StoreError;
-use crate::cluster::lease::store::keeper::{Lasts, Outcome, OwnLease};
+use crate::cluster::lease::store::keeper::{Outcome, OwnLease, TimeLeft};
 use crate::cluster::lease::store::state::State;
 
 /// The lease of one acquisition.
@@ -20,14 +20,10 @@ impl OwnLease for Own {
     }
 
     /// Renewing the lease also checks it: the server compares what is in etcd.
-    async fn look_after(
-        &mut self,
-        _renew: bool,
-        touched: &mut bool,
-    ) -> Result<Outcome, StoreError> {
+    async fn maintain(&mut self, _renew: bool, touched: &mut bool) -> Result<Outcome, StoreError> {
         match self.shared.renew(self.term).await {
             Ok(ttl) => Ok(Outcome::Kept {
-                lasts: ttl.map_or(Lasts::Forever, Lasts::FromNow),
+                time_left: ttl.map_or(TimeLeft::Forever, TimeLeft::FromNow),
                 slow_down: *touched,
             }),
             Err(StoreError::NoLease { reason }) => Ok(Outcome::Lost {

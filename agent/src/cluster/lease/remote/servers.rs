@@ -47,7 +47,7 @@ impl Servers {
         for _ in 0..self.endpoints.count() {
             let index = self.endpoints.current();
             match self.ask_at(index, question, &mut None, DEADLINE).await {
-                Ok(answer) => return self.understood(index, answer),
+                Ok(answer) => return self.check(index, answer),
                 Err(failure) => attempts.push(self.give_up(index, &failure)),
             }
         }
@@ -64,13 +64,13 @@ impl Servers {
     ) -> Result<Answer, StoreError> {
         let index = self.endpoints.current();
         match self.ask_at(index, question, connection, limit).await {
-            Ok(answer) => self.understood(index, answer),
+            Ok(answer) => self.check(index, answer),
             Err(failure) => Err(self.failed(index, &failure)),
         }
     }
 
     /// Reports that the current server's answer cannot be parsed.
-    pub(super) fn nonsense(&self, error: String) -> StoreError {
+    pub(super) fn bad_answer(&self, error: String) -> StoreError {
         self.failed(self.endpoints.current(), &Failure::Answer(error))
     }
 
@@ -119,7 +119,7 @@ impl Servers {
     }
 
     /// Separates answers from errors that the other servers would return as well.
-    fn understood(&self, index: usize, answer: Answer) -> Result<Answer, StoreError> {
+    fn check(&self, index: usize, answer: Answer) -> Result<Answer, StoreError> {
         if answer.status == 200 {
             return Ok(answer);
         }

@@ -12,8 +12,8 @@ use tracing::debug;
 use super::Shared;
 use super::connection::Connection;
 use crate::base::retry::{Backoff, random_seed};
-use crate::cluster::lease::rest::wire::{News, Watched};
-use crate::cluster::lease::store::reporter::{Reporter, Unwanted};
+use crate::cluster::lease::rest::wire::{WatchUpdate, Watched};
+use crate::cluster::lease::store::reporter::{Closed, Reporter};
 use crate::cluster::lease::store::{DEADLINE, RECONNECT};
 use crate::cluster::lease::{Lease, StoreError, StoreEvent, StoreTrouble, SubnetKey};
 
@@ -56,7 +56,7 @@ impl Watcher {
     }
 
     /// One long poll and its results.
-    async fn poll(&mut self) -> Result<(), Unwanted> {
+    async fn poll(&mut self) -> Result<(), Closed> {
         let asked = tokio::select! {
             asked = ask(&self.shared, self.cursor.as_deref(), &mut self.connection) => asked,
             // Dropping the poll closes its connection.
@@ -67,7 +67,7 @@ impl Watcher {
                 // A different server behind the same address does not know this one's cursors, and answers every poll
                 // at once with everything.
                 let lost_its_place =
-                    self.cursor.is_some() && matches!(watched.news, News::Snapshot { .. });
+                    self.cursor.is_some() && matches!(watched.update, WatchUpdate::Snapshot { .. });
                 if lost_its_place {
                     sleep(self.backoff.next_delay()).await;
                 } else {
@@ -107,18 +107,18 @@ impl Watcher {
         }
     }
 
-    async fn received(&mut self, watched: Watched) -> Result<(), Unwanted> {
-        match watched.news {
-            News::Snapshot { leases, unreadable } => {
+    async fn received(&mut self, watched: Watched) -> Result<(), Closed> {
+        match watched.update {
+            WatchUpdate::Snapshot { leases, unreadable } => {
                 let own = self.own();
                 let found = leases.iter().find(|lease| Some(lease.key) == own);
-                self.look_at_own(found);
+                self.check_own(found);
                 self.reporter.snapshot(leases, unreadable).await?;
             }
-            News::Changes(changes) => {
+            WatchUpdate::Changes(changes) => {
                 let changes: BTreeMap<SubnetKey, Option<Lease>> = changes.into_iter().collect();
                 if let Some(own) = self.own().and_then(|own| changes.get(&own)) {
-                    self.look_at_own(own.as_ref());
+                    self.check_own(own.as_ref());
                 }
                 self.reporter.changes(changes).await?;
             }
@@ -136,7 +136,7 @@ impl Watcher {
     }
 
     /// Wakes the keeper if the own lease is not as wanted. `None`: it is missing.
-    fn look_at_own(&self, found: Option<&Lease>) {
+    fn check_own(&self, found: Option<&Lease>) {
         let held = self.shared.held();
         let Some(held) = held.as_ref() else { return };
         let as_wanted = found.is_some_and(|lease| {
@@ -151,7 +151,7 @@ impl Watcher {
     }
 
     /// Reads the network config and reports it if the agent knows another one. Returns whether it could be read.
-    async fn read_config(&mut self) -> Result<bool, Unwanted> {
+    async fn read_config(&mut self) -> Result<bool, Closed> {
         let (text, config) = match self.shared.read_config().await {
             Ok(text) => {
                 let config = self.shared.parse_config(&text);
@@ -162,7 +162,7 @@ impl Watcher {
             }
             Err(_) => return Ok(false),
         };
-        let news = {
+        let is_other = {
             let mut known = self.shared.known_config();
             // A caller that never read the config wants no events about it.
             known.as_mut().is_some_and(|known| {
@@ -171,7 +171,7 @@ impl Watcher {
                 other
             })
         };
-        if news {
+        if is_other {
             self.reporter
                 .send(StoreEvent::NetworkConfig(config))
                 .await?;
@@ -200,5 +200,5 @@ async fn ask(
         .await?;
     let text = String::from_utf8_lossy(&answer.body);
     Watched::parse(&text, cursor.is_some())
-        .map_err(|error| shared.servers.nonsense(error.to_string()))
+        .map_err(|error| shared.servers.bad_answer(error.to_string()))
 }

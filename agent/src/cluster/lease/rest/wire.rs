@@ -175,7 +175,7 @@ impl Received {
 /// The answer to a watch, as received.
 #[derive(Debug)]
 pub(crate) struct Watched {
-    pub(crate) news: News,
+    pub(crate) update: WatchUpdate,
     /// The cursor for the next request.
     pub(crate) cursor: String,
     /// A tag that changes with the network config; `None` from a server that does not send one.
@@ -184,7 +184,7 @@ pub(crate) struct Watched {
 
 /// What a watch returned. Leases that cannot be parsed are listed by their subnet, if that can be parsed.
 #[derive(Debug)]
-pub(crate) enum News {
+pub(crate) enum WatchUpdate {
     /// All existing leases.
     Snapshot {
         leases: Vec<Lease>,
@@ -208,14 +208,14 @@ impl Watched {
         };
         let events = list("events")?.filter(|events| !events.is_empty());
         let snapshot = list("snapshot")?;
-        let news = match (events, snapshot) {
-            (Some(events), _) => News::Changes(
+        let update = match (events, snapshot) {
+            (Some(events), _) => WatchUpdate::Changes(
                 events
                     .into_iter()
                     .filter_map(|event| change(event.get()).transpose())
                     .collect::<Result<_, _>>()?,
             ),
-            (None, None) if waited => News::Changes(Vec::new()),
+            (None, None) if waited => WatchUpdate::Changes(Vec::new()),
             (None, snapshot) => {
                 let named = list("unreadable")?.unwrap_or_default();
                 let named = named.into_iter().filter_map(|name| {
@@ -233,7 +233,7 @@ impl Watched {
                         Err(_) => unreadable.extend(subnet_of(lease.get())),
                     }
                 }
-                News::Snapshot { leases, unreadable }
+                WatchUpdate::Snapshot { leases, unreadable }
             }
         };
         let cursor: String = object.required("cursor", "a string")?;
@@ -252,7 +252,7 @@ impl Watched {
             .into());
         }
         Ok(Self {
-            news,
+            update,
             cursor,
             config: object.get("config", "a string")?,
         })

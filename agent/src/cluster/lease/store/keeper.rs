@@ -18,7 +18,7 @@ pub(in crate::cluster::lease) trait OwnLease: Send {
     /// Renews the lease if due (`renew`), and corrects it if it may have been changed (`touched`). A store that finds
     /// the lease gone sets `touched` itself, so that the next attempt completes what failed halfway. The remaining time
     /// is recorded in [`State`]; a lost lease is no longer held.
-    fn look_after(
+    fn maintain(
         &mut self,
         renew: bool,
         touched: &mut bool,
@@ -30,7 +30,7 @@ pub(in crate::cluster::lease) trait OwnLease: Send {
 pub(in crate::cluster::lease) enum Outcome {
     /// It is held.
     Kept {
-        lasts: Lasts,
+        time_left: TimeLeft,
         /// Whether to delay the next check, since another writer may keep changing the lease.
         slow_down: bool,
     },
@@ -40,13 +40,13 @@ pub(in crate::cluster::lease) enum Outcome {
 
 /// How long a lease lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cluster::lease) enum Lasts {
+pub(in crate::cluster::lease) enum TimeLeft {
     /// Until deleted: it is a reservation.
     Forever,
     /// This long from now.
     FromNow(Duration),
     /// Unchanged.
-    AsBefore,
+    Unchanged,
     /// An unknown part of its TTL has passed.
     Unknown,
 }
@@ -62,7 +62,8 @@ const FAILURES: Backoff =
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Pauses between checks of a lease that another writer keeps changing, for example a flannel on the same machine.
-const LOOKS: Backoff = match Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 0.5, 0) {
+const CHECKS: Backoff = match Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 0.5, 0)
+{
     Ok(backoff) => backoff,
     Err(_) => panic!("constant out of range"),
 };
@@ -75,11 +76,11 @@ pub(in crate::cluster::lease) struct Keeper<L> {
     lease: L,
     events: Sender<StoreEvent>,
     failures: Backoff,
-    looks: Backoff,
+    checks: Backoff,
     /// The last check after which the next one is delayed.
-    last_look: Option<Instant>,
+    last_check: Option<Instant>,
     /// The event about the lease, until the event queue has room.
-    news: Option<StoreEvent>,
+    event: Option<StoreEvent>,
     /// The last reported reason of a failed renewal.
     trouble: Option<StoreTrouble>,
     seed: u64,
@@ -91,49 +92,52 @@ impl<L: OwnLease> Keeper<L> {
             lease,
             events,
             failures: FAILURES.seeded(random_seed()),
-            looks: LOOKS.seeded(random_seed()),
-            last_look: None,
-            news: None,
+            checks: CHECKS.seeded(random_seed()),
+            last_check: None,
+            event: None,
             trouble: None,
             seed: random_seed(),
         }
     }
 
-    /// Runs until the lease is lost, and reports that. `lasts`: what is known at the start.
-    pub(in crate::cluster::lease) async fn run(mut self, lasts: Lasts) {
-        let mut due = self.due(lasts, None);
+    /// Runs until the lease is lost, and reports that. `time_left`: what is known at the start.
+    pub(in crate::cluster::lease) async fn run(mut self, time_left: TimeLeft) {
+        let mut due = self.due(time_left, None);
         // When to check the lease next, if it may have been changed.
-        let mut look = None;
+        let mut check = None;
         let mut touched = false;
         let events = self.events.clone();
         loop {
             tokio::select! {
                 () = until(due) => {}
-                () = until(look) => {}
-                () = self.lease.state().touched(), if look.is_none() => {
-                    look = Some(self.next_look());
+                () = until(check) => {}
+                () = self.lease.state().touched(), if check.is_none() => {
+                    check = Some(self.next_check());
                     continue;
                 }
                 // Fails only if the store and the receiver of its events are gone.
-                Ok(room) = events.reserve(), if self.news.is_some() => {
-                    if let Some(event) = self.news.take() {
+                Ok(room) = events.reserve(), if self.event.is_some() => {
+                    if let Some(event) = self.event.take() {
                         room.send(event);
                     }
                     continue;
                 }
             }
             // A renewal includes the check: a check can wait, the renewal cannot.
-            touched |= look.take().is_some();
+            touched |= check.take().is_some();
             let renew = due.is_some_and(|due| due <= Instant::now());
-            match self.lease.look_after(renew, &mut touched).await {
-                Ok(Outcome::Kept { lasts, slow_down }) => {
+            match self.lease.maintain(renew, &mut touched).await {
+                Ok(Outcome::Kept {
+                    time_left,
+                    slow_down,
+                }) => {
                     self.failures.reset();
                     touched = false;
                     if slow_down {
-                        self.last_look = Some(Instant::now());
+                        self.last_check = Some(Instant::now());
                     }
-                    self.kept(lasts, renew);
-                    due = self.due(lasts, due);
+                    self.kept(time_left, renew);
+                    due = self.due(time_left, due);
                 }
                 Ok(Outcome::Lost { reason }) => {
                     // Fails only if the store and the receiver of its events are gone.
@@ -149,38 +153,38 @@ impl<L: OwnLease> Keeper<L> {
     }
 
     /// Reports a renewal if it was due or had failed before.
-    fn kept(&mut self, lasts: Lasts, renew: bool) {
-        match lasts {
-            Lasts::FromNow(ttl) => {
+    fn kept(&mut self, time_left: TimeLeft, renew: bool) {
+        match time_left {
+            TimeLeft::FromNow(ttl) => {
                 if self.trouble.take().is_some() || renew {
-                    self.news = Some(StoreEvent::Renewed { ttl });
+                    self.event = Some(StoreEvent::Renewed { ttl });
                 }
             }
-            Lasts::Forever => self.trouble = None,
-            Lasts::AsBefore | Lasts::Unknown => {}
+            TimeLeft::Forever => self.trouble = None,
+            TimeLeft::Unchanged | TimeLeft::Unknown => {}
         }
     }
 
     /// When to renew next: after a sixth of the TTL, so that five attempts may fail, minus up to a fifth of that, so
     /// that nodes that started together do not renew together. Never for a reservation.
-    fn due(&mut self, lasts: Lasts, before: Option<Instant>) -> Option<Instant> {
+    fn due(&mut self, time_left: TimeLeft, before: Option<Instant>) -> Option<Instant> {
         let now = Instant::now();
-        match lasts {
-            Lasts::Forever => None,
-            Lasts::FromNow(ttl) => Some(now + jittered(ttl / 6, 0.2, &mut self.seed)),
-            Lasts::AsBefore => before,
-            Lasts::Unknown => Some(now),
+        match time_left {
+            TimeLeft::Forever => None,
+            TimeLeft::FromNow(ttl) => Some(now + jittered(ttl / 6, 0.2, &mut self.seed)),
+            TimeLeft::Unchanged => before,
+            TimeLeft::Unknown => Some(now),
         }
     }
 
     /// Reports a failed renewal, once for each reason. That no server answers is reported by the watcher, until the
     /// lease is in danger. Returns the pause before the next attempt.
     fn failed(&mut self, error: &StoreError) -> Duration {
-        let tenure = self.lease.state().tenure();
+        let expiry = self.lease.state().expiry();
         let now = Instant::now();
-        let left = tenure.expires.map(|at| at.saturating_duration_since(now));
+        let left = expiry.expires.map(|at| at.saturating_duration_since(now));
         let pause = self.failures.next_delay();
-        let Some(ttl) = tenure.ttl else {
+        let Some(ttl) = expiry.ttl else {
             return pause;
         };
         let in_danger = left.is_some_and(|left| left < ttl / 2);
@@ -188,7 +192,7 @@ impl<L: OwnLease> Keeper<L> {
         let trouble = StoreTrouble::from(error);
         if (refused || in_danger) && self.trouble.as_ref() != Some(&trouble) {
             self.trouble = Some(trouble.clone());
-            self.news = Some(StoreEvent::RenewalFailed {
+            self.event = Some(StoreEvent::RenewalFailed {
                 error: trouble,
                 left,
             });
@@ -197,12 +201,12 @@ impl<L: OwnLease> Keeper<L> {
     }
 
     /// When to check: at once, unless the last check was a short time ago.
-    fn next_look(&mut self) -> Instant {
+    fn next_check(&mut self) -> Instant {
         let now = Instant::now();
-        match self.last_look {
-            Some(last) if now - last < QUIET => last + self.looks.next_delay(),
+        match self.last_check {
+            Some(last) if now - last < QUIET => last + self.checks.next_delay(),
             _ => {
-                self.looks.reset();
+                self.checks.reset();
                 now
             }
         }

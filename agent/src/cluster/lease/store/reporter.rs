@@ -12,7 +12,7 @@ use crate::cluster::lease::{Lease, StoreTrouble, SubnetKey};
 
 /// The receiver of the events is gone: the store was dropped.
 #[derive(Debug)]
-pub(in crate::cluster::lease) struct Unwanted;
+pub(in crate::cluster::lease) struct Closed;
 
 /// What was last reported about the servers.
 #[derive(PartialEq, Eq)]
@@ -26,7 +26,7 @@ enum Connectivity {
 pub(in crate::cluster::lease) struct Reporter {
     state: Arc<State>,
     events: Sender<StoreEvent>,
-    said: Connectivity,
+    reported: Connectivity,
 }
 
 impl Reporter {
@@ -34,7 +34,7 @@ impl Reporter {
         Self {
             state,
             events,
-            said: Connectivity::Unknown,
+            reported: Connectivity::Unknown,
         }
     }
 
@@ -42,23 +42,23 @@ impl Reporter {
     pub(in crate::cluster::lease) async fn reachable(
         &mut self,
         endpoint: String,
-    ) -> Result<(), Unwanted> {
-        self.say(Connectivity::Reachable(endpoint)).await
+    ) -> Result<(), Closed> {
+        self.report(Connectivity::Reachable(endpoint)).await
     }
 
     /// No server answers. Reported once for each reason.
     pub(in crate::cluster::lease) async fn unreachable(
         &mut self,
         error: StoreTrouble,
-    ) -> Result<(), Unwanted> {
-        self.say(Connectivity::Unreachable(error)).await
+    ) -> Result<(), Closed> {
+        self.report(Connectivity::Unreachable(error)).await
     }
 
-    async fn say(&mut self, said: Connectivity) -> Result<(), Unwanted> {
-        if self.said == said {
+    async fn report(&mut self, connectivity: Connectivity) -> Result<(), Closed> {
+        if self.reported == connectivity {
             return Ok(());
         }
-        let event = match said {
+        let event = match connectivity {
             Connectivity::Unknown => return Ok(()),
             Connectivity::Reachable(ref endpoint) => StoreEvent::Reachable {
                 endpoint: endpoint.clone(),
@@ -67,7 +67,7 @@ impl Reporter {
                 error: error.clone(),
             },
         };
-        self.said = said;
+        self.reported = connectivity;
         self.send(event).await
     }
 
@@ -76,7 +76,7 @@ impl Reporter {
         &self,
         leases: Vec<Lease>,
         mut unreadable: Vec<SubnetKey>,
-    ) -> Result<(), Unwanted> {
+    ) -> Result<(), Closed> {
         let keys = leases.iter().map(|lease| lease.key);
         let keys = keys.chain(unreadable.iter().copied());
         let held = self.state.hold_down().listed(keys, Instant::now());
@@ -89,7 +89,7 @@ impl Reporter {
     pub(in crate::cluster::lease) async fn changes(
         &self,
         changes: BTreeMap<SubnetKey, Option<Lease>>,
-    ) -> Result<(), Unwanted> {
+    ) -> Result<(), Closed> {
         let (mut set, mut removed) = (Vec::new(), Vec::new());
         let now = Instant::now();
         for (key, lease) in changes {
@@ -114,12 +114,12 @@ impl Reporter {
     }
 
     /// The hold-down ended: leases that were not taken again in time are gone.
-    pub(in crate::cluster::lease) async fn gone(&self) -> Result<(), Unwanted> {
+    pub(in crate::cluster::lease) async fn gone(&self) -> Result<(), Closed> {
         let removed = self.state.hold_down().take_gone(Instant::now());
         self.changed(Vec::new(), removed).await
     }
 
-    async fn changed(&self, set: Vec<Lease>, removed: Vec<SubnetKey>) -> Result<(), Unwanted> {
+    async fn changed(&self, set: Vec<Lease>, removed: Vec<SubnetKey>) -> Result<(), Closed> {
         if set.is_empty() && removed.is_empty() {
             return Ok(());
         }
@@ -127,7 +127,7 @@ impl Reporter {
             .await
     }
 
-    pub(in crate::cluster::lease) async fn send(&self, event: StoreEvent) -> Result<(), Unwanted> {
-        self.events.send(event).await.map_err(|_| Unwanted)
+    pub(in crate::cluster::lease) async fn send(&self, event: StoreEvent) -> Result<(), Closed> {
+        self.events.send(event).await.map_err(|_| Closed)
     }
 }

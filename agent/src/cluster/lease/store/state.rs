@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Tenure;
+use super::Expiry;
 use super::hold_down::HoldDown;
 use crate::cluster::lease::SubnetKey;
 
@@ -16,7 +16,7 @@ pub(in crate::cluster::lease) struct State {
     /// The hold-down: how long a lease that vanished during an outage still counts.
     grace: Duration,
     hold_down: Mutex<HoldDown>,
-    tenure: Mutex<Tenure>,
+    expiry: Mutex<Expiry>,
     touched: Notify,
 }
 
@@ -25,7 +25,7 @@ impl State {
         Self {
             grace,
             hold_down: Mutex::default(),
-            tenure: Mutex::default(),
+            expiry: Mutex::default(),
             touched: Notify::new(),
         }
     }
@@ -49,18 +49,18 @@ impl State {
     }
 
     /// The TTL and expiry of the own lease, as far as known.
-    pub(in crate::cluster::lease) fn tenure(&self) -> Tenure {
-        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(in crate::cluster::lease) fn expiry(&self) -> Expiry {
+        *self.expiry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The own lease was renewed for this long from now; `None` for a reservation.
-    pub(in crate::cluster::lease) fn extended(&self, ttl: Option<Duration>) {
+    pub(in crate::cluster::lease) fn renewed(&self, ttl: Option<Duration>) {
         let expires = ttl.map(|ttl| Instant::now() + ttl);
-        self.set_tenure(Tenure { ttl, expires });
+        self.set_expiry(Expiry { ttl, expires });
     }
 
-    pub(in crate::cluster::lease) fn set_tenure(&self, tenure: Tenure) {
-        *self.tenure.lock().unwrap_or_else(PoisonError::into_inner) = tenure;
+    pub(in crate::cluster::lease) fn set_expiry(&self, expiry: Expiry) {
+        *self.expiry.lock().unwrap_or_else(PoisonError::into_inner) = expiry;
     }
 
     /// The own lease may not be as wanted: wakes the keeper.

@@ -216,7 +216,7 @@ fn only_those_are_asked_whose_answer_makes_a_difference() {
     );
     let all = [moved.clone(), before.clone(), other.clone()];
     let asked = |node: Node<'_>, entries: &[Entry], answers: &Answers| -> Vec<String> {
-        node.doubts(&config(), entries, answers)
+        node.to_challenge(&config(), entries, answers)
             .into_iter()
             .collect()
     };

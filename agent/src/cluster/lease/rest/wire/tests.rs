@@ -152,10 +152,10 @@ fn watches_are_read() {
     };
 
     let text = result("null", &format!("[{good},{garbled},{{}}]"));
-    let Watched { news, cursor, .. } = Watched::parse(&text, true).unwrap();
+    let Watched { update, cursor, .. } = Watched::parse(&text, true).unwrap();
     assert_eq!(cursor, "7-1");
-    match news {
-        News::Snapshot { leases, unreadable } => {
+    match update {
+        WatchUpdate::Snapshot { leases, unreadable } => {
             assert_eq!(leases, [lease()]);
             assert_eq!(unreadable, [SubnetKey::parse_name("10.5.3.0-24").unwrap()]);
         }
@@ -168,8 +168,8 @@ fn watches_are_read() {
         event("removed", garbled),
     ];
     let text = result(&format!("[{}]", events.join(",")), "null");
-    match Watched::parse(&text, true).unwrap().news {
-        News::Changes(changes) => assert_eq!(
+    match Watched::parse(&text, true).unwrap().update {
+        WatchUpdate::Changes(changes) => assert_eq!(
             changes,
             [
                 (lease().key, Some(lease())),
@@ -179,14 +179,14 @@ fn watches_are_read() {
         other => panic!("{other:?}"),
     }
 
-    // An empty answer means no news after a wait, and an empty network otherwise.
+    // An empty answer means no update after a wait, and an empty network otherwise.
     let nothing = result("null", "null");
-    let waited = Watched::parse(&nothing, true).unwrap().news;
-    assert!(matches!(waited, News::Changes(changes) if changes.is_empty()));
-    let first = Watched::parse(&nothing, false).unwrap().news;
-    assert!(matches!(first, News::Snapshot { leases, .. } if leases.is_empty()));
-    let emptied = Watched::parse(&result("[]", "[]"), true).unwrap().news;
-    assert!(matches!(emptied, News::Snapshot { leases, .. } if leases.is_empty()));
+    let waited = Watched::parse(&nothing, true).unwrap().update;
+    assert!(matches!(waited, WatchUpdate::Changes(changes) if changes.is_empty()));
+    let first = Watched::parse(&nothing, false).unwrap().update;
+    assert!(matches!(first, WatchUpdate::Snapshot { leases, .. } if leases.is_empty()));
+    let emptied = Watched::parse(&result("[]", "[]"), true).unwrap().update;
+    assert!(matches!(emptied, WatchUpdate::Snapshot { leases, .. } if leases.is_empty()));
 }
 
 #[test]

@@ -13,12 +13,12 @@ use crate::settings::Settings;
 /// What an earlier run of the agent left, possibly under another network config. Whatever of it is stale is removed: an
 /// address of the former network, for example, would give packets to the new one the wrong source.
 #[derive(Debug, Default)]
-pub(crate) struct Former {
+pub(crate) struct EarlierRun {
     links: Vec<InterfaceName>,
     networks: Vec<IpNet>,
 }
 
-impl Former {
+impl EarlierRun {
     /// Finds the overlay devices that keep a MAC address or carry our routes, and the networks in `subnet.env`.
     pub(crate) async fn find(
         settings: &Settings,

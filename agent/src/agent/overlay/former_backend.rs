@@ -24,14 +24,14 @@ const LINGER: Duration = Duration::from_secs(10);
 
 /// A backend that the network no longer uses, and the peers still reached through it.
 #[derive(Debug)]
-pub(super) struct Leaving {
+pub(super) struct FormerBackend {
     backend: Arc<dyn Backend>,
     peers: BTreeMap<SubnetKey, Arc<Lease>>,
     /// When to remove it, once no peer is left.
     end: Option<Instant>,
 }
 
-impl Leaving {
+impl FormerBackend {
     /// The former backend for these peers, if it can coexist with the next one.
     pub(super) fn new(
         former: &Arc<dyn Backend>,
@@ -122,7 +122,7 @@ mod tests {
     };
 
     /// vxlan's path to the peer 10.5.2.0/24, on a node that already uses host-gw.
-    fn changed() -> (Leaving, PeerTable, Lease, NetworkConfig) {
+    fn changed() -> (FormerBackend, PeerTable, Lease, NetworkConfig) {
         let config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).unwrap();
         let mut own = lease(99, 9, 99);
         own.attrs.backend_type = "host-gw".to_owned();
@@ -132,41 +132,41 @@ mod tests {
             leases: vec![peer.clone()],
             unreadable: Vec::new(),
         });
-        let leaving = Leaving {
+        let former = FormerBackend {
             backend: shared(),
             peers: [(peer.key, Arc::new(peer))].into(),
             end: None,
         };
-        (leaving, table, own, config)
+        (former, table, own, config)
     }
 
     #[test]
     fn peer_whose_subnet_holds_an_address_that_the_host_was_given_is_let_go() {
-        let (mut leaving, mut table, own, config) = changed();
+        let (mut former, mut table, own, config) = changed();
         let peer = lease(2, 2, 2).key;
-        leaving.settle(&table, Instant::now());
-        assert!(leaving.has(&peer));
+        former.settle(&table, Instant::now());
+        assert!(former.has(&peer));
         for (address, stays) in [("10.6.2.7/24", true), ("10.5.2.7/24", false)] {
             table.set_host(HostNets::of_one(address.parse().unwrap()));
             table.rejudge(&config, &own, Box::new(|_| Ok(())));
-            leaving.settle(&table, Instant::now());
-            assert_eq!(leaving.has(&peer), stays, "{address}");
+            former.settle(&table, Instant::now());
+            assert_eq!(former.has(&peer), stays, "{address}");
         }
     }
 
     #[test]
     fn former_way_goes_on_over_the_underlay_of_now() {
-        let (mut leaving, table, ..) = changed();
+        let (mut former, table, ..) = changed();
         let mut moved = underlay();
         moved.v6 = None;
         moved.v4 = moved.v4.map(|mut v4| {
             v4.address = std::net::Ipv4Addr::new(192, 0, 2, 77);
             v4
         });
-        leaving.follow(&moved);
-        leaving.settle(&table, Instant::now());
+        former.follow(&moved);
+        former.settle(&table, Instant::now());
         let mut wanted = State::new();
-        leaving.add_to(&OWN, &mut wanted);
+        former.add_to(&OWN, &mut wanted);
         let local = wanted.iter().find_map(|(key, object)| match (key, object) {
             (Key::Link(_), Object::Link(link)) => match &link.kind {
                 LinkKind::Vxlan(vxlan) => Some(vxlan.local.to_string()),

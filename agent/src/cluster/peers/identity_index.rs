@@ -11,9 +11,9 @@ use crate::cluster::lease::{Lease, SubnetKey};
 
 /// The leases by the hash of their MAC address or key; the caller compares the text itself.
 #[derive(Debug, Default)]
-pub(super) struct Bearers(Option<BTreeSet<(u64, SubnetKey)>>);
+pub(super) struct IdentityIndex(Option<BTreeSet<(u64, SubnetKey)>>);
 
-impl Bearers {
+impl IdentityIndex {
     /// The leases that may have this MAC address or key. `all` are all sound leases, to build the index from.
     pub(super) fn of<'a>(
         &mut self,

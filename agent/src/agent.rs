@@ -7,12 +7,13 @@
 //! keeps running.
 
 mod answers;
-mod cause;
 mod change;
+mod join;
 mod overlay;
 mod own_lease;
 mod reload;
 mod sample;
+mod store;
 mod task;
 
 use std::time::Duration;
@@ -23,17 +24,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
-use self::overlay::{EarlierRun, Membership, Overlay, Programmed};
+use self::overlay::{Overlay, Programmed};
 pub use self::reload::Load;
 use self::task::{Task, Tasks};
 use crate::base::logging::{Repeats, chain};
 use crate::base::machine_id;
 use crate::base::retry::{Backoff, random_seed};
 use crate::base::service::Service;
-use crate::cluster::lease::{
-    ChosenStore, LeaseEvent, LeaseStore, Past, SettingsError, StoreError, StoreErrorKind,
-    StoreEvent, SubnetKey,
-};
+use crate::cluster::lease::{ChosenStore, LeaseStore, SettingsError, StoreError, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::host::claim::Claims;
 use crate::host::executor::Executor;
@@ -41,13 +39,12 @@ use crate::host::firewall::{self, Rules};
 use crate::host::netlink::{KernelError, Monitor};
 use crate::host::open::OpenError;
 use crate::host::privileges::Privileges;
-use crate::host::subnet_file;
 use crate::settings::Settings;
 use crate::telemetry::clock::Clock;
 use crate::telemetry::control::{ControlService, Questions};
 use crate::telemetry::health::{BindError, Health, Running, Scrapes, Server};
 use crate::telemetry::metrics::Events;
-use crate::telemetry::status::{self, Cause, Code, Coded, TaskName};
+use crate::telemetry::status::{self, Cause, Code};
 
 /// Why the agent ended by itself. Errors that may heal are retried instead.
 #[derive(Debug, Error)]
@@ -90,10 +87,9 @@ pub async fn run(
     claims: Claims,
     load: Load<'_>,
 ) -> Result<(), Error> {
-    let listen = |what| move |source| Error::Listen { what, source };
-    let hangup = signal(SignalKind::hangup()).map_err(listen("SIGHUP"))?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(listen("SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(listen("SIGINT"))?;
+    let hangup = handle(SignalKind::hangup(), "SIGHUP")?;
+    let mut terminate = handle(SignalKind::terminate(), "SIGTERM")?;
+    let mut interrupt = handle(SignalKind::interrupt(), "SIGINT")?;
     let owner = match &settings.agent.node_id {
         Some(id) => id.clone(),
         None => machine_id::owner("/".as_ref(), &settings.files.state_dir)?,
@@ -166,17 +162,12 @@ pub async fn run(
         _ = terminate.recv() => (),
         _ = interrupt.recv() => (),
     }
-    service.stopping();
-    if agent.settings.agent.leave_on_stop {
-        agent.leave().await;
-    }
-    if let Some(rules) = agent.rules_to_hand_over().await
-        && let Err(error) = firewall::hand_over(&rules).await
-    {
-        warn!("{}", chain(&error));
-    }
-    info!("stopping; the data plane stays in place");
+    agent.stop().await;
     Ok(())
+}
+
+fn handle(kind: SignalKind, what: &'static str) -> Result<Signal, Error> {
+    signal(kind).map_err(|source| Error::Listen { what, source })
 }
 
 /// The longest interval between two turns of the loop; also the maximum age of the status.
@@ -260,120 +251,6 @@ impl<S: LeaseStore> Agent<'_, S> {
         self.service.ready(&overlay.summary());
         info!(subnet = %overlay.own().key, peers = overlay.peers(), "overlay ready");
         self.follow(&mut overlay, programmed).await
-    }
-
-    /// Joins the overlay, however long that takes, and programs the host. Some peers may still have to be programmed.
-    async fn join(&mut self, mut executor: Executor) -> (Overlay, Programmed) {
-        self.report_joining(Cause::new(Code::Starting, "starting"));
-        let mut retry = task::new_retry();
-        loop {
-            let reason = match self.become_member(&mut executor).await {
-                Ok((membership, leases)) => {
-                    let mut overlay = Overlay::new(&self.settings, membership, executor);
-                    overlay.begin(leases);
-                    match overlay.join().await {
-                        Ok(programmed) => return (overlay, programmed),
-                        Err(reason) => {
-                            executor = overlay.into_executor();
-                            reason
-                        }
-                    }
-                }
-                Err(reason) => reason,
-            };
-            if let Some(line) = self.waits.note(&reason.text, Instant::now()) {
-                warn!("waiting to join: {line}");
-            }
-            // Compare code and object, not the text: a hook's output may differ each time.
-            let what = (reason.code, reason.object.clone());
-            self.report_waiting(reason);
-            if self.waiting.as_ref() != Some(&what) {
-                self.waiting = Some(what);
-                retry.done();
-            }
-            retry.schedule();
-            tokio::select! {
-                () = retry.due() => (),
-                Some(()) = self.hangup.recv() => self.reload().await,
-            }
-        }
-    }
-
-    /// Reports what joining waits for.
-    fn report_waiting(&self, reason: Cause) {
-        let reason = reason.worded(|text| format!("waiting to join: {text}"));
-        self.service.status(&reason.text);
-        self.health.set_ready(vec![reason.clone()]);
-        self.report_joining(reason);
-    }
-
-    /// Attempts once everything that comes before programming; the error says what is missing.
-    async fn become_member(
-        &mut self,
-        executor: &mut Executor,
-    ) -> Result<(Membership, LeaseEvent), Cause> {
-        let failed = |events: &mut Events, error: StoreError| {
-            sample::count(events, error.kind());
-            error.to_cause()
-        };
-        let config = self.store.network_config().await;
-        let config = config.map_err(|error| failed(&mut self.events, error))?;
-        let (underlay, host, backend) =
-            overlay::connect(&self.settings, &self.privileges, &config, false, executor)
-                .await
-                .map_err(|error| error.to_cause())?;
-        let earlier_run = EarlierRun::find(&self.settings, executor.kernel_mut())
-            .await
-            .map_err(|error| error.to_cause())?;
-        let attrs = backend.lease_attrs();
-        let past = Past {
-            previous: previous_subnet(&self.settings),
-            has_own_address: underlay.has_own_address(),
-        };
-        self.store.set_avoid(host.avoid());
-        let own = self.acquire(&config, &attrs, past).await;
-        let own = own.map_err(|error| failed(&mut self.events, error))?;
-        self.log_lease(own.key, own.attrs.public_address());
-        let mut membership = Membership {
-            config,
-            underlay,
-            host,
-            backend,
-            own,
-            earlier_run,
-        };
-
-        // Wait for the list of peers: without it, a restarted agent would treat their kernel objects as stale.
-        loop {
-            match self.store.next_event().await {
-                StoreEvent::Peers(event @ LeaseEvent::Snapshot { .. }) => {
-                    // Yield even to younger leases: peers that already use such a lease keep it, while no peer knows
-                    // this node's yet.
-                    let duplicate = overlay::duplicates(&membership.own, event.leases()).next();
-                    if let Some(duplicate) = duplicate.map(|lease| lease.key) {
-                        self.change_identity(&mut membership, duplicate, executor)
-                            .await?;
-                    }
-                    return Ok((membership, event));
-                }
-                StoreEvent::Peers(LeaseEvent::Changes { .. })
-                | StoreEvent::Renewed { .. }
-                | StoreEvent::RenewalFailed { .. } => (),
-                StoreEvent::NetworkConfig(Ok(config)) if *config == membership.config => (),
-                StoreEvent::NetworkConfig(_) => {
-                    return Err(Cause::new(
-                        Code::NetworkConfigChanged,
-                        "the network config changed meanwhile",
-                    ));
-                }
-                StoreEvent::OwnLeaseLost { reason } => {
-                    return Err(Cause::new(Code::LeaseLost, reason));
-                }
-                StoreEvent::AnotherHistory { reason } => self.note_history(reason),
-                StoreEvent::Unreachable { error } => self.report_waiting(error.to_cause()),
-                StoreEvent::Reachable { endpoint } => self.server = Some(endpoint),
-            }
-        }
     }
 
     /// Keeps the overlay in the state that the cluster wants.
@@ -487,6 +364,20 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
+    /// Gives the lease back if configured, and leaves the data plane to the next agent or flannel.
+    async fn stop(&mut self) {
+        self.service.stopping();
+        if self.settings.agent.leave_on_stop {
+            self.leave().await;
+        }
+        if let Some(rules) = self.rules_to_hand_over().await
+            && let Err(error) = firewall::hand_over(&rules).await
+        {
+            warn!("{}", chain(&error));
+        }
+        info!("stopping; the data plane stays in place");
+    }
+
     /// The rules that a flannel started next must find where it expects them: those of this run, or those of an earlier
     /// run that was killed, as far as `subnet.env` and the settings show them. `None` for a named network, whose names
     /// flannel does not use.
@@ -521,61 +412,6 @@ impl<S: LeaseStore> Agent<'_, S> {
         }
     }
 
-    async fn on_store(&mut self, overlay: &mut Overlay, event: StoreEvent, tasks: &mut Tasks) {
-        match event {
-            StoreEvent::Peers(event) => {
-                if overlay::duplicate_to_yield_to(overlay.own(), event.leases()).is_some() {
-                    tasks.identity.at(self.next_identity);
-                }
-                tasks.programmed_part(overlay.apply(event).await);
-            }
-            StoreEvent::Renewed { .. } => {
-                self.events.renewals += 1;
-                tasks.renewal.done();
-            }
-            StoreEvent::RenewalFailed { error, .. } => {
-                self.events.renewal_failures += 1;
-                // The store retries by itself.
-                tasks.renewal.stuck(&error);
-            }
-            StoreEvent::NetworkConfig(Ok(config)) => {
-                self.new_config = Some(*config);
-                tasks.config.now();
-            }
-            StoreEvent::NetworkConfig(Err(error)) => {
-                self.new_config = None;
-                self.events.configs_rejected += 1;
-                // A retry is useless until the config changes again.
-                tasks.config.stuck(&error);
-            }
-            StoreEvent::OwnLeaseLost { reason } => {
-                warn!(subnet = %overlay.own().key, "{reason}");
-                self.events.leases_lost += 1;
-                self.lease = None;
-                tasks.lease.now();
-            }
-            StoreEvent::AnotherHistory { reason } => self.note_history(reason),
-            StoreEvent::Unreachable { error } => {
-                warn!("lost the connection to the lease store: {error}");
-                self.server = None;
-                sample::count(&mut self.events, StoreErrorKind::Unreachable);
-                self.store_trouble = Some(error.to_cause().of(TaskName::Store));
-            }
-            StoreEvent::Reachable { endpoint } => {
-                info!(endpoint, "connected to the lease store");
-                self.server = Some(endpoint);
-                self.store_trouble = None;
-            }
-        }
-    }
-
-    fn note_history(&mut self, reason: String) {
-        warn!(
-            "the lease store was restored from a backup or created anew; listed all leases again: {reason}"
-        );
-        self.history.changed(reason);
-    }
-
     /// One line for `systemctl status`: the state, and what is wrong.
     fn status(&self, overlay: &Overlay, tasks: &Tasks) -> String {
         let mut status = overlay.summary();
@@ -606,18 +442,4 @@ fn every(period: Duration) -> Interval {
     let mut interval = interval_at(Instant::now() + period, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
-}
-
-/// The subnet in `subnet.env` from an earlier run.
-fn previous_subnet(settings: &Settings) -> Option<SubnetKey> {
-    match subnet_file::read_previous(&settings.files.subnet_file) {
-        Ok(previous) => {
-            let key = SubnetKey::new(previous.subnet, previous.subnet_v6);
-            key.nets().next().is_some().then_some(key)
-        }
-        Err(error) => {
-            warn!("ignoring the previous subnet file: {}", chain(&error));
-            None
-        }
-    }
 }

@@ -117,27 +117,21 @@ impl Overlay {
                 networks: list(config.networks()),
             });
         }
-        let networks: Vec<IpNet> = config.networks().collect();
-        let executor = self.reconciler.executor_mut();
-        executor.claim_network(&networks).map_err(OpenError::from)?;
+        self.claim_network(&config)?;
+        let next = NextBackend {
+            config: &config,
+            new_identity: false,
+            printed,
+        };
         let opened = match self.suits(&config) {
             true => Ok(Arc::clone(&self.backend)),
-            false => {
-                let next = NextBackend {
-                    config: &config,
-                    new_identity: false,
-                    printed,
-                };
-                self.open_backend(settings, privileges, next).await
-            }
+            false => self.open_backend(settings, privileges, next).await,
         };
         let backend = match opened {
             Ok(backend) => backend,
             Err(error) => {
-                // The present config stays in use: claim its networks again.
-                let networks: Vec<IpNet> = self.config.networks().collect();
-                let executor = self.reconciler.executor_mut();
-                executor.claim_network(&networks).map_err(OpenError::from)?;
+                // The present config stays in use.
+                self.claim_network(&self.config.clone())?;
                 return Err(error);
             }
         };
@@ -158,6 +152,13 @@ impl Overlay {
         }
         self.set_backend(backend);
         Ok(true)
+    }
+
+    /// Claims a config's networks against other agents on this host, in place of those claimed before.
+    fn claim_network(&mut self, config: &NetworkConfig) -> Result<(), ConnectError> {
+        let networks: Vec<IpNet> = config.networks().collect();
+        let claimed = self.reconciler.executor_mut().claim_network(&networks);
+        Ok(claimed.map_err(OpenError::from)?)
     }
 
     async fn open_backend(

@@ -12,7 +12,7 @@ use crate::cluster::network_config::Families;
 use crate::host::firewall::{Error, Mode, Outcome, Rules};
 use crate::host::subnet_file;
 use crate::host::underlay;
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 use crate::telemetry::status;
 
 /// The rules of an earlier run, as far as `subnet.env` and the settings show them; `None` if there was none. The
@@ -51,6 +51,11 @@ pub(crate) async fn former_rules(settings: &Settings) -> Option<Rules> {
 }
 
 impl Overlay {
+    /// Sets new firewall settings. Programs nothing yet.
+    pub(crate) fn set_firewall(&mut self, settings: &settings::Firewall) {
+        self.firewall_settings = settings.clone();
+    }
+
     /// How often to check the firewall even without events.
     pub(crate) fn firewall_resync(&self) -> Duration {
         self.firewall_settings.resync

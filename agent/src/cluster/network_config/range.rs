@@ -151,43 +151,18 @@ impl Family {
     pub(super) fn range(&self, wanted: &Wanted) -> Result<Computed, RangeError> {
         let keys = &self.keys;
         let no_network = RangeError::NoNetwork { key: keys.network };
-        let (address, length) = wanted.network.ok_or(no_network)?;
         // Length 0 is flannel's empty network: an address masked by it is always 0.
-        if length == 0 {
-            return Err(RangeError::NoNetwork { key: keys.network });
-        }
+        let network = wanted.network.filter(|(_, length)| *length != 0);
+        let (address, length) = network.ok_or(no_network)?;
         let subnet_len = self.subnet_len(length, wanted.subnet_len)?;
         let size = self.size(subnet_len);
         let first = address & !(self.size(length) - 1);
         let last = first | (self.size(length) - 1);
-
-        let bound = |key, given: u128, default: u128| {
-            if given == 0 {
-                return Ok(default);
-            }
-            if !(first..=last).contains(&given) {
-                return Err(RangeError::Outside {
-                    key,
-                    address: self.address(given),
-                    first: self.address(first),
-                    last: self.address(last),
-                });
-            }
-            if given & (size - 1) != 0 {
-                return Err(RangeError::Boundary {
-                    key,
-                    subnet_len: keys.subnet_len,
-                    address: self.address(given),
-                    length: subnet_len,
-                    lower: self.address(given & !(size - 1)),
-                });
-            }
-            Ok(given)
-        };
         // The first subnet is skipped: its network address equals that of the whole network, which confuses old
         // software.
-        let min = bound(keys.subnet_min, wanted.min, first + size)?;
-        let max = bound(keys.subnet_max, wanted.max, last - (size - 1))?;
+        let bound = |key, given| self.bound(key, given, (first, last), subnet_len);
+        let min = bound(keys.subnet_min, wanted.min)?.unwrap_or(first + size);
+        let max = bound(keys.subnet_max, wanted.max)?.unwrap_or(last - (size - 1));
         if min > max {
             return Err(RangeError::MinAboveMax {
                 min_key: keys.subnet_min,
@@ -201,6 +176,38 @@ impl Family {
             min,
             max,
         })
+    }
+
+    /// The first or last subnet as given; `None` if it is not, which is 0.
+    fn bound(
+        &self,
+        key: &'static str,
+        given: u128,
+        (first, last): (u128, u128),
+        subnet_len: u8,
+    ) -> Result<Option<u128>, RangeError> {
+        let host_bits = self.size(subnet_len) - 1;
+        if given == 0 {
+            return Ok(None);
+        }
+        if !(first..=last).contains(&given) {
+            return Err(RangeError::Outside {
+                key,
+                address: self.address(given),
+                first: self.address(first),
+                last: self.address(last),
+            });
+        }
+        if given & host_bits != 0 {
+            return Err(RangeError::Boundary {
+                key,
+                subnet_len: self.keys.subnet_len,
+                address: self.address(given),
+                length: subnet_len,
+                lower: self.address(given & !host_bits),
+            });
+        }
+        Ok(Some(given))
     }
 
     fn subnet_len(&self, network: u8, wanted: u64) -> Result<u8, RangeError> {

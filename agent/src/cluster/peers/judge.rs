@@ -74,21 +74,8 @@ impl PeerTable {
         if known == Some(lease) {
             return Ok(());
         }
-        let claim = self.claim(lease);
-        if known.is_none_or(|known| self.claim(known).public != claim.public) {
-            if let Some(holder) = self.accepted.subnet_covering(&claim) {
-                return Err(PeerRefusal::MovesInto(holder));
-            }
-            // A lease that moved in the same event is about to be in use again.
-            let mut moving = batch.pending.iter().map(|(_, key)| key);
-            let holds = |key: &&SubnetKey| {
-                **key != lease.key && overlap(&self.relevant(key), &claim.public)
-            };
-            if claim.public.nets().next().is_some()
-                && let Some(holder) = moving.find(holds)
-            {
-                return Err(PeerRefusal::MovesInto(*holder));
-            }
+        if let Some(holder) = self.moves_into(lease, known, batch) {
+            return Err(PeerRefusal::MovesInto(holder));
         }
         let Self {
             identities,
@@ -119,6 +106,22 @@ impl PeerTable {
             }
         }
         Ok(())
+    }
+
+    /// The lease in use into whose subnet an update moves the public IP, if any.
+    fn moves_into(&self, lease: &Lease, known: Option<&Lease>, batch: &Batch) -> Option<SubnetKey> {
+        let claim = self.claim(lease);
+        if known.is_some_and(|known| self.claim(known).public == claim.public) {
+            return None;
+        }
+        if let Some(holder) = self.accepted.subnet_covering(&claim) {
+            return Some(holder);
+        }
+        // Most public addresses lie outside the network: those need no walk over all pending leases.
+        claim.public.nets().next()?;
+        // A lease that moved in the same event is about to be in use again.
+        let mut moving = batch.pending.iter().map(|(_, key)| *key);
+        moving.find(|key| *key != lease.key && overlap(&self.relevant(key), &claim.public))
     }
 
     /// This host's address in a subnet: an interface's, or one that peers send to.

@@ -221,21 +221,7 @@ async fn with_retries(
         }
         let written = match decision.subnet {
             _ if !decision.discard.is_empty() => {
-                for entry in decision.discard {
-                    let subnet = entry.key.to_string();
-                    match node.own_address_in(&entry.key) {
-                        Some(address) => warn!(
-                            subnet,
-                            %address,
-                            "releasing a lease whose subnet contains this host's own address"
-                        ),
-                        None => info!(
-                            subnet,
-                            "releasing a lease that the network config no longer allows"
-                        ),
-                    }
-                    delete(store, &entry.key, entry.modified).await?;
-                }
+                discard(store, node, decision.discard).await?;
                 None
             }
             Subnet::NoneLeft(exhausted) => return Err(StoreError::OutOfSubnets(exhausted)),
@@ -252,6 +238,26 @@ async fn with_retries(
         }
     }
     Err(StoreError::LostRaces { attempts: ATTEMPTS })
+}
+
+/// Deletes own leases that the config does not allow.
+async fn discard(store: &Store, node: &Node<'_>, leases: Vec<&Entry>) -> Result<(), StoreError> {
+    for entry in leases {
+        let subnet = entry.key.to_string();
+        match node.own_address_in(&entry.key) {
+            Some(address) => warn!(
+                subnet,
+                %address,
+                "releasing a lease whose subnet contains this host's own address"
+            ),
+            None => info!(
+                subnet,
+                "releasing a lease that the network config no longer allows"
+            ),
+        }
+        delete(store, &entry.key, entry.modified).await?;
+    }
+    Ok(())
 }
 
 /// Which subnet to take, in flannel's order: the one already held, the previous one, any free one.
@@ -287,33 +293,42 @@ fn decide<'a>(
         .collect();
     let subnet = match usable.first() {
         Some(entry) => Subnet::Keep(entry),
-        None => {
-            let taken: Vec<_> = entries.iter().map(|entry| entry.key).collect();
-            let peers = entries.iter().filter_map(|entry| entry.attrs.as_ref());
-            let peers: Vec<IpAddr> = peers.flat_map(LeaseAttrs::public_addresses).collect();
-            let own = node.attrs.public_addresses();
-            let inside = peers.iter().copied().chain(own);
-            let families = config.families();
-            let avoid = node
-                .avoid
-                .and(inside.filter(|host| families.contain(*host)));
-            let holds_peer = |key: &SubnetKey| {
-                let mut nets = key.nets();
-                nets.any(|net| peers.iter().any(|peer| net.contains(peer)))
-            };
-            let previous = node
-                .previous
-                .filter(|key| allocate::allows(config, key))
-                .filter(|key| !taken.iter().any(|taken| allocate::overlap(key, taken)))
-                .filter(|key| node.own_address_in(key).is_none() && !holds_peer(key));
-            match previous {
-                Some(key) => Subnet::Create(key),
-                None => allocate::choose_off(config, &taken, &avoid, lost_races, seed)
-                    .map_or_else(Subnet::NoneLeft, Subnet::Create),
-            }
-        }
+        None => free_subnet(config, node, entries, lost_races, seed),
     };
     Decision { discard, subnet }
+}
+
+/// The previous subnet if it is free, else any that is.
+fn free_subnet<'a>(
+    config: &NetworkConfig,
+    node: &Node<'_>,
+    entries: &[Entry],
+    lost_races: u32,
+    seed: u64,
+) -> Subnet<'a> {
+    let taken: Vec<_> = entries.iter().map(|entry| entry.key).collect();
+    let peers = entries.iter().filter_map(|entry| entry.attrs.as_ref());
+    let peers: Vec<IpAddr> = peers.flat_map(LeaseAttrs::public_addresses).collect();
+    let own = node.attrs.public_addresses();
+    let inside = peers.iter().copied().chain(own);
+    let families = config.families();
+    let avoid = node
+        .avoid
+        .and(inside.filter(|host| families.contain(*host)));
+    let holds_peer = |key: &SubnetKey| {
+        let mut nets = key.nets();
+        nets.any(|net| peers.iter().any(|peer| net.contains(peer)))
+    };
+    let previous = node
+        .previous
+        .filter(|key| allocate::allows(config, key))
+        .filter(|key| !taken.iter().any(|taken| allocate::overlap(key, taken)))
+        .filter(|key| node.own_address_in(key).is_none() && !holds_peer(key));
+    match previous {
+        Some(key) => Subnet::Create(key),
+        None => allocate::choose_off(config, &taken, &avoid, lost_races, seed)
+            .map_or_else(Subnet::NoneLeft, Subnet::Create),
+    }
 }
 
 /// Adopts a lease that already belongs to this node. Writes nothing if nothing changed.
@@ -323,27 +338,9 @@ async fn keep(
     entry: &Entry,
     grant: &mut Grant<'_>,
 ) -> Result<Option<(Held, i64, bool)>, StoreError> {
-    let mut held = Held {
-        key: entry.key,
-        wanted: attrs.clone(),
-        published: entry.attrs.clone().unwrap_or_else(|| attrs.clone()),
-        unconfirmed: Vec::new(),
-        modified: entry.modified,
-        etcd_lease: None,
-    };
-    match claim(attrs, Some(&held.published)) {
-        Claim::SameMachine => info!(
-            subnet = %held.key,
-            former_public_ip = %held.published.public_address(),
-            "adopting the lease of this node's former address; no node answers there"
-        ),
-        Claim::SameAddress => info!(
-            subnet = %held.key,
-            former_owner = held.published.owner.as_deref().unwrap_or("unknown"),
-            "adopting the lease of this address; the node that took it does not answer"
-        ),
-        Claim::Ours | Claim::Other => {}
-    }
+    let published = entry.attrs.clone().unwrap_or_else(|| attrs.clone());
+    let mut held = Held::new(entry.key, attrs.clone(), published, entry.modified);
+    log_adopted(&held);
     let Some(id) = entry.etcd_lease else {
         let subnet = entry.key.to_string();
         info!(subnet, "using the subnet reserved for this node");
@@ -370,6 +367,23 @@ async fn keep(
     Ok(None)
 }
 
+/// Logs that a lease of another address or owner is this node's.
+fn log_adopted(held: &Held) {
+    match claim(&held.wanted, Some(&held.published)) {
+        Claim::SameMachine => info!(
+            subnet = %held.key,
+            former_public_ip = %held.published.public_address(),
+            "adopting the lease of this node's former address; no node answers there"
+        ),
+        Claim::SameAddress => info!(
+            subnet = %held.key,
+            former_owner = held.published.owner.as_deref().unwrap_or("unknown"),
+            "adopting the lease of this address; the node that took it does not answer"
+        ),
+        Claim::Ours | Claim::Other => {}
+    }
+}
+
 /// Creates a lease unless another node was faster since the list.
 async fn create(
     store: &Store,
@@ -386,12 +400,8 @@ async fn create(
         Some(revision) => {
             grant.attached();
             let held = Held {
-                key,
-                wanted: attrs.clone(),
-                published: attrs.clone(),
-                unconfirmed: Vec::new(),
-                modified: revision,
                 etcd_lease: Some(lease),
+                ..Held::new(key, attrs.clone(), attrs.clone(), revision)
             };
             Ok(Some((held, revision, false)))
         }

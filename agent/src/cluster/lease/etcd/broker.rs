@@ -115,14 +115,7 @@ impl Broker {
                 },
             });
         };
-        let held = Held {
-            key: *key,
-            wanted: attrs.clone(),
-            published,
-            unconfirmed: Vec::new(),
-            modified: entry.modified,
-            etcd_lease: None,
-        };
+        let held = Held::new(*key, attrs.clone(), published, entry.modified);
         self.check_and_renew(held, listing::to_unsigned(entry.created))
             .await
     }
@@ -157,14 +150,7 @@ impl Broker {
         if claim(attrs, found.as_ref()) != Claim::Ours {
             return Ok(Released::Nothing);
         }
-        let held = Held {
-            key: *key,
-            wanted: attrs.clone(),
-            published: attrs.clone(),
-            unconfirmed: Vec::new(),
-            modified: 0,
-            etcd_lease: None,
-        };
+        let held = Held::new(*key, attrs.clone(), attrs.clone(), 0);
         held.release(&self.store).await
     }
 

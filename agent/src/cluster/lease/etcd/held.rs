@@ -98,6 +98,23 @@ const RELEASE_PAUSES: Backoff =
 const ATTEMPTS: u32 = 5;
 
 impl Held {
+    /// A lease without an etcd lease.
+    pub(super) fn new(
+        key: SubnetKey,
+        wanted: LeaseAttrs,
+        published: LeaseAttrs,
+        modified: i64,
+    ) -> Self {
+        Self {
+            key,
+            wanted,
+            published,
+            unconfirmed: Vec::new(),
+            modified,
+            etcd_lease: None,
+        }
+    }
+
     /// Reads the key and, if it is still ours, corrects it. An unreadable value has no owner, so it is replaced.
     ///
     /// The etcd lease, or the lack of one, is adopted as found, so that a key that an administrator turned into a

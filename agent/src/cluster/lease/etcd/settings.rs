@@ -33,37 +33,21 @@ impl Keys {
 impl Etcd {
     /// Checks everything that needs no connection.
     pub(super) fn check(&self) -> Result<Vec<Endpoint>, SettingsError> {
-        let pairs = [
-            (
-                "certfile",
-                self.certfile.is_some(),
-                "keyfile",
-                self.keyfile.is_some(),
-            ),
-            (
-                "username",
-                self.username.is_some(),
-                "password",
-                self.password.is_some(),
-            ),
-        ];
-        for (a, has_a, b, has_b) in pairs {
-            match (has_a, has_b) {
-                (true, false) => {
-                    return Err(SettingsError::Alone {
-                        given: a,
-                        missing: b,
-                    });
-                }
-                (false, true) => {
-                    return Err(SettingsError::Alone {
-                        given: b,
-                        missing: a,
-                    });
-                }
-                (true, true) | (false, false) => {}
-            }
-        }
+        let together = |a, has_a, b, has_b| match (has_a, has_b) {
+            (true, false) => Err(SettingsError::Alone {
+                given: a,
+                missing: b,
+            }),
+            (false, true) => Err(SettingsError::Alone {
+                given: b,
+                missing: a,
+            }),
+            (true, true) | (false, false) => Ok(()),
+        };
+        let (cert, key) = (self.certfile.is_some(), self.keyfile.is_some());
+        together("certfile", cert, "keyfile", key)?;
+        let (user, password) = (self.username.is_some(), self.password.is_some());
+        together("username", user, "password", password)?;
         if self.lease_ttl.subsec_nanos() != 0
             || !(1..=9_000_000_000).contains(&self.lease_ttl.as_secs())
         {

@@ -382,8 +382,24 @@ impl Watcher {
                 None => Ok(()),
             };
         }
-        let mut changes: BTreeMap<SubnetKey, Option<Lease>> = BTreeMap::new();
-        for event in response.events() {
+        let changes = self.lease_changes(response.events());
+        let events = response.events().iter();
+        let last = events.filter_map(|event| event.kv()).next_back();
+        let seen = seen_revision(
+            response.header().map(|header| header.revision()),
+            last.map(|kv| kv.mod_revision()),
+        );
+        if let Some(seen) = seen {
+            store.servers.history.reach(seen);
+        }
+        Ok(self.reporter.changes(changes).await?)
+    }
+
+    /// The last change of each lease: written (`Some`) or gone (`None`).
+    fn lease_changes(&self, events: &[Event]) -> BTreeMap<SubnetKey, Option<Lease>> {
+        let store = &self.store;
+        let mut changes = BTreeMap::new();
+        for event in events {
             let Some(kv) = event.kv() else {
                 continue;
             };
@@ -413,16 +429,7 @@ impl Watcher {
                 self.check_own(Some(kv.mod_revision()));
             }
         }
-        let events = response.events().iter();
-        let last = events.filter_map(|event| event.kv()).next_back();
-        let seen = seen_revision(
-            response.header().map(|header| header.revision()),
-            last.map(|kv| kv.mod_revision()),
-        );
-        if let Some(seen) = seen {
-            store.servers.history.reach(seen);
-        }
-        Ok(self.reporter.changes(changes).await?)
+        changes
     }
 
     async fn config_changed(&self, event: &Event) -> Result<(), Stop> {

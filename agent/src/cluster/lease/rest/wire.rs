@@ -137,17 +137,10 @@ impl Received {
     /// Parses a lease. Missing attributes are allowed, malformed ones are an error.
     pub(crate) fn parse(text: &str) -> Result<Self, WireError> {
         let object = Object::parse(text)?;
-        let v4: Option<Ipv4Net> = object.get("Subnet", "a subnet such as \"10.5.34.0/24\"")?;
-        let v6: Option<Ipv6Net> =
-            object.get("IPv6Subnet", "a subnet such as \"fd00:10:5:22::/64\"")?;
-        // Go writes its zero value for a missing family.
-        let v4 = v4.filter(|net| net.prefix_len() != 0);
-        let v6 = v6.filter(|net| net.prefix_len() != 0);
-        let key = SubnetKey::new(v4, v6);
-        if (v4.is_none() && v6.is_none()) || (key.v4, key.v6) != (v4, v6) {
+        let Some(key) = subnets(&object)? else {
             let shown = object.raw("Subnet").map_or("null", RawValue::get);
             return Err(WireError::Subnet(go_json::shorten(shown)));
-        }
+        };
         let attrs = object.raw("Attrs").map(RawValue::get);
         let attrs = attrs
             .filter(|text| *text != "null")
@@ -217,23 +210,8 @@ impl Watched {
             ),
             (None, None) if waited => WatchUpdate::Changes(Vec::new()),
             (None, snapshot) => {
-                let named = list("unreadable")?.unwrap_or_default();
-                let named = named.into_iter().filter_map(|name| {
-                    let name: String = serde_json::from_str(name.get()).ok()?;
-                    SubnetKey::parse_name(&name).ok()
-                });
-                let mut unreadable: Vec<_> = named.collect();
-                let mut leases = Vec::new();
-                for lease in snapshot.unwrap_or_default() {
-                    match Received::parse(lease.get()) {
-                        Ok(Received {
-                            key, attrs: None, ..
-                        }) => unreadable.push(key),
-                        Ok(received) => leases.extend(received.into_lease()),
-                        Err(_) => unreadable.extend(subnet_of(lease.get())),
-                    }
-                }
-                WatchUpdate::Snapshot { leases, unreadable }
+                let unreadable = list("unreadable")?.unwrap_or_default();
+                snapshot_of(snapshot.unwrap_or_default(), unreadable)
             }
         };
         let cursor: String = object.required("cursor", "a string")?;
@@ -259,6 +237,26 @@ impl Watched {
     }
 }
 
+/// A snapshot of these leases, and of the subnets that the server itself could not parse the lease of.
+fn snapshot_of(snapshot: Vec<&RawValue>, named: Vec<&RawValue>) -> WatchUpdate {
+    let named = named.into_iter().filter_map(|name| {
+        let name: String = serde_json::from_str(name.get()).ok()?;
+        SubnetKey::parse_name(&name).ok()
+    });
+    let mut unreadable: Vec<_> = named.collect();
+    let mut leases = Vec::new();
+    for lease in snapshot {
+        match Received::parse(lease.get()) {
+            Ok(Received {
+                key, attrs: None, ..
+            }) => unreadable.push(key),
+            Ok(received) => leases.extend(received.into_lease()),
+            Err(_) => unreadable.extend(subnet_of(lease.get())),
+        }
+    }
+    WatchUpdate::Snapshot { leases, unreadable }
+}
+
 /// One event. A changed lease that cannot be parsed changes nothing: the previous one stays in use.
 fn change(text: &str) -> Result<Option<(SubnetKey, Option<Lease>)>, WireError> {
     let object = Object::parse(text)?;
@@ -276,14 +274,19 @@ fn change(text: &str) -> Result<Option<(SubnetKey, Option<Lease>)>, WireError> {
 
 /// The subnet of a lease, whatever its attributes are.
 fn subnet_of(text: &str) -> Option<SubnetKey> {
-    let object = Object::parse(text).ok()?;
-    let v4: Option<Ipv4Net> = object.get("Subnet", "").ok()?;
-    let v6: Option<Ipv6Net> = object.get("IPv6Subnet", "").ok()?;
+    subnets(&Object::parse(text).ok()?).ok()?
+}
+
+/// The subnets of a lease; `None` if one has host bits, or if there are none.
+fn subnets(object: &Object<'_>) -> Result<Option<SubnetKey>, GoJsonError> {
+    let v4: Option<Ipv4Net> = object.get("Subnet", "a subnet such as \"10.5.34.0/24\"")?;
+    let v6: Option<Ipv6Net> = object.get("IPv6Subnet", "a subnet such as \"fd00:10:5:22::/64\"")?;
+    // Go writes its zero value for a missing family.
     let v4 = v4.filter(|net| net.prefix_len() != 0);
     let v6 = v6.filter(|net| net.prefix_len() != 0);
     let key = SubnetKey::new(v4, v6);
-    let whole = (key.v4, key.v6) == (v4, v6) && (v4.is_some() || v6.is_some());
-    whole.then_some(key)
+    let is_whole = (key.v4, key.v6) == (v4, v6) && (v4.is_some() || v6.is_some());
+    Ok(is_whole.then_some(key))
 }
 
 #[cfg(test)]

@@ -236,10 +236,7 @@ struct Agent<'a, S: LeaseStore> {
 
 /// Pauses between new identities.
 const IDENTITY_PAUSES: Backoff =
-    match Backoff::new(Duration::from_secs(1), Duration::from_secs(600), 0.3, 0) {
-        Ok(backoff) => backoff,
-        Err(_) => panic!("constant out of range"),
-    };
+    Backoff::constant(Duration::from_secs(1), Duration::from_secs(600), 0.3);
 
 impl<S: LeaseStore> Agent<'_, S> {
     async fn serve(&mut self, executor: Executor) -> Never {

@@ -111,24 +111,23 @@ impl<S: LeaseStore> Agent<'_, S> {
             server.stop().await;
         }
         let address = new?;
-        match Server::bind(address).await {
-            Ok(server) => {
-                self.server_task = Some(server.start(self.health.clone()));
-                info!(%address, "serving /healthz, /readyz and /metrics");
-                return Some(address);
-            }
-            Err(error) => warn!("{}; keeping the old address", chain(&error)),
+        if self.serve_health(address, "keeping the old address").await {
+            info!(%address, "serving /healthz, /readyz and /metrics");
+            return Some(address);
         }
         let address = old?;
+        let is_serving = self
+            .serve_health(address, "there are no health endpoints now")
+            .await;
+        is_serving.then_some(address)
+    }
+
+    /// Starts the health endpoints; `otherwise` is what follows if the address cannot be bound.
+    async fn serve_health(&mut self, address: SocketAddr, otherwise: &str) -> bool {
         match Server::bind(address).await {
-            Ok(server) => {
-                self.server_task = Some(server.start(self.health.clone()));
-                Some(address)
-            }
-            Err(error) => {
-                warn!("{}; there are no health endpoints now", chain(&error));
-                None
-            }
+            Ok(server) => self.server_task = Some(server.start(self.health.clone())),
+            Err(error) => warn!("{}; {otherwise}", chain(&error)),
         }
+        self.server_task.is_some()
     }
 }

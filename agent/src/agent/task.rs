@@ -11,11 +11,7 @@ use crate::base::retry::{Backoff, Retry, random_seed};
 use crate::telemetry::status::{Cause, Coded, TaskName};
 
 /// From 200 ms after the first failure to at most 10 s, so that a fault that heals by itself is noticed soon.
-const PAUSES: Backoff =
-    match Backoff::new(Duration::from_millis(200), Duration::from_secs(10), 0.3, 0) {
-        Ok(backoff) => backoff,
-        Err(_) => panic!("constant out of range"),
-    };
+const PAUSES: Backoff = Backoff::constant(Duration::from_millis(200), Duration::from_secs(10), 0.3);
 
 /// The retry schedule, with a jitter per node so that a cluster does not retry in step.
 pub(super) fn new_retry() -> Retry {

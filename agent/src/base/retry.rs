@@ -40,7 +40,7 @@ pub enum BackoffError {
 impl Backoff {
     /// Delays from `min` to `max`; each is shortened by up to the fraction `jitter` (0.0 to 0.9).
     ///
-    /// A `const fn`, so that an error in constants shows at compile time; see [`Backoff::seeded`].
+    /// See [`Backoff::constant`] and [`Backoff::seeded`].
     pub const fn new(
         min: Duration,
         max: Duration,
@@ -63,6 +63,14 @@ impl Backoff {
             next: min,
             seed,
         })
+    }
+
+    /// The same for constants: values out of range do not compile.
+    pub const fn constant(min: Duration, max: Duration, jitter: f64) -> Self {
+        match Self::new(min, max, jitter, 0) {
+            Ok(backoff) => backoff,
+            Err(_) => panic!("constant out of range"),
+        }
     }
 
     /// The same delays with another random seed.

@@ -120,6 +120,14 @@ impl LeaseAttrs {
         })
     }
 
+    /// The same attributes with this owner ID.
+    pub fn owned_by(&self, owner: &str) -> Self {
+        Self {
+            owner: Some(owner.to_owned()),
+            ..self.clone()
+        }
+    }
+
     /// Where peers send packets for a subnet of the same family.
     pub fn address_for(&self, subnet: IpNet) -> Option<IpAddr> {
         match subnet {

@@ -81,14 +81,21 @@ pub enum Taken {
     Remote(Box<remote::Taken>),
 }
 
+/// The same call on whichever store it is.
+macro_rules! either {
+    ($chosen:ident, $store:ident => $call:expr) => {
+        match $chosen {
+            Self::Etcd($store) => $call,
+            Self::Remote($store) => $call,
+        }
+    };
+}
+
 impl LeaseStore for ChosenStore {
     type Taken = Taken;
 
     async fn network_config(&mut self) -> Result<NetworkConfig, StoreError> {
-        match self {
-            Self::Etcd(store) => store.network_config().await,
-            Self::Remote(store) => store.network_config().await,
-        }
+        either!(self, store => store.network_config().await)
     }
 
     fn take(
@@ -118,51 +125,30 @@ impl LeaseStore for ChosenStore {
     }
 
     fn update(&mut self, attrs: &LeaseAttrs) -> BoxFuture<'static, Result<(), StoreError>> {
-        match self {
-            Self::Etcd(store) => store.update(attrs),
-            Self::Remote(store) => store.update(attrs),
-        }
+        either!(self, store => store.update(attrs))
     }
 
     async fn release(&mut self) -> Result<Released, StoreError> {
-        match self {
-            Self::Etcd(store) => store.release().await,
-            Self::Remote(store) => store.release().await,
-        }
+        either!(self, store => store.release().await)
     }
 
     fn set_access(&mut self, settings: &crate::settings::Etcd) -> Result<(), SettingsError> {
-        match self {
-            Self::Etcd(store) => store.set_access(settings),
-            Self::Remote(store) => store.set_access(settings),
-        }
+        either!(self, store => store.set_access(settings))
     }
 
     fn reconnect(&mut self) {
-        match self {
-            Self::Etcd(store) => store.reconnect(),
-            Self::Remote(store) => store.reconnect(),
-        }
+        either!(self, store => store.reconnect())
     }
 
     fn set_avoid(&mut self, avoid: Avoid) {
-        match self {
-            Self::Etcd(store) => store.set_avoid(avoid),
-            Self::Remote(store) => store.set_avoid(avoid),
-        }
+        either!(self, store => store.set_avoid(avoid))
     }
 
     fn expiry(&self) -> Expiry {
-        match self {
-            Self::Etcd(store) => store.expiry(),
-            Self::Remote(store) => store.expiry(),
-        }
+        either!(self, store => store.expiry())
     }
 
     async fn next_event(&mut self) -> StoreEvent {
-        match self {
-            Self::Etcd(store) => store.next_event().await,
-            Self::Remote(store) => store.next_event().await,
-        }
+        either!(self, store => store.next_event().await)
     }
 }

@@ -176,13 +176,6 @@ impl EtcdStore {
             .collect())
     }
 
-    fn with_owner(&self, attrs: &LeaseAttrs) -> LeaseAttrs {
-        LeaseAttrs {
-            owner: Some(self.owner.clone()),
-            ..attrs.clone()
-        }
-    }
-
     /// Starts the tasks and ends the running ones. `own`: the held lease and its remaining time.
     fn start(&mut self, own: Option<(SubnetKey, Own, TimeLeft)>, listing: Option<Listing>) {
         let events = self.tasks.restart();
@@ -242,7 +235,7 @@ impl LeaseStore for EtcdStore {
         past: Past,
     ) -> BoxFuture<'static, Result<Taken, StoreError>> {
         let (store, config) = (Arc::clone(&self.store), config.clone());
-        let (attrs, restarted) = (self.with_owner(attrs), !self.acquired);
+        let (attrs, restarted) = (attrs.owned_by(&self.owner), !self.acquired);
         let (past, avoid) = (past, self.avoid.clone());
         Box::pin(async move {
             let node = acquire::Node {
@@ -287,7 +280,7 @@ impl LeaseStore for EtcdStore {
     }
 
     fn update(&mut self, attrs: &LeaseAttrs) -> BoxFuture<'static, Result<(), StoreError>> {
-        let publishing = publish(Arc::clone(&self.store), self.with_owner(attrs));
+        let publishing = publish(Arc::clone(&self.store), attrs.owned_by(&self.owner));
         let (done, outcome) = oneshot::channel();
         // In its own task it outlives the caller's timeout, and tries one server after the other.
         self.tasks.spawn(async move {

@@ -113,18 +113,13 @@ impl Shared {
         let held = held.ok_or_else(|| StoreError::NoLease {
             reason: "it was released meanwhile".to_owned(),
         })?;
-        let lease = Lease {
-            key: held.key,
-            attrs: held.wanted.clone(),
-            created: 0,
-        };
         let former: Vec<_> = held
             .addresses
             .iter()
             .map(|address| format!("former={address}"))
             .collect();
         let path = format!("/leases/{}?{}", encoded(&held.key), former.join("&"));
-        let body = wire::encode(&LeaseBody::new(&lease))?;
+        let body = held.body()?;
         let question = self.question(Method::PUT, &path, body);
         let answer = self.servers.ask(&question).await?;
         let received = self.lease_in(&answer.body)?;
@@ -155,6 +150,15 @@ impl Shared {
 }
 
 impl Held {
+    /// The lease as sent.
+    fn body(&self) -> Result<String, serde_json::Error> {
+        wire::encode(&LeaseBody::new(&Lease {
+            key: self.key,
+            attrs: self.wanted.clone(),
+            created: 0,
+        }))
+    }
+
     fn remember(&mut self, address: IpAddr) {
         if !self.addresses.contains(&address) {
             self.addresses.push(address);
@@ -246,18 +250,11 @@ impl RemoteStore {
         let held = Held {
             key: lease.key,
             term: 0,
-            wanted: self.with_owner(&lease.attrs),
+            wanted: lease.attrs.owned_by(&self.owner),
             confirmed: true,
             addresses: Vec::new(),
         };
         give_back(&self.shared, &held).await
-    }
-
-    fn with_owner(&self, attrs: &LeaseAttrs) -> LeaseAttrs {
-        LeaseAttrs {
-            owner: Some(self.owner.clone()),
-            ..attrs.clone()
-        }
     }
 
     /// Starts the tasks and ends the running ones. `own`: the remaining time of the own lease, if there is one.
@@ -315,7 +312,7 @@ impl LeaseStore for RemoteStore {
         past: Past,
     ) -> BoxFuture<'static, Result<Taken, StoreError>> {
         let (shared, config) = (Arc::clone(&self.shared), config.clone());
-        let attrs = self.with_owner(attrs);
+        let attrs = attrs.owned_by(&self.owner);
         let previous = past.previous;
         let previous = previous.map(|key| SubnetKey::new(key.v4, key.v6));
         let mut path = format!("/leases?restarted={}", self.terms == 0);
@@ -370,7 +367,7 @@ impl LeaseStore for RemoteStore {
     }
 
     fn update(&mut self, attrs: &LeaseAttrs) -> BoxFuture<'static, Result<(), StoreError>> {
-        let wanted = self.with_owner(attrs);
+        let wanted = attrs.owned_by(&self.owner);
         let term = match self.shared.held().as_mut() {
             None => {
                 return Box::pin(ready(Err(StoreError::NoLease {
@@ -433,12 +430,7 @@ impl LeaseStore for RemoteStore {
 
 /// Gives a lease back, if the server agrees that it belongs to this host.
 async fn give_back(shared: &Shared, held: &Held) -> Result<Released, StoreError> {
-    let lease = Lease {
-        key: held.key,
-        attrs: held.wanted.clone(),
-        created: 0,
-    };
-    let body = wire::encode(&LeaseBody::new(&lease))?;
+    let body = held.body()?;
     let path = format!("/leases/{}", encoded(&held.key));
     let question = shared.question(Method::DELETE, &path, body);
     match shared.servers.ask(&question).await {

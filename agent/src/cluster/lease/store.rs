@@ -19,7 +19,6 @@
 //! `410 Gone` means to list again, which is a snapshot as after any other gap. Nothing expires, so `maintain` never
 //! renews: it returns `TimeLeft::Forever`, rewrites annotations that were touched, and reports the lease lost when the
 //! node has another podCIDR or none.
-//! podCIDR or none.
 
 use std::future::Future;
 use std::time::Duration;
@@ -51,10 +50,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(20);
 
 /// Pauses between attempts to reconnect: flannel's for etcd.
 pub(super) const RECONNECT: Backoff =
-    match Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0.5, 0) {
-        Ok(backoff) => backoff,
-        Err(_) => panic!("constant out of range"),
-    };
+    Backoff::constant(Duration::from_millis(100), Duration::from_secs(5), 0.5);
 
 /// Sleeps until a time, or forever without one. Cancel-safe.
 async fn until(at: Option<Instant>) {

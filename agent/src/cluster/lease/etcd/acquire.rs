@@ -180,10 +180,7 @@ pub(super) async fn acquire(
 /// Pauses after a lost race: long enough that the next list shows the winner, with a jitter large enough to separate
 /// the nodes.
 const RACE_PAUSES: Backoff =
-    match Backoff::new(Duration::from_millis(10), Duration::from_secs(1), 0.9, 0) {
-        Ok(backoff) => backoff,
-        Err(_) => panic!("constant out of range"),
-    };
+    Backoff::constant(Duration::from_millis(10), Duration::from_secs(1), 0.9);
 
 /// Repeats attempts that lost a race.
 async fn with_retries(

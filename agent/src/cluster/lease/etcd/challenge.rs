@@ -16,9 +16,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp,
-};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
@@ -128,22 +126,8 @@ pub(super) async fn ask(store: &Store, owner: &str, asker: &str) -> Result<Answe
 
 async fn ask_as(store: &Store, question: &str, id: i64, asker: &str) -> Result<Answer, StoreError> {
     let servers = &store.servers;
-    let options = LeaseGrantOptions::new().with_id(id);
-    let granted = servers
-        .call(|mut client| {
-            let options = options.clone();
-            async move { client.lease_grant(TTL, Some(options)).await }
-        })
-        .await;
-    match granted {
-        // The second case: an earlier request was committed but its reply lost.
-        Ok(_)
-        | Err(StoreError::Refused {
-            code: code::FAILED_PRECONDITION,
-            ..
-        }) => {}
-        Err(error) => return Err(error),
-    }
+    // If it exists, an earlier request was committed but its reply lost.
+    let _ = grants::request(servers, id, TTL).await?;
     let answer = format!("{question}{ALIVE}");
     let begun = Instant::now();
     servers

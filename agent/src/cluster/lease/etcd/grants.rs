@@ -11,7 +11,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{LeaseGrantOptions, LeaseTimeToLiveOptions};
+use etcd_client::{LeaseGrantOptions, LeaseGrantResponse, LeaseTimeToLiveOptions};
 use tracing::debug;
 
 use super::held::{EtcdLease, keep_alive, seconds};
@@ -147,6 +147,26 @@ pub(super) fn new_id() -> i64 {
 /// Requests an etcd lease with the configured TTL under this ID. `None` if the ID is in use with a key attached.
 async fn grant(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreError> {
     let ttl = i64::try_from(servers.settings().lease_ttl.as_secs()).unwrap_or(i64::MAX);
+    if let Some(response) = request(servers, id, ttl).await? {
+        servers.history.check_cluster(response.header());
+        return Ok(Some(EtcdLease {
+            id: response.id(),
+            ttl: seconds(response.ttl()),
+        }));
+    }
+    // An earlier request whose reply was lost, or a spare.
+    let Some(lease) = unused(servers, id).await? else {
+        return Ok(None);
+    };
+    Ok(keep_alive(servers, lease).await?.then_some(lease))
+}
+
+/// Requests an etcd lease with this ID and TTL in seconds; `None` if the ID exists already.
+pub(super) async fn request(
+    servers: &Servers,
+    id: i64,
+    ttl: i64,
+) -> Result<Option<LeaseGrantResponse>, StoreError> {
     let options = LeaseGrantOptions::new().with_id(id);
     let granted = servers
         .call(|mut client| {
@@ -155,23 +175,11 @@ async fn grant(servers: &Servers, id: i64) -> Result<Option<EtcdLease>, StoreErr
         })
         .await;
     match granted {
-        Ok(response) => {
-            servers.history.check_cluster(response.header());
-            Ok(Some(EtcdLease {
-                id: response.id(),
-                ttl: seconds(response.ttl()),
-            }))
-        }
-        // The ID exists: an earlier request whose reply was lost, or a spare.
+        Ok(response) => Ok(Some(response)),
         Err(StoreError::Refused {
             code: code::FAILED_PRECONDITION,
             ..
-        }) => {
-            let Some(lease) = unused(servers, id).await? else {
-                return Ok(None);
-            };
-            Ok(keep_alive(servers, lease).await?.then_some(lease))
-        }
+        }) => Ok(None),
         Err(error) => Err(error),
     }
 }

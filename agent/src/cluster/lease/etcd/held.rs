@@ -89,10 +89,7 @@ pub(super) enum Settled {
 
 /// Pauses between attempts to give a lease back; short, since the service manager waits for the agent to stop.
 const RELEASE_PAUSES: Backoff =
-    match Backoff::new(Duration::from_millis(50), Duration::from_secs(1), 0.3, 0) {
-        Ok(backoff) => backoff,
-        Err(_) => panic!("constant out of range"),
-    };
+    Backoff::constant(Duration::from_millis(50), Duration::from_secs(1), 0.3);
 
 /// How often to retry a write while another writer keeps changing the key.
 const ATTEMPTS: u32 = 5;

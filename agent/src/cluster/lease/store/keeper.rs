@@ -53,20 +53,13 @@ pub(in crate::cluster::lease) enum TimeLeft {
 
 /// Pauses after failed requests.
 const FAILURES: Backoff =
-    match Backoff::new(Duration::from_millis(200), Duration::from_secs(60), 0.5, 0) {
-        Ok(backoff) => backoff,
-        Err(_) => panic!("constant out of range"),
-    };
+    Backoff::constant(Duration::from_millis(200), Duration::from_secs(60), 0.5);
 
 /// The lower bound of pauses, however little time is left.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Pauses between checks of a lease that another writer keeps changing, for example a flannel on the same machine.
-const CHECKS: Backoff = match Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 0.5, 0)
-{
-    Ok(backoff) => backoff,
-    Err(_) => panic!("constant out of range"),
-};
+const CHECKS: Backoff = Backoff::constant(Duration::from_secs(1), Duration::from_secs(60), 0.5);
 
 /// After this long without such a check, the next one is immediate again.
 const QUIET: Duration = Duration::from_secs(300);

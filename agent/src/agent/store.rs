@@ -65,7 +65,7 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     pub(super) fn note_history(&mut self, reason: String) {
         warn!(
-            "the lease store was restored from a backup or created anew; listed all leases again: {reason}"
+            "the lease store was restored from a backup or recreated; listed all leases again: {reason}"
         );
         self.history.changed(reason);
     }

@@ -217,7 +217,7 @@ async fn follow(mut store: EtcdStore, network: Arc<Network>) {
             }
             StoreEvent::AnotherHistory { reason } => {
                 warn!(
-                    "etcd was restored from a backup or created anew; listed all leases again: {reason}"
+                    "etcd was restored from a backup or recreated; listed all leases again: {reason}"
                 );
             }
             // This store holds no lease of its own.

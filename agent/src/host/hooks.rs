@@ -64,7 +64,7 @@ pub enum CommandError {
     #[error("failed to run /bin/sh: {0}")]
     Run(String),
     /// It exceeded the timeout and was killed with all its children.
-    #[error("{command:?} did not finish within {} s", DEADLINE.as_secs())]
+    #[error("{command:?} timed out after {} s", DEADLINE.as_secs())]
     Timeout {
         /// The command.
         command: String,
@@ -80,10 +80,10 @@ pub enum CommandError {
         output: String,
     },
     /// It was not started yet because other commands took too long.
-    #[error("its turn comes when others that take long have ended")]
+    #[error("not started yet: earlier commands are still running")]
     Waiting,
     /// A command that must run before it failed; that failure is reported separately.
-    #[error("its turn comes when the command before it has succeeded")]
+    #[error("not started: a required command failed")]
     Behind,
 }
 
@@ -212,12 +212,12 @@ impl Hooks {
     pub(crate) fn open(file: &Path) -> Self {
         let former = match fs::read(file) {
             Ok(bytes) => parse(&bytes).unwrap_or_else(|error| {
-                warn!(path = %file.display(), "forgetting for whom commands were run: {error}");
+                warn!(path = %file.display(), "ignoring the record of commands that have run: {error}");
                 BTreeMap::new()
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => {
-                warn!(path = %file.display(), "cannot read for whom commands were run: {error}");
+                warn!(path = %file.display(), "failed to read the record of commands that have run: {error}");
                 BTreeMap::new()
             }
         };
@@ -387,7 +387,7 @@ impl Hooks {
             .map_err(io::Error::from)
             .and_then(|bytes| atomic_file::replace(&self.file, &bytes, 0o600));
         if let Err(error) = written {
-            warn!(path = %self.file.display(), "failed to remember for whom commands were run: {error}");
+            warn!(path = %self.file.display(), "failed to save the record of commands that have run: {error}");
         }
     }
 }

@@ -25,7 +25,7 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// The file named by the administrator holds no valid key; it is not overwritten.
-    #[error("the private key in {}, which {} names, is unusable", path.display(), wireguard::VARIABLE)]
+    #[error("failed to use the private key in {}, set by {}", path.display(), wireguard::VARIABLE)]
     DamagedKey {
         /// The file.
         path: PathBuf,
@@ -34,13 +34,13 @@ pub enum IdentityError {
         source: KeyError,
     },
     /// The kernel returned no random bytes.
-    #[error("failed to make {what}: the kernel gives no random bytes")]
+    #[error("failed to generate {what}: the kernel returned no random bytes")]
     Random {
         /// MAC address or key.
         what: &'static str,
     },
     /// The file cannot be written.
-    #[error("failed to keep {what} in {}", path.display())]
+    #[error("failed to save {what} in {}", path.display())]
     Write {
         /// MAC address or key.
         what: &'static str,

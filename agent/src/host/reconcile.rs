@@ -220,7 +220,7 @@ impl Reconciler {
             let mut changes = diff(&self.desired, &observed.state);
             if !observed.complete {
                 warn!(
-                    "the kernel's configuration kept changing while it was read; removing nothing"
+                    "the kernel objects kept changing while they were listed; removing none until the next resync"
                 );
                 changes.retain(|change| matches!(change, Change::Set { .. }));
             }

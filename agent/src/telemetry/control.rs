@@ -174,7 +174,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::new(
                 io::ErrorKind::AlreadyExists,
-                "something that is no socket is there",
+                "the path exists and is not a socket",
             ));
         }
         Ok(_) => (),
@@ -182,7 +182,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(
             io::ErrorKind::AddrInUse,
-            "another agent answers there",
+            "another agent is listening on it",
         ));
     }
     fs::remove_file(path)
@@ -214,7 +214,7 @@ fn answer(known: Option<&impl Serialize>) -> Answer {
         Some(known) => json(known),
         None => Answer::plain(
             StatusCode::SERVICE_UNAVAILABLE,
-            "the agent is busy joining or programming; ask again",
+            "the agent is busy joining or programming; try again",
         ),
     }
 }
@@ -240,7 +240,7 @@ impl Handler for ControlService {
     }
 
     fn paths(&self) -> &'static str {
-        "there are /v1/status, /v1/peer, /healthz, /readyz and /metrics"
+        "no such path; try /v1/status, /v1/peer, /healthz, /readyz or /metrics"
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) async fn look(own: SubnetKey, networks: &[IpNet]) -> Option<Docker> {
     match inventory::addresses_of(BRIDGE).await {
         Ok(addresses) => judge(&options, addresses?, own, networks),
         Err(error) => {
-            debug!("{BRIDGE} is not looked at: {}", chain(&error));
+            debug!("skipped the check of {BRIDGE}: {}", chain(&error));
             None
         }
     }
@@ -87,15 +87,15 @@ fn judge(
                 .any(|address| address.trunc() == net.trunc());
             (!heeded).then(|| {
                 format!(
-                    "Docker was started with {text}, but its bridge {BRIDGE} {}, as live-restore leaves it while containers \
-                     run; no peer reaches them",
+                    "Docker was started with {text}, but its bridge {BRIDGE} {}: live-restore keeps it while containers run, \
+                     and peers cannot reach them",
                     on()
                 )
             })
         } else if networks.iter().any(|network| network.contains(&net.addr())) {
             Some(format!(
-                "Docker was started with {text}, which this node had before, and not again since: no peer reaches its \
-                 containers"
+                "Docker still uses {text}, a former subnet of this node: peers cannot reach its containers until Docker \
+                 is restarted"
             ))
         } else {
             continue;
@@ -172,7 +172,7 @@ mod tests {
             );
         };
         let both = ["10.5.3.1/24", "fd00:5:0:9::1/64"];
-        let words = "with --bip=10.5.9.1/24, but its bridge docker0 is on 10.5.3.1/24 and fd00:5:0:9::1/64, as live-restore";
+        let words = "with --bip=10.5.9.1/24, but its bridge docker0 is on 10.5.3.1/24 and fd00:5:0:9::1/64: live-restore";
         told(NEW, &both, words);
         let v6 = ["10.5.9.1/24", "fd00:5:0:3::1/64"];
         told(NEW, &v6, "with --fixed-cidr-v6=fd00:5:0:9::/64, but");
@@ -184,6 +184,6 @@ mod tests {
         );
         told(NEW, &[], "docker0 has no address");
         let old = "dockerd --bip=10.5.3.1/24";
-        told(old, &["10.5.3.1/24"], "which this node had before");
+        told(old, &["10.5.3.1/24"], "a former subnet of this node");
     }
 }

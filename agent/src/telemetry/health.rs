@@ -118,7 +118,7 @@ impl Handler for Health {
     }
 
     fn paths(&self) -> &'static str {
-        "there are /healthz, /readyz and /metrics"
+        "no such path; try /healthz, /readyz or /metrics"
     }
 }
 

@@ -213,12 +213,12 @@ impl Sample {
             ),
             (
                 "selvage_lease_lost_total",
-                "Times that this host lost its lease.",
+                "Times this host lost its lease.",
                 events.leases_lost,
             ),
             (
                 "selvage_renumberings_total",
-                "Times that the subnet of this host changed while the agent was running.",
+                "Times the subnet of this host changed while the agent was running.",
                 events.renumberings,
             ),
         ] {
@@ -230,7 +230,7 @@ impl Sample {
         let events = &self.events;
         text.counter(
             "selvage_network_configs_rejected_total",
-            "Network configs that this host could not use.",
+            "Network configs that the agent refused.",
             events.configs_rejected,
         );
         let mut reloads = text.family(
@@ -353,7 +353,7 @@ impl Sample {
         if let Some(firewall) = firewall {
             text.counter(
                 "selvage_firewall_updates_total",
-                "Times that the agent wrote firewall rules, including the first time.",
+                "Times the agent wrote firewall rules, including the first time.",
                 firewall.programmed,
             );
         }
@@ -421,7 +421,7 @@ impl Peers {
         for (name, help, value) in [
             (
                 "selvage_peers",
-                "Peers that the agent programs into the kernel.",
+                "Peers programmed into the kernel.",
                 self.used,
             ),
             (
@@ -440,7 +440,7 @@ impl Peers {
         let mut refused = text.family(
             "selvage_leases_refused",
             Kind::Gauge,
-            "Leases of other hosts, or updates of them, that the agent does not use, by reason.",
+            "Leases of other hosts, or updates of them, that the agent refused, by reason.",
         );
         for (reason, count) in &self.refused {
             refused.with(&[("reason", reason)], count);

@@ -17,7 +17,7 @@ const MAX_TUNS: u32 = 100;
 pub enum ClaimError {
     /// Another agent runs in the same network.
     #[error(
-        "{network} already has an agent on this host (process {id}); each network of a host needs a name of its own (--network)"
+        "{network} already has an agent on this host (process {id}); give each network on a host its own name (--network)"
     )]
     Network {
         /// Which, in words.
@@ -27,10 +27,10 @@ pub enum ClaimError {
     },
     /// Two network names map to the same next-hop ID range.
     #[error(
-        "the next-hop IDs collide with those of {network} (process {id}); give one of the networks another name"
+        "another agent on this host (process {id}) uses the same range of next-hop IDs as {network}; rename one of the networks"
     )]
     NextHops {
-        /// Which, in words.
+        /// Ours, in words.
         network: String,
         /// The other agent.
         id: i32,
@@ -68,10 +68,10 @@ pub enum ClaimError {
         owner: String,
     },
     /// All TUN device names are taken.
-    #[error("no TUN device is free among flannel0 to flannel{}", MAX_TUNS - 1)]
+    #[error("all TUN devices from flannel0 to flannel{} are in use; remove one", MAX_TUNS - 1)]
     NoTun,
     /// A claim cannot be made.
-    #[error("failed to claim {what}")]
+    #[error("failed to claim the abstract socket selvage/{what}")]
     Claim {
         /// The name.
         what: String,
@@ -80,15 +80,15 @@ pub enum ClaimError {
         source: claim::Error,
     },
     /// A netlink request for the device, or for its mark, failed.
-    #[error("failed to ask the kernel whose device it is")]
+    #[error("failed to look up the owner of the device")]
     Kernel(#[from] KernelError),
 }
 
 /// The remedy for two networks with the same device.
 fn remedy(device: &InterfaceName) -> &'static str {
     match device.as_str().contains('.') && !device.as_str().ends_with("ipip") {
-        true => "networks on one host need different VNIs",
-        false => "only one network of a host can use this backend",
+        true => "give each network on a host its own VNI",
+        false => "only one network per host can use this backend",
     }
 }
 
@@ -289,15 +289,15 @@ mod tests {
     #[test]
     fn remedies_fit_the_device() {
         for (device, remedy) in [
-            ("flannel.1", "networks on one host need different VNIs"),
-            ("flannel-v6.1", "networks on one host need different VNIs"),
+            ("flannel.1", "give each network on a host its own VNI"),
+            ("flannel-v6.1", "give each network on a host its own VNI"),
             (
                 "flannel.ipip",
-                "only one network of a host can use this backend",
+                "only one network per host can use this backend",
             ),
             (
                 "flannel-wg",
-                "only one network of a host can use this backend",
+                "only one network per host can use this backend",
             ),
         ] {
             let error = ClaimError::Device {

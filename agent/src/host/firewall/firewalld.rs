@@ -25,7 +25,7 @@ pub(super) const TABLE: &str = "inet firewalld";
 const PROGRAM: &str = "firewall-cmd";
 
 /// The action named in errors.
-const ACTION: &str = "let the overlay through";
+const ACTION: &str = "trust the overlay network";
 
 /// Deadline of one call. Generous, because the agent does not wait, and a firewalld that reloads on a busy machine
 /// answers late.
@@ -81,7 +81,7 @@ impl Firewalld {
                     program: PROGRAM.to_owned(),
                     action: ACTION,
                     message: format!(
-                        "it reported success, but none of its rules names {}",
+                        "it reported success, but no rule of firewalld names {}",
                         names.join(", ")
                     ),
                 };

@@ -232,7 +232,7 @@ impl Tools {
     }
 
     async fn save(&self, ip: Family) -> Result<Save, Error> {
-        let text = self.run(ip, "save", "read its rules", &[], "").await?;
+        let text = self.run(ip, "save", "list the rules", &[], "").await?;
         Ok(Save::parse(&text))
     }
 

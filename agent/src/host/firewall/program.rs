@@ -24,7 +24,7 @@ const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 pub enum Error {
     /// A required program is not installed.
     #[error(
-        "{program} is neither in PATH nor in {}: install {package}, or set firewall.mode to the other mode, or switch firewall.masquerade and firewall.forward off",
+        "failed to find {program} in PATH or in {}: install {package}, set firewall.mode to the other mode, or turn off firewall.masquerade and firewall.forward",
         DIRECTORIES.join(", ")
     )]
     NoProgram {
@@ -43,7 +43,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A program exceeded its deadline.
-    #[error("{} did not finish within {} s", program.display(), deadline.as_secs())]
+    #[error("{} timed out after {} s", program.display(), deadline.as_secs())]
     Timeout {
         /// The program.
         program: PathBuf,

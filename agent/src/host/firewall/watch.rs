@@ -206,7 +206,7 @@ impl Watcher {
                 Ok((datagram, _)) => (self.names.concern(&datagram), false),
                 // The kernel dropped notifications (ENOBUFS): any of them may have affected us.
                 Err(error) => {
-                    tracing::debug!(error = %error, "missed some firewall changes");
+                    tracing::debug!(error = %error, "the kernel dropped firewall notifications");
                     (Some(Affects::Ours), true)
                 }
             };

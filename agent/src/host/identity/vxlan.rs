@@ -108,7 +108,7 @@ fn read(file: &Path) -> Result<Option<Kept>, IdentityError> {
                 .and_then(|replaced| replaced.trim().parse().ok()),
         })),
         _ => {
-            warn!(file = %file.display(), "kept MAC address is damaged, not using it");
+            warn!(file = %file.display(), "ignoring the damaged MAC address file");
             Ok(None)
         }
     }

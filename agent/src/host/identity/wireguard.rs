@@ -72,7 +72,7 @@ impl Files {
             Some(Ok(key)) => Ok(key),
             Some(Err(error)) => {
                 let file = self.own.display();
-                warn!(file = %file, "kept private key is damaged ({error}), making another");
+                warn!(file = %file, "the private key is damaged ({error}); generating a new one");
                 self.make(&self.own)
             }
             None => self.make(&self.own),
@@ -85,7 +85,7 @@ impl Files {
         if let Some(named) = &self.named {
             warn!(
                 file = %named.display(),
-                "another node has this private key as well, and {VARIABLE} asks for it: peers reach only one of the two. Put another key there"
+                "another node uses this private key too, so peers reach only one of the two: put a new key into the file that {VARIABLE} names"
             );
             return self.key();
         }
@@ -103,7 +103,7 @@ impl Files {
             }
             Ok(None) => random()?,
             Ok(Some(Err(_))) | Err(_) => {
-                warn!(file = %self.flannels.display(), "flannel's private key is unusable, making another");
+                warn!(file = %self.flannels.display(), "flannel's private key is unusable; generating a new one");
                 random()?
             }
         };
@@ -150,7 +150,7 @@ fn read(file: &Path) -> Result<Option<Result<PrivateKey, KeyError>>, IdentityErr
     };
     let others = fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode() & 0o077);
     if others != 0 {
-        warn!(file = %file.display(), "not only root can read the private key; chmod 600 is advised");
+        warn!(file = %file.display(), "users other than root can read the private key; run chmod 600 on it");
     }
     let text = String::from_utf8_lossy(&text);
     Ok(Some(text.parse()))

@@ -39,13 +39,13 @@ pub enum ChangeError {
         existing: String,
     },
     /// The object's device does not exist.
-    #[error("there is no device {0}")]
+    #[error("the device {0} does not exist")]
     NoDevice(InterfaceName),
     /// The object's device, or the route's next hop, could not be created; that failure is reported separately.
-    #[error("what it depends on is missing")]
+    #[error("an object that it depends on is missing")]
     Dependency,
     /// Another agent has taken over the device.
-    #[error("another agent on this host has the device {0}")]
+    #[error("another agent on this host uses the device {0}")]
     Claimed(InterfaceName),
     /// The data plane cannot be opened.
     #[error("{text}")]
@@ -447,7 +447,7 @@ impl Kernel {
         if let Some(options) = link::change_options(index, was, want)
             && let Err(error) = self.request(options).await?
         {
-            debug!(link = %name, %error, "device cannot be changed in place, creating it anew");
+            debug!(link = %name, %error, "failed to change the device in place; recreating it");
             work.applied.recreated = true;
             return match self.delete_link(work, name).await? {
                 Ok(()) => self.create_link(work, name, want).await,

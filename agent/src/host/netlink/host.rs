@@ -252,19 +252,18 @@ pub(crate) async fn neighbors(
     let mut socket = Socket::open()?;
     let mut neighbors = BTreeMap::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let entries =
-            socket.dump(
-                "neighbours",
-                neighbor::list(family, index),
-                |message| match neighbor::read(&message, index, name)? {
-                    Entry {
-                        key: Key::Neighbor(_, address),
-                        object: Object::Neighbor(mac),
-                        ..
-                    } => Some((address, mac)),
-                    _ => None,
-                },
-            );
+        let entries = socket.dump(
+            "neighbor entries",
+            neighbor::list(family, index),
+            |message| match neighbor::read(&message, index, name)? {
+                Entry {
+                    key: Key::Neighbor(_, address),
+                    object: Object::Neighbor(mac),
+                    ..
+                } => Some((address, mac)),
+                _ => None,
+            },
+        );
         neighbors.extend(entries.await?.items);
     }
     Ok(neighbors)

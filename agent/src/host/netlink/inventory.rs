@@ -148,7 +148,7 @@ pub(crate) async fn live_neighbors(index: u32) -> Result<Vec<IpAddr>, KernelErro
     let mut found = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let request = neighbor::list(family, index);
-        let dump = socket.dump("neighbours", request, |message| {
+        let dump = socket.dump("neighbor entries", request, |message| {
             let Message::Route(RouteNetlinkMessage::NewNeighbour(entry)) = message else {
                 return None;
             };

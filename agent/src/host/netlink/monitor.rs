@@ -175,7 +175,7 @@ impl Monitor {
                 Err(error) => {
                     // ENOBUFS means that the kernel dropped notifications; anything may have changed.
                     if error.raw_os_error() == Some(Errno::ENOBUFS as i32) {
-                        debug!("kernel notifications were lost for lack of buffer");
+                        debug!("the receive buffer overflowed and lost kernel notifications");
                     } else {
                         warn!(%error, "failed to receive kernel notifications");
                         sleep(PATIENCE).await;

@@ -162,12 +162,12 @@ impl Kernel {
         };
         for family in FAMILIES {
             let request = neighbor::list(family, index);
-            let neighbors = self.socket.dump("neighbours", request, permanent);
+            let neighbors = self.socket.dump("neighbor entries", request, permanent);
             observed.take(neighbors.await?);
         }
         let fdb = self
             .socket
-            .dump("forwarding entries", neighbor::list_fdb(index), permanent);
+            .dump("FDB entries", neighbor::list_fdb(index), permanent);
         observed.take(fdb.await?);
         Ok(())
     }

@@ -53,13 +53,13 @@ pub enum KernelError {
     #[error("failed to exchange netlink messages")]
     Exchange(#[source] io::Error),
     /// No reply in time.
-    #[error("the kernel gave no netlink answer within {} s", DEADLINE.as_secs())]
+    #[error("the kernel sent no netlink reply within {} s", DEADLINE.as_secs())]
     Deadline,
     /// The receive buffer overflowed and replies were lost; the next observation shows which requests took effect.
-    #[error("netlink answers were lost for lack of buffer")]
+    #[error("the receive buffer overflowed and lost netlink replies")]
     Overrun,
     /// The kernel refused a dump.
-    #[error("the kernel refused to list {what}")]
+    #[error("failed to list {what}")]
     Dump {
         /// The objects.
         what: &'static str,
@@ -368,7 +368,7 @@ impl<M: Protocol> Iterator for Messages<'_, M> {
             return None;
         }
         let Ok(buffer) = NetlinkBuffer::new_checked(self.bytes) else {
-            debug!(bytes = self.bytes.len(), "netlink datagram is cut short");
+            debug!(bytes = self.bytes.len(), "netlink datagram is truncated");
             self.bytes = &[];
             return Some(Err(Unreadable));
         };
@@ -379,7 +379,7 @@ impl<M: Protocol> Iterator for Messages<'_, M> {
             .get(length.next_multiple_of(4) - length..)
             .unwrap_or_default();
         Some(NetlinkMessage::deserialize(message).map_err(|error| {
-            debug!(%error, "netlink message is unreadable");
+            debug!(%error, "failed to parse a netlink message");
             Unreadable
         }))
     }

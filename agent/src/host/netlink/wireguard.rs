@@ -204,7 +204,7 @@ impl Client {
         let answer = self.socket()?.get(generic::get_family(FAMILY)).await?;
         let missing = || Refused {
             errno: Errno::ENOENT,
-            hint: Some("this kernel has no WireGuard".to_owned()),
+            hint: Some("this kernel does not support WireGuard".to_owned()),
         };
         Ok(match answer {
             Ok(answer) => match answer.as_ref().and_then(generic::family_id) {

@@ -44,7 +44,7 @@ fn join(misses: &[Miss]) -> String {
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Miss {
     /// No interface has the name.
-    #[error("no interface is called {0:?}")]
+    #[error("no interface is named {0:?}")]
     Name(String),
     /// No interface has the address.
     #[error("no interface has the address {0}")]
@@ -58,7 +58,7 @@ pub enum Miss {
         needs: String,
     },
     /// The kernel has no route.
-    #[error("{address} cannot be reached: {why}")]
+    #[error("no route to {address}: {why}")]
     Unreachable {
         /// The address to reach.
         address: IpAddr,
@@ -74,9 +74,7 @@ pub enum Miss {
         needs: String,
     },
     /// No interface is set, and there is no default route.
-    #[error(
-        "there is no {0} default route that names the underlay interface; set underlay.interfaces"
-    )]
+    #[error("no {0} default route selects the underlay interface; set underlay.interfaces")]
     DefaultRoute(Family),
     /// No interface is set, and the default routes use different interfaces.
     #[error(

@@ -349,7 +349,7 @@ fn interfaces_are_tried_in_order_and_never_the_default_route() {
         assert_eq!(host().chosen(&wanted(interfaces), families, None), expected);
     }
     let message = host().chosen(&wanted(&["eth7", "10.1.1.1", "lo"]), V4, None);
-    let expected = "no interface is called \"eth7\"; no interface has the address 10.1.1.1; the interface lo has no usable IPv4 address; this host has lo (";
+    let expected = "no interface is named \"eth7\"; no interface has the address 10.1.1.1; the interface lo has no usable IPv4 address; this host has lo (";
     assert!(message.starts_with(expected), "{message}");
     let mut host = host();
     host.has_not("2001:db8:2::15");
@@ -424,7 +424,7 @@ fn can_reach_goes_by_the_kernels_way() {
     }));
     let message = host.chosen(&asked, V4, None);
     assert!(
-        message.starts_with("192.0.2.1 cannot be reached: ENETUNREACH"),
+        message.starts_with("no route to 192.0.2.1: ENETUNREACH"),
         "{message}"
     );
 }
@@ -543,7 +543,7 @@ fn failures_say_what_there_is() {
     let error = host().choose(&wanted(&["eth7"]), V4, None).unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("no interface is called \"eth7\"; this host has {inventory}")
+        format!("no interface is named \"eth7\"; this host has {inventory}")
     );
     assert!(error.is_transient());
 

@@ -217,7 +217,7 @@ pub fn unusable_v6(address: Ipv6Addr) -> Option<&'static str> {
 
 /// The unit by which clients are counted: an IPv6 address counts as its /64, because one host may have all addresses of
 /// it (RFC 4291 §2.5.4).
-pub(crate) fn site_of(address: IpAddr) -> IpAddr {
+pub(crate) fn address_block(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),

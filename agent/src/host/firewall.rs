@@ -22,24 +22,24 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::warn;
 
+mod current;
 pub mod docker;
 mod firewalld;
 mod generation;
 pub(crate) mod iptables;
-mod look;
 mod nftables;
 pub(crate) mod program;
 mod watch;
 mod worker;
 
-pub(crate) use look::look;
+pub(crate) use current::current_mode;
 pub use program::Error;
 pub use watch::Watcher;
 pub(crate) use worker::{Outcome, Worker};
 
 use firewalld::Firewalld;
 use generation::Generation;
-use iptables::{Iptables, Look};
+use iptables::{Iptables, View};
 use nftables::{Nftables, Tables};
 
 pub use crate::settings::FirewallMode as Mode;
@@ -242,12 +242,12 @@ impl Firewall {
         if mode == Mode::Nftables && !quiet {
             pass.changed |= self.nftables.ensure(rules, &tables).await?;
         }
-        let look = Look {
+        let view = View {
             main: mode == Mode::Iptables,
             tables: &tables,
             quiet,
         };
-        let iptables = self.iptables.ensure(rules, look, &mut self.failures);
+        let iptables = self.iptables.ensure(rules, view, &mut self.failures);
         pass.changed |= iptables.await?;
         if quiet {
             return Ok(pass);
@@ -295,7 +295,7 @@ impl Firewall {
             }
         }
         if tables.has(firewalld::TABLE) {
-            changed |= firewalld::forget(networks).await;
+            changed |= firewalld::untrust(networks).await;
         }
         failure.map_or(Ok(changed), Err)
     }

@@ -30,7 +30,7 @@ use std::net::IpAddr;
 
 use rtnetlink::packet_route::AddressFamily;
 
-pub(crate) use self::apply::{Applied, Greeting};
+pub(crate) use self::apply::{Applied, HandshakeRequest};
 pub use self::apply::{ChangeError, Failure};
 pub use self::bridge::Bridge;
 pub use self::device::Device;
@@ -38,7 +38,7 @@ pub use self::monitor::{Changed, Monitor, Watch};
 pub(crate) use self::observe::Observed;
 pub(crate) use self::ownership::{DEVICES, MARK, Mark};
 pub use self::socket::{KernelError, Refused};
-pub(crate) use self::tun::Tuns;
+pub(crate) use self::tun::TunDevices;
 pub use self::wireguard::Session;
 use crate::base::net::InterfaceName;
 use crate::base::network_name::NetworkName;
@@ -57,7 +57,7 @@ pub struct Kernel {
     /// The network whose objects count as ours; `None` is the default network.
     network: Option<NetworkName>,
     /// The devices reserved for this agent on this host.
-    held: BTreeSet<InterfaceName>,
+    claimed: BTreeSet<InterfaceName>,
     /// The TUN device that this process serves.
     tun: Option<(InterfaceName, Tun)>,
 }
@@ -77,7 +77,7 @@ impl Kernel {
             wireguard: wireguard::Client::default(),
             next_hops: true,
             network: None,
-            held: BTreeSet::new(),
+            claimed: BTreeSet::new(),
             tun: None,
         })
     }

@@ -40,7 +40,7 @@ pub use client::{Client, Error};
 const QUESTIONS: usize = 16;
 
 /// How long to wait for the agent's loop before answering that it is busy.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Every local user may ask as often as they like; at most one part in this many of the loop's time goes into answers.
 const SHARE: u32 = 4;
@@ -126,14 +126,14 @@ impl ControlService {
             sleep_until(*next).await;
             let begin = Instant::now();
             // Takes effect if the client times out: the loop is busy.
-            *next = begin + PATIENCE / 2;
+            *next = begin + TIMEOUT / 2;
             let (sender, answer) = oneshot::channel();
             self.questions.send(question(sender)).await.ok()?;
             let answer = answer.await.ok();
             *next = Instant::now() + begin.elapsed() * (SHARE - 1);
             answer
         };
-        timeout(PATIENCE, asked).await.ok().flatten()
+        timeout(TIMEOUT, asked).await.ok().flatten()
     }
 
     async fn status(&self) -> Answer {

@@ -30,7 +30,7 @@ use crate::telemetry::status::{Agent, Cause, Status};
 const SAMPLE_AGE: Duration = Duration::from_secs(1);
 
 /// How long a scrape waits for the loop; then it serves the last sample.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The health endpoints cannot listen.
 #[derive(Debug, Error)]
@@ -222,7 +222,7 @@ impl Health {
                 self.0.scrapes.send(answer).await.ok()?;
                 answered.await.ok()
             };
-            if let Some(fresh) = timeout(PATIENCE, asked).await.ok().flatten() {
+            if let Some(fresh) = timeout(TIMEOUT, asked).await.ok().flatten() {
                 sample = Arc::new(fresh);
                 *self.sample() = (Arc::clone(&sample), Instant::now());
             }

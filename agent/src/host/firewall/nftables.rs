@@ -119,7 +119,7 @@ impl Nftables {
         } else if let Some(listing) = listing("inet", &self.table).await? {
             let same = match seen {
                 Some((seen, text)) if seen == script => text == listing,
-                _ => script.made(&listing),
+                _ => script.matches(&listing),
             };
             if same {
                 self.seen = Some((script, listing));

@@ -17,7 +17,7 @@ use crate::base::network_name::NetworkName;
 const GROUP: u32 = 7;
 
 /// How long to collect changes of our own rules before reporting them: a flush is one notification per rule.
-const GATHER: Duration = Duration::from_millis(100);
+const QUICK: Duration = Duration::from_millis(100);
 
 /// Other programs count as finished after this time without a change. A start of Docker, for example, makes a hundred
 /// changes within seconds, and a pass in the middle would be wasted.
@@ -101,14 +101,14 @@ enum Affects {
 
 /// Changes that are not reported yet.
 #[derive(Clone, Copy, Debug)]
-struct Gathering {
+struct Debounce {
     first: Instant,
     about: Affects,
     /// When to report them.
     due: Instant,
 }
 
-impl Gathering {
+impl Debounce {
     /// Records a change. Ours are reported soon, those of other programs when they have finished.
     fn add(former: Option<Self>, about: Affects, now: Instant) -> Self {
         let first = former.map_or(now, |former| former.first);
@@ -118,7 +118,7 @@ impl Gathering {
                 first,
                 about,
                 due: match about {
-                    Affects::Ours => now + GATHER,
+                    Affects::Ours => now + QUICK,
                     Affects::Others => (now + QUIET).min(first + LONGEST),
                 },
             },
@@ -132,7 +132,7 @@ pub struct Watcher {
     socket: Option<TokioSocket>,
     names: Names,
     /// Kept here so that dropping a [`Self::changed`] loses nothing.
-    gathering: Option<Gathering>,
+    debounce: Option<Debounce>,
 }
 
 impl Watcher {
@@ -151,7 +151,7 @@ impl Watcher {
         Self {
             socket: None,
             names: Names::of_network(None),
-            gathering: None,
+            debounce: None,
         }
     }
 
@@ -171,8 +171,8 @@ impl Watcher {
     }
 
     /// Whether there are changes that [`Self::changed`] has yet to report.
-    pub fn is_gathering(&self) -> bool {
-        self.gathering.is_some()
+    pub fn is_pending(&self) -> bool {
+        self.debounce.is_some()
     }
 
     /// Watches the rules of a named network.
@@ -191,19 +191,20 @@ impl Watcher {
             return std::future::pending().await;
         };
         loop {
-            let received = match self.gathering {
+            let received = match self.debounce {
                 None => socket.recv_from_full().await,
-                Some(Gathering { due, .. }) => match timeout_at(due, socket.recv_from_full()).await
-                {
-                    Ok(received) => received,
-                    Err(_) => {
-                        self.gathering = None;
-                        return;
+                Some(Debounce { due, .. }) => {
+                    match timeout_at(due, socket.recv_from_full()).await {
+                        Ok(received) => received,
+                        Err(_) => {
+                            self.debounce = None;
+                            return;
+                        }
                     }
-                },
+                }
             };
             let (about, failed) = match received {
-                Ok((datagram, _)) => (self.names.concern(&datagram), false),
+                Ok((datagram, _)) => (self.names.affects(&datagram), false),
                 // The kernel dropped notifications (ENOBUFS): any of them may have affected us.
                 Err(error) => {
                     tracing::debug!(error = %error, "the kernel dropped firewall notifications");
@@ -211,11 +212,11 @@ impl Watcher {
                 }
             };
             let Some(about) = about else { continue };
-            let gathering = Gathering::add(self.gathering, about, Instant::now());
-            self.gathering = Some(gathering);
+            let debounce = Debounce::add(self.debounce, about, Instant::now());
+            self.debounce = Some(debounce);
             if failed {
                 // The pause keeps a persistent error from becoming a busy loop.
-                sleep_until(gathering.due).await;
+                sleep_until(debounce.due).await;
             }
         }
     }
@@ -224,7 +225,7 @@ impl Watcher {
 impl Names {
     /// What the datagram's messages affect; `None` if they do not concern us. Truncated or unknown messages count as
     /// ours.
-    fn concern(&self, datagram: &[u8]) -> Option<Affects> {
+    fn affects(&self, datagram: &[u8]) -> Option<Affects> {
         let mut rest = datagram;
         let mut about = None;
         while !rest.is_empty() {
@@ -235,13 +236,13 @@ impl Names {
             let Some(message) = rest.get(..length).filter(|_| length >= NLMSG_HEADER) else {
                 return Some(Affects::Ours);
             };
-            about = about.max(self.concern_message(message));
+            about = about.max(self.affects_message(message));
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         about
     }
 
-    fn concern_message(&self, message: &[u8]) -> Option<Affects> {
+    fn affects_message(&self, message: &[u8]) -> Option<Affects> {
         let ours = Some(Affects::Ours);
         let others = Some(Affects::Others);
         // The type is a host-endian u16: subsystem in the high byte, message in the low one.
@@ -354,7 +355,7 @@ mod tests {
             message(NEW_CHAIN, FAMILY_IPV4, "filter", Some("DOCKER-FORWARD")),
             message(DELETE_TABLE, FAMILY_IPV4, "raw", None),
         ] {
-            assert!(names.concern(&ours).is_some(), "{ours:?}");
+            assert!(names.affects(&ours).is_some(), "{ours:?}");
         }
         for other in [
             message(NEW_RULE, FAMILY_INET, "selvage2", Some("forward")),
@@ -366,14 +367,14 @@ mod tests {
             message(NEW_GENERATION, 0, "", None),
             Vec::new(),
         ] {
-            assert_eq!(names.concern(&other), None, "{other:?}");
+            assert_eq!(names.affects(&other), None, "{other:?}");
         }
         let mut two = message(NEW_RULE, FAMILY_IPV4, "filter", Some("INPUT"));
-        assert_eq!(names.concern(&two), None);
+        assert_eq!(names.affects(&two), None);
         two.extend(message(NEW_RULE, FAMILY_IPV4, "filter", Some("FORWARD")));
-        assert_eq!(names.concern(&two), Some(Affects::Others));
+        assert_eq!(names.affects(&two), Some(Affects::Others));
         two.extend(message(NEW_RULE, FAMILY_INET, "selvage", None));
-        assert_eq!(names.concern(&two), Some(Affects::Ours));
+        assert_eq!(names.affects(&two), Some(Affects::Ours));
     }
 
     #[test]
@@ -381,18 +382,18 @@ mod tests {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let after = |changes: &[(u64, Affects)]| {
-            let none: Option<Gathering> = None;
-            let gathering = changes.iter().fold(none, |gathering, &(millis, about)| {
+            let none: Option<Debounce> = None;
+            let debounce = changes.iter().fold(none, |debounce, &(millis, about)| {
                 // Everything due by then has been reported.
-                let open = gathering.filter(|gathering| gathering.due > at(millis));
+                let open = debounce.filter(|debounce| debounce.due > at(millis));
                 assert_eq!(
                     open.is_some(),
-                    gathering.is_some(),
+                    debounce.is_some(),
                     "reported before {millis} ms"
                 );
-                Some(Gathering::add(open, about, at(millis)))
+                Some(Debounce::add(open, about, at(millis)))
             });
-            gathering.unwrap().due
+            debounce.unwrap().due
         };
         let others = |times: u64, pause: u64| -> Vec<(u64, Affects)> {
             (0..times).map(|n| (n * pause, Affects::Others)).collect()
@@ -415,7 +416,7 @@ mod tests {
     async fn a_watcher_that_hears_nothing_reports_nothing() {
         let mut idle = Watcher::idle();
         let changed = tokio::time::timeout(Duration::from_millis(10), idle.changed());
-        assert!(changed.await.is_err() && !idle.is_gathering());
+        assert!(changed.await.is_err() && !idle.is_pending());
     }
 
     #[test]
@@ -460,11 +461,11 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                default.concern(&message).is_some(),
+                default.affects(&message).is_some(),
                 of_default,
                 "{message:?}"
             );
-            assert_eq!(blue.concern(&message).is_some(), of_blue, "{message:?}");
+            assert_eq!(blue.affects(&message).is_some(), of_blue, "{message:?}");
         }
     }
 
@@ -473,13 +474,13 @@ mod tests {
         let names = Names::of_network(None);
         let whole = message(NEW_TABLE, FAMILY_INET, "other", None);
         for length in 1..whole.len() {
-            let about = names.concern(&whole[..length]);
+            let about = names.affects(&whole[..length]);
             assert_eq!(about, Some(Affects::Ours), "cut to {length} bytes");
         }
         for byte in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[byte] ^= 0xff;
-            let _ = names.concern(&damaged);
+            let _ = names.affects(&damaged);
         }
     }
 }

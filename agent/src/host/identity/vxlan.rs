@@ -30,9 +30,19 @@ pub(crate) fn file(state_dir: &Path, device: &InterfaceName) -> PathBuf {
     state_dir.join(format!("{device}.mac"))
 }
 
+/// The overlay devices that this host has had, with the files that store their MAC addresses.
+pub(crate) fn stored_devices(state_dir: &Path) -> Vec<(InterfaceName, PathBuf)> {
+    let device = |path: PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_suffix(".mac")?;
+        Some((name.parse().ok()?, path))
+    };
+    let entries = fs::read_dir(state_dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| device(entry.path())).collect()
+}
+
 /// The file's contents.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Kept {
+struct Stored {
     mac: MacAddr,
     /// The address on the device to be replaced.
     instead_of: Option<MacAddr>,
@@ -40,26 +50,26 @@ struct Kept {
 
 /// Chooses the MAC address and stores it in `file`.
 pub(crate) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
-    let kept = read(file)?;
+    let stored = read(file)?;
     let existing = existing.filter(|mac| mac.is_unicast());
-    if let Some(Kept {
+    if let Some(Stored {
         mac,
         instead_of: Some(replaced),
-    }) = kept
+    }) = stored
         && existing == Some(replaced)
     {
         return Ok(mac);
     }
-    let mac = match existing.or(kept.map(|kept| kept.mac)) {
+    let mac = match existing.or(stored.map(|stored| stored.mac)) {
         Some(mac) => mac,
         None => random()?,
     };
-    let wanted = Kept {
+    let wanted = Stored {
         mac,
         instead_of: None,
     };
-    if kept != Some(wanted) {
-        keep(wanted, file)?;
+    if stored != Some(wanted) {
+        store(wanted, file)?;
     }
     Ok(mac)
 }
@@ -68,13 +78,13 @@ pub(crate) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, 
 pub(crate) fn renew(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
     let mac = random()?;
     let instead_of = existing;
-    keep(Kept { mac, instead_of }, file)?;
+    store(Stored { mac, instead_of }, file)?;
     Ok(mac)
 }
 
-fn keep(kept: Kept, file: &Path) -> Result<(), IdentityError> {
-    let mut text = format!("{}\n", kept.mac);
-    if let Some(replaced) = kept.instead_of {
+fn store(stored: Stored, file: &Path) -> Result<(), IdentityError> {
+    let mut text = format!("{}\n", stored.mac);
+    if let Some(replaced) = stored.instead_of {
         text += &format!("{INSTEAD_OF}{replaced}\n");
     }
     // World-readable: it is no secret, every peer knows it.
@@ -86,7 +96,7 @@ fn keep(kept: Kept, file: &Path) -> Result<(), IdentityError> {
 }
 
 /// Reads the file; a damaged one counts as missing.
-fn read(file: &Path) -> Result<Option<Kept>, IdentityError> {
+fn read(file: &Path) -> Result<Option<Stored>, IdentityError> {
     let text = match fs::read(file) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -101,7 +111,7 @@ fn read(file: &Path) -> Result<Option<Kept>, IdentityError> {
     let text = String::from_utf8_lossy(&text);
     let (first, rest) = text.trim().split_once('\n').unwrap_or((text.trim(), ""));
     match first.trim().parse::<MacAddr>() {
-        Ok(mac) if mac.is_unicast() => Ok(Some(Kept {
+        Ok(mac) if mac.is_unicast() => Ok(Some(Stored {
             mac,
             instead_of: rest
                 .strip_prefix(INSTEAD_OF)
@@ -136,10 +146,10 @@ mod tests {
         let fresh = choose(None, &file).unwrap();
         assert!(fresh.is_unicast());
         assert_eq!(fresh.0[0] & 2, 2, "{fresh} is not locally administered");
-        assert_eq!(choose(None, &file).unwrap(), fresh, "kept across restarts");
+        assert_eq!(choose(None, &file).unwrap(), fresh, "survives restarts");
         let device: MacAddr = "c6:d2:32:6f:8f:44".parse().unwrap();
         assert_eq!(choose(Some(device), &file).unwrap(), device);
-        assert_eq!(choose(None, &file).unwrap(), device, "kept at adoption");
+        assert_eq!(choose(None, &file).unwrap(), device, "saved at adoption");
         let mode = fs::metadata(&file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o644);
     }

@@ -23,7 +23,7 @@ use crate::plan::wireguard_key::{KeyError, LEN, PrivateKey};
 pub(super) const VARIABLE: &str = "WIREGUARD_KEY_FILE";
 
 /// flannel's key file.
-const FLANNELS: &str = "/run/flannel/wgkey";
+const FLANNEL_KEY_FILE: &str = "/run/flannel/wgkey";
 
 /// Readable by root only.
 const MODE: u32 = 0o600;
@@ -37,7 +37,7 @@ pub(crate) struct Files {
     /// The one named by [`VARIABLE`].
     named: Option<PathBuf>,
     own: PathBuf,
-    flannels: PathBuf,
+    flannel: PathBuf,
 }
 
 impl Files {
@@ -51,7 +51,7 @@ impl Files {
         Self {
             named: named.filter(|path| !path.is_empty()).map(PathBuf::from),
             own: state_dir.join(KEY_FILE),
-            flannels: FLANNELS.into(),
+            flannel: FLANNEL_KEY_FILE.into(),
         }
     }
 
@@ -65,7 +65,7 @@ impl Files {
                     path: named.clone(),
                     source,
                 }),
-                None => self.make(named),
+                None => self.create(named),
             };
         }
         match read(&self.own)? {
@@ -73,9 +73,9 @@ impl Files {
             Some(Err(error)) => {
                 let file = self.own.display();
                 warn!(file = %file, "the private key is damaged ({error}); generating a new one");
-                self.make(&self.own)
+                self.create(&self.own)
             }
-            None => self.make(&self.own),
+            None => self.create(&self.own),
         }
     }
 
@@ -90,24 +90,24 @@ impl Files {
             return self.key();
         }
         let key = random()?;
-        keep(&key, &self.own)?;
+        store(&key, &self.own)?;
         Ok(key)
     }
 
     /// Stores a key in a file that has none: flannel's or a new one.
-    fn make(&self, file: &Path) -> Result<PrivateKey, IdentityError> {
-        let key = match read(&self.flannels) {
+    fn create(&self, file: &Path) -> Result<PrivateKey, IdentityError> {
+        let key = match read(&self.flannel) {
             Ok(Some(Ok(key))) => {
-                info!(from = %self.flannels.display(), to = %file.display(), "took over flannel's private key");
+                info!(from = %self.flannel.display(), to = %file.display(), "took over flannel's private key");
                 key
             }
             Ok(None) => random()?,
             Ok(Some(Err(_))) | Err(_) => {
-                warn!(file = %self.flannels.display(), "flannel's private key is unusable; generating a new one");
+                warn!(file = %self.flannel.display(), "flannel's private key is unusable; generating a new one");
                 random()?
             }
         };
-        keep(&key, file)?;
+        store(&key, file)?;
         Ok(key)
     }
 }
@@ -120,7 +120,7 @@ fn random() -> Result<PrivateKey, IdentityError> {
     Ok(PrivateKey::new(bytes))
 }
 
-fn keep(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
+fn store(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
     // Replacing a file keeps its permissions, and a damaged key's file may have any.
     let close = || match fs::set_permissions(file, Permissions::from_mode(MODE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -162,7 +162,7 @@ mod tests {
 
     fn files(dir: &Path, named: Option<&str>) -> Files {
         Files {
-            flannels: dir.join("run/wgkey"),
+            flannel: dir.join("run/wgkey"),
             ..Files::new(&dir.join("state"), named.map(|name| dir.join(name).into()))
         }
     }

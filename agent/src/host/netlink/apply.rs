@@ -12,13 +12,13 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use thiserror::Error;
 use tracing::debug;
 
-pub(crate) use self::wireguard::Greeting;
+pub(crate) use self::wireguard::HandshakeRequest;
 use super::message::{Message, Request, Verb};
 use super::nexthop::{self, NextHopAttribute, NextHopMessage};
 use super::observe::{FAMILIES, is_inside};
 use super::route::{self, KernelRoute, Kind, Path};
 use super::socket::BATCH;
-use super::tun::Tuns;
+use super::tun::TunDevices;
 use super::wireguard::Change as PeerChange;
 use super::{Kernel, KernelError, Refused, address, family, link, neighbor};
 use crate::base::net::InterfaceName;
@@ -106,7 +106,7 @@ struct Work<'a> {
     queued_next_hop: bool,
     /// Unsent changes of WireGuard peers. At most one of the two queues is non-empty.
     peers: Vec<(usize, PeerChange)>,
-    tuns: &'a mut dyn Tuns,
+    tuns: &'a mut dyn TunDevices,
     /// Routes that the kernel refused with EEXIST.
     occupied: Vec<usize>,
 }
@@ -121,7 +121,7 @@ impl Kernel {
         &mut self,
         changes: &[Change],
         scope: &Scope,
-        tuns: &mut dyn Tuns,
+        tuns: &mut dyn TunDevices,
         broken: BTreeSet<InterfaceName>,
     ) -> Result<Applied, KernelError> {
         let mut work = Work {

@@ -17,7 +17,7 @@ use super::{KernelError, address, neighbor, route};
 use crate::base::net::MacAddr;
 
 /// `RTNH_F_DEAD` and `RTNH_F_LINKDOWN` (linux/rtnetlink.h): the interface of the route is down or has no carrier.
-const NOWHERE: u32 = 0x11;
+const DEAD_OR_LINKDOWN: u32 = 0x11;
 
 /// Interfaces, addresses and routes, each in the kernel's order.
 #[derive(Debug, Default)]
@@ -181,14 +181,16 @@ pub(crate) async fn live_neighbors(index: u32) -> Result<Vec<IpAddr>, KernelErro
 ///
 /// # Errors
 /// As [`Inventory::take`].
-pub(crate) async fn way_to(address: IpAddr) -> Result<Option<u32>, KernelError> {
-    let questions = super::host::Questions {
+pub(crate) async fn link_towards(address: IpAddr) -> Result<Option<u32>, KernelError> {
+    let query = super::host::Query {
         reach: Some(address),
         ..Default::default()
     };
-    let host = super::host::Host::observe(questions).await?;
-    let way = host.way.and_then(Result::ok);
-    Ok(way.filter(|way| !way.local).map(|way| way.link_index))
+    let host = super::host::Host::observe(query).await?;
+    let route = host.resolved.and_then(Result::ok);
+    Ok(route
+        .filter(|route| !route.local)
+        .map(|route| route.link_index))
 }
 
 fn interface(message: &LinkMessage) -> Option<Interface> {
@@ -232,7 +234,7 @@ fn read_route(message: &RouteMessage) -> Option<Route> {
     };
     let mut table = u32::from(header.table);
     let (mut gateway, mut link, mut metric) = (None, None, None);
-    let mut dead = header.flags.bits() & NOWHERE != 0;
+    let mut dead = header.flags.bits() & DEAD_OR_LINKDOWN != 0;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(number) => table = *number,

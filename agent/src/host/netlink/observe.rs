@@ -27,7 +27,7 @@ pub(crate) struct Observed {
     /// Whether nothing is missing. If `false`, nothing may be removed because of it.
     pub(crate) complete: bool,
     /// IDs of next hops that are ours but unused.
-    pub(crate) surplus: Vec<u32>,
+    pub(crate) stale_next_hops: Vec<u32>,
 }
 
 /// The address families, each with its own requests.
@@ -46,7 +46,7 @@ impl Kernel {
         let mut observed = Observed {
             state: State::new(),
             complete: true,
-            surplus: Vec::new(),
+            stale_next_hops: Vec::new(),
         };
         self.indices.clear();
         self.ids = self.new_ids();
@@ -112,7 +112,7 @@ impl Kernel {
         let mut observed = Observed {
             state: State::new(),
             complete: true,
-            surplus: Vec::new(),
+            stale_next_hops: Vec::new(),
         };
         let nothing = Scope {
             links: Vec::new(),
@@ -304,7 +304,7 @@ impl Kernel {
             }
             _ => {
                 self.ids.reserve(hop.id());
-                observed.surplus.push(hop.id());
+                observed.stale_next_hops.push(hop.id());
                 None
             }
         }

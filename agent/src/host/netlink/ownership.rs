@@ -56,12 +56,12 @@ impl Kernel {
     }
 
     /// Sets the devices reserved for this agent on this host, and the TUN device that this process serves.
-    pub(crate) fn set_held(
+    pub(crate) fn set_claimed(
         &mut self,
-        held: BTreeSet<InterfaceName>,
+        claimed: BTreeSet<InterfaceName>,
         tun: Option<(InterfaceName, Tun)>,
     ) {
-        self.held = held;
+        self.claimed = claimed;
         self.tun = tun;
     }
 
@@ -169,7 +169,7 @@ impl Kernel {
     pub(super) fn is_lost(&self, found: &KernelLink) -> bool {
         match (owner(found), &self.network) {
             (Some(owner), own) => own.as_ref().is_none_or(|own| own.as_str() != owner),
-            (None, Some(_)) => !self.held.contains(&found.name),
+            (None, Some(_)) => !self.claimed.contains(&found.name),
             (None, None) => false,
         }
     }

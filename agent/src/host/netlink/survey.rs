@@ -12,7 +12,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::host::{Forwarded, Way, way};
+use super::host::{Forwarded, ResolvedRoute, resolve};
 use super::message::Message;
 use super::route::PROTOCOL;
 use super::socket::Socket;
@@ -80,15 +80,15 @@ pub(crate) async fn foreign_routes(networks: &[IpNet]) -> Result<Vec<ForeignRout
 ///
 /// # Errors
 /// The netlink exchange with the kernel failed.
-pub(crate) async fn ways(
+pub(crate) async fn resolve_all(
     addresses: impl IntoIterator<Item = (IpAddr, Option<Forwarded>)>,
-) -> Result<Vec<Result<Way, Refused>>, KernelError> {
+) -> Result<Vec<Result<ResolvedRoute, Refused>>, KernelError> {
     let mut socket = Socket::open()?;
-    let mut ways = Vec::new();
+    let mut routes = Vec::new();
     for (address, forwarded) in addresses {
-        ways.push(way(&mut socket, address, forwarded).await?);
+        routes.push(resolve(&mut socket, address, forwarded).await?);
     }
-    Ok(ways)
+    Ok(routes)
 }
 
 /// A policy rule that selects a routing table: `ip rule`.

@@ -19,10 +19,10 @@ pub enum Error {
     #[error("failed to list the interfaces, addresses and routes: they keep changing")]
     Incomplete,
     /// No interface matches the settings.
-    #[error("{}; this host has {found}", join(misses))]
+    #[error("{}; this host has {found}", join(mismatches))]
     NotFound {
         /// Why not, per criterion.
-        misses: Vec<Miss>,
+        mismatches: Vec<Mismatch>,
         /// The interfaces that exist.
         found: String,
     },
@@ -35,14 +35,14 @@ impl Error {
     }
 }
 
-fn join(misses: &[Miss]) -> String {
-    let misses: Vec<String> = misses.iter().map(Miss::to_string).collect();
-    misses.join("; ")
+fn join(mismatches: &[Mismatch]) -> String {
+    let mismatches: Vec<String> = mismatches.iter().map(Mismatch::to_string).collect();
+    mismatches.join("; ")
 }
 
 /// Why one criterion matches no interface.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Miss {
+pub enum Mismatch {
     /// No interface has the name.
     #[error("no interface is named {0:?}")]
     Name(String),

@@ -253,7 +253,7 @@ impl Script {
 
     /// Whether `listing`, the output of `nft list table`, is a table made from this very text: its comment is the
     /// fingerprint, and its rules have our comments, in our order and number.
-    pub(super) fn made(&self, listing: &str) -> bool {
+    pub(super) fn matches(&self, listing: &str) -> bool {
         let lines: Vec<&str> = listing.lines().map(str::trim).collect();
         let fingerprint = format!("comment \"{}\"", self.fingerprint());
         let wanted = self.chains.iter().flat_map(|chain| &chain.rules);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::host::netlink::host::{DefaultRoute, Way};
+use crate::host::netlink::host::{DefaultRoute, ResolvedRoute};
 
 fn link(index: u32, name: &str) -> Link {
     Link {
@@ -19,7 +19,7 @@ fn address(link_index: u32, address: &str) -> Address {
         deprecated: false,
         permanent: true,
         temporary: false,
-        in_doubt: false,
+        tentative: false,
     }
 }
 
@@ -67,7 +67,7 @@ fn host() -> Host {
             default_route(Family::V6, 2, 1024),
             default_route(Family::V6, 3, 2048),
         ],
-        way: None,
+        resolved: None,
         complete: true,
     }
 }
@@ -129,7 +129,7 @@ fn inside(networks: &[&str]) -> settings::Underlay {
 
 /// Towards an address, by the interface `link_index` with `source`.
 fn reaching(host: &mut Host, link_index: u32, source: &str) -> settings::Underlay {
-    host.way = Some(Ok(Way {
+    host.resolved = Some(Ok(ResolvedRoute {
         link_index,
         source: source.parse().ok(),
         local: false,
@@ -280,7 +280,7 @@ fn what_cannot_be_used_is_no_choice() {
     host.links.push(link(4, "docker0"));
     host.addresses.push(address(4, "10.5.3.1"));
     host.addresses.push(Address {
-        in_doubt: true,
+        tentative: true,
         ..address(3, "2001:db8::3")
     });
     host.addresses.push(Address {
@@ -394,7 +394,7 @@ fn patterns_match_addresses_then_names() {
 }
 
 #[test]
-fn can_reach_goes_by_the_kernels_way() {
+fn can_reach_follows_the_kernels_route() {
     let mut host = host();
     let asked = reaching(&mut host, 2, "169.254.7.7");
     assert_eq!(host.chosen(&asked, V4, None), "eth0 169.254.7.7");
@@ -409,7 +409,7 @@ fn can_reach_goes_by_the_kernels_way() {
         assert_eq!(host.chosen(&asked, V4, None), "eth1 10.77.0.11");
     }
     // The kernel would go over lo.
-    host.way = Some(Ok(Way {
+    host.resolved = Some(Ok(ResolvedRoute {
         link_index: 1,
         source: None,
         local: true,
@@ -418,7 +418,7 @@ fn can_reach_goes_by_the_kernels_way() {
     }));
     host.addresses.push(address(3, "192.0.2.1"));
     assert_eq!(host.chosen(&asked, V4, None), "eth1 192.0.2.1");
-    host.way = Some(Err(Refused {
+    host.resolved = Some(Err(Refused {
         errno: Errno::ENETUNREACH,
         hint: None,
     }));
@@ -488,7 +488,7 @@ fn flannels_order_is_kept_and_ours_comes_last() {
         host.chosen(&all("eth7", "eth8", eth0), V4, None),
         "eth1 10.77.0.11"
     );
-    host.way = None;
+    host.resolved = None;
     assert_eq!(
         host.chosen(&all("eth7", "eth8", eth0), V4, None),
         "eth0 10.0.2.15"

@@ -9,7 +9,7 @@ use crate::base::network_name::NetworkName;
 ///
 /// # Errors
 /// The rules cannot be read.
-pub(crate) async fn look(network: Option<&NetworkName>) -> Result<Option<Mode>, Error> {
+pub(crate) async fn current_mode(network: Option<&NetworkName>) -> Result<Option<Mode>, Error> {
     match nftables::listing("inet", &nftables::table_of(network)).await {
         Ok(Some(_)) => return Ok(Some(Mode::Nftables)),
         Ok(None) | Err(Error::NoProgram { .. }) => {}

@@ -291,17 +291,11 @@ impl Hooks {
             }
         }
         for change in changes {
-            if let Some(Ok(run)) = outcomes.get(change.key()) {
-                self.record(change, *run);
-            }
-        }
-        // Delay those not started as well, or they would be retried without a pause.
-        for (key, outcome) in &outcomes {
-            if outcome.is_err()
-                && let Key::Hook(key) = key
-                && let Some(failed) = self.failed.get_mut(key)
-            {
-                failed.due = Instant::now() + failed.backoff.next_delay();
+            match outcomes.get(change.key()) {
+                Some(Ok(run)) => self.record(change, *run),
+                // Also one that was not started, or it would be retried without a pause.
+                Some(Err(_)) => self.delay(change.key()),
+                None => {}
             }
         }
         self.save();
@@ -376,6 +370,14 @@ impl Hooks {
             let mut backoff = same.map_or(RETRY_BACKOFF, |failed| failed.backoff);
             let due = Instant::now() + backoff.next_delay();
             self.failed.insert(*key, Failed { backoff, due });
+        }
+    }
+
+    fn delay(&mut self, key: &Key) {
+        if let Key::Hook(key) = key
+            && let Some(failed) = self.failed.get_mut(key)
+        {
+            failed.due = Instant::now() + failed.backoff.next_delay();
         }
     }
 

@@ -132,6 +132,14 @@ fn of(ip: Family, nets: &[IpNet]) -> impl Iterator<Item = IpNet> {
     nets.filter(move |net| matches!(net, IpNet::V4(_)) == (ip == Family::V4))
 }
 
+/// nft's word for a family.
+fn protocol(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
 /// Destinations that are never masqueraded: multicast (RFC 5771, RFC 4291 §2.7).
 fn multicast(family: Family) -> &'static str {
     match family {

@@ -3,9 +3,11 @@
 pub(crate) mod vxlan;
 pub(crate) mod wireguard;
 
+use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 
 use crate::plan::wireguard_key::KeyError;
@@ -50,4 +52,30 @@ pub enum IdentityError {
         #[source]
         source: io::Error,
     },
+}
+
+/// The text of a file; `None` if there is no file.
+fn read(what: &'static str, file: &Path) -> Result<Option<String>, IdentityError> {
+    match fs::read(file) {
+        Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(IdentityError::Read {
+            what,
+            path: file.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn write_error(what: &'static str, file: &Path) -> impl FnOnce(io::Error) -> IdentityError {
+    let path = file.to_owned();
+    move |source| IdentityError::Write { what, path, source }
+}
+
+/// The kernel's random numbers (`getrandom()`).
+fn random<const LEN: usize>(what: &'static str) -> Result<[u8; LEN], IdentityError> {
+    let mut bytes = [0; LEN];
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| IdentityError::Random { what })?;
+    Ok(bytes)
 }

@@ -17,7 +17,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::{StatusCode, Uri};
@@ -93,7 +93,11 @@ impl ControlService {
 
     /// Sets the answer while the agent joins; `None` once it has joined and its loop answers.
     pub fn set_joining(&self, status: Option<Status>) {
-        *self.joining.lock().unwrap_or_else(PoisonError::into_inner) = status.map(Box::new);
+        *self.joining() = status.map(Box::new);
+    }
+
+    fn joining(&self) -> MutexGuard<'_, Option<Box<Status>>> {
+        self.joining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Listens on a path until `stop` is ready. A stale socket of an earlier agent is replaced.
@@ -137,11 +141,7 @@ impl ControlService {
     }
 
     async fn status(&self) -> Answer {
-        let joining = self
-            .joining
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let joining = self.joining().clone();
         match joining {
             Some(mut status) => {
                 status.time = crate::telemetry::status::now();

@@ -172,11 +172,12 @@ impl Health {
         } else {
             Readiness::NotReady(reasons)
         };
-        *self
-            .0
-            .readiness
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = readiness;
+        *self.readiness() = readiness;
+    }
+
+    fn readiness(&self) -> MutexGuard<'_, Readiness> {
+        let lock = self.0.readiness.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the sample that `/metrics` serves while the loop is not asked.
@@ -191,12 +192,7 @@ impl Health {
     /// The body of `/readyz` if not ready; `None` if ready.
     fn unreadiness(&self) -> Option<String> {
         const HEADLINE: &str = "flanneld is not ready yet";
-        let readiness = self
-            .0
-            .readiness
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match &*readiness {
+        match &*self.readiness() {
             Readiness::Ready => None,
             Readiness::Starting => Some(HEADLINE.to_owned()),
             Readiness::NotReady(reasons) => {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::base::words;
+
 /// How often a lasting fault is logged with its count.
 const PERIOD: Duration = Duration::from_secs(300);
 
@@ -72,14 +74,10 @@ impl Repeats {
 /// `seen once`, `seen 37 times in 5 min`.
 impl fmt::Display for Occurrences {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.times == 1 {
-            return f.write_str("seen once");
-        }
-        write!(f, "seen {} times in ", self.times)?;
-        match self.lasted.as_secs() {
-            seconds @ 0..120 => write!(f, "{seconds} s"),
-            seconds @ 120..7200 => write!(f, "{} min", seconds / 60),
-            seconds => write!(f, "{} h", seconds / 3600),
+        write!(f, "seen {}", words::times(self.times))?;
+        match self.times {
+            1 => Ok(()),
+            _ => write!(f, " in {}", words::duration(self.lasted.as_secs())),
         }
     }
 }

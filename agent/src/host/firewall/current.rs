@@ -20,10 +20,7 @@ pub(crate) async fn current_mode(network: Option<&NetworkName>) -> Result<Option
         return Ok(None);
     };
     let output = program::run(save, &[], "").await?;
-    if !output.status.success() {
-        return Err(program::refused("iptables-save", "list the rules", &output));
-    }
-    let rules = String::from_utf8_lossy(&output.stdout);
+    let rules = program::printed("iptables-save", "list the rules", &output)?;
     let declared: Vec<_> = rules
         .lines()
         .filter_map(|line| line.strip_prefix(':')?.split(' ').next())

@@ -10,7 +10,7 @@ use std::fs;
 
 use super::nftables::Tables;
 use super::program::{self, Error};
-use super::{Failures, Rules};
+use super::{Failures, Rules, protocol};
 use crate::base::net::Family;
 use crate::base::network_name::NetworkName;
 
@@ -221,13 +221,9 @@ impl Tools {
     fn may_have_rules(&self, ip: Family, tables: &Tables) -> bool {
         match self.kind {
             Kind::Legacy => legacy_is_in_use(ip),
-            Kind::Nft => plan::TABLES.into_iter().any(|table| {
-                let family = match ip {
-                    Family::V4 => "ip",
-                    Family::V6 => "ip6",
-                };
-                tables.may_have(&format!("{family} {table}"))
-            }),
+            Kind::Nft => plan::TABLES
+                .into_iter()
+                .any(|table| tables.may_have(&format!("{} {table}", protocol(ip)))),
         }
     }
 
@@ -257,10 +253,7 @@ impl Tools {
         let name = format!("{}{}-{verb}", prefix(ip), self.suffix);
         let path = program::find(&name).ok_or_else(|| not_installed(name.clone()))?;
         let output = program::run(path, arguments, input).await?;
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            false => Err(program::refused(name, action, &output)),
-        }
+        program::printed(name, action, &output)
     }
 }
 

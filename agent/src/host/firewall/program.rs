@@ -127,8 +127,15 @@ pub(super) async fn run_within(
     }
 }
 
-/// The error for program `name` that was run to `action` and failed.
-pub(crate) fn refused(name: impl Into<String>, action: &'static str, output: &Output) -> Error {
+/// What program `name` printed, or the error if it failed to `action`.
+pub(crate) fn printed(
+    name: impl Into<String>,
+    action: &'static str,
+    output: &Output,
+) -> Result<String, Error> {
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
     // After the first lines nft prints the script, with carets below the errors.
     let stderr = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<&str> = stderr
@@ -141,9 +148,9 @@ pub(crate) fn refused(name: impl Into<String>, action: &'static str, output: &Ou
     if message.is_empty() {
         message = output.status.to_string();
     }
-    Error::Refused {
+    Err(Error::Refused {
         program: name.into(),
         action,
         message,
-    }
+    })
 }

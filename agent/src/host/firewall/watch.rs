@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::iptables::chain_names;
 use super::nftables::table_of;
 use crate::base::network_name::NetworkName;
+use crate::host::netlink::attributes;
 
 /// Multicast group of nftables changes: `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
 const GROUP: u32 = 7;
@@ -36,7 +37,6 @@ const FAMILY_IPV6: u8 = 10;
 /// Sizes of `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`, all multiples of netlink's alignment of 4 bytes.
 const NLMSG_HEADER: usize = 16;
 const NFGEN_HEADER: usize = 4;
-const ATTRIBUTE_HEADER: usize = 4;
 
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h), the high byte of the message type.
 const SUBSYSTEM: u8 = 10;
@@ -229,13 +229,14 @@ impl Names {
         let mut rest = datagram;
         let mut about = None;
         while !rest.is_empty() {
-            let Some(length) = u32_at(rest, 0).and_then(|length| usize::try_from(length).ok())
-            else {
+            let length = rest
+                .first_chunk()
+                .map(|bytes| u32::from_ne_bytes(*bytes) as usize);
+            let length = length.filter(|length| *length >= NLMSG_HEADER);
+            let Some(message) = length.and_then(|length| rest.get(..length)) else {
                 return Some(Affects::Ours);
             };
-            let Some(message) = rest.get(..length).filter(|_| length >= NLMSG_HEADER) else {
-                return Some(Affects::Ours);
-            };
+            let length = message.len();
             about = about.max(self.affects_message(message));
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
@@ -246,9 +247,10 @@ impl Names {
         let ours = Some(Affects::Ours);
         let others = Some(Affects::Others);
         // The type is a host-endian u16: subsystem in the high byte, message in the low one.
-        let Some([kind, subsystem]) = u16_at(message, 4).map(u16::to_le_bytes) else {
+        let Some(&[_, _, _, _, first, second]) = message.first_chunk() else {
             return ours;
         };
+        let [kind, subsystem] = u16::from_ne_bytes([first, second]).to_le_bytes();
         if subsystem != SUBSYSTEM || kind == NEW_GENERATION {
             return None;
         }
@@ -287,26 +289,9 @@ impl Names {
 
 /// The name in a message's attribute `wanted`, without the NUL that ends it.
 fn name(message: &[u8], wanted: u16) -> Option<&[u8]> {
-    let mut rest = message.get(NLMSG_HEADER + NFGEN_HEADER..)?;
-    loop {
-        let length = usize::from(u16_at(rest, 0)?);
-        let kind = u16_at(rest, 2)?;
-        let value = rest.get(ATTRIBUTE_HEADER..length)?;
-        if kind == wanted {
-            return value.split(|byte| *byte == 0).next();
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let field = bytes.get(at..at + 2)?;
-    Some(u16::from_ne_bytes(field.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let field = bytes.get(at..at + 4)?;
-    Some(u32::from_ne_bytes(field.try_into().ok()?))
+    let mut found = attributes(message.get(NLMSG_HEADER + NFGEN_HEADER..)?);
+    let (_, value) = found.find(|(kind, _)| *kind == wanted)?;
+    value.split(|byte| *byte == 0).next()
 }
 
 #[cfg(test)]
@@ -333,7 +318,7 @@ mod tests {
     }
 
     fn attribute(kind: u16, text: &str) -> Vec<u8> {
-        let length = u16::try_from(ATTRIBUTE_HEADER + text.len() + 1).unwrap();
+        let length = u16::try_from(4 + text.len() + 1).unwrap();
         let mut bytes = length.to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(text.as_bytes());

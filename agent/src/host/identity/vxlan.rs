@@ -9,10 +9,8 @@
 //! second line names the address to be replaced, so that a retry does not generate another.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use ring::rand::{SecureRandom, SystemRandom};
 use tracing::warn;
 
 use super::IdentityError;
@@ -88,27 +86,14 @@ fn store(stored: Stored, file: &Path) -> Result<(), IdentityError> {
         text += &format!("{INSTEAD_OF}{replaced}\n");
     }
     // World-readable: it is no secret, every peer knows it.
-    atomic_file::replace(file, text.as_bytes(), 0o644).map_err(|source| IdentityError::Write {
-        what: WHAT,
-        path: file.to_owned(),
-        source,
-    })
+    atomic_file::replace(file, text.as_bytes(), 0o644).map_err(super::write_error(WHAT, file))
 }
 
 /// Reads the file; a damaged one counts as missing.
 fn read(file: &Path) -> Result<Option<Stored>, IdentityError> {
-    let text = match fs::read(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => {
-            return Err(IdentityError::Read {
-                what: WHAT,
-                path: file.to_owned(),
-                source,
-            });
-        }
+    let Some(text) = super::read(WHAT, file)? else {
+        return Ok(None);
     };
-    let text = String::from_utf8_lossy(&text);
     let (first, rest) = text.trim().split_once('\n').unwrap_or((text.trim(), ""));
     match first.trim().parse::<MacAddr>() {
         Ok(mac) if mac.is_unicast() => Ok(Some(Stored {
@@ -126,9 +111,7 @@ fn read(file: &Path) -> Result<Option<Stored>, IdentityError> {
 
 /// A random locally administered unicast address (IEEE 802 §8.4: second lowest bit of the first octet).
 fn random() -> Result<MacAddr, IdentityError> {
-    let mut octets = [0; 6];
-    let random = SystemRandom::new().fill(&mut octets);
-    random.map_err(|_| IdentityError::Random { what: WHAT })?;
+    let mut octets = super::random::<6>(WHAT)?;
     octets[0] = octets[0] & 0xfe | 0x02;
     Ok(MacAddr(octets))
 }

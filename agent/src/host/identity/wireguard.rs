@@ -11,7 +11,6 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use ring::rand::{SecureRandom, SystemRandom};
 use tracing::{info, warn};
 
 use super::IdentityError;
@@ -112,12 +111,9 @@ impl Files {
     }
 }
 
-/// A new key from the kernel's random numbers (`getrandom()`, as `wg genkey`).
+/// A new key, as from `wg genkey`.
 fn random() -> Result<PrivateKey, IdentityError> {
-    let mut bytes = [0; LEN];
-    let filled = SystemRandom::new().fill(&mut bytes);
-    filled.map_err(|_| IdentityError::Random { what: WHAT })?;
-    Ok(PrivateKey::new(bytes))
+    Ok(PrivateKey::new(super::random::<LEN>(WHAT)?))
 }
 
 fn store(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
@@ -128,31 +124,18 @@ fn store(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
     };
     close()
         .and_then(|()| atomic_file::replace(file, key.expose_text().as_bytes(), MODE))
-        .map_err(|source| IdentityError::Write {
-            what: WHAT,
-            path: file.to_owned(),
-            source,
-        })
+        .map_err(super::write_error(WHAT, file))
 }
 
 /// The key in a file, or why it is unusable; `None` if there is no file.
 fn read(file: &Path) -> Result<Option<Result<PrivateKey, KeyError>>, IdentityError> {
-    let text = match fs::read(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => {
-            return Err(IdentityError::Read {
-                what: WHAT,
-                path: file.to_owned(),
-                source,
-            });
-        }
+    let Some(text) = super::read(WHAT, file)? else {
+        return Ok(None);
     };
     let others = fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode() & 0o077);
     if others != 0 {
         warn!(file = %file.display(), "users other than root can read the private key; run chmod 600 on it");
     }
-    let text = String::from_utf8_lossy(&text);
     Ok(Some(text.parse()))
 }
 

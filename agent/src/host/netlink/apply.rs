@@ -13,9 +13,10 @@ use thiserror::Error;
 use tracing::debug;
 
 pub(crate) use self::wireguard::HandshakeRequest;
+use super::FAMILIES;
 use super::message::{Message, Request, Verb};
 use super::nexthop::{self, NextHopAttribute, NextHopMessage};
-use super::observe::{FAMILIES, is_inside};
+use super::observe::is_inside;
 use super::route::{self, KernelRoute, Kind, Path};
 use super::socket::BATCH;
 use super::tun::TunDevices;

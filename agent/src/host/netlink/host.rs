@@ -10,15 +10,14 @@ use nix::errno::Errno;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags,
-    RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message::{Message, Request, Verb};
 use super::neighbor::Entry;
 use super::socket::{Dump, Socket};
-use super::{KernelError, Refused, address, family, neighbor, route};
+use super::{FAMILIES, KernelError, Refused, address, address_family, family, neighbor, route};
 use crate::base::net::{Family, InterfaceName, MacAddr};
 use crate::plan::state::{Key, Object};
 
@@ -195,25 +194,9 @@ async fn default_routes(
     socket: &mut Socket,
     family: Family,
 ) -> Result<Dump<Vec<DefaultRoute>>, KernelError> {
-    let family = match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    };
-    let request = route::list(family, None, None);
-    let dump = socket.dump("routes", request, |message| match message {
-        Message::Route(RouteNetlinkMessage::NewRoute(message)) => {
-            Some(read_default_routes(&message)).filter(|routes| !routes.is_empty())
-        }
-        _ => None,
-    });
-    match dump.await {
-        // The kernel creates a table with its first route.
-        Err(KernelError::Dump { source, .. }) if source.errno == Errno::ENOENT => Ok(Dump {
-            items: Vec::new(),
-            complete: true,
-        }),
-        result => result,
-    }
+    let request = route::list(address_family(family), None, None);
+    let pick = |message: &_| Some(read_default_routes(message)).filter(|routes| !routes.is_empty());
+    route::dump(socket, request, pick).await
 }
 
 /// The default route that the kernel uses for an unassigned address, over the interface `over` if given; none if it
@@ -251,7 +234,7 @@ pub(crate) async fn neighbors(
 ) -> Result<BTreeMap<IpAddr, MacAddr>, KernelError> {
     let mut socket = Socket::open()?;
     let mut neighbors = BTreeMap::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+    for family in FAMILIES {
         let entries = socket.dump(
             "neighbor entries",
             neighbor::list(family, index),
@@ -425,18 +408,13 @@ fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
 }
 
 fn read_resolved(message: &RouteMessage) -> Option<ResolvedRoute> {
-    let ip = |address: &RouteAddress| match address {
-        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
-        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
-        _ => None,
-    };
     let (mut link_index, mut source, mut gateway) = (None, None, None);
     let mut table = u32::from(message.header.table);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => link_index = Some(*index),
-            RouteAttribute::PrefSource(address) => source = ip(address),
-            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::PrefSource(address) => source = route::ip(address),
+            RouteAttribute::Gateway(address) => gateway = route::ip(address),
             RouteAttribute::Table(number) => table = *number,
             _ => {}
         }

@@ -13,7 +13,6 @@ use nix::errno::Errno;
 use rtnetlink::packet_core::{
     Emitable, ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NetlinkBuffer,
     NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
-    NlasIterator,
 };
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
@@ -21,6 +20,7 @@ use thiserror::Error;
 use tokio::time::timeout;
 use tracing::{debug, trace};
 
+use super::generic::attributes;
 use super::message::{Message, Request, Verb};
 
 /// How long the kernel may take for one exchange. It replies within the send, but removing a device with thousands of
@@ -398,11 +398,8 @@ fn refused(error: &ErrorMessage, flags: u16) -> Option<Refused> {
 
 /// The extended ACK message, which follows the copy of the request's header.
 fn hint(copy: &[u8]) -> Option<String> {
-    let attributes = copy.get(16..)?;
-    let text = NlasIterator::new(attributes)
-        .filter_map(Result::ok)
-        .find(|attribute| attribute.kind() == ATTR_MSG)?;
-    let text = String::from_utf8_lossy(text.value());
+    let (_, text) = attributes(copy.get(16..)?).find(|(kind, _)| *kind == ATTR_MSG)?;
+    let text = String::from_utf8_lossy(text);
     Some(text.trim_end_matches('\0').to_owned())
 }
 

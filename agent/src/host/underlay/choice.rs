@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::host_nets::is_overlay_or_bridge;
 use super::{Error, Mismatch};
-use crate::base::net::{Family, InterfaceName, unusable_v4, unusable_v6};
+use crate::base::net::{Family, InterfaceName, is_link_local, unusable_v4, unusable_v6};
 use crate::cluster::network_config::Families;
 use crate::host::netlink::Refused;
 use crate::host::netlink::host::{Address, DefaultRoute, Host, Link};
@@ -403,7 +403,7 @@ impl<'a> Choice<'a> {
     /// Whether a usable address of the interface fits, in any family: even an address of a family that the overlay does
     /// not use identifies the interface.
     fn has(&self, link: &Link, filter: Filter<'_>) -> bool {
-        let mut usable = [Family::V4, Family::V6]
+        let mut usable = Family::BOTH
             .into_iter()
             .flat_map(|family| self.usable(link, family));
         usable.any(|address| filter.holds(address.address))
@@ -543,13 +543,6 @@ impl<'a> Choice<'a> {
 
 /// The rank of an address that the settings do not name.
 const UNNAMED: u8 = 3;
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    }
-}
 
 /// fc00::/7 (RFC 4193), which RFC 6724 §2.1 ranks below global addresses.
 fn is_unique_local(address: IpAddr) -> bool {

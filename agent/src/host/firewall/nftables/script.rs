@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use ring::digest;
 
-use super::super::multicast;
+use super::super::{multicast, protocol};
 use super::{FLANNEL_TABLES, Rules, docker};
 use crate::base::net::{Family, Leased};
 
@@ -49,10 +49,7 @@ struct Side {
 impl Side {
     fn new(rules: &Rules, ip: Family, family: Leased<ipnet::IpNet>) -> Self {
         Self {
-            protocol: match ip {
-                Family::V4 => "ip",
-                Family::V6 => "ip6",
-            },
+            protocol: protocol(ip),
             network: family.network.to_string(),
             subnet: family.subnet.to_string(),
             multicast: multicast(ip),

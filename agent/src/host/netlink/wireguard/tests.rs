@@ -165,8 +165,8 @@ fn sent(message: &GenericMessage) -> (Vec<(u16, Vec<u8>)>, Vec<IpNet>) {
         .iter()
         .find(|(kind, _)| *kind == WGDEVICE_A_PEERS)
         .unwrap();
-    let (_, peer) = generic::read(peers).next().unwrap();
-    let attributes = generic::read(peer).map(|(kind, value)| (kind, value.to_vec()));
+    let (_, peer) = generic::attributes(peers).next().unwrap();
+    let attributes = generic::attributes(peer).map(|(kind, value)| (kind, value.to_vec()));
     let device = assemble(vec![Part::read(message, now())]);
     let (_, read) = device.peers.into_iter().next().unwrap();
     (attributes.collect(), read.allowed.into())

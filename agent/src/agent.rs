@@ -158,7 +158,7 @@ pub async fn run(
     agent.listen_to_ruleset();
     tokio::select! {
         never = agent.serve(executor) => match never {},
-        () = service.stay_alive() => (),
+        () = service.feed_watchdog() => (),
         _ = terminate.recv() => (),
         _ = interrupt.recv() => (),
     }
@@ -267,7 +267,7 @@ impl<S: LeaseStore> Agent<'_, S> {
             self.to_hand_over = overlay.rules_to_hand_over();
             let watch = overlay.watch();
             tokio::select! {
-                () = self.service.rest() => (),
+                () = self.service.idle() => (),
                 event = self.store.next_event() => self.on_store(overlay, event, &mut tasks).await,
                 changed = self.monitor.changed(&watch) => {
                     if changed.underlay {
@@ -281,7 +281,7 @@ impl<S: LeaseStore> Agent<'_, S> {
                 _ = firewall.tick() => {
                     self.listen_to_ruleset();
                     // While another program is changing rules, wait until it is done.
-                    if !self.ruleset.is_gathering() {
+                    if !self.ruleset.is_pending() {
                         overlay.program_firewall();
                     }
                 }

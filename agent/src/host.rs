@@ -5,7 +5,6 @@
 pub mod claim;
 pub mod executor;
 pub mod firewall;
-pub(crate) mod former;
 pub mod hooks;
 pub(crate) mod identity;
 pub mod netlink;

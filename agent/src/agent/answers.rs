@@ -111,7 +111,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         let v4 = network.ipv4.map(IpNet::V4);
         let v6 = network.ipv6.map(IpNet::V6);
         let networks: Vec<_> = v4.into_iter().chain(v6).collect();
-        let docker = docker_bridge::look(overlay.own().key, &networks).await;
+        let docker = docker_bridge::check(overlay.own().key, &networks).await;
         let (old, new) = (trouble(&self.docker), trouble(&docker));
         match new {
             Some(new) if old.as_ref() != Some(&new) => warn!("{}", new.text),
@@ -123,7 +123,7 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     /// Checks whether the wall clock jumped.
     pub(super) fn look_at_clock(&mut self) {
-        if let Some(seconds) = self.clock.look() {
+        if let Some(seconds) = self.clock.check() {
             warn!(
                 seconds,
                 "the wall clock jumped, which affects certificate checks and log timestamps but not leases"

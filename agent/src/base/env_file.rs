@@ -18,7 +18,7 @@ pub type Variables = BTreeMap<String, String>;
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Error {
     /// A quote is never closed.
-    #[error("line {line}: the quote {quote} is not closed")]
+    #[error("line {line}: unterminated quote {quote}")]
     OpenQuote {
         /// Where the quote begins, counted from 1.
         line: usize,

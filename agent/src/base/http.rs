@@ -27,7 +27,7 @@ use tracing::{debug, info, warn};
 use self::body::Text;
 pub(crate) use self::client::{Connection, ExchangeError, Trouble, get};
 use crate::base::logging::Repeats;
-use crate::base::net::site_of;
+use crate::base::net::address_block;
 
 mod body;
 mod client;
@@ -183,7 +183,7 @@ impl Crowd {
             those.retain(|connection| !connection.is_finished());
             !those.is_empty()
         });
-        let own = self.0.entry(site_of(from)).or_default();
+        let own = self.0.entry(address_block(from)).or_default();
         own.push_back(connection);
         let crowded = if own.len() > MAX_PER_ADDRESS {
             Some(own)

@@ -57,12 +57,12 @@ impl Lock {
     /// Fails with [`Error::Held`] if another process still holds the lock after a second. The wait matters: a child of
     /// a killed process shares the lock from fork(2) until execve(2) closes the descriptor.
     pub fn take(directory: &Path) -> Result<Self, Error> {
-        const PATIENCE: Duration = Duration::from_secs(1);
+        const TIMEOUT: Duration = Duration::from_secs(1);
         const PAUSE: Duration = Duration::from_millis(10);
         let start = Instant::now();
         loop {
             match Self::try_take(directory) {
-                Err(Error::Held { .. }) if start.elapsed() < PATIENCE => sleep(PAUSE),
+                Err(Error::Held { .. }) if start.elapsed() < TIMEOUT => sleep(PAUSE),
                 result => return result,
             }
         }

@@ -215,9 +215,17 @@ pub fn unusable_v6(address: Ipv6Addr) -> Option<&'static str> {
     }
 }
 
+/// 169.254.0.0/16 (RFC 3927) or fe80::/10.
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
 /// The unit by which clients are counted: an IPv6 address counts as its /64, because one host may have all addresses of
 /// it (RFC 4291 §2.5.4).
-pub(crate) fn site_of(address: IpAddr) -> IpAddr {
+pub(crate) fn address_block(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),

@@ -86,16 +86,6 @@ impl Backoff {
         jittered(full, self.jitter, &mut self.seed)
     }
 
-    /// The delay for something that must succeed within `left`: at most a quarter of it, so that several attempts fit.
-    /// If nothing is left, there is no hurry any more.
-    pub fn next_delay_within(&mut self, left: Duration) -> Duration {
-        let delay = self.next_delay();
-        match left.is_zero() {
-            true => delay,
-            false => delay.min((left / 4).max(self.min)),
-        }
-    }
-
     /// Call after success: the next delay is the shortest again.
     pub fn reset(&mut self) {
         self.next = self.min;
@@ -191,22 +181,6 @@ mod tests {
         assert_eq!(millis, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         backoff.reset();
         assert_eq!(backoff.next_delay(), MIN);
-    }
-
-    #[test]
-    fn delays_leave_time_for_more_attempts() {
-        let mut left = Duration::from_secs(50);
-        let mut backoff = Backoff::new(MIN, left * 2, 0.0, 1).unwrap();
-        let mut attempts = 0;
-        while left > MIN {
-            left = left.saturating_sub(backoff.next_delay_within(left));
-            attempts += 1;
-        }
-        // Without the bound there are 9, and the last one comes 25 s before the end.
-        assert!(attempts > 20, "{attempts}");
-        let longest = Duration::from_secs(100);
-        assert_eq!(backoff.next_delay_within(Duration::ZERO), longest);
-        assert_eq!(backoff.next_delay_within(MIN), MIN);
     }
 
     #[test]

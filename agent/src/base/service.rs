@@ -22,7 +22,7 @@ pub struct Service {
     watchdog: Option<Duration>,
     status: Mutex<String>,
     /// Whether the loop is idle.
-    rests: AtomicBool,
+    idle: AtomicBool,
 }
 
 impl Service {
@@ -31,7 +31,7 @@ impl Service {
         Self {
             watchdog: sd_notify::watchdog_enabled().filter(|interval| !interval.is_zero()),
             status: Mutex::new(String::new()),
-            rests: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
         }
     }
 
@@ -39,7 +39,7 @@ impl Service {
     pub fn ready(&self, status: &str) {
         let status = one_line(status);
         send(&[NotifyState::Ready, NotifyState::Status(&status)]);
-        self.remember(status);
+        self.set_status(status);
     }
 
     /// Sets the status text. The same text twice in a row is sent once.
@@ -49,7 +49,7 @@ impl Service {
             return;
         }
         send(&[NotifyState::Status(&status)]);
-        self.remember(status);
+        self.set_status(status);
     }
 
     /// Reports that the service reloads its settings; [`Self::ready`] ends that.
@@ -66,8 +66,8 @@ impl Service {
     }
 
     /// Marks the loop as idle until dropped. Await it next to everything else that the loop waits for.
-    pub(crate) async fn rest(&self) {
-        let _rest = Rest::begin(&self.rests);
+    pub(crate) async fn idle(&self) {
+        let _idle = Idle::begin(&self.idle);
         std::future::pending().await
     }
 
@@ -75,7 +75,7 @@ impl Service {
     /// returns; does nothing without a watchdog.
     ///
     /// Poll it next to the loop, not from it: a long operation that makes progress is alive.
-    pub async fn stay_alive(&self) {
+    pub async fn feed_watchdog(&self) {
         let Some(watchdog) = self.watchdog else {
             return std::future::pending().await;
         };
@@ -84,29 +84,29 @@ impl Service {
         loop {
             interval.tick().await;
             let steps = STEPS.load(Ordering::Relaxed);
-            if self.rests.load(Ordering::Relaxed) || steps != seen {
+            if self.idle.load(Ordering::Relaxed) || steps != seen {
                 send(&[NotifyState::Watchdog]);
             }
             seen = steps;
         }
     }
 
-    fn remember(&self, status: String) {
+    fn set_status(&self, status: String) {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
     }
 }
 
 /// Pending until another event.
-struct Rest<'a>(&'a AtomicBool);
+struct Idle<'a>(&'a AtomicBool);
 
-impl<'a> Rest<'a> {
-    fn begin(rests: &'a AtomicBool) -> Self {
-        rests.store(true, Ordering::Relaxed);
-        Self(rests)
+impl<'a> Idle<'a> {
+    fn begin(idle: &'a AtomicBool) -> Self {
+        idle.store(true, Ordering::Relaxed);
+        Self(idle)
     }
 }
 
-impl Drop for Rest<'_> {
+impl Drop for Idle<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
         step();
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     /// Runs the watchdog for slightly more than two of its intervals, next to an operation that takes as long.
-    fn live(service: &Service, steps: bool, rests: bool) {
+    fn live(service: &Service, steps: bool, idle: bool) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
@@ -152,8 +152,8 @@ mod tests {
                 tokio::time::sleep(pause).await;
             };
             tokio::select! {
-                () = service.stay_alive() => {}
-                () = service.rest(), if rests => {}
+                () = service.feed_watchdog() => {}
+                () = service.idle(), if idle => {}
                 () = work => {}
             }
         });
@@ -170,7 +170,7 @@ mod tests {
         live(&service, false, false);
         service.status("now it gets on");
         live(&service, true, false);
-        service.status("now it rests");
+        service.status("now it is idle");
         live(&service, false, true);
         service.stopping();
         failed("out of subnets");
@@ -223,7 +223,7 @@ mod tests {
                 "READY=1\nSTATUS=10.5.72.0/24, 2 peers\n",
                 "STATUS=now it gets on\n",
                 "WATCHDOG=1\n",
-                "STATUS=now it rests\n",
+                "STATUS=now it is idle\n",
                 "WATCHDOG=1\n",
                 "STOPPING=1\n",
                 "STATUS=failed: out of subnets\n",

@@ -129,8 +129,8 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         never = connections::serve(listener, tls, Arc::clone(&site)) => match never {},
         () = beating => {}
         // Requests are handled in tasks, so this loop is always responsive.
-        () = service.rest() => {}
-        () = service.stay_alive() => {}
+        () = service.idle() => {}
+        () = service.feed_watchdog() => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

@@ -18,7 +18,7 @@ use crate::base::network_name::NetworkName;
 use crate::flannel::flanneld::several;
 use crate::host::executor::{ClaimError, Executor};
 use crate::host::firewall::{DEFAULT_RESYNC, Firewall, Mode};
-use crate::host::former::identities;
+use crate::host::identity::vxlan::stored_devices;
 use crate::host::netlink::KernelError;
 use crate::host::reconcile::Reconciler;
 use crate::host::subnet_file;
@@ -72,7 +72,8 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         previous.network.unwrap_or_default().into(),
         previous.network_v6.unwrap_or_default().into(),
     ];
-    let (mut candidates, mut kept): (Vec<_>, Vec<_>) = identities(state_dir).into_iter().unzip();
+    let (mut candidates, mut kept): (Vec<_>, Vec<_>) =
+        stored_devices(state_dir).into_iter().unzip();
     for backend in backend::table::all() {
         let memory = backend.memory.map(|file| state_dir.join(file));
         if memory.as_ref().is_some_and(|file| file.exists()) {

@@ -42,10 +42,10 @@ const BACKLOG: usize = 4096;
 #[derive(Debug, Error)]
 pub enum Error {
     /// Another process holds the name.
-    #[error("process {0} has it")]
+    #[error("process {0} holds it")]
     Taken(i32),
     /// The socket cannot be opened or bound.
-    #[error("failed to open a socket")]
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 
@@ -90,7 +90,7 @@ impl Claims {
                     // Bound but not listening: no agent does that.
                     Holder::Gone => {
                         warn!(
-                            "somebody keeps the name {full} without an agent; going on without it"
+                            "ignoring the abstract socket {full}: nothing listens on it, so its holder is not an agent"
                         );
                         None
                     }
@@ -169,7 +169,9 @@ fn holder(full: &str) -> Result<Holder, Error> {
         Err(Errno::ECONNREFUSED) => return Ok(Holder::Gone),
         // The queue is full. An agent's queue is long and it empties it, so this is no agent; the process is unknown.
         Err(Errno::EAGAIN) => {
-            warn!("whoever has taken the name {full} does not answer; going on without it");
+            warn!(
+                "ignoring the abstract socket {full}: its holder accepts no connections, so it is not an agent"
+            );
             return Ok(Holder::Nobody);
         }
         Err(errno) => return Err(failed(errno)),
@@ -180,7 +182,9 @@ fn holder(full: &str) -> Result<Holder, Error> {
         return Ok(Holder::Nobody);
     }
     if !user.is_root() && user != Uid::effective() {
-        warn!("process {id} of user {user} has taken the name {full}; going on without it");
+        warn!(
+            "ignoring the abstract socket {full}: process {id} holds it, but user {user} is not trusted"
+        );
         return Ok(Holder::Nobody);
     }
     Ok(Holder::Process(id))

@@ -70,7 +70,7 @@ impl Executor {
     /// Takes over claims that this process already holds.
     pub fn with_claims(mut self, claims: Claims) -> Self {
         self.claims = claims;
-        self.tell_kernel();
+        self.update_claimed();
         self
     }
 
@@ -81,7 +81,7 @@ impl Executor {
 
     /// The netlink part, for queries.
     pub fn kernel_mut(&mut self) -> &mut Kernel {
-        self.tell_kernel();
+        self.update_claimed();
         &mut self.kernel
     }
 
@@ -92,7 +92,7 @@ impl Executor {
 
     /// Sets the file that records the peers whose hooks have run. `None` keeps the current one: hooks that ran must
     /// still be undone.
-    pub(crate) fn remember_hooks(&mut self, file: Option<&Path>) {
+    pub(crate) fn open_hooks(&mut self, file: Option<&Path>) {
         if let Some(file) = file
             && self.hooks.as_ref().map(Runner::file) != Some(file)
         {
@@ -101,9 +101,9 @@ impl Executor {
     }
 
     /// Makes all hooks run again, as at a start.
-    pub(crate) fn renew_hooks(&mut self) {
+    pub(crate) fn reload_hooks(&mut self) {
         if let Some(hooks) = &mut self.hooks {
-            hooks.renew();
+            hooks.reload();
         }
     }
 
@@ -150,7 +150,7 @@ impl Executor {
     /// As [`Kernel::observe`].
     pub(crate) async fn observe(&mut self, scope: &Scope) -> Result<Observed, KernelError> {
         self.claims.answer();
-        self.tell_kernel();
+        self.update_claimed();
         let mut observed = self.kernel.observe(scope).await?;
         for name in &scope.links {
             if observed.state.contains_key(&Key::Link(name.clone())) {
@@ -222,8 +222,8 @@ impl Executor {
     }
 
     /// Passes the claimed devices and the TUN device to the netlink part, which cannot see them.
-    fn tell_kernel(&mut self) {
-        let held = claims::devices(&self.claims).collect();
-        self.kernel.set_held(held, self.data_plane.device());
+    fn update_claimed(&mut self) {
+        let claimed = claims::devices(&self.claims).collect();
+        self.kernel.set_claimed(claimed, self.data_plane.device());
     }
 }

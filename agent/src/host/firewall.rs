@@ -22,24 +22,24 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::warn;
 
+mod current;
 pub mod docker;
 mod firewalld;
 mod generation;
 pub(crate) mod iptables;
-mod look;
 mod nftables;
 pub(crate) mod program;
 mod watch;
 mod worker;
 
-pub(crate) use look::look;
+pub(crate) use current::current_mode;
 pub use program::Error;
 pub use watch::Watcher;
 pub(crate) use worker::{Outcome, Worker};
 
 use firewalld::Firewalld;
 use generation::Generation;
-use iptables::{Iptables, Look};
+use iptables::{Iptables, View};
 use nftables::{Nftables, Tables};
 
 pub use crate::settings::FirewallMode as Mode;
@@ -130,6 +130,14 @@ impl Rules {
 fn of(ip: Family, nets: &[IpNet]) -> impl Iterator<Item = IpNet> {
     let nets = nets.iter().map(IpNet::trunc);
     nets.filter(move |net| matches!(net, IpNet::V4(_)) == (ip == Family::V4))
+}
+
+/// nft's word for a family.
+fn protocol(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
 }
 
 /// Destinations that are never masqueraded: multicast (RFC 5771, RFC 4291 §2.7).
@@ -242,12 +250,12 @@ impl Firewall {
         if mode == Mode::Nftables && !quiet {
             pass.changed |= self.nftables.ensure(rules, &tables).await?;
         }
-        let look = Look {
+        let view = View {
             main: mode == Mode::Iptables,
             tables: &tables,
             quiet,
         };
-        let iptables = self.iptables.ensure(rules, look, &mut self.failures);
+        let iptables = self.iptables.ensure(rules, view, &mut self.failures);
         pass.changed |= iptables.await?;
         if quiet {
             return Ok(pass);
@@ -295,7 +303,7 @@ impl Firewall {
             }
         }
         if tables.has(firewalld::TABLE) {
-            changed |= firewalld::forget(networks).await;
+            changed |= firewalld::untrust(networks).await;
         }
         failure.map_or(Ok(changed), Err)
     }

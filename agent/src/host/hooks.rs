@@ -38,24 +38,24 @@ pub(crate) use runner::{Ended, Runner};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How many commands run concurrently.
-const AT_ONCE: usize = 8;
+const MAX_CONCURRENT: usize = 8;
 
 /// How long one pass starts commands. The rest waits for the next pass, which uses the wanted state of that time.
-const PATIENCE: Duration = Duration::from_secs(10);
+const START_WINDOW: Duration = Duration::from_secs(10);
 
 /// Backoff of a failed command that is not required: from 1 s to 5 minutes. Without jitter, so that commands that
 /// failed together are retried together.
-const PAUSES: Backoff = match Backoff::new(Duration::from_secs(1), Duration::from_secs(300), 0.0, 0)
-{
-    Ok(backoff) => backoff,
-    Err(_) => panic!("constant out of range"),
-};
+const RETRY_BACKOFF: Backoff =
+    match Backoff::new(Duration::from_secs(1), Duration::from_secs(300), 0.0, 0) {
+        Ok(backoff) => backoff,
+        Err(_) => panic!("constant out of range"),
+    };
 
 /// Retries due within this time are run now.
-const TOGETHER: Duration = Duration::from_millis(500);
+const RETRY_WINDOW: Duration = Duration::from_millis(500);
 
 /// How much of a command's output is read, in bytes: the size limit of a lease's data.
-const MOST_OUTPUT: u64 = 64 * 1024;
+const MAX_OUTPUT: u64 = 64 * 1024;
 
 /// A command failed.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -64,7 +64,7 @@ pub enum CommandError {
     #[error("failed to run /bin/sh: {0}")]
     Run(String),
     /// It exceeded the timeout and was killed with all its children.
-    #[error("{command:?} did not finish within {} s", DEADLINE.as_secs())]
+    #[error("{command:?} timed out after {} s", DEADLINE.as_secs())]
     Timeout {
         /// The command.
         command: String,
@@ -80,10 +80,10 @@ pub enum CommandError {
         output: String,
     },
     /// It was not started yet because other commands took too long.
-    #[error("its turn comes when others that take long have ended")]
+    #[error("not started yet: earlier commands are still running")]
     Waiting,
     /// A command that must run before it failed; that failure is reported separately.
-    #[error("its turn comes when the command before it has succeeded")]
+    #[error("not started: a required command failed")]
     Behind,
 }
 
@@ -110,15 +110,15 @@ pub(crate) async fn run(
         .spawn()
         .map_err(failed)?;
     let group = Group::of(&child);
-    let conversation = timeout(DEADLINE, converse(&mut child, input)).await;
-    let Ok(done) = conversation else {
+    let exchanged = timeout(DEADLINE, exchange(&mut child, input)).await;
+    let Ok(done) = exchanged else {
         return Err(CommandError::Timeout {
             command: shorten(command),
         });
     };
     let (output, status) = done.map_err(failed)?;
     // Background processes that it left are left running on purpose.
-    group.spare();
+    group.disarm();
     let output = String::from_utf8_lossy(&output).into_owned();
     if status.success() {
         return Ok(output);
@@ -130,7 +130,7 @@ pub(crate) async fn run(
     })
 }
 
-async fn converse(
+async fn exchange(
     child: &mut Child,
     input: Option<&str>,
 ) -> io::Result<(Vec<u8>, std::process::ExitStatus)> {
@@ -149,7 +149,7 @@ async fn converse(
         let mut output = Vec::new();
         if let Some(mut stdout) = stdout {
             (&mut stdout)
-                .take(MOST_OUTPUT)
+                .take(MAX_OUTPUT)
                 .read_to_end(&mut output)
                 .await?;
             // Drain the rest, or the command would block on a full pipe.
@@ -170,7 +170,7 @@ impl Group {
         Self(id.map(Pid::from_raw))
     }
 
-    fn spare(mut self) {
+    fn disarm(mut self) {
         self.0 = None;
     }
 }
@@ -195,7 +195,7 @@ pub(crate) struct Hooks {
     /// In this run of the agent.
     done: BTreeMap<SubnetKey, Hook>,
     /// In an earlier run, and not handled since.
-    former: BTreeMap<SubnetKey, Hook>,
+    earlier: BTreeMap<SubnetKey, Hook>,
     /// Those of `done` that failed and are to be retried.
     failed: BTreeMap<SubnetKey, Failed>,
 }
@@ -203,28 +203,28 @@ pub(crate) struct Hooks {
 /// A failed hook that is not required.
 #[derive(Debug)]
 struct Failed {
-    pauses: Backoff,
+    backoff: Backoff,
     due: Instant,
 }
 
 impl Hooks {
     /// Reads the record of an earlier run of the agent.
     pub(crate) fn open(file: &Path) -> Self {
-        let former = match fs::read(file) {
+        let earlier = match fs::read(file) {
             Ok(bytes) => parse(&bytes).unwrap_or_else(|error| {
-                warn!(path = %file.display(), "forgetting for whom commands were run: {error}");
+                warn!(path = %file.display(), "ignoring the record of commands that have run: {error}");
                 BTreeMap::new()
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => {
-                warn!(path = %file.display(), "cannot read for whom commands were run: {error}");
+                warn!(path = %file.display(), "failed to read the record of commands that have run: {error}");
                 BTreeMap::new()
             }
         };
         Self {
             file: file.to_owned(),
             done: BTreeMap::new(),
-            former,
+            earlier,
             failed: BTreeMap::new(),
         }
     }
@@ -236,8 +236,11 @@ impl Hooks {
 
     /// The hooks as objects: [`Object::Odd`] for those of an earlier run and those due for a retry.
     pub(crate) fn observe(&self) -> impl Iterator<Item = (Key, Object)> {
-        let soon = Instant::now() + TOGETHER;
-        let former = self.former.keys().map(|key| (Key::Hook(*key), Object::Odd));
+        let soon = Instant::now() + RETRY_WINDOW;
+        let earlier = self
+            .earlier
+            .keys()
+            .map(|key| (Key::Hook(*key), Object::Odd));
         let done = self.done.iter().map(move |(key, hook)| {
             let again = self
                 .failed
@@ -249,17 +252,17 @@ impl Hooks {
             };
             (Key::Hook(*key), object)
         });
-        former.chain(done)
+        earlier.chain(done)
     }
 
     /// Runs the commands of the changes, some concurrently; returns one result per change.
     pub(crate) async fn apply(&mut self, changes: &[Change]) -> Vec<Result<(), CommandError>> {
-        self.apply_within(PATIENCE, changes).await
+        self.apply_within(START_WINDOW, changes).await
     }
 
     async fn apply_within(
         &mut self,
-        patience: Duration,
+        window: Duration,
         changes: &[Change],
     ) -> Vec<Result<(), CommandError>> {
         if changes.is_empty() {
@@ -271,16 +274,16 @@ impl Hooks {
         for required in [true, false] {
             let turn = changes.iter().filter(|change| first(change) == required);
             let turn: Vec<&Change> = turn.collect();
-            let behind = outcomes.values().any(Result::is_err);
+            let blocked = outcomes.values().any(Result::is_err);
             let tasks = turn.iter().map(|change| async {
-                match behind {
+                match blocked {
                     true => Err(CommandError::Behind),
-                    false => self.carry_out(change, start, patience).await,
+                    false => self.run_change(change, start, window).await,
                 }
             });
             let done: Vec<Result<Run, CommandError>> =
                 futures_util::stream::iter(tasks.collect::<Vec<_>>())
-                    .buffered(AT_ONCE)
+                    .buffered(MAX_CONCURRENT)
                     .collect()
                     .await;
             for (change, outcome) in turn.into_iter().zip(done) {
@@ -288,20 +291,14 @@ impl Hooks {
             }
         }
         for change in changes {
-            if let Some(Ok(run)) = outcomes.get(change.key()) {
-                self.note(change, *run);
+            match outcomes.get(change.key()) {
+                Some(Ok(run)) => self.record(change, *run),
+                // Also one that was not started, or it would be retried without a pause.
+                Some(Err(_)) => self.delay(change.key()),
+                None => {}
             }
         }
-        // Delay those not started as well, or they would be retried without a pause.
-        for (key, outcome) in &outcomes {
-            if outcome.is_err()
-                && let Key::Hook(key) = key
-                && let Some(failed) = self.failed.get_mut(key)
-            {
-                failed.due = Instant::now() + failed.pauses.next_delay();
-            }
-        }
-        self.remember();
+        self.save();
         let outcome = |change: &Change| outcomes.get(change.key()).cloned();
         changes
             .iter()
@@ -310,11 +307,11 @@ impl Hooks {
     }
 
     /// Runs the command of a change.
-    async fn carry_out(
+    async fn run_change(
         &self,
         change: &Change,
         start: Instant,
-        patience: Duration,
+        window: Duration,
     ) -> Result<Run, CommandError> {
         let (hook, undo) = match change {
             Change::Set {
@@ -328,7 +325,7 @@ impl Hooks {
             Change::Del {
                 key: Key::Hook(key),
                 ..
-            } => (self.former.get(key).or_else(|| self.done.get(key)), true),
+            } => (self.earlier.get(key).or_else(|| self.done.get(key)), true),
             _ => (None, false),
         };
         let Some(hook) = hook else {
@@ -338,7 +335,7 @@ impl Hooks {
         let Some(command) = command else {
             return Ok(Run::Succeeded);
         };
-        if start.elapsed() > patience {
+        if start.elapsed() > window {
             return Err(CommandError::Waiting);
         }
         match run(command, &hook.environment, hook.input.as_deref()).await {
@@ -354,9 +351,9 @@ impl Hooks {
         }
     }
 
-    fn note(&mut self, change: &Change, run: Run) {
+    fn record(&mut self, change: &Change, run: Run) {
         let Key::Hook(key) = change.key() else { return };
-        self.former.remove(key);
+        self.earlier.remove(key);
         let Change::Set {
             object: Object::Hook(hook),
             ..
@@ -370,15 +367,23 @@ impl Hooks {
         let failed = self.failed.remove(key);
         if run == Run::Failed {
             let same = failed.filter(|_| before.as_ref() == Some(&**hook));
-            let mut pauses = same.map_or(PAUSES, |failed| failed.pauses);
-            let due = Instant::now() + pauses.next_delay();
-            self.failed.insert(*key, Failed { pauses, due });
+            let mut backoff = same.map_or(RETRY_BACKOFF, |failed| failed.backoff);
+            let due = Instant::now() + backoff.next_delay();
+            self.failed.insert(*key, Failed { backoff, due });
         }
     }
 
-    fn remember(&self) {
+    fn delay(&mut self, key: &Key) {
+        if let Key::Hook(key) = key
+            && let Some(failed) = self.failed.get_mut(key)
+        {
+            failed.due = Instant::now() + failed.backoff.next_delay();
+        }
+    }
+
+    fn save(&self) {
         let all: BTreeMap<String, &Hook> = self
-            .former
+            .earlier
             .iter()
             .chain(&self.done)
             .map(|(key, hook)| (key.name(), hook))
@@ -387,7 +392,7 @@ impl Hooks {
             .map_err(io::Error::from)
             .and_then(|bytes| atomic_file::replace(&self.file, &bytes, 0o600));
         if let Err(error) = written {
-            warn!(path = %self.file.display(), "failed to remember for whom commands were run: {error}");
+            warn!(path = %self.file.display(), "failed to save the record of commands that have run: {error}");
         }
     }
 }

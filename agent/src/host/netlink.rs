@@ -30,17 +30,18 @@ use std::net::IpAddr;
 
 use rtnetlink::packet_route::AddressFamily;
 
-pub(crate) use self::apply::{Applied, Greeting};
+pub(crate) use self::apply::{Applied, HandshakeRequest};
 pub use self::apply::{ChangeError, Failure};
 pub use self::bridge::Bridge;
 pub use self::device::Device;
+pub(in crate::host) use self::generic::attributes;
 pub use self::monitor::{Changed, Monitor, Watch};
 pub(crate) use self::observe::Observed;
 pub(crate) use self::ownership::{DEVICES, MARK, Mark};
 pub use self::socket::{KernelError, Refused};
-pub(crate) use self::tun::Tuns;
+pub(crate) use self::tun::TunDevices;
 pub use self::wireguard::Session;
-use crate::base::net::InterfaceName;
+use crate::base::net::{Family, InterfaceName};
 use crate::base::network_name::NetworkName;
 use crate::plan::state::{Object, Tun};
 
@@ -57,7 +58,7 @@ pub struct Kernel {
     /// The network whose objects count as ours; `None` is the default network.
     network: Option<NetworkName>,
     /// The devices reserved for this agent on this host.
-    held: BTreeSet<InterfaceName>,
+    claimed: BTreeSet<InterfaceName>,
     /// The TUN device that this process serves.
     tun: Option<(InterfaceName, Tun)>,
 }
@@ -77,7 +78,7 @@ impl Kernel {
             wireguard: wireguard::Client::default(),
             next_hops: true,
             network: None,
-            held: BTreeSet::new(),
+            claimed: BTreeSet::new(),
             tun: None,
         })
     }
@@ -123,8 +124,15 @@ impl Kernel {
 
 /// The address family of an address.
 fn family(address: IpAddr) -> AddressFamily {
-    match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
+    address_family(Family::of(address))
+}
+
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
     }
 }
+
+/// The address families, each with its own requests.
+const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];

@@ -20,10 +20,10 @@ pub enum OpenError {
     #[error(transparent)]
     Unfit(#[from] Unfit),
     /// A netlink request failed.
-    #[error("failed to look for an existing overlay device")]
+    #[error("failed to look up the overlay device")]
     Kernel(#[from] KernelError),
     /// A command of the network config failed.
-    #[error("{key}")]
+    #[error("failed to run {key}")]
     Command {
         /// Its key.
         key: &'static str,

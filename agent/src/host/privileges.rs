@@ -136,10 +136,10 @@ impl Privileges {
         let lost =
             |capability| self.initial.contains(&capability) && !permitted.contains(&capability);
         if backend.definition().runs_commands && permitted != self.initial {
-            return Ok(Some("privileges that its commands would have"));
+            return Ok(Some("the privileges for its commands"));
         }
         let needs_port = needs_bind(backend) && lost(Capability::CAP_NET_BIND_SERVICE);
-        Ok(needs_port.then_some("privileges that a port below 1024 needs"))
+        Ok(needs_port.then_some("the privileges for a port below 1024"))
     }
 }
 

@@ -12,7 +12,7 @@ use tracing::{trace, warn};
 use crate::base::net::InterfaceName;
 use crate::host::executor::Executor;
 use crate::host::hooks::Ended;
-use crate::host::netlink::{ChangeError, Failure, Greeting, KernelError, Watch};
+use crate::host::netlink::{ChangeError, Failure, HandshakeRequest, KernelError, Watch};
 use crate::plan::state::{Change, Delta, Key, Object, Route, Scope, State, diff, diff_keys};
 use crate::plan::underlay::Underlay;
 
@@ -89,7 +89,7 @@ impl Reconciler {
     /// Takes over the part of the host's network configuration that is in `scope`. The wanted state is empty, and
     /// nothing happens before the first [`Self::resync`].
     pub fn new(mut executor: Executor, scope: Scope) -> Self {
-        executor.remember_hooks(scope.hooks.as_deref());
+        executor.open_hooks(scope.hooks.as_deref());
         Self {
             executor,
             scope,
@@ -143,7 +143,7 @@ impl Reconciler {
             return;
         }
         self.unsure = true;
-        self.executor.remember_hooks(scope.hooks.as_deref());
+        self.executor.open_hooks(scope.hooks.as_deref());
         let former = std::mem::replace(&mut self.scope, scope);
         for link in former.links {
             if !self.scope.links.contains(&link) {
@@ -164,9 +164,9 @@ impl Reconciler {
     }
 
     /// Makes the next [`Self::resync`] run all hooks again, as at a start.
-    pub fn renew_hooks(&mut self) {
+    pub fn reload_hooks(&mut self) {
         self.unsure = true;
-        self.executor.renew_hooks();
+        self.executor.reload_hooks();
     }
 
     /// Waits until a failed hook is due for a retry by [`Self::resync`]; forever if none is. Cancel-safe.
@@ -220,7 +220,7 @@ impl Reconciler {
             let mut changes = diff(&self.desired, &observed.state);
             if !observed.complete {
                 warn!(
-                    "the kernel's configuration kept changing while it was read; removing nothing"
+                    "the kernel objects kept changing while they were listed; removing none until the next resync"
                 );
                 changes.retain(|change| matches!(change, Change::Set { .. }));
             }
@@ -230,10 +230,10 @@ impl Reconciler {
             report.failures.clear();
             report.counts.failed = 0;
             let recreated = self.apply(changes, &mut report).await?;
-            if observed.complete && !observed.surplus.is_empty() {
+            if observed.complete && !observed.stale_next_hops.is_empty() {
                 self.executor
                     .kernel_mut()
-                    .delete_next_hops(&observed.surplus)
+                    .delete_next_hops(&observed.stale_next_hops)
                     .await?;
             }
             if !recreated {
@@ -281,9 +281,16 @@ impl Reconciler {
     /// # Errors
     ///
     /// As [`Self::resync`], which is then needed.
-    pub(crate) async fn greet(&mut self, greetings: &[Greeting]) -> Result<bool, KernelError> {
+    pub(crate) async fn start_handshakes(
+        &mut self,
+        requests: &[HandshakeRequest],
+    ) -> Result<bool, KernelError> {
         let unsure = std::mem::replace(&mut self.unsure, true);
-        let refused = self.executor.kernel_mut().greet(greetings).await?;
+        let refused = self
+            .executor
+            .kernel_mut()
+            .start_handshakes(requests)
+            .await?;
         self.unsure = unsure || refused;
         Ok(refused)
     }

@@ -17,36 +17,27 @@ use thiserror::Error;
 use crate::base::atomic_file;
 use crate::base::net::Leased;
 
-/// The subnet file cannot be used.
+/// The subnet file cannot be read, written or removed.
 #[derive(Debug, Error)]
-pub enum Error {
-    /// Failed to read it.
-    #[error("failed to read the subnet file {}", path.display())]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Failed to write it.
-    #[error("failed to write the subnet file {}", path.display())]
-    Write {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Failed to remove it.
-    #[error("failed to remove the subnet file {}", path.display())]
-    Remove {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+#[error("failed to {action} the subnet file {}", path.display())]
+pub struct Error {
+    action: &'static str,
+    /// Which file.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+impl Error {
+    fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        Self {
+            action,
+            path,
+            source,
+        }
+    }
 }
 
 /// Contents of the file.
@@ -110,16 +101,14 @@ impl SubnetFile {
     /// Writes the file at `path` unless it has these contents already; returns whether it wrote.
     ///
     /// # Errors
-    /// [`Error::Write`]; the old file is then untouched.
+    /// It cannot be written; the old file is then untouched.
     pub fn write(&self, path: &Path) -> Result<bool, Error> {
         let text = self.render();
         if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
             return Ok(false);
         }
-        atomic_file::replace(path, text.as_bytes(), 0o644).map_err(|source| Error::Write {
-            path: path.to_owned(),
-            source,
-        })?;
+        atomic_file::replace(path, text.as_bytes(), 0o644)
+            .map_err(|error| Error::new("write", path, error))?;
         Ok(true)
     }
 }
@@ -154,30 +143,24 @@ pub struct Previous {
 /// Reads the file that an earlier run of the agent or of any flanneld left at `path`; a missing file is empty.
 ///
 /// # Errors
-/// [`Error::Read`] if the file exists but is unreadable.
+/// The file exists but is unreadable.
 pub fn read_previous(path: &Path) -> Result<Previous, Error> {
     match fs::read(path) {
         Ok(bytes) => Ok(Previous::parse(&String::from_utf8_lossy(&bytes))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Previous::default()),
-        Err(source) => Err(Error::Read {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(error) => Err(Error::new("read", path, error)),
     }
 }
 
 /// Removes the file at `path`; returns whether there was one.
 ///
 /// # Errors
-/// [`Error::Remove`].
+/// The file exists but cannot be removed.
 pub fn remove(path: &Path) -> Result<bool, Error> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(Error::Remove {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(error) => Err(Error::new("remove", path, error)),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::base::net::Family;
 use crate::cluster::host_nets::HostNets;
 use crate::cluster::network_config::Families;
-use crate::host::netlink::host::{Host, Questions};
+use crate::host::netlink::host::{Host, Query};
 use crate::plan::underlay::Underlay;
 use crate::settings;
 
@@ -11,7 +11,7 @@ mod choice;
 mod error;
 mod host_nets;
 
-pub use error::{Error, Miss};
+pub use error::{Error, Mismatch};
 
 use choice::Choice;
 use host_nets::host_nets;
@@ -63,22 +63,22 @@ pub async fn survey(
     current: Option<&Underlay>,
 ) -> Result<(Underlay, HostNets), Error> {
     let of_networks: Vec<Family> = families.iter().collect();
-    let mut questions = Questions {
+    let mut query = Query {
         default_routes: &of_networks,
         over: current.map(|current| current.index),
         reach: wanted.can_reach,
         thorough: false,
     };
-    if choice::asks_for_any(wanted) {
-        questions.default_routes = &[];
-        return look(wanted, families, current, questions).await;
+    if choice::has_criteria(wanted) {
+        query.default_routes = &[];
+        return look(wanted, families, current, query).await;
     }
-    match look(wanted, families, current, questions).await {
+    match look(wanted, families, current, query).await {
         Ok(found) if current.is_none_or(|current| found.0.is_where(current)) => Ok(found),
         // All default routes count before the overlay moves or fails.
         _ => {
-            questions.thorough = true;
-            look(wanted, families, current, questions).await
+            query.thorough = true;
+            look(wanted, families, current, query).await
         }
     }
 }
@@ -87,9 +87,9 @@ async fn look(
     wanted: &settings::Underlay,
     families: Families,
     current: Option<&Underlay>,
-    questions: Questions<'_>,
+    query: Query<'_>,
 ) -> Result<(Underlay, HostNets), Error> {
-    let host = Host::observe(questions).await?;
+    let host = Host::observe(query).await?;
     let found = Choice::new(&host, wanted, families).find(current);
     // An interrupted dump may lack an entry that exists. That is no reason to move.
     match (&found, current) {

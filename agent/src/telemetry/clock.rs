@@ -27,7 +27,7 @@ impl Clock {
     }
 
     /// The jump in seconds since the last call, if there was one.
-    pub(crate) fn look(&mut self) -> Option<i64> {
+    pub(crate) fn check(&mut self) -> Option<i64> {
         let now = ahead()?;
         let jump = jump(self.ahead.replace(now)?, now)?;
         self.seen.jumps += 1;

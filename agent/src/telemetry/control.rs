@@ -17,7 +17,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::{StatusCode, Uri};
@@ -40,7 +40,7 @@ pub use client::{Client, Error};
 const QUESTIONS: usize = 16;
 
 /// How long to wait for the agent's loop before answering that it is busy.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Every local user may ask as often as they like; at most one part in this many of the loop's time goes into answers.
 const SHARE: u32 = 4;
@@ -93,7 +93,11 @@ impl ControlService {
 
     /// Sets the answer while the agent joins; `None` once it has joined and its loop answers.
     pub fn set_joining(&self, status: Option<Status>) {
-        *self.joining.lock().unwrap_or_else(PoisonError::into_inner) = status.map(Box::new);
+        *self.joining() = status.map(Box::new);
+    }
+
+    fn joining(&self) -> MutexGuard<'_, Option<Box<Status>>> {
+        self.joining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Listens on a path until `stop` is ready. A stale socket of an earlier agent is replaced.
@@ -126,22 +130,18 @@ impl ControlService {
             sleep_until(*next).await;
             let begin = Instant::now();
             // Takes effect if the client times out: the loop is busy.
-            *next = begin + PATIENCE / 2;
+            *next = begin + TIMEOUT / 2;
             let (sender, answer) = oneshot::channel();
             self.questions.send(question(sender)).await.ok()?;
             let answer = answer.await.ok();
             *next = Instant::now() + begin.elapsed() * (SHARE - 1);
             answer
         };
-        timeout(PATIENCE, asked).await.ok().flatten()
+        timeout(TIMEOUT, asked).await.ok().flatten()
     }
 
     async fn status(&self) -> Answer {
-        let joining = self
-            .joining
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let joining = self.joining().clone();
         match joining {
             Some(mut status) => {
                 status.time = crate::telemetry::status::now();
@@ -174,7 +174,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::new(
                 io::ErrorKind::AlreadyExists,
-                "something that is no socket is there",
+                "the path exists and is not a socket",
             ));
         }
         Ok(_) => (),
@@ -182,7 +182,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(
             io::ErrorKind::AddrInUse,
-            "another agent answers there",
+            "another agent is listening on it",
         ));
     }
     fs::remove_file(path)
@@ -214,7 +214,7 @@ fn answer(known: Option<&impl Serialize>) -> Answer {
         Some(known) => json(known),
         None => Answer::plain(
             StatusCode::SERVICE_UNAVAILABLE,
-            "the agent is busy joining or programming; ask again",
+            "the agent is busy joining or programming; try again",
         ),
     }
 }
@@ -240,7 +240,7 @@ impl Handler for ControlService {
     }
 
     fn paths(&self) -> &'static str {
-        "there are /v1/status, /v1/peer, /healthz, /readyz and /metrics"
+        "no such path; try /v1/status, /v1/peer, /healthz, /readyz or /metrics"
     }
 }
 

@@ -26,7 +26,7 @@ const OPTIONS: [&str; 2] = ["--bip", "--fixed-cidr-v6"];
 
 /// Checks the bridge. `own`: this host's subnets; `networks`: the overlay's. `None` if there is no bridge, or no
 /// dockerd with a subnet of the overlay on its command line.
-pub(crate) async fn look(own: SubnetKey, networks: &[IpNet]) -> Option<Docker> {
+pub(crate) async fn check(own: SubnetKey, networks: &[IpNet]) -> Option<Docker> {
     let options = started_with(&command_line()?);
     if options.is_empty() {
         return None;
@@ -34,7 +34,7 @@ pub(crate) async fn look(own: SubnetKey, networks: &[IpNet]) -> Option<Docker> {
     match inventory::addresses_of(BRIDGE).await {
         Ok(addresses) => judge(&options, addresses?, own, networks),
         Err(error) => {
-            debug!("{BRIDGE} is not looked at: {}", chain(&error));
+            debug!("skipped the check of {BRIDGE}: {}", chain(&error));
             None
         }
     }
@@ -51,10 +51,10 @@ fn command_line() -> Option<Vec<u8>> {
 }
 
 /// An option and its subnet.
-type Told = (&'static str, IpNet);
+type BridgeOption = (&'static str, IpNet);
 
 /// The options with a subnet. If one is given twice, dockerd uses the last.
-fn started_with(command_line: &[u8]) -> Vec<Told> {
+fn started_with(command_line: &[u8]) -> Vec<BridgeOption> {
     let arguments: Vec<_> = command_line
         .split(|byte| *byte == 0)
         .filter_map(|argument| std::str::from_utf8(argument).ok())
@@ -68,7 +68,7 @@ fn started_with(command_line: &[u8]) -> Vec<Told> {
 }
 
 fn judge(
-    options: &[Told],
+    options: &[BridgeOption],
     addresses: Vec<IpNet>,
     own: SubnetKey,
     networks: &[IpNet],
@@ -82,20 +82,20 @@ fn judge(
             some => format!("is on {}", listed(some)),
         };
         let why = if own.nets().any(|subnet| subnet.trunc() == net.trunc()) {
-            let heeded = addresses
+            let in_use = addresses
                 .iter()
                 .any(|address| address.trunc() == net.trunc());
-            (!heeded).then(|| {
+            (!in_use).then(|| {
                 format!(
-                    "Docker was started with {text}, but its bridge {BRIDGE} {}, as live-restore leaves it while containers \
-                     run; no peer reaches them",
+                    "Docker was started with {text}, but its bridge {BRIDGE} {}: live-restore keeps it while containers run, \
+                     and peers cannot reach them",
                     on()
                 )
             })
         } else if networks.iter().any(|network| network.contains(&net.addr())) {
             Some(format!(
-                "Docker was started with {text}, which this node had before, and not again since: no peer reaches its \
-                 containers"
+                "Docker still uses {text}, a former subnet of this node: peers cannot reach its containers until Docker \
+                 is restarted"
             ))
         } else {
             continue;
@@ -123,7 +123,7 @@ mod tests {
     const OWN: &str = "10.5.9.0/24";
     const OWN_V6: &str = "fd00:5:0:9::/64";
 
-    fn look(command_line: &str, addresses: &[&str]) -> Option<Docker> {
+    fn judge_line(command_line: &str, addresses: &[&str]) -> Option<Docker> {
         let own = SubnetKey::new(OWN.parse().ok(), OWN_V6.parse().ok());
         let networks = ["10.5.0.0/16", "fd00:5::/48"].map(|net| net.parse().unwrap());
         let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn bridge_on_the_own_subnets_is_well() {
-        let docker = look(NEW, &["10.5.9.1/24", "fd00:5:0:9::1/64"]).unwrap();
+        let docker = judge_line(NEW, &["10.5.9.1/24", "fd00:5:0:9::1/64"]).unwrap();
         assert_eq!(docker.trouble, None);
         assert_eq!(
             docker.options,
@@ -158,21 +158,21 @@ mod tests {
             "dockerd --bip=nonsense",
             "dockerd --bip",
         ] {
-            assert_eq!(look(line, &["172.17.0.1/16"]), None, "{line}");
+            assert_eq!(judge_line(line, &["172.17.0.1/16"]), None, "{line}");
         }
     }
 
     #[test]
     fn bridge_that_does_not_follow_is_told() {
         let told = |line: &str, addresses: &[&str], words: &str| {
-            let trouble = look(line, addresses).unwrap().trouble;
+            let trouble = judge_line(line, addresses).unwrap().trouble;
             assert!(
                 trouble.as_ref().is_some_and(|text| text.contains(words)),
                 "{line}, {addresses:?}: {trouble:?}"
             );
         };
         let both = ["10.5.3.1/24", "fd00:5:0:9::1/64"];
-        let words = "with --bip=10.5.9.1/24, but its bridge docker0 is on 10.5.3.1/24 and fd00:5:0:9::1/64, as live-restore";
+        let words = "with --bip=10.5.9.1/24, but its bridge docker0 is on 10.5.3.1/24 and fd00:5:0:9::1/64: live-restore";
         told(NEW, &both, words);
         let v6 = ["10.5.9.1/24", "fd00:5:0:3::1/64"];
         told(NEW, &v6, "with --fixed-cidr-v6=fd00:5:0:9::/64, but");
@@ -184,6 +184,6 @@ mod tests {
         );
         told(NEW, &[], "docker0 has no address");
         let old = "dockerd --bip=10.5.3.1/24";
-        told(old, &["10.5.3.1/24"], "which this node had before");
+        told(old, &["10.5.3.1/24"], "a former subnet of this node");
     }
 }

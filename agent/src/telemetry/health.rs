@@ -30,7 +30,7 @@ use crate::telemetry::status::{Agent, Cause, Status};
 const SAMPLE_AGE: Duration = Duration::from_secs(1);
 
 /// How long a scrape waits for the loop; then it serves the last sample.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The health endpoints cannot listen.
 #[derive(Debug, Error)]
@@ -118,7 +118,7 @@ impl Handler for Health {
     }
 
     fn paths(&self) -> &'static str {
-        "there are /healthz, /readyz and /metrics"
+        "no such path; try /healthz, /readyz or /metrics"
     }
 }
 
@@ -172,11 +172,12 @@ impl Health {
         } else {
             Readiness::NotReady(reasons)
         };
-        *self
-            .0
-            .readiness
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = readiness;
+        *self.readiness() = readiness;
+    }
+
+    fn readiness(&self) -> MutexGuard<'_, Readiness> {
+        let lock = self.0.readiness.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the sample that `/metrics` serves while the loop is not asked.
@@ -191,12 +192,7 @@ impl Health {
     /// The body of `/readyz` if not ready; `None` if ready.
     fn unreadiness(&self) -> Option<String> {
         const HEADLINE: &str = "flanneld is not ready yet";
-        let readiness = self
-            .0
-            .readiness
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match &*readiness {
+        match &*self.readiness() {
             Readiness::Ready => None,
             Readiness::Starting => Some(HEADLINE.to_owned()),
             Readiness::NotReady(reasons) => {
@@ -222,7 +218,7 @@ impl Health {
                 self.0.scrapes.send(answer).await.ok()?;
                 answered.await.ok()
             };
-            if let Some(fresh) = timeout(PATIENCE, asked).await.ok().flatten() {
+            if let Some(fresh) = timeout(TIMEOUT, asked).await.ok().flatten() {
                 sample = Arc::new(fresh);
                 *self.sample() = (Arc::clone(&sample), Instant::now());
             }

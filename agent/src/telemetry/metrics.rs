@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use self::process::Process;
 use self::text::{Kind, Text};
 use crate::host::udp::Counters;
-use crate::telemetry::status::{Device, State, Status, TaskName};
+use crate::telemetry::status::{Device, Kernel, State, Status, TaskName};
 
 mod process;
 mod text;
@@ -78,6 +78,52 @@ pub(crate) struct Peers {
     pub(crate) leases: usize,
 }
 
+/// A counter of an overlay device: its name, its help, and where it is in the status.
+type DeviceCounter = (&'static str, &'static str, fn(&Device) -> u64);
+
+const DEVICE_COUNTERS: [DeviceCounter; 8] = [
+    (
+        "selvage_device_receive_bytes_total",
+        "Bytes received by the overlay device.",
+        |device| device.traffic.rx_bytes,
+    ),
+    (
+        "selvage_device_transmit_bytes_total",
+        "Bytes sent by the overlay device.",
+        |device| device.traffic.tx_bytes,
+    ),
+    (
+        "selvage_device_receive_packets_total",
+        "Packets received by the overlay device.",
+        |device| device.traffic.rx_packets.unwrap_or_default(),
+    ),
+    (
+        "selvage_device_transmit_packets_total",
+        "Packets sent by the overlay device.",
+        |device| device.traffic.tx_packets.unwrap_or_default(),
+    ),
+    (
+        "selvage_device_receive_errors_total",
+        "Receive errors of the overlay device.",
+        |device| device.rx_errors,
+    ),
+    (
+        "selvage_device_transmit_errors_total",
+        "Transmit errors of the overlay device.",
+        |device| device.tx_errors,
+    ),
+    (
+        "selvage_device_receive_dropped_total",
+        "Received packets dropped by the overlay device.",
+        |device| device.rx_dropped,
+    ),
+    (
+        "selvage_device_transmit_dropped_total",
+        "Packets to send dropped by the overlay device.",
+        |device| device.tx_dropped,
+    ),
+];
+
 impl Sample {
     /// The sample of a joining agent.
     pub(crate) fn joining(status: Status) -> Self {
@@ -132,6 +178,7 @@ impl Sample {
         );
         self.write_store(&mut text);
         self.write_lease(&mut text, now);
+        self.write_lease_events(&mut text);
         self.write_overlay(&mut text);
         if let Some(peers) = &self.peers {
             peers.write(&mut text);
@@ -171,34 +218,38 @@ impl Sample {
     }
 
     fn write_lease(&self, text: &mut Text, now: Instant) {
-        if let Some(lease) = &self.status.lease {
+        let Some(lease) = &self.status.lease else {
+            return;
+        };
+        text.gauge(
+            "selvage_lease_held",
+            "Whether the lease store has a lease of this host: 1 or 0.",
+            u8::from(lease.held),
+        );
+        text.gauge(
+            "selvage_lease_acquired_timestamp_seconds",
+            "When the agent acquired the lease, in seconds since the Unix epoch.",
+            lease.since_time,
+        );
+        if let Some(ttl) = lease.ttl_seconds {
             text.gauge(
-                "selvage_lease_held",
-                "Whether the lease store has a lease of this host: 1 or 0.",
-                u8::from(lease.held),
+                "selvage_lease_ttl_seconds",
+                "TTL of the lease; absent for a reservation.",
+                ttl,
             );
-            text.gauge(
-                "selvage_lease_acquired_timestamp_seconds",
-                "When the agent acquired the lease, in seconds since the Unix epoch.",
-                lease.since_time,
-            );
-            if let Some(ttl) = lease.ttl_seconds {
-                text.gauge(
-                    "selvage_lease_ttl_seconds",
-                    "TTL of the lease; absent for a reservation.",
-                    ttl,
-                );
-            }
-            if let Some(left) = lease.left_seconds {
-                // If the loop is too busy to answer, its last sample ages.
-                let age = now.saturating_duration_since(self.at).as_secs();
-                text.gauge(
-                    "selvage_lease_remaining_seconds",
-                    "Time until the lease expires if it is not renewed; absent for a reservation.",
-                    left.saturating_sub(age),
-                );
-            }
         }
+        if let Some(left) = lease.left_seconds {
+            // If the loop is too busy to answer, its last sample ages.
+            let age = now.saturating_duration_since(self.at).as_secs();
+            text.gauge(
+                "selvage_lease_remaining_seconds",
+                "Time until the lease expires if it is not renewed; absent for a reservation.",
+                left.saturating_sub(age),
+            );
+        }
+    }
+
+    fn write_lease_events(&self, text: &mut Text) {
         let events = &self.events;
         for (name, help, value) in [
             (
@@ -213,12 +264,12 @@ impl Sample {
             ),
             (
                 "selvage_lease_lost_total",
-                "Times that this host lost its lease.",
+                "Times this host lost its lease.",
                 events.leases_lost,
             ),
             (
                 "selvage_renumberings_total",
-                "Times that the subnet of this host changed while the agent was running.",
+                "Times the subnet of this host changed while the agent was running.",
                 events.renumberings,
             ),
         ] {
@@ -230,7 +281,7 @@ impl Sample {
         let events = &self.events;
         text.counter(
             "selvage_network_configs_rejected_total",
-            "Network configs that this host could not use.",
+            "Network configs that the agent refused.",
             events.configs_rejected,
         );
         let mut reloads = text.family(
@@ -258,49 +309,6 @@ impl Sample {
     }
 
     fn write_devices(&self, text: &mut Text) {
-        type Read = fn(&Device) -> u64;
-        let counters: [(_, _, Read); 8] = [
-            (
-                "selvage_device_receive_bytes_total",
-                "Bytes received by the overlay device.",
-                |device| device.traffic.rx_bytes,
-            ),
-            (
-                "selvage_device_transmit_bytes_total",
-                "Bytes sent by the overlay device.",
-                |device| device.traffic.tx_bytes,
-            ),
-            (
-                "selvage_device_receive_packets_total",
-                "Packets received by the overlay device.",
-                |device| device.traffic.rx_packets.unwrap_or_default(),
-            ),
-            (
-                "selvage_device_transmit_packets_total",
-                "Packets sent by the overlay device.",
-                |device| device.traffic.tx_packets.unwrap_or_default(),
-            ),
-            (
-                "selvage_device_receive_errors_total",
-                "Receive errors of the overlay device.",
-                |device| device.rx_errors,
-            ),
-            (
-                "selvage_device_transmit_errors_total",
-                "Transmit errors of the overlay device.",
-                |device| device.tx_errors,
-            ),
-            (
-                "selvage_device_receive_dropped_total",
-                "Received packets dropped by the overlay device.",
-                |device| device.rx_dropped,
-            ),
-            (
-                "selvage_device_transmit_dropped_total",
-                "Packets to send dropped by the overlay device.",
-                |device| device.tx_dropped,
-            ),
-        ];
         let mut present = text.family(
             "selvage_device_present",
             Kind::Gauge,
@@ -309,7 +317,7 @@ impl Sample {
         for device in &self.status.devices {
             present.with(&[("device", &device.name)], u8::from(device.present));
         }
-        for (name, help, read) in counters {
+        for (name, help, read) in DEVICE_COUNTERS {
             let mut family = text.family(name, Kind::Counter, help);
             for device in self.status.devices.iter().filter(|device| device.present) {
                 family.with(&[("device", &device.name)], read(device));
@@ -353,7 +361,7 @@ impl Sample {
         if let Some(firewall) = firewall {
             text.counter(
                 "selvage_firewall_updates_total",
-                "Times that the agent wrote firewall rules, including the first time.",
+                "Times the agent wrote firewall rules, including the first time.",
                 firewall.programmed,
             );
         }
@@ -386,30 +394,34 @@ impl Sample {
             "Kernel changes that failed.",
             kernel.failed,
         );
-        text.summary(
-            "selvage_resync_duration_seconds",
-            "Duration of full resyncs with the kernel.",
-            seconds(kernel.resync_total_usec),
-            kernel.resyncs,
-        );
-        if let (Some(at), Some(took)) = (kernel.resync_time, kernel.resync_usec) {
-            text.gauge(
-                "selvage_resync_last_timestamp_seconds",
-                "Time of the last full resync, in seconds since the Unix epoch.",
-                at,
-            );
-            text.gauge(
-                "selvage_resync_last_duration_seconds",
-                "Duration of the last full resync.",
-                seconds(took),
-            );
-        }
+        write_resyncs(kernel, text);
+    }
+}
+
+fn write_resyncs(kernel: &Kernel, text: &mut Text) {
+    text.summary(
+        "selvage_resync_duration_seconds",
+        "Duration of full resyncs with the kernel.",
+        seconds(kernel.resync_total_usec),
+        kernel.resyncs,
+    );
+    if let (Some(at), Some(took)) = (kernel.resync_time, kernel.resync_usec) {
         text.gauge(
-            "selvage_resync_interval_seconds",
-            "Maximum time between two full resyncs.",
-            kernel.interval_seconds,
+            "selvage_resync_last_timestamp_seconds",
+            "Time of the last full resync, in seconds since the Unix epoch.",
+            at,
+        );
+        text.gauge(
+            "selvage_resync_last_duration_seconds",
+            "Duration of the last full resync.",
+            seconds(took),
         );
     }
+    text.gauge(
+        "selvage_resync_interval_seconds",
+        "Maximum time between two full resyncs.",
+        kernel.interval_seconds,
+    );
 }
 
 fn seconds(usec: u64) -> f64 {
@@ -421,7 +433,7 @@ impl Peers {
         for (name, help, value) in [
             (
                 "selvage_peers",
-                "Peers that the agent programs into the kernel.",
+                "Peers programmed into the kernel.",
                 self.used,
             ),
             (
@@ -440,7 +452,7 @@ impl Peers {
         let mut refused = text.family(
             "selvage_leases_refused",
             Kind::Gauge,
-            "Leases of other hosts, or updates of them, that the agent does not use, by reason.",
+            "Leases of other hosts, or updates of them, that the agent refused, by reason.",
         );
         for (reason, count) in &self.refused {
             refused.with(&[("reason", reason)], count);

@@ -153,9 +153,9 @@ fn a_later_back_end_gets_nothing_back_and_that_is_said() {
         wait_until("the hint to be logged", || host.log().contains(&hint));
     };
     put(r#"{"Type":"extension","PostStartupCommand":"true"}"#);
-    told(&host, "privileges that its commands would have");
+    told(&host, "the privileges for its commands");
     put(r#"{"Type":"udp","Port":443}"#);
-    told(&host, "privileges that a port below 1024 needs");
+    told(&host, "the privileges for a port below 1024");
     host.kill_agent();
     host.start_agent();
     assert_keeps(&mut host, NET_BIND_SERVICE);

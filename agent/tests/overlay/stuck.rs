@@ -125,7 +125,7 @@ fn peers_and_answers_do_not_wait_for_a_firewall_that_hangs() {
     });
     assert!(in_time, "the agent waited for nft");
     // It is asked for again and again, which must not hide that it never ends.
-    wait_readyz(&one, "nft did not finish within 10 s");
+    wait_readyz(&one, "nft timed out after 10 s");
     programs.clear("hang");
     wait_readyz(&one, "is ready");
 }

@@ -190,7 +190,7 @@ impl Overlay {
         }
         log_limits(&*backend, config, &self.underlay);
         // The first command may have recreated what the other hooks worked on, so run them again.
-        self.reconciler.renew_hooks();
+        self.reconciler.reload_hooks();
         Ok(backend.into())
     }
 

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use crate::base::net::InterfaceName;
-use crate::host::former;
+use crate::host::identity::vxlan::stored_devices;
 use crate::host::netlink::{Kernel, KernelError};
 use crate::host::subnet_file;
 use crate::plan::backend::table;
@@ -30,7 +30,7 @@ impl EarlierRun {
         let v6 = previous.network_v6.map(IpNet::V6);
         let networks: Vec<IpNet> = v4.into_iter().chain(v6).collect();
         let mut found = kernel.marked_links(&networks).await?;
-        for (name, _) in former::identities(&settings.files.state_dir) {
+        for (name, _) in stored_devices(&settings.files.state_dir) {
             if let Some(object) = kernel.own_device(&name, &networks).await? {
                 found.push((name, object));
             }

@@ -64,7 +64,7 @@ impl Overlay {
     /// Starts a pass that restores the firewall's rules if needed; [`Self::firewall_passed`] returns when it has ended.
     pub(crate) fn program_firewall(&mut self) {
         let rules = self.rules();
-        self.firewall.order(rules, self.firewall_settings.mode);
+        self.firewall.submit(rules, self.firewall_settings.mode);
     }
 
     /// The rules to leave to the next agent, if they are where a flannel does not look.
@@ -101,7 +101,7 @@ impl Overlay {
 
     /// Waits for the end of a pass over the firewall. Cancel-safe.
     pub(crate) async fn firewall_passed(&self) -> Outcome {
-        self.firewall.passed().await
+        self.firewall.outcome().await
     }
 
     /// Records the result of a pass over the firewall; `None` if another one follows at once.

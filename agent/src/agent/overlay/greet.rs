@@ -20,7 +20,7 @@ use tracing::debug;
 
 use super::{Failed, Overlay};
 use crate::base::net::InterfaceName;
-use crate::host::netlink::Greeting;
+use crate::host::netlink::HandshakeRequest;
 use crate::plan::state::{Key, Object};
 
 /// The delay from a change to the first round. By then both sides have usually programmed it.
@@ -100,7 +100,7 @@ impl Overlay {
             let unanswered = session.tx_bytes > 0;
             again += usize::from(unanswered);
             if !unanswered || again <= AGAIN {
-                greetings.push(Greeting {
+                greetings.push(HandshakeRequest {
                     link: link.clone(),
                     peer: **peer,
                     want: (**want).clone(),
@@ -112,7 +112,7 @@ impl Overlay {
         let waiting = !self.greetings.peers.is_empty();
         self.greetings.next = waiting.then(|| Instant::now() + PAUSE);
         debug!(peers = greetings.len(), again, "greeting peers");
-        if self.reconciler.greet(&greetings).await? {
+        if self.reconciler.start_handshakes(&greetings).await? {
             // A peer that was removed to be added again may be missing: restore it.
             let report = self.program_kernel().await?;
             return self.check(report);

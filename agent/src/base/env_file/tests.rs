@@ -103,8 +103,8 @@ fn what_needs_a_shell_is_refused_with_its_line() {
         ("B=$1", "line 1: $1 needs a shell and is not supported"),
         ("B=1 | sh", "line 1: | needs a shell and is not supported"),
         ("B=1 > file", "line 1: > needs a shell and is not supported"),
-        ("\nB='1\n\n", "line 2: the quote ' is not closed"),
-        ("B=\"1\n\n", "line 1: the quote \" is not closed"),
+        ("\nB='1\n\n", "line 2: unterminated quote '"),
+        ("B=\"1\n\n", "line 1: unterminated quote \""),
     ] {
         let error = source(text, &mut Variables::new()).unwrap_err();
         assert_eq!(error.to_string(), message, "{text:?}");

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::base::words;
+
 /// How often a lasting fault is logged with its count.
 const PERIOD: Duration = Duration::from_secs(300);
 
@@ -28,7 +30,7 @@ struct Fault {
 
 /// How often a fault occurred, and for how long.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct Occurrences {
     times: u64,
     lasted: Duration,
 }
@@ -51,7 +53,7 @@ impl Repeats {
         }
         let lasted = now.saturating_duration_since(fault.logged);
         (lasted >= PERIOD).then(|| {
-            let seen = Seen {
+            let seen = Occurrences {
                 times: std::mem::take(&mut fault.unlogged),
                 lasted,
             };
@@ -61,8 +63,8 @@ impl Repeats {
     }
 
     /// Ends the fault; returns its total, if there was one.
-    pub(crate) fn end(&mut self, now: Instant) -> Option<Seen> {
-        self.0.take().map(|fault| Seen {
+    pub(crate) fn end(&mut self, now: Instant) -> Option<Occurrences> {
+        self.0.take().map(|fault| Occurrences {
             times: fault.times,
             lasted: now.saturating_duration_since(fault.since),
         })
@@ -70,16 +72,12 @@ impl Repeats {
 }
 
 /// `seen once`, `seen 37 times in 5 min`.
-impl fmt::Display for Seen {
+impl fmt::Display for Occurrences {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.times == 1 {
-            return f.write_str("seen once");
-        }
-        write!(f, "seen {} times in ", self.times)?;
-        match self.lasted.as_secs() {
-            seconds @ 0..120 => write!(f, "{seconds} s"),
-            seconds @ 120..7200 => write!(f, "{} min", seconds / 60),
-            seconds => write!(f, "{} h", seconds / 3600),
+        write!(f, "seen {}", words::times(self.times))?;
+        match self.times {
+            1 => Ok(()),
+            _ => write!(f, " in {}", words::duration(self.lasted.as_secs())),
         }
     }
 }

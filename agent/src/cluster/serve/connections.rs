@@ -31,7 +31,7 @@ use tracing::{debug, warn};
 use super::request::Client;
 use super::site::Shared;
 use crate::base::logging::chain;
-use crate::base::net::site_of;
+use crate::base::net::address_block;
 use crate::cluster::lease::rest::tls::{Files, TlsError};
 
 /// How long a TLS handshake may take.
@@ -144,7 +144,7 @@ pub(super) async fn serve(listener: TcpListener, mut tls: Tls, site: Shared) -> 
                 Ok((stream, peer)) => {
                     // On a dual-stack socket an IPv4 client is ::ffff:A.B.C.D (ipv6(7), IPV6_V6ONLY).
                     let from = peer.ip().to_canonical();
-                    let address = site_of(from);
+                    let address = address_block(from);
                     let count = by_address.entry(address).or_default();
                     if *count >= MAX_PER_ADDRESS {
                         refusals.report(address, "it has too many connections already");

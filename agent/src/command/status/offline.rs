@@ -89,7 +89,7 @@ pub(super) async fn look(settings: &Settings) -> Status {
         notes.push(Cause::new(Code::DeviceMissing, text).about(&device.name));
     }
     let own = SubnetKey::new(file.previous.subnet, file.previous.subnet_v6);
-    let docker = docker_bridge::look(own, &networks).await;
+    let docker = docker_bridge::check(own, &networks).await;
     notes.extend(docker.as_ref().and_then(|docker| {
         let text = docker.trouble.as_deref()?;
         Some(Cause::new(Code::DockerSubnet, text).about(&docker.bridge))
@@ -224,7 +224,7 @@ async fn look_at_firewall(
     file: &SubnetEnv,
     notes: &mut Vec<Cause>,
 ) -> Option<Firewall> {
-    match firewall::look(settings.agent.network.as_ref()).await {
+    match firewall::current_mode(settings.agent.network.as_ref()).await {
         Ok(mode) => Some(Firewall {
             wanted: settings.firewall.mode.to_string(),
             mode: mode.map(|mode| mode.to_string()),

@@ -1,5 +1,7 @@
 //! The devices and networks that this agent claims on a host with several agents.
 
+use std::io;
+
 use ipnet::IpNet;
 use thiserror::Error;
 
@@ -17,7 +19,7 @@ const MAX_TUNS: u32 = 100;
 pub enum ClaimError {
     /// Another agent runs in the same network.
     #[error(
-        "{network} already has an agent on this host (process {id}); each network of a host needs a name of its own (--network)"
+        "{network} already has an agent on this host (process {id}); give each network on a host its own name (--network)"
     )]
     Network {
         /// Which, in words.
@@ -27,10 +29,10 @@ pub enum ClaimError {
     },
     /// Two network names map to the same next-hop ID range.
     #[error(
-        "the next-hop IDs collide with those of {network} (process {id}); give one of the networks another name"
+        "another agent on this host (process {id}) uses the same range of next-hop IDs as {network}; rename one of the networks"
     )]
     NextHops {
-        /// Which, in words.
+        /// Ours, in words.
         network: String,
         /// The other agent.
         id: i32,
@@ -68,27 +70,27 @@ pub enum ClaimError {
         owner: String,
     },
     /// All TUN device names are taken.
-    #[error("no TUN device is free among flannel0 to flannel{}", MAX_TUNS - 1)]
+    #[error("all TUN devices from flannel0 to flannel{} are in use; remove one", MAX_TUNS - 1)]
     NoTun,
     /// A claim cannot be made.
-    #[error("failed to claim {what}")]
+    #[error("failed to claim the abstract socket selvage/{what}")]
     Claim {
         /// The name.
         what: String,
         /// Why.
         #[source]
-        source: claim::Error,
+        source: io::Error,
     },
     /// A netlink request for the device, or for its mark, failed.
-    #[error("failed to ask the kernel whose device it is")]
+    #[error("failed to look up the owner of the device")]
     Kernel(#[from] KernelError),
 }
 
 /// The remedy for two networks with the same device.
 fn remedy(device: &InterfaceName) -> &'static str {
     match device.as_str().contains('.') && !device.as_str().ends_with("ipip") {
-        true => "networks on one host need different VNIs",
-        false => "only one network of a host can use this backend",
+        true => "give each network on a host its own VNI",
+        false => "only one network per host can use this backend",
     }
 }
 
@@ -110,34 +112,34 @@ impl Executor {
     ///
     /// Another agent has the network; the error names it.
     pub(crate) fn claim_network(&mut self, networks: &[IpNet]) -> Result<(), ClaimError> {
-        let network = self.kernel.network();
-        let label = network.map(NetworkName::as_str).unwrap_or_default();
-        let taken = |what: &str, error, make: fn(String, i32) -> ClaimError| match error {
-            claim::Error::Taken(id) => make(describe(network), id),
-            source => ClaimError::Claim {
-                what: what.to_owned(),
-                source,
-            },
-        };
-        let name = format!("network/{label}");
-        let result = self.claims.take(&name);
-        result.map_err(|error| {
-            taken(&name, error, |network, id| ClaimError::Network {
-                network,
-                id,
-            })
+        let name = self.kernel.network().cloned();
+        let network = describe(name.as_ref());
+        let label = name.as_ref().map_or("", NetworkName::as_str);
+        self.claim(&format!("network/{label}"), |id| ClaimError::Network {
+            network: network.clone(),
+            id,
         })?;
-        if let Some(network) = network {
-            let name = format!("next-hops/{}", network.number());
-            let result = self.claims.take(&name);
-            result.map_err(|error| {
-                taken(&name, error, |network, id| ClaimError::NextHops {
-                    network,
-                    id,
-                })
+        if let Some(name) = &name {
+            self.claim(&format!("next-hops/{}", name.number()), |id| {
+                ClaimError::NextHops { network, id }
             })?;
         }
         self.claim_overlays(networks)
+    }
+
+    /// Claims a name; `taken` is the error if another process holds it.
+    fn claim(
+        &mut self,
+        name: &str,
+        taken: impl FnOnce(i32) -> ClaimError,
+    ) -> Result<(), ClaimError> {
+        self.claims.take(name).map_err(|error| match error {
+            claim::Error::Taken(id) => taken(id),
+            claim::Error::Io(source) => ClaimError::Claim {
+                what: name.to_owned(),
+                source,
+            },
+        })
     }
 
     /// First claims the overlay networks, then checks for other claims that overlap: of two agents that start at once,
@@ -154,7 +156,7 @@ impl Executor {
                     overlap = Some((ours, ours.to_string(), id));
                     break;
                 }
-                Err(source) => {
+                Err(claim::Error::Io(source)) => {
                     let what = name.clone();
                     return Err(ClaimError::Claim { what, source });
                 }
@@ -199,16 +201,8 @@ impl Executor {
         networks: &[IpNet],
     ) -> Result<(), ClaimError> {
         let claim = device_claim(name);
-        self.claims.take(&claim).map_err(|error| match error {
-            claim::Error::Taken(id) => ClaimError::Device {
-                device: name.clone(),
-                id,
-            },
-            source => ClaimError::Claim {
-                what: claim.clone(),
-                source,
-            },
-        })?;
+        let device = name.clone();
+        self.claim(&claim, |id| ClaimError::Device { device, id })?;
         let Err(mark) = self.kernel_mut().adopt(name, networks).await? else {
             return Ok(());
         };
@@ -245,7 +239,7 @@ impl Executor {
             match self.claims.take(&claim) {
                 Ok(()) => {}
                 Err(claim::Error::Taken(_)) => continue,
-                Err(source) => {
+                Err(claim::Error::Io(source)) => {
                     let what = claim;
                     return Err(ClaimError::Claim { what, source });
                 }
@@ -289,15 +283,15 @@ mod tests {
     #[test]
     fn remedies_fit_the_device() {
         for (device, remedy) in [
-            ("flannel.1", "networks on one host need different VNIs"),
-            ("flannel-v6.1", "networks on one host need different VNIs"),
+            ("flannel.1", "give each network on a host its own VNI"),
+            ("flannel-v6.1", "give each network on a host its own VNI"),
             (
                 "flannel.ipip",
-                "only one network of a host can use this backend",
+                "only one network per host can use this backend",
             ),
             (
                 "flannel-wg",
-                "only one network of a host can use this backend",
+                "only one network per host can use this backend",
             ),
         ] {
             let error = ClaimError::Device {

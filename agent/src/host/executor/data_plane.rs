@@ -9,7 +9,7 @@ use std::net::SocketAddrV4;
 
 use crate::base::logging::chain;
 use crate::base::net::InterfaceName;
-use crate::host::netlink::{ChangeError, Tuns};
+use crate::host::netlink::{ChangeError, TunDevices};
 use crate::host::udp::{Counters, DataPlane, Settings};
 use crate::plan::state::{Change, Key, Object, Tun};
 
@@ -89,7 +89,7 @@ fn peer(change: &Change) -> Option<SocketAddrV4> {
     }
 }
 
-impl Tuns for Slot {
+impl TunDevices for Slot {
     fn open(&mut self, name: &InterfaceName, tun: &Tun, mtu: u32) -> Result<(), ChangeError> {
         // A data plane that lost its device may still hold the port.
         self.0 = None;

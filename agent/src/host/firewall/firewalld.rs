@@ -25,7 +25,7 @@ pub(super) const TABLE: &str = "inet firewalld";
 const PROGRAM: &str = "firewall-cmd";
 
 /// The action named in errors.
-const ACTION: &str = "let the overlay through";
+const ACTION: &str = "trust the overlay network";
 
 /// Deadline of one call. Generous, because the agent does not wait, and a firewalld that reloads on a busy machine
 /// answers late.
@@ -40,7 +40,7 @@ pub(super) struct Firewalld {
     /// The running call, until its outcome is known.
     call: Option<JoinHandle<Result<(), Error>>>,
     /// Whether the last call succeeded.
-    agreed: bool,
+    accepted: bool,
     /// When to retry after a failure, and the current pause.
     pause: Option<(Instant, Duration)>,
 }
@@ -60,7 +60,7 @@ impl Firewalld {
             }
             // A task that panicked has already reported it.
             Some(call) => match call.await.unwrap_or(Ok(())) {
-                Ok(()) => self.agreed = true,
+                Ok(()) => self.accepted = true,
                 Err(error) => self.retry_later(&error, failures),
             },
             None => {}
@@ -68,20 +68,20 @@ impl Firewalld {
         if self.pause.is_some_and(|(until, _)| Instant::now() < until) {
             return false;
         }
-        match not_in_a_zone(networks).await {
+        match untrusted(networks).await {
             Ok(networks) if networks.is_empty() => {
-                (self.agreed, self.pause) = (false, None);
+                (self.accepted, self.pause) = (false, None);
                 true
             }
             // A reload may have removed the entry again. But do not retry at once: if we cannot parse the rules, we
             // would call forever.
-            Ok(networks) if std::mem::take(&mut self.agreed) => {
+            Ok(networks) if std::mem::take(&mut self.accepted) => {
                 let names: Vec<_> = networks.iter().map(IpNet::to_string).collect();
                 let error = Error::Refused {
                     program: PROGRAM.to_owned(),
                     action: ACTION,
                     message: format!(
-                        "it reported success, but none of its rules names {}",
+                        "it reported success, but no rule of firewalld names {}",
                         names.join(", ")
                     ),
                 };
@@ -108,12 +108,12 @@ impl Firewalld {
 }
 
 /// The networks that no zone contains.
-async fn not_in_a_zone(networks: impl Iterator<Item = IpNet>) -> Result<Vec<IpNet>, Error> {
+async fn untrusted(networks: impl Iterator<Item = IpNet>) -> Result<Vec<IpNet>, Error> {
     let listing = nftables::listing("inet", "firewalld")
         .await?
         .unwrap_or_default();
     Ok(networks
-        .filter(|network| !is_bound(&listing, *network))
+        .filter(|network| !is_trusted(&listing, *network))
         .collect())
 }
 
@@ -128,7 +128,7 @@ async fn trust(networks: Vec<IpNet>) -> Result<(), Error> {
 
 /// Whether a zone contains the overlay, possibly one that the administrator chose. firewalld before 1.0 jumps to the
 /// chain `filter_FWDI_ZONE`, since 1.0 to `filter_FWD_ZONE`, and 2.5 to `filter_FWD_ZONE_dispatch_stage2`.
-fn is_bound(listing: &str, network: IpNet) -> bool {
+fn is_trusted(listing: &str, network: IpNet) -> bool {
     ["goto", "jump"].iter().any(|verdict| {
         let rule = format!(" saddr {network} {verdict} filter_FWD");
         listing.contains(&rule)
@@ -137,7 +137,7 @@ fn is_bound(listing: &str, network: IpNet) -> bool {
 
 /// Removes `networks` from the trusted zone, unless the permanent configuration lists them; returns whether any was
 /// removed. Failures do not matter: firewalld forgets the entry at its next reload.
-pub(super) async fn forget(networks: &[IpNet]) -> bool {
+pub(super) async fn untrust(networks: &[IpNet]) -> bool {
     let mut removed = false;
     for network in networks.iter().map(IpNet::trunc) {
         let query = format!("--query-source={network}");
@@ -164,11 +164,7 @@ async fn firewall_cmd(action: &'static str, arguments: &[&str]) -> Result<(), Er
         package: "firewalld",
     })?;
     let output = program::run_within(DEADLINE, path, arguments, "").await?;
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(program::refused(PROGRAM, action, &output))
-    }
+    program::printed(PROGRAM, action, &output).map(drop)
 }
 
 #[cfg(test)]
@@ -195,7 +191,7 @@ mod tests {
             ("10.5.0.0/17", false),
         ] {
             assert_eq!(
-                is_bound(listing, network.parse().unwrap()),
+                is_trusted(listing, network.parse().unwrap()),
                 expected,
                 "{network}"
             );

@@ -8,6 +8,8 @@ use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tokio::time::timeout;
 
+use crate::host::netlink::attributes;
+
 /// `NFNL_SUBSYS_NFTABLES` with `NFT_MSG_GETGEN` and `NFT_MSG_NEWGEN` (linux/netfilter/nf_tables.h).
 const GET_GENERATION: u16 = 10 << 8 | 16;
 const NEW_GENERATION: u16 = 10 << 8 | 15;
@@ -61,16 +63,8 @@ fn parse(answer: &[u8]) -> Option<u32> {
     if kind != NEW_GENERATION {
         return None;
     }
-    let mut rest = answer.get(20..)?;
-    loop {
-        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?);
-        let value = rest.get(4..length)?;
-        if kind == ID {
-            return Some(u32::from_be_bytes(value.try_into().ok()?));
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
+    let (_, id) = attributes(answer.get(20..)?).find(|(kind, _)| *kind == ID)?;
+    Some(u32::from_be_bytes(id.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::fs;
 
 use super::nftables::Tables;
 use super::program::{self, Error};
-use super::{Failures, Rules};
+use super::{Failures, Rules, protocol};
 use crate::base::net::Family;
 use crate::base::network_name::NetworkName;
 
@@ -46,7 +46,7 @@ pub(super) fn chain_names(network: Option<&NetworkName>) -> [String; 3] {
 
 /// Input of one pass.
 #[derive(Clone, Copy)]
-pub(super) struct Look<'a> {
+pub(super) struct View<'a> {
     /// Whether to create the rules in this variant, not only accepts in other programs' chains.
     pub(super) main: bool,
     pub(super) tables: &'a Tables,
@@ -118,26 +118,26 @@ impl Iptables {
     pub(super) async fn ensure(
         &mut self,
         rules: &Rules,
-        look: Look<'_>,
+        view: View<'_>,
         failures: &mut Failures,
     ) -> Result<bool, Error> {
-        if look.main && !rules.is_empty() && !self.is_installed() {
+        if view.main && !rules.is_empty() && !self.is_installed() {
             return Err(not_installed("iptables-restore".to_owned()));
         }
         let mut changed = false;
         for (index, tools) in self.tools.iter().enumerate() {
-            if look.quiet && tools.kind == Kind::Nft {
+            if view.quiet && tools.kind == Kind::Nft {
                 continue;
             }
             let role = Role {
-                main: look.main && index == 0 && tools.suffix.is_empty(),
+                main: view.main && index == 0 && tools.suffix.is_empty(),
                 random_fully: tools.version >= RANDOM_FULLY,
                 raw: tools.kind == Kind::Nft,
             };
             for ip in Family::BOTH {
                 let (chains, printed) = (&self.chains, &mut self.printed);
                 let want = |save: &Save| Wanted::new(chains, rules, ip, role, save);
-                match tools.ensure(chains, ip, want, look.tables, printed).await {
+                match tools.ensure(chains, ip, want, view.tables, printed).await {
                     Ok(made) => changed |= made,
                     Err(error) if role.main && rules.family(ip).is_some() => return Err(error),
                     Err(Error::NoProgram { .. }) => {}
@@ -221,18 +221,14 @@ impl Tools {
     fn may_have_rules(&self, ip: Family, tables: &Tables) -> bool {
         match self.kind {
             Kind::Legacy => legacy_is_in_use(ip),
-            Kind::Nft => plan::TABLES.into_iter().any(|table| {
-                let family = match ip {
-                    Family::V4 => "ip",
-                    Family::V6 => "ip6",
-                };
-                tables.may_have(&format!("{family} {table}"))
-            }),
+            Kind::Nft => plan::TABLES
+                .into_iter()
+                .any(|table| tables.may_have(&format!("{} {table}", protocol(ip)))),
         }
     }
 
     async fn save(&self, ip: Family) -> Result<Save, Error> {
-        let text = self.run(ip, "save", "read its rules", &[], "").await?;
+        let text = self.run(ip, "save", "list the rules", &[], "").await?;
         Ok(Save::parse(&text))
     }
 
@@ -257,10 +253,7 @@ impl Tools {
         let name = format!("{}{}-{verb}", prefix(ip), self.suffix);
         let path = program::find(&name).ok_or_else(|| not_installed(name.clone()))?;
         let output = program::run(path, arguments, input).await?;
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            false => Err(program::refused(name, action, &output)),
-        }
+        program::printed(name, action, &output)
     }
 }
 

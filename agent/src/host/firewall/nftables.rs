@@ -5,7 +5,6 @@
 //! nftables rules, whose fourth one mixes up the two networks.
 
 use std::collections::BTreeSet;
-use std::process::Output;
 
 use super::Rules;
 use super::docker;
@@ -49,11 +48,7 @@ impl Tables {
 
 /// Reads the names of the tables.
 pub(super) async fn tables() -> Result<Tables, Error> {
-    let output = nft(&["list", "tables"], "").await?;
-    if !output.status.success() {
-        return Err(refused("list the tables", &output));
-    }
-    let listing = String::from_utf8_lossy(&output.stdout);
+    let listing = nft("list the tables", &["list", "tables"], "").await?;
     let names = listing
         .lines()
         .filter_map(|line| line.trim().strip_prefix("table "));
@@ -119,7 +114,7 @@ impl Nftables {
         } else if let Some(listing) = listing("inet", &self.table).await? {
             let same = match seen {
                 Some((seen, text)) if seen == script => text == listing,
-                _ => script.made(&listing),
+                _ => script.matches(&listing),
             };
             if same {
                 self.seen = Some((script, listing));
@@ -158,38 +153,27 @@ pub(super) async fn remove(tables: &[String]) -> Result<bool, Error> {
 
 /// A table as `nft list table` prints it; `None` if it does not exist.
 pub(super) async fn listing(family: &str, table: &str) -> Result<Option<String>, Error> {
-    let output = nft(&["list", "table", family, table], "").await?;
-    if output.status.success() {
-        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
-    }
-    let error = refused("list a table", &output);
-    match &error {
+    match nft("list a table", &["list", "table", family, table], "").await {
         // strerror(ENOENT), in the locale that `program::run()` sets.
-        Error::Refused { message, .. } if message.contains("No such file or directory") => Ok(None),
-        _ => Err(error),
+        Err(Error::Refused { message, .. }) if message.contains("No such file or directory") => {
+            Ok(None)
+        }
+        listing => listing.map(Some),
     }
 }
 
 /// Applies `script` as one transaction.
 async fn transact(action: &'static str, script: &str) -> Result<(), Error> {
-    let output = nft(&["-f", "-"], script).await?;
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(refused(action, &output))
-    }
+    nft(action, &["-f", "-"], script).await.map(drop)
 }
 
-fn refused(action: &'static str, output: &Output) -> Error {
-    program::refused("nft", action, output)
-}
-
-async fn nft(arguments: &[&str], input: &str) -> Result<Output, Error> {
+async fn nft(action: &'static str, arguments: &[&str], input: &str) -> Result<String, Error> {
     let program = program::find("nft").ok_or_else(|| Error::NoProgram {
         program: "nft".to_owned(),
         package: "nftables",
     })?;
-    program::run(program, arguments, input).await
+    let output = program::run(program, arguments, input).await?;
+    program::printed("nft", action, &output)
 }
 
 #[cfg(test)]

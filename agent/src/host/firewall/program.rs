@@ -24,7 +24,7 @@ const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 pub enum Error {
     /// A required program is not installed.
     #[error(
-        "{program} is neither in PATH nor in {}: install {package}, or set firewall.mode to the other mode, or switch firewall.masquerade and firewall.forward off",
+        "failed to find {program} in PATH or in {}: install {package}, set firewall.mode to the other mode, or turn off firewall.masquerade and firewall.forward",
         DIRECTORIES.join(", ")
     )]
     NoProgram {
@@ -43,7 +43,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A program exceeded its deadline.
-    #[error("{} did not finish within {} s", program.display(), deadline.as_secs())]
+    #[error("{} timed out after {} s", program.display(), deadline.as_secs())]
     Timeout {
         /// The program.
         program: PathBuf,
@@ -127,8 +127,15 @@ pub(super) async fn run_within(
     }
 }
 
-/// The error for program `name` that was run to `action` and failed.
-pub(crate) fn refused(name: impl Into<String>, action: &'static str, output: &Output) -> Error {
+/// What program `name` printed, or the error if it failed to `action`.
+pub(crate) fn printed(
+    name: impl Into<String>,
+    action: &'static str,
+    output: &Output,
+) -> Result<String, Error> {
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
     // After the first lines nft prints the script, with carets below the errors.
     let stderr = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<&str> = stderr
@@ -141,9 +148,9 @@ pub(crate) fn refused(name: impl Into<String>, action: &'static str, output: &Ou
     if message.is_empty() {
         message = output.status.to_string();
     }
-    Error::Refused {
+    Err(Error::Refused {
         program: name.into(),
         action,
         message,
-    }
+    })
 }

@@ -12,12 +12,13 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::iptables::chain_names;
 use super::nftables::table_of;
 use crate::base::network_name::NetworkName;
+use crate::host::netlink::attributes;
 
 /// Multicast group of nftables changes: `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
 const GROUP: u32 = 7;
 
 /// How long to collect changes of our own rules before reporting them: a flush is one notification per rule.
-const GATHER: Duration = Duration::from_millis(100);
+const QUICK: Duration = Duration::from_millis(100);
 
 /// Other programs count as finished after this time without a change. A start of Docker, for example, makes a hundred
 /// changes within seconds, and a pass in the middle would be wasted.
@@ -36,7 +37,6 @@ const FAMILY_IPV6: u8 = 10;
 /// Sizes of `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`, all multiples of netlink's alignment of 4 bytes.
 const NLMSG_HEADER: usize = 16;
 const NFGEN_HEADER: usize = 4;
-const ATTRIBUTE_HEADER: usize = 4;
 
 /// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h), the high byte of the message type.
 const SUBSYSTEM: u8 = 10;
@@ -101,14 +101,14 @@ enum Affects {
 
 /// Changes that are not reported yet.
 #[derive(Clone, Copy, Debug)]
-struct Gathering {
+struct Debounce {
     first: Instant,
     about: Affects,
     /// When to report them.
     due: Instant,
 }
 
-impl Gathering {
+impl Debounce {
     /// Records a change. Ours are reported soon, those of other programs when they have finished.
     fn add(former: Option<Self>, about: Affects, now: Instant) -> Self {
         let first = former.map_or(now, |former| former.first);
@@ -118,7 +118,7 @@ impl Gathering {
                 first,
                 about,
                 due: match about {
-                    Affects::Ours => now + GATHER,
+                    Affects::Ours => now + QUICK,
                     Affects::Others => (now + QUIET).min(first + LONGEST),
                 },
             },
@@ -132,7 +132,7 @@ pub struct Watcher {
     socket: Option<TokioSocket>,
     names: Names,
     /// Kept here so that dropping a [`Self::changed`] loses nothing.
-    gathering: Option<Gathering>,
+    debounce: Option<Debounce>,
 }
 
 impl Watcher {
@@ -151,7 +151,7 @@ impl Watcher {
         Self {
             socket: None,
             names: Names::of_network(None),
-            gathering: None,
+            debounce: None,
         }
     }
 
@@ -171,8 +171,8 @@ impl Watcher {
     }
 
     /// Whether there are changes that [`Self::changed`] has yet to report.
-    pub fn is_gathering(&self) -> bool {
-        self.gathering.is_some()
+    pub fn is_pending(&self) -> bool {
+        self.debounce.is_some()
     }
 
     /// Watches the rules of a named network.
@@ -191,31 +191,32 @@ impl Watcher {
             return std::future::pending().await;
         };
         loop {
-            let received = match self.gathering {
+            let received = match self.debounce {
                 None => socket.recv_from_full().await,
-                Some(Gathering { due, .. }) => match timeout_at(due, socket.recv_from_full()).await
-                {
-                    Ok(received) => received,
-                    Err(_) => {
-                        self.gathering = None;
-                        return;
+                Some(Debounce { due, .. }) => {
+                    match timeout_at(due, socket.recv_from_full()).await {
+                        Ok(received) => received,
+                        Err(_) => {
+                            self.debounce = None;
+                            return;
+                        }
                     }
-                },
+                }
             };
             let (about, failed) = match received {
-                Ok((datagram, _)) => (self.names.concern(&datagram), false),
+                Ok((datagram, _)) => (self.names.affects(&datagram), false),
                 // The kernel dropped notifications (ENOBUFS): any of them may have affected us.
                 Err(error) => {
-                    tracing::debug!(error = %error, "missed some firewall changes");
+                    tracing::debug!(error = %error, "the kernel dropped firewall notifications");
                     (Some(Affects::Ours), true)
                 }
             };
             let Some(about) = about else { continue };
-            let gathering = Gathering::add(self.gathering, about, Instant::now());
-            self.gathering = Some(gathering);
+            let debounce = Debounce::add(self.debounce, about, Instant::now());
+            self.debounce = Some(debounce);
             if failed {
                 // The pause keeps a persistent error from becoming a busy loop.
-                sleep_until(gathering.due).await;
+                sleep_until(debounce.due).await;
             }
         }
     }
@@ -224,30 +225,32 @@ impl Watcher {
 impl Names {
     /// What the datagram's messages affect; `None` if they do not concern us. Truncated or unknown messages count as
     /// ours.
-    fn concern(&self, datagram: &[u8]) -> Option<Affects> {
+    fn affects(&self, datagram: &[u8]) -> Option<Affects> {
         let mut rest = datagram;
         let mut about = None;
         while !rest.is_empty() {
-            let Some(length) = u32_at(rest, 0).and_then(|length| usize::try_from(length).ok())
-            else {
+            let length = rest
+                .first_chunk()
+                .map(|bytes| u32::from_ne_bytes(*bytes) as usize);
+            let length = length.filter(|length| *length >= NLMSG_HEADER);
+            let Some(message) = length.and_then(|length| rest.get(..length)) else {
                 return Some(Affects::Ours);
             };
-            let Some(message) = rest.get(..length).filter(|_| length >= NLMSG_HEADER) else {
-                return Some(Affects::Ours);
-            };
-            about = about.max(self.concern_message(message));
+            let length = message.len();
+            about = about.max(self.affects_message(message));
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         about
     }
 
-    fn concern_message(&self, message: &[u8]) -> Option<Affects> {
+    fn affects_message(&self, message: &[u8]) -> Option<Affects> {
         let ours = Some(Affects::Ours);
         let others = Some(Affects::Others);
         // The type is a host-endian u16: subsystem in the high byte, message in the low one.
-        let Some([kind, subsystem]) = u16_at(message, 4).map(u16::to_le_bytes) else {
+        let Some(&[_, _, _, _, first, second]) = message.first_chunk() else {
             return ours;
         };
+        let [kind, subsystem] = u16::from_ne_bytes([first, second]).to_le_bytes();
         if subsystem != SUBSYSTEM || kind == NEW_GENERATION {
             return None;
         }
@@ -286,26 +289,9 @@ impl Names {
 
 /// The name in a message's attribute `wanted`, without the NUL that ends it.
 fn name(message: &[u8], wanted: u16) -> Option<&[u8]> {
-    let mut rest = message.get(NLMSG_HEADER + NFGEN_HEADER..)?;
-    loop {
-        let length = usize::from(u16_at(rest, 0)?);
-        let kind = u16_at(rest, 2)?;
-        let value = rest.get(ATTRIBUTE_HEADER..length)?;
-        if kind == wanted {
-            return value.split(|byte| *byte == 0).next();
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let field = bytes.get(at..at + 2)?;
-    Some(u16::from_ne_bytes(field.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let field = bytes.get(at..at + 4)?;
-    Some(u32::from_ne_bytes(field.try_into().ok()?))
+    let mut found = attributes(message.get(NLMSG_HEADER + NFGEN_HEADER..)?);
+    let (_, value) = found.find(|(kind, _)| *kind == wanted)?;
+    value.split(|byte| *byte == 0).next()
 }
 
 #[cfg(test)]
@@ -332,7 +318,7 @@ mod tests {
     }
 
     fn attribute(kind: u16, text: &str) -> Vec<u8> {
-        let length = u16::try_from(ATTRIBUTE_HEADER + text.len() + 1).unwrap();
+        let length = u16::try_from(4 + text.len() + 1).unwrap();
         let mut bytes = length.to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(text.as_bytes());
@@ -354,7 +340,7 @@ mod tests {
             message(NEW_CHAIN, FAMILY_IPV4, "filter", Some("DOCKER-FORWARD")),
             message(DELETE_TABLE, FAMILY_IPV4, "raw", None),
         ] {
-            assert!(names.concern(&ours).is_some(), "{ours:?}");
+            assert!(names.affects(&ours).is_some(), "{ours:?}");
         }
         for other in [
             message(NEW_RULE, FAMILY_INET, "selvage2", Some("forward")),
@@ -366,14 +352,14 @@ mod tests {
             message(NEW_GENERATION, 0, "", None),
             Vec::new(),
         ] {
-            assert_eq!(names.concern(&other), None, "{other:?}");
+            assert_eq!(names.affects(&other), None, "{other:?}");
         }
         let mut two = message(NEW_RULE, FAMILY_IPV4, "filter", Some("INPUT"));
-        assert_eq!(names.concern(&two), None);
+        assert_eq!(names.affects(&two), None);
         two.extend(message(NEW_RULE, FAMILY_IPV4, "filter", Some("FORWARD")));
-        assert_eq!(names.concern(&two), Some(Affects::Others));
+        assert_eq!(names.affects(&two), Some(Affects::Others));
         two.extend(message(NEW_RULE, FAMILY_INET, "selvage", None));
-        assert_eq!(names.concern(&two), Some(Affects::Ours));
+        assert_eq!(names.affects(&two), Some(Affects::Ours));
     }
 
     #[test]
@@ -381,18 +367,18 @@ mod tests {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let after = |changes: &[(u64, Affects)]| {
-            let none: Option<Gathering> = None;
-            let gathering = changes.iter().fold(none, |gathering, &(millis, about)| {
+            let none: Option<Debounce> = None;
+            let debounce = changes.iter().fold(none, |debounce, &(millis, about)| {
                 // Everything due by then has been reported.
-                let open = gathering.filter(|gathering| gathering.due > at(millis));
+                let open = debounce.filter(|debounce| debounce.due > at(millis));
                 assert_eq!(
                     open.is_some(),
-                    gathering.is_some(),
+                    debounce.is_some(),
                     "reported before {millis} ms"
                 );
-                Some(Gathering::add(open, about, at(millis)))
+                Some(Debounce::add(open, about, at(millis)))
             });
-            gathering.unwrap().due
+            debounce.unwrap().due
         };
         let others = |times: u64, pause: u64| -> Vec<(u64, Affects)> {
             (0..times).map(|n| (n * pause, Affects::Others)).collect()
@@ -415,7 +401,7 @@ mod tests {
     async fn a_watcher_that_hears_nothing_reports_nothing() {
         let mut idle = Watcher::idle();
         let changed = tokio::time::timeout(Duration::from_millis(10), idle.changed());
-        assert!(changed.await.is_err() && !idle.is_gathering());
+        assert!(changed.await.is_err() && !idle.is_pending());
     }
 
     #[test]
@@ -460,11 +446,11 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                default.concern(&message).is_some(),
+                default.affects(&message).is_some(),
                 of_default,
                 "{message:?}"
             );
-            assert_eq!(blue.concern(&message).is_some(), of_blue, "{message:?}");
+            assert_eq!(blue.affects(&message).is_some(), of_blue, "{message:?}");
         }
     }
 
@@ -473,13 +459,13 @@ mod tests {
         let names = Names::of_network(None);
         let whole = message(NEW_TABLE, FAMILY_INET, "other", None);
         for length in 1..whole.len() {
-            let about = names.concern(&whole[..length]);
+            let about = names.affects(&whole[..length]);
             assert_eq!(about, Some(Affects::Ours), "cut to {length} bytes");
         }
         for byte in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[byte] ^= 0xff;
-            let _ = names.concern(&damaged);
+            let _ = names.affects(&damaged);
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{Error, Firewall, Mode, Rules};
 const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
-struct Order {
+struct Job {
     rules: Rules,
     mode: Mode,
     number: u64,
@@ -35,7 +35,7 @@ pub(crate) struct Outcome {
 /// Works on requests until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    orders: watch::Sender<Option<Order>>,
+    jobs: watch::Sender<Option<Job>>,
     outcomes: Mutex<mpsc::UnboundedReceiver<Outcome>>,
     number: u64,
     /// Aborted together with its programs when dropped.
@@ -45,12 +45,12 @@ pub(crate) struct Worker {
 impl Worker {
     /// Waits for requests. `mode` is the one that `firewall` was created with.
     pub(crate) fn start(firewall: Firewall, mode: Mode) -> Self {
-        let (orders, receiver) = watch::channel(None);
+        let (jobs, receiver) = watch::channel(None);
         let (sender, outcomes) = mpsc::unbounded_channel();
         let mut task = JoinSet::new();
         task.spawn(work(firewall, mode, receiver, sender));
         Self {
-            orders,
+            jobs,
             outcomes: Mutex::new(outcomes),
             number: 0,
             _task: task,
@@ -58,12 +58,12 @@ impl Worker {
     }
 
     /// Requests a pass with `rules` and `mode`. [`Self::passed`] reports its end.
-    pub(crate) fn order(&mut self, rules: Rules, mode: Mode) {
-        let same = |order: &Order| order.rules == rules && order.mode == mode;
-        if !self.orders.borrow().as_ref().is_some_and(same) {
+    pub(crate) fn submit(&mut self, rules: Rules, mode: Mode) {
+        let same = |job: &Job| job.rules == rules && job.mode == mode;
+        if !self.jobs.borrow().as_ref().is_some_and(same) {
             self.number += 1;
         }
-        self.orders.send_replace(Some(Order {
+        self.jobs.send_replace(Some(Job {
             rules,
             mode,
             number: self.number,
@@ -71,7 +71,7 @@ impl Worker {
     }
 
     /// Waits for the end of a pass. Cancel-safe.
-    pub(crate) async fn passed(&self) -> Outcome {
+    pub(crate) async fn outcome(&self) -> Outcome {
         match self.outcomes.lock().await.recv().await {
             Some(outcome) => outcome,
             // The other end lives as long as this one.
@@ -88,24 +88,24 @@ impl Worker {
 async fn work(
     mut firewall: Firewall,
     mut mode: Mode,
-    mut orders: watch::Receiver<Option<Order>>,
+    mut jobs: watch::Receiver<Option<Job>>,
     outcomes: mpsc::UnboundedSender<Outcome>,
 ) {
-    while orders.changed().await.is_ok() {
-        let Some(order) = orders.borrow_and_update().clone() else {
+    while jobs.changed().await.is_ok() {
+        let Some(job) = jobs.borrow_and_update().clone() else {
             continue;
         };
-        if order.mode != mode {
-            mode = order.mode;
+        if job.mode != mode {
+            mode = job.mode;
             firewall.set_mode(mode, firewall.resync_interval());
         }
-        let result = timeout(DEADLINE, firewall.ensure(&order.rules))
+        let result = timeout(DEADLINE, firewall.ensure(&job.rules))
             .await
             .unwrap_or(Err(Error::Late { deadline: DEADLINE }));
         let outcome = Outcome {
             result,
             effective: firewall.effective(),
-            number: order.number,
+            number: job.number,
         };
         if outcomes.send(outcome).is_err() {
             return;

@@ -25,7 +25,7 @@ pub(crate) struct Runner {
     /// `None` while commands are running.
     hooks: Option<Hooks>,
     /// Whether all must run again, as at a start.
-    renew: bool,
+    reload: bool,
     sender: mpsc::UnboundedSender<Ended>,
     ended: Mutex<mpsc::UnboundedReceiver<Ended>>,
     /// Aborted with its commands when dropped.
@@ -39,7 +39,7 @@ impl Runner {
         Self {
             file: file.to_owned(),
             hooks: Some(Hooks::open(file)),
-            renew: false,
+            reload: false,
             sender,
             ended: Mutex::new(ended),
             task: JoinSet::new(),
@@ -52,10 +52,10 @@ impl Runner {
     }
 
     /// Makes all hooks run again.
-    pub(crate) fn renew(&mut self) {
+    pub(crate) fn reload(&mut self) {
         match &mut self.hooks {
             Some(hooks) => *hooks = Hooks::open(&self.file),
-            None => self.renew = true,
+            None => self.reload = true,
         }
     }
 
@@ -103,7 +103,7 @@ impl Runner {
 
     /// Takes back the finished list; returns one result per change.
     pub(crate) fn take(&mut self, ended: Ended) -> Vec<(Change, Result<(), CommandError>)> {
-        self.hooks = Some(match std::mem::take(&mut self.renew) {
+        self.hooks = Some(match std::mem::take(&mut self.reload) {
             true => Hooks::open(&self.file),
             false => ended.hooks,
         });

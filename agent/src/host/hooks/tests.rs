@@ -224,7 +224,7 @@ async fn what_waits_behind_a_failing_command_is_due_later() {
 async fn commands_that_hang_do_not_stop_the_agent_for_long() {
     let directory = tempfile::tempdir().unwrap();
     let mut hooks = Hooks::open(&directory.path().join("memory"));
-    let changes: Vec<_> = (0..3 * AT_ONCE)
+    let changes: Vec<_> = (0..3 * MAX_CONCURRENT)
         .map(|n| Change::Set {
             key: Key::Hook(key(&format!("10.5.{n}.0-24"))),
             object: Object::Hook(Box::new(hook("exec sleep 0.5", ""))),
@@ -237,5 +237,5 @@ async fn commands_that_hang_do_not_stop_the_agent_for_long() {
     let waiting = outcomes
         .iter()
         .filter(|outcome| **outcome == Err(CommandError::Waiting));
-    assert_eq!(waiting.count(), 2 * AT_ONCE);
+    assert_eq!(waiting.count(), 2 * MAX_CONCURRENT);
 }

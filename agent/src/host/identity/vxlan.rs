@@ -9,10 +9,8 @@
 //! second line names the address to be replaced, so that a retry does not generate another.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use ring::rand::{SecureRandom, SystemRandom};
 use tracing::warn;
 
 use super::IdentityError;
@@ -30,9 +28,19 @@ pub(crate) fn file(state_dir: &Path, device: &InterfaceName) -> PathBuf {
     state_dir.join(format!("{device}.mac"))
 }
 
+/// The overlay devices that this host has had, with the files that store their MAC addresses.
+pub(crate) fn stored_devices(state_dir: &Path) -> Vec<(InterfaceName, PathBuf)> {
+    let device = |path: PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_suffix(".mac")?;
+        Some((name.parse().ok()?, path))
+    };
+    let entries = fs::read_dir(state_dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| device(entry.path())).collect()
+}
+
 /// The file's contents.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Kept {
+struct Stored {
     mac: MacAddr,
     /// The address on the device to be replaced.
     instead_of: Option<MacAddr>,
@@ -40,26 +48,26 @@ struct Kept {
 
 /// Chooses the MAC address and stores it in `file`.
 pub(crate) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
-    let kept = read(file)?;
+    let stored = read(file)?;
     let existing = existing.filter(|mac| mac.is_unicast());
-    if let Some(Kept {
+    if let Some(Stored {
         mac,
         instead_of: Some(replaced),
-    }) = kept
+    }) = stored
         && existing == Some(replaced)
     {
         return Ok(mac);
     }
-    let mac = match existing.or(kept.map(|kept| kept.mac)) {
+    let mac = match existing.or(stored.map(|stored| stored.mac)) {
         Some(mac) => mac,
         None => random()?,
     };
-    let wanted = Kept {
+    let wanted = Stored {
         mac,
         instead_of: None,
     };
-    if kept != Some(wanted) {
-        keep(wanted, file)?;
+    if stored != Some(wanted) {
+        store(wanted, file)?;
     }
     Ok(mac)
 }
@@ -68,47 +76,34 @@ pub(crate) fn choose(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, 
 pub(crate) fn renew(existing: Option<MacAddr>, file: &Path) -> Result<MacAddr, IdentityError> {
     let mac = random()?;
     let instead_of = existing;
-    keep(Kept { mac, instead_of }, file)?;
+    store(Stored { mac, instead_of }, file)?;
     Ok(mac)
 }
 
-fn keep(kept: Kept, file: &Path) -> Result<(), IdentityError> {
-    let mut text = format!("{}\n", kept.mac);
-    if let Some(replaced) = kept.instead_of {
+fn store(stored: Stored, file: &Path) -> Result<(), IdentityError> {
+    let mut text = format!("{}\n", stored.mac);
+    if let Some(replaced) = stored.instead_of {
         text += &format!("{INSTEAD_OF}{replaced}\n");
     }
     // World-readable: it is no secret, every peer knows it.
-    atomic_file::replace(file, text.as_bytes(), 0o644).map_err(|source| IdentityError::Write {
-        what: WHAT,
-        path: file.to_owned(),
-        source,
-    })
+    atomic_file::replace(file, text.as_bytes(), 0o644).map_err(super::write_error(WHAT, file))
 }
 
 /// Reads the file; a damaged one counts as missing.
-fn read(file: &Path) -> Result<Option<Kept>, IdentityError> {
-    let text = match fs::read(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => {
-            return Err(IdentityError::Read {
-                what: WHAT,
-                path: file.to_owned(),
-                source,
-            });
-        }
+fn read(file: &Path) -> Result<Option<Stored>, IdentityError> {
+    let Some(text) = super::read(WHAT, file)? else {
+        return Ok(None);
     };
-    let text = String::from_utf8_lossy(&text);
     let (first, rest) = text.trim().split_once('\n').unwrap_or((text.trim(), ""));
     match first.trim().parse::<MacAddr>() {
-        Ok(mac) if mac.is_unicast() => Ok(Some(Kept {
+        Ok(mac) if mac.is_unicast() => Ok(Some(Stored {
             mac,
             instead_of: rest
                 .strip_prefix(INSTEAD_OF)
                 .and_then(|replaced| replaced.trim().parse().ok()),
         })),
         _ => {
-            warn!(file = %file.display(), "kept MAC address is damaged, not using it");
+            warn!(file = %file.display(), "ignoring the damaged MAC address file");
             Ok(None)
         }
     }
@@ -116,9 +111,7 @@ fn read(file: &Path) -> Result<Option<Kept>, IdentityError> {
 
 /// A random locally administered unicast address (IEEE 802 §8.4: second lowest bit of the first octet).
 fn random() -> Result<MacAddr, IdentityError> {
-    let mut octets = [0; 6];
-    let random = SystemRandom::new().fill(&mut octets);
-    random.map_err(|_| IdentityError::Random { what: WHAT })?;
+    let mut octets = super::random::<6>(WHAT)?;
     octets[0] = octets[0] & 0xfe | 0x02;
     Ok(MacAddr(octets))
 }
@@ -136,10 +129,10 @@ mod tests {
         let fresh = choose(None, &file).unwrap();
         assert!(fresh.is_unicast());
         assert_eq!(fresh.0[0] & 2, 2, "{fresh} is not locally administered");
-        assert_eq!(choose(None, &file).unwrap(), fresh, "kept across restarts");
+        assert_eq!(choose(None, &file).unwrap(), fresh, "survives restarts");
         let device: MacAddr = "c6:d2:32:6f:8f:44".parse().unwrap();
         assert_eq!(choose(Some(device), &file).unwrap(), device);
-        assert_eq!(choose(None, &file).unwrap(), device, "kept at adoption");
+        assert_eq!(choose(None, &file).unwrap(), device, "saved at adoption");
         let mode = fs::metadata(&file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o644);
     }

@@ -11,7 +11,6 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use ring::rand::{SecureRandom, SystemRandom};
 use tracing::{info, warn};
 
 use super::IdentityError;
@@ -23,7 +22,7 @@ use crate::plan::wireguard_key::{KeyError, LEN, PrivateKey};
 pub(super) const VARIABLE: &str = "WIREGUARD_KEY_FILE";
 
 /// flannel's key file.
-const FLANNELS: &str = "/run/flannel/wgkey";
+const FLANNEL_KEY_FILE: &str = "/run/flannel/wgkey";
 
 /// Readable by root only.
 const MODE: u32 = 0o600;
@@ -37,7 +36,7 @@ pub(crate) struct Files {
     /// The one named by [`VARIABLE`].
     named: Option<PathBuf>,
     own: PathBuf,
-    flannels: PathBuf,
+    flannel: PathBuf,
 }
 
 impl Files {
@@ -51,7 +50,7 @@ impl Files {
         Self {
             named: named.filter(|path| !path.is_empty()).map(PathBuf::from),
             own: state_dir.join(KEY_FILE),
-            flannels: FLANNELS.into(),
+            flannel: FLANNEL_KEY_FILE.into(),
         }
     }
 
@@ -65,17 +64,17 @@ impl Files {
                     path: named.clone(),
                     source,
                 }),
-                None => self.make(named),
+                None => self.create(named),
             };
         }
         match read(&self.own)? {
             Some(Ok(key)) => Ok(key),
             Some(Err(error)) => {
                 let file = self.own.display();
-                warn!(file = %file, "kept private key is damaged ({error}), making another");
-                self.make(&self.own)
+                warn!(file = %file, "the private key is damaged ({error}); generating a new one");
+                self.create(&self.own)
             }
-            None => self.make(&self.own),
+            None => self.create(&self.own),
         }
     }
 
@@ -85,42 +84,39 @@ impl Files {
         if let Some(named) = &self.named {
             warn!(
                 file = %named.display(),
-                "another node has this private key as well, and {VARIABLE} asks for it: peers reach only one of the two. Put another key there"
+                "another node uses this private key too, so peers reach only one of the two: put a new key into the file that {VARIABLE} names"
             );
             return self.key();
         }
         let key = random()?;
-        keep(&key, &self.own)?;
+        store(&key, &self.own)?;
         Ok(key)
     }
 
     /// Stores a key in a file that has none: flannel's or a new one.
-    fn make(&self, file: &Path) -> Result<PrivateKey, IdentityError> {
-        let key = match read(&self.flannels) {
+    fn create(&self, file: &Path) -> Result<PrivateKey, IdentityError> {
+        let key = match read(&self.flannel) {
             Ok(Some(Ok(key))) => {
-                info!(from = %self.flannels.display(), to = %file.display(), "took over flannel's private key");
+                info!(from = %self.flannel.display(), to = %file.display(), "took over flannel's private key");
                 key
             }
             Ok(None) => random()?,
             Ok(Some(Err(_))) | Err(_) => {
-                warn!(file = %self.flannels.display(), "flannel's private key is unusable, making another");
+                warn!(file = %self.flannel.display(), "flannel's private key is unusable; generating a new one");
                 random()?
             }
         };
-        keep(&key, file)?;
+        store(&key, file)?;
         Ok(key)
     }
 }
 
-/// A new key from the kernel's random numbers (`getrandom()`, as `wg genkey`).
+/// A new key, as from `wg genkey`.
 fn random() -> Result<PrivateKey, IdentityError> {
-    let mut bytes = [0; LEN];
-    let filled = SystemRandom::new().fill(&mut bytes);
-    filled.map_err(|_| IdentityError::Random { what: WHAT })?;
-    Ok(PrivateKey::new(bytes))
+    Ok(PrivateKey::new(super::random::<LEN>(WHAT)?))
 }
 
-fn keep(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
+fn store(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
     // Replacing a file keeps its permissions, and a damaged key's file may have any.
     let close = || match fs::set_permissions(file, Permissions::from_mode(MODE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -128,31 +124,18 @@ fn keep(key: &PrivateKey, file: &Path) -> Result<(), IdentityError> {
     };
     close()
         .and_then(|()| atomic_file::replace(file, key.expose_text().as_bytes(), MODE))
-        .map_err(|source| IdentityError::Write {
-            what: WHAT,
-            path: file.to_owned(),
-            source,
-        })
+        .map_err(super::write_error(WHAT, file))
 }
 
 /// The key in a file, or why it is unusable; `None` if there is no file.
 fn read(file: &Path) -> Result<Option<Result<PrivateKey, KeyError>>, IdentityError> {
-    let text = match fs::read(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => {
-            return Err(IdentityError::Read {
-                what: WHAT,
-                path: file.to_owned(),
-                source,
-            });
-        }
+    let Some(text) = super::read(WHAT, file)? else {
+        return Ok(None);
     };
     let others = fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode() & 0o077);
     if others != 0 {
-        warn!(file = %file.display(), "not only root can read the private key; chmod 600 is advised");
+        warn!(file = %file.display(), "users other than root can read the private key; run chmod 600 on it");
     }
-    let text = String::from_utf8_lossy(&text);
     Ok(Some(text.parse()))
 }
 
@@ -162,7 +145,7 @@ mod tests {
 
     fn files(dir: &Path, named: Option<&str>) -> Files {
         Files {
-            flannels: dir.join("run/wgkey"),
+            flannel: dir.join("run/wgkey"),
             ..Files::new(&dir.join("state"), named.map(|name| dir.join(name).into()))
         }
     }

@@ -12,13 +12,14 @@ use rtnetlink::packet_route::route::RouteProtocol;
 use thiserror::Error;
 use tracing::debug;
 
-pub(crate) use self::wireguard::Greeting;
+pub(crate) use self::wireguard::HandshakeRequest;
+use super::FAMILIES;
 use super::message::{Message, Request, Verb};
 use super::nexthop::{self, NextHopAttribute, NextHopMessage};
-use super::observe::{FAMILIES, is_inside};
+use super::observe::is_inside;
 use super::route::{self, KernelRoute, Kind, Path};
 use super::socket::BATCH;
-use super::tun::Tuns;
+use super::tun::TunDevices;
 use super::wireguard::Change as PeerChange;
 use super::{Kernel, KernelError, Refused, address, family, link, neighbor};
 use crate::base::net::InterfaceName;
@@ -39,13 +40,13 @@ pub enum ChangeError {
         existing: String,
     },
     /// The object's device does not exist.
-    #[error("there is no device {0}")]
+    #[error("the device {0} does not exist")]
     NoDevice(InterfaceName),
     /// The object's device, or the route's next hop, could not be created; that failure is reported separately.
-    #[error("what it depends on is missing")]
+    #[error("an object that it depends on is missing")]
     Dependency,
     /// Another agent has taken over the device.
-    #[error("another agent on this host has the device {0}")]
+    #[error("another agent on this host uses the device {0}")]
     Claimed(InterfaceName),
     /// The data plane cannot be opened.
     #[error("{text}")]
@@ -106,7 +107,7 @@ struct Work<'a> {
     queued_next_hop: bool,
     /// Unsent changes of WireGuard peers. At most one of the two queues is non-empty.
     peers: Vec<(usize, PeerChange)>,
-    tuns: &'a mut dyn Tuns,
+    tuns: &'a mut dyn TunDevices,
     /// Routes that the kernel refused with EEXIST.
     occupied: Vec<usize>,
 }
@@ -121,7 +122,7 @@ impl Kernel {
         &mut self,
         changes: &[Change],
         scope: &Scope,
-        tuns: &mut dyn Tuns,
+        tuns: &mut dyn TunDevices,
         broken: BTreeSet<InterfaceName>,
     ) -> Result<Applied, KernelError> {
         let mut work = Work {
@@ -447,7 +448,7 @@ impl Kernel {
         if let Some(options) = link::change_options(index, was, want)
             && let Err(error) = self.request(options).await?
         {
-            debug!(link = %name, %error, "device cannot be changed in place, creating it anew");
+            debug!(link = %name, %error, "failed to change the device in place; recreating it");
             work.applied.recreated = true;
             return match self.delete_link(work, name).await? {
                 Ok(()) => self.create_link(work, name, want).await,

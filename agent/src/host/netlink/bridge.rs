@@ -1,8 +1,8 @@
 //! Bridges of other programs: their ports and addresses.
 
 use ipnet::IpNet;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message::Message;
 use super::{Kernel, KernelError, Refused, address};
@@ -39,10 +39,7 @@ impl Kernel {
         let request = RouteNetlinkMessage::GetLink(request);
         let pick = |message| port_name(message, index);
         let ports = self.socket.dump("bridge ports", request, pick).await?;
-        let mut request = rtnetlink::packet_route::address::AddressMessage::default();
-        request.header.family = AddressFamily::Unspec;
-        request.header.index = index;
-        let request = RouteNetlinkMessage::GetAddress(request);
+        let request = address::list(index);
         let pick = |message| match address::read(&message) {
             Some((of, address)) if of == index => Some(address),
             _ => None,

@@ -75,12 +75,12 @@ impl Attributes {
 
     /// The attributes as kind and value. Stops at the first malformed one.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u16, &[u8])> {
-        read(&self.0)
+        attributes(&self.0)
     }
 }
 
-/// Reads the attributes in an attribute's value. Stops at the first malformed one.
-pub(super) fn read(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+/// Reads a sequence of netlink attributes. Stops at the first malformed one.
+pub(in crate::host) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
         let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?) & NLA_TYPE_MASK;

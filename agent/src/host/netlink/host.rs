@@ -10,15 +10,14 @@ use nix::errno::Errno;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags,
-    RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message::{Message, Request, Verb};
 use super::neighbor::Entry;
 use super::socket::{Dump, Socket};
-use super::{KernelError, Refused, address, family, neighbor, route};
+use super::{FAMILIES, KernelError, Refused, address, address_family, family, neighbor, route};
 use crate::base::net::{Family, InterfaceName, MacAddr};
 use crate::plan::state::{Key, Object};
 
@@ -47,12 +46,12 @@ pub(crate) struct Address {
     /// Whether it is a temporary IPv6 address, which changes daily (RFC 8981).
     pub(crate) temporary: bool,
     /// Whether it is tentative or a duplicate (RFC 4862 §5.4), so that no socket can be bound to it.
-    pub(crate) in_doubt: bool,
+    pub(crate) tentative: bool,
 }
 
 impl Address {
     /// Whether it is valid only on its link or this host: no interface is chosen for it.
-    pub(crate) fn is_on_one_link(&self) -> bool {
+    pub(crate) fn is_link_scoped(&self) -> bool {
         match self.address {
             IpAddr::V4(v4) => v4.is_loopback(),
             IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
@@ -70,7 +69,7 @@ pub(crate) struct DefaultRoute {
 
 /// The kernel's route to an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Way {
+pub(crate) struct ResolvedRoute {
     pub(crate) link_index: u32,
     /// The source address that it selects.
     pub(crate) source: Option<IpAddr>,
@@ -99,14 +98,14 @@ pub(crate) struct Host {
     /// The relevant default routes, if requested.
     pub(crate) default_routes: Vec<DefaultRoute>,
     /// The route to the requested address, or the kernel's refusal.
-    pub(crate) way: Option<Result<Way, Refused>>,
+    pub(crate) resolved: Option<Result<ResolvedRoute, Refused>>,
     /// Whether nothing is missing.
     pub(crate) complete: bool,
 }
 
 /// What else to query.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Questions<'a> {
+pub(crate) struct Query<'a> {
     /// The families to get default routes for.
     pub(crate) default_routes: &'a [Family],
     /// Whether to list all default routes, which may take long. Otherwise, in each family, only the one with the lowest
@@ -124,7 +123,7 @@ impl Host {
     /// # Errors
     ///
     /// The netlink exchange with the kernel failed, or refuses to list something.
-    pub(crate) async fn observe(questions: Questions<'_>) -> Result<Self, KernelError> {
+    pub(crate) async fn observe(query: Query<'_>) -> Result<Self, KernelError> {
         let mut socket = Socket::open()?;
         let mut host = Self {
             complete: true,
@@ -143,17 +142,17 @@ impl Host {
             _ => None,
         });
         host.addresses = host.note(addresses.await?);
-        for &family in questions.default_routes {
-            let routes = if questions.thorough {
+        for &family in query.default_routes {
+            let routes = if query.thorough {
                 let dump = default_routes(&mut socket, family).await?;
                 host.note(dump).into_iter().flatten().collect()
             } else {
-                host.probe(&mut socket, family, questions.over).await?
+                host.probe(&mut socket, family, query.over).await?
             };
             host.default_routes.extend(routes);
         }
-        if let Some(address) = questions.reach {
-            host.way = Some(way(&mut socket, address, None).await?);
+        if let Some(address) = query.reach {
+            host.resolved = Some(resolve(&mut socket, address, None).await?);
         }
         Ok(host)
     }
@@ -173,7 +172,7 @@ impl Host {
         let links: BTreeSet<u32> = self
             .addresses
             .iter()
-            .filter(|address| Family::of(address.address) == family && !address.is_on_one_link())
+            .filter(|address| Family::of(address.address) == family && !address.is_link_scoped())
             .map(|address| address.link_index)
             .filter(|index| routes.iter().all(|route| route.link_index != *index))
             .collect();
@@ -195,25 +194,9 @@ async fn default_routes(
     socket: &mut Socket,
     family: Family,
 ) -> Result<Dump<Vec<DefaultRoute>>, KernelError> {
-    let family = match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    };
-    let request = route::list(family, None, None);
-    let dump = socket.dump("routes", request, |message| match message {
-        Message::Route(RouteNetlinkMessage::NewRoute(message)) => {
-            Some(read_default_routes(&message)).filter(|routes| !routes.is_empty())
-        }
-        _ => None,
-    });
-    match dump.await {
-        // The kernel creates a table with its first route.
-        Err(KernelError::Dump { source, .. }) if source.errno == Errno::ENOENT => Ok(Dump {
-            items: Vec::new(),
-            complete: true,
-        }),
-        result => result,
-    }
+    let request = route::list(address_family(family), None, None);
+    let pick = |message: &_| Some(read_default_routes(message)).filter(|routes| !routes.is_empty());
+    route::dump(socket, request, pick).await
 }
 
 /// The default route that the kernel uses for an unassigned address, over the interface `over` if given; none if it
@@ -251,31 +234,30 @@ pub(crate) async fn neighbors(
 ) -> Result<BTreeMap<IpAddr, MacAddr>, KernelError> {
     let mut socket = Socket::open()?;
     let mut neighbors = BTreeMap::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let entries =
-            socket.dump(
-                "neighbours",
-                neighbor::list(family, index),
-                |message| match neighbor::read(&message, index, name)? {
-                    Entry {
-                        key: Key::Neighbor(_, address),
-                        object: Object::Neighbor(mac),
-                        ..
-                    } => Some((address, mac)),
-                    _ => None,
-                },
-            );
+    for family in FAMILIES {
+        let entries = socket.dump(
+            "neighbor entries",
+            neighbor::list(family, index),
+            |message| match neighbor::read(&message, index, name)? {
+                Entry {
+                    key: Key::Neighbor(_, address),
+                    object: Object::Neighbor(mac),
+                    ..
+                } => Some((address, mac)),
+                _ => None,
+            },
+        );
         neighbors.extend(entries.await?.items);
     }
     Ok(neighbors)
 }
 
 /// The kernel's route to an address for local or forwarded packets, or its refusal.
-pub(super) async fn way(
+pub(super) async fn resolve(
     socket: &mut Socket,
     address: IpAddr,
     forwarded: Option<Forwarded>,
-) -> Result<Result<Way, Refused>, KernelError> {
+) -> Result<Result<ResolvedRoute, Refused>, KernelError> {
     let mut message = question(address, with_table(address));
     if let Some(forwarded) = forwarded {
         message.header.source_prefix_length = message.header.destination_prefix_length;
@@ -289,12 +271,12 @@ pub(super) async fn way(
         Ok(answer) => answer,
         Err(refused) => return Ok(Err(refused)),
     };
-    let way = match &answer {
-        Some(Message::Route(RouteNetlinkMessage::NewRoute(message))) => read_way(message),
+    let route = match &answer {
+        Some(Message::Route(RouteNetlinkMessage::NewRoute(message))) => read_resolved(message),
         _ => None,
     };
     // A reply without a device is no usable route.
-    Ok(way.ok_or(Refused {
+    Ok(route.ok_or(Refused {
         errno: Errno::ENETUNREACH,
         hint: None,
     }))
@@ -369,7 +351,7 @@ fn read_address(message: &AddressMessage) -> Option<Address> {
         permanent: flags.contains(AddressFlags::Permanent),
         // In IPv4 the same bit marks a secondary address.
         temporary: address.is_ipv6() && flags.contains(AddressFlags::Secondary),
-        in_doubt: untested || flags.contains(AddressFlags::Dadfailed),
+        tentative: untested || flags.contains(AddressFlags::Dadfailed),
     })
 }
 
@@ -425,24 +407,19 @@ fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
     links.into_iter().map(route).collect()
 }
 
-fn read_way(message: &RouteMessage) -> Option<Way> {
-    let ip = |address: &RouteAddress| match address {
-        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
-        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
-        _ => None,
-    };
+fn read_resolved(message: &RouteMessage) -> Option<ResolvedRoute> {
     let (mut link_index, mut source, mut gateway) = (None, None, None);
     let mut table = u32::from(message.header.table);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => link_index = Some(*index),
-            RouteAttribute::PrefSource(address) => source = ip(address),
-            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::PrefSource(address) => source = route::ip(address),
+            RouteAttribute::Gateway(address) => gateway = route::ip(address),
             RouteAttribute::Table(number) => table = *number,
             _ => {}
         }
     }
-    Some(Way {
+    Some(ResolvedRoute {
         link_index: link_index?,
         source,
         local: message.header.kind == RouteType::Local,

@@ -5,19 +5,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
+use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourState};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType,
+    RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message::Message;
 use super::socket::Socket;
-use super::{KernelError, address, neighbor, route};
+use super::{FAMILIES, KernelError, address, neighbor, route};
 use crate::base::net::MacAddr;
 
 /// `RTNH_F_DEAD` and `RTNH_F_LINKDOWN` (linux/rtnetlink.h): the interface of the route is down or has no carrier.
-const NOWHERE: u32 = 0x11;
+const DEAD_OR_LINKDOWN: u32 = 0x11;
 
 /// Interfaces, addresses and routes, each in the kernel's order.
 #[derive(Debug, Default)]
@@ -80,19 +80,10 @@ impl Inventory {
         });
         let addresses = addresses.await?.items;
         let mut routes = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        for family in FAMILIES {
             let request = route::list(family, None, None);
-            let dump = socket.dump("routes", request, |message| match message {
-                Message::Route(RouteNetlinkMessage::NewRoute(message)) => read_route(&message),
-                _ => None,
-            });
-            match dump.await {
-                Ok(dump) => routes.extend(dump.items),
-                // The kernel creates a table with its first route.
-                Err(KernelError::Dump { source, .. })
-                    if source.errno == nix::errno::Errno::ENOENT => {}
-                Err(error) => return Err(error),
-            }
+            let dump = route::dump(&mut socket, request, read_route).await?;
+            routes.extend(dump.items);
         }
         Ok(Self {
             interfaces,
@@ -146,9 +137,9 @@ pub(crate) async fn addresses_of(name: &str) -> Result<Option<Vec<IpNet>>, Kerne
 pub(crate) async fn live_neighbors(index: u32) -> Result<Vec<IpAddr>, KernelError> {
     let mut socket = Socket::open()?;
     let mut found = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+    for family in FAMILIES {
         let request = neighbor::list(family, index);
-        let dump = socket.dump("neighbours", request, |message| {
+        let dump = socket.dump("neighbor entries", request, |message| {
             let Message::Route(RouteNetlinkMessage::NewNeighbour(entry)) = message else {
                 return None;
             };
@@ -156,19 +147,11 @@ pub(crate) async fn live_neighbors(index: u32) -> Result<Vec<IpAddr>, KernelErro
                 entry.header.state,
                 NeighbourState::Reachable | NeighbourState::Delay | NeighbourState::Probe
             );
-            let address: Option<IpAddr> =
-                entry
-                    .attributes
-                    .iter()
-                    .find_map(|attribute| match attribute {
-                        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
-                            Some((*v4).into())
-                        }
-                        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
-                            Some((*v6).into())
-                        }
-                        _ => None,
-                    });
+            let mut attributes = entry.attributes.iter();
+            let address = attributes.find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(address) => neighbor::ip(address),
+                _ => None,
+            });
             address.filter(|_| live && entry.header.ifindex == index)
         });
         found.extend(dump.await?.items);
@@ -181,14 +164,16 @@ pub(crate) async fn live_neighbors(index: u32) -> Result<Vec<IpAddr>, KernelErro
 ///
 /// # Errors
 /// As [`Inventory::take`].
-pub(crate) async fn way_to(address: IpAddr) -> Result<Option<u32>, KernelError> {
-    let questions = super::host::Questions {
+pub(crate) async fn link_towards(address: IpAddr) -> Result<Option<u32>, KernelError> {
+    let query = super::host::Query {
         reach: Some(address),
         ..Default::default()
     };
-    let host = super::host::Host::observe(questions).await?;
-    let way = host.way.and_then(Result::ok);
-    Ok(way.filter(|way| !way.local).map(|way| way.link_index))
+    let host = super::host::Host::observe(query).await?;
+    let route = host.resolved.and_then(Result::ok);
+    Ok(route
+        .filter(|route| !route.local)
+        .map(|route| route.link_index))
 }
 
 fn interface(message: &LinkMessage) -> Option<Interface> {
@@ -232,14 +217,12 @@ fn read_route(message: &RouteMessage) -> Option<Route> {
     };
     let mut table = u32::from(header.table);
     let (mut gateway, mut link, mut metric) = (None, None, None);
-    let mut dead = header.flags.bits() & NOWHERE != 0;
+    let mut dead = header.flags.bits() & DEAD_OR_LINKDOWN != 0;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Destination(RouteAddress::Inet(v4)) => destination = (*v4).into(),
-            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => destination = (*v6).into(),
-            RouteAttribute::Gateway(RouteAddress::Inet(v4)) => gateway = Some((*v4).into()),
-            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => gateway = Some((*v6).into()),
+            RouteAttribute::Destination(address) => destination = route::ip(address)?,
+            RouteAttribute::Gateway(address) => gateway = route::ip(address),
             RouteAttribute::Oif(index) => link = Some(*index),
             RouteAttribute::Priority(number) => metric = Some(*number),
             RouteAttribute::MultiPath(hops) => {

@@ -29,7 +29,7 @@ use crate::plan::underlay::Underlay;
 const QUIET: Duration = Duration::from_millis(100);
 
 /// How long to hold back a report at most during a burst.
-const PATIENCE: Duration = Duration::from_secs(1);
+const MAX_DELAY: Duration = Duration::from_secs(1);
 
 /// Receive buffer in bytes: room for the notifications of some thousand changes of our own while we make them.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -77,7 +77,7 @@ pub struct Watch<'a> {
 }
 
 /// The meaning of a notification.
-enum News {
+enum Verdict {
     /// Irrelevant.
     None,
     /// Another program changed this.
@@ -101,18 +101,18 @@ pub struct Monitor {
     received: Vec<u8>,
     /// The netlink port of our own changes.
     own_port: u32,
-    news: Changed,
+    pending: Changed,
     /// Objects that were not as wanted in their last notification. The kernel sets no sender port in notifications
     /// about FDB entries and devices, so our own changes are recognised by their result.
     suspects: BTreeSet<Key>,
     /// Whether the underlay's device differed in its last notification, so that its recovery is reported as well.
-    underlay_strange: bool,
+    underlay_differs: bool,
     /// Whether the underlay's device had no carrier in its last notification. The kernel then drops the device's next
     /// hops, and accepts none until the carrier is back.
-    underlay_cut: bool,
+    carrier_lost: bool,
     /// When to report; each further notification postpones it, up to a limit.
-    tell_at: Instant,
-    tell_at_latest: Instant,
+    report_at: Instant,
+    report_at_latest: Instant,
 }
 
 impl Monitor {
@@ -144,12 +144,12 @@ impl Monitor {
             socket: open().map_err(KernelError::Open)?,
             received: Vec::with_capacity(DATAGRAM),
             own_port: kernel.socket.port(),
-            news: Changed::default(),
+            pending: Changed::default(),
             suspects: BTreeSet::new(),
-            underlay_strange: false,
-            underlay_cut: false,
-            tell_at: now,
-            tell_at_latest: now,
+            underlay_differs: false,
+            carrier_lost: false,
+            report_at: now,
+            report_at_latest: now,
         })
     }
 
@@ -159,13 +159,13 @@ impl Monitor {
     /// Cancel-safe: changes not yet reported are kept for the next call.
     pub async fn changed(&mut self, watch: &Watch<'_>) -> Changed {
         loop {
-            let had_news = self.has_news();
+            let had_pending = self.has_pending();
             self.received.clear();
             let receive = self.socket.recv(&mut self.received);
-            let result = if had_news {
-                match timeout_at(self.tell_at, receive).await {
+            let result = if had_pending {
+                match timeout_at(self.report_at, receive).await {
                     Ok(result) => result,
-                    Err(_) => return self.tell(),
+                    Err(_) => return self.take_pending(),
                 }
             } else {
                 receive.await
@@ -175,12 +175,12 @@ impl Monitor {
                 Err(error) => {
                     // ENOBUFS means that the kernel dropped notifications; anything may have changed.
                     if error.raw_os_error() == Some(Errno::ENOBUFS as i32) {
-                        debug!("kernel notifications were lost for lack of buffer");
+                        debug!("the receive buffer overflowed and lost kernel notifications");
                     } else {
                         warn!(%error, "failed to receive kernel notifications");
-                        sleep(PATIENCE).await;
+                        sleep(MAX_DELAY).await;
                     }
-                    self.news = Changed {
+                    self.pending = Changed {
                         objects: true,
                         underlay: true,
                     };
@@ -188,17 +188,17 @@ impl Monitor {
                 }
             };
             let now = Instant::now();
-            if any && !had_news {
-                self.tell_at_latest = now + PATIENCE;
+            if any && !had_pending {
+                self.report_at_latest = now + MAX_DELAY;
             }
             if any {
-                self.tell_at = (now + QUIET).min(self.tell_at_latest);
+                self.report_at = (now + QUIET).min(self.report_at_latest);
             }
         }
     }
 
-    fn has_news(&self) -> bool {
-        self.news.is_any() || !self.suspects.is_empty()
+    fn has_pending(&self) -> bool {
+        self.pending.is_any() || !self.suspects.is_empty()
     }
 
     /// Handles the notifications of one datagram; returns whether any is relevant.
@@ -210,65 +210,65 @@ impl Monitor {
                 continue;
             };
             match watch.judge(&message) {
-                News::AsWanted(key) => {
+                Verdict::AsWanted(key) => {
                     self.suspects.remove(&key);
                 }
-                News::Suspect(key) if !own => {
+                Verdict::Suspect(key) if !own => {
                     self.suspects.insert(key);
                     any = true;
                 }
                 // The kernel sends a notification for every upper device and every carrier flap.
-                News::Underlay { as_known, carrier } => {
-                    if self.underlay_strange || !as_known {
-                        self.news.underlay = true;
+                Verdict::Underlay { as_known, carrier } => {
+                    if self.underlay_differs || !as_known {
+                        self.pending.underlay = true;
                         any = true;
                     }
-                    self.underlay_strange = !as_known;
-                    if self.underlay_cut && carrier {
-                        self.news.objects = true;
+                    self.underlay_differs = !as_known;
+                    if self.carrier_lost && carrier {
+                        self.pending.objects = true;
                         any = true;
                     }
-                    self.underlay_cut = !carrier;
+                    self.carrier_lost = !carrier;
                 }
-                News::Changed(changed) if !own && changed.is_any() => {
-                    self.news.add(changed);
+                Verdict::Changed(changed) if !own && changed.is_any() => {
+                    self.pending.add(changed);
                     any = true;
                 }
-                News::None | News::Changed(_) | News::Suspect(_) => {}
+                Verdict::None | Verdict::Changed(_) | Verdict::Suspect(_) => {}
             }
         }
         if self.suspects.len() > MAX_SUSPECTS {
             self.suspects.clear();
-            self.news.objects = true;
+            self.pending.objects = true;
         }
         any
     }
 
     /// Reports and resets what has changed.
-    fn tell(&mut self) -> Changed {
-        let mut news = std::mem::take(&mut self.news);
-        news.objects |= !std::mem::take(&mut self.suspects).is_empty();
-        news
+    fn take_pending(&mut self) -> Changed {
+        let mut changed = std::mem::take(&mut self.pending);
+        changed.objects |= !std::mem::take(&mut self.suspects).is_empty();
+        changed
     }
 }
 
 impl std::fmt::Debug for Monitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Monitor")
-            .field("news", &self.news)
+            .field("pending", &self.pending)
             .finish_non_exhaustive()
     }
 }
 
 impl Watch<'_> {
     /// What a notification means to us.
-    fn judge(&self, message: &Message) -> News {
+    fn judge(&self, message: &Message) -> Verdict {
         match message {
-            Message::NewNextHop(hop) | Message::DelNextHop(hop) => News::Changed(Changed {
+            Message::NewNextHop(hop) | Message::DelNextHop(hop) => Verdict::Changed(Changed {
                 objects: hop.protocol == route::PROTOCOL && self.kernel.ids.is_own(hop.id()),
                 underlay: false,
             }),
-            Message::GetNextHop(_) => News::None,
+            Message::GetNextHop(_) => Verdict::None,
             Message::Route(inner) => match inner {
                 RouteNetlinkMessage::NewLink(_) => self.judge_link(message, false),
                 RouteNetlinkMessage::DelLink(_) => self.judge_link(message, true),
@@ -276,9 +276,9 @@ impl Watch<'_> {
                 RouteNetlinkMessage::DelNeighbour(_) => self.judge_neighbor(message, true),
                 RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
                     let Some((index, address)) = address::read(message) else {
-                        return News::None;
+                        return Verdict::None;
                     };
-                    News::Changed(Changed {
+                    Verdict::Changed(Changed {
                         // On any device: an address takes its route along, which may have been in the way of ours. If
                         // the device goes too, the kernel sends no notification for the route (`fib_sync_down_dev()`).
                         objects: is_inside(self.scope, &address),
@@ -294,14 +294,14 @@ impl Watch<'_> {
                 RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {
                     self.judge_route(message)
                 }
-                _ => News::None,
+                _ => Verdict::None,
             },
         }
     }
 
-    fn judge_link(&self, message: &Message, gone: bool) -> News {
+    fn judge_link(&self, message: &Message, gone: bool) -> Verdict {
         let Some(link) = link::read(message).map(|link| self.kernel.recognise(link)) else {
-            return News::None;
+            return Verdict::None;
         };
         if self.scope.links.contains(&link.name) && !self.kernel.is_lost(&link) {
             let key = Key::Link(link.name);
@@ -309,16 +309,16 @@ impl Watch<'_> {
                 (self.desired.get(&key), &link.object, gone)
                 && want.looks_like(seen)
             {
-                return News::AsWanted(key);
+                return Verdict::AsWanted(key);
             }
             let object = (!gone).then_some(link.object);
             return self.compare(key, object);
         }
         let underlay = self.underlay;
         if link.index != underlay.index && link.name != underlay.name {
-            return News::None;
+            return Verdict::None;
         }
-        News::Underlay {
+        Verdict::Underlay {
             as_known: !gone
                 && link.up
                 && (link.index, link.mtu) == (underlay.index, underlay.mtu)
@@ -327,7 +327,7 @@ impl Watch<'_> {
         }
     }
 
-    fn judge_neighbor(&self, message: &Message, gone: bool) -> News {
+    fn judge_neighbor(&self, message: &Message, gone: bool) -> Verdict {
         let of_overlay = neighbor::link_index(message).and_then(|index| {
             let name = self.overlay(index)?;
             neighbor::read(message, index, name)
@@ -338,19 +338,19 @@ impl Watch<'_> {
                 let object = (!gone && entry.permanent).then_some(entry.object);
                 self.compare(entry.key, object)
             }
-            None => News::None,
+            None => Verdict::None,
         }
     }
 
-    fn compare(&self, key: Key, object: Option<Object>) -> News {
+    fn compare(&self, key: Key, object: Option<Object>) -> Verdict {
         if self.desired.get(&key) == object.as_ref() {
-            News::AsWanted(key)
+            Verdict::AsWanted(key)
         } else {
-            News::Suspect(key)
+            Verdict::Suspect(key)
         }
     }
 
-    fn judge_route(&self, message: &Message) -> News {
+    fn judge_route(&self, message: &Message) -> Verdict {
         // Another program's route matters if it is in the place of one of ours, or leads into the overlay. Others
         // inside the network come and go with containers.
         let objects = route::read(message).is_some_and(|route| {
@@ -361,7 +361,7 @@ impl Watch<'_> {
                     .is_some_and(|index| self.overlay(index).is_some())
                 || self.desired.contains_key(&Key::Route(route.destination))
         });
-        News::Changed(Changed {
+        Verdict::Changed(Changed {
             objects,
             underlay: host::is_default_route(message),
         })

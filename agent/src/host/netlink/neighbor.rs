@@ -156,7 +156,7 @@ pub(super) fn read(message: &Message, index: u32, link: &InterfaceName) -> Optio
 }
 
 /// The crate decodes addresses by the message's family, which for FDB entries is AF_BRIDGE.
-fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
+pub(super) fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
     match address {
         NeighbourAddress::Inet(address) => Some(IpAddr::V4(*address)),
         NeighbourAddress::Inet6(address) => Some(IpAddr::V6(*address)),

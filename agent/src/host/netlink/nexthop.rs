@@ -26,7 +26,7 @@ use rtnetlink::packet_core::{
 use rtnetlink::packet_route::AddressFamily;
 
 use crate::base::net::InterfaceName;
-use crate::base::network_name::NetworkName;
+use crate::base::network_name::{NetworkName, fnv1a};
 
 const HEADER_LEN: usize = 8;
 const NHA_ID: u16 = 1;
@@ -278,11 +278,10 @@ impl Ids {
 
 /// FNV-1a, 32 bits: the same on every build and machine, unlike the standard library's hashers.
 fn hash(link: &InterfaceName, gateway: IpAddr) -> u32 {
-    let step = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-    let hash = link.as_str().as_bytes().iter().fold(0x811c_9dc5, step);
+    let link = link.as_str().as_bytes();
     match gateway {
-        IpAddr::V4(gateway) => gateway.octets().iter().fold(hash, step),
-        IpAddr::V6(gateway) => gateway.octets().iter().fold(hash, step),
+        IpAddr::V4(gateway) => fnv1a(link.iter().chain(&gateway.octets())),
+        IpAddr::V6(gateway) => fnv1a(link.iter().chain(&gateway.octets())),
     }
 }
 

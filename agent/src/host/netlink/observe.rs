@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use nix::errno::Errno;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::RouteProtocol;
 
 use super::link::KernelLink;
@@ -16,7 +15,7 @@ use super::message::Message;
 use super::nexthop::{self, Ids, NextHopMessage};
 use super::route::{self, KernelRoute, Kind};
 use super::socket::Dump;
-use super::{Kernel, KernelError, address, link, neighbor};
+use super::{FAMILIES, Kernel, KernelError, address, link, neighbor};
 use crate::base::net::InterfaceName;
 use crate::plan::state::{Key, LinkKind, Object, Route, Scope, State};
 
@@ -27,11 +26,8 @@ pub(crate) struct Observed {
     /// Whether nothing is missing. If `false`, nothing may be removed because of it.
     pub(crate) complete: bool,
     /// IDs of next hops that are ours but unused.
-    pub(crate) surplus: Vec<u32>,
+    pub(crate) stale_next_hops: Vec<u32>,
 }
-
-/// The address families, each with its own requests.
-pub(super) const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 
 /// Device names by index.
 type Names = BTreeMap<u32, InterfaceName>;
@@ -43,38 +39,18 @@ impl Kernel {
     ///
     /// The netlink exchange with the kernel failed, or refuses to list something.
     pub(crate) async fn observe(&mut self, scope: &Scope) -> Result<Observed, KernelError> {
-        let mut observed = Observed {
-            state: State::new(),
-            complete: true,
-            surplus: Vec::new(),
-        };
+        let mut observed = Observed::new();
         self.indices.clear();
         self.ids = self.new_ids();
-        let mut names = Names::new();
-        for name in &scope.links {
-            if let Some(link) = self.find_link(name).await? {
-                if self.is_lost(&link) {
-                    self.indices.remove(name);
-                    continue;
-                }
-                names.insert(link.index, name.clone());
-                let link = self.observe_peers(link, &mut observed).await?;
-                let key = Key::Link(name.clone());
-                observed.state.insert(key, link.object);
-            }
-        }
-        let overlay = names.clone();
+        let overlay = self.observe_devices(scope, &mut observed).await?;
         for (&index, name) in &overlay {
             self.observe_link(scope, index, name, &mut observed).await?;
         }
         let hops = self.list_next_hops(&mut observed).await?;
         let mut routes = self.list_routes(scope, &overlay, &mut observed).await?;
-        let indices = hops
-            .iter()
-            .filter_map(|hop| Some(hop.path()?.0))
-            .chain(routes.iter().filter_map(|route| route.link));
+        let mut names = overlay;
         let mut others = BTreeSet::new();
-        for index in indices {
+        for index in link_indices(&hops, &routes) {
             if !names.contains_key(&index)
                 && let Some(found) = self.link_at(index).await?
             {
@@ -109,11 +85,7 @@ impl Kernel {
         &mut self,
         networks: &[IpNet],
     ) -> Result<Vec<(InterfaceName, Object)>, KernelError> {
-        let mut observed = Observed {
-            state: State::new(),
-            complete: true,
-            surplus: Vec::new(),
-        };
+        let mut observed = Observed::new();
         let nothing = Scope {
             links: Vec::new(),
             networks: networks.to_vec(),
@@ -124,13 +96,8 @@ impl Kernel {
         let routes = self
             .list_routes(&nothing, &Names::new(), &mut observed)
             .await?;
-        let indices: BTreeSet<u32> = hops
-            .iter()
-            .filter_map(|hop| Some(hop.path()?.0))
-            .chain(routes.iter().filter_map(|route| route.link))
-            .collect();
         let mut links = Vec::new();
-        for index in indices {
+        for index in link_indices(&hops, &routes) {
             if let Some(found) = self.link_at(index).await?
                 && !self.is_others(&found)
             {
@@ -138,6 +105,29 @@ impl Kernel {
             }
         }
         Ok(links)
+    }
+
+    /// The overlay devices that are ours; returns their names.
+    async fn observe_devices(
+        &mut self,
+        scope: &Scope,
+        observed: &mut Observed,
+    ) -> Result<Names, KernelError> {
+        let mut names = Names::new();
+        for name in &scope.links {
+            let Some(link) = self.find_link(name).await? else {
+                continue;
+            };
+            if self.is_lost(&link) {
+                self.indices.remove(name);
+                continue;
+            }
+            names.insert(link.index, name.clone());
+            let link = self.observe_peers(link, observed).await?;
+            let key = Key::Link(name.clone());
+            observed.state.insert(key, link.object);
+        }
+        Ok(names)
     }
 
     /// The addresses, neighbor entries and FDB entries of an overlay device.
@@ -162,12 +152,12 @@ impl Kernel {
         };
         for family in FAMILIES {
             let request = neighbor::list(family, index);
-            let neighbors = self.socket.dump("neighbours", request, permanent);
+            let neighbors = self.socket.dump("neighbor entries", request, permanent);
             observed.take(neighbors.await?);
         }
         let fdb = self
             .socket
-            .dump("forwarding entries", neighbor::list_fdb(index), permanent);
+            .dump("FDB entries", neighbor::list_fdb(index), permanent);
         observed.take(fdb.await?);
         Ok(())
     }
@@ -304,7 +294,7 @@ impl Kernel {
             }
             _ => {
                 self.ids.reserve(hop.id());
-                observed.surplus.push(hop.id());
+                observed.stale_next_hops.push(hop.id());
                 None
             }
         }
@@ -347,7 +337,22 @@ impl Kernel {
     }
 }
 
+/// The devices that next hops and routes lead over.
+fn link_indices(hops: &[NextHopMessage], routes: &[KernelRoute]) -> BTreeSet<u32> {
+    let of_hops = hops.iter().filter_map(|hop| Some(hop.path()?.0));
+    let of_routes = routes.iter().filter_map(|route| route.link);
+    of_hops.chain(of_routes).collect()
+}
+
 impl Observed {
+    fn new() -> Self {
+        Self {
+            state: State::new(),
+            complete: true,
+            stale_next_hops: Vec::new(),
+        }
+    }
+
     fn take(&mut self, dump: Dump<(Key, Object)>) {
         self.complete &= dump.complete;
         self.state.extend(dump.items);

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use super::link::{self, KernelLink};
 use super::nexthop::Ids;
 use super::{Kernel, KernelError, address};
-use crate::base::net::InterfaceName;
+use crate::base::net::{InterfaceName, is_link_local};
 use crate::base::network_name::NetworkName;
 use crate::plan::state::{Object, Tun};
 
@@ -56,12 +56,12 @@ impl Kernel {
     }
 
     /// Sets the devices reserved for this agent on this host, and the TUN device that this process serves.
-    pub(crate) fn set_held(
+    pub(crate) fn set_claimed(
         &mut self,
-        held: BTreeSet<InterfaceName>,
+        claimed: BTreeSet<InterfaceName>,
         tun: Option<(InterfaceName, Tun)>,
     ) {
-        self.held = held;
+        self.claimed = claimed;
         self.tun = tun;
     }
 
@@ -153,7 +153,7 @@ impl Kernel {
                     .socket
                     .dump("addresses", address::list(index), |message| {
                         let (of, address) = address::read(&message)?;
-                        (of == index && !is_link_local(&address)).then_some(address)
+                        (of == index && !is_link_local(address.addr())).then_some(address)
                     })
                     .await?;
                 let inside =
@@ -169,7 +169,7 @@ impl Kernel {
     pub(super) fn is_lost(&self, found: &KernelLink) -> bool {
         match (owner(found), &self.network) {
             (Some(owner), own) => own.as_ref().is_none_or(|own| own.as_str() != owner),
-            (None, Some(_)) => !self.held.contains(&found.name),
+            (None, Some(_)) => !self.claimed.contains(&found.name),
             (None, None) => false,
         }
     }
@@ -181,12 +181,5 @@ impl Kernel {
             (None, Some(_)) => found.name.as_str().starts_with(DEVICES),
             (None, None) => false,
         }
-    }
-}
-
-fn is_link_local(address: &IpNet) -> bool {
-    match address {
-        IpNet::V4(v4) => v4.addr().is_link_local(),
-        IpNet::V6(v6) => v6.addr().is_unicast_link_local(),
     }
 }

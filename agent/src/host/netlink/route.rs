@@ -4,14 +4,16 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use nix::errno::Errno;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
     RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::family;
 use super::message::{Message, Request, Verb};
+use super::socket::{Dump, Socket};
+use super::{KernelError, family};
 
 /// The route protocol number of our routes and next hops (`ip route show proto 83`): 0x53, an "S".
 ///
@@ -216,7 +218,26 @@ pub(super) fn read(message: &Message) -> Option<KernelRoute> {
     Some(route)
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
+/// Lists routes that `pick` selects. A table that does not exist has none: the kernel creates it with its first route.
+pub(super) async fn dump<T>(
+    socket: &mut Socket,
+    request: RouteNetlinkMessage,
+    mut pick: impl FnMut(&RouteMessage) -> Option<T>,
+) -> Result<Dump<T>, KernelError> {
+    let dump = socket.dump("routes", request, |message| match message {
+        Message::Route(RouteNetlinkMessage::NewRoute(message)) => pick(&message),
+        _ => None,
+    });
+    match dump.await {
+        Err(KernelError::Dump { source, .. }) if source.errno == Errno::ENOENT => Ok(Dump {
+            items: Vec::new(),
+            complete: true,
+        }),
+        result => result,
+    }
+}
+
+pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
         RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),

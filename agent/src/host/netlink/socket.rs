@@ -13,7 +13,6 @@ use nix::errno::Errno;
 use rtnetlink::packet_core::{
     Emitable, ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NetlinkBuffer,
     NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
-    NlasIterator,
 };
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
@@ -21,6 +20,7 @@ use thiserror::Error;
 use tokio::time::timeout;
 use tracing::{debug, trace};
 
+use super::generic::attributes;
 use super::message::{Message, Request, Verb};
 
 /// How long the kernel may take for one exchange. It replies within the send, but removing a device with thousands of
@@ -53,13 +53,13 @@ pub enum KernelError {
     #[error("failed to exchange netlink messages")]
     Exchange(#[source] io::Error),
     /// No reply in time.
-    #[error("the kernel gave no netlink answer within {} s", DEADLINE.as_secs())]
+    #[error("the kernel sent no netlink reply within {} s", DEADLINE.as_secs())]
     Deadline,
     /// The receive buffer overflowed and replies were lost; the next observation shows which requests took effect.
-    #[error("netlink answers were lost for lack of buffer")]
+    #[error("the receive buffer overflowed and lost netlink replies")]
     Overrun,
     /// The kernel refused a dump.
-    #[error("the kernel refused to list {what}")]
+    #[error("failed to list {what}")]
     Dump {
         /// The objects.
         what: &'static str,
@@ -368,7 +368,7 @@ impl<M: Protocol> Iterator for Messages<'_, M> {
             return None;
         }
         let Ok(buffer) = NetlinkBuffer::new_checked(self.bytes) else {
-            debug!(bytes = self.bytes.len(), "netlink datagram is cut short");
+            debug!(bytes = self.bytes.len(), "netlink datagram is truncated");
             self.bytes = &[];
             return Some(Err(Unreadable));
         };
@@ -379,7 +379,7 @@ impl<M: Protocol> Iterator for Messages<'_, M> {
             .get(length.next_multiple_of(4) - length..)
             .unwrap_or_default();
         Some(NetlinkMessage::deserialize(message).map_err(|error| {
-            debug!(%error, "netlink message is unreadable");
+            debug!(%error, "failed to parse a netlink message");
             Unreadable
         }))
     }
@@ -398,11 +398,8 @@ fn refused(error: &ErrorMessage, flags: u16) -> Option<Refused> {
 
 /// The extended ACK message, which follows the copy of the request's header.
 fn hint(copy: &[u8]) -> Option<String> {
-    let attributes = copy.get(16..)?;
-    let text = NlasIterator::new(attributes)
-        .filter_map(Result::ok)
-        .find(|attribute| attribute.kind() == ATTR_MSG)?;
-    let text = String::from_utf8_lossy(text.value());
+    let (_, text) = attributes(copy.get(16..)?).find(|(kind, _)| *kind == ATTR_MSG)?;
+    let text = String::from_utf8_lossy(text);
     Some(text.trim_end_matches('\0').to_owned())
 }
 

@@ -5,18 +5,15 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nix::errno::Errno;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::host::{Forwarded, Way, way};
+use super::host::{Forwarded, ResolvedRoute, resolve};
 use super::message::Message;
-use super::route::PROTOCOL;
+use super::route::{self, PROTOCOL};
 use super::socket::Socket;
-use super::{KernelError, Refused};
+use super::{FAMILIES, KernelError, Refused, address_family};
 use crate::base::net::Family;
 
 /// `RTPROT_KERNEL` of linux/rtnetlink.h: routes that the kernel adds with an address.
@@ -50,28 +47,20 @@ impl ForeignRoute {
 pub(crate) async fn foreign_routes(networks: &[IpNet]) -> Result<Vec<ForeignRoute>, KernelError> {
     let mut socket = Socket::open()?;
     let mut found = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+    for family in FAMILIES {
         // Table 0 means all tables (`inet_dump_fib()`).
         let mut message = RouteMessage::default();
         message.header.address_family = family;
         let request = RouteNetlinkMessage::GetRoute(message);
-        let dump = socket.dump("routes", request, |message| {
-            let Message::Route(RouteNetlinkMessage::NewRoute(message)) = message else {
-                return None;
-            };
-            read(&message).filter(|route| {
+        let dump = route::dump(&mut socket, request, |message| {
+            read(message).filter(|route| {
                 let meets = |net: &IpNet| {
                     net.contains(&route.destination) || route.destination.contains(net)
                 };
                 networks.iter().any(meets)
             })
         });
-        match dump.await {
-            Ok(dump) => found.extend(dump.items),
-            // The kernel creates a table with its first route.
-            Err(KernelError::Dump { source, .. }) if source.errno == Errno::ENOENT => (),
-            Err(error) => return Err(error),
-        }
+        found.extend(dump.await?.items);
     }
     Ok(found)
 }
@@ -80,15 +69,15 @@ pub(crate) async fn foreign_routes(networks: &[IpNet]) -> Result<Vec<ForeignRout
 ///
 /// # Errors
 /// The netlink exchange with the kernel failed.
-pub(crate) async fn ways(
+pub(crate) async fn resolve_all(
     addresses: impl IntoIterator<Item = (IpAddr, Option<Forwarded>)>,
-) -> Result<Vec<Result<Way, Refused>>, KernelError> {
+) -> Result<Vec<Result<ResolvedRoute, Refused>>, KernelError> {
     let mut socket = Socket::open()?;
-    let mut ways = Vec::new();
+    let mut routes = Vec::new();
     for (address, forwarded) in addresses {
-        ways.push(way(&mut socket, address, forwarded).await?);
+        routes.push(resolve(&mut socket, address, forwarded).await?);
     }
-    Ok(ways)
+    Ok(routes)
 }
 
 /// A policy rule that selects a routing table: `ip rule`.
@@ -167,12 +156,9 @@ impl fmt::Display for PolicyRule {
 pub(crate) async fn policy_rules() -> Result<Vec<PolicyRule>, KernelError> {
     let mut socket = Socket::open()?;
     let mut rules = Vec::new();
-    for (address_family, family) in [
-        (AddressFamily::Inet, Family::V4),
-        (AddressFamily::Inet6, Family::V6),
-    ] {
+    for family in Family::BOTH {
         let mut message = RuleMessage::default();
-        message.header.family = address_family;
+        message.header.family = address_family(family);
         let request = RouteNetlinkMessage::GetRule(message);
         let dump = socket.dump("rules", request, |message| match message {
             Message::Route(RouteNetlinkMessage::NewRule(message)) => read_rule(&message, family),
@@ -235,10 +221,10 @@ fn read(message: &RouteMessage) -> Option<ForeignRoute> {
     let (mut link, mut gateway) = (None, None);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::Destination(address) => destination = route::ip(address)?,
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::Gateway(address) => gateway = route::ip(address),
             RouteAttribute::MultiPath(hops) => {
                 link = hops.first().map(|hop| hop.interface_index);
             }
@@ -252,12 +238,4 @@ fn read(message: &RouteMessage) -> Option<ForeignRoute> {
         link,
         gateway,
     })
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
-        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
-        _ => None,
-    }
 }

@@ -7,7 +7,7 @@ use crate::base::net::InterfaceName;
 use crate::plan::state::{Link, LinkKind, Object, Tun};
 
 /// Creates and serves TUN devices.
-pub(crate) trait Tuns: Send {
+pub(crate) trait TunDevices: Send {
     /// Creates a device, down.
     fn open(&mut self, name: &InterfaceName, tun: &Tun, mtu: u32) -> Result<(), ChangeError>;
 

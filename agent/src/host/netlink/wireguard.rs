@@ -21,7 +21,7 @@ use self::decode::Part;
 use super::generic::{self, GenericMessage};
 use super::message::{Request, Verb};
 use super::socket::{Dump, Socket};
-use super::{Greeting, KernelError, Refused};
+use super::{HandshakeRequest, KernelError, Refused};
 use crate::plan::state::{Wireguard, WireguardPeer};
 use crate::plan::wireguard_key::PublicKey;
 
@@ -164,13 +164,13 @@ impl Client {
     }
 
     /// The messages that start a session with a peer that was observed in the kernel.
-    pub(super) fn greet(&self, index: u32, greeting: &Greeting) -> Vec<Change> {
-        let messages = encode::greet(
+    pub(super) fn start_handshake(&self, index: u32, request: &HandshakeRequest) -> Vec<Change> {
+        let messages = encode::start_handshake(
             self.family,
             index,
-            &greeting.peer,
-            &greeting.want,
-            greeting.unanswered,
+            &request.peer,
+            &request.want,
+            request.unanswered,
         );
         let change = |message| Change(Request::new(Verb::Plain, message));
         messages.into_iter().map(change).collect()
@@ -204,7 +204,7 @@ impl Client {
         let answer = self.socket()?.get(generic::get_family(FAMILY)).await?;
         let missing = || Refused {
             errno: Errno::ENOENT,
-            hint: Some("this kernel has no WireGuard".to_owned()),
+            hint: Some("this kernel does not support WireGuard".to_owned()),
         };
         Ok(match answer {
             Ok(answer) => match answer.as_ref().and_then(generic::family_id) {

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use nix::errno::Errno;
 
-use super::host_nets::is_no_underlay;
-use super::{Error, Miss};
-use crate::base::net::{Family, InterfaceName, unusable_v4, unusable_v6};
+use super::host_nets::is_overlay_or_bridge;
+use super::{Error, Mismatch};
+use crate::base::net::{Family, InterfaceName, is_link_local, unusable_v4, unusable_v6};
 use crate::cluster::network_config::Families;
 use crate::host::netlink::Refused;
 use crate::host::netlink::host::{Address, DefaultRoute, Host, Link};
@@ -17,7 +17,7 @@ use crate::settings::{self, Interface, Pattern};
 const MAX_LISTED: usize = 16;
 
 /// Whether any setting names an interface.
-pub(super) fn asks_for_any(wanted: &settings::Underlay) -> bool {
+pub(super) fn has_criteria(wanted: &settings::Underlay) -> bool {
     !(wanted.interfaces.is_empty()
         && wanted.interface_regex.is_empty()
         && wanted.can_reach.is_none()
@@ -26,7 +26,7 @@ pub(super) fn asks_for_any(wanted: &settings::Underlay) -> bool {
 
 /// One criterion of the settings.
 #[derive(Clone, Copy)]
-enum Asked<'a> {
+enum Criterion<'a> {
     Name(&'a InterfaceName),
     Address(IpAddr),
     Pattern(&'a Pattern),
@@ -37,14 +37,14 @@ enum Asked<'a> {
 
 /// Requirements for an address.
 #[derive(Clone, Copy)]
-enum Fit<'a> {
+enum Filter<'a> {
     Any,
     Same(IpAddr),
     Matching(&'a Pattern),
     Inside(ipnet::IpNet),
 }
 
-impl Fit<'_> {
+impl Filter<'_> {
     fn holds(self, address: IpAddr) -> bool {
         match self {
             Self::Any => true,
@@ -56,7 +56,7 @@ impl Fit<'_> {
 }
 
 /// An interface with one address per overlay family.
-struct Pick<'a> {
+struct Candidate<'a> {
     link: &'a Link,
     v4: Option<&'a Address>,
     v6: Option<&'a Address>,
@@ -80,37 +80,43 @@ impl<'a> Choice<'a> {
 
     /// The underlay that matches the settings; `current`, with its interface and addresses, if it still matches.
     pub(super) fn find(&self, current: Option<&Underlay>) -> Result<Underlay, Error> {
-        let asked = self.asked();
-        if let Some(kept) = current.and_then(|current| self.kept(current, &asked)) {
+        let criteria = self.criteria();
+        if let Some(kept) = current.and_then(|current| self.keep_current(current, &criteria)) {
             return Ok(self.underlay(&kept));
         }
-        let mut misses = Vec::new();
-        for asked in asked {
-            match self.answer(asked) {
-                Ok(pick) => return Ok(self.underlay(&pick)),
-                Err(miss) => misses.push(miss),
+        let mut mismatches = Vec::new();
+        for criterion in criteria {
+            match self.answer(criterion) {
+                Ok(candidate) => return Ok(self.underlay(&candidate)),
+                Err(mismatch) => mismatches.push(mismatch),
             }
         }
         Err(Error::NotFound {
-            misses,
+            mismatches,
             found: self.inventory(),
         })
     }
 
     /// The criteria of the settings, in the order in which they are tried.
-    fn asked(&self) -> Vec<Asked<'a>> {
+    fn criteria(&self) -> Vec<Criterion<'a>> {
         let wanted = self.wanted;
         let interfaces = wanted.interfaces.iter().map(|interface| match interface {
-            Interface::Name(name) => Asked::Name(name),
-            Interface::Address(address) => Asked::Address(*address),
+            Interface::Name(name) => Criterion::Name(name),
+            Interface::Address(address) => Criterion::Address(*address),
         });
-        let asked: Vec<_> = interfaces
-            .chain(wanted.interface_regex.iter().map(Asked::Pattern))
-            .chain(wanted.can_reach.map(Asked::Reach))
-            .chain(wanted.interface_cidr.iter().copied().map(Asked::Network))
+        let criteria: Vec<_> = interfaces
+            .chain(wanted.interface_regex.iter().map(Criterion::Pattern))
+            .chain(wanted.can_reach.map(Criterion::Reach))
+            .chain(
+                wanted
+                    .interface_cidr
+                    .iter()
+                    .copied()
+                    .map(Criterion::Network),
+            )
             .collect();
-        if !asked.is_empty() {
-            return asked;
+        if !criteria.is_empty() {
+            return criteria;
         }
         // As flannel. But flannel requires that an interface has the public address, and behind NAT none has.
         let mut families = self.families.iter();
@@ -121,79 +127,84 @@ impl<'a> Choice<'a> {
                 .any(|address| address.address == public)
                 .then_some(public)
         });
-        vec![public.map_or(Asked::DefaultRoute, Asked::Address)]
+        vec![public.map_or(Criterion::DefaultRoute, Criterion::Address)]
     }
 
-    fn answer(&self, asked: Asked<'a>) -> Result<Pick<'a>, Miss> {
-        match asked {
-            Asked::Name(name) => {
+    fn answer(&self, criterion: Criterion<'a>) -> Result<Candidate<'a>, Mismatch> {
+        match criterion {
+            Criterion::Name(name) => {
                 let mut links = self.host.links.iter();
                 let link = links.find(|link| link.name == *name);
-                self.pick(link.ok_or_else(|| Miss::Name(name.to_string()))?, Fit::Any)
+                self.candidate(
+                    link.ok_or_else(|| Mismatch::Name(name.to_string()))?,
+                    Filter::Any,
+                )
             }
-            Asked::Address(wanted) => {
-                let fit = Fit::Same(wanted);
+            Criterion::Address(wanted) => {
+                let filter = Filter::Same(wanted);
                 let mut links = self.host.links.iter();
-                let link = links.find(|link| self.has(link, fit));
-                self.pick(link.ok_or(Miss::Address(wanted))?, fit)
+                let link = links.find(|link| self.has(link, filter));
+                self.candidate(link.ok_or(Mismatch::Address(wanted))?, filter)
             }
-            Asked::Pattern(pattern) => self.matching(pattern).ok_or_else(|| Miss::Pattern {
-                pattern: pattern.to_string(),
-                needs: self.needs(),
-            }),
-            Asked::Reach(address) => self.reaching(address),
-            Asked::Network(network) => {
-                let fit = Fit::Inside(network);
-                let links = self.host.links.iter().filter(|link| self.has(link, fit));
-                self.first(links, fit).ok_or_else(|| Miss::Network {
+            Criterion::Pattern(pattern) => {
+                self.matching(pattern).ok_or_else(|| Mismatch::Pattern {
+                    pattern: pattern.to_string(),
+                    needs: self.needs(),
+                })
+            }
+            Criterion::Reach(address) => self.reaching(address),
+            Criterion::Network(network) => {
+                let filter = Filter::Inside(network);
+                let links = self.host.links.iter().filter(|link| self.has(link, filter));
+                self.first(links, filter).ok_or_else(|| Mismatch::Network {
                     network,
                     needs: self.needs(),
                 })
             }
-            Asked::DefaultRoute => self.pick(self.of_default_route()?, Fit::Any),
+            Criterion::DefaultRoute => self.candidate(self.of_default_route()?, Filter::Any),
         }
     }
 
     /// flannel's order: addresses of all interfaces, then names. Unlike flannel, both families' addresses come from one
     /// interface. Last, an address of one family is enough, because a pattern for both families is hard to write.
-    fn matching(&self, pattern: &'a Pattern) -> Option<Pick<'a>> {
+    fn matching(&self, pattern: &'a Pattern) -> Option<Candidate<'a>> {
         let links = &self.host.links;
-        let fit = Fit::Matching(pattern);
+        let filter = Filter::Matching(pattern);
         let named = |link: &&Link| pattern.is_match(link.name.as_str());
         let of_all_families = |link: &&Link| {
             let mut families = self.families.iter();
-            families.all(|family| self.best(link, family, fit).is_some())
+            families.all(|family| self.best(link, family, filter).is_some())
         };
         let of_a_family = |link: &&Link| {
             let mut families = self.families.iter();
-            families.any(|family| self.best(link, family, fit).is_some())
+            families.any(|family| self.best(link, family, filter).is_some())
         };
-        self.first(links.iter().filter(of_all_families), fit)
-            .or_else(|| self.first(links.iter().filter(named), Fit::Any))
-            .or_else(|| self.first(links.iter().filter(of_a_family), fit))
+        self.first(links.iter().filter(of_all_families), filter)
+            .or_else(|| self.first(links.iter().filter(named), Filter::Any))
+            .or_else(|| self.first(links.iter().filter(of_a_family), filter))
     }
 
-    fn reaching(&self, address: IpAddr) -> Result<Pick<'a>, Miss> {
-        let unreachable = |why| Miss::Unreachable { address, why };
+    fn reaching(&self, address: IpAddr) -> Result<Candidate<'a>, Mismatch> {
+        let unreachable = |why| Mismatch::Unreachable { address, why };
         let nowhere = || {
             unreachable(Refused {
                 errno: Errno::ENODEV,
                 hint: None,
             })
         };
-        let way = match &self.host.way {
-            Some(Ok(way)) if way.local => return self.answer(Asked::Address(address)),
-            Some(Ok(way)) => way,
+        let route = match &self.host.resolved {
+            Some(Ok(route)) if route.local => return self.answer(Criterion::Address(address)),
+            Some(Ok(route)) => route,
             Some(Err(why)) => return Err(unreachable(why.clone())),
             None => return Err(nowhere()),
         };
-        let link = self.link(way.link_index).ok_or_else(nowhere)?;
-        self.pick(link, self.fit(Asked::Reach(address)))
+        let link = self.link(route.link_index).ok_or_else(nowhere)?;
+        self.candidate(link, self.filter(Criterion::Reach(address)))
     }
 
     /// The interface of the default route with the lowest metric; among equals the one whose name sorts first, because
     /// the kernel's order changes from boot to boot. With dual stack it must have a default route of each family.
-    fn of_default_route(&self) -> Result<&'a Link, Miss> {
+    fn of_default_route(&self) -> Result<&'a Link, Mismatch> {
         let routes = &self.host.default_routes;
         let of = |wanted| routes.iter().filter(move |route| route.family == wanted);
         let rank = |route: &&DefaultRoute| {
@@ -203,7 +214,7 @@ impl<'a> Choice<'a> {
         let by_metric = |family| of(family).min_by_key(rank);
         for family in self.families.iter() {
             if by_metric(family).is_none() {
-                return Err(Miss::DefaultRoute(family));
+                return Err(Mismatch::DefaultRoute(family));
             }
         }
         let first = if self.families.v4.is_some() {
@@ -214,13 +225,15 @@ impl<'a> Choice<'a> {
         let in_all_families = of(first).filter(|route| self.has_default_routes(route.link_index));
         let best = in_all_families.min_by_key(rank);
         if let Some(best) = best {
-            return self.link(best.link_index).ok_or(Miss::DefaultRoute(first));
+            return self
+                .link(best.link_index)
+                .ok_or(Mismatch::DefaultRoute(first));
         }
         let name = |family| {
             let link = by_metric(family).and_then(|route| self.link(route.link_index));
             link.map_or_else(String::new, |link| link.name.to_string())
         };
-        Err(Miss::DefaultRoutes {
+        Err(Mismatch::DefaultRoutes {
             v4: name(Family::V4),
             v6: name(Family::V6),
         })
@@ -228,17 +241,23 @@ impl<'a> Choice<'a> {
 
     /// The interface in use, if one of the criteria allows it; keeps its addresses, except those that are gone or no
     /// longer usable.
-    fn kept(&self, current: &Underlay, asked: &[Asked<'a>]) -> Option<Pick<'a>> {
+    fn keep_current(
+        &self,
+        current: &Underlay,
+        criteria: &[Criterion<'a>],
+    ) -> Option<Candidate<'a>> {
         let link = self
             .link(current.index)
             .filter(|link| link.name == current.name && self.check_mtu(link).is_ok())?;
-        asked.iter().find_map(|asked| {
-            let fit = self.fit(*asked);
-            let pick = self.pick_by(link, |family| {
+        criteria.iter().find_map(|criterion| {
+            let filter = self.filter(*criterion);
+            let candidate = self.candidate_by(link, |family| {
                 self.in_use(current, link, family)
-                    .or_else(|| self.fitting(link, family, fit))
+                    .or_else(|| self.fitting(link, family, filter))
             });
-            pick.ok().filter(|pick| self.still_allows(*asked, pick))
+            candidate
+                .ok()
+                .filter(|candidate| self.still_allows(*criterion, candidate))
         })
     }
 
@@ -251,46 +270,46 @@ impl<'a> Choice<'a> {
         let address = self
             .usable(link, family)
             .find(|address| address.address == used)?;
-        let best = self.best(link, family, Fit::Any)?;
+        let best = self.best(link, family, Filter::Any)?;
         // A link-local address was only a stopgap until the interface has a better one, and an address that the
         // settings name may appear late.
-        let named = self.asked_rank(used);
+        let named = self.preference(used);
         let lasts = named < UNNAMED || !is_link_local(used);
-        (lasts && named <= self.asked_rank(best.address)).then_some(address)
+        (lasts && named <= self.preference(best.address)).then_some(address)
     }
 
     /// Requirements for an address of the interface under this criterion.
-    fn fit(&self, asked: Asked<'a>) -> Fit<'a> {
-        match asked {
-            Asked::Name(_) | Asked::DefaultRoute => Fit::Any,
-            Asked::Address(address) => Fit::Same(address),
-            Asked::Pattern(pattern) => Fit::Matching(pattern),
-            Asked::Network(network) => Fit::Inside(network),
-            Asked::Reach(address) => match &self.host.way {
-                Some(Ok(way)) if way.local => Fit::Same(address),
-                Some(Ok(way)) => way.source.map_or(Fit::Any, Fit::Same),
-                _ => Fit::Any,
+    fn filter(&self, criterion: Criterion<'a>) -> Filter<'a> {
+        match criterion {
+            Criterion::Name(_) | Criterion::DefaultRoute => Filter::Any,
+            Criterion::Address(address) => Filter::Same(address),
+            Criterion::Pattern(pattern) => Filter::Matching(pattern),
+            Criterion::Network(network) => Filter::Inside(network),
+            Criterion::Reach(address) => match &self.host.resolved {
+                Some(Ok(route)) if route.local => Filter::Same(address),
+                Some(Ok(route)) => route.source.map_or(Filter::Any, Filter::Same),
+                _ => Filter::Any,
             },
         }
     }
 
-    fn still_allows(&self, asked: Asked<'_>, pick: &Pick<'_>) -> bool {
-        let link = pick.link;
-        match asked {
-            Asked::Name(name) => *name == link.name,
-            Asked::Address(address) => self.has(link, Fit::Same(address)),
-            Asked::Pattern(pattern) => {
-                let mut used = pick.v4.iter().chain(&pick.v6);
+    fn still_allows(&self, criterion: Criterion<'_>, candidate: &Candidate<'_>) -> bool {
+        let link = candidate.link;
+        match criterion {
+            Criterion::Name(name) => *name == link.name,
+            Criterion::Address(address) => self.has(link, Filter::Same(address)),
+            Criterion::Pattern(pattern) => {
+                let mut used = candidate.v4.iter().chain(&candidate.v6);
                 pattern.is_match(link.name.as_str())
-                    || used.any(|used| Fit::Matching(pattern).holds(used.address))
+                    || used.any(|used| Filter::Matching(pattern).holds(used.address))
             }
-            Asked::Reach(address) => match &self.host.way {
-                Some(Ok(way)) if way.local => self.has(link, Fit::Same(address)),
-                Some(Ok(way)) => way.link_index == link.index,
+            Criterion::Reach(address) => match &self.host.resolved {
+                Some(Ok(route)) if route.local => self.has(link, Filter::Same(address)),
+                Some(Ok(route)) => route.link_index == link.index,
                 _ => false,
             },
-            Asked::Network(network) => self.has(link, Fit::Inside(network)),
-            Asked::DefaultRoute => self.has_default_routes(link.index),
+            Criterion::Network(network) => self.has(link, Filter::Inside(network)),
+            Criterion::DefaultRoute => self.has_default_routes(link.index),
         }
     }
 
@@ -302,22 +321,26 @@ impl<'a> Choice<'a> {
         })
     }
 
-    fn first(&self, mut links: impl Iterator<Item = &'a Link>, fit: Fit<'_>) -> Option<Pick<'a>> {
-        links.find_map(|link| self.pick(link, fit).ok())
+    fn first(
+        &self,
+        mut links: impl Iterator<Item = &'a Link>,
+        filter: Filter<'_>,
+    ) -> Option<Candidate<'a>> {
+        links.find_map(|link| self.candidate(link, filter).ok())
     }
 
     /// The best address per family; one that fits if the interface has any.
-    fn pick(&self, link: &'a Link, fit: Fit<'_>) -> Result<Pick<'a>, Miss> {
+    fn candidate(&self, link: &'a Link, filter: Filter<'_>) -> Result<Candidate<'a>, Mismatch> {
         self.check_mtu(link)?;
-        self.pick_by(link, |family| self.fitting(link, family, fit))
+        self.candidate_by(link, |family| self.fitting(link, family, filter))
     }
 
-    fn pick_by(
+    fn candidate_by(
         &self,
         link: &'a Link,
         choose: impl Fn(Family) -> Option<&'a Address>,
-    ) -> Result<Pick<'a>, Miss> {
-        let mut pick = Pick {
+    ) -> Result<Candidate<'a>, Mismatch> {
+        let mut candidate = Candidate {
             link,
             v4: None,
             v6: None,
@@ -325,24 +348,24 @@ impl<'a> Choice<'a> {
         for family in self.families.iter() {
             let address = choose(family).ok_or_else(|| self.no_address(link, family))?;
             match family {
-                Family::V4 => pick.v4 = Some(address),
-                Family::V6 => pick.v6 = Some(address),
+                Family::V4 => candidate.v4 = Some(address),
+                Family::V6 => candidate.v6 = Some(address),
             }
         }
-        Ok(pick)
+        Ok(candidate)
     }
 
-    fn fitting(&self, link: &Link, family: Family, fit: Fit<'_>) -> Option<&'a Address> {
-        self.best(link, family, fit)
-            .or_else(|| self.best(link, family, Fit::Any))
+    fn fitting(&self, link: &Link, family: Family, filter: Filter<'_>) -> Option<&'a Address> {
+        self.best(link, family, filter)
+            .or_else(|| self.best(link, family, Filter::Any))
     }
 
-    fn best(&self, link: &Link, family: Family, fit: Fit<'_>) -> Option<&'a Address> {
+    fn best(&self, link: &Link, family: Family, filter: Filter<'_>) -> Option<&'a Address> {
         self.usable(link, family)
-            .filter(|address| fit.holds(address.address))
+            .filter(|address| filter.holds(address.address))
             .min_by_key(|address| {
                 (
-                    self.asked_rank(address.address),
+                    self.preference(address.address),
                     is_link_local(address.address),
                     !address.permanent,
                     address.temporary,
@@ -352,7 +375,7 @@ impl<'a> Choice<'a> {
     }
 
     /// How clearly the settings name an address; lower is better.
-    fn asked_rank(&self, address: IpAddr) -> u8 {
+    fn preference(&self, address: IpAddr) -> u8 {
         let wanted = self.wanted;
         if wanted.interfaces.contains(&Interface::Address(address)) {
             0
@@ -379,11 +402,11 @@ impl<'a> Choice<'a> {
 
     /// Whether a usable address of the interface fits, in any family: even an address of a family that the overlay does
     /// not use identifies the interface.
-    fn has(&self, link: &Link, fit: Fit<'_>) -> bool {
-        let mut usable = [Family::V4, Family::V6]
+    fn has(&self, link: &Link, filter: Filter<'_>) -> bool {
+        let mut usable = Family::BOTH
             .into_iter()
             .flat_map(|family| self.usable(link, family));
-        usable.any(|address| fit.holds(address.address))
+        usable.any(|address| filter.holds(address.address))
     }
 
     /// The addresses of an interface that other hosts could answer, in the kernel's order.
@@ -406,38 +429,38 @@ impl<'a> Choice<'a> {
             IpAddr::V6(v6) => unusable_v6(v6).is_none(),
         };
         reaches
-            && !address.in_doubt
+            && !address.tentative
             && !self.is_overlays(link, address)
-            && (!address.deprecated || self.asked_rank(address.address) < 2)
+            && (!address.deprecated || self.preference(address.address) < 2)
     }
 
     /// Whether an address belongs to the overlay: packets to it would be encapsulated again. A host's address may lie
     /// inside the network, too.
     fn is_overlays(&self, link: &Link, address: &Address) -> bool {
-        self.families.contain(address.address) && is_no_underlay(&link.name, address)
+        self.families.contain(address.address) && is_overlay_or_bridge(&link.name, address)
     }
 
-    fn check_mtu(&self, link: &Link) -> Result<(), Miss> {
+    fn check_mtu(&self, link: &Link) -> Result<(), Mismatch> {
         // The smallest MTU allowed for IPv4 (RFC 791) and IPv6 (RFC 8200 §5).
         let least = if self.families.v6.is_some() { 1280 } else { 68 };
         if link.mtu >= least {
             return Ok(());
         }
-        Err(Miss::Mtu {
+        Err(Mismatch::Mtu {
             interface: link.name.to_string(),
             mtu: link.mtu,
             least,
         })
     }
 
-    fn no_address(&self, link: &Link, family: Family) -> Miss {
+    fn no_address(&self, link: &Link, family: Family) -> Mismatch {
         let mut addresses = self.host.addresses.iter();
         let inside = addresses.find(|address| {
             address.link_index == link.index
                 && Family::of(address.address) == family
                 && self.is_overlays(link, address)
         });
-        Miss::NoAddress {
+        Mismatch::NoAddress {
             interface: link.name.to_string(),
             family,
             inside: inside.map(|address| address.address),
@@ -448,8 +471,8 @@ impl<'a> Choice<'a> {
         self.host.links.iter().find(|link| link.index == index)
     }
 
-    fn underlay(&self, pick: &Pick<'_>) -> Underlay {
-        let v4 = pick.v4.and_then(|v4| match v4.address {
+    fn underlay(&self, candidate: &Candidate<'_>) -> Underlay {
+        let v4 = candidate.v4.and_then(|v4| match v4.address {
             IpAddr::V4(address) => Some(Attachment {
                 address,
                 prefix_len: v4.prefix_len,
@@ -457,7 +480,7 @@ impl<'a> Choice<'a> {
             }),
             IpAddr::V6(_) => None,
         });
-        let v6 = pick.v6.and_then(|v6| match v6.address {
+        let v6 = candidate.v6.and_then(|v6| match v6.address {
             IpAddr::V6(address) => Some(Attachment {
                 address,
                 prefix_len: v6.prefix_len,
@@ -466,10 +489,10 @@ impl<'a> Choice<'a> {
             IpAddr::V4(_) => None,
         });
         Underlay {
-            index: pick.link.index,
-            name: pick.link.name.clone(),
-            mtu: pick.link.mtu,
-            has_neighbors: pick.link.has_neighbors,
+            index: candidate.link.index,
+            name: candidate.link.name.clone(),
+            mtu: candidate.link.mtu,
+            has_neighbors: candidate.link.has_neighbors,
             v4,
             v6,
         }
@@ -520,13 +543,6 @@ impl<'a> Choice<'a> {
 
 /// The rank of an address that the settings do not name.
 const UNNAMED: u8 = 3;
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    }
-}
 
 /// fc00::/7 (RFC 4193), which RFC 6724 §2.1 ranks below global addresses.
 fn is_unique_local(address: IpAddr) -> bool {

@@ -19,10 +19,10 @@ pub enum Error {
     #[error("failed to list the interfaces, addresses and routes: they keep changing")]
     Incomplete,
     /// No interface matches the settings.
-    #[error("{}; this host has {found}", join(misses))]
+    #[error("{}; this host has {found}", join(mismatches))]
     NotFound {
         /// Why not, per criterion.
-        misses: Vec<Miss>,
+        mismatches: Vec<Mismatch>,
         /// The interfaces that exist.
         found: String,
     },
@@ -35,16 +35,16 @@ impl Error {
     }
 }
 
-fn join(misses: &[Miss]) -> String {
-    let misses: Vec<String> = misses.iter().map(Miss::to_string).collect();
-    misses.join("; ")
+fn join(mismatches: &[Mismatch]) -> String {
+    let mismatches: Vec<String> = mismatches.iter().map(Mismatch::to_string).collect();
+    mismatches.join("; ")
 }
 
 /// Why one criterion matches no interface.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Miss {
+pub enum Mismatch {
     /// No interface has the name.
-    #[error("no interface is called {0:?}")]
+    #[error("no interface is named {0:?}")]
     Name(String),
     /// No interface has the address.
     #[error("no interface has the address {0}")]
@@ -58,7 +58,7 @@ pub enum Miss {
         needs: String,
     },
     /// The kernel has no route.
-    #[error("{address} cannot be reached: {why}")]
+    #[error("no route to {address}: {why}")]
     Unreachable {
         /// The address to reach.
         address: IpAddr,
@@ -74,9 +74,7 @@ pub enum Miss {
         needs: String,
     },
     /// No interface is set, and there is no default route.
-    #[error(
-        "there is no {0} default route that names the underlay interface; set underlay.interfaces"
-    )]
+    #[error("no {0} default route selects the underlay interface; set underlay.interfaces")]
     DefaultRoute(Family),
     /// No interface is set, and the default routes use different interfaces.
     #[error(

@@ -29,7 +29,7 @@ pub(super) fn host_nets(host: &Host, underlay: &Underlay) -> HostNets {
                 false if is_of_overlay(&link.name) || is_gateway(&link.name, address) => {
                     return None;
                 }
-                false if address.is_on_one_link() => return None,
+                false if address.is_link_scoped() => return None,
                 false if BRIDGES.contains(&link.name.as_str()) => Whose::Containers,
                 false => Whose::Host,
             };
@@ -55,7 +55,7 @@ fn is_gateway(name: &InterfaceName, address: &Address) -> bool {
 }
 
 /// Whether packets to peers never leave by such an address, so that no peer could send to it.
-pub(super) fn is_no_underlay(name: &InterfaceName, address: &Address) -> bool {
+pub(super) fn is_overlay_or_bridge(name: &InterfaceName, address: &Address) -> bool {
     let text = name.as_str();
     // Docker names bridges `br-` and the first twelve hex digits of the network's ID.
     let is_dockers = text.strip_prefix("br-").is_some_and(|id| {

@@ -31,7 +31,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The connection broke, or took too long.
-    #[error("the agent on {path} gave no answer")]
+    #[error("the agent on {path} did not answer")]
     Silent {
         /// The control socket.
         path: PathBuf,
@@ -49,7 +49,7 @@ pub enum Error {
     },
     /// The answer is malformed; another version of the agent may be running.
     #[error(
-        "the agent's answer cannot be read; is the agent of another version than this command?"
+        "failed to parse the agent's answer; is this command of another version than the agent?"
     )]
     Unreadable(#[source] serde_json::Error),
 }

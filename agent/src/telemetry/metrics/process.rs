@@ -70,7 +70,7 @@ impl Process {
             ("process_open_fds", "Open file descriptors.", self.open_fds),
             (
                 "process_max_fds",
-                "Limit of open file descriptors.",
+                "Maximum number of open file descriptors.",
                 self.max_fds,
             ),
             (

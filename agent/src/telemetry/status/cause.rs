@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::device::kind;
 use crate::base::codes::codes;
 use crate::base::logging::chain;
 use crate::cluster::lease::{Fault, StoreError, StoreErrorKind, StoreTrouble};
@@ -10,7 +11,7 @@ use crate::host::netlink::{ChangeError, Failure, KernelError};
 use crate::host::open::OpenError;
 use crate::host::{firewall, privileges, subnet_file, underlay};
 use crate::plan::backend::{BackendConfigError, Unfit};
-use crate::plan::state::{Change, Key, LinkKind, Object};
+use crate::plan::state::{Change, Key, Object};
 
 codes! {
     /// What is wrong; the texts are part of the status.
@@ -327,8 +328,7 @@ impl Coded for subnet_file::Error {
     }
 
     fn object(&self) -> Option<String> {
-        let (Self::Read { path, .. } | Self::Write { path, .. } | Self::Remove { path, .. }) = self;
-        Some(path.display().to_string())
+        Some(self.path.display().to_string())
     }
 }
 
@@ -400,10 +400,5 @@ fn module(change: &Change) -> Option<&'static str> {
     else {
         return None;
     };
-    match &link.kind {
-        LinkKind::Vxlan(_) => Some("vxlan"),
-        LinkKind::Ipip(_) => Some("ipip"),
-        LinkKind::Wireguard(_) => Some("wireguard"),
-        LinkKind::Tun(_) => Some("tun"),
-    }
+    Some(kind(&link.kind))
 }

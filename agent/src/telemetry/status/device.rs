@@ -38,7 +38,8 @@ impl Device {
     }
 }
 
-fn kind(kind: &LinkKind) -> &'static str {
+/// As in `ip link`; also the name of the kernel module.
+pub(super) fn kind(kind: &LinkKind) -> &'static str {
     match kind {
         LinkKind::Vxlan(_) => "vxlan",
         LinkKind::Ipip(_) => "ipip",

@@ -9,7 +9,7 @@ const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-const DOCKER: &str = "Docker was started with --bip=10.5.34.1/24, but its bridge docker0 is on 10.5.3.1/24, as live-restore leaves it while containers run; no peer reaches them";
+const DOCKER: &str = "Docker was started with --bip=10.5.34.1/24, but its bridge docker0 is on 10.5.3.1/24: live-restore keeps it while containers run, and peers cannot reach them";
 
 /// A conflicting route, and its details.
 const ROUTE: [&str; 2] = [

@@ -29,7 +29,7 @@ fn networks_with_one_device_or_one_range_of_addresses_are_refused_in_words() {
     wait_refused(
         &mut blue,
         &format!(
-            "the device flannel.1 is in use by another agent on this host (process {id}); networks on one host need different VNIs"
+            "the device flannel.1 is in use by another agent on this host (process {id}); give each network on a host its own VNI"
         ),
     );
     assert_eq!(one.overlay_objects(), before);
@@ -190,7 +190,7 @@ fn a_name_that_an_ordinary_user_took_keeps_nobody_out() {
     one.wait_ready();
     let id = squatter.id();
     let warning = format!(
-        "process {id} of user 65534 has taken the name selvage/device/flannel.1; going on without it"
+        "ignoring the abstract socket selvage/device/flannel.1: process {id} holds it, but user 65534 is not trusted"
     );
     assert!(one.log().contains(&warning), "{}", one.log());
     let _ = squatter.kill();

@@ -7,7 +7,7 @@ use super::nat;
 use super::{Check, Context, cap, deletion, name};
 use crate::cluster::refusal::RefusalCode;
 use crate::command::doctor::{Finding, Names, NotChecked, Outcome, Severity};
-use crate::host::netlink::host::{Host, Questions};
+use crate::host::netlink::host::{Host, Query};
 use crate::telemetry::status::{Peer, Refusal, Status};
 
 const NAME: &str = "duplicate-address";
@@ -25,7 +25,7 @@ pub(super) const CHECK: Check = Check {
 
 async fn check(context: &Context<'_>) -> Outcome {
     let status = context.status()?;
-    let host = Host::observe(Questions::default())
+    let host = Host::observe(Query::default())
         .await
         .map_err(|error| NotChecked(crate::base::logging::chain(&error)))?;
     let nodes = nodes(status);

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::{Check, Context, duplicates, name};
 use crate::base::net;
 use crate::command::doctor::{Finding, Names, NotChecked, Outcome, Severity};
-use crate::host::netlink::host::{Host, Questions};
+use crate::host::netlink::host::{Host, Query};
 use crate::telemetry::status::{Lease, Status, Underlay};
 
 const NAME: &str = "nat-interface";
@@ -25,7 +25,7 @@ pub(super) const CHECK: Check = Check {
 
 async fn check(context: &Context<'_>) -> Outcome {
     let status = context.status()?;
-    let host = Host::observe(Questions::default())
+    let host = Host::observe(Query::default())
         .await
         .map_err(|error| NotChecked(crate::base::logging::chain(&error)))?;
     Ok(shared(status, &host, &context.names)

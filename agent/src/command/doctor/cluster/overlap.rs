@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use super::{Check, Context, cap, meet, networks, own_subnets};
 use crate::base::logging::chain;
 use crate::command::doctor::{Finding, Names, NotChecked, Outcome, Severity};
-use crate::host::netlink::host::{Host, Questions};
+use crate::host::netlink::host::{Host, Query};
 use crate::host::netlink::survey;
 use crate::plan::backend::table;
 use crate::telemetry::status::Status;
@@ -36,7 +36,7 @@ async fn check(context: &Context<'_>) -> Outcome {
         ));
     }
     let unknown = |error| NotChecked(chain(&error));
-    let host = Host::observe(Questions::default()).await.map_err(unknown)?;
+    let host = Host::observe(Query::default()).await.map_err(unknown)?;
     let routes = survey::foreign_routes(&networks).await.map_err(unknown)?;
     let rules = survey::policy_rules().await.map_err(unknown)?;
     let surroundings = host::Surroundings {
@@ -49,7 +49,7 @@ async fn check(context: &Context<'_>) -> Outcome {
     };
     let peers = surroundings.sample();
     let asked = peers.iter().map(|peer| (peer.address, peer.forwarded));
-    let ways = survey::ways(asked).await.map_err(unknown)?;
+    let ways = survey::resolve_all(asked).await.map_err(unknown)?;
     let mut findings = surroundings.underlay();
     findings.extend(surroundings.addresses());
     // If other programs make the routes, they cannot be judged.

@@ -276,10 +276,8 @@ async fn print(name: &str, arguments: &[&str]) -> Result<Option<String>, NotChec
         ))
     };
     let output = program::run(path, arguments, "").await.map_err(failed)?;
-    match output.status.success() {
-        true => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
-        false => Err(failed(program::refused(name, "print the rules", &output))),
-    }
+    let printed = program::printed(name, "print the rules", &output).map_err(failed)?;
+    Ok(Some(printed))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::{Own, finding, inventory, sysctl};
 use crate::base::logging::chain;
 use crate::base::net::Family as Ip;
 use crate::command::doctor::{Context, Finding, NotChecked, Outcome, Severity};
-use crate::host::netlink::inventory::{Inventory, way_to};
+use crate::host::netlink::inventory::{Inventory, link_towards};
 use crate::plan::backend::table;
 use crate::telemetry::status::{Peer, PeerState};
 
@@ -58,7 +58,7 @@ async fn ways(own: &Own<'_>, inventory: &Inventory) -> Result<Vec<Way>, NotCheck
         let peers = peers.flat_map(|peer| peer.nets());
         let peers: Vec<_> = peers.filter(is_same).take(MAX_PEERS).map(last).collect();
         for peer in &peers {
-            let index = way_to(*peer).await;
+            let index = link_towards(*peer).await;
             let index = index.map_err(|error| NotChecked(chain(&error)))?;
             let interface = index.and_then(|index| inventory.with_index(index));
             ways.push(Way {

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::{finding, inventory};
 use crate::base::net::MacAddr;
 use crate::command::doctor::{Context, Finding, Outcome, Severity};
-use crate::host::former::identities;
+use crate::host::identity::vxlan::stored_devices;
 use crate::host::netlink::inventory::{Interface, Inventory};
 
 mod link_file;
@@ -61,7 +61,7 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
 
 /// The VXLAN devices of this host, with the addresses that the agent publishes for them.
 fn kept(context: &Context<'_>) -> Vec<(String, MacAddr)> {
-    let identities = identities(&context.settings.files.state_dir).into_iter();
+    let identities = stored_devices(&context.settings.files.state_dir).into_iter();
     let of_file = |path: &Path| fs::read_to_string(path).ok()?.trim().parse().ok();
     let mut kept: Vec<_> = identities
         .filter_map(|(name, path)| Some((name.to_string(), of_file(&path)?)))

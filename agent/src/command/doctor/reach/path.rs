@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::base::net::InterfaceName;
-use crate::host::netlink::host::{Host, Questions, Way};
-use crate::host::netlink::survey::ways;
+use crate::host::netlink::host::{Host, Query, ResolvedRoute};
+use crate::host::netlink::survey::resolve_all;
 use crate::host::netlink::{Kernel, KernelError};
 use crate::plan::state::{LinkKind, Object};
 use crate::telemetry::status::{Peer, PeerState, Status, Underlay};
@@ -100,7 +100,7 @@ impl Ground {
                 Some((net, under, own_over(net)?, own_address(underlay, under)?))
             })
             .collect();
-        let ways = ways(candidates.iter().map(|(net, ..)| (net.network(), None))).await?;
+        let ways = resolve_all(candidates.iter().map(|(net, ..)| (net.network(), None))).await?;
         let mut paths = Vec::with_capacity(candidates.len());
         for ((subnet, under, own_over, own_under), way) in candidates.into_iter().zip(ways) {
             // What goes another way than the agent's is not ours to judge here.
@@ -167,7 +167,7 @@ impl<'a> Addresses<'a> {
     }
 }
 
-fn find(tunnels: &[Tunnel], way: Way) -> Option<Tunnel> {
+fn find(tunnels: &[Tunnel], way: ResolvedRoute) -> Option<Tunnel> {
     let mut tunnels = tunnels.iter();
     tunnels
         .find(|tunnel| tunnel.index == way.link_index)
@@ -210,7 +210,7 @@ fn draw<T>(all: &mut Vec<T>, most: usize) {
 
 /// The overlay devices that are there.
 async fn tunnels(status: &Status) -> Result<Vec<Tunnel>, KernelError> {
-    let links = Host::observe(Questions::default()).await?.links;
+    let links = Host::observe(Query::default()).await?.links;
     let mut kernel = Kernel::open()?;
     let mut tunnels = Vec::new();
     for device in &status.devices {

@@ -8,8 +8,8 @@ use nix::errno::Errno;
 
 use super::{v4, v6};
 use crate::base::net::InterfaceName;
-use crate::host::former;
-use crate::host::netlink::host::{Host, Questions};
+use crate::host::identity::vxlan::stored_devices;
+use crate::host::netlink::host::{Host, Query};
 use crate::host::netlink::{Kernel, KernelError};
 use crate::plan::backend::table;
 use crate::plan::state::{Key, Object, Route, Scope, State};
@@ -61,7 +61,7 @@ async fn try_to_look(
     for (name, _) in &present {
         devices.push(Device::seen(name, kernel.device(name).await?));
     }
-    let kept = former::identities(&settings.files.state_dir);
+    let kept = stored_devices(&settings.files.state_dir);
     let gone: Vec<_> = kept.into_iter().map(|(name, _)| name).collect();
     // If another device exists instead, the network config has changed since.
     if present.is_empty() {
@@ -86,7 +86,7 @@ async fn overlay_devices(
     kernel: &mut Kernel,
     networks: &[IpNet],
 ) -> Result<Vec<(InterfaceName, Object)>, KernelError> {
-    let links = Host::observe(Questions::default()).await?.links;
+    let links = Host::observe(Query::default()).await?.links;
     let named = links
         .into_iter()
         .filter(|link| link.name.as_str().starts_with(DEVICES));

@@ -261,9 +261,9 @@ impl Masquerade<'_> {
     }
 }
 
-/// Whether a Docker that drops what is sent straight to its containers (28.0 and later) is or was at work. Where a table
-/// raw is or `can_be` made, its chain tells before the first container is there.
-fn docker_drops(chains: &Chains, save: &Save, subnet: IpNet, can_be: bool) -> bool {
+/// Whether a Docker that drops packets sent directly to its containers (28.0 and later) runs or ran here. If there is
+/// a raw table, or one is possible, Docker's chain in filter shows it before the first container exists.
+fn docker_drops(chains: &Chains, save: &Save, subnet: IpNet, raw_possible: bool) -> bool {
     let raw = save.table(chains.raw.table);
     let works = save
         .table(chains.forward.table)
@@ -271,10 +271,10 @@ fn docker_drops(chains: &Chains, save: &Save, subnet: IpNet, can_be: bool) -> bo
     let drops = |rule: &Rule| {
         let destination = rule.after("-d").and_then(|net| net.parse::<IpNet>().ok());
         rule.target() == Some("DROP")
-            && rule.denies("-i")
+            && rule.negates("-i")
             && destination.is_some_and(|net| subnet.contains(&net))
     };
-    works && (can_be || raw.is_some())
+    works && (raw_possible || raw.is_some())
         || raw.is_some_and(|raw| raw.of(chains.raw.parent).any(drops))
 }
 
@@ -282,9 +282,9 @@ fn docker_drops(chains: &Chains, save: &Save, subnet: IpNet, can_be: bool) -> bo
 fn is_closed(chain: &Chain, save: &Save) -> bool {
     save.table(chain.table).is_some_and(|filter| {
         let policy = filter.policy(chain.parent);
-        let is_such = |rule: &Rule| chain.is_jump_to_such(rule) || chain.is_unchained(rule);
+        let is_harmless = |rule: &Rule| chain.is_jump_to_kind(rule) || chain.is_unchained(rule);
         policy.is_some_and(|policy| policy != "ACCEPT")
-            || filter.of(chain.parent).any(|rule| !is_such(rule))
+            || filter.of(chain.parent).any(|rule| !is_harmless(rule))
     })
 }
 
@@ -404,11 +404,11 @@ impl Chain {
 
     /// Whether a rule in the parent chain comes from a flannel without chains.
     fn is_unchained(&self, rule: &Rule) -> bool {
-        rule.after("--comment") == Some(self.comment) && !self.is_jump_to_such(rule)
+        rule.after("--comment") == Some(self.comment) && !self.is_jump_to_kind(rule)
     }
 
     /// Whether a rule jumps to any network's chain of this kind.
-    fn is_jump_to_such(&self, rule: &Rule) -> bool {
+    fn is_jump_to_kind(&self, rule: &Rule) -> bool {
         rule.target().is_some_and(|to| to.starts_with(self.base))
     }
 

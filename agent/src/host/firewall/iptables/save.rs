@@ -43,7 +43,7 @@ impl Rule {
     }
 
     /// Whether `option` is negated.
-    pub(crate) fn denies(&self, option: &str) -> bool {
+    pub(crate) fn negates(&self, option: &str) -> bool {
         let pairs = self.words.windows(2);
         pairs
             .into_iter()
@@ -155,7 +155,7 @@ mod tests {
             panic!("two rules");
         };
         assert_eq!(first.target(), Some("OTHER"));
-        assert!(first.denies("-i") && !first.denies("-d"));
+        assert!(first.negates("-i") && !first.negates("-d"));
         assert_eq!(second.target(), None);
     }
 
@@ -165,7 +165,7 @@ mod tests {
             let save = Save::parse(&text);
             for name in save.names(&["nat"]) {
                 for rule in save.table(name).map_or(&[][..], Table::rules) {
-                    let _ = (rule.target(), rule.denies("-i"));
+                    let _ = (rule.target(), rule.negates("-i"));
                 }
             }
         }

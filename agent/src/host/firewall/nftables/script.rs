@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use ring::digest;
 
-use super::super::multicast;
+use super::super::{multicast, protocol};
 use super::{FLANNEL_TABLES, Rules, docker};
 use crate::base::net::{Family, Leased};
 
@@ -49,10 +49,7 @@ struct Side {
 impl Side {
     fn new(rules: &Rules, ip: Family, family: Leased<ipnet::IpNet>) -> Self {
         Self {
-            protocol: match ip {
-                Family::V4 => "ip",
-                Family::V6 => "ip6",
-            },
+            protocol: protocol(ip),
             network: family.network.to_string(),
             subnet: family.subnet.to_string(),
             multicast: multicast(ip),
@@ -253,7 +250,7 @@ impl Script {
 
     /// Whether `listing`, the output of `nft list table`, is a table made from this very text: its comment is the
     /// fingerprint, and its rules have our comments, in our order and number.
-    pub(super) fn made(&self, listing: &str) -> bool {
+    pub(super) fn matches(&self, listing: &str) -> bool {
         let lines: Vec<&str> = listing.lines().map(str::trim).collect();
         let fingerprint = format!("comment \"{}\"", self.fingerprint());
         let wanted = self.chains.iter().flat_map(|chain| &chain.rules);

@@ -7,7 +7,7 @@ use crate::plan::wireguard_key::PublicKey;
 
 /// A peer to start a session with.
 #[derive(Debug)]
-pub(crate) struct Greeting {
+pub(crate) struct HandshakeRequest {
     /// Its device.
     pub(crate) link: InterfaceName,
     /// Its public key.
@@ -21,16 +21,19 @@ pub(crate) struct Greeting {
 impl Kernel {
     /// Starts a session with peers that have none. Returns whether the kernel refused a request, so that a peer may now
     /// be missing.
-    pub(crate) async fn greet(&mut self, greetings: &[Greeting]) -> Result<bool, KernelError> {
+    pub(crate) async fn start_handshakes(
+        &mut self,
+        requests: &[HandshakeRequest],
+    ) -> Result<bool, KernelError> {
         let mut refused = false;
-        // Each greeting is at most four messages.
-        for greetings in greetings.chunks(BATCH / 4) {
+        // Each request is at most four messages.
+        for requests in requests.chunks(BATCH / 4) {
             let mut changes = Vec::with_capacity(BATCH);
-            for greeting in greetings {
-                let Some(&device) = self.indices.get(&greeting.link) else {
+            for request in requests {
+                let Some(&device) = self.indices.get(&request.link) else {
                     continue;
                 };
-                changes.extend(self.wireguard.greet(device, greeting));
+                changes.extend(self.wireguard.start_handshake(device, request));
             }
             let outcomes = self.wireguard.batch(changes).await?;
             refused |= outcomes.iter().any(Result::is_err);

@@ -62,7 +62,9 @@ impl Part {
                     options.fwmark = value.try_into().map_or(0, u32::from_ne_bytes);
                 }
                 WGDEVICE_A_PEERS => {
-                    peers.extend(generic::read(value).filter_map(|(_, peer)| read_peer(peer, now)));
+                    peers.extend(
+                        generic::attributes(value).filter_map(|(_, peer)| read_peer(peer, now)),
+                    );
                 }
                 _ => {}
             }
@@ -119,7 +121,7 @@ fn finish((key, mut peer): (PublicKey, Peer)) -> (PublicKey, WireguardPeer) {
 fn read_peer(bytes: &[u8], now: SystemTime) -> Option<(PublicKey, Peer)> {
     let mut key = None;
     let mut peer = Peer::default();
-    for (kind, value) in generic::read(bytes) {
+    for (kind, value) in generic::attributes(bytes) {
         match kind {
             WGPEER_A_PUBLIC_KEY => key = value.try_into().ok().and_then(PublicKey::new),
             WGPEER_A_PRESHARED_KEY => {
@@ -134,7 +136,7 @@ fn read_peer(bytes: &[u8], now: SystemTime) -> Option<(PublicKey, Peer)> {
             WGPEER_A_RX_BYTES => peer.session.rx_bytes = count(value),
             WGPEER_A_TX_BYTES => peer.session.tx_bytes = count(value),
             WGPEER_A_ALLOWEDIPS => {
-                peer.allowed = generic::read(value)
+                peer.allowed = generic::attributes(value)
                     .filter_map(|(_, item)| allowed_ip(item))
                     .collect();
             }
@@ -167,7 +169,7 @@ fn is_recent(seconds: u64, now: SystemTime) -> bool {
 fn allowed_ip(bytes: &[u8]) -> Option<IpNet> {
     let mut address = None;
     let mut length = None;
-    for (kind, value) in generic::read(bytes) {
+    for (kind, value) in generic::attributes(bytes) {
         match kind {
             WGALLOWEDIP_A_IPADDR => {
                 let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);

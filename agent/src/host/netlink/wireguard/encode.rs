@@ -109,7 +109,7 @@ pub(super) fn set_peer(
 /// handshake. After an unanswered handshake the kernel waits five seconds before the next (`REKEY_TIMEOUT` in
 /// `wg_packet_send_handshake_initiation()`), except for a new peer. Such a peer is therefore removed, with its queued
 /// packets, and added again.
-pub(super) fn greet(
+pub(super) fn start_handshake(
     family: u16,
     index: u32,
     key: &PublicKey,

@@ -111,7 +111,7 @@ fn a_new_peer_is_written_as_wg_writes_it() {
 /// A greeting leaves the peer unchanged and enables the keepalive in between: `0600 0500`, then the seconds.
 #[test]
 #[cfg(target_endian = "little")]
-fn a_greeting_turns_keepalives_on_and_leaves_the_peer_as_it_was() {
+fn a_handshake_request_turns_keepalives_on_and_leaves_the_peer_as_it_was() {
     let keepalive = |message: &GenericMessage| {
         let bytes = bytes(message);
         let at = bytes.windows(4).position(|four| four == hex("0600 0500"));
@@ -128,7 +128,7 @@ fn a_greeting_turns_keepalives_on_and_leaves_the_peer_as_it_was() {
             keepalive: seconds,
             ..peer("192.0.2.3:51820", &["10.5.1.0/24"])
         };
-        let messages = encode::greet(NUMBER, 7, &key(1), &want, unanswered);
+        let messages = encode::start_handshake(NUMBER, 7, &key(1), &want, unanswered);
         let seen: Vec<_> = messages.iter().map(keepalive).collect();
         assert_eq!(seen, expected, "{seconds} {unanswered}");
         let mut messages = messages.iter().map(bytes);
@@ -165,8 +165,8 @@ fn sent(message: &GenericMessage) -> (Vec<(u16, Vec<u8>)>, Vec<IpNet>) {
         .iter()
         .find(|(kind, _)| *kind == WGDEVICE_A_PEERS)
         .unwrap();
-    let (_, peer) = generic::read(peers).next().unwrap();
-    let attributes = generic::read(peer).map(|(kind, value)| (kind, value.to_vec()));
+    let (_, peer) = generic::attributes(peers).next().unwrap();
+    let attributes = generic::attributes(peer).map(|(kind, value)| (kind, value.to_vec()));
     let device = assemble(vec![Part::read(message, now())]);
     let (_, read) = device.peers.into_iter().next().unwrap();
     (attributes.collect(), read.allowed.into())

@@ -34,7 +34,7 @@ fn nets(addresses: &[(&str, &str)]) -> HostNets {
                     deprecated: false,
                     permanent: true,
                     temporary: false,
-                    in_doubt: false,
+                    tentative: false,
                 }
             })
             .collect(),

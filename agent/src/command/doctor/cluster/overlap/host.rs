@@ -9,7 +9,7 @@ use crate::base::net::Family;
 use crate::command::doctor::cluster::name;
 use crate::command::doctor::{Finding, Names, Severity};
 use crate::host::netlink::Refused;
-use crate::host::netlink::host::{Forwarded, Host, Way};
+use crate::host::netlink::host::{Forwarded, Host, ResolvedRoute};
 use crate::host::netlink::survey::{ForeignRoute, PolicyRule};
 use crate::telemetry::status::{PeerState, Status};
 
@@ -192,15 +192,15 @@ impl Surroundings<'_> {
     pub(super) fn lost_peers(
         &self,
         peers: &[Asked],
-        ways: &[Result<Way, Refused>],
+        ways: &[Result<ResolvedRoute, Refused>],
     ) -> Vec<Finding> {
-        let mut by_way: Vec<(Way, Vec<&Asked>)> = Vec::new();
+        let mut by_way: Vec<(ResolvedRoute, Vec<&Asked>)> = Vec::new();
         for (asked, way) in peers.iter().zip(ways) {
             let Ok(way) = way else { continue };
             if self.leaves_well(asked, way) {
                 continue;
             }
-            let same = |other: &Way| {
+            let same = |other: &ResolvedRoute| {
                 (other.link_index, other.gateway, other.table)
                     == (way.link_index, way.gateway, way.table)
             };
@@ -215,7 +215,7 @@ impl Surroundings<'_> {
 
     /// Whether a route is right for overlay packets: into the overlay device or, with host-gw and direct routing, over
     /// the underlay to the peer itself.
-    fn leaves_well(&self, asked: &Asked, way: &Way) -> bool {
+    fn leaves_well(&self, asked: &Asked, way: &ResolvedRoute) -> bool {
         let underlay = self.status.underlay.as_ref().map(|underlay| underlay.index);
         let is_direct = Some(way.link_index) == underlay
             && way.gateway.is_some()
@@ -226,7 +226,7 @@ impl Surroundings<'_> {
             || self.has_own(way.link_index)
     }
 
-    fn lost(&self, way: &Way, peers: &[&Asked]) -> Finding {
+    fn lost(&self, way: &ResolvedRoute, peers: &[&Asked]) -> Finding {
         let interface = self.interface(way.link_index);
         let cause = self.routes.iter().find(|route| {
             let over = route.link.map(|index| self.interface(index));

@@ -140,12 +140,12 @@ fn listing(rules: &Rules) -> String {
 fn own_listing_is_recognised_in_other_words() {
     let script = script(&dual());
     let listing = listing(&dual());
-    assert!(script.made(&listing));
+    assert!(script.matches(&listing));
     let reworded = listing.replace("srcnat", "100").replace(
         "meta mark & 0x00004000 == 0x00004000",
         "meta mark and 0x4000 == 0x4000",
     );
-    assert!(script.made(&reworded));
+    assert!(script.matches(&reworded));
 }
 
 #[test]
@@ -154,14 +154,14 @@ fn any_other_listing_is_not_ours() {
     let whole = listing(&dual());
     for line in whole.lines().filter(|line| line.contains("comment")) {
         let without = whole.replace(&format!("{line}\n"), "");
-        assert!(!script.made(&without), "without {line}");
+        assert!(!script.matches(&without), "without {line}");
         let twice = whole.replace(line, &format!("{line}\n{line}"));
         if is_rule(line.trim()) {
-            assert!(!script.made(&twice), "with twice {line}");
+            assert!(!script.matches(&twice), "with twice {line}");
         }
     }
     let added = whole.replace("policy accept;\n", "policy accept;\n\t\taccept\n");
-    assert!(!script.made(&added));
-    assert!(!script.made(&listing(&rules())));
-    assert!(!script.made(""));
+    assert!(!script.matches(&added));
+    assert!(!script.matches(&listing(&rules())));
+    assert!(!script.matches(""));
 }

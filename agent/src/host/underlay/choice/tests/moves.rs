@@ -16,7 +16,7 @@ fn running_overlay_stays_where_it_is() {
         reach,
     ] {
         let mut host = host();
-        host.way = by_reach.way.clone();
+        host.resolved = by_reach.resolved.clone();
         let current = host.choose(&asked, DUAL, None).unwrap();
         assert_eq!(
             place(&current),
@@ -29,8 +29,8 @@ fn running_overlay_stays_where_it_is() {
         for family in [Family::V4, Family::V6] {
             host.default_routes.push(default_route(family, 3, 1));
         }
-        if let Some(Ok(way)) = &mut host.way {
-            way.source = "10.0.2.100".parse().ok();
+        if let Some(Ok(route)) = &mut host.resolved {
+            route.source = "10.0.2.100".parse().ok();
         }
         let found = host.choose(&asked, DUAL, Some(&current)).unwrap();
         assert_eq!(found, current, "{asked:?}");

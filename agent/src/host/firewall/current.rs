@@ -9,7 +9,7 @@ use crate::base::network_name::NetworkName;
 ///
 /// # Errors
 /// The rules cannot be read.
-pub(crate) async fn look(network: Option<&NetworkName>) -> Result<Option<Mode>, Error> {
+pub(crate) async fn current_mode(network: Option<&NetworkName>) -> Result<Option<Mode>, Error> {
     match nftables::listing("inet", &nftables::table_of(network)).await {
         Ok(Some(_)) => return Ok(Some(Mode::Nftables)),
         Ok(None) | Err(Error::NoProgram { .. }) => {}
@@ -20,10 +20,7 @@ pub(crate) async fn look(network: Option<&NetworkName>) -> Result<Option<Mode>, 
         return Ok(None);
     };
     let output = program::run(save, &[], "").await?;
-    if !output.status.success() {
-        return Err(program::refused("iptables-save", "list the rules", &output));
-    }
-    let rules = String::from_utf8_lossy(&output.stdout);
+    let rules = program::printed("iptables-save", "list the rules", &output)?;
     let declared: Vec<_> = rules
         .lines()
         .filter_map(|line| line.strip_prefix(':')?.split(' ').next())

@@ -119,7 +119,7 @@ pub(crate) type Outcome = Result<Vec<Finding>, NotChecked>;
 pub(crate) struct Check {
     /// Its name, in JSON and messages; short, lower case, with dashes.
     pub(crate) name: &'static str,
-    /// What it looks for, worded to complete "looked for".
+    /// What it looks for, worded to complete "checked for".
     pub(crate) looks_for: &'static str,
     pub(crate) run: for<'a> fn(&'a Context<'a>) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>,
 }
@@ -160,7 +160,7 @@ pub async fn run(
             let count = report.unchecked.len();
             writeln!(
                 io::stderr(),
-                "selvage: nothing found, but {count} checks could not be made; --verbose says why"
+                "selvage: no faults found, but {count} checks were skipped; see --verbose"
             )?;
         }
     }
@@ -244,7 +244,7 @@ fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) 
         for check in checks().filter(|check| report.checked.iter().any(|name| name == check.name)) {
             writeln!(
                 output,
-                "looked for {} {}",
+                "checked for {} {}",
                 check.looks_for,
                 style.dim(&format!("[{}]", check.name))
             )?;
@@ -261,7 +261,7 @@ fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) 
         }
         for (reason, checks) in reasons {
             let reason = harmless(reason);
-            writeln!(output, "not looked at: {}: {reason}", checks.join(", "))?;
+            writeln!(output, "skipped: {}: {reason}", checks.join(", "))?;
         }
     }
     Ok(())

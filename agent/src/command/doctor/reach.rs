@@ -80,17 +80,17 @@ pub(super) fn checks() -> Vec<Check> {
         },
         Check {
             name: ONE_WAY,
-            looks_for: "peers that are reached in one direction only",
+            looks_for: "peers that are reachable in one direction only",
             run: |context| Box::pin(ask(context, ONE_WAY)),
         },
         Check {
             name: MTU_BLACK_HOLE,
-            looks_for: "paths that lose long packets in silence",
+            looks_for: "paths that drop large packets silently",
             run: |context| Box::pin(ask(context, MTU_BLACK_HOLE)),
         },
         Check {
             name: CHECKSUM_OFFLOAD,
-            looks_for: "peers whose packets come with wrong checksums",
+            looks_for: "peers whose packets arrive with wrong checksums",
             run: |context| Box::pin(ask(context, CHECKSUM_OFFLOAD)),
         },
     ]
@@ -114,18 +114,18 @@ async fn ask(context: &Context<'_>, check: &'static str) -> Outcome {
 
 async fn survey(context: &Context<'_>) -> Result<Vec<Finding>, String> {
     if !context.probes {
-        return Err("--no-probes forbids to send packets to peers".to_owned());
+        return Err("--no-probes disables probe packets to peers".to_owned());
     }
     let status = context.status().map_err(|NotChecked(reason)| reason)?;
     let ground = Ground::find(status, context.deep)
         .await
-        .map_err(|error| format!("the ways to the peers are not known: {error}"))?
+        .map_err(|error| format!("failed to look up the routes to peers: {error}"))?
         .ok_or("there is no overlay yet")?;
     let open = |error: io::Error| match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            "to send packets to peers needs root, or the capability CAP_NET_RAW".to_owned()
+            "probe packets need root or the capability CAP_NET_RAW".to_owned()
         }
-        _ => format!("no packets can be sent to peers: {error}"),
+        _ => format!("failed to open the sockets for probe packets: {error}"),
     };
     let mut pinger = Pinger::open().map_err(open)?;
     let mut second = Pinger::open().map_err(open)?;
@@ -133,7 +133,7 @@ async fn survey(context: &Context<'_>) -> Result<Vec<Finding>, String> {
     let heard = reach(&ground, &mut pinger).await;
     let refused = |heard: &Heard| matches!(heard.over, Fate::Refused(_));
     if !heard.is_empty() && heard.iter().all(refused) {
-        return Err("the packet filter of this host lets no echo requests out".to_owned());
+        return Err("the packet filter of this host drops outgoing echo requests".to_owned());
     }
     let (suspects, mut issues) = sort(&ground, &heard).await;
     let close: Vec<&Path> = suspects
@@ -145,7 +145,7 @@ async fn survey(context: &Context<'_>) -> Result<Vec<Finding>, String> {
         look(&ground, &close, &mut pinger),
         narrow(&ground, &heard, &mut second)
     );
-    let seen = seen.map_err(|error| format!("devices cannot be listened to: {error}"))?;
+    let seen = seen.map_err(|error| format!("failed to capture packets: {error}"))?;
     let lost = |seen: Seen| Issue::Lost(seen.verdict(), seen.port);
     issues.extend(spread(&suspects, seen.into_iter().map(lost).collect()));
     issues.extend(sizes);
@@ -155,7 +155,7 @@ async fn survey(context: &Context<'_>) -> Result<Vec<Finding>, String> {
     if dropped > 0 && !ground.paths.is_empty() {
         let corrupt = checksum::listen(&ground)
             .await
-            .map_err(|error| format!("devices cannot be listened to: {error}"))?;
+            .map_err(|error| format!("failed to capture packets: {error}"))?;
         for Corruption {
             path,
             layer,

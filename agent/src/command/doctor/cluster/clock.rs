@@ -54,14 +54,14 @@ fn find(status: &Status) -> Vec<Finding> {
         severity: Severity::Warning,
         subject: None,
         what: format!(
-            "the wall clock jumped {times} since the agent's start, last {} ago by {} {direction}",
+            "the wall clock jumped {times} since the agent started, last {} ago by {} {direction}",
             duration(status.time.saturating_sub(at)),
             duration(by.unsigned_abs()),
         ),
-        why: "leases do not go by it, but certificates do, and so do the logs of the hosts; forward jumps also come from a virtual machine that was paused, whose lease may have ended meanwhile".to_owned(),
+        why: "leases do not depend on it, but certificates and log times do; a forward jump may also mean that this virtual machine was paused and its lease expired meanwhile".to_owned(),
         remedy: vec![
             "see whether the clock is synchronised, and by what: timedatectl; timedatectl timesync-status".to_owned(),
-            "let one service only set it: systemctl list-units '*timesync*' '*chrony*' '*ntp*' 'vmtoolsd*'".to_owned(),
+            "let only one service set it: systemctl list-units '*timesync*' '*chrony*' '*ntp*' 'vmtoolsd*'".to_owned(),
         ],
     }]
 }

@@ -19,7 +19,7 @@ const NEW_ID: &str = "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-ma
 /// Identities used by two nodes.
 pub(super) const CHECK: Check = Check {
     name: NAME,
-    looks_for: "two nodes with one public IP, MAC address, key or machine id",
+    looks_for: "nodes that share a public IP, MAC address, key or machine ID",
     run: |context| Box::pin(check(context)),
 };
 
@@ -109,15 +109,15 @@ fn addresses(nodes: &[Node<'_>], told: bool, names: &Names) -> Vec<Finding> {
             severity: Severity::Error,
             subject: Some(address.to_string()),
             what: format!("{} publish the same public IP, {address}", list(&nodes)),
-            why: "packets for all their subnets go to whichever host has the address, so that the other's containers are cut off; or it is one host that was installed anew, and its former lease has not ended yet".to_owned(),
+            why: "packets for all their subnets go to whichever host has the address, so the other's containers are cut off; or one host was reinstalled, and its previous lease has not expired yet".to_owned(),
             remedy: vec![
                 format!(
-                    "find out which hosts they are, by their machine id: {} --json; {} --json there shows node_id",
+                    "identify the hosts by machine ID: {} --json; compare node_id of {} --json there",
                     names.selvage("network leases"),
                     names.selvage("status")
                 ),
-                "two hosts: give one of them another address; behind NAT, let them publish what peers reach: underlay.interfaces or underlay.public-ip".to_owned(),
-                format!("one host installed anew: wait until the former lease ends, or delete it: {}", deletions.join(" or ")),
+                "two hosts: give one of them another address; behind NAT, let each publish an address that peers reach: underlay.interfaces or underlay.public-ip".to_owned(),
+                format!("one reinstalled host: wait until the previous lease expires, or delete it: {}", deletions.join(" or ")),
             ],
         });
     }
@@ -163,16 +163,16 @@ fn identities(status: &Status, names: &Names) -> Vec<Finding> {
                 severity: Severity::Error,
                 subject: Some(name(peer)),
                 what: format!("{} and {holder} have the same {what}: {reason}", name(peer)),
-                why: "the kernel cannot tell their packets apart, so only one of them is reached; this comes from a disk that was cloned after its first boot, with the agent's state on it".to_owned(),
+                why: "the kernel cannot tell their packets apart, so only one of them is reachable; the usual cause is a disk that was cloned after its first boot, with the agent's state on it".to_owned(),
                 remedy: vec![
                     format!(
-                        "on the clone: {}; rm -f {} {}; ip link del the overlay device; {}",
+                        "on the clone: {}; rm -f {} {}; ip link del OVERLAY_DEVICE; {}",
                         names.systemctl("stop"),
                         names.state_file(file),
                         names.state_file("machine-id"),
                         names.systemctl("start")
                     ),
-                    format!("give the clone a machine id of its own as well: {NEW_ID}; and clone images, not machines that ran"),
+                    format!("give the clone its own machine ID as well: {NEW_ID}; clone images, not hosts that have run"),
                 ],
             }
         })
@@ -200,8 +200,8 @@ fn machines(nodes: &[Node<'_>], names: &Names) -> Vec<Finding> {
             check: NAME.to_owned(),
             severity: Severity::Warning,
             subject: Some(owner.to_owned()),
-            what: format!("{} have the same machine id, {owner}, at different addresses", list(&nodes)),
-            why: "a node knows its lease by its machine id, so that clones may take each other's; or it is one host whose address changed while its agent did not run, and its former lease has not ended yet".to_owned(),
+            what: format!("{} have the same machine ID, {owner}, at different addresses", list(&nodes)),
+            why: "a machine ID identifies a node's lease, so clones may take each other's; or one host's address changed while its agent was stopped, and its previous lease has not expired yet".to_owned(),
             remedy: vec![
                 format!(
                     "a clone: {NEW_ID}; rm -f {}; {}",
@@ -209,7 +209,7 @@ fn machines(nodes: &[Node<'_>], names: &Names) -> Vec<Finding> {
                     names.systemctl("restart")
                 ),
                 format!(
-                    "one host: nothing; its former lease ends by itself ({} shows when)",
+                    "one host: nothing; its previous lease expires by itself ({} shows when)",
                     names.selvage("network leases")
                 ),
             ],

@@ -115,12 +115,12 @@ pub(super) fn shared(status: &Status, host: &Host, names: &Names) -> Option<Find
         what: format!(
             "this node publishes {address}, the address of {interface}, and so {} (the lease of {})",
             match others.len() {
-                1 => "does another one".to_owned(),
+                1 => "does another node".to_owned(),
                 count => format!("do {count} others"),
             },
             name(first)
         ),
-        why: "an address that several hosts have is that of a NAT behind each of them; peers cannot reach any of them by it. An interface that nobody names is chosen because the default route leads over it".to_owned(),
+        why: "hosts that share an address are behind NAT, and peers cannot reach any of them by it; unless the settings name an interface, the agent takes that of the default route".to_owned(),
         remedy: remedies(&family, names),
     })
 }
@@ -167,14 +167,14 @@ fn elsewhere(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
         },
         subject: Some(interface.clone()),
         what: format!(
-            "this node publishes {published}, the address of {interface}, but {} of {} peers ({first}{}) are in {}, next to it on {}",
+            "this node publishes {published}, the address of {interface}, but {} of {} peers ({first}{}) are in {}, the network of {}",
             peers.len(),
             status.peers.len(),
             if peers.len() > 1 { ", …" } else { "" },
             candidate.net,
             candidate.interface,
         ),
-        why: "packets to them leave by one interface with the address of another, and theirs come to an address that they may not reach: many networks drop both, and behind NAT the address is not this host's at all".to_owned(),
+        why: "packets to them leave by one interface with the source address of another, and their replies go to an address that they may not reach: many networks drop both, and behind NAT the address is not even this host's".to_owned(),
         remedy: remedies(&candidate, names),
     })
 }
@@ -190,10 +190,10 @@ fn remedies(candidate: &Candidate<'_>, names: &Names) -> Vec<String> {
             names.systemctl("restart")
         ),
         format!(
-            "on all nodes alike, whatever the interface is called there: underlay.interface-cidr = [\"{}\"] (--iface-cidr)",
+            "or, the same on all nodes whatever the interface is called there: underlay.interface-cidr = [\"{}\"] (--iface-cidr)",
             candidate.net
         ),
-        "if peers do reach this host by an address of a router: underlay.public-ip (--public-ip)"
+        "if peers reach this host by the address of a router: underlay.public-ip (--public-ip)"
             .to_owned(),
     ]
 }

@@ -11,7 +11,7 @@ use crate::telemetry::status::{Cause, Code, Status, TaskName};
 /// A network config that is not in use.
 pub(super) const CONFIG: Check = Check {
     name: "network-config",
-    looks_for: "a network config that was written but cannot be followed",
+    looks_for: "a network config that this node cannot apply",
     run: |context| {
         Box::pin(ready(
             context
@@ -24,7 +24,7 @@ pub(super) const CONFIG: Check = Check {
 /// A network with few free subnets.
 pub(super) const SUBNETS: Check = Check {
     name: "subnets",
-    looks_for: "a network in which hardly a subnet is free",
+    looks_for: "a network with few free subnets, or none",
     run: |context| {
         Box::pin(ready(
             context
@@ -46,7 +46,7 @@ fn config(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
         check: CONFIG.name.to_owned(),
         severity: Severity::Warning,
         subject: Some(format!("{}/config", status.store.prefix)),
-        what: format!("the network config that was written last is not in use: {rejected}"),
+        what: format!("the latest network config is not in use: {rejected}"),
         why: advice.why,
         remedy: advice.remedy,
     }]
@@ -66,8 +66,8 @@ fn subnets(status: &Status, names: &Names) -> Vec<Finding> {
     }
     let advice = full(names);
     let room = match free {
-        0 => "the next node gets none".to_owned(),
-        free => format!("only {free} more nodes get one"),
+        0 => "no other node can join".to_owned(),
+        free => format!("only {free} more nodes can join"),
     };
     vec![Finding {
         check: SUBNETS.name.to_owned(),

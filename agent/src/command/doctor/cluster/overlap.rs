@@ -23,7 +23,7 @@ const NAME: &str = "overlap";
 /// Networks and servers with overlay addresses.
 pub(super) const CHECK: Check = Check {
     name: NAME,
-    looks_for: "other networks, VPN routes and servers with addresses of the overlay",
+    looks_for: "other networks, VPN routes and servers inside the overlay's network",
     run: |context| Box::pin(check(context)),
 };
 
@@ -106,7 +106,7 @@ fn finding(
 /// How to move the overlay to another network.
 fn renumber(names: &Names) -> String {
     format!(
-        "or give the overlay a network that nobody else has: {} FILE; nodes take subnets of it when their agents are restarted",
+        "or move the overlay to an unused network: {} FILE; nodes take subnets of it when their agents restart",
         names.selvage("network set")
     )
 }

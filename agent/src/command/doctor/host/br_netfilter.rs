@@ -8,8 +8,7 @@ use crate::command::doctor::{Context, Outcome, Severity};
 
 pub(super) const NAME: &str = "br-netfilter";
 
-const WHY: &str = "Packets between containers on one bridge pass by the packet filter: a service's address does not lead \
-                   to a container on the same node, or containers that should be kept apart are not";
+const WHY: &str = "Packets between containers on one bridge bypass the packet filter: a service's address does not reach a container on the same node, or isolated containers reach each other";
 
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
     let own = Own::new(context)?;
@@ -33,7 +32,7 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
     let isolated = isolated.and_then(|docker| docker.bridges().find(|network| network.isolates()));
     let needs = match isolated {
         Some(network) => format!(
-            "Docker, which must keep the containers of its network {} apart (icc=false)",
+            "Docker, which isolates the containers of its network {} (icc=false)",
             network.name
         ),
         None if inventory.named("kube-ipvs0").is_some()

@@ -39,13 +39,12 @@ pub(super) fn check(context: &Context<'_>) -> Outcome {
         NAME,
         Severity::Error,
         CONFIG,
-        format!("Docker does not start with {options} in {CONFIG} and on its command line as well"),
+        format!("Docker does not start with {options} in {CONFIG} and also on its command line"),
         &format!(
-            "dockerd refuses an option that it has twice. What docker.service puts on its command line is from {file}, and \
-             follows the lease"
+            "dockerd refuses an option that is set twice. On its command line docker.service puts the options from {file}, which follow the lease"
         ),
         vec![format!(
-            "take {options} out of {CONFIG}, then systemctl restart docker.service"
+            "remove {options} from {CONFIG}, then systemctl restart docker.service"
         )],
     )])
 }

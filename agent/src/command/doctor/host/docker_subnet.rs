@@ -78,7 +78,7 @@ fn stop_first(finding: &mut Finding, held_by: &[Container]) {
         more => format!(" and {more} more"),
     };
     finding.why.push_str(&format!(
-        ". Docker's live-restore leaves its networks as they are while containers run, however Docker is started: {}{more}",
+        ". With live-restore, Docker does not change its networks while containers run, even when it restarts: {}{more}",
         names.join(", ")
     ));
     // The service restarts Docker as well, and no more than that.
@@ -126,12 +126,11 @@ fn beside(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding 
     let moved = own.is_strayed(on.addr()) || told.is_some_and(|docker| docker.trouble.is_some());
     let why = match moved {
         true => {
-            "This node got another subnet while Docker ran. Peers send what is meant for the old one elsewhere, so the \
-             containers reach nobody and are not reached"
+            "This node got another subnet while Docker ran. Peers send packets for the old one elsewhere, so its containers cannot reach other nodes, nor be reached"
         }
         false => {
             "Docker was started before the overlay, or without its options. No other node has a route to the containers, \
-             and they reach others only under this host's address, if at all"
+             and they reach others only with this host's address, if at all"
         }
     };
     let first = subnet.hosts().next().unwrap_or(subnet.addr());
@@ -146,7 +145,7 @@ fn beside(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding 
     }
     remedy.extend([
         format!(
-            "systemctl restart docker.service, where its unit reads {file} and starts after {}.service; if not: \
+            "systemctl restart docker.service, if its unit reads {file} and starts after {}.service; if not: \
              systemctl edit docker.service, with [Unit] AssertPathExists={file} [Service] EnvironmentFile={file}, and $DOCKER_OPT_BIP $DOCKER_OPT_IPMASQ $DOCKER_OPT_MTU at the end of ExecStart=",
             own.names.unit
         ),
@@ -175,10 +174,9 @@ fn too_large(own: &Own<'_>, bridge: &Network) -> Option<Finding> {
             Severity::Warning,
             name,
             format!("Docker gives containers on {name} an MTU of {mtu}, but the overlay carries {limit} bytes"),
-            "Containers make packets that do not fit. Those that must not be fragmented are lost, and whether the sender \
-             learns why depends on every filter between",
+            "Containers send packets that do not fit. Those that must not be fragmented are dropped, and the sender learns why only if every filter on the path passes ICMP",
             vec![
-                format!("dockerd with --mtu={limit}, which {} has as DOCKER_OPT_MTU: systemctl restart docker.service", own.status.files.subnet_file),
+                format!("start dockerd with --mtu={limit}, which is DOCKER_OPT_MTU in {}: systemctl restart docker.service", own.status.files.subnet_file),
                 format!("or \"mtu\": {limit} in /etc/docker/daemon.json, then systemctl restart docker.service"),
             ],
         )

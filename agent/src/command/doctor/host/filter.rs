@@ -174,7 +174,7 @@ impl Filter {
             Some(text) => {
                 let tables = nft::read(&text);
                 let tables = tables.map_err(|error| {
-                    NotChecked(format!("cannot parse `nft -j list ruleset`: {error}"))
+                    NotChecked(format!("failed to parse `nft -j list ruleset`: {error}"))
                 })?;
                 // Print iptables-nft's tables in iptables syntax.
                 filter.tables.extend(
@@ -186,7 +186,7 @@ impl Filter {
             }
             None if by_iptables => Ok(filter),
             None => Err(NotChecked(
-                "the packet filter cannot be read: neither nft nor iptables-save is installed"
+                "failed to read the packet filter: neither nft nor iptables-save is installed"
                     .to_owned(),
             )),
         }
@@ -271,7 +271,7 @@ async fn print(name: &str, arguments: &[&str]) -> Result<Option<String>, NotChec
     };
     let failed = |error: Error| {
         NotChecked(format!(
-            "the packet filter cannot be read: {}",
+            "failed to read the packet filter: {}",
             chain(&error)
         ))
     };

@@ -20,8 +20,7 @@ pub(super) const NAME: &str = "forward-drop";
 /// How many peers are looked at: rules are about networks and interfaces, of which few differ.
 const MAX_PEERS: usize = 32;
 
-const WHY: &str = "Packets between containers of different hosts are forwarded by this host, and what drops them there \
-                   parts its containers from all others, while the host itself reaches everything";
+const WHY: &str = "This host forwards the packets between its containers and those of other nodes. If it drops them, its containers are cut off, although the host itself reaches everything";
 
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
     let own = Own::new(context)?;
@@ -137,7 +136,7 @@ fn switches(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
         let remedy = vec![
             format!("sysctl -w {key}=1"),
             format!(
-                "echo '{key} = 1' > /etc/sysctl.d/90-forwarding.conf, and find out which other file there says 0"
+                "echo '{key} = 1' > /etc/sysctl.d/90-forwarding.conf, and find the other file there that sets it to 0"
             ),
         ];
         finding(NAME, Severity::Error, key, what, WHY, remedy)
@@ -196,18 +195,17 @@ fn reverse_path(own: &Own<'_>, inventory: &Inventory, ways: &[Way]) -> Vec<Findi
         Severity::Error,
         entry,
         format!(
-            "the reverse-path filter of {entry} is strict, but answers to {} would go by {other}",
+            "the reverse-path filter of {entry} is strict, but replies to {} would leave by {other}",
             way.peer
         ),
-        "The kernel drops what comes in by another interface than the one it would answer by: all packets of that peer. \
-         Another route, or a rule of a VPN, leads its subnet away from the overlay",
+        "The kernel drops packets that come in by another interface than their replies would leave by: all packets of that peer. Another route, or a VPN's rule, leads its subnet away from the overlay",
         vec![
             format!(
-                "ip route get {} and ip rule show tell what leads there; take the overlay out of it",
+                "see what leads there, and exclude the overlay from it: ip route get {}; ip rule show",
                 way.peer
             ),
             format!(
-                "sysctl -w {switch}=2 net.ipv4.conf.all.rp_filter=2, which only lets the packets in"
+                "sysctl -w {switch}=2 net.ipv4.conf.all.rp_filter=2, which makes the filter loose"
             ),
         ],
     )]
@@ -239,7 +237,7 @@ fn rules(own: &Own<'_>, inventory: &Inventory, ways: &[Way], filter: &Filter) ->
             from: bridge.clone(),
             to: interface.clone(),
         };
-        let mut packets = vec![(outward, "from a container here to a peer's")];
+        let mut packets = vec![(outward, "from a local container to a peer's")];
         let singled_out = filter.singled_out(way.subnet);
         for own in std::iter::once(way.own).chain(singled_out) {
             let inward = Packet {
@@ -248,7 +246,7 @@ fn rules(own: &Own<'_>, inventory: &Inventory, ways: &[Way], filter: &Filter) ->
                 from: interface.clone(),
                 to: bridge.clone(),
             };
-            packets.push((inward, "from a peer's container to one here"));
+            packets.push((inward, "from a peer's container to a local one"));
         }
         for (packet, direction) in packets {
             let Some(dropped) = filter.dropped(&packet) else {
@@ -294,7 +292,7 @@ fn tell(own: &Own<'_>, dropped: &Dropped<'_>, trap: &Trap) -> Finding {
         .is_some_and(|firewall| firewall.forward);
     if !forward {
         remedy.push(format!(
-            "firewall.forward = true in {}, then {}: the agent lets the overlay through",
+            "firewall.forward = true in {}, then {}: the agent then accepts the overlay's packets",
             own.names.settings_file,
             own.names.systemctl("restart")
         ));
@@ -310,7 +308,7 @@ fn tell(own: &Own<'_>, dropped: &Dropped<'_>, trap: &Trap) -> Finding {
         }
         Program::Nft(family) if table.has("raw-PREROUTING") || table.name == "docker-bridges" => {
             remedy.push(format!(
-                "start dockerd with what {} prints: --allow-direct-routing and --bridge-accept-fwmark; until then: nft \
+                "start dockerd with the options of {}: --allow-direct-routing and --bridge-accept-fwmark; until then: nft \
                  insert rule {family} {} {chain} accept",
                 own.names.selvage("options docker"),
                 table.name

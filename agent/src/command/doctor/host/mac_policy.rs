@@ -103,10 +103,9 @@ fn remedy(then: &[&str]) -> Vec<String> {
 fn changed(device: &Interface, mac: MacAddr, policy: Option<&str>) -> Finding {
     let name = &device.name;
     let found = device.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    let what = format!("the MAC address of {name} is {found}, but peers were told {mac}");
-    let why = "Peers send with the address that the lease told them, and the kernel drops what is not addressed to the \
-               device. systemd-udevd, NetworkManager or a command changed it";
-    let set = format!("ip link set {name} address {mac}, which a running agent does by itself");
+    let what = format!("the MAC address of {name} is {found}, but this node's lease has {mac}");
+    let why = "Peers send to the address in the lease, and the kernel drops packets for any other. systemd-udevd, NetworkManager or a command changed it";
+    let set = format!("ip link set {name} address {mac}, which a running agent does on its own");
     let remedy = match policy {
         Some(_) => remedy(&[&set]),
         None => vec![set],
@@ -122,8 +121,7 @@ fn may_change(name: &str, policy: &str) -> Finding {
         format!(
             "systemd-udevd may change the MAC address of {name}: MACAddressPolicy={policy} applies to it"
         ),
-        "The kernel chose the address when another agent made the device, so systemd-udevd feels free to choose another \
-         whenever the device is announced anew. Peers would send to the old one until they are told",
+        "The kernel chose the address when another agent created the device, so systemd-udevd may choose another at any later event of the device. Peers would send to the old one until the lease has the new one",
         remedy(&[]),
     )
 }

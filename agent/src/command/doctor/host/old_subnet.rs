@@ -14,8 +14,7 @@ pub(super) const NAME: &str = "old-subnet";
 /// The bridges that runtimes make for the overlay.
 const BRIDGES: [&str; 2] = ["docker0", "cni0"];
 
-const WHY: &str = "Peers send what is meant for that address to the node that has its subnet now, or nowhere: the \
-                   container gets no answers from other nodes until it is started anew";
+const WHY: &str = "Peers send packets for that address to the node that has its subnet now, or drop them: the container gets no replies from other nodes until it is restarted";
 
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
     let own = Own::new(context)?;
@@ -103,8 +102,7 @@ async fn neighbors(
     let new: Vec<IpAddr> = strayed.filter(|address| told.insert(*address)).collect();
     let tell = |address| {
         let remedy = vec![format!(
-            "start the container behind {bridge} anew that has this address: ip neighbor show dev {bridge} {address} and \
-             bridge fdb show br {bridge} tell by its MAC address which port it has"
+            "restart the container with this address; its MAC address and port: ip neighbor show dev {bridge} {address}; bridge fdb show br {bridge}"
         )];
         left(own, &format!("{address} behind {bridge}"), address, remedy)
     };
@@ -122,7 +120,7 @@ fn left(own: &Own<'_>, container: &str, address: IpAddr, remedy: Vec<String>) ->
 fn restart_docker(name: &str) -> Vec<String> {
     vec![
         format!("docker restart {name}"),
-        "where Docker itself is on the old subnet: what docker-subnet says comes first".to_owned(),
+        "if Docker itself is on the old subnet, follow docker-subnet first".to_owned(),
     ]
 }
 
@@ -130,7 +128,7 @@ fn restart_cni(id: &str) -> Vec<String> {
     vec![
         format!("nerdctl restart {id}, or podman restart {id}"),
         format!(
-            "of Kubernetes: crictl ps -a | grep {id} tells the pod, kubectl delete pod makes its controller start a new one"
+            "in Kubernetes: find the pod with crictl ps -a | grep {id}; after kubectl delete pod, its controller starts a new one"
         ),
     ]
 }
@@ -142,12 +140,11 @@ fn old_bridge(own: &Own<'_>, bridge: &str, net: ipnet::IpNet) -> Finding {
         Severity::Error,
         bridge,
         format!("the bridge {bridge} has the address {net}, outside this node's subnet {present}"),
-        "It was made for a subnet that this node had before. CNI's bridge plugin refuses to attach containers to it, and \
-         this host keeps for itself what is meant for the node that has the subnet now",
+        "It was created for a previous subnet of this node. CNI's bridge plugin refuses to attach containers to it, and packets from here to the node that has the subnet now do not leave this host",
         vec![
             format!("ip address del {net} dev {bridge}"),
             format!(
-                "or, once no container is on it: ip link delete {bridge}; the runtime makes it anew"
+                "or, once no container is on it: ip link delete {bridge}; the runtime creates it again"
             ),
         ],
     )

@@ -84,10 +84,10 @@ fn beside(flanneld: &Flanneld) -> Finding {
             "flanneld runs beside the agent: process {id}, {}",
             program.display()
         ),
-        "Both call their devices and chains by the same names, and each undoes what the other does",
+        "Both use the same names for devices and chains, and each undoes the changes of the other",
         vec![
             "systemctl disable --now flanneld.service".to_owned(),
-            "of Kubernetes: kubectl -n kube-flannel delete daemonset kube-flannel-ds".to_owned(),
+            "in Kubernetes: kubectl -n kube-flannel delete daemonset kube-flannel-ds".to_owned(),
             format!("or kill {id}"),
         ],
     )
@@ -119,8 +119,7 @@ fn devices(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
             Severity::Warning,
             name,
             format!("overlay device {name} belongs to no running agent"),
-            "Another agent, or an earlier configuration, left it. Routes and addresses on it may lead packets astray, and \
-             a VXLAN device keeps its port and VNI from others",
+            "Another agent or an earlier configuration left it behind. Its routes and addresses may misdirect packets, and a VXLAN device blocks its port and VNI",
             vec![format!("ip link delete {name}")],
         )
     };
@@ -199,8 +198,7 @@ fn stray(own: &Own<'_>, inventory: &Inventory, route: &Route) -> Finding {
         severity,
         net.to_string(),
         format!("the route {text} leads into the overlay and is not the agent's{dead}"),
-        "Another agent, or somebody, made it. While it is there, it decides where packets to those containers go, and \
-         nobody keeps it up to date",
+        "Another agent or an administrator added it. While it exists, it decides where packets to those containers go, and nothing keeps it up to date",
         vec![format!("{ip} route del {text}")],
     )
 }
@@ -229,7 +227,7 @@ fn stale_table(own: &Own<'_>, table: &Table, mode: Option<&str>) -> Option<Findi
         ),
         (Program::Nft(family), Some("iptables")) if name == "selvage" => (
             format!(
-                "the nftables table {family} {name} is of the firewall mode that is not in use"
+                "the nftables table {family} {name} belongs to the firewall mode that is not in use"
             ),
             format!("nft delete table {family} {name}"),
         ),
@@ -238,7 +236,7 @@ fn stale_table(own: &Own<'_>, table: &Table, mode: Option<&str>) -> Option<Findi
         {
             (
                 format!(
-                    "the chain FLANNEL-POSTRTG ({command}, table nat) is of the firewall mode that is not in use"
+                    "the chain FLANNEL-POSTRTG ({command}, table nat) belongs to the firewall mode that is not in use"
                 ),
                 format!(
                     "{command} -t nat -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG; {command} -t \
@@ -253,12 +251,11 @@ fn stale_table(own: &Own<'_>, table: &Table, mode: Option<&str>) -> Option<Findi
         Severity::Warning,
         name,
         what,
-        "Its rules act beside the agent's: they masquerade for a network that may not be the present one. The agent \
-         removes them by itself; that they are still there means that it could not, or that something adds them again",
+        "Its rules apply beside the agent's, and masquerade for a network that may be outdated. The agent removes such rules; either that failed, or another program adds them again",
         vec![
             remedy,
             format!(
-                "{} -g firewall shows what keeps the agent from it",
+                "see why the agent does not remove it: {} -g firewall",
                 own.names.journal()
             ),
         ],

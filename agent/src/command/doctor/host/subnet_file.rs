@@ -16,16 +16,16 @@ pub(super) const NAME: &str = "subnet-file";
 pub(super) fn check(context: &Context<'_>) -> Outcome {
     let own = Own::new(context)?;
     if own.status.health.state == State::Joining {
-        return Err(NotChecked("the agent is not there yet".to_owned()));
+        return Err(NotChecked("the agent has not joined yet".to_owned()));
     }
     let path = &own.status.files.subnet_file;
-    let why = "Docker and CNI plugins that start next do not start, or use wrong addresses; running ones are not affected";
+    let why = "Docker and CNI plugins fail to start or use wrong addresses; running containers are not affected";
     let remedy = vec![
         format!(
-            "{}, which writes the file and drops no packet",
+            "{}, which rewrites the file and loses no packets",
             own.names.systemctl("restart")
         ),
-        format!("and find out who else writes {path}: only one agent may"),
+        format!("find out what else writes {path}: only one agent may"),
     ];
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
@@ -40,11 +40,11 @@ pub(super) fn check(context: &Context<'_>) -> Outcome {
                 remedy,
             )]);
         }
-        Err(error) => return Err(NotChecked(format!("{path} cannot be read: {error}"))),
+        Err(error) => return Err(NotChecked(format!("failed to read {path}: {error}"))),
     };
     let mut found = BTreeMap::new();
     if let Err(error) = env_file::source(&text, &mut found) {
-        let what = format!("the subnet file {path} cannot be read by a shell: {error}");
+        let what = format!("the subnet file {path} is not valid shell syntax: {error}");
         return Ok(vec![finding(
             NAME,
             Severity::Error,

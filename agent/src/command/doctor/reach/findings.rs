@@ -150,11 +150,11 @@ impl Group<'_> {
             (Some(Carrier::Vxlan { port, .. }), _)
             | (Some(Carrier::Wireguard | Carrier::Udp), Some(port)) => format!("UDP port {port}"),
             (Some(Carrier::Wireguard), None) => format!(
-                "UDP port {WIREGUARD_PORT} (unless \"ListenPort\" in \"Backend\" of the network config is another)"
+                "UDP port {WIREGUARD_PORT} (or \"ListenPort\" in \"Backend\" of the network config)"
             ),
-            (Some(Carrier::Udp), None) => format!(
-                "UDP port {UDP_PORT} (unless \"Port\" in \"Backend\" of the network config is another)"
-            ),
+            (Some(Carrier::Udp), None) => {
+                format!("UDP port {UDP_PORT} (or \"Port\" in \"Backend\" of the network config)")
+            }
         }
     }
 
@@ -188,11 +188,10 @@ impl Group<'_> {
                 Severity::Error,
                 what,
                 format!(
-                    "Not one peer answers, so it is this host that is cut off: {interface} has no link to the others, \
-                     or its packet filter drops everything."
+                    "No peer answers, so this host is cut off: {interface} has no link to the others, or its packet filter drops everything."
                 ),
                 vec![
-                    format!("see whether {interface} has a link: ip -statistics link show {interface}"),
+                    format!("check the link of {interface}: ip -statistics link show {interface}"),
                     "see what drops packets: nft list ruleset".to_owned(),
                 ],
             );
@@ -204,19 +203,18 @@ impl Group<'_> {
             Severity::Warning,
             what,
             format!(
-                "The machine is down, gone, or cut off from this one, and then its containers are not reached from here; or \
-                 it {}. Its lease stays until it expires.",
+                "The host is down, gone, or cut off from this one, and its containers are unreachable from here; or it {}. Its lease stays until it expires.",
                 match self.ground.deep {
                     true => "drops both echoes and TCP connections",
-                    false => "drops echoes alone, and all is well",
+                    false => "only drops echoes, and all is well",
                 }
             ),
             [
                 format!(
-                    "see whether it is on the network: ip route get {under}; ip neighbor show {under}"
+                    "check whether it is on the network: ip route get {under}; ip neighbor show {under}"
                 ),
                 format!(
-                    "if it is gone for good, delete its lease: {} lists them; etcdctl del KEY",
+                    "if it is decommissioned, delete its lease: {} lists all; etcdctl del KEY",
                     self.names.selvage("network leases")
                 ),
             ]
@@ -233,37 +231,34 @@ impl Group<'_> {
         let device = self.device();
         let interface = &self.ground.underlay.interface;
         let accept =
-            |whose: &str, by: String| format!("let {carried} come in from all nodes {whose}: {by}");
+            |whose: &str, by: String| format!("accept {carried} from all nodes {whose}: {by}");
         let hidden = match self.tunnel().map(|tunnel| tunnel.carrier) {
-            Some(Carrier::Wireguard) => "encrypted packets do not tell",
-            _ if !self.ground.deep => "the packets that would tell were not sent",
+            Some(Carrier::Wireguard) => "encrypted packets do not show it",
+            _ if !self.ground.deep => "the probes that would show it were not sent",
             _ => {
-                "the peer or the network may not let the packets pass that would tell (rp_filter=1, protection against \
-                 forged addresses)"
+                "the peer or the network may drop the probes that would show it (rp_filter=1, protection against forged addresses)"
             }
         };
         let between = format!(
-            "let {carried} pass between all nodes in what lies between: security groups, cloud firewalls, switches"
+            "allow {carried} between all nodes: security groups, cloud firewalls, switches"
         );
         let (check, what, why, mut remedy) = match verdict {
             Verdict::NothingLeaves => (
                 BLOCKED_PORT,
                 format!("no encapsulated packet leaves {interface} for {peers}"),
-                format!("The packet filter of this host drops {carried} on its way out."),
+                format!("The packet filter of this host drops outgoing {carried}."),
                 vec![format!(
-                    "let {carried} go out on this host, for example: nft insert rule inet filter output {} accept; \
-                     nft list ruleset shows what drops it",
+                    "allow outgoing {carried} on this host, for example: nft insert rule inet filter output {} accept; see what drops it: nft list ruleset",
                     packets.matched()
                 )],
             ),
             Verdict::DroppedHere => (
                 BLOCKED_PORT,
                 format!(
-                    "packets from {peers} reach {interface}, and are dropped on this host before {device}"
+                    "packets from {peers} reach {interface}, but are dropped on this host before {device}"
                 ),
                 format!(
-                    "The packet filter of this host drops {carried} when it comes in, most likely. Else the packets are \
-                     not of this overlay: of another VNI or key, or damaged."
+                    "Most likely the packet filter of this host drops incoming {carried}. Otherwise the packets are damaged, or belong to another overlay: another VNI or key."
                 ),
                 vec![accept("on this host", packets.opened_by(self.keeper))],
             ),
@@ -271,7 +266,7 @@ impl Group<'_> {
                 ONE_WAY,
                 format!("packets over the overlay to {peers} are lost; those from there arrive"),
                 format!(
-                    "{carried} does not get to the peer, or its packet filter drops it there. TCP needs both \
+                    "{carried} does not reach the peer, or the peer's packet filter drops it. TCP needs both \
                      directions, so no connection works."
                 ),
                 vec![accept("on the peer", packets.opened()), between],
@@ -279,27 +274,24 @@ impl Group<'_> {
             Verdict::LostFromPeer | Verdict::Works => (
                 ONE_WAY,
                 format!(
-                    "packets over the overlay from {peers} do not get to {interface}; those to there arrive"
+                    "packets over the overlay from {peers} do not reach {interface}; those to there arrive"
                 ),
                 format!(
-                    "{carried} is dropped on its way out of the peer, or between it and this host. TCP needs both \
+                    "{carried} is dropped where it leaves the peer, or between the peer and this host. TCP needs both \
                      directions, so no connection works."
                 ),
                 vec![
                     format!(
-                        "let {carried} go out on the peer: nft list ruleset there shows what drops it"
+                        "allow outgoing {carried} on the peer; see what drops it there: nft list ruleset"
                     ),
                     between,
                 ],
             ),
             Verdict::Blocked => (
                 BLOCKED_PORT,
+                format!("no overlay packet gets to or from {peers}, although the underlay works"),
                 format!(
-                    "no packet over the overlay gets to or from {peers}, while the underlay works"
-                ),
-                format!(
-                    "{carried} is blocked between the hosts or by the peer's packet filter; or the peer was just started, and \
-                     its agent has not made the overlay yet. In which direction does not show: {hidden}."
+                    "{carried} is blocked between the hosts or by the peer's packet filter; or the peer has just started, and its agent has not set up the overlay yet. The direction is unknown: {hidden}."
                 ),
                 vec![
                     accept("on the peer, and on this host", packets.opened()),
@@ -312,7 +304,7 @@ impl Group<'_> {
             self.names.selvage("doctor")
         ));
         remedy.extend(
-            self.deeper("in which direction packets are lost, and whether it is echoes alone"),
+            self.deeper("in which direction packets are lost, and whether only echoes are"),
         );
         remedy.extend(self.without_checksum());
         self.write(check, Severity::Error, what, why, remedy)
@@ -332,8 +324,7 @@ impl Group<'_> {
     fn without_checksum(&self) -> Option<String> {
         match self.tunnel()?.carrier {
             Carrier::Vxlan { checksum: true, .. } => Some(format!(
-                "if no rule drops them: outer packets carry a UDP checksum, which some devices compute wrongly: put \
-                 \"Checksum\": false into \"Backend\" of the network config, or try ethtool -K {} \
+                "if no rule drops them: outer packets carry a UDP checksum, which some devices compute wrongly: set \"Checksum\": false in \"Backend\" of the network config, or try ethtool -K {} \
                  tx-checksum-ip-generic off",
                 self.ground.underlay.interface
             )),
@@ -363,31 +354,26 @@ impl Group<'_> {
         };
         let place = match under {
             Some(under) if under < whole => format!(
-                "The underlay loses them: it passes {under} bytes, and {interface} has an MTU of {whole}. A switch, a \
-                 router, a VPN or the peer's interface takes less, and tells nobody."
+                "The underlay drops them: it passes {under} bytes, but {interface} has an MTU of {whole}. A switch, a router, a VPN or the peer's interface has a smaller MTU and reports nothing."
             ),
             Some(_) => format!(
-                "The underlay passes {whole} bytes, so it is the encapsulated packets that are lost when they are long: \
-                 a packet filter or the peer drops them."
+                "The underlay passes {whole} bytes, so only large encapsulated packets are lost: a packet filter or the peer drops them."
             ),
-            None => {
-                "Whether the underlay loses them does not show: it answers no echoes.".to_owned()
-            }
+            None => "Whether the underlay drops them is unknown: it answers no echoes.".to_owned(),
         };
-        let why = format!("{place} Connections open, and hang with the first long packet.");
+        let why = format!("{place} Connections open, then hang at the first large packet.");
         let by_key = matches!(
             tunnel.map(|tunnel| tunnel.carrier),
             Some(Carrier::Vxlan { .. } | Carrier::Wireguard)
         );
         let lower = if by_key {
             format!(
-                "put \"MTU\": {carried} into \"Backend\" of the network config, by {}: it is the underlay's, and all \
-                 nodes go by it",
+                "set \"MTU\": {carried} in \"Backend\" of the network config, by {}: the MTU of the underlay, for all nodes",
                 self.names.selvage("network set")
             )
         } else {
             format!(
-                "ip link set {interface} mtu {carried} on all nodes, and in what configures it at boot; agents follow"
+                "ip link set {interface} mtu {carried} on all nodes, and the same in their boot configuration; agents follow"
             )
         };
         self.write(
@@ -397,7 +383,7 @@ impl Group<'_> {
             why,
             vec![
                 lower,
-                format!("or let everything between the nodes carry an MTU of {whole}"),
+                format!("or raise the MTU of everything between the nodes to {whole}"),
                 "restart containers afterwards: they keep the MTU that they were started with"
                     .to_owned(),
             ],
@@ -407,28 +393,28 @@ impl Group<'_> {
     fn corrupt(&self, layer: Layer, packets: u32) -> Finding {
         let (header, device) = match layer {
             Layer::Outer => (
-                "in the UDP header around them",
+                "in the outer UDP header",
                 "its underlay interface".to_owned(),
             ),
-            Layer::Inner => ("in their TCP or UDP header", self.device()),
+            Layer::Inner => ("in the inner TCP or UDP header", self.device()),
         };
         let mut remedy = vec![format!(
-            "on the peer: ethtool -K {device} tx-checksum-ip-generic off, and in what configures it at boot"
+            "on the peer: ethtool -K {device} tx-checksum-ip-generic off, and the same in its boot configuration"
         )];
         if layer == Layer::Outer {
             remedy.push(
-                "or put \"Checksum\": false into \"Backend\" of the network config: VXLAN needs none".to_owned(),
+                "or set \"Checksum\": false in \"Backend\" of the network config: VXLAN needs none"
+                    .to_owned(),
             );
         }
         self.write(
             CHECKSUM_OFFLOAD,
             Severity::Error,
             format!(
-                "packets from {} come with a wrong checksum {header} ({packets} in 1.5 s)",
+                "packets from {} arrive with a wrong checksum {header} ({packets} in 1.5 s)",
                 self.peers()
             ),
-            "This host drops them. A network device or its driver computes checksums of encapsulated packets wrongly on \
-             the peer (flannel's issue 1279), or something between changes packets without computing them anew."
+            "This host drops them. On the peer, a network device or its driver computes checksums of encapsulated packets wrongly (flannel's issue 1279), or a device in between changes packets without updating the checksum."
                 .to_owned(),
             remedy,
         )
@@ -516,11 +502,11 @@ mod tests {
             findings[0].remedy[0].clone()
         };
         for (carrier, over, under, expected) in [
-            (Some(VXLAN), 1350, Some(1400), "\"MTU\": 1400 into"),
-            // Only encapsulated packets are lost, or it does not show.
-            (Some(VXLAN), 1350, Some(1500), "\"MTU\": 1400 into"),
-            (Some(VXLAN), 1350, None, "\"MTU\": 1400 into"),
-            (Some(Carrier::Wireguard), 1350, None, "\"MTU\": 1400 into"),
+            (Some(VXLAN), 1350, Some(1400), "\"MTU\": 1400 in "),
+            // Only encapsulated packets are lost, or the underlay does not answer.
+            (Some(VXLAN), 1350, Some(1500), "\"MTU\": 1400 in "),
+            (Some(VXLAN), 1350, None, "\"MTU\": 1400 in "),
+            (Some(Carrier::Wireguard), 1350, None, "\"MTU\": 1400 in "),
             (
                 Some(Carrier::Ipip),
                 1350,

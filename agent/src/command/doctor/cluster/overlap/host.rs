@@ -134,12 +134,12 @@ impl Surroundings<'_> {
                 Severity::Warning,
                 underlay.interface.clone(),
                 format!(
-                    "the overlay's network {network} overlaps the underlay's, {net} on {}",
+                    "the overlay's network {network} overlaps the underlay's network {net} on {}",
                     underlay.interface
                 ),
-                "no node takes a subnet with this host's address in it, but one may take a subnet with the address of a host that is no node: packets for that one go to the node's containers then",
+                "no node takes a subnet that contains this host's address, but one may take a subnet that contains the address of a host outside the cluster: packets for that host then go to the node's containers",
                 vec![
-                    format!("leave the hosts' addresses out: {}", leave_out(self.names)),
+                    format!("exclude the hosts' addresses: {}", leave_out(self.names)),
                     renumber(self.names),
                 ],
             ))
@@ -168,20 +168,20 @@ impl Surroundings<'_> {
             }
             let remedy = match interface {
                 bridge if bridge.starts_with("br-") => vec![
-                    format!("it is a network of Docker's, see which: docker network inspect {}", bridge.trim_start_matches("br-")),
-                    "make it anew with other addresses (docker network rm, then create --subnet), and keep Docker off the overlay: \"default-address-pools\" in /etc/docker/daemon.json".to_owned(),
+                    format!("find the Docker network: docker network inspect {}", bridge.trim_start_matches("br-")),
+                    "recreate it with other addresses (docker network rm, then create --subnet), and keep Docker off the overlay: \"default-address-pools\" in /etc/docker/daemon.json".to_owned(),
                     renumber(self.names),
                 ],
                 interface => vec![
-                    format!("give {interface} another network, or take the address away: ip address del {}/{} dev {interface}", address.address, address.prefix_len),
+                    format!("give {interface} another network, or remove the address: ip address del {}/{} dev {interface}", address.address, address.prefix_len),
                     renumber(self.names),
                 ],
             };
             findings.push(finding(
                 Severity::Error,
                 interface.to_owned(),
-                format!("the network of {interface}, {net}, overlaps the overlay's, {network}"),
-                "containers of the nodes that have subnets in it are not reached from here, or what is behind the interface is not, whichever route is longer",
+                format!("the network {net} of {interface} overlaps the overlay's network {network}"),
+                "this host reaches either the containers of nodes with subnets in it or the hosts behind the interface, whichever has the longer route",
                 remedy,
             ));
         }
@@ -248,12 +248,12 @@ impl Surroundings<'_> {
                 )
             });
             format!(
-                "see the way: ip route get {}{forwarded}; ip rule",
+                "see the route: ip route get {}{forwarded}; ip rule",
                 asked.address
             )
         });
         let whose = match peers.iter().all(|asked| asked.forwarded.is_some()) {
-            true => "packets of containers here",
+            true => "packets from local containers",
             false => "packets",
         };
         let gateway = way
@@ -274,12 +274,12 @@ impl Surroundings<'_> {
                 self.pass(rule),
             ),
             None => (
-                "somebody else's route or rule comes before the overlay's; a VPN that sends all traffic through itself does so".to_owned(),
+                "another program's route or rule takes precedence over the overlay's, as a VPN that captures all traffic does".to_owned(),
                 Vec::new(),
             ),
         };
         let removal = cause.filter(|_| rule.is_none()).map(|route| {
-            format!("take the route away, or leave the overlay's network out in the VPN's configuration: ip route del {}", self.describe(route))
+            format!("remove the route, or exclude the overlay's network in the VPN's configuration: ip route del {}", self.describe(route))
         });
         let remedy = remedy.into_iter().chain(removal).chain(look).collect();
         finding(Severity::Error, interface.to_owned(), what, &why, remedy)
@@ -307,9 +307,9 @@ impl Surroundings<'_> {
         let networks = self.networks.iter();
         let of_family = networks.filter(|net| Family::of(net.addr()) == rule.family);
         of_family
-            .map(|net| format!("let the overlay's packets pass it: ip {option}rule add pref {before} to {net} lookup main"))
+            .map(|net| format!("exempt the overlay's packets from it: ip {option}rule add pref {before} to {net} lookup main"))
             .chain([format!(
-                "or find out who makes it, such as NetworkManager's nm-cloud-setup or a VPN, and switch that off; by hand: ip {option}rule del pref {}",
+                "or disable the program that adds it, such as NetworkManager's nm-cloud-setup or a VPN; by hand: ip {option}rule del pref {}",
                 rule.priority
             )])
             .collect()
@@ -340,14 +340,14 @@ impl Surroundings<'_> {
                 let (severity, what, why) = if network.contains(&route.destination) && route.destination != *network {
                     (
                         if route.is_main() { Severity::Error } else { Severity::Warning },
-                        format!("a route that is not the overlay's cuts a part out of its network {network}: {}", self.describe(route)),
-                        "containers with addresses in that part are reached by it and not by the overlay, as soon as a node has a subnet there",
+                        format!("another program's route leads into the overlay's network {network}: {}", self.describe(route)),
+                        "packets for its destination bypass the overlay as soon as a node has a subnet there",
                     )
                 } else {
                     (
                         Severity::Warning,
-                        format!("the overlay's network {network} is part of another one that this host has a route to: {}", self.describe(route)),
-                        "hosts of that network whose address is in a node's subnet are not reached any more: packets for them go to that node's containers",
+                        format!("the overlay's network {network} is part of another network that this host has a route to: {}", self.describe(route)),
+                        "hosts of that network with an address in a node's subnet are unreachable: packets for them go to that node's containers",
                     )
                 };
                 Some(finding(
@@ -356,7 +356,7 @@ impl Surroundings<'_> {
                     what,
                     why,
                     vec![
-                        format!("find out who makes it (its proto says so), and leave the overlay's network out there; by hand: ip route del {}", self.describe(route)),
+                        format!("exclude the overlay's network in the program that adds it (see its proto); by hand: ip route del {}", self.describe(route)),
                         renumber(self.names),
                     ],
                 ))

@@ -33,10 +33,10 @@ pub enum Error {
     #[error(transparent)]
     Lock(#[from] lock::Error),
     /// Some parts could not be removed; the others are gone.
-    #[error("not everything could be removed: {}", .0.join("; "))]
+    #[error("failed to remove everything: {}", .0.join("; "))]
     Left(Vec<String>),
     /// Writing to stdout failed.
-    #[error("failed to print")]
+    #[error("failed to write the output")]
     Output(#[from] io::Error),
 }
 

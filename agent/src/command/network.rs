@@ -35,10 +35,10 @@ pub enum NetworkCommandError {
         source: io::Error,
     },
     /// The new config breaks a rule; nothing was written.
-    #[error("the network config is not usable, nothing was changed")]
+    #[error("invalid network config, nothing was changed")]
     Invalid(#[from] NetworkConfigError),
     /// The backend cannot work with the new config; nothing was written.
-    #[error("the network config is not usable, nothing was changed: {0}")]
+    #[error("invalid network config, nothing was changed: {0}")]
     Backend(String),
     /// etcd.
     #[error(transparent)]
@@ -166,7 +166,7 @@ pub async fn set(
             return Ok(SetOutcome::Unchanged);
         }
         Some(_) if if_absent => {
-            writeln!(out, "{key} exists and differs; left alone")?;
+            writeln!(out, "{key} exists and differs; nothing was changed")?;
             return Ok(SetOutcome::LeftAlone);
         }
         Some(_) | None => {}
@@ -177,7 +177,10 @@ pub async fn set(
     };
     match store.set_network_config(&text, expected).await {
         Err(StoreError::ConfigChanged { .. }) if if_absent => {
-            writeln!(out, "{key} was just written by somebody else; left alone")?;
+            writeln!(
+                out,
+                "{key} was just written by another client; nothing was changed"
+            )?;
             return Ok(SetOutcome::LeftAlone);
         }
         result => result?,
@@ -206,7 +209,7 @@ fn write_differences(
     let old = match NetworkConfig::parse(&old.text) {
         Ok(old) => fields(&old.to_json()?)?,
         Err(error) => {
-            writeln!(out, "{key} replaced; the old one was not usable: {error}")?;
+            writeln!(out, "{key} replaced; the old one was invalid: {error}")?;
             return Ok(());
         }
     };
@@ -225,7 +228,7 @@ fn write_differences(
         }
     }
     if same {
-        writeln!(out, "  the text only; it means the same")?;
+        writeln!(out, " only the text changed, not its meaning")?;
     }
     Ok(())
 }
@@ -246,7 +249,7 @@ fn write_strays(
     }
     writeln!(
         out,
-        "warning: {} of {} leases are not possible under this config; their nodes take other subnets when they restart:",
+        "warning: {} of {} leases do not fit this config; their nodes take other subnets when they restart:",
         strays.len(),
         leases.len()
     )?;

@@ -104,7 +104,7 @@ fn heading(
         State::Ready => ("word-programmed", "ready"),
         State::Joining => ("word-refused", "joining"),
         State::Degraded => ("word-lost", "degraded"),
-        State::Stopped => ("word-lost", "the agent does not run"),
+        State::Stopped => ("word-lost", "no agent is running"),
     };
     lines.push((class, format!("{state}, at {}", utc(status.time))));
     for reason in status.health.reasons.iter().take(REASONS) {
@@ -113,10 +113,7 @@ fn heading(
     }
     let more = status.health.reasons.len().saturating_sub(REASONS);
     if more > 0 {
-        lines.push((
-            "",
-            format!("and {more} more; selvage status tells them all"),
-        ));
+        lines.push(("", format!("and {more} more; see selvage status")));
     }
     match asked {
         // Findings about one peer are on its card.
@@ -128,7 +125,7 @@ fn heading(
             }
         }
         Err(reason) if !peers.is_empty() => {
-            let text = format!("whether peers answer was not looked at: {reason}");
+            let text = format!("peers were not probed: {reason}");
             lines.push(("dim", svg::clip(&text, COLUMNS)));
         }
         Err(_) => {}

@@ -30,7 +30,7 @@ use crate::telemetry::status::{
 mod kernel;
 
 /// The store's error.
-const NOT_ASKED: &str = "not asked, as the agent does not run";
+const NOT_ASKED: &str = "not queried, because no agent is running";
 
 /// The contents of `subnet.env`.
 #[derive(Debug, Default)]
@@ -67,8 +67,7 @@ pub(super) async fn look(settings: &Settings) -> Status {
         ttl_seconds: None,
         left_seconds: None,
         trouble: Some(
-            "by the subnet file; whether the store still has it is not known, and nothing extends it"
-                .to_owned(),
+            "as in the subnet file; nothing renews it, and it may have expired".to_owned(),
         ),
     });
     let network = (!networks.is_empty() || !seen.devices.is_empty()).then(|| Network {
@@ -85,7 +84,7 @@ pub(super) async fn look(settings: &Settings) -> Status {
     });
     let firewall = look_at_firewall(settings, &file, &mut notes).await;
     for device in seen.devices.iter().filter(|device| !device.present) {
-        let text = format!("the overlay device {} is gone", device.name);
+        let text = format!("the overlay device {} is missing", device.name);
         notes.push(Cause::new(Code::DeviceMissing, text).about(&device.name));
     }
     let own = SubnetKey::new(file.previous.subnet, file.previous.subnet_v6);
@@ -144,7 +143,7 @@ fn other_agent(settings: &Settings) -> Option<Cause> {
     let holder = Lock::holder(&settings.files.state_dir)?;
     let lock = lock::path(&settings.files.state_dir);
     let text = format!(
-        "process {holder} holds {}: an agent that is starting or stopping, or that has another control socket",
+        "process {holder} holds {}: an agent that is starting, is stopping or has another control socket",
         lock.display()
     );
     Some(Cause::new(Code::AgentSilent, text).about(lock.display()))
@@ -155,7 +154,7 @@ fn read_file(path: &Path, notes: &mut Vec<Cause>) -> SubnetEnv {
         Ok(text) => text,
         Err(error) => {
             if error.kind() != io::ErrorKind::NotFound {
-                let text = format!("{} cannot be read: {error}", path.display());
+                let text = format!("failed to read {}: {error}", path.display());
                 notes.push(Cause::new(Code::NotVisible, text).about(path.display()));
             }
             return SubnetEnv::default();
@@ -238,8 +237,8 @@ async fn look_at_firewall(
         }),
         Err(error) => {
             let text = match nix::unistd::geteuid().is_root() {
-                true => format!("the firewall's rules cannot be read: {}", chain(&error)),
-                false => "only root may read the firewall's rules".to_owned(),
+                true => format!("failed to read the firewall rules: {}", chain(&error)),
+                false => "only root may read the firewall rules".to_owned(),
             };
             notes.push(Cause::new(Code::NotVisible, text));
             None

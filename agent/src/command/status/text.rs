@@ -54,7 +54,7 @@ impl Page {
     /// The overlay's state and the reasons.
     fn health(&mut self, status: &Status) {
         let (tone, word, meaning) = match status.health.state {
-            State::Ready => (Tone::Good, "ready", "all is as it should be"),
+            State::Ready => (Tone::Good, "ready", "the overlay works"),
             State::Degraded => (
                 Tone::Bad,
                 "degraded",
@@ -63,12 +63,12 @@ impl Page {
             State::Joining => (
                 Tone::Warn,
                 "joining",
-                "something is not there yet; what an earlier run set up stays in place",
+                "the overlay is not up yet; the kernel state of an earlier run stays in place",
             ),
             State::Stopped => (
                 Tone::Bad,
                 "stopped",
-                "the agent does not run; this is what its files and the kernel show",
+                "no agent is running; this is what its files and the kernel show",
             ),
         };
         for (at, line) in wrap(&format!("{word}: {meaning}"), self.width)
@@ -93,7 +93,7 @@ impl Page {
         let stopped = status.health.state == State::Stopped;
         let unknown = match status.health.state {
             State::Joining => "not known yet",
-            _ => "not known",
+            _ => "unknown",
         };
         match &status.lease {
             Some(lease) => self.lease(lease, now, stopped),
@@ -118,9 +118,9 @@ impl Page {
         let files = &status.files;
         let written = match files.written_time {
             Some(at) => format!("written {}", ago(now, at)),
-            None if stopped => "not there".to_owned(),
+            None if stopped => "missing".to_owned(),
             None if status.lease.is_none() => "not written yet".to_owned(),
-            None => "as an earlier run left it".to_owned(),
+            None => "unchanged since an earlier run".to_owned(),
         };
         self.line("Files", &format!("{}, {written}", files.subnet_file));
         if let Some(docker) = &status.docker {
@@ -153,7 +153,7 @@ impl Page {
         }
         if !agent.settings_pending.is_empty() {
             let keys = agent.settings_pending.join(", ");
-            let text = format!("a restart puts into effect what changed of {keys}");
+            let text = format!("changed settings that need a restart: {keys}");
             self.toned("", Tone::Warn, &text);
         }
         let clock = &status.clock;
@@ -182,16 +182,16 @@ impl Page {
             let _ = write!(text, " as {public}");
         }
         self.line("Lease", &text);
-        let taken = format!("taken {}", ago(now, lease.since_time));
+        let taken = format!("acquired {}", ago(now, lease.since_time));
         match (lease.left_seconds, lease.ttl_seconds) {
             _ if stopped => {}
-            _ if !lease.held => self.toned("", Tone::Bad, "not this node's any more"),
+            _ if !lease.held => self.toned("", Tone::Bad, "no longer this node's"),
             (Some(left), Some(ttl)) => {
                 let (left, ttl) = (duration(left), duration(ttl));
                 self.line("", &format!("{left} left of {ttl}, {taken}"));
             }
             _ if lease.reservation => {
-                self.line("", &format!("a reservation, without a time limit, {taken}"))
+                self.line("", &format!("a reservation, without a TTL, {taken}"))
             }
             _ => self.line("", &taken),
         }
@@ -202,19 +202,19 @@ impl Page {
 
     fn store(&mut self, store: &Store, now: u64, stopped: bool) {
         if store.kind.is_empty() {
-            self.line("Store", "not known");
+            self.line("Store", "unknown");
             return;
         }
         let servers = store.servers.join(", ");
         let at = match (&store.server, store.servers.len()) {
             (Some(server), _) => format!(" at {server}"),
             (None, _) if stopped => format!(" at {servers}"),
-            (None, 1) => format!(", not in touch with {servers}"),
-            (None, _) => format!(", in touch with none of {servers}"),
+            (None, 1) => format!(", not connected to {servers}"),
+            (None, _) => format!(", connected to none of {servers}"),
         };
         let what = match store.kind.as_str() {
-            "remote" => format!("another agent{at}"),
-            kind => format!("{kind}{at}, keys below {}", or_slash(&store.prefix)),
+            "remote" => format!("lease server{at}"),
+            kind => format!("{kind}{at}, key prefix {}", or_slash(&store.prefix)),
         };
         self.line("Store", &what);
         if store.server.is_some() && store.servers.len() > 1 {
@@ -230,7 +230,7 @@ impl Page {
                 more => format!("{}, last ", times(more)),
             };
             let at = ago(now, at);
-            let text = format!("restored from a backup or made anew {how_often}{at}: {reason}");
+            let text = format!("restored from a backup or rebuilt {how_often}{at}: {reason}");
             self.toned("", Tone::Warn, &text);
         }
     }
@@ -240,7 +240,7 @@ impl Page {
             network.ipv4.map(|net| net.to_string()),
             network.ipv6.map(|net| net.to_string()),
         ]);
-        let nets = if nets.is_empty() { "not known" } else { &nets };
+        let nets = if nets.is_empty() { "unknown" } else { &nets };
         let (backend, mtu) = (&network.backend, network.mtu);
         let room = match network.subnets {
             Some(1) => ", room for 1 node".to_owned(),
@@ -249,7 +249,7 @@ impl Page {
         };
         self.line("Network", &format!("{nets} by {backend}, MTU {mtu}{room}"));
         if let Some(rejected) = &network.rejected {
-            let text = format!("the config that was written last is not in use: {rejected}");
+            let text = format!("the latest network config is not in use: {rejected}");
             self.toned("", Tone::Bad, &text);
         }
     }
@@ -265,10 +265,10 @@ impl Page {
 
     fn firewall(&mut self, firewall: &Firewall, now: u64, stopped: bool) {
         let mode = match &firewall.mode {
-            Some(mode) if stopped => format!("rules of {mode} are in place"),
+            Some(mode) if stopped => format!("{mode} rules in place"),
             Some(mode) => mode.clone(),
-            None if stopped => "no rules of ours seen".to_owned(),
-            None => format!("no rules made yet ({})", firewall.wanted),
+            None if stopped => "no rules of the agent".to_owned(),
+            None => format!("no rules written yet ({})", firewall.wanted),
         };
         let does = match (firewall.masquerade, firewall.forward) {
             (true, true) => "masquerades, accepts forwarding",
@@ -280,7 +280,7 @@ impl Page {
         if let Some(at) = firewall.programmed_time {
             let (how_often, at) = (times(firewall.programmed), ago(now, at));
             let last = if firewall.programmed > 1 { "last " } else { "" };
-            self.line("", &format!("rules put right {how_often}, {last}{at}"));
+            self.line("", &format!("rules written {how_often}, {last}{at}"));
         }
     }
 
@@ -289,16 +289,16 @@ impl Page {
         let text = match (kernel.resync_time, kernel.resync_usec) {
             (Some(at), Some(took)) => {
                 let (at, took) = (ago(now, at), micros(took));
-                format!("compared {at} in {took}, at least every {every}")
+                format!("resynced {at} in {took}, at least every {every}")
             }
-            _ => format!("not compared yet, at least every {every}"),
+            _ => format!("not resynced yet, at least every {every}"),
         };
         self.line("Kernel", &text);
         if kernel.resyncs == 0 {
             return;
         }
         let text = format!(
-            "{} made, {} changed, {} removed, {} failed, compared {}",
+            "{} created, {} changed, {} removed, {} failed, resynced {}",
             grouped(kernel.created),
             grouped(kernel.changed),
             grouped(kernel.removed),

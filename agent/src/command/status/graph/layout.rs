@@ -155,12 +155,12 @@ fn field(own: &Card, peers: &[Seen<'_>]) -> Drawing {
     let mut y = size.1 + 2.0 * GAP;
     let unnamed = bad().count().saturating_sub(named.len());
     if unnamed > 0 {
-        let text = format!("and {unnamed} more that are not well; selvage peers lists them all");
+        let text = format!("and {unnamed} more with faults; see selvage peers");
         svg.text((0.0, y), "", &text);
         y += GAP;
     }
     let text = format!(
-        "All {} peers, {TILES} in a row, in the order of their subnets; each row begins with the subnet beside it:",
+        "All {} peers, {TILES} per row, by subnet; beside each row is its first subnet:",
         peers.len()
     );
     svg.text((0.0, y), "", &text);

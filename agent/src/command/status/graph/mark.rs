@@ -39,10 +39,10 @@ impl Mark {
     /// What that means.
     pub(super) fn meaning(self) -> &'static str {
         match self {
-            Self::Programmed => "the kernel has all that reaches it",
-            Self::Lost => "it is set up, but does not answer, or not to every packet",
-            Self::Failed => "the kernel did not take all that reaches it",
-            Self::Refused => "its lease cannot be used",
+            Self::Programmed => "all its kernel objects exist",
+            Self::Lost => "programmed, but it does not answer every packet",
+            Self::Failed => "the kernel refused some of its objects",
+            Self::Refused => "its lease is refused",
         }
     }
 
@@ -103,7 +103,7 @@ pub(super) fn marked<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<Seen<'a
                 match found {
                     Some(what) => (Mark::Lost, Some((*what).to_owned())),
                     None if is_silent(peer) => {
-                        let what = "packets were sent, and there never was a handshake";
+                        let what = "packets were sent, but there was never a handshake";
                         (Mark::Lost, Some(what.to_owned()))
                     }
                     None => (Mark::Programmed, reason),

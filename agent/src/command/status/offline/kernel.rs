@@ -41,7 +41,7 @@ pub(super) async fn look(settings: &Settings, networks: &[IpNet], notes: &mut Ve
         notes.push(
             error
                 .to_cause()
-                .worded(|text| format!("the kernel tells nothing: {text}")),
+                .worded(|text| format!("failed to read the kernel state: {text}")),
         );
         Seen {
             backend: "unknown",
@@ -204,11 +204,11 @@ fn through_vxlan(state: &State, route: &Route, gateway: IpAddr) -> Result<Option
     let device = &route.link;
     let mac = match state.get(&Key::Neighbor(device.clone(), gateway)) {
         Some(Object::Neighbor(mac)) => *mac,
-        _ => return Err(format!("no neighbour entry for {gateway} on {device}")),
+        _ => return Err(format!("no neighbor entry for {gateway} on {device}")),
     };
     match state.get(&Key::Fdb(device.clone(), mac)) {
         Some(Object::Fdb(address)) => Ok(Some(*address)),
-        _ => Err(format!("no forwarding entry for {mac} on {device}")),
+        _ => Err(format!("no FDB entry for {mac} on {device}")),
     }
 }
 

@@ -64,6 +64,27 @@ pub struct Finding {
     pub remedy: Vec<String>,
 }
 
+impl Finding {
+    /// A finding about one subject.
+    fn new(
+        check: &str,
+        severity: Severity,
+        subject: impl Into<String>,
+        what: String,
+        why: &str,
+        remedy: Vec<String>,
+    ) -> Self {
+        Self {
+            check: check.to_owned(),
+            severity,
+            subject: Some(subject.into()),
+            what,
+            why: why.to_owned(),
+            remedy,
+        }
+    }
+}
+
 /// The severity of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -195,7 +195,7 @@ pub async fn set(
             SetOutcome::Created
         }
     };
-    write_strays(&config, &store.list().await?, out)?;
+    write_unfit(&config, &store.list().await?, out)?;
     Ok(outcome)
 }
 
@@ -234,29 +234,29 @@ fn write_differences(
 }
 
 /// Warns about leases that the config does not allow: their nodes take other subnets at their next start.
-fn write_strays(
+fn write_unfit(
     config: &NetworkConfig,
     leases: &[Lease],
     out: &mut impl Write,
 ) -> Result<(), NetworkCommandError> {
     const SHOWN: usize = 10;
-    let strays: Vec<_> = leases
+    let unfit: Vec<_> = leases
         .iter()
         .filter(|lease| !allocate::allows(config, &lease.key))
         .collect();
-    if strays.is_empty() {
+    if unfit.is_empty() {
         return Ok(());
     }
     writeln!(
         out,
         "warning: {} of {} leases do not fit this config; their nodes take other subnets when they restart:",
-        strays.len(),
+        unfit.len(),
         leases.len()
     )?;
-    for lease in strays.iter().take(SHOWN) {
+    for lease in unfit.iter().take(SHOWN) {
         writeln!(out, "  {} of {}", lease.key, lease.attrs.public_address())?;
     }
-    if let Some(more) = strays.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+    if let Some(more) = unfit.len().checked_sub(SHOWN).filter(|more| *more > 0) {
         writeln!(out, "  and {more} more")?;
     }
     Ok(())

@@ -2,8 +2,11 @@
 
 use ipnet::IpNet;
 
-use super::{Check, Context, Finding};
+use super::{Check, Context, Finding, NotChecked};
+use crate::base::logging::chain;
 use crate::cluster::lease::SubnetKey;
+use crate::host::netlink::host::{Host, Questions};
+use crate::plan::state::Key;
 use crate::telemetry::status::{Peer, Status};
 
 mod advice;
@@ -37,7 +40,7 @@ pub(super) fn checks() -> Vec<Check> {
 }
 
 /// Maximum number of findings of one kind; a large cluster may have thousands.
-const MOST: usize = 10;
+const MAX_FINDINGS: usize = 10;
 
 /// A peer's name: its subnet.
 fn name(peer: &Peer) -> String {
@@ -63,8 +66,8 @@ fn sample(peers: &[&Peer]) -> String {
 
 /// The first findings, the last of which gives the number of the others.
 fn cap(mut findings: Vec<Finding>) -> Vec<Finding> {
-    let more = findings.len().saturating_sub(MOST);
-    findings.truncate(MOST);
+    let more = findings.len().saturating_sub(MAX_FINDINGS);
+    findings.truncate(MAX_FINDINGS);
     if let Some(last) = findings.last_mut().filter(|_| more > 0) {
         last.what
             .push_str(&format!(" (and {more} more findings like it)"));
@@ -73,7 +76,7 @@ fn cap(mut findings: Vec<Finding>) -> Vec<Finding> {
 }
 
 /// The overlay networks.
-fn networks(status: &Status) -> impl Iterator<Item = IpNet> {
+pub(super) fn networks(status: &Status) -> impl Iterator<Item = IpNet> {
     let network = status.network.as_ref();
     let v4 = network.and_then(|network| network.ipv4).map(IpNet::V4);
     let v6 = network.and_then(|network| network.ipv6).map(IpNet::V6);
@@ -81,15 +84,28 @@ fn networks(status: &Status) -> impl Iterator<Item = IpNet> {
 }
 
 /// This node's subnets.
-fn own_subnets(status: &Status) -> impl Iterator<Item = IpNet> {
+pub(super) fn own_subnets(status: &Status) -> impl Iterator<Item = IpNet> {
     let lease = status.lease.as_ref();
     let v4 = lease.and_then(|lease| lease.subnet).map(IpNet::V4);
     let v6 = lease.and_then(|lease| lease.subnet_v6).map(IpNet::V6);
     v4.into_iter().chain(v6)
 }
 
+/// Whether the kernel refused the overlay's route to a network.
+pub(super) fn is_refused(status: &Status, net: IpNet) -> bool {
+    let key = Key::Route(net).to_string();
+    let mut causes = status.kernel.causes.iter();
+    causes.any(|cause| cause.object.as_ref() == Some(&key))
+}
+
+/// The state of this host's interfaces.
+async fn observe_host() -> Result<Host, NotChecked> {
+    let host = Host::observe(Questions::default()).await;
+    host.map_err(|error| NotChecked(chain(&error)))
+}
+
 /// Whether two networks overlap.
-fn meet(one: &IpNet, other: &IpNet) -> bool {
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
@@ -181,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_findings_few_are_told_and_the_rest_counted() {
+    fn of_many_findings_few_are_reported_and_the_rest_counted() {
         let finding = |number: usize| Finding {
             check: "x".to_owned(),
             severity: Severity::Error,
@@ -190,11 +206,17 @@ mod tests {
             why: String::new(),
             remedy: Vec::new(),
         };
-        let told = cap((0..MOST + 3).map(finding).collect());
-        assert_eq!(told.len(), MOST);
-        assert_eq!(told[MOST - 1].what, "9 (and 3 more findings like it)");
+        let capped = cap((0..MAX_FINDINGS + 3).map(finding).collect());
+        assert_eq!(capped.len(), MAX_FINDINGS);
         assert_eq!(
-            cap((0..MOST).map(finding).collect()).last().unwrap().what,
+            capped[MAX_FINDINGS - 1].what,
+            "9 (and 3 more findings like it)"
+        );
+        assert_eq!(
+            cap((0..MAX_FINDINGS).map(finding).collect())
+                .last()
+                .unwrap()
+                .what,
             "9"
         );
     }

@@ -7,7 +7,7 @@ use std::future::ready;
 
 use ipnet::IpNet;
 
-use super::{Check, Context, Finding, Names, NotChecked, Severity};
+use super::{Check, Context, Names, NotChecked, cluster};
 use crate::base::logging::chain;
 use crate::host::netlink::inventory::{Interface, Inventory};
 use crate::telemetry::status::{Lease, Network, Status};
@@ -98,20 +98,16 @@ impl<'a> Own<'a> {
 
     /// This node's subnets.
     fn subnets(&self) -> impl Iterator<Item = IpNet> {
-        let v4 = self.lease.subnet.map(|net| IpNet::V4(net.trunc()));
-        let v6 = self.lease.subnet_v6.map(|net| IpNet::V6(net.trunc()));
-        v4.into_iter().chain(v6)
+        cluster::own_subnets(self.status).map(|net| net.trunc())
     }
 
     /// The whole overlay's networks.
     fn networks(&self) -> impl Iterator<Item = IpNet> {
-        let v4 = self.network.ipv4.map(|net| IpNet::V4(net.trunc()));
-        let v6 = self.network.ipv6.map(|net| IpNet::V6(net.trunc()));
-        v4.into_iter().chain(v6)
+        cluster::networks(self.status).map(|net| net.trunc())
     }
 
     /// Whether an address is in the overlay, but in no subnet of this node.
-    fn is_strayed(&self, address: std::net::IpAddr) -> bool {
+    fn is_outside_own_subnets(&self, address: std::net::IpAddr) -> bool {
         self.networks().any(|net| net.contains(&address))
             && !self.subnets().any(|net| net.contains(&address))
     }
@@ -143,25 +139,6 @@ async fn inventory() -> Result<Inventory, NotChecked> {
             chain(&error)
         ))
     })
-}
-
-/// Builds a finding.
-fn finding(
-    check: &str,
-    severity: Severity,
-    subject: impl Into<String>,
-    what: String,
-    why: &str,
-    remedy: Vec<String>,
-) -> Finding {
-    Finding {
-        check: check.to_owned(),
-        severity,
-        subject: Some(subject.into()),
-        what,
-        why: why.to_owned(),
-        remedy,
-    }
 }
 
 /// A sysctl of this network namespace, such as `net/ipv4/ip_forward`; `None` if it does not exist.

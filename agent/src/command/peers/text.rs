@@ -25,7 +25,7 @@ pub(super) fn all(status: &Status, table: String) -> String {
 }
 
 /// An address or subnet while no agent runs; `status` has the matching peers.
-pub(super) fn unasked(
+pub(super) fn offline(
     status: &Status,
     asked: IpNet,
     (width, style): (Option<usize>, Style),

@@ -29,6 +29,8 @@ use crate::telemetry::status::{
 
 mod kernel;
 
+use self::kernel::Observed;
+
 /// The store's error.
 const NOT_ASKED: &str = "not queried, because no agent is running";
 
@@ -46,44 +48,13 @@ pub(super) async fn look(settings: &Settings) -> Status {
     notes.extend(other_agent(settings));
     let file = read_file(&settings.files.subnet_file, &mut notes);
     let networks = networks(&file.previous);
-    let seen = kernel::look(settings, &networks, &mut notes).await;
+    let observed = kernel::observe_overlay(settings, &networks, &mut notes).await;
     let underlay = look_for_underlay(settings, &file.previous, &mut notes).await;
-    let public = |v4: bool| {
-        let of = underlay.as_ref().map(|(_, public)| public);
-        of.into_iter()
-            .flatten()
-            .find(|address| address.is_ipv4() == v4)
-            .copied()
-    };
-    let lease = file.written.filter(|_| has_subnet(&file.previous));
-    let lease = lease.map(|written| Lease {
-        subnet: file.previous.subnet,
-        subnet_v6: file.previous.subnet_v6,
-        public_ip: public(true).and_then(v4),
-        public_ipv6: public(false).and_then(v6),
-        since_time: written,
-        held: false,
-        reservation: false,
-        ttl_seconds: None,
-        left_seconds: None,
-        trouble: Some(
-            "as in the subnet file; nothing renews it, and it may have expired".to_owned(),
-        ),
-    });
-    let network = (!networks.is_empty() || !seen.devices.is_empty()).then(|| Network {
-        ipv4: file.previous.network,
-        ipv6: file.previous.network_v6,
-        subnets: None,
-        backend: seen.backend.to_owned(),
-        mtu: file
-            .previous
-            .mtu
-            .or_else(|| seen.devices.iter().find_map(|device| device.mtu))
-            .unwrap_or(0),
-        rejected: None,
-    });
+    let public = underlay.as_ref().map_or(&[][..], |(_, public)| public);
+    let lease = lease(&file, public);
+    let network = network(&file.previous, &observed);
     let firewall = look_at_firewall(settings, &file, &mut notes).await;
-    for device in seen.devices.iter().filter(|device| !device.present) {
+    for device in observed.devices.iter().filter(|device| !device.present) {
         let text = format!("the overlay device {} is missing", device.name);
         notes.push(Cause::new(Code::DeviceMissing, text).about(&device.name));
     }
@@ -113,7 +84,7 @@ pub(super) async fn look(settings: &Settings) -> Status {
         network,
         lease,
         underlay: underlay.map(|(underlay, _)| underlay),
-        devices: seen.devices,
+        devices: observed.devices,
         firewall,
         kernel: Kernel {
             interval_seconds: settings.agent.resync.as_secs(),
@@ -124,9 +95,48 @@ pub(super) async fn look(settings: &Settings) -> Status {
             written_time: file.written,
         },
         docker,
-        peers: seen.peers,
+        peers: observed.peers,
         clock: Clock::default(),
     }
+}
+
+/// The lease according to the subnet file, as nobody knows whether the store still has it.
+fn lease(file: &SubnetEnv, public: &[IpAddr]) -> Option<Lease> {
+    let previous = &file.previous;
+    let written = file.written.filter(|_| has_subnet(previous))?;
+    Some(Lease {
+        subnet: previous.subnet,
+        subnet_v6: previous.subnet_v6,
+        public_ip: public.iter().copied().find_map(v4),
+        public_ipv6: public.iter().copied().find_map(v6),
+        since_time: written,
+        held: false,
+        reservation: false,
+        ttl_seconds: None,
+        left_seconds: None,
+        trouble: Some(
+            "as in the subnet file; nothing renews it, and it may have expired".to_owned(),
+        ),
+    })
+}
+
+/// The network according to the subnet file and the devices.
+fn network(previous: &Previous, observed: &Observed) -> Option<Network> {
+    let mut mtus = observed.devices.iter();
+    if networks(previous).is_empty() && observed.devices.is_empty() {
+        return None;
+    }
+    Some(Network {
+        ipv4: previous.network,
+        ipv6: previous.network_v6,
+        subnets: None,
+        backend: observed.backend.to_owned(),
+        mtu: previous
+            .mtu
+            .or_else(|| mtus.find_map(|device| device.mtu))
+            .unwrap_or(0),
+        rejected: None,
+    })
 }
 
 /// Never empty: faults first, then what could not be checked.

@@ -15,7 +15,7 @@ use self::table::{Cell, Column, Table};
 use crate::base::terminal::{Style, Tone};
 use crate::base::words::{ago, bytes, duration, grouped, harmless, micros, times};
 use crate::telemetry::status::{
-    Device, Firewall, Kernel, Lease, Network, State, Status, Store, Underlay,
+    Clock, Device, Docker, Firewall, Kernel, Lease, Network, State, Status, Store, Underlay,
 };
 
 /// The width of the label column, including the gap.
@@ -115,30 +115,43 @@ impl Page {
         if !stopped {
             self.kernel(&status.kernel, now);
         }
+        self.files(status, stopped);
+        if let Some(docker) = &status.docker {
+            self.docker(docker);
+        }
+        self.agent(status, stopped);
+        self.clock(&status.clock, now);
+    }
+
+    fn files(&mut self, status: &Status, stopped: bool) {
         let files = &status.files;
         let written = match files.written_time {
-            Some(at) => format!("written {}", ago(now, at)),
+            Some(at) => format!("written {}", ago(status.time, at)),
             None if stopped => "missing".to_owned(),
             None if status.lease.is_none() => "not written yet".to_owned(),
             None => "unchanged since an earlier run".to_owned(),
         };
         self.line("Files", &format!("{}, {written}", files.subnet_file));
-        if let Some(docker) = &status.docker {
-            let nets: Vec<_> = docker.addresses.iter().map(ToString::to_string).collect();
-            let nets = match nets.is_empty() {
-                true => "no address".to_owned(),
-                false => nets.join(", "),
-            };
-            let tone = match docker.trouble {
-                Some(_) => Tone::Bad,
-                None => Tone::Plain,
-            };
-            self.toned("Docker", tone, &format!("{}, {nets}", docker.bridge));
-        }
+    }
+
+    fn docker(&mut self, docker: &Docker) {
+        let nets: Vec<_> = docker.addresses.iter().map(ToString::to_string).collect();
+        let nets = match nets.is_empty() {
+            true => "no address".to_owned(),
+            false => nets.join(", "),
+        };
+        let tone = match docker.trouble {
+            Some(_) => Tone::Bad,
+            None => Tone::Plain,
+        };
+        self.toned("Docker", tone, &format!("{}, {nets}", docker.bridge));
+    }
+
+    fn agent(&mut self, status: &Status, stopped: bool) {
         let agent = &status.agent;
         let mut text = format!("selvage {}", agent.version);
         if !stopped {
-            let age = duration(now.saturating_sub(agent.started_time));
+            let age = duration(status.time.saturating_sub(agent.started_time));
             let _ = write!(text, ", process {}, running for {age}", agent.pid);
         }
         if let Some(network) = &agent.network {
@@ -156,17 +169,17 @@ impl Page {
             let text = format!("changed settings that need a restart: {keys}");
             self.toned("", Tone::Warn, &text);
         }
-        let clock = &status.clock;
-        if let (Some(at), Some(by)) = (clock.last_time, clock.last_seconds) {
-            let direction = if by < 0 { "back" } else { "ahead" };
-            let by = duration(by.unsigned_abs());
-            let text = format!(
-                "jumped {}, last by {by} {direction}, {}",
-                times(clock.jumps),
-                ago(now, at)
-            );
-            self.toned("Clock", Tone::Warn, &text);
-        }
+    }
+
+    fn clock(&mut self, clock: &Clock, now: u64) {
+        let (Some(at), Some(by)) = (clock.last_time, clock.last_seconds) else {
+            return;
+        };
+        let direction = if by < 0 { "back" } else { "ahead" };
+        let by = duration(by.unsigned_abs());
+        let (times, at) = (times(clock.jumps), ago(now, at));
+        let text = format!("jumped {times}, last by {by} {direction}, {at}");
+        self.toned("Clock", Tone::Warn, &text);
     }
 
     fn lease(&mut self, lease: &Lease, now: u64, stopped: bool) {

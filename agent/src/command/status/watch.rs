@@ -35,7 +35,7 @@ pub(super) async fn run(
     style: Style,
     output: &mut impl Write,
 ) -> Result<u8, Error> {
-    let mut ended = Ended::new()?;
+    let mut stop = StopSignals::new()?;
     let mut resized = signal(SignalKind::window_change())?;
     let mut ticks = interval(Duration::from_secs(seconds));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -43,11 +43,11 @@ pub(super) async fn run(
     let mut view = View::default();
     loop {
         tokio::select! {
-            () = ended.wait() => return Ok(0),
+            () = stop.wait() => return Ok(0),
             _ = resized.recv() => {}
             _ = ticks.tick() => {
                 tokio::select! {
-                    () = ended.wait() => return Ok(0),
+                    () = stop.wait() => return Ok(0),
                     seen = look(settings) => view.take(seen),
                 }
             }
@@ -59,9 +59,9 @@ pub(super) async fn run(
 }
 
 /// The signals that end it.
-struct Ended([Signal; 3]);
+struct StopSignals([Signal; 3]);
 
-impl Ended {
+impl StopSignals {
     fn new() -> io::Result<Self> {
         Ok(Self([
             signal(SignalKind::interrupt())?,

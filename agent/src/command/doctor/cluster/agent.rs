@@ -42,11 +42,11 @@ fn check(context: &Context<'_>) -> Outcome {
                 State::Ready => Vec::new(),
                 State::Degraded => degraded(status, settings, names),
             };
-            findings.extend(unread_settings(status, names));
+            findings.extend(unused_settings(status, names));
             findings
         }
         Err(control::Error::NotRunning { path, source }) => {
-            vec![unheard(path, source, settings, names)]
+            vec![no_answer(path, source, settings, names)]
         }
         Err(error @ control::Error::Unreadable(_)) => vec![finding(
             Severity::Warning,
@@ -75,7 +75,7 @@ fn check(context: &Context<'_>) -> Outcome {
 }
 
 /// Nothing answers on the control socket.
-fn unheard(path: &Path, source: &io::Error, settings: &Settings, names: &Names) -> Finding {
+fn no_answer(path: &Path, source: &io::Error, settings: &Settings, names: &Names) -> Finding {
     let socket = path.display();
     if source.kind() == io::ErrorKind::PermissionDenied {
         return finding(
@@ -201,7 +201,7 @@ fn joining(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> 
 
 /// The faults that no other check reports.
 fn degraded(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
-    let is_told_elsewhere = |cause: &&Cause| {
+    let is_reported_elsewhere = |cause: &&Cause| {
         cause.code.is_kernel_change()
             || matches!(
                 cause.task,
@@ -209,7 +209,7 @@ fn degraded(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding>
             )
     };
     let causes = status.health.causes();
-    let here = causes.iter().filter(|cause| !is_told_elsewhere(cause));
+    let here = causes.iter().filter(|cause| !is_reported_elsewhere(cause));
     here.map(|cause| {
         let what = match cause.task {
             Some(TaskName::Store) => format!("the lease store does not answer: {}", cause.text),
@@ -221,7 +221,7 @@ fn degraded(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding>
 }
 
 /// Changed settings that are not in use.
-fn unread_settings(status: &Status, names: &Names) -> Vec<Finding> {
+fn unused_settings(status: &Status, names: &Names) -> Vec<Finding> {
     let rejected = status.agent.settings_rejected.as_ref().map(|reason| {
         finding(
             Severity::Warning,
@@ -298,10 +298,10 @@ mod tests {
     fn settings_that_are_not_in_use_are_told() {
         let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
         let names = Names::of(&settings(&["--network", "blue"]));
-        assert!(unread_settings(&status, &names).is_empty());
+        assert!(unused_settings(&status, &names).is_empty());
         status.agent.settings_rejected = Some("the settings were not reloaded: line 3".to_owned());
         status.agent.settings_pending = vec!["etcd.prefix".to_owned()];
-        let [rejected, pending] = &unread_settings(&status, &names)[..] else {
+        let [rejected, pending] = &unused_settings(&status, &names)[..] else {
             panic!("not two findings")
         };
         assert!(rejected.what.contains("line 3") && rejected.remedy[0].contains("reload"));

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::nat;
-use super::{Check, Context, cap, deletion, name};
+use super::{Check, Context, cap, deletion, name, observe_host};
 use crate::cluster::refusal::RefusalCode;
-use crate::command::doctor::{Finding, Names, NotChecked, Outcome, Severity};
-use crate::host::netlink::host::{Host, Questions};
+use crate::command::doctor::{Finding, Names, Outcome, Severity};
 use crate::telemetry::status::{Peer, Refusal, Status};
 
 const NAME: &str = "duplicate-address";
@@ -25,13 +24,11 @@ pub(super) const CHECK: Check = Check {
 
 async fn check(context: &Context<'_>) -> Outcome {
     let status = context.status()?;
-    let host = Host::observe(Questions::default())
-        .await
-        .map_err(|error| NotChecked(crate::base::logging::chain(&error)))?;
+    let host = observe_host().await?;
     let nodes = nodes(status);
     let names = &context.names;
-    let told = nat::shared(status, &host, names).is_some();
-    let mut findings = addresses(&nodes, told, names);
+    let own_is_reported = nat::shared_address(status, &host, names).is_some();
+    let mut findings = addresses(&nodes, own_is_reported, names);
     findings.extend(identities(status, names));
     findings.extend(machines(&nodes, names));
     Ok(cap(findings))
@@ -87,8 +84,8 @@ fn nodes(status: &Status) -> Vec<Node<'_>> {
     own.into_iter().chain(peers).collect()
 }
 
-/// Addresses that two nodes publish. `told`: another check reports this node's own.
-fn addresses(nodes: &[Node<'_>], told: bool, names: &Names) -> Vec<Finding> {
+/// Addresses that two nodes publish. `own_is_reported`: another check reports this node's own.
+fn addresses(nodes: &[Node<'_>], own_is_reported: bool, names: &Names) -> Vec<Finding> {
     let mut by_address: BTreeMap<IpAddr, Vec<&Node<'_>>> = BTreeMap::new();
     for node in nodes {
         for address in &node.addresses {
@@ -99,7 +96,7 @@ fn addresses(nodes: &[Node<'_>], told: bool, names: &Names) -> Vec<Finding> {
     for (address, nodes) in by_address {
         let owners: BTreeSet<_> = nodes.iter().filter_map(|node| node.owner).collect();
         // Two leases with one owner, or one of flannel that Selvage took over, are one node.
-        if owners.len() < 2 || told && nodes.iter().any(|node| node.is_own) {
+        if owners.len() < 2 || own_is_reported && nodes.iter().any(|node| node.is_own) {
             continue;
         }
         let deletions = nodes.iter().filter_map(|node| node.deletion.as_deref());
@@ -220,17 +217,17 @@ fn machines(nodes: &[Node<'_>], names: &Names) -> Vec<Finding> {
 
 /// The names and addresses of the first few nodes.
 fn list(nodes: &[&Node<'_>]) -> String {
-    const MOST: usize = 5;
+    const MAX_NODES: usize = 5;
     let mut names: Vec<String> = nodes
         .iter()
-        .take(MOST)
+        .take(MAX_NODES)
         .map(|node| match node.addresses.first() {
             Some(address) => format!("{} (at {address})", node.name),
             None => node.name.clone(),
         })
         .collect();
-    if nodes.len() > MOST {
-        names.push(format!("{} more", nodes.len() - MOST));
+    if nodes.len() > MAX_NODES {
+        names.push(format!("{} more", nodes.len() - MAX_NODES));
     }
     let last = names.pop().unwrap_or_default();
     format!("{} and {last}", names.join(", "))
@@ -245,8 +242,8 @@ mod tests {
     #[test]
     fn refusals_of_duplicates_are_recognised() {
         for refusal in one_of_each() {
-            let told = Refusal::of(&refusal);
-            let expected = match told.code {
+            let found = Refusal::of(&refusal);
+            let expected = match found.code {
                 RefusalCode::OwnMac => Some(("this node", Identity::Mac)),
                 RefusalCode::OwnKey => Some(("this node", Identity::Key)),
                 RefusalCode::TakenMac | RefusalCode::CopiesMac => {
@@ -257,13 +254,13 @@ mod tests {
                 }
                 _ => None,
             };
-            let found = Identity::of(&told);
-            let found = found
+            let identity = Identity::of(&found);
+            let identity = identity
                 .as_ref()
                 .map(|(holder, what)| (holder.as_str(), *what));
-            assert_eq!(found, expected, "{refusal}");
-            let is_duplicate = expected.is_some() || told.code == RefusalCode::OurPublicIp;
-            assert_eq!(super::is_duplicate(&told), is_duplicate, "{refusal}");
+            assert_eq!(identity, expected, "{refusal}");
+            let is_duplicate = expected.is_some() || found.code == RefusalCode::OurPublicIp;
+            assert_eq!(super::is_duplicate(&found), is_duplicate, "{refusal}");
         }
     }
 

@@ -8,10 +8,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Check, Context, duplicates, name};
+use super::{Check, Context, duplicates, name, observe_host};
 use crate::base::net;
-use crate::command::doctor::{Finding, Names, NotChecked, Outcome, Severity};
-use crate::host::netlink::host::{Host, Questions};
+use crate::command::doctor::{Finding, Names, Outcome, Severity};
+use crate::host::netlink::host::Host;
 use crate::telemetry::status::{Lease, Status, Underlay};
 
 const NAME: &str = "nat-interface";
@@ -25,17 +25,15 @@ pub(super) const CHECK: Check = Check {
 
 async fn check(context: &Context<'_>) -> Outcome {
     let status = context.status()?;
-    let host = Host::observe(Questions::default())
-        .await
-        .map_err(|error| NotChecked(crate::base::logging::chain(&error)))?;
-    Ok(shared(status, &host, &context.names)
-        .or_else(|| elsewhere(status, &host, &context.names))
+    let host = observe_host().await?;
+    Ok(shared_address(status, &host, &context.names)
+        .or_else(|| other_interface(status, &host, &context.names))
         .into_iter()
         .collect())
 }
 
 /// Names of interfaces to this host's containers or virtual machines, not to other hosts.
-const INSIDE: [&str; 10] = [
+const LOCAL_PREFIXES: [&str; 10] = [
     "docker", "cni", "br-", "virbr", "veth", "lxdbr", "lxcbr", "podman", "cali", "vnet",
 ];
 
@@ -60,8 +58,10 @@ fn candidates<'a>(status: &Status, underlay: &Underlay, host: &'a Host) -> Vec<C
             let mut links = host.links.iter();
             let link = links.find(|link| link.index == address.link_index)?;
             let interface = link.name.as_str();
-            let leads_inside = INSIDE.iter().any(|inside| interface.starts_with(inside));
-            (!leads_inside && !is_overlay(interface)).then_some(Candidate {
+            let is_local = LOCAL_PREFIXES
+                .iter()
+                .any(|prefix| interface.starts_with(prefix));
+            (!is_local && !is_overlay(interface)).then_some(Candidate {
                 interface,
                 address: address.address,
                 net: IpNet::new(address.address, address.prefix_len)
@@ -80,7 +80,7 @@ fn is_usable(address: IpAddr) -> bool {
 }
 
 /// The public IPs that come from the interface and not from the settings.
-fn untold(lease: &Lease, underlay: &Underlay) -> Vec<IpAddr> {
+fn interface_addresses(lease: &Lease, underlay: &Underlay) -> Vec<IpAddr> {
     let v4 = lease
         .public_ip
         .filter(|public| underlay.ipv4.is_some_and(|net| net.addr() == *public));
@@ -92,9 +92,9 @@ fn untold(lease: &Lease, underlay: &Underlay) -> Vec<IpAddr> {
 }
 
 /// Other nodes publish our address, too, and there is another interface: the address belongs to a NAT.
-pub(super) fn shared(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
+pub(super) fn shared_address(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
     let (lease, underlay) = (status.lease.as_ref()?, status.underlay.as_ref()?);
-    let own = untold(lease, underlay);
+    let own = interface_addresses(lease, underlay);
     let others: Vec<_> = status
         .peers
         .iter()
@@ -126,12 +126,12 @@ pub(super) fn shared(status: &Status, host: &Host, names: &Names) -> Option<Find
 }
 
 /// Peers are on-link on another interface.
-fn elsewhere(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
+fn other_interface(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
     let (lease, underlay) = (status.lease.as_ref()?, status.underlay.as_ref()?);
-    let own = untold(lease, underlay);
+    let own = interface_addresses(lease, underlay);
     let attached = [underlay.ipv4.map(IpNet::V4), underlay.ipv6.map(IpNet::V6)];
     let candidates = candidates(status, underlay, host);
-    let near = |candidate: &Candidate<'_>| {
+    let on_link_peers = |candidate: &Candidate<'_>| {
         let wider = candidate.net.prefix_len() < candidate.net.max_prefix_len();
         let peers = status.peers.iter().filter(move |peer| {
             let mut addresses = peer.addresses();
@@ -151,7 +151,7 @@ fn elsewhere(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
                 .any(|own| own.is_ipv4() == candidate.address.is_ipv4())
         })
         .map(|candidate| {
-            let peers = near(&candidate);
+            let peers = on_link_peers(&candidate);
             (candidate, peers)
         })
         .max_by_key(|(_, peers)| peers.len())?;

@@ -86,11 +86,11 @@ mod tests {
     use crate::telemetry::status::{Agent, Network};
 
     #[test]
-    fn a_network_is_told_to_be_full_in_time() {
+    fn a_full_network_is_reported_in_time() {
         let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
         let names = Names::of(&settings(&[]));
         assert!(subnets(&status, &names).is_empty());
-        for (capacity, peers, told) in [
+        for (capacity, peers, is_full) in [
             (255, 2, false),
             (255, 230, true),
             (4, 2, false),
@@ -108,7 +108,7 @@ mod tests {
             status.lease = Some(super::super::tests::lease());
             assert_eq!(
                 !subnets(&status, &names).is_empty(),
-                told,
+                is_full,
                 "{peers} of {capacity}"
             );
         }

@@ -226,10 +226,10 @@ mod tests {
     #[test]
     fn every_refusal_has_its_remedy() {
         for refusal in one_of_each() {
-            let told = Refusal::of(&refusal);
-            let expected = match told.code.class() {
+            let found = Refusal::of(&refusal);
+            let expected = match found.code.class() {
                 "outside-network" | "other-family" => Fault::Network,
-                "overlaps-own" | "overlaps-older" => match told.code {
+                "overlaps-own" | "overlaps-older" => match found.code {
                     RefusalCode::HoldsHost | RefusalCode::MeetsOlder | RefusalCode::MovesInto => {
                         Fault::Hosts
                     }
@@ -238,13 +238,13 @@ mod tests {
                 },
                 "public-ip" | "our-public-ip" => Fault::Address,
                 "other-backend" => Fault::Backend,
-                _ => match told.code {
+                _ => match found.code {
                     RefusalCode::NoAddress | RefusalCode::Looping => Fault::Address,
                     RefusalCode::OffLink => Fault::OffLink,
                     _ => Fault::Data,
                 },
             };
-            assert_eq!(Fault::of(told.code), expected, "{refusal}");
+            assert_eq!(Fault::of(found.code), expected, "{refusal}");
         }
     }
 

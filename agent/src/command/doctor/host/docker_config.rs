@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Own, finding, listed};
-use crate::command::doctor::{Context, Outcome, Severity};
+use super::{Own, listed};
+use crate::command::doctor::{Context, Finding, Outcome, Severity};
 
 pub(super) const NAME: &str = "docker-config";
 
@@ -35,7 +35,7 @@ pub(super) fn check(context: &Context<'_>) -> Outcome {
         return Ok(Vec::new());
     }
     let options = listed(twice);
-    Ok(vec![finding(
+    Ok(vec![Finding::new(
         NAME,
         Severity::Error,
         CONFIG,

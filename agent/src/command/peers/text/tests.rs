@@ -89,7 +89,7 @@ fn without_an_agent_an_address_is_known_by_file_or_route() {
     let asked = |asked: &str, peers: usize| {
         let mut status = stopped();
         status.peers.truncate(peers);
-        unasked(&status, asked.parse().unwrap(), (None, style()))
+        offline(&status, asked.parse().unwrap(), (None, style()))
     };
     assert_eq!(
         asked("10.5.34.7/32", 0),

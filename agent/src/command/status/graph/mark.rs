@@ -82,7 +82,7 @@ impl Mark {
 }
 
 /// A peer with its mark.
-pub(super) struct Seen<'a> {
+pub(super) struct MarkedPeer<'a> {
     pub(super) peer: &'a Peer,
     pub(super) mark: Mark,
     /// Why the mark is not [`Mark::Programmed`].
@@ -90,7 +90,7 @@ pub(super) struct Seen<'a> {
 }
 
 /// Marks peers by the agent's status and the doctor's findings.
-pub(super) fn marked<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<Seen<'a>> {
+pub(super) fn mark_peers<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<MarkedPeer<'a>> {
     let lost = about(findings);
     let mark = |peer: &'a Peer| {
         let reason = peer.reason.clone();
@@ -110,7 +110,7 @@ pub(super) fn marked<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<Seen<'a
                 }
             }
         };
-        Seen { peer, mark, reason }
+        MarkedPeer { peer, mark, reason }
     };
     peers.iter().map(mark).collect()
 }

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{finding, leave_out, meet, own_subnets, renumber};
+use super::{exclude, finding, overlap, own_subnets, renumber};
 use crate::base::net::Family;
-use crate::command::doctor::cluster::name;
+use crate::command::doctor::cluster::{is_refused, name};
 use crate::command::doctor::{Finding, Names, Severity};
 use crate::host::netlink::Refused;
 use crate::host::netlink::host::{Forwarded, Host, Way};
@@ -23,7 +23,7 @@ const MAIN_OR_LOCAL: [u32; 2] = [254, 255];
 const RUNTIMES: [&str; 2] = ["docker0", "cni0"];
 
 /// The state of the host.
-pub(super) struct Surroundings<'a> {
+pub(super) struct HostState<'a> {
     pub(super) names: &'a Names,
     pub(super) status: &'a Status,
     pub(super) networks: &'a [IpNet],
@@ -35,7 +35,7 @@ pub(super) struct Surroundings<'a> {
 }
 
 /// A route lookup for a peer.
-pub(super) struct Asked {
+pub(super) struct Lookup {
     name: String,
     /// A possible container address of the peer.
     pub(super) address: IpAddr,
@@ -45,10 +45,10 @@ pub(super) struct Asked {
     pub(super) forwarded: Option<Forwarded>,
 }
 
-impl Surroundings<'_> {
+impl HostState<'_> {
     /// The route lookups for some fully programmed peers: for the host's own packets and, if there is a container
     /// bridge, for those of containers.
-    pub(super) fn sample(&self) -> Vec<Asked> {
+    pub(super) fn sample(&self) -> Vec<Lookup> {
         let peers = self.status.peers.iter();
         let programmed = peers.filter(|peer| peer.state == PeerState::Programmed);
         let bridges: Vec<Forwarded> = own_subnets(self.status)
@@ -75,7 +75,7 @@ impl Surroundings<'_> {
                 std::iter::once(None)
                     .chain(forwarded)
                     .filter_map(move |forwarded| {
-                        Some(Asked {
+                        Some(Lookup {
                             name: name(peer),
                             address: address?,
                             public,
@@ -112,8 +112,8 @@ impl Surroundings<'_> {
         devices.any(|device| device.name == interface)
     }
 
-    fn meets(&self, net: &IpNet) -> Option<&IpNet> {
-        self.networks.iter().find(|network| meet(network, net))
+    fn overlapping(&self, net: &IpNet) -> Option<&IpNet> {
+        self.networks.iter().find(|network| overlap(network, net))
     }
 
     fn is_own(&self, net: &IpNet) -> bool {
@@ -129,7 +129,7 @@ impl Surroundings<'_> {
         let v6 = underlay.ipv6.map(|net| IpNet::V6(net.trunc()));
         let nets = v4.into_iter().chain(v6);
         nets.filter_map(|net| {
-            let network = self.meets(&net)?;
+            let network = self.overlapping(&net)?;
             Some(finding(
                 Severity::Warning,
                 underlay.interface.clone(),
@@ -139,7 +139,7 @@ impl Surroundings<'_> {
                 ),
                 "no node takes a subnet that contains this host's address, but one may take a subnet that contains the address of a host outside the cluster: packets for that host then go to the node's containers",
                 vec![
-                    format!("exclude the hosts' addresses: {}", leave_out(self.names)),
+                    format!("exclude the hosts' addresses: {}", exclude(self.names)),
                     renumber(self.names),
                 ],
             ))
@@ -156,7 +156,7 @@ impl Surroundings<'_> {
                 continue;
             };
             let (net, interface) = (net.trunc(), self.interface(address.link_index));
-            let Some(network) = self.meets(&net) else {
+            let Some(network) = self.overlapping(&net) else {
                 continue;
             };
             let is_ours = self.is_own(&net)
@@ -189,15 +189,15 @@ impl Surroundings<'_> {
     }
 
     /// Peers whose packets bypass the overlay.
-    pub(super) fn lost_peers(
+    pub(super) fn bypassing_peers(
         &self,
-        peers: &[Asked],
+        peers: &[Lookup],
         ways: &[Result<Way, Refused>],
     ) -> Vec<Finding> {
-        let mut by_way: Vec<(Way, Vec<&Asked>)> = Vec::new();
-        for (asked, way) in peers.iter().zip(ways) {
+        let mut by_way: Vec<(Way, Vec<&Lookup>)> = Vec::new();
+        for (lookup, way) in peers.iter().zip(ways) {
             let Ok(way) = way else { continue };
-            if self.leaves_well(asked, way) {
+            if self.is_right_route(lookup, way) {
                 continue;
             }
             let same = |other: &Way| {
@@ -205,54 +205,42 @@ impl Surroundings<'_> {
                     == (way.link_index, way.gateway, way.table)
             };
             match by_way.iter_mut().find(|(other, _)| same(other)) {
-                Some((_, peers)) => peers.push(asked),
-                None => by_way.push((*way, vec![asked])),
+                Some((_, peers)) => peers.push(lookup),
+                None => by_way.push((*way, vec![lookup])),
             }
         }
-        let lost = by_way.iter();
-        lost.map(|(way, peers)| self.lost(way, peers)).collect()
+        let wrong = by_way.iter();
+        wrong.map(|(way, peers)| self.bypass(way, peers)).collect()
     }
 
     /// Whether a route is right for overlay packets: into the overlay device or, with host-gw and direct routing, over
     /// the underlay to the peer itself.
-    fn leaves_well(&self, asked: &Asked, way: &Way) -> bool {
+    fn is_right_route(&self, lookup: &Lookup, way: &Way) -> bool {
         let underlay = self.status.underlay.as_ref().map(|underlay| underlay.index);
         let is_direct = Some(way.link_index) == underlay
             && way.gateway.is_some()
-            && way.gateway == asked.public;
+            && way.gateway == lookup.public;
         is_direct
             || way.local
             || self.is_overlay(self.interface(way.link_index))
             || self.has_own(way.link_index)
     }
 
-    fn lost(&self, way: &Way, peers: &[&Asked]) -> Finding {
+    fn bypass(&self, way: &Way, peers: &[&Lookup]) -> Finding {
         let interface = self.interface(way.link_index);
         let cause = self.routes.iter().find(|route| {
             let over = route.link.map(|index| self.interface(index));
-            let takes = |asked: &&Asked| route.destination.contains(&asked.address);
+            let takes = |lookup: &&Lookup| route.destination.contains(&lookup.address);
             over == Some(interface) && route.table == way.table && peers.iter().any(takes)
         });
-        let mut names: Vec<_> = peers.iter().map(|asked| asked.name.as_str()).collect();
+        let mut names: Vec<_> = peers.iter().map(|lookup| lookup.name.as_str()).collect();
         names.dedup();
         let count = names.len();
         names.truncate(3);
         let more = if count > names.len() { ", …" } else { "" };
         let first = peers.first();
-        let look = first.map(|asked| {
-            let forwarded = asked.forwarded.map_or_else(String::new, |forwarded| {
-                format!(
-                    " from {} iif {}",
-                    forwarded.source,
-                    self.interface(forwarded.link_index)
-                )
-            });
-            format!(
-                "see the route: ip route get {}{forwarded}; ip rule",
-                asked.address
-            )
-        });
-        let whose = match peers.iter().all(|asked| asked.forwarded.is_some()) {
+        let look = first.map(|lookup| self.lookup_command(lookup));
+        let whose = match peers.iter().all(|lookup| lookup.forwarded.is_some()) {
             true => "packets from local containers",
             false => "packets",
         };
@@ -264,14 +252,14 @@ impl Surroundings<'_> {
             self.status.peers.len(),
             names.join(", ")
         );
-        let rule = first.and_then(|asked| self.rule_to(way.table, asked));
+        let rule = first.and_then(|lookup| self.rule_to(way.table, lookup));
         let (why, remedy) = match rule {
             Some(rule) => (
                 format!(
                     "the rule {}: {rule} comes before the main table, which has the overlay's routes",
                     rule.priority
                 ),
-                self.pass(rule),
+                self.exempt(rule),
             ),
             None => (
                 "another program's route or rule takes precedence over the overlay's, as a VPN that captures all traffic does".to_owned(),
@@ -285,20 +273,30 @@ impl Surroundings<'_> {
         finding(Severity::Error, interface.to_owned(), what, &why, remedy)
     }
 
+    /// The same lookup, for the administrator.
+    fn lookup_command(&self, lookup: &Lookup) -> String {
+        let forwarded = lookup.forwarded.map_or_else(String::new, |forwarded| {
+            let interface = self.interface(forwarded.link_index);
+            format!(" from {} iif {interface}", forwarded.source)
+        });
+        let address = lookup.address;
+        format!("see the route: ip route get {address}{forwarded}; ip rule")
+    }
+
     /// The rule that sends a peer's packets to a table before the main one.
-    fn rule_to(&self, table: u32, asked: &Asked) -> Option<&PolicyRule> {
-        let forwarded = asked.forwarded;
+    fn rule_to(&self, table: u32, lookup: &Lookup) -> Option<&PolicyRule> {
+        let forwarded = lookup.forwarded;
         let forwarded = forwarded.map(|from| (from.source, self.interface(from.link_index)));
         let mut rules = self.rules.iter();
         rules.find(|rule| {
             !MAIN_OR_LOCAL.contains(&table)
                 && rule.table == table
-                && rule.is_about(asked.address, forwarded)
+                && rule.is_about(lookup.address, forwarded)
         })
     }
 
     /// How to exempt the overlay's packets from a rule.
-    fn pass(&self, rule: &PolicyRule) -> Vec<String> {
+    fn exempt(&self, rule: &PolicyRule) -> Vec<String> {
         let option = match rule.family {
             Family::V4 => "",
             Family::V6 => "-6 ",
@@ -323,18 +321,19 @@ impl Surroundings<'_> {
         })
     }
 
-    /// Other programs' routes into the overlay's networks, except those already in `told`.
-    pub(super) fn routes(&self, told: &[Finding]) -> Vec<Finding> {
-        let is_told = |interface: &str| {
-            told.iter()
+    /// Other programs' routes into the overlay's networks, except those already in `reported`.
+    pub(super) fn routes(&self, reported: &[Finding]) -> Vec<Finding> {
+        let is_reported = |interface: &str| {
+            reported
+                .iter()
                 .any(|finding| finding.subject.as_deref() == Some(interface))
         };
         self.routes
             .iter()
             .filter_map(|route| {
-                let network = self.meets(&route.destination)?;
+                let network = self.overlapping(&route.destination)?;
                 let interface = route.link.map_or("", |index| self.interface(index));
-                if self.is_harmless(route, interface, network) || is_told(interface) {
+                if self.is_harmless(route, interface, network) || is_reported(interface) {
                     return None;
                 }
                 let (severity, what, why) = if network.contains(&route.destination) && route.destination != *network {
@@ -381,9 +380,7 @@ impl Surroundings<'_> {
 
     /// Whether the kernel refused our route because of it, which another check reports.
     fn is_refused(&self, route: &ForeignRoute) -> bool {
-        let ours = format!("route {} ", route.destination);
-        let mut failures = self.status.kernel.failures.iter();
-        failures.any(|failure| failure.contains(&ours))
+        is_refused(self.status, route.destination)
     }
 
     /// As ip(8) prints it.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-use super::{Holder, finding, holder, leave_out, renumber};
+use super::{Holder, exclude, finding, holder, renumber};
 use crate::command::doctor::cluster::advice;
 use crate::command::doctor::{Context, Finding, Severity};
 use crate::host::netlink::host::Host;
@@ -73,7 +73,7 @@ fn judge(
         vec![
             format!(
                 "reach {server} at an address outside the overlay's network, or exclude its subnet: {}",
-                leave_out(names)
+                exclude(names)
             ),
             renumber(names),
         ],

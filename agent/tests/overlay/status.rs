@@ -303,7 +303,7 @@ fn without_an_agent_files_and_kernel_are_told() {
     let text = ask(&one, "status", &[]);
     assert_eq!(text.code, Some(3), "{text:?}");
     assert!(
-        text.text.starts_with("stopped: the agent does not run"),
+        text.text.starts_with("stopped: no agent is running"),
         "{text:?}"
     );
     assert_eq!(text.line("Lease"), format!("{own} as 10.77.0.11"));

@@ -1,13 +1,16 @@
 //! Checks of the cluster: the agent and its own lease, the other nodes' leases, the store, and conflicting networks.
 
+use std::future::ready;
+use std::pin::Pin;
+
 use ipnet::IpNet;
 
-use super::{Check, Context, Finding, NotChecked};
+use super::{Check, Context, Finding, NotChecked, Outcome};
 use crate::base::logging::chain;
 use crate::cluster::lease::SubnetKey;
 use crate::host::netlink::host::{Host, Questions};
 use crate::plan::state::Key;
-use crate::telemetry::status::{Peer, Status};
+use crate::telemetry::status::{Lease, Network, Peer, Status};
 
 mod advice;
 mod agent;
@@ -54,6 +57,14 @@ fn deletion(peer: &Peer, status: &Status) -> String {
     format!("etcdctl del '{}/subnets/{key}'", status.store.prefix)
 }
 
+/// A check of the agent's status.
+fn of_status<'a>(
+    context: &'a Context<'a>,
+    find: impl FnOnce(&'a Status) -> Vec<Finding>,
+) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
+    Box::pin(ready(context.status().map(find)))
+}
+
 /// A short list of several peers.
 fn sample(peers: &[&Peer]) -> String {
     match peers {
@@ -77,18 +88,12 @@ fn cap(mut findings: Vec<Finding>) -> Vec<Finding> {
 
 /// The overlay networks.
 pub(super) fn networks(status: &Status) -> impl Iterator<Item = IpNet> {
-    let network = status.network.as_ref();
-    let v4 = network.and_then(|network| network.ipv4).map(IpNet::V4);
-    let v6 = network.and_then(|network| network.ipv6).map(IpNet::V6);
-    v4.into_iter().chain(v6)
+    status.network.iter().flat_map(Network::nets)
 }
 
 /// This node's subnets.
 pub(super) fn own_subnets(status: &Status) -> impl Iterator<Item = IpNet> {
-    let lease = status.lease.as_ref();
-    let v4 = lease.and_then(|lease| lease.subnet).map(IpNet::V4);
-    let v6 = lease.and_then(|lease| lease.subnet_v6).map(IpNet::V6);
-    v4.into_iter().chain(v6)
+    status.lease.iter().flat_map(Lease::nets)
 }
 
 /// Whether the kernel refused the overlay's route to a network.
@@ -117,7 +122,7 @@ mod tests {
 
     use super::*;
     use crate::command::doctor::Severity;
-    use crate::telemetry::status::{Lease, PeerState};
+    use crate::telemetry::status::PeerState;
 
     /// This many healthy peers.
     pub(super) fn peers(count: u32) -> Vec<Peer> {

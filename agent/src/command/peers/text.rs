@@ -30,11 +30,10 @@ pub(super) fn offline(
     asked: IpNet,
     (width, style): (Option<usize>, Style),
 ) -> String {
-    let is_own = status.lease.as_ref().is_some_and(|lease| {
-        let v4 = lease.subnet.map(IpNet::V4).into_iter();
-        let mut nets = v4.chain(lease.subnet_v6.map(IpNet::V6));
-        nets.any(|net| net.contains(&asked))
-    });
+    let is_own = status
+        .lease
+        .as_ref()
+        .is_some_and(|lease| lease.nets().any(|net| net.contains(&asked)));
     let name = name(asked);
     if is_own {
         format!("{name} is this host's, according to the subnet file\n")

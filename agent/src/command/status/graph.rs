@@ -91,9 +91,7 @@ fn heading(
     let title = status.network.as_ref().map_or_else(
         || "Overlay, not known yet".to_owned(),
         |network| {
-            let v4 = network.ipv4.map(|net| net.to_string());
-            let v6 = network.ipv6.map(|net| net.to_string());
-            let nets: Vec<String> = v4.into_iter().chain(v6).collect();
+            let nets: Vec<String> = network.nets().map(|net| net.to_string()).collect();
             let (backend, mtu) = (&network.backend, network.mtu);
             format!("Overlay {} by {backend}, MTU {mtu}", nets.join(" and "))
         },
@@ -151,9 +149,7 @@ fn counts(peers: &[mark::MarkedPeer<'_>]) -> String {
 fn description(status: &Status, peers: &[mark::MarkedPeer<'_>]) -> String {
     let mut sentences = vec![match &status.lease {
         Some(lease) => {
-            let v4 = lease.subnet.map(|net| net.to_string());
-            let v6 = lease.subnet_v6.map(|net| net.to_string());
-            let nets: Vec<String> = v4.into_iter().chain(v6).collect();
+            let nets: Vec<String> = lease.nets().map(|net| net.to_string()).collect();
             format!("This node has {}.", nets.join(" and "))
         }
         None => "This node has no lease.".to_owned(),

@@ -135,10 +135,9 @@ impl Page {
     }
 
     fn docker(&mut self, docker: &Docker) {
-        let nets: Vec<_> = docker.addresses.iter().map(ToString::to_string).collect();
-        let nets = match nets.is_empty() {
+        let nets = match docker.addresses.is_empty() {
             true => "no address".to_owned(),
-            false => nets.join(", "),
+            false => list(docker.addresses.iter()),
         };
         let tone = match docker.trouble {
             Some(_) => Tone::Bad,
@@ -183,14 +182,8 @@ impl Page {
     }
 
     fn lease(&mut self, lease: &Lease, now: u64, stopped: bool) {
-        let mut text = list([
-            lease.subnet.map(|net| net.to_string()),
-            lease.subnet_v6.map(|net| net.to_string()),
-        ]);
-        let public = list([
-            lease.public_ip.map(|ip| ip.to_string()),
-            lease.public_ipv6.map(|ip| ip.to_string()),
-        ]);
+        let mut text = list(lease.nets());
+        let public = list(lease.addresses());
         if !public.is_empty() {
             let _ = write!(text, " as {public}");
         }
@@ -249,10 +242,7 @@ impl Page {
     }
 
     fn network(&mut self, network: &Network) {
-        let nets = list([
-            network.ipv4.map(|net| net.to_string()),
-            network.ipv6.map(|net| net.to_string()),
-        ]);
+        let nets = list(network.nets());
         let nets = if nets.is_empty() { "unknown" } else { &nets };
         let (backend, mtu) = (&network.backend, network.mtu);
         let room = match network.subnets {
@@ -268,10 +258,7 @@ impl Page {
     }
 
     fn underlay(&mut self, underlay: &Underlay) {
-        let addresses = list([
-            underlay.ipv4.map(|net| net.to_string()),
-            underlay.ipv6.map(|net| net.to_string()),
-        ]);
+        let addresses = list(underlay.nets());
         let (interface, mtu) = (&underlay.interface, underlay.mtu);
         self.line("Underlay", &format!("{interface}, {addresses}, MTU {mtu}"));
     }
@@ -424,10 +411,9 @@ fn or_slash(prefix: &str) -> &str {
     if prefix.is_empty() { "/" } else { prefix }
 }
 
-/// Joins the values of both IP versions.
-fn list(both: [Option<String>; 2]) -> String {
-    let both: Vec<_> = both.into_iter().flatten().collect();
-    both.join(", ")
+fn list<T: ToString>(values: impl Iterator<Item = T>) -> String {
+    let texts: Vec<_> = values.map(|value| value.to_string()).collect();
+    texts.join(", ")
 }
 
 /// Wraps a text at spaces into lines of at most `width` columns, or longer if a single word is. Returns at least one

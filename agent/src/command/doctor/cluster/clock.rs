@@ -1,8 +1,6 @@
 //! A wall clock that jumps.
 
-use std::future::ready;
-
-use super::Check;
+use super::{Check, of_status};
 use crate::base::words::duration;
 use crate::command::doctor::{Finding, Severity};
 use crate::telemetry::status::Status;
@@ -13,7 +11,7 @@ const NAME: &str = "clock-jump";
 pub(super) const CHECK: Check = Check {
     name: NAME,
     looks_for: "a wall clock that jumped in the last day",
-    run: |context| Box::pin(ready(context.status().map(find))),
+    run: |context| of_status(context, find),
 };
 
 /// How long a jump is reported, in seconds.

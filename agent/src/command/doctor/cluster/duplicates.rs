@@ -64,12 +64,7 @@ struct Node<'a> {
 fn nodes(status: &Status) -> Vec<Node<'_>> {
     let own = status.lease.as_ref().map(|lease| Node {
         name: "this node".to_owned(),
-        addresses: {
-            let v4 = lease.public_ip.map(IpAddr::V4);
-            v4.into_iter()
-                .chain(lease.public_ipv6.map(IpAddr::V6))
-                .collect()
-        },
+        addresses: lease.addresses().collect(),
         owner: Some(&status.agent.node_id),
         is_own: true,
         deletion: None,

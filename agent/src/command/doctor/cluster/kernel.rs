@@ -1,9 +1,8 @@
 //! Kernel objects that the kernel refused.
 
 use std::collections::BTreeMap;
-use std::future::ready;
 
-use super::Check;
+use super::{Check, of_status};
 use crate::command::doctor::{Finding, Names, Severity};
 use crate::telemetry::status::{Cause, Code, State, Status};
 
@@ -13,11 +12,7 @@ const NAME: &str = "kernel-refusal";
 pub(super) const CHECK: Check = Check {
     name: NAME,
     looks_for: "devices, routes and neighbors that the kernel refused",
-    run: |context| {
-        Box::pin(ready(
-            context.status().map(|status| find(status, &context.names)),
-        ))
-    },
+    run: |context| of_status(context, |status| find(status, &context.names)),
 };
 
 /// One finding per code, because one missing module fails a thousand objects.

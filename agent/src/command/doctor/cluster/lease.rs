@@ -1,9 +1,7 @@
 //! The own lease: lost, or about to expire.
 
-use std::future::ready;
-
-use super::Check;
 use super::advice::{WITHOUT_LEASE, advise, store};
+use super::{Check, of_status};
 use crate::base::words::duration;
 use crate::command::doctor::{Finding, Names, Severity};
 use crate::settings::Settings;
@@ -14,11 +12,9 @@ pub(super) const LOST: Check = Check {
     name: "lease-lost",
     looks_for: "a lease of this node that expired or that another node took",
     run: |context| {
-        Box::pin(ready(
-            context
-                .status()
-                .map(|status| lost(status, context.settings, &context.names)),
-        ))
+        of_status(context, |status| {
+            lost(status, context.settings, &context.names)
+        })
     },
 };
 
@@ -27,11 +23,9 @@ pub(super) const EXPIRY: Check = Check {
     name: "lease-expiry",
     looks_for: "a lease of this node that is not renewed",
     run: |context| {
-        Box::pin(ready(
-            context
-                .status()
-                .map(|status| expiry(status, context.settings, &context.names)),
-        ))
+        of_status(context, |status| {
+            expiry(status, context.settings, &context.names)
+        })
     },
 };
 
@@ -110,8 +104,6 @@ fn expiry(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
 }
 
 fn subnets(lease: &Lease) -> String {
-    let v4 = lease.subnet.map(|net| net.to_string());
-    let v6 = lease.subnet_v6.map(|net| net.to_string());
-    let nets: Vec<_> = v4.into_iter().chain(v6).collect();
+    let nets: Vec<_> = lease.nets().map(|net| net.to_string()).collect();
     nets.join(" and ")
 }

@@ -81,14 +81,8 @@ fn is_usable(address: IpAddr) -> bool {
 
 /// The public IPs that come from the interface and not from the settings.
 fn interface_addresses(lease: &Lease, underlay: &Underlay) -> Vec<IpAddr> {
-    let v4 = lease
-        .public_ip
-        .filter(|public| underlay.ipv4.is_some_and(|net| net.addr() == *public));
-    let v6 = lease
-        .public_ipv6
-        .filter(|public| underlay.ipv6.is_some_and(|net| net.addr() == *public));
-    let v4 = v4.map(IpAddr::V4);
-    v4.into_iter().chain(v6.map(IpAddr::V6)).collect()
+    let of_interface = |public: &IpAddr| underlay.nets().any(|net| net.addr() == *public);
+    lease.addresses().filter(of_interface).collect()
 }
 
 /// Other nodes publish our address, too, and there is another interface: the address belongs to a NAT.
@@ -129,7 +123,6 @@ pub(super) fn shared_address(status: &Status, host: &Host, names: &Names) -> Opt
 fn other_interface(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
     let (lease, underlay) = (status.lease.as_ref()?, status.underlay.as_ref()?);
     let own = interface_addresses(lease, underlay);
-    let attached = [underlay.ipv4.map(IpNet::V4), underlay.ipv6.map(IpNet::V6)];
     let candidates = candidates(status, underlay, host);
     let on_link_peers = |candidate: &Candidate<'_>| {
         let wider = candidate.net.prefix_len() < candidate.net.max_prefix_len();
@@ -139,7 +132,7 @@ fn other_interface(status: &Status, host: &Host, names: &Names) -> Option<Findin
                 && addresses.any(|address| {
                     candidate.net.contains(&address)
                         && address != candidate.address
-                        && !attached.iter().flatten().any(|net| net.contains(&address))
+                        && !underlay.nets().any(|net| net.contains(&address))
                 })
         });
         peers.map(name).collect::<Vec<_>>()

@@ -1,9 +1,7 @@
 //! The shared network config: one that is not applied, or a network that is full.
 
-use std::future::ready;
-
-use super::Check;
 use super::advice::{advise, full};
+use super::{Check, of_status};
 use crate::command::doctor::{Finding, Names, Severity};
 use crate::settings::Settings;
 use crate::telemetry::status::{Cause, Code, Status, TaskName};
@@ -13,11 +11,9 @@ pub(super) const CONFIG: Check = Check {
     name: "network-config",
     looks_for: "a network config that this node cannot apply",
     run: |context| {
-        Box::pin(ready(
-            context
-                .status()
-                .map(|status| config(status, context.settings, &context.names)),
-        ))
+        of_status(context, |status| {
+            config(status, context.settings, &context.names)
+        })
     },
 };
 
@@ -25,13 +21,7 @@ pub(super) const CONFIG: Check = Check {
 pub(super) const SUBNETS: Check = Check {
     name: "subnets",
     looks_for: "a network with few free subnets, or none",
-    run: |context| {
-        Box::pin(ready(
-            context
-                .status()
-                .map(|status| subnets(status, &context.names)),
-        ))
-    },
+    run: |context| of_status(context, |status| subnets(status, &context.names)),
 };
 
 fn config(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {

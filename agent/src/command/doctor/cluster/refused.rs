@@ -1,10 +1,9 @@
 //! Refused leases of other nodes.
 
 use std::collections::BTreeMap;
-use std::future::ready;
 
 use super::advice::Advice;
-use super::{Check, deletion, duplicates, name, sample};
+use super::{Check, deletion, duplicates, name, of_status, sample};
 use crate::cluster::refusal::RefusalCode;
 use crate::command::doctor::{Finding, Names, Severity};
 use crate::telemetry::status::{Peer, PeerState, Status};
@@ -15,11 +14,7 @@ const NAME: &str = "refused-peers";
 pub(super) const CHECK: Check = Check {
     name: NAME,
     looks_for: "refused leases of other nodes",
-    run: |context| {
-        Box::pin(ready(
-            context.status().map(|status| find(status, &context.names)),
-        ))
-    },
+    run: |context| of_status(context, |status| find(status, &context.names)),
 };
 
 fn find(status: &Status, names: &Names) -> Vec<Finding> {

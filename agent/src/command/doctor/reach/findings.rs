@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn every_back_end_has_its_own_rule() {
+    fn every_backend_has_its_own_rule() {
         let rule = |carrier, port| {
             let issue = Issue::Lost(Verdict::DroppedHere, port);
             let findings = write(

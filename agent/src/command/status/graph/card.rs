@@ -32,9 +32,7 @@ impl Card {
         let mut lines = vec![("dim", "this node".to_owned())];
         match &status.lease {
             Some(lease) => {
-                let v4 = lease.subnet.map(|net| net.to_string());
-                let v6 = lease.subnet_v6.map(|net| net.to_string());
-                lines.extend(v4.into_iter().chain(v6).map(|net| ("mono strong", net)));
+                lines.extend(lease.nets().map(|net| ("mono strong", net.to_string())));
                 if !lease.held {
                     lines.push(("word-lost", "the lease is no longer held".to_owned()));
                 }
@@ -42,9 +40,7 @@ impl Card {
             None => lines.push(("word-lost", "no lease".to_owned())),
         }
         if let Some(underlay) = &status.underlay {
-            let v4 = underlay.ipv4.map(|net| net.to_string());
-            let v6 = underlay.ipv6.map(|net| net.to_string());
-            lines.extend(v4.into_iter().chain(v6).map(|net| ("mono", net)));
+            lines.extend(underlay.nets().map(|net| ("mono", net.to_string())));
             lines.push(("dim", format!("on {}", underlay.interface)));
         }
         let devices: Vec<&str> = status

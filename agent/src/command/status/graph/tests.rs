@@ -133,7 +133,7 @@ fn has(texts: &[String], wanted: &str) -> bool {
 }
 
 #[test]
-fn picture_tells_nodes_subnets_back_end_and_underlay() {
+fn picture_tells_nodes_subnets_backend_and_underlay() {
     let texts = texts(&draw(&status(3), Ok(&[])));
     for wanted in [
         "Overlay 10.0.0.0/8 by vxlan, MTU 1450",

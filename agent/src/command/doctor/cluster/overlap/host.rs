@@ -59,14 +59,7 @@ impl HostState<'_> {
             .flat_map(|peer| peer.nets().map(move |net| (peer, net)))
             .flat_map(|(peer, net)| {
                 let of_family = |one: IpAddr| one.is_ipv4() == net.addr().is_ipv4();
-                let public = [
-                    peer.public_ip.map(IpAddr::V4),
-                    peer.public_ipv6.map(IpAddr::V6),
-                ];
-                let public = public
-                    .into_iter()
-                    .flatten()
-                    .find(|public| of_family(*public));
+                let public = peer.addresses().find(|public| of_family(*public));
                 let bridges = bridges
                     .iter()
                     .filter(move |bridge| of_family(bridge.source));
@@ -125,9 +118,7 @@ impl HostState<'_> {
         let Some(underlay) = &self.status.underlay else {
             return Vec::new();
         };
-        let v4 = underlay.ipv4.map(|net| IpNet::V4(net.trunc()));
-        let v6 = underlay.ipv6.map(|net| IpNet::V6(net.trunc()));
-        let nets = v4.into_iter().chain(v6);
+        let nets = underlay.nets().map(|net| net.trunc());
         nets.filter_map(|net| {
             let network = self.overlapping(&net)?;
             Some(finding(

@@ -236,12 +236,12 @@ fn start(flags: &SettingsFlags) -> anyhow::Result<Settings> {
 /// As [`start`], for commands that need few of the settings and no privileges.
 fn start_to_look(flags: &SettingsFlags) -> anyhow::Result<Settings> {
     let environment = Environment::of_process();
-    let (settings, passed_over) = settings::load_readable(sources(flags, &environment))?;
+    let (settings, skipped) = settings::load_readable(sources(flags, &environment))?;
     logging::init(&settings.agent.log)?;
     // A password that only the agent may read is as it should be.
     let files = |error: &&settings::Error| matches!(error, settings::Error::Read { .. });
-    for error in passed_over.iter().filter(files) {
-        tracing::warn!("passed over: {}", logging::chain(error));
+    for error in skipped.iter().filter(files) {
+        tracing::warn!("skipped: {}", logging::chain(error));
     }
     Ok(settings)
 }

@@ -131,7 +131,7 @@ fn flanneld_ends_with_2_and_its_usage_when_the_command_line_is_wrong() {
         (&["--etcd-prefix"], "needs an argument: -etcd-prefix\n"),
         (
             &["--watch-networks"],
-            "-watch-networks went away with flannel 0.8: ",
+            "-watch-networks was removed in flannel 0.8: ",
         ),
     ] {
         let run = programs.run("flanneld", arguments, &[]);
@@ -159,7 +159,7 @@ fn flanneld_ends_with_1_for_all_else_that_is_wrong() {
         (
             &["--kube-subnet-mgr"],
             &[],
-            "Kubernetes mode is not in this version",
+            "Kubernetes mode is not supported",
         ),
         (
             &["--etcd-endpoints=ftp://x"],

@@ -39,7 +39,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Standard output is closed.
-    #[error("failed to print")]
+    #[error("failed to write the output")]
     Output(#[from] io::Error),
 }
 
@@ -101,12 +101,10 @@ pub fn prepare(root: &Path, first_boot: bool, output: &mut impl Write) -> Result
 
 /// Removes everything except other file systems mounted below.
 fn clear(root: &Path) -> Result<(), Error> {
-    let device = fs::symlink_metadata(root)
-        .map_err(at("look at", root))?
-        .dev();
+    let device = fs::symlink_metadata(root).map_err(at("read", root))?.dev();
     for entry in fs::read_dir(root).map_err(at("list", root))? {
         let path = entry.map_err(at("list", root))?.path();
-        let metadata = fs::symlink_metadata(&path).map_err(at("look at", &path))?;
+        let metadata = fs::symlink_metadata(&path).map_err(at("read", &path))?;
         if metadata.dev() != device {
             continue;
         }
@@ -126,7 +124,7 @@ fn create_layout(root: &Path) -> Result<(), Error> {
         if path.is_dir() {
             continue;
         }
-        fs::create_dir(&path).map_err(at("make", &path))?;
+        fs::create_dir(&path).map_err(at("create", &path))?;
         // Independent of the umask.
         fs::set_permissions(&path, Permissions::from_mode(mode))
             .map_err(at("set the mode of", &path))?;
@@ -165,7 +163,7 @@ fn prepare_for_ignition(root: &Path) -> Result<(), Error> {
     if stamp.exists() {
         fs::copy(&stamp, &copy).map_err(at("write", &copy))?;
         let updated = fs::metadata(&stamp).and_then(|metadata| metadata.modified());
-        let updated = updated.map_err(at("look at", &stamp))?;
+        let updated = updated.map_err(at("read", &stamp))?;
         File::options()
             .write(true)
             .open(&copy)
@@ -183,7 +181,7 @@ fn prepare_for_ignition(root: &Path) -> Result<(), Error> {
     // Debian's Ignition is built to relabel files for SELinux and fails without this configuration file. The last step
     // of provisioning removes it.
     let selinux = root.join("etc/selinux");
-    fs::create_dir_all(&selinux).map_err(at("make", &selinux))?;
+    fs::create_dir_all(&selinux).map_err(at("create", &selinux))?;
     let config = selinux.join("config");
     fs::write(&config, "SELINUX=disabled\nSELINUXTYPE=none\n").map_err(at("write", &config))
 }

@@ -5,7 +5,7 @@
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -33,10 +33,10 @@ pub enum Error {
     #[error(transparent)]
     Lock(#[from] lock::Error),
     /// Some parts could not be removed; the others are gone.
-    #[error("not everything could be removed: {}", .0.join("; "))]
+    #[error("failed to remove everything: {}", .0.join("; "))]
     Left(Vec<String>),
     /// Writing to stdout failed.
-    #[error("failed to print")]
+    #[error("failed to write the output")]
     Output(#[from] io::Error),
 }
 
@@ -72,17 +72,7 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         previous.network.unwrap_or_default().into(),
         previous.network_v6.unwrap_or_default().into(),
     ];
-    let (mut candidates, mut kept): (Vec<_>, Vec<_>) =
-        stored_devices(state_dir).into_iter().unzip();
-    for backend in backend::table::all() {
-        let memory = backend.memory.map(|file| state_dir.join(file));
-        if memory.as_ref().is_some_and(|file| file.exists()) {
-            candidates.extend(backend.devices());
-        }
-        kept.extend(memory);
-    }
-    kept.push(state_dir.join(machine_id::FILE));
-    kept.push(state_dir.join(several::MEMORY));
+    let (candidates, files) = recorded(state_dir);
     // Runs the undo commands of the extension backend.
     let hooks = backend::extension::memory(state_dir);
     let scope = Scope {
@@ -107,7 +97,7 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         Ok(false) => (),
         Err(error) => report.failed("subnet file", &error),
     }
-    for path in kept {
+    for path in files {
         match fs::remove_file(&path) {
             Ok(()) => report.removed(&path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => (),
@@ -115,6 +105,21 @@ pub async fn run(settings: &Settings, output: &mut impl Write) -> Result<(), Err
         }
     }
     report.end()
+}
+
+/// The devices that the state directory records, and its files.
+fn recorded(state_dir: &Path) -> (Vec<InterfaceName>, Vec<PathBuf>) {
+    let (mut devices, mut files): (Vec<_>, Vec<_>) = stored_devices(state_dir).into_iter().unzip();
+    for backend in backend::table::all() {
+        let memory = backend.memory.map(|file| state_dir.join(file));
+        if memory.as_ref().is_some_and(|file| file.exists()) {
+            devices.extend(backend.devices());
+        }
+        files.extend(memory);
+    }
+    files.push(state_dir.join(machine_id::FILE));
+    files.push(state_dir.join(several::MEMORY));
+    (devices, files)
 }
 
 /// Successes are printed at once, failures at the end.

@@ -64,6 +64,27 @@ pub struct Finding {
     pub remedy: Vec<String>,
 }
 
+impl Finding {
+    /// A finding about one subject.
+    fn new(
+        check: &str,
+        severity: Severity,
+        subject: impl Into<String>,
+        what: String,
+        why: &str,
+        remedy: Vec<String>,
+    ) -> Self {
+        Self {
+            check: check.to_owned(),
+            severity,
+            subject: Some(subject.into()),
+            what,
+            why: why.to_owned(),
+            remedy,
+        }
+    }
+}
+
 /// The severity of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -119,7 +140,7 @@ pub(crate) type Outcome = Result<Vec<Finding>, NotChecked>;
 pub(crate) struct Check {
     /// Its name, in JSON and messages; short, lower case, with dashes.
     pub(crate) name: &'static str,
-    /// What it looks for, worded to complete "looked for".
+    /// What it looks for, worded to complete "checked for".
     pub(crate) looks_for: &'static str,
     pub(crate) run: for<'a> fn(&'a Context<'a>) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>,
 }
@@ -160,7 +181,7 @@ pub async fn run(
             let count = report.unchecked.len();
             writeln!(
                 io::stderr(),
-                "selvage: nothing found, but {count} checks could not be made; --verbose says why"
+                "selvage: no faults found, but {count} checks were skipped; see --verbose"
             )?;
         }
     }
@@ -244,7 +265,7 @@ fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) 
         for check in checks().filter(|check| report.checked.iter().any(|name| name == check.name)) {
             writeln!(
                 output,
-                "looked for {} {}",
+                "checked for {} {}",
                 check.looks_for,
                 style.dim(&format!("[{}]", check.name))
             )?;
@@ -261,7 +282,7 @@ fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) 
         }
         for (reason, checks) in reasons {
             let reason = harmless(reason);
-            writeln!(output, "not looked at: {}: {reason}", checks.join(", "))?;
+            writeln!(output, "skipped: {}: {reason}", checks.join(", "))?;
         }
     }
     Ok(())

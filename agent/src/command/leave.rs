@@ -23,13 +23,13 @@ pub enum Error {
     #[error(transparent)]
     Lock(#[from] lock::Error),
     /// The owner ID cannot be determined.
-    #[error("failed to find out which machine this is")]
+    #[error("failed to determine this host's owner ID")]
     Identity(#[from] machine_id::Error),
     /// The lease store's settings are wrong.
-    #[error("the etcd settings are wrong")]
+    #[error("invalid etcd settings")]
     Settings(#[from] SettingsError),
     /// The lease servers' settings are wrong.
-    #[error("the settings for the servers that keep leases are wrong")]
+    #[error("invalid settings for the lease servers")]
     Remote(#[from] TlsError),
     /// The lease store.
     #[error(transparent)]
@@ -41,7 +41,7 @@ pub enum Error {
         subnet: SubnetKey,
     },
     /// Several leases have this host's owner ID, most likely because of a cloned disk.
-    #[error("{} leases name this machine, {owner}, and this host remembers none of them as its own: {}", subnets.len(), list(subnets))]
+    #[error("{} leases have this host's owner ID {owner}, and none of them is in the subnet file: {}", subnets.len(), list(subnets))]
     Ambiguous {
         /// This host's owner ID.
         owner: String,
@@ -49,7 +49,7 @@ pub enum Error {
         subnets: Vec<SubnetKey>,
     },
     /// The answer cannot be written.
-    #[error("failed to print")]
+    #[error("failed to write the output")]
     Output(#[from] io::Error),
 }
 
@@ -83,7 +83,7 @@ pub async fn run(settings: &Settings, out: &mut impl Write) -> Result<(), Error>
         Released::Lease(subnet) => writeln!(out, "{subnet} is free again")?,
         Released::Reservation(subnet) => writeln!(
             out,
-            "{subnet} is reserved for this host and stays so; to end that: selvage network unreserve"
+            "{subnet} remains reserved for this host; to end the reservation: selvage network unreserve"
         )?,
     }
     Ok(())

@@ -35,10 +35,10 @@ pub enum NetworkCommandError {
         source: io::Error,
     },
     /// The new config breaks a rule; nothing was written.
-    #[error("the network config is not usable, nothing was changed")]
+    #[error("invalid network config, nothing was changed")]
     Invalid(#[from] NetworkConfigError),
     /// The backend cannot work with the new config; nothing was written.
-    #[error("the network config is not usable, nothing was changed: {0}")]
+    #[error("invalid network config, nothing was changed: {0}")]
     Backend(String),
     /// etcd.
     #[error(transparent)]
@@ -166,7 +166,7 @@ pub async fn set(
             return Ok(SetOutcome::Unchanged);
         }
         Some(_) if if_absent => {
-            writeln!(out, "{key} exists and differs; left alone")?;
+            writeln!(out, "{key} exists and differs; nothing was changed")?;
             return Ok(SetOutcome::LeftAlone);
         }
         Some(_) | None => {}
@@ -177,7 +177,10 @@ pub async fn set(
     };
     match store.set_network_config(&text, expected).await {
         Err(StoreError::ConfigChanged { .. }) if if_absent => {
-            writeln!(out, "{key} was just written by somebody else; left alone")?;
+            writeln!(
+                out,
+                "{key} was just written by another client; nothing was changed"
+            )?;
             return Ok(SetOutcome::LeftAlone);
         }
         result => result?,
@@ -192,7 +195,7 @@ pub async fn set(
             SetOutcome::Created
         }
     };
-    write_strays(&config, &store.list().await?, out)?;
+    write_unfit(&config, &store.list().await?, out)?;
     Ok(outcome)
 }
 
@@ -206,7 +209,7 @@ fn write_differences(
     let old = match NetworkConfig::parse(&old.text) {
         Ok(old) => fields(&old.to_json()?)?,
         Err(error) => {
-            writeln!(out, "{key} replaced; the old one was not usable: {error}")?;
+            writeln!(out, "{key} replaced; the old one was invalid: {error}")?;
             return Ok(());
         }
     };
@@ -225,35 +228,35 @@ fn write_differences(
         }
     }
     if same {
-        writeln!(out, "  the text only; it means the same")?;
+        writeln!(out, " only the text changed, not its meaning")?;
     }
     Ok(())
 }
 
 /// Warns about leases that the config does not allow: their nodes take other subnets at their next start.
-fn write_strays(
+fn write_unfit(
     config: &NetworkConfig,
     leases: &[Lease],
     out: &mut impl Write,
 ) -> Result<(), NetworkCommandError> {
     const SHOWN: usize = 10;
-    let strays: Vec<_> = leases
+    let unfit: Vec<_> = leases
         .iter()
         .filter(|lease| !allocate::allows(config, &lease.key))
         .collect();
-    if strays.is_empty() {
+    if unfit.is_empty() {
         return Ok(());
     }
     writeln!(
         out,
-        "warning: {} of {} leases are not possible under this config; their nodes take other subnets when they restart:",
-        strays.len(),
+        "warning: {} of {} leases do not fit this config; their nodes take other subnets when they restart:",
+        unfit.len(),
         leases.len()
     )?;
-    for lease in strays.iter().take(SHOWN) {
+    for lease in unfit.iter().take(SHOWN) {
         writeln!(out, "  {} of {}", lease.key, lease.attrs.public_address())?;
     }
-    if let Some(more) = strays.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+    if let Some(more) = unfit.len().checked_sub(SHOWN).filter(|more| *more > 0) {
         writeln!(out, "  and {more} more")?;
     }
     Ok(())

@@ -110,7 +110,7 @@ async fn without_agent(
     } else {
         let style = Style::choose(flags.color);
         let width = terminal::size().map(|(columns, _)| columns);
-        let table = text::unasked(&status, asked, (width, style));
+        let table = text::offline(&status, asked, (width, style));
         print(output, &text::all(&status, table))?;
     }
     Ok(exit_status(&status))

@@ -28,7 +28,7 @@ pub enum Error {
     #[error(transparent)]
     Control(#[from] control::Error),
     /// The caller has no permission.
-    #[error("you may not ask the agent on {path}; ask as root")]
+    #[error("failed to connect to the control socket {path}: run this as root")]
     NotAllowed {
         /// The control socket.
         path: PathBuf,
@@ -37,7 +37,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The picture could not be written.
-    #[error("failed to write the picture {path}")]
+    #[error("failed to write the picture to {path}")]
     Picture {
         /// The file.
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Writing to stdout failed.
-    #[error("failed to print")]
+    #[error("failed to write the output")]
     Output(#[from] io::Error),
 }
 

@@ -39,7 +39,7 @@ enum Error {
     /// flannel's own text.
     #[error("Invalid value of {name}: {value}")]
     Value { name: &'static str, value: String },
-    #[error("{0:?} cannot be the name of a variable")]
+    #[error("{0:?} is not a variable name")]
     Key(String),
     #[error("failed to write {}", path.display())]
     Write {

@@ -43,7 +43,7 @@ pub enum Error {
     #[error("flag provided but not defined: -{0}")]
     Undefined(String),
     /// There was such a flag once.
-    #[error("flag -{name} went away with flannel 0.8: {advice}")]
+    #[error("flag -{name} was removed in flannel 0.8: {advice}")]
     Removed {
         /// The flag.
         name: &'static str,
@@ -65,7 +65,7 @@ pub enum Error {
     },
     /// Several networks are asked for.
     #[error(
-        "{place}: {value:?}: expected one name: here each network of a host has an agent of its own: systemctl enable --now {units}"
+        "{place}: {value:?}: expected one name, because each network has its own agent: systemctl enable --now {units}"
     )]
     Networks {
         /// The flag or the variable.
@@ -79,9 +79,7 @@ pub enum Error {
     #[error("{0} and {1} exclude each other: a flanneld either serves leases or asks for one")]
     Both(Source, Source),
     /// Kubernetes mode is asked for.
-    #[error(
-        "{place}: Kubernetes mode is not in this version: leases are kept in etcd; leave the flag out and give --etcd-endpoints"
-    )]
+    #[error("{place}: Kubernetes mode is not supported: remove the flag and give --etcd-endpoints")]
     Kubernetes {
         /// The flag or the variable.
         place: Source,

@@ -452,18 +452,47 @@ pub struct PeerObject {
     pub found: Option<String>,
 }
 
-impl Peer {
+impl Network {
+    /// The overlay networks.
+    pub fn nets(&self) -> impl Iterator<Item = IpNet> {
+        both(self.ipv4, self.ipv6)
+    }
+}
+
+impl Lease {
     /// Its subnets.
     pub fn nets(&self) -> impl Iterator<Item = IpNet> {
-        let v4 = self.subnet.map(IpNet::V4);
-        v4.into_iter().chain(self.subnet_v6.map(IpNet::V6))
+        both(self.subnet, self.subnet_v6)
     }
 
     /// Its public addresses.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let v4 = self.public_ip.map(IpAddr::V4);
-        v4.into_iter().chain(self.public_ipv6.map(IpAddr::V6))
+        both(self.public_ip, self.public_ipv6)
     }
+}
+
+impl Underlay {
+    /// Its addresses, with prefix lengths.
+    pub fn nets(&self) -> impl Iterator<Item = IpNet> {
+        both(self.ipv4, self.ipv6)
+    }
+}
+
+impl Peer {
+    /// Its subnets.
+    pub fn nets(&self) -> impl Iterator<Item = IpNet> {
+        both(self.subnet, self.subnet_v6)
+    }
+
+    /// Its public addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        both(self.public_ip, self.public_ipv6)
+    }
+}
+
+/// The values of both IP versions, IPv4 first.
+fn both<T>(v4: Option<impl Into<T>>, v6: Option<impl Into<T>>) -> impl Iterator<Item = T> {
+    v4.map(Into::into).into_iter().chain(v6.map(Into::into))
 }
 
 /// A point in time in the schema's format; 0 if before 1970.

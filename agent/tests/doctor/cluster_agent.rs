@@ -45,7 +45,7 @@ fn agent_that_does_not_run_is_missed() {
         (finding.severity, killed.status),
         (Severity::Error, Some(1))
     );
-    assert!(finding.what.contains("subnet.env is there"), "{finding:?}");
+    assert!(finding.what.contains("subnet.env exists"), "{finding:?}");
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn certificates_that_are_not_valid_are_told() {
     authority.shorten("client", -1);
     let diagnosis = Diagnosis::without_probes(&one);
     let finding = diagnosis.assert_finds("certificates", &client.display().to_string());
-    assert!(finding.what.contains("is no longer valid"), "{finding:?}");
+    assert!(finding.what.contains(" expired "), "{finding:?}");
     assert_eq!(diagnosis.status, Some(1));
     authority.certificate("client", "leaf", Some("ca"));
     Diagnosis::until_silent(&one);

@@ -301,7 +301,7 @@ fn rule_ahead_of_the_main_table_is_told_with_what_it_takes() {
     assert!(
         finding
             .what
-            .starts_with("packets of containers here for 1 of 1 peers")
+            .starts_with("packets from local containers for 1 of 1 peers")
             && finding
                 .why
                 .contains(&format!("the rule 100: from {own} lookup 30400 ")),
@@ -332,7 +332,7 @@ fn network_with_the_hosts_addresses_in_it_is_warned_of() {
     assert!(
         finding
             .what
-            .contains("10.0.0.0/8 overlaps the underlay's, 10.77.0.0/24 on eth0"),
+            .contains("10.0.0.0/8 overlaps the underlay's network 10.77.0.0/24 on eth0"),
         "{finding:?}"
     );
 }

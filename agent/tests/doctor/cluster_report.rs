@@ -101,7 +101,7 @@ fn exit_status_and_words_follow_what_was_found() {
         "{said}"
     );
     assert!(
-        said.contains("\nnot looked at: kernel-refusal, lease-lost, lease-expiry, "),
+        said.contains("\nskipped: kernel-refusal, lease-lost, lease-expiry, "),
         "{said}"
     );
     one.start_agent();
@@ -109,7 +109,7 @@ fn exit_status_and_words_follow_what_was_found() {
     let (said, status) = text(&one, &["--verbose"]);
     assert_eq!(status, Some(0), "{said}");
     assert!(
-        said.contains("looked for other networks, VPN routes and servers"),
+        said.contains("checked for other networks, VPN routes and servers"),
         "{said}"
     );
     one.kill_agent();

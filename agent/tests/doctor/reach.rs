@@ -152,7 +152,7 @@ fn port_that_the_network_blocks_is_named() {
     drop_at_port(&store, 1, "udp dport 4789");
     drop_at_port(&store, 2, "udp dport 4789");
     for host in [&one, &two] {
-        let finding = finds(host, "blocked-port", "let UDP port 4789");
+        let finding = finds(host, "blocked-port", "accept UDP port 4789");
         assert!(finding.what.contains("gets to or from"), "{finding:?}");
     }
 }
@@ -236,8 +236,8 @@ fn filter_of_one_host_is_told_apart_on_either_side() {
             finding.what.contains("no encapsulated packet leaves"),
             "{finding:?}"
         );
-        let finding = finds(&one, "one-way", "go out on the peer");
-        assert!(finding.what.contains("do not get to eth0"), "{finding:?}");
+        let finding = finds(&one, "one-way", "on the peer; see what drops it there");
+        assert!(finding.what.contains("do not reach eth0"), "{finding:?}");
     }
 }
 
@@ -251,7 +251,7 @@ fn one_way_is_found_in_ipv6() {
         "{finding:?}"
     );
     let finding = finds(&two, "one-way", "security groups");
-    assert!(finding.what.contains("do not get to eth0"), "{finding:?}");
+    assert!(finding.what.contains("do not reach eth0"), "{finding:?}");
 }
 
 #[test]
@@ -263,7 +263,10 @@ fn reverse_path_filter_hides_the_direction_and_nothing_else() {
     finds_nothing(&one);
     drop_at_port(&store, 1, "udp dport 8472");
     let finding = finds(&one, "blocked-port", "UDP port 8472");
-    assert!(finding.why.contains("does not show"), "{finding:?}");
+    assert!(
+        finding.why.contains("The direction is unknown"),
+        "{finding:?}"
+    );
 }
 
 #[test]
@@ -282,7 +285,7 @@ fn peer_that_is_down_is_unreachable_and_nothing_else() {
         store.set_port(3, "down");
         let finding = finds(&hosts[0], "peer-unreachable", "link show eth0");
         assert!(
-            finding.why.contains("this host that is cut off"),
+            finding.why.contains("so this host is cut off"),
             "{finding:?}"
         );
         assert_eq!(finding.severity, Severity::Error);
@@ -297,7 +300,10 @@ fn long_packets_are_lost_where_the_underlay_answers_no_echoes() {
     finds_nothing(&one);
     store.switch.ip("link set port12 mtu 1400");
     let finding = finds(&one, "mtu-black-hole", r#""MTU": 140"#);
-    assert!(finding.why.contains("does not show"), "{finding:?}");
+    assert!(
+        finding.why.contains("is unknown: it answers no echoes"),
+        "{finding:?}"
+    );
 }
 
 #[test]
@@ -310,7 +316,7 @@ fn filter_that_keeps_echoes_in_is_told_as_what_was_not_looked_at() {
         let ours = unchecked.find(|unchecked| unchecked.check == check);
         let reason = ours.map(|unchecked| unchecked.reason.as_str());
         let reason = reason.unwrap_or_else(|| panic!("{report:#?}"));
-        assert!(reason.contains("lets no echo requests out"), "{reason}");
+        assert!(reason.contains("drops outgoing echo requests"), "{reason}");
     }
 }
 
@@ -339,7 +345,10 @@ fn peer_with_a_broken_device_sends_wrong_checksums() {
         finding.clone()
     });
     assert!(finding.what.contains("at 10.77.0.12"), "{finding:?}");
-    assert!(finding.what.contains("in the UDP header"), "{finding:?}");
+    assert!(
+        finding.what.contains("in the outer UDP header"),
+        "{finding:?}"
+    );
     // The kernel has counted, but nothing wrong comes in any more.
     finds_nothing(&one);
 }

@@ -74,10 +74,7 @@ async fn set_says_what_changed_and_whom_it_leaves_outside() {
         text.contains("  Network: 10.5.0.0/16 -> 10.6.0.0/16\n"),
         "{text}"
     );
-    assert!(
-        text.contains("warning: 1 of 1 leases are not possible"),
-        "{text}"
-    );
+    assert!(text.contains("warning: 1 of 1 leases do not fit"), "{text}");
     assert!(text.contains("  10.5.9.0/24 of 10.0.0.9\n"), "{text}");
 }
 
@@ -107,7 +104,7 @@ async fn a_broken_config_in_the_store_can_be_replaced() {
     let (outcome, text) = try_set(&mut store, OLD, false).await.unwrap();
     assert_eq!(outcome, SetOutcome::Replaced);
     assert!(
-        text.contains("the old one was not usable: Network is missing"),
+        text.contains("the old one was invalid: Network is missing"),
         "{text}"
     );
 }

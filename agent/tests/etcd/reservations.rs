@@ -70,7 +70,7 @@ async fn a_reserved_subnet_is_given_to_its_node_and_to_nobody_else() {
     let text = reserved(&mut admin, "10.5.3.0-24", Some(node("10.0.0.1", "")))
         .await
         .unwrap();
-    assert_eq!(text, "10.5.3.0/24 is reserved for 10.0.0.1 already\n");
+    assert_eq!(text, "10.5.3.0/24 is already reserved for 10.0.0.1\n");
 
     for n in 2..4 {
         let lease = acquire(
@@ -121,7 +121,7 @@ async fn what_cannot_be_reserved_is_refused_with_the_reason() {
         (
             "10.5.3.0-24",
             "10.0.0.9",
-            "10.5.1.0/25 is reserved for 10.0.0.9 already; end that first: selvage network unreserve 10.5.1.0/25",
+            "10.5.1.0/25 is already reserved for 10.0.0.9; end that first: selvage network unreserve 10.5.1.0/25",
         ),
         (
             "10.5.3.0-24",
@@ -169,7 +169,7 @@ async fn a_lease_in_use_becomes_a_reservation_and_back_without_its_node_losing_i
     assert_eq!(
         text,
         format!(
-            "{} is not reserved any more; 10.0.0.1 holds it as a lease\n",
+            "{} is no longer reserved; 10.0.0.1 holds it as a lease\n",
             own.key
         )
     );

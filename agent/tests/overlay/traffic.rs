@@ -206,7 +206,7 @@ fn cleanup_leaves_the_namespace_as_it_was() {
     let output = output.expect("selvage cleanup");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("failed to print"), "{stderr}");
+    assert!(stderr.contains("failed to write the output"), "{stderr}");
     assert_eq!(two.overlay_objects(), before_two);
     assert!(!two.subnet_file().exists());
     let left: Vec<_> = std::fs::read_dir(&state)

@@ -12,7 +12,7 @@ use crate::plan::backend::{BackendConfig, BackendConfigError};
 pub enum NetworkFault {
     /// Without a network config no node can lease a subnet.
     #[error(
-        "the [network] table is missing; at the least it has Network = \"10.5.0.0/16\" (any free range)"
+        "the [network] table is missing; it needs at least Network = \"10.5.0.0/16\" (any free range)"
     )]
     Missing,
     /// The agents would refuse it.

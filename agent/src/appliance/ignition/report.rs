@@ -52,7 +52,7 @@ pub enum ReportError {
     #[error("systemctl show failed: {0}")]
     Show(String),
     /// Standard output is closed.
-    #[error("failed to print")]
+    #[error("failed to write the output")]
     Output(#[from] io::Error),
 }
 

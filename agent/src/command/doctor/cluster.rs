@@ -1,10 +1,16 @@
 //! Checks of the cluster: the agent and its own lease, the other nodes' leases, the store, and conflicting networks.
 
+use std::future::ready;
+use std::pin::Pin;
+
 use ipnet::IpNet;
 
-use super::{Check, Context, Finding};
+use super::{Check, Context, Finding, NotChecked, Outcome};
+use crate::base::logging::chain;
 use crate::cluster::lease::SubnetKey;
-use crate::telemetry::status::{Peer, Status};
+use crate::host::netlink::host::{Host, Query};
+use crate::plan::state::Key;
+use crate::telemetry::status::{Lease, Network, Peer, Status};
 
 mod advice;
 mod agent;
@@ -37,7 +43,7 @@ pub(super) fn checks() -> Vec<Check> {
 }
 
 /// Maximum number of findings of one kind; a large cluster may have thousands.
-const MOST: usize = 10;
+const MAX_FINDINGS: usize = 10;
 
 /// A peer's name: its subnet.
 fn name(peer: &Peer) -> String {
@@ -49,6 +55,14 @@ fn name(peer: &Peer) -> String {
 fn deletion(peer: &Peer, status: &Status) -> String {
     let key = SubnetKey::new(peer.subnet, peer.subnet_v6).name();
     format!("etcdctl del '{}/subnets/{key}'", status.store.prefix)
+}
+
+/// A check of the agent's status.
+fn of_status<'a>(
+    context: &'a Context<'a>,
+    find: impl FnOnce(&'a Status) -> Vec<Finding>,
+) -> Pin<Box<dyn Future<Output = Outcome> + 'a>> {
+    Box::pin(ready(context.status().map(find)))
 }
 
 /// A short list of several peers.
@@ -63,8 +77,8 @@ fn sample(peers: &[&Peer]) -> String {
 
 /// The first findings, the last of which gives the number of the others.
 fn cap(mut findings: Vec<Finding>) -> Vec<Finding> {
-    let more = findings.len().saturating_sub(MOST);
-    findings.truncate(MOST);
+    let more = findings.len().saturating_sub(MAX_FINDINGS);
+    findings.truncate(MAX_FINDINGS);
     if let Some(last) = findings.last_mut().filter(|_| more > 0) {
         last.what
             .push_str(&format!(" (and {more} more findings like it)"));
@@ -73,23 +87,30 @@ fn cap(mut findings: Vec<Finding>) -> Vec<Finding> {
 }
 
 /// The overlay networks.
-fn networks(status: &Status) -> impl Iterator<Item = IpNet> {
-    let network = status.network.as_ref();
-    let v4 = network.and_then(|network| network.ipv4).map(IpNet::V4);
-    let v6 = network.and_then(|network| network.ipv6).map(IpNet::V6);
-    v4.into_iter().chain(v6)
+pub(super) fn networks(status: &Status) -> impl Iterator<Item = IpNet> {
+    status.network.iter().flat_map(Network::nets)
 }
 
 /// This node's subnets.
-fn own_subnets(status: &Status) -> impl Iterator<Item = IpNet> {
-    let lease = status.lease.as_ref();
-    let v4 = lease.and_then(|lease| lease.subnet).map(IpNet::V4);
-    let v6 = lease.and_then(|lease| lease.subnet_v6).map(IpNet::V6);
-    v4.into_iter().chain(v6)
+pub(super) fn own_subnets(status: &Status) -> impl Iterator<Item = IpNet> {
+    status.lease.iter().flat_map(Lease::nets)
+}
+
+/// Whether the kernel refused the overlay's route to a network.
+pub(super) fn is_refused(status: &Status, net: IpNet) -> bool {
+    let key = Key::Route(net).to_string();
+    let mut causes = status.kernel.causes.iter();
+    causes.any(|cause| cause.object.as_ref() == Some(&key))
+}
+
+/// The state of this host's interfaces.
+async fn observe_host() -> Result<Host, NotChecked> {
+    let host = Host::observe(Query::default()).await;
+    host.map_err(|error| NotChecked(chain(&error)))
 }
 
 /// Whether two networks overlap.
-fn meet(one: &IpNet, other: &IpNet) -> bool {
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
@@ -101,7 +122,7 @@ mod tests {
 
     use super::*;
     use crate::command::doctor::Severity;
-    use crate::telemetry::status::{Lease, PeerState};
+    use crate::telemetry::status::PeerState;
 
     /// This many healthy peers.
     pub(super) fn peers(count: u32) -> Vec<Peer> {
@@ -181,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_findings_few_are_told_and_the_rest_counted() {
+    fn of_many_findings_few_are_reported_and_the_rest_counted() {
         let finding = |number: usize| Finding {
             check: "x".to_owned(),
             severity: Severity::Error,
@@ -190,11 +211,17 @@ mod tests {
             why: String::new(),
             remedy: Vec::new(),
         };
-        let told = cap((0..MOST + 3).map(finding).collect());
-        assert_eq!(told.len(), MOST);
-        assert_eq!(told[MOST - 1].what, "9 (and 3 more findings like it)");
+        let capped = cap((0..MAX_FINDINGS + 3).map(finding).collect());
+        assert_eq!(capped.len(), MAX_FINDINGS);
         assert_eq!(
-            cap((0..MOST).map(finding).collect()).last().unwrap().what,
+            capped[MAX_FINDINGS - 1].what,
+            "9 (and 3 more findings like it)"
+        );
+        assert_eq!(
+            cap((0..MAX_FINDINGS).map(finding).collect())
+                .last()
+                .unwrap()
+                .what,
             "9"
         );
     }

@@ -7,7 +7,7 @@ use std::future::ready;
 
 use ipnet::IpNet;
 
-use super::{Check, Context, Finding, Names, NotChecked, Severity};
+use super::{Check, Context, Names, NotChecked, cluster};
 use crate::base::logging::chain;
 use crate::host::netlink::inventory::{Interface, Inventory};
 use crate::telemetry::status::{Lease, Network, Status};
@@ -29,37 +29,37 @@ pub(super) fn checks() -> Vec<Check> {
     vec![
         Check {
             name: subnet_file::NAME,
-            looks_for: "a subnet file that is missing or does not say what the agent says",
+            looks_for: "a subnet file that is missing or differs from the agent's lease",
             run: |context| Box::pin(ready(subnet_file::check(context))),
         },
         Check {
             name: docker_subnet::NAME,
-            looks_for: "Docker beside this node's subnet, or with packets too large for the overlay",
+            looks_for: "Docker outside this node's subnet, or with an MTU above the overlay's",
             run: |context| Box::pin(docker_subnet::check(context)),
         },
         Check {
             name: docker_config::NAME,
-            looks_for: "options that keep Docker from starting, since daemon.json has them as well",
+            looks_for: "options that are set twice and keep Docker from starting",
             run: |context| Box::pin(ready(docker_config::check(context))),
         },
         Check {
             name: old_subnet::NAME,
-            looks_for: "containers and bridges left on a subnet that this node no longer has",
+            looks_for: "containers and bridges on a previous subnet of this node",
             run: |context| Box::pin(old_subnet::check(context)),
         },
         Check {
             name: br_netfilter::NAME,
-            looks_for: "bridged packets that pass by the rules of kube-proxy or of Docker",
+            looks_for: "bridged packets that bypass the rules of kube-proxy or Docker",
             run: |context| Box::pin(br_netfilter::check(context)),
         },
         Check {
             name: forward_drop::NAME,
-            looks_for: "rules and switches that drop the overlay's packets on their way through this host",
+            looks_for: "rules and sysctls that drop the packets that this host forwards for the overlay",
             run: |context| Box::pin(forward_drop::check(context)),
         },
         Check {
             name: mac_policy::NAME,
-            looks_for: "a MAC address of the overlay device that systemd-udevd changed or may change",
+            looks_for: "an overlay device whose MAC address systemd-udevd changed or may change",
             run: |context| Box::pin(mac_policy::check(context)),
         },
         Check {
@@ -98,20 +98,16 @@ impl<'a> Own<'a> {
 
     /// This node's subnets.
     fn subnets(&self) -> impl Iterator<Item = IpNet> {
-        let v4 = self.lease.subnet.map(|net| IpNet::V4(net.trunc()));
-        let v6 = self.lease.subnet_v6.map(|net| IpNet::V6(net.trunc()));
-        v4.into_iter().chain(v6)
+        cluster::own_subnets(self.status).map(|net| net.trunc())
     }
 
     /// The whole overlay's networks.
     fn networks(&self) -> impl Iterator<Item = IpNet> {
-        let v4 = self.network.ipv4.map(|net| IpNet::V4(net.trunc()));
-        let v6 = self.network.ipv6.map(|net| IpNet::V6(net.trunc()));
-        v4.into_iter().chain(v6)
+        cluster::networks(self.status).map(|net| net.trunc())
     }
 
     /// Whether an address is in the overlay, but in no subnet of this node.
-    fn is_strayed(&self, address: std::net::IpAddr) -> bool {
+    fn is_outside_own_subnets(&self, address: std::net::IpAddr) -> bool {
         self.networks().any(|net| net.contains(&address))
             && !self.subnets().any(|net| net.contains(&address))
     }
@@ -137,26 +133,12 @@ impl<'a> Own<'a> {
 /// Interfaces, addresses and routes of this host.
 async fn inventory() -> Result<Inventory, NotChecked> {
     let inventory = Inventory::take().await;
-    inventory.map_err(|error| NotChecked(format!("the kernel does not tell: {}", chain(&error))))
-}
-
-/// Builds a finding.
-fn finding(
-    check: &str,
-    severity: Severity,
-    subject: impl Into<String>,
-    what: String,
-    why: &str,
-    remedy: Vec<String>,
-) -> Finding {
-    Finding {
-        check: check.to_owned(),
-        severity,
-        subject: Some(subject.into()),
-        what,
-        why: why.to_owned(),
-        remedy,
-    }
+    inventory.map_err(|error| {
+        NotChecked(format!(
+            "failed to read interfaces and routes: {}",
+            chain(&error)
+        ))
+    })
 }
 
 /// A sysctl of this network namespace, such as `net/ipv4/ip_forward`; `None` if it does not exist.

@@ -37,7 +37,7 @@ pub enum ReservationError {
     },
     /// The node already has another reservation.
     #[error(
-        "{subnet} is reserved for {node} already; end that first: selvage network unreserve {name}"
+        "{subnet} is already reserved for {node}; end that first: selvage network unreserve {name}"
     )]
     HasOther {
         /// The node's public address.
@@ -49,7 +49,7 @@ pub enum ReservationError {
     },
     /// No node was given for a free subnet.
     #[error(
-        "nobody holds {subnet}: name the node that it is for with --public-ip or --public-ipv6"
+        "no node holds {subnet}: name the node to reserve it for with --public-ip or --public-ipv6"
     )]
     NoNode {
         /// What was asked for.
@@ -110,7 +110,7 @@ pub async fn reserve(
     let done = match (there, node) {
         (Some(record), node) if node.is_none_or(|node| is_of(record, node)) => {
             if record.is_reservation() {
-                writeln!(out, "{subnet} is reserved for {} already", holder(record))?;
+                writeln!(out, "{subnet} is already reserved for {}", holder(record))?;
                 return Ok(());
             }
             let done = store.make_reservation(record).await?;
@@ -132,7 +132,7 @@ pub async fn reserve(
                 for record in seen.records.iter().filter(|record| is_of(record, node)) {
                     writeln!(
                         out,
-                        "{address} holds {} and keeps that until it leaves it: selvage leave",
+                        "{address} holds {} and keeps it until you run selvage leave there",
                         record.key
                     )?;
                 }
@@ -174,10 +174,10 @@ pub async fn unreserve(
     if record.is_in_use() {
         writeln!(
             out,
-            "{subnet} is not reserved any more; {holder} holds it as a lease"
+            "{subnet} is no longer reserved; {holder} holds it as a lease"
         )?;
     } else {
-        writeln!(out, "{subnet} is not reserved any more")?;
+        writeln!(out, "{subnet} is no longer reserved")?;
     }
     Ok(())
 }

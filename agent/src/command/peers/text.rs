@@ -13,8 +13,8 @@ use crate::telemetry::status::{Owner, Peer, PeerDetail, PeerObject, State, Statu
 pub(super) fn all(status: &Status, table: String) -> String {
     let preface = match status.health.state {
         State::Ready | State::Degraded => return table,
-        State::Joining => "The agent joins:",
-        State::Stopped => "The agent does not run; this is what the kernel shows:",
+        State::Joining => "The agent is joining:",
+        State::Stopped => "No agent is running; this is what the kernel shows:",
     };
     let mut text = format!("{preface}\n");
     for reason in &status.health.reasons {
@@ -25,21 +25,20 @@ pub(super) fn all(status: &Status, table: String) -> String {
 }
 
 /// An address or subnet while no agent runs; `status` has the matching peers.
-pub(super) fn unasked(
+pub(super) fn offline(
     status: &Status,
     asked: IpNet,
     (width, style): (Option<usize>, Style),
 ) -> String {
-    let is_own = status.lease.as_ref().is_some_and(|lease| {
-        let v4 = lease.subnet.map(IpNet::V4).into_iter();
-        let mut nets = v4.chain(lease.subnet_v6.map(IpNet::V6));
-        nets.any(|net| net.contains(&asked))
-    });
+    let is_own = status
+        .lease
+        .as_ref()
+        .is_some_and(|lease| lease.nets().any(|net| net.contains(&asked)));
     let name = name(asked);
     if is_own {
-        format!("{name} is this host's by the subnet file\n")
+        format!("{name} is this host's, according to the subnet file\n")
     } else if status.peers.is_empty() {
-        format!("the kernel has no route of ours to {name}\n")
+        format!("the kernel has no overlay route to {name}\n")
     } else {
         describe_peers(status, width, style)
     }
@@ -93,7 +92,7 @@ pub(super) fn one(detail: &PeerDetail, now: u64, width: Option<usize>, style: St
     }
     line("Backend", &peer.backend, Tone::Plain);
     let node = peer.owner.as_deref();
-    let node = node.unwrap_or("a real flannel, which has no name");
+    let node = node.unwrap_or("flannel, which has no owner ID");
     line("Node", node, Tone::Plain);
     let mut known = format!("for {}", duration(now.saturating_sub(peer.since_time)));
     if let Some(at) = peer.changed_time {
@@ -115,13 +114,13 @@ pub(super) fn one(detail: &PeerDetail, now: u64, width: Option<usize>, style: St
 fn objects(objects: &[PeerObject], (width, style): (Option<usize>, Style), text: &mut String) {
     text.push('\n');
     if objects.is_empty() {
-        text.push_str("Nothing in the kernel is to reach it.\n");
+        text.push_str("It needs no kernel objects.\n");
         return;
     }
     let present = objects.iter().filter(|object| object.present).count();
     let _ = writeln!(
         text,
-        "{} kernel objects are to reach it, {present} of them are there:",
+        "{present} of {} kernel objects present:",
         objects.len()
     );
     let room = width.map(|width| width.saturating_sub(LABEL));

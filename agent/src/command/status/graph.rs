@@ -37,11 +37,11 @@ const COLUMNS: usize = 100;
 const REASONS: usize = 4;
 const REASON_LINES: usize = 2;
 /// Number of peers listed in the description.
-const TOLD: usize = 20;
+const MAX_LISTED: usize = 20;
 
 /// Draws the overlay. `asked` has the findings of probes to the peers, or why none were sent.
 pub fn draw(status: &Status, asked: Result<&[Finding], &str>) -> String {
-    let peers = mark::marked(&status.peers, asked.unwrap_or_default());
+    let peers = mark::mark_peers(&status.peers, asked.unwrap_or_default());
     let nodes = layout::draw(&Card::own(status), &peers);
     let width = nodes.size.0.max(WIDTH);
     let heading = heading(status, &peers, asked);
@@ -55,7 +55,7 @@ pub fn draw(status: &Status, asked: Result<&[Finding], &str>) -> String {
     inside.moved(((width - nodes.size.0) / 2.0, y), &nodes.svg);
     y += nodes.size.1 + 2.0 * LINE;
     for mark in Mark::ALL {
-        if peers.iter().any(|seen| seen.mark == mark) {
+        if peers.iter().any(|marked| marked.mark == mark) {
             mark.sign((6.0, y - 5.0), &mut inside);
             inside.text((20.0, y), mark.word_class(), mark.word());
             inside.text((130.0, y), "dim", mark.meaning());
@@ -85,15 +85,13 @@ pub fn draw(status: &Status, asked: Result<&[Finding], &str>) -> String {
 /// The lines above the nodes, by class and text; the first line is the title.
 fn heading(
     status: &Status,
-    peers: &[mark::Seen<'_>],
+    peers: &[mark::MarkedPeer<'_>],
     asked: Result<&[Finding], &str>,
 ) -> Vec<(&'static str, String)> {
     let title = status.network.as_ref().map_or_else(
         || "Overlay, not known yet".to_owned(),
         |network| {
-            let v4 = network.ipv4.map(|net| net.to_string());
-            let v6 = network.ipv6.map(|net| net.to_string());
-            let nets: Vec<String> = v4.into_iter().chain(v6).collect();
+            let nets: Vec<String> = network.nets().map(|net| net.to_string()).collect();
             let (backend, mtu) = (&network.backend, network.mtu);
             format!("Overlay {} by {backend}, MTU {mtu}", nets.join(" and "))
         },
@@ -104,7 +102,7 @@ fn heading(
         State::Ready => ("word-programmed", "ready"),
         State::Joining => ("word-refused", "joining"),
         State::Degraded => ("word-lost", "degraded"),
-        State::Stopped => ("word-lost", "the agent does not run"),
+        State::Stopped => ("word-lost", "no agent is running"),
     };
     lines.push((class, format!("{state}, at {}", utc(status.time))));
     for reason in status.health.reasons.iter().take(REASONS) {
@@ -113,10 +111,7 @@ fn heading(
     }
     let more = status.health.reasons.len().saturating_sub(REASONS);
     if more > 0 {
-        lines.push((
-            "",
-            format!("and {more} more; selvage status tells them all"),
-        ));
+        lines.push(("", format!("and {more} more; see selvage status")));
     }
     match asked {
         // Findings about one peer are on its card.
@@ -128,7 +123,7 @@ fn heading(
             }
         }
         Err(reason) if !peers.is_empty() => {
-            let text = format!("whether peers answer was not looked at: {reason}");
+            let text = format!("peers were not probed: {reason}");
             lines.push(("dim", svg::clip(&text, COLUMNS)));
         }
         Err(_) => {}
@@ -137,10 +132,10 @@ fn heading(
 }
 
 /// The number of peers by mark.
-fn counts(peers: &[mark::Seen<'_>]) -> String {
+fn counts(peers: &[mark::MarkedPeer<'_>]) -> String {
     let noun = if peers.len() == 1 { "peer" } else { "peers" };
     let of_mark = Mark::ALL.map(|mark| {
-        let count = peers.iter().filter(|seen| seen.mark == mark).count();
+        let count = peers.iter().filter(|marked| marked.mark == mark).count();
         (count > 0).then(|| format!("{count} {}", mark.word()))
     });
     let of_mark: Vec<String> = of_mark.into_iter().flatten().collect();
@@ -151,23 +146,25 @@ fn counts(peers: &[mark::Seen<'_>]) -> String {
 }
 
 /// The picture as text: peers with faults first, then the others, up to a limit.
-fn description(status: &Status, peers: &[mark::Seen<'_>]) -> String {
+fn description(status: &Status, peers: &[mark::MarkedPeer<'_>]) -> String {
     let mut sentences = vec![match &status.lease {
         Some(lease) => {
-            let v4 = lease.subnet.map(|net| net.to_string());
-            let v6 = lease.subnet_v6.map(|net| net.to_string());
-            let nets: Vec<String> = v4.into_iter().chain(v6).collect();
+            let nets: Vec<String> = lease.nets().map(|net| net.to_string()).collect();
             format!("This node has {}.", nets.join(" and "))
         }
         None => "This node has no lease.".to_owned(),
     }];
     sentences.push(format!("{}.", counts(peers)));
-    let bad = peers.iter().filter(|seen| seen.mark != Mark::Programmed);
-    let good = peers.iter().filter(|seen| seen.mark == Mark::Programmed);
-    let told = bad.chain(good).take(TOLD);
-    sentences.extend(told.map(|seen| svg::clip(&card::sentence(seen), 300)));
-    if peers.len() > TOLD {
-        sentences.push(format!("And {} more.", peers.len() - TOLD));
+    let bad = peers
+        .iter()
+        .filter(|marked| marked.mark != Mark::Programmed);
+    let good = peers
+        .iter()
+        .filter(|marked| marked.mark == Mark::Programmed);
+    let listed = bad.chain(good).take(MAX_LISTED);
+    sentences.extend(listed.map(|marked| svg::clip(&card::sentence(marked), 300)));
+    if peers.len() > MAX_LISTED {
+        sentences.push(format!("And {} more.", peers.len() - MAX_LISTED));
     }
     sentences.join(" ")
 }

@@ -29,8 +29,10 @@ use crate::telemetry::status::{
 
 mod kernel;
 
+use self::kernel::Observed;
+
 /// The store's error.
-const NOT_ASKED: &str = "not asked, as the agent does not run";
+const NOT_ASKED: &str = "not queried, because no agent is running";
 
 /// The contents of `subnet.env`.
 #[derive(Debug, Default)]
@@ -46,46 +48,14 @@ pub(super) async fn look(settings: &Settings) -> Status {
     notes.extend(other_agent(settings));
     let file = read_file(&settings.files.subnet_file, &mut notes);
     let networks = networks(&file.previous);
-    let seen = kernel::look(settings, &networks, &mut notes).await;
+    let observed = kernel::observe_overlay(settings, &networks, &mut notes).await;
     let underlay = look_for_underlay(settings, &file.previous, &mut notes).await;
-    let public = |v4: bool| {
-        let of = underlay.as_ref().map(|(_, public)| public);
-        of.into_iter()
-            .flatten()
-            .find(|address| address.is_ipv4() == v4)
-            .copied()
-    };
-    let lease = file.written.filter(|_| has_subnet(&file.previous));
-    let lease = lease.map(|written| Lease {
-        subnet: file.previous.subnet,
-        subnet_v6: file.previous.subnet_v6,
-        public_ip: public(true).and_then(v4),
-        public_ipv6: public(false).and_then(v6),
-        since_time: written,
-        held: false,
-        reservation: false,
-        ttl_seconds: None,
-        left_seconds: None,
-        trouble: Some(
-            "by the subnet file; whether the store still has it is not known, and nothing extends it"
-                .to_owned(),
-        ),
-    });
-    let network = (!networks.is_empty() || !seen.devices.is_empty()).then(|| Network {
-        ipv4: file.previous.network,
-        ipv6: file.previous.network_v6,
-        subnets: None,
-        backend: seen.backend.to_owned(),
-        mtu: file
-            .previous
-            .mtu
-            .or_else(|| seen.devices.iter().find_map(|device| device.mtu))
-            .unwrap_or(0),
-        rejected: None,
-    });
+    let public = underlay.as_ref().map_or(&[][..], |(_, public)| public);
+    let lease = lease(&file, public);
+    let network = network(&file.previous, &observed);
     let firewall = look_at_firewall(settings, &file, &mut notes).await;
-    for device in seen.devices.iter().filter(|device| !device.present) {
-        let text = format!("the overlay device {} is gone", device.name);
+    for device in observed.devices.iter().filter(|device| !device.present) {
+        let text = format!("the overlay device {} is missing", device.name);
         notes.push(Cause::new(Code::DeviceMissing, text).about(&device.name));
     }
     let own = SubnetKey::new(file.previous.subnet, file.previous.subnet_v6);
@@ -114,7 +84,7 @@ pub(super) async fn look(settings: &Settings) -> Status {
         network,
         lease,
         underlay: underlay.map(|(underlay, _)| underlay),
-        devices: seen.devices,
+        devices: observed.devices,
         firewall,
         kernel: Kernel {
             interval_seconds: settings.agent.resync.as_secs(),
@@ -125,9 +95,48 @@ pub(super) async fn look(settings: &Settings) -> Status {
             written_time: file.written,
         },
         docker,
-        peers: seen.peers,
+        peers: observed.peers,
         clock: Clock::default(),
     }
+}
+
+/// The lease according to the subnet file, as nobody knows whether the store still has it.
+fn lease(file: &SubnetEnv, public: &[IpAddr]) -> Option<Lease> {
+    let previous = &file.previous;
+    let written = file.written.filter(|_| has_subnet(previous))?;
+    Some(Lease {
+        subnet: previous.subnet,
+        subnet_v6: previous.subnet_v6,
+        public_ip: public.iter().copied().find_map(v4),
+        public_ipv6: public.iter().copied().find_map(v6),
+        since_time: written,
+        held: false,
+        reservation: false,
+        ttl_seconds: None,
+        left_seconds: None,
+        trouble: Some(
+            "as in the subnet file; nothing renews it, and it may have expired".to_owned(),
+        ),
+    })
+}
+
+/// The network according to the subnet file and the devices.
+fn network(previous: &Previous, observed: &Observed) -> Option<Network> {
+    let mut mtus = observed.devices.iter();
+    if networks(previous).is_empty() && observed.devices.is_empty() {
+        return None;
+    }
+    Some(Network {
+        ipv4: previous.network,
+        ipv6: previous.network_v6,
+        subnets: None,
+        backend: observed.backend.to_owned(),
+        mtu: previous
+            .mtu
+            .or_else(|| mtus.find_map(|device| device.mtu))
+            .unwrap_or(0),
+        rejected: None,
+    })
 }
 
 /// Never empty: faults first, then what could not be checked.
@@ -144,7 +153,7 @@ fn other_agent(settings: &Settings) -> Option<Cause> {
     let holder = Lock::holder(&settings.files.state_dir)?;
     let lock = lock::path(&settings.files.state_dir);
     let text = format!(
-        "process {holder} holds {}: an agent that is starting or stopping, or that has another control socket",
+        "process {holder} holds {}: an agent that is starting, is stopping or has another control socket",
         lock.display()
     );
     Some(Cause::new(Code::AgentSilent, text).about(lock.display()))
@@ -155,7 +164,7 @@ fn read_file(path: &Path, notes: &mut Vec<Cause>) -> SubnetEnv {
         Ok(text) => text,
         Err(error) => {
             if error.kind() != io::ErrorKind::NotFound {
-                let text = format!("{} cannot be read: {error}", path.display());
+                let text = format!("failed to read {}: {error}", path.display());
                 notes.push(Cause::new(Code::NotVisible, text).about(path.display()));
             }
             return SubnetEnv::default();
@@ -238,8 +247,8 @@ async fn look_at_firewall(
         }),
         Err(error) => {
             let text = match nix::unistd::geteuid().is_root() {
-                true => format!("the firewall's rules cannot be read: {}", chain(&error)),
-                false => "only root may read the firewall's rules".to_owned(),
+                true => format!("failed to read the firewall rules: {}", chain(&error)),
+                false => "only root may read the firewall rules".to_owned(),
             };
             notes.push(Cause::new(Code::NotVisible, text));
             None

@@ -15,7 +15,7 @@ use self::table::{Cell, Column, Table};
 use crate::base::terminal::{Style, Tone};
 use crate::base::words::{ago, bytes, duration, grouped, harmless, micros, times};
 use crate::telemetry::status::{
-    Device, Firewall, Kernel, Lease, Network, State, Status, Store, Underlay,
+    Clock, Device, Docker, Firewall, Kernel, Lease, Network, State, Status, Store, Underlay,
 };
 
 /// The width of the label column, including the gap.
@@ -54,7 +54,7 @@ impl Page {
     /// The overlay's state and the reasons.
     fn health(&mut self, status: &Status) {
         let (tone, word, meaning) = match status.health.state {
-            State::Ready => (Tone::Good, "ready", "all is as it should be"),
+            State::Ready => (Tone::Good, "ready", "the overlay works"),
             State::Degraded => (
                 Tone::Bad,
                 "degraded",
@@ -63,12 +63,12 @@ impl Page {
             State::Joining => (
                 Tone::Warn,
                 "joining",
-                "something is not there yet; what an earlier run set up stays in place",
+                "the overlay is not up yet; the kernel state of an earlier run stays in place",
             ),
             State::Stopped => (
                 Tone::Bad,
                 "stopped",
-                "the agent does not run; this is what its files and the kernel show",
+                "no agent is running; this is what its files and the kernel show",
             ),
         };
         for (at, line) in wrap(&format!("{word}: {meaning}"), self.width)
@@ -93,7 +93,7 @@ impl Page {
         let stopped = status.health.state == State::Stopped;
         let unknown = match status.health.state {
             State::Joining => "not known yet",
-            _ => "not known",
+            _ => "unknown",
         };
         match &status.lease {
             Some(lease) => self.lease(lease, now, stopped),
@@ -115,30 +115,42 @@ impl Page {
         if !stopped {
             self.kernel(&status.kernel, now);
         }
+        self.files(status, stopped);
+        if let Some(docker) = &status.docker {
+            self.docker(docker);
+        }
+        self.agent(status, stopped);
+        self.clock(&status.clock, now);
+    }
+
+    fn files(&mut self, status: &Status, stopped: bool) {
         let files = &status.files;
         let written = match files.written_time {
-            Some(at) => format!("written {}", ago(now, at)),
-            None if stopped => "not there".to_owned(),
+            Some(at) => format!("written {}", ago(status.time, at)),
+            None if stopped => "missing".to_owned(),
             None if status.lease.is_none() => "not written yet".to_owned(),
-            None => "as an earlier run left it".to_owned(),
+            None => "unchanged since an earlier run".to_owned(),
         };
         self.line("Files", &format!("{}, {written}", files.subnet_file));
-        if let Some(docker) = &status.docker {
-            let nets: Vec<_> = docker.addresses.iter().map(ToString::to_string).collect();
-            let nets = match nets.is_empty() {
-                true => "no address".to_owned(),
-                false => nets.join(", "),
-            };
-            let tone = match docker.trouble {
-                Some(_) => Tone::Bad,
-                None => Tone::Plain,
-            };
-            self.toned("Docker", tone, &format!("{}, {nets}", docker.bridge));
-        }
+    }
+
+    fn docker(&mut self, docker: &Docker) {
+        let nets = match docker.addresses.is_empty() {
+            true => "no address".to_owned(),
+            false => list(docker.addresses.iter()),
+        };
+        let tone = match docker.trouble {
+            Some(_) => Tone::Bad,
+            None => Tone::Plain,
+        };
+        self.toned("Docker", tone, &format!("{}, {nets}", docker.bridge));
+    }
+
+    fn agent(&mut self, status: &Status, stopped: bool) {
         let agent = &status.agent;
         let mut text = format!("selvage {}", agent.version);
         if !stopped {
-            let age = duration(now.saturating_sub(agent.started_time));
+            let age = duration(status.time.saturating_sub(agent.started_time));
             let _ = write!(text, ", process {}, running for {age}", agent.pid);
         }
         if let Some(network) = &agent.network {
@@ -153,45 +165,39 @@ impl Page {
         }
         if !agent.settings_pending.is_empty() {
             let keys = agent.settings_pending.join(", ");
-            let text = format!("a restart puts into effect what changed of {keys}");
+            let text = format!("changed settings that need a restart: {keys}");
             self.toned("", Tone::Warn, &text);
-        }
-        let clock = &status.clock;
-        if let (Some(at), Some(by)) = (clock.last_time, clock.last_seconds) {
-            let direction = if by < 0 { "back" } else { "ahead" };
-            let by = duration(by.unsigned_abs());
-            let text = format!(
-                "jumped {}, last by {by} {direction}, {}",
-                times(clock.jumps),
-                ago(now, at)
-            );
-            self.toned("Clock", Tone::Warn, &text);
         }
     }
 
+    fn clock(&mut self, clock: &Clock, now: u64) {
+        let (Some(at), Some(by)) = (clock.last_time, clock.last_seconds) else {
+            return;
+        };
+        let direction = if by < 0 { "back" } else { "ahead" };
+        let by = duration(by.unsigned_abs());
+        let (times, at) = (times(clock.jumps), ago(now, at));
+        let text = format!("jumped {times}, last by {by} {direction}, {at}");
+        self.toned("Clock", Tone::Warn, &text);
+    }
+
     fn lease(&mut self, lease: &Lease, now: u64, stopped: bool) {
-        let mut text = list([
-            lease.subnet.map(|net| net.to_string()),
-            lease.subnet_v6.map(|net| net.to_string()),
-        ]);
-        let public = list([
-            lease.public_ip.map(|ip| ip.to_string()),
-            lease.public_ipv6.map(|ip| ip.to_string()),
-        ]);
+        let mut text = list(lease.nets());
+        let public = list(lease.addresses());
         if !public.is_empty() {
             let _ = write!(text, " as {public}");
         }
         self.line("Lease", &text);
-        let taken = format!("taken {}", ago(now, lease.since_time));
+        let taken = format!("acquired {}", ago(now, lease.since_time));
         match (lease.left_seconds, lease.ttl_seconds) {
             _ if stopped => {}
-            _ if !lease.held => self.toned("", Tone::Bad, "not this node's any more"),
+            _ if !lease.held => self.toned("", Tone::Bad, "no longer this node's"),
             (Some(left), Some(ttl)) => {
                 let (left, ttl) = (duration(left), duration(ttl));
                 self.line("", &format!("{left} left of {ttl}, {taken}"));
             }
             _ if lease.reservation => {
-                self.line("", &format!("a reservation, without a time limit, {taken}"))
+                self.line("", &format!("a reservation, without a TTL, {taken}"))
             }
             _ => self.line("", &taken),
         }
@@ -202,19 +208,19 @@ impl Page {
 
     fn store(&mut self, store: &Store, now: u64, stopped: bool) {
         if store.kind.is_empty() {
-            self.line("Store", "not known");
+            self.line("Store", "unknown");
             return;
         }
         let servers = store.servers.join(", ");
         let at = match (&store.server, store.servers.len()) {
             (Some(server), _) => format!(" at {server}"),
             (None, _) if stopped => format!(" at {servers}"),
-            (None, 1) => format!(", not in touch with {servers}"),
-            (None, _) => format!(", in touch with none of {servers}"),
+            (None, 1) => format!(", not connected to {servers}"),
+            (None, _) => format!(", connected to none of {servers}"),
         };
         let what = match store.kind.as_str() {
-            "remote" => format!("another agent{at}"),
-            kind => format!("{kind}{at}, keys below {}", or_slash(&store.prefix)),
+            "remote" => format!("lease server{at}"),
+            kind => format!("{kind}{at}, key prefix {}", or_slash(&store.prefix)),
         };
         self.line("Store", &what);
         if store.server.is_some() && store.servers.len() > 1 {
@@ -230,17 +236,14 @@ impl Page {
                 more => format!("{}, last ", times(more)),
             };
             let at = ago(now, at);
-            let text = format!("restored from a backup or made anew {how_often}{at}: {reason}");
+            let text = format!("restored from a backup or rebuilt {how_often}{at}: {reason}");
             self.toned("", Tone::Warn, &text);
         }
     }
 
     fn network(&mut self, network: &Network) {
-        let nets = list([
-            network.ipv4.map(|net| net.to_string()),
-            network.ipv6.map(|net| net.to_string()),
-        ]);
-        let nets = if nets.is_empty() { "not known" } else { &nets };
+        let nets = list(network.nets());
+        let nets = if nets.is_empty() { "unknown" } else { &nets };
         let (backend, mtu) = (&network.backend, network.mtu);
         let room = match network.subnets {
             Some(1) => ", room for 1 node".to_owned(),
@@ -249,26 +252,23 @@ impl Page {
         };
         self.line("Network", &format!("{nets} by {backend}, MTU {mtu}{room}"));
         if let Some(rejected) = &network.rejected {
-            let text = format!("the config that was written last is not in use: {rejected}");
+            let text = format!("the latest network config is not in use: {rejected}");
             self.toned("", Tone::Bad, &text);
         }
     }
 
     fn underlay(&mut self, underlay: &Underlay) {
-        let addresses = list([
-            underlay.ipv4.map(|net| net.to_string()),
-            underlay.ipv6.map(|net| net.to_string()),
-        ]);
+        let addresses = list(underlay.nets());
         let (interface, mtu) = (&underlay.interface, underlay.mtu);
         self.line("Underlay", &format!("{interface}, {addresses}, MTU {mtu}"));
     }
 
     fn firewall(&mut self, firewall: &Firewall, now: u64, stopped: bool) {
         let mode = match &firewall.mode {
-            Some(mode) if stopped => format!("rules of {mode} are in place"),
+            Some(mode) if stopped => format!("{mode} rules in place"),
             Some(mode) => mode.clone(),
-            None if stopped => "no rules of ours seen".to_owned(),
-            None => format!("no rules made yet ({})", firewall.wanted),
+            None if stopped => "no rules of the agent".to_owned(),
+            None => format!("no rules written yet ({})", firewall.wanted),
         };
         let does = match (firewall.masquerade, firewall.forward) {
             (true, true) => "masquerades, accepts forwarding",
@@ -280,7 +280,7 @@ impl Page {
         if let Some(at) = firewall.programmed_time {
             let (how_often, at) = (times(firewall.programmed), ago(now, at));
             let last = if firewall.programmed > 1 { "last " } else { "" };
-            self.line("", &format!("rules put right {how_often}, {last}{at}"));
+            self.line("", &format!("rules written {how_often}, {last}{at}"));
         }
     }
 
@@ -289,16 +289,16 @@ impl Page {
         let text = match (kernel.resync_time, kernel.resync_usec) {
             (Some(at), Some(took)) => {
                 let (at, took) = (ago(now, at), micros(took));
-                format!("compared {at} in {took}, at least every {every}")
+                format!("resynced {at} in {took}, at least every {every}")
             }
-            _ => format!("not compared yet, at least every {every}"),
+            _ => format!("not resynced yet, at least every {every}"),
         };
         self.line("Kernel", &text);
         if kernel.resyncs == 0 {
             return;
         }
         let text = format!(
-            "{} made, {} changed, {} removed, {} failed, compared {}",
+            "{} created, {} changed, {} removed, {} failed, resynced {}",
             grouped(kernel.created),
             grouped(kernel.changed),
             grouped(kernel.removed),
@@ -411,10 +411,9 @@ fn or_slash(prefix: &str) -> &str {
     if prefix.is_empty() { "/" } else { prefix }
 }
 
-/// Joins the values of both IP versions.
-fn list(both: [Option<String>; 2]) -> String {
-    let both: Vec<_> = both.into_iter().flatten().collect();
-    both.join(", ")
+fn list<T: ToString>(values: impl Iterator<Item = T>) -> String {
+    let texts: Vec<_> = values.map(|value| value.to_string()).collect();
+    texts.join(", ")
 }
 
 /// Wraps a text at spaces into lines of at most `width` columns, or longer if a single word is. Returns at least one

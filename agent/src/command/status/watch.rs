@@ -35,7 +35,7 @@ pub(super) async fn run(
     style: Style,
     output: &mut impl Write,
 ) -> Result<u8, Error> {
-    let mut ended = Ended::new()?;
+    let mut stop = StopSignals::new()?;
     let mut resized = signal(SignalKind::window_change())?;
     let mut ticks = interval(Duration::from_secs(seconds));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -43,11 +43,11 @@ pub(super) async fn run(
     let mut view = View::default();
     loop {
         tokio::select! {
-            () = ended.wait() => return Ok(0),
+            () = stop.wait() => return Ok(0),
             _ = resized.recv() => {}
             _ = ticks.tick() => {
                 tokio::select! {
-                    () = ended.wait() => return Ok(0),
+                    () = stop.wait() => return Ok(0),
                     seen = look(settings) => view.take(seen),
                 }
             }
@@ -59,9 +59,9 @@ pub(super) async fn run(
 }
 
 /// The signals that end it.
-struct Ended([Signal; 3]);
+struct StopSignals([Signal; 3]);
 
-impl Ended {
+impl StopSignals {
     fn new() -> io::Result<Self> {
         Ok(Self([
             signal(SignalKind::interrupt())?,
@@ -109,7 +109,7 @@ impl View {
                 let _ = writeln!(text, "{}", style.bad(line));
             }
             if let Some(last) = &self.last {
-                let _ = writeln!(text, "What it said {}:\n", ago(now, last.time));
+                let _ = writeln!(text, "Its status of {}:\n", ago(now, last.time));
             }
         }
         if let Some(last) = &self.last {
@@ -143,7 +143,7 @@ impl<'a, W: Write> Screen<'a, W> {
         let size = terminal::size().filter(|_| self.terminal);
         let mut text = view.text(now(), size.map(|(columns, _)| columns), style);
         if let Some((_, lines)) = size {
-            let footer = format!("every {}, Ctrl-C ends", duration(seconds));
+            let footer = format!("every {}, Ctrl-C to quit", duration(seconds));
             text = frame(&text, lines, &style.dim(&footer).to_string());
         } else if self.drawn {
             text.insert(0, '\n');
@@ -184,7 +184,7 @@ fn frame(text: &str, lines: usize, footer: &str) -> String {
         let _ = write!(frame, "{line}{CLEAR_LINE}\r\n");
     }
     if kept < all {
-        let _ = write!(frame, "and {} lines more{CLEAR_LINE}\r\n", all - kept);
+        let _ = write!(frame, "and {} more lines{CLEAR_LINE}\r\n", all - kept);
     }
     let _ = write!(frame, "{footer}{CLEAR_LINE}{CLEAR_BELOW}");
     frame
@@ -207,8 +207,8 @@ mod tests {
         };
         assert_eq!(shown(24), "1\r\n2\r\n3\r\n4\r\nf");
         assert_eq!(shown(5), "1\r\n2\r\n3\r\n4\r\nf");
-        assert_eq!(shown(4), "1\r\n2\r\nand 2 lines more\r\nf");
-        assert_eq!(shown(2), "and 4 lines more\r\nf");
+        assert_eq!(shown(4), "1\r\n2\r\nand 2 more lines\r\nf");
+        assert_eq!(shown(2), "and 4 more lines\r\nf");
     }
 
     #[test]
@@ -232,7 +232,7 @@ mod tests {
             lines.next(),
             Some("the agent does not answer: the agent answered 503: busy\u{fffd}[2J")
         );
-        assert_eq!(lines.next(), Some("What it said 60 s ago:"));
+        assert_eq!(lines.next(), Some("Its status of 60 s ago:"));
         assert!(text.contains("joining: "), "{text}");
     }
 }

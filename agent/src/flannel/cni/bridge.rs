@@ -44,7 +44,7 @@ pub(super) fn remove_old_addresses(
         Err(Failure::InUse(error)) => Err(error),
         Err(Failure::Kernel(error)) => {
             note(&format!(
-                "flannel: cannot examine bridge {bridge}: {}",
+                "flannel: failed to read bridge {bridge}: {}",
                 logging::chain(&error)
             ));
             Ok(())

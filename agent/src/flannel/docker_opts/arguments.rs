@@ -13,7 +13,7 @@ Write Docker's options for the subnet that flannel leased.
   -i       write each option as a variable: DOCKER_OPT_BIP, DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU
   -c       write all options as one variable; without -i and -c, both
   -k KEY   the name of that one variable [DOCKER_OPTS]
-  -m       leave --ip-masq out: old versions of Docker do not have it
+  -m       omit --ip-masq, which old versions of Docker do not have
 ";
 
 /// The parsed arguments.

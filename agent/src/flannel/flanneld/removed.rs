@@ -2,7 +2,7 @@
 
 use super::Error;
 
-const SINGLE: &str = "networks are not looked for here; start one agent for each, by --networks with one name, or by --etcd-prefix and --subnet-file";
+const SINGLE: &str = "start one agent for each network, with one name in --networks, or with --etcd-prefix and --subnet-file";
 
 /// The flags that flannel 0.8 dropped, and what to do instead.
 const REMOVED: [(&str, &str); 1] = [("watch-networks", SINGLE)];

@@ -196,7 +196,7 @@ fn wrong_command_lines_say_what_is_wrong() {
 fn flags_of_old_flannels_are_named_with_what_to_do() {
     let message = refusal(&["--watch-networks"]);
     assert!(
-        message.starts_with("flag -watch-networks went away with flannel 0.8: "),
+        message.starts_with("flag -watch-networks was removed in flannel 0.8: "),
         "{message}"
     );
     assert!(message.contains("--etcd-"), "{message}");
@@ -336,7 +336,7 @@ fn kubernetes_flags_are_taken_but_the_mode_is_not() {
     ]);
     let message = refusal(&["--kube-subnet-mgr"]);
     assert!(
-        message.starts_with("flag --kube-subnet-mgr: Kubernetes mode is not in this version"),
+        message.starts_with("flag --kube-subnet-mgr: Kubernetes mode is not supported"),
         "{message}"
     );
     assert!(given(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "true")]).is_err());

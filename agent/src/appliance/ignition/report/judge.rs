@@ -196,14 +196,14 @@ fn fault_of(
         _ => {
             return told(
                 "systemd cannot read it",
-                format!("systemd-analyze verify {name} says why"),
+                format!("see systemd-analyze verify {name}"),
             );
         }
     }
     if unit.get("UnitFileState") == "disabled" {
         return match boot {
             Boot::First => told(
-                "it is not enabled: systemd applies presets only where it finds no machine id",
+                "it is not enabled: systemd applies presets only on a host without a machine ID",
                 format!("systemctl enable --now {name}"),
             ),
             Boot::Later => Ok(None),
@@ -211,10 +211,7 @@ fn fault_of(
     }
     let id = unit.get("Id");
     if unit.is_restarting() {
-        return told(
-            RESTARTING,
-            format!("journalctl --boot --unit={id} says why"),
-        );
+        return told(RESTARTING, format!("see journalctl --boot --unit={id}"));
     }
     if !unit.was_never_started() {
         return Ok(None);
@@ -277,22 +274,22 @@ fn cause(name: &str, unit: &Unit, show: Show<'_>) -> Result<(String, String), Re
         } else if let Some(need) = find(&|unit| !unit.is_loaded()) {
             (
                 format!("it needs {need}, which systemd cannot read"),
-                format!("systemd-analyze verify {need} says why"),
+                format!("see systemd-analyze verify {need}"),
             )
         } else if let Some(need) = find(&|unit| unit.get("ActiveState") == "failed") {
             (
                 format!("it needs {need}, which failed"),
-                format!("journalctl --boot --unit={need} says why"),
+                format!("see journalctl --boot --unit={need}"),
             )
         } else if let Some(need) = find(&Unit::was_never_started) {
             (
                 format!("it needs {need}, which was not started either"),
-                format!("systemctl start {need} says why"),
+                format!("run systemctl start {need} to see why"),
             )
         } else {
             (
                 "systemd skipped it during the boot".to_owned(),
-                format!("systemctl start {name} says why"),
+                format!("run systemctl start {name} to see why"),
             )
         },
     )

@@ -29,44 +29,44 @@ pub(super) fn advise(cause: &Cause, settings: &Settings, names: &Names) -> Advic
     let journal = names.journal();
     match cause.code {
         Code::NoNetworkConfig => Advice::new(
-            "the cluster's network config says which addresses the overlay has and how packets travel; without it no node can take a subnet",
+            "the network config defines the overlay's addresses and its backend; without it no node can acquire a subnet",
             [
                 format!(
-                    "write the network config that all nodes share: echo '{{\"Network\":\"10.5.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\"}}}}' | {} (it goes to {prefix}/config)",
+                    "write the network config that all nodes share: echo '{{\"Network\":\"10.5.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\"}}}}' | {} (its key is {prefix}/config)",
                     names.selvage("network set")
                 ),
-                "if another tool wrote it below another key prefix: set etcd.prefix to that prefix on every node".into(),
+                "if another tool wrote it under another key prefix: set etcd.prefix to that prefix on every node".into(),
             ],
         ),
         Code::BadNetworkConfig | Code::NetworkConfigChanged => network_config(names),
         Code::SubnetOutsideNetwork => Advice::new(
-            "this node keeps its subnet, which the other nodes may not find in the new network; with another subnet its containers must be restarted",
+            "this node keeps its subnet, which other nodes may refuse because it is outside the new network; with another subnet its containers must be restarted",
             [
                 format!(
-                    "move this node when its containers can be restarted: {} (docker.service is restarted with the new subnet by the image's selvage-docker.service; else: systemctl restart docker)",
+                    "move this node when its containers can be restarted: {} (on the image, selvage-docker.service then restarts Docker; elsewhere: systemctl restart docker)",
                     names.systemctl("restart")
                 ),
                 format!(
-                    "or write a network config again that has room for this node's subnet: {} FILE",
+                    "or write a network config that includes this node's subnet: {} FILE",
                     names.selvage("network set")
                 ),
             ],
         ),
         Code::OutOfSubnets => full(names),
         Code::LostRaces => Advice::new(
-            "many nodes take a subnet at this moment, and others were faster every time; the agent keeps trying",
+            "many nodes are acquiring subnets, and others were faster every time; the agent retries",
             [format!(
-                "wait a minute; if it lasts, look for what writes there: etcdctl watch --prefix {prefix}/subnets"
+                "wait a minute; if it persists, see what writes there: etcdctl watch --prefix {prefix}/subnets"
             )],
         ),
         Code::NoUnderlay => underlay(names),
         Code::Firewall => Advice::new(
-            "the rules that accept and masquerade the containers' packets are not all in place: some packets may be dropped, or leave with addresses that nobody answers to",
+            "some of the rules that accept and masquerade container traffic are missing: packets may be dropped, or leave with a source address that gets no replies",
             [
                 format!(
-                    "see what the kernel says: nft list ruleset, or iptables-save; {journal} has the whole error"
+                    "list the rules: nft list ruleset, or iptables-save; see the full error: {journal}"
                 ),
-                "if the kernel lacks nf_tables: set firewall.mode = \"iptables\", or the other way round".into(),
+                "if the kernel lacks nf_tables: set firewall.mode = \"iptables\"; if it lacks iptables: \"nftables\"".into(),
             ],
         ),
         Code::SubnetFile => {
@@ -74,15 +74,15 @@ pub(super) fn advise(cause: &Cause, settings: &Settings, names: &Names) -> Advic
             Advice::new(
                 "container runtimes read their subnet from this file; Docker does not start without it",
                 [format!(
-                    "check the directory, its owner and its space: ls -ld {file}; df {file}"
+                    "check the owner and the free space: ls -ld {file}; df {file}"
                 )],
             )
         }
         Code::OtherAgent => Advice::new(
-            "another agent on this host has the network, the device or the addresses that this one needs; an agent that waits has touched nothing",
+            "another agent on this host uses the network, the device or the addresses that this one needs; while it waits, this one changes nothing",
             [
-                "give each network a VNI, a device and addresses of its own: agent/docs/networks.md says what two networks cannot share".into(),
-                "or stop the other agent: systemctl list-units 'selvage*' 'flanneld*' shows which run".into(),
+                "give each network its own VNI, device and addresses: agent/docs/networks.md lists what networks cannot share".into(),
+                "or stop the other agent; to find it: systemctl list-units 'selvage*' 'flanneld*'".into(),
             ],
         ),
         Code::BehindNat
@@ -90,11 +90,10 @@ pub(super) fn advise(cause: &Cause, settings: &Settings, names: &Names) -> Advic
         | Code::BackendCommand
         | Code::BackendIdentity
         | Code::Privileges => Advice::new(
-            "the backend that the network config asks for cannot be set up on this host",
-            [
-                format!("{journal} has the whole error"),
+            "this host cannot run the backend of the network config",
+            [ format!("see the full error: {journal}"),
                 format!(
-                    "{} shows which backend all nodes share",
+                    "see the backend that all nodes share: {}",
                     names.selvage("network get")
                 ),
             ],
@@ -105,25 +104,23 @@ pub(super) fn advise(cause: &Cause, settings: &Settings, names: &Names) -> Advic
         | Code::StoreRefused
         | Code::LeaseNotEncoded => store(cause.code, settings, names),
         Code::LeaseLost => Advice::new(
-            "another node may be given the subnet, and peers forget this one; the data plane stays as it is until the agent has a lease again",
+            WITHOUT_LEASE,
             [
-                "run the doctor again in a moment: the agent is taking a lease".into(),
+                "run the doctor again in a moment: the agent is acquiring a lease".into(),
                 format!("{journal} -n 50"),
             ],
         ),
         Code::Unknown => Advice::new(
-            "the agent, of another version than this command, gives no reason that this command knows; what was set up before stays in place",
-            [
-                format!("{journal} -b shows what happened"),
+            "the running agent is of another version and gives a reason that this command does not know; the kernel state stays in place",
+            [ format!("see what happened: {journal} -b"),
                 format!(
-                    "after an update the old agent keeps running: {}, which loses no packet",
+                    "after an update, restart the old agent: {}, which loses no packets",
                     names.systemctl("restart")
                 ),
             ],
         ),
         _ => Advice::new(
-            "the agent retries with growing pauses; what was set up before stays in place",
-            [format!("{journal} -b shows what happened")],
+            "the agent retries with increasing delays; the kernel state stays in place", [format!("see what happened: {journal} -b")],
         ),
     }
 }
@@ -137,7 +134,9 @@ pub(super) fn servers(settings: &Settings) -> &[String] {
 }
 
 /// The effect of an unavailable lease store.
-const WITHOUT_STORE: &str = "without the lease store this node hears of no new peers and cannot extend its lease; what it knows stays in place until then";
+const WITHOUT_STORE: &str = "without the lease store this node learns of no new peers and cannot renew its lease; the kernel state stays in place";
+/// The effect of a lost lease.
+pub(super) const WITHOUT_LEASE: &str = "another node may get the subnet, and peers remove this one; the data plane stays in place until the agent has a lease again";
 
 /// The lease store does not answer, or refuses.
 pub(super) fn store(code: Code, settings: &Settings, names: &Names) -> Advice {
@@ -154,7 +153,7 @@ pub(super) fn store(code: Code, settings: &Settings, names: &Names) -> Advice {
                     first.rsplit("://").next().unwrap_or_default()
                 ),
                 format!(
-                    "compare it with {section}.cafile, and {section}.certfile with what the server trusts; renewed files are read without a restart"
+                    "check it against {section}.cafile, and {section}.certfile against the authorities that the server trusts; new files need no restart"
                 ),
                 "check this host's clock: timedatectl".into(),
             ],
@@ -167,7 +166,7 @@ pub(super) fn store(code: Code, settings: &Settings, names: &Names) -> Advice {
                     names.systemctl("reload")
                 ),
                 format!(
-                    "let the user read and write below the key prefix: etcdctl role grant-permission ROLE readwrite {}/ --prefix",
+                    "grant the user access to the key prefix: etcdctl role grant-permission ROLE readwrite {}/ --prefix",
                     etcd.prefix
                 ),
             ],
@@ -176,22 +175,22 @@ pub(super) fn store(code: Code, settings: &Settings, names: &Names) -> Advice {
             WITHOUT_STORE,
             [
                 format!(
-                    "check that this host gets through: curl -s {first}/v1/{}/config",
+                    "check that this host reaches the server: curl -s {first}/v1/{}/config",
                     settings.remote.network
                 ),
-                "on the server: systemctl status selvage-server says whether it reaches etcd itself; remote.listen says where it listens".into(),
+                "on the server: systemctl status selvage-server shows whether it reaches etcd; remote.listen is the address that it listens on".into(),
                 "if the servers moved: set remote.server on this node".into(),
             ],
         ),
         _ => Advice::new(
             WITHOUT_STORE,
             [
-                format!("check that this host gets through: curl -s {first}/health"),
+                format!("check that this host reaches the server: curl -s {first}/health"),
                 format!(
-                    "ask the servers: etcdctl --endpoints={} endpoint health",
+                    "check the servers: etcdctl --endpoints={} endpoint health",
                     etcd.endpoints.join(",")
                 ),
-                "on the server: systemctl status etcd, and whether it listens on an address that this host reaches (--listen-client-urls)".into(),
+                "on the server: systemctl status etcd; check that it listens on an address that this host reaches (--listen-client-urls)".into(),
                 "if the servers moved: set etcd.endpoints on this node".into(),
             ],
         ),
@@ -201,11 +200,11 @@ pub(super) fn store(code: Code, settings: &Settings, names: &Names) -> Advice {
 /// The network config cannot be used.
 fn network_config(names: &Names) -> Advice {
     Advice::new(
-        "running nodes keep the network config that they have, but no node can join with this one, nor can this node after a restart",
+        "running nodes keep their network config, but no node can join with the new one, and neither can this node after a restart",
         [
-            format!("read what is there: {}", names.selvage("network get")),
+            format!("read it: {}", names.selvage("network get")),
             format!(
-                "write a good one, which is checked first: {} FILE",
+                "write a valid one: {} FILE, which checks it first",
                 names.selvage("network set")
             ),
         ],
@@ -215,19 +214,19 @@ fn network_config(names: &Names) -> Advice {
 /// No free subnet is left.
 pub(super) fn full(names: &Names) -> Advice {
     Advice::new(
-        "every node needs a subnet of its own, and there are only so many",
+        "every node needs its own subnet, and the network has a fixed number of them",
         [
             format!(
-                "see who has them, and for how long: {}",
+                "list the nodes and the remaining lease times: {}",
                 names.selvage("network leases")
             ),
             format!(
-                "free those of nodes that are gone for good: {} on the node, or {} SUBNET for a reservation",
+                "free the subnets of decommissioned nodes: {} on the node, or {} SUBNET for a reservation",
                 names.selvage_with_state("leave"),
                 names.selvage("network unreserve")
             ),
             format!(
-                "make room: widen Network (or SubnetMin and SubnetMax) with {}; nodes keep their subnets if those still fit",
+                "enlarge Network (or widen SubnetMin and SubnetMax) with {}; nodes keep subnets that still fit",
                 names.selvage("network set")
             ),
         ],
@@ -237,14 +236,15 @@ pub(super) fn full(names: &Names) -> Advice {
 /// No interface or address to send from.
 fn underlay(names: &Names) -> Advice {
     Advice::new(
-        "the overlay's packets leave by one interface of this host, and none fits",
+        "the overlay needs an underlay interface on this host, and none qualifies",
         [
-            "see what there is: ip -brief address; ip route".into(),
+            "list the interfaces: ip -brief address; ip route".into(),
             format!(
-                "if the agent looks for the wrong one, name the right one: underlay.interfaces = [\"eth1\"] in {} (--iface), or underlay.can-reach",
+                "to choose another interface: underlay.interfaces = [\"eth1\"] in {} (--iface), or underlay.can-reach",
                 names.settings_file
             ),
-            "if the interface is not up yet, the agent continues as soon as it is: networkctl status".into(),
+            "if the interface is not up yet, the agent continues when it is: networkctl status"
+                .into(),
         ],
     )
 }

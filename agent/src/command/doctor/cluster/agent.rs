@@ -19,7 +19,7 @@ const NAME: &str = "agent";
 /// An agent that is not running, waits, or lacks something.
 pub(super) const CHECK: Check = Check {
     name: NAME,
-    looks_for: "an agent that does not run, does not answer, waits for something, or lacks something",
+    looks_for: "an agent that is stopped, silent, waiting or degraded",
     run: |context| Box::pin(ready(check(context))),
 };
 
@@ -42,17 +42,17 @@ fn check(context: &Context<'_>) -> Outcome {
                 State::Ready => Vec::new(),
                 State::Degraded => degraded(status, settings, names),
             };
-            findings.extend(unread_settings(status, names));
+            findings.extend(unused_settings(status, names));
             findings
         }
         Err(control::Error::NotRunning { path, source }) => {
-            vec![unheard(path, source, settings, names)]
+            vec![no_answer(path, source, settings, names)]
         }
         Err(error @ control::Error::Unreadable(_)) => vec![finding(
             Severity::Warning,
             chain(error),
             Advice::new(
-                "after an update the old agent keeps running until it is restarted, which loses no packet",
+                "after an update the old agent runs until it is restarted; a restart loses no packets",
                 [names.systemctl("restart")],
             ),
         )],
@@ -60,11 +60,11 @@ fn check(context: &Context<'_>) -> Outcome {
             Severity::Error,
             chain(error),
             Advice::new(
-                "an agent that does not answer may not follow the cluster either; what it set up stays in place",
+                "an agent that does not answer may also miss changes in the cluster; the kernel state that it programmed stays in place",
                 [
                     "run the doctor again; joining a large cluster may keep the agent busy for some seconds".into(),
                     format!(
-                        "{} -n 50, then {}: a restart loses no packet",
+                        "{} -n 50, then {}: a restart loses no packets",
                         names.journal(),
                         names.systemctl("restart")
                     ),
@@ -75,14 +75,14 @@ fn check(context: &Context<'_>) -> Outcome {
 }
 
 /// Nothing answers on the control socket.
-fn unheard(path: &Path, source: &io::Error, settings: &Settings, names: &Names) -> Finding {
+fn no_answer(path: &Path, source: &io::Error, settings: &Settings, names: &Names) -> Finding {
     let socket = path.display();
     if source.kind() == io::ErrorKind::PermissionDenied {
         return finding(
             Severity::Warning,
-            format!("this user may not ask the agent: {socket}: {source}"),
+            format!("this user may not connect to the agent's control socket {socket}: {source}"),
             Advice::new(
-                "it is not known whether the agent runs, and how it is",
+                "the state of the agent and of the overlay is unknown",
                 ["run the doctor as root".into()],
             ),
         );
@@ -92,14 +92,14 @@ fn unheard(path: &Path, source: &io::Error, settings: &Settings, names: &Names) 
         return finding(
             Severity::Warning,
             format!(
-                "an agent runs (process {holder} holds {}), but none answers on {socket}",
+                "an agent runs (process {holder} holds {}), but nothing answers on {socket}",
                 lock.display()
             ),
             Advice::new(
-                "the overlay may be well, but nobody can ask; the agent has another control socket, or failed to make it",
+                "the overlay may work, but commands cannot query the agent: it has another control socket, or failed to create its own",
                 [
                     format!(
-                        "name the agent's: {} --socket FILE, or set files.socket in {} for both",
+                        "use the agent's socket: {} --socket FILE, or set files.socket in {} for both",
                         names.selvage("doctor"),
                         names.settings_file
                     ),
@@ -119,7 +119,7 @@ fn stopped(settings: &Settings, names: &Names) -> Finding {
             Severity::Warning,
             "no agent runs on this host, and none is enabled".to_owned(),
             Advice::new(
-                "containers of this host are not on the overlay",
+                "containers on this host are not on the overlay",
                 [names.systemctl("enable --now")],
             ),
         );
@@ -128,16 +128,16 @@ fn stopped(settings: &Settings, names: &Names) -> Finding {
         Severity::Error,
         format!("no agent runs, though {}", expected.join(" and ")),
         Advice::new(
-            "what it set up stays in place, but this host hears of no new or moved peers, and its subnet is given to another node when its lease expires",
+            "the kernel state stays in place, but this host learns of no new or moved peers, and another node may get its subnet when its lease expires",
             [
                 names.systemctl("start"),
                 format!(
-                    "see why it ended: {}; {} -n 50",
+                    "see why it stopped: {}; {} -n 50",
                     names.systemctl("status"),
                     names.journal()
                 ),
                 format!(
-                    "if this host is to leave the overlay: {}, then {}",
+                    "to take this host off the overlay: {}, then {}",
                     names.selvage_with_state("leave"),
                     names.selvage_with_state("cleanup")
                 ),
@@ -150,7 +150,7 @@ fn stopped(settings: &Settings, names: &Names) -> Finding {
 fn expectations(subnet_file: &Path, enabled: &Path, names: &Names) -> Vec<String> {
     let file = subnet_file
         .exists()
-        .then(|| format!("{} is there", subnet_file.display()));
+        .then(|| format!("{} exists", subnet_file.display()));
     let unit = enabled_unit(enabled, names).map(|unit| format!("{unit} is enabled"));
     unit.into_iter().chain(file).collect()
 }
@@ -183,7 +183,7 @@ fn joining(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> 
             },
             format!("the agent was started {running} s ago and has not joined yet"),
             Advice::new(
-                "it is asking the lease store and the kernel; what an earlier run set up stays in place",
+                "it is still querying the lease store and the kernel; the kernel state of an earlier run stays in place",
                 [
                     "run the doctor again in a moment".into(),
                     format!("{} -n 50", names.journal()),
@@ -201,7 +201,7 @@ fn joining(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> 
 
 /// The faults that no other check reports.
 fn degraded(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
-    let is_told_elsewhere = |cause: &&Cause| {
+    let is_reported_elsewhere = |cause: &&Cause| {
         cause.code.is_kernel_change()
             || matches!(
                 cause.task,
@@ -209,7 +209,7 @@ fn degraded(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding>
             )
     };
     let causes = status.health.causes();
-    let here = causes.iter().filter(|cause| !is_told_elsewhere(cause));
+    let here = causes.iter().filter(|cause| !is_reported_elsewhere(cause));
     here.map(|cause| {
         let what = match cause.task {
             Some(TaskName::Store) => format!("the lease store does not answer: {}", cause.text),
@@ -221,13 +221,13 @@ fn degraded(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding>
 }
 
 /// Changed settings that are not in use.
-fn unread_settings(status: &Status, names: &Names) -> Vec<Finding> {
+fn unused_settings(status: &Status, names: &Names) -> Vec<Finding> {
     let rejected = status.agent.settings_rejected.as_ref().map(|reason| {
         finding(
             Severity::Warning,
             reason.clone(),
             Advice::new(
-                "the agent keeps the settings that it had, but would not start with these",
+                "the agent keeps its previous settings, but would not start with the new ones",
                 [format!("correct them, then: {}", names.systemctl("reload"))],
             ),
         )
@@ -236,11 +236,11 @@ fn unread_settings(status: &Status, names: &Names) -> Vec<Finding> {
     let pending = (!pending.is_empty()).then(|| {
         finding(
             Severity::Warning,
-            format!("changed settings wait for a restart: {}", pending.join(", ")),
+            format!("changed settings need a restart: {}", pending.join(", ")),
             Advice::new(
                 "they cannot change while the agent runs, because containers, peers or kernel state depend on them",
                 [format!(
-                    "{}, which loses no packet",
+                    "{}, which loses no packets",
                     names.systemctl("restart")
                 )],
             ),
@@ -298,10 +298,10 @@ mod tests {
     fn settings_that_are_not_in_use_are_told() {
         let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
         let names = Names::of(&settings(&["--network", "blue"]));
-        assert!(unread_settings(&status, &names).is_empty());
+        assert!(unused_settings(&status, &names).is_empty());
         status.agent.settings_rejected = Some("the settings were not reloaded: line 3".to_owned());
         status.agent.settings_pending = vec!["etcd.prefix".to_owned()];
-        let [rejected, pending] = &unread_settings(&status, &names)[..] else {
+        let [rejected, pending] = &unused_settings(&status, &names)[..] else {
             panic!("not two findings")
         };
         assert!(rejected.what.contains("line 3") && rejected.remedy[0].contains("reload"));

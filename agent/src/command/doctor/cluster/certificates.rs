@@ -21,7 +21,7 @@ const NAME: &str = "certificates";
 /// Certificates that are invalid by this host's clock, or expire soon.
 pub(super) const CHECK: Check = Check {
     name: NAME,
-    looks_for: "certificates for the lease store that are not valid now, or not for long",
+    looks_for: "lease store certificates that expired, expire soon or are not valid yet",
     run: |context| Box::pin(ready(check(context))),
 };
 
@@ -64,7 +64,10 @@ fn check(context: &Context<'_>) -> Outcome {
         let terms = match read(path) {
             Ok(terms) => terms,
             Err(Unread::File(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return Err(NotChecked(format!("{}: {error}", path.display())));
+                return Err(NotChecked(format!(
+                    "failed to read {}: {error}",
+                    path.display()
+                )));
             }
             Err(Unread::File(error)) => {
                 findings.push(unreadable(path, setting, &error));
@@ -72,7 +75,10 @@ fn check(context: &Context<'_>) -> Outcome {
             }
             // Not a finding: the agent's TLS library may accept what this parser does not.
             Err(Unread::Form(error)) => {
-                return Err(NotChecked(format!("{}: {error}", path.display())));
+                return Err(NotChecked(format!(
+                    "failed to parse {}: {error}",
+                    path.display()
+                )));
             }
         };
         if let Some((term, fault)) = worst(&terms, is_bundle, now) {
@@ -133,27 +139,23 @@ impl Term {
 
 fn finding(path: &Path, setting: &str, term: &Term, fault: Fault) -> Finding {
     let (severity, state) = match fault {
-        Fault::EndedBefore(ago) => (
-            Severity::Error,
-            format!("is no longer valid: it ended {} ago", duration(ago)),
-        ),
+        Fault::EndedBefore(ago) => (Severity::Error, format!("expired {} ago", duration(ago))),
         Fault::BeginsIn(ahead) => (
             Severity::Error,
-            format!("is not valid yet: it begins in {}", duration(ahead)),
+            format!("is not valid for another {}", duration(ahead)),
         ),
-        Fault::EndsIn(Reverse(left)) => (
-            Severity::Warning,
-            format!("is valid for {} more", duration(left)),
-        ),
+        Fault::EndsIn(Reverse(left)) => {
+            (Severity::Warning, format!("expires in {}", duration(left)))
+        }
     };
     Finding {
         check: NAME.to_owned(),
         severity,
         subject: Some(path.display().to_string()),
         what: format!("the certificate {} in {} ({setting}) {state}", term.subject, path.display()),
-        why: "the lease store and the agent refuse each other's connections by it: an open connection may go on, but no new one is made, and the lease is not extended then".to_owned(),
+        why: "the agent and the lease store refuse new connections with it: an open connection may continue, but once it closes the lease is no longer renewed".to_owned(),
         remedy: vec![
-            format!("put a new certificate into {}; it is read at the next connection, without a restart", path.display()),
+            format!("write a new certificate to {}; the next connection uses it, without a restart", path.display()),
             "compare this host's clock with others: timedatectl".to_owned(),
         ],
     }
@@ -165,12 +167,11 @@ fn unreadable(path: &Path, setting: &str, error: &io::Error) -> Finding {
         check: NAME.to_owned(),
         severity: Severity::Error,
         subject: Some(path.to_string()),
-        what: format!("{path} ({setting}) cannot be read: {error}"),
-        why:
-            "the agent reads it for each connection to the lease store, so that the next one fails"
-                .to_owned(),
+        what: format!("failed to read {path} ({setting}): {error}"),
+        why: "the agent reads it for each connection to the lease store, so the next one fails"
+            .to_owned(),
         remedy: vec![format!(
-            "put the file back, or correct {setting}: ls -l {path}"
+            "restore the file, or correct {setting}: ls -l {path}"
         )],
     }
 }

@@ -1,8 +1,6 @@
 //! A wall clock that jumps.
 
-use std::future::ready;
-
-use super::Check;
+use super::{Check, of_status};
 use crate::base::words::duration;
 use crate::command::doctor::{Finding, Severity};
 use crate::telemetry::status::Status;
@@ -13,7 +11,7 @@ const NAME: &str = "clock-jump";
 pub(super) const CHECK: Check = Check {
     name: NAME,
     looks_for: "a wall clock that jumped in the last day",
-    run: |context| Box::pin(ready(context.status().map(find))),
+    run: |context| of_status(context, find),
 };
 
 /// How long a jump is reported, in seconds.
@@ -54,14 +52,14 @@ fn find(status: &Status) -> Vec<Finding> {
         severity: Severity::Warning,
         subject: None,
         what: format!(
-            "the wall clock jumped {times} since the agent's start, last {} ago by {} {direction}",
+            "the wall clock jumped {times} since the agent started, last {} ago by {} {direction}",
             duration(status.time.saturating_sub(at)),
             duration(by.unsigned_abs()),
         ),
-        why: "leases do not go by it, but certificates do, and so do the logs of the hosts; forward jumps also come from a virtual machine that was paused, whose lease may have ended meanwhile".to_owned(),
+        why: "leases do not depend on it, but certificates and log times do; a forward jump may also mean that this virtual machine was paused and its lease expired meanwhile".to_owned(),
         remedy: vec![
             "see whether the clock is synchronised, and by what: timedatectl; timedatectl timesync-status".to_owned(),
-            "let one service only set it: systemctl list-units '*timesync*' '*chrony*' '*ntp*' 'vmtoolsd*'".to_owned(),
+            "let only one service set it: systemctl list-units '*timesync*' '*chrony*' '*ntp*' 'vmtoolsd*'".to_owned(),
         ],
     }]
 }

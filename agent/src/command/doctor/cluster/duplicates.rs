@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::nat;
-use super::{Check, Context, cap, deletion, name};
+use super::{Check, Context, cap, deletion, name, observe_host};
 use crate::cluster::refusal::RefusalCode;
-use crate::command::doctor::{Finding, Names, NotChecked, Outcome, Severity};
-use crate::host::netlink::host::{Host, Query};
+use crate::command::doctor::{Finding, Names, Outcome, Severity};
 use crate::telemetry::status::{Peer, Refusal, Status};
 
 const NAME: &str = "duplicate-address";
@@ -19,19 +18,17 @@ const NEW_ID: &str = "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-ma
 /// Identities used by two nodes.
 pub(super) const CHECK: Check = Check {
     name: NAME,
-    looks_for: "two nodes with one public IP, MAC address, key or machine id",
+    looks_for: "nodes that share a public IP, MAC address, key or machine ID",
     run: |context| Box::pin(check(context)),
 };
 
 async fn check(context: &Context<'_>) -> Outcome {
     let status = context.status()?;
-    let host = Host::observe(Query::default())
-        .await
-        .map_err(|error| NotChecked(crate::base::logging::chain(&error)))?;
+    let host = observe_host().await?;
     let nodes = nodes(status);
     let names = &context.names;
-    let told = nat::shared(status, &host, names).is_some();
-    let mut findings = addresses(&nodes, told, names);
+    let own_is_reported = nat::shared_address(status, &host, names).is_some();
+    let mut findings = addresses(&nodes, own_is_reported, names);
     findings.extend(identities(status, names));
     findings.extend(machines(&nodes, names));
     Ok(cap(findings))
@@ -67,12 +64,7 @@ struct Node<'a> {
 fn nodes(status: &Status) -> Vec<Node<'_>> {
     let own = status.lease.as_ref().map(|lease| Node {
         name: "this node".to_owned(),
-        addresses: {
-            let v4 = lease.public_ip.map(IpAddr::V4);
-            v4.into_iter()
-                .chain(lease.public_ipv6.map(IpAddr::V6))
-                .collect()
-        },
+        addresses: lease.addresses().collect(),
         owner: Some(&status.agent.node_id),
         is_own: true,
         deletion: None,
@@ -87,8 +79,8 @@ fn nodes(status: &Status) -> Vec<Node<'_>> {
     own.into_iter().chain(peers).collect()
 }
 
-/// Addresses that two nodes publish. `told`: another check reports this node's own.
-fn addresses(nodes: &[Node<'_>], told: bool, names: &Names) -> Vec<Finding> {
+/// Addresses that two nodes publish. `own_is_reported`: another check reports this node's own.
+fn addresses(nodes: &[Node<'_>], own_is_reported: bool, names: &Names) -> Vec<Finding> {
     let mut by_address: BTreeMap<IpAddr, Vec<&Node<'_>>> = BTreeMap::new();
     for node in nodes {
         for address in &node.addresses {
@@ -99,7 +91,7 @@ fn addresses(nodes: &[Node<'_>], told: bool, names: &Names) -> Vec<Finding> {
     for (address, nodes) in by_address {
         let owners: BTreeSet<_> = nodes.iter().filter_map(|node| node.owner).collect();
         // Two leases with one owner, or one of flannel that Selvage took over, are one node.
-        if owners.len() < 2 || told && nodes.iter().any(|node| node.is_own) {
+        if owners.len() < 2 || own_is_reported && nodes.iter().any(|node| node.is_own) {
             continue;
         }
         let deletions = nodes.iter().filter_map(|node| node.deletion.as_deref());
@@ -109,15 +101,15 @@ fn addresses(nodes: &[Node<'_>], told: bool, names: &Names) -> Vec<Finding> {
             severity: Severity::Error,
             subject: Some(address.to_string()),
             what: format!("{} publish the same public IP, {address}", list(&nodes)),
-            why: "packets for all their subnets go to whichever host has the address, so that the other's containers are cut off; or it is one host that was installed anew, and its former lease has not ended yet".to_owned(),
+            why: "packets for all their subnets go to whichever host has the address, so the other's containers are cut off; or one host was reinstalled, and its previous lease has not expired yet".to_owned(),
             remedy: vec![
                 format!(
-                    "find out which hosts they are, by their machine id: {} --json; {} --json there shows node_id",
+                    "identify the hosts by machine ID: {} --json; compare node_id of {} --json there",
                     names.selvage("network leases"),
                     names.selvage("status")
                 ),
-                "two hosts: give one of them another address; behind NAT, let them publish what peers reach: underlay.interfaces or underlay.public-ip".to_owned(),
-                format!("one host installed anew: wait until the former lease ends, or delete it: {}", deletions.join(" or ")),
+                "two hosts: give one of them another address; behind NAT, let each publish an address that peers reach: underlay.interfaces or underlay.public-ip".to_owned(),
+                format!("one reinstalled host: wait until the previous lease expires, or delete it: {}", deletions.join(" or ")),
             ],
         });
     }
@@ -163,16 +155,16 @@ fn identities(status: &Status, names: &Names) -> Vec<Finding> {
                 severity: Severity::Error,
                 subject: Some(name(peer)),
                 what: format!("{} and {holder} have the same {what}: {reason}", name(peer)),
-                why: "the kernel cannot tell their packets apart, so only one of them is reached; this comes from a disk that was cloned after its first boot, with the agent's state on it".to_owned(),
+                why: "the kernel cannot tell their packets apart, so only one of them is reachable; the usual cause is a disk that was cloned after its first boot, with the agent's state on it".to_owned(),
                 remedy: vec![
                     format!(
-                        "on the clone: {}; rm -f {} {}; ip link del the overlay device; {}",
+                        "on the clone: {}; rm -f {} {}; ip link del OVERLAY_DEVICE; {}",
                         names.systemctl("stop"),
                         names.state_file(file),
                         names.state_file("machine-id"),
                         names.systemctl("start")
                     ),
-                    format!("give the clone a machine id of its own as well: {NEW_ID}; and clone images, not machines that ran"),
+                    format!("give the clone its own machine ID as well: {NEW_ID}; clone images, not hosts that have run"),
                 ],
             }
         })
@@ -200,8 +192,8 @@ fn machines(nodes: &[Node<'_>], names: &Names) -> Vec<Finding> {
             check: NAME.to_owned(),
             severity: Severity::Warning,
             subject: Some(owner.to_owned()),
-            what: format!("{} have the same machine id, {owner}, at different addresses", list(&nodes)),
-            why: "a node knows its lease by its machine id, so that clones may take each other's; or it is one host whose address changed while its agent did not run, and its former lease has not ended yet".to_owned(),
+            what: format!("{} have the same machine ID, {owner}, at different addresses", list(&nodes)),
+            why: "a machine ID identifies a node's lease, so clones may take each other's; or one host's address changed while its agent was stopped, and its previous lease has not expired yet".to_owned(),
             remedy: vec![
                 format!(
                     "a clone: {NEW_ID}; rm -f {}; {}",
@@ -209,7 +201,7 @@ fn machines(nodes: &[Node<'_>], names: &Names) -> Vec<Finding> {
                     names.systemctl("restart")
                 ),
                 format!(
-                    "one host: nothing; its former lease ends by itself ({} shows when)",
+                    "one host: nothing; its previous lease expires by itself ({} shows when)",
                     names.selvage("network leases")
                 ),
             ],
@@ -220,17 +212,17 @@ fn machines(nodes: &[Node<'_>], names: &Names) -> Vec<Finding> {
 
 /// The names and addresses of the first few nodes.
 fn list(nodes: &[&Node<'_>]) -> String {
-    const MOST: usize = 5;
+    const MAX_NODES: usize = 5;
     let mut names: Vec<String> = nodes
         .iter()
-        .take(MOST)
+        .take(MAX_NODES)
         .map(|node| match node.addresses.first() {
             Some(address) => format!("{} (at {address})", node.name),
             None => node.name.clone(),
         })
         .collect();
-    if nodes.len() > MOST {
-        names.push(format!("{} more", nodes.len() - MOST));
+    if nodes.len() > MAX_NODES {
+        names.push(format!("{} more", nodes.len() - MAX_NODES));
     }
     let last = names.pop().unwrap_or_default();
     format!("{} and {last}", names.join(", "))
@@ -245,8 +237,8 @@ mod tests {
     #[test]
     fn refusals_of_duplicates_are_recognised() {
         for refusal in one_of_each() {
-            let told = Refusal::of(&refusal);
-            let expected = match told.code {
+            let found = Refusal::of(&refusal);
+            let expected = match found.code {
                 RefusalCode::OwnMac => Some(("this node", Identity::Mac)),
                 RefusalCode::OwnKey => Some(("this node", Identity::Key)),
                 RefusalCode::TakenMac | RefusalCode::CopiesMac => {
@@ -257,13 +249,13 @@ mod tests {
                 }
                 _ => None,
             };
-            let found = Identity::of(&told);
-            let found = found
+            let identity = Identity::of(&found);
+            let identity = identity
                 .as_ref()
                 .map(|(holder, what)| (holder.as_str(), *what));
-            assert_eq!(found, expected, "{refusal}");
-            let is_duplicate = expected.is_some() || told.code == RefusalCode::OurPublicIp;
-            assert_eq!(super::is_duplicate(&told), is_duplicate, "{refusal}");
+            assert_eq!(identity, expected, "{refusal}");
+            let is_duplicate = expected.is_some() || found.code == RefusalCode::OurPublicIp;
+            assert_eq!(super::is_duplicate(&found), is_duplicate, "{refusal}");
         }
     }
 

@@ -1,9 +1,8 @@
 //! Kernel objects that the kernel refused.
 
 use std::collections::BTreeMap;
-use std::future::ready;
 
-use super::Check;
+use super::{Check, of_status};
 use crate::command::doctor::{Finding, Names, Severity};
 use crate::telemetry::status::{Cause, Code, State, Status};
 
@@ -12,12 +11,8 @@ const NAME: &str = "kernel-refusal";
 /// Objects of the overlay that the kernel refuses.
 pub(super) const CHECK: Check = Check {
     name: NAME,
-    looks_for: "devices, routes and neighbours that the kernel refused",
-    run: |context| {
-        Box::pin(ready(
-            context.status().map(|status| find(status, &context.names)),
-        ))
-    },
+    looks_for: "devices, routes and neighbors that the kernel refused",
+    run: |context| of_status(context, |status| find(status, &context.names)),
 };
 
 /// One finding per code, because one missing module fails a thousand objects.
@@ -43,7 +38,7 @@ fn find(status: &Status, names: &Names) -> Vec<Finding> {
             severity: Severity::Error,
             subject: first.object.clone(),
             what: format!(
-                "the kernel does not have what the overlay needs: {}{others}",
+                "kernel objects of the overlay are missing: {}{others}",
                 first.text
             ),
             why: why.to_owned(),
@@ -70,69 +65,69 @@ fn explain(cause: &Cause, names: &Names) -> (&'static str, Vec<String>) {
     let detail = cause.detail.as_deref().unwrap_or_default();
     match cause.code {
         Code::KernelNoModule => (
-            "this kernel cannot make such a device: its module is not loaded, or not built for it; the agent itself cannot load modules",
+            "this kernel cannot create such a device: its module is not loaded or not available, and the agent cannot load modules",
             vec![
                 format!("load the module: modprobe {detail}"),
                 format!(
                     "load it at every boot: echo {detail} > /etc/modules-load.d/{detail}.conf"
                 ),
                 format!(
-                    "if this kernel has none (modinfo {detail}), choose another backend for all nodes: {set}"
+                    "if this kernel has no such module (modinfo {detail}), choose another backend for all nodes: {set}"
                 ),
             ],
         ),
         Code::KernelNoPrivileges => (
-            "the agent is not allowed to change the network of this host",
+            "the agent lacks the privilege to configure this host's network",
             vec![
                 format!(
-                    "run it by its unit, or give it CAP_NET_ADMIN: {}",
+                    "start it by its unit, or give it CAP_NET_ADMIN: {}",
                     names.systemctl("cat")
                 ),
-                "in a container it needs the host's network and that capability".to_owned(),
+                "in a container it needs the host's network namespace and that capability".to_owned(),
             ],
         ),
         Code::KernelConflict => (
-            "a route that the agent did not make leads elsewhere; it is left alone, so containers here do not reach that subnet",
+            "another program's route leads elsewhere; the agent does not touch it, so containers here do not reach that subnet",
             vec![
-                format!("if nobody needs it, remove it: ip route del {detail}"),
-                "find out who makes it, by its proto: ip -details route show; VPNs and static routes of networkd are frequent".to_owned(),
+                format!("if it is not needed, remove it: ip route del {detail}"),
+                "its proto shows which program adds it: ip -details route show; often a VPN, or a static route of networkd".to_owned(),
             ],
         ),
         Code::KernelExists => (
-            "another device or route already has what the overlay's would have: the same name, or for VXLAN the same VNI and port",
+            "another device or route already has the same name, or for VXLAN the same VNI and port",
             vec![
                 "see which: ip -details link show type vxlan; ip -details link show".to_owned(),
                 format!(
-                    "remove it if nobody needs it (ip link del NAME), or give the overlay another VNI or Port: {set}"
+                    "remove it if it is not needed (ip link del NAME), or give the overlay another VNI or Port: {set}"
                 ),
             ],
         ),
         Code::KernelOtherAgent => (
-            "another agent on this host has the device, so this one leaves it alone",
+            "another agent on this host uses the device, so this one does not touch it",
             vec![
                 "see which agents run: systemctl list-units 'selvage*' 'flanneld*'".to_owned(),
-                format!("give each network a device of its own, such as another VNI: {set}"),
+                format!("give each network its own device, for example by another VNI: {set}"),
             ],
         ),
         Code::KernelPort => (
-            "another program or device already receives on the UDP port that the backend needs",
+            "another program or device already uses the UDP port that the backend needs",
             vec![
                 "see which: ss -lunp; ip -details link show type vxlan".to_owned(),
                 format!("stop it, or give the overlay another Port (or ListenPort): {set}"),
             ],
         ),
         Code::KernelFull => (
-            "a table of the kernel is full; with many nodes the limits for neighbours are too low",
+            "a kernel table is full; with many nodes the default limits for neighbors are too low",
             vec![
                 "raise the limits: sysctl -w net.ipv4.neigh.default.gc_thresh3=65536 net.ipv6.neigh.default.gc_thresh3=65536 net.ipv6.route.max_size=2147483647".to_owned(),
-                "see what the kernel says: dmesg | tail".to_owned(),
+                "see the kernel's message: dmesg | tail".to_owned(),
             ],
         ),
         Code::KernelNoPath => (
-            "the kernel has no way to the peer on the interface that should lead to it",
+            "the kernel has no route to the peer on the interface that should lead to it",
             vec![
                 format!(
-                    "see how the peer is reached: ip route get ADDRESS, with the address from {}",
+                    "see the route to the peer: ip route get ADDRESS, with the address from {}",
                     names.selvage("peers")
                 ),
                 format!(
@@ -141,27 +136,27 @@ fn explain(cause: &Cause, names: &Names) -> (&'static str, Vec<String>) {
             ],
         ),
         Code::KernelNoDevice => (
-            "the device went away while the agent worked on it; the agent makes it again",
+            "the device disappeared while the agent configured it; the agent creates it again",
             vec![format!(
-                "run the doctor again in a moment; if it lasts, something removes the device: {journal} -u systemd-networkd; ip monitor link"
+                "run the doctor again in a moment; if it persists, another program removes the device: {journal} -u systemd-networkd; ip monitor link"
             )],
         ),
         Code::KernelCommand => (
-            "a command of the network config's extension backend failed on this host; the agent retries it after a while",
+            "a hook of the extension backend failed on this host; the agent retries it",
             vec![
-                format!("{journal} has what it printed"),
+                format!("see its output: {journal}"),
                 format!(
-                    "{} shows the command; run it by hand with the same environment",
+                    "see the command: {}; run it by hand with the same environment",
                     names.selvage("network get")
                 ),
             ],
         ),
         _ => (
-            "what needs this object does not work; the agent retries with growing pauses",
+            "traffic that needs this object fails; the agent retries with increasing delays",
             vec![
-                format!("{journal} -b and dmesg show what happened"),
+                format!("see what happened: {journal} -b; dmesg"),
                 format!(
-                    "a clean start replaces whatever is there now: {}, then {}",
+                    "to start from a clean state: {}, then {}",
                     names.selvage_with_state("cleanup"),
                     names.systemctl("start")
                 ),

@@ -1,9 +1,7 @@
 //! The own lease: lost, or about to expire.
 
-use std::future::ready;
-
-use super::Check;
-use super::advice::{advise, store};
+use super::advice::{WITHOUT_LEASE, advise, store};
+use super::{Check, of_status};
 use crate::base::words::duration;
 use crate::command::doctor::{Finding, Names, Severity};
 use crate::settings::Settings;
@@ -12,26 +10,22 @@ use crate::telemetry::status::{Cause, Code, Lease, Status, TaskName};
 /// A lease that was taken by another node, or is gone.
 pub(super) const LOST: Check = Check {
     name: "lease-lost",
-    looks_for: "a lease of this node that expired or is another node's",
+    looks_for: "a lease of this node that expired or that another node took",
     run: |context| {
-        Box::pin(ready(
-            context
-                .status()
-                .map(|status| lost(status, context.settings, &context.names)),
-        ))
+        of_status(context, |status| {
+            lost(status, context.settings, &context.names)
+        })
     },
 };
 
 /// A lease that is not renewed.
 pub(super) const EXPIRY: Check = Check {
     name: "lease-expiry",
-    looks_for: "a lease of this node that is not extended",
+    looks_for: "a lease of this node that is not renewed",
     run: |context| {
-        Box::pin(ready(
-            context
-                .status()
-                .map(|status| expiry(status, context.settings, &context.names)),
-        ))
+        of_status(context, |status| {
+            expiry(status, context.settings, &context.names)
+        })
     },
 };
 
@@ -45,8 +39,8 @@ fn lost(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
     let cause = status.cause(TaskName::Lease).cloned().unwrap_or_else(gone);
     let advice = advise(&cause, settings, names);
     let why = match cause.code {
-        Code::OutOfSubnets => format!("{WHY_LOST}; {}", advice.why),
-        _ => WHY_LOST.to_owned(),
+        Code::OutOfSubnets => format!("{WITHOUT_LEASE}; {}", advice.why),
+        _ => WITHOUT_LEASE.to_owned(),
     };
     let trouble = trouble.map(|trouble| format!(": {trouble}"));
     vec![Finding {
@@ -54,7 +48,7 @@ fn lost(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
         severity: Severity::Error,
         subject: Some(subnets(lease)),
         what: format!(
-            "this node has lost its lease on {}{}",
+            "this node lost its lease on {}{}",
             subnets(lease),
             trouble.unwrap_or_default()
         ),
@@ -62,8 +56,6 @@ fn lost(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
         remedy: advice.remedy,
     }]
 }
-
-const WHY_LOST: &str = "another node may be given the subnet, and peers forget this one; the data plane stays as it is until the agent has a lease again";
 
 fn expiry(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
     let lease = status.lease.as_ref();
@@ -102,18 +94,16 @@ fn expiry(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
         },
         subject: Some(subnets(lease)),
         what: format!(
-            "the lease on {} is not extended, and {left}{}",
+            "the lease on {} is not renewed, and {left}{}",
             subnets(lease),
             trouble.unwrap_or_default()
         ),
-        why: "an expired lease frees the subnet for other nodes, and peers remove this one; for 20 s after an outage they still keep it".to_owned(),
+        why: "when a lease expires, other nodes may take its subnet and peers remove this node; after an outage they keep it for another 20 s".to_owned(),
         remedy: advice.remedy,
     }]
 }
 
 fn subnets(lease: &Lease) -> String {
-    let v4 = lease.subnet.map(|net| net.to_string());
-    let v6 = lease.subnet_v6.map(|net| net.to_string());
-    let nets: Vec<_> = v4.into_iter().chain(v6).collect();
+    let nets: Vec<_> = lease.nets().map(|net| net.to_string()).collect();
     nets.join(" and ")
 }

@@ -8,10 +8,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Check, Context, duplicates, name};
+use super::{Check, Context, duplicates, name, observe_host};
 use crate::base::net;
-use crate::command::doctor::{Finding, Names, NotChecked, Outcome, Severity};
-use crate::host::netlink::host::{Host, Query};
+use crate::command::doctor::{Finding, Names, Outcome, Severity};
+use crate::host::netlink::host::Host;
 use crate::telemetry::status::{Lease, Status, Underlay};
 
 const NAME: &str = "nat-interface";
@@ -25,17 +25,15 @@ pub(super) const CHECK: Check = Check {
 
 async fn check(context: &Context<'_>) -> Outcome {
     let status = context.status()?;
-    let host = Host::observe(Query::default())
-        .await
-        .map_err(|error| NotChecked(crate::base::logging::chain(&error)))?;
-    Ok(shared(status, &host, &context.names)
-        .or_else(|| elsewhere(status, &host, &context.names))
+    let host = observe_host().await?;
+    Ok(shared_address(status, &host, &context.names)
+        .or_else(|| other_interface(status, &host, &context.names))
         .into_iter()
         .collect())
 }
 
 /// Names of interfaces to this host's containers or virtual machines, not to other hosts.
-const INSIDE: [&str; 10] = [
+const LOCAL_PREFIXES: [&str; 10] = [
     "docker", "cni", "br-", "virbr", "veth", "lxdbr", "lxcbr", "podman", "cali", "vnet",
 ];
 
@@ -60,8 +58,10 @@ fn candidates<'a>(status: &Status, underlay: &Underlay, host: &'a Host) -> Vec<C
             let mut links = host.links.iter();
             let link = links.find(|link| link.index == address.link_index)?;
             let interface = link.name.as_str();
-            let leads_inside = INSIDE.iter().any(|inside| interface.starts_with(inside));
-            (!leads_inside && !is_overlay(interface)).then_some(Candidate {
+            let is_local = LOCAL_PREFIXES
+                .iter()
+                .any(|prefix| interface.starts_with(prefix));
+            (!is_local && !is_overlay(interface)).then_some(Candidate {
                 interface,
                 address: address.address,
                 net: IpNet::new(address.address, address.prefix_len)
@@ -80,21 +80,15 @@ fn is_usable(address: IpAddr) -> bool {
 }
 
 /// The public IPs that come from the interface and not from the settings.
-fn untold(lease: &Lease, underlay: &Underlay) -> Vec<IpAddr> {
-    let v4 = lease
-        .public_ip
-        .filter(|public| underlay.ipv4.is_some_and(|net| net.addr() == *public));
-    let v6 = lease
-        .public_ipv6
-        .filter(|public| underlay.ipv6.is_some_and(|net| net.addr() == *public));
-    let v4 = v4.map(IpAddr::V4);
-    v4.into_iter().chain(v6.map(IpAddr::V6)).collect()
+fn interface_addresses(lease: &Lease, underlay: &Underlay) -> Vec<IpAddr> {
+    let of_interface = |public: &IpAddr| underlay.nets().any(|net| net.addr() == *public);
+    lease.addresses().filter(of_interface).collect()
 }
 
 /// Other nodes publish our address, too, and there is another interface: the address belongs to a NAT.
-pub(super) fn shared(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
+pub(super) fn shared_address(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
     let (lease, underlay) = (status.lease.as_ref()?, status.underlay.as_ref()?);
-    let own = untold(lease, underlay);
+    let own = interface_addresses(lease, underlay);
     let others: Vec<_> = status
         .peers
         .iter()
@@ -115,23 +109,22 @@ pub(super) fn shared(status: &Status, host: &Host, names: &Names) -> Option<Find
         what: format!(
             "this node publishes {address}, the address of {interface}, and so {} (the lease of {})",
             match others.len() {
-                1 => "does another one".to_owned(),
+                1 => "does another node".to_owned(),
                 count => format!("do {count} others"),
             },
             name(first)
         ),
-        why: "an address that several hosts have is that of a NAT behind each of them; peers cannot reach any of them by it. An interface that nobody names is chosen because the default route leads over it".to_owned(),
+        why: "hosts that share an address are behind NAT, and peers cannot reach any of them by it; unless the settings name an interface, the agent takes that of the default route".to_owned(),
         remedy: remedies(&family, names),
     })
 }
 
 /// Peers are on-link on another interface.
-fn elsewhere(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
+fn other_interface(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
     let (lease, underlay) = (status.lease.as_ref()?, status.underlay.as_ref()?);
-    let own = untold(lease, underlay);
-    let attached = [underlay.ipv4.map(IpNet::V4), underlay.ipv6.map(IpNet::V6)];
+    let own = interface_addresses(lease, underlay);
     let candidates = candidates(status, underlay, host);
-    let near = |candidate: &Candidate<'_>| {
+    let on_link_peers = |candidate: &Candidate<'_>| {
         let wider = candidate.net.prefix_len() < candidate.net.max_prefix_len();
         let peers = status.peers.iter().filter(move |peer| {
             let mut addresses = peer.addresses();
@@ -139,7 +132,7 @@ fn elsewhere(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
                 && addresses.any(|address| {
                     candidate.net.contains(&address)
                         && address != candidate.address
-                        && !attached.iter().flatten().any(|net| net.contains(&address))
+                        && !underlay.nets().any(|net| net.contains(&address))
                 })
         });
         peers.map(name).collect::<Vec<_>>()
@@ -151,7 +144,7 @@ fn elsewhere(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
                 .any(|own| own.is_ipv4() == candidate.address.is_ipv4())
         })
         .map(|candidate| {
-            let peers = near(&candidate);
+            let peers = on_link_peers(&candidate);
             (candidate, peers)
         })
         .max_by_key(|(_, peers)| peers.len())?;
@@ -167,14 +160,14 @@ fn elsewhere(status: &Status, host: &Host, names: &Names) -> Option<Finding> {
         },
         subject: Some(interface.clone()),
         what: format!(
-            "this node publishes {published}, the address of {interface}, but {} of {} peers ({first}{}) are in {}, next to it on {}",
+            "this node publishes {published}, the address of {interface}, but {} of {} peers ({first}{}) are in {}, the network of {}",
             peers.len(),
             status.peers.len(),
             if peers.len() > 1 { ", …" } else { "" },
             candidate.net,
             candidate.interface,
         ),
-        why: "packets to them leave by one interface with the address of another, and theirs come to an address that they may not reach: many networks drop both, and behind NAT the address is not this host's at all".to_owned(),
+        why: "packets to them leave by one interface with the source address of another, and their replies go to an address that they may not reach: many networks drop both, and behind NAT the address is not even this host's".to_owned(),
         remedy: remedies(&candidate, names),
     })
 }
@@ -190,10 +183,10 @@ fn remedies(candidate: &Candidate<'_>, names: &Names) -> Vec<String> {
             names.systemctl("restart")
         ),
         format!(
-            "on all nodes alike, whatever the interface is called there: underlay.interface-cidr = [\"{}\"] (--iface-cidr)",
+            "or, the same on all nodes whatever the interface is called there: underlay.interface-cidr = [\"{}\"] (--iface-cidr)",
             candidate.net
         ),
-        "if peers do reach this host by an address of a router: underlay.public-ip (--public-ip)"
+        "if peers reach this host by the address of a router: underlay.public-ip (--public-ip)"
             .to_owned(),
     ]
 }

@@ -1,9 +1,7 @@
 //! The shared network config: one that is not applied, or a network that is full.
 
-use std::future::ready;
-
-use super::Check;
 use super::advice::{advise, full};
+use super::{Check, of_status};
 use crate::command::doctor::{Finding, Names, Severity};
 use crate::settings::Settings;
 use crate::telemetry::status::{Cause, Code, Status, TaskName};
@@ -11,27 +9,19 @@ use crate::telemetry::status::{Cause, Code, Status, TaskName};
 /// A network config that is not in use.
 pub(super) const CONFIG: Check = Check {
     name: "network-config",
-    looks_for: "a network config that was written but cannot be followed",
+    looks_for: "a network config that this node cannot apply",
     run: |context| {
-        Box::pin(ready(
-            context
-                .status()
-                .map(|status| config(status, context.settings, &context.names)),
-        ))
+        of_status(context, |status| {
+            config(status, context.settings, &context.names)
+        })
     },
 };
 
 /// A network with few free subnets.
 pub(super) const SUBNETS: Check = Check {
     name: "subnets",
-    looks_for: "a network in which hardly a subnet is free",
-    run: |context| {
-        Box::pin(ready(
-            context
-                .status()
-                .map(|status| subnets(status, &context.names)),
-        ))
-    },
+    looks_for: "a network with few free subnets, or none",
+    run: |context| of_status(context, |status| subnets(status, &context.names)),
 };
 
 fn config(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
@@ -46,7 +36,7 @@ fn config(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
         check: CONFIG.name.to_owned(),
         severity: Severity::Warning,
         subject: Some(format!("{}/config", status.store.prefix)),
-        what: format!("the network config that was written last is not in use: {rejected}"),
+        what: format!("the latest network config is not in use: {rejected}"),
         why: advice.why,
         remedy: advice.remedy,
     }]
@@ -66,8 +56,8 @@ fn subnets(status: &Status, names: &Names) -> Vec<Finding> {
     }
     let advice = full(names);
     let room = match free {
-        0 => "the next node gets none".to_owned(),
-        free => format!("only {free} more nodes get one"),
+        0 => "no other node can join".to_owned(),
+        free => format!("only {free} more nodes can join"),
     };
     vec![Finding {
         check: SUBNETS.name.to_owned(),
@@ -86,11 +76,11 @@ mod tests {
     use crate::telemetry::status::{Agent, Network};
 
     #[test]
-    fn a_network_is_told_to_be_full_in_time() {
+    fn a_full_network_is_reported_in_time() {
         let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
         let names = Names::of(&settings(&[]));
         assert!(subnets(&status, &names).is_empty());
-        for (capacity, peers, told) in [
+        for (capacity, peers, is_full) in [
             (255, 2, false),
             (255, 230, true),
             (4, 2, false),
@@ -108,7 +98,7 @@ mod tests {
             status.lease = Some(super::super::tests::lease());
             assert_eq!(
                 !subnets(&status, &names).is_empty(),
-                told,
+                is_full,
                 "{peers} of {capacity}"
             );
         }

@@ -10,10 +10,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Check, Context, cap, meet, networks, own_subnets};
+use super::{Check, Context, cap, networks, observe_host, overlap, own_subnets};
 use crate::base::logging::chain;
 use crate::command::doctor::{Finding, Names, NotChecked, Outcome, Severity};
-use crate::host::netlink::host::{Host, Query};
 use crate::host::netlink::survey;
 use crate::plan::backend::table;
 use crate::telemetry::status::Status;
@@ -23,7 +22,7 @@ const NAME: &str = "overlap";
 /// Networks and servers with overlay addresses.
 pub(super) const CHECK: Check = Check {
     name: NAME,
-    looks_for: "other networks, VPN routes and servers with addresses of the overlay",
+    looks_for: "other networks, VPN routes and servers inside the overlay's network",
     run: |context| Box::pin(check(context)),
 };
 
@@ -36,10 +35,10 @@ async fn check(context: &Context<'_>) -> Outcome {
         ));
     }
     let unknown = |error| NotChecked(chain(&error));
-    let host = Host::observe(Query::default()).await.map_err(unknown)?;
+    let host = observe_host().await?;
     let routes = survey::foreign_routes(&networks).await.map_err(unknown)?;
     let rules = survey::policy_rules().await.map_err(unknown)?;
-    let surroundings = host::Surroundings {
+    let state = host::HostState {
         names: &context.names,
         status,
         networks: &networks,
@@ -47,17 +46,17 @@ async fn check(context: &Context<'_>) -> Outcome {
         routes: &routes,
         rules: &rules,
     };
-    let peers = surroundings.sample();
-    let asked = peers.iter().map(|peer| (peer.address, peer.forwarded));
-    let ways = survey::resolve_all(asked).await.map_err(unknown)?;
-    let mut findings = surroundings.underlay();
-    findings.extend(surroundings.addresses());
+    let peers = state.sample();
+    let lookup = peers.iter().map(|peer| (peer.address, peer.forwarded));
+    let ways = survey::resolve_all(lookup).await.map_err(unknown)?;
+    let mut findings = state.underlay();
+    findings.extend(state.addresses());
     // If other programs make the routes, they cannot be judged.
     let network = status.network.as_ref();
     let backend = network.and_then(|network| table::find(&network.backend));
     if network.is_some() && backend.is_none_or(|backend| !backend.leaves_routes) {
-        let lost = surroundings.lost_peers(&peers, &ways);
-        findings.extend(surroundings.routes(&lost));
+        let lost = state.bypassing_peers(&peers, &ways);
+        findings.extend(state.routes(&lost));
         findings.extend(lost);
     }
     findings.extend(servers::find(context, status, &networks, &host).await);
@@ -93,26 +92,19 @@ fn finding(
     why: &str,
     remedy: Vec<String>,
 ) -> Finding {
-    Finding {
-        check: NAME.to_owned(),
-        severity,
-        subject: Some(subject),
-        what,
-        why: why.to_owned(),
-        remedy,
-    }
+    Finding::new(NAME, severity, subject, what, why, remedy)
 }
 
 /// How to move the overlay to another network.
 fn renumber(names: &Names) -> String {
     format!(
-        "or give the overlay a network that nobody else has: {} FILE; nodes take subnets of it when their agents are restarted",
+        "or move the overlay to an unused network: {} FILE; nodes take subnets of it when their agents restart",
         names.selvage("network set")
     )
 }
 
 /// How to exclude host addresses from subnets.
-fn leave_out(names: &Names) -> String {
+fn exclude(names: &Names) -> String {
     format!(
         "SubnetMin and SubnetMax in the network config ({})",
         names.selvage("network set")

@@ -1,10 +1,9 @@
 //! Refused leases of other nodes.
 
 use std::collections::BTreeMap;
-use std::future::ready;
 
 use super::advice::Advice;
-use super::{Check, deletion, duplicates, name, sample};
+use super::{Check, deletion, duplicates, name, of_status, sample};
 use crate::cluster::refusal::RefusalCode;
 use crate::command::doctor::{Finding, Names, Severity};
 use crate::telemetry::status::{Peer, PeerState, Status};
@@ -14,12 +13,8 @@ const NAME: &str = "refused-peers";
 /// Refused leases, or leases whose latest data is not used.
 pub(super) const CHECK: Check = Check {
     name: NAME,
-    looks_for: "leases of other nodes that cannot be used",
-    run: |context| {
-        Box::pin(ready(
-            context.status().map(|status| find(status, &context.names)),
-        ))
-    },
+    looks_for: "refused leases of other nodes",
+    run: |context| of_status(context, |status| find(status, &context.names)),
 };
 
 fn find(status: &Status, names: &Names) -> Vec<Finding> {
@@ -52,8 +47,8 @@ fn find(status: &Status, names: &Names) -> Vec<Finding> {
         let advice = fault.explain(&deletion.unwrap_or_default(), names);
         let reason = first.and_then(|peer| peer.reason.as_deref());
         let used = match severity {
-            Severity::Error => "is not used",
-            Severity::Warning => "is used as it was, not as it was published last",
+            Severity::Error => "is refused",
+            Severity::Warning => "is used with its previous data, not the latest",
         };
         Finding {
             check: NAME.to_owned(),
@@ -114,7 +109,7 @@ impl Fault {
 
     /// `deletion`: the command that deletes the lease.
     fn explain(self, deletion: &str, names: &Names) -> Advice {
-        let remove = format!("if the node is gone for good, delete its lease: {deletion}");
+        let remove = format!("if the node is decommissioned, delete its lease: {deletion}");
         let other_subnet = format!(
             "{} there, then {}",
             names.selvage_with_state("leave"),
@@ -122,7 +117,7 @@ impl Fault {
         );
         match self {
             Self::Network => Advice::new(
-                "it is not in the overlay network of this node; the network config may have changed since, and that node has not followed",
+                "its subnet is outside the network of this node; the network config may have changed, and that node has not applied it",
                 [
                     format!(
                         "compare: {}, and {} on that node",
@@ -130,25 +125,25 @@ impl Fault {
                         names.selvage("status")
                     ),
                     format!(
-                        "restart the agent there, which gives it a subnet in the network: {}",
+                        "restart the agent there, so that it takes a subnet inside the network: {}",
                         names.systemctl("restart")
                     ),
                     remove,
                 ],
             ),
             Self::Overlap => Advice::new(
-                "two leases claim the same addresses, and the older one counts; agents never write such leases, so one of them was made by hand, or under a network config with another SubnetLen",
+                "two leases claim the same addresses, and the older one wins; agents never write such leases, so one of them was written by hand, or under a network config with another SubnetLen",
                 [
                     format!("see both: {}", names.selvage("network leases")),
-                    format!("give the younger one's node another subnet: {other_subnet}"),
+                    format!("give the node of the newer one another subnet: {other_subnet}"),
                     remove,
                 ],
             ),
             Self::Hosts => Advice::new(
-                "packets for a host whose address is in a node's subnet would go to that node's containers; hosts have addresses inside the overlay's network, and that node did not know of this one",
+                "its subnet contains the address of a host, whose packets would go to that node's containers; that node did not know of the host",
                 [
                     format!(
-                        "keep subnets off the hosts: SubnetMin and SubnetMax in the network config ({})",
+                        "exclude the hosts' addresses: SubnetMin and SubnetMax in the network config ({})",
                         names.selvage("network set")
                     ),
                     format!("then give that node another subnet: {other_subnet}"),
@@ -156,7 +151,7 @@ impl Fault {
                 ],
             ),
             Self::Address => Advice::new(
-                "packets to it cannot be sent to the address that it publishes",
+                "this node cannot send packets to the address that it publishes",
                 [
                     format!(
                         "on that node, set the interface or address to use: underlay.interfaces or underlay.public-ip in {} (--iface, --public-ip)",
@@ -166,21 +161,21 @@ impl Fault {
                 ],
             ),
             Self::Backend => Advice::new(
-                "all nodes must run the same backend; this one has not followed the network config, which flanneld does at a restart only",
+                "all nodes must run the same backend; that node has not applied the network config, which flanneld reads only when it starts",
                 [
                     format!(
-                        "on that node: {} (or flanneld), then look at its log",
+                        "on that node: {} (or flanneld), then read its log",
                         names.systemctl("restart")
                     ),
                     format!(
-                        "{} shows the backend that all should have",
+                        "see the configured backend: {}",
                         names.selvage("network get")
                     ),
                     remove,
                 ],
             ),
             Self::OffLink => Advice::new(
-                "host-gw sends packets to the peer itself, which works only between hosts on one link; routers between them know no way to the overlay",
+                "host-gw uses the peer itself as next hop, which works only between hosts on one link; routers between them have no routes to the overlay",
                 [
                     "let that node publish an address on this link: underlay.interfaces there"
                         .into(),
@@ -191,10 +186,10 @@ impl Fault {
                 ],
             ),
             Self::Data => Advice::new(
-                "this node cannot use what it published for the backend, so nothing can be sent to it",
+                "its backend data is unusable, so this node cannot send packets to it",
                 [
                     format!(
-                        "look at the agent there: {}, {}; a restart publishes its data again",
+                        "check the agent there: {}, {}; a restart publishes its data again",
                         names.selvage("status"),
                         names.journal()
                     ),
@@ -202,10 +197,10 @@ impl Fault {
                 ],
             ),
             Self::Unknown => Advice::new(
-                "nothing can be sent to it with what it published; the running agent, of another version than this command, gives no code for the reason",
+                "this node cannot send packets to it; the running agent is of another version and gives no code for the reason",
                 [
                     format!(
-                        "look at the agent there: {}, {}",
+                        "check the agent there: {}, {}",
                         names.selvage("status"),
                         names.journal()
                     ),
@@ -226,10 +221,10 @@ mod tests {
     #[test]
     fn every_refusal_has_its_remedy() {
         for refusal in one_of_each() {
-            let told = Refusal::of(&refusal);
-            let expected = match told.code.class() {
+            let found = Refusal::of(&refusal);
+            let expected = match found.code.class() {
                 "outside-network" | "other-family" => Fault::Network,
-                "overlaps-own" | "overlaps-older" => match told.code {
+                "overlaps-own" | "overlaps-older" => match found.code {
                     RefusalCode::HoldsHost | RefusalCode::MeetsOlder | RefusalCode::MovesInto => {
                         Fault::Hosts
                     }
@@ -238,13 +233,13 @@ mod tests {
                 },
                 "public-ip" | "our-public-ip" => Fault::Address,
                 "other-backend" => Fault::Backend,
-                _ => match told.code {
+                _ => match found.code {
                     RefusalCode::NoAddress | RefusalCode::Looping => Fault::Address,
                     RefusalCode::OffLink => Fault::OffLink,
                     _ => Fault::Data,
                 },
             };
-            assert_eq!(Fault::of(told.code), expected, "{refusal}");
+            assert_eq!(Fault::of(found.code), expected, "{refusal}");
         }
     }
 

@@ -3,13 +3,13 @@
 
 use super::docker::Docker;
 use super::filter::Filter;
-use super::{Own, finding, inventory, sysctl};
-use crate::command::doctor::{Context, Outcome, Severity};
+use super::{Own, inventory, sysctl};
+use crate::command::doctor::{Context, Finding, NotChecked, Outcome, Severity};
+use crate::host::netlink::inventory::Inventory;
 
 pub(super) const NAME: &str = "br-netfilter";
 
-const WHY: &str = "Packets between containers on one bridge pass by the packet filter: a service's address does not lead \
-                   to a container on the same node, or containers that should be kept apart are not";
+const WHY: &str = "Packets between containers on one bridge bypass the packet filter: a service's address does not reach a container on the same node, or isolated containers reach each other";
 
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
     let own = Own::new(context)?;
@@ -21,27 +21,15 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
     else {
         return Ok(Vec::new());
     };
-    let off: Vec<_> = switches(&own)
+    let off: Vec<_> = sysctls(&own)
         .map(|name| (name, sysctl(&format!("net/bridge/{name}"))))
         .filter(|(_, value)| value.as_deref() != Some("1"))
         .collect();
     let Some((name, value)) = off.first() else {
         return Ok(Vec::new());
     };
-    let docker = Docker::ask().await;
-    let isolated = docker.as_ref().ok().and_then(Option::as_ref);
-    let isolated = isolated.and_then(|docker| docker.bridges().find(|network| network.isolates()));
-    let needs = match isolated {
-        Some(network) => format!(
-            "Docker, which must keep the containers of its network {} apart (icc=false)",
-            network.name
-        ),
-        None if inventory.named("kube-ipvs0").is_some()
-            || Filter::read().await?.has_kube_proxy() =>
-        {
-            "kube-proxy".to_owned()
-        }
-        None => return docker.map(|_| Vec::new()),
+    let Some(needs) = dependent(&inventory).await? else {
+        return Ok(Vec::new());
     };
     let mut remedy = Vec::new();
     let what = match value {
@@ -55,17 +43,12 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
         }
         Some(value) => format!("net.bridge.{name} is {value}, and {needs} needs it to be 1"),
     };
-    remedy.extend(
-        off.iter()
-            .map(|(name, _)| format!("sysctl -w net.bridge.{name}=1")),
-    );
-    remedy.push(
-        off.iter()
-            .map(|(name, _)| format!("echo net.bridge.{name} = 1 >> /etc/sysctl.d/90-bridge.conf"))
-            .collect::<Vec<_>>()
-            .join("; "),
-    );
-    Ok(vec![finding(
+    let names = || off.iter().map(|(name, _)| name);
+    remedy.extend(names().map(|name| format!("sysctl -w net.bridge.{name}=1")));
+    let lasting =
+        names().map(|name| format!("echo net.bridge.{name} = 1 >> /etc/sysctl.d/90-bridge.conf"));
+    remedy.push(lasting.collect::<Vec<_>>().join("; "));
+    Ok(vec![Finding::new(
         NAME,
         Severity::Error,
         &bridge.name,
@@ -75,8 +58,24 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
     )])
 }
 
+/// The program on this host that depends on bridged packets being filtered, if any.
+async fn dependent(inventory: &Inventory) -> Result<Option<String>, NotChecked> {
+    let docker = Docker::ask().await;
+    let bridges = docker.iter().flatten().flat_map(Docker::bridges);
+    if let Some(network) = bridges.into_iter().find(|network| network.isolates()) {
+        return Ok(Some(format!(
+            "Docker, which isolates the containers of its network {} (icc=false)",
+            network.name
+        )));
+    }
+    if inventory.named("kube-ipvs0").is_some() || Filter::read().await?.has_kube_proxy() {
+        return Ok(Some("kube-proxy".to_owned()));
+    }
+    docker.map(|_| None)
+}
+
 /// The relevant sysctls for the overlay's IP versions.
-fn switches(own: &Own<'_>) -> impl Iterator<Item = &'static str> {
+fn sysctls(own: &Own<'_>) -> impl Iterator<Item = &'static str> {
     let v4 = own.lease.subnet.map(|_| "bridge-nf-call-iptables");
     let v6 = own.lease.subnet_v6.map(|_| "bridge-nf-call-ip6tables");
     v4.into_iter().chain(v6)

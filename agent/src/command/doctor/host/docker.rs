@@ -196,7 +196,7 @@ async fn get<T: DeserializeOwned>(target: &str) -> Result<Option<T>, NotChecked>
     let socket = socket();
     let silent = |why: &dyn std::fmt::Display| {
         NotChecked(format!(
-            "Docker does not tell on {}: {why}",
+            "failed to query Docker on {}: {why}",
             socket.display()
         ))
     };

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Own, finding, listed};
-use crate::command::doctor::{Context, Outcome, Severity};
+use super::{Own, listed};
+use crate::command::doctor::{Context, Finding, Outcome, Severity};
 
 pub(super) const NAME: &str = "docker-config";
 
@@ -35,17 +35,16 @@ pub(super) fn check(context: &Context<'_>) -> Outcome {
         return Ok(Vec::new());
     }
     let options = listed(twice);
-    Ok(vec![finding(
+    Ok(vec![Finding::new(
         NAME,
         Severity::Error,
         CONFIG,
-        format!("Docker does not start with {options} in {CONFIG} and on its command line as well"),
+        format!("Docker does not start with {options} in {CONFIG} and also on its command line"),
         &format!(
-            "dockerd refuses an option that it has twice. What docker.service puts on its command line is from {file}, and \
-             follows the lease"
+            "dockerd refuses an option that is set twice. On its command line docker.service puts the options from {file}, which follow the lease"
         ),
         vec![format!(
-            "take {options} out of {CONFIG}, then systemctl restart docker.service"
+            "remove {options} from {CONFIG}, then systemctl restart docker.service"
         )],
     )])
 }

@@ -7,7 +7,7 @@
 use ipnet::IpNet;
 
 use super::docker::{Container, Docker, Network};
-use super::{Own, finding, inventory};
+use super::{Own, inventory};
 use crate::command::doctor::{Context, Finding, Outcome, Severity};
 use crate::host::claim::Claims;
 use crate::host::netlink::inventory::Inventory;
@@ -21,7 +21,7 @@ const SERVICE: &str = "selvage-docker.service";
 const STOP_FIRST: &str = "running=$(docker ps -q); docker stop $running; systemctl restart docker.service; docker start $running";
 
 /// Maximum number of containers named.
-const MOST: usize = 10;
+const MAX_NAMED: usize = 10;
 
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
     let own = Own::new(context)?;
@@ -51,7 +51,7 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
         } else if !serves_another_overlay(&own, of_bridge)
             && !is_taken(&own, &inventory, bridge, subnet)
         {
-            findings.push(beside(&own, bridge, of_bridge, subnet));
+            findings.push(outside_subnet(&own, bridge, of_bridge, subnet));
         }
     }
     // Both families share the MTU.
@@ -71,14 +71,14 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
 
 /// Replaces the remedy if live-restore keeps the networks for these containers.
 fn stop_first(finding: &mut Finding, held_by: &[Container]) {
-    let names = held_by.iter().take(MOST).map(Container::name);
+    let names = held_by.iter().take(MAX_NAMED).map(Container::name);
     let names: Vec<&str> = names.collect();
-    let more = match held_by.len().saturating_sub(MOST) {
+    let more = match held_by.len().saturating_sub(MAX_NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
     finding.why.push_str(&format!(
-        ". Docker's live-restore leaves its networks as they are while containers run, however Docker is started: {}{more}",
+        ". With live-restore, Docker does not change its networks while containers run, even when it restarts: {}{more}",
         names.join(", ")
     ));
     // The service restarts Docker as well, and no more than that.
@@ -118,20 +118,20 @@ fn is_taken(own: &Own<'_>, inventory: &Inventory, bridge: &Network, subnet: IpNe
         .any(|net| subnet.contains(&net.addr()))
 }
 
-fn beside(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding {
+fn outside_subnet(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding {
     let name = bridge.device().unwrap_or(&bridge.name);
     let file = &own.status.files.subnet_file;
     // The overlay network may have been different then.
-    let told = own.status.docker.as_ref();
-    let moved = own.is_strayed(on.addr()) || told.is_some_and(|docker| docker.trouble.is_some());
+    let docker = own.status.docker.as_ref();
+    let moved = own.is_outside_own_subnets(on.addr())
+        || docker.is_some_and(|docker| docker.trouble.is_some());
     let why = match moved {
         true => {
-            "This node got another subnet while Docker ran. Peers send what is meant for the old one elsewhere, so the \
-             containers reach nobody and are not reached"
+            "This node got another subnet while Docker ran. Peers send packets for the old one elsewhere, so its containers cannot reach other nodes, nor be reached"
         }
         false => {
             "Docker was started before the overlay, or without its options. No other node has a route to the containers, \
-             and they reach others only under this host's address, if at all"
+             and they reach others only with this host's address, if at all"
         }
     };
     let first = subnet.hosts().next().unwrap_or(subnet.addr());
@@ -146,7 +146,7 @@ fn beside(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding 
     }
     remedy.extend([
         format!(
-            "systemctl restart docker.service, where its unit reads {file} and starts after {}.service; if not: \
+            "systemctl restart docker.service, if its unit reads {file} and starts after {}.service; if not: \
              systemctl edit docker.service, with [Unit] AssertPathExists={file} [Service] EnvironmentFile={file}, and $DOCKER_OPT_BIP $DOCKER_OPT_IPMASQ $DOCKER_OPT_MTU at the end of ExecStart=",
             own.names.unit
         ),
@@ -155,7 +155,7 @@ fn beside(own: &Own<'_>, bridge: &Network, on: IpNet, subnet: IpNet) -> Finding 
             !own.status.firewall.as_ref().is_some_and(|firewall| firewall.masquerade)
         ),
     ]);
-    finding(
+    Finding::new(
         NAME,
         Severity::Error,
         name,
@@ -170,15 +170,13 @@ fn too_large(own: &Own<'_>, bridge: &Network) -> Option<Finding> {
     let (mtu, limit) = (bridge.mtu()?, own.network.mtu);
     let name = bridge.device().unwrap_or(&bridge.name);
     (mtu > limit).then(|| {
-        finding(
-            NAME,
+        Finding::new(NAME,
             Severity::Warning,
             name,
             format!("Docker gives containers on {name} an MTU of {mtu}, but the overlay carries {limit} bytes"),
-            "Containers make packets that do not fit. Those that must not be fragmented are lost, and whether the sender \
-             learns why depends on every filter between",
+            "Containers send packets that do not fit. Those that must not be fragmented are dropped, and the sender learns why only if every filter on the path passes ICMP",
             vec![
-                format!("dockerd with --mtu={limit}, which {} has as DOCKER_OPT_MTU: systemctl restart docker.service", own.status.files.subnet_file),
+                format!("start dockerd with --mtu={limit}, which is DOCKER_OPT_MTU in {}: systemctl restart docker.service", own.status.files.subnet_file),
                 format!("or \"mtu\": {limit} in /etc/docker/daemon.json, then systemctl restart docker.service"),
             ],
         )

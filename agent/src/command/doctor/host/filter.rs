@@ -23,7 +23,7 @@ mod walk;
 
 pub(super) use walk::{Dropped, Packet};
 
-/// All tables that can affect forwarded packets, and the names of the others.
+/// All tables that can affect forwarded packets.
 #[derive(Debug, Default)]
 pub(super) struct Filter {
     pub(super) tables: Vec<Table>,
@@ -129,7 +129,7 @@ impl Truth {
 #[derive(Debug)]
 enum Action {
     /// Nothing.
-    Go,
+    Continue,
     Accept,
     Drop,
     Return,
@@ -140,9 +140,9 @@ enum Action {
         and: u32,
         xor: u32,
     },
-    /// Its mark becomes something.
+    /// Sets its mark to an unknown value.
     AnyMark,
-    /// Something that is not known here.
+    /// Unknown.
     Other,
 }
 
@@ -174,7 +174,7 @@ impl Filter {
             Some(text) => {
                 let tables = nft::read(&text);
                 let tables = tables.map_err(|error| {
-                    NotChecked(format!("cannot parse `nft -j list ruleset`: {error}"))
+                    NotChecked(format!("failed to parse `nft -j list ruleset`: {error}"))
                 })?;
                 // Print iptables-nft's tables in iptables syntax.
                 filter.tables.extend(
@@ -186,13 +186,13 @@ impl Filter {
             }
             None if by_iptables => Ok(filter),
             None => Err(NotChecked(
-                "the packet filter cannot be read: neither nft nor iptables-save is installed"
+                "failed to read the packet filter: neither nft nor iptables-save is installed"
                     .to_owned(),
             )),
         }
     }
 
-    /// Whether kube-proxy leads services' addresses to containers here, by whichever rules.
+    /// Whether kube-proxy has rules here.
     pub(super) fn has_kube_proxy(&self) -> bool {
         self.tables.iter().any(|table| {
             table.name == "kube-proxy"
@@ -200,8 +200,8 @@ impl Filter {
         })
     }
 
-    /// The single addresses inside `net` that rules where packets come in are about.
-    pub(super) fn singled_out(&self, net: IpNet) -> Vec<IpAddr> {
+    /// The single addresses inside `net` that rules of the prerouting hook match.
+    pub(super) fn single_destinations(&self, net: IpNet) -> Vec<IpAddr> {
         let chains = self.tables.iter().flat_map(|table| table.chains.values());
         let early = chains.filter(|chain| matches!(chain.base, Some((Hook::Prerouting, _))));
         let conditions = early
@@ -227,8 +227,8 @@ impl Filter {
 }
 
 impl Table {
-    /// Whether packets of that family come to this table at all, to its policies too.
-    fn sees(&self, ip: Ip) -> bool {
+    /// Whether the table handles packets of that family, by rule or policy.
+    fn handles(&self, ip: Ip) -> bool {
         match &self.program {
             Program::Iptables(_, of) => *of == ip,
             Program::Nft(family) => match family.as_str() {
@@ -239,7 +239,7 @@ impl Table {
         }
     }
 
-    /// Whether a table of nftables is one that `iptables-nft` works on.
+    /// Whether it is a table of `iptables-nft`.
     fn is_of_iptables(&self) -> bool {
         let names = ["raw", "mangle", "nat", "filter", "security"];
         matches!(&self.program, Program::Nft(family) if family == "ip" || family == "ip6")
@@ -271,7 +271,7 @@ async fn print(name: &str, arguments: &[&str]) -> Result<Option<String>, NotChec
     };
     let failed = |error: Error| {
         NotChecked(format!(
-            "the packet filter cannot be read: {}",
+            "failed to read the packet filter: {}",
             chain(&error)
         ))
     };

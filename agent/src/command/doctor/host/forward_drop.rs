@@ -1,5 +1,5 @@
-//! Packets between containers of different hosts that this host would not forward: by its packet filter, which is walked
-//! through with such packets in mind, or by its switches.
+//! Packets between containers of different hosts that this host would not forward, because of its packet filter, whose
+//! rules are evaluated for such packets, or of its sysctls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::filter::{Dropped, Filter, Packet, Program};
-use super::{Own, finding, inventory, sysctl};
+use super::{Own, inventory, sysctl};
 use crate::base::logging::chain;
 use crate::base::net::Family as Ip;
 use crate::command::doctor::{Context, Finding, NotChecked, Outcome, Severity};
@@ -17,40 +17,39 @@ use crate::telemetry::status::{Peer, PeerState};
 
 pub(super) const NAME: &str = "forward-drop";
 
-/// How many peers are looked at: rules are about networks and interfaces, of which few differ.
+/// Maximum number of peers examined: rules are about networks and interfaces, of which few differ.
 const MAX_PEERS: usize = 32;
 
-const WHY: &str = "Packets between containers of different hosts are forwarded by this host, and what drops them there \
-                   parts its containers from all others, while the host itself reaches everything";
+const WHY: &str = "This host forwards the packets between its containers and those of other nodes. If it drops them, its containers are cut off, although the host itself reaches everything";
 
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
     let own = Own::new(context)?;
     let inventory = inventory().await?;
-    let ways = ways(&own, &inventory).await?;
-    let mut findings = switches(&own, &inventory);
-    findings.extend(reverse_path(&own, &inventory, &ways));
+    let paths = paths(&own, &inventory).await?;
+    let mut findings = forwarding_sysctls(&own, &inventory);
+    findings.extend(reverse_path(&own, &inventory, &paths));
     match Filter::read().await {
-        Ok(filter) => findings.extend(rules(&own, &inventory, &ways, &filter)),
+        Ok(filter) => findings.extend(rules(&own, &inventory, &paths, &filter)),
         Err(reason) if findings.is_empty() => return Err(reason),
         Err(_) => {}
     }
     Ok(findings)
 }
 
-/// How packets go to the containers of a peer.
-struct Way {
+/// The path of packets between a container here and one of a peer.
+struct ContainerPath {
     /// An address in the peer's subnet.
     peer: IpAddr,
     /// An address in this node's subnet that no container is likely to have.
     own: IpAddr,
     subnet: IpNet,
-    /// By which interface the kernel would send.
+    /// The interface that the kernel would send by.
     interface: Option<String>,
 }
 
-/// The ways to some peers; where there is none yet, to where the first would be.
-async fn ways(own: &Own<'_>, inventory: &Inventory) -> Result<Vec<Way>, NotChecked> {
-    let mut ways = Vec::new();
+/// The paths to some peers; if there are no peers yet, to where the first would be.
+async fn paths(own: &Own<'_>, inventory: &Inventory) -> Result<Vec<ContainerPath>, NotChecked> {
+    let mut paths = Vec::new();
     for subnet in own.subnets() {
         let is_same = |net: &IpNet| net.addr().is_ipv4() == subnet.addr().is_ipv4();
         let programmed = |peer: &&Peer| peer.state == PeerState::Programmed;
@@ -61,7 +60,7 @@ async fn ways(own: &Own<'_>, inventory: &Inventory) -> Result<Vec<Way>, NotCheck
             let index = link_towards(*peer).await;
             let index = index.map_err(|error| NotChecked(chain(&error)))?;
             let interface = index.and_then(|index| inventory.with_index(index));
-            ways.push(Way {
+            paths.push(ContainerPath {
                 peer: *peer,
                 own: last(subnet),
                 subnet,
@@ -72,7 +71,7 @@ async fn ways(own: &Own<'_>, inventory: &Inventory) -> Result<Vec<Way>, NotCheck
             && let Some(network) = own.networks().find(is_same)
             && let Some(next) = subnets_of(network, subnet.prefix_len()).find(|net| *net != subnet)
         {
-            ways.push(Way {
+            paths.push(ContainerPath {
                 peer: last(next),
                 own: last(subnet),
                 subnet,
@@ -80,7 +79,7 @@ async fn ways(own: &Own<'_>, inventory: &Inventory) -> Result<Vec<Way>, NotCheck
             });
         }
     }
-    Ok(ways)
+    Ok(paths)
 }
 
 /// The first parts of a network of that length.
@@ -106,8 +105,8 @@ fn overlay_interface(own: &Own<'_>) -> Option<String> {
     device.or_else(|| Some(own.status.underlay.as_ref()?.interface.clone()))
 }
 
-/// What the kernel must be told before it forwards anything. Runtimes switch it on when they make their first bridge.
-fn switches(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
+/// Sysctls that must be 1 for forwarding. Runtimes set them when they create their first bridge.
+fn forwarding_sysctls(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
     let Some(bridge) = own.bridge(inventory) else {
         return Vec::new();
     };
@@ -130,19 +129,19 @@ fn switches(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
     {
         wrong.push("net.ipv6.conf.all.forwarding".to_owned());
     }
-    let tell = |key: String| {
+    let off = |key: String| {
         let what = format!(
             "{key} is 0: this host does not forward between its containers and the overlay"
         );
         let remedy = vec![
             format!("sysctl -w {key}=1"),
             format!(
-                "echo '{key} = 1' > /etc/sysctl.d/90-forwarding.conf, and find out which other file there says 0"
+                "echo '{key} = 1' > /etc/sysctl.d/90-forwarding.conf, and find the other file there that sets it to 0"
             ),
         ];
-        finding(NAME, Severity::Error, key, what, WHY, remedy)
+        Finding::new(NAME, Severity::Error, key, what, WHY, remedy)
     };
-    wrong.into_iter().map(tell).collect()
+    wrong.into_iter().map(off).collect()
 }
 
 /// A sysctl of an interface, as sysctl(8) takes it: a dot in the interface's name is written as a slash.
@@ -150,105 +149,105 @@ fn key(family: &str, interface: &str, name: &str) -> String {
     format!("net.{family}.conf.{}.{name}", interface.replace('.', "/"))
 }
 
-/// A strict reverse-path filter drops what comes by another interface than answers would go by.
-fn reverse_path(own: &Own<'_>, inventory: &Inventory, ways: &[Way]) -> Vec<Finding> {
+/// A strict reverse-path filter drops packets that arrive on another interface than their replies would leave by.
+fn reverse_path(own: &Own<'_>, inventory: &Inventory, paths: &[ContainerPath]) -> Vec<Finding> {
     // Other programs make these backends' routes.
     let network = own.status.network.as_ref();
     let backend = network.and_then(|network| table::find(&network.backend));
     if backend.is_some_and(|backend| backend.leaves_routes) {
         return Vec::new();
     }
-    // The filter is IPv4's alone, and counts where the packets come in.
-    let entry = own
-        .status
-        .devices
-        .first()
-        .map(|device| device.name.as_str());
-    let underlay = own
-        .status
-        .underlay
-        .as_ref()
-        .map(|underlay| underlay.interface.as_str());
-    let Some(entry) = entry
-        .or(underlay)
-        .filter(|name| inventory.named(name).is_some())
-    else {
+    let underlay = own.status.underlay.as_ref();
+    let underlay = underlay.map(|underlay| underlay.interface.as_str());
+    let device = own.status.devices.first();
+    let entry = device.map(|device| device.name.as_str()).or(underlay);
+    let Some(entry) = entry.filter(|name| inventory.named(name).is_some()) else {
         return Vec::new();
     };
-    let value = |name: &str| {
-        let text = sysctl(&format!("net/ipv4/conf/{name}/rp_filter"));
-        text.and_then(|text| text.parse::<u8>().ok())
-            .unwrap_or_default()
-    };
-    // The greater of the two counts (Documentation/networking/ip-sysctl.rst).
-    if value(entry).max(value("all")) != 1 {
+    if !is_strict(entry) {
         return Vec::new();
     }
-    let ways = ways.iter().filter(|way| way.peer.is_ipv4());
-    let mut elsewhere = ways.filter_map(|way| Some((way, way.interface.as_deref()?)));
-    let Some((way, other)) = elsewhere.find(|(_, name)| *name != entry && Some(*name) != underlay)
+    let paths = paths.iter().filter(|path| path.peer.is_ipv4());
+    let mut elsewhere = paths.filter_map(|path| Some((path, path.interface.as_deref()?)));
+    let Some((path, other)) = elsewhere.find(|(_, name)| *name != entry && Some(*name) != underlay)
     else {
         return Vec::new();
     };
     let switch = key("ipv4", entry, "rp_filter");
-    vec![finding(
+    vec![Finding::new(
         NAME,
         Severity::Error,
         entry,
         format!(
-            "the reverse-path filter of {entry} is strict, but answers to {} would go by {other}",
-            way.peer
+            "the reverse-path filter of {entry} is strict, but replies to {} would leave by {other}",
+            path.peer
         ),
-        "The kernel drops what comes in by another interface than the one it would answer by: all packets of that peer. \
-         Another route, or a rule of a VPN, leads its subnet away from the overlay",
+        "The kernel drops packets that come in by another interface than their replies would leave by: all packets of that peer. Another route, or a VPN's rule, leads its subnet away from the overlay",
         vec![
             format!(
-                "ip route get {} and ip rule show tell what leads there; take the overlay out of it",
-                way.peer
+                "see what leads there, and exclude the overlay from it: ip route get {}; ip rule show",
+                path.peer
             ),
             format!(
-                "sysctl -w {switch}=2 net.ipv4.conf.all.rp_filter=2, which only lets the packets in"
+                "sysctl -w {switch}=2 net.ipv4.conf.all.rp_filter=2, which makes the filter loose"
             ),
         ],
     )]
 }
 
-/// A place that drops, which may drop many packets.
-#[derive(Default)]
-struct Trap {
-    examples: Vec<String>,
+/// Whether an interface's reverse-path filter is strict. Only IPv4 has one, and the greater of two values counts
+/// (Documentation/networking/ip-sysctl.rst).
+fn is_strict(interface: &str) -> bool {
+    let value = |name: &str| {
+        let text = sysctl(&format!("net/ipv4/conf/{name}/rp_filter"));
+        text.and_then(|text| text.parse::<u8>().ok())
+    };
+    value(interface).max(value("all")) == Some(1)
+}
+
+/// A rule or policy that drops packets.
+struct DropPoint<'a> {
+    dropped: Dropped<'a>,
+    /// One of the packets.
+    example: String,
+    /// The overlay networks of all of them.
     nets: BTreeSet<IpNet>,
 }
 
-/// Sends packets through the rules, both ways.
-fn rules(own: &Own<'_>, inventory: &Inventory, ways: &[Way], filter: &Filter) -> Vec<Finding> {
+/// Evaluates the rules for packets in both directions.
+fn rules(
+    own: &Own<'_>,
+    inventory: &Inventory,
+    paths: &[ContainerPath],
+    filter: &Filter,
+) -> Vec<Finding> {
     let bridge = own.bridge(inventory).map(|bridge| bridge.name.clone());
-    let mut traps: BTreeMap<(usize, &str, Option<&str>), (Dropped<'_>, Trap)> = BTreeMap::new();
+    let mut drop_points: BTreeMap<(usize, &str, Option<&str>), DropPoint<'_>> = BTreeMap::new();
     let underlay = own.status.underlay.as_ref();
-    for way in ways {
-        // What is led astray does not come from there.
+    for path in paths {
+        // A route that leads elsewhere says nothing about where packets come from.
         let carries = |name: &&str| {
             own.has_device(name) || underlay.is_some_and(|underlay| underlay.interface == *name)
         };
-        let interface = way.interface.as_deref().filter(carries);
+        let interface = path.interface.as_deref().filter(carries);
         let interface =
             interface.map_or_else(|| overlay_interface(own), |name| Some(name.to_owned()));
-        let outward = Packet {
-            source: way.own,
-            destination: way.peer,
+        let outgoing = Packet {
+            source: path.own,
+            destination: path.peer,
             from: bridge.clone(),
             to: interface.clone(),
         };
-        let mut packets = vec![(outward, "from a container here to a peer's")];
-        let singled_out = filter.singled_out(way.subnet);
-        for own in std::iter::once(way.own).chain(singled_out) {
-            let inward = Packet {
-                source: way.peer,
+        let mut packets = vec![(outgoing, "from a local container to a peer's")];
+        let single_destinations = filter.single_destinations(path.subnet);
+        for own in std::iter::once(path.own).chain(single_destinations) {
+            let incoming = Packet {
+                source: path.peer,
                 destination: own,
                 from: interface.clone(),
                 to: bridge.clone(),
             };
-            packets.push((inward, "from a peer's container to one here"));
+            packets.push((incoming, "from a peer's container to a local one"));
         }
         for (packet, direction) in packets {
             let Some(dropped) = filter.dropped(&packet) else {
@@ -256,103 +255,93 @@ fn rules(own: &Own<'_>, inventory: &Inventory, ways: &[Way], filter: &Filter) ->
             };
             let table = std::ptr::from_ref(dropped.table).addr();
             let place = (table, dropped.chain, dropped.rule);
-            let (_, trap) = traps
-                .entry(place)
-                .or_insert_with(|| (dropped, Trap::default()));
-            let example = format!("{direction} ({} to {})", packet.source, packet.destination);
-            trap.examples.push(example);
+            let point = drop_points.entry(place).or_insert_with(|| DropPoint {
+                dropped,
+                example: format!("{direction} ({} to {})", packet.source, packet.destination),
+                nets: BTreeSet::new(),
+            });
             let same = |net: &IpNet| net.addr().is_ipv4() == packet.source.is_ipv4();
-            trap.nets.extend(own.networks().filter(same));
+            point.nets.extend(own.networks().filter(same));
         }
     }
-    let found = traps.into_values();
-    found
-        .map(|(dropped, trap)| tell(own, &dropped, &trap))
-        .collect()
+    let points = drop_points.values();
+    points.map(|point| drop_finding(own, point)).collect()
 }
 
-fn tell(own: &Own<'_>, dropped: &Dropped<'_>, trap: &Trap) -> Finding {
-    let Dropped { table, chain, rule } = dropped;
+fn drop_finding(own: &Own<'_>, point: &DropPoint<'_>) -> Finding {
+    let Dropped { table, chain, rule } = point.dropped;
     let by = match rule {
         Some(rule) => format!("the rule \"{rule}\""),
         None => "the policy".to_owned(),
     };
-    let (program, nets) = match &table.program {
-        Program::Iptables(command, _) => (command.clone(), trap.nets.iter()),
-        Program::Nft(family) => (format!("nftables {family}"), trap.nets.iter()),
+    let program = match &table.program {
+        Program::Iptables(command, _) => command.clone(),
+        Program::Nft(family) => format!("nftables {family}"),
     };
-    let example = trap.examples.first().map_or("", String::as_str);
     let what = format!(
-        "{by} of the chain {chain} ({program}, table {}) drops packets {example}",
-        table.name
+        "{by} of the chain {chain} ({program}, table {}) drops packets {}",
+        table.name, point.example
     );
-    let mut remedy = Vec::new();
-    let forward = own
-        .status
-        .firewall
-        .as_ref()
-        .is_some_and(|firewall| firewall.forward);
-    if !forward {
-        remedy.push(format!(
-            "firewall.forward = true in {}, then {}: the agent lets the overlay through",
+    let firewall = own.status.firewall.as_ref();
+    let remedy = match firewall.is_some_and(|firewall| firewall.forward) {
+        true => None,
+        false => Some(format!(
+            "firewall.forward = true in {}, then {}: the agent then accepts the overlay's packets",
             own.names.settings_file,
             own.names.systemctl("restart")
-        ));
-    }
-    match &table.program {
-        Program::Nft(family) if table.name == "firewalld" && family == "inet" => {
-            let sources = nets
-                .map(|net| format!(" --add-source={net}"))
-                .collect::<String>();
-            remedy.push(format!(
-                "firewall-cmd --permanent --zone=trusted{sources} && firewall-cmd --reload"
-            ));
-        }
-        Program::Nft(family) if table.has("raw-PREROUTING") || table.name == "docker-bridges" => {
-            remedy.push(format!(
-                "start dockerd with what {} prints: --allow-direct-routing and --bridge-accept-fwmark; until then: nft \
-                 insert rule {family} {} {chain} accept",
-                own.names.selvage("options docker"),
-                table.name
-            ));
-        }
-        Program::Nft(family) => {
-            for net in nets {
-                let protocol = if net.addr().is_ipv4() { "ip" } else { "ip6" };
-                for side in ["saddr", "daddr"] {
-                    remedy.push(format!(
-                        "nft insert rule {family} {} {chain} {protocol} {side} {net} accept",
-                        table.name
-                    ));
-                }
-            }
-            if let Some(handle) = rule {
-                remedy.push(format!(
-                    "or nft delete rule {family} {} {chain} {handle}",
-                    table.name
-                ));
-            }
-        }
-        Program::Iptables(command, ip) => {
-            for net in nets.filter(|net| net.addr().is_ipv4() == (*ip == Ip::V4)) {
-                for side in ["-s", "-d"] {
-                    remedy.push(format!(
-                        "{command} -t {} -I {chain} {side} {net} -j ACCEPT",
-                        table.name
-                    ));
-                }
-            }
-            if let Some(rule) = rule {
-                remedy.push(format!("or {command} -t {} -D {chain} {rule}", table.name));
-            }
-        }
-    }
-    finding(
+        )),
+    };
+    let commands = match &table.program {
+        Program::Iptables(command, ip) => iptables_commands(point, command, *ip),
+        Program::Nft(family) => nft_commands(own, point, family),
+    };
+    Finding::new(
         NAME,
         Severity::Error,
         format!("{} {chain}", table.name),
         what,
         WHY,
-        remedy,
+        remedy.into_iter().chain(commands).collect(),
     )
+}
+
+/// The commands that let the packets pass a table of nftables.
+fn nft_commands(own: &Own<'_>, point: &DropPoint<'_>, family: &str) -> Vec<String> {
+    let Dropped { table, chain, rule } = point.dropped;
+    let name = &table.name;
+    if name == "firewalld" && family == "inet" {
+        let sources = point.nets.iter().map(|net| format!(" --add-source={net}"));
+        let sources: String = sources.collect();
+        return vec![format!(
+            "firewall-cmd --permanent --zone=trusted{sources} && firewall-cmd --reload"
+        )];
+    }
+    if table.has("raw-PREROUTING") || name == "docker-bridges" {
+        return vec![format!(
+            "start dockerd with the options of {}: --allow-direct-routing and --bridge-accept-fwmark; until then: nft \
+             insert rule {family} {name} {chain} accept",
+            own.names.selvage("options docker"),
+        )];
+    }
+    let accept = |net: &IpNet| {
+        let protocol = if net.addr().is_ipv4() { "ip" } else { "ip6" };
+        ["saddr", "daddr"].map(|side| {
+            format!("nft insert rule {family} {name} {chain} {protocol} {side} {net} accept")
+        })
+    };
+    let delete = rule.map(|handle| format!("or nft delete rule {family} {name} {chain} {handle}"));
+    point.nets.iter().flat_map(accept).chain(delete).collect()
+}
+
+/// The same for a table of iptables, which is for one family.
+fn iptables_commands(point: &DropPoint<'_>, command: &str, ip: Ip) -> Vec<String> {
+    let Dropped { table, chain, rule } = point.dropped;
+    let name = &table.name;
+    let accept = |net: &IpNet| {
+        ["-s", "-d"].map(|side| format!("{command} -t {name} -I {chain} {side} {net} -j ACCEPT"))
+    };
+    let delete = rule.map(|rule| format!("or {command} -t {name} -D {chain} {rule}"));
+    let nets = point.nets.iter();
+    let nets = nets.filter(|net| Ip::of(net.addr()) == ip);
+    nets.flat_map(accept).chain(delete).collect()
 }

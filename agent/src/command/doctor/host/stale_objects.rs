@@ -1,8 +1,6 @@
-//! What another agent left, or has: devices, routes into the overlay, packet-filter rules, and a flanneld that runs beside
-//! ours.
+//! What another agent left behind: devices, routes into the overlay and packet filter rules; and a running flanneld.
 //!
-//! Other agents of ours are no strangers: several networks on one host have one each, and say by abstract sockets which
-//! devices are theirs.
+//! Selvage agents of other networks on this host are not reported: abstract sockets show which devices are theirs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,31 +9,31 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::route::RouteType;
 
 use super::filter::{Filter, Program, Table};
-use super::{Own, finding, inventory};
+use super::{Own, inventory};
+use crate::command::doctor::cluster::is_refused;
 use crate::command::doctor::{Context, Finding, NotChecked, Outcome, Severity};
 use crate::host::claim::Claims;
 use crate::host::netlink::MARK;
 use crate::host::netlink::inventory::{Inventory, Route};
-use crate::plan::state::Key;
 
 pub(super) const NAME: &str = "stale-objects";
 
-/// `RTPROT_BOOT` and `RTPROT_STATIC` (linux/rtnetlink.h): flannel's routes, and those that people make. The others are of
-/// the kernel, or of routing daemons, which know what they do.
+/// `RTPROT_BOOT` and `RTPROT_STATIC` (linux/rtnetlink.h): routes of flannel and of administrators. Others belong to the
+/// kernel or to routing daemons, which keep them up to date.
 const BY_HAND: [u8; 2] = [3, 4];
 
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
     let own = Own::new(context)?;
     let inventory = inventory().await?;
-    let strangers = flannelds(&own);
-    let mut findings: Vec<Finding> = strangers.iter().map(beside).collect();
-    // What a running flanneld has is not stale.
-    if strangers.is_empty() {
+    let flannelds = running_flannelds(&own);
+    let mut findings: Vec<Finding> = flannelds.iter().map(flanneld_running).collect();
+    // The objects of a running flanneld are not stale.
+    if flannelds.is_empty() {
         findings.extend(devices(&own, &inventory));
     }
     findings.extend(routes(&own, &inventory));
     let several = Claims::default().of_others("network/").len() > 1;
-    if strangers.is_empty() && !several {
+    if flannelds.is_empty() && !several {
         match Filter::read().await {
             Ok(filter) => findings.extend(rules(&own, &filter)),
             Err(NotChecked(reason)) if findings.is_empty() => return Err(NotChecked(reason)),
@@ -45,19 +43,19 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
     Ok(findings)
 }
 
-/// A process of flannel's.
+/// A flanneld process.
 struct Flanneld {
     id: u32,
     program: PathBuf,
 }
 
 /// The processes called flanneld in this network namespace that are not our agent under that name.
-fn flannelds(own: &Own<'_>) -> Vec<Flanneld> {
+fn running_flannelds(own: &Own<'_>) -> Vec<Flanneld> {
     let here = fs::read_link("/proc/thread-self/ns/net").ok();
     let ours = fs::read_link(format!("/proc/{}/exe", own.status.agent.pid)).ok();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let is_stranger = |id: u32| {
+    let is_flanneld = |id: u32| {
         let process = PathBuf::from(format!("/proc/{id}"));
         let name = fs::read_to_string(process.join("comm")).ok()?;
         let program = fs::read_link(process.join("exe")).ok()?;
@@ -65,18 +63,18 @@ fn flannelds(own: &Own<'_>) -> Vec<Flanneld> {
         let is_ours = ours.as_deref() == Some(program.as_path()) || is_selvage(&program);
         (name.trim() == "flanneld" && same_network && !is_ours).then_some(Flanneld { id, program })
     };
-    ids.filter_map(is_stranger).collect()
+    ids.filter_map(is_flanneld).collect()
 }
 
-/// Whether a program is another version of ours.
+/// Whether a program is Selvage, of any version.
 fn is_selvage(program: &Path) -> bool {
     let name = program.file_name().and_then(|name| name.to_str());
     name.is_some_and(|name| name.starts_with("selvage"))
 }
 
-fn beside(flanneld: &Flanneld) -> Finding {
+fn flanneld_running(flanneld: &Flanneld) -> Finding {
     let Flanneld { id, program } = flanneld;
-    finding(
+    Finding::new(
         NAME,
         Severity::Error,
         format!("process {id}"),
@@ -84,16 +82,16 @@ fn beside(flanneld: &Flanneld) -> Finding {
             "flanneld runs beside the agent: process {id}, {}",
             program.display()
         ),
-        "Both call their devices and chains by the same names, and each undoes what the other does",
+        "Both use the same names for devices and chains, and each undoes the changes of the other",
         vec![
             "systemctl disable --now flanneld.service".to_owned(),
-            "of Kubernetes: kubectl -n kube-flannel delete daemonset kube-flannel-ds".to_owned(),
+            "in Kubernetes: kubectl -n kube-flannel delete daemonset kube-flannel-ds".to_owned(),
             format!("or kill {id}"),
         ],
     )
 }
 
-/// Whether flannel, or we, call devices so.
+/// Whether flannel and Selvage name devices like this.
 fn is_overlay_name(name: &str) -> bool {
     let starts = ["flannel.", "flannel-v6.", "flannel-wg"];
     starts.iter().any(|start| name.starts_with(start)) || name == "flannel0"
@@ -101,9 +99,9 @@ fn is_overlay_name(name: &str) -> bool {
 
 fn devices(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
     let claimed = Claims::default().of_others("device/");
-    // The device of a named network whose agent is stopped goes on carrying packets, and says whose it is. Which device the
-    // network without a name has is known to nobody else.
-    let is_anothers = |alias: &Option<String>| match alias {
+    // The device of a named network whose agent is stopped still carries packets; its alias names the network. A device
+    // without an alias may belong to the default network, whose agent alone knows its device.
+    let is_of_other_agent = |alias: &Option<String>| match alias {
         Some(alias) => alias.starts_with(MARK),
         None => own.status.agent.network.is_some(),
     };
@@ -111,24 +109,23 @@ fn devices(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
         is_overlay_name(&device.name)
             && !own.has_device(&device.name)
             && !claimed.iter().any(|(name, _)| *name == device.name)
-            && !is_anothers(&device.alias)
+            && !is_of_other_agent(&device.alias)
     });
     let tell = |name: &str| {
-        finding(
+        Finding::new(
             NAME,
             Severity::Warning,
             name,
             format!("overlay device {name} belongs to no running agent"),
-            "Another agent, or an earlier configuration, left it. Routes and addresses on it may lead packets astray, and \
-             a VXLAN device keeps its port and VNI from others",
+            "Another agent or an earlier configuration left it behind. Its routes and addresses may misdirect packets, and a VXLAN device blocks its port and VNI",
             vec![format!("ip link delete {name}")],
         )
     };
     stale.map(|device| tell(&device.name)).collect()
 }
 
-/// Routes over overlay devices and such that throw packets away. Those over other interfaces are told of as overlaps, if
-/// the kernel did not refuse ours for them.
+/// Routes over overlay devices, and routes that drop packets. The overlap check reports those over other interfaces,
+/// unless the kernel refused the agent's route because of them.
 fn routes(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
     let mut findings = Vec::new();
     for route in &inventory.routes {
@@ -139,11 +136,9 @@ fn routes(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
         let is_here = own.subnets().any(|net| net.contains(&route.destination));
         let device = route.link.and_then(|index| inventory.with_index(index));
         let over_overlay = device.is_some_and(|device| own.has_device(&device.name));
-        let key = Key::Route(route.destination).to_string();
-        let mut causes = own.status.kernel.causes.iter();
-        let refused = causes.any(|cause| cause.object.as_ref() == Some(&key));
+        let refused = is_refused(own.status, route.destination);
         let counts = match route.kind {
-            // A route of its own for each container is how CNI's ptp plugin works.
+            // CNI's ptp plugin adds a route for each container.
             RouteType::Unicast if is_here => route.dead,
             RouteType::Unicast => over_overlay || refused,
             _ => true,
@@ -151,12 +146,12 @@ fn routes(own: &Own<'_>, inventory: &Inventory) -> Vec<Finding> {
         if !counts {
             continue;
         }
-        findings.push(stray(own, inventory, route));
+        findings.push(stale_route(own, inventory, route));
     }
     findings
 }
 
-fn stray(own: &Own<'_>, inventory: &Inventory, route: &Route) -> Finding {
+fn stale_route(own: &Own<'_>, inventory: &Inventory, route: &Route) -> Finding {
     let net = route.destination;
     let overlaps = |other: IpNet| other.contains(&net) || net.contains(&other);
     let mut used = own
@@ -194,19 +189,18 @@ fn stray(own: &Own<'_>, inventory: &Inventory, route: &Route) -> Finding {
     } else {
         ""
     };
-    finding(
+    Finding::new(
         NAME,
         severity,
         net.to_string(),
         format!("the route {text} leads into the overlay and is not the agent's{dead}"),
-        "Another agent, or somebody, made it. While it is there, it decides where packets to those containers go, and \
-         nobody keeps it up to date",
+        "Another agent or an administrator added it. While it exists, it decides where packets to those containers go, and nothing keeps it up to date",
         vec![format!("{ip} route del {text}")],
     )
 }
 
-/// The rules of flannel, and ours of the other mode. A running agent removes them when it looks at the rules next, unless
-/// something keeps it from doing so.
+/// Rules of flannel, and the agent's rules of the other mode. A running agent removes them at its next check of the
+/// rules, if it can.
 fn rules(own: &Own<'_>, filter: &Filter) -> Vec<Finding> {
     let mode = own
         .status
@@ -229,7 +223,7 @@ fn stale_table(own: &Own<'_>, table: &Table, mode: Option<&str>) -> Option<Findi
         ),
         (Program::Nft(family), Some("iptables")) if name == "selvage" => (
             format!(
-                "the nftables table {family} {name} is of the firewall mode that is not in use"
+                "the nftables table {family} {name} belongs to the firewall mode that is not in use"
             ),
             format!("nft delete table {family} {name}"),
         ),
@@ -238,7 +232,7 @@ fn stale_table(own: &Own<'_>, table: &Table, mode: Option<&str>) -> Option<Findi
         {
             (
                 format!(
-                    "the chain FLANNEL-POSTRTG ({command}, table nat) is of the firewall mode that is not in use"
+                    "the chain FLANNEL-POSTRTG ({command}, table nat) belongs to the firewall mode that is not in use"
                 ),
                 format!(
                     "{command} -t nat -D POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG; {command} -t \
@@ -248,17 +242,16 @@ fn stale_table(own: &Own<'_>, table: &Table, mode: Option<&str>) -> Option<Findi
         }
         _ => return None,
     };
-    Some(finding(
+    Some(Finding::new(
         NAME,
         Severity::Warning,
         name,
         what,
-        "Its rules act beside the agent's: they masquerade for a network that may not be the present one. The agent \
-         removes them by itself; that they are still there means that it could not, or that something adds them again",
+        "Its rules apply beside the agent's, and masquerade for a network that may be outdated. The agent removes such rules; either that failed, or another program adds them again",
         vec![
             remedy,
             format!(
-                "{} -g firewall shows what keeps the agent from it",
+                "see why the agent does not remove it: {} -g firewall",
                 own.names.journal()
             ),
         ],

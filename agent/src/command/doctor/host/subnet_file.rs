@@ -1,13 +1,13 @@
-//! `subnet.env` against what the agent says: runtimes that start next go by the file.
+//! Compares `subnet.env` with the agent's lease: runtimes that start next use the file.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
-use super::{Own, finding};
+use super::Own;
 use crate::base::env_file;
 use crate::base::net::Leased;
-use crate::command::doctor::{Context, NotChecked, Outcome, Severity};
+use crate::command::doctor::{Context, Finding, NotChecked, Outcome, Severity};
 use crate::host::subnet_file::SubnetFile;
 use crate::telemetry::status::State;
 
@@ -16,48 +16,46 @@ pub(super) const NAME: &str = "subnet-file";
 pub(super) fn check(context: &Context<'_>) -> Outcome {
     let own = Own::new(context)?;
     if own.status.health.state == State::Joining {
-        return Err(NotChecked("the agent is not there yet".to_owned()));
+        return Err(NotChecked("the agent has not joined yet".to_owned()));
     }
     let path = &own.status.files.subnet_file;
-    let why = "Docker and CNI plugins that start next do not start, or use wrong addresses; running ones are not affected";
-    let remedy = vec![
-        format!(
-            "{}, which writes the file and drops no packet",
-            own.names.systemctl("restart")
-        ),
-        format!("and find out who else writes {path}: only one agent may"),
-    ];
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let what = format!("the subnet file {path} is missing");
-            return Ok(vec![finding(
-                NAME,
-                Severity::Error,
-                path,
-                what,
-                why,
-                remedy,
-            )]);
-        }
-        Err(error) => return Err(NotChecked(format!("{path} cannot be read: {error}"))),
-    };
-    let mut found = BTreeMap::new();
-    if let Err(error) = env_file::source(&text, &mut found) {
-        let what = format!("the subnet file {path} cannot be read by a shell: {error}");
-        return Ok(vec![finding(
+    let fault = fault(&own, path)?;
+    let finding = |fault| {
+        Finding::new(
             NAME,
             Severity::Error,
             path,
-            what,
-            why,
-            remedy,
-        )]);
+            format!("the subnet file {path} is {fault}"),
+            "Docker and CNI plugins fail to start or use wrong addresses; running containers are not affected",
+            vec![
+                format!(
+                    "{}, which rewrites the file and loses no packets",
+                    own.names.systemctl("restart")
+                ),
+                format!("find out what else writes {path}: only one agent may"),
+            ],
+        )
+    };
+    Ok(fault.map(finding).into_iter().collect())
+}
+
+/// What is wrong with the file, if anything.
+fn fault(own: &Own<'_>, path: &str) -> Result<Option<String>, NotChecked> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Some("missing".to_owned()));
+        }
+        Err(error) => return Err(NotChecked(format!("failed to read {path}: {error}"))),
+    };
+    let mut found = BTreeMap::new();
+    if let Err(error) = env_file::source(&text, &mut found) {
+        return Ok(Some(format!("not valid shell syntax: {error}")));
     }
-    let differences: Vec<String> = wanted(&own)
+    let differences: Vec<String> = wanted(own)
         .lines()
         .filter_map(|line| line.split_once('='))
-        // Whether the agent masquerades may be overruled for a run, and Docker's options are made from the rest.
+        // Masquerading may be overridden for a run, and Docker's options follow from the other lines.
         .filter(|(key, _)| key.starts_with("FLANNEL_") && *key != "FLANNEL_IPMASQ")
         .filter_map(|(key, value)| match found.get(key) {
             Some(found) if found == value => None,
@@ -65,24 +63,10 @@ pub(super) fn check(context: &Context<'_>) -> Outcome {
             None => Some(format!("{key} is missing and should be {value}")),
         })
         .collect();
-    if differences.is_empty() {
-        return Ok(Vec::new());
-    }
-    let what = format!(
-        "the subnet file {path} is wrong: {}",
-        differences.join("; ")
-    );
-    Ok(vec![finding(
-        NAME,
-        Severity::Error,
-        path,
-        what,
-        why,
-        remedy,
-    )])
+    Ok((!differences.is_empty()).then(|| format!("wrong: {}", differences.join("; "))))
 }
 
-/// The file's text, by what the agent says.
+/// The file's text according to the agent.
 fn wanted(own: &Own<'_>) -> String {
     let v4 = own.network.ipv4.zip(own.lease.subnet);
     let v6 = own.network.ipv6.zip(own.lease.subnet_v6);

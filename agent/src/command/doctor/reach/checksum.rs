@@ -12,15 +12,15 @@ use futures_util::future::{join_all, select_all};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::packet::{Packet, UDP};
-use super::path::{Ground, Path};
-use super::tap::{Passage, open_all};
+use super::path::{Path, Topology};
+use super::tap::{PacketInfo, open_all};
 
 /// Duration of the capture.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// How many peers are sent something to which they answer with a checksum that devices compute.
-const MOST_ASKED: usize = 64;
+const MAX_ASKED: usize = 64;
 /// Minimum number of bad packets for a finding: single bit errors occur anywhere.
-const LEAST: u32 = 3;
+const MIN_PACKETS: u32 = 3;
 
 /// Which checksum of a peer's packets is wrong.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -73,13 +73,13 @@ fn count_v6(snmp6: &str) -> u64 {
 }
 
 /// Lets peers answer by TCP over the overlay, if that is allowed; what they answer does not matter.
-pub(super) async fn provoke(ground: &Ground) {
-    if !ground.deep {
+pub(super) async fn provoke(topology: &Topology) {
+    if !topology.deep {
         return;
     }
     // Without a tunnel the peer is a gateway, and no host has the overlay address.
-    let asked = ground.paths.iter().filter(|path| path.tunnel.is_some());
-    let asked = asked.take(MOST_ASKED).map(|path| async {
+    let asked = topology.paths.iter().filter(|path| path.tunnel.is_some());
+    let asked = asked.take(MAX_ASKED).map(|path| async {
         let _ = timeout(PATIENCE / 4, super::answers(path.over)).await;
     });
     join_all(asked).await;
@@ -89,23 +89,26 @@ pub(super) async fn provoke(ground: &Ground) {
 ///
 /// # Errors
 /// Devices cannot be listened to.
-pub(super) async fn listen(ground: &Ground) -> io::Result<Vec<Corruption>> {
-    let tunnels = ground.paths.iter().filter_map(|path| path.tunnel.as_ref());
+pub(super) async fn listen(topology: &Topology) -> io::Result<Vec<Corruption>> {
+    let tunnels = topology
+        .paths
+        .iter()
+        .filter_map(|path| path.tunnel.as_ref());
     let tunnels = tunnels.map(|tunnel| tunnel.index);
-    let taps = open_all(tunnels.chain([ground.underlay.index]))?;
+    let taps = open_all(tunnels.chain([topology.underlay.index]))?;
     let mut seen: BTreeMap<(usize, Layer), u32> = BTreeMap::new();
     let deadline = Instant::now() + PATIENCE;
     let provoking = async {
-        provoke(ground).await;
+        provoke(topology).await;
         std::future::pending::<()>().await;
     };
     tokio::pin!(provoking);
     loop {
-        let heard = taps.iter().map(|(&index, tap)| {
+        let received = taps.iter().map(|(&index, tap)| {
             Box::pin(async move {
                 let mut corrupt = Vec::new();
-                tap.listen(|passage, packet| {
-                    if let Some(whose) = examine(ground, index, passage, packet) {
+                tap.listen(|info, packet| {
+                    if let Some(whose) = examine(topology, index, info, packet) {
                         corrupt.push(whose);
                     }
                 })
@@ -114,7 +117,7 @@ pub(super) async fn listen(ground: &Ground) -> io::Result<Vec<Corruption>> {
             })
         });
         tokio::select! {
-            (corrupt, ..) = select_all(heard) => {
+            (corrupt, ..) = select_all(received) => {
                 for whose in corrupt {
                     *seen.entry(whose).or_default() += 1;
                 }
@@ -123,7 +126,9 @@ pub(super) async fn listen(ground: &Ground) -> io::Result<Vec<Corruption>> {
             () = sleep_until(deadline) => break,
         }
     }
-    let many = seen.into_iter().filter(|(_, packets)| *packets >= LEAST);
+    let many = seen
+        .into_iter()
+        .filter(|(_, packets)| *packets >= MIN_PACKETS);
     let corruption = |((path, layer), packets)| Corruption {
         path,
         layer,
@@ -134,15 +139,15 @@ pub(super) async fn listen(ground: &Ground) -> io::Result<Vec<Corruption>> {
 
 /// Whose a packet is that came in with a wrong checksum.
 fn examine(
-    ground: &Ground,
+    topology: &Topology,
     device: u32,
-    passage: Passage,
+    info: PacketInfo,
     packet: Packet<'_>,
 ) -> Option<(usize, Layer)> {
-    if passage.outgoing || !packet.is_corrupt() {
+    if info.outgoing || !packet.is_corrupt() {
         return None;
     }
-    let on_underlay = device == ground.underlay.index;
+    let on_underlay = device == topology.underlay.index;
     let is_outer = |path: &Path| {
         on_underlay
             && path.tunnel.is_some()
@@ -153,10 +158,10 @@ fn examine(
         let index = path
             .tunnel
             .as_ref()
-            .map_or(ground.underlay.index, |tunnel| tunnel.index);
+            .map_or(topology.underlay.index, |tunnel| tunnel.index);
         device == index && path.subnet.contains(&packet.source)
     };
-    ground.paths.iter().enumerate().find_map(|(at, path)| {
+    topology.paths.iter().enumerate().find_map(|(at, path)| {
         if is_outer(path) {
             Some((at, Layer::Outer))
         } else {

@@ -8,10 +8,10 @@
 //!   comes over the underlay            comes over the overlay device
 //! ```
 //!
-//! Both look forged to others, and are sent with `--deep` alone. The echoes are put onto the devices themselves, past the rules that would translate their addresses. A peer that does not
-//! take packets from addresses that it would reach over another device (`rp_filter=1`), or a network that lets no foreign
-//! source addresses pass, hides both directions. Beside this, the underlay shows whether encapsulated packets leave, and
-//! whether the peer's come in, which is before this host's packet filter sees them.
+//! Both look forged to others, and are sent with `--deep` alone. They are injected into the devices, past the rules that
+//! would translate their addresses. A peer that refuses packets from addresses that it would reach over another device
+//! (`rp_filter=1`), or a network that drops foreign source addresses, hides both directions. Besides, the underlay shows
+//! whether encapsulated packets leave, and whether the peer's arrive, before this host's packet filter sees them.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -19,12 +19,12 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, timeout_at};
 
 use super::packet::{Packet, Tag};
-use super::path::{Carrier, Ground, Path};
-use super::ping::{Echo, Outcome, Pinger};
-use super::tap::{Passage, Tap, open_all};
+use super::path::{Carrier, Path, Topology};
+use super::ping::{Echo, EchoResult, Pinger};
+use super::tap::{PacketInfo, Tap, open_all};
 use crate::base::net::MacAddr;
 use crate::host::netlink::host::neighbors;
 
@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_millis(400);
 
 /// The observed packets to and from one peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct Observation {
     /// An encapsulated packet left for the peer.
     pub(super) leaves: bool,
     /// The forward echo was answered.
@@ -69,7 +69,7 @@ pub(super) enum Verdict {
     Blocked,
 }
 
-impl Seen {
+impl Observation {
     /// What it means for a peer whose overlay address does not answer, while its underlay address does.
     pub(super) fn verdict(&self) -> Verdict {
         match self {
@@ -90,176 +90,223 @@ impl Seen {
     }
 }
 
-/// The tags of the echoes to one peer.
-struct Tags {
-    forward: Tag,
-    backward: Tag,
-}
-
-/// Sends packets both ways to the peers at the ends of these paths, each of which has a tunnel, and says what was seen of
-/// each. Takes somewhat more than a second.
+/// Sends packets both ways to the peers at the ends of these paths, each of which has a tunnel, and returns what was
+/// observed of each. Takes somewhat more than a second.
 ///
 /// # Errors
-/// Devices cannot be listened to.
-pub(super) async fn look(
-    ground: &Ground,
+/// Packets cannot be captured.
+pub(super) async fn observe(
+    topology: &Topology,
     paths: &[&Path],
     pinger: &mut Pinger,
-) -> io::Result<Vec<Seen>> {
-    let under = Tap::open(ground.underlay.index)?;
-    let tunnels = || paths.iter().filter_map(|path| path.tunnel.as_ref());
-    let taps = open_all(tunnels().map(|tunnel| tunnel.index))?;
-    let mut known: BTreeMap<u32, BTreeMap<IpAddr, MacAddr>> = BTreeMap::new();
-    for tunnel in tunnels() {
-        if let Entry::Vacant(entry) = known.entry(tunnel.index) {
-            // Without them the forward echo cannot be sent, which then shows nothing.
-            let found = neighbors(tunnel.index, &tunnel.name).await;
-            entry.insert(found.unwrap_or_default());
-        }
+) -> io::Result<Vec<Observation>> {
+    if paths.is_empty() {
+        return Ok(Vec::new());
     }
-    let tags: Vec<Tags> = paths
+    let devices = Devices::open(topology, paths).await?;
+    let mut probes: Vec<Probe<'_>> = paths
         .iter()
-        .map(|_| Tags {
+        .map(|path| Probe {
+            path,
             forward: pinger.tag(),
             backward: pinger.tag(),
+            observed: Observation::default(),
         })
         .collect();
-    let mut seen = vec![Seen::default(); paths.len()];
+    // The replies of the underlay addresses show the neighbor's address on the link.
+    let echoes: Vec<Echo> = paths
+        .iter()
+        .flat_map(|path| [path.over, path.under])
+        .map(|to| Echo { to, len: 0 })
+        .collect();
     for _ in 0..TRIES {
-        for ((path, tags), seen) in paths.iter().zip(&tags).zip(&seen) {
-            let Some(tunnel) = &path.tunnel else {
-                continue;
-            };
-            let Some(over) = taps.get(&tunnel.index) else {
-                continue;
-            };
-            let mac = known
-                .get(&tunnel.index)
-                .and_then(|known| known.get(&path.over))
-                .copied();
-            // IP in IP needs the route that a packet came by; WireGuard takes no foreign addresses.
-            let (forward, backward) = match tunnel.carrier {
-                _ if !ground.deep => (false, false),
-                Carrier::Vxlan { .. } => (mac.is_some(), true),
-                Carrier::Udp => (true, true),
-                Carrier::Ipip => (false, true),
-                Carrier::Wireguard => (false, false),
-            };
-            if forward {
-                put(over, tags.forward, path.own_under, path.over, mac);
-            }
-            if backward && seen.neighbor.is_some() {
-                put(
-                    &under,
-                    tags.backward,
-                    path.own_over,
-                    path.under,
-                    seen.neighbor,
-                );
-            }
+        if topology.deep {
+            probes.iter().for_each(|probe| devices.inject(probe));
         }
         let deadline = Instant::now() + PATIENCE;
-        // The answers of the underlay addresses show the way on the link.
-        let echoes: Vec<Echo> = paths
-            .iter()
-            .flat_map(|path| [path.over, path.under])
-            .map(|to| Echo { to, len: 0 })
-            .collect();
-        let outcomes = pinger.ask(&echoes, &[PATIENCE / 8]).await;
-        for (outcomes, seen) in outcomes.chunks(2).zip(&mut seen) {
-            seen.answered |= outcomes.first() == Some(&Outcome::Answered);
+        let results = pinger.ask(&echoes, &[PATIENCE / 8]).await;
+        for (results, probe) in results.chunks(2).zip(&mut probes) {
+            probe.observed.answered |= results.first() == Some(&EchoResult::Answered);
         }
-        loop {
-            let all_over = taps.iter().map(|(&index, tap)| {
-                Box::pin(async move {
-                    let mut heard = Vec::new();
-                    tap.listen(|passage, packet| {
-                        if !passage.outgoing {
-                            heard.push((packet.source, packet.reply()));
-                        }
-                    })
-                    .await;
-                    (index, heard)
+        let capture = async {
+            loop {
+                devices.capture(&mut probes, pinger).await;
+            }
+        };
+        let _ = timeout_at(deadline, capture).await;
+    }
+    Ok(probes.into_iter().map(|probe| probe.observed).collect())
+}
+
+/// The devices that packets are captured on and injected into.
+struct Devices {
+    under: Tap,
+    /// The overlay devices, by index.
+    over: BTreeMap<u32, Tap>,
+    /// The neighbors on each overlay device. Without one, no forward echo can be sent.
+    neighbors: BTreeMap<u32, BTreeMap<IpAddr, MacAddr>>,
+}
+
+impl Devices {
+    async fn open(topology: &Topology, paths: &[&Path]) -> io::Result<Self> {
+        let tunnels = || paths.iter().filter_map(|path| path.tunnel.as_ref());
+        let under = Tap::open(topology.underlay.index)?;
+        let over = open_all(tunnels().map(|tunnel| tunnel.index))?;
+        let mut known = BTreeMap::new();
+        for tunnel in tunnels() {
+            if let Entry::Vacant(entry) = known.entry(tunnel.index) {
+                let found = neighbors(tunnel.index, &tunnel.name).await;
+                entry.insert(found.unwrap_or_default());
+            }
+        }
+        Ok(Self {
+            under,
+            over,
+            neighbors: known,
+        })
+    }
+
+    /// Sends the echoes of both directions, as far as the backend lets them through.
+    fn inject(&self, probe: &Probe<'_>) {
+        let path = probe.path;
+        let Some(tunnel) = &path.tunnel else { return };
+        let Some(over) = self.over.get(&tunnel.index) else {
+            return;
+        };
+        let neighbors = self.neighbors.get(&tunnel.index);
+        let mac = neighbors.and_then(|known| known.get(&path.over)).copied();
+        // IP in IP needs the route that a packet came by; WireGuard takes no foreign addresses.
+        let (forward, backward) = match tunnel.carrier {
+            Carrier::Vxlan { .. } => (mac.is_some(), true),
+            Carrier::Udp => (true, true),
+            Carrier::Ipip => (false, true),
+            Carrier::Wireguard => (false, false),
+        };
+        if forward {
+            inject(over, probe.forward, path.own_under, path.over, mac);
+        }
+        let neighbor = probe.observed.neighbor;
+        if backward && neighbor.is_some() {
+            inject(
+                &self.under,
+                probe.backward,
+                path.own_over,
+                path.under,
+                neighbor,
+            );
+        }
+    }
+
+    /// Waits for packets on any device, and records those there are.
+    async fn capture(&self, probes: &mut [Probe<'_>], pinger: &Pinger) {
+        let all_over = self.over.iter().map(|(&index, tap)| {
+            Box::pin(async move {
+                let mut received = Vec::new();
+                tap.listen(|info, packet| {
+                    if !info.outgoing {
+                        received.push((packet.source, packet.reply()));
+                    }
                 })
-            });
-            let any_over = async {
-                if taps.is_empty() {
-                    std::future::pending().await
-                } else {
-                    futures_util::future::select_all(all_over).await.0
+                .await;
+                (index, received)
+            })
+        });
+        let any_over = async {
+            if self.over.is_empty() {
+                std::future::pending().await
+            } else {
+                futures_util::future::select_all(all_over).await.0
+            }
+        };
+        tokio::select! {
+            () = self.under.listen(|info, packet| {
+                for probe in &mut *probes {
+                    probe.record_underlay(info, packet);
                 }
-            };
-            tokio::select! {
-                () = under.listen(|passage, packet| {
-                    for ((path, tags), seen) in paths.iter().zip(&tags).zip(&mut seen) {
-                        note_under(path, tags, seen, passage, packet);
-                    }
-                }) => {}
-                (index, heard) = any_over => {
-                    for (source, reply) in heard {
-                        for ((path, tags), seen) in paths.iter().zip(&tags).zip(&mut seen) {
-                            let here = path.tunnel.as_ref().is_some_and(|tunnel| tunnel.index == index);
-                            if here && (path.subnet.contains(&source) || reply == Some(tags.backward)) {
-                                seen.emerges = true;
-                                seen.answered |= source == path.over && reply.is_some_and(|tag| pinger.owns(tag));
-                            }
-                        }
+            }) => {}
+            (index, received) = any_over => {
+                for (source, reply) in received {
+                    for probe in &mut *probes {
+                        probe.record_overlay(index, source, reply, pinger);
                     }
                 }
-                () = sleep_until(deadline) => break,
             }
         }
     }
-    Ok(seen)
 }
 
-fn put(tap: &Tap, tag: Tag, from: IpAddr, to: IpAddr, neighbor: Option<MacAddr>) {
+fn inject(tap: &Tap, tag: Tag, from: IpAddr, to: IpAddr, neighbor: Option<MacAddr>) {
     if let Some(packet) = tag.packet(from, to) {
         // A failed send counts as a lost packet.
         let _ = tap.send(&packet, neighbor);
     }
 }
 
-/// A packet on the underlay.
-fn note_under(path: &Path, tags: &Tags, seen: &mut Seen, passage: Passage, packet: Packet<'_>) {
-    let Some(tunnel) = &path.tunnel else {
-        return;
-    };
-    let peer = if passage.outgoing {
-        packet.destination
-    } else {
-        packet.source
-    };
-    // The answer to the forward echo has the overlay address of the peer.
-    if !passage.outgoing && packet.source == path.over && packet.reply() == Some(tags.forward) {
-        seen.forward = true;
-        return;
-    }
-    if peer != path.under {
-        return;
-    }
-    if !passage.outgoing && packet.reply().is_some() {
-        seen.neighbor = passage.neighbor.or(seen.neighbor);
-    }
-    let is_ours = match tunnel.carrier {
-        Carrier::Wireguard => packet.is_wireguard(),
-        Carrier::Vxlan { .. } | Carrier::Ipip | Carrier::Udp => {
-            let inside = |inner: Packet<'_>| {
-                let end = if passage.outgoing {
-                    inner.destination
-                } else {
-                    inner.source
-                };
-                [path.over, path.under].contains(&end)
-            };
-            packet.inner().is_some_and(inside)
+/// The echoes to one peer, and what was observed so far.
+struct Probe<'a> {
+    path: &'a Path,
+    forward: Tag,
+    backward: Tag,
+    observed: Observation,
+}
+
+impl Probe<'_> {
+    /// A packet that came out of an overlay device.
+    fn record_overlay(&mut self, index: u32, source: IpAddr, reply: Option<Tag>, pinger: &Pinger) {
+        let path = self.path;
+        let is_here = path
+            .tunnel
+            .as_ref()
+            .is_some_and(|tunnel| tunnel.index == index);
+        if is_here && (path.subnet.contains(&source) || reply == Some(self.backward)) {
+            self.observed.emerges = true;
+            self.observed.answered |=
+                source == path.over && reply.is_some_and(|tag| pinger.owns(tag));
         }
-    };
-    if is_ours && passage.outgoing {
-        seen.leaves = true;
-        seen.port = packet.udp_port().or(seen.port);
-    } else if is_ours {
-        seen.arrives = true;
+    }
+
+    /// A packet on the underlay.
+    fn record_underlay(&mut self, info: PacketInfo, packet: Packet<'_>) {
+        let (path, observed) = (self.path, &mut self.observed);
+        let Some(tunnel) = &path.tunnel else {
+            return;
+        };
+        let peer = if info.outgoing {
+            packet.destination
+        } else {
+            packet.source
+        };
+        // The reply to the forward echo has the overlay address of the peer.
+        if !info.outgoing && packet.source == path.over && packet.reply() == Some(self.forward) {
+            observed.forward = true;
+            return;
+        }
+        if peer != path.under {
+            return;
+        }
+        if !info.outgoing && packet.reply().is_some() {
+            observed.neighbor = info.neighbor.or(observed.neighbor);
+        }
+        let is_ours = match tunnel.carrier {
+            Carrier::Wireguard => packet.is_wireguard(),
+            Carrier::Vxlan { .. } | Carrier::Ipip | Carrier::Udp => {
+                let inside = |inner: Packet<'_>| {
+                    let end = if info.outgoing {
+                        inner.destination
+                    } else {
+                        inner.source
+                    };
+                    [path.over, path.under].contains(&end)
+                };
+                packet.inner().is_some_and(inside)
+            }
+        };
+        if is_ours && info.outgoing {
+            observed.leaves = true;
+            observed.port = packet.udp_port().or(observed.port);
+        } else if is_ours {
+            observed.arrives = true;
+        }
     }
 }
 
@@ -269,24 +316,24 @@ mod tests {
 
     #[test]
     fn what_was_seen_tells_where_packets_are_lost() {
-        let seen = |leaves, forward, arrives, emerges| Seen {
+        let observed = |leaves, forward, arrives, emerges| Observation {
             leaves,
             forward,
             arrives,
             emerges,
-            ..Seen::default()
+            ..Observation::default()
         };
         for (what, verdict) in [
-            (seen(false, false, false, false), Verdict::NothingLeaves),
-            (seen(true, true, true, false), Verdict::DroppedHere),
-            (seen(true, false, true, false), Verdict::DroppedHere),
-            (seen(true, true, false, false), Verdict::LostFromPeer),
-            (seen(true, false, true, true), Verdict::LostToPeer),
-            (seen(true, true, true, true), Verdict::Works),
-            (seen(true, false, false, false), Verdict::Blocked),
+            (observed(false, false, false, false), Verdict::NothingLeaves),
+            (observed(true, true, true, false), Verdict::DroppedHere),
+            (observed(true, false, true, false), Verdict::DroppedHere),
+            (observed(true, true, false, false), Verdict::LostFromPeer),
+            (observed(true, false, true, true), Verdict::LostToPeer),
+            (observed(true, true, true, true), Verdict::Works),
+            (observed(true, false, false, false), Verdict::Blocked),
         ] {
             assert_eq!(what.verdict(), verdict, "{what:?}");
-            let answered = Seen {
+            let answered = Observation {
                 answered: true,
                 ..what
             };

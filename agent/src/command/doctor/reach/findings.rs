@@ -2,8 +2,8 @@
 
 use super::checksum::Layer;
 use super::direction::Verdict;
-use super::opening::{Carried, Keeper};
-use super::path::{Carrier, Ground, Path, Tunnel};
+use super::filter_manager::{Encapsulation, FilterManager};
+use super::path::{Carrier, Path, Topology, Tunnel};
 use crate::command::doctor::{Finding, Names, Severity};
 
 pub(super) const PEER_UNREACHABLE: &str = "peer-unreachable";
@@ -12,7 +12,7 @@ pub(super) const ONE_WAY: &str = "one-way";
 pub(super) const MTU_BLACK_HOLE: &str = "mtu-black-hole";
 pub(super) const CHECKSUM_OFFLOAD: &str = "checksum-offload";
 
-/// The ports of the backends of which the device does not tell, where none was seen in use: flannel's defaults.
+/// Flannel's default ports, for backends whose device does not show the port, if none was observed.
 const WIREGUARD_PORT: u16 = 51820;
 const UDP_PORT: u16 = 8285;
 
@@ -24,17 +24,17 @@ const NAMED: usize = 3;
 pub(super) enum Issue {
     /// It answers nowhere.
     Unreachable,
-    /// Its underlay address answers, its overlay address does not; with the UDP port on the peer that was seen in use.
+    /// Its underlay address answers, its overlay address does not; with the observed UDP port on the peer.
     Lost(Verdict, Option<u16>),
     /// Short packets pass, long ones do not: the longest that pass, in bytes, over the overlay, and on the underlay if
     /// that answers echoes.
-    Narrow { over: usize, under: Option<usize> },
-    /// So many packets came with a wrong checksum.
+    SizeLimit { over: usize, under: Option<usize> },
+    /// This many packets arrived with a wrong checksum.
     Corrupt(Layer, u32),
 }
 
 impl Issue {
-    /// Whether it is the same fault, by which findings are put together.
+    /// Whether it is the same fault; such paths share a finding.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Corrupt(one, _), Self::Corrupt(another, _)) => one == another,
@@ -48,25 +48,26 @@ impl Issue {
 struct Group<'a> {
     issue: Issue,
     paths: Vec<&'a Path>,
-    ground: &'a Ground,
-    keeper: Keeper,
+    topology: &'a Topology,
+    manager: FilterManager,
     names: &'a Names,
 }
 
-/// Writes the findings: one for each fault that paths, by their indices, have. `keeper` keeps this host's packet filter.
+/// Writes the findings: one for each fault of the paths, which are given by index. `manager` manages this host's packet
+/// filter.
 pub(super) fn write(
-    ground: &Ground,
+    topology: &Topology,
     issues: &[(usize, Issue)],
-    keeper: Keeper,
+    manager: FilterManager,
     names: &Names,
 ) -> Vec<Finding> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (at, issue) in issues {
-        let Some(path) = ground.paths.get(*at) else {
+        let Some(path) = topology.paths.get(*at) else {
             continue;
         };
         let same = |group: &&mut Group<'_>| {
-            // What is said names the device and the way of carrying.
+            // The text names the device and its encapsulation.
             let first = group.paths.first().and_then(|first| first.tunnel.as_ref());
             group.issue.is_like(issue) && first == path.tunnel.as_ref()
         };
@@ -75,8 +76,8 @@ pub(super) fn write(
             None => groups.push(Group {
                 issue: *issue,
                 paths: vec![path],
-                ground,
-                keeper,
+                topology,
+                manager,
                 names,
             }),
         }
@@ -90,7 +91,7 @@ impl Group<'_> {
             Issue::Unreachable => self.unreachable(),
             Issue::Lost(Verdict::Works, _) => return None,
             Issue::Lost(verdict, port) => self.lost(verdict, port),
-            Issue::Narrow { over, under } => self.narrow(over, under),
+            Issue::SizeLimit { over, under } => self.size_limit(over, under),
             Issue::Corrupt(layer, packets) => self.corrupt(layer, packets),
         };
         Some(finding)
@@ -118,7 +119,7 @@ impl Group<'_> {
         }
     }
 
-    /// The peers, some by name.
+    /// The peers, a few of them by name.
     fn peers(&self) -> String {
         let name = |path: &&Path| format!("{} at {}", path.subnet, path.under);
         let names: Vec<String> = self.paths.iter().take(NAMED).map(name).collect();
@@ -127,8 +128,8 @@ impl Group<'_> {
         if count == 1 {
             return names;
         }
-        let all = self.ground.paths.len();
-        let sample = self.ground.drawn_from.map_or(String::new(), |peers| {
+        let all = self.topology.paths.len();
+        let sample = self.topology.sampled_from.map_or(String::new(), |peers| {
             format!(" of a random sample from {peers} peers")
         });
         let more = match count.saturating_sub(NAMED) {
@@ -142,7 +143,7 @@ impl Group<'_> {
         self.paths.first()?.tunnel.as_ref()
     }
 
-    /// What the encapsulated packets are, for people.
+    /// The encapsulated packets, for a sentence.
     fn carried(&self, seen: Option<u16>) -> String {
         match (self.tunnel().map(|tunnel| tunnel.carrier), seen) {
             (None, _) => "traffic".to_owned(),
@@ -150,34 +151,34 @@ impl Group<'_> {
             (Some(Carrier::Vxlan { port, .. }), _)
             | (Some(Carrier::Wireguard | Carrier::Udp), Some(port)) => format!("UDP port {port}"),
             (Some(Carrier::Wireguard), None) => format!(
-                "UDP port {WIREGUARD_PORT} (unless \"ListenPort\" in \"Backend\" of the network config is another)"
+                "UDP port {WIREGUARD_PORT} (or \"ListenPort\" in \"Backend\" of the network config)"
             ),
-            (Some(Carrier::Udp), None) => format!(
-                "UDP port {UDP_PORT} (unless \"Port\" in \"Backend\" of the network config is another)"
-            ),
+            (Some(Carrier::Udp), None) => {
+                format!("UDP port {UDP_PORT} (or \"Port\" in \"Backend\" of the network config)")
+            }
         }
     }
 
-    /// What the encapsulated packets are, for packet filters.
-    fn packets(&self, seen: Option<u16>) -> Carried {
+    /// The encapsulated packets, for packet filters.
+    fn encapsulation(&self, seen: Option<u16>) -> Encapsulation {
         match self.tunnel().map(|tunnel| tunnel.carrier) {
-            Some(Carrier::Vxlan { port, .. }) => Carried::Udp(port),
-            Some(Carrier::Ipip) | None => Carried::Ipip,
-            Some(Carrier::Wireguard) => Carried::Udp(seen.unwrap_or(WIREGUARD_PORT)),
-            Some(Carrier::Udp) => Carried::Udp(seen.unwrap_or(UDP_PORT)),
+            Some(Carrier::Vxlan { port, .. }) => Encapsulation::Udp(port),
+            Some(Carrier::Ipip) | None => Encapsulation::Ipip,
+            Some(Carrier::Wireguard) => Encapsulation::Udp(seen.unwrap_or(WIREGUARD_PORT)),
+            Some(Carrier::Udp) => Encapsulation::Udp(seen.unwrap_or(UDP_PORT)),
         }
     }
 
     fn device(&self) -> String {
         self.tunnel().map_or_else(
-            || self.ground.underlay.interface.clone(),
+            || self.topology.underlay.interface.clone(),
             |tunnel| tunnel.name.to_string(),
         )
     }
 
     fn unreachable(&self) -> Finding {
-        let all = self.ground.paths.len();
-        let interface = &self.ground.underlay.interface;
+        let all = self.topology.paths.len();
+        let interface = &self.topology.underlay.interface;
         let what = format!(
             "no answer from {}, neither over the overlay nor on the underlay",
             self.peers()
@@ -188,11 +189,10 @@ impl Group<'_> {
                 Severity::Error,
                 what,
                 format!(
-                    "Not one peer answers, so it is this host that is cut off: {interface} has no link to the others, \
-                     or its packet filter drops everything."
+                    "No peer answers, so this host is cut off: {interface} has no link to the others, or its packet filter drops everything."
                 ),
                 vec![
-                    format!("see whether {interface} has a link: ip -statistics link show {interface}"),
+                    format!("check the link of {interface}: ip -statistics link show {interface}"),
                     "see what drops packets: nft list ruleset".to_owned(),
                 ],
             );
@@ -204,24 +204,23 @@ impl Group<'_> {
             Severity::Warning,
             what,
             format!(
-                "The machine is down, gone, or cut off from this one, and then its containers are not reached from here; or \
-                 it {}. Its lease stays until it expires.",
-                match self.ground.deep {
+                "The host is down, gone, or cut off from this one, and its containers are unreachable from here; or it {}. Its lease stays until it expires.",
+                match self.topology.deep {
                     true => "drops both echoes and TCP connections",
-                    false => "drops echoes alone, and all is well",
+                    false => "only drops echoes, and all is well",
                 }
             ),
             [
                 format!(
-                    "see whether it is on the network: ip route get {under}; ip neighbor show {under}"
+                    "check whether it is on the network: ip route get {under}; ip neighbor show {under}"
                 ),
                 format!(
-                    "if it is gone for good, delete its lease: {} lists them; etcdctl del KEY",
+                    "if it is decommissioned, delete its lease: {} lists all; etcdctl del KEY",
                     self.names.selvage("network leases")
                 ),
             ]
             .into_iter()
-            .chain(self.deeper("whether it only drops echoes"))
+            .chain(self.deep_hint("whether it only drops echoes"))
             .collect(),
         )
     }
@@ -229,80 +228,83 @@ impl Group<'_> {
     fn lost(&self, verdict: Verdict, port: Option<u16>) -> Finding {
         let peers = self.peers();
         let carried = self.carried(port);
-        let packets = self.packets(port);
+        let encapsulation = self.encapsulation(port);
         let device = self.device();
-        let interface = &self.ground.underlay.interface;
+        let interface = &self.topology.underlay.interface;
         let accept =
-            |whose: &str, by: String| format!("let {carried} come in from all nodes {whose}: {by}");
+            |whose: &str, by: String| format!("accept {carried} from all nodes {whose}: {by}");
         let hidden = match self.tunnel().map(|tunnel| tunnel.carrier) {
-            Some(Carrier::Wireguard) => "encrypted packets do not tell",
-            _ if !self.ground.deep => "the packets that would tell were not sent",
+            Some(Carrier::Wireguard) => "encrypted packets do not show it",
+            _ if !self.topology.deep => "the probes that would show it were not sent",
             _ => {
-                "the peer or the network may not let the packets pass that would tell (rp_filter=1, protection against \
-                 forged addresses)"
+                "the peer or the network may drop the probes that would show it (rp_filter=1, protection against forged addresses)"
             }
         };
         let between = format!(
-            "let {carried} pass between all nodes in what lies between: security groups, cloud firewalls, switches"
+            "allow {carried} between all nodes: security groups, cloud firewalls, switches"
         );
         let (check, what, why, mut remedy) = match verdict {
             Verdict::NothingLeaves => (
                 BLOCKED_PORT,
                 format!("no encapsulated packet leaves {interface} for {peers}"),
-                format!("The packet filter of this host drops {carried} on its way out."),
+                format!("The packet filter of this host drops outgoing {carried}."),
                 vec![format!(
-                    "let {carried} go out on this host, for example: nft insert rule inet filter output {} accept; \
-                     nft list ruleset shows what drops it",
-                    packets.matched()
+                    "allow outgoing {carried} on this host, for example: nft insert rule inet filter output {} accept; see what drops it: nft list ruleset",
+                    encapsulation.nft_match()
                 )],
             ),
             Verdict::DroppedHere => (
                 BLOCKED_PORT,
                 format!(
-                    "packets from {peers} reach {interface}, and are dropped on this host before {device}"
+                    "packets from {peers} reach {interface}, but are dropped on this host before {device}"
                 ),
                 format!(
-                    "The packet filter of this host drops {carried} when it comes in, most likely. Else the packets are \
-                     not of this overlay: of another VNI or key, or damaged."
+                    "Most likely the packet filter of this host drops incoming {carried}. Otherwise the packets are damaged, or belong to another overlay: another VNI or key."
                 ),
-                vec![accept("on this host", packets.opened_by(self.keeper))],
+                vec![accept(
+                    "on this host",
+                    encapsulation.accept_command(self.manager),
+                )],
             ),
             Verdict::LostToPeer => (
                 ONE_WAY,
                 format!("packets over the overlay to {peers} are lost; those from there arrive"),
                 format!(
-                    "{carried} does not get to the peer, or its packet filter drops it there. TCP needs both \
+                    "{carried} does not reach the peer, or the peer's packet filter drops it. TCP needs both \
                      directions, so no connection works."
                 ),
-                vec![accept("on the peer", packets.opened()), between],
+                vec![
+                    accept("on the peer", encapsulation.accept_commands()),
+                    between,
+                ],
             ),
             Verdict::LostFromPeer | Verdict::Works => (
                 ONE_WAY,
                 format!(
-                    "packets over the overlay from {peers} do not get to {interface}; those to there arrive"
+                    "packets over the overlay from {peers} do not reach {interface}; those to there arrive"
                 ),
                 format!(
-                    "{carried} is dropped on its way out of the peer, or between it and this host. TCP needs both \
+                    "{carried} is dropped where it leaves the peer, or between the peer and this host. TCP needs both \
                      directions, so no connection works."
                 ),
                 vec![
                     format!(
-                        "let {carried} go out on the peer: nft list ruleset there shows what drops it"
+                        "allow outgoing {carried} on the peer; see what drops it there: nft list ruleset"
                     ),
                     between,
                 ],
             ),
             Verdict::Blocked => (
                 BLOCKED_PORT,
+                format!("no overlay packet gets to or from {peers}, although the underlay works"),
                 format!(
-                    "no packet over the overlay gets to or from {peers}, while the underlay works"
-                ),
-                format!(
-                    "{carried} is blocked between the hosts or by the peer's packet filter; or the peer was just started, and \
-                     its agent has not made the overlay yet. In which direction does not show: {hidden}."
+                    "{carried} is blocked between the hosts or by the peer's packet filter; or the peer has just started, and its agent has not set up the overlay yet. The direction is unknown: {hidden}."
                 ),
                 vec![
-                    accept("on the peer, and on this host", packets.opened()),
+                    accept(
+                        "on the peer, and on this host",
+                        encapsulation.accept_commands(),
+                    ),
                     between,
                 ],
             ),
@@ -312,15 +314,15 @@ impl Group<'_> {
             self.names.selvage("doctor")
         ));
         remedy.extend(
-            self.deeper("in which direction packets are lost, and whether it is echoes alone"),
+            self.deep_hint("in which direction packets are lost, and whether only echoes are"),
         );
         remedy.extend(self.without_checksum());
         self.write(check, Severity::Error, what, why, remedy)
     }
 
-    /// Where more can be found out by packets that were not sent.
-    fn deeper(&self, what: &str) -> Option<String> {
-        (!self.ground.deep).then(|| {
+    /// A hint at the probes that were not sent.
+    fn deep_hint(&self, what: &str) -> Option<String> {
+        (!self.topology.deep).then(|| {
             format!(
                 "to see {what}: {} --deep, which sends packets that look like an attack to others on the network",
                 self.names.selvage("doctor")
@@ -328,27 +330,26 @@ impl Group<'_> {
         })
     }
 
-    /// What to try where outer checksums are in use, which devices get wrong.
+    /// What to try if outer packets have checksums, which some devices compute wrongly.
     fn without_checksum(&self) -> Option<String> {
         match self.tunnel()?.carrier {
             Carrier::Vxlan { checksum: true, .. } => Some(format!(
-                "if no rule drops them: outer packets carry a UDP checksum, which some devices compute wrongly: put \
-                 \"Checksum\": false into \"Backend\" of the network config, or try ethtool -K {} \
+                "if no rule drops them: outer packets carry a UDP checksum, which some devices compute wrongly: set \"Checksum\": false in \"Backend\" of the network config, or try ethtool -K {} \
                  tx-checksum-ip-generic off",
-                self.ground.underlay.interface
+                self.topology.underlay.interface
             )),
             _ => None,
         }
     }
 
-    fn narrow(&self, over: usize, under: Option<usize>) -> Finding {
-        let underlay = &self.ground.underlay;
+    fn size_limit(&self, over: usize, under: Option<usize>) -> Finding {
+        let underlay = &self.topology.underlay;
         let interface = &underlay.interface;
         let whole = usize::try_from(underlay.mtu).unwrap_or_default();
         let tunnel = self.tunnel();
-        let mtu = tunnel.map_or(self.ground.mtu, |tunnel| tunnel.mtu);
+        let mtu = tunnel.map_or(self.topology.mtu, |tunnel| tunnel.mtu);
         let overhead = tunnel.map_or(0, |tunnel| whole.saturating_sub(tunnel.mtu));
-        // What the underlay carries; the overlay's own limit, where the underlay does not tell.
+        // What the underlay carries, or the overlay's own limit if the underlay does not answer.
         let carried = under.map_or(over + overhead, |under| under.min(over + overhead));
         let what = match tunnel {
             Some(tunnel) => format!(
@@ -363,31 +364,24 @@ impl Group<'_> {
         };
         let place = match under {
             Some(under) if under < whole => format!(
-                "The underlay loses them: it passes {under} bytes, and {interface} has an MTU of {whole}. A switch, a \
-                 router, a VPN or the peer's interface takes less, and tells nobody."
+                "The underlay drops them: it passes {under} bytes, but {interface} has an MTU of {whole}. A switch, a router, a VPN or the peer's interface has a smaller MTU and reports nothing."
             ),
             Some(_) => format!(
-                "The underlay passes {whole} bytes, so it is the encapsulated packets that are lost when they are long: \
-                 a packet filter or the peer drops them."
+                "The underlay passes {whole} bytes, so only large encapsulated packets are lost: a packet filter or the peer drops them."
             ),
-            None => {
-                "Whether the underlay loses them does not show: it answers no echoes.".to_owned()
-            }
+            None => "Whether the underlay drops them is unknown: it answers no echoes.".to_owned(),
         };
-        let why = format!("{place} Connections open, and hang with the first long packet.");
-        let by_key = matches!(
-            tunnel.map(|tunnel| tunnel.carrier),
-            Some(Carrier::Vxlan { .. } | Carrier::Wireguard)
-        );
-        let lower = if by_key {
+        let why = format!("{place} Connections open, then hang at the first large packet.");
+        let lower = if let Some(Carrier::Vxlan { .. } | Carrier::Wireguard) =
+            tunnel.map(|tunnel| tunnel.carrier)
+        {
             format!(
-                "put \"MTU\": {carried} into \"Backend\" of the network config, by {}: it is the underlay's, and all \
-                 nodes go by it",
+                "set \"MTU\": {carried} in \"Backend\" of the network config, by {}: the MTU of the underlay, for all nodes",
                 self.names.selvage("network set")
             )
         } else {
             format!(
-                "ip link set {interface} mtu {carried} on all nodes, and in what configures it at boot; agents follow"
+                "ip link set {interface} mtu {carried} on all nodes, and the same in their boot configuration; agents follow"
             )
         };
         self.write(
@@ -397,7 +391,7 @@ impl Group<'_> {
             why,
             vec![
                 lower,
-                format!("or let everything between the nodes carry an MTU of {whole}"),
+                format!("or raise the MTU of everything between the nodes to {whole}"),
                 "restart containers afterwards: they keep the MTU that they were started with"
                     .to_owned(),
             ],
@@ -407,28 +401,28 @@ impl Group<'_> {
     fn corrupt(&self, layer: Layer, packets: u32) -> Finding {
         let (header, device) = match layer {
             Layer::Outer => (
-                "in the UDP header around them",
+                "in the outer UDP header",
                 "its underlay interface".to_owned(),
             ),
-            Layer::Inner => ("in their TCP or UDP header", self.device()),
+            Layer::Inner => ("in the inner TCP or UDP header", self.device()),
         };
         let mut remedy = vec![format!(
-            "on the peer: ethtool -K {device} tx-checksum-ip-generic off, and in what configures it at boot"
+            "on the peer: ethtool -K {device} tx-checksum-ip-generic off, and the same in its boot configuration"
         )];
         if layer == Layer::Outer {
             remedy.push(
-                "or put \"Checksum\": false into \"Backend\" of the network config: VXLAN needs none".to_owned(),
+                "or set \"Checksum\": false in \"Backend\" of the network config: VXLAN needs none"
+                    .to_owned(),
             );
         }
         self.write(
             CHECKSUM_OFFLOAD,
             Severity::Error,
             format!(
-                "packets from {} come with a wrong checksum {header} ({packets} in 1.5 s)",
+                "packets from {} arrive with a wrong checksum {header} ({packets} in 1.5 s)",
                 self.peers()
             ),
-            "This host drops them. A network device or its driver computes checksums of encapsulated packets wrongly on \
-             the peer (flannel's issue 1279), or something between changes packets without computing them anew."
+            "This host drops them. On the peer, a network device or its driver computes checksums of encapsulated packets wrongly (flannel's issue 1279), or a device in between changes packets without updating the checksum."
                 .to_owned(),
             remedy,
         )
@@ -440,7 +434,7 @@ mod tests {
     use super::*;
     use crate::telemetry::status::Underlay;
 
-    fn ground(carrier: Option<Carrier>, peers: u8) -> Ground {
+    fn topology(carrier: Option<Carrier>, peers: u8) -> Topology {
         let tunnel = carrier.map(|carrier| Tunnel {
             index: 3,
             name: "flannel.1".parse().unwrap(),
@@ -455,7 +449,7 @@ mod tests {
             own_under: [10, 77, 0, 200].into(),
             tunnel: tunnel.clone(),
         };
-        Ground {
+        Topology {
             underlay: Underlay {
                 interface: "eth0".to_owned(),
                 index: 2,
@@ -465,7 +459,7 @@ mod tests {
             },
             mtu: 1450,
             paths: (1..=peers).map(path).collect(),
-            drawn_from: None,
+            sampled_from: None,
             deep: true,
         }
     }
@@ -481,10 +475,10 @@ mod tests {
 
     #[test]
     fn one_fault_of_many_peers_is_one_finding() {
-        let ground = ground(Some(VXLAN), 6);
+        let topology = topology(Some(VXLAN), 6);
         let mut issues: Vec<_> = (0..5).map(|at| (at, Issue::Unreachable)).collect();
         issues.push((5, Issue::Lost(Verdict::Blocked, Some(8472))));
-        let findings = write(&ground, &issues, Keeper::Rules, &names());
+        let findings = write(&topology, &issues, FilterManager::Rules, &names());
         let [unreachable, blocked] = findings.as_slice() else {
             panic!("{findings:#?}")
         };
@@ -498,11 +492,11 @@ mod tests {
             (Severity::Warning, &None)
         );
         assert_eq!(blocked.subject.as_deref(), Some("10.5.6.0/24"));
-        let sample = Ground {
-            drawn_from: Some(3000),
-            ..ground
+        let sample = Topology {
+            sampled_from: Some(3000),
+            ..topology
         };
-        let [first, _] = &write(&sample, &issues, Keeper::Rules, &names())[..] else {
+        let [first, _] = &write(&sample, &issues, FilterManager::Rules, &names())[..] else {
             panic!("not two findings")
         };
         assert!(first.what.contains("of a random sample from 3000 peers"));
@@ -511,16 +505,21 @@ mod tests {
     #[test]
     fn the_mtu_to_set_is_what_the_underlay_carries() {
         let set = |carrier, over, under| {
-            let issue = Issue::Narrow { over, under };
-            let findings = write(&ground(carrier, 1), &[(0, issue)], Keeper::Rules, &names());
+            let issue = Issue::SizeLimit { over, under };
+            let findings = write(
+                &topology(carrier, 1),
+                &[(0, issue)],
+                FilterManager::Rules,
+                &names(),
+            );
             findings[0].remedy[0].clone()
         };
         for (carrier, over, under, expected) in [
-            (Some(VXLAN), 1350, Some(1400), "\"MTU\": 1400 into"),
-            // Only encapsulated packets are lost, or it does not show.
-            (Some(VXLAN), 1350, Some(1500), "\"MTU\": 1400 into"),
-            (Some(VXLAN), 1350, None, "\"MTU\": 1400 into"),
-            (Some(Carrier::Wireguard), 1350, None, "\"MTU\": 1400 into"),
+            (Some(VXLAN), 1350, Some(1400), "\"MTU\": 1400 in "),
+            // Only encapsulated packets are lost, or the underlay does not answer.
+            (Some(VXLAN), 1350, Some(1500), "\"MTU\": 1400 in "),
+            (Some(VXLAN), 1350, None, "\"MTU\": 1400 in "),
+            (Some(Carrier::Wireguard), 1350, None, "\"MTU\": 1400 in "),
             (
                 Some(Carrier::Ipip),
                 1350,
@@ -535,13 +534,13 @@ mod tests {
     }
 
     #[test]
-    fn every_back_end_has_its_own_rule() {
+    fn every_backend_has_its_own_rule() {
         let rule = |carrier, port| {
             let issue = Issue::Lost(Verdict::DroppedHere, port);
             let findings = write(
-                &ground(Some(carrier), 1),
+                &topology(Some(carrier), 1),
                 &[(0, issue)],
-                Keeper::Rules,
+                FilterManager::Rules,
                 &names(),
             );
             findings[0].remedy[0].clone()
@@ -567,9 +566,9 @@ mod tests {
             };
             let issue = Issue::Lost(Verdict::LostToPeer, None);
             let findings = write(
-                &ground(Some(carrier), 1),
+                &topology(Some(carrier), 1),
                 &[(0, issue)],
-                Keeper::Rules,
+                FilterManager::Rules,
                 &names(),
             );
             let named = findings[0]

@@ -1,4 +1,4 @@
-//! The packets that are sent to peers and seen on devices: IPv4 (RFC 791), IPv6 (RFC 8200), and in them ICMP echoes
+//! The packets that are sent to peers and captured on devices: IPv4 (RFC 791), IPv6 (RFC 8200), and in them ICMP echoes
 //! (RFC 792, RFC 4443 §4).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,10 +20,10 @@ const UDP_HEADER: usize = 8;
 /// VXLAN 8 (RFC 7348 §5) + inner Ethernet 14 bytes.
 const VXLAN_HEADERS: usize = 22;
 const ICMP_HEADER: usize = 8;
-/// What tells our echoes from others'.
+/// Length of the random bytes that identify our echoes.
 const MARK: usize = 8;
 
-/// The shortest echo that can be told from others, as a whole IP packet.
+/// The shortest echo that is identifiable as ours, as a whole IP packet.
 pub(super) fn shortest(family_of: IpAddr) -> usize {
     header_len(family_of) + ICMP_HEADER + MARK
 }
@@ -35,14 +35,14 @@ fn header_len(family_of: IpAddr) -> usize {
     }
 }
 
-/// What an echo is recognised by.
+/// The identity of an echo.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Tag {
     /// The sender's identifier.
     pub(super) id: u16,
     /// Which of its echoes.
     pub(super) sequence: u16,
-    /// Bytes that no other sender has.
+    /// Random bytes of this sender.
     pub(super) mark: [u8; MARK],
 }
 
@@ -111,7 +111,7 @@ impl Tag {
     }
 }
 
-/// An IP packet that is no fragment, as it was seen on a device.
+/// An unfragmented IP packet, as captured on a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Packet<'a> {
     pub(super) source: IpAddr,
@@ -196,8 +196,8 @@ impl<'a> Packet<'a> {
         self.protocol == UDP && matches!(kind, Some([1..=4, 0, 0, 0]))
     }
 
-    /// Whether the TCP or UDP checksum is there and wrong. What the sender left to its device, and never crossed a wire
-    /// since, has the sum of the pseudo-header alone (`CHECKSUM_PARTIAL` of linux/skbuff.h), which is right.
+    /// Whether the TCP or UDP checksum is present and wrong. A packet that left its checksum to a device, and never
+    /// crossed a wire, has only the sum of the pseudo-header (`CHECKSUM_PARTIAL` of linux/skbuff.h), which is right.
     pub(super) fn is_corrupt(&self) -> bool {
         let at = match self.protocol {
             TCP => 16,

@@ -14,14 +14,14 @@ use crate::plan::state::{LinkKind, Object};
 use crate::telemetry::status::{Peer, PeerState, Status, Underlay};
 
 /// Maximum number of peers probed; more would take too long.
-const MOST_PEERS: usize = 1000;
+const MAX_PEERS: usize = 1000;
 
 /// How a backend's device carries packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Carrier {
     /// VXLAN, with its UDP port, and whether outer packets over IPv4 have a UDP checksum.
     Vxlan { port: u16, checksum: bool },
-    /// WireGuard; its packets say nothing of what is inside.
+    /// WireGuard; its packets do not show what is inside.
     Wireguard,
     /// IP in IP.
     Ipip,
@@ -39,7 +39,7 @@ pub(super) struct Tunnel {
     pub(super) carrier: Carrier,
 }
 
-/// The way to a subnet of a peer.
+/// The path to a subnet of a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Path {
     pub(super) subnet: IpNet,
@@ -55,21 +55,21 @@ pub(super) struct Path {
     pub(super) tunnel: Option<Tunnel>,
 }
 
-/// Everything that is looked at.
+/// All paths to probe.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) struct Ground {
+pub(super) struct Topology {
     pub(super) underlay: Underlay,
     /// MTU of containers, in bytes.
     pub(super) mtu: usize,
     pub(super) paths: Vec<Path>,
-    /// How many peers there are, where not all of them are looked at.
-    pub(super) drawn_from: Option<usize>,
-    /// Whether packets may be sent that look like an attack.
+    /// The number of peers, if only a sample is probed.
+    pub(super) sampled_from: Option<usize>,
+    /// Whether probes that look like an attack are allowed.
     pub(super) deep: bool,
 }
 
-impl Ground {
-    /// Finds the ways to the peers that are set up; `None` if there is no overlay yet.
+impl Topology {
+    /// Finds the paths to the programmed peers; `None` if there is no overlay yet.
     ///
     /// # Errors
     /// The netlink exchange with the kernel failed.
@@ -80,14 +80,14 @@ impl Ground {
             return Ok(None);
         };
         let tunnels = tunnels(status).await?;
-        let alone = Addresses::of(status);
+        let publishers = Addresses::of(status);
         let mut peers: Vec<&Peer> = status
             .peers
             .iter()
-            .filter(|peer| peer.state == PeerState::Programmed && alone.has_its_own(peer))
+            .filter(|peer| peer.state == PeerState::Programmed && publishers.is_unique(peer))
             .collect();
         let all = peers.len();
-        draw(&mut peers, MOST_PEERS);
+        sample(&mut peers, MAX_PEERS);
         let own_over = |net: IpNet| match net {
             IpNet::V4(_) => lease.subnet.map(|own| IpAddr::V4(own.network())),
             IpNet::V6(_) => lease.subnet_v6.map(|own| IpAddr::V6(own.network())),
@@ -101,40 +101,36 @@ impl Ground {
             })
             .collect();
         let ways = resolve_all(candidates.iter().map(|(net, ..)| (net.network(), None))).await?;
-        let mut paths = Vec::with_capacity(candidates.len());
-        for ((subnet, under, own_over, own_under), way) in candidates.into_iter().zip(ways) {
-            // What goes another way than the agent's is not ours to judge here.
-            let Some(way) = way.ok().filter(|way| !way.local) else {
-                continue;
-            };
-            let over_underlay = way.link_index == underlay.index;
-            let Some(tunnel) = over_underlay
-                .then_some(None)
-                .or_else(|| find(&tunnels, way).map(Some))
-            else {
-                continue;
-            };
-            paths.push(Path {
-                subnet,
-                over: subnet.network(),
-                under,
-                own_over,
-                own_under,
-                tunnel,
-            });
-        }
+        let paths = candidates.into_iter().zip(ways).filter_map(
+            |((subnet, under, own_over, own_under), way)| {
+                // Another check judges packets that bypass the agent's routes.
+                let way = way.ok().filter(|way| !way.local)?;
+                let tunnel = match way.link_index == underlay.index {
+                    true => None,
+                    false => Some(find(&tunnels, way)?),
+                };
+                Some(Path {
+                    subnet,
+                    over: subnet.network(),
+                    under,
+                    own_over,
+                    own_under,
+                    tunnel,
+                })
+            },
+        );
         Ok(Some(Self {
             underlay: underlay.clone(),
             mtu: usize::try_from(network.mtu).unwrap_or_default(),
-            paths,
-            drawn_from: (all > MOST_PEERS).then_some(all),
+            paths: paths.collect(),
+            sampled_from: (all > MAX_PEERS).then_some(all),
             deep,
         }))
     }
 }
 
-/// Who publishes which address. Where two machines publish one, all packets get to one of them: that the other does not
-/// answer says nothing about the network, and `duplicate-address` tells of both.
+/// The publishers of each address. If two hosts publish the same address, one of them gets all packets: that the other
+/// does not answer says nothing about the network, and `duplicate-address` reports both.
 struct Addresses<'a>(HashMap<IpAddr, Publisher<'a>>);
 
 enum Publisher<'a> {
@@ -161,7 +157,7 @@ impl<'a> Addresses<'a> {
         Self(publishers)
     }
 
-    fn has_its_own(&self, peer: &Peer) -> bool {
+    fn is_unique(&self, peer: &Peer) -> bool {
         let shared = |address| matches!(self.0.get(&address), Some(Publisher::Several));
         !peer.addresses().any(shared)
     }
@@ -189,8 +185,8 @@ fn own_address(underlay: &Underlay, family_of: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// Leaves so many at the most, by chance, in their order.
-fn draw<T>(all: &mut Vec<T>, most: usize) {
+/// Keeps a random sample of at most `most`, in order.
+fn sample<T>(all: &mut Vec<T>, most: usize) {
     if all.len() <= most {
         return;
     }
@@ -208,7 +204,7 @@ fn draw<T>(all: &mut Vec<T>, most: usize) {
     });
 }
 
-/// The overlay devices that are there.
+/// The existing overlay devices.
 async fn tunnels(status: &Status) -> Result<Vec<Tunnel>, KernelError> {
     let links = Host::observe(Query::default()).await?.links;
     let mut kernel = Kernel::open()?;
@@ -250,10 +246,10 @@ mod tests {
     #[test]
     fn a_sample_has_as_many_as_asked_each_once_and_in_order() {
         let mut few: Vec<usize> = (0..10).collect();
-        draw(&mut few, 10);
+        sample(&mut few, 10);
         assert_eq!(few.len(), 10);
         let mut many: Vec<usize> = (0..5000).collect();
-        draw(&mut many, 1000);
+        sample(&mut many, 1000);
         assert_eq!(many.len(), 1000);
         assert!(many.is_sorted());
         assert!(many.windows(2).all(|pair| pair[0] != pair[1]));

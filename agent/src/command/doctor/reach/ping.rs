@@ -20,13 +20,13 @@ use tokio::time::{Instant, sleep_until};
 use super::packet::Tag;
 use super::tap::watch;
 
-/// How many echoes are sent before it is looked for answers.
+/// Number of echoes sent before reading replies.
 const BURST: usize = 128;
-/// How long the answers to a burst are waited for before the next one, unless all come sooner.
+/// How long to wait for the replies to a burst before the next one, unless all arrive sooner.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How many messages are taken at once.
+/// Maximum number of messages read at once.
 const DRAIN: usize = 256;
-/// Room for the answers to a few bursts of full size.
+/// In bytes: the replies to a few bursts of full size.
 const RECEIVE_BUFFER: usize = 2 << 20;
 
 sockopt_impl!(
@@ -46,8 +46,8 @@ sockopt_impl!(
     usize
 );
 
-/// `IP_PMTUDISC_DO` and `IPV6_PMTUDISC_DO`: nothing is fragmented, and what is longer than the path is known to carry is
-/// refused by the kernel.
+/// `IP_PMTUDISC_DO` and `IPV6_PMTUDISC_DO`: nothing is fragmented, and the kernel refuses packets above the path MTU
+/// that it knows.
 const DO: usize = 2;
 
 /// An echo request to be sent.
@@ -60,18 +60,18 @@ pub(super) struct Echo {
 
 /// The result of an echo request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Outcome {
+pub(super) enum EchoResult {
     /// It came back.
     Answered,
     /// It did not.
     Silent,
-    /// The kernel knows that the path does not carry so much, and tells every sender.
+    /// It exceeds the path MTU that the kernel knows and reports to every sender.
     TooLong,
-    /// This host would not send it: its packet filter (`EPERM`), or for want of a route.
+    /// This host did not send it: its packet filter refused (`EPERM`), or it has no route.
     Refused(Errno),
 }
 
-/// What a socket had: an echo reply and who sent it, or something else.
+/// A message: an echo reply with its sender, or something else.
 type Received = nix::Result<Option<(Tag, IpAddr)>>;
 
 /// Sockets for echo requests in both families.
@@ -132,13 +132,12 @@ impl Pinger {
         (tag.id, tag.mark) == (self.id, self.mark)
     }
 
-    /// Sends echo requests, and those that are not answered again, once for each of `patience`, for which the answers are
-    /// then waited for. Returns what became of each. If this future is dropped, answers that come late are skipped by the
-    /// next call.
-    pub(super) async fn ask(&mut self, echoes: &[Echo], patience: &[Duration]) -> Vec<Outcome> {
-        let mut outcomes = vec![Outcome::Silent; echoes.len()];
+    /// Sends echo requests and waits for replies, once for each of `patience`; unanswered ones are sent again. Returns
+    /// the result of each. If this future is dropped, the next call ignores late replies.
+    pub(super) async fn ask(&mut self, echoes: &[Echo], patience: &[Duration]) -> Vec<EchoResult> {
+        let mut results = vec![EchoResult::Silent; echoes.len()];
         let tags: Vec<Tag> = echoes.iter().map(|_| self.tag()).collect();
-        // By sequence number: which it is, and who has to answer.
+        // By sequence number: its index, and who has to reply.
         let mut pending: BTreeMap<u16, (usize, IpAddr)> = BTreeMap::new();
         for (at, (tag, echo)) in tags.iter().zip(echoes).enumerate() {
             pending.insert(tag.sequence, (at, echo.to));
@@ -148,25 +147,25 @@ impl Pinger {
             for burst in waiting.chunks(BURST) {
                 for &at in burst {
                     let (tag, echo) = (tags[at], echoes[at]);
-                    if let Err(outcome) = self.send(tag, echo) {
-                        outcomes[at] = outcome;
+                    if let Err(result) = self.send(tag, echo) {
+                        results[at] = result;
                         pending.remove(&tag.sequence);
                     }
                 }
                 let enough = pending.len().saturating_sub(burst.len());
-                self.receive(&mut pending, &mut outcomes, enough, PAUSE)
+                self.receive(&mut pending, &mut results, enough, PAUSE)
                     .await;
             }
-            self.receive(&mut pending, &mut outcomes, 0, limit).await;
+            self.receive(&mut pending, &mut results, 0, limit).await;
             if pending.is_empty() {
                 break;
             }
         }
-        outcomes
+        results
     }
 
-    /// Sends one; an error is what became of it for good.
-    fn send(&self, tag: Tag, echo: Echo) -> Result<(), Outcome> {
+    /// Sends one; an error is its final result.
+    fn send(&self, tag: Tag, echo: Echo) -> Result<(), EchoResult> {
         let message = tag.request(echo.to, echo.len);
         let flags = MsgFlags::empty();
         let sent = match echo.to {
@@ -176,7 +175,7 @@ impl Pinger {
             }
             IpAddr::V6(to) => {
                 let Some(v6) = &self.v6 else {
-                    return Err(Outcome::Refused(Errno::EAFNOSUPPORT));
+                    return Err(EchoResult::Refused(Errno::EAFNOSUPPORT));
                 };
                 let to = SockaddrIn6::from(SocketAddrV6::new(to, 0, 0, 0));
                 sendto(v6.as_raw_fd(), &message, &to, flags)
@@ -184,20 +183,20 @@ impl Pinger {
         };
         match sent {
             Ok(_) => Ok(()),
-            Err(Errno::EMSGSIZE) => Err(Outcome::TooLong),
+            Err(Errno::EMSGSIZE) => Err(EchoResult::TooLong),
             Err(error @ (Errno::EPERM | Errno::EACCES | Errno::ENETUNREACH)) => {
-                Err(Outcome::Refused(error))
+                Err(EchoResult::Refused(error))
             }
             // The queue is full, or the kernel reports an earlier packet's error; the next attempt will show.
             Err(_) => Ok(()),
         }
     }
 
-    /// Takes answers until no more than `enough` are missing, or the time is over.
+    /// Receives replies until no more than `enough` are missing, or the time is over.
     async fn receive(
         &self,
         pending: &mut BTreeMap<u16, (usize, IpAddr)>,
-        outcomes: &mut [Outcome],
+        results: &mut [EchoResult],
         enough: usize,
         limit: Duration,
     ) {
@@ -207,7 +206,7 @@ impl Pinger {
                 && self.owns(tag)
                 && from == to
             {
-                outcomes[at] = Outcome::Answered;
+                results[at] = EchoResult::Answered;
                 pending.remove(&tag.sequence);
             }
             pending.len() <= enough
@@ -245,7 +244,7 @@ async fn drain_some(socket: Option<&AsyncFd<OwnedFd>>) -> Vec<(Tag, IpAddr)> {
     }
 }
 
-/// Waits for something, and takes all echo replies that are there.
+/// Waits for a message, and returns all echo replies received so far.
 async fn drain(socket: &AsyncFd<OwnedFd>, receive: fn(&OwnedFd) -> Received) -> Vec<(Tag, IpAddr)> {
     let mut replies = Vec::new();
     let Ok(mut ready) = socket.readable().await else {
@@ -259,7 +258,7 @@ async fn drain(socket: &AsyncFd<OwnedFd>, receive: fn(&OwnedFd) -> Received) -> 
                 ready.clear_ready();
                 break;
             }
-            // An error about an earlier packet is gone with being told.
+            // An error about an earlier packet; reading it clears it.
             Err(_) => {}
         }
     }

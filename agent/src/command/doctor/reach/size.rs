@@ -3,15 +3,15 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::ping::{Echo, Outcome, Pinger};
+use super::ping::{Echo, EchoResult, Pinger};
 
 /// How many sizes are tried at once: four rounds find the byte among 10,000.
 const STEPS: usize = 15;
-/// How long the answers of each round are waited for. A size of which both echoes are lost by chance makes the result too
-/// small; it is then no more than a hint.
+/// How long to wait for the replies of each round. If both echoes of a size are lost by chance, the result is too
+/// small: it is only a hint.
 const PATIENCE: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(300)];
 
-/// Between which sizes to look.
+/// The range of sizes to search.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Search {
     pub(super) to: IpAddr,
@@ -37,7 +37,7 @@ impl Search {
         steps
     }
 
-    /// Takes in what became of some sizes. A longer packet that came back shows that the loss of a shorter one was chance.
+    /// Applies the results of some sizes. If a longer packet passed, a shorter one was lost by chance.
     fn narrow(&mut self, results: impl IntoIterator<Item = (usize, bool)>) {
         let mut lost = Vec::new();
         for (len, answered) in results {
@@ -52,7 +52,7 @@ impl Search {
     }
 }
 
-/// Looks for the longest packet that passes, for several peers at once. Returns its size in bytes for each.
+/// Finds the longest packet that passes, for several peers at once. Returns its size in bytes for each.
 pub(super) async fn largest(pinger: &mut Pinger, mut searches: Vec<Search>) -> Vec<usize> {
     while searches.iter().any(|search| !search.is_over()) {
         let tries: Vec<(usize, usize)> = searches
@@ -67,10 +67,10 @@ pub(super) async fn largest(pinger: &mut Pinger, mut searches: Vec<Search>) -> V
                 len,
             })
             .collect();
-        let outcomes = pinger.ask(&echoes, &PATIENCE).await;
+        let results = pinger.ask(&echoes, &PATIENCE).await;
         for (at, search) in searches.iter_mut().enumerate() {
-            let own = tries.iter().zip(&outcomes).filter(|((of, _), _)| *of == at);
-            search.narrow(own.map(|((_, len), outcome)| (*len, *outcome == Outcome::Answered)));
+            let own = tries.iter().zip(&results).filter(|((of, _), _)| *of == at);
+            search.narrow(own.map(|((_, len), result)| (*len, *result == EchoResult::Answered)));
         }
     }
     searches.into_iter().map(|search| search.passes).collect()

@@ -1,5 +1,5 @@
-//! What goes over a device, before the packet filter has seen it when it comes in and after when it goes out; and packets
-//! that are put onto a device as they are, past routes and packet filter: packet(7).
+//! Captures packets on a device, incoming ones before the packet filter and outgoing ones after it, and injects whole
+//! packets past routes and packet filter: packet(7).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,29 +19,29 @@ use crate::base::net::MacAddr;
 
 /// Receive buffer in bytes, for packets that arrive while we are busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// The longest packet, after the kernel put together what came in pieces.
-const LONGEST: usize = 64 << 10;
-/// How many packets are taken at once.
+/// The longest packet in bytes, after reassembly.
+const MAX_PACKET: usize = 64 << 10;
+/// Maximum number of packets read at once.
 const DRAIN: usize = 64;
 
-/// A device that is listened to.
+/// A device that packets are captured on.
 #[derive(Debug)]
 pub(super) struct Tap {
     socket: AsyncFd<OwnedFd>,
     index: libc::c_int,
 }
 
-/// How a packet went over the device.
+/// How a packet passed the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Passage {
-    /// Whether it left by the device, and did not come in.
+pub(super) struct PacketInfo {
+    /// Whether it left, rather than arrived.
     pub(super) outgoing: bool,
     /// The sender's address on the link, if it has any.
     pub(super) neighbor: Option<MacAddr>,
 }
 
 impl Tap {
-    /// Begins to listen on the device of this index.
+    /// Starts to capture on the device with this index.
     ///
     /// # Errors
     /// There is no such device; `EPERM` without the capability `CAP_NET_RAW`.
@@ -60,34 +60,34 @@ impl Tap {
         })
     }
 
-    /// Waits for packets, and hands over those that are there.
-    pub(super) async fn listen(&self, mut take: impl FnMut(Passage, Packet<'_>)) {
+    /// Waits for packets, and passes those received so far to `take`.
+    pub(super) async fn listen(&self, mut take: impl FnMut(PacketInfo, Packet<'_>)) {
         let Ok(mut ready) = self.socket.readable().await else {
             return;
         };
-        let mut buffer = vec![0; LONGEST];
+        let mut buffer = vec![0; MAX_PACKET];
         for _ in 0..DRAIN {
             match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), &mut buffer) {
                 Ok((len, from)) => {
-                    let Some((passage, packet)) = from
-                        .and_then(passage)
+                    let Some((packet_info, packet)) = from
+                        .and_then(packet_info)
                         .zip(buffer.get(..len).and_then(Packet::read))
                     else {
                         continue;
                     };
-                    take(passage, packet);
+                    take(packet_info, packet);
                 }
                 Err(Errno::EAGAIN) => {
                     ready.clear_ready();
                     break;
                 }
-                // The device went down; what comes when it is up again is heard.
+                // The device went down; the capture continues when it is up again.
                 Err(_) => {}
             }
         }
     }
 
-    /// Puts a whole IP packet onto the device, for a neighbor if the device has such.
+    /// Sends a whole IP packet on the device, to a neighbor if the device has neighbors.
     ///
     /// # Errors
     /// The device is down or full.
@@ -99,7 +99,7 @@ impl Tap {
     }
 }
 
-/// Listens on several devices, of these indices, which may have some twice.
+/// Captures on several devices; indices may repeat.
 ///
 /// # Errors
 /// As for [`Tap::open`].
@@ -109,25 +109,25 @@ pub(super) fn open_all(indices: impl IntoIterator<Item = u32>) -> io::Result<BTr
     indices.into_iter().map(open).collect()
 }
 
-/// Lets the runtime tell when something comes in.
+/// Registers a socket with the runtime.
 pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open for as long as it lives, and always the same.
     unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }
 
-fn passage(from: LinkAddr) -> Option<Passage> {
+fn packet_info(from: LinkAddr) -> Option<PacketInfo> {
     let mac = from.addr().map(MacAddr);
     let neighbor = mac.filter(|_| from.halen() == 6);
     match from.pkttype() {
-        libc::PACKET_OUTGOING => Some(Passage {
+        libc::PACKET_OUTGOING => Some(PacketInfo {
             outgoing: true,
             neighbor: None,
         }),
-        libc::PACKET_HOST => Some(Passage {
+        libc::PACKET_HOST => Some(PacketInfo {
             outgoing: false,
             neighbor,
         }),
-        // To others, or to all.
+        // To other hosts, or broadcast.
         _ => None,
     }
 }

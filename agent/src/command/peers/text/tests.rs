@@ -89,17 +89,17 @@ fn without_an_agent_an_address_is_known_by_file_or_route() {
     let asked = |asked: &str, peers: usize| {
         let mut status = stopped();
         status.peers.truncate(peers);
-        unasked(&status, asked.parse().unwrap(), (None, style()))
+        offline(&status, asked.parse().unwrap(), (None, style()))
     };
     assert_eq!(
         asked("10.5.34.7/32", 0),
-        "10.5.34.7 is this host's by the subnet file\n"
+        "10.5.34.7 is this host's, according to the subnet file\n"
     );
     assert_eq!(
         asked("10.5.9.0/24", 0),
-        "the kernel has no route of ours to 10.5.9.0/24\n"
+        "the kernel has no overlay route to 10.5.9.0/24\n"
     );
-    assert!(asked("10.5.1.7/32", 1).starts_with("1 peer by the kernel's routes:\n"));
+    assert!(asked("10.5.1.7/32", 1).starts_with("1 peer in the kernel's routes:\n"));
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_list_says_what_it_is_worth() {
     let status = joining();
     let text = all(&status, describe_peers(&status, None, style()));
     assert!(
-        text.starts_with("The agent joins:\n  - waiting for"),
+        text.starts_with("The agent is joining:\n  - waiting for"),
         "{text}"
     );
     assert!(text.ends_with("No peers are known yet.\n"), "{text}");

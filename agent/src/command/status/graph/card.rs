@@ -1,6 +1,6 @@
 //! One node as a card, and the line that leads to it.
 
-use super::mark::{Mark, Seen};
+use super::mark::{Mark, MarkedPeer};
 use super::svg::{Point, Size, Svg, clip, wrap};
 use crate::telemetry::status::Status;
 
@@ -32,9 +32,7 @@ impl Card {
         let mut lines = vec![("dim", "this node".to_owned())];
         match &status.lease {
             Some(lease) => {
-                let v4 = lease.subnet.map(|net| net.to_string());
-                let v6 = lease.subnet_v6.map(|net| net.to_string());
-                lines.extend(v4.into_iter().chain(v6).map(|net| ("mono strong", net)));
+                lines.extend(lease.nets().map(|net| ("mono strong", net.to_string())));
                 if !lease.held {
                     lines.push(("word-lost", "the lease is no longer held".to_owned()));
                 }
@@ -42,9 +40,7 @@ impl Card {
             None => lines.push(("word-lost", "no lease".to_owned())),
         }
         if let Some(underlay) = &status.underlay {
-            let v4 = underlay.ipv4.map(|net| net.to_string());
-            let v6 = underlay.ipv6.map(|net| net.to_string());
-            lines.extend(v4.into_iter().chain(v6).map(|net| ("mono", net)));
+            lines.extend(underlay.nets().map(|net| ("mono", net.to_string())));
             lines.push(("dim", format!("on {}", underlay.interface)));
         }
         let devices: Vec<&str> = status
@@ -64,34 +60,35 @@ impl Card {
     }
 
     /// A peer.
-    pub(super) fn peer(seen: &Seen<'_>) -> Self {
-        let mut lines: Vec<_> = seen
+    pub(super) fn peer(marked: &MarkedPeer<'_>) -> Self {
+        let mut lines: Vec<_> = marked
             .peer
             .nets()
             .map(|net| ("mono strong", net.to_string()))
             .collect();
         lines.extend(
-            seen.peer
+            marked
+                .peer
                 .addresses()
                 .map(|address| ("mono", format!("at {address}"))),
         );
-        if let Some(owner) = &seen.peer.owner {
+        if let Some(owner) = &marked.peer.owner {
             // A machine id has 32 digits, which are wide.
             lines.push(("dim small", owner.clone()));
         }
-        lines.push((seen.mark.word_class(), seen.mark.word().to_owned()));
-        if let Some(reason) = &seen.reason {
+        lines.push((marked.mark.word_class(), marked.mark.word().to_owned()));
+        if let Some(reason) = &marked.reason {
             let reason = wrap(reason, WORDS, REASON_LINES);
             lines.extend(reason.into_iter().map(|line| ("", line)));
         }
         Self {
-            class: match seen.mark {
+            class: match marked.mark {
                 Mark::Programmed => "card".to_owned(),
                 bad => format!("card bad {}", bad.class()),
             },
             lines: fitted(lines),
-            mark: Some(seen.mark),
-            tooltip: clip(&sentence(seen), TOOLTIP),
+            mark: Some(marked.mark),
+            tooltip: clip(&sentence(marked), TOOLTIP),
         }
     }
 
@@ -121,22 +118,22 @@ impl Card {
 }
 
 /// A peer in one sentence, for screen readers.
-pub(super) fn sentence(seen: &Seen<'_>) -> String {
-    let nets: Vec<String> = seen.peer.nets().map(|net| net.to_string()).collect();
-    let addresses: Vec<String> = seen
+pub(super) fn sentence(marked: &MarkedPeer<'_>) -> String {
+    let nets: Vec<String> = marked.peer.nets().map(|net| net.to_string()).collect();
+    let addresses: Vec<String> = marked
         .peer
         .addresses()
         .map(|address| address.to_string())
         .collect();
-    let owner = seen.peer.owner.as_ref();
+    let owner = marked.peer.owner.as_ref();
     let owner = owner.map_or_else(String::new, |owner| format!(" ({owner})"));
-    let reason = seen.reason.as_ref();
+    let reason = marked.reason.as_ref();
     let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
     format!(
         "{} at {}{owner}, {}{reason}.",
         nets.join(" and "),
         addresses.join(" and "),
-        seen.mark.word(),
+        marked.mark.word(),
     )
 }
 

@@ -5,7 +5,7 @@ use std::f64::consts::{FRAC_PI_2, TAU};
 use std::fmt::Write as _;
 
 use super::card::{self, Card};
-use super::mark::{Mark, Seen};
+use super::mark::{Mark, MarkedPeer};
 use super::svg::{Point, Size, Svg};
 
 /// Maximum number of peers around this node.
@@ -33,7 +33,7 @@ pub(super) struct Drawing {
 }
 
 /// Draws the nodes.
-pub(super) fn draw(own: &Card, peers: &[Seen<'_>]) -> Drawing {
+pub(super) fn draw(own: &Card, peers: &[MarkedPeer<'_>]) -> Drawing {
     match peers.len() {
         0..=RING => ring(own, peers),
         count if count <= ROWS => rows(own, &peers.iter().collect::<Vec<_>>()),
@@ -46,7 +46,7 @@ fn float(count: usize) -> f64 {
 }
 
 /// Peers on an ellipse around this node.
-fn ring(own: &Card, peers: &[Seen<'_>]) -> Drawing {
+fn ring(own: &Card, peers: &[MarkedPeer<'_>]) -> Drawing {
     let cards: Vec<Card> = peers.iter().map(Card::peer).collect();
     let size = (card::WIDTH, card::common_height(&cards));
     let own_size = (card::WIDTH, own.height());
@@ -59,9 +59,9 @@ fn ring(own: &Card, peers: &[Seen<'_>]) -> Drawing {
     }
     let mut svg = Svg::default();
     let moved = |(x, y): Point| (x + right, y + bottom);
-    for (seen, &place) in peers.iter().zip(&places) {
+    for (marked, &place) in peers.iter().zip(&places) {
         let middle = (moved((0.0, 0.0)), own_size);
-        card::link(middle, (moved(place), size), seen.mark, &mut svg);
+        card::link(middle, (moved(place), size), marked.mark, &mut svg);
     }
     for (card, &place) in cards.iter().zip(&places) {
         card.draw(corner(moved(place), size), size.1, &mut svg);
@@ -106,8 +106,8 @@ fn places(count: usize, size: Size, own: Size) -> Vec<Point> {
 }
 
 /// Peers in rows below this node, each hanging from the line of its row.
-fn rows(own: &Card, peers: &[&Seen<'_>]) -> Drawing {
-    let cards: Vec<Card> = peers.iter().map(|seen| Card::peer(seen)).collect();
+fn rows(own: &Card, peers: &[&MarkedPeer<'_>]) -> Drawing {
+    let cards: Vec<Card> = peers.iter().map(|marked| Card::peer(marked)).collect();
     let height = card::common_height(&cards);
     let columns = float(IN_ROW);
     let width = columns * card::WIDTH + (columns - 1.0) * GAP;
@@ -126,12 +126,12 @@ fn rows(own: &Card, peers: &[&Seen<'_>]) -> Drawing {
             &format!("M{:.0} {bus:.0}H{end:.0}", card::WIDTH / 2.0),
             "spine",
         );
-        for (column, (seen, card)) in peers.iter().zip(cards).enumerate() {
+        for (column, (marked, card)) in peers.iter().zip(cards).enumerate() {
             let x = left(column);
             let drop = x + card::WIDTH / 2.0;
             svg.path(
                 &format!("M{drop:.0} {bus:.0}V{:.0}", bus + GAP),
-                &format!("line {}", seen.mark.class()),
+                &format!("line {}", marked.mark.class()),
             );
             card.draw((x, bus + GAP), height, &mut svg);
         }
@@ -148,19 +148,23 @@ fn rows(own: &Card, peers: &[&Seen<'_>]) -> Drawing {
 }
 
 /// A card for each faulty peer, and a tile for every peer.
-fn field(own: &Card, peers: &[Seen<'_>]) -> Drawing {
-    let bad = || peers.iter().filter(|seen| seen.mark != Mark::Programmed);
-    let named: Vec<&Seen<'_>> = bad().take(NAMED).collect();
+fn field(own: &Card, peers: &[MarkedPeer<'_>]) -> Drawing {
+    let bad = || {
+        peers
+            .iter()
+            .filter(|marked| marked.mark != Mark::Programmed)
+    };
+    let named: Vec<&MarkedPeer<'_>> = bad().take(NAMED).collect();
     let Drawing { mut svg, size } = rows(own, &named);
     let mut y = size.1 + 2.0 * GAP;
     let unnamed = bad().count().saturating_sub(named.len());
     if unnamed > 0 {
-        let text = format!("and {unnamed} more that are not well; selvage peers lists them all");
+        let text = format!("and {unnamed} more with faults; see selvage peers");
         svg.text((0.0, y), "", &text);
         y += GAP;
     }
     let text = format!(
-        "All {} peers, {TILES} in a row, in the order of their subnets; each row begins with the subnet beside it:",
+        "All {} peers, {TILES} per row, by subnet; beside each row is its first subnet:",
         peers.len()
     );
     svg.text((0.0, y), "", &text);
@@ -170,16 +174,16 @@ fn field(own: &Card, peers: &[Seen<'_>]) -> Drawing {
     for (row, peers) in peers.chunks(TILES).enumerate() {
         let top = y + float(row) * PITCH;
         bottom = top + PITCH;
-        let first = peers.first().and_then(|seen| seen.peer.nets().next());
+        let first = peers.first().and_then(|marked| marked.peer.nets().next());
         if let Some(net) = first {
             svg.text((0.0, top + TILE), "mono small dim", &net.to_string());
         }
-        for (column, seen) in peers.iter().enumerate() {
+        for (column, marked) in peers.iter().enumerate() {
             let left = HEAD + float(column) * PITCH;
             let of_mark = Mark::ALL.iter().zip(&mut tiles);
-            for (_, path) in of_mark.filter(|(mark, _)| **mark == seen.mark) {
+            for (_, path) in of_mark.filter(|(mark, _)| **mark == marked.mark) {
                 // Writing to a `String` cannot fail.
-                let _ = write!(path, "M{left:.0} {top:.0}{}", tile(seen.mark));
+                let _ = write!(path, "M{left:.0} {top:.0}{}", tile(marked.mark));
             }
         }
     }

@@ -39,10 +39,10 @@ impl Mark {
     /// What that means.
     pub(super) fn meaning(self) -> &'static str {
         match self {
-            Self::Programmed => "the kernel has all that reaches it",
-            Self::Lost => "it is set up, but does not answer, or not to every packet",
-            Self::Failed => "the kernel did not take all that reaches it",
-            Self::Refused => "its lease cannot be used",
+            Self::Programmed => "all its kernel objects exist",
+            Self::Lost => "programmed, but it does not answer every packet",
+            Self::Failed => "the kernel refused some of its objects",
+            Self::Refused => "its lease is refused",
         }
     }
 
@@ -82,7 +82,7 @@ impl Mark {
 }
 
 /// A peer with its mark.
-pub(super) struct Seen<'a> {
+pub(super) struct MarkedPeer<'a> {
     pub(super) peer: &'a Peer,
     pub(super) mark: Mark,
     /// Why the mark is not [`Mark::Programmed`].
@@ -90,7 +90,7 @@ pub(super) struct Seen<'a> {
 }
 
 /// Marks peers by the agent's status and the doctor's findings.
-pub(super) fn marked<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<Seen<'a>> {
+pub(super) fn mark_peers<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<MarkedPeer<'a>> {
     let lost = about(findings);
     let mark = |peer: &'a Peer| {
         let reason = peer.reason.clone();
@@ -103,14 +103,14 @@ pub(super) fn marked<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<Seen<'a
                 match found {
                     Some(what) => (Mark::Lost, Some((*what).to_owned())),
                     None if is_silent(peer) => {
-                        let what = "packets were sent, and there never was a handshake";
+                        let what = "packets were sent, but there was never a handshake";
                         (Mark::Lost, Some(what.to_owned()))
                     }
                     None => (Mark::Programmed, reason),
                 }
             }
         };
-        Seen { peer, mark, reason }
+        MarkedPeer { peer, mark, reason }
     };
     peers.iter().map(mark).collect()
 }

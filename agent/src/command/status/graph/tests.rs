@@ -133,7 +133,7 @@ fn has(texts: &[String], wanted: &str) -> bool {
 }
 
 #[test]
-fn picture_tells_nodes_subnets_back_end_and_underlay() {
+fn picture_tells_nodes_subnets_backend_and_underlay() {
     let texts = texts(&draw(&status(3), Ok(&[])));
     for wanted in [
         "Overlay 10.0.0.0/8 by vxlan, MTU 1450",
@@ -219,7 +219,7 @@ fn wireguard_that_never_was_answered_is_marked() {
     });
     assert!(has(
         &texts(&draw(&status, Ok(&[]))),
-        "never was a handshake"
+        "there was never a handshake"
     ));
     status.peers[0].handshake_time = Some(1_700_000_000);
     assert!(!has(&texts(&draw(&status, Ok(&[]))), "packets lost"));
@@ -249,8 +249,8 @@ fn what_is_not_known_yet_is_said() {
 #[test]
 fn peers_that_were_not_asked_are_not_said_to_answer() {
     let told = texts(&draw(&status(1), Err("that needs root")));
-    assert!(has(&told, "not looked at: that needs root"), "{told:?}");
-    assert!(!has(&texts(&draw(&status(1), Ok(&[]))), "not looked at"));
+    assert!(has(&told, "not probed: that needs root"), "{told:?}");
+    assert!(!has(&texts(&draw(&status(1), Ok(&[]))), "not probed"));
 }
 
 #[test]
@@ -302,7 +302,7 @@ fn ten_thousand_peers_are_summed_up() {
         has(&texts, "10000 peers: 9900 programmed, 100 refused"),
         "{texts:?}"
     );
-    assert!(has(&texts, "and 40 more that are not well"), "{texts:?}");
+    assert!(has(&texts, "and 40 more with faults"), "{texts:?}");
     assert!(has(&texts, "reason of 107") && !has(&texts, "reason of 9907"));
     // One tile each: a square, or a ring.
     assert_eq!(svg.matches("h8v8h-8z").count(), 9900);

@@ -21,7 +21,7 @@ const DEVICES: &str = "flannel";
 
 /// The observed objects.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct Observed {
     pub(super) devices: Vec<Device>,
     pub(super) peers: Vec<Peer>,
     /// The backend, by flannel's name; `unknown` if it cannot be determined.
@@ -29,33 +29,37 @@ pub(super) struct Seen {
 }
 
 /// Looks for overlay devices and for routes of ours into `networks`.
-pub(super) async fn look(settings: &Settings, networks: &[IpNet], notes: &mut Vec<Cause>) -> Seen {
-    let seen = match Kernel::open() {
+pub(super) async fn observe_overlay(
+    settings: &Settings,
+    networks: &[IpNet],
+    notes: &mut Vec<Cause>,
+) -> Observed {
+    let observed = match Kernel::open() {
         Ok(kernel) => {
             let mut kernel = kernel.of_network(settings.agent.network.as_ref());
-            try_to_look(&mut kernel, settings, networks, notes).await
+            try_observe(&mut kernel, settings, networks, notes).await
         }
         Err(error) => Err(error),
     };
-    seen.unwrap_or_else(|error| {
+    observed.unwrap_or_else(|error| {
         notes.push(
             error
                 .to_cause()
-                .worded(|text| format!("the kernel tells nothing: {text}")),
+                .worded(|text| format!("failed to read the kernel state: {text}")),
         );
-        Seen {
+        Observed {
             backend: "unknown",
-            ..Seen::default()
+            ..Observed::default()
         }
     })
 }
 
-async fn try_to_look(
+async fn try_observe(
     kernel: &mut Kernel,
     settings: &Settings,
     networks: &[IpNet],
     notes: &mut Vec<Cause>,
-) -> Result<Seen, KernelError> {
+) -> Result<Observed, KernelError> {
     let present = overlay_devices(kernel, networks).await?;
     let mut devices = Vec::new();
     for (name, _) in &present {
@@ -67,14 +71,14 @@ async fn try_to_look(
     if present.is_empty() {
         devices.extend(gone.iter().map(|name| Device::seen(name, None)));
     }
-    let (state, blind) = observe(kernel, &present, networks).await?;
-    if blind {
+    let (state, peers_hidden) = observe(kernel, &present, networks).await?;
+    if peers_hidden {
         notes.push(Cause::new(
             Code::NotVisible,
             "only root may see WireGuard's peers",
         ));
     }
-    Ok(Seen {
+    Ok(Observed {
         backend: backend_of(&present, &state),
         peers: peers(&state, &present, networks),
         devices,
@@ -204,11 +208,11 @@ fn through_vxlan(state: &State, route: &Route, gateway: IpAddr) -> Result<Option
     let device = &route.link;
     let mac = match state.get(&Key::Neighbor(device.clone(), gateway)) {
         Some(Object::Neighbor(mac)) => *mac,
-        _ => return Err(format!("no neighbour entry for {gateway} on {device}")),
+        _ => return Err(format!("no neighbor entry for {gateway} on {device}")),
     };
     match state.get(&Key::Fdb(device.clone(), mac)) {
         Some(Object::Fdb(address)) => Ok(Some(*address)),
-        _ => Err(format!("no forwarding entry for {mac} on {device}")),
+        _ => Err(format!("no FDB entry for {mac} on {device}")),
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn describe(status: &Status, width: Option<usize>, style: Style) -> S
         let none = match status.health.state {
             State::Ready | State::Degraded => "No peers: no other node has a lease.",
             State::Joining => "No peers are known yet.",
-            State::Stopped => "No peers: the kernel has no routes of ours to any.",
+            State::Stopped => "No peers: the kernel has no overlay routes.",
         };
         let _ = writeln!(text, "{none}");
         return text;
@@ -62,7 +62,7 @@ fn summary(status: &Status) -> String {
     let all = grouped(u64::try_from(peers.len()).unwrap_or(u64::MAX));
     let noun = if peers.len() == 1 { "peer" } else { "peers" };
     if status.health.state == State::Stopped {
-        return format!("{all} {noun} by the kernel's routes:");
+        return format!("{all} {noun} in the kernel's routes:");
     }
     let states = [PeerState::Programmed, PeerState::Failed, PeerState::Refused];
     let counts = states.map(|state| {

@@ -34,8 +34,7 @@ fn networks_of_flannel_0_5_are_taken_one_at_a_time() {
     assert!(several.is_usage());
     assert_eq!(
         several.to_string(),
-        "flag --networks: \"blue,green\": expected one name: here each network of a host has an agent of its own: \
-         systemctl enable --now selvage@blue selvage@green"
+        "flag --networks: \"blue,green\": expected one name, because each network has its own agent: systemctl enable --now selvage@blue selvage@green"
     );
     let slash = request(&["-networks=a/b"], &[]).err().unwrap();
     assert!(

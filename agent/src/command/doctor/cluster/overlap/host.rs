@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{finding, leave_out, meet, own_subnets, renumber};
+use super::{exclude, finding, overlap, own_subnets, renumber};
 use crate::base::net::Family;
-use crate::command::doctor::cluster::name;
+use crate::command::doctor::cluster::{is_refused, name};
 use crate::command::doctor::{Finding, Names, Severity};
 use crate::host::netlink::Refused;
 use crate::host::netlink::host::{Forwarded, Host, ResolvedRoute};
@@ -23,7 +23,7 @@ const MAIN_OR_LOCAL: [u32; 2] = [254, 255];
 const RUNTIMES: [&str; 2] = ["docker0", "cni0"];
 
 /// The state of the host.
-pub(super) struct Surroundings<'a> {
+pub(super) struct HostState<'a> {
     pub(super) names: &'a Names,
     pub(super) status: &'a Status,
     pub(super) networks: &'a [IpNet],
@@ -35,7 +35,7 @@ pub(super) struct Surroundings<'a> {
 }
 
 /// A route lookup for a peer.
-pub(super) struct Asked {
+pub(super) struct Lookup {
     name: String,
     /// A possible container address of the peer.
     pub(super) address: IpAddr,
@@ -45,10 +45,10 @@ pub(super) struct Asked {
     pub(super) forwarded: Option<Forwarded>,
 }
 
-impl Surroundings<'_> {
+impl HostState<'_> {
     /// The route lookups for some fully programmed peers: for the host's own packets and, if there is a container
     /// bridge, for those of containers.
-    pub(super) fn sample(&self) -> Vec<Asked> {
+    pub(super) fn sample(&self) -> Vec<Lookup> {
         let peers = self.status.peers.iter();
         let programmed = peers.filter(|peer| peer.state == PeerState::Programmed);
         let bridges: Vec<Forwarded> = own_subnets(self.status)
@@ -59,14 +59,7 @@ impl Surroundings<'_> {
             .flat_map(|peer| peer.nets().map(move |net| (peer, net)))
             .flat_map(|(peer, net)| {
                 let of_family = |one: IpAddr| one.is_ipv4() == net.addr().is_ipv4();
-                let public = [
-                    peer.public_ip.map(IpAddr::V4),
-                    peer.public_ipv6.map(IpAddr::V6),
-                ];
-                let public = public
-                    .into_iter()
-                    .flatten()
-                    .find(|public| of_family(*public));
+                let public = peer.addresses().find(|public| of_family(*public));
                 let bridges = bridges
                     .iter()
                     .filter(move |bridge| of_family(bridge.source));
@@ -75,7 +68,7 @@ impl Surroundings<'_> {
                 std::iter::once(None)
                     .chain(forwarded)
                     .filter_map(move |forwarded| {
-                        Some(Asked {
+                        Some(Lookup {
                             name: name(peer),
                             address: address?,
                             public,
@@ -112,8 +105,8 @@ impl Surroundings<'_> {
         devices.any(|device| device.name == interface)
     }
 
-    fn meets(&self, net: &IpNet) -> Option<&IpNet> {
-        self.networks.iter().find(|network| meet(network, net))
+    fn overlapping(&self, net: &IpNet) -> Option<&IpNet> {
+        self.networks.iter().find(|network| overlap(network, net))
     }
 
     fn is_own(&self, net: &IpNet) -> bool {
@@ -125,21 +118,19 @@ impl Surroundings<'_> {
         let Some(underlay) = &self.status.underlay else {
             return Vec::new();
         };
-        let v4 = underlay.ipv4.map(|net| IpNet::V4(net.trunc()));
-        let v6 = underlay.ipv6.map(|net| IpNet::V6(net.trunc()));
-        let nets = v4.into_iter().chain(v6);
+        let nets = underlay.nets().map(|net| net.trunc());
         nets.filter_map(|net| {
-            let network = self.meets(&net)?;
+            let network = self.overlapping(&net)?;
             Some(finding(
                 Severity::Warning,
                 underlay.interface.clone(),
                 format!(
-                    "the overlay's network {network} overlaps the underlay's, {net} on {}",
+                    "the overlay's network {network} overlaps the underlay's network {net} on {}",
                     underlay.interface
                 ),
-                "no node takes a subnet with this host's address in it, but one may take a subnet with the address of a host that is no node: packets for that one go to the node's containers then",
+                "no node takes a subnet that contains this host's address, but one may take a subnet that contains the address of a host outside the cluster: packets for that host then go to the node's containers",
                 vec![
-                    format!("leave the hosts' addresses out: {}", leave_out(self.names)),
+                    format!("exclude the hosts' addresses: {}", exclude(self.names)),
                     renumber(self.names),
                 ],
             ))
@@ -156,7 +147,7 @@ impl Surroundings<'_> {
                 continue;
             };
             let (net, interface) = (net.trunc(), self.interface(address.link_index));
-            let Some(network) = self.meets(&net) else {
+            let Some(network) = self.overlapping(&net) else {
                 continue;
             };
             let is_ours = self.is_own(&net)
@@ -168,20 +159,20 @@ impl Surroundings<'_> {
             }
             let remedy = match interface {
                 bridge if bridge.starts_with("br-") => vec![
-                    format!("it is a network of Docker's, see which: docker network inspect {}", bridge.trim_start_matches("br-")),
-                    "make it anew with other addresses (docker network rm, then create --subnet), and keep Docker off the overlay: \"default-address-pools\" in /etc/docker/daemon.json".to_owned(),
+                    format!("find the Docker network: docker network inspect {}", bridge.trim_start_matches("br-")),
+                    "recreate it with other addresses (docker network rm, then create --subnet), and keep Docker off the overlay: \"default-address-pools\" in /etc/docker/daemon.json".to_owned(),
                     renumber(self.names),
                 ],
                 interface => vec![
-                    format!("give {interface} another network, or take the address away: ip address del {}/{} dev {interface}", address.address, address.prefix_len),
+                    format!("give {interface} another network, or remove the address: ip address del {}/{} dev {interface}", address.address, address.prefix_len),
                     renumber(self.names),
                 ],
             };
             findings.push(finding(
                 Severity::Error,
                 interface.to_owned(),
-                format!("the network of {interface}, {net}, overlaps the overlay's, {network}"),
-                "containers of the nodes that have subnets in it are not reached from here, or what is behind the interface is not, whichever route is longer",
+                format!("the network {net} of {interface} overlaps the overlay's network {network}"),
+                "this host reaches either the containers of nodes with subnets in it or the hosts behind the interface, whichever has the longer route",
                 remedy,
             ));
         }
@@ -189,15 +180,15 @@ impl Surroundings<'_> {
     }
 
     /// Peers whose packets bypass the overlay.
-    pub(super) fn lost_peers(
+    pub(super) fn bypassing_peers(
         &self,
-        peers: &[Asked],
+        peers: &[Lookup],
         ways: &[Result<ResolvedRoute, Refused>],
     ) -> Vec<Finding> {
-        let mut by_way: Vec<(ResolvedRoute, Vec<&Asked>)> = Vec::new();
-        for (asked, way) in peers.iter().zip(ways) {
+        let mut by_way: Vec<(ResolvedRoute, Vec<&Lookup>)> = Vec::new();
+        for (lookup, way) in peers.iter().zip(ways) {
             let Ok(way) = way else { continue };
-            if self.leaves_well(asked, way) {
+            if self.is_right_route(lookup, way) {
                 continue;
             }
             let same = |other: &ResolvedRoute| {
@@ -205,55 +196,43 @@ impl Surroundings<'_> {
                     == (way.link_index, way.gateway, way.table)
             };
             match by_way.iter_mut().find(|(other, _)| same(other)) {
-                Some((_, peers)) => peers.push(asked),
-                None => by_way.push((*way, vec![asked])),
+                Some((_, peers)) => peers.push(lookup),
+                None => by_way.push((*way, vec![lookup])),
             }
         }
-        let lost = by_way.iter();
-        lost.map(|(way, peers)| self.lost(way, peers)).collect()
+        let wrong = by_way.iter();
+        wrong.map(|(way, peers)| self.bypass(way, peers)).collect()
     }
 
     /// Whether a route is right for overlay packets: into the overlay device or, with host-gw and direct routing, over
     /// the underlay to the peer itself.
-    fn leaves_well(&self, asked: &Asked, way: &ResolvedRoute) -> bool {
+    fn is_right_route(&self, lookup: &Lookup, way: &ResolvedRoute) -> bool {
         let underlay = self.status.underlay.as_ref().map(|underlay| underlay.index);
         let is_direct = Some(way.link_index) == underlay
             && way.gateway.is_some()
-            && way.gateway == asked.public;
+            && way.gateway == lookup.public;
         is_direct
             || way.local
             || self.is_overlay(self.interface(way.link_index))
             || self.has_own(way.link_index)
     }
 
-    fn lost(&self, way: &ResolvedRoute, peers: &[&Asked]) -> Finding {
+    fn bypass(&self, way: &ResolvedRoute, peers: &[&Lookup]) -> Finding {
         let interface = self.interface(way.link_index);
         let cause = self.routes.iter().find(|route| {
             let over = route.link.map(|index| self.interface(index));
-            let takes = |asked: &&Asked| route.destination.contains(&asked.address);
+            let takes = |lookup: &&Lookup| route.destination.contains(&lookup.address);
             over == Some(interface) && route.table == way.table && peers.iter().any(takes)
         });
-        let mut names: Vec<_> = peers.iter().map(|asked| asked.name.as_str()).collect();
+        let mut names: Vec<_> = peers.iter().map(|lookup| lookup.name.as_str()).collect();
         names.dedup();
         let count = names.len();
         names.truncate(3);
         let more = if count > names.len() { ", …" } else { "" };
         let first = peers.first();
-        let look = first.map(|asked| {
-            let forwarded = asked.forwarded.map_or_else(String::new, |forwarded| {
-                format!(
-                    " from {} iif {}",
-                    forwarded.source,
-                    self.interface(forwarded.link_index)
-                )
-            });
-            format!(
-                "see the way: ip route get {}{forwarded}; ip rule",
-                asked.address
-            )
-        });
-        let whose = match peers.iter().all(|asked| asked.forwarded.is_some()) {
-            true => "packets of containers here",
+        let look = first.map(|lookup| self.lookup_command(lookup));
+        let whose = match peers.iter().all(|lookup| lookup.forwarded.is_some()) {
+            true => "packets from local containers",
             false => "packets",
         };
         let gateway = way
@@ -264,41 +243,51 @@ impl Surroundings<'_> {
             self.status.peers.len(),
             names.join(", ")
         );
-        let rule = first.and_then(|asked| self.rule_to(way.table, asked));
+        let rule = first.and_then(|lookup| self.rule_to(way.table, lookup));
         let (why, remedy) = match rule {
             Some(rule) => (
                 format!(
                     "the rule {}: {rule} comes before the main table, which has the overlay's routes",
                     rule.priority
                 ),
-                self.pass(rule),
+                self.exempt(rule),
             ),
             None => (
-                "somebody else's route or rule comes before the overlay's; a VPN that sends all traffic through itself does so".to_owned(),
+                "another program's route or rule takes precedence over the overlay's, as a VPN that captures all traffic does".to_owned(),
                 Vec::new(),
             ),
         };
         let removal = cause.filter(|_| rule.is_none()).map(|route| {
-            format!("take the route away, or leave the overlay's network out in the VPN's configuration: ip route del {}", self.describe(route))
+            format!("remove the route, or exclude the overlay's network in the VPN's configuration: ip route del {}", self.describe(route))
         });
         let remedy = remedy.into_iter().chain(removal).chain(look).collect();
         finding(Severity::Error, interface.to_owned(), what, &why, remedy)
     }
 
+    /// The same lookup, for the administrator.
+    fn lookup_command(&self, lookup: &Lookup) -> String {
+        let forwarded = lookup.forwarded.map_or_else(String::new, |forwarded| {
+            let interface = self.interface(forwarded.link_index);
+            format!(" from {} iif {interface}", forwarded.source)
+        });
+        let address = lookup.address;
+        format!("see the route: ip route get {address}{forwarded}; ip rule")
+    }
+
     /// The rule that sends a peer's packets to a table before the main one.
-    fn rule_to(&self, table: u32, asked: &Asked) -> Option<&PolicyRule> {
-        let forwarded = asked.forwarded;
+    fn rule_to(&self, table: u32, lookup: &Lookup) -> Option<&PolicyRule> {
+        let forwarded = lookup.forwarded;
         let forwarded = forwarded.map(|from| (from.source, self.interface(from.link_index)));
         let mut rules = self.rules.iter();
         rules.find(|rule| {
             !MAIN_OR_LOCAL.contains(&table)
                 && rule.table == table
-                && rule.is_about(asked.address, forwarded)
+                && rule.is_about(lookup.address, forwarded)
         })
     }
 
     /// How to exempt the overlay's packets from a rule.
-    fn pass(&self, rule: &PolicyRule) -> Vec<String> {
+    fn exempt(&self, rule: &PolicyRule) -> Vec<String> {
         let option = match rule.family {
             Family::V4 => "",
             Family::V6 => "-6 ",
@@ -307,9 +296,9 @@ impl Surroundings<'_> {
         let networks = self.networks.iter();
         let of_family = networks.filter(|net| Family::of(net.addr()) == rule.family);
         of_family
-            .map(|net| format!("let the overlay's packets pass it: ip {option}rule add pref {before} to {net} lookup main"))
+            .map(|net| format!("exempt the overlay's packets from it: ip {option}rule add pref {before} to {net} lookup main"))
             .chain([format!(
-                "or find out who makes it, such as NetworkManager's nm-cloud-setup or a VPN, and switch that off; by hand: ip {option}rule del pref {}",
+                "or disable the program that adds it, such as NetworkManager's nm-cloud-setup or a VPN; by hand: ip {option}rule del pref {}",
                 rule.priority
             )])
             .collect()
@@ -323,31 +312,32 @@ impl Surroundings<'_> {
         })
     }
 
-    /// Other programs' routes into the overlay's networks, except those already in `told`.
-    pub(super) fn routes(&self, told: &[Finding]) -> Vec<Finding> {
-        let is_told = |interface: &str| {
-            told.iter()
+    /// Other programs' routes into the overlay's networks, except those already in `reported`.
+    pub(super) fn routes(&self, reported: &[Finding]) -> Vec<Finding> {
+        let is_reported = |interface: &str| {
+            reported
+                .iter()
                 .any(|finding| finding.subject.as_deref() == Some(interface))
         };
         self.routes
             .iter()
             .filter_map(|route| {
-                let network = self.meets(&route.destination)?;
+                let network = self.overlapping(&route.destination)?;
                 let interface = route.link.map_or("", |index| self.interface(index));
-                if self.is_harmless(route, interface, network) || is_told(interface) {
+                if self.is_harmless(route, interface, network) || is_reported(interface) {
                     return None;
                 }
                 let (severity, what, why) = if network.contains(&route.destination) && route.destination != *network {
                     (
                         if route.is_main() { Severity::Error } else { Severity::Warning },
-                        format!("a route that is not the overlay's cuts a part out of its network {network}: {}", self.describe(route)),
-                        "containers with addresses in that part are reached by it and not by the overlay, as soon as a node has a subnet there",
+                        format!("another program's route leads into the overlay's network {network}: {}", self.describe(route)),
+                        "packets for its destination bypass the overlay as soon as a node has a subnet there",
                     )
                 } else {
                     (
                         Severity::Warning,
-                        format!("the overlay's network {network} is part of another one that this host has a route to: {}", self.describe(route)),
-                        "hosts of that network whose address is in a node's subnet are not reached any more: packets for them go to that node's containers",
+                        format!("the overlay's network {network} is part of another network that this host has a route to: {}", self.describe(route)),
+                        "hosts of that network with an address in a node's subnet are unreachable: packets for them go to that node's containers",
                     )
                 };
                 Some(finding(
@@ -356,7 +346,7 @@ impl Surroundings<'_> {
                     what,
                     why,
                     vec![
-                        format!("find out who makes it (its proto says so), and leave the overlay's network out there; by hand: ip route del {}", self.describe(route)),
+                        format!("exclude the overlay's network in the program that adds it (see its proto); by hand: ip route del {}", self.describe(route)),
                         renumber(self.names),
                     ],
                 ))
@@ -381,9 +371,7 @@ impl Surroundings<'_> {
 
     /// Whether the kernel refused our route because of it, which another check reports.
     fn is_refused(&self, route: &ForeignRoute) -> bool {
-        let ours = format!("route {} ", route.destination);
-        let mut failures = self.status.kernel.failures.iter();
-        failures.any(|failure| failure.contains(&ours))
+        is_refused(self.status, route.destination)
     }
 
     /// As ip(8) prints it.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-use super::{Holder, finding, holder, leave_out, renumber};
+use super::{Holder, exclude, finding, holder, renumber};
 use crate::command::doctor::cluster::advice;
 use crate::command::doctor::{Context, Finding, Severity};
 use crate::host::netlink::host::Host;
@@ -58,22 +58,22 @@ fn judge(
         Holder::Own => return None,
         Holder::Peer => (
             Severity::Error,
-            "in a peer's subnet, so that packets for it go there",
+            "in a peer's subnet, so packets for it go there",
         ),
         Holder::Nobody => (
             Severity::Warning,
-            "inside the overlay's network, and is out of reach as soon as a node is given its subnet",
+            "inside the overlay's network, and becomes unreachable when a node gets its subnet",
         ),
     };
     Some(finding(
         severity,
         address.to_string(),
         format!("{server} {address} ({place}) is {state}"),
-        "what a host needs to join the overlay cannot be on the overlay: after a reboot neither would come up",
+        "a server that hosts need to join the overlay cannot be on the overlay: after a reboot neither would come up",
         vec![
             format!(
-                "reach {server} at an address outside the overlay's network, or leave its subnet out: {}",
-                leave_out(names)
+                "reach {server} at an address outside the overlay's network, or exclude its subnet: {}",
+                exclude(names)
             ),
             renumber(names),
         ],

@@ -1,4 +1,4 @@
-//! iptables' tables, in the words of `iptables-save`.
+//! iptables' tables, in the syntax of `iptables-save`.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ const BASES: [(&str, &str, Hook, i32); 6] = [
     ("mangle", "POSTROUTING", Hook::Postrouting, -150),
 ];
 
-/// Targets after which a packet goes on.
+/// Targets after which the next rule is evaluated.
 const HARMLESS: [&str; 16] = [
     "LOG",
     "NFLOG",
@@ -116,7 +116,7 @@ fn is_option(word: &str) -> bool {
 fn condition(option: &str, argument: &str, negated: bool) -> Option<Condition> {
     let known = |truth: Truth| Some(Condition::Known(truth.negate(negated)));
     match option {
-        // It only says what the following options mean.
+        // It only gives the following options their meaning.
         "-m" | "--comment" => None,
         "-s" | "-d" => Some(match argument.parse::<IpNet>() {
             Ok(net) => Condition::Address {
@@ -201,7 +201,7 @@ fn mark(text: &str) -> Option<(u32, u32)> {
 
 fn action(line: &save::Rule, is_chain: bool) -> Action {
     let Some(target) = line.target() else {
-        return Action::Go;
+        return Action::Continue;
     };
     match target {
         "ACCEPT" => Action::Accept,
@@ -216,7 +216,7 @@ fn action(line: &save::Rule, is_chain: bool) -> Action {
         },
         _ if is_chain && line.after("-g") == Some(target) => Action::Goto(target.to_owned()),
         _ if is_chain => Action::Jump(target.to_owned()),
-        _ if HARMLESS.contains(&target) => Action::Go,
+        _ if HARMLESS.contains(&target) => Action::Continue,
         _ => Action::Other,
     }
 }

@@ -72,14 +72,14 @@ pub(super) fn read(text: &str) -> Result<Vec<Table>, serde_json::Error> {
     Ok(tables.into_values().collect())
 }
 
-/// The family and two names of an object.
-/// Whether a table is switched off, so that the kernel does not use it: `flags dormant`.
+/// Whether a table is disabled: `flags dormant`.
 fn is_dormant(table: &Value) -> bool {
     let flags = &table["flags"];
     let is = |flag: &Value| flag == "dormant";
     is(flags) || flags.as_array().is_some_and(|flags| flags.iter().any(is))
 }
 
+/// The family and two names of an object.
 fn place<'a>(object: &'a Value, one: &str, other: &str) -> Option<(&'a str, &'a str, &'a str)> {
     Some((
         object["family"].as_str()?,
@@ -106,8 +106,8 @@ fn chain(object: &Value) -> Chain {
     }
 }
 
-/// What the left side of a comparison is about.
-enum Left {
+/// The left side of a comparison.
+enum Operand {
     Interface {
         out: bool,
     },
@@ -123,7 +123,7 @@ enum Left {
     /// The same, by the packet's family.
     Family,
     Number(u16),
-    /// What such a packet does not have.
+    /// A field that such a packet does not have.
     Absent,
     Unknown,
 }
@@ -139,7 +139,7 @@ impl Reader<'_> {
     fn rule(&self, object: &Value, rules: &mut Vec<Rule>) {
         let text = format!("handle {}", object["handle"]);
         let statements = object["expr"].as_array().map_or(&[][..], Vec::as_slice);
-        let mut action = Action::Go;
+        let mut action = Action::Continue;
         for (at, statement) in statements.iter().enumerate() {
             let Some((name, value)) = only(statement) else {
                 continue;
@@ -158,7 +158,7 @@ impl Reader<'_> {
                 return;
             }
             match verdict_of(name, value) {
-                Action::Go => {}
+                Action::Continue => {}
                 found => action = found,
             }
         }
@@ -198,15 +198,15 @@ impl Reader<'_> {
         let texts = || values.iter().filter_map(|value| value.as_str());
         let known = |truth: Truth| vec![Condition::Known(truth.negate(negated))];
         let unknown = || vec![Condition::Known(Truth::Unknown)];
-        match side(left) {
-            Left::Unknown => unknown(),
-            Left::Absent => vec![Condition::Known(Truth::No)],
-            Left::Interface { out } => vec![Condition::Interface {
+        match operand(left) {
+            Operand::Unknown => unknown(),
+            Operand::Absent => vec![Condition::Known(Truth::No)],
+            Operand::Interface { out } => vec![Condition::Interface {
                 out,
                 names: texts().map(str::to_owned).collect(),
                 negated,
             }],
-            Left::Address { destination, ip } => match values.iter().map(addresses).collect() {
+            Operand::Address { destination, ip } => match values.iter().map(addresses).collect() {
                 Some(ranges) => vec![
                     Condition::Family(ip),
                     Condition::Address {
@@ -217,7 +217,7 @@ impl Reader<'_> {
                 ],
                 None => unknown(),
             },
-            Left::Mark { mask } => match values.iter().map(number).collect() {
+            Operand::Mark { mask } => match values.iter().map(number).collect() {
                 Some(values) => vec![Condition::Mark {
                     mask,
                     values,
@@ -225,8 +225,8 @@ impl Reader<'_> {
                 }],
                 None => unknown(),
             },
-            Left::Text(ours) => known(Truth::of(texts().any(|text| ours.contains(&text)))),
-            Left::Family => {
+            Operand::Text(ours) => known(Truth::of(texts().any(|text| ours.contains(&text)))),
+            Operand::Family => {
                 let v4 = texts().any(|text| matches!(text, "ipv4" | "ip"));
                 let v6 = texts().any(|text| matches!(text, "ipv6" | "ip6"));
                 match (v4 ^ negated, v6 ^ negated) {
@@ -236,7 +236,7 @@ impl Reader<'_> {
                     (false, false) => vec![Condition::Known(Truth::No)],
                 }
             }
-            Left::Number(ours) => known(
+            Operand::Number(ours) => known(
                 values
                     .iter()
                     .map(|value| is_number(value, ours))
@@ -293,7 +293,7 @@ fn verdict_of(name: &str, value: &Value) -> Action {
         "match" | "counter" | "log" | "limit" | "quota" | "comment" | "mangle" | "notrack"
         | "ct count" | "meter" | "set" | "map" | "flow" | "continue" | "ct helper"
         | "ct timeout" | "ct expectation" | "last" | "dup" | "socket" | "osf" | "reset"
-        | "secmark" => Action::Go,
+        | "secmark" => Action::Continue,
         _ => Action::Other,
     }
 }
@@ -326,46 +326,46 @@ fn set_mark(value: &Value) -> Action {
     }
 }
 
-fn side(value: &Value) -> Left {
+fn operand(value: &Value) -> Operand {
     if let Some(key) = value["meta"]["key"].as_str() {
         return match key {
-            "iifname" | "iif" => Left::Interface { out: false },
-            "oifname" | "oif" => Left::Interface { out: true },
-            "mark" => Left::Mark { mask: u32::MAX },
-            "l4proto" => Left::Text(&["tcp"]),
-            "nfproto" | "protocol" => Left::Family,
-            _ => Left::Unknown,
+            "iifname" | "iif" => Operand::Interface { out: false },
+            "oifname" | "oif" => Operand::Interface { out: true },
+            "mark" => Operand::Mark { mask: u32::MAX },
+            "l4proto" => Operand::Text(&["tcp"]),
+            "nfproto" | "protocol" => Operand::Family,
+            _ => Operand::Unknown,
         };
     }
     if let Some([left, mask]) = value["&"].as_array().map(Vec::as_slice) {
         return match number(&mask) {
-            Some(mask) if left["meta"]["key"] == "mark" => Left::Mark { mask },
-            _ => Left::Unknown,
+            Some(mask) if left["meta"]["key"] == "mark" => Operand::Mark { mask },
+            _ => Operand::Unknown,
         };
     }
     if let Some(key) = value["ct"]["key"].as_str() {
         return match key {
-            "state" => Left::Text(&["new"]),
-            "direction" => Left::Text(&["original"]),
+            "state" => Operand::Text(&["new"]),
+            "direction" => Operand::Text(&["original"]),
             // A new connection has none of those that rules ask for.
-            "status" => Left::Text(&[]),
-            _ => Left::Unknown,
+            "status" => Operand::Text(&[]),
+            _ => Operand::Unknown,
         };
     }
     let payload = &value["payload"];
     match (payload["protocol"].as_str(), payload["field"].as_str()) {
-        (Some(family @ ("ip" | "ip6")), Some(field @ ("saddr" | "daddr"))) => Left::Address {
+        (Some(family @ ("ip" | "ip6")), Some(field @ ("saddr" | "daddr"))) => Operand::Address {
             destination: field == "daddr",
             ip: if family == "ip" { Ip::V4 } else { Ip::V6 },
         },
-        (Some("ip"), Some("protocol")) | (Some("ip6"), Some("nexthdr")) => Left::Text(&["tcp"]),
-        (Some("tcp" | "th"), Some("dport")) => Left::Number(PORT),
-        (Some("tcp" | "th"), Some("sport")) => Left::Number(SOURCE_PORT),
+        (Some("ip"), Some("protocol")) | (Some("ip6"), Some("nexthdr")) => Operand::Text(&["tcp"]),
+        (Some("tcp" | "th"), Some("dport")) => Operand::Number(PORT),
+        (Some("tcp" | "th"), Some("sport")) => Operand::Number(SOURCE_PORT),
         (
             Some("udp" | "udplite" | "sctp" | "dccp" | "icmp" | "icmpv6" | "esp" | "ah" | "igmp"),
             _,
-        ) => Left::Absent,
-        _ => Left::Unknown,
+        ) => Operand::Absent,
+        _ => Operand::Unknown,
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) const SOURCE_PORT: u16 = 49_151;
 pub(super) const PORT: u16 = 33_433;
 
 /// Where a packet is certainly dropped.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(in crate::command::doctor::host) struct Dropped<'a> {
     pub(in crate::command::doctor::host) table: &'a Table,
     /// The chain with the rule.
@@ -48,7 +48,7 @@ pub(in crate::command::doctor::host) struct Dropped<'a> {
 
 /// The possible results of a chain.
 #[derive(Default)]
-struct Reach<'a> {
+struct ChainResult<'a> {
     /// It may come to the chain's end, or be sent back.
     continues: bool,
     /// It may be accepted, or something that is not known may happen to it.
@@ -73,7 +73,7 @@ impl Filter {
     ) -> Option<Dropped<'a>> {
         let mut bases: Vec<(Hook, i32, &'a Table, &'a str)> = Vec::new();
         let ip = packet.ip();
-        for table in self.tables.iter().filter(|table| table.sees(ip)) {
+        for table in self.tables.iter().filter(|table| table.handles(ip)) {
             for (name, chain) in &table.chains {
                 if let Some((hook, priority)) = chain.base {
                     bases.push((hook, priority, table, name));
@@ -89,15 +89,15 @@ impl Filter {
                 mark,
                 steps: 0,
             };
-            let reach = walk.chain(name, 0);
+            let result = walk.chain(name, 0);
             mark = walk.mark;
-            if reach.accepted || walk.steps > MAX_STEPS {
+            if result.accepted || walk.steps > MAX_STEPS {
                 continue;
             }
             // A chain that lets through what comes to its end has accepted it.
             let by_policy = table.chains.get(name).is_some_and(|chain| chain.drops);
-            let (chain, rule) = match reach.dropped {
-                Some((chain, rule)) if !reach.continues => (chain, Some(rule)),
+            let (chain, rule) = match result.dropped {
+                Some((chain, rule)) if !result.continues => (chain, Some(rule)),
                 _ if by_policy => (name, None),
                 _ => continue,
             };
@@ -108,10 +108,10 @@ impl Filter {
 }
 
 impl<'a> Walk<'a, '_> {
-    fn chain(&mut self, name: &'a str, depth: u32) -> Reach<'a> {
-        let mut reach = Reach::default();
+    fn chain(&mut self, name: &'a str, depth: u32) -> ChainResult<'a> {
+        let mut result = ChainResult::default();
         let Some(chain) = self.table.chains.get(name).filter(|_| depth < MAX_DEPTH) else {
-            return Reach {
+            return ChainResult {
                 continues: true,
                 accepted: true,
                 dropped: None,
@@ -120,16 +120,16 @@ impl<'a> Walk<'a, '_> {
         for rule in &chain.rules {
             self.steps += 1;
             if self.steps > MAX_STEPS {
-                reach.accepted = true;
-                return reach;
+                result.accepted = true;
+                return result;
             }
-            let meets = self.meets(rule);
-            if meets == Truth::No {
+            let matches = self.matches(rule);
+            if matches == Truth::No {
                 continue;
             }
-            let certain = meets == Truth::Yes;
+            let certain = matches == Truth::Yes;
             match &rule.action {
-                Action::Go => continue,
+                Action::Continue => continue,
                 Action::Mark { and, xor } => {
                     let marked = self.mark.map(|mark| mark & and ^ xor);
                     self.mark = if certain { marked } else { None };
@@ -139,42 +139,42 @@ impl<'a> Walk<'a, '_> {
                     self.mark = None;
                     continue;
                 }
-                Action::Accept => reach.accepted = true,
+                Action::Accept => result.accepted = true,
                 Action::Other => {
-                    reach.accepted = true;
+                    result.accepted = true;
                     continue;
                 }
                 // What drops for certain is named before what may.
-                Action::Drop if certain => reach.dropped = Some((name, &rule.text)),
+                Action::Drop if certain => result.dropped = Some((name, &rule.text)),
                 Action::Drop => {
-                    reach.dropped.get_or_insert((name, &rule.text));
+                    result.dropped.get_or_insert((name, &rule.text));
                 }
-                Action::Return => reach.continues = true,
+                Action::Return => result.continues = true,
                 Action::Jump(target) | Action::Goto(target) => {
                     let before = self.mark;
                     let inner = self.chain(target, depth + 1);
                     if !certain && self.mark != before {
                         self.mark = None;
                     }
-                    reach.accepted |= inner.accepted;
-                    reach.dropped = reach.dropped.or(inner.dropped);
+                    result.accepted |= inner.accepted;
+                    result.dropped = result.dropped.or(inner.dropped);
                     let returns = inner.continues;
                     if matches!(rule.action, Action::Goto(_)) {
-                        reach.continues |= returns;
+                        result.continues |= returns;
                     } else if returns {
                         continue;
                     }
                 }
             }
             if certain {
-                return reach;
+                return result;
             }
         }
-        reach.continues = true;
-        reach
+        result.continues = true;
+        result
     }
 
-    fn meets(&self, rule: &Rule) -> Truth {
+    fn matches(&self, rule: &Rule) -> Truth {
         let all = rule
             .conditions
             .iter()

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use regex_lite::{Regex, escape};
 
-/// The directories, the weightiest first: a file hides those of the same name in later ones.
+/// The directories, in order of precedence: a file hides those of the same name in later ones.
 const DIRECTORIES: [&str; 5] = [
     "/etc/systemd/network",
     "/run/systemd/network",
@@ -15,13 +15,13 @@ const DIRECTORIES: [&str; 5] = [
     "/lib/systemd/network",
 ];
 
-/// The policy other than `none` that applies to a VXLAN device; `None` where there is none, or where that depends on what
-/// is not looked at here.
+/// The policy other than `none` that applies to a VXLAN device; `None` if there is none, or if it depends on
+/// unsupported conditions.
 pub(super) fn policy(device: &str) -> Option<String> {
     effective(&DIRECTORIES.map(PathBuf::from), device).filter(|policy| policy != "none")
 }
 
-/// What the first file that fits says, with its drop-ins.
+/// The policy of the first matching file, with its drop-ins.
 fn effective(directories: &[PathBuf], device: &str) -> Option<String> {
     for (name, path) in files(directories, ".link") {
         let mut text = fs::read_to_string(&path).unwrap_or_default();
@@ -55,7 +55,7 @@ fn files(directories: &[PathBuf], ending: &str) -> BTreeMap<String, PathBuf> {
             }
         }
     }
-    // A link to /dev/null says that there is no such file.
+    // A link to /dev/null masks the file.
     found.retain(|_, path| fs::canonicalize(path).is_ok_and(|path| path != Path::new("/dev/null")));
     found
 }
@@ -91,7 +91,7 @@ impl File {
         file
     }
 
-    /// Whether it is for a VXLAN device of that name; `None` if that depends on something else.
+    /// Whether it matches a VXLAN device of that name; `None` if that depends on other conditions.
     fn fits(&self, device: &str) -> Option<bool> {
         let mut fits = (!self.conditions.is_empty()).then_some(true);
         for (key, value) in &self.conditions {
@@ -114,7 +114,7 @@ impl File {
     }
 }
 
-/// Whether one of the names fits one of the patterns; a `!` in front turns the whole list around.
+/// Whether one of the names matches one of the patterns; a leading `!` negates the whole list.
 fn is_listed(list: &str, names: &[&str]) -> bool {
     let (negated, list) = match list.strip_prefix('!') {
         Some(rest) => (true, rest),

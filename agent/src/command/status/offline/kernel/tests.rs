@@ -81,12 +81,12 @@ fn a_vxlan_peer_is_where_its_frames_are_sent() {
         (
             "10.5.2.0/24",
             None,
-            Some("no forwarding entry for 5e:00:00:00:00:02 on flannel.1"),
+            Some("no FDB entry for 5e:00:00:00:00:02 on flannel.1"),
         ),
         (
             "10.5.3.0/24",
             None,
-            Some("no neighbour entry for 10.5.3.0 on flannel.1"),
+            Some("no neighbor entry for 10.5.3.0 on flannel.1"),
         ),
         ("10.5.4.0/24", Some("10.77.0.14"), None),
     ];

@@ -1,20 +1,20 @@
-//! How a host lets packets of the overlay in: that depends on what keeps its packet filter.
+//! How to accept the overlay's packets on a host: that depends on the program that manages its packet filter.
 
 use crate::host::firewall;
 
 /// Where ufw says whether it is on (ufw(8), FILES).
 const UFW: &str = "/etc/ufw/ufw.conf";
 
-/// What keeps the packet filter of a host, so that rules of others are lost or do not count.
+/// The program that manages the packet filter of a host, so that other rules are lost or have no effect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Keeper {
+pub(super) enum FilterManager {
     Firewalld,
     Ufw,
-    /// Rules of the administrator's own, as in `/etc/nftables.conf`.
+    /// None: the administrator's own rules, as in `/etc/nftables.conf`.
     Rules,
 }
 
-impl Keeper {
+impl FilterManager {
     pub(super) async fn of_this_host() -> Self {
         if firewall::has_firewalld().await {
             Self::Firewalld
@@ -36,49 +36,49 @@ fn is_on(settings: &str) -> bool {
     settings.lines().filter_map(value).next_back() == Some(true)
 }
 
-/// What has to come in.
+/// The packets to accept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Carried {
+pub(super) enum Encapsulation {
     Udp(u16),
     /// IP protocol 4.
     Ipip,
 }
 
-impl Carried {
-    /// As nftables matches it.
-    pub(super) fn matched(self) -> String {
+impl Encapsulation {
+    /// The match in nftables' syntax.
+    pub(super) fn nft_match(self) -> String {
         match self {
             Self::Udp(port) => format!("udp dport {port}"),
             Self::Ipip => "meta l4proto 4".to_owned(),
         }
     }
 
-    /// The command that lets it in, and does so after the next boot as well where something keeps the rules.
-    pub(super) fn opened_by(self, keeper: Keeper) -> String {
-        match (keeper, self) {
-            (Keeper::Firewalld, Self::Udp(port)) => format!(
+    /// The command that accepts them, also after the next boot if a program manages the rules.
+    pub(super) fn accept_command(self, manager: FilterManager) -> String {
+        match (manager, self) {
+            (FilterManager::Firewalld, Self::Udp(port)) => format!(
                 "firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload"
             ),
-            (Keeper::Firewalld, Self::Ipip) => {
+            (FilterManager::Firewalld, Self::Ipip) => {
                 "firewall-cmd --permanent --add-protocol=ipencap && firewall-cmd --reload".to_owned()
             }
-            (Keeper::Ufw, Self::Udp(port)) => format!("ufw allow {port}/udp"),
-            (Keeper::Ufw, Self::Ipip) => {
+            (FilterManager::Ufw, Self::Udp(port)) => format!("ufw allow {port}/udp"),
+            (FilterManager::Ufw, Self::Ipip) => {
                 "-A ufw-before-input -p 4 -j ACCEPT in /etc/ufw/before.rules, before COMMIT, and ufw reload".to_owned()
             }
-            (Keeper::Rules, _) => {
-                format!("nft insert rule inet filter input {} accept", self.matched())
+            (FilterManager::Rules, _) => {
+                format!("nft insert rule inet filter input {} accept", self.nft_match())
             }
         }
     }
 
     /// The same for a host whose rule manager is unknown.
-    pub(super) fn opened(self) -> String {
+    pub(super) fn accept_commands(self) -> String {
         format!(
             "{}; with firewalld: {}; with ufw: {}",
-            self.opened_by(Keeper::Rules),
-            self.opened_by(Keeper::Firewalld),
-            self.opened_by(Keeper::Ufw)
+            self.accept_command(FilterManager::Rules),
+            self.accept_command(FilterManager::Firewalld),
+            self.accept_command(FilterManager::Ufw)
         )
     }
 }
@@ -105,21 +105,25 @@ mod tests {
     #[test]
     fn every_keeper_has_a_command_for_every_carrier() {
         assert_eq!(
-            Carried::Udp(8472).opened_by(Keeper::Firewalld),
+            Encapsulation::Udp(8472).accept_command(FilterManager::Firewalld),
             "firewall-cmd --permanent --add-port=8472/udp && firewall-cmd --reload"
         );
         assert_eq!(
-            Carried::Udp(51820).opened_by(Keeper::Ufw),
+            Encapsulation::Udp(51820).accept_command(FilterManager::Ufw),
             "ufw allow 51820/udp"
         );
         assert_eq!(
-            Carried::Ipip.opened_by(Keeper::Rules),
+            Encapsulation::Ipip.accept_command(FilterManager::Rules),
             "nft insert rule inet filter input meta l4proto 4 accept"
         );
-        for carried in [Carried::Udp(8285), Carried::Ipip] {
-            let all = carried.opened();
-            for keeper in [Keeper::Firewalld, Keeper::Ufw, Keeper::Rules] {
-                assert!(all.contains(&carried.opened_by(keeper)), "{all}");
+        for carried in [Encapsulation::Udp(8285), Encapsulation::Ipip] {
+            let all = carried.accept_commands();
+            for manager in [
+                FilterManager::Firewalld,
+                FilterManager::Ufw,
+                FilterManager::Rules,
+            ] {
+                assert!(all.contains(&carried.accept_command(manager)), "{all}");
             }
         }
     }

@@ -116,16 +116,19 @@ where
                         crowd.add(address, connection, connections.len());
                     }
                 }
-                Err(error) => {
-                    let fault = format!("failed to accept a connection: {error}");
-                    if let Some(line) = failures.note(&fault, Instant::now()) {
-                        warn!("{line}");
-                    }
-                    sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => pause(&error, &mut failures).await,
             },
         }
     }
+}
+
+/// Reports a failed accept and waits.
+async fn pause(error: &io::Error, failures: &mut Repeats) {
+    let fault = format!("failed to accept a connection: {error}");
+    if let Some(line) = failures.note(&fault, Instant::now()) {
+        warn!("{line}");
+    }
+    sleep(ACCEPT_PAUSE).await;
 }
 
 /// Connections with a known address, oldest first per address.

@@ -254,7 +254,7 @@ mod tests {
         let alone = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
         assert_eq!(
             parse("{}", alone).unwrap_err().to_string(),
-            "EnableIPv4: false is not possible with the backend ipip, which carries IPv4 alone; allowed: true"
+            "EnableIPv4: false is not possible with the backend ipip, which carries only IPv4; allowed: true"
         );
         assert_eq!(
             parse(r#"{"DirectRouting":1}"#, NETWORK)

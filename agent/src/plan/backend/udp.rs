@@ -331,7 +331,7 @@ mod tests {
         let alone = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
         assert_eq!(
             parse("{}", alone).unwrap_err().to_string(),
-            "EnableIPv4: false is not possible with the backend udp, which carries IPv4 alone; allowed: true"
+            "EnableIPv4: false is not possible with the backend udp, which carries only IPv4; allowed: true"
         );
         for port in ["0", "65536", "-1"] {
             let error = parse(&format!(r#"{{"Port":{port}}}"#), NETWORK).unwrap_err();

@@ -1,8 +1,8 @@
 //! Bridges of other programs: their ports and addresses.
 
 use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message::Message;
 use super::{Kernel, KernelError, Refused, address};
@@ -36,13 +36,13 @@ impl Kernel {
         let index = link.index;
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::Controller(index));
-        let request = RouteNetlinkMessage::GetLink(request);
+        let request = Message::GetLink(request);
         let pick = |message| port_name(message, index);
         let ports = self.socket.dump("bridge ports", request, pick).await?;
         let mut request = rtnetlink::packet_route::address::AddressMessage::default();
         request.header.family = AddressFamily::Unspec;
         request.header.index = index;
-        let request = RouteNetlinkMessage::GetAddress(request);
+        let request = Message::GetAddress(request);
         let pick = |message| match address::read(&message) {
             Some((of, address)) if of == index => Some(address),
             _ => None,
@@ -76,7 +76,7 @@ impl Kernel {
 
 /// The name of a device attached to the bridge. Checked here because old kernels ignore the filter in the request.
 fn port_name(message: Message, bridge: u32) -> Option<String> {
-    let Message::Route(RouteNetlinkMessage::NewLink(link)) = message else {
+    let Message::NewLink(link) = message else {
         return None;
     };
     let attached = link.attributes.contains(&LinkAttribute::Controller(bridge));
@@ -99,7 +99,7 @@ mod tests {
             link.attributes.push(LinkAttribute::IfName(name.into()));
             let controller = controller.map(LinkAttribute::Controller);
             link.attributes.extend(controller);
-            Message::Route(RouteNetlinkMessage::NewLink(link))
+            Message::NewLink(link)
         };
         assert_eq!(port_name(device("veth1", Some(7)), 7), Some("veth1".into()));
         assert_eq!(port_name(device("veth2", Some(8)), 7), None);

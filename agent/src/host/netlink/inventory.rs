@@ -4,12 +4,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message::Message;
 use super::socket::Socket;
@@ -69,9 +69,9 @@ impl Inventory {
         let mut socket = Socket::open()?;
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
-        let request = RouteNetlinkMessage::GetLink(message);
+        let request = Message::GetLink(message);
         let interfaces = socket.dump("interfaces", request, |message| match message {
-            Message::Route(RouteNetlinkMessage::NewLink(link)) => interface(&link),
+            Message::NewLink(link) => interface(&link),
             _ => None,
         });
         let interfaces = interfaces.await?.items;
@@ -83,7 +83,7 @@ impl Inventory {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let request = route::list(family, None, None);
             let dump = socket.dump("routes", request, |message| match message {
-                Message::Route(RouteNetlinkMessage::NewRoute(message)) => read_route(&message),
+                Message::NewRoute(message) => read_route(&message),
                 _ => None,
             });
             match dump.await {
@@ -149,7 +149,7 @@ pub(crate) async fn live_neighbors(index: u32) -> Result<Vec<IpAddr>, KernelErro
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let request = neighbor::list(family, index);
         let dump = socket.dump("neighbours", request, |message| {
-            let Message::Route(RouteNetlinkMessage::NewNeighbour(entry)) = message else {
+            let Message::NewNeighbour(entry) = message else {
                 return None;
             };
             let live = matches!(

@@ -4,11 +4,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
     RouteType,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::family;
 use super::message::{Message, Request, Verb};
@@ -85,13 +85,13 @@ pub(super) fn list(
     family: AddressFamily,
     protocol: Option<RouteProtocol>,
     link: Option<u32>,
-) -> RouteNetlinkMessage {
+) -> Message {
     let mut message = RouteMessage::default();
     message.header.address_family = family;
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = protocol.unwrap_or_default();
     message.attributes = link.map(RouteAttribute::Oif).into_iter().collect();
-    RouteNetlinkMessage::GetRoute(message)
+    Message::GetRoute(message)
 }
 
 /// Sets a route of ours.
@@ -117,7 +117,7 @@ pub(super) fn set(verb: Verb, destination: IpNet, path: Path) -> Request {
             message.attributes.extend(gateway);
         }
     }
-    Request::new(verb, RouteNetlinkMessage::NewRoute(message))
+    Request::new(verb, Message::NewRoute(message))
 }
 
 /// Removes a route with the given protocol number. The kernel compares the device only for a route without a next-hop
@@ -126,7 +126,7 @@ pub(super) fn delete(destination: IpNet, protocol: u8, link: Option<u32>) -> Req
     let mut message = describe(destination, protocol);
     message.header.scope = RouteScope::NoWhere;
     message.attributes.extend(link.map(RouteAttribute::Oif));
-    Request::new(Verb::Plain, RouteNetlinkMessage::DelRoute(message))
+    Request::new(Verb::Plain, Message::DelRoute(message))
 }
 
 /// Sets a blackhole route of ours. It has the worst metric, so that it applies only where there is no other route, such
@@ -136,7 +136,7 @@ pub(super) fn set_blackhole(verb: Verb, destination: IpNet) -> Request {
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::BlackHole;
     message.attributes.push(RouteAttribute::Priority(WORST));
-    Request::new(verb, RouteNetlinkMessage::NewRoute(message))
+    Request::new(verb, Message::NewRoute(message))
 }
 
 /// Removes a blackhole route of ours.
@@ -145,7 +145,7 @@ pub(super) fn delete_blackhole(destination: IpNet) -> Request {
     message.header.scope = RouteScope::NoWhere;
     message.header.kind = RouteType::BlackHole;
     message.attributes.push(RouteAttribute::Priority(WORST));
-    Request::new(Verb::Plain, RouteNetlinkMessage::DelRoute(message))
+    Request::new(Verb::Plain, Message::DelRoute(message))
 }
 
 fn describe(destination: IpNet, protocol: u8) -> RouteMessage {
@@ -161,10 +161,7 @@ fn describe(destination: IpNet, protocol: u8) -> RouteMessage {
 /// Reads a route of the main table from a reply or a notification, if it has the default metric or is a blackhole with
 /// the worst; `None` for any other.
 pub(super) fn read(message: &Message) -> Option<KernelRoute> {
-    let Message::Route(
-        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message),
-    ) = message
-    else {
+    let (Message::NewRoute(message) | Message::DelRoute(message)) = message else {
         return None;
     };
     let header = &message.header;

@@ -100,7 +100,7 @@ pub(super) struct Dump<T> {
 }
 
 /// The messages of one netlink protocol.
-pub(super) trait Protocol: NetlinkSerializable + NetlinkDeserializable + fmt::Debug {
+pub(super) trait Protocol: NetlinkSerializable + NetlinkDeserializable {
     /// `NETLINK_…` of linux/netlink.h.
     const NUMBER: isize;
 }
@@ -182,7 +182,8 @@ impl<M: Protocol> Socket<M> {
                     continue;
                 };
                 if let Some(refused) = refused(error, message.header.flags) {
-                    trace!(request = ?batch[index], %refused, "netlink request refused");
+                    let (request, verb) = (&batch[index].message, batch[index].verb);
+                    trace!(request = request.message_type(), ?verb, %refused, "netlink request refused");
                     outcomes[start + index] = Err(refused);
                 }
                 if index == batch.len() - 1 {

@@ -6,11 +6,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::host::{Forwarded, Way, way};
 use super::message::Message;
@@ -54,9 +54,9 @@ pub(crate) async fn foreign_routes(networks: &[IpNet]) -> Result<Vec<ForeignRout
         // Table 0 means all tables (`inet_dump_fib()`).
         let mut message = RouteMessage::default();
         message.header.address_family = family;
-        let request = RouteNetlinkMessage::GetRoute(message);
+        let request = Message::GetRoute(message);
         let dump = socket.dump("routes", request, |message| {
-            let Message::Route(RouteNetlinkMessage::NewRoute(message)) = message else {
+            let Message::NewRoute(message) = message else {
                 return None;
             };
             read(&message).filter(|route| {
@@ -173,9 +173,9 @@ pub(crate) async fn policy_rules() -> Result<Vec<PolicyRule>, KernelError> {
     ] {
         let mut message = RuleMessage::default();
         message.header.family = address_family;
-        let request = RouteNetlinkMessage::GetRule(message);
+        let request = Message::GetRule(message);
         let dump = socket.dump("rules", request, |message| match message {
-            Message::Route(RouteNetlinkMessage::NewRule(message)) => read_rule(&message, family),
+            Message::NewRule(message) => read_rule(&message, family),
             _ => None,
         });
         rules.extend(dump.await?.items);

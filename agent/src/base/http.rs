@@ -1,16 +1,13 @@
-//! The HTTP server that health endpoints and the control socket share.
+//! HTTP, for all servers and clients of the agent: one way to accept connections, and one to speak on them.
 //!
-//! It may listen on every address, so any host can connect. Each connection gets one answer and a few seconds; at most
-//! [`MAX_CONNECTIONS`] are open at a time. A connection above the limit replaces the oldest one of the address with the
-//! most connections: a slow client harms only itself.
+//! [`serve`] is the server that health endpoints and the control socket share. It may listen on every address, so any
+//! host can connect. Each connection gets one answer and a few seconds; at most [`MAX_CONNECTIONS`] are open at a time.
 
-use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
-use std::io;
-use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
@@ -18,22 +15,22 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info, warn};
+use tokio::time::timeout;
+use tracing::debug;
 
-use self::body::Text;
+use self::accept::Listener;
+pub(crate) use self::accept::{Limits, WhenFull, accept};
 pub(crate) use self::client::{Connection, ExchangeError, Trouble, get};
-use crate::base::logging::Repeats;
-use crate::base::net::address_block;
 
-mod body;
+mod accept;
 mod client;
 
 /// Deadline for a request's header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The maximum size of a request's header in bytes, far more than any client of ours sends.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 /// Deadline for a connection, from accept to the last byte of the answer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,14 +41,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// The maximum number of connections.
 pub(crate) const MAX_CONNECTIONS: usize = 64;
 
-/// The maximum per address; an IPv6 /64 counts as one address.
+/// The maximum per address.
 pub(crate) const MAX_PER_ADDRESS: usize = 16;
-
-/// Pause after a failed accept, for example out of file descriptors (`EMFILE`).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-
-/// The maximum size of a request's header in bytes, far more than any probe sends.
-const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 /// The content type of plain texts.
 pub(crate) const PLAIN: &str = "text/plain; charset=utf-8";
@@ -86,79 +77,71 @@ impl Answer {
     }
 }
 
-/// A source of connections.
-pub(crate) trait Listener: Send {
-    /// A connection.
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+/// The bytes of a connection. Boxed, so that hyper's large code exists once, not for each kind of connection.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
-    /// Waits for the next connection; also returns the peer's address, if there is one. Cancel-safe.
-    fn accept(&mut self)
-    -> impl Future<Output = io::Result<(Self::Stream, Option<IpAddr>)>> + Send;
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Answers a request. Boxed for the same reason.
+pub(crate) type Respond = Box<dyn Fn(Request<Incoming>) -> Responding + Send>;
+
+/// A response in the making.
+pub(crate) type Responding =
+    Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send>>;
+
+/// The options of all servers.
+pub(crate) fn options() -> http1::Builder {
+    let mut options = http1::Builder::new();
+    options
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES);
+    options
 }
 
-impl Listener for TcpListener {
-    type Stream = tokio::net::TcpStream;
-
-    async fn accept(&mut self) -> io::Result<(Self::Stream, Option<IpAddr>)> {
-        let (stream, from) = TcpListener::accept(self).await?;
-        Ok((stream, Some(from.ip())))
+/// Answers the requests that come over a connection; once `stopped` is ready, completes the pending answer and ends.
+pub(crate) async fn converse(
+    options: http1::Builder,
+    stream: Box<dyn Stream>,
+    respond: Respond,
+    stopped: impl Future<Output = ()>,
+) -> Result<(), hyper::Error> {
+    let service = service_fn(respond);
+    let mut connection = pin!(options.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        served = connection.as_mut() => return served,
+        () = stopped => (),
     }
-}
-
-impl Listener for UnixListener {
-    type Stream = tokio::net::UnixStream;
-
-    async fn accept(&mut self) -> io::Result<(Self::Stream, Option<IpAddr>)> {
-        Ok((UnixListener::accept(self).await?.0, None))
-    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 /// Serves until `stop` is ready; then accepts no more connections and completes pending answers.
 ///
 /// If the future is dropped instead, all connections are closed at once.
-pub(crate) async fn serve(
-    mut listener: impl Listener,
+pub(crate) async fn serve<L: Listener>(
+    listener: L,
     handler: impl Handler,
     stop: impl Future<Output = ()>,
 ) {
-    let mut stop = pin!(stop);
+    let limits = Limits {
+        total: MAX_CONNECTIONS,
+        per_address: MAX_PER_ADDRESS,
+        when_full: WhenFull::Replace,
+    };
     let (stopping, stopped) = watch::channel(false);
-    let mut connections = JoinSet::new();
-    let mut crowd = Crowd::default();
-    let mut refused = Repeats::default();
-    loop {
-        tokio::select! {
-            () = &mut stop => break,
-            Some(_) = connections.join_next() => (),
-            accepted = listener.accept(), if crowd.has_place(connections.len()) => match accepted {
-                Ok((stream, from)) => {
-                    if let Some(seen) = refused.end(Instant::now()) {
-                        info!("accepting connections again; the failure was {seen}");
-                    }
-                    let handler = handler.clone();
-                    let stopped = stopped.clone();
-                    let connection = connections.spawn(async move {
-                        let served = timeout(CONNECTION_TIMEOUT, connection(stream, handler, stopped)).await;
-                        match served {
-                            Ok(Ok(())) => (),
-                            Ok(Err(error)) => debug!("connection ended: {error}"),
-                            Err(_) => debug!("connection took too long"),
-                        }
-                    });
-                    if let Some(from) = from {
-                        crowd.add(from, connection, connections.len());
-                    }
-                }
-                Err(error) => {
-                    let fault = format!("failed to accept a connection: {error}");
-                    if let Some(line) = refused.note(&fault, Instant::now()) {
-                        warn!("{line}");
-                    }
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
+    let serve = |stream: L::Stream, _| {
+        let served = connection(Box::new(stream), handler.clone(), stopped.clone());
+        async {
+            match timeout(CONNECTION_TIMEOUT, served).await {
+                Ok(Ok(())) => (),
+                Ok(Err(error)) => debug!("connection ended: {error}"),
+                Err(_) => debug!("connection took too long"),
+            }
+            Ok(())
         }
-    }
+    };
+    let mut connections = accept(&listener, limits, serve, |_, _| (), stop).await;
     drop(listener);
     // Every connection holds a receiver, so this reaches all of them.
     let _ = stopping.send(true);
@@ -167,64 +150,26 @@ pub(crate) async fn serve(
     let _ = timeout(STOP_TIMEOUT, drained).await;
 }
 
-/// Connections with a known address, oldest first per address.
-#[derive(Default)]
-struct Crowd(HashMap<IpAddr, VecDeque<AbortHandle>>);
-
-impl Crowd {
-    /// Whether another connection can be accepted, possibly by closing one of these.
-    fn has_place(&self, served: usize) -> bool {
-        served < MAX_CONNECTIONS || !self.0.is_empty()
-    }
-
-    /// Adds a connection. If now `served` exceeds the limit, closes the one that it replaces.
-    fn add(&mut self, from: IpAddr, connection: AbortHandle, served: usize) {
-        self.0.retain(|_, those| {
-            those.retain(|connection| !connection.is_finished());
-            !those.is_empty()
-        });
-        let own = self.0.entry(address_block(from)).or_default();
-        own.push_back(connection);
-        let crowded = if own.len() > MAX_PER_ADDRESS {
-            Some(own)
-        } else if served > MAX_CONNECTIONS {
-            self.0.values_mut().max_by_key(|those| those.len())
-        } else {
-            None
-        };
-        if let Some(oldest) = crowded.and_then(VecDeque::pop_front) {
-            oldest.abort();
-        }
-    }
-}
-
 /// Serves one connection: one request, one answer.
 async fn connection(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    stream: Box<dyn Stream>,
     handler: impl Handler,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<(), hyper::Error> {
-    let service = service_fn(|request: Request<Incoming>| {
+    let respond: Respond = Box::new(move |request| {
         let handler = handler.clone();
-        async move { Ok::<_, Infallible>(respond(&handler, request.method(), request.uri()).await) }
+        Box::pin(async move { Ok(respond(&handler, request.method(), request.uri()).await) })
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .keep_alive(false)
-        .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
-    tokio::select! {
-        served = connection.as_mut() => return served,
-        _ = stopped.wait_for(|stopped| *stopped) => (),
-    }
-    connection.as_mut().graceful_shutdown();
-    connection.await
+    let mut options = options();
+    options.keep_alive(false);
+    let stopped = async {
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+    };
+    converse(options, stream, respond, stopped).await
 }
 
 /// The answer to a request, whose body is never read. For HEAD, hyper omits the answer's body.
-async fn respond(handler: &impl Handler, method: &Method, uri: &Uri) -> Response<Text> {
+async fn respond(handler: &impl Handler, method: &Method, uri: &Uri) -> Response<Full<Bytes>> {
     let readable = matches!(*method, Method::GET | Method::HEAD);
     let answer = match handler.answer(uri).await {
         None => Answer::plain(StatusCode::NOT_FOUND, handler.paths()),
@@ -235,7 +180,7 @@ async fn respond(handler: &impl Handler, method: &Method, uri: &Uri) -> Response
         Some(answer) => answer,
     };
     let allow = answer.status == StatusCode::METHOD_NOT_ALLOWED;
-    let mut response = Response::new(Text::new(answer.body));
+    let mut response = Response::new(Full::new(answer.body));
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));

@@ -28,9 +28,9 @@ pub(crate) const WIREGUARD: &str = "wireguard";
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NetworkConfig {
     /// The IPv4 overlay network and the subnets that nodes may lease in it; `None` exactly if `EnableIPv4` is false.
-    pub ipv4: Option<Ipv4Range>,
+    pub ipv4: Option<Range<Ipv4Net, Ipv4Addr>>,
     /// The same for IPv6; `Some` exactly if `EnableIPv6` is true. There is at least one of the two.
-    pub ipv6: Option<Ipv6Range>,
+    pub ipv6: Option<Range<Ipv6Net, Ipv6Addr>>,
     /// Whether `firewall.mode = auto` selects nftables.
     pub enable_nftables: bool,
     /// Whether packets between nodes must be encrypted. Our own field, flannel skips it. The backend is then wireguard.
@@ -66,29 +66,19 @@ impl Families {
 
 /// The overlay network of one family and its subnets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ipv4Range {
+pub struct Range<N, A> {
     /// The whole overlay network.
-    pub network: Ipv4Net,
+    pub network: N,
     /// Prefix length of a node's subnet.
     pub subnet_len: u8,
     /// Address of the first subnet to lease.
-    pub min: Ipv4Addr,
+    pub min: A,
     /// Address of the last subnet to lease.
-    pub max: Ipv4Addr,
+    pub max: A,
 }
 
-/// The overlay network of one family and its subnets.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ipv6Range {
-    /// The whole overlay network.
-    pub network: Ipv6Net,
-    /// Prefix length of a node's subnet.
-    pub subnet_len: u8,
-    /// Address of the first subnet to lease.
-    pub min: Ipv6Addr,
-    /// Address of the last subnet to lease.
-    pub max: Ipv6Addr,
-}
+/// A [`Range`] of either family.
+pub type AnyRange = Range<IpNet, IpAddr>;
 
 /// The `Backend` object.
 #[derive(Clone, Debug)]
@@ -142,16 +132,19 @@ const LENGTH_V6: &str = "a whole number from 0 (computed) to 126";
 impl NetworkConfig {
     /// The overlay networks, IPv4 first.
     pub fn networks(&self) -> impl Iterator<Item = IpNet> + use<> {
-        let v4 = self.ipv4.map(|range| IpNet::V4(range.network));
-        v4.into_iter()
-            .chain(self.ipv6.map(|range| IpNet::V6(range.network)))
+        self.ranges().map(|range| range.network)
+    }
+
+    /// The overlay networks with their subnets, IPv4 first.
+    pub fn ranges(&self) -> impl Iterator<Item = AnyRange> + use<> {
+        let v4 = self.ipv4.map(Range::any);
+        v4.into_iter().chain(self.ipv6.map(Range::any))
     }
 
     /// How many nodes can have a lease: the number of subnets in the smaller family.
     pub fn subnets(&self) -> u64 {
-        let v4 = self.ipv4.as_ref().map(Ipv4Range::subnets);
-        let v6 = self.ipv6.as_ref().map(Ipv6Range::subnets);
-        v4.into_iter().chain(v6).min().unwrap_or(0)
+        let subnets = self.ranges().map(|range| range.subnets());
+        subnets.min().unwrap_or(0)
     }
 
     /// The families of the overlay.
@@ -249,31 +242,36 @@ impl NetworkConfig {
     }
 }
 
-impl Ipv4Range {
+impl<N: Into<IpNet>, A: Into<IpAddr>> Range<N, A> {
+    fn any(self) -> AnyRange {
+        Range {
+            network: self.network.into(),
+            subnet_len: self.subnet_len,
+            min: self.min.into(),
+            max: self.max.into(),
+        }
+    }
+}
+
+impl AnyRange {
     /// The number of subnets that can be leased.
-    pub fn subnets(&self) -> u64 {
-        let between = u32::from(self.max).saturating_sub(u32::from(self.min));
-        (u64::from(between) >> (32 - self.subnet_len)) + 1
+    fn subnets(&self) -> u64 {
+        let between = number(self.max).saturating_sub(number(self.min));
+        let subnets = between >> (self.network.max_prefix_len() - self.subnet_len);
+        u64::try_from(subnets).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     /// Whether a node may hold `subnet` under this config: the right length, and between the first and the last subnet.
-    pub fn allows(&self, subnet: Ipv4Net) -> bool {
+    pub fn allows(&self, subnet: IpNet) -> bool {
         subnet.prefix_len() == self.subnet_len && (self.min..=self.max).contains(&subnet.network())
     }
 }
 
-impl Ipv6Range {
-    /// The number of subnets that can be leased.
-    pub fn subnets(&self) -> u64 {
-        let between = u128::from(self.max).saturating_sub(u128::from(self.min));
-        u64::try_from(between >> (128 - self.subnet_len))
-            .unwrap_or(u64::MAX)
-            .saturating_add(1)
-    }
-
-    /// Whether a node may hold `subnet` under this config: the right length, and between the first and the last subnet.
-    pub fn allows(&self, subnet: Ipv6Net) -> bool {
-        subnet.prefix_len() == self.subnet_len && (self.min..=self.max).contains(&subnet.network())
+/// An address as a number.
+pub(crate) fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) => v6.to_bits(),
     }
 }
 
@@ -313,7 +311,7 @@ impl BackendSpec {
     }
 }
 
-fn parse_ipv4(object: &Object<'_>) -> Result<Ipv4Range, NetworkConfigError> {
+fn parse_ipv4(object: &Object<'_>) -> Result<Range<Ipv4Net, Ipv4Addr>, NetworkConfigError> {
     let network: Option<Ipv4Net> = object.get_not_null("Network", CIDR_V4)?;
     let min: Option<Ipv4Addr> = object.get_not_null("SubnetMin", ADDRESS_V4)?;
     let max: Option<Ipv4Addr> = object.get_not_null("SubnetMax", ADDRESS_V4)?;
@@ -324,7 +322,7 @@ fn parse_ipv4(object: &Object<'_>) -> Result<Ipv4Range, NetworkConfigError> {
         max: max.map_or(0, |a| u32::from(a).into()),
     })?;
     let network = network.ok_or(RangeError::NoNetwork { key: "Network" })?;
-    Ok(Ipv4Range {
+    Ok(Range {
         network: network.trunc(),
         subnet_len: range.subnet_len,
         min: range::to_ipv4(range.min),
@@ -332,7 +330,7 @@ fn parse_ipv4(object: &Object<'_>) -> Result<Ipv4Range, NetworkConfigError> {
     })
 }
 
-fn parse_ipv6(object: &Object<'_>) -> Result<Ipv6Range, NetworkConfigError> {
+fn parse_ipv6(object: &Object<'_>) -> Result<Range<Ipv6Net, Ipv6Addr>, NetworkConfigError> {
     let network: Option<Ipv6Net> = object.get_not_null("IPv6Network", CIDR_V6)?;
     let min: Option<Ipv6Addr> = object.get("IPv6SubnetMin", ADDRESS_V6)?;
     let max: Option<Ipv6Addr> = object.get("IPv6SubnetMax", ADDRESS_V6)?;
@@ -343,7 +341,7 @@ fn parse_ipv6(object: &Object<'_>) -> Result<Ipv6Range, NetworkConfigError> {
         max: max.map_or(0, u128::from),
     })?;
     let network = network.ok_or(RangeError::NoNetwork { key: "IPv6Network" })?;
-    Ok(Ipv6Range {
+    Ok(Range {
         network: network.trunc(),
         subnet_len: range.subnet_len,
         min: range.min.into(),

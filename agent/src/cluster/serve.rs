@@ -126,7 +126,7 @@ pub async fn run(settings: &Settings) -> Result<(), Error> {
         }
     };
     tokio::select! {
-        never = connections::serve(listener, tls, Arc::clone(&site)) => match never {},
+        () = connections::serve(listener, tls, Arc::clone(&site)) => {}
         () = beating => {}
         // Requests are handled in tasks, so this loop is always responsive.
         () = service.idle() => {}

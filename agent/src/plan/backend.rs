@@ -25,12 +25,19 @@ use ipnet::IpNet;
 pub(crate) use self::opening::{FirstCommand, Opening};
 pub use self::opening::{Setup, Unfit};
 pub use self::table::{BackendConfig, BackendConfigError, Definition};
-use crate::base::go_json;
+use crate::base::go_json::{self, GoJsonError};
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
+use crate::cluster::network_config::NetworkConfig;
 use crate::cluster::refusal::PeerRefusal;
-use crate::plan::state::{self, Key, Route, Scope, State};
-use crate::plan::underlay::Underlay;
+use crate::plan::state::{self, Key, Link, Route, Scope, State};
+use crate::plan::underlay::{Face, Underlay};
+
+/// `ETH_MIN_MTU`: the kernel's minimum, also IPv4's (RFC 791).
+const MIN_MTU: u32 = 68;
+
+/// `IPV6_MIN_MTU`: below it the kernel disables IPv6 on a device (RFC 8200 §5).
+const MIN_MTU_V6: u32 = 1280;
 
 /// How packets for a peer's subnet reach the peer. All methods are pure and total.
 pub trait Backend: fmt::Debug + Send + Sync {
@@ -74,6 +81,68 @@ fn attrs(kind: &str, underlay: &Underlay) -> LeaseAttrs {
         backend_data: None,
         backend_v6_data: None,
         owner: None,
+    }
+}
+
+/// Checks that the overlay has the family that a backend for IPv4 only carries.
+fn needs_ipv4(kind: &'static str, config: &NetworkConfig) -> Result<(), BackendConfigError> {
+    match config.ipv4 {
+        Some(_) => Ok(()),
+        None => Err(BackendConfigError::Ipv6Alone(kind)),
+    }
+}
+
+/// A number of 16 bits, such as a UDP port.
+fn number16(
+    object: &go_json::Object<'_>,
+    key: &'static str,
+    least: u16,
+) -> Result<Option<u16>, GoJsonError> {
+    let number = object.integer(key, least.into()..=u16::MAX.into())?;
+    Ok(number.and_then(|number| u16::try_from(number).ok()))
+}
+
+/// An overlay device and its address in the own subnet, the first one.
+fn device(link: &InterfaceName, device: Link, subnet: IpNet) -> [(Key, state::Object); 2] {
+    let address = IpNet::from(subnet.network());
+    [
+        (
+            Key::Link(link.clone()),
+            state::Object::Link(Box::new(device)),
+        ),
+        (Key::Address(link.clone(), address), state::Object::Address),
+    ]
+}
+
+/// Checks the address, of the subnet's family, that packets for a peer's subnet are sent to.
+fn public_address<A: Copy + Into<IpAddr>>(
+    public: Option<A>,
+    subnet: IpNet,
+    face: &Face,
+) -> Result<A, PeerRefusal> {
+    let public = public.ok_or(PeerRefusal::NoAddress(subnet))?;
+    if face.is_own(public.into()) {
+        return Err(PeerRefusal::OurPublicIp(public.into()));
+    }
+    Ok(public)
+}
+
+/// Checks that packets to a peer's public address do not enter the overlay device again, by its route to a whole
+/// network.
+fn no_loop(
+    public: IpAddr,
+    networks: &[IpNet],
+    underlay: &Underlay,
+    link: &InterfaceName,
+) -> Result<(), PeerRefusal> {
+    let mut networks = networks.iter();
+    match networks.find(|network| network.contains(&public) && !underlay.is_inside(**network)) {
+        Some(network) => Err(PeerRefusal::Looping {
+            public,
+            network: *network,
+            link: link.clone(),
+        }),
+        None => Ok(()),
     }
 }
 

@@ -50,6 +50,11 @@ pub struct Face {
 }
 
 impl Face {
+    /// Whether an address is this host's own.
+    pub(crate) fn is_own(&self, address: IpAddr) -> bool {
+        [self.address, self.public].contains(&address)
+    }
+
     /// Whether a host with this address can be reached on the link without encapsulation.
     pub fn is_neighbor(&self, address: IpAddr) -> bool {
         self.has_neighbors && self.is_on_link(address)
@@ -94,9 +99,7 @@ impl Underlay {
         self.face(network)
             .is_some_and(|face| network.contains(&face.address) || network.contains(&face.public))
     }
-}
 
-impl Underlay {
     /// Whether the interface and the addresses on it are the same.
     pub(crate) fn is_where(&self, other: &Self) -> bool {
         let place = |underlay: &Self| {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use self::process::Process;
 use self::text::{Kind, Text};
-use crate::host::udp::Counters;
+use crate::host::udp::{Counters, Metric};
 use crate::telemetry::status::{Device, Kernel, State, Status, TaskName};
 
 mod process;
@@ -461,71 +461,20 @@ impl Peers {
 }
 
 fn write_data_plane(text: &mut Text, counters: &Counters) {
-    // Destructured without `..`, so that a new counter does not compile until it is added here.
-    let Counters {
-        sent_packets,
-        sent_bytes,
-        received_packets,
-        received_bytes,
-        not_ipv4,
-        no_route,
-        ttl_exceeded,
-        malformed,
-        oversize,
-        send_failed,
-        tun_failed,
-        unknown_peer,
-        icmp_sent,
-    } = *counters;
-    for (name, help, value) in [
-        (
-            "selvage_udp_transmit_packets_total",
-            "Packets that the udp backend sent to peers.",
-            sent_packets,
-        ),
-        (
-            "selvage_udp_transmit_bytes_total",
-            "Bytes that the udp backend sent to peers, without outer headers.",
-            sent_bytes,
-        ),
-        (
-            "selvage_udp_receive_packets_total",
-            "Packets that the udp backend received from peers.",
-            received_packets,
-        ),
-        (
-            "selvage_udp_receive_bytes_total",
-            "Bytes that the udp backend received from peers, without outer headers.",
-            received_bytes,
-        ),
-        (
-            "selvage_udp_unknown_peer_packets_total",
-            "Packets that the udp backend received from addresses of no known peer; they are accepted.",
-            unknown_peer,
-        ),
-        (
-            "selvage_udp_icmp_errors_total",
-            "ICMP errors that the udp backend sent.",
-            icmp_sent,
-        ),
-    ] {
-        text.counter(name, help, value);
+    for (metric, count) in counters.all() {
+        if let Metric::Alone(name, help) = metric {
+            text.counter(name, help, count);
+        }
     }
     let mut dropped = text.family(
         "selvage_udp_dropped_packets_total",
         Kind::Counter,
         "Packets that the udp backend dropped, by reason.",
     );
-    for (reason, count) in [
-        ("not-ipv4", not_ipv4),
-        ("no-route", no_route),
-        ("ttl-exceeded", ttl_exceeded),
-        ("malformed", malformed),
-        ("oversize", oversize),
-        ("send-failed", send_failed),
-        ("tun-failed", tun_failed),
-    ] {
-        dropped.with(&[("reason", reason)], count);
+    for (metric, count) in counters.all() {
+        if let Metric::Dropped(reason) = metric {
+            dropped.with(&[("reason", reason)], count);
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Predicts, before the machine boots, what the image's Ignition says about a config and what the image does with it.
 //!
-//! `ignition-config` knows the types of each spec and reports unknown keys. Rules that types cannot express come from
-//! Ignition 2.14.0's own validation (`config/v3_3/types/*.go`): [`storage`], [`devices`], [`luks`], [`resource`],
-//! [`systemd`]. What Ignition accepts but then fails, or has no effect, on the machine is found with the table of the
-//! image ([`super::image`]): [`accounts`], [`contents`], [`places`], [`stages`], [`units`].
+//! The types are those of spec 3.3 in `ignition-config`; `serde_ignored` finds unknown keys, and [`ADDED`] has those that
+//! earlier specs do not know. (The parser of `ignition-config` would link the types of seven specs.) Rules that types
+//! cannot express come from Ignition 2.14.0's own validation (`config/v3_3/types/*.go`): [`storage`], [`devices`],
+//! [`luks`], [`resource`], [`systemd`]. What Ignition accepts but then fails, or has no effect, on the machine is found
+//! with the table of the image ([`super::image`]): [`accounts`], [`contents`], [`places`], [`stages`], [`units`].
 
 mod accounts;
 mod commands;
@@ -29,7 +30,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::hash::Hash;
 
-use ignition_config::{Config, Warning, v3_3 as spec};
+use ignition_config::v3_3 as spec;
 use serde_json::Value;
 
 use super::locate::{Index, Position, join_index, join_key};
@@ -132,7 +133,7 @@ pub fn check(text: &str) -> Report {
         findings.warn("", "the config is empty: Ignition provisions nothing");
     } else if let Some((version, minor)) = spec_version(text, &mut findings) {
         report.spec = version;
-        if let Some(config) = parse(text, &mut findings) {
+        if let Some(config) = parse(text, minor, &mut findings) {
             check_config(&config, minor, &mut findings);
             report.files = config
                 .storage
@@ -162,6 +163,10 @@ impl Findings<'_> {
 
     fn warn(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.add(Severity::Warning, path.into(), message.into());
+    }
+
+    fn unknown_key(&mut self, path: String) {
+        self.warn(path, "unknown key, which Ignition ignores");
     }
 
     fn add(&mut self, severity: Severity, path: String, message: String) {
@@ -272,31 +277,42 @@ fn accept(version: &str) -> Result<u64, String> {
     }
 }
 
+/// The keys that specs after 3.0 added: the minor number, and the path without indices.
+const ADDED: [(u64, &str); 15] = [
+    (1, "ignition.config.merge.compression"),
+    (1, "ignition.config.merge.httpHeaders"),
+    (1, "ignition.config.replace.compression"),
+    (1, "ignition.config.replace.httpHeaders"),
+    (1, "ignition.proxy"),
+    (
+        1,
+        "ignition.security.tls.certificateAuthorities.compression",
+    ),
+    (
+        1,
+        "ignition.security.tls.certificateAuthorities.httpHeaders",
+    ),
+    (1, "storage.files.append.httpHeaders"),
+    (1, "storage.files.contents.httpHeaders"),
+    (1, "storage.filesystems.mountOptions"),
+    (2, "passwd.groups.shouldExist"),
+    (2, "passwd.users.shouldExist"),
+    (2, "storage.disks.partitions.resize"),
+    (2, "storage.luks"),
+    (3, "kernelArguments"),
+];
+
 /// The config in the types of spec 3.3, which includes 3.0 to 3.2; `None` if a value has the wrong type.
-fn parse(text: &str, findings: &mut Findings<'_>) -> Option<spec::Config> {
-    match Config::parse_str(text) {
-        Ok((_, warnings)) => {
-            for warning in warnings {
-                match warning {
-                    Warning::UnusedKey(path) => {
-                        findings.warn(json_path(&path), "unknown key, which Ignition ignores");
-                    }
-                    other => findings.warn("", other.to_string()),
-                }
-            }
-        }
-        Err(ignition_config::Error::Serialization(error)) => {
-            findings.parse_error(&error);
-            return None;
-        }
-        Err(error) => {
-            findings.error("ignition.version", error.to_string());
-            return None;
-        }
-    }
-    match serde_json::from_str(text) {
+fn parse(text: &str, minor: u64, findings: &mut Findings<'_>) -> Option<spec::Config> {
+    let mut unknown = Vec::new();
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let read = serde_ignored::deserialize(&mut reader, |path| unknown.push(json_path(&path)));
+    match read {
         Ok(config) => {
-            check_shape(text, &config, findings);
+            for path in unknown {
+                findings.unknown_key(path);
+            }
+            check_shape(text, &config, minor, findings);
             Some(config)
         }
         Err(error) => {
@@ -306,42 +322,61 @@ fn parse(text: &str, findings: &mut Findings<'_>) -> Option<spec::Config> {
     }
 }
 
-/// serde also reads a struct from an array of its fields; Ignition does not. An array that comes out as an object is
-/// such a case.
-fn check_shape(text: &str, config: &spec::Config, findings: &mut Findings<'_>) {
-    fn compare(path: &str, read: &Value, typed: &Value, findings: &mut Findings<'_>) {
+/// Checks that what the text has is what the types say. serde also reads a struct from an array of its fields; Ignition
+/// does not. An array that comes out as an object is such a case. And the types have the keys of all specs.
+fn check_shape(text: &str, config: &spec::Config, minor: u64, findings: &mut Findings<'_>) {
+    // Neither can fail: the text is valid JSON, and every config can be written as JSON.
+    if let (Ok(read), Ok(typed)) = (serde_json::from_str(text), serde_json::to_value(config)) {
+        let mut shape = Shape { minor, findings };
+        shape.compare("", "", &read, &typed);
+    }
+}
+
+/// The comparison of a text with its types.
+struct Shape<'s, 't> {
+    minor: u64,
+    findings: &'s mut Findings<'t>,
+}
+
+impl Shape<'_, '_> {
+    /// Compares a value at a path, which is also given without indices.
+    fn compare(&mut self, path: &str, plain: &str, read: &Value, typed: &Value) {
         match (read, typed) {
             (Value::Array(_), Value::Object(_)) => {
-                findings.error(path, "expected an object, found an array");
+                self.findings
+                    .error(path, "expected an object, found an array");
             }
             (Value::Array(read), Value::Array(typed)) => {
                 for (i, (read, typed)) in read.iter().zip(typed).enumerate() {
-                    compare(&join_index(path, i), read, typed, findings);
+                    self.compare(&join_index(path, i), plain, read, typed);
                 }
             }
             (Value::Object(read), Value::Object(typed)) => {
                 for (key, read) in read {
-                    if let Some(typed) = typed.get(key) {
-                        compare(&join_key(path, key), read, typed, findings);
+                    let (path, plain) = (join_key(path, key), join_key(plain, key));
+                    let mut added = ADDED.iter();
+                    if added.any(|(minor, key)| *key == plain && *minor > self.minor) {
+                        self.findings.unknown_key(path);
+                    } else if let Some(typed) = typed.get(key) {
+                        self.compare(&path, &plain, read, typed);
                     }
                 }
             }
             _ => {}
         }
     }
-    // Neither can fail: the text is valid JSON, and every config can be written as JSON.
-    if let (Ok(read), Ok(typed)) = (serde_json::from_str(text), serde_json::to_value(config)) {
-        compare("", &read, &typed, findings);
-    }
 }
 
-/// The crate's `$.systemd.units.0.name` as `systemd.units[0].name`.
-fn json_path(path: &str) -> String {
-    let segments = path.trim_start_matches('$').split('.').skip(1);
-    segments.fold(String::new(), |path, segment| match segment.parse() {
-        Ok(index) => join_index(&path, index),
-        Err(_) => join_key(&path, segment),
-    })
+fn json_path(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => join_index(&json_path(parent), *index),
+        Path::Map { parent, key } => join_key(&json_path(parent), key),
+        Path::Some { parent }
+        | Path::NewtypeStruct { parent }
+        | Path::NewtypeVariant { parent } => json_path(parent),
+    }
 }
 
 fn check_config(config: &spec::Config, minor: u64, findings: &mut Findings<'_>) {

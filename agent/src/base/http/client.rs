@@ -12,10 +12,11 @@ use hyper::header::HOST;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+
+use super::Stream;
 
 /// The longest answer that is read, in bytes: some 200,000 leases. Docker tells some kilobytes of each container.
 const MAX_ANSWER: usize = 64 << 20;
@@ -40,9 +41,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Speaks HTTP over an open stream.
-    pub(crate) async fn start(
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    ) -> Result<Self, hyper::Error> {
+    pub(crate) async fn start(stream: Box<dyn Stream>) -> Result<Self, hyper::Error> {
         let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -94,7 +93,7 @@ pub(crate) async fn get(
         .body(Full::default())
         .map_err(|error| Trouble::Exchange(io::Error::other(error)))?;
     let exchange = async {
-        let mut connection = Connection::start(stream)
+        let mut connection = Connection::start(Box::new(stream))
             .await
             .map_err(ExchangeError::from)?;
         connection.ask(request).await

@@ -5,12 +5,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::base::retry::next_random;
 use crate::cluster::lease::SubnetKey;
-use crate::cluster::network_config::{Ipv4Range, Ipv6Range, NetworkConfig};
+use crate::cluster::network_config::{AnyRange, NetworkConfig, number};
 
 /// Pick one of this many free subnets, counted from the lowest: flannel's number. Few enough to keep the used part of
 /// the network together, many enough that nodes that choose at the same time rarely collide.
@@ -137,40 +137,27 @@ pub fn choose(
     mut seed: u64,
 ) -> Result<SubnetKey, Exhausted> {
     let candidates = CANDIDATES * 10_usize.pow(lost_races.min(WIDEST));
-    let v4 = match &config.ipv4 {
-        Some(range) => Some(
-            choose_ipv4(range, taken, candidates, next_random(&mut seed)).ok_or(Exhausted {
-                network: range.network.into(),
-                subnet_len: range.subnet_len,
-                holds: None,
-            })?,
-        ),
-        None => None,
-    };
-    let v6 = match &config.ipv6 {
-        Some(range) => Some(
-            choose_ipv6(range, taken, candidates, next_random(&mut seed)).ok_or(Exhausted {
-                network: range.network.into(),
-                subnet_len: range.subnet_len,
-                holds: None,
-            })?,
-        ),
-        None => None,
-    };
-    Ok(SubnetKey { v4, v6 })
+    let mut key = SubnetKey { v4: None, v6: None };
+    for range in config.ranges() {
+        let random = next_random(&mut seed);
+        let exhausted = Exhausted {
+            network: range.network,
+            subnet_len: range.subnet_len,
+            holds: None,
+        };
+        match choose_in(&range, taken, candidates, random).ok_or(exhausted)? {
+            IpNet::V4(v4) => key.v4 = Some(v4),
+            IpNet::V6(v6) => key.v6 = Some(v6),
+        }
+    }
+    Ok(key)
 }
 
 /// Whether the config allows this lease: the right families, lengths and bounds.
 pub fn allows(config: &NetworkConfig, key: &SubnetKey) -> bool {
-    let v4 = match (&config.ipv4, key.v4) {
-        (Some(range), Some(v4)) => range.allows(v4),
-        (range, subnet) => range.is_none() && subnet.is_none(),
-    };
-    let v6 = match (&config.ipv6, key.v6) {
-        (Some(range), Some(v6)) => range.allows(v6),
-        (range, subnet) => range.is_none() && subnet.is_none(),
-    };
-    v4 && v6
+    let mut ranges = config.ranges();
+    key.nets().count() == config.ranges().count()
+        && ranges.all(|range| key.nets().any(|subnet| range.allows(subnet)))
 }
 
 /// Whether two leases overlap in either family.
@@ -186,40 +173,27 @@ pub fn overlap(a: &SubnetKey, b: &SubnetKey) -> bool {
     v4 || v6
 }
 
-fn choose_ipv4(
-    range: &Ipv4Range,
+/// A free subnet of one family.
+fn choose_in(
+    range: &AnyRange,
     taken: &[SubnetKey],
     candidates: usize,
     random: u64,
-) -> Option<Ipv4Net> {
-    let number = |address: Ipv4Addr| u128::from(u32::from(address));
+) -> Option<IpNet> {
+    let bits = range.network.max_prefix_len();
+    let taken = taken.iter().flat_map(SubnetKey::nets);
     let taken = taken
-        .iter()
-        .filter_map(|key| key.v4)
-        .map(|v4| (number(v4.network()), number(v4.broadcast())))
+        .filter(|net| net.max_prefix_len() == bits)
+        .map(|net| (number(net.network()), number(net.broadcast())))
         .collect();
-    let step = 1 << (32 - range.subnet_len);
+    let step = 1 << (bits - range.subnet_len);
     let bounds = (number(range.min), number(range.max));
     let first = pick(bounds, step, taken, candidates, random)?;
-    Ipv4Net::new(u32::try_from(first).ok()?.into(), range.subnet_len).ok()
-}
-
-fn choose_ipv6(
-    range: &Ipv6Range,
-    taken: &[SubnetKey],
-    candidates: usize,
-    random: u64,
-) -> Option<Ipv6Net> {
-    let number = |address: Ipv6Addr| u128::from(address);
-    let taken = taken
-        .iter()
-        .filter_map(|key| key.v6)
-        .map(|v6| (number(v6.network()), number(v6.broadcast())))
-        .collect();
-    let step = 1 << (128 - range.subnet_len);
-    let bounds = (number(range.min), number(range.max));
-    let first = pick(bounds, step, taken, candidates, random)?;
-    Ipv6Net::new(first.into(), range.subnet_len).ok()
+    let first = match range.network {
+        IpNet::V4(_) => IpAddr::from(Ipv4Addr::from(u32::try_from(first).ok()?)),
+        IpNet::V6(_) => IpAddr::from(Ipv6Addr::from(first)),
+    };
+    IpNet::new(first, range.subnet_len).ok()
 }
 
 /// Picks one of the first free multiples of `step` from `min` to `max`; `taken` holds first and last addresses.
@@ -259,6 +233,7 @@ fn pick(
 
 #[cfg(test)]
 mod tests {
+    use ipnet::Ipv4Net;
     use proptest::prelude::*;
 
     use super::*;

@@ -4,44 +4,31 @@
 //! time for a TLS handshake and for a header, the length of header and body. A watch may wait for news as long as
 //! allowed; its connection ends when the client is gone, which TCP keepalive detects.
 
-use std::collections::HashMap;
-use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use ring::digest::{SHA256, digest};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{ServerConfig, ServerConnection};
 use tracing::{debug, warn};
 
 use super::request::Client;
 use super::site::Shared;
+use crate::base::http::{self, Limits, Respond, Stream, WhenFull};
 use crate::base::logging::chain;
-use crate::base::net::address_block;
 use crate::cluster::lease::rest::tls::{Files, TlsError};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a request's header may take.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The longest header in bytes, and its most fields.
-const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// The most fields of a request's header.
 const MAX_HEADERS: usize = 64;
 
 /// The most connections at a time, if the file limit allows: each host of a large cluster has one or two.
@@ -52,9 +39,6 @@ const MAX_PER_ADDRESS: usize = 256;
 
 /// File descriptors reserved for everything else.
 const OTHER_FILES: u64 = 128;
-
-/// The pause before the next accept if the system has no room for another connection (`EMFILE` and the like).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// TCP keepalive: probe a connection after this long without data, and drop it after this long without an
 /// acknowledgment (`TCP_USER_TIMEOUT`).
@@ -120,49 +104,16 @@ fn most_connections() -> usize {
 }
 
 /// Serves connections forever. All of them end when this is dropped.
-pub(super) async fn serve(listener: TcpListener, mut tls: Tls, site: Shared) -> Infallible {
-    let most = most_connections();
-    let mut connections: JoinSet<(IpAddr, Result<(), String>)> = JoinSet::new();
-    let mut by_address: HashMap<IpAddr, usize> = HashMap::new();
+pub(super) async fn serve(listener: TcpListener, mut tls: Tls, site: Shared) {
+    let limits = Limits {
+        total: most_connections(),
+        per_address: MAX_PER_ADDRESS,
+        when_full: WhenFull::Wait,
+    };
     let mut refusals = Refusals::default();
-    loop {
-        tokio::select! {
-            Some(ended) = connections.join_next() => {
-                let Ok((address, outcome)) = ended else { continue };
-                if let Some(count) = by_address.get_mut(&address) {
-                    *count -= 1;
-                    if *count == 0 {
-                        by_address.remove(&address);
-                    }
-                }
-                if let Err(why) = outcome {
-                    refusals.report(address, &why);
-                }
-            }
-            // At the limit, new connections wait in the kernel's accept queue (listen(2)).
-            accepted = listener.accept(), if connections.len() < most => match accepted {
-                Ok((stream, peer)) => {
-                    // On a dual-stack socket an IPv4 client is ::ffff:A.B.C.D (ipv6(7), IPV6_V6ONLY).
-                    let from = peer.ip().to_canonical();
-                    let address = address_block(from);
-                    let count = by_address.entry(address).or_default();
-                    if *count >= MAX_PER_ADDRESS {
-                        refusals.report(address, "it has too many connections already");
-                        continue;
-                    }
-                    *count += 1;
-                    let (tls, site) = (tls.current(), Arc::clone(&site));
-                    connections.spawn(async move {
-                        (address, connection(stream, from, tls, site).await)
-                    });
-                }
-                Err(error) => {
-                    warn!("failed to accept a connection: {error}");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
-        }
-    }
+    let serve = |stream, from| connection(stream, from, tls.current(), Arc::clone(&site));
+    let refused = |address, why: &str| refusals.report(address, why);
+    http::accept(&listener, limits, serve, refused, pending()).await;
 }
 
 /// Serves one connection. The error is about a client that was not admitted.
@@ -179,7 +130,7 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let Some(config) = tls else {
         let identity = None;
-        talk(stream, Client { address, identity }, site).await;
+        talk(Box::new(stream), Client { address, identity }, site).await;
         return Ok(());
     };
     let accepted = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(stream)).await;
@@ -191,27 +142,20 @@ async fn connection(
         Err(_) => return Err("the TLS handshake took too long".to_owned()),
     };
     let identity = identity(stream.get_ref().1);
-    talk(stream, Client { address, identity }, site).await;
+    talk(Box::new(stream), Client { address, identity }, site).await;
     Ok(())
 }
 
-async fn talk(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    client: Client,
-    site: Shared,
-) {
-    let service = service_fn(|request: Request<Incoming>| {
+async fn talk(stream: Box<dyn Stream>, client: Client, site: Shared) {
+    let address = client.address;
+    let respond: Respond = Box::new(move |request| {
         let (client, site) = (client.clone(), Arc::clone(&site));
-        async move { Ok::<Response<_>, Infallible>(site.answer(&client, request).await) }
+        Box::pin(async move { Ok(site.answer(&client, request).await) })
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(MAX_HEADER_BYTES)
-        .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = pin!(connection).await {
-        debug!(client = %client.address, "connection ended: {error}");
+    let mut options = http::options();
+    options.max_headers(MAX_HEADERS);
+    if let Err(error) = http::converse(options, stream, respond, pending()).await {
+        debug!(client = %address, "connection ended: {error}");
     }
 }
 

@@ -3,29 +3,29 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::family;
 use super::message::{Message, Request, Verb};
 
 /// Requests all addresses of a device, IPv4 and IPv6.
-pub(super) fn list(index: u32) -> RouteNetlinkMessage {
+pub(super) fn list(index: u32) -> Message {
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Unspec;
     message.header.index = index;
-    RouteNetlinkMessage::GetAddress(message)
+    Message::GetAddress(message)
 }
 
 /// Adds an address.
 pub(super) fn set(index: u32, address: IpNet) -> Request {
-    let message = RouteNetlinkMessage::NewAddress(describe(index, address));
+    let message = Message::NewAddress(describe(index, address));
     Request::new(Verb::Replace, message)
 }
 
 /// Removes an address.
 pub(super) fn delete(index: u32, address: IpNet) -> Request {
-    let message = RouteNetlinkMessage::DelAddress(describe(index, address));
+    let message = Message::DelAddress(describe(index, address));
     Request::new(Verb::Plain, message)
 }
 
@@ -49,10 +49,7 @@ fn describe(index: u32, address: IpNet) -> AddressMessage {
 
 /// Reads the device's index and the address from a reply or a notification.
 pub(super) fn read(message: &Message) -> Option<(u32, IpNet)> {
-    let Message::Route(
-        RouteNetlinkMessage::NewAddress(message) | RouteNetlinkMessage::DelAddress(message),
-    ) = message
-    else {
+    let (Message::NewAddress(message) | Message::DelAddress(message)) = message else {
         return None;
     };
     let find =

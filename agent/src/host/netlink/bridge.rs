@@ -1,7 +1,6 @@
 //! Bridges of other programs: their ports and addresses.
 
 use ipnet::IpNet;
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 
 use super::message::Message;
@@ -36,7 +35,7 @@ impl Kernel {
         let index = link.index;
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::Controller(index));
-        let request = RouteNetlinkMessage::GetLink(request);
+        let request = Message::GetLink(request);
         let pick = |message| port_name(message, index);
         let ports = self.socket.dump("bridge ports", request, pick).await?;
         let request = address::list(index);
@@ -73,7 +72,7 @@ impl Kernel {
 
 /// The name of a device attached to the bridge. Checked here because old kernels ignore the filter in the request.
 fn port_name(message: Message, bridge: u32) -> Option<String> {
-    let Message::Route(RouteNetlinkMessage::NewLink(link)) = message else {
+    let Message::NewLink(link) = message else {
         return None;
     };
     let attached = link.attributes.contains(&LinkAttribute::Controller(bridge));
@@ -96,7 +95,7 @@ mod tests {
             link.attributes.push(LinkAttribute::IfName(name.into()));
             let controller = controller.map(LinkAttribute::Controller);
             link.attributes.extend(controller);
-            Message::Route(RouteNetlinkMessage::NewLink(link))
+            Message::NewLink(link)
         };
         assert_eq!(port_name(device("veth1", Some(7)), 7), Some("veth1".into()));
         assert_eq!(port_name(device("veth2", Some(8)), 7), None);

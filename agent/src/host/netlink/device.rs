@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, Stats64};
 
 use super::message::{Message, Request, Verb};
@@ -29,7 +28,7 @@ impl Kernel {
     pub async fn device(&mut self, name: &InterfaceName) -> Result<Option<Device>, KernelError> {
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::IfName(name.to_string())];
-        let request = Request::new(Verb::Get, RouteNetlinkMessage::GetLink(message));
+        let request = Request::new(Verb::Get, Message::GetLink(message));
         // The only refusal is ENODEV: no such device.
         let answer = self.socket.get(request).await?.ok().flatten();
         let Some(answer) = answer else {
@@ -65,7 +64,7 @@ impl Kernel {
 }
 
 fn statistics(message: &Message) -> Option<Stats64> {
-    let Message::Route(RouteNetlinkMessage::NewLink(link)) = message else {
+    let Message::NewLink(link) = message else {
         return None;
     };
     link.attributes

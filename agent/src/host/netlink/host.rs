@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::errno::Errno;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message::{Message, Request, Verb};
 use super::neighbor::Entry;
@@ -131,14 +131,14 @@ impl Host {
         };
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
-        let request = RouteNetlinkMessage::GetLink(message);
+        let request = Message::GetLink(message);
         let links = socket.dump("interfaces", request, |message| match message {
-            Message::Route(RouteNetlinkMessage::NewLink(message)) => read_link(&message),
+            Message::NewLink(message) => read_link(&message),
             _ => None,
         });
         host.links = host.note(links.await?);
         let addresses = socket.dump("addresses", address::list(0), |message| match message {
-            Message::Route(RouteNetlinkMessage::NewAddress(message)) => read_address(&message),
+            Message::NewAddress(message) => read_address(&message),
             _ => None,
         });
         host.addresses = host.note(addresses.await?);
@@ -215,7 +215,7 @@ async fn probe(
     // Return the FIB entry itself, and its table. Kernels before 4.13 ignore the flag and return a host route.
     let flags = RouteFlags::FibMatch | with_table(nobody);
     let answer = socket.get(get(nobody, over, flags)).await?;
-    let Ok(Some(Message::Route(RouteNetlinkMessage::NewRoute(message)))) = answer else {
+    let Ok(Some(Message::NewRoute(message))) = answer else {
         return Ok(Vec::new());
     };
     let mut routes = read_default_routes(&message);
@@ -266,13 +266,13 @@ pub(super) async fn resolve(
             RouteAttribute::Iif(forwarded.link_index),
         ]);
     }
-    let request = Request::new(Verb::Get, RouteNetlinkMessage::GetRoute(message));
+    let request = Request::new(Verb::Get, Message::GetRoute(message));
     let answer = match socket.get(request).await? {
         Ok(answer) => answer,
         Err(refused) => return Ok(Err(refused)),
     };
     let route = match &answer {
-        Some(Message::Route(RouteNetlinkMessage::NewRoute(message))) => read_resolved(message),
+        Some(Message::NewRoute(message)) => read_resolved(message),
         _ => None,
     };
     // A reply without a device is no usable route.
@@ -294,7 +294,7 @@ fn with_table(address: IpAddr) -> RouteFlags {
 fn get(address: IpAddr, over: Option<u32>, flags: RouteFlags) -> Request {
     let mut message = question(address, flags);
     message.attributes.extend(over.map(RouteAttribute::Oif));
-    Request::new(Verb::Get, RouteNetlinkMessage::GetRoute(message))
+    Request::new(Verb::Get, Message::GetRoute(message))
 }
 
 fn question(address: IpAddr, flags: RouteFlags) -> RouteMessage {
@@ -357,10 +357,7 @@ fn read_address(message: &AddressMessage) -> Option<Address> {
 
 /// Whether a notification is about a default route of the main table, with any metric.
 pub(super) fn is_default_route(message: &Message) -> bool {
-    let Message::Route(
-        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message),
-    ) = message
-    else {
+    let (Message::NewRoute(message) | Message::DelRoute(message)) = message else {
         return false;
     };
     message.header.destination_prefix_length == 0

@@ -4,12 +4,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourState};
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message::Message;
 use super::socket::Socket;
@@ -69,9 +69,9 @@ impl Inventory {
         let mut socket = Socket::open()?;
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
-        let request = RouteNetlinkMessage::GetLink(message);
+        let request = Message::GetLink(message);
         let interfaces = socket.dump("interfaces", request, |message| match message {
-            Message::Route(RouteNetlinkMessage::NewLink(link)) => interface(&link),
+            Message::NewLink(link) => interface(&link),
             _ => None,
         });
         let interfaces = interfaces.await?.items;
@@ -140,7 +140,7 @@ pub(crate) async fn live_neighbors(index: u32) -> Result<Vec<IpAddr>, KernelErro
     for family in FAMILIES {
         let request = neighbor::list(family, index);
         let dump = socket.dump("neighbor entries", request, |message| {
-            let Message::Route(RouteNetlinkMessage::NewNeighbour(entry)) = message else {
+            let Message::NewNeighbour(entry) = message else {
                 return None;
             };
             let live = matches!(

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{
     InfoData, InfoIpTunnel, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags,
     LinkInfo, LinkMessage,
@@ -41,7 +40,7 @@ fn get(index: u32, name: Option<LinkAttribute>) -> Request {
     message.header.index = index;
     let without_statistics = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
     message.attributes = name.into_iter().chain([without_statistics]).collect();
-    Request::new(Verb::Get, RouteNetlinkMessage::GetLink(message))
+    Request::new(Verb::Get, Message::GetLink(message))
 }
 
 /// Creates a device, down. The request includes its MAC address, if it has one: if it were set later, or left to the
@@ -75,7 +74,7 @@ pub(super) fn create(name: &InterfaceName, want: &Link) -> Option<Request> {
     .into_iter()
     .flatten()
     .collect();
-    let message = RouteNetlinkMessage::NewLink(message);
+    let message = Message::NewLink(message);
     Some(Request::new(Verb::Add, message))
 }
 
@@ -151,7 +150,7 @@ pub(super) fn change_options(index: u32, was: &Link, want: &Link) -> Option<Requ
         LinkInfo::Data(data),
     ])];
     // Without NLM_F_CREATE this changes what exists; RTM_SETLINK would skip the options.
-    let message = RouteNetlinkMessage::NewLink(message);
+    let message = Message::NewLink(message);
     Some(Request::new(Verb::Plain, message))
 }
 
@@ -175,7 +174,7 @@ pub(super) fn change(index: u32, was: &Link, want: &Link) -> Request {
             LinkFlags::empty()
         };
     }
-    Request::new(Verb::Plain, RouteNetlinkMessage::SetLink(message))
+    Request::new(Verb::Plain, Message::SetLink(message))
 }
 
 /// Sets a device's alias. The kernel ignores an alias in the request that creates a device (`rtnl_create_link()`).
@@ -183,21 +182,19 @@ pub(super) fn set_alias(index: u32, text: String) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes = vec![LinkAttribute::IfAlias(text)];
-    Request::new(Verb::Plain, RouteNetlinkMessage::SetLink(message))
+    Request::new(Verb::Plain, Message::SetLink(message))
 }
 
 /// Deletes a device.
 pub(super) fn delete(index: u32) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    Request::new(Verb::Plain, RouteNetlinkMessage::DelLink(message))
+    Request::new(Verb::Plain, Message::DelLink(message))
 }
 
 /// Reads a device from a reply or a notification; `None` for any other message.
 pub(super) fn read(message: &Message) -> Option<KernelLink> {
-    let Message::Route(RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)) =
-        message
-    else {
+    let (Message::NewLink(link) | Message::DelLink(link)) = message else {
         return None;
     };
     let mut name = None;

@@ -1,16 +1,18 @@
-//! The rtnetlink messages of the agent: those of `netlink-packet-route`, and next hops, which that crate lacks.
+//! The rtnetlink messages of the agent: the types of `netlink-packet-route`, and next hops, which that crate lacks.
+//!
+//! The crate's own enum of messages would link the code of all of rtnetlink, such as traffic control.
 
 use rtnetlink::packet_core::{
     DecodeError, Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE,
     NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, Parseable,
 };
-use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::AddressMessage;
+use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::neighbour::NeighbourMessage;
+use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::rule::RuleMessage;
 
 use super::nexthop::NextHopMessage;
-
-const RTM_NEWNEXTHOP: u16 = 104;
-const RTM_DELNEXTHOP: u16 = 105;
-const RTM_GETNEXTHOP: u16 = 106;
 
 /// What a request does, as flags of the netlink header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,59 +59,65 @@ impl<M> Request<M> {
     }
 }
 
-/// A message to or from the kernel.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Message {
-    Route(RouteNetlinkMessage),
-    NewNextHop(NextHopMessage),
-    DelNextHop(NextHopMessage),
-    GetNextHop(NextHopMessage),
-}
-
-impl From<RouteNetlinkMessage> for Message {
-    fn from(message: RouteNetlinkMessage) -> Self {
-        Self::Route(message)
-    }
-}
-
-impl NetlinkSerializable for Message {
-    fn message_type(&self) -> u16 {
-        match self {
-            Self::Route(message) => message.message_type(),
-            Self::NewNextHop(_) => RTM_NEWNEXTHOP,
-            Self::DelNextHop(_) => RTM_DELNEXTHOP,
-            Self::GetNextHop(_) => RTM_GETNEXTHOP,
+/// Defines the messages by their numbers (`RTM_…` of linux/rtnetlink.h).
+macro_rules! messages {
+    ($($name:ident($content:ty) = $number:literal,)+) => {
+        /// A message to or from the kernel.
+        #[derive(Clone, PartialEq, Eq, Debug)]
+        pub(super) enum Message {
+            $($name($content),)+
         }
-    }
 
-    fn buffer_len(&self) -> usize {
-        match self {
-            Self::Route(message) => NetlinkSerializable::buffer_len(message),
-            Self::NewNextHop(message) | Self::DelNextHop(message) | Self::GetNextHop(message) => {
-                message.buffer_len()
+        impl NetlinkSerializable for Message {
+            fn message_type(&self) -> u16 {
+                match self {
+                    $(Self::$name(_) => $number,)+
+                }
+            }
+
+            fn buffer_len(&self) -> usize {
+                match self {
+                    $(Self::$name(content) => content.buffer_len(),)+
+                }
+            }
+
+            fn serialize(&self, buffer: &mut [u8]) {
+                match self {
+                    $(Self::$name(content) => content.emit(buffer),)+
+                }
             }
         }
-    }
 
-    fn serialize(&self, buffer: &mut [u8]) {
-        match self {
-            Self::Route(message) => message.serialize(buffer),
-            Self::NewNextHop(message) | Self::DelNextHop(message) | Self::GetNextHop(message) => {
-                message.emit(buffer);
+        impl NetlinkDeserializable for Message {
+            type Error = DecodeError;
+
+            fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+                match header.message_type {
+                    $($number => <$content>::parse(payload).map(Self::$name),)+
+                    other => Err(format!("unknown rtnetlink message {other}").into()),
+                }
             }
         }
-    }
+    };
 }
 
-impl NetlinkDeserializable for Message {
-    type Error = DecodeError;
-
-    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {
-        match header.message_type {
-            RTM_NEWNEXTHOP => NextHopMessage::parse(payload).map(Self::NewNextHop),
-            RTM_DELNEXTHOP => NextHopMessage::parse(payload).map(Self::DelNextHop),
-            RTM_GETNEXTHOP => NextHopMessage::parse(payload).map(Self::GetNextHop),
-            _ => RouteNetlinkMessage::deserialize(header, payload).map(Self::Route),
-        }
-    }
+messages! {
+    NewLink(LinkMessage) = 16,
+    DelLink(LinkMessage) = 17,
+    GetLink(LinkMessage) = 18,
+    SetLink(LinkMessage) = 19,
+    NewAddress(AddressMessage) = 20,
+    DelAddress(AddressMessage) = 21,
+    GetAddress(AddressMessage) = 22,
+    NewRoute(RouteMessage) = 24,
+    DelRoute(RouteMessage) = 25,
+    GetRoute(RouteMessage) = 26,
+    NewNeighbour(NeighbourMessage) = 28,
+    DelNeighbour(NeighbourMessage) = 29,
+    GetNeighbour(NeighbourMessage) = 30,
+    NewRule(RuleMessage) = 32,
+    GetRule(RuleMessage) = 34,
+    NewNextHop(NextHopMessage) = 104,
+    DelNextHop(NextHopMessage) = 105,
+    GetNextHop(NextHopMessage) = 106,
 }

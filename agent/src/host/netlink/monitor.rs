@@ -11,7 +11,6 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -268,34 +267,29 @@ impl Watch<'_> {
                 objects: hop.protocol == route::PROTOCOL && self.kernel.ids.is_own(hop.id()),
                 underlay: false,
             }),
-            Message::GetNextHop(_) => Verdict::None,
-            Message::Route(inner) => match inner {
-                RouteNetlinkMessage::NewLink(_) => self.judge_link(message, false),
-                RouteNetlinkMessage::DelLink(_) => self.judge_link(message, true),
-                RouteNetlinkMessage::NewNeighbour(_) => self.judge_neighbor(message, false),
-                RouteNetlinkMessage::DelNeighbour(_) => self.judge_neighbor(message, true),
-                RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
-                    let Some((index, address)) = address::read(message) else {
-                        return Verdict::None;
-                    };
-                    Verdict::Changed(Changed {
-                        // On any device: an address takes its route along, which may have been in the way of ours. If
-                        // the device goes too, the kernel sends no notification for the route (`fib_sync_down_dev()`).
-                        objects: is_inside(self.scope, &address),
-                        // Every device gets a link-local IPv6 address, and no underlay uses one. On other devices only
-                        // addresses that no subnet may contain matter, not each container's veth.
-                        underlay: !matches!(address.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local())
-                            && (index == self.underlay.index
-                                || address.prefix_len() < address.max_prefix_len()
-                                    && self.overlay(index).is_none()
-                                    && is_inside(self.scope, &address.addr().into())),
-                    })
-                }
-                RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {
-                    self.judge_route(message)
-                }
-                _ => Verdict::None,
-            },
+            Message::NewLink(_) => self.judge_link(message, false),
+            Message::DelLink(_) => self.judge_link(message, true),
+            Message::NewNeighbour(_) => self.judge_neighbor(message, false),
+            Message::DelNeighbour(_) => self.judge_neighbor(message, true),
+            Message::NewAddress(_) | Message::DelAddress(_) => {
+                let Some((index, address)) = address::read(message) else {
+                    return Verdict::None;
+                };
+                Verdict::Changed(Changed {
+                    // On any device: an address takes its route along, which may have been in the way of ours. If
+                    // the device goes too, the kernel sends no notification for the route (`fib_sync_down_dev()`).
+                    objects: is_inside(self.scope, &address),
+                    // Every device gets a link-local IPv6 address, and no underlay uses one. On other devices only
+                    // addresses that no subnet may contain matter, not each container's veth.
+                    underlay: !matches!(address.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local())
+                        && (index == self.underlay.index
+                            || address.prefix_len() < address.max_prefix_len()
+                                && self.overlay(index).is_none()
+                                && is_inside(self.scope, &address.addr().into())),
+                })
+            }
+            Message::NewRoute(_) | Message::DelRoute(_) => self.judge_route(message),
+            _ => Verdict::None,
         }
     }
 

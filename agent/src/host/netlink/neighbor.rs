@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use rtnetlink::packet_core::Nla;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::RouteType;
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::family;
 use super::message::{Message, Request, Verb};
@@ -22,20 +22,20 @@ const PERMANENT: u16 = 0x80;
 const NOARP: u16 = 0x40;
 
 /// Requests the neighbor entries of a device in one family.
-pub(super) fn list(family: AddressFamily, index: u32) -> RouteNetlinkMessage {
+pub(super) fn list(family: AddressFamily, index: u32) -> Message {
     let mut message = NeighbourMessage::default();
     message.header.family = family;
     message.attributes = vec![NeighbourAttribute::IfIndex(index)];
-    RouteNetlinkMessage::GetNeighbour(message)
+    Message::GetNeighbour(message)
 }
 
 /// Requests the FDB entries of a device. The kernel wants the device in the header for FDB dumps
 /// (`valid_fdb_dump_strict()`), in an attribute for neighbor dumps (`neigh_valid_dump_req()`).
-pub(super) fn list_fdb(index: u32) -> RouteNetlinkMessage {
+pub(super) fn list_fdb(index: u32) -> Message {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = index;
-    RouteNetlinkMessage::GetNeighbour(message)
+    Message::GetNeighbour(message)
 }
 
 /// Sets a permanent neighbor entry.
@@ -44,13 +44,13 @@ pub(super) fn set(index: u32, address: IpAddr, mac: MacAddr) -> Request {
     message.header.state = NeighbourState::Permanent;
     let mac = NeighbourAttribute::LinkLayerAddress(mac.0.to_vec());
     message.attributes.push(mac);
-    Request::new(Verb::Replace, RouteNetlinkMessage::NewNeighbour(message))
+    Request::new(Verb::Replace, Message::NewNeighbour(message))
 }
 
 /// Removes a neighbor entry.
 pub(super) fn delete(index: u32, address: IpAddr) -> Request {
     let message = describe(index, address);
-    Request::new(Verb::Plain, RouteNetlinkMessage::DelNeighbour(message))
+    Request::new(Verb::Plain, Message::DelNeighbour(message))
 }
 
 fn describe(index: u32, address: IpAddr) -> NeighbourMessage {
@@ -68,13 +68,13 @@ pub(super) fn set_fdb(index: u32, mac: MacAddr, remote: IpAddr) -> Request {
     message.header.state = NeighbourState::Permanent;
     let remote = NeighbourAttribute::Destination(remote.into());
     message.attributes.push(remote);
-    Request::new(Verb::Replace, RouteNetlinkMessage::NewNeighbour(message))
+    Request::new(Verb::Replace, Message::NewNeighbour(message))
 }
 
 /// Removes an FDB entry with all its destinations.
 pub(super) fn delete_fdb(index: u32, mac: MacAddr) -> Request {
     let message = describe_fdb(index, mac);
-    Request::new(Verb::Plain, RouteNetlinkMessage::DelNeighbour(message))
+    Request::new(Verb::Plain, Message::DelNeighbour(message))
 }
 
 fn describe_fdb(index: u32, mac: MacAddr) -> NeighbourMessage {
@@ -98,19 +98,16 @@ pub(super) struct Entry {
 /// The index of the device of a neighbor or FDB entry.
 pub(super) fn link_index(message: &Message) -> Option<u32> {
     match message {
-        Message::Route(
-            RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message),
-        ) => Some(message.header.ifindex),
+        Message::NewNeighbour(message) | Message::DelNeighbour(message) => {
+            Some(message.header.ifindex)
+        }
         _ => None,
     }
 }
 
 /// Reads a neighbor or FDB entry of a device from a reply or a notification.
 pub(super) fn read(message: &Message, index: u32, link: &InterfaceName) -> Option<Entry> {
-    let Message::Route(
-        RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message),
-    ) = message
-    else {
+    let (Message::NewNeighbour(message) | Message::DelNeighbour(message)) = message else {
         return None;
     };
     let header = &message.header;

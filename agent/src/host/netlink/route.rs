@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
     RouteType,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::message::{Message, Request, Verb};
 use super::socket::{Dump, Socket};
@@ -87,13 +87,13 @@ pub(super) fn list(
     family: AddressFamily,
     protocol: Option<RouteProtocol>,
     link: Option<u32>,
-) -> RouteNetlinkMessage {
+) -> Message {
     let mut message = RouteMessage::default();
     message.header.address_family = family;
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = protocol.unwrap_or_default();
     message.attributes = link.map(RouteAttribute::Oif).into_iter().collect();
-    RouteNetlinkMessage::GetRoute(message)
+    Message::GetRoute(message)
 }
 
 /// Sets a route of ours.
@@ -119,7 +119,7 @@ pub(super) fn set(verb: Verb, destination: IpNet, path: Path) -> Request {
             message.attributes.extend(gateway);
         }
     }
-    Request::new(verb, RouteNetlinkMessage::NewRoute(message))
+    Request::new(verb, Message::NewRoute(message))
 }
 
 /// Removes a route with the given protocol number. The kernel compares the device only for a route without a next-hop
@@ -128,7 +128,7 @@ pub(super) fn delete(destination: IpNet, protocol: u8, link: Option<u32>) -> Req
     let mut message = describe(destination, protocol);
     message.header.scope = RouteScope::NoWhere;
     message.attributes.extend(link.map(RouteAttribute::Oif));
-    Request::new(Verb::Plain, RouteNetlinkMessage::DelRoute(message))
+    Request::new(Verb::Plain, Message::DelRoute(message))
 }
 
 /// Sets a blackhole route of ours. It has the worst metric, so that it applies only where there is no other route, such
@@ -138,7 +138,7 @@ pub(super) fn set_blackhole(verb: Verb, destination: IpNet) -> Request {
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::BlackHole;
     message.attributes.push(RouteAttribute::Priority(WORST));
-    Request::new(verb, RouteNetlinkMessage::NewRoute(message))
+    Request::new(verb, Message::NewRoute(message))
 }
 
 /// Removes a blackhole route of ours.
@@ -147,7 +147,7 @@ pub(super) fn delete_blackhole(destination: IpNet) -> Request {
     message.header.scope = RouteScope::NoWhere;
     message.header.kind = RouteType::BlackHole;
     message.attributes.push(RouteAttribute::Priority(WORST));
-    Request::new(Verb::Plain, RouteNetlinkMessage::DelRoute(message))
+    Request::new(Verb::Plain, Message::DelRoute(message))
 }
 
 fn describe(destination: IpNet, protocol: u8) -> RouteMessage {
@@ -163,10 +163,7 @@ fn describe(destination: IpNet, protocol: u8) -> RouteMessage {
 /// Reads a route of the main table from a reply or a notification, if it has the default metric or is a blackhole with
 /// the worst; `None` for any other.
 pub(super) fn read(message: &Message) -> Option<KernelRoute> {
-    let Message::Route(
-        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message),
-    ) = message
-    else {
+    let (Message::NewRoute(message) | Message::DelRoute(message)) = message else {
         return None;
     };
     let header = &message.header;
@@ -219,13 +216,13 @@ pub(super) fn read(message: &Message) -> Option<KernelRoute> {
 }
 
 /// Lists routes that `pick` selects. A table that does not exist has none: the kernel creates it with its first route.
-pub(super) async fn dump<T>(
+pub(super) async fn dump<T: Send>(
     socket: &mut Socket,
-    request: RouteNetlinkMessage,
-    mut pick: impl FnMut(&RouteMessage) -> Option<T>,
+    request: Message,
+    mut pick: impl FnMut(&RouteMessage) -> Option<T> + Send,
 ) -> Result<Dump<T>, KernelError> {
     let dump = socket.dump("routes", request, |message| match message {
-        Message::Route(RouteNetlinkMessage::NewRoute(message)) => pick(&message),
+        Message::NewRoute(message) => pick(&message),
         _ => None,
     });
     match dump.await {

@@ -100,7 +100,7 @@ pub(super) struct Dump<T> {
 }
 
 /// The messages of one netlink protocol.
-pub(super) trait Protocol: NetlinkSerializable + NetlinkDeserializable + fmt::Debug {
+pub(super) trait Protocol: NetlinkSerializable + NetlinkDeserializable {
     /// `NETLINK_…` of linux/netlink.h.
     const NUMBER: isize;
 }
@@ -182,7 +182,8 @@ impl<M: Protocol> Socket<M> {
                     continue;
                 };
                 if let Some(refused) = refused(error, message.header.flags) {
-                    trace!(request = ?batch[index], %refused, "netlink request refused");
+                    let (request, verb) = (&batch[index].message, batch[index].verb);
+                    trace!(request = request.message_type(), ?verb, %refused, "netlink request refused");
                     outcomes[start + index] = Err(refused);
                 }
                 if index == batch.len() - 1 {
@@ -227,37 +228,49 @@ impl<M: Protocol> Socket<M> {
     /// Lists objects, and retries if changes interrupt the dump.
     ///
     /// `pick` chooses what to keep of each message.
-    pub(super) async fn dump<T>(
+    pub(super) async fn dump<T: Send>(
         &mut self,
         what: &'static str,
         message: impl Into<M>,
-        mut pick: impl FnMut(M) -> Option<T>,
+        mut pick: impl FnMut(M) -> Option<T> + Send,
     ) -> Result<Dump<T>, KernelError> {
-        let mut dump = Dump {
-            items: Vec::new(),
-            complete: false,
+        let mut items = Vec::new();
+        let mut take = |message| match message {
+            Some(message) => items.extend(pick(message)),
+            None => items.clear(),
         };
         let request = Request::new(Verb::Dump, message);
-        for _ in 0..DUMP_ATTEMPTS {
-            dump.items.clear();
-            let once = self.dump_once(what, &request, &mut pick, &mut dump.items);
-            dump.complete = timeout(DEADLINE, once)
-                .await
-                .map_err(|_| KernelError::Deadline)??;
-            if dump.complete {
-                break;
-            }
-            debug!(what, "netlink dump was incomplete");
-        }
-        Ok(dump)
+        let complete = self.list(what, &request, &mut take).await?;
+        Ok(Dump { items, complete })
     }
 
-    async fn dump_once<T>(
+    /// Passes each message of a dump to `take`, and `None` whenever the dump begins. Returns whether nothing is missing.
+    ///
+    /// Apart from [`Self::dump`], so that it is compiled once, not for each kind of object.
+    async fn list(
         &mut self,
         what: &'static str,
         request: &Request<M>,
-        pick: &mut impl FnMut(M) -> Option<T>,
-        items: &mut Vec<T>,
+        take: &mut (dyn FnMut(Option<M>) + Send),
+    ) -> Result<bool, KernelError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            take(None);
+            let complete = timeout(DEADLINE, self.list_once(what, request, take))
+                .await
+                .map_err(|_| KernelError::Deadline)??;
+            if complete {
+                return Ok(true);
+            }
+            debug!(what, "netlink dump was incomplete");
+        }
+        Ok(false)
+    }
+
+    async fn list_once(
+        &mut self,
+        what: &'static str,
+        request: &Request<M>,
+        take: &mut (dyn FnMut(Option<M>) + Send),
     ) -> Result<bool, KernelError> {
         let first = self.send(std::slice::from_ref(request)).await?;
         let mut complete = true;
@@ -272,7 +285,7 @@ impl<M: Protocol> Socket<M> {
                 }
                 complete &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => items.extend(pick(inner)),
+                    NetlinkPayload::InnerMessage(inner) => take(Some(inner)),
                     NetlinkPayload::Done(done) if done.code == 0 => return Ok(complete),
                     NetlinkPayload::Done(done) => {
                         let source = Refused {

@@ -5,9 +5,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::host::{Forwarded, ResolvedRoute, resolve};
 use super::message::Message;
@@ -51,7 +51,7 @@ pub(crate) async fn foreign_routes(networks: &[IpNet]) -> Result<Vec<ForeignRout
         // Table 0 means all tables (`inet_dump_fib()`).
         let mut message = RouteMessage::default();
         message.header.address_family = family;
-        let request = RouteNetlinkMessage::GetRoute(message);
+        let request = Message::GetRoute(message);
         let dump = route::dump(&mut socket, request, |message| {
             read(message).filter(|route| {
                 let meets = |net: &IpNet| {
@@ -159,9 +159,9 @@ pub(crate) async fn policy_rules() -> Result<Vec<PolicyRule>, KernelError> {
     for family in Family::BOTH {
         let mut message = RuleMessage::default();
         message.header.family = address_family(family);
-        let request = RouteNetlinkMessage::GetRule(message);
+        let request = Message::GetRule(message);
         let dump = socket.dump("rules", request, |message| match message {
-            Message::Route(RouteNetlinkMessage::NewRule(message)) => read_rule(&message, family),
+            Message::NewRule(message) => read_rule(&message, family),
             _ => None,
         });
         rules.extend(dump.await?.items);

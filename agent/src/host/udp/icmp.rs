@@ -10,8 +10,7 @@ use nix::sys::socket::{
 };
 
 use super::checksum::Sum;
-use super::packet::{ICMP, MIN_HEADER, View};
-use super::segment::{len16, seal_header};
+use super::packet::{ICMP, MIN_HEADER, View, icmp_header};
 
 /// Transport bytes quoted after the offending packet's IP header: the ports, which identify the flow (RFC 792).
 const QUOTED: usize = 8;
@@ -68,14 +67,7 @@ impl Message {
         let len = MIN_HEADER + ICMP_HEADER + quoted.len();
         let mut bytes = [0; MAX_MESSAGE];
         let (ip, rest) = bytes.split_at_mut(MIN_HEADER);
-        ip[0] = 0x45;
-        ip[1] = PRECEDENCE;
-        ip[2..4].copy_from_slice(&len16(len).to_be_bytes());
-        ip[8] = TTL;
-        ip[9] = ICMP;
-        ip[12..16].copy_from_slice(&from.octets());
-        ip[16..20].copy_from_slice(&to.octets());
-        seal_header(ip);
+        ip.copy_from_slice(&icmp_header((from, to), len - MIN_HEADER, TTL, PRECEDENCE));
         let icmp = &mut rest[..ICMP_HEADER + quoted.len()];
         (icmp[0], icmp[1]) = match reason {
             Reason::NetUnreachable => (3, 0),

@@ -12,15 +12,17 @@
 use std::net::Ipv4Addr;
 
 use super::checksum::{Sum, update};
+use super::segment::{len16, seal_header};
 
 /// The header without options, in bytes. The data plane's limits depend on it.
 pub(super) const MIN_HEADER: usize = 20;
 /// The longest packet, in bytes: the total length has 16 bits.
 pub(super) const MAX_PACKET: usize = 65_535;
 
-pub(super) const ICMP: u8 = 1;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
+/// Protocol numbers, in the packet as in `IPPROTO_…`.
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
 
 /// Don't Fragment and More Fragments, in the byte that also holds the top of the fragment offset.
 const DONT_FRAGMENT: u8 = 0x40;
@@ -48,17 +50,12 @@ impl<'a> Packet<'a> {
     ///
     /// [`Refused::Malformed`].
     pub(super) fn parse(bytes: &'a mut [u8]) -> Result<Self, Refused> {
-        let header: &[u8; MIN_HEADER] = bytes.first_chunk().ok_or(Refused::Malformed)?;
-        let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        let header_len = usize::from(header[0] & 0xf) * 4;
-        if header[0] >> 4 != 4 || header_len < MIN_HEADER || total < header_len {
+        let packet = View::read(bytes).ok_or(Refused::Malformed)?;
+        let (total, header) = (packet.0.len(), &packet.0[..packet.header_len()]);
+        if !Sum::default().bytes(header).is_intact() {
             return Err(Refused::Malformed);
         }
-        let packet = bytes.get_mut(..total).ok_or(Refused::Malformed)?;
-        if !Sum::default().bytes(&packet[..header_len]).is_intact() {
-            return Err(Refused::Malformed);
-        }
-        Ok(Self(packet))
+        Ok(Self(&mut bytes[..total]))
     }
 
     /// The whole packet, for writing a new checksum.
@@ -88,11 +85,23 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// A read-only view of an intact IPv4 packet.
+/// A read-only view of a whole IPv4 packet.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct View<'a>(&'a [u8]);
+pub(crate) struct View<'a>(&'a [u8]);
 
 impl<'a> View<'a> {
+    /// Views the packet at the beginning of some bytes; ignores bytes after it. `None` if it is not IPv4, or its lengths
+    /// contradict each other or the bytes. The header's checksum is not verified.
+    pub(crate) fn read(bytes: &'a [u8]) -> Option<Self> {
+        let header: &[u8; MIN_HEADER] = bytes.first_chunk()?;
+        let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        let header_len = usize::from(header[0] & 0xf) * 4;
+        if header[0] >> 4 != 4 || header_len < MIN_HEADER || total < header_len {
+            return None;
+        }
+        bytes.get(..total).map(Self)
+    }
+
     /// Views the packet at the beginning of bytes that have passed [`receive`] or [`Packet::parse`].
     pub(super) fn of_parsed(bytes: &'a [u8]) -> Self {
         let total = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
@@ -109,7 +118,7 @@ impl<'a> View<'a> {
     }
 
     /// The bytes after the header.
-    pub(super) fn payload(self) -> &'a [u8] {
+    pub(crate) fn payload(self) -> &'a [u8] {
         &self.0[self.header_len()..]
     }
 
@@ -127,19 +136,19 @@ impl<'a> View<'a> {
     }
 
     /// Whether this is a fragment.
-    pub(super) fn is_fragment(self) -> bool {
+    pub(crate) fn is_fragment(self) -> bool {
         self.0[6] & MORE_FRAGMENTS != 0 || self.is_later_fragment()
     }
 
-    pub(super) fn protocol(self) -> u8 {
+    pub(crate) fn protocol(self) -> u8 {
         self.0[9]
     }
 
-    pub(super) fn source(self) -> Ipv4Addr {
+    pub(crate) fn source(self) -> Ipv4Addr {
         Ipv4Addr::new(self.0[12], self.0[13], self.0[14], self.0[15])
     }
 
-    pub(super) fn destination(self) -> Ipv4Addr {
+    pub(crate) fn destination(self) -> Ipv4Addr {
         Ipv4Addr::new(self.0[16], self.0[17], self.0[18], self.0[19])
     }
 
@@ -150,6 +159,26 @@ impl<'a> View<'a> {
             .word(u16::from(self.protocol()))
             .word(len)
     }
+}
+
+/// The header of an ICMP message of `len` bytes, with its checksum.
+pub(crate) fn icmp_header(
+    (from, to): (Ipv4Addr, Ipv4Addr),
+    len: usize,
+    ttl: u8,
+    type_of_service: u8,
+) -> [u8; MIN_HEADER] {
+    let mut header = [0; MIN_HEADER];
+    // Version 4, and five words of header.
+    header[0] = 0x45;
+    header[1] = type_of_service;
+    header[2..4].copy_from_slice(&len16(MIN_HEADER + len).to_be_bytes());
+    header[8] = ttl;
+    header[9] = ICMP;
+    header[12..16].copy_from_slice(&from.octets());
+    header[16..20].copy_from_slice(&to.octets());
+    seal_header(&mut header);
+    header
 }
 
 /// Checks the payload of one datagram from the tunnel: exactly one IPv4 packet, no longer than `mtu` bytes; decrements

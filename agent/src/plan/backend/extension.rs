@@ -244,7 +244,7 @@ impl Backend for ExtensionBackend {
         let data: Option<String> = match &peer.attrs.backend_data {
             None => None,
             Some(raw) => Some(serde_json::from_str(raw.get()).map_err(|_| {
-                PeerRefusal::BackendData(format!("{} is not a text", go_json::shorten(raw.get())))
+                PeerRefusal::BackendData(format!("{} is not a string", go_json::shorten(raw.get())))
             })?),
         };
         if (&self.config.subnet_add, &self.config.subnet_remove) == (&None, &None) {
@@ -360,7 +360,7 @@ mod tests {
         let refusal = backend("{}", None).peer(&peer(Some("{}"))).unwrap_err();
         assert_eq!(
             refusal.to_string(),
-            "its BackendData is unusable: {} is not a text"
+            "its BackendData is unusable: {} is not a string"
         );
         let options = go_json::Object::parse(r#"{"SubnetAddCommand":["a"]}"#).unwrap();
         assert_eq!(

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::table::{Definition, Options};
-use super::{Backend, Opening, Setup, Unfit, attrs, same_kind};
+use super::{Backend, Opening, Setup, Unfit, attrs, public_address, same_kind};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
 use crate::cluster::network_config::NetworkConfig;
 use crate::cluster::refusal::PeerRefusal;
@@ -133,12 +133,7 @@ impl Backend for HostGwBackend {
 
 /// The gateway address of a peer on the underlay's link.
 fn gateway(face: &Face, subnet: IpNet, attrs: &LeaseAttrs) -> Result<IpAddr, PeerRefusal> {
-    let public = attrs
-        .address_for(subnet)
-        .ok_or(PeerRefusal::NoAddress(subnet))?;
-    if [face.address, face.public].contains(&public) {
-        return Err(PeerRefusal::OurPublicIp(public));
-    }
+    let public = public_address(attrs.address_for(subnet), subnet, face)?;
     if !face.is_on_link(public) {
         return Err(PeerRefusal::OffLink {
             public,

@@ -11,12 +11,13 @@
 //! underlay device. IPv4 only, as in flannel: in a dual-stack network nodes get an IPv6 subnet but reach no peer over
 //! it, and the log says so. The kernel's module creates a device `tunl0` when loaded; it is left alone.
 
-use std::net::IpAddr;
-
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::table::{Definition, Options};
-use super::{Backend, BackendConfigError, Opening, Setup, Unfit, attrs, route, same_kind};
+use super::{
+    Backend, BackendConfigError, MIN_MTU, Opening, Setup, Unfit, attrs, device, needs_ipv4,
+    public_address, route, same_kind,
+};
 use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -44,9 +45,6 @@ const DEVICE: &str = "flannel.ipip";
 /// The outer IPv4 header, in bytes.
 const OVERHEAD: u32 = 20;
 
-/// `ETH_MIN_MTU`, also IPv4's minimum (RFC 791).
-const MIN_MTU: u32 = 68;
-
 /// The ipip keys of the network config's `Backend`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IpipConfig {
@@ -59,9 +57,7 @@ impl IpipConfig {
         options: &go_json::Object<'_>,
         network: &NetworkConfig,
     ) -> Result<Self, BackendConfigError> {
-        if network.ipv4.is_none() {
-            return Err(BackendConfigError::Ipv6Alone(KIND));
-        }
+        needs_ipv4(KIND, network)?;
         Ok(Self {
             direct_routing: options
                 .get("DirectRouting", "true or false")?
@@ -85,7 +81,7 @@ impl Options for IpipConfig {
 #[derive(Clone, Debug)]
 pub(super) struct IpipBackend {
     config: IpipConfig,
-    network: Option<Ipv4Net>,
+    network: Option<IpNet>,
     link: InterfaceName,
     underlay: Underlay,
 }
@@ -94,7 +90,7 @@ impl IpipBackend {
     fn new(config: &IpipConfig, network: &NetworkConfig, underlay: &Underlay) -> Self {
         Self {
             config: config.clone(),
-            network: network.ipv4.map(|range| range.network),
+            network: network.ipv4.map(|range| range.network.into()),
             link: device_name(),
             underlay: underlay.clone(),
         }
@@ -133,7 +129,7 @@ impl Backend for IpipBackend {
     fn scope(&self) -> Scope {
         Scope {
             links: vec![self.link.clone()],
-            networks: self.network.map(IpNet::V4).into_iter().collect(),
+            networks: self.network.into_iter().collect(),
             shared: Some(self.underlay.name.clone()),
             hooks: None,
         }
@@ -143,16 +139,12 @@ impl Backend for IpipBackend {
         let (Some(v4), Some(subnet)) = (self.underlay.v4, own.v4) else {
             return State::new();
         };
-        let device = Link {
+        let ipip = Link {
             mtu: self.mtu(),
             up: true,
             kind: LinkKind::Ipip(Ipip { local: v4.address }),
         };
-        let address = IpNet::from(IpAddr::V4(subnet.network()));
-        State::from([
-            (Key::Link(self.link.clone()), Object::Link(Box::new(device))),
-            (Key::Address(self.link.clone(), address), Object::Address),
-        ])
+        State::from(device(&self.link, ipip, subnet.into()))
     }
 
     fn peer(&self, peer: &Lease) -> Result<Vec<(Key, Object)>, PeerRefusal> {
@@ -160,14 +152,10 @@ impl Backend for IpipBackend {
         let Some(subnet) = peer.key.v4.map(IpNet::V4) else {
             return Ok(Vec::new());
         };
-        let public = peer.attrs.address_for(subnet);
-        let public = public.ok_or(PeerRefusal::NoAddress(subnet))?;
         let Some(face) = self.underlay.face(subnet) else {
             return Ok(Vec::new());
         };
-        if [face.address, face.public].contains(&public) {
-            return Err(PeerRefusal::OurPublicIp(public));
-        }
+        let public = public_address(peer.attrs.address_for(subnet), subnet, &face)?;
         let direct = self.config.direct_routing && face.is_neighbor(public);
         Ok(if direct {
             route(subnet, &self.underlay.name, public, false).into()
@@ -266,7 +254,7 @@ mod tests {
         let alone = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
         assert_eq!(
             parse("{}", alone).unwrap_err().to_string(),
-            "EnableIPv4: false is not possible with the backend ipip, which carries IPv4 alone; allowed: true"
+            "EnableIPv4: false is not possible with the backend ipip, which carries only IPv4; allowed: true"
         );
         assert_eq!(
             parse(r#"{"DirectRouting":1}"#, NETWORK)

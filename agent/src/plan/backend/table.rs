@@ -131,7 +131,7 @@ pub(super) trait Options: Same + fmt::Debug + Send + Sync {
 pub enum BackendConfigError {
     /// The network has no family that the backend carries.
     #[error(
-        "EnableIPv4: false is not possible with the backend {0}, which carries IPv4 alone; allowed: true"
+        "EnableIPv4: false is not possible with the backend {0}, which carries only IPv4; allowed: true"
     )]
     Ipv6Alone(&'static str),
     /// A mode of the wireguard backend needs a family that the network does not have.

@@ -12,12 +12,15 @@
 //! flannel: nothing listens on the port. IPv4 only, as in flannel: in a dual-stack network nodes get an IPv6 subnet but
 //! reach no peer over it, and the log says so.
 
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::SocketAddrV4;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::table::{Definition, Options};
-use super::{Backend, BackendConfigError, Opening, Setup, Unfit, attrs, device_route, same_kind};
+use super::{
+    Backend, BackendConfigError, MIN_MTU, Opening, Setup, Unfit, attrs, device, device_route,
+    needs_ipv4, no_loop, number16, public_address, same_kind,
+};
 use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -47,9 +50,6 @@ const DEVICE: &str = "flannel";
 /// Outer IPv4 20 + UDP 8 bytes.
 const OVERHEAD: u32 = 28;
 
-/// `ETH_MIN_MTU`, also IPv4's minimum (RFC 791).
-const MIN_MTU: u32 = 68;
-
 /// flannel's port.
 const DEFAULT_PORT: u16 = 8285;
 
@@ -65,14 +65,9 @@ impl UdpConfig {
         options: &go_json::Object<'_>,
         network: &NetworkConfig,
     ) -> Result<Self, BackendConfigError> {
-        if network.ipv4.is_none() {
-            return Err(BackendConfigError::Ipv6Alone(KIND));
-        }
-        let port = options.integer("Port", 1..=u32::from(u16::MAX))?;
+        needs_ipv4(KIND, network)?;
         Ok(Self {
-            port: port
-                .and_then(|port| u16::try_from(port).ok())
-                .unwrap_or(DEFAULT_PORT),
+            port: number16(options, "Port", 1)?.unwrap_or(DEFAULT_PORT),
         })
     }
 }
@@ -95,7 +90,7 @@ impl Options for UdpConfig {
 #[derive(Clone, Debug)]
 pub(super) struct UdpBackend {
     config: UdpConfig,
-    network: Option<Ipv4Net>,
+    network: Option<IpNet>,
     link: InterfaceName,
     underlay: Underlay,
 }
@@ -109,7 +104,7 @@ impl UdpBackend {
     ) -> Self {
         Self {
             config: config.clone(),
-            network: network.ipv4.map(|range| range.network),
+            network: network.ipv4.map(|range| range.network.into()),
             link,
             underlay: underlay.clone(),
         }
@@ -148,7 +143,7 @@ impl Backend for UdpBackend {
     fn scope(&self) -> Scope {
         Scope {
             links: vec![self.link.clone()],
-            networks: self.network.map(IpNet::V4).into_iter().collect(),
+            networks: self.network.into_iter().collect(),
             shared: None,
             hooks: None,
         }
@@ -159,7 +154,7 @@ impl Backend for UdpBackend {
         else {
             return State::new();
         };
-        let device = Link {
+        let tun = Link {
             mtu: self.mtu(),
             up: true,
             kind: LinkKind::Tun(Tun {
@@ -167,13 +162,9 @@ impl Backend for UdpBackend {
                 bind: SocketAddrV4::new(v4.address, self.config.port),
             }),
         };
-        let address = IpNet::from(IpAddr::V4(subnet.network()));
-        let route = device_route(network.into(), &self.link);
-        let route = (!self.underlay.is_inside(network.into())).then_some(route);
-        let objects = [
-            (Key::Link(self.link.clone()), Object::Link(Box::new(device))),
-            (Key::Address(self.link.clone(), address), Object::Address),
-        ];
+        let is_inside = self.underlay.is_inside(network);
+        let route = (!is_inside).then(|| device_route(network, &self.link));
+        let objects = device(&self.link, tun, subnet.into());
         objects.into_iter().chain(route).collect()
     }
 
@@ -182,32 +173,20 @@ impl Backend for UdpBackend {
         if peer.attrs.backend_type != KIND {
             same_kind(&peer.attrs, LEASE_TYPE)?;
         }
-        let (Some(subnet), Some(v4)) = (peer.key.v4, self.underlay.v4) else {
+        let Some(v4) = peer.key.v4 else {
             return Ok(Vec::new());
         };
-        let public = peer.attrs.public_ip;
-        let public = public.ok_or(PeerRefusal::NoAddress(subnet.into()))?;
-        if [v4.address, v4.public].contains(&public) {
-            return Err(PeerRefusal::OurPublicIp(public.into()));
-        }
-        let network = self
-            .network
-            .map(IpNet::V4)
-            .filter(|network| network.contains(&IpAddr::V4(public)));
-        let is_inside = self
-            .network
-            .is_some_and(|network| self.underlay.is_inside(network.into()));
-        if let Some(network) = network.filter(|_| !is_inside) {
-            return Err(PeerRefusal::Looping {
-                public: public.into(),
-                network,
-                link: self.link.clone(),
-            });
-        }
+        let subnet = IpNet::V4(v4);
+        let Some(face) = self.underlay.face(subnet) else {
+            return Ok(Vec::new());
+        };
+        let public = public_address(peer.attrs.public_ip, subnet, &face)?;
+        let networks = self.network.as_slice();
+        no_loop(public.into(), networks, &self.underlay, &self.link)?;
         let to = SocketAddrV4::new(public, self.config.port);
-        let key = Key::Forward(self.link.clone(), subnet);
-        let forward = (key, Object::Forward(to));
-        let route = is_inside.then(|| device_route(subnet.into(), &self.link));
+        let forward = (Key::Forward(self.link.clone(), v4), Object::Forward(to));
+        let mut inside = networks.iter().filter(|net| self.underlay.is_inside(**net));
+        let route = inside.next().map(|_| device_route(subnet, &self.link));
         Ok([forward].into_iter().chain(route).collect())
     }
 }
@@ -352,7 +331,7 @@ mod tests {
         let alone = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#;
         assert_eq!(
             parse("{}", alone).unwrap_err().to_string(),
-            "EnableIPv4: false is not possible with the backend udp, which carries IPv4 alone; allowed: true"
+            "EnableIPv4: false is not possible with the backend udp, which carries only IPv4; allowed: true"
         );
         for port in ["0", "65536", "-1"] {
             let error = parse(&format!(r#"{{"Port":{port}}}"#), NETWORK).unwrap_err();

@@ -24,7 +24,10 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::table::{Definition, Options};
-use super::{Backend, BackendConfigError, Opening, Setup, Unfit, attrs, route, same_kind};
+use super::{
+    Backend, BackendConfigError, MIN_MTU, MIN_MTU_V6, Opening, Setup, Unfit, attrs, device,
+    number16, route, same_kind,
+};
 use crate::base::go_json::{self, GoJsonError};
 use crate::base::net::{InterfaceName, MacAddr};
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -67,12 +70,6 @@ const MAX_VNI: u32 = 9_999_999;
 /// The largest VNI that fits the device name `flannel-v6.<VNI>`.
 const MAX_VNI_V6: u32 = 9_999;
 
-/// `ETH_MIN_MTU`: the kernel's minimum.
-const MIN_MTU: u32 = 68;
-
-/// `IPV6_MIN_MTU`: below it the kernel disables IPv6 on a device (RFC 8200 §5).
-const MIN_MTU_V6: u32 = 1280;
-
 /// The allowed values of a switch, for messages.
 const BOOLEAN: &str = "true or false";
 
@@ -106,15 +103,13 @@ impl VxlanConfig {
             Some(_) => (MAX_VNI_V6, MIN_MTU_V6 + OVERHEAD_V6),
             None => (MAX_VNI, MIN_MTU + OVERHEAD_V4),
         };
-        let port = options.integer("Port", 0..=u32::from(u16::MAX))?;
         let flag =
             |key| -> Result<bool, GoJsonError> { Ok(options.get(key, BOOLEAN)?.unwrap_or(false)) };
         Ok(Self {
             vni: options.integer("VNI", 0..=max_vni)?.unwrap_or(1),
-            port: match port.map(u16::try_from) {
-                Some(Ok(port)) if port != 0 => port,
-                _ => DEFAULT_PORT,
-            },
+            port: number16(options, "Port", 0)?
+                .filter(|port| *port != 0)
+                .unwrap_or(DEFAULT_PORT),
             mtu: options.integer("MTU", min_mtu..=u32::from(u16::MAX))?,
             gbp: flag("GBP")?,
             learning: flag("Learning")?,
@@ -267,7 +262,7 @@ impl VxlanBackend {
             .address_for(subnet)
             .ok_or(PeerRefusal::NoAddress(subnet))?;
         let mac = half.peer_mac(data)?;
-        if [half.face.address, half.face.public].contains(&public) {
+        if half.face.is_own(public) {
             return Err(PeerRefusal::OurPublicIp(public));
         }
         if self.config.direct_routing && half.face.is_neighbor(public) {
@@ -390,10 +385,7 @@ impl Backend for VxlanBackend {
             let mine = own.nets().find(|net| half.network.contains(net));
             mine.map(|subnet| (half, subnet))
         }) {
-            let link = Key::Link(half.link.clone());
-            state.insert(link, Object::Link(Box::new(half.device.clone())));
-            let address = Key::Address(half.link.clone(), IpNet::from(subnet.network()));
-            state.insert(address, Object::Address);
+            state.extend(device(&half.link, half.device.clone(), subnet));
         }
         state
     }

@@ -36,7 +36,10 @@ use serde_json::value::{RawValue, to_raw_value};
 
 pub use self::config::{Mode, WireguardConfig};
 use super::table::{Definition, Options};
-use super::{Backend, Opening, Setup, Unfit, attrs, device_route, same_kind};
+use super::{
+    Backend, MIN_MTU, MIN_MTU_V6, Opening, Setup, Unfit, attrs, device_route, no_loop, number16,
+    same_kind,
+};
 use crate::base::go_json;
 use crate::base::net::InterfaceName;
 use crate::cluster::lease::{Lease, LeaseAttrs, SubnetKey};
@@ -67,12 +70,6 @@ const OVERHEAD: u32 = 80;
 
 /// flannel's names for the devices: the second is for IPv6 in mode `separate`.
 const DEVICES: [&str; 2] = ["flannel-wg", "flannel-wg-v6"];
-
-/// IPv4's minimum (RFC 791).
-const MIN_MTU: u32 = 68;
-
-/// IPv6's minimum (RFC 8200 §5); below it the kernel disables IPv6 on the device.
-const MIN_MTU_V6: u32 = 1280;
 
 /// What a wireguard node publishes about itself, in flannel's field order.
 #[derive(Serialize)]
@@ -204,16 +201,7 @@ impl WireguardBackend {
         if self.addresses().any(|own| own == address) {
             return Err(PeerRefusal::OurPublicIp(address));
         }
-        let mut networks = self.networks.iter();
-        if let Some(network) = networks
-            .find(|network| network.contains(&address) && !self.underlay.is_inside(**network))
-        {
-            return Err(PeerRefusal::Looping {
-                public: address,
-                network: *network,
-                link: tunnel.link.clone(),
-            });
-        }
+        no_loop(address, &self.networks, &self.underlay, &tunnel.link)?;
         let peer = WireguardPeer {
             endpoint: Some(SocketAddr::new(address, data.port.unwrap_or(tunnel.port))),
             preshared_key: self.config.preshared_key.clone(),
@@ -290,10 +278,7 @@ fn read_peer_data(data: &RawValue) -> Result<Option<PeerData>, PeerRefusal> {
     let key: Option<PublicKey> = object
         .get("PublicKey", "a public key of 32 bytes in base64")
         .map_err(unusable)?;
-    let port = object
-        .integer("Port", 0..=u32::from(u16::MAX))
-        .map_err(unusable)?
-        .and_then(|port| u16::try_from(port).ok());
+    let port = number16(&object, "Port", 0).map_err(unusable)?;
     let port = port.filter(|port| *port != 0);
     Ok(key.map(|key| PeerData { key, port }))
 }

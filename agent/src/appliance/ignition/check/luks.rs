@@ -29,12 +29,12 @@ pub(super) fn check(storage: &Storage, minor: u64, findings: &mut Findings<'_>) 
             resource::check(&format!("{at}.keyFile"), key, minor, findings);
         }
         if let Some(clevis) = &volume.clevis {
-            check_clevis(&format!("{at}.clevis"), clevis, findings);
+            check_clevis(&format!("{at}.clevis"), clevis, minor, findings);
         }
     }
 }
 
-fn check_clevis(at: &str, clevis: &Clevis, findings: &mut Findings<'_>) {
+fn check_clevis(at: &str, clevis: &Clevis, minor: u64, findings: &mut Findings<'_>) {
     let servers = clevis.tang.as_deref().unwrap_or_default();
     let list = format!("{at}.tang");
     findings.check_unique(&list, "url", servers.iter().map(|server| &server.url));
@@ -50,7 +50,8 @@ fn check_clevis(at: &str, clevis: &Clevis, findings: &mut Findings<'_>) {
     let Some(custom) = &clevis.custom else { return };
     let pin = custom.pin.as_deref().unwrap_or_default();
     let config = custom.config.as_deref().unwrap_or_default();
-    if pin.is_empty() && config.is_empty() {
+    // An empty one is none since spec 3.3 (`ClevisCustom`); in 3.2 it lacks its pin.
+    if pin.is_empty() && config.is_empty() && minor >= 3 {
         return;
     }
     if !["tpm2", "tang", "sss"].contains(&pin) {

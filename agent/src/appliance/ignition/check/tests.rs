@@ -1,6 +1,6 @@
 //! Every rule with a config that breaks it, compared with what Ignition's own validator says to the same config.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -353,6 +353,81 @@ fn rules_follow_the_spec_version() {
     );
     let gs = || source("gs://x/y");
     assert_eq!(["3.1.0", "3.2.0"].map(|spec| as_spec(spec, gs())), [1, 0]);
+}
+
+/// Every key that a spec added, in one config.
+const ALL_ADDED: &str = r#"
+    "storage":{
+        "files":[{"path":"/a","contents":{"source":"http://x","httpHeaders":[]},"append":[{"httpHeaders":null}]}],
+        "filesystems":[{"device":"/dev/a","format":"ext4","mountOptions":[]}],
+        "disks":[{"device":"/dev/a","partitions":[{"number":1},{"number":2,"resize":false}]}],
+        "luks":[{"name":"l","device":"/dev/b"}]},
+    "passwd":{"users":[{"name":"a","shouldExist":true}],"groups":[{"name":"b","shouldExist":true}]},
+    "kernelArguments":{"shouldExist":[]}}"#;
+
+#[test]
+fn keys_of_later_specs_are_unknown_as_to_ignition_config_itself() {
+    let references = [
+        "config.merge[0]",
+        "config.replace",
+        "security.tls.certificateAuthorities[0]",
+    ];
+    for minor in 0..=3_u64 {
+        let reference =
+            r#"{"source":"http://x","compression":"","httpHeaders":[],"verification":{}}"#;
+        let text = format!(
+            r#"{{"ignition":{{"version":"3.{minor}.0","proxy":{{}},"config":{{"merge":[{reference}],"replace":{reference}}},
+            "security":{{"tls":{{"certificateAuthorities":[{reference}]}}}}}},{ALL_ADDED}"#
+        );
+        let (_, warnings) = ignition_config::Config::parse_str(&text).unwrap();
+        let expected = warnings.iter().map(|warning| {
+            let path = warning.to_string();
+            let parts = path.trim_start_matches("unused key: $.").split('.');
+            parts.fold(String::new(), |path, part| match part.parse() {
+                Ok(index) => join_index(&path, index),
+                Err(_) => join_key(&path, part),
+            })
+        });
+        let expected: BTreeSet<String> = expected.collect();
+        let findings = check(&text).findings.into_iter();
+        let unknown = findings.filter(|finding| finding.message.starts_with("unknown key"));
+        let unknown: BTreeSet<String> = unknown.map(|finding| finding.path).collect();
+        assert_eq!(unknown, expected, "3.{minor}.0");
+        let has = |key: &str| unknown.contains(key);
+        assert_eq!(has("kernelArguments"), minor < 3);
+        assert_eq!(has("storage.luks"), minor < 2);
+        for reference in references {
+            assert_eq!(has(&format!("ignition.{reference}.httpHeaders")), minor < 1);
+        }
+    }
+}
+
+#[test]
+fn what_a_spec_requires_is_missed_in_earlier_ones_too() {
+    for (lists, path) in [
+        (r#""links":[{"path":"/l"}]"#, "storage.links[0].target"),
+        (
+            r#""raid":[{"name":"r","level":"raid1"}]"#,
+            "storage.raid[0].devices",
+        ),
+        (
+            r#""raid":[{"name":"r","devices":["/dev/a"]}]"#,
+            "storage.raid[0].level",
+        ),
+    ] {
+        let report = check(&storage(lists).replace("3.3.0", "3.2.0"));
+        let found = report
+            .findings
+            .iter()
+            .any(|f| f.path == path && f.severity == Severity::Error);
+        assert!(found, "{lists}: {report:?}");
+    }
+    let custom = storage(r#""luks":[{"name":"l","device":"/dev/a","clevis":{"custom":{}}}]"#);
+    let errors = |spec| {
+        let findings = check(&custom.replace("3.3.0", spec)).findings.into_iter();
+        findings.filter(|f| f.path.contains("custom")).count()
+    };
+    assert_eq!([errors("3.2.0"), errors("3.3.0")], [2, 0]);
 }
 
 #[test]

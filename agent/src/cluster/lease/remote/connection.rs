@@ -12,6 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::base::endpoint::Endpoint;
@@ -128,23 +129,10 @@ impl Connection {
         // Both only detect a dead server sooner, so failures are ignored.
         let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &millis);
         let _ = stream.set_nodelay(true);
-        if !server.tls {
-            return Ok(Self {
-                http: http::Connection::start(stream).await?,
-                authority: authority.to_owned(),
-            });
-        }
-        let host = authority
-            .rsplit_once(':')
-            .map_or(authority, |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|error| Failure::Connect(io::Error::other(error)))?;
-        let connector = TlsConnector::from(Arc::new(files.client()?));
-        let stream = connector
-            .connect(name, stream)
-            .await
-            .map_err(Failure::Connect)?;
+        let stream: Box<dyn http::Stream> = match server.tls {
+            true => Box::new(encrypted(stream, authority, files).await?),
+            false => Box::new(stream),
+        };
         Ok(Self {
             http: http::Connection::start(stream).await?,
             authority: authority.to_owned(),
@@ -178,4 +166,21 @@ impl Connection {
             body: response.into_body(),
         })
     }
+}
+
+/// TLS with the server of this `host:port`.
+async fn encrypted(
+    stream: TcpStream,
+    authority: &str,
+    files: &Files,
+) -> Result<TlsStream<TcpStream>, Failure> {
+    let host = authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|error| Failure::Connect(io::Error::other(error)))?;
+    let connector = TlsConnector::from(Arc::new(files.client()?));
+    let stream = connector.connect(name, stream).await;
+    stream.map_err(Failure::Connect)
 }

@@ -1,18 +1,20 @@
 //! The packets that are sent to peers and captured on devices: IPv4 (RFC 791), IPv6 (RFC 8200), and in them ICMP echoes
 //! (RFC 792, RFC 4443 §4).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use nix::libc;
 
 use crate::host::udp::checksum::Sum;
+pub(super) use crate::host::udp::packet::{ICMP, TCP, UDP};
+use crate::host::udp::packet::{View, icmp_header};
 
-/// Protocol numbers, in the packet as in `IPPROTO_…`.
-pub(super) const ICMP: u8 = 1;
+/// More protocol numbers, in the packet as in `IPPROTO_…`.
 pub(super) const IPIP: u8 = 4;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
 pub(super) const ICMPV6: u8 = 58;
+
+/// Linux' default TTL and hop limit (`IPDEFTTL`, `IPV6_DEFAULT_HOPLIMIT`).
+const TTL: u8 = 64;
 
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
@@ -69,23 +71,14 @@ impl Tag {
         let len = u16::try_from(message.len()).ok()?;
         let mut packet = match (from, to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
-                let mut header = [0; IPV4_HEADER];
-                header[0] = 0x45;
-                header[2..4].copy_from_slice(&(len + 20).to_be_bytes());
-                header[8] = 64;
-                header[9] = ICMP;
-                header[12..16].copy_from_slice(&from.octets());
-                header[16..20].copy_from_slice(&to.octets());
-                let checksum = Sum::default().bytes(&header).checksum();
-                header[10..12].copy_from_slice(&checksum);
-                header.to_vec()
+                icmp_header((from, to), message.len(), TTL, 0).to_vec()
             }
             (IpAddr::V6(from_v6), IpAddr::V6(to_v6)) => {
                 let mut header = [0; IPV6_HEADER];
                 header[0] = 0x60;
                 header[4..6].copy_from_slice(&len.to_be_bytes());
                 header[6] = ICMPV6;
-                header[7] = 64;
+                header[7] = TTL;
                 header[8..24].copy_from_slice(&from_v6.octets());
                 header[24..40].copy_from_slice(&to_v6.octets());
                 let sum = pseudo_header(from, to, ICMPV6, message.len()).bytes(&message);
@@ -126,20 +119,12 @@ impl<'a> Packet<'a> {
     pub(super) fn read(bytes: &'a [u8]) -> Option<Self> {
         match bytes.first()? >> 4 {
             4 => {
-                let header: &[u8; IPV4_HEADER] = bytes.first_chunk()?;
-                let start = usize::from(header[0] & 0xf) * 4;
-                let end = usize::from(u16::from_be_bytes([header[2], header[3]]));
-                // More Fragments, or a fragment offset.
-                if start < IPV4_HEADER || header[6] & 0x3f != 0 || header[7] != 0 {
-                    return None;
-                }
-                let [a, b, c, d] = [header[12], header[13], header[14], header[15]];
-                let [e, f, g, h] = [header[16], header[17], header[18], header[19]];
+                let packet = View::read(bytes).filter(|packet| !packet.is_fragment())?;
                 Some(Self {
-                    source: Ipv4Addr::new(a, b, c, d).into(),
-                    destination: Ipv4Addr::new(e, f, g, h).into(),
-                    protocol: header[9],
-                    payload: bytes.get(start..end)?,
+                    source: packet.source().into(),
+                    destination: packet.destination().into(),
+                    protocol: packet.protocol(),
+                    payload: packet.payload(),
                 })
             }
             6 => {

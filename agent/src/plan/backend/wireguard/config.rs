@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{MIN_MTU, MIN_MTU_V6, OVERHEAD};
+use super::{MIN_MTU, MIN_MTU_V6, OVERHEAD, number16};
 use crate::base::go_json::{GoJsonError, Object};
 use crate::cluster::network_config::NetworkConfig;
 use crate::plan::backend::BackendConfigError;
@@ -54,14 +54,11 @@ impl WireguardConfig {
         };
         let modes = "\"separate\", \"auto\", \"ipv4\" or \"ipv6\"";
         let config = Self {
-            port: port(options, "ListenPort", DEFAULT_PORT)?,
-            port_v6: port(options, "ListenPortV6", DEFAULT_PORT_V6)?,
+            port: number16(options, "ListenPort", 1)?.unwrap_or(DEFAULT_PORT),
+            port_v6: number16(options, "ListenPortV6", 1)?.unwrap_or(DEFAULT_PORT_V6),
             mtu: options.integer("MTU", least + OVERHEAD..=u32::from(u16::MAX))?,
             preshared_key: preshared_key(options)?,
-            keepalive: narrow(
-                options.integer("PersistentKeepaliveInterval", 0..=u32::from(u16::MAX))?,
-            )
-            .unwrap_or(0),
+            keepalive: number16(options, "PersistentKeepaliveInterval", 0)?.unwrap_or(0),
             mode: options.get("Mode", modes)?.unwrap_or_default(),
         };
         let missing = match config.mode {
@@ -84,16 +81,6 @@ impl WireguardConfig {
         }
         Ok(config)
     }
-}
-
-fn port(options: &Object<'_>, name: &'static str, default: u16) -> Result<u16, GoJsonError> {
-    let port = options.integer(name, 1..=u32::from(u16::MAX))?;
-    Ok(narrow(port).unwrap_or(default))
-}
-
-/// Narrows a number that was validated to fit.
-fn narrow(number: Option<u32>) -> Option<u16> {
-    number.and_then(|number| u16::try_from(number).ok())
 }
 
 /// The pre-shared key; an empty string means none. Errors never contain it.

@@ -309,7 +309,7 @@ fn values_are_taken_as_flannel_takes_them() {
     let of = |words: &[&str]| settings(words, &[]);
     let listen = of(&["--healthz-ip=localhost", "--healthz-port=80"])
         .health
-        .listen;
+        .listen();
     assert_eq!(listen, Some("127.0.0.1:80".parse().unwrap()));
     let resync = of(&["--iptables-resync=100000"]).firewall.resync;
     assert_eq!(resync.as_secs(), 86_400);
@@ -469,7 +469,7 @@ fn flags_choose_the_interface() {
 
 #[test]
 fn health_endpoints_are_off_without_a_port_and_everywhere_with_one() {
-    let listen = |words: &[&str]| settings(words, &[]).health.listen;
+    let listen = |words: &[&str]| settings(words, &[]).health.listen();
     assert_eq!(listen(&[]), None);
     assert_eq!(listen(&["-healthz-ip=10.0.0.1"]), None);
     for port in ["0", "-1", "-70000"] {

@@ -526,7 +526,7 @@ fn wrong_settings_name_the_flag_or_the_variable() {
 fn usage_names_every_flag_and_is_as_wide_as_a_terminal() {
     let text = usage::text("/opt/bin/flanneld");
     assert!(text.starts_with("Usage: /opt/bin/flanneld [OPTION]...\n"));
-    for definition in &definition::ALL {
+    for definition in definition::ALL {
         assert!(text.contains(&format!("  --{}", definition.name)));
     }
     assert!(text.lines().all(|line| line.len() < 120), "{text}");

@@ -212,3 +212,4 @@ fn page_has_every_key_with_description_default_flag_and_type() {
     }
 }
 
+mod reference;

@@ -29,28 +29,27 @@ settings! {
         endpoints: Vec<String> = urls, Urls,
             flag "etcd-endpoints" "URL,...", help "etcd client URLs",
             default "http://127.0.0.1:2379", commands STORE, on_reload Restart;
-        /// What all keys begin with, cleaned as Go's `path.Join` does, so that `{prefix}/config` is flannel's key. Empty
-        /// when `/` was asked for.
+        /// The key prefix, cleaned as Go's `path.Join` does, so that `{prefix}/config` is flannel's key. Empty for `/`.
         prefix: String = prefix, Text,
             flag "etcd-prefix" "KEY", help "etcd key prefix",
             default "/coreos.com/network" named "/coreos.com/network/NAME", commands STORE, on_reload Restart;
-        /// Certificate authorities that the server's certificate is checked against (PEM).
+        /// CA certificates to verify etcd (PEM).
         cafile: Option<PathBuf> = optional(PATH), Text,
             flag "etcd-cafile" "FILE", help "CA certificates to verify etcd, PEM",
             default "none", commands STORE, on_reload Live;
-        /// Our certificate (PEM); there is a key whenever this is there.
+        /// Our certificate (PEM); set together with the key.
         certfile: Option<PathBuf> = certificate(&key::etcd::keyfile), Text,
             flag "etcd-certfile" "FILE", help "Client certificate for etcd, PEM; needs --etcd-keyfile",
             default "none", commands STORE, on_reload Live;
-        /// The key to our certificate (PEM).
+        /// The private key of our certificate (PEM).
         keyfile: Option<PathBuf> = certificate(&key::etcd::certfile), Text,
             flag "etcd-keyfile" "FILE", help "Private key of the client certificate, PEM",
             default "none", commands STORE, on_reload Live;
-        /// Whom we log in as; there is a password whenever this is there.
+        /// The etcd user; set together with the password.
         username: Option<String> = username, Text,
             flag "etcd-username" "NAME", help "etcd user name; needs --etcd-password-file",
             default "none", commands STORE, on_reload Live;
-        /// What we log in with.
+        /// That user's password.
         password: Option<Secret> = password, Text key "password-file",
             flag "etcd-password-file" "FILE", help "File that holds the etcd password on one line",
             default "none", commands STORE, on_reload Live;
@@ -125,7 +124,7 @@ settings! {
     }
     /// What the packet filter does.
     firewall: Firewall, "Firewall" {
-        /// By which rules.
+        /// The firewall backend.
         mode: FirewallMode = filled_or_default(MODE), Text,
             flag "firewall-mode" "MODE", help "Firewall backend: auto, nftables, iptables",
             default "auto", commands RUN, on_reload Live;
@@ -141,11 +140,11 @@ settings! {
         random_fully: bool = on, Switch key "random-fully",
             flag "ip-masq-fully-random" "BOOL", help "Masquerade with random ports",
             default "true", commands RUN, on_reload Live;
-        /// Destinations that masquerading leaves out; no bits are set beyond the prefixes.
+        /// Destinations that are not masqueraded for; no bits are set beyond the prefixes.
         masquerade_exclude: Vec<IpNet> = each(NETWORKS), Networks key "masquerade-exclude",
             flag "ip-masq-exclude" "CIDR,...", help "Destinations not to masquerade for",
             default "none", commands RUN, on_reload Live;
-        /// The longest time between two looks at the rules. The default is flannel's.
+        /// The longest time between two checks of the rules. The default is flannel's.
         resync: Duration = seconds, Number,
             flag "iptables-resync" "SECONDS", help "Seconds between checks" range 1..=86_400,
             default "5", commands RUN, on_reload Live;
@@ -156,12 +155,12 @@ settings! {
     }
     /// What is written where; absolute paths. Those of a named network are where flannel 0.5 had its subnet files.
     files: Files, "Files and health" {
-        /// What container runtimes read.
+        /// The subnet file, for container runtimes.
         subnet_file: PathBuf = or_default(PATH), Text key "subnet-file",
             flag "subnet-file" "FILE", help "Subnet file for container runtimes",
             default "/run/flannel/subnet.env" named "/run/flannel/networks/NAME.env",
             commands RUN | STATUS | DOCTOR | LEAVE | CLEANUP | OPTIONS, on_reload Restart;
-        /// What must outlive a reboot.
+        /// The state directory: what must outlive a reboot.
         state_dir: PathBuf = or_default(PATH), Text key "state-dir",
             flag "state-dir" "DIR", help "State directory",
             default "/var/lib/selvage" named "/var/lib/selvage/networks/NAME",
@@ -184,13 +183,13 @@ settings! {
             flag "healthz-port" "PORT", help "TCP port of these; 0 is off" range 0..=65_535,
             default "0" named "0", commands RUN, on_reload Live;
     }
-    /// How the agent itself behaves.
+    /// The agent itself.
     agent: Agent, "Agent" {
         /// What the network is called where several are on this host; `None` for the first or only one.
         network: Option<NetworkName> = optional(NETWORK), Text,
             flag "network" "NAME", help "Network name, where this host joins several",
             default "none", commands ALL, on_reload Restart;
-        /// Who holds the lease; `None` means an identifier derived from the machine's.
+        /// The owner ID of the lease; `None` for one derived from the machine ID.
         node_id: Option<String> = optional(NODE_ID), Text key "node-id",
             flag "node-id" "ID", help "Node ID that owns the lease",
             default "from /etc/machine-id", commands RUN | LEAVE, on_reload Restart;
@@ -198,7 +197,7 @@ settings! {
         log: String = or_default(FILTER), Text,
             flag "log" "LEVEL", help "Log level (error to trace) or filter list",
             default "info", commands ALL, on_reload Live;
-        /// The longest time between two complete comparisons of the kernel with what it should be.
+        /// The longest time between two full resyncs with the kernel.
         resync: Duration = seconds, Number,
             flag "resync" "SECONDS", help "Seconds between kernel checks" range 1..=86_400,
             default "300", commands RUN, on_reload Live;

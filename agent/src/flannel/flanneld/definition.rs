@@ -61,53 +61,53 @@ const KUBERNETES: &str = "Kubernetes mode, which is not in this version";
 
 flags! {
     "etcd-cafile", Text, "",
-        "certificate authorities that etcd's certificate is checked against (PEM)";
-    "etcd-certfile", Text, "", "our certificate for etcd (PEM); needs --etcd-keyfile";
+        "CA certificates to verify etcd, PEM";
+    "etcd-certfile", Text, "", "client certificate for etcd, PEM; needs --etcd-keyfile";
     "etcd-endpoints", Text, DEFAULT_ENDPOINTS, "URLs of the etcd members, separated by commas";
-    "etcd-keyfile", Text, "", "the key to our certificate (PEM)";
+    "etcd-keyfile", Text, "", "private key of the client certificate, PEM";
     "etcd-password", Text, "",
         "etcd password; every user of this host can read it here, unlike in FLANNELD_ETCD_PASSWORD";
-    "etcd-prefix", Text, "/coreos.com/network", "what all keys in etcd begin with";
-    "etcd-username", Text, "", "whom to log in to etcd as";
-    "healthz-ip", Text, "0.0.0.0", "address that the health endpoints listen on";
-    "healthz-port", Number, "0", "port of the health endpoints; 0 for none";
+    "etcd-prefix", Text, "/coreos.com/network", "etcd key prefix";
+    "etcd-username", Text, "", "etcd user name";
+    "healthz-ip", Text, "0.0.0.0", "listen address of the health endpoints";
+    "healthz-port", Number, "0", "TCP port of the health endpoints; 0 is off";
     "iface", Texts, "",
-        "interface that carries the overlay, by name or address; the first that is found counts";
+        "underlay interface, by name or address; the first one found is used";
     "iface-can-reach", Text, "", "use the interface over which this address is reached";
     "iface-regex", Texts, "",
-        "pattern for addresses, then for names of interfaces; the first that is found counts";
+        "pattern for the addresses, then the names of interfaces; the first match is used";
     "ip-blackhole-route", Switch, "false",
-        "drop packets to addresses of our subnet that no container has";
-    "ip-masq", Switch, "false", "give packets that leave the overlay this host's address";
+        "drop packets to unused addresses of the subnet";
+    "ip-masq", Switch, "false", "masquerade packets that leave the overlay";
     "ip-masq-fully-random-disable", Switch, "false",
-        "do not pick source ports at random when doing so";
-    "iptables-forward-rules", Switch, "true", "accept forwarding from and to the overlay";
-    "iptables-resync", Number, "5", "seconds between looks at the firewall rules";
+        "masquerade without random source ports";
+    "iptables-forward-rules", Switch, "true", "accept packets forwarded from and to the overlay";
+    "iptables-resync", Number, "5", "seconds between checks of the firewall rules";
     "kube-annotation-prefix", Text, "flannel.alpha.coreos.com", KUBERNETES;
     "kube-api-url", Text, "", KUBERNETES;
     "kube-subnet-mgr", Switch, "false", KUBERNETES;
     "kubeconfig-file", Text, "", KUBERNETES;
     "listen", Text, "",
         "serve leases to hosts with --remote here instead of joining: HOST:PORT, fd:// or fd://N";
-    "log_backtrace_at", Location, "", "taken, and without a meaning here";
+    "log_backtrace_at", Location, "", "accepted, but without effect";
     "net-config-path", Text, "/etc/kube-flannel/net-conf.json", KUBERNETES;
-    NETWORKS, Text, "", "flannel 0.5's: the one network below --etcd-prefix to join";
+    NETWORKS, Text, "", "flannel 0.5: name of the one network below --etcd-prefix to join";
     "public-ip", Text, "", "IPv4 address that peers send to, if not the interface's";
     "public-ipv6", Text, "", "IPv6 address that peers send to, if not the interface's";
     "remote", Text, "",
-        "HOST:PORT of servers that keep the leases in place of etcd, separated by commas";
+        "lease servers to use instead of etcd: HOST:PORT, separated by commas";
     "remote-cafile", Text, "",
-        "certificate authorities that the other side of --remote or --listen is checked by (PEM)";
+        "CA certificates to verify the other side of --remote or --listen, PEM";
     "remote-certfile", Text, "",
-        "our certificate for --remote or --listen (PEM); needs --remote-keyfile";
-    "remote-keyfile", Text, "", "the key to that certificate (PEM)";
+        "certificate for --remote or --listen, PEM; needs --remote-keyfile";
+    "remote-keyfile", Text, "", "private key of that certificate, PEM";
     "set-node-network-unavailable", Switch, "true", KUBERNETES;
     "subnet-dir", Text, DEFAULT_SUBNET_DIR,
-        "flannel 0.5's: directory of the subnet file with --networks";
-    "subnet-file", Text, "/run/flannel/subnet.env", "what container runtimes read";
-    RENEW_MARGIN, Number, "60", "checked and then unused: the lease is kept alive all the time";
+        "flannel 0.5: directory of the subnet file with --networks";
+    "subnet-file", Text, "/run/flannel/subnet.env", "subnet file for container runtimes";
+    RENEW_MARGIN, Number, "60", "checked, but without effect: the agent keeps its lease alive all the time";
     "v", Verbosity, "0",
-        "how much is logged: below 2 changes of state, from 2 details, from 5 everything";
+        "log verbosity: 0 and 1 changes of state, 2 to 4 details, 5 and above everything";
     "version", Switch, "false", "print the version and exit";
-    "vmodule", Modules, "", "taken, and without a meaning here";
+    "vmodule", Modules, "", "accepted, but without effect";
 }

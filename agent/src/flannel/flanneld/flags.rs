@@ -77,7 +77,7 @@ impl Flags {
         &mut self,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<(), Error> {
-        for definition in &definition::ALL {
+        for definition in definition::ALL {
             let name = definition.name;
             if self.given.contains_key(name) || name == "version" {
                 continue;

@@ -200,7 +200,7 @@ fn public_address_of_nobody_changes_neither_interface_nor_source() {
     let asked = settings::Underlay {
         public_ip,
         public_ipv6,
-        ..ANY
+        ..any()
     };
     let underlay = host().choose(&asked, DUAL, None).unwrap();
     assert_eq!(place(&underlay), "eth0 10.0.2.15 2001:db8:2::15");
@@ -213,7 +213,7 @@ fn public_address_of_nobody_changes_neither_interface_nor_source() {
 fn public_address_of_an_interface_chooses_it_as_in_flannel() {
     let mut asked = settings::Underlay {
         public_ip: "10.77.0.11".parse().ok(),
-        ..ANY
+        ..any()
     };
     assert_eq!(host().chosen(&asked, V4, None), "eth1 10.77.0.11");
     // Not when an interface is asked for; then it is only told to the peers, unless it is that interface's.
@@ -225,7 +225,7 @@ fn public_address_of_an_interface_chooses_it_as_in_flannel() {
     assert_eq!(host().chosen(&asked, V4, None), "eth0 10.0.2.14");
     let asked = settings::Underlay {
         public_ipv6: "fd00:77::11".parse().ok(),
-        ..ANY
+        ..any()
     };
     assert_eq!(
         host().chosen(&asked, DUAL, None),

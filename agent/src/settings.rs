@@ -113,16 +113,16 @@ pub fn files(sources: Sources<'_>) -> Vec<PathBuf> {
     paths
 }
 
-/// As [`load`], for who only looks: what may not be read with the caller's privileges is passed over, the password as well
-/// as whole files. Returns what it was, too.
+/// As [`load`], for commands that only look: files that the caller may not read are skipped, and so is the password.
+/// Returns their errors, too.
 ///
 /// # Errors
 /// As [`load`].
 pub fn load_readable(sources: Sources<'_>) -> Result<(Settings, Vec<Error>), Error> {
-    let mut unreadable = Unreadable::PassedOver(Vec::new());
+    let mut unreadable = Unreadable::Skipped(Vec::new());
     let settings = read(sources, &mut unreadable)?;
     Ok(match unreadable {
-        Unreadable::PassedOver(errors) => (settings, errors),
+        Unreadable::Skipped(errors) => (settings, errors),
         Unreadable::Fatal => (settings, Vec::new()),
     })
 }
@@ -130,14 +130,14 @@ pub fn load_readable(sources: Sources<'_>) -> Result<(Settings, Vec<Error>), Err
 /// What is done about files that may not be read.
 enum Unreadable {
     Fatal,
-    PassedOver(Vec<Error>),
+    Skipped(Vec<Error>),
 }
 
 impl Unreadable {
     /// What was read; `None` if that was not allowed and need not be.
     fn pass<T>(&mut self, result: Result<T, Error>) -> Result<Option<T>, Error> {
         match (result, self) {
-            (Err(error), Self::PassedOver(errors)) if error.is_denied() => {
+            (Err(error), Self::Skipped(errors)) if error.is_denied() => {
                 errors.push(error);
                 Ok(None)
             }

@@ -40,7 +40,7 @@ pub struct Cli {
 pub enum Command {
     /// Join the overlay network and keep this host in it until told to stop.
     ///
-    /// Leases a subnet in etcd, programs the kernel (device, routes, neighbours, firewall), writes the subnet file for
+    /// Leases a subnet in etcd, programs the kernel (device, routes, neighbors, firewall), writes the subnet file for
     /// container runtimes, and follows every change. SIGTERM and SIGINT stop it; the data plane stays in place, so that
     /// a restart loses no packet. `selvage cleanup` removes it.
     #[command(after_help = RUN_NOTE, after_long_help = RUN_HELP)]

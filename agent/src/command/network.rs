@@ -228,7 +228,7 @@ fn write_differences(
         }
     }
     if same {
-        writeln!(out, " only the text changed, not its meaning")?;
+        writeln!(out, "  only the text changed, not its meaning")?;
     }
     Ok(())
 }

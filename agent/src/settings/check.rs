@@ -210,7 +210,7 @@ pub(super) fn on(given: &Given<'_>) -> Result<bool, Error> {
     }
 }
 
-/// A number in the setting's range; `unit` is for the error.
+/// A number in the setting's range; `expected` words that range for the error.
 fn number<T: TryFrom<i64>>(
     given: &Given<'_>,
     expected: impl Fn(&str) -> String,

@@ -14,6 +14,8 @@ use toml::de::{DeValue, ValueDeserializer};
 pub(crate) enum Kind {
     /// A string; an empty one means none if the setting is optional.
     Text,
+    /// The path of a file or directory.
+    Path,
     /// An integer. Signed, so that a negative one gets the error that names the range.
     Number,
     /// On or off.
@@ -42,6 +44,7 @@ impl Kind {
     pub(crate) fn form(self) -> &'static str {
         match self {
             Self::Text => "text",
+            Self::Path => "path",
             Self::Number => "whole number",
             Self::Switch => "true or false",
             Self::Urls | Self::Commas | Self::Each | Self::Networks => "list of texts",
@@ -51,7 +54,7 @@ impl Kind {
     /// Parses an environment variable; the error says what is expected.
     pub(super) fn read(self, text: &str) -> Result<Value, &'static str> {
         Ok(match self {
-            Self::Text => Value::Text(text.to_owned()),
+            Self::Text | Self::Path => Value::Text(text.to_owned()),
             Self::Number => Value::Number(text.trim().parse().map_err(|_| "a whole number")?),
             Self::Switch => Value::Switch(parse_bool(text)?),
             Self::Each => Value::Texts(vec![text.to_owned()]),
@@ -63,7 +66,7 @@ impl Kind {
     pub(super) fn take(self, value: Spanned<DeValue<'_>>) -> Result<Value, toml::de::Error> {
         let value = ValueDeserializer::from(value);
         match self {
-            Self::Text => String::deserialize(value).map(Value::Text),
+            Self::Text | Self::Path => String::deserialize(value).map(Value::Text),
             Self::Number => i64::deserialize(value).map(Value::Number),
             Self::Switch => bool::deserialize(value).map(Value::Switch),
             Self::Urls => Vec::deserialize(value).map(Value::Texts),
@@ -76,7 +79,7 @@ impl Kind {
     /// Completes the definition of a flag.
     pub(super) fn argument(self, argument: Arg) -> Arg {
         match self {
-            Self::Text | Self::Urls | Self::Commas => argument,
+            Self::Text | Self::Path | Self::Urls | Self::Commas => argument,
             Self::Number => argument
                 .value_parser(value_parser!(i64))
                 .allow_negative_numbers(true),
@@ -93,7 +96,7 @@ impl Kind {
     /// The value of a flag; `None` if the command has no such flag.
     pub(super) fn flag(self, matches: &ArgMatches, name: &str) -> Option<Value> {
         Some(match self {
-            Self::Text => Value::Text(one(matches, name)?),
+            Self::Text | Self::Path => Value::Text(one(matches, name)?),
             Self::Number => Value::Number(one(matches, name)?),
             Self::Switch => Value::Switch(one(matches, name)?),
             Self::Urls | Self::Commas => Value::Texts(split_list(&one::<String>(matches, name)?)),

@@ -63,7 +63,7 @@ pub(crate) struct Setting {
     /// A value, or words where there is none.
     pub(crate) default: &'static str,
     /// The default in the network NAME, for a setting whose value no two networks of a host can share. Such a network
-    /// ignores the value in the common files.
+    /// ignores the value in the common files; only to that of `etcd.prefix` its name is appended.
     pub(crate) named: Option<&'static str>,
     pub(crate) kind: Kind,
     /// Flags from [`command`].

@@ -34,15 +34,15 @@ settings! {
             flag "etcd-prefix" "KEY", help "etcd key prefix",
             default "/coreos.com/network" named "/coreos.com/network/NAME", commands STORE, on_reload Restart;
         /// CA certificates to verify etcd (PEM).
-        cafile: Option<PathBuf> = optional(PATH), Text,
+        cafile: Option<PathBuf> = optional(PATH), Path,
             flag "etcd-cafile" "FILE", help "CA certificates to verify etcd, PEM",
             default "none", commands STORE, on_reload Live;
         /// Our certificate (PEM); set together with the key.
-        certfile: Option<PathBuf> = certificate(&key::etcd::keyfile), Text,
+        certfile: Option<PathBuf> = certificate(&key::etcd::keyfile), Path,
             flag "etcd-certfile" "FILE", help "Client certificate for etcd, PEM; needs --etcd-keyfile",
             default "none", commands STORE, on_reload Live;
         /// The private key of our certificate (PEM).
-        keyfile: Option<PathBuf> = certificate(&key::etcd::certfile), Text,
+        keyfile: Option<PathBuf> = certificate(&key::etcd::certfile), Path,
             flag "etcd-keyfile" "FILE", help "Private key of the client certificate, PEM",
             default "none", commands STORE, on_reload Live;
         /// The etcd user; set together with the password.
@@ -50,7 +50,7 @@ settings! {
             flag "etcd-username" "NAME", help "etcd user name; needs --etcd-password-file",
             default "none", commands STORE, on_reload Live;
         /// That user's password.
-        password: Option<Secret> = password, Text key "password-file",
+        password: Option<Secret> = password, Path key "password-file",
             flag "etcd-password-file" "FILE", help "File that holds the etcd password on one line",
             default "none", commands STORE, on_reload Live;
         /// How long a lease outlives its node: from one minute, enough for a restart of etcd, to one year. A day is
@@ -75,15 +75,15 @@ settings! {
             default "none" named "none", commands SERVE, on_reload Restart;
         /// CA certificates that the other side's certificate is verified against (PEM). A server with this setting requires
         /// client certificates.
-        cafile: Option<PathBuf> = remote_cafile, Text,
+        cafile: Option<PathBuf> = remote_cafile, Path,
             flag "remote-cafile" "FILE", help "CA certificates to verify the other side, PEM",
             default "none", commands CLIENT | SERVE, on_reload Restart;
         /// Our certificate (PEM); set together with the key.
-        certfile: Option<PathBuf> = certificate(&key::remote::keyfile), Text,
+        certfile: Option<PathBuf> = certificate(&key::remote::keyfile), Path,
             flag "remote-certfile" "FILE", help "Our certificate, PEM; needs --remote-keyfile",
             default "none", commands CLIENT | SERVE, on_reload Restart;
         /// The private key of our certificate (PEM).
-        keyfile: Option<PathBuf> = certificate(&key::remote::certfile), Text,
+        keyfile: Option<PathBuf> = certificate(&key::remote::certfile), Path,
             flag "remote-keyfile" "FILE", help "Private key of our certificate, PEM",
             default "none", commands CLIENT | SERVE, on_reload Restart;
         /// Whether a server admits clients without a certificate.
@@ -156,17 +156,17 @@ settings! {
     /// What is written where; absolute paths. Those of a named network are where flannel 0.5 had its subnet files.
     files: Files, "Files and health" {
         /// The subnet file, for container runtimes.
-        subnet_file: PathBuf = or_default(PATH), Text key "subnet-file",
+        subnet_file: PathBuf = or_default(PATH), Path key "subnet-file",
             flag "subnet-file" "FILE", help "Subnet file for container runtimes",
             default "/run/flannel/subnet.env" named "/run/flannel/networks/NAME.env",
             commands RUN | STATUS | DOCTOR | LEAVE | CLEANUP | OPTIONS, on_reload Restart;
         /// The state directory: what must outlive a reboot.
-        state_dir: PathBuf = or_default(PATH), Text key "state-dir",
+        state_dir: PathBuf = or_default(PATH), Path key "state-dir",
             flag "state-dir" "DIR", help "State directory",
             default "/var/lib/selvage" named "/var/lib/selvage/networks/NAME",
             commands RUN | STATUS | DOCTOR | LEAVE | CLEANUP, on_reload Restart;
         /// The control socket, where operators' commands ask the agent.
-        socket: PathBuf = or_default(PATH), Text,
+        socket: PathBuf = or_default(PATH), Path,
             flag "socket" "FILE", help "Control socket",
             default "/run/selvage/agent.sock" named "/run/selvage/networks/NAME.sock",
             commands RUN | STATUS | PEERS | DOCTOR, on_reload Restart;

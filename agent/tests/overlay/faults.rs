@@ -143,7 +143,7 @@ fn restored_etcd_that_went_further_is_followed_and_told_of() {
     let text = one.selvage("status").output().expect("selvage status");
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     assert!(
-        text.contains("restored from a backup or rebuilt "),
+        text.contains("restored from a backup or recreated "),
         "{text}"
     );
 }

@@ -286,7 +286,7 @@ async fn search_sizes(
     let searches = examined().flat_map(|(_, path, _)| {
         let (to, full) = target(topology, path);
         let passes = packet::shortest(to);
-        // The underlay may well carry its interface_mtu MTU.
+        // The underlay may carry the whole MTU of its interface.
         let under = Search {
             to: path.under,
             passes: packet::shortest(path.under),

@@ -24,7 +24,7 @@ masquerade = true
 ";
 
 /// The start of the list of exit statuses at the end of `selvage run`'s help, which does not belong in a file's page.
-const EXIT_STATUS: &str = "\n\nExit status:";
+pub(super) const EXIT_STATUS: &str = "\n\nExit status:";
 
 /// The page.
 pub(super) fn page() -> io::Result<Page> {
@@ -83,7 +83,7 @@ fn entry(roff: &mut Roff, setting: &Setting) {
     };
     roff.control("TP", []);
     let form = setting.kind.form();
-    let named = match setting.named {
+    let named = match setting.named.filter(|named| *named != default) {
         Some(named) => format!(" In the network NAME: {named}."),
         None => String::new(),
     };

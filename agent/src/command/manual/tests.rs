@@ -164,7 +164,7 @@ fn output_that_takes_no_more_is_an_error() {
 /// A value of the form on the page, so that only a wrong type can fail.
 fn value(kind: Kind) -> &'static str {
     match kind {
-        Kind::Text => "\"\"",
+        Kind::Text | Kind::Path => "\"\"",
         Kind::Number => "60",
         Kind::Switch => "true",
         Kind::Urls | Kind::Commas | Kind::Each | Kind::Networks => "[]",

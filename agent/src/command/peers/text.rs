@@ -114,7 +114,7 @@ pub(super) fn one(detail: &PeerDetail, now: u64, width: Option<usize>, style: St
 fn objects(objects: &[PeerObject], (width, style): (Option<usize>, Style), text: &mut String) {
     text.push('\n');
     if objects.is_empty() {
-        text.push_str("It needs no kernel objects.\n");
+        text.push_str("The agent wants no kernel objects for it.\n");
         return;
     }
     let present = objects.iter().filter(|object| object.present).count();

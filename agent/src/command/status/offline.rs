@@ -122,7 +122,6 @@ fn lease(file: &SubnetEnv, public: &[IpAddr]) -> Option<Lease> {
 
 /// The network according to the subnet file and the devices.
 fn network(previous: &Previous, observed: &Observed) -> Option<Network> {
-    let mut mtus = observed.devices.iter();
     if networks(previous).is_empty() && observed.devices.is_empty() {
         return None;
     }
@@ -133,7 +132,7 @@ fn network(previous: &Previous, observed: &Observed) -> Option<Network> {
         backend: observed.backend.to_owned(),
         mtu: previous
             .mtu
-            .or_else(|| mtus.find_map(|device| device.mtu))
+            .or_else(|| observed.devices.iter().find_map(|device| device.mtu))
             .unwrap_or(0),
         rejected: None,
     })

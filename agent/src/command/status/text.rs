@@ -54,7 +54,7 @@ impl Page {
     /// The overlay's state and the reasons.
     fn health(&mut self, status: &Status) {
         let (tone, word, meaning) = match status.health.state {
-            State::Ready => (Tone::Good, "ready", "the overlay works"),
+            State::Ready => (Tone::Good, "ready", "the overlay is up"),
             State::Degraded => (
                 Tone::Bad,
                 "degraded",
@@ -236,7 +236,7 @@ impl Page {
                 more => format!("{}, last ", times(more)),
             };
             let at = ago(now, at);
-            let text = format!("restored from a backup or rebuilt {how_often}{at}: {reason}");
+            let text = format!("restored from a backup or recreated {how_often}{at}: {reason}");
             self.toned("", Tone::Warn, &text);
         }
     }

@@ -109,7 +109,7 @@ impl View {
                 let _ = writeln!(text, "{}", style.bad(line));
             }
             if let Some(last) = &self.last {
-                let _ = writeln!(text, "Its status of {}:\n", ago(now, last.time));
+                let _ = writeln!(text, "Its last status, {}:\n", ago(now, last.time));
             }
         }
         if let Some(last) = &self.last {
@@ -232,7 +232,7 @@ mod tests {
             lines.next(),
             Some("the agent does not answer: the agent answered 503: busy\u{fffd}[2J")
         );
-        assert_eq!(lines.next(), Some("Its status of 60 s ago:"));
+        assert_eq!(lines.next(), Some("Its last status, 60 s ago:"));
         assert!(text.contains("joining: "), "{text}");
     }
 }

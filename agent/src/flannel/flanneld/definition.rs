@@ -57,7 +57,7 @@ macro_rules! flags {
     };
 }
 
-const KUBERNETES: &str = "Kubernetes mode, which is not in this version";
+const KUBERNETES: &str = "Kubernetes mode, which is not supported";
 
 flags! {
     "etcd-cafile", Text, "",

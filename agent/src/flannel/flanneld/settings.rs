@@ -146,7 +146,7 @@ fn value(flags: &Flags, flag: &str, setting: &Setting) -> Option<Value> {
             }
             text => Value::Text(text.to_owned()),
         },
-        (_, Kind::Text) if setting.value == "FILE" => Value::Text(absolute(flags.text(flag)?)),
+        (_, Kind::Path) => Value::Text(absolute(flags.text(flag)?)),
         (_, Kind::Text) => Value::Text(flags.text(flag)?.to_owned()),
         (_, Kind::Number) => Value::Number(flags.number(flag)?),
         (_, Kind::Switch) => Value::Switch(flags.switch(flag)?),

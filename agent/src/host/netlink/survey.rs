@@ -69,7 +69,7 @@ pub(crate) async fn foreign_routes(networks: &[IpNet]) -> Result<Vec<ForeignRout
 ///
 /// # Errors
 /// The netlink exchange with the kernel failed.
-pub(crate) async fn resolve_all(
+pub(crate) async fn resolve_routes(
     addresses: impl IntoIterator<Item = (IpAddr, Option<Forwarded>)>,
 ) -> Result<Vec<Result<ResolvedRoute, Refused>>, KernelError> {
     let mut socket = Socket::open()?;

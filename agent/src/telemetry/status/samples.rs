@@ -36,7 +36,7 @@ pub(crate) fn full() -> Status {
             started_time: NOW - 3 * HOUR,
             node_id: "0123456789abcdef0123456789abcdef".to_owned(),
             network: Some("blue".to_owned()),
-            settings_rejected: Some("the settings were not reloaded: no such file".to_owned()),
+            settings_rejected: Some("failed to reload the settings: no such file".to_owned()),
             settings_pending: vec!["etcd.prefix".to_owned()],
         },
         health: Health::new(
@@ -398,7 +398,7 @@ pub(crate) fn joining() -> Status {
             healthy().agent,
             vec![Cause::new(
                 Code::StoreUnreachable,
-                "waiting for the network config: failed to read /coreos.com/network/config: etcd gave no answer within 5 s",
+                "waiting to join: failed to read /coreos.com/network/config: etcd gave no answer within 5 s",
             )],
         )
     }

@@ -300,7 +300,7 @@ mod tests {
         let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
         let names = Names::of(&settings(&["--network", "blue"]));
         assert!(unused_settings(&status, &names).is_empty());
-        status.agent.settings_rejected = Some("the settings were not reloaded: line 3".to_owned());
+        status.agent.settings_rejected = Some("failed to reload the settings: line 3".to_owned());
         status.agent.settings_pending = vec!["etcd.prefix".to_owned()];
         let [rejected, pending] = &unused_settings(&status, &names)[..] else {
             panic!("not two findings")

@@ -48,14 +48,14 @@ async fn check(context: &Context<'_>) -> Outcome {
     };
     let peers = state.sample();
     let lookup = peers.iter().map(|peer| (peer.address, peer.forwarded));
-    let ways = survey::resolve_all(lookup).await.map_err(unknown)?;
+    let resolved_routes = survey::resolve_routes(lookup).await.map_err(unknown)?;
     let mut findings = state.underlay();
     findings.extend(state.addresses());
     // If other programs make the routes, they cannot be judged.
     let network = status.network.as_ref();
     let backend = network.and_then(|network| table::find(&network.backend));
     if network.is_some() && backend.is_none_or(|backend| !backend.leaves_routes) {
-        let lost = state.bypassing_peers(&peers, &ways);
+        let lost = state.bypassing_peers(&peers, &resolved_routes);
         findings.extend(state.routes(&lost));
         findings.extend(lost);
     }

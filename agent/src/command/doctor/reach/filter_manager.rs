@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn every_keeper_has_a_command_for_every_carrier() {
+    fn every_filter_manager_has_a_command_for_every_encapsulation() {
         assert_eq!(
             Encapsulation::Udp(8472).accept_command(FilterManager::Firewalld),
             "firewall-cmd --permanent --add-port=8472/udp && firewall-cmd --reload"

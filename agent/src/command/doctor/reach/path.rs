@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::base::net::InterfaceName;
 use crate::host::netlink::host::{Host, Query, ResolvedRoute};
-use crate::host::netlink::survey::resolve_all;
+use crate::host::netlink::survey::resolve_routes;
 use crate::host::netlink::{Kernel, KernelError};
 use crate::plan::state::{LinkKind, Object};
 use crate::telemetry::status::{Peer, PeerState, Status, Underlay};
@@ -100,14 +100,15 @@ impl Topology {
                 Some((net, under, own_over(net)?, own_address(underlay, under)?))
             })
             .collect();
-        let ways = resolve_all(candidates.iter().map(|(net, ..)| (net.network(), None))).await?;
-        let paths = candidates.into_iter().zip(ways).filter_map(
-            |((subnet, under, own_over, own_under), way)| {
+        let resolved_routes =
+            resolve_routes(candidates.iter().map(|(net, ..)| (net.network(), None))).await?;
+        let paths = candidates.into_iter().zip(resolved_routes).filter_map(
+            |((subnet, under, own_over, own_under), resolved)| {
                 // Another check judges packets that bypass the agent's routes.
-                let way = way.ok().filter(|way| !way.local)?;
-                let tunnel = match way.link_index == underlay.index {
+                let resolved = resolved.ok().filter(|resolved| !resolved.local)?;
+                let tunnel = match resolved.link_index == underlay.index {
                     true => None,
-                    false => Some(find(&tunnels, way)?),
+                    false => Some(find(&tunnels, resolved)?),
                 };
                 Some(Path {
                     subnet,
@@ -163,10 +164,10 @@ impl<'a> Addresses<'a> {
     }
 }
 
-fn find(tunnels: &[Tunnel], way: ResolvedRoute) -> Option<Tunnel> {
+fn find(tunnels: &[Tunnel], resolved: ResolvedRoute) -> Option<Tunnel> {
     let mut tunnels = tunnels.iter();
     tunnels
-        .find(|tunnel| tunnel.index == way.link_index)
+        .find(|tunnel| tunnel.index == resolved.link_index)
         .cloned()
 }
 

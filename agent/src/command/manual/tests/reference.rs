@@ -14,10 +14,10 @@ fn docs() -> PathBuf {
 
 /// `settings.md` as it should be.
 fn reference() -> String {
-    let sources = RUN_HELP.split("\n\nExit status:").next().unwrap();
+    let sources = RUN_HELP.split(settings_page::EXIT_STATUS).next().unwrap();
     let mut text = format!(
         "# Settings\n\n<!-- Made from src/settings/table.rs by UPDATE=1 cargo test -p selvage --lib settings_md -->\n\n\
-         The settings of `agent.toml`, as in agent.toml(5). The environment variable of `--etcd-prefix` is `SELVAGE_ETCD_PREFIX`, \
+         The settings of `agent.toml`, as in agent.toml(5).\nThe environment variable of `--etcd-prefix` is `SELVAGE_ETCD_PREFIX`, \
          and so on.\nOther commands than those named here read a setting from the files and the environment only.\n\n\
          ```\n{sources}\n```\n"
     );
@@ -33,6 +33,7 @@ fn reference() -> String {
         let value = setting.value.replace('|', "\\|");
         let named = setting
             .named
+            .filter(|named| *named != setting.default)
             .map(|named| format!("; in the network NAME: {named}"));
         let default = format!("{}{}", setting.default, named.unwrap_or_default());
         let change = match setting.on_reload {

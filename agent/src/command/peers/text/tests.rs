@@ -107,7 +107,7 @@ fn a_list_says_what_it_is_worth() {
     let status = joining();
     let text = all(&status, describe_peers(&status, None, style()));
     assert!(
-        text.starts_with("The agent is joining:\n  - waiting for"),
+        text.starts_with("The agent is joining:\n  - waiting to join: failed to read /coreos.com"),
         "{text}"
     );
     assert!(text.ends_with("No peers are known yet.\n"), "{text}");

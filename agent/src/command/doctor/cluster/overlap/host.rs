@@ -183,46 +183,48 @@ impl HostState<'_> {
     pub(super) fn bypassing_peers(
         &self,
         peers: &[Lookup],
-        ways: &[Result<ResolvedRoute, Refused>],
+        resolved_routes: &[Result<ResolvedRoute, Refused>],
     ) -> Vec<Finding> {
-        let mut by_way: Vec<(ResolvedRoute, Vec<&Lookup>)> = Vec::new();
-        for (lookup, way) in peers.iter().zip(ways) {
-            let Ok(way) = way else { continue };
-            if self.is_right_route(lookup, way) {
+        let mut by_route: Vec<(ResolvedRoute, Vec<&Lookup>)> = Vec::new();
+        for (lookup, resolved) in peers.iter().zip(resolved_routes) {
+            let Ok(resolved) = resolved else { continue };
+            if self.is_right_route(lookup, resolved) {
                 continue;
             }
             let same = |other: &ResolvedRoute| {
                 (other.link_index, other.gateway, other.table)
-                    == (way.link_index, way.gateway, way.table)
+                    == (resolved.link_index, resolved.gateway, resolved.table)
             };
-            match by_way.iter_mut().find(|(other, _)| same(other)) {
+            match by_route.iter_mut().find(|(other, _)| same(other)) {
                 Some((_, peers)) => peers.push(lookup),
-                None => by_way.push((*way, vec![lookup])),
+                None => by_route.push((*resolved, vec![lookup])),
             }
         }
-        let wrong = by_way.iter();
-        wrong.map(|(way, peers)| self.bypass(way, peers)).collect()
+        let wrong = by_route.iter();
+        wrong
+            .map(|(resolved, peers)| self.bypass(resolved, peers))
+            .collect()
     }
 
     /// Whether a route is right for overlay packets: into the overlay device or, with host-gw and direct routing, over
     /// the underlay to the peer itself.
-    fn is_right_route(&self, lookup: &Lookup, way: &ResolvedRoute) -> bool {
+    fn is_right_route(&self, lookup: &Lookup, resolved: &ResolvedRoute) -> bool {
         let underlay = self.status.underlay.as_ref().map(|underlay| underlay.index);
-        let is_direct = Some(way.link_index) == underlay
-            && way.gateway.is_some()
-            && way.gateway == lookup.public;
+        let is_direct = Some(resolved.link_index) == underlay
+            && resolved.gateway.is_some()
+            && resolved.gateway == lookup.public;
         is_direct
-            || way.local
-            || self.is_overlay(self.interface(way.link_index))
-            || self.has_own(way.link_index)
+            || resolved.local
+            || self.is_overlay(self.interface(resolved.link_index))
+            || self.has_own(resolved.link_index)
     }
 
-    fn bypass(&self, way: &ResolvedRoute, peers: &[&Lookup]) -> Finding {
-        let interface = self.interface(way.link_index);
+    fn bypass(&self, resolved: &ResolvedRoute, peers: &[&Lookup]) -> Finding {
+        let interface = self.interface(resolved.link_index);
         let cause = self.routes.iter().find(|route| {
             let over = route.link.map(|index| self.interface(index));
             let takes = |lookup: &&Lookup| route.destination.contains(&lookup.address);
-            over == Some(interface) && route.table == way.table && peers.iter().any(takes)
+            over == Some(interface) && route.table == resolved.table && peers.iter().any(takes)
         });
         let mut names: Vec<_> = peers.iter().map(|lookup| lookup.name.as_str()).collect();
         names.dedup();
@@ -235,7 +237,7 @@ impl HostState<'_> {
             true => "packets from local containers",
             false => "packets",
         };
-        let gateway = way
+        let gateway = resolved
             .gateway
             .map_or_else(String::new, |gateway| format!(" via {gateway}"));
         let what = format!(
@@ -243,7 +245,7 @@ impl HostState<'_> {
             self.status.peers.len(),
             names.join(", ")
         );
-        let rule = first.and_then(|lookup| self.rule_to(way.table, lookup));
+        let rule = first.and_then(|lookup| self.rule_to(resolved.table, lookup));
         let (why, remedy) = match rule {
             Some(rule) => (
                 format!(

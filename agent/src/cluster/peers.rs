@@ -27,7 +27,8 @@
 //! Refused leases are remembered: when the own lease or the backend changes, all leases are judged again without a
 //! request to the store.
 //!
-//! The table is pure. A change costs O(log n) to find overlaps, plus time proportional to what it changes.
+//! The table is pure. A change costs O(log n) to find overlaps, plus time proportional to what it changes. A released
+//! claim also costs a look at every refused and every waiting lease.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -105,13 +106,6 @@ struct Batch {
     /// Leases that released a claim, for which updates of others may have been refused.
     moved: BTreeSet<SubnetKey>,
     refused: BTreeMap<SubnetKey, PeerRefusal>,
-}
-
-impl Batch {
-    /// Whether a lease is to be checked again.
-    fn is_pending(&self, lease: Option<&Arc<Lease>>) -> bool {
-        lease.is_some_and(|lease| self.pending.contains(&(lease.created, lease.key)))
-    }
 }
 
 impl PeerTable {
@@ -284,6 +278,9 @@ impl PeerTable {
         batch.refused.remove(&key);
         self.withdraw(key, batch);
         if let Some(lease) = self.sound.remove(&key) {
+            // Even while it waited, an update of another lease may have been refused for what it claimed.
+            batch.pending.remove(&(lease.created, key));
+            batch.moved.insert(key);
             self.identities.remove(&lease);
             self.unblock(key);
         }
@@ -530,6 +527,11 @@ impl PeerTable {
 }
 
 impl Batch {
+    /// Whether it is still to be decided if a lease is in use.
+    fn is_pending(&self, lease: &Lease) -> bool {
+        self.pending.contains(&(lease.created, lease.key))
+    }
+
     /// Records a peer as it was before the event.
     fn note(&mut self, table: &PeerTable, key: SubnetKey) {
         let accepted = |key| table.accepted.contains(key);

@@ -64,7 +64,7 @@ impl PeerTable {
         (self.check)(lease)
     }
 
-    /// Checks that an update claims nothing that a lease in use has.
+    /// Checks that an update claims nothing that another lease in use has, or one that is still to be decided.
     pub(super) fn judge_update(
         &mut self,
         lease: &Lease,
@@ -97,7 +97,10 @@ impl PeerTable {
             };
             let is_held = |holder: &SubnetKey| {
                 *holder != lease.key
-                    && (accepted.contains(holder) || batch.is_pending(sound.get(holder)))
+                    && (accepted.contains(holder)
+                        || sound
+                            .get(holder)
+                            .is_some_and(|lease| batch.is_pending(lease)))
                     && has_identity(sound.get(holder))
                     && has_identity(latest.get(holder))
             };
@@ -108,7 +111,7 @@ impl PeerTable {
         Ok(())
     }
 
-    /// The lease in use into whose subnet an update moves the public IP, if any.
+    /// The lease into whose subnet an update moves the public IP, if any: one in use, or one that is still to be decided.
     fn moves_into(&self, lease: &Lease, known: Option<&Lease>, batch: &Batch) -> Option<SubnetKey> {
         let claim = self.claim(lease);
         if known.is_some_and(|known| self.claim(known).public == claim.public) {
@@ -119,7 +122,7 @@ impl PeerTable {
         }
         // Most public addresses lie outside the network: those need no walk over all pending leases.
         claim.public.nets().next()?;
-        // A lease that moved in the same event is about to be in use again.
+        // One that is still to be decided may come into use. If it does not, `settle` checks this update again.
         let mut moving = batch.pending.iter().map(|(_, key)| *key);
         moving.find(|key| *key != lease.key && overlap(&self.relevant(key), &claim.public))
     }

@@ -222,7 +222,7 @@ fn hostile_leases_are_refused_and_reported_once() {
 }
 
 #[test]
-fn other_back_ends_and_unusable_data_are_refused() {
+fn other_backends_and_unusable_data_are_refused() {
     let mut table = table();
     let mut other = lease("10.5.2.0-24", "10.0.0.2", 101);
     other.attrs.backend_type = "host-gw".to_owned();

@@ -133,3 +133,33 @@ fn lease_that_was_bad_so_far_takes_nothing_from_one_in_use() {
         "+10.5.2.0-24 -10.5.7.0-24"
     );
 }
+
+#[test]
+fn a_waiting_lease_that_ends_with_the_older_one_refuses_nobody() {
+    let three = || {
+        let older = lease("10.5.4.0-23", "10.0.0.4", 1);
+        let waiting = with_mac("10.5.5.0-24", "10.0.0.5", 2, 5);
+        let mut table = table();
+        table.apply(set([
+            older,
+            waiting,
+            with_mac("10.5.3.0-24", "10.0.0.9", 3, 9),
+        ]));
+        table
+    };
+    // It is gone in the event that would have let it in.
+    let mut table = three();
+    let moved = with_mac("10.5.3.0-24", "10.5.5.9", 3, 9);
+    table.apply(snapshot([moved.clone()], &[]));
+    assert_eq!(table.get(&moved.key).unwrap().attrs, moved.attrs);
+    assert_eq!(table.refusals().count(), 0);
+    // It is created again in that event, with another MAC address.
+    let mut table = three();
+    let copy = with_mac("10.5.3.0-24", "10.0.0.9", 3, 5);
+    let again = with_mac("10.5.5.0-24", "10.0.0.5", 4, 6);
+    table.apply(snapshot([copy.clone(), again.clone()], &[]));
+    for lease in [copy, again] {
+        assert_eq!(table.get(&lease.key).unwrap().attrs, lease.attrs);
+    }
+    assert_eq!(table.refusals().count(), 0);
+}

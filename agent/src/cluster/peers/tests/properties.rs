@@ -147,16 +147,12 @@ proptest! {
         let mut exists: BTreeMap<SubnetKey, Lease> = BTreeMap::new();
         for (revision, (n, mac, ip, what)) in (1u64..).zip(steps) {
             let name = format!("10.5.{}.0-24", 2 + n);
-            let public = match ip < 8 {
-                true => format!("10.5.{}.9", 2 + ip),
-                false => format!("10.0.0.{}", 2 + ip),
-            };
             let known = exists.get(&key(&name)).map(|lease| lease.created);
             if what == 0 {
                 exists.remove(&key(&name));
                 table.apply(removed(&[&name]));
             } else {
-                let new = with_mac(&name, &public, known.unwrap_or(revision), mac);
+                let new = with_mac(&name, &public_ip(ip), known.unwrap_or(revision), mac);
                 exists.insert(new.key, new.clone());
                 let changes = table.apply(set([new.clone()]));
                 if known.is_some() {
@@ -168,19 +164,73 @@ proptest! {
                     );
                 }
             }
-            let claimed = |lease: &Lease| {
-                exists.values().any(|other| {
-                    let holds = |a: &Lease, b: &Lease| a.key.v4.unwrap().contains(&b.attrs.public_ip.unwrap());
-                    holds(lease, other) || holds(other, lease)
-                        || other.key != lease.key && other.attrs.shares_identity(&lease.attrs)
-                })
-            };
-            if exists.values().all(|lease| !claimed(lease)) {
-                let in_use: Vec<Lease> = table.peers().map(|lease| (**lease).clone()).collect();
-                let all: Vec<Lease> = exists.values().cloned().collect();
-                prop_assert_eq!(in_use, all);
-                prop_assert_eq!(table.refusals().count(), 0);
-            }
+            expect_all_if_nobody_claims_the_same(&table, &exists)?;
         }
     }
+
+    /// The same where several leases change in one event, as after a lost connection.
+    #[test]
+    fn several_changes_in_one_event_leave_nobody_refused(
+        events in prop::collection::vec(prop::collection::vec((0u8..7, 0u8..7, 0u8..12, 0u8..8), 1..5), 1..30)
+    ) {
+        let mut table = table();
+        let mut exists: BTreeMap<SubnetKey, Lease> = BTreeMap::new();
+        let mut revision = 0;
+        for event in events {
+            for (n, mac, ip, what) in event {
+                revision += 1;
+                let name = match n {
+                    6 => "10.5.2.0-23".to_owned(),
+                    n => format!("10.5.{}.0-24", 2 + n),
+                };
+                let known = exists.get(&key(&name)).map(|lease| lease.created);
+                match what {
+                    0 => drop(exists.remove(&key(&name))),
+                    // Created again.
+                    1 => drop(exists.insert(key(&name), with_mac(&name, &public_ip(ip), revision, mac))),
+                    _ => {
+                        let lease = with_mac(&name, &public_ip(ip), known.unwrap_or(revision), mac);
+                        exists.insert(lease.key, lease);
+                    }
+                }
+            }
+            let all: Vec<Lease> = exists.values().cloned().collect();
+            table.apply(snapshot(all, &[]));
+            expect_all_if_nobody_claims_the_same(&table, &exists)?;
+        }
+    }
+}
+
+/// Inside the network or outside.
+fn public_ip(ip: u8) -> String {
+    match ip < 8 {
+        true => format!("10.5.{}.9", 2 + ip),
+        false => format!("10.0.0.{}", 2 + ip),
+    }
+}
+
+/// If no two leases claim the same, all are in use as they are, and none is refused.
+fn expect_all_if_nobody_claims_the_same(
+    table: &PeerTable,
+    exists: &BTreeMap<SubnetKey, Lease>,
+) -> Result<(), TestCaseError> {
+    let is_claimed = |lease: &Lease| {
+        exists.values().any(|other| {
+            let holds =
+                |a: &Lease, b: &Lease| a.key.v4.unwrap().contains(&b.attrs.public_ip.unwrap());
+            holds(lease, other)
+                || holds(other, lease)
+                || other.key != lease.key
+                    && (other.attrs.shares_identity(&lease.attrs)
+                        || allocate::overlap(&other.key, &lease.key))
+        })
+    };
+    if exists.values().any(is_claimed) {
+        return Ok(());
+    }
+    let in_use: Vec<Lease> = table.peers().map(|lease| (**lease).clone()).collect();
+    let all: Vec<Lease> = exists.values().cloned().collect();
+    prop_assert_eq!(in_use, all);
+    prop_assert_eq!(table.refusals().count(), 0);
+    Ok(())
 }

@@ -382,7 +382,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         match self.settings.agent.network {
             Some(_) => None,
             None if self.has_joined => self.to_hand_over.take(),
-            None => overlay::former_rules(&self.settings).await,
+            None => overlay::rules_of_earlier_run(&self.settings).await,
         }
     }
 

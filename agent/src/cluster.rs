@@ -1,4 +1,4 @@
-//! What all nodes share: the network config, the leases and where they are kept, and which of the peers are believed.
+//! What all nodes share: the network config, the leases and where they are kept, and which of them are refused.
 //!
 //! May import: `base`, `settings`. Must not: touch the kernel or a file of this host, or know a backend.
 

@@ -1,4 +1,4 @@
-//! The overlay of this host: its state, and how that gets into the kernel, the ruleset and `subnet.env`.
+//! The overlay of this host: its state. [`program`] brings that into the kernel, the ruleset and `subnet.env`.
 
 mod change;
 mod earlier_run;
@@ -21,7 +21,7 @@ use tracing::warn;
 pub(crate) use self::change::{duplicate_to_yield_to, duplicates};
 pub(crate) use self::earlier_run::EarlierRun;
 pub(crate) use self::error::{ConnectError, Failed};
-pub(crate) use self::firewall::former_rules;
+pub(crate) use self::firewall::rules_of_earlier_run;
 use self::former_backend::FormerBackend;
 use self::greet::Greetings;
 use self::journal::Journal;

@@ -112,7 +112,11 @@ impl<S: LeaseStore> Agent<'_, S> {
             server.stop().await;
         }
         let address = new?;
-        if self.serve_health(address, "keeping the old address").await {
+        let otherwise = match old {
+            Some(_) => "keeping the old address",
+            None => "there are no health endpoints",
+        };
+        if self.serve_health(address, otherwise).await {
             info!(%address, "serving /healthz, /readyz and /metrics");
             return Some(address);
         }

@@ -159,7 +159,7 @@ impl Default for Tasks {
                 TaskName::SubnetFile,
                 "pass the subnet to container runtimes",
             ),
-            lease: Task::new(TaskName::Lease, "acquire a lease again"),
+            lease: Task::new(TaskName::Lease, "acquire another lease"),
             renewal: Task::new(TaskName::Renewal, "renew the lease"),
             underlay: Task::new(TaskName::Underlay, "check the underlay"),
             config: Task::new(TaskName::Config, "apply the new network config"),

@@ -84,7 +84,7 @@ fn attrs(kind: &str, underlay: &Underlay) -> LeaseAttrs {
     }
 }
 
-/// Checks that the overlay has the family that a backend for IPv4 only carries.
+/// Refuses a network without IPv4, for a backend that carries nothing else.
 fn needs_ipv4(kind: &'static str, config: &NetworkConfig) -> Result<(), BackendConfigError> {
     match config.ipv4 {
         Some(_) => Ok(()),

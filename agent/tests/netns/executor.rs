@@ -205,7 +205,7 @@ fn one_peers_change_touches_only_that_peer() {
 }
 
 #[test]
-fn what_flannel_left_of_another_back_end_is_no_obstacle() {
+fn what_flannel_left_of_another_backend_is_no_obstacle() {
     let host = Host::new();
     host.ns.ip("link add flannel.9 type bridge");
     host.ns.ip("link set flannel.9 up");

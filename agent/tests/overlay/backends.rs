@@ -114,7 +114,7 @@ fn udp_v4() {
 }
 
 #[test]
-fn udp_is_what_a_config_without_a_back_end_means_and_takes_a_port() {
+fn udp_is_what_a_config_without_a_backend_means_and_takes_a_port() {
     let store = Store::start(&format!("{{{V4}}}"));
     let [mut one, mut two] = [1, 2].map(|number| store.host(number));
     one.join();
@@ -238,7 +238,7 @@ fn host_gw_leaves_no_route_of_a_network_that_shrank() {
 
 /// flannel's default backend, in a network of both families.
 #[test]
-fn back_ends_of_ipv4_alone_carry_it_beside_ipv6() {
+fn backends_of_ipv4_alone_carry_it_beside_ipv6() {
     // What is said without "Backend" is said with it.
     let store = Store::start(&format!("{{{DUAL}}}"));
     let [mut one, mut two] = [1, 2].map(|number| store.host(number));

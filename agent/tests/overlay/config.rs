@@ -14,7 +14,7 @@ fn config(backend: &str) -> String {
 }
 
 #[test]
-fn running_agents_switch_the_back_end_and_keep_their_subnets() {
+fn running_agents_switch_the_backend_and_keep_their_subnets() {
     let (store, one, two) = pair();
     let subnets = [one.lease_key(), two.lease_key()];
     for (backend, mtu, device) in [
@@ -84,7 +84,7 @@ impl Pings {
 
 /// Each node hears of a changed config, and of the other's new lease, in its own time.
 #[test]
-fn change_of_the_back_end_loses_no_packet() {
+fn change_of_the_backend_loses_no_packet() {
     let (store, one, two) = pair();
     let pings = Pings::start(&one, &two);
     for (backend, mtu, leases) in [
@@ -144,7 +144,7 @@ fn change_of_the_back_end_loses_no_packet() {
 
 /// A peer that follows later, as a real flannel does when it is restarted, is reached in the old way until then.
 #[test]
-fn peer_that_does_not_follow_a_change_of_the_back_end_is_reached_as_before() {
+fn peer_that_does_not_follow_a_change_of_the_backend_is_reached_as_before() {
     let (store, one, two) = pair();
     two.signal_agent(nix::sys::signal::Signal::SIGSTOP);
     let pings = Pings::start(&one, &two);

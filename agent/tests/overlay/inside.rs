@@ -128,7 +128,7 @@ fn flat_site_on_one_link_still_has_subnets() {
 }
 
 #[test]
-fn lease_that_holds_the_hosts_address_is_not_believed() {
+fn lease_that_holds_the_hosts_address_is_refused() {
     let store = Store::start(SITE);
     let mut one = store.host(1);
     one.start_agent();

@@ -125,7 +125,7 @@ fn health_endpoints_listen_below_1024() {
 
 /// The kernel listens for vxlan itself, and asks whoever sets the device up for the privilege all the same.
 #[test]
-fn back_ends_listen_below_1024() {
+fn backends_listen_below_1024() {
     for kind in ["udp", "vxlan"] {
         let config =
             format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{kind}","Port":443}}}}"#);
@@ -139,7 +139,7 @@ fn back_ends_listen_below_1024() {
 }
 
 #[test]
-fn a_later_back_end_gets_nothing_back_and_that_is_said() {
+fn a_later_backend_gets_nothing_back_and_that_is_said() {
     let store = Store::start(NETWORK);
     let mut host = store.host(1);
     host.start_agent();
@@ -163,7 +163,7 @@ fn a_later_back_end_gets_nothing_back_and_that_is_said() {
 
 /// flannel's are what flanneld was started with.
 #[test]
-fn commands_of_the_back_end_extension_keep_all_privileges() {
+fn commands_of_the_backend_extension_keep_all_privileges() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name);
     fs::write(path("file"), "").expect("a file");

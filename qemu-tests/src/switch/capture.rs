@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_back_end_sends_is_nobodys_carrier() {
+    fn what_no_backend_sends_is_nobodys_carrier() {
         let gre = sights(&[ipv4(47, &[MARK; 64])]);
         assert_eq!(
             gre,

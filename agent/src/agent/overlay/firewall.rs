@@ -18,7 +18,7 @@ use crate::telemetry::status;
 /// The rules of an earlier run, as far as `subnet.env` and the settings show them; `None` if there was none. The
 /// overlay device is unknown, which matters only to hosts inside the network: packets with the underlay's own source
 /// address are not masqueraded until the next agent or flannel starts.
-pub(crate) async fn former_rules(settings: &Settings) -> Option<Rules> {
+pub(crate) async fn rules_of_earlier_run(settings: &Settings) -> Option<Rules> {
     let previous = subnet_file::read_previous(&settings.files.subnet_file).ok()?;
     let v4 = previous.network.zip(previous.subnet);
     let v6 = previous.network_v6.zip(previous.subnet_v6);

@@ -12,9 +12,9 @@
 //! * The etcd lease behind a key is granted once and kept alive; flannel grants a new one daily and puts the key again,
 //!   which every peer sees as a change.
 //! * A key without an etcd lease is a reservation, and stays one.
-//! * The value contains the owner ID (`SelvageOwner`), so that two machines with one public IP do not share a lease.
-//!   flannel skips the field. A machine whose public IP changed over a restart finds its lease by the owner ID; the
-//!   [`challenge`] makes sure that it is not a clone of a running machine.
+//! * The value contains the owner ID (`SelvageOwner`), so that two nodes with one public IP do not share a lease.
+//!   flannel skips the field. A node whose public IP changed over a restart finds its lease by the owner ID; the
+//!   [`challenge`] makes sure that it is not a clone of a running node.
 //! * Keys are parsed strictly, and only directly under `PREFIX/subnets/`; flannel also accepts `PREFIX/subnets-old/…`.
 //!
 //! The watcher and the [keeper](super::store) share the held lease behind a lock; a task that writes the lease holds

@@ -185,8 +185,8 @@ impl Backend for UdpBackend {
         no_loop(public.into(), networks, &self.underlay, &self.link)?;
         let to = SocketAddrV4::new(public, self.config.port);
         let forward = (Key::Forward(self.link.clone(), v4), Object::Forward(to));
-        let mut inside = networks.iter().filter(|net| self.underlay.is_inside(**net));
-        let route = inside.next().map(|_| device_route(subnet, &self.link));
+        let is_inside = networks.iter().any(|net| self.underlay.is_inside(*net));
+        let route = is_inside.then(|| device_route(subnet, &self.link));
         Ok([forward].into_iter().chain(route).collect())
     }
 }
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_config_without_a_back_end_means_this_one() {
+    fn a_config_without_a_backend_means_this_one() {
         let network = NetworkConfig::parse(NETWORK).unwrap();
         let config = BackendConfig::parse(&network).unwrap();
         assert_eq!((config.kind(), config.port()), (KIND, Some(8285)));

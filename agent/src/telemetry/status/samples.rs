@@ -70,7 +70,7 @@ pub(crate) fn full() -> Status {
             history: History {
                 changes: 2,
                 last_time: Some(NOW - 5 * MINUTE),
-                last_reason: Some("the revision is 40, and was 1234".to_owned()),
+                last_reason: Some("the revision went back from 1234 to 40".to_owned()),
             },
         },
         network: Some(Network {

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn every_back_end_is_json() {
+    fn every_backend_is_json() {
         for kind in NETWORKS.iter().filter(|kind| !kind.backend.is_empty()) {
             let backend: Value = serde_json::from_str(kind.backend).unwrap();
             assert!(backend["Type"].is_string(), "{}", kind.case);

@@ -55,10 +55,10 @@ impl Node<'_> {
         let owner = found.and_then(|attrs| attrs.owner.as_ref());
         let is_ours = match (claim, owner.and_then(|owner| answers.get(owner))) {
             (Claim::Ours | Claim::Other, _) => return claim,
-            (Claim::SameMachine, Some(Answer::Silent)) => true,
+            (Claim::SameOwner, Some(Answer::Silent)) => true,
             (Claim::SameAddress, Some(Answer::Silent)) => self.has_own_address,
             (_, Some(Answer::Alive(_))) => false,
-            (Claim::SameMachine, Some(Answer::Unknown(_)) | None) => {
+            (Claim::SameOwner, Some(Answer::Unknown(_)) | None) => {
                 self.restarted && Some(entry.key) == self.previous
             }
             (Claim::SameAddress, Some(Answer::Unknown(_)) | None) => {
@@ -93,7 +93,7 @@ impl Node<'_> {
         let has_lease =
             usable().any(|entry| claim(self.attrs, entry.attrs.as_ref()) == Claim::Ours);
         let in_doubt = |entry: &&Entry| match claim(self.attrs, entry.attrs.as_ref()) {
-            Claim::SameMachine => !has_lease || Some(entry.key) == self.previous,
+            Claim::SameOwner => !has_lease || Some(entry.key) == self.previous,
             Claim::SameAddress => !has_lease && self.has_own_address,
             Claim::Ours | Claim::Other => false,
         };
@@ -237,7 +237,7 @@ async fn with_retries(
     Err(StoreError::LostRaces { attempts: ATTEMPTS })
 }
 
-/// Deletes own leases that the config does not allow.
+/// Deletes own leases that this node may not keep, and logs why.
 async fn discard(store: &Store, node: &Node<'_>, leases: Vec<&Entry>) -> Result<(), StoreError> {
     for entry in leases {
         let subnet = entry.key.to_string();
@@ -367,7 +367,7 @@ async fn keep(
 /// Logs that a lease of another address or owner is this node's.
 fn log_adopted(held: &Held) {
     match claim(&held.wanted, Some(&held.published)) {
-        Claim::SameMachine => info!(
+        Claim::SameOwner => info!(
             subnet = %held.key,
             former_public_ip = %held.published.public_address(),
             "adopting the lease of this node's former address; no node answers there"

@@ -48,8 +48,8 @@ pub(super) enum Claim {
     /// This node's: same public IP, and the same owner ID or none. A real flannel on this node and an administrator's
     /// reservation have none.
     Ours,
-    /// Same owner ID, other public IP: this machine before it got its present address, or a clone.
-    SameMachine,
+    /// Same owner ID, other public IP: this node before it got its present address, or a clone.
+    SameOwner,
     /// Same public IP, other owner ID: this host before it was reinstalled. Behind a NAT, also any other host.
     SameAddress,
     /// Another node's, or unreadable.
@@ -66,7 +66,7 @@ pub(super) fn claim(own: &LeaseAttrs, found: Option<&LeaseAttrs>) -> Claim {
         None if same_address => Claim::Ours,
         None => Claim::Other,
         owner if *owner == own.owner && same_address => Claim::Ours,
-        owner if *owner == own.owner => Claim::SameMachine,
+        owner if *owner == own.owner => Claim::SameOwner,
         Some(_) if same_address => Claim::SameAddress,
         Some(_) => Claim::Other,
     }
@@ -306,7 +306,7 @@ pub(super) fn seconds(ttl: i64) -> Duration {
     Duration::from_secs(listing::to_unsigned(ttl.max(0)))
 }
 
-/// Warns, once per acquisition, that another machine publishes this one's owner ID or address.
+/// Warns, once per acquisition, that another node publishes this one's owner ID or address.
 pub(super) fn warn_of_conflict(entry: &Entry, claim: Claim, answers: &BTreeMap<String, Answer>) {
     let Some(attrs) = &entry.attrs else {
         return;
@@ -327,7 +327,7 @@ pub(super) fn warn_of_conflict(entry: &Entry, claim: Claim, answers: &BTreeMap<S
             public_ip,
             "another node has a lease with this node's public IP and {answer}; this node takes a subnet of its own. Peers reach only one of the two at that address: change the address of one of them"
         ),
-        Claim::SameMachine => warn!(
+        Claim::SameOwner => warn!(
             subnet,
             owner,
             public_ip,

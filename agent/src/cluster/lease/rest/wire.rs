@@ -237,7 +237,7 @@ impl Watched {
     }
 }
 
-/// A snapshot of these leases, and of the subnets that the server itself could not parse the lease of.
+/// A snapshot of these leases, and of the subnets whose leases the server itself could not parse.
 fn snapshot_of(snapshot: Vec<&RawValue>, named: Vec<&RawValue>) -> WatchUpdate {
     let named = named.into_iter().filter_map(|name| {
         let name: String = serde_json::from_str(name.get()).ok()?;

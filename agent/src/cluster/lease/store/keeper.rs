@@ -45,7 +45,7 @@ pub(in crate::cluster::lease) enum TimeLeft {
     Forever,
     /// This long from now.
     FromNow(Duration),
-    /// Unchanged.
+    /// As long as was known before: this check did not renew it.
     Unchanged,
     /// An unknown part of its TTL has passed.
     Unknown,
@@ -58,7 +58,7 @@ const FAILURES: Backoff =
 /// The lower bound of pauses, however little time is left.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Pauses between checks of a lease that another writer keeps changing, for example a flannel on the same machine.
+/// Pauses between checks of a lease that another writer keeps changing, for example a flannel on the same host.
 const CHECKS: Backoff = Backoff::constant(Duration::from_secs(1), Duration::from_secs(60), 0.5);
 
 /// After this long without such a check, the next one is immediate again.

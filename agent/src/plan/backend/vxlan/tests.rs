@@ -451,7 +451,7 @@ fn direct_routing_takes_only_peers_on_the_underlays_link() {
 
 proptest! {
     #[test]
-    fn no_back_end_data_makes_the_plan_panic(text in "\\PC*", kind in "\\PC*") {
+    fn no_backend_data_makes_the_plan_panic(text in "\\PC*", kind in "\\PC*") {
         let mut lease = lease(1, 1, 1);
         lease.attrs.backend_data = RawValue::from_string(text).ok();
         let _ = backend("{}").peer(&lease);

@@ -97,8 +97,8 @@ agent: packages-build ## Build the static agent
 	@! readelf -dW $(AGENT) | grep -q NEEDED || { echo "$(AGENT) wants shared libraries: not static" >&2; exit 1; }
 
 .PHONY: image
-image: packages-build-image agent ## Build the bootable image
-	@$(SUDO) image/build $(AGENT)
+image: packages-build-image agent ## Build the bootable image and the artefacts of an update to it (VERSION=)
+	@version=$$(image/version) && $(SUDO) env VERSION=$$version image/build $(AGENT)
 
 .PHONY: harness
 harness: packages-build # What boots the image; the demo has it compiled beside the image

@@ -6,6 +6,8 @@ AGENT    := $(MUSL_DIR)/target/$(TARGET)/release/selvage
 NODES    ?= 2
 NODE     ?= 1
 TIME     ?= 600
+CHANNEL  ?= stable
+export KEYS SEVERITY ROLL_OUT FROM NOTES
 
 # rustup's musl target when it is installed; else a sysroot made once from the distribution's Rust sources.
 HAVE_STD = $(wildcard $(shell rustc --print target-libdir --target $(TARGET) 2>/dev/null)/libstd-*.rlib)
@@ -97,8 +99,16 @@ agent: packages-build ## Build the static agent
 	@! readelf -dW $(AGENT) | grep -q NEEDED || { echo "$(AGENT) wants shared libraries: not static" >&2; exit 1; }
 
 .PHONY: image
-image: packages-build-image agent ## Build the bootable image and the artefacts of an update to it (VERSION=)
-	@version=$$(image/version) && $(SUDO) env VERSION=$$version image/build $(AGENT)
+image: packages-build-image agent ## Build the bootable image and the artefacts of an update to it (VERSION= KEYS=)
+	@version=$$(image/version) && $(SUDO) env VERSION=$$version KEYS="$(KEYS)" image/build $(AGENT)
+
+.PHONY: keys
+keys: ## Make a set of keys for signed images and releases, fit for tests (DIR=)
+	@image/keys $(or $(DIR),$(error DIR is not set: name the directory for the keys))
+
+.PHONY: release
+release: image ## Publish the built image in a channel (DIR= KEYS= CHANNEL=stable SEVERITY= ROLL_OUT= FROM= NOTES=)
+	@image/release $(or $(DIR),$(error DIR is not set: name the directory that the release server serves)) $(CHANNEL)
 
 .PHONY: harness
 harness: packages-build # What boots the image; the demo has it compiled beside the image

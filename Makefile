@@ -80,11 +80,11 @@ agent-tests: packages-build
 	cargo test --quiet --locked --no-run -p selvage --test netns --test overlay --message-format json >target/agent-tests.json
 
 .PHONY: test-qemu
-test-qemu: packages-build-image-qemu image agent-tests ## Tests that boot the image
+test-qemu: packages-build-image-qemu image-next agent-tests ## Tests that boot the image
 	$(HARNESS) test
 
 .PHONY: test-qemu-all
-test-qemu-all: packages-build-image-qemu image agent-tests ## The same with the cases that are too long for every change
+test-qemu-all: packages-build-image-qemu image-next agent-tests ## The same with the cases that are too long for every change
 	$(HARNESS) test --all
 
 .PHONY: test-fresh
@@ -101,6 +101,11 @@ agent: packages-build ## Build the static agent
 .PHONY: image
 image: packages-build-image agent ## Build the bootable image and the artefacts of an update to it (VERSION= KEYS=)
 	@version=$$(image/version) && $(SUDO) env VERSION=$$version KEYS="$(KEYS)" image/build $(AGENT)
+
+# The same with a higher version: what the tests of updates update to.
+.PHONY: image-next
+image-next: image
+	@version=$$(image/version) && $(SUDO) env VERSION=$$version.1 KEYS="$(KEYS)" image/build $(AGENT) target/image-next
 
 .PHONY: keys
 keys: ## Make a set of keys for signed images and releases, fit for tests (DIR=)

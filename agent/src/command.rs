@@ -5,9 +5,11 @@
 pub mod cleanup;
 pub mod cli;
 pub mod doctor;
+pub mod etc_diff;
 pub mod leave;
 pub mod manual;
 pub mod network;
 pub mod options;
 pub mod peers;
+pub mod reset;
 pub mod status;

@@ -21,11 +21,13 @@ use selvage::cluster::serve;
 use selvage::command::cleanup;
 use selvage::command::cli::{Cli, Command, IgnitionCommand, NetworkCommand};
 use selvage::command::doctor;
+use selvage::command::etc_diff;
 use selvage::command::leave;
 use selvage::command::manual;
 use selvage::command::network::{self, NetworkCommandError};
 use selvage::command::options::{self, OptionsCommand};
 use selvage::command::peers;
+use selvage::command::reset;
 use selvage::command::status;
 use selvage::flannel::cni;
 use selvage::flannel::docker_opts;
@@ -152,9 +154,18 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Sysroot {
             root,
             first_boot_if,
+            reset_if,
         } => {
-            sysroot::prepare(&root, first_boot_if.exists(), &mut stdout)?;
+            let boot = sysroot::Boot {
+                first: first_boot_if.exists(),
+                reset: reset_if.exists(),
+            };
+            sysroot::prepare(&root, boot, &mut stdout)?;
         }
+        Command::Reset(flags) => {
+            reset::run(Path::new("/"), &flags, &mut io::stdin().lock(), &mut stdout)?;
+        }
+        Command::EtcDiff { json } => etc_diff::run(Path::new("/"), json, &mut stdout)?,
         Command::Ignition(IgnitionCommand::Render { cluster, out }) => {
             ignition::render_command(&cluster, &out, &mut stdout)?;
         }

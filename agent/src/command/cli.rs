@@ -84,6 +84,22 @@ pub enum Command {
         /// This is the first boot if FILE exists.
         #[arg(long, value_name = "FILE")]
         first_boot_if: PathBuf,
+        /// Clear the root file system before, if FILE exists.
+        #[arg(long, value_name = "FILE")]
+        reset_if: PathBuf,
+    },
+    /// Provision this machine again: clear its root partition at the next boot, and run Ignition.
+    ///
+    /// Removes all changes of /etc, all of /var, /home, /root, /opt and /srv, but for what --keep names. Partitions that a
+    /// config made stay as they are. Asks before, unless told not to; restarts the machine.
+    Reset(ResetFlags),
+    /// List what of /etc is not the image's: added, changed and removed files.
+    ///
+    /// An update brings new defaults to all other files.
+    EtcDiff {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
@@ -102,6 +118,23 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+}
+
+/// What `selvage reset` is asked.
+#[derive(Args, Clone, Debug)]
+pub struct ResetFlags {
+    /// A file or directory that stays; may be given several times. /var/log/journal keeps the log.
+    #[arg(long, value_name = "PATH")]
+    pub keep: Vec<PathBuf>,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+    /// Do not restart: the next boot resets the machine.
+    #[arg(long)]
+    pub no_reboot: bool,
+    /// Take an earlier request back; the machine has not restarted yet.
+    #[arg(long, conflicts_with_all = ["keep", "yes", "no_reboot"])]
+    pub cancel: bool,
 }
 
 /// Whose completions are printed.

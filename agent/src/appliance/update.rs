@@ -1,0 +1,4 @@
+//! Updates of the image: which version runs, which is tried, and whether it works.
+
+pub mod running;
+pub mod state;

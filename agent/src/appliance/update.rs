@@ -1,4 +1,5 @@
 //! Updates of the image: which version runs, which is tried, and whether it works.
 
+pub mod boot_check;
 pub mod running;
 pub mod state;

@@ -75,6 +75,9 @@ pub struct Pending {
     /// How many of its boots got as far as the boot check.
     #[serde(default)]
     pub boots: u32,
+    /// The kernel's ID of the last of these boots.
+    #[serde(default)]
+    pub last_boot: String,
     /// What the last boot check found, unless all was well.
     #[serde(default)]
     pub finding: Option<Finding>,
@@ -89,6 +92,9 @@ pub struct Finding {
     pub bad: bool,
     /// The kind of failure.
     pub code: FailureCode,
+    /// The unit or check that failed, where there are several of a kind.
+    #[serde(default)]
+    pub object: Option<String>,
     /// A sentence about the failure.
     pub reason: String,
 }
@@ -157,6 +163,8 @@ pub struct Health {
     pub underlay_answering: Vec<IpAddr>,
     /// Whether Docker answered; `None` if it is not enabled.
     pub docker_ok: Option<bool>,
+    /// Whether systemd answered, so that the next two lists are complete.
+    pub units_known: bool,
     /// Units that had failed.
     pub failed_units: Vec<String>,
     /// Units that were still starting.
@@ -223,6 +231,7 @@ impl State {
             from: from.to_owned(),
             health_before,
             boots: 0,
+            last_boot: String::new(),
             finding: None,
         });
     }

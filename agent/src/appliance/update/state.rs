@@ -15,8 +15,10 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::metrics;
 use crate::base::atomic_file;
 use crate::base::codes::codes;
+use crate::telemetry::metrics::METRICS_FILE;
 use crate::telemetry::status::Cause;
 
 /// The directory of updates: the state and the staged files.
@@ -295,6 +297,7 @@ enum ReadError {
 pub struct StateFile {
     path: PathBuf,
     lock: PathBuf,
+    metrics: PathBuf,
 }
 
 impl StateFile {
@@ -303,6 +306,7 @@ impl StateFile {
         Self {
             path: directory.join("state.json"),
             lock: directory.join("state.lock"),
+            metrics: directory.join(METRICS_FILE),
         }
     }
 
@@ -346,6 +350,10 @@ impl StateFile {
         let mut text = serde_json::to_vec_pretty(&state).map_err(|error| failed(error.into()))?;
         text.push(b'\n');
         atomic_file::replace(&self.path, &text, 0o644).map_err(failed)?;
+        let metrics = metrics::text(&state);
+        if let Err(error) = atomic_file::replace(&self.metrics, metrics.as_bytes(), 0o644) {
+            tracing::warn!("failed to write {}: {error}", self.metrics.display());
+        }
         Ok(result)
     }
 

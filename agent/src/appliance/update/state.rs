@@ -338,9 +338,10 @@ impl StateFile {
                 None
             }
         };
-        let mut state = old.clone().unwrap_or_default();
+        let old = old.unwrap_or_default();
+        let mut state = old.clone();
         let result = change(&mut state);
-        if old.as_ref() == Some(&state) {
+        if old == state {
             return Ok(result);
         }
         let failed = |source| Error::Write {

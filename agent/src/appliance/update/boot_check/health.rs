@@ -107,14 +107,18 @@ impl<'a> Probe<'a> {
         if !is_enabled(&DOCKER_UNITS).await {
             return None;
         }
-        let socket = self.root.join(DOCKER);
-        Some(match http::get(&socket, "/_ping", DOCKER_PATIENCE).await {
-            Ok((status, _)) => status == 200,
-            Err(Trouble::Connect(error) | Trouble::Exchange(error)) => {
-                debug!("Docker does not answer: {error}");
-                false
-            }
-        })
+        Some(answers(&self.root.join(DOCKER), DOCKER_PATIENCE).await)
+    }
+}
+
+/// Whether Docker's engine says on its socket that it is well.
+async fn answers(socket: &Path, patience: Duration) -> bool {
+    match http::get(socket, "/_ping", patience).await {
+        Ok((status, _)) => status == 200,
+        Err(Trouble::Connect(error) | Trouble::Exchange(error)) => {
+            debug!("Docker does not answer: {error}");
+            false
+        }
     }
 }
 
@@ -183,5 +187,33 @@ mod tests {
     fn codes_at(status: &Status, file: &Path) -> Vec<Code> {
         let causes = not_ready(status, file);
         causes.iter().map(|cause| cause.code).collect()
+    }
+
+    #[tokio::test]
+    async fn docker_is_well_if_it_answers_200() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        use tokio::net::UnixListener;
+
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("docker.sock");
+        assert!(!answers(&socket, DOCKER_PATIENCE).await, "nobody listens");
+        let listener = UnixListener::bind(&socket).unwrap();
+        for (answer, expected) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK", true),
+            (
+                "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
+                false,
+            ),
+        ] {
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 1024]).await.unwrap();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            };
+            let (found, ()) = tokio::join!(answers(&socket, DOCKER_PATIENCE), serve);
+            assert_eq!(found, expected, "{answer:?}");
+        }
+        // systemd listens, but dockerd hangs while it starts.
+        assert!(!answers(&socket, Duration::from_millis(50)).await);
     }
 }

@@ -103,6 +103,8 @@ fn fields_and_codes_of_a_later_version_survive_a_change_by_this_one() {
 fn a_change_of_nothing_writes_nothing() {
     let (directory, file) = file();
     let path = directory.path().join("state.json");
+    file.change(|_| ()).unwrap();
+    assert!(!path.exists());
     file.change(|state| state.bless("1", 1)).unwrap();
     // As nobody else would write it.
     let text = fs::read_to_string(&path).unwrap().replace('\n', " ");

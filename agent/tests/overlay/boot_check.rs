@@ -4,6 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use selvage::appliance::update::state::{FailureCode, Finding, Health, State, StateFile};
 use tempfile::TempDir;
@@ -16,7 +17,10 @@ use crate::wait::wait_until;
 const SYSTEMCTL: &str = r#"#!/bin/sh
 cd "$(dirname "$0")"
 case $1 in
-list-units) cat failed ;;
+list-units)
+    echo looked >>looked
+    cat failed
+    ;;
 list-jobs) cat jobs ;;
 is-enabled)
     shift
@@ -120,10 +124,15 @@ impl Machine {
         pending.finding.expect("a finding")
     }
 
+    fn command(&self, host: &Host) -> Command {
+        let mut command = host.selvage("boot-check");
+        command.arg(format!("--root={}", self.root.path().display()));
+        command
+    }
+
     fn boot_check(&self, host: &Host, arguments: &[&str]) -> Ended {
-        let output = host
-            .selvage("boot-check")
-            .arg(format!("--root={}", self.root.path().display()))
+        let output = self
+            .command(host)
             .args(["--patience=2", "--limit=60"])
             .args(arguments)
             .output()
@@ -249,6 +258,40 @@ fn version_that_breaks_the_overlay_falls_back_and_is_recorded_with_its_reason() 
     let metrics = machine.read("var/lib/selvage/update/metrics.prom");
     let series = "selvage_update_failed_timestamp_seconds{version=\"2\",code=\"overlay\"} ";
     assert!(metrics.contains(series), "{metrics}");
+}
+
+#[test]
+fn version_is_not_to_blame_for_a_shutdown_before_the_end_of_its_check() {
+    let (_store, mut one, two) = pair();
+    let machine = Machine::running("2", &mut one);
+    machine.count("selvage_2+0-3.efi");
+    machine.install(well(&two));
+    block(&one);
+    let mut check = machine.command(&one).spawn().expect("the boot check");
+    wait_until("the boot to be counted", || {
+        machine
+            .state()
+            .pending
+            .is_some_and(|pending| pending.boots == 1)
+    });
+    // It listens to signals by the time it looks.
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(check.id()).expect("a process id"));
+    wait_until("the check to look", || {
+        !machine.read("bin/looked").is_empty()
+    });
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("to signal the check");
+    let status = check.wait().expect("the check's end");
+    assert_eq!(status.code(), Some(75));
+    assert!(!machine.finding().bad);
+
+    // So the old version does not record a failure.
+    fs::remove_file(machine.root.path().join(COUNTER)).expect("to remove the counter");
+    machine.run_version("1");
+    machine.write("efi/EFI/Linux/selvage_2+0-3.efi", "");
+    assert_eq!(machine.boot_check(&one, &[]).status, Some(0));
+    let state = machine.state();
+    assert!(state.failed.is_empty());
+    assert_eq!(state.pending, None);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
@@ -48,8 +49,9 @@ const BAD: u8 = 1;
 /// `EX_TEMPFAIL` of sysexits.h: undecided.
 const UNDECIDED: u8 = 75;
 
-/// How often to look.
+/// How often to look, and how often if the site's checks are all that fails: they may cost more.
 const PAUSE: Duration = Duration::from_secs(1);
+const SITE_PAUSE: Duration = Duration::from_secs(10);
 
 /// How the check is done.
 #[derive(Clone, Debug)]
@@ -144,6 +146,19 @@ pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
     }
 }
 
+/// Returns when systemd stops this process.
+async fn stopped() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            terminate.recv().await;
+        }
+        Err(error) => {
+            warn!("signals cannot be received: {error}");
+            std::future::pending().await
+        }
+    }
+}
+
 fn state_file(root: &Path) -> StateFile {
     let directory = super::state::DIRECTORY.trim_start_matches('/');
     StateFile::new(&root.join(directory))
@@ -185,12 +200,12 @@ impl Check<'_> {
         let state = self.file.read();
         match state.pending {
             Some(pending) if pending.version == self.version => {
-                self.count_boot();
-                self.judge(&pending.health_before, output).await
+                let is_first = self.count_boot();
+                self.judge(&pending.health_before, is_first, output).await
             }
             Some(pending) => self.fallen_back(pending, output).await,
             // The state was lost, or somebody else installed this version. Nothing is known to compare with.
-            None if self.counter.is_some() => self.judge(&Health::default(), output).await,
+            None if self.counter.is_some() => self.judge(&Health::default(), true, output).await,
             None => {
                 self.service.status("no version is on trial");
                 Ok(GOOD)
@@ -198,24 +213,40 @@ impl Check<'_> {
         }
     }
 
-    /// Counts this boot, once however often the check runs.
-    fn count_boot(&self) {
+    /// Counts this boot, once however often the check runs. Returns whether this is its first run.
+    fn count_boot(&self) -> bool {
         let boot = boot_id();
-        change(&self.file, |state| {
-            if let Some(pending) = on_trial(state, &self.version)
-                && pending.last_boot != boot
-            {
+        let is_first = change(&self.file, |state| {
+            let pending = on_trial(state, &self.version)?;
+            let is_first = pending.last_boot != boot;
+            if is_first {
                 pending.boots += 1;
                 pending.last_boot = boot;
             }
+            Some(is_first)
         });
+        is_first.flatten().unwrap_or(true)
     }
 
-    async fn judge(&self, before: &Health, output: &mut impl Write) -> io::Result<u8> {
+    async fn judge(
+        &self,
+        before: &Health,
+        is_first: bool,
+        output: &mut impl Write,
+    ) -> io::Result<u8> {
         let version = &self.version;
-        let verdict = self.wait(before, &format!("checking {version}")).await;
+        let title = format!("checking {version}");
+        let verdict = tokio::select! {
+            // Listen to the signal before anything else.
+            biased;
+            () = stopped() => {
+                self.note_stop();
+                return Ok(UNDECIDED);
+            }
+            verdict = self.wait(before, &title) => verdict,
+        };
         let all = sentences(verdict.concerns());
-        let status = match &verdict {
+        let (status, text) = match &verdict {
             Verdict::Good => {
                 change(&self.file, |state| state.bless(version, now()));
                 info!(version, "this version works");
@@ -236,32 +267,58 @@ impl Check<'_> {
                     }
                 };
                 let text = format!("{version} failed its boot check: {all}; {end}");
-                self.service.status(&text);
-                writeln!(output, "{text}")?;
-                BAD
+                (BAD, text)
             }
             Verdict::Undecided(_) => {
                 let text = format!("{version} is not proven to work: {all}; looking again");
-                self.service.status(&text);
-                writeln!(output, "{text}")?;
-                UNDECIDED
+                (UNDECIDED, text)
             }
         };
-        if let Some(first) = verdict.concerns().first() {
-            let finding = Finding {
-                at: now(),
-                bad: status == BAD,
-                code: first.code,
-                object: first.object.clone(),
-                reason: all,
-            };
-            change(&self.file, |state| {
-                if let Some(pending) = on_trial(state, version) {
-                    pending.finding = Some(finding);
-                }
-            });
+        self.service.status(&text);
+        // Undecided runs follow each other for as long as an outage lasts; the console shows what is new.
+        if self.note(&verdict, status == BAD, all) || is_first {
+            writeln!(output, "{text}")?;
+        } else {
+            info!("{text}");
         }
         Ok(status)
+    }
+
+    /// Whoever reboots before the check has ended does not condemn the version.
+    fn note_stop(&self) {
+        info!("stopped before there was a verdict");
+        change(&self.file, |state| {
+            if let Some(pending) = on_trial(state, &self.version) {
+                pending.finding.get_or_insert_with(|| Finding {
+                    at: now(),
+                    bad: false,
+                    code: FailureCode::CutShort,
+                    object: None,
+                    reason: "the machine was shut down before the boot check had ended".to_owned(),
+                });
+            }
+        });
+    }
+
+    /// Keeps what was found. Returns whether it is anything else than the last time.
+    fn note(&self, verdict: &Verdict, bad: bool, reason: String) -> bool {
+        let Some(first) = verdict.concerns().first() else {
+            return false;
+        };
+        let finding = Finding {
+            at: now(),
+            bad,
+            code: first.code,
+            object: first.object.clone(),
+            reason,
+        };
+        let kind = |finding: &Finding| (finding.bad, finding.code, finding.object.clone());
+        let changed = change(&self.file, |state| {
+            let pending = on_trial(state, &self.version)?;
+            let last = pending.finding.replace(finding.clone());
+            Some(last.as_ref().map(kind) != Some(kind(&finding)))
+        });
+        changed.flatten().unwrap_or(true)
     }
 
     /// Has systemd remove the counter. In the first run it waits for this check anyway; after an undecided run it has
@@ -354,7 +411,8 @@ impl Check<'_> {
             let is_stuck = progress.elapsed() >= self.options.patience && !found.only_hangs();
             let is_over = is_stuck || begin.elapsed() >= self.options.limit;
             // The site's checks need what the others check.
-            if found == Verdict::Good || is_over {
+            let has_site_checks = found == Verdict::Good || is_over;
+            if has_site_checks {
                 self.service.status(&format!("{title}: the site's checks"));
                 self.probe.add_site_checks(&mut health).await;
                 found = verdict(before, &health);
@@ -364,7 +422,11 @@ impl Check<'_> {
             }
             self.service
                 .status(&format!("{title}: {}", sentences(found.concerns())));
-            sleep(PAUSE).await;
+            let pause = match has_site_checks {
+                true => SITE_PAUSE.min(self.options.patience),
+                false => PAUSE,
+            };
+            sleep(pause).await;
         }
     }
 }

@@ -56,8 +56,9 @@ impl fmt::Display for Concern {
 impl Verdict {
     /// Whether all that condemns is that units are still starting, which may take long with good reason.
     pub(crate) fn only_hangs(&self) -> bool {
-        let mut concerns = self.concerns().iter();
-        concerns.all(|concern| concern.code == FailureCode::HungUnit && concern.object.is_some())
+        let hangs =
+            |concern: &Concern| concern.code == FailureCode::HungUnit && concern.object.is_some();
+        !self.concerns().is_empty() && self.concerns().iter().all(hangs)
     }
 
     /// What fails, most important first.

@@ -277,6 +277,20 @@ fn the_first_concern_is_the_one_that_condemns() {
     );
 }
 
+#[test]
+fn only_units_that_are_starting_are_waited_for_until_the_end() {
+    let starting = |now: &mut Health| now.starting_units = vec!["mine.service".to_owned()];
+    let only_hangs = |now: &Health| verdict(&well(), now).only_hangs();
+    assert!(only_hangs(&with(starting)));
+    assert!(!only_hangs(&well()), "there is nothing to wait for");
+    let failed = |now: &mut Health| {
+        starting(now);
+        now.docker_ok = Some(false);
+    };
+    assert!(!only_hangs(&with(failed)));
+    assert!(!only_hangs(&with(|now| now.units_known = false)));
+}
+
 fn addresses() -> impl Strategy<Value = Vec<std::net::IpAddr>> {
     vec(
         (1..5u8).prop_map(|host| std::net::Ipv4Addr::new(10, 5, host, 0).into()),

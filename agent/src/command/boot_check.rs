@@ -18,6 +18,9 @@ pub struct BootCheckFlags {
     /// How long to wait at most.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub limit: u64,
+    /// Print what holds now, as JSON in the form of the state file, and change nothing. Runs the site's checks as well.
+    #[arg(long, conflicts_with = "next_try")]
+    pub show: bool,
     /// This boot has failed: record that, and reboot if that is another try or a fall-back. Needs no settings.
     #[arg(long)]
     pub next_try: bool,
@@ -38,6 +41,12 @@ pub async fn run(
     flags: &BootCheckFlags,
     output: &mut impl Write,
 ) -> io::Result<u8> {
+    if flags.show {
+        let health = boot_check::health(settings, &flags.root).await;
+        let text = serde_json::to_string_pretty(&health)?;
+        writeln!(output, "{text}")?;
+        return Ok(0);
+    }
     let options = Options {
         root: flags.root.clone(),
         patience: Duration::from_secs(flags.patience),

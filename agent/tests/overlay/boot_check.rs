@@ -9,7 +9,7 @@ use std::process::Command;
 use selvage::appliance::update::state::{FailureCode, Finding, Health, State, StateFile};
 use tempfile::TempDir;
 
-use crate::cluster::pair;
+use crate::cluster::{NETWORK, pair, pair_in};
 use crate::host::Host;
 use crate::wait::wait_until;
 
@@ -173,6 +173,27 @@ fn block(host: &Host) {
         .run("nft add chain inet broken out { type filter hook output priority 0 ; }");
     host.namespace
         .run("nft add rule inet broken out udp dport 8472 drop");
+}
+
+/// What is compared after an update, with each way to a peer: over a device, and with the peer as the gateway.
+#[test]
+fn health_names_the_peers_that_answer() {
+    let host_gw = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
+    for (network, over) in [(NETWORK, true), (host_gw, false)] {
+        let (_store, mut one, two) = pair_in(network);
+        let machine = Machine::running("1", &mut one);
+        let shown = machine.boot_check(&one, &["--show"]);
+        assert_eq!(shown.status, Some(0), "{}", shown.said);
+        let health: Health = serde_json::from_str(&shown.said).expect("a health");
+        let under = IpAddr::from(two.address);
+        let over = if over { overlay_address(&two) } else { under };
+        assert_eq!(health.peers_answering, [over], "{network}");
+        assert_eq!(health.underlay_answering, [under], "{network}");
+        assert_eq!(health.agent_ready, Some(true), "{:?}", health.causes);
+        assert_eq!(health.docker_ok, None);
+        assert!(health.units_known);
+        assert_eq!(machine.state(), State::default(), "nothing is changed");
+    }
 }
 
 #[test]

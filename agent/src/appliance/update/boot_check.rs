@@ -64,6 +64,14 @@ pub struct Options {
     pub limit: Duration,
 }
 
+/// The health of a machine now; `root` is where its files are.
+pub async fn health(settings: &Settings, root: &Path) -> Health {
+    let probe = Probe::new(settings, root);
+    let mut health = probe.look(&Health::default()).await;
+    probe.add_site_checks(&mut health).await;
+    health
+}
+
 /// Checks this boot. Returns the exit status.
 ///
 /// # Errors

@@ -19,7 +19,10 @@ cd "$(dirname "$0")"
 case $1 in
 list-units)
     echo looked >>looked
-    cat failed
+    case $* in
+    *selvage@*) cat networks ;;
+    *) cat failed ;;
+    esac
     ;;
 list-jobs) cat jobs ;;
 is-enabled)
@@ -58,7 +61,7 @@ impl Machine {
         let state = StateFile::new(&root.path().join("var/lib/selvage/update"));
         let machine = Self { root, state };
         machine.run_version(version);
-        for name in ["failed", "jobs", "done"] {
+        for name in ["failed", "jobs", "networks", "done"] {
             machine.write(&format!("bin/{name}"), "");
         }
         machine.write("bin/enabled", "selvage.service\n");
@@ -194,6 +197,40 @@ fn health_names_the_peers_that_answer() {
         assert!(health.units_known);
         assert_eq!(machine.state(), State::default(), "nothing is changed");
     }
+}
+
+#[test]
+fn agents_of_all_networks_are_asked() {
+    let (_store, mut one, _two) = pair();
+    let machine = Machine::running("1", &mut one);
+    machine.write(
+        "bin/networks",
+        "selvage@blue.service loaded active running B\nselvage@off.service loaded inactive dead O\n",
+    );
+    machine.write("bin/enabled", "selvage.service\nselvage@blue.service\n");
+    let health = || -> Health {
+        let shown = machine.boot_check(&one, &["--show"]);
+        serde_json::from_str(&shown.said).expect("a health")
+    };
+    let missing = health();
+    assert_eq!(missing.agent_ready, Some(false));
+    let texts: Vec<_> = missing.causes.iter().map(|cause| &cause.text).collect();
+    let [text] = texts[..] else {
+        panic!("{texts:?}")
+    };
+    assert!(
+        text.starts_with("network blue: no agent answers on /run/selvage/networks/"),
+        "{text}"
+    );
+    // One socket stands for both here.
+    let settings = format!(
+        "[files]\nsocket = {:?}\nsubnet-file = {:?}\n",
+        one.socket(),
+        one.subnet_file()
+    );
+    machine.write("etc/selvage/networks/blue.toml", settings);
+    let both = health();
+    assert_eq!(both.agent_ready, Some(true), "{:?}", both.causes);
 }
 
 #[test]

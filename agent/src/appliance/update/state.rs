@@ -154,8 +154,8 @@ codes! {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Health {
-    /// Whether the agent holds its lease, the kernel is as planned and `subnet.env` is written; `None` if no agent is
-    /// enabled.
+    /// Whether the agent of every network holds its lease, the kernel is as planned and `subnet.env` is written; `None`
+    /// if no agent is enabled.
     pub agent_ready: Option<bool>,
     /// Why the agent is not ready.
     pub causes: Vec<Cause>,

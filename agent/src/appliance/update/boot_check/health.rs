@@ -10,7 +10,7 @@ use super::{reach, site};
 use crate::appliance::update::state::Health;
 use crate::base::http::{self, Trouble};
 use crate::base::logging::chain;
-use crate::settings::Settings;
+use crate::settings::{self, Settings, SettingsFlags, Sources};
 use crate::telemetry::control::{Client, Error};
 use crate::telemetry::status::{Cause, Code, State, Status};
 
@@ -19,7 +19,7 @@ const DOCKER: &str = "run/docker.sock";
 const DOCKER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The units by which the agent and Docker are enabled.
-const AGENT_UNITS: [&str; 1] = ["selvage.service"];
+const AGENT_UNIT: &str = "selvage.service";
 const DOCKER_UNITS: [&str; 2] = ["docker.service", "docker.socket"];
 
 impl Health {
@@ -56,8 +56,8 @@ impl<'a> Probe<'a> {
             }
             Err(error) => debug!("systemd does not answer: {error}"),
         }
-        let status = self.agent(&mut health).await;
-        match reach::ask(status.as_ref(), before).await {
+        let statuses = self.agents(&mut health).await;
+        match reach::ask(&statuses, before).await {
             Ok(answers) => {
                 health.peers_answering = answers.over;
                 health.underlay_answering = answers.under;
@@ -75,29 +75,45 @@ impl<'a> Probe<'a> {
         health.checks_failed = results.failed;
     }
 
-    async fn agent(&self, health: &mut Health) -> Option<Status> {
+    /// Asks the agents of all networks. All must be ready.
+    async fn agents(&self, health: &mut Health) -> Vec<Status> {
+        let mut statuses = Vec::new();
         // An agent that is started by hand alone is not there after a reboot.
-        if !is_enabled(&AGENT_UNITS).await {
-            return None;
+        if is_enabled(&[AGENT_UNIT]).await {
+            statuses.extend(agent(self.settings, health).await);
         }
-        let answer = Client::new(&self.settings.files.socket).status().await;
-        let (status, causes) = match answer {
-            Ok(status) => {
-                let causes = not_ready(&status, &self.settings.files.subnet_file);
-                (Some(status), causes)
+        let units = systemd::agents_of_networks().await.unwrap_or_else(|error| {
+            debug!("systemd does not answer: {error}");
+            Vec::new()
+        });
+        for unit in units {
+            if !is_enabled(&[&unit]).await {
+                continue;
             }
-            Err(error) => {
-                let code = match error {
-                    Error::NotRunning { .. } => Code::NoAgent,
-                    Error::Silent { .. } | Error::Refused { .. } => Code::AgentSilent,
-                    Error::Unreadable(_) => Code::Unknown,
-                };
-                (None, vec![Cause::new(code, chain(&error))])
+            match self.settings_of(&unit) {
+                Ok(settings) => statuses.extend(agent(&settings, health).await),
+                Err(error) => {
+                    let text = format!("{unit}: {}", chain(&error));
+                    add(health, vec![Cause::new(Code::Unknown, text)]);
+                }
             }
+        }
+        statuses
+    }
+
+    /// The settings of a further network, as its unit's agent has them.
+    fn settings_of(&self, unit: &str) -> Result<Settings, settings::Error> {
+        let name = unit
+            .trim_start_matches("selvage@")
+            .trim_end_matches(".service");
+        let environment = [("SELVAGE_NETWORK".to_owned(), name.to_owned())];
+        let sources = Sources {
+            root: &self.root,
+            config: None,
+            environment: &environment.into_iter().collect(),
+            flags: &SettingsFlags::default(),
         };
-        health.agent_ready = Some(causes.is_empty());
-        health.causes = causes;
-        status
+        settings::load_readable(sources).map(|(settings, _)| settings)
     }
 
     async fn docker(&self) -> Option<bool> {
@@ -117,6 +133,38 @@ async fn answers(socket: &Path, patience: Duration) -> bool {
             false
         }
     }
+}
+
+/// Asks an agent.
+async fn agent(settings: &Settings, health: &mut Health) -> Option<Status> {
+    let (status, mut causes) = match Client::new(&settings.files.socket).status().await {
+        Ok(status) => {
+            let causes = not_ready(&status, &settings.files.subnet_file);
+            (Some(status), causes)
+        }
+        Err(error) => {
+            let code = match error {
+                Error::NotRunning { .. } => Code::NoAgent,
+                Error::Silent { .. } | Error::Refused { .. } => Code::AgentSilent,
+                Error::Unreadable(_) => Code::Unknown,
+            };
+            (None, vec![Cause::new(code, chain(&error))])
+        }
+    };
+    if let Some(network) = &settings.agent.network {
+        for cause in &mut causes {
+            cause.text = format!("network {network}: {}", cause.text);
+        }
+    }
+    add(health, causes);
+    status
+}
+
+/// Adds what an agent said.
+fn add(health: &mut Health, causes: Vec<Cause>) {
+    let others = health.agent_ready.unwrap_or(true);
+    health.agent_ready = Some(others && causes.is_empty());
+    health.causes.extend(causes);
 }
 
 /// Whether one of the units is enabled. If systemd does not answer, it is assumed: then a check fails rather than being

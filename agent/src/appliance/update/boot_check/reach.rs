@@ -36,10 +36,10 @@ pub(super) struct Answers {
 ///
 /// # Errors
 /// No packets can be sent: `EPERM` without the capability `CAP_NET_RAW`.
-pub(super) async fn ask(status: Option<&Status>, known: &Health) -> io::Result<Answers> {
+pub(super) async fn ask(statuses: &[Status], known: &Health) -> io::Result<Answers> {
     let mut over: BTreeSet<IpAddr> = known.peers_answering.iter().copied().collect();
     let mut under: BTreeSet<IpAddr> = known.underlay_answering.iter().copied().collect();
-    if let Some(status) = status {
+    for status in statuses {
         for (peer_over, peer_under) in targets(status).await {
             over.insert(peer_over);
             under.insert(peer_under);

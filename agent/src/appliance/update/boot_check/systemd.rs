@@ -43,12 +43,13 @@ impl Units {
     }
 }
 
-/// The first word of each line.
 fn failed_units(text: &str) -> Vec<String> {
-    let names = text
-        .lines()
-        .filter_map(|line| line.split_whitespace().next());
-    sorted(names)
+    sorted(first_words(text))
+}
+
+fn first_words(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .filter_map(|line| line.split_whitespace().next())
 }
 
 /// The units of lines such as `137 docker.service start running`. A job that waits does so for one that runs, and a
@@ -72,6 +73,16 @@ fn sorted<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     names.sort_unstable();
     names.dedup();
     names
+}
+
+/// The units of the agents of further networks.
+///
+/// # Errors
+/// systemd cannot be asked.
+pub(super) async fn agents_of_networks() -> io::Result<Vec<String>> {
+    let arguments = ["list-units", "--all", "--no-legend", "--plain", "--full"];
+    let text = systemctl(&[&arguments[..], &["--no-pager", "selvage@*.service"]].concat()).await?;
+    Ok(sorted(first_words(&text)))
 }
 
 /// Whether one of the units is enabled; those that do not exist are not.

@@ -1,5 +1,5 @@
 //! This machine as an appliance: Ignition configs and their effect, the root file system that the initrd prepares, what of
-//! `/etc` is this machine's, and its reset.
+//! `/etc` is this machine's, its reset, and updates of the image.
 //!
 //! May import: `base` to `host`. Must not: need a running agent.
 
@@ -7,3 +7,4 @@ pub mod etc;
 pub mod ignition;
 pub mod reset;
 pub mod sysroot;
+pub mod update;

@@ -2,6 +2,7 @@
 //!
 //! May import: everything. Must not: be imported by any other room.
 
+pub mod boot_check;
 pub mod cleanup;
 pub mod cli;
 pub mod doctor;

@@ -18,6 +18,7 @@ use selvage::base::service;
 use selvage::cluster::lease::SettingsError;
 use selvage::cluster::lease::etcd::EtcdStore;
 use selvage::cluster::serve;
+use selvage::command::boot_check;
 use selvage::command::cleanup;
 use selvage::command::cli::{Cli, Command, IgnitionCommand, NetworkCommand};
 use selvage::command::doctor;
@@ -181,6 +182,14 @@ fn run(command: Command) -> anyhow::Result<u8> {
                 writeln!(stdout, "unknown to agent/data/image.toml:{line}")?;
             }
         }
+        Command::BootCheck(flags) if flags.next_try => {
+            logging::init("info")?;
+            return Ok(runtime()?.block_on(boot_check::next_try(&flags, &mut stdout))?);
+        }
+        Command::BootCheck(flags) => {
+            let settings = start_whatever(&flags.settings)?;
+            return Ok(runtime()?.block_on(boot_check::run(&settings, &flags, &mut stdout))?);
+        }
         Command::Completions { shell } => manual::completions(shell, &mut stdout)?,
         Command::Man { directory } => manual::write(&directory)?,
     }
@@ -254,6 +263,18 @@ fn start_to_look(flags: &SettingsFlags) -> anyhow::Result<Settings> {
     for error in skipped.iter().filter(files) {
         tracing::warn!("skipped: {}", logging::chain(error));
     }
+    Ok(settings)
+}
+
+/// As [`start_to_look`], but with the defaults if the settings are wrong: whether this version works must be said anyway,
+/// and an agent that does not start because of them is part of the answer.
+fn start_whatever(flags: &SettingsFlags) -> anyhow::Result<Settings> {
+    let (wrong, settings) = match start_to_look(flags) {
+        Ok(settings) => return Ok(settings),
+        Err(error) => (error, settings::defaults()?),
+    };
+    logging::init(&settings.agent.log)?;
+    tracing::warn!("the defaults are used, as the settings are wrong: {wrong:#}");
     Ok(settings)
 }
 

@@ -127,6 +127,14 @@ pub fn load_readable(sources: Sources<'_>) -> Result<(Settings, Vec<Error>), Err
     })
 }
 
+/// The settings of a machine that has none.
+///
+/// # Errors
+/// None: the defaults are valid.
+pub fn defaults() -> Result<Settings, Error> {
+    Settings::check(&Inputs::default())
+}
+
 /// What is done about files that may not be read.
 enum Unreadable {
     Fatal,

@@ -158,9 +158,7 @@ fn clear_what_is_left(root: &Path, reset: bool, output: &mut impl Write) -> Resu
 
 /// Removes everything except `keep`, relative to `root`, and other file systems mounted below.
 fn clear(root: &Path, keep: &[PathBuf]) -> Result<(), Error> {
-    let device = fs::symlink_metadata(root)
-        .map_err(at("read", root))?
-        .dev();
+    let device = fs::symlink_metadata(root).map_err(at("read", root))?.dev();
     clear_directory(root, device, keep)
 }
 

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use crate::base::terminal::Colour;
 use crate::cluster::lease::SubnetKey;
+use crate::command::boot_check::BootCheckFlags;
 use crate::command::options::OptionsCommand;
 use crate::settings::{
     CleanupFlags, DoctorSettings, LeaveFlags, NetworkSettings, PeersSettings, ReserveSettings,
@@ -104,6 +105,12 @@ pub enum Command {
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
     Ignition(IgnitionCommand),
+    /// Check whether a new version of the image works; the image runs this in every boot.
+    ///
+    /// Waits until everything works that worked before the update, or until nothing changes any more. Records the result,
+    /// and the failure of a version that this machine has fallen back from. Exit status: 0 it works, or no version is on
+    /// trial; 1 it does not; 75 undecided, look again.
+    BootCheck(BootCheckFlags),
     /// Generate shell completions.
     ///
     /// For the running bash: source <(selvage completions bash)

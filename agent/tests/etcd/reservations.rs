@@ -126,7 +126,7 @@ async fn what_cannot_be_reserved_is_refused_with_the_reason() {
         (
             "10.5.3.0-24",
             "",
-            "nobody holds 10.5.3.0/24: name the node that it is for with --public-ip or --public-ipv6",
+            "no node holds 10.5.3.0/24: name the node to reserve it for with --public-ip or --public-ipv6",
         ),
     ] {
         let node = Some(node(address, "")).filter(|_| !address.is_empty());

@@ -313,8 +313,7 @@ fn without_an_agent_files_and_kernel_are_told() {
         "{text:?}"
     );
     assert!(
-        text.line("Firewall")
-            .starts_with("rules of iptables are in place"),
+        text.line("Firewall").starts_with("iptables rules in place"),
         "{text:?}"
     );
     assert!(
@@ -341,7 +340,7 @@ fn without_an_agent_files_and_kernel_are_told() {
     for (asked, expected) in [
         (
             "10.5.0.7".to_owned(),
-            "the kernel has no route of ours to 10.5.0.7\n".to_owned(),
+            "the kernel has no overlay route to 10.5.0.7\n".to_owned(),
         ),
         (
             own.clone(),

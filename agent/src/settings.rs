@@ -30,6 +30,7 @@ mod pattern;
 mod remote;
 mod secret;
 pub mod table;
+pub mod update;
 pub(crate) mod validate;
 
 pub use environment::Environment;
@@ -308,7 +309,8 @@ pub fn check_file(text: &str, path: &Path) -> Result<(), Error> {
     let mut inputs = Inputs::default();
     let fragment = Fragment::parse(text, path)?;
     inputs.overlay(fragment, &Origin::File { path, text });
-    validate::settings(inputs).map(drop)
+    validate::settings(inputs)?;
+    update::check_file(text, path)
 }
 
 #[cfg(test)]

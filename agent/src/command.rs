@@ -12,3 +12,4 @@ pub mod network;
 pub mod options;
 pub mod peers;
 pub mod status;
+pub mod update;

@@ -9,6 +9,7 @@ use crate::base::terminal::Colour;
 use crate::cluster::lease::SubnetKey;
 use crate::command::boot_check::BootCheckFlags;
 use crate::command::options::OptionsCommand;
+use crate::command::update::{UPDATE_HELP, UpdateCommand};
 use crate::settings::{
     CleanupFlags, DoctorSettings, LeaveFlags, NetworkSettings, PeersSettings, ReserveSettings,
     RunFlags, ServeFlags, SettingsFlags, StatusSettings,
@@ -86,6 +87,9 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         first_boot_if: PathBuf,
     },
+    /// Look for, install and undo updates of the image.
+    #[command(subcommand, after_long_help = UPDATE_HELP)]
+    Update(UpdateCommand),
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
     Ignition(IgnitionCommand),

@@ -106,7 +106,7 @@ pub async fn run(
     let service = Service::from_environment();
     let (health, scrapes) = Health::new();
     let mut server_task = None;
-    if let Some(address) = settings.health.listen {
+    if let Some(address) = settings.health.listen() {
         let server = Server::bind(address).await?;
         info!(%address, "answering /healthz, /readyz and /metrics");
         server_task = Some(server.start(health.clone()));

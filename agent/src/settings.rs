@@ -2,36 +2,35 @@
 //!
 //! Three stages, so that a mistake is found once, early, and with its place:
 //!
-//! 1. *Fragments* ([`Fragment`]): what one source says, every key optional. Sources are the files
-//!    `/usr/lib/selvage/agent.toml`, `/run/selvage/agent.toml` and `/etc/selvage/agent.toml`, then the drop-ins
-//!    `agent.d/*.toml` beside them, then the environment, then the command line.
-//! 2. *Inputs*: the fragments laid over each other, later ones on top; each value remembers where it is from.
+//! 1. *Sources*: the files `/usr/lib/selvage/agent.toml`, `/run/selvage/agent.toml` and `/etc/selvage/agent.toml`, then the
+//!    drop-ins `agent.d/*.toml` beside them, then the environment, then the command line.
+//! 2. *Inputs*: what the sources say, later ones on top; each value remembers where it is from.
 //! 3. [`Settings`]: checked, with defaults filled in. Nothing else reads files, environment or flags.
+//!
+//! Which settings there are, [`table`] says.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use ipnet::IpNet;
 
 use crate::base::net::InterfaceName;
 use crate::base::network_name::NetworkName;
 
-pub(crate) mod environment;
+mod changes;
+mod check;
+mod environment;
 mod error;
 mod files;
 mod firewall_mode;
 pub(crate) mod flags;
-mod fragment;
 pub(crate) mod inputs;
-pub(crate) mod key;
 pub(crate) mod kind;
 mod pattern;
 mod remote;
 mod secret;
-pub mod table;
+pub mod setting;
+pub(crate) mod table;
 pub mod update;
-pub(crate) mod validate;
 
 pub use environment::Environment;
 pub use error::{EXIT_CONFIG, EXIT_USAGE, Error, Source};
@@ -40,77 +39,14 @@ pub use flags::{
     CleanupFlags, DoctorSettings, FlagsOf, LeaveFlags, NetworkSettings, OptionsSettings,
     PeersSettings, ReserveSettings, RunFlags, ServeFlags, SettingsFlags, StatusSettings,
 };
-pub(crate) use kind::{Form, Texts, parse_bool, split_list};
+pub(crate) use kind::{parse_bool, split_list};
 pub use pattern::Pattern;
+pub use remote::Listen;
 pub(crate) use remote::is_network_name;
-pub use remote::{Listen, Remote};
 pub use secret::Secret;
-pub(crate) use validate::default_files;
+pub use table::{Agent, Etcd, Files, Firewall, Health, Remote, Settings, Underlay};
 
-use inputs::Origin;
-pub(crate) use table::{Fragment, Inputs};
-
-/// What the agent works by, all of it checked.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Settings {
-    /// How the lease store is reached.
-    pub etcd: Etcd,
-    /// Leases kept by a server, and being one.
-    pub remote: Remote,
-    /// What carries the overlay's packets.
-    pub underlay: Underlay,
-    /// What the packet filter does.
-    pub firewall: Firewall,
-    /// What is written where.
-    pub files: Files,
-    /// Where the agent answers whether it is well.
-    pub health: Health,
-    /// How the agent itself behaves.
-    pub agent: Agent,
-}
-
-/// How the lease store is reached.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Etcd {
-    /// At least one `http://HOST:PORT` or `https://HOST:PORT`, without a trailing slash.
-    pub endpoints: Vec<String>,
-    /// What all keys begin with, cleaned as Go's `path.Join` does, so that `{prefix}/config` is flannel's key. Empty
-    /// when `/` was asked for.
-    pub prefix: String,
-    /// Certificate authorities that the server's certificate is checked against (PEM).
-    pub cafile: Option<PathBuf>,
-    /// Our certificate (PEM); there is a key whenever this is there.
-    pub certfile: Option<PathBuf>,
-    /// The key to our certificate (PEM).
-    pub keyfile: Option<PathBuf>,
-    /// Whom we log in as; there is a password whenever this is there.
-    pub username: Option<String>,
-    /// What we log in with.
-    pub password: Option<Secret>,
-    /// How long a lease outlives its node; a minute to a year.
-    pub lease_ttl: Duration,
-}
-
-/// What carries the overlay's packets: one interface, and an address of each family that the overlay has.
-///
-/// The interface is the first that one of [`Self::interfaces`], [`Self::interface_regex`], [`Self::can_reach`] and
-/// [`Self::interface_cidr`], in this order, leads to; if all of them are empty, it is the one that has the public
-/// address, or else the default route's. Each list is tried in its own order.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Underlay {
-    /// By name or by address.
-    pub interfaces: Vec<Interface>,
-    /// By a pattern that is found in an address of the interface, or else in its name.
-    pub interface_regex: Vec<Pattern>,
-    /// By an address that the kernel reaches over the interface.
-    pub can_reach: Option<IpAddr>,
-    /// By a network that an address of the interface is in.
-    pub interface_cidr: Vec<IpNet>,
-    /// The unicast address that peers send to, where it is not the interface's own (behind NAT).
-    pub public_ip: Option<Ipv4Addr>,
-    /// The same for IPv6; not link-local.
-    pub public_ipv6: Option<Ipv6Addr>,
-}
+use inputs::Inputs;
 
 /// How an interface is named.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -121,56 +57,28 @@ pub enum Interface {
     Address(IpAddr),
 }
 
-/// What the packet filter does.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Firewall {
-    /// By which rules.
-    pub mode: FirewallMode,
-    /// Whether packets that leave the overlay get this host's address.
-    pub masquerade: bool,
-    /// Whether forwarding from and to the overlay is accepted.
-    pub forward: bool,
-    /// Whether masquerading picks source ports at random.
-    pub random_fully: bool,
-    /// Destinations that masquerading leaves out; no bits are set beyond the prefixes.
-    pub masquerade_exclude: Vec<IpNet>,
-    /// The longest time between two looks at the rules; 1 s to a day.
-    pub resync: Duration,
-    /// Whether packets to addresses of the own subnet that no container has are dropped.
-    pub blackhole_route: bool,
+impl fmt::Display for Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => name.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
 }
 
-/// What is written where; absolute paths.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Files {
-    /// What container runtimes read.
-    pub subnet_file: PathBuf,
-    /// What must outlive a reboot.
-    pub state_dir: PathBuf,
-    /// The control socket, where operators' commands ask the agent.
-    pub socket: PathBuf,
-}
-
-/// Where the agent answers whether it is well.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Health {
+impl Health {
     /// Where HTTP is served; `None` for nowhere.
-    pub listen: Option<SocketAddr>,
+    pub fn listen(&self) -> Option<SocketAddr> {
+        (self.port != 0).then(|| SocketAddr::new(self.address, self.port))
+    }
 }
 
-/// How the agent itself behaves.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Agent {
-    /// What the network is called where several are on this host; `None` for the first or only one.
-    pub network: Option<NetworkName>,
-    /// Who holds the lease; `None` means an identifier derived from the machine's.
-    pub node_id: Option<String>,
-    /// A level or a list of filters that [`crate::base::logging::parse_filter`] takes.
-    pub log: String,
-    /// The longest time between two complete comparisons of the kernel with what it should be.
-    pub resync: Duration,
-    /// Whether the subnet is given back when the agent is stopped.
-    pub leave_on_stop: bool,
+impl Default for Settings {
+    /// The settings when nothing is configured.
+    #[expect(clippy::expect_used, reason = "constants that a test checks")]
+    fn default() -> Self {
+        Self::check(&Inputs::default()).expect("the defaults are settings")
+    }
 }
 
 /// Where settings are taken from.
@@ -225,7 +133,7 @@ pub fn load_readable(sources: Sources<'_>) -> Result<(Settings, Vec<Error>), Err
 /// # Errors
 /// None: the defaults are valid.
 pub fn defaults() -> Result<Settings, Error> {
-    validate::settings(Inputs::default())
+    Settings::check(&Inputs::default())
 }
 
 /// What is done about files that may not be read.
@@ -263,10 +171,10 @@ fn read(sources: Sources<'_>, unreadable: &mut Unreadable) -> Result<Settings, E
         let paths = files::list_of_network(sources.root, &network);
         read_files(&mut inputs, &paths, unreadable)?;
     }
-    overlay_own(&mut inputs, &sources)?;
+    inputs.read_own(sources.environment, sources.flags)?;
     inputs.password = sources.environment.password();
     unreadable.pass(inputs.read_password())?;
-    validate::settings(inputs)
+    Settings::check(&inputs)
 }
 
 fn read_files(
@@ -275,30 +183,18 @@ fn read_files(
     unreadable: &mut Unreadable,
 ) -> Result<(), Error> {
     for path in paths {
-        let Some(text) = unreadable.pass(files::read(path))? else {
-            continue;
-        };
-        let fragment = Fragment::parse(&text, path)?;
-        inputs.overlay(fragment, &Origin::File { path, text: &text });
+        if let Some(text) = unreadable.pass(files::read(path))? {
+            inputs.read_file(&text, path)?;
+        }
     }
-    Ok(())
-}
-
-/// What whoever started this process says: environment and flags.
-fn overlay_own(inputs: &mut Inputs, sources: &Sources<'_>) -> Result<(), Error> {
-    let environment = sources.environment;
-    let said = Fragment::of_environment(environment)?;
-    inputs.overlay(said, &Origin::Environment(environment));
-    inputs.overlay(sources.flags.fragment().clone(), &Origin::Flags);
     Ok(())
 }
 
 /// The network that environment and flags name: one of several, which share the settings files.
 fn asked_for(sources: &Sources<'_>) -> Result<Option<NetworkName>, Error> {
     let mut own = Inputs::default();
-    overlay_own(&mut own, sources)?;
-    let named = own.agent.network.filter(|name| !name.value.is_empty());
-    named.as_ref().map(validate::network).transpose()
+    own.read_own(sources.environment, sources.flags)?;
+    own.network()
 }
 
 /// Checks the text of one settings file as [`load`] would, had it no other source; reads no file that it names.
@@ -307,9 +203,8 @@ fn asked_for(sources: &Sources<'_>) -> Result<Option<NetworkName>, Error> {
 /// The first mistake found; `path` is what messages call the file.
 pub fn check_file(text: &str, path: &Path) -> Result<(), Error> {
     let mut inputs = Inputs::default();
-    let fragment = Fragment::parse(text, path)?;
-    inputs.overlay(fragment, &Origin::File { path, text });
-    validate::settings(inputs)?;
+    inputs.read_file(text, path)?;
+    Settings::check(&inputs)?;
     update::check_file(text, path)
 }
 

@@ -4,13 +4,10 @@
 //! firewall, the health endpoints' address, and the resync intervals. Other changes are listed and wait for a restart,
 //! because containers, peers or kernel state depend on them. Invalid settings change nothing.
 
-mod changes;
-
 use std::net::SocketAddr;
 
 use tracing::{info, warn};
 
-use self::changes::{changes, live};
 use super::overlay::Overlay;
 use super::{Agent, Tasks};
 use crate::base::logging::{self, chain};
@@ -71,11 +68,15 @@ impl<S: LeaseStore> Agent<'_, S> {
             .map_err(|error| chain(&error))?;
         // Cannot fail: the settings were validated.
         logging::set_filter(&new.agent.log).map_err(|error| chain(&error))?;
-        let mut effective = live(&self.settings, new.clone());
-        effective.health.listen = self.listen(&effective).await;
-        // If the new address cannot be bound, it did not change.
-        let health = effective.health;
-        let changes = changes(&self.settings, &Settings { health, ..new });
+        let mut effective = new.clone().without_restart(&self.settings);
+        let listen = self.listen(&effective).await;
+        if listen != effective.health.listen() {
+            // The new address cannot be bound, so it did not change.
+            effective.health = self.settings.health.clone();
+            effective.health.port = listen.map_or(0, |address| address.port());
+        }
+        let health = effective.health.clone();
+        let changes = self.settings.changes(&Settings { health, ..new });
         let mut pending = Vec::new();
         for change in &changes {
             let (key, old, new) = (change.key, &change.old, &change.new);
@@ -102,7 +103,7 @@ impl<S: LeaseStore> Agent<'_, S> {
 
     /// Moves the health endpoints to another address if configured; returns where they are then.
     async fn listen(&mut self, wanted: &Settings) -> Option<SocketAddr> {
-        let (old, new) = (self.settings.health.listen, wanted.health.listen);
+        let (old, new) = (self.settings.health.listen(), wanted.health.listen());
         if old == new {
             return old;
         }

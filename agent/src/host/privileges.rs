@@ -182,7 +182,7 @@ fn restrict_bounding_set(permitted: &CapsHashSet, kept: &CapsHashSet) -> Result<
 /// denies.
 fn needs(settings: &Settings, sources: &[PathBuf]) -> CapsHashSet {
     let mut needs = CapsHashSet::new();
-    let health = settings.health.listen.map(|address| address.port());
+    let health = settings.health.listen().map(|address| address.port());
     if health.is_some_and(|port| (1..FIRST_OPEN_PORT).contains(&port)) {
         needs.insert(Capability::CAP_NET_BIND_SERVICE);
     }

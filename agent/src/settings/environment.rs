@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 use std::env;
 
-use toml::Spanned;
-
-use super::key::{self, Key};
-use super::kind::Kind;
+use super::kind::Value;
+use super::setting::{self, Setting};
 use super::{Error, Secret, Source};
 
 /// The environment variables that can be settings. No derived `Debug`: one of them may be a password.
@@ -24,7 +22,7 @@ impl Environment {
 
     /// Without flannel's variables.
     pub(crate) fn ours(&self) -> Self {
-        let variables = self.0.iter().filter(|(name, _)| key::is_ours(name));
+        let variables = self.0.iter().filter(|(name, _)| setting::is_ours(name));
         Self(
             variables
                 .map(|(name, value)| (name.clone(), value.clone()))
@@ -40,33 +38,25 @@ impl Environment {
         })
     }
 
-    /// Where the value of the setting `key` comes from.
-    pub(super) fn source(&self, key: Key) -> Source {
-        let [ours, _] = key.variables();
-        Source::Variable(
-            self.variable(key.variables())
-                .map_or(ours, |(name, _)| name),
-        )
-    }
-
     /// flannel's `FLANNELD_ETCD_PASSWORD`. It has neither a flag nor a key here: a file is safer.
     pub(super) fn password(&self) -> Option<Secret> {
-        let (_, value) = self.variable(key::variables("etcd-password"))?;
+        let (_, value) = self.variable(setting::variables("etcd-password"))?;
         Some(Secret::new(value.to_owned()))
     }
 
-    /// The value of one setting.
-    pub(super) fn get<K: Kind>(&self, key: Key) -> Result<Option<Spanned<K::File>>, Error> {
-        let Some((name, value)) = self.variable(key.variables()) else {
+    /// The value of one setting, and the variable.
+    pub(super) fn get(&self, setting: &Setting) -> Result<Option<(Value, Source)>, Error> {
+        let Some((name, text)) = self.variable(setting.variables()) else {
             return Ok(None);
         };
-        match K::read(value) {
-            Ok(value) => Ok(Some(unplaced(value))),
+        let place = Source::Variable(name);
+        match setting.kind.read(text) {
+            Ok(value) => Ok(Some((value, place))),
             Err(expected) => Err(Error::Value {
-                place: Source::Variable(name),
-                key: key.path,
-                value: format!("{value:?}"),
-                expected,
+                place,
+                key: setting.path,
+                value: format!("{text:?}"),
+                expected: expected.to_owned(),
             }),
         }
     }
@@ -74,7 +64,7 @@ impl Environment {
 
 impl FromIterator<(String, String)> for Environment {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(variables: I) -> Self {
-        let ours = |name: &String| key::is_variable(name);
+        let ours = |name: &String| setting::is_variable(name);
         Self(
             variables
                 .into_iter()
@@ -82,9 +72,4 @@ impl FromIterator<(String, String)> for Environment {
                 .collect(),
         )
     }
-}
-
-/// A value that does not come from a file.
-pub(crate) fn unplaced<T>(value: T) -> Spanned<T> {
-    Spanned::new(0..0, value)
 }

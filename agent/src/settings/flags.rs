@@ -5,21 +5,27 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
-use super::Fragment;
-use super::table::{self, command};
+use super::kind::Value;
+use super::setting::{Setting, command};
+use super::table::ALL;
 
 /// Settings given as flags; they override the environment and the files.
 #[derive(Clone, Debug, Default)]
 pub struct SettingsFlags {
     /// The only settings file to read, instead of those in the system's directories.
     pub config: Option<PathBuf>,
-    given: Fragment,
+    given: Vec<(&'static Setting, Value)>,
 }
 
 impl SettingsFlags {
-    /// The flags in the form shared by all sources.
-    pub(crate) fn fragment(&self) -> &Fragment {
+    /// The flags that are given.
+    pub(crate) fn given(&self) -> &[(&'static Setting, Value)] {
         &self.given
+    }
+
+    /// Whether the setting's flag is given.
+    pub(crate) fn has(&self, setting: &Setting) -> bool {
+        self.given.iter().any(|(given, _)| *given == setting)
     }
 }
 
@@ -63,10 +69,10 @@ impl<const COMMAND: u16> Args for FlagsOf<COMMAND> {
             .value_name("FILE")
             .value_parser(value_parser!(PathBuf))
             .help("Settings file to read in place of /etc/selvage and the like");
-        let used = |setting: &&table::Setting| setting.commands & COMMAND != 0;
+        let used = ALL.iter().filter(|setting| setting.commands & COMMAND != 0);
         parser
             .arg(config)
-            .args(table::ALL.iter().filter(used).map(argument))
+            .args(used.map(|setting| argument(setting)))
     }
 
     fn augment_args_for_update(parser: Command) -> Command {
@@ -76,9 +82,13 @@ impl<const COMMAND: u16> Args for FlagsOf<COMMAND> {
 
 impl<const COMMAND: u16> FromArgMatches for FlagsOf<COMMAND> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = |setting: &&'static Setting| {
+            let value = setting.kind.flag(matches, setting.flag)?;
+            Some((*setting, value))
+        };
         Ok(Self(SettingsFlags {
             config: matches.get_one("config").cloned(),
-            given: Fragment::of_flags(matches),
+            given: ALL.iter().filter_map(given).collect(),
         }))
     }
 
@@ -89,21 +99,19 @@ impl<const COMMAND: u16> FromArgMatches for FlagsOf<COMMAND> {
 }
 
 /// One line in `--help`; the manual page adds the key in a settings file.
-fn argument(setting: &table::Setting) -> Arg {
-    let table::Setting {
-        key, help, default, ..
-    } = setting;
-    let short = match *default {
-        "none" => (*help).to_owned(),
+fn argument(setting: &'static Setting) -> Arg {
+    let (help, default) = (setting.help(), setting.default);
+    let short = match default {
+        "none" => help.clone(),
         default => format!("{help} [default: {default}]"),
     };
-    let argument = Arg::new(key.flag)
-        .long(key.flag)
+    let argument = Arg::new(setting.flag)
+        .long(setting.flag)
         .value_name(setting.value)
         .help_heading(setting.heading)
         .help(short)
-        .long_help(format!("{help} [{}; default: {default}]", key.path));
-    (setting.argument)(argument)
+        .long_help(format!("{help} [{}; default: {default}]", setting.path));
+    setting.kind.argument(argument)
 }
 
 /// The flags of any command.

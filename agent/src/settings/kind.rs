@@ -4,181 +4,116 @@ use std::fmt::{self, Debug};
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use serde::de::value::SeqAccessDeserializer;
-use serde::de::{self, DeserializeOwned, SeqAccess, Visitor};
+use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-
-/// The form of a value in a file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Form {
-    Text,
-    Texts,
-    Integer,
-    Boolean,
-}
+use toml::Spanned;
+use toml::de::{DeValue, ValueDeserializer};
 
 /// A kind of setting value.
-pub(crate) trait Kind {
-    /// The type in a file.
-    type File: DeserializeOwned + Into<Self::Value>;
-    /// The resulting type.
-    type Value: Debug;
-    const FORM: Form;
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// A string; an empty one means none if the setting is optional.
+    Text,
+    /// An integer. Signed, so that a negative one gets the error that names the range.
+    Number,
+    /// On or off.
+    Switch,
+    /// A list, written as one in a file, elsewhere separated by commas.
+    Urls,
+    /// A list, or a string in a file; elsewhere separated by commas.
+    Commas,
+    /// A list with a repeated flag, and a variable that holds one element, as in flannel: a pattern may contain commas.
+    Each,
+    /// A list with a repeated flag, or separated by commas.
+    Networks,
+}
+
+/// The value of a setting, not checked yet.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Value {
+    Text(String),
+    Number(i64),
+    Switch(bool),
+    Texts(Vec<String>),
+}
+
+impl Kind {
+    /// What a file has, in words.
+    pub(crate) fn form(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Number => "whole number",
+            Self::Switch => "true or false",
+            Self::Urls | Self::Commas | Self::Each | Self::Networks => "list of texts",
+        }
+    }
 
     /// Parses an environment variable; the error says what is expected.
-    fn read(text: &str) -> Result<Self::File, String>;
+    pub(super) fn read(self, text: &str) -> Result<Value, &'static str> {
+        Ok(match self {
+            Self::Text => Value::Text(text.to_owned()),
+            Self::Number => Value::Number(text.trim().parse().map_err(|_| "a whole number")?),
+            Self::Switch => Value::Switch(parse_bool(text)?),
+            Self::Each => Value::Texts(vec![text.to_owned()]),
+            Self::Urls | Self::Commas | Self::Networks => Value::Texts(split_list(text)),
+        })
+    }
+
+    /// Takes a value out of a file.
+    pub(super) fn take(self, value: Spanned<DeValue<'_>>) -> Result<Value, toml::de::Error> {
+        let value = ValueDeserializer::from(value);
+        match self {
+            Self::Text => String::deserialize(value).map(Value::Text),
+            Self::Number => i64::deserialize(value).map(Value::Number),
+            Self::Switch => bool::deserialize(value).map(Value::Switch),
+            Self::Urls => Vec::deserialize(value).map(Value::Texts),
+            Self::Commas | Self::Each | Self::Networks => {
+                value.deserialize_any(OneOrMany).map(Value::Texts)
+            }
+        }
+    }
 
     /// Completes the definition of a flag.
-    fn argument(argument: Arg) -> Arg;
+    pub(super) fn argument(self, argument: Arg) -> Arg {
+        match self {
+            Self::Text | Self::Urls | Self::Commas => argument,
+            Self::Number => argument
+                .value_parser(value_parser!(i64))
+                .allow_negative_numbers(true),
+            Self::Switch => argument
+                .value_parser(parse_bool)
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true"),
+            Self::Each => argument.action(ArgAction::Append),
+            Self::Networks => argument.action(ArgAction::Append).value_delimiter(','),
+        }
+    }
 
     /// The value of a flag; `None` if the command has no such flag.
-    fn flag(matches: &ArgMatches, name: &str) -> Option<Self::File>;
-}
-
-/// A string; an empty one means none if the setting is optional.
-pub(crate) enum Text {}
-/// An integer. Signed, so that a negative one gets the error that names the range.
-pub(crate) enum Number {}
-/// On or off.
-pub(crate) enum Switch {}
-/// A list, written as one in a file, elsewhere separated by commas.
-pub(crate) enum Urls {}
-/// A list, or a string in a file; elsewhere separated by commas.
-pub(crate) enum Commas {}
-/// A list with a repeated flag, and a variable that holds one element, as in flannel: a pattern may contain commas.
-pub(crate) enum Each {}
-/// A list with a repeated flag, or separated by commas.
-pub(crate) enum Networks {}
-
-impl Kind for Text {
-    type File = String;
-    type Value = String;
-    const FORM: Form = Form::Text;
-
-    fn read(text: &str) -> Result<String, String> {
-        Ok(text.to_owned())
-    }
-
-    fn argument(argument: Arg) -> Arg {
-        argument
-    }
-
-    fn flag(matches: &ArgMatches, name: &str) -> Option<String> {
-        one(matches, name)
+    pub(super) fn flag(self, matches: &ArgMatches, name: &str) -> Option<Value> {
+        Some(match self {
+            Self::Text => Value::Text(one(matches, name)?),
+            Self::Number => Value::Number(one(matches, name)?),
+            Self::Switch => Value::Switch(one(matches, name)?),
+            Self::Urls | Self::Commas => Value::Texts(split_list(&one::<String>(matches, name)?)),
+            Self::Each | Self::Networks => {
+                let values = matches.try_get_many::<String>(name).ok().flatten()?;
+                Value::Texts(values.cloned().collect())
+            }
+        })
     }
 }
 
-impl Kind for Number {
-    type File = i64;
-    type Value = i64;
-    const FORM: Form = Form::Integer;
-
-    fn read(text: &str) -> Result<i64, String> {
-        text.trim().parse().map_err(|_| "a whole number".to_owned())
-    }
-
-    fn argument(argument: Arg) -> Arg {
-        argument
-            .value_parser(value_parser!(i64))
-            .allow_negative_numbers(true)
-    }
-
-    fn flag(matches: &ArgMatches, name: &str) -> Option<i64> {
-        one(matches, name)
-    }
-}
-
-impl Kind for Switch {
-    type File = bool;
-    type Value = bool;
-    const FORM: Form = Form::Boolean;
-
-    fn read(text: &str) -> Result<bool, String> {
-        parse_bool(text)
-    }
-
-    fn argument(argument: Arg) -> Arg {
-        argument
-            .value_parser(parse_bool)
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true")
-    }
-
-    fn flag(matches: &ArgMatches, name: &str) -> Option<bool> {
-        one(matches, name)
-    }
-}
-
-impl Kind for Urls {
-    type File = Vec<String>;
-    type Value = Vec<String>;
-    const FORM: Form = Form::Texts;
-
-    fn read(text: &str) -> Result<Vec<String>, String> {
-        Ok(split_list(text))
-    }
-
-    fn argument(argument: Arg) -> Arg {
-        argument
-    }
-
-    fn flag(matches: &ArgMatches, name: &str) -> Option<Vec<String>> {
-        one(matches, name).map(|list: String| split_list(&list))
-    }
-}
-
-impl Kind for Commas {
-    type File = Texts;
-    type Value = Vec<String>;
-    const FORM: Form = Form::Texts;
-
-    fn read(text: &str) -> Result<Texts, String> {
-        Ok(Texts(split_list(text)))
-    }
-
-    fn argument(argument: Arg) -> Arg {
-        argument
-    }
-
-    fn flag(matches: &ArgMatches, name: &str) -> Option<Texts> {
-        Urls::flag(matches, name).map(Texts)
-    }
-}
-
-impl Kind for Each {
-    type File = Texts;
-    type Value = Vec<String>;
-    const FORM: Form = Form::Texts;
-
-    fn read(text: &str) -> Result<Texts, String> {
-        Ok(Texts(vec![text.to_owned()]))
-    }
-
-    fn argument(argument: Arg) -> Arg {
-        argument.action(ArgAction::Append)
-    }
-
-    fn flag(matches: &ArgMatches, name: &str) -> Option<Texts> {
-        let values = matches.try_get_many::<String>(name).ok().flatten()?;
-        Some(Texts(values.cloned().collect()))
-    }
-}
-
-impl Kind for Networks {
-    type File = Texts;
-    type Value = Vec<String>;
-    const FORM: Form = Form::Texts;
-
-    fn read(text: &str) -> Result<Texts, String> {
-        Commas::read(text)
-    }
-
-    fn argument(argument: Arg) -> Arg {
-        Each::argument(argument).value_delimiter(',')
-    }
-
-    fn flag(matches: &ArgMatches, name: &str) -> Option<Texts> {
-        Each::flag(matches, name)
+/// As a settings file has it: Rust's `Debug` form of a string, number, boolean or list of strings is valid TOML.
+impl Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => text.fmt(f),
+            Self::Number(number) => number.fmt(f),
+            Self::Switch(on) => on.fmt(f),
+            Self::Texts(texts) => texts.fmt(f),
+        }
     }
 }
 
@@ -199,44 +134,29 @@ pub(crate) fn split_list(list: &str) -> Vec<String> {
 ///
 /// # Errors
 /// What is expected.
-pub(crate) fn parse_bool(text: &str) -> Result<bool, String> {
+pub(crate) fn parse_bool(text: &str) -> Result<bool, &'static str> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err("true or false".to_owned()),
+        _ => Err("true or false"),
     }
 }
 
 /// A list of strings; a single string is a list of one.
-#[derive(Clone, Debug)]
-pub(crate) struct Texts(pub(crate) Vec<String>);
+struct OneOrMany;
 
-impl From<Texts> for Vec<String> {
-    fn from(texts: Texts) -> Self {
-        texts.0
+impl<'de> Visitor<'de> for OneOrMany {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text or a list of texts")
     }
-}
 
-impl<'de> Deserialize<'de> for Texts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OneOrMany;
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<String>, E> {
+        Ok(vec![text.to_owned()])
+    }
 
-        impl<'de> Visitor<'de> for OneOrMany {
-            type Value = Texts;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text or a list of texts")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Texts, E> {
-                Ok(Texts(vec![text.to_owned()]))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Texts, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(list)).map(Texts)
-            }
-        }
-
-        deserializer.deserialize_any(OneOrMany)
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<String>, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(list))
     }
 }

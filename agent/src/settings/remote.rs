@@ -1,27 +1,6 @@
 //! Settings of flannel's client and server mode.
 
 use std::fmt;
-use std::path::PathBuf;
-
-/// The settings of `[remote]`: lease servers to use, and being one.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Remote {
-    /// The lease servers, `http://HOST:PORT` or `https://HOST:PORT`; empty to use etcd directly.
-    pub servers: Vec<String>,
-    /// The network's name at the server, 1 to 64 characters; `_` is the unnamed one.
-    pub network: String,
-    /// Where to listen, if this is a server.
-    pub listen: Option<Listen>,
-    /// CA certificates that the other side's certificate is verified against (PEM). A server with this setting requires
-    /// client certificates.
-    pub cafile: Option<PathBuf>,
-    /// Our certificate (PEM); set together with the key.
-    pub certfile: Option<PathBuf>,
-    /// The private key of our certificate (PEM).
-    pub keyfile: Option<PathBuf>,
-    /// Whether a server admits clients without a certificate.
-    pub insecure: bool,
-}
 
 /// Where a server listens.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,338 +1,209 @@
-//! Every setting, once: from this table `settings!` generates the settings of one source ([`Fragment`]), the merged
-//! ones ([`Inputs`]), the flags, the environment variables, `--help` and agent.toml(5).
+//! Every setting, once: see [`Setting`] for what an entry says.
 //!
-//! A new setting is an entry here, its field in [`super::Settings`], the validation in [`super::validate`] that fills
-//! it, and its text in `agent/reload/changes.rs`. With the entry in place, the compiler asks for all the others.
+//! A new setting is an entry here, and a function in [`super::check`] if none there fits. From the entry come its flag, its
+//! environment variables, its key in a settings file, its line in `--help`, in agent.toml(5) and in `docs/settings.md`, its
+//! field in [`Settings`], and what a reload does with it.
 
-use clap::{Arg, ArgMatches};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use toml::Spanned;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use super::environment::unplaced;
-use super::inputs::{Origin, Sourced};
-use super::key::Key;
-use super::kind::{Commas, Each, Form, Kind, Networks, Number, Switch, Text, Urls};
-use super::{Environment, Error, Secret};
+use ipnet::IpNet;
 
-/// The commands that have a flag for a setting; the others read it from files and environment only.
-pub mod command {
-    /// `run`.
-    pub const RUN: u16 = 1;
-    /// `serve`.
-    pub const SERVE: u16 = 1 << 1;
-    /// `status`.
-    pub const STATUS: u16 = 1 << 2;
-    /// `peers`.
-    pub const PEERS: u16 = 1 << 3;
-    /// `doctor`.
-    pub const DOCTOR: u16 = 1 << 4;
-    /// `network`, except `network reserve`.
-    pub const NETWORK: u16 = 1 << 5;
-    /// `network reserve`.
-    pub const RESERVE: u16 = 1 << 6;
-    /// `leave`.
-    pub const LEAVE: u16 = 1 << 7;
-    /// `cleanup`.
-    pub const CLEANUP: u16 = 1 << 8;
-    /// `options docker`.
-    pub const OPTIONS: u16 = 1 << 9;
-    /// Every command that has settings.
-    pub const ALL: u16 = (1 << 10) - 1;
-    /// The commands that talk to etcd.
-    pub(super) const STORE: u16 = RUN | SERVE | DOCTOR | NETWORK | RESERVE | LEAVE;
-    /// The commands that may talk to a lease server instead.
-    pub(super) const CLIENT: u16 = RUN | DOCTOR | LEAVE;
-}
-
-/// When a changed setting takes effect.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum OnReload {
-    Live,
-    Restart,
-}
-
-/// Whether the networks of a host share the value in the common files.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum OfNetworks {
-    /// All networks share it.
-    Shared,
-    /// No two networks can share it: a named network ignores the value in the common files.
-    Own,
-    /// The network's name is appended to it.
-    Base,
-}
-
-use OfNetworks::{Base as BASE, Own as OWN, Shared as SHARED};
-use OnReload::{Live as LIVE, Restart as RESTART};
-
-/// One setting.
-pub(crate) struct Setting {
-    pub(crate) key: Key,
-    /// For example `etcd`.
-    pub(crate) table: &'static str,
-    /// The key in its table, for example `lease-ttl`.
-    pub(crate) name: &'static str,
-    /// The heading in `--help`.
-    pub(crate) heading: &'static str,
-    /// The value's name in `--help`.
-    pub(crate) value: &'static str,
-    pub(crate) help: &'static str,
-    pub(crate) default: &'static str,
-    pub(crate) form: Form,
-    /// Flags from [`command`].
-    pub(crate) commands: u16,
-    pub(crate) on_reload: OnReload,
-    pub(super) argument: fn(Arg) -> Arg,
-}
-
-macro_rules! settings {
-    ($($table:ident: $Table:ident, $heading:literal {
-        $($KEY:ident = $field:ident: $kind:ident, key $name:tt, flag $flag:literal $value:literal,
-            help $help:literal, default $default:literal,
-            commands ($($commands:tt)+), on_reload $reload:ident, of_networks $networks:ident;)+
-    })+) => {
-        /// Each setting's names.
-        pub(crate) mod key {
-            use super::Key;
-            $($(pub(crate) const $KEY: Key =
-                Key::new(concat!(stringify!($table), ".", $name), $flag);)+)+
-        }
-
-        /// The tables of a settings file; every key is optional.
-        pub(crate) mod fragment {
-            use super::*;
-            $(
-                #[derive(Clone, Debug, Default, Deserialize)]
-                #[serde(deny_unknown_fields, default)]
-                pub(crate) struct $Table {
-                    $(#[serde(rename = $name)]
-                    pub(crate) $field: Option<Spanned<<$kind as Kind>::File>>,)+
-                }
-            )+
-        }
-
-        /// The same, each value with its place.
-        pub(crate) mod sourced {
-            use super::*;
-            $(
-                #[derive(Default)]
-                pub(crate) struct $Table {
-                    $(pub(crate) $field: Option<Sourced<<$kind as Kind>::Value>>,)+
-                }
-            )+
-        }
-
-        /// The settings of one source. Unknown keys and tables are errors, so that a misspelt one is noticed.
-        #[derive(Clone, Debug, Default, Deserialize)]
-        #[serde(deny_unknown_fields, default)]
-        pub(crate) struct Fragment {
-            $(pub(crate) $table: fragment::$Table,)+
-            /// [`super::update`]'s.
-            pub(crate) update: IgnoredAny,
-        }
-
-        /// The merged settings; `None` if no source has a value.
-        #[derive(Default)]
-        pub(crate) struct Inputs {
-            $(pub(crate) $table: sourced::$Table,)+
-            /// The base of a named network's prefix, used if `etcd.prefix` is not set for that network.
-            pub(crate) base_prefix: Option<Sourced<String>>,
-            /// The content of the password file, or else flannel's environment variable.
-            pub(crate) password: Option<Secret>,
-        }
-
-        impl Inputs {
-            /// Applies a stronger source on top.
-            pub(crate) fn overlay(&mut self, fragment: Fragment, origin: &Origin<'_>) {
-                $($(origin.put(&mut self.$table.$field, key::$KEY, fragment.$table.$field);)+)+
-            }
-
-            /// Drops the values that no two networks of a host can share.
-            pub(super) fn drop_own(&mut self) {
-                $($(if $networks == OWN {
-                    self.$table.$field = None;
-                })+)+
-            }
-        }
-
-        impl Fragment {
-            /// The settings from the environment.
-            pub(crate) fn of_environment(environment: &Environment) -> Result<Self, Error> {
-                Ok(Self {
-                    $($table: fragment::$Table {
-                        $($field: environment.get::<$kind>(key::$KEY)?,)+
-                    },)+
-                    update: IgnoredAny,
-                })
-            }
-
-            /// The settings from the command line.
-            pub(super) fn of_flags(matches: &ArgMatches) -> Self {
-                Self {
-                    $($table: fragment::$Table {
-                        $($field: <$kind>::flag(matches, $flag).map(unplaced),)+
-                    },)+
-                    update: IgnoredAny,
-                }
-            }
-        }
-
-        /// Every setting, in the order of the sample file.
-        pub(crate) const ALL: &[Setting] = &[
-            $($({
-                use command::*;
-                Setting {
-                    key: key::$KEY,
-                    table: stringify!($table),
-                    name: $name,
-                    heading: $heading,
-                    value: $value,
-                    help: $help,
-                    default: $default,
-                    form: <$kind as Kind>::FORM,
-                    commands: $($commands)+,
-                    on_reload: $reload,
-                    argument: <$kind as Kind>::argument,
-                }
-            },)+)+
-        ];
-    };
-}
+use super::changes::Change;
+use super::check::{
+    ADDRESS, CAN_REACH, FILTER, INTERFACE, LISTEN, MODE, NETWORK, NETWORKS, NODE_ID, PATH,
+    PUBLIC_IP, PUBLIC_IPV6, certificate, each, filled_or_default, on, optional, or_default,
+    password, patterns, port, prefix, remote_cafile, remote_network, seconds, servers, urls,
+    username,
+};
+use super::inputs::Inputs;
+use super::setting::{OnReload, Setting, settings};
+use super::{Error, FirewallMode, Interface, Listen, Pattern, Secret};
+use crate::base::network_name::NetworkName;
 
 settings! {
+    /// How the lease store is reached.
     etcd: Etcd, "etcd" {
-        ETCD_ENDPOINTS = endpoints: Urls, key "endpoints", flag "etcd-endpoints" "URL,...",
-            help "etcd client URLs", default "http://127.0.0.1:2379",
-            commands (STORE), on_reload RESTART, of_networks SHARED;
-        ETCD_PREFIX = prefix: Text, key "prefix", flag "etcd-prefix" "KEY",
-            help "etcd key prefix", default "/coreos.com/network",
-            commands (STORE), on_reload RESTART, of_networks BASE;
-        ETCD_CAFILE = cafile: Text, key "cafile", flag "etcd-cafile" "FILE",
-            help "CA certificates to verify etcd, PEM", default "none",
-            commands (STORE), on_reload LIVE, of_networks SHARED;
-        ETCD_CERTFILE = certfile: Text, key "certfile", flag "etcd-certfile" "FILE",
-            help "Client certificate for etcd, PEM; needs --etcd-keyfile", default "none",
-            commands (STORE), on_reload LIVE, of_networks SHARED;
-        ETCD_KEYFILE = keyfile: Text, key "keyfile", flag "etcd-keyfile" "FILE",
-            help "Private key of the client certificate, PEM", default "none",
-            commands (STORE), on_reload LIVE, of_networks SHARED;
-        ETCD_USERNAME = username: Text, key "username", flag "etcd-username" "NAME",
-            help "etcd user name; needs --etcd-password-file", default "none",
-            commands (STORE), on_reload LIVE, of_networks SHARED;
-        ETCD_PASSWORD_FILE = password_file: Text, key "password-file", flag "etcd-password-file" "FILE",
-            help "File that holds the etcd password on one line", default "none",
-            commands (STORE), on_reload LIVE, of_networks SHARED;
-        ETCD_LEASE_TTL = lease_ttl: Number, key "lease-ttl", flag "etcd-lease-ttl" "SECONDS",
-            help "Lease TTL in seconds, 60 to 31536000", default "86400",
-            commands (RUN | SERVE), on_reload RESTART, of_networks SHARED;
+        /// At least one `http://HOST:PORT` or `https://HOST:PORT`, without a trailing slash.
+        endpoints: Vec<String> = urls, Urls,
+            flag "etcd-endpoints" "URL,...", help "etcd client URLs",
+            default "http://127.0.0.1:2379", commands STORE, on_reload Restart;
+        /// The key prefix, cleaned as Go's `path.Join` does, so that `{prefix}/config` is flannel's key. Empty for `/`.
+        prefix: String = prefix, Text,
+            flag "etcd-prefix" "KEY", help "etcd key prefix",
+            default "/coreos.com/network" named "/coreos.com/network/NAME", commands STORE, on_reload Restart;
+        /// CA certificates to verify etcd (PEM).
+        cafile: Option<PathBuf> = optional(PATH), Text,
+            flag "etcd-cafile" "FILE", help "CA certificates to verify etcd, PEM",
+            default "none", commands STORE, on_reload Live;
+        /// Our certificate (PEM); set together with the key.
+        certfile: Option<PathBuf> = certificate(&key::etcd::keyfile), Text,
+            flag "etcd-certfile" "FILE", help "Client certificate for etcd, PEM; needs --etcd-keyfile",
+            default "none", commands STORE, on_reload Live;
+        /// The private key of our certificate (PEM).
+        keyfile: Option<PathBuf> = certificate(&key::etcd::certfile), Text,
+            flag "etcd-keyfile" "FILE", help "Private key of the client certificate, PEM",
+            default "none", commands STORE, on_reload Live;
+        /// The etcd user; set together with the password.
+        username: Option<String> = username, Text,
+            flag "etcd-username" "NAME", help "etcd user name; needs --etcd-password-file",
+            default "none", commands STORE, on_reload Live;
+        /// That user's password.
+        password: Option<Secret> = password, Text key "password-file",
+            flag "etcd-password-file" "FILE", help "File that holds the etcd password on one line",
+            default "none", commands STORE, on_reload Live;
+        /// How long a lease outlives its node: from one minute, enough for a restart of etcd, to one year. A day is
+        /// flannel's.
+        lease_ttl: Duration = seconds, Number key "lease-ttl",
+            flag "etcd-lease-ttl" "SECONDS", help "Lease TTL in seconds" range 60..=31_536_000,
+            default "86400", commands RUN | SERVE, on_reload Restart;
     }
+    /// Lease servers to use, and being one: flannel's client and server mode.
     remote: Remote, "Remote" {
-        REMOTE_SERVER = server: Commas, key "server", flag "remote" "HOST:PORT,...",
-            help "Lease servers to use instead of etcd", default "none",
-            commands (CLIENT), on_reload RESTART, of_networks SHARED;
-        REMOTE_NETWORK = network: Text, key "network", flag "remote-network" "NAME",
-            help "Network name at the lease server", default "--network, else _",
-            commands (CLIENT), on_reload RESTART, of_networks OWN;
-        REMOTE_LISTEN = listen: Text, key "listen", flag "listen" "ADDRESS",
-            help "Listen address: HOST:PORT, fd:// or fd://N", default "none",
-            commands (SERVE), on_reload RESTART, of_networks OWN;
-        REMOTE_CAFILE = cafile: Text, key "cafile", flag "remote-cafile" "FILE",
-            help "CA certificates to verify the other side, PEM", default "none",
-            commands (CLIENT | SERVE), on_reload RESTART, of_networks SHARED;
-        REMOTE_CERTFILE = certfile: Text, key "certfile", flag "remote-certfile" "FILE",
-            help "Our certificate, PEM; needs --remote-keyfile", default "none",
-            commands (CLIENT | SERVE), on_reload RESTART, of_networks SHARED;
-        REMOTE_KEYFILE = keyfile: Text, key "keyfile", flag "remote-keyfile" "FILE",
-            help "Private key of our certificate, PEM", default "none",
-            commands (CLIENT | SERVE), on_reload RESTART, of_networks SHARED;
-        REMOTE_INSECURE = insecure: Switch, key "insecure", flag "insecure" "BOOL",
-            help "Accept clients without a certificate", default "false",
-            commands (SERVE), on_reload RESTART, of_networks SHARED;
+        /// The lease servers, `http://HOST:PORT` or `https://HOST:PORT`; empty to use etcd directly.
+        servers: Vec<String> = servers, Commas key "server",
+            flag "remote" "HOST:PORT,...", help "Lease servers to use instead of etcd",
+            default "none", commands CLIENT, on_reload Restart;
+        /// The network's name at the server, 1 to 64 characters; `_` is the unnamed one.
+        network: String = remote_network, Text,
+            flag "remote-network" "NAME", help "Network name at the lease server",
+            default "--network, else _" named "NAME", commands CLIENT, on_reload Restart;
+        /// Where to listen, if this is a server.
+        listen: Option<Listen> = optional(LISTEN), Text,
+            flag "listen" "ADDRESS", help "Listen address: HOST:PORT, fd:// or fd://N",
+            default "none" named "none", commands SERVE, on_reload Restart;
+        /// CA certificates that the other side's certificate is verified against (PEM). A server with this setting requires
+        /// client certificates.
+        cafile: Option<PathBuf> = remote_cafile, Text,
+            flag "remote-cafile" "FILE", help "CA certificates to verify the other side, PEM",
+            default "none", commands CLIENT | SERVE, on_reload Restart;
+        /// Our certificate (PEM); set together with the key.
+        certfile: Option<PathBuf> = certificate(&key::remote::keyfile), Text,
+            flag "remote-certfile" "FILE", help "Our certificate, PEM; needs --remote-keyfile",
+            default "none", commands CLIENT | SERVE, on_reload Restart;
+        /// The private key of our certificate (PEM).
+        keyfile: Option<PathBuf> = certificate(&key::remote::certfile), Text,
+            flag "remote-keyfile" "FILE", help "Private key of our certificate, PEM",
+            default "none", commands CLIENT | SERVE, on_reload Restart;
+        /// Whether a server admits clients without a certificate.
+        insecure: bool = on, Switch,
+            flag "insecure" "BOOL", help "Accept clients without a certificate",
+            default "false", commands SERVE, on_reload Restart;
     }
+    /// What carries the overlay's packets: one interface, and an address of each family that the overlay has.
+    ///
+    /// The interface is the first that one of [`Self::interfaces`], [`Self::interface_regex`], [`Self::can_reach`] and
+    /// [`Self::interface_cidr`], in this order, leads to; if all of them are empty, it is the one that has the public
+    /// address, or else the default route's. Each list is tried in its own order.
     underlay: Underlay, "Underlay" {
-        UNDERLAY_INTERFACES = interfaces: Each, key "interfaces", flag "iface" "NAME|ADDRESS",
-            help "Underlay interface or address", default "the default route's",
-            commands (RUN), on_reload RESTART, of_networks SHARED;
-        UNDERLAY_INTERFACE_REGEX = interface_regex: Each, key "interface-regex", flag "iface-regex" "REGEX",
-            help "Pattern for its addresses, then its name; repeatable", default "none",
-            commands (RUN), on_reload RESTART, of_networks SHARED;
-        UNDERLAY_CAN_REACH = can_reach: Text, key "can-reach", flag "iface-can-reach" "ADDRESS",
-            help "Address reached over it", default "none",
-            commands (RUN), on_reload RESTART, of_networks SHARED;
-        UNDERLAY_INTERFACE_CIDR = interface_cidr: Networks, key "interface-cidr", flag "iface-cidr" "CIDR,...",
-            help "Networks that its address is in", default "none",
-            commands (RUN), on_reload RESTART, of_networks SHARED;
-        UNDERLAY_PUBLIC_IP = public_ip: Text, key "public-ip", flag "public-ip" "ADDRESS",
-            help "IPv4 address that peers send to", default "the interface's",
-            commands (RUN | RESERVE), on_reload RESTART, of_networks SHARED;
-        UNDERLAY_PUBLIC_IPV6 = public_ipv6: Text, key "public-ipv6", flag "public-ipv6" "ADDRESS",
-            help "IPv6 address that peers send to", default "the interface's",
-            commands (RUN | RESERVE), on_reload RESTART, of_networks SHARED;
+        /// By name or by address.
+        interfaces: Vec<Interface> = each(INTERFACE), Each,
+            flag "iface" "NAME|ADDRESS", help "Underlay interface or address",
+            default "the default route's", commands RUN, on_reload Restart;
+        /// By a pattern that is found in an address of the interface, or else in its name.
+        interface_regex: Vec<Pattern> = patterns, Each key "interface-regex",
+            flag "iface-regex" "REGEX", help "Pattern for its addresses, then its name; repeatable",
+            default "none", commands RUN, on_reload Restart;
+        /// By an address that the kernel reaches over the interface.
+        can_reach: Option<IpAddr> = optional(CAN_REACH), Text key "can-reach",
+            flag "iface-can-reach" "ADDRESS", help "Address reached over it",
+            default "none", commands RUN, on_reload Restart;
+        /// By a network that an address of the interface is in.
+        interface_cidr: Vec<IpNet> = each(NETWORKS), Networks key "interface-cidr",
+            flag "iface-cidr" "CIDR,...", help "Networks that its address is in",
+            default "none", commands RUN, on_reload Restart;
+        /// The unicast address that peers send to, where it is not the interface's own (behind NAT).
+        public_ip: Option<Ipv4Addr> = optional(PUBLIC_IP), Text key "public-ip",
+            flag "public-ip" "ADDRESS", help "IPv4 address that peers send to",
+            default "the interface's", commands RUN | RESERVE, on_reload Restart;
+        /// The same for IPv6; not link-local.
+        public_ipv6: Option<Ipv6Addr> = optional(PUBLIC_IPV6), Text key "public-ipv6",
+            flag "public-ipv6" "ADDRESS", help "IPv6 address that peers send to",
+            default "the interface's", commands RUN | RESERVE, on_reload Restart;
     }
+    /// What the packet filter does.
     firewall: Firewall, "Firewall" {
-        FIREWALL_MODE = mode: Text, key "mode", flag "firewall-mode" "MODE",
-            help "Firewall backend: auto, nftables, iptables", default "auto",
-            commands (RUN), on_reload LIVE, of_networks SHARED;
-        FIREWALL_MASQUERADE = masquerade: Switch, key "masquerade", flag "ip-masq" "BOOL",
-            help "Masquerade packets that leave", default "false",
-            commands (RUN), on_reload LIVE, of_networks SHARED;
-        FIREWALL_FORWARD = forward: Switch, key "forward", flag "iptables-forward-rules" "BOOL",
-            help "Accept forwarded packets", default "true",
-            commands (RUN), on_reload LIVE, of_networks SHARED;
-        FIREWALL_RANDOM_FULLY = random_fully: Switch, key "random-fully", flag "ip-masq-fully-random" "BOOL",
-            help "Masquerade with random ports", default "true",
-            commands (RUN), on_reload LIVE, of_networks SHARED;
-        FIREWALL_MASQUERADE_EXCLUDE = masquerade_exclude: Networks, key "masquerade-exclude", flag "ip-masq-exclude" "CIDR,...",
-            help "Destinations not to masquerade for", default "none",
-            commands (RUN), on_reload LIVE, of_networks SHARED;
-        FIREWALL_RESYNC = resync: Number, key "resync", flag "iptables-resync" "SECONDS",
-            help "Seconds between checks, 1 to 86400", default "5",
-            commands (RUN), on_reload LIVE, of_networks SHARED;
-        FIREWALL_BLACKHOLE_ROUTE = blackhole_route: Switch, key "blackhole-route", flag "ip-blackhole-route" "BOOL",
-            help "Drop packets to unused addresses", default "false",
-            commands (RUN), on_reload LIVE, of_networks SHARED;
+        /// The firewall backend.
+        mode: FirewallMode = filled_or_default(MODE), Text,
+            flag "firewall-mode" "MODE", help "Firewall backend: auto, nftables, iptables",
+            default "auto", commands RUN, on_reload Live;
+        /// Whether packets that leave the overlay get this host's address.
+        masquerade: bool = on, Switch,
+            flag "ip-masq" "BOOL", help "Masquerade packets that leave",
+            default "false", commands RUN, on_reload Live;
+        /// Whether forwarding from and to the overlay is accepted.
+        forward: bool = on, Switch,
+            flag "iptables-forward-rules" "BOOL", help "Accept forwarded packets",
+            default "true", commands RUN, on_reload Live;
+        /// Whether masquerading picks source ports at random.
+        random_fully: bool = on, Switch key "random-fully",
+            flag "ip-masq-fully-random" "BOOL", help "Masquerade with random ports",
+            default "true", commands RUN, on_reload Live;
+        /// Destinations that are not masqueraded for; no bits are set beyond the prefixes.
+        masquerade_exclude: Vec<IpNet> = each(NETWORKS), Networks key "masquerade-exclude",
+            flag "ip-masq-exclude" "CIDR,...", help "Destinations not to masquerade for",
+            default "none", commands RUN, on_reload Live;
+        /// The longest time between two checks of the rules. The default is flannel's.
+        resync: Duration = seconds, Number,
+            flag "iptables-resync" "SECONDS", help "Seconds between checks" range 1..=86_400,
+            default "5", commands RUN, on_reload Live;
+        /// Whether packets to addresses of the own subnet that no container has are dropped.
+        blackhole_route: bool = on, Switch key "blackhole-route",
+            flag "ip-blackhole-route" "BOOL", help "Drop packets to unused addresses",
+            default "false", commands RUN, on_reload Live;
     }
+    /// What is written where; absolute paths. Those of a named network are where flannel 0.5 had its subnet files.
     files: Files, "Files and health" {
-        FILES_SUBNET_FILE = subnet_file: Text, key "subnet-file", flag "subnet-file" "FILE",
-            help "Subnet file for container runtimes", default "/run/flannel/subnet.env",
-            commands (RUN | STATUS | DOCTOR | LEAVE | CLEANUP | OPTIONS), on_reload RESTART, of_networks OWN;
-        FILES_STATE_DIR = state_dir: Text, key "state-dir", flag "state-dir" "DIR",
-            help "State directory", default "/var/lib/selvage",
-            commands (RUN | STATUS | DOCTOR | LEAVE | CLEANUP), on_reload RESTART, of_networks OWN;
-        FILES_SOCKET = socket: Text, key "socket", flag "socket" "FILE",
-            help "Control socket", default "/run/selvage/agent.sock",
-            commands (RUN | STATUS | PEERS | DOCTOR), on_reload RESTART, of_networks OWN;
+        /// The subnet file, for container runtimes.
+        subnet_file: PathBuf = or_default(PATH), Text key "subnet-file",
+            flag "subnet-file" "FILE", help "Subnet file for container runtimes",
+            default "/run/flannel/subnet.env" named "/run/flannel/networks/NAME.env",
+            commands RUN | STATUS | DOCTOR | LEAVE | CLEANUP | OPTIONS, on_reload Restart;
+        /// The state directory: what must outlive a reboot.
+        state_dir: PathBuf = or_default(PATH), Text key "state-dir",
+            flag "state-dir" "DIR", help "State directory",
+            default "/var/lib/selvage" named "/var/lib/selvage/networks/NAME",
+            commands RUN | STATUS | DOCTOR | LEAVE | CLEANUP, on_reload Restart;
+        /// The control socket, where operators' commands ask the agent.
+        socket: PathBuf = or_default(PATH), Text,
+            flag "socket" "FILE", help "Control socket",
+            default "/run/selvage/agent.sock" named "/run/selvage/networks/NAME.sock",
+            commands RUN | STATUS | PEERS | DOCTOR, on_reload Restart;
     }
+    /// Where the agent answers whether it is well: see [`Self::listen`].
     health: Health, "Files and health" {
-        HEALTH_ADDRESS = address: Text, key "address", flag "healthz-ip" "ADDRESS",
-            help "Address of /healthz, /readyz and /metrics", default "127.0.0.1",
-            commands (RUN), on_reload LIVE, of_networks SHARED;
-        HEALTH_PORT = port: Number, key "port", flag "healthz-port" "PORT",
-            help "TCP port of these, 0 to 65535; 0 is off", default "0",
-            commands (RUN), on_reload LIVE, of_networks OWN;
+        /// Local only by default: exposing the endpoints to other hosts is the operator's choice. flanneld listens on all
+        /// addresses.
+        address: IpAddr = filled_or_default(ADDRESS), Text,
+            flag "healthz-ip" "ADDRESS", help "Address of /healthz, /readyz and /metrics",
+            default "127.0.0.1", commands RUN, on_reload Live;
+        /// The port; 0 for none.
+        port: u16 = port, Number,
+            flag "healthz-port" "PORT", help "TCP port of these; 0 is off" range 0..=65_535,
+            default "0" named "0", commands RUN, on_reload Live;
     }
+    /// The agent itself.
     agent: Agent, "Agent" {
-        AGENT_NETWORK = network: Text, key "network", flag "network" "NAME",
-            help "Network name, where this host joins several", default "none",
-            commands (ALL), on_reload RESTART, of_networks SHARED;
-        AGENT_NODE_ID = node_id: Text, key "node-id", flag "node-id" "ID",
-            help "Node ID that owns the lease", default "from /etc/machine-id",
-            commands (RUN | LEAVE), on_reload RESTART, of_networks SHARED;
-        AGENT_LOG = log: Text, key "log", flag "log" "LEVEL",
-            help "Log level (error to trace) or filter list", default "info",
-            commands (ALL), on_reload LIVE, of_networks SHARED;
-        AGENT_RESYNC = resync: Number, key "resync", flag "resync" "SECONDS",
-            help "Seconds between kernel checks, 1 to 86400", default "300",
-            commands (RUN), on_reload LIVE, of_networks SHARED;
-        AGENT_LEAVE_ON_STOP = leave_on_stop: Switch, key "leave-on-stop", flag "leave-on-stop" "BOOL",
-            help "Give the subnet back on stop", default "false",
-            commands (RUN), on_reload LIVE, of_networks SHARED;
+        /// What the network is called where several are on this host; `None` for the first or only one.
+        network: Option<NetworkName> = optional(NETWORK), Text,
+            flag "network" "NAME", help "Network name, where this host joins several",
+            default "none", commands ALL, on_reload Restart;
+        /// The owner ID of the lease; `None` for one derived from the machine ID.
+        node_id: Option<String> = optional(NODE_ID), Text key "node-id",
+            flag "node-id" "ID", help "Node ID that owns the lease",
+            default "from /etc/machine-id", commands RUN | LEAVE, on_reload Restart;
+        /// A level or a list of filters that [`crate::base::logging::parse_filter`] takes.
+        log: String = or_default(FILTER), Text,
+            flag "log" "LEVEL", help "Log level (error to trace) or filter list",
+            default "info", commands ALL, on_reload Live;
+        /// The longest time between two full resyncs with the kernel.
+        resync: Duration = seconds, Number,
+            flag "resync" "SECONDS", help "Seconds between kernel checks" range 1..=86_400,
+            default "300", commands RUN, on_reload Live;
+        /// Whether the subnet is given back when the agent is stopped.
+        leave_on_stop: bool = on, Switch key "leave-on-stop",
+            flag "leave-on-stop" "BOOL", help "Give the subnet back on stop",
+            default "false", commands RUN, on_reload Live;
     }
-}
-
-/// Whether the setting with this path can change at run time.
-pub(crate) fn is_live(path: &str) -> bool {
-    ALL.iter()
-        .any(|setting| setting.key.path == path && setting.on_reload == LIVE)
 }

@@ -1,6 +1,8 @@
 use std::fs;
+use std::time::Duration;
 
 use super::flags::parse as flags;
+use super::kind::Kind;
 use super::table::ALL;
 use super::*;
 
@@ -59,7 +61,7 @@ fn nothing_said_gives_the_defaults() {
     assert_eq!(settings.firewall.masquerade_exclude, []);
     assert_eq!(settings.firewall.resync, Duration::from_secs(5));
     assert!(!settings.firewall.blackhole_route);
-    assert_eq!(settings.health.listen, None);
+    assert_eq!(settings.health.listen(), None);
     assert!(!settings.agent.leave_on_stop);
     assert!(!settings.firewall.masquerade);
     assert!(settings.firewall.forward && settings.firewall.random_fully);
@@ -111,7 +113,7 @@ fn a_named_network_has_files_and_keys_of_its_own() {
     let blue = load_from(&[shared], &[], &["--network=blue"]).unwrap();
     assert_eq!(blue.etcd.prefix, "/demo/blue");
     assert_eq!(blue.etcd.lease_ttl, Duration::from_secs(3600));
-    assert_eq!((files(&blue).as_str(), blue.health.listen), (own, None));
+    assert_eq!((files(&blue).as_str(), blue.health.listen()), (own, None));
 
     // Settings for this network alone apply.
     let one = (
@@ -122,7 +124,7 @@ fn a_named_network_has_files_and_keys_of_its_own() {
     let blue = load_from(&[shared, one, other], &[], &["--network=blue"]).unwrap();
     assert_eq!(blue.etcd.prefix, "/blue");
     assert_eq!(blue.files.subnet_file, Path::new("/b"));
-    assert_eq!(blue.health.listen, "[::1]:8081".parse().ok());
+    assert_eq!(blue.health.listen(), "[::1]:8081".parse().ok());
     let flags = ["--network=blue", "--etcd-prefix=/x", "--state-dir=/y"];
     let blue = load_from(&[shared, one], &[], &flags).unwrap();
     assert_eq!(
@@ -161,32 +163,32 @@ fn whole_file_is_understood() {
     assert_eq!(settings.etcd.certfile, Some("/etc/selvage/node.pem".into()));
     assert_eq!(settings.etcd.username, None);
     assert_eq!(settings.etcd.lease_ttl, Duration::from_secs(3600));
-    let expected = Underlay {
-        interfaces: vec![
-            Interface::Address("10.77.0.11".parse().unwrap()),
-            Interface::Name("eth1".parse().unwrap()),
-        ],
-        interface_regex: vec![Pattern::new(r"^eth\d$").unwrap()],
-        can_reach: "fd00::1".parse().ok(),
-        interface_cidr: vec![
-            "10.77.0.0/16".parse().unwrap(),
-            "fd00:77::/64".parse().unwrap(),
-        ],
-        public_ip: "203.0.113.5".parse().ok(),
-        public_ipv6: "2001:db8::5".parse().ok(),
-    };
-    assert_eq!(settings.underlay, expected);
-    let expected = Firewall {
-        mode: FirewallMode::Nftables,
-        masquerade: true,
-        forward: false,
-        random_fully: false,
-        masquerade_exclude: vec!["10.0.0.0/8".parse().unwrap()],
-        resync: Duration::from_secs(60),
-        blackhole_route: true,
-    };
-    assert_eq!(settings.firewall, expected);
-    assert_eq!(settings.health.listen, "[::1]:8080".parse().ok());
+    let changes = Settings::default().changes(&settings);
+    let changes = changes.iter().filter_map(|change| {
+        let table = change.key.split('.').next().unwrap();
+        ["underlay", "firewall"]
+            .contains(&table)
+            .then(|| format!("{} = {}", change.key, change.new))
+    });
+    assert_eq!(
+        changes.collect::<Vec<_>>(),
+        [
+            "underlay.interfaces = 10.77.0.11, eth1",
+            r"underlay.interface-regex = ^eth\d$",
+            "underlay.can-reach = fd00::1",
+            "underlay.interface-cidr = 10.77.0.0/16, fd00:77::/64",
+            "underlay.public-ip = 203.0.113.5",
+            "underlay.public-ipv6 = 2001:db8::5",
+            "firewall.mode = nftables",
+            "firewall.masquerade = true",
+            "firewall.forward = false",
+            "firewall.random-fully = false",
+            "firewall.masquerade-exclude = 10.0.0.0/8",
+            "firewall.resync = 60 s",
+            "firewall.blackhole-route = true",
+        ]
+    );
+    assert_eq!(settings.health.listen(), "[::1]:8080".parse().ok());
     assert!(settings.agent.leave_on_stop);
     assert_eq!(settings.agent.log, "info,selvage::host::firewall=debug");
     assert_eq!(settings.agent.resync, Duration::from_secs(60));
@@ -497,26 +499,24 @@ fn unreadable_file_is_named() {
 #[test]
 fn every_setting_is_read_from_every_source() {
     for setting in ALL {
-        let key = setting.key;
         // The helper defines every flag, and panics for an unknown one.
-        let given = match setting.form {
-            Form::Text | Form::Texts => format!("--{}=x", key.flag),
-            Form::Integer => format!("--{}=1", key.flag),
-            Form::Boolean => format!("--{}", key.flag),
+        let given = match setting.kind {
+            Kind::Number => format!("--{}=1", setting.flag),
+            Kind::Switch => format!("--{}", setting.flag),
+            _ => format!("--{}=x", setting.flag),
         };
-        let said = format!("{:?}", flags(&[&given]).fragment());
-        assert_ne!(said, format!("{:?}", Fragment::default()), "{given}");
+        assert!(flags(&[&given]).has(setting), "{given}");
 
         let value = "\u{1} \u{1}";
-        let [ours, _] = key.variables();
+        let [ours, _] = setting.variables();
         let by_variable = load_from(&[], &[(&ours, value)], &[]);
-        let (table, name) = key.path.split_once('.').unwrap();
+        let (table, name) = (setting.table, setting.name);
         // Invalid both as a string and as a list.
         let line = format!("{name} = [[\"\"]]");
         assert!(
             refusal(table, &line).contains("invalid type"),
             "{}",
-            key.path
+            setting.path
         );
         let message = by_variable.unwrap_err().to_string();
         assert!(message.contains(&ours), "{message}");
@@ -533,8 +533,7 @@ proptest::proptest! {
     #[test]
     fn no_value_makes_the_check_panic(value: String) {
         for setting in ALL {
-            let key = setting.key;
-            let (table, name) = key.path.split_once('.').unwrap();
+            let (table, name) = (setting.table, setting.name);
             let text = format!("[{table}]\n{name} = {}\n", toml::Value::from(value.as_str()));
             let _ = check_file(&text, Path::new("agent.toml"));
         }

@@ -12,13 +12,16 @@ use toml::Spanned;
 use tz::TimeZone;
 
 use super::error::{Error, Source};
-use super::fragment::{key_at, line_at};
+use super::inputs::{key_at, line_at};
 use super::{Secret, Sources, files};
 
 mod window;
 mod zone;
 
 pub use window::{DAY_MINUTES, Window};
+
+/// The table's name.
+pub(super) const TABLE: &str = "update";
 
 /// How much an update matters, as the release index says.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize, serde::Serialize)]

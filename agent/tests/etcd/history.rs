@@ -336,13 +336,7 @@ async fn an_answer_of_another_cluster_ends_a_watch_that_still_stands() {
     // As SIGHUP does, this makes new connections for all requests but the watch.
     let settings = selvage::settings::Etcd {
         endpoints: vec![format!("http://{}", relay.address)],
-        prefix: "/coreos.com/network".to_owned(),
-        cafile: None,
-        certfile: None,
-        keyfile: None,
-        username: None,
-        password: None,
-        lease_ttl: Duration::from_secs(86_400),
+        ..selvage::settings::Etcd::default()
     };
     node.store.set_access(&settings).unwrap();
     let error = node.store.network_config().await.unwrap_err();

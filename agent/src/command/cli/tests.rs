@@ -1,7 +1,8 @@
 use clap::CommandFactory;
 
 use super::*;
-use crate::settings::table::ALL;
+use crate::settings::kind::Value;
+use crate::settings::table::{ALL, key};
 
 fn parse(arguments: &[&str]) -> Result<Command, clap::Error> {
     let all = std::iter::once("selvage").chain(arguments.iter().copied());
@@ -25,12 +26,8 @@ fn truth_values_are_bare_or_in_any_of_gos_spellings() {
         let Command::Run(flags) = parse(&["run", flag]).unwrap() else {
             panic!("not run");
         };
-        let given = flags.fragment().firewall.masquerade.as_ref();
-        assert_eq!(
-            given.map(|given| *given.get_ref()),
-            Some(expected),
-            "from {flag}"
-        );
+        let given = [(&key::firewall::masquerade, Value::Switch(expected))];
+        assert_eq!(flags.given(), given, "from {flag}");
     }
     let error = parse(&["run", "--ip-masq=yes"]).unwrap_err();
     assert!(error.use_stderr());
@@ -150,10 +147,10 @@ fn flags_of_settings_name_their_place_in_a_file() {
     for setting in ALL {
         let flag = flags("run")
             .chain(flags("serve"))
-            .find(|argument| argument.get_long() == Some(setting.key.flag))
-            .unwrap_or_else(|| panic!("no flag --{}", setting.key.flag));
+            .find(|argument| argument.get_long() == Some(setting.flag))
+            .unwrap_or_else(|| panic!("no flag --{}", setting.flag));
         let help = flag.get_long_help().unwrap().to_string();
-        let place = format!("[{}; default: {}]", setting.key.path, setting.default);
+        let place = format!("[{}; default: {}]", setting.path, setting.default);
         assert!(help.ends_with(&place), "{help}");
     }
 }

@@ -1,9 +1,10 @@
 //! What this host's agent and its files are called: a command that the doctor prints can be typed as it is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::base::network_name;
-use crate::settings::{Settings, default_files};
+use crate::settings::Settings;
+use crate::settings::table::key;
 
 /// The names that commands need.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,7 +26,7 @@ impl Names {
     pub(crate) fn of(settings: &Settings) -> Self {
         let name = settings.agent.network.as_ref();
         let state_dir = settings.files.state_dir.clone();
-        let is_default = state_dir == default_files(name).state_dir;
+        let is_default = state_dir == Path::new(&key::files::state_dir.default_of(name));
         Self {
             unit: network_name::unit(name),
             settings_file: match name {

@@ -6,8 +6,9 @@ use clap_mangen::roff::{Roff, bold, italic, line_break, roman};
 
 use super::{MANUAL, NO_DATE, Page, SOURCE, prose, references};
 use crate::command::cli::RUN_HELP;
-use crate::settings::Form;
-use crate::settings::table::{ALL, OnReload, Setting};
+use crate::settings::kind::Kind;
+use crate::settings::setting::{OnReload, Setting};
+use crate::settings::table::ALL;
 
 /// A complete file; the settings' own check must accept it.
 pub(super) const EXAMPLE: &str = "\
@@ -80,15 +81,9 @@ pub(super) fn page() -> io::Result<Page> {
 }
 
 fn entry(roff: &mut Roff, setting: &Setting) {
-    let form = match setting.form {
-        Form::Text => "text",
-        Form::Texts => "list of texts",
-        Form::Integer => "whole number",
-        Form::Boolean => "true or false",
-    };
-    let (flag, value) = (setting.key.flag, setting.value);
-    let flag = match setting.form {
-        Form::Boolean => format!("--{flag}[={value}]"),
+    let (flag, value, default) = (setting.flag, setting.value, setting.default);
+    let flag = match setting.kind {
+        Kind::Switch => format!("--{flag}[={value}]"),
         _ => format!("--{flag} {value}"),
     };
     let change = match setting.on_reload {
@@ -96,11 +91,16 @@ fn entry(roff: &mut Roff, setting: &Setting) {
         OnReload::Restart => "A change needs a restart.",
     };
     roff.control("TP", []);
+    let form = setting.kind.form();
+    let named = match setting.named {
+        Some(named) => format!(" In the network NAME: {named}."),
+        None => String::new(),
+    };
     roff.text([bold(setting.name), roman(" ("), italic(form), roman(")")]);
     roff.text([
-        roman(format!("{}.", setting.help)),
+        roman(format!("{}.", setting.help())),
         line_break(),
-        roman(format!("Default: {}. {change} Flag: ", setting.default)),
+        roman(format!("Default: {default}.{named} {change} Flag: ")),
         bold(flag),
     ]);
 }

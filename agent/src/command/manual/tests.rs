@@ -2,8 +2,10 @@ use std::collections::BTreeSet;
 use std::process::{Command as Process, Stdio};
 
 use super::*;
-use crate::settings::table::{ALL, Setting};
-use crate::settings::{self, Form};
+use crate::settings;
+use crate::settings::kind::Kind;
+use crate::settings::setting::Setting;
+use crate::settings::table::ALL;
 
 fn text_of(page: &Page) -> &str {
     std::str::from_utf8(&page.text).unwrap()
@@ -160,12 +162,12 @@ fn output_that_takes_no_more_is_an_error() {
 }
 
 /// A value of the form on the page, so that only a wrong type can fail.
-fn value(form: Form) -> &'static str {
-    match form {
-        Form::Text => "\"\"",
-        Form::Texts => "[]",
-        Form::Integer => "60",
-        Form::Boolean => "true",
+fn value(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Text => "\"\"",
+        Kind::Number => "60",
+        Kind::Switch => "true",
+        Kind::Urls | Kind::Commas | Kind::Each | Kind::Networks => "[]",
     }
 }
 
@@ -184,24 +186,30 @@ fn page_has_every_key_with_description_default_flag_and_type() {
     let text = text_of(&page).replace("\\-", "-").replace("\\*(Aq", "'");
     assert_eq!(text.matches("\n.TP\n").count(), ALL.len());
     for setting in ALL {
-        let path = setting.key.path;
+        let path = setting.path;
         assert!(
-            !setting.help.is_empty() && !setting.default.is_empty(),
+            !setting.help().is_empty() && !setting.default.is_empty(),
             "{path}"
         );
-        assert!(!setting.help.contains(['[', ']']), "{path}");
-        assert!(text.contains(&format!("{}.\n", setting.help)), "{path}");
-        assert!(text.contains(&format!("--{}", setting.key.flag)), "{path}");
+        assert!(!setting.help().contains(['[', ']']), "{path}");
+        assert!(text.contains(&format!("{}.\n", setting.help())), "{path}");
+        assert!(text.contains(&format!("--{}", setting.flag)), "{path}");
         assert!(
             text.contains(&format!("Default: {}.", setting.default)),
             "{path}"
         );
         assert!(
-            takes(setting, value(setting.form)),
+            takes(setting, value(setting.kind)),
             "{path}: {:?}",
-            setting.form
+            setting.kind
         );
         // A single string is accepted for lists, too, so only an array distinguishes them.
-        assert_eq!(takes(setting, "[]"), setting.form == Form::Texts, "{path}");
+        assert_eq!(
+            takes(setting, "[]"),
+            setting.kind.form() == "list of texts",
+            "{path}"
+        );
     }
 }
+
+mod reference;

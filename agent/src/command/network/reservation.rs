@@ -12,6 +12,7 @@ use super::NetworkCommandError;
 use crate::cluster::lease::etcd::{EtcdStore, Record, Records};
 use crate::cluster::lease::{LeaseAttrs, LeaseStore, SubnetKey, allocate};
 use crate::cluster::network_config::NetworkConfig;
+use crate::settings::table::key;
 use crate::settings::{Settings, SettingsFlags};
 
 /// A subnet cannot be reserved, or its reservation cannot be ended. Nothing was changed.
@@ -81,10 +82,10 @@ pub fn node(flags: &SettingsFlags, settings: &Settings) -> Option<LeaseAttrs> {
     let attrs = LeaseAttrs {
         public_ip: underlay
             .public_ip
-            .filter(|_| flags.fragment().underlay.public_ip.is_some()),
+            .filter(|_| flags.has(&key::underlay::public_ip)),
         public_ipv6: underlay
             .public_ipv6
-            .filter(|_| flags.fragment().underlay.public_ipv6.is_some()),
+            .filter(|_| flags.has(&key::underlay::public_ipv6)),
         backend_type: String::new(),
         backend_data: None,
         backend_v6_data: None,

@@ -1,5 +1,7 @@
 //! Which flags there are: those of flannel v0.28.9, and two of flannel 0.5 that still have a use.
 
+use super::flags::{NETWORKS, RENEW_MARGIN};
+
 /// What kind of value a flag takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
@@ -37,249 +39,75 @@ pub(super) fn find(name: &str) -> Option<&'static Definition> {
     ALL.iter().find(|definition| definition.name == name)
 }
 
-const fn flag(
-    name: &'static str,
-    kind: Kind,
-    default: &'static str,
-    help: &'static str,
-) -> Definition {
-    Definition {
-        name,
-        kind,
-        default,
-        help,
-    }
-}
-
 /// Where flanneld looks for etcd: its first port, and the one that replaced it.
 pub(crate) const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:4001,http://127.0.0.1:2379";
 
 /// Where flannel 0.5 put the subnet files of the networks that `--networks` names.
 pub(crate) const DEFAULT_SUBNET_DIR: &str = "/run/flannel/networks";
 
-/// All flags, in the order of their names, as Go prints them.
-pub(super) static ALL: [Definition; 38] = [
-    flag(
-        "etcd-cafile",
-        Kind::Text,
-        "",
-        "certificate authorities that etcd's certificate is checked against (PEM)",
-    ),
-    flag(
-        "etcd-certfile",
-        Kind::Text,
-        "",
-        "our certificate for etcd (PEM); needs --etcd-keyfile",
-    ),
-    flag(
-        "etcd-endpoints",
-        Kind::Text,
-        DEFAULT_ENDPOINTS,
-        "URLs of the etcd members, separated by commas",
-    ),
-    flag(
-        "etcd-keyfile",
-        Kind::Text,
-        "",
-        "the key to our certificate (PEM)",
-    ),
-    flag(
-        "etcd-password",
-        Kind::Text,
-        "",
-        "etcd password; every user of this host can read it here, unlike in FLANNELD_ETCD_PASSWORD",
-    ),
-    flag(
-        "etcd-prefix",
-        Kind::Text,
-        "/coreos.com/network",
-        "what all keys in etcd begin with",
-    ),
-    flag("etcd-username", Kind::Text, "", "whom to log in to etcd as"),
-    flag(
-        "healthz-ip",
-        Kind::Text,
-        "0.0.0.0",
-        "address that the health endpoints listen on",
-    ),
-    flag(
-        "healthz-port",
-        Kind::Number,
-        "0",
-        "port of the health endpoints; 0 for none",
-    ),
-    flag(
-        "iface",
-        Kind::Texts,
-        "",
-        "interface that carries the overlay, by name or address; the first that is found counts",
-    ),
-    flag(
-        "iface-can-reach",
-        Kind::Text,
-        "",
-        "use the interface over which this address is reached",
-    ),
-    flag(
-        "iface-regex",
-        Kind::Texts,
-        "",
-        "pattern for addresses, then for names of interfaces; the first that is found counts",
-    ),
-    flag(
-        "ip-blackhole-route",
-        Kind::Switch,
-        "false",
-        "drop packets to addresses of our subnet that no container has",
-    ),
-    flag(
-        "ip-masq",
-        Kind::Switch,
-        "false",
-        "give packets that leave the overlay this host's address",
-    ),
-    flag(
-        "ip-masq-fully-random-disable",
-        Kind::Switch,
-        "false",
-        "do not pick source ports at random when doing so",
-    ),
-    flag(
-        "iptables-forward-rules",
-        Kind::Switch,
-        "true",
-        "accept forwarding from and to the overlay",
-    ),
-    flag(
-        "iptables-resync",
-        Kind::Number,
-        "5",
-        "seconds between looks at the firewall rules",
-    ),
-    flag(
-        "kube-annotation-prefix",
-        Kind::Text,
-        "flannel.alpha.coreos.com",
-        "Kubernetes mode, which is not in this version",
-    ),
-    flag(
-        "kube-api-url",
-        Kind::Text,
-        "",
-        "Kubernetes mode, which is not in this version",
-    ),
-    flag(
-        "kube-subnet-mgr",
-        Kind::Switch,
-        "false",
-        "Kubernetes mode, which is not in this version",
-    ),
-    flag(
-        "kubeconfig-file",
-        Kind::Text,
-        "",
-        "Kubernetes mode, which is not in this version",
-    ),
-    flag(
-        "listen",
-        Kind::Text,
-        "",
-        "serve leases to hosts with --remote here instead of joining: HOST:PORT, fd:// or fd://N",
-    ),
-    flag(
-        "log_backtrace_at",
-        Kind::Location,
-        "",
-        "taken, and without a meaning here",
-    ),
-    flag(
-        "net-config-path",
-        Kind::Text,
-        "/etc/kube-flannel/net-conf.json",
-        "Kubernetes mode, which is not in this version",
-    ),
-    flag(
-        super::flags::NETWORKS,
-        Kind::Text,
-        "",
-        "flannel 0.5's: the one network below --etcd-prefix to join",
-    ),
-    flag(
-        "public-ip",
-        Kind::Text,
-        "",
-        "IPv4 address that peers send to, if not the interface's",
-    ),
-    flag(
-        "public-ipv6",
-        Kind::Text,
-        "",
-        "IPv6 address that peers send to, if not the interface's",
-    ),
-    flag(
-        "remote",
-        Kind::Text,
-        "",
-        "HOST:PORT of servers that keep the leases in place of etcd, separated by commas",
-    ),
-    flag(
-        "remote-cafile",
-        Kind::Text,
-        "",
-        "certificate authorities that the other side of --remote or --listen is checked by (PEM)",
-    ),
-    flag(
-        "remote-certfile",
-        Kind::Text,
-        "",
-        "our certificate for --remote or --listen (PEM); needs --remote-keyfile",
-    ),
-    flag(
-        "remote-keyfile",
-        Kind::Text,
-        "",
-        "the key to that certificate (PEM)",
-    ),
-    flag(
-        "set-node-network-unavailable",
-        Kind::Switch,
-        "true",
-        "Kubernetes mode, which is not in this version",
-    ),
-    flag(
-        "subnet-dir",
-        Kind::Text,
-        DEFAULT_SUBNET_DIR,
-        "flannel 0.5's: directory of the subnet file with --networks",
-    ),
-    flag(
-        "subnet-file",
-        Kind::Text,
-        "/run/flannel/subnet.env",
-        "what container runtimes read",
-    ),
-    flag(
-        super::flags::RENEW_MARGIN,
-        Kind::Number,
-        "60",
-        "checked and then unused: the lease is kept alive all the time",
-    ),
-    flag(
-        "v",
-        Kind::Verbosity,
-        "0",
-        "how much is logged: below 2 changes of state, from 2 details, from 5 everything",
-    ),
-    flag(
-        "version",
-        Kind::Switch,
-        "false",
-        "print the version and exit",
-    ),
-    flag(
-        "vmodule",
-        Kind::Modules,
-        "",
-        "taken, and without a meaning here",
-    ),
-];
+macro_rules! flags {
+    ($($name:expr, $kind:ident, $default:expr, $help:expr;)+) => {
+        /// All flags, in the order of their names, as Go prints them.
+        pub(super) static ALL: &[Definition] = &[$(Definition {
+            name: $name,
+            kind: Kind::$kind,
+            default: $default,
+            help: $help,
+        },)+];
+    };
+}
+
+const KUBERNETES: &str = "Kubernetes mode, which is not in this version";
+
+flags! {
+    "etcd-cafile", Text, "",
+        "CA certificates to verify etcd, PEM";
+    "etcd-certfile", Text, "", "client certificate for etcd, PEM; needs --etcd-keyfile";
+    "etcd-endpoints", Text, DEFAULT_ENDPOINTS, "URLs of the etcd members, separated by commas";
+    "etcd-keyfile", Text, "", "private key of the client certificate, PEM";
+    "etcd-password", Text, "",
+        "etcd password; every user of this host can read it here, unlike in FLANNELD_ETCD_PASSWORD";
+    "etcd-prefix", Text, "/coreos.com/network", "etcd key prefix";
+    "etcd-username", Text, "", "etcd user name";
+    "healthz-ip", Text, "0.0.0.0", "listen address of the health endpoints";
+    "healthz-port", Number, "0", "TCP port of the health endpoints; 0 is off";
+    "iface", Texts, "",
+        "underlay interface, by name or address; the first one found is used";
+    "iface-can-reach", Text, "", "use the interface over which this address is reached";
+    "iface-regex", Texts, "",
+        "pattern for the addresses, then the names of interfaces; the first match is used";
+    "ip-blackhole-route", Switch, "false",
+        "drop packets to unused addresses of the subnet";
+    "ip-masq", Switch, "false", "masquerade packets that leave the overlay";
+    "ip-masq-fully-random-disable", Switch, "false",
+        "masquerade without random source ports";
+    "iptables-forward-rules", Switch, "true", "accept packets forwarded from and to the overlay";
+    "iptables-resync", Number, "5", "seconds between checks of the firewall rules";
+    "kube-annotation-prefix", Text, "flannel.alpha.coreos.com", KUBERNETES;
+    "kube-api-url", Text, "", KUBERNETES;
+    "kube-subnet-mgr", Switch, "false", KUBERNETES;
+    "kubeconfig-file", Text, "", KUBERNETES;
+    "listen", Text, "",
+        "serve leases to hosts with --remote here instead of joining: HOST:PORT, fd:// or fd://N";
+    "log_backtrace_at", Location, "", "accepted, but without effect";
+    "net-config-path", Text, "/etc/kube-flannel/net-conf.json", KUBERNETES;
+    NETWORKS, Text, "", "flannel 0.5: name of the one network below --etcd-prefix to join";
+    "public-ip", Text, "", "IPv4 address that peers send to, if not the interface's";
+    "public-ipv6", Text, "", "IPv6 address that peers send to, if not the interface's";
+    "remote", Text, "",
+        "lease servers to use instead of etcd: HOST:PORT, separated by commas";
+    "remote-cafile", Text, "",
+        "CA certificates to verify the other side of --remote or --listen, PEM";
+    "remote-certfile", Text, "",
+        "certificate for --remote or --listen, PEM; needs --remote-keyfile";
+    "remote-keyfile", Text, "", "private key of that certificate, PEM";
+    "set-node-network-unavailable", Switch, "true", KUBERNETES;
+    "subnet-dir", Text, DEFAULT_SUBNET_DIR,
+        "flannel 0.5: directory of the subnet file with --networks";
+    "subnet-file", Text, "/run/flannel/subnet.env", "subnet file for container runtimes";
+    RENEW_MARGIN, Number, "60", "checked, but without effect: the agent keeps its lease alive all the time";
+    "v", Verbosity, "0",
+        "log verbosity: 0 and 1 changes of state, 2 to 4 details, 5 and above everything";
+    "version", Switch, "false", "print the version and exit";
+    "vmodule", Modules, "", "accepted, but without effect";
+}

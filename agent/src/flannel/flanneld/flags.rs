@@ -77,7 +77,7 @@ impl Flags {
         &mut self,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<(), Error> {
-        for definition in &definition::ALL {
+        for definition in definition::ALL {
             let name = definition.name;
             if self.given.contains_key(name) || name == "version" {
                 continue;
@@ -152,12 +152,12 @@ impl Flags {
     /// Puts into the log what is taken but not heeded, and what had better be given otherwise.
     pub fn log_advice(&self) {
         if let Some(argument) = &self.unread {
-            warn!("{argument:?} is no flag: it and all arguments after it are ignored");
+            warn!("{argument:?} is not a flag: it and all arguments after it are ignored");
         }
         if let Some(Source::Flag(name)) = self.given.get("etcd-password").map(|given| &given.place)
         {
             warn!(
-                "every user of this host can read the value of --{name}: FLANNELD_ETCD_PASSWORD is a better place"
+                "every user of this host can read the value of --{name}: use FLANNELD_ETCD_PASSWORD"
             );
         }
         for name in ["vmodule", "log_backtrace_at"] {

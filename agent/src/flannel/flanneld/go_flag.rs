@@ -56,9 +56,7 @@ pub(super) fn parse(arguments: Vec<OsString>, flags: &mut Flags) -> Result<bool,
 pub(super) fn value(kind: Kind, text: &str) -> Result<Value, &'static str> {
     const NUMBER: &str = "a whole number, such as 8472 or 0x2118";
     match kind {
-        Kind::Switch => parse_bool(text)
-            .map(Value::Switch)
-            .map_err(|_| "true or false"),
+        Kind::Switch => parse_bool(text).map(Value::Switch),
         Kind::Number => number(text).map(Value::Number).ok_or(NUMBER),
         // klog reads it by itself, without Go's prefixes and underscores.
         Kind::Verbosity => text

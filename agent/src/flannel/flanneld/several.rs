@@ -61,10 +61,10 @@ impl Several {
     /// Remembers the answer, and says so in the log; returns what this process has claimed, for the agent to go on holding.
     pub fn settle(&self) -> Claims {
         if let Some((name, state_dir)) = &*self.named.borrow() {
-            info!(network = %name, "another flanneld of this host is in the default network, or was");
+            info!(network = %name, "this host runs, or ran, another flanneld in the default network");
             let memory = state_dir.join(MEMORY);
             if let Err(error) = atomic_file::replace(&memory, name.as_str().as_bytes(), 0o644) {
-                warn!(path = %memory.display(), "failed to remember that: {error}");
+                warn!(path = %memory.display(), "failed to write the file that names this flanneld's network: {error}");
             }
         }
         self.claims.take()

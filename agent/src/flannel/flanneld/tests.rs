@@ -309,7 +309,7 @@ fn values_are_taken_as_flannel_takes_them() {
     let of = |words: &[&str]| settings(words, &[]);
     let listen = of(&["--healthz-ip=localhost", "--healthz-port=80"])
         .health
-        .listen;
+        .listen();
     assert_eq!(listen, Some("127.0.0.1:80".parse().unwrap()));
     let resync = of(&["--iptables-resync=100000"]).firewall.resync;
     assert_eq!(resync.as_secs(), 86_400);
@@ -469,7 +469,7 @@ fn flags_choose_the_interface() {
 
 #[test]
 fn health_endpoints_are_off_without_a_port_and_everywhere_with_one() {
-    let listen = |words: &[&str]| settings(words, &[]).health.listen;
+    let listen = |words: &[&str]| settings(words, &[]).health.listen();
     assert_eq!(listen(&[]), None);
     assert_eq!(listen(&["-healthz-ip=10.0.0.1"]), None);
     for port in ["0", "-1", "-70000"] {
@@ -526,7 +526,7 @@ fn wrong_settings_name_the_flag_or_the_variable() {
 fn usage_names_every_flag_and_is_as_wide_as_a_terminal() {
     let text = usage::text("/opt/bin/flanneld");
     assert!(text.starts_with("Usage: /opt/bin/flanneld [OPTION]...\n"));
-    for definition in &definition::ALL {
+    for definition in definition::ALL {
         assert!(text.contains(&format!("  --{}", definition.name)));
     }
     assert!(text.lines().all(|line| line.len() < 120), "{text}");

@@ -11,7 +11,7 @@ pub(super) fn text(program: &str) -> String {
          Flags take one dash or two, and their value after = or as the next argument. Each can also be given as an\n\
          environment variable: FLANNELD_ and its name in upper case with _ for -.\n"
     );
-    for definition in &definition::ALL {
+    for definition in definition::ALL {
         let value = match definition.kind {
             Kind::Switch => "",
             Kind::Number | Kind::Verbosity => " int",

@@ -173,7 +173,7 @@ fn every_mistake_in_a_file_has_its_line_and_what_is_allowed() {
 
 #[test]
 fn health_is_served_where_a_port_says_so() {
-    let listen = |flags: &[&str]| load_from(&[], &[], flags).unwrap().health.listen;
+    let listen = |flags: &[&str]| load_from(&[], &[], flags).unwrap().health.listen();
     assert_eq!(listen(&["--healthz-ip", "0.0.0.0"]), None);
     assert_eq!(
         listen(&["--healthz-port", "80"]),

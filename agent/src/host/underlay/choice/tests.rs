@@ -91,14 +91,9 @@ const DUAL: Families = Families {
     v6: V6.v6,
 };
 
-const ANY: settings::Underlay = settings::Underlay {
-    interfaces: Vec::new(),
-    interface_regex: Vec::new(),
-    can_reach: None,
-    interface_cidr: Vec::new(),
-    public_ip: None,
-    public_ipv6: None,
-};
+fn any() -> settings::Underlay {
+    settings::Underlay::default()
+}
 
 /// These interfaces, by name or address.
 fn wanted(interfaces: &[&str]) -> settings::Underlay {
@@ -108,7 +103,7 @@ fn wanted(interfaces: &[&str]) -> settings::Underlay {
     };
     settings::Underlay {
         interfaces: interfaces.iter().map(interface).collect(),
-        ..ANY
+        ..any()
     }
 }
 
@@ -116,14 +111,14 @@ fn matching(patterns: &[&str]) -> settings::Underlay {
     let pattern = |text: &&str| Pattern::new(text).unwrap();
     settings::Underlay {
         interface_regex: patterns.iter().map(pattern).collect(),
-        ..ANY
+        ..any()
     }
 }
 
 fn inside(networks: &[&str]) -> settings::Underlay {
     settings::Underlay {
         interface_cidr: networks.iter().map(|text| text.parse().unwrap()).collect(),
-        ..ANY
+        ..any()
     }
 }
 
@@ -138,7 +133,7 @@ fn reaching(host: &mut Host, link_index: u32, source: &str) -> settings::Underla
     }));
     settings::Underlay {
         can_reach: "192.0.2.1".parse().ok(),
-        ..ANY
+        ..any()
     }
 }
 
@@ -197,9 +192,9 @@ fn nothing_asked_for_means_the_default_route_of_the_lowest_metric() {
         (V6, "eth0 2001:db8:2::15"),
         (DUAL, "eth0 10.0.2.15 2001:db8:2::15"),
     ] {
-        assert_eq!(host().chosen(&ANY, families, None), expected);
+        assert_eq!(host().chosen(&any(), families, None), expected);
     }
-    let underlay = host().choose(&ANY, DUAL, None).unwrap();
+    let underlay = host().choose(&any(), DUAL, None).unwrap();
     assert_eq!(underlay.v4.unwrap().public, underlay.v4.unwrap().address);
     assert_eq!(underlay.v6.unwrap().public, underlay.v6.unwrap().address);
 }
@@ -209,13 +204,16 @@ fn both_default_routes_must_lead_over_one_interface() {
     let mut host = host();
     // The best IPv4 route's interface has no IPv6 one; the second best has.
     host.default_routes.remove(2);
-    assert_eq!(host.chosen(&ANY, DUAL, None), "eth1 10.77.0.11 fd00:77::11");
+    assert_eq!(
+        host.chosen(&any(), DUAL, None),
+        "eth1 10.77.0.11 fd00:77::11"
+    );
     host.default_routes.remove(0);
-    let message = host.chosen(&ANY, DUAL, None);
+    let message = host.chosen(&any(), DUAL, None);
     let expected = "the IPv4 default route uses eth0, the IPv6 one eth1, but one";
     assert!(message.starts_with(expected), "{message}");
     host.default_routes.pop();
-    let message = host.chosen(&ANY, DUAL, None);
+    let message = host.chosen(&any(), DUAL, None);
     assert!(message.contains("no IPv6 default route"), "{message}");
 }
 
@@ -502,7 +500,7 @@ fn public_address_of_nobody_changes_neither_interface_nor_source() {
     let asked = settings::Underlay {
         public_ip,
         public_ipv6,
-        ..ANY
+        ..any()
     };
     let underlay = host().choose(&asked, DUAL, None).unwrap();
     assert_eq!(place(&underlay), "eth0 10.0.2.15 2001:db8:2::15");
@@ -515,7 +513,7 @@ fn public_address_of_nobody_changes_neither_interface_nor_source() {
 fn public_address_of_an_interface_chooses_it_as_in_flannel() {
     let mut asked = settings::Underlay {
         public_ip: "10.77.0.11".parse().ok(),
-        ..ANY
+        ..any()
     };
     assert_eq!(host().chosen(&asked, V4, None), "eth1 10.77.0.11");
     // Not when an interface is asked for; then it is only told to the peers, unless it is that interface's.
@@ -527,7 +525,7 @@ fn public_address_of_an_interface_chooses_it_as_in_flannel() {
     assert_eq!(host().chosen(&asked, V4, None), "eth0 10.0.2.14");
     let asked = settings::Underlay {
         public_ipv6: "fd00:77::11".parse().ok(),
-        ..ANY
+        ..any()
     };
     assert_eq!(
         host().chosen(&asked, DUAL, None),
@@ -549,7 +547,7 @@ fn failures_say_what_there_is() {
 
     let mut host = host();
     host.default_routes.clear();
-    let message = host.chosen(&ANY, V4, None);
+    let message = host.chosen(&any(), V4, None);
     assert!(message.contains("; set underlay.interfaces"), "{message}");
     for (mtu, families, least) in [
         (0, V4, 68),
@@ -565,12 +563,12 @@ fn failures_say_what_there_is() {
     }
     host.links
         .extend((10..40).map(|index| link(index, &format!("veth{index}"))));
-    let message = host.chosen(&ANY, V4, None);
+    let message = host.chosen(&any(), V4, None);
     assert!(
         message.ends_with("veth22 (no address), 17 more"),
         "{message}"
     );
-    let message = Host::default().chosen(&ANY, V4, None);
+    let message = Host::default().chosen(&any(), V4, None);
     assert!(
         message.ends_with("this host has no interfaces"),
         "{message}"
@@ -585,7 +583,7 @@ fn a_hosts_address_may_be_inside_the_network_but_none_of_the_overlays_own() {
     let mut asked = named.to_vec();
     asked.push(matching(&[r"^10\.5\."]));
     asked.push(inside(&["10.5.0.0/16"]));
-    let mut by_public = ANY;
+    let mut by_public = any();
     by_public.public_ip = "10.5.0.11".parse().ok();
     asked.push(by_public);
     for asked in &asked {
@@ -618,7 +616,7 @@ fn among_equal_default_routes_the_interface_is_chosen_by_name() {
         let mut host = host();
         let routes = order.map(|index| default_route(Family::V4, index, 1024));
         host.default_routes = routes.to_vec();
-        assert_eq!(host.chosen(&ANY, V4, None), "eth0 10.0.2.15", "{order:?}");
+        assert_eq!(host.chosen(&any(), V4, None), "eth0 10.0.2.15", "{order:?}");
         // As when the drivers come up in another order.
         for link in &mut host.links {
             link.name = match link.index {
@@ -627,6 +625,10 @@ fn among_equal_default_routes_the_interface_is_chosen_by_name() {
                 _ => continue,
             };
         }
-        assert_eq!(host.chosen(&ANY, V4, None), "eth0 10.77.0.11", "{order:?}");
+        assert_eq!(
+            host.chosen(&any(), V4, None),
+            "eth0 10.77.0.11",
+            "{order:?}"
+        );
     }
 }

@@ -7,7 +7,7 @@ fn running_overlay_stays_where_it_is() {
     let mut by_reach = host();
     let reach = reaching(&mut by_reach, 2, "10.0.2.15");
     for asked in [
-        ANY,
+        any(),
         wanted(&["eth0"]),
         wanted(&["10.0.2.15", "2001:db8:2::15"]),
         matching(&["^eth"]),
@@ -124,12 +124,12 @@ fn running_overlay_moves_when_it_must() {
     ];
     for (event, happen, expected) in cases {
         let mut host = host();
-        let current = host.choose(&ANY, DUAL, None).unwrap();
+        let current = host.choose(&any(), DUAL, None).unwrap();
         host.addresses.push(address(2, "10.0.2.100"));
         // Better than the address in use, but no reason to move.
         host.addresses.push(address(2, "2001:db8:2::100"));
         happen(&mut host);
-        let found = host.chosen(&ANY, DUAL, Some(&current));
+        let found = host.chosen(&any(), DUAL, Some(&current));
         assert!(found.starts_with(expected), "{event}: {found}");
     }
 }
@@ -192,11 +192,11 @@ fn an_address_that_is_named_and_comes_late_is_moved_to() {
 fn link_local_address_is_given_up_for_a_better_one() {
     let mut host = host();
     host.address("10.0.2.15").link_index = 9;
-    let current = host.choose(&ANY, V4, None).unwrap();
+    let current = host.choose(&any(), V4, None).unwrap();
     assert!(current.v4.unwrap().address.is_link_local());
-    assert_eq!(host.choose(&ANY, V4, Some(&current)).unwrap(), current);
+    assert_eq!(host.choose(&any(), V4, Some(&current)).unwrap(), current);
     host.address("10.0.2.15").link_index = 2;
-    assert_eq!(host.chosen(&ANY, V4, Some(&current)), "eth0 10.0.2.15");
+    assert_eq!(host.chosen(&any(), V4, Some(&current)), "eth0 10.0.2.15");
     // If it is named, it is used.
     let asked = wanted(&["169.254.7.7"]);
     assert_eq!(host.choose(&asked, V4, Some(&current)).unwrap(), current);

@@ -4,7 +4,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
-use crate::settings::{self, Environment, SettingsFlags, Sources};
+use crate::settings::{self, Environment, Settings, SettingsFlags, Sources};
 
 /// The settings that one settings file results in.
 fn load(directory: &Path, text: &str) -> Settings {
@@ -43,7 +43,7 @@ log = \"debug\"
 resync = 60
 ",
     );
-    let found = changes(&old, &new);
+    let found = old.changes(&new);
     let texts: Vec<_> = found
         .iter()
         .map(|change| {
@@ -65,16 +65,16 @@ resync = 60
             "firewall.mode: auto -> nftables (true)",
             "firewall.masquerade-exclude:  -> 10.9.0.0/16 (true)",
             "files.state-dir: /var/lib/selvage -> /srv/selvage (false)",
-            "health.address: none -> 127.0.0.1:8285 (true)",
+            "health.port: 0 -> 8285 (true)",
             "agent.log: info -> debug (true)",
             "agent.resync: 300 s -> 60 s (true)",
         ]
     );
     // Afterwards exactly the others still differ.
-    let effective = live(&old, new.clone());
+    let effective = new.clone().without_restart(&old);
     let left: Vec<_> = found.into_iter().filter(|change| !change.live).collect();
-    assert_eq!(changes(&effective, &new), left);
-    assert_eq!(changes(&new, &new), []);
+    assert_eq!(effective.changes(&new), left);
+    assert_eq!(new.changes(&new), []);
 }
 
 #[test]
@@ -89,9 +89,9 @@ fn a_password_is_never_in_a_change() {
     let old = load(directory.path(), &text);
     fs::write(&file, "second-secret-word").unwrap();
     let new = load(directory.path(), &text);
-    let found = changes(&old, &new);
+    let found = old.changes(&new);
     assert_eq!(found.len(), 1);
     assert!(found[0].live && found[0].key == "etcd.password-file");
     assert!(!format!("{found:?}").contains("secret-word"));
-    assert_eq!(changes(&live(&old, new.clone()), &new), []);
+    assert_eq!(new.clone().without_restart(&old).changes(&new), []);
 }

@@ -14,3 +14,4 @@ pub mod options;
 pub mod peers;
 pub mod reset;
 pub mod status;
+pub mod update;

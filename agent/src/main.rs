@@ -11,6 +11,7 @@ use clap::Parser;
 use selvage::agent;
 use selvage::appliance::ignition;
 use selvage::appliance::sysroot;
+use selvage::appliance::update::state::Health;
 use selvage::base::lock::Lock;
 use selvage::base::logging;
 use selvage::base::network_name::NetworkName;
@@ -22,7 +23,6 @@ use selvage::command::boot_check;
 use selvage::command::cleanup;
 use selvage::command::cli::{Cli, Command, IgnitionCommand, NetworkCommand};
 use selvage::command::doctor;
-use selvage::command::etc_diff;
 use selvage::command::leave;
 use selvage::command::manual;
 use selvage::command::network::{self, NetworkCommandError};
@@ -30,6 +30,7 @@ use selvage::command::options::{self, OptionsCommand};
 use selvage::command::peers;
 use selvage::command::reset;
 use selvage::command::status;
+use selvage::command::update;
 use selvage::flannel::cni;
 use selvage::flannel::docker_opts;
 use selvage::flannel::flanneld;
@@ -86,6 +87,10 @@ fn flanneld(called: &str, arguments: Vec<OsString>) -> ExitCode {
 fn selvage() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(error) if error.kind() == clap::error::ErrorKind::DisplayVersion => {
+            println!("{}", update::version_text(Path::new("/")));
+            return ExitCode::SUCCESS;
+        }
         Err(error) => {
             // Nowhere to report that the terminal is gone.
             let _ = error.print();
@@ -166,7 +171,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Reset(flags) => {
             reset::run(Path::new("/"), &flags, &mut io::stdin().lock(), &mut stdout)?;
         }
-        Command::EtcDiff { json } => etc_diff::run(Path::new("/"), json, &mut stdout)?,
+        Command::Update(command) => return update(&command, &mut stdout),
         Command::Ignition(IgnitionCommand::Render { cluster, out }) => {
             ignition::render_command(&cluster, &out, &mut stdout)?;
         }
@@ -216,6 +221,17 @@ fn network(command: NetworkCommand) -> anyhow::Result<()> {
         network::run(command, &mut store, &settings, &mut io::stdout()).await?;
         Ok(())
     })
+}
+
+fn update(command: &update::UpdateCommand, stdout: &mut io::Stdout) -> anyhow::Result<u8> {
+    let mut flags = SettingsFlags::default();
+    flags.config = command.config().map(Path::to_owned);
+    let environment = Environment::of_process();
+    let settings = settings::update::load(sources(&flags, &environment))?;
+    let agent = start_whatever(&flags)?;
+    let health = async || Health::take(&agent).await;
+    let root = Path::new("/");
+    Ok(runtime()?.block_on(update::run(command, settings, health, root, stdout))?)
 }
 
 /// 64 when the arguments are wrong, 78 when a configuration is, 1 for everything else.

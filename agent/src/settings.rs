@@ -30,6 +30,7 @@ mod remote;
 mod secret;
 pub mod setting;
 pub(crate) mod table;
+pub mod update;
 
 pub use environment::Environment;
 pub use error::{EXIT_CONFIG, EXIT_USAGE, Error, Source};
@@ -203,7 +204,8 @@ fn asked_for(sources: &Sources<'_>) -> Result<Option<NetworkName>, Error> {
 pub fn check_file(text: &str, path: &Path) -> Result<(), Error> {
     let mut inputs = Inputs::default();
     inputs.read_file(text, path)?;
-    Settings::check(&inputs).map(drop)
+    Settings::check(&inputs)?;
+    update::check_file(text, path)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::base::terminal::Colour;
 use crate::cluster::lease::SubnetKey;
 use crate::command::boot_check::BootCheckFlags;
 use crate::command::options::OptionsCommand;
+use crate::command::update::{UPDATE_HELP, UpdateCommand};
 use crate::settings::{
     CleanupFlags, DoctorSettings, LeaveFlags, NetworkSettings, PeersSettings, ReserveSettings,
     RunFlags, ServeFlags, SettingsFlags, StatusSettings,
@@ -94,14 +95,9 @@ pub enum Command {
     /// Removes all changes of /etc, all of /var, /home, /root, /opt and /srv, but for what --keep names. Partitions that a
     /// config made stay as they are. Asks before, unless told not to; restarts the machine.
     Reset(ResetFlags),
-    /// List what of /etc is not the image's: added, changed and removed files.
-    ///
-    /// An update brings new defaults to all other files.
-    EtcDiff {
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    /// Look for, install and undo updates of the image.
+    #[command(subcommand, after_long_help = UPDATE_HELP)]
+    Update(UpdateCommand),
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
     Ignition(IgnitionCommand),

@@ -1,4 +1,4 @@
-//! `selvage etc-diff`: what of `/etc` is not the image's.
+//! `selvage update etc-diff`: what of `/etc` is not the image's.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! The metrics of updates. The agent adds this file to its own `/metrics`; `docs/monitoring.md` lists them.
 
+use super::machine::FAILED;
 use super::state::State;
 use crate::telemetry::metrics::text::{Kind, Text};
 
@@ -34,13 +35,25 @@ pub(super) fn text(state: &State) -> String {
     if let Some(version) = &state.blessed {
         blessed.with(&[("version", &version.version)], version.at);
     }
+    let mut checked = text.family(
+        "selvage_update_check_timestamp_seconds",
+        Kind::Gauge,
+        "When this host last asked its release server, in seconds since the Unix epoch.",
+    );
+    if let Some(check) = &state.last_check {
+        let result = match check.result.starts_with(FAILED) {
+            true => "failed",
+            false => "ok",
+        };
+        checked.with(&[("result", result)], check.at);
+    }
     text.into_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::appliance::update::state::{Failed, FailureCode, Health};
+    use crate::appliance::update::state::{Failed, FailureCode, Health, LastCheck};
 
     fn state() -> State {
         let mut state = State::default();
@@ -53,6 +66,10 @@ mod tests {
             reason: "Docker does not answer".to_owned(),
         });
         state.begin("3", "1", Health::default(), 30);
+        state.last_check = Some(LastCheck {
+            at: 40,
+            result: "failed: no route".to_owned(),
+        });
         state
     }
 
@@ -67,6 +84,7 @@ mod tests {
                 "selvage_update_failed_timestamp_seconds{version=\"2\",code=\"docker\"} 20",
                 "selvage_update_pending_boots{version=\"3\"} 0",
                 "selvage_update_blessed_timestamp_seconds{version=\"1\"} 10",
+                "selvage_update_check_timestamp_seconds{result=\"failed\"} 40",
             ]
         );
     }
@@ -84,6 +102,6 @@ mod tests {
             assert!(row.ends_with(&format!(" | {help} |")), "{row}");
             count += 1;
         }
-        assert_eq!(count, 3);
+        assert_eq!(count, 4);
     }
 }

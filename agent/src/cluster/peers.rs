@@ -433,7 +433,11 @@ impl PeerTable {
                 continue;
             };
             match self.accepted.rivals(&claim) {
-                Err(older) => self.block(key, older, batch),
+                Err(older) => {
+                    self.block(key, older, batch);
+                    // While it was pending, an update of another lease may have been refused for what it claims.
+                    batch.moved.insert(key);
+                }
                 Ok(younger) => {
                     for rival in younger {
                         batch.note(self, rival);

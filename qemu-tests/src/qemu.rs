@@ -173,8 +173,8 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
                 escape(&spec.disk)
             ),
         ])
-        // Firmware would look into the network first.
-        .args(["-device", "virtio-blk-pci,drive=disk,bootindex=0"]);
+        // Firmware would look into the network first. Not 0: that is QEMU's own for a kernel that it loads itself.
+        .args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
     if let Some(spare) = &spec.spare_disk {
         command
             .args([

@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::pin::Pin;
 
 use futures_util::future::join_all;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use self::reach::Survey;
@@ -56,6 +57,9 @@ pub struct Finding {
     pub severity: Severity,
     /// The peer, device, file or container in question, if any.
     pub subject: Option<String>,
+    /// The subnets of the peers that lose packets, if the check asked peers; `what` names only a few of many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<IpNet>,
     /// The fault, with the values that show it; one sentence.
     pub what: String,
     /// Its effect on the overlay, and its cause.
@@ -78,6 +82,7 @@ impl Finding {
             check: check.to_owned(),
             severity,
             subject: Some(subject.into()),
+            peers: Vec::new(),
             what,
             why: why.to_owned(),
             remedy,

@@ -132,6 +132,10 @@ fn schema_is_as_it_was() {
         check: "overlap".to_owned(),
         severity,
         subject: subject.map(str::to_owned),
+        peers: match subject {
+            Some(_) => Vec::new(),
+            None => vec!["10.5.6.0/24".parse().expect("a subnet")],
+        },
         what: "what".to_owned(),
         why: "why".to_owned(),
         remedy: vec!["first".to_owned(), "second".to_owned()],

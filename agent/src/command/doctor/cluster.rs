@@ -207,6 +207,7 @@ mod tests {
             check: "x".to_owned(),
             severity: Severity::Error,
             subject: None,
+            peers: Vec::new(),
             what: number.to_string(),
             why: String::new(),
             remedy: Vec::new(),

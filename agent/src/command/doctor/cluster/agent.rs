@@ -254,6 +254,7 @@ fn finding(severity: Severity, what: String, advice: Advice) -> Finding {
         check: NAME.to_owned(),
         severity,
         subject: None,
+        peers: Vec::new(),
         what,
         why: advice.why,
         remedy: advice.remedy,

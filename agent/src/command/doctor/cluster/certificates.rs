@@ -152,6 +152,7 @@ fn finding(path: &Path, setting: &str, term: &Term, fault: Fault) -> Finding {
         check: NAME.to_owned(),
         severity,
         subject: Some(path.display().to_string()),
+        peers: Vec::new(),
         what: format!("the certificate {} in {} ({setting}) {state}", term.subject, path.display()),
         why: "the agent and the lease store refuse new connections with it: an open connection may continue, but once it closes the lease is no longer renewed".to_owned(),
         remedy: vec![
@@ -167,6 +168,7 @@ fn unreadable(path: &Path, setting: &str, error: &io::Error) -> Finding {
         check: NAME.to_owned(),
         severity: Severity::Error,
         subject: Some(path.to_string()),
+        peers: Vec::new(),
         what: format!("failed to read {path} ({setting}): {error}"),
         why: "the agent reads it for each connection to the lease store, so the next one fails"
             .to_owned(),

@@ -51,6 +51,7 @@ fn find(status: &Status) -> Vec<Finding> {
         check: NAME.to_owned(),
         severity: Severity::Warning,
         subject: None,
+        peers: Vec::new(),
         what: format!(
             "the wall clock jumped {times} since the agent started, last {} ago by {} {direction}",
             duration(status.time.saturating_sub(at)),

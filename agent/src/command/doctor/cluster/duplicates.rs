@@ -100,6 +100,7 @@ fn addresses(nodes: &[Node<'_>], own_is_reported: bool, names: &Names) -> Vec<Fi
             check: NAME.to_owned(),
             severity: Severity::Error,
             subject: Some(address.to_string()),
+            peers: Vec::new(),
             what: format!("{} publish the same public IP, {address}", list(&nodes)),
             why: "packets for all their subnets go to whichever host has the address, so the other's containers are cut off; or one host was reinstalled, and its previous lease has not expired yet".to_owned(),
             remedy: vec![
@@ -154,6 +155,7 @@ fn identities(status: &Status, names: &Names) -> Vec<Finding> {
                 check: NAME.to_owned(),
                 severity: Severity::Error,
                 subject: Some(name(peer)),
+                peers: Vec::new(),
                 what: format!("{} and {holder} have the same {what}: {reason}", name(peer)),
                 why: "the kernel cannot tell their packets apart, so only one of them is reachable; the usual cause is a disk that was cloned after its first boot, with the agent's state on it".to_owned(),
                 remedy: vec![
@@ -192,6 +194,7 @@ fn machines(nodes: &[Node<'_>], names: &Names) -> Vec<Finding> {
             check: NAME.to_owned(),
             severity: Severity::Warning,
             subject: Some(owner.to_owned()),
+            peers: Vec::new(),
             what: format!("{} have the same machine ID, {owner}, at different addresses", list(&nodes)),
             why: "a machine ID identifies a node's lease, so clones may take each other's; or one host's address changed while its agent was stopped, and its previous lease has not expired yet".to_owned(),
             remedy: vec![

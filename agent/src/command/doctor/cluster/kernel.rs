@@ -37,6 +37,7 @@ fn find(status: &Status, names: &Names) -> Vec<Finding> {
             check: NAME.to_owned(),
             severity: Severity::Error,
             subject: first.object.clone(),
+            peers: Vec::new(),
             what: format!(
                 "kernel objects of the overlay are missing: {}{others}",
                 first.text

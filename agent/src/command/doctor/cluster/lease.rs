@@ -47,6 +47,7 @@ fn lost(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
         check: LOST.name.to_owned(),
         severity: Severity::Error,
         subject: Some(subnets(lease)),
+        peers: Vec::new(),
         what: format!(
             "this node lost its lease on {}{}",
             subnets(lease),
@@ -93,6 +94,7 @@ fn expiry(status: &Status, settings: &Settings, names: &Names) -> Vec<Finding> {
             Severity::Warning
         },
         subject: Some(subnets(lease)),
+        peers: Vec::new(),
         what: format!(
             "the lease on {} is not renewed, and {left}{}",
             subnets(lease),

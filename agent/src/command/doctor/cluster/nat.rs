@@ -106,6 +106,7 @@ pub(super) fn shared_address(status: &Status, host: &Host, names: &Names) -> Opt
         check: NAME.to_owned(),
         severity: Severity::Error,
         subject: Some(interface.clone()),
+        peers: Vec::new(),
         what: format!(
             "this node publishes {address}, the address of {interface}, and so {} (the lease of {})",
             match others.len() {
@@ -159,6 +160,7 @@ fn other_interface(status: &Status, host: &Host, names: &Names) -> Option<Findin
             Severity::Warning
         },
         subject: Some(interface.clone()),
+        peers: Vec::new(),
         what: format!(
             "this node publishes {published}, the address of {interface}, but {} of {} peers ({first}{}) are in {}, the network of {}",
             peers.len(),

@@ -54,6 +54,7 @@ fn find(status: &Status, names: &Names) -> Vec<Finding> {
             check: NAME.to_owned(),
             severity,
             subject: first.map(|peer| name(peer)),
+            peers: Vec::new(),
             what: format!(
                 "the lease of {} {used}: {}",
                 sample(&peers),

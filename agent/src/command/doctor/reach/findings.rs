@@ -113,6 +113,7 @@ impl Group<'_> {
             check: check.to_owned(),
             severity,
             subject,
+            peers: self.paths.iter().map(|path| path.subnet).collect(),
             what,
             why,
             remedy,

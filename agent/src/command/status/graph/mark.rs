@@ -1,7 +1,6 @@
 //! A peer's state in the picture: a line style, a sign and a word; colour only repeats it.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -98,8 +97,7 @@ pub(super) fn mark_peers<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<Mar
             PeerState::Failed => (Mark::Failed, reason),
             PeerState::Refused => (Mark::Refused, reason),
             PeerState::Programmed => {
-                let hosts = peer.addresses().map(IpNet::from);
-                let found = peer.nets().chain(hosts).find_map(|net| lost.get(&net));
+                let found = peer.nets().find_map(|net| lost.get(&net));
                 match found {
                     Some(what) => (Mark::Lost, Some((*what).to_owned())),
                     None if is_silent(peer) => {
@@ -115,24 +113,16 @@ pub(super) fn mark_peers<'a>(peers: &'a [Peer], findings: &[Finding]) -> Vec<Mar
     peers.iter().map(mark).collect()
 }
 
-/// Findings about peers, by subnet and address. Warnings count: a silent peer may just be switched off, but is
-/// unreachable all the same.
+/// Findings about peers, by subnet. Warnings count: a silent peer may just be switched off, but is unreachable all the
+/// same.
 fn about(findings: &[Finding]) -> HashMap<IpNet, &str> {
     findings
         .iter()
         .flat_map(|finding| {
-            // A finding about several peers names them in its text.
-            let subject = finding.subject.as_deref().unwrap_or(&finding.what);
-            let words =
-                subject.split(|char: char| !(char.is_ascii_hexdigit() || ".:/".contains(char)));
-            words.filter_map(|word| Some((parse(word)?, finding.what.as_str())))
+            let what = finding.what.as_str();
+            finding.peers.iter().map(move |peer| (*peer, what))
         })
         .collect()
-}
-
-fn parse(word: &str) -> Option<IpNet> {
-    let address = || word.parse::<IpAddr>().ok().map(IpNet::from);
-    word.parse::<IpNet>().ok().or_else(address)
 }
 
 /// WireGuard starts with a handshake. Without one, no sent packet has reached the peer.

@@ -320,6 +320,46 @@ fn a_reset_keeps_what_it_is_told_to() {
 }
 
 #[test]
+fn a_reset_removes_what_is_immutable_or_append_only() {
+    with_root(|root| {
+        used(root, &["/home/core"]);
+        let chattr = |flag: &str, name: &str| {
+            let done = std::process::Command::new("chattr")
+                .arg(flag)
+                .arg(root.join(name))
+                .status();
+            assert!(done.expect("chattr, of e2fsprogs").success());
+        };
+        fs::write(root.join("home/locked"), "").expect("data");
+        chattr("+i", "var/lib/docker/y");
+        chattr("+a", "var/lib/docker");
+        chattr("+i", "home/locked");
+        chattr("+i", "home");
+        prepare(root, true);
+        assert!(!root.join("var/lib/docker").exists());
+        assert!(!root.join("home/locked").exists());
+        assert_eq!(read(root, "home/core/z"), "home/core/z");
+    });
+}
+
+#[test]
+fn a_default_of_a_version_on_trial_takes_no_file_of_the_users() {
+    with_root(|root| {
+        update(root, "1", "one\n");
+        prepare(root, true);
+        fs::write(root.join("etc/issue"), "two\n").expect("a change");
+        end_of_boot(root);
+        update(root, "2", "two\n");
+        prepare(root, false);
+        end_of_boot(root);
+        // It fell back.
+        update(root, "1", "one\n");
+        prepare(root, false);
+        assert_eq!(read(root, "etc/issue"), "two\n");
+    });
+}
+
+#[test]
 fn a_reset_from_the_boot_menu_needs_no_request() {
     with_root(|root| {
         used(root, &[]);

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use sys_mount::{Mount, MountFlags};
 use thiserror::Error;
 
@@ -102,19 +103,22 @@ pub fn prepare(root: &Path, boot: Boot, output: &mut impl Write) -> Result<(), E
         clear_what_is_left(root, boot.reset, output)?;
     }
     create_layout(root)?;
-    // Not worth a machine that does not boot: a copy that stays hides a newer default, and no more.
-    match etc::drop_unchanged(&lower, &root.join(UPPER)) {
-        Ok(_) => (),
-        Err(error) => writeln!(
+    let version = new_version(root)?;
+    // Another version's defaults say nothing about who wrote a file that is like them: if that version goes again, the file
+    // must still be there. Nor is this worth a machine that does not boot: a copy that stays only hides a newer default.
+    if version.is_none()
+        && let Err(error) = etc::drop_unchanged(&lower, &root.join(UPPER))
+    {
+        writeln!(
             output,
             "failed to look for unchanged files of /etc: {error}"
-        )?,
+        )?;
     }
     mount_etc(root)?;
     if boot.first {
         prepare_for_ignition(root)?;
     }
-    let Some(version) = new_version(root)? else {
+    let Some(version) = version else {
         return Ok(());
     };
     if !boot.first {
@@ -179,12 +183,48 @@ fn clear_directory(directory: &Path, device: u64, keep: &[PathBuf]) -> Result<()
             clear_directory(&path, device, &inside)?;
             continue;
         }
-        let removed = if metadata.is_dir() {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
+        let remove = || match metadata.is_dir() {
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        let removed = match remove() {
+            // Of a file that chattr(1) made immutable or append-only.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let unlocked = unlock(directory).and_then(|()| unlock_all(&path));
+                unlocked.map_err(at("change the attributes of", &path))?;
+                remove()
+            }
+            result => result,
         };
         removed.map_err(at("remove", &path))?;
+    }
+    Ok(())
+}
+
+/// As [`unlock`], and all that is in a directory.
+fn unlock_all(path: &Path) -> io::Result<()> {
+    unlock(path)?;
+    if fs::symlink_metadata(path)?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            unlock_all(&entry?.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the attributes away that keep even root from removing a file, or what is in a directory: immutable and
+/// append-only.
+fn unlock(path: &Path) -> io::Result<()> {
+    let kind = fs::symlink_metadata(path)?.file_type();
+    // Nothing else has them, nor may a device or a pipe be opened to see.
+    if !kind.is_dir() && !kind.is_file() {
+        return Ok(());
+    }
+    let file = File::open(path)?;
+    let locks = IFlags::IMMUTABLE | IFlags::APPEND;
+    let flags = ioctl_getflags(&file)?;
+    if flags.intersects(locks) {
+        ioctl_setflags(&file, flags - locks)?;
     }
     Ok(())
 }

@@ -275,9 +275,22 @@ fn version_that_breaks_the_overlay_falls_back_and_is_recorded_with_its_reason() 
     assert_eq!(finding.code, FailureCode::Overlay);
     assert!(machine.state().failed.is_empty(), "it may be tried again");
 
-    // systemd starts the next try.
-    one.environment
-        .push(("MONITOR_UNIT", "selvage-boot-check.service".to_owned()));
+    // systemd starts the next try, but also between two runs of a check that is undecided.
+    let monitored = |status: &str| {
+        [
+            ("MONITOR_UNIT", "selvage-boot-check.service".to_owned()),
+            ("MONITOR_SERVICE_RESULT", "exit-code".to_owned()),
+            ("MONITOR_EXIT_CODE", "exited".to_owned()),
+            ("MONITOR_EXIT_STATUS", status.to_owned()),
+        ]
+    };
+    let own = one.environment.len();
+    one.environment.extend(monitored("75"));
+    let ended = machine.boot_check(&one, &["--next-try"]);
+    assert_eq!(ended.status, Some(0), "{}", ended.said);
+    assert_eq!(machine.done(), "", "{}", ended.said);
+    one.environment.truncate(own);
+    one.environment.extend(monitored("1"));
     assert_eq!(machine.boot_check(&one, &["--next-try"]).status, Some(0));
     assert_eq!(machine.done(), "reboot --no-block\n");
     assert_eq!(machine.finding(), finding, "the check's own reason is kept");

@@ -108,8 +108,18 @@ pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
         info!("the boot loader does not count this boot, so a reboot would not help");
         return Ok(GOOD);
     };
-    // systemd names the unit that failed, unless this was started by emergency.target.
-    let failed = std::env::var("MONITOR_UNIT").ok();
+    // systemd names the unit whose OnFailure= this is, even if emergency.target started this; its result tells the two apart
+    // (systemd.exec(5), MONITOR_SERVICE_RESULT).
+    let monitored = |name: &str| std::env::var(format!("MONITOR_{name}")).ok();
+    let result = monitored("SERVICE_RESULT").filter(|result| result != "success");
+    // Between two runs, a unit counts as failed and its OnFailure= is started (systemd 254 and later).
+    if result.as_deref() == Some("exit-code")
+        && monitored("EXIT_STATUS").as_deref() == Some(&UNDECIDED.to_string())
+    {
+        info!("the boot check is undecided and looks again: no reboot");
+        return Ok(GOOD);
+    }
+    let failed = result.and_then(|_| monitored("UNIT"));
     let (code, reason) = match &failed {
         Some(unit) => (FailureCode::FailedUnit, format!("{unit} failed")),
         None => (

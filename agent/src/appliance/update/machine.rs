@@ -275,6 +275,7 @@ impl Machine {
         let server = self.server.as_ref().ok_or(UpdateError::NoServer)?;
         let keys = Keys::load(&self.root)?;
         let name = format!("{}.json", self.settings.channel);
+        let path = self.index_path();
         let what = server.url(&name);
         let signature_name = format!("{name}.sig");
         let mut once_more = true;
@@ -294,18 +295,24 @@ impl Machine {
         // Who lost the state on a bad disk still knows the index.
         let known = self.known_index().map_or(0, |index| index.serial);
         let index = Index::parse(&text, channel, highest.max(known))?;
-        for (name, bytes) in [(&name, &text), (&signature_name, &signature)] {
-            let path = self.directory.join(name);
+        let signature_path = path.with_extension("json.sig");
+        for (path, bytes) in [(path, &text), (signature_path, &signature)] {
             atomic_file::replace(&path, bytes, 0o644)
                 .map_err(|source| UpdateError::File { path, source })?;
         }
         Ok(index)
     }
 
+    /// Where the index of the last check is kept. A channel may have any name, that of a file beside it, too.
+    fn index_path(&self) -> PathBuf {
+        self.directory
+            .join(format!("index-{}.json", self.settings.channel))
+    }
+
     /// The index of the last check that was believed, checked once more; `None` if there is none, or if its keys are gone.
     pub fn known_index(&self) -> Option<Index> {
         let channel = &self.settings.channel;
-        let path = self.directory.join(format!("{channel}.json"));
+        let path = self.index_path();
         let read = |path: &Path| fs::read(path).ok();
         let text = read(&path)?;
         let signature = read(&path.with_extension("json.sig"))?;
@@ -338,6 +345,24 @@ impl Machine {
         Ok(entries
             .iter()
             .any(|entry| entry.version == *version && !entry.is_bad()))
+    }
+
+    /// The version that failed and that the boot check of the running one has not recorded yet: it is not to be tried again
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// The boot entries cannot be read.
+    pub fn is_judging(&self) -> Result<Option<Version>, UpdateError> {
+        let Some(pending) = self.state().pending else {
+            return Ok(None);
+        };
+        let entries = slots::entries(&self.root)?;
+        let failed = entries.into_iter().find(|entry| {
+            entry.version != self.running
+                && entry.is_bad()
+                && entry.version.to_string() == pending.version
+        });
+        Ok(failed.map(|entry| entry.version))
     }
 
     /// Whether the running version is not proven to work: the other slot has what the machine falls back to. sysupdate

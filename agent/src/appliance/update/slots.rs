@@ -198,22 +198,30 @@ pub fn roll_back(root: &Path, running: &Version) -> Result<Version, SlotError> {
             "there is no boot entry of the running version {running}"
         ));
     };
-    let others = entries.iter().filter(|entry| entry.version != *running);
-    let (bad, good): (Vec<&Entry>, Vec<&Entry>) = others.partition(|entry| entry.is_bad());
-    match (good.last(), bad.last()) {
-        (Some(other), _) => {
-            own.set_bad()?;
-            Ok(other.version.clone())
-        }
-        (None, Some(bad)) => refused(format!(
-            "the other version {} has used up its tries: it failed, or was rolled back from (selvage update apply \
-             --version {} tries it again)",
-            bad.version, bad.version
-        )),
-        (None, None) => refused(
-            "the other slot is empty: no update was installed on this machine yet".to_owned(),
-        ),
+    let mut others = entries.iter().filter(|entry| entry.version != *running);
+    // The newest proven one.
+    if let Some(other) = others.clone().rfind(|entry| entry.counter.is_none()) {
+        own.set_bad()?;
+        return Ok(other.version.clone());
     }
+    let Some(other) = others.next_back() else {
+        return refused(
+            "the other slot is empty: no update was installed on this machine yet".to_owned(),
+        );
+    };
+    let version = &other.version;
+    refused(match other.is_bad() {
+        true => format!(
+            "the other version {version} has used up its tries: it failed, or was rolled back from (selvage update apply \
+             --version {version} tries it again)"
+        ),
+        // If it failed, too, the boot loader would try the newest of two bad ones for ever.
+        false => format!(
+            "the other version {version} is installed and not proven yet: the next boot tries it, and falls back to {} if it \
+             fails",
+            own.version
+        ),
+    })
 }
 
 #[cfg(test)]

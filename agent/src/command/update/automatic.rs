@@ -135,6 +135,11 @@ async fn go_on(
     if settings.auto == Auto::Download {
         return Ok(Stop::Waits(format!("version {version} is downloaded")));
     }
+    if let Some(failed) = machine.is_judging()? {
+        return Ok(Stop::Waits(format!(
+            "version {version} waits until the boot check has judged the failure of {failed}"
+        )));
+    }
     if machine.is_on_trial()? {
         return Ok(Stop::Waits(format!(
             "version {version} waits until {} has passed its boot check",

@@ -224,7 +224,10 @@ async fn an_older_index_is_a_roll_back_attack() {
 async fn what_is_on_disk_is_believed_no_more_than_the_server() {
     let world = World::new().await;
     world.machine().check().await.unwrap();
-    let path = world.root.path().join("var/lib/selvage/update/stable.json");
+    let path = world
+        .root
+        .path()
+        .join("var/lib/selvage/update/index-stable.json");
     let text = fs::read(&path).unwrap();
     for damage in [&b""[..], b"{}", &text[1..]] {
         fs::write(&path, damage).unwrap();
@@ -446,23 +449,35 @@ async fn a_release_that_is_larger_than_a_slot_is_refused_before_it_comes() {
 }
 
 #[tokio::test]
-async fn a_rollback_is_remembered() {
+async fn a_rollback_is_remembered_and_goes_only_to_a_proven_version() {
     let world = World::new().await;
     world.apply().await.unwrap();
-    let other = world.machine().roll_back().unwrap();
-    assert_eq!(other.as_str(), "1.1");
+    let error = world.machine().roll_back().unwrap_err().to_string();
+    assert!(
+        error.contains("1.1 is installed and not proven yet"),
+        "{error}"
+    );
     assert_eq!(
         world.entries(),
-        ["selvage_1.0+0-1.efi", "selvage_1.1+3-0.efi"]
+        ["selvage_1.0.efi", "selvage_1.1+3-0.efi"]
     );
+    let linux = world.root.path().join("efi/EFI/Linux");
+    fs::rename(
+        linux.join("selvage_1.1+3-0.efi"),
+        linux.join("selvage_1.1.efi"),
+    )
+    .unwrap();
+    // The second time changes nothing more.
+    for _ in 0..2 {
+        let other = world.machine().roll_back().unwrap();
+        assert_eq!(other.as_str(), "1.1");
+        assert_eq!(
+            world.entries(),
+            ["selvage_1.0+0-1.efi", "selvage_1.1.efi"]
+        );
+    }
     let state = world.machine().state();
     assert_eq!(state.failure("1.0").unwrap().reason, "rolled back by hand");
-    // The second time changes nothing more.
-    world.machine().roll_back().unwrap();
-    assert_eq!(
-        world.entries(),
-        ["selvage_1.0+0-1.efi", "selvage_1.1+3-0.efi"]
-    );
 }
 
 #[tokio::test]

@@ -65,13 +65,6 @@ fn a_rollback_is_one_rename_of_the_running_entry() {
             "1.0",
             ["selvage_1.0.efi", "selvage_1.1+0-1.efi"],
         ),
-        // Back to the newer one, which nobody blessed yet.
-        (
-            &["selvage_1.0.efi", "selvage_1.1+2-1.efi"],
-            "1.0",
-            "1.1",
-            ["selvage_1.0+0-1.efi", "selvage_1.1+2-1.efi"],
-        ),
         // While the running one is on trial itself.
         (
             &["selvage_1.0.efi", "selvage_1.1+1-2.efi"],

@@ -6,6 +6,8 @@ AGENT    := $(MUSL_DIR)/target/$(TARGET)/release/selvage
 NODES    ?= 2
 NODE     ?= 1
 TIME     ?= 600
+CHANNEL  ?= stable
+export KEYS SEVERITY ROLL_OUT FROM NOTES
 
 # rustup's musl target when it is installed; else a sysroot made once from the distribution's Rust sources.
 HAVE_STD = $(wildcard $(shell rustc --print target-libdir --target $(TARGET) 2>/dev/null)/libstd-*.rlib)
@@ -57,7 +59,7 @@ check: packages-build-test ## Formatting, lints, licences, shell scripts, unit f
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@command -v cargo-deny >/dev/null || $(call cargo-tool,cargo-deny)
 	cargo deny --log-level error check --hide-inclusion-graph bans licenses sources
-	shellcheck $(shell git grep -lI '^#!.*sh$$' -- . ':!*.rs')
+	shellcheck $(shell git grep -lI '^#!.*sh$$' -- . ':!*.rs' ':!*.md')
 	agent/verify-units units/system
 
 .PHONY: test-unit
@@ -78,11 +80,11 @@ agent-tests: packages-build
 	cargo test --quiet --locked --no-run -p selvage --test netns --test overlay --message-format json >target/agent-tests.json
 
 .PHONY: test-qemu
-test-qemu: packages-build-image-qemu image agent-tests ## Tests that boot the image
+test-qemu: packages-build-image-qemu image-next agent-tests ## Tests that boot the image
 	$(HARNESS) test
 
 .PHONY: test-qemu-all
-test-qemu-all: packages-build-image-qemu image agent-tests ## The same with the cases that are too long for every change
+test-qemu-all: packages-build-image-qemu image-next agent-tests ## The same with the cases that are too long for every change
 	$(HARNESS) test --all
 
 .PHONY: test-fresh
@@ -97,8 +99,21 @@ agent: packages-build ## Build the static agent
 	@! readelf -dW $(AGENT) | grep -q NEEDED || { echo "$(AGENT) wants shared libraries: not static" >&2; exit 1; }
 
 .PHONY: image
-image: packages-build-image agent ## Build the bootable image
-	@$(SUDO) image/build $(AGENT)
+image: packages-build-image agent ## Build the bootable image and the artefacts of an update to it (VERSION= KEYS=)
+	@version=$$(image/version) && $(SUDO) env VERSION=$$version KEYS="$(KEYS)" image/build $(AGENT)
+
+# The same with a higher version: what the tests of updates update to.
+.PHONY: image-next
+image-next: image
+	@version=$$(image/version) && $(SUDO) env VERSION=$$version.1 KEYS="$(KEYS)" image/build $(AGENT) target/image-next
+
+.PHONY: keys
+keys: ## Make a set of keys for signed images and releases, fit for tests (DIR=)
+	@image/keys $(or $(DIR),$(error DIR is not set: name the directory for the keys))
+
+.PHONY: release
+release: image ## Publish the built image in a channel (DIR= KEYS= CHANNEL=stable SEVERITY= ROLL_OUT= FROM= NOTES=)
+	@image/release $(or $(DIR),$(error DIR is not set: name the directory that the release server serves)) $(CHANNEL)
 
 .PHONY: harness
 harness: packages-build # What boots the image; the demo has it compiled beside the image

@@ -1,6 +1,10 @@
-//! This machine as an appliance: Ignition configs and their effect, and the root file system that the initrd prepares.
+//! This machine as an appliance: Ignition configs and their effect, the root file system that the initrd prepares, what of
+//! `/etc` is this machine's, its reset, and updates of the image.
 //!
 //! May import: `base` to `host`. Must not: need a running agent.
 
+pub mod etc;
 pub mod ignition;
+pub mod reset;
 pub mod sysroot;
+pub mod update;

@@ -2,12 +2,16 @@
 //!
 //! May import: everything. Must not: be imported by any other room.
 
+pub mod boot_check;
 pub mod cleanup;
 pub mod cli;
 pub mod doctor;
+pub mod etc_diff;
 pub mod leave;
 pub mod manual;
 pub mod network;
 pub mod options;
 pub mod peers;
+pub mod reset;
 pub mod status;
+pub mod update;

@@ -30,6 +30,7 @@ mod remote;
 mod secret;
 pub mod setting;
 pub(crate) mod table;
+pub mod update;
 
 pub use environment::Environment;
 pub use error::{EXIT_CONFIG, EXIT_USAGE, Error, Source};
@@ -127,6 +128,14 @@ pub fn load_readable(sources: Sources<'_>) -> Result<(Settings, Vec<Error>), Err
     })
 }
 
+/// The settings of a machine that has none.
+///
+/// # Errors
+/// None: the defaults are valid.
+pub fn defaults() -> Result<Settings, Error> {
+    Settings::check(&Inputs::default())
+}
+
 /// What is done about files that may not be read.
 enum Unreadable {
     Fatal,
@@ -195,7 +204,8 @@ fn asked_for(sources: &Sources<'_>) -> Result<Option<NetworkName>, Error> {
 pub fn check_file(text: &str, path: &Path) -> Result<(), Error> {
     let mut inputs = Inputs::default();
     inputs.read_file(text, path)?;
-    Settings::check(&inputs).map(drop)
+    Settings::check(&inputs)?;
+    update::check_file(text, path)
 }
 
 #[cfg(test)]

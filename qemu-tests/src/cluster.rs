@@ -13,7 +13,7 @@ use crate::{
     host::{Host, free_port},
     machine::{self, Machine},
     progress::Progress,
-    qemu::Spec,
+    qemu::{self, Boot, Spec},
     serve,
     ssh::Ssh,
     switch::wire::Switch,
@@ -58,6 +58,8 @@ pub(crate) struct Options {
     pub unanswered: bool,
     /// A second disk of 512 MiB, `/dev/disk/by-id/virtio-spare`.
     pub spare_disk: bool,
+    /// Let firmware boot the disk.
+    pub firmware: bool,
     /// Appended to the kernel command line.
     pub kernel_arguments: &'static str,
 }
@@ -136,14 +138,7 @@ async fn prepare_one(
     let spec = Spec {
         name: node.name.clone(),
         disk,
-        kernel: host.artifacts.kernel.clone(),
-        initrd: host.artifacts.initrd.clone(),
-        append: format!(
-            "{} {MACHINE_ARGUMENTS} {}",
-            host.artifacts.cmdline, options.kernel_arguments
-        )
-        .trim_end()
-        .to_owned(),
+        boot: boot(host, dir, options)?,
         ignition: Some(ignition),
         console: dir.join("console.log"),
         qmp: socket("qmp"),
@@ -158,6 +153,25 @@ async fn prepare_one(
         exit_on_reset: options.exit_on_reset,
     };
     Ok((spec, ssh))
+}
+
+fn boot(host: &Host, dir: &Path, options: Options) -> Result<Boot> {
+    let append = format!("{MACHINE_ARGUMENTS} {}", options.kernel_arguments);
+    let append = append.trim_end();
+    if !options.firmware {
+        return Ok(Boot::Direct {
+            kernel: host.artifacts.kernel.clone(),
+            initrd: host.artifacts.initrd.clone(),
+            append: format!("{} {append}", host.artifacts.cmdline),
+        });
+    }
+    let variables = dir.join("variables.fd");
+    fs::copy(qemu::FIRMWARE_VARIABLES, &variables)
+        .with_context(|| format!("failed to copy {}", qemu::FIRMWARE_VARIABLES))?;
+    Ok(Boot::Firmware {
+        variables,
+        append: append.to_owned(),
+    })
 }
 
 fn create_spare_disk(dir: &Path) -> Result<PathBuf> {
@@ -202,6 +216,18 @@ impl Cluster {
         options: Options,
     ) -> Result<Self> {
         let prepared = prepare(host, dir, &nodes, options).await?;
+        Self::start_prepared(host, nodes, prepared)
+    }
+
+    /// Starts `nodes` with what [`prepare`] made for them.
+    ///
+    /// # Errors
+    /// When anything cannot be started.
+    pub(crate) fn start_prepared(
+        host: &Host,
+        nodes: Vec<Node>,
+        prepared: Vec<(Spec, Ssh)>,
+    ) -> Result<Self> {
         let switch = start_switch(prepared.iter().map(|(spec, _)| spec))?;
         let machines = prepared
             .into_iter()

@@ -10,6 +10,32 @@ use crate::{accel::Accelerator, serve};
 /// The program; the distribution's package `qemu-system-x86`.
 pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
 
+/// What starts the kernel of a machine.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub(crate) enum Boot {
+    /// QEMU itself.
+    Direct {
+        /// The kernel.
+        kernel: PathBuf,
+        /// Its initrd.
+        initrd: PathBuf,
+        /// Its whole command line.
+        append: String,
+    },
+    /// Firmware, and the boot loader on the disk.
+    Firmware {
+        /// The machine's own copy of the firmware's variables.
+        variables: PathBuf,
+        /// Added to the command line in the UKI.
+        append: String,
+    },
+}
+
+/// UEFI firmware; the distribution's package `ovmf`.
+const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// Its variables as they are in a new machine.
+pub(crate) const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
 /// What a machine is made of.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Spec {
@@ -17,12 +43,8 @@ pub(crate) struct Spec {
     pub name: String,
     /// Disk overlay, qcow2.
     pub disk: PathBuf,
-    /// Kernel, booted directly.
-    pub kernel: PathBuf,
-    /// Its initrd.
-    pub initrd: PathBuf,
-    /// Its whole command line.
-    pub append: String,
+    /// What starts the kernel.
+    pub boot: Boot,
     /// Ignition configuration, given by fw_cfg; none: the blob is absent.
     pub ignition: Option<PathBuf>,
     /// File that receives the serial console, appended to.
@@ -76,12 +98,8 @@ pub(crate) fn command(spec: &Spec, accelerator: Accelerator) -> Command {
     command
         .args(["-name", &spec.name])
         .args(["-smp", &spec.cpus.to_string()])
-        .args(["-m", &spec.memory_mib.to_string()])
-        .arg("-kernel")
-        .arg(&spec.kernel)
-        .arg("-initrd")
-        .arg(&spec.initrd)
-        .args(["-append", &spec.append]);
+        .args(["-m", &spec.memory_mib.to_string()]);
+    boot(&mut command, &spec.boot);
     boot_and_disk(&mut command, spec);
     network(&mut command, spec);
     command
@@ -104,6 +122,38 @@ pub(crate) fn command(spec: &Spec, accelerator: Accelerator) -> Command {
     command
 }
 
+fn boot(command: &mut Command, boot: &Boot) {
+    match boot {
+        Boot::Direct {
+            kernel,
+            initrd,
+            append,
+        } => command
+            .arg("-kernel")
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(initrd)
+            .args(["-append", append]),
+        Boot::Firmware { variables, append } => command
+            .args([
+                "-drive",
+                &format!("if=pflash,unit=0,format=raw,readonly=on,file={FIRMWARE}"),
+            ])
+            .args([
+                "-drive",
+                &format!("if=pflash,unit=1,format=raw,file={}", escape(variables)),
+            ])
+            // systemd-stub(7).
+            .args([
+                "-smbios",
+                &format!(
+                    "type=11,value=io.systemd.stub.kernel-cmdline-extra={}",
+                    append.replace(',', ",,")
+                ),
+            ]),
+    };
+}
+
 fn boot_and_disk(command: &mut Command, spec: &Spec) {
     if spec.exit_on_reset {
         command.arg("-no-reboot");
@@ -123,7 +173,8 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
                 escape(&spec.disk)
             ),
         ])
-        .args(["-device", "virtio-blk-pci,drive=disk"]);
+        // Firmware would look into the network first. Not 0: that is QEMU's own for a kernel that it loads itself.
+        .args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
     if let Some(spare) = &spec.spare_disk {
         command
             .args([
@@ -183,9 +234,11 @@ pub(crate) mod tests {
         Spec {
             name: "node1".into(),
             disk: "/d,1/disk.qcow2".into(),
-            kernel: "/i/k".into(),
-            initrd: "/i/r".into(),
-            append: "console=ttyS0 quiet".into(),
+            boot: Boot::Direct {
+                kernel: "/i/k".into(),
+                initrd: "/i/r".into(),
+                append: "console=ttyS0 quiet".into(),
+            },
             ignition: Some("/d/node1.ign".into()),
             console: "/d/console".into(),
             qmp: "/run/q".into(),
@@ -258,6 +311,20 @@ pub(crate) mod tests {
             ..spec()
         });
         assert!(!line.contains("user,") && line.contains("netdev=underlay,mac"));
+    }
+
+    #[test]
+    fn firmware_finds_the_kernel_by_itself() {
+        let line = line(&Spec {
+            boot: Boot::Firmware {
+                variables: "/d,1/vars".into(),
+                append: "console=ttyS0 a,b".into(),
+            },
+            ..spec()
+        });
+        assert!(!line.contains("-kernel") && !line.contains("-append"));
+        assert!(line.contains("unit=1,format=raw,file=/d,,1/vars"));
+        assert!(line.contains("kernel-cmdline-extra=console=ttyS0 a,,b"));
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! 3. one reboots at another address while etcd is away: [`etcd_absent`]; then, [`renumbering`] and [`networks`];
 //! 4. a machine with one network card and without the agent boots two times: [`after_boot`], [`plain_docker`], [`image_kernel`];
 //! 5. beside it, machines whose configuration is broken or elsewhere: [`broken_ignition`], [`initrd_network`];
-//! 6. machines that do what configurations ask for, as people write them: [`configs`].
+//! 6. machines that do what configurations ask for, as people write them: [`configs`];
+//! 7. a machine goes to the next version of the image and back: [`update`].
 
 mod after_boot;
 mod broken_ignition;
@@ -23,6 +24,7 @@ mod plain_docker;
 mod renumbering;
 mod second_boot;
 mod singles;
+mod update;
 
 use anyhow::{Result, bail};
 
@@ -49,6 +51,7 @@ const GROUPS: &[Names] = &[
     broken_ignition::CASES,
     initrd_network::CASES,
     configs::CASES,
+    update::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -56,6 +59,7 @@ const EXTENDED: &[Names] = &[
     after_boot::EXTENDED,
     initrd_network::EXTENDED,
     configs::EXTENDED,
+    update::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -88,6 +92,7 @@ pub(crate) async fn run(common: &Common, filter: Option<String>, all: bool) -> R
     pair::run(&mut suite, &host, common, &boots).await;
     singles::run(&mut suite, &host, common, &boots).await;
     configs::run(&mut suite, &host, common, &boots).await;
+    update::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

@@ -2,15 +2,20 @@
 //!
 //! The root partition starts empty and holds only the data of this machine; `/usr` comes from the image and is already
 //! mounted. `/etc` is an overlay: the lower layer is the image's defaults in `/usr`, the upper layer the machine's
-//! changes.
+//! changes. What a requested reset keeps, and what a new version of the image finds, is settled here, before anything runs
+//! from the root.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use sys_mount::{Mount, MountFlags};
 use thiserror::Error;
+
+use super::{etc, reset};
+use crate::base::atomic_file;
 
 /// Why the root file system could not be prepared.
 #[derive(Debug, Error)]
@@ -66,54 +71,192 @@ const DIRECTORIES: [(&str, u32); 15] = [
 const LINKS: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 
 /// The image's defaults for `/etc`.
-const LOWER: &str = "usr/share/selvage/etc";
+const LOWER: &str = etc::DEFAULTS;
 /// The machine's changes to `/etc`.
-const UPPER: &str = ".selvage/etc";
+const UPPER: &str = reset::UPPER;
 /// The work directory of overlayfs, which must be on the same file system.
 const WORK: &str = ".selvage/etc.work";
 /// Written by the last step of provisioning.
 const PROVISIONED: &str = ".selvage/provisioned";
+/// The version of the image that ran last.
+const VERSION: &str = ".selvage/version";
+
+/// What this boot is to do besides booting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Boot {
+    /// Provision the machine.
+    pub first: bool,
+    /// Clear the root partition before, as the boot menu's entry asks for; the request of `selvage reset` is found there.
+    pub reset: bool,
+}
 
 /// Lays out the root file system mounted at `root`, with the image's `/usr` mounted inside, and mounts `/etc`.
 ///
 /// On the first boot the machine has no data to lose. What an interrupted provisioning left behind is removed, because
 /// Ignition cannot run twice on the same root, and the files that Ignition needs are created.
-pub fn prepare(root: &Path, first_boot: bool, output: &mut impl Write) -> Result<(), Error> {
+pub fn prepare(root: &Path, boot: Boot, output: &mut impl Write) -> Result<(), Error> {
     let lower = root.join(LOWER);
     if !lower.is_dir() {
         return Err(Error::NoDefaults(lower));
     }
-    if first_boot && root.join(".selvage").exists() && !root.join(PROVISIONED).exists() {
+    if boot.first {
+        clear_what_is_left(root, boot.reset, output)?;
+    }
+    create_layout(root)?;
+    let version = new_version(root)?;
+    // Another version's defaults say nothing about who wrote a file that is like them: if that version goes again, the file
+    // must still be there. Nor is this worth a machine that does not boot: a copy that stays only hides a newer default.
+    if version.is_none()
+        && let Err(error) = etc::drop_unchanged(&lower, &root.join(UPPER))
+    {
+        writeln!(
+            output,
+            "failed to look for unchanged files of /etc: {error}"
+        )?;
+    }
+    mount_etc(root)?;
+    if boot.first {
+        prepare_for_ignition(root)?;
+    }
+    let Some(version) = version else {
+        return Ok(());
+    };
+    if !boot.first {
+        writeln!(
+            output,
+            "first boot of {version}: bringing /etc and /var up to date"
+        )?;
+        have_updated(root)?;
+    }
+    // Last: after a power cut the next boot does the above again.
+    let path = root.join(VERSION);
+    atomic_file::replace(&path, format!("{version}\n").as_bytes(), 0o644)
+        .map_err(at("write", &path))
+}
+
+/// Clears the root partition where a reset is asked for, or an earlier provisioning did not come to its end.
+fn clear_what_is_left(root: &Path, reset: bool, output: &mut impl Write) -> Result<(), Error> {
+    let request = root.join(reset::FILE);
+    let mut requested = reset::requested(root).map_err(at("read", &request))?;
+    if requested.is_none() && reset && root.join(PROVISIONED).exists() {
+        // A power cut from here on must not leave half of the old machine.
+        reset::request(root, &[]).map_err(at("write", &request))?;
+        requested = Some(Vec::new());
+    }
+    if let Some(keep) = requested {
+        writeln!(output, "reset: clearing the root partition")?;
+        for path in &keep {
+            writeln!(output, "reset: keeping {}", path.display())?;
+        }
+        return clear(root, &[keep, vec![PathBuf::from(reset::FILE)]].concat());
+    }
+    if root.join(".selvage").exists() && !root.join(PROVISIONED).exists() {
         writeln!(
             output,
             "an earlier provisioning was interrupted: clearing the root partition"
         )?;
-        clear(root)?;
+        clear(root, &[])?;
     }
-    create_layout(root)?;
-    mount_etc(root)?;
-    if first_boot {
-        prepare_for_ignition(root)
-    } else {
-        Ok(())
-    }
+    Ok(())
 }
 
-/// Removes everything except other file systems mounted below.
-fn clear(root: &Path) -> Result<(), Error> {
+/// Removes everything except `keep`, relative to `root`, and other file systems mounted below.
+fn clear(root: &Path, keep: &[PathBuf]) -> Result<(), Error> {
     let device = fs::symlink_metadata(root).map_err(at("read", root))?.dev();
-    for entry in fs::read_dir(root).map_err(at("list", root))? {
-        let path = entry.map_err(at("list", root))?.path();
+    clear_directory(root, device, keep)
+}
+
+fn clear_directory(directory: &Path, device: u64, keep: &[PathBuf]) -> Result<(), Error> {
+    for entry in fs::read_dir(directory).map_err(at("list", directory))? {
+        let entry = entry.map_err(at("list", directory))?;
+        let path = entry.path();
         let metadata = fs::symlink_metadata(&path).map_err(at("read", &path))?;
-        if metadata.dev() != device {
+        let name = PathBuf::from(entry.file_name());
+        if metadata.dev() != device || keep.contains(&name) {
             continue;
         }
-        let removed = if metadata.is_dir() {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
+        let inside: Vec<_> = keep
+            .iter()
+            .filter_map(|kept| kept.strip_prefix(&name).ok().map(Path::to_owned))
+            .collect();
+        if metadata.is_dir() && !inside.is_empty() {
+            clear_directory(&path, device, &inside)?;
+            continue;
+        }
+        let remove = || match metadata.is_dir() {
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        let removed = match remove() {
+            // Of a file that chattr(1) made immutable or append-only.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let unlocked = unlock(directory).and_then(|()| unlock_all(&path));
+                unlocked.map_err(at("change the attributes of", &path))?;
+                remove()
+            }
+            result => result,
         };
         removed.map_err(at("remove", &path))?;
+    }
+    Ok(())
+}
+
+/// As [`unlock`], and all that is in a directory.
+fn unlock_all(path: &Path) -> io::Result<()> {
+    unlock(path)?;
+    if fs::symlink_metadata(path)?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            unlock_all(&entry?.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the attributes away that keep even root from removing a file, or what is in a directory: immutable and
+/// append-only.
+fn unlock(path: &Path) -> io::Result<()> {
+    let kind = fs::symlink_metadata(path)?.file_type();
+    // Nothing else has them, nor may a device or a pipe be opened to see.
+    if !kind.is_dir() && !kind.is_file() {
+        return Ok(());
+    }
+    let file = File::open(path)?;
+    let locks = IFlags::IMMUTABLE | IFlags::APPEND;
+    let flags = ioctl_getflags(&file)?;
+    if flags.intersects(locks) {
+        ioctl_setflags(&file, flags - locks)?;
+    }
+    Ok(())
+}
+
+/// The version of the image, if it is another than the last boot's.
+fn new_version(root: &Path) -> Result<Option<String>, Error> {
+    let path = root.join("usr/lib/os-release");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at("read", &path)(error)),
+    };
+    let version = text
+        .lines()
+        .find_map(|line| line.strip_prefix("IMAGE_VERSION="))
+        .map(|version| version.trim_matches('"').to_owned());
+    // A record that is not there or cannot be read is as good as another version.
+    let last = fs::read_to_string(root.join(VERSION)).unwrap_or_default();
+    Ok(version.filter(|version| last.trim_end() != version))
+}
+
+/// Makes systemd run what is to run once after an update of `/usr` (`ConditionNeedsUpdate=`, systemd.unit(5)): it creates
+/// users and groups that this version has and the machine has not, among others.
+fn have_updated(root: &Path) -> Result<(), Error> {
+    for name in ["etc/.updated", "var/.updated"] {
+        let path = root.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(at("remove", &path)(error));
+            }
+            _ => (),
+        }
     }
     Ok(())
 }

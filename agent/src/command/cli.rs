@@ -7,7 +7,9 @@ use ipnet::IpNet;
 
 use crate::base::terminal::Colour;
 use crate::cluster::lease::SubnetKey;
+use crate::command::boot_check::BootCheckFlags;
 use crate::command::options::OptionsCommand;
+use crate::command::update::{UPDATE_HELP, UpdateCommand};
 use crate::settings::{
     CleanupFlags, DoctorSettings, LeaveFlags, NetworkSettings, PeersSettings, ReserveSettings,
     RunFlags, ServeFlags, SettingsFlags, StatusSettings,
@@ -84,10 +86,27 @@ pub enum Command {
         /// This is the first boot if FILE exists.
         #[arg(long, value_name = "FILE")]
         first_boot_if: PathBuf,
+        /// Clear the root file system before, if FILE exists.
+        #[arg(long, value_name = "FILE")]
+        reset_if: PathBuf,
     },
+    /// Provision this machine again: clear its root partition at the next boot, and run Ignition.
+    ///
+    /// Removes all changes of /etc, all of /var, /home, /root, /opt and /srv, but for what --keep names. Partitions that a
+    /// config made stay as they are. Asks before, unless told not to; restarts the machine.
+    Reset(ResetFlags),
+    /// Look for, install and undo updates of the image.
+    #[command(subcommand, after_long_help = UPDATE_HELP)]
+    Update(UpdateCommand),
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
     Ignition(IgnitionCommand),
+    /// Check whether a new version of the image works; the image runs this in every boot.
+    ///
+    /// Waits until everything works that worked before the update, or until nothing changes any more. Records the result,
+    /// and the failure of a version that this machine has fallen back from. Exit status: 0 it works, or no version is on
+    /// trial; 1 it does not; 75 undecided, look again.
+    BootCheck(BootCheckFlags),
     /// Generate shell completions.
     ///
     /// For the running bash: source <(selvage completions bash)
@@ -102,6 +121,23 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+}
+
+/// What `selvage reset` is asked.
+#[derive(Args, Clone, Debug)]
+pub struct ResetFlags {
+    /// A file or directory that stays; may be given several times. /var/log/journal keeps the log.
+    #[arg(long, value_name = "PATH")]
+    pub keep: Vec<PathBuf>,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+    /// Do not restart: the next boot resets the machine.
+    #[arg(long)]
+    pub no_reboot: bool,
+    /// Take an earlier request back; the machine has not restarted yet.
+    #[arg(long, conflicts_with_all = ["keep", "yes", "no_reboot"])]
+    pub cancel: bool,
 }
 
 /// Whose completions are printed.

@@ -10,7 +10,7 @@ use super::check::{Given, NETWORK, optional};
 use super::kind::Value;
 use super::setting::Setting;
 use super::table::{ALL, key};
-use super::{Environment, Error, Secret, SettingsFlags, Source};
+use super::{Environment, Error, Secret, SettingsFlags, Source, update};
 use crate::base::network_name::NetworkName;
 
 /// A value and where it comes from.
@@ -113,11 +113,15 @@ impl Inputs {
         };
         let file = DeTable::parse(text).map_err(wrong_toml)?;
         for (table, keys) in file.into_inner() {
+            if table.get_ref() == update::TABLE {
+                continue;
+            }
             let settings = ALL
                 .iter()
                 .filter(|setting| setting.table == table.get_ref());
             if settings.clone().next().is_none() {
                 let mut tables: Vec<_> = ALL.iter().map(|setting| setting.table).collect();
+                tables.push(update::TABLE);
                 tables.dedup();
                 return Err(wrong(table.span().start, &unknown(table.get_ref(), tables)));
             }
@@ -202,13 +206,13 @@ fn unknown(name: &str, known: Vec<&str>) -> String {
 }
 
 /// The line number of the byte `at`, counted from 1.
-fn line_at(text: &str, at: usize) -> usize {
+pub(super) fn line_at(text: &str, at: usize) -> usize {
     let before = text.as_bytes().get(..at).unwrap_or(text.as_bytes());
     1 + before.iter().filter(|byte| **byte == b'\n').count()
 }
 
 /// The key in the line of the byte `at`. Not the whole line: a password in the file must not end up in the journal.
-fn key_at(text: &str, at: usize) -> Option<&str> {
+pub(super) fn key_at(text: &str, at: usize) -> Option<&str> {
     let line = text.lines().nth(line_at(text, at) - 1)?;
     let (key, _) = line.split_once('=')?;
     let key = key.trim();

@@ -23,9 +23,7 @@ mod checksum;
 mod direction;
 mod filter_manager;
 mod findings;
-mod packet;
 mod path;
-mod ping;
 mod size;
 mod tap;
 
@@ -45,9 +43,10 @@ use self::findings::{
     BLOCKED_PORT, CHECKSUM_OFFLOAD, Issue, MTU_BLACK_HOLE, ONE_WAY, PEER_UNREACHABLE,
 };
 use self::path::{Path, Topology};
-use self::ping::{Echo, EchoResult, Pinger};
 use self::size::Search;
 use super::{Check, Context, Finding, NotChecked, Outcome};
+use crate::host::probe::packet;
+use crate::host::probe::ping::{Echo, EchoResult, Pinger};
 
 /// How long to wait for replies to the first echoes, and how often to resend them.
 const PATIENCE: [Duration; 4] = [

@@ -57,6 +57,15 @@ pub(super) fn page() -> io::Result<Page> {
         entry(&mut roff, setting);
     }
 
+    roff.control("SH", ["[update]"]);
+    roff.text([
+        roman("Updates of the image; selvage does not mind mistakes in it, "),
+        bold("selvage update"),
+        roman(" does. See "),
+        bold("selvage-update"),
+        roman("(1)."),
+    ]);
+
     roff.control("SH", ["EXAMPLE"]);
     prose(&mut roff, &indented(EXAMPLE));
     roff.control("SH", ["SEE ALSO"]);

@@ -21,12 +21,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::packet::{Packet, Tag};
 use super::path::{Carrier, Path, Topology};
-use super::ping::{Echo, EchoResult, Pinger};
 use super::tap::{PacketInfo, Tap, open_all};
 use crate::base::net::MacAddr;
 use crate::host::netlink::host::neighbors;
+use crate::host::probe::packet::{Packet, Tag};
+use crate::host::probe::ping::{Echo, EchoResult, Pinger};
 
 /// How often the packets are sent.
 const TRIES: usize = 3;

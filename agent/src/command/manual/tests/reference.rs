@@ -41,14 +41,15 @@ fn reference() -> String {
             OnReload::Restart => "a restart",
         };
         let commands = match commands(flag) {
-            all if all == commands("config") => "all".to_owned(),
+            all if all == commands("network") => "all".to_owned(),
             some => some,
         };
         text += &format!(
             "| `{name}`, `--{flag} {value}` | {help} | {default} | {commands} | {change} |\n"
         );
     }
-    text
+    // Not in the table: `settings/update.rs`.
+    text + "\n## `[update]`\n\n[updates.md](updates.md#by-itself) has these.\n"
 }
 
 /// The commands that have the flag.

@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
 use super::packet::Tag;
-use super::tap::watch;
+use super::watch;
 
 /// Number of echoes sent before reading replies.
 const BURST: usize = 128;
@@ -52,15 +52,15 @@ const DO: usize = 2;
 
 /// An echo request to be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Echo {
-    pub(super) to: IpAddr,
+pub(crate) struct Echo {
+    pub(crate) to: IpAddr,
     /// Bytes of the whole IP packet.
-    pub(super) len: usize,
+    pub(crate) len: usize,
 }
 
 /// The result of an echo request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum EchoResult {
+pub(crate) enum EchoResult {
     /// It came back.
     Answered,
     /// It did not.
@@ -76,7 +76,7 @@ type Received = nix::Result<Option<(Tag, IpAddr)>>;
 
 /// Sockets for echo requests in both families.
 #[derive(Debug)]
-pub(super) struct Pinger {
+pub(crate) struct Pinger {
     v4: AsyncFd<OwnedFd>,
     v6: Option<AsyncFd<OwnedFd>>,
     id: u16,
@@ -89,7 +89,7 @@ impl Pinger {
     ///
     /// # Errors
     /// `EPERM` without the capability `CAP_NET_RAW`.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut random = [0; 10];
         SystemRandom::new()
             .fill(&mut random)
@@ -117,7 +117,7 @@ impl Pinger {
     }
 
     /// A tag for an echo that is sent elsewhere.
-    pub(super) fn tag(&mut self) -> Tag {
+    pub(crate) fn tag(&mut self) -> Tag {
         let sequence = self.next;
         self.next = self.next.wrapping_add(1);
         Tag {
@@ -128,13 +128,13 @@ impl Pinger {
     }
 
     /// Whether an echo is from this sender.
-    pub(super) fn owns(&self, tag: Tag) -> bool {
+    pub(crate) fn owns(&self, tag: Tag) -> bool {
         (tag.id, tag.mark) == (self.id, self.mark)
     }
 
     /// Sends echo requests and waits for replies, once for each of `patience`; unanswered ones are sent again. Returns
     /// the result of each. If this future is dropped, the next call ignores late replies.
-    pub(super) async fn ask(&mut self, echoes: &[Echo], patience: &[Duration]) -> Vec<EchoResult> {
+    pub(crate) async fn ask(&mut self, echoes: &[Echo], patience: &[Duration]) -> Vec<EchoResult> {
         let mut results = vec![EchoResult::Silent; echoes.len()];
         let tags: Vec<Tag> = echoes.iter().map(|_| self.tag()).collect();
         // By sequence number: its index, and who has to reply.

@@ -22,6 +22,7 @@ mod error;
 mod files;
 mod firewall_mode;
 pub(crate) mod flags;
+pub mod fleet;
 mod fragment;
 pub(crate) mod inputs;
 pub(crate) mod key;
@@ -300,7 +301,8 @@ pub fn check_file(text: &str, path: &Path) -> Result<(), Error> {
     let mut inputs = Inputs::default();
     let fragment = Fragment::parse(text, path)?;
     inputs.overlay(fragment, &Origin::File { path, text });
-    validate::settings(inputs).map(drop)
+    validate::settings(inputs)?;
+    fleet::check_file(text, path)
 }
 
 #[cfg(test)]

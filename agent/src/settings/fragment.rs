@@ -34,7 +34,7 @@ pub(super) fn line_at(text: &str, at: usize) -> usize {
 }
 
 /// The key in the line of the byte `at`. Not the whole line: a password in the file must not end up in the journal.
-fn key_at(text: &str, at: usize) -> Option<&str> {
+pub(super) fn key_at(text: &str, at: usize) -> Option<&str> {
     let line = text.lines().nth(line_at(text, at) - 1)?;
     let (key, _) = line.split_once('=')?;
     let key = key.trim();

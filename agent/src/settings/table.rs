@@ -6,6 +6,7 @@
 
 use clap::{Arg, ArgMatches};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use toml::Spanned;
 
 use super::environment::unplaced;
@@ -127,6 +128,8 @@ macro_rules! settings {
         #[serde(deny_unknown_fields, default)]
         pub(crate) struct Fragment {
             $(pub(crate) $table: fragment::$Table,)+
+            /// [`super::fleet`]'s.
+            pub(crate) fleet: IgnoredAny,
         }
 
         /// The merged settings; `None` if no source has a value.
@@ -160,6 +163,7 @@ macro_rules! settings {
                     $($table: fragment::$Table {
                         $($field: environment.get::<$kind>(key::$KEY)?,)+
                     },)+
+                    fleet: IgnoredAny,
                 })
             }
 
@@ -169,6 +173,7 @@ macro_rules! settings {
                     $($table: fragment::$Table {
                         $($field: <$kind>::flag(matches, $flag).map(unplaced),)+
                     },)+
+                    fleet: IgnoredAny,
                 }
             }
         }

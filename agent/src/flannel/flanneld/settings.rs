@@ -209,6 +209,7 @@ fn fragment(flags: &Flags, wanted: impl Fn(&'static str) -> bool) -> Fragment {
             log: number(key::AGENT_LOG).map(|level| unplaced(filter(level).to_owned())),
             ..Agent::default()
         },
+        ..Fragment::default()
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod cleanup;
 pub mod cli;
 pub mod doctor;
+pub mod fleet;
 pub mod leave;
 pub mod manual;
 pub mod network;

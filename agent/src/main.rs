@@ -19,8 +19,9 @@ use selvage::cluster::lease::SettingsError;
 use selvage::cluster::lease::etcd::EtcdStore;
 use selvage::cluster::serve;
 use selvage::command::cleanup;
-use selvage::command::cli::{Cli, Command, IgnitionCommand, NetworkCommand};
+use selvage::command::cli::{Cli, Command, FleetCommand, IgnitionCommand, NetworkCommand};
 use selvage::command::doctor;
+use selvage::command::fleet;
 use selvage::command::leave;
 use selvage::command::manual;
 use selvage::command::network::{self, NetworkCommandError};
@@ -155,6 +156,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         } => {
             sysroot::prepare(&root, first_boot_if.exists(), &mut stdout)?;
         }
+        Command::Fleet(command) => return fleet(&command, &mut stdout),
         Command::Ignition(IgnitionCommand::Render { cluster, out }) => {
             ignition::render_command(&cluster, &out, &mut stdout)?;
         }
@@ -196,6 +198,14 @@ fn network(command: NetworkCommand) -> anyhow::Result<()> {
         network::run(command, &mut store, &settings, &mut io::stdout()).await?;
         Ok(())
     })
+}
+
+fn fleet(command: &FleetCommand, stdout: &mut io::Stdout) -> anyhow::Result<u8> {
+    let flags = command.flags();
+    let environment = Environment::of_process();
+    let settings = start_to_look(&flags.settings)?;
+    let fleet = settings::fleet::load(sources(&flags.settings, &environment))?;
+    Ok(runtime()?.block_on(fleet::run(command, &fleet, &settings.etcd, stdout))?)
 }
 
 /// 64 when the arguments are wrong, 78 when a configuration is, 1 for everything else.

@@ -2,6 +2,7 @@
 //!
 //! May import: everything. Must not: be imported by any other room.
 
+pub mod boot_check;
 pub mod cleanup;
 pub mod cli;
 pub mod doctor;
@@ -12,3 +13,4 @@ pub mod network;
 pub mod options;
 pub mod peers;
 pub mod status;
+pub mod update;

@@ -11,6 +11,7 @@ pub(crate) mod identity;
 pub mod netlink;
 pub mod open;
 pub mod privileges;
+pub(crate) mod probe;
 pub mod reconcile;
 pub mod subnet_file;
 pub mod udp;

@@ -11,6 +11,7 @@ use clap::Parser;
 use selvage::agent;
 use selvage::appliance::ignition;
 use selvage::appliance::sysroot;
+use selvage::appliance::update::state::Health;
 use selvage::base::lock::Lock;
 use selvage::base::logging;
 use selvage::base::network_name::NetworkName;
@@ -18,6 +19,7 @@ use selvage::base::service;
 use selvage::cluster::lease::SettingsError;
 use selvage::cluster::lease::etcd::EtcdStore;
 use selvage::cluster::serve;
+use selvage::command::boot_check;
 use selvage::command::cleanup;
 use selvage::command::cli::{Cli, Command, FleetCommand, IgnitionCommand, NetworkCommand};
 use selvage::command::doctor;
@@ -28,6 +30,7 @@ use selvage::command::network::{self, NetworkCommandError};
 use selvage::command::options::{self, OptionsCommand};
 use selvage::command::peers;
 use selvage::command::status;
+use selvage::command::update;
 use selvage::flannel::cni;
 use selvage::flannel::docker_opts;
 use selvage::flannel::flanneld;
@@ -84,6 +87,10 @@ fn flanneld(called: &str, arguments: Vec<OsString>) -> ExitCode {
 fn selvage() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
+        Err(error) if error.kind() == clap::error::ErrorKind::DisplayVersion => {
+            println!("{}", update::version_text(Path::new("/")));
+            return ExitCode::SUCCESS;
+        }
         Err(error) => {
             // Nowhere to report that the terminal is gone.
             let _ = error.print();
@@ -156,6 +163,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         } => {
             sysroot::prepare(&root, first_boot_if.exists(), &mut stdout)?;
         }
+        Command::Update(command) => return update(&command, &mut stdout),
         Command::Fleet(command) => return fleet(&command, &mut stdout),
         Command::Ignition(IgnitionCommand::Render { cluster, out }) => {
             ignition::render_command(&cluster, &out, &mut stdout)?;
@@ -171,6 +179,14 @@ fn run(command: Command) -> anyhow::Result<u8> {
             for line in ignition::verify_image(&root)? {
                 writeln!(stdout, "unknown to agent/data/image.toml:{line}")?;
             }
+        }
+        Command::BootCheck(flags) if flags.next_try => {
+            logging::init("info")?;
+            return Ok(runtime()?.block_on(boot_check::next_try(&flags, &mut stdout))?);
+        }
+        Command::BootCheck(flags) => {
+            let settings = start_whatever(&flags.settings)?;
+            return Ok(runtime()?.block_on(boot_check::run(&settings, &flags, &mut stdout))?);
         }
         Command::Completions { shell } => manual::completions(shell, &mut stdout)?,
         Command::Man { directory } => manual::write(&directory)?,
@@ -198,6 +214,17 @@ fn network(command: NetworkCommand) -> anyhow::Result<()> {
         network::run(command, &mut store, &settings, &mut io::stdout()).await?;
         Ok(())
     })
+}
+
+fn update(command: &update::UpdateCommand, stdout: &mut io::Stdout) -> anyhow::Result<u8> {
+    let mut flags = SettingsFlags::default();
+    flags.config = command.config().map(Path::to_owned);
+    let environment = Environment::of_process();
+    let settings = settings::update::load(sources(&flags, &environment))?;
+    let agent = start_whatever(&flags)?;
+    let health = async || Health::take(&agent).await;
+    let root = Path::new("/");
+    Ok(runtime()?.block_on(update::run(command, settings, health, root, stdout))?)
 }
 
 fn fleet(command: &FleetCommand, stdout: &mut io::Stdout) -> anyhow::Result<u8> {
@@ -253,6 +280,18 @@ fn start_to_look(flags: &SettingsFlags) -> anyhow::Result<Settings> {
     for error in passed_over.iter().filter(files) {
         tracing::warn!("passed over: {}", logging::chain(error));
     }
+    Ok(settings)
+}
+
+/// As [`start_to_look`], but with the defaults if the settings are wrong: whether this version works must be said anyway,
+/// and an agent that does not start because of them is part of the answer.
+fn start_whatever(flags: &SettingsFlags) -> anyhow::Result<Settings> {
+    let (wrong, settings) = match start_to_look(flags) {
+        Ok(settings) => return Ok(settings),
+        Err(error) => (error, settings::defaults()?),
+    };
+    logging::init(&settings.agent.log)?;
+    tracing::warn!("the defaults are used, as the settings are wrong: {wrong:#}");
     Ok(settings)
 }
 

@@ -31,6 +31,7 @@ mod pattern;
 mod remote;
 mod secret;
 pub mod table;
+pub mod update;
 pub(crate) mod validate;
 
 pub use environment::Environment;
@@ -220,6 +221,14 @@ pub fn load_readable(sources: Sources<'_>) -> Result<(Settings, Vec<Error>), Err
     })
 }
 
+/// The settings of a machine that has none.
+///
+/// # Errors
+/// None: the defaults are valid.
+pub fn defaults() -> Result<Settings, Error> {
+    validate::settings(Inputs::default())
+}
+
 /// What is done about files that may not be read.
 enum Unreadable {
     Fatal,
@@ -302,6 +311,7 @@ pub fn check_file(text: &str, path: &Path) -> Result<(), Error> {
     let fragment = Fragment::parse(text, path)?;
     inputs.overlay(fragment, &Origin::File { path, text });
     validate::settings(inputs)?;
+    update::check_file(text, path)?;
     fleet::check_file(text, path)
 }
 

@@ -11,6 +11,12 @@ pub(crate) fn rfc3339(time: SystemTime) -> String {
     time.to_string()
 }
 
+/// The time that a text of [`rfc3339`]'s form names.
+pub(crate) fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+    let time: DateTime = text.parse().ok()?;
+    Some(UNIX_EPOCH + time.unix_duration())
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -28,7 +34,21 @@ mod tests {
             // After the year 9999, which only somebody else's status may say.
             (300_000_000_000, "9999-12-31T23:59:59Z"),
         ] {
-            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(secs)), text);
+            let time = UNIX_EPOCH + Duration::from_secs(secs);
+            assert_eq!(rfc3339(time), text);
+            if secs < 253_402_300_800 {
+                assert_eq!(parse_rfc3339(text), Some(time));
+            }
+        }
+        for text in [
+            "",
+            "2026-02-29T00:00:00Z",
+            "2026-11-29T10:00:00",
+            "2026-11-29",
+            "x",
+            "2026-11-29T10:00:00+01:00",
+        ] {
+            assert_eq!(parse_rfc3339(text), None, "{text}");
         }
         let half = UNIX_EPOCH + Duration::from_millis(1500);
         assert_eq!(rfc3339(half), "1970-01-01T00:00:01Z");

@@ -8,7 +8,9 @@ use ipnet::IpNet;
 use crate::appliance::fleet::records::MOST;
 use crate::base::terminal::Colour;
 use crate::cluster::lease::SubnetKey;
+use crate::command::boot_check::BootCheckFlags;
 use crate::command::options::OptionsCommand;
+use crate::command::update::{UPDATE_HELP, UpdateCommand};
 use crate::settings::fleet::is_group;
 use crate::settings::{
     CleanupFlags, DoctorSettings, LeaveFlags, NetworkSettings, PeersSettings, ReserveSettings,
@@ -87,12 +89,21 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         first_boot_if: PathBuf,
     },
+    /// Look for, install and undo updates of the image.
+    #[command(subcommand, after_long_help = UPDATE_HELP)]
+    Update(UpdateCommand),
     /// Show and steer how the machines of a fleet take turns at updates.
     #[command(subcommand, after_long_help = FLEET_HELP)]
     Fleet(FleetCommand),
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
     Ignition(IgnitionCommand),
+    /// Check whether a new version of the image works; the image runs this in every boot.
+    ///
+    /// Waits until everything works that worked before the update, or until nothing changes any more. Records the result,
+    /// and the failure of a version that this machine has fallen back from. Exit status: 0 it works, or no version is on
+    /// trial; 1 it does not; 75 undecided, look again.
+    BootCheck(BootCheckFlags),
     /// Generate shell completions.
     ///
     /// For the running bash: source <(selvage completions bash)

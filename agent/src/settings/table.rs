@@ -128,6 +128,8 @@ macro_rules! settings {
         #[serde(deny_unknown_fields, default)]
         pub(crate) struct Fragment {
             $(pub(crate) $table: fragment::$Table,)+
+            /// [`super::update`]'s.
+            pub(crate) update: IgnoredAny,
             /// [`super::fleet`]'s.
             pub(crate) fleet: IgnoredAny,
         }
@@ -163,6 +165,7 @@ macro_rules! settings {
                     $($table: fragment::$Table {
                         $($field: environment.get::<$kind>(key::$KEY)?,)+
                     },)+
+                    update: IgnoredAny,
                     fleet: IgnoredAny,
                 })
             }
@@ -173,6 +176,7 @@ macro_rules! settings {
                     $($table: fragment::$Table {
                         $($field: <$kind>::flag(matches, $flag).map(unplaced),)+
                     },)+
+                    update: IgnoredAny,
                     fleet: IgnoredAny,
                 }
             }

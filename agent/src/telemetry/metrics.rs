@@ -5,6 +5,9 @@
 //! so the number of series does not grow with the cluster.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,7 +18,16 @@ use crate::host::udp::Counters;
 use crate::telemetry::status::{Device, State, Status, TaskName};
 
 mod process;
-mod text;
+pub(crate) mod text;
+
+/// Where metrics of the image's updates are, in text format: of all processes the agent is the one that is asked.
+const UPDATE_METRICS: &str = "/var/lib/selvage/update";
+
+/// The name of that file in its directory.
+pub(crate) const METRICS_FILE: &str = "metrics.prom";
+
+/// The longest text that is added, in bytes.
+const MOST_ADDED: u64 = 64 << 10;
 
 /// Event counts by kind.
 pub(crate) type Tally = BTreeMap<&'static str, u64>;
@@ -98,7 +110,9 @@ impl Sample {
 
     /// The whole text that Prometheus reads.
     pub(crate) fn text(&self, ready: bool) -> String {
-        self.write(ready, &Process::read(), Instant::now())
+        let mut text = self.write(ready, &Process::read(), Instant::now());
+        text.push_str(&added(&Path::new(UPDATE_METRICS).join(METRICS_FILE)));
+        text
     }
 
     fn write(&self, ready: bool, process: &Process, now: Instant) -> String {
@@ -409,6 +423,17 @@ impl Sample {
             "Maximum time between two full resyncs.",
             kernel.interval_seconds,
         );
+    }
+}
+
+/// The text of a file of metrics; empty if there is none, or if a reader of all metrics would stumble over it.
+fn added(path: &Path) -> String {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MOST_ADDED).read_to_string(&mut text));
+    let is_ours = |line: &str| line.starts_with("selvage_update_") || line.starts_with("# ");
+    match read {
+        Ok(_) if text.ends_with('\n') && text.lines().all(is_ours) => text,
+        _ => String::new(),
     }
 }
 

@@ -19,6 +19,7 @@ mod allocation;
 #[path = "../etcd/authority.rs"]
 mod authority;
 mod backends;
+mod boot_check;
 mod clock;
 mod cluster;
 mod config;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HOST;
 use hyper::{Request, Response};
@@ -47,7 +47,7 @@ impl Connection {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             // Whoever waits for an answer is told what is wrong as well.
-            let _ = driver.await;
+            let _ = driver.with_upgrades().await;
         });
         Ok(Self {
             sender,
@@ -65,11 +65,22 @@ impl Connection {
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Bytes>, ExchangeError> {
-        self.sender.ready().await?;
-        let (head, body) = self.sender.send_request(request).await?.into_parts();
+        let (head, body) = self.send(request).await?.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await;
         let body = body.map_err(ExchangeError::Body)?.to_bytes();
         Ok(Response::from_parts(head, body))
+    }
+}
+
+impl Connection {
+    /// Sends a request and reads the head of the answer; its body comes while this connection lives. The request must have
+    /// a `Host`.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, hyper::Error> {
+        self.sender.ready().await?;
+        self.sender.send_request(request).await
     }
 }
 

@@ -23,9 +23,7 @@ mod checksum;
 mod direction;
 mod findings;
 mod opening;
-mod packet;
 mod path;
-mod ping;
 mod size;
 mod tap;
 
@@ -45,9 +43,10 @@ use self::findings::{
 };
 use self::opening::Keeper;
 use self::path::{Ground, Path};
-use self::ping::{Echo, Outcome as Fate, Pinger};
 use self::size::Search;
 use super::{Check, Context, Finding, NotChecked, Outcome};
+use crate::host::probe::packet;
+use crate::host::probe::ping::{Echo, Outcome as Fate, Pinger};
 
 /// How long to wait for replies to the first echoes, and how often to resend them.
 const PATIENCE: [Duration; 4] = [

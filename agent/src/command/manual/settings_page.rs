@@ -56,6 +56,15 @@ pub(super) fn page() -> io::Result<Page> {
         entry(&mut roff, setting);
     }
 
+    roff.control("SH", ["[update]"]);
+    roff.text([
+        roman("Updates of the image; selvage does not mind mistakes in it, "),
+        bold("selvage update"),
+        roman(" does. See "),
+        bold("selvage-update"),
+        roman("(1)."),
+    ]);
+
     roff.control("SH", ["[fleet]"]);
     roff.text([
         roman("How machines take turns at updates of the image; selvage does not mind mistakes in it, "),

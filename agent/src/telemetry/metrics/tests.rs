@@ -213,6 +213,27 @@ fn every_metric_is_in_the_documentation() {
     }
 }
 
+#[test]
+fn metrics_of_updates_are_added_only_if_they_are_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(METRICS_FILE);
+    assert_eq!(added(&path), "");
+    let whole = "# HELP selvage_update_a A.\n# TYPE selvage_update_a gauge\nselvage_update_a 1\n";
+    std::fs::write(&path, whole).unwrap();
+    assert_eq!(added(&path), whole);
+    let long = whole.repeat(2000);
+    for bad in [
+        &whole[..whole.len() - 1],
+        "selvage_ready 1\n",
+        "\n\n",
+        "selvage_update_a 1\n\u{0}\n",
+        &long,
+    ] {
+        std::fs::write(&path, bad).unwrap();
+        assert_eq!(added(&path), "", "{} bytes", bad.len());
+    }
+}
+
 /// The names of metrics in an expression or a file.
 fn names(text: &str) -> BTreeSet<&str> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))

@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 
 /// The type of a family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Goes up and down.
     Gauge,
     /// Only goes up, from the start of the process.
@@ -13,10 +13,10 @@ pub(super) enum Kind {
 
 /// The text being written.
 #[derive(Debug, Default)]
-pub(super) struct Text(String);
+pub(crate) struct Text(String);
 
 /// A family whose series are being written.
-pub(super) struct Family<'a> {
+pub(crate) struct Family<'a> {
     text: &'a mut String,
     name: &'static str,
     kind: Kind,
@@ -26,7 +26,7 @@ pub(super) struct Family<'a> {
 
 impl Text {
     /// Starts a family. It is left out if it gets no series.
-    pub(super) fn family(
+    pub(crate) fn family(
         &mut self,
         name: &'static str,
         kind: Kind,
@@ -42,17 +42,17 @@ impl Text {
     }
 
     /// A gauge without labels.
-    pub(super) fn gauge(&mut self, name: &'static str, help: &'static str, value: impl Display) {
+    pub(crate) fn gauge(&mut self, name: &'static str, help: &'static str, value: impl Display) {
         self.family(name, Kind::Gauge, help).with(&[], value);
     }
 
     /// A counter without labels.
-    pub(super) fn counter(&mut self, name: &'static str, help: &'static str, value: impl Display) {
+    pub(crate) fn counter(&mut self, name: &'static str, help: &'static str, value: impl Display) {
         self.family(name, Kind::Counter, help).with(&[], value);
     }
 
     /// A summary without quantiles: a count and a sum.
-    pub(super) fn summary(
+    pub(crate) fn summary(
         &mut self,
         name: &'static str,
         help: &'static str,
@@ -66,14 +66,14 @@ impl Text {
         );
     }
 
-    pub(super) fn into_string(self) -> String {
+    pub(crate) fn into_string(self) -> String {
         self.0
     }
 }
 
 impl Family<'_> {
     /// Adds a series.
-    pub(super) fn with(&mut self, labels: &[(&str, &str)], value: impl Display) {
+    pub(crate) fn with(&mut self, labels: &[(&str, &str)], value: impl Display) {
         let (name, help) = (self.name, self.help);
         if !self.begun {
             let kind = match self.kind {

@@ -11,9 +11,9 @@ use std::time::Duration;
 use futures_util::future::{join_all, select_all};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::packet::{Packet, UDP};
 use super::path::{Ground, Path};
 use super::tap::{Passage, open_all};
+use crate::host::probe::packet::{Packet, UDP};
 
 /// Duration of the capture.
 const PATIENCE: Duration = Duration::from_millis(1500);

@@ -21,12 +21,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::packet::{Packet, Tag};
 use super::path::{Carrier, Ground, Path};
-use super::ping::{Echo, Outcome, Pinger};
 use super::tap::{Passage, Tap, open_all};
 use crate::base::net::MacAddr;
 use crate::host::netlink::host::neighbors;
+use crate::host::probe::packet::{Packet, Tag};
+use crate::host::probe::ping::{Echo, Outcome, Pinger};
 
 /// How often the packets are sent.
 const TRIES: usize = 3;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::ping::{Echo, Outcome, Pinger};
+use crate::host::probe::ping::{Echo, Outcome, Pinger};
 
 /// How many sizes are tried at once: four rounds find the byte among 10,000.
 const STEPS: usize = 15;

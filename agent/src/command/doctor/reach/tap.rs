@@ -14,8 +14,9 @@ use nix::sys::socket::{
 };
 use tokio::io::unix::AsyncFd;
 
-use super::packet::{Packet, ether_type};
 use crate::base::net::MacAddr;
+use crate::host::probe::packet::{Packet, ether_type};
+use crate::host::probe::watch;
 
 /// Receive buffer in bytes, for packets that arrive while we are busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -107,12 +108,6 @@ pub(super) fn open_all(indices: impl IntoIterator<Item = u32>) -> io::Result<BTr
     let indices: BTreeSet<u32> = indices.into_iter().collect();
     let open = |index| Ok((index, Tap::open(index)?));
     indices.into_iter().map(open).collect()
-}
-
-/// Lets the runtime tell when something comes in.
-pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open for as long as it lives, and always the same.
-    unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }
 
 fn passage(from: LinkAddr) -> Option<Passage> {

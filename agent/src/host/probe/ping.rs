@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
 use super::packet::Tag;
-use super::tap::watch;
+use super::watch;
 
 /// How many echoes are sent before it is looked for answers.
 const BURST: usize = 128;
@@ -52,15 +52,15 @@ const DO: usize = 2;
 
 /// An echo request to be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Echo {
-    pub(super) to: IpAddr,
+pub(crate) struct Echo {
+    pub(crate) to: IpAddr,
     /// Bytes of the whole IP packet.
-    pub(super) len: usize,
+    pub(crate) len: usize,
 }
 
 /// The result of an echo request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// It came back.
     Answered,
     /// It did not.
@@ -76,7 +76,7 @@ type Received = nix::Result<Option<(Tag, IpAddr)>>;
 
 /// Sockets for echo requests in both families.
 #[derive(Debug)]
-pub(super) struct Pinger {
+pub(crate) struct Pinger {
     v4: AsyncFd<OwnedFd>,
     v6: Option<AsyncFd<OwnedFd>>,
     id: u16,
@@ -89,7 +89,7 @@ impl Pinger {
     ///
     /// # Errors
     /// `EPERM` without the capability `CAP_NET_RAW`.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut random = [0; 10];
         SystemRandom::new()
             .fill(&mut random)
@@ -117,7 +117,7 @@ impl Pinger {
     }
 
     /// A tag for an echo that is sent elsewhere.
-    pub(super) fn tag(&mut self) -> Tag {
+    pub(crate) fn tag(&mut self) -> Tag {
         let sequence = self.next;
         self.next = self.next.wrapping_add(1);
         Tag {
@@ -128,14 +128,14 @@ impl Pinger {
     }
 
     /// Whether an echo is from this sender.
-    pub(super) fn owns(&self, tag: Tag) -> bool {
+    pub(crate) fn owns(&self, tag: Tag) -> bool {
         (tag.id, tag.mark) == (self.id, self.mark)
     }
 
     /// Sends echo requests, and those that are not answered again, once for each of `patience`, for which the answers are
     /// then waited for. Returns what became of each. If this future is dropped, answers that come late are skipped by the
     /// next call.
-    pub(super) async fn ask(&mut self, echoes: &[Echo], patience: &[Duration]) -> Vec<Outcome> {
+    pub(crate) async fn ask(&mut self, echoes: &[Echo], patience: &[Duration]) -> Vec<Outcome> {
         let mut outcomes = vec![Outcome::Silent; echoes.len()];
         let tags: Vec<Tag> = echoes.iter().map(|_| self.tag()).collect();
         // By sequence number: which it is, and who has to answer.

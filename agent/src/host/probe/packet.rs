@@ -8,11 +8,11 @@ use nix::libc;
 use crate::host::udp::checksum::Sum;
 
 /// Protocol numbers, in the packet as in `IPPROTO_…`.
-pub(super) const ICMP: u8 = 1;
-pub(super) const IPIP: u8 = 4;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
-pub(super) const ICMPV6: u8 = 58;
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const IPIP: u8 = 4;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+pub(crate) const ICMPV6: u8 = 58;
 
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
@@ -24,7 +24,7 @@ const ICMP_HEADER: usize = 8;
 const MARK: usize = 8;
 
 /// The shortest echo that can be told from others, as a whole IP packet.
-pub(super) fn shortest(family_of: IpAddr) -> usize {
+pub(crate) fn shortest(family_of: IpAddr) -> usize {
     header_len(family_of) + ICMP_HEADER + MARK
 }
 
@@ -37,19 +37,19 @@ fn header_len(family_of: IpAddr) -> usize {
 
 /// What an echo is recognised by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Tag {
+pub(crate) struct Tag {
     /// The sender's identifier.
-    pub(super) id: u16,
+    pub(crate) id: u16,
     /// Which of its echoes.
-    pub(super) sequence: u16,
+    pub(crate) sequence: u16,
     /// Bytes that no other sender has.
-    pub(super) mark: [u8; MARK],
+    pub(crate) mark: [u8; MARK],
 }
 
 impl Tag {
     /// The echo request that goes to `to` in an IP packet of `len` bytes, or the least that is possible. The checksum of
     /// ICMPv6 is left to the kernel, which knows the addresses.
-    pub(super) fn request(self, to: IpAddr, len: usize) -> Vec<u8> {
+    pub(crate) fn request(self, to: IpAddr, len: usize) -> Vec<u8> {
         let len = len.max(shortest(to)) - header_len(to);
         let mut message = vec![0; len];
         message[0] = if to.is_ipv4() { 8 } else { 128 };
@@ -64,7 +64,7 @@ impl Tag {
     }
 
     /// The same as a whole IP packet, from an address that need not be the device's.
-    pub(super) fn packet(self, from: IpAddr, to: IpAddr) -> Option<Vec<u8>> {
+    pub(crate) fn packet(self, from: IpAddr, to: IpAddr) -> Option<Vec<u8>> {
         let mut message = self.request(to, 0);
         let len = u16::try_from(message.len()).ok()?;
         let mut packet = match (from, to) {
@@ -99,7 +99,7 @@ impl Tag {
     }
 
     /// The tag of an echo reply, if an ICMP message of the family is one.
-    pub(super) fn of_reply(message: &[u8], v4: bool) -> Option<Self> {
+    pub(crate) fn of_reply(message: &[u8], v4: bool) -> Option<Self> {
         let kind = if v4 { 0 } else { 129 };
         let header: &[u8; ICMP_HEADER] = message.first_chunk()?;
         let mark = message[ICMP_HEADER..].first_chunk()?;
@@ -113,17 +113,17 @@ impl Tag {
 
 /// An IP packet that is no fragment, as it was seen on a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Packet<'a> {
-    pub(super) source: IpAddr,
-    pub(super) destination: IpAddr,
-    pub(super) protocol: u8,
-    pub(super) payload: &'a [u8],
+pub(crate) struct Packet<'a> {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    pub(crate) protocol: u8,
+    pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Packet<'a> {
     /// Reads a packet; `None` for a part of one, and for what is no IP packet. IPv6 extension headers are taken for the
     /// protocol: what we look for has none.
-    pub(super) fn read(bytes: &'a [u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &'a [u8]) -> Option<Self> {
         match bytes.first()? >> 4 {
             4 => {
                 let header: &[u8; IPV4_HEADER] = bytes.first_chunk()?;
@@ -159,7 +159,7 @@ impl<'a> Packet<'a> {
     }
 
     /// The tag, if this is an echo reply.
-    pub(super) fn reply(&self) -> Option<Tag> {
+    pub(crate) fn reply(&self) -> Option<Tag> {
         match self.protocol {
             ICMP => Tag::of_reply(self.payload, true),
             ICMPV6 => Tag::of_reply(self.payload, false),
@@ -168,13 +168,13 @@ impl<'a> Packet<'a> {
     }
 
     /// The destination port, if this is a UDP packet.
-    pub(super) fn udp_port(&self) -> Option<u16> {
+    pub(crate) fn udp_port(&self) -> Option<u16> {
         let header: &[u8; UDP_HEADER] = self.payload.first_chunk()?;
         (self.protocol == UDP).then(|| u16::from_be_bytes([header[2], header[3]]))
     }
 
     /// The packet inside, by whichever of the open encapsulations: IP in IP, IP in UDP, Ethernet in VXLAN.
-    pub(super) fn inner(&self) -> Option<Packet<'a>> {
+    pub(crate) fn inner(&self) -> Option<Packet<'a>> {
         match self.protocol {
             IPIP => Self::read(self.payload),
             UDP => {
@@ -190,7 +190,7 @@ impl<'a> Packet<'a> {
 
     /// Whether this may be a packet of WireGuard's: in UDP one of its four types, and three bytes that are reserved
     /// (section 5.4 of its paper).
-    pub(super) fn is_wireguard(&self) -> bool {
+    pub(crate) fn is_wireguard(&self) -> bool {
         let message = self.payload.get(UDP_HEADER..);
         let kind: Option<&[u8; 4]> = message.and_then(<[u8]>::first_chunk);
         self.protocol == UDP && matches!(kind, Some([1..=4, 0, 0, 0]))
@@ -198,7 +198,7 @@ impl<'a> Packet<'a> {
 
     /// Whether the TCP or UDP checksum is there and wrong. What the sender left to its device, and never crossed a wire
     /// since, has the sum of the pseudo-header alone (`CHECKSUM_PARTIAL` of linux/skbuff.h), which is right.
-    pub(super) fn is_corrupt(&self) -> bool {
+    pub(crate) fn is_corrupt(&self) -> bool {
         let at = match self.protocol {
             TCP => 16,
             UDP => 6,
@@ -235,7 +235,7 @@ fn pseudo_header(from: IpAddr, to: IpAddr, protocol: u8, len: usize) -> Sum {
 }
 
 /// The number by which a device names what is in its frames (`ETH_P_IP`, `ETH_P_IPV6`).
-pub(super) fn ether_type(family_of: IpAddr) -> libc::c_int {
+pub(crate) fn ether_type(family_of: IpAddr) -> libc::c_int {
     match family_of {
         IpAddr::V4(_) => libc::ETH_P_IP,
         IpAddr::V6(_) => libc::ETH_P_IPV6,

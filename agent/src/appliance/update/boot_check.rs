@@ -1,0 +1,467 @@
+//! `selvage boot-check`: whether this boot of a new version is good, so that the boot loader keeps it.
+//!
+//! systemd runs it in every boot, before `boot-complete.target`; the boot loader's counter is removed after that.
+//!
+//! | this boot | what happens |
+//! |---|---|
+//! | of a version on trial | waits until all holds that must, or nothing changes any more; then a verdict |
+//! | of another version than the one on trial | it has fallen back: the failure is recorded with its reason |
+//! | of any other version | nothing |
+//!
+//! Good: exit status 0, systemd blesses the boot entry. Bad: 1, `selvage-next-try.service` reboots. Undecided: 75, the
+//! machine stays up, and systemd runs the check again.
+//!
+//! The version that runs after a fall-back runs the same checks before it records a failure. If they fail here too, the
+//! cause was not the other version.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use self::fallback::{Entry, Fate, fate};
+use self::health::Probe;
+use self::verdict::{Concern, Verdict, verdict};
+use super::running::{self, Counter};
+use super::state::{Failed, FailureCode, Finding, Health, Pending, State, StateFile};
+use crate::base::logging::chain;
+use crate::base::service::Service;
+use crate::settings::Settings;
+use crate::telemetry::status::now;
+
+mod fallback;
+mod health;
+mod issue;
+mod reach;
+mod site;
+mod systemd;
+mod verdict;
+
+/// The version is good, or there is nothing to check.
+const GOOD: u8 = 0;
+/// The version is bad.
+const BAD: u8 = 1;
+/// `EX_TEMPFAIL` of sysexits.h: undecided.
+const UNDECIDED: u8 = 75;
+
+/// How often to look, and how often if the site's checks are all that fails: they may cost more.
+const PAUSE: Duration = Duration::from_secs(1);
+const SITE_PAUSE: Duration = Duration::from_secs(10);
+
+/// How the check is done.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where this machine's files are: `/`, except in tests.
+    pub root: PathBuf,
+    /// How long to wait while nothing changes.
+    pub patience: Duration,
+    /// How long to wait at most.
+    pub limit: Duration,
+}
+
+/// The health of a machine now; `root` is where its files are.
+pub async fn health(settings: &Settings, root: &Path) -> Health {
+    let probe = Probe::new(settings, root);
+    let mut health = probe.look(&Health::default()).await;
+    probe.add_site_checks(&mut health).await;
+    health
+}
+
+/// Checks this boot. Returns the exit status.
+///
+/// # Errors
+/// The output cannot be written.
+pub async fn run(
+    settings: &Settings,
+    options: &Options,
+    output: &mut impl Write,
+) -> io::Result<u8> {
+    let Some(version) = running::version(&options.root) else {
+        info!("this is no Selvage image, so no version is on trial");
+        return Ok(GOOD);
+    };
+    let check = Check {
+        probe: Probe::new(settings, &options.root),
+        file: state_file(&options.root),
+        counter: Counter::of_this_boot(&options.root),
+        options,
+        version,
+        service: Service::from_environment(),
+    };
+    let status = check.run(output).await;
+    issue::write(&options.root, &check.file.read());
+    status
+}
+
+/// What is done when a boot has failed: when the check found the version bad or could not run, and in emergency mode.
+/// Returns the exit status; other than 0, systemd reboots.
+///
+/// # Errors
+/// The output cannot be written.
+pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
+    let Some(counter) = Counter::of_this_boot(root) else {
+        info!("the boot loader does not count this boot, so a reboot would not help");
+        return Ok(GOOD);
+    };
+    // systemd names the unit that failed, unless this was started by emergency.target.
+    let failed = std::env::var("MONITOR_UNIT").ok();
+    let (code, reason) = match &failed {
+        Some(unit) => (FailureCode::FailedUnit, format!("{unit} failed")),
+        None => (
+            FailureCode::Emergency,
+            "systemd started emergency mode: something that every boot needs failed".to_owned(),
+        ),
+    };
+    if let Some(version) = running::version(root) {
+        let note = |state: &mut State| {
+            let Some(pending) = on_trial(state, &version) else {
+                return;
+            };
+            // The check's own reason says more.
+            let of_this_boot = pending.last_boot == boot_id();
+            if pending.finding.is_none() || !of_this_boot || failed.is_none() {
+                pending.finding = Some(Finding {
+                    at: now(),
+                    bad: true,
+                    code,
+                    object: failed.clone(),
+                    reason: reason.clone(),
+                });
+            }
+        };
+        // Without /var the reason is lost, but not the reboot.
+        change(&state_file(root), note);
+    }
+    if !counter.reboot_helps() {
+        writeln!(
+            output,
+            "this boot failed and no other version works either: this machine stays up for repair ({reason})"
+        )?;
+        return Ok(GOOD);
+    }
+    writeln!(output, "this boot failed, the next try follows: {reason}")?;
+    match systemd::reboot().await {
+        Ok(()) => Ok(GOOD),
+        Err(error) => {
+            warn!("failed to reboot: {error}");
+            Ok(BAD)
+        }
+    }
+}
+
+/// Returns when systemd stops this process.
+async fn stopped() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            terminate.recv().await;
+        }
+        Err(error) => {
+            warn!("signals cannot be received: {error}");
+            std::future::pending().await
+        }
+    }
+}
+
+fn state_file(root: &Path) -> StateFile {
+    let directory = super::state::DIRECTORY.trim_start_matches('/');
+    StateFile::new(&root.join(directory))
+}
+
+/// The pending version, if it is the one that runs.
+fn on_trial<'a>(state: &'a mut State, version: &str) -> Option<&'a mut Pending> {
+    state
+        .pending
+        .as_mut()
+        .filter(|pending| pending.version == version)
+}
+
+/// The kernel's ID of this boot.
+fn boot_id() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// Changes the state. A disk that cannot be written must not keep a machine from blessing or falling back.
+fn change<T>(file: &StateFile, change: impl FnOnce(&mut State) -> T) -> Option<T> {
+    let changed = file.change(change);
+    changed
+        .inspect_err(|error| warn!("the state of updates is not kept: {}", chain(error)))
+        .ok()
+}
+
+struct Check<'a> {
+    probe: Probe<'a>,
+    file: StateFile,
+    counter: Option<Counter>,
+    options: &'a Options,
+    version: String,
+    service: Service,
+}
+
+impl Check<'_> {
+    async fn run(&self, output: &mut impl Write) -> io::Result<u8> {
+        let state = self.file.read();
+        match state.pending {
+            Some(pending) if pending.version == self.version => {
+                let is_first = self.count_boot();
+                self.judge(&pending.health_before, is_first, output).await
+            }
+            Some(pending) => self.fallen_back(pending, output).await,
+            // The state was lost, or somebody else installed this version. Nothing is known to compare with.
+            None if self.counter.is_some() => self.judge(&Health::default(), true, output).await,
+            None => {
+                self.service.status("no version is on trial");
+                Ok(GOOD)
+            }
+        }
+    }
+
+    /// Counts this boot, once however often the check runs. Returns whether this is its first run.
+    fn count_boot(&self) -> bool {
+        let boot = boot_id();
+        let is_first = change(&self.file, |state| {
+            let pending = on_trial(state, &self.version)?;
+            let is_first = pending.last_boot != boot;
+            if is_first {
+                pending.boots += 1;
+                pending.last_boot = boot;
+            }
+            Some(is_first)
+        });
+        is_first.flatten().unwrap_or(true)
+    }
+
+    async fn judge(
+        &self,
+        before: &Health,
+        is_first: bool,
+        output: &mut impl Write,
+    ) -> io::Result<u8> {
+        let version = &self.version;
+        let title = format!("checking {version}");
+        let verdict = tokio::select! {
+            // Listen to the signal before anything else.
+            biased;
+            () = stopped() => {
+                self.note_stop();
+                return Ok(UNDECIDED);
+            }
+            verdict = self.wait(before, &title) => verdict,
+        };
+        let all = sentences(verdict.concerns());
+        let (status, text) = match &verdict {
+            Verdict::Good => {
+                change(&self.file, |state| state.bless(version, now()));
+                info!(version, "this version works");
+                self.service.status(&format!("{version} works"));
+                if self.counter.is_some() {
+                    self.bless().await;
+                }
+                return Ok(GOOD);
+            }
+            Verdict::Bad(_) => {
+                let end = match self.counter.map(Counter::reboot_helps) {
+                    Some(true) => "the next try follows",
+                    Some(false) => {
+                        "this machine stays up for repair, as no other version works either"
+                    }
+                    None => {
+                        "this machine stays up for repair, as the boot loader does not count this boot"
+                    }
+                };
+                let text = format!("{version} failed its boot check: {all}; {end}");
+                (BAD, text)
+            }
+            Verdict::Undecided(_) => {
+                let text = format!("{version} is not proven to work: {all}; looking again");
+                (UNDECIDED, text)
+            }
+        };
+        self.service.status(&text);
+        // Undecided runs follow each other for as long as an outage lasts; the console shows what is new.
+        if self.note(&verdict, status == BAD, all) || is_first {
+            writeln!(output, "{text}")?;
+        } else {
+            info!("{text}");
+        }
+        Ok(status)
+    }
+
+    /// Whoever reboots before the check has ended does not condemn the version.
+    fn note_stop(&self) {
+        info!("stopped before there was a verdict");
+        change(&self.file, |state| {
+            if let Some(pending) = on_trial(state, &self.version) {
+                pending.finding.get_or_insert_with(|| Finding {
+                    at: now(),
+                    bad: false,
+                    code: FailureCode::CutShort,
+                    object: None,
+                    reason: "the machine was shut down before the boot check had ended".to_owned(),
+                });
+            }
+        });
+    }
+
+    /// Keeps what was found. Returns whether it is anything else than the last time.
+    fn note(&self, verdict: &Verdict, bad: bool, reason: String) -> bool {
+        let Some(first) = verdict.concerns().first() else {
+            return false;
+        };
+        let finding = Finding {
+            at: now(),
+            bad,
+            code: first.code,
+            object: first.object.clone(),
+            reason,
+        };
+        let kind = |finding: &Finding| (finding.bad, finding.code, finding.object.clone());
+        let changed = change(&self.file, |state| {
+            let pending = on_trial(state, &self.version)?;
+            let last = pending.finding.replace(finding.clone());
+            Some(last.as_ref().map(kind) != Some(kind(&finding)))
+        });
+        changed.flatten().unwrap_or(true)
+    }
+
+    /// Has systemd remove the counter. In the first run it waits for this check anyway; after an undecided run it has
+    /// given up.
+    async fn bless(&self) {
+        if let Err(error) = systemd::start("systemd-bless-boot.service").await {
+            warn!("failed to have the boot entry blessed: {error}");
+        }
+    }
+
+    async fn fallen_back(&self, pending: Pending, output: &mut impl Write) -> io::Result<u8> {
+        let failed = &pending.version;
+        let (code, reason) = match fate(&pending, Entry::find(&self.options.root, failed)) {
+            Fate::StillTried => {
+                info!(version = failed, "installed, and tried at the next boot");
+                return Ok(GOOD);
+            }
+            Fate::NotInstalled => {
+                info!(version = failed, "was not installed completely");
+                self.drop_pending(failed);
+                return Ok(GOOD);
+            }
+            Fate::Works => {
+                info!(version = failed, "works, although it does not run");
+                self.drop_pending(failed);
+                return Ok(GOOD);
+            }
+            Fate::NotProven(reason) => {
+                self.drop_pending(failed);
+                writeln!(
+                    output,
+                    "this machine runs {} again: {failed} was not proven to work, nor to be at fault: {reason}",
+                    self.version
+                )?;
+                return Ok(GOOD);
+            }
+            Fate::Failed(code, reason) => (code, reason),
+            Fate::Accused(finding) => {
+                let title = format!("fell back from {failed}, checking {}", self.version);
+                let verdict = self.wait(&pending.health_before, &title).await;
+                if excuses(&verdict, &finding) {
+                    self.drop_pending(failed);
+                    writeln!(
+                        output,
+                        "this machine runs {} again: {failed} failed its boot check, but so does {0}: {reason}",
+                        self.version,
+                        reason = finding.reason
+                    )?;
+                    return Ok(GOOD);
+                }
+                (finding.code, finding.reason)
+            }
+        };
+        let text = format!(
+            "{failed} failed, and this machine runs {} again: {reason}",
+            self.version
+        );
+        let failure = Failed {
+            version: failed.clone(),
+            at: now(),
+            boots: pending.boots,
+            code,
+            reason,
+        };
+        change(&self.file, |state| state.fail(failure));
+        self.service.status(&text);
+        writeln!(output, "{text}")?;
+        Ok(GOOD)
+    }
+
+    fn drop_pending(&self, version: &str) {
+        change(&self.file, |state| {
+            state.pending.take_if(|pending| pending.version == version);
+        });
+    }
+
+    /// Looks until everything holds, or until nothing changes any more.
+    async fn wait(&self, before: &Health, title: &str) -> Verdict {
+        let begin = Instant::now();
+        let mut progress = begin;
+        let mut last = None;
+        loop {
+            let mut health = self.probe.look(before).await;
+            let seen = fingerprint(&health);
+            if last.as_ref() != Some(&seen) {
+                progress = Instant::now();
+                last = Some(seen);
+            }
+            let mut found = verdict(before, &health);
+            let is_stuck = progress.elapsed() >= self.options.patience && !found.only_hangs();
+            let is_over = is_stuck || begin.elapsed() >= self.options.limit;
+            // The site's checks need what the others check.
+            let has_site_checks = found == Verdict::Good || is_over;
+            if has_site_checks {
+                self.service.status(&format!("{title}: the site's checks"));
+                self.probe.add_site_checks(&mut health).await;
+                found = verdict(before, &health);
+            }
+            if found == Verdict::Good || is_over {
+                return found;
+            }
+            self.service
+                .status(&format!("{title}: {}", sentences(found.concerns())));
+            let pause = match has_site_checks {
+                true => SITE_PAUSE.min(self.options.patience),
+                false => PAUSE,
+            };
+            sleep(pause).await;
+        }
+    }
+}
+
+/// Whether the old version fails the same check: then the new one was not to blame.
+fn excuses(verdict: &Verdict, finding: &Finding) -> bool {
+    let is_same =
+        |concern: &Concern| (concern.code, &concern.object) == (finding.code, &finding.object);
+    verdict.concerns().iter().any(is_same)
+}
+
+/// What has to change for a boot to count as going on. Not the sentences, which may count retries, nor which peers
+/// answer: they come and go without this host.
+fn fingerprint(health: &Health) -> Health {
+    let mut health = health.clone();
+    for cause in &mut health.causes {
+        cause.text.clear();
+        cause.detail = None;
+    }
+    for answering in [&mut health.peers_answering, &mut health.underlay_answering] {
+        answering.truncate(1);
+        answering.fill(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    }
+    health
+}
+
+fn sentences(concerns: &[Concern]) -> String {
+    let texts: Vec<String> = concerns.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}

@@ -1,0 +1,326 @@
+use std::sync::{Arc, Mutex};
+use std::time::UNIX_EPOCH;
+
+use super::*;
+use crate::appliance::update::samples::server::{Fault, TestServer};
+use crate::appliance::update::samples::{self, Site};
+use crate::appliance::update::state::LastCheck;
+use crate::appliance::update::turn::TurnError;
+use crate::appliance::update::version::Version;
+use crate::settings::{self, Environment, SettingsFlags, Sources};
+
+/// A fleet that answers as it is told, and writes down what it is asked.
+#[derive(Clone, Default)]
+struct Fleet {
+    start: Option<Leave>,
+    lock: Option<Leave>,
+    bad_drain: bool,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Fleet {
+    fn note(&self, what: &str) {
+        self.asked.lock().unwrap().push(what.to_owned());
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Turn for Fleet {
+    async fn may_start(&mut self, release: &Release) -> Result<Leave, TurnError> {
+        self.note(&format!("start {}", release.version));
+        Ok(self.start.clone().unwrap_or(Leave::Now))
+    }
+
+    async fn acquire(&mut self, version: &Version) -> Result<Leave, TurnError> {
+        self.note(&format!("lock {version}"));
+        Ok(self.lock.clone().unwrap_or(Leave::Now))
+    }
+
+    async fn drain(&mut self) -> Result<(), TurnError> {
+        self.note("drain");
+        match self.bad_drain {
+            true => Err("a hook failed".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+struct World {
+    server: TestServer,
+    root: tempfile::TempDir,
+    fleet: Fleet,
+}
+
+/// 2026-11-29 is a Sunday.
+const NOON: u64 = 1_795_953_600;
+
+impl World {
+    async fn new(settings: &str, severity: &str) -> Self {
+        let mut site = Site::new();
+        let mut release = samples::release("1.1", &mut site);
+        release["severity"] = severity.into();
+        samples::publish(&mut site, 5, &[release]);
+        let server = TestServer::start(site).await;
+        let settings = format!(
+            "server = \"http://{}/releases\"\ntime-zone = \"local\"\n{settings}",
+            server.address
+        );
+        Self {
+            root: samples::machine("1.0", &settings),
+            server,
+            fleet: Fleet::default(),
+        }
+    }
+
+    fn machine(&self) -> Machine {
+        let settings = settings::update::load(Sources {
+            root: self.root.path(),
+            config: None,
+            environment: &Environment::default(),
+            flags: &SettingsFlags::default(),
+        });
+        Machine::new(self.root.path(), settings.unwrap()).unwrap()
+    }
+
+    /// What a run at a time says.
+    async fn run_at(&mut self, secs: u64) -> Result<Stop, Error> {
+        let now = UNIX_EPOCH + Duration::from_secs(secs);
+        let machine = self.machine();
+        let health = async || Health::default();
+        run(&machine, self.root.path(), &mut self.fleet, &health, now).await
+    }
+
+    async fn run(&mut self) -> String {
+        self.run_at(NOON).await.unwrap().to_string()
+    }
+
+    fn reboots(&self) -> String {
+        std::fs::read_to_string(self.root.path().join("systemctl")).unwrap_or_default()
+    }
+
+    fn is_installed(&self) -> bool {
+        self.root
+            .path()
+            .join("efi/EFI/Linux/selvage_1.1+3-0.efi")
+            .exists()
+    }
+
+    fn downloads(&self) -> usize {
+        self.server.requests(".zst").len()
+    }
+}
+
+#[tokio::test]
+async fn the_settings_say_how_far_it_goes() {
+    for (auto, expected, downloads, installed, rebooted) in [
+        ("off", "no updates: update.auto is off", 0, false, ""),
+        (
+            "check",
+            "version 1.1 is available in the channel stable",
+            0,
+            false,
+            "",
+        ),
+        ("download", "version 1.1 is downloaded", 3, false, ""),
+        ("apply", "rebooting into version 1.1", 3, true, "reboot\n"),
+    ] {
+        let mut world = World::new(&format!("auto = \"{auto}\""), "normal").await;
+        assert_eq!(world.run().await, expected);
+        assert_eq!(world.downloads(), downloads, "{auto}");
+        assert_eq!(world.is_installed(), installed, "{auto}");
+        assert_eq!(world.reboots(), rebooted, "{auto}");
+    }
+    let mut world = World::new("", "normal").await;
+    std::fs::write(world.root.path().join("etc/selvage/agent.toml"), "").unwrap();
+    assert_eq!(world.run().await, "no updates: update.server is not set");
+}
+
+#[tokio::test]
+async fn installation_and_reboot_wait_for_a_window_but_the_download_does_not() {
+    let settings = "auto = \"apply\"\nwindows = [\"Mon 02:00-03:00\"]";
+    let mut world = World::new(settings, "security").await;
+    let expected = "version 1.1 waits for the window that opens at 2026-11-30T02:00:00Z";
+    assert_eq!(world.run().await, expected);
+    assert_eq!((world.downloads(), world.is_installed()), (3, false));
+    assert!(world.fleet.asked().is_empty());
+    // In the window no byte is needed from the server.
+    world
+        .server
+        .shared()
+        .site
+        .retain(|name, _| name.starts_with("stable"));
+    let monday = NOON + 14 * 3600;
+    let stop = world.run_at(monday).await.unwrap();
+    assert_eq!(stop, Stop::Reboots("rebooting into version 1.1".to_owned()));
+    assert_eq!(world.fleet.asked(), ["start 1.1", "lock 1.1", "drain"]);
+
+    for (skip, severity, waits) in [
+        ("critical", "critical", false),
+        ("critical", "security", true),
+        ("security", "security", false),
+        ("security", "normal", true),
+        ("never", "critical", true),
+    ] {
+        let settings = format!("{settings}\nskip-window = \"{skip}\"");
+        let mut world = World::new(&settings, severity).await;
+        assert_eq!(
+            world.run().await.contains("waits"),
+            waits,
+            "{skip} {severity}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_fleet_is_asked_before_the_slot_is_written_and_locked_before_the_reboot() {
+    let mut world = World::new("auto = \"apply\"", "normal").await;
+    world.fleet.start = Some(Leave::Later {
+        until: Some(UNIX_EPOCH + Duration::from_secs(NOON + 60)),
+        why: "its wave comes then".to_owned(),
+    });
+    let said = world.run().await;
+    assert_eq!(
+        said,
+        "version 1.1 waits until 2026-11-29T12:01:00Z: its wave comes then"
+    );
+    assert!(!world.is_installed());
+    world.fleet.start = Some(Leave::Never {
+        why: "it failed on 2 nodes".to_owned(),
+    });
+    assert_eq!(
+        world.run().await,
+        "version 1.1 is not started: it failed on 2 nodes"
+    );
+    assert!(!world.is_installed());
+    world.fleet.start = None;
+    world.fleet.lock = Some(Leave::Later {
+        until: None,
+        why: "node-2 has the lock".to_owned(),
+    });
+    let said = world.run().await;
+    assert_eq!(
+        said,
+        "version 1.1 is installed and waits: node-2 has the lock"
+    );
+    assert!(world.is_installed());
+    // The next run does not install it again.
+    let sysupdate = world.root.path().join("usr/lib/systemd/systemd-sysupdate");
+    samples::program(&sysupdate, "exit 1");
+    world.fleet.lock = None;
+    world.fleet.bad_drain = true;
+    assert_eq!(world.run().await, "rebooting into version 1.1");
+    assert_eq!(world.reboots(), "reboot\n");
+}
+
+#[tokio::test]
+async fn the_server_is_asked_once_in_an_interval() {
+    let mut world = World::new("check-interval = 3600", "normal").await;
+    let now = seconds(SystemTime::now());
+    world.run_at(now).await.unwrap();
+    world.run_at(now + 3500).await.unwrap();
+    assert_eq!(world.server.requests("stable.json").len(), 1);
+    world.run_at(now + 3700).await.unwrap();
+    assert_eq!(world.server.requests("stable.json").len(), 2);
+    // A failure is repeated earlier, and until then the last index holds.
+    world.server.shared().site.remove("stable.json");
+    let error = world.run_at(now + 8000).await.unwrap_err();
+    assert!(matches!(error, Error::Update(_)), "{error}");
+    let stop = world.run_at(now + 60).await.unwrap();
+    assert!(stop.to_string().contains("1.1 is available"), "{stop}");
+    world.run_at(now + 1000).await.unwrap_err();
+}
+
+#[test]
+fn checks_are_due_after_their_interval_and_when_the_clock_went_back() {
+    let hour = Duration::from_secs(3600);
+    for (last, now, due) in [
+        (None, 0, true),
+        (Some((1000, "index 5")), 1000, false),
+        (Some((1000, "index 5")), 4599, false),
+        (Some((1000, "index 5")), 4600, true),
+        (Some((1000, "index 5")), 999, true),
+        (Some((1000, "failed: x")), 1899, false),
+        (Some((1000, "failed: x")), 1900, true),
+    ] {
+        let mut state = State::default();
+        state.last_check = last.map(|(at, result)| LastCheck {
+            at,
+            result: result.to_owned(),
+        });
+        let now = UNIX_EPOCH + Duration::from_secs(now);
+        assert_eq!(is_due(&state, hour, now), due, "{last:?} {now:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_failed_or_was_rolled_back_from_is_left_alone() {
+    let mut world = World::new("auto = \"apply\"", "critical").await;
+    world.run().await;
+    let machine = world.machine();
+    // As if 1.1 ran.
+    let release = world.root.path().join("usr/lib/os-release");
+    std::fs::write(&release, "IMAGE_ID=selvage\nIMAGE_VERSION=1.1\n").unwrap();
+    assert_eq!(world.run().await, "version 1.1 is the newest");
+    world.machine().roll_back().unwrap();
+    std::fs::write(&release, "IMAGE_ID=selvage\nIMAGE_VERSION=1.0\n").unwrap();
+    let said = world.run().await;
+    assert!(
+        said.contains("it failed on this machine (rolled back by hand)"),
+        "{said}"
+    );
+    assert_eq!(world.reboots(), "reboot\n");
+    drop(machine);
+}
+
+#[tokio::test]
+async fn nothing_is_installed_over_the_version_to_fall_back_to() {
+    let mut world = World::new("auto = \"apply\"", "critical").await;
+    let entries = world.root.path().join("efi/EFI/Linux");
+    let (good, tried) = (
+        entries.join("selvage_1.0.efi"),
+        entries.join("selvage_1.0+2-1.efi"),
+    );
+    std::fs::rename(&good, &tried).unwrap();
+    assert_eq!(
+        world.run().await,
+        "version 1.1 waits until 1.0 has passed its boot check"
+    );
+    assert!(!world.is_installed());
+    std::fs::rename(&tried, &good).unwrap();
+    assert_eq!(world.run().await, "rebooting into version 1.1");
+}
+
+#[tokio::test]
+async fn a_run_waits_for_nobody_who_is_at_it() {
+    let mut world = World::new("auto = \"apply\"", "normal").await;
+    let machine = world.machine();
+    let _lock = machine.lock().unwrap();
+    let error = world.run_at(NOON).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("another selvage update is at work"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_broken_download_or_reboot_is_told() {
+    let mut world = World::new("auto = \"download\"", "normal").await;
+    world.server.fail([Fault::Status(403, "")]);
+    let error = world.run_at(NOON).await.unwrap_err().to_string();
+    assert!(error.ends_with("HTTP status 403"), "{error}");
+    let mut world = World::new("auto = \"apply\"", "normal").await;
+    samples::program(
+        &world.root.path().join("usr/bin/systemctl"),
+        "echo 'Access denied' >&2; exit 1",
+    );
+    let error = world.run_at(NOON).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "failed to reboot: systemctl reboot: Access denied; the next reboot starts the new version"
+    );
+}

@@ -1,0 +1,289 @@
+//! The output of `selvage update status`, as text and as JSON.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::automatic::shown_time;
+use crate::appliance::update::choose::{Choice, choose};
+use crate::appliance::update::index::Index;
+use crate::appliance::update::machine::{FAILED, Machine};
+use crate::appliance::update::slots::{self, Slot};
+use crate::appliance::update::state::{Failed, FailureCode, LastCheck, Pending};
+use crate::appliance::update::version::Version;
+use crate::appliance::update::windows;
+use crate::base::terminal::{Style, Tone};
+use crate::settings::update::{Auto, Severity};
+
+/// Bytes for people.
+pub(super) fn megabytes(bytes: u64) -> String {
+    let tenths = bytes.div_ceil(100_000);
+    format!("{}.{} MB", tenths / 10, tenths % 10)
+}
+
+/// What there is beside the running version.
+#[derive(Debug, Serialize)]
+pub(super) struct Available {
+    /// The channel.
+    channel: String,
+    /// The serial of its index.
+    serial: u64,
+    /// The release, if there is a newer one.
+    version: Option<Version>,
+    /// How much it matters.
+    severity: Option<Severity>,
+    /// The bytes to download.
+    size: Option<u64>,
+    /// Why it is not taken.
+    blocked: Option<String>,
+}
+
+impl Available {
+    pub(super) fn of(index: &Index, choice: &Choice<'_>) -> Self {
+        let mut found = Self {
+            channel: index.channel.clone(),
+            serial: index.serial,
+            version: None,
+            severity: None,
+            size: None,
+            blocked: None,
+        };
+        let release = match choice {
+            Choice::UpToDate => return found,
+            Choice::Update { release, severity } => {
+                found.severity = Some(*severity);
+                release
+            }
+            Choice::Blocked { release, why } => {
+                found.severity = Some(release.severity);
+                found.blocked = Some(why.to_string());
+                release
+            }
+        };
+        found.version = Some(release.version.clone());
+        found.size = Some(release.size());
+        found
+    }
+}
+
+/// A boot entry.
+#[derive(Debug, Serialize)]
+struct BootEntry {
+    version: Version,
+    /// How many tries are left; `None` once it is blessed.
+    tries_left: Option<u32>,
+}
+
+/// Everything.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    running: Version,
+    blessed: bool,
+    slots: Vec<Slot>,
+    /// `None` if the ESP cannot be read, which only root may.
+    boot_entries: Option<Vec<BootEntry>>,
+    server: Option<String>,
+    channel: String,
+    auto: &'static str,
+    windows: Vec<String>,
+    time_zone: String,
+    /// When a window closes, if one is open, in seconds since the Unix epoch.
+    window_closes: Option<i64>,
+    /// When a window opens next.
+    window_opens: Option<i64>,
+    pinned: Option<String>,
+    last_check: Option<LastCheck>,
+    available: Option<Available>,
+    pending: Option<Pending>,
+    failed: Vec<Failed>,
+    /// Whether a newer version than the running one failed here.
+    fell_back: bool,
+}
+
+impl Report {
+    pub(super) fn of(machine: &Machine, root: &Path) -> Self {
+        let (settings, state) = (machine.settings(), machine.state());
+        let running = machine.running().clone();
+        let index = machine.known_index();
+        let available = index.as_ref().map(|index| {
+            let choice = choose(index, &running, &state);
+            Available::of(index, &choice)
+        });
+        let entries = slots::entries(root).ok().map(|entries| {
+            let shown = entries.into_iter().map(|entry| BootEntry {
+                version: entry.version,
+                tries_left: entry.counter.map(|counter| counter.left),
+            });
+            shown.collect()
+        });
+        let zone = settings.time_zone.rules.as_ref();
+        let now = std::time::SystemTime::now();
+        let now = i64::try_from(crate::appliance::update::machine::seconds(now)).unwrap_or(0);
+        let is_newer = |failed: &Failed| {
+            failed
+                .version
+                .parse()
+                .is_ok_and(|version: Version| version > running)
+        };
+        Self {
+            blessed: (state.blessed.as_ref())
+                .is_some_and(|blessed| blessed.version == running.as_str()),
+            slots: slots::slots(root),
+            boot_entries: entries,
+            server: settings.server.as_ref().map(ToString::to_string),
+            channel: settings.channel.clone(),
+            auto: match settings.auto {
+                Auto::Off => "off",
+                Auto::Check => "check",
+                Auto::Download => "download",
+                Auto::Apply => "apply",
+            },
+            windows: settings.windows.iter().map(ToString::to_string).collect(),
+            time_zone: settings.time_zone.name.clone(),
+            window_closes: windows::closes(&settings.windows, zone, now),
+            window_opens: windows::opens(&settings.windows, zone, now),
+            fell_back: state.failed.iter().any(is_newer),
+            pinned: state.pinned.clone(),
+            last_check: state.last_check.clone(),
+            available,
+            pending: state.pending.clone(),
+            failed: state.failed.iter().cloned().collect(),
+            running,
+        }
+    }
+
+    /// See the help of `status`.
+    pub(super) fn exit_status(&self) -> u8 {
+        let check_failed = self
+            .last_check
+            .as_ref()
+            .is_some_and(|check| check.result.starts_with(FAILED));
+        let newer = self
+            .available
+            .as_ref()
+            .is_some_and(|found| found.version.is_some());
+        match check_failed || self.fell_back {
+            true => 1,
+            false if newer || self.pending.is_some() => super::NEWER,
+            false => 0,
+        }
+    }
+
+    pub(super) fn print(&self, style: Style, output: &mut impl Write) -> io::Result<()> {
+        let mut line = |name: &str, tone: Tone, text: &str| {
+            writeln!(
+                output,
+                "{:<10} {}",
+                style.bold(name),
+                style.tone(tone, text)
+            )
+        };
+        let blessed = if self.blessed {
+            "passed its boot check"
+        } else {
+            "not blessed"
+        };
+        line(
+            "running",
+            Tone::Plain,
+            &format!("{} ({blessed})", self.running),
+        )?;
+        for slot in &self.slots {
+            let version = slot.version.as_ref().map_or("empty", Version::as_str);
+            let text = format!("{} {version} ({})", slot.device, megabytes(slot.size));
+            line("slot", Tone::Plain, &text)?;
+        }
+        for entry in self.boot_entries.iter().flatten() {
+            let (tone, state) = match entry.tries_left {
+                None => (Tone::Plain, "good".to_owned()),
+                Some(0) => (Tone::Bad, "bad: no tries left".to_owned()),
+                Some(left) => (Tone::Warn, format!("on trial, {left} tries left")),
+            };
+            line("boots", tone, &format!("{} ({state})", entry.version))?;
+        }
+        if let Some(pending) = &self.pending {
+            let version = &pending.version;
+            let is_entry = |entry: &BootEntry| entry.version.as_str() == version;
+            let text = if *version == self.running.as_str() {
+                format!("{version} is judged by its boot check")
+            } else if (self.boot_entries.as_ref()).is_some_and(|all| !all.iter().any(is_entry)) {
+                format!("{version} is installed in part; selvage update apply goes on")
+            } else {
+                format!("{version} is installed; the next reboot starts it")
+            };
+            line("pending", Tone::Warn, &text)?;
+            if let Some(finding) = &pending.finding {
+                line(
+                    "finding",
+                    Tone::Bad,
+                    &format!("{}: {}", finding.code, finding.reason),
+                )?;
+            }
+        }
+        for failed in self.failed.iter().rev() {
+            let at = shown_time(i64::try_from(failed.at).unwrap_or(0));
+            let code = match failed.code {
+                // Somebody's decision.
+                FailureCode::Unknown => String::new(),
+                code => format!(" ({code})"),
+            };
+            let text = format!("{} on {at}: {}{code}", failed.version, failed.reason);
+            line("failed", Tone::Bad, &text)?;
+        }
+        if let Some(pinned) = &self.pinned {
+            line("pinned", Tone::Warn, pinned)?;
+        }
+        let server = self.server.as_deref().unwrap_or("none");
+        line(
+            "server",
+            Tone::Plain,
+            &format!("{server}, channel {}, auto {}", self.channel, self.auto),
+        )?;
+        self.print_window(&mut line)?;
+        match &self.last_check {
+            None => line("checked", Tone::Dim, "never")?,
+            Some(check) => {
+                let at = shown_time(i64::try_from(check.at).unwrap_or(0));
+                let bad = check.result.starts_with(FAILED);
+                let tone = if bad { Tone::Bad } else { Tone::Plain };
+                line("checked", tone, &format!("{at}: {}", check.result))?;
+            }
+        }
+        match &self.available {
+            Some(Available {
+                version: Some(version),
+                blocked,
+                size,
+                ..
+            }) => {
+                let size = megabytes(size.unwrap_or(0));
+                match blocked {
+                    Some(why) => line("available", Tone::Warn, &format!("{version}, but {why}")),
+                    None => line("available", Tone::Good, &format!("{version} ({size})")),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn print_window(
+        &self,
+        line: &mut impl FnMut(&str, Tone, &str) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if self.windows.is_empty() {
+            return Ok(());
+        }
+        let state = match (self.window_closes, self.window_opens) {
+            (Some(closes), _) => format!("open until {}", shown_time(closes)),
+            (None, Some(opens)) => format!("opens at {}", shown_time(opens)),
+            (None, None) => "never opens".to_owned(),
+        };
+        let windows = self.windows.join(", ");
+        line(
+            "windows",
+            Tone::Plain,
+            &format!("{windows} ({}); {state}", self.time_zone),
+        )
+    }
+}

@@ -1,0 +1,241 @@
+use clap::Parser;
+use serde_json::Value;
+
+use super::*;
+use crate::appliance::update::samples::server::TestServer;
+use crate::appliance::update::samples::{self, Site};
+use crate::command::cli::{Cli, Command};
+use crate::settings::{self, Environment, SettingsFlags, Sources};
+
+struct World {
+    server: TestServer,
+    root: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let mut site = Site::new();
+        let releases = ["1.1", "0.9"].map(|version| samples::release(version, &mut site));
+        samples::publish(&mut site, 5, &releases);
+        let server = TestServer::start(site).await;
+        let settings = format!(
+            "server = \"http://{}/releases\"\nwindows = [\"00:00-24:00\"]",
+            server.address
+        );
+        let root = samples::machine("1.0", &settings);
+        Self { server, root }
+    }
+
+    /// Exit status and output of `selvage update …`.
+    async fn say(&self, arguments: &[&str]) -> Result<(u8, String), String> {
+        let all = ["selvage", "update"].iter().chain(arguments);
+        let Command::Update(command) = Cli::try_parse_from(all).unwrap().command else {
+            panic!("not update");
+        };
+        let settings = settings::update::load(Sources {
+            root: self.root.path(),
+            config: command.config(),
+            environment: &Environment::default(),
+            flags: &SettingsFlags::default(),
+        });
+        let mut output = Vec::new();
+        let health = async || Health::default();
+        let status = run(
+            &command,
+            settings.unwrap(),
+            health,
+            self.root.path(),
+            &mut output,
+        )
+        .await;
+        let status = status.map_err(|error| error.to_string())?;
+        Ok((status, String::from_utf8(output).unwrap()))
+    }
+
+    async fn json(&self, arguments: &[&str]) -> Value {
+        let (_, output) = self.say(arguments).await.unwrap();
+        serde_json::from_str(&output).unwrap()
+    }
+
+    fn become_version(&self, version: &str) {
+        let release = format!("IMAGE_ID=selvage\nIMAGE_VERSION={version}\n");
+        std::fs::write(self.root.path().join("usr/lib/os-release"), release).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_machine_is_looked_at_updated_and_rolled_back() {
+    let world = World::new().await;
+    let (status, output) = world.say(&["status", "--color=never"]).await.unwrap();
+    assert_eq!(status, 0);
+    assert!(
+        output.starts_with("running    1.0 (not blessed)\n"),
+        "{output}"
+    );
+    assert!(output.contains("checked    never\n"), "{output}");
+    assert!(
+        output.contains("windows    00:00-24:00 (local); open until"),
+        "{output}"
+    );
+
+    let (status, output) = world.say(&["check"]).await.unwrap();
+    assert_eq!(status, NEWER);
+    assert!(
+        output.starts_with("version 1.1 is available (normal, "),
+        "{output}"
+    );
+    assert!(output.contains("\n  what is new\n"), "{output}");
+    let found = world.json(&["check", "--json"]).await;
+    assert_eq!(found["version"], "1.1");
+    assert_eq!(found["serial"], 5);
+
+    let said = world.say(&["apply"]).await.unwrap();
+    assert_eq!(
+        said,
+        (
+            0,
+            "version 1.1 is installed; the next reboot starts it\n".to_owned()
+        )
+    );
+    let (status, output) = world.say(&["status", "--color=never"]).await.unwrap();
+    assert_eq!(status, NEWER);
+    assert!(
+        output.contains("boots      1.1 (on trial, 3 tries left)\n"),
+        "{output}"
+    );
+    assert!(
+        output.contains("pending    1.1 is installed; the next reboot starts it\n"),
+        "{output}"
+    );
+    let report = world.json(&["status", "--json"]).await;
+    assert_eq!(report["pending"]["from"], "1.0");
+    assert_eq!(report["boot_entries"][1]["tries_left"], 3);
+
+    world.become_version("1.1");
+    assert_eq!(
+        world.say(&["apply"]).await.unwrap(),
+        (0, "version 1.1 is the newest\n".to_owned())
+    );
+    let said = world.say(&["rollback"]).await.unwrap();
+    assert_eq!(said, (0, "the next reboot starts version 1.0\n".to_owned()));
+
+    world.become_version("1.0");
+    let (status, output) = world.say(&["status", "--color=never"]).await.unwrap();
+    assert_eq!(status, 1);
+    assert!(output.contains("rolled back by hand"), "{output}");
+    let (status, output) = world.say(&["apply"]).await.unwrap();
+    assert_eq!(status, BLOCKED);
+    assert!(output.contains("it failed on this machine"), "{output}");
+    let (status, _) = world
+        .say(&["apply", "--version=1.1", "--reboot"])
+        .await
+        .unwrap();
+    assert_eq!(status, 0);
+    let reboots = std::fs::read_to_string(world.root.path().join("systemctl")).unwrap();
+    assert_eq!(reboots, "reboot\n");
+}
+
+#[tokio::test]
+async fn a_pin_holds_until_it_is_taken_off() {
+    let world = World::new().await;
+    assert_eq!(
+        world.say(&["pin"]).await.unwrap().1,
+        "pinned to version 1.0\n"
+    );
+    let (status, output) = world.say(&["check"]).await.unwrap();
+    assert_eq!(status, BLOCKED);
+    assert!(
+        output.contains("pinned to 1.0; selvage update unpin"),
+        "{output}"
+    );
+    assert_eq!(world.say(&["apply"]).await.unwrap().0, BLOCKED);
+    assert_eq!(
+        world.say(&["unpin"]).await.unwrap().1,
+        "no version is pinned\n"
+    );
+    assert_eq!(world.say(&["check"]).await.unwrap().0, NEWER);
+    let all = ["selvage", "update", "pin", "one/two"];
+    assert!(Cli::try_parse_from(all).is_err());
+}
+
+#[tokio::test]
+async fn a_version_that_was_downloaded_is_installed_without_the_server() {
+    let world = World::new().await;
+    let said = world.say(&["apply", "--download"]).await.unwrap();
+    assert_eq!(said, (0, "version 1.1 is downloaded\n".to_owned()));
+    world.server.shared().site.clear();
+    assert_eq!(world.say(&["apply"]).await.unwrap().0, 0);
+    assert!(
+        world
+            .root
+            .path()
+            .join("efi/EFI/Linux/selvage_1.1+3-0.efi")
+            .exists()
+    );
+    // An index that is not believed is no server that does not answer.
+    let mut site = Site::new();
+    samples::publish(&mut site, 1, &[]);
+    world.server.shared().site = site;
+    let error = world.say(&["apply"]).await.unwrap_err();
+    assert!(error.contains("roll-back attack"), "{error}");
+    let (status, _) = world.say(&["status"]).await.unwrap();
+    assert_eq!(status, 1);
+}
+
+#[tokio::test]
+async fn a_version_that_is_asked_for_by_name_may_be_older() {
+    let world = World::new().await;
+    assert_eq!(
+        world.say(&["apply", "--version", "0.9"]).await.unwrap().0,
+        0
+    );
+    let error = world.say(&["apply", "--version", "2"]).await.unwrap_err();
+    assert_eq!(
+        error,
+        "the channel stable has no version 2: it has 1.1, 0.9"
+    );
+    let error = world.say(&["rollback"]).await.map(drop);
+    assert_eq!(error, Ok(()));
+}
+
+#[tokio::test]
+async fn a_version_on_trial_keeps_its_predecessor_unless_told_otherwise() {
+    let world = World::new().await;
+    let entries = world.root.path().join("efi/EFI/Linux");
+    std::fs::rename(
+        entries.join("selvage_1.0.efi"),
+        entries.join("selvage_1.0+2-1.efi"),
+    )
+    .unwrap();
+    let error = world.say(&["apply"]).await.unwrap_err();
+    assert!(
+        error.starts_with("version 1.0 has not passed its boot check yet"),
+        "{error}"
+    );
+    assert!(world.server.requests(".zst").is_empty());
+    assert_eq!(world.say(&["apply", "--download"]).await.unwrap().0, 0);
+    assert_eq!(world.say(&["apply", "--version=1.1"]).await.unwrap().0, 0);
+}
+
+#[tokio::test]
+async fn notes_move_no_cursor() {
+    let world = World::new().await;
+    let mut site = Site::new();
+    let mut release = samples::release("1.1", &mut site);
+    release["notes"] = "red \u{1b}[31m\r\nalert\u{7}".into();
+    samples::publish(&mut site, 6, &[release]);
+    world.server.shared().site = site;
+    let (_, output) = world.say(&["check"]).await.unwrap();
+    assert!(output.ends_with("  red [31m\n  alert\n"), "{output:?}");
+}
+
+#[test]
+fn the_version_names_the_image() {
+    let root = samples::machine("0.1.0.1500", "");
+    let own = concat!("selvage ", env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        version_text(root.path()),
+        format!("{own} (image 0.1.0.1500)")
+    );
+    assert_eq!(version_text(&root.path().join("nowhere")), own);
+}

@@ -9,11 +9,15 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use selvage::agent;
+use selvage::appliance::fleet::{Fleet, Member};
 use selvage::appliance::ignition;
 use selvage::appliance::sysroot;
-use selvage::appliance::update::state::Health;
+use selvage::appliance::update::slots;
+use selvage::appliance::update::state::{DIRECTORY, Health};
+use selvage::appliance::update::version::Version;
 use selvage::base::lock::Lock;
 use selvage::base::logging;
+use selvage::base::machine_id;
 use selvage::base::network_name::NetworkName;
 use selvage::base::service;
 use selvage::cluster::lease::SettingsError;
@@ -224,7 +228,27 @@ fn update(command: &update::UpdateCommand, stdout: &mut io::Stdout) -> anyhow::R
     let agent = start_whatever(&flags)?;
     let health = async || Health::take(&agent).await;
     let root = Path::new("/");
-    Ok(runtime()?.block_on(update::run(command, settings, health, root, stdout))?)
+    let fleet = |running: &Version| {
+        let fleet = settings::fleet::load(sources(&flags, &environment))?;
+        let slots = slots::slots(root);
+        let slot = slots
+            .iter()
+            .position(|slot| slot.version.as_ref() == Some(running));
+        let member = Member {
+            node: Member::host_name(),
+            id: machine_id::owner(root, &agent.files.state_dir)?,
+            version: running.to_string(),
+            slot: slot.and_then(|at| Some(["a", "b"].get(at)?.to_string())),
+        };
+        Ok(Fleet::new(
+            &fleet,
+            &agent.etcd,
+            member,
+            root,
+            Path::new(DIRECTORY),
+        )?)
+    };
+    Ok(runtime()?.block_on(update::run(command, settings, health, fleet, root, stdout))?)
 }
 
 fn fleet(command: &FleetCommand, stdout: &mut io::Stdout) -> anyhow::Result<u8> {

@@ -139,6 +139,17 @@ impl Member {
     }
 }
 
+/// How far this machine is with an update.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// No update is under way.
+    Steady,
+    /// One is installed that does not run: it has not been booted yet, or has failed and is not judged yet.
+    Pending,
+    /// It runs, and has not passed its boot check.
+    Trying,
+}
+
 /// A version that failed on this machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FailedVersion<'a> {
@@ -293,8 +304,8 @@ impl Fleet {
         Err(error)
     }
 
-    /// What is to be done in each boot, and by each run of the timer: tells the fleet which versions failed here, and gives
-    /// the lock back unless this machine is still trying a new version.
+    /// What is to be done by each run of the timer, the first of them soon after each boot: tells the fleet which versions
+    /// failed here, and gives the lock back unless this machine is down for an update.
     ///
     /// The failures come first: whoever waits for the lock must know of them when it gets it.
     ///
@@ -302,18 +313,27 @@ impl Fleet {
     /// The fleet cannot be asked. Then do it again later; until then the lock stays.
     pub async fn settle(
         &mut self,
-        is_trying: bool,
+        phase: Phase,
         failed: &[FailedVersion<'_>],
     ) -> Result<(), FleetError> {
         for failure in failed {
             self.report_failure(*failure).await?;
         }
-        match &mut self.lock {
-            Lock::Etcd(fleet) if is_trying => fleet.is_trying().await,
-            Lock::Etcd(fleet) => fleet.is_steady().await,
-            Lock::Server(_) | Lock::None if is_trying => Ok(()),
-            lock => lock.release().await,
+        match (&mut self.lock, phase) {
+            (Lock::Etcd(fleet), Phase::Steady) => fleet.is_steady().await,
+            (Lock::Etcd(fleet), Phase::Pending) => fleet.is_pending().await,
+            (Lock::Etcd(fleet), Phase::Trying) => fleet.is_trying().await,
+            (Lock::Server(_) | Lock::None, Phase::Trying) => Ok(()),
+            (lock, _) => lock.release().await,
         }
+    }
+
+    /// Gives the lock back: this machine does not reboot.
+    ///
+    /// # Errors
+    /// The fleet cannot be asked.
+    pub async fn release(&mut self) -> Result<(), FleetError> {
+        self.lock.release().await
     }
 
     /// Tells the fleet, once, that a version failed on this machine.

@@ -11,7 +11,7 @@ use etcd_client::Client;
 use selvage::appliance::fleet::etcd::{Admin, EtcdFleet};
 use selvage::appliance::fleet::records::NodeState;
 use selvage::appliance::fleet::{
-    FailedVersion, Fleet, FleetError, Leave, Member, RebootLock, Rollout,
+    FailedVersion, Fleet, FleetError, Leave, Member, Phase, RebootLock, Rollout,
 };
 use selvage::cluster::lease::etcd::{Condition, PlainKeys};
 use selvage::settings;
@@ -260,19 +260,47 @@ async fn a_failure_is_told_before_the_lock_is_given_back_and_told_once() {
     };
     let mut machine = whole(&server, 1, root.path());
     machine
-        .settle(false, &[failure("1.1"), bad])
+        .settle(Phase::Steady, &[failure("1.1"), bad])
         .await
         .unwrap_err();
     assert_eq!(holders(&admin).await, ["id-1"]);
-    machine.settle(false, &[failure("1.1")]).await.unwrap();
+    machine
+        .settle(Phase::Steady, &[failure("1.1")])
+        .await
+        .unwrap();
     assert_eq!(holders(&admin).await, [""; 0]);
     assert_eq!(admin.reset("1.1").await.unwrap(), 1);
     // The machine remembers its failed versions for good, and says so in every boot. The reset lasts all the same.
     whole(&server, 1, root.path())
-        .settle(false, &[failure("1.1")])
+        .settle(Phase::Steady, &[failure("1.1")])
         .await
         .unwrap();
     assert_eq!(admin.status().await.unwrap().failed, []);
+}
+
+#[tokio::test]
+async fn who_went_down_keeps_the_lock_until_it_is_judged_and_who_only_crashed_gives_it_back() {
+    let server = Server::start().await;
+    let admin = admin(&server);
+    let root = tempfile::tempdir().unwrap();
+    let mut machine = whole(&server, 1, root.path());
+    assert_eq!(machine.acquire("1.1").await.unwrap(), Leave::Now);
+    // It crashed before it was drained; its window may have closed meanwhile.
+    machine = whole(&server, 1, root.path());
+    machine.settle(Phase::Pending, &[]).await.unwrap();
+    assert_eq!(holders(&admin).await, [""; 0]);
+    // It went down, and has fallen back.
+    assert_eq!(machine.acquire("1.1").await.unwrap(), Leave::Now);
+    machine.drain("1.1").await.unwrap();
+    machine = whole(&server, 1, root.path());
+    machine.settle(Phase::Pending, &[]).await.unwrap();
+    assert_eq!(holders(&admin).await, ["id-1"]);
+    machine
+        .settle(Phase::Steady, &[failure("1.1")])
+        .await
+        .unwrap();
+    assert_eq!(holders(&admin).await, [""; 0]);
+    assert_eq!(admin.status().await.unwrap().failed.len(), 1);
 }
 
 #[tokio::test]

@@ -176,6 +176,19 @@ impl EtcdFleet {
         self.release().await
     }
 
+    /// As [`Self::is_steady`] for a machine with an update that it does not run. Who has gone down for it keeps the lock: it
+    /// has fallen back, and whether that is this version's fault is found out soon.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub async fn is_pending(&mut self) -> Result<(), FleetError> {
+        let held = self.held().await?.map(|(holder, _)| holder.state);
+        match held {
+            Some(NodeState::Rebooting | NodeState::Trying) => Ok(()),
+            _ => self.is_steady().await,
+        }
+    }
+
     /// Says that a version failed here.
     ///
     /// # Errors

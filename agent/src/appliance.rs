@@ -1,9 +1,10 @@
 //! This machine as an appliance: Ignition configs and their effect, the root file system that the initrd prepares, what of
-//! `/etc` is this machine's, its reset, and updates of the image.
+//! `/etc` is this machine's, its reset, updates of the image, and its place in a fleet.
 //!
 //! May import: `base` to `host`. Must not: need a running agent.
 
 pub mod etc;
+pub mod fleet;
 pub mod ignition;
 pub mod reset;
 pub mod sysroot;

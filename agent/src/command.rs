@@ -7,6 +7,7 @@ pub mod cleanup;
 pub mod cli;
 pub mod doctor;
 pub mod etc_diff;
+pub mod fleet;
 pub mod leave;
 pub mod manual;
 pub mod network;

@@ -9,11 +9,15 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use selvage::agent;
+use selvage::appliance::fleet::{Fleet, Member};
 use selvage::appliance::ignition;
 use selvage::appliance::sysroot;
-use selvage::appliance::update::state::Health;
+use selvage::appliance::update::slots;
+use selvage::appliance::update::state::{DIRECTORY, Health};
+use selvage::appliance::update::version::Version;
 use selvage::base::lock::Lock;
 use selvage::base::logging;
+use selvage::base::machine_id;
 use selvage::base::network_name::NetworkName;
 use selvage::base::service;
 use selvage::cluster::lease::SettingsError;
@@ -21,8 +25,9 @@ use selvage::cluster::lease::etcd::EtcdStore;
 use selvage::cluster::serve;
 use selvage::command::boot_check;
 use selvage::command::cleanup;
-use selvage::command::cli::{Cli, Command, IgnitionCommand, NetworkCommand};
+use selvage::command::cli::{Cli, Command, FleetCommand, IgnitionCommand, NetworkCommand};
 use selvage::command::doctor;
+use selvage::command::fleet;
 use selvage::command::leave;
 use selvage::command::manual;
 use selvage::command::network::{self, NetworkCommandError};
@@ -172,6 +177,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
             reset::run(Path::new("/"), &flags, &mut io::stdin().lock(), &mut stdout)?;
         }
         Command::Update(command) => return update(&command, &mut stdout),
+        Command::Fleet(command) => return fleet(&command, &mut stdout),
         Command::Ignition(IgnitionCommand::Render { cluster, out }) => {
             ignition::render_command(&cluster, &out, &mut stdout)?;
         }
@@ -231,7 +237,35 @@ fn update(command: &update::UpdateCommand, stdout: &mut io::Stdout) -> anyhow::R
     let agent = start_whatever(&flags)?;
     let health = async || Health::take(&agent).await;
     let root = Path::new("/");
-    Ok(runtime()?.block_on(update::run(command, settings, health, root, stdout))?)
+    let fleet = |running: &Version| {
+        let fleet = settings::fleet::load(sources(&flags, &environment))?;
+        let slots = slots::slots(root);
+        let slot = slots
+            .iter()
+            .position(|slot| slot.version.as_ref() == Some(running));
+        let member = Member {
+            node: Member::host_name(),
+            id: machine_id::owner(root, &agent.files.state_dir)?,
+            version: running.to_string(),
+            slot: slot.and_then(|at| Some(["a", "b"].get(at)?.to_string())),
+        };
+        Ok(Fleet::new(
+            &fleet,
+            &agent.etcd,
+            member,
+            root,
+            Path::new(DIRECTORY),
+        )?)
+    };
+    Ok(runtime()?.block_on(update::run(command, settings, health, fleet, root, stdout))?)
+}
+
+fn fleet(command: &FleetCommand, stdout: &mut io::Stdout) -> anyhow::Result<u8> {
+    let flags = command.flags();
+    let environment = Environment::of_process();
+    let settings = start_to_look(&flags.settings)?;
+    let fleet = settings::fleet::load(sources(&flags.settings, &environment))?;
+    Ok(runtime()?.block_on(fleet::run(command, &fleet, &settings.etcd, stdout))?)
 }
 
 /// 64 when the arguments are wrong, 78 when a configuration is, 1 for everything else.

@@ -23,6 +23,7 @@ mod error;
 mod files;
 mod firewall_mode;
 pub(crate) mod flags;
+pub mod fleet;
 pub(crate) mod inputs;
 pub(crate) mod kind;
 mod pattern;
@@ -205,7 +206,8 @@ pub fn check_file(text: &str, path: &Path) -> Result<(), Error> {
     let mut inputs = Inputs::default();
     inputs.read_file(text, path)?;
     Settings::check(&inputs)?;
-    update::check_file(text, path)
+    update::check_file(text, path)?;
+    fleet::check_file(text, path)
 }
 
 #[cfg(test)]

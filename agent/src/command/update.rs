@@ -15,7 +15,7 @@ use crate::appliance::update::index::{Index, Release};
 use crate::appliance::update::machine::{Machine, UpdateError};
 use crate::appliance::update::running;
 use crate::appliance::update::state::Health;
-use crate::appliance::update::turn::{Alone, TurnError};
+use crate::appliance::update::turn::{Turn, TurnError};
 use crate::appliance::update::version::Version;
 use crate::base::logging;
 use crate::base::service::Service;
@@ -217,14 +217,15 @@ pub fn version_text(root: &Path) -> String {
 }
 
 /// Runs a command below a root; `health` takes the health of this machine, with which the boot check of a new version
-/// compares. Returns the exit status.
+/// compares, and `fleet` makes what says when it may go down. Returns the exit status.
 ///
 /// # Errors
 /// Whatever did not work; the exit status is then 1.
-pub async fn run(
+pub async fn run<T: Turn>(
     command: &UpdateCommand,
     settings: Update,
     health: impl AsyncFn() -> Health,
+    fleet: impl FnOnce(&Version) -> Result<T, TurnError>,
     root: &Path,
     output: &mut impl Write,
 ) -> Result<u8, Error> {
@@ -330,7 +331,8 @@ pub async fn run(
         }
         UpdateCommand::Auto { .. } => {
             let service = Service::from_environment();
-            let stop = automatic::run(&machine, root, &mut Alone, &health, SystemTime::now()).await;
+            let mut fleet = fleet(machine.running()).map_err(Error::Turn)?;
+            let stop = automatic::run(&machine, root, &mut fleet, &health, SystemTime::now()).await;
             let stop = match stop {
                 // Somebody is at it by hand: the timer comes again.
                 Err(Error::Update(UpdateError::Busy { .. })) => {

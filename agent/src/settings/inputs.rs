@@ -10,7 +10,7 @@ use super::check::{Given, NETWORK, optional};
 use super::kind::Value;
 use super::setting::Setting;
 use super::table::{ALL, key};
-use super::{Environment, Error, Secret, SettingsFlags, Source, update};
+use super::{Environment, Error, Secret, SettingsFlags, Source, fleet, update};
 use crate::base::network_name::NetworkName;
 
 /// A value and where it comes from.
@@ -58,6 +58,9 @@ pub(crate) struct Inputs {
     /// The content of the password file, or else flannel's environment variable.
     pub(crate) password: Option<Secret>,
 }
+
+/// Read by other commands than the agent, whose network must not depend on them.
+const TABLES_OF_OTHERS: [&str; 2] = [update::TABLE, fleet::TABLE];
 
 impl Inputs {
     /// Puts a value in place of one from a weaker source.
@@ -113,7 +116,7 @@ impl Inputs {
         };
         let file = DeTable::parse(text).map_err(wrong_toml)?;
         for (table, keys) in file.into_inner() {
-            if table.get_ref() == update::TABLE {
+            if TABLES_OF_OTHERS.contains(&table.get_ref().as_ref()) {
                 continue;
             }
             let settings = ALL
@@ -121,7 +124,7 @@ impl Inputs {
                 .filter(|setting| setting.table == table.get_ref());
             if settings.clone().next().is_none() {
                 let mut tables: Vec<_> = ALL.iter().map(|setting| setting.table).collect();
-                tables.push(update::TABLE);
+                tables.extend(TABLES_OF_OTHERS);
                 tables.dedup();
                 return Err(wrong(table.span().start, &unknown(table.get_ref(), tables)));
             }

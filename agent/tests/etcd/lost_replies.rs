@@ -162,14 +162,15 @@ impl Run {
     }
 }
 
-fn seeds() -> std::ops::Range<u64> {
+/// The seeds to run: `count` of them if nobody says otherwise.
+pub(crate) fn seeds(count: u64) -> std::ops::Range<u64> {
     let number = |name: &str| {
         let text = std::env::var(name).ok()?;
         Some(text.parse::<u64>().expect("SEED and SEEDS are numbers"))
     };
     match number("SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(SEEDS),
+        None => 0..number("SEEDS").unwrap_or(count),
     }
 }
 
@@ -178,7 +179,7 @@ async fn whatever_replies_are_lost_the_lease_is_held_is_ours_and_nothing_is_left
     let server = Server::start().await;
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut runs = JoinSet::new();
-    let seeds = seeds();
+    let seeds = seeds(SEEDS);
     let count = seeds.end - seeds.start;
     for seed in seeds {
         let (turns, run) = (Arc::clone(&turns), Run::new(seed, server.address()));

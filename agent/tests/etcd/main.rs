@@ -13,6 +13,7 @@ mod dice;
 mod events;
 mod failures;
 mod families;
+mod fleet;
 mod grace;
 mod history;
 mod identity;

@@ -64,6 +64,7 @@ struct State {
     left: u64,
     silence: bool,
     slow: Option<(&'static str, Duration)>,
+    late_one: Option<(&'static str, Duration)>,
     calls: u32,
     /// What was done to which call.
     log: Vec<String>,
@@ -118,6 +119,7 @@ impl Proxy {
                 left: faults.most,
                 silence: faults.silence,
                 slow: faults.slow,
+                late_one: None,
                 calls: 0,
                 log: Vec::new(),
                 granted: BTreeSet::new(),
@@ -148,6 +150,11 @@ impl Proxy {
         late.join_all().await;
     }
 
+    /// Ends the next call of this name at once, and has etcd do it all the same, later.
+    pub(crate) fn make_late(&self, call: &'static str, after: Duration) {
+        self.shared.state().late_one = Some((call, after));
+    }
+
     pub(crate) fn granted(&self) -> Vec<i64> {
         self.shared.state().granted.iter().copied().collect()
     }
@@ -172,6 +179,9 @@ impl Shared {
         {
             let after = Duration::ZERO;
             return Fate::Delay { before, after };
+        }
+        if let Some((_, after)) = state.late_one.take_if(|(name, _)| *name == call) {
+            return Fate::Late(Ending::Unavailable, after);
         }
         // Reads are many, and a read that fails changes nothing.
         let often = match call {

@@ -66,6 +66,15 @@ pub(super) fn page() -> io::Result<Page> {
         roman("(1)."),
     ]);
 
+    roff.control("SH", ["[fleet]"]);
+    roff.text([
+        roman("How machines take turns at updates of the image; selvage does not mind mistakes in it, "),
+        bold("selvage fleet"),
+        roman(" does. See "),
+        bold("selvage-fleet"),
+        roman("(1)."),
+    ]);
+
     roff.control("SH", ["EXAMPLE"]);
     prose(&mut roff, &indented(EXAMPLE));
     roff.control("SH", ["SEE ALSO"]);

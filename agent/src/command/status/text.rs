@@ -11,7 +11,7 @@ use std::fmt::Write;
 use unicode_width::UnicodeWidthStr;
 
 pub(crate) use self::peers::{describe as describe_peers, state as describe_state};
-use self::table::{Cell, Column, Table};
+pub(crate) use self::table::{Cell, Column, Table};
 use crate::base::terminal::{Style, Tone};
 use crate::base::words::{ago, bytes, duration, grouped, harmless, micros, times};
 use crate::telemetry::status::{

@@ -65,6 +65,13 @@ pub(super) async fn run(
     }
     let _lock = machine.lock()?;
     let mut state = machine.state();
+    // The lock of who cannot tell stays where it is, and the next steps ask again.
+    if let Err(error) = turn.settle(&state, machine.running()).await {
+        warn!(
+            "the fleet was not told of this machine: {}",
+            logging::chain(&*error)
+        );
+    }
     let index = match is_due(&state, settings.check_interval, now) {
         true => Some(machine.check().await?),
         false => None,
@@ -163,14 +170,18 @@ async fn go_on(
             "version {version} is installed and {wait}"
         )));
     }
-    if let Err(error) = turn.drain().await {
-        // Containers are stopped by the reboot as well, only less gently.
-        warn!(
-            "going on to the reboot without all that should come before: {}",
+    if let Err(error) = turn.drain(version).await {
+        return Ok(Stop::Waits(format!(
+            "version {version} is installed and waits: {}",
             logging::chain(&*error)
-        );
+        )));
     }
-    reboot(root).await?;
+    if let Err(error) = reboot(root).await {
+        if let Err(error) = turn.release().await {
+            warn!("failed to give the lock back: {}", logging::chain(&*error));
+        }
+        return Err(error);
+    }
     Ok(Stop::Reboots(format!("rebooting into version {version}")))
 }
 

@@ -2,6 +2,7 @@ use clap::Parser;
 use serde_json::Value;
 
 use super::*;
+use crate::appliance::fleet::Fleet;
 use crate::appliance::update::samples::server::TestServer;
 use crate::appliance::update::samples::{self, Site};
 use crate::command::cli::{Cli, Command};
@@ -44,6 +45,7 @@ impl World {
             &command,
             settings.unwrap(),
             health,
+            |_: &Version| -> Result<Fleet, TurnError> { panic!("nobody is asked") },
             self.root.path(),
             &mut output,
         )

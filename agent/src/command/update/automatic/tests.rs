@@ -39,7 +39,21 @@ impl Turn for Fleet {
         Ok(self.lock.clone().unwrap_or(Leave::Now))
     }
 
-    async fn drain(&mut self) -> Result<(), TurnError> {
+    async fn release(&mut self) -> Result<(), TurnError> {
+        self.note("release");
+        Ok(())
+    }
+
+    async fn settle(&mut self, state: &State, running: &Version) -> Result<(), TurnError> {
+        let pending = state
+            .pending
+            .as_ref()
+            .map_or("nothing", |pending| &pending.version);
+        self.note(&format!("settle {running} {pending}"));
+        Ok(())
+    }
+
+    async fn drain(&mut self, _: &Version) -> Result<(), TurnError> {
         self.note("drain");
         match self.bad_drain {
             true => Err("a hook failed".into()),
@@ -145,7 +159,7 @@ async fn installation_and_reboot_wait_for_a_window_but_the_download_does_not() {
     let expected = "version 1.1 waits for the window that opens at 2026-11-30T02:00:00Z";
     assert_eq!(world.run().await, expected);
     assert_eq!((world.downloads(), world.is_installed()), (3, false));
-    assert!(world.fleet.asked().is_empty());
+    assert_eq!(world.fleet.asked(), ["settle 1.0 nothing"]);
     // In the window no byte is needed from the server.
     world
         .server
@@ -155,7 +169,16 @@ async fn installation_and_reboot_wait_for_a_window_but_the_download_does_not() {
     let monday = NOON + 14 * 3600;
     let stop = world.run_at(monday).await.unwrap();
     assert_eq!(stop, Stop::Reboots("rebooting into version 1.1".to_owned()));
-    assert_eq!(world.fleet.asked(), ["start 1.1", "lock 1.1", "drain"]);
+    assert_eq!(
+        world.fleet.asked(),
+        [
+            "settle 1.0 nothing",
+            "settle 1.0 nothing",
+            "start 1.1",
+            "lock 1.1",
+            "drain"
+        ]
+    );
 
     for (skip, severity, waits) in [
         ("critical", "critical", false),
@@ -211,8 +234,30 @@ async fn the_fleet_is_asked_before_the_slot_is_written_and_locked_before_the_reb
     samples::program(&sysupdate, "exit 1");
     world.fleet.lock = None;
     world.fleet.bad_drain = true;
+    let said = world.run().await;
+    assert_eq!(said, "version 1.1 is installed and waits: a hook failed");
+    assert_eq!(world.reboots(), "");
+    world.fleet.bad_drain = false;
     assert_eq!(world.run().await, "rebooting into version 1.1");
     assert_eq!(world.reboots(), "reboot\n");
+}
+
+#[tokio::test]
+async fn a_reboot_that_does_not_start_gives_the_lock_back() {
+    let mut world = World::new("auto = \"apply\"", "normal").await;
+    samples::program(&world.root.path().join("usr/bin/systemctl"), "exit 1");
+    let error = world.run_at(NOON).await.unwrap_err();
+    assert!(matches!(error, Error::Reboot(_)), "{error}");
+    assert_eq!(
+        world.fleet.asked(),
+        [
+            "settle 1.0 nothing",
+            "start 1.1",
+            "lock 1.1",
+            "drain",
+            "release"
+        ]
+    );
 }
 
 #[tokio::test]

@@ -1,0 +1,263 @@
+//! The client of FleetLock: a small HTTP protocol that Zincati speaks with lock servers such as airlock.
+//!
+//! | request | asks |
+//! |---|---|
+//! | `POST BASE/v1/pre-reboot` | to take the lock, also if this machine has it |
+//! | `POST BASE/v1/steady-state` | to give it back, also if this machine does not have it |
+//!
+//! Both have the header `fleet-lock-protocol: true` and the body `{"client_params":{"id":ID,"group":GROUP}}`. Status 200 is
+//! yes. All else is no, with a reason: `{"kind":CODE,"value":SENTENCE}` if the server keeps to the protocol, any text
+//! otherwise. <https://coreos.github.io/zincati/development/fleetlock/protocol/>
+//!
+//! The server counts, and knows nobody but holders. So there is no status, no breaker, and no fence here.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Request, Uri};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use crate::appliance::fleet::records::{NodeState, foreign, is_id};
+use crate::appliance::fleet::{FleetError, Leave, RebootLock};
+use crate::base::http::{Connection, ExchangeError};
+use crate::cluster::lease::rest::tls::{Files, TlsError};
+use crate::settings;
+
+/// How long one request may take. A server may itself be asking etcd.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The code of a server's answer that has none.
+const NO_KIND: &str = "no kind";
+
+/// A lock server cannot be asked.
+#[derive(Debug, Error)]
+pub enum FleetLockError {
+    /// There is no connection.
+    #[error("failed to connect to the lock server {server}")]
+    Connect {
+        /// Which.
+        server: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The certificates cannot be used.
+    #[error(
+        "failed to speak TLS with the lock server {server} (fleet.cafile is the authority to trust, or else the system's are)"
+    )]
+    Tls {
+        /// Which.
+        server: String,
+        /// Why.
+        #[source]
+        source: Box<TlsError>,
+    },
+    /// The answer is none.
+    #[error("failed to ask the lock server {server}")]
+    Exchange {
+        /// Which.
+        server: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There was no answer in time.
+    #[error("no answer from the lock server {server} within {} s", PATIENCE.as_secs())]
+    Silence {
+        /// Which.
+        server: String,
+    },
+    /// It does not take the lock back.
+    #[error("the lock server {server} does not take the lock back: {why}")]
+    Refused {
+        /// Which.
+        server: String,
+        /// Why.
+        why: String,
+    },
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    client_params: Parameters<'a>,
+}
+
+#[derive(Serialize)]
+struct Parameters<'a> {
+    id: &'a str,
+    group: &'a str,
+}
+
+/// Why a server says no.
+#[derive(Deserialize)]
+struct Rejection {
+    kind: String,
+    value: String,
+}
+
+/// One machine of a fleet whose lock is kept by a server.
+#[derive(Debug)]
+pub struct FleetLock {
+    /// The base address as in messages, without a trailing slash.
+    server: String,
+    tls: bool,
+    host: String,
+    port: u16,
+    authority: String,
+    /// The path of the base address, without a trailing slash.
+    path: String,
+    files: Files,
+    body: Bytes,
+}
+
+impl FleetLock {
+    /// A client of the server at a checked address; connects to nothing yet.
+    ///
+    /// # Errors
+    /// The machine's ID is none.
+    pub fn new(
+        address: &Uri,
+        settings: &settings::fleet::Fleet,
+        id: &str,
+    ) -> Result<Self, FleetError> {
+        if !is_id(id) {
+            return Err(FleetError::BadId(id.to_owned()));
+        }
+        let tls = address.scheme_str() == Some("https");
+        let host = address.host().unwrap_or_default();
+        let body = Body {
+            client_params: Parameters {
+                id,
+                group: &settings.group,
+            },
+        };
+        Ok(Self {
+            server: address.to_string().trim_end_matches('/').to_owned(),
+            tls,
+            host: host.trim_matches(['[', ']']).to_owned(),
+            port: address.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            authority: address
+                .authority()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            path: address.path().trim_end_matches('/').to_owned(),
+            files: Files {
+                cafile: settings.cafile.clone(),
+                ..Files::default()
+            },
+            body: serde_json::to_vec(&body).unwrap_or_default().into(),
+        })
+    }
+
+    /// Asks once. `Err` in the result is the server's reason.
+    async fn ask(&self, what: &str) -> Result<Result<(), String>, FleetLockError> {
+        let server = || self.server.clone();
+        match timeout(PATIENCE, self.exchange(what)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(FleetLockError::Silence { server: server() }),
+        }
+    }
+
+    async fn exchange(&self, what: &str) -> Result<Result<(), String>, FleetLockError> {
+        let exchange =
+            |source: Box<dyn std::error::Error + Send + Sync>| FleetLockError::Exchange {
+                server: self.server.clone(),
+                source,
+            };
+        let request = Request::post(format!("{}/v1/{what}", self.path))
+            .header(HOST, &self.authority)
+            .header(CONTENT_TYPE, "application/json")
+            .header("fleet-lock-protocol", "true")
+            .body(Full::new(self.body.clone()))
+            .map_err(|error| exchange(error.into()))?;
+        let mut connection = self.connect().await?;
+        let answer = connection.ask(request).await;
+        let answer = answer.map_err(|error: ExchangeError| exchange(error.into()))?;
+        let status = answer.status().as_u16();
+        Ok(match status {
+            200 => Ok(()),
+            _ => Err(reason(status, answer.body())),
+        })
+    }
+
+    async fn connect(&self) -> Result<Connection, FleetLockError> {
+        let failed = |source| FleetLockError::Connect {
+            server: self.server.clone(),
+            source,
+        };
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await;
+        let stream = stream.map_err(failed)?;
+        let started = if self.tls {
+            let config = self.files.client().map_err(|source| FleetLockError::Tls {
+                server: self.server.clone(),
+                source: Box::new(source),
+            })?;
+            let name = ServerName::try_from(self.host.clone());
+            let name = name.map_err(|error| failed(io::Error::other(error)))?;
+            let connector = TlsConnector::from(Arc::new(config));
+            let stream = connector.connect(name, stream).await.map_err(failed)?;
+            Connection::start(Box::new(stream)).await
+        } else {
+            Connection::start(Box::new(stream)).await
+        };
+        started.map_err(|error| failed(io::Error::other(error)))
+    }
+}
+
+/// A server's reason, on one line.
+fn reason(status: u16, body: &[u8]) -> String {
+    let rejection = serde_json::from_slice(body).unwrap_or_else(|_| Rejection {
+        kind: NO_KIND.to_owned(),
+        value: String::from_utf8_lossy(body).into_owned(),
+    });
+    let value = foreign(rejection.value.trim());
+    let value = if value.is_empty() {
+        "no reason given"
+    } else {
+        &value
+    };
+    format!("{value} ({}, HTTP {status})", foreign(&rejection.kind))
+}
+
+impl RebootLock for FleetLock {
+    async fn acquire(&mut self, _: &str) -> Result<Leave, FleetError> {
+        Ok(match self.ask("pre-reboot").await? {
+            Ok(()) => Leave::Now,
+            Err(why) => Leave::Later {
+                until: None,
+                why: format!("the lock server {} says: {why}", self.server),
+            },
+        })
+    }
+
+    /// The server has no place for a state. To ask for the lock once more tells whether it is still held.
+    async fn tell(&mut self, _: &str, _: NodeState) -> Result<(), FleetError> {
+        match self.ask("pre-reboot").await? {
+            Ok(()) => Ok(()),
+            Err(_) => Err(FleetError::Lost),
+        }
+    }
+
+    async fn release(&mut self) -> Result<(), FleetError> {
+        match self.ask("steady-state").await? {
+            Ok(()) => Ok(()),
+            Err(why) => Err(FleetLockError::Refused {
+                server: self.server.clone(),
+                why,
+            }
+            .into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

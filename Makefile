@@ -60,7 +60,7 @@ check: packages-build-test ## Formatting, lints, licences, shell scripts, unit f
 	@command -v cargo-deny >/dev/null || $(call cargo-tool,cargo-deny)
 	cargo deny --log-level error check --hide-inclusion-graph bans licenses sources
 	shellcheck $(shell git grep -lI '^#!.*sh$$' -- . ':!*.rs' ':!*.md')
-	agent/verify-units units/system
+	agent/verify-units units/system image/mkosi.extra/usr/lib/systemd/system
 
 .PHONY: test-unit
 test-unit: packages-build-test ## Unit and property tests; need no privileges (RUNS=20)

@@ -3,7 +3,8 @@
 //! 1. two machines boot for the first time: [`first_boot`], [`overlay`], [`coreos`], [`operator`];
 //! 2. both reboot: [`second_boot`];
 //! 3. one reboots at another address while etcd is away: [`etcd_absent`]; then, [`renumbering`] and [`networks`];
-//! 4. a machine with one network card and without the agent boots two times: [`after_boot`], [`plain_docker`], [`image_kernel`];
+//! 4. a machine with one network card and without the agent boots two times: [`after_boot`], [`surface`],
+//!    [`plain_docker`], [`image_kernel`];
 //! 5. beside it, machines whose configuration is broken or elsewhere: [`broken_ignition`], [`initrd_network`];
 //! 6. machines that do what configurations ask for, as people write them: [`configs`];
 //! 7. a machine goes to the next version of the image and back: [`update`].
@@ -24,6 +25,7 @@ mod plain_docker;
 mod renumbering;
 mod second_boot;
 mod singles;
+mod surface;
 mod update;
 
 use anyhow::{Result, bail};
@@ -47,6 +49,7 @@ const GROUPS: &[Names] = &[
     networks::CASES,
     after_boot::CASES,
     plain_docker::CASES,
+    surface::CASES,
     image_kernel::CASES,
     broken_ignition::CASES,
     initrd_network::CASES,

@@ -49,7 +49,7 @@ fn reference() -> String {
         );
     }
     // Not in the table: `settings/update.rs`.
-    text + "\n## `[update]`\n\n[updates.md](updates.md#by-itself) has these.\n"
+    text + "\n## `[update]` and `[fleet]`\n\n[updates.md](updates.md#by-itself) and [fleet.md](fleet.md#settings) have these.\n"
 }
 
 /// The commands that have the flag.

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::error::{Error, Source};
-use super::inputs::{key_at, line_at};
+use super::inputs::{line_at, toml_error};
 use super::{Sources, files};
 
 /// The table's name.
@@ -105,16 +105,7 @@ fn overlay(fleet: &mut Fleet, text: &str, path: &Path) -> Result<(), Error> {
         path: path.to_owned(),
         line: line_at(text, start),
     };
-    let file: File = toml::from_str(text).map_err(|error: toml::de::Error| {
-        let start = error.span().map_or(0, |span| span.start);
-        Error::Syntax {
-            place: at(start),
-            message: match key_at(text, start) {
-                Some(key) => format!("{key}: {}", error.message()),
-                None => error.message().to_owned(),
-            },
-        }
-    })?;
+    let file: File = toml::from_str(text).map_err(|error| toml_error(text, path, &error))?;
     let wrong = |key, start, value: String, expected: &str| Error::Value {
         place: at(start),
         key,

@@ -103,17 +103,8 @@ impl Inputs {
             path: path.to_owned(),
             line: line_at(text, at),
         };
-        let wrong = |at: usize, message: &str| Error::Syntax {
-            place: place(at),
-            message: match key_at(text, at) {
-                Some(key) => format!("{key}: {message}"),
-                None => message.to_owned(),
-            },
-        };
-        let wrong_toml = |error: toml::de::Error| {
-            let at = error.span().map_or(0, |span| span.start);
-            wrong(at, error.message())
-        };
+        let wrong = |at, message: &str| syntax_error(text, path, at, message);
+        let wrong_toml = |error| toml_error(text, path, &error);
         let file = DeTable::parse(text).map_err(wrong_toml)?;
         for (table, keys) in file.into_inner() {
             if TABLES_OF_OTHERS.contains(&table.get_ref().as_ref()) {
@@ -214,8 +205,28 @@ pub(super) fn line_at(text: &str, at: usize) -> usize {
     1 + before.iter().filter(|byte| **byte == b'\n').count()
 }
 
+/// What is wrong with the file `path` at the byte `at` of its text.
+fn syntax_error(text: &str, path: &Path, at: usize, message: &str) -> Error {
+    Error::Syntax {
+        place: Source::File {
+            path: path.to_owned(),
+            line: line_at(text, at),
+        },
+        message: match key_at(text, at) {
+            Some(key) => format!("{key}: {message}"),
+            None => message.to_owned(),
+        },
+    }
+}
+
+/// The same, as the TOML parser has found it.
+pub(super) fn toml_error(text: &str, path: &Path, error: &toml::de::Error) -> Error {
+    let at = error.span().map_or(0, |span| span.start);
+    syntax_error(text, path, at, error.message())
+}
+
 /// The key in the line of the byte `at`. Not the whole line: a password in the file must not end up in the journal.
-pub(super) fn key_at(text: &str, at: usize) -> Option<&str> {
+fn key_at(text: &str, at: usize) -> Option<&str> {
     let line = text.lines().nth(line_at(text, at) - 1)?;
     let (key, _) = line.split_once('=')?;
     let key = key.trim();

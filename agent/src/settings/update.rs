@@ -12,7 +12,7 @@ use toml::Spanned;
 use tz::TimeZone;
 
 use super::error::{Error, Source};
-use super::inputs::{key_at, line_at};
+use super::inputs::{line_at, toml_error};
 use super::{Secret, Sources, files};
 
 mod window;
@@ -200,16 +200,7 @@ impl Inputs {
             path: path.to_owned(),
             line: line_at(text, start),
         };
-        let file: File = toml::from_str(text).map_err(|error: toml::de::Error| {
-            let start = error.span().map_or(0, |span| span.start);
-            Error::Syntax {
-                place: at(start),
-                message: match key_at(text, start) {
-                    Some(key) => format!("{key}: {}", error.message()),
-                    None => error.message().to_owned(),
-                },
-            }
-        })?;
+        let file: File = toml::from_str(text).map_err(|error| toml_error(text, path, &error))?;
         fn put<T, V: Into<T>>(
             slot: &mut Option<Placed<T>>,
             value: Option<Spanned<V>>,

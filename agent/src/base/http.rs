@@ -21,7 +21,9 @@ use tracing::debug;
 
 use self::accept::Listener;
 pub(crate) use self::accept::{Limits, WhenFull, accept};
-pub(crate) use self::client::{Connection, ExchangeError, Trouble, get};
+pub(crate) use self::client::{
+    Connection, ExchangeError, Trouble, get, http_error_text, io_error_text,
+};
 
 mod accept;
 mod client;

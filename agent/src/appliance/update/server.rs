@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::base::http::{Connection, Stream};
+use crate::base::http::{Connection, Stream, http_error_text, io_error_text};
 use crate::cluster::lease::rest::tls::{Files, TlsError};
 use crate::settings::update::{Proxy, Update};
 
@@ -47,7 +47,7 @@ impl Patience {
 #[derive(Debug, Error)]
 pub enum ServerError {
     /// No connection.
-    #[error("failed to connect to {to}: {}", words(.source))]
+    #[error("failed to connect to {to}: {}", io_error_text(.source))]
     Connect {
         /// The server or the proxy.
         to: String,
@@ -71,7 +71,7 @@ pub enum ServerError {
     #[error("no certificate authorities: update.cafile is not set, and the system has none")]
     NoAuthorities,
     /// The connection broke, or what came is no HTTP.
-    #[error("the connection to {to} broke: {}", root(.source))]
+    #[error("the connection to {to} broke: {}", http_error_text(.source))]
     Http {
         /// The server.
         to: String,
@@ -130,24 +130,6 @@ impl ServerError {
             | Self::TooLarge { .. } => false,
         }
     }
-}
-
-/// The system's message ends with an error number that adds nothing; the kind's does not.
-fn words(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(_) => error.kind().to_string(),
-        None => error.to_string(),
-    }
-}
-
-/// The cause below hyper's own message.
-fn root(error: &hyper::Error) -> String {
-    let mut root: &dyn std::error::Error = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    root.downcast_ref::<io::Error>()
-        .map_or_else(|| root.to_string(), words)
 }
 
 /// A release server.

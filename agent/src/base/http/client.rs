@@ -32,6 +32,24 @@ pub(crate) enum ExchangeError {
     Body(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// Why a connection failed, without the error number that the system's message ends with.
+pub(crate) fn io_error_text(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(_) => error.kind().to_string(),
+        None => error.to_string(),
+    }
+}
+
+/// The cause below hyper's own message: `connection reset`, or the TLS error.
+pub(crate) fn http_error_text(error: &hyper::Error) -> String {
+    let mut root: &dyn std::error::Error = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    root.downcast_ref::<io::Error>()
+        .map_or_else(|| root.to_string(), io_error_text)
+}
+
 /// An HTTP/1.1 connection, closed when it is dropped: one request after the other.
 pub(crate) struct Connection {
     sender: SendRequest<Full<Bytes>>,

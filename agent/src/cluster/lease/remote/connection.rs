@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::base::endpoint::Endpoint;
-use crate::base::http::{self, ExchangeError};
+use crate::base::http::{self, ExchangeError, http_error_text, io_error_text};
 use crate::cluster::lease::Fault;
 use crate::cluster::lease::rest::tls::{Files, TlsError};
 use crate::cluster::lease::rest::{JSON, OBJECT, REASON, Reason};
@@ -28,13 +28,13 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 #[derive(Debug, Error)]
 pub(super) enum Failure {
     /// No connection.
-    #[error("{}", words(.0))]
+    #[error("{}", io_error_text(.0))]
     Connect(#[source] io::Error),
     /// The certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The connection broke, or the answer is not HTTP.
-    #[error("{}", root(.0))]
+    #[error("{}", http_error_text(.0))]
     Http(#[from] hyper::Error),
     /// The request cannot be built.
     #[error("{0}")]
@@ -70,24 +70,6 @@ impl From<ExchangeError> for Failure {
             ExchangeError::Body(error) => Self::Body(error),
         }
     }
-}
-
-/// The system's message ends with an error number that adds nothing; the kind's does not.
-fn words(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(_) => error.kind().to_string(),
-        None => error.to_string(),
-    }
-}
-
-/// The cause below hyper's own message: `connection reset`, or the TLS error.
-fn root(error: &hyper::Error) -> String {
-    let mut root: &dyn std::error::Error = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    root.downcast_ref::<io::Error>()
-        .map_or_else(|| root.to_string(), words)
 }
 
 /// A request.

@@ -6,6 +6,7 @@
 pub mod etc;
 pub mod fleet;
 pub mod ignition;
+mod programs;
 pub mod reset;
 pub mod sysroot;
 pub mod update;

@@ -1,29 +1,21 @@
 //! Drain hooks: the site's programs in `/etc/selvage/drain.d/`, run one after the other before this machine reboots into a
 //! new version.
-//!
-//! Each is run by systemd in a unit of its own, with its own privileges and without the update service's sandbox, and none
-//! of its processes outlives it.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
-use tokio::process::Command;
 use tokio::time::timeout;
 use tracing::info;
 
+use crate::appliance::programs;
 use crate::base::words::harmless;
 
 /// Where they are.
 const DIRECTORY: &str = "etc/selvage/drain.d";
-
-/// How much longer to wait for systemd, which stops a hook that takes too long.
-const GRACE: Duration = Duration::from_secs(20);
 
 /// The most bytes of a line of output that are logged at once.
 const LONGEST_LINE: u64 = 2048;
@@ -88,7 +80,7 @@ impl Drain {
         Self {
             directory: root.join(DIRECTORY),
             patience,
-            grace: GRACE,
+            grace: programs::GRACE,
             launcher: PathBuf::from("systemd-run"),
         }
     }
@@ -98,7 +90,11 @@ impl Drain {
     /// # Errors
     /// A hook failed or took too long; those after it were not run.
     pub async fn run(&self, version: &str) -> Result<(), DrainError> {
-        for path in hooks(&self.directory)? {
+        let failed = |source| DrainError::Read {
+            path: self.directory.clone(),
+            source,
+        };
+        for path in programs::list(&self.directory).map_err(failed)? {
             self.run_one(&path, version).await?;
         }
         Ok(())
@@ -112,25 +108,8 @@ impl Drain {
             name: name.clone(),
             source,
         };
-        let mut child = Command::new(&self.launcher)
-            .args([
-                "--quiet",
-                "--collect",
-                "--wait",
-                "--pipe",
-                "--service-type=exec",
-            ])
-            .arg(format!(
-                "--property=RuntimeMaxSec={}",
-                self.patience.as_secs()
-            ))
-            .arg("--property=TimeoutStopSec=5")
-            .arg(format!("--setenv=SELVAGE_VERSION={version}"))
-            .arg(path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
+        let variable = format!("SELVAGE_VERSION={version}");
+        let mut child = programs::command(&self.launcher, path, self.patience, Some(variable))
             .spawn()
             .map_err(failed)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -153,36 +132,6 @@ impl Drain {
     }
 }
 
-/// The programs in the directory, in the order of their names. Hidden files and editors' copies are skipped, as is what
-/// cannot be executed: a README, say. No directory means no hooks; one that cannot be read must not.
-fn hooks(directory: &Path) -> Result<Vec<PathBuf>, DrainError> {
-    let failed = |source| DrainError::Read {
-        path: directory.to_owned(),
-        source,
-    };
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut paths = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with('.') || name.ends_with('~') {
-            continue;
-        }
-        let is_program = |metadata: fs::Metadata| {
-            metadata.is_file() && metadata.permissions().mode() & 0o111 != 0
-        };
-        if fs::metadata(&path).is_ok_and(is_program) {
-            paths.push(path);
-        }
-    }
-    paths.sort_unstable();
-    Ok(paths)
-}
-
 /// Logs what a hook prints, line by line.
 async fn log(name: &str, stream: Option<impl AsyncRead + Unpin>) {
     let Some(stream) = stream else { return };
@@ -203,6 +152,9 @@ async fn log(name: &str, stream: Option<impl AsyncRead + Unpin>) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     /// A directory of hooks, and what stands in for systemd: it runs the program that follows the options. `log` in the

@@ -1,18 +1,13 @@
 //! The site's own checks: programs in `/etc/selvage/boot-checks.d/`.
-//!
-//! Each is run by systemd, in a unit of its own: with its own privileges, and none of its processes outlives it.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::appliance::programs;
 use crate::appliance::update::state::FailedCheck;
 
 /// Where they are.
@@ -20,9 +15,6 @@ const DIRECTORY: &str = "etc/selvage/boot-checks.d";
 
 /// How long each may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// How much longer to wait for systemd, which stops a check that takes too long.
-const GRACE: Duration = Duration::from_secs(20);
 
 /// `EX_TEMPFAIL` of sysexits.h: the check cannot tell, or the cause is outside of this machine.
 const OUTSIDE: i32 = 75;
@@ -41,7 +33,7 @@ pub(super) struct Results {
 
 /// Runs all of them side by side.
 pub(super) async fn run(root: &Path) -> Results {
-    let checks = checks(&root.join(DIRECTORY));
+    let checks = programs::list(&root.join(DIRECTORY)).unwrap_or_default();
     let results = join_all(checks.iter().map(|path| run_one(path))).await;
     let mut all = Results::default();
     for (path, result) in checks.iter().zip(results) {
@@ -55,51 +47,15 @@ pub(super) async fn run(root: &Path) -> Results {
     all
 }
 
-/// The programs in the directory, in the order of their names. Hidden files and editors' copies are skipped, as is what
-/// cannot be executed: a README, say.
-fn checks(directory: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    let mut paths: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let is_program = |metadata: fs::Metadata| {
-                metadata.is_file() && metadata.permissions().mode() & 0o111 != 0
-            };
-            !name.starts_with('.')
-                && !name.ends_with('~')
-                && fs::metadata(path).is_ok_and(is_program)
-        })
-        .collect();
-    paths.sort_unstable();
-    paths
-}
-
 /// An error is the reason, and whether its cause is outside.
 async fn run_one(path: &Path) -> Result<(), (String, bool)> {
     let inside = |why: String| (why, false);
-    let mut child = Command::new("systemd-run")
-        .args([
-            "--quiet",
-            "--collect",
-            "--wait",
-            "--pipe",
-            "--service-type=exec",
-        ])
-        .arg(format!("--property=RuntimeMaxSec={}", PATIENCE.as_secs()))
-        .arg("--property=TimeoutStopSec=5")
-        .arg(path)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
+    let mut child = programs::command("systemd-run", path, PATIENCE, None)
         .spawn()
         .map_err(|error| inside(format!("systemd-run cannot be started: {error}")))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let ended = async { tokio::join!(child.wait(), tail(stdout), tail(stderr)) };
-    let Ok((status, stdout, stderr)) = timeout(PATIENCE + GRACE, ended).await else {
+    let Ok((status, stdout, stderr)) = timeout(PATIENCE + programs::GRACE, ended).await else {
         return Err(inside(format!("no end after {} s", PATIENCE.as_secs())));
     };
     let status = status.map_err(|error| inside(format!("its end is not known: {error}")))?;
@@ -140,27 +96,6 @@ fn words(output: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn programs_alone_are_checks() {
-        let directory = tempfile::tempdir().unwrap();
-        for (name, mode) in [
-            ("20-second", 0o755),
-            ("10-first", 0o700),
-            (".hidden", 0o755),
-            ("10-first~", 0o755),
-            ("README", 0o644),
-        ] {
-            let path = directory.path().join(name);
-            fs::write(&path, "#!/bin/sh\n").unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        }
-        fs::create_dir(directory.path().join("30-directory")).unwrap();
-        let found = checks(directory.path());
-        let names: Vec<_> = found.iter().map(|path| path.file_name().unwrap()).collect();
-        assert_eq!(names, ["10-first", "20-second"]);
-        assert!(checks(&directory.path().join("none")).is_empty());
-    }
 
     #[tokio::test]
     async fn of_long_output_the_end_is_kept_on_one_line() {

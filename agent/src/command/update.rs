@@ -199,6 +199,14 @@ pub enum Error {
     /// The reboot did not start.
     #[error("failed to reboot: {0}; the next reboot starts the new version")]
     Reboot(String),
+    /// The reboot did not start, and no other is to start the new version.
+    #[error("failed to reboot: {why}; version {version} waits for its turn again")]
+    NoReboot {
+        /// What was said.
+        why: String,
+        /// Which version.
+        version: Version,
+    },
     /// Writing to standard output failed.
     #[error("failed to print")]
     Print(#[from] io::Error),
@@ -294,7 +302,7 @@ pub async fn run<T: Turn>(
                     "version {} is installed; rebooting",
                     release.version
                 )?;
-                automatic::reboot(root).await?;
+                automatic::reboot(root).await.map_err(Error::Reboot)?;
             } else {
                 writeln!(
                     output,
@@ -314,7 +322,7 @@ pub async fn run<T: Turn>(
             };
             writeln!(output, "{next} version {other}")?;
             if *reboot {
-                automatic::reboot(root).await?;
+                automatic::reboot(root).await.map_err(Error::Reboot)?;
             }
             Ok(0)
         }

@@ -86,7 +86,7 @@ pub async fn run(
     };
     let check = Check {
         probe: Probe::new(settings, &options.root),
-        file: state_file(&options.root),
+        file: StateFile::of(&options.root),
         counter: Counter::of_this_boot(&options.root),
         options,
         version,
@@ -144,7 +144,7 @@ pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
             }
         };
         // Without /var the reason is lost, but not the reboot.
-        change(&state_file(root), note);
+        change(&StateFile::of(root), note);
     }
     if !counter.reboot_helps() {
         writeln!(
@@ -174,11 +174,6 @@ async fn stopped() {
             std::future::pending().await
         }
     }
-}
-
-fn state_file(root: &Path) -> StateFile {
-    let directory = super::state::DIRECTORY.trim_start_matches('/');
-    StateFile::new(&root.join(directory))
 }
 
 /// The pending version, if it is the one that runs.

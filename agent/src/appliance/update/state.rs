@@ -239,6 +239,23 @@ impl State {
             .unwrap_or_default()
     }
 
+    /// Forgets what a reset of the machine forgets. The serials and the failed versions stay: without them, an index of
+    /// long ago would be believed once more, and a version that does not work here tried once more.
+    pub fn reset(&mut self) {
+        let Self {
+            highest_serial,
+            failed,
+            other,
+            ..
+        } = std::mem::take(self);
+        *self = Self {
+            highest_serial,
+            failed,
+            other,
+            ..Self::default()
+        };
+    }
+
     /// Records an accepted index. A lower serial changes nothing.
     pub fn accept_serial(&mut self, channel: &str, serial: u64) {
         let highest = self.highest_serial.entry(channel.to_owned()).or_default();
@@ -388,6 +405,11 @@ pub struct StateFile {
 }
 
 impl StateFile {
+    /// The state file of the machine whose root this is.
+    pub fn of(root: &Path) -> Self {
+        Self::new(&root.join(DIRECTORY.trim_start_matches('/')))
+    }
+
     /// The state file in a directory, usually [`DIRECTORY`]. Touches nothing.
     pub fn new(directory: &Path) -> Self {
         Self {

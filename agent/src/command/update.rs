@@ -141,6 +141,13 @@ pub enum UpdateCommand {
         #[command(flatten)]
         settings: UpdateFlags,
     },
+    /// Tell the fleet what has become of an update, and give its lock back; the image does so after each boot check.
+    #[command(hide = true)]
+    Settle {
+        /// Where the settings are.
+        #[command(flatten)]
+        settings: UpdateFlags,
+    },
     /// Do what update.auto says; selvage-update.timer does so every ten minutes.
     #[command(hide = true)]
     Auto {
@@ -168,6 +175,7 @@ impl UpdateCommand {
             | Self::Rollback { settings, .. }
             | Self::Pin { settings, .. }
             | Self::Unpin { settings }
+            | Self::Settle { settings }
             | Self::Auto { settings } => settings.config.as_deref(),
             Self::EtcDiff { .. } => None,
         }
@@ -337,22 +345,29 @@ pub async fn run<T: Turn>(
             writeln!(output, "no version is pinned")?;
             Ok(0)
         }
-        UpdateCommand::Auto { .. } => {
-            let service = Service::from_environment();
+        UpdateCommand::Settle { .. } => {
             let mut fleet = fleet(machine.running()).map_err(Error::Turn)?;
-            let stop = automatic::run(&machine, root, &mut fleet, &health, SystemTime::now()).await;
-            let stop = match stop {
-                // Somebody is at it by hand: the timer comes again.
-                Err(Error::Update(UpdateError::Busy { .. })) => {
-                    Stop::Idle("an update is being done by hand".to_owned())
-                }
-                stop => stop?,
-            };
-            info!("{stop}");
-            service.status(&stop.to_string());
-            Ok(0)
+            tell(automatic::settle(&machine, &mut fleet).await)
+        }
+        UpdateCommand::Auto { .. } => {
+            let mut fleet = fleet(machine.running()).map_err(Error::Turn)?;
+            tell(automatic::run(&machine, root, &mut fleet, &health, SystemTime::now()).await)
         }
     }
+}
+
+/// Tells systemd and the log where a run ended that nobody watches.
+fn tell(stop: Result<Stop, Error>) -> Result<u8, Error> {
+    let stop = match stop {
+        // Somebody is at it by hand: the timer comes again.
+        Err(Error::Update(UpdateError::Busy { .. })) => {
+            Stop::Idle("an update is being done by hand".to_owned())
+        }
+        stop => stop?,
+    };
+    info!("{stop}");
+    Service::from_environment().status(&stop.to_string());
+    Ok(0)
 }
 
 /// A new index, or, where the server does not answer, the one of the last check: what is downloaded can be installed

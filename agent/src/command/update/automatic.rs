@@ -105,6 +105,26 @@ pub(super) async fn run(
     }
 }
 
+/// What is done once a boot check has ended: tells the fleet what it found, and gives the lock back. A fleet that does not
+/// answer is told by the next run of the timer.
+pub(super) async fn settle(machine: &Machine, turn: &mut impl Turn) -> Result<Stop, Error> {
+    if machine.settings().server.is_none() {
+        return Ok(Stop::Idle(
+            "no updates: update.server is not set".to_owned(),
+        ));
+    }
+    let _lock = machine.lock()?;
+    Ok(
+        match turn.settle(&machine.state(), machine.running()).await {
+            Ok(()) => Stop::Idle("the fleet knows how far this machine is".to_owned()),
+            Err(error) => Stop::Waits(format!(
+                "the fleet was not told of this machine, and will be by the next run of selvage-update.timer: {}",
+                logging::chain(&*error)
+            )),
+        },
+    )
+}
+
 /// A release that may be taken.
 struct Found<'a> {
     release: &'a Release,

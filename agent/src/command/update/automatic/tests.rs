@@ -255,6 +255,26 @@ async fn the_fleet_is_asked_before_the_slot_is_written_and_locked_before_the_reb
 }
 
 #[tokio::test]
+async fn the_fleet_is_told_after_a_boot_check_whatever_the_timer_may_do() {
+    let mut world = World::new("auto = \"off\"", "normal").await;
+    let machine = world.machine();
+    machine
+        .change_state(|state| state.begin("1.0", "0.9", Health::default(), 1))
+        .unwrap();
+    settle(&machine, &mut world.fleet).await.unwrap();
+    machine.change_state(|state| state.bless("1.0", 2)).unwrap();
+    settle(&machine, &mut world.fleet).await.unwrap();
+    assert_eq!(
+        world.fleet.asked(),
+        ["settle 1.0 1.0", "settle 1.0 nothing"]
+    );
+    // A machine that takes no updates is in no fleet.
+    std::fs::write(world.root.path().join("etc/selvage/agent.toml"), "").unwrap();
+    settle(&world.machine(), &mut world.fleet).await.unwrap();
+    assert_eq!(world.fleet.asked().len(), 2);
+}
+
+#[tokio::test]
 async fn a_reboot_that_does_not_start_gives_the_lock_back() {
     let mut world = World::new("auto = \"apply\"", "normal").await;
     samples::program(&world.root.path().join("usr/bin/systemctl"), "exit 1");

@@ -245,7 +245,7 @@ fn update(command: &update::UpdateCommand, stdout: &mut io::Stdout) -> anyhow::R
             .position(|slot| slot.version.as_ref() == Some(running));
         let member = Member {
             node: Member::host_name(),
-            id: machine_id::owner(root, &agent.files.state_dir)?,
+            id: machine_id::of_hardware(root, &agent.files.state_dir)?,
             version: running.to_string(),
             slot: slot.and_then(|at| Some(["a", "b"].get(at)?.to_string())),
         };

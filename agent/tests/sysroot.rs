@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use selvage::appliance::etc::{self, Change};
 use selvage::appliance::reset;
 use selvage::appliance::sysroot::{self, Boot};
+use selvage::appliance::update::state::{Failed, FailureCode, Health, State, StateFile};
 use sys_mount::{Mount, UnmountFlags, unmount};
 
 /// Runs a test with an empty root file system that holds nothing but an image's `/usr`.
@@ -316,6 +317,47 @@ fn a_reset_keeps_what_it_is_told_to() {
         prepare(root, true);
         assert!(!root.join("home/half").exists());
         assert_eq!(read(root, "etc/ssh/key"), "etc/ssh/key");
+    });
+}
+
+/// An index of long ago must not be believed after a reset, nor a version tried again that failed.
+#[test]
+fn a_reset_forgets_neither_the_serial_of_the_index_nor_what_failed() {
+    with_root(|root| {
+        used(root, &[]);
+        let file = StateFile::of(root);
+        let failed = Failed {
+            version: "1.1".to_owned(),
+            at: 5,
+            boots: 3,
+            code: FailureCode::Docker,
+            reason: "Docker does not answer".to_owned(),
+        };
+        let change = |state: &mut State| {
+            state.accept_serial("stable", 17);
+            state.fail(failed.clone());
+            state.begin("1.2", "1.0", Health::default(), 6);
+            state.pinned = Some("1.2".to_owned());
+        };
+        file.change(change).expect("a state");
+        let told = root.join("var/lib/selvage/update/fleet-reported");
+        fs::write(&told, "1.1 5\n").expect("what the fleet was told");
+        fs::write(told.with_file_name("index-stable.json"), "{}").expect("an index");
+        // The second time as after a power cut.
+        for _ in 0..2 {
+            prepare(root, true);
+            let state = file.read();
+            assert_eq!(state.highest_serial("stable"), 17);
+            assert_eq!(state.failure("1.1"), Some(&failed));
+            assert_eq!((state.pending, state.pinned), (None, None));
+            assert_eq!(
+                read(root, "var/lib/selvage/update/fleet-reported"),
+                "1.1 5\n"
+            );
+            assert!(!told.with_file_name("index-stable.json").exists());
+            assert!(!root.join("var/lib/docker").exists());
+            unmount(root.join("etc"), UnmountFlags::DETACH).expect("to switch off");
+        }
     });
 }
 

@@ -31,6 +31,9 @@ pub mod records;
 mod reported;
 pub mod wave;
 
+#[cfg(test)]
+pub(super) use self::reported::FILE as REPORTED;
+
 /// Something about the fleet did not work.
 #[derive(Debug, Error)]
 pub enum FleetError {
@@ -123,7 +126,7 @@ pub struct Rollout<'a> {
 pub struct Member {
     /// Its host name.
     pub node: String,
-    /// Its ID: [`crate::base::machine_id::owner`].
+    /// Its ID: [`crate::base::machine_id::of_hardware`].
     pub id: String,
     /// The version that it runs.
     pub version: String,

@@ -14,6 +14,14 @@ use crate::base::atomic_file;
 
 /// The request, relative to the root file system. The initrd's first-boot looks for it, too; finish-provisioning removes it.
 pub const FILE: &str = ".selvage/reset";
+/// What no reset removes, relative to the root file system: what is known of updates, as far as [`State::reset`] leaves it,
+/// and which failures the fleet was told. The machine has a new identity after a reset, and would tell them a second time.
+///
+/// [`State::reset`]: super::update::state::State::reset
+pub(super) const ALWAYS_KEPT: [&str; 2] = [
+    "var/lib/selvage/update/state.json",
+    "var/lib/selvage/update/fleet-reported",
+];
 /// The machine's layer of `/etc`, which outlives a reset only where it is asked for.
 pub(super) const UPPER: &str = ".selvage/etc";
 
@@ -151,5 +159,19 @@ pub fn cancel(root: &Path) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::appliance::fleet::REPORTED;
+    use crate::appliance::update::state::DIRECTORY;
+
+    #[test]
+    fn what_is_always_kept_are_the_files_of_updates() {
+        let directory = DIRECTORY.trim_start_matches('/');
+        let files = ["state.json", REPORTED].map(|name| format!("{directory}/{name}"));
+        assert_eq!(files, ALWAYS_KEPT);
     }
 }

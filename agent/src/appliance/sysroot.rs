@@ -14,6 +14,7 @@ use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use sys_mount::{Mount, MountFlags};
 use thiserror::Error;
 
+use super::update::state::{State, StateFile};
 use super::{etc, reset};
 use crate::base::atomic_file;
 
@@ -148,7 +149,12 @@ fn clear_what_is_left(root: &Path, reset: bool, output: &mut impl Write) -> Resu
         for path in &keep {
             writeln!(output, "reset: keeping {}", path.display())?;
         }
-        return clear(root, &[keep, vec![PathBuf::from(reset::FILE)]].concat());
+        clear(root, &[keep, vec![PathBuf::from(reset::FILE)]].concat())?;
+        // A disk that cannot be written stops this boot elsewhere. Too much that is known of updates does not.
+        if let Err(error) = StateFile::of(root).change(State::reset) {
+            writeln!(output, "failed to reset what is known of updates: {error}")?;
+        }
+        return Ok(());
     }
     if root.join(".selvage").exists() && !root.join(PROVISIONED).exists() {
         writeln!(
@@ -160,10 +166,11 @@ fn clear_what_is_left(root: &Path, reset: bool, output: &mut impl Write) -> Resu
     Ok(())
 }
 
-/// Removes everything except `keep`, relative to `root`, and other file systems mounted below.
+/// Removes everything except `keep`, relative to `root`, what is always kept, and other file systems mounted below.
 fn clear(root: &Path, keep: &[PathBuf]) -> Result<(), Error> {
     let device = fs::symlink_metadata(root).map_err(at("read", root))?.dev();
-    clear_directory(root, device, keep)
+    let always = reset::ALWAYS_KEPT.map(PathBuf::from);
+    clear_directory(root, device, &[keep, &always].concat())
 }
 
 fn clear_directory(directory: &Path, device: u64, keep: &[PathBuf]) -> Result<(), Error> {

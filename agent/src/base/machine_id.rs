@@ -79,6 +79,31 @@ pub fn owner(root: &Path, state_dir: &Path) -> Result<String, Error> {
     Ok(text)
 }
 
+/// Where the firmware's UUID of a machine is, below a root. Only root may read it.
+const HARDWARE: &str = "sys/class/dmi/id/product_uuid";
+
+/// The ID of this machine in its fleet: as [`owner`], but another one for each copy of its disk.
+///
+/// Made of that ID and of the UUID that the firmware or hypervisor gives each machine (SMBIOS, System Information). Where
+/// there is none, copies have the same ID.
+///
+/// # Errors
+/// As [`owner`].
+pub fn of_hardware(root: &Path, state_dir: &Path) -> Result<String, Error> {
+    let owner = owner(root, state_dir)?;
+    let Some(hardware) = hardware(root) else {
+        return Ok(owner);
+    };
+    Ok(format(derived(owner.as_bytes(), &hardware)))
+}
+
+/// The UUID of this machine's hardware, unless it is all zeroes or ones: those say that there is none (DMTF DSP0134,
+/// section 7.2.1).
+fn hardware(root: &Path) -> Option<[u8; 16]> {
+    let text = fs::read_to_string(root.join(HARDWARE)).ok()?;
+    parse(&text.replace('-', "")).filter(|uuid| *uuid != [0xff; 16])
+}
+
 /// As [`owner`], but does not generate an ID for a machine without one.
 ///
 /// # Errors
@@ -119,8 +144,12 @@ fn format(id: [u8; 16]) -> String {
 /// HMAC-SHA256 of the application ID keyed by the machine ID, cut to 128 bits and marked as a random UUID (version 4,
 /// variant 1), as in systemd (*src/libsystemd/sd-id128/sd-id128.c*).
 fn application_specific(machine: [u8; 16]) -> [u8; 16] {
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &machine);
-    let tag = hmac::sign(&key, &APPLICATION);
+    derived(&machine, &APPLICATION)
+}
+
+fn derived(key: &[u8], from: &[u8]) -> [u8; 16] {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key);
+    let tag = hmac::sign(&key, from);
     let mut id = [0; 16];
     for (to, from) in id.iter_mut().zip(tag.as_ref()) {
         *to = *from;
@@ -171,6 +200,38 @@ mod tests {
             fs::write(machine_id, "0123456789abcdef0123456789abcdef").unwrap();
             assert_eq!(owner(root.path(), &state).unwrap(), id, "the id changed");
         }
+    }
+
+    #[test]
+    fn a_copy_on_other_hardware_is_another_machine_of_the_fleet() {
+        let machine = "0123456789abcdef0123456789abcdef";
+        let id = |uuid: Option<&str>| {
+            let root = root(Some(machine));
+            if let Some(uuid) = uuid {
+                let path = root.path().join(HARDWARE);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, uuid).unwrap();
+            }
+            of_hardware(root.path(), &root.path().join("state")).unwrap()
+        };
+        let uuid = "4c4c4544-0047-3010-8051-b4c04f4a3332\n";
+        let original = id(Some(uuid));
+        assert_eq!(id(Some(uuid)), original, "it stays the same");
+        assert_eq!(id(Some(&uuid.to_uppercase())), original);
+        assert_ne!(id(Some("4c4c4544-0047-3010-8051-b4c04f4a3333\n")), original);
+        assert!(!original.contains("4c4c4544"));
+        // Copies are not told apart without.
+        let owner = "3a690a1a1cdb4707a65a9f3bf41bee3c";
+        for none in [
+            None,
+            Some(""),
+            Some("Not Settable\n"),
+            Some("00000000-0000-0000-0000-000000000000\n"),
+            Some("ffffffff-ffff-ffff-ffff-ffffffffffff\n"),
+        ] {
+            assert_eq!(id(none), owner, "{none:?}");
+        }
+        assert_ne!(original, owner);
     }
 
     #[test]

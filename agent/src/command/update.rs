@@ -141,6 +141,13 @@ pub enum UpdateCommand {
         #[command(flatten)]
         settings: UpdateFlags,
     },
+    /// Tell the fleet what has become of an update, and give its lock back; the image does so after each boot check.
+    #[command(hide = true)]
+    Settle {
+        /// Where the settings are.
+        #[command(flatten)]
+        settings: UpdateFlags,
+    },
     /// Do what update.auto says; selvage-update.timer does so every ten minutes.
     #[command(hide = true)]
     Auto {
@@ -168,6 +175,7 @@ impl UpdateCommand {
             | Self::Rollback { settings, .. }
             | Self::Pin { settings, .. }
             | Self::Unpin { settings }
+            | Self::Settle { settings }
             | Self::Auto { settings } => settings.config.as_deref(),
             Self::EtcDiff { .. } => None,
         }
@@ -199,6 +207,14 @@ pub enum Error {
     /// The reboot did not start.
     #[error("failed to reboot: {0}; the next reboot starts the new version")]
     Reboot(String),
+    /// The reboot did not start, and no other is to start the new version.
+    #[error("failed to reboot: {why}; version {version} waits for its turn again")]
+    NoReboot {
+        /// What was said.
+        why: String,
+        /// Which version.
+        version: Version,
+    },
     /// Writing to standard output failed.
     #[error("failed to print")]
     Print(#[from] io::Error),
@@ -294,7 +310,7 @@ pub async fn run<T: Turn>(
                     "version {} is installed; rebooting",
                     release.version
                 )?;
-                automatic::reboot(root).await?;
+                automatic::reboot(root).await.map_err(Error::Reboot)?;
             } else {
                 writeln!(
                     output,
@@ -314,7 +330,7 @@ pub async fn run<T: Turn>(
             };
             writeln!(output, "{next} version {other}")?;
             if *reboot {
-                automatic::reboot(root).await?;
+                automatic::reboot(root).await.map_err(Error::Reboot)?;
             }
             Ok(0)
         }
@@ -329,22 +345,29 @@ pub async fn run<T: Turn>(
             writeln!(output, "no version is pinned")?;
             Ok(0)
         }
-        UpdateCommand::Auto { .. } => {
-            let service = Service::from_environment();
+        UpdateCommand::Settle { .. } => {
             let mut fleet = fleet(machine.running()).map_err(Error::Turn)?;
-            let stop = automatic::run(&machine, root, &mut fleet, &health, SystemTime::now()).await;
-            let stop = match stop {
-                // Somebody is at it by hand: the timer comes again.
-                Err(Error::Update(UpdateError::Busy { .. })) => {
-                    Stop::Idle("an update is being done by hand".to_owned())
-                }
-                stop => stop?,
-            };
-            info!("{stop}");
-            service.status(&stop.to_string());
-            Ok(0)
+            tell(automatic::settle(&machine, &mut fleet).await)
+        }
+        UpdateCommand::Auto { .. } => {
+            let mut fleet = fleet(machine.running()).map_err(Error::Turn)?;
+            tell(automatic::run(&machine, root, &mut fleet, &health, SystemTime::now()).await)
         }
     }
+}
+
+/// Tells systemd and the log where a run ended that nobody watches.
+fn tell(stop: Result<Stop, Error>) -> Result<u8, Error> {
+    let stop = match stop {
+        // Somebody is at it by hand: the timer comes again.
+        Err(Error::Update(UpdateError::Busy { .. })) => {
+            Stop::Idle("an update is being done by hand".to_owned())
+        }
+        stop => stop?,
+    };
+    info!("{stop}");
+    Service::from_environment().status(&stop.to_string());
+    Ok(0)
 }
 
 /// A new index, or, where the server does not answer, the one of the last check: what is downloaded can be installed

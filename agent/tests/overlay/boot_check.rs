@@ -54,6 +54,20 @@ struct Ended {
     said: String,
 }
 
+/// The least that is a whole boot entry: the headers of a PE file with one section that ends with the file.
+fn uki() -> Vec<u8> {
+    let mut bytes = vec![0; 512];
+    bytes[..2].copy_from_slice(b"MZ");
+    bytes[0x3c] = 64;
+    bytes[64..68].copy_from_slice(b"PE\0\0");
+    bytes[70] = 1;
+    // The section's size in memory, its size in the file, and its place there.
+    for (at, value) in [(96, 256_u32), (104, 256), (108, 256)] {
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
+}
+
 impl Machine {
     /// A machine that runs this version; its agent is enabled.
     fn running(version: &str, host: &mut Host) -> Self {
@@ -305,13 +319,13 @@ fn version_that_breaks_the_overlay_falls_back_and_is_recorded_with_its_reason() 
     fs::remove_file(machine.root.path().join(COUNTER)).expect("to remove the counter");
     machine.run_version("1");
     one.namespace.run("nft delete table inet broken");
-    machine.write("efi/EFI/Linux/selvage_1.efi", "");
-    machine.write("efi/EFI/Linux/selvage_2+1-2.efi", "");
+    machine.write("efi/EFI/Linux/selvage_1.efi", uki());
+    machine.write("efi/EFI/Linux/selvage_2+1-2.efi", uki());
     assert_eq!(machine.boot_check(&one, &[]).status, Some(0));
     assert!(machine.state().failed.is_empty(), "it has a try left");
     fs::remove_file(machine.root.path().join("efi/EFI/Linux/selvage_2+1-2.efi"))
         .expect("to remove the entry");
-    machine.write("efi/EFI/Linux/selvage_2+0-3.efi", "");
+    machine.write("efi/EFI/Linux/selvage_2+0-3.efi", uki());
     let ended = machine.boot_check(&one, &[]);
     assert_eq!(ended.status, Some(0), "{}", ended.said);
     let state = machine.state();
@@ -358,7 +372,7 @@ fn version_is_not_to_blame_for_a_shutdown_before_the_end_of_its_check() {
     // So the old version does not record a failure.
     fs::remove_file(machine.root.path().join(COUNTER)).expect("to remove the counter");
     machine.run_version("1");
-    machine.write("efi/EFI/Linux/selvage_2+0-3.efi", "");
+    machine.write("efi/EFI/Linux/selvage_2+0-3.efi", uki());
     assert_eq!(machine.boot_check(&one, &[]).status, Some(0));
     let state = machine.state();
     assert!(state.failed.is_empty());
@@ -382,7 +396,7 @@ fn version_is_not_to_blame_for_what_the_old_one_shows_as_well() {
             });
         }
     });
-    machine.write("efi/EFI/Linux/selvage_2+0-3.efi", "");
+    machine.write("efi/EFI/Linux/selvage_2+0-3.efi", uki());
     block(&one);
     let ended = machine.boot_check(&one, &[]);
     assert_eq!(ended.status, Some(0), "{}", ended.said);

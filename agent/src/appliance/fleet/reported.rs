@@ -7,7 +7,7 @@ use crate::appliance::fleet::{FailedVersion, FleetError};
 use crate::base::atomic_file;
 
 /// The file in the directory of updates, with a line `VERSION AT` for each failure.
-const FILE: &str = "fleet-reported";
+pub(in crate::appliance) const FILE: &str = "fleet-reported";
 
 /// How many are kept: more than a machine remembers failed versions.
 const MOST: usize = 64;

@@ -14,7 +14,6 @@
 //! The version that runs after a fall-back runs the same checks before it records a failure. If they fail here too, the
 //! cause was not the other version.
 
-use std::fs;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -27,7 +26,7 @@ use tracing::{info, warn};
 use self::fallback::{Entry, Fate, fate};
 use self::health::Probe;
 use self::verdict::{Concern, Verdict, verdict};
-use super::running::{self, Counter};
+use super::running::{self, Counter, boot_id};
 use super::state::{Failed, FailureCode, Finding, Health, Pending, State, StateFile};
 use crate::base::logging::chain;
 use crate::base::service::Service;
@@ -87,7 +86,7 @@ pub async fn run(
     };
     let check = Check {
         probe: Probe::new(settings, &options.root),
-        file: state_file(&options.root),
+        file: StateFile::of(&options.root),
         counter: Counter::of_this_boot(&options.root),
         options,
         version,
@@ -145,7 +144,7 @@ pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
             }
         };
         // Without /var the reason is lost, but not the reboot.
-        change(&state_file(root), note);
+        change(&StateFile::of(root), note);
     }
     if !counter.reboot_helps() {
         writeln!(
@@ -177,23 +176,12 @@ async fn stopped() {
     }
 }
 
-fn state_file(root: &Path) -> StateFile {
-    let directory = super::state::DIRECTORY.trim_start_matches('/');
-    StateFile::new(&root.join(directory))
-}
-
 /// The pending version, if it is the one that runs.
 fn on_trial<'a>(state: &'a mut State, version: &str) -> Option<&'a mut Pending> {
     state
         .pending
         .as_mut()
         .filter(|pending| pending.version == version)
-}
-
-/// The kernel's ID of this boot.
-fn boot_id() -> String {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    text.trim().to_owned()
 }
 
 /// Changes the state. A disk that cannot be written must not keep a machine from blessing or falling back.
@@ -216,6 +204,12 @@ struct Check<'a> {
 impl Check<'_> {
     async fn run(&self, output: &mut impl Write) -> io::Result<u8> {
         let state = self.file.read();
+        if state.pending.is_none() && self.is_being_left(&state) {
+            // To find it good would have systemd make its boot entry the one that is started.
+            self.service
+                .status("this version was left by hand; the next boot starts the other");
+            return Ok(UNDECIDED);
+        }
         match state.pending {
             Some(pending) if pending.version == self.version => {
                 let is_first = self.count_boot();
@@ -229,6 +223,24 @@ impl Check<'_> {
                 Ok(GOOD)
             }
         }
+    }
+
+    /// Whether somebody goes back from this version in this boot. What was chosen in an earlier one was cut off before it
+    /// was done, or undone in the boot menu, since this version runs still: it is forgotten.
+    fn is_being_left(&self, state: &State) -> bool {
+        let by_hand = state.by_hand.as_ref();
+        let Some(by_hand) = by_hand.filter(|by_hand| by_hand.from == self.version) else {
+            return false;
+        };
+        if by_hand.boot == boot_id() {
+            return true;
+        }
+        info!(
+            "version {} runs, although {} was chosen by hand: the choice is forgotten",
+            by_hand.from, by_hand.to
+        );
+        change(&self.file, |state| state.take_back(&self.version));
+        false
     }
 
     /// Counts this boot, once however often the check runs. Returns whether this is its first run.
@@ -354,6 +366,14 @@ impl Check<'_> {
                 info!(version = failed, "installed, and tried at the next boot");
                 return Ok(GOOD);
             }
+            Fate::Waits => {
+                info!(
+                    version = failed,
+                    "installed, and this boot came before its turn"
+                );
+                self.drop_pending(failed);
+                return Ok(GOOD);
+            }
             Fate::NotInstalled => {
                 info!(version = failed, "was not installed completely");
                 self.drop_pending(failed);
@@ -408,9 +428,7 @@ impl Check<'_> {
     }
 
     fn drop_pending(&self, version: &str) {
-        change(&self.file, |state| {
-            state.pending.take_if(|pending| pending.version == version);
-        });
+        change(&self.file, |state| state.drop_pending(version));
     }
 
     /// Looks until everything holds, or until nothing changes any more.

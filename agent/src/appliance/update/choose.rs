@@ -41,6 +41,13 @@ pub enum Obstacle {
         /// The oldest version that can be updated to it.
         from: Version,
     },
+    /// Somebody chose the running version in place of it, or of a newer one.
+    ByHand {
+        /// What was left.
+        from: String,
+        /// The release.
+        version: Version,
+    },
     /// Another version is pinned.
     Pinned {
         /// Which.
@@ -58,6 +65,10 @@ impl fmt::Display for Obstacle {
             Self::TooOld { from } => write!(
                 f,
                 "it can be installed from version {from} on, and the channel has none of these for this machine"
+            ),
+            Self::ByHand { from, version } => write!(
+                f,
+                "somebody had this machine go back from {from} by hand; selvage update apply --version {version} installs it"
             ),
             Self::Pinned { version } => write!(
                 f,
@@ -109,6 +120,14 @@ pub fn obstacle(release: &Release, running: &Version, state: &State) -> Option<O
     }
     if let Some(from) = too_old_for(release, running) {
         return Some(Obstacle::TooOld { from });
+    }
+    if let Some(by_hand) = state.chosen_by_hand(running)
+        && (by_hand.newest_left.parse()).is_ok_and(|newest: Version| release.version <= newest)
+    {
+        return Some(Obstacle::ByHand {
+            from: by_hand.from.clone(),
+            version: release.version.clone(),
+        });
     }
     let failure = state.failure(release.version.as_str())?;
     Some(Obstacle::Failed {

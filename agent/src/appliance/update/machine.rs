@@ -10,7 +10,6 @@ use thiserror::Error;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::appliance::update::choose::too_old_for;
 use crate::appliance::update::download::{Download, DownloadError, Pace};
 use crate::appliance::update::index::{self, Index, IndexError, Release};
 use crate::appliance::update::keys::{KeyError, Keys, SIGNATURE_BYTES};
@@ -18,15 +17,15 @@ use crate::appliance::update::running;
 use crate::appliance::update::server::{Server, ServerError};
 use crate::appliance::update::slots::{self, SlotError};
 use crate::appliance::update::staging::{Staging, StagingError};
-use crate::appliance::update::state::{
-    self, DIRECTORY, Failed, FailureCode, Health, LastCheck, State, StateFile,
-};
+use crate::appliance::update::state::{self, DIRECTORY, LastCheck, State, StateFile};
 use crate::appliance::update::sysupdate::{Sysupdate, SysupdateError};
 use crate::appliance::update::version::{BadVersion, Version};
 use crate::base::atomic_file;
 use crate::base::retry::{Backoff, random_seed};
 use crate::base::time;
 use crate::settings::update::Update;
+
+mod install;
 
 /// The pause before an index and its signature that do not fit are asked for once more: the server may be replacing them.
 const BETWEEN_TWO: Duration = Duration::from_secs(2);
@@ -120,9 +119,15 @@ pub enum UpdateError {
          selvage update status (selvage update apply --version does it all the same)"
     )]
     OnTrial(Version),
-    /// All was said to have gone well, but there is no boot entry.
-    #[error("systemd-sysupdate reported success, but there is no boot entry of version {0}")]
-    NoEntry(Version),
+    /// All was said to have gone well, but the slot has something else.
+    #[error(
+        "{name} was written, but what is read back is something else: look for errors of the disk (journalctl --dmesg), then \
+         try again"
+    )]
+    NotWritten {
+        /// Which file of the release.
+        name: String,
+    },
 }
 
 /// How far it is.
@@ -336,7 +341,7 @@ impl Machine {
         self.staging.is_downloaded(release)
     }
 
-    /// Whether a version needs no more than a reboot.
+    /// Whether a version needs no more than its turn and a reboot.
     ///
     /// # Errors
     /// The boot entries cannot be read.
@@ -431,109 +436,6 @@ impl Machine {
                 slot,
             });
         }
-        Ok(())
-    }
-
-    /// Brings a release into the free slot; the next boot tries it. `health` takes the health of this machine, with which
-    /// its boot check compares: after a download, which may take hours.
-    ///
-    /// # Errors
-    /// It is too old or running, a step failed. The running version is then still the one that boots.
-    pub async fn apply(
-        &self,
-        release: &Release,
-        health: impl AsyncFnOnce() -> Health,
-        progress: Progress<'_>,
-    ) -> Result<(), UpdateError> {
-        let version = &release.version;
-        if *version == self.running {
-            return Err(UpdateError::Running(version.clone()));
-        }
-        if let Some(from) = too_old_for(release, &self.running) {
-            return Err(UpdateError::TooOld {
-                version: version.clone(),
-                from,
-                running: self.running.clone(),
-            });
-        }
-        // The boot entry is written last: with one, the slot is whole.
-        let entries = slots::entries(&self.root)?;
-        let is_whole = entries.iter().any(|entry| entry.version == *version);
-        if !is_whole {
-            self.download(release, progress).await?;
-            let of = release.unpacked_size();
-            self.staging
-                .unpack(release, &mut |done| progress(Step::Unpack { done, of }))?;
-        }
-        let health_before = health().await;
-        let former = self.state.read();
-        let at = seconds(SystemTime::now());
-        // Before the first byte is written: a power cut after the last must not boot a version that nobody expects.
-        self.state.change(|state| {
-            state.begin(version.as_str(), self.running.as_str(), health_before, at);
-        })?;
-        if let Err(error) = self.install(version, is_whole, progress).await {
-            self.state.change(|state| {
-                // Nothing boots it, so it was not tried; and a version that failed before still has.
-                state.pending = former.pending;
-                state.failed = former.failed;
-            })?;
-            return Err(error);
-        }
-        if *version < self.running {
-            // The boot loader would go on taking the newer one, and so would the next run of the timer.
-            slots::set_bad(&self.root, &self.running)?;
-            self.reject(format!("left by hand for version {version}"))?;
-        }
-        if let Err(error) = self.staging.keep_only(None) {
-            warn!("failed to remove what was installed: {error}");
-        }
-        Ok(())
-    }
-
-    async fn install(
-        &self,
-        version: &Version,
-        is_whole: bool,
-        progress: Progress<'_>,
-    ) -> Result<(), UpdateError> {
-        if !is_whole {
-            let mut hear = |line: &str| progress(Step::Install(line));
-            self.sysupdate.update(version, &mut hear).await?;
-        }
-        let entries = slots::entries(&self.root)?;
-        let entry = entries.iter().find(|entry| entry.version == *version);
-        let entry = entry.ok_or_else(|| UpdateError::NoEntry(version.clone()))?;
-        // Whoever installs a version that failed, or that was rolled back from, wants it tried again.
-        if entry.is_bad() {
-            entry.set_untried()?;
-        }
-        Ok(())
-    }
-
-    /// Has the next boot start the other version, and remembers that this one is not wanted. Returns the other.
-    ///
-    /// # Errors
-    /// There is none that would boot.
-    pub fn roll_back(&self) -> Result<Version, UpdateError> {
-        let other = slots::roll_back(&self.root, &self.running)?;
-        self.state.change(|state| state.pending = None)?;
-        self.reject("rolled back by hand".to_owned())?;
-        Ok(other)
-    }
-
-    /// Remembers that the running version is not to come back by itself.
-    fn reject(&self, reason: String) -> Result<(), UpdateError> {
-        let at = seconds(SystemTime::now());
-        self.state.change(|state| {
-            state.fail(Failed {
-                version: self.running.to_string(),
-                at,
-                boots: 0,
-                code: FailureCode::Unknown,
-                reason,
-            });
-        })?;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 const COUNTED: &str =
     "sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
-/// How many tries a new version has: `TriesLeft=` of the transfer that writes its boot entry.
+/// How many tries a new version has, when its turn has come.
 const TRIES: u32 = 3;
 
 /// The version of the running image; `None` if this is no Selvage image.
@@ -24,6 +24,12 @@ pub fn version(root: &Path) -> Option<String> {
         .flatten()
         .filter(|version| !version.is_empty())
         .map(ToOwned::to_owned)
+}
+
+/// The kernel's ID of this boot.
+pub(super) fn boot_id() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
 }
 
 /// The counter in the name of a boot entry: `selvage_1.2+2-1.efi` has 2 tries left and 1 done.

@@ -64,6 +64,22 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// A file that is a UKI as far as its headers say: one section, from byte 512 to the end.
+pub(crate) fn uki(seed: u64, length: u32) -> Vec<u8> {
+    let mut bytes = noise(seed, usize::try_from(length).unwrap());
+    bytes[..512].fill(0);
+    let data = length - 512;
+    bytes[..2].copy_from_slice(b"MZ");
+    bytes[0x3c..0x40].copy_from_slice(&64_u32.to_le_bytes());
+    bytes[64..68].copy_from_slice(b"PE\0\0");
+    bytes[70] = 1;
+    // The size in memory, and size and place in the file.
+    bytes[96..100].copy_from_slice(&data.to_le_bytes());
+    bytes[104..108].copy_from_slice(&data.to_le_bytes());
+    bytes[108..112].copy_from_slice(&512_u32.to_le_bytes());
+    bytes
+}
+
 /// One entry of an index, with its files added to the site.
 pub(crate) fn release(version: &str, site: &mut Site) -> Value {
     let stem = format!("selvage_{version}");
@@ -79,7 +95,10 @@ pub(crate) fn release(version: &str, site: &mut Site) -> Value {
     .into_iter()
     .map(|(part, name, size)| {
         let seed = version.bytes().chain(part.bytes()).map(u64::from).sum();
-        let unpacked = noise(seed, size);
+        let unpacked = match part {
+            "uki" => uki(seed, size),
+            _ => noise(seed, usize::try_from(size).unwrap()),
+        };
         let packed = compress_to_vec(&unpacked[..], CompressionLevel::Fastest);
         let path = format!("{stem}/{name}.zst");
         let file = json!({
@@ -119,7 +138,7 @@ pub(crate) fn furnish(root: &Path, version: &str, settings: &str) {
         "efi/EFI/Linux",
         "usr/lib/systemd",
         "usr/bin",
-        "sys/class/block",
+        "dev",
     ] {
         std::fs::create_dir_all(root.join(directory)).unwrap();
     }
@@ -127,11 +146,16 @@ pub(crate) fn furnish(root: &Path, version: &str, settings: &str) {
     std::fs::write(root.join("usr/lib/os-release"), release).unwrap();
     let settings = format!("[update]\n{settings}\n");
     std::fs::write(root.join("etc/selvage/agent.toml"), settings).unwrap();
-    std::fs::write(
-        root.join(format!("efi/EFI/Linux/selvage_{version}.efi")),
-        "",
-    )
-    .unwrap();
+    let entry = root.join(format!("efi/EFI/Linux/selvage_{version}.efi"));
+    std::fs::write(entry, uki(1, 1000)).unwrap();
+    for (device, label, size) in [
+        ("vda2", format!("selvage_{version}"), 524_288),
+        ("vda3", format!("selvage_{version}_verity"), 32_768),
+        ("vda4", "_empty".to_owned(), 524_288),
+        ("vda5", "_empty".to_owned(), 32_768),
+    ] {
+        partition(root, device, &label, size);
+    }
     // Does what the image's transfers say, as far as the tests look.
     program(
         &root.join("usr/lib/systemd/systemd-sysupdate"),
@@ -139,8 +163,10 @@ pub(crate) fn furnish(root: &Path, version: &str, settings: &str) {
             "set -eu; root={root}; version=$4; staging=$root/var/lib/selvage/update/staging
              echo \"Selected update '$version' for install.\"; echo 'Imported 50%.' >&2
              [ \"$1 $2 $3\" = \"--definitions=$root/usr/lib/sysupdate.d --no-pager update\" ]
-             cp $staging/selvage_${{version}}_*.usr.raw $root/slot; cp $staging/selvage_${{version}}_*.usr-verity.raw $root/hashes
-             cp $staging/selvage_$version.efi $root/efi/EFI/Linux/selvage_$version+3-0.efi",
+             cp $staging/selvage_${{version}}_*.usr.raw $root/dev/vda4; cp $staging/selvage_${{version}}_*.usr-verity.raw $root/dev/vda5
+             sys=$root/sys/class/block
+             echo PARTNAME=selvage_$version >$sys/vda4/uevent; echo PARTNAME=selvage_${{version}}_verity >$sys/vda5/uevent
+             cp $staging/selvage_$version.efi $root/efi/EFI/Linux/selvage_$version+0-0.efi",
             root = root.display()
         ),
     );
@@ -148,6 +174,15 @@ pub(crate) fn furnish(root: &Path, version: &str, settings: &str) {
         &root.join("usr/bin/systemctl"),
         &format!("echo $* >>{}/systemctl", root.display()),
     );
+}
+
+/// A partition of so many bytes, as `/sys` and `/dev` of a root show it. Its content is empty.
+pub(crate) fn partition(root: &Path, device: &str, label: &str, size: u64) {
+    let directory = root.join("sys/class/block").join(device);
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("uevent"), format!("PARTNAME={label}\n")).unwrap();
+    std::fs::write(directory.join("size"), format!("{}\n", size / 512)).unwrap();
+    std::fs::write(root.join("dev").join(device), "").unwrap();
 }
 
 /// A program in shell.

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::metrics;
+use super::running::boot_id;
+use super::version::Version;
 use crate::base::atomic_file;
 use crate::base::codes::codes;
 use crate::telemetry::metrics::METRICS_FILE;
@@ -48,6 +50,8 @@ pub struct State {
     pub failed: VecDeque<Failed>,
     /// The last version that passed its boot check.
     pub blessed: Option<Blessed>,
+    /// What somebody chose in place of the newest version.
+    pub by_hand: Option<ByHand>,
     /// Fields of later versions.
     #[serde(flatten)]
     other: BTreeMap<String, serde_json::Value>,
@@ -126,6 +130,25 @@ pub struct Blessed {
     pub at: u64,
 }
 
+/// A version that somebody chose in place of the one that ran. It counts for as long as that version runs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ByHand {
+    /// The version that was left.
+    pub from: String,
+    /// The one that was chosen.
+    pub to: String,
+    /// When.
+    pub at: u64,
+    /// The kernel's ID of the boot in which that was: until the next one, the version that was left still runs.
+    #[serde(default)]
+    pub boot: String,
+    /// Whether it was there already (`selvage update rollback`); else it was installed.
+    #[serde(default)]
+    pub rollback: bool,
+    /// The newest version that was ever left so: neither it nor any older one replaces the chosen one by itself.
+    pub newest_left: String,
+}
+
 codes! {
     /// How a version failed; the texts are part of the state and labels of metrics.
     pub enum FailureCode {
@@ -147,6 +170,8 @@ codes! {
         CutShort = "cut-short",
         /// None of its boots got as far as the check.
         NeverCameUp = "never-came-up",
+        /// Somebody rolled this machine back from it.
+        RolledBack = "rolled-back",
     }
 }
 
@@ -199,6 +224,7 @@ impl Default for State {
             pending: None,
             failed: VecDeque::new(),
             blessed: None,
+            by_hand: None,
             other: BTreeMap::new(),
         }
     }
@@ -211,6 +237,23 @@ impl State {
             .get(channel)
             .copied()
             .unwrap_or_default()
+    }
+
+    /// Forgets what a reset of the machine forgets. The serials and the failed versions stay: without them, an index of
+    /// long ago would be believed once more, and a version that does not work here tried once more.
+    pub fn reset(&mut self) {
+        let Self {
+            highest_serial,
+            failed,
+            other,
+            ..
+        } = std::mem::take(self);
+        *self = Self {
+            highest_serial,
+            failed,
+            other,
+            ..Self::default()
+        };
     }
 
     /// Records an accepted index. A lower serial changes nothing.
@@ -227,6 +270,7 @@ impl State {
     /// Records that a version is going to be installed. Whoever installs a failed version again by hand forgives it.
     pub fn begin(&mut self, version: &str, from: &str, health_before: Health, at: u64) {
         self.failed.retain(|failed| failed.version != version);
+        self.by_hand.take_if(|by_hand| by_hand.from == version);
         self.pending = Some(Pending {
             version: version.to_owned(),
             applied_at: at,
@@ -238,10 +282,69 @@ impl State {
         });
     }
 
+    /// Records that somebody wants an older version than the running one. [`Self::begin`] comes before.
+    pub fn prefer(&mut self, to: &Version, from: &Version, at: u64) {
+        self.by_hand = Some(ByHand {
+            from: from.to_string(),
+            to: to.to_string(),
+            at,
+            boot: boot_id(),
+            rollback: false,
+            newest_left: self.newest_left(from),
+        });
+    }
+
+    /// Records that somebody goes back from the running version to another, and that it is not to come back by itself.
+    pub fn roll_back(&mut self, to: &Version, from: &Version, at: u64) {
+        let newest_left = self.newest_left(from);
+        self.pending = None;
+        self.fail(Failed {
+            version: from.to_string(),
+            at,
+            boots: 0,
+            code: FailureCode::RolledBack,
+            reason: format!("rolled back by hand to {to}"),
+        });
+        self.prefer(to, from, at);
+        if let Some(by_hand) = &mut self.by_hand {
+            by_hand.rollback = true;
+            by_hand.newest_left = newest_left;
+        }
+    }
+
+    fn newest_left(&self, from: &Version) -> String {
+        let before = self.chosen_by_hand(from);
+        let before = before.and_then(|by_hand| by_hand.newest_left.parse().ok());
+        before.map_or_else(
+            || from.to_string(),
+            |before: Version| before.max(from.clone()).to_string(),
+        )
+    }
+
+    /// What was chosen by hand, if it is the version that runs.
+    pub fn chosen_by_hand(&self, running: &Version) -> Option<&ByHand> {
+        let by_hand = self.by_hand.as_ref();
+        by_hand.filter(|by_hand| by_hand.to == running.as_str())
+    }
+
+    /// Forgets that somebody went back from a version, if that was so.
+    pub fn take_back(&mut self, from: &str) {
+        if (self.by_hand.take_if(|by_hand| by_hand.from == from)).is_some() {
+            let is_it =
+                |failed: &Failed| failed.version == from && failed.code == FailureCode::RolledBack;
+            self.failed.retain(|failed| !is_it(failed));
+        }
+    }
+
+    /// Records that a version is no longer going to be tried.
+    pub fn drop_pending(&mut self, version: &str) {
+        self.pending.take_if(|pending| pending.version == version);
+        self.by_hand.take_if(|by_hand| by_hand.to == version);
+    }
+
     /// Records a failed version, and that it is no longer pending.
     pub fn fail(&mut self, failed: Failed) {
-        self.pending
-            .take_if(|pending| pending.version == failed.version);
+        self.drop_pending(&failed.version);
         self.failed.retain(|known| known.version != failed.version);
         self.failed.push_back(failed);
         while self.failed.len() > MOST_FAILED {
@@ -252,6 +355,7 @@ impl State {
     /// Records that a version passed its boot check.
     pub fn bless(&mut self, version: &str, at: u64) {
         self.pending.take_if(|pending| pending.version == version);
+        self.by_hand.take_if(|by_hand| by_hand.to != version);
         self.failed.retain(|failed| failed.version != version);
         self.blessed = Some(Blessed {
             version: version.to_owned(),
@@ -301,6 +405,11 @@ pub struct StateFile {
 }
 
 impl StateFile {
+    /// The state file of the machine whose root this is.
+    pub fn of(root: &Path) -> Self {
+        Self::new(&root.join(DIRECTORY.trim_start_matches('/')))
+    }
+
     /// The state file in a directory, usually [`DIRECTORY`]. Touches nothing.
     pub fn new(directory: &Path) -> Self {
         Self {

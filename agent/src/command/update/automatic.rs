@@ -18,6 +18,7 @@ use crate::appliance::update::index::Release;
 use crate::appliance::update::machine::{FAILED, Machine, seconds};
 use crate::appliance::update::state::{Health, State};
 use crate::appliance::update::turn::{Leave, Turn};
+use crate::appliance::update::version::Version;
 use crate::appliance::update::windows;
 use crate::base::logging;
 use crate::base::service::Service;
@@ -104,6 +105,26 @@ pub(super) async fn run(
     }
 }
 
+/// What is done once a boot check has ended: tells the fleet what it found, and gives the lock back. A fleet that does not
+/// answer is told by the next run of the timer.
+pub(super) async fn settle(machine: &Machine, turn: &mut impl Turn) -> Result<Stop, Error> {
+    if machine.settings().server.is_none() {
+        return Ok(Stop::Idle(
+            "no updates: update.server is not set".to_owned(),
+        ));
+    }
+    let _lock = machine.lock()?;
+    Ok(
+        match turn.settle(&machine.state(), machine.running()).await {
+            Ok(()) => Stop::Idle("the fleet knows how far this machine is".to_owned()),
+            Err(error) => Stop::Waits(format!(
+                "the fleet was not told of this machine, and will be by the next run of selvage-update.timer: {}",
+                logging::chain(&*error)
+            )),
+        },
+    )
+}
+
 /// A release that may be taken.
 struct Found<'a> {
     release: &'a Release,
@@ -159,9 +180,9 @@ async fn go_on(
     if let Some(wait) = refused(turn.may_start(release).await.map_err(Error::Turn)?) {
         return Ok(Stop::Waits(format!("version {version} {wait}")));
     }
-    if !is_installed || machine.state().pending.is_none() {
+    if !is_installed {
         machine
-            .apply(release, health, &mut |step| shown.step(&step))
+            .install(release, &mut |step| shown.step(&step))
             .await?;
     }
     // The lock is held across the reboot, so it is taken as late as possible.
@@ -170,19 +191,43 @@ async fn go_on(
             "version {version} is installed and {wait}"
         )));
     }
+    // Before the drain: the boot check compares with what worked while all of it ran.
+    let health_before = health().await;
     if let Err(error) = turn.drain(version).await {
         return Ok(Stop::Waits(format!(
             "version {version} is installed and waits: {}",
             logging::chain(&*error)
         )));
     }
-    if let Err(error) = reboot(root).await {
+    if let Err(error) = start(machine, root, version, health_before).await {
         if let Err(error) = turn.release().await {
             warn!("failed to give the lock back: {}", logging::chain(&*error));
         }
         return Err(error);
     }
     Ok(Stop::Reboots(format!("rebooting into version {version}")))
+}
+
+/// Makes a version the one that the next boot tries, and reboots. Until now, a chance reboot started the running one.
+async fn start(
+    machine: &Machine,
+    root: &Path,
+    version: &Version,
+    health_before: Health,
+) -> Result<(), Error> {
+    machine.arm(version, health_before)?;
+    let Err(why) = reboot(root).await else {
+        return Ok(());
+    };
+    if let Err(error) = machine.disarm(version) {
+        warn!(
+            "the next reboot starts version {version}: {}",
+            logging::chain(&error)
+        );
+        return Err(Error::Reboot(why));
+    }
+    let version = version.clone();
+    Err(Error::NoReboot { why, version })
 }
 
 /// Whether the index is asked for again. A clock that went back is no reason to wait for its return.
@@ -233,16 +278,18 @@ fn refused(leave: Leave) -> Option<String> {
 }
 
 /// Reboots this machine by systemd.
-pub(super) async fn reboot(root: &Path) -> Result<(), Error> {
+///
+/// # Errors
+/// What systemd said against it.
+pub(super) async fn reboot(root: &Path) -> Result<(), String> {
     let program = root.join("usr/bin/systemctl");
     let output = Command::new(&program).arg("reboot").output().await;
-    let output =
-        output.map_err(|error| Error::Reboot(format!("{}: {error}", program.display())))?;
+    let output = output.map_err(|error| format!("{}: {error}", program.display()))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(Error::Reboot(format!("systemctl reboot: {}", said.trim())))
+    Err(format!("systemctl reboot: {}", said.trim()))
 }
 
 #[cfg(test)]

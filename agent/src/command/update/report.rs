@@ -9,8 +9,8 @@ use super::automatic::shown_time;
 use crate::appliance::update::choose::{Choice, choose};
 use crate::appliance::update::index::Index;
 use crate::appliance::update::machine::{FAILED, Machine};
-use crate::appliance::update::slots::{self, Slot};
-use crate::appliance::update::state::{Failed, FailureCode, LastCheck, Pending};
+use crate::appliance::update::slots::{self, Entry, Slot};
+use crate::appliance::update::state::{ByHand, Failed, FailureCode, LastCheck, Pending};
 use crate::appliance::update::version::Version;
 use crate::appliance::update::windows;
 use crate::base::terminal::{Style, Tone};
@@ -73,6 +73,50 @@ struct BootEntry {
     version: Version,
     /// How many tries are left; `None` once it is blessed.
     tries_left: Option<u32>,
+    /// What the boot loader makes of it.
+    state: EntryState,
+}
+
+/// What the boot loader makes of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum EntryState {
+    /// It passed its boot check.
+    Good,
+    /// It is tried, or will be.
+    OnTrial,
+    /// It is installed and waits for its turn, or somebody chose an older one.
+    Aside,
+    /// It has no tries left.
+    Bad,
+}
+
+impl BootEntry {
+    fn of(entry: Entry) -> Self {
+        let state = match entry.counter {
+            None => EntryState::Good,
+            Some(_) if entry.is_aside() => EntryState::Aside,
+            Some(_) if entry.is_bad() => EntryState::Bad,
+            Some(_) => EntryState::OnTrial,
+        };
+        Self {
+            tries_left: entry.counter.map(|counter| counter.left),
+            version: entry.version,
+            state,
+        }
+    }
+
+    fn shown(&self) -> (Tone, String) {
+        match self.state {
+            EntryState::Good => (Tone::Plain, "good".to_owned()),
+            EntryState::OnTrial => {
+                let left = self.tries_left.unwrap_or(0);
+                (Tone::Warn, format!("on trial, {left} tries left"))
+            }
+            EntryState::Aside => (Tone::Warn, "aside".to_owned()),
+            EntryState::Bad => (Tone::Bad, "bad: no tries left".to_owned()),
+        }
+    }
 }
 
 /// Everything.
@@ -95,7 +139,11 @@ pub(super) struct Report {
     pinned: Option<String>,
     last_check: Option<LastCheck>,
     available: Option<Available>,
+    /// The version that is installed and that no reboot starts before its turn.
+    waiting: Option<Version>,
     pending: Option<Pending>,
+    /// What somebody chose in place of the newest version.
+    by_hand: Option<ByHand>,
     failed: Vec<Failed>,
     /// Whether a newer version than the running one failed here.
     fell_back: bool,
@@ -110,13 +158,14 @@ impl Report {
             let choice = choose(index, &running, &state);
             Available::of(index, &choice)
         });
-        let entries = slots::entries(root).ok().map(|entries| {
-            let shown = entries.into_iter().map(|entry| BootEntry {
-                version: entry.version,
-                tries_left: entry.counter.map(|counter| counter.left),
-            });
-            shown.collect()
-        });
+        let entries = slots::entries(root).ok();
+        let entries: Option<Vec<_>> =
+            entries.map(|entries| entries.into_iter().map(BootEntry::of).collect());
+        let waits = |entry: &&BootEntry| {
+            let is_left = |by_hand: &ByHand| by_hand.from == entry.version.as_str();
+            entry.state == EntryState::Aside && !state.by_hand.as_ref().is_some_and(is_left)
+        };
+        let waiting = entries.iter().flatten().find(waits);
         let zone = settings.time_zone.rules.as_ref();
         let now = std::time::SystemTime::now();
         let now = i64::try_from(crate::appliance::update::machine::seconds(now)).unwrap_or(0);
@@ -130,6 +179,8 @@ impl Report {
             blessed: (state.blessed.as_ref())
                 .is_some_and(|blessed| blessed.version == running.as_str()),
             slots: slots::slots(root),
+            waiting: waiting.map(|entry| entry.version.clone()),
+            by_hand: state.by_hand.clone(),
             boot_entries: entries,
             server: settings.server.as_ref().map(ToString::to_string),
             channel: settings.channel.clone(),
@@ -165,7 +216,7 @@ impl Report {
             .is_some_and(|found| found.version.is_some());
         match check_failed || self.fell_back {
             true => 1,
-            false if newer || self.pending.is_some() => super::NEWER,
+            false if newer || self.pending.is_some() || self.waiting.is_some() => super::NEWER,
             false => 0,
         }
     }
@@ -195,36 +246,13 @@ impl Report {
             line("slot", Tone::Plain, &text)?;
         }
         for entry in self.boot_entries.iter().flatten() {
-            let (tone, state) = match entry.tries_left {
-                None => (Tone::Plain, "good".to_owned()),
-                Some(0) => (Tone::Bad, "bad: no tries left".to_owned()),
-                Some(left) => (Tone::Warn, format!("on trial, {left} tries left")),
-            };
+            let (tone, state) = entry.shown();
             line("boots", tone, &format!("{} ({state})", entry.version))?;
         }
-        if let Some(pending) = &self.pending {
-            let version = &pending.version;
-            let is_entry = |entry: &BootEntry| entry.version.as_str() == version;
-            let text = if *version == self.running.as_str() {
-                format!("{version} is judged by its boot check")
-            } else if (self.boot_entries.as_ref()).is_some_and(|all| !all.iter().any(is_entry)) {
-                format!("{version} is installed in part; selvage update apply goes on")
-            } else {
-                format!("{version} is installed; the next reboot starts it")
-            };
-            line("pending", Tone::Warn, &text)?;
-            if let Some(finding) = &pending.finding {
-                line(
-                    "finding",
-                    Tone::Bad,
-                    &format!("{}: {}", finding.code, finding.reason),
-                )?;
-            }
-        }
+        self.print_update(&mut line)?;
         for failed in self.failed.iter().rev() {
             let at = shown_time(i64::try_from(failed.at).unwrap_or(0));
             let code = match failed.code {
-                // Somebody's decision.
                 FailureCode::Unknown => String::new(),
                 code => format!(" ({code})"),
             };
@@ -265,6 +293,58 @@ impl Report {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What is under way, and what somebody has decided.
+    fn print_update(
+        &self,
+        line: &mut impl FnMut(&str, Tone, &str) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if let Some(pending) = &self.pending {
+            let version = &pending.version;
+            let is_entry = |entry: &BootEntry| entry.version.as_str() == version;
+            let text = if *version == self.running.as_str() {
+                format!("{version} is judged by its boot check")
+            } else if (self.boot_entries.as_ref()).is_some_and(|all| !all.iter().any(is_entry)) {
+                format!("{version} is installed in part; selvage update apply goes on")
+            } else {
+                format!("{version} is installed; the next reboot starts it")
+            };
+            line("pending", Tone::Warn, &text)?;
+            if let Some(finding) = &pending.finding {
+                line(
+                    "finding",
+                    Tone::Bad,
+                    &format!("{}: {}", finding.code, finding.reason),
+                )?;
+            }
+        }
+        if let Some(version) = &self.waiting {
+            let text = format!(
+                "{version} is installed and waits for its turn; no reboot starts it before (selvage update apply --version \
+                 {version} does)"
+            );
+            line("waiting", Tone::Warn, &text)?;
+        }
+        if let Some(ByHand {
+            from,
+            to,
+            at,
+            rollback,
+            ..
+        }) = &self.by_hand
+        {
+            let at = shown_time(i64::try_from(*at).unwrap_or(0));
+            let text = match rollback {
+                true => format!(
+                    "rolled back from {from} to {to} on {at} ({})",
+                    FailureCode::RolledBack
+                ),
+                false => format!("{to} was chosen in place of {from} on {at}"),
+            };
+            line("by hand", Tone::Warn, &text)?;
+        }
+        Ok(())
     }
 
     fn print_window(

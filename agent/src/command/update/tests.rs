@@ -59,6 +59,11 @@ impl World {
         serde_json::from_str(&output).unwrap()
     }
 
+    fn rename(&self, from: &str, to: &str) {
+        let entries = self.root.path().join("efi/EFI/Linux");
+        std::fs::rename(entries.join(from), entries.join(to)).unwrap();
+    }
+
     fn become_version(&self, version: &str) {
         let release = format!("IMAGE_ID=selvage\nIMAGE_VERSION={version}\n");
         std::fs::write(self.root.path().join("usr/lib/os-release"), release).unwrap();
@@ -113,6 +118,7 @@ async fn a_machine_is_looked_at_updated_and_rolled_back() {
     assert_eq!(report["pending"]["from"], "1.0");
     assert_eq!(report["boot_entries"][1]["tries_left"], 3);
 
+    world.rename("selvage_1.1+3-0.efi", "selvage_1.1.efi");
     world.become_version("1.1");
     assert_eq!(
         world.say(&["apply"]).await.unwrap(),
@@ -124,10 +130,18 @@ async fn a_machine_is_looked_at_updated_and_rolled_back() {
     world.become_version("1.0");
     let (status, output) = world.say(&["status", "--color=never"]).await.unwrap();
     assert_eq!(status, 1);
-    assert!(output.contains("rolled back by hand"), "{output}");
+    assert!(
+        output.contains("by hand    rolled back from 1.1 to 1.0 on ")
+            && output.contains(" (rolled-back)\n"),
+        "{output}"
+    );
+    let report = world.json(&["status", "--json"]).await;
+    assert_eq!(report["by_hand"]["from"], "1.1");
+    assert_eq!(report["failed"][0]["code"], "rolled-back");
+    assert_eq!(report["boot_entries"][1]["state"], "bad");
     let (status, output) = world.say(&["apply"]).await.unwrap();
     assert_eq!(status, BLOCKED);
-    assert!(output.contains("it failed on this machine"), "{output}");
+    assert!(output.contains("go back from 1.1 by hand"), "{output}");
     let (status, _) = world
         .say(&["apply", "--version=1.1", "--reboot"])
         .await
@@ -135,6 +149,40 @@ async fn a_machine_is_looked_at_updated_and_rolled_back() {
     assert_eq!(status, 0);
     let reboots = std::fs::read_to_string(world.root.path().join("systemctl")).unwrap();
     assert_eq!(reboots, "reboot\n");
+}
+
+#[tokio::test]
+async fn a_version_that_waits_for_its_turn_is_shown_and_started_by_hand() {
+    let world = World::new().await;
+    world.say(&["apply"]).await.unwrap();
+    // As a run of the timer leaves it that does not get the lock.
+    world.rename("selvage_1.1+3-0.efi", "selvage_1.1+0-0.efi");
+    let state = world.root.path().join("var/lib/selvage/update/state.json");
+    std::fs::remove_file(state).unwrap();
+    let (status, output) = world.say(&["status", "--color=never"]).await.unwrap();
+    assert_eq!(status, NEWER);
+    assert!(output.contains("boots      1.1 (aside)\n"), "{output}");
+    assert!(
+        output.contains(
+            "waiting    1.1 is installed and waits for its turn; no reboot starts it before"
+        ),
+        "{output}"
+    );
+    let report = world.json(&["status", "--json"]).await;
+    assert_eq!(report["waiting"], "1.1");
+    assert_eq!(report["boot_entries"][1]["state"], "aside");
+    let before = world.server.requests(".zst").len();
+    world.say(&["apply"]).await.unwrap();
+    assert_eq!(world.server.requests(".zst").len(), before);
+    assert!(
+        world
+            .root
+            .path()
+            .join("efi/EFI/Linux/selvage_1.1+3-0.efi")
+            .exists()
+    );
+    let report = world.json(&["status", "--json"]).await;
+    assert_eq!(report["waiting"], Value::Null);
 }
 
 #[tokio::test]

@@ -1,20 +1,19 @@
 //! What became of a version that is pending while another one runs.
 
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use crate::appliance::update::running::Counter;
+use crate::appliance::update::slots;
 use crate::appliance::update::state::{FailureCode, Finding, Pending};
-
-/// The directory of boot entries.
-const ENTRIES: &str = "efi/EFI/Linux";
+use crate::base::logging::chain;
 
 /// The boot entry of a version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Entry {
     /// There is none.
     Absent,
+    /// It is aside: the boot loader was not to start it.
+    Aside,
     /// It has a counter.
     Counted(Counter),
     /// It has none: the version passed a boot check.
@@ -26,31 +25,22 @@ pub(super) enum Entry {
 impl Entry {
     /// The boot entry of a version below a root directory.
     pub(super) fn find(root: &Path, version: &str) -> Self {
-        let directory = root.join(ENTRIES);
-        let names = fs::read_dir(&directory).and_then(|entries| {
-            entries
-                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-                .collect::<io::Result<Vec<String>>>()
-        });
-        match names {
-            Ok(names) => Self::among(&names, version),
+        let entries = match slots::entries(root) {
+            Ok(entries) => entries,
             Err(error) => {
-                tracing::warn!("failed to read {}: {error}", directory.display());
-                Self::Unknown
+                tracing::warn!("{}", chain(&error));
+                return Self::Unknown;
             }
-        }
-    }
-
-    fn among(names: &[String], version: &str) -> Self {
-        let prefix = format!("selvage_{version}");
-        let entries = names
+        };
+        let of_version = entries
             .iter()
-            .filter_map(|name| match name.strip_prefix(&prefix)? {
-                ".efi" => Some(Self::Blessed),
-                rest if rest.starts_with('+') => Counter::of_name(name).map(Self::Counted),
-                _ => None,
-            });
-        entries
+            .filter(|entry| version.parse() == Ok(entry.version.clone()));
+        let found = of_version.map(|entry| match entry.counter {
+            None => Self::Blessed,
+            Some(_) if entry.is_aside() => Self::Aside,
+            Some(counter) => Self::Counted(counter),
+        });
+        found
             .max_by_key(|entry| matches!(entry, Self::Blessed))
             .unwrap_or(Self::Absent)
     }
@@ -61,6 +51,8 @@ impl Entry {
 pub(super) enum Fate {
     /// Its tries are not used up: the boot loader starts it next time.
     StillTried,
+    /// This boot came before its turn.
+    Waits,
     /// It was never installed completely, or was removed before it was tried.
     NotInstalled,
     /// It passed its check, and somebody chose another entry.
@@ -77,6 +69,7 @@ pub(super) enum Fate {
 pub(super) fn fate(pending: &Pending, entry: Entry) -> Fate {
     match entry {
         Entry::Counted(Counter { left: 1.., .. }) => return Fate::StillTried,
+        Entry::Aside => return Fate::Waits,
         Entry::Blessed => return Fate::Works,
         Entry::Absent if pending.boots == 0 => return Fate::NotInstalled,
         // Without proof that it was tried at all.
@@ -95,6 +88,7 @@ pub(super) fn fate(pending: &Pending, entry: Entry) -> Fate {
             FailureCode::Emergency
             | FailureCode::CutShort
             | FailureCode::NeverCameUp
+            | FailureCode::RolledBack
             | FailureCode::Unknown => Fate::Failed(finding.code, finding.reason.clone()),
         },
         None if pending.boots == 0 => Fate::Failed(
@@ -117,6 +111,7 @@ pub(super) fn fate(pending: &Pending, entry: Entry) -> Fate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::appliance::update::samples;
     use crate::appliance::update::state::Health;
 
     fn pending(boots: u32, finding: Option<(bool, FailureCode)>) -> Pending {
@@ -187,20 +182,32 @@ mod tests {
     }
 
     #[test]
+    fn a_version_whose_turn_had_not_come_is_not_failed() {
+        assert_eq!(fate(&pending(0, None), Entry::Aside), Fate::Waits);
+    }
+
+    #[test]
     fn the_entry_of_a_version_is_its_own() {
-        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         for (files, expected) in [
             (&["selvage_1.efi", "selvage_2+0-3.efi"][..], counted(0, 3)),
             (&["selvage_2.1+3-0.efi", "selvage_2.efi.old"], Entry::Absent),
             (&["selvage_2+1-2.efi", "selvage_2.efi"], Entry::Blessed),
-            (&["selvage_2+x.efi"], Entry::Absent),
+            (&["selvage_2+0-0.efi"], Entry::Aside),
             (&[], Entry::Absent),
         ] {
-            assert_eq!(Entry::among(&names(files), "2"), expected, "{files:?}");
+            let root = tempfile::tempdir().unwrap();
+            assert_eq!(Entry::find(root.path(), "2"), Entry::Unknown);
+            let directory = root.path().join("efi/EFI/Linux");
+            std::fs::create_dir_all(&directory).unwrap();
+            for file in files {
+                std::fs::write(directory.join(file), samples::uki(1, 600)).unwrap();
+            }
+            assert_eq!(Entry::find(root.path(), "2"), expected, "{files:?}");
+            // What a power cut has left is none.
+            for file in files {
+                std::fs::write(directory.join(file), "").unwrap();
+            }
+            assert_eq!(Entry::find(root.path(), "2"), Entry::Absent);
         }
-        let root = tempfile::tempdir().unwrap();
-        assert_eq!(Entry::find(root.path(), "2"), Entry::Unknown);
-        fs::create_dir_all(root.path().join(ENTRIES)).unwrap();
-        assert_eq!(Entry::find(root.path(), "2"), Entry::Absent);
     }
 }

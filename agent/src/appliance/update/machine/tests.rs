@@ -6,15 +6,17 @@ use super::*;
 use crate::appliance::update::choose::{Choice, choose};
 use crate::appliance::update::samples::server::TestServer;
 use crate::appliance::update::samples::{self, Site, UUID, public_pem, signer};
+use crate::appliance::update::slots::SlotError;
+use crate::appliance::update::state::Health;
 use crate::settings::{self, Environment, SettingsFlags, Sources};
 
 /// A machine with version 1.0, and a server with 1.1 in an index of serial 5.
-struct World {
-    server: TestServer,
-    root: tempfile::TempDir,
+pub(super) struct World {
+    pub(super) server: TestServer,
+    pub(super) root: tempfile::TempDir,
 }
 
-fn site(serial: u64, versions: &[&str]) -> Site {
+pub(super) fn site(serial: u64, versions: &[&str]) -> Site {
     let mut site = Site::new();
     let releases: Vec<_> = versions
         .iter()
@@ -25,18 +27,18 @@ fn site(serial: u64, versions: &[&str]) -> Site {
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let server = TestServer::start(site(5, &["1.1"])).await;
         let settings = format!("server = \"http://{}/releases\"", server.address);
         let root = samples::machine("1.0", &settings);
         Self { server, root }
     }
 
-    fn machine(&self) -> Machine {
+    pub(super) fn machine(&self) -> Machine {
         machine(self.root.path())
     }
 
-    fn entries(&self) -> Vec<String> {
+    pub(super) fn entries(&self) -> Vec<String> {
         let entries = fs::read_dir(self.root.path().join("efi/EFI/Linux")).unwrap();
         let mut names: Vec<String> = entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -45,14 +47,14 @@ impl World {
         names
     }
 
-    fn sysupdate(&self, text: &str) {
+    pub(super) fn sysupdate(&self, text: &str) {
         samples::program(
             &self.root.path().join("usr/lib/systemd/systemd-sysupdate"),
             text,
         );
     }
 
-    async fn apply(&self) -> Result<(), UpdateError> {
+    pub(super) async fn apply(&self) -> Result<(), UpdateError> {
         let machine = self.machine();
         let index = machine.check().await?;
         let health = Health {
@@ -96,7 +98,7 @@ async fn a_release_comes_into_the_free_slot_and_is_tried_by_the_next_boot() {
         .await
         .unwrap();
     assert_eq!(world.entries(), ["selvage_1.0.efi", "selvage_1.1+3-0.efi"]);
-    let slot = fs::read(world.root.path().join("slot")).unwrap();
+    let slot = fs::read(world.root.path().join("dev/vda4")).unwrap();
     assert_eq!(
         slot.len(),
         300_000,
@@ -282,7 +284,10 @@ async fn a_failed_installation_leaves_no_version_that_is_waited_for() {
     // Without a boot entry nothing was installed, whatever the program says.
     world.sysupdate("exit 0");
     let error = world.apply().await.unwrap_err();
-    assert!(matches!(error, UpdateError::NoEntry(_)), "{error}");
+    assert!(
+        matches!(error, UpdateError::Slot(SlotError::NoEntry(_))),
+        "{error}"
+    );
     assert_eq!(world.machine().state().pending, None);
     assert_eq!(world.entries(), ["selvage_1.0.efi"]);
     // What was downloaded for it is used by the next try.
@@ -318,7 +323,9 @@ async fn a_run_that_is_cut_off_anywhere_is_completed_by_the_next() {
             "cut at {cut}"
         );
         assert_eq!(
-            fs::metadata(world.root.path().join("slot")).unwrap().len(),
+            fs::metadata(world.root.path().join("dev/vda4"))
+                .unwrap()
+                .len(),
             300_000
         );
         let pending = world.machine().state().pending.unwrap();
@@ -349,60 +356,6 @@ async fn nothing_reaches_a_slot_that_is_not_what_was_signed() {
             .join("usr/lib/systemd/systemd-sysupdate.called")
             .exists()
     );
-}
-
-#[tokio::test]
-async fn a_version_that_failed_is_tried_again_by_hand_without_a_download() {
-    let world = World::new().await;
-    world.apply().await.unwrap();
-    let entries = world.root.path().join("efi/EFI/Linux");
-    fs::rename(
-        entries.join("selvage_1.1+3-0.efi"),
-        entries.join("selvage_1.1+0-3.efi"),
-    )
-    .unwrap();
-    world
-        .machine()
-        .change_state(|state| {
-            state.fail(Failed {
-                version: "1.1".to_owned(),
-                at: 1,
-                boots: 3,
-                code: FailureCode::Docker,
-                reason: "Docker does not answer".to_owned(),
-            });
-        })
-        .unwrap();
-    let before = world.server.requests(".zst").len();
-    assert!(
-        !world
-            .machine()
-            .is_installed(&"1.1".parse().unwrap())
-            .unwrap()
-    );
-    world.apply().await.unwrap();
-    assert_eq!(world.entries(), ["selvage_1.0.efi", "selvage_1.1+3-0.efi"]);
-    assert_eq!(world.server.requests(".zst").len(), before);
-    let state = world.machine().state();
-    assert!(state.failed.is_empty() && state.pending.is_some());
-}
-
-#[tokio::test]
-async fn an_older_version_by_hand_goes_before_the_running_one() {
-    let world = World::new().await;
-    world.server.shared().site = site(6, &["0.9"]);
-    world.apply().await.unwrap();
-    // The boot loader takes the newest that has tries or needs none.
-    assert_eq!(
-        world.entries(),
-        ["selvage_0.9+3-0.efi", "selvage_1.0+0-1.efi"]
-    );
-    let state = world.machine().state();
-    assert_eq!(
-        state.failure("1.0").unwrap().reason,
-        "left by hand for version 0.9"
-    );
-    assert_eq!(state.pending.unwrap().version, "0.9");
 }
 
 #[tokio::test]
@@ -446,32 +399,6 @@ async fn a_release_that_is_larger_than_a_slot_is_refused_before_it_comes() {
         "{error}"
     );
     assert!(world.server.requests(".zst").is_empty());
-}
-
-#[tokio::test]
-async fn a_rollback_is_remembered_and_goes_only_to_a_proven_version() {
-    let world = World::new().await;
-    world.apply().await.unwrap();
-    let error = world.machine().roll_back().unwrap_err().to_string();
-    assert!(
-        error.contains("1.1 is installed and not proven yet"),
-        "{error}"
-    );
-    assert_eq!(world.entries(), ["selvage_1.0.efi", "selvage_1.1+3-0.efi"]);
-    let linux = world.root.path().join("efi/EFI/Linux");
-    fs::rename(
-        linux.join("selvage_1.1+3-0.efi"),
-        linux.join("selvage_1.1.efi"),
-    )
-    .unwrap();
-    // The second time changes nothing more.
-    for _ in 0..2 {
-        let other = world.machine().roll_back().unwrap();
-        assert_eq!(other.as_str(), "1.1");
-        assert_eq!(world.entries(), ["selvage_1.0+0-1.efi", "selvage_1.1.efi"]);
-    }
-    let state = world.machine().state();
-    assert_eq!(state.failure("1.0").unwrap().reason, "rolled back by hand");
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::appliance::update::samples;
 
 /// A root whose ESP has these entries.
 fn root(names: &[&str]) -> tempfile::TempDir {
@@ -6,7 +7,7 @@ fn root(names: &[&str]) -> tempfile::TempDir {
     let directory = root.path().join(ENTRIES);
     fs::create_dir_all(&directory).unwrap();
     for name in names {
-        fs::write(directory.join(name), *name).unwrap();
+        fs::write(directory.join(name), samples::uki(1, 600)).unwrap();
     }
     root
 }
@@ -74,8 +75,9 @@ fn a_rollback_is_one_rename_of_the_running_entry() {
         ),
     ] {
         let root = root(before);
-        let found = roll_back(root.path(), &running.parse().unwrap()).unwrap();
-        assert_eq!(found.as_str(), other);
+        let found = rollback(root.path(), &running.parse().unwrap()).unwrap();
+        found.run().unwrap();
+        assert_eq!(found.to.as_str(), other);
         assert_eq!(names(root.path()), after);
     }
 }
@@ -89,13 +91,17 @@ fn a_rollback_to_nothing_is_refused_with_the_reason() {
             "the other version 1.0 has used up its tries",
         ),
         (
+            &["selvage_1.1.efi", "selvage_1.2+0-0.efi"],
+            "the other version 1.2 is aside and not proven",
+        ),
+        (
             &["selvage_1.0.efi"],
             "no boot entry of the running version 1.1",
         ),
         (&[], "no boot entry of the running version 1.1"),
     ] {
         let root = root(before);
-        let error = roll_back(root.path(), &"1.1".parse().unwrap())
+        let error = rollback(root.path(), &"1.1".parse().unwrap())
             .unwrap_err()
             .to_string();
         assert!(error.starts_with("cannot roll back: "), "{error}");
@@ -107,10 +113,93 @@ fn a_rollback_to_nothing_is_refused_with_the_reason() {
 }
 
 #[test]
-fn an_entry_that_is_tried_again_has_all_its_tries() {
-    let root = root(&["selvage_1.0+0-3.efi"]);
-    entries(root.path()).unwrap()[0].set_untried().unwrap();
-    assert_eq!(names(root.path()), ["selvage_1.0+3-0.efi"]);
+fn the_version_whose_turn_it_is_has_all_its_tries_and_is_the_newest_that_has_any() {
+    for (before, running, next, after) in [
+        (
+            &["selvage_1.0.efi", "selvage_1.1+0-0.efi"][..],
+            "1.0",
+            "1.1",
+            &["selvage_1.0.efi", "selvage_1.1+3-0.efi"][..],
+        ),
+        (
+            &["selvage_1.0.efi", "selvage_1.1+0-3.efi"],
+            "1.0",
+            "1.1",
+            &["selvage_1.0.efi", "selvage_1.1+3-0.efi"],
+        ),
+        // systemd-boot takes the newest that has tries or needs none, so an older one goes first only without it.
+        (
+            &["selvage_1.0.efi", "selvage_1.1.efi"],
+            "1.1",
+            "1.0",
+            &["selvage_1.0+3-0.efi", "selvage_1.1+0-0.efi"],
+        ),
+        (
+            &["selvage_0.9+0-0.efi", "selvage_1.0+1-2.efi"],
+            "1.0",
+            "0.9",
+            &["selvage_0.9+3-0.efi", "selvage_1.0+0-0.efi"],
+        ),
+        // And it stays the one that is started once it is blessed; the newer one gets its turn again.
+        (
+            &["selvage_0.9.efi", "selvage_1.0+0-0.efi"],
+            "0.9",
+            "1.0",
+            &["selvage_0.9.efi", "selvage_1.0+3-0.efi"],
+        ),
+    ] {
+        let root = root(before);
+        try_next(
+            root.path(),
+            &running.parse().unwrap(),
+            &next.parse().unwrap(),
+        )
+        .unwrap();
+        assert_eq!(names(root.path()), after, "{before:?}");
+        put_aside(root.path(), &next.parse().unwrap()).unwrap();
+        let aside = format!("selvage_{next}+0-0.efi");
+        assert!(names(root.path()).contains(&aside), "{before:?}");
+    }
+}
+
+#[test]
+fn an_older_version_that_cannot_be_tried_leaves_the_running_one_in_its_place() {
+    let root = root(&["selvage_0.9+0-0.efi", "selvage_1.0.efi"]);
+    // A directory is in the way of the new name.
+    let taken = root.path().join(ENTRIES).join("selvage_0.9+3-0.efi");
+    fs::create_dir(taken).unwrap();
+    let version = |text: &str| text.parse::<Version>().unwrap();
+    let error = try_next(root.path(), &version("1.0"), &version("0.9")).unwrap_err();
+    assert!(matches!(error, SlotError::Rename { .. }), "{error}");
+    assert!(names(root.path()).contains(&"selvage_1.0.efi".to_owned()));
+    let error = try_next(root.path(), &version("1.0"), &version("0.8")).unwrap_err();
+    assert!(matches!(error, SlotError::NoEntry(_)), "{error}");
+    assert!(names(root.path()).contains(&"selvage_1.0.efi".to_owned()));
+}
+
+#[test]
+fn entries_that_a_power_cut_left_are_none_and_go() {
+    let root = root(&["selvage_1.0.efi", "selvage_1.1+0-0.efi"]);
+    let write = |name: &str, content: &[u8]| {
+        fs::write(root.path().join(ENTRIES).join(name), content).unwrap();
+    };
+    let whole = samples::uki(1, 600);
+    write("selvage_1.1+3-0.efi", b"");
+    write("selvage_1.2+3-0.efi", &whole[..599]);
+    write("selvage_1.3.efi", &[0; 600]);
+    let found = entries(root.path()).unwrap();
+    let shown: Vec<_> = found.iter().map(|entry| entry.version.as_str()).collect();
+    assert_eq!(shown, ["1.0", "1.1"]);
+    assert!(found[1].is_aside());
+    clear_damaged(root.path(), &"1.0".parse().unwrap()).unwrap();
+    assert_eq!(
+        names(root.path()),
+        ["selvage_1.0.efi", "selvage_1.1+0-0.efi"]
+    );
+    // The boot loader has started the running one, whatever we make of it.
+    write("selvage_1.0.efi", b"");
+    clear_damaged(root.path(), &"1.0".parse().unwrap()).unwrap();
+    assert!(names(root.path()).contains(&"selvage_1.0.efi".to_owned()));
 }
 
 #[test]

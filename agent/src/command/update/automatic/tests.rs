@@ -115,11 +115,18 @@ impl World {
         std::fs::read_to_string(self.root.path().join("systemctl")).unwrap_or_default()
     }
 
+    fn has_entry(&self, counter: &str) -> bool {
+        let name = format!("efi/EFI/Linux/selvage_1.1{counter}.efi");
+        self.root.path().join(name).exists()
+    }
+
     fn is_installed(&self) -> bool {
-        self.root
-            .path()
-            .join("efi/EFI/Linux/selvage_1.1+3-0.efi")
-            .exists()
+        self.has_entry("+0-0") || self.is_armed()
+    }
+
+    /// Whether the next boot starts the new version.
+    fn is_armed(&self) -> bool {
+        self.has_entry("+3-0")
     }
 
     fn downloads(&self) -> usize {
@@ -228,7 +235,9 @@ async fn the_fleet_is_asked_before_the_slot_is_written_and_locked_before_the_reb
         said,
         "version 1.1 is installed and waits: node-2 has the lock"
     );
-    assert!(world.is_installed());
+    // A chance reboot starts the running version.
+    assert!(world.is_installed() && !world.is_armed());
+    assert_eq!(world.machine().state().pending, None);
     // The next run does not install it again.
     let sysupdate = world.root.path().join("usr/lib/systemd/systemd-sysupdate");
     samples::program(&sysupdate, "exit 1");
@@ -237,9 +246,32 @@ async fn the_fleet_is_asked_before_the_slot_is_written_and_locked_before_the_reb
     let said = world.run().await;
     assert_eq!(said, "version 1.1 is installed and waits: a hook failed");
     assert_eq!(world.reboots(), "");
+    assert!(!world.is_armed());
     world.fleet.bad_drain = false;
     assert_eq!(world.run().await, "rebooting into version 1.1");
     assert_eq!(world.reboots(), "reboot\n");
+    assert!(world.is_armed());
+    assert_eq!(world.machine().state().pending.unwrap().version, "1.1");
+}
+
+#[tokio::test]
+async fn the_fleet_is_told_after_a_boot_check_whatever_the_timer_may_do() {
+    let mut world = World::new("auto = \"off\"", "normal").await;
+    let machine = world.machine();
+    machine
+        .change_state(|state| state.begin("1.0", "0.9", Health::default(), 1))
+        .unwrap();
+    settle(&machine, &mut world.fleet).await.unwrap();
+    machine.change_state(|state| state.bless("1.0", 2)).unwrap();
+    settle(&machine, &mut world.fleet).await.unwrap();
+    assert_eq!(
+        world.fleet.asked(),
+        ["settle 1.0 1.0", "settle 1.0 nothing"]
+    );
+    // A machine that takes no updates is in no fleet.
+    std::fs::write(world.root.path().join("etc/selvage/agent.toml"), "").unwrap();
+    settle(&world.machine(), &mut world.fleet).await.unwrap();
+    assert_eq!(world.fleet.asked().len(), 2);
 }
 
 #[tokio::test]
@@ -247,7 +279,10 @@ async fn a_reboot_that_does_not_start_gives_the_lock_back() {
     let mut world = World::new("auto = \"apply\"", "normal").await;
     samples::program(&world.root.path().join("usr/bin/systemctl"), "exit 1");
     let error = world.run_at(NOON).await.unwrap_err();
-    assert!(matches!(error, Error::Reboot(_)), "{error}");
+    assert!(matches!(error, Error::NoReboot { .. }), "{error}");
+    // Whoever reboots now has no lock.
+    assert!(world.is_installed() && !world.is_armed());
+    assert_eq!(world.machine().state().pending, None);
     assert_eq!(
         world.fleet.asked(),
         [
@@ -313,7 +348,7 @@ async fn a_version_that_failed_or_was_rolled_back_from_is_left_alone() {
     std::fs::write(&release, "IMAGE_ID=selvage\nIMAGE_VERSION=1.0\n").unwrap();
     let said = world.run().await;
     assert!(
-        said.contains("it failed on this machine (rolled back by hand)"),
+        said.contains("somebody had this machine go back from 1.1 by hand"),
         "{said}"
     );
     assert_eq!(world.reboots(), "reboot\n");
@@ -366,6 +401,6 @@ async fn a_broken_download_or_reboot_is_told() {
     let error = world.run_at(NOON).await.unwrap_err().to_string();
     assert_eq!(
         error,
-        "failed to reboot: systemctl reboot: Access denied; the next reboot starts the new version"
+        "failed to reboot: systemctl reboot: Access denied; version 1.1 waits for its turn again"
     );
 }

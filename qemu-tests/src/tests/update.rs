@@ -1,6 +1,8 @@
 //! A machine that goes to the next version of the image and back. Firmware boots it, since the boot loader chooses the
 //! version; what an update consists of is on a second disk, where the agent would have put it.
 
+pub(super) mod bad;
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{Artefacts, ENTRIES, Versions, fill, one, runs, update};
+use super::{Artefacts, ENTRIES, Versions, fill, one, runs, status, update};
 use crate::{
     cli::Common,
     cluster::{self, Cluster, Node, Options},
@@ -324,15 +324,6 @@ async fn judged(machine: &Machine, versions: &Versions, bad: &Bad, from: u64) ->
         "the console says {said:?} {count} times, not {times}"
     );
     Ok(())
-}
-
-/// What `selvage update status --json` prints; that a version failed makes its exit status 1.
-async fn status(machine: &Machine) -> Result<Value> {
-    let text = machine
-        .ssh
-        .run("sudo selvage update status --json || test $? -lt 3")
-        .await?;
-    serde_json::from_str(&text).context("the status is not JSON")
 }
 
 /// People, the log, the console and the metrics have the reason.

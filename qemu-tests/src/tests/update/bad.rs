@@ -46,8 +46,8 @@ const BOTH_BAD: &str = CASES[7];
 const JUDGEMENT: Duration = Duration::from_secs(420);
 /// For unpacking a version into a slot.
 const PREPARATION: Duration = Duration::from_secs(420);
-/// What sshd of a boot of a version answers.
-const RUNNING: &str = ". /usr/lib/os-release; echo \"version $IMAGE_VERSION\"";
+/// Says which version this boot is of, with an end: one version may begin as another does.
+const RUNNING: &str = ". /usr/lib/os-release; echo \"version $IMAGE_VERSION;\"";
 /// The boot entry that the boot loader has counted and started.
 const COUNTED: &str = "tr -d '\\0' </sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// What the timer's unit would go by, were it told to update by itself.
@@ -271,7 +271,7 @@ async fn falls_back(
     .await?;
     let from = machine.console.len();
     machine.reboot().await?;
-    let installed = format!("version {}", versions.installed);
+    let installed = format!("version {};", versions.installed);
     machine
         .wait_through_failures(RUNNING, &installed, bad.deadline)
         .await?;
@@ -400,7 +400,7 @@ echo c >/proc/sysrq-trigger"#,
     arm(machine, versions, health, &entry, "", Some(&fault)).await?;
     let from = machine.console.len();
     machine.reboot().await?;
-    let next = format!("version {}", versions.next);
+    let next = format!("version {};", versions.next);
     machine
         .wait_through_failures(RUNNING, &next, Duration::from_secs(600))
         .await?;

@@ -60,6 +60,8 @@ pub(crate) struct Options {
     pub spare_disk: bool,
     /// Let firmware boot the disk.
     pub firmware: bool,
+    /// A hardware watchdog.
+    pub watchdog: bool,
     /// Appended to the kernel command line.
     pub kernel_arguments: &'static str,
 }
@@ -151,6 +153,7 @@ async fn prepare_one(
         memory_mib: MEMORY_MIB,
         internet: options.internet,
         exit_on_reset: options.exit_on_reset,
+        watchdog: options.watchdog,
     };
     Ok((spec, ssh))
 }

@@ -23,6 +23,8 @@ use crate::{
 const DISK_SIZE: &str = "6G";
 /// From sshd's greeting to a connection that takes commands.
 const LOGIN_DEADLINE: Duration = Duration::from_secs(120);
+/// For one command to a machine that may go down any moment.
+const PROBE_DEADLINE: Duration = Duration::from_secs(40);
 /// From a running sshd to the end of the boot's last job.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(420);
 /// For stopping services, containers included.
@@ -191,6 +193,44 @@ impl Machine {
         }
         progress.tell(self.name(), "sshd answers");
         Ok(())
+    }
+
+    /// Waits for a boot in which the script `probe` prints `expected`. Boots before it may fail in any way: nothing that the
+    /// console says ends the wait.
+    ///
+    /// # Errors
+    /// When QEMU ends, or `deadline` has passed; says what the last boot answered.
+    pub(crate) async fn wait_through_failures(
+        &mut self,
+        probe: &str,
+        expected: &str,
+        deadline: Duration,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let mut last = "no boot takes commands".to_owned();
+        loop {
+            ensure!(
+                self.is_running(),
+                "{}: QEMU ended: {}",
+                self.name(),
+                self.last_qemu_message()
+            );
+            if self.ssh.greets().await.is_ok() {
+                last = match self.ssh.feed(probe, &[], PROBE_DEADLINE).await {
+                    Ok(said) if said.contains(expected) => return self.connect().await,
+                    Ok(said) => said,
+                    Err(error) => format!("{error:#}"),
+                };
+            }
+            ensure!(
+                started.elapsed() < deadline,
+                "{}: no boot with {expected} within {} s; last: {last}",
+                self.name(),
+                deadline.as_secs()
+            );
+            // Seldom enough for sshd not to turn us away (PerSourcePenalties in sshd_config(5)).
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
     }
 
     /// Opens the master connection.

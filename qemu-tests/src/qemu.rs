@@ -69,6 +69,8 @@ pub(crate) struct Spec {
     pub internet: bool,
     /// Whether a reset of the guest ends QEMU, rather than boot again.
     pub exit_on_reset: bool,
+    /// Whether there is a hardware watchdog, which resets the machine.
+    pub watchdog: bool,
 }
 
 /// The part that depends on the accelerator alone.
@@ -157,6 +159,10 @@ fn boot(command: &mut Command, boot: &Boot) {
 fn boot_and_disk(command: &mut Command, spec: &Spec) {
     if spec.exit_on_reset {
         command.arg("-no-reboot");
+    }
+    if spec.watchdog {
+        // A card, not the chipset's own: the kernel for clouds has its driver.
+        command.args(["-device", "i6300esb", "-action", "watchdog=reset"]);
     }
     if let Some(config) = &spec.ignition {
         command.args([
@@ -251,6 +257,7 @@ pub(crate) mod tests {
             memory_mib: 1024,
             internet: false,
             exit_on_reset: false,
+            watchdog: false,
         }
     }
 
@@ -325,6 +332,16 @@ pub(crate) mod tests {
         assert!(!line.contains("-kernel") && !line.contains("-append"));
         assert!(line.contains("unit=1,format=raw,file=/d,,1/vars"));
         assert!(line.contains("kernel-cmdline-extra=console=ttyS0 a,,b"));
+    }
+
+    #[test]
+    fn a_watchdog_is_there_only_when_asked_for() {
+        assert!(!line(&spec()).contains("watchdog"));
+        let line = line(&Spec {
+            watchdog: true,
+            ..spec()
+        });
+        assert!(line.contains("-device i6300esb -action watchdog=reset"));
     }
 
     #[test]

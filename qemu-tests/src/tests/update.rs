@@ -1,6 +1,8 @@
 //! A machine that goes to the next version of the image and back. Firmware boots it, since the boot loader chooses the
 //! version; what the agent would have downloaded is on a second disk.
 
+pub(super) mod bad;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -8,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     cli::Common,
@@ -16,6 +18,7 @@ use crate::{
     description,
     host::Host,
     machine::Machine,
+    progress::Progress,
     suite::{Names, Suite},
     wait,
 };
@@ -24,6 +27,7 @@ use crate::{
 pub(super) const CASES: Names = &[
     "update::firmware_boots_the_installed_version",
     "update::next_version_is_blessed_in_the_other_slot",
+    "update::roll_back_returns_to_the_former_version",
     "update::broken_version_falls_back_by_itself",
 ];
 
@@ -208,7 +212,15 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions
             next_version_is_blessed(one(cluster)?, versions).await
         })
         .await;
-    if !suite.wants(CASES[2]) {
+    if suite.wants(CASES[2]) {
+        progress.step("roll back");
+        suite
+            .case(CASES[2], cluster, async |cluster| {
+                rolls_back(one(cluster)?, versions, progress).await
+            })
+            .await;
+    }
+    if !suite.wants(CASES[3]) {
         return Ok(());
     }
     progress.step("break the next version");
@@ -217,7 +229,7 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions
     machine.reboot().await?;
     machine.wait_for_ssh(progress).await?;
     suite
-        .case(CASES[2], cluster, async |cluster| {
+        .case(CASES[3], cluster, async |cluster| {
             installed_version_is_back(one(cluster)?, versions).await
         })
         .await;
@@ -297,13 +309,67 @@ async fn next_version_is_blessed(machine: &mut Machine, versions: &Versions) -> 
     .await
 }
 
-/// Makes the running version one on trial that cannot be verified at its next boot.
+/// Goes back to the version in the other slot; the one that ran is not to come back by itself.
+async fn rolls_back(machine: &mut Machine, versions: &Versions, progress: &Progress) -> Result<()> {
+    let Versions { installed, next } = versions;
+    let said = machine.ssh.run("sudo selvage update rollback").await?;
+    ensure!(
+        said == format!("the next reboot starts version {installed}"),
+        "{said}"
+    );
+    machine.reboot().await?;
+    machine.wait_for_ssh(progress).await?;
+    runs(machine, installed).await?;
+    let entries = machine.ssh.run(ENTRIES).await?;
+    ensure!(
+        entries == format!("selvage_{next}+0-1.efi\nselvage_{installed}.efi"),
+        "{entries}"
+    );
+    let status = status(machine).await?;
+    let failed = &status["failed"][0];
+    ensure!(
+        status["running"] == **installed
+            && status["pending"].is_null()
+            && status["fell_back"] == true
+            && failed["version"] == **next
+            && failed["reason"] == "rolled back by hand",
+        "{status}"
+    );
+    let shown = machine
+        .ssh
+        .run("sudo selvage update status || test $? = 1")
+        .await?;
+    for expected in [
+        format!("running    {installed} "),
+        format!("boots      {next} (bad: no tries left)"),
+        ": rolled back by hand".to_owned(),
+    ] {
+        ensure!(shown.contains(&expected), "no {expected:?} in:\n{shown}");
+    }
+    let again = machine
+        .ssh
+        .run("sudo selvage update rollback 2>&1 || true")
+        .await?;
+    ensure!(again.contains("was rolled back from"), "{again}");
+    Ok(())
+}
+
+/// What `selvage update status --json` prints; that a version failed makes its exit status 1, that one waits 2.
+async fn status(machine: &Machine) -> Result<Value> {
+    let text = machine
+        .ssh
+        .run("sudo selvage update status --json || test $? -lt 3")
+        .await?;
+    serde_json::from_str(&text).context("the status is not JSON")
+}
+
+/// Makes the other version one on trial that cannot be verified at its next boot.
 async fn damage(machine: &Machine, versions: &Versions) -> Result<()> {
     let next = &versions.next;
     machine
         .ssh
         .run(&format!(
-            "sudo mv /efi/EFI/Linux/selvage_{next}.efi /efi/EFI/Linux/selvage_{next}+3-0.efi && \
+            "sudo mv /efi/EFI/Linux/selvage_{next}*.efi /efi/EFI/Linux/selvage_{next}+3-0.efi && \
              sudo dd if=/dev/zero of=/dev/disk/by-partlabel/selvage_{next}_verity bs=4096 count=1 conv=fsync status=none"
         ))
         .await

@@ -7,7 +7,8 @@
 //!    [`plain_docker`], [`image_kernel`];
 //! 5. beside it, machines whose configuration is broken or elsewhere: [`broken_ignition`], [`initrd_network`];
 //! 6. machines that do what configurations ask for, as people write them: [`configs`];
-//! 7. a machine goes to the next version of the image and back: [`update`].
+//! 7. a machine goes to the next version of the image and back: [`update`];
+//! 8. another one is updated from a release server, with all that can go wrong on the way: [`release`].
 
 mod after_boot;
 mod broken_ignition;
@@ -22,6 +23,7 @@ mod operator;
 mod overlay;
 mod pair;
 mod plain_docker;
+mod release;
 mod renumbering;
 mod second_boot;
 mod singles;
@@ -55,6 +57,7 @@ const GROUPS: &[Names] = &[
     initrd_network::CASES,
     configs::CASES,
     update::CASES,
+    release::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -63,6 +66,7 @@ const EXTENDED: &[Names] = &[
     initrd_network::EXTENDED,
     configs::EXTENDED,
     update::EXTENDED,
+    release::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -96,6 +100,7 @@ pub(crate) async fn run(common: &Common, filter: Option<String>, all: bool) -> R
     singles::run(&mut suite, &host, common, &boots).await;
     configs::run(&mut suite, &host, common, &boots).await;
     update::run(&mut suite, &host, common, &boots).await;
+    release::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

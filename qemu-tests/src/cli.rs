@@ -85,6 +85,9 @@ pub(crate) enum Command {
     Serve {
         /// Directory of the files
         dir: PathBuf,
+        /// Directory where requests are noted, and which faults to have
+        #[arg(long)]
+        notes: Option<PathBuf>,
     },
     /// Hold the machines of a kept cluster (what `demo --keep` runs in the background)
     #[command(hide = true)]

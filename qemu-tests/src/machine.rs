@@ -302,6 +302,28 @@ impl Machine {
             .with_context(|| format!("failed to reboot {}", self.name()))
     }
 
+    /// Waits until the guest has gone down by itself. Wait for its sshd next.
+    ///
+    /// # Errors
+    /// When it does not within `patience`.
+    pub(crate) async fn wait_for_reboot(&mut self, patience: Duration) -> Result<()> {
+        let before = self.ssh.run("cat /proc/sys/kernel/random/boot_id").await?;
+        let deadline = Instant::now() + patience;
+        // Over the connection that is there: sshd turns away who asks for its greeting too often.
+        while self.ssh.run("true").await.is_ok() {
+            ensure!(
+                Instant::now() < deadline,
+                "{} did not reboot within {} s",
+                self.name(),
+                patience.as_secs()
+            );
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        self.master = None;
+        let _ = std::fs::remove_file(&self.ssh.control);
+        self.wait_for_silence(&before).await
+    }
+
     /// Waits until sshd is gone for good: a busy guest may miss one greeting, and not be down yet.
     async fn wait_for_silence(&self, boot: &str) -> Result<()> {
         let mut silent = 0;

@@ -98,8 +98,10 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Stop => keep::stop(&keep::dir(&common.target)).await?,
         Command::Hold { dir } => keep::hold(&dir).await?,
-        Command::Serve { dir } => {
-            serve::answer(&dir, std::io::stdin().lock(), std::io::stdout().lock())?
+        Command::Serve { dir, notes } => {
+            let notes = notes.as_deref().map(serve::Notes::new);
+            let server = serve::Server { files: dir, notes };
+            server.answer(std::io::stdin().lock(), std::io::stdout().lock())?;
         }
     }
     Ok(ExitCode::SUCCESS)

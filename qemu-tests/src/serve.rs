@@ -3,14 +3,24 @@
 //! QEMU's user-mode network starts this program anew for each connection to port 80 of [`ADDRESS`] and hands it the
 //! connection as standard input and output. So no port of the host is open, and a guest that is cut off from the rest
 //! of the world still reaches what is meant for it.
+//!
+//! One port speaks HTTP and HTTPS, and is a proxy as well: what is asked for by the address of another server comes from
+//! the same files.
+
+mod http;
+pub(crate) mod tls;
 
 use std::{
     fs,
-    io::{BufRead, Write},
-    path::Path,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use http::{Request, Stream, Wire};
 
 /// Where guests find the files: an address of the user-mode network that QEMU itself does not use.
 pub(crate) const ADDRESS: &str = "10.0.2.4";
@@ -29,92 +39,206 @@ pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<
         fs::write(&path, contents)
             .with_context(|| format!("failed to write {}", path.display()))?;
     }
-    let program = std::env::current_exe().context("failed to find this program")?;
-    let dir = fs::canonicalize(dir).with_context(|| format!("failed to find {}", dir.display()))?;
-    // QEMU splits the command as a shell would.
-    Ok(Some(format!(
-        "'{}' serve '{}'",
-        program.display(),
-        dir.display()
-    )))
+    command(dir, None).map(Some)
 }
 
-/// Answers the one request that `input` brings from the files in `dir`.
+/// The command that answers for the files in `dir`; `notes` is a directory for [`Notes`].
 ///
 /// # Errors
-/// When the connection ends too early.
-pub(crate) fn answer(dir: &Path, mut input: impl BufRead, mut output: impl Write) -> Result<()> {
-    let mut request = String::new();
-    input
-        .read_line(&mut request)
-        .context("failed to read a request")?;
-    // The header tells nothing that matters here, but a client may not like an answer before its end.
-    let mut line = String::new();
-    while input
-        .read_line(&mut line)
-        .context("failed to read a header")?
-        > 2
-    {
-        line.clear();
-    }
-    // One directory and no way out of it.
-    let name = request
-        .strip_prefix("GET /")
-        .and_then(|rest| rest.split(' ').next())
-        .filter(|name| !name.contains('/') && !name.starts_with('.'));
-    let contents = name.and_then(|name| fs::read(dir.join(name)).ok());
-    let status = if contents.is_some() {
-        "200 OK"
-    } else {
-        "404 Not Found"
+/// When a directory is not there.
+pub(crate) fn command(dir: &Path, notes: Option<&Path>) -> Result<String> {
+    let whole = |dir: &Path| {
+        fs::canonicalize(dir).with_context(|| format!("failed to find {}", dir.display()))
     };
-    let contents = contents.unwrap_or_default();
-    write!(
-        output,
-        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        contents.len()
-    )
-    .and_then(|()| output.write_all(&contents))
-    .and_then(|()| output.flush())
-    .context("failed to answer")
+    let program = std::env::current_exe().context("failed to find this program")?;
+    // QEMU splits the command as a shell would.
+    let mut command = format!("'{}' serve '{}'", program.display(), whole(dir)?.display());
+    if let Some(notes) = notes {
+        command += &format!(" --notes '{}'", whole(notes)?.display());
+    }
+    Ok(command)
+}
+
+/// What a test knows of a server, and tells it, by files in a directory: each connection is a process of its own.
+#[derive(Debug, Clone)]
+pub(crate) struct Notes(PathBuf);
+
+/// A request that was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    /// `GET` or `CONNECT`.
+    pub method: String,
+    /// What was asked for: a path, or for a proxy the whole address.
+    pub target: String,
+    /// The first byte that was asked for, by `Range`.
+    pub from: Option<u64>,
+    /// What the client said to a proxy to be let through.
+    pub proxy_authorization: Option<String>,
+    /// Whether the request came over TLS.
+    pub tls: bool,
+    /// The status of the answer.
+    pub status: u16,
+}
+
+impl Notes {
+    /// Those in `dir`.
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self(dir.to_owned())
+    }
+
+    /// Has the server close the connection in the middle of one answer, the next for a file whose path ends with
+    /// `suffix`: after so many bytes of it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn cut(&self, suffix: &str, after: u64) -> Result<()> {
+        let path = self.0.join("cut");
+        fs::write(&path, format!("{after} {suffix}"))
+            .with_context(|| format!("failed to write {}", path.display()))
+    }
+
+    /// After how many bytes the answer for `path` is to be cut off. It is asked once for each answer.
+    fn take_cut(&self, path: &str) -> Option<u64> {
+        let note = self.0.join("cut");
+        let text = fs::read_to_string(&note).ok()?;
+        let (after, suffix) = text.split_once(' ')?;
+        // Whoever removes it has it.
+        (path.ends_with(suffix) && fs::remove_file(&note).is_ok()).then(|| after.parse().ok())?
+    }
+
+    /// All requests so far, in their order.
+    ///
+    /// # Errors
+    /// When the file cannot be understood.
+    pub(crate) fn asked(&self) -> Result<Vec<Asked>> {
+        let text = fs::read_to_string(self.0.join("asked")).unwrap_or_default();
+        text.lines()
+            .map(|line| serde_json::from_str(line).context("a note of a request"))
+            .collect()
+    }
+
+    fn add(&self, asked: &Asked) -> Result<()> {
+        let path = self.0.join("asked");
+        let line = serde_json::to_string(asked).context("failed to write JSON")? + "\n";
+        let file = fs::File::options().create(true).append(true).open(&path);
+        file.and_then(|mut file| file.write_all(line.as_bytes()))
+            .with_context(|| format!("failed to write {}", path.display()))
+    }
+}
+
+/// What answers a connection.
+#[derive(Debug)]
+pub(crate) struct Server {
+    /// Directory of the files.
+    pub files: PathBuf,
+    /// Where requests are noted, and what else [`Notes`] can do.
+    pub notes: Option<Notes>,
+}
+
+/// A file that is there.
+struct Found {
+    file: fs::File,
+    length: u64,
+    tag: String,
+}
+
+impl Server {
+    /// Answers the one request that the connection brings.
+    ///
+    /// # Errors
+    /// When the connection ends too early.
+    pub(crate) fn answer(
+        &self,
+        input: impl std::io::BufRead,
+        output: impl std::io::Write,
+    ) -> Result<()> {
+        self.serve(&mut Wire { input, output }, false)
+    }
+
+    fn serve(&self, stream: &mut dyn Stream, tls: bool) -> Result<()> {
+        if !tls && http::is_tls(stream)? {
+            let notes = self.notes.as_ref().context("no certificate for TLS")?;
+            let identity = notes.0.join(tls::IDENTITY);
+            return tls::within(&identity, stream, |inner| self.serve(inner, true));
+        }
+        let request = Request::read(stream)?;
+        if request.method == "CONNECT" && !tls {
+            self.note(&request, tls, 200)?;
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\n\r\n")
+                .and_then(|()| stream.flush())
+                .context("failed to answer")?;
+            return self.serve(stream, false);
+        }
+        self.respond(&request, stream, tls)
+    }
+
+    fn respond(&self, request: &Request, stream: &mut dyn Stream, tls: bool) -> Result<()> {
+        let found = request.path().and_then(|path| self.open(path));
+        let Some(mut found) = found else {
+            self.note(request, tls, 404)?;
+            return stream
+                .write_all(
+                    b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                )
+                .and_then(|()| stream.flush())
+                .context("failed to answer");
+        };
+        let from = request
+            .from()
+            .filter(|from| *from < found.length && request.is_for_version(&found.tag));
+        let (first, status) = match from {
+            Some(first) => (first, "206 Partial Content"),
+            None => (0, "200 OK"),
+        };
+        self.note(request, tls, if from.is_some() { 206 } else { 200 })?;
+        let length = found.length - first;
+        let mut head = format!(
+            "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nETag: {}\r\n",
+            found.tag
+        );
+        if from.is_some() {
+            let (last, all) = (found.length - 1, found.length);
+            head += &format!("Content-Range: bytes {first}-{last}/{all}\r\n");
+        }
+        head += "Connection: close\r\n\r\n";
+        let cut = (self.notes.as_ref()).and_then(|notes| notes.take_cut(request.path()?));
+        let sent = cut.map_or(length, |cut| cut.min(length));
+        stream
+            .write_all(head.as_bytes())
+            .and_then(|()| found.file.seek(SeekFrom::Start(first)))
+            .and_then(|_| std::io::copy(&mut found.file.take(sent), stream))
+            .and_then(|_| stream.flush())
+            .context("failed to answer")
+    }
+
+    /// A file below the directory, and nothing else: no path leads out of it, and hidden files are not served.
+    fn open(&self, path: &str) -> Option<Found> {
+        let is_good = |part: &str| !part.is_empty() && !part.starts_with('.');
+        if !path.split('/').all(is_good) {
+            return None;
+        }
+        let file = fs::File::open(self.files.join(path)).ok()?;
+        let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
+        let (length, at) = (metadata.len(), metadata.mtime_nsec());
+        let tag = format!("\"{length}-{}.{at}\"", metadata.mtime());
+        Some(Found { file, length, tag })
+    }
+
+    fn note(&self, request: &Request, tls: bool, status: u16) -> Result<()> {
+        let Some(notes) = &self.notes else {
+            return Ok(());
+        };
+        notes.add(&Asked {
+            method: request.method.clone(),
+            target: request.target.clone(),
+            from: request.from(),
+            proxy_authorization: request.header("proxy-authorization").map(str::to_owned),
+            tls,
+            status,
+        })
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ask(dir: &Path, request: &str) -> String {
-        let mut output = Vec::new();
-        answer(dir, request.as_bytes(), &mut output).unwrap();
-        String::from_utf8(output).unwrap()
-    }
-
-    #[test]
-    fn a_file_is_served_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let served = dir.path().join("served");
-        let files = [("a.ign".to_owned(), b"{}\n".to_vec())];
-        let command = prepare(&served, &files).unwrap().unwrap();
-        assert!(command.ends_with("served'"), "{command}");
-        fs::write(dir.path().join("secret"), "x").unwrap();
-        assert_eq!(
-            ask(&served, "GET /a.ign HTTP/1.1\r\nHost: x\r\n\r\n"),
-            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\n{}\n"
-        );
-        for other in [
-            "GET /b HTTP/1.1",
-            "GET /../secret HTTP/1.1",
-            "GET / HTTP/1.1",
-            "PUT /a.ign HTTP/1.1",
-            "",
-        ] {
-            let said = ask(&served, &format!("{other}\r\n\r\n"));
-            assert!(said.starts_with("HTTP/1.1 404 "), "{other}: {said}");
-        }
-    }
-
-    #[test]
-    fn nothing_to_serve_needs_no_command() {
-        assert_eq!(prepare(Path::new("/nonexistent"), &[]).unwrap(), None);
-    }
-}
+mod tests;

@@ -8,7 +8,8 @@
 //! 5. beside it, machines whose configuration is broken or elsewhere: [`broken_ignition`], [`initrd_network`];
 //! 6. machines that do what configurations ask for, as people write them: [`configs`];
 //! 7. a machine goes to the next version of the image and back: [`update`];
-//! 8. two machines are given next versions that are bad, each in another way: [`update::bad`].
+//! 8. two machines are given next versions that are bad, each in another way: [`update::bad`];
+//! 9. another one is updated from a release server, with all that can go wrong on the way: [`release`].
 
 mod after_boot;
 mod broken_ignition;
@@ -23,6 +24,7 @@ mod operator;
 mod overlay;
 mod pair;
 mod plain_docker;
+mod release;
 mod renumbering;
 mod second_boot;
 mod singles;
@@ -57,6 +59,7 @@ const GROUPS: &[Names] = &[
     configs::CASES,
     update::CASES,
     update::bad::CASES,
+    release::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -66,6 +69,7 @@ const EXTENDED: &[Names] = &[
     configs::EXTENDED,
     update::EXTENDED,
     update::bad::CASES,
+    release::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -100,6 +104,7 @@ pub(crate) async fn run(common: &Common, filter: Option<String>, all: bool) -> R
     configs::run(&mut suite, &host, common, &boots).await;
     update::run(&mut suite, &host, common, &boots).await;
     update::bad::run(&mut suite, &host, common, &boots).await;
+    release::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

@@ -38,7 +38,7 @@ use crate::{
 const MACHINES: usize = 3;
 /// A fleet whose consoles are silent and that changes nothing in etcd for so long is dead. The boot check alone waits for two
 /// minutes before it gives a version up, on a busy host with two boots beside it.
-const STALL: Duration = Duration::from_secs(600);
+const STALL: Duration = Duration::from_secs(900);
 /// For a container and the first answers of its pings.
 const FLOOD_DEADLINE: Duration = Duration::from_secs(120);
 

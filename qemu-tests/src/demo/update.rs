@@ -38,8 +38,7 @@ pub(crate) async fn run(common: &Common) -> Result<()> {
         }
     };
     let record = dir.join("rollout.json");
-    let text = serde_json::to_vec(&rollout).context("failed to print what happened")?;
-    fs::write(&record, text).with_context(|| format!("failed to write {}", record.display()))?;
+    rollout.keep(&record)?;
     let page = UpdatePage {
         rollout: &rollout,
         accelerator: &host.accelerator.to_string(),

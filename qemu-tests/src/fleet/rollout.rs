@@ -1,8 +1,8 @@
 //! What happened while a fleet updated itself: who did what and when, who had the lock, and which pings were lost. Pure.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{fs, path::Path, sync::LazyLock, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use regex::Regex;
 use selvage::appliance::fleet::records::NodeState;
 
@@ -95,6 +95,15 @@ pub(crate) struct Rollout {
 }
 
 impl Rollout {
+    /// Writes all that was recorded, as JSON.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn keep(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec(self).context("failed to print what was recorded")?;
+        fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
+    }
+
     /// The turns, in order.
     pub(crate) fn turns(&self) -> Vec<Hold> {
         let mut holds = history::holds(&self.changes);

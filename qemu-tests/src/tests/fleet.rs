@@ -92,18 +92,28 @@ async fn boots(suite: &mut Suite<'_>, fleet: &mut Fleet) -> Result<()> {
     if !suite.wants(CASES[3]) {
         return Ok(());
     }
+    turns(suite, fleet, &failed, &archive).await
+}
+
+/// All machines go to the next version, those with it on which it `failed` before.
+async fn turns(
+    suite: &mut Suite<'_>,
+    fleet: &mut Fleet,
+    failed: &[String],
+    archive: &[u8],
+) -> Result<()> {
+    let progress = suite.progress;
     progress.step("start containers that ping each other twenty times a second");
-    fleet.start_floods(&archive).await?;
+    fleet.start_floods(archive).await?;
     let from = history::now();
     progress.step("let all machines update themselves");
-    let next = fleet.next().to_owned();
-    let names = fleet.names();
+    let (names, next) = (fleet.names(), fleet.next().to_owned());
     if failed.is_empty() {
         fleet.releases.publish(SystemTime::now(), 0).await?;
         let names: Vec<_> = names.iter().map(String::as_str).collect();
         fleet.check(&names).await?;
     }
-    for name in &failed {
+    for name in failed {
         forgive(fleet.machine(name)?, &next).await?;
     }
     let reset = format!("sudo selvage fleet reset {next}");
@@ -157,20 +167,27 @@ fn date(places: &[Place], count: usize) -> Result<SystemTime> {
 
 /// The new version fails on two machines; gives their names. Wave by wave, so that it is known who they are.
 async fn bad_version(suite: &mut Suite<'_>, fleet: &mut Fleet) -> Result<Vec<String>> {
-    let progress = suite.progress;
-    let (names, next) = (fleet.names(), fleet.next().to_owned());
-    let places = places(&fleet.changes(), &names, &next)?;
-    let [first, second, third] = [0, 1, 2].map(|at| places[at].name.clone());
-    progress.line(&format!("    places: {first}, {second}, {third}"));
-    for name in [&first, &second] {
-        let check = CHECK.replace("INSTALLED", &fleet.installed.clone());
+    let places = places(&fleet.changes(), &fleet.names(), fleet.next())?;
+    let names: Vec<&str> = places.iter().map(|place| place.name.as_str()).collect();
+    let check = CHECK.replace("INSTALLED", &fleet.installed.clone());
+    for name in &names[..2] {
         put_check(fleet.machine(name)?, &check).await?;
     }
-    progress.step(format!("release {next} for {first}"));
-    let released = date(&places, 1)?;
+    first_of_a_wave(suite, fleet, &places).await?;
+    never_returns(suite, fleet, &places).await?;
+    two_failures(suite, fleet, [names[0], names[1], names[2]]).await?;
+    Ok(vec![names[0].to_owned(), names[1].to_owned()])
+}
+
+/// Ends when the first machine has the lock; the others wait for their place.
+async fn first_of_a_wave(suite: &mut Suite<'_>, fleet: &mut Fleet, places: &[Place]) -> Result<()> {
+    let (progress, first) = (suite.progress, &places[0].name);
+    progress.step(format!("release {} for {first}", fleet.next()));
+    let released = date(places, 1)?;
     fleet.releases.publish(released, ROLL_OUT).await?;
-    fleet.check(&[&first, &second, &third]).await?;
-    let has_lock = |changes: &[Change]| history::holder(changes, &first);
+    let names: Vec<&str> = places.iter().map(|place| place.name.as_str()).collect();
+    fleet.check(&names).await?;
+    let has_lock = |changes: &[Change]| history::holder(changes, first);
     fleet.watch(progress, "the first lock", has_lock).await?;
     suite
         .case(CASES[0], &mut fleet.cluster, async |cluster| {
@@ -182,36 +199,50 @@ async fn bad_version(suite: &mut Suite<'_>, fleet: &mut Fleet) -> Result<Vec<Str
             Ok(())
         })
         .await;
+    Ok(())
+}
 
+/// Holds the first machine still while it goes down, until the second one has the lock.
+async fn never_returns(suite: &mut Suite<'_>, fleet: &mut Fleet, places: &[Place]) -> Result<()> {
+    let progress = suite.progress;
+    let [first, second, third] = [0, 1, 2].map(|at| &*places[at].name);
     let goes_down = |changes: &[Change]| {
-        history::holder(changes, &first).filter(|holder| holder.state == NodeState::Rebooting)
+        history::holder(changes, first).filter(|holder| holder.state == NodeState::Rebooting)
     };
     fleet.watch(progress, "the first reboot", goes_down).await?;
+    let (installed, next) = (fleet.installed.clone(), fleet.next().to_owned());
     progress.step(format!("stop {first}, and release {next} for {second}"));
-    let monitor = fleet.machine(&first)?.spec.qmp.clone();
+    let monitor = fleet.machine(first)?.spec.qmp.clone();
     qmp::execute(&monitor, "stop").await?;
-    fleet.releases.publish(date(&places, 2)?, ROLL_OUT).await?;
-    fleet.check(&[&second, &third]).await?;
-    let installed = fleet.installed.clone();
+    fleet.releases.publish(date(places, 2)?, ROLL_OUT).await?;
+    fleet.check(&[second, third]).await?;
     suite
         .case(CASES[1], &mut fleet.cluster, async |cluster| {
-            let machine = named(&cluster.machines, &second)?;
+            let machine = named(&cluster.machines, second)?;
             says(machine, &format!("{first} has the lock")).await?;
-            stuck_holder_is_named(machine, &first, [&installed, &next]).await
+            stuck_holder_is_named(machine, first, [&installed, &next]).await
         })
         .await;
     let unlock = format!("sudo selvage fleet unlock {first}");
-    fleet.machine(&third)?.ssh.run(&unlock).await?;
-    let passed_on = |changes: &[Change]| history::holder(changes, &second);
+    fleet.machine(third)?.ssh.run(&unlock).await?;
+    let passed_on = |changes: &[Change]| history::holder(changes, second);
     fleet.watch(progress, "the second lock", passed_on).await?;
-    qmp::execute(&monitor, "cont").await?;
+    qmp::execute(&monitor, "cont").await.map(drop)
+}
 
+/// Ends when the first two have fallen back, and the third one may start, but for the breaker.
+async fn two_failures(
+    suite: &mut Suite<'_>,
+    fleet: &mut Fleet,
+    [first, second, third]: [&str; 3],
+) -> Result<()> {
+    let (progress, next) = (suite.progress, fleet.next().to_owned());
     progress.step(format!("wait until {first} and {second} have fallen back"));
     fleet.releases.publish(SystemTime::now(), 0).await?;
-    fleet.check(&[&third]).await?;
+    fleet.check(&[third]).await?;
     let both = |changes: &[Change]| (history::failures(changes, &next) == 2).then_some(());
     fleet.watch(progress, "both failures", both).await?;
-    for name in [&first, &second] {
+    for name in [first, second] {
         let machine = fleet.machine(name)?;
         machine.wait_for_ssh(progress).await?;
         // A boot check that fails says so; that is as it should be.
@@ -223,24 +254,17 @@ async fn bad_version(suite: &mut Suite<'_>, fleet: &mut Fleet) -> Result<Vec<Str
     let history = fleet.etcd.history().await?;
     suite
         .case(CASES[2], &mut fleet.cluster, async |cluster| {
-            let machine = named(&cluster.machines, &third)?;
-            third_is_spared(machine, &next, [&first, &second]).await?;
-            let tried: Vec<_> = history::holds(&history)
-                .into_iter()
-                .map(|hold| hold.node)
-                .collect();
-            ensure!(
-                tried == [&*first, &*second],
-                "the lock was held by {tried:?}"
-            );
-            ensure!(
-                history::most_holders(&history) == 1,
-                "the lock was held twice"
-            );
+            let machine = named(&cluster.machines, third)?;
+            third_is_spared(machine, &next, [first, second]).await?;
+            let holds = history::holds(&history);
+            let tried: Vec<_> = holds.iter().map(|hold| &*hold.node).collect();
+            ensure!(tried == [first, second], "the lock was held by {tried:?}");
+            let most = history::most_holders(&history);
+            ensure!(most == 1, "{most} machines had the lock at a time");
             Ok(())
         })
         .await;
-    Ok(vec![first, second])
+    Ok(())
 }
 
 fn named<'a>(machines: &'a [Machine], name: &str) -> Result<&'a Machine> {
@@ -313,7 +337,7 @@ async fn stuck_holder_is_named(
     Ok(())
 }
 
-async fn third_is_spared(machine: &Machine, next: &str, failed: [&String; 2]) -> Result<()> {
+async fn third_is_spared(machine: &Machine, next: &str, failed: [&str; 2]) -> Result<()> {
     says(machine, "is not started: it failed on ").await?;
     let script = "sudo selvage fleet status; [ $? = 2 ]";
     let said = machine.ssh.run(script).await?;

@@ -41,6 +41,11 @@ demo: packages-build-image-qemu ## Boot a cluster from the image and show its co
 	@$(MAKE) --no-print-directory -j2 image harness
 	@$(HARNESS) demo --nodes $(NODES) $(if $(KEEP),--keep)
 
+.PHONY: demo-update
+demo-update: packages-build-image-qemu ## Boot three machines that update themselves in turn, and draw the time line of it
+	@$(MAKE) --no-print-directory -j2 image-next harness
+	@$(HARNESS) demo-update
+
 .PHONY: ssh
 ssh: ## Log in to a node of a cluster that `make demo KEEP=1` left running (NODE=1)
 	@$(HARNESS) ssh node$(NODE)

@@ -16,6 +16,6 @@ pub mod network_name;
 pub mod retry;
 pub mod service;
 pub mod terminal;
-pub(crate) mod time;
+pub mod time;
 pub(crate) mod tls;
 pub(crate) mod words;

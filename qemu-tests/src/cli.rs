@@ -58,6 +58,8 @@ pub(crate) enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Boot three machines that update themselves in turn, and draw what happened
+    DemoUpdate,
     /// Run the tests that need a boot
     Test {
         /// Only cases whose name contains this, those that only --all runs among them
@@ -88,6 +90,12 @@ pub(crate) enum Command {
         /// Directory where requests are noted, and which faults to have
         #[arg(long)]
         notes: Option<PathBuf>,
+    },
+    /// Lead a guest's connection on standard input to a port of 127.0.0.1 (what QEMU starts for it)
+    #[command(hide = true)]
+    Relay {
+        /// The port
+        port: u16,
     },
     /// Hold the machines of a kept cluster (what `demo --keep` runs in the background)
     #[command(hide = true)]

@@ -147,7 +147,9 @@ async fn prepare_one(
         ssh_port: ssh.port,
         access: !options.unanswered,
         underlay: (!options.alone).then(|| (socket("net"), node.mac.clone())),
-        served: serve::prepare(&dir.join("served"), &node.served)?,
+        forwards: serve::prepare(&dir.join("served"), &node.served)?
+            .into_iter()
+            .collect(),
         spare_disk,
         cpus: Host::cpus(machines),
         memory_mib: MEMORY_MIB,

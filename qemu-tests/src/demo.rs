@@ -1,5 +1,7 @@
 //! The demo: boot a cluster, let containers on its hosts talk, and show what happened.
 
+pub(crate) mod update;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::future::try_join_all;
 use selvage::telemetry::status::Status;

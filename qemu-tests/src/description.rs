@@ -14,13 +14,32 @@ use crate::cluster::Node;
 /// # Errors
 /// When the description cannot be read, is wrong, or has no address left for more nodes.
 pub(crate) fn nodes(path: &Path, count: usize, public_key: &str) -> Result<Vec<Node>> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
-    from_text(&text, count, public_key).with_context(|| path.display().to_string())
+    altered(path, count, public_key, |_| {})
 }
 
-fn from_text(text: &str, count: usize, public_key: &str) -> Result<Vec<Node>> {
+/// As [`nodes`], of a cluster that `alter` has changed.
+///
+/// # Errors
+/// As [`nodes`].
+pub(crate) fn altered(
+    path: &Path,
+    count: usize,
+    public_key: &str,
+    alter: impl FnOnce(&mut ignition::Cluster),
+) -> Result<Vec<Node>> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
+    from_text(&text, count, public_key, alter).with_context(|| path.display().to_string())
+}
+
+fn from_text(
+    text: &str,
+    count: usize,
+    public_key: &str,
+    alter: impl FnOnce(&mut ignition::Cluster),
+) -> Result<Vec<Node>> {
     let mut cluster = ignition::Cluster::from_toml(text)?;
+    alter(&mut cluster);
     fit(&mut cluster.nodes, count)?;
     cluster
         .cluster
@@ -80,6 +99,46 @@ fn fit(nodes: &mut Vec<ignition::Node>, count: usize) -> Result<()> {
         nodes.push(node);
     }
     Ok(())
+}
+
+/// Gives a node's configuration more files, each with path, mode and text, and more units.
+///
+/// # Errors
+/// When the node's configuration is not one that [`nodes`] made.
+pub(crate) fn add(
+    node: &mut Node,
+    files: &[(&str, u32, &str)],
+    units: impl IntoIterator<Item = Value>,
+) -> Result<()> {
+    let mut config: Value =
+        serde_json::from_str(&node.ignition).context("the rendered configuration is not JSON")?;
+    let list = |config: &mut Value, part: &str, list: &str| -> Result<Vec<Value>> {
+        let list = config[part][list].as_array_mut().map(std::mem::take);
+        list.with_context(|| format!("the rendered configuration has no {part}"))
+    };
+    let mut all = list(&mut config, "storage", "files")?;
+    all.extend(files.iter().map(|(path, mode, text)| {
+        json!({"path": path, "mode": mode, "contents": {"source": data_url(text)}})
+    }));
+    config["storage"]["files"] = all.into();
+    let mut all = list(&mut config, "systemd", "units")?;
+    all.extend(units);
+    config["systemd"]["units"] = all.into();
+    node.ignition = config.to_string();
+    Ok(())
+}
+
+/// A text as a `data:` URL; everything that is not plain is percent-encoded.
+pub(crate) fn data_url(text: &str) -> String {
+    let mut url = String::from("data:,");
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            url.push(char::from(byte));
+        } else {
+            url += &format!("%{byte:02X}");
+        }
+    }
+    url
 }
 
 /// The node as a machine that was moved here from CoreOS with its configuration: `flanneld.service` in place of the
@@ -148,7 +207,7 @@ mod tests {
 
     #[test]
     fn nodes_are_added_by_pattern() {
-        let nodes = from_text(TEXT, 4, KEY).unwrap();
+        let nodes = from_text(TEXT, 4, KEY, |_| {}).unwrap();
         let last = nodes.last().unwrap();
         assert_eq!(
             (
@@ -163,17 +222,17 @@ mod tests {
 
     #[test]
     fn nodes_are_left_out() {
-        assert_eq!(from_text(TEXT, 1, KEY).unwrap().len(), 1);
+        assert_eq!(from_text(TEXT, 1, KEY, |_| {}).unwrap().len(), 1);
     }
 
     #[test]
     fn a_full_underlay_is_an_error() {
         let text = TEXT.replace("10.77.0.12/24", "10.77.0.254/24");
-        let error = from_text(&text, 3, KEY).unwrap_err().to_string();
+        let error = from_text(&text, 3, KEY, |_| {}).unwrap_err().to_string();
         assert!(error.contains("10.77.0.0/24"), "{error}");
         let text = TEXT.replace("77:00:0c", "77:00:ff");
         assert!(
-            from_text(&text, 3, KEY)
+            from_text(&text, 3, KEY, |_| {})
                 .unwrap_err()
                 .to_string()
                 .contains("52:54:00:77:00:ff")
@@ -181,8 +240,40 @@ mod tests {
     }
 
     #[test]
+    fn files_and_units_are_added() {
+        let elsewhere = |cluster: &mut ignition::Cluster| {
+            cluster.etcd.members.clear();
+            cluster.etcd.endpoints = vec!["http://10.0.2.4:1".into()];
+        };
+        let mut node = from_text(TEXT, 1, KEY, elsewhere).unwrap().remove(0);
+        assert!(node.ignition.contains("http://10.0.2.4:1"));
+        let count = |node: &Node, part: &str, list: &str| {
+            let config: Value = serde_json::from_str(&node.ignition).unwrap();
+            config[part][list].as_array().unwrap().len()
+        };
+        let before = (
+            count(&node, "storage", "files"),
+            count(&node, "systemd", "units"),
+        );
+        add(
+            &mut node,
+            &[("/etc/x", 0o755, "a b\n")],
+            [json!({"name": "x.service"})],
+        )
+        .unwrap();
+        let after = (
+            count(&node, "storage", "files"),
+            count(&node, "systemd", "units"),
+        );
+        assert_eq!(after, (before.0 + 1, before.1 + 1));
+        assert!(node.ignition.contains("data:,a%20b%0A") && node.ignition.contains(":493"));
+        node.ignition = "{}".into();
+        assert!(add(&mut node, &[], []).is_err());
+    }
+
+    #[test]
     fn a_coreos_machine_has_flannels_unit() {
-        let node = from_text(TEXT, 1, KEY).unwrap().remove(0);
+        let node = from_text(TEXT, 1, KEY, |_| {}).unwrap().remove(0);
         let coreos = as_coreos(&node, "http://10.77.0.1:2379").unwrap().ignition;
         assert!(!coreos.contains("\"selvage.service\""));
         let config: Value = serde_json::from_str(&coreos).unwrap();

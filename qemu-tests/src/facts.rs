@@ -133,6 +133,53 @@ fn peers(fdb: &Value) -> Vec<Ipv4Addr> {
     peers
 }
 
+/// The image that a node runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Image {
+    /// Its version.
+    pub version: String,
+    /// The slot that it is in: `a` or `b`.
+    pub slot: String,
+    /// How far the node is with an update, in a few words.
+    pub update: String,
+}
+
+/// Asks a node for its image.
+///
+/// # Errors
+/// When it does not answer, or the answer is not understood.
+pub(crate) async fn image(machine: &Machine) -> Result<Image> {
+    // As root, so that it says what boots; 1 and 2 tell of updates.
+    let script = "sudo selvage update status --json || [ $? -le 2 ]";
+    let said = machine.ssh.run(script).await?;
+    serde_json::from_str(&said)
+        .ok()
+        .and_then(|status| image_in(&status))
+        .with_context(|| format!("{}: state of updates: {said}", machine.name()))
+}
+
+fn image_in(status: &Value) -> Option<Image> {
+    let version = status["running"].as_str()?;
+    let slots = status["slots"].as_array()?;
+    let slot = slots.iter().position(|slot| slot["version"] == version);
+    let slot = slot.and_then(|at| ["a", "b"].get(at));
+    let pending = status["pending"]["version"].as_str();
+    let failed = status["failed"].as_array()?.last();
+    let failed = failed.and_then(|failed| failed["version"].as_str());
+    let update = match (pending, failed) {
+        (Some(pending), _) if pending == version => "on trial".to_owned(),
+        (Some(pending), _) => format!("{pending} waits for a reboot"),
+        (None, Some(failed)) if status["fell_back"] == true => format!("fell back from {failed}"),
+        (None, _) if status["blessed"] == true => "passed its boot check".to_owned(),
+        (None, _) => "none is pending".to_owned(),
+    };
+    Some(Image {
+        version: version.to_owned(),
+        slot: slot.map_or_else(|| "?".to_owned(), |slot| (*slot).to_owned()),
+        update,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +202,38 @@ mod tests {
         assert_eq!(facts.docker_bridge.to_string(), "10.5.72.1/24");
         assert_eq!((facts.mtu, facts.docker_mtu), (1450, 1450));
         assert_eq!(facts.peers, [Ipv4Addr::new(10, 77, 0, 12)]);
+    }
+
+    #[test]
+    fn the_state_of_updates_is_told_in_a_few_words() {
+        let status = serde_json::json!({
+            "running": "1", "blessed": false, "fell_back": false, "pending": null, "failed": [],
+            "slots": [{"version": "0"}, {"version": "1"}],
+        });
+        let told = |key: &str, value: Value| {
+            let mut status = status.clone();
+            status[key] = value;
+            image_in(&status).map(|image| image.update)
+        };
+        let image = image_in(&status).unwrap();
+        assert_eq!((image.version.as_str(), image.slot.as_str()), ("1", "b"));
+        assert_eq!(image.update, "none is pending");
+        for (key, value, expected) in [
+            ("blessed", true.into(), "passed its boot check"),
+            ("pending", serde_json::json!({"version": "1"}), "on trial"),
+            (
+                "pending",
+                serde_json::json!({"version": "2"}),
+                "2 waits for a reboot",
+            ),
+        ] {
+            assert_eq!(told(key, value).unwrap(), expected);
+        }
+        let mut fallen = status.clone();
+        fallen["failed"] = serde_json::json!([{"version": "2"}]);
+        fallen["fell_back"] = true.into();
+        assert_eq!(image_in(&fallen).unwrap().update, "fell back from 2");
+        assert_eq!(told("slots", Value::Null), None);
     }
 
     #[test]

@@ -15,7 +15,9 @@ mod container;
 mod demo;
 mod description;
 mod diagnose;
+mod etcd;
 mod facts;
+mod fleet;
 mod host;
 mod keep;
 mod machine;
@@ -35,7 +37,7 @@ mod tests;
 mod timeline;
 mod wait;
 
-use std::process::ExitCode;
+use std::{os::fd::AsFd as _, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
@@ -83,6 +85,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     let common = &cli.common;
     match cli.command {
         Command::Demo { nodes, keep } => demo::run(common, nodes, keep).await?,
+        Command::DemoUpdate => demo::update::run(common).await?,
         Command::Test { filter, all } => {
             let good = tests::run(common, filter, all).await?;
             return Ok(if good {
@@ -102,6 +105,11 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let notes = notes.as_deref().map(serve::Notes::new);
             let server = serve::Server { files: dir, notes };
             server.answer(std::io::stdin().lock(), std::io::stdout().lock())?;
+        }
+        Command::Relay { port } => {
+            // A socket, and both standard input and output.
+            let guest = std::io::stdin().as_fd().try_clone_to_owned();
+            serve::relay(port, guest.context("failed to share standard input")?)?
         }
     }
     Ok(ExitCode::SUCCESS)

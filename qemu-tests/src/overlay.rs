@@ -103,6 +103,7 @@ pub(crate) async fn survey(
             name: node.name.clone(),
             underlay: node.underlay.addr(),
             facts: facts::ask(machine).await?,
+            image: facts::image(machine).await?,
             timeline: timeline::ask(machine).await?,
             first_container: timeline::container_started(machine, container).await?,
         })

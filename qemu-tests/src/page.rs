@@ -1,5 +1,8 @@
 //! The demo's report as one HTML page that opens from disk: what was booted, the overlay as a node draws it, who reached
-//! whom, and a chart of the boots. It needs nothing from elsewhere, and no scripts. Pure.
+//! whom, and a chart of the boots. It needs nothing from elsewhere, and no scripts. Pure. [`update`] is that of the other
+//! demo.
+
+pub(crate) mod update;
 
 use std::fmt::{self, Write as _};
 use std::time::Duration;
@@ -40,14 +43,7 @@ impl Page<'_> {
         let count = self.nodes.len();
         let hosts = if count == 1 { "host" } else { "hosts" };
         let title = format!("{count} {hosts} on one overlay");
-        writeln!(
-            html,
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <meta name=\"color-scheme\" content=\"light dark\">\n\
-             <link rel=\"icon\" href=\"data:,\">\n\
-             <title>Selvage: {title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>"
-        )?;
+        begin(html, &title)?;
         let good = self.crossings.iter().all(CrossReport::is_good)
             && self
                 .statuses
@@ -85,6 +81,9 @@ impl Page<'_> {
             &[
                 "host",
                 "state",
+                "version",
+                "slot",
+                "update",
                 "underlay",
                 "subnet",
                 "backend",
@@ -114,6 +113,9 @@ impl Page<'_> {
             )?;
             let boot = seconds(node.timeline.docker_ready);
             for cell in [
+                node.image.version.clone(),
+                node.image.slot.clone(),
+                node.image.update.clone(),
                 node.underlay.to_string(),
                 node.facts.subnet.to_string(),
                 backend.to_owned(),
@@ -176,7 +178,7 @@ impl Page<'_> {
         let height = rows + 36.0;
         writeln!(
             html,
-            "<div class=\"wide\"><svg class=\"boots\" role=\"img\" aria-label=\"Chart of the boots; the table below has its figures\" \
+            "<div class=\"wide\"><svg class=\"chart\" role=\"img\" aria-label=\"Chart of the boots; the table below has its figures\" \
              viewBox=\"0 0 {CHART} {height}\" width=\"{CHART}\" height=\"{height}\">"
         )?;
         let mut y = 0.0;
@@ -267,6 +269,18 @@ fn marks(node: &NodeReport) -> Vec<(&'static str, f64)> {
         .into_iter()
         .map(|(label, at)| (label, at.map_or(0.0, |at| at.as_secs_f64())))
         .collect()
+}
+
+/// All up to the page's heading.
+fn begin(html: &mut String, title: &str) -> fmt::Result {
+    writeln!(
+        html,
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <link rel=\"icon\" href=\"data:,\">\n\
+         <title>Selvage: {title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>"
+    )
 }
 
 /// A heading, unless it is empty, and the first row of a table.

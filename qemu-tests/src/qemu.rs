@@ -5,7 +5,10 @@ use std::{
     process::Command,
 };
 
-use crate::{accel::Accelerator, serve};
+use crate::{
+    accel::Accelerator,
+    serve::{self, Forward},
+};
 
 /// The program; the distribution's package `qemu-system-x86`.
 pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
@@ -57,8 +60,8 @@ pub(crate) struct Spec {
     pub access: bool,
     /// Socket of the port on the virtual switch, and the address of the NIC on it.
     pub underlay: Option<(PathBuf, String)>,
-    /// Command that answers a connection of the guest to [`serve::ADDRESS`]; none: nothing is there.
-    pub served: Option<String>,
+    /// What answers connections of the guest to [`serve::ADDRESS`].
+    pub forwards: Vec<Forward>,
     /// A second disk, raw and empty.
     pub spare_disk: Option<PathBuf>,
     /// Number of virtual processors.
@@ -201,9 +204,9 @@ fn network(command: &mut Command, spec: &Spec) {
         "user,id=access,restrict={restrict},hostfwd=tcp:127.0.0.1:{}-:22",
         spec.ssh_port
     );
-    if let Some(answer) = &spec.served {
-        let answer = answer.replace(',', ",,");
-        access += &format!(",guestfwd=tcp:{}:80-cmd:{answer}", serve::ADDRESS);
+    for Forward { port, command } in &spec.forwards {
+        let command = command.replace(',', ",,");
+        access += &format!(",guestfwd=tcp:{}:{port}-cmd:{command}", serve::ADDRESS);
     }
     if spec.access {
         command
@@ -251,7 +254,7 @@ pub(crate) mod tests {
             ssh_port: 2201,
             access: true,
             underlay: Some(("/run/p0".into(), "52:54:00:77:00:0b".into())),
-            served: None,
+            forwards: Vec::new(),
             spare_disk: None,
             cpus: 1,
             memory_mib: 1024,
@@ -303,7 +306,10 @@ pub(crate) mod tests {
         let plain = line(&spec());
         assert!(!plain.contains("guestfwd") && !plain.contains("spare"));
         let line = line(&Spec {
-            served: Some("'/b/h' serve '/d,1/served'".into()),
+            forwards: vec![Forward {
+                port: 80,
+                command: "'/b/h' serve '/d,1/served'".into(),
+            }],
             spare_disk: Some("/d/spare.raw".into()),
             ..spec()
         });

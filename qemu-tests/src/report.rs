@@ -2,7 +2,11 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use crate::{container::Ping, facts::Facts, timeline::Timeline};
+use crate::{
+    container::Ping,
+    facts::{Facts, Image},
+    timeline::Timeline,
+};
 
 /// What became known of one node.
 #[derive(Debug, Clone)]
@@ -13,6 +17,8 @@ pub(crate) struct NodeReport {
     pub underlay: Ipv4Addr,
     /// Its place in the overlay.
     pub facts: Facts,
+    /// What it runs.
+    pub image: Image,
     /// Its boot.
     pub timeline: Timeline,
     /// Start of its first container.
@@ -49,6 +55,8 @@ impl CrossReport {
 pub(crate) fn closing_screen(nodes: &[NodeReport], crossings: &[CrossReport]) -> String {
     let mut screen = format!("\n  {} on one overlay\n\n", counted(nodes.len(), "host"));
     screen.push_str(&node_table(nodes));
+    screen.push_str("\n  Image\n\n");
+    screen.push_str(&image_table(nodes));
     if !crossings.is_empty() {
         screen.push_str("\n  Containers across hosts\n\n");
         screen.push_str(&crossing_table(crossings));
@@ -83,6 +91,15 @@ fn node_table(nodes: &[NodeReport]) -> String {
             node.facts.docker_mtu.to_string(),
             node.facts.peers.len().to_string(),
         ]
+    }));
+    table(&rows)
+}
+
+fn image_table(nodes: &[NodeReport]) -> String {
+    let mut rows = vec![["node", "version", "slot", "update"].map(str::to_owned)];
+    rows.extend(nodes.iter().map(|node| {
+        let image = &node.image;
+        [&node.name, &image.version, &image.slot, &image.update].map(Clone::clone)
     }));
     table(&rows)
 }
@@ -181,6 +198,11 @@ mod tests {
                 overlay_mac: "0e:00:00:00:00:01".into(),
                 peers: vec![Ipv4Addr::new(10, 77, 0, 12)],
             },
+            image: Image {
+                version: "0.1.0.1500".into(),
+                slot: "a".into(),
+                update: "none is pending".into(),
+            },
             timeline: Timeline {
                 lease: Some(Duration::from_millis(15_240)),
                 ..Timeline::default()
@@ -213,6 +235,7 @@ mod tests {
             "2 hosts",
             "10.5.72.0/24",
             "10.5.72.1/24",
+            "0.1.0.1500   a      none is pending",
             "0% loss, rtt 2.2 ms",
             "own address",
             "15.2",

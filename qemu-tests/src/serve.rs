@@ -1,12 +1,13 @@
-//! Files that a guest fetches by HTTP, in its initrd as well.
+//! Files that a guest fetches by HTTP, in its initrd as well, and servers of the host that it reaches.
 //!
-//! QEMU's user-mode network starts this program anew for each connection to port 80 of [`ADDRESS`] and hands it the
+//! QEMU's user-mode network starts this program anew for each connection to a port of [`ADDRESS`] and hands it the
 //! connection as standard input and output. So no port of the host is open, and a guest that is cut off from the rest
 //! of the world still reaches what is meant for it.
 //!
-//! One port speaks HTTP and HTTPS, and is a proxy as well: what is asked for by the address of another server comes from
+//! Port 80 speaks HTTP and HTTPS, and is a proxy as well: what is asked for by the address of another server comes from
 //! the same files.
 
+mod forward;
 mod http;
 pub(crate) mod tls;
 
@@ -20,16 +21,19 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use forward::{Forward, port, relay};
 use http::{Request, Stream, Wire};
 
 /// Where guests find the files: an address of the user-mode network that QEMU itself does not use.
 pub(crate) const ADDRESS: &str = "10.0.2.4";
+/// Where they are answered for.
+const HTTP: u16 = 80;
 
-/// Puts `files` below `dir`, and gives the command that answers for them; none when there are no files.
+/// Puts `files` below `dir`, and gives what answers for them; none when there are no files.
 ///
 /// # Errors
 /// When they cannot be written.
-pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<String>> {
+pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<Forward>> {
     if files.is_empty() {
         return Ok(None);
     }
@@ -39,24 +43,22 @@ pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<
         fs::write(&path, contents)
             .with_context(|| format!("failed to write {}", path.display()))?;
     }
-    command(dir, None).map(Some)
+    directory(dir, None).map(Some)
 }
 
-/// The command that answers for the files in `dir`; `notes` is a directory for [`Notes`].
+/// What answers a guest's requests from the files below `dir`; `notes` is a directory for [`Notes`].
 ///
 /// # Errors
-/// When a directory is not there.
-pub(crate) fn command(dir: &Path, notes: Option<&Path>) -> Result<String> {
+/// When a directory, or this program, cannot be found.
+pub(crate) fn directory(dir: &Path, notes: Option<&Path>) -> Result<Forward> {
     let whole = |dir: &Path| {
         fs::canonicalize(dir).with_context(|| format!("failed to find {}", dir.display()))
     };
-    let program = std::env::current_exe().context("failed to find this program")?;
-    // QEMU splits the command as a shell would.
-    let mut command = format!("'{}' serve '{}'", program.display(), whole(dir)?.display());
+    let mut arguments = format!("serve '{}'", whole(dir)?.display());
     if let Some(notes) = notes {
-        command += &format!(" --notes '{}'", whole(notes)?.display());
+        arguments += &format!(" --notes '{}'", whole(notes)?.display());
     }
-    Ok(command)
+    Forward::new(HTTP, &arguments)
 }
 
 /// What a test knows of a server, and tells it, by files in a directory: each connection is a process of its own.

@@ -30,7 +30,7 @@ pub(crate) struct Suite<'a> {
     /// Cases that are left out where no filter asks for them.
     left_out: Vec<&'static str>,
     /// Where to keep what a failed case leaves.
-    dir: PathBuf,
+    pub dir: PathBuf,
     outcomes: Vec<Outcome>,
 }
 

@@ -9,7 +9,8 @@
 //! 6. machines that do what configurations ask for, as people write them: [`configs`];
 //! 7. a machine goes to the next version of the image and back: [`update`];
 //! 8. two machines are given next versions that are bad, each in another way: [`update::bad`];
-//! 9. another one is updated from a release server, with all that can go wrong on the way: [`release`].
+//! 9. another one is updated from a release server, with all that can go wrong on the way: [`release`];
+//! 10. three machines go there in turn: [`fleet`].
 
 mod after_boot;
 mod broken_ignition;
@@ -17,6 +18,7 @@ mod configs;
 mod coreos;
 mod etcd_absent;
 mod first_boot;
+mod fleet;
 mod image_kernel;
 mod initrd_network;
 mod networks;
@@ -60,6 +62,7 @@ const GROUPS: &[Names] = &[
     update::CASES,
     update::bad::CASES,
     release::CASES,
+    fleet::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -70,6 +73,7 @@ const EXTENDED: &[Names] = &[
     update::EXTENDED,
     update::bad::CASES,
     release::EXTENDED,
+    fleet::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -105,6 +109,7 @@ pub(crate) async fn run(common: &Common, filter: Option<String>, all: bool) -> R
     update::run(&mut suite, &host, common, &boots).await;
     update::bad::run(&mut suite, &host, common, &boots).await;
     release::run(&mut suite, &host, common, &boots).await;
+    fleet::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

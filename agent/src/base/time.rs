@@ -5,14 +5,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use x509_cert::der::DateTime;
 
 /// A time as Go writes it (RFC 3339), in UTC and to the second. One after the year 9999 is its end.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
+pub fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let time = DateTime::from_unix_duration(since).unwrap_or(DateTime::INFINITY);
     time.to_string()
 }
 
 /// The time that a text of [`rfc3339`]'s form names.
-pub(crate) fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
     let time: DateTime = text.parse().ok()?;
     Some(UNIX_EPOCH + time.unix_duration())
 }

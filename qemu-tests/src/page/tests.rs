@@ -20,6 +20,11 @@ fn node(number: u8) -> NodeReport {
             overlay_mac: "0e:00:00:00:00:01".into(),
             peers: vec![Ipv4Addr::new(10, 77, 0, 12)],
         },
+        image: crate::facts::Image {
+            version: "0.1.0.1500".into(),
+            slot: "a".into(),
+            update: "none is pending".into(),
+        },
         timeline: Timeline {
             ignition: at(11),
             lease: at(16),
@@ -82,6 +87,7 @@ fn page_tells_what_was_found_and_asks_nothing_of_elsewhere() {
         "2 hosts on one overlay",
         "All is as it should be.",
         "10.5.2.0/24",
+        "<td>0.1.0.1500</td><td>a</td><td>none is pending</td>",
         "vxlan",
         "the client's own address",
         "2.2 ms",
@@ -106,7 +112,7 @@ fn trouble_is_not_taken_for_health_and_texts_stay_texts() {
 }
 
 /// What a browser makes of the page, and what it says about it.
-fn browse(page: &Path, profile: &Path, width: &str) -> (String, String) {
+pub(super) fn browse(page: &Path, profile: &Path, width: &str) -> (String, String) {
     let output = Command::new("timeout")
         .args([
             "120",
@@ -131,7 +137,7 @@ fn browse(page: &Path, profile: &Path, width: &str) -> (String, String) {
     (text(&output.stdout), text(&output.stderr))
 }
 
-fn complaints(said: &str) -> Vec<&str> {
+pub(super) fn complaints(said: &str) -> Vec<&str> {
     said.lines()
         .filter(|line| line.contains("CONSOLE"))
         .collect()

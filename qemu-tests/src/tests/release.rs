@@ -90,7 +90,7 @@ async fn start(
     progress.step("first boot of a machine with a release server");
     let mut prepared = cluster::prepare(host, &dir.join("release"), &nodes, options).await?;
     for (spec, _) in &mut prepared {
-        spec.served = Some(site.command()?);
+        spec.forwards = vec![site.forward()?];
     }
     let cluster = Cluster::start_prepared(host, nodes, prepared)?;
     Ok((cluster, site, running))

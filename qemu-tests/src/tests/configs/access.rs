@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::description::data_url;
+
 /// Merged into a machine's configuration by `remote-merge.ign`.
 pub(super) const REMOTE: &[u8] = include_bytes!("../../../configs/served/remote.ign");
 /// Fetched by `files.ign`.
@@ -40,17 +42,9 @@ fn access(texts: &[&str], public_key: &str) -> String {
     json!({"ignition": {"version": "3.0.0"}, "passwd": {"users": users}}).to_string()
 }
 
-/// A configuration to merge, as a `data:` URL; everything that is not plain is percent-encoded.
+/// A configuration to merge.
 fn source(text: &str) -> Value {
-    let mut url = String::from("data:,");
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() {
-            url.push(char::from(byte));
-        } else {
-            url += &format!("%{byte:02X}");
-        }
-    }
-    json!({"source": url})
+    json!({"source": data_url(text)})
 }
 
 #[cfg(test)]

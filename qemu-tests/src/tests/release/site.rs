@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::serve::{self, Asked, Notes, tls};
+use crate::serve::{self, Asked, Forward, Notes, tls};
 
 /// The channel.
 const INDEX: &str = "stable.json";
@@ -82,9 +82,9 @@ impl Site {
         })
     }
 
-    /// The command that answers for it.
-    pub(super) fn command(&self) -> Result<String> {
-        serve::command(&self.dir.join("files"), Some(&self.dir.join("notes")))
+    /// What answers for it.
+    pub(super) fn forward(&self) -> Result<Forward> {
+        serve::directory(&self.dir.join("files"), Some(&self.dir.join("notes")))
     }
 
     /// The public key that machines are to trust.

@@ -1,0 +1,90 @@
+//! How connections of a guest get to a program of the host, without an open port.
+
+use std::{
+    fs::File,
+    net::{Ipv4Addr, Shutdown, TcpStream},
+    os::fd::OwnedFd,
+};
+
+use anyhow::{Context as _, Result};
+
+/// What leads a guest's connections to `port` of [`ADDRESS`](super::ADDRESS) to the same port of this host's 127.0.0.1.
+///
+/// # Errors
+/// When this program cannot be found.
+pub(crate) fn port(port: u16) -> Result<Forward> {
+    Forward::new(port, &format!("relay {port}"))
+}
+
+/// A port of [`ADDRESS`](super::ADDRESS), and the command that QEMU starts for each connection to it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Forward {
+    /// The port.
+    pub port: u16,
+    /// The command; QEMU splits it as a shell would.
+    pub command: String,
+}
+
+impl Forward {
+    pub(super) fn new(port: u16, arguments: &str) -> Result<Self> {
+        let program = std::env::current_exe().context("failed to find this program")?;
+        let command = format!("'{}' {arguments}", program.display());
+        Ok(Self { port, command })
+    }
+}
+
+/// Carries bytes between `guest`, for which QEMU started this program, and `port` of 127.0.0.1, until the server ends the
+/// connection.
+///
+/// # Errors
+/// When nobody listens there, or the connection breaks.
+pub(crate) fn relay(port: u16, guest: OwnedFd) -> Result<()> {
+    let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+        .with_context(|| format!("nobody listens on port {port} of 127.0.0.1"))?;
+    // Not by std's standard output, which waits for the end of a line.
+    let mut to_guest = File::from(guest);
+    let mut from_guest = to_guest.try_clone().context("failed to share a socket")?;
+    let mut to_server = server.try_clone().context("failed to share a socket")?;
+    std::thread::spawn(move || {
+        // What breaks here breaks below as well.
+        let _ = std::io::copy(&mut from_guest, &mut to_server);
+        let _ = to_server.shutdown(Shutdown::Write);
+    });
+    std::io::copy(&mut server, &mut to_guest)
+        .map(drop)
+        .context("the connection broke")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpListener,
+        os::unix::net::UnixStream,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_relay_carries_both_ways_until_the_server_ends() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut asked = [0; 4];
+            connection.read_exact(&mut asked).unwrap();
+            connection.write_all(b"no newline").unwrap();
+            asked
+        });
+        let (ours, guest) = UnixStream::pair().unwrap();
+        let relay = std::thread::spawn(move || relay(port, guest.into()));
+        (&ours).write_all(b"ask?").unwrap();
+        let mut answer = [0; 10];
+        (&ours).read_exact(&mut answer).unwrap();
+        assert_eq!((&answer, &server.join().unwrap()), (b"no newline", b"ask?"));
+        relay.join().unwrap().unwrap();
+        let closed = UnixStream::pair().unwrap().0;
+        let error = super::relay(port, closed.into()).unwrap_err().to_string();
+        assert!(error.contains("nobody listens"), "{error}");
+    }
+}

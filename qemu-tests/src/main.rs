@@ -34,6 +34,7 @@ mod switch;
 mod tests;
 mod timeline;
 mod wait;
+mod write_log;
 
 use std::process::ExitCode;
 
@@ -83,8 +84,12 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     let common = &cli.common;
     match cli.command {
         Command::Demo { nodes, keep } => demo::run(common, nodes, keep).await?,
-        Command::Test { filter, all } => {
-            let good = tests::run(common, filter, all).await?;
+        Command::Test {
+            filter,
+            all,
+            power_cuts,
+        } => {
+            let good = tests::run(common, filter, all, &power_cuts).await?;
             return Ok(if good {
                 ExitCode::SUCCESS
             } else {

@@ -26,6 +26,10 @@ pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<
     fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))?;
     for (name, contents) in files {
         let path = dir.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)
+                .with_context(|| format!("failed to create {}", parent.display()))?;
+        }
         fs::write(&path, contents)
             .with_context(|| format!("failed to write {}", path.display()))?;
     }
@@ -57,11 +61,14 @@ pub(crate) fn answer(dir: &Path, mut input: impl BufRead, mut output: impl Write
     {
         line.clear();
     }
-    // One directory and no way out of it.
+    // One directory, with those in it, and no way out of it.
     let name = request
         .strip_prefix("GET /")
         .and_then(|rest| rest.split(' ').next())
-        .filter(|name| !name.contains('/') && !name.starts_with('.'));
+        .filter(|name| {
+            name.split('/')
+                .all(|part| !part.is_empty() && !part.starts_with('.'))
+        });
     let contents = name.and_then(|name| fs::read(dir.join(name)).ok());
     let status = if contents.is_some() {
         "200 OK"
@@ -93,7 +100,10 @@ mod tests {
     fn a_file_is_served_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let served = dir.path().join("served");
-        let files = [("a.ign".to_owned(), b"{}\n".to_vec())];
+        let files = [
+            ("a.ign".to_owned(), b"{}\n".to_vec()),
+            ("v1/b".to_owned(), b"b".to_vec()),
+        ];
         let command = prepare(&served, &files).unwrap().unwrap();
         assert!(command.ends_with("served'"), "{command}");
         fs::write(dir.path().join("secret"), "x").unwrap();
@@ -101,8 +111,12 @@ mod tests {
             ask(&served, "GET /a.ign HTTP/1.1\r\nHost: x\r\n\r\n"),
             "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\n{}\n"
         );
+        assert!(ask(&served, "GET /v1/b HTTP/1.1\r\n\r\n").ends_with("\r\n\r\nb"));
         for other in [
             "GET /b HTTP/1.1",
+            "GET /v1 HTTP/1.1",
+            "GET /v1/../../secret HTTP/1.1",
+            "GET //etc/passwd HTTP/1.1",
             "GET /../secret HTTP/1.1",
             "GET / HTTP/1.1",
             "PUT /a.ign HTTP/1.1",

@@ -7,7 +7,8 @@
 //!    [`plain_docker`], [`image_kernel`];
 //! 5. beside it, machines whose configuration is broken or elsewhere: [`broken_ignition`], [`initrd_network`];
 //! 6. machines that do what configurations ask for, as people write them: [`configs`];
-//! 7. a machine goes to the next version of the image and back: [`update`].
+//! 7. a machine goes to the next version of the image and back: [`update`];
+//! 8. the power of one that does so is cut at any moment: [`power_cut`].
 
 mod after_boot;
 mod broken_ignition;
@@ -22,6 +23,7 @@ mod operator;
 mod overlay;
 mod pair;
 mod plain_docker;
+mod power_cut;
 mod renumbering;
 mod second_boot;
 mod singles;
@@ -31,7 +33,7 @@ mod update;
 use anyhow::{Result, bail};
 
 use crate::{
-    cli::Common,
+    cli::{Common, PowerCuts},
     host::Host,
     progress::{Progress, clock},
     suite::{Names, Suite},
@@ -55,6 +57,7 @@ const GROUPS: &[Names] = &[
     initrd_network::CASES,
     configs::CASES,
     update::CASES,
+    power_cut::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -63,6 +66,7 @@ const EXTENDED: &[Names] = &[
     initrd_network::EXTENDED,
     configs::EXTENDED,
     update::EXTENDED,
+    power_cut::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -81,7 +85,12 @@ pub(crate) fn list() {
 ///
 /// # Errors
 /// When none matches, or the host cannot run machines. Cases that fail are no error but `false`.
-pub(crate) async fn run(common: &Common, filter: Option<String>, all: bool) -> Result<bool> {
+pub(crate) async fn run(
+    common: &Common,
+    filter: Option<String>,
+    all: bool,
+    power_cuts: &PowerCuts,
+) -> Result<bool> {
     let progress = Progress::new();
     let dir = common.target.join("qemu");
     let left_out = if all { Vec::new() } else { EXTENDED.concat() };
@@ -96,6 +105,7 @@ pub(crate) async fn run(common: &Common, filter: Option<String>, all: bool) -> R
     singles::run(&mut suite, &host, common, &boots).await;
     configs::run(&mut suite, &host, common, &boots).await;
     update::run(&mut suite, &host, common, &boots).await;
+    power_cut::run(&mut suite, &host, common, power_cuts, &dir).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

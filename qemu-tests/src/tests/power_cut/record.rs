@@ -25,7 +25,7 @@ use crate::{
     machine::Machine,
     progress::Progress,
     serve, ssh, wait,
-    write_log::{WriteLog, cut::Phase},
+    write_log::{WriteLog, cut::Phase, replay},
 };
 
 /// For a download by a software-emulated machine, and for unpacking it.
@@ -239,7 +239,13 @@ impl Life {
             machine.power_down().await,
             "the machine does not power down"
         );
-        self.ends("power down", progress)
+        self.ends("power down", progress)?;
+        let log = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.log);
+        log.and_then(|log| replay::dig_holes(&log))
+            .context("failed to make the log sparse")
     }
 
     /// Notes how long the log was when a phase ended.

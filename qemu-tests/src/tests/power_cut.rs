@@ -35,7 +35,7 @@ use crate::{
     suite::{Names, Suite},
     write_log::{
         WriteLog,
-        cut::{self, Chance, Cut, Phase},
+        cut::{self, Chance, Cut, Layout, Moment, Phase},
         replay::{self, Replay},
     },
 };
@@ -49,6 +49,9 @@ pub(super) const CASES: Names = &[
 
 /// All: a recording, hundreds of disks, and a dozen boots.
 pub(super) const EXTENDED: Names = CASES;
+
+/// The first block of a partition or of the disk: super blocks, and the first table of partitions.
+const ANCHOR_BYTES: u64 = 4096;
 
 /// Findings of one kind that the console shows; the file has all.
 const SHOWN: usize = 8;
@@ -111,7 +114,11 @@ async fn judge_and_boot(
 ) -> Result<()> {
     let log = WriteLog::open(&recording.log)?;
     let phases = recording.phases(&log);
-    let cuts = choose(&log, &phases, options, &host.artifacts.disk)?;
+    ensure!(
+        phases.iter().all(|phase| !phase.entries.is_empty()),
+        "nothing was written in one of {phases:?}: the recording is not one of an update"
+    );
+    let cuts = choose(&log, &phases, &layout(host, dir, &log)?, options);
     let mut judged = Vec::new();
     let progress = suite.progress;
     suite
@@ -150,26 +157,43 @@ async fn judge_and_boot(
 }
 
 /// The cuts, in the order of the log.
-fn choose(log: &WriteLog, phases: &[Phase], options: &PowerCuts, image: &Path) -> Result<Vec<Cut>> {
-    ensure!(
-        phases.iter().all(|phase| !phase.entries.is_empty()),
-        "nothing was written in one of {phases:?}: the recording is not one of an update"
-    );
-    // What the image comes with is in its first part; what comes behind it is the root partition, for the most part.
-    let image = fs::metadata(image)
-        .context("failed to look at the image")?
-        .len();
-    let common = image..DISK_BYTES - (1 << 20);
+fn choose(log: &WriteLog, phases: &[Phase], layout: &Layout, options: &PowerCuts) -> Vec<Cut> {
     let mut cuts: Vec<_> = (0..options.cuts)
         .map(|index| {
             let seed = options.seed.wrapping_add(index);
             let mut chance = Chance::new(seed);
-            let position = cut::position(log, phases, &common, seed, &mut chance);
-            Cut::new(log, seed, position, &mut chance)
+            let moment = cut::moment(log, phases, layout, seed, &mut chance);
+            Cut::new(log, seed, moment, &mut chance)
         })
         .collect();
     cuts.sort_by_key(|cut| (cut.durable, cut.position));
-    Ok(cuts)
+    cuts
+}
+
+/// What is where on the disk in the end: the root partition has most of the writes.
+fn layout(host: &Host, dir: &Path, log: &WriteLog) -> Result<Layout> {
+    let mut replay = first_disk(host, dir, log)?;
+    let end = Moment {
+        position: log.entries.len(),
+        torn: None,
+    };
+    replay.cut(&Cut::new(log, 0, end, &mut Chance::new(0)))?;
+    let partitions = gpt::partitions(&replay.disk, DISK_BYTES)
+        .context("the recording ends with a disk without partitions")?;
+    let root = partitions
+        .iter()
+        .find(|partition| partition.name == "selvage-root");
+    let starts = partitions.iter().map(|partition| partition.bytes.start);
+    Ok(Layout {
+        common: root
+            .context("the recording ends without a root partition")?
+            .bytes
+            .clone(),
+        anchors: starts
+            .chain([0])
+            .map(|start| start..start + ANCHOR_BYTES)
+            .collect(),
+    })
 }
 
 fn judge(
@@ -242,8 +266,8 @@ fn report(judged: &[Judged], entries: usize) -> (String, Vec<String>) {
     }
     let mut text = format!("{} cuts", judged.len());
     for (kind, lines) in &by_kind {
-        let mended = if kind.is_mended_by_a_boot() {
-            ", for the next boot to mend"
+        let mended = if kind.is_mended() {
+            ", for a boot to show that it is mended"
         } else {
             ""
         };
@@ -255,9 +279,7 @@ fn report(judged: &[Judged], entries: usize) -> (String, Vec<String>) {
     for line in by_kind.values().flatten() {
         let _ = write!(text, "\n{line}");
     }
-    let bad = by_kind
-        .iter()
-        .filter(|(kind, _)| !kind.is_mended_by_a_boot());
+    let bad = by_kind.iter().filter(|(kind, _)| !kind.is_mended());
     let bad = bad.flat_map(|(kind, lines)| {
         let more = lines.len().saturating_sub(SHOWN);
         let more = (more > 0).then(|| format!("{kind}: {more} more in findings.txt"));
@@ -287,7 +309,7 @@ fn name(judged: &Judged, entries: usize) -> String {
     )
 }
 
-/// Which cuts are booted: `count`, of all phases in turn, and one for each kind of finding that a boot has to mend.
+/// Which cuts are booted: `count`, of all phases in turn, and one for each kind of finding that is mended later.
 fn to_boot(judged: &[Judged], count: usize) -> BTreeSet<usize> {
     let mut by_phase: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (index, judged) in judged.iter().enumerate() {
@@ -306,7 +328,7 @@ fn to_boot(judged: &[Judged], count: usize) -> BTreeSet<usize> {
     let mut chosen: BTreeSet<_> = in_turn.take(count).collect();
     let kinds: BTreeSet<Kind> = (judged.iter())
         .flat_map(|judged| judged.findings.iter().map(|finding| finding.kind))
-        .filter(|kind| kind.is_mended_by_a_boot())
+        .filter(|kind| kind.is_mended())
         .collect();
     for kind in kinds {
         chosen.extend(
@@ -341,25 +363,19 @@ mod tests {
     #[test]
     fn findings_are_counted_and_named_and_only_those_that_stay_are_bad() {
         let all = [
-            judged(
-                7,
-                "apply",
-                &[(Kind::BootEntry, "torn"), (Kind::HostKey, "empty")],
-            ),
+            judged(7, "apply", &[(Kind::Esp, "torn"), (Kind::HostKey, "empty")]),
             judged(8, "apply", &[]),
         ];
         let (text, bad) = report(&all, 9);
         let mut lines = text.lines();
         assert_eq!(
             lines.next(),
-            Some("2 cuts; boot entry: 1; host key: 1, for the next boot to mend")
+            Some("2 cuts; ESP: 1; host key: 1, for a boot to show that it is mended")
         );
         assert_eq!(lines.count(), 2);
         assert_eq!(
             bad,
-            [
-                "seed 7, entry 5 of 9 (apply), flushed up to 3, 0 later writes there: boot entry: torn"
-            ]
+            ["seed 7, entry 5 of 9 (apply), flushed up to 3, 0 later writes there: ESP: torn"]
         );
         let (text, bad) = report(&all[1..], 9);
         assert_eq!((text.as_str(), bad.len()), ("1 cuts; nothing found\n", 0));

@@ -69,8 +69,9 @@ pub(crate) struct Cut {
 }
 
 impl Cut {
-    /// A cut after `position` entries; `chance` decides what is kept of those that no flush covers.
-    pub(crate) fn new(log: &WriteLog, seed: u64, position: usize, chance: &mut Chance) -> Self {
+    /// A cut at `moment`; `chance` decides what is kept of what no flush covers.
+    pub(crate) fn new(log: &WriteLog, seed: u64, moment: Moment, chance: &mut Chance) -> Self {
+        let position = moment.position;
         let durable = durable(&log.entries, position);
         let later: Vec<usize> = (durable..position)
             .filter(|index| {
@@ -82,6 +83,7 @@ impl Cut {
         // A disk that keeps all, one that keeps nothing, and those between.
         let quarters = chance.below(5);
         let torn = chance.one(&later).copied();
+        let torn = moment.torn.filter(|entry| later.contains(entry)).or(torn);
         let mut cut = Self {
             seed,
             position,
@@ -163,39 +165,86 @@ pub(crate) struct Phase {
     pub entries: Range<usize>,
 }
 
-/// Where the power is cut for `seed`: phases take turns, and each gets cuts of three kinds by turns: anywhere, anywhere
-/// between two flushes of which each counts the same, and the same with those that write outside of `common`, the part of
-/// the disk that most writes go to.
-pub(crate) fn position(
+/// When the power is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    /// After so many entries.
+    pub position: usize,
+    /// The write that is torn; none: any.
+    pub torn: Option<usize>,
+}
+
+/// What is to be known of a disk to cut the power where it hurts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// The part that most writes go to.
+    pub common: Range<u64>,
+    /// Where everything else is found from: the starts of the disk and of its partitions.
+    pub anchors: Vec<Range<u64>>,
+}
+
+impl Layout {
+    fn is_rare(&self, entry: &Entry) -> bool {
+        entry.touches(0, self.common.start) || entry.touches(self.common.end, u64::MAX)
+    }
+
+    fn is_anchor(&self, entry: &Entry) -> bool {
+        let mut anchors = self.anchors.iter();
+        !entry.discard && anchors.any(|anchor| entry.touches(anchor.start, anchor.end))
+    }
+}
+
+/// When the power is cut for `seed`: phases take turns, and each gets cuts of four kinds by turns: anywhere, anywhere
+/// between two flushes of which each counts the same, the same with those that write outside of what is common, and
+/// between a write to an anchor, which is torn, and its flush.
+pub(crate) fn moment(
     log: &WriteLog,
     phases: &[Phase],
-    common: &Range<u64>,
+    layout: &Layout,
     seed: u64,
     chance: &mut Chance,
-) -> usize {
+) -> Moment {
     let turn = usize::try_from(seed % 3_000_000).unwrap_or(0);
     let Some(phase) = phases.get(turn % phases.len().max(1)) else {
-        return log.entries.len();
+        return Moment {
+            position: log.entries.len(),
+            torn: None,
+        };
     };
     let windows = windows(log, phase);
-    let rare: Vec<_> = windows
-        .iter()
-        .filter(|window| {
-            let entries = log.entries.get((*window).clone()).unwrap_or_default();
-            entries
-                .iter()
-                .any(|entry| entry.touches(0, common.start) || entry.touches(common.end, u64::MAX))
-        })
-        .cloned()
-        .collect();
-    let among = match turn / phases.len().max(1) % 3 {
+    let has = |window: &Range<usize>, wanted: &dyn Fn(&Entry) -> bool| {
+        let entries = log.entries.get(window.clone()).unwrap_or_default();
+        entries.iter().rposition(wanted).map(|at| window.start + at)
+    };
+    let with = |wanted: &dyn Fn(&Entry) -> bool| -> Vec<Range<usize>> {
+        let found = windows
+            .iter()
+            .filter(|window| has(window, wanted).is_some());
+        found.cloned().collect()
+    };
+    let kind = turn / phases.len().max(1) % 4;
+    let among = match kind {
         0 => None,
         1 => chance.one(&windows).cloned(),
-        _ => chance.one(&rare).cloned(),
+        2 => chance.one(&with(&|entry| layout.is_rare(entry))).cloned(),
+        _ => chance.one(&with(&|entry| layout.is_anchor(entry))).cloned(),
     };
-    let Range { start, end } = among.unwrap_or_else(|| phase.entries.clone());
+    let Range { mut start, end } = among.unwrap_or_else(|| phase.entries.clone());
+    let torn = (kind == 3)
+        .then(|| has(&(start..end), &|entry| layout.is_anchor(entry)))
+        .flatten();
+    let mut last = end;
+    if let Some(torn) = torn {
+        start = torn;
+        // Before the flush that the window ends with.
+        last = end.saturating_sub(1).max(torn + 1);
+    }
     // After the first at least: what is before it is the end of the window before.
-    start + 1 + usize::try_from(chance.below((end - start).max(1) as u64)).unwrap_or(0)
+    let position = start + 1 + usize::try_from(chance.below((last - start) as u64)).unwrap_or(0);
+    Moment {
+        position: position.min(last),
+        torn,
+    }
 }
 
 /// The entries between two flushes, each with the flush that ends it.
@@ -217,6 +266,13 @@ mod tests {
     use super::*;
     use crate::write_log::tests::{FLUSHED, log, write};
 
+    fn at(position: usize) -> Moment {
+        Moment {
+            position,
+            torn: None,
+        }
+    }
+
     #[test]
     fn what_a_flush_covers_is_there_and_the_rest_by_chance() {
         let (_dir, log) = log(&[
@@ -229,7 +285,7 @@ mod tests {
         let mut kept = std::collections::HashSet::new();
         let mut torn = std::collections::HashSet::new();
         for seed in 0..400 {
-            let cut = Cut::new(&log, seed, 5, &mut Chance::new(seed));
+            let cut = Cut::new(&log, seed, at(5), &mut Chance::new(seed));
             assert_eq!(cut.durable, 2);
             assert!(cut.pieces.iter().all(|piece| piece.entry >= 2));
             assert!(cut.pieces.is_sorted_by_key(|piece| piece.entry));
@@ -244,7 +300,7 @@ mod tests {
                 assert!(piece.from == 0 || piece.from + piece.length == 8 * SECTOR);
                 torn.insert((piece.entry, piece.from, piece.length));
             }
-            assert_eq!(cut, Cut::new(&log, seed, 5, &mut Chance::new(seed)));
+            assert_eq!(cut, Cut::new(&log, seed, at(5), &mut Chance::new(seed)));
         }
         // A torn one is never wholly absent: seven sets of the three, and none of them.
         assert_eq!(kept.len(), 8, "{kept:?}");
@@ -255,18 +311,21 @@ mod tests {
     #[test]
     fn right_after_a_flush_nothing_is_open() {
         let (_dir, log) = log(&[write(0, b'a', 8), FLUSHED, write(8, b'b', 8)]);
-        let cut = Cut::new(&log, 1, 2, &mut Chance::new(1));
+        let cut = Cut::new(&log, 1, at(2), &mut Chance::new(1));
         assert_eq!((cut.durable, cut.pieces.len(), cut.torn), (2, 0, None));
     }
 
     #[test]
     fn a_range_that_nothing_touched_is_in_the_same_state() {
         let (_dir, log) = log(&[write(0, b'a', 8), FLUSHED, write(8, b'b', 8), FLUSHED]);
-        let at = |position| Cut::new(&log, 1, position, &mut Chance::new(1));
+        let cut = |position| Cut::new(&log, 1, at(position), &mut Chance::new(1));
         let first = 0..8 * SECTOR;
         let second = 8 * SECTOR..16 * SECTOR;
-        assert_eq!(at(2).state_of(&log, &first), at(4).state_of(&log, &first));
-        assert_ne!(at(2).state_of(&log, &second), at(4).state_of(&log, &second));
+        assert_eq!(cut(2).state_of(&log, &first), cut(4).state_of(&log, &first));
+        assert_ne!(
+            cut(2).state_of(&log, &second),
+            cut(4).state_of(&log, &second)
+        );
     }
 
     #[test]
@@ -285,12 +344,38 @@ mod tests {
             entries,
         };
         let phases = [phase("long", 0..150), phase("short", 150..203)];
-        let common = 1000 * SECTOR..2000 * SECTOR;
-        let positions: Vec<_> = (0..60)
-            .map(|seed| position(&log, &phases, &common, seed, &mut Chance::new(seed)))
+        let layout = Layout {
+            common: 1000 * SECTOR..2000 * SECTOR,
+            anchors: vec![1010 * SECTOR..1011 * SECTOR],
+        };
+        let moments: Vec<_> = (0..80)
+            .map(|seed| moment(&log, &phases, &layout, seed, &mut Chance::new(seed)))
             .collect();
-        assert_eq!(positions.iter().filter(|at| **at <= 150).count(), 30);
-        assert!(positions.iter().filter(|at| **at > 200).count() >= 10);
-        assert!(positions.iter().all(|at| (1..=203).contains(at)));
+        let count = |wanted: &dyn Fn(&Moment) -> bool| {
+            moments.iter().filter(|moment| wanted(moment)).count()
+        };
+        assert_eq!(count(&|moment| moment.position <= 150), 40);
+        assert!(count(&|moment| moment.position > 200) >= 10);
+        assert_eq!(count(&|moment| (1..=203).contains(&moment.position)), 80);
+        // The anchor is written once, in the first phase, and a flush comes after it.
+        let torn = Moment {
+            position: 21,
+            torn: Some(20),
+        };
+        assert_eq!(count(&|moment| *moment == torn), 10);
+        assert_eq!(count(&|moment| moment.torn.is_some()), 10);
+    }
+
+    #[test]
+    fn the_write_that_is_to_be_torn_is_torn() {
+        let (_dir, log) = log(&[write(0, b'a', 8), write(8, b'b', 8), write(16, b'c', 8)]);
+        for seed in 0..50 {
+            let moment = Moment {
+                position: 3,
+                torn: Some(1),
+            };
+            let cut = Cut::new(&log, seed, moment, &mut Chance::new(seed));
+            assert_eq!(cut.torn.map(|piece| piece.entry), Some(1));
+        }
     }
 }

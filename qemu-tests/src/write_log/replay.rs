@@ -223,7 +223,7 @@ fn unsigned(offset: i64) -> u64 {
 mod tests {
     use super::*;
     use crate::write_log::{
-        cut::{Chance, SECTOR},
+        cut::{Chance, Moment, SECTOR},
         tests::{FLUSHED, discard, log, write},
     };
 
@@ -278,7 +278,11 @@ mod tests {
             .map(|seed| {
                 let mut chance = Chance::new(seed);
                 let position = usize::try_from(chance.below(301)).unwrap();
-                Cut::new(&log, seed, position, &mut chance)
+                let moment = Moment {
+                    position,
+                    torn: None,
+                };
+                Cut::new(&log, seed, moment, &mut chance)
             })
             .collect();
         cuts.sort_by_key(|cut| cut.durable);

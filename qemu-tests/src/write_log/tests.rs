@@ -178,10 +178,12 @@ fn a_log_of_qemu_replays_to_the_same_disk() {
     let replayed = tempfile::tempfile().unwrap();
     replayed.set_len(8 << 20).unwrap();
     let mut replay = replay::Replay::new(&log, replayed);
-    let end = log.entries.len();
-    replay
-        .cut(&cut::Cut::new(&log, 0, end, &mut cut::Chance::new(0)))
-        .unwrap();
+    let end = cut::Moment {
+        position: log.entries.len(),
+        torn: None,
+    };
+    let cut = cut::Cut::new(&log, 0, end, &mut cut::Chance::new(0));
+    replay.cut(&cut).unwrap();
     let mut found = vec![0; 8 << 20];
     replay.disk.read_exact_at(&mut found, 0).unwrap();
     assert!(found == std::fs::read(&disk).unwrap());

@@ -7,8 +7,11 @@ use serde_json::Value;
 
 use super::{
     super::update::one,
-    Judged, first_disk, name,
-    record::{self, OPTIONS, Recording},
+    Judged, first_disk,
+    judge::{Finding, Kind},
+    name,
+    record::{self, APPLY_DEADLINE, OPTIONS, Recording},
+    slot::Hash,
 };
 use crate::{
     cluster::{self, Cluster},
@@ -39,7 +42,9 @@ pub(super) async fn all(
         replay.cut(&judged.cut)?;
         let started = Instant::now();
         let dir = dir.join(format!("cut-{}", judged.cut.seed));
-        match one_boot(host, &dir, recording, progress).await {
+        let is_damaged = |finding: &Finding| finding.kind == Kind::BootEntry;
+        let updates = judged.findings.iter().any(is_damaged);
+        match one_boot(host, &dir, recording, updates, progress).await {
             Ok(version) => progress.line(&format!(
                 "    {version} runs, {}",
                 clock(started.elapsed()).trim()
@@ -61,14 +66,15 @@ pub(super) async fn all(
     Ok(())
 }
 
-/// Boots the disk that was replayed, and gives the version that runs then.
+/// Boots the disk that was replayed, and gives the version that runs then. A machine that `updates` finds its release server.
 async fn one_boot(
     host: &Host,
     dir: &Path,
     recording: &Recording,
+    updates: bool,
     progress: &Progress,
 ) -> Result<String> {
-    let nodes = vec![record::node(recording, "power-cut")?];
+    let nodes = vec![record::node(recording, updates)?];
     let mut prepared = cluster::prepare(host, dir, &nodes, OPTIONS).await?;
     for (spec, ssh) in &mut prepared {
         ssh.key.clone_from(&recording.key);
@@ -77,7 +83,12 @@ async fn one_boot(
         machine::create_disk(&fs::canonicalize(disk)?, &spec.disk).await?;
     }
     let mut cluster = Cluster::start_prepared(host, nodes, prepared)?;
-    let result = works(one(&mut cluster)?, recording, progress).await;
+    let mut result = works(one(&mut cluster)?, recording, progress).await;
+    if result.is_ok()
+        && let Err(error) = entries_are_whole(one(&mut cluster)?, recording, updates).await
+    {
+        result = Err(error);
+    }
     if let Err(error) = &result {
         let reason = format!("{error:#}");
         for line in diagnose::keep(&mut cluster.machines, &dir.join("kept"), &reason).await {
@@ -136,4 +147,40 @@ async fn works(
         said.join("; ")
     );
     Ok(running)
+}
+
+/// Whether no boot entry is left that cannot be started, after an update where the power cut has left one.
+async fn entries_are_whole(machine: &Machine, recording: &Recording, updates: bool) -> Result<()> {
+    if updates {
+        machine
+            .ssh
+            .feed("sudo selvage update apply", &[], APPLY_DEADLINE)
+            .await?;
+    }
+    let sums = machine
+        .ssh
+        .run("sudo sh -c 'sha256sum /efi/EFI/Linux/*.efi'")
+        .await?;
+    let is_known = |line: &str| {
+        let known = recording.known.keys().map(hex);
+        known.into_iter().any(|hash| line.starts_with(&hash))
+    };
+    let bad: Vec<_> = sums.lines().filter(|line| !is_known(line)).collect();
+    ensure!(
+        bad.is_empty(),
+        "boot entries that are not whole stay: {}",
+        bad.join("; ")
+    );
+    if updates {
+        let next = recording.versions.last().cloned().unwrap_or_default();
+        ensure!(
+            sums.contains(&next),
+            "after an update there is no entry of {next}: {sums}"
+        );
+    }
+    Ok(())
+}
+
+fn hex(hash: &Hash) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }

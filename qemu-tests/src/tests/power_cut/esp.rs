@@ -11,8 +11,8 @@ use super::{
 };
 
 /// What fsck.vfat(8) says of a file system that is used as it is, without harm: a mark that it was not unmounted, counts that are
-/// not up to date, clusters that belong to no file, and a second table that nobody reads.
-const HARMLESS: [&str; 13] = [
+/// not up to date, clusters that belong to no file, a second table that nobody reads, and a second boot sector without the mark.
+const HARMLESS: [&str; 17] = [
     "fsck.fat ",
     "Dirty bit is set",
     "Automatically removing dirty bit",
@@ -24,6 +24,10 @@ const HARMLESS: [&str; 13] = [
     "Auto-deleting",
     "FATs differ but appear to be intact",
     "Using first FAT",
+    "There are differences between boot sector and its backup",
+    "This is mostly harmless. Differences",
+    "65:01/00",
+    "Not automatically fixing this",
     "Leaving filesystem unchanged",
     "*** Filesystem was changed",
 ];
@@ -33,6 +37,8 @@ const HARMLESS: [&str; 13] = [
 pub(super) struct Entry {
     /// Its file name.
     pub name: String,
+    /// Its length.
+    pub bytes: usize,
     /// The root hash of its `/usr`, if the file is one of those that a build made.
     pub whole: Option<Hash>,
     /// Whether systemd-boot takes it for one: it reads no more than the first sections.
@@ -76,8 +82,8 @@ pub(super) fn look(esp: &Path, known: &BTreeMap<Hash, Hash>) -> Result<Esp> {
     findings.extend(
         (entries.iter().filter(|entry| entry.whole.is_none())).map(|entry| {
             let what = format!(
-                "{} is no UKI that was built: empty, cut off or torn",
-                entry.name
+                "{} is no UKI that was built: {} bytes",
+                entry.name, entry.bytes
             );
             Finding::new(Kind::BootEntry, what)
         }),
@@ -172,9 +178,10 @@ fn entry(esp: &Path, name: String, known: &BTreeMap<Hash, Hash>) -> Result<Entry
     let whole = known.get(&slot::sha256(&file)).copied();
     // src/boot/efi/boot.c, config_load_type2_entries: a file without an os-release is left out.
     let release = slot::section(&file, ".osrel").map(String::from_utf8_lossy);
-    let is_shown = release.is_ok_and(|text| text.contains("ID=selvage"));
+    let is_shown = release.is_ok_and(|text| text.contains("PRETTY_NAME="));
     Ok(Entry {
         name,
+        bytes: file.len(),
         whole,
         is_shown,
     })
@@ -196,6 +203,7 @@ mod tests {
     fn entry(name: &str, is_shown: bool) -> Entry {
         Entry {
             name: name.into(),
+            bytes: 0,
             whole: None,
             is_shown,
         }
@@ -289,7 +297,7 @@ mod tests {
         let findings: Vec<_> = found.findings.iter().map(ToString::to_string).collect();
         assert_eq!(
             findings,
-            ["boot entry: selvage_2+3-0.efi is no UKI that was built: empty, cut off or torn"]
+            ["boot entry: selvage_2+3-0.efi is no UKI that was built: 0 bytes"]
         );
         // Both tables of clusters, and all that lies behind them.
         std::fs::write(&esp, vec![0; 1 << 20]).unwrap();

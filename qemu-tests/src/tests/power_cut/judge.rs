@@ -33,9 +33,9 @@ pub(super) enum Kind {
     PartitionTable,
     /// The ESP's file system is damaged.
     Esp,
-    /// An entry is not whole.
+    /// An entry is not whole, but another one boots.
     BootEntry,
-    /// The entry that boots next does not come up, or none does.
+    /// The entry that boots next is not whole or has no slot, or there is none.
     NextBoot,
     /// The root file system cannot be mounted before its super block is mended.
     RootSuperBlock,
@@ -48,9 +48,10 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Whether the next boot has to mend it, which then is to be booted: that is where the proof is.
-    pub(super) fn is_mended_by_a_boot(self) -> bool {
-        matches!(self, Self::RootSuperBlock | Self::HostKey)
+    /// Whether the machine has to mend it, which then is to be booted: that is where the proof is. The initrd repairs a super
+    /// block, sshd's start makes a key anew, and an entry that nothing starts is cleared by the next update at the latest.
+    pub(super) fn is_mended(self) -> bool {
+        matches!(self, Self::RootSuperBlock | Self::HostKey | Self::BootEntry)
     }
 }
 

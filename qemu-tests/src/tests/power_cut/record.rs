@@ -29,11 +29,14 @@ use crate::{
 };
 
 /// For a download by a software-emulated machine, and for unpacking it.
-const APPLY_DEADLINE: Duration = Duration::from_secs(900);
+pub(super) const APPLY_DEADLINE: Duration = Duration::from_secs(900);
 /// From a boot that takes commands to a boot that is blessed.
 const BLESSING: Duration = Duration::from_secs(300);
 /// What comes before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410 §4).
 const PUBLIC_KEY_PREFIX: &[u8] = &[0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0];
+
+/// The name of a machine here.
+pub(super) const NAME: &str = "power-cut";
 
 /// How the machines of this group are started.
 pub(super) const OPTIONS: Options = Options {
@@ -68,6 +71,8 @@ pub(super) struct Recording {
     pub key: PathBuf,
     /// The machine's Ignition configuration.
     pub ignition: String,
+    /// Directory of what the release server had.
+    pub served: PathBuf,
     /// The root hashes of both versions' UKIs, by the SHA-256 of these.
     pub known: BTreeMap<Hash, Hash>,
     phases: Vec<(String, u64)>,
@@ -103,6 +108,7 @@ impl Recording {
             versions: [notes.installed, notes.next],
             key: dir.join("id_ed25519"),
             ignition: notes.ignition,
+            served: dir.join("machine").join(NAME).join("served"),
             known,
             phases: notes.phases,
         })
@@ -164,7 +170,7 @@ pub(super) async fn record(
     let release = Release::of(&packed)?;
     let mut nodes = description::nodes(&common.cluster, 1, &public_key)?;
     for node in &mut nodes {
-        node.name = "power-cut".into();
+        node.name = NAME.into();
         node.ignition = ignition(&public_key, &release.public_key);
         node.served.clone_from(&release.served);
     }
@@ -332,14 +338,34 @@ fn ignition(ssh_key: &str, update_key: &str) -> String {
     .to_string()
 }
 
-/// A machine with the configuration of the one that was recorded.
-pub(super) fn node(recording: &Recording, name: &str) -> Result<Node> {
+/// A machine with the configuration of the one that was recorded, and its release server if it is to have one.
+///
+/// # Errors
+/// When what the server had is gone.
+pub(super) fn node(recording: &Recording, with_server: bool) -> Result<Node> {
+    let mut served = Vec::new();
+    let mut directories = Vec::from_iter(with_server.then(|| recording.served.clone()));
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory)
+            .with_context(|| format!("failed to read {}", directory.display()))?
+        {
+            let path = entry?.path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let contents =
+                fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
+            let name = path.strip_prefix(&recording.served)?;
+            served.push((name.display().to_string(), contents));
+        }
+    }
     Ok(Node {
-        name: name.into(),
+        name: NAME.into(),
         // It has no card on an underlay.
         underlay: "192.0.2.1/32".parse()?,
         mac: String::new(),
         ignition: recording.ignition.clone(),
-        served: Vec::new(),
+        served,
     })
 }

@@ -46,6 +46,23 @@ pub(crate) struct Common {
     pub accelerator: Option<Accelerator>,
 }
 
+/// Options of the group of tests that cuts a machine's power.
+#[derive(Debug, Args)]
+pub(crate) struct PowerCuts {
+    /// Seed of the first power cut; each further one has the next
+    #[arg(long, env = "SELVAGE_CUT_SEED", default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Number of power cuts after which the disk is judged
+    #[arg(long, default_value_t = 320, value_name = "N")]
+    pub cuts: u64,
+    /// Number of these after which a machine is booted; for each fault that a boot has to mend there is one more
+    #[arg(long, default_value_t = 12, value_name = "N")]
+    pub boots: usize,
+    /// Cut what an earlier run recorded
+    #[arg(long)]
+    pub recorded: bool,
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -67,6 +84,9 @@ pub(crate) enum Command {
         /// Also the cases that CI leaves out
         #[arg(long)]
         all: bool,
+        /// What the group power_cut does
+        #[command(flatten)]
+        power_cuts: PowerCuts,
     },
     /// Name the tests
     List,

@@ -140,6 +140,7 @@ async fn prepare_one(
     let spec = Spec {
         name: node.name.clone(),
         disk,
+        write_log: None,
         boot: boot(host, dir, options)?,
         ignition: Some(ignition),
         console: dir.join("console.log"),

@@ -19,8 +19,8 @@ use crate::{
     ssh::Ssh,
 };
 
-/// Size of each machine's disk. Sparse: it costs what the guest writes.
-const DISK_SIZE: &str = "6G";
+/// Bytes of each machine's disk. Sparse: it costs what the guest writes.
+pub(crate) const DISK_BYTES: u64 = 6 << 30;
 /// From sshd's greeting to a connection that takes commands.
 const LOGIN_DEADLINE: Duration = Duration::from_secs(120);
 /// For one command to a machine that may go down any moment.
@@ -55,7 +55,7 @@ pub(crate) async fn create_disk(image: &Path, disk: &Path) -> Result<()> {
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
         .arg(image)
         .arg(disk)
-        .arg(DISK_SIZE);
+        .arg(DISK_BYTES.to_string());
     qemu_img(command, "create", disk).await
 }
 

@@ -36,6 +36,7 @@ mod switch;
 mod tests;
 mod timeline;
 mod wait;
+mod write_log;
 
 use std::{os::fd::AsFd as _, process::ExitCode};
 
@@ -86,8 +87,12 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Demo { nodes, keep } => demo::run(common, nodes, keep).await?,
         Command::DemoUpdate => demo::update::run(common).await?,
-        Command::Test { filter, all } => {
-            let good = tests::run(common, filter, all).await?;
+        Command::Test {
+            filter,
+            all,
+            power_cuts,
+        } => {
+            let good = tests::run(common, filter, all, &power_cuts).await?;
             return Ok(if good {
                 ExitCode::SUCCESS
             } else {

@@ -46,6 +46,8 @@ pub(crate) struct Spec {
     pub name: String,
     /// Disk overlay, qcow2.
     pub disk: PathBuf,
+    /// File that gets every write to the disk, which must be there and empty; see [`crate::write_log`].
+    pub write_log: Option<PathBuf>,
     /// What starts the kernel.
     pub boot: Boot,
     /// Ignition configuration, given by fw_cfg; none: the blob is absent.
@@ -173,15 +175,8 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
             &format!("name=opt/com.coreos/config,file={}", escape(config)),
         ]);
     }
-    // A machine's disk need not survive the host's power cut: flushes, dear on a slow host, are not passed on.
     command
-        .args([
-            "-drive",
-            &format!(
-                "if=none,id=disk,format=qcow2,cache=unsafe,file={}",
-                escape(&spec.disk)
-            ),
-        ])
+        .args(disk(spec))
         // Firmware would look into the network first. Not 0: that is QEMU's own for a kernel that it loads itself.
         .args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
     if let Some(spare) = &spec.spare_disk {
@@ -196,6 +191,22 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
             // Found by its serial number, /dev/disk/by-id/virtio-spare, whatever the kernel calls it.
             .args(["-device", "virtio-blk-pci,drive=spare,serial=spare"]);
     }
+}
+
+/// A machine's disk need not survive the host's power cut: flushes, dear on a slow host, are not passed on.
+fn disk(spec: &Spec) -> [String; 2] {
+    let file = escape(&spec.disk);
+    let Some(log) = &spec.write_log else {
+        let drive = format!("if=none,id=disk,format=qcow2,cache=unsafe,file={file}");
+        return ["-drive".to_owned(), drive];
+    };
+    // Flushes are to get into the log, so it is below it that they end. Discards count as well.
+    let node = format!(
+        "driver=blklogwrites,node-name=disk,discard=unmap,file.driver=qcow2,file.discard=unmap,file.cache.no-flush=on,\
+         file.file.driver=file,file.file.filename={file},log.driver=file,log.cache.no-flush=on,log.filename={}",
+        escape(log)
+    );
+    ["-blockdev".to_owned(), node]
 }
 
 fn network(command: &mut Command, spec: &Spec) {
@@ -243,6 +254,7 @@ pub(crate) mod tests {
         Spec {
             name: "node1".into(),
             disk: "/d,1/disk.qcow2".into(),
+            write_log: None,
             boot: Boot::Direct {
                 kernel: "/i/k".into(),
                 initrd: "/i/r".into(),
@@ -315,6 +327,18 @@ pub(crate) mod tests {
         });
         assert!(line.contains(",guestfwd=tcp:10.0.2.4:80-cmd:'/b/h' serve '/d,,1/served' "));
         assert!(line.contains("format=raw,cache=unsafe,file=/d/spare.raw"));
+    }
+
+    #[test]
+    fn a_logged_disk_passes_flushes_to_the_log_alone() {
+        let logged = line(&Spec {
+            write_log: Some("/d,1/log".into()),
+            ..spec()
+        });
+        assert!(logged.contains("-blockdev driver=blklogwrites,node-name=disk,"));
+        assert!(logged.contains(",file.file.filename=/d,,1/disk.qcow2,"));
+        assert!(logged.contains(",log.filename=/d,,1/log -device virtio-blk-pci,drive=disk,"));
+        assert!(!logged.contains("id=disk,") && !line(&spec()).contains("blklogwrites"));
     }
 
     #[test]

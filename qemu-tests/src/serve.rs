@@ -40,6 +40,10 @@ pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<
     fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))?;
     for (name, contents) in files {
         let path = dir.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)
+                .with_context(|| format!("failed to create {}", parent.display()))?;
+        }
         fs::write(&path, contents)
             .with_context(|| format!("failed to write {}", path.display()))?;
     }

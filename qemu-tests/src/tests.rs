@@ -10,7 +10,8 @@
 //! 7. a machine goes to the next version of the image and back: [`update`];
 //! 8. two machines are given next versions that are bad, each in another way: [`update::bad`];
 //! 9. another one is updated from a release server, with all that can go wrong on the way: [`release`];
-//! 10. three machines go there in turn: [`fleet`].
+//! 10. three machines go there in turn: [`fleet`];
+//! 11. the power of one that does so is cut at any moment: [`power_cut`].
 
 mod after_boot;
 mod broken_ignition;
@@ -26,6 +27,7 @@ mod operator;
 mod overlay;
 mod pair;
 mod plain_docker;
+mod power_cut;
 mod release;
 mod renumbering;
 mod second_boot;
@@ -36,7 +38,7 @@ mod update;
 use anyhow::{Result, bail};
 
 use crate::{
-    cli::Common,
+    cli::{Common, PowerCuts},
     host::Host,
     progress::{Progress, clock},
     suite::{Names, Suite},
@@ -63,6 +65,7 @@ const GROUPS: &[Names] = &[
     update::bad::CASES,
     release::CASES,
     fleet::CASES,
+    power_cut::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -74,6 +77,7 @@ const EXTENDED: &[Names] = &[
     update::bad::CASES,
     release::EXTENDED,
     fleet::EXTENDED,
+    power_cut::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -92,7 +96,12 @@ pub(crate) fn list() {
 ///
 /// # Errors
 /// When none matches, or the host cannot run machines. Cases that fail are no error but `false`.
-pub(crate) async fn run(common: &Common, filter: Option<String>, all: bool) -> Result<bool> {
+pub(crate) async fn run(
+    common: &Common,
+    filter: Option<String>,
+    all: bool,
+    power_cuts: &PowerCuts,
+) -> Result<bool> {
     let progress = Progress::new();
     let dir = common.target.join("qemu");
     let left_out = if all { Vec::new() } else { EXTENDED.concat() };
@@ -110,6 +119,7 @@ pub(crate) async fn run(common: &Common, filter: Option<String>, all: bool) -> R
     update::bad::run(&mut suite, &host, common, &boots).await;
     release::run(&mut suite, &host, common, &boots).await;
     fleet::run(&mut suite, &host, common, &boots).await;
+    power_cut::run(&mut suite, &host, common, power_cuts, &dir).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

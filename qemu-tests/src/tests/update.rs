@@ -39,18 +39,23 @@ const BLESSING: Duration = Duration::from_secs(120);
 /// Unpacking, writing and reading back a version, without hardware acceleration.
 const INSTALLATION: Duration = Duration::from_secs(900);
 /// The files from which the boot loader takes its entries.
-const ENTRIES: &str = "sudo ls /efi/EFI/Linux";
+pub(super) const ENTRIES: &str = "sudo ls /efi/EFI/Linux";
 
 /// What an image build says about its update.
 #[derive(Debug, serde::Deserialize)]
-struct Artefacts {
-    version: String,
+pub(super) struct Artefacts {
+    /// Which version it is.
+    pub version: String,
     /// As in a release index.
-    files: Vec<serde_json::Value>,
+    pub files: Vec<serde_json::Value>,
 }
 
 impl Artefacts {
-    fn of(image: &Path) -> Result<(Self, PathBuf)> {
+    /// Those of the image in the directory `image`, and the directory that they are in.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub(super) fn of(image: &Path) -> Result<(Self, PathBuf)> {
         let dir = image.join("update");
         let path = dir.join("files.json");
         let text = fs::read(&path)
@@ -236,7 +241,8 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions
     Ok(())
 }
 
-fn one(cluster: &mut Cluster) -> Result<&mut Machine> {
+/// The machine of a cluster that has one.
+pub(super) fn one(cluster: &mut Cluster) -> Result<&mut Machine> {
     let [machine] = &mut cluster.machines[..] else {
         bail!("not one machine")
     };

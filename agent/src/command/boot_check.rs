@@ -58,7 +58,8 @@ pub async fn run(
     boot_check::run(settings, &options, output).await
 }
 
-/// Goes on after a boot that failed, or has come to no verdict in time. Returns the exit status; other than 0, it could not.
+/// Goes on after a boot that failed, or has come to no verdict in time. Returns the exit status; other than 0, it could
+/// not.
 ///
 /// # Errors
 /// The output cannot be written.

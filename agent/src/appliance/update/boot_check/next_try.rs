@@ -11,7 +11,8 @@ use crate::appliance::update::running::{self, Counter};
 use crate::appliance::update::state::{FailureCode, Finding, State};
 use crate::telemetry::status::now;
 
-/// Exists once a check of this boot has come to its end, `RuntimeDirectory=` of its unit. The deadline's unit looks for it.
+/// Exists once a check of this boot has come to its end; in the `RuntimeDirectory=` of its unit. The deadline's unit looks
+/// for it.
 const ENDED: &str = "run/selvage-boot-check/ended";
 
 /// Notes that a check of this boot came to an end, whatever its verdict: the deadline is for boots in which none does.
@@ -32,8 +33,8 @@ pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
     let Some(counter) = counter(root) else {
         return Ok(GOOD);
     };
-    // systemd names the unit whose OnFailure= this is, even if emergency.target started this; its result tells the two apart
-    // (systemd.exec(5), MONITOR_SERVICE_RESULT).
+    // systemd names the unit whose OnFailure= this is, even if emergency.target started this; its result tells the two
+    // apart (systemd.exec(5), MONITOR_SERVICE_RESULT).
     let monitored = |name: &str| std::env::var(format!("MONITOR_{name}")).ok();
     let result = monitored("SERVICE_RESULT").filter(|result| result != "success");
     // Between two runs, a unit counts as failed and its OnFailure= is started (systemd 254 and later).
@@ -54,8 +55,8 @@ pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
     give_up(root, counter, bad(code, failed, reason), output).await
 }
 
-/// What is done when a boot on trial has come to no verdict in time: neither good nor bad, nor undecided, which is for as
-/// long as it takes. Returns the exit status; other than 0, systemd reboots.
+/// What is done when a boot on trial has come to no verdict in time: neither good nor bad, nor undecided, which may last.
+/// Returns the exit status; other than 0, systemd reboots.
 ///
 /// # Errors
 /// The output cannot be written.

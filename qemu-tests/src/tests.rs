@@ -7,7 +7,8 @@
 //!    [`plain_docker`], [`image_kernel`];
 //! 5. beside it, machines whose configuration is broken or elsewhere: [`broken_ignition`], [`initrd_network`];
 //! 6. machines that do what configurations ask for, as people write them: [`configs`];
-//! 7. a machine goes to the next version of the image and back: [`update`].
+//! 7. a machine goes to the next version of the image and back: [`update`];
+//! 8. one whose firmware starts only what is signed does the same: [`secure_boot`].
 
 mod after_boot;
 mod broken_ignition;
@@ -24,6 +25,7 @@ mod pair;
 mod plain_docker;
 mod renumbering;
 mod second_boot;
+mod secure_boot;
 mod singles;
 mod surface;
 mod update;
@@ -55,6 +57,7 @@ const GROUPS: &[Names] = &[
     initrd_network::CASES,
     configs::CASES,
     update::CASES,
+    secure_boot::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -63,6 +66,7 @@ const EXTENDED: &[Names] = &[
     initrd_network::EXTENDED,
     configs::EXTENDED,
     update::EXTENDED,
+    secure_boot::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -96,6 +100,7 @@ pub(crate) async fn run(common: &Common, filter: Option<String>, all: bool) -> R
     singles::run(&mut suite, &host, common, &boots).await;
     configs::run(&mut suite, &host, common, &boots).await;
     update::run(&mut suite, &host, common, &boots).await;
+    secure_boot::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

@@ -15,6 +15,7 @@ use crate::appliance::update::download::{Download, DownloadError, Pace};
 use crate::appliance::update::index::{self, Index, IndexError, Release};
 use crate::appliance::update::keys::{KeyError, Keys, SIGNATURE_BYTES};
 use crate::appliance::update::running;
+use crate::appliance::update::secure_boot::{self, SecureBootError};
 use crate::appliance::update::server::{Server, ServerError};
 use crate::appliance::update::slots::{self, SlotError};
 use crate::appliance::update::staging::{Staging, StagingError};
@@ -74,6 +75,9 @@ pub enum UpdateError {
     /// The boot entries.
     #[error(transparent)]
     Slot(#[from] SlotError),
+    /// The firmware would not start the version.
+    #[error(transparent)]
+    SecureBoot(#[from] SecureBootError),
     /// systemd-sysupdate.
     #[error(transparent)]
     Sysupdate(#[from] SysupdateError),
@@ -464,6 +468,7 @@ impl Machine {
             let of = release.unpacked_size();
             self.staging
                 .unpack(release, &mut |done| progress(Step::Unpack { done, of }))?;
+            secure_boot::check(&self.root, &self.staging.uki(version))?;
         }
         let health_before = health().await;
         let former = self.state.read();

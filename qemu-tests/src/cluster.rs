@@ -60,8 +60,8 @@ pub(crate) struct Options {
     pub spare_disk: bool,
     /// Let firmware boot the disk.
     pub firmware: bool,
-    /// The same, with firmware that can do Secure Boot and has no keys yet. One processor: with two, under TCG, this firmware
-    /// has hung.
+    /// The same, with firmware that can do Secure Boot and has no keys yet. One processor: with two, under TCG, this
+    /// firmware has hung.
     pub secure_boot: bool,
     /// Appended to the kernel command line.
     pub kernel_arguments: &'static str,

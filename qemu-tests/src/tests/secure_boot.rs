@@ -1,5 +1,5 @@
-//! A machine with Secure Boot: its firmware has no keys at first, enrols those that the signed image ships, and from then on
-//! starts only what they have signed. `make image-signed` makes the image, its next version and the keys.
+//! A machine with Secure Boot: its firmware has no keys at first, enrols those that the signed image ships, and from
+//! then on starts only what they have signed. `make image-signed` makes the image, its next version and the keys.
 
 use std::{
     fs,
@@ -388,7 +388,8 @@ async fn install_foreign(machine: &Machine, versions: &Versions) -> Result<()> {
         .map(drop)
 }
 
-/// The firmware has nothing else to start after a refusal, so somebody presses the reset button, as long as there are tries.
+/// The firmware has nothing else to start after a refusal, so somebody presses the reset button, as long as there are
+/// tries.
 async fn refused_by_firmware(machine: &mut Machine, from: u64, versions: &Versions) -> Result<()> {
     // Without spaces: the firmware breaks lines anywhere.
     let word = format!("Errorloading\\EFI\\Linux\\selvage_{}", versions.next);

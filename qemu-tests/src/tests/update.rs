@@ -388,7 +388,8 @@ async fn menu(machine: &Machine) -> Result<Vec<String>> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// What a reset's entry has after the name of its version's.
+/// What the entries of the two profiles of a UKI have after its name (ukify(1): the first is `main`).
+const MAIN: &str = "@main";
 const RESET: &str = "@reset";
 
 /// Fails unless each version comes before its reset, and one of them first of all.
@@ -398,7 +399,7 @@ fn resets_come_after_their_versions(menu: &[String]) -> Result<()> {
     for (at, entry) in menu.iter().enumerate() {
         if let Some(version) = entry.strip_suffix(RESET) {
             resets += 1;
-            let is_after = place(version).is_some_and(|version| version < at);
+            let is_after = place(&format!("{version}{MAIN}")).is_some_and(|version| version < at);
             ensure!(is_after, "{entry} does not come after {version}: {menu:?}");
         }
     }
@@ -440,10 +441,10 @@ mod tests {
             let menu: Vec<_> = menu.iter().map(|entry| (*entry).to_owned()).collect();
             resets_come_after_their_versions(&menu)
         };
-        judge(&["v2+2-1.efi", "v1.efi", "v2+2-1.efi@reset", "v1.efi@reset"]).unwrap();
-        judge(&["v1.efi", "v1.efi@reset", "v2+0-3.efi", "v2+0-3.efi@reset"]).unwrap();
-        judge(&["v2+2-1.efi@reset", "v2+2-1.efi", "v1.efi"]).unwrap_err();
-        judge(&["v1.efi", "v2.efi@reset"]).unwrap_err();
-        judge(&["v1.efi"]).unwrap_err();
+        judge(&["v2@main", "v1@main", "v2@reset", "v1@reset", "auto-x"]).unwrap();
+        judge(&["v1@main", "v1@reset", "v2@main", "v2@reset"]).unwrap();
+        judge(&["v2@reset", "v2@main", "v1@main"]).unwrap_err();
+        judge(&["v1@main", "v2@reset"]).unwrap_err();
+        judge(&["v1@main"]).unwrap_err();
     }
 }

@@ -1,12 +1,13 @@
 //! Whether this machine's firmware would start a UKI, asked before anything is written to a slot.
 //!
-//! With Secure Boot on, firmware starts a program only if its digest, or the certificate that signed it, or one that vouches
-//! for that certificate, is in the variable `db`, and none of them in `dbx` (UEFI specification 2.10, §32.5). It asks at each
-//! boot and has nothing else to start then, so a machine with such a UKI would wait for somebody until its tries are used up.
+//! With Secure Boot on, firmware starts a program only if its digest, or the certificate that signed it, or one that
+//! vouches for that certificate, is in the variable `db`, and none of them in `dbx` (UEFI specification 2.10, §32.5).
+//! It asks at each boot and has nothing else to start then, so a machine with such a UKI would wait for somebody until
+//! its tries are used up.
 //!
-//! What is read here is what signing tools write (sbsign, systemd-sbsign): SHA-256 and RSA. A UKI that is signed in another
-//! way counts as unsigned, although some firmware would take it. Not looked at: hashes of certificates in `dbx`, and
-//! the lists of shim, which this image does not use.
+//! What is read here is what signing tools write (sbsign, systemd-sbsign): SHA-256 and RSA. A UKI that is signed in
+//! another way counts as unsigned, although some firmware would take it. Not looked at: hashes of certificates in
+//! `dbx`, and the lists of shim, which this image does not use.
 
 use std::fmt;
 use std::fs;

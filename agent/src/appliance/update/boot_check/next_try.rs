@@ -11,8 +11,8 @@ use crate::appliance::update::running::{self, Counter};
 use crate::appliance::update::state::{FailureCode, Finding, State};
 use crate::telemetry::status::now;
 
-/// Exists once a check of this boot has come to its end; in the `RuntimeDirectory=` of its unit. The deadline's unit looks
-/// for it.
+/// Exists once a check of this boot has come to its end; in the `RuntimeDirectory=` of its unit. The deadline's unit
+/// looks for it.
 const ENDED: &str = "run/selvage-boot-check/ended";
 
 /// Notes that a check of this boot came to an end, whatever its verdict: the deadline is for boots in which none does.
@@ -55,8 +55,8 @@ pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
     give_up(root, counter, bad(code, failed, reason), output).await
 }
 
-/// What is done when a boot on trial has come to no verdict in time: neither good nor bad, nor undecided, which may last.
-/// Returns the exit status; other than 0, systemd reboots.
+/// What is done when a boot on trial has come to no verdict in time: neither good nor bad, nor undecided, which may
+/// last. Returns the exit status; other than 0, systemd reboots.
 ///
 /// # Errors
 /// The output cannot be written.

@@ -17,8 +17,8 @@ const MOST_SIGNATURES_BYTES: u64 = 1 << 20;
 /// From the signature `PE\0\0` to the optional header, and the length of a line in the section table.
 const OPTIONAL_HEADER: usize = 24;
 const SECTION_BYTES: usize = 40;
-/// In the optional header: the checksum, the size of all headers, and the entry of the certificate table in the data directories
-/// of both formats.
+/// In the optional header: the checksum, the size of all headers, and the entry of the certificate table in the data
+/// directories of both formats.
 const CHECKSUM: usize = 64;
 const SIZE_OF_HEADERS: usize = 60;
 const CERTIFICATES_32: usize = 128;
@@ -86,28 +86,28 @@ struct Layout {
     signatures: Range<u64>,
 }
 
+/// Why a header that ends too early is refused.
+const CUT: &str = "its header is cut short";
+
 impl Layout {
     fn parse(header: &[u8], length: u64) -> Result<Self, &'static str> {
-        const CUT: &str = "its header is cut short";
-        let u16_at = |at| number::<2>(header, at).map(u16::from_le_bytes).ok_or(CUT);
-        let u32_at = |at| number::<4>(header, at).map(u32::from_le_bytes).ok_or(CUT);
         if !header.starts_with(b"MZ") {
             return Err("it does not begin with MZ");
         }
-        let pe = usize::try_from(u32_at(60)?).map_err(|_| CUT)?;
+        let pe = usize::try_from(long(header, 60)?).map_err(|_| CUT)?;
         if number::<4>(header, pe) != Some(*b"PE\0\0") {
             return Err("it has no PE header");
         }
         let optional = pe + OPTIONAL_HEADER;
         let entry = optional
-            + match u16_at(optional)? {
+            + match short(header, optional)? {
                 0x10b => CERTIFICATES_32,
                 0x20b => CERTIFICATES_64,
                 _ => return Err("it is neither PE32 nor PE32+"),
             };
-        let headers = u64::from(u32_at(optional + SIZE_OF_HEADERS)?);
-        let certificates = u64::from(u32_at(entry)?);
-        let size = u64::from(u32_at(entry + 4)?);
+        let headers = u64::from(long(header, optional + SIZE_OF_HEADERS)?);
+        let certificates = u64::from(long(header, entry)?);
+        let size = u64::from(long(header, entry + 4)?);
         // Without signatures all of the file counts.
         let table = match size {
             0 => length,
@@ -120,24 +120,16 @@ impl Layout {
         if size > MOST_SIGNATURES_BYTES {
             return Err("its signatures are larger than any can be");
         }
-        let mut hashed = vec![0..checksum, checksum + 4..entry, entry + 8..headers];
-        let table_of_sections = optional + usize::from(u16_at(pe + 20)?);
-        let mut sections = Vec::new();
-        for index in 0..usize::from(u16_at(pe + 6)?) {
-            let line = table_of_sections + index * SECTION_BYTES;
-            let (bytes, start) = (u64::from(u32_at(line + 16)?), u64::from(u32_at(line + 20)?));
-            if bytes > 0 {
-                sections.push(start..start + bytes);
-            }
-        }
-        sections.sort_by_key(|section| section.start);
-        let sum = |ranges: &[Range<u64>]| -> u64 {
-            ranges.iter().map(|range| range.end - range.start).sum()
-        };
+        let sections = sections(header, pe, optional)?;
         if sections.iter().any(|section| section.end > table) {
             return Err("a section lies outside of it");
         }
-        let done = headers + sum(&sections);
+        let sum: u64 = sections
+            .iter()
+            .map(|section| section.end - section.start)
+            .sum();
+        let done = headers + sum;
+        let mut hashed = vec![0..checksum, checksum + 4..entry, entry + 8..headers];
         hashed.extend(sections);
         // What is behind the sections counts as well.
         if done < table {
@@ -148,6 +140,30 @@ impl Layout {
             signatures: table..table + size,
         })
     }
+}
+
+/// Where the sections are, in the order in which they are hashed.
+fn sections(header: &[u8], pe: usize, optional: usize) -> Result<Vec<Range<u64>>, &'static str> {
+    let table = optional + usize::from(short(header, pe + 20)?);
+    let mut sections = Vec::new();
+    for index in 0..usize::from(short(header, pe + 6)?) {
+        let line = table + index * SECTION_BYTES;
+        let bytes = u64::from(long(header, line + 16)?);
+        let start = u64::from(long(header, line + 20)?);
+        if bytes > 0 {
+            sections.push(start..start + bytes);
+        }
+    }
+    sections.sort_by_key(|section| section.start);
+    Ok(sections)
+}
+
+fn short(header: &[u8], at: usize) -> Result<u16, &'static str> {
+    number(header, at).map(u16::from_le_bytes).ok_or(CUT)
+}
+
+fn long(header: &[u8], at: usize) -> Result<u32, &'static str> {
+    number(header, at).map(u32::from_le_bytes).ok_or(CUT)
 }
 
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {

@@ -89,7 +89,7 @@ test-qemu: packages-build-image-qemu image-next agent-tests ## Tests that boot t
 	$(HARNESS) test
 
 .PHONY: test-qemu-all
-test-qemu-all: packages-build-image-qemu image-next agent-tests ## The same with the cases that are too long for every change
+test-qemu-all: packages-build-image-qemu image-next image-signed agent-tests ## The same, with the cases that take long
 	$(HARNESS) test --all
 
 .PHONY: test-fresh
@@ -111,6 +111,17 @@ image: packages-build-image agent ## Build the bootable image and the artefacts 
 .PHONY: image-next
 image-next: image
 	@version=$$(image/version) && $(SUDO) env VERSION=$$version.1 KEYS="$(KEYS)" image/build $(AGENT) target/image-next
+
+# Both with keys: what the tests of Secure Boot install and update to.
+.PHONY: image-signed
+image-signed: packages-build-image agent target/keys/db.auth ## The image and its next version, signed by target/keys
+	@version=$$(image/version) && \
+	  $(SUDO) env VERSION=$$version KEYS=target/keys image/build $(AGENT) target/image-signed && \
+	  $(SUDO) env VERSION=$$version.1 KEYS=target/keys image/build $(AGENT) target/image-signed-next
+
+# Made once: the last file of a set.
+target/keys/db.auth:
+	@image/keys target/keys
 
 .PHONY: keys
 keys: ## Make a set of keys for signed images and releases, fit for tests (DIR=)

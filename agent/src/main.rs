@@ -193,9 +193,9 @@ fn run(command: Command) -> anyhow::Result<u8> {
                 writeln!(stdout, "unknown to agent/data/image.toml:{line}")?;
             }
         }
-        Command::BootCheck(flags) if flags.next_try => {
+        Command::BootCheck(flags) if flags.next_try || flags.deadline => {
             logging::init("info")?;
-            return Ok(runtime()?.block_on(boot_check::next_try(&flags, &mut stdout))?);
+            return Ok(runtime()?.block_on(boot_check::go_on(&flags, &mut stdout))?);
         }
         Command::BootCheck(flags) => {
             let settings = start_whatever(&flags.settings)?;

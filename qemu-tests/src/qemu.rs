@@ -31,12 +31,15 @@ pub(crate) enum Boot {
         variables: PathBuf,
         /// Added to the command line in the UKI.
         append: String,
+        /// Whether the firmware can do Secure Boot. It then keeps its variables where only it can write.
+        secure_boot: bool,
     },
 }
 
-/// UEFI firmware; the distribution's package `ovmf`.
+/// UEFI firmware, without and with Secure Boot; the distribution's package `ovmf`.
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-/// Its variables as they are in a new machine.
+const SECURE_FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
+/// Its variables as they are in a new machine: without keys, so that Secure Boot is in Setup Mode.
 pub(crate) const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// What a machine is made of.
@@ -141,11 +144,11 @@ fn boot(command: &mut Command, boot: &Boot) {
             .arg("-initrd")
             .arg(initrd)
             .args(["-append", append]),
-        Boot::Firmware { variables, append } => command
-            .args([
-                "-drive",
-                &format!("if=pflash,unit=0,format=raw,readonly=on,file={FIRMWARE}"),
-            ])
+        Boot::Firmware {
+            variables,
+            append,
+            secure_boot,
+        } => firmware(command, *secure_boot)
             .args([
                 "-drive",
                 &format!("if=pflash,unit=1,format=raw,file={}", escape(variables)),
@@ -159,6 +162,27 @@ fn boot(command: &mut Command, boot: &Boot) {
                 ),
             ]),
     };
+}
+
+fn firmware(command: &mut Command, secure_boot: bool) -> &mut Command {
+    let program = if secure_boot {
+        // Only code in system management mode may write the variables (OvmfPkg/README, SMM support).
+        command.args([
+            "-machine",
+            "smm=on",
+            "-global",
+            "driver=cfi.pflash01,property=secure,value=on",
+            "-global",
+            "ICH9-LPC.disable_s3=1",
+        ]);
+        SECURE_FIRMWARE
+    } else {
+        FIRMWARE
+    };
+    command.args([
+        "-drive",
+        &format!("if=pflash,unit=0,format=raw,readonly=on,file={program}"),
+    ])
 }
 
 fn boot_and_disk(command: &mut Command, spec: &Spec) {
@@ -356,10 +380,12 @@ pub(crate) mod tests {
             boot: Boot::Firmware {
                 variables: "/d,1/vars".into(),
                 append: "console=ttyS0 a,b".into(),
+                secure_boot: false,
             },
             ..spec()
         });
         assert!(!line.contains("-kernel") && !line.contains("-append"));
+        assert!(!line.contains("secure"));
         assert!(line.contains("unit=1,format=raw,file=/d,,1/vars"));
         assert!(line.contains("kernel-cmdline-extra=console=ttyS0 a,,b"));
     }
@@ -372,6 +398,21 @@ pub(crate) mod tests {
             ..spec()
         });
         assert!(line.contains("-device i6300esb -action watchdog=reset"));
+    }
+
+    #[test]
+    fn variables_of_secure_boot_are_the_firmwares_alone() {
+        let line = line(&Spec {
+            boot: Boot::Firmware {
+                variables: "/d/vars".into(),
+                append: String::new(),
+                secure_boot: true,
+            },
+            ..spec()
+        });
+        for option in ["smm=on", "property=secure,value=on", "CODE_4M.secboot.fd"] {
+            assert!(line.contains(option), "{option}: {line}");
+        }
     }
 
     #[test]

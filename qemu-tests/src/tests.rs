@@ -11,7 +11,8 @@
 //! 8. two machines are given next versions that are bad, each in another way: [`update::bad`];
 //! 9. another one is updated from a release server, with all that can go wrong on the way: [`release`];
 //! 10. three machines go there in turn: [`fleet`];
-//! 11. the power of one that does so is cut at any moment: [`power_cut`].
+//! 11. the power of one that does so is cut at any moment: [`power_cut`];
+//! 12. one whose firmware starts only what is signed does the same: [`secure_boot`].
 
 mod after_boot;
 mod broken_ignition;
@@ -31,6 +32,7 @@ mod power_cut;
 mod release;
 mod renumbering;
 mod second_boot;
+mod secure_boot;
 mod singles;
 mod surface;
 mod update;
@@ -66,6 +68,7 @@ const GROUPS: &[Names] = &[
     release::CASES,
     fleet::CASES,
     power_cut::CASES,
+    secure_boot::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -78,6 +81,7 @@ const EXTENDED: &[Names] = &[
     release::EXTENDED,
     fleet::EXTENDED,
     power_cut::EXTENDED,
+    secure_boot::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -120,6 +124,7 @@ pub(crate) async fn run(
     release::run(&mut suite, &host, common, &boots).await;
     fleet::run(&mut suite, &host, common, &boots).await;
     power_cut::run(&mut suite, &host, common, power_cuts, &dir).await;
+    secure_boot::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

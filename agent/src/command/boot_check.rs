@@ -19,11 +19,14 @@ pub struct BootCheckFlags {
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub limit: u64,
     /// Print what holds now, as JSON in the form of the state file, and change nothing. Runs the site's checks as well.
-    #[arg(long, conflicts_with = "next_try")]
+    #[arg(long, conflicts_with_all = ["next_try", "deadline"])]
     pub show: bool,
     /// This boot has failed: record that, and reboot if that is another try or a fall-back. Needs no settings.
     #[arg(long)]
     pub next_try: bool,
+    /// The same, unless a check of this boot has come to a verdict.
+    #[arg(long, conflicts_with = "next_try")]
+    pub deadline: bool,
     /// Where this machine's files are.
     #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
     pub root: PathBuf,
@@ -55,10 +58,15 @@ pub async fn run(
     boot_check::run(settings, &options, output).await
 }
 
-/// Goes on after a failed boot. Returns the exit status; other than 0, it could not.
+/// Goes on after a boot that failed, or has come to no verdict in time. Returns the exit status; other than 0, it could
+/// not.
 ///
 /// # Errors
 /// The output cannot be written.
-pub async fn next_try(flags: &BootCheckFlags, output: &mut impl Write) -> io::Result<u8> {
-    boot_check::next_try(&flags.root, output).await
+pub async fn go_on(flags: &BootCheckFlags, output: &mut impl Write) -> io::Result<u8> {
+    if flags.deadline {
+        boot_check::deadline(&flags.root, output).await
+    } else {
+        boot_check::next_try(&flags.root, output).await
+    }
 }

@@ -509,3 +509,20 @@ fn emergency_mode_and_a_damaged_state_end_in_the_next_try() {
         "2"
     );
 }
+
+#[test]
+fn a_check_that_hangs_is_ended_by_the_deadline_and_one_that_is_undecided_is_not() {
+    let (_store, mut one, two) = pair();
+    let machine = Machine::running("2", &mut one);
+    machine.count("selvage_2+1-2.efi");
+    machine.install(well(&two));
+    assert_eq!(machine.boot_check(&one, &["--deadline"]).status, Some(0));
+    assert_eq!(machine.done(), "reboot --no-block\n");
+    assert_eq!(machine.finding().code, FailureCode::CutShort);
+
+    machine.write_program("etc/selvage/boot-checks.d/10-site", "#!/bin/sh\nexit 75\n");
+    let ended = machine.boot_check(&one, &[]);
+    assert_eq!(ended.status, Some(75), "{}", ended.said);
+    assert_eq!(machine.boot_check(&one, &["--deadline"]).status, Some(0));
+    assert_eq!(machine.done().lines().count(), 1, "{}", machine.done());
+}

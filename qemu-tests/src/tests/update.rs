@@ -27,15 +27,20 @@ use crate::{
 pub(super) const CASES: Names = &[
     "update::firmware_boots_the_installed_version",
     "update::next_version_is_blessed_in_the_other_slot",
+    "update::boot_loader_follows_the_blessing",
     "update::roll_back_returns_to_the_former_version",
     "update::broken_version_falls_back_by_itself",
+    "update::reset_of_the_boot_menu_is_chosen_only_by_hand",
 ];
 
-/// Three boots that fail and one that does not.
-pub(super) const EXTENDED: Names = &["update::broken_version_falls_back_by_itself"];
+/// Three boots that fail and one that does not; one that provisions once more.
+pub(super) const EXTENDED: Names = &[
+    "update::broken_version_falls_back_by_itself",
+    "update::reset_of_the_boot_menu_is_chosen_only_by_hand",
+];
 
 /// From a boot that takes commands to a boot that is blessed.
-const BLESSING: Duration = Duration::from_secs(120);
+pub(super) const BLESSING: Duration = Duration::from_secs(120);
 /// Unpacking, writing and reading back a version, without hardware acceleration.
 const INSTALLATION: Duration = Duration::from_secs(900);
 /// The files from which the boot loader takes its entries.
@@ -87,9 +92,11 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
 
 /// The version that is installed, and the one that comes next.
 #[derive(Debug)]
-struct Versions {
-    installed: String,
-    next: String,
+pub(super) struct Versions {
+    /// The one of the disk.
+    pub installed: String,
+    /// The one of the update.
+    pub next: String,
 }
 
 async fn start(host: &Host, common: &Common, dir: &Path) -> Result<(Cluster, Versions)> {
@@ -122,17 +129,24 @@ async fn start(host: &Host, common: &Common, dir: &Path) -> Result<(Cluster, Ver
     Ok((Cluster::start_prepared(host, nodes, prepared)?, versions))
 }
 
-/// Puts into a file system on `disk` what a machine has after a download, and the key that the index is signed with.
-async fn fill(disk: &Path, artefacts: &Artefacts, packed: &Path, scratch: &Path) -> Result<()> {
+/// Puts into a file system on `disk` what a machine has after a download, and the key that the index is signed with,
+/// beside what is in the directory `scratch` already.
+pub(super) async fn fill(
+    disk: &Path,
+    artefacts: &Artefacts,
+    packed: &Path,
+    scratch: &Path,
+) -> Result<()> {
     let state = scratch.join("update");
-    let stem = format!("selvage_{}", artefacts.version);
-    let download = state.join("download").join(&stem);
+    let download = state
+        .join("download")
+        .join(format!("selvage_{}", artefacts.version));
     fs::create_dir_all(&download)
         .with_context(|| format!("failed to create {}", download.display()))?;
     for file in &artefacts.files {
         let name = file["name"].as_str().context("an artefact without name")?;
         let name = Path::new(name).file_name().context("no name")?;
-        let (from, to) = (packed.join(&stem).join(name), download.join(name));
+        let (from, to) = (packed.join(name), download.join(name));
         let copied = fs::copy(&from, &to);
         copied.with_context(|| format!("failed to copy {}", from.display()))?;
     }
@@ -210,6 +224,7 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions
     progress.step("update to the next version");
     let machine = one(cluster)?;
     update(machine, versions).await?;
+    age_boot_loader(machine).await?;
     machine.reboot().await?;
     machine.wait_for_ssh(progress).await?;
     suite
@@ -217,27 +232,43 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions
             next_version_is_blessed(one(cluster)?, versions).await
         })
         .await;
-    if suite.wants(CASES[2]) {
+    suite
+        .case(CASES[2], cluster, async |cluster| {
+            boot_loader_is_the_images(one(cluster)?).await
+        })
+        .await;
+    if suite.wants(CASES[3]) {
         progress.step("roll back");
         suite
-            .case(CASES[2], cluster, async |cluster| {
+            .case(CASES[3], cluster, async |cluster| {
                 rolls_back(one(cluster)?, versions, progress).await
             })
             .await;
     }
-    if !suite.wants(CASES[3]) {
-        return Ok(());
+    if suite.wants(CASES[4]) {
+        progress.step("break the next version");
+        let machine = one(cluster)?;
+        damage(machine, versions).await?;
+        machine.reboot().await?;
+        machine.wait_for_ssh(progress).await?;
+        suite
+            .case(CASES[4], cluster, async |cluster| {
+                installed_version_is_back(one(cluster)?, versions).await
+            })
+            .await;
     }
-    progress.step("break the next version");
-    let machine = one(cluster)?;
-    damage(machine, versions).await?;
-    machine.reboot().await?;
-    machine.wait_for_ssh(progress).await?;
-    suite
-        .case(CASES[3], cluster, async |cluster| {
-            installed_version_is_back(one(cluster)?, versions).await
-        })
-        .await;
+    if suite.wants(CASES[5]) {
+        progress.step("choose the reset in the boot menu");
+        suite
+            .case(CASES[5], cluster, async |cluster| {
+                let machine = one(cluster)?;
+                choose_reset(machine, versions).await?;
+                machine.reboot().await?;
+                machine.wait_for_ssh(progress).await?;
+                machine_was_reset(machine, versions).await
+            })
+            .await;
+    }
     Ok(())
 }
 
@@ -249,13 +280,16 @@ pub(super) fn one(cluster: &mut Cluster) -> Result<&mut Machine> {
     Ok(machine)
 }
 
-async fn runs(machine: &Machine, version: &str) -> Result<()> {
+/// Fails unless this version runs, in an ordinary boot.
+pub(super) async fn runs(machine: &Machine, version: &str) -> Result<()> {
     let running = machine
         .ssh
         .run(". /usr/lib/os-release; echo $IMAGE_VERSION")
         .await?;
     ensure!(running == version, "{running} runs, not {version}");
-    Ok(())
+    let arguments = machine.ssh.run("cat /proc/cmdline").await?;
+    ensure!(!arguments.contains("selvage.reset"), "{arguments}");
+    resets_come_after_their_versions(&menu(machine).await?)
 }
 
 async fn installed_version_runs(machine: &mut Machine, versions: &Versions) -> Result<()> {
@@ -291,7 +325,7 @@ sudo journalctl --no-pager --output=cat --lines=20 --unit=selvage-update.service
 "#;
 
 /// Has the agent install what it has downloaded.
-async fn update(machine: &Machine, versions: &Versions) -> Result<()> {
+pub(super) async fn update(machine: &Machine, versions: &Versions) -> Result<()> {
     let said = machine.ssh.feed(UPDATE, &[], INSTALLATION).await?;
     let entries = machine.ssh.run(ENTRIES).await?;
     let next = format!("selvage_{}+3-0.efi", versions.next);
@@ -304,7 +338,10 @@ async fn update(machine: &Machine, versions: &Versions) -> Result<()> {
     Ok(())
 }
 
-async fn next_version_is_blessed(machine: &mut Machine, versions: &Versions) -> Result<()> {
+pub(super) async fn next_version_is_blessed(
+    machine: &mut Machine,
+    versions: &Versions,
+) -> Result<()> {
     runs(machine, &versions.next).await?;
     let blessed = format!("selvage_{}.efi", versions.next);
     wait::until("the version is blessed", BLESSING, || async {
@@ -382,7 +419,11 @@ async fn damage(machine: &Machine, versions: &Versions) -> Result<()> {
         .map(drop)
 }
 
-async fn installed_version_is_back(machine: &mut Machine, versions: &Versions) -> Result<()> {
+/// Fails unless the next version was tried three times, said so, and the installed one runs.
+pub(super) async fn installed_version_is_back(
+    machine: &mut Machine,
+    versions: &Versions,
+) -> Result<()> {
     runs(machine, &versions.installed).await?;
     let entries = machine.ssh.run(ENTRIES).await?;
     let tried = format!("selvage_{}+0-3.efi", versions.next);
@@ -397,4 +438,122 @@ async fn installed_version_is_back(machine: &mut Machine, versions: &Versions) -
     let said = console.matches("This version is on trial").count();
     ensure!(said == 3, "the console told of {said} failed tries");
     Ok(())
+}
+
+/// The boot loader's files in the ESP, and the image's.
+const LOADERS: &str = "/efi/EFI/systemd/systemd-bootx64.efi /efi/EFI/BOOT/BOOTX64.EFI";
+const LOADER_OF_IMAGE: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+
+/// Has the boot loader say that it is an older one; the text is in its data.
+async fn age_boot_loader(machine: &Machine) -> Result<()> {
+    let said = machine
+        .ssh
+        .run(&format!(
+            "for file in {LOADERS}; do sudo sed -i 's/LoaderInfo: systemd-boot [0-9]/LoaderInfo: systemd-boot 1/g' $file; done; \
+             sudo cmp -s {LOADER_OF_IMAGE} /efi/EFI/BOOT/BOOTX64.EFI || echo older"
+        ))
+        .await?;
+    ensure!(said == "older", "the loader could not be aged: {said}");
+    Ok(())
+}
+
+async fn boot_loader_is_the_images(machine: &Machine) -> Result<()> {
+    wait::until("the loader is the image's", BLESSING, || async {
+        machine
+            .ssh
+            .run(&format!(
+                "for file in {LOADERS}; do sudo cmp {LOADER_OF_IMAGE} $file || exit 1; done"
+            ))
+            .await
+            .map(drop)
+    })
+    .await?;
+    // Both from systemd's clock, in microseconds.
+    let order = machine
+        .ssh
+        .run(
+            "for unit in systemd-bless-boot selvage-boot-loader; do \
+             systemctl show --value --property=ExecMainStartTimestampMonotonic $unit.service; done",
+        )
+        .await?;
+    let times: Vec<u64> = order.lines().filter_map(|line| line.parse().ok()).collect();
+    ensure!(
+        matches!(times[..], [blessed, loader] if 0 < blessed && blessed < loader),
+        "not after the blessing: {order}"
+    );
+    Ok(())
+}
+
+/// The entries of the boot menu in the loader's own order, which is the one in which it chooses (systemd-boot(7),
+/// `LoaderEntries`): each in UTF-16 with a NUL, after four bytes of attributes.
+async fn menu(machine: &Machine) -> Result<Vec<String>> {
+    let text = machine
+        .ssh
+        .run(
+            "tail -c +5 /sys/firmware/efi/efivars/LoaderEntries-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f | \
+             LC_ALL=C sed 's/\\(.\\)\\x00/\\1/g' | tr '\\0' '\\n'",
+        )
+        .await?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// What the entries of the two profiles of a UKI have after its name (ukify(1): the first is `main`).
+const MAIN: &str = "@main";
+const RESET: &str = "@reset";
+
+/// Fails unless each version comes before its reset, and one of them first of all.
+fn resets_come_after_their_versions(menu: &[String]) -> Result<()> {
+    let place = |name: &str| menu.iter().position(|entry| entry == name);
+    let mut resets = 0;
+    for (at, entry) in menu.iter().enumerate() {
+        if let Some(version) = entry.strip_suffix(RESET) {
+            resets += 1;
+            let is_after = place(&format!("{version}{MAIN}")).is_some_and(|version| version < at);
+            ensure!(is_after, "{entry} does not come after {version}: {menu:?}");
+        }
+    }
+    ensure!(resets > 0, "no entry for a reset: {menu:?}");
+    Ok(())
+}
+
+/// Has the next boot start the running version's reset, as if somebody chose it in the menu.
+async fn choose_reset(machine: &Machine, versions: &Versions) -> Result<()> {
+    let entry = format!("selvage_{}.efi{RESET}", versions.installed);
+    let command = format!("sudo touch /var/before-the-reset && sudo bootctl set-oneshot {entry}");
+    machine.ssh.run(&command).await.map(drop)
+}
+
+async fn machine_was_reset(machine: &Machine, versions: &Versions) -> Result<()> {
+    let left = machine
+        .ssh
+        .run("cat /proc/cmdline; ls /var/before-the-reset 2>/dev/null || true")
+        .await?;
+    ensure!(
+        left.contains("selvage.reset") && !left.contains("before-the-reset"),
+        "{left}"
+    );
+    let running = machine
+        .ssh
+        .run(". /usr/lib/os-release; echo $IMAGE_VERSION")
+        .await?;
+    ensure!(running == versions.installed, "{running} was reset");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_before_its_version_is_found() {
+        let judge = |menu: &[&str]| {
+            let menu: Vec<_> = menu.iter().map(|entry| (*entry).to_owned()).collect();
+            resets_come_after_their_versions(&menu)
+        };
+        judge(&["v2@main", "v1@main", "v2@reset", "v1@reset", "auto-x"]).unwrap();
+        judge(&["v1@main", "v1@reset", "v2@main", "v2@reset"]).unwrap();
+        judge(&["v2@reset", "v2@main", "v1@main"]).unwrap_err();
+        judge(&["v1@main", "v2@reset"]).unwrap_err();
+        judge(&["v1@main"]).unwrap_err();
+    }
 }

@@ -25,6 +25,7 @@ use tracing::{info, warn};
 
 use self::fallback::{Entry, Fate, fate};
 use self::health::Probe;
+pub use self::next_try::{deadline, next_try};
 use self::verdict::{Concern, Verdict, verdict};
 use super::running::{self, Counter, boot_id};
 use super::state::{Failed, FailureCode, Finding, Health, Pending, State, StateFile};
@@ -36,6 +37,7 @@ use crate::telemetry::status::now;
 mod fallback;
 mod health;
 mod issue;
+mod next_try;
 mod reach;
 mod site;
 mod systemd;
@@ -93,74 +95,9 @@ pub async fn run(
         service: Service::from_environment(),
     };
     let status = check.run(output).await;
+    next_try::note_end(&options.root);
     issue::write(&options.root, &check.file.read());
     status
-}
-
-/// What is done when a boot has failed: when the check found the version bad or could not run, and in emergency mode.
-/// Returns the exit status; other than 0, systemd reboots.
-///
-/// # Errors
-/// The output cannot be written.
-pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
-    let Some(counter) = Counter::of_this_boot(root) else {
-        info!("the boot loader does not count this boot, so a reboot would not help");
-        return Ok(GOOD);
-    };
-    // systemd names the unit whose OnFailure= this is, even if emergency.target started this; its result tells the two apart
-    // (systemd.exec(5), MONITOR_SERVICE_RESULT).
-    let monitored = |name: &str| std::env::var(format!("MONITOR_{name}")).ok();
-    let result = monitored("SERVICE_RESULT").filter(|result| result != "success");
-    // Between two runs, a unit counts as failed and its OnFailure= is started (systemd 254 and later).
-    if result.as_deref() == Some("exit-code")
-        && monitored("EXIT_STATUS").as_deref() == Some(&UNDECIDED.to_string())
-    {
-        info!("the boot check is undecided and looks again: no reboot");
-        return Ok(GOOD);
-    }
-    let failed = result.and_then(|_| monitored("UNIT"));
-    let (code, reason) = match &failed {
-        Some(unit) => (FailureCode::FailedUnit, format!("{unit} failed")),
-        None => (
-            FailureCode::Emergency,
-            "systemd started emergency mode: something that every boot needs failed".to_owned(),
-        ),
-    };
-    if let Some(version) = running::version(root) {
-        let note = |state: &mut State| {
-            let Some(pending) = on_trial(state, &version) else {
-                return;
-            };
-            // The check's own reason says more.
-            let of_this_boot = pending.last_boot == boot_id();
-            if pending.finding.is_none() || !of_this_boot || failed.is_none() {
-                pending.finding = Some(Finding {
-                    at: now(),
-                    bad: true,
-                    code,
-                    object: failed.clone(),
-                    reason: reason.clone(),
-                });
-            }
-        };
-        // Without /var the reason is lost, but not the reboot.
-        change(&StateFile::of(root), note);
-    }
-    if !counter.reboot_helps() {
-        writeln!(
-            output,
-            "this boot failed and no other version works either: this machine stays up for repair ({reason})"
-        )?;
-        return Ok(GOOD);
-    }
-    writeln!(output, "this boot failed, the next try follows: {reason}")?;
-    match systemd::reboot().await {
-        Ok(()) => Ok(GOOD),
-        Err(error) => {
-            warn!("failed to reboot: {error}");
-            Ok(BAD)
-        }
-    }
 }
 
 /// Returns when systemd stops this process.

@@ -14,6 +14,7 @@ use crate::appliance::update::download::{Download, DownloadError, Pace};
 use crate::appliance::update::index::{self, Index, IndexError, Release};
 use crate::appliance::update::keys::{KeyError, Keys, SIGNATURE_BYTES};
 use crate::appliance::update::running;
+use crate::appliance::update::secure_boot::SecureBootError;
 use crate::appliance::update::server::{Server, ServerError};
 use crate::appliance::update::slots::{self, SlotError};
 use crate::appliance::update::staging::{Staging, StagingError};
@@ -73,6 +74,9 @@ pub enum UpdateError {
     /// The boot entries.
     #[error(transparent)]
     Slot(#[from] SlotError),
+    /// The firmware would not start the version.
+    #[error(transparent)]
+    SecureBoot(#[from] SecureBootError),
     /// systemd-sysupdate.
     #[error(transparent)]
     Sysupdate(#[from] SysupdateError),

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::appliance::update::download;
 use crate::appliance::update::index::{self, Release};
+use crate::appliance::update::version::Version;
 
 /// What stays free on the disk, in bytes: an update must not be what fills it.
 const RESERVE: u64 = 64 << 20;
@@ -93,6 +94,11 @@ impl Staging {
     /// The directory of a release's packed files.
     pub(crate) fn of(&self, release: &Release) -> PathBuf {
         self.packed.join(release.stem())
+    }
+
+    /// The unpacked UKI of a version.
+    pub(crate) fn uki(&self, version: &Version) -> PathBuf {
+        self.unpacked.join(format!("selvage_{version}.efi"))
     }
 
     /// Whether all files of a release are downloaded; their hashes are not looked at.

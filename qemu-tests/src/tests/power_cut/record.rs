@@ -40,6 +40,7 @@ pub(super) const NAME: &str = "power-cut";
 
 /// How the machines of this group are started.
 pub(super) const OPTIONS: Options = Options {
+    secure_boot: false,
     watchdog: false,
     internet: false,
     exit_on_reset: false,

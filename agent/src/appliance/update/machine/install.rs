@@ -7,6 +7,7 @@ use tracing::warn;
 use super::{Machine, Progress, Step, UpdateError, seconds};
 use crate::appliance::update::choose::too_old_for;
 use crate::appliance::update::index::Release;
+use crate::appliance::update::secure_boot;
 use crate::appliance::update::slots::partition::{Fault, faults};
 use crate::appliance::update::slots::{self, SlotError};
 use crate::appliance::update::state::{Health, State};
@@ -57,6 +58,7 @@ impl Machine {
         let of = release.unpacked_size();
         self.staging
             .unpack(release, &mut |done| progress(Step::Unpack { done, of }))?;
+        secure_boot::check(&self.root, &self.staging.uki(version))?;
         self.disarm_what_is_overwritten(version)?;
         self.write(version, &self.faults(release)?, progress)
             .await?;

@@ -80,7 +80,12 @@ impl Fleet {
         let site = dir.with_extension("site");
         let etcd = Etcd::start(&site).await?;
         let releases = Releases::create(&site, &common.target.join("image-next")).await?;
-        let nodes = nodes(common, host, &etcd, &releases)?;
+        let nodes = nodes(
+            &common.cluster,
+            &host.public_key,
+            etcd.guests_url(),
+            &releases.public_key,
+        )?;
         let options = Options {
             firmware: true,
             ..Options::default()
@@ -306,12 +311,12 @@ impl Fleet {
     }
 }
 
-/// Three nodes with the host's etcd, that take updates from the releases.
+/// Three nodes as the description has them, but with etcd at `endpoint`, that take the releases that `release_key` signs.
 fn nodes(
-    common: &Common,
-    host: &Host,
-    etcd: &Etcd,
-    releases: &Releases,
+    description: &Path,
+    ssh_key: &str,
+    endpoint: String,
+    release_key: &str,
 ) -> Result<Vec<cluster::Node>> {
     let update = toml::Table::from_iter([
         (
@@ -320,17 +325,11 @@ fn nodes(
         ),
         ("auto".to_owned(), "apply".into()),
     ]);
-    let endpoint = etcd.guests_url();
-    let mut nodes = description::altered(
-        &common.cluster,
-        MACHINES,
-        &host.public_key,
-        move |cluster| {
-            cluster.etcd.members.clear();
-            cluster.etcd.endpoints = vec![endpoint];
-            cluster.agent.insert("update".to_owned(), update.into());
-        },
-    )?;
+    let mut nodes = description::altered(description, MACHINES, ssh_key, |cluster| {
+        cluster.etcd.members.clear();
+        cluster.etcd.endpoints = vec![endpoint];
+        cluster.agent.insert("update".to_owned(), update.into());
+    })?;
     let timer: Value = json!({
         "name": "selvage-update.timer",
         "dropins": [{"name": "50-sooner.conf", "contents": TIMER}],
@@ -338,14 +337,31 @@ fn nodes(
     let unit = json!({"name": "flood.service", "enabled": true, "contents": flood::UNIT});
     for node in &mut nodes {
         let files = [
-            (
-                "/etc/selvage/update-keys.d/harness.pem",
-                0o644,
-                &*releases.public_key,
-            ),
+            ("/etc/selvage/update-keys.d/harness.pem", 0o644, release_key),
             (flood::PROGRAM, 0o755, flood::SCRIPT),
         ];
         description::add(node, &files, [timer.clone(), unit.clone()])?;
     }
     Ok(nodes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configurations_are_ones_that_the_image_takes() {
+        let description = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ignition/demo.toml");
+        let key =
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f x";
+        let nodes = nodes(&description, key, "http://10.0.2.4:1".into(), "PEM").unwrap();
+        assert_eq!(nodes.len(), MACHINES);
+        for node in nodes {
+            let report = selvage::appliance::ignition::check(&node.ignition);
+            assert_eq!(report.errors(), 0, "{}: {report:?}", node.ignition);
+            for words in ["http://10.0.2.4", "update-keys.d", "OnUnitInactiveSec=20"] {
+                assert!(node.ignition.contains(words), "{}", node.ignition);
+            }
+        }
+    }
 }

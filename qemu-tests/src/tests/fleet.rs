@@ -40,7 +40,7 @@ pub(super) const CASES: Names = &[
 pub(super) const EXTENDED: Names = CASES;
 
 /// Seconds of a roll-out, the most that an index is published with. Between two of three places in it are hours, but for one
-/// run in ten thousand.
+/// run in some thousands.
 const ROLL_OUT: u64 = 99_999_999;
 /// For a machine's word on an update: its timer comes every 20 s, but before the word it may have to download and unpack, on a
 /// host where three machines do so at a time.

@@ -88,6 +88,16 @@ pub enum FleetError {
     },
 }
 
+impl FleetError {
+    /// Whether the settings are at fault.
+    pub fn is_bad_configuration(&self) -> bool {
+        matches!(
+            self,
+            Self::Settings(_) | Self::Server(FleetLockError::Tls { .. })
+        )
+    }
+}
+
 /// Whether a machine may go on with an update.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Leave {

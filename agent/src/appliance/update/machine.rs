@@ -25,7 +25,6 @@ use crate::appliance::update::sysupdate::{Sysupdate, SysupdateError};
 use crate::appliance::update::version::{BadVersion, Version};
 use crate::base::atomic_file;
 use crate::base::retry::{Backoff, random_seed};
-use crate::base::time;
 use crate::settings::update::Update;
 
 /// The pause before an index and its signature that do not fit are asked for once more: the server may be replacing them.
@@ -123,6 +122,18 @@ pub enum UpdateError {
     /// All was said to have gone well, but there is no boot entry.
     #[error("systemd-sysupdate reported success, but there is no boot entry of version {0}")]
     NoEntry(Version),
+}
+
+impl UpdateError {
+    /// Whether the settings are at fault.
+    pub fn is_bad_configuration(&self) -> bool {
+        match self {
+            Self::Server(error) | Self::Download(DownloadError::Server(error)) => {
+                error.is_bad_configuration()
+            }
+            _ => false,
+        }
+    }
 }
 
 /// How far it is.
@@ -248,13 +259,9 @@ impl Machine {
         let checked = self.fetch_index().await;
         let result = match &checked {
             Ok(index) => {
-                let issued = time::rfc3339(index.issued);
                 let newest = index.releases.first();
                 let newest = newest.map_or("none", |release| release.version.as_str());
-                format!(
-                    "index {} of {issued}, newest version {newest}",
-                    index.serial
-                )
+                format!("{}, newest version {newest}", index.name())
             }
             Err(error) => format!("{FAILED}{}", crate::base::logging::chain(error)),
         };

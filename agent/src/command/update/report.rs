@@ -14,12 +14,18 @@ use crate::appliance::update::state::{Failed, FailureCode, LastCheck, Pending};
 use crate::appliance::update::version::Version;
 use crate::appliance::update::windows;
 use crate::base::terminal::{Style, Tone};
+use crate::base::time;
 use crate::settings::update::{Auto, Severity};
 
 /// Bytes for people.
 pub(super) fn megabytes(bytes: u64) -> String {
     let tenths = bytes.div_ceil(100_000);
     format!("{}.{} MB", tenths / 10, tenths % 10)
+}
+
+/// Whether the last question for the index failed.
+fn has_failed(check: Option<&LastCheck>) -> bool {
+    check.is_some_and(|check| check.result.starts_with(FAILED))
 }
 
 /// What there is beside the running version.
@@ -29,6 +35,10 @@ pub(super) struct Available {
     channel: String,
     /// The serial of its index.
     serial: u64,
+    /// When that was signed (RFC 3339).
+    issued: String,
+    /// Whether a later question for the index failed.
+    stale: bool,
     /// The release, if there is a newer one.
     version: Option<Version>,
     /// How much it matters.
@@ -40,10 +50,12 @@ pub(super) struct Available {
 }
 
 impl Available {
-    pub(super) fn of(index: &Index, choice: &Choice<'_>) -> Self {
+    pub(super) fn of(index: &Index, choice: &Choice<'_>, stale: bool) -> Self {
         let mut found = Self {
             channel: index.channel.clone(),
             serial: index.serial,
+            issued: time::rfc3339(index.issued),
+            stale,
             version: None,
             severity: None,
             size: None,
@@ -108,7 +120,7 @@ impl Report {
         let index = machine.known_index();
         let available = index.as_ref().map(|index| {
             let choice = choose(index, &running, &state);
-            Available::of(index, &choice)
+            Available::of(index, &choice, has_failed(state.last_check.as_ref()))
         });
         let entries = slots::entries(root).ok().map(|entries| {
             let shown = entries.into_iter().map(|entry| BootEntry {
@@ -155,10 +167,7 @@ impl Report {
 
     /// See the help of `status`.
     pub(super) fn exit_status(&self) -> u8 {
-        let check_failed = self
-            .last_check
-            .as_ref()
-            .is_some_and(|check| check.result.starts_with(FAILED));
+        let check_failed = has_failed(self.last_check.as_ref());
         let newer = self
             .available
             .as_ref()
@@ -245,7 +254,7 @@ impl Report {
             None => line("checked", Tone::Dim, "never")?,
             Some(check) => {
                 let at = shown_time(i64::try_from(check.at).unwrap_or(0));
-                let bad = check.result.starts_with(FAILED);
+                let bad = has_failed(Some(check));
                 let tone = if bad { Tone::Bad } else { Tone::Plain };
                 line("checked", tone, &format!("{at}: {}", check.result))?;
             }
@@ -255,13 +264,21 @@ impl Report {
                 version: Some(version),
                 blocked,
                 size,
+                serial,
+                issued,
+                stale,
                 ..
             }) => {
                 let size = megabytes(size.unwrap_or(0));
-                match blocked {
-                    Some(why) => line("available", Tone::Warn, &format!("{version}, but {why}")),
-                    None => line("available", Tone::Good, &format!("{version} ({size})")),
-                }
+                let by = match stale {
+                    true => format!(", by the index {serial} of {issued}"),
+                    false => String::new(),
+                };
+                let (tone, text) = match blocked {
+                    Some(why) => (Tone::Warn, format!("{version}, but {why}{by}")),
+                    None => (Tone::Good, format!("{version} ({size}){by}")),
+                };
+                line("available", tone, &text)
             }
             _ => Ok(()),
         }

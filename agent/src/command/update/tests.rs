@@ -185,6 +185,34 @@ async fn a_version_that_was_downloaded_is_installed_without_the_server() {
 }
 
 #[tokio::test]
+async fn while_the_server_is_away_the_last_index_answers_and_is_named() {
+    let world = World::new().await;
+    assert_eq!(world.say(&["check"]).await.unwrap().0, NEWER);
+    world.server.shared().site.clear();
+    let (status, output) = world.say(&["check"]).await.unwrap();
+    assert_eq!(status, 1);
+    let start =
+        "the check failed; the index 5 of 2026-11-29T10:00:00Z says:\nversion 1.1 is available";
+    assert!(output.starts_with(start), "{output}");
+    let found = world.json(&["check", "--json"]).await;
+    assert_eq!(found["version"], "1.1");
+    assert_eq!(found["issued"], "2026-11-29T10:00:00Z");
+    assert_eq!(found["stale"], true);
+    let (status, output) = world.say(&["status", "--color=never"]).await.unwrap();
+    assert_eq!(status, 1);
+    assert!(
+        output.contains("/releases/stable.json: HTTP status 404"),
+        "{output}"
+    );
+    let line = "\navailable  1.1 (0.4 MB), by the index 5 of 2026-11-29T10:00:00Z\n";
+    assert!(output.contains(line), "{output}");
+    // One that was never reached has nothing to say.
+    let world = World::new().await;
+    world.server.shared().site.clear();
+    world.say(&["check"]).await.unwrap_err();
+}
+
+#[tokio::test]
 async fn a_version_that_is_asked_for_by_name_may_be_older() {
     let world = World::new().await;
     assert_eq!(

@@ -1,14 +1,13 @@
 //! What became of a version that is pending while another one runs.
 
-use std::fs;
-use std::io;
 use std::path::Path;
 
-use crate::appliance::update::running::Counter;
-use crate::appliance::update::state::{FailureCode, Finding, Pending};
+use tracing::warn;
 
-/// The directory of boot entries.
-const ENTRIES: &str = "efi/EFI/Linux";
+use crate::appliance::update::running::Counter;
+use crate::appliance::update::slots;
+use crate::appliance::update::state::{FailureCode, Finding, Pending};
+use crate::base::logging::chain;
 
 /// The boot entry of a version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,33 +23,17 @@ pub(super) enum Entry {
 }
 
 impl Entry {
-    /// The boot entry of a version below a root directory.
+    /// The boot entry of a version below a root directory. Of several, the blessed one.
     pub(super) fn find(root: &Path, version: &str) -> Self {
-        let directory = root.join(ENTRIES);
-        let names = fs::read_dir(&directory).and_then(|entries| {
-            entries
-                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-                .collect::<io::Result<Vec<String>>>()
-        });
-        match names {
-            Ok(names) => Self::among(&names, version),
+        let entries = match slots::entries(root) {
+            Ok(entries) => entries,
             Err(error) => {
-                tracing::warn!("failed to read {}: {error}", directory.display());
-                Self::Unknown
+                warn!("{}", chain(&error));
+                return Self::Unknown;
             }
-        }
-    }
-
-    fn among(names: &[String], version: &str) -> Self {
-        let prefix = format!("selvage_{version}");
-        let entries = names
-            .iter()
-            .filter_map(|name| match name.strip_prefix(&prefix)? {
-                ".efi" => Some(Self::Blessed),
-                rest if rest.starts_with('+') => Counter::of_name(name).map(Self::Counted),
-                _ => None,
-            });
-        entries
+        };
+        let own = (entries.iter()).filter(|entry| entry.version.as_str() == version);
+        own.map(|entry| entry.counter.map_or(Self::Blessed, Self::Counted))
             .max_by_key(|entry| matches!(entry, Self::Blessed))
             .unwrap_or(Self::Absent)
     }
@@ -188,19 +171,21 @@ mod tests {
 
     #[test]
     fn the_entry_of_a_version_is_its_own() {
-        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         for (files, expected) in [
             (&["selvage_1.efi", "selvage_2+0-3.efi"][..], counted(0, 3)),
             (&["selvage_2.1+3-0.efi", "selvage_2.efi.old"], Entry::Absent),
             (&["selvage_2+1-2.efi", "selvage_2.efi"], Entry::Blessed),
-            (&["selvage_2+x.efi"], Entry::Absent),
+            (&["selvage_2+x.efi", ".#selvage_2.efi"], Entry::Absent),
             (&[], Entry::Absent),
         ] {
-            assert_eq!(Entry::among(&names(files), "2"), expected, "{files:?}");
+            let root = tempfile::tempdir().unwrap();
+            assert_eq!(Entry::find(root.path(), "2"), Entry::Unknown);
+            let directory = root.path().join(slots::ENTRIES);
+            std::fs::create_dir_all(&directory).unwrap();
+            for file in files {
+                std::fs::write(directory.join(file), "").unwrap();
+            }
+            assert_eq!(Entry::find(root.path(), "2"), expected, "{files:?}");
         }
-        let root = tempfile::tempdir().unwrap();
-        assert_eq!(Entry::find(root.path(), "2"), Entry::Unknown);
-        fs::create_dir_all(root.path().join(ENTRIES)).unwrap();
-        assert_eq!(Entry::find(root.path(), "2"), Entry::Absent);
     }
 }

@@ -164,6 +164,26 @@ pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
     }
 }
 
+/// What to do while a version is neither good nor bad, on a machine that would fall back to another.
+pub fn advice(from: &str) -> String {
+    let back = match from {
+        "" => "the other slot's version".to_owned(),
+        from => format!("version {from}"),
+    };
+    format!(
+        "mend that, and the version stays: this is looked at again every two minutes. A reboot costs one of its tries; \
+         selvage update rollback --reboot goes back to {back}"
+    )
+}
+
+/// The version that installed the pending one; empty if nothing is known of it.
+fn pending_from(state: &State, version: &str) -> String {
+    let pending = state.pending.as_ref();
+    pending
+        .filter(|pending| pending.version == version)
+        .map_or_else(String::new, |pending| pending.from.clone())
+}
+
 /// Returns when systemd stops this process.
 async fn stopped() {
     match signal(SignalKind::terminate()) {
@@ -288,7 +308,9 @@ impl Check<'_> {
                 (BAD, text)
             }
             Verdict::Undecided(_) => {
-                let text = format!("{version} is not proven to work: {all}; looking again");
+                let from = pending_from(&self.file.read(), version);
+                let advice = advice(&from);
+                let text = format!("{version} is not proven to work: {all}; {advice}");
                 (UNDECIDED, text)
             }
         };

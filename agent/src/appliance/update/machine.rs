@@ -24,14 +24,12 @@ use crate::appliance::update::state::{
 use crate::appliance::update::sysupdate::{Sysupdate, SysupdateError};
 use crate::appliance::update::version::{BadVersion, Version};
 use crate::base::atomic_file;
+use crate::base::logging::chain;
 use crate::base::retry::{Backoff, random_seed};
 use crate::settings::update::Update;
 
 /// The pause before an index and its signature that do not fit are asked for once more: the server may be replacing them.
 const BETWEEN_TWO: Duration = Duration::from_secs(2);
-
-/// What a failed check's result begins with.
-pub const FAILED: &str = "failed: ";
 
 /// Something did not work.
 #[derive(Debug, Error)]
@@ -263,14 +261,18 @@ impl Machine {
                 let newest = newest.map_or("none", |release| release.version.as_str());
                 format!("{}, newest version {newest}", index.name())
             }
-            Err(error) => format!("{FAILED}{}", crate::base::logging::chain(error)),
+            Err(error) => chain(error),
         };
         let at = seconds(SystemTime::now());
         self.state.change(|state| {
             if let Ok(index) = &checked {
                 state.accept_serial(&index.channel, index.serial);
             }
-            state.last_check = Some(LastCheck { at, result });
+            state.last_check = Some(LastCheck {
+                at,
+                failed: checked.is_err(),
+                result,
+            });
         })?;
         for skipped in checked.iter().flat_map(|index| &index.skipped) {
             warn!("the index has an entry that this version cannot use: {skipped}");

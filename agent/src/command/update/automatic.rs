@@ -15,7 +15,7 @@ use super::progress::Shown;
 use super::{Error, Known};
 use crate::appliance::update::choose::{Choice, choose};
 use crate::appliance::update::index::Release;
-use crate::appliance::update::machine::{FAILED, Machine, Step, seconds};
+use crate::appliance::update::machine::{Machine, Step, seconds};
 use crate::appliance::update::state::{Health, State};
 use crate::appliance::update::turn::{Leave, Turn};
 use crate::appliance::update::version::Version;
@@ -249,7 +249,7 @@ fn is_due(state: &State, interval: Duration, now: SystemTime) -> bool {
     let Some(last) = &state.last_check else {
         return true;
     };
-    let interval = match last.result.starts_with(FAILED) {
+    let interval = match last.failed {
         true => interval.min(AFTER_FAILURE),
         false => interval,
     };

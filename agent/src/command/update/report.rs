@@ -6,9 +6,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::automatic::shown_time;
+use crate::appliance::update::boot_check;
 use crate::appliance::update::choose::{Choice, choose};
 use crate::appliance::update::index::Index;
-use crate::appliance::update::machine::{FAILED, Machine};
+use crate::appliance::update::machine::Machine;
 use crate::appliance::update::slots::{self, Slot};
 use crate::appliance::update::state::{Failed, FailureCode, LastCheck, Pending};
 use crate::appliance::update::version::Version;
@@ -25,7 +26,7 @@ pub(super) fn megabytes(bytes: u64) -> String {
 
 /// Whether the last question for the index failed.
 fn has_failed(check: Option<&LastCheck>) -> bool {
-    check.is_some_and(|check| check.result.starts_with(FAILED))
+    check.is_some_and(|check| check.failed)
 }
 
 /// What there is beside the running version.
@@ -92,6 +93,8 @@ struct BootEntry {
 pub(super) struct Report {
     running: Version,
     blessed: bool,
+    /// Whether this machine runs the version that it was installed with: no update has passed here yet.
+    as_installed: bool,
     slots: Vec<Slot>,
     /// `None` if the ESP cannot be read, which only root may.
     boot_entries: Option<Vec<BootEntry>>,
@@ -138,9 +141,14 @@ impl Report {
                 .parse()
                 .is_ok_and(|version: Version| version > running)
         };
+        let is_counted = |entry: &BootEntry| entry.version == running && entry.tries_left.is_some();
+        let is_on_trial = (state.pending.as_ref())
+            .is_some_and(|pending| pending.version == running.as_str())
+            || entries.iter().flatten().any(is_counted);
         Self {
             blessed: (state.blessed.as_ref())
                 .is_some_and(|blessed| blessed.version == running.as_str()),
+            as_installed: state.blessed.is_none() && !is_on_trial,
             slots: slots::slots(root),
             boot_entries: entries,
             server: settings.server.as_ref().map(ToString::to_string),
@@ -188,10 +196,10 @@ impl Report {
                 style.tone(tone, text)
             )
         };
-        let blessed = if self.blessed {
-            "passed its boot check"
-        } else {
-            "not blessed"
+        let blessed = match (self.blessed, self.as_installed) {
+            (true, _) => "passed its boot check",
+            (false, true) => "as installed",
+            (false, false) => "not blessed",
         };
         line(
             "running",
@@ -228,6 +236,10 @@ impl Report {
                     Tone::Bad,
                     &format!("{}: {}", finding.code, finding.reason),
                 )?;
+                let is_undecided = !finding.bad && finding.code != FailureCode::CutShort;
+                if is_undecided && *version == self.running.as_str() {
+                    line("to do", Tone::Warn, &boot_check::advice(&pending.from))?;
+                }
             }
         }
         for failed in self.failed.iter().rev() {
@@ -256,7 +268,8 @@ impl Report {
                 let at = shown_time(i64::try_from(check.at).unwrap_or(0));
                 let bad = has_failed(Some(check));
                 let tone = if bad { Tone::Bad } else { Tone::Plain };
-                line("checked", tone, &format!("{at}: {}", check.result))?;
+                let failed = if bad { "failed: " } else { "" };
+                line("checked", tone, &format!("{at}: {failed}{}", check.result))?;
             }
         }
         match &self.available {

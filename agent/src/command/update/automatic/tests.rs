@@ -383,17 +383,18 @@ fn checks_are_due_after_their_interval_and_when_the_clock_went_back() {
     let hour = Duration::from_secs(3600);
     for (last, now, due) in [
         (None, 0, true),
-        (Some((1000, "index 5")), 1000, false),
-        (Some((1000, "index 5")), 4599, false),
-        (Some((1000, "index 5")), 4600, true),
-        (Some((1000, "index 5")), 999, true),
-        (Some((1000, "failed: x")), 1899, false),
-        (Some((1000, "failed: x")), 1900, true),
+        (Some((1000, false)), 1000, false),
+        (Some((1000, false)), 4599, false),
+        (Some((1000, false)), 4600, true),
+        (Some((1000, false)), 999, true),
+        (Some((1000, true)), 1899, false),
+        (Some((1000, true)), 1900, true),
     ] {
         let mut state = State::default();
-        state.last_check = last.map(|(at, result)| LastCheck {
+        state.last_check = last.map(|(at, failed)| LastCheck {
             at,
-            result: result.to_owned(),
+            failed,
+            result: String::new(),
         });
         let now = UNIX_EPOCH + Duration::from_secs(now);
         assert_eq!(is_due(&state, hour, now), due, "{last:?} {now:?}");

@@ -130,8 +130,8 @@ impl<T: Turn, H: AsyncFn() -> Health, C: Fn() -> SystemTime> Run<'_, T, H, C> {
         })
     }
 
-    /// The index to go by. What was believed once is worth as much when the server is away or sends nonsense: whoever can
-    /// do that could keep it from answering as well.
+    /// The index to go by. What was believed once is worth as much when the server is away or sends nonsense: whoever
+    /// can do that could keep it from answering as well.
     async fn index(&self) -> Result<Option<Known>, Error> {
         let is_due = is_due(
             &self.machine.state(),

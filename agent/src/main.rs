@@ -174,7 +174,9 @@ fn run(command: Command) -> anyhow::Result<u8> {
             sysroot::prepare(&root, boot, &mut stdout)?;
         }
         Command::Reset(flags) => {
-            reset::run(Path::new("/"), &flags, &mut io::stdin().lock(), &mut stdout)?;
+            let mut answer = io::stdin().lock();
+            let reset = reset::run(Path::new("/"), &flags, &mut answer, &mut stdout);
+            runtime()?.block_on(reset)?;
         }
         Command::Update(command) => return update(&command, &mut stdout),
         Command::Fleet(command) => return fleet(&command, &mut stdout),

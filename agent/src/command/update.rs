@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use self::automatic::Stop;
 use self::progress::Shown;
 use crate::appliance::fleet::FleetError;
+use crate::appliance::systemd::Systemd;
 use crate::appliance::update::choose::{Choice, choose};
 use crate::appliance::update::index::{Index, Release};
 use crate::appliance::update::machine::{Machine, UpdateError};
@@ -199,7 +200,7 @@ pub enum Error {
     EtcDiff(#[from] etc_diff::Error),
     /// The reboot did not start.
     #[error("failed to reboot: {0}; the next reboot starts the new version")]
-    Reboot(String),
+    Reboot(io::Error),
     /// Writing to standard output failed.
     #[error("failed to print")]
     Print(#[from] io::Error),
@@ -316,7 +317,7 @@ pub async fn run<T: Turn>(
                     "version {} is installed; rebooting",
                     release.version
                 )?;
-                automatic::reboot(root).await?;
+                Systemd::of(root).reboot().await.map_err(Error::Reboot)?;
             } else {
                 writeln!(
                     output,
@@ -336,7 +337,7 @@ pub async fn run<T: Turn>(
             };
             writeln!(output, "{next} version {other}")?;
             if *reboot {
-                automatic::reboot(root).await?;
+                Systemd::of(root).reboot().await.map_err(Error::Reboot)?;
             }
             Ok(0)
         }

@@ -29,6 +29,7 @@ use self::health::Probe;
 use self::verdict::{Concern, Verdict, verdict};
 use super::running::{self, Counter};
 use super::state::{Failed, FailureCode, Finding, Health, Pending, State, StateFile};
+use crate::appliance::systemd::Systemd;
 use crate::base::logging::chain;
 use crate::base::service::Service;
 use crate::settings::Settings;
@@ -155,7 +156,7 @@ pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
         return Ok(GOOD);
     }
     writeln!(output, "this boot failed, the next try follows: {reason}")?;
-    match systemd::reboot().await {
+    match Systemd::of(root).reboot().await {
         Ok(()) => Ok(GOOD),
         Err(error) => {
             warn!("failed to reboot: {error}");
@@ -364,7 +365,8 @@ impl Check<'_> {
     /// Has systemd remove the counter. In the first run it waits for this check anyway; after an undecided run it has
     /// given up.
     async fn bless(&self) {
-        if let Err(error) = systemd::start("systemd-bless-boot.service").await {
+        let systemd = Systemd::of(&self.options.root);
+        if let Err(error) = systemd.start("systemd-bless-boot.service").await {
             warn!("failed to have the boot entry blessed: {error}");
         }
     }

@@ -8,11 +8,11 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use tokio::process::Command;
 use tracing::warn;
 
 use super::progress::Shown;
 use super::{Error, Known};
+use crate::appliance::systemd::Systemd;
 use crate::appliance::update::choose::{Choice, choose};
 use crate::appliance::update::index::Release;
 use crate::appliance::update::machine::{Machine, Step, seconds};
@@ -221,9 +221,9 @@ impl<T: Turn, H: AsyncFn() -> Health, C: Fn() -> SystemTime> Run<'_, T, H, C> {
             self.give_back().await;
             return waits(format!("{wait}: the drain took longer than the window"));
         }
-        if let Err(error) = reboot(self.root).await {
+        if let Err(error) = Systemd::of(self.root).reboot().await {
             self.give_back().await;
-            return Err(error);
+            return Err(Error::Reboot(error));
         }
         Ok(Stop::Reboots(format!("rebooting into version {version}")))
     }
@@ -289,19 +289,6 @@ fn refused(leave: Leave) -> Option<String> {
         }),
         Leave::Never { why } => Some(format!("is not started: {why}")),
     }
-}
-
-/// Reboots this machine by systemd.
-pub(super) async fn reboot(root: &Path) -> Result<(), Error> {
-    let program = root.join("usr/bin/systemctl");
-    let output = Command::new(&program).arg("reboot").output().await;
-    let output =
-        output.map_err(|error| Error::Reboot(format!("{}: {error}", program.display())))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(Error::Reboot(format!("systemctl reboot: {}", said.trim())))
 }
 
 #[cfg(test)]

@@ -140,7 +140,7 @@ async fn a_machine_is_looked_at_updated_and_rolled_back() {
         .unwrap();
     assert_eq!(status, 0);
     let reboots = std::fs::read_to_string(world.root.path().join("systemctl")).unwrap();
-    assert_eq!(reboots, "reboot\n");
+    assert_eq!(reboots, "reboot --no-block\n");
 }
 
 #[tokio::test]

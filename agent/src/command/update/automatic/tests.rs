@@ -149,7 +149,13 @@ async fn the_settings_say_how_far_it_goes() {
             "",
         ),
         ("download", "version 1.1 is downloaded", 3, false, ""),
-        ("apply", "rebooting into version 1.1", 3, true, "reboot\n"),
+        (
+            "apply",
+            "rebooting into version 1.1",
+            3,
+            true,
+            "reboot --no-block\n",
+        ),
     ] {
         let mut world = World::new(&format!("auto = \"{auto}\""), "normal").await;
         assert_eq!(world.run().await, expected);
@@ -249,7 +255,7 @@ async fn the_fleet_is_asked_before_the_slot_is_written_and_locked_before_the_reb
     assert_eq!(world.reboots(), "");
     world.fleet.bad_drain = false;
     assert_eq!(world.run().await, "rebooting into version 1.1");
-    assert_eq!(world.reboots(), "reboot\n");
+    assert_eq!(world.reboots(), "reboot --no-block\n");
 }
 
 #[tokio::test]
@@ -314,7 +320,7 @@ async fn an_installed_version_gets_its_turn_while_the_server_is_away() {
     let said =
         "rebooting into version 1.1 (by the index 5 of 2026-11-29T10:00:00Z: the check failed)";
     assert_eq!(stop, Stop::Reboots(said.to_owned()));
-    assert_eq!(world.reboots(), "reboot\n");
+    assert_eq!(world.reboots(), "reboot --no-block\n");
 
     // So it does behind a portal that answers anything with a page of its own.
     let mut world = World::new(settings, "normal").await;
@@ -417,7 +423,7 @@ async fn a_version_that_failed_or_was_rolled_back_from_is_left_alone() {
         said.contains("it failed on this machine (rolled back by hand)"),
         "{said}"
     );
-    assert_eq!(world.reboots(), "reboot\n");
+    assert_eq!(world.reboots(), "reboot --no-block\n");
     drop(machine);
 }
 

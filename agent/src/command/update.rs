@@ -80,8 +80,8 @@ pub enum UpdateCommand {
     },
     /// Ask the release server for something newer.
     ///
-    /// Exit status: 0 nothing newer, 1 the server or its index is at fault, 2 something newer is there, 3 it is there but
-    /// not for this machine.
+    /// If it does not answer, the index of the last check does, and is named. Exit status: 0 nothing newer, 1 the server or
+    /// its index is at fault, 2 something newer is there, 3 it is there but not for this machine.
     Check {
         /// Print JSON; its schema is stable.
         #[arg(long)]

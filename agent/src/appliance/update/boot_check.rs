@@ -38,10 +38,13 @@ use crate::telemetry::status::now;
 mod fallback;
 mod health;
 mod issue;
+mod next_try;
 mod reach;
 mod site;
 mod systemd;
 mod verdict;
+
+pub use next_try::next_try;
 
 /// The version is good, or there is nothing to check.
 const GOOD: u8 = 0;
@@ -97,72 +100,6 @@ pub async fn run(
     let status = check.run(output).await;
     issue::write(&options.root, &check.file.read());
     status
-}
-
-/// What is done when a boot has failed: when the check found the version bad or could not run, and in emergency mode.
-/// Returns the exit status; other than 0, systemd reboots.
-///
-/// # Errors
-/// The output cannot be written.
-pub async fn next_try(root: &Path, output: &mut impl Write) -> io::Result<u8> {
-    let Some(counter) = Counter::of_this_boot(root) else {
-        info!("the boot loader does not count this boot, so a reboot would not help");
-        return Ok(GOOD);
-    };
-    // systemd names the unit whose OnFailure= this is, even if emergency.target started this; its result tells the two apart
-    // (systemd.exec(5), MONITOR_SERVICE_RESULT).
-    let monitored = |name: &str| std::env::var(format!("MONITOR_{name}")).ok();
-    let result = monitored("SERVICE_RESULT").filter(|result| result != "success");
-    // Between two runs, a unit counts as failed and its OnFailure= is started (systemd 254 and later).
-    if result.as_deref() == Some("exit-code")
-        && monitored("EXIT_STATUS").as_deref() == Some(&UNDECIDED.to_string())
-    {
-        info!("the boot check is undecided and looks again: no reboot");
-        return Ok(GOOD);
-    }
-    let failed = result.and_then(|_| monitored("UNIT"));
-    let (code, reason) = match &failed {
-        Some(unit) => (FailureCode::FailedUnit, format!("{unit} failed")),
-        None => (
-            FailureCode::Emergency,
-            "systemd started emergency mode: something that every boot needs failed".to_owned(),
-        ),
-    };
-    if let Some(version) = running::version(root) {
-        let note = |state: &mut State| {
-            let Some(pending) = on_trial(state, &version) else {
-                return;
-            };
-            // The check's own reason says more.
-            let of_this_boot = pending.last_boot == boot_id();
-            if pending.finding.is_none() || !of_this_boot || failed.is_none() {
-                pending.finding = Some(Finding {
-                    at: now(),
-                    bad: true,
-                    code,
-                    object: failed.clone(),
-                    reason: reason.clone(),
-                });
-            }
-        };
-        // Without /var the reason is lost, but not the reboot.
-        change(&state_file(root), note);
-    }
-    if !counter.reboot_helps() {
-        writeln!(
-            output,
-            "this boot failed and no other version works either: this machine stays up for repair ({reason})"
-        )?;
-        return Ok(GOOD);
-    }
-    writeln!(output, "this boot failed, the next try follows: {reason}")?;
-    match Systemd::of(root).reboot().await {
-        Ok(()) => Ok(GOOD),
-        Err(error) => {
-            warn!("failed to reboot: {error}");
-            Ok(BAD)
-        }
-    }
 }
 
 /// What to do while a version is neither good nor bad, on a machine that would fall back to another.

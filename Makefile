@@ -124,12 +124,21 @@ target/keys/db.auth:
 	@image/keys target/keys
 
 .PHONY: keys
-keys: ## Make a set of keys for signed images and releases, fit for tests (DIR=)
+keys: packages-release ## Make a set of keys for signed images and releases, fit for tests (DIR=)
 	@image/keys $(or $(DIR),$(error DIR is not set: name the directory for the keys))
 
 .PHONY: release
-release: image ## Publish the built image in a channel (DIR= KEYS= CHANNEL=stable SEVERITY= ROLL_OUT= FROM= NOTES=)
+release: packages-release image ## Publish the built image in a channel (DIR= KEYS= CHANNEL=stable SEVERITY= ROLL_OUT= FROM= NOTES=)
 	@image/release $(or $(DIR),$(error DIR is not set: name the directory that the release server serves)) $(CHANNEL)
+
+.PHONY: promote
+promote: packages-release ## Publish the newest version of one channel in another, as it is (DIR= KEYS= FROM_CHANNEL=beta CHANNEL=stable)
+	@image/release --promote $(or $(DIR),$(error DIR is not set: name the directory that the release server serves)) \
+	  $(or $(FROM_CHANNEL),$(error FROM_CHANNEL is not set: name the channel that has the version)) $(CHANNEL)
+
+.PHONY: check-release
+check-release: packages-release ## See whether all that is published is whole and signed (DIR= KEYS=)
+	@image/release --check $(or $(DIR),$(error DIR is not set: name the directory that the release server serves))
 
 .PHONY: harness
 harness: packages-build # What boots the image; the demo has it compiled beside the image

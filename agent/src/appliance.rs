@@ -9,4 +9,5 @@ pub mod ignition;
 mod programs;
 pub mod reset;
 pub mod sysroot;
+pub(crate) mod systemd;
 pub mod update;

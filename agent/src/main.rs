@@ -174,7 +174,9 @@ fn run(command: Command) -> anyhow::Result<u8> {
             sysroot::prepare(&root, boot, &mut stdout)?;
         }
         Command::Reset(flags) => {
-            reset::run(Path::new("/"), &flags, &mut io::stdin().lock(), &mut stdout)?;
+            let mut answer = io::stdin().lock();
+            let reset = reset::run(Path::new("/"), &flags, &mut answer, &mut stdout);
+            runtime()?.block_on(reset)?;
         }
         Command::Update(command) => return update(&command, &mut stdout),
         Command::Fleet(command) => return fleet(&command, &mut stdout),
@@ -234,11 +236,15 @@ fn update(command: &update::UpdateCommand, stdout: &mut io::Stdout) -> anyhow::R
     flags.config = command.config().map(Path::to_owned);
     let environment = Environment::of_process();
     let settings = settings::update::load(sources(&flags, &environment))?;
+    // What is done by hand asks nobody.
+    let turns = match command {
+        update::UpdateCommand::Auto { .. } => settings::fleet::load(sources(&flags, &environment))?,
+        _ => settings::fleet::Fleet::default(),
+    };
     let agent = start_whatever(&flags)?;
     let health = async || Health::take(&agent).await;
     let root = Path::new("/");
     let fleet = |running: &Version| {
-        let fleet = settings::fleet::load(sources(&flags, &environment))?;
         let slots = slots::slots(root);
         let slot = slots
             .iter()
@@ -250,7 +256,7 @@ fn update(command: &update::UpdateCommand, stdout: &mut io::Stdout) -> anyhow::R
             slot: slot.and_then(|at| Some(["a", "b"].get(at)?.to_string())),
         };
         Ok(Fleet::new(
-            &fleet,
+            &turns,
             &agent.etcd,
             member,
             root,
@@ -280,6 +286,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             .downcast_ref()
             .map(ignition::Error::is_bad_configuration),
         error.downcast_ref().map(serve::Error::is_bad_configuration),
+        error
+            .downcast_ref()
+            .map(update::Error::is_bad_configuration),
         error.downcast_ref().map(|_: &SettingsError| true),
         error
             .downcast_ref()

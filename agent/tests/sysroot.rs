@@ -217,6 +217,82 @@ fn a_power_cut_on_the_first_boot_of_a_version_repeats_its_updates() {
     });
 }
 
+/// Takes all that is left of the root's file system: nothing can be created until what is returned is removed.
+fn fill(root: &Path) -> std::path::PathBuf {
+    let filler = root.join("var/filler");
+    fs::create_dir(&filler).expect("a directory");
+    let options = MsFlags::MS_REMOUNT;
+    mount(
+        None::<&str>,
+        root,
+        None::<&str>,
+        options,
+        Some("nr_inodes=400"),
+    )
+    .expect("a small disk");
+    let full = (0..500).find_map(|n| fs::write(filler.join(n.to_string()), "").err());
+    let full = full.expect("a full disk");
+    assert_eq!(full.raw_os_error(), Some(nix::libc::ENOSPC));
+    filler
+}
+
+#[test]
+fn a_full_disk_boots_a_new_version_and_is_brought_up_to_date_when_it_can() {
+    with_root(|root| {
+        update(root, "1", "one\n");
+        let gone = "usr/share/selvage/etc/gone.conf";
+        fs::write(root.join(gone), "image\n").expect("a default");
+        prepare(root, true);
+        fs::write(root.join("etc/mine.conf"), "mine\n").expect("a file");
+        fs::remove_file(root.join("etc/gone.conf")).expect("a removal");
+        end_of_boot(root);
+        update(root, "2", "two\n");
+        let filler = fill(root);
+        let said = prepare(root, false);
+        assert!(said.contains("first boot of 2"), "{said}");
+        for expected in [
+            "/etc is read-only in this boot: failed to mount the overlay on ",
+            "No space left on device",
+            "skipped, and tried again at the next boot: failed to ",
+        ] {
+            assert!(said.contains(expected), "{said}");
+        }
+        assert_eq!(read(root, "etc/issue"), "two\n");
+        assert_eq!(read(root, "etc/mine.conf"), "mine\n");
+        assert!(!root.join("etc/gone.conf").exists(), "removed by hand");
+        assert_eq!(read(root, ".selvage/version"), "1\n");
+        end_of_boot(root);
+
+        fs::remove_dir_all(filler).expect("space");
+        let said = prepare(root, false);
+        assert_eq!(said, "first boot of 2: bringing /etc and /var up to date\n");
+        assert!(!root.join("etc/.updated").exists());
+        assert_eq!(read(root, ".selvage/version"), "2\n");
+    });
+}
+
+#[test]
+fn a_full_disk_can_be_reset() {
+    with_root(|root| {
+        used(root, &[]);
+        reset::cancel(root).expect("no request");
+        fill(root);
+        let boot = Boot {
+            reset: true,
+            ..FIRST
+        };
+        let mut said = Vec::new();
+        sysroot::prepare(root, boot, &mut said).expect("a root to switch to");
+        let said = String::from_utf8_lossy(&said);
+        assert!(
+            said.contains("reset: clearing the root partition"),
+            "{said}"
+        );
+        assert!(!root.join("home/core").exists() && !root.join("var/filler").exists());
+        assert!(!root.join(".selvage/provisioned").exists());
+    });
+}
+
 #[test]
 fn differences_of_etc_are_found() {
     with_root(|root| {

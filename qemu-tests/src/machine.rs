@@ -72,11 +72,24 @@ pub(crate) async fn grow_disk(disk: &Path, bytes: u64) -> Result<()> {
     qemu_img(command, "resize", disk).await
 }
 
+/// Zeroes `bytes` at an offset of the disk of a machine that is off.
+///
+/// # Errors
+/// When qemu-io refuses.
+pub(crate) async fn zero_disk(disk: &Path, offset: u64, bytes: u64) -> Result<()> {
+    let mut command = tokio::process::Command::new("qemu-io");
+    command
+        .args(["-f", "qcow2", "-c"])
+        .arg(format!("write -P 0 {offset} {bytes}"))
+        .arg(disk);
+    qemu_img(command, "damage", disk).await
+}
+
 async fn qemu_img(mut command: tokio::process::Command, verb: &str, disk: &Path) -> Result<()> {
     let output = command
         .output()
         .await
-        .context("failed to run qemu-img (package qemu-utils)")?;
+        .context("failed to run a program of package qemu-utils")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(
         output.status.success(),

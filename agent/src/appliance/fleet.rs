@@ -91,6 +91,16 @@ pub enum FleetError {
     },
 }
 
+impl FleetError {
+    /// Whether the settings are at fault.
+    pub fn is_bad_configuration(&self) -> bool {
+        matches!(
+            self,
+            Self::Settings(_) | Self::Server(FleetLockError::Tls { .. })
+        )
+    }
+}
+
 /// Whether a machine may go on with an update.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Leave {
@@ -164,25 +174,9 @@ pub struct FailedVersion<'a> {
     pub reason: &'a str,
 }
 
-/// What keeps the lock.
+/// What keeps the lock, as set.
 ///
-/// All of it may be done again after a crash, or when it is not known whether it was done.
-pub trait RebootLock {
-    /// Takes the lock for an update to a version. [`Leave::Now`] also if this machine holds it already.
-    fn acquire(&mut self, version: &str) -> impl Future<Output = Result<Leave, FleetError>> + Send;
-
-    /// Tells what the machine, which holds the lock, is doing. [`FleetError::Lost`] if it does not hold it.
-    fn tell(
-        &mut self,
-        version: &str,
-        state: NodeState,
-    ) -> impl Future<Output = Result<(), FleetError>> + Send;
-
-    /// Gives the lock back, if this machine holds it. No request to take it that is still under way succeeds afterwards.
-    fn release(&mut self) -> impl Future<Output = Result<(), FleetError>> + Send;
-}
-
-/// One of them, as set.
+/// All that is asked of it may be asked again after a crash, or when it is not known whether it was done.
 #[derive(Debug)]
 enum Lock {
     Etcd(Box<EtcdFleet>),
@@ -190,23 +184,27 @@ enum Lock {
     None,
 }
 
-impl RebootLock for Lock {
+impl Lock {
+    /// Takes the lock for an update to a version. [`Leave::Now`] also if this machine holds it already.
     async fn acquire(&mut self, version: &str) -> Result<Leave, FleetError> {
         match self {
             Self::Etcd(lock) => lock.acquire(version).await,
-            Self::Server(lock) => lock.acquire(version).await,
+            Self::Server(lock) => lock.acquire().await,
             Self::None => Ok(Leave::Now),
         }
     }
 
-    async fn tell(&mut self, version: &str, state: NodeState) -> Result<(), FleetError> {
+    /// Makes sure that the machine still holds the lock, and tells that it reboots. [`FleetError::Lost`] if it does not
+    /// hold it.
+    async fn tell_reboot(&mut self, version: &str) -> Result<(), FleetError> {
         match self {
-            Self::Etcd(lock) => lock.tell(version, state).await,
-            Self::Server(lock) => lock.tell(version, state).await,
+            Self::Etcd(lock) => lock.tell(version, NodeState::Rebooting).await,
+            Self::Server(lock) => lock.confirm().await,
             Self::None => Ok(()),
         }
     }
 
+    /// Gives the lock back, if this machine holds it. No request to take it that is still under way succeeds afterwards.
     async fn release(&mut self) -> Result<(), FleetError> {
         match self {
             Self::Etcd(lock) => lock.release().await,
@@ -296,7 +294,7 @@ impl Fleet {
     pub async fn drain(&mut self, version: &str) -> Result<(), FleetError> {
         let drained = async {
             self.drain.run(version).await?;
-            self.lock.tell(version, NodeState::Rebooting).await
+            self.lock.tell_reboot(version).await
         };
         let Err(error) = drained.await else {
             return Ok(());

@@ -17,6 +17,7 @@ use thiserror::Error;
 use super::update::state::{State, StateFile};
 use super::{etc, reset};
 use crate::base::atomic_file;
+use crate::base::logging::chain;
 
 /// Why the root file system could not be prepared.
 #[derive(Debug, Error)]
@@ -95,6 +96,12 @@ pub struct Boot {
 ///
 /// On the first boot the machine has no data to lose. What an interrupted provisioning left behind is removed, because
 /// Ignition cannot run twice on the same root, and the files that Ignition needs are created.
+///
+/// On any other boot, only what is read must be there: a disk that is full, or that the kernel lets nobody write to, costs
+/// what a new version would bring up to date, until a boot that can write. It must not cost the machine.
+///
+/// # Errors
+/// There is no image, `/etc` cannot be mounted, or this is the first boot and the disk cannot be written.
 pub fn prepare(root: &Path, boot: Boot, output: &mut impl Write) -> Result<(), Error> {
     let lower = root.join(LOWER);
     if !lower.is_dir() {
@@ -103,7 +110,11 @@ pub fn prepare(root: &Path, boot: Boot, output: &mut impl Write) -> Result<(), E
     if boot.first {
         clear_what_is_left(root, boot.reset, output)?;
     }
-    create_layout(root)?;
+    match create_layout(root) {
+        // Mostly, all is there; what is not may not matter.
+        Err(error) if !boot.first => writeln!(output, "going on without: {}", chain(&error))?,
+        created => created?,
+    }
     let version = new_version(root)?;
     // Another version's defaults say nothing about who wrote a file that is like them: if that version goes again, the file
     // must still be there. Nor is this worth a machine that does not boot: a copy that stays only hides a newer default.
@@ -115,21 +126,43 @@ pub fn prepare(root: &Path, boot: Boot, output: &mut impl Write) -> Result<(), E
             "failed to look for unchanged files of /etc: {error}"
         )?;
     }
-    mount_etc(root)?;
+    match mount_etc(root) {
+        Err(error) if !boot.first => {
+            let error = chain(&error);
+            writeln!(
+                output,
+                "/etc is read-only in this boot: {error}. Is the disk full (df / and df -i /)?"
+            )?;
+            mount_etc_read_only(root)?;
+        }
+        mounted => mounted?,
+    }
     if boot.first {
         prepare_for_ignition(root)?;
     }
     let Some(version) = version else {
         return Ok(());
     };
-    if !boot.first {
+    if boot.first {
+        return record_version(root, &version);
+    }
+    writeln!(
+        output,
+        "first boot of {version}: bringing /etc and /var up to date"
+    )?;
+    // In this order: after a power cut or a failure the next boot does both again.
+    if let Err(error) = have_updated(root).and_then(|()| record_version(root, &version)) {
+        let error = chain(&error);
         writeln!(
             output,
-            "first boot of {version}: bringing /etc and /var up to date"
+            "skipped, and tried again at the next boot: {error}. Is the disk full (df /)?"
         )?;
-        have_updated(root)?;
     }
-    // Last: after a power cut the next boot does the above again.
+    Ok(())
+}
+
+/// Remembers which version ran last.
+fn record_version(root: &Path, version: &str) -> Result<(), Error> {
     let path = root.join(VERSION);
     atomic_file::replace(&path, format!("{version}\n").as_bytes(), 0o644)
         .map_err(at("write", &path))
@@ -141,7 +174,13 @@ fn clear_what_is_left(root: &Path, reset: bool, output: &mut impl Write) -> Resu
     let mut requested = reset::requested(root).map_err(at("read", &request))?;
     if requested.is_none() && reset && root.join(PROVISIONED).exists() {
         // A power cut from here on must not leave half of the old machine.
-        reset::request(root, &[]).map_err(at("write", &request))?;
+        if let Err(error) = reset::request(root, &[]) {
+            let path = request.display();
+            writeln!(output, "reset: failed to write {path}: {error}")?;
+            // A full disk is a reason for a reset. Without the marker, the next boot clears as well.
+            let marker = root.join(PROVISIONED);
+            fs::remove_file(&marker).map_err(at("remove", &marker))?;
+        }
         requested = Some(Vec::new());
     }
     if let Some(keep) = requested {
@@ -289,18 +328,25 @@ fn create_layout(root: &Path) -> Result<(), Error> {
 }
 
 fn mount_etc(root: &Path) -> Result<(), Error> {
-    let etc = root.join("etc");
     let layer = |name: &str| root.join(name).display().to_string();
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        layer(LOWER),
-        layer(UPPER),
-        layer(WORK)
-    );
+    let (lower, upper, work) = (layer(LOWER), layer(UPPER), layer(WORK));
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    mount_overlay(root, &options, MountFlags::empty())
+}
+
+/// Needs no space: overlayfs prepares its work directory only where it may write.
+fn mount_etc_read_only(root: &Path) -> Result<(), Error> {
+    let layer = |name: &str| root.join(name).display().to_string();
+    let options = format!("lowerdir={}:{}", layer(UPPER), layer(LOWER));
+    mount_overlay(root, &options, MountFlags::RDONLY)
+}
+
+fn mount_overlay(root: &Path, options: &str, flags: MountFlags) -> Result<(), Error> {
+    let etc = root.join("etc");
     Mount::builder()
         .fstype("overlay")
-        .flags(MountFlags::empty())
-        .data(&options)
+        .flags(flags)
+        .data(options)
         .mount("overlay", &etc)
         .map(drop)
         .map_err(|source| Error::Overlay { path: etc, source })

@@ -2,11 +2,11 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use thiserror::Error;
 
 use crate::appliance::reset;
+use crate::appliance::systemd::Systemd;
 use crate::command::cli::ResetFlags;
 
 /// Why the machine is not reset.
@@ -49,7 +49,7 @@ pub enum Error {
 ///
 /// # Errors
 /// When something to keep does not exist or is not kept by its name, the answer is not `yes`, or a file or program fails.
-pub fn run(
+pub async fn run(
     root: &Path,
     flags: &ResetFlags,
     input: &mut impl BufRead,
@@ -98,13 +98,7 @@ pub fn run(
         )?;
         return Ok(());
     }
-    let status = Command::new("systemctl").arg("reboot").status();
-    match status.map_err(Error::Restart)? {
-        status if status.success() => Ok(()),
-        status => Err(Error::Restart(io::Error::other(format!(
-            "systemctl reboot: {status}"
-        )))),
-    }
+    Systemd::of(root).reboot().await.map_err(Error::Restart)
 }
 
 fn ask(input: &mut impl BufRead, out: &mut impl Write) -> Result<(), Error> {

@@ -10,6 +10,8 @@ use tracing::{info, warn};
 
 use self::automatic::Stop;
 use self::progress::Shown;
+use crate::appliance::fleet::FleetError;
+use crate::appliance::systemd::Systemd;
 use crate::appliance::update::choose::{Choice, choose};
 use crate::appliance::update::index::{Index, Release};
 use crate::appliance::update::machine::{Machine, UpdateError};
@@ -78,8 +80,8 @@ pub enum UpdateCommand {
     },
     /// Ask the release server for something newer.
     ///
-    /// Exit status: 0 nothing newer, 1 the server or its index is at fault, 2 something newer is there, 3 it is there but
-    /// not for this machine.
+    /// If it does not answer, the index of the last check does, and is named. Exit status: 0 nothing newer, 1 the server or
+    /// its index is at fault, 2 something newer is there, 3 it is there but not for this machine.
     Check {
         /// Print JSON; its schema is stable.
         #[arg(long)]
@@ -206,12 +208,12 @@ pub enum Error {
     EtcDiff(#[from] etc_diff::Error),
     /// The reboot did not start.
     #[error("failed to reboot: {0}; the next reboot starts the new version")]
-    Reboot(String),
+    Reboot(io::Error),
     /// The reboot did not start, and no other is to start the new version.
     #[error("failed to reboot: {why}; version {version} waits for its turn again")]
     NoReboot {
         /// What was said.
-        why: String,
+        why: io::Error,
         /// Which version.
         version: Version,
     },
@@ -221,6 +223,19 @@ pub enum Error {
     /// JSON cannot be made.
     #[error("failed to print JSON")]
     Json(#[from] serde_json::Error),
+}
+
+impl Error {
+    /// Whether the settings are at fault: exit status 78.
+    pub fn is_bad_configuration(&self) -> bool {
+        match self {
+            Self::Update(error) => error.is_bad_configuration(),
+            Self::Turn(error) => {
+                (error.downcast_ref::<FleetError>()).is_some_and(FleetError::is_bad_configuration)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// What `selvage --version` prints: our own version, and the image's if this is one.
@@ -261,16 +276,24 @@ pub async fn run<T: Turn>(
             Ok(report.exit_status())
         }
         UpdateCommand::Check { json, .. } => {
-            let index = machine.check().await?;
+            let Known { index, failed } = Known::ask(&machine, is_away).await?;
             let choice = choose(&index, machine.running(), &machine.state());
             match json {
                 true => {
-                    let found = report::Available::of(&index, &choice);
+                    let found = report::Available::of(&index, &choice, failed.is_some());
                     writeln!(output, "{}", serde_json::to_string_pretty(&found)?)?;
                 }
-                false => print_choice(&machine, &choice, output)?,
+                false => {
+                    if failed.is_some() {
+                        writeln!(output, "the check failed; the {} says:", index.name())?;
+                    }
+                    print_choice(&machine, &choice, output)?;
+                }
             }
-            Ok(status_of(&choice))
+            Ok(match failed {
+                None => status_of(&choice),
+                Some(_) => 1,
+            })
         }
         UpdateCommand::Apply {
             version,
@@ -279,7 +302,7 @@ pub async fn run<T: Turn>(
             ..
         } => {
             let _lock = machine.lock()?;
-            let index = index(&machine).await?;
+            let Known { index, .. } = Known::ask(&machine, is_away).await?;
             let state = machine.state();
             let choice = choose(&index, machine.running(), &state);
             let release = match (version, &choice) {
@@ -310,7 +333,7 @@ pub async fn run<T: Turn>(
                     "version {} is installed; rebooting",
                     release.version
                 )?;
-                automatic::reboot(root).await.map_err(Error::Reboot)?;
+                Systemd::of(root).reboot().await.map_err(Error::Reboot)?;
             } else {
                 writeln!(
                     output,
@@ -330,7 +353,7 @@ pub async fn run<T: Turn>(
             };
             writeln!(output, "{next} version {other}")?;
             if *reboot {
-                automatic::reboot(root).await.map_err(Error::Reboot)?;
+                Systemd::of(root).reboot().await.map_err(Error::Reboot)?;
             }
             Ok(0)
         }
@@ -351,7 +374,14 @@ pub async fn run<T: Turn>(
         }
         UpdateCommand::Auto { .. } => {
             let mut fleet = fleet(machine.running()).map_err(Error::Turn)?;
-            tell(automatic::run(&machine, root, &mut fleet, &health, SystemTime::now()).await)
+            let run = automatic::Run {
+                machine: &machine,
+                root,
+                turn: &mut fleet,
+                health: &health,
+                clock: SystemTime::now,
+            };
+            tell(run.run().await)
         }
     }
 }
@@ -370,23 +400,43 @@ fn tell(stop: Result<Stop, Error>) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// A new index, or, where the server does not answer, the one of the last check: what is downloaded can be installed
-/// without a network.
-async fn index(machine: &Machine) -> Result<Index, Error> {
-    match machine.check().await {
-        Ok(index) => Ok(index),
-        Err(error @ UpdateError::Server(_)) => match machine.known_index() {
+/// The index to go by.
+struct Known {
+    index: Index,
+    /// Why it is the one of an earlier check.
+    failed: Option<UpdateError>,
+}
+
+impl Known {
+    /// A new index; or the one of the last check that was believed, if the server is away, or `holds` says of the error
+    /// that it holds all the same. What is downloaded or installed can go on without a network.
+    async fn ask(machine: &Machine, holds: impl Fn(&UpdateError) -> bool) -> Result<Self, Error> {
+        let error = match machine.check().await {
+            Ok(index) => {
+                return Ok(Self {
+                    index,
+                    failed: None,
+                });
+            }
+            Err(error) => error,
+        };
+        match machine.known_index().filter(|_| holds(&error)) {
             Some(index) => {
-                warn!(
-                    "using the index of the last check: {}",
-                    logging::chain(&error)
-                );
-                Ok(index)
+                let error_text = logging::chain(&error);
+                warn!("going on with the {}: {error_text}", index.name());
+                Ok(Self {
+                    index,
+                    failed: Some(error),
+                })
             }
             None => Err(error.into()),
-        },
-        Err(error) => Err(error.into()),
+        }
     }
+}
+
+/// Whether the release server does not give an index. One that is not believed is no such case: a person should see it.
+fn is_away(error: &UpdateError) -> bool {
+    matches!(error, UpdateError::Server(error) if !error.is_bad_configuration())
 }
 
 fn known<'a>(index: &'a Index, version: &Version) -> Result<&'a Release, Error> {

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use hyper::Uri;
 use serde::Deserialize;
-use toml::Spanned;
+use toml::{Spanned, Value};
 
 use super::error::{Error, Source};
 use super::inputs::{line_at, toml_error};
+use super::update::shown;
 use super::{Sources, files};
 
 /// The table's name.
@@ -52,14 +53,14 @@ impl Default for Fleet {
     }
 }
 
-/// The table as a file has it.
+/// The table as a file has it. A value of a wrong type is told as any other wrong value is.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 struct Fragment {
-    lock: Option<Spanned<String>>,
-    group: Option<Spanned<String>>,
-    cafile: Option<Spanned<String>>,
-    drain_timeout: Option<Spanned<i64>>,
+    lock: Option<Spanned<Value>>,
+    group: Option<Spanned<Value>>,
+    cafile: Option<Spanned<Value>>,
+    drain_timeout: Option<Spanned<Value>>,
 }
 
 /// A file of which only this table matters.
@@ -106,42 +107,44 @@ fn overlay(fleet: &mut Fleet, text: &str, path: &Path) -> Result<(), Error> {
         line: line_at(text, start),
     };
     let file: File = toml::from_str(text).map_err(|error| toml_error(text, path, &error))?;
-    let wrong = |key, start, value: String, expected: &str| Error::Value {
+    let wrong = |key, start, value: &Value, expected: &str| Error::Value {
         place: at(start),
         key,
-        value,
+        value: shown(value),
         expected: expected.to_owned(),
     };
     let defaults = Fleet::default;
     let said = file.fleet;
     if let Some(input) = said.lock {
         let (start, value) = (input.span().start, input.into_inner());
-        fleet.lock =
-            lock(&value).ok_or_else(|| wrong("fleet.lock", start, format!("{value:?}"), LOCK))?;
+        let lock = value.as_str().and_then(lock);
+        fleet.lock = lock.ok_or_else(|| wrong("fleet.lock", start, &value, LOCK))?;
     }
     if let Some(input) = said.group {
         let (start, value) = (input.span().start, input.into_inner());
         fleet.group = match value.as_str() {
-            "" => defaults().group,
-            text if is_group(text) => value,
-            _ => return Err(wrong("fleet.group", start, format!("{value:?}"), GROUP)),
+            Some("") => defaults().group,
+            Some(text) if is_group(text) => text.to_owned(),
+            _ => return Err(wrong("fleet.group", start, &value, GROUP)),
         };
     }
     if let Some(input) = said.cafile {
         let (start, value) = (input.span().start, input.into_inner());
-        let good = value.starts_with('/') && !value.contains('\0');
-        if !good && !value.is_empty() {
-            return Err(wrong("fleet.cafile", start, format!("{value:?}"), CAFILE));
-        }
-        fleet.cafile = good.then(|| PathBuf::from(value));
+        fleet.cafile = match value.as_str() {
+            Some("") => None,
+            Some(path) if path.starts_with('/') && !path.contains('\0') => Some(path.into()),
+            _ => return Err(wrong("fleet.cafile", start, &value, CAFILE)),
+        };
     }
     if let Some(input) = said.drain_timeout {
         let (start, value) = (input.span().start, input.into_inner());
-        let seconds = u64::try_from(value).ok();
+        let seconds = value
+            .as_integer()
+            .and_then(|value| u64::try_from(value).ok());
         let seconds = seconds.filter(|seconds| (1..=86_400).contains(seconds));
         fleet.drain_timeout = seconds
             .map(Duration::from_secs)
-            .ok_or_else(|| wrong("fleet.drain-timeout", start, value.to_string(), TIMEOUT))?;
+            .ok_or_else(|| wrong("fleet.drain-timeout", start, &value, TIMEOUT))?;
     }
     Ok(())
 }
@@ -222,7 +225,20 @@ mod tests {
             ("drain-timeout = -1", TIMEOUT),
             ("drain-timeout = 86401", TIMEOUT),
             ("locks = 1", "unknown field"),
-            ("lock = 1", "lock: invalid type"),
+            ("lock = 1", "fleet.lock = 1: expected etcd, none, or"),
+            ("group = [\"a\"]", "fleet.group = [\"a\"]: expected 1 to 64"),
+            (
+                "cafile = false",
+                "fleet.cafile = false: expected an absolute path",
+            ),
+            (
+                "drain-timeout = \"5min\"",
+                "fleet.drain-timeout = \"5min\": expected 1 to 86400",
+            ),
+            (
+                "drain-timeout = 1.5",
+                "fleet.drain-timeout = 1.5: expected 1 to 86400",
+            ),
         ] {
             let error = read(&format!("# a fleet\n[fleet]\n{line}\n"))
                 .unwrap_err()

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyper::Uri;
 use serde::Deserialize;
-use toml::Spanned;
+use toml::{Spanned, Value};
 use tz::TimeZone;
 
 use super::error::{Error, Source};
@@ -91,20 +91,20 @@ pub struct Proxy {
     pub credentials: Option<Secret>,
 }
 
-/// The table as a file has it.
+/// The table as a file has it. A value of a wrong type is told as any other wrong value is.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 struct Fragment {
-    server: Option<Spanned<String>>,
-    channel: Option<Spanned<String>>,
-    auto: Option<Spanned<String>>,
-    windows: Option<Spanned<OneOrMany>>,
-    time_zone: Option<Spanned<String>>,
-    skip_window: Option<Spanned<String>>,
-    rate_limit: Option<Spanned<i64>>,
-    proxy: Option<Spanned<String>>,
-    cafile: Option<Spanned<String>>,
-    check_interval: Option<Spanned<i64>>,
+    server: Option<Spanned<Value>>,
+    channel: Option<Spanned<Value>>,
+    auto: Option<Spanned<Value>>,
+    windows: Option<Spanned<Value>>,
+    time_zone: Option<Spanned<Value>>,
+    skip_window: Option<Spanned<Value>>,
+    rate_limit: Option<Spanned<Value>>,
+    proxy: Option<Spanned<Value>>,
+    cafile: Option<Spanned<Value>>,
+    check_interval: Option<Spanned<Value>>,
 }
 
 /// A file of which only this table matters.
@@ -112,26 +112,6 @@ struct Fragment {
 #[serde(default)]
 struct File {
     update: Fragment,
-}
-
-/// A text counts as a list of one.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "invalid type: expected a text or a list of texts"
-)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl From<OneOrMany> for Vec<String> {
-    fn from(texts: OneOrMany) -> Self {
-        match texts {
-            OneOrMany::One(text) => vec![text],
-            OneOrMany::Many(texts) => texts,
-        }
-    }
 }
 
 /// A value with its place.
@@ -144,16 +124,16 @@ struct Placed<T> {
 /// The merged files.
 #[derive(Default, Debug)]
 struct Inputs {
-    server: Option<Placed<String>>,
-    channel: Option<Placed<String>>,
-    auto: Option<Placed<String>>,
-    windows: Option<Placed<Vec<String>>>,
-    time_zone: Option<Placed<String>>,
-    skip_window: Option<Placed<String>>,
-    rate_limit: Option<Placed<i64>>,
-    proxy: Option<Placed<String>>,
-    cafile: Option<Placed<String>>,
-    check_interval: Option<Placed<i64>>,
+    server: Option<Placed<Value>>,
+    channel: Option<Placed<Value>>,
+    auto: Option<Placed<Value>>,
+    windows: Option<Placed<Value>>,
+    time_zone: Option<Placed<Value>>,
+    skip_window: Option<Placed<Value>>,
+    rate_limit: Option<Placed<Value>>,
+    proxy: Option<Placed<Value>>,
+    cafile: Option<Placed<Value>>,
+    check_interval: Option<Placed<Value>>,
 }
 
 /// Reads `[update]` from the same files as [`super::load`]. Environment and flags have no such settings.
@@ -201,29 +181,25 @@ impl Inputs {
             line: line_at(text, start),
         };
         let file: File = toml::from_str(text).map_err(|error| toml_error(text, path, &error))?;
-        fn put<T, V: Into<T>>(
-            slot: &mut Option<Placed<T>>,
-            value: Option<Spanned<V>>,
-            at: impl Fn(usize) -> Source,
-        ) {
+        let put = |slot: &mut Option<Placed<Value>>, value: Option<Spanned<Value>>| {
             if let Some(value) = value {
                 *slot = Some(Placed {
                     place: at(value.span().start),
-                    value: value.into_inner().into(),
+                    value: value.into_inner(),
                 });
             }
-        }
+        };
         let said = file.update;
-        put(&mut self.server, said.server, at);
-        put(&mut self.channel, said.channel, at);
-        put(&mut self.auto, said.auto, at);
-        put(&mut self.windows, said.windows, at);
-        put(&mut self.time_zone, said.time_zone, at);
-        put(&mut self.skip_window, said.skip_window, at);
-        put(&mut self.rate_limit, said.rate_limit, at);
-        put(&mut self.proxy, said.proxy, at);
-        put(&mut self.cafile, said.cafile, at);
-        put(&mut self.check_interval, said.check_interval, at);
+        put(&mut self.server, said.server);
+        put(&mut self.channel, said.channel);
+        put(&mut self.auto, said.auto);
+        put(&mut self.windows, said.windows);
+        put(&mut self.time_zone, said.time_zone);
+        put(&mut self.skip_window, said.skip_window);
+        put(&mut self.rate_limit, said.rate_limit);
+        put(&mut self.proxy, said.proxy);
+        put(&mut self.cafile, said.cafile);
+        put(&mut self.check_interval, said.check_interval);
         Ok(())
     }
 
@@ -235,11 +211,17 @@ impl Inputs {
                 place: Source::Variable("TZ".to_owned()),
             });
         };
-        if zone::is_name(&input.value) {
-            Ok(input)
-        } else {
-            let value = format!("{:?}", input.value);
-            Err(error("update.time-zone", &input.place, value, zone::FORM))
+        match input.value {
+            Value::String(name) if zone::is_name(&name) => Ok(Placed {
+                value: name,
+                place: input.place,
+            }),
+            other => Err(error(
+                "update.time-zone",
+                &input.place,
+                shown(&other),
+                zone::FORM,
+            )),
         }
     }
 
@@ -290,56 +272,66 @@ fn error(key: &'static str, place: &Source, value: String, expected: impl Into<S
     }
 }
 
+/// A value in the syntax of a settings file.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        // Without the line breaks that TOML allows.
+        Value::String(text) => format!("{text:?}"),
+        other => other.to_string(),
+    }
+}
+
+/// A value, unless it is an empty text, which means none.
+fn filled(input: Option<Placed<Value>>) -> Option<Placed<Value>> {
+    input.filter(|input| input.value.as_str() != Some(""))
+}
+
 /// A text that `read` understands; an empty one means none.
 fn text<T>(
-    input: Option<Placed<String>>,
+    input: Option<Placed<Value>>,
     key: &'static str,
     expected: &str,
     read: impl FnOnce(&str) -> Option<T>,
 ) -> Result<Option<T>, Error> {
-    let Some(input) = input.filter(|input| !input.value.is_empty()) else {
+    let Some(input) = filled(input) else {
         return Ok(None);
     };
-    match read(&input.value) {
+    match input.value.as_str().and_then(read) {
         Some(value) => Ok(Some(value)),
-        None => Err(error(
-            key,
-            &input.place,
-            format!("{:?}", input.value),
-            expected,
-        )),
+        None => Err(error(key, &input.place, shown(&input.value), expected)),
     }
 }
 
 fn number(
-    input: Option<Placed<i64>>,
+    input: Option<Placed<Value>>,
     key: &'static str,
     allowed: std::ops::RangeInclusive<u64>,
     expected: &str,
 ) -> Result<Option<u64>, Error> {
     let Some(input) = input else { return Ok(None) };
-    match u64::try_from(input.value) {
-        Ok(value) if allowed.contains(&value) => Ok(Some(value)),
-        _ => Err(error(key, &input.place, input.value.to_string(), expected)),
+    let number = input.value.as_integer();
+    match number.and_then(|number| u64::try_from(number).ok()) {
+        Some(value) if allowed.contains(&value) => Ok(Some(value)),
+        _ => Err(error(key, &input.place, shown(&input.value), expected)),
     }
 }
 
-fn windows(input: Option<Placed<Vec<String>>>) -> Result<Vec<Window>, Error> {
+/// A text counts as a list of one, and empty ones as none.
+fn windows(input: Option<Placed<Value>>) -> Result<Vec<Window>, Error> {
     let Some(input) = input else {
         return Ok(Vec::new());
     };
-    let texts = input.value.iter().map(|text| text.trim());
+    let values = match input.value {
+        Value::Array(values) => values,
+        value => vec![value],
+    };
+    let texts = values
+        .iter()
+        .filter(|value| value.as_str().is_none_or(|text| !text.trim().is_empty()));
     texts
-        .filter(|text| !text.is_empty())
-        .map(|text| {
-            text.parse().map_err(|window::ParseWindowError| {
-                error(
-                    "update.windows",
-                    &input.place,
-                    format!("{text:?}"),
-                    window::FORM,
-                )
-            })
+        .map(|value| {
+            let window = value.as_str().and_then(|text| text.trim().parse().ok());
+            window.ok_or_else(|| error("update.windows", &input.place, shown(value), window::FORM))
         })
         .collect()
 }
@@ -382,12 +374,13 @@ fn skip(text: &str) -> Option<Option<Severity>> {
 }
 
 /// The value is not shown: it may have a password.
-fn proxy(input: Option<Placed<String>>) -> Result<Option<Proxy>, Error> {
-    let Some(input) = input.filter(|input| !input.value.is_empty()) else {
+fn proxy(input: Option<Placed<Value>>) -> Result<Option<Proxy>, Error> {
+    let Some(input) = filled(input) else {
         return Ok(None);
     };
     let bad = || error("update.proxy", &input.place, "\"…\"".to_owned(), PROXY);
-    let rest = input.value.trim().strip_prefix("http://").ok_or_else(bad)?;
+    let text = input.value.as_str().ok_or_else(bad)?;
+    let rest = text.trim().strip_prefix("http://").ok_or_else(bad)?;
     let (credentials, authority) = match rest.rsplit_once('@') {
         Some((credentials, authority)) => (Some(credentials), authority),
         None => (None, rest),

@@ -10,9 +10,7 @@ use std::time::{Duration, SystemTime};
 use etcd_client::Client;
 use selvage::appliance::fleet::etcd::{Admin, EtcdFleet};
 use selvage::appliance::fleet::records::NodeState;
-use selvage::appliance::fleet::{
-    FailedVersion, Fleet, FleetError, Leave, Member, Phase, RebootLock, Rollout,
-};
+use selvage::appliance::fleet::{FailedVersion, Fleet, FleetError, Leave, Member, Phase, Rollout};
 use selvage::cluster::lease::etcd::{Condition, PlainKeys};
 use selvage::settings;
 

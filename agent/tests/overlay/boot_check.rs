@@ -76,13 +76,13 @@ impl Machine {
         let machine = Self { root, state };
         machine.run_version(version);
         for name in ["failed", "jobs", "networks", "done"] {
-            machine.write(&format!("bin/{name}"), "");
+            machine.write(&format!("usr/bin/{name}"), "");
         }
-        machine.write("bin/enabled", "selvage.service\n");
-        machine.write_program("bin/systemctl", SYSTEMCTL);
-        machine.write_program("bin/systemd-run", SYSTEMD_RUN);
+        machine.write("usr/bin/enabled", "selvage.service\n");
+        machine.write_program("usr/bin/systemctl", SYSTEMCTL);
+        machine.write_program("usr/bin/systemd-run", SYSTEMD_RUN);
         let path = std::env::var("PATH").unwrap_or_default();
-        let bin = machine.root.path().join("bin");
+        let bin = machine.root.path().join("usr/bin");
         let path = format!("{}:{path}", bin.display());
         host.environment.push(("PATH", path));
         machine
@@ -112,7 +112,7 @@ impl Machine {
 
     /// What systemd was asked to do.
     fn done(&self) -> String {
-        self.read("bin/done")
+        self.read("usr/bin/done")
     }
 
     /// What the boot loader says about this boot.
@@ -218,10 +218,10 @@ fn agents_of_all_networks_are_asked() {
     let (_store, mut one, _two) = pair();
     let machine = Machine::running("1", &mut one);
     machine.write(
-        "bin/networks",
+        "usr/bin/networks",
         "selvage@blue.service loaded active running B\nselvage@off.service loaded inactive dead O\n",
     );
-    machine.write("bin/enabled", "selvage.service\nselvage@blue.service\n");
+    machine.write("usr/bin/enabled", "selvage.service\nselvage@blue.service\n");
     let health = || -> Health {
         let shown = machine.boot_check(&one, &["--show"]);
         serde_json::from_str(&shown.said).expect("a health")
@@ -362,7 +362,7 @@ fn version_is_not_to_blame_for_a_shutdown_before_the_end_of_its_check() {
     // It listens to signals by the time it looks.
     let pid = nix::unistd::Pid::from_raw(i32::try_from(check.id()).expect("a process id"));
     wait_until("the check to look", || {
-        !machine.read("bin/looked").is_empty()
+        !machine.read("usr/bin/looked").is_empty()
     });
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("to signal the check");
     let status = check.wait().expect("the check's end");
@@ -418,9 +418,9 @@ fn store_that_is_down_for_everybody_condemns_no_version() {
     fs::remove_file(one.subnet_file()).expect("to remove subnet.env");
     one.start_agent();
     wait_until("the agent to listen", || one.socket().exists());
-    machine.write("bin/jobs", "7 selvage.service start running\n");
+    machine.write("usr/bin/jobs", "7 selvage.service start running\n");
     machine.write(
-        "bin/failed",
+        "usr/bin/failed",
         "needs-network.service loaded failed failed A\n",
     );
     let ended = machine.boot_check(&one, &[]);
@@ -437,8 +437,8 @@ fn store_that_is_down_for_everybody_condemns_no_version() {
     // It is back, and so is everything that waited for it.
     store.start_etcd();
     one.wait_ready();
-    machine.write("bin/jobs", "");
-    machine.write("bin/failed", "");
+    machine.write("usr/bin/jobs", "");
+    machine.write("usr/bin/failed", "");
     let ended = machine.boot_check(&one, &[]);
     assert_eq!(ended.status, Some(0), "{}", ended.said);
     assert_eq!(
@@ -472,7 +472,7 @@ fn units_and_checks_of_the_site_decide_as_well() {
         let mut before = well(&two);
         before.failed_units = vec!["old.service".to_owned()];
         machine.install(before);
-        machine.write("bin/failed", failed);
+        machine.write("usr/bin/failed", failed);
         machine.write_program(site, &format!("#!/bin/sh\n{program}\n"));
         let ended = machine.boot_check(&one, &[]);
         assert_eq!(ended.status, Some(status), "{program}: {}", ended.said);

@@ -1,4 +1,4 @@
-//! Updates on a disk that is full, in a mount namespace of its own. Needs root.
+//! Updates on a disk that is full, in a mount namespace of its own, which needs root; and exit statuses of the program.
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 #![expect(
@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -133,4 +134,45 @@ fn a_disk_that_fills_up_meanwhile_gets_back_what_the_update_took() {
         apply(root).await.expect("space again");
         assert!(root.join("efi/EFI/Linux/selvage_1.1+3-0.efi").exists());
     });
+}
+
+/// What the program says and how it ends, with a settings file and a machine that runs no image.
+fn ended(command: &str, settings: &str) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("agent.toml");
+    fs::write(&file, settings).expect("settings");
+    let output = Command::new(env!("CARGO_BIN_EXE_selvage"))
+        .args(["update", command, "--config"])
+        .arg(&file)
+        .output()
+        .expect("the program runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let name = file.display().to_string();
+    (output.status.code(), said.replace(&name, "agent.toml"))
+}
+
+#[test]
+fn a_mistake_in_the_settings_ends_with_78_and_is_named_whole() {
+    for (table, key, value, expected) in [
+        ("update", "check-interval", "10", "300 to 2592000 seconds"),
+        ("update", "auto", "true", "off, check, download or apply"),
+        ("fleet", "drain-timeout", "0", "1 to 86400 seconds"),
+        ("fleet", "drain-timeout", "\"5min\"", "1 to 86400 seconds"),
+        (
+            "fleet",
+            "group",
+            "\"a b\"",
+            "1 to 64 of a-z, A-Z, 0-9, . and -",
+        ),
+    ] {
+        let settings = format!("# a machine\n[{table}]\n{key} = {value}\n");
+        let (status, said) = ended("auto", &settings);
+        let expected = format!("agent.toml:3: {table}.{key} = {value}: expected {expected}");
+        assert!(said.contains(&expected), "{said}");
+        assert_eq!(status, Some(78), "{said}");
+    }
+    // No command by hand asks the fleet.
+    let (status, said) = ended("status", "[fleet]\ngroup = \"a b\"\n");
+    assert!(said.contains("does not run a Selvage image"), "{said}");
+    assert_eq!(status, Some(1));
 }

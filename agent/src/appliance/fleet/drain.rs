@@ -7,18 +7,13 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
-use tokio::time::timeout;
 use tracing::info;
 
-use crate::appliance::programs;
+use crate::appliance::programs::{self, End, Ended, Launch};
 use crate::base::words::harmless;
 
 /// Where they are.
 const DIRECTORY: &str = "etc/selvage/drain.d";
-
-/// The most bytes of a line of output that are logged at once.
-const LONGEST_LINE: u64 = 2048;
 
 /// A drain hook stops the reboot.
 #[derive(Debug, Error)]
@@ -53,14 +48,16 @@ pub enum DrainError {
     },
     /// A hook did not end.
     #[error(
-        "the drain hook {name} was not done after {} s (fleet.drain-timeout): this machine does not reboot, and tries again later",
-        .patience.as_secs()
+        "the drain hook {name} was stopped (fleet.drain-timeout): {}; this machine does not reboot, and tries again later",
+        Ended::hung(*.ran, .said)
     )]
     Hangs {
         /// Which.
         name: String,
-        /// How long it was waited for.
-        patience: Duration,
+        /// How long it ran.
+        ran: Duration,
+        /// What it printed last.
+        said: String,
     },
 }
 
@@ -68,10 +65,7 @@ pub enum DrainError {
 #[derive(Debug)]
 pub struct Drain {
     directory: PathBuf,
-    patience: Duration,
-    grace: Duration,
-    /// What runs a program with the arguments that follow its own.
-    launcher: PathBuf,
+    launch: Launch,
 }
 
 impl Drain {
@@ -79,9 +73,7 @@ impl Drain {
     pub fn new(root: &Path, patience: Duration) -> Self {
         Self {
             directory: root.join(DIRECTORY),
-            patience,
-            grace: programs::GRACE,
-            launcher: PathBuf::from("systemd-run"),
+            launch: Launch::new(patience),
         }
     }
 
@@ -94,58 +86,28 @@ impl Drain {
             path: self.directory.clone(),
             source,
         };
+        let launch = Launch {
+            variable: Some(format!("SELVAGE_VERSION={version}")),
+            ..self.launch.clone()
+        };
         for path in programs::list(&self.directory).map_err(failed)? {
-            self.run_one(&path, version).await?;
+            Self::run_one(&path, &launch).await?;
         }
         Ok(())
     }
 
-    async fn run_one(&self, path: &Path, version: &str) -> Result<(), DrainError> {
+    async fn run_one(path: &Path, launch: &Launch) -> Result<(), DrainError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = harmless(&name).into_owned();
         info!("running the drain hook {name}");
-        let failed = |source| DrainError::Run {
-            name: name.clone(),
-            source,
-        };
-        let variable = format!("SELVAGE_VERSION={version}");
-        let mut child = programs::command(&self.launcher, path, self.patience, Some(variable))
-            .spawn()
-            .map_err(failed)?;
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let started = tokio::time::Instant::now();
-        let ended = async { tokio::join!(child.wait(), log(&name, stdout), log(&name, stderr)) };
-        let hangs = || DrainError::Hangs {
-            name: name.clone(),
-            patience: self.patience,
-        };
-        let Ok((status, ..)) = timeout(self.patience + self.grace, ended).await else {
-            return Err(hangs());
-        };
-        let status = status.map_err(failed)?;
-        match status.success() {
-            true => Ok(()),
-            // systemd has stopped it.
-            false if started.elapsed() >= self.patience => Err(hangs()),
-            false => Err(DrainError::Failed { name, status }),
-        }
-    }
-}
-
-/// Logs what a hook prints, line by line.
-async fn log(name: &str, stream: Option<impl AsyncRead + Unpin>) {
-    let Some(stream) = stream else { return };
-    let mut lines = BufReader::new(stream);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let mut rest = (&mut lines).take(LONGEST_LINE);
-        match rest.read_until(b'\n', &mut line).await {
-            Ok(1..) => {
-                let text = String::from_utf8_lossy(&line);
-                info!("drain hook {name}: {}", harmless(text.trim_end()));
-            }
-            Ok(0) | Err(_) => return,
+        let hear = |line: &str| info!("drain hook {name}: {}", harmless(line));
+        match launch.run(path, hear).await {
+            Ok(Ended { end, said }) => match end {
+                End::Status(status) if status.success() => Ok(()),
+                End::Status(status) => Err(DrainError::Failed { name, status }),
+                End::Hung(ran) => Err(DrainError::Hangs { name, ran, said }),
+            },
+            Err(source) => Err(DrainError::Run { name, source }),
         }
     }
 }
@@ -179,11 +141,9 @@ mod tests {
                 &format!("cd {}; {text}", root.path().display()),
             );
         }
-        let drain = Drain {
-            launcher,
-            grace: Duration::from_secs(5),
-            ..Drain::new(root.path(), Duration::from_secs(60))
-        };
+        let mut drain = Drain::new(root.path(), Duration::from_secs(60));
+        drain.launch.launcher = launcher;
+        drain.launch.grace = Duration::from_secs(5);
         (root, drain)
     }
 
@@ -235,19 +195,23 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_hangs_is_stopped_and_named() {
-        let (root, mut drain) =
-            site(&[("10-hangs", "sleep 600"), ("20-never", "echo never >> log")]);
-        drain.patience = Duration::from_secs(1);
+        let (root, mut drain) = site(&[
+            ("10-hangs", "echo asking the guests; sleep 600"),
+            ("20-never", "echo never >> log"),
+        ]);
+        drain.launch.limit = Duration::from_secs(1);
         let error = drain.run("1").await.unwrap_err();
         assert!(matches!(error, DrainError::Hangs { .. }), "{error}");
-        assert!(error.to_string().contains("10-hangs"), "{error}");
+        let start = "the drain hook 10-hangs was stopped (fleet.drain-timeout): it had not ended after 1 s, and printed \
+                     last: asking the guests; this machine";
+        assert!(error.to_string().starts_with(start), "{error}");
         assert_eq!(told(&root), "");
     }
 
     #[tokio::test]
     async fn one_that_cannot_be_run_is_an_error() {
         let (_root, mut drain) = site(&[("10-first", "true")]);
-        drain.launcher = PathBuf::from("/nowhere");
+        drain.launch.launcher = PathBuf::from("/nowhere");
         let error = drain.run("1").await.unwrap_err();
         assert!(matches!(error, DrainError::Run { .. }), "{error}");
     }

@@ -19,7 +19,7 @@ use tracing::warn;
 use crate::appliance::fleet::records::{
     Config, Failure, Holder, Node, NodeState, OfMachine, foreign, is_id, is_version, of_machines,
 };
-use crate::appliance::fleet::{FailedVersion, FleetError, Leave, Member, RebootLock};
+use crate::appliance::fleet::{FailedVersion, FleetError, Leave, Member};
 use crate::cluster::lease::StoreError;
 use crate::cluster::lease::etcd::{Condition, Folder, PlainKeys};
 use crate::settings::Etcd;
@@ -156,7 +156,7 @@ impl EtcdFleet {
     /// Gives the lock back if this machine holds it, and says that it is steady, unless it has said so.
     ///
     /// For a process that has asked for nothing yet: a request of its own that may still be under way needs
-    /// [`RebootLock::release`].
+    /// [`Self::release`].
     ///
     /// # Errors
     /// etcd does not answer.
@@ -319,8 +319,12 @@ impl EtcdFleet {
     }
 }
 
-impl RebootLock for EtcdFleet {
-    async fn acquire(&mut self, version: &str) -> Result<Leave, FleetError> {
+impl EtcdFleet {
+    /// Takes the lock for an update to a version. [`Leave::Now`] also if this machine holds it already.
+    ///
+    /// # Errors
+    /// etcd does not answer, or others were faster too often.
+    pub async fn acquire(&mut self, version: &str) -> Result<Leave, FleetError> {
         check(version)?;
         for _ in 0..ATTEMPTS {
             if let Some(leave) = self.try_acquire(version).await? {
@@ -333,7 +337,11 @@ impl RebootLock for EtcdFleet {
         Err(lost_races())
     }
 
-    async fn tell(&mut self, version: &str, state: NodeState) -> Result<(), FleetError> {
+    /// Tells what the machine, which holds the lock, is doing.
+    ///
+    /// # Errors
+    /// [`FleetError::Lost`] if it does not hold it; etcd does not answer.
+    pub async fn tell(&mut self, version: &str, state: NodeState) -> Result<(), FleetError> {
         for _ in 0..ATTEMPTS {
             let Some((holder, seen)) = self.held().await? else {
                 return Err(FleetError::Lost);
@@ -351,7 +359,11 @@ impl RebootLock for EtcdFleet {
         Err(lost_races())
     }
 
-    async fn release(&mut self) -> Result<(), FleetError> {
+    /// Gives the lock back, if this machine holds it. No request to take it that is still under way succeeds afterwards.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub async fn release(&mut self) -> Result<(), FleetError> {
         self.write_record(NodeState::Steady).await?;
         for _ in 0..ATTEMPTS {
             let Some((_, seen)) = self.held().await? else {

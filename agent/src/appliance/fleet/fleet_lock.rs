@@ -9,6 +9,10 @@
 //! yes. All else is no, with a reason: `{"kind":CODE,"value":SENTENCE}` if the server keeps to the protocol, any text
 //! otherwise. <https://coreos.github.io/zincati/development/fleetlock/protocol/>
 //!
+//! The protocol leaves the codes to the servers. What matters is told apart by those that servers are known to use: the lock
+//! is held by others, or this machine does not hold it. A server that fails (5xx), or does not speak the protocol, has not
+//! decided anything: that is an error.
+//!
 //! The server counts, and knows nobody but holders. So there is no status, no breaker, and no fence here.
 
 use std::io;
@@ -26,17 +30,14 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::appliance::fleet::records::{NodeState, foreign, is_id};
-use crate::appliance::fleet::{FleetError, Leave, RebootLock};
+use crate::appliance::fleet::records::{foreign, is_id};
+use crate::appliance::fleet::{FleetError, Leave};
 use crate::base::http::{Connection, ExchangeError};
 use crate::cluster::lease::rest::tls::{Files, TlsError};
 use crate::settings;
 
 /// How long one request may take. A server may itself be asking etcd.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// The code of a server's answer that has none.
-const NO_KIND: &str = "no kind";
 
 /// A lock server cannot be asked.
 #[derive(Debug, Error)]
@@ -84,6 +85,16 @@ pub enum FleetLockError {
         /// Why.
         why: String,
     },
+    /// What it says is no decision.
+    #[error(
+        "the lock server {server} does not do its work: {why}; see its log, and fleet.lock and fleet.group in agent.toml"
+    )]
+    Broken {
+        /// Which.
+        server: String,
+        /// What it says.
+        why: String,
+    },
 }
 
 #[derive(Serialize)]
@@ -102,6 +113,20 @@ struct Parameters<'a> {
 struct Rejection {
     kind: String,
     value: String,
+}
+
+/// What a server says. The texts are its reasons.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Answer {
+    Yes,
+    /// As many machines as may hold the lock do.
+    Held(String),
+    /// This machine does not hold the lock.
+    NotHeld(String),
+    /// No, for another reason.
+    No(String),
+    /// Nothing: it is broken, or is no lock server.
+    Broken(String),
 }
 
 /// One machine of a fleet whose lock is kept by a server.
@@ -158,8 +183,8 @@ impl FleetLock {
         })
     }
 
-    /// Asks once. `Err` in the result is the server's reason.
-    async fn ask(&self, what: &str) -> Result<Result<(), String>, FleetLockError> {
+    /// Asks once.
+    async fn ask(&self, what: &str) -> Result<Answer, FleetLockError> {
         let server = || self.server.clone();
         match timeout(PATIENCE, self.exchange(what)).await {
             Ok(answer) => answer,
@@ -167,7 +192,7 @@ impl FleetLock {
         }
     }
 
-    async fn exchange(&self, what: &str) -> Result<Result<(), String>, FleetLockError> {
+    async fn exchange(&self, what: &str) -> Result<Answer, FleetLockError> {
         let exchange =
             |source: Box<dyn std::error::Error + Send + Sync>| FleetLockError::Exchange {
                 server: self.server.clone(),
@@ -182,11 +207,7 @@ impl FleetLock {
         let mut connection = self.connect().await?;
         let answer = connection.ask(request).await;
         let answer = answer.map_err(|error: ExchangeError| exchange(error.into()))?;
-        let status = answer.status().as_u16();
-        Ok(match status {
-            200 => Ok(()),
-            _ => Err(reason(status, answer.body())),
-        })
+        Ok(understood(answer.status().as_u16(), answer.body()))
     }
 
     async fn connect(&self) -> Result<Connection, FleetLockError> {
@@ -213,49 +234,102 @@ impl FleetLock {
     }
 }
 
-/// A server's reason, on one line.
-fn reason(status: u16, body: &[u8]) -> String {
-    let rejection = serde_json::from_slice(body).unwrap_or_else(|_| Rejection {
-        kind: NO_KIND.to_owned(),
-        value: String::from_utf8_lossy(body).into_owned(),
-    });
-    let value = foreign(rejection.value.trim());
-    let value = if value.is_empty() {
+/// What an answer means.
+fn understood(status: u16, body: &[u8]) -> Answer {
+    if status == 200 {
+        return Answer::Yes;
+    }
+    let rejection: Option<Rejection> = serde_json::from_slice(body).ok();
+    let value = match &rejection {
+        Some(rejection) => rejection.value.clone(),
+        None => String::from_utf8_lossy(body).into_owned(),
+    };
+    // Of one server: `failed_lock_semaphore_full`, `failed-lock-semaphore-full`.
+    let kind = rejection
+        .as_ref()
+        .map(|rejection| rejection.kind.replace('-', "_").to_lowercase());
+    let is_kind = |parts: &[&str]| {
+        (kind.as_ref()).is_some_and(|kind| parts.iter().any(|part| kind.contains(part)))
+    };
+    let text = foreign(value.trim());
+    let text = if text.is_empty() {
         "no reason given"
     } else {
-        &value
+        &text
     };
-    format!("{value} ({}, HTTP {status})", foreign(&rejection.kind))
+    let shown = rejection.map_or_else(
+        || "no kind".to_owned(),
+        |rejection| foreign(&rejection.kind),
+    );
+    let why = format!("{text} ({shown}, HTTP {status})");
+    if is_kind(&["not_held", "not_locked", "not_holder"]) {
+        Answer::NotHeld(why)
+    // airlock before its errors had kinds, and the kinds and statuses of others.
+    } else if value.contains("semaphore currently full")
+        || is_kind(&["semaphore_full", "lock_held", "already_locked"])
+        || kind.as_deref() == Some("locked")
+        || matches!(status, 409 | 423)
+    {
+        Answer::Held(why)
+    } else if kind.is_some() && (400..500).contains(&status) {
+        Answer::No(why)
+    } else {
+        Answer::Broken(why)
+    }
 }
 
-impl RebootLock for FleetLock {
-    async fn acquire(&mut self, _: &str) -> Result<Leave, FleetError> {
-        Ok(match self.ask("pre-reboot").await? {
-            Ok(()) => Leave::Now,
-            Err(why) => Leave::Later {
-                until: None,
-                why: format!("the lock server {} says: {why}", self.server),
-            },
-        })
+impl FleetLock {
+    /// Takes the lock. [`Leave::Now`] also if this machine holds it already.
+    ///
+    /// # Errors
+    /// The server does not answer, or what it says is no decision.
+    pub async fn acquire(&mut self) -> Result<Leave, FleetError> {
+        let why = match self.ask("pre-reboot").await? {
+            Answer::Yes => return Ok(Leave::Now),
+            Answer::Broken(why) => return Err(self.broken(why)),
+            Answer::Held(why) => format!("others have the lock; {} says: {why}", self.server),
+            Answer::NotHeld(why) | Answer::No(why) => {
+                format!("the lock server {} says: {why}", self.server)
+            }
+        };
+        Ok(Leave::Later { until: None, why })
     }
 
-    /// The server has no place for a state. To ask for the lock once more tells whether it is still held.
-    async fn tell(&mut self, _: &str, _: NodeState) -> Result<(), FleetError> {
+    /// Makes sure that this machine still holds the lock. The server has no place for a state: to ask for the lock once more
+    /// tells.
+    ///
+    /// # Errors
+    /// [`FleetError::Lost`] if it does not; the server does not answer, or what it says is no decision.
+    pub async fn confirm(&mut self) -> Result<(), FleetError> {
         match self.ask("pre-reboot").await? {
-            Ok(()) => Ok(()),
-            Err(_) => Err(FleetError::Lost),
+            Answer::Yes => Ok(()),
+            Answer::Broken(why) => Err(self.broken(why)),
+            Answer::Held(_) | Answer::NotHeld(_) | Answer::No(_) => Err(FleetError::Lost),
         }
     }
 
-    async fn release(&mut self) -> Result<(), FleetError> {
+    /// Gives the lock back. Done as well if this machine does not hold it, or others do.
+    ///
+    /// # Errors
+    /// The server does not answer, refuses, or what it says is no decision.
+    pub async fn release(&mut self) -> Result<(), FleetError> {
         match self.ask("steady-state").await? {
-            Ok(()) => Ok(()),
-            Err(why) => Err(FleetLockError::Refused {
+            Answer::Yes | Answer::NotHeld(_) | Answer::Held(_) => Ok(()),
+            Answer::Broken(why) => Err(self.broken(why)),
+            Answer::No(why) => Err(FleetLockError::Refused {
                 server: self.server.clone(),
                 why,
             }
             .into()),
         }
+    }
+
+    fn broken(&self, why: String) -> FleetError {
+        FleetLockError::Broken {
+            server: self.server.clone(),
+            why,
+        }
+        .into()
     }
 }
 

@@ -211,9 +211,10 @@ pub(super) fn of_machines<T: OfMachine>(folder: &str, keys: &[PlainKey]) -> Vec<
             );
             continue;
         }
-        let mut value = serde_json::from_str::<T>(&key.value).unwrap_or_else(|_| {
+        let mut value = serde_json::from_str::<T>(&key.value).unwrap_or_else(|error| {
+            let error = foreign(&error.to_string());
             warn!(
-                "the value of {} cannot be read: {}",
+                "the value of {} cannot be read ({error}): {}",
                 key.name,
                 foreign(&key.value)
             );
@@ -328,7 +329,33 @@ mod tests {
         }
     }
 
+    /// Whatever bytes etcd holds, as they come from it.
+    fn lossy(bytes: &[u8]) -> String {
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+
     proptest! {
+        #[test]
+        fn no_bytes_are_too_bad(
+            name in proptest::collection::vec(any::<u8>(), 0..80),
+            value in proptest::collection::vec(any::<u8>(), 0..300),
+            number in any::<i128>(),
+        ) {
+            let numbers = format!(
+                r#"{{"node":"n","version":"1","state":"steady","reason":"r","since":{number},"at":{number},"holders":{number}}}"#
+            );
+            for value in [lossy(&value), numbers, "[".repeat(100_000)] {
+                let keys = [key(&format!("f/{}", lossy(&name)), &value), key("f/id", &value)];
+                let holders: Vec<(Holder, i64)> = of_machines("f/", &keys);
+                prop_assert_eq!(&holders.last().unwrap().0.machine_id, "id");
+                let failures: Vec<(Failure, i64)> = of_machines("f/", &keys);
+                let nodes: Vec<(Node, i64)> = of_machines("f/", &keys);
+                prop_assert_eq!(failures.len(), nodes.len());
+                let config = Config::read(Some(&keys[1]));
+                prop_assert!(config.holders <= MOST && (1..=MOST).contains(&config.breaker));
+            }
+        }
+
         #[test]
         fn no_value_and_no_name_is_too_bad(name in ".{0,80}", value in ".{0,200}") {
             let keys = [key(&format!("f/{name}"), &value)];

@@ -29,6 +29,7 @@ pub use self::next_try::{deadline, next_try};
 use self::verdict::{Concern, Verdict, verdict};
 use super::running::{self, Counter, boot_id};
 use super::state::{Failed, FailureCode, Finding, Health, Pending, State, StateFile};
+use crate::appliance::systemd::Systemd;
 use crate::base::logging::chain;
 use crate::base::service::Service;
 use crate::settings::Settings;
@@ -98,6 +99,26 @@ pub async fn run(
     next_try::note_end(&options.root);
     issue::write(&options.root, &check.file.read());
     status
+}
+
+/// What to do while a version is neither good nor bad, on a machine that would fall back to another.
+pub fn advice(from: &str) -> String {
+    let back = match from {
+        "" => "the other slot's version".to_owned(),
+        from => format!("version {from}"),
+    };
+    format!(
+        "mend that, and the version stays: this is looked at again every two minutes. A reboot costs one of its tries; \
+         selvage update rollback --reboot goes back to {back}"
+    )
+}
+
+/// The version that installed the pending one; empty if nothing is known of it.
+fn pending_from(state: &State, version: &str) -> String {
+    let pending = state.pending.as_ref();
+    pending
+        .filter(|pending| pending.version == version)
+        .map_or_else(String::new, |pending| pending.from.clone())
 }
 
 /// Returns when systemd stops this process.
@@ -237,7 +258,9 @@ impl Check<'_> {
                 (BAD, text)
             }
             Verdict::Undecided(_) => {
-                let text = format!("{version} is not proven to work: {all}; looking again");
+                let from = pending_from(&self.file.read(), version);
+                let advice = advice(&from);
+                let text = format!("{version} is not proven to work: {all}; {advice}");
                 (UNDECIDED, text)
             }
         };
@@ -291,7 +314,8 @@ impl Check<'_> {
     /// Has systemd remove the counter. In the first run it waits for this check anyway; after an undecided run it has
     /// given up.
     async fn bless(&self) {
-        if let Err(error) = systemd::start("systemd-bless-boot.service").await {
+        let systemd = Systemd::of(&self.options.root);
+        if let Err(error) = systemd.start("systemd-bless-boot.service").await {
             warn!("failed to have the boot entry blessed: {error}");
         }
     }

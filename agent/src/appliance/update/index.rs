@@ -183,6 +183,12 @@ struct Format {
 }
 
 impl Index {
+    /// What messages call it.
+    pub fn name(&self) -> String {
+        let issued = time::rfc3339(self.issued);
+        format!("index {} of {issued}", self.serial)
+    }
+
     /// Parses an index whose signature was checked. `asked` is the channel in the settings, `highest` the highest serial
     /// that was accepted.
     ///

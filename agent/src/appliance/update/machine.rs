@@ -22,17 +22,14 @@ use crate::appliance::update::state::{self, DIRECTORY, LastCheck, State, StateFi
 use crate::appliance::update::sysupdate::{Sysupdate, SysupdateError};
 use crate::appliance::update::version::{BadVersion, Version};
 use crate::base::atomic_file;
+use crate::base::logging::chain;
 use crate::base::retry::{Backoff, random_seed};
-use crate::base::time;
 use crate::settings::update::Update;
 
 mod install;
 
 /// The pause before an index and its signature that do not fit are asked for once more: the server may be replacing them.
 const BETWEEN_TWO: Duration = Duration::from_secs(2);
-
-/// What a failed check's result begins with.
-pub const FAILED: &str = "failed: ";
 
 /// Something did not work.
 #[derive(Debug, Error)]
@@ -132,6 +129,18 @@ pub enum UpdateError {
         /// Which file of the release.
         name: String,
     },
+}
+
+impl UpdateError {
+    /// Whether the settings are at fault.
+    pub fn is_bad_configuration(&self) -> bool {
+        match self {
+            Self::Server(error) | Self::Download(DownloadError::Server(error)) => {
+                error.is_bad_configuration()
+            }
+            _ => false,
+        }
+    }
 }
 
 /// How far it is.
@@ -257,22 +266,22 @@ impl Machine {
         let checked = self.fetch_index().await;
         let result = match &checked {
             Ok(index) => {
-                let issued = time::rfc3339(index.issued);
                 let newest = index.releases.first();
                 let newest = newest.map_or("none", |release| release.version.as_str());
-                format!(
-                    "index {} of {issued}, newest version {newest}",
-                    index.serial
-                )
+                format!("{}, newest version {newest}", index.name())
             }
-            Err(error) => format!("{FAILED}{}", crate::base::logging::chain(error)),
+            Err(error) => chain(error),
         };
         let at = seconds(SystemTime::now());
         self.state.change(|state| {
             if let Ok(index) = &checked {
                 state.accept_serial(&index.channel, index.serial);
             }
-            state.last_check = Some(LastCheck { at, result });
+            state.last_check = Some(LastCheck {
+                at,
+                failed: checked.is_err(),
+                result,
+            });
         })?;
         for skipped in checked.iter().flat_map(|index| &index.skipped) {
             warn!("the index has an entry that this version cannot use: {skipped}");

@@ -1,6 +1,5 @@
 //! The metrics of updates. The agent adds this file to its own `/metrics`; `docs/monitoring.md` lists them.
 
-use super::machine::FAILED;
 use super::state::State;
 use crate::telemetry::metrics::text::{Kind, Text};
 
@@ -41,7 +40,7 @@ pub(super) fn text(state: &State) -> String {
         "When this host last asked its release server, in seconds since the Unix epoch.",
     );
     if let Some(check) = &state.last_check {
-        let result = match check.result.starts_with(FAILED) {
+        let result = match check.failed {
             true => "failed",
             false => "ok",
         };
@@ -68,7 +67,8 @@ mod tests {
         state.begin("3", "1", Health::default(), 30);
         state.last_check = Some(LastCheck {
             at: 40,
-            result: "failed: no route".to_owned(),
+            failed: true,
+            result: "no route".to_owned(),
         });
         state
     }

@@ -47,16 +47,20 @@ impl Patience {
 #[derive(Debug, Error)]
 pub enum ServerError {
     /// No connection.
-    #[error("failed to connect to {to}: {}", io_error_text(.source))]
+    #[error("{url}: failed to connect to {to}: {}", io_error_text(.source))]
     Connect {
+        /// What was asked for.
+        url: String,
         /// The server or the proxy.
         to: String,
         /// Why.
         source: io::Error,
     },
     /// The proxy refuses.
-    #[error("the proxy {proxy} answers {status} for {to}")]
+    #[error("{url}: the proxy {proxy} answers {status} for {to}")]
     Proxy {
+        /// What was asked for.
+        url: String,
         /// The proxy.
         proxy: String,
         /// The server behind it.
@@ -65,22 +69,26 @@ pub enum ServerError {
         status: u16,
     },
     /// The certificates cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
+    #[error("update.cafile in agent.toml cannot be used")]
+    Tls(#[source] TlsError),
     /// Nobody's certificate can be checked.
     #[error("no certificate authorities: update.cafile is not set, and the system has none")]
     NoAuthorities,
     /// The connection broke, or what came is no HTTP.
-    #[error("the connection to {to} broke: {}", http_error_text(.source))]
+    #[error("{url}: the connection to {to} broke: {}", http_error_text(.source))]
     Http {
+        /// What was asked for.
+        url: String,
         /// The server.
         to: String,
         /// Why.
         source: hyper::Error,
     },
     /// Nothing came for a while.
-    #[error("nothing came from {to} for {} s", .after.as_secs())]
+    #[error("{url}: nothing came from {to} for {} s", .after.as_secs())]
     Silent {
+        /// What was asked for.
+        url: String,
         /// The server.
         to: String,
         /// For how long.
@@ -116,6 +124,11 @@ pub enum ServerError {
 }
 
 impl ServerError {
+    /// Whether the settings are at fault.
+    pub fn is_bad_configuration(&self) -> bool {
+        matches!(self, Self::Tls(_) | Self::NoAuthorities)
+    }
+
     /// Whether the same request may succeed a little later.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
@@ -146,6 +159,7 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     body: Incoming,
+    url: String,
     to: String,
     patience: Patience,
     _connection: Connection,
@@ -157,11 +171,13 @@ impl Reply {
         loop {
             let frame = timeout(self.patience.bytes, self.body.frame()).await;
             let frame = frame.map_err(|_| ServerError::Silent {
+                url: self.url.clone(),
                 to: self.to.clone(),
                 after: self.patience.bytes,
             })?;
             let Some(frame) = frame else { return Ok(None) };
             let frame = frame.map_err(|source| ServerError::Http {
+                url: self.url.clone(),
                 to: self.to.clone(),
                 source,
             })?;
@@ -233,7 +249,7 @@ impl Server {
         let mut url = self.url(path);
         for _ in 0..=MOST_REDIRECTS {
             let address: Uri = url.parse().map_err(|_| ServerError::Address(url.clone()))?;
-            let reply = self.ask(&address, from).await?;
+            let reply = self.ask(&address, from, self.url(path)).await?;
             if !matches!(reply.status, 301 | 302 | 303 | 307 | 308) {
                 return Ok(reply);
             }
@@ -245,17 +261,23 @@ impl Server {
         })
     }
 
-    /// One request over one connection.
-    async fn ask(&self, address: &Uri, from: Option<From<'_>>) -> Result<Reply, ServerError> {
-        let target = Target::of(address)?;
-        let to = target.authority.clone();
+    /// One request over one connection. Errors name `url`, not where a redirect led: that may have a secret in its query.
+    async fn ask(
+        &self,
+        address: &Uri,
+        from: Option<From<'_>>,
+        url: String,
+    ) -> Result<Reply, ServerError> {
+        let target = Target::of(address, url)?;
         let limit = self.patience.answer;
         let silent = |_| ServerError::Silent {
-            to: to.clone(),
+            url: target.url.clone(),
+            to: target.authority.clone(),
             after: limit,
         };
         let broke = |source| ServerError::Http {
-            to: to.clone(),
+            url: target.url.clone(),
+            to: target.authority.clone(),
             source,
         };
         let stream = timeout(limit, self.connect(&target))
@@ -291,7 +313,8 @@ impl Server {
             status: head.status.as_u16(),
             headers: head.headers,
             body,
-            to,
+            url: target.url,
+            to: target.authority,
             patience: self.patience,
             _connection: connection,
         })
@@ -303,6 +326,7 @@ impl Server {
             .as_ref()
             .map_or(&target.authority, |proxy| &proxy.authority);
         let failed = |source| ServerError::Connect {
+            url: target.url.clone(),
             to: through.clone(),
             source,
         };
@@ -323,6 +347,7 @@ impl Server {
             error => ServerError::Tls(error),
         })?;
         let failed = |source| ServerError::Connect {
+            url: target.url.clone(),
             to: target.authority.clone(),
             source,
         };
@@ -338,6 +363,8 @@ impl Server {
 
 /// What is connected to.
 struct Target {
+    /// What was asked for, before redirects.
+    url: String,
     tls: bool,
     /// Without brackets.
     host: String,
@@ -348,7 +375,7 @@ struct Target {
 }
 
 impl Target {
-    fn of(address: &Uri) -> Result<Self, ServerError> {
+    fn of(address: &Uri, url: String) -> Result<Self, ServerError> {
         let bad = || ServerError::Address(address.to_string());
         let tls = match address.scheme_str() {
             Some("http") => false,
@@ -363,6 +390,7 @@ impl Target {
         let port = address.port_u16().unwrap_or(usual);
         let authority = format!("{host}:{port}");
         Ok(Self {
+            url,
             tls,
             host: host.trim_matches(['[', ']']).to_owned(),
             host_header: if port == usual {
@@ -382,6 +410,7 @@ async fn tunnel(
     target: &Target,
 ) -> Result<impl Stream + use<>, ServerError> {
     let broke = |source| ServerError::Http {
+        url: target.url.clone(),
         to: proxy.authority.clone(),
         source,
     };
@@ -399,6 +428,7 @@ async fn tunnel(
     let answer = connection.send(request).await.map_err(broke)?;
     if !answer.status().is_success() {
         return Err(ServerError::Proxy {
+            url: target.url.clone(),
             proxy: proxy.authority.clone(),
             to: target.authority.clone(),
             status: answer.status().as_u16(),

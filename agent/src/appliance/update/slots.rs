@@ -20,17 +20,14 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tracing::warn;
 
-use crate::appliance::update::running::Counter;
+use crate::appliance::update::running::{Counter, TRIES};
 use crate::appliance::update::version::Version;
 
 pub(super) mod partition;
 mod uki;
 
 /// Where the ESP is mounted, below the root.
-const ENTRIES: &str = "efi/EFI/Linux";
-
-/// How many tries an entry gets that is to be started.
-const TRIES: u32 = 3;
+pub(crate) const ENTRIES: &str = "efi/EFI/Linux";
 
 /// The counter of an entry that is aside: `TriesLeft=` and `TriesDone=` of the transfer that writes it.
 const ASIDE: Counter = Counter { left: 0, done: 0 };
@@ -233,8 +230,7 @@ fn named(root: &Path) -> Result<Vec<Entry>, SlotError> {
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
             continue;
         };
-        if let Some(version) = version_of(name) {
-            let counter = Counter::of_name(name);
+        if let Some((version, counter)) = read_name(name) {
             entries.push(Entry {
                 version,
                 counter,
@@ -261,11 +257,14 @@ pub(super) fn clear_damaged(root: &Path, running: &Version) -> Result<(), SlotEr
     Ok(())
 }
 
-/// The version in the name of an entry. What sysupdate has not finished begins with `.#`.
-fn version_of(name: &str) -> Option<Version> {
+/// The version in the name of an entry, and its counter if it has one. A counter that cannot be read is no entry of ours,
+/// nor is what sysupdate has not finished: that begins with `.#`.
+fn read_name(name: &str) -> Option<(Version, Option<Counter>)> {
     let stem = name.strip_prefix("selvage_")?.strip_suffix(".efi")?;
-    let version = stem.split_once('+').map_or(stem, |(version, _)| version);
-    version.parse().ok()
+    match stem.split_once('+') {
+        None => Some((stem.parse().ok()?, None)),
+        Some((version, _)) => Some((version.parse().ok()?, Some(Counter::of_name(name)?))),
+    }
 }
 
 /// Has the next boot try a version. A newer one that runs is put aside, since the boot loader takes the newest: it is

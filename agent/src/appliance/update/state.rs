@@ -62,6 +62,9 @@ pub struct State {
 pub struct LastCheck {
     /// When it was.
     pub at: u64,
+    /// Whether it brought no index.
+    #[serde(default)]
+    pub failed: bool,
     /// A sentence about the result.
     pub result: String,
 }

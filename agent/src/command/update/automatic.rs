@@ -8,14 +8,14 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use tokio::process::Command;
 use tracing::warn;
 
-use super::Error;
 use super::progress::Shown;
+use super::{Error, Known};
+use crate::appliance::systemd::Systemd;
 use crate::appliance::update::choose::{Choice, choose};
 use crate::appliance::update::index::Release;
-use crate::appliance::update::machine::{FAILED, Machine, seconds};
+use crate::appliance::update::machine::{Machine, Step, seconds};
 use crate::appliance::update::state::{Health, State};
 use crate::appliance::update::turn::{Leave, Turn};
 use crate::appliance::update::version::Version;
@@ -39,6 +39,17 @@ pub(super) enum Stop {
     Reboots(String),
 }
 
+impl Stop {
+    /// With more words.
+    fn and(self, more: &str) -> Self {
+        match self {
+            Self::Idle(text) => Self::Idle(text + more),
+            Self::Waits(text) => Self::Waits(text + more),
+            Self::Reboots(text) => Self::Reboots(text + more),
+        }
+    }
+}
+
 impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -47,62 +58,18 @@ impl fmt::Display for Stop {
     }
 }
 
-/// One run.
-pub(super) async fn run(
-    machine: &Machine,
-    root: &Path,
-    turn: &mut impl Turn,
-    health: &impl AsyncFn() -> Health,
-    now: SystemTime,
-) -> Result<Stop, Error> {
-    let settings = machine.settings();
-    if settings.auto == Auto::Off || settings.server.is_none() {
-        let why = if settings.auto == Auto::Off {
-            "auto is off"
-        } else {
-            "server is not set"
-        };
-        return Ok(Stop::Idle(format!("no updates: update.{why}")));
-    }
-    let _lock = machine.lock()?;
-    let mut state = machine.state();
-    // The lock of who cannot tell stays where it is, and the next steps ask again.
-    if let Err(error) = turn.settle(&state, machine.running()).await {
-        warn!(
-            "the fleet was not told of this machine: {}",
-            logging::chain(&*error)
-        );
-    }
-    let index = match is_due(&state, settings.check_interval, now) {
-        true => Some(machine.check().await?),
-        false => None,
-    };
-    let Some(index) = index.or_else(|| machine.known_index()) else {
-        return Ok(Stop::Idle(
-            "no index is known: the next check brings one".to_owned(),
-        ));
-    };
-    state = machine.state();
-    match choose(&index, machine.running(), &state) {
-        Choice::UpToDate => Ok(Stop::Idle(format!(
-            "version {} is the newest",
-            machine.running()
-        ))),
-        Choice::Blocked { release, why } => {
-            let version = &release.version;
-            Ok(Stop::Idle(format!(
-                "version {version} is available, but {why}"
-            )))
-        }
-        Choice::Update { release, severity } => {
-            let found = Found {
-                release,
-                severity,
-                channel: &index.channel,
-            };
-            go_on(machine, root, turn, health, now, found).await
-        }
-    }
+/// What a run works with.
+pub(super) struct Run<'a, T, H, C> {
+    /// The machine that is updated.
+    pub(super) machine: &'a Machine,
+    /// Its root directory.
+    pub(super) root: &'a Path,
+    /// Who says when it may go down.
+    pub(super) turn: &'a mut T,
+    /// Takes the health of the machine.
+    pub(super) health: &'a H,
+    /// Tells the time. Asked at each step, for a download or a drain may take hours.
+    pub(super) clock: C,
 }
 
 /// What is done once a boot check has ended: tells the fleet what it found, and gives the lock back. A fleet that does not
@@ -132,102 +99,188 @@ struct Found<'a> {
     channel: &'a str,
 }
 
-/// What is done about it.
-async fn go_on(
-    machine: &Machine,
-    root: &Path,
-    turn: &mut impl Turn,
-    health: &impl AsyncFn() -> Health,
-    now: SystemTime,
-    found: Found<'_>,
-) -> Result<Stop, Error> {
-    let settings = machine.settings();
-    let Found {
-        release,
-        severity,
-        channel,
-    } = found;
-    let version = &release.version;
-    if settings.auto == Auto::Check {
-        return Ok(Stop::Waits(format!(
-            "version {version} is available in the channel {channel}"
-        )));
+impl<T: Turn, H: AsyncFn() -> Health, C: Fn() -> SystemTime> Run<'_, T, H, C> {
+    /// One run.
+    ///
+    /// # Errors
+    /// The index, the download, the installation, the fleet or the reboot.
+    pub(super) async fn run(mut self) -> Result<Stop, Error> {
+        let settings = self.machine.settings();
+        if settings.auto == Auto::Off || settings.server.is_none() {
+            let why = if settings.auto == Auto::Off {
+                "auto is off"
+            } else {
+                "server is not set"
+            };
+            return Ok(Stop::Idle(format!("no updates: update.{why}")));
+        }
+        let _lock = self.machine.lock()?;
+        let running = self.machine.running();
+        // The lock of who cannot tell stays where it is, and the next steps ask again.
+        if let Err(error) = self.turn.settle(&self.machine.state(), running).await {
+            warn!(
+                "the fleet was not told of this machine: {}",
+                logging::chain(&*error)
+            );
+        }
+        let Some(Known { index, failed }) = self.index().await? else {
+            return Ok(Stop::Idle(
+                "no index is known: the next check brings one".to_owned(),
+            ));
+        };
+        let stop = match choose(&index, running, &self.machine.state()) {
+            Choice::UpToDate => Stop::Idle(format!("version {running} is the newest")),
+            Choice::Blocked { release, why } => Stop::Idle(format!(
+                "version {} is available, but {why}",
+                release.version
+            )),
+            Choice::Update { release, severity } => {
+                let channel = &index.channel;
+                self.take(Found {
+                    release,
+                    severity,
+                    channel,
+                })
+                .await?
+            }
+        };
+        Ok(match failed {
+            None => stop,
+            Some(_) => stop.and(&format!(" (by the {}: the check failed)", index.name())),
+        })
     }
-    let mut shown = Shown::new(Service::from_environment(), std::io::stderr().is_terminal());
-    let is_installed = machine.is_installed(version)?;
-    if !is_installed {
-        machine
-            .download(release, &mut |step| shown.step(&step))
-            .await?;
+
+    /// The index to go by. What was believed once is worth as much when the server is away or sends nonsense: whoever
+    /// can do that could keep it from answering as well.
+    async fn index(&self) -> Result<Option<Known>, Error> {
+        let is_due = is_due(
+            &self.machine.state(),
+            self.machine.settings().check_interval,
+            (self.clock)(),
+        );
+        if is_due {
+            return Ok(Some(
+                Known::ask(self.machine, |error| !error.is_bad_configuration()).await?,
+            ));
+        }
+        let index = self.machine.known_index();
+        Ok(index.map(|index| Known {
+            index,
+            failed: None,
+        }))
     }
-    if settings.auto == Auto::Download {
-        return Ok(Stop::Waits(format!("version {version} is downloaded")));
+
+    /// Goes as far with a release as settings, trial, windows and fleet allow.
+    async fn take(&mut self, found: Found<'_>) -> Result<Stop, Error> {
+        let (machine, auto) = (self.machine, self.machine.settings().auto);
+        let (release, version) = (found.release, &found.release.version);
+        if auto == Auto::Check {
+            let channel = found.channel;
+            return Ok(Stop::Waits(format!(
+                "version {version} is available in the channel {channel}"
+            )));
+        }
+        // Before a byte is downloaded: that would take the place of what the machine may still need.
+        if let Some(wait) = self.waits_for_judgement()? {
+            return Ok(Stop::Waits(format!("version {version} {wait}")));
+        }
+        let mut shown = Shown::new(Service::from_environment(), std::io::stderr().is_terminal());
+        let is_installed = machine.is_installed(version)?;
+        if !is_installed {
+            let mut hear = |step: Step<'_>| shown.step(&step);
+            machine.download(release, &mut hear).await?;
+        }
+        if auto == Auto::Download {
+            return Ok(Stop::Waits(format!("version {version} is downloaded")));
+        }
+        if let Some(wait) = self.waits_for_window(found.severity) {
+            return Ok(Stop::Waits(format!("version {version} {wait}")));
+        }
+        if let Some(wait) = refused(self.turn.may_start(release).await.map_err(Error::Turn)?) {
+            return Ok(Stop::Waits(format!("version {version} {wait}")));
+        }
+        if !is_installed {
+            let mut hear = |step: Step<'_>| shown.step(&step);
+            machine.install(release, &mut hear).await?;
+        }
+        self.go_down(version, found.severity).await
     }
-    if let Some(failed) = machine.is_judging()? {
-        return Ok(Stop::Waits(format!(
-            "version {version} waits until the boot check has judged the failure of {failed}"
-        )));
+
+    /// Why nothing may be put into the other slot.
+    fn waits_for_judgement(&self) -> Result<Option<String>, Error> {
+        if let Some(failed) = self.machine.is_judging()? {
+            return Ok(Some(format!(
+                "waits until the boot check has judged the failure of {failed}"
+            )));
+        }
+        let running = self.machine.running();
+        let is_on_trial = self.machine.is_on_trial()?;
+        Ok(is_on_trial.then(|| format!("waits until {running} has passed its boot check")))
     }
-    if machine.is_on_trial()? {
-        return Ok(Stop::Waits(format!(
-            "version {version} waits until {} has passed its boot check",
-            machine.running()
-        )));
+
+    /// Takes the lock, drains the machine, and reboots it into a version that is installed.
+    async fn go_down(&mut self, version: &Version, severity: Severity) -> Result<Stop, Error> {
+        let waits = |why| {
+            Ok(Stop::Waits(format!(
+                "version {version} is installed and {why}"
+            )))
+        };
+        // The window may have closed since the installation began.
+        if let Some(wait) = self.waits_for_window(severity) {
+            return waits(wait);
+        }
+        // The lock is held across the reboot, so it is taken as late as possible.
+        if let Some(wait) = refused(self.turn.acquire(version).await.map_err(Error::Turn)?) {
+            return waits(wait);
+        }
+        // Before the drain: the boot check compares with what worked while all of it ran.
+        let health_before = (self.health)().await;
+        if let Err(error) = self.turn.drain(version).await {
+            return waits(format!("waits: {}", logging::chain(&*error)));
+        }
+        // As after a hook that took too long: nobody expects a reboot now, and the next window drains once more.
+        if let Some(wait) = self.waits_for_window(severity) {
+            self.give_back().await;
+            return waits(format!("{wait}: the drain took longer than the window"));
+        }
+        if let Err(error) = self.start(version, health_before).await {
+            self.give_back().await;
+            return Err(error);
+        }
+        Ok(Stop::Reboots(format!("rebooting into version {version}")))
     }
-    if let Some(wait) = waits_for_window(settings, severity, seconds_signed(now)) {
-        return Ok(Stop::Waits(format!("version {version} {wait}")));
+
+    /// Makes a version the one that the next boot tries, and reboots. Until now, a chance reboot started the running one.
+    async fn start(&self, version: &Version, health_before: Health) -> Result<(), Error> {
+        self.machine.arm(version, health_before)?;
+        let Err(why) = Systemd::of(self.root).reboot().await else {
+            return Ok(());
+        };
+        if let Err(error) = self.machine.disarm(version) {
+            warn!(
+                "the next reboot starts version {version}: {}",
+                logging::chain(&error)
+            );
+            return Err(Error::Reboot(why));
+        }
+        let version = version.clone();
+        Err(Error::NoReboot { why, version })
     }
-    if let Some(wait) = refused(turn.may_start(release).await.map_err(Error::Turn)?) {
-        return Ok(Stop::Waits(format!("version {version} {wait}")));
-    }
-    if !is_installed {
-        machine
-            .install(release, &mut |step| shown.step(&step))
-            .await?;
-    }
-    // The lock is held across the reboot, so it is taken as late as possible.
-    if let Some(wait) = refused(turn.acquire(version).await.map_err(Error::Turn)?) {
-        return Ok(Stop::Waits(format!(
-            "version {version} is installed and {wait}"
-        )));
-    }
-    // Before the drain: the boot check compares with what worked while all of it ran.
-    let health_before = health().await;
-    if let Err(error) = turn.drain(version).await {
-        return Ok(Stop::Waits(format!(
-            "version {version} is installed and waits: {}",
-            logging::chain(&*error)
-        )));
-    }
-    if let Err(error) = start(machine, root, version, health_before).await {
-        if let Err(error) = turn.release().await {
+
+    async fn give_back(&mut self) {
+        if let Err(error) = self.turn.release().await {
             warn!("failed to give the lock back: {}", logging::chain(&*error));
         }
-        return Err(error);
     }
-    Ok(Stop::Reboots(format!("rebooting into version {version}")))
-}
 
-/// Makes a version the one that the next boot tries, and reboots. Until now, a chance reboot started the running one.
-async fn start(
-    machine: &Machine,
-    root: &Path,
-    version: &Version,
-    health_before: Health,
-) -> Result<(), Error> {
-    machine.arm(version, health_before)?;
-    let Err(why) = reboot(root).await else {
-        return Ok(());
-    };
-    if let Err(error) = machine.disarm(version) {
-        warn!(
-            "the next reboot starts version {version}: {}",
-            logging::chain(&error)
-        );
-        return Err(Error::Reboot(why));
+    /// What is waited for, if no window is open and the update is not urgent.
+    fn waits_for_window(&self, severity: Severity) -> Option<String> {
+        waits_for_window(
+            self.machine.settings(),
+            severity,
+            seconds_signed((self.clock)()),
+        )
     }
-    let version = version.clone();
-    Err(Error::NoReboot { why, version })
 }
 
 /// Whether the index is asked for again. A clock that went back is no reason to wait for its return.
@@ -235,7 +288,7 @@ fn is_due(state: &State, interval: Duration, now: SystemTime) -> bool {
     let Some(last) = &state.last_check else {
         return true;
     };
-    let interval = match last.result.starts_with(FAILED) {
+    let interval = match last.failed {
         true => interval.min(AFTER_FAILURE),
         false => interval,
     };
@@ -275,21 +328,6 @@ fn refused(leave: Leave) -> Option<String> {
         }),
         Leave::Never { why } => Some(format!("is not started: {why}")),
     }
-}
-
-/// Reboots this machine by systemd.
-///
-/// # Errors
-/// What systemd said against it.
-pub(super) async fn reboot(root: &Path) -> Result<(), String> {
-    let program = root.join("usr/bin/systemctl");
-    let output = Command::new(&program).arg("reboot").output().await;
-    let output = output.map_err(|error| format!("{}: {error}", program.display()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("systemctl reboot: {}", said.trim()))
 }
 
 #[cfg(test)]

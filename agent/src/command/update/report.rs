@@ -6,20 +6,27 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::automatic::shown_time;
+use crate::appliance::update::boot_check;
 use crate::appliance::update::choose::{Choice, choose};
 use crate::appliance::update::index::Index;
-use crate::appliance::update::machine::{FAILED, Machine};
+use crate::appliance::update::machine::Machine;
 use crate::appliance::update::slots::{self, Entry, Slot};
 use crate::appliance::update::state::{ByHand, Failed, FailureCode, LastCheck, Pending};
 use crate::appliance::update::version::Version;
 use crate::appliance::update::windows;
 use crate::base::terminal::{Style, Tone};
+use crate::base::time;
 use crate::settings::update::{Auto, Severity};
 
 /// Bytes for people.
 pub(super) fn megabytes(bytes: u64) -> String {
     let tenths = bytes.div_ceil(100_000);
     format!("{}.{} MB", tenths / 10, tenths % 10)
+}
+
+/// Whether the last question for the index failed.
+fn has_failed(check: Option<&LastCheck>) -> bool {
+    check.is_some_and(|check| check.failed)
 }
 
 /// What there is beside the running version.
@@ -29,6 +36,10 @@ pub(super) struct Available {
     channel: String,
     /// The serial of its index.
     serial: u64,
+    /// When that was signed (RFC 3339).
+    issued: String,
+    /// Whether a later question for the index failed.
+    stale: bool,
     /// The release, if there is a newer one.
     version: Option<Version>,
     /// How much it matters.
@@ -40,10 +51,12 @@ pub(super) struct Available {
 }
 
 impl Available {
-    pub(super) fn of(index: &Index, choice: &Choice<'_>) -> Self {
+    pub(super) fn of(index: &Index, choice: &Choice<'_>, stale: bool) -> Self {
         let mut found = Self {
             channel: index.channel.clone(),
             serial: index.serial,
+            issued: time::rfc3339(index.issued),
+            stale,
             version: None,
             severity: None,
             size: None,
@@ -124,6 +137,8 @@ impl BootEntry {
 pub(super) struct Report {
     running: Version,
     blessed: bool,
+    /// Whether this machine runs the version that it was installed with: no update has passed here yet.
+    as_installed: bool,
     slots: Vec<Slot>,
     /// `None` if the ESP cannot be read, which only root may.
     boot_entries: Option<Vec<BootEntry>>,
@@ -156,7 +171,7 @@ impl Report {
         let index = machine.known_index();
         let available = index.as_ref().map(|index| {
             let choice = choose(index, &running, &state);
-            Available::of(index, &choice)
+            Available::of(index, &choice, has_failed(state.last_check.as_ref()))
         });
         let entries = slots::entries(root).ok();
         let entries: Option<Vec<_>> =
@@ -175,9 +190,14 @@ impl Report {
                 .parse()
                 .is_ok_and(|version: Version| version > running)
         };
+        let is_counted = |entry: &BootEntry| entry.version == running && entry.tries_left.is_some();
+        let is_on_trial = (state.pending.as_ref())
+            .is_some_and(|pending| pending.version == running.as_str())
+            || entries.iter().flatten().any(is_counted);
         Self {
             blessed: (state.blessed.as_ref())
                 .is_some_and(|blessed| blessed.version == running.as_str()),
+            as_installed: state.blessed.is_none() && !is_on_trial,
             slots: slots::slots(root),
             waiting: waiting.map(|entry| entry.version.clone()),
             by_hand: state.by_hand.clone(),
@@ -206,10 +226,7 @@ impl Report {
 
     /// See the help of `status`.
     pub(super) fn exit_status(&self) -> u8 {
-        let check_failed = self
-            .last_check
-            .as_ref()
-            .is_some_and(|check| check.result.starts_with(FAILED));
+        let check_failed = has_failed(self.last_check.as_ref());
         let newer = self
             .available
             .as_ref()
@@ -230,10 +247,10 @@ impl Report {
                 style.tone(tone, text)
             )
         };
-        let blessed = if self.blessed {
-            "passed its boot check"
-        } else {
-            "not blessed"
+        let blessed = match (self.blessed, self.as_installed) {
+            (true, _) => "passed its boot check",
+            (false, true) => "as installed",
+            (false, false) => "not blessed",
         };
         line(
             "running",
@@ -273,9 +290,10 @@ impl Report {
             None => line("checked", Tone::Dim, "never")?,
             Some(check) => {
                 let at = shown_time(i64::try_from(check.at).unwrap_or(0));
-                let bad = check.result.starts_with(FAILED);
+                let bad = has_failed(Some(check));
                 let tone = if bad { Tone::Bad } else { Tone::Plain };
-                line("checked", tone, &format!("{at}: {}", check.result))?;
+                let failed = if bad { "failed: " } else { "" };
+                line("checked", tone, &format!("{at}: {failed}{}", check.result))?;
             }
         }
         match &self.available {
@@ -283,13 +301,21 @@ impl Report {
                 version: Some(version),
                 blocked,
                 size,
+                serial,
+                issued,
+                stale,
                 ..
             }) => {
                 let size = megabytes(size.unwrap_or(0));
-                match blocked {
-                    Some(why) => line("available", Tone::Warn, &format!("{version}, but {why}")),
-                    None => line("available", Tone::Good, &format!("{version} ({size})")),
-                }
+                let by = match stale {
+                    true => format!(", by the index {serial} of {issued}"),
+                    false => String::new(),
+                };
+                let (tone, text) = match blocked {
+                    Some(why) => (Tone::Warn, format!("{version}, but {why}{by}")),
+                    None => (Tone::Good, format!("{version} ({size}){by}")),
+                };
+                line("available", tone, &text)
             }
             _ => Ok(()),
         }
@@ -317,6 +343,10 @@ impl Report {
                     Tone::Bad,
                     &format!("{}: {}", finding.code, finding.reason),
                 )?;
+                let is_undecided = !finding.bad && finding.code != FailureCode::CutShort;
+                if is_undecided && *version == self.running.as_str() {
+                    line("to do", Tone::Warn, &boot_check::advice(&pending.from))?;
+                }
             }
         }
         if let Some(version) = &self.waiting {

@@ -5,6 +5,7 @@ use super::*;
 use crate::appliance::fleet::Fleet;
 use crate::appliance::update::samples::server::TestServer;
 use crate::appliance::update::samples::{self, Site};
+use crate::appliance::update::state::{FailureCode, Finding, State, StateFile};
 use crate::command::cli::{Cli, Command};
 use crate::settings::{self, Environment, SettingsFlags, Sources};
 
@@ -76,7 +77,7 @@ async fn a_machine_is_looked_at_updated_and_rolled_back() {
     let (status, output) = world.say(&["status", "--color=never"]).await.unwrap();
     assert_eq!(status, 0);
     assert!(
-        output.starts_with("running    1.0 (not blessed)\n"),
+        output.starts_with("running    1.0 (as installed)\n"),
         "{output}"
     );
     assert!(output.contains("checked    never\n"), "{output}");
@@ -120,6 +121,11 @@ async fn a_machine_is_looked_at_updated_and_rolled_back() {
 
     world.rename("selvage_1.1+3-0.efi", "selvage_1.1.efi");
     world.become_version("1.1");
+    let (_, output) = world.say(&["status", "--color=never"]).await.unwrap();
+    assert!(
+        output.starts_with("running    1.1 (not blessed)\n"),
+        "{output}"
+    );
     assert_eq!(
         world.say(&["apply"]).await.unwrap(),
         (0, "version 1.1 is the newest\n".to_owned())
@@ -148,7 +154,39 @@ async fn a_machine_is_looked_at_updated_and_rolled_back() {
         .unwrap();
     assert_eq!(status, 0);
     let reboots = std::fs::read_to_string(world.root.path().join("systemctl")).unwrap();
-    assert_eq!(reboots, "reboot\n");
+    assert_eq!(reboots, "reboot --no-block\n");
+}
+
+#[tokio::test]
+async fn an_installed_and_a_blessed_version_are_told_apart_and_an_undecided_one_has_words() {
+    let world = World::new().await;
+    let running = async || {
+        let report = world.json(&["status", "--json"]).await;
+        (report["as_installed"] == true, report["blessed"] == true)
+    };
+    assert_eq!(running().await, (true, false));
+    world.say(&["apply"]).await.unwrap();
+    assert_eq!(running().await, (true, false));
+    world.become_version("1.1");
+    // The boot loader counts its tries.
+    assert_eq!(running().await, (false, false));
+    let state = StateFile::new(&world.root.path().join("var/lib/selvage/update"));
+    let undecided = |state: &mut State| {
+        state.pending.as_mut().unwrap().finding = Some(Finding {
+            at: 1,
+            bad: false,
+            code: FailureCode::Agent,
+            object: None,
+            reason: "etcd does not answer".to_owned(),
+        });
+    };
+    state.change(undecided).unwrap();
+    let (_, output) = world.say(&["status", "--color=never"]).await.unwrap();
+    let words = "\nto do      mend that, and the version stays: this is looked at again every two minutes. ";
+    assert!(output.contains(words), "{output}");
+    assert!(output.contains("goes back to version 1.0\n"), "{output}");
+    state.change(|state| state.bless("1.1", 2)).unwrap();
+    assert_eq!(running().await, (false, true));
 }
 
 #[tokio::test]
@@ -230,6 +268,34 @@ async fn a_version_that_was_downloaded_is_installed_without_the_server() {
     assert!(error.contains("roll-back attack"), "{error}");
     let (status, _) = world.say(&["status"]).await.unwrap();
     assert_eq!(status, 1);
+}
+
+#[tokio::test]
+async fn while_the_server_is_away_the_last_index_answers_and_is_named() {
+    let world = World::new().await;
+    assert_eq!(world.say(&["check"]).await.unwrap().0, NEWER);
+    world.server.shared().site.clear();
+    let (status, output) = world.say(&["check"]).await.unwrap();
+    assert_eq!(status, 1);
+    let start =
+        "the check failed; the index 5 of 2026-11-29T10:00:00Z says:\nversion 1.1 is available";
+    assert!(output.starts_with(start), "{output}");
+    let found = world.json(&["check", "--json"]).await;
+    assert_eq!(found["version"], "1.1");
+    assert_eq!(found["issued"], "2026-11-29T10:00:00Z");
+    assert_eq!(found["stale"], true);
+    let (status, output) = world.say(&["status", "--color=never"]).await.unwrap();
+    assert_eq!(status, 1);
+    assert!(
+        output.contains("/releases/stable.json: HTTP status 404"),
+        "{output}"
+    );
+    let line = "\navailable  1.1 (0.4 MB), by the index 5 of 2026-11-29T10:00:00Z\n";
+    assert!(output.contains(line), "{output}");
+    // One that was never reached has nothing to say.
+    let world = World::new().await;
+    world.server.shared().site.clear();
+    world.say(&["check"]).await.unwrap_err();
 }
 
 #[tokio::test]

@@ -22,14 +22,12 @@ async fn whatever_others_write_nothing_panics_and_the_lock_goes_on() {
         put(&mut client, name, "{}").await;
     }
     put(&mut client, "config", r#"{"holders":"many"}"#).await;
-    client
-        .put(
-            [b"/selvage/fleet/default/holders/".as_slice(), &[0xff, 0xfe]].concat(),
-            "x",
-            None,
-        )
-        .await
-        .unwrap();
+    // A name that is no text can be read, but not be written or deleted by its text.
+    for folder in ["holders/", "failed/1.1/"] {
+        let folder = format!("/selvage/fleet/default/{folder}");
+        let name = [folder.as_bytes(), &[0xff, 0xfe]].concat();
+        client.put(name, "x", None).await.unwrap();
+    }
     put(&mut client, "nodes/id-7", vec![0xff, b'{', 0]).await;
     put(&mut client, "nodes/id-8", r#"{"node":"n\u001b[31m\u202e","machine_id":"id-1","version":"1","slot":"\u0007","state":"dancing","at":18446744073709551615}"#).await;
     put(&mut client, "failed/1.1/id-9", "[[[[").await;

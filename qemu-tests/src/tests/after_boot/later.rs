@@ -65,6 +65,11 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, cluster: &mut Cluste
             panic(cluster, progress).await
         })
         .await;
+    suite
+        .case(CASES[14], cluster, async |cluster| {
+            torn(cluster, host, progress).await
+        })
+        .await;
     Ok(())
 }
 
@@ -216,6 +221,45 @@ async fn reset(cluster: &mut Cluster, progress: &Progress) -> Result<()> {
         .await
         .context("the journal of the boot that was reset has lost its last words")?;
     root_fills_disk(cluster).await
+}
+
+/// Half of the root's superblock is lost, and the SSH host key is empty, as power cuts leave them.
+async fn torn(cluster: &mut Cluster, host: &Host, progress: &Progress) -> Result<()> {
+    const KEY: &str = "/etc/ssh/ssh_host_ed25519_key";
+    const SECTOR: u64 = 512;
+    let machine = alone(cluster)?;
+    let start = "cat /sys/class/block/$(basename \"$(findmnt -n -o SOURCE /)\")/start";
+    let start = machine.ssh.run(start).await?;
+    let start: u64 = start.trim().parse().context("the start of the root")?;
+    let truncate = format!("sudo truncate --size=0 {KEY} {KEY}.pub && sudo sync");
+    machine.ssh.run(&truncate).await?;
+    ensure!(
+        machine.power_down().await,
+        "the power button does not end the machine"
+    );
+    // The superblock has the sectors 2 and 3 of the file system.
+    machine::zero_disk(&machine.spec.disk, (start + 3) * SECTOR, SECTOR).await?;
+    machine.power_on(host.accelerator)?;
+    machine.wait_for_ssh(progress).await?;
+    let state = machine.settle(progress).await?;
+    ensure!(
+        state == "running",
+        "the boot with a torn superblock is {state:?}"
+    );
+    machine
+        .ssh
+        .run("journalctl -b -q -o cat -u selvage-first-boot | grep -q 'the root file system on .* is repaired'")
+        .await
+        .context("nothing says that the root was repaired")?;
+    machine
+        .ssh
+        .run(&format!(
+            "[ \"$(sudo ssh-keygen -y -f {KEY} | cut -d' ' -f1,2)\" = \"$(cut -d' ' -f1,2 {KEY}.pub)\" ]"
+        ))
+        .await
+        .context("the host key is not whole")?;
+    // The kernel may say that the superblock is damaged.
+    machine.console.check().map(drop)
 }
 
 async fn panic(cluster: &mut Cluster, progress: &Progress) -> Result<()> {

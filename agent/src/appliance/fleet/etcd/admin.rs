@@ -2,7 +2,8 @@
 
 use super::{ATTEMPTS, Group, Status, by_version, check, json, lost_races};
 use crate::appliance::fleet::FleetError;
-use crate::appliance::fleet::records::{Config, Holder, MOST, foreign, of_machines};
+use crate::appliance::fleet::records::{Config, Holder, MOST, foreign, is_id, of_machines};
+use crate::cluster::lease::etcd::PlainKey;
 use crate::settings::Etcd;
 
 /// A group, as an administrator sees it.
@@ -97,7 +98,10 @@ impl Admin {
         let folder = format!("{}{version}/", self.group.failed);
         let mut count = 0;
         for _ in 0..ATTEMPTS {
-            let found = self.group.keys.list(&folder).await?.keys;
+            // Another key there counts for nothing, and its name may be no text by which it could be deleted.
+            let is_machine = |key: &PlainKey| key.name.strip_prefix(&folder).is_some_and(is_id);
+            let mut found = self.group.keys.list(&folder).await?.keys;
+            found.retain(is_machine);
             if found.is_empty() {
                 return Ok(count);
             }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use tracing::warn;
+
 use crate::appliance::update::running::Counter;
 use crate::appliance::update::slots;
 use crate::appliance::update::state::{FailureCode, Finding, Pending};
@@ -23,12 +25,12 @@ pub(super) enum Entry {
 }
 
 impl Entry {
-    /// The boot entry of a version below a root directory.
+    /// The boot entry of a version below a root directory. Of several, the blessed one.
     pub(super) fn find(root: &Path, version: &str) -> Self {
         let entries = match slots::entries(root) {
             Ok(entries) => entries,
             Err(error) => {
-                tracing::warn!("{}", chain(&error));
+                warn!("{}", chain(&error));
                 return Self::Unknown;
             }
         };
@@ -193,11 +195,12 @@ mod tests {
             (&["selvage_2.1+3-0.efi", "selvage_2.efi.old"], Entry::Absent),
             (&["selvage_2+1-2.efi", "selvage_2.efi"], Entry::Blessed),
             (&["selvage_2+0-0.efi"], Entry::Aside),
+            (&["selvage_2+x.efi", ".#selvage_2.efi"], Entry::Absent),
             (&[], Entry::Absent),
         ] {
             let root = tempfile::tempdir().unwrap();
             assert_eq!(Entry::find(root.path(), "2"), Entry::Unknown);
-            let directory = root.path().join("efi/EFI/Linux");
+            let directory = root.path().join(slots::ENTRIES);
             std::fs::create_dir_all(&directory).unwrap();
             for file in files {
                 std::fs::write(directory.join(file), samples::uki(1, 600)).unwrap();

@@ -7,6 +7,7 @@ use tracing::{debug, warn};
 
 use super::systemd::{self, Units};
 use super::{reach, site};
+use crate::appliance::systemd::Systemd;
 use crate::appliance::update::state::Health;
 use crate::base::http::{self, Trouble};
 use crate::base::logging::chain;
@@ -34,6 +35,7 @@ impl Health {
 pub(super) struct Probe<'a> {
     settings: &'a Settings,
     root: PathBuf,
+    systemd: Systemd,
 }
 
 impl<'a> Probe<'a> {
@@ -42,13 +44,14 @@ impl<'a> Probe<'a> {
         Self {
             settings,
             root: root.to_owned(),
+            systemd: Systemd::of(root),
         }
     }
 
     /// The health without the site's checks. Whoever answered before is asked again, as the agent may not know them yet.
     pub(super) async fn look(&self, before: &Health) -> Health {
         let mut health = Health::default();
-        match Units::look().await {
+        match Units::look(&self.systemd).await {
             Ok(units) => {
                 health.units_known = true;
                 health.failed_units = units.failed;
@@ -79,15 +82,16 @@ impl<'a> Probe<'a> {
     async fn agents(&self, health: &mut Health) -> Vec<Status> {
         let mut statuses = Vec::new();
         // An agent that is started by hand alone is not there after a reboot.
-        if is_enabled(&[AGENT_UNIT]).await {
+        if self.is_enabled(&[AGENT_UNIT]).await {
             statuses.extend(agent(self.settings, health).await);
         }
-        let units = systemd::agents_of_networks().await.unwrap_or_else(|error| {
+        let units = systemd::agents_of_networks(&self.systemd).await;
+        let units = units.unwrap_or_else(|error| {
             debug!("systemd does not answer: {error}");
             Vec::new()
         });
         for unit in units {
-            if !is_enabled(&[&unit]).await {
+            if !self.is_enabled(&[&unit]).await {
                 continue;
             }
             match self.settings_of(&unit) {
@@ -117,10 +121,22 @@ impl<'a> Probe<'a> {
     }
 
     async fn docker(&self) -> Option<bool> {
-        if !is_enabled(&DOCKER_UNITS).await {
+        if !self.is_enabled(&DOCKER_UNITS).await {
             return None;
         }
         Some(answers(&self.root.join(DOCKER), DOCKER_PATIENCE).await)
+    }
+
+    /// Whether one of the units is enabled. If systemd does not answer, it is assumed: then a check fails rather than being
+    /// left out.
+    async fn is_enabled(&self, units: &[&str]) -> bool {
+        match systemd::is_enabled(&self.systemd, units).await {
+            Ok(enabled) => enabled,
+            Err(error) => {
+                debug!("systemd does not answer: {error}");
+                true
+            }
+        }
     }
 }
 
@@ -165,18 +181,6 @@ fn add(health: &mut Health, causes: Vec<Cause>) {
     let others = health.agent_ready.unwrap_or(true);
     health.agent_ready = Some(others && causes.is_empty());
     health.causes.extend(causes);
-}
-
-/// Whether one of the units is enabled. If systemd does not answer, it is assumed: then a check fails rather than being
-/// left out.
-async fn is_enabled(units: &[&str]) -> bool {
-    match systemd::is_enabled(units).await {
-        Ok(enabled) => enabled,
-        Err(error) => {
-            debug!("systemd does not answer: {error}");
-            true
-        }
-    }
 }
 
 /// Why the agent is not ready: its own causes, or the part of its work that is not done. Empty if it is ready.

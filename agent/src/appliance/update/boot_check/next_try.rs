@@ -6,7 +6,8 @@ use std::path::Path;
 
 use tracing::{info, warn};
 
-use super::{BAD, GOOD, UNDECIDED, boot_id, change, on_trial, systemd};
+use super::{BAD, GOOD, UNDECIDED, boot_id, change, on_trial};
+use crate::appliance::systemd::Systemd;
 use crate::appliance::update::running::{self, Counter};
 use crate::appliance::update::state::{FailureCode, Finding, State, StateFile};
 use crate::telemetry::status::now;
@@ -121,7 +122,7 @@ async fn give_up(
         return Ok(GOOD);
     }
     writeln!(output, "this boot failed, the next try follows: {reason}")?;
-    match systemd::reboot().await {
+    match Systemd::of(root).reboot().await {
         Ok(()) => Ok(GOOD),
         Err(error) => {
             warn!("failed to reboot: {error}");

@@ -4,23 +4,21 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::time::timeout;
 
-use crate::appliance::programs;
+use crate::appliance::programs::{self, End, Ended, Launch};
 use crate::appliance::update::state::FailedCheck;
 
 /// Where they are.
 const DIRECTORY: &str = "etc/selvage/boot-checks.d";
+
+/// The name by which the directory itself passes, if it can be read, or fails.
+pub(super) const ITSELF: &str = ".";
 
 /// How long each may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `EX_TEMPFAIL` of sysexits.h: the check cannot tell, or the cause is outside of this machine.
 const OUTSIDE: i32 = 75;
-
-/// How much output is kept, in bytes: the end, where the error is.
-const MOST_OUTPUT: usize = 600;
 
 /// The results.
 #[derive(Debug, Default)]
@@ -31,78 +29,160 @@ pub(super) struct Results {
     pub(super) failed: Vec<FailedCheck>,
 }
 
-/// Runs all of them side by side.
+impl Results {
+    fn add(&mut self, name: String, result: Result<(), (String, bool)>) {
+        match result {
+            Ok(()) => self.passed.push(name),
+            Err((why, outside)) => self.failed.push(FailedCheck { name, why, outside }),
+        }
+    }
+}
+
+/// Runs all of them side by side. That they cannot be listed is a failure, too: they may be all that a site has.
 pub(super) async fn run(root: &Path) -> Results {
-    let checks = programs::list(&root.join(DIRECTORY)).unwrap_or_default();
-    let results = join_all(checks.iter().map(|path| run_one(path))).await;
+    run_by(root, &Launch::new(PATIENCE)).await
+}
+
+async fn run_by(root: &Path, launch: &Launch) -> Results {
     let mut all = Results::default();
+    let checks = match programs::list(&root.join(DIRECTORY)) {
+        Ok(checks) => checks,
+        Err(error) => {
+            let why = format!("the site's checks cannot be read: {error}");
+            all.add(ITSELF.to_owned(), Err((why, false)));
+            return all;
+        }
+    };
+    all.add(ITSELF.to_owned(), Ok(()));
+    let results = join_all(checks.iter().map(|path| run_one(path, launch))).await;
     for (path, result) in checks.iter().zip(results) {
         let name = path.file_name().unwrap_or_default();
-        let name = name.to_string_lossy().into_owned();
-        match result {
-            Ok(()) => all.passed.push(name),
-            Err((why, outside)) => all.failed.push(FailedCheck { name, why, outside }),
-        }
+        all.add(name.to_string_lossy().into_owned(), result);
     }
     all
 }
 
 /// An error is the reason, and whether its cause is outside.
-async fn run_one(path: &Path) -> Result<(), (String, bool)> {
-    let inside = |why: String| (why, false);
-    let mut child = programs::command("systemd-run", path, PATIENCE, None)
-        .spawn()
-        .map_err(|error| inside(format!("systemd-run cannot be started: {error}")))?;
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let ended = async { tokio::join!(child.wait(), tail(stdout), tail(stderr)) };
-    let Ok((status, stdout, stderr)) = timeout(PATIENCE + programs::GRACE, ended).await else {
-        return Err(inside(format!("no end after {} s", PATIENCE.as_secs())));
-    };
-    let status = status.map_err(|error| inside(format!("its end is not known: {error}")))?;
-    if status.success() {
-        return Ok(());
+async fn run_one(path: &Path, launch: &Launch) -> Result<(), (String, bool)> {
+    let Ended { end, said } = launch
+        .run(path, |_| ())
+        .await
+        .map_err(|error| (format!("systemd-run cannot run it: {error}"), false))?;
+    match end {
+        End::Status(status) if status.success() => Ok(()),
+        End::Status(status) => {
+            let separator = if said.is_empty() { "" } else { ": " };
+            let why = format!("{status}{separator}{said}");
+            Err((why, status.code() == Some(OUTSIDE)))
+        }
+        End::Hung(ran) => Err((Ended::hung(ran, &said), false)),
     }
-    let output = [stdout, stderr].concat();
-    let output = words(&output);
-    let separator = if output.is_empty() { "" } else { ": " };
-    Err((
-        format!("{status}{separator}{output}"),
-        status.code() == Some(OUTSIDE),
-    ))
-}
-
-/// Reads everything, and keeps the end.
-async fn tail(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
-    let mut kept = Vec::new();
-    let Some(mut stream) = stream else {
-        return kept;
-    };
-    let mut buffer = [0; 4096];
-    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-        kept.extend_from_slice(buffer.get(..read).unwrap_or_default());
-        let excess = kept.len().saturating_sub(MOST_OUTPUT);
-        kept.drain(..excess);
-    }
-    kept
-}
-
-/// One line of printable text.
-fn words(output: &[u8]) -> String {
-    let text = String::from_utf8_lossy(output);
-    let text = text.replace(|character: char| character.is_control(), " ");
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
     use super::*;
+    use crate::appliance::update::samples::program;
+
+    /// A root with checks, and what stands in for systemd.
+    fn site(checks: &[(&str, &str)]) -> (tempfile::TempDir, Launch) {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join(DIRECTORY);
+        fs::create_dir_all(&directory).unwrap();
+        for (name, text) in checks {
+            program(&directory.join(name), text);
+        }
+        let launcher = root.path().join("launcher");
+        let text = "for one; do case $one in --property=RuntimeMaxSec=*) limit=${one##*=};; \
+                    --*) ;; *) exec timeout \"$limit\" \"$one\";; esac; done";
+        program(&launcher, text);
+        let launch = Launch {
+            launcher,
+            ..Launch::new(Duration::from_secs(60))
+        };
+        (root, launch)
+    }
+
+    fn failed(results: &Results) -> Vec<(&str, &str, bool)> {
+        let failed = results.failed.iter();
+        failed
+            .map(|check| (&*check.name, &*check.why, check.outside))
+            .collect()
+    }
 
     #[tokio::test]
-    async fn of_long_output_the_end_is_kept_on_one_line() {
-        let output = format!("{}\n\x1b[1mthe error\n", "x".repeat(100_000));
-        let kept = tail(Some(output.as_bytes())).await;
-        assert_eq!(kept.len(), MOST_OUTPUT);
-        let line = words(&kept);
-        assert!(line.ends_with("xx [1mthe error"), "{line}");
+    async fn checks_pass_or_fail_by_their_status_and_say_why() {
+        let (root, launch) = site(&[
+            ("10-good", "echo well"),
+            ("20-bad", "echo checking; echo no route >&2; exit 3"),
+            ("30-elsewhere", "exit 75"),
+        ]);
+        let results = run_by(root.path(), &launch).await;
+        assert_eq!(results.passed, [ITSELF, "10-good"]);
+        assert_eq!(
+            failed(&results),
+            [
+                ("20-bad", "exit status: 3: checking no route", false),
+                ("30-elsewhere", "exit status: 75", true)
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_says_how_long_it_ran_and_what_it_printed_last() {
+        let (root, mut launch) = site(&[
+            ("10-hangs", "echo asking the disk; exec sleep 600"),
+            ("20-mute", "exec sleep 600"),
+        ]);
+        launch.limit = Duration::from_secs(1);
+        let results = run_by(root.path(), &launch).await;
+        let why = "it had not ended after 1 s, and printed";
+        assert_eq!(
+            failed(&results),
+            [
+                ("10-hangs", &*format!("{why} last: asking the disk"), false),
+                ("20-mute", &*format!("{why} nothing"), false)
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn checks_that_cannot_be_read_are_a_failure() {
+        let (root, launch) = site(&[]);
+        let directory = root.path().join(DIRECTORY);
+        let passed = run_by(root.path(), &launch).await;
+        assert_eq!(
+            (passed.passed, passed.failed.len()),
+            (vec![ITSELF.to_owned()], 0)
+        );
+        fs::remove_dir(&directory).unwrap();
+        assert!(
+            run_by(root.path(), &launch).await.failed.is_empty(),
+            "none is none"
+        );
+
+        fs::write(&directory, "").unwrap();
+        let results = run_by(root.path(), &launch).await;
+        let (_, why, _) = failed(&results)[0];
+        assert!(why.contains("cannot be read: Not a directory"), "{why}");
+        fs::remove_file(&directory).unwrap();
+        for (to, expected) in [
+            ("/nowhere", "it is a link that leads nowhere"),
+            ("boot-checks.d", "symbolic links"),
+        ] {
+            symlink(to, &directory).unwrap();
+            let results = run_by(root.path(), &launch).await;
+            let (name, why, outside) = failed(&results)[0];
+            assert_eq!((name, outside), (ITSELF, false));
+            assert!(why.contains(expected), "{why}");
+            fs::remove_file(&directory).unwrap();
+        }
+        fs::create_dir(&directory).unwrap();
+        symlink("/nowhere", directory.join("10-gone")).unwrap();
+        let results = run_by(root.path(), &launch).await;
+        assert_eq!(failed(&results)[0].0, "10-gone");
     }
 }

@@ -1,14 +1,8 @@
-//! What is asked of systemd, by `systemctl`.
+//! The units that a boot check asks systemd for.
 
 use std::io;
-use std::process::{Output, Stdio};
-use std::time::Duration;
 
-use tokio::process::Command;
-use tokio::time::timeout;
-
-/// How long systemd may take to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::appliance::systemd::Systemd;
 
 /// Units that wait for the boot check, or run beside it for as long as it does.
 const OURS: [&str; 4] = [
@@ -32,10 +26,11 @@ pub(super) struct Units {
 
 impl Units {
     /// Asks systemd.
-    pub(super) async fn look() -> io::Result<Self> {
+    pub(super) async fn look(systemd: &Systemd) -> io::Result<Self> {
         let plain = ["--no-legend", "--plain", "--full", "--no-pager"];
-        let failed = systemctl(&[&["list-units", "--state=failed"], &plain[..]].concat()).await?;
-        let jobs = systemctl(&[&["list-jobs"], &plain[..]].concat()).await?;
+        let failed = [&["list-units", "--state=failed"], &plain[..]].concat();
+        let failed = systemd.ask(&failed).await?;
+        let jobs = systemd.ask(&[&["list-jobs"], &plain[..]].concat()).await?;
         Ok(Self {
             failed: failed_units(&failed),
             starting: starting_units(&jobs),
@@ -79,9 +74,10 @@ fn sorted<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
 ///
 /// # Errors
 /// systemd cannot be asked.
-pub(super) async fn agents_of_networks() -> io::Result<Vec<String>> {
+pub(super) async fn agents_of_networks(systemd: &Systemd) -> io::Result<Vec<String>> {
     let arguments = ["list-units", "--all", "--no-legend", "--plain", "--full"];
-    let text = systemctl(&[&arguments[..], &["--no-pager", "selvage@*.service"]].concat()).await?;
+    let arguments = [&arguments[..], &["--no-pager", "selvage@*.service"]].concat();
+    let text = systemd.ask(&arguments).await?;
     Ok(sorted(first_words(&text)))
 }
 
@@ -89,51 +85,13 @@ pub(super) async fn agents_of_networks() -> io::Result<Vec<String>> {
 ///
 /// # Errors
 /// systemd cannot be asked.
-pub(super) async fn is_enabled(units: &[&str]) -> io::Result<bool> {
+pub(super) async fn is_enabled(systemd: &Systemd, units: &[&str]) -> io::Result<bool> {
     // The exit status depends on the first unit alone.
-    let output = run(&[&["is-enabled"], units].concat()).await?;
+    let output = systemd.run(&[&["is-enabled"], units].concat()).await?;
     let states = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(states
         .lines()
         .any(|state| matches!(state.trim(), "enabled" | "enabled-runtime" | "alias")))
-}
-
-/// Asks systemd to start a unit, without waiting for it.
-///
-/// # Errors
-/// systemd cannot be asked, or refuses.
-pub(super) async fn start(unit: &str) -> io::Result<()> {
-    systemctl(&["start", "--no-block", unit]).await.map(drop)
-}
-
-/// Asks systemd to reboot.
-///
-/// # Errors
-/// systemd cannot be asked, or refuses.
-pub(super) async fn reboot() -> io::Result<()> {
-    systemctl(&["reboot", "--no-block"]).await.map(drop)
-}
-
-async fn systemctl(arguments: &[&str]) -> io::Result<String> {
-    let output = run(arguments).await?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!(
-        "systemctl {}: {}",
-        arguments.first().unwrap_or(&""),
-        said.trim()
-    )))
-}
-
-async fn run(arguments: &[&str]) -> io::Result<Output> {
-    let output = Command::new("systemctl")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    timeout(PATIENCE, output).await?
 }
 
 #[cfg(test)]

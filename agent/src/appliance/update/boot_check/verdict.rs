@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use super::site;
 use crate::appliance::update::state::{FailedCheck, FailureCode, Health};
 use crate::telemetry::status::{Cause, Code};
 
@@ -274,7 +275,10 @@ impl Comparison<'_> {
         let concern = |check: &FailedCheck| Concern {
             code: FailureCode::SiteCheck,
             object: Some(check.name.clone()),
-            reason: format!("boot-checks.d/{}: {}", check.name, check.why),
+            reason: match &*check.name {
+                site::ITSELF => format!("/etc/selvage/boot-checks.d: {}", check.why),
+                name => format!("boot-checks.d/{name}: {}", check.why),
+            },
             blame: if check.outside || outage {
                 Blame::Outside
             } else if self.before.checks_passed.contains(&check.name) {

@@ -52,8 +52,7 @@ async fn tls_server(files: &Path) -> TestServer {
     TestServer::start_with(site, Some(acceptor)).await
 }
 
-/// Gets `a/b` by the settings.
-async fn get(settings: &str) -> Result<Vec<u8>, ServerError> {
+fn settings_of(settings: &str) -> Update {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("agent.toml");
     std::fs::write(&path, format!("[update]\n{settings}\n")).unwrap();
@@ -63,7 +62,12 @@ async fn get(settings: &str) -> Result<Vec<u8>, ServerError> {
         environment: &Environment::default(),
         flags: &SettingsFlags::default(),
     });
-    let server = Server::new(&settings.unwrap()).unwrap();
+    settings.unwrap()
+}
+
+/// Gets `a/b` by the settings.
+async fn get(settings: &str) -> Result<Vec<u8>, ServerError> {
+    let server = Server::new(&settings_of(settings)).unwrap();
     server.small("a/b", 100).await
 }
 
@@ -89,14 +93,55 @@ async fn a_server_with_tls_is_checked() {
     assert!(error.contains("invalid peer certificate"), "{error}");
     let none = format!("server = \"https://localhost:{port}\"\ncafile = \"/nonexistent/ca.pem\"");
     let error = get(&none).await.unwrap_err();
+    assert!(error.is_bad_configuration() && !error.is_transient());
+    let error = crate::base::logging::chain(&error);
     assert!(
-        error.to_string().contains("/nonexistent/ca.pem") && !error.is_transient(),
+        error.starts_with("update.cafile in agent.toml cannot be used: ")
+            && error.contains("/nonexistent/ca.pem"),
         "{error}"
     );
     // Who asks without TLS gets no answer that is HTTP.
     let plain = format!("server = \"http://localhost:{port}\"");
     let error = get(&plain).await.unwrap_err();
     assert!(matches!(error, ServerError::Http { .. }), "{error}");
+    let url = format!("http://localhost:{port}/a/b: the connection to localhost:{port} broke");
+    assert!(error.to_string().starts_with(&url), "{error}");
+}
+
+#[tokio::test]
+async fn who_does_not_answer_or_stops_is_named_with_the_address_that_was_asked_for() {
+    // Nobody has a listener on port 1.
+    let error = get("server = \"http://127.0.0.1:1/c\"").await.unwrap_err();
+    let start = "http://127.0.0.1:1/c/a/b: failed to connect to 127.0.0.1:1: ";
+    assert!(error.to_string().starts_with(start), "{error}");
+
+    let site = Site::from([("a/b".to_owned(), b"content".to_vec())]);
+    let server = TestServer::start(site).await;
+    let base = format!("http://{}", server.address);
+    let asked = async |fault| {
+        server.fail([fault]);
+        let settings = settings_of(&format!("server = \"{base}\""));
+        let patience = Patience {
+            answer: Duration::from_secs(20),
+            bytes: Duration::from_millis(50),
+        };
+        let server = Server::new(&settings).unwrap().with_patience(patience);
+        server.small("a/b", 100).await.unwrap_err().to_string()
+    };
+    let error = asked(Fault::Stall(1)).await;
+    let start = format!("{base}/a/b: nothing came from {} for ", server.address);
+    assert!(error.starts_with(&start), "{error}");
+    let error = asked(Fault::Cut(1)).await;
+    let start = format!("{base}/a/b: the connection to {} broke: ", server.address);
+    assert!(error.starts_with(&start), "{error}");
+    // Where a redirect leads to may have a secret in its query.
+    let to_nobody = "Location: http://127.0.0.1:1/x?token=secret\r\n";
+    let error = asked(Fault::Status(302, to_nobody)).await;
+    let start = format!("{base}/a/b: failed to connect to 127.0.0.1:1: ");
+    assert!(
+        error.starts_with(&start) && !error.contains("secret"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -128,7 +173,11 @@ async fn a_proxy_connects_to_a_server_with_tls_and_sees_its_name_alone() {
     refusing.shared().refuses_tunnels = true;
     let settings = settings.replace(&proxy.address.to_string(), &refusing.address.to_string());
     let error = get(&settings).await.unwrap_err().to_string();
-    let expected = format!("the proxy {} answers 407 for localhost:", refusing.address);
+    let expected = format!(
+        "https://localhost:{}/a/b: the proxy {} answers 407 for localhost:",
+        server.address.port(),
+        refusing.address
+    );
     assert!(error.starts_with(&expected), "{error}");
 }
 
@@ -173,12 +222,15 @@ fn addresses_have_the_usual_ports() {
         ("http://a:8080/x", "a:8080", "a", "a:8080"),
         ("https://[::1]:8443/x", "[::1]:8443", "::1", "[::1]:8443"),
     ] {
-        let target = Target::of(&address.parse().unwrap()).unwrap();
+        let target = Target::of(&address.parse().unwrap(), address.to_owned()).unwrap();
         assert_eq!(target.authority, authority);
         assert_eq!(target.host, host);
         assert_eq!(target.host_header, header);
     }
     for address in ["ftp://a/x", "/x", "a:80"] {
-        assert!(Target::of(&address.parse().unwrap()).is_err(), "{address}");
+        assert!(
+            Target::of(&address.parse().unwrap(), address.to_owned()).is_err(),
+            "{address}"
+        );
     }
 }

@@ -99,12 +99,22 @@ impl World {
         Machine::new(self.root.path(), settings.unwrap()).unwrap()
     }
 
+    /// What a run says whose clock is so.
+    async fn run_by(&mut self, clock: impl Fn() -> u64) -> Result<Stop, Error> {
+        let machine = self.machine();
+        let run = Run {
+            machine: &machine,
+            root: self.root.path(),
+            turn: &mut self.fleet,
+            health: &async || Health::default(),
+            clock: || UNIX_EPOCH + Duration::from_secs(clock()),
+        };
+        run.run().await
+    }
+
     /// What a run at a time says.
     async fn run_at(&mut self, secs: u64) -> Result<Stop, Error> {
-        let now = UNIX_EPOCH + Duration::from_secs(secs);
-        let machine = self.machine();
-        let health = async || Health::default();
-        run(&machine, self.root.path(), &mut self.fleet, &health, now).await
+        self.run_by(|| secs).await
     }
 
     async fn run(&mut self) -> String {
@@ -146,7 +156,13 @@ async fn the_settings_say_how_far_it_goes() {
             "",
         ),
         ("download", "version 1.1 is downloaded", 3, false, ""),
-        ("apply", "rebooting into version 1.1", 3, true, "reboot\n"),
+        (
+            "apply",
+            "rebooting into version 1.1",
+            3,
+            true,
+            "reboot --no-block\n",
+        ),
     ] {
         let mut world = World::new(&format!("auto = \"{auto}\""), "normal").await;
         assert_eq!(world.run().await, expected);
@@ -249,7 +265,7 @@ async fn the_fleet_is_asked_before_the_slot_is_written_and_locked_before_the_reb
     assert!(!world.is_armed());
     world.fleet.bad_drain = false;
     assert_eq!(world.run().await, "rebooting into version 1.1");
-    assert_eq!(world.reboots(), "reboot\n");
+    assert_eq!(world.reboots(), "reboot --no-block\n");
     assert!(world.is_armed());
     assert_eq!(world.machine().state().pending.unwrap().version, "1.1");
 }
@@ -306,11 +322,101 @@ async fn the_server_is_asked_once_in_an_interval() {
     assert_eq!(world.server.requests("stable.json").len(), 2);
     // A failure is repeated earlier, and until then the last index holds.
     world.server.shared().site.remove("stable.json");
-    let error = world.run_at(now + 8000).await.unwrap_err();
-    assert!(matches!(error, Error::Update(_)), "{error}");
-    let stop = world.run_at(now + 60).await.unwrap();
-    assert!(stop.to_string().contains("1.1 is available"), "{stop}");
-    world.run_at(now + 1000).await.unwrap_err();
+    let available = "version 1.1 is available in the channel stable";
+    let failed = " (by the index 5 of 2026-11-29T10:00:00Z: the check failed)";
+    for (after, said, asked) in [
+        (8000, format!("{available}{failed}"), 3),
+        (60, available.to_owned(), 3),
+        (1000, format!("{available}{failed}"), 4),
+    ] {
+        let stop = world.run_at(now + after).await.unwrap();
+        assert_eq!(stop, Stop::Waits(said), "{after}");
+        assert_eq!(world.server.requests("stable.json").len(), asked);
+    }
+}
+
+#[tokio::test]
+async fn an_installed_version_gets_its_turn_while_the_server_is_away() {
+    let settings = "auto = \"apply\"\ncheck-interval = 300";
+    let mut world = World::new(settings, "normal").await;
+    let now = seconds(SystemTime::now());
+    let later = |why: &str| {
+        Some(Leave::Later {
+            until: None,
+            why: why.to_owned(),
+        })
+    };
+    world.fleet.lock = later("node-2 has the lock");
+    world.run_at(now).await.unwrap();
+    assert!(world.is_installed());
+    world.server.shared().site.clear();
+    world.fleet.lock = None;
+    let stop = world.run_at(now + 3600).await.unwrap();
+    let said =
+        "rebooting into version 1.1 (by the index 5 of 2026-11-29T10:00:00Z: the check failed)";
+    assert_eq!(stop, Stop::Reboots(said.to_owned()));
+    assert_eq!(world.reboots(), "reboot --no-block\n");
+
+    // So it does behind a portal that answers anything with a page of its own.
+    let mut world = World::new(settings, "normal").await;
+    world.fleet.lock = later("node-2 has the lock");
+    world.run_at(now).await.unwrap();
+    let mut site = Site::new();
+    for name in ["stable.json", "stable.json.sig"] {
+        site.insert(name.to_owned(), b"<html>".to_vec());
+    }
+    world.server.shared().site = site;
+    world.fleet.lock = None;
+    let stop = world.run_at(now + 3600).await.unwrap();
+    assert!(matches!(stop, Stop::Reboots(_)), "{stop}");
+
+    // Who never had an index has none to go by.
+    let mut world = World::new(settings, "normal").await;
+    world.server.shared().site.clear();
+    let error = world.run_at(now).await.unwrap_err().to_string();
+    assert!(error.ends_with("stable.json: HTTP status 404"), "{error}");
+}
+
+#[tokio::test]
+async fn a_window_that_closes_during_a_step_stops_what_follows() {
+    const AFTER: u64 = NOON + 5400;
+    let settings = "auto = \"apply\"\nwindows = [\"Sun 12:00-13:00\"]";
+    let opens = "waits for the window that opens at 2026-12-06T12:00:00Z";
+    let clock = |over: bool| if over { AFTER } else { NOON };
+
+    let mut world = World::new(settings, "normal").await;
+    let staged = (world.root.path()).join("var/lib/selvage/update/download/selvage_1.1");
+    let stop = world.run_by(|| clock(staged.exists())).await.unwrap();
+    assert_eq!(stop, Stop::Waits(format!("version 1.1 {opens}")));
+    assert_eq!((world.downloads(), world.is_installed()), (3, false));
+
+    let mut world = World::new(settings, "normal").await;
+    let entry = (world.root.path()).join("efi/EFI/Linux/selvage_1.1+3-0.efi");
+    let stop = world.run_by(|| clock(entry.exists())).await.unwrap();
+    assert_eq!(
+        stop,
+        Stop::Waits(format!("version 1.1 is installed and {opens}"))
+    );
+    assert_eq!(world.fleet.asked(), ["settle 1.0 nothing", "start 1.1"]);
+
+    let mut world = World::new(settings, "normal").await;
+    let fleet = world.fleet.clone();
+    let is_drained = || fleet.asked().contains(&"drain".to_owned());
+    let stop = world.run_by(|| clock(is_drained())).await.unwrap();
+    assert_eq!(
+        stop,
+        Stop::Waits(format!(
+            "version 1.1 is installed and {opens}: the drain took longer than the window"
+        ))
+    );
+    assert_eq!(
+        world.fleet.asked()[2..],
+        ["lock 1.1", "drain", "release"].map(str::to_owned)
+    );
+    assert_eq!(world.reboots(), "");
+    // The next window finds it installed.
+    let stop = world.run_at(NOON + 7 * 86_400).await.unwrap();
+    assert_eq!(stop, Stop::Reboots("rebooting into version 1.1".to_owned()));
 }
 
 #[test]
@@ -318,17 +424,18 @@ fn checks_are_due_after_their_interval_and_when_the_clock_went_back() {
     let hour = Duration::from_secs(3600);
     for (last, now, due) in [
         (None, 0, true),
-        (Some((1000, "index 5")), 1000, false),
-        (Some((1000, "index 5")), 4599, false),
-        (Some((1000, "index 5")), 4600, true),
-        (Some((1000, "index 5")), 999, true),
-        (Some((1000, "failed: x")), 1899, false),
-        (Some((1000, "failed: x")), 1900, true),
+        (Some((1000, false)), 1000, false),
+        (Some((1000, false)), 4599, false),
+        (Some((1000, false)), 4600, true),
+        (Some((1000, false)), 999, true),
+        (Some((1000, true)), 1899, false),
+        (Some((1000, true)), 1900, true),
     ] {
         let mut state = State::default();
-        state.last_check = last.map(|(at, result)| LastCheck {
+        state.last_check = last.map(|(at, failed)| LastCheck {
             at,
-            result: result.to_owned(),
+            failed,
+            result: String::new(),
         });
         let now = UNIX_EPOCH + Duration::from_secs(now);
         assert_eq!(is_due(&state, hour, now), due, "{last:?} {now:?}");
@@ -351,7 +458,7 @@ async fn a_version_that_failed_or_was_rolled_back_from_is_left_alone() {
         said.contains("somebody had this machine go back from 1.1 by hand"),
         "{said}"
     );
-    assert_eq!(world.reboots(), "reboot\n");
+    assert_eq!(world.reboots(), "reboot --no-block\n");
     drop(machine);
 }
 
@@ -368,7 +475,7 @@ async fn nothing_is_installed_over_the_version_to_fall_back_to() {
         world.run().await,
         "version 1.1 waits until 1.0 has passed its boot check"
     );
-    assert!(!world.is_installed());
+    assert_eq!((world.downloads(), world.is_installed()), (0, false));
     std::fs::rename(&tried, &good).unwrap();
     assert_eq!(world.run().await, "rebooting into version 1.1");
 }

@@ -14,7 +14,7 @@ fn well() -> Health {
         units_known: true,
         failed_units: Vec::new(),
         starting_units: Vec::new(),
-        checks_passed: vec!["10-disk".to_owned()],
+        checks_passed: vec![site::ITSELF.to_owned(), "10-disk".to_owned()],
         checks_failed: Vec::new(),
     }
 }
@@ -227,6 +227,12 @@ fn what_is_no_fault_of_the_version_does_not_condemn() {
                 before.checks_failed = vec![check("10-disk", false)];
             }),
             with(|now| now.checks_failed = vec![check("10-disk", false)]),
+            Undecided(FailureCode::SiteCheck),
+        ),
+        (
+            "the site's checks could not be read before, or nobody looked",
+            with(|before| before.checks_passed.clear()),
+            with(|now| now.checks_failed = vec![check(site::ITSELF, false)]),
             Undecided(FailureCode::SiteCheck),
         ),
         (

@@ -185,7 +185,18 @@ async fn go_on(
             .install(release, &mut |step| shown.step(&step))
             .await?;
     }
-    // The lock is held across the reboot, so it is taken as late as possible.
+    take_turn(machine, root, turn, health, version).await
+}
+
+/// What is done with a version that is installed: lock, drain, reboot. The lock is held across the reboot, so it is taken as
+/// late as possible.
+async fn take_turn(
+    machine: &Machine,
+    root: &Path,
+    turn: &mut impl Turn,
+    health: &impl AsyncFn() -> Health,
+    version: &Version,
+) -> Result<Stop, Error> {
     if let Some(wait) = refused(turn.acquire(version).await.map_err(Error::Turn)?) {
         return Ok(Stop::Waits(format!(
             "version {version} is installed and {wait}"

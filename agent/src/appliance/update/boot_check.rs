@@ -454,3 +454,6 @@ fn sentences(concerns: &[Concern]) -> String {
     let texts: Vec<String> = concerns.iter().map(ToString::to_string).collect();
     texts.join("; ")
 }
+
+#[cfg(test)]
+mod tests;

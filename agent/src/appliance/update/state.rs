@@ -16,12 +16,14 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::metrics;
-use super::running::boot_id;
-use super::version::Version;
 use crate::base::atomic_file;
 use crate::base::codes::codes;
 use crate::telemetry::metrics::METRICS_FILE;
 use crate::telemetry::status::Cause;
+
+pub use self::by_hand::ByHand;
+
+mod by_hand;
 
 /// The directory of updates: the state and the staged files.
 pub const DIRECTORY: &str = "/var/lib/selvage/update";
@@ -131,25 +133,6 @@ pub struct Blessed {
     pub version: String,
     /// When it passed.
     pub at: u64,
-}
-
-/// A version that somebody chose in place of the one that ran. It counts for as long as that version runs.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct ByHand {
-    /// The version that was left.
-    pub from: String,
-    /// The one that was chosen.
-    pub to: String,
-    /// When.
-    pub at: u64,
-    /// The kernel's ID of the boot in which that was: until the next one, the version that was left still runs.
-    #[serde(default)]
-    pub boot: String,
-    /// Whether it was there already (`selvage update rollback`); else it was installed.
-    #[serde(default)]
-    pub rollback: bool,
-    /// The newest version that was ever left so: neither it nor any older one replaces the chosen one by itself.
-    pub newest_left: String,
 }
 
 codes! {
@@ -283,60 +266,6 @@ impl State {
             last_boot: String::new(),
             finding: None,
         });
-    }
-
-    /// Records that somebody wants an older version than the running one. [`Self::begin`] comes before.
-    pub fn prefer(&mut self, to: &Version, from: &Version, at: u64) {
-        self.by_hand = Some(ByHand {
-            from: from.to_string(),
-            to: to.to_string(),
-            at,
-            boot: boot_id(),
-            rollback: false,
-            newest_left: self.newest_left(from),
-        });
-    }
-
-    /// Records that somebody goes back from the running version to another, and that it is not to come back by itself.
-    pub fn roll_back(&mut self, to: &Version, from: &Version, at: u64) {
-        let newest_left = self.newest_left(from);
-        self.pending = None;
-        self.fail(Failed {
-            version: from.to_string(),
-            at,
-            boots: 0,
-            code: FailureCode::RolledBack,
-            reason: format!("rolled back by hand to {to}"),
-        });
-        self.prefer(to, from, at);
-        if let Some(by_hand) = &mut self.by_hand {
-            by_hand.rollback = true;
-            by_hand.newest_left = newest_left;
-        }
-    }
-
-    fn newest_left(&self, from: &Version) -> String {
-        let before = self.chosen_by_hand(from);
-        let before = before.and_then(|by_hand| by_hand.newest_left.parse().ok());
-        before.map_or_else(
-            || from.to_string(),
-            |before: Version| before.max(from.clone()).to_string(),
-        )
-    }
-
-    /// What was chosen by hand, if it is the version that runs.
-    pub fn chosen_by_hand(&self, running: &Version) -> Option<&ByHand> {
-        let by_hand = self.by_hand.as_ref();
-        by_hand.filter(|by_hand| by_hand.to == running.as_str())
-    }
-
-    /// Forgets that somebody went back from a version, if that was so.
-    pub fn take_back(&mut self, from: &str) {
-        if (self.by_hand.take_if(|by_hand| by_hand.from == from)).is_some() {
-            let is_it =
-                |failed: &Failed| failed.version == from && failed.code == FailureCode::RolledBack;
-            self.failed.retain(|failed| !is_it(failed));
-        }
     }
 
     /// Records that a version is no longer going to be tried.

@@ -40,16 +40,7 @@ impl Machine {
         progress: Progress<'_>,
     ) -> Result<(), UpdateError> {
         let version = &release.version;
-        if *version == self.running {
-            return Err(UpdateError::Running(version.clone()));
-        }
-        if let Some(from) = too_old_for(release, &self.running) {
-            return Err(UpdateError::TooOld {
-                version: version.clone(),
-                from,
-                running: self.running.clone(),
-            });
-        }
+        self.refuse(release)?;
         slots::clear_damaged(&self.root, &self.running)?;
         if self.faults(release)?.is_empty() {
             return Ok(());
@@ -76,6 +67,21 @@ impl Machine {
             warn!("failed to remove what was installed: {error}");
         }
         Ok(())
+    }
+
+    fn refuse(&self, release: &Release) -> Result<(), UpdateError> {
+        let version = release.version.clone();
+        if version == self.running {
+            return Err(UpdateError::Running(version));
+        }
+        match too_old_for(release, &self.running) {
+            None => Ok(()),
+            Some(from) => Err(UpdateError::TooOld {
+                version,
+                from,
+                running: self.running.clone(),
+            }),
+        }
     }
 
     fn faults<'a>(&self, release: &'a Release) -> Result<Vec<Fault<'a>>, UpdateError> {

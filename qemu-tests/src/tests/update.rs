@@ -27,13 +27,13 @@ pub(super) const CASES: Names = &[
     "update::next_version_is_blessed_in_the_other_slot",
     "update::boot_loader_follows_the_blessing",
     "update::broken_version_falls_back_by_itself",
-    "update::reset_of_the_boot_menu_is_chosen_only_by_hand",
+    "update::boot_menus_reset_is_chosen_only_by_hand",
 ];
 
 /// Three boots that fail and one that does not; one that provisions once more.
 pub(super) const EXTENDED: Names = &[
     "update::broken_version_falls_back_by_itself",
-    "update::reset_of_the_boot_menu_is_chosen_only_by_hand",
+    "update::boot_menus_reset_is_chosen_only_by_hand",
 ];
 
 /// From a boot that takes commands to a boot that is blessed.
@@ -333,7 +333,8 @@ pub(super) async fn installed_version_is_back(
 
 /// The boot loader's files in the ESP, and the image's.
 const LOADERS: &str = "/efi/EFI/systemd/systemd-bootx64.efi /efi/EFI/BOOT/BOOTX64.EFI";
-const LOADER_OF_IMAGE: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+/// The signed one, where there is one; as bootctl chooses.
+const LOADER_OF_IMAGE: &str = "$(ls /usr/lib/systemd/boot/efi/systemd-bootx64.efi* | tail -n 1)";
 
 /// Has the boot loader say that it is an older one; the text is in its data.
 async fn age_boot_loader(machine: &Machine) -> Result<()> {

@@ -30,13 +30,13 @@ pub(super) const CASES: Names = &[
     "update::boot_loader_follows_the_blessing",
     "update::roll_back_returns_to_the_former_version",
     "update::broken_version_falls_back_by_itself",
-    "update::reset_of_the_boot_menu_is_chosen_only_by_hand",
+    "update::boot_menus_reset_is_chosen_only_by_hand",
 ];
 
 /// Three boots that fail and one that does not; one that provisions once more.
 pub(super) const EXTENDED: Names = &[
     "update::broken_version_falls_back_by_itself",
-    "update::reset_of_the_boot_menu_is_chosen_only_by_hand",
+    "update::boot_menus_reset_is_chosen_only_by_hand",
 ];
 
 /// From a boot that takes commands to a boot that is blessed.
@@ -443,7 +443,8 @@ pub(super) async fn installed_version_is_back(
 
 /// The boot loader's files in the ESP, and the image's.
 const LOADERS: &str = "/efi/EFI/systemd/systemd-bootx64.efi /efi/EFI/BOOT/BOOTX64.EFI";
-const LOADER_OF_IMAGE: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+/// The signed one, where there is one; as bootctl chooses.
+const LOADER_OF_IMAGE: &str = "$(ls /usr/lib/systemd/boot/efi/systemd-bootx64.efi* | tail -n 1)";
 
 /// Has the boot loader say that it is an older one; the text is in its data.
 async fn age_boot_loader(machine: &Machine) -> Result<()> {
@@ -498,19 +499,26 @@ async fn menu(machine: &Machine) -> Result<Vec<String>> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// What the entries of the two profiles of a UKI have after its name (ukify(1): the first is `main`).
-const MAIN: &str = "@main";
+/// What the entry of a UKI's second profile has after the UKI's name. That of the first has nothing, or `@main`.
 const RESET: &str = "@reset";
 
 /// Fails unless each version comes before its reset, and one of them first of all.
 fn resets_come_after_their_versions(menu: &[String]) -> Result<()> {
-    let place = |name: &str| menu.iter().position(|entry| entry == name);
+    // systemd 257 takes the counter out of a version's name, but not out of its reset's.
+    let version_of = |entry: &str| {
+        let name = entry.split(['@', '+']).next().unwrap_or_default();
+        name.trim_end_matches(".efi").to_owned()
+    };
+    let mut seen = Vec::new();
     let mut resets = 0;
-    for (at, entry) in menu.iter().enumerate() {
-        if let Some(version) = entry.strip_suffix(RESET) {
+    for entry in menu {
+        let version = version_of(entry);
+        if entry.ends_with(RESET) {
             resets += 1;
-            let is_after = place(&format!("{version}{MAIN}")).is_some_and(|version| version < at);
+            let is_after = seen.contains(&version);
             ensure!(is_after, "{entry} does not come after {version}: {menu:?}");
+        } else {
+            seen.push(version);
         }
     }
     ensure!(resets > 0, "no entry for a reset: {menu:?}");
@@ -551,10 +559,18 @@ mod tests {
             let menu: Vec<_> = menu.iter().map(|entry| (*entry).to_owned()).collect();
             resets_come_after_their_versions(&menu)
         };
-        judge(&["v2@main", "v1@main", "v2@reset", "v1@reset", "auto-x"]).unwrap();
-        judge(&["v1@main", "v1@reset", "v2@main", "v2@reset"]).unwrap();
-        judge(&["v2@reset", "v2@main", "v1@main"]).unwrap_err();
-        judge(&["v1@main", "v2@reset"]).unwrap_err();
-        judge(&["v1@main"]).unwrap_err();
+        judge(&[
+            "v2.efi",
+            "v1.efi",
+            "v2+3-0.efi@reset",
+            "v1.efi@reset",
+            "auto-x",
+        ])
+        .unwrap();
+        judge(&["v1.efi@main", "v1.efi@reset", "v2.efi@main", "v2.efi@reset"]).unwrap();
+        // What an update's menu was when both profiles had one os-release.
+        judge(&["v2+3-0.efi@reset", "v2.efi", "v1.efi"]).unwrap_err();
+        judge(&["v1.efi", "v2.efi@reset"]).unwrap_err();
+        judge(&["v1.efi"]).unwrap_err();
     }
 }

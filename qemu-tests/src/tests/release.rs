@@ -1,6 +1,6 @@
-//! A machine and a release server. The server is the harness's, and has what `image/release` makes of the next version of the
-//! image, signed with keys that `image/keys` makes for this run. All cases but the last three are of the first boot; what
-//! they install they take off again.
+//! A machine and a release server. The server is the harness's, and has what `image/release` makes of the next version
+//! of the image, signed with keys that `image/keys` makes for this run. All cases but the last three are of the first
+//! boot; what they install they take off again.
 
 mod automatic;
 mod download;
@@ -64,7 +64,8 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
     suite.close(CASES, result.as_ref().err());
 }
 
-/// A member of etcd with agent and Docker, which trusts the server's key; the server; and the version that is installed.
+/// A member of etcd with agent and Docker, which trusts the server's key; the server; and the version that is
+/// installed.
 async fn start(
     progress: &Progress,
     host: &Host,
@@ -146,7 +147,8 @@ async fn boots(
     Ok(())
 }
 
-/// What fails in a boot without etcd, and is started again until it is there; the console has the middle of names cut out.
+/// What fails in a boot without etcd, and is started again until it is there; the console has the middle of names cut
+/// out.
 const WITHOUT_ETCD: &str = "selvage-boot-ch";
 
 /// Runs one case on the machine.

@@ -1,5 +1,5 @@
-//! The update that nobody touches: the timer checks, downloads, installs, takes the fleet's lock, drains and reboots. And
-//! etcd does not come up with the new version, until somebody starts it.
+//! The update that nobody touches: the timer checks, downloads, installs, takes the fleet's lock, drains and reboots.
+//! And etcd does not come up with the new version, until somebody starts it.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ const JUDGEMENT: Duration = Duration::from_secs(900);
 /// Soon and often.
 const TIMER: &str =
     "[Timer]\nOnBootSec=\nOnActiveSec=1s\nOnUnitInactiveSec=20s\nRandomizedDelaySec=0\n";
-/// Runs under the lock, before the reboot. Without etcd, what publishes the network config there would fail and start for
-/// ever, and the boot check would not say before its end that nothing changes any more.
+/// Runs under the lock, before the reboot. Without etcd, what publishes the network config there would fail and start
+/// for ever, and the boot check would not say before its end that nothing changes any more.
 const DRAIN: &str = "#!/bin/sh\necho \"$SELVAGE_VERSION\" >/var/lib/drained\n\
     exec systemctl disable etcd.service selvage-network.service\n";
 

@@ -95,8 +95,8 @@ fn flip(path: &Path, at: u64) -> Result<()> {
     flip().with_context(|| format!("failed to change {}", path.display()))
 }
 
-/// A disk that is too small from the beginning, and one that fills up before the last file has come: it gets back what the
-/// others took, too. It is one of its own, so that the rest of the machine does not suffer.
+/// A disk that is too small from the beginning, and one that fills up before the last file has come: it gets back what
+/// the others took, too. It is one of its own, so that the rest of the machine does not suffer.
 pub(super) async fn disk_full(guest: Guest<'_>, site: &Site) -> Result<()> {
     let usr = site.artefact("usr")?;
     let here = format!("{DIRECTORY}/download/{}", usr.name.display());

@@ -4,8 +4,8 @@
 //! connection as standard input and output. So no port of the host is open, and a guest that is cut off from the rest
 //! of the world still reaches what is meant for it.
 //!
-//! Port 80 speaks HTTP and HTTPS, and is a proxy as well: what is asked for by the address of another server comes from
-//! the same files.
+//! Port 80 speaks HTTP and HTTPS, and is a proxy as well: what is asked for by the address of another server comes
+//! from the same files.
 
 mod forward;
 mod http;

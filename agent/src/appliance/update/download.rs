@@ -453,7 +453,7 @@ impl Part {
             Some(tag) => fs::write(&self.tag, tag),
             None => remove_if_there(&self.tag),
         };
-        written.or_else(|error| self.give_up(error))
+        written.map_err(|error| self.failed(error))
     }
 
     /// Starts from nothing.
@@ -467,24 +467,11 @@ impl Part {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), DownloadError> {
-        match self.file.write_all(bytes) {
-            Ok(()) => {
-                self.hash.update(bytes);
-                self.length += bytes.len() as u64;
-                Ok(())
-            }
-            Err(error) => self.give_up(error),
-        }
-    }
-
-    /// Where the disk is full, containers need the space more than an update does.
-    fn give_up(&self, error: io::Error) -> Result<(), DownloadError> {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
-        if matches!(error.kind(), StorageFull | QuotaExceeded) {
-            let _ = fs::remove_file(&self.path);
-            let _ = fs::remove_file(&self.tag);
-        }
-        Err(self.failed(error))
+        let written = self.file.write_all(bytes);
+        written.map_err(|error| self.failed(error))?;
+        self.hash.update(bytes);
+        self.length += bytes.len() as u64;
+        Ok(())
     }
 
     /// The file is whole and right: gives it its name.

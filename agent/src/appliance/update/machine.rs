@@ -17,7 +17,7 @@ use crate::appliance::update::running;
 use crate::appliance::update::secure_boot::SecureBootError;
 use crate::appliance::update::server::{Server, ServerError};
 use crate::appliance::update::slots::{self, SlotError};
-use crate::appliance::update::staging::{Staging, StagingError};
+use crate::appliance::update::staging::{Staging, StagingError, is_full};
 use crate::appliance::update::state::{self, DIRECTORY, LastCheck, State, StateFile};
 use crate::appliance::update::sysupdate::{Sysupdate, SysupdateError};
 use crate::appliance::update::version::{BadVersion, Version};
@@ -423,10 +423,22 @@ impl Machine {
                     of,
                 });
             };
-            download.run(file, &mut hear).await?;
+            if let Err(error) = download.run(file, &mut hear).await {
+                self.give_back_space(&error);
+                return Err(error.into());
+            }
             before += file.size;
         }
         Ok(())
+    }
+
+    /// Where the disk has filled up meanwhile, not only the file that did not fit goes.
+    fn give_back_space(&self, error: &DownloadError) {
+        if matches!(error, DownloadError::File { source, .. } if is_full(source))
+            && let Err(error) = self.staging.keep_only(None)
+        {
+            warn!("failed to remove what was downloaded: {error}");
+        }
     }
 
     /// sysupdate finds this out only when the slot is half written, and says "argument list too long".

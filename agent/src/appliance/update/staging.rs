@@ -69,6 +69,12 @@ pub enum StagingError {
     },
 }
 
+/// Whether a disk is full. Then containers need the space more than an update does: it gives back all that it took.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
 fn mb(bytes: &u64) -> u64 {
     bytes.div_ceil(1_000_000)
 }
@@ -143,8 +149,10 @@ impl Staging {
         for file in &release.files {
             let mut hear = |bytes| progress(before + bytes);
             if let Err(error) = self.unpack_file(&self.of(release), file, &mut hear) {
-                // Also where the disk is full: containers need the space more.
-                let _ = self.clear_unpacked();
+                let _ = match &error {
+                    StagingError::File { source, .. } if is_full(source) => self.keep_only(None),
+                    _ => self.clear_unpacked(),
+                };
                 return Err(error);
             }
             before += file.unpacked_size;

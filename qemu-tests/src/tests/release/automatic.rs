@@ -1,5 +1,5 @@
-//! The update that nobody touches: the timer checks, downloads, installs, takes the fleet's lock, drains and reboots. And
-//! etcd does not come up with the new version, until somebody starts it.
+//! The update that nobody touches: the timer checks, downloads, installs, takes the fleet's lock, drains and reboots.
+//! And etcd does not come up with the new version, until somebody starts it.
 
 use std::time::Duration;
 
@@ -14,15 +14,16 @@ use crate::wait;
 
 /// From the timer's start to the reboot, on a guest that computes slowly.
 pub(super) const UPDATE: Duration = Duration::from_secs(900);
-/// An undecided check takes two minutes, and is repeated two minutes later.
-const JUDGEMENT: Duration = Duration::from_secs(600);
+/// An undecided check takes two minutes after the last change, and is repeated two minutes later.
+const JUDGEMENT: Duration = Duration::from_secs(900);
 
 /// Soon and often.
 const TIMER: &str =
     "[Timer]\nOnBootSec=\nOnActiveSec=1s\nOnUnitInactiveSec=20s\nRandomizedDelaySec=0\n";
-/// Runs under the lock, before the reboot.
-const DRAIN: &str =
-    "#!/bin/sh\necho \"$SELVAGE_VERSION\" >/var/lib/drained\nexec systemctl disable etcd.service\n";
+/// Runs under the lock, before the reboot. Without etcd, what publishes the network config there would fail and start
+/// for ever, and the boot check would not say before its end that nothing changes any more.
+const DRAIN: &str = "#!/bin/sh\necho \"$SELVAGE_VERSION\" >/var/lib/drained\n\
+    exec systemctl disable etcd.service selvage-network.service\n";
 
 /// Lets the timer do it: outside of its window, as the version is critical.
 pub(super) async fn begin(guest: Guest<'_>, site: &mut Site) -> Result<()> {

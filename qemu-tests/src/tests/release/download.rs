@@ -95,54 +95,58 @@ fn flip(path: &Path, at: u64) -> Result<()> {
     flip().with_context(|| format!("failed to change {}", path.display()))
 }
 
-/// A disk that is too small from the beginning, and one that fills up meanwhile. It is one of its own, so that the rest of
-/// the machine does not suffer.
-pub(super) async fn disk_full(guest: Guest<'_>) -> Result<()> {
-    let dir = format!("{DIRECTORY}/download");
+/// A disk that is too small from the beginning, and one that fills up before the last file has come: it gets back what
+/// the others took, too. It is one of its own, so that the rest of the machine does not suffer.
+pub(super) async fn disk_full(guest: Guest<'_>, site: &Site) -> Result<()> {
+    let usr = site.artefact("usr")?;
+    let here = format!("{DIRECTORY}/download/{}", usr.name.display());
+    let dir = usr.name.parent().context("no directory")?.display();
+    guest.update("apply --download").await?.expect(0, &[])?;
     guest
         .root(&format!(
-            "mkdir -p {dir}; mount -t tmpfs -o size=48M tmpfs {dir}"
+            "mkdir -p {FULL}; mount -t tmpfs -o size=4G tmpfs {FULL}; mkdir {FULL}/{dir}; cp {here} {FULL}/{dir}; \
+             mount --bind {FULL} {DIRECTORY}/download"
         ))
         .await?;
-    let result = fill(guest, &dir).await;
-    guest.root(&format!("umount {dir}")).await?;
+    let result = fill(guest, usr.size).await;
+    guest
+        .root(&format!("umount {DIRECTORY}/download; umount {FULL}"))
+        .await?;
     result
 }
 
-async fn fill(guest: Guest<'_>, dir: &str) -> Result<()> {
-    let used = |when: &'static str| async move {
-        let used = guest
-            .root(&format!(
-                "find {dir} -type f; df --output=used {dir} | tail -n 1"
-            ))
-            .await?;
-        ensure!(used.trim() == "0", "{when}: {used} KiB are in use");
-        Ok(())
-    };
+/// Where the disk is mounted that is full.
+const FULL: &str = "/run/full";
+
+/// `there` bytes of the release are on the disk.
+async fn fill(guest: Guest<'_>, there: u64) -> Result<()> {
+    // In 4 KiB, of which each file takes whole ones.
+    let blocks = there / 4096 + 1;
+    let resize = |more: u64| format!("mount -o remount,nr_blocks={} {FULL}", blocks + more);
+    guest.root(&resize(12_000)).await?;
     let said = guest.update("apply").await?;
-    // 48 MiB.
+    // 12000 blocks.
     said.expect(
         1,
-        &["the update needs", "51 MB are free", "docker system prune"],
+        &["the update needs", "50 MB are free", "docker system prune"],
     )?;
-    used("refused").await?;
     guest.configure("rate-limit = 4096").await?;
+    let fills_up = resize(3000);
     let said = guest
         .try_root(&format!(
-            "mount -o remount,size=4G {dir}; selvage update apply --download & \
-             until [ -n \"$(find {dir} -name \"*.part\" -size +6M)\" ]; do sleep 0.2; done; \
-             mount -o remount,size=12M {dir}; wait $!"
+            "mount -o remount,nr_blocks=1000000 {FULL}; selvage update apply --download & \
+             until [ -n \"$(find {FULL} -name \"*.efi.zst.part\" -size +2M)\" ]; do sleep 0.2; done; \
+             {fills_up}; wait $!"
         ))
         .await?;
-    said.expect(
-        1,
-        &[
-            "failed to write",
-            ".usr.raw.zst.part",
-            "No space left on device",
-        ],
-    )?;
-    used("filled up").await?;
+    let words = [
+        "failed to write",
+        ".efi.zst.part",
+        "No space left on device",
+    ];
+    said.expect(1, &words)?;
+    let left = guest.files().await?;
+    ensure!(left.is_empty(), "it did not give back {left:?}");
     guest.configure("").await
 }
 

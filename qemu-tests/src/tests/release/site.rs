@@ -1,4 +1,5 @@
-//! The release server's side: what `image/release` lays out, signed with keys that `image/keys` makes, and what is done to it.
+//! The release server's side: what `image/release` lays out, signed with keys that `image/keys` makes, and what is done
+//! to it.
 
 use std::{
     fs,

@@ -130,6 +130,24 @@ async fn a_release_comes_into_the_free_slot_and_is_tried_by_the_next_boot() {
 }
 
 #[tokio::test]
+async fn a_disk_that_filled_up_gets_back_all_that_was_downloaded() {
+    let world = World::new().await;
+    let machine = world.machine();
+    let index = machine.check().await.unwrap();
+    let release = &index.releases[0];
+    machine.download(release, &mut |_| ()).await.unwrap();
+    let failed = |kind: io::ErrorKind| DownloadError::File {
+        path: "other.part".into(),
+        source: kind.into(),
+    };
+    machine.give_back_space(&failed(io::ErrorKind::PermissionDenied));
+    assert!(machine.is_downloaded(release));
+    machine.give_back_space(&failed(io::ErrorKind::StorageFull));
+    let download = world.root.path().join("var/lib/selvage/update/download");
+    assert_eq!(fs::read_dir(download).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn an_index_that_is_not_signed_by_one_of_the_keys_changes_nothing() {
     let world = World::new().await;
     let good = world.server.shared().site["stable.json"].clone();

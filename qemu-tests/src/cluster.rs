@@ -145,9 +145,8 @@ async fn prepare_one(
         ssh_port: ssh.port,
         access: !options.unanswered,
         underlay: (!options.alone).then(|| (socket("net"), node.mac.clone())),
-        forwards: serve::prepare(&dir.join("served"), &node.served)?
-            .into_iter()
-            .collect(),
+        served: serve::prepare(&dir.join("served"), &node.served)?,
+        relays: Vec::new(),
         spare_disk,
         cpus: Host::cpus(machines),
         memory_mib: MEMORY_MIB,

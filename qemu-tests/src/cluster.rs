@@ -151,9 +151,8 @@ async fn prepare_one(
         ssh_port: ssh.port,
         access: !options.unanswered,
         underlay: (!options.alone).then(|| (socket("net"), node.mac.clone())),
-        forwards: serve::prepare(&dir.join("served"), &node.served)?
-            .into_iter()
-            .collect(),
+        served: serve::prepare(&dir.join("served"), &node.served)?,
+        relays: Vec::new(),
         spare_disk,
         cpus: match options.secure_boot {
             true => 1,

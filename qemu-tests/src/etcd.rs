@@ -80,7 +80,7 @@ impl Etcd {
         Ok(etcd)
     }
 
-    /// Where guests find it, led there by [`crate::serve::port`].
+    /// Where guests find it, led there by [`crate::relay`].
     pub(crate) fn guests_url(&self) -> String {
         format!("http://{}:{}", crate::serve::ADDRESS, self.port)
     }

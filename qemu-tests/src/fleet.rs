@@ -31,7 +31,7 @@ use crate::{
     host::Host,
     machine::Machine,
     progress::{Progress, clip},
-    serve, wait,
+    relay, serve, wait,
 };
 
 /// How many machines.
@@ -92,10 +92,8 @@ impl Fleet {
         };
         let mut prepared = cluster::prepare(host, dir, &nodes, options).await?;
         for (spec, _) in &mut prepared {
-            spec.forwards = vec![
-                serve::directory(&releases.dir, None)?,
-                serve::port(etcd.port)?,
-            ];
+            spec.served = Some(serve::command(&releases.dir, None)?);
+            spec.relays = vec![relay::option(etcd.port)?];
         }
         let follower = etcd.follow()?;
         let cluster = Cluster::start_prepared(host, nodes, prepared)?;

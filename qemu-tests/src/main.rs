@@ -28,6 +28,7 @@ mod pod;
 mod progress;
 mod qemu;
 mod qmp;
+mod relay;
 mod report;
 mod serve;
 mod ssh;
@@ -114,7 +115,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Relay { port } => {
             // A socket, and both standard input and output.
             let guest = std::io::stdin().as_fd().try_clone_to_owned();
-            serve::relay(port, guest.context("failed to share standard input")?)?
+            relay::run(port, guest.context("failed to share standard input")?)?
         }
     }
     Ok(ExitCode::SUCCESS)

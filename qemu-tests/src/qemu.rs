@@ -5,10 +5,7 @@ use std::{
     process::Command,
 };
 
-use crate::{
-    accel::Accelerator,
-    serve::{self, Forward},
-};
+use crate::{accel::Accelerator, serve};
 
 /// The program; the distribution's package `qemu-system-x86`.
 pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
@@ -65,8 +62,10 @@ pub(crate) struct Spec {
     pub access: bool,
     /// Socket of the port on the virtual switch, and the address of the NIC on it.
     pub underlay: Option<(PathBuf, String)>,
-    /// What answers connections of the guest to [`serve::ADDRESS`].
-    pub forwards: Vec<Forward>,
+    /// Command that answers a connection of the guest to [`serve::ADDRESS`]; none: nothing is there.
+    pub served: Option<String>,
+    /// Ports of this host's 127.0.0.1 that the guest reaches: see [`crate::relay::option`].
+    pub relays: Vec<String>,
     /// A second disk, raw and empty.
     pub spare_disk: Option<PathBuf>,
     /// Number of virtual processors.
@@ -239,9 +238,12 @@ fn network(command: &mut Command, spec: &Spec) {
         "user,id=access,restrict={restrict},hostfwd=tcp:127.0.0.1:{}-:22",
         spec.ssh_port
     );
-    for Forward { port, command } in &spec.forwards {
-        let command = command.replace(',', ",,");
-        access += &format!(",guestfwd=tcp:{}:{port}-cmd:{command}", serve::ADDRESS);
+    if let Some(answer) = &spec.served {
+        let answer = answer.replace(',', ",,");
+        access += &format!(",guestfwd=tcp:{}:80-cmd:{answer}", serve::ADDRESS);
+    }
+    for relay in &spec.relays {
+        access += &format!(",{relay}");
     }
     if spec.access {
         command
@@ -290,7 +292,8 @@ pub(crate) mod tests {
             ssh_port: 2201,
             access: true,
             underlay: Some(("/run/p0".into(), "52:54:00:77:00:0b".into())),
-            forwards: Vec::new(),
+            served: None,
+            relays: Vec::new(),
             spare_disk: None,
             cpus: 1,
             memory_mib: 1024,
@@ -342,14 +345,14 @@ pub(crate) mod tests {
         let plain = line(&spec());
         assert!(!plain.contains("guestfwd") && !plain.contains("spare"));
         let line = line(&Spec {
-            forwards: vec![Forward {
-                port: 80,
-                command: "'/b/h' serve '/d,1/served'".into(),
-            }],
+            served: Some("'/b/h' serve '/d,1/served'".into()),
+            relays: vec!["guestfwd=tcp:10.0.2.4:1-cmd:x".into()],
             spare_disk: Some("/d/spare.raw".into()),
             ..spec()
         });
-        assert!(line.contains(",guestfwd=tcp:10.0.2.4:80-cmd:'/b/h' serve '/d,,1/served' "));
+        assert!(line.contains(
+            ",guestfwd=tcp:10.0.2.4:80-cmd:'/b/h' serve '/d,,1/served',guestfwd=tcp:10.0.2.4:1-cmd:x "
+        ));
         assert!(line.contains("format=raw,cache=unsafe,file=/d/spare.raw"));
     }
 

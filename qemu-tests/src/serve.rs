@@ -1,13 +1,12 @@
-//! Files that a guest fetches by HTTP, in its initrd as well, and servers of the host that it reaches.
+//! Files that a guest fetches by HTTP, in its initrd as well.
 //!
-//! QEMU's user-mode network starts this program anew for each connection to a port of [`ADDRESS`] and hands it the
+//! QEMU's user-mode network starts this program anew for each connection to port 80 of [`ADDRESS`] and hands it the
 //! connection as standard input and output. So no port of the host is open, and a guest that is cut off from the rest
 //! of the world still reaches what is meant for it.
 //!
-//! Port 80 speaks HTTP and HTTPS, and is a proxy as well: what is asked for by the address of another server comes
+//! One port speaks HTTP and HTTPS, and is a proxy as well: what is asked for by the address of another server comes
 //! from the same files.
 
-mod forward;
 mod http;
 pub(crate) mod tls;
 
@@ -21,19 +20,16 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use forward::{Forward, port, relay};
 use http::{Request, Stream, Wire};
 
 /// Where guests find the files: an address of the user-mode network that QEMU itself does not use.
 pub(crate) const ADDRESS: &str = "10.0.2.4";
-/// Where they are answered for.
-const HTTP: u16 = 80;
 
-/// Puts `files` below `dir`, and gives what answers for them; none when there are no files.
+/// Puts `files` below `dir`, and gives the command that answers for them; none when there are no files.
 ///
 /// # Errors
 /// When they cannot be written.
-pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<Forward>> {
+pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<String>> {
     if files.is_empty() {
         return Ok(None);
     }
@@ -47,22 +43,24 @@ pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<
         fs::write(&path, contents)
             .with_context(|| format!("failed to write {}", path.display()))?;
     }
-    directory(dir, None).map(Some)
+    command(dir, None).map(Some)
 }
 
-/// What answers a guest's requests from the files below `dir`; `notes` is a directory for [`Notes`].
+/// The command that answers for the files in `dir`; `notes` is a directory for [`Notes`].
 ///
 /// # Errors
-/// When a directory, or this program, cannot be found.
-pub(crate) fn directory(dir: &Path, notes: Option<&Path>) -> Result<Forward> {
+/// When a directory is not there.
+pub(crate) fn command(dir: &Path, notes: Option<&Path>) -> Result<String> {
     let whole = |dir: &Path| {
         fs::canonicalize(dir).with_context(|| format!("failed to find {}", dir.display()))
     };
-    let mut arguments = format!("serve '{}'", whole(dir)?.display());
+    let program = std::env::current_exe().context("failed to find this program")?;
+    // QEMU splits the command as a shell would.
+    let mut command = format!("'{}' serve '{}'", program.display(), whole(dir)?.display());
     if let Some(notes) = notes {
-        arguments += &format!(" --notes '{}'", whole(notes)?.display());
+        command += &format!(" --notes '{}'", whole(notes)?.display());
     }
-    Forward::new(HTTP, &arguments)
+    Ok(command)
 }
 
 /// What a test knows of a server, and tells it, by files in a directory: each connection is a process of its own.

@@ -35,8 +35,7 @@ fn a_file_is_served_and_nothing_else() {
     let served = dir.path().join("served");
     let files = [("a.ign".to_owned(), b"{}\n".to_vec())];
     let command = prepare(&served, &files).unwrap().unwrap();
-    assert_eq!(command.port, 80);
-    assert!(command.command.ends_with("served'"), "{command:?}");
+    assert!(command.ends_with("served'"), "{command}");
     fs::write(dir.path().join("secret"), "x").unwrap();
     let server = Server {
         files: served,

@@ -91,7 +91,7 @@ async fn start(
     progress.step("first boot of a machine with a release server");
     let mut prepared = cluster::prepare(host, &dir.join("release"), &nodes, options).await?;
     for (spec, _) in &mut prepared {
-        spec.forwards = vec![site.forward()?];
+        spec.served = Some(site.command()?);
     }
     let cluster = Cluster::start_prepared(host, nodes, prepared)?;
     Ok((cluster, site, running))

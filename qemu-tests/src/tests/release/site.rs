@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::serve::{self, Asked, Forward, Notes, tls};
+use crate::serve::{self, Asked, Notes, tls};
 
 /// The channel.
 const INDEX: &str = "stable.json";
@@ -83,9 +83,9 @@ impl Site {
         })
     }
 
-    /// What answers for it.
-    pub(super) fn forward(&self) -> Result<Forward> {
-        serve::directory(&self.dir.join("files"), Some(&self.dir.join("notes")))
+    /// The command that answers for it.
+    pub(super) fn command(&self) -> Result<String> {
+        serve::command(&self.dir.join("files"), Some(&self.dir.join("notes")))
     }
 
     /// The public key that machines are to trust.

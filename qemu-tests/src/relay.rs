@@ -1,4 +1,4 @@
-//! How connections of a guest get to a program of the host, without an open port.
+//! Servers of this host that a guest reaches at [`serve::ADDRESS`], in the same way as files: no port is opened for it.
 
 use std::{
     fs::File,
@@ -8,29 +8,20 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// What leads a guest's connections to `port` of [`ADDRESS`](super::ADDRESS) to the same port of this host's 127.0.0.1.
+use crate::serve;
+
+/// QEMU's option that leads a guest's connections to `port` of [`serve::ADDRESS`] to the same port of this host's 127.0.0.1.
 ///
 /// # Errors
 /// When this program cannot be found.
-pub(crate) fn port(port: u16) -> Result<Forward> {
-    Forward::new(port, &format!("relay {port}"))
-}
-
-/// A port of [`ADDRESS`](super::ADDRESS), and the command that QEMU starts for each connection to it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Forward {
-    /// The port.
-    pub port: u16,
-    /// The command; QEMU splits it as a shell would.
-    pub command: String,
-}
-
-impl Forward {
-    pub(super) fn new(port: u16, arguments: &str) -> Result<Self> {
-        let program = std::env::current_exe().context("failed to find this program")?;
-        let command = format!("'{}' {arguments}", program.display());
-        Ok(Self { port, command })
-    }
+pub(crate) fn option(port: u16) -> Result<String> {
+    let program = std::env::current_exe().context("failed to find this program")?;
+    let program = program.display().to_string().replace(',', ",,");
+    let address = serve::ADDRESS;
+    // QEMU splits the command as a shell would.
+    Ok(format!(
+        "guestfwd=tcp:{address}:{port}-cmd:'{program}' relay {port}"
+    ))
 }
 
 /// Carries bytes between `guest`, for which QEMU started this program, and `port` of 127.0.0.1, until the server ends the
@@ -38,7 +29,7 @@ impl Forward {
 ///
 /// # Errors
 /// When nobody listens there, or the connection breaks.
-pub(crate) fn relay(port: u16, guest: OwnedFd) -> Result<()> {
+pub(crate) fn run(port: u16, guest: OwnedFd) -> Result<()> {
     let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
         .with_context(|| format!("nobody listens on port {port} of 127.0.0.1"))?;
     // Not by std's standard output, which waits for the end of a line.
@@ -77,14 +68,21 @@ mod tests {
             asked
         });
         let (ours, guest) = UnixStream::pair().unwrap();
-        let relay = std::thread::spawn(move || relay(port, guest.into()));
+        let relay = std::thread::spawn(move || run(port, guest.into()));
         (&ours).write_all(b"ask?").unwrap();
         let mut answer = [0; 10];
         (&ours).read_exact(&mut answer).unwrap();
         assert_eq!((&answer, &server.join().unwrap()), (b"no newline", b"ask?"));
         relay.join().unwrap().unwrap();
         let closed = UnixStream::pair().unwrap().0;
-        let error = super::relay(port, closed.into()).unwrap_err().to_string();
+        let error = run(port, closed.into()).unwrap_err().to_string();
         assert!(error.contains("nobody listens"), "{error}");
+    }
+
+    #[test]
+    fn qemu_is_told_where_to_lead_to() {
+        let option = option(2379).unwrap();
+        assert!(option.starts_with("guestfwd=tcp:10.0.2.4:2379-cmd:'/"));
+        assert!(option.ends_with("' relay 2379"), "{option}");
     }
 }

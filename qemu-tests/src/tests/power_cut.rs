@@ -309,7 +309,7 @@ fn name(judged: &Judged, entries: usize) -> String {
     )
 }
 
-/// Which cuts are booted: `count`, of all phases in turn, and one for each kind of finding that is mended later.
+/// Which cuts are booted: `count`, of all phases in turn, and one for each finding that is mended later.
 fn to_boot(judged: &[Judged], count: usize) -> BTreeSet<usize> {
     let mut by_phase: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (index, judged) in judged.iter().enumerate() {
@@ -326,15 +326,17 @@ fn to_boot(judged: &[Judged], count: usize) -> BTreeSet<usize> {
             .filter_map(move |indices| indices.get(turn).copied())
     });
     let mut chosen: BTreeSet<_> = in_turn.take(count).collect();
-    let kinds: BTreeSet<Kind> = (judged.iter())
-        .flat_map(|judged| judged.findings.iter().map(|finding| finding.kind))
-        .filter(|kind| kind.is_mended())
+    let mended: BTreeSet<(Kind, &str)> = (judged.iter())
+        .flat_map(|judged| &judged.findings)
+        .filter(|finding| finding.kind.is_mended())
+        .map(|finding| (finding.kind, finding.what.as_str()))
         .collect();
-    for kind in kinds {
+    for (kind, what) in mended {
+        let is_it = |finding: &Finding| finding.kind == kind && finding.what == what;
         chosen.extend(
             judged
                 .iter()
-                .position(|judged| judged.findings.iter().any(|finding| finding.kind == kind)),
+                .position(|judged| judged.findings.iter().any(is_it)),
         );
     }
     chosen
@@ -388,8 +390,13 @@ mod tests {
         let all: Vec<_> = (0..30)
             .map(|index| {
                 let phase = ["a", "b", "c"][usize::try_from(index / 10).unwrap()];
-                let finding = [(Kind::RootSuperBlock, "torn")];
-                judged(index, phase, if index == 29 { &finding } else { &[] })
+                let kind = if index == 29 {
+                    Kind::RootSuperBlock
+                } else {
+                    Kind::Esp
+                };
+                let finding = [(kind, "torn")];
+                judged(index, phase, if index >= 28 { &finding } else { &[] })
             })
             .collect();
         assert_eq!(to_boot(&all, 6), BTreeSet::from([0, 1, 10, 11, 20, 21, 29]));

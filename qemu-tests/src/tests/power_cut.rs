@@ -1,8 +1,8 @@
 //! A machine whose power is cut at any moment from its first boot through an update to its blessing.
 //!
-//! One machine's life is recorded: every write and every flush of its disk. Then the disk is put into the states that power
-//! cuts would have left, each is judged without a boot, and some are booted. What is found names the seed of its cut;
-//! `--cuts 1 --seed N --recorded` repeats it.
+//! One machine's life is recorded: every write and every flush of its disk. Then the disk is put into the states that
+//! power cuts would have left, each is judged without a boot, and some are booted. What is found names the seed of
+//! its cut; `--cuts 1 --seed N --recorded` repeats it.
 
 mod boot;
 mod esp;
@@ -118,38 +118,34 @@ async fn judge_and_boot(
         phases.iter().all(|phase| !phase.entries.is_empty()),
         "nothing was written in one of {phases:?}: the recording is not one of an update"
     );
+    if !suite.wants_any(&CASES[1..]) {
+        return Ok(());
+    }
     let cuts = choose(&log, &phases, &layout(host, dir, &log)?, options);
-    let mut judged = Vec::new();
     let progress = suite.progress;
+    progress.step(format!("judge the disk after {} power cuts", cuts.len()));
+    let started = Instant::now();
+    let judged = judge(host, dir, recording, &log, cuts, &phases, &|done| {
+        progress.tell("judged", &done.to_string());
+    })?;
+    let (report, bad) = report(&judged, log.entries.len());
+    fs::write(dir.join("findings.txt"), &report).context("failed to write findings.txt")?;
+    let summary = report.lines().next().unwrap_or_default();
+    let took = clock(started.elapsed());
+    progress.line(&format!("    {summary}, {}", took.trim()));
     suite
         .case(CASES[1], none, async |_| {
-            progress.step(format!("judge the disk after {} power cuts", cuts.len()));
-            let started = Instant::now();
-            judged = judge(host, dir, recording, &log, cuts, &phases, &|done| {
-                progress.tell("judged", &done.to_string());
-            })?;
-            let (report, bad) = report(&judged, log.entries.len());
-            fs::write(dir.join("findings.txt"), &report).context("failed to write findings.txt")?;
-            let summary = report.lines().next().unwrap_or_default();
-            progress.line(&format!(
-                "    {summary}, {}",
-                clock(started.elapsed()).trim()
-            ));
             ensure!(bad.is_empty(), "{}", bad.join("\n"));
             Ok(())
         })
         .await;
-    if judged.is_empty() || !suite.wants(CASES[2]) {
-        return Ok(());
-    }
-    let chosen = to_boot(&judged, options.boots);
-    let mut chosen: Vec<_> = chosen
-        .into_iter()
-        .filter_map(|index| judged.get(index))
-        .collect();
-    chosen.sort_by_key(|judged| (judged.cut.durable, judged.cut.position));
     suite
         .case(CASES[2], none, async |_| {
+            let chosen = to_boot(&judged, options.boots);
+            let chosen: Vec<_> = chosen
+                .iter()
+                .filter_map(|index| judged.get(*index))
+                .collect();
             boot::all(host, dir, recording, &log, &chosen, progress).await
         })
         .await;

@@ -66,7 +66,8 @@ pub(super) async fn all(
     Ok(())
 }
 
-/// Boots the disk that was replayed, and gives the version that runs then. A machine that `updates` finds its release server.
+/// Boots the disk that was replayed, and gives the version that runs then. A machine that `updates` finds its release
+/// server.
 async fn one_boot(
     host: &Host,
     dir: &Path,

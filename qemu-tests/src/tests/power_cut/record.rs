@@ -1,5 +1,5 @@
-//! The life that is recorded: a first boot by firmware, the download of the next version, its installation, a reboot, its
-//! first try and its blessing.
+//! The life that is recorded: a first boot by firmware, the download of the next version, its installation, a reboot,
+//! its first try and its blessing.
 
 use std::{
     collections::BTreeMap,
@@ -131,10 +131,9 @@ impl Recording {
 }
 
 fn uki(built: &Artefacts, packed: &Path) -> Result<Vec<u8>> {
-    let names = built.files.iter().filter_map(|file| file.name.file_name());
+    let mut names = built.files.iter().filter_map(|file| file.name.file_name());
     let name = names
-        .filter(|name| name.to_string_lossy().ends_with(".efi.zst"))
-        .next_back()
+        .find(|name| name.to_string_lossy().ends_with(".efi.zst"))
         .context("the artefacts have no UKI")?;
     let output = std::process::Command::new("zstd")
         .args(["--quiet", "--decompress", "--stdout"])
@@ -160,10 +159,7 @@ pub(super) async fn record(
     dir: &Path,
     progress: &Progress,
 ) -> Result<()> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| format!("failed to empty {}", dir.display()))?;
-    }
-    fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))?;
+    empty(dir)?;
     let (key, public_key) = ssh::generate_key(dir).await?;
     let (installed, _) = Artefacts::of(&common.image)?;
     let (next, packed) = Artefacts::of(&common.target.join("image-next"))?;
@@ -191,12 +187,9 @@ pub(super) async fn record(
         phases: Vec::new(),
     };
     let lived = life.live(one(&mut cluster)?, &next.version, progress).await;
-    if let Err(error) = lived {
-        // The console stays; the disk is of no use without the end of the log.
-        cluster.discard();
-        return Err(error);
-    }
+    // The console stays; the log has all of the disk.
     cluster.discard();
+    lived?;
     let notes = Notes {
         installed: installed.version,
         next: next.version,
@@ -206,6 +199,13 @@ pub(super) async fn record(
     let path = dir.join("recording.json");
     fs::write(&path, serde_json::to_vec_pretty(&notes)?)
         .with_context(|| format!("failed to write {}", path.display()))
+}
+
+fn empty(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("failed to empty {}", dir.display()))?;
+    }
+    fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))
 }
 
 struct Life {

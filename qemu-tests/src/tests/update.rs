@@ -34,29 +34,23 @@ pub(super) const EXTENDED: Names = &["update::broken_version_falls_back_by_itsel
 /// From a boot that takes commands to a boot that is blessed.
 const BLESSING: Duration = Duration::from_secs(120);
 /// The files from which the boot loader takes its entries.
-pub(super) const ENTRIES: &str = "sudo ls /efi/EFI/Linux";
+const ENTRIES: &str = "sudo ls /efi/EFI/Linux";
 
 /// What an image build says about its update.
 #[derive(Debug, serde::Deserialize)]
-pub(super) struct Artefacts {
-    /// Which version it is.
-    pub version: String,
-    /// What was built.
-    pub files: Vec<Artefact>,
+struct Artefacts {
+    version: String,
+    files: Vec<Artefact>,
 }
 
 #[derive(Debug, serde::Deserialize)]
-pub(super) struct Artefact {
+struct Artefact {
     /// Below the release directory.
-    pub name: PathBuf,
+    name: PathBuf,
 }
 
 impl Artefacts {
-    /// Those of the image in the directory `image`, and the directory that they are in.
-    ///
-    /// # Errors
-    /// When it was not built.
-    pub(super) fn of(image: &Path) -> Result<(Self, PathBuf)> {
+    fn of(image: &Path) -> Result<(Self, PathBuf)> {
         let dir = image.join("update");
         let path = dir.join("files.json");
         let text = fs::read(&path)
@@ -192,8 +186,7 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions
     Ok(())
 }
 
-/// The machine of a cluster that has one.
-pub(super) fn one(cluster: &mut Cluster) -> Result<&mut Machine> {
+fn one(cluster: &mut Cluster) -> Result<&mut Machine> {
     let [machine] = &mut cluster.machines[..] else {
         bail!("not one machine")
     };

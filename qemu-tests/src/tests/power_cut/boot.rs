@@ -6,11 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    super::update::one,
     Judged, first_disk,
     judge::{Finding, Kind},
     name,
-    record::{self, APPLY_DEADLINE, OPTIONS, Recording},
+    record::{self, APPLY_DEADLINE, OPTIONS, Recording, one},
     slot::Hash,
 };
 use crate::{

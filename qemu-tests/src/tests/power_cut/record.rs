@@ -13,10 +13,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
 
-use super::{
-    super::update::{Artefacts, ENTRIES, one},
-    slot::{self, Hash},
-};
+use super::slot::{self, Hash};
 use crate::{
     cli::Common,
     cluster::{self, Cluster, Node, Options},
@@ -35,6 +32,8 @@ const BLESSING: Duration = Duration::from_secs(300);
 /// What comes before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410 §4).
 const PUBLIC_KEY_PREFIX: &[u8] = &[0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0];
 
+/// The files from which the boot loader takes its entries.
+const ENTRIES: &str = "sudo ls /efi/EFI/Linux";
 /// The name of a machine here.
 pub(super) const NAME: &str = "power-cut";
 
@@ -94,13 +93,13 @@ impl Recording {
             (common.image.clone(), &notes.installed),
             (common.target.join("image-next"), &notes.next),
         ] {
-            let (built, packed) = Artefacts::of(&dir)?;
+            let built = Built::of(&dir)?;
             ensure!(
                 built.version == *version,
                 "the recording is of version {version}, the image of {}: run without --recorded",
                 built.version
             );
-            let uki = uki(&built, &packed)?;
+            let uki = built.uki()?;
             known.insert(slot::sha256(&uki), slot::root_hash(&uki)?);
         }
         Ok(Self {
@@ -130,23 +129,55 @@ impl Recording {
     }
 }
 
-fn uki(built: &Artefacts, packed: &Path) -> Result<Vec<u8>> {
-    let mut names = built.files.iter().filter_map(|file| file.name.file_name());
-    let name = names
-        .find(|name| name.to_string_lossy().ends_with(".efi.zst"))
-        .context("the artefacts have no UKI")?;
-    let output = std::process::Command::new("zstd")
-        .args(["--quiet", "--decompress", "--stdout"])
-        .arg(packed.join(name))
-        .output()
-        .context("failed to run zstd")?;
-    ensure!(
-        output.status.success(),
-        "zstd: {} on {}",
-        output.status,
-        name.display()
-    );
-    Ok(output.stdout)
+/// What an image build says about the update to it.
+#[derive(Debug, serde::Deserialize)]
+struct Built {
+    version: String,
+    /// As in a release index.
+    files: Vec<Value>,
+    #[serde(skip)]
+    dir: PathBuf,
+}
+
+impl Built {
+    fn of(image: &Path) -> Result<Self> {
+        let dir = image.join("update");
+        let path = dir.join("files.json");
+        let text = fs::read(&path)
+            .with_context(|| format!("no {}; build it with `make image-next`", path.display()))?;
+        let found: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("failed to parse {}", path.display()))?;
+        Ok(Self { dir, ..found })
+    }
+
+    /// Where a file is: in a directory of its version, as at a server, or beside `files.json`.
+    fn path(&self, name: &str) -> PathBuf {
+        let path = self.dir.join(name);
+        if path.exists() {
+            return path;
+        }
+        let name = Path::new(name).file_name().unwrap_or_default();
+        self.dir.join(name)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().filter_map(|file| file["name"].as_str())
+    }
+
+    /// The UKI, unpacked.
+    fn uki(&self) -> Result<Vec<u8>> {
+        let name = self
+            .names()
+            .find(|name| name.ends_with(".efi.zst"))
+            .context("the artefacts have no UKI")?;
+        let output = std::process::Command::new("zstd")
+            .args(["--quiet", "--decompress", "--stdout"])
+            .arg(self.path(name))
+            .output()
+            .context("failed to run zstd")?;
+        ensure!(output.status.success(), "zstd: {} on {name}", output.status);
+        Ok(output.stdout)
+    }
 }
 
 /// Records into `dir`, which is emptied before.
@@ -161,9 +192,9 @@ pub(super) async fn record(
 ) -> Result<()> {
     empty(dir)?;
     let (key, public_key) = ssh::generate_key(dir).await?;
-    let (installed, _) = Artefacts::of(&common.image)?;
-    let (next, packed) = Artefacts::of(&common.target.join("image-next"))?;
-    let release = Release::of(&packed)?;
+    let installed = Built::of(&common.image)?;
+    let next = Built::of(&common.target.join("image-next"))?;
+    let release = Release::of(&next)?;
     let mut nodes = description::nodes(&common.cluster, 1, &public_key)?;
     for node in &mut nodes {
         node.name = NAME.into();
@@ -270,17 +301,17 @@ struct Release {
 }
 
 impl Release {
-    fn of(packed: &Path) -> Result<Self> {
-        let path = packed.join("files.json");
-        let text = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
-        let mut release: Value = serde_json::from_slice(&text).context("files.json is no JSON")?;
-        release["date"] = "2026-11-29T09:00:00Z".into();
-        release["severity"] = "normal".into();
-        release["roll_out_seconds"] = 0.into();
+    fn of(built: &Built) -> Result<Self> {
+        let release = json!({
+            "version": built.version,
+            "date": "2026-11-29T09:00:00Z",
+            "severity": "normal",
+            "roll_out_seconds": 0,
+            "files": built.files,
+        });
         let mut served = Vec::new();
-        for file in release["files"].as_array().into_iter().flatten() {
-            let name = file["name"].as_str().context("a file without name")?;
-            let path = packed.join(Path::new(name).file_name().context("no name")?);
+        for name in built.names() {
+            let path = built.path(name);
             let contents =
                 fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
             served.push((name.to_owned(), contents));
@@ -336,6 +367,14 @@ fn ignition(ssh_key: &str, update_key: &str) -> String {
         ]},
     })
     .to_string()
+}
+
+/// The machine of a cluster that has one.
+///
+/// # Errors
+/// When it has none.
+pub(super) fn one(cluster: &mut Cluster) -> Result<&mut Machine> {
+    cluster.machines.first_mut().context("there is no machine")
 }
 
 /// A machine with the configuration of the one that was recorded, and its release server if it is to have one.

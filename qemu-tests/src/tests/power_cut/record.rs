@@ -408,3 +408,64 @@ pub(super) fn node(recording: &Recording, with_server: bool) -> Result<Node> {
         served,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use ring::signature::{ED25519, UnparsedPublicKey};
+
+    use super::*;
+
+    #[test]
+    fn a_release_is_signed_and_has_the_files_that_its_index_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let update = dir.path().join("update");
+        // One where a server has it, one beside the list.
+        fs::create_dir_all(update.join("selvage_1.2")).unwrap();
+        fs::write(update.join("selvage_1.2/a.zst"), "a").unwrap();
+        fs::write(update.join("b.zst"), "b").unwrap();
+        let files = json!([{"name": "selvage_1.2/a.zst"}, {"name": "selvage_1.2/b.zst"}]);
+        let list = json!({"version": "1.2", "files": files});
+        fs::write(update.join("files.json"), list.to_string()).unwrap();
+        let release = Release::of(&Built::of(dir.path()).unwrap()).unwrap();
+        let served = |wanted: &str| {
+            let found = release.served.iter().find(|(name, _)| name == wanted);
+            found.map(|(_, contents)| contents.as_slice()).unwrap()
+        };
+        assert_eq!(served("selvage_1.2/a.zst"), b"a");
+        assert_eq!(served("selvage_1.2/b.zst"), b"b");
+        let index: Value = serde_json::from_slice(served("stable.json")).unwrap();
+        assert_eq!(index["releases"][0]["version"], "1.2");
+        assert_eq!(index["releases"][0]["files"], files);
+        let key = release.public_key.lines().nth(1).unwrap();
+        let key = STANDARD.decode(key).unwrap();
+        UnparsedPublicKey::new(&ED25519, key.strip_prefix(PUBLIC_KEY_PREFIX).unwrap())
+            .verify(served("stable.json"), served("stable.json.sig"))
+            .unwrap();
+        let error = Built::of(&update).unwrap_err().to_string();
+        assert!(error.contains("make image-next"), "{error}");
+    }
+
+    #[test]
+    fn an_entry_belongs_to_the_phase_in_which_it_was_logged() {
+        let requests = [
+            crate::write_log::tests::write(0, b'a', 1),
+            crate::write_log::tests::FLUSHED,
+            crate::write_log::tests::write(1, b'b', 1),
+            crate::write_log::tests::FLUSHED,
+        ];
+        let (_dir, log) = crate::write_log::tests::log(&requests);
+        // Super block, entry, data, flush; then the same without a super block.
+        let recording = Recording {
+            log: PathBuf::new(),
+            versions: Default::default(),
+            key: PathBuf::new(),
+            ignition: String::new(),
+            served: PathBuf::new(),
+            known: BTreeMap::new(),
+            phases: vec![("one".into(), 4 * 512), ("two".into(), 7 * 512)],
+        };
+        let phases = recording.phases(&log);
+        let entries: Vec<_> = phases.iter().map(|phase| phase.entries.clone()).collect();
+        assert_eq!(entries, [0..2, 2..4]);
+    }
+}

@@ -1,5 +1,5 @@
-//! The log that QEMU's block driver `blklogwrites` keeps: every write, discard and flush of a disk, in the order in which
-//! they were done.
+//! The log that QEMU's block driver `blklogwrites` keeps: every write, discard and flush of a disk, in the order in
+//! which they were done.
 //!
 //! The format is that of Linux' dm-log-writes (Documentation/admin-guide/device-mapper/log-writes.rst,
 //! drivers/md/dm-log-writes.c), all numbers little-endian. A super block in the first sector, then entries, each in a
@@ -10,9 +10,9 @@
 //!  entry        first sector u64 | sectors u64 | flags u64 | length of a mark u64
 //! ```
 //!
-//! QEMU (block/blklogwrites.c) does a request first and logs it then, and brings the super block up to date at each flush.
-//! So a write that was under way while the guest asked for a flush may stand before it in the log: this reading takes it
-//! for one that the flush covers, which a disk need not have done.
+//! QEMU (block/blklogwrites.c) does a request first and logs it then, and brings the super block up to date at each
+//! flush. So a write that was under way while the guest asked for a flush may stand before it in the log: this
+//! reading takes it for one that the flush covers, which a disk need not have done.
 
 pub(crate) mod cut;
 pub(crate) mod replay;

@@ -1,8 +1,8 @@
 //! A machine whose power is cut at any moment from its first boot through an update to its blessing.
 //!
-//! One machine's life is recorded: every write and every flush of its disk. Then the disk is put into the states that power
-//! cuts would have left, each is judged without a boot, and some are booted. What is found names the seed of its cut;
-//! `--cuts 1 --seed N --recorded` repeats it.
+//! One machine's life is recorded: every write and every flush of its disk. Then the disk is put into the states that
+//! power cuts would have left, each is judged without a boot, and some are booted. What is found names the seed of
+//! its cut; `--cuts 1 --seed N --recorded` repeats it.
 
 mod boot;
 mod esp;
@@ -118,38 +118,34 @@ async fn judge_and_boot(
         phases.iter().all(|phase| !phase.entries.is_empty()),
         "nothing was written in one of {phases:?}: the recording is not one of an update"
     );
+    if !suite.wants_any(&CASES[1..]) {
+        return Ok(());
+    }
     let cuts = choose(&log, &phases, &layout(host, dir, &log)?, options);
-    let mut judged = Vec::new();
     let progress = suite.progress;
+    progress.step(format!("judge the disk after {} power cuts", cuts.len()));
+    let started = Instant::now();
+    let judged = judge(host, dir, recording, &log, cuts, &phases, &|done| {
+        progress.tell("judged", &done.to_string());
+    })?;
+    let (report, bad) = report(&judged, log.entries.len());
+    fs::write(dir.join("findings.txt"), &report).context("failed to write findings.txt")?;
+    let summary = report.lines().next().unwrap_or_default();
+    let took = clock(started.elapsed());
+    progress.line(&format!("    {summary}, {}", took.trim()));
     suite
         .case(CASES[1], none, async |_| {
-            progress.step(format!("judge the disk after {} power cuts", cuts.len()));
-            let started = Instant::now();
-            judged = judge(host, dir, recording, &log, cuts, &phases, &|done| {
-                progress.tell("judged", &done.to_string());
-            })?;
-            let (report, bad) = report(&judged, log.entries.len());
-            fs::write(dir.join("findings.txt"), &report).context("failed to write findings.txt")?;
-            let summary = report.lines().next().unwrap_or_default();
-            progress.line(&format!(
-                "    {summary}, {}",
-                clock(started.elapsed()).trim()
-            ));
             ensure!(bad.is_empty(), "{}", bad.join("\n"));
             Ok(())
         })
         .await;
-    if judged.is_empty() || !suite.wants(CASES[2]) {
-        return Ok(());
-    }
-    let chosen = to_boot(&judged, options.boots);
-    let mut chosen: Vec<_> = chosen
-        .into_iter()
-        .filter_map(|index| judged.get(index))
-        .collect();
-    chosen.sort_by_key(|judged| (judged.cut.durable, judged.cut.position));
     suite
         .case(CASES[2], none, async |_| {
+            let chosen = to_boot(&judged, options.boots);
+            let chosen: Vec<_> = chosen
+                .iter()
+                .filter_map(|index| judged.get(*index))
+                .collect();
             boot::all(host, dir, recording, &log, &chosen, progress).await
         })
         .await;
@@ -309,7 +305,7 @@ fn name(judged: &Judged, entries: usize) -> String {
     )
 }
 
-/// Which cuts are booted: `count`, of all phases in turn, and one for each kind of finding that is mended later.
+/// Which cuts are booted: `count`, of all phases in turn, and one for each finding that is mended later.
 fn to_boot(judged: &[Judged], count: usize) -> BTreeSet<usize> {
     let mut by_phase: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (index, judged) in judged.iter().enumerate() {
@@ -326,15 +322,17 @@ fn to_boot(judged: &[Judged], count: usize) -> BTreeSet<usize> {
             .filter_map(move |indices| indices.get(turn).copied())
     });
     let mut chosen: BTreeSet<_> = in_turn.take(count).collect();
-    let kinds: BTreeSet<Kind> = (judged.iter())
-        .flat_map(|judged| judged.findings.iter().map(|finding| finding.kind))
-        .filter(|kind| kind.is_mended())
+    let mended: BTreeSet<(Kind, &str)> = (judged.iter())
+        .flat_map(|judged| &judged.findings)
+        .filter(|finding| finding.kind.is_mended())
+        .map(|finding| (finding.kind, finding.what.as_str()))
         .collect();
-    for kind in kinds {
+    for (kind, what) in mended {
+        let is_it = |finding: &Finding| finding.kind == kind && finding.what == what;
         chosen.extend(
             judged
                 .iter()
-                .position(|judged| judged.findings.iter().any(|finding| finding.kind == kind)),
+                .position(|judged| judged.findings.iter().any(is_it)),
         );
     }
     chosen
@@ -388,8 +386,13 @@ mod tests {
         let all: Vec<_> = (0..30)
             .map(|index| {
                 let phase = ["a", "b", "c"][usize::try_from(index / 10).unwrap()];
-                let finding = [(Kind::RootSuperBlock, "torn")];
-                judged(index, phase, if index == 29 { &finding } else { &[] })
+                let kind = if index == 29 {
+                    Kind::RootSuperBlock
+                } else {
+                    Kind::Esp
+                };
+                let finding = [(kind, "torn")];
+                judged(index, phase, if index >= 28 { &finding } else { &[] })
             })
             .collect();
         assert_eq!(to_boot(&all, 6), BTreeSet::from([0, 1, 10, 11, 20, 21, 29]));

@@ -56,11 +56,7 @@ pub(super) struct Artefacts {
 }
 
 impl Artefacts {
-    /// Those of the image in the directory `image`, and the directory that they are in.
-    ///
-    /// # Errors
-    /// When it was not built.
-    pub(super) fn of(image: &Path) -> Result<(Self, PathBuf)> {
+    fn of(image: &Path) -> Result<(Self, PathBuf)> {
         let dir = image.join("update");
         let path = dir.join("files.json");
         let text = fs::read(&path)
@@ -272,8 +268,7 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions
     Ok(())
 }
 
-/// The machine of a cluster that has one.
-pub(super) fn one(cluster: &mut Cluster) -> Result<&mut Machine> {
+fn one(cluster: &mut Cluster) -> Result<&mut Machine> {
     let [machine] = &mut cluster.machines[..] else {
         bail!("not one machine")
     };

@@ -1,7 +1,7 @@
 //! A power cut: how far a machine got, and what its disk had kept until then.
 //!
-//! All that was written before the last flush is there. Of what was written later, a disk may have kept anything, in any
-//! order; one write may be torn, for a disk writes sectors of 512 bytes as a whole and nothing larger.
+//! All that was written before the last flush is there. Of what was written later, a disk may have kept anything, in
+//! any order; one write may be torn, for a disk writes sectors of 512 bytes as a whole and nothing larger.
 
 use std::ops::Range;
 
@@ -346,7 +346,7 @@ mod tests {
         let phases = [phase("long", 0..150), phase("short", 150..203)];
         let layout = Layout {
             common: 1000 * SECTOR..2000 * SECTOR,
-            anchors: vec![1010 * SECTOR..1011 * SECTOR],
+            anchors: vec![500 * SECTOR..501 * SECTOR, 1010 * SECTOR..1011 * SECTOR],
         };
         let moments: Vec<_> = (0..80)
             .map(|seed| moment(&log, &phases, &layout, seed, &mut Chance::new(seed)))

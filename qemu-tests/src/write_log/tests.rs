@@ -126,20 +126,11 @@ fn what_is_no_log_is_refused() {
     }
 }
 
-/// A log that QEMU wrote, not one that this file thinks QEMU would write.
-#[test]
-fn a_log_of_qemu_replays_to_the_same_disk() {
-    if Command::new("qemu-io").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no qemu-io here (package qemu-utils)");
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let disk = dir.path().join("disk");
-    let path = dir.path().join("log");
-    File::create(&path).unwrap();
-    File::create(&disk).unwrap().set_len(8 << 20).unwrap();
+/// Runs requests on `disk`, with a log at `path`.
+fn run_qemu_io(disk: &Path, path: &Path) {
     let node = format!(
-        "driver=blklogwrites,discard=unmap,file.driver=file,file.discard=unmap,file.filename={},log.driver=file,log.filename={}",
+        "driver=blklogwrites,discard=unmap,file.driver=file,file.discard=unmap,file.filename={},\
+         log.driver=file,log.filename={}",
         disk.display(),
         path.display()
     );
@@ -158,6 +149,21 @@ fn a_log_of_qemu_replays_to_the_same_disk() {
     }
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
+}
+
+/// A log that QEMU wrote, not one that this file thinks QEMU would write.
+#[test]
+fn a_log_of_qemu_replays_to_the_same_disk() {
+    if Command::new("qemu-io").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no qemu-io here (package qemu-utils)");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    let path = dir.path().join("log");
+    File::create(&path).unwrap();
+    File::create(&disk).unwrap().set_len(8 << 20).unwrap();
+    run_qemu_io(&disk, &path);
     let log = WriteLog::open(&path).unwrap();
     // QEMU flushes on its own as well.
     let requests = log.entries.iter().filter(|entry| entry.length > 0);

@@ -6,11 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    super::update::one,
     Judged, first_disk,
     judge::{Finding, Kind},
     name,
-    record::{self, APPLY_DEADLINE, OPTIONS, Recording},
+    record::{self, APPLY_DEADLINE, OPTIONS, Recording, one},
     slot::Hash,
 };
 use crate::{
@@ -66,7 +65,8 @@ pub(super) async fn all(
     Ok(())
 }
 
-/// Boots the disk that was replayed, and gives the version that runs then. A machine that `updates` finds its release server.
+/// Boots the disk that was replayed, and gives the version that runs then. A machine that `updates` finds its release
+/// server.
 async fn one_boot(
     host: &Host,
     dir: &Path,

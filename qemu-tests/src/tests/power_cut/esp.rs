@@ -10,8 +10,9 @@ use super::{
     slot::{self, Hash},
 };
 
-/// What fsck.vfat(8) says of a file system that is used as it is, without harm: a mark that it was not unmounted, counts that are
-/// not up to date, clusters that belong to no file, a second table that nobody reads, and a second boot sector without the mark.
+/// What fsck.vfat(8) says of a file system that is used as it is, without harm: a mark that it was not unmounted,
+/// counts that are not up to date, clusters that belong to no file, a second table that nobody reads, and a second
+/// boot sector without the mark.
 const HARMLESS: [&str; 17] = [
     "fsck.fat ",
     "Dirty bit is set",
@@ -122,7 +123,8 @@ fn complaints(report: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut file = "";
     for line in report.lines() {
-        // The name of a file stands before what is wrong with it, which is indented; so are the two boot sectors' bytes.
+        // The name of a file stands before what is wrong with it, which is indented; so are the two boot sectors'
+        // bytes.
         let text = line.trim();
         if text.starts_with('/') {
             file = text;
@@ -237,8 +239,13 @@ mod tests {
 
     #[test]
     fn damage_is_told_from_what_is_usual_after_a_cut() {
-        let usual = "fsck.fat 4.2 (2021-01-31)\nDirty bit is set. Fs was not properly unmounted and some data may be corrupt.\n \
-                     Automatically removing dirty bit.\nReclaimed 12 unused clusters (49152 bytes).\n\nLeaving filesystem unchanged.\n\
+        let usual = "fsck.fat 4.2 (2021-01-31)\n\
+                     There are differences between boot sector and its backup.\n\
+                     This is mostly harmless. Differences: (offset:original/backup)\n  65:01/00\n  \
+                     Not automatically fixing this.\n\
+                     Dirty bit is set. Fs was not properly unmounted and some data may be corrupt.\n \
+                     Automatically removing dirty bit.\n\
+                     Reclaimed 12 unused clusters (49152 bytes).\n\nLeaving filesystem unchanged.\n\
                      /x: 9 files, 3000/130000 clusters\n";
         assert_eq!(complaints(usual), [""; 0]);
         let bad = "/EFI/Linux/a.efi and\n/EFI/Linux/b.efi\n  share clusters.\n  Truncating second to 0 bytes.\n";

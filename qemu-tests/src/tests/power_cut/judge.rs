@@ -1,8 +1,9 @@
 //! Judges the disk of a machine whose power was cut, without booting it.
 //!
-//! What is judged depends on how far the disk got. The partition table, the ESP, an entry that boots and its slot are there
-//! from the start: the image as it was installed. The root partition counts from when it is in the table; before, the next
-//! boot is the first one again. What of ours is in it counts from when the marker of a complete provisioning is there.
+//! What is judged depends on how far the disk got. The partition table, the ESP, an entry that boots and its slot are
+//! there from the start: the image as it was installed. The root partition counts from when it is in the table;
+//! before, the next boot is the first one again. What of ours is in it counts from when the marker of a complete
+//! provisioning is there.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -48,8 +49,9 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Whether the machine has to mend it, which then is to be booted: that is where the proof is. The initrd repairs a super
-    /// block, sshd's start makes a key anew, and an entry that nothing starts is cleared by the next update at the latest.
+    /// Whether the machine has to mend it, which then is to be booted: that is where the proof is. The initrd repairs
+    /// a super block, sshd's start makes a key anew, and an entry that nothing starts is cleared by the next update
+    /// at the latest.
     pub(super) fn is_mended(self) -> bool {
         matches!(self, Self::RootSuperBlock | Self::HostKey | Self::BootEntry)
     }

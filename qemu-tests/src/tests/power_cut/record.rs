@@ -1,5 +1,5 @@
-//! The life that is recorded: a first boot by firmware, the download of the next version, its installation, a reboot, its
-//! first try and its blessing.
+//! The life that is recorded: a first boot by firmware, the download of the next version, its installation, a reboot,
+//! its first try and its blessing.
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +13,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
 
-use super::{
-    super::update::{Artefacts, ENTRIES, one},
-    slot::{self, Hash},
-};
+use super::slot::{self, Hash};
 use crate::{
     cli::Common,
     cluster::{self, Cluster, Node, Options},
@@ -35,6 +32,8 @@ const BLESSING: Duration = Duration::from_secs(300);
 /// What comes before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410 §4).
 const PUBLIC_KEY_PREFIX: &[u8] = &[0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0];
 
+/// The files from which the boot loader takes its entries.
+const ENTRIES: &str = "sudo ls /efi/EFI/Linux";
 /// The name of a machine here.
 pub(super) const NAME: &str = "power-cut";
 
@@ -96,13 +95,13 @@ impl Recording {
             (common.image.clone(), &notes.installed),
             (common.target.join("image-next"), &notes.next),
         ] {
-            let (built, packed) = Artefacts::of(&dir)?;
+            let built = Built::of(&dir)?;
             ensure!(
                 built.version == *version,
                 "the recording is of version {version}, the image of {}: run without --recorded",
                 built.version
             );
-            let uki = uki(&built, &packed)?;
+            let uki = built.uki()?;
             known.insert(slot::sha256(&uki), slot::root_hash(&uki)?);
         }
         Ok(Self {
@@ -132,25 +131,55 @@ impl Recording {
     }
 }
 
-fn uki(built: &Artefacts, packed: &Path) -> Result<Vec<u8>> {
-    let names = built.files.iter().filter_map(|file| file["name"].as_str());
-    let names = names.filter_map(|name| Path::new(name).file_name());
-    let name = names
-        .filter(|name| name.to_string_lossy().ends_with(".efi.zst"))
-        .next_back()
-        .context("the artefacts have no UKI")?;
-    let output = std::process::Command::new("zstd")
-        .args(["--quiet", "--decompress", "--stdout"])
-        .arg(packed.join(name))
-        .output()
-        .context("failed to run zstd")?;
-    ensure!(
-        output.status.success(),
-        "zstd: {} on {}",
-        output.status,
-        name.display()
-    );
-    Ok(output.stdout)
+/// What an image build says about the update to it.
+#[derive(Debug, serde::Deserialize)]
+struct Built {
+    version: String,
+    /// As in a release index.
+    files: Vec<Value>,
+    #[serde(skip)]
+    dir: PathBuf,
+}
+
+impl Built {
+    fn of(image: &Path) -> Result<Self> {
+        let dir = image.join("update");
+        let path = dir.join("files.json");
+        let text = fs::read(&path)
+            .with_context(|| format!("no {}; build it with `make image-next`", path.display()))?;
+        let found: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("failed to parse {}", path.display()))?;
+        Ok(Self { dir, ..found })
+    }
+
+    /// Where a file is: in a directory of its version, as at a server, or beside `files.json`.
+    fn path(&self, name: &str) -> PathBuf {
+        let path = self.dir.join(name);
+        if path.exists() {
+            return path;
+        }
+        let name = Path::new(name).file_name().unwrap_or_default();
+        self.dir.join(name)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().filter_map(|file| file["name"].as_str())
+    }
+
+    /// The UKI, unpacked.
+    fn uki(&self) -> Result<Vec<u8>> {
+        let name = self
+            .names()
+            .find(|name| name.ends_with(".efi.zst"))
+            .context("the artefacts have no UKI")?;
+        let output = std::process::Command::new("zstd")
+            .args(["--quiet", "--decompress", "--stdout"])
+            .arg(self.path(name))
+            .output()
+            .context("failed to run zstd")?;
+        ensure!(output.status.success(), "zstd: {} on {name}", output.status);
+        Ok(output.stdout)
+    }
 }
 
 /// Records into `dir`, which is emptied before.
@@ -163,14 +192,11 @@ pub(super) async fn record(
     dir: &Path,
     progress: &Progress,
 ) -> Result<()> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| format!("failed to empty {}", dir.display()))?;
-    }
-    fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))?;
+    empty(dir)?;
     let (key, public_key) = ssh::generate_key(dir).await?;
-    let (installed, _) = Artefacts::of(&common.image)?;
-    let (next, packed) = Artefacts::of(&common.target.join("image-next"))?;
-    let release = Release::of(&packed)?;
+    let installed = Built::of(&common.image)?;
+    let next = Built::of(&common.target.join("image-next"))?;
+    let release = Release::of(&next)?;
     let mut nodes = description::nodes(&common.cluster, 1, &public_key)?;
     for node in &mut nodes {
         node.name = NAME.into();
@@ -194,12 +220,9 @@ pub(super) async fn record(
         phases: Vec::new(),
     };
     let lived = life.live(one(&mut cluster)?, &next.version, progress).await;
-    if let Err(error) = lived {
-        // The console stays; the disk is of no use without the end of the log.
-        cluster.discard();
-        return Err(error);
-    }
+    // The console stays; the log has all of the disk.
     cluster.discard();
+    lived?;
     let notes = Notes {
         installed: installed.version,
         next: next.version,
@@ -209,6 +232,13 @@ pub(super) async fn record(
     let path = dir.join("recording.json");
     fs::write(&path, serde_json::to_vec_pretty(&notes)?)
         .with_context(|| format!("failed to write {}", path.display()))
+}
+
+fn empty(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("failed to empty {}", dir.display()))?;
+    }
+    fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))
 }
 
 struct Life {
@@ -273,17 +303,17 @@ struct Release {
 }
 
 impl Release {
-    fn of(packed: &Path) -> Result<Self> {
-        let path = packed.join("files.json");
-        let text = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
-        let mut release: Value = serde_json::from_slice(&text).context("files.json is no JSON")?;
-        release["date"] = "2026-11-29T09:00:00Z".into();
-        release["severity"] = "normal".into();
-        release["roll_out_seconds"] = 0.into();
+    fn of(built: &Built) -> Result<Self> {
+        let release = json!({
+            "version": built.version,
+            "date": "2026-11-29T09:00:00Z",
+            "severity": "normal",
+            "roll_out_seconds": 0,
+            "files": built.files,
+        });
         let mut served = Vec::new();
-        for file in release["files"].as_array().into_iter().flatten() {
-            let name = file["name"].as_str().context("a file without name")?;
-            let path = packed.join(Path::new(name).file_name().context("no name")?);
+        for name in built.names() {
+            let path = built.path(name);
             let contents =
                 fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
             served.push((name.to_owned(), contents));
@@ -341,6 +371,14 @@ fn ignition(ssh_key: &str, update_key: &str) -> String {
     .to_string()
 }
 
+/// The machine of a cluster that has one.
+///
+/// # Errors
+/// When it has none.
+pub(super) fn one(cluster: &mut Cluster) -> Result<&mut Machine> {
+    cluster.machines.first_mut().context("there is no machine")
+}
+
 /// A machine with the configuration of the one that was recorded, and its release server if it is to have one.
 ///
 /// # Errors
@@ -371,4 +409,65 @@ pub(super) fn node(recording: &Recording, with_server: bool) -> Result<Node> {
         ignition: recording.ignition.clone(),
         served,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::signature::{ED25519, UnparsedPublicKey};
+
+    use super::*;
+
+    #[test]
+    fn a_release_is_signed_and_has_the_files_that_its_index_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let update = dir.path().join("update");
+        // One where a server has it, one beside the list.
+        fs::create_dir_all(update.join("selvage_1.2")).unwrap();
+        fs::write(update.join("selvage_1.2/a.zst"), "a").unwrap();
+        fs::write(update.join("b.zst"), "b").unwrap();
+        let files = json!([{"name": "selvage_1.2/a.zst"}, {"name": "selvage_1.2/b.zst"}]);
+        let list = json!({"version": "1.2", "files": files});
+        fs::write(update.join("files.json"), list.to_string()).unwrap();
+        let release = Release::of(&Built::of(dir.path()).unwrap()).unwrap();
+        let served = |wanted: &str| {
+            let found = release.served.iter().find(|(name, _)| name == wanted);
+            found.map(|(_, contents)| contents.as_slice()).unwrap()
+        };
+        assert_eq!(served("selvage_1.2/a.zst"), b"a");
+        assert_eq!(served("selvage_1.2/b.zst"), b"b");
+        let index: Value = serde_json::from_slice(served("stable.json")).unwrap();
+        assert_eq!(index["releases"][0]["version"], "1.2");
+        assert_eq!(index["releases"][0]["files"], files);
+        let key = release.public_key.lines().nth(1).unwrap();
+        let key = STANDARD.decode(key).unwrap();
+        UnparsedPublicKey::new(&ED25519, key.strip_prefix(PUBLIC_KEY_PREFIX).unwrap())
+            .verify(served("stable.json"), served("stable.json.sig"))
+            .unwrap();
+        let error = Built::of(&update).unwrap_err().to_string();
+        assert!(error.contains("make image-next"), "{error}");
+    }
+
+    #[test]
+    fn an_entry_belongs_to_the_phase_in_which_it_was_logged() {
+        let requests = [
+            crate::write_log::tests::write(0, b'a', 1),
+            crate::write_log::tests::FLUSHED,
+            crate::write_log::tests::write(1, b'b', 1),
+            crate::write_log::tests::FLUSHED,
+        ];
+        let (_dir, log) = crate::write_log::tests::log(&requests);
+        // Super block, entry, data, flush; then the same without a super block.
+        let recording = Recording {
+            log: PathBuf::new(),
+            versions: Default::default(),
+            key: PathBuf::new(),
+            ignition: String::new(),
+            served: PathBuf::new(),
+            known: BTreeMap::new(),
+            phases: vec![("one".into(), 4 * 512), ("two".into(), 7 * 512)],
+        };
+        let phases = recording.phases(&log);
+        let entries: Vec<_> = phases.iter().map(|phase| phase.entries.clone()).collect();
+        assert_eq!(entries, [0..2, 2..4]);
+    }
 }

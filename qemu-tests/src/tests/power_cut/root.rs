@@ -23,9 +23,9 @@ const CHECKSUMS: u32 = 0x400;
 /// The super block's own checksum is its last field (fs/ext4/ext4.h, struct ext4_super_block).
 const CHECKSUM_AT: usize = 1020;
 
-/// Parts of the lines in which e2fsck(8) tells what the kernel does in its own way at a mount: it replays the journal, removes
-/// the inodes that no name was left for, and counts what is free. Features that the backup does not have are those by
-/// which the kernel marks a journal and orphans in use; they have the whole file system checked.
+/// Parts of the lines in which e2fsck(8) tells what the kernel does in its own way at a mount: it replays the
+/// journal, removes the inodes that no name was left for, and counts what is free. Features that the backup does not
+/// have are those by which the kernel marks a journal and orphans in use; they have the whole file system checked.
 const USUAL: [&str; 10] = [
     ": recovering journal",
     "primary superblock features different from backup, check forced",
@@ -152,7 +152,8 @@ fn debugfs(root: &Path, request: &str) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// A directory's names with their mode and size, as `/INODE/MODE/UID/GID/NAME/SIZE/`; nothing if there is no such directory.
+/// A directory's names with their mode and size, as `/INODE/MODE/UID/GID/NAME/SIZE/`; nothing if there is no such
+/// directory.
 fn list(root: &Path, directory: &str) -> Result<Vec<(String, u32, u64)>> {
     let text = debugfs(root, &format!("ls -p {directory}"))?;
     let text = String::from_utf8_lossy(&text);
@@ -217,8 +218,8 @@ fn host_keys(root: &Path) -> Result<Vec<Finding>> {
 fn state(root: &Path, file: &Found) -> Result<Option<Finding>> {
     let Found { path, size } = file;
     let name = path.rsplit('/').next().unwrap_or_default();
-    // Hidden files are those that are being written. A download goes on where it broke off, and all of it is hashed once more.
-    // A lock has no contents.
+    // Hidden files are those that are being written. A download goes on where it broke off, and all of it is hashed
+    // once more. A lock has no contents.
     let unfinished = name.starts_with('.') || name.ends_with(".part") || name.ends_with(".tag");
     if unfinished || name.ends_with("lock") {
         return Ok(None);

@@ -142,7 +142,6 @@ pub async fn run(
         acquiring: JoinSet::new(),
         preparing: JoinSet::new(),
         publishing: JoinSet::new(),
-        publish_again: false,
         reloading: false,
         waiting: None,
         waits: Repeats::default(),
@@ -210,8 +209,6 @@ struct Agent<'a, S: LeaseStore> {
     preparing: JoinSet<(NetworkConfig, Result<String, OpenError>)>,
     /// Publishes the own attributes.
     publishing: JoinSet<Result<(), StoreError>>,
-    /// Whether to publish again, because something changed meanwhile.
-    publish_again: bool,
     /// Whether the end of a reload still has to be reported.
     reloading: bool,
     /// What joining waits for: code and object.
@@ -329,7 +326,10 @@ impl<S: LeaseStore> Agent<'_, S> {
                 Some(Ok(prepared)) = self.preparing.join_next() => {
                     self.prepared(overlay, prepared, &mut tasks).await;
                 }
-                () = tasks.publish.due() => self.publish(overlay, &mut tasks),
+                // One at a time, so that the latest attributes are also written last.
+                () = tasks.publish.due(), if self.publishing.is_empty() => {
+                    self.publish(overlay, &mut tasks);
+                }
                 Some(Ok(outcome)) = self.publishing.join_next() => {
                     self.published(outcome, &mut tasks);
                 }

@@ -129,25 +129,20 @@ impl<S: LeaseStore> Agent<'_, S> {
     /// Publishes this node's attributes. A lost lease is published when it is taken again.
     pub(super) fn publish(&mut self, overlay: &Overlay, tasks: &mut Tasks) {
         tasks.publish.started();
-        // One at a time, so that the latest attributes are also written last.
-        self.publish_again = !self.publishing.is_empty();
-        if !self.publish_again {
-            let publishing = self.store.update(&overlay.lease_attrs());
-            self.publishing.spawn(publishing);
-        }
+        let publishing = self.store.update(&overlay.lease_attrs());
+        self.publishing.spawn(publishing);
     }
 
     /// Handles the result of [`Self::publish`].
     pub(super) fn published(&mut self, outcome: Result<(), StoreError>, tasks: &mut Tasks) {
-        match outcome {
-            _ if std::mem::take(&mut self.publish_again) => tasks.publish.now(),
-            Ok(()) => tasks.publish.done(),
-            Err(StoreError::NoLease { .. }) => tasks.publish.done(),
-            Err(error) => {
-                sample::count(&mut self.events, error.kind());
-                tasks.publish.failed(&error);
-            }
+        let outcome = match outcome {
+            Err(StoreError::NoLease { .. }) => Ok(()),
+            outcome => outcome,
+        };
+        if let Err(error) = &outcome {
+            sample::count(&mut self.events, error.kind());
         }
+        tasks.publish.ended(outcome.as_ref());
     }
 
     /// Generates and publishes another MAC address or key than another node's, before it is programmed.

@@ -103,6 +103,18 @@ impl Task {
         self.retry.suspend();
     }
 
+    /// What was [started](Self::started) has ended. If the task became due again meanwhile, it was for a state that this
+    /// run did not see: it stays due, and the next run decides.
+    pub(super) fn ended(&mut self, outcome: Result<&(), &impl Coded>) {
+        if self.is_waiting() {
+            return;
+        }
+        match outcome {
+            Ok(()) => self.done(),
+            Err(error) => self.failed(error),
+        }
+    }
+
     /// Whether it is due, now or later.
     pub(super) fn is_waiting(&self) -> bool {
         self.retry.is_waiting()
@@ -275,6 +287,26 @@ mod tests {
         tasks.programmed_part(Err(conflict()));
         assert_eq!(code(&tasks), Some(Code::KernelConflict));
         assert!(!tasks.program.retry.is_waiting());
+    }
+
+    #[test]
+    fn what_became_due_during_a_run_is_not_done_with_it() {
+        let mut tasks = Tasks::default();
+        let publish = &mut tasks.publish;
+        for outcome in [Ok(()), Err(failed(busy()))] {
+            publish.now();
+            publish.started();
+            // Something changed while this was under way.
+            publish.now();
+            publish.ended(outcome.as_ref());
+            assert!(publish.is_waiting(), "{outcome:?}");
+            publish.started();
+            publish.ended(Ok::<_, &Failed>(&()));
+            assert!(!publish.is_waiting(), "{outcome:?}");
+        }
+        publish.started();
+        publish.ended(Err(&failed(busy())));
+        assert!(publish.is_waiting() && publish.trouble().is_some());
     }
 
     #[test]

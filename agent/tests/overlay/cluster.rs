@@ -287,6 +287,20 @@ while True:
         assert!(etcdctl.wait().expect("etcdctl").success());
     }
 
+    /// All keys of the network with what etcd knows of them, or why it does not answer.
+    fn keys_and_revisions(&self) -> String {
+        let mut etcdctl = self.namespace.command("etcdctl");
+        let output = etcdctl
+            .args(["--endpoints", &self.endpoints(), "--command-timeout=5s"])
+            .args(self.login())
+            .args(["get", "--prefix", "--write-out=fields", "/coreos.com/"])
+            .output();
+        output.map_or_else(
+            |error| format!("etcdctl did not start: {error}"),
+            |output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        )
+    }
+
     /// A lease key with all that etcd knows of it, its value, revisions and etcd lease.
     pub(crate) fn lease_in_fields(&self, key: &str) -> String {
         let key = format!("/coreos.com/network/subnets/{key}");
@@ -355,6 +369,9 @@ pub(crate) fn pair_in(network: &str) -> (Store, Host, Host) {
 
 impl Drop for Store {
     fn drop(&mut self) {
+        if std::thread::panicking() && !self.members.is_empty() {
+            eprintln!("--- the store\n{}", self.keys_and_revisions());
+        }
         self.stop_etcd();
     }
 }

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tempfile::TempDir;
@@ -277,22 +278,25 @@ impl Host {
 
     /// Asks the agent over its control socket: the status and the body of the answer.
     pub(crate) fn ask(&self, path: &str) -> (u16, String) {
-        use std::io::{Read, Write};
-        let asked = || -> std::io::Result<String> {
-            let mut stream = std::os::unix::net::UnixStream::connect(self.socket())?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        let answer = asked().expect("an answer over the control socket");
+        let answer = self
+            .try_ask(path, PATIENCE)
+            .expect("an answer over the control socket");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
         let status = head.split(' ').nth(1).map(str::parse);
         (
             status.expect("a status").expect("a number"),
             body.to_owned(),
         )
+    }
+
+    fn try_ask(&self, path: &str, patience: Duration) -> std::io::Result<String> {
+        use std::io::{Read, Write};
+        let mut stream = std::os::unix::net::UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(patience))?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     /// Kills the agent outright; nothing of it runs afterwards.
@@ -466,6 +470,11 @@ impl Drop for Host {
                 "--- {}: the kernel\n{}",
                 self.address,
                 self.overlay_objects()
+            );
+            eprintln!(
+                "--- {}: its agent's status\n{:?}",
+                self.address,
+                self.try_ask("/v1/status", Duration::from_secs(10))
             );
         }
         if let Some(mut agent) = self.agent.take() {

@@ -19,6 +19,8 @@ pub(super) const CONFIG: &str = include_str!("../../../configs/told.ign");
 const REPORT: &str = "selvage-ignition-report.service";
 /// It waits for the end of the boot itself, and comes last then.
 const REPORTED: Duration = Duration::from_secs(240);
+/// What it has printed passes journald and the serial line.
+const WRITTEN: Duration = Duration::from_secs(60);
 /// What it has to name: a unit to be enabled, one with a drop-in as well, a drop-in alone, and what a unit requires.
 pub(super) const NAMED: [&str; 4] = [
     "ntpd.service",
@@ -71,6 +73,21 @@ pub(super) async fn reported(machine: &Machine) -> Result<()> {
     .await
 }
 
+/// Whether the journal and the console name everything. They have it a moment after the unit has ended: journald writes
+/// to both.
+async fn names_all(machine: &Machine) -> Result<()> {
+    let journal = machine
+        .ssh
+        .run(&format!("sudo journalctl -b -q -o cat -u {REPORT}"))
+        .await?;
+    let console = machine.console.text();
+    for (place, text) in [("report's journal", journal), ("console", console)] {
+        let missing: Vec<_> = NAMED.iter().filter(|name| !text.contains(**name)).collect();
+        ensure!(missing.is_empty(), "the {place} does not name {missing:?}");
+    }
+    Ok(())
+}
+
 /// Looks at a machine that has booted with [`CONFIG`].
 pub(super) async fn is_told(cluster: &mut Cluster) -> Result<()> {
     let machine = cluster.machines.first_mut().context("no machine")?;
@@ -79,20 +96,8 @@ pub(super) async fn is_told(cluster: &mut Cluster) -> Result<()> {
     if let Err(error) = look_at(machine, ASKS).await {
         wrong.push(format!("{error:#}"));
     }
-    let journal = machine
-        .ssh
-        .run(&format!("sudo journalctl -b -q -o cat -u {REPORT}"))
-        .await?;
-    let console = machine.console.text();
-    for name in NAMED {
-        for (place, text) in [
-            ("the report's journal", &journal),
-            ("the console", &console),
-        ] {
-            if !text.contains(name) {
-                wrong.push(format!("- {place} does not name {name}"));
-            }
-        }
+    if let Err(error) = wait::until("the report's words", WRITTEN, || names_all(machine)).await {
+        wrong.push(format!("{error:#}"));
     }
     // The report's failure is wanted, and told on the console as any other; nothing else is.
     for hit in machine.console.check()? {

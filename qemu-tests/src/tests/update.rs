@@ -56,7 +56,7 @@ pub(super) struct Artefacts {
 }
 
 impl Artefacts {
-    fn of(image: &Path) -> Result<(Self, PathBuf)> {
+    pub(super) fn of(image: &Path) -> Result<(Self, PathBuf)> {
         let dir = image.join("update");
         let path = dir.join("files.json");
         let text = fs::read(&path)
@@ -268,7 +268,7 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions
     Ok(())
 }
 
-fn one(cluster: &mut Cluster) -> Result<&mut Machine> {
+pub(super) fn one(cluster: &mut Cluster) -> Result<&mut Machine> {
     let [machine] = &mut cluster.machines[..] else {
         bail!("not one machine")
     };

@@ -8,8 +8,7 @@ use std::path::Path;
 const COUNTED: &str =
     "sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
-/// How many tries a new version has, or one that is to be started again: `TriesLeft=` of the transfer that writes its boot
-/// entry.
+/// How many tries a version has whose turn has come.
 pub(crate) const TRIES: u32 = 3;
 
 /// The version of the running image; `None` if this is no Selvage image.
@@ -83,14 +82,6 @@ impl Counter {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_tries_are_those_that_the_image_gives() {
-        let transfer = "../image/mkosi.extra/usr/lib/sysupdate.d/90-uki.transfer";
-        let transfer = Path::new(env!("CARGO_MANIFEST_DIR")).join(transfer);
-        let text = fs::read_to_string(transfer).unwrap();
-        assert!(text.contains(&format!("\nTriesLeft={TRIES}\n")), "{text}");
-    }
 
     #[test]
     fn the_version_is_the_images() {

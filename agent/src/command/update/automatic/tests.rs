@@ -391,7 +391,7 @@ async fn a_window_that_closes_during_a_step_stops_what_follows() {
     assert_eq!((world.downloads(), world.is_installed()), (3, false));
 
     let mut world = World::new(settings, "normal").await;
-    let entry = (world.root.path()).join("efi/EFI/Linux/selvage_1.1+3-0.efi");
+    let entry = (world.root.path()).join("efi/EFI/Linux/selvage_1.1+0-0.efi");
     let stop = world.run_by(|| clock(entry.exists())).await.unwrap();
     assert_eq!(
         stop,

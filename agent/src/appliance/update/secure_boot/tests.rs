@@ -11,6 +11,7 @@ const PLAIN: &[u8] = include_bytes!("samples/plain.efi");
 const BY_DB: &[u8] = include_bytes!("samples/db.efi");
 const BY_OTHER: &[u8] = include_bytes!("samples/other.efi");
 const BY_LEAF: &[u8] = include_bytes!("samples/leaf.efi");
+const BY_SYSTEMD: &[u8] = include_bytes!("samples/systemd.efi");
 const DB: &[u8] = include_bytes!("samples/db.der");
 const OTHER: &[u8] = include_bytes!("samples/other.der");
 const LEAF: &[u8] = include_bytes!("samples/leaf.der");
@@ -72,6 +73,7 @@ impl Machine {
 fn what_the_firmware_trusts_is_taken_and_nothing_else() {
     let machine = Machine::new(&list(X509, &[DB]), &[]);
     machine.check(BY_DB).unwrap();
+    machine.check(BY_SYSTEMD).unwrap();
     // `db` vouches for `leaf`, but the program has only the leaf's own certificate with it.
     machine.check(BY_LEAF).unwrap();
     let other = "CN=sample other".to_owned();

@@ -123,6 +123,10 @@ image-signed: packages-build-image agent target/keys/db.auth ## The image and it
 target/keys/db.auth:
 	@image/keys target/keys
 
+.PHONY: images
+images: packages-build-image-qemu image ## Put the image into the containers that clouds and hypervisors take (DIR=target/images FORMATS="qcow2 vhd")
+	@image/formats target/image $(or $(DIR),target/images) $(FORMATS)
+
 .PHONY: keys
 keys: packages-release ## Make a set of keys for signed images and releases, fit for tests (DIR=)
 	@image/keys $(or $(DIR),$(error DIR is not set: name the directory for the keys))

@@ -24,6 +24,7 @@ use self::{
     rollout::{Boot, Rollout},
 };
 use crate::{
+    built::Built,
     cli::Common,
     cluster::{self, Cluster, Options},
     container, description,
@@ -76,7 +77,7 @@ impl Fleet {
     /// # Errors
     /// When `make image-next` was not run, or anything cannot be started.
     pub(crate) async fn start(host: &Host, common: &Common, dir: &Path) -> Result<Self> {
-        let installed = releases::version(&common.image)?;
+        let installed = Built::of(&common.image)?.version;
         let site = dir.with_extension("site");
         let etcd = Etcd::start(&site).await?;
         let releases = Releases::create(&site, &common.target.join("image-next")).await?;
@@ -84,7 +85,7 @@ impl Fleet {
             &common.cluster,
             &host.public_key,
             etcd.guests_url(),
-            &releases.public_key,
+            &releases.key.public,
         )?;
         let options = Options {
             firmware: true,
@@ -110,7 +111,7 @@ impl Fleet {
 
     /// The version that they update to.
     pub(crate) fn next(&self) -> &str {
-        &self.releases.version
+        &self.releases.built.version
     }
 
     /// The machines' names.

@@ -7,6 +7,7 @@ mod accel;
 mod artifacts;
 mod bench;
 mod boot_watch;
+mod built;
 mod child;
 mod cli;
 mod cluster;

@@ -83,13 +83,16 @@ pub(super) async fn run(
         switch: None,
     };
     let progress = suite.progress;
-    let mut recorded = Recording::read(&dir, common);
+    let mut recorded = Recording::read(&dir, common).await;
     suite
         .case(CASES[0], &mut none, async |_| {
             if !cuts.recorded {
                 progress.step("record the writes of a machine from its first boot to its blessing");
                 let made = record::record(host, common, &dir, progress).await;
-                recorded = made.and_then(|()| Recording::read(&dir, common));
+                recorded = match made {
+                    Ok(()) => Recording::read(&dir, common).await,
+                    Err(error) => Err(error),
+                };
             }
             recorded
                 .as_ref()

@@ -1,18 +1,15 @@
 //! A machine with Secure Boot: its firmware has no keys at first, enrols those that the signed image ships, and from
 //! then on starts only what they have signed. `make image-signed` makes the image, its next version and the keys.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tokio::process::Command;
 
-use super::update::{self, Artefacts, BLESSING, ENTRIES, Versions, one};
+use super::update::{self, BLESSING, ENTRIES, Versions, one};
 use crate::{
+    built::{self, Built, Key, succeed},
     cli::Common,
     cluster::{self, Cluster, Options},
     description,
@@ -74,8 +71,8 @@ async fn start(
     let image = common.target.join("image-signed");
     let next_image = common.target.join("image-signed-next");
     let made_by = "build it with `make image-signed`";
-    let (installed, _) = Artefacts::of(&image).context(made_by)?;
-    let (next, packed) = Artefacts::of(&next_image).context(made_by)?;
+    let installed = Built::of(&image).context(made_by)?;
+    let next = Built::of(&next_image).context(made_by)?;
     let signed = Common {
         image,
         cluster: common.cluster.clone(),
@@ -108,19 +105,9 @@ async fn start(
         let disk = spec.spare_disk.as_deref().context("no second disk")?;
         let scratch = dir.join("staging");
         sign_by_another_key(&next_image.join("selvage.efi"), &scratch).await?;
-        let version = format!("{}.1", next.version);
-        let key = common.target.join("keys/update.key");
-        let release = scratch.join(RELEASE);
-        release_foreign(
-            &next,
-            &packed,
-            &scratch.join(FOREIGN),
-            &version,
-            &key,
-            &release,
-        )
-        .await?;
-        update::fill(disk, &next, &packed, &scratch).await?;
+        let key = Key::at(&common.target.join("keys/update.key")).await?;
+        release_foreign(&next, &scratch, &key).await?;
+        update::fill(disk, &next, &scratch).await?;
     }
     let versions = Versions {
         installed: installed.version,
@@ -152,89 +139,51 @@ async fn sign_by_another_key(uki: &Path, dir: &Path) -> Result<()> {
     command.arg("--key").arg(&key).arg("--cert");
     command.arg(&certificate).arg("--output");
     command.arg(dir.join(FOREIGN)).arg(&plain);
-    succeed(command, "sbsigntool").await
+    succeed(command, "sbsigntool").await.map(drop)
 }
 
-/// Makes a release of the next version's files and a UKI that another key has signed, signed by the right key.
-async fn release_foreign(
-    next: &Artefacts,
-    packed: &Path,
-    uki: &Path,
-    version: &str,
-    key: &Path,
-    dir: &Path,
-) -> Result<()> {
-    let stem = format!("selvage_{version}");
-    let download = dir.join("download").join(&stem);
-    fs::create_dir_all(&download)
-        .with_context(|| format!("failed to create {}", download.display()))?;
-    let mut files = Vec::new();
-    for file in &next.files {
-        let own = file["name"].as_str().context("an artefact without name")?;
-        let own = own.rsplit('/').next().unwrap_or(own);
-        let name = own.replace(&format!("selvage_{}", next.version), &stem);
-        let target = download.join(&name);
-        let mut entry = file.clone();
+/// Makes a release of the next version's files and the UKI in `dir` that another key has signed. The release itself is
+/// signed as it should be.
+async fn release_foreign(next: &Built, dir: &Path, key: &Key) -> Result<()> {
+    let version = format!("{}.1", next.version);
+    let renamed = |name: &str| name.replace(&next.version, &version);
+    let (dir, uki) = (dir.join(RELEASE), dir.join(FOREIGN));
+    let mut files = next.files.clone();
+    for (file, (name, from)) in files.iter_mut().zip(next.named()) {
+        let to = dir.join("download").join(renamed(name));
+        let parent = to.parent().context("a file without a directory")?;
+        fs::create_dir_all(parent)
+            .with_context(|| format!("failed to create {}", parent.display()))?;
         if file["part"] == "uki" {
-            let mut command = Command::new("zstd");
-            command
-                .args(["--quiet", "-1"])
-                .arg(uki)
-                .arg("-o")
-                .arg(&target);
-            succeed(command, "zstd").await?;
-            entry["unpacked_size"] = json!(fs::metadata(uki)?.len());
-            entry["unpacked_sha256"] = json!(sha256(uki).await?);
-            entry["size"] = json!(fs::metadata(&target)?.len());
-            entry["sha256"] = json!(sha256(&target).await?);
+            let mut zstd = Command::new("zstd");
+            zstd.args(["--quiet", "-1"]).arg(&uki).arg("-o").arg(&to);
+            succeed(zstd, "zstd").await?;
+            for (path, size, digest) in [
+                (&uki, "unpacked_size", "unpacked_sha256"),
+                (&to, "size", "sha256"),
+            ] {
+                file[size] = json!(fs::metadata(path)?.len());
+                file[digest] = json!(sha256(path).await?);
+            }
         } else {
-            fs::copy(packed.join(own), &target).with_context(|| format!("failed to copy {own}"))?;
+            fs::copy(&from, &to).with_context(|| format!("failed to copy {}", from.display()))?;
         }
-        entry["name"] = json!(format!("{stem}/{name}"));
-        files.push(entry);
+        file["name"] = json!(renamed(name));
     }
-    let index = json!({
-        "format": 1, "channel": "stable", "serial": 2, "issued": "2026-11-29T10:00:00Z",
-        "releases": [{
-            "version": version, "date": "2026-11-29T10:00:00Z", "severity": "normal", "roll_out_seconds": 0,
-            "notes": "", "files": files,
-        }],
-    });
-    let path = dir.join("index-stable.json");
-    fs::write(&path, index.to_string())
-        .with_context(|| format!("failed to write {}", path.display()))?;
-    let mut command = Command::new("openssl");
-    command
-        .args(["pkeyutl", "-sign", "-rawin", "-inkey"])
-        .arg(key);
-    command.arg("-in").arg(&path).arg("-out");
-    command.arg(dir.join("index-stable.json.sig"));
-    succeed(command, "openssl").await
+    let mut release = next.release();
+    release["version"] = json!(version);
+    release["files"] = json!(files);
+    key.publish(&built::index(2, &[release]), &dir.join("index-stable.json"))
+        .await
 }
 
 async fn sha256(path: &Path) -> Result<String> {
-    let output = Command::new("sha256sum").arg(path).output().await?;
-    let said = String::from_utf8_lossy(&output.stdout);
+    let mut command = Command::new("sha256sum");
+    command.arg(path);
+    let said = succeed(command, "coreutils").await?;
     let digest = said.split(' ').next().unwrap_or_default();
-    ensure!(digest.len() == 64, "sha256sum: {}", output.status);
+    ensure!(digest.len() == 64, "sha256sum: {said}");
     Ok(digest.to_owned())
-}
-
-async fn succeed(mut command: Command, package: &str) -> Result<()> {
-    let program = PathBuf::from(command.as_std().get_program());
-    let program = program.display();
-    let output = command
-        .output()
-        .await
-        .with_context(|| format!("failed to run {program} (package {package})"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{program}: {}: {}",
-        output.status,
-        said.trim()
-    );
-    Ok(())
 }
 
 async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions) -> Result<()> {

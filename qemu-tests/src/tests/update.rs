@@ -3,16 +3,13 @@
 
 pub(super) mod bad;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::{
+    built::{self, Built, Key, succeed},
     cli::Common,
     cluster::{self, Cluster, Options},
     description,
@@ -46,27 +43,6 @@ const INSTALLATION: Duration = Duration::from_secs(900);
 /// The files from which the boot loader takes its entries.
 pub(super) const ENTRIES: &str = "sudo ls /efi/EFI/Linux";
 
-/// What an image build says about its update.
-#[derive(Debug, serde::Deserialize)]
-pub(super) struct Artefacts {
-    /// Which version it is.
-    pub version: String,
-    /// As in a release index.
-    pub files: Vec<serde_json::Value>,
-}
-
-impl Artefacts {
-    pub(super) fn of(image: &Path) -> Result<(Self, PathBuf)> {
-        let dir = image.join("update");
-        let path = dir.join("files.json");
-        let text = fs::read(&path)
-            .with_context(|| format!("no {}; build it with `make image-next`", path.display()))?;
-        let found = serde_json::from_slice(&text)
-            .with_context(|| format!("failed to parse {}", path.display()))?;
-        Ok((found, dir))
-    }
-}
-
 /// Boots the machine as often as the wanted cases need, and runs them.
 pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Path) {
     if !suite.wants_any(CASES) {
@@ -96,8 +72,8 @@ pub(super) struct Versions {
 }
 
 async fn start(host: &Host, common: &Common, dir: &Path) -> Result<(Cluster, Versions)> {
-    let (installed, _) = Artefacts::of(&common.image)?;
-    let (next, packed) = Artefacts::of(&common.target.join("image-next"))?;
+    let installed = Built::of(&common.image)?;
+    let next = Built::of(&common.target.join("image-next"))?;
     let mut nodes = description::nodes(&common.cluster, 1, &host.public_key)?;
     for node in &mut nodes {
         node.name = "update".into();
@@ -116,7 +92,7 @@ async fn start(host: &Host, common: &Common, dir: &Path) -> Result<(Cluster, Ver
     let prepared = cluster::prepare(host, dir, &nodes, options).await?;
     for (spec, _) in &prepared {
         let disk = spec.spare_disk.as_deref().context("no second disk")?;
-        fill(disk, &next, &packed, &dir.join("staging")).await?;
+        fill(disk, &next, &dir.join("spare")).await?;
     }
     let versions = Versions {
         installed: installed.version,
@@ -127,80 +103,27 @@ async fn start(host: &Host, common: &Common, dir: &Path) -> Result<(Cluster, Ver
 
 /// Puts into a file system on `disk` what a machine has after a download, and the key that the index is signed with,
 /// beside what is in the directory `scratch` already.
-pub(super) async fn fill(
-    disk: &Path,
-    artefacts: &Artefacts,
-    packed: &Path,
-    scratch: &Path,
-) -> Result<()> {
+pub(super) async fn fill(disk: &Path, built: &Built, scratch: &Path) -> Result<()> {
     let state = scratch.join("update");
-    let download = state
-        .join("download")
-        .join(format!("selvage_{}", artefacts.version));
-    fs::create_dir_all(&download)
-        .with_context(|| format!("failed to create {}", download.display()))?;
-    for file in &artefacts.files {
-        let name = file["name"].as_str().context("an artefact without name")?;
-        let name = Path::new(name).file_name().context("no name")?;
-        let (from, to) = (packed.join(name), download.join(name));
-        let copied = fs::copy(&from, &to);
-        copied.with_context(|| format!("failed to copy {}", from.display()))?;
+    for (name, from) in built.named() {
+        let to = state.join("download").join(name);
+        let parent = to.parent().context("a file without a directory")?;
+        fs::create_dir_all(parent)
+            .and_then(|()| fs::copy(&from, &to))
+            .with_context(|| format!("failed to copy {}", from.display()))?;
     }
-    let index = json!({
-        "format": 1,
-        "channel": "stable",
-        "serial": 1,
-        "issued": "2026-01-01T00:00:00Z",
-        "releases": [{
-            "version": artefacts.version,
-            "date": "2026-01-01T00:00:00Z",
-            "severity": "normal",
-            "roll_out_seconds": 0,
-            "files": artefacts.files,
-        }],
-    });
+    let key = Key::make(&scratch.with_extension("key")).await?;
     let path = state.join("index-stable.json");
-    fs::write(&path, index.to_string())
-        .with_context(|| format!("failed to write {}", path.display()))?;
-    sign(&path, scratch).await?;
+    key.publish(&built::index(1, &[built.release()]), &path)
+        .await?;
+    let path = scratch.join("update.pem");
+    fs::write(&path, &key.public).with_context(|| format!("failed to write {}", path.display()))?;
     let mut mke2fs = tokio::process::Command::new("mke2fs");
     mke2fs
         .args(["-q", "-F", "-t", "ext4", "-d"])
         .args([scratch, disk]);
-    succeed(mke2fs, "mke2fs (package e2fsprogs)").await?;
+    succeed(mke2fs, "e2fsprogs").await?;
     fs::remove_dir_all(scratch).with_context(|| format!("failed to remove {}", scratch.display()))
-}
-
-/// Signs a file with a new key, `update.pem` in the directory.
-async fn sign(path: &Path, dir: &Path) -> Result<()> {
-    let key = dir.with_extension("key");
-    let openssl = || tokio::process::Command::new("openssl");
-    let mut make = openssl();
-    make.args(["genpkey", "-algorithm", "ed25519", "-out"])
-        .arg(&key);
-    let mut public = openssl();
-    public.args(["pkey", "-pubout", "-in"]).arg(&key);
-    public.arg("-out").arg(dir.join("update.pem"));
-    let mut signature = openssl();
-    signature
-        .args(["pkeyutl", "-sign", "-rawin", "-inkey"])
-        .arg(&key);
-    signature.arg("-in").arg(path);
-    signature.arg("-out").arg(path.with_extension("json.sig"));
-    for command in [make, public, signature] {
-        succeed(command, "openssl").await?;
-    }
-    Ok(())
-}
-
-async fn succeed(mut command: tokio::process::Command, what: &str) -> Result<()> {
-    let output = command
-        .output()
-        .await
-        .with_context(|| format!("failed to run {what}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{what}: {}: {said}", output.status);
-    Ok(())
 }
 
 async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions) -> Result<()> {

@@ -10,11 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use ring::signature::{Ed25519KeyPair, KeyPair as _};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::slot::{self, Hash};
 use crate::{
+    built::{self, Built, Key},
     cli::Common,
     cluster::{self, Cluster, Node, Options},
     description,
@@ -29,8 +29,6 @@ use crate::{
 pub(super) const APPLY_DEADLINE: Duration = Duration::from_secs(900);
 /// From a boot that takes commands to a boot that is blessed.
 const BLESSING: Duration = Duration::from_secs(300);
-/// What comes before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410 §4).
-const PUBLIC_KEY_PREFIX: &[u8] = &[0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0];
 
 /// The files from which the boot loader takes its entries.
 const ENTRIES: &str = "sudo ls /efi/EFI/Linux";
@@ -84,7 +82,7 @@ impl Recording {
     ///
     /// # Errors
     /// When there is none, or one of other versions.
-    pub(super) fn read(dir: &Path, common: &Common) -> Result<Self> {
+    pub(super) async fn read(dir: &Path, common: &Common) -> Result<Self> {
         let path = dir.join("recording.json");
         let text = fs::read(&path)
             .with_context(|| format!("no recording {}: run without --recorded", path.display()))?;
@@ -101,7 +99,7 @@ impl Recording {
                 "the recording is of version {version}, the image of {}: run without --recorded",
                 built.version
             );
-            let uki = built.uki()?;
+            let uki = uki(&built).await?;
             known.insert(slot::sha256(&uki), slot::root_hash(&uki)?);
         }
         Ok(Self {
@@ -131,55 +129,12 @@ impl Recording {
     }
 }
 
-/// What an image build says about the update to it.
-#[derive(Debug, serde::Deserialize)]
-struct Built {
-    version: String,
-    /// As in a release index.
-    files: Vec<Value>,
-    #[serde(skip)]
-    dir: PathBuf,
-}
-
-impl Built {
-    fn of(image: &Path) -> Result<Self> {
-        let dir = image.join("update");
-        let path = dir.join("files.json");
-        let text = fs::read(&path)
-            .with_context(|| format!("no {}; build it with `make image-next`", path.display()))?;
-        let found: Self = serde_json::from_slice(&text)
-            .with_context(|| format!("failed to parse {}", path.display()))?;
-        Ok(Self { dir, ..found })
-    }
-
-    /// Where a file is: in a directory of its version, as at a server, or beside `files.json`.
-    fn path(&self, name: &str) -> PathBuf {
-        let path = self.dir.join(name);
-        if path.exists() {
-            return path;
-        }
-        let name = Path::new(name).file_name().unwrap_or_default();
-        self.dir.join(name)
-    }
-
-    fn names(&self) -> impl Iterator<Item = &str> {
-        self.files.iter().filter_map(|file| file["name"].as_str())
-    }
-
-    /// The UKI, unpacked.
-    fn uki(&self) -> Result<Vec<u8>> {
-        let name = self
-            .names()
-            .find(|name| name.ends_with(".efi.zst"))
-            .context("the artefacts have no UKI")?;
-        let output = std::process::Command::new("zstd")
-            .args(["--quiet", "--decompress", "--stdout"])
-            .arg(self.path(name))
-            .output()
-            .context("failed to run zstd")?;
-        ensure!(output.status.success(), "zstd: {} on {name}", output.status);
-        Ok(output.stdout)
-    }
+/// The UKI, unpacked.
+async fn uki(built: &Built) -> Result<Vec<u8>> {
+    let scratch = tempfile::tempdir().context("failed to make a directory")?;
+    let unpacked = scratch.path().join("uki");
+    built::unpack(&built.packed(".efi.zst")?, &unpacked).await?;
+    fs::read(&unpacked).context("the UKI was not unpacked")
 }
 
 /// Records into `dir`, which is emptied before.
@@ -196,7 +151,7 @@ pub(super) async fn record(
     let (key, public_key) = ssh::generate_key(dir).await?;
     let installed = Built::of(&common.image)?;
     let next = Built::of(&common.target.join("image-next"))?;
-    let release = Release::of(&next)?;
+    let release = Release::of(&next).await?;
     let mut nodes = description::nodes(&common.cluster, 1, &public_key)?;
     for node in &mut nodes {
         node.name = NAME.into();
@@ -303,46 +258,25 @@ struct Release {
 }
 
 impl Release {
-    fn of(built: &Built) -> Result<Self> {
-        let release = json!({
-            "version": built.version,
-            "date": "2026-11-29T09:00:00Z",
-            "severity": "normal",
-            "roll_out_seconds": 0,
-            "files": built.files,
-        });
+    /// # Errors
+    /// When a file is missing, or openssl is.
+    async fn of(built: &Built) -> Result<Self> {
+        let read = |path: &Path| {
+            fs::read(path).with_context(|| format!("failed to read {}", path.display()))
+        };
         let mut served = Vec::new();
-        for name in built.names() {
-            let path = built.path(name);
-            let contents =
-                fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
-            served.push((name.to_owned(), contents));
+        for (name, path) in built.named() {
+            served.push((name.to_owned(), read(&path)?));
         }
-        let index = json!({
-            "format": 1,
-            "channel": "stable",
-            "serial": 1,
-            "issued": "2026-11-29T10:00:00Z",
-            "releases": [release],
-        });
-        let index = index.to_string().into_bytes();
-        let random = ring::rand::SystemRandom::new();
-        let key = Ed25519KeyPair::generate_pkcs8(&random)
-            .and_then(|key| {
-                Ed25519KeyPair::from_pkcs8(key.as_ref()).map_err(|_| ring::error::Unspecified)
-            })
-            .ok()
-            .context("failed to make a key")?;
-        served.push((
-            "stable.json.sig".to_owned(),
-            key.sign(&index).as_ref().to_vec(),
-        ));
-        served.push(("stable.json".to_owned(), index));
-        let public_key = [PUBLIC_KEY_PREFIX, key.public_key().as_ref()].concat();
-        let public_key = format!(
-            "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
-            STANDARD.encode(public_key)
-        );
+        let scratch = tempfile::tempdir().context("failed to make a directory for a key")?;
+        let key = Key::make(&scratch.path().join("key")).await?;
+        let index = built::index(1, &[built.release()]);
+        key.publish(&index, &scratch.path().join("stable.json"))
+            .await?;
+        for name in ["stable.json", "stable.json.sig"] {
+            served.push((name.to_owned(), read(&scratch.path().join(name))?));
+        }
+        let public_key = key.public;
         Ok(Self { served, public_key })
     }
 }
@@ -413,38 +347,22 @@ pub(super) fn node(recording: &Recording, with_server: bool) -> Result<Node> {
 
 #[cfg(test)]
 mod tests {
-    use ring::signature::{ED25519, UnparsedPublicKey};
-
     use super::*;
 
-    #[test]
-    fn a_release_is_signed_and_has_the_files_that_its_index_names() {
+    #[tokio::test]
+    async fn a_release_is_signed_and_has_the_files_that_its_index_names() {
         let dir = tempfile::tempdir().unwrap();
-        let update = dir.path().join("update");
-        // One where a server has it, one beside the list.
-        fs::create_dir_all(update.join("selvage_1.2")).unwrap();
-        fs::write(update.join("selvage_1.2/a.zst"), "a").unwrap();
-        fs::write(update.join("b.zst"), "b").unwrap();
-        let files = json!([{"name": "selvage_1.2/a.zst"}, {"name": "selvage_1.2/b.zst"}]);
-        let list = json!({"version": "1.2", "files": files});
-        fs::write(update.join("files.json"), list.to_string()).unwrap();
-        let release = Release::of(&Built::of(dir.path()).unwrap()).unwrap();
+        let release = Release::of(&built::tests::image(dir.path())).await.unwrap();
         let served = |wanted: &str| {
             let found = release.served.iter().find(|(name, _)| name == wanted);
             found.map(|(_, contents)| contents.as_slice()).unwrap()
         };
-        assert_eq!(served("selvage_1.2/a.zst"), b"a");
-        assert_eq!(served("selvage_1.2/b.zst"), b"b");
-        let index: Value = serde_json::from_slice(served("stable.json")).unwrap();
-        assert_eq!(index["releases"][0]["version"], "1.2");
-        assert_eq!(index["releases"][0]["files"], files);
-        let key = release.public_key.lines().nth(1).unwrap();
-        let key = STANDARD.decode(key).unwrap();
-        UnparsedPublicKey::new(&ED25519, key.strip_prefix(PUBLIC_KEY_PREFIX).unwrap())
-            .verify(served("stable.json"), served("stable.json.sig"))
-            .unwrap();
-        let error = Built::of(&update).unwrap_err().to_string();
-        assert!(error.contains("make image-next"), "{error}");
+        let (text, signature) = (served("stable.json"), served("stable.json.sig"));
+        let index = built::tests::believed(&release.public_key, text, signature);
+        for file in &index.releases[0].files {
+            assert_eq!(served(&file.path), file.path.as_bytes());
+        }
+        assert_eq!(release.served.len(), 5);
     }
 
     #[test]

@@ -14,8 +14,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{Artefacts, ENTRIES, Versions, fill, one, runs, status, update};
+use super::{ENTRIES, Versions, fill, one, runs, status, update};
 use crate::{
+    built::{self, Built},
     cli::Common,
     cluster::{self, Cluster, Node, Options},
     description,
@@ -87,10 +88,9 @@ async fn start(
     dir: &Path,
     is_alone: bool,
 ) -> Result<(Cluster, Versions)> {
-    let (installed, _) = Artefacts::of(&common.image)?;
-    let (next, packed) = Artefacts::of(&common.target.join("image-next"))?;
-    let described = std::fs::read(packed.join("files.json")).context("no files.json")?;
-    let index = index::signed(&serde_json::from_slice(&described)?).await?;
+    let installed = Built::of(&common.image)?;
+    let next = Built::of(&common.target.join("image-next"))?;
+    let index = index::signed(&next).await?;
     let mut nodes = description::nodes(&common.cluster, 1, &host.public_key)?;
     for node in &mut nodes {
         configure(node, &host.public_key, &index, is_alone)?;
@@ -105,13 +105,25 @@ async fn start(
     let prepared = cluster::prepare(host, dir, &nodes, options).await?;
     for (spec, _) in &prepared {
         let disk = spec.spare_disk.as_deref().context("no second disk")?;
-        fill(disk, &next, &packed, &dir.join("staging")).await?;
+        let scratch = dir.join("spare");
+        unpack(&next, &scratch.join("unpacked")).await?;
+        fill(disk, &next, &scratch).await?;
     }
     let versions = Versions {
         installed: installed.version,
         next: next.version,
     };
     Ok((Cluster::start_prepared(host, nodes, prepared)?, versions))
+}
+
+/// Leaves the files of an update unpacked in a directory, under their names without `.zst`.
+async fn unpack(built: &Built, dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))?;
+    for (_, packed) in built.named() {
+        let name = packed.file_stem().context("a file without a name")?;
+        built::unpack(&packed, &dir.join(name)).await?;
+    }
+    Ok(())
 }
 
 /// Adds what the cases need to the node's configuration.
@@ -130,7 +142,10 @@ fn configure(node: &mut Node, ssh_key: &str, index: &index::Signed, is_alone: bo
     );
     let files = [
         (SETTINGS, settings.as_bytes()),
-        ("/etc/selvage/update-keys.d/test.pem", &index.key),
+        (
+            "/etc/selvage/update-keys.d/served.pem",
+            index.key.as_bytes(),
+        ),
     ];
     for (path, contents) in files {
         let contents: String = contents.iter().map(|byte| format!("%{byte:02X}")).collect();

@@ -189,14 +189,12 @@ const UNIT: &str = "selvage-test-fault.service";
 pub(super) const NO_FAULT: &str = "rm -f /etc/systemd/system/selvage-test-fault.service \
     /etc/systemd/system/*.wants/selvage-test-fault.service\n";
 
-/// Where what the version is made of lies unpacked.
-const STAGING: &str = "/var/lib/selvage/update/staging";
-
-/// What scripts go by, and what they need.
+/// What scripts go by, and what they need: what the version is made of lies unpacked on the second disk.
 pub(super) fn preamble(versions: &Versions) -> String {
     format!(
-        "next={}\ninstalled={}\nslot=/dev/disk/by-partlabel/selvage_$next\nstaging={STAGING}\n\
-         mountpoint -q $staging || mount -o ro /dev/disk/by-id/virtio-spare $staging\n",
+        "next={}\ninstalled={}\nslot=/dev/disk/by-partlabel/selvage_$next\nstaging=/run/spare/unpacked\n\
+         mkdir -p /run/spare\n\
+         mountpoint -q /run/spare || mount -o ro /dev/disk/by-id/virtio-spare /run/spare\n",
         versions.next, versions.installed
     )
 }

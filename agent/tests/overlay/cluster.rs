@@ -55,6 +55,8 @@ impl Store {
         switch.ip("link add switch type bridge");
         switch.ip("link set switch up");
         let namespace = Namespace::new();
+        // A new namespace has what the host has. Where a test makes this one a gateway, it is to be one.
+        namespace.sysctl("net.ipv4.ip_forward", "1");
         namespace.connect("eth0", &switch, "port1");
         switch.ip("link set port1 master switch up");
         for member in 1..=size {

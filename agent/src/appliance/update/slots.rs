@@ -23,6 +23,7 @@ use tracing::warn;
 use crate::appliance::update::running::{Counter, TRIES};
 use crate::appliance::update::version::Version;
 
+mod gpt;
 pub(super) mod partition;
 mod uki;
 
@@ -308,7 +309,7 @@ pub fn slots(root: &Path) -> Vec<Slot> {
         return Vec::new();
     };
     let mut slots: Vec<Slot> = devices
-        .filter_map(|device| slot(&device.ok()?.path()))
+        .filter_map(|device| slot(root, &device.ok()?.path()))
         .collect();
     slots.sort_by(|a, b| a.device.cmp(&b.device));
     // The empty slot of hashes has the same label, and a small part of the size.
@@ -317,8 +318,8 @@ pub fn slots(root: &Path) -> Vec<Slot> {
     slots
 }
 
-fn slot(device: &Path) -> Option<Slot> {
-    let label = partition::label(device)?;
+fn slot(root: &Path, device: &Path) -> Option<Slot> {
+    let label = partition::label(root, device)?;
     let version = match &*label {
         "_empty" => None,
         label => Some(label.strip_prefix("selvage_")?.parse().ok()?),

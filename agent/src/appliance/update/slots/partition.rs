@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ring::digest;
 
-use super::{SlotError, entries, remove};
+use super::{SlotError, entries, gpt, remove};
 use crate::appliance::update::index::{self, Part, Release};
 use crate::appliance::update::version::Version;
 
@@ -118,18 +118,18 @@ fn find(
     let own = one(root, &format!("selvage_{running}"))?;
     let found = one(root, &format!("selvage_{version}{suffix}"))?;
     Ok(found
-        .filter(|found| own.is_none_or(|own| disk(&own) == disk(found)))
+        .filter(|found| own.is_none_or(|own| gpt::disk(&own) == gpt::disk(found)))
         .and_then(|found| Some(root.join("dev").join(found.file_name()?))))
 }
 
-/// The only partition with a label, in `/sys`.
+/// The only partition with a label: its directory in `/sys`.
 fn one(root: &Path, wanted: &str) -> Result<Option<PathBuf>, SlotError> {
     let Ok(devices) = fs::read_dir(root.join("sys/class/block")) else {
         return Ok(None);
     };
     let devices = devices.filter_map(|device| Some(device.ok()?.path()));
     let mut found: Vec<_> = devices
-        .filter(|device| label(device).as_deref() == Some(wanted))
+        .filter(|device| label(root, device).as_deref() == Some(wanted))
         .collect();
     match found.len() {
         0 | 1 => Ok(found.pop()),
@@ -140,14 +140,13 @@ fn one(root: &Path, wanted: &str) -> Result<Option<PathBuf>, SlotError> {
     }
 }
 
-/// The directory of a partition's disk: `/sys/class/block` has links into it.
-fn disk(device: &Path) -> Option<PathBuf> {
-    let device = device.canonicalize().ok()?;
-    device.parent().map(Path::to_owned)
+/// The label of a partition, whose directory in `/sys` this is. Where the partition table cannot be read, as by somebody
+/// who only looks at the status, it is the one that the kernel found at boot.
+pub(super) fn label(root: &Path, device: &Path) -> Option<String> {
+    gpt::label(root, device).or_else(|| label_at_boot(device))
 }
 
-/// The label of a partition, whose directory in `/sys` this is.
-pub(super) fn label(device: &Path) -> Option<String> {
+fn label_at_boot(device: &Path) -> Option<String> {
     let event = fs::read_to_string(device.join("uevent")).ok()?;
     let mut lines = event.lines();
     lines.find_map(|line| line.strip_prefix("PARTNAME=").map(str::to_owned))

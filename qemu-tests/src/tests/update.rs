@@ -331,7 +331,7 @@ async fn damage(machine: &Machine, versions: &Versions) -> Result<()> {
     machine
         .ssh
         .run(&format!(
-            "sudo mv /efi/EFI/Linux/selvage_{next}*.efi /efi/EFI/Linux/selvage_{next}+3-0.efi && \
+            "sudo sh -c 'mv /efi/EFI/Linux/selvage_{next}*.efi /efi/EFI/Linux/selvage_{next}+3-0.efi' && \
              sudo dd if=/dev/zero of=/dev/disk/by-partlabel/selvage_{next}_verity bs=4096 count=1 conv=fsync status=none"
         ))
         .await

@@ -328,7 +328,7 @@ async fn install_foreign(machine: &Machine, versions: &Versions) -> Result<()> {
     machine
         .ssh
         .run(&format!(
-            "{MOUNT_SPARE} && sudo rm /efi/EFI/Linux/selvage_{next}* && \
+            "{MOUNT_SPARE} && sudo sh -c 'rm /efi/EFI/Linux/selvage_{next}*' && \
              sudo cp {SPARE}/{FOREIGN} /efi/EFI/Linux/selvage_{next}+3-0.efi && sync"
         ))
         .await

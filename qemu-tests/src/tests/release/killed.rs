@@ -73,12 +73,13 @@ pub(super) async fn apply(guest: Guest<'_>, site: &mut Site, running: &str) -> R
     remove(guest, running).await
 }
 
-/// Starts an update in a unit of its own, and kills all of that as soon as `condition` holds.
+/// Starts an update in a unit of its own, and kills all of that as soon as `condition` holds. Looks without a pause, and
+/// seldom at the unit: some of these moments are short.
 async fn kill_when(guest: Guest<'_>, condition: &str) -> Result<()> {
     let said = guest
         .try_root(&format!(
             "systemd-run --quiet --unit=killed selvage update apply; \
-             until {condition}; do sleep 0.05; \
+             n=0; until {condition}; do n=$((n + 1)); [ $((n % 20)) = 0 ] || continue; \
              systemctl is-active --quiet killed || {{ journalctl -q -o cat -u killed | tail -n 5; exit 9; }}; done; \
              systemctl kill --signal=KILL killed; \
              while systemctl is-active --quiet killed; do sleep 0.05; done; \

@@ -320,10 +320,16 @@ impl Machine {
     /// # Errors
     /// When it does not within `patience`.
     pub(crate) async fn wait_for_reboot(&mut self, patience: Duration) -> Result<()> {
-        let before = self.ssh.run("cat /proc/sys/kernel/random/boot_id").await?;
+        let boot = "cat /proc/sys/kernel/random/boot_id";
+        let before = self.ssh.run(boot).await?;
         let deadline = Instant::now() + patience;
-        // Over the connection that is there: sshd turns away who asks for its greeting too often.
-        while self.ssh.run("true").await.is_ok() {
+        // Over the connection that is there: sshd turns away who asks for its greeting too often. Once that is broken, ssh
+        // waits for a new one, which may be to the next boot.
+        let last = loop {
+            match self.ssh.run(boot).await {
+                Ok(now) if now == before => {}
+                last => break last,
+            }
             ensure!(
                 Instant::now() < deadline,
                 "{} did not reboot within {} s",
@@ -331,9 +337,12 @@ impl Machine {
                 patience.as_secs()
             );
             tokio::time::sleep(Duration::from_secs(1)).await;
-        }
+        };
         self.master = None;
         let _ = std::fs::remove_file(&self.ssh.control);
+        if last.is_ok() {
+            return Ok(());
+        }
         self.wait_for_silence(&before).await
     }
 

@@ -243,6 +243,10 @@ pub enum NetworkCommand {
         /// Keep an existing network config, and exit successfully.
         #[arg(long)]
         if_absent: bool,
+        /// Seconds to go on trying while no server of etcd answers, 0 to 3600.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        #[arg(value_parser = clap::value_parser!(u64).range(0..=3600))]
+        wait: u64,
         /// File of flannel's JSON; - is standard input.
         #[arg(default_value = "-")]
         file: PathBuf,

@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 use thiserror::Error;
+use tokio::time::Instant;
+use tracing::warn;
 
 use crate::base::go_json;
 use crate::base::logging::chain;
+use crate::base::retry::{Backoff, random_seed};
 use crate::cluster::lease::etcd::{EtcdStore, Expected, StoredConfig};
 use crate::cluster::lease::{Lease, LeaseStore, StoreError, allocate};
 use crate::cluster::network_config::{NetworkConfig, NetworkConfigError};
@@ -21,6 +25,9 @@ mod reservation;
 
 pub use leases::list;
 pub use reservation::{ReservationError, node, reserve, unreserve};
+
+/// Pauses between attempts to reach etcd.
+const PAUSES: Backoff = Backoff::constant(Duration::from_millis(500), Duration::from_secs(5), 0.3);
 
 /// `selvage network` failed.
 #[derive(Debug, Error)]
@@ -87,14 +94,14 @@ pub async fn run(
     match command {
         NetworkCommand::Get { json, .. } => get(store, json, out).await,
         NetworkCommand::Set {
-            if_absent, file, ..
+            if_absent,
+            wait,
+            file,
+            ..
         } => {
             let text = read_input(Some(&file))?;
-            let check = |config: &NetworkConfig| match BackendConfig::parse(config) {
-                Ok(_) => Ok(()),
-                Err(error) => Err(chain(&error)),
-            };
-            set(store, &text, if_absent, check, out).await.map(drop)
+            let until = Instant::now() + Duration::from_secs(wait);
+            set_until(store, &text, if_absent, until, out).await
         }
         NetworkCommand::Leases { json, .. } => list(store, false, json, out).await,
         NetworkCommand::Reservations { json, .. } => list(store, true, json, out).await,
@@ -140,6 +147,38 @@ pub async fn get(
         writeln!(out, "{name:<15} {value}")?;
     }
     Ok(())
+}
+
+/// As [`set`], again and again until a server of etcd answers, or it is `until`.
+async fn set_until(
+    store: &mut EtcdStore,
+    text: &str,
+    if_absent: bool,
+    until: Instant,
+    out: &mut impl Write,
+) -> Result<(), NetworkCommandError> {
+    let check = |config: &NetworkConfig| match BackendConfig::parse(config) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(chain(&error)),
+    };
+    let mut pauses = PAUSES.seeded(random_seed());
+    let mut told = String::new();
+    loop {
+        let result = set(store, text, if_absent, check, out).await;
+        let Err(NetworkCommandError::Store(StoreError::Unreachable { attempts, .. })) = &result
+        else {
+            return result.map(drop);
+        };
+        let next = Instant::now() + pauses.next_delay();
+        if next > until {
+            return result.map(drop);
+        }
+        if told != *attempts {
+            told.clone_from(attempts);
+            warn!("waiting for etcd: {attempts}");
+        }
+        tokio::time::sleep_until(next).await;
+    }
 }
 
 /// Validates a network config and writes it. `check` validates the backend's part. With `if_absent` an existing config

@@ -1,6 +1,10 @@
 //! `selvage network get|set`.
 
+use std::process::Stdio;
+
 use selvage::command::network::{NetworkCommandError, SetOutcome, get, set};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, Command};
 
 use crate::server::Server;
 use crate::*;
@@ -106,5 +110,47 @@ async fn a_broken_config_in_the_store_can_be_replaced() {
     assert!(
         text.contains("the old one was invalid: Network is missing"),
         "{text}"
+    );
+}
+
+/// The program, as the image's unit starts it.
+async fn set_and_wait(server: &Server, seconds: &str) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_selvage"))
+        .args(["network", "set", "--if-absent", "--wait", seconds])
+        .args(["--etcd-endpoints", &server.url(), "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(OLD.as_bytes()).await.unwrap();
+    child
+}
+
+#[tokio::test]
+async fn set_waits_for_etcd_as_long_as_it_is_told_and_no_longer() {
+    let mut server = Server::start().await;
+    server.down();
+
+    let output = set_and_wait(&server, "0").await.wait_with_output().await;
+    let output = output.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(!said.contains("waiting for etcd"), "{said}");
+    assert!(said.contains(&server.url()), "{said}");
+
+    let mut child = set_and_wait(&server, "600").await;
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = lines.next_line().await.unwrap().expect("a word");
+    assert!(line.contains("waiting for etcd: etcd at "), "{line}");
+    server.up().await;
+    let output = child.wait_with_output().await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("/coreos.com/network/config written"),
+        "{said}"
     );
 }

@@ -168,8 +168,8 @@ bench: packages-build-test agent ## Measure the agent and print a table (FLANNEL
 	  cargo bench --quiet --locked -p selvage --profile dev --bench agent
 
 .PHONY: bench-boot
-bench-boot: packages-build-image-qemu image ## Measure the boot of the image and print a table
-	@$(HARNESS) bench
+bench-boot: packages-build-image-qemu image ## Measure the boot of the image and print a table (VERITY=5 pairs with dm-verity and without)
+	@$(HARNESS) bench $(if $(VERITY),--verity $(VERITY))
 
 # Built with a sanitizer, for which a released compiler must be told to take unstable flags. New inputs stay out of the
 # repository, whose small corpus only gives the direction.

@@ -1,5 +1,7 @@
 //! Boots one machine by itself and measures from kernel start to Docker ready, on the first boot and on the second.
 
+mod verity;
+
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result};
@@ -16,11 +18,12 @@ use crate::{
     timeline::{self, Timeline},
 };
 
-/// Runs the measurement, prints a table, and writes `bench/boot.json` below the build directory.
+/// Runs the measurement, prints a table, and writes `bench/boot.json` below the build directory. Then come pairs of machines,
+/// so many, that show what dm-verity costs.
 ///
 /// # Errors
-/// When the machine does not come up.
-pub(crate) async fn run(common: &Common) -> Result<()> {
+/// When a machine does not come up.
+pub(crate) async fn run(common: &Common, verity_pairs: u8) -> Result<()> {
     let progress = Progress::new();
     let dir = common.target.join("bench");
     let host = Host::prepare(common, &common.target.join("bench-key"), &progress).await?;
@@ -50,13 +53,15 @@ pub(crate) async fn run(common: &Common) -> Result<()> {
         host.accelerator,
         table(&boots)
     ));
-    let result =
+    cluster.power_down().await;
+    let mut result =
         json!({ "accelerator": host.accelerator, "cpus": cpus, "seconds": seconds(&boots) });
+    if verity_pairs > 0 {
+        result["verity"] = verity::run(&host, common, verity_pairs, &progress).await?;
+    }
     let path = dir.join("boot.json");
     fs::write(&path, format!("{result:#}\n"))
-        .with_context(|| format!("failed to write {}", path.display()))?;
-    cluster.power_down().await;
-    Ok(())
+        .with_context(|| format!("failed to write {}", path.display()))
 }
 
 async fn measure(

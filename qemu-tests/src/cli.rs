@@ -91,7 +91,11 @@ pub(crate) enum Command {
     /// Name the tests
     List,
     /// Boot one machine and measure kernel start to Docker ready
-    Bench,
+    Bench {
+        /// Also boot pairs of machines, with dm-verity below /usr and without, 0 to 50
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=50), value_name = "N")]
+        verity: u8,
+    },
     /// Log in to a machine of a cluster that was kept
     Ssh {
         /// Number (1 is the first) or name of the machine

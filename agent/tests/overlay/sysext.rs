@@ -140,17 +140,21 @@ fn flanneld_runs_out_of_a_merged_usr() {
             &[&[root_argument.as_str()], arguments].concat(),
         )
     };
+    fs::create_dir(format!("{root}/etc/systemd")).expect("a directory");
     systemctl(&["preset-all"]);
-    let units = systemctl(&["list-unit-files", "--no-legend", "--state=enabled"]);
-    assert_eq!(units, "");
+    let enabled = format!("{root}/etc/systemd");
+    let enabled = || inside("find", &[&enabled, "-type", "l"]);
+    assert_eq!(enabled(), "");
     systemctl(&["enable", "flanneld.service"]);
-    let units = systemctl(&["list-unit-files", "--no-legend", "--state=enabled"]);
-    assert!(units.starts_with("selvage.service "), "{units}");
-    let read = inside("systemctl", &[&root_argument, "cat", "flanneld.service"]);
-    assert!(read.contains("\nExecStart=/usr/bin/selvage run"), "{read}");
-    assert!(
-        read.contains("\nWants=flannel-docker-opts.service\n"),
-        "{read}"
-    );
+    let links = enabled();
+    for unit in ["multi-user.target", "docker.service"] {
+        let link = format!("/{unit}.wants/selvage.service\n");
+        assert!(links.contains(&link), "{links}");
+    }
+    let units = format!("{root}/usr/lib/systemd/system");
+    let drop_in = format!("{units}/selvage.service.d/50-flannel.conf");
+    assert!(inside("cat", &[&drop_in]).contains("\nWants=flannel-docker-opts.service\n"));
+    let unit = inside("cat", &[&format!("{units}/flanneld.service")]);
+    assert!(unit.contains("\nExecStart=/usr/bin/selvage run"), "{unit}");
     assert_eq!(flanneld.stop(), Some(0));
 }

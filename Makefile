@@ -93,7 +93,7 @@ test-qemu-all: packages-build-image-qemu image-next image-signed agent-tests ## 
 	$(HARNESS) test --all
 
 .PHONY: test-fresh
-test-fresh: packages-image ## Install in new minimal systems of Debian 12 and 13, build in one (half an hour; ROOTS=)
+test-fresh: packages-image packages ## Install in new minimal systems of Debian 12 and 13, build in one (half an hour; ROOTS=)
 	@$(SUDO) agent/tests/fresh/run $(ROOTS)
 
 .PHONY: agent
@@ -151,16 +151,11 @@ harness: packages-build # What boots the image; the demo has it compiled beside 
 # What the image has as well, but for what only a whole system of ours needs. agent/docs/hosts.md goes on from here.
 .PHONY: install
 install: agent ## Install the agent and its units on a host that is not the image (DESTDIR=)
-	install -D $(AGENT) $(DESTDIR)/usr/bin/selvage
-	install -D -t $(DESTDIR)/usr/lib/selvage units/selvage/renumber-docker units/selvage/accept-ra
-	install -D -m 644 -t $(DESTDIR)/usr/lib/selvage units/selvage/agent.toml
-	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system units/system/selvage*
-	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system/systemd-sysctl.service.d units/system/systemd-sysctl.service.d/*
-	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/network units/network/50-selvage.*
-	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/networkd.conf.d units/networkd.conf.d/*
-	install -D -m 644 -t $(DESTDIR)/usr/lib/NetworkManager/conf.d units/NetworkManager/conf.d/*
-	install -D -m 644 -t $(DESTDIR)/usr/lib/modules-load.d units/modules-load.d/*
-	install -D -m 644 -t $(DESTDIR)/usr/lib/sysctl.d units/sysctl.d/*
+	agent/packages/install $(AGENT) $(DESTDIR)
+
+.PHONY: packages
+packages: packages-build-pack agent ## Pack the agent for other hosts: a .deb, and a sysext for Flatcar and Fedora CoreOS (DIR=target/packages)
+	@agent/packages/build $(AGENT) $(DIR)
 
 .PHONY: bench
 bench: packages-build-test agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it)

@@ -15,4 +15,5 @@ pub mod options;
 pub mod peers;
 pub mod reset;
 pub mod status;
+pub mod sysext;
 pub mod update;

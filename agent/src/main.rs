@@ -35,6 +35,7 @@ use selvage::command::options::{self, OptionsCommand};
 use selvage::command::peers;
 use selvage::command::reset;
 use selvage::command::status;
+use selvage::command::sysext;
 use selvage::command::update;
 use selvage::flannel::cni;
 use selvage::flannel::docker_opts;
@@ -179,6 +180,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
             runtime()?.block_on(reset)?;
         }
         Command::Update(command) => return update(&command, &mut stdout),
+        Command::Sysext(command) => return sysext(&command, &mut stdout),
         Command::Fleet(command) => return fleet(&command, &mut stdout),
         Command::Ignition(IgnitionCommand::Render { cluster, out }) => {
             ignition::render_command(&cluster, &out, &mut stdout)?;
@@ -266,6 +268,14 @@ fn update(command: &update::UpdateCommand, stdout: &mut io::Stdout) -> anyhow::R
     Ok(runtime()?.block_on(update::run(command, settings, health, fleet, root, stdout))?)
 }
 
+fn sysext(command: &sysext::SysextCommand, stdout: &mut io::Stdout) -> anyhow::Result<u8> {
+    let mut flags = SettingsFlags::default();
+    flags.config = command.config().map(Path::to_owned);
+    let settings = settings::update::load(sources(&flags, &Environment::of_process()))?;
+    logging::init("info")?;
+    Ok(runtime()?.block_on(sysext::run(command, settings, Path::new("/"), stdout))?)
+}
+
 fn fleet(command: &FleetCommand, stdout: &mut io::Stdout) -> anyhow::Result<u8> {
     let flags = command.flags();
     let environment = Environment::of_process();
@@ -289,6 +299,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         error
             .downcast_ref()
             .map(update::Error::is_bad_configuration),
+        error
+            .downcast_ref()
+            .map(sysext::Error::is_bad_configuration),
         error.downcast_ref().map(|_: &SettingsError| true),
         error
             .downcast_ref()

@@ -21,6 +21,7 @@ pub mod server;
 pub mod slots;
 pub mod staging;
 pub mod state;
+pub mod sysext;
 pub mod sysupdate;
 pub mod turn;
 pub mod version;

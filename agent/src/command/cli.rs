@@ -10,6 +10,7 @@ use crate::base::terminal::Colour;
 use crate::cluster::lease::SubnetKey;
 use crate::command::boot_check::BootCheckFlags;
 use crate::command::options::OptionsCommand;
+use crate::command::sysext::SysextCommand;
 use crate::command::update::{UPDATE_HELP, UpdateCommand};
 use crate::settings::fleet::is_group;
 use crate::settings::{
@@ -100,6 +101,12 @@ pub enum Command {
     /// Look for, install and undo updates of the image.
     #[command(subcommand, after_long_help = UPDATE_HELP)]
     Update(UpdateCommand),
+    /// Add programs to the image as system extensions, list and remove them.
+    ///
+    /// An extension fits one version of the image. An update brings the new version's along, and a machine that falls back
+    /// has the older one's still.
+    #[command(subcommand)]
+    Sysext(SysextCommand),
     /// Show and steer how the machines of a fleet take turns at updates.
     #[command(subcommand, after_long_help = FLEET_HELP)]
     Fleet(FleetCommand),

@@ -26,7 +26,7 @@ use crate::command::etc_diff;
 use crate::settings::update::Update;
 
 mod automatic;
-mod progress;
+pub(super) mod progress;
 mod report;
 
 /// Something newer is there, or is installed and waits for a reboot.

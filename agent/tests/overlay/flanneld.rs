@@ -13,9 +13,9 @@ use crate::host::Host;
 use crate::wait::{PATIENCE, wait_for, wait_until};
 
 /// A running flanneld, in a host's namespace.
-struct Flanneld {
-    child: Child,
-    directory: TempDir,
+pub(crate) struct Flanneld {
+    pub(crate) child: Child,
+    pub(crate) directory: TempDir,
     notify: UnixDatagram,
 }
 
@@ -24,14 +24,19 @@ impl Flanneld {
     /// is the flag that tells which interface to use.
     fn start(host: &Host, interface: &str) -> Self {
         let directory = TempDir::new().expect("a directory");
+        let program = directory.path().join("flanneld");
+        symlink(env!("CARGO_BIN_EXE_selvage"), &program).expect("a link");
+        let command = host.namespace.command(program.to_str().expect("a path"));
+        Self::launch(directory, command, interface)
+    }
+
+    /// The same by another command, which passes its arguments on.
+    pub(crate) fn launch(directory: TempDir, mut command: Command, interface: &str) -> Self {
         let path = |name: &str| directory.path().join(name);
-        symlink(env!("CARGO_BIN_EXE_selvage"), path("flanneld")).expect("a link");
         let notify = UnixDatagram::bind(path("notify")).expect("the notify socket");
         notify
             .set_nonblocking(true)
             .expect("a socket that does not block");
-        let program = path("flanneld");
-        let mut command = host.namespace.command(program.to_str().expect("a path"));
         let child = Self::configure(&mut command, &directory)
             .arg(interface)
             .env("SELVAGE_NODE_ID", "flanneld")
@@ -65,12 +70,12 @@ impl Flanneld {
             .env("SELVAGE_SOCKET", directory.path().join("agent.sock"))
     }
 
-    fn subnet_env(&self) -> String {
+    pub(crate) fn subnet_env(&self) -> String {
         let path = self.directory.path().join("run/subnet.env");
         std::fs::read_to_string(path).expect("subnet.env")
     }
 
-    fn wait_ready(&self) {
+    pub(crate) fn wait_ready(&self) {
         let mut told = String::new();
         let mut buffer = [0; 4096];
         wait_for(PATIENCE, "flanneld to be ready", || {
@@ -83,7 +88,7 @@ impl Flanneld {
     }
 
     /// Stops it as the service manager does, and returns its exit status.
-    fn stop(mut self) -> Option<i32> {
+    pub(crate) fn stop(mut self) -> Option<i32> {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
         kill(pid, Signal::SIGTERM).expect("to signal flanneld");
         wait_for(PATIENCE, "flanneld to end", || {

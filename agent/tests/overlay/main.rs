@@ -41,6 +41,7 @@ mod secrets;
 mod status;
 mod stuck;
 mod survival;
+mod sysext;
 mod traffic;
 mod underlay;
 mod wait;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+use crate::appliance::update::sysext::{self, Name};
 use crate::appliance::update::version::Version;
 use crate::base::time;
 use crate::settings::update::Severity;
@@ -64,6 +65,8 @@ pub enum Part {
     UsrVeritySig,
     /// Kernel, initrd and command line.
     Uki,
+    /// A system extension that fits this version alone.
+    Sysext,
 }
 
 impl Part {
@@ -74,6 +77,8 @@ impl Part {
             Self::UsrVerity => ".usr-verity.raw.zst",
             Self::UsrVeritySig => ".usr-verity-sig.raw.zst",
             Self::Uki => ".efi.zst",
+            // Packed inside already.
+            Self::Sysext => sysext::SUFFIX,
         }
     }
 }
@@ -126,6 +131,8 @@ pub struct Release {
     pub notes: String,
     /// Its files; the UKI is the last.
     pub files: Vec<File>,
+    /// Its system extensions.
+    pub sysexts: BTreeMap<Name, File>,
 }
 
 /// A checked index.
@@ -247,12 +254,18 @@ impl Index {
 
 impl Release {
     fn check(raw: RawRelease) -> Result<Self, String> {
-        let mut files = BTreeMap::new();
+        let (mut files, mut sysexts) = (BTreeMap::new(), BTreeMap::new());
         for file in raw.files {
             // Later versions may have parts that this one does not install.
             if let Some(file) = File::check(file, &raw.version)? {
                 let part = file.part;
-                if files.insert(part, file).is_some() {
+                if part == Part::Sysext {
+                    if let Some((_, name)) = sysext::parse_file_name(file.name())
+                        && let Some(twice) = sysexts.insert(name, file)
+                    {
+                        return Err(format!("two files {}", twice.path));
+                    }
+                } else if files.insert(part, file).is_some() {
                     return Err(format!("two files of the part {part:?}"));
                 }
             }
@@ -270,6 +283,7 @@ impl Release {
             from: raw.from,
             notes: raw.notes,
             files: files.into_values().collect(),
+            sysexts,
         })
     }
 
@@ -310,6 +324,10 @@ impl File {
                 && name.bytes().all(good)
                 && match (part, middle) {
                     (Part::Uki, Some(middle)) => middle.is_empty(),
+                    (Part::Sysext, Some(middle)) => {
+                        let name = middle.strip_prefix('_').map(str::parse::<Name>);
+                        name.is_some_and(|name| name.is_ok())
+                    }
                     (_, Some(middle)) => middle.strip_prefix('_').is_some_and(is_uuid),
                     (_, None) => false,
                 }
@@ -317,7 +335,8 @@ impl File {
         if name.is_none() {
             let shown: String = raw.name.chars().take(160).collect();
             return Err(format!(
-                "{shown:?} is not the name of a file of the part {part:?}: expected {stem}/{stem}_UUID{}",
+                "{shown:?} is not the name of a file of the part {part:?}: expected {stem}/{stem}_{}{}",
+                if part == Part::Sysext { "NAME" } else { "UUID" },
                 part.suffix()
             ));
         }
@@ -343,7 +362,8 @@ fn is_uuid(text: &str) -> bool {
     lengths == [8, 4, 4, 4, 12] && text.split('-').all(hex)
 }
 
-fn parse_hash(text: &str) -> Option<[u8; 32]> {
+/// A SHA-256 in hexadecimal digits.
+pub(crate) fn parse_hash(text: &str) -> Option<[u8; 32]> {
     let digits = text.as_bytes().as_chunks::<2>();
     let (pairs, []) = digits else { return None };
     let bytes: Option<Vec<u8>> = pairs

@@ -19,6 +19,7 @@ use crate::appliance::update::server::{Server, ServerError};
 use crate::appliance::update::slots::{self, SlotError};
 use crate::appliance::update::staging::{Staging, StagingError, is_full};
 use crate::appliance::update::state::{self, DIRECTORY, LastCheck, State, StateFile};
+use crate::appliance::update::sysext::StoreError;
 use crate::appliance::update::sysupdate::{Sysupdate, SysupdateError};
 use crate::appliance::update::version::{BadVersion, Version};
 use crate::base::atomic_file;
@@ -27,6 +28,7 @@ use crate::base::retry::{Backoff, random_seed};
 use crate::settings::update::Update;
 
 mod install;
+mod sysexts;
 
 /// The pause before an index and its signature that do not fit are asked for once more: the server may be replacing them.
 const BETWEEN_TWO: Duration = Duration::from_secs(2);
@@ -74,6 +76,9 @@ pub enum UpdateError {
     /// The firmware would not start the version.
     #[error(transparent)]
     SecureBoot(#[from] SecureBootError),
+    /// A system extension.
+    #[error(transparent)]
+    Sysext(#[from] StoreError),
     /// systemd-sysupdate.
     #[error(transparent)]
     Sysupdate(#[from] SysupdateError),

@@ -199,12 +199,17 @@ pub(crate) struct From<'a> {
 impl Server {
     /// The server of the settings; `None` if there is none.
     pub fn new(settings: &Update) -> Option<Self> {
-        Some(Self {
-            base: settings.server.clone()?,
+        Some(Self::at(settings.server.clone()?, settings))
+    }
+
+    /// Any directory that an HTTP server has, reached as the settings say.
+    pub fn at(base: Uri, settings: &Update) -> Self {
+        Self {
+            base,
             proxy: settings.proxy.clone(),
             cafile: settings.cafile.clone(),
             patience: Patience::USUAL,
-        })
+        }
     }
 
     /// With other limits.

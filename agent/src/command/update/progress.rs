@@ -7,14 +7,14 @@ use crate::base::service::Service;
 use crate::command::update::report::megabytes;
 
 /// Shows the steps of an update.
-pub(super) struct Shown {
+pub(in crate::command) struct Shown {
     service: Service,
     is_terminal: bool,
     last: String,
 }
 
 impl Shown {
-    pub(super) fn new(service: Service, is_terminal: bool) -> Self {
+    pub(in crate::command) fn new(service: Service, is_terminal: bool) -> Self {
         Self {
             service,
             is_terminal,
@@ -23,7 +23,7 @@ impl Shown {
     }
 
     /// Shows one, if it differs from the last: once a percent.
-    pub(super) fn step(&mut self, step: &Step<'_>) {
+    pub(in crate::command) fn step(&mut self, step: &Step<'_>) {
         let text = text(step);
         if text.is_empty() || text == self.last {
             return;

@@ -12,6 +12,7 @@ use crate::appliance::update::index::Index;
 use crate::appliance::update::machine::Machine;
 use crate::appliance::update::slots::{self, Entry, Slot};
 use crate::appliance::update::state::{ByHand, Failed, FailureCode, LastCheck, Pending};
+use crate::appliance::update::sysext::Kept;
 use crate::appliance::update::version::Version;
 use crate::appliance::update::windows;
 use crate::base::terminal::{Style, Tone};
@@ -160,6 +161,8 @@ pub(super) struct Report {
     /// What somebody chose in place of the newest version.
     by_hand: Option<ByHand>,
     failed: Vec<Failed>,
+    /// System extensions that an earlier version had and this one has not.
+    sysexts_left_behind: Vec<Kept>,
     /// Whether a newer version than the running one failed here.
     fell_back: bool,
 }
@@ -220,6 +223,7 @@ impl Report {
             available,
             pending: state.pending.clone(),
             failed: state.failed.iter().cloned().collect(),
+            sysexts_left_behind: machine.sysexts().left_behind(&running).unwrap_or_default(),
             running,
         }
     }
@@ -275,6 +279,12 @@ impl Report {
             };
             let text = format!("{} on {at}: {}{code}", failed.version, failed.reason);
             line("failed", Tone::Bad, &text)?;
+        }
+        for kept in &self.sysexts_left_behind {
+            let version = kept.version.as_ref().map_or("", Version::as_str);
+            let name = &kept.name;
+            let text = format!("{name} is here for {version} only: selvage sysext add {name}");
+            line("sysext", Tone::Warn, &text)?;
         }
         if let Some(pinned) = &self.pinned {
             line("pinned", Tone::Warn, pinned)?;

@@ -157,9 +157,45 @@ fn a_release_that_cannot_be_used_is_skipped_with_the_reason() {
 #[test]
 fn parts_of_later_versions_are_not_minded() {
     let mut later = release("1.0");
-    let more = json!({"part": "sysext", "name": "x", "size": 1, "sha256": "", "unpacked_size": 1, "unpacked_sha256": ""});
+    let more = json!({"part": "firmware", "name": "x", "size": 1, "sha256": "", "unpacked_size": 1, "unpacked_sha256": ""});
     later["files"].as_array_mut().unwrap().push(more);
     assert_eq!(parse(&index(&[later])).unwrap().releases[0].files.len(), 3);
+}
+
+#[test]
+fn system_extensions_are_known_by_their_names_and_are_no_part_of_the_update() {
+    let sysext = |name: &str| json!({"part": "sysext", "name": name, "size": 10, "sha256": "a".repeat(64), "unpacked_size": 10, "unpacked_sha256": "a".repeat(64)});
+    let with = |names: &[&str]| {
+        let mut release = release("1.0");
+        let files = release["files"].as_array_mut().unwrap();
+        files.extend(names.iter().map(|name| sysext(name)));
+        parse(&index(&[release])).unwrap()
+    };
+    let found = with(&[
+        "selvage_1.0/selvage_1.0_debug.sysext.raw",
+        "selvage_1.0/selvage_1.0_k8s-1-34.sysext.raw",
+    ]);
+    let release = &found.releases[0];
+    let names: Vec<_> = release.sysexts.keys().map(ToString::to_string).collect();
+    assert_eq!(names, ["debug", "k8s-1-34"]);
+    assert_eq!(release.files.len(), 3);
+    for bad in [
+        "selvage_1.0/selvage_1.0_../../etc.sysext.raw",
+        "selvage_1.0/selvage_1.0_.sysext.raw",
+        "selvage_1.0/selvage_1.0_Debug.sysext.raw",
+        "selvage_1.0/selvage_2.0_debug.sysext.raw",
+        "selvage_1.0_debug.sysext.raw",
+    ] {
+        let found = with(&[bad]);
+        assert!(found.releases.is_empty(), "{bad}");
+        assert!(
+            found.skipped[0].contains("_NAME.sysext.raw"),
+            "{:?}",
+            found.skipped
+        );
+    }
+    let twice = "selvage_1.0/selvage_1.0_debug.sysext.raw";
+    assert!(with(&[twice, twice]).skipped[0].contains("two files"));
 }
 
 proptest! {

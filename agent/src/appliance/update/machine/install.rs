@@ -42,6 +42,7 @@ impl Machine {
         let version = &release.version;
         self.refuse(release)?;
         slots::clear_damaged(&self.root, &self.running)?;
+        self.bring_sysexts(release, progress).await?;
         if self.faults(release)?.is_empty() {
             return Ok(());
         }

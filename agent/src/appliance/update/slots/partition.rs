@@ -67,6 +67,8 @@ pub(in crate::appliance::update) fn faults<'a>(
     for file in &release.files {
         let at = match file.part {
             Part::UsrVeritySig if !is_signed => continue,
+            // In no slot, and not among the files.
+            Part::Sysext => continue,
             Part::Uki => {
                 let mut entries = entries(root)?.into_iter();
                 let entry = entries.find(|entry| entry.version == release.version);

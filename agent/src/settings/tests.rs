@@ -565,8 +565,8 @@ fn a_variable_of_the_platforms_metadata_can_be_a_value() {
     ] {
         assert!(error.contains(part), "{error}");
     }
-    // Other references are not ours to resolve: this pattern is one.
-    let pattern = ("FLANNELD_IFACE_REGEX", "^eth${HOME}");
-    let settings = load_from(&[], &[pattern, ("HOME", "/root")], &[]);
-    assert!(settings.is_ok(), "{settings:?}");
+    // Other references are not ours to resolve.
+    let prefix = ("FLANNELD_ETCD_PREFIX", "/${COREOS_EC2_IPV4_LOCAL}");
+    let settings = load_from(&[], &[&[prefix][..], &metadata].concat(), &[]).unwrap();
+    assert_eq!(settings.etcd.prefix, "/${COREOS_EC2_IPV4_LOCAL}");
 }

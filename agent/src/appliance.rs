@@ -1,4 +1,4 @@
-//! This machine as an appliance: Ignition configs and their effect, the root file system that the initrd prepares, what of
+//! This machine as an appliance: the platform it runs on and what that says, Ignition configs and their effect, the root file system that the initrd prepares, what of
 //! `/etc` is this machine's, its reset, updates of the image, and its place in a fleet.
 //!
 //! May import: `base` to `host`. Must not: need a running agent.
@@ -6,6 +6,8 @@
 pub mod etc;
 pub mod fleet;
 pub mod ignition;
+pub mod metadata;
+pub mod platform;
 mod programs;
 pub mod reset;
 pub mod sysroot;

@@ -10,6 +10,7 @@ pub mod etc_diff;
 pub mod fleet;
 pub mod leave;
 pub mod manual;
+pub mod metadata;
 pub mod network;
 pub mod options;
 pub mod peers;

@@ -30,6 +30,7 @@ use selvage::command::doctor;
 use selvage::command::fleet;
 use selvage::command::leave;
 use selvage::command::manual;
+use selvage::command::metadata;
 use selvage::command::network::{self, NetworkCommandError};
 use selvage::command::options::{self, OptionsCommand};
 use selvage::command::peers;
@@ -196,6 +197,10 @@ fn run(command: Command) -> anyhow::Result<u8> {
             for line in ignition::verify_image(&root)? {
                 writeln!(stdout, "unknown to agent/data/image.toml:{line}")?;
             }
+        }
+        Command::Metadata(flags) => {
+            logging::init("info")?;
+            return Ok(runtime()?.block_on(metadata::run(Path::new("/"), &flags, &mut stdout))?);
         }
         Command::BootCheck(flags) if flags.next_try || flags.deadline => {
             logging::init("info")?;

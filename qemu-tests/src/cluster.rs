@@ -67,6 +67,9 @@ pub(crate) struct Options {
     pub secure_boot: bool,
     /// Appended to the kernel command line.
     pub kernel_arguments: &'static str,
+    /// Another platform than QEMU: what SMBIOS says, each as for QEMU's `-smbios`. There is no config by fw_cfg, and what
+    /// is served is at [`serve::METADATA_ADDRESS`].
+    pub cloud: Option<&'static [&'static str]>,
 }
 
 /// A running cluster; dropping it kills it.
@@ -145,7 +148,7 @@ async fn prepare_one(
         disk,
         write_log: None,
         boot: boot(host, dir, options)?,
-        ignition: Some(ignition),
+        ignition: options.cloud.is_none().then_some(ignition),
         console: dir.join("console.log"),
         qmp: socket("qmp"),
         ssh_port: ssh.port,
@@ -162,6 +165,10 @@ async fn prepare_one(
         internet: options.internet,
         exit_on_reset: options.exit_on_reset,
         watchdog: options.watchdog,
+        smbios: (options.cloud.into_iter().flatten())
+            .map(|&smbios| smbios.to_owned())
+            .collect(),
+        cloud: options.cloud.is_some(),
     };
     Ok((spec, ssh))
 }

@@ -39,6 +39,10 @@ const SECURE_FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 /// Its variables as they are in a new machine: without keys, so that Secure Boot is in Setup Mode.
 pub(crate) const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
+/// A user-mode network that has the address of metadata services in it: QEMU takes no other for `guestfwd`. The machine gets
+/// the first of the DHCP server's addresses.
+const CLOUD_NETWORK: &str = ",net=168.0.0.0/5,host=172.16.0.2,dns=172.16.0.3,dhcpstart=172.16.0.15";
+
 /// What a machine is made of.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Spec {
@@ -78,6 +82,12 @@ pub(crate) struct Spec {
     pub exit_on_reset: bool,
     /// Whether there is a hardware watchdog, which resets the machine.
     pub watchdog: bool,
+    /// What SMBIOS says, each as for QEMU's `-smbios`.
+    #[serde(default)]
+    pub smbios: Vec<String>,
+    /// Whether [`serve::METADATA_ADDRESS`] is on the user-mode network, in place of [`serve::ADDRESS`].
+    #[serde(default)]
+    pub cloud: bool,
 }
 
 /// The part that depends on the accelerator alone.
@@ -108,6 +118,9 @@ pub(crate) fn command(spec: &Spec, accelerator: Accelerator) -> Command {
         .args(["-name", &spec.name])
         .args(["-smp", &spec.cpus.to_string()])
         .args(["-m", &spec.memory_mib.to_string()]);
+    for smbios in &spec.smbios {
+        command.args(["-smbios", smbios]);
+    }
     boot(&mut command, &spec.boot);
     boot_and_disk(&mut command, spec);
     network(&mut command, spec);
@@ -238,9 +251,16 @@ fn network(command: &mut Command, spec: &Spec) {
         "user,id=access,restrict={restrict},hostfwd=tcp:127.0.0.1:{}-:22",
         spec.ssh_port
     );
+    if spec.cloud {
+        access += CLOUD_NETWORK;
+    }
     if let Some(answer) = &spec.served {
         let answer = answer.replace(',', ",,");
-        access += &format!(",guestfwd=tcp:{}:80-cmd:{answer}", serve::ADDRESS);
+        let address = match spec.cloud {
+            true => serve::METADATA_ADDRESS,
+            false => serve::ADDRESS,
+        };
+        access += &format!(",guestfwd=tcp:{address}:80-cmd:{answer}");
     }
     for relay in &spec.relays {
         access += &format!(",{relay}");
@@ -300,6 +320,8 @@ pub(crate) mod tests {
             internet: false,
             exit_on_reset: false,
             watchdog: false,
+            smbios: Vec::new(),
+            cloud: false,
         }
     }
 
@@ -354,6 +376,24 @@ pub(crate) mod tests {
             ",guestfwd=tcp:10.0.2.4:80-cmd:'/b/h' serve '/d,,1/served',guestfwd=tcp:10.0.2.4:1-cmd:x "
         ));
         assert!(line.contains("format=raw,cache=unsafe,file=/d/spare.raw"));
+    }
+
+    #[test]
+    fn a_cloud_has_its_service_at_the_usual_address() {
+        let line = line(&Spec {
+            served: Some("x".into()),
+            smbios: vec!["type=1,manufacturer=Hetzner".into()],
+            cloud: true,
+            ..spec()
+        });
+        assert!(
+            line.contains(" -smbios type=1,manufacturer=Hetzner "),
+            "{line}"
+        );
+        assert!(
+            line.contains(",dhcpstart=172.16.0.15,guestfwd=tcp:169.254.169.254:80-cmd:x "),
+            "{line}"
+        );
     }
 
     #[test]

@@ -25,6 +25,13 @@ use http::{Request, Stream, Wire};
 /// Where guests find the files: an address of the user-mode network that QEMU itself does not use.
 pub(crate) const ADDRESS: &str = "10.0.2.4";
 
+/// Where the machines of a cloud find its metadata; on their network this takes the place of [`ADDRESS`].
+pub(crate) const METADATA_ADDRESS: &str = "169.254.169.254";
+
+/// The file that makes a server ask for tokens: on its lines the path of the token, the header that shows it, and the
+/// token. Hidden, so that it is not served.
+pub(crate) const TOKEN_FILE: &str = ".token";
+
 /// Puts `files` below `dir`, and gives the command that answers for them; none when there are no files.
 ///
 /// # Errors
@@ -178,6 +185,20 @@ impl Server {
     }
 
     fn respond(&self, request: &Request, stream: &mut dyn Stream, tls: bool) -> Result<()> {
+        if let Some(answer) = self.about_tokens(request) {
+            self.note(request, tls, if answer.is_some() { 200 } else { 401 })?;
+            let (status, body) = match &answer {
+                Some(token) => ("200 OK", token.as_str()),
+                None => ("401 Unauthorized", ""),
+            };
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+            return (stream.write_all(answer.as_bytes()))
+                .and_then(|()| stream.flush())
+                .context("failed to answer");
+        }
         let found = request.path().and_then(|path| self.open(path));
         let Some(mut found) = found else {
             self.note(request, tls, 404)?;
@@ -216,8 +237,22 @@ impl Server {
             .context("failed to answer")
     }
 
+    /// Where the server wants tokens: the token for who asks for it, and `Some(None)` for who does not show it.
+    fn about_tokens(&self, request: &Request) -> Option<Option<String>> {
+        let text = fs::read_to_string(self.files.join(TOKEN_FILE)).ok()?;
+        let mut lines = text.lines();
+        let (path, header, token) = (lines.next()?, lines.next()?, lines.next()?);
+        if request.method == "PUT" && request.target == path {
+            return Some(Some(token.to_owned()));
+        }
+        (request.header(header) != Some(token)).then_some(None)
+    }
+
     /// A file below the directory, and nothing else: no path leads out of it, and hidden files are not served.
     fn open(&self, path: &str) -> Option<Found> {
+        // A list, as metadata services have them.
+        let list = format!("{path}index");
+        let path = if path.ends_with('/') { &list } else { path };
         let is_good = |part: &str| !part.is_empty() && !part.starts_with('.');
         if !path.split('/').all(is_good) {
             return None;

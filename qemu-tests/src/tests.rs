@@ -7,6 +7,7 @@
 //!    [`plain_docker`], [`image_kernel`];
 //! 5. beside it, machines whose configuration is broken or elsewhere: [`broken_ignition`], [`initrd_network`];
 //! 6. machines that do what configurations ask for, as people write them: [`configs`];
+//!    Then, machines of clouds, with their metadata services: [`platforms`];
 //! 7. a machine goes to the next version of the image and back: [`update`];
 //! 8. two machines are given next versions that are bad, each in another way: [`update::bad`];
 //! 9. another one is updated from a release server, with all that can go wrong on the way: [`release`];
@@ -28,6 +29,7 @@ mod operator;
 mod overlay;
 mod pair;
 mod plain_docker;
+mod platforms;
 mod power_cut;
 mod release;
 mod renumbering;
@@ -63,6 +65,7 @@ const GROUPS: &[Names] = &[
     broken_ignition::CASES,
     initrd_network::CASES,
     configs::CASES,
+    platforms::CASES,
     update::CASES,
     update::bad::CASES,
     release::CASES,
@@ -76,6 +79,7 @@ const EXTENDED: &[Names] = &[
     after_boot::EXTENDED,
     initrd_network::EXTENDED,
     configs::EXTENDED,
+    platforms::CASES,
     update::EXTENDED,
     update::bad::CASES,
     release::EXTENDED,
@@ -119,6 +123,7 @@ pub(crate) async fn run(
     pair::run(&mut suite, &host, common, &boots).await;
     singles::run(&mut suite, &host, common, &boots).await;
     configs::run(&mut suite, &host, common, &boots).await;
+    platforms::run(&mut suite, &host, common, &boots).await;
     update::run(&mut suite, &host, common, &boots).await;
     update::bad::run(&mut suite, &host, common, &boots).await;
     release::run(&mut suite, &host, common, &boots).await;

@@ -16,7 +16,7 @@ mod locate;
 mod network;
 mod render;
 mod report;
-mod ssh_key;
+pub(in crate::appliance) mod ssh_key;
 mod validate;
 
 #[cfg(test)]

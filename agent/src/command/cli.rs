@@ -9,6 +9,7 @@ use crate::appliance::fleet::records::MOST;
 use crate::base::terminal::Colour;
 use crate::cluster::lease::SubnetKey;
 use crate::command::boot_check::BootCheckFlags;
+use crate::command::metadata::{METADATA_HELP, MetadataFlags};
 use crate::command::options::OptionsCommand;
 use crate::command::sysext::SysextCommand;
 use crate::command::update::{UPDATE_HELP, UpdateCommand};
@@ -113,6 +114,11 @@ pub enum Command {
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
     Ignition(IgnitionCommand),
+    /// Show or write what the platform says of this machine: addresses, names, SSH keys.
+    ///
+    /// Without flags, prints them. Exit status: 0 done, 1 the platform does not answer.
+    #[command(after_long_help = METADATA_HELP)]
+    Metadata(MetadataFlags),
     /// Check whether a new version of the image works; the image runs this in every boot.
     ///
     /// Waits until everything works that worked before the update, or until nothing changes any more. Records the result,

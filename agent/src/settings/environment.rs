@@ -1,4 +1,7 @@
 //! Settings from the environment: `SELVAGE_*`, and for users of flannel `FLANNELD_*`.
+//!
+//! Drop-ins for CoreOS name a variable of the platform's metadata as the value: `FLANNELD_IFACE=${COREOS_EC2_IPV4_LOCAL}`.
+//! systemd puts variables into command lines only, so it is done here.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -6,6 +9,17 @@ use std::env;
 use super::kind::Value;
 use super::setting::{self, Setting};
 use super::{Error, Secret, Source};
+use crate::base::env_file::is_name;
+
+/// What starts the variables of `/run/metadata/` (`selvage metadata`).
+const METADATA: [&str; 3] = ["AFTERBURN_", "COREOS_", "SELVAGE_METADATA_"];
+
+/// The variable of the metadata that a value is a reference to, `${COREOS_EC2_IPV4_LOCAL}`.
+fn reference(value: &str) -> Option<&str> {
+    let name = value.strip_prefix("${")?.strip_suffix('}')?;
+    let of_metadata = METADATA.iter().any(|start| name.starts_with(start));
+    (of_metadata && is_name(name)).then_some(name)
+}
 
 /// The environment variables that can be settings. No derived `Debug`: one of them may be a password.
 #[derive(Clone, Default)]
@@ -50,6 +64,17 @@ impl Environment {
             return Ok(None);
         };
         let place = Source::Variable(name);
+        if let Some(name) = reference(text) {
+            return Err(Error::Value {
+                place,
+                key: setting.path,
+                value: format!("{text:?}"),
+                expected: format!(
+                    "{name} to be set; the unit needs Requires= and After=coreos-metadata.service and \
+                     EnvironmentFile=/run/metadata/coreos, and `selvage metadata show` lists what this platform has"
+                ),
+            });
+        }
         match setting.kind.read(text) {
             Ok(value) => Ok(Some((value, place))),
             Err(expected) => Err(Error::Value {
@@ -64,11 +89,14 @@ impl Environment {
 
 impl FromIterator<(String, String)> for Environment {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(variables: I) -> Self {
-        let ours = |name: &String| setting::is_variable(name);
+        let all: BTreeMap<String, String> = variables.into_iter().collect();
+        let ours = all.iter().filter(|(name, _)| setting::is_variable(name));
+        let value = |value: &String| {
+            let referred = reference(value).and_then(|name| all.get(name));
+            referred.unwrap_or(value).clone()
+        };
         Self(
-            variables
-                .into_iter()
-                .filter(|(name, _)| ours(name))
+            ours.map(|(name, text)| (name.clone(), value(text)))
                 .collect(),
         )
     }

@@ -545,3 +545,28 @@ proptest::proptest! {
 }
 
 mod lists;
+
+#[test]
+fn a_variable_of_the_platforms_metadata_can_be_a_value() {
+    let iface = ("FLANNELD_IFACE", "${COREOS_EC2_IPV4_LOCAL}");
+    let public = ("FLANNELD_PUBLIC_IP", "${AFTERBURN_AWS_IPV4_PUBLIC}");
+    let metadata = [
+        ("COREOS_EC2_IPV4_LOCAL", "10.0.0.1"),
+        ("AFTERBURN_AWS_IPV4_PUBLIC", "52.1.2.3"),
+        ("COREOS_UNRELATED", "no setting"),
+    ];
+    let settings = load_from(&[], &[&[iface, public][..], &metadata].concat(), &[]).unwrap();
+    let address = Interface::Address("10.0.0.1".parse().unwrap());
+    assert_eq!(settings.underlay.interfaces, [address]);
+    let error = load_from(&[], &[iface], &[]).unwrap_err().to_string();
+    for part in [
+        "FLANNELD_IFACE",
+        "COREOS_EC2_IPV4_LOCAL to be set; the unit needs Requires= and After=coreos-metadata.service",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    // Other references are not ours to resolve.
+    let prefix = ("FLANNELD_ETCD_PREFIX", "/${COREOS_EC2_IPV4_LOCAL}");
+    let settings = load_from(&[], &[&[prefix][..], &metadata].concat(), &[]).unwrap();
+    assert_eq!(settings.etcd.prefix, "/${COREOS_EC2_IPV4_LOCAL}");
+}

@@ -188,3 +188,39 @@ fn tls_is_spoken_on_the_same_port_and_within_a_tunnel() {
         assert_eq!(seen, expected);
     }
 }
+
+#[test]
+fn a_service_with_tokens_answers_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = "/latest/api/token\nX-Token\nt0ken\n";
+    let files = [
+        (
+            TOKEN_FILE.to_owned(),
+            token.replace("X-Token", "x-token").into_bytes(),
+        ),
+        ("keys/index".to_owned(), b"0=a".to_vec()),
+    ];
+    prepare(dir.path(), &files).unwrap();
+    let server = Server {
+        files: dir.path().to_owned(),
+        notes: None,
+    };
+    for (request, status, text) in [
+        ("PUT /latest/api/token HTTP/1.1\r\n\r\n", "200", "t0ken"),
+        ("GET /keys/ HTTP/1.1\r\n\r\n", "401", ""),
+        ("GET /keys/ HTTP/1.1\r\nX-Token: other\r\n\r\n", "401", ""),
+        (
+            "GET /keys/ HTTP/1.1\r\nX-Token: t0ken\r\n\r\n",
+            "200",
+            "0=a",
+        ),
+        ("GET /.token HTTP/1.1\r\nX-Token: t0ken\r\n\r\n", "404", ""),
+    ] {
+        let said = ask(&server, request);
+        assert!(
+            said.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request}: {said}"
+        );
+        assert_eq!(body(&said), text, "{request}");
+    }
+}

@@ -37,7 +37,7 @@ pub enum SshKeyError {
 
 /// Checks that `line` is `TYPE BASE64 [COMMENT]` and that the encoded key is of that type (RFC 4253 §6.6: the blob
 /// begins with its own type as a length-prefixed string).
-pub(super) fn check(line: &str) -> Result<(), SshKeyError> {
+pub(in crate::appliance) fn check(line: &str) -> Result<(), SshKeyError> {
     if line.contains("PRIVATE KEY") {
         return Err(SshKeyError::Private);
     }

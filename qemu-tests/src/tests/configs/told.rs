@@ -11,7 +11,7 @@ use crate::{cluster::Cluster, machine::Machine, wait};
 pub(super) const CASE: &str = "configs::what_is_not_there_is_told";
 /// Modelled on flatcar/flatcar-docs docs/setup/customization/configuring-date-and-timezone.md (ntpd),
 /// docs/setup/systemd/drop-in-units.md (locksmithd), docs/setup/releases/update-strategies.md (update-engine),
-/// docs/setup/systemd/environment-variables.md (coreos-metadata); coreos/fedora-coreos-docs
+/// docs/setup/systemd/environment-variables.md (what needs another unit), CoreOS's fleet; coreos/fedora-coreos-docs
 /// modules/ROOT/pages/sysconfig-network-configuration.adoc (the keyfile).
 pub(super) const CONFIG: &str = include_str!("../../../configs/told.ign");
 
@@ -26,7 +26,7 @@ pub(super) const NAMED: [&str; 4] = [
     "ntpd.service",
     "locksmithd.service",
     "update-engine.service",
-    "coreos-metadata.service",
+    "fleet.service",
 ];
 /// What `check` alone has to name beside: a file that nothing reads.
 pub(super) const UNREAD: &str = "NetworkManager";

@@ -46,6 +46,7 @@ pub(super) const OPTIONS: Options = Options {
     spare_disk: false,
     firmware: true,
     kernel_arguments: "",
+    cloud: None,
 };
 
 /// What is kept of a recording beside the log.

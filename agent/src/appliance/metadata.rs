@@ -1,0 +1,204 @@
+//! What the platform says of this machine: its addresses, names, and the keys of its owner.
+//!
+//! [`fetch`] asks the platform's service or reads its drive; [`environment`] makes variables of the answer, under the names
+//! that configs written for CoreOS, Flatcar and Afterburn expect. [`providers`] is the table of platforms: another one is
+//! another row.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use self::http::Trouble;
+use self::providers::{PROVIDERS, Place, Provider};
+use crate::appliance::ignition::ssh_key;
+use crate::appliance::platform;
+use crate::base::retry::Backoff;
+use crate::base::words;
+
+pub use self::environment::environment;
+
+pub mod check_in;
+mod document;
+mod drive;
+mod environment;
+mod http;
+mod providers;
+mod read;
+pub mod ssh_keys;
+pub mod user_data;
+
+/// Pauses between tries: services that start with the machine answer within seconds, broken ones are not flooded.
+const BACKOFF: Backoff = Backoff::constant(Duration::from_millis(200), Duration::from_secs(5), 0.2);
+
+/// How often to say that an answer is still awaited.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// Where to look, and for how long.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The root of the file system, for the drives.
+    pub root: PathBuf,
+    /// The servers to ask in place of the platform's, as `http://127.0.0.1:8080`; for tests.
+    pub servers: Option<Vec<String>>,
+    /// How long to try.
+    pub patience: Duration,
+}
+
+impl Site {
+    /// This machine.
+    pub fn of_this_machine(patience: Duration) -> Self {
+        Self {
+            root: PathBuf::from("/"),
+            servers: None,
+            patience,
+        }
+    }
+
+    /// The servers to ask.
+    fn servers(&self, of_platform: &[&str]) -> Vec<String> {
+        let of_platform = || of_platform.iter().map(|server| (*server).to_owned());
+        self.servers
+            .clone()
+            .unwrap_or_else(|| of_platform().collect())
+    }
+}
+
+/// What a platform says.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Metadata {
+    /// The platform's id.
+    pub platform: String,
+    /// The address of the server, or the drive; `None` where the platform has neither.
+    pub source: Option<String>,
+    /// Attributes by Afterburn's names without the platform: `IPV4_LOCAL`. Never empty ones.
+    pub attributes: Vec<(String, String)>,
+    /// The public SSH keys of the machine's owner, each a line for `authorized_keys`.
+    pub ssh_keys: Vec<String>,
+}
+
+impl Metadata {
+    /// An attribute by the name that it has on all platforms: `HOSTNAME`, `IPV4_LOCAL`.
+    pub fn common(&self, name: &str) -> Option<&str> {
+        environment::common(&self.attributes, name)
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Nothing answered in time.
+    #[error("no answer from platform {platform} after {}: {}", words::duration(waited.as_secs()), list(troubles))]
+    NoAnswer {
+        /// The platform's id.
+        platform: String,
+        /// For how long it was tried.
+        waited: Duration,
+        /// What was wrong with each place at the last try.
+        troubles: Vec<Trouble>,
+    },
+    /// What came cannot be understood, and another try would not help.
+    #[error("platform {platform}")]
+    Answer {
+        /// The platform's id.
+        platform: String,
+        /// What is wrong.
+        #[source]
+        trouble: Trouble,
+    },
+}
+
+fn list(troubles: &[Trouble]) -> String {
+    let texts: Vec<String> = troubles.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
+/// The row of a platform.
+fn provider(platform: &str) -> Option<&'static Provider> {
+    PROVIDERS.iter().find(|row| row.platform == platform)
+}
+
+/// Whether a platform has SSH keys.
+pub fn has_keys(platform: &str) -> bool {
+    provider(platform).is_some_and(Provider::has_keys)
+}
+
+/// Fetches what the platform says, and tries again until the site's patience ends. A platform without metadata says nothing.
+///
+/// # Errors
+/// When no place answers in time, or an answer cannot be understood.
+pub async fn fetch(platform: &str, site: &Site) -> Result<Metadata, Error> {
+    let platform = platform::id_of(platform);
+    let Some(provider) = provider(platform) else {
+        return Ok(Metadata {
+            platform: platform.to_owned(),
+            ..Metadata::default()
+        });
+    };
+    let fetched = tried(provider, site, async |place| read::all(place, site).await).await?;
+    let (source, contents) = fetched;
+    let mut metadata = Metadata {
+        platform: platform.to_owned(),
+        source: Some(source),
+        attributes: contents.attributes,
+        ssh_keys: Vec::new(),
+    };
+    for key in contents.keys {
+        match ssh_key::check(&key) {
+            Ok(()) if metadata.ssh_keys.contains(&key) => (),
+            Ok(()) => metadata.ssh_keys.push(key),
+            Err(error) => warn!("an SSH key of platform {platform} is left out: {error}"),
+        }
+    }
+    Ok(metadata)
+}
+
+/// What the first place of the platform gives that answers, and its name.
+async fn tried<T>(
+    provider: &Provider,
+    site: &Site,
+    attempt: impl AsyncFn(&'static Place) -> Result<(String, T), Vec<Trouble>>,
+) -> Result<(String, T), Error> {
+    let platform = || provider.platform.to_owned();
+    let started = Instant::now();
+    let mut reported = started;
+    let mut backoff = BACKOFF.seeded(u64::from(std::process::id()));
+    loop {
+        let mut troubles = Vec::new();
+        for place in provider.places {
+            match attempt(place).await {
+                Ok(answer) => return Ok(answer),
+                Err(more) => troubles.extend(more),
+            }
+        }
+        if let Some(at) = troubles.iter().position(Trouble::is_final) {
+            return Err(Error::Answer {
+                platform: platform(),
+                trouble: troubles.swap_remove(at),
+            });
+        }
+        let waited = started.elapsed();
+        if waited >= site.patience {
+            return Err(Error::NoAnswer {
+                platform: platform(),
+                waited,
+                troubles,
+            });
+        }
+        if reported.elapsed() >= REPORT_EVERY || reported == started {
+            reported = Instant::now();
+            let waited = words::duration(waited.as_secs());
+            info!(
+                "platform {} gives no answer after {waited}, trying on: {}",
+                provider.platform,
+                list(&troubles)
+            );
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -186,6 +186,9 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Ignition(IgnitionCommand::Check { file }) => {
             ignition::check_command(&file, &mut stdout)?;
         }
+        Command::Ignition(IgnitionCommand::Translate { file }) => {
+            ignition::translate_command(&file, &mut stdout)?;
+        }
         Command::Ignition(IgnitionCommand::Report { patience }) => {
             let faults = ignition::report_command(Duration::from_secs(patience), &mut stdout)?;
             return Ok(u8::from(faults > 0));

@@ -4,8 +4,10 @@
 //! [`Cluster::render`] turns it into one Ignition config per node. [`check`] reads any Ignition config and reports,
 //! with line and JSON path, what the image's Ignition (2.14.0) would refuse or misread and what the image would ignore.
 //!
-//! Everything here is pure except the commands of `selvage ignition`: [`render_command`], [`check_command`] and
-//! [`report_command`], which reports on the machine which parts of the config had no effect.
+//! [`translate`](translate()) makes spec 3.3.0 of newer ones; the initrd does so with what it hands to Ignition.
+//!
+//! Everything here is pure except the commands of `selvage ignition`: [`render_command`], [`check_command`],
+//! [`translate_command`] and [`report_command`], which reports on the machine which parts of the config had no effect.
 
 mod agent_settings;
 mod check;
@@ -17,6 +19,7 @@ mod network;
 mod render;
 mod report;
 mod ssh_key;
+mod translate;
 mod validate;
 
 #[cfg(test)]
@@ -37,6 +40,7 @@ pub use network::NetworkFault;
 pub use render::RenderedNode;
 pub use report::{ReportError, report_command};
 pub use ssh_key::SshKeyError;
+pub use translate::translate;
 pub use validate::{Fault, Faults, LocatedFault};
 
 /// Why a cluster description cannot be rendered, or a config cannot be checked.
@@ -71,6 +75,18 @@ pub enum Error {
         path: PathBuf,
         /// The number of errors; at least 1.
         errors: usize,
+    },
+    /// The config has no counterpart in spec 3.3.0.
+    #[error("{}", lines(.0))]
+    Untranslatable(Vec<Finding>),
+    /// The Ignition config in this file has no counterpart in spec 3.3.0.
+    #[error("{} cannot be translated to spec 3.3.0", .path.display())]
+    Translation {
+        /// The file.
+        path: PathBuf,
+        /// The places in it.
+        #[source]
+        source: Box<Error>,
     },
     /// Failed to read a file.
     #[error("failed to read {}", .path.display())]
@@ -110,8 +126,15 @@ impl Error {
                 | Self::Invalid(_)
                 | Self::Description { .. }
                 | Self::Refused { .. }
+                | Self::Untranslatable(_)
+                | Self::Translation { .. }
         )
     }
+}
+
+fn lines(findings: &[Finding]) -> String {
+    let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    lines.join("\n")
 }
 
 fn path_prefix(path: &str) -> String {
@@ -177,6 +200,22 @@ pub fn check_command(file: &Path, output: &mut impl Write) -> Result<(), Error> 
             errors,
         }),
     }
+}
+
+/// Writes the Ignition config in `file` to `output`, in spec 3.3.0 if it is in a newer one or carries such a config, and
+/// otherwise as it is.
+///
+/// # Errors
+///
+/// [`Error::Translation`] if it asks for what the image's Ignition cannot do.
+pub fn translate_command(file: &Path, output: &mut impl Write) -> Result<(), Error> {
+    let text = read(file)?;
+    let translated = translate(&text).map_err(|source| Error::Translation {
+        path: file.to_owned(),
+        source: Box::new(source),
+    })?;
+    let text = translated.as_ref().unwrap_or(&text);
+    output.write_all(text.as_bytes()).map_err(Error::Output)
 }
 
 fn read(path: &Path) -> Result<String, Error> {

@@ -421,6 +421,15 @@ pub enum IgnitionCommand {
         /// The Ignition config (JSON).
         file: PathBuf,
     },
+    /// Print an Ignition config in a spec that the image's Ignition reads: 3.4.0 and 3.5.0 as 3.3.0.
+    ///
+    /// Any other config is printed as it is. Configs that it carries as data: URLs are translated as well. Exit status 78
+    /// when it asks for what only a later Ignition can do; the message points at the field. The image does this with the
+    /// config of its first boot, so it is needed only for configs that are fetched by another one.
+    Translate {
+        /// The Ignition config (JSON).
+        file: PathBuf,
+    },
     /// Tell what the config of the first boot asked for and this machine does not do.
     ///
     /// Exit status 1 when there is any: units to be enabled that are not there, were left out because something that they

@@ -14,6 +14,7 @@ mod check;
 mod cluster;
 mod data_url;
 mod image;
+mod kernel_arguments;
 mod locate;
 mod network;
 mod render;
@@ -35,10 +36,13 @@ pub use agent_settings::SettingFault;
 pub use check::{Finding, Report, Severity, check};
 pub use cluster::{Cluster, Etcd, Identity, Node};
 pub use image::{VerifyError, verify as verify_image};
+pub use kernel_arguments::{
+    KernelArgumentsError, Places, Wanted, command as kernel_arguments_command,
+};
 pub use locate::Position;
 pub use network::NetworkFault;
 pub use render::RenderedNode;
-pub use report::{ReportError, report_command};
+pub use report::{ReportError, record_command, report_command};
 pub use ssh_key::SshKeyError;
 pub use translate::translate;
 pub use validate::{Fault, Faults, LocatedFault};

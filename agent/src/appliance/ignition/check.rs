@@ -248,7 +248,7 @@ fn other_format(text: &str) -> Option<&'static str> {
         Some("a script, which Ignition does not run; put it into a file and a unit")
     } else if text.lines().any(|line| line.starts_with("variant:")) {
         Some(
-            "a Butane config: translate it with `butane --strict` (variant flatcar 1.0.0, or fcos up to 1.4.0)",
+            "a Butane config: translate it with `butane --strict` (variant flatcar up to 1.1.0, or fcos up to 1.6.0)",
         )
     } else {
         None

@@ -122,7 +122,9 @@ fn lower(config: &mut Value, obstacles: &mut Vec<Obstacle>) -> bool {
     };
     let mut is_changed = minor > NATIVE_MINOR;
     if is_changed {
-        config["ignition"]["version"] = json!(format!("3.{NATIVE_MINOR}.0"));
+        if let Some(version) = config.pointer_mut("/ignition/version") {
+            *version = json!(format!("3.{NATIVE_MINOR}.0"));
+        }
         each(config, &["storage", "luks", "*"], "", &mut |at, volume| {
             lower_volume(at, volume, minor, obstacles);
         });
@@ -259,7 +261,10 @@ fn lower_carried(
     }
     obstacles.extend(inner.into_iter().map(|obstacle| Obstacle {
         path: join_key(at, "source"),
-        message: format!("in the config there, {}: {}", obstacle.path, obstacle.message),
+        message: format!(
+            "in the config there, {}: {}",
+            obstacle.path, obstacle.message
+        ),
     }));
     if is_changed {
         // They describe the text that this replaces.

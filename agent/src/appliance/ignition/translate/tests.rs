@@ -91,8 +91,14 @@ fn keys_that_say_nothing_are_left_out() {
 #[test]
 fn the_arn_of_an_object_is_its_url() {
     for (arn, url) in [
-        ("arn:aws:s3:::kola-fixtures/resources/anonymous", "s3://kola-fixtures/resources/anonymous"),
-        ("arn:aws:s3:::bucket/a:b?versionId=x", "s3://bucket/a:b?versionId=x"),
+        (
+            "arn:aws:s3:::kola-fixtures/resources/anonymous",
+            "s3://kola-fixtures/resources/anonymous",
+        ),
+        (
+            "arn:aws:s3:::bucket/a:b?versionId=x",
+            "s3://bucket/a:b?versionId=x",
+        ),
     ] {
         let lowered = translated(&file(arn));
         assert_eq!(lowered["storage"]["files"][0]["contents"]["source"], url);
@@ -116,9 +122,21 @@ fn what_only_later_ignitions_can_do_is_refused_at_its_place() {
     ]}});
     for (spec, fields, path) in [
         ("3.4.0", json!({"discard": true}), "storage.luks[0].discard"),
-        ("3.4.0", json!({"openOptions": ["--perf-no_read_workqueue"]}), "storage.luks[0].openOptions"),
-        ("3.4.0", tang, "storage.luks[0].clevis.tang[1].advertisement"),
-        ("3.5.0", json!({"cex": {"enabled": true}}), "storage.luks[0].cex"),
+        (
+            "3.4.0",
+            json!({"openOptions": ["--perf-no_read_workqueue"]}),
+            "storage.luks[0].openOptions",
+        ),
+        (
+            "3.4.0",
+            tang,
+            "storage.luks[0].clevis.tang[1].advertisement",
+        ),
+        (
+            "3.5.0",
+            json!({"cex": {"enabled": true}}),
+            "storage.luks[0].cex",
+        ),
     ] {
         let refused = refusals(&volume(spec, &fields));
         assert_eq!(refused.len(), 1, "{refused:?}");
@@ -132,7 +150,8 @@ fn what_only_later_ignitions_can_do_is_refused_at_its_place() {
 
 #[test]
 fn carried_configs_are_translated() {
-    let inner = json!({"ignition": {"version": "3.4.0"}, "passwd": {"users": [{"name": "root"}]}}).to_string();
+    let inner = json!({"ignition": {"version": "3.4.0"}, "passwd": {"users": [{"name": "root"}]}})
+        .to_string();
     let hash = |text: &str| {
         let sum = digest::digest(&digest::SHA512, text.as_bytes());
         let hex: String = sum.as_ref().iter().map(|b| format!("{b:02x}")).collect();
@@ -152,12 +171,21 @@ fn carried_configs_are_translated() {
         assert_eq!(reference.as_object().unwrap().len(), 1, "{reference}");
     }
     // One level further down.
-    let nested = data_url::encode(&merged(&json!({"source": data_url::encode(&inner)})).to_string());
-    assert!(!translated(&merged(&json!({"source": nested}))).to_string().contains("3.4.0"));
+    let nested =
+        data_url::encode(&merged(&json!({"source": data_url::encode(&inner)})).to_string());
+    assert!(
+        !translated(&merged(&json!({"source": nested})))
+            .to_string()
+            .contains("3.4.0")
+    );
     let inner = volume("3.4.0", &json!({"discard": true})).to_string();
     let refused = refusals(&merged(&json!({"source": data_url::encode(&inner)})));
     assert_eq!(refused[0].0, "ignition.config.merge[0].source");
-    assert!(refused[0].1.starts_with("in the config there, storage.luks[0].discard: "));
+    assert!(
+        refused[0]
+            .1
+            .starts_with("in the config there, storage.luks[0].discard: ")
+    );
 }
 
 #[test]
@@ -187,7 +215,10 @@ fn what_ignition_reads_or_refuses_by_itself_is_left_to_it() {
 fn a_refusal_names_line_and_path() {
     let text = "{\"ignition\": {\"version\": \"3.4.0\"},\n \"storage\": {\"luks\": [\n  {\"name\": \"a\", \"discard\": true}]}}";
     let error = translate(text).unwrap_err().to_string();
-    assert!(error.starts_with("3:28: error: storage.luks[0].discard: "), "{error}");
+    assert!(
+        error.starts_with("3:28: error: storage.luks[0].discard: "),
+        "{error}"
+    );
 }
 
 #[test]

@@ -118,6 +118,9 @@ fn selvage() -> ExitCode {
     }
 }
 
+/// Exit status of `selvage ignition kernel-arguments` when the machine must restart: `EX_TEMPFAIL` of sysexits(3).
+const EXIT_RESTART: u8 = 75;
+
 /// Returns the exit status of what went well.
 fn run(command: Command) -> anyhow::Result<u8> {
     let mut stdout = io::stdout();
@@ -189,9 +192,31 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Ignition(IgnitionCommand::Check { file }) => {
             ignition::check_command(&file, &mut stdout)?;
         }
-        Command::Ignition(IgnitionCommand::Report { patience }) => {
-            let faults = ignition::report_command(Duration::from_secs(patience), &mut stdout)?;
+        Command::Ignition(IgnitionCommand::Translate { file }) => {
+            ignition::translate_command(&file, &mut stdout)?;
+        }
+        Command::Ignition(IgnitionCommand::Report { patience, faults }) => {
+            let patience = Duration::from_secs(patience);
+            let faults = ignition::report_command(patience, faults, &mut stdout)?;
             return Ok(u8::from(faults > 0));
+        }
+        Command::Ignition(IgnitionCommand::KernelArguments {
+            should_exist: present,
+            should_not_exist: absent,
+            image,
+            esp,
+        }) => {
+            let places = ignition::Places {
+                root: Path::new("/"),
+                image: &image,
+                esp: &esp,
+            };
+            let wanted = ignition::Wanted { present, absent };
+            let restarts = ignition::kernel_arguments_command(places, &wanted)?;
+            return Ok(if restarts { EXIT_RESTART } else { 0 });
+        }
+        Command::Ignition(IgnitionCommand::Record { platform, root }) => {
+            ignition::record_command(Path::new("/run"), &platform, &root)?;
         }
         Command::Ignition(IgnitionCommand::VerifyImage { root }) => {
             for line in ignition::verify_image(&root)? {

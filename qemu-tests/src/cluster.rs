@@ -56,8 +56,8 @@ pub(crate) struct Options {
     pub alone: bool,
     /// No card but the one on the underlay, where nobody answers but other machines.
     pub unanswered: bool,
-    /// A second disk of 1 GiB, `/dev/disk/by-id/virtio-spare`.
-    pub spare_disk: bool,
+    /// So many further disks of 1 GiB: `/dev/disk/by-id/virtio-spare`, `virtio-spare1`, and so on.
+    pub spare_disks: usize,
     /// Let firmware boot the disk.
     pub firmware: bool,
     /// A hardware watchdog.
@@ -127,11 +127,9 @@ async fn prepare_one(
         .with_context(|| format!("failed to write {}", ignition.display()))?;
     let disk = dir.join("disk.qcow2");
     machine::create_disk(&host.artifacts.disk, &disk).await?;
-    let spare_disk = if options.spare_disk {
-        Some(create_spare_disk(dir)?)
-    } else {
-        None
-    };
+    let spare_disks = (0..options.spare_disks)
+        .map(|index| create_spare_disk(dir, index))
+        .collect::<Result<_>>()?;
     // One socket directory serves several clusters, one after the other or side by side.
     let socket = |kind: &str| {
         host.sockets
@@ -156,7 +154,7 @@ async fn prepare_one(
         underlay: (!options.alone).then(|| (socket("net"), node.mac.clone())),
         served: serve::prepare(&dir.join("served"), &node.served)?,
         relays: Vec::new(),
-        spare_disk,
+        spare_disks,
         cpus: match options.secure_boot {
             true => 1,
             false => Host::cpus(machines),
@@ -193,8 +191,8 @@ fn boot(host: &Host, dir: &Path, options: Options) -> Result<Boot> {
     })
 }
 
-fn create_spare_disk(dir: &Path) -> Result<PathBuf> {
-    let path = dir.join("spare.raw");
+fn create_spare_disk(dir: &Path, index: usize) -> Result<PathBuf> {
+    let path = dir.join(format!("spare{index}.raw"));
     fs::File::create(&path)
         .and_then(|file| file.set_len(SPARE_DISK_BYTES))
         .with_context(|| format!("failed to create {}", path.display()))?;
@@ -290,12 +288,11 @@ impl Cluster {
             .machines
             .iter()
             .flat_map(|machine| {
-                [
-                    Some(machine.spec.disk.clone()),
-                    machine.spec.spare_disk.clone(),
-                ]
+                [&machine.spec.disk]
+                    .into_iter()
+                    .chain(&machine.spec.spare_disks)
             })
-            .flatten()
+            .cloned()
             .collect();
         drop(self);
         for disk in disks {

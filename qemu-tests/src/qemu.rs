@@ -70,8 +70,8 @@ pub(crate) struct Spec {
     pub served: Option<String>,
     /// Ports of this host's 127.0.0.1 that the guest reaches: see [`crate::relay::option`].
     pub relays: Vec<String>,
-    /// A second disk, raw and empty.
-    pub spare_disk: Option<PathBuf>,
+    /// Further disks, raw and empty.
+    pub spare_disks: Vec<PathBuf>,
     /// Number of virtual processors.
     pub cpus: u32,
     /// Memory in MiB.
@@ -215,17 +215,25 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
         .args(disk(spec))
         // Firmware would look into the network first. Not 0: that is QEMU's own for a kernel that it loads itself.
         .args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
-    if let Some(spare) = &spec.spare_disk {
+    for (index, spare) in spec.spare_disks.iter().enumerate() {
+        // Found by its serial number, /dev/disk/by-id/virtio-spare and virtio-spare1 and so on, whatever the kernel calls it.
+        let number = if index == 0 {
+            String::new()
+        } else {
+            index.to_string()
+        };
         command
             .args([
                 "-drive",
                 &format!(
-                    "if=none,id=spare,format=raw,cache=unsafe,file={}",
+                    "if=none,id=spare{number},format=raw,cache=unsafe,file={}",
                     escape(spare)
                 ),
             ])
-            // Found by its serial number, /dev/disk/by-id/virtio-spare, whatever the kernel calls it.
-            .args(["-device", "virtio-blk-pci,drive=spare,serial=spare"]);
+            .args([
+                "-device",
+                &format!("virtio-blk-pci,drive=spare{number},serial=spare{number}"),
+            ]);
     }
 }
 
@@ -314,7 +322,7 @@ pub(crate) mod tests {
             underlay: Some(("/run/p0".into(), "52:54:00:77:00:0b".into())),
             served: None,
             relays: Vec::new(),
-            spare_disk: None,
+            spare_disks: Vec::new(),
             cpus: 1,
             memory_mib: 1024,
             internet: false,
@@ -363,19 +371,21 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_served_and_a_spare_disk_are_there_only_when_asked_for() {
+    fn what_is_served_and_spare_disks_are_there_only_when_asked_for() {
         let plain = line(&spec());
         assert!(!plain.contains("guestfwd") && !plain.contains("spare"));
         let line = line(&Spec {
             served: Some("'/b/h' serve '/d,1/served'".into()),
             relays: vec!["guestfwd=tcp:10.0.2.4:1-cmd:x".into()],
-            spare_disk: Some("/d/spare.raw".into()),
+            spare_disks: vec!["/d/a.raw".into(), "/d/b.raw".into()],
             ..spec()
         });
         assert!(line.contains(
             ",guestfwd=tcp:10.0.2.4:80-cmd:'/b/h' serve '/d,,1/served',guestfwd=tcp:10.0.2.4:1-cmd:x "
         ));
-        assert!(line.contains("format=raw,cache=unsafe,file=/d/spare.raw"));
+        assert!(line.contains("id=spare,format=raw,cache=unsafe,file=/d/a.raw"));
+        assert!(line.contains("id=spare1,format=raw,cache=unsafe,file=/d/b.raw"));
+        assert!(line.contains("drive=spare1,serial=spare1"));
     }
 
     #[test]

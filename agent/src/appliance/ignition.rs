@@ -4,19 +4,23 @@
 //! [`Cluster::render`] turns it into one Ignition config per node. [`check`] reads any Ignition config and reports,
 //! with line and JSON path, what the image's Ignition (2.14.0) would refuse or misread and what the image would ignore.
 //!
-//! Everything here is pure except the commands of `selvage ignition`: [`render_command`], [`check_command`] and
-//! [`report_command`], which reports on the machine which parts of the config had no effect.
+//! [`translate`](translate()) makes spec 3.3.0 of newer ones; the initrd does so with what it hands to Ignition.
+//!
+//! Everything here is pure except the commands of `selvage ignition`: [`render_command`], [`check_command`],
+//! [`translate_command`] and [`report_command`], which reports on the machine which parts of the config had no effect.
 
 mod agent_settings;
 mod check;
 mod cluster;
 mod data_url;
 mod image;
+mod kernel_arguments;
 mod locate;
 mod network;
 mod render;
 mod report;
 pub(in crate::appliance) mod ssh_key;
+mod translate;
 mod validate;
 
 #[cfg(test)]
@@ -32,11 +36,15 @@ pub use agent_settings::SettingFault;
 pub use check::{Finding, Report, Severity, check};
 pub use cluster::{Cluster, Etcd, Identity, Node};
 pub use image::{VerifyError, verify as verify_image};
+pub use kernel_arguments::{
+    KernelArgumentsError, Places, Wanted, command as kernel_arguments_command,
+};
 pub use locate::Position;
 pub use network::NetworkFault;
 pub use render::RenderedNode;
-pub use report::{ReportError, report_command};
+pub use report::{ReportError, record_command, report_command};
 pub use ssh_key::SshKeyError;
+pub use translate::translate;
 pub use validate::{Fault, Faults, LocatedFault};
 
 /// Why a cluster description cannot be rendered, or a config cannot be checked.
@@ -71,6 +79,18 @@ pub enum Error {
         path: PathBuf,
         /// The number of errors; at least 1.
         errors: usize,
+    },
+    /// The config has no counterpart in spec 3.3.0.
+    #[error("{}", lines(.0))]
+    Untranslatable(Vec<Finding>),
+    /// The Ignition config in this file has no counterpart in spec 3.3.0.
+    #[error("{} cannot be translated to spec 3.3.0", .path.display())]
+    Translation {
+        /// The file.
+        path: PathBuf,
+        /// The places in it.
+        #[source]
+        source: Box<Error>,
     },
     /// Failed to read a file.
     #[error("failed to read {}", .path.display())]
@@ -110,8 +130,15 @@ impl Error {
                 | Self::Invalid(_)
                 | Self::Description { .. }
                 | Self::Refused { .. }
+                | Self::Untranslatable(_)
+                | Self::Translation { .. }
         )
     }
+}
+
+fn lines(findings: &[Finding]) -> String {
+    let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    lines.join("\n")
 }
 
 fn path_prefix(path: &str) -> String {
@@ -177,6 +204,22 @@ pub fn check_command(file: &Path, output: &mut impl Write) -> Result<(), Error> 
             errors,
         }),
     }
+}
+
+/// Writes the Ignition config in `file` to `output`, in spec 3.3.0 if it is in a newer one or carries such a config, and
+/// otherwise as it is.
+///
+/// # Errors
+///
+/// [`Error::Translation`] if it asks for what the image's Ignition cannot do.
+pub fn translate_command(file: &Path, output: &mut impl Write) -> Result<(), Error> {
+    let text = read(file)?;
+    let translated = translate(&text).map_err(|source| Error::Translation {
+        path: file.to_owned(),
+        source: Box::new(source),
+    })?;
+    let text = translated.as_ref().unwrap_or(&text);
+    output.write_all(text.as_bytes()).map_err(Error::Output)
 }
 
 fn read(path: &Path) -> Result<String, Error> {

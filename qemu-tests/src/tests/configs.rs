@@ -47,6 +47,14 @@ pub(super) const CASES: Names = &[
     "configs::etcd_environment",
     "configs::time_zone_overwrite",
     "configs::usr_local",
+    // The machine `disks`.
+    "configs::disks_are_up",
+    "configs::partition_beside_image",
+    "configs::raid_of_two_disks",
+    "configs::luks_by_key_file",
+    "configs::kernel_arguments",
+    "configs::newer_spec",
+    "configs::disks_are_there_again",
     // One machine each.
     "configs::refused_unknown_group",
     "configs::refused_uid_twice",
@@ -59,6 +67,8 @@ pub(super) const CASES: Names = &[
     "configs::refused_raid",
     "configs::refused_luks",
     "configs::refused_below_usr",
+    "configs::refused_newer_spec",
+    "configs::refused_wrong_hash",
 ];
 
 /// Those that `make test-qemu` leaves out: of the refused ones it has one, in [`super::broken_ignition`].
@@ -69,6 +79,13 @@ pub(super) const EXTENDED: Names = &[
     "configs::etcd_environment",
     "configs::time_zone_overwrite",
     "configs::usr_local",
+    "configs::disks_are_up",
+    "configs::partition_beside_image",
+    "configs::raid_of_two_disks",
+    "configs::luks_by_key_file",
+    "configs::kernel_arguments",
+    "configs::newer_spec",
+    "configs::disks_are_there_again",
     "configs::refused_unknown_group",
     "configs::refused_uid_twice",
     "configs::refused_uid_of_core",
@@ -80,6 +97,8 @@ pub(super) const EXTENDED: Names = &[
     "configs::refused_raid",
     "configs::refused_luks",
     "configs::refused_below_usr",
+    "configs::refused_newer_spec",
+    "configs::refused_wrong_hash",
 ];
 
 /// A configuration that boots and does what it says.
@@ -213,7 +232,8 @@ mod tests {
                 .to_owned();
             specs.insert(version);
         }
-        assert_eq!(Vec::from_iter(specs), ["3.0.0", "3.1.0", "3.2.0", "3.3.0"]);
+        let all = ["3.0.0", "3.1.0", "3.2.0", "3.3.0", "3.4.0", "3.5.0"];
+        assert_eq!(Vec::from_iter(specs), all);
     }
 
     /// Merged, the later one would win, and the earlier one's questions would be about it.

@@ -24,6 +24,8 @@ pub(super) const CASES: Names = &[
     "initrd_network::address_by_ip_holds_in_later_boots",
     "initrd_network::console_says_that_no_dhcp_server_answers",
     "initrd_network::console_says_that_the_server_refuses",
+    "initrd_network::console_says_that_the_name_is_unknown",
+    "initrd_network::configuration_that_comes_late_is_fetched",
 ];
 
 /// Those that are too long for every change.
@@ -31,6 +33,8 @@ pub(super) const EXTENDED: Names = &[
     "initrd_network::address_by_ip_holds_in_later_boots",
     "initrd_network::console_says_that_no_dhcp_server_answers",
     "initrd_network::console_says_that_the_server_refuses",
+    "initrd_network::console_says_that_the_name_is_unknown",
+    "initrd_network::configuration_that_comes_late_is_fetched",
 ];
 
 /// The command lines of the machines. The prefix is not the one that QEMU gives by DHCP, so the address can only be
@@ -40,6 +44,10 @@ const STATIC: &str = "ip=10.0.2.15::10.0.2.2:255.255.255.128::enp0s2:none namese
 const NO_DHCP: &str = "ignition.config.url=http://192.0.2.1/absent.ign?token=secret";
 /// A port of the host's loopback that nobody listens on (tcpmux).
 const REFUSED: &str = "ip=dhcp ignition.config.url=http://10.0.2.2:1/refused.ign";
+/// A name that never exists (RFC 6761).
+const NO_NAME: &str = "ip=dhcp ignition.config.url=http://absent.invalid/config.ign";
+/// Served only after the first report.
+const LATE: &str = "ip=dhcp ignition.config.url=http://10.0.2.4/late.ign";
 
 /// From QEMU's start to the first report; this machine shares the host with others that boot.
 const REPORT_DEADLINE: Duration = Duration::from_secs(240);
@@ -62,6 +70,8 @@ pub(super) async fn start(suite: &Suite<'_>, host: &Host, common: &Common, dir: 
         (0, "static", STATIC),
         (2, "no-dhcp", NO_DHCP),
         (3, "refused", REFUSED),
+        (4, "no-name", NO_NAME),
+        (5, "late", LATE),
     ];
     let mut started = Vec::new();
     for (case, name, kernel_arguments) in machines {
@@ -81,7 +91,7 @@ pub(super) async fn start(suite: &Suite<'_>, host: &Host, common: &Common, dir: 
         let options = Options {
             alone: case != 2,
             unanswered: case == 2,
-            internet: case == 3,
+            internet: matches!(case, 3 | 4),
             exit_on_reset: case != 0,
             kernel_arguments,
             ..Options::default()
@@ -103,8 +113,9 @@ fn configuration(host: &Host) -> String {
 }
 
 /// Runs the cases on the machines that [`start`] gave.
-pub(super) async fn run(suite: &mut Suite<'_>, started: Started) {
+pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, started: Started) {
     let progress = suite.progress;
+    let late_config = configuration(host);
     let mut result = Ok(());
     match started {
         Err(error) => result = Err(error),
@@ -114,6 +125,18 @@ pub(super) async fn run(suite: &mut Suite<'_>, started: Started) {
                     0 => static_address(suite, &mut cluster, progress).await,
                     2 => {
                         suite.case(CASES[2], &mut cluster, no_dhcp).await;
+                        Ok(())
+                    }
+                    4 => {
+                        suite.case(CASES[4], &mut cluster, no_name).await;
+                        Ok(())
+                    }
+                    5 => {
+                        suite
+                            .case(CASES[5], &mut cluster, async |cluster| {
+                                late(cluster, &late_config, progress).await
+                            })
+                            .await;
                         Ok(())
                     }
                     _ => {
@@ -215,6 +238,40 @@ async fn refused(cluster: &mut Cluster) -> Result<()> {
             "{part:?} is not in the report:\n{report}"
         );
     }
+    Ok(())
+}
+
+async fn no_name(cluster: &mut Cluster) -> Result<()> {
+    let report = reported_twice(only(cluster)?).await?;
+    for part in [
+        "source: http://absent.invalid/config.ign\n",
+        "DNS servers: 10.0.2.3",
+        "lookup absent.invalid",
+    ] {
+        ensure!(
+            report.contains(part),
+            "{part:?} is not in the report:\n{report}"
+        );
+    }
+    Ok(())
+}
+
+/// The server says 404 until the machine has reported that, and then has the file.
+async fn late(cluster: &mut Cluster, config: &str, progress: &Progress) -> Result<()> {
+    let machine = only(cluster)?;
+    let console = machine.console.path().to_owned();
+    wait::until("a report on the console", REPORT_DEADLINE, || async {
+        let text = Console::new(console.clone()).text();
+        ensure!(text.contains(REPORT), "no report on the console");
+        Ok(())
+    })
+    .await?;
+    let disk = machine.spec.disk.parent().context("no directory")?;
+    let file = disk.join("served/late.ign");
+    std::fs::write(&file, config).with_context(|| format!("failed to write {}", file.display()))?;
+    machine.wait_for_ssh(progress).await?;
+    let state = machine.settle(progress).await?;
+    ensure!(state == "running", "the boot is {state:?}");
     Ok(())
 }
 

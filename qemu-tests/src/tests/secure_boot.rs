@@ -97,12 +97,12 @@ async fn start(
     let options = Options {
         alone: true,
         secure_boot: true,
-        spare_disk: true,
+        spare_disks: 1,
         ..Options::default()
     };
     let prepared = cluster::prepare(&host, dir, &nodes, options).await?;
     for (spec, _) in &prepared {
-        let disk = spec.spare_disk.as_deref().context("no second disk")?;
+        let disk = spec.spare_disks.first().context("no second disk")?;
         let scratch = dir.join("staging");
         sign_by_another_key(&next_image.join("selvage.efi"), &scratch).await?;
         let key = Key::at(&common.target.join("keys/update.key")).await?;

@@ -86,12 +86,12 @@ async fn start(host: &Host, common: &Common, dir: &Path) -> Result<(Cluster, Ver
     let options = Options {
         alone: true,
         firmware: true,
-        spare_disk: true,
+        spare_disks: 1,
         ..Options::default()
     };
     let prepared = cluster::prepare(host, dir, &nodes, options).await?;
     for (spec, _) in &prepared {
-        let disk = spec.spare_disk.as_deref().context("no second disk")?;
+        let disk = spec.spare_disks.first().context("no second disk")?;
         fill(disk, &next, &dir.join("spare")).await?;
     }
     let versions = Versions {

@@ -1,7 +1,7 @@
 //! Predicts, before the machine boots, what the image's Ignition says about a config and what the image does with it.
 //!
 //! The types are those of spec 3.3 in `ignition-config`; `serde_ignored` finds unknown keys, and [`ADDED`] has those that
-//! earlier specs do not know. (The parser of `ignition-config` would link the types of seven specs.) Rules that types
+//! earlier specs do not know. What later specs add is [`translate`]'s. (The parser of `ignition-config` would link the types of seven specs.) Rules that types
 //! cannot express come from Ignition 2.14.0's own validation (`config/v3_3/types/*.go`): [`storage`], [`devices`],
 //! [`luks`], [`resource`], [`systemd`]. What Ignition accepts but then fails, or has no effect, on the machine is found
 //! with the table of the image ([`super::image`]): [`accounts`], [`contents`], [`places`], [`stages`], [`units`].
@@ -34,11 +34,9 @@ use ignition_config::v3_3 as spec;
 use serde_json::Value;
 
 use super::locate::{Index, Position, join_index, join_key};
+use super::translate;
 use accounts::Accounts;
 use machine::Machine;
-
-/// The newest spec that Ignition 2.14.0 reads, as `3.MINOR.0`.
-const NEWEST_MINOR: u64 = 3;
 
 /// Severity of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -227,8 +225,13 @@ fn spec_version(text: &str, findings: &mut Findings<'_>) -> Option<(String, u64)
         findings.error("ignition.version", message);
         return None;
     };
-    match accept(version) {
-        Ok(minor) => Some((version.to_owned(), minor)),
+    match translate::accept(version) {
+        Ok(minor) => {
+            for obstacle in translate::obstacles(&root) {
+                findings.error(obstacle.path, obstacle.message);
+            }
+            Some((version.to_owned(), minor))
+        }
         Err(reason) => {
             findings.error("ignition.version", reason);
             None
@@ -245,39 +248,14 @@ fn other_format(text: &str) -> Option<&'static str> {
         Some("a script, which Ignition does not run; put it into a file and a unit")
     } else if text.lines().any(|line| line.starts_with("variant:")) {
         Some(
-            "a Butane config: translate it with `butane --strict` (variant flatcar 1.0.0, or fcos up to 1.4.0)",
+            "a Butane config: translate it with `butane --strict` (variant flatcar up to 1.1.0, or fcos up to 1.6.0)",
         )
     } else {
         None
     }
 }
 
-/// The minor number of a version that Ignition 2.14.0 reads.
-fn accept(version: &str) -> Result<u64, String> {
-    let (numbers, is_experimental) = match version.split_once('-') {
-        Some((numbers, _)) => (numbers, true),
-        None => (version, false),
-    };
-    let parts: Vec<Option<u64>> = numbers.split('.').map(|part| part.parse().ok()).collect();
-    match parts[..] {
-        [Some(3), Some(_), Some(_)] if is_experimental => Err(format!(
-            "{version} may change with any Ignition release; use 3.0.0 to 3.3.0"
-        )),
-        [Some(3), Some(minor), Some(0)] if minor <= NEWEST_MINOR => Ok(minor),
-        [Some(3), Some(_), Some(_)] => Err(format!(
-            "spec {version} is newer than the image's Ignition 2.14.0, which reads 3.0.0 to 3.3.0; with Butane use \
-             variant flatcar version 1.0.0, or fcos up to 1.4.0"
-        )),
-        [Some(1 | 2), Some(_), Some(_)] => Err(format!(
-            "spec {version} is of the Container Linux generation; convert it to 3.x with ign-converter"
-        )),
-        _ => Err(format!(
-            "{version:?} is not a spec version: expected 3.0.0 to 3.3.0"
-        )),
-    }
-}
-
-/// The keys that specs after 3.0 added: the minor number, and the path without indices.
+/// The keys that specs 3.1 to 3.3 added: the minor number, and the path without indices.
 const ADDED: [(u64, &str); 15] = [
     (1, "ignition.config.merge.compression"),
     (1, "ignition.config.merge.httpHeaders"),
@@ -302,14 +280,18 @@ const ADDED: [(u64, &str); 15] = [
     (3, "kernelArguments"),
 ];
 
-/// The config in the types of spec 3.3, which includes 3.0 to 3.2; `None` if a value has the wrong type.
+/// The config in the types of spec 3.3, which are those of the other specs as well; `None` if a value has the wrong type.
 fn parse(text: &str, minor: u64, findings: &mut Findings<'_>) -> Option<spec::Config> {
     let mut unknown = Vec::new();
     let mut reader = serde_json::Deserializer::from_str(text);
     let read = serde_ignored::deserialize(&mut reader, |path| unknown.push(json_path(&path)));
     match read {
         Ok(config) => {
-            for path in unknown {
+            let is_newer = |path: &String| {
+                let mut newer = translate::ADDED.iter();
+                newer.any(|(from, key)| *from <= minor && *key == without_indices(path))
+            };
+            for path in unknown.into_iter().filter(|path| !is_newer(path)) {
                 findings.unknown_key(path);
             }
             check_shape(text, &config, minor, findings);
@@ -365,6 +347,14 @@ impl Shape<'_, '_> {
             _ => {}
         }
     }
+}
+
+/// The path without the parts in brackets.
+fn without_indices(path: &str) -> String {
+    let parts = path.split('[');
+    parts
+        .map(|part| part.split_once(']').map_or(part, |(_, rest)| rest))
+        .collect()
 }
 
 fn json_path(path: &serde_ignored::Path<'_>) -> String {

@@ -37,6 +37,10 @@ pub(super) fn image() -> &'static Image {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Image {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "a test holds it to the programs")
+    )]
     pub(super) tools: Tools,
     /// Name and uid.
     pub(super) users: BTreeMap<String, u32>,
@@ -51,18 +55,14 @@ pub(super) struct Image {
     pub(super) foreign: Foreign,
 }
 
-/// The programs of Ignition's stages, each with stage and purpose, or the reason why it is missing.
+/// The programs of Ignition's stages, each with stage and purpose.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(not(test), expect(dead_code, reason = "the initrd's build reads it"))]
 pub(super) struct Tools {
-    #[cfg_attr(not(test), expect(dead_code, reason = "the initrd's build reads it"))]
     pub(super) initrd: BTreeMap<String, String>,
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "a test holds it to the programs")
-    )]
+    pub(super) usr: BTreeMap<String, String>,
     pub(super) sysroot: BTreeMap<String, String>,
-    pub(super) refused: BTreeMap<String, String>,
 }
 
 /// Unit files and templates by the effect of enabling them, and aliases.

@@ -1,11 +1,12 @@
-//! Parts of the first boot's config that have no effect on this machine: `selvage ignition report`, which
-//! `selvage-ignition-report.service` runs late in every boot.
+//! What the first boot's config did on this machine, and what of it has no effect: `selvage ignition report`. Late in every
+//! boot `selvage-ignition-report.service` tells the latter.
 //!
 //! systemd does not report a unit that is enabled but does not exist, a unit that it skips because a dependency is
 //! missing, or a drop-in for an unknown unit; such a machine is "running" without a failed unit. The report runs at
 //! every boot, not only the first: the fault persists, and an operator may log in much later.
 
 mod judge;
+mod record;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,9 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use judge::{Boot, Fault, Unit, judge};
+use record::Record;
+
+pub use record::record_command;
 
 /// Written by Ignition: the units to enable and disable.
 const PRESET: &str = "etc/systemd/system-preset/20-ignition.preset";
@@ -45,6 +49,15 @@ pub enum ReportError {
         #[source]
         source: io::Error,
     },
+    /// The record of a provisioning cannot be written.
+    #[error("failed to write {}", .path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// The operating system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// Failed to run `systemctl`.
     #[error("failed to run systemctl")]
     Systemctl(#[source] io::Error),
@@ -56,14 +69,28 @@ pub enum ReportError {
     Output(#[from] io::Error),
 }
 
-/// Prints everything that was asked for but does not happen, one line each, and returns the number of lines.
+/// Prints what provisioning made, from where, and what it ignored, unless only faults are wanted; then everything that was
+/// asked for but does not happen, one line each. Returns the number of these lines.
 ///
 /// Waits until the boot has finished, at most `patience`; units that are still starting then are not judged. A unit
 /// that failed and is being restarted gets the same time.
-pub fn report_command(patience: Duration, output: &mut impl Write) -> Result<usize, ReportError> {
+pub fn report_command(
+    patience: Duration,
+    only_faults: bool,
+    output: &mut impl Write,
+) -> Result<usize, ReportError> {
+    let root = Path::new("/");
+    if !only_faults {
+        match Record::read(root)? {
+            Some(record) => write!(output, "{record}")?,
+            None => writeln!(
+                output,
+                "what was made is not recorded: another version provisioned this machine"
+            )?,
+        }
+    }
     let deadline = Instant::now() + patience;
     wait_for_boot(deadline)?;
-    let root = Path::new("/");
     let asked = Asked::read(root)?;
     let faults = loop {
         let faults = judge(&asked, boot(root), &mut show)?;

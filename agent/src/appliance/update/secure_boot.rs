@@ -109,8 +109,7 @@ impl fmt::Display for Fault {
 /// # Errors
 /// It would not, or it cannot be found out.
 pub fn check(root: &Path, uki: &Path) -> Result<(), SecureBootError> {
-    let on = variable(root, "SecureBoot", GLOBAL)?;
-    if on.first() != Some(&1) {
+    if !is_on(root)? {
         return Ok(());
     }
     let trusted = Database::parse(&variable(root, "db", DATABASE)?);
@@ -125,6 +124,15 @@ pub fn check(root: &Path, uki: &Path) -> Result<(), SecureBootError> {
         fault,
         trusted: trusted.subjects(),
     })
+}
+
+/// Whether the firmware of the machine with this root starts only what it trusts.
+///
+/// # Errors
+/// It cannot be found out.
+pub fn is_on(root: &Path) -> Result<bool, SecureBootError> {
+    let on = variable(root, "SecureBoot", GLOBAL)?;
+    Ok(on.first() == Some(&1))
 }
 
 /// The value of a variable; empty if there is none.

@@ -15,6 +15,7 @@ use crate::{
     description,
     host::Host,
     machine::Machine,
+    progress::Progress,
     ssh::COMMAND_DEADLINE,
     suite::Suite,
 };
@@ -28,6 +29,7 @@ pub(in crate::tests) async fn run(suite: &mut Suite<'_>, host: &Host, common: &C
     for machines in [
         run_shared(suite, host, common, dir).await,
         run_disk(suite, host, common, dir).await,
+        run_disks(suite, host, common, dir).await,
         run_refused(suite, host, common, dir).await,
     ] {
         result = result.and(machines);
@@ -129,11 +131,63 @@ async fn run_disk(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Pat
     let replacement = access::merged(&texts(others), &host.public_key);
     let configs = [(kind.name, first.text.to_owned(), replacement)];
     let options = Options {
-        spare_disk: true,
+        spare_disks: 1,
         ..Options::default()
     };
     let cluster = start(host, common, &dir.join(kind.name), &configs, options).await?;
     run_kind(suite, cluster, kind).await;
+    Ok(())
+}
+
+/// The machine `disks`. Only firmware starts it with the kernel arguments that it writes to its disk.
+async fn run_disks(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Path) -> Result<()> {
+    let kind = &table::DISKS;
+    if !wants(suite, kind) && !suite.wants(AGAIN) {
+        return Ok(());
+    }
+    suite
+        .progress
+        .step("boot a machine with file systems on several disks");
+    let config = access::merged(&texts(kind.configs), &host.public_key);
+    let configs = [(kind.name, config, String::new())];
+    let options = Options {
+        spare_disks: 3,
+        firmware: true,
+        ..Options::default()
+    };
+    let cluster = start(host, common, &dir.join(kind.name), &configs, options).await?;
+    run_kind(suite, cluster, kind).await;
+    Ok(())
+}
+
+/// What the configurations of a machine ask for is there after another boot.
+const AGAIN: &str = "configs::disks_are_there_again";
+
+async fn again(cluster: &mut Cluster, progress: &Progress) -> Result<()> {
+    let Some(machine) = cluster.machines.first_mut() else {
+        bail!("no machine")
+    };
+    machine.reboot().await?;
+    machine.wait_for_ssh(progress).await?;
+    machine.settle(progress).await?;
+    told::reported(machine).await?;
+    look_at(machine, table::WELL).await?;
+    for config in table::DISKS.configs {
+        look_at(machine, config.asks).await?;
+    }
+    Ok(())
+}
+
+/// The case of kernel arguments, and what the console says when the machine restarts for them.
+const ARGUMENTS: &str = "configs::kernel_arguments";
+const RESTARTS: &str = "the machine restarts once for them";
+
+fn restarted_once(machine: &Machine) -> Result<()> {
+    let restarts = machine.console.text().matches(RESTARTS).count();
+    ensure!(
+        restarts == 1,
+        "the machine restarted {restarts} times for its kernel arguments"
+    );
     Ok(())
 }
 
@@ -161,7 +215,7 @@ async fn run_refused(
             .collect();
         let options = Options {
             exit_on_reset: true,
-            spare_disk: true,
+            spare_disks: 1,
             ..Options::default()
         };
         let mut cluster = start(host, common, &dir.join("refused"), &configs, options).await?;
@@ -209,8 +263,17 @@ async fn run_kind(suite: &mut Suite<'_>, mut cluster: Cluster, kind: &Kind) {
                     .with_context(|| format!("in the shape of {}", config.shape))?;
                 match config.case {
                     LOGINS => logins(machine).await,
+                    ARGUMENTS => restarted_once(machine),
                     _ => Ok(()),
                 }
+            })
+            .await;
+    }
+    if kind.is_up == table::DISKS.is_up {
+        let progress = suite.progress;
+        suite
+            .case(AGAIN, &mut cluster, async |cluster| {
+                again(cluster, progress).await
             })
             .await;
     }
@@ -248,12 +311,12 @@ async fn logins(machine: &Machine) -> Result<()> {
 const CHECK: &str = "configs::check_agrees_with_the_boots";
 
 async fn check(machine: &Machine) -> Result<()> {
-    let kinds = [table::NODE, table::FLATCAR, table::DISK];
+    let kinds = [table::NODE, table::FLATCAR, table::DISK, table::DISKS];
     let good = kinds.iter().flat_map(|kind| kind.configs);
     let good = good.map(|config| (config.case, config.text, 0));
     let bad = refused::TABLE
         .iter()
-        .map(|refused| (refused.case, refused.text, 78));
+        .map(|refused| (refused.case, refused.text, refused.checked));
     let all: Vec<_> = good.chain(bad).collect();
     let script: String = all
         .iter()

@@ -14,14 +14,20 @@ pub(super) struct Refused {
     pub text: &'static str,
     /// What the console has to say.
     causes: &'static [&'static str],
+    /// The exit status of `selvage ignition check`: 0 where only the machine knows.
+    pub checked: u8,
 }
 
 macro_rules! refused {
     ($case:literal, $file:literal, $causes:expr) => {
+        refused!($case, $file, $causes, 78)
+    };
+    ($case:literal, $file:literal, $causes:expr, $checked:literal) => {
         Refused {
             case: concat!("configs::refused_", $case),
             text: include_str!(concat!("../../../configs/refused/", $file, ".ign")),
             causes: $causes,
+            checked: $checked,
         }
     };
 }
@@ -37,16 +43,27 @@ pub(super) const TABLE: &[Refused] = &[
     refused!("uid_of_core", "uid-of-core", &["1000", "not unique"]),
     refused!("gid_twice", "gid-twice", &["700", "already exists"]),
     refused!("unknown_owner", "unknown-owner", &["dnsmasq"]),
+    // These machines are started without firmware.
     refused!(
         "kernel_arguments",
         "kernel-arguments",
-        &["kernelArguments is not supported"]
+        &["kernelArguments cannot be applied", "flatcar.autologin"],
+        0
     ),
-    refused!("partitions", "partitions", &["sgdisk"]),
+    refused!(
+        "partitions",
+        "partitions",
+        &["is the disk of the image", "cannot be wiped"]
+    ),
     refused!("xfs", "xfs", &["mkfs.xfs"]),
-    // Of devices that are there: Ignition waits for those that are not, and never comes to the missing tool.
     refused!("raid", "raid", &["mdadm"]),
-    refused!("luks", "luks", &["cryptsetup"]),
+    refused!("luks", "luks", &["no client of Tang servers"]),
+    refused!(
+        "newer_spec",
+        "newer-spec",
+        &["storage.luks[0].discard", "cryptsetup refresh"]
+    ),
+    refused!("wrong_hash", "wrong-hash", &["hash verification failed"], 0),
     refused!(
         "below_usr",
         "below-usr",

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod disk;
+mod disks;
 mod flatcar;
 mod node;
 
@@ -36,9 +37,15 @@ pub(super) const DISK: Kind = Kind {
     is_up: "configs::disk_is_up",
     configs: disk::CONFIGS,
 };
+/// A machine with three more disks and firmware: what the stages before files and units do, and kernel arguments.
+pub(super) const DISKS: Kind = Kind {
+    name: "disks",
+    is_up: "configs::disks_are_up",
+    configs: disks::CONFIGS,
+};
 /// All of them.
 #[cfg(test)]
-pub(super) const MACHINES: [Kind; 3] = [NODE, FLATCAR, DISK];
+pub(super) const MACHINES: [Kind; 4] = [NODE, FLATCAR, DISK, DISKS];
 
 /// A configuration of `qemu-tests/configs/`, its case, and where its shape is from.
 macro_rules! config {

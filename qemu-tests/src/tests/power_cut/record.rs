@@ -43,7 +43,7 @@ pub(super) const OPTIONS: Options = Options {
     exit_on_reset: false,
     alone: true,
     unanswered: false,
-    spare_disk: false,
+    spare_disks: 0,
     firmware: true,
     kernel_arguments: "",
     cloud: None,

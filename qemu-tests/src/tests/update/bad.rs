@@ -98,13 +98,13 @@ async fn start(
     let options = Options {
         alone: is_alone,
         firmware: true,
-        spare_disk: true,
+        spare_disks: 1,
         watchdog: true,
         ..Options::default()
     };
     let prepared = cluster::prepare(host, dir, &nodes, options).await?;
     for (spec, _) in &prepared {
-        let disk = spec.spare_disk.as_deref().context("no second disk")?;
+        let disk = spec.spare_disks.first().context("no second disk")?;
         let scratch = dir.join("spare");
         unpack(&next, &scratch.join("unpacked")).await?;
         fill(disk, &next, &scratch).await?;

@@ -53,6 +53,7 @@ fn passes(image: &Image) -> Vec<Value> {
         configs.push(users(
             &json!({"name": "ops", "groups": [group], "primaryGroup": group}),
         ));
+        configs.push(users(&json!({"name": group})));
     }
     for unit in image.units.enabled.iter().chain(&image.units.available) {
         configs.push(units(&json!({"name": unit, "enabled": true})));
@@ -94,6 +95,11 @@ fn passes(image: &Image) -> Vec<Value> {
         configs.push(file(&format!("{path}/bin/x"), &json!({})));
     }
     configs.extend(image.time.zones.iter().map(|name| zone(name)));
+    let tools = image.tools.usr.keys().chain(image.tools.initrd.keys());
+    for format in tools.filter_map(|tool| tool.strip_prefix("mkfs.")) {
+        let format = if format == "fat" { "vfat" } else { format };
+        configs.push(json!({"storage": {"filesystems": [{"device": "/dev/a", "format": format, "wipeFilesystem": true}]}}));
+    }
     configs
 }
 
@@ -113,9 +119,6 @@ fn refused(image: &Image) -> Vec<Value> {
         configs.push(file("/opt/x", &json!({"group": {"name": other}})));
         configs.push(users(&json!({"name": "ops", "groups": [other]})));
         configs.push(users(&json!({"name": "ops", "primaryGroup": other})));
-        if !image.users.contains_key(name) {
-            configs.push(users(&json!({"name": name})));
-        }
     }
     for path in image.etc.files.iter().chain(image.etc.links.keys()) {
         configs.push(file(path, &json!({})));
@@ -124,19 +127,8 @@ fn refused(image: &Image) -> Vec<Value> {
         configs.push(file(&format!("{path}/x"), &json!({})));
         configs.push(json!({"storage": {"directories": [{"path": path}]}}));
     }
-    configs.extend([
-        json!({"kernelArguments": {"shouldExist": ["quiet"]}}),
-        json!({"kernelArguments": {"shouldNotExist": ["quiet"]}}),
-        json!({"storage": {"disks": [{"device": "/dev/a", "wipeTable": true}]}}),
-        json!({"storage": {"raid": [{"name": "r", "level": "raid1", "devices": ["/dev/a"]}]}}),
-        json!({"storage": {"luks": [{"name": "l", "device": "/dev/a"}]}}),
-    ]);
-    for tool in image.tools.refused.keys() {
-        let Some(format) = tool.strip_prefix("mkfs.") else {
-            continue;
-        };
-        let format = if format == "fat" { "vfat" } else { format };
-        configs.push(json!({"storage": {"filesystems": [{"device": "/dev/a", "format": format, "wipeFilesystem": true}]}}));
+    for path in image.paths.read_only.iter().chain(&image.paths.covered) {
+        configs.push(json!({"storage": {"filesystems": [{"device": "/dev/a", "format": "ext4", "path": path}]}}));
     }
     configs
 }

@@ -51,6 +51,8 @@ fn check_source(source: &str, minor: u64) -> Result<(), String> {
             .map_err(|error| error.to_string()),
         "http" | "https" | "tftp" | "s3" if source.contains("://") => check_characters(source),
         "gs" if minor >= 2 && source.contains("://") => check_characters(source),
+        // Which ones is for the translation to 3.3 to say.
+        "arn" if minor >= 4 => check_characters(source),
         _ => Err(format!(
             "{:?} is not a source that spec 3.{minor}.0 knows: expected a data, http, https, s3, tftp{} URL",
             source.chars().take(60).collect::<String>(),

@@ -155,7 +155,7 @@ fn check_mode(at: &str, mode: Option<i64>, findings: &mut Findings<'_>) {
     } else if mode > 0o777 {
         findings.warn(
             path,
-            format!("mode {mode:04o}: Ignition sets setuid, setgid and sticky bits only from spec 3.4.0 on"),
+            format!("mode {mode:04o}: Ignition sets setuid, setgid and sticky bits only from spec 3.6.0 on"),
         );
     }
 }

@@ -96,14 +96,10 @@ fn the_table_is_consistent_in_itself() {
         );
         assert!(!names_once.contains(alias), "{alias} is a unit, too");
     }
-    for tool in image.tools.sysroot.keys() {
+    for tool in image.tools.sysroot.keys().chain(image.tools.usr.keys()) {
         assert!(image.programs.path.contains(tool), "{tool}");
     }
-    let all = [
-        &image.tools.initrd,
-        &image.tools.sysroot,
-        &image.tools.refused,
-    ];
+    let all = [&image.tools.initrd, &image.tools.usr, &image.tools.sysroot];
     let tools: BTreeSet<&String> = all.iter().flat_map(|tools| tools.keys()).collect();
     assert_eq!(
         tools.len(),

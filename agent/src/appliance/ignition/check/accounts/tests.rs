@@ -19,11 +19,7 @@ const CASES: [(&str, &str, &str); 41] = [
         "users[0].primaryGroup",
         "no group",
     ),
-    (
-        r#""users":[{"name":"docker"}]"#,
-        "users[0].name",
-        "primaryGroup",
-    ),
+    (r#""users":[{"name":"docker"}]"#, "", ""),
     (r#""users":[{"name":"docker","noUserGroup":true}]"#, "", ""),
     (
         r#""users":[{"name":"docker","primaryGroup":"docker"}]"#,
@@ -31,9 +27,9 @@ const CASES: [(&str, &str, &str); 41] = [
         "",
     ),
     (
-        r#""groups":[{"name":"a"}],"users":[{"name":"a"}]"#,
-        "users[0].name",
-        "primaryGroup",
+        r#""groups":[{"name":"a"}],"users":[{"name":"a"},{"name":"docker"}]"#,
+        "",
+        "",
     ),
     // Who asks for no id gets one more than the highest.
     (

@@ -224,12 +224,6 @@ fn add(
         .as_ref()
         .is_some_and(|group| !group.is_empty());
     let gets_group = !is_in_image && !has_primary && user.no_user_group != Some(true);
-    if gets_group && accounts.groups.ids.contains_key(name) {
-        findings.error(
-            format!("{at}.name"),
-            format!("the group {name:?} exists already, so useradd cannot create it; set primaryGroup to {name:?}"),
-        );
-    }
     let id = match user.uid {
         Some(uid) => accounts
             .users
@@ -244,7 +238,7 @@ fn add(
     };
     accounts.users.ids.insert(name.clone(), id);
     if gets_group {
-        // The group with the same number, if there is one.
+        // The group with the same number, if there is none of this name, which the initrd lets the user have.
         let id = id.filter(|id| accounts.groups.owner(*id).is_none());
         let id = id.or_else(|| accounts.groups.next().filter(|_| user.system != Some(true)));
         accounts.groups.ids.entry(name.clone()).or_insert(id);

@@ -230,7 +230,7 @@ async fn never_returns(suite: &mut Suite<'_>, fleet: &mut Fleet, places: &[Place
     qmp::execute(&monitor, "cont").await.map(drop)
 }
 
-/// Ends when the first two have fallen back, and the third one may start, but for the breaker.
+/// Lets the third one start when the first two have fallen back; but for the breaker it would.
 async fn two_failures(
     suite: &mut Suite<'_>,
     fleet: &mut Fleet,
@@ -239,10 +239,11 @@ async fn two_failures(
     let progress = suite.progress;
     let (installed, next) = (fleet.installed.clone(), fleet.next().to_owned());
     progress.step(format!("wait until {first} and {second} have fallen back"));
-    fleet.releases.publish(SystemTime::now(), 0).await?;
-    fleet.check(&[third]).await?;
     let both = |changes: &[Change]| (history::failures(changes, &next) == 2).then_some(());
     fleet.watch(progress, "both failures", both).await?;
+    // Not before: after one failure it would go there.
+    fleet.releases.publish(SystemTime::now(), 0).await?;
+    fleet.check(&[third]).await?;
     for name in [first, second] {
         let machine = fleet.machine(name)?;
         machine.wait_for_ssh(progress).await?;

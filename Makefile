@@ -89,7 +89,7 @@ test-qemu: packages-build-image-qemu image-next agent-tests ## Tests that boot t
 	$(HARNESS) test
 
 .PHONY: test-qemu-all
-test-qemu-all: packages-build-image-qemu image-next image-signed agent-tests ## The same, with the cases that take long
+test-qemu-all: packages-build-image-qemu image-next image-signed sysexts sysexts-signed agent-tests ## The same, with the cases that take long
 	$(HARNESS) test --all
 
 .PHONY: test-fresh
@@ -126,6 +126,15 @@ target/keys/db.auth:
 .PHONY: images
 images: packages-build-image-qemu image ## Put the image into the containers that clouds and hypervisors take (DIR=target/images FORMATS="qcow2 vhd")
 	@image/formats target/image $(or $(DIR),target/images) $(FORMATS)
+
+.PHONY: sysexts
+sysexts: image ## Build the system extensions of the image: debug (tcpdump, strace, bpftool) (KEYS= NAMES=)
+	@$(SUDO) env KEYS="$(KEYS)" image/sysexts target/image target/sysexts $(NAMES)
+
+# Of the signed image: what it merges, and what not.
+.PHONY: sysexts-signed
+sysexts-signed: image-signed
+	@$(SUDO) env KEYS=target/keys image/sysexts target/image-signed target/sysexts-signed
 
 .PHONY: keys
 keys: packages-release ## Make a set of keys for signed images and releases, fit for tests (DIR=)

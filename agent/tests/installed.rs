@@ -1,7 +1,5 @@
 //! What `make install` and the packages put on a host beside the agent.
 
-#![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

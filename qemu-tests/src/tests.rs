@@ -13,7 +13,8 @@
 //! 9. another one is updated from a release server, with all that can go wrong on the way: [`release`];
 //! 10. three machines go there in turn: [`fleet`];
 //! 11. the power of one that does so is cut at any moment: [`power_cut`];
-//! 12. one whose firmware starts only what is signed does the same: [`secure_boot`].
+//! 12. one whose firmware starts only what is signed does the same: [`secure_boot`];
+//! 13. two that get programs beside the image's, of the plain and the signed one: [`sysext`].
 
 mod after_boot;
 mod broken_ignition;
@@ -37,6 +38,7 @@ mod second_boot;
 mod secure_boot;
 mod singles;
 mod surface;
+mod sysext;
 mod update;
 
 use anyhow::{Result, bail};
@@ -72,6 +74,7 @@ const GROUPS: &[Names] = &[
     fleet::CASES,
     power_cut::CASES,
     secure_boot::CASES,
+    sysext::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -86,6 +89,7 @@ const EXTENDED: &[Names] = &[
     fleet::EXTENDED,
     power_cut::EXTENDED,
     secure_boot::EXTENDED,
+    sysext::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -130,6 +134,7 @@ pub(crate) async fn run(
     fleet::run(&mut suite, &host, common, &boots).await;
     power_cut::run(&mut suite, &host, common, power_cuts, &dir).await;
     secure_boot::run(&mut suite, &host, common, &boots).await;
+    sysext::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

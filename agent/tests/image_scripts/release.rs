@@ -105,6 +105,21 @@ impl Site {
         fs::write(update.join("files.json"), built.to_string()).expect("an artefact");
     }
 
+    /// Stands in for a build of a version's system extension.
+    fn build_sysext(&self, version: &str, content: &str) {
+        let directory = self.path("work/target/sysexts");
+        fs::create_dir_all(&directory).expect("a directory");
+        let name = format!("selvage_{version}_debug.sysext.raw");
+        fs::write(directory.join(&name), content).expect("an extension");
+        let digest = digest(&SHA256, content.as_bytes());
+        let hex: String = (digest.as_ref().iter())
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let file = json!({"part": "sysext", "name": format!("selvage_{version}/{name}"), "size": content.len(), "sha256": hex, "unpacked_size": content.len(), "unpacked_sha256": hex});
+        let built = json!({"version": version, "files": [file]});
+        fs::write(directory.join("files.json"), built.to_string()).expect("a list");
+    }
+
     fn index(&self, channel: &str) -> Value {
         let text = fs::read(self.path("www").join(format!("{channel}.json"))).expect("an index");
         serde_json::from_slice(&text).expect("JSON")
@@ -126,6 +141,46 @@ fn published() -> Site {
         }
     }
     site
+}
+
+#[test]
+fn a_release_has_the_extensions_that_were_built_for_it() {
+    let site = Site::new();
+    site.build("1.0");
+    site.build_sysext("0.9", "of the version before");
+    let (well, said) = site.release("", &["stable"], &[]);
+    assert!(
+        well && said.contains("without system extensions: "),
+        "{said}"
+    );
+    assert!(
+        said.contains("are for version 0.9 (make sysexts)"),
+        "{said}"
+    );
+    site.build("1.1");
+    site.build_sysext("1.1", "tools");
+    let (well, said) = site.release("", &["stable"], &[]);
+    assert!(well && !said.contains("without"), "{said}");
+    let index = site.index("stable");
+    let parts = |release: &Value| {
+        let files = release["files"].as_array().expect("files").iter();
+        files.filter(|file| file["part"] == "sysext").count()
+    };
+    let releases = index["releases"].as_array().expect("releases");
+    assert_eq!(releases.iter().map(parts).collect::<Vec<_>>(), [1, 0]);
+    let published = "www/selvage_1.1/selvage_1.1_debug.sysext.raw";
+    assert_eq!(
+        fs::read_to_string(site.path(published)).expect("published"),
+        "tools"
+    );
+    let (well, said) = site.release("--check", &[], &[]);
+    assert!(well, "{said}");
+    fs::write(site.path(published), "tOols").expect("a change");
+    let (well, said) = site.release("--check", &[], &[]);
+    assert!(
+        !well && said.contains("selvage_1.1_debug.sysext.raw has the SHA-256"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -359,3 +359,32 @@ fn the_version_names_the_image() {
     );
     assert_eq!(version_text(&root.path().join("nowhere")), own);
 }
+
+#[tokio::test]
+async fn an_extension_that_an_update_left_behind_is_named() {
+    let world = World::new().await;
+    let put = |version: &str, name: &str| {
+        let directory = world
+            .root
+            .path()
+            .join("var/lib/selvage/sysexts")
+            .join(version);
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join(name), "").unwrap();
+    };
+    put("0.9", "debug.raw");
+    put("0.9", "podman.raw");
+    put("1.0", "podman.raw");
+    put("1.1", "later.raw");
+    let (_, said) = world.say(&["status", "--color=never"]).await.unwrap();
+    assert!(
+        said.contains("\nsysext     debug is here for 0.9 only: selvage sysext add debug\n"),
+        "{said}"
+    );
+    assert!(
+        !said.contains("podman") && !said.contains("later"),
+        "{said}"
+    );
+    let status = world.json(&["status", "--json"]).await;
+    assert_eq!(status["sysexts_left_behind"][0]["name"], "debug");
+}

@@ -25,6 +25,7 @@ mod document;
 mod drive;
 mod environment;
 mod http;
+mod kvp;
 mod providers;
 mod read;
 pub mod ssh_keys;

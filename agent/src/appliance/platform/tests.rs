@@ -1,7 +1,14 @@
 use super::*;
 
-/// A machine: the platform, then its SMBIOS as `dmidecode` or `/sys/class/dmi/id` shows it, retyped from public places.
-const MACHINES: &[(&str, &str, &[(&str, &str)])] = &[
+/// A machine: its platform, its hypervisor, and its SMBIOS.
+type Machine = (
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+);
+
+/// Machines as `dmidecode` or `/sys/class/dmi/id` shows them, retyped from public places.
+const MACHINES: &[Machine] = &[
     // dmesg of a t3.micro in a bug report of the kernel's: "DMI: Amazon EC2 t3.micro/, BIOS 1.0 10/16/2017".
     (
         "aws",

@@ -318,6 +318,7 @@ fn units_start_where_the_platform_has_what_they_fetch() {
             })
         })
     };
+    let names = unit("selvage-hostname.service");
     let keys = unit("coreos-metadata-sshkeys@.service");
     let check_in = unit("selvage-check-in.service");
     for (platform, _, smbios) in MACHINES {
@@ -326,6 +327,9 @@ fn units_start_where_the_platform_has_what_they_fetch() {
         let is_xen_of_ec2 = *platform == "aws" && smbios[0].1 == "Xen";
         let expected = has_keys && !is_xen_of_ec2 && *platform != "proxmoxve";
         assert_eq!(starts(&keys, smbios), expected, "{platform} {smbios:?}");
+        if starts(&names, smbios) {
+            assert!(has_keys, "{platform} has no metadata: {smbios:?}");
+        }
         let wants = ["azure", "scaleway"].contains(platform);
         assert_eq!(starts(&check_in, smbios), wants, "{platform} {smbios:?}");
     }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::http::Trouble;
-use self::providers::{PROVIDERS, Place, Provider};
+use self::providers::{Place, Provider};
 use crate::appliance::ignition::ssh_key;
 use crate::appliance::platform;
 use crate::base::retry::Backoff;
@@ -25,6 +25,7 @@ mod document;
 mod drive;
 mod environment;
 mod http;
+mod kvp;
 mod providers;
 mod read;
 pub mod ssh_keys;
@@ -117,7 +118,7 @@ fn list(troubles: &[Trouble]) -> String {
 
 /// The row of a platform.
 fn provider(platform: &str) -> Option<&'static Provider> {
-    PROVIDERS.iter().find(|row| row.platform == platform)
+    providers::all().find(|row| row.platform == platform)
 }
 
 /// Whether a platform has SSH keys.

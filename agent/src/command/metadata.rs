@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use nix::unistd::sethostname;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 use tokio::time::{Instant, sleep};
@@ -58,7 +59,7 @@ pub struct MetadataFlags {
     /// Have sshd take the platform's keys for this user.
     #[arg(long, value_name = "USER")]
     pub ssh_keys: Option<String>,
-    /// Write the host name to this file, unless it has one.
+    /// Write the host name to this file, unless it has one; /etc/hostname also makes it this machine's name at once.
     #[arg(long, value_name = "FILE")]
     pub hostname: Option<PathBuf>,
     /// Tell the platform that this machine is up, where it waits for that: Azure, Equinix Metal, Scaleway.
@@ -119,6 +120,9 @@ pub enum Error {
     /// The platform's name for this machine is none.
     #[error("the platform calls this machine {0:?}, which is no host name")]
     Hostname(String),
+    /// The kernel does not take the name.
+    #[error("failed to set the host name (as root?)")]
+    SetHostname(#[source] io::Error),
     /// Printing failed.
     #[error("failed to print")]
     Output(#[from] io::Error),
@@ -223,6 +227,9 @@ fn write_all(
             }
             replace(&path, &format!("{name}\n"))?;
             writeln!(out, "{}: {name}", path.display())?;
+            if path == Path::new("/etc/hostname") {
+                sethostname(name).map_err(|error| Error::SetHostname(error.into()))?;
+            }
         }
     }
     Ok(())
@@ -297,7 +304,14 @@ async fn show(
 
 /// The first boot: finds the platform and the config, and tells Ignition.
 async fn provision(root: &Path, target: &Target, out: &mut impl Write) -> Result<(), Error> {
-    let found = detect(&Facts::read(root));
+    let mut facts = Facts::read(root);
+    if !facts.fw_cfg {
+        // Labels count, so all disks are to be there; a config of QEMU's is known without them. Whatever comes of it: a
+        // disk that takes longer is no reason to stop.
+        let _ = helper("udevadm", &["settle", "--timeout=10"]);
+        facts = Facts::read(root);
+    }
+    let found = detect(&facts);
     writeln!(
         out,
         "first boot: provisioning this machine (platform {}: {})",
@@ -313,18 +327,20 @@ async fn provision(root: &Path, target: &Target, out: &mut impl Write) -> Result
 
 /// Starts what brings the network up in the initrd; the requests themselves are repeated until it is there.
 fn network() -> io::Result<()> {
-    let status = std::process::Command::new("systemctl")
-        .args([
-            "start",
-            "systemd-networkd.service",
-            "systemd-resolved.service",
-        ])
+    let services = ["systemd-networkd.service", "systemd-resolved.service"];
+    helper("systemctl", &[&["start"], &services[..]].concat())
+}
+
+/// Runs a program of the initrd.
+fn helper(program: &str, arguments: &[&str]) -> io::Result<()> {
+    let status = std::process::Command::new(program)
+        .args(arguments)
         .status()?;
     if status.success() {
-        Ok(())
-    } else {
-        Err(io::Error::other(format!("systemctl start: {status}")))
+        return Ok(());
     }
+    let arguments = arguments.join(" ");
+    Err(io::Error::other(format!("{program} {arguments}: {status}")))
 }
 
 #[cfg(test)]

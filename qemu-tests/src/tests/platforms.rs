@@ -30,12 +30,15 @@ pub(super) const CASES: Names = &[
 /// The address that the machine gets, which its platform tells as well.
 const ADDRESS: &str = "172.16.0.15";
 
+/// What the service has: paths and contents.
+type Served = Vec<(String, Vec<u8>)>;
+
 /// A machine.
 struct Cloud {
     case: &'static str,
     name: &'static str,
     smbios: &'static [&'static str],
-    served: fn(&Host) -> Vec<(String, Vec<u8>)>,
+    served: fn(&Host) -> Served,
 }
 
 const CLOUDS: [Cloud; 5] = [
@@ -96,7 +99,7 @@ StandardOutput=file:/run/reader
 WantedBy=multi-user.target
 ";
 
-fn files(files: &[(&str, String)]) -> Vec<(String, Vec<u8>)> {
+fn files(files: &[(&str, String)]) -> Served {
     let files = files.iter();
     files
         .map(|(name, text)| ((*name).to_owned(), text.clone().into_bytes()))
@@ -104,7 +107,7 @@ fn files(files: &[(&str, String)]) -> Vec<(String, Vec<u8>)> {
 }
 
 /// No key in the config: whoever logs in shows that the platform's is there.
-fn ec2(host: &Host) -> Vec<(String, Vec<u8>)> {
+fn ec2(host: &Host) -> Served {
     let config = json!({
         "ignition": {"version": "3.3.0"},
         "systemd": {"units": [{"name": "reader.service", "enabled": true, "contents": READER}]},
@@ -133,7 +136,7 @@ fn with_key(host: &Host, path: &str) -> String {
     .to_string()
 }
 
-fn openstack(host: &Host) -> Vec<(String, Vec<u8>)> {
+fn openstack(host: &Host) -> Served {
     files(&[
         (
             "openstack/latest/user_data",
@@ -150,7 +153,7 @@ fn openstack(host: &Host) -> Vec<(String, Vec<u8>)> {
 }
 
 /// The platform has the key as well: a config from elsewhere need not have it.
-fn hetzner(host: &Host) -> Vec<(String, Vec<u8>)> {
+fn hetzner(host: &Host) -> Served {
     let data = "hetzner/v1/metadata";
     files(&[
         ("hetzner/v1/userdata", with_key(host, "/etc/from-hetzner")),
@@ -163,7 +166,7 @@ fn hetzner(host: &Host) -> Vec<(String, Vec<u8>)> {
     ])
 }
 
-fn cloud_config(_: &Host) -> Vec<(String, Vec<u8>)> {
+fn cloud_config(_: &Host) -> Served {
     let text = "#cloud-config\npackages: [nginx]\n";
     files(&[("hetzner/v1/userdata", text.to_owned())])
 }

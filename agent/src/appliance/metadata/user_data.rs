@@ -19,7 +19,7 @@ use super::drive::Drive;
 use super::http::Trouble;
 use super::providers::{Place, Source};
 use super::read::{self, Candidate};
-use super::{Site, provider, tried};
+use super::{Site, kvp, provider, tried};
 use crate::appliance::platform::Found;
 use crate::base::words::harmless;
 
@@ -48,8 +48,8 @@ const NOT_IGNITIONS: [&str; 6] = [
     "upcloud",
 ];
 
-/// Those for which Ignition 2.14 has no provider, and we have none either.
-const WITHOUT_USER_DATA: [&str; 1] = ["hyperv"];
+/// The platform that hands over a config by keys and values of its own.
+const HYPERV: &str = "hyperv";
 
 /// How long a drive may take to appear. The platform attaches it before the machine starts, or not at all.
 const DRIVE_PATIENCE: Duration = Duration::from_secs(10);
@@ -93,6 +93,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Hyper-V's driver fails.
+    #[error("failed to read what Hyper-V hands over (/dev/vmbus/hv_kvp)")]
+    Exchange(#[source] io::Error),
     /// There is no network.
     #[error("failed to start the network")]
     Network(#[source] io::Error),
@@ -127,14 +130,7 @@ pub async fn provision(
         add_lines(&target.environment, found, "metal", None)?;
         return Ok(format!("the config is from {}", config.place));
     }
-    if WITHOUT_USER_DATA.contains(&found.id.as_str()) {
-        add_lines(&target.environment, found, "metal", None)?;
-        return Ok(format!(
-            "platform {} has no user data that is read",
-            found.id
-        ));
-    }
-    if !NOT_IGNITIONS.contains(&found.id.as_str()) {
+    if found.id != HYPERV && !NOT_IGNITIONS.contains(&found.id.as_str()) {
         add_lines(&target.environment, found, &found.id, None)?;
         return Ok("Ignition fetches the config itself".to_owned());
     }
@@ -207,6 +203,12 @@ async fn fetched(
     site: &Site,
     network: impl FnOnce() -> io::Result<()>,
 ) -> Result<Option<Candidate>, Error> {
+    if found.id == HYPERV {
+        let config = kvp::config(&site.root).map_err(Error::Exchange)?;
+        let place = "Hyper-V's data exchange".to_owned();
+        let candidate = config.map(|bytes| Candidate { place, bytes });
+        return candidate.map(ignition).transpose();
+    }
     let Some(provider) = provider(&found.id) else {
         return Ok(None);
     };

@@ -1,7 +1,14 @@
 use super::*;
 
-/// A machine: the platform, then its SMBIOS as `dmidecode` or `/sys/class/dmi/id` shows it, retyped from public places.
-const MACHINES: &[(&str, &str, &[(&str, &str)])] = &[
+/// A machine: its platform, its hypervisor, and its SMBIOS.
+type Machine = (
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+);
+
+/// Machines as `dmidecode` or `/sys/class/dmi/id` shows them, retyped from public places.
+const MACHINES: &[Machine] = &[
     // dmesg of a t3.micro in a bug report of the kernel's: "DMI: Amazon EC2 t3.micro/, BIOS 1.0 10/16/2017".
     (
         "aws",
@@ -311,6 +318,7 @@ fn units_start_where_the_platform_has_what_they_fetch() {
             })
         })
     };
+    let names = unit("selvage-hostname.service");
     let keys = unit("coreos-metadata-sshkeys@.service");
     let check_in = unit("selvage-check-in.service");
     for (platform, _, smbios) in MACHINES {
@@ -319,6 +327,9 @@ fn units_start_where_the_platform_has_what_they_fetch() {
         let is_xen_of_ec2 = *platform == "aws" && smbios[0].1 == "Xen";
         let expected = has_keys && !is_xen_of_ec2 && *platform != "proxmoxve";
         assert_eq!(starts(&keys, smbios), expected, "{platform} {smbios:?}");
+        if starts(&names, smbios) {
+            assert!(has_keys, "{platform} has no metadata: {smbios:?}");
+        }
         let wants = ["azure", "scaleway"].contains(platform);
         assert_eq!(starts(&check_in, smbios), wants, "{platform} {smbios:?}");
     }

@@ -1,0 +1,71 @@
+//! Drives that the hypervisor attaches.
+
+use super::{Keys, OPENSTACK_DRIVE, Place, Provider, config_drive, no_cloud};
+
+/// The drive of IBM's clouds.
+const IBM_DRIVE: Place = no_cloud(
+    &[
+        ("INSTANCE_ID", "meta-data", "/instance-id"),
+        ("LOCAL_HOSTNAME", "meta-data", "/local-hostname"),
+    ],
+    Keys::Nowhere,
+);
+
+/// These platforms, by their ids.
+pub(super) const TABLE: &[Provider] = &[
+    Provider {
+        platform: "ibmcloud",
+        afterburn: "IBMCLOUD",
+        coreos: "IBMCLOUD",
+        places: &[IBM_DRIVE],
+    },
+    Provider {
+        platform: "kubevirt",
+        afterburn: "KUBEVIRT",
+        coreos: "KUBEVIRT",
+        places: &[
+            config_drive(&[
+                ("HOSTNAME", OPENSTACK_DRIVE, "/hostname"),
+                ("INSTANCE_ID", OPENSTACK_DRIVE, "/instance_id"),
+                ("INSTANCE_TYPE", OPENSTACK_DRIVE, "/instance_type"),
+            ]),
+            no_cloud(
+                &[
+                    ("HOSTNAME", "meta-data", "/local-hostname"),
+                    ("INSTANCE_ID", "meta-data", "/instance-id"),
+                    ("INSTANCE_TYPE", "meta-data", "/instance-type"),
+                ],
+                Keys::At("meta-data", "/public-keys/*"),
+            ),
+        ],
+    },
+    Provider {
+        platform: "nutanix",
+        afterburn: "NUTANIX",
+        coreos: "NUTANIX",
+        places: &[config_drive(&[
+            ("HOSTNAME", OPENSTACK_DRIVE, "/hostname"),
+            ("INSTANCE_ID", OPENSTACK_DRIVE, "/uuid"),
+        ])],
+    },
+    Provider {
+        platform: "powervs",
+        afterburn: "POWERVS",
+        coreos: "POWERVS",
+        places: &[IBM_DRIVE],
+    },
+    Provider {
+        platform: "proxmoxve",
+        afterburn: "PROXMOXVE",
+        coreos: "PROXMOXVE",
+        places: &[no_cloud(
+            &[
+                ("HOSTNAME", "user-data", "/hostname"),
+                ("INSTANCE_ID", "meta-data", "/instance-id"),
+                ("IPV4", "network-config", "/config/*/subnets/*/address"),
+                ("IPV6", "network-config", "/config/*/subnets/*/address"),
+            ],
+            Keys::At("user-data", "/ssh_authorized_keys/*"),
+        )],
+    },
+];

@@ -62,6 +62,8 @@ pub(crate) struct Options {
     pub firmware: bool,
     /// A hardware watchdog.
     pub watchdog: bool,
+    /// Whether there is a TPM 2.0, by swtpm.
+    pub tpm: bool,
     /// The same, with firmware that can do Secure Boot and has no keys yet. One processor: with two, under TCG, this
     /// firmware has hung.
     pub secure_boot: bool,
@@ -167,6 +169,7 @@ async fn prepare_one(
             .map(|&smbios| smbios.to_owned())
             .collect(),
         cloud: options.cloud.is_some(),
+        tpm: options.tpm.then(|| socket("tpm")),
     };
     Ok((spec, ssh))
 }
@@ -249,8 +252,9 @@ impl Cluster {
         let machines = prepared
             .into_iter()
             .map(|(spec, ssh)| {
+                let tpm = machine::start_tpm(&spec)?;
                 let qemu = machine::start_qemu(&spec, host.accelerator)?;
-                Ok(Machine::owned(spec, ssh, qemu))
+                Ok(Machine::owned(spec, ssh, qemu).with_tpm(tpm))
             })
             .collect::<Result<_>>()?;
         Ok(Self {

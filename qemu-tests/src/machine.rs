@@ -23,6 +23,8 @@ use crate::{
 pub(crate) const DISK_BYTES: u64 = 6 << 30;
 /// From sshd's greeting to a connection that takes commands.
 const LOGIN_DEADLINE: Duration = Duration::from_secs(120);
+/// For a TPM to start.
+const TPM_DEADLINE: Duration = Duration::from_secs(10);
 /// For one command to a machine that may go down any moment.
 const PROBE_DEADLINE: Duration = Duration::from_secs(40);
 /// From a running sshd to the end of the boot's last job.
@@ -42,6 +44,8 @@ pub(crate) struct Machine {
     process: u32,
     /// The process itself, unless another process keeps it.
     qemu: Option<Child>,
+    /// The process that is its TPM, for as long as this value is there.
+    _tpm: Option<Child>,
     master: Option<Child>,
 }
 
@@ -119,6 +123,27 @@ pub(crate) fn start_qemu(spec: &Spec, accelerator: Accelerator) -> Result<Child>
     Child::spawn(format!("QEMU for {}", spec.name), command)
 }
 
+/// Starts the machine's TPM, if it has one, and waits until QEMU can use it.
+///
+/// # Errors
+/// When it cannot be started, or ends at once.
+pub(crate) fn start_tpm(spec: &Spec) -> Result<Option<Child>> {
+    let Some(socket) = &spec.tpm else {
+        return Ok(None);
+    };
+    let name = format!("the TPM of {} (package swtpm)", spec.name);
+    let mut child = Child::spawn(&name, qemu::tpm(spec, socket))?;
+    let deadline = Instant::now() + TPM_DEADLINE;
+    while !socket.exists() {
+        if let Some(status) = child.exited()? {
+            bail!("{name} ended: {status}");
+        }
+        ensure!(Instant::now() < deadline, "{name} has no socket");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(Some(child))
+}
+
 impl Machine {
     /// A machine whose process dies with this value.
     pub(crate) fn owned(spec: Spec, ssh: Ssh, qemu: Child) -> Self {
@@ -127,6 +152,11 @@ impl Machine {
             qemu: Some(qemu),
             ..Self::kept(spec, ssh, process)
         }
+    }
+
+    /// The same with a TPM, which dies with it.
+    pub(crate) fn with_tpm(self, tpm: Option<Child>) -> Self {
+        Self { _tpm: tpm, ..self }
     }
 
     /// A machine that process number `process`, started by somebody else, runs.
@@ -138,6 +168,7 @@ impl Machine {
             console,
             process,
             qemu: None,
+            _tpm: None,
             master: None,
         }
     }

@@ -88,6 +88,8 @@ pub(crate) struct Spec {
     /// Whether [`serve::METADATA_ADDRESS`] is on the user-mode network, in place of [`serve::ADDRESS`].
     #[serde(default)]
     pub cloud: bool,
+    /// Control socket of the TPM that [`tpm`] starts; none: there is no TPM.
+    pub tpm: Option<PathBuf>,
 }
 
 /// The part that depends on the accelerator alone.
@@ -141,6 +143,17 @@ pub(crate) fn command(spec: &Spec, accelerator: Accelerator) -> Command {
             "-device",
             "virtio-rng-pci,rng=rng",
         ]);
+    command
+}
+
+/// The program that is a machine's TPM 2.0, new each time; its state lies beside the machine's disk.
+pub(crate) fn tpm(spec: &Spec, socket: &Path) -> Command {
+    let mut command = Command::new("swtpm");
+    command
+        .args(["socket", "--tpm2", "--tpmstate"])
+        .arg(format!("dir={}", spec.disk.with_file_name("").display()))
+        .arg("--ctrl")
+        .arg(format!("type=unixio,path={}", socket.display()));
     command
 }
 
@@ -204,6 +217,16 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
     if spec.watchdog {
         // A card, not the chipset's own: the kernel for clouds has its driver.
         command.args(["-device", "i6300esb", "-action", "watchdog=reset"]);
+    }
+    if let Some(socket) = &spec.tpm {
+        command.args([
+            "-chardev",
+            &format!("socket,id=tpm,path={}", escape(socket)),
+            "-tpmdev",
+            "emulator,id=tpm,chardev=tpm",
+            "-device",
+            "tpm-crb,tpmdev=tpm",
+        ]);
     }
     if let Some(config) = &spec.ignition {
         command.args([
@@ -330,6 +353,7 @@ pub(crate) mod tests {
             watchdog: false,
             smbios: Vec::new(),
             cloud: false,
+            tpm: None,
         }
     }
 
@@ -378,6 +402,7 @@ pub(crate) mod tests {
             served: Some("'/b/h' serve '/d,1/served'".into()),
             relays: vec!["guestfwd=tcp:10.0.2.4:1-cmd:x".into()],
             spare_disks: vec!["/d/a.raw".into(), "/d/b.raw".into()],
+            tpm: Some("/s/tpm".into()),
             ..spec()
         });
         assert!(line.contains(
@@ -386,6 +411,7 @@ pub(crate) mod tests {
         assert!(line.contains("id=spare,format=raw,cache=unsafe,file=/d/a.raw"));
         assert!(line.contains("id=spare1,format=raw,cache=unsafe,file=/d/b.raw"));
         assert!(line.contains("drive=spare1,serial=spare1"));
+        assert!(line.contains("socket,id=tpm,path=/s/tpm") && !plain.contains("tpm"));
     }
 
     #[test]

@@ -55,6 +55,10 @@ pub(super) const CASES: Names = &[
     "configs::kernel_arguments",
     "configs::newer_spec",
     "configs::disks_are_there_again",
+    // The machine `tpm`.
+    "configs::tpm_is_up",
+    "configs::luks_by_tpm",
+    "configs::tpm_opens_again",
     // One machine each.
     "configs::refused_unknown_group",
     "configs::refused_uid_twice",
@@ -86,6 +90,9 @@ pub(super) const EXTENDED: Names = &[
     "configs::kernel_arguments",
     "configs::newer_spec",
     "configs::disks_are_there_again",
+    "configs::tpm_is_up",
+    "configs::luks_by_tpm",
+    "configs::tpm_opens_again",
     "configs::refused_unknown_group",
     "configs::refused_uid_twice",
     "configs::refused_uid_of_core",

@@ -133,7 +133,8 @@ pub fn command(places: Places<'_>, wanted: &Wanted) -> Result<bool, KernelArgume
             path: stub,
             fault: "this is no program that an add-on can be made of",
         })?;
-    atomic_file::replace(&path, &program, 0o600).map_err(access(&path))?;
+    // The mode of every file there: vfat has no other, and refuses to change it.
+    atomic_file::replace(&path, &program, 0o700).map_err(access(&path))?;
     Ok(true)
 }
 

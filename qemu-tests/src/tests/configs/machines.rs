@@ -139,31 +139,38 @@ async fn run_disk(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Pat
     Ok(())
 }
 
-/// The machine `disks`. Only firmware starts it with the kernel arguments that it writes to its disk.
+/// The machines `disks` and `tpm`. Only firmware starts one with the kernel arguments that it writes to its disk.
 async fn run_disks(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Path) -> Result<()> {
-    let kind = &table::DISKS;
-    if !wants(suite, kind) && !suite.wants(AGAIN) {
-        return Ok(());
+    for (kind, again, spare_disks, tpm) in [
+        (&table::DISKS, DISKS_AGAIN, 3, false),
+        (&table::TPM, TPM_AGAIN, 1, true),
+    ] {
+        if !wants(suite, kind) && !suite.wants(again) {
+            continue;
+        }
+        suite.progress.step(format!(
+            "boot a machine with file systems on other disks ({})",
+            kind.name
+        ));
+        let config = access::merged(&texts(kind.configs), &host.public_key);
+        let configs = [(kind.name, config, String::new())];
+        let options = Options {
+            spare_disks,
+            tpm,
+            firmware: true,
+            ..Options::default()
+        };
+        let cluster = start(host, common, &dir.join(kind.name), &configs, options).await?;
+        run_kind(suite, cluster, kind).await;
     }
-    suite
-        .progress
-        .step("boot a machine with file systems on several disks");
-    let config = access::merged(&texts(kind.configs), &host.public_key);
-    let configs = [(kind.name, config, String::new())];
-    let options = Options {
-        spare_disks: 3,
-        firmware: true,
-        ..Options::default()
-    };
-    let cluster = start(host, common, &dir.join(kind.name), &configs, options).await?;
-    run_kind(suite, cluster, kind).await;
     Ok(())
 }
 
-/// What the configurations of a machine ask for is there after another boot.
-const AGAIN: &str = "configs::disks_are_there_again";
+/// What the configurations of these machines ask for is there after another boot.
+const DISKS_AGAIN: &str = "configs::disks_are_there_again";
+const TPM_AGAIN: &str = "configs::tpm_opens_again";
 
-async fn again(cluster: &mut Cluster, progress: &Progress) -> Result<()> {
+async fn again(cluster: &mut Cluster, kind: &Kind, progress: &Progress) -> Result<()> {
     let Some(machine) = cluster.machines.first_mut() else {
         bail!("no machine")
     };
@@ -172,7 +179,7 @@ async fn again(cluster: &mut Cluster, progress: &Progress) -> Result<()> {
     machine.settle(progress).await?;
     told::reported(machine).await?;
     look_at(machine, table::WELL).await?;
-    for config in table::DISKS.configs {
+    for config in kind.configs {
         look_at(machine, config.asks).await?;
     }
     Ok(())
@@ -269,11 +276,16 @@ async fn run_kind(suite: &mut Suite<'_>, mut cluster: Cluster, kind: &Kind) {
             })
             .await;
     }
-    if kind.is_up == table::DISKS.is_up {
+    let again_case = match kind.name {
+        "disks" => Some(DISKS_AGAIN),
+        "tpm" => Some(TPM_AGAIN),
+        _ => None,
+    };
+    if let Some(case) = again_case {
         let progress = suite.progress;
         suite
-            .case(AGAIN, &mut cluster, async |cluster| {
-                again(cluster, progress).await
+            .case(case, &mut cluster, async |cluster| {
+                again(cluster, kind, progress).await
             })
             .await;
     }
@@ -311,7 +323,13 @@ async fn logins(machine: &Machine) -> Result<()> {
 const CHECK: &str = "configs::check_agrees_with_the_boots";
 
 async fn check(machine: &Machine) -> Result<()> {
-    let kinds = [table::NODE, table::FLATCAR, table::DISK, table::DISKS];
+    let kinds = [
+        table::NODE,
+        table::FLATCAR,
+        table::DISK,
+        table::DISKS,
+        table::TPM,
+    ];
     let good = kinds.iter().flat_map(|kind| kind.configs);
     let good = good.map(|config| (config.case, config.text, 0));
     let bad = refused::TABLE

@@ -43,9 +43,15 @@ pub(super) const DISKS: Kind = Kind {
     is_up: "configs::disks_are_up",
     configs: disks::CONFIGS,
 };
+/// A machine with one more disk, firmware and a TPM.
+pub(super) const TPM: Kind = Kind {
+    name: "tpm",
+    is_up: "configs::tpm_is_up",
+    configs: disks::TPM_CONFIGS,
+};
 /// All of them.
 #[cfg(test)]
-pub(super) const MACHINES: [Kind; 4] = [NODE, FLATCAR, DISK, DISKS];
+pub(super) const MACHINES: [Kind; 5] = [NODE, FLATCAR, DISK, DISKS, TPM];
 
 /// A configuration of `qemu-tests/configs/`, its case, and where its shape is from.
 macro_rules! config {

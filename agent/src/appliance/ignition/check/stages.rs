@@ -10,8 +10,8 @@ use super::machine::Machine;
 const BOOT_DISK: &str = "/dev/disk/by-id/coreos-boot-disk";
 /// Partitions that the image brings: the ESP, and the first slot.
 const OWN_PARTITIONS: i64 = 3;
-/// What the labels of the image's partitions begin with.
-const OWN_LABELS: &str = "selvage-";
+/// What the labels of the image's partitions begin with: those of one name, and those that have a version.
+const OWN_LABELS: [&str; 2] = ["selvage-", "selvage_"];
 /// Where the devices of partitions are, by label.
 const BY_LABEL: &str = "/dev/disk/by-partlabel/";
 /// The smallest file system that mkfs.xfs 6.13 makes, in MiB.
@@ -26,6 +26,10 @@ pub(super) fn check(config: &Config, machine: &Machine<'_>, findings: &mut Findi
         check_disk(&join_index("storage.disks", i), disk, findings);
     }
     for (i, array) in storage.raid.iter().flatten().enumerate() {
+        for (j, device) in array.devices.iter().flatten().enumerate() {
+            let at = join_index(&format!("{}.devices", join_index("storage.raid", i)), j);
+            check_device(at, device, findings);
+        }
         if array.level.as_deref() == Some("linear") {
             let at = format!("{}.level", join_index("storage.raid", i));
             findings.error(
@@ -54,14 +58,36 @@ fn check_disk(at: &str, disk: &Disk, findings: &mut Findings<'_>) {
     for (i, partition) in disk.partitions.iter().flatten().enumerate() {
         let at = join_index(&format!("{at}.partitions"), i);
         let label = partition.label.as_deref().unwrap_or_default();
-        if label.starts_with(OWN_LABELS) {
-            let message =
-                format!("labels that begin with {OWN_LABELS} are those of the image's partitions");
+        if is_own(label) {
+            let message = format!("{label:?} is a label of the image's partitions; choose another");
             findings.error(format!("{at}.label"), message);
+        }
+        let is_kept = disk.wipe_table != Some(true) && partition.number.unwrap_or_default() == 0;
+        if is_kept {
+            findings.warn(
+                &at,
+                "without a number, provisioning again (after a power cut, or selvage reset) adds one more partition; set \
+                 number, on the image's disk from 10 on",
+            );
         }
         if is_ours {
             check_beside_image(&at, partition, findings);
         }
+    }
+}
+
+/// Whether this is the label of a partition of the image.
+fn is_own(label: &str) -> bool {
+    OWN_LABELS.iter().any(|start| label.starts_with(start))
+}
+
+/// Checks that a device is not a partition of the image, which would be overwritten.
+fn check_device(at: String, device: &str, findings: &mut Findings<'_>) {
+    if device.strip_prefix(BY_LABEL).is_some_and(is_own) {
+        findings.error(
+            at,
+            format!("{device} is a partition of the image, which this would overwrite"),
+        );
     }
 }
 
@@ -70,7 +96,7 @@ fn check_beside_image(at: &str, partition: &Partition, findings: &mut Findings<'
     if (1..=OWN_PARTITIONS).contains(&number) {
         findings.error(
             format!("{at}.number"),
-            format!("partitions 1 to {OWN_PARTITIONS} of this disk are the image's; leave the number out"),
+            format!("partitions 1 to {OWN_PARTITIONS} of this disk are the image's; take a number from 10 on"),
         );
     } else if partition.should_exist != Some(false) && partition.size_mib.unwrap_or_default() == 0 {
         findings.error(
@@ -90,6 +116,8 @@ fn check_beside_image(at: &str, partition: &Partition, findings: &mut Findings<'
 fn check_volume(at: &str, volume: &Luks, findings: &mut Findings<'_>) {
     const NO_TANG: &str = "the image opens volumes by key file or TPM, and has no client of Tang servers, so the boot stops \
                            there; use keyFile, or clevis.tpm2";
+    let device = volume.device.as_deref().unwrap_or_default();
+    check_device(format!("{at}.device"), device, findings);
     let Some(clevis) = &volume.clevis else { return };
     if clevis.tang.iter().flatten().next().is_some() {
         findings.error(format!("{at}.clevis.tang"), NO_TANG);
@@ -112,6 +140,7 @@ fn check_filesystem(
     machine: &Machine<'_>,
     findings: &mut Findings<'_>,
 ) {
+    check_device(format!("{at}.device"), &filesystem.device, findings);
     let format = filesystem.format.as_deref().unwrap_or_default();
     if format == "xfs"
         && let Some(size) = size_mib(&filesystem.device, storage)

@@ -220,3 +220,59 @@ fn what_the_table_does_not_know_is_told() {
         );
     }
 }
+
+/// What the initrd's `clevis` does with these arguments: the command that it runs, or what it complains of.
+fn clevis(arguments: &[&str]) -> String {
+    const SCRIPT: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../image/mkosi.images/initrd/mkosi.extra/usr/lib/selvage/clevis"
+    );
+    let tools = tempfile::tempdir().unwrap();
+    for tool in ["systemd-cryptenroll", "systemd-cryptsetup"] {
+        let path = tools.path().join(tool);
+        std::fs::write(&path, "#!/bin/sh\necho \"${0##*/} $*\"\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).unwrap();
+    }
+    let path = format!("{}:/usr/bin:/bin", tools.path().display());
+    let mut command = std::process::Command::new("sh");
+    let command = command.arg(SCRIPT).args(arguments).env("PATH", path);
+    let output = command.output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    String::from_utf8(said).unwrap().trim_end().to_owned()
+}
+
+/// The calls are those of Ignition 2.14.0 (`internal/exec/stages/disks/luks.go`).
+#[test]
+fn the_tpm_does_what_ignition_asks_of_clevis() {
+    let bind = |pin: &str, config: &str| {
+        clevis(&[
+            "luks", "bind", "-f", "-k", "/tmp/k", "-d", "/dev/a", pin, config,
+        ])
+    };
+    let enroll = "systemd-cryptenroll --unlock-key-file=/tmp/k --tpm2-device=auto --tpm2-pcrs=";
+    for (pin, config, pcrs) in [
+        ("sss", r#"{"pins":{"tang":null,"tpm2":{}},"t":1}"#, ""),
+        ("tpm2", "{}", ""),
+        ("tpm2", r#"{"pcr_bank":"sha256","pcr_ids":"0,7"}"#, "0+7"),
+    ] {
+        assert_eq!(bind(pin, config), format!("{enroll}{pcrs} /dev/a"));
+    }
+    for (pin, config) in [
+        ("tang", r#"{"url":"http://x","thp":"y"}"#),
+        (
+            "sss",
+            r#"{"pins":{"tang":[{"url":"http://x"}],"tpm2":{}},"t":2}"#,
+        ),
+    ] {
+        assert!(
+            bind(pin, config).contains("no client of Tang servers"),
+            "{config}"
+        );
+    }
+    assert_eq!(
+        clevis(&["luks", "unlock", "-d", "/dev/a", "-n", "secret"]),
+        "systemd-cryptsetup attach secret /dev/a none tpm2-device=auto,headless=true"
+    );
+    assert!(clevis(&["luks", "list", "-d", "/dev/a"]).contains("luks list is not known here"));
+}

@@ -1,8 +1,8 @@
-//! The configurations of the machine `disks`.
+//! The configurations of the machines `disks` and `tpm`.
 
 use super::{Ask, Config, ask, config};
 
-/// Merged in this order.
+/// Those of `disks`, merged in this order.
 pub(super) const CONFIGS: &[Config] = &[
     config!(
         "partition_beside_image",
@@ -36,6 +36,14 @@ pub(super) const CONFIGS: &[Config] = &[
         NEWER_SPEC
     ),
 ];
+
+/// That of the machine `tpm`.
+pub(super) const TPM_CONFIGS: &[Config] = &[config!(
+    "luks_by_tpm",
+    "luks-tpm2",
+    "coreos/ignition tests/positive/luks/creation.go; coreos/butane docs/examples.md",
+    LUKS_TPM
+)];
 
 const PARTITION: &[Ask] = &[
     ask(
@@ -83,6 +91,24 @@ const LUKS: &[Ask] = &[
         "a key for later boots that only root reads",
         "cut -d' ' -f1,4 /etc/crypttab; cat /etc/luks/secret 2>/dev/null || sudo test -s /etc/luks/secret && echo kept",
         "secret luks\nkept",
+    ),
+];
+
+const LUKS_TPM: &[Ask] = &[
+    ask(
+        "an opened volume with a file system",
+        "lsblk -nro TYPE,FSTYPE /dev/mapper/luks-tpm; findmnt -no SOURCE /mnt/tpm",
+        "crypt xfs\n/dev/mapper/luks-tpm",
+    ),
+    ask(
+        "the TPM as the only key",
+        "sudo cryptsetup luksDump /dev/disk/by-id/virtio-spare | grep -cE '^  [0-9]+: (luks2|systemd-tpm2)$'",
+        "2",
+    ),
+    ask(
+        "no key file for it",
+        "grep ^luks-tpm /etc/crypttab | cut -d' ' -f3-; sudo ls /etc/luks/luks-tpm 2>/dev/null",
+        "none luks,tpm2-device=auto",
     ),
 ];
 

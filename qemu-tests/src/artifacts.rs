@@ -16,6 +16,8 @@ pub(crate) struct Artifacts {
     pub kernel: PathBuf,
     /// Initrd.
     pub initrd: PathBuf,
+    /// containerd's own client, which is beside the image and not in it.
+    pub ctr: PathBuf,
     /// Kernel command line of a direct boot, without a console.
     pub cmdline: String,
 }
@@ -45,6 +47,7 @@ impl Artifacts {
             disk: file("selvage.raw")?,
             kernel: file("selvage.vmlinuz")?,
             initrd: file("selvage.initrd")?,
+            ctr: file("ctr")?,
             cmdline: cmdline.trim().to_owned(),
         })
     }
@@ -68,7 +71,7 @@ mod tests {
     #[test]
     fn the_command_line_is_one_line() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["selvage.raw", "selvage.vmlinuz", "selvage.initrd"] {
+        for name in ["selvage.raw", "selvage.vmlinuz", "selvage.initrd", "ctr"] {
             fs::write(dir.path().join(name), "").unwrap();
         }
         fs::write(dir.path().join("selvage.cmdline"), "quiet audit=0\n").unwrap();

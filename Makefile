@@ -11,8 +11,10 @@ export KEYS SEVERITY ROLL_OUT FROM NOTES
 
 # rustup's musl target when it is installed; else a sysroot made once from the distribution's Rust sources.
 HAVE_STD = $(wildcard $(shell rustc --print target-libdir --target $(TARGET) 2>/dev/null)/libstd-*.rlib)
-MUSL_ENV = CARGO_TARGET_DIR=$(MUSL_DIR)/target \
+MUSL_ENV = CARGO_TARGET_DIR=$(MUSL_DIR)/target RUSTFLAGS="$(REMAP)" \
            $(if $(HAVE_STD),,RUSTC=$(MUSL_DIR)/bin/rustc RUSTDOC=$(MUSL_DIR)/bin/rustdoc)
+# No path of the build host in the agent: two builds in different places are the same bytes.
+REMAP    = --remap-path-prefix=$(MUSL_DIR)=target --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
 # Namespaces and file owners need root; whoever has sudo need not be it.
 SUDO     = $(if $(filter 0,$(shell id -u)),,sudo)
 # Tools of the checks that the distribution does not package; unoptimised, since they run for seconds.
@@ -105,19 +107,27 @@ agent: packages-build ## Build the static agent
 
 .PHONY: image
 image: packages-build-image agent ## Build the bootable image and the artefacts of an update to it (VERSION= KEYS=)
-	@version=$$(image/version) && $(SUDO) env VERSION=$$version KEYS="$(KEYS)" image/build $(AGENT)
+	@version=$$(image/version) epoch=$$(image/epoch) && \
+	  $(SUDO) env VERSION=$$version SOURCE_DATE_EPOCH=$$epoch KEYS="$(KEYS)" image/build $(AGENT)
 
-# The same with a higher version: what the tests of updates update to.
+.PHONY: lock
+lock: packages-build-image agent ## Build the image of the newest packages, and record their versions in image/packages.lock
+	@version=$$(image/version) epoch=$$(image/epoch) && \
+	  $(SUDO) env VERSION=$$version SOURCE_DATE_EPOCH=$$epoch UPDATE_LOCK=1 image/build $(AGENT)
+
+# The same with a higher version and of a later time: what the tests of updates update to.
 .PHONY: image-next
 image-next: image
-	@version=$$(image/version) && $(SUDO) env VERSION=$$version.1 KEYS="$(KEYS)" image/build $(AGENT) target/image-next
+	@version=$$(image/version) epoch=$$(image/epoch) && \
+	  $(SUDO) env VERSION=$$version.1 SOURCE_DATE_EPOCH=$$((epoch + 1)) KEYS="$(KEYS)" image/build $(AGENT) target/image-next
 
 # Both with keys: what the tests of Secure Boot install and update to.
 .PHONY: image-signed
 image-signed: packages-build-image agent target/keys/db.auth ## The image and its next version, signed by target/keys
-	@version=$$(image/version) && \
-	  $(SUDO) env VERSION=$$version KEYS=target/keys image/build $(AGENT) target/image-signed && \
-	  $(SUDO) env VERSION=$$version.1 KEYS=target/keys image/build $(AGENT) target/image-signed-next
+	@version=$$(image/version) epoch=$$(image/epoch) && \
+	  $(SUDO) env VERSION=$$version SOURCE_DATE_EPOCH=$$epoch KEYS=target/keys image/build $(AGENT) target/image-signed && \
+	  $(SUDO) env VERSION=$$version.1 SOURCE_DATE_EPOCH=$$((epoch + 1)) KEYS=target/keys \
+	    image/build $(AGENT) target/image-signed-next
 
 # Made once: the last file of a set.
 target/keys/db.auth:
@@ -126,6 +136,11 @@ target/keys/db.auth:
 .PHONY: images
 images: packages-build-image-qemu image ## Put the image into the containers that clouds and hypervisors take (DIR=target/images FORMATS="qcow2 vhd")
 	@image/formats target/image $(or $(DIR),target/images) $(FORMATS)
+
+# From nothing each time, so it takes as long as two first builds.
+.PHONY: reproduce
+reproduce: packages-build-image-qemu ## Build the commit twice in different surroundings, and compare all that comes out (FORMATS=)
+	@image/reproduce $(CURDIR)/target/reproduce $(FORMATS)
 
 .PHONY: keys
 keys: packages-release ## Make a set of keys for signed images and releases, fit for tests (DIR=)

@@ -75,7 +75,7 @@ test-unit: packages-build-test ## Unit and property tests; need no privileges (R
 	cargo nextest run --locked $(STRESS) --workspace --lib --bins
 
 .PHONY: test-netns
-test-netns: packages-build-test ## Tests with the real etcd and the real kernel, in network namespaces; need root (RUNS=20 SEEDS=1000)
+test-netns: packages-build-test target/venv/bin/pyspdxtools ## Tests with the real etcd and the real kernel, in network namespaces; need root (RUNS=20 SEEDS=1000)
 	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
 	filter=$$($(SUDO) agent/tests/kernel) && $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') \
 	  cargo nextest run --locked $(STRESS) --test-threads $(NETNS_THREADS) -p selvage --test '*' --run-ignored all -E "$$filter"
@@ -85,6 +85,10 @@ test-netns: packages-build-test ## Tests with the real etcd and the real kernel,
 agent-tests: packages-build
 	@mkdir -p target
 	cargo test --quiet --locked --no-run -p selvage --test netns --test overlay --message-format json >target/agent-tests.json
+
+# The reference implementation of SPDX judges the list of what the image consists of.
+target/venv/bin/pyspdxtools:
+	@python3 -m venv target/venv && target/venv/bin/pip install --quiet --disable-pip-version-check spdx-tools==0.8.3
 
 .PHONY: test-qemu
 test-qemu: packages-build-image-qemu image-next agent-tests ## Tests that boot the image
@@ -102,6 +106,7 @@ test-fresh: packages-image ## Install in new minimal systems of Debian 12 and 13
 agent: packages-build ## Build the static agent
 	@$(if $(HAVE_STD),,agent/musl-sysroot.sh $(MUSL_DIR) /usr/bin/rustc)
 	$(MUSL_ENV) cargo build --locked --release --target $(TARGET) -p selvage
+	@cargo metadata --quiet --locked --format-version 1 --filter-platform $(TARGET) >$(AGENT).metadata.json
 	@! readelf -lW $(AGENT) | grep -q INTERP || { echo "$(AGENT) wants a program interpreter: not static" >&2; exit 1; }
 	@! readelf -dW $(AGENT) | grep -q NEEDED || { echo "$(AGENT) wants shared libraries: not static" >&2; exit 1; }
 

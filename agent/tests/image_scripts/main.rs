@@ -10,6 +10,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 mod release;
+mod sbom;
 
 /// What a script of the image prints, and whether it succeeds. `path` is its argument.
 fn script(script: &str, path: &Path) -> (bool, String) {

@@ -139,7 +139,7 @@ target/keys/db.auth:
 	@image/keys target/keys
 
 .PHONY: images
-images: packages-build-image-qemu image ## Put the image into the containers that clouds and hypervisors take (DIR=target/images FORMATS="qcow2 vhd")
+images: packages-build-image-qemu image ## Put the image into the containers that clouds and hypervisors take, and into one for PXE (DIR=target/images FORMATS="qcow2 vhd")
 	@image/formats target/image $(or $(DIR),target/images) $(FORMATS)
 
 # From nothing each time, so it takes as long as two first builds.

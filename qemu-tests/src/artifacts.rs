@@ -51,6 +51,33 @@ impl Artifacts {
             cmdline: cmdline.trim().to_owned(),
         })
     }
+
+    /// Has `image/formats` make what a machine boots from by network, in `dir`.
+    ///
+    /// # Errors
+    /// When the script fails; the message has its words.
+    pub(crate) async fn for_pxe(&self, dir: &Path) -> Result<Self> {
+        let image = self.disk.parent().context("an image without directory")?;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../image/formats");
+        let output = tokio::process::Command::new(script)
+            .args([image, dir])
+            .arg("pxe")
+            .output()
+            .await
+            .with_context(|| format!("failed to run {script}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}", said.trim());
+        let version = crate::built::Built::of(image)?.version;
+        let file = |name: &str| dir.join(format!("selvage_{version}.pxe.{name}"));
+        let cmdline = fs::read_to_string(file("cmdline"))
+            .with_context(|| format!("failed to read {}", file("cmdline").display()))?;
+        Ok(Self {
+            kernel: file("vmlinuz"),
+            initrd: file("initrd"),
+            cmdline: cmdline.trim().to_owned(),
+            ..self.clone()
+        })
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@
 //! 9. another one is updated from a release server, with all that can go wrong on the way: [`release`];
 //! 10. three machines go there in turn: [`fleet`];
 //! 11. the power of one that does so is cut at any moment: [`power_cut`];
-//! 12. one whose firmware starts only what is signed does the same: [`secure_boot`].
+//! 12. one whose firmware starts only what is signed does the same: [`secure_boot`];
+//! 13. one boots by network, with nothing on its disk: [`pxe`].
 
 mod after_boot;
 mod broken_ignition;
@@ -29,6 +30,7 @@ mod overlay;
 mod pair;
 mod plain_docker;
 mod power_cut;
+mod pxe;
 mod release;
 mod renumbering;
 mod second_boot;
@@ -69,6 +71,7 @@ const GROUPS: &[Names] = &[
     fleet::CASES,
     power_cut::CASES,
     secure_boot::CASES,
+    pxe::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -82,6 +85,7 @@ const EXTENDED: &[Names] = &[
     fleet::EXTENDED,
     power_cut::EXTENDED,
     secure_boot::EXTENDED,
+    pxe::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -125,6 +129,7 @@ pub(crate) async fn run(
     fleet::run(&mut suite, &host, common, &boots).await;
     power_cut::run(&mut suite, &host, common, power_cuts, &dir).await;
     secure_boot::run(&mut suite, &host, common, &boots).await;
+    pxe::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

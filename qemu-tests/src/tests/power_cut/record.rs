@@ -45,6 +45,7 @@ pub(super) const OPTIONS: Options = Options {
     unanswered: false,
     spare_disk: false,
     firmware: true,
+    pxe: false,
     kernel_arguments: "",
 };
 

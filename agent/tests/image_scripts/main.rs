@@ -9,6 +9,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+mod compare;
 mod formats;
 mod release;
 mod sbom;

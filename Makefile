@@ -11,8 +11,10 @@ export KEYS SEVERITY ROLL_OUT FROM NOTES
 
 # rustup's musl target when it is installed; else a sysroot made once from the distribution's Rust sources.
 HAVE_STD = $(wildcard $(shell rustc --print target-libdir --target $(TARGET) 2>/dev/null)/libstd-*.rlib)
-MUSL_ENV = CARGO_TARGET_DIR=$(MUSL_DIR)/target \
+MUSL_ENV = CARGO_TARGET_DIR=$(MUSL_DIR)/target RUSTFLAGS="$(REMAP)" \
            $(if $(HAVE_STD),,RUSTC=$(MUSL_DIR)/bin/rustc RUSTDOC=$(MUSL_DIR)/bin/rustdoc)
+# No path of the build host in the agent: two builds in different places are the same bytes.
+REMAP    = --remap-path-prefix=$(MUSL_DIR)=target --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
 # Namespaces and file owners need root; whoever has sudo need not be it.
 SUDO     = $(if $(filter 0,$(shell id -u)),,sudo)
 # Tools of the checks that the distribution does not package; unoptimised, since they run for seconds.
@@ -73,7 +75,7 @@ test-unit: packages-build-test ## Unit and property tests; need no privileges (R
 	cargo nextest run --locked $(STRESS) --workspace --lib --bins
 
 .PHONY: test-netns
-test-netns: packages-build-test ## Tests with the real etcd and the real kernel, in network namespaces; need root (RUNS=20 SEEDS=1000)
+test-netns: packages-build-test target/venv/bin/pyspdxtools ## Tests with the real etcd and the real kernel, in network namespaces; need root (RUNS=20 SEEDS=1000)
 	@command -v cargo-nextest >/dev/null || $(call cargo-tool,cargo-nextest)
 	filter=$$($(SUDO) agent/tests/kernel) && $(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') \
 	  cargo nextest run --locked $(STRESS) --test-threads $(NETNS_THREADS) -p selvage --test '*' --run-ignored all -E "$$filter"
@@ -83,6 +85,10 @@ test-netns: packages-build-test ## Tests with the real etcd and the real kernel,
 agent-tests: packages-build
 	@mkdir -p target
 	cargo test --quiet --locked --no-run -p selvage --test netns --test overlay --message-format json >target/agent-tests.json
+
+# The reference implementation of SPDX judges the list of what the image consists of.
+target/venv/bin/pyspdxtools:
+	@python3 -m venv target/venv && target/venv/bin/pip install --quiet --disable-pip-version-check spdx-tools==0.8.3
 
 .PHONY: test-qemu
 test-qemu: packages-build-image-qemu image-next agent-tests ## Tests that boot the image
@@ -100,31 +106,40 @@ test-fresh: packages-image packages ## Install in new minimal systems of Debian 
 agent: packages-build ## Build the static agent
 	@$(if $(HAVE_STD),,agent/musl-sysroot.sh $(MUSL_DIR) /usr/bin/rustc)
 	$(MUSL_ENV) cargo build --locked --release --target $(TARGET) -p selvage
+	@cargo metadata --quiet --locked --format-version 1 --filter-platform $(TARGET) >$(AGENT).metadata.json
 	@! readelf -lW $(AGENT) | grep -q INTERP || { echo "$(AGENT) wants a program interpreter: not static" >&2; exit 1; }
 	@! readelf -dW $(AGENT) | grep -q NEEDED || { echo "$(AGENT) wants shared libraries: not static" >&2; exit 1; }
 
 .PHONY: image
 image: packages-build-image agent ## Build the bootable image and the artefacts of an update to it (VERSION= KEYS=)
-	@version=$$(image/version) && $(SUDO) env VERSION=$$version KEYS="$(KEYS)" image/build $(AGENT)
+	@version=$$(image/version) epoch=$$(image/epoch) && \
+	  $(SUDO) env VERSION=$$version SOURCE_DATE_EPOCH=$$epoch KEYS="$(KEYS)" image/build $(AGENT)
 
-# The same with a higher version: what the tests of updates update to.
+.PHONY: lock
+lock: packages-build-image agent ## Build the image of the newest packages, and record their versions in image/packages.lock
+	@version=$$(image/version) epoch=$$(image/epoch) && \
+	  $(SUDO) env VERSION=$$version SOURCE_DATE_EPOCH=$$epoch UPDATE_LOCK=1 image/build $(AGENT)
+
+# The same with a higher version and of a later time: what the tests of updates update to.
 .PHONY: image-next
 image-next: image
-	@version=$$(image/version) && $(SUDO) env VERSION=$$version.1 KEYS="$(KEYS)" image/build $(AGENT) target/image-next
+	@version=$$(image/version) epoch=$$(image/epoch) && \
+	  $(SUDO) env VERSION=$$version.1 SOURCE_DATE_EPOCH=$$((epoch + 1)) KEYS="$(KEYS)" image/build $(AGENT) target/image-next
 
 # Both with keys: what the tests of Secure Boot install and update to.
 .PHONY: image-signed
 image-signed: packages-build-image agent target/keys/db.auth ## The image and its next version, signed by target/keys
-	@version=$$(image/version) && \
-	  $(SUDO) env VERSION=$$version KEYS=target/keys image/build $(AGENT) target/image-signed && \
-	  $(SUDO) env VERSION=$$version.1 KEYS=target/keys image/build $(AGENT) target/image-signed-next
+	@version=$$(image/version) epoch=$$(image/epoch) && \
+	  $(SUDO) env VERSION=$$version SOURCE_DATE_EPOCH=$$epoch KEYS=target/keys image/build $(AGENT) target/image-signed && \
+	  $(SUDO) env VERSION=$$version.1 SOURCE_DATE_EPOCH=$$((epoch + 1)) KEYS=target/keys \
+	    image/build $(AGENT) target/image-signed-next
 
 # Made once: the last file of a set.
 target/keys/db.auth:
 	@image/keys target/keys
 
 .PHONY: images
-images: packages-build-image-qemu image ## Put the image into the containers that clouds and hypervisors take (DIR=target/images FORMATS="qcow2 vhd")
+images: packages-build-image-qemu image ## Put the image into the containers that clouds and hypervisors take, and into one for PXE (DIR=target/images FORMATS="qcow2 vhd")
 	@image/formats target/image $(or $(DIR),target/images) $(FORMATS)
 
 .PHONY: sysexts
@@ -135,6 +150,11 @@ sysexts: image ## Build the system extensions of the image: debug (tcpdump, stra
 .PHONY: sysexts-signed
 sysexts-signed: image-signed
 	@$(SUDO) env KEYS=target/keys image/sysexts target/image-signed target/sysexts-signed
+
+# From nothing each time, so it takes as long as two first builds.
+.PHONY: reproduce
+reproduce: packages-build-image-qemu ## Build the commit twice in different surroundings, and compare all that comes out (FORMATS=)
+	@image/reproduce $(CURDIR)/target/reproduce $(FORMATS)
 
 .PHONY: keys
 keys: packages-release ## Make a set of keys for signed images and releases, fit for tests (DIR=)

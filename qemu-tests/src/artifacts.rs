@@ -16,6 +16,8 @@ pub(crate) struct Artifacts {
     pub kernel: PathBuf,
     /// Initrd.
     pub initrd: PathBuf,
+    /// containerd's own client, which is beside the image and not in it.
+    pub ctr: PathBuf,
     /// Kernel command line of a direct boot, without a console.
     pub cmdline: String,
 }
@@ -45,7 +47,35 @@ impl Artifacts {
             disk: file("selvage.raw")?,
             kernel: file("selvage.vmlinuz")?,
             initrd: file("selvage.initrd")?,
+            ctr: file("ctr")?,
             cmdline: cmdline.trim().to_owned(),
+        })
+    }
+
+    /// Has `image/formats` make what a machine boots from by network, in `dir`.
+    ///
+    /// # Errors
+    /// When the script fails; the message has its words.
+    pub(crate) async fn for_pxe(&self, dir: &Path) -> Result<Self> {
+        let image = self.disk.parent().context("an image without directory")?;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../image/formats");
+        let output = tokio::process::Command::new(script)
+            .args([image, dir])
+            .arg("pxe")
+            .output()
+            .await
+            .with_context(|| format!("failed to run {script}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}", said.trim());
+        let version = crate::built::Built::of(image)?.version;
+        let file = |name: &str| dir.join(format!("selvage_{version}.pxe.{name}"));
+        let cmdline = fs::read_to_string(file("cmdline"))
+            .with_context(|| format!("failed to read {}", file("cmdline").display()))?;
+        Ok(Self {
+            kernel: file("vmlinuz"),
+            initrd: file("initrd"),
+            cmdline: cmdline.trim().to_owned(),
+            ..self.clone()
         })
     }
 }
@@ -68,7 +98,7 @@ mod tests {
     #[test]
     fn the_command_line_is_one_line() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["selvage.raw", "selvage.vmlinuz", "selvage.initrd"] {
+        for name in ["selvage.raw", "selvage.vmlinuz", "selvage.initrd", "ctr"] {
             fs::write(dir.path().join(name), "").unwrap();
         }
         fs::write(dir.path().join("selvage.cmdline"), "quiet audit=0\n").unwrap();

@@ -10,6 +10,7 @@ use futures_util::future::try_join_all;
 use ipnet::Ipv4Net;
 
 use crate::{
+    artifacts::Artifacts,
     host::{Host, free_port},
     machine::{self, Machine},
     progress::Progress,
@@ -21,6 +22,8 @@ use crate::{
 
 /// Memory of a machine in MiB: what a small cloud instance has.
 const MEMORY_MIB: u32 = 1024;
+/// The same of one that has all of its system in there.
+const PXE_MEMORY_MIB: u32 = 2048;
 
 /// Size of a second disk. Sparse.
 const SPARE_DISK_BYTES: u64 = 1 << 30;
@@ -67,6 +70,8 @@ pub(crate) struct Options {
     /// The same, with firmware that can do Secure Boot and has no keys yet. One processor: with two, under TCG, this
     /// firmware has hung.
     pub secure_boot: bool,
+    /// Boot from the kernel and initrd for PXE, with nothing on the disk.
+    pub pxe: bool,
     /// Appended to the kernel command line.
     pub kernel_arguments: &'static str,
     /// Another platform than QEMU: what SMBIOS says, each as for QEMU's `-smbios`. There is no config by fw_cfg, and what
@@ -128,7 +133,8 @@ async fn prepare_one(
     fs::write(&ignition, &node.ignition)
         .with_context(|| format!("failed to write {}", ignition.display()))?;
     let disk = dir.join("disk.qcow2");
-    machine::create_disk(&host.artifacts.disk, &disk).await?;
+    let image = (!options.pxe).then_some(&*host.artifacts.disk);
+    machine::create_disk(image, &disk).await?;
     let spare_disks = (0..options.spare_disks)
         .map(|index| create_spare_disk(dir, index))
         .collect::<Result<_>>()?;
@@ -147,7 +153,13 @@ async fn prepare_one(
         name: node.name.clone(),
         disk,
         write_log: None,
-        boot: boot(host, dir, options)?,
+        boot: match options.pxe {
+            true => direct(
+                &host.artifacts.for_pxe(&dir.join("formats")).await?,
+                options,
+            ),
+            false => boot(host, dir, options)?,
+        },
         ignition: options.cloud.is_none().then_some(ignition),
         console: dir.join("console.log"),
         qmp: socket("qmp"),
@@ -161,7 +173,10 @@ async fn prepare_one(
             true => 1,
             false => Host::cpus(machines),
         },
-        memory_mib: MEMORY_MIB,
+        memory_mib: match options.pxe {
+            true => PXE_MEMORY_MIB,
+            false => MEMORY_MIB,
+        },
         internet: options.internet,
         exit_on_reset: options.exit_on_reset,
         watchdog: options.watchdog,
@@ -174,22 +189,29 @@ async fn prepare_one(
     Ok((spec, ssh))
 }
 
+fn arguments(options: Options) -> String {
+    let arguments = format!("{MACHINE_ARGUMENTS} {}", options.kernel_arguments);
+    arguments.trim_end().to_owned()
+}
+
+fn direct(artifacts: &Artifacts, options: Options) -> Boot {
+    Boot::Direct {
+        kernel: artifacts.kernel.clone(),
+        initrd: artifacts.initrd.clone(),
+        append: format!("{} {}", artifacts.cmdline, arguments(options)),
+    }
+}
+
 fn boot(host: &Host, dir: &Path, options: Options) -> Result<Boot> {
-    let append = format!("{MACHINE_ARGUMENTS} {}", options.kernel_arguments);
-    let append = append.trim_end();
     if !options.firmware && !options.secure_boot {
-        return Ok(Boot::Direct {
-            kernel: host.artifacts.kernel.clone(),
-            initrd: host.artifacts.initrd.clone(),
-            append: format!("{} {append}", host.artifacts.cmdline),
-        });
+        return Ok(direct(&host.artifacts, options));
     }
     let variables = dir.join("variables.fd");
     fs::copy(qemu::FIRMWARE_VARIABLES, &variables)
         .with_context(|| format!("failed to copy {}", qemu::FIRMWARE_VARIABLES))?;
     Ok(Boot::Firmware {
         variables,
-        append: append.to_owned(),
+        append: arguments(options),
         secure_boot: options.secure_boot,
     })
 }

@@ -49,17 +49,17 @@ pub(crate) struct Machine {
     master: Option<Child>,
 }
 
-/// Makes the machine's disk: an overlay, so that the image stays as it is.
+/// Makes the machine's disk: an overlay, so that the image stays as it is; without an image, an empty one.
 ///
 /// # Errors
 /// When qemu-img is missing or refuses.
-pub(crate) async fn create_disk(image: &Path, disk: &Path) -> Result<()> {
+pub(crate) async fn create_disk(image: Option<&Path>, disk: &Path) -> Result<()> {
     let mut command = tokio::process::Command::new("qemu-img");
-    command
-        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-        .arg(image)
-        .arg(disk)
-        .arg(DISK_BYTES.to_string());
+    command.args(["create", "-q", "-f", "qcow2"]);
+    if let Some(image) = image {
+        command.args(["-F", "raw", "-b"]).arg(image);
+    }
+    command.arg(disk).arg(DISK_BYTES.to_string());
     qemu_img(command, "create", disk).await
 }
 

@@ -11,17 +11,20 @@ const POD: &str = "pod";
 /// Its root file system; containerd's image store is not Docker's.
 const ROOT: &str = "/var/lib/pod";
 
-/// Unpacks the archive that [`crate::container::build`] made.
+/// Unpacks the archive that [`crate::container::build`] made, and installs `ctr`, which the image has not.
 ///
 /// # Errors
-/// When tar fails in the guest.
-pub(crate) async fn load(machine: &Machine, archive: &[u8]) -> Result<()> {
-    let script = format!("sudo mkdir -p {ROOT} && sudo tar -x -C {ROOT}");
-    machine
-        .ssh
-        .feed(&script, archive, Duration::from_secs(240))
-        .await
-        .map(drop)
+/// When tar or install fails in the guest.
+pub(crate) async fn load(machine: &Machine, archive: &[u8], ctr: &[u8]) -> Result<()> {
+    let unpack = format!("sudo mkdir -p {ROOT} && sudo tar -x -C {ROOT}");
+    let install = "sudo install -D -m 755 /dev/stdin /usr/local/bin/ctr";
+    for (script, input) in [(unpack.as_str(), archive), (install, ctr)] {
+        machine
+            .ssh
+            .feed(script, input, Duration::from_secs(240))
+            .await?;
+    }
+    Ok(())
 }
 
 /// Starts the web server in a container on the network that the image's CNI configuration describes.

@@ -14,7 +14,8 @@
 //! 10. three machines go there in turn: [`fleet`];
 //! 11. the power of one that does so is cut at any moment: [`power_cut`];
 //! 12. one whose firmware starts only what is signed does the same: [`secure_boot`];
-//! 13. two that get programs beside the image's, of the plain and the signed one: [`sysext`].
+//! 13. two that get programs beside the image's, of the plain and the signed one: [`sysext`];
+//! 14. one boots by network, with nothing on its disk: [`pxe`].
 
 mod after_boot;
 mod broken_ignition;
@@ -32,6 +33,7 @@ mod pair;
 mod plain_docker;
 mod platforms;
 mod power_cut;
+mod pxe;
 mod release;
 mod renumbering;
 mod second_boot;
@@ -75,6 +77,7 @@ const GROUPS: &[Names] = &[
     power_cut::CASES,
     secure_boot::CASES,
     sysext::CASES,
+    pxe::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -90,6 +93,7 @@ const EXTENDED: &[Names] = &[
     power_cut::EXTENDED,
     secure_boot::EXTENDED,
     sysext::EXTENDED,
+    pxe::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -135,6 +139,7 @@ pub(crate) async fn run(
     power_cut::run(&mut suite, &host, common, power_cuts, &dir).await;
     secure_boot::run(&mut suite, &host, common, &boots).await;
     sysext::run(&mut suite, &host, common, &boots).await;
+    pxe::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

@@ -9,7 +9,10 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+mod compare;
+mod formats;
 mod release;
+mod sbom;
 
 /// What a script of the image prints, and whether it succeeds. `path` is its argument.
 fn script(script: &str, path: &Path) -> (bool, String) {

@@ -101,6 +101,8 @@ impl Site {
             })
         })
         .into();
+        let contents = format!("selvage_{version}.spdx.json");
+        fs::write(update.join(contents), "{}").expect("a list");
         let built = json!({"version": version, "files": files});
         fs::write(update.join("files.json"), built.to_string()).expect("an artefact");
     }

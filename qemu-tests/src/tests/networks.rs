@@ -7,7 +7,9 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fs,
     net::{IpAddr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -52,6 +54,7 @@ pub(super) async fn run(
     suite: &mut Suite<'_>,
     cluster: &mut Cluster,
     archive: &[u8],
+    ctr: &Path,
 ) -> Result<()> {
     if !suite.wants_any(CASES) {
         return Ok(());
@@ -61,7 +64,8 @@ pub(super) async fn run(
         .await?
         .remove("FLANNEL_NETWORK")
         .context("no FLANNEL_NETWORK")?;
-    prepare(cluster, archive).await?;
+    let ctr = fs::read(ctr).with_context(|| format!("failed to read {}", ctr.display()))?;
+    prepare(cluster, archive, &ctr).await?;
     for kind in &NETWORKS {
         suite
             .case(kind.case, cluster, async |cluster| {
@@ -73,7 +77,7 @@ pub(super) async fn run(
 }
 
 /// An IPv6 address on the underlay beside the IPv4 one, which is its end; and the CNI containers' root file system.
-async fn prepare(cluster: &Cluster, archive: &[u8]) -> Result<()> {
+async fn prepare(cluster: &Cluster, archive: &[u8], ctr: &[u8]) -> Result<()> {
     let machines = cluster.nodes.iter().zip(&cluster.machines);
     try_join_all(machines.map(|(node, machine)| async move {
         let address = node.underlay.addr();
@@ -84,7 +88,7 @@ async fn prepare(cluster: &Cluster, archive: &[u8]) -> Result<()> {
                  sudo ip -6 addr replace fd77::{address}/64 dev \"$2\" nodad"
             ))
             .await?;
-        pod::load(machine, archive).await
+        pod::load(machine, archive, ctr).await
     }))
     .await
     .map(drop)

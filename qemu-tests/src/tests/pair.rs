@@ -38,7 +38,7 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
     match start(host, common, &dir.join("pair")).await {
         Err(error) => result = Err(error),
         Ok(mut cluster) => {
-            if let Err(error) = boots(suite, &mut cluster).await {
+            if let Err(error) = boots(suite, &mut cluster, &host.artifacts.ctr).await {
                 suite.boot_failed("pair", &mut cluster, &error).await;
                 result = Err(error);
             }
@@ -60,7 +60,7 @@ async fn start(host: &Host, common: &Common, dir: &Path) -> Result<Cluster> {
     Cluster::start(host, dir, nodes, Options::default()).await
 }
 
-async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster) -> Result<()> {
+async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, ctr: &Path) -> Result<()> {
     let progress = suite.progress;
     progress.step("first boot of two machines");
     let archive = container::build().await?;
@@ -99,5 +99,5 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster) -> Result<()> {
         etcd_absent::run(suite, cluster, &before).await?;
     }
     renumbering::run(suite, cluster).await;
-    networks::run(suite, cluster, &archive).await
+    networks::run(suite, cluster, &archive, ctr).await
 }

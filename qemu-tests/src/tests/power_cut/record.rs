@@ -46,6 +46,7 @@ pub(super) const OPTIONS: Options = Options {
     unanswered: false,
     spare_disks: 0,
     firmware: true,
+    pxe: false,
     kernel_arguments: "",
     cloud: None,
 };

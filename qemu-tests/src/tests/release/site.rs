@@ -232,6 +232,7 @@ mod tests {
         let update = dir.join("image/update");
         fs::create_dir_all(&update).unwrap();
         fs::write(update.join("selvage_2.efi.zst"), "x").unwrap();
+        fs::write(update.join("selvage_2.spdx.json"), "{}").unwrap();
         let sha256 = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
         let file = json!({"part": "uki", "name": "selvage_2/selvage_2.efi.zst", "size": 1, "sha256": sha256,
             "unpacked_size": 1, "unpacked_sha256": sha256});

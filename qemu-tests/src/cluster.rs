@@ -65,6 +65,8 @@ pub(crate) struct Options {
     pub firmware: bool,
     /// A hardware watchdog.
     pub watchdog: bool,
+    /// The disk is a SATA one.
+    pub sata: bool,
     /// Whether there is a TPM 2.0, by swtpm.
     pub tpm: bool,
     /// The same, with firmware that can do Secure Boot and has no keys yet. One processor: with two, under TCG, this
@@ -180,6 +182,7 @@ async fn prepare_one(
         internet: options.internet,
         exit_on_reset: options.exit_on_reset,
         watchdog: options.watchdog,
+        sata: options.sata,
         smbios: (options.cloud.into_iter().flatten())
             .map(|&smbios| smbios.to_owned())
             .collect(),

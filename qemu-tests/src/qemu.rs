@@ -82,6 +82,9 @@ pub(crate) struct Spec {
     pub exit_on_reset: bool,
     /// Whether there is a hardware watchdog, which resets the machine.
     pub watchdog: bool,
+    /// Whether the disk is a SATA one, as VirtualBox has it and many hosts.
+    #[serde(default)]
+    pub sata: bool,
     /// What SMBIOS says, each as for QEMU's `-smbios`.
     #[serde(default)]
     pub smbios: Vec<String>,
@@ -234,10 +237,15 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
             &format!("name=opt/com.coreos/config,file={}", escape(config)),
         ]);
     }
+    let device = if spec.sata {
+        "ide-hd,bus=ide.0,drive=disk,bootindex=1"
+    } else {
+        "virtio-blk-pci,drive=disk,bootindex=1"
+    };
     command
         .args(disk(spec))
         // Firmware would look into the network first. Not 0: that is QEMU's own for a kernel that it loads itself.
-        .args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"]);
+        .args(["-device", device]);
     for (index, spare) in spec.spare_disks.iter().enumerate() {
         // Found by its serial number, /dev/disk/by-id/virtio-spare and virtio-spare1 and so on, whatever the kernel calls it.
         let number = if index == 0 {
@@ -351,6 +359,7 @@ pub(crate) mod tests {
             internet: false,
             exit_on_reset: false,
             watchdog: false,
+            sata: false,
             smbios: Vec::new(),
             cloud: false,
             tpm: None,
@@ -467,6 +476,17 @@ pub(crate) mod tests {
         assert!(!line.contains("secure"));
         assert!(line.contains("unit=1,format=raw,file=/d,,1/vars"));
         assert!(line.contains("kernel-cmdline-extra=console=ttyS0 a,,b"));
+    }
+
+    #[test]
+    fn a_disk_is_one_of_virtio_unless_it_is_to_be_one_of_sata() {
+        assert!(line(&spec()).contains("virtio-blk-pci,drive=disk"));
+        let sata = line(&Spec {
+            sata: true,
+            ..spec()
+        });
+        assert!(sata.contains("-device ide-hd,bus=ide.0,drive=disk,bootindex=1"));
+        assert!(!sata.contains("virtio-blk-pci"));
     }
 
     #[test]

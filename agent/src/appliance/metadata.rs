@@ -188,7 +188,7 @@ async fn tried<T>(
                 troubles,
             });
         }
-        if reported.elapsed() >= REPORT_EVERY || reported == started {
+        if reported.elapsed() >= REPORT_EVERY {
             reported = Instant::now();
             let waited = words::duration(waited.as_secs());
             info!(

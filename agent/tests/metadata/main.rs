@@ -201,3 +201,71 @@ fn show_tells_what_is_there() {
         assert_eq!(json["sshKeys"][0], KEY);
     });
 }
+
+/// Attaches the file as a disk with the label, where nobody else sees it; prints what the agent says, and what is still
+/// mounted afterwards.
+const WITH_DISK: &str = r#"
+set -e
+disk=$(losetup --read-only --show --find "$1")
+trap 'losetup --detach "$disk"' EXIT
+mkdir -p /dev/disk
+mount -t tmpfs tmpfs /dev/disk
+mkdir /dev/disk/by-label
+ln -s "$disk" /dev/disk/by-label/cidata
+"$2" metadata show --provider=proxmoxve
+grep selvage-drive /proc/mounts || true
+ls -d /run/selvage-drive-* 2>/dev/null || true
+"#;
+
+#[test]
+fn a_drive_is_mounted_while_it_is_read() {
+    let directory = TempDir::new().unwrap();
+    let contents = directory.path().join("contents");
+    fs::create_dir(&contents).unwrap();
+    // As Proxmox VE writes them.
+    let user_data = format!("#cloud-config\nhostname: vm1\nssh_authorized_keys:\n  - {KEY}\n");
+    for (name, text) in [
+        (
+            "meta-data",
+            "instance-id: 15a9919cb91024fbd1d70fa07f0efa749cbba03b\n",
+        ),
+        ("network-config", "version: 1\nconfig: []\n"),
+        ("user-data", &user_data),
+    ] {
+        fs::write(contents.join(name), text).unwrap();
+    }
+    let disk = directory.path().join("disk");
+    let made = Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-L", "cidata", "-d"])
+        .arg(&contents)
+        .args([disk.as_os_str(), "8M".as_ref()])
+        .status();
+    assert!(made.expect("mke2fs").success());
+    if !Path::new("/dev/loop-control").exists() {
+        eprintln!("skipped: there is no /dev/loop-control to make a disk with");
+        return;
+    }
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", WITH_DISK, "sh"])
+        .arg(&disk)
+        .arg(env!("CARGO_BIN_EXE_selvage"))
+        .output()
+        .expect("unshare");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    assert_eq!(
+        stdout,
+        format!(
+            "platform: proxmoxve (--provider=proxmoxve)\nsource: the disk labelled cidata\n\
+             SELVAGE_METADATA_PLATFORM=proxmoxve\nSELVAGE_METADATA_HOSTNAME=vm1\n\
+             SELVAGE_METADATA_INSTANCE_ID=15a9919cb91024fbd1d70fa07f0efa749cbba03b\n\
+             COREOS_PROXMOXVE_HOSTNAME=vm1\n\
+             COREOS_PROXMOXVE_INSTANCE_ID=15a9919cb91024fbd1d70fa07f0efa749cbba03b\n\
+             AFTERBURN_PROXMOXVE_HOSTNAME=vm1\n\
+             AFTERBURN_PROXMOXVE_INSTANCE_ID=15a9919cb91024fbd1d70fa07f0efa749cbba03b\n\
+             SSH key: {KEY}\n"
+        ),
+        "{stderr}"
+    );
+}

@@ -264,6 +264,8 @@ async fn look(case: &str, machine: &Machine) -> Result<()> {
             false => ("/etc/from-credential", "/etc/from-hetzner"),
         };
         file(there).await?;
+        let name = file("/etc/hostname").await?;
+        ensure!(name.trim() == "my-server", "the host name is {name:?}");
         let other = machine.ssh.run(&format!("test ! -e {absent}")).await;
         other.with_context(|| format!("{absent} is there, too"))?;
     }

@@ -72,6 +72,7 @@ pub(super) const CASES: Names = &[
     "configs::refused_luks",
     "configs::refused_below_usr",
     "configs::refused_newer_spec",
+    "configs::refused_newer_remote",
     "configs::refused_wrong_hash",
 ];
 
@@ -105,6 +106,7 @@ pub(super) const EXTENDED: Names = &[
     "configs::refused_luks",
     "configs::refused_below_usr",
     "configs::refused_newer_spec",
+    "configs::refused_newer_remote",
     "configs::refused_wrong_hash",
 ];
 

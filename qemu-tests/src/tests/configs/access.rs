@@ -8,6 +8,8 @@ use crate::description::data_url;
 pub(super) const REMOTE: &[u8] = include_bytes!("../../../configs/served/remote.ign");
 /// Fetched by `files.ign`.
 const TOOL: &[u8] = include_bytes!("../../../configs/served/transmogrify.gz");
+/// Fetched by `refused/newer-remote.ign`, and not translated then.
+const NEWER: &[u8] = include_bytes!("../../../configs/served/newer.ign");
 /// Users that the harness logs in as, beside `core`. Those of `users.ign` have keys of their own as well.
 pub(super) const USERS: [&str; 2] = ["mira", "tomas"];
 
@@ -23,6 +25,7 @@ pub(super) fn served(replacement: &str) -> Vec<(String, Vec<u8>)> {
     vec![
         ("remote.ign".into(), REMOTE.into()),
         ("transmogrify.gz".into(), TOOL.into()),
+        ("newer.ign".into(), NEWER.into()),
         ("replacement.ign".into(), replacement.into()),
     ]
 }

@@ -63,6 +63,12 @@ pub(super) const TABLE: &[Refused] = &[
         "newer-spec",
         &["storage.luks[0].discard", "cryptsetup refresh"]
     ),
+    refused!(
+        "newer_remote",
+        "newer-remote",
+        &["unsupported config version", "selvage ignition translate"],
+        0
+    ),
     refused!("wrong_hash", "wrong-hash", &["hash verification failed"], 0),
     refused!(
         "below_usr",

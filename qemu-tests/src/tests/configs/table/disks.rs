@@ -89,7 +89,7 @@ const LUKS: &[Ask] = &[
     ),
     ask(
         "a key for later boots that only root reads",
-        "cut -d' ' -f1,4 /etc/crypttab; cat /etc/luks/secret 2>/dev/null || sudo test -s /etc/luks/secret && echo kept",
+        "sudo cut -d' ' -f1,4 /etc/crypttab; cat /etc/luks/secret 2>/dev/null || sudo test -s /etc/luks/secret && echo kept",
         "secret luks\nkept",
     ),
 ];
@@ -107,7 +107,7 @@ const LUKS_TPM: &[Ask] = &[
     ),
     ask(
         "no key file for it",
-        "grep ^luks-tpm /etc/crypttab | cut -d' ' -f3-; sudo ls /etc/luks/luks-tpm 2>/dev/null",
+        "sudo grep ^luks-tpm /etc/crypttab | cut -d' ' -f3-; sudo ls /etc/luks/luks-tpm 2>/dev/null",
         "none luks,tpm2-device=auto",
     ),
 ];

@@ -34,7 +34,8 @@ HARNESS  = cargo run --quiet --locked -p qemu-tests --
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-# All that a whole run needs is installed before its long work begins: `packages-build-image` for the groups build and image.
+# All that a whole run needs is installed before its long work begins: `packages-build-image` for the groups build and
+# image.
 packages-%:
 	@agent/host-packages $(subst -, ,$*)
 
@@ -116,7 +117,7 @@ image: packages-build-image agent ## Build the bootable image and the artefacts 
 	  $(SUDO) env VERSION=$$version SOURCE_DATE_EPOCH=$$epoch KEYS="$(KEYS)" image/build $(AGENT)
 
 .PHONY: lock
-lock: packages-build-image agent ## Build the image of the newest packages, and record their versions in image/packages.lock
+lock: packages-build-image agent ## Build the image of the newest packages, and record their versions
 	@version=$$(image/version) epoch=$$(image/epoch) && \
 	  $(SUDO) env VERSION=$$version SOURCE_DATE_EPOCH=$$epoch UPDATE_LOCK=1 image/build $(AGENT)
 
@@ -124,13 +125,15 @@ lock: packages-build-image agent ## Build the image of the newest packages, and 
 .PHONY: image-next
 image-next: image
 	@version=$$(image/version) epoch=$$(image/epoch) && \
-	  $(SUDO) env VERSION=$$version.1 SOURCE_DATE_EPOCH=$$((epoch + 1)) KEYS="$(KEYS)" image/build $(AGENT) target/image-next
+	  $(SUDO) env VERSION=$$version.1 SOURCE_DATE_EPOCH=$$((epoch + 1)) KEYS="$(KEYS)" \
+	    image/build $(AGENT) target/image-next
 
 # Both with keys: what the tests of Secure Boot install and update to.
 .PHONY: image-signed
 image-signed: packages-build-image agent target/keys/db.auth ## The image and its next version, signed by target/keys
 	@version=$$(image/version) epoch=$$(image/epoch) && \
-	  $(SUDO) env VERSION=$$version SOURCE_DATE_EPOCH=$$epoch KEYS=target/keys image/build $(AGENT) target/image-signed && \
+	  $(SUDO) env VERSION=$$version SOURCE_DATE_EPOCH=$$epoch KEYS=target/keys \
+	    image/build $(AGENT) target/image-signed && \
 	  $(SUDO) env VERSION=$$version.1 SOURCE_DATE_EPOCH=$$((epoch + 1)) KEYS=target/keys \
 	    image/build $(AGENT) target/image-signed-next
 
@@ -139,7 +142,7 @@ target/keys/db.auth:
 	@image/keys target/keys
 
 .PHONY: images
-images: packages-build-image-qemu image ## Put the image into the containers that clouds and hypervisors take, and into one for PXE (DIR=target/images FORMATS="qcow2 vhd")
+images: packages-build-image-qemu image ## Put the image into what clouds, hypervisors and PXE take (DIR=target/images FORMATS="qcow2 vhd")
 	@image/formats target/image $(or $(DIR),target/images) $(FORMATS)
 
 .PHONY: sysexts
@@ -153,7 +156,7 @@ sysexts-signed: image-signed
 
 # From nothing each time, so it takes as long as two first builds.
 .PHONY: reproduce
-reproduce: packages-build-image-qemu ## Build the commit twice in different surroundings, and compare all that comes out (FORMATS=)
+reproduce: packages-build-image-qemu ## Build the commit twice in other surroundings, and compare (FORMATS=)
 	@image/reproduce $(CURDIR)/target/reproduce $(FORMATS)
 
 .PHONY: keys

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// A disk with a GPT (UEFI specification, 5.3) of two partitions of a sector each, `first` and `second`, at the sectors 40 and 41.
+/// A disk with a GPT (UEFI specification, 5.3) of two partitions of a sector each, `first` and `second`, at the
+/// sectors 40 and 41.
 fn disk() -> Vec<u8> {
     let mut disk = vec![0_u8; 64 * 512];
     disk[512..520].copy_from_slice(b"EFI PART");

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// dpkg's status as Debian 13 has it: a library, a package that is built from another source, one that is gone but for its
-/// configuration, and one of which the image keeps nothing.
+/// dpkg's status as Debian 13 has it: a library, a package that is built from another source, one that is gone but for
+/// its configuration, and one of which the image keeps nothing.
 const STATUS: &str = "\
 Package: libssl3t64
 Status: install ok installed
@@ -90,7 +90,8 @@ fn run(command: &mut Command) -> (bool, String) {
     (output.status.success(), said)
 }
 
-/// Cargo's metadata about an agent of two crates, the second under a licence in the old way of writing, and one for tests.
+/// Cargo's metadata about an agent of two crates, the second under a licence in the old way of writing, and one for
+/// tests.
 fn metadata() -> String {
     let crates = [
         ("selvage", "0.1.0", "Apache-2.0"),

@@ -1,4 +1,5 @@
-//! A machine that boots by network: `/usr` is in its initrd, its configuration on a server, and its disk is not touched.
+//! A machine that boots by network: `/usr` is in its initrd, its configuration on a server, and its disk stays as it
+//! is.
 
 use std::path::Path;
 

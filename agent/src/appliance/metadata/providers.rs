@@ -115,7 +115,10 @@ const fn config_drive(values: &'static [Value]) -> Place {
         from: Source::Drive(CONFIG_DRIVE),
         values,
         keys: Keys::At(OPENSTACK_DRIVE, "/public_keys/*"),
-        user_data: None,
+        user_data: Some(UserData {
+            documents: &["openstack/latest/user_data"],
+            base64: false,
+        }),
     }
 }
 

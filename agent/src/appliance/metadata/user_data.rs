@@ -38,11 +38,15 @@ const CREDENTIALS: [&str; 3] = [
 const LABELS: [&str; 2] = ["IGNITION", "ignition"];
 const FILES: [&str; 2] = ["ignition/config.ign", "config.ign"];
 
-/// The platforms whose user data Ignition 2.14 cannot fetch, and we can.
-const NOT_IGNITIONS: [&str; 6] = [
+/// The platforms whose user data Ignition 2.14 cannot fetch, and we can; and those where it waits without end for a drive
+/// that not every machine has (kubevirt, nutanix, powervs).
+const NOT_IGNITIONS: [&str; 9] = [
     "akamai",
     "hetzner",
+    "kubevirt",
+    "nutanix",
     "oraclecloud",
+    "powervs",
     "proxmoxve",
     "scaleway",
     "upcloud",

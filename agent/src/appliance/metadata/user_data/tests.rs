@@ -211,6 +211,29 @@ async fn proxmoxs_own_cloud_config_is_no_config_and_no_error() {
     );
 }
 
+#[tokio::test]
+async fn a_machine_without_the_drive_that_ignition_waits_for_goes_on() {
+    for (platform, file) in [
+        ("kubevirt", "config-2/openstack/latest/user_data"),
+        ("kubevirt", "cidata/user-data"),
+        ("nutanix", "config-2/openstack/latest/user_data"),
+        ("powervs", "config-2/openstack/latest/user_data"),
+    ] {
+        let machine = Machine::new(platform).has(&format!("dev/disk/by-label/{file}"), CONFIG);
+        machine.provisioned(None).await.unwrap();
+        assert_eq!(machine.text("platform.ign"), CONFIG, "{platform} {file}");
+        let machine = Machine::new(platform);
+        machine.provisioned(None).await.unwrap();
+        let expected = format!("PLATFORM_ID=metal\nSELVAGE_PLATFORM={platform}\n");
+        assert_eq!(machine.text("env"), expected);
+        // A drive without user data, as KubeVirt makes it for SSH keys alone.
+        let machine = Machine::new(platform)
+            .has("dev/disk/by-label/config-2/openstack/latest/meta_data.json", "{}");
+        machine.provisioned(None).await.unwrap();
+        assert_eq!(machine.text("env"), expected);
+    }
+}
+
 #[test]
 fn platforms_of_the_bridge_have_user_data() {
     for platform in NOT_IGNITIONS {

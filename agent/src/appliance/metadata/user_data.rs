@@ -55,6 +55,9 @@ const NOT_IGNITIONS: [&str; 9] = [
 /// The platform that hands over a config by keys and values of its own.
 const HYPERV: &str = "hyperv";
 
+/// The platform whose config Ignition asks this device for, and fails without. Debian's cloud kernel has no driver for it.
+const VIRTUALBOX: (&str, &str) = ("virtualbox", "dev/vboxguest");
+
 /// How long a drive may take to appear. The platform attaches it before the machine starts, or not at all.
 const DRIVE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -139,6 +142,11 @@ pub async fn provision(
         return Ok("Ignition fetches the config itself".to_owned());
     }
     let Some(config) = fetched(found, site, network).await? else {
+    let (virtualbox, device) = VIRTUALBOX;
+    if found.id == virtualbox && !site.root.join(device).exists() {
+        add_lines(&target.environment, found, "metal", None)?;
+        return Ok(format!("there is no config: there is no /{device}"));
+    }
         add_lines(&target.environment, found, "metal", None)?;
         return Ok("there is no config".to_owned());
     };

@@ -117,6 +117,18 @@ async fn ignition_fetches_what_it_can_itself() {
 }
 
 #[tokio::test]
+async fn ignition_asks_virtualbox_only_where_the_kernel_has_its_device() {
+    let machine = Machine::new("virtualbox");
+    let found = machine.provisioned(None).await.unwrap();
+    assert_eq!(found, "there is no config: there is no /dev/vboxguest");
+    let env = machine.text("env");
+    assert_eq!(env, "PLATFORM_ID=metal\nSELVAGE_PLATFORM=virtualbox\n");
+    let machine = Machine::new("virtualbox").has("dev/vboxguest", "");
+    machine.provisioned(None).await.unwrap();
+    assert!(machine.text("env").starts_with("PLATFORM_ID=virtualbox\n"));
+}
+
+#[tokio::test]
 async fn user_data_of_other_platforms_is_handed_over_as_a_file() {
     let base64 = STANDARD.encode(CONFIG) + "\n";
     for (platform, path, body) in [

@@ -37,6 +37,9 @@ const BACKOFF: Backoff = Backoff::constant(Duration::from_millis(200), Duration:
 /// How often to say that an answer is still awaited.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
+/// How long a service may refuse before another try is in vain: one that starts may do so for some seconds.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(180);
+
 /// Where to look, and for how long.
 #[derive(Clone, Debug)]
 pub struct Site {
@@ -165,6 +168,7 @@ async fn tried<T>(
     let platform = || provider.platform.to_owned();
     let started = Instant::now();
     let mut reported = started;
+    let mut refused = Refused::default();
     let mut backoff = BACKOFF.seeded(u64::from(std::process::id()));
     loop {
         let mut troubles = Vec::new();
@@ -181,7 +185,7 @@ async fn tried<T>(
             });
         }
         let waited = started.elapsed();
-        if waited >= site.patience {
+        if waited >= site.patience || refused.is_final(&troubles, Instant::now()) {
             return Err(Error::NoAnswer {
                 platform: platform(),
                 waited,
@@ -198,6 +202,21 @@ async fn tried<T>(
             );
         }
         tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+/// Since when a service has refused at each try.
+#[derive(Default)]
+struct Refused(Option<Instant>);
+
+impl Refused {
+    /// Takes down a try, and says whether another is in vain.
+    fn is_final(&mut self, troubles: &[Trouble], now: Instant) -> bool {
+        if !troubles.iter().any(Trouble::is_refusal) {
+            self.0 = None;
+            return false;
+        }
+        now - *self.0.get_or_insert(now) >= REFUSED_PATIENCE
     }
 }
 

@@ -100,6 +100,12 @@ impl Trouble {
     pub(super) fn is_final(&self) -> bool {
         matches!(self, Self::Document { .. })
     }
+
+    /// Whether a server refuses what it is asked, and not only for now (408, 425, 429).
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Status { status, .. }
+            if (400..500).contains(status) && ![408, 425, 429].contains(status))
+    }
 }
 
 fn hint(status: u16) -> &'static str {

@@ -66,6 +66,11 @@ impl Server {
         format!("http://{}", self.address)
     }
 
+    /// From now on nobody is there.
+    pub(super) fn stop(&mut self) {
+        self.task.abort();
+    }
+
     /// The requests, each with its headers and body.
     fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
@@ -210,6 +215,26 @@ async fn a_service_that_is_slow_to_come_is_asked_again() {
     let servers = vec!["http://127.0.0.1:1".to_owned(), server.url()];
     let metadata = fetch("aws", &site(servers)).await.unwrap();
     assert_eq!(metadata.source, Some(server.url()));
+}
+
+#[test]
+fn a_service_that_refuses_for_minutes_is_not_asked_for_ever() {
+    let status = |status| Trouble::Status {
+        url: String::new(),
+        status,
+    };
+    let start = Instant::now();
+    let at = |secs| start + Duration::from_secs(secs);
+    let mut refused = Refused::default();
+    assert!(!refused.is_final(&[status(403)], at(0)));
+    assert!(!refused.is_final(&[status(401)], at(179)));
+    assert!(refused.is_final(&[status(403)], at(180)));
+    // One that is not ready, or has enough of questions, is asked on.
+    for again in [503, 429] {
+        assert!(!refused.is_final(&[status(again)], at(1000)), "{again}");
+        assert!(!refused.is_final(&[status(403)], at(1001)), "{again}");
+    }
+    assert!(!refused.is_final(&[], at(2000)));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use thiserror::Error;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::drive::Drive;
 use super::http::Trouble;
@@ -60,6 +60,10 @@ const VIRTUALBOX: (&str, &str) = ("virtualbox", "dev/vboxguest");
 
 /// How long a drive may take to appear. The platform attaches it before the machine starts, or not at all.
 const DRIVE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The platforms whose service the owner of a machine may switch off, and how long it may take to come.
+const OPTIONAL: [&str; 1] = ["upcloud"];
+const OPTIONAL_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Where Ignition is told.
 #[derive(Clone, Debug)]
@@ -124,7 +128,8 @@ const TO_IGNITION: &str = "this image reads Ignition configs (JSON) only; write 
 /// asked. Returns what was found, for people.
 ///
 /// # Errors
-/// When what is there is no config, and when a file cannot be written. A service that does not answer is asked for ever.
+/// When what is there is no config, and when a file cannot be written, and when a service refuses for minutes. One that does not answer is
+/// asked for ever, unless its platform can do without.
 pub async fn provision(
     found: &Found,
     site: &Site,
@@ -137,16 +142,16 @@ pub async fn provision(
         add_lines(&target.environment, found, "metal", None)?;
         return Ok(format!("the config is from {}", config.place));
     }
-    if found.id != HYPERV && !NOT_IGNITIONS.contains(&found.id.as_str()) {
-        add_lines(&target.environment, found, &found.id, None)?;
-        return Ok("Ignition fetches the config itself".to_owned());
-    }
-    let Some(config) = fetched(found, site, network).await? else {
     let (virtualbox, device) = VIRTUALBOX;
     if found.id == virtualbox && !site.root.join(device).exists() {
         add_lines(&target.environment, found, "metal", None)?;
         return Ok(format!("there is no config: there is no /{device}"));
     }
+    if found.id != HYPERV && !NOT_IGNITIONS.contains(&found.id.as_str()) {
+        add_lines(&target.environment, found, &found.id, None)?;
+        return Ok("Ignition fetches the config itself".to_owned());
+    }
+    let Some(config) = fetched(found, site, network).await? else {
         add_lines(&target.environment, found, "metal", None)?;
         return Ok("there is no config".to_owned());
     };
@@ -232,6 +237,10 @@ async fn fetched(
     } else {
         network().map_err(Error::Network)?;
     }
+    let is_optional = OPTIONAL.contains(&found.id.as_str());
+    if is_optional {
+        site.patience = site.patience.min(OPTIONAL_PATIENCE);
+    }
     let tried = tried(provider, &site, async |place| match with_data(place) {
         Some((place, wanted)) => {
             let (from, candidates) = read::user_data(place, wanted, &site).await?;
@@ -246,6 +255,10 @@ async fn fetched(
             if (troubles.iter()).all(|trouble| matches!(trouble, Trouble::NoDrive(_))) =>
         {
             info!("platform {}: there is no drive with a config", found.id);
+            return Ok(None);
+        }
+        Err(error @ super::Error::NoAnswer { .. }) if is_optional => {
+            warn!("no config, if the metadata service is not switched off: {error}");
             return Ok(None);
         }
         Err(error) => return Err(error.into()),

@@ -246,6 +246,19 @@ async fn a_machine_without_the_drive_that_ignition_waits_for_goes_on() {
     }
 }
 
+#[tokio::test]
+async fn only_a_service_that_may_be_switched_off_may_be_silent() {
+    for (platform, is_optional) in [("upcloud", true), ("hetzner", false)] {
+        let machine = Machine::new(platform);
+        let mut server = Server::start(&[]).await;
+        server.stop();
+        let result = machine.provisioned(Some(&server)).await;
+        assert_eq!(result.is_ok(), is_optional, "{platform}: {result:?}");
+        let is_metal = machine.text("env").starts_with("PLATFORM_ID=metal\n");
+        assert_eq!(is_metal, is_optional, "{platform}");
+    }
+}
+
 #[test]
 fn platforms_of_the_bridge_have_user_data() {
     for platform in NOT_IGNITIONS {

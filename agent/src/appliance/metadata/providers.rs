@@ -53,8 +53,9 @@ pub(super) struct Token {
     pub(super) header: &'static str,
 }
 
-/// An attribute's name, its document, and the pointer into that (see `document::pick`). A name that ends in `*` takes all
-/// that is found, and numbers them. What is called IPV4 or IPV6 must be such an address, and loses its prefix length.
+/// An attribute's name, its document, and the pointer into that (see `document::pick`). A name that ends in `*` takes
+/// all that is found, and numbers them; of several rows with one name the first that gives something counts. What is
+/// called IPV4 or IPV6 must be such an address, and loses its prefix length.
 pub(super) type Value = (&'static str, &'static str, &'static str);
 
 /// Where the SSH keys are.

@@ -207,6 +207,26 @@ async fn a_service_without_tokens_is_asked_without() {
 }
 
 #[tokio::test]
+async fn alibaba_lists_its_keys_as_directories() {
+    // "View instance metadata" in Alibaba's documentation: `public-keys/` gives `0/`.
+    let documents = [
+        ("/latest/meta-data/instance-id", "i-bp13znx0m0me8cquu0mi"),
+        ("/latest/meta-data/public-keys/", "0/"),
+        ("/latest/meta-data/public-keys/0/openssh-key", KEY),
+    ];
+    let (_, keys) = variables("aliyun", &documents).await;
+    assert_eq!(keys, [KEY]);
+}
+
+#[tokio::test]
+async fn the_first_row_that_gives_something_counts() {
+    let azure = r#"{"compute":{"name":"vm2","osProfile":{"computerName":""}}}"#;
+    let documents = [("/metadata/instance?api-version=2021-02-01", azure)];
+    let (variables, _) = variables("azure", &documents).await;
+    assert_eq!(variables, ["COREOS_AZURE_HOSTNAME=vm2"]);
+}
+
+#[tokio::test]
 async fn a_service_that_is_slow_to_come_is_asked_again() {
     let mut documents = Documents::of(&AWS);
     documents.failures = 3;

@@ -4,6 +4,7 @@
 //! that configs written for CoreOS, Flatcar and Afterburn expect. [`providers`] is the table of platforms: another one is
 //! another row.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -61,12 +62,30 @@ impl Site {
         }
     }
 
-    /// The servers to ask.
+    /// The servers to ask: one whose address is good on one link only, `http://[fe80::1%]`, on each interface that has a
+    /// device.
     fn servers(&self, of_platform: &[&str]) -> Vec<String> {
-        let of_platform = || of_platform.iter().map(|server| (*server).to_owned());
-        self.servers
-            .clone()
-            .unwrap_or_else(|| of_platform().collect())
+        if let Some(servers) = &self.servers {
+            return servers.clone();
+        }
+        let on_each = |server: &&str| match server.split_once("%]") {
+            None => vec![(*server).to_owned()],
+            Some((start, end)) => (self.interfaces().iter())
+                .map(|name| format!("{start}%{name}]{end}"))
+                .collect(),
+        };
+        of_platform.iter().flat_map(on_each).collect()
+    }
+
+    /// The network interfaces that have a device, by name.
+    fn interfaces(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.root.join("sys/class/net"));
+        let mut names: Vec<_> = (entries.into_iter().flatten().flatten())
+            .filter(|entry| entry.path().join("device").exists())
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort_unstable();
+        names
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) enum Source {
 
 /// A metadata service.
 pub(super) struct Http {
-    /// Scheme and address; the first that answers counts.
+    /// Scheme and address; the first that answers counts. `%]` stands for each interface.
     pub(super) servers: &'static [&'static str],
     pub(super) token: Option<Token>,
     pub(super) headers: &'static [(&'static str, &'static str)],

@@ -274,6 +274,24 @@ async fn an_error_names_url_cause_and_time() {
     }
 }
 
+#[test]
+fn an_address_of_a_link_is_asked_on_each_interface_with_a_device() {
+    let root = tempfile::tempdir().unwrap();
+    for path in ["eth1/device", "eth0/device", "lo", "docker0"] {
+        std::fs::create_dir_all(root.path().join("sys/class/net").join(path)).unwrap();
+    }
+    let mut site = site(Vec::new());
+    site.servers = None;
+    site.root = root.path().to_owned();
+    let servers = site.servers(&["http://169.254.169.254", "http://[fe80::a9fe:a9fe%]"]);
+    let expected = [
+        "http://169.254.169.254",
+        "http://[fe80::a9fe:a9fe%eth0]",
+        "http://[fe80::a9fe:a9fe%eth1]",
+    ];
+    assert_eq!(servers, expected);
+}
+
 #[tokio::test]
 async fn a_bad_document_is_no_reason_to_wait() {
     let server = Server::start(&[("/metadata/v1.json", "{\"hostname\":")]).await;

@@ -239,8 +239,10 @@ async fn a_machine_without_the_drive_that_ignition_waits_for_goes_on() {
         let expected = format!("PLATFORM_ID=metal\nSELVAGE_PLATFORM={platform}\n");
         assert_eq!(machine.text("env"), expected);
         // A drive without user data, as KubeVirt makes it for SSH keys alone.
-        let machine = Machine::new(platform)
-            .has("dev/disk/by-label/config-2/openstack/latest/meta_data.json", "{}");
+        let machine = Machine::new(platform).has(
+            "dev/disk/by-label/config-2/openstack/latest/meta_data.json",
+            "{}",
+        );
         machine.provisioned(None).await.unwrap();
         assert_eq!(machine.text("env"), expected);
     }

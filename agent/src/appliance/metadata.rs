@@ -62,8 +62,8 @@ impl Site {
         }
     }
 
-    /// The servers to ask: one whose address is good on one link only, `http://[fe80::1%]`, on each interface that has a
-    /// device.
+    /// The servers to ask: one whose address is good on one link only, `http://[fe80::1%]`, on each interface that has
+    /// a device.
     fn servers(&self, of_platform: &[&str]) -> Vec<String> {
         if let Some(servers) = &self.servers {
             return servers.clone();

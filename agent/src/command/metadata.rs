@@ -225,7 +225,7 @@ fn write_all(
     Ok(())
 }
 
-/// Writes the name, if the file has none. One that Linux does not take is no error: it would not be better the next time.
+/// Writes the name, if the file has none. One that Linux does not take is no error: it would be none the next time.
 fn write_hostname(path: &Path, name: &str, out: &mut impl Write) -> Result<(), Error> {
     let known = std::fs::read_to_string(path).unwrap_or_default();
     if !known.trim().is_empty() {

@@ -38,8 +38,8 @@ const CREDENTIALS: [&str; 3] = [
 const LABELS: [&str; 2] = ["IGNITION", "ignition"];
 const FILES: [&str; 2] = ["ignition/config.ign", "config.ign"];
 
-/// The platforms whose user data Ignition 2.14 cannot fetch, and we can; and those where it waits without end for a drive
-/// that not every machine has (kubevirt, nutanix, powervs).
+/// The platforms whose user data Ignition 2.14 cannot fetch, and we can; and those where it waits without end for a
+/// drive that not every machine has (kubevirt, nutanix, powervs).
 const NOT_IGNITIONS: [&str; 9] = [
     "akamai",
     "hetzner",
@@ -55,7 +55,7 @@ const NOT_IGNITIONS: [&str; 9] = [
 /// The platform that hands over a config by keys and values of its own.
 const HYPERV: &str = "hyperv";
 
-/// The platform whose config Ignition asks this device for, and fails without. Debian's cloud kernel has no driver for it.
+/// The platform whose config Ignition asks this device for, and fails without. Debian's cloud kernel has no driver.
 const VIRTUALBOX: (&str, &str) = ("virtualbox", "dev/vboxguest");
 
 /// How long a drive may take to appear. The platform attaches it before the machine starts, or not at all.
@@ -128,8 +128,8 @@ const TO_IGNITION: &str = "this image reads Ignition configs (JSON) only; write 
 /// asked. Returns what was found, for people.
 ///
 /// # Errors
-/// When what is there is no config, and when a file cannot be written, and when a service refuses for minutes. One that does not answer is
-/// asked for ever, unless its platform can do without.
+/// When what is there is no config, when a file cannot be written, and when a service refuses for minutes. One that
+/// does not answer is asked for ever, unless its platform can do without.
 pub async fn provision(
     found: &Found,
     site: &Site,
@@ -258,11 +258,20 @@ async fn fetched(
             return Ok(None);
         }
         Err(error @ super::Error::NoAnswer { .. }) if is_optional => {
-            warn!("no config, if the metadata service is not switched off: {error}");
+            warn!("going on without a config, as if the metadata service is switched off: {error}");
             return Ok(None);
         }
         Err(error) => return Err(error.into()),
     };
+    chosen(found, candidates, base64)
+}
+
+/// The config among the documents of a platform.
+fn chosen(
+    found: &Found,
+    candidates: Vec<Candidate>,
+    base64: bool,
+) -> Result<Option<Candidate>, Error> {
     // What Proxmox VE itself writes for every guest with such a drive is a cloud-config: its keys and names come by
     // `selvage metadata`.
     let ignores_cloud_config = found.id == "proxmoxve";

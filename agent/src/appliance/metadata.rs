@@ -4,6 +4,7 @@
 //! that configs written for CoreOS, Flatcar and Afterburn expect. [`providers`] is the table of platforms: another one is
 //! another row.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +38,9 @@ const BACKOFF: Backoff = Backoff::constant(Duration::from_millis(200), Duration:
 /// How often to say that an answer is still awaited.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
+/// How long a service may refuse before another try is in vain: one that starts may do so for some seconds.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(180);
+
 /// Where to look, and for how long.
 #[derive(Clone, Debug)]
 pub struct Site {
@@ -58,12 +62,30 @@ impl Site {
         }
     }
 
-    /// The servers to ask.
+    /// The servers to ask: one whose address is good on one link only, `http://[fe80::1%]`, on each interface that has
+    /// a device.
     fn servers(&self, of_platform: &[&str]) -> Vec<String> {
-        let of_platform = || of_platform.iter().map(|server| (*server).to_owned());
-        self.servers
-            .clone()
-            .unwrap_or_else(|| of_platform().collect())
+        if let Some(servers) = &self.servers {
+            return servers.clone();
+        }
+        let on_each = |server: &&str| match server.split_once("%]") {
+            None => vec![(*server).to_owned()],
+            Some((start, end)) => (self.interfaces().iter())
+                .map(|name| format!("{start}%{name}]{end}"))
+                .collect(),
+        };
+        of_platform.iter().flat_map(on_each).collect()
+    }
+
+    /// The network interfaces that have a device, by name.
+    fn interfaces(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.root.join("sys/class/net"));
+        let mut names: Vec<_> = (entries.into_iter().flatten().flatten())
+            .filter(|entry| entry.path().join("device").exists())
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort_unstable();
+        names
     }
 }
 
@@ -165,6 +187,7 @@ async fn tried<T>(
     let platform = || provider.platform.to_owned();
     let started = Instant::now();
     let mut reported = started;
+    let mut refused = Refused::default();
     let mut backoff = BACKOFF.seeded(u64::from(std::process::id()));
     loop {
         let mut troubles = Vec::new();
@@ -181,7 +204,7 @@ async fn tried<T>(
             });
         }
         let waited = started.elapsed();
-        if waited >= site.patience {
+        if waited >= site.patience || refused.is_final(&troubles, Instant::now()) {
             return Err(Error::NoAnswer {
                 platform: platform(),
                 waited,
@@ -198,6 +221,21 @@ async fn tried<T>(
             );
         }
         tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+/// Since when a service has refused at each try.
+#[derive(Default)]
+struct Refused(Option<Instant>);
+
+impl Refused {
+    /// Takes down a try, and says whether another is in vain.
+    fn is_final(&mut self, troubles: &[Trouble], now: Instant) -> bool {
+        if !troubles.iter().any(Trouble::is_refusal) {
+            self.0 = None;
+            return false;
+        }
+        now - *self.0.get_or_insert(now) >= REFUSED_PATIENCE
     }
 }
 

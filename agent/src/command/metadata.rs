@@ -117,9 +117,6 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The platform's name for this machine is none.
-    #[error("the platform calls this machine {0:?}, which is no host name")]
-    Hostname(String),
     /// The kernel does not take the name.
     #[error("failed to set the host name (as root?)")]
     SetHostname(#[source] io::Error),
@@ -219,18 +216,31 @@ fn write_all(
         writeln!(out, "{}: {} keys", path.display(), keys.len())?;
     }
     if let (Some(path), Some(name)) = (&flags.hostname, metadata.common("HOSTNAME")) {
-        let path = root.join(path.strip_prefix("/").unwrap_or(path));
-        let known = std::fs::read_to_string(&path).unwrap_or_default();
-        if known.trim().is_empty() {
-            if !is_hostname(name) {
-                return Err(Error::Hostname(name.to_owned()));
-            }
-            replace(&path, &format!("{name}\n"))?;
-            writeln!(out, "{}: {name}", path.display())?;
-            if path == Path::new("/etc/hostname") {
-                sethostname(name).map_err(|error| Error::SetHostname(error.into()))?;
-            }
-        }
+        write_hostname(
+            &root.join(path.strip_prefix("/").unwrap_or(path)),
+            name,
+            out,
+        )?;
+    }
+    Ok(())
+}
+
+/// Writes the name, if the file has none. One that Linux does not take is no error: it would be none the next time.
+fn write_hostname(path: &Path, name: &str, out: &mut impl Write) -> Result<(), Error> {
+    let known = std::fs::read_to_string(path).unwrap_or_default();
+    if !known.trim().is_empty() {
+        return Ok(());
+    }
+    if !is_hostname(name) {
+        warn!(
+            "the platform calls this machine {name:?}, which is no host name; give it one by /etc/hostname"
+        );
+        return Ok(());
+    }
+    replace(path, &format!("{name}\n"))?;
+    writeln!(out, "{}: {name}", path.display())?;
+    if path == Path::new("/etc/hostname") {
+        sethostname(name).map_err(|error| Error::SetHostname(error.into()))?;
     }
     Ok(())
 }
@@ -361,6 +371,23 @@ mod tests {
             (&"a".repeat(65), false),
         ] {
             assert_eq!(is_hostname(name), good, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_left_alone_and_no_error() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("etc/hostname");
+        let mut out = Vec::new();
+        // As a scale set of Azure's calls its first machine.
+        for name in ["agents_0", &"a".repeat(65)] {
+            write_hostname(&path, name, &mut out).unwrap();
+            assert!(!path.exists(), "{name}");
+        }
+        for name in ["agents000000", "other"] {
+            write_hostname(&path, name, &mut out).unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(text, "agents000000\n", "{name}");
         }
     }
 

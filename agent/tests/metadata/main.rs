@@ -86,8 +86,12 @@ fn answer(mut stream: TcpStream) {
         name.eq_ignore_ascii_case("x-aws-ec2-metadata-token") && value == TOKEN
     });
     let path = head.split(' ').nth(1).unwrap();
+    // Hetzner's service knows no tokens.
+    let of_hetzner = path.strip_prefix("/hetzner/v1/metadata/");
+    let shown = shown || of_hetzner.is_some();
     let document = path
         .strip_prefix("/2021-01-03/meta-data/")
+        .or(of_hetzner)
         .and_then(|name| DOCUMENTS.iter().find(|(known, _)| *known == name));
     let (status, body) = match document {
         _ if head.starts_with("PUT /latest/api/token ") => (200, TOKEN),
@@ -158,6 +162,37 @@ fn an_instance_with_ipv6_alone_is_served_too() {
             variables["COREOS_EC2_HOSTNAME"],
             "ip-10-251-50-12.ec2.internal"
         );
+    });
+}
+
+/// A device for the interface, which `/sys` shows for the namespace that it was mounted in.
+const WITH_DEVICE: &str = r#"
+mount -t tmpfs tmpfs /sys/class/net && mkdir -p /sys/class/net/uplink/device
+exec "$1" metadata show --provider=hetzner
+"#;
+
+#[test]
+fn a_machine_of_hetzners_without_ipv4_asks_on_its_link() {
+    in_namespace(&[], || {
+        ip("link add uplink type veth peer name switch");
+        ip("link set uplink up");
+        ip("link set switch up");
+        ip("address add fe80::a9fe:a9fe/64 dev uplink nodad");
+        serve("fe80::a9fe:a9fe%uplink");
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", WITH_DEVICE, "sh"])
+            .arg(env!("CARGO_BIN_EXE_selvage"))
+            .output()
+            .expect("unshare");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{stdout}{stderr}");
+        for line in [
+            "source: http://[fe80::a9fe:a9fe%uplink]",
+            "COREOS_HETZNER_HOSTNAME=ip-10-251-50-12.ec2.internal",
+        ] {
+            assert!(stdout.lines().any(|is| is == line), "{line:?}: {stdout}");
+        }
     });
 }
 

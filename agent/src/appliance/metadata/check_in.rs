@@ -3,6 +3,7 @@
 
 use hyper::Method;
 use hyper::body::Bytes;
+use tokio::time::Instant;
 
 use super::http::{Call, Trouble};
 use super::{Error, Metadata, Site, fetch};
@@ -17,7 +18,8 @@ const WIRE_HEADERS: [(&str, &str); 2] = [
     ("x-ms-version", "2012-11-30"),
 ];
 
-const SCALEWAY: &str = "http://169.254.42.42";
+/// The first that answers counts.
+const SCALEWAY: [&str; 2] = ["http://169.254.42.42", "http://[fd00:42::42]"];
 
 /// Tells it once. Returns what was told to whom, or `None` where nobody waits.
 ///
@@ -25,20 +27,36 @@ const SCALEWAY: &str = "http://169.254.42.42";
 /// When the platform cannot be told. Whoever calls tries again.
 pub async fn check_in(platform: &str, site: &Site) -> Result<Option<String>, Error> {
     let platform = platform::id_of(platform);
-    let server = |usual: &str| {
-        let own = site.servers.as_ref().and_then(|servers| servers.first());
-        own.map_or_else(|| usual.to_owned(), Clone::clone)
-    };
+    let started = Instant::now();
     let told = match platform {
-        "azure" | "azurestack" => azure(&server(WIRE_SERVER)).await,
-        "packet" => packet(&fetch(platform, site).await?).await,
-        "scaleway" => scaleway(&server(SCALEWAY)).await,
+        "azure" | "azurestack" => first(site.servers(&[WIRE_SERVER]), azure).await,
+        "packet" => {
+            let metadata = fetch(platform, site).await?;
+            packet(&metadata).await.map_err(|trouble| vec![trouble])
+        }
+        "scaleway" => first(site.servers(&SCALEWAY), scaleway).await,
         _ => return Ok(None),
     };
-    told.map(Some).map_err(|trouble| Error::Answer {
+    told.map(Some).map_err(|troubles| Error::NoAnswer {
         platform: platform.to_owned(),
-        trouble,
+        waited: started.elapsed(),
+        troubles,
     })
+}
+
+/// Tells the first server that can be told.
+async fn first(
+    servers: Vec<String>,
+    tell: impl AsyncFn(&str) -> Result<String, Trouble>,
+) -> Result<String, Vec<Trouble>> {
+    let mut troubles = Vec::new();
+    for server in servers {
+        match tell(&server).await {
+            Ok(told) => return Ok(told),
+            Err(trouble) => troubles.push(trouble),
+        }
+    }
+    Err(troubles)
 }
 
 async fn tell(

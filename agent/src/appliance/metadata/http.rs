@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,6 +100,12 @@ impl Trouble {
     pub(super) fn is_final(&self) -> bool {
         matches!(self, Self::Document { .. })
     }
+
+    /// Whether a server refuses what it is asked, and not only for now (408, 425, 429).
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Status { status, .. }
+            if (400..500).contains(status) && ![408, 425, 429].contains(status))
+    }
 }
 
 fn hint(status: u16) -> &'static str {
@@ -146,7 +152,7 @@ impl Call<'_> {
         let mut request = Request::builder()
             .method(&self.method)
             .uri(path)
-            .header(HOST, authority.as_str())
+            .header(HOST, without_zone(authority.as_str()))
             .header(USER_AGENT, concat!("selvage/", env!("CARGO_PKG_VERSION")));
         for (name, value) in self.headers {
             request = request.header(*name, *value);
@@ -173,7 +179,7 @@ impl Call<'_> {
         let host = host.trim_matches(['[', ']']);
         let connecting = async {
             match host.parse() {
-                Ok(IpAddr::V4(address)) if self.privileged => privileged(address, port).await,
+                Ok(address) if self.privileged => privileged(address, port).await,
                 _ => TcpStream::connect((host, port)).await,
             }
         };
@@ -199,14 +205,26 @@ impl Call<'_> {
     }
 }
 
+/// The host of a request: an interface says something to this machine only (RFC 6874).
+fn without_zone(authority: &str) -> String {
+    let zone = authority.split_once('%').and_then(|(address, rest)| {
+        let (_, end) = rest.split_once(']')?;
+        Some(format!("{address}]{end}"))
+    });
+    zone.unwrap_or_else(|| authority.to_owned())
+}
+
 /// Connects from the first free port that only root may use.
-async fn privileged(address: Ipv4Addr, port: u16) -> io::Result<TcpStream> {
+async fn privileged(address: IpAddr, port: u16) -> io::Result<TcpStream> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for own in PRIVILEGED_PORTS.rev() {
-        let socket = TcpSocket::new_v4()?;
+        let (socket, any) = match address {
+            IpAddr::V4(_) => (TcpSocket::new_v4()?, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+            IpAddr::V6(_) => (TcpSocket::new_v6()?, IpAddr::from(Ipv6Addr::UNSPECIFIED)),
+        };
         // An earlier connection from this port may still linger.
         socket.set_reuseaddr(true)?;
-        let tried = match socket.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, own))) {
+        let tried = match socket.bind(SocketAddr::from((any, own))) {
             Ok(()) => socket.connect(SocketAddr::from((address, port))).await,
             Err(error) => Err(error),
         };
@@ -293,5 +311,55 @@ impl<'a> Session<'a> {
         };
         self.documents.insert(path.to_owned(), document.clone());
         Ok(document)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn both_families_are_asked_from_a_port_of_roots() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = match TcpListener::bind(any).await {
+                Ok(listener) => listener,
+                Err(error) => {
+                    eprintln!("skipped {any}: {error}");
+                    continue;
+                }
+            };
+            let server = listener.local_addr().unwrap();
+            match privileged(server.ip(), server.port()).await {
+                Ok(stream) => {
+                    let own = stream.local_addr().unwrap();
+                    assert!(PRIVILEGED_PORTS.contains(&own.port()), "{own}");
+                    let (mut accepted, from) = listener.accept().await.unwrap();
+                    assert_eq!(from, own);
+                    drop(stream);
+                    assert_eq!(accepted.read(&mut [0]).await.unwrap(), 0);
+                }
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    eprintln!("skipped {any}: such a port needs root");
+                }
+                Err(error) => panic!("{any}: {error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_does_not_hear_of_this_machines_interfaces() {
+        for (authority, expected) in [
+            ("[fe80::a9fe:a9fe%eth0]", "[fe80::a9fe:a9fe]"),
+            ("[fe80::1%enp1s0]:8080", "[fe80::1]:8080"),
+            ("[fd00:ec2::254]", "[fd00:ec2::254]"),
+            ("169.254.169.254:80", "169.254.169.254:80"),
+        ] {
+            assert_eq!(without_zone(authority), expected);
+            let url: Uri = format!("http://{authority}/x").parse().unwrap();
+            assert_eq!(url.authority().unwrap().as_str(), authority);
+        }
     }
 }

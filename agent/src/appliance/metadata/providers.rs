@@ -36,7 +36,7 @@ pub(super) enum Source {
 
 /// A metadata service.
 pub(super) struct Http {
-    /// Scheme and address; the first that answers counts.
+    /// Scheme and address; the first that answers counts. `%]` stands for each interface.
     pub(super) servers: &'static [&'static str],
     pub(super) token: Option<Token>,
     pub(super) headers: &'static [(&'static str, &'static str)],
@@ -53,8 +53,9 @@ pub(super) struct Token {
     pub(super) header: &'static str,
 }
 
-/// An attribute's name, its document, and the pointer into that (see `document::pick`). A name that ends in `*` takes all
-/// that is found, and numbers them. What is called IPV4 or IPV6 must be such an address, and loses its prefix length.
+/// An attribute's name, its document, and the pointer into that (see `document::pick`). A name that ends in `*` takes
+/// all that is found, and numbers them; of several rows with one name the first that gives something counts. What is
+/// called IPV4 or IPV6 must be such an address, and loses its prefix length.
 pub(super) type Value = (&'static str, &'static str, &'static str);
 
 /// Where the SSH keys are.
@@ -115,7 +116,10 @@ const fn config_drive(values: &'static [Value]) -> Place {
         from: Source::Drive(CONFIG_DRIVE),
         values,
         keys: Keys::At(OPENSTACK_DRIVE, "/public_keys/*"),
-        user_data: None,
+        user_data: Some(UserData {
+            documents: &["openstack/latest/user_data"],
+            base64: false,
+        }),
     }
 }
 

@@ -99,6 +99,8 @@ impl Opened<'_> {
                 for list in self.texts(path, "").await? {
                     for line in list.lines() {
                         let (number, _) = line.split_once('=').unwrap_or((line, ""));
+                        // Alibaba lists directories: `0/`.
+                        let number = number.trim_end_matches('/');
                         let path = format!("{path}{number}/openssh-key");
                         texts.extend(self.texts(&path, "").await?);
                     }
@@ -196,7 +198,10 @@ pub(super) async fn all(place: &Place, site: &Site) -> Result<(String, Contents)
     let look = async |opened: &mut Opened<'_>| {
         let mut attributes = Vec::new();
         for value in place.values {
-            attributes.extend(opened.value(*value).await?);
+            let (name, ..) = *value;
+            if !attributes.iter().any(|(known, _)| known == name) {
+                attributes.extend(opened.value(*value).await?);
+            }
         }
         if attributes.is_empty() {
             // Another service than that of the platform, or one that is not ready.

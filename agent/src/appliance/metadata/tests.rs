@@ -66,6 +66,11 @@ impl Server {
         format!("http://{}", self.address)
     }
 
+    /// From now on nobody is there.
+    pub(super) fn stop(&mut self) {
+        self.task.abort();
+    }
+
     /// The requests, each with its headers and body.
     fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
@@ -202,6 +207,26 @@ async fn a_service_without_tokens_is_asked_without() {
 }
 
 #[tokio::test]
+async fn alibaba_lists_its_keys_as_directories() {
+    // "View instance metadata" in Alibaba's documentation: `public-keys/` gives `0/`.
+    let documents = [
+        ("/latest/meta-data/instance-id", "i-bp13znx0m0me8cquu0mi"),
+        ("/latest/meta-data/public-keys/", "0/"),
+        ("/latest/meta-data/public-keys/0/openssh-key", KEY),
+    ];
+    let (_, keys) = variables("aliyun", &documents).await;
+    assert_eq!(keys, [KEY]);
+}
+
+#[tokio::test]
+async fn the_first_row_that_gives_something_counts() {
+    let azure = r#"{"compute":{"name":"vm2","osProfile":{"computerName":""}}}"#;
+    let documents = [("/metadata/instance?api-version=2021-02-01", azure)];
+    let (variables, _) = variables("azure", &documents).await;
+    assert_eq!(variables, ["COREOS_AZURE_HOSTNAME=vm2"]);
+}
+
+#[tokio::test]
 async fn a_service_that_is_slow_to_come_is_asked_again() {
     let mut documents = Documents::of(&AWS);
     documents.failures = 3;
@@ -210,6 +235,26 @@ async fn a_service_that_is_slow_to_come_is_asked_again() {
     let servers = vec!["http://127.0.0.1:1".to_owned(), server.url()];
     let metadata = fetch("aws", &site(servers)).await.unwrap();
     assert_eq!(metadata.source, Some(server.url()));
+}
+
+#[test]
+fn a_service_that_refuses_for_minutes_is_not_asked_for_ever() {
+    let status = |status| Trouble::Status {
+        url: String::new(),
+        status,
+    };
+    let start = Instant::now();
+    let at = |secs| start + Duration::from_secs(secs);
+    let mut refused = Refused::default();
+    assert!(!refused.is_final(&[status(403)], at(0)));
+    assert!(!refused.is_final(&[status(401)], at(179)));
+    assert!(refused.is_final(&[status(403)], at(180)));
+    // One that is not ready, or has enough of questions, is asked on.
+    for again in [503, 429] {
+        assert!(!refused.is_final(&[status(again)], at(1000)), "{again}");
+        assert!(!refused.is_final(&[status(403)], at(1001)), "{again}");
+    }
+    assert!(!refused.is_final(&[], at(2000)));
 }
 
 #[tokio::test]
@@ -227,6 +272,24 @@ async fn an_error_names_url_cause_and_time() {
     ] {
         assert!(error.contains(part), "{part:?} is not in {error}");
     }
+}
+
+#[test]
+fn an_address_of_a_link_is_asked_on_each_interface_with_a_device() {
+    let root = tempfile::tempdir().unwrap();
+    for path in ["eth1/device", "eth0/device", "lo", "docker0"] {
+        std::fs::create_dir_all(root.path().join("sys/class/net").join(path)).unwrap();
+    }
+    let mut site = site(Vec::new());
+    site.servers = None;
+    site.root = root.path().to_owned();
+    let servers = site.servers(&["http://169.254.169.254", "http://[fe80::a9fe:a9fe%]"]);
+    let expected = [
+        "http://169.254.169.254",
+        "http://[fe80::a9fe:a9fe%eth0]",
+        "http://[fe80::a9fe:a9fe%eth1]",
+    ];
+    assert_eq!(servers, expected);
 }
 
 #[tokio::test]
@@ -317,7 +380,8 @@ async fn azure_and_scaleway_are_told_that_the_machine_is_up() {
         ("/state", ""),
     ])
     .await;
-    let site = site(vec![server.url()]);
+    // Nobody is at the first address, as on a machine without IPv4.
+    let site = site(vec!["http://127.0.0.1:1".to_owned(), server.url()]);
     let told = check_in::check_in("azure", &site).await.unwrap().unwrap();
     assert!(told.starts_with("ready, to "), "{told}");
     check_in::check_in("scaleway", &site)

@@ -13,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use thiserror::Error;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::drive::Drive;
 use super::http::Trouble;
@@ -38,11 +38,15 @@ const CREDENTIALS: [&str; 3] = [
 const LABELS: [&str; 2] = ["IGNITION", "ignition"];
 const FILES: [&str; 2] = ["ignition/config.ign", "config.ign"];
 
-/// The platforms whose user data Ignition 2.14 cannot fetch, and we can.
-const NOT_IGNITIONS: [&str; 6] = [
+/// The platforms whose user data Ignition 2.14 cannot fetch, and we can; and those where it waits without end for a
+/// drive that not every machine has (kubevirt, nutanix, powervs).
+const NOT_IGNITIONS: [&str; 9] = [
     "akamai",
     "hetzner",
+    "kubevirt",
+    "nutanix",
     "oraclecloud",
+    "powervs",
     "proxmoxve",
     "scaleway",
     "upcloud",
@@ -51,8 +55,15 @@ const NOT_IGNITIONS: [&str; 6] = [
 /// The platform that hands over a config by keys and values of its own.
 const HYPERV: &str = "hyperv";
 
+/// The platform whose config Ignition asks this device for, and fails without. Debian's cloud kernel has no driver.
+const VIRTUALBOX: (&str, &str) = ("virtualbox", "dev/vboxguest");
+
 /// How long a drive may take to appear. The platform attaches it before the machine starts, or not at all.
 const DRIVE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The platforms whose service the owner of a machine may switch off, and how long it may take to come.
+const OPTIONAL: [&str; 1] = ["upcloud"];
+const OPTIONAL_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Where Ignition is told.
 #[derive(Clone, Debug)]
@@ -117,7 +128,8 @@ const TO_IGNITION: &str = "this image reads Ignition configs (JSON) only; write 
 /// asked. Returns what was found, for people.
 ///
 /// # Errors
-/// When what is there is no config, and when a file cannot be written. A service that does not answer is asked for ever.
+/// When what is there is no config, when a file cannot be written, and when a service refuses for minutes. One that
+/// does not answer is asked for ever, unless its platform can do without.
 pub async fn provision(
     found: &Found,
     site: &Site,
@@ -129,6 +141,11 @@ pub async fn provision(
         write(&path, &config.bytes)?;
         add_lines(&target.environment, found, "metal", None)?;
         return Ok(format!("the config is from {}", config.place));
+    }
+    let (virtualbox, device) = VIRTUALBOX;
+    if found.id == virtualbox && !site.root.join(device).exists() {
+        add_lines(&target.environment, found, "metal", None)?;
+        return Ok(format!("there is no config: there is no /{device}"));
     }
     if found.id != HYPERV && !NOT_IGNITIONS.contains(&found.id.as_str()) {
         add_lines(&target.environment, found, &found.id, None)?;
@@ -220,6 +237,10 @@ async fn fetched(
     } else {
         network().map_err(Error::Network)?;
     }
+    let is_optional = OPTIONAL.contains(&found.id.as_str());
+    if is_optional {
+        site.patience = site.patience.min(OPTIONAL_PATIENCE);
+    }
     let tried = tried(provider, &site, async |place| match with_data(place) {
         Some((place, wanted)) => {
             let (from, candidates) = read::user_data(place, wanted, &site).await?;
@@ -236,8 +257,21 @@ async fn fetched(
             info!("platform {}: there is no drive with a config", found.id);
             return Ok(None);
         }
+        Err(error @ super::Error::NoAnswer { .. }) if is_optional => {
+            warn!("going on without a config, as if the metadata service is switched off: {error}");
+            return Ok(None);
+        }
         Err(error) => return Err(error.into()),
     };
+    chosen(found, candidates, base64)
+}
+
+/// The config among the documents of a platform.
+fn chosen(
+    found: &Found,
+    candidates: Vec<Candidate>,
+    base64: bool,
+) -> Result<Option<Candidate>, Error> {
     // What Proxmox VE itself writes for every guest with such a drive is a cloud-config: its keys and names come by
     // `selvage metadata`.
     let ignores_cloud_config = found.id == "proxmoxve";

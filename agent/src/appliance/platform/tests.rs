@@ -333,6 +333,19 @@ fn units_start_where_the_platform_has_what_they_fetch() {
         let wants = ["azure", "scaleway"].contains(platform);
         assert_eq!(starts(&check_in, smbios), wants, "{platform} {smbios:?}");
     }
+    let has_label = |unit: &str, label: &str| {
+        let line = format!("ConditionPathExists=|/dev/disk/by-label/{label}");
+        unit.lines().any(|l| l == line)
+    };
+    for (label, has_name) in [
+        ("config-2", false),
+        ("CONFIG-2", false),
+        ("cidata", true),
+        ("CIDATA", true),
+    ] {
+        assert!(has_label(&keys, label), "{label}");
+        assert_eq!(has_label(&names, label), has_name, "{label}");
+    }
     for platform in ["proxmoxve", "packet"] {
         let line = format!("ConditionKernelCommandLine=|ignition.platform.id={platform}");
         assert!(keys.lines().any(|l| l == line), "{platform}");

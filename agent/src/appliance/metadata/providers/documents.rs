@@ -76,6 +76,8 @@ pub(super) const TABLE: &[Provider] = &[
                     "/network/interface/0/ipv4/ipAddress/0/publicIpAddress",
                 ),
                 ("VMSIZE", AZURE, "/compute/vmSize"),
+                // A scale set calls its machines SET_0, which is no host name.
+                ("HOSTNAME", AZURE, "/compute/osProfile/computerName"),
                 ("HOSTNAME", AZURE, "/compute/name"),
                 ("INSTANCE_ID", AZURE, "/compute/vmId"),
                 ("REGION", AZURE, "/compute/location"),

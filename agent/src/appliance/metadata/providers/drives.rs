@@ -1,15 +1,6 @@
 //! Drives that the hypervisor attaches.
 
-use super::{Keys, OPENSTACK_DRIVE, Place, Provider, config_drive, no_cloud};
-
-/// The drive of IBM's clouds.
-const IBM_DRIVE: Place = no_cloud(
-    &[
-        ("INSTANCE_ID", "meta-data", "/instance-id"),
-        ("LOCAL_HOSTNAME", "meta-data", "/local-hostname"),
-    ],
-    Keys::Nowhere,
-);
+use super::{Keys, OPENSTACK_DRIVE, Provider, config_drive, no_cloud};
 
 /// These platforms, by their ids.
 pub(super) const TABLE: &[Provider] = &[
@@ -17,7 +8,13 @@ pub(super) const TABLE: &[Provider] = &[
         platform: "ibmcloud",
         afterburn: "IBMCLOUD",
         coreos: "IBMCLOUD",
-        places: &[IBM_DRIVE],
+        places: &[no_cloud(
+            &[
+                ("INSTANCE_ID", "meta-data", "/instance-id"),
+                ("LOCAL_HOSTNAME", "meta-data", "/local-hostname"),
+            ],
+            Keys::Nowhere,
+        )],
     },
     Provider {
         platform: "kubevirt",
@@ -52,7 +49,10 @@ pub(super) const TABLE: &[Provider] = &[
         platform: "powervs",
         afterburn: "POWERVS",
         coreos: "POWERVS",
-        places: &[IBM_DRIVE],
+        places: &[config_drive(&[
+            ("INSTANCE_ID", OPENSTACK_DRIVE, "/uuid"),
+            ("LOCAL_HOSTNAME", OPENSTACK_DRIVE, "/name"),
+        ])],
     },
     Provider {
         platform: "proxmoxve",

@@ -144,7 +144,11 @@ pub(super) const TABLE: &[Provider] = &[
         afterburn: "HETZNER",
         coreos: "HETZNER",
         places: &[Place {
-            from: Source::Http(plain(USUAL)),
+            // The second is for machines without IPv4.
+            from: Source::Http(plain(&[
+                "http://169.254.169.254",
+                "http://[fe80::a9fe:a9fe%]",
+            ])),
             values: &[
                 (
                     "AVAILABILITY_ZONE",

@@ -11,7 +11,8 @@ async fn documents_of_the_platforms_become_variables() {
         {{"ip":"10.9.0.2","accessConfigs":[{{"externalIp":""}}]}}]}},"project":{{"attributes":{{}}}}}}"#
     );
     let azure = format!(
-        r#"{{"compute":{{"name":"vm1","vmSize":"Standard_A3","location":"westus","zone":"",
+        r#"{{"compute":{{"name":"set_1","osProfile":{{"computerName":"vm1"}},"vmSize":"Standard_A3",
+        "location":"westus","zone":"",
         "publicKeys":[{{"keyData":"{KEY}","path":"/home/core/.ssh/authorized_keys"}}]}},
         "network":{{"interface":[{{"ipv4":{{"ipAddress":[{{"privateIpAddress":"10.144.133.132","publicIpAddress":""}}]}},
         "ipv6":{{"ipAddress":[]}},"macAddress":"0011AAFFBB22"}}]}}}}"#

@@ -117,6 +117,18 @@ async fn ignition_fetches_what_it_can_itself() {
 }
 
 #[tokio::test]
+async fn ignition_asks_virtualbox_only_where_the_kernel_has_its_device() {
+    let machine = Machine::new("virtualbox");
+    let found = machine.provisioned(None).await.unwrap();
+    assert_eq!(found, "there is no config: there is no /dev/vboxguest");
+    let env = machine.text("env");
+    assert_eq!(env, "PLATFORM_ID=metal\nSELVAGE_PLATFORM=virtualbox\n");
+    let machine = Machine::new("virtualbox").has("dev/vboxguest", "");
+    machine.provisioned(None).await.unwrap();
+    assert!(machine.text("env").starts_with("PLATFORM_ID=virtualbox\n"));
+}
+
+#[tokio::test]
 async fn user_data_of_other_platforms_is_handed_over_as_a_file() {
     let base64 = STANDARD.encode(CONFIG) + "\n";
     for (platform, path, body) in [
@@ -209,6 +221,44 @@ async fn proxmoxs_own_cloud_config_is_no_config_and_no_error() {
         machine.provisioned(None).await.unwrap(),
         "there is no config"
     );
+}
+
+#[tokio::test]
+async fn a_machine_without_the_drive_that_ignition_waits_for_goes_on() {
+    for (platform, file) in [
+        ("kubevirt", "config-2/openstack/latest/user_data"),
+        ("kubevirt", "cidata/user-data"),
+        ("nutanix", "config-2/openstack/latest/user_data"),
+        ("powervs", "config-2/openstack/latest/user_data"),
+    ] {
+        let machine = Machine::new(platform).has(&format!("dev/disk/by-label/{file}"), CONFIG);
+        machine.provisioned(None).await.unwrap();
+        assert_eq!(machine.text("platform.ign"), CONFIG, "{platform} {file}");
+        let machine = Machine::new(platform);
+        machine.provisioned(None).await.unwrap();
+        let expected = format!("PLATFORM_ID=metal\nSELVAGE_PLATFORM={platform}\n");
+        assert_eq!(machine.text("env"), expected);
+        // A drive without user data, as KubeVirt makes it for SSH keys alone.
+        let machine = Machine::new(platform).has(
+            "dev/disk/by-label/config-2/openstack/latest/meta_data.json",
+            "{}",
+        );
+        machine.provisioned(None).await.unwrap();
+        assert_eq!(machine.text("env"), expected);
+    }
+}
+
+#[tokio::test]
+async fn only_a_service_that_may_be_switched_off_may_be_silent() {
+    for (platform, is_optional) in [("upcloud", true), ("hetzner", false)] {
+        let machine = Machine::new(platform);
+        let mut server = Server::start(&[]).await;
+        server.stop();
+        let result = machine.provisioned(Some(&server)).await;
+        assert_eq!(result.is_ok(), is_optional, "{platform}: {result:?}");
+        let is_metal = machine.text("env").starts_with("PLATFORM_ID=metal\n");
+        assert_eq!(is_metal, is_optional, "{platform}");
+    }
 }
 
 #[test]

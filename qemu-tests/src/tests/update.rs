@@ -142,7 +142,10 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions
     }
     progress.step("update to the next version");
     let machine = one(cluster)?;
+    // /usr is an overlay then, below which systemd-sysupdate does not find the disk by itself.
+    machine.ssh.run(MERGE).await?;
     update(machine, versions).await?;
+    machine.ssh.run(UNMERGE).await?;
     age_boot_loader(machine).await?;
     machine.reboot().await?;
     machine.wait_for_ssh(progress).await?;
@@ -241,6 +244,12 @@ sudo systemctl daemon-reload
 sudo systemctl start selvage-update.service || true
 sudo journalctl --no-pager --output=cat --lines=20 --unit=selvage-update.service
 "#;
+
+/// Merges a system extension that fits any version; fails unless it is merged.
+const MERGE: &str = "sudo mkdir -p /var/lib/extensions/beside/usr/lib/extension-release.d && \
+    echo ID=_any | sudo tee /var/lib/extensions/beside/usr/lib/extension-release.d/extension-release.beside && \
+    sudo systemctl restart systemd-sysext.service && grep -x beside /usr/.systemd-sysext/extensions";
+const UNMERGE: &str = "sudo rm -r /var/lib/extensions && sudo systemctl restart systemd-sysext.service && ! test -e /usr/.systemd-sysext";
 
 /// Has the agent install what it has downloaded.
 pub(super) async fn update(machine: &Machine, versions: &Versions) -> Result<()> {

@@ -8,7 +8,7 @@ use super::{Machine, Progress, Step, UpdateError, seconds};
 use crate::appliance::update::choose::too_old_for;
 use crate::appliance::update::index::Release;
 use crate::appliance::update::secure_boot;
-use crate::appliance::update::slots::partition::{Fault, faults};
+use crate::appliance::update::slots::partition::{Fault, faults, own_disk};
 use crate::appliance::update::slots::{self, SlotError};
 use crate::appliance::update::state::{Health, State};
 use crate::appliance::update::version::Version;
@@ -118,7 +118,10 @@ impl Machine {
         }
         if is_missing {
             let mut hear = |line: &str| progress(Step::Install(line));
-            self.sysupdate.update(version, &mut hear).await?;
+            let disk = own_disk(&self.root, &self.running)?;
+            self.sysupdate
+                .update(disk.as_deref(), version, &mut hear)
+                .await?;
         }
         Ok(())
     }

@@ -314,9 +314,12 @@ async fn only_signed(machine: &Machine, signed: &Extension, plain: &Extension) -
     ensure!(said.contains("debug is merged into /usr"), "{said}");
     tools_work(machine).await?;
     machine.ssh.run("sudo selvage sysext remove debug").await?;
-    if plain.version != signed.version {
-        return Ok(());
-    }
+    ensure!(
+        plain.version == signed.version,
+        "the plain image has version {}, the signed one {}: build both anew",
+        plain.version,
+        signed.version
+    );
     let add = format!(
         "sudo selvage sysext add --sha256 {} {} 2>&1",
         plain.sha256,

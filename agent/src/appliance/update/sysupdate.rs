@@ -140,7 +140,7 @@ impl Sysupdate {
 
     /// Writes the image's transfers with this disk in them; returns their directory.
     ///
-    /// `Path=auto` is the disk of `/usr`, which systemd up to 258 does not find while a system extension is merged: `/usr`
+    /// `Path=auto` is the disk of `/usr`, which systemd 257 does not find while a system extension is merged: `/usr`
     /// is an overlay then (systemd issue 24562).
     fn definitions_for(&self, disk: &Path) -> Result<&Path, SysupdateError> {
         let (from, to) = (&self.definitions, &self.for_disk);

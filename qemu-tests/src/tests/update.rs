@@ -8,6 +8,7 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::sysext::{MERGE, UNMERGE};
 use crate::{
     built::{self, Built, Key, succeed},
     cli::Common,
@@ -244,12 +245,6 @@ sudo systemctl daemon-reload
 sudo systemctl start selvage-update.service || true
 sudo journalctl --no-pager --output=cat --lines=20 --unit=selvage-update.service
 "#;
-
-/// Merges a system extension that fits any version; fails unless it is merged.
-const MERGE: &str = "sudo mkdir -p /var/lib/extensions/beside/usr/lib/extension-release.d && \
-    echo ID=_any | sudo tee /var/lib/extensions/beside/usr/lib/extension-release.d/extension-release.beside && \
-    sudo systemctl restart systemd-sysext.service && grep -x beside /usr/.systemd-sysext/extensions";
-const UNMERGE: &str = "sudo rm -r /var/lib/extensions && sudo systemctl restart systemd-sysext.service && ! test -e /usr/.systemd-sysext";
 
 /// Has the agent install what it has downloaded.
 pub(super) async fn update(machine: &Machine, versions: &Versions) -> Result<()> {

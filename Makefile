@@ -88,8 +88,10 @@ agent-tests: packages-build
 	cargo test --quiet --locked --no-run -p selvage --test netns --test overlay --message-format json >target/agent-tests.json
 
 # The reference implementation of SPDX judges the list of what the image consists of.
-target/venv/bin/pyspdxtools:
-	@python3 -m venv target/venv && target/venv/bin/pip install --quiet --disable-pip-version-check spdx-tools==0.8.3
+# Without it that one test fails, and says so; all others have a result.
+target/venv/bin/pyspdxtools: agent/tests/image_scripts/requirements.txt
+	@python3 -m venv target/venv && target/venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r $< && touch $@ || \
+	  echo "spdx-tools could not be installed: the test that wants it will fail" >&2
 
 .PHONY: test-qemu
 test-qemu: packages-build-image-qemu image-next agent-tests ## Tests that boot the image

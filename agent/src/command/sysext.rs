@@ -189,10 +189,22 @@ pub enum Error {
     NoSize(String),
     /// systemd did not take it.
     #[error(
-        "systemd-sysext did not merge {name}, so it was removed again: {why}; journalctl -u {UNIT} says more"
+        "systemd-sysext did not merge {name}, so it was removed again, and what was there before is back: {why}; journalctl -u \
+         {UNIT} says more"
     )]
     NotMerged {
         /// Which.
+        name: Name,
+        /// What is known.
+        why: String,
+    },
+    /// systemd takes none, and did not without this one.
+    #[error(
+        "systemd-sysext merges no extension, without {name} neither, so another is at fault: {why}; journalctl -u {UNIT} names \
+         it. {name} is on the disk, and merged with the others once that one is gone"
+    )]
+    NothingMerged {
+        /// Which was added.
         name: Name,
         /// What is known.
         why: String,
@@ -421,24 +433,46 @@ async fn described(
     })
 }
 
-/// Has systemd merge what is there, and sees whether `name` is. What it does not take is removed: it would be tried by
-/// each boot.
+/// Has systemd merge what is there, and sees whether `name` is. What it does not take is removed, since each boot would try
+/// it, and what was there before is put back.
 async fn merge(machine: &Machine, name: &Name, root: &Path) -> Result<(), Error> {
+    let (store, running) = (machine.sysexts(), machine.running());
     let refreshed = refresh(root).await;
-    let merged = machine.sysexts().merged();
-    if refreshed.is_ok() && merged.iter().any(|merged| *merged == name.to_string()) {
-        return Ok(());
+    let is_merged = store.merged().contains(&name.to_string());
+    if refreshed.is_ok() && is_merged {
+        return Ok(store.clear_downloads()?);
     }
-    machine.sysexts().remove_of(machine.running(), name)?;
-    let why = match refreshed {
-        Err(error) => logging::chain(&error),
-        Ok(()) => "it does not fit this image, or is not signed as this image wants it".to_owned(),
-    };
-    if let Err(error) = refresh(root).await {
-        warn!("{}", logging::chain(&error));
-    }
+    let had_former = store.take_back(running, name)?;
+    let again = refresh(root).await;
     let name = name.clone();
-    Err(Error::NotMerged { name, why })
+    let error = match (refreshed, again) {
+        // systemd merges all or none: without this one it would have merged the others.
+        (Err(_), Err(error)) => {
+            if !had_former {
+                store.give_again(running, &name)?;
+            }
+            Error::NothingMerged {
+                name,
+                why: logging::chain(&error),
+            }
+        }
+        (Err(error), Ok(())) => Error::NotMerged {
+            name,
+            why: logging::chain(&error),
+        },
+        (Ok(()), again) => {
+            if let Err(error) = again {
+                warn!("{}", logging::chain(&error));
+            }
+            let why = "it does not fit this image, or is not signed as this image wants it";
+            Error::NotMerged {
+                name,
+                why: why.to_owned(),
+            }
+        }
+    };
+    store.clear_downloads()?;
+    Err(error)
 }
 
 async fn refresh(root: &Path) -> Result<(), Error> {

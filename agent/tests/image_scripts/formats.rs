@@ -77,14 +77,14 @@ fn formats(image: &Path, into: &Path) -> BTreeMap<String, Vec<u8>> {
 
 #[test]
 fn every_format_is_the_same_bytes_each_time() {
-    if Command::new("qemu-img").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no qemu-img; `agent/host-packages qemu` installs it");
-        return;
-    }
     let directory = TempDir::new().expect("a directory");
     let built = directory.path().join("image");
     image(&built);
-    let first = formats(&built, &directory.path().join("first"));
+    // Of a version whose name begins as this one's does.
+    let first = directory.path().join("first");
+    fs::create_dir(&first).expect("a directory");
+    fs::write(first.join("selvage_1.0.1.qcow2"), "").expect("a file");
+    let first = formats(&built, &first);
     let names: Vec<_> = first.keys().map(String::as_str).collect();
     assert_eq!(
         names,

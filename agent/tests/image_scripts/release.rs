@@ -108,7 +108,7 @@ impl Site {
     }
 
     /// Stands in for a build of a version's system extension.
-    fn build_sysext(&self, version: &str, content: &str) {
+    fn build_sysext(&self, version: &str, content: &str, signed: bool) {
         let directory = self.path("work/target/sysexts");
         fs::create_dir_all(&directory).expect("a directory");
         let name = format!("selvage_{version}_debug.sysext.raw");
@@ -118,7 +118,7 @@ impl Site {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         let file = json!({"part": "sysext", "name": format!("selvage_{version}/{name}"), "size": content.len(), "sha256": hex, "unpacked_size": content.len(), "unpacked_sha256": hex});
-        let built = json!({"version": version, "files": [file]});
+        let built = json!({"version": version, "signed": signed, "files": [file]});
         fs::write(directory.join("files.json"), built.to_string()).expect("a list");
     }
 
@@ -149,7 +149,7 @@ fn published() -> Site {
 fn a_release_has_the_extensions_that_were_built_for_it() {
     let site = Site::new();
     site.build("1.0");
-    site.build_sysext("0.9", "of the version before");
+    site.build_sysext("0.9", "of the version before", false);
     let (well, said) = site.release("", &["stable"], &[]);
     assert!(
         well && said.contains("without system extensions: "),
@@ -160,7 +160,7 @@ fn a_release_has_the_extensions_that_were_built_for_it() {
         "{said}"
     );
     site.build("1.1");
-    site.build_sysext("1.1", "tools");
+    site.build_sysext("1.1", "tools", false);
     let (well, said) = site.release("", &["stable"], &[]);
     assert!(well && !said.contains("without"), "{said}");
     let index = site.index("stable");
@@ -183,6 +183,37 @@ fn a_release_has_the_extensions_that_were_built_for_it() {
         !well && said.contains("selvage_1.1_debug.sysext.raw has the SHA-256"),
         "{said}"
     );
+}
+
+#[test]
+fn a_signed_image_is_released_with_signed_extensions_alone() {
+    for (signed, expected) in [(false, 0), (true, 1)] {
+        let site = Site::new();
+        site.build("1.0");
+        let list = site.path("work/target/image/update/files.json");
+        let mut built: Value =
+            serde_json::from_slice(&fs::read(&list).expect("a list")).expect("JSON");
+        // Its bytes are those of another part; it is what the part says that counts.
+        let mut signature = built["files"][1].clone();
+        signature["part"] = "usr-verity-sig".into();
+        built["files"]
+            .as_array_mut()
+            .expect("files")
+            .push(signature);
+        fs::write(&list, built.to_string()).expect("a list");
+        site.build_sysext("1.0", "tools", signed);
+        let (well, said) = site.release("", &["stable"], &[]);
+        assert!(well, "{said}");
+        assert_eq!(
+            said.contains("are not signed, as the image is"),
+            !signed,
+            "{said}"
+        );
+        let index = site.index("stable");
+        let files = index["releases"][0]["files"].as_array().expect("files");
+        let extensions = files.iter().filter(|file| file["part"] == "sysext");
+        assert_eq!(extensions.count(), expected);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::sysext::{MERGE, UNMERGE};
 use crate::{
     built::{self, Built, Key, succeed},
     cli::Common,
@@ -142,7 +143,10 @@ async fn boots(suite: &mut Suite<'_>, cluster: &mut Cluster, versions: &Versions
     }
     progress.step("update to the next version");
     let machine = one(cluster)?;
+    // /usr is an overlay then, below which systemd-sysupdate does not find the disk by itself.
+    machine.ssh.run(MERGE).await?;
     update(machine, versions).await?;
+    machine.ssh.run(UNMERGE).await?;
     age_boot_loader(machine).await?;
     machine.reboot().await?;
     machine.wait_for_ssh(progress).await?;

@@ -17,6 +17,7 @@ use tracing::info;
 
 use crate::appliance::update::index;
 use crate::appliance::update::server::{From, Reply, Server, ServerError};
+use crate::appliance::update::staging::is_full;
 use crate::base::retry::Backoff;
 
 /// How many attempts in a row may bring nothing new.
@@ -97,6 +98,11 @@ pub enum DownloadError {
 }
 
 impl DownloadError {
+    /// Whether what came so far has filled up the disk.
+    pub(crate) fn is_full_disk(&self) -> bool {
+        matches!(self, Self::File { source, .. } if is_full(source))
+    }
+
     fn is_transient(&self) -> bool {
         match self {
             Self::Server(error) => error.is_transient(),

@@ -17,7 +17,7 @@ use crate::appliance::update::running;
 use crate::appliance::update::secure_boot::SecureBootError;
 use crate::appliance::update::server::{Server, ServerError};
 use crate::appliance::update::slots::{self, SlotError};
-use crate::appliance::update::staging::{Staging, StagingError, is_full};
+use crate::appliance::update::staging::{Staging, StagingError};
 use crate::appliance::update::state::{self, DIRECTORY, LastCheck, State, StateFile};
 use crate::appliance::update::sysext::StoreError;
 use crate::appliance::update::sysupdate::{Sysupdate, SysupdateError};
@@ -439,7 +439,7 @@ impl Machine {
 
     /// Where the disk has filled up meanwhile, not only the file that did not fit goes.
     fn give_back_space(&self, error: &DownloadError) {
-        if matches!(error, DownloadError::File { source, .. } if is_full(source))
+        if error.is_full_disk()
             && let Err(error) = self.staging.keep_only(None)
         {
             warn!("failed to remove what was downloaded: {error}");

@@ -21,6 +21,10 @@ use crate::appliance::update::version::Version;
 /// Where they are kept: `VERSION/NAME.raw`.
 pub const DIRECTORY: &str = "var/lib/selvage/sysexts";
 
+/// Where they are before they are checked, below the root: systemd-sysext looks into the directory of a version, and
+/// merges nothing at all where one file is not as it should be.
+const DOWNLOADS: &str = "var/lib/selvage/sysexts/download";
+
 /// How the names of published ones end.
 pub(super) const SUFFIX: &str = ".sysext.raw";
 
@@ -130,6 +134,37 @@ impl Store {
         self.root.join(DIRECTORY).join(version.as_str())
     }
 
+    /// The directory of those that are on their way.
+    pub(crate) fn downloads(&self) -> PathBuf {
+        self.root.join(DOWNLOADS)
+    }
+
+    /// Removes those that are on their way, and the former ones that [`Self::adopt`] has kept.
+    ///
+    /// # Errors
+    /// They cannot be removed.
+    pub(crate) fn clear_downloads(&self) -> Result<(), StoreError> {
+        let path = self.downloads();
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::File {
+                verb: "remove",
+                path,
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the file is that an extension has replaced.
+    fn former(&self, name: &Name) -> PathBuf {
+        self.downloads().join(format!("{name}.former"))
+    }
+
+    /// Where an extension is that was taken back.
+    fn taken_back(&self, name: &Name) -> PathBuf {
+        self.downloads().join(format!("{name}.new"))
+    }
+
     /// Where an extension is, or belongs.
     pub fn path(&self, version: &Version, name: &Name) -> PathBuf {
         self.directory(version).join(format!("{name}.raw"))
@@ -217,7 +252,7 @@ impl Store {
             let path = path.to_owned();
             move |source| StoreError::File { verb, path, source }
         };
-        let directory = self.directory(version);
+        let directory = self.downloads();
         fs::create_dir_all(&directory).map_err(failed("make", &directory))?;
         let unfinished = directory.join(format!("{name}.new"));
         let mut input = File::open(source).map_err(failed("read", source))?;
@@ -248,7 +283,8 @@ impl Store {
         self.adopt(&unfinished, version, name)
     }
 
-    /// Gives a checked file in the version's directory its name.
+    /// Puts a checked file to where the extension belongs. One that is there already is kept aside for
+    /// [`Self::take_back`].
     ///
     /// # Errors
     /// It cannot be renamed.
@@ -258,8 +294,49 @@ impl Store {
         version: &Version,
         name: &Name,
     ) -> Result<(), StoreError> {
+        let (path, former) = (self.path(version, name), self.former(name));
+        let directory = self.directory(version);
+        let moved = || {
+            fs::create_dir_all(&directory)?;
+            fs::create_dir_all(self.downloads())?;
+            absent_is_fine(fs::remove_file(&former))?;
+            absent_is_fine(fs::hard_link(&path, &former))?;
+            fs::rename(file, &path)?;
+            File::open(&directory)?.sync_all()?;
+            File::open(self.root.join(DIRECTORY))?.sync_all()
+        };
+        moved().map_err(|source| StoreError::File {
+            verb: "write",
+            path,
+            source,
+        })
+    }
+
+    /// Puts the former file in place of an extension that [`Self::adopt`] brought; returns whether there was one. The
+    /// extension stays aside for [`Self::give_again`].
+    ///
+    /// # Errors
+    /// A file cannot be renamed.
+    pub fn take_back(&self, version: &Version, name: &Name) -> Result<bool, StoreError> {
         let path = self.path(version, name);
-        fs::rename(file, &path).map_err(|source| StoreError::File {
+        let moved = || {
+            fs::rename(&path, self.taken_back(name))?;
+            absent_is_fine(fs::rename(self.former(name), &path))
+        };
+        moved().map_err(|source| StoreError::File {
+            verb: "rename",
+            path: path.clone(),
+            source,
+        })
+    }
+
+    /// Takes [`Self::take_back`] back.
+    ///
+    /// # Errors
+    /// The file cannot be renamed.
+    pub fn give_again(&self, version: &Version, name: &Name) -> Result<(), StoreError> {
+        let path = self.path(version, name);
+        fs::rename(self.taken_back(name), &path).map_err(|source| StoreError::File {
             verb: "write",
             path,
             source,
@@ -281,15 +358,7 @@ impl Store {
         Ok(was_here)
     }
 
-    /// Removes an extension of one version.
-    ///
-    /// # Errors
-    /// The file cannot be removed.
-    pub fn remove_of(&self, version: &Version, name: &Name) -> Result<(), StoreError> {
-        remove(&self.path(version, name))
-    }
-
-    /// Removes those of all other versions.
+    /// Removes those of all other versions, and what is on its way.
     ///
     /// # Errors
     /// A file cannot be removed.
@@ -311,6 +380,15 @@ impl Store {
     pub fn merged(&self) -> Vec<String> {
         let text = fs::read_to_string(self.root.join(MERGED)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
+    }
+}
+
+/// Whether there was something to do it to.
+fn absent_is_fine(done: io::Result<()>) -> io::Result<bool> {
+    match done {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

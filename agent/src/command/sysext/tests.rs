@@ -10,9 +10,11 @@ use crate::appliance::update::state::Health;
 use crate::command::cli::{Cli, Command};
 use crate::settings::{self, Environment, SettingsFlags, Sources};
 
-/// Does what systemd-sysext does with the extensions of version 1.0: merges those that begin with "good".
+/// Does what systemd-sysext does with the extensions of version 1.0: merges those that begin with "good", and none at all
+/// where one is "torn".
 const SYSTEMCTL: &str = "
     echo $* >>ROOT/systemctl
+    ! cat ROOT/var/lib/extensions/*.raw ROOT/var/lib/selvage/sysexts/1.0/*.raw 2>/dev/null | grep -q torn || exit 1
     mkdir -p ROOT/usr/.systemd-sysext; : >ROOT/usr/.systemd-sysext/extensions
     for file in ROOT/var/lib/selvage/sysexts/1.0/*.raw; do
         case $(cat $file) in good*) basename $file .raw >>ROOT/usr/.systemd-sysext/extensions ;; esac
@@ -161,6 +163,61 @@ async fn what_systemd_does_not_merge_is_not_kept() {
 }
 
 #[tokio::test]
+async fn what_was_there_before_is_back_if_its_successor_is_not_merged() {
+    let world = World::new().await;
+    world.say(&["add", "debug"]).await.unwrap();
+    for content in ["of another system", "torn"] {
+        let file = world.root.path().join("selvage_1.0_debug.sysext.raw");
+        fs::write(&file, content).unwrap();
+        let hash = hex(digest(&SHA256, content.as_bytes()).as_ref());
+        let add = ["add", file.to_str().unwrap(), "--sha256", &hash];
+        world
+            .fails(&add, "did not merge debug, so it was removed again")
+            .await;
+        assert_eq!(world.file("1.0/debug.raw").as_deref(), Some("good 1.0"));
+        let (status, said) = world.say(&["list"]).await.unwrap();
+        assert!(status == 0 && said.contains(" merged\n"), "{said}");
+    }
+    // Not what was there before somebody removed it.
+    world.say(&["remove", "debug"]).await.unwrap();
+    world
+        .fails(&["add", "broken"], "did not merge broken")
+        .await;
+    assert_eq!(world.file("1.0/debug.raw"), None);
+    assert_eq!(world.file("1.0/broken.raw"), None);
+}
+
+#[tokio::test]
+async fn an_extension_is_not_removed_for_the_fault_of_another() {
+    let world = World::new().await;
+    world.say(&["add", "debug"]).await.unwrap();
+    let by_hand = world.root.path().join("var/lib/extensions");
+    fs::create_dir_all(&by_hand).unwrap();
+    fs::write(by_hand.join("zfs.raw"), "torn").unwrap();
+    for (name, content) in [("debug", "good 1.0"), ("podman", "good podman")] {
+        world
+            .fails(
+                &["add", name],
+                "merges no extension, without NAME neither"
+                    .replace("NAME", name)
+                    .as_str(),
+            )
+            .await;
+        let kept = world.file(&format!("1.0/{name}.raw"));
+        assert_eq!(kept.as_deref(), Some(content));
+    }
+    fs::remove_file(by_hand.join("zfs.raw")).unwrap();
+    world.say(&["add", "debug"]).await.unwrap();
+    let (status, said) = world.say(&["list"]).await.unwrap();
+    assert_eq!(
+        (status, said.matches(" merged\n").count()),
+        (0, 2),
+        "{said}"
+    );
+    assert_eq!(world.file("download"), None, "nothing is left of it");
+}
+
+#[tokio::test]
 async fn a_file_is_believed_by_a_signature_or_a_hash() {
     let world = World::new().await;
     let name = "selvage_1.0_debug.sysext.raw";
@@ -278,6 +335,51 @@ async fn an_update_brings_the_extensions_that_the_machine_has() {
         behind.iter().map(|kept| &*kept.name).collect::<Vec<_>>(),
         ["podman"]
     );
+}
+
+#[tokio::test]
+async fn a_release_is_installed_without_the_extension_that_does_not_come() {
+    for damage in [None, Some("good 9.9")] {
+        let world = World::new().await;
+        world.say(&["add", "debug"]).await.unwrap();
+        let path = "selvage_1.1/selvage_1.1_debug.sysext.raw";
+        {
+            let mut shared = world.server.shared();
+            shared.site.remove(path);
+            let content = damage.map(|content| (path.to_owned(), content.into()));
+            shared.site.extend(content);
+        }
+        let machine = Machine::new(world.root.path(), world.settings()).unwrap();
+        let index = machine.check().await.unwrap();
+        let health = async || Health::default();
+        let release = &index.releases[0];
+        machine.apply(release, health, &mut |_| ()).await.unwrap();
+        assert!(machine.is_installed(&release.version).unwrap());
+        assert_eq!(world.file("1.1/debug.raw"), None);
+        assert_eq!(world.file("1.0/debug.raw").as_deref(), Some("good 1.0"));
+    }
+}
+
+#[tokio::test]
+async fn the_version_in_the_other_slot_keeps_its_extensions_until_it_is_overwritten() {
+    let world = World::new().await;
+    world.say(&["add", "debug"]).await.unwrap();
+    let former = world.root.path().join("var/lib/selvage/sysexts/0.9");
+    fs::create_dir_all(&former).unwrap();
+    fs::write(former.join("debug.raw"), "good 0.9").unwrap();
+    let program = world.root.path().join("usr/lib/systemd/systemd-sysupdate");
+    let good = fs::read_to_string(&program).unwrap();
+    samples::program(&program, "exit 1");
+    let machine = Machine::new(world.root.path(), world.settings()).unwrap();
+    let index = machine.check().await.unwrap();
+    for (is_written, kept) in [(false, Some("good 0.9")), (true, None)] {
+        let release = &index.releases[0];
+        let installed = machine.install(release, &mut |_| ()).await;
+        assert_eq!(installed.is_ok(), is_written, "{installed:?}");
+        assert_eq!(world.file("0.9/debug.raw").as_deref(), kept);
+        samples::program(&program, &good);
+    }
+    assert_eq!(world.file("1.1/debug.raw").as_deref(), Some("good 1.1"));
 }
 
 #[tokio::test]

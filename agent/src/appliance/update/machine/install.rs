@@ -8,7 +8,7 @@ use super::{Machine, Progress, Step, UpdateError, seconds};
 use crate::appliance::update::choose::too_old_for;
 use crate::appliance::update::index::Release;
 use crate::appliance::update::secure_boot;
-use crate::appliance::update::slots::partition::{Fault, faults};
+use crate::appliance::update::slots::partition::{Fault, faults, own_disk};
 use crate::appliance::update::slots::{self, SlotError};
 use crate::appliance::update::state::{Health, State};
 use crate::appliance::update::version::Version;
@@ -42,15 +42,33 @@ impl Machine {
         let version = &release.version;
         self.refuse(release)?;
         slots::clear_damaged(&self.root, &self.running)?;
-        self.bring_sysexts(release, progress).await?;
         if self.faults(release)?.is_empty() {
-            return Ok(());
+            self.bring_sysexts(release, progress).await;
+        } else {
+            self.fill_slot(release, progress).await?;
         }
+        // Until here, the version that was in the slot may be what the next boot starts.
+        let versions = [&self.running, version];
+        if let Err(error) = self.sysexts().keep_only(&versions) {
+            warn!("failed to remove the system extensions of earlier versions: {error}");
+        }
+        Ok(())
+    }
+
+    /// Writes what a release has into the slot, and its boot entry, which is aside.
+    async fn fill_slot(
+        &self,
+        release: &Release,
+        progress: Progress<'_>,
+    ) -> Result<(), UpdateError> {
+        let version = &release.version;
         self.download(release, progress).await?;
         let of = release.unpacked_size();
         self.staging
             .unpack(release, &mut |done| progress(Step::Unpack { done, of }))?;
         secure_boot::check(&self.root, &self.staging.uki(version))?;
+        // The release itself has its space by now, and a power cut leaves it to be installed, with its extensions.
+        self.bring_sysexts(release, progress).await;
         self.disarm_what_is_overwritten(version)?;
         self.write(version, &self.faults(release)?, progress)
             .await?;
@@ -118,7 +136,10 @@ impl Machine {
         }
         if is_missing {
             let mut hear = |line: &str| progress(Step::Install(line));
-            self.sysupdate.update(version, &mut hear).await?;
+            let disk = own_disk(&self.root, &self.running)?;
+            self.sysupdate
+                .update(disk.as_deref(), version, &mut hear)
+                .await?;
         }
         Ok(())
     }

@@ -8,8 +8,9 @@ use super::{Machine, Progress, Step, UpdateError};
 use crate::appliance::update::download::{Download, Pace};
 use crate::appliance::update::index::{File, Release};
 use crate::appliance::update::server::Server;
-use crate::appliance::update::sysext::{Name, Store};
+use crate::appliance::update::sysext::{Name, Store, StoreError};
 use crate::appliance::update::version::Version;
+use crate::base::logging::chain;
 
 impl Machine {
     /// The extensions on this disk.
@@ -30,7 +31,7 @@ impl Machine {
         progress: Progress<'_>,
     ) -> Result<(), UpdateError> {
         let store = self.sysexts();
-        let directory = store.directory(version);
+        let directory = store.downloads();
         let mut download = Download {
             server: server
                 .or(self.server.as_ref())
@@ -40,37 +41,52 @@ impl Machine {
             backoff: self.backoff.clone(),
         };
         let of = file.size;
-        download
-            .run(file, &mut |done| progress(Step::Download { done, of }))
-            .await?;
+        let mut hear = |done| progress(Step::Download { done, of });
+        if let Err(error) = download.run(file, &mut hear).await {
+            if error.is_full_disk()
+                && let Err(error) = store.clear_downloads()
+            {
+                warn!("failed to remove what was downloaded: {error}");
+            }
+            return Err(error.into());
+        }
         store.adopt(&directory.join(file.name()), version, name)?;
         Ok(())
     }
 
-    /// Brings for a release the extensions that the running version has here, and forgets those of versions before.
-    pub(super) async fn bring_sysexts(
-        &self,
-        release: &Release,
-        progress: Progress<'_>,
-    ) -> Result<(), UpdateError> {
+    /// Brings for a release the extensions that the running version has here. One that does not come is no reason to stay
+    /// without the release: `selvage update status` names it.
+    pub(super) async fn bring_sysexts(&self, release: &Release, progress: Progress<'_>) {
         let (store, version) = (self.sysexts(), &release.version);
-        let here = store.names(version)?;
-        for name in store.names(&self.running)? {
-            match release.sysexts.get(&name) {
-                _ if here.contains(&name) => {}
-                Some(file) => {
-                    self.bring_sysext(None, file, version, &name, progress)
-                        .await?;
-                }
-                None => warn!(
+        let listed = || -> Result<_, StoreError> {
+            Ok((store.names(&self.running)?, store.names(version)?))
+        };
+        let (names, here) = match listed() {
+            Ok(listed) => listed,
+            Err(error) => {
+                warn!(
+                    "the update goes on without system extensions: {}",
+                    chain(&error)
+                );
+                return;
+            }
+        };
+        for name in names.iter().filter(|name| !here.contains(name)) {
+            let Some(file) = release.sysexts.get(name) else {
+                warn!(
                     "version {version} comes without the system extension {name}, which this machine has: it is not there \
                      after the update"
-                ),
+                );
+                continue;
+            };
+            let brought = self.bring_sysext(None, file, version, name, progress);
+            if let Err(error) = brought.await {
+                warn!(
+                    "the update to {version} goes on without the system extension {name}: {}; after it, selvage sysext add \
+                     {name} brings it",
+                    chain(&error)
+                );
             }
         }
-        if let Err(error) = store.keep_only(&[&self.running, version]) {
-            warn!("failed to remove the system extensions of earlier versions: {error}");
-        }
-        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! What is in the partitions and the boot entry of a version, compared with what its index says.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -122,6 +123,22 @@ fn find(
     Ok(found
         .filter(|found| own.is_none_or(|own| gpt::disk(&own) == gpt::disk(found)))
         .and_then(|found| Some(root.join("dev").join(found.file_name()?))))
+}
+
+/// The device of the disk that the running version is on; `None` where that is no disk of its own.
+///
+/// # Errors
+/// Several partitions have the label of the running version.
+pub(in crate::appliance::update) fn own_disk(
+    root: &Path,
+    running: &Version,
+) -> Result<Option<PathBuf>, SlotError> {
+    let own = one(root, &format!("selvage_{running}"))?;
+    let disk = own.and_then(|own| Some(gpt::disk(&own)?.file_name()?.to_owned()));
+    let is_there = |name: &OsString| root.join("sys/class/block").join(name).exists();
+    Ok(disk
+        .filter(is_there)
+        .map(|name| root.join("dev").join(name)))
 }
 
 /// The only partition with a label: its directory in `/sys`.

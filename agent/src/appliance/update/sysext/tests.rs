@@ -101,6 +101,8 @@ fn another_file_than_expected_is_not_kept() {
         "{error}"
     );
     assert_eq!(store.list().unwrap(), []);
+    // systemd-sysext would look at whatever is there, checked or not.
+    assert!(!store.directory(&version("1.0")).exists());
     assert!(!store.path(&version("1.0"), &name("debug")).exists());
     // What is there stays if its successor is wrong.
     copy(sha256(b"content")).unwrap();

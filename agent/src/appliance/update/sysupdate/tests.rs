@@ -9,7 +9,7 @@ async fn update(text: &str) -> (Result<(), SysupdateError>, Vec<String>) {
     let version = "1.1".parse().unwrap();
     let sysupdate = Sysupdate::new(root.path());
     let result = sysupdate
-        .update(&version, &mut |line| lines.push(line.to_owned()))
+        .update(None, &version, &mut |line| lines.push(line.to_owned()))
         .await;
     (result, lines)
 }
@@ -47,7 +47,7 @@ async fn a_missing_program_is_named() {
     let root = tempfile::tempdir().unwrap();
     let version = "1.1".parse().unwrap();
     let error = Sysupdate::new(root.path())
-        .update(&version, &mut |_| ())
+        .update(None, &version, &mut |_| ())
         .await
         .unwrap_err();
     assert!(
@@ -55,5 +55,45 @@ async fn a_missing_program_is_named() {
             .to_string()
             .ends_with("usr/lib/systemd/systemd-sysupdate"),
         "{error}"
+    );
+}
+
+#[tokio::test]
+async fn the_transfers_name_the_disk_and_nothing_is_left_of_former_ones() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |path: &str| root.path().join(path);
+    for directory in ["usr/lib/systemd", "usr/lib/sysupdate.d", DEFINITIONS] {
+        fs::create_dir_all(at(directory)).unwrap();
+    }
+    samples::program(
+        &at("usr/lib/systemd/systemd-sysupdate"),
+        "cd ${1#--definitions=} && grep -H Path= *",
+    );
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../image");
+    let signed = "mkosi.profiles/signed/mkosi.extra/usr/lib/sysupdate.d";
+    for transfers in ["mkosi.extra/usr/lib/sysupdate.d", signed] {
+        for transfer in fs::read_dir(image.join(transfers)).unwrap() {
+            let transfer = transfer.unwrap();
+            let to = at("usr/lib/sysupdate.d").join(transfer.file_name());
+            fs::copy(transfer.path(), to).unwrap();
+        }
+    }
+    fs::write(at(DEFINITIONS).join("99-old.transfer"), "Path=old\n").unwrap();
+    let (mut lines, version) = (Vec::new(), "1.1".parse().unwrap());
+    Sysupdate::new(root.path())
+        .update(Some(Path::new("/dev/vdx")), &version, &mut |line| {
+            lines.push(line.to_owned());
+        })
+        .await
+        .unwrap();
+    lines.retain(|line| !line.ends_with("Path=/var/lib/selvage/update/staging"));
+    assert_eq!(
+        lines,
+        [
+            "05-usr-verity-sig.transfer:Path=/dev/vdx",
+            "10-usr-verity.transfer:Path=/dev/vdx",
+            "20-usr.transfer:Path=/dev/vdx",
+            "90-uki.transfer:Path=/EFI/Linux",
+        ]
     );
 }

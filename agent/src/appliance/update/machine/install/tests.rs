@@ -312,3 +312,23 @@ async fn a_rollback_is_recorded_before_it_is_done_and_taken_back_if_it_cannot_be
     machine.record_and(record, act).unwrap();
     assert!(seen.unwrap().rollback);
 }
+
+#[tokio::test]
+async fn systemd_sysupdate_is_told_the_disk_since_it_finds_none_below_an_extension() {
+    let world = World::new().await;
+    let at = |path: &str| world.root.path().join(path);
+    // As in a real /sys: the partitions are directories of their disk, to which the class has links.
+    fs::create_dir_all(at("sys/devices/vda")).unwrap();
+    std::os::unix::fs::symlink("../../devices/vda", at("sys/class/block/vda")).unwrap();
+    for device in ["vda2", "vda3", "vda4", "vda5"] {
+        let (link, to) = (format!("sys/class/block/{device}"), format!("vda/{device}"));
+        fs::rename(at(&link), at("sys/devices").join(&to)).unwrap();
+        std::os::unix::fs::symlink(format!("../../devices/{to}"), at(&link)).unwrap();
+    }
+    fs::create_dir_all(at("usr/lib/sysupdate.d")).unwrap();
+    fs::write(at("usr/lib/sysupdate.d/20-usr.transfer"), "Path=auto\n").unwrap();
+    world.sysupdate("cat ${1#--definitions=}/*; exit 1");
+    let error = world.install().await.unwrap_err().to_string();
+    let expected = format!(": Path={}", at("dev/vda").display());
+    assert!(error.ends_with(&expected), "{error}");
+}

@@ -69,6 +69,7 @@ const GROUPS: &[Names] = &[
     broken_ignition::CASES,
     initrd_network::CASES,
     configs::CASES,
+    configs::EXTENDED,
     platforms::CASES,
     update::CASES,
     update::bad::CASES,

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
-    CASES, Config, access, look_at, refused,
+    CASES, Config, EXTENDED, access, look_at, refused,
     table::{self, Kind},
     told,
 };
@@ -34,7 +34,9 @@ pub(in crate::tests) async fn run(suite: &mut Suite<'_>, host: &Host, common: &C
     ] {
         result = result.and(machines);
     }
-    suite.close(CASES, result.as_ref().err());
+    for names in [CASES, EXTENDED] {
+        suite.close(names, result.as_ref().err());
+    }
 }
 
 /// A machine of the name with the configuration, one card, and everything that is served.

@@ -89,6 +89,43 @@ impl BootWatch {
     }
 }
 
+/// How long several boots in a row may take, some of which fail and hang: on a busy host they take longer, and still move.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    started: Instant,
+    deadline: Duration,
+    moved: Instant,
+    seen: (u64, u64),
+}
+
+/// Past its deadline a guest is waited for while it moves at least this often.
+const QUIET: Duration = Duration::from_secs(60);
+/// The wait ends after this many deadlines, whatever moves.
+const MOST: u32 = 3;
+
+impl Patience {
+    /// `deadline` is what an idle host needs at most.
+    pub(crate) fn new(now: Instant, deadline: Duration) -> Self {
+        Self {
+            started: now,
+            deadline,
+            moved: now,
+            seen: (0, 0),
+        }
+    }
+
+    /// Whether it has come to an end, the console being this long after this many disk operations.
+    pub(crate) fn is_over(&mut self, now: Instant, console: u64, disk_operations: u64) -> bool {
+        let seen = (console, disk_operations);
+        if seen != self.seen {
+            (self.seen, self.moved) = (seen, now);
+        }
+        let waited = now.duration_since(self.started);
+        let still = now.duration_since(self.moved);
+        waited > self.deadline && (still > QUIET || waited > self.deadline * MOST)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,5 +194,24 @@ mod tests {
             _ => (format!("{FAULT}Rebooting in 10 seconds..\n"), second.min(9)),
         });
         assert!(second > STALL.as_secs(), "{second}: {reason}");
+    }
+
+    /// The second in which it is over, of a guest whose disk is used until `still`.
+    fn over(still: u64) -> u64 {
+        let start = Instant::now();
+        let mut patience = Patience::new(start, Duration::from_secs(300));
+        (0..)
+            .find(|second| {
+                patience.is_over(start + Duration::from_secs(*second), 0, 1 + still.min(*second))
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn a_slow_host_gets_more_time_than_a_dead_guest() {
+        assert_eq!(over(0), 301, "hangs");
+        assert_eq!(over(290), 290 + QUIET.as_secs() + 1, "moved until the deadline");
+        assert_eq!(over(500), 500 + QUIET.as_secs() + 1, "moved after it");
+        assert_eq!(over(u64::MAX), 901, "never ends to move");
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     accel::Accelerator,
-    boot_watch::{BootWatch, Sight},
+    boot_watch::{BootWatch, Patience, Sight},
     child::Child,
     console::{Console, rules},
     progress::{Progress, clip},
@@ -243,14 +243,15 @@ impl Machine {
     /// console says ends the wait.
     ///
     /// # Errors
-    /// When QEMU ends, or `deadline` has passed; says what the last boot answered.
+    /// When QEMU ends, or `deadline` has passed and the machine moves no more; says what the last boot answered.
     pub(crate) async fn wait_through_failures(
         &mut self,
         probe: &str,
         expected: &str,
         deadline: Duration,
     ) -> Result<()> {
-        let started = Instant::now();
+        let mut patience = Patience::new(Instant::now(), deadline);
+        let mut disk_operations = 0;
         let mut last = "no boot takes commands".to_owned();
         loop {
             ensure!(
@@ -266,9 +267,12 @@ impl Machine {
                     Err(error) => format!("{error:#}"),
                 };
             }
+            disk_operations = qmp::disk_operations(&self.spec.qmp)
+                .await
+                .unwrap_or(disk_operations);
             ensure!(
-                started.elapsed() < deadline,
-                "{}: no boot with {expected} within {} s; last: {last}",
+                !patience.is_over(Instant::now(), self.console.len(), disk_operations),
+                "{}: no boot with {expected} after {} s and more; last: {last}",
                 self.name(),
                 deadline.as_secs()
             );

@@ -47,7 +47,7 @@ pub(super) async fn apply(guest: Guest<'_>, site: &mut Site, running: &str) -> R
         "what was downloaded was asked for again"
     );
     // Its last step, with all else done: the UKI is being written, still hidden.
-    kill_when(guest, "ls -A /efi/EFI/Linux | grep -F .#").await?;
+    kill_when(guest, "set -- /efi/EFI/Linux/.#*; [ -e \"$1\" ]").await?;
     let bootable = guest.entries().await?;
     let bootable: Vec<_> = bootable
         .iter()
@@ -73,16 +73,16 @@ pub(super) async fn apply(guest: Guest<'_>, site: &mut Site, running: &str) -> R
     remove(guest, running).await
 }
 
-/// Starts an update in a unit of its own, and kills all of that as soon as `condition` holds. Looks without a pause, and
-/// seldom at the unit: some of these moments are short.
+/// Starts an update in a unit of its own, and kills all of that as soon as `condition` holds. Looks without a pause, and at
+/// the unit from a second shell: some of these moments are shorter than the start of a program takes.
 async fn kill_when(guest: Guest<'_>, condition: &str) -> Result<()> {
     let said = guest
         .try_root(&format!(
-            "systemd-run --quiet --unit=killed selvage update apply; \
-             n=0; until {condition}; do n=$((n + 1)); [ $((n % 20)) = 0 ] || continue; \
-             systemctl is-active --quiet killed || {{ journalctl -q -o cat -u killed | tail -n 5; exit 9; }}; done; \
-             systemctl kill --signal=KILL killed; \
-             while systemctl is-active --quiet killed; do sleep 0.05; done; \
+            "rm -f /run/killed.ended; systemd-run --quiet --unit=killed selvage update apply; \
+             {{ while systemctl is-active --quiet killed; do sleep 0.2; done; : >/run/killed.ended; }} & \
+             until {condition}; do \
+             [ ! -e /run/killed.ended ] || {{ journalctl -q -o cat -u killed | tail -n 5; exit 9; }}; done; \
+             systemctl kill --signal=KILL killed; wait; \
              systemctl reset-failed killed"
         ))
         .await?;

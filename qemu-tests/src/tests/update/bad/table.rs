@@ -105,13 +105,14 @@ pub(super) const ALONE: &[Bad] = &[
     },
     Bad {
         name: "bad_version::kernel_that_hangs",
-        // Once the watchdog runs and the boot is counted.
+        // Once the watchdog runs and the boot is counted: a name is seen before it is on the disk.
         fault: Some(Fault {
             wanted_by: "sysinit.target",
             before: "",
             run: r#"
 until [ "$(cat /sys/class/watchdog/watchdog0/state)" = active ] &&
       grep -Eq '"boots": ?1' /var/lib/selvage/update/state.json; do sleep 1; done
+sync
 echo 0 >/proc/sys/kernel/panic
 echo c >/proc/sysrq-trigger"#,
         }),

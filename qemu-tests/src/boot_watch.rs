@@ -202,7 +202,11 @@ mod tests {
         let mut patience = Patience::new(start, Duration::from_secs(300));
         (0..)
             .find(|second| {
-                patience.is_over(start + Duration::from_secs(*second), 0, 1 + still.min(*second))
+                patience.is_over(
+                    start + Duration::from_secs(*second),
+                    0,
+                    1 + still.min(*second),
+                )
             })
             .unwrap()
     }
@@ -210,7 +214,11 @@ mod tests {
     #[test]
     fn a_slow_host_gets_more_time_than_a_dead_guest() {
         assert_eq!(over(0), 301, "hangs");
-        assert_eq!(over(290), 290 + QUIET.as_secs() + 1, "moved until the deadline");
+        assert_eq!(
+            over(290),
+            290 + QUIET.as_secs() + 1,
+            "moved until the deadline"
+        );
         assert_eq!(over(500), 500 + QUIET.as_secs() + 1, "moved after it");
         assert_eq!(over(u64::MAX), 901, "never ends to move");
     }

@@ -63,12 +63,14 @@ pub(super) struct Esp {
     pub findings: Vec<Finding>,
 }
 
-/// Looks at the file system in the file `esp`. `known` has the root hash of each UKI that was built, by its SHA-256.
+/// Looks at the file system in the file `esp`, having repaired it as each boot does before it uses it. `known` has the root
+/// hash of each UKI that was built, by its SHA-256.
 ///
 /// # Errors
 /// When a program is missing.
 pub(super) fn look(esp: &Path, known: &BTreeMap<Hash, Hash>) -> Result<Esp> {
-    let mut findings: Vec<Finding> = (complaints(&check(esp)?).into_iter())
+    check(esp, "-a")?;
+    let mut findings: Vec<Finding> = (complaints(&check(esp, "-n")?).into_iter())
         .map(|what| Finding::new(Kind::Esp, what))
         .collect();
     let mut entries = Vec::new();
@@ -92,10 +94,10 @@ pub(super) fn look(esp: &Path, known: &BTreeMap<Hash, Hash>) -> Result<Esp> {
     Ok(Esp { entries, findings })
 }
 
-fn check(esp: &Path) -> Result<String> {
+fn check(esp: &Path, how: &str) -> Result<String> {
     let output = Command::new("fsck.vfat")
         .env("PATH", search_path())
-        .arg("-n")
+        .arg(how)
         .arg(esp)
         .output()
         .context("failed to run fsck.vfat (package dosfstools)")?;
@@ -200,6 +202,8 @@ pub(super) fn chosen(entries: &[Entry]) -> Option<&Entry> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
 
     fn entry(name: &str, is_shown: bool) -> Entry {
@@ -305,6 +309,35 @@ mod tests {
         assert_eq!(
             findings,
             ["boot entry: selvage_2+3-0.efi is no UKI that was built: 0 bytes"]
+        );
+        // Names that have clusters, and tables that do not: the boot's repair takes the contents, of the boot entry too.
+        let free = |entries: std::ops::Range<u64>| {
+            let disk = std::fs::File::options().read(true).write(true).open(&esp);
+            let disk = disk.unwrap();
+            let mut boot = [0; 512];
+            disk.read_exact_at(&mut boot, 0).unwrap();
+            let (reserved, size) = (
+                u64::from(u16::from_le_bytes([boot[14], boot[15]])),
+                u64::from(u32::from_le_bytes(boot[36..40].try_into().unwrap())),
+            );
+            for table in [reserved, reserved + size] {
+                for entry in entries.clone() {
+                    disk.write_all_at(&[0; 4], table * 512 + entry * 4).unwrap();
+                }
+            }
+        };
+        // 2 to 4 are the three directories.
+        free(5..200);
+        let report = check(&esp, "-n").unwrap();
+        assert!(report.contains("Contains a free cluster"), "{report}");
+        let found = look(&esp, &known).unwrap();
+        let findings: Vec<_> = found.findings.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            findings,
+            [
+                "boot entry: selvage_1.efi is no UKI that was built: 0 bytes",
+                "boot entry: selvage_2+3-0.efi is no UKI that was built: 0 bytes"
+            ]
         );
         // Both tables of clusters, and all that lies behind them.
         std::fs::write(&esp, vec![0; 1 << 20]).unwrap();

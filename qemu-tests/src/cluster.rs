@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
 use ipnet::Ipv4Net;
+use selvage::appliance::image_file;
 
 use crate::{
     artifacts::Artifacts,
@@ -27,6 +28,9 @@ const PXE_MEMORY_MIB: u32 = 2048;
 
 /// Size of a second disk. Sparse.
 const SPARE_DISK_BYTES: u64 = 1 << 30;
+
+/// The image of a machine that has its config in there.
+const EMBEDDED_IMAGE: &str = "image.raw";
 
 /// Kernel arguments that are the machine's business. The timer check (arch/x86/kernel/apic/io_apic.c, timer_irq_works)
 /// counts ticks against a busy loop: on a busy host a software-emulated timer fails it, and the kernel may even panic.
@@ -63,6 +67,8 @@ pub(crate) struct Options {
     pub spare_disks: usize,
     /// Let firmware boot the disk.
     pub firmware: bool,
+    /// The config is in the image, by `selvage image embed`, and not given by fw_cfg.
+    pub embedded: bool,
     /// A hardware watchdog.
     pub watchdog: bool,
     /// The disk is a SATA one.
@@ -135,8 +141,11 @@ async fn prepare_one(
     fs::write(&ignition, &node.ignition)
         .with_context(|| format!("failed to write {}", ignition.display()))?;
     let disk = dir.join("disk.qcow2");
-    let image = (!options.pxe).then_some(&*host.artifacts.disk);
-    machine::create_disk(image, &disk).await?;
+    let image = match options.embedded {
+        true => &embed(&host.artifacts.disk, &ignition, dir).await?,
+        false => &host.artifacts.disk,
+    };
+    machine::create_disk((!options.pxe).then_some(image), &disk).await?;
     let spare_disks = (0..options.spare_disks)
         .map(|index| create_spare_disk(dir, index))
         .collect::<Result<_>>()?;
@@ -162,7 +171,7 @@ async fn prepare_one(
             ),
             false => boot(host, dir, options)?,
         },
-        ignition: options.cloud.is_none().then_some(ignition),
+        ignition: (options.cloud.is_none() && !options.embedded).then_some(ignition),
         console: dir.join("console.log"),
         qmp: socket("qmp"),
         ssh_port: ssh.port,
@@ -217,6 +226,21 @@ fn boot(host: &Host, dir: &Path, options: Options) -> Result<Boot> {
         append: arguments(options),
         secure_boot: options.secure_boot,
     })
+}
+
+/// A copy of the image, in `dir`, with the config in it.
+async fn embed(image: &Path, config: &Path, dir: &Path) -> Result<PathBuf> {
+    let copy = dir.join(EMBEDDED_IMAGE);
+    // What std copies has no holes.
+    let copied = tokio::process::Command::new("cp")
+        .arg("--sparse=always")
+        .args([image, &copy])
+        .status()
+        .await
+        .context("failed to run cp")?;
+    ensure!(copied.success(), "cp of {}: {copied}", image.display());
+    image_file::embed(&copy, config, &mut std::io::sink())?;
+    Ok(copy)
 }
 
 fn create_spare_disk(dir: &Path, index: usize) -> Result<PathBuf> {
@@ -317,11 +341,10 @@ impl Cluster {
             .machines
             .iter()
             .flat_map(|machine| {
-                [&machine.spec.disk]
-                    .into_iter()
-                    .chain(&machine.spec.spare_disks)
+                let image = machine.spec.disk.with_file_name(EMBEDDED_IMAGE);
+                let disks = [machine.spec.disk.clone(), image];
+                disks.into_iter().chain(machine.spec.spare_disks.clone())
             })
-            .cloned()
             .collect();
         drop(self);
         for disk in disks {

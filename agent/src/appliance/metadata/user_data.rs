@@ -24,7 +24,7 @@ use crate::appliance::platform::Found;
 use crate::base::words::harmless;
 
 /// The credential's name: `io.systemd.credential:ignition.config=…` in SMBIOS.
-const CREDENTIAL: &str = "ignition.config";
+pub(in crate::appliance) const CREDENTIAL: &str = "ignition.config";
 
 /// Where the initrd has it: from SMBIOS by systemd, and from the boot partition (`loader/credentials/` there, and the
 /// kernel's `.extra.d/`) by systemd-stub(7).

@@ -38,6 +38,7 @@ pub(super) const NAME: &str = "power-cut";
 /// How the machines of this group are started.
 pub(super) const OPTIONS: Options = Options {
     secure_boot: false,
+    embedded: false,
     watchdog: false,
     sata: false,
     tpm: false,

@@ -4,6 +4,7 @@
 //! that configs written for CoreOS, Flatcar and Afterburn expect. [`providers`] is the table of platforms: another one is
 //! another row.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,11 +26,13 @@ pub mod check_in;
 mod document;
 mod drive;
 mod environment;
+mod guestinfo;
 mod http;
 mod kvp;
 mod providers;
 mod read;
 pub mod ssh_keys;
+pub mod static_network;
 pub mod user_data;
 
 /// Pauses between tries: services that start with the machine answer within seconds, broken ones are not flooded.
@@ -48,6 +51,8 @@ pub struct Site {
     pub root: PathBuf,
     /// The servers to ask in place of the platform's, as `http://127.0.0.1:8080`; for tests.
     pub servers: Option<Vec<String>>,
+    /// What VMware's host says by its keys, in place of asking it; for tests.
+    pub guestinfo: Option<BTreeMap<String, String>>,
     /// How long to try.
     pub patience: Duration,
 }
@@ -58,6 +63,7 @@ impl Site {
         Self {
             root: PathBuf::from("/"),
             servers: None,
+            guestinfo: None,
             patience,
         }
     }

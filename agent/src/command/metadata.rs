@@ -14,7 +14,9 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use crate::appliance::metadata::user_data::{self, Target};
-use crate::appliance::metadata::{self, Metadata, Site, check_in, environment, ssh_keys};
+use crate::appliance::metadata::{
+    self, Metadata, Site, check_in, environment, ssh_keys, static_network,
+};
 use crate::appliance::platform::{Facts, Found, detect, id_of};
 use crate::base::atomic_file;
 use crate::base::logging;
@@ -87,6 +89,9 @@ pub enum MetadataCommand {
         #[arg(value_parser = clap::value_parser!(u64).range(0..=86400))]
         patience: u64,
     },
+    /// Give networkd the platform's network, where it has one; the image does so at each boot.
+    #[command(hide = true)]
+    Network,
     /// Find the config of the first boot; the initrd does so.
     #[command(hide = true)]
     UserData {
@@ -108,6 +113,9 @@ pub enum Error {
     /// The first boot has no usable config.
     #[error("no config for the first boot")]
     UserData(#[from] user_data::Error),
+    /// The platform's network is none.
+    #[error(transparent)]
+    Network(#[from] static_network::Error),
     /// A file cannot be written.
     #[error("failed to write {path} (as root?)")]
     Write {
@@ -140,6 +148,10 @@ pub async fn run(root: &Path, flags: &MetadataFlags, out: &mut impl Write) -> Re
                 directory: directory.clone(),
             };
             provision(root, &target, out).await?;
+            return Ok(0);
+        }
+        Some(MetadataCommand::Network) => {
+            network_of(&platform(root, None), &site(root, 0), out)?;
             return Ok(0);
         }
         Some(MetadataCommand::Show {
@@ -328,10 +340,21 @@ async fn provision(root: &Path, target: &Target, out: &mut impl Write) -> Result
         found.id, found.reason
     )?;
     let mut site = site(root, 0);
+    // Whatever is wrong with it, DHCP may do.
+    if let Err(error) = network_of(&found, &site, out) {
+        warn!("{}", logging::chain(&error));
+    }
     // A cloud's service may come later than the machine, and without it there is nothing to do.
     site.patience = Duration::MAX;
     let config = user_data::provision(&found, &site, target, network).await?;
     writeln!(out, "{config}")?;
+    Ok(())
+}
+
+fn network_of(found: &Found, site: &Site, out: &mut impl Write) -> Result<(), Error> {
+    if let Some(arguments) = static_network::write(&found.id, site)? {
+        writeln!(out, "platform {} gives the network: {arguments}", found.id)?;
+    }
     Ok(())
 }
 

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
@@ -139,8 +138,21 @@ fn site(servers: Vec<String>) -> Site {
     Site {
         root: PathBuf::from("/nonexistent"),
         servers: Some(servers),
+        guestinfo: Some(BTreeMap::new()),
         patience: Duration::from_secs(20),
     }
+}
+
+/// A machine whose host says this.
+pub(super) fn site_of_vmware(values: &[(&str, &str)]) -> Site {
+    let values = values.iter();
+    let mut site = site(Vec::new());
+    site.guestinfo = Some(
+        values
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+    );
+    site
 }
 
 /// What a platform's documents give: all names with `COREOS_`, in the order of the file, and the keys.

@@ -19,7 +19,7 @@ use super::drive::Drive;
 use super::http::Trouble;
 use super::providers::{Place, Source};
 use super::read::{self, Candidate};
-use super::{Site, kvp, provider, tried};
+use super::{Site, guestinfo, kvp, provider, tried};
 use crate::appliance::platform::Found;
 use crate::base::words::harmless;
 
@@ -54,6 +54,10 @@ const NOT_IGNITIONS: [&str; 9] = [
 
 /// The platform that hands over a config by keys and values of its own.
 const HYPERV: &str = "hyperv";
+
+/// The platform where Ignition looks for a config under a name of its own, and we under cloud-init's.
+const VMWARE: &str = "vmware";
+const USERDATA: &str = "userdata";
 
 /// The platform whose config Ignition asks this device for, and fails without. Debian's cloud kernel has no driver.
 const VIRTUALBOX: (&str, &str) = ("virtualbox", "dev/vboxguest");
@@ -147,7 +151,11 @@ pub async fn provision(
         add_lines(&target.environment, found, "metal", None)?;
         return Ok(format!("there is no config: there is no /{device}"));
     }
-    if found.id != HYPERV && !NOT_IGNITIONS.contains(&found.id.as_str()) {
+    let is_ours = match found.id.as_str() {
+        VMWARE => has_userdata(site),
+        id => id == HYPERV || NOT_IGNITIONS.contains(&id),
+    };
+    if !is_ours {
         add_lines(&target.environment, found, &found.id, None)?;
         return Ok("Ignition fetches the config itself".to_owned());
     }
@@ -159,6 +167,16 @@ pub async fn provision(
     write(&path, &config.bytes)?;
     add_lines(&target.environment, found, "file", Some(&path))?;
     Ok(format!("the config is from {}", config.place))
+}
+
+/// Whether VMware's host has user data, and no config where Ignition looks.
+fn has_userdata(site: &Site) -> bool {
+    let has =
+        || Ok(!guestinfo::has_ignitions(site)? && guestinfo::value(site, USERDATA)?.is_some());
+    has().unwrap_or_else(|trouble: Trouble| {
+        warn!("{trouble}");
+        false
+    })
 }
 
 /// The config that somebody gave to this machine, whatever it runs on.
@@ -230,9 +248,9 @@ async fn fetched(
         return Ok(None);
     };
     let with_data = |place: &'static Place| Some((place, place.user_data.as_ref()?));
-    let of_drives = |place: &Place| matches!(place.from, Source::Drive(_));
+    let is_local = |place: &Place| !matches!(place.from, Source::Http(_));
     let mut site = site.clone();
-    if provider.places.iter().all(of_drives) {
+    if provider.places.iter().all(is_local) {
         site.patience = site.patience.min(DRIVE_PATIENCE);
     } else {
         network().map_err(Error::Network)?;

@@ -1,6 +1,6 @@
-//! Drives that the hypervisor attaches.
+//! Drives that the hypervisor attaches, and keys and values that it hands over.
 
-use super::{Keys, OPENSTACK_DRIVE, Provider, config_drive, no_cloud};
+use super::{Keys, OPENSTACK_DRIVE, Place, Provider, Source, UserData, config_drive, no_cloud};
 
 /// These platforms, by their ids.
 pub(super) const TABLE: &[Provider] = &[
@@ -67,5 +67,24 @@ pub(super) const TABLE: &[Provider] = &[
             ],
             Keys::At("user-data", "/ssh_authorized_keys/*"),
         )],
+    },
+    Provider {
+        platform: "vmware",
+        afterburn: "VMWARE",
+        coreos: "VMWARE",
+        places: &[Place {
+            from: Source::GuestInfo,
+            values: &[
+                ("HOSTNAME", "metadata", "/local-hostname"),
+                // Older than cloud-init's, and Container Linux's.
+                ("HOSTNAME", "hostname", ""),
+                ("INSTANCE_ID", "metadata", "/instance-id"),
+            ],
+            keys: Keys::At("metadata", "/public-keys-data"),
+            user_data: Some(UserData {
+                documents: &["userdata"],
+                base64: false,
+            }),
+        }],
     },
 ];

@@ -32,6 +32,10 @@ const SPARE_DISK_BYTES: u64 = 1 << 30;
 /// The image of a machine that has its config in there.
 const EMBEDDED_IMAGE: &str = "image.raw";
 
+/// The label of a drive with a config and metadata, as OpenStack has it, and its size.
+const DRIVE_LABEL: &str = "config-2";
+const DRIVE_BYTES: &str = "8M";
+
 /// Kernel arguments that are the machine's business. The timer check (arch/x86/kernel/apic/io_apic.c, timer_irq_works)
 /// counts ticks against a busy loop: on a busy host a software-emulated timer fails it, and the kernel may even panic.
 const MACHINE_ARGUMENTS: &str = "console=ttyS0 no_timer_check";
@@ -49,6 +53,8 @@ pub(crate) struct Node {
     pub ignition: String,
     /// What it finds below `http://10.0.2.4/`: names and contents. See [`serve`].
     pub served: Vec<(String, Vec<u8>)>,
+    /// What is on a further disk, whose label is [`DRIVE_LABEL`]: names and contents. Empty: there is no such disk.
+    pub drive: Vec<(String, Vec<u8>)>,
 }
 
 /// How machines of a cluster are started.
@@ -146,9 +152,12 @@ async fn prepare_one(
         false => &host.artifacts.disk,
     };
     machine::create_disk((!options.pxe).then_some(image), &disk).await?;
-    let spare_disks = (0..options.spare_disks)
+    let mut spare_disks: Vec<PathBuf> = (0..options.spare_disks)
         .map(|index| create_spare_disk(dir, index))
         .collect::<Result<_>>()?;
+    if !node.drive.is_empty() {
+        spare_disks.push(create_drive(dir, &node.drive).await?);
+    }
     // One socket directory serves several clusters, one after the other or side by side.
     let socket = |kind: &str| {
         host.sockets
@@ -249,6 +258,23 @@ fn create_spare_disk(dir: &Path, index: usize) -> Result<PathBuf> {
         .and_then(|file| file.set_len(SPARE_DISK_BYTES))
         .with_context(|| format!("failed to create {}", path.display()))?;
     Ok(path)
+}
+
+/// A disk with a file system that has these files.
+async fn create_drive(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<PathBuf> {
+    let contents = dir.join("drive");
+    serve::write_all(&contents, files)?;
+    let disk = dir.join("drive.raw");
+    let output = tokio::process::Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-L", DRIVE_LABEL, "-d"])
+        .args([&contents, &disk])
+        .arg(DRIVE_BYTES)
+        .output()
+        .await
+        .context("failed to run mke2fs (package e2fsprogs)")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "mke2fs: {}", said.trim());
+    Ok(disk)
 }
 
 /// A short name for the sockets of the cluster in whose directory `dir` lies.

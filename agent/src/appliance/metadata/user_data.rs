@@ -19,7 +19,7 @@ use super::drive::Drive;
 use super::http::Trouble;
 use super::providers::{Place, Source};
 use super::read::{self, Candidate};
-use super::{Site, guestinfo, kvp, provider, tried};
+use super::{Site, guestinfo, kvp, provider, race};
 use crate::appliance::platform::Found;
 use crate::base::words::harmless;
 
@@ -259,7 +259,7 @@ async fn fetched(
     if is_optional {
         site.patience = site.patience.min(OPTIONAL_PATIENCE);
     }
-    let tried = tried(provider, &site, async |place| match with_data(place) {
+    let tried = race::first(provider, &site, async |place| match with_data(place) {
         Some((place, wanted)) => {
             let (from, candidates) = read::user_data(place, wanted, &site).await?;
             Ok((from, (candidates, wanted.base64)))

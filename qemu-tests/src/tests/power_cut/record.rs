@@ -347,6 +347,7 @@ pub(super) fn node(recording: &Recording, with_server: bool) -> Result<Node> {
         mac: String::new(),
         ignition: recording.ignition.clone(),
         served,
+        drive: Vec::new(),
     })
 }
 

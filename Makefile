@@ -6,6 +6,7 @@ AGENT    := $(MUSL_DIR)/target/$(TARGET)/release/selvage
 NODES    ?= 2
 NODE     ?= 1
 TIME     ?= 600
+ANCHOR   ?= 3
 CHANNEL  ?= stable
 export KEYS SEVERITY ROLL_OUT FROM NOTES
 
@@ -197,8 +198,13 @@ bench: packages-build-test agent ## Measure the agent and print a table (FLANNEL
 	  cargo bench --quiet --locked -p selvage --profile dev --bench agent
 
 .PHONY: bench-boot
-bench-boot: packages-build-image-qemu image ## Measure the boot of the image and print a table (VERITY=5 pairs with dm-verity and without)
-	@$(HARNESS) bench $(if $(VERITY),--verity $(VERITY))
+bench-boot: packages-build-image-qemu image $(if $(filter-out 0,$(ANCHOR)),anchor) ## Measure the boot of the image beside Debian's, in pairs (ANCHOR=3; VERITY=5 with dm-verity and without; HISTORY=1 NOTES= writes it down)
+	@$(HARNESS) bench --anchor $(ANCHOR) $(if $(VERITY),--verity $(VERITY)) $(if $(HISTORY),--history "$${NOTES:--}")
+
+# Debian with the image's packages, as they come: what the image's boot is compared with.
+.PHONY: anchor
+anchor: packages-image
+	@$(SUDO) image/anchor
 
 # Built with a sanitizer, for which a released compiler must be told to take unstable flags. New inputs stay out of the
 # repository, whose small corpus only gives the direction.

@@ -38,7 +38,7 @@ const DRIVE_BYTES: &str = "8M";
 
 /// Kernel arguments that are the machine's business. The timer check (arch/x86/kernel/apic/io_apic.c, timer_irq_works)
 /// counts ticks against a busy loop: on a busy host a software-emulated timer fails it, and the kernel may even panic.
-const MACHINE_ARGUMENTS: &str = "console=ttyS0 no_timer_check";
+pub(crate) const MACHINE_ARGUMENTS: &str = "console=ttyS0 no_timer_check";
 
 /// A machine to be.
 #[derive(Debug, Clone)]

@@ -75,6 +75,8 @@ pub(crate) struct Options {
     pub firmware: bool,
     /// The config is in the image, by `selvage image embed`, and not given by fw_cfg.
     pub embedded: bool,
+    /// Memory in MiB, if not as usual.
+    pub memory_mib: Option<u32>,
     /// A hardware watchdog.
     pub watchdog: bool,
     /// The disk is a SATA one.
@@ -193,9 +195,10 @@ async fn prepare_one(
             true => 1,
             false => Host::cpus(machines),
         },
-        memory_mib: match options.pxe {
-            true => PXE_MEMORY_MIB,
-            false => MEMORY_MIB,
+        memory_mib: match options.memory_mib {
+            Some(memory) => memory,
+            None if options.pxe => PXE_MEMORY_MIB,
+            None => MEMORY_MIB,
         },
         internet: options.internet,
         exit_on_reset: options.exit_on_reset,

@@ -39,6 +39,7 @@ pub(super) const NAME: &str = "power-cut";
 pub(super) const OPTIONS: Options = Options {
     secure_boot: false,
     embedded: false,
+    memory_mib: None,
     watchdog: false,
     sata: false,
     tpm: false,

@@ -69,7 +69,7 @@ check: packages-build-test ## Formatting, lints, licences, shell scripts, unit f
 	@command -v cargo-deny >/dev/null || $(call cargo-tool,cargo-deny)
 	cargo deny --log-level error check --hide-inclusion-graph bans licenses sources
 	shellcheck $(shell git grep -lI '^#!.*sh$$' -- . ':!*.rs' ':!*.md')
-	agent/verify-units units/system image/mkosi.extra/usr/lib/systemd/system
+	agent/verify-units units/system image/mkosi.extra/usr/lib/systemd/system image/sysexts.d/*.extra/usr/lib/systemd/system
 
 .PHONY: test-unit
 test-unit: packages-build-test ## Unit and property tests; need no privileges (RUNS=20)
@@ -149,13 +149,13 @@ images: packages-build-image-qemu image ## Put the image into what clouds, hyper
 	@image/formats target/image $(or $(DIR),target/images) $(FORMATS)
 
 .PHONY: sysexts
-sysexts: image ## Build the system extensions of the image: debug (tcpdump, strace, bpftool) (KEYS= NAMES=)
-	@$(SUDO) env KEYS="$(KEYS)" image/sysexts target/image target/sysexts $(NAMES)
+sysexts: image ## Build the system extensions of the image: debug, podman, with given programs kubernetes (KEYS= NAMES= KUBERNETES=)
+	@$(SUDO) env KEYS="$(KEYS)" KUBERNETES="$(KUBERNETES)" image/sysexts target/image target/sysexts $(NAMES)
 
 # Of the signed image: what it merges, and what not.
 .PHONY: sysexts-signed
 sysexts-signed: image-signed
-	@$(SUDO) env KEYS=target/keys image/sysexts target/image-signed target/sysexts-signed
+	@$(SUDO) env KEYS=target/keys image/sysexts target/image-signed target/sysexts-signed debug
 
 # From nothing each time, so it takes as long as two first builds.
 .PHONY: reproduce

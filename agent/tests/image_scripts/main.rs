@@ -92,22 +92,57 @@ fn file_system(directory: &Path) -> PathBuf {
     image
 }
 
+/// Castagnoli's CRC-32 as ext4 has it: not inverted at the end.
+fn crc32c(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+/// Has the backups say what the kernel writes there when it grows a mounted file system: a journal is to be recovered.
+fn grown_while_mounted(disk: &fs::File) {
+    // Offsets in struct ext4_super_block: s_magic, s_feature_incompat, s_checksum.
+    const MAGIC: usize = 0x38;
+    const INCOMPAT: usize = 0x60;
+    const CHECKSUM: usize = 0x3fc;
+    for block in [32768, 98304] {
+        let mut superblock = [0; 1024];
+        disk.read_exact_at(&mut superblock, block * 4096)
+            .expect("a backup");
+        assert_eq!(superblock[MAGIC..][..2], [0x53, 0xef]);
+        superblock[INCOMPAT] |= 4;
+        let checksum = crc32c(&superblock[..CHECKSUM]).to_le_bytes();
+        superblock[CHECKSUM..].copy_from_slice(&checksum);
+        disk.write_all_at(&superblock, block * 4096)
+            .expect("a backup");
+    }
+}
+
+const MEND: &str = "mkosi.images/initrd/mkosi.extra/usr/lib/selvage/mend-root";
+
 #[test]
 fn a_torn_superblock_of_the_root_is_repaired_from_its_backup() {
-    const MEND: &str = "mkosi.images/initrd/mkosi.extra/usr/lib/selvage/mend-root";
     // The superblock has the sectors 2 and 3.
-    for (name, at, damage) in [
-        ("the first sector is lost", 1024, vec![0; 512]),
-        ("the second sector is lost", 1536, vec![0; 512]),
-        ("both are", 1024, vec![0; 1024]),
-        ("a block count that is none", 1028, vec![0xff; 4]),
+    for (name, at, damage, is_grown) in [
+        ("the first sector is lost", 1024, vec![0; 512], false),
+        ("the second sector is lost", 1536, vec![0; 512], false),
+        ("both are", 1024, vec![0; 1024], false),
+        ("a block count that is none", 1028, vec![0xff; 4], false),
+        ("the second, of one that grew", 1536, vec![0; 512], true),
+        ("both, of one that grew", 1024, vec![0; 1024], true),
     ] {
         let directory = TempDir::new().expect("a directory");
         let image = file_system(directory.path());
         let disk = fs::File::options()
+            .read(true)
             .write(true)
             .open(&image)
             .expect("a disk");
+        if is_grown {
+            grown_while_mounted(&disk);
+        }
         disk.write_all_at(&damage, at).expect("damage");
         let (well, said) = script(MEND, &image);
         assert!(well && said.contains(" is repaired"), "{name}: {said}");

@@ -20,8 +20,9 @@ use crate::{
 const GROWTH_BYTES: u64 = 2 << 30;
 /// What partition and file system may leave of a disk unused: the table's copy at its end, the journal, the inodes.
 const UNUSED_PERCENT: u64 = 6;
-/// From a panic to the next kernel: ten seconds, on a host that may be busy.
-const RESTART_DEADLINE: Duration = Duration::from_secs(60);
+/// From a panic to the next kernel's first words: the kernel waits ten seconds, and a busy host much longer. One that does not
+/// restart by itself never says anything.
+const RESTART_DEADLINE: Duration = Duration::from_secs(240);
 /// Words for the journal that a crash must not take.
 const LAST_WORDS: &str = "the last words before the reset";
 

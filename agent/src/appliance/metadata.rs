@@ -24,7 +24,7 @@ pub mod check_in;
 mod document;
 mod drive;
 mod environment;
-mod guestinfo;
+pub mod guestinfo;
 mod http;
 mod kvp;
 mod providers;
@@ -41,19 +41,20 @@ pub struct Site {
     pub root: PathBuf,
     /// The servers to ask in place of the platform's, as `http://127.0.0.1:8080`; for tests.
     pub servers: Option<Vec<String>>,
-    /// What VMware's host says by its keys, in place of asking it; for tests.
-    pub guestinfo: Option<BTreeMap<String, String>>,
+    /// What VMware's host says, by its keys; empty on other platforms.
+    pub guestinfo: BTreeMap<String, String>,
     /// How long to try.
     pub patience: Duration,
 }
 
 impl Site {
-    /// This machine.
-    pub fn of_this_machine(patience: Duration) -> Self {
+    /// This machine, which runs on a platform.
+    pub fn of_this_machine(platform: &str, patience: Duration) -> Self {
+        let is_vmware = platform::id_of(platform) == guestinfo::PLATFORM;
         Self {
             root: PathBuf::from("/"),
             servers: None,
-            guestinfo: None,
+            guestinfo: is_vmware.then(guestinfo::of_host).unwrap_or_default(),
             patience,
         }
     }

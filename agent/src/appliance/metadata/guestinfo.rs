@@ -1,90 +1,155 @@
 //! VMware's guestinfo: keys and values that somebody gave to the virtual machine.
 //!
 //! A program asks for one at an I/O port at which the hypervisor listens, which needs neither privileges nor a program
-//! of VMware's; Ignition and Afterburn do the same. The names are those of cloud-init's datasource
-//! (`guestinfo.metadata`, `guestinfo.userdata`) and Afterburn's (`guestinfo.afterburn.initrd.network-kargs`).
+//! of VMware's; Ignition and Afterburn do the same. Where the machine has `monitor_control.restrict_backdoor`, the
+//! processor ends who asks by a signal. So a process of its own asks ([`print`]), which whoever wants the values starts
+//! ([`of_host`]). The names are those of cloud-init's datasource (`guestinfo.metadata`, `guestinfo.userdata`) and
+//! Afterburn's (`guestinfo.afterburn.initrd.network-kargs`).
 
-use std::io::Read;
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flate2::read::GzDecoder;
+use tracing::warn;
 
 use super::Site;
 use super::http::Trouble;
+
+/// The platform whose hosts have it.
+pub(super) const PLATFORM: &str = "vmware";
 
 /// What starts all keys.
 const START: &str = "guestinfo.";
 
 /// What cloud-init writes into a key that it has read, in place of its value: YAML without contents.
-const REDACTED: &[u8] = b"---";
+const REDACTED: &str = "---";
 
-/// The largest unpacked value, in bytes.
+/// The largest unpacked value, and all values together, in bytes; VMware's hosts take about 1 MB.
 const LARGEST: u64 = 16 << 20;
+
+/// The keys that others here look at.
+pub(super) const METADATA: &str = "metadata";
+pub(super) const HOSTNAME: &str = "hostname";
+pub(super) const USERDATA: &str = "userdata";
+pub(super) const NETWORK: &str = "afterburn.initrd.network-kargs";
 
 /// Where Ignition looks for its config by itself: a key, and a property of the OVF environment.
 const IGNITIONS: &str = "ignition.config.data";
 const OVF_ENVIRONMENT: &str = "ovfEnv";
 
+/// All keys that the host is asked for. Each may have an encoding.
+const KEYS: [&str; 6] = [
+    METADATA,
+    HOSTNAME,
+    USERDATA,
+    NETWORK,
+    IGNITIONS,
+    OVF_ENVIRONMENT,
+];
+
+/// What the host says, by whole keys; nothing, with a warning, where it cannot be asked: the machine does without, as
+/// if nobody had given it anything.
+pub(super) fn of_host() -> BTreeMap<String, String> {
+    let mut program = Command::new("/proc/self/exe");
+    program.args(["metadata", "guestinfo"]);
+    asked(program).unwrap_or_else(|error| {
+        warn!("VMware's guestinfo is not used: {error}");
+        BTreeMap::new()
+    })
+}
+
+/// What a program prints that asks as [`print`] does.
+fn asked(mut program: Command) -> io::Result<BTreeMap<String, String>> {
+    let mut child = program
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = Vec::new();
+    // The pipe is closed behind this, so that the program ends whatever it still has to say.
+    let read = match child.stdout.take() {
+        Some(output) => output.take(LARGEST + 1).read_to_end(&mut said),
+        None => Ok(0),
+    };
+    let status = child.wait()?;
+    read?;
+    if said.len() as u64 > LARGEST {
+        return Err(io::Error::other(format!(
+            "all its values are larger than {LARGEST} bytes"
+        )));
+    }
+    if status.signal() == Some(nix::libc::SIGSEGV) {
+        return Err(io::Error::other(
+            "the host does not let programs ask it; does the machine have monitor_control.restrict_backdoor?",
+        ));
+    }
+    if !status.success() {
+        let text = format!("the program that asks the host for it: {status}");
+        return Err(io::Error::other(text));
+    }
+    serde_json::from_slice(&said).map_err(io::Error::other)
+}
+
+/// Asks the host for all keys that are used here, and prints those that have a value, as one JSON object. Only for a
+/// process of its own: the processor may end it.
+///
+/// # Errors
+/// The processor is none of VMware's, the host does not answer, or printing failed.
+pub fn print(output: &mut impl Write) -> io::Result<()> {
+    let mut values = BTreeMap::new();
+    for key in KEYS {
+        for name in [format!("{START}{key}"), format!("{START}{key}.encoding")] {
+            if let Some(value) = ask(&name).map_err(io::Error::other)? {
+                values.insert(name, String::from_utf8_lossy(&value).into_owned());
+            }
+        }
+    }
+    serde_json::to_writer(&mut *output, &values)?;
+    output.flush()
+}
+
 /// A key's value, decoded as the key with `.encoding` behind its name says; `None` if it has none.
 ///
 /// # Errors
-/// The hypervisor does not answer, or the value is not encoded as its encoding says.
+/// The value is not encoded as its encoding says.
 pub(super) fn decoded(site: &Site, key: &str) -> Result<Option<Vec<u8>>, Trouble> {
-    let Some(value) = value(site, key)? else {
+    let Some(value) = value(site, key) else {
         return Ok(None);
     };
-    let encoding = value_or_empty(site, &format!("{key}.encoding"))?;
-    decode(value, &encoding)
+    let encoding = value_or_empty(site, &format!("{key}.encoding"));
+    decode(value, encoding)
         .map(Some)
-        .map_err(|problem| trouble(key, problem))
+        .map_err(|problem| Trouble::Document {
+            place: name(key),
+            problem,
+        })
 }
 
 /// Whether Ignition finds a config by itself.
-///
-/// # Errors
-/// The hypervisor does not answer.
-pub(super) fn has_ignitions(site: &Site) -> Result<bool, Trouble> {
-    if value(site, IGNITIONS)?.is_some() {
-        return Ok(true);
-    }
-    let environment = value_or_empty(site, OVF_ENVIRONMENT)?;
-    Ok(property(&environment, &format!("{START}{IGNITIONS}")).is_some())
+pub(super) fn has_ignitions(site: &Site) -> bool {
+    let environment = value_or_empty(site, OVF_ENVIRONMENT);
+    value(site, IGNITIONS).is_some()
+        || property(environment, &format!("{START}{IGNITIONS}")).is_some()
 }
 
 /// A value as it is; `None` where there is none, or an empty one.
-pub(super) fn value(site: &Site, key: &str) -> Result<Option<Vec<u8>>, Trouble> {
-    let name = format!("{START}{key}");
-    let value = match &site.guestinfo {
-        Some(values) => values.get(&name).map(|value| value.clone().into_bytes()),
-        None => ask(&name).map_err(|problem| trouble(key, problem))?,
-    };
+pub(super) fn value<'s>(site: &'s Site, key: &str) -> Option<&'s str> {
+    let value = site.guestinfo.get(&format!("{START}{key}"))?;
     // C's end of a text.
-    let value = value.map(|mut value| {
-        while value
-            .last()
-            .is_some_and(|byte| *byte == 0 || byte.is_ascii_whitespace())
-        {
-            value.pop();
-        }
-        value
-    });
-    Ok(value.filter(|value| !value.is_empty() && value != REDACTED))
+    let value = value.trim_end_matches(|end: char| end == '\0' || end.is_ascii_whitespace());
+    Some(value).filter(|value| !value.is_empty() && *value != REDACTED)
 }
 
-fn value_or_empty(site: &Site, key: &str) -> Result<String, Trouble> {
-    let value = value(site, key)?.unwrap_or_default();
-    Ok(String::from_utf8_lossy(&value).into_owned())
+fn value_or_empty<'s>(site: &'s Site, key: &str) -> &'s str {
+    value(site, key).unwrap_or_default()
 }
 
 /// A key, for people.
 pub(super) fn name(key: &str) -> String {
     format!("VMware's {START}{key}")
-}
-
-fn trouble(key: &str, problem: String) -> Trouble {
-    let place = name(key);
-    Trouble::Document { place, problem }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -105,19 +170,20 @@ fn ask(_: &str) -> Result<Option<Vec<u8>>, String> {
     Err("it can be read on x86-64 only".to_owned())
 }
 
-fn decode(value: Vec<u8>, encoding: &str) -> Result<Vec<u8>, String> {
+fn decode(value: &str, encoding: &str) -> Result<Vec<u8>, String> {
     match encoding.trim() {
-        "" => Ok(value),
-        "base64" | "b64" => base64(&value),
-        "gzip+base64" | "gz+b64" => unpacked(&base64(&value)?),
+        "" => Ok(value.as_bytes().to_vec()),
+        "base64" | "b64" => base64(value),
+        "gzip+base64" | "gz+b64" => unpacked(&base64(value)?),
         other => Err(format!(
             "its encoding is {other:?}: expected base64, gzip+base64 or none"
         )),
     }
 }
 
-fn base64(value: &[u8]) -> Result<Vec<u8>, String> {
-    let text: Vec<u8> = (value.iter().copied())
+fn base64(value: &str) -> Result<Vec<u8>, String> {
+    let text: Vec<u8> = value
+        .bytes()
         .filter(|byte| !byte.is_ascii_whitespace())
         .collect();
     STANDARD
@@ -149,8 +215,6 @@ fn property<'e>(environment: &'e str, key: &str) -> Option<&'e str> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
@@ -246,17 +310,40 @@ mod tests {
             ("guestinfo.userdata", "e30=", false),
         ] {
             let site = site_of_vmware(&[(key, value)]);
-            assert_eq!(has_ignitions(&site).unwrap(), expected, "{key}: {value}");
+            assert_eq!(has_ignitions(&site), expected, "{key}: {value}");
+        }
+    }
+
+    /// What becomes of the values when the program that asks is this script.
+    fn asked_by(script: &str) -> Result<BTreeMap<String, String>, String> {
+        let mut program = Command::new("sh");
+        program.args(["-c", script]);
+        asked(program).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_program_that_asks_may_end_in_any_way() {
+        let values = asked_by("echo '{\"guestinfo.hostname\":\"coreos1\"}'").unwrap();
+        assert_eq!(values["guestinfo.hostname"], "coreos1");
+        for (script, expected) in [
+            // As the processor does it where the port is closed.
+            ("kill -SEGV $$", "monitor_control.restrict_backdoor?"),
+            ("echo '{'; exit 1", "asks the host for it: exit status: 1"),
+            ("echo '{'", "EOF while parsing"),
+            ("yes", "all its values are larger than 16777216 bytes"),
+        ] {
+            let error = asked_by(script).unwrap_err();
+            assert!(error.contains(expected), "{script}: {error}");
         }
     }
 
     #[test]
     fn elsewhere_nobody_is_asked() {
-        let mut site = site_of_vmware(&[]);
-        site.guestinfo = None;
-        if let Err(trouble) = value(&site, "metadata") {
-            let text = trouble.to_string();
+        let mut output = Vec::new();
+        if let Err(error) = print(&mut output) {
+            let text = error.to_string();
             assert!(text.contains("the processor does not say"), "{text}");
+            assert!(output.is_empty());
         } else {
             eprintln!("skipped: this is a machine of VMware's");
         }

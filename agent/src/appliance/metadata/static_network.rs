@@ -14,10 +14,6 @@ use super::http::Trouble;
 use super::{Site, guestinfo};
 use crate::base::atomic_file;
 
-/// The platform that gives arguments, and the key that it has them in.
-const VMWARE: &str = "vmware";
-const KEY: &str = "afterburn.initrd.network-kargs";
-
 /// What makes files of arguments, and where it puts them.
 const GENERATOR: &str = "usr/lib/systemd/systemd-network-generator";
 const FILES: &str = "run/systemd/network";
@@ -78,10 +74,12 @@ pub enum Error {
 /// What the platform gives cannot be understood. networkd then has no files of it.
 pub fn write(platform: &str, site: &Site) -> Result<Option<String>, Error> {
     let line = fs::read_to_string(site.root.join("proc/cmdline")).unwrap_or_default();
-    if platform != VMWARE || line.split_whitespace().any(|word| word.starts_with("ip=")) {
+    if platform != guestinfo::PLATFORM
+        || line.split_whitespace().any(|word| word.starts_with("ip="))
+    {
         return Ok(None);
     }
-    let Some(arguments) = guestinfo::decoded(site, KEY)? else {
+    let Some(arguments) = guestinfo::decoded(site, guestinfo::NETWORK)? else {
         return Ok(None);
     };
     let arguments = String::from_utf8_lossy(&arguments).trim().to_owned();
@@ -92,7 +90,7 @@ pub fn write(platform: &str, site: &Site) -> Result<Option<String>, Error> {
 
 /// The arguments, if they make a network.
 fn words(arguments: &str) -> Result<Vec<&str>, Error> {
-    let place = || guestinfo::name(KEY);
+    let place = || guestinfo::name(guestinfo::NETWORK);
     let words: Vec<&str> = arguments.split_whitespace().collect();
     for word in &words {
         let (name, _) = word.split_once('=').unwrap_or((word, ""));
@@ -126,7 +124,7 @@ fn generate(root: &Path, words: &[&str], arguments: &str) -> Result<(), Error> {
     };
     if let Some(cause) = cause {
         return Err(Error::Generator {
-            place: guestinfo::name(KEY),
+            place: guestinfo::name(guestinfo::NETWORK),
             arguments: arguments.to_owned(),
             cause,
         });

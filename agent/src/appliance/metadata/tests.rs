@@ -138,7 +138,7 @@ pub(super) fn site(servers: Vec<String>) -> Site {
     Site {
         root: PathBuf::from("/nonexistent"),
         servers: Some(servers),
-        guestinfo: Some(BTreeMap::new()),
+        guestinfo: BTreeMap::new(),
         patience: Duration::from_secs(20),
     }
 }
@@ -146,13 +146,12 @@ pub(super) fn site(servers: Vec<String>) -> Site {
 /// A machine whose host says this.
 pub(super) fn site_of_vmware(values: &[(&str, &str)]) -> Site {
     let values = values.iter();
-    let mut site = site(Vec::new());
-    site.guestinfo = Some(
-        values
+    Site {
+        guestinfo: values
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect(),
-    );
-    site
+        ..site(Vec::new())
+    }
 }
 
 /// What a platform's documents give: all names with `COREOS_`, in the order of the file, and the keys.

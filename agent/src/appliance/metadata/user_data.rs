@@ -55,10 +55,6 @@ const NOT_IGNITIONS: [&str; 9] = [
 /// The platform that hands over a config by keys and values of its own.
 const HYPERV: &str = "hyperv";
 
-/// The platform where Ignition looks for a config under a name of its own, and we under cloud-init's.
-const VMWARE: &str = "vmware";
-const USERDATA: &str = "userdata";
-
 /// The platform whose config Ignition asks this device for, and fails without. Debian's cloud kernel has no driver.
 const VIRTUALBOX: (&str, &str) = ("virtualbox", "dev/vboxguest");
 
@@ -152,7 +148,10 @@ pub async fn provision(
         return Ok(format!("there is no config: there is no /{device}"));
     }
     let is_ours = match found.id.as_str() {
-        VMWARE => has_userdata(site),
+        // Ignition has a name of its own for the key, we have cloud-init's.
+        guestinfo::PLATFORM => {
+            !guestinfo::has_ignitions(site) && guestinfo::value(site, guestinfo::USERDATA).is_some()
+        }
         id => id == HYPERV || NOT_IGNITIONS.contains(&id),
     };
     if !is_ours {
@@ -167,16 +166,6 @@ pub async fn provision(
     write(&path, &config.bytes)?;
     add_lines(&target.environment, found, "file", Some(&path))?;
     Ok(format!("the config is from {}", config.place))
-}
-
-/// Whether VMware's host has user data, and no config where Ignition looks.
-fn has_userdata(site: &Site) -> bool {
-    let has =
-        || Ok(!guestinfo::has_ignitions(site)? && guestinfo::value(site, USERDATA)?.is_some());
-    has().unwrap_or_else(|trouble: Trouble| {
-        warn!("{trouble}");
-        false
-    })
 }
 
 /// The config that somebody gave to this machine, whatever it runs on.

@@ -1,6 +1,7 @@
 //! Drives that the hypervisor attaches, and keys and values that it hands over.
 
 use super::{Keys, OPENSTACK_DRIVE, Place, Provider, Source, UserData, config_drive, no_cloud};
+use crate::appliance::metadata::guestinfo;
 
 /// These platforms, by their ids.
 pub(super) const TABLE: &[Provider] = &[
@@ -69,20 +70,20 @@ pub(super) const TABLE: &[Provider] = &[
         )],
     },
     Provider {
-        platform: "vmware",
+        platform: guestinfo::PLATFORM,
         afterburn: "VMWARE",
         coreos: "VMWARE",
         places: &[Place {
             from: Source::GuestInfo,
             values: &[
-                ("HOSTNAME", "metadata", "/local-hostname"),
+                ("HOSTNAME", guestinfo::METADATA, "/local-hostname"),
                 // Older than cloud-init's, and Container Linux's.
-                ("HOSTNAME", "hostname", ""),
-                ("INSTANCE_ID", "metadata", "/instance-id"),
+                ("HOSTNAME", guestinfo::HOSTNAME, ""),
+                ("INSTANCE_ID", guestinfo::METADATA, "/instance-id"),
             ],
-            keys: Keys::At("metadata", "/public-keys-data"),
+            keys: Keys::At(guestinfo::METADATA, "/public-keys-data"),
             user_data: Some(UserData {
-                documents: &["userdata"],
+                documents: &[guestinfo::USERDATA],
                 base64: false,
             }),
         }],

@@ -45,7 +45,7 @@ impl Machine {
         let site = Site {
             root: self.root.path().to_owned(),
             servers: server.map(|server| vec![server.url()]),
-            guestinfo: Some(self.guestinfo.clone()),
+            guestinfo: self.guestinfo.clone(),
             patience: Duration::from_millis(500),
         };
         let target = Target {

@@ -17,6 +17,9 @@ pub(super) const KIND: [u8; 16] = [
 /// Bytes of a sector. The image is made for disks with such.
 const SECTOR: u64 = 512;
 
+/// What is looked at of a FAT, in bytes, whatever its sectors are.
+const FAT_START: usize = 512;
+
 /// So many partitions a table has at the most.
 const MOST_PARTITIONS: usize = 128;
 
@@ -35,6 +38,8 @@ pub enum Fault {
     NoEsp,
     /// It ends behind the end of the file.
     Cut,
+    /// The FAT says that it goes on behind the end of the partition, where other partitions are.
+    Outgrown,
     /// No FAT with a UKI of ours.
     NoUki,
 }
@@ -46,6 +51,7 @@ impl fmt::Display for Fault {
             Self::Cut => {
                 "its EFI system partition is longer than the file, which was not copied whole"
             }
+            Self::Outgrown => "its EFI system partition has a file system that is larger than it",
             Self::NoUki => "its EFI system partition has no EFI/Linux/selvage_VERSION.efi",
         })
     }
@@ -63,18 +69,28 @@ pub(super) fn start(image: &File) -> io::Result<Result<u64, Fault>> {
         return Ok(Err(Fault::NoEsp));
     };
     let end = |last: u64| last.checked_add(1)?.checked_mul(SECTOR);
-    let start = (entry.first.checked_mul(SECTOR))
-        .filter(|start| end(entry.last).is_some_and(|end| *start < end && end <= length));
-    let Some(start) = start else {
+    let place = (entry.first.checked_mul(SECTOR))
+        .zip(end(entry.last))
+        .filter(|(start, end)| start < end && *end <= length);
+    let Some((start, end)) = place else {
         return Ok(Err(Fault::Cut));
     };
-    // Every FAT has this at the end of its first 512 bytes; mtools would call anything else a floppy disk.
-    let mut signature = [0; 2];
-    image.read_exact_at(&mut signature, start + 510)?;
-    Ok(match signature {
-        [0x55, 0xaa] => Ok(start),
-        _ => Err(Fault::NoUki),
+    let mut sector = [0; FAT_START];
+    image.read_exact_at(&mut sector, start)?;
+    Ok(match fat_bytes(&sector) {
+        None => Err(Fault::NoUki),
+        Some(bytes) if bytes > end - start => Err(Fault::Outgrown),
+        Some(_) => Ok(start),
     })
+}
+
+/// The size of the FAT that begins with this sector, in bytes; `None` if none does. Every FAT has this signature at the
+/// end of its first 512 bytes; mtools would call anything else a floppy disk.
+fn fat_bytes(sector: &[u8; FAT_START]) -> Option<u64> {
+    let u16_at = |at: usize| u64::from(u16::from_le_bytes([sector[at], sector[at + 1]]));
+    let (size, few, many) = (u16_at(11), u16_at(19), u16_at(32) | u16_at(34) << 16);
+    let count = if few == 0 { many } else { few };
+    sector.ends_with(&[0x55, 0xaa]).then_some(size * count)
 }
 
 /// The partition of an image file that is ours to write to.
@@ -133,6 +149,8 @@ impl<'a> Esp<'a> {
             .arg(image)
             .args(arguments)
             .env("SOURCE_DATE_EPOCH", TIME)
+            // West of Greenwich that would be a year that FAT does not know.
+            .env("TZ", "UTC")
             // Large sectors are no reason to take it for something else than FAT.
             .env("MTOOLS_SKIP_CHECK", "1")
             .env("MTOOLSRC", "/dev/null")

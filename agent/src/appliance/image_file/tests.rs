@@ -192,6 +192,12 @@ fn what_is_no_image_of_ours_is_refused_and_left_alone() {
     };
     let cut = Image::small(true);
     cut.file().set_len(5 * MIB).unwrap();
+    let outgrown = Image::small(true);
+    // The number of its sectors: 10 MiB, in a partition of 8.
+    outgrown
+        .file()
+        .write_all_at(&20480_u16.to_le_bytes(), MIB + 19)
+        .unwrap();
     let short = Image::of_table(10 * MIB);
     short.file().set_len(700).unwrap();
     let full = CONFIG.replace("a%3D1", &"x".repeat(9 << 20));
@@ -216,6 +222,7 @@ fn what_is_no_image_of_ours_is_refused_and_left_alone() {
             CONFIG,
             "its EFI system partition is longer than the file",
         ),
+        (outgrown, CONFIG, "has a file system that is larger than it"),
         (Image::of_table(10 * MIB), CONFIG, no_uki),
         (Image::small(false), CONFIG, no_uki),
         (

@@ -6,6 +6,7 @@ AGENT    := $(MUSL_DIR)/target/$(TARGET)/release/selvage
 NODES    ?= 2
 NODE     ?= 1
 TIME     ?= 600
+ANCHOR   ?= 3
 CHANNEL  ?= stable
 export KEYS SEVERITY ROLL_OUT FROM NOTES
 
@@ -68,7 +69,7 @@ check: packages-build-test ## Formatting, lints, licences, shell scripts, unit f
 	@command -v cargo-deny >/dev/null || $(call cargo-tool,cargo-deny)
 	cargo deny --log-level error check --hide-inclusion-graph bans licenses sources
 	shellcheck $(shell git grep -lI '^#!.*sh$$' -- . ':!*.rs' ':!*.md')
-	agent/verify-units units/system image/mkosi.extra/usr/lib/systemd/system
+	agent/verify-units units/system image/mkosi.extra/usr/lib/systemd/system image/sysexts.d/*.extra/usr/lib/systemd/system
 
 .PHONY: test-unit
 test-unit: packages-build-test ## Unit and property tests; need no privileges (RUNS=20)
@@ -148,13 +149,13 @@ images: packages-build-image-qemu image ## Put the image into what clouds, hyper
 	@image/formats target/image $(or $(DIR),target/images) $(FORMATS)
 
 .PHONY: sysexts
-sysexts: image ## Build the system extensions of the image: debug (tcpdump, strace, bpftool) (KEYS= NAMES=)
-	@$(SUDO) env KEYS="$(KEYS)" image/sysexts target/image target/sysexts $(NAMES)
+sysexts: image ## Build the system extensions of the image: debug, podman, with given programs kubernetes (KEYS= NAMES= KUBERNETES=)
+	@$(SUDO) env KEYS="$(KEYS)" KUBERNETES="$(KUBERNETES)" image/sysexts target/image target/sysexts $(NAMES)
 
 # Of the signed image: what it merges, and what not.
 .PHONY: sysexts-signed
 sysexts-signed: image-signed
-	@$(SUDO) env KEYS=target/keys image/sysexts target/image-signed target/sysexts-signed
+	@$(SUDO) env KEYS=target/keys image/sysexts target/image-signed target/sysexts-signed debug
 
 # From nothing each time, so it takes as long as two first builds.
 .PHONY: reproduce
@@ -197,8 +198,13 @@ bench: packages-build-test agent ## Measure the agent and print a table (FLANNEL
 	  cargo bench --quiet --locked -p selvage --profile dev --bench agent
 
 .PHONY: bench-boot
-bench-boot: packages-build-image-qemu image ## Measure the boot of the image and print a table (VERITY=5 pairs with dm-verity and without)
-	@$(HARNESS) bench $(if $(VERITY),--verity $(VERITY))
+bench-boot: packages-build-image-qemu image $(if $(filter-out 0,$(ANCHOR)),anchor) ## Measure the boot of the image beside Debian's, in pairs (ANCHOR=3; VERITY=5 with dm-verity and without; HISTORY=1 NOTES= writes it down)
+	@$(HARNESS) bench --anchor $(ANCHOR) $(if $(VERITY),--verity $(VERITY)) $(if $(HISTORY),--history "$${NOTES:--}")
+
+# Debian with the image's packages, as they come: what the image's boot is compared with.
+.PHONY: anchor
+anchor: packages-image
+	@$(SUDO) image/anchor
 
 # Built with a sanitizer, for which a released compiler must be told to take unstable flags. New inputs stay out of the
 # repository, whose small corpus only gives the direction.

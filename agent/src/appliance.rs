@@ -1,11 +1,14 @@
-//! This machine as an appliance: the platform it runs on and what that says, Ignition configs and their effect, the root file system that the initrd prepares, what of
-//! `/etc` is this machine's, its reset, updates of the image, and its place in a fleet.
+//! This machine as an appliance: the platform it runs on and what that says, Ignition configs and their effect, image
+//! files, the root file system that the initrd prepares, what of `/etc` is this machine's, its reset, updates of the
+//! image, and its place in a fleet.
 //!
 //! May import: `base` to `host`. Must not: need a running agent.
 
 pub mod etc;
 pub mod fleet;
+mod gpt;
 pub mod ignition;
+pub mod image_file;
 pub mod metadata;
 pub mod platform;
 mod programs;

@@ -11,6 +11,7 @@ use clap::Parser;
 use selvage::agent;
 use selvage::appliance::fleet::{Fleet, Member};
 use selvage::appliance::ignition;
+use selvage::appliance::image_file;
 use selvage::appliance::sysroot;
 use selvage::appliance::update::slots;
 use selvage::appliance::update::state::{DIRECTORY, Health};
@@ -25,7 +26,9 @@ use selvage::cluster::lease::etcd::EtcdStore;
 use selvage::cluster::serve;
 use selvage::command::boot_check;
 use selvage::command::cleanup;
-use selvage::command::cli::{Cli, Command, FleetCommand, IgnitionCommand, NetworkCommand};
+use selvage::command::cli::{
+    Cli, Command, FleetCommand, IgnitionCommand, ImageCommand, NetworkCommand,
+};
 use selvage::command::doctor;
 use selvage::command::fleet;
 use selvage::command::leave;
@@ -223,6 +226,9 @@ fn run(command: Command) -> anyhow::Result<u8> {
                 writeln!(stdout, "unknown to agent/data/image.toml:{line}")?;
             }
         }
+        Command::Image(ImageCommand::Embed { disk, config }) => {
+            image_file::embed(&disk, &config, &mut stdout)?;
+        }
         Command::Metadata(flags) => {
             logging::init("info")?;
             return Ok(runtime()?.block_on(metadata::run(Path::new("/"), &flags, &mut stdout))?);
@@ -325,6 +331,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         error
             .downcast_ref()
             .map(ignition::Error::is_bad_configuration),
+        error
+            .downcast_ref()
+            .map(image_file::Error::is_bad_configuration),
         error.downcast_ref().map(serve::Error::is_bad_configuration),
         error
             .downcast_ref()

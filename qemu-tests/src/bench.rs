@@ -1,15 +1,24 @@
 //! Boots one machine by itself and measures from kernel start to Docker ready, on the first boot and on the second.
 
+mod anchor;
+mod history;
+mod pairs;
 mod verity;
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use selvage::base::time;
 use serde_json::{Map, Value, json};
 
 use crate::{
     accel::Accelerator,
-    cli::Common,
+    built::Built,
+    cli::{Bench, Common},
     cluster::{Cluster, Options},
     description, diagnose,
     host::Host,
@@ -18,18 +27,22 @@ use crate::{
     timeline::{self, Timeline},
 };
 
-/// Runs the measurement, prints a table, and writes `bench/boot.json` below the build directory. Then come pairs of machines,
-/// so many, that show what dm-verity costs.
+/// Runs the measurement, prints a table, and writes `bench/boot.json` and a drawing of each boot below the build
+/// directory. Then come the pairs of machines that are asked for.
 ///
 /// # Errors
-/// When a machine does not come up.
-pub(crate) async fn run(common: &Common, verity_pairs: u8) -> Result<()> {
+/// When a machine does not come up, or the history is asked for without pairs.
+pub(crate) async fn run(common: &Common, asked: &Bench) -> Result<()> {
+    ensure!(
+        asked.history.is_none() || asked.anchor > 0,
+        "the history has ratios to Debian: ask for pairs (--anchor)"
+    );
     let progress = Progress::new();
     let dir = common.target.join("bench");
     let host = Host::prepare(common, &common.target.join("bench-key"), &progress).await?;
     let nodes = description::nodes(&common.cluster, 1, &host.public_key)?;
     let mut cluster = Cluster::start(&host, &dir.join("boot"), nodes, Options::default()).await?;
-    let measured = measure(&mut cluster, host.accelerator, &progress).await;
+    let measured = measure(&mut cluster, host.accelerator, &dir, &progress).await;
     if let Err(error) = &measured {
         for line in diagnose::keep(
             &mut cluster.machines,
@@ -56,26 +69,49 @@ pub(crate) async fn run(common: &Common, verity_pairs: u8) -> Result<()> {
     cluster.power_down().await;
     let mut result =
         json!({ "accelerator": host.accelerator, "cpus": cpus, "seconds": seconds(&boots) });
-    if verity_pairs > 0 {
-        result["verity"] = verity::run(&host, common, verity_pairs, &progress).await?;
+    let mut pairs = pairs::Pairs::default();
+    if asked.anchor > 0 {
+        (pairs, result["anchor"]) = anchor::run(&host, common, asked.anchor, &progress).await?;
+    }
+    if asked.verity > 0 {
+        result["verity"] = verity::run(&host, common, asked.verity, &progress).await?;
+    }
+    if let Some(change) = &asked.history {
+        let entry = history::Entry {
+            date: today(),
+            version: &Built::of(&common.image)?.version,
+            machine: format!("{}, {} CPUs", host.accelerator, Host::cpus(1)),
+            pairs: &pairs,
+            change,
+        };
+        history::add(&history::path(), &entry)?;
     }
     let path = dir.join("boot.json");
     fs::write(&path, format!("{result:#}\n"))
         .with_context(|| format!("failed to write {}", path.display()))
 }
 
+/// The date, in UTC.
+fn today() -> String {
+    let now = time::rfc3339(SystemTime::now());
+    now.split('T').next().unwrap_or_default().to_owned()
+}
+
 async fn measure(
     cluster: &mut Cluster,
     accelerator: Accelerator,
+    dir: &Path,
     progress: &Progress,
 ) -> Result<[(&'static str, Timeline); 2]> {
     progress.step(format!("first boot under {accelerator}"));
     let first = boot(cluster, progress).await?;
+    draw(cluster, &dir.join("first-boot.svg")).await?;
     progress.step("second boot");
     for machine in &mut cluster.machines {
         machine.reboot().await?;
     }
     let second = boot(cluster, progress).await?;
+    draw(cluster, &dir.join("second-boot.svg")).await?;
     Ok([("first boot", first), ("second boot", second)])
 }
 
@@ -83,6 +119,12 @@ async fn boot(cluster: &mut Cluster, progress: &Progress) -> Result<Timeline> {
     cluster.wait_for_ssh(progress).await?;
     cluster.settle(progress).await?;
     timeline::ask(&cluster.machines[0]).await
+}
+
+/// Keeps systemd's drawing of the boot: which unit started when, and for how long.
+async fn draw(cluster: &Cluster, path: &Path) -> Result<()> {
+    let drawing = cluster.machines[0].ssh.run("systemd-analyze plot").await?;
+    fs::write(path, drawing).with_context(|| format!("failed to write {}", path.display()))
 }
 
 fn table(boots: &[(&str, Timeline)]) -> String {

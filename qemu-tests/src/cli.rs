@@ -63,6 +63,20 @@ pub(crate) struct PowerCuts {
     pub recorded: bool,
 }
 
+/// What is measured of a boot.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// Also boot pairs of machines, of the image and of the Debian that image/anchor has built, 0 to 50
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=50), value_name = "N")]
+    pub anchor: u8,
+    /// Also boot pairs of machines, with dm-verity below /usr and without, 0 to 50
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=50), value_name = "N")]
+    pub verity: u8,
+    /// Write the medians down in boot-history.md, with these words on what changed; needs pairs with Debian
+    #[arg(long, value_name = "WORDS")]
+    pub history: Option<String>,
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -91,11 +105,7 @@ pub(crate) enum Command {
     /// Name the tests
     List,
     /// Boot one machine and measure kernel start to Docker ready
-    Bench {
-        /// Also boot pairs of machines, with dm-verity below /usr and without, 0 to 50
-        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=50), value_name = "N")]
-        verity: u8,
-    },
+    Bench(Bench),
     /// Log in to a machine of a cluster that was kept
     Ssh {
         /// Number (1 is the first) or name of the machine

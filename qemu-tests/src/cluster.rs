@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
 use ipnet::Ipv4Net;
+use selvage::appliance::image_file;
 
 use crate::{
     artifacts::Artifacts,
@@ -28,9 +29,16 @@ const PXE_MEMORY_MIB: u32 = 2048;
 /// Size of a second disk. Sparse.
 const SPARE_DISK_BYTES: u64 = 1 << 30;
 
+/// The image of a machine that has its config in there.
+const EMBEDDED_IMAGE: &str = "image.raw";
+
+/// The label of a drive with a config and metadata, as OpenStack has it, and its size.
+const DRIVE_LABEL: &str = "config-2";
+const DRIVE_BYTES: &str = "8M";
+
 /// Kernel arguments that are the machine's business. The timer check (arch/x86/kernel/apic/io_apic.c, timer_irq_works)
 /// counts ticks against a busy loop: on a busy host a software-emulated timer fails it, and the kernel may even panic.
-const MACHINE_ARGUMENTS: &str = "console=ttyS0 no_timer_check";
+pub(crate) const MACHINE_ARGUMENTS: &str = "console=ttyS0 no_timer_check";
 
 /// A machine to be.
 #[derive(Debug, Clone)]
@@ -45,6 +53,8 @@ pub(crate) struct Node {
     pub ignition: String,
     /// What it finds below `http://10.0.2.4/`: names and contents. See [`serve`].
     pub served: Vec<(String, Vec<u8>)>,
+    /// What is on a further disk, whose label is [`DRIVE_LABEL`]: names and contents. Empty: there is no such disk.
+    pub drive: Vec<(String, Vec<u8>)>,
 }
 
 /// How machines of a cluster are started.
@@ -63,6 +73,10 @@ pub(crate) struct Options {
     pub spare_disks: usize,
     /// Let firmware boot the disk.
     pub firmware: bool,
+    /// The config is in the image, by `selvage image embed`, and not given by fw_cfg.
+    pub embedded: bool,
+    /// Memory in MiB, if not as usual.
+    pub memory_mib: Option<u32>,
     /// A hardware watchdog.
     pub watchdog: bool,
     /// The disk is a SATA one.
@@ -135,11 +149,17 @@ async fn prepare_one(
     fs::write(&ignition, &node.ignition)
         .with_context(|| format!("failed to write {}", ignition.display()))?;
     let disk = dir.join("disk.qcow2");
-    let image = (!options.pxe).then_some(&*host.artifacts.disk);
-    machine::create_disk(image, &disk).await?;
-    let spare_disks = (0..options.spare_disks)
+    let image = match options.embedded {
+        true => &embed(&host.artifacts.disk, &ignition, dir).await?,
+        false => &host.artifacts.disk,
+    };
+    machine::create_disk((!options.pxe).then_some(image), &disk).await?;
+    let mut spare_disks: Vec<PathBuf> = (0..options.spare_disks)
         .map(|index| create_spare_disk(dir, index))
         .collect::<Result<_>>()?;
+    if !node.drive.is_empty() {
+        spare_disks.push(create_drive(dir, &node.drive).await?);
+    }
     // One socket directory serves several clusters, one after the other or side by side.
     let socket = |kind: &str| {
         host.sockets
@@ -162,7 +182,7 @@ async fn prepare_one(
             ),
             false => boot(host, dir, options)?,
         },
-        ignition: options.cloud.is_none().then_some(ignition),
+        ignition: (options.cloud.is_none() && !options.embedded).then_some(ignition),
         console: dir.join("console.log"),
         qmp: socket("qmp"),
         ssh_port: ssh.port,
@@ -175,9 +195,10 @@ async fn prepare_one(
             true => 1,
             false => Host::cpus(machines),
         },
-        memory_mib: match options.pxe {
-            true => PXE_MEMORY_MIB,
-            false => MEMORY_MIB,
+        memory_mib: match options.memory_mib {
+            Some(memory) => memory,
+            None if options.pxe => PXE_MEMORY_MIB,
+            None => MEMORY_MIB,
         },
         internet: options.internet,
         exit_on_reset: options.exit_on_reset,
@@ -219,12 +240,44 @@ fn boot(host: &Host, dir: &Path, options: Options) -> Result<Boot> {
     })
 }
 
+/// A copy of the image, in `dir`, with the config in it.
+async fn embed(image: &Path, config: &Path, dir: &Path) -> Result<PathBuf> {
+    let copy = dir.join(EMBEDDED_IMAGE);
+    // What std copies has no holes.
+    let copied = tokio::process::Command::new("cp")
+        .arg("--sparse=always")
+        .args([image, &copy])
+        .status()
+        .await
+        .context("failed to run cp")?;
+    ensure!(copied.success(), "cp of {}: {copied}", image.display());
+    image_file::embed(&copy, config, &mut std::io::sink())?;
+    Ok(copy)
+}
+
 fn create_spare_disk(dir: &Path, index: usize) -> Result<PathBuf> {
     let path = dir.join(format!("spare{index}.raw"));
     fs::File::create(&path)
         .and_then(|file| file.set_len(SPARE_DISK_BYTES))
         .with_context(|| format!("failed to create {}", path.display()))?;
     Ok(path)
+}
+
+/// A disk with a file system that has these files.
+async fn create_drive(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<PathBuf> {
+    let contents = dir.join("drive");
+    serve::write_all(&contents, files)?;
+    let disk = dir.join("drive.raw");
+    let output = tokio::process::Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-L", DRIVE_LABEL, "-d"])
+        .args([&contents, &disk])
+        .arg(DRIVE_BYTES)
+        .output()
+        .await
+        .context("failed to run mke2fs (package e2fsprogs)")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "mke2fs: {}", said.trim());
+    Ok(disk)
 }
 
 /// A short name for the sockets of the cluster in whose directory `dir` lies.
@@ -317,11 +370,10 @@ impl Cluster {
             .machines
             .iter()
             .flat_map(|machine| {
-                [&machine.spec.disk]
-                    .into_iter()
-                    .chain(&machine.spec.spare_disks)
+                let image = machine.spec.disk.with_file_name(EMBEDDED_IMAGE);
+                let disks = [machine.spec.disk.clone(), image];
+                disks.into_iter().chain(machine.spec.spare_disks.clone())
             })
-            .cloned()
             .collect();
         drop(self);
         for disk in disks {

@@ -61,6 +61,7 @@ fn from_text(
                 mac: node.mac.to_string(),
                 ignition,
                 served: Vec::new(),
+                drive: Vec::new(),
             })
         })
         .collect()

@@ -102,7 +102,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             });
         }
         Command::List => tests::list(),
-        Command::Bench { verity } => bench::run(common, verity).await?,
+        Command::Bench(asked) => bench::run(common, &asked).await?,
         Command::Ssh { node, command } => {
             keep::log_in(&keep::dir(&common.target), &node, &command)?
         }

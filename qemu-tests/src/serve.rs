@@ -40,6 +40,15 @@ pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<
     if files.is_empty() {
         return Ok(None);
     }
+    write_all(dir, files)?;
+    command(dir, None).map(Some)
+}
+
+/// Puts `files` below `dir`.
+///
+/// # Errors
+/// When they cannot be written.
+pub(crate) fn write_all(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))?;
     for (name, contents) in files {
         let path = dir.join(name);
@@ -50,7 +59,7 @@ pub(crate) fn prepare(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<Option<
         fs::write(&path, contents)
             .with_context(|| format!("failed to write {}", path.display()))?;
     }
-    command(dir, None).map(Some)
+    Ok(())
 }
 
 /// The command that answers for the files in `dir`; `notes` is a directory for [`Notes`].

@@ -15,7 +15,8 @@
 //! 11. the power of one that does so is cut at any moment: [`power_cut`];
 //! 12. one whose firmware starts only what is signed does the same: [`secure_boot`];
 //! 13. two that get programs beside the image's, of the plain and the signed one: [`sysext`];
-//! 14. one boots by network, with nothing on its disk: [`pxe`].
+//! 14. one boots by network, with nothing on its disk: [`pxe`];
+//! 15. one has 512 MiB of memory: [`small`].
 
 mod after_boot;
 mod broken_ignition;
@@ -39,6 +40,7 @@ mod renumbering;
 mod second_boot;
 mod secure_boot;
 mod singles;
+mod small;
 mod surface;
 mod sysext;
 mod update;
@@ -79,6 +81,7 @@ const GROUPS: &[Names] = &[
     secure_boot::CASES,
     sysext::CASES,
     pxe::CASES,
+    small::CASES,
 ];
 
 /// Cases that are too long for every change: `test --all` runs them, or a filter that names them.
@@ -95,6 +98,7 @@ const EXTENDED: &[Names] = &[
     secure_boot::EXTENDED,
     sysext::EXTENDED,
     pxe::EXTENDED,
+    small::EXTENDED,
 ];
 
 /// Prints the names of all cases.
@@ -141,6 +145,7 @@ pub(crate) async fn run(
     secure_boot::run(&mut suite, &host, common, &boots).await;
     sysext::run(&mut suite, &host, common, &boots).await;
     pxe::run(&mut suite, &host, common, &boots).await;
+    small::run(&mut suite, &host, common, &boots).await;
     let (summary, good) = suite.summary();
     progress.line(&format!(
         "{} in all; consoles and what failed cases left are in {}",

@@ -192,13 +192,22 @@ pub fn render_command(
 ///
 /// [`Error::Refused`] if there is at least one error; warnings alone are not an error.
 pub fn check_command(file: &Path, output: &mut impl Write) -> Result<(), Error> {
-    let report = check(&read(file)?);
+    checked(file, output).map(drop)
+}
+
+/// As [`check_command`], and returns the config.
+pub(in crate::appliance) fn checked(file: &Path, output: &mut impl Write) -> Result<String, Error> {
+    let text = read(file)?;
+    let report = check(&text);
     let name = file.display();
     for finding in &report.findings {
         writeln!(output, "{name}:{finding}").map_err(Error::Output)?;
     }
     match report.errors() {
-        0 => writeln!(output, "{name}: ok ({report})").map_err(Error::Output),
+        0 => {
+            writeln!(output, "{name}: ok ({report})").map_err(Error::Output)?;
+            Ok(text)
+        }
         errors => Err(Error::Refused {
             path: file.to_owned(),
             errors,

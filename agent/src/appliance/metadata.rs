@@ -4,19 +4,18 @@
 //! that configs written for CoreOS, Flatcar and Afterburn expect. [`providers`] is the table of platforms: another one is
 //! another row.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::warn;
 
 use self::http::Trouble;
-use self::providers::{Place, Provider};
+use self::providers::Provider;
 use crate::appliance::ignition::ssh_key;
 use crate::appliance::platform;
-use crate::base::retry::Backoff;
 use crate::base::words;
 
 pub use self::environment::environment;
@@ -25,21 +24,15 @@ pub mod check_in;
 mod document;
 mod drive;
 mod environment;
+pub mod guestinfo;
 mod http;
 mod kvp;
 mod providers;
+mod race;
 mod read;
 pub mod ssh_keys;
+pub mod static_network;
 pub mod user_data;
-
-/// Pauses between tries: services that start with the machine answer within seconds, broken ones are not flooded.
-const BACKOFF: Backoff = Backoff::constant(Duration::from_millis(200), Duration::from_secs(5), 0.2);
-
-/// How often to say that an answer is still awaited.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
-
-/// How long a service may refuse before another try is in vain: one that starts may do so for some seconds.
-const REFUSED_PATIENCE: Duration = Duration::from_secs(180);
 
 /// Where to look, and for how long.
 #[derive(Clone, Debug)]
@@ -48,16 +41,20 @@ pub struct Site {
     pub root: PathBuf,
     /// The servers to ask in place of the platform's, as `http://127.0.0.1:8080`; for tests.
     pub servers: Option<Vec<String>>,
+    /// What VMware's host says, by its keys; empty on other platforms.
+    pub guestinfo: BTreeMap<String, String>,
     /// How long to try.
     pub patience: Duration,
 }
 
 impl Site {
-    /// This machine.
-    pub fn of_this_machine(patience: Duration) -> Self {
+    /// This machine, which runs on a platform.
+    pub fn of_this_machine(platform: &str, patience: Duration) -> Self {
+        let is_vmware = platform::id_of(platform) == guestinfo::PLATFORM;
         Self {
             root: PathBuf::from("/"),
             servers: None,
+            guestinfo: is_vmware.then(guestinfo::of_host).unwrap_or_default(),
             patience,
         }
     }
@@ -113,7 +110,7 @@ impl Metadata {
 #[derive(Debug, Error)]
 pub enum Error {
     /// Nothing answered in time.
-    #[error("no answer from platform {platform} after {}: {}", words::duration(waited.as_secs()), list(troubles))]
+    #[error("no answer from platform {platform} after {}: {}", words::duration(waited.as_secs()), list(troubles.iter()))]
     NoAnswer {
         /// The platform's id.
         platform: String,
@@ -133,8 +130,8 @@ pub enum Error {
     },
 }
 
-fn list(troubles: &[Trouble]) -> String {
-    let texts: Vec<String> = troubles.iter().map(ToString::to_string).collect();
+fn list<'t>(troubles: impl Iterator<Item = &'t Trouble>) -> String {
+    let texts: Vec<String> = troubles.map(ToString::to_string).collect();
     texts.join("; ")
 }
 
@@ -160,7 +157,7 @@ pub async fn fetch(platform: &str, site: &Site) -> Result<Metadata, Error> {
             ..Metadata::default()
         });
     };
-    let fetched = tried(provider, site, async |place| read::all(place, site).await).await?;
+    let fetched = race::first(provider, site, async |place| read::all(place, site).await).await?;
     let (source, contents) = fetched;
     let mut metadata = Metadata {
         platform: platform.to_owned(),
@@ -176,67 +173,6 @@ pub async fn fetch(platform: &str, site: &Site) -> Result<Metadata, Error> {
         }
     }
     Ok(metadata)
-}
-
-/// What the first place of the platform gives that answers, and its name.
-async fn tried<T>(
-    provider: &Provider,
-    site: &Site,
-    attempt: impl AsyncFn(&'static Place) -> Result<(String, T), Vec<Trouble>>,
-) -> Result<(String, T), Error> {
-    let platform = || provider.platform.to_owned();
-    let started = Instant::now();
-    let mut reported = started;
-    let mut refused = Refused::default();
-    let mut backoff = BACKOFF.seeded(u64::from(std::process::id()));
-    loop {
-        let mut troubles = Vec::new();
-        for place in provider.places {
-            match attempt(place).await {
-                Ok(answer) => return Ok(answer),
-                Err(more) => troubles.extend(more),
-            }
-        }
-        if let Some(at) = troubles.iter().position(Trouble::is_final) {
-            return Err(Error::Answer {
-                platform: platform(),
-                trouble: troubles.swap_remove(at),
-            });
-        }
-        let waited = started.elapsed();
-        if waited >= site.patience || refused.is_final(&troubles, Instant::now()) {
-            return Err(Error::NoAnswer {
-                platform: platform(),
-                waited,
-                troubles,
-            });
-        }
-        if reported.elapsed() >= REPORT_EVERY {
-            reported = Instant::now();
-            let waited = words::duration(waited.as_secs());
-            info!(
-                "platform {} gives no answer after {waited}, trying on: {}",
-                provider.platform,
-                list(&troubles)
-            );
-        }
-        tokio::time::sleep(backoff.next_delay()).await;
-    }
-}
-
-/// Since when a service has refused at each try.
-#[derive(Default)]
-struct Refused(Option<Instant>);
-
-impl Refused {
-    /// Takes down a try, and says whether another is in vain.
-    fn is_final(&mut self, troubles: &[Trouble], now: Instant) -> bool {
-        if !troubles.iter().any(Trouble::is_refusal) {
-            self.0 = None;
-            return false;
-        }
-        now - *self.0.get_or_insert(now) >= REFUSED_PATIENCE
-    }
 }
 
 #[cfg(test)]

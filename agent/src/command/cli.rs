@@ -114,6 +114,9 @@ pub enum Command {
     /// Make or check the configs that machines are provisioned with.
     #[command(subcommand)]
     Ignition(IgnitionCommand),
+    /// Change an image file before machines have it.
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Show or write what the platform says of this machine: addresses, names, SSH keys.
     ///
     /// Without flags, prints them. Exit status: 0 done, 1 the platform does not answer.
@@ -495,6 +498,24 @@ pub enum IgnitionCommand {
         /// The image's root, with /usr and /etc.
         #[arg(value_name = "DIR")]
         root: PathBuf,
+    },
+}
+
+/// What to do with an image file.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Put an Ignition config onto the EFI system partition of a raw image file.
+    ///
+    /// Machines with this image take it at their first boot, whatever they run on, unless the kernel command line or
+    /// SMBIOS has another one; firmware must start them. Replaces the config that is there. Checks the config first, as
+    /// `selvage ignition check` does. Needs no privileges, and room for a copy of the image beside it, which takes its
+    /// place when it is complete. Uses mtools. Whoever has the image can read the config. Exit status: 78 when machines
+    /// would refuse the config, 1 when DISK is no raw image of ours or cannot be replaced; the image is then as it was.
+    Embed {
+        /// The image file, raw; qemu-img converts others.
+        disk: PathBuf,
+        /// The Ignition config (JSON).
+        config: PathBuf,
     },
 }
 

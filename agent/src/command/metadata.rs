@@ -14,10 +14,13 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use crate::appliance::metadata::user_data::{self, Target};
-use crate::appliance::metadata::{self, Metadata, Site, check_in, environment, ssh_keys};
+use crate::appliance::metadata::{
+    self, Metadata, Site, check_in, environment, guestinfo, ssh_keys, static_network,
+};
 use crate::appliance::platform::{Facts, Found, detect, id_of};
 use crate::base::atomic_file;
 use crate::base::logging;
+use crate::base::words::harmless;
 
 /// The manual's words on the files.
 pub const METADATA_HELP: &str = "\
@@ -87,6 +90,12 @@ pub enum MetadataCommand {
         #[arg(value_parser = clap::value_parser!(u64).range(0..=86400))]
         patience: u64,
     },
+    /// Give networkd the platform's network, where it has one; the image does so at each boot.
+    #[command(hide = true)]
+    Network,
+    /// Ask VMware's host for what it has for this machine, and print it as JSON; the other commands have this done.
+    #[command(hide = true)]
+    Guestinfo,
     /// Find the config of the first boot; the initrd does so.
     #[command(hide = true)]
     UserData {
@@ -108,6 +117,9 @@ pub enum Error {
     /// The first boot has no usable config.
     #[error("no config for the first boot")]
     UserData(#[from] user_data::Error),
+    /// VMware's host is not asked, or does not answer.
+    #[error("failed to ask VMware's host")]
+    Guestinfo(#[source] io::Error),
     /// A file cannot be written.
     #[error("failed to write {path} (as root?)")]
     Write {
@@ -142,6 +154,15 @@ pub async fn run(root: &Path, flags: &MetadataFlags, out: &mut impl Write) -> Re
             provision(root, &target, out).await?;
             return Ok(0);
         }
+        Some(MetadataCommand::Network) => {
+            let found = platform(root, None);
+            network_of(&found, &site(root, &found, 0), out)?;
+            return Ok(0);
+        }
+        Some(MetadataCommand::Guestinfo) => {
+            guestinfo::print(out).map_err(Error::Guestinfo)?;
+            return Ok(0);
+        }
         Some(MetadataCommand::Show {
             json,
             provider,
@@ -158,7 +179,7 @@ pub async fn run(root: &Path, flags: &MetadataFlags, out: &mut impl Write) -> Re
     if !wants_metadata && !flags.check_in {
         return show(root, &found, flags.patience, false, out).await;
     }
-    let site = site(root, flags.patience);
+    let site = site(root, &found, flags.patience);
     if wants_metadata {
         let metadata = metadata::fetch(&found.id, &site).await?;
         write_all(root, flags, &found, &metadata, out)?;
@@ -172,8 +193,8 @@ pub async fn run(root: &Path, flags: &MetadataFlags, out: &mut impl Write) -> Re
     Ok(0)
 }
 
-fn site(root: &Path, patience: u64) -> Site {
-    let mut site = Site::of_this_machine(Duration::from_secs(patience));
+fn site(root: &Path, found: &Found, patience: u64) -> Site {
+    let mut site = Site::of_this_machine(&found.id, Duration::from_secs(patience));
     root.clone_into(&mut site.root);
     site
 }
@@ -282,7 +303,7 @@ async fn show(
     json: bool,
     out: &mut impl Write,
 ) -> Result<u8, Error> {
-    let fetched = metadata::fetch(&found.id, &site(root, patience)).await;
+    let fetched = metadata::fetch(&found.id, &site(root, found, patience)).await;
     if json {
         let (metadata, error) = match &fetched {
             Ok(metadata) => (metadata.clone(), None),
@@ -327,11 +348,26 @@ async fn provision(root: &Path, target: &Target, out: &mut impl Write) -> Result
         "first boot: provisioning this machine (platform {}: {})",
         found.id, found.reason
     )?;
-    let mut site = site(root, 0);
+    let mut site = site(root, &found, 0);
+    network_of(&found, &site, out)?;
     // A cloud's service may come later than the machine, and without it there is nothing to do.
     site.patience = Duration::MAX;
     let config = user_data::provision(&found, &site, target, network).await?;
     writeln!(out, "{config}")?;
+    Ok(())
+}
+
+/// Gives networkd the platform's network. Whatever is wrong with that, DHCP may do: a unit that fails for it would have
+/// a new version of the image judged bad.
+fn network_of(found: &Found, site: &Site, out: &mut impl Write) -> Result<(), Error> {
+    match static_network::write(&found.id, site) {
+        Ok(None) => (),
+        Ok(Some(arguments)) => {
+            let arguments = harmless(&arguments);
+            writeln!(out, "platform {} gives the network: {arguments}", found.id)?;
+        }
+        Err(error) => warn!("{}", logging::chain(&error)),
+    }
     Ok(())
 }
 

@@ -6,7 +6,11 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{boot, seconds};
+use super::{
+    boot,
+    pairs::{self, Pair, Pairs},
+    seconds,
+};
 use crate::{
     built::Built,
     cli::Common,
@@ -15,33 +19,8 @@ use crate::{
     host::Host,
     progress::Progress,
     qemu::Boot,
-    report,
     timeline::Timeline,
 };
-
-/// Kernel start to Docker ready of two machines that booted side by side, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Pair {
-    verified: f64,
-    plain: f64,
-}
-
-impl Pair {
-    fn of([verified, plain]: [Timeline; 2]) -> Result<Self> {
-        let ready = |timeline: Timeline| {
-            let time = timeline.docker_ready.context("Docker was never ready")?;
-            anyhow::Ok(time.as_secs_f64())
-        };
-        Ok(Self {
-            verified: ready(verified)?,
-            plain: ready(plain)?,
-        })
-    }
-
-    fn ratio(&self) -> f64 {
-        self.verified / self.plain
-    }
-}
 
 /// Boots `count` pairs twice each, prints their times, and gives them.
 ///
@@ -53,7 +32,7 @@ pub(super) async fn run(
     count: u8,
     progress: &Progress,
 ) -> Result<Value> {
-    let mut pairs = [Vec::new(), Vec::new()];
+    let mut pairs = Pairs::default();
     let mut all = Vec::new();
     for number in 1..=count {
         progress.step(format!(
@@ -68,7 +47,7 @@ pub(super) async fn run(
         let [verified, plain] = [0, 1].map(|at| boots.map(|(name, times)| (name, times[at])));
         all.push(json!({ "verified": seconds(&verified), "plain": seconds(&plain) }));
     }
-    progress.line(&table(&pairs));
+    progress.line(&pairs::table(["with dm-verity", "without"], &pairs));
     Ok(Value::Array(all))
 }
 
@@ -154,37 +133,6 @@ async fn is_verified(cluster: &Cluster, expected: bool) -> Result<()> {
     Ok(())
 }
 
-fn table(pairs: &[Vec<Pair>; 2]) -> String {
-    let head = ["Docker ready", "with dm-verity", "without", "ratio"];
-    let mut rows = vec![head.map(str::to_owned)];
-    for (name, pairs) in ["first boot", "second boot"].iter().zip(pairs) {
-        let row = |name: String, pair: Pair, ratio: f64| {
-            let [verified, plain] = [pair.verified, pair.plain].map(|time| format!("{time:.1}"));
-            [name, verified, plain, format!("{ratio:.3}")]
-        };
-        for pair in pairs {
-            rows.push(row((*name).to_owned(), *pair, pair.ratio()));
-        }
-        let middle = Pair {
-            verified: median(pairs.iter().map(|pair| pair.verified)),
-            plain: median(pairs.iter().map(|pair| pair.plain)),
-        };
-        let ratio = median(pairs.iter().map(Pair::ratio));
-        rows.push(row(format!("{name}, median"), middle, ratio));
-    }
-    report::table(&rows)
-}
-
-/// The middle one, or the mean of the two in the middle; not a number where there are none.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    match values.get((values.len().saturating_sub(1)) / 2..=values.len() / 2) {
-        Some(middle) => middle.iter().sum::<f64>() / middle.len() as f64,
-        None => f64::NAN,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,19 +147,5 @@ mod tests {
         for line in ["usrhash=12 quiet", "mount.usr=/dev/mapper/usr quiet"] {
             without_verity(line, "selvage_1").unwrap_err();
         }
-    }
-
-    #[test]
-    fn medians_are_of_ratios_in_pairs() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
-        assert!(median([].into_iter()).is_nan());
-        let pair = |verified, plain| Pair { verified, plain };
-        let pairs = vec![pair(20.0, 10.0), pair(30.0, 30.0), pair(11.0, 10.0)];
-        let text = table(&[pairs.clone(), pairs]);
-        let median = text
-            .lines()
-            .find(|line| line.contains("first boot, median"));
-        assert!(median.unwrap().trim_end().ends_with("1.100"), "{text}");
     }
 }

@@ -63,6 +63,9 @@ pub(super) const EXTENDED: Names = &[
     "configs::tpm_is_up",
     "configs::luks_by_tpm",
     "configs::tpm_opens_again",
+    // The machine `embedded`.
+    "configs::embedded_is_up",
+    "configs::embedded_in_the_image",
     // One machine each.
     "configs::refused_unknown_group",
     "configs::refused_uid_twice",

@@ -25,6 +25,7 @@ pub(super) const CASES: Names = &[
     "platforms::hetzner_by_the_bridge",
     "platforms::credential_counts_more_than_the_platform",
     "platforms::cloud_config_is_refused_with_words",
+    "platforms::openstack_by_drive",
 ];
 
 /// The address that the machine gets, which its platform tells as well.
@@ -39,26 +40,31 @@ struct Cloud {
     name: &'static str,
     smbios: &'static [&'static str],
     served: fn(&Host) -> Served,
+    /// What is on its drive.
+    drive: fn(&Host) -> Served,
 }
 
-const CLOUDS: [Cloud; 5] = [
+const CLOUDS: [Cloud; 6] = [
     Cloud {
         case: CASES[0],
         name: "ec2",
         smbios: &["type=1,manufacturer=Amazon EC2,product=t3.micro"],
         served: ec2,
+        drive: nothing,
     },
     Cloud {
         case: CASES[1],
         name: "openstack",
         smbios: &["type=1,manufacturer=OpenStack Foundation,product=OpenStack Nova"],
         served: openstack,
+        drive: nothing,
     },
     Cloud {
         case: CASES[2],
         name: "hetzner",
         smbios: &["type=1,manufacturer=Hetzner,product=vServer"],
         served: hetzner,
+        drive: nothing,
     },
     Cloud {
         case: CASES[3],
@@ -70,12 +76,21 @@ const CLOUDS: [Cloud; 5] = [
              RvcmFnZSI6eyJmaWxlcyI6W3sicGF0aCI6Ii9ldGMvZnJvbS1jcmVkZW50aWFsIn1dfX0=",
         ],
         served: hetzner,
+        drive: nothing,
     },
     Cloud {
         case: CASES[4],
         name: "cloud-config",
         smbios: &["type=1,manufacturer=Hetzner,product=vServer"],
         served: cloud_config,
+        drive: nothing,
+    },
+    Cloud {
+        case: CASES[5],
+        name: "openstack-drive",
+        smbios: &["type=1,manufacturer=OpenStack Foundation,product=OpenStack Nova"],
+        served: nothing,
+        drive: openstack_drive,
     },
 ];
 
@@ -152,6 +167,25 @@ fn openstack(host: &Host) -> Served {
     ])
 }
 
+/// The same on a drive, and no service: nobody knows beforehand which of them there is.
+fn openstack_drive(host: &Host) -> Served {
+    files(&[
+        (
+            "openstack/latest/user_data",
+            with_key(host, "/etc/from-openstack"),
+        ),
+        (
+            "openstack/latest/meta_data.json",
+            json!({"uuid": "83679162-1378-4288-a2d4-70e13ec132aa", "hostname": "test.novalocal"})
+                .to_string(),
+        ),
+        (
+            "ec2/latest/meta-data.json",
+            json!({"instance-id": "i-022da7a2", "local-ipv4": ADDRESS}).to_string(),
+        ),
+    ])
+}
+
 /// The platform has the key as well: a config from elsewhere need not have it.
 fn hetzner(host: &Host) -> Served {
     let data = "hetzner/v1/metadata";
@@ -164,6 +198,10 @@ fn hetzner(host: &Host) -> Served {
             json!([host.public_key]).to_string(),
         ),
     ])
+}
+
+fn nothing(_: &Host) -> Served {
+    Vec::new()
 }
 
 fn cloud_config(_: &Host) -> Served {
@@ -216,6 +254,7 @@ async fn start(cloud: &Cloud, host: &Host, common: &Common, dir: &Path) -> Resul
     for node in &mut nodes {
         node.name = cloud.name.into();
         node.served = (cloud.served)(host);
+        node.drive = (cloud.drive)(host);
     }
     let options = Options {
         alone: true,
@@ -236,7 +275,10 @@ async fn look(case: &str, machine: &Machine) -> Result<()> {
         ensure!(found, "`selvage metadata show` has no {line:?}: {shown}");
         Ok(())
     };
-    let source = format!("source: http://{}", serve::METADATA_ADDRESS);
+    let source = match case == CASES[5] {
+        true => "source: the disk labelled config-2".to_owned(),
+        false => format!("source: http://{}", serve::METADATA_ADDRESS),
+    };
     has(&source)?;
     let file = async |path: &str| {
         let text = machine.ssh.run(&format!("cat {path}")).await;
@@ -252,7 +294,7 @@ async fn look(case: &str, machine: &Machine) -> Result<()> {
             let same = file(&format!("/run/metadata/{name}")).await?;
             ensure!(same == coreos, "{name} differs from coreos: {same}");
         }
-    } else if case == CASES[1] {
+    } else if case == CASES[1] || case == CASES[5] {
         has("platform: openstack (SMBIOS product_name is \"OpenStack Nova\")")?;
         has(&format!("COREOS_OPENSTACK_IPV4_LOCAL={ADDRESS}"))?;
         file("/etc/from-openstack").await?;

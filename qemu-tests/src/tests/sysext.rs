@@ -1,5 +1,5 @@
-//! System extensions of the image, on one machine with the plain and one with the signed image. `make sysexts` and `make
-//! sysexts-signed` build them; the machines fetch them by HTTP.
+//! System extensions of the image, on one machine with the plain and one with the signed image. `make sysexts` and
+//! `make sysexts-signed` build them; the machines fetch them by HTTP.
 
 use std::{fs, path::Path};
 
@@ -11,27 +11,31 @@ use crate::{
     built::Built,
     cli::Common,
     cluster::{Cluster, Options},
-    description,
+    container, description,
     host::Host,
     machine::Machine,
+    overlay::{WEB, WEB_PORT},
     serve::ADDRESS,
+    ssh::COMMAND_DEADLINE,
     suite::{Names, Suite},
 };
 
-/// The cases here: all but the last are of the plain image.
+/// The cases here: the fifth is of the signed image, all others of the plain one.
 pub(super) const CASES: Names = &[
     "sysext::added_by_its_hash_is_there_at_once",
     "sysext::of_another_version_or_system_is_not_merged",
     "sysext::merged_again_by_the_next_boot",
     "sysext::removed_leaves_the_image_as_it_was",
     "sysext::signed_image_merges_only_what_is_signed",
+    "sysext::podman_runs_a_container_beside_docker",
 ];
 
 /// All: three boots.
 pub(super) const EXTENDED: Names = CASES;
 
-/// What the extension is called.
+/// What the extensions are called.
 const NAME: &str = "debug";
+const PODMAN: &str = "podman";
 
 /// Merges a system extension that fits any version; fails unless it is merged.
 pub(super) const MERGE: &str = "sudo mkdir -p /var/lib/extensions/beside/usr/lib/extension-release.d && \
@@ -51,17 +55,20 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
 }
 
 async fn boots(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Path) -> Result<()> {
-    let plain = Extension::of(&common.image, &common.target.join("sysexts"))
-        .context("build it with `make sysexts`")?;
+    let built = common.target.join("sysexts");
+    let plain =
+        Extension::of(&common.image, &built, NAME).context("build it with `make sysexts`")?;
+    let podman =
+        Extension::of(&common.image, &built, PODMAN).context("build it with `make sysexts`")?;
     let signed_image = common.target.join("image-signed");
-    let signed = Extension::of(&signed_image, &common.target.join("sysexts-signed"))
+    let signed = Extension::of(&signed_image, &common.target.join("sysexts-signed"), NAME)
         .context("build it with `make sysexts-signed`")?;
 
     suite
         .progress
         .step("first boot of a machine that gets a system extension");
-    let mut cluster = start(host, common, &dir.join("sysext"), &[&plain]).await?;
-    let gone_through = plain_image(suite, &mut cluster, &plain).await;
+    let mut cluster = start(host, common, &dir.join("sysext"), &[&plain, &podman]).await?;
+    let gone_through = plain_image(suite, &mut cluster, &plain, &podman).await;
     if let Err(error) = &gone_through {
         suite.boot_failed("sysext", &mut cluster, error).await;
     }
@@ -104,9 +111,9 @@ struct Extension {
 
 impl Extension {
     /// That of an image, in the directory that `image/sysexts` filled.
-    fn of(image: &Path, dir: &Path) -> Result<Self> {
+    fn of(image: &Path, dir: &Path, name: &str) -> Result<Self> {
         let version = Built::of(image)?.version;
-        let file = format!("selvage_{version}_{NAME}.sysext.raw");
+        let file = format!("selvage_{version}_{name}.sysext.raw");
         let read = |name: &str| {
             let path = dir.join(name);
             fs::read(&path).with_context(|| format!("failed to read {}", path.display()))
@@ -165,6 +172,7 @@ async fn plain_image(
     suite: &mut Suite<'_>,
     cluster: &mut Cluster,
     extension: &Extension,
+    podman: &Extension,
 ) -> Result<()> {
     let progress = suite.progress;
     cluster.wait_for_ssh(progress).await?;
@@ -204,7 +212,45 @@ async fn plain_image(
                 .map(drop)
         })
         .await;
+    suite
+        .case(CASES[5], cluster, async |cluster| {
+            podman_runs(one(cluster)?, podman).await
+        })
+        .await;
     Ok(())
+}
+
+/// It is there with the files of `/etc` that it does not run without, has a network of its own, and Docker stays as it
+/// was.
+async fn podman_runs(machine: &Machine, extension: &Extension) -> Result<()> {
+    let add = format!(
+        "sudo selvage sysext add --sha256 {} {}",
+        extension.sha256,
+        extension.url()
+    );
+    machine.ssh.run(&add).await?;
+    let archive = container::build().await?;
+    let import = format!("sudo podman import - {}", container::IMAGE);
+    machine
+        .ssh
+        .feed(&import, &archive, COMMAND_DEADLINE)
+        .await?;
+    let run = format!(
+        "sudo podman run -d --name {WEB} {} httpd -f -p 0.0.0.0:{WEB_PORT} -h /www",
+        container::IMAGE
+    );
+    machine.ssh.run(&run).await?;
+    let ask = format!(
+        "address=$(sudo podman inspect -f '{{{{range .NetworkSettings.Networks}}}}{{{{.IPAddress}}}}{{{{end}}}}' \
+         {WEB}) && curl --silent --show-error --fail --max-time 60 http://$address:{WEB_PORT}/"
+    );
+    let page = machine.ssh.run(&ask).await?;
+    ensure!(page.trim() == "selvage", "podman's container says {page:?}");
+    machine
+        .ssh
+        .run("docker version >/dev/null && sudo podman rm -f web >/dev/null && sudo selvage sysext remove podman")
+        .await
+        .map(drop)
 }
 
 /// Not there before; there and working without a reboot after; nothing else of `/usr` is touched.
@@ -264,8 +310,8 @@ async fn listed(machine: &Machine, version: &str, state: &str) -> Result<()> {
     Ok(())
 }
 
-/// Extensions that the administrator makes by hand, as directories: only the one for this version is merged. One that the
-/// agent keeps for a later version of the image waits for it.
+/// Extensions that the administrator makes by hand, as directories: only the one for this version is merged. One that
+/// the agent keeps for a later version of the image waits for it.
 async fn others(machine: &Machine, extension: &Extension) -> Result<()> {
     for (name, release) in [
         (

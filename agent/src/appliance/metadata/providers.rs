@@ -32,6 +32,8 @@ pub(super) enum Source {
     Http(Http),
     /// The first disk with one of these labels.
     Drive(&'static [&'static str]),
+    /// VMware's host: a document is a key.
+    GuestInfo,
 }
 
 /// A metadata service.

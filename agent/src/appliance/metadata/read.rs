@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Site;
 use super::document::pick;
 use super::drive::Drive;
 use super::http::{Session, Trouble};
 use super::providers::{Keys, Place, Source, UserData, Value};
+use super::{Site, guestinfo};
 
 /// The largest user data, in bytes, far above what any platform takes.
 const MAX_USER_DATA: usize = 4 << 20;
@@ -24,6 +24,7 @@ pub(super) struct Contents {
 enum Opened<'a> {
     Service(Session<'a>),
     Drive(Drive),
+    GuestInfo(&'a Site),
 }
 
 impl Opened<'_> {
@@ -32,6 +33,7 @@ impl Opened<'_> {
         match self {
             Self::Service(session) => session.server().to_owned(),
             Self::Drive(drive) => format!("the disk labelled {}", drive.label()),
+            Self::GuestInfo(_) => "VMware's guestinfo".to_owned(),
         }
     }
 
@@ -40,6 +42,7 @@ impl Opened<'_> {
         match self {
             Self::Service(session) => session.url(path),
             Self::Drive(drive) => drive.name(path),
+            Self::GuestInfo(_) => guestinfo::name(path),
         }
     }
 
@@ -47,6 +50,7 @@ impl Opened<'_> {
         match self {
             Self::Service(session) => Ok(session.get(path).await?.map(|body| body.to_vec())),
             Self::Drive(drive) => drive.read(path),
+            Self::GuestInfo(site) => guestinfo::decoded(site, path),
         }
     }
 
@@ -163,7 +167,7 @@ fn checked(name: &str, text: &str) -> Option<String> {
 /// Opens the place, at each of its servers in turn, and has `look` look at it.
 async fn at<'a, T>(
     place: &'a Place,
-    site: &Site,
+    site: &'a Site,
     look: impl AsyncFn(&mut Opened<'a>) -> Result<T, Trouble>,
 ) -> Result<(String, T), Vec<Trouble>> {
     let mut troubles = Vec::new();
@@ -175,6 +179,13 @@ async fn at<'a, T>(
                 Ok((opened.name(), seen))
             };
             return seen.await.map_err(|trouble| vec![trouble]);
+        }
+        Source::GuestInfo => {
+            let mut opened = Opened::GuestInfo(site);
+            let seen = look(&mut opened).await;
+            return seen
+                .map(|seen| (opened.name(), seen))
+                .map_err(|trouble| vec![trouble]);
         }
         Source::Http(http) => {
             for server in site.servers(http.servers) {
@@ -203,7 +214,8 @@ pub(super) async fn all(place: &Place, site: &Site) -> Result<(String, Contents)
                 attributes.extend(opened.value(*value).await?);
             }
         }
-        if attributes.is_empty() {
+        // A host of VMware's need not say anything.
+        if attributes.is_empty() && !matches!(opened, Opened::GuestInfo(_)) {
             // Another service than that of the platform, or one that is not ready.
             let paths: BTreeSet<_> = place.values.iter().map(|(_, path, _)| *path).collect();
             let first = paths.first().copied().unwrap_or_default();

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
@@ -135,11 +134,23 @@ async fn serve(mut stream: TcpStream, documents: &Documents, seen: &Mutex<Vec<St
     let _ = stream.write_all(answer.as_bytes()).await;
 }
 
-fn site(servers: Vec<String>) -> Site {
+pub(super) fn site(servers: Vec<String>) -> Site {
     Site {
         root: PathBuf::from("/nonexistent"),
         servers: Some(servers),
+        guestinfo: BTreeMap::new(),
         patience: Duration::from_secs(20),
+    }
+}
+
+/// A machine whose host says this.
+pub(super) fn site_of_vmware(values: &[(&str, &str)]) -> Site {
+    let values = values.iter();
+    Site {
+        guestinfo: values
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+        ..site(Vec::new())
     }
 }
 
@@ -237,26 +248,6 @@ async fn a_service_that_is_slow_to_come_is_asked_again() {
     assert_eq!(metadata.source, Some(server.url()));
 }
 
-#[test]
-fn a_service_that_refuses_for_minutes_is_not_asked_for_ever() {
-    let status = |status| Trouble::Status {
-        url: String::new(),
-        status,
-    };
-    let start = Instant::now();
-    let at = |secs| start + Duration::from_secs(secs);
-    let mut refused = Refused::default();
-    assert!(!refused.is_final(&[status(403)], at(0)));
-    assert!(!refused.is_final(&[status(401)], at(179)));
-    assert!(refused.is_final(&[status(403)], at(180)));
-    // One that is not ready, or has enough of questions, is asked on.
-    for again in [503, 429] {
-        assert!(!refused.is_final(&[status(again)], at(1000)), "{again}");
-        assert!(!refused.is_final(&[status(403)], at(1001)), "{again}");
-    }
-    assert!(!refused.is_final(&[], at(2000)));
-}
-
 #[tokio::test]
 async fn an_error_names_url_cause_and_time() {
     let mut documents = Documents::of(&AWS);
@@ -320,7 +311,7 @@ async fn what_is_no_key_is_left_out() {
 }
 
 #[tokio::test]
-async fn drives_are_read_before_the_service_is_asked() {
+async fn drives_have_documents_as_services_have() {
     let root = tempfile::tempdir().unwrap();
     let write = |path: &str, text: &str| {
         let path = root.path().join("dev/disk/by-label").join(path);

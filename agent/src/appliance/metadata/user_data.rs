@@ -19,12 +19,12 @@ use super::drive::Drive;
 use super::http::Trouble;
 use super::providers::{Place, Source};
 use super::read::{self, Candidate};
-use super::{Site, kvp, provider, tried};
+use super::{Site, guestinfo, kvp, provider, race};
 use crate::appliance::platform::Found;
 use crate::base::words::harmless;
 
 /// The credential's name: `io.systemd.credential:ignition.config=…` in SMBIOS.
-const CREDENTIAL: &str = "ignition.config";
+pub(in crate::appliance) const CREDENTIAL: &str = "ignition.config";
 
 /// Where the initrd has it: from SMBIOS by systemd, and from the boot partition (`loader/credentials/` there, and the
 /// kernel's `.extra.d/`) by systemd-stub(7).
@@ -147,7 +147,14 @@ pub async fn provision(
         add_lines(&target.environment, found, "metal", None)?;
         return Ok(format!("there is no config: there is no /{device}"));
     }
-    if found.id != HYPERV && !NOT_IGNITIONS.contains(&found.id.as_str()) {
+    let is_ours = match found.id.as_str() {
+        // Ignition has a name of its own for the key, we have cloud-init's.
+        guestinfo::PLATFORM => {
+            !guestinfo::has_ignitions(site) && guestinfo::value(site, guestinfo::USERDATA).is_some()
+        }
+        id => id == HYPERV || NOT_IGNITIONS.contains(&id),
+    };
+    if !is_ours {
         add_lines(&target.environment, found, &found.id, None)?;
         return Ok("Ignition fetches the config itself".to_owned());
     }
@@ -230,9 +237,9 @@ async fn fetched(
         return Ok(None);
     };
     let with_data = |place: &'static Place| Some((place, place.user_data.as_ref()?));
-    let of_drives = |place: &Place| matches!(place.from, Source::Drive(_));
+    let is_local = |place: &Place| !matches!(place.from, Source::Http(_));
     let mut site = site.clone();
-    if provider.places.iter().all(of_drives) {
+    if provider.places.iter().all(is_local) {
         site.patience = site.patience.min(DRIVE_PATIENCE);
     } else {
         network().map_err(Error::Network)?;
@@ -241,7 +248,7 @@ async fn fetched(
     if is_optional {
         site.patience = site.patience.min(OPTIONAL_PATIENCE);
     }
-    let tried = tried(provider, &site, async |place| match with_data(place) {
+    let tried = race::first(provider, &site, async |place| match with_data(place) {
         Some((place, wanted)) => {
             let (from, candidates) = read::user_data(place, wanted, &site).await?;
             Ok((from, (candidates, wanted.base64)))

@@ -68,6 +68,7 @@ fn every_command_of_the_contract_is_there() {
             "target/ignition",
         ],
         &["ignition", "check", "node1.ign"],
+        &["image", "embed", "selvage.raw", "node1.ign"],
     ] {
         assert!(parse(arguments).is_ok(), "{arguments:?} was refused");
     }

@@ -30,6 +30,7 @@ pub(in crate::tests) async fn run(suite: &mut Suite<'_>, host: &Host, common: &C
         run_shared(suite, host, common, dir).await,
         run_disk(suite, host, common, dir).await,
         run_disks(suite, host, common, dir).await,
+        run_embedded(suite, host, common, dir).await,
         run_refused(suite, host, common, dir).await,
     ] {
         result = result.and(machines);
@@ -165,6 +166,32 @@ async fn run_disks(suite: &mut Suite<'_>, host: &Host, common: &Common, dir: &Pa
         let cluster = start(host, common, &dir.join(kind.name), &configs, options).await?;
         run_kind(suite, cluster, kind).await;
     }
+    Ok(())
+}
+
+/// The machine `embedded`. Firmware starts it, whose boot loader hands the configuration over.
+async fn run_embedded(
+    suite: &mut Suite<'_>,
+    host: &Host,
+    common: &Common,
+    dir: &Path,
+) -> Result<()> {
+    let kind = &table::EMBEDDED;
+    if !wants(suite, kind) {
+        return Ok(());
+    }
+    suite
+        .progress
+        .step("boot a machine with its configuration in the image");
+    let config = access::merged(&texts(kind.configs), &host.public_key);
+    let configs = [(kind.name, config, String::new())];
+    let options = Options {
+        firmware: true,
+        embedded: true,
+        ..Options::default()
+    };
+    let cluster = start(host, common, &dir.join(kind.name), &configs, options).await?;
+    run_kind(suite, cluster, kind).await;
     Ok(())
 }
 
@@ -331,6 +358,7 @@ async fn check(machine: &Machine) -> Result<()> {
         table::DISK,
         table::DISKS,
         table::TPM,
+        table::EMBEDDED,
     ];
     let good = kinds.iter().flat_map(|kind| kind.configs);
     let good = good.map(|config| (config.case, config.text, 0));

@@ -3,6 +3,7 @@
 mod accounts;
 mod disk;
 mod disks;
+mod embedded;
 mod flatcar;
 mod node;
 
@@ -25,7 +26,8 @@ pub(super) const NODE: Kind = Kind {
     is_up: "configs::node_is_up",
     configs: node::CONFIGS,
 };
-/// A machine with one card of static address that comes from Flatcar, with etcd, flannel and Docker as its documents say.
+/// A machine with one card of static address that comes from Flatcar, with etcd, flannel and Docker as its documents
+/// say.
 pub(super) const FLATCAR: Kind = Kind {
     name: "flatcar",
     is_up: "configs::flatcar_is_up",
@@ -49,9 +51,16 @@ pub(super) const TPM: Kind = Kind {
     is_up: "configs::tpm_is_up",
     configs: disks::TPM_CONFIGS,
 };
+/// A machine that finds its configuration on its boot partition, where `selvage image embed` has put it, and nowhere
+/// else.
+pub(super) const EMBEDDED: Kind = Kind {
+    name: "embedded",
+    is_up: "configs::embedded_is_up",
+    configs: embedded::CONFIGS,
+};
 /// All of them.
 #[cfg(test)]
-pub(super) const MACHINES: [Kind; 5] = [NODE, FLATCAR, DISK, DISKS, TPM];
+pub(super) const MACHINES: [Kind; 6] = [NODE, FLATCAR, DISK, DISKS, TPM, EMBEDDED];
 
 /// A configuration of `qemu-tests/configs/`, its case, and where its shape is from.
 macro_rules! config {

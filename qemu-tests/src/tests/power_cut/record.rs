@@ -38,6 +38,8 @@ pub(super) const NAME: &str = "power-cut";
 /// How the machines of this group are started.
 pub(super) const OPTIONS: Options = Options {
     secure_boot: false,
+    embedded: false,
+    memory_mib: None,
     watchdog: false,
     sata: false,
     tpm: false,
@@ -346,6 +348,7 @@ pub(super) fn node(recording: &Recording, with_server: bool) -> Result<Node> {
         mac: String::new(),
         ignition: recording.ignition.clone(),
         served,
+        drive: Vec::new(),
     })
 }
 

@@ -1,6 +1,7 @@
-//! Drives that the hypervisor attaches.
+//! Drives that the hypervisor attaches, and keys and values that it hands over.
 
-use super::{Keys, OPENSTACK_DRIVE, Provider, config_drive, no_cloud};
+use super::{Keys, OPENSTACK_DRIVE, Place, Provider, Source, UserData, config_drive, no_cloud};
+use crate::appliance::metadata::guestinfo;
 
 /// These platforms, by their ids.
 pub(super) const TABLE: &[Provider] = &[
@@ -67,5 +68,24 @@ pub(super) const TABLE: &[Provider] = &[
             ],
             Keys::At("user-data", "/ssh_authorized_keys/*"),
         )],
+    },
+    Provider {
+        platform: guestinfo::PLATFORM,
+        afterburn: "VMWARE",
+        coreos: "VMWARE",
+        places: &[Place {
+            from: Source::GuestInfo,
+            values: &[
+                ("HOSTNAME", guestinfo::METADATA, "/local-hostname"),
+                // Older than cloud-init's, and Container Linux's.
+                ("HOSTNAME", guestinfo::HOSTNAME, ""),
+                ("INSTANCE_ID", guestinfo::METADATA, "/instance-id"),
+            ],
+            keys: Keys::At(guestinfo::METADATA, "/public-keys-data"),
+            user_data: Some(UserData {
+                documents: &[guestinfo::USERDATA],
+                base64: false,
+            }),
+        }],
     },
 ];

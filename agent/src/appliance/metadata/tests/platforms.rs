@@ -1,5 +1,8 @@
 //! Documents as the platforms' documentation and other programs' tests show them, shortened.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::*;
 
 #[tokio::test]
@@ -233,4 +236,64 @@ async fn more_platforms_documents_become_variables() {
         assert_eq!(variables, expected, "{platform}");
         assert_eq!(found, vec![KEY; keys], "{platform}");
     }
+}
+
+#[tokio::test]
+async fn vmware_tells_by_its_keys() {
+    // Deckhouse's documentation of static nodes on vSphere, whose metadata.json is handed over in base64.
+    let deckhouse = format!(
+        r#"{{"instance-id": "cloud-static-worker-0", "local-hostname": "cloud-static-worker-0", "public-keys-data": "{KEY}",
+        "network": {{"version": 2, "ethernets": {{"id0": {{"match": {{"driver": "vmxnet3"}}, "dhcp4": true}}}}}}}}"#
+    );
+    // cloud-init's documentation of its datasource VMware; its key is one for each line.
+    let cloud_init = format!(
+        "instance-id: cloud-vm\nlocal-hostname: cloud-vm\nnetwork:\n  version: 2\n  ethernets:\n    nics:\n      match:\n\
+         \x20       name: ens*\n      dhcp4: yes\npublic-keys-data: |\n  {KEY} one\n  {KEY} two\n"
+    );
+    // CoreOS Container Linux's documentation "Running on VMware": guestinfo.hostname.
+    let values = |pairs: &[(&str, &str)]| site_of_vmware(pairs);
+    for (site, expected, keys) in [
+        (
+            values(&[
+                ("guestinfo.metadata", &STANDARD.encode(&deckhouse)),
+                ("guestinfo.metadata.encoding", "base64"),
+            ]),
+            vec![
+                "COREOS_VMWARE_HOSTNAME=cloud-static-worker-0",
+                "COREOS_VMWARE_INSTANCE_ID=cloud-static-worker-0",
+            ],
+            1,
+        ),
+        (
+            values(&[
+                ("guestinfo.metadata", &cloud_init),
+                ("guestinfo.hostname", "other"),
+            ]),
+            vec![
+                "COREOS_VMWARE_HOSTNAME=cloud-vm",
+                "COREOS_VMWARE_INSTANCE_ID=cloud-vm",
+            ],
+            2,
+        ),
+        (
+            values(&[("guestinfo.hostname", "coreos1")]),
+            vec!["COREOS_VMWARE_HOSTNAME=coreos1"],
+            0,
+        ),
+        (values(&[]), vec![], 0),
+    ] {
+        let metadata = fetch("vmware", &site).await.unwrap();
+        assert_eq!(metadata.source.as_deref(), Some("VMware's guestinfo"));
+        let text = environment(&metadata);
+        let lines = text.lines().filter(|line| line.starts_with("COREOS_"));
+        assert_eq!(lines.collect::<Vec<_>>(), expected);
+        assert_eq!(metadata.ssh_keys.len(), keys);
+    }
+    let site = site_of_vmware(&[("guestinfo.metadata", "{\"instance-id\":")]);
+    let error = fetch("vmware", &site).await.unwrap_err();
+    let text = crate::base::logging::chain(&error);
+    assert!(
+        text.contains("VMware's guestinfo.metadata: bad JSON"),
+        "{text}"
+    );
 }

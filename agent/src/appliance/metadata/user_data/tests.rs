@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::appliance::metadata::providers::UserData;
 use crate::appliance::metadata::tests::Server;
@@ -8,6 +10,7 @@ const CONFIG: &str = r#"{"ignition":{"version":"3.3.0"}}"#;
 struct Machine {
     root: tempfile::TempDir,
     found: Found,
+    guestinfo: BTreeMap<String, String>,
 }
 
 impl Machine {
@@ -18,7 +21,17 @@ impl Machine {
             id: platform.to_owned(),
             reason: String::new(),
         };
-        Self { root, found }
+        let guestinfo = BTreeMap::new();
+        Self {
+            root,
+            found,
+            guestinfo,
+        }
+    }
+
+    fn told(mut self, key: &str, value: &str) -> Self {
+        self.guestinfo.insert(key.to_owned(), value.to_owned());
+        self
     }
 
     fn has(self, path: &str, text: &str) -> Self {
@@ -32,6 +45,7 @@ impl Machine {
         let site = Site {
             root: self.root.path().to_owned(),
             servers: server.map(|server| vec![server.url()]),
+            guestinfo: self.guestinfo.clone(),
             patience: Duration::from_millis(500),
         };
         let target = Target {
@@ -114,6 +128,42 @@ async fn ignition_fetches_what_it_can_itself() {
     let machine = Machine::new("hyperv");
     machine.provisioned(None).await.unwrap();
     assert!(machine.text("env").starts_with("PLATFORM_ID=metal\n"));
+}
+
+#[tokio::test]
+async fn vmwares_user_data_is_taken_where_ignition_has_no_config_of_its_own() {
+    let base64 = STANDARD.encode(CONFIG);
+    let with_userdata = || {
+        Machine::new("vmware")
+            .told("guestinfo.userdata", &base64)
+            .told("guestinfo.userdata.encoding", "base64")
+    };
+    let machine = with_userdata();
+    let found = machine.provisioned(None).await.unwrap();
+    assert_eq!(found, "the config is from VMware's guestinfo.userdata");
+    assert_eq!(machine.text("platform.ign"), CONFIG);
+    let env = machine.text("env");
+    assert!(
+        env.starts_with("PLATFORM_ID=file\nSELVAGE_PLATFORM=vmware\n"),
+        "{env}"
+    );
+
+    let machine = with_userdata().told("guestinfo.ignition.config.data", CONFIG);
+    machine.provisioned(None).await.unwrap();
+    assert!(machine.text("env").starts_with("PLATFORM_ID=vmware\n"));
+
+    for (userdata, expected) in [
+        ("#cloud-config\n", "it is a cloud-config; this image reads"),
+        ("#!/bin/sh\n", "it is a script"),
+    ] {
+        let machine = Machine::new("vmware").told("guestinfo.userdata", userdata);
+        let error = machine.provisioned(None).await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let machine = with_userdata().told("guestinfo.userdata.encoding", "rot13");
+    let error = machine.provisioned(None).await.unwrap_err();
+    let text = crate::base::logging::chain(&error);
+    assert!(text.contains("its encoding is \"rot13\""), "{text}");
 }
 
 #[tokio::test]

@@ -44,6 +44,11 @@ impl Endpoint {
             tls,
         })
     }
+
+    /// `HOST:PORT`.
+    pub(crate) fn authority(&self) -> &str {
+        self.url.split_once("://").map_or("", |(_, rest)| rest)
+    }
 }
 
 /// An endpoint that is safe to show, even if malformed: text before an `@` may be a password.

@@ -10,6 +10,7 @@
 //! | `hold_down` | leases that vanished during an outage still count for a while |
 //! | `state` | what these share: hold-down, the lease's TTL, and that the own lease may have been touched |
 //! | `endpoints` | several servers, and which of them is used |
+//! | `dial` | a connection to one of them, with or without TLS |
 //! | `tasks` | the tasks of a store and their events |
 //! | `spread` | random delays that keep the nodes of a cluster from acting in step |
 //!
@@ -33,6 +34,7 @@ use crate::cluster::lease::{Fault, Lease, LeaseAttrs, SettingsError, StoreTroubl
 use crate::cluster::network_config::{NetworkConfig, NetworkConfigError};
 use crate::settings;
 
+pub(super) mod dial;
 pub(super) mod endpoints;
 pub(super) mod hold_down;
 pub(super) mod keeper;

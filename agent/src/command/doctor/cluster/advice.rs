@@ -59,6 +59,13 @@ pub(super) fn advise(cause: &Cause, settings: &Settings, names: &Names) -> Advic
                 "wait a minute; if it persists, see what writes there: etcdctl watch --prefix {prefix}/subnets"
             )],
         ),
+        Code::NoNode | Code::NoPodCidr => Advice::new(
+            "without a podCIDR this node has no subnet; the agent waits for it",
+            [
+                "see what Kubernetes has: kubectl get node -o custom-columns=NAME:.metadata.name,PODCIDR:.spec.podCIDRs".into(),
+                "have kube-controller-manager assign them: --allocate-node-cidrs=true --cluster-cidr=NETWORK; if the node has another name there, set NODE_NAME".into(),
+            ],
+        ),
         Code::NoUnderlay => underlay(names),
         Code::Firewall => Advice::new(
             "some of the rules that accept and masquerade container traffic are missing: packets may be dropped, or leave with a source address that gets no replies",
@@ -144,6 +151,15 @@ pub(super) fn store(code: Code, settings: &Settings, names: &Names) -> Advice {
     let is_remote = !settings.remote.servers.is_empty();
     let section = if is_remote { "remote" } else { "etcd" };
     let first = servers(settings).first().map_or("", String::as_str);
+    if settings.kubernetes.enabled {
+        return Advice::new(
+            WITHOUT_STORE,
+            [
+                "see docs/kubernetes.md for what the message means: rights, certificates, the API server's address".into(),
+                "check that this host reaches the API server: curl -k https://HOST:PORT/readyz; and its clock: timedatectl".into(),
+            ],
+        );
+    }
     match code {
         Code::StoreTls => Advice::new(
             WITHOUT_STORE,

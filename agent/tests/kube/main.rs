@@ -10,6 +10,7 @@
 //! | `refused` | what keeps it waiting |
 //! | `herald` | the node's condition, and events |
 //! | `access` | tokens, certificates, pods |
+//! | `hosts` | whole hosts with the real agent and kernel, in network namespaces: these need root |
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
@@ -23,6 +24,11 @@ mod access;
 mod authority;
 mod follow;
 mod herald;
+#[path = "../overlay/host.rs"]
+mod host;
+mod hosts;
+#[path = "../overlay/namespace.rs"]
+mod namespace;
 mod node;
 mod objects;
 mod publish;

@@ -4,6 +4,8 @@ use crate::command::doctor::Names;
 use crate::settings::Settings;
 use crate::telemetry::status::{Cause, Code};
 
+mod kubernetes;
+
 /// The effect of a cause, and its remedies.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Advice {
@@ -25,6 +27,9 @@ impl Advice {
 
 /// The advice for a cause.
 pub(super) fn advise(cause: &Cause, settings: &Settings, names: &Names) -> Advice {
+    if let Some(advice) = kubernetes::advise(cause.code, &settings.kubernetes) {
+        return advice;
+    }
     let prefix = &settings.etcd.prefix;
     let journal = names.journal();
     match cause.code {
@@ -58,13 +63,6 @@ pub(super) fn advise(cause: &Cause, settings: &Settings, names: &Names) -> Advic
             [format!(
                 "wait a minute; if it persists, see what writes there: etcdctl watch --prefix {prefix}/subnets"
             )],
-        ),
-        Code::NoNode | Code::NoPodCidr => Advice::new(
-            "without a podCIDR this node has no subnet; the agent waits for it",
-            [
-                "see what Kubernetes has: kubectl get node -o custom-columns=NAME:.metadata.name,PODCIDR:.spec.podCIDRs".into(),
-                "have kube-controller-manager assign them: --allocate-node-cidrs=true --cluster-cidr=NETWORK; if the node has another name there, set NODE_NAME".into(),
-            ],
         ),
         Code::NoUnderlay => underlay(names),
         Code::Firewall => Advice::new(
@@ -151,15 +149,6 @@ pub(super) fn store(code: Code, settings: &Settings, names: &Names) -> Advice {
     let is_remote = !settings.remote.servers.is_empty();
     let section = if is_remote { "remote" } else { "etcd" };
     let first = servers(settings).first().map_or("", String::as_str);
-    if settings.kubernetes.enabled {
-        return Advice::new(
-            WITHOUT_STORE,
-            [
-                "see docs/kubernetes.md for what the message means: rights, certificates, the API server's address".into(),
-                "check that this host reaches the API server: curl -k https://HOST:PORT/readyz; and its clock: timedatectl".into(),
-            ],
-        );
-    }
     match code {
         Code::StoreTls => Advice::new(
             WITHOUT_STORE,

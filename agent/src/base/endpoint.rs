@@ -1,6 +1,6 @@
 //! The address of one etcd or API server. Only this module knows its syntax.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// The syntax of an endpoint, for messages.
 pub(crate) const FORM: &str = "http://HOST:PORT or https://HOST:PORT (HOST:PORT alone is https if a cafile or certfile is \
@@ -48,6 +48,17 @@ impl Endpoint {
     /// `HOST:PORT`.
     pub(crate) fn authority(&self) -> &str {
         self.url.split_once("://").map_or("", |(_, rest)| rest)
+    }
+
+    /// Whether what is sent there stays on this host.
+    pub(crate) fn is_loopback(&self) -> bool {
+        let authority = self.authority();
+        let host = authority
+            .rsplit_once(':')
+            .map_or(authority, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        host.eq_ignore_ascii_case("localhost")
+            || host.parse().is_ok_and(|host: IpAddr| host.is_loopback())
     }
 }
 

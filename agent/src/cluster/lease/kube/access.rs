@@ -78,6 +78,11 @@ pub(super) enum AccessError {
         /// Why.
         reason: String,
     },
+    /// Everyone on the way could read the token.
+    #[error(
+        "the kubeconfig's token is not sent to {0} without TLS: make that an https:// URL, or have the user without token"
+    )]
+    Clear(String),
     /// The certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -174,6 +179,9 @@ impl Access {
             )?),
             false => None,
         };
+        if tls.is_none() && cluster.token.is_some() && !url.endpoint.is_loopback() {
+            return Err(AccessError::Clear(url.endpoint.url));
+        }
         Ok(Grant {
             url,
             tls,
@@ -266,6 +274,42 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let error = token.read().unwrap_err().to_string();
         assert!(error.contains("failed to read the token in"), "{error}");
+    }
+
+    #[test]
+    fn a_kubeconfigs_token_goes_to_others_over_tls_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kubeconfig");
+        let load = |server: &str, api_url: Option<&str>| {
+            let user = "{name: u, user: {token: t0ken}}";
+            let text = format!(
+                "current-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+                 clusters: [{{name: k, cluster: {{server: '{server}'}}}}]\nusers: [{user}]\n"
+            );
+            fs::write(&path, text).unwrap();
+            access(api_url, Some(&path), directory.path()).load()
+        };
+        for clear in [
+            "http://10.0.0.1:8080",
+            "http://api.example",
+            "10.0.0.1:8080",
+        ] {
+            for error in [load(clear, None), load("https://10.0.0.1", Some(clear))] {
+                let error = error.err().unwrap().to_string();
+                assert!(
+                    error.contains("without TLS: make that an https://"),
+                    "{error}"
+                );
+                assert!(!error.contains("t0ken"), "{error}");
+            }
+        }
+        for loopback in [
+            "http://127.0.0.1:8001",
+            "http://[::1]:8001",
+            "http://localhost:8001",
+        ] {
+            assert!(load(loopback, None).unwrap().token.is_some(), "{loopback}");
+        }
     }
 
     #[test]

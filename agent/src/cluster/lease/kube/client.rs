@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use hyper::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT,
+};
 use hyper::{Method, Request, Response};
 use serde::Deserialize;
 use thiserror::Error;
@@ -116,9 +118,9 @@ impl Failure {
     fn fault(&self) -> Fault {
         match self {
             Self::Access(AccessError::Tls(_)) => Fault::Tls,
-            Self::Access(AccessError::Kubeconfig { .. } | AccessError::Token { .. }) => {
-                Fault::Login
-            }
+            Self::Access(
+                AccessError::Kubeconfig { .. } | AccessError::Token { .. } | AccessError::Clear(_),
+            ) => Fault::Login,
             failure => Fault::of(failure),
         }
     }
@@ -193,7 +195,10 @@ impl Connection {
             .header(USER_AGENT, concat!("selvage/", env!("CARGO_PKG_VERSION")));
         if let Some(token) = &self.token {
             let token = token.read()?;
-            request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
+            let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
+                .map_err(hyper::http::Error::from)?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
         }
         if !question.body.is_empty() {
             request = request.header(CONTENT_TYPE, question.content_type);

@@ -7,7 +7,7 @@ use selvage::cluster::lease::kube::KubeStore;
 use selvage::cluster::lease::{LeaseStore, NodeFault};
 use serde_json::json;
 
-use crate::node::{acquire, cluster, connected};
+use crate::node::{acquire, bare, cluster, connected};
 use crate::server::{ApiServer, Cluster};
 use crate::wait::wait_until;
 
@@ -122,6 +122,27 @@ async fn a_condition_that_somebody_else_writes_is_corrected() {
     .await;
     let patches = server.look(|cluster| cluster.count("PATCH "));
     assert_eq!(patches, 3);
+}
+
+#[tokio::test]
+async fn a_node_that_is_created_again_gets_its_condition_again() {
+    let (server, _files, mut store) = cluster();
+    acquire(&mut store).await;
+    connected(&mut store).await;
+    publish(&mut store, true, &[]);
+    // As the watch brings it back, too.
+    wait(&server, "the condition", |cluster| {
+        is(cluster, "False", "FlannelIsUp")
+    })
+    .await;
+    server.change(|cluster| {
+        cluster.delete("n1");
+        cluster.put(bare("n1", &["10.244.1.0/24"]));
+    });
+    wait(&server, "the condition again", |cluster| {
+        is(cluster, "False", "FlannelIsUp")
+    })
+    .await;
 }
 
 #[tokio::test]

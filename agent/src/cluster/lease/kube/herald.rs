@@ -81,16 +81,17 @@ pub(super) struct Herald {
     /// When each kind was last written.
     told: BTreeMap<&'static str, Instant>,
     failures: Backoff,
+    /// Pauses after failed requests for events, beside [`EVENTS`].
+    lost_events: Backoff,
 }
 
 impl Shared {
     /// Notes what condition the own node has, and wakes the herald if that is another than before.
     pub(super) fn note_condition(&self, node: &Node) {
         let mut conditions = node.status.conditions.iter();
-        let Some(found) = conditions.find(|condition| condition.kind == CONDITION) else {
-            return;
-        };
-        let found = Some((found.status == "True", found.reason.clone()));
+        // A node that is created again has none.
+        let found = conditions.find(|condition| condition.kind == CONDITION);
+        let found = found.map(|found| (found.status == "True", found.reason.clone()));
         if std::mem::replace(&mut *self.condition(), found.clone()) != found {
             self.condition_changed.notify_one();
         }
@@ -116,6 +117,7 @@ impl Herald {
             next_event: now,
             told: BTreeMap::new(),
             failures: FAILURES.seeded(random_seed()),
+            lost_events: FAILURES.seeded(random_seed()),
         }
     }
 
@@ -206,6 +208,7 @@ impl Herald {
                     "node condition {CONDITION} set"
                 );
                 self.written = Some((verdict.unavailable, verdict.reason));
+                self.shared.condition().clone_from(&self.written);
                 self.next_correction = Instant::now() + CORRECTION;
                 self.failures.reset();
             }
@@ -231,8 +234,12 @@ impl Herald {
                 match self.write_event(fault).await {
                     Ok(()) => {
                         self.told.insert(fault.code, now);
+                        self.lost_events.reset();
                     }
-                    Err(failure) => debug!("failed to write an event: {failure}"),
+                    Err(failure) => {
+                        debug!("failed to write an event: {failure}");
+                        self.next_event += self.lost_events.next_delay();
+                    }
                 }
                 return Some(self.next_event);
             }
@@ -244,9 +251,8 @@ impl Herald {
 
     async fn write_event(&self, fault: &NodeFault) -> Result<(), Failure> {
         // Without it there is nothing that the event could be about.
-        let Ok(node) = self.shared.node_name().await else {
-            return Ok(());
-        };
+        let node = self.shared.node_name().await;
+        let node = node.map_err(|error| Failure::Answer(error.to_string()))?;
         let now = rfc3339(SystemTime::now());
         let event = json!({
             "apiVersion": "v1",

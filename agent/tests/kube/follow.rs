@@ -131,15 +131,92 @@ async fn nonsense_of_one_node_removes_nobody() {
     let (set, removed) = changes(&mut store).await;
     assert_eq!(set[0].key.to_string(), "10.244.3.0/24");
     assert!(removed.is_empty());
-    // A new list agrees.
+    // A new list agrees, and whoever is gone after that is gone.
     server.change(|cluster| {
         cluster.compacted = cluster.revision;
         cluster.faults.rubbish =
             Some(r#"{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}"#);
     });
     let (leases, unreadable) = snapshot(&mut store).await;
-    assert_eq!(leases, ["10.244.3.0/24"]);
-    assert_eq!(unreadable, ["10.244.2.0/24"]);
+    assert_eq!(leases, ["10.244.2.0/24", "10.244.3.0/24"]);
+    assert!(unreadable.is_empty(), "{unreadable:?}");
+    server.change(|cluster| cluster.delete("n2"));
+    assert_eq!(changes(&mut store).await.1, ["10.244.2.0/24"]);
+}
+
+/// A node of nonsense that is deleted while nobody watches.
+#[tokio::test]
+async fn nonsense_does_not_outlive_its_node() {
+    let (server, _files, mut store) = cluster();
+    server.change(|cluster| {
+        cluster.put(flannel("n2", 2));
+        cluster.put(flannel("n3", 3));
+        cluster.annotate("n3", "public-ip", Some("10.0.0"));
+    });
+    acquire(&mut store).await;
+    assert_eq!(snapshot(&mut store).await.1, ["10.244.3.0/24"]);
+    server.change(|cluster| {
+        cluster.delete("n3");
+        cluster.history.clear();
+        cluster.compacted = cluster.revision;
+        cluster.watches_end += 1;
+    });
+    let (leases, unreadable) = snapshot(&mut store).await;
+    assert_eq!(leases, ["10.244.2.0/24"]);
+    assert!(unreadable.is_empty(), "{unreadable:?}");
+}
+
+/// Something else on the server's address, such as a proxy's own page: it must not pass for a cluster without nodes.
+#[tokio::test]
+async fn an_answer_that_is_no_list_removes_nobody() {
+    let (server, _files, mut store) = cluster();
+    server.change(|cluster| cluster.put(flannel("n2", 2)));
+    acquire(&mut store).await;
+    snapshot(&mut store).await;
+    connected(&mut store).await;
+    for instead in [
+        r#"{"metadata":{}}"#,
+        r#"{"kind":"Status","metadata":{"resourceVersion":"9000"},"items":[]}"#,
+        r#"{"kind":"NodeList","metadata":{},"items":[]}"#,
+        r#"{"kind":"NodeList","metadata":{"resourceVersion":"9000"}}"#,
+    ] {
+        server.change(|cluster| {
+            cluster.faults.instead = Some(instead);
+            cluster.faults.rubbish = Some(r#"{"type":"ERROR","object":{"code":410}}"#);
+        });
+        let text = wait_for(&mut store, "the wrong answer", |event| match event {
+            StoreEvent::Unreachable { error } => Some(error.text),
+            StoreEvent::Peers(event) => panic!("{instead}: {event:?}"),
+            _ => None,
+        })
+        .await;
+        assert!(text.contains("no list of nodes"), "{instead}: {text}");
+        assert_eq!(snapshot(&mut store).await.0, ["10.244.2.0/24"], "{instead}");
+        connected(&mut store).await;
+    }
+}
+
+/// Each hides what happened, or a revision to go on from.
+#[tokio::test]
+async fn after_an_event_that_is_wrong_all_nodes_are_listed_again() {
+    let (server, _files, mut store) = cluster();
+    server.change(|cluster| cluster.put(flannel("n2", 2)));
+    acquire(&mut store).await;
+    snapshot(&mut store).await;
+    connected(&mut store).await;
+    for line in [
+        r#"{"type":"BOOKMARK","object":{"metadata":{}}}"#,
+        r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"0"}}}"#,
+        r#"{"type":"DELETED","object":{"metadata":{"name":"n2"}}}"#,
+        r#"{"type":"ERROR","object":{"code":500,"message":"etcdserver: no leader"}}"#,
+        "",
+    ] {
+        server.change(|cluster| cluster.faults.rubbish = Some(line));
+        let (leases, unreadable) = snapshot(&mut store).await;
+        assert_eq!(leases, ["10.244.2.0/24"], "{line}");
+        assert!(unreadable.is_empty(), "{line}");
+        connected(&mut store).await;
+    }
 }
 
 #[tokio::test]
@@ -220,8 +297,10 @@ async fn a_restored_etcd_is_noticed_and_compared() {
     })
     .await;
     assert!(reason.contains("went back from 100"), "{reason}");
-    let (leases, _) = snapshot(&mut store).await;
+    let (leases, kept) = snapshot(&mut store).await;
     assert_eq!(leases, ["10.244.2.0/24", "10.244.4.0/24"]);
+    // Its kubelet has some seconds to register it again.
+    assert_eq!(kept, ["10.244.3.0/24"]);
     server.change(|cluster| cluster.put(flannel("n5", 5)));
     assert_eq!(
         changes(&mut store).await.0[0].key.to_string(),

@@ -41,6 +41,8 @@ pub(crate) struct Faults {
     pub(crate) busy: u32,
     /// How long an answer takes.
     pub(crate) slow: Duration,
+    /// What the next request gets in place of an answer, with the status 200.
+    pub(crate) instead: Option<&'static str>,
     /// A line that one watcher gets in place of an event.
     pub(crate) rubbish: Option<&'static str>,
 }
@@ -350,6 +352,10 @@ fn fault(faults: &mut Faults, line: &str) -> Option<Result<Response<Body>, std::
     if faults.dropped > 0 {
         faults.dropped -= 1;
         return Some(Err(std::io::Error::other("dropped as the test wants")));
+    }
+    if let Some(instead) = faults.instead.take() {
+        let value = serde_json::from_str(instead).expect("JSON");
+        return Some(Ok(whole(200, &value)));
     }
     if faults.busy > 0 {
         faults.busy -= 1;

@@ -179,7 +179,12 @@ impl Shared {
             .ask(&Question::get(format!("/api/v1/nodes/{name}")))
             .await;
         let answer = answer.map_err(|failure| self.node_error(failure))?;
-        self.parse(&answer)
+        let node: Node = self.parse(&answer)?;
+        if node.metadata.name != name {
+            let failure = Failure::Answer(format!("it is not the node {name}"));
+            return Err(self.client.error(failure));
+        }
+        Ok(node)
     }
 
     /// The error of a request about the own node.

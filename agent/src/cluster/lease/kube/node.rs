@@ -55,21 +55,35 @@ pub(super) struct Status {
 }
 
 /// One of a node's conditions.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 pub(super) struct Condition {
     #[serde(rename = "type")]
     pub(super) kind: String,
     pub(super) status: String,
-    #[serde(default)]
     pub(super) reason: String,
 }
 
 /// A page of a list of nodes.
 #[derive(Debug, Deserialize)]
 pub(super) struct NodeList {
+    kind: String,
     pub(super) metadata: Meta,
-    #[serde(default)]
     pub(super) items: Vec<Node>,
+}
+
+impl NodeList {
+    /// Whether it is one: an answer that is something else must not pass for a cluster without nodes.
+    pub(super) fn is_sound(&self) -> bool {
+        self.kind == "NodeList" && self.metadata.has_version()
+    }
+}
+
+impl Meta {
+    /// Whether there is a revision to go on from: a watch from none or from 0 begins anywhere.
+    pub(super) fn has_version(&self) -> bool {
+        !matches!(self.resource_version.as_str(), "" | "0")
+    }
 }
 
 /// The names of the annotations, below one prefix (`pkg/subnet/kube/annotations.go`).
@@ -137,8 +151,8 @@ impl Node {
     /// The subnet of this host's own node.
     ///
     /// # Errors
-    /// A family has none, or it is outside the network. That is all that counts here: other than in etcd, neither
-    /// `SubnetLen` nor `SubnetMin` do.
+    /// A family has none, or it is outside the network, or too small. That is all that counts here: other than in etcd,
+    /// neither `SubnetLen` nor `SubnetMin` do.
     pub(super) fn own_subnets(&self, families: Families) -> Result<SubnetKey, StoreError> {
         let node = || self.metadata.name.clone();
         let bad = |cidr: String, what: String| StoreError::BadPodCidr {
@@ -171,6 +185,10 @@ impl Node {
                     shown.join(" and ")
                 );
                 return Err(bad(subnet.to_string(), what));
+            }
+            if subnet.max_prefix_len() - subnet.prefix_len() < 2 {
+                let what = "has room for no pod: give kube-controller-manager a shorter --node-cidr-mask-size";
+                return Err(bad(subnet.to_string(), what.to_owned()));
             }
         }
         Ok(key)

@@ -1,6 +1,6 @@
 //! The leases of the cluster's nodes, each once per subnet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{info, warn};
 
@@ -10,7 +10,7 @@ use crate::cluster::network_config::Families;
 
 /// What is known of all other nodes. For each some 300 bytes: the rest of the object, some 15 KB of JSON, is dropped
 /// as it is read.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Nodes {
     /// By the node's name.
     leases: BTreeMap<String, Lease>,
@@ -31,31 +31,38 @@ impl Nodes {
         families: Families,
     ) -> Changes {
         let name = node.metadata.name.as_str();
-        let lease = match annotations.read(node, families) {
-            Reading::Nothing => None,
-            Reading::Lease(key, attrs) => Some(Lease {
-                key,
-                attrs: *attrs,
-                created: node.created(),
-            }),
+        match annotations.read(node, families) {
+            Reading::Nothing => self.replace(name, None, None),
+            Reading::Lease(key, attrs) => {
+                let lease = Lease {
+                    key,
+                    attrs: *attrs,
+                    created: node.created(),
+                };
+                if self.unreadable.contains_key(name) {
+                    info!(node = name, "the node's annotations can be used again");
+                }
+                self.replace(name, Some(lease), None)
+            }
             Reading::Unreadable(key, reason) => {
                 let is_last_good =
                     |lease: &&Lease| lease.key == key && lease.created == node.created();
                 let last_good = self.leases.get(name).filter(is_last_good).cloned();
-                self.note(name, key, reason);
-                return self.replace(name, last_good);
+                self.warn(name, &reason);
+                self.replace(name, last_good, Some((key, reason)))
             }
-        };
-        if self.unreadable.remove(name).is_some() && lease.is_some() {
-            info!(node = name, "the node's annotations can be used again");
         }
-        self.replace(name, lease)
     }
 
     /// A node is gone.
     pub(super) fn remove(&mut self, name: &str) -> Changes {
-        self.unreadable.remove(name);
-        self.replace(name, None)
+        self.replace(name, None, None)
+    }
+
+    /// All nodes but these are gone.
+    pub(super) fn keep_only(&mut self, names: &BTreeSet<String>) {
+        self.leases.retain(|name, _| names.contains(name));
+        self.unreadable.retain(|name, _| names.contains(name));
     }
 
     /// All leases, and the subnets of the nodes whose annotations make no sense.
@@ -75,32 +82,44 @@ impl Nodes {
         )
     }
 
-    /// Takes over which nonsense was known, so that it is not logged again.
-    pub(super) fn remember(&mut self, former: &Self) {
-        self.unreadable.clone_from(&former.unreadable);
-    }
-
-    fn note(&mut self, name: &str, key: SubnetKey, reason: String) {
+    /// Logs a node's nonsense, unless that is known.
+    fn warn(&self, name: &str, reason: &str) {
         let known = self.unreadable.get(name);
-        if known.is_none_or(|(_, known)| *known != reason) {
+        if known.is_none_or(|(_, known)| known != reason) {
             warn!(
                 node = name,
                 "the node's annotations cannot be used: {reason}; what it published before stays in use"
             );
         }
-        self.unreadable.insert(name.to_owned(), (key, reason));
     }
 
-    fn replace(&mut self, name: &str, lease: Option<Lease>) -> Changes {
+    fn replace(
+        &mut self,
+        name: &str,
+        lease: Option<Lease>,
+        nonsense: Option<(SubnetKey, String)>,
+    ) -> Changes {
+        let nonsense_of = nonsense.as_ref().map(|(key, _)| *key);
+        let old_nonsense = match nonsense {
+            Some(nonsense) => self.unreadable.insert(name.to_owned(), nonsense),
+            None => self.unreadable.remove(name),
+        };
         let old = match &lease {
             Some(lease) => self.leases.insert(name.to_owned(), lease.clone()),
             None => self.leases.remove(name),
         };
-        if old == lease {
-            return Changes::new();
+        let mut keys = BTreeSet::new();
+        if old != lease {
+            keys.extend(old.iter().chain(&lease).map(|lease| lease.key));
         }
-        let keys = old.iter().chain(&lease).map(|lease| lease.key);
-        keys.map(|key| (key, self.holder(&key).cloned())).collect()
+        // What was in use before this table knew the node stayed so while its annotations made no sense.
+        keys.extend(
+            old_nonsense
+                .map(|(key, _)| key)
+                .filter(|key| old.is_none() && nonsense_of != Some(*key)),
+        );
+        let holder = |key| (key, self.holder(&key).cloned());
+        keys.into_iter().map(holder).collect()
     }
 
     /// The lease of a subnet: of several nodes with one podCIDR, which is a fault of the cluster, the oldest has it.
@@ -207,11 +226,26 @@ mod tests {
         assert_eq!(table.set(&node("c", "10.244.3.0/24", 1, "")), []);
         let (leases, unreadable) = table.0.all();
         assert_eq!((leases.len(), unreadable.len()), (2, 1));
+        // It may be in use since before this table, so its end is told.
+        assert_eq!(owners(table.0.remove("c")), [change("10.244.3.0/24", None)]);
         // The one that is made of nonsense after it was created again has none either.
         assert_eq!(table.set(&node("b", TWO, 9, "")), [change(TWO, None)]);
         assert_eq!(
             table.set(&node("a", ONE, 1, "10.0.0.3")),
             [change(ONE, Some("a"))]
         );
+    }
+
+    #[test]
+    fn who_is_not_in_a_list_is_forgotten_nonsense_and_all() {
+        let mut table = Table(Nodes::default());
+        table.set(&node("a", ONE, 1, "10.0.0.1"));
+        table.set(&node("a", ONE, 1, "nonsense"));
+        table.set(&node("b", TWO, 1, "nonsense"));
+        table.0.keep_only(&BTreeSet::from(["a".to_owned()]));
+        let (leases, unreadable) = table.0.all();
+        assert_eq!((leases.len(), unreadable.len()), (1, 0));
+        table.0.keep_only(&BTreeSet::new());
+        assert_eq!(table.0.all(), (Vec::new(), Vec::new()));
     }
 }

@@ -5,6 +5,7 @@
 //! from a backup and is behind: the revision is compared at each event, and after each watch that ended unexpectedly
 //! or silently.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ use crate::cluster::network_config::Families;
 
 /// Nodes in a page of the list: of some 15 KB each, so that a page takes 4 MB while it is read.
 const PAGE: usize = 250;
+
+/// The pages after which a list is taken for an endless one: these are 250,000 nodes.
+const MOST_PAGES: usize = 1000;
 
 /// How long a page may take.
 const PAGE_LIMIT: Duration = Duration::from_secs(30);
@@ -177,13 +181,26 @@ impl Watcher {
             return Ok(());
         };
         let now = Instant::now();
-        self.doubtful |= now + GRACE < running.ends || !running.heard;
+        let is_early = now + GRACE < running.ends;
+        self.doubtful |= is_early || !running.heard;
+        let mut pause = Duration::ZERO;
         if now - running.since < SHORTEST {
-            sleep(self.backoff.next_delay()).await;
+            pause = self.backoff.next_delay();
         } else {
             self.backoff.reset();
         }
+        if is_early {
+            // A server that stops ends the watches of all nodes at once.
+            pause = pause.max(self.spread());
+        }
+        sleep(pause).await;
         Ok(())
+    }
+
+    /// A pause before what all nodes may do now.
+    fn spread(&mut self) -> Duration {
+        let population = self.shared.state.hold_down().population();
+        spread(population, LIST, &mut self.seed)
     }
 
     /// Lists the nodes unless they are known, and starts to watch.
@@ -216,11 +233,17 @@ impl Watcher {
 
     /// Lists all nodes and reports them. Returns the list's revision.
     async fn list(&mut self) -> Result<String, Broken> {
-        let mut nodes = Nodes::default();
-        nodes.remember(&self.nodes);
+        // Changed in a copy: a list may fail midway.
+        let mut nodes = self.nodes.clone();
+        let mut names = BTreeSet::new();
         let mut own = None;
         let mut next = String::new();
+        let mut pages = 0..MOST_PAGES;
         let version = loop {
+            if pages.next().is_none() {
+                let text = format!("the list of nodes has more than {MOST_PAGES} pages");
+                return Err(Failure::Answer(text).into());
+            }
             let path = match next.as_str() {
                 "" => format!("/api/v1/nodes?limit={PAGE}"),
                 next => format!("/api/v1/nodes?limit={PAGE}&continue={}", encoded(next)),
@@ -231,6 +254,7 @@ impl Watcher {
                     own = Some(node);
                 } else {
                     nodes.set(&node, &self.shared.annotations, self.families);
+                    names.insert(node.metadata.name);
                 }
             }
             next = page.metadata.next;
@@ -238,6 +262,7 @@ impl Watcher {
                 break page.metadata.resource_version;
             }
         };
+        nodes.keep_only(&names);
         self.nodes = nodes;
         self.shared.check_own(own.as_ref());
         let (leases, unreadable) = self.nodes.all();
@@ -252,7 +277,12 @@ impl Watcher {
         let body = client
             .ask(&question, &mut self.connection, PAGE_LIMIT)
             .await?;
-        serde_json::from_slice(&body).map_err(|error| Failure::Answer(error.to_string()))
+        let page: NodeList = serde_json::from_slice(&body)
+            .map_err(|error| Failure::Answer(format!("no list of nodes: {error}")))?;
+        match page.is_sound() {
+            true => Ok(page),
+            false => Err(Failure::Answer("no list of nodes".to_owned())),
+        }
     }
 
     /// Compares the store's revision with the known one.
@@ -271,6 +301,8 @@ impl Watcher {
     async fn another_history(&mut self, now: &str, known: &str) -> Result<(), Broken> {
         self.stream = None;
         self.version = None;
+        // Nodes that are newer than the backup register again.
+        self.shared.state.start_hold_down();
         let reason = format!("the revision of the nodes went back from {known} to {now}");
         let event = StoreEvent::AnotherHistory { reason };
         self.reporter.send(event).await?;
@@ -281,9 +313,11 @@ impl Watcher {
         let wrong = |error: serde_json::Error| Failure::Answer(error.to_string());
         let event: Event<'_> = serde_json::from_slice(line).map_err(wrong)?;
         let text = event.object.get();
-        let (version, changes) = match event.kind.as_str() {
+        let (meta, changes) = match event.kind.as_str() {
             "ERROR" => {
                 let status: Status = serde_json::from_str(text).map_err(wrong)?;
+                // A watch from the same revision may meet the same error for ever.
+                self.version = None;
                 return Err(Broken::Failure(Failure::Refused {
                     status: status.code,
                     text: status.message,
@@ -291,15 +325,20 @@ impl Watcher {
             }
             "BOOKMARK" => {
                 let bookmark: Bookmark = serde_json::from_str(text).map_err(wrong)?;
-                (bookmark.metadata.resource_version, Changes::new())
+                (bookmark.metadata, Changes::new())
             }
             "ADDED" | "MODIFIED" | "DELETED" => {
                 let node: Node = serde_json::from_str(text).map_err(wrong)?;
                 let changes = self.changed(&node, event.kind == "DELETED");
-                (node.metadata.resource_version, changes)
+                (node.metadata, changes)
             }
             _ => return Ok(()),
         };
+        if !meta.has_version() {
+            let text = format!("an event {} without a resourceVersion", event.kind);
+            return Err(Failure::Answer(text).into());
+        }
+        let version = meta.resource_version;
         if let Some(known) = self
             .version
             .clone()
@@ -332,8 +371,7 @@ impl Watcher {
         if failure.status() == Some(410) {
             debug!("the revision is too old: listing all nodes again");
             self.version = None;
-            let population = self.shared.state.hold_down().population();
-            let spread = spread(population, LIST, &mut self.seed);
+            let spread = self.spread();
             sleep(spread.max(self.backoff.next_delay())).await;
             return Ok(());
         }
@@ -346,7 +384,11 @@ impl Watcher {
         let asked = failure.pause().unwrap_or_default().min(LONGEST_PAUSE);
         let error = self.shared.client.error(failure);
         self.reporter.unreachable((&error).into()).await?;
-        sleep(asked.max(self.backoff.next_delay())).await;
+        let spread = match &self.version {
+            Some(_) => Duration::ZERO,
+            None => self.spread(),
+        };
+        sleep(asked.max(spread).max(self.backoff.next_delay())).await;
         Ok(())
     }
 }

@@ -222,6 +222,13 @@ fn the_own_subnets_must_be_inside_the_network() {
         )
     );
     assert!(text(&["10.0.0.0/8"], v4()).contains("is outside the network"));
+    assert!(of(&["10.244.5.0/30"], v4()).is_ok());
+    for small in ["10.244.5.0/31", "10.244.5.0/32"] {
+        assert!(
+            text(&[small], v4()).contains("has room for no pod"),
+            "{small}"
+        );
+    }
     assert!(text(&["x"], v4()).contains("the podCIDR x of node n1 is not a subnet"));
     assert!(text(&["10.244.1.0/24", "10.244.2.0/24"], v4()).contains("more than one"));
 }

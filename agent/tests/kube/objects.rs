@@ -61,6 +61,7 @@ pub(crate) fn list(cluster: &Cluster, query: &BTreeMap<String, String>) -> Respo
     };
     let next = match (rest.next(), items.last()) {
         (Some(_), Some((last, _))) => format!("{revision}:{last}"),
+        _ if cluster.faults.endless => format!("{revision}:"),
         _ => String::new(),
     };
     let items: Vec<&Value> = items.into_iter().map(|(_, node)| node).collect();

@@ -41,6 +41,8 @@ pub(crate) struct Faults {
     pub(crate) busy: u32,
     /// How long an answer takes.
     pub(crate) slow: Duration,
+    /// Whether each page of a list names another one after it.
+    pub(crate) endless: bool,
     /// What the next request gets in place of an answer, with the status 200.
     pub(crate) instead: Option<&'static str>,
     /// A line that one watcher gets in place of an event.

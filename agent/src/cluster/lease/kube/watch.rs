@@ -167,6 +167,8 @@ impl Watcher {
                 self.received(&line).await
             }
             Ok(Ok(None)) => self.ended().await,
+            // An event that is too long would come again.
+            Ok(Err(failure @ Failure::Answer(_))) => Err(failure.into()),
             Ok(Err(failure)) => {
                 debug!("the watch of the nodes broke: {failure}");
                 self.ended().await
@@ -366,7 +368,10 @@ impl Watcher {
 
     /// A request failed, or the watch did.
     async fn failed(&mut self, failure: Failure) -> Result<(), Closed> {
-        self.stream = None;
+        let watched = self.stream.take().map(|running| running.since.elapsed());
+        if watched.is_some_and(|time| time >= SHORTEST) {
+            self.backoff.reset();
+        }
         self.connection = None;
         if failure.status() == Some(410) {
             debug!("the revision is too old: listing all nodes again");

@@ -234,6 +234,27 @@ fn the_own_subnets_must_be_inside_the_network() {
 }
 
 #[test]
+fn only_a_list_of_nodes_is_one() {
+    let is_list = |text| {
+        let list: Result<NodeList, _> = serde_json::from_str(text);
+        list.is_ok_and(|list| list.is_sound())
+    };
+    assert!(is_list(
+        r#"{"kind":"NodeList","apiVersion":"v1","metadata":{"resourceVersion":"7"},"items":[]}"#
+    ));
+    for text in [
+        r#"{"metadata":{}}"#,
+        r#"{"kind":"Status","metadata":{"resourceVersion":"7"},"items":[]}"#,
+        r#"{"kind":"NodeList","metadata":{},"items":[]}"#,
+        r#"{"kind":"NodeList","metadata":{"resourceVersion":"0"},"items":[]}"#,
+        r#"{"kind":"NodeList","metadata":{"resourceVersion":"7"}}"#,
+        r#"{"kind":"NodeList","metadata":{"resourceVersion":"7"},"items":null}"#,
+    ] {
+        assert!(!is_list(text), "{text}");
+    }
+}
+
+#[test]
 fn a_prescribed_address_must_be_one() {
     let of = |text| {
         let node = node(&[], &[("node-public-ip", text)]);

@@ -16,6 +16,7 @@ mod sample;
 mod store;
 mod task;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -31,7 +32,9 @@ use crate::base::logging::{Repeats, chain};
 use crate::base::machine_id;
 use crate::base::retry::{Backoff, random_seed};
 use crate::base::service::Service;
-use crate::cluster::lease::{ChosenStore, LeaseStore, SettingsError, StoreError, SubnetKey};
+use crate::cluster::lease::{
+    ChosenStore, LeaseStore, NodeFault, Prescribed, SettingsError, StoreError, SubnetKey,
+};
 use crate::cluster::network_config::NetworkConfig;
 use crate::host::claim::Claims;
 use crate::host::executor::Executor;
@@ -90,15 +93,14 @@ pub async fn run(
     let hangup = handle(SignalKind::hangup(), "SIGHUP")?;
     let mut terminate = handle(SignalKind::terminate(), "SIGTERM")?;
     let mut interrupt = handle(SignalKind::interrupt(), "SIGINT")?;
-    let owner = match &settings.agent.node_id {
-        Some(id) => id.clone(),
-        None => machine_id::owner("/".as_ref(), &settings.files.state_dir)?,
-    };
+    let (store, owner) = ChosenStore::new(&settings, || match &settings.agent.node_id {
+        Some(id) => Ok(id.clone()),
+        None => Ok::<_, Error>(machine_id::owner("/".as_ref(), &settings.files.state_dir)?),
+    })?;
     let process = status::Agent {
         network: settings.agent.network.as_ref().map(ToString::to_string),
         ..status::Agent::of_process(&owner, status::now())
     };
-    let store = ChosenStore::new(&settings, owner)?;
     let service = Service::from_environment();
     let (health, scrapes) = Health::new();
     let mut server_task = None;
@@ -429,9 +431,34 @@ impl<S: LeaseStore> Agent<'_, S> {
         store.chain(answers::trouble(&self.docker)).collect()
     }
 
-    fn report_health(&self, tasks: &Tasks) {
-        self.health.set_ready(self.troubles(tasks));
+    fn report_health(&mut self, tasks: &Tasks) {
+        let troubles = self.troubles(tasks);
+        self.store
+            .publish_health(!tasks.down, || node_faults(&troubles));
+        self.health.set_ready(troubles);
     }
+
+    /// The settings, with the public addresses that the store prescribes for this node in place of the configured ones.
+    fn prescribed_settings(&self) -> Cow<'_, Settings> {
+        let prescribed = self.store.prescribed();
+        if prescribed == Prescribed::default() {
+            return Cow::Borrowed(&self.settings);
+        }
+        let mut settings = self.settings.clone();
+        let underlay = &mut settings.underlay;
+        underlay.public_ip = prescribed.public_ip.or(underlay.public_ip);
+        underlay.public_ipv6 = prescribed.public_ipv6.or(underlay.public_ipv6);
+        Cow::Owned(settings)
+    }
+}
+
+/// What is wrong, for others to see in the store.
+fn node_faults(causes: &[Cause]) -> Vec<NodeFault> {
+    let fault = |cause: &Cause| NodeFault {
+        code: cause.code.as_str(),
+        text: cause.text.clone(),
+    };
+    causes.iter().map(fault).collect()
 }
 
 /// Ticks after each period; after a missed tick the next one is a full period later.

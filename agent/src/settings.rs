@@ -26,6 +26,7 @@ pub(crate) mod flags;
 pub mod fleet;
 pub(crate) mod inputs;
 pub(crate) mod kind;
+mod kubernetes;
 mod pattern;
 mod remote;
 mod secret;
@@ -41,11 +42,12 @@ pub use flags::{
     PeersSettings, ReserveSettings, RunFlags, ServeFlags, SettingsFlags, StatusSettings,
 };
 pub(crate) use kind::{parse_bool, split_list};
+pub(crate) use kubernetes::is_node_name;
 pub use pattern::Pattern;
 pub use remote::Listen;
 pub(crate) use remote::is_network_name;
 pub use secret::Secret;
-pub use table::{Agent, Etcd, Files, Firewall, Health, Remote, Settings, Underlay};
+pub use table::{Agent, Etcd, Files, Firewall, Health, Kubernetes, Remote, Settings, Underlay};
 
 use inputs::Inputs;
 

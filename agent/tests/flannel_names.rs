@@ -159,7 +159,7 @@ fn flanneld_ends_with_1_for_all_else_that_is_wrong() {
         (
             &["--kube-subnet-mgr"],
             &[],
-            "Kubernetes mode is not supported",
+            "set kubernetes.node-name or NODE_NAME",
         ),
         (
             &["--etcd-endpoints=ftp://x"],

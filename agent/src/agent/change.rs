@@ -17,7 +17,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     /// Checks the underlay; if it changed, updates the kernel at once and the peers as soon as possible.
     pub(super) async fn follow_underlay(&mut self, overlay: &mut Overlay, tasks: &mut Tasks) {
         let former = overlay.underlay_addresses();
-        match overlay.follow_underlay(&self.settings).await {
+        match overlay.follow_underlay(&self.prescribed_settings()).await {
             Ok(moved) => {
                 tasks.underlay.done();
                 if overlay.underlay_addresses() != former {
@@ -81,7 +81,12 @@ impl<S: LeaseStore> Agent<'_, S> {
         tasks: &mut Tasks,
     ) {
         match overlay
-            .follow_config(&self.settings, &self.privileges, config, printed)
+            .follow_config(
+                &self.prescribed_settings(),
+                &self.privileges,
+                config,
+                printed,
+            )
             .await
         {
             Ok(changed) => {
@@ -113,7 +118,7 @@ impl<S: LeaseStore> Agent<'_, S> {
         };
         warn_of_duplicate(duplicate);
         match overlay
-            .renew_identity(&self.settings, &self.privileges)
+            .renew_identity(&self.prescribed_settings(), &self.privileges)
             .await
         {
             Ok(()) => {
@@ -154,7 +159,7 @@ impl<S: LeaseStore> Agent<'_, S> {
     ) -> Result<(), Cause> {
         warn_of_duplicate(duplicate);
         let (underlay, host, backend) = overlay::connect(
-            &self.settings,
+            &self.prescribed_settings(),
             &self.privileges,
             &membership.config,
             true,

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::overlay::{self, EarlierRun, Membership, Overlay, Programmed};
-use super::{Agent, sample, task};
+use super::{Agent, node_faults, sample, task};
 use crate::base::logging::chain;
 use crate::cluster::lease::{LeaseEvent, LeaseStore, Past, StoreError, StoreEvent, SubnetKey};
 use crate::host::executor::Executor;
@@ -51,7 +51,9 @@ impl<S: LeaseStore> Agent<'_, S> {
     }
 
     /// Reports what joining waits for.
-    fn report_waiting(&self, reason: Cause) {
+    fn report_waiting(&mut self, reason: Cause) {
+        self.store
+            .publish_health(false, || node_faults(std::slice::from_ref(&reason)));
         let reason = reason.worded(|text| format!("waiting to join: {text}"));
         self.service.status(&reason.text);
         self.health.set_ready(vec![reason.clone()]);
@@ -65,10 +67,15 @@ impl<S: LeaseStore> Agent<'_, S> {
     ) -> Result<(Membership, LeaseEvent), Cause> {
         let config = self.store.network_config().await;
         let config = config.map_err(|error| self.store_failed(&error))?;
-        let (underlay, host, backend) =
-            overlay::connect(&self.settings, &self.privileges, &config, false, executor)
-                .await
-                .map_err(|error| error.to_cause())?;
+        let (underlay, host, backend) = overlay::connect(
+            &self.prescribed_settings(),
+            &self.privileges,
+            &config,
+            false,
+            executor,
+        )
+        .await
+        .map_err(|error| error.to_cause())?;
         let earlier_run = EarlierRun::find(&self.settings, executor.kernel_mut())
             .await
             .map_err(|error| error.to_cause())?;

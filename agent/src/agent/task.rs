@@ -160,6 +160,8 @@ pub(super) struct Tasks {
     pub(super) publish: Task,
     /// Generating another MAC address or key.
     pub(super) identity: Task,
+    /// Whether the host itself is off the overlay, not only some peers.
+    pub(super) down: bool,
 }
 
 impl Default for Tasks {
@@ -180,6 +182,7 @@ impl Default for Tasks {
                 "publish this node's address and identity",
             ),
             identity: Task::new(TaskName::Identity, "generate a new MAC address or key"),
+            down: false,
         }
     }
 }
@@ -201,6 +204,7 @@ impl Tasks {
 
     /// Records the result of a full pass.
     pub(super) fn programmed_all(&mut self, programmed: Programmed) {
+        self.down = matches!(&programmed.kernel, Err(error) if !error.peers_only());
         match programmed.kernel {
             Ok(()) if programmed.pending => self.program.started(),
             Ok(()) => self.program.done(),

@@ -1,6 +1,6 @@
-//! The address of one etcd server. Only this module knows its syntax.
+//! The address of one etcd or API server. Only this module knows its syntax.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// The syntax of an endpoint, for messages.
 pub(crate) const FORM: &str = "http://HOST:PORT or https://HOST:PORT (HOST:PORT alone is https if a cafile or certfile is \
@@ -42,6 +42,70 @@ impl Endpoint {
         (good_port && good_host).then(|| Self {
             url: format!("{scheme}://{authority}"),
             tls,
+        })
+    }
+
+    /// `HOST:PORT`.
+    pub(crate) fn authority(&self) -> &str {
+        self.url.split_once("://").map_or("", |(_, rest)| rest)
+    }
+
+    /// Whether what is sent there stays on this host.
+    pub(crate) fn is_loopback(&self) -> bool {
+        let authority = self.authority();
+        let host = authority
+            .rsplit_once(':')
+            .map_or(authority, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        host.eq_ignore_ascii_case("localhost")
+            || host.parse().is_ok_and(|host: IpAddr| host.is_loopback())
+    }
+}
+
+/// The address of a Kubernetes API server: an endpoint, and the path that its API is below.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ApiUrl {
+    pub(crate) endpoint: Endpoint,
+    /// Empty, or with a leading and without a trailing slash, as behind Rancher: `/k8s/clusters/c-x`.
+    pub(crate) path: String,
+}
+
+impl ApiUrl {
+    /// What [`Self::parse`] accepts, for messages.
+    pub(crate) const FORM: &str =
+        "https://HOST[:PORT][/PATH] or http://HOST[:PORT][/PATH], without user and query";
+
+    /// Parses the URL of an API server as clients of Kubernetes do: without a port it is 443 or 80, and without a
+    /// scheme `tls_by_default` decides.
+    pub(crate) fn parse(text: &str, tls_by_default: bool) -> Option<Self> {
+        let (scheme, rest) = match text.trim().split_once("://") {
+            Some(parts) => parts,
+            None if tls_by_default => ("https", text.trim()),
+            None => ("http", text.trim()),
+        };
+        let (authority, path) = match rest.split_once('/') {
+            Some((authority, path)) => (authority, path.trim_matches('/')),
+            None => (rest, ""),
+        };
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:%".contains(&byte);
+        if !path.bytes().all(good) {
+            return None;
+        }
+        let has_port = match authority.rsplit_once(']') {
+            Some((_, port)) => !port.is_empty(),
+            None => authority.contains(':'),
+        };
+        let port = match (has_port, scheme.eq_ignore_ascii_case("https")) {
+            (true, _) => "",
+            (false, true) => ":443",
+            (false, false) => ":80",
+        };
+        Some(Self {
+            endpoint: Endpoint::parse(&format!("{scheme}://{authority}{port}"), false)?,
+            path: match path {
+                "" => String::new(),
+                path => format!("/{path}"),
+            },
         })
     }
 }
@@ -109,6 +173,47 @@ mod tests {
             "http://a b:1",
         ] {
             assert_eq!(Endpoint::parse(text, false), None, "{text:?}");
+        }
+    }
+
+    /// The forms are those in kubeconfigs of kubeadm, k3s, Rancher and GKE.
+    #[test]
+    fn api_servers_have_a_default_port_and_a_path() {
+        for (text, url, path) in [
+            ("https://10.0.0.1:6443", "https://10.0.0.1:6443", ""),
+            ("https://127.0.0.1:6443/", "https://127.0.0.1:6443", ""),
+            ("https://34.72.1.2", "https://34.72.1.2:443", ""),
+            ("https://[fd00::1]", "https://[fd00::1]:443", ""),
+            ("https://[fd00::1]:6443", "https://[fd00::1]:6443", ""),
+            (
+                "https://rancher.example/k8s/clusters/c-m-x1/",
+                "https://rancher.example:443",
+                "/k8s/clusters/c-m-x1",
+            ),
+            ("http://127.0.0.1:8001", "http://127.0.0.1:8001", ""),
+            ("api.example:6443", "https://api.example:6443", ""),
+        ] {
+            let parsed = ApiUrl::parse(text, true).unwrap();
+            assert_eq!(
+                (parsed.endpoint.url.as_str(), parsed.path.as_str()),
+                (url, path)
+            );
+        }
+        assert_eq!(
+            ApiUrl::parse("localhost:8080", false).unwrap().endpoint.url,
+            "http://localhost:8080"
+        );
+        for text in [
+            "",
+            "https://",
+            "https://u:p@host:6443",
+            "https://host:6443?x",
+            "https://host/a b",
+            "https://host:x",
+            "unix:///run/api",
+            "https://host/\u{e9}",
+        ] {
+            assert_eq!(ApiUrl::parse(text, true), None, "{text:?}");
         }
     }
 

@@ -18,6 +18,7 @@ pub mod allocate;
 mod chosen;
 pub mod etcd;
 mod key;
+pub mod kube;
 pub mod remote;
 pub mod rest;
 mod store;
@@ -25,7 +26,10 @@ mod trouble;
 
 pub use chosen::{ChosenStore, SettingsError};
 pub use key::{LeaseKeyError, SubnetKey};
-pub use store::{DEADLINE, Expiry, LeaseEvent, LeaseStore, Past, Released, StoreError, StoreEvent};
+pub use store::{
+    DEADLINE, Expiry, LeaseEvent, LeaseStore, NodeFault, Past, Prescribed, Released, StoreError,
+    StoreEvent,
+};
 pub use trouble::{Fault, StoreErrorKind, StoreTrouble};
 
 /// What a node publishes in its lease: the value of the lease key, in flannel's field order.
@@ -69,7 +73,7 @@ pub enum LeaseValueError {
 
 /// The longest lease value that is parsed, in bytes. flannel writes some 200; IPsec and extension data may have a few
 /// thousand. etcd itself accepts 1.5 MiB, so 10,000 hostile leases could take 15 GiB of memory here.
-const LONGEST_VALUE: usize = 64 * 1024;
+pub(crate) const LONGEST_VALUE: usize = 64 * 1024;
 
 /// What identifies a node to the peers of its backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -183,6 +183,23 @@ impl NetworkConfig {
         })
     }
 
+    /// The same config where somebody else hands out the subnets: in Kubernetes a node has its podCIDR, and `SubnetLen`,
+    /// `SubnetMin` and `SubnetMax` count for nothing. Any subnet inside the network is allowed that is as long as the
+    /// node's own of its family.
+    pub fn assigned(mut self, own_v4: Option<Ipv4Net>, own_v6: Option<Ipv6Net>) -> Self {
+        if let (Some(range), Some(own)) = (&mut self.ipv4, own_v4) {
+            range.subnet_len = own.prefix_len();
+            range.min = range.network.network();
+            range.max = Ipv4Net::new_assert(range.network.broadcast(), own.prefix_len()).network();
+        }
+        if let (Some(range), Some(own)) = (&mut self.ipv6, own_v6) {
+            range.subnet_len = own.prefix_len();
+            range.min = range.network.network();
+            range.max = Ipv6Net::new_assert(range.network.broadcast(), own.prefix_len()).network();
+        }
+        self
+    }
+
     /// The config as JSON in flannel's spelling and order, with the computed defaults.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
         #[derive(Serialize)]

@@ -67,6 +67,13 @@ fn list(subnets: &[SubnetKey]) -> String {
 /// If an agent is running, nothing is changed.
 pub async fn run(settings: &Settings, out: &mut impl Write) -> Result<(), Error> {
     let _lock = Lock::take(&settings.files.state_dir)?;
+    if settings.kubernetes.enabled {
+        writeln!(
+            out,
+            "the podCIDR stays this node's until the node is deleted: kubectl delete node"
+        )?;
+        return Ok(());
+    }
     let owner = match &settings.agent.node_id {
         Some(id) => id.clone(),
         None => machine_id::owner("/".as_ref(), &settings.files.state_dir)?,

@@ -78,12 +78,9 @@ pub enum Error {
     /// A server of leases is no client of another.
     #[error("{0} and {1} exclude each other: a flanneld either serves leases or asks for one")]
     Both(Source, Source),
-    /// Kubernetes mode is asked for.
-    #[error("{place}: Kubernetes mode is not supported: remove the flag and give --etcd-endpoints")]
-    Kubernetes {
-        /// The flag or the variable.
-        place: Source,
-    },
+    /// A node of Kubernetes has its subnet from there.
+    #[error("{0} and {1} exclude each other: a node of Kubernetes has its subnet from there")]
+    NotInKubernetes(Source, Source),
 }
 
 impl Error {
@@ -100,7 +97,7 @@ impl Error {
             Self::Value {
                 place, expected, ..
             } => matches!(place, Source::Flag(_)) && *expected != flags::MARGIN_FORM,
-            Self::Both(..) | Self::Kubernetes { .. } => false,
+            Self::Both(..) | Self::NotInKubernetes(..) => false,
         }
     }
 }

@@ -194,6 +194,7 @@ fn needs(settings: &Settings, sources: &[PathBuf]) -> CapsHashSet {
         &remote.cafile,
         &remote.certfile,
         &remote.keyfile,
+        &settings.kubernetes.kubeconfig,
     ];
     let state = fs::read_dir(&files.state_dir).into_iter().flatten();
     let mut state = state.flatten().map(|entry| entry.path());

@@ -11,8 +11,8 @@ use super::inputs::{Inputs, Sourced};
 use super::kind::Value;
 use super::setting::Setting;
 use super::table::key;
-use super::{Error, FirewallMode, Interface, Listen, Pattern, Secret, Source, remote};
-use crate::base::endpoint::{self, Endpoint};
+use super::{Error, FirewallMode, Interface, Listen, Pattern, Secret, Source, kubernetes, remote};
+use crate::base::endpoint::{self, ApiUrl, Endpoint};
 use crate::base::logging;
 use crate::base::net::{unusable_v4, unusable_v6};
 use crate::base::network_name::{self, NetworkName};
@@ -107,6 +107,19 @@ pub(super) const NODE_ID: Parser<String> = Parser::new(
         good.then(|| id.to_owned())
     },
     "1 to 64 letters, digits, '.', '_' or '-'",
+);
+
+pub(super) const API_URL: Parser<String> = Parser::new(
+    |text| ApiUrl::parse(text, false).map(|_| text.trim().to_owned()),
+    ApiUrl::FORM,
+);
+
+pub(super) const ANNOTATION_PREFIX: Parser<String> =
+    Parser::new(kubernetes::annotation_prefix, kubernetes::ANNOTATION_PREFIX);
+
+pub(super) const NODE_NAME: Parser<String> = Parser::new(
+    |name| kubernetes::is_node_name(name).then(|| name.to_owned()),
+    kubernetes::NODE_NAME,
 );
 
 pub(super) const FILTER: Parser<String> = Parser::new(

@@ -109,6 +109,7 @@ fn argument(setting: &'static Setting) -> Arg {
         .long(setting.flag)
         .value_name(setting.value)
         .help_heading(setting.heading)
+        .hide_short_help(setting.commands & command::RARE != 0)
         .help(short)
         .long_help(format!("{help} [{}; default: {default}]", setting.path));
     setting.kind.argument(argument)

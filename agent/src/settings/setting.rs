@@ -29,6 +29,8 @@ pub mod command {
     pub const OPTIONS: u16 = 1 << 9;
     /// Every command that has settings.
     pub const ALL: u16 = (1 << 10) - 1;
+    /// Beside the commands: the flag is in the manual page, but not in `--help`, which fits a screen.
+    pub const RARE: u16 = 1 << 15;
     /// The commands that talk to etcd.
     pub(crate) const STORE: u16 = RUN | SERVE | DOCTOR | NETWORK | RESERVE | LEAVE;
     /// The commands that may talk to a lease server instead.

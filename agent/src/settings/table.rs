@@ -12,10 +12,10 @@ use ipnet::IpNet;
 
 use super::changes::Change;
 use super::check::{
-    ADDRESS, CAN_REACH, FILTER, INTERFACE, LISTEN, MODE, NETWORK, NETWORKS, NODE_ID, PATH,
-    PUBLIC_IP, PUBLIC_IPV6, certificate, each, filled_or_default, on, optional, or_default,
-    password, patterns, port, prefix, remote_cafile, remote_network, seconds, servers, urls,
-    username,
+    ADDRESS, ANNOTATION_PREFIX, API_URL, CAN_REACH, FILTER, INTERFACE, LISTEN, MODE, NETWORK,
+    NETWORKS, NODE_ID, NODE_NAME, PATH, PUBLIC_IP, PUBLIC_IPV6, certificate, each,
+    filled_or_default, on, optional, or_default, password, patterns, port, prefix, remote_cafile,
+    remote_network, seconds, servers, urls, username,
 };
 use super::inputs::Inputs;
 use super::setting::{OnReload, Setting, settings};
@@ -90,6 +90,37 @@ settings! {
         insecure: bool = on, Switch,
             flag "insecure" "BOOL", help "Accept clients without a certificate",
             default "false", commands SERVE, on_reload Restart;
+    }
+    /// Kubernetes as the lease store: a node's subnet is its podCIDR.
+    kubernetes: Kubernetes, "Kubernetes" {
+        /// Whether leases are the podCIDRs and annotations of the cluster's nodes.
+        enabled: bool = on, Switch,
+            flag "kube-subnet-mgr" "BOOL", help "Take the subnet from this Kubernetes node",
+            default "false" named "false", commands RUN, on_reload Restart;
+        /// The API server; `None` for that of the kubeconfig, or of the pod's cluster.
+        api_url: Option<String> = optional(API_URL), Text key "api-url",
+            flag "kube-api-url" "URL", help "API server, if not the kubeconfig's or the pod's",
+            default "none", commands RUN | RARE, on_reload Restart;
+        /// The file with server and credentials; `None` for the pod's service account.
+        kubeconfig: Option<PathBuf> = optional(PATH), Path,
+            flag "kubeconfig-file" "FILE", help "kubeconfig, if not the service account",
+            default "none", commands RUN | RARE, on_reload Restart;
+        /// What the annotations' names begin with, completed as flannel does: `flannel.alpha.coreos.com/`.
+        annotation_prefix: String = or_default(ANNOTATION_PREFIX), Text key "annotation-prefix",
+            flag "kube-annotation-prefix" "PREFIX", help "Prefix of the node annotations",
+            default "flannel.alpha.coreos.com", commands RUN | RARE, on_reload Restart;
+        /// The network config, which pods have from a ConfigMap.
+        net_config: PathBuf = or_default(PATH), Path key "net-config",
+            flag "net-config-path" "FILE", help "Network config, JSON",
+            default "/etc/kube-flannel/net-conf.json", commands RUN | RARE, on_reload Restart;
+        /// The node's name; `None` for that in `NODE_NAME`, or that of the pod in `POD_NAME` and `POD_NAMESPACE`.
+        node_name: Option<String> = optional(NODE_NAME), Text key "node-name",
+            flag "node-name" "NAME", help "Name of this Kubernetes node",
+            default "NODE_NAME, or the pod's node", commands RUN | RARE, on_reload Restart;
+        /// Whether the node's condition `NetworkUnavailable` follows the overlay.
+        set_network_unavailable: bool = on, Switch key "set-network-unavailable",
+            flag "set-node-network-unavailable" "BOOL", help "Set the node condition NetworkUnavailable",
+            default "true", commands RUN | RARE, on_reload Restart;
     }
     /// What carries the overlay's packets: one interface, and an address of each family that the overlay has.
     ///

@@ -141,11 +141,11 @@ pub enum State {
 /// The lease store.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Store {
-    /// `etcd`, or `remote` for another agent that keeps the leases.
+    /// `etcd`, `remote` for another agent that keeps the leases, or `kubernetes`.
     pub kind: String,
     /// The servers, as configured.
     pub servers: Vec<String>,
-    /// The key prefix.
+    /// The prefix of the keys, or of the node annotations.
     pub prefix: String,
     /// The server in use; `None` while none answers.
     pub server: Option<String>,
@@ -529,15 +529,22 @@ impl Agent {
 impl Store {
     /// The store in the settings; nothing else is known about it.
     pub(crate) fn of_settings(settings: &Settings) -> Self {
-        let (etcd, remote) = (&settings.etcd, &settings.remote);
-        let (kind, servers) = match remote.servers.is_empty() {
-            true => ("etcd", &etcd.endpoints),
-            false => ("remote", &remote.servers),
+        let (etcd, remote, kubernetes) = (&settings.etcd, &settings.remote, &settings.kubernetes);
+        let (kind, servers, prefix) = if kubernetes.enabled {
+            let url = kubernetes.api_url.clone();
+            let from_file = || Some(kubernetes.kubeconfig.as_ref()?.display().to_string());
+            let server = url.or_else(from_file);
+            let server = server.unwrap_or_else(|| "the service account's server".to_owned());
+            ("kubernetes", vec![server], &kubernetes.annotation_prefix)
+        } else if remote.servers.is_empty() {
+            ("etcd", etcd.endpoints.clone(), &etcd.prefix)
+        } else {
+            ("remote", remote.servers.clone(), &etcd.prefix)
         };
         Self {
             kind: kind.to_owned(),
-            servers: servers.clone(),
-            prefix: etcd.prefix.clone(),
+            servers,
+            prefix: prefix.clone(),
             server: None,
             trouble: None,
             history: History::default(),

@@ -1,4 +1,4 @@
-//! The lease store that the settings choose: etcd, or lease servers in front of it.
+//! The lease store that the settings choose: etcd, lease servers in front of it, or Kubernetes.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,8 +9,12 @@ use thiserror::Error;
 
 use super::allocate::Avoid;
 use super::etcd::{self, EtcdStore};
+use super::kube::{self, KubeStore, Surroundings};
 use super::remote::{self, RemoteStore};
-use super::{Expiry, Lease, LeaseAttrs, LeaseStore, Past, Released, StoreError, StoreEvent};
+use super::{
+    Expiry, Lease, LeaseAttrs, LeaseStore, NodeFault, Past, Prescribed, Released, StoreError,
+    StoreEvent,
+};
 use crate::base::endpoint;
 use crate::cluster::lease::rest::tls::TlsError;
 use crate::cluster::network_config::NetworkConfig;
@@ -23,6 +27,8 @@ pub enum ChosenStore {
     Etcd(EtcdStore),
     /// Lease servers.
     Remote(RemoteStore),
+    /// The nodes of a Kubernetes cluster.
+    Kubernetes(KubeStore),
 }
 
 /// The settings of a store cannot be used.
@@ -60,16 +66,50 @@ pub enum SettingsError {
     /// The TLS files for lease servers cannot be used.
     #[error(transparent)]
     Remote(#[from] TlsError),
+    /// Two stores are configured.
+    #[error(
+        "kubernetes.enabled and remote.server are both set: expected one of them, since a node has one subnet"
+    )]
+    TwoStores,
+    /// Nothing tells which node of the Kubernetes cluster this is.
+    #[error(
+        "the name of this node is not known: set kubernetes.node-name or NODE_NAME, or in a pod POD_NAME and POD_NAMESPACE by the downward API"
+    )]
+    NoNodeName,
+    /// The environment names no node or pod.
+    #[error(
+        "{0:?} is not the name of a node, pod or namespace: expected lower-case letters, digits, '-' and '.'"
+    )]
+    NodeName(String),
 }
 
 impl ChosenStore {
-    /// Checks the settings; connects to nothing yet. `owner` is this node's owner ID.
-    pub fn new(settings: &Settings, owner: String) -> Result<Self, SettingsError> {
-        if settings.remote.servers.is_empty() {
-            let store = EtcdStore::new(settings.etcd.clone(), owner)?;
-            return Ok(Self::Etcd(store));
+    /// Checks the settings; connects to nothing yet. `owner` finds this node's owner ID, except in Kubernetes, where a
+    /// node is known by its name; returned is what the node is called.
+    ///
+    /// # Errors
+    /// The settings are wrong, or `owner` fails.
+    pub fn new<E: From<SettingsError>>(
+        settings: &Settings,
+        owner: impl FnOnce() -> Result<String, E>,
+    ) -> Result<(Self, String), E> {
+        let is_remote = !settings.remote.servers.is_empty();
+        if settings.kubernetes.enabled {
+            if is_remote {
+                return Err(SettingsError::TwoStores.into());
+            }
+            let store = KubeStore::new(&settings.kubernetes, Surroundings::of_process())?;
+            let owner = store.owner();
+            return Ok((Self::Kubernetes(store), owner));
         }
-        Ok(Self::Remote(RemoteStore::new(&settings.remote, owner)?))
+        let owner = owner()?;
+        let store = match is_remote {
+            true => RemoteStore::new(&settings.remote, owner.clone())
+                .map(Self::Remote)
+                .map_err(SettingsError::from)?,
+            false => Self::Etcd(EtcdStore::new(settings.etcd.clone(), owner.clone())?),
+        };
+        Ok((store, owner))
     }
 }
 
@@ -79,6 +119,8 @@ pub enum Taken {
     Etcd(Box<etcd::Taken>),
     /// From a lease server.
     Remote(Box<remote::Taken>),
+    /// From Kubernetes.
+    Kubernetes(Box<kube::Taken>),
 }
 
 /// The same call on whichever store it is.
@@ -87,6 +129,7 @@ macro_rules! either {
         match $chosen {
             Self::Etcd($store) => $call,
             Self::Remote($store) => $call,
+            Self::Kubernetes($store) => $call,
         }
     };
 }
@@ -113,6 +156,13 @@ impl LeaseStore for ChosenStore {
                 let taking = store.take(config, attrs, past);
                 Box::pin(async move { taking.await.map(|taken| Taken::Remote(Box::new(taken))) })
             }
+            Self::Kubernetes(store) => {
+                let taking = store.take(config, attrs, past);
+                Box::pin(async move {
+                    let taken = taking.await?;
+                    Ok(Taken::Kubernetes(Box::new(taken)))
+                })
+            }
         }
     }
 
@@ -120,6 +170,7 @@ impl LeaseStore for ChosenStore {
         match (self, taken) {
             (Self::Etcd(store), Taken::Etcd(taken)) => store.hold(*taken).await,
             (Self::Remote(store), Taken::Remote(taken)) => store.hold(*taken).await,
+            (Self::Kubernetes(store), Taken::Kubernetes(taken)) => store.hold(*taken).await,
             (_, _) => unreachable!("a store holds only what it took itself"),
         }
     }
@@ -134,6 +185,14 @@ impl LeaseStore for ChosenStore {
 
     fn set_access(&mut self, settings: &crate::settings::Etcd) -> Result<(), SettingsError> {
         either!(self, store => store.set_access(settings))
+    }
+
+    fn prescribed(&self) -> Prescribed {
+        either!(self, store => store.prescribed())
+    }
+
+    fn publish_health(&mut self, up: bool, faults: impl FnOnce() -> Vec<NodeFault>) {
+        either!(self, store => store.publish_health(up, faults));
     }
 
     fn reconnect(&mut self) {

@@ -10,29 +10,29 @@
 //! | `hold_down` | leases that vanished during an outage still count for a while |
 //! | `state` | what these share: hold-down, the lease's TTL, and that the own lease may have been touched |
 //! | `endpoints` | several servers, and which of them is used |
+//! | `dial` | a connection to one of them, with or without TLS |
 //! | `tasks` | the tasks of a store and their events |
 //! | `spread` | random delays that keep the nodes of a cluster from acting in step |
 //!
-//! A third store is a folder beside `etcd` and `remote`, an arm in [`super::ChosenStore`], and its settings. It
-//! implements [`LeaseStore`], and `OwnLease` for the keeper. Kubernetes, for example: leases are the nodes' podCIDRs
-//! and annotations. A watcher lists nodes, then watches from the list's `resourceVersion`; bookmarks advance that, and
-//! `410 Gone` means to list again, which is a snapshot as after any other gap. Nothing expires, so `maintain` never
-//! renews: it returns `TimeLeft::Forever`, rewrites annotations that were touched, and reports the lease lost when the
-//! node has another podCIDR or none.
+//! Another store is a folder beside `etcd`, `remote` and `kube`, an arm in [`super::ChosenStore`], and its settings. It
+//! implements [`LeaseStore`], and `OwnLease` for the keeper.
 
 use std::future::Future;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until};
 
+use crate::base::net::Family;
 use crate::base::retry::Backoff;
 use crate::cluster::lease::allocate::{Avoid, Exhausted};
 use crate::cluster::lease::{Fault, Lease, LeaseAttrs, SettingsError, StoreTrouble, SubnetKey};
 use crate::cluster::network_config::{NetworkConfig, NetworkConfigError};
 use crate::settings;
 
+pub(super) mod dial;
 pub(super) mod endpoints;
 pub(super) mod hold_down;
 pub(super) mod keeper;
@@ -78,7 +78,7 @@ pub enum StoreError {
         server: String,
         /// The server's error message.
         reason: String,
-        /// etcd's gRPC status code, or a lease server's HTTP status.
+        /// etcd's gRPC status code, or the HTTP status of a lease or API server.
         code: i32,
     },
     /// There is no network config yet.
@@ -119,6 +119,34 @@ pub enum StoreError {
     /// Attributes cannot be encoded as JSON.
     #[error("failed to encode a lease: {0}")]
     Encode(#[from] serde_json::Error),
+    /// There is no such node in the Kubernetes cluster.
+    #[error(
+        "there is no node {node} in the cluster: the kubelet registers it; if it has another name, set kubernetes.node-name or NODE_NAME"
+    )]
+    NoNode {
+        /// The node's name.
+        node: String,
+    },
+    /// Kubernetes has given the node no subnet yet.
+    #[error(
+        "node {node} has no {family} podCIDR: kube-controller-manager assigns it with --allocate-node-cidrs=true and --cluster-cidr"
+    )]
+    NoPodCidr {
+        /// The node's name.
+        node: String,
+        /// The family that the network has and the node lacks.
+        family: Family,
+    },
+    /// The node's subnet cannot be used.
+    #[error("the podCIDR {cidr} of node {node} {what}")]
+    BadPodCidr {
+        /// The node's name.
+        node: String,
+        /// The podCIDR as published.
+        cidr: String,
+        /// What is wrong with it, as a predicate.
+        what: String,
+    },
 }
 
 /// What happened to the leases of the network.
@@ -238,7 +266,25 @@ impl From<Option<SubnetKey>> for Past {
     }
 }
 
-/// Where leases are kept: an etcd cluster, lease servers, or in tests a table in memory.
+/// Something that is wrong with this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeFault {
+    /// The code for programs, as in the status.
+    pub code: &'static str,
+    /// The sentence.
+    pub text: String,
+}
+
+/// The public addresses that a store prescribes for this node; `None` where it leaves the choice to the settings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Prescribed {
+    /// The IPv4 address that peers send to.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The IPv6 address that peers send to.
+    pub public_ipv6: Option<Ipv6Addr>,
+}
+
+/// Where leases are kept: an etcd cluster, lease servers, a Kubernetes cluster, or in tests a table in memory.
 pub trait LeaseStore: Send {
     /// A lease that was taken but is not held yet.
     type Taken: Send + 'static;
@@ -297,6 +343,17 @@ pub trait LeaseStore: Send {
     fn set_access(&mut self, settings: &settings::Etcd) -> Result<(), SettingsError> {
         let _ = settings;
         Ok(())
+    }
+
+    /// The public addresses that the last read of the network config found prescribed for this node.
+    fn prescribed(&self) -> Prescribed {
+        Prescribed::default()
+    }
+
+    /// Tells the store whether this host is on the overlay, and all that is wrong, for others to see there. Cheap
+    /// enough to call whenever anything may have changed; returns at once.
+    fn publish_health(&mut self, up: bool, faults: impl FnOnce() -> Vec<NodeFault>) {
+        let _ = (up, faults);
     }
 
     /// Drops the present connections because this host's address changed: nothing comes back to an address that is

@@ -30,6 +30,12 @@ codes! {
         ConfigChanged = "config-changed",
         /// Attributes cannot be encoded as JSON.
         Encode = "encode",
+        /// There is no such node in the Kubernetes cluster.
+        NoNode = "no-node",
+        /// The node has no podCIDR.
+        NoPodCidr = "no-pod-cidr",
+        /// The node's podCIDR cannot be used.
+        BadPodCidr = "bad-pod-cidr",
     }
 }
 
@@ -61,7 +67,7 @@ impl Fault {
         Self::Other
     }
 
-    /// The fault behind a server's answer: etcd's gRPC status code, or a lease server's HTTP status.
+    /// The fault behind a server's answer: etcd's gRPC status code, or the HTTP status of a lease or API server.
     pub(crate) fn of_answer(code: i32, words: &str) -> Self {
         // grpc/doc/statuscodes.md, RFC 9110 §15.5.
         const INVALID_ARGUMENT: i32 = 3;
@@ -119,6 +125,9 @@ impl StoreError {
             Self::NoLease { .. } => StoreErrorKind::NoLease,
             Self::ConfigChanged { .. } => StoreErrorKind::ConfigChanged,
             Self::Encode(_) => StoreErrorKind::Encode,
+            Self::NoNode { .. } => StoreErrorKind::NoNode,
+            Self::NoPodCidr { .. } => StoreErrorKind::NoPodCidr,
+            Self::BadPodCidr { .. } => StoreErrorKind::BadPodCidr,
         }
     }
 
@@ -139,6 +148,8 @@ impl StoreError {
             | Self::BadNetworkConfig { key, .. }
             | Self::ConfigChanged { key } => Some(key.clone()),
             Self::OutOfSubnets(exhausted) => Some(exhausted.network.to_string()),
+            Self::NoNode { node } | Self::NoPodCidr { node, .. } => Some(node.clone()),
+            Self::BadPodCidr { cidr, .. } => Some(cidr.clone()),
             Self::Unreachable { .. }
             | Self::LostRaces { .. }
             | Self::NoLease { .. }

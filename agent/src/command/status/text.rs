@@ -220,6 +220,7 @@ impl Page {
         };
         let what = match store.kind.as_str() {
             "remote" => format!("lease server{at}"),
+            "kubernetes" => format!("Kubernetes{at}, annotations {}", store.prefix),
             kind => format!("{kind}{at}, key prefix {}", or_slash(&store.prefix)),
         };
         self.line("Store", &what);

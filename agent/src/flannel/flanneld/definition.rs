@@ -57,8 +57,6 @@ macro_rules! flags {
     };
 }
 
-const KUBERNETES: &str = "Kubernetes mode, which is not supported";
-
 flags! {
     "etcd-cafile", Text, "",
         "CA certificates to verify etcd, PEM";
@@ -83,14 +81,16 @@ flags! {
         "masquerade without random source ports";
     "iptables-forward-rules", Switch, "true", "accept packets forwarded from and to the overlay";
     "iptables-resync", Number, "5", "seconds between checks of the firewall rules";
-    "kube-annotation-prefix", Text, "flannel.alpha.coreos.com", KUBERNETES;
-    "kube-api-url", Text, "", KUBERNETES;
-    "kube-subnet-mgr", Switch, "false", KUBERNETES;
-    "kubeconfig-file", Text, "", KUBERNETES;
+    "kube-annotation-prefix", Text, "flannel.alpha.coreos.com", "prefix of the node annotations";
+    "kube-api-url", Text, "", "API server, if not the kubeconfig's or the pod's";
+    "kube-subnet-mgr", Switch, "false",
+        "take the subnet from the Kubernetes node instead of etcd; needs NODE_NAME, or POD_NAME and POD_NAMESPACE";
+    "kubeconfig-file", Text, "", "kubeconfig, if not the pod's service account";
     "listen", Text, "",
         "serve leases to hosts with --remote here instead of joining: HOST:PORT, fd:// or fd://N";
     "log_backtrace_at", Location, "", "accepted, but without effect";
-    "net-config-path", Text, "/etc/kube-flannel/net-conf.json", KUBERNETES;
+    "net-config-path", Text, "/etc/kube-flannel/net-conf.json",
+        "network config with --kube-subnet-mgr";
     NETWORKS, Text, "", "flannel 0.5: name of the one network below --etcd-prefix to join";
     "public-ip", Text, "", "IPv4 address that peers send to, if not the interface's";
     "public-ipv6", Text, "", "IPv6 address that peers send to, if not the interface's";
@@ -101,7 +101,8 @@ flags! {
     "remote-certfile", Text, "",
         "certificate for --remote or --listen, PEM; needs --remote-keyfile";
     "remote-keyfile", Text, "", "private key of that certificate, PEM";
-    "set-node-network-unavailable", Switch, "true", KUBERNETES;
+    "set-node-network-unavailable", Switch, "true",
+        "set the node condition NetworkUnavailable";
     "subnet-dir", Text, DEFAULT_SUBNET_DIR,
         "flannel 0.5: directory of the subnet file with --networks";
     "subnet-file", Text, "/run/flannel/subnet.env", "subnet file for container runtimes";

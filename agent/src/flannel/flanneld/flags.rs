@@ -120,10 +120,11 @@ impl Flags {
         if self.has("listen") && self.has("remote") {
             return Err(Error::Both(self.place("listen"), self.place("remote")));
         }
-        if self.is_on("kube-subnet-mgr") {
-            return Err(Error::Kubernetes {
-                place: self.place("kube-subnet-mgr"),
-            });
+        for other in ["listen", "remote"] {
+            if self.is_on("kube-subnet-mgr") && self.has(other) {
+                let place = self.place("kube-subnet-mgr");
+                return Err(Error::NotInKubernetes(place, self.place(other)));
+            }
         }
         Ok(())
     }

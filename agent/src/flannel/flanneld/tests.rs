@@ -325,21 +325,37 @@ fn values_are_taken_as_flannel_takes_them() {
 }
 
 #[test]
-fn kubernetes_flags_are_taken_but_the_mode_is_not() {
-    ok(&[
-        "--kube-api-url=x",
-        "--kubeconfig-file=x",
-        "--kube-annotation-prefix=x",
-        "--net-config-path=x",
-        "--set-node-network-unavailable=false",
-        "--kube-subnet-mgr=false",
-    ]);
-    let message = refusal(&["--kube-subnet-mgr"]);
-    assert!(
-        message.starts_with("flag --kube-subnet-mgr: Kubernetes mode is not supported"),
-        "{message}"
+fn kubernetes_flags_become_settings() {
+    let given = settings(
+        &[
+            "--kube-subnet-mgr",
+            "--kube-api-url=https://10.0.0.1:6443",
+            "--kubeconfig-file=/etc/k.conf",
+            "--kube-annotation-prefix=org.com/blue",
+            "--net-config-path=/etc/n.json",
+            "--set-node-network-unavailable=false",
+        ],
+        &[],
+    )
+    .kubernetes;
+    assert!(given.enabled && !given.set_network_unavailable);
+    assert_eq!(given.api_url.as_deref(), Some("https://10.0.0.1:6443"));
+    assert_eq!(given.kubeconfig.as_deref(), Some("/etc/k.conf".as_ref()));
+    assert_eq!(given.annotation_prefix, "org.com/blue-");
+    assert_eq!(given.net_config.to_str(), Some("/etc/n.json"));
+    let plain = settings(&["--kube-subnet-mgr=true"], &[]).kubernetes;
+    assert_eq!(plain.annotation_prefix, "flannel.alpha.coreos.com/");
+    assert_eq!(
+        plain.net_config.to_str(),
+        Some("/etc/kube-flannel/net-conf.json")
     );
-    assert!(given(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "true")]).is_err());
+    assert!(plain.set_network_unavailable);
+    let by_variable = settings(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "true")]);
+    assert!(by_variable.kubernetes.enabled);
+    for other in ["--remote=10.0.0.1:8889", "--listen=:8889"] {
+        let message = refusal(&["--kube-subnet-mgr", other]);
+        assert!(message.contains("exclude each other"), "{message}");
+    }
 }
 
 #[test]

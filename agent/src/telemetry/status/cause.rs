@@ -24,7 +24,7 @@ codes! {
         BadNetworkConfig = "bad-network-config",
         /// The network config changed while the agent joined.
         NetworkConfigChanged = "network-config-changed",
-        /// The new network config has no room for this node's subnet.
+        /// The network config has no room for this node's subnet.
         SubnetOutsideNetwork = "subnet-outside-network",
         /// No server of the lease store answers.
         StoreUnreachable = "store-unreachable",
@@ -40,6 +40,10 @@ codes! {
         LostRaces = "lost-races",
         /// The lease is gone, or another node's.
         LeaseLost = "lease-lost",
+        /// The Kubernetes cluster does not know this node.
+        NoNode = "no-node",
+        /// Kubernetes has given this node no subnet.
+        NoPodCidr = "no-pod-cidr",
         /// The lease cannot be written as JSON.
         LeaseNotEncoded = "lease-not-encoded",
         /// No interface or address to send from.
@@ -242,6 +246,9 @@ fn store(kind: StoreErrorKind, fault: Fault) -> Code {
         (StoreErrorKind::NoLease, _) => Code::LeaseLost,
         (StoreErrorKind::ConfigChanged, _) => Code::NetworkConfigChanged,
         (StoreErrorKind::Encode, _) => Code::LeaseNotEncoded,
+        (StoreErrorKind::NoNode, _) => Code::NoNode,
+        (StoreErrorKind::NoPodCidr, _) => Code::NoPodCidr,
+        (StoreErrorKind::BadPodCidr, _) => Code::SubnetOutsideNetwork,
         (StoreErrorKind::Unknown, _) => Code::Unknown,
     }
 }

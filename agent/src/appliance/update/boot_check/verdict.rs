@@ -135,6 +135,8 @@ impl Comparison<'_> {
             | Code::SubnetOutsideNetwork
             | Code::OutOfSubnets
             | Code::LostRaces
+            | Code::NoNode
+            | Code::NoPodCidr
             | Code::LeaseLost => true,
             // A new version may read, encrypt, encode or program differently, or lack a driver.
             Code::Starting

@@ -1,28 +1,20 @@
 //! One HTTP connection to a server: one request at a time.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
-use nix::sys::socket::{setsockopt, sockopt};
 use thiserror::Error;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::base::endpoint::Endpoint;
 use crate::base::http::{self, ExchangeError, http_error_text, io_error_text};
 use crate::cluster::lease::Fault;
 use crate::cluster::lease::rest::tls::{Files, TlsError};
 use crate::cluster::lease::rest::{JSON, OBJECT, REASON, Reason};
-
-/// How long sent data may stay unacknowledged (`TCP_USER_TIMEOUT`).
-const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+use crate::cluster::lease::store::dial::dial;
 
 /// Why there is no answer.
 #[derive(Debug, Error)]
@@ -103,18 +95,10 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects to a server. Certificates are read for each connection, so renewed ones take effect.
     pub(super) async fn open(server: &Endpoint, files: &Files) -> Result<Self, Failure> {
-        let authority = server.url.split_once("://").map_or("", |(_, rest)| rest);
-        let stream = TcpStream::connect(authority)
-            .await
-            .map_err(Failure::Connect)?;
-        let millis = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
-        // Both only detect a dead server sooner, so failures are ignored.
-        let _ = setsockopt(&stream, sockopt::TcpUserTimeout, &millis);
-        let _ = stream.set_nodelay(true);
-        let stream: Box<dyn http::Stream> = match server.tls {
-            true => Box::new(encrypted(stream, authority, files).await?),
-            false => Box::new(stream),
-        };
+        let authority = server.authority();
+        let tls = server.tls.then(|| files.client()).transpose()?;
+        let stream = dial(authority, tls, None).await;
+        let stream = stream.map_err(Failure::Connect)?;
         Ok(Self {
             http: http::Connection::start(stream).await?,
             authority: authority.to_owned(),
@@ -148,21 +132,4 @@ impl Connection {
             body: response.into_body(),
         })
     }
-}
-
-/// TLS with the server of this `host:port`.
-async fn encrypted(
-    stream: TcpStream,
-    authority: &str,
-    files: &Files,
-) -> Result<TlsStream<TcpStream>, Failure> {
-    let host = authority
-        .rsplit_once(':')
-        .map_or(authority, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let name = ServerName::try_from(host.to_owned())
-        .map_err(|error| Failure::Connect(io::Error::other(error)))?;
-    let connector = TlsConnector::from(Arc::new(files.client()?));
-    let stream = connector.connect(name, stream).await;
-    stream.map_err(Failure::Connect)
 }

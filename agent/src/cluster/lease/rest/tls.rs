@@ -58,8 +58,70 @@ pub enum TlsError {
     #[error("failed to set up TLS")]
     Protocol(#[source] RustlsError),
     /// There is no CA certificate.
-    #[error("no CA certificates: remote.cafile is not set, and the system has none")]
+    #[error("no CA certificates: none are configured, and the system has none")]
     NoRoots,
+}
+
+/// Text in PEM form, and where it is from.
+#[derive(Clone, Debug)]
+pub(crate) struct Pem {
+    /// The file, for messages.
+    pub(crate) path: PathBuf,
+    pub(crate) text: Vec<u8>,
+}
+
+impl Pem {
+    pub(crate) fn read(path: &Path) -> Result<Self, TlsError> {
+        let text = std::fs::read(path).map_err(|source| TlsError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            text,
+        })
+    }
+}
+
+/// A client's TLS config: it verifies the server against these CA certificates, or else the system's, and presents its
+/// certificate with its key if it has one.
+pub(crate) fn client(
+    authorities: Option<&Pem>,
+    identity: Option<&(Pem, Pem)>,
+) -> Result<ClientConfig, TlsError> {
+    let roots = match authorities {
+        Some(pem) => roots(pem)?,
+        None => {
+            let text = system_roots().ok_or(TlsError::NoRoots)?;
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(
+                CertificateDer::pem_slice_iter(&text).filter_map(Result::ok),
+            );
+            roots
+        }
+    };
+    let provider = Arc::new(ring::default_provider());
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .map_err(|source| TlsError::Authorities {
+                path: authorities.map(|pem| pem.path.clone()).unwrap_or_default(),
+                source,
+            })?;
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Protocol)?
+        .with_webpki_verifier(verifier);
+    match identity {
+        Some((certificate, private)) => config
+            .with_client_auth_cert(certificates(certificate)?, key(private)?)
+            .map_err(|source| TlsError::Identity {
+                certfile: certificate.path.clone(),
+                keyfile: private.path.clone(),
+                source,
+            }),
+        None => Ok(config.with_no_client_auth()),
+    }
 }
 
 /// The files that authenticate one side and verify the other.
@@ -74,39 +136,12 @@ impl Files {
     /// The client's TLS config: it verifies the server, and presents its certificate if it has one. Reads the files
     /// each time.
     pub(crate) fn client(&self) -> Result<ClientConfig, TlsError> {
-        let roots = match &self.cafile {
-            Some(path) => roots(path)?,
-            None => {
-                let text = system_roots().ok_or(TlsError::NoRoots)?;
-                let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(
-                    CertificateDer::pem_slice_iter(&text).filter_map(Result::ok),
-                );
-                roots
-            }
+        let authorities = self.cafile.as_deref().map(Pem::read).transpose()?;
+        let identity = match (&self.certfile, &self.keyfile) {
+            (Some(certfile), Some(keyfile)) => Some((Pem::read(certfile)?, Pem::read(keyfile)?)),
+            _ => None,
         };
-        let provider = Arc::new(ring::default_provider());
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                .build()
-                .map_err(|source| TlsError::Authorities {
-                    path: self.cafile.clone().unwrap_or_default(),
-                    source,
-                })?;
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(TlsError::Protocol)?
-            .with_webpki_verifier(verifier);
-        match (&self.certfile, &self.keyfile) {
-            (Some(certfile), Some(keyfile)) => config
-                .with_client_auth_cert(certificates(certfile)?, key(keyfile)?)
-                .map_err(|source| TlsError::Identity {
-                    certfile: certfile.clone(),
-                    keyfile: keyfile.clone(),
-                    source,
-                }),
-            _ => Ok(config.with_no_client_auth()),
-        }
+        client(authorities.as_ref(), identity.as_ref())
     }
 
     /// The server's TLS config: it presents its certificate; with a CA file it requires a client certificate from that
@@ -122,7 +157,7 @@ impl Files {
         let config = match &self.cafile {
             None => config.with_no_client_auth(),
             Some(path) => {
-                let roots = Arc::new(roots(path)?);
+                let roots = Arc::new(roots(&Pem::read(path)?)?);
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
                     .build()
                     .map_err(|source| TlsError::Authorities {
@@ -133,7 +168,10 @@ impl Files {
             }
         };
         config
-            .with_single_cert(certificates(certfile)?, key(keyfile)?)
+            .with_single_cert(
+                certificates(&Pem::read(certfile)?)?,
+                key(&Pem::read(keyfile)?)?,
+            )
             .map(Some)
             .map_err(|source| TlsError::Identity {
                 certfile: certfile.clone(),
@@ -143,41 +181,33 @@ impl Files {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|source| TlsError::Read {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+fn roots(pem: &Pem) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     // A bundle may contain certificates that rustls cannot parse; use the rest.
-    let (good, _) = roots.add_parsable_certificates(certificates(path)?);
+    let (good, _) = roots.add_parsable_certificates(certificates(pem)?);
     if good == 0 {
         return Err(TlsError::Pem {
-            path: path.to_owned(),
+            path: pem.path.clone(),
             expected: "CA certificate",
         });
     }
     Ok(roots)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let text = read(path)?;
-    let found: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&text).collect();
+fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&pem.text).collect();
     match found {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         _ => Err(TlsError::Pem {
-            path: path.to_owned(),
+            path: pem.path.clone(),
             expected: "certificate",
         }),
     }
 }
 
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|_| TlsError::Pem {
-        path: path.to_owned(),
+fn key(pem: &Pem) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(&pem.text).map_err(|_| TlsError::Pem {
+        path: pem.path.clone(),
         expected: "private key",
     })
 }

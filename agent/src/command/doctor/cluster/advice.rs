@@ -4,6 +4,8 @@ use crate::command::doctor::Names;
 use crate::settings::Settings;
 use crate::telemetry::status::{Cause, Code};
 
+mod kubernetes;
+
 /// The effect of a cause, and its remedies.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Advice {
@@ -25,6 +27,9 @@ impl Advice {
 
 /// The advice for a cause.
 pub(super) fn advise(cause: &Cause, settings: &Settings, names: &Names) -> Advice {
+    if let Some(advice) = kubernetes::advise(cause.code, &settings.kubernetes) {
+        return advice;
+    }
     let prefix = &settings.etcd.prefix;
     let journal = names.journal();
     match cause.code {

@@ -1,0 +1,373 @@
+//! Nodes as the API server shows them, as far as they count here, and what flannel's annotations on them say.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+use std::time::UNIX_EPOCH;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::base::go_json::{self, shorten};
+use crate::base::net::Family;
+use crate::base::time::parse_rfc3339;
+use crate::cluster::lease::{LONGEST_VALUE, LeaseAttrs, StoreError, SubnetKey};
+use crate::cluster::network_config::Families;
+
+/// A node.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct Node {
+    pub(super) metadata: Meta,
+    #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
+    pub(super) status: Status,
+}
+
+/// The metadata of any object.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Meta {
+    pub(super) name: String,
+    pub(super) resource_version: String,
+    creation_timestamp: Option<String>,
+    pub(super) annotations: Option<BTreeMap<String, String>>,
+    /// Of a list: where its next page begins.
+    #[serde(rename = "continue")]
+    pub(super) next: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Spec {
+    #[serde(rename = "podCIDR")]
+    pod_cidr: String,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Status {
+    pub(super) conditions: Vec<Condition>,
+}
+
+/// One of a node's conditions.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Condition {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) status: String,
+    pub(super) reason: String,
+}
+
+/// A page of a list of nodes.
+#[derive(Debug, Deserialize)]
+pub(super) struct NodeList {
+    kind: String,
+    pub(super) metadata: Meta,
+    pub(super) items: Vec<Node>,
+}
+
+impl NodeList {
+    /// Whether it is one: an answer that is something else must not pass for a cluster without nodes.
+    pub(super) fn is_sound(&self) -> bool {
+        self.kind == "NodeList" && self.metadata.has_version()
+    }
+}
+
+impl Meta {
+    /// Whether there is a revision to go on from: a watch from none or from 0 begins anywhere.
+    pub(super) fn has_version(&self) -> bool {
+        !matches!(self.resource_version.as_str(), "" | "0")
+    }
+}
+
+/// The names of the annotations, below one prefix (`pkg/subnet/kube/annotations.go`).
+#[derive(Clone, Debug)]
+pub(super) struct Annotations {
+    prefix: String,
+}
+
+/// What a peer's node says.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Reading {
+    /// It takes no part in the overlay, or has no subnet yet.
+    Nothing,
+    /// Its lease.
+    Lease(SubnetKey, Box<LeaseAttrs>),
+    /// It takes part, but what it says makes no sense.
+    Unreadable(SubnetKey, String),
+}
+
+impl Node {
+    fn annotation(&self, name: &str) -> Option<&str> {
+        let annotations = self.metadata.annotations.as_ref()?;
+        annotations.get(name).map(String::as_str)
+    }
+
+    /// When the node was created, in seconds since 1970; a node that is created again is another one.
+    pub(super) fn created(&self) -> u64 {
+        let text = self.metadata.creation_timestamp.as_deref();
+        let time = text.and_then(parse_rfc3339).unwrap_or(UNIX_EPOCH);
+        time.duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs()
+    }
+
+    /// The podCIDRs, at most one of each family, of the families that the network has. The error says what is wrong,
+    /// as a predicate of the podCIDR.
+    fn subnets(&self, families: Families) -> Result<SubnetKey, (String, &'static str)> {
+        let spec = &self.spec;
+        let single = [spec.pod_cidr.clone()];
+        let cidrs: &[String] = match (spec.pod_cidrs.as_slice(), spec.pod_cidr.as_str()) {
+            ([], "") => &[],
+            ([], _) => &single,
+            (cidrs, _) => cidrs,
+        };
+        if cidrs.len() > 2 {
+            return Err((cidrs.join(","), "has more than one subnet of a family"));
+        }
+        let (mut v4, mut v6): (Option<Ipv4Net>, Option<Ipv6Net>) = (None, None);
+        for cidr in cidrs {
+            let twice = match IpNet::from_str(cidr) {
+                Ok(IpNet::V4(net)) => v4.replace(net).is_some(),
+                Ok(IpNet::V6(net)) => v6.replace(net).is_some(),
+                Err(_) => return Err((shorten(cidr), "is not a subnet")),
+            };
+            if twice {
+                return Err((cidrs.join(","), "has more than one subnet of a family"));
+            }
+        }
+        Ok(SubnetKey::new(
+            v4.filter(|_| families.v4.is_some()),
+            v6.filter(|_| families.v6.is_some()),
+        ))
+    }
+
+    /// The subnet of this host's own node.
+    ///
+    /// # Errors
+    /// A family has none, or it is outside the network, or too small. That is all that counts here: other than in etcd,
+    /// neither `SubnetLen` nor `SubnetMin` do.
+    pub(super) fn own_subnets(&self, families: Families) -> Result<SubnetKey, StoreError> {
+        let node = || self.metadata.name.clone();
+        let bad = |cidr: String, what: String| StoreError::BadPodCidr {
+            node: node(),
+            cidr,
+            what,
+        };
+        let key = self
+            .subnets(families)
+            .map_err(|(cidr, what)| bad(cidr, what.to_owned()))?;
+        for family in families.iter() {
+            let found = match family {
+                Family::V4 => key.v4.is_some(),
+                Family::V6 => key.v6.is_some(),
+            };
+            if !found {
+                return Err(StoreError::NoPodCidr {
+                    node: node(),
+                    family,
+                });
+            }
+        }
+        let networks = families.v4.map(IpNet::V4).into_iter();
+        let networks: Vec<IpNet> = networks.chain(families.v6.map(IpNet::V6)).collect();
+        for subnet in key.nets() {
+            if !networks.iter().any(|network| network.contains(&subnet)) {
+                let shown: Vec<_> = networks.iter().map(ToString::to_string).collect();
+                let what = format!(
+                    "is outside the network {}: make Network in net-conf.json the --cluster-cidr of kube-controller-manager",
+                    shown.join(" and ")
+                );
+                return Err(bad(subnet.to_string(), what));
+            }
+            if subnet.max_prefix_len() - subnet.prefix_len() < 2 {
+                let what = "has room for no pod: give kube-controller-manager a shorter --node-cidr-mask-size";
+                return Err(bad(subnet.to_string(), what.to_owned()));
+            }
+        }
+        Ok(key)
+    }
+}
+
+impl Annotations {
+    /// `prefix` is complete: `flannel.alpha.coreos.com/`.
+    pub(super) fn new(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+        }
+    }
+
+    fn name(&self, suffix: &str) -> String {
+        format!("{}{suffix}", self.prefix)
+    }
+
+    fn of<'a>(&self, node: &'a Node, suffix: &str) -> Option<&'a str> {
+        node.annotation(&self.name(suffix))
+    }
+
+    /// The same, but an empty annotation counts as missing.
+    fn filled<'a>(&self, node: &'a Node, suffix: &str) -> Option<&'a str> {
+        self.of(node, suffix).filter(|text| !text.is_empty())
+    }
+
+    /// What an administrator wants this node's public address to be, in place of the settings: `node-public-ip` and
+    /// `node-public-ipv6`. The error is about the whole annotation.
+    pub(super) fn prescribed<A: FromStr + Copy>(
+        &self,
+        node: &Node,
+        suffix: &str,
+        unusable: fn(A) -> Option<&'static str>,
+    ) -> Result<Option<A>, String> {
+        let Some(text) = self.filled(node, suffix) else {
+            return Ok(None);
+        };
+        let what = match text.parse::<A>() {
+            Ok(address) => match unusable(address) {
+                None => return Ok(Some(address)),
+                Some(what) => what,
+            },
+            Err(_) => "no such address",
+        };
+        Err(format!(
+            "ignoring the annotation {}: {:?} is {what}",
+            self.name(suffix),
+            shorten(text)
+        ))
+    }
+
+    /// What the own node's annotations should be, as `AcquireLease` of flannel's `kube.go` writes them.
+    pub(super) fn wanted(&self, attrs: &LeaseAttrs, node: &Node) -> BTreeMap<String, String> {
+        let mut wanted = BTreeMap::new();
+        let mut put = |suffix: &str, value: String| {
+            wanted.insert(self.name(suffix), value);
+        };
+        let data = |data: &Option<Box<RawValue>>| match data {
+            Some(data) => data.get().to_owned(),
+            None => "null".to_owned(),
+        };
+        let public = |overwrite: &str, address: String| {
+            let overwrite = self.filled(node, overwrite);
+            overwrite.map_or(address, str::to_owned)
+        };
+        put("kube-subnet-manager", "true".to_owned());
+        put("backend-type", attrs.backend_type.clone());
+        let kind = attrs.backend_type.as_str();
+        if kind != "vxlan" || attrs.backend_data.is_some() {
+            put("backend-data", data(&attrs.backend_data));
+            let address = attrs.public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+            put(
+                "public-ip",
+                public("public-ip-overwrite", address.to_string()),
+            );
+        }
+        let v6 = attrs.public_ipv6;
+        let has_v6 = match kind {
+            "vxlan" | "wireguard" => attrs.backend_v6_data.is_some(),
+            "host-gw" | "extension" => true,
+            _ => false,
+        };
+        if let Some(address) = v6.filter(|_| has_v6) {
+            put("backend-v6-data", data(&attrs.backend_v6_data));
+            put(
+                "public-ipv6",
+                public("public-ipv6-overwrite", address.to_string()),
+            );
+        }
+        wanted
+    }
+
+    /// Those of the wanted annotations that the node does not have.
+    pub(super) fn missing(
+        &self,
+        wanted: BTreeMap<String, String>,
+        node: &Node,
+    ) -> BTreeMap<String, String> {
+        let differs =
+            |(name, value): &(String, String)| node.annotation(name) != Some(value.as_str());
+        wanted.into_iter().filter(differs).collect()
+    }
+
+    /// The lease of a peer's node.
+    pub(super) fn read(&self, node: &Node, families: Families) -> Reading {
+        if self.of(node, "kube-subnet-manager") != Some("true") {
+            return Reading::Nothing;
+        }
+        let key = match node.subnets(families) {
+            Ok(key) => key,
+            // Without a subnet there is nothing that could stay in use or be refused.
+            Err(_) => return Reading::Nothing,
+        };
+        if key.nets().next().is_none() {
+            return Reading::Nothing;
+        }
+        match self.attrs(node, &key) {
+            Ok(attrs) => Reading::Lease(key, Box::new(attrs)),
+            Err(reason) => Reading::Unreadable(key, reason),
+        }
+    }
+
+    fn attrs(&self, node: &Node, key: &SubnetKey) -> Result<LeaseAttrs, String> {
+        let v4 = key.v4.is_some();
+        let v6 = key.v6.is_some();
+        let public_ip = v4.then(|| self.address::<Ipv4Addr>(node, "public-ip"));
+        let public_ipv6 = v6.then(|| self.address::<Ipv6Addr>(node, "public-ipv6"));
+        let backend_type = self.of(node, "backend-type").unwrap_or_default();
+        if backend_type.len() > LONGEST_VALUE {
+            return Err(self.wrong("backend-type", backend_type, "the name of a backend"));
+        }
+        Ok(LeaseAttrs {
+            public_ip: public_ip
+                .transpose()?
+                .filter(|address| !address.is_unspecified()),
+            public_ipv6: public_ipv6.transpose()?,
+            backend_type: backend_type.to_owned(),
+            backend_data: v4
+                .then(|| self.data(node, "backend-data"))
+                .transpose()?
+                .flatten(),
+            backend_v6_data: v6
+                .then(|| self.data(node, "backend-v6-data"))
+                .transpose()?
+                .flatten(),
+            owner: Some(node.metadata.name.clone()),
+        })
+    }
+
+    fn wrong(&self, suffix: &str, value: &str, expected: impl fmt::Display) -> String {
+        format!(
+            "{}: {:?} is not {expected}",
+            self.name(suffix),
+            shorten(value)
+        )
+    }
+
+    fn address<A: FromStr>(&self, node: &Node, suffix: &str) -> Result<A, String> {
+        let text = self.of(node, suffix).unwrap_or_default();
+        text.parse()
+            .map_err(|_| self.wrong(suffix, text, "an address that packets can be sent to"))
+    }
+
+    /// Backend data; `None` for an empty annotation or `null`.
+    fn data(&self, node: &Node, suffix: &str) -> Result<Option<Box<RawValue>>, String> {
+        let text = self.filled(node, suffix).unwrap_or("null");
+        let wrong = || self.wrong(suffix, text, "JSON of a backend's data");
+        if text.len() > LONGEST_VALUE {
+            return Err(wrong());
+        }
+        let value: &RawValue = serde_json::from_str(text).map_err(|_| wrong())?;
+        if value.get() == "null" {
+            return Ok(None);
+        }
+        let compact = RawValue::from_string(go_json::compact(value.get()));
+        compact.map(Some).map_err(|_| wrong())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! Lists, patches and events, as an API server handles them.
+
+use std::collections::BTreeMap;
+
+use hyper::Response;
+use serde_json::{Value, json};
+
+use crate::server::{Body, Cluster, status, whole};
+
+/// What happened to an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Added,
+    Modified,
+    Deleted,
+}
+
+impl Kind {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+/// A query's parameters.
+pub(crate) fn query(text: &str) -> BTreeMap<String, String> {
+    let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
+    let decoded = |text: &str| {
+        percent_encoding::percent_decode_str(text)
+            .decode_utf8()
+            .expect("text")
+            .into_owned()
+    };
+    pairs
+        .map(|(name, value)| (name.to_owned(), decoded(value)))
+        .collect()
+}
+
+/// A page of the nodes. The token for the next is the list's revision and the last name.
+pub(crate) fn list(cluster: &Cluster, query: &BTreeMap<String, String>) -> Response<Body> {
+    let limit: usize = query
+        .get("limit")
+        .map_or(0, |limit| limit.parse().expect("a number"));
+    let (revision, after) = match query.get("continue") {
+        Some(token) => {
+            let (revision, after) = token.split_once(':').expect("a token of ours");
+            (revision.parse().expect("a revision"), after.to_owned())
+        }
+        None => (cluster.revision, String::new()),
+    };
+    if revision < cluster.compacted {
+        return status(410, "The provided continue parameter is too old");
+    }
+    let mut rest = cluster.nodes.iter().filter(|(name, _)| **name > after);
+    let items: Vec<_> = match limit {
+        0 => rest.by_ref().collect(),
+        limit => rest.by_ref().take(limit).collect(),
+    };
+    let next = match (rest.next(), items.last()) {
+        (Some(_), Some((last, _))) => format!("{revision}:{last}"),
+        _ if cluster.faults.endless => format!("{revision}:"),
+        _ => String::new(),
+    };
+    let items: Vec<&Value> = items.into_iter().map(|(_, node)| node).collect();
+    whole(
+        200,
+        &json!({
+            "kind": "NodeList", "apiVersion": "v1",
+            "metadata": {"resourceVersion": revision.to_string(), "continue": next},
+            "items": items,
+        }),
+    )
+}
+
+/// A strategic merge patch of a node's status: annotations merge by name, conditions by type.
+pub(crate) fn patch(
+    cluster: &mut Cluster,
+    name: &str,
+    content_type: &str,
+    body: &[u8],
+) -> Response<Body> {
+    if content_type != "application/strategic-merge-patch+json" {
+        return status(415, "the body of the request was in an unknown format");
+    }
+    if cluster.faults.conflicts > 0 {
+        cluster.faults.conflicts -= 1;
+        return status(
+            409,
+            "the object has been modified; please apply your changes",
+        );
+    }
+    let Some(mut node) = cluster.nodes.get(name).cloned() else {
+        return status(404, &format!("nodes \"{name}\" not found"));
+    };
+    let patch: Value = serde_json::from_slice(body).expect("JSON");
+    for (section, fields) in patch.as_object().expect("an object") {
+        for (field, values) in fields.as_object().expect("an object") {
+            match (section.as_str(), field.as_str()) {
+                ("metadata", "annotations") => merge_annotations(&mut node, values),
+                ("status", "conditions") => merge_conditions(&mut node, values),
+                _ => panic!("a patch of {section}.{field}"),
+            }
+        }
+    }
+    cluster.put(node);
+    whole(200, &cluster.nodes[name])
+}
+
+fn merge_annotations(node: &mut Value, values: &Value) {
+    let known = &mut node["metadata"]["annotations"];
+    if known.is_null() {
+        *known = json!({});
+    }
+    for (name, value) in values.as_object().expect("annotations") {
+        assert!(value.is_string() || value.is_null(), "{name}: {value}");
+        known[name] = value.clone();
+    }
+}
+
+fn merge_conditions(node: &mut Value, values: &Value) {
+    let known = &mut node["status"]["conditions"];
+    if known.is_null() {
+        *known = json!([]);
+    }
+    let known = known.as_array_mut().expect("conditions");
+    for value in values.as_array().expect("conditions") {
+        for field in ["status", "reason", "message", "lastTransitionTime"] {
+            assert!(value[field].is_string(), "{field} of {value}");
+        }
+        known.retain(|condition| condition["type"] != value["type"]);
+        known.push(value.clone());
+    }
+}
+
+/// An event, with what a real server requires of it.
+pub(crate) fn create_event(cluster: &mut Cluster, body: &[u8]) -> Response<Body> {
+    let event: Value = serde_json::from_slice(body).expect("JSON");
+    let is_named = event["metadata"]["generateName"].is_string();
+    let message = event["message"].as_str().unwrap_or_default();
+    if !is_named || event["metadata"]["namespace"] != "default" || message.len() > 1024 {
+        return status(422, "Event is invalid");
+    }
+    cluster.events.push(event.clone());
+    whole(201, &event)
+}

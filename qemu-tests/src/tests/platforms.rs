@@ -269,7 +269,7 @@ async fn start(cloud: &Cloud, host: &Host, common: &Common, dir: &Path) -> Resul
 
 /// Looks at a machine that is up.
 async fn look(case: &str, machine: &Machine) -> Result<()> {
-    let shown = machine.ssh.run("selvage metadata show").await?;
+    let shown = machine.ssh.run("sudo selvage metadata show").await?;
     let has = |line: &str| {
         let found = shown.lines().any(|is| is.trim() == line);
         ensure!(found, "`selvage metadata show` has no {line:?}: {shown}");

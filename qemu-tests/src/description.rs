@@ -32,6 +32,14 @@ pub(crate) fn altered(
     from_text(&text, count, public_key, alter).with_context(|| path.display().to_string())
 }
 
+/// A configuration with which `core` logs in, and nothing else.
+pub(crate) fn only_a_login(public_key: &str) -> Value {
+    json!({
+        "ignition": {"version": "3.3.0"},
+        "passwd": {"users": [{"name": "core", "sshAuthorizedKeys": [public_key]}]},
+    })
+}
+
 fn from_text(
     text: &str,
     count: usize,

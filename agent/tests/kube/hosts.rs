@@ -7,7 +7,6 @@
 //!        └─────────────────┴───── switch ──┘
 //! ```
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -59,19 +58,7 @@ impl Fleet {
         let name = format!("n{number}");
         self.server
             .change(|cluster| cluster.put(bare(&name, cidrs)));
-        let namespace = Namespace::new();
-        let port = format!("port{}", 10 + number);
-        namespace.connect("eth0", &self.switch, &port);
-        self.switch.ip(&format!("link set {port} master switch up"));
-        let address = Ipv4Addr::new(10, 77, 0, 10 + number);
-        namespace.ip(&format!("address add {address}/24 dev eth0"));
-        let v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(10 + number));
-        namespace.ip(&format!("address add {v6}/64 dev eth0 nodad"));
-        namespace.ip(&format!("address add fe80::{number}/64 dev eth0 nodad"));
-        namespace.ip("link set eth0 up");
-        namespace.sysctl("net.ipv4.ip_forward", "1");
-        namespace.sysctl("net.ipv6.conf.all.forwarding", "1");
-        let mut host = Host::new(namespace, address, "http://10.77.0.1:2379".to_owned());
+        let mut host = Host::on(&self.switch, number, "http://10.77.0.1:2379".to_owned());
         host.environment.push(("NODE_NAME", name));
         host.arguments = vec![
             "--kube-subnet-mgr=true".to_owned(),

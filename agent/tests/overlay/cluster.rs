@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::{Child, Stdio};
 
 use tempfile::TempDir;
@@ -331,20 +330,7 @@ while True:
 
     /// A host with the underlay address 10.77.0.`10 + number`, on the same switch.
     pub(crate) fn host(&self, number: u8) -> Host {
-        let namespace = Namespace::new();
-        let port = format!("port{}", 10 + number);
-        namespace.connect("eth0", &self.switch, &port);
-        self.switch.ip(&format!("link set {port} master switch up"));
-        let address = Ipv4Addr::new(10, 77, 0, 10 + number);
-        namespace.ip(&format!("address add {address}/24 dev eth0"));
-        let v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(10 + number));
-        namespace.ip(&format!("address add {v6}/64 dev eth0 nodad"));
-        // A router asks for its neighbours from here; without, it forwards nothing.
-        namespace.ip(&format!("address add fe80::{number}/64 dev eth0 nodad"));
-        namespace.ip("link set eth0 up");
-        namespace.sysctl("net.ipv4.ip_forward", "1");
-        namespace.sysctl("net.ipv6.conf.all.forwarding", "1");
-        Host::new(namespace, address, self.endpoints())
+        Host::on(&self.switch, number, self.endpoints())
     }
 
     /// Cuts a host off from the switch, or joins it again.

@@ -59,6 +59,24 @@ impl Agent {
 }
 
 impl Host {
+    /// A host with the underlay address 10.77.0.`10 + number`, on the port `port` and 10 more than the number of a switch.
+    pub(crate) fn on(switch: &Namespace, number: u8, endpoints: String) -> Self {
+        let namespace = Namespace::new();
+        let port = format!("port{}", 10 + number);
+        namespace.connect("eth0", switch, &port);
+        switch.ip(&format!("link set {port} master switch up"));
+        let address = Ipv4Addr::new(10, 77, 0, 10 + number);
+        namespace.ip(&format!("address add {address}/24 dev eth0"));
+        let v6 = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(10 + number));
+        namespace.ip(&format!("address add {v6}/64 dev eth0 nodad"));
+        // A router asks for its neighbours from here; without, it forwards nothing.
+        namespace.ip(&format!("address add fe80::{number}/64 dev eth0 nodad"));
+        namespace.ip("link set eth0 up");
+        namespace.sysctl("net.ipv4.ip_forward", "1");
+        namespace.sysctl("net.ipv6.conf.all.forwarding", "1");
+        Self::new(namespace, address, endpoints)
+    }
+
     /// A host without an agent, in its namespace; `etcd` is where its agent will look for leases.
     pub(crate) fn new(namespace: Namespace, address: Ipv4Addr, etcd: String) -> Self {
         Self {

@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
 
 use super::update::one;
 use crate::{
@@ -54,11 +53,7 @@ async fn start(host: &Host, common: &Common, dir: &Path) -> Result<Cluster> {
     let mut nodes = description::nodes(&common.cluster, 1, &host.public_key)?;
     for node in &mut nodes {
         node.name = "small".into();
-        node.ignition = json!({
-            "ignition": {"version": "3.3.0"},
-            "passwd": {"users": [{"name": "core", "sshAuthorizedKeys": [host.public_key]}]},
-        })
-        .to_string();
+        node.ignition = description::only_a_login(&host.public_key).to_string();
     }
     let options = Options {
         alone: true,

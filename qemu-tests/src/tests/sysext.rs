@@ -4,7 +4,6 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
 
 use super::update::one;
 use crate::{
@@ -151,11 +150,7 @@ async fn start(
     let mut nodes = description::nodes(&common.cluster, 1, &host.public_key)?;
     for node in &mut nodes {
         node.name = "sysext".into();
-        node.ignition = json!({
-            "ignition": {"version": "3.3.0"},
-            "passwd": {"users": [{"name": "core", "sshAuthorizedKeys": [host.public_key]}]},
-        })
-        .to_string();
+        node.ignition = description::only_a_login(&host.public_key).to_string();
         let served = extensions
             .iter()
             .flat_map(|extension| extension.served.clone());

@@ -6,7 +6,7 @@ pub(super) mod bad;
 use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::sysext::{MERGE, UNMERGE};
 use crate::{
@@ -78,11 +78,7 @@ async fn start(host: &Host, common: &Common, dir: &Path) -> Result<(Cluster, Ver
     let mut nodes = description::nodes(&common.cluster, 1, &host.public_key)?;
     for node in &mut nodes {
         node.name = "update".into();
-        node.ignition = json!({
-            "ignition": {"version": "3.3.0"},
-            "passwd": {"users": [{"name": "core", "sshAuthorizedKeys": [host.public_key]}]},
-        })
-        .to_string();
+        node.ignition = description::only_a_login(&host.public_key).to_string();
     }
     let options = Options {
         alone: true,

@@ -129,10 +129,7 @@ async fn unpack(built: &Built, dir: &Path) -> Result<()> {
 /// Adds what the cases need to the node's configuration.
 fn configure(node: &mut Node, ssh_key: &str, index: &index::Signed, is_alone: bool) -> Result<()> {
     let mut config: Value = if is_alone {
-        json!({
-            "ignition": {"version": "3.3.0"},
-            "passwd": {"users": [{"name": "core", "sshAuthorizedKeys": [ssh_key]}]},
-        })
+        description::only_a_login(ssh_key)
     } else {
         serde_json::from_str(&node.ignition).context("the rendered configuration is not JSON")?
     };

@@ -12,6 +12,7 @@ use selvage::appliance::image_file;
 
 use crate::{
     artifacts::Artifacts,
+    disk,
     host::{Host, free_port},
     machine::{self, Machine},
     progress::Progress,
@@ -153,7 +154,7 @@ async fn prepare_one(
         true => &embed(&host.artifacts.disk, &ignition, dir).await?,
         false => &host.artifacts.disk,
     };
-    machine::create_disk((!options.pxe).then_some(image), &disk).await?;
+    disk::create((!options.pxe).then_some(image), &disk).await?;
     let mut spare_disks: Vec<PathBuf> = (0..options.spare_disks)
         .map(|index| create_spare_disk(dir, index))
         .collect::<Result<_>>()?;

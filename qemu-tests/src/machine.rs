@@ -13,20 +13,21 @@ use crate::{
     boot_watch::{BootWatch, Patience, Sight},
     child::Child,
     console::{Console, rules},
+    firmware::{self, Stillness},
     progress::{Progress, clip},
     qemu::{self, Spec},
     qmp,
     ssh::Ssh,
 };
 
-/// Bytes of each machine's disk. Sparse: it costs what the guest writes.
-pub(crate) const DISK_BYTES: u64 = 6 << 30;
 /// From sshd's greeting to a connection that takes commands.
 const LOGIN_DEADLINE: Duration = Duration::from_secs(120);
 /// For a TPM to start.
 const TPM_DEADLINE: Duration = Duration::from_secs(10);
 /// For one command to a machine that may go down any moment.
 const PROBE_DEADLINE: Duration = Duration::from_secs(40);
+/// As much of a console's end as its last lines may have.
+const END_BYTES: u64 = 4096;
 /// From a running sshd to the end of the boot's last job.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(420);
 /// For stopping services, containers included.
@@ -47,61 +48,6 @@ pub(crate) struct Machine {
     /// The process that is its TPM, for as long as this value is there.
     _tpm: Option<Child>,
     master: Option<Child>,
-}
-
-/// Makes the machine's disk: an overlay, so that the image stays as it is; without an image, an empty one.
-///
-/// # Errors
-/// When qemu-img is missing or refuses.
-pub(crate) async fn create_disk(image: Option<&Path>, disk: &Path) -> Result<()> {
-    let mut command = tokio::process::Command::new("qemu-img");
-    command.args(["create", "-q", "-f", "qcow2"]);
-    if let Some(image) = image {
-        command.args(["-F", "raw", "-b"]).arg(image);
-    }
-    command.arg(disk).arg(DISK_BYTES.to_string());
-    qemu_img(command, "create", disk).await
-}
-
-/// Makes the disk of a machine that is off larger by `bytes`.
-///
-/// # Errors
-/// When qemu-img refuses.
-pub(crate) async fn grow_disk(disk: &Path, bytes: u64) -> Result<()> {
-    let mut command = tokio::process::Command::new("qemu-img");
-    command
-        .args(["resize", "-q", "-f", "qcow2"])
-        .arg(disk)
-        .arg(format!("+{bytes}"));
-    qemu_img(command, "resize", disk).await
-}
-
-/// Zeroes `bytes` at an offset of the disk of a machine that is off.
-///
-/// # Errors
-/// When qemu-io refuses.
-pub(crate) async fn zero_disk(disk: &Path, offset: u64, bytes: u64) -> Result<()> {
-    let mut command = tokio::process::Command::new("qemu-io");
-    command
-        .args(["-f", "qcow2", "-c"])
-        .arg(format!("write -P 0 {offset} {bytes}"))
-        .arg(disk);
-    qemu_img(command, "damage", disk).await
-}
-
-async fn qemu_img(mut command: tokio::process::Command, verb: &str, disk: &Path) -> Result<()> {
-    let output = command
-        .output()
-        .await
-        .context("failed to run a program of package qemu-utils")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "failed to {verb} {}: {}",
-        disk.display(),
-        said.trim()
-    );
-    Ok(())
 }
 
 /// Starts QEMU; its own messages go to a file beside the console.
@@ -198,6 +144,7 @@ impl Machine {
 
     async fn wait_for_greeting(&mut self, from: u64, progress: &Progress) -> Result<()> {
         let mut watch = BootWatch::new(Instant::now());
+        let mut stillness = Stillness::new(Instant::now());
         let mut disk_operations = 0;
         let mut was_told = false;
         while self.ssh.greets().await.is_err() {
@@ -223,9 +170,17 @@ impl Machine {
                 console: &console,
                 disk_operations,
             };
-            watch
-                .look(Instant::now(), sight)
-                .with_context(|| self.spec.name.clone())?;
+            if let Err(error) = watch.look(Instant::now(), sight) {
+                let processors = self.processors().await;
+                return Err(error.context(format!(
+                    "{}: {}",
+                    self.name(),
+                    firmware::place(&processors)
+                )));
+            }
+            if stillness.is_long(Instant::now(), self.console.len(), disk_operations) {
+                self.reset_hung_firmware(progress).await?;
+            }
             // A quiet kernel says nothing for long; its disk shows that it gets on.
             let said = console.lines().rfind(|line| !line.trim().is_empty());
             let said = clip(said.unwrap_or("booting").trim(), 160);
@@ -249,8 +204,10 @@ impl Machine {
         probe: &str,
         expected: &str,
         deadline: Duration,
+        progress: &Progress,
     ) -> Result<()> {
         let mut patience = Patience::new(Instant::now(), deadline);
+        let mut stillness = Stillness::new(Instant::now());
         let mut disk_operations = 0;
         let mut last = "no boot takes commands".to_owned();
         loop {
@@ -270,15 +227,43 @@ impl Machine {
             disk_operations = qmp::disk_operations(&self.spec.qmp)
                 .await
                 .unwrap_or(disk_operations);
-            ensure!(
-                !patience.is_over(Instant::now(), self.console.len(), disk_operations),
-                "{}: no boot with {expected} after {} s and more; last: {last}",
-                self.name(),
-                deadline.as_secs()
-            );
+            let said = self.console.len();
+            if stillness.is_long(Instant::now(), said, disk_operations) {
+                self.reset_hung_firmware(progress).await?;
+            }
+            if patience.is_over(Instant::now(), said, disk_operations) {
+                bail!(
+                    "{}: no boot with {expected} after {} s and more; last: {last}; {}",
+                    self.name(),
+                    deadline.as_secs(),
+                    firmware::place(&self.processors().await)
+                );
+            }
             // Seldom enough for sshd not to turn us away (PerSourcePenalties in sshd_config(5)).
             tokio::time::sleep(Duration::from_secs(3)).await;
         }
+    }
+
+    /// Where its processors are; none when the monitor does not say.
+    async fn processors(&self) -> Vec<firmware::Processor> {
+        qmp::processors(&self.spec.qmp).await.unwrap_or_default()
+    }
+
+    /// Resets a machine that is still, if its firmware hangs.
+    async fn reset_hung_firmware(&self, progress: &Progress) -> Result<()> {
+        let processors = self.processors().await;
+        let end = self
+            .console
+            .text_from(self.console.len().saturating_sub(END_BYTES));
+        if !firmware::hangs(&end, &processors) || self.spec.exit_on_reset {
+            return Ok(());
+        }
+        progress.line(&format!(
+            "{}: the firmware hangs after a reset, and nothing has started ({}); the machine is reset again",
+            self.name(),
+            firmware::place(&processors)
+        ));
+        qmp::execute(&self.spec.qmp, "system_reset").await.map(drop)
     }
 
     /// Opens the master connection.

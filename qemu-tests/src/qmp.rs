@@ -1,4 +1,5 @@
-//! The few QEMU Machine Protocol commands the harness needs: power down, and how much the disk has been used.
+//! The few QEMU Machine Protocol commands the harness needs: power down, how much the disk has been used, and where
+//! the processors are.
 //!
 //! One short connection per command: QEMU serves one client at a time, and a monitor that stays connected would have to
 //! drain events for ever.
@@ -11,6 +12,8 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     net::{UnixStream, unix::OwnedReadHalf},
 };
+
+use crate::firmware::{self, Processor};
 
 /// QEMU answers from its main loop, which a busy host may starve for a while.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -70,6 +73,16 @@ async fn answer(lines: &mut Lines<BufReader<OwnedReadHalf>>) -> Result<Value> {
 pub(crate) async fn disk_operations(socket: &Path) -> Result<u64> {
     let answer = execute(socket, "query-blockstats").await?;
     Ok(sum_operations(&answer))
+}
+
+/// Where the processors are; see [`firmware`].
+///
+/// # Errors
+/// As [`execute`].
+pub(crate) async fn processors(socket: &Path) -> Result<Vec<Processor>> {
+    let registers = json!({ "command-line": "info registers -a" });
+    let answer = execute_with(socket, "human-monitor-command", &registers).await?;
+    Ok(firmware::processors(answer.as_str().unwrap_or_default()))
 }
 
 fn sum_operations(answer: &Value) -> u64 {

@@ -16,9 +16,8 @@ use super::{
 use crate::{
     cli::Common,
     cluster::{self, Cluster, Options},
-    description,
+    description, disk,
     host::Host,
-    machine,
     progress::Progress,
     qemu::{Boot, Spec},
     ssh,
@@ -56,7 +55,7 @@ impl Anchor {
 
     /// Has a machine that was prepared for the image boot this instead.
     async fn take_over(&self, spec: &mut Spec, public_key: &str) -> Result<()> {
-        machine::create_disk(Some(&self.disk), &spec.disk).await?;
+        disk::create(Some(&self.disk), &spec.disk).await?;
         spec.boot = Boot::Direct {
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),

@@ -29,8 +29,8 @@ use self::{
 use crate::{
     cli::{Common, PowerCuts},
     cluster::Cluster,
+    disk::DISK_BYTES,
     host::Host,
-    machine::DISK_BYTES,
     progress::clock,
     suite::{Names, Suite},
     write_log::{

@@ -7,12 +7,7 @@ use serde_json::{Value, json};
 
 use super::{CASES, alone};
 use crate::{
-    cluster::Cluster,
-    host::Host,
-    machine::{self, Machine},
-    progress::Progress,
-    qmp,
-    suite::Suite,
+    cluster::Cluster, disk, host::Host, machine::Machine, progress::Progress, qmp, suite::Suite,
     wait,
 };
 
@@ -43,7 +38,7 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, cluster: &mut Cluste
             machine.power_down().await,
             "the power button does not end the machine"
         );
-        machine::grow_disk(&machine.spec.disk, GROWTH_BYTES).await?;
+        disk::grow(&machine.spec.disk, GROWTH_BYTES).await?;
         machine.power_on(host.accelerator)?;
         machine.wait_for_ssh(progress).await?;
         let state = machine.settle(progress).await?;
@@ -239,7 +234,7 @@ async fn torn(cluster: &mut Cluster, host: &Host, progress: &Progress) -> Result
         "the power button does not end the machine"
     );
     // The superblock has the sectors 2 and 3 of the file system.
-    machine::zero_disk(&machine.spec.disk, (start + 3) * SECTOR, SECTOR).await?;
+    disk::zero(&machine.spec.disk, (start + 3) * SECTOR, SECTOR).await?;
     machine.power_on(host.accelerator)?;
     machine.wait_for_ssh(progress).await?;
     let state = machine.settle(progress).await?;

@@ -14,9 +14,9 @@ use super::{
 };
 use crate::{
     cluster::{self, Cluster},
-    diagnose,
+    diagnose, disk,
     host::Host,
-    machine::{self, Machine},
+    machine::Machine,
     progress::{Progress, clock},
     write_log::WriteLog,
 };
@@ -80,7 +80,7 @@ async fn one_boot(
         ssh.key.clone_from(&recording.key);
         // What the machine writes goes to a file of its own: the next cut goes on from this disk.
         let disk = dir.parent().context("no directory")?.join("disk.raw");
-        machine::create_disk(Some(&fs::canonicalize(disk)?), &spec.disk).await?;
+        disk::create(Some(&fs::canonicalize(disk)?), &spec.disk).await?;
     }
     let mut cluster = Cluster::start_prepared(host, nodes, prepared)?;
     let mut result = works(one(&mut cluster)?, recording, progress).await;

@@ -22,6 +22,7 @@ use crate::{
     description,
     host::Host,
     machine::Machine,
+    progress::Progress,
     serve,
     suite::{Names, Suite},
     wait,
@@ -204,7 +205,7 @@ async fn boots(
         runs(one(cluster)?, &versions.installed).await?;
         suite
             .case(bad.name, cluster, async |cluster| {
-                falls_back(one(cluster)?, versions, bad, &health).await
+                falls_back(one(cluster)?, versions, bad, &health, progress).await
             })
             .await;
     }
@@ -212,7 +213,7 @@ async fn boots(
         progress.step(TWO_BAD_BOOTS);
         suite
             .case(TWO_BAD_BOOTS, cluster, async |cluster| {
-                third_try_is_good(one(cluster)?, versions, &health).await
+                third_try_is_good(one(cluster)?, versions, &health, progress).await
             })
             .await;
     }
@@ -220,7 +221,7 @@ async fn boots(
         progress.step(BOTH_BAD);
         suite
             .case(BOTH_BAD, cluster, async |cluster| {
-                stays_up(one(cluster)?, versions, &health).await
+                stays_up(one(cluster)?, versions, &health, progress).await
             })
             .await;
     }
@@ -270,6 +271,7 @@ async fn falls_back(
     versions: &Versions,
     bad: &Bad,
     health: &Value,
+    progress: &Progress,
 ) -> Result<()> {
     let entry = table::entry(bad.counter, bad.uki);
     arm(
@@ -285,7 +287,7 @@ async fn falls_back(
     machine.reboot().await?;
     let installed = format!("version {};", versions.installed);
     machine
-        .wait_through_failures(RUNNING, &installed, bad.deadline)
+        .wait_through_failures(RUNNING, &installed, bad.deadline, progress)
         .await?;
     // The boots that failed said so; having been seen, that is as it should be.
     machine.console.check()?;
@@ -397,6 +399,7 @@ async fn third_try_is_good(
     machine: &mut Machine,
     versions: &Versions,
     health: &Value,
+    progress: &Progress,
 ) -> Result<()> {
     let fault = Fault {
         wanted_by: "sysinit.target",
@@ -414,7 +417,7 @@ echo c >/proc/sysrq-trigger"#,
     machine.reboot().await?;
     let next = format!("version {};", versions.next);
     machine
-        .wait_through_failures(RUNNING, &next, Duration::from_secs(600))
+        .wait_through_failures(RUNNING, &next, Duration::from_secs(600), progress)
         .await?;
     machine.console.check()?;
     let panics = "Kernel panic - not syncing: sysrq triggered crash";
@@ -444,7 +447,12 @@ echo c >/proc/sysrq-trigger"#,
 }
 
 /// With no version that works, the machine tries what it has, and then stays where it can be repaired.
-async fn stays_up(machine: &mut Machine, versions: &Versions, health: &Value) -> Result<()> {
+async fn stays_up(
+    machine: &mut Machine,
+    versions: &Versions,
+    health: &Value,
+    progress: &Progress,
+) -> Result<()> {
     let fault = Fault {
         wanted_by: "multi-user.target",
         before: "",
@@ -458,7 +466,7 @@ async fn stays_up(machine: &mut Machine, versions: &Versions, health: &Value) ->
     arm(machine, versions, health, &entry, "", Some(&fault)).await?;
     machine.reboot().await?;
     machine
-        .wait_through_failures(COUNTED, "+0-4.efi", Duration::from_secs(1200))
+        .wait_through_failures(COUNTED, "+0-4.efi", Duration::from_secs(1200), progress)
         .await?;
     machine.console.check()?;
     let boot = machine

@@ -1,0 +1,63 @@
+//! The disks of machines, by the programs of package qemu-utils.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+/// Bytes of each machine's disk. Sparse: it costs what the guest writes.
+pub(crate) const DISK_BYTES: u64 = 6 << 30;
+
+/// Makes the machine's disk: an overlay, so that the image stays as it is; without an image, an empty one.
+///
+/// # Errors
+/// When qemu-img is missing or refuses.
+pub(crate) async fn create(image: Option<&Path>, disk: &Path) -> Result<()> {
+    let mut command = tokio::process::Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2"]);
+    if let Some(image) = image {
+        command.args(["-F", "raw", "-b"]).arg(image);
+    }
+    command.arg(disk).arg(DISK_BYTES.to_string());
+    qemu_img(command, "create", disk).await
+}
+
+/// Makes the disk of a machine that is off larger by `bytes`.
+///
+/// # Errors
+/// When qemu-img refuses.
+pub(crate) async fn grow(disk: &Path, bytes: u64) -> Result<()> {
+    let mut command = tokio::process::Command::new("qemu-img");
+    command
+        .args(["resize", "-q", "-f", "qcow2"])
+        .arg(disk)
+        .arg(format!("+{bytes}"));
+    qemu_img(command, "resize", disk).await
+}
+
+/// Zeroes `bytes` at an offset of the disk of a machine that is off.
+///
+/// # Errors
+/// When qemu-io refuses.
+pub(crate) async fn zero(disk: &Path, offset: u64, bytes: u64) -> Result<()> {
+    let mut command = tokio::process::Command::new("qemu-io");
+    command
+        .args(["-f", "qcow2", "-c"])
+        .arg(format!("write -P 0 {offset} {bytes}"))
+        .arg(disk);
+    qemu_img(command, "damage", disk).await
+}
+
+async fn qemu_img(mut command: tokio::process::Command, verb: &str, disk: &Path) -> Result<()> {
+    let output = command
+        .output()
+        .await
+        .context("failed to run a program of package qemu-utils")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "failed to {verb} {}: {}",
+        disk.display(),
+        said.trim()
+    );
+    Ok(())
+}

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use selvage::agent;
+use selvage::appliance::docker_networks;
 use selvage::appliance::fleet::{Fleet, Member};
 use selvage::appliance::ignition;
 use selvage::appliance::image_file;
@@ -180,6 +181,14 @@ fn run(command: Command) -> anyhow::Result<u8> {
                 reset: reset_if.exists(),
             };
             sysroot::prepare(&root, boot, &mut stdout)?;
+        }
+        Command::DockerNetworks => {
+            for id in docker_networks::mend(Path::new("/"))? {
+                writeln!(
+                    stdout,
+                    "Docker's store had a bridge without a network, {id}: removed, so that Docker starts"
+                )?;
+            }
         }
         Command::Reset(flags) => {
             let mut answer = io::stdin().lock();

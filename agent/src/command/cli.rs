@@ -94,6 +94,9 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         reset_if: PathBuf,
     },
+    /// Remove from Docker's store what a power cut has left of a network; docker.service does so before it starts.
+    #[command(hide = true)]
+    DockerNetworks,
     /// Provision this machine again: clear its root partition at the next boot, and run Ignition.
     ///
     /// Removes all changes of /etc, all of /var, /home, /root, /opt and /srv, but for what --keep names. Partitions that a

@@ -219,7 +219,12 @@ async fn reset(cluster: &mut Cluster, progress: &Progress) -> Result<()> {
     root_fills_disk(cluster).await
 }
 
-/// Half of the root's superblock is lost, and the SSH host key is empty, as power cuts leave them.
+/// Docker's networks as a power cut left them while Docker started: a bridge without a network.
+const TORN_NETWORKS: &[u8] =
+    include_bytes!("../../../../agent/src/appliance/docker_networks/power-cut.db.gz");
+
+/// Half of the root's superblock is lost, the SSH host key is empty, and Docker's store of networks is between two states,
+/// as power cuts leave them.
 async fn torn(cluster: &mut Cluster, host: &Host, progress: &Progress) -> Result<()> {
     const KEY: &str = "/etc/ssh/ssh_host_ed25519_key";
     const SECTOR: u64 = 512;
@@ -229,6 +234,13 @@ async fn torn(cluster: &mut Cluster, host: &Host, progress: &Progress) -> Result
     let start: u64 = start.trim().parse().context("the start of the root")?;
     let truncate = format!("sudo truncate --size=0 {KEY} {KEY}.pub && sudo sync");
     machine.ssh.run(&truncate).await?;
+    let store = "set -e; sudo systemctl stop docker.socket docker.service; gzip -d | \
+                 sudo tee /var/lib/docker/network/files/local-kv.db >/dev/null; sudo sync";
+    machine
+        .ssh
+        .feed(store, TORN_NETWORKS, Duration::from_secs(120))
+        .await
+        .context("failed to tear Docker's store")?;
     ensure!(
         machine.power_down().await,
         "the power button does not end the machine"
@@ -247,6 +259,11 @@ async fn torn(cluster: &mut Cluster, host: &Host, progress: &Progress) -> Result
         .run("journalctl -b -q -o cat -u selvage-first-boot | grep -q 'the root file system on .* is repaired'")
         .await
         .context("nothing says that the root was repaired")?;
+    machine
+        .ssh
+        .run("journalctl -b -q -o cat -u docker | grep -q 'a bridge without a network, 847e9894.*: removed'")
+        .await
+        .context("nothing says that Docker's store was mended")?;
     machine
         .ssh
         .run(&format!(

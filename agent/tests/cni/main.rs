@@ -1,7 +1,7 @@
 //! The CNI plugin as a runtime calls it: the built binary under the name `flannel`.
 //!
 //! ```text
-//!  test = runtime ──► bin/flannel ──► plugins/bridge    a script that records its calls (`contract`, `lifecycle`)
+//!  test = runtime ──► bin/flannel ──► plugins/bridge    a script that records its calls (all but `containers`)
 //!                          │     └──► /usr/lib/cni/…    Debian's plugins, in network namespaces (`containers`)
 //!                     subnet.env, data/
 //! ```
@@ -12,7 +12,9 @@
 
 mod containers;
 mod contract;
+mod gc;
 mod host;
 mod lifecycle;
 #[path = "../netns/netns.rs"]
 mod netns;
+mod reboot;

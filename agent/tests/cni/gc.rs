@@ -104,10 +104,10 @@ fn gc_goes_on_after_a_failure_and_reports_it() {
 
 /// Requests that others wrote, each with what it leaves of the attachments below.
 ///
-/// The first two are what libcni makes of the calls in its test "issues GC" (containernetworking/cni, libcni/api_test.go),
-/// the second time without any attachment, which is also what CRI-O has when no pod is left
-/// (cri-o/ocicni, pkg/ocicni/ocicni.go, `GC`): Go writes `null`. Then multus-cni's (pkg/multus/multus_gc_test.go), Calico's
-/// (cni-plugin/tests, "accepts GC requests"), and what libcni 1.2.0 to 1.2.2 wrote.
+/// The first two are what libcni makes of the calls in its test "issues GC" (containernetworking/cni,
+/// libcni/api_test.go), the second time without any attachment, which is also what CRI-O has when no pod is left
+/// (cri-o/ocicni, pkg/ocicni/ocicni.go, `GC`): Go writes `null`. Then multus-cni's (pkg/multus/multus_gc_test.go),
+/// Calico's (cni-plugin/tests, "accepts GC requests"), and what libcni 1.2.0 to 1.2.2 wrote.
 const REQUESTS: [(&str, &[&str]); 5] = [
     (
         r#"{"cni.dev/attachments":[{"containerID":"some-container-id","ifname":"some-eth0"}],

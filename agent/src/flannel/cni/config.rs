@@ -79,8 +79,8 @@ fn object_of(
 }
 
 /// The two keys of GC: libcni writes both, its releases 1.2.0 to 1.2.2 only the second. An attachment in either list is
-/// known to the runtime. `null` is how Go writes an empty list that was never filled, which is what CRI-O has when no pod
-/// of the network is left.
+/// known to the runtime. `null` is how Go writes an empty list that was never filled, which is what CRI-O has when no
+/// pod of the network is left.
 fn valid_attachments(object: &Object<'_>) -> Result<Option<Vec<Interface>>, GoJsonError> {
     let expected = "a list of objects with containerID and ifname";
     let mut all: Option<Vec<Interface>> = None;

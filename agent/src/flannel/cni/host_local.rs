@@ -1,8 +1,8 @@
 //! Addresses that host-local gave out and nobody remembers: it has no GC of its own (containernetworking/plugins#1047).
 //!
-//! It keeps a file for each address of a network: `<dataDir>/<network>/10.1.17.2` with the container's ID and, since 0.7,
-//! the interface on a second line. A container without a record has one of those if flannel's plugin lost its record in a
-//! DEL that failed, or if somebody removed the records.
+//! It keeps a file for each address of a network: `<dataDir>/<network>/10.1.17.2` with the container's ID and, since
+//! 0.7, the interface on a second line. A container without a record has one of those if flannel's plugin lost its
+//! record in a DEL that failed, or if somebody removed the records.
 
 use std::collections::BTreeSet;
 use std::fs;

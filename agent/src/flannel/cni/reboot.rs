@@ -1,9 +1,9 @@
 //! The first ADD after a reboot frees the addresses of the containers that the reboot ended.
 //!
-//! host-local keeps a file for each address in `/var/lib/cni/networks`, which outlives a reboot. No container does, because
-//! network namespaces do not. For those containers the runtime should call DEL after the reboot, but often none comes: the
-//! runtime crashed, forgot them, or never does so (containernetworking/plugins#252 and #697, containerd/cri#948,
-//! cri-o/cri-o#4727, k3s-io/k3s#5885). After some reboots no address is left.
+//! host-local keeps a file for each address in `/var/lib/cni/networks`, which outlives a reboot. No container does,
+//! because network namespaces do not. For those containers the runtime should call DEL after the reboot, but often none
+//! comes: the runtime crashed, forgot them, or never does so (containernetworking/plugins#252 and #697,
+//! containerd/cri#948, cri-o/cri-o#4727, k3s-io/k3s#5885). After some reboots no address is left.
 //!
 //! An address is freed only if all of this holds:
 //!
@@ -13,9 +13,9 @@
 //! | the container has a record of ours | containers of flannel's plugin, which writes no mark |
 //! | all files of the container are older than this boot, by the wall clock | a container that flannel's plugin added in this boot with an ID that we had before; runtimes in system containers (systemd-nspawn), each with a boot ID of its own, that share the directory |
 //!
-//! A directory without a mark is marked, and nothing is freed. If a clock is wrong, at worst an address stays taken until
-//! the next reboot. Two hosts that share the directory at a time would hurt each other, but they give out the same
-//! addresses anyway: host-local's directory is shared then, too.
+//! A directory without a mark is marked, and nothing is freed. If a clock is wrong, at worst an address stays taken
+//! until the next reboot. Two hosts that share the directory at a time would hurt each other, but they give out the
+//! same addresses anyway: host-local's directory is shared then, too.
 //!
 //! Only addresses are freed, by host-local itself: all else that an attachment had, the kernel has forgotten.
 
@@ -33,7 +33,8 @@ use crate::base::boot;
 /// Not being able to free an address is no error: then ADD goes on, and the record stays for GC or the next reboot.
 ///
 /// # Errors
-/// The mark cannot be read or written. Then no record may be written, either: it would be taken for one of a former boot.
+/// The mark cannot be read or written. Then no record may be written, either: it would be taken for one of a former
+/// boot.
 pub(super) fn free_addresses(store: &Store, path: &OsStr) -> Result<(), Error> {
     let this = boot::id();
     if this.is_empty() || store.boot()?.is_some_and(|mark| mark == this) {

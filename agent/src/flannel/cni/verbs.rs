@@ -200,7 +200,8 @@ fn collect(call: &Call, store: &Store, attachment: &Attachment) -> Result<(), Er
 /// Frees what host-local gave out to containers that the runtime does not know, and calls the delegate's GC, if it has
 /// one.
 ///
-/// Neither is possible before the agent has written the subnet file; a runtime calls GC as it starts, which may be sooner.
+/// Neither is possible before the agent has written the subnet file; a runtime calls GC as it starts, which may be
+/// sooner.
 fn pass_on(call: &Call, conf: &NetConf, valid: &[Interface]) -> Result<(), Error> {
     let env = match SubnetEnv::load(&conf.subnet_file) {
         Err(error @ Error::NoSubnetFile { .. }) => {
@@ -230,8 +231,8 @@ fn pass_on(call: &Call, conf: &NetConf, valid: &[Interface]) -> Result<(), Error
     freed
 }
 
-/// Has host-local free the addresses of containers that neither the runtime nor a record knows. What still has a record is
-/// of a container whose DEL failed: the next GC tries again.
+/// Has host-local free the addresses of containers that neither the runtime nor a record knows. What still has a record
+/// is of a container whose DEL failed: the next GC tries again.
 fn free_unknown(
     call: &Call,
     conf: &NetConf,

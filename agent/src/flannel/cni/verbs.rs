@@ -247,17 +247,20 @@ fn free_unknown(
         .map(|of| &of.container_id)
         .collect();
     let unknown = |interface: &Interface| !known.contains(&interface.container_id);
+    let mut delegate = delegate.clone();
+    // GC's own version may be too new for an installed host-local, whose DEL is the same in all.
+    delegate.insert("cniVersion".into(), Version::V0_3_1.as_str().into());
+    let text = delegate::serialize(delegate.clone());
     let mut failed = Ok(());
-    for interface in host_local::attachments(delegate)?
+    for interface in host_local::attachments(&delegate)?
         .into_iter()
         .filter(unknown)
     {
         note(&format!(
             "flannel: freeing the address of {interface}, which nobody knows"
         ));
-        let freed = Plugin::find(HOST_LOCAL, &call.path, "DEL").and_then(|plugin| {
-            plugin.call_about(&interface, "DEL", &delegate::serialize(delegate.clone()))
-        });
+        let freed = Plugin::find(HOST_LOCAL, &call.path, "DEL")
+            .and_then(|plugin| plugin.call_about(&interface, "DEL", &text));
         if let Err(error) = freed
             && failed.is_ok()
         {

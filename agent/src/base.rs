@@ -3,6 +3,7 @@
 //! May import: nothing else of this crate. Must not: know of leases, peers, backends or settings.
 
 pub mod atomic_file;
+pub(crate) mod boot;
 pub(crate) mod codes;
 pub mod endpoint;
 pub mod env_file;

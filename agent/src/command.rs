@@ -5,6 +5,7 @@
 pub mod boot_check;
 pub mod cleanup;
 pub mod cli;
+pub mod cni;
 pub mod doctor;
 pub mod etc_diff;
 pub mod fleet;

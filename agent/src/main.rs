@@ -30,6 +30,7 @@ use selvage::command::cleanup;
 use selvage::command::cli::{
     Cli, Command, FleetCommand, IgnitionCommand, ImageCommand, NetworkCommand,
 };
+use selvage::command::cni;
 use selvage::command::doctor;
 use selvage::command::fleet;
 use selvage::command::leave;
@@ -42,9 +43,10 @@ use selvage::command::reset;
 use selvage::command::status;
 use selvage::command::sysext;
 use selvage::command::update;
-use selvage::flannel::cni;
+use selvage::flannel::cni as plugin;
 use selvage::flannel::docker_opts;
 use selvage::flannel::flanneld;
+use selvage::flannel::install;
 use selvage::host::claim::Claims;
 use selvage::host::privileges::Privileges;
 use selvage::settings::{self, Environment, Settings, SettingsFlags, Sources};
@@ -58,7 +60,7 @@ fn main() -> ExitCode {
         .and_then(|name| name.to_str());
     let arguments: Vec<OsString> = arguments.collect();
     match name {
-        Some("flannel") => cni::main(),
+        Some("flannel") => plugin::main(),
         Some("flanneld") => flanneld(&called.to_string_lossy(), arguments),
         Some("mk-docker-opts.sh" | "mk-docker-opts") => {
             docker_opts::main(&called.to_string_lossy(), arguments)
@@ -171,6 +173,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         }
         Command::Options(OptionsCommand::Rkt) => stdout.write_all(options::RKT.as_bytes())?,
         Command::Options(OptionsCommand::Cni) => stdout.write_all(options::CNI.as_bytes())?,
+        Command::Cni(command) => return Ok(cni::run(&command, &mut stdout)?),
         Command::Sysroot {
             root,
             first_boot_if,
@@ -264,6 +267,8 @@ fn run_agent(
     load: agent::Load<'_>,
 ) -> anyhow::Result<()> {
     let _lock = Lock::take(&settings.files.state_dir)?;
+    // Before the privileges go that other users' directories may need.
+    install::at_start(&settings);
     let privileges = Privileges::restrict(&settings, files)?;
     runtime()?.block_on(agent::run(settings, privileges, claims, load))?;
     Ok(())
@@ -344,6 +349,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             .downcast_ref()
             .map(image_file::Error::is_bad_configuration),
         error.downcast_ref().map(serve::Error::is_bad_configuration),
+        error.downcast_ref().map(cni::Error::is_bad_configuration),
         error
             .downcast_ref()
             .map(update::Error::is_bad_configuration),

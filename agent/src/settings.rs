@@ -47,7 +47,9 @@ pub use pattern::Pattern;
 pub use remote::Listen;
 pub(crate) use remote::is_network_name;
 pub use secret::Secret;
-pub use table::{Agent, Etcd, Files, Firewall, Health, Kubernetes, Remote, Settings, Underlay};
+pub use table::{
+    Agent, Cni, Etcd, Files, Firewall, Health, Kubernetes, Remote, Settings, Underlay,
+};
 
 use inputs::Inputs;
 

@@ -95,12 +95,12 @@ pub(crate) async fn stop(machine: &Machine) -> Result<()> {
         },
     )
     .await?;
-    // host-local has a file for each address in use, and the flannel plugin for each container.
+    // host-local has a file for each address in use, and the flannel plugin for each container and the boot.
     let left = machine
         .ssh
         .run(
             "sudo find /var/lib/cni/networks /var/lib/cni/flannel -type f \
-             ! -name 'last_reserved_ip.*' ! -name lock",
+             ! -name 'last_reserved_ip.*' ! -name lock ! -name .boot",
         )
         .await?;
     ensure!(

@@ -1,7 +1,9 @@
 //! Replaces a file atomically: a reader, even after a power loss, sees either the old or the new contents.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
@@ -14,6 +16,63 @@ use std::path::Path;
 /// # Errors
 /// Any error of the file system; the old contents are then still in place.
 pub fn replace(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    let mode = match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => metadata.permissions().mode() & 0o7777,
+        _ => mode,
+    };
+    write(path, mode, |file| file.write_all(contents))
+}
+
+/// As [`replace`], with the contents of `from`; the file always gets `mode`.
+///
+/// # Errors
+/// As [`replace`], and any error of reading.
+pub(crate) fn copy(path: &Path, from: &mut File, mode: u32) -> io::Result<()> {
+    write(path, mode, |file| io::copy(from, file).map(drop))
+}
+
+/// Removes what a crash of [`replace`] or [`copy`] left beside the file. Nobody may be writing it meanwhile.
+///
+/// # Errors
+/// Any error of the file system; a missing directory is none.
+pub(crate) fn remove_leftovers(path: &Path) -> io::Result<()> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(());
+    };
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    let hidden = hidden(name);
+    for entry in entries {
+        let entry = entry?;
+        let found = entry.file_name();
+        let random = found.as_bytes().strip_prefix(hidden.as_bytes());
+        let is_random = |bytes: &[u8]| {
+            bytes.len() == RANDOM_BYTES && bytes.iter().all(u8::is_ascii_alphanumeric)
+        };
+        if random.is_some_and(is_random) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// How many letters and digits make the name of the new file unique.
+const RANDOM_BYTES: usize = 6;
+
+/// What the name of the new file begins with.
+fn hidden(name: &OsStr) -> OsString {
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden
+}
+
+fn write(
+    path: &Path,
+    mode: u32,
+    contents: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::from(io::ErrorKind::IsADirectory));
     };
@@ -26,18 +85,13 @@ pub fn replace(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
         .recursive(true)
         .mode(0o755)
         .create(directory)?;
-    let mode = match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => metadata.permissions().mode() & 0o7777,
-        _ => mode,
-    };
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
     let mut file = tempfile::Builder::new()
-        .prefix(&hidden)
+        .prefix(&hidden(name))
+        .rand_bytes(RANDOM_BYTES)
         .tempfile_in(directory)?;
     file.as_file()
         .set_permissions(Permissions::from_mode(mode))?;
-    file.write_all(contents)?;
+    contents(file.as_file_mut())?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     File::open(directory)?.sync_all()
@@ -66,6 +120,54 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         let left = fs::read_dir(directory.path().join("a/b")).unwrap().count();
         assert_eq!(left, 1, "a temporary file was left behind");
+    }
+
+    #[test]
+    fn copy_always_gets_its_mode_and_a_failed_one_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, path) = (directory.path().join("from"), directory.path().join("to"));
+        fs::write(&from, b"program").unwrap();
+        fs::write(&path, b"old").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        copy(&path, &mut File::open(&from).unwrap(), 0o755).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"program");
+        assert_eq!(mode(&path), 0o755);
+        // Not readable as a file.
+        let unreadable = &mut File::open(directory.path()).unwrap();
+        copy(&path, unreadable, 0o755).unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"program");
+        let left = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(left, 2, "a temporary file was left behind");
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_are_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let kept = [
+            ".file",
+            ".file.abcde",
+            ".fileabcdefg",
+            ".filf123456",
+            "file",
+        ];
+        for name in kept.iter().chain(&[".fileaB3dEf"]) {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        remove_leftovers(&path).unwrap();
+        let entries = fs::read_dir(directory.path()).unwrap();
+        let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, kept);
+        // As a crash leaves one.
+        let file = tempfile::Builder::new()
+            .prefix(&hidden(OsStr::new("file")))
+            .rand_bytes(RANDOM_BYTES)
+            .tempfile_in(directory.path());
+        let (_, crashed) = file.unwrap().keep().unwrap();
+        remove_leftovers(&path).unwrap();
+        assert!(!crashed.exists());
+        remove_leftovers(&directory.path().join("missing/file")).unwrap();
     }
 
     #[test]

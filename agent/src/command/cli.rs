@@ -9,6 +9,7 @@ use crate::appliance::fleet::records::MOST;
 use crate::base::terminal::Colour;
 use crate::cluster::lease::SubnetKey;
 use crate::command::boot_check::BootCheckFlags;
+use crate::command::cni::CniCommand;
 use crate::command::metadata::{METADATA_HELP, MetadataFlags};
 use crate::command::options::OptionsCommand;
 use crate::command::sysext::SysextCommand;
@@ -75,6 +76,9 @@ pub enum Command {
     /// Print the options that a container runtime needs to use the overlay.
     #[command(subcommand)]
     Options(OptionsCommand),
+    /// Install or remove the CNI plugin and its config list, as on a Kubernetes node.
+    #[command(subcommand)]
+    Cni(CniCommand),
     /// Give this host's subnet back; the agent must not run.
     ///
     /// Deletes the host's lease, so that its subnet is free at once and not when the lease expires. A reservation stays.

@@ -25,6 +25,7 @@ use crate::telemetry::status::Status;
 
 mod cluster;
 mod host;
+mod kubernetes;
 mod names;
 mod reach;
 
@@ -150,12 +151,39 @@ pub(crate) struct Check {
     pub(crate) run: for<'a> fn(&'a Context<'a>) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>,
 }
 
-/// All checks, in the order of the report.
-fn checks() -> impl Iterator<Item = Check> {
+/// All checks, in the order of the report; those of Kubernetes only where that is the lease store.
+fn checks(settings: &Settings) -> impl Iterator<Item = Check> + use<> {
+    let kubernetes = match settings.kubernetes.enabled {
+        true => kubernetes::checks(),
+        false => Vec::new(),
+    };
     cluster::checks()
         .into_iter()
+        .chain(kubernetes)
         .chain(host::checks())
         .chain(reach::checks())
+}
+
+/// The settings, with what the agent's status tells of its flags: this command has no such flags, and a pod's agent has
+/// little else.
+fn of_the_agent(settings: &Settings, status: Option<&Status>) -> Settings {
+    let mut settings = settings.clone();
+    let Some(store) = status.map(|status| &status.store) else {
+        return settings;
+    };
+    let kubernetes = &mut settings.kubernetes;
+    if store.kind != "kubernetes" || kubernetes.enabled {
+        return settings;
+    }
+    kubernetes.enabled = true;
+    kubernetes.annotation_prefix.clone_from(&store.prefix);
+    let server = store.servers.first().map_or("", String::as_str);
+    if server.starts_with('/') {
+        kubernetes.kubeconfig = Some(server.into());
+    } else if server.contains("://") {
+        kubernetes.api_url = Some(server.to_owned());
+    }
+    settings
 }
 
 /// Makes all checks and prints the findings. Returns the exit status: 0 nothing, 1 errors, 2 only warnings.
@@ -167,10 +195,12 @@ pub async fn run(
     flags: &DoctorFlags,
     output: &mut impl Write,
 ) -> io::Result<u8> {
+    let status = Client::new(&settings.files.socket).status().await;
+    let settings = &of_the_agent(settings, status.as_ref().ok());
     let context = Context {
         settings,
         names: Names::of(settings),
-        status: Client::new(&settings.files.socket).status().await,
+        status,
         probes: !flags.no_probes,
         deep: flags.deep,
         survey: Survey::default(),
@@ -180,7 +210,13 @@ pub async fn run(
         serde_json::to_writer_pretty(&mut *output, &report)?;
         writeln!(output)?;
     } else {
-        print(&report, flags.verbose, Style::choose(flags.color), output)?;
+        print(
+            &report,
+            &context,
+            flags.verbose,
+            Style::choose(flags.color),
+            output,
+        )?;
         // Do not stay silent if checks were skipped: that would look healthy.
         if !flags.verbose && report.findings.is_empty() && !report.unchecked.is_empty() {
             let count = report.unchecked.len();
@@ -224,7 +260,7 @@ pub(crate) async fn ask_peers(
 }
 
 async fn examine(context: &Context<'_>) -> Report {
-    let checks: Vec<Check> = checks().collect();
+    let checks: Vec<Check> = checks(context.settings).collect();
     let outcomes = join_all(checks.iter().map(|check| (check.run)(context))).await;
     let mut report = Report {
         schema: SCHEMA,
@@ -250,7 +286,13 @@ async fn examine(context: &Context<'_>) -> Report {
     report
 }
 
-fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) -> io::Result<()> {
+fn print(
+    report: &Report,
+    context: &Context<'_>,
+    verbose: bool,
+    style: Style,
+    output: &mut impl Write,
+) -> io::Result<()> {
     for finding in &report.findings {
         let severity = match finding.severity {
             Severity::Error => style.bad("error"),
@@ -267,7 +309,9 @@ fn print(report: &Report, verbose: bool, style: Style, output: &mut impl Write) 
         writeln!(output)?;
     }
     if verbose {
-        for check in checks().filter(|check| report.checked.iter().any(|name| name == check.name)) {
+        for check in checks(context.settings)
+            .filter(|check| report.checked.iter().any(|name| name == check.name))
+        {
             writeln!(
                 output,
                 "checked for {} {}",
@@ -306,11 +350,37 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::telemetry::status::{Agent, Store};
+
+    #[test]
+    fn a_pods_agent_is_known_by_its_status() {
+        let with = |change: fn(&mut Settings)| {
+            let mut settings = Settings::default();
+            settings.kubernetes.enabled = true;
+            settings.kubernetes.annotation_prefix = "org.com/blue-".to_owned();
+            change(&mut settings);
+            let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
+            status.store = Store::of_settings(&settings);
+            let known = of_the_agent(&Settings::default(), Some(&status)).kubernetes;
+            assert_eq!(known, settings.kubernetes);
+        };
+        with(|_| {});
+        with(|settings| settings.kubernetes.api_url = Some("https://10.0.0.1:6443".to_owned()));
+        with(|settings| {
+            settings.kubernetes.kubeconfig = Some("/etc/kubernetes/kubelet.conf".into())
+        });
+        let status = Status::joining(Agent::of_process("x", 0), Vec::new());
+        let etcd = of_the_agent(&Settings::default(), Some(&status));
+        assert_eq!(etcd, Settings::default());
+    }
 
     #[test]
     fn every_check_has_a_name_of_its_own_and_is_in_the_guide() {
         let guide = include_str!("../../docs/operating.md");
-        let names: Vec<_> = checks().map(|check| check.name).collect();
+        let mut settings = Settings::default();
+        assert!(checks(&settings).all(|check| !check.name.starts_with("kube-")));
+        settings.kubernetes.enabled = true;
+        let names: Vec<_> = checks(&settings).map(|check| check.name).collect();
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
         assert!(names.len() > 20, "{names:?}");
         for name in names {

@@ -18,7 +18,7 @@ use crate::host::firewall::docker::{self, Backend, Version};
 use crate::settings::OptionsSettings;
 
 /// The config list for containerd, podman, CRI-O and others; belongs into `/etc/cni/net.d/`.
-pub const CNI: &str = include_str!("../../data/cni/10-flannel.conflist");
+pub use crate::flannel::install::BUILT_IN as CNI;
 
 /// The config for rkt; belongs into `/etc/rkt/net.d/`.
 pub const RKT: &str = include_str!("../../data/rkt/10-selvage.conf");

@@ -19,7 +19,9 @@ mod config;
 mod delegate;
 mod environment;
 mod error;
+mod host_local;
 mod plugin;
+mod reboot;
 mod subnet_env;
 mod verbs;
 mod version;
@@ -33,6 +35,7 @@ use serde_json::json;
 pub use self::error::Error;
 pub use self::version::Version;
 
+use self::attachment::Store;
 use self::config::NetConf;
 use self::environment::{Call, Command};
 use self::subnet_env::SubnetEnv;
@@ -111,6 +114,16 @@ pub fn delegate_configuration(stdin: &[u8], subnet_env: &[u8]) -> Result<String,
         Error::BadSubnetFile { path, source }
     })?;
     delegate::configuration(&conf, &env).map(delegate::serialize)
+}
+
+/// How many containers are attached by a configuration, or were when the host went down.
+///
+/// # Errors
+/// The configuration is invalid, or the directory of records cannot be read.
+pub fn count_attachments(stdin: &[u8]) -> Result<usize, Error> {
+    let conf = NetConf::parse(stdin)?;
+    let attachments = Store::new(conf.data_dir).list(&conf.name)?;
+    Ok(attachments.len())
 }
 
 /// The answer to VERSION.

@@ -122,6 +122,25 @@ settings! {
             flag "set-node-network-unavailable" "BOOL", help "Set the node condition NetworkUnavailable",
             default "true", commands RUN | RARE, on_reload Restart;
     }
+    /// The CNI plugin, which the agent puts in its place at each start; `selvage cni install` does so once.
+    cni: Cni, "CNI" {
+        /// Whether it does.
+        install: bool = on, Switch,
+            flag "cni-install" "BOOL", help "Install the CNI plugin and its config list",
+            default "false" named "false", commands RUN | RARE, on_reload Restart;
+        /// The directory of CNI plugins.
+        bin_dir: PathBuf = or_default(PATH), Path key "bin-dir",
+            flag "cni-bin-dir" "DIR", help "Directory of CNI plugins",
+            default "/opt/cni/bin", commands RUN | RARE, on_reload Restart;
+        /// The directory of CNI configs.
+        conf_dir: PathBuf = or_default(PATH), Path key "conf-dir",
+            flag "cni-conf-dir" "DIR", help "Directory of CNI configs",
+            default "/etc/cni/net.d", commands RUN | RARE, on_reload Restart;
+        /// The config list to copy; `None` for kube-flannel's.
+        conf_from: Option<PathBuf> = optional(PATH), Path key "conf-from",
+            flag "cni-conf-from" "FILE", help "Config list to copy, if not kube-flannel's",
+            default "none", commands RUN | RARE, on_reload Restart;
+    }
     /// What carries the overlay's packets: one interface, and an address of each family that the overlay has.
     ///
     /// The interface is the first that one of [`Self::interfaces`], [`Self::interface_regex`], [`Self::can_reach`] and

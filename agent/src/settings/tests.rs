@@ -163,6 +163,12 @@ fn whole_file_is_understood() {
     assert_eq!(settings.etcd.certfile, Some("/etc/selvage/node.pem".into()));
     assert_eq!(settings.etcd.username, None);
     assert_eq!(settings.etcd.lease_ttl, Duration::from_secs(3600));
+    assert!(settings.cni.install);
+    assert_eq!(settings.cni.bin_dir, Path::new("/usr/lib/cni"));
+    assert_eq!(
+        settings.cni.conf_from,
+        Some("/etc/selvage/cni.conflist".into())
+    );
     let changes = Settings::default().changes(&settings);
     let changes = changes.iter().filter_map(|change| {
         let table = change.key.split('.').next().unwrap();

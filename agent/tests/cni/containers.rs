@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -292,13 +293,21 @@ fn two_flannel_networks_of_one_container_give_both_addresses_back() {
 }
 
 #[test]
-fn gc_frees_the_address_of_a_container_that_vanished() {
+fn gc_frees_the_addresses_of_containers_that_vanished() {
     let node = Node::new(json!({"cniVersion": "1.0.0"}));
-    let [kept, gone] = [NetNs::new(), NetNs::new()];
+    let [kept, gone, lost] = [NetNs::new(), NetNs::new(), NetNs::new()];
     result(&node.call("ADD", "kept", &kept, json!({})));
     result(&node.call("ADD", "gone", &gone, json!({})));
-    drop(gone);
-    assert_eq!(node.given_out("net"), ["10.1.17.2", "10.1.17.3"]);
+    result(&node.call("ADD", "lost", &lost, json!({})));
+    drop((gone, lost));
+    // As after a DEL of flannel's plugin that failed.
+    for name in ["lost", "lost:net:eth0"] {
+        node.host.remove(&format!("data/{name}"));
+    }
+    assert_eq!(
+        node.given_out("net"),
+        ["10.1.17.2", "10.1.17.3", "10.1.17.4"]
+    );
     let list = json!({
         "cniVersion": "1.1.0",
         "cni.dev/valid-attachments": [{"containerID": "kept", "ifname": "eth0"}],
@@ -334,4 +343,37 @@ fn containers_added_at_once_after_a_move_all_start() {
     for container in &containers {
         container.run("ping", "-c 1 -W 5 10.1.99.1");
     }
+}
+
+#[test]
+fn addresses_of_before_a_reboot_are_given_out_again() {
+    let node = Node::new(json!({"cniVersion": "1.0.0"}));
+    {
+        let container = NetNs::new();
+        for (name, interface) in [("c1", "eth0"), ("c1", "net1"), ("c2", "net2")] {
+            result(&node.call_about("ADD", name, interface, &container, json!({})));
+        }
+    }
+    assert_eq!(
+        node.given_out("net"),
+        ["10.1.17.2", "10.1.17.3", "10.1.17.4"]
+    );
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
+    for name in node.host.remembered() {
+        let file = fs::File::options()
+            .write(true)
+            .open(node.host.path("data").join(name));
+        file.unwrap().set_modified(long_ago).unwrap();
+    }
+    node.host.write("data/.boot", "another\n");
+    let container = NetNs::new();
+    let added = result(&node.call("ADD", "c3", &container, json!({})));
+    assert_eq!(node.given_out("net"), ["10.1.17.5"]);
+    assert_eq!(added["ips"][0]["address"], "10.1.17.5/24");
+    // The runtime comes to it at last.
+    let gone = node.call("DEL", "c1", &container, json!({}));
+    assert_eq!(gone.result(), "");
+    assert_eq!(node.given_out("net"), ["10.1.17.5"]);
+    assert_eq!(node.call("DEL", "c3", &container, json!({})).result(), "");
+    assert_eq!(node.given_out("net"), [""; 0]);
 }

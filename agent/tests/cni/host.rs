@@ -107,6 +107,12 @@ impl Host {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
+    /// Makes host-local a recording plugin, too: its calls begin with its name.
+    pub(crate) fn record_host_local(&self) {
+        let named = RECORDER.replace("echo \"$CNI_COMMAND", "echo \"host-local $CNI_COMMAND");
+        self.install("host-local", &named);
+    }
+
     pub(crate) fn delegate_speaks(&self, versions: &[&str]) {
         let answer = json!({"cniVersion": versions.last(), "supportedVersions": versions});
         self.write("plugins/versions", &answer.to_string());
@@ -130,6 +136,8 @@ impl Host {
         };
         let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
         let mut names: Vec<_> = entries.map(|entry| name(entry.unwrap())).collect();
+        // The mark of the boot is about no container.
+        names.retain(|name| !name.starts_with('.'));
         names.sort();
         names
     }
@@ -223,6 +231,25 @@ fn collect(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
         from.read_to_string(&mut text).unwrap();
         text
     })
+}
+
+/// A delegate's configuration as flannel's plugin leaves it.
+pub(crate) fn of_flannel(network: &str) -> String {
+    json!({
+        "name": network, "type": "bridge", "cniVersion": "0.4.0", "of": "flannel",
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.17.0/24"}]]},
+    })
+    .to_string()
+}
+
+/// The commands, containers and interfaces of the delegate's calls, with their networks.
+pub(crate) fn summary(host: &Host) -> Vec<String> {
+    let line = |(variables, conf): (String, String)| {
+        let conf: Value = serde_json::from_str(&conf).unwrap();
+        let words: Vec<_> = variables.split(' ').take(3).collect();
+        format!("{} {}", words.join(" "), conf["name"].as_str().unwrap())
+    };
+    host.calls().into_iter().map(line).collect()
 }
 
 /// A file's permission bits.

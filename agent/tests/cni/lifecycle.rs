@@ -4,26 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::host::Host;
-
-/// A delegate's configuration as flannel's plugin leaves it.
-fn of_flannel(network: &str) -> String {
-    json!({
-        "name": network, "type": "bridge", "cniVersion": "0.4.0", "of": "flannel",
-        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.17.0/24"}]]},
-    })
-    .to_string()
-}
-
-/// The commands, containers and interfaces of the delegate's calls, with their networks.
-fn summary(host: &Host) -> Vec<String> {
-    let line = |(variables, conf): (String, String)| {
-        let conf: Value = serde_json::from_str(&conf).unwrap();
-        let words: Vec<_> = variables.split(' ').take(3).collect();
-        format!("{} {}", words.join(" "), conf["name"].as_str().unwrap())
-    };
-    host.calls().into_iter().map(line).collect()
-}
+use crate::host::{Host, of_flannel, summary};
 
 #[test]
 fn failed_del_can_be_repeated_until_it_succeeds() {
@@ -253,100 +234,4 @@ fn check_knows_the_old_plugins_single_subnet() {
             Some(code) => assert_eq!(answer.error().0, code),
         }
     }
-}
-
-#[test]
-fn gc_detaches_what_the_runtime_no_longer_knows() {
-    let host = Host::new();
-    host.delegate_speaks(&["1.1.0"]);
-    let [one, two] = ["one", "two"].map(|name| host.conf(json!({"name": name})));
-    for (container, interface, conf) in [
-        ("kept", "eth0", &one),
-        ("kept", "stale1", &one),
-        ("gone", "eth0", &one),
-        ("gone", "net1", &two),
-    ] {
-        host.call_about("ADD", container, interface, conf).result();
-    }
-    host.write("data/gone-of-flannel", &of_flannel("one"));
-    host.write("data/kept-of-flannel", &of_flannel("one"));
-    host.write("data/other-of-flannel", &of_flannel("two"));
-    host.calls();
-
-    let gc = |more: Value| {
-        let mut all = json!({"name": "one", "cniVersion": "1.1.0"});
-        all.as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        host.call("GC", &host.conf(all))
-    };
-    assert_eq!(gc(json!({})).error().0, 7, "no list is not an empty list");
-    assert_eq!(host.calls(), []);
-
-    let known = |id: &str, name: &str| json!({"containerID": id, "ifname": name});
-    let lists = json!({
-        "cni.dev/valid-attachments": [known("kept", "eth0")],
-        "cni.dev/attachments": [known("kept-of-flannel", "net7")],
-    });
-    assert_eq!(gc(lists).result(), "");
-    assert_eq!(
-        host.remembered(),
-        [
-            "gone",
-            "gone:two:net1",
-            "kept",
-            "kept-of-flannel",
-            "kept:one:eth0",
-            "other-of-flannel"
-        ]
-    );
-    let mut calls = host.calls();
-    let (variables, conf) = calls.pop().unwrap();
-    assert_eq!(variables, "GC   netns= args= path=plugins");
-    let conf: Value = serde_json::from_str(&conf).unwrap();
-    assert_eq!(
-        conf["cni.dev/valid-attachments"],
-        json!([known("kept", "eth0"), known("kept-of-flannel", "net7")])
-    );
-    assert_eq!(conf["type"], "bridge");
-    let variables: Vec<_> = calls
-        .iter()
-        .map(|(variables, _)| variables.as_str())
-        .collect();
-    assert_eq!(
-        variables,
-        [
-            "DEL gone-of-flannel eth0 netns= args= path=plugins",
-            "DEL gone eth0 netns= args= path=plugins",
-            "DEL kept stale1 netns= args= path=plugins",
-        ]
-    );
-}
-
-#[test]
-fn gc_goes_on_after_a_failure_and_reports_it() {
-    let host = Host::new();
-    for container in ["a", "b"] {
-        host.call_about("ADD", container, "eth0", &host.conf(json!({})))
-            .result();
-    }
-    host.calls();
-    host.write("plugins/fail-DEL", r#"{"code":100,"msg":"busy"}"#);
-    let conf = host.conf(json!({"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}));
-    let (code, message) = host.call("GC", &conf).error();
-    assert_eq!(code, 999);
-    assert!(
-        message.starts_with("2 steps failed; the first: "),
-        "{message}"
-    );
-    assert!(message.contains("busy"), "{message}");
-    assert_eq!(summary(&host), ["DEL a eth0 net", "DEL b eth0 net"]);
-    assert_eq!(host.remembered().len(), 4);
-    host.remove("plugins/fail-DEL");
-    assert_eq!(
-        host.call("GC", &conf).result(),
-        "",
-        "a delegate of 1.0.0 has no GC"
-    );
-    assert_eq!(host.remembered(), [""; 0]);
 }

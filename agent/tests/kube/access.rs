@@ -19,7 +19,7 @@ use crate::node::{Files, bare, cluster};
 use crate::server::ApiServer;
 
 /// A kubeconfig whose user has these lines.
-fn kubeconfig(server: &str, authority: Option<&Path>, user: &str) -> String {
+pub(crate) fn kubeconfig(server: &str, authority: Option<&Path>, user: &str) -> String {
     let authority = authority.map_or(String::new(), |path| {
         format!("    certificate-authority: {}\n", path.display())
     });

@@ -27,7 +27,7 @@ async fn wait(
     holds: impl Fn(&Cluster) -> bool + Send + 'static,
 ) {
     let shared = Arc::clone(&server.shared);
-    tokio::task::spawn_blocking(move || wait_until(what, || holds(&shared.cluster())))
+    tokio::task::spawn_blocking(move || wait_until(what, || holds(&shared.seen())))
         .await
         .unwrap();
 }

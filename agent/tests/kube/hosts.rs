@@ -9,6 +9,7 @@
 
 use std::path::PathBuf;
 
+use selvage::command::doctor::Report;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -229,6 +230,52 @@ fn a_prescribed_address_is_what_peers_send_to() {
         .server
         .look(|cluster| cluster.annotation("n1", "public-ip"));
     assert_eq!(published.as_deref(), Some("203.0.113.9"));
+}
+
+#[test]
+fn the_doctor_knows_the_cluster() {
+    let fleet = Fleet::start(VXLAN);
+    let mut host = fleet.host(1, &["10.244.1.0/24"]);
+    host.arguments
+        .push("--set-node-network-unavailable=false".to_owned());
+    fleet.server.change(|cluster| {
+        cluster.put(bare("k3s", &["10.42.1.0/24"]));
+        cluster.put(bare("late", &[]));
+        cluster.edit("n1", |node| {
+            let condition =
+                json!({"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"});
+            node["status"]["conditions"] = json!([condition]);
+        });
+        cluster.faults.denied = vec!["create events"];
+    });
+    host.start_agent();
+    host.wait_ready();
+    let output = host
+        .selvage("doctor")
+        .args(["--json", "--no-probes"])
+        .output()
+        .expect("the doctor");
+    let report: Report = serde_json::from_slice(&output.stdout).expect("a report");
+    let of_cluster = report
+        .findings
+        .iter()
+        .filter(|finding| finding.check.starts_with("kube-"));
+    let said: Vec<_> = of_cluster.map(|finding| finding.what.as_str()).collect();
+    assert_eq!(
+        said,
+        [
+            "the node k3s has a podCIDR outside the network 10.244.0.0/16",
+            "the node late has no podCIDR",
+            "the overlay is up, but the node n1 has the condition NetworkUnavailable, reason NoRouteCreated",
+            "the agent may not create events",
+        ]
+    );
+    for check in ["bridge-mtu", "certificates"] {
+        assert!(
+            report.checked.iter().any(|name| name == check),
+            "{report:?}"
+        );
+    }
 }
 
 /// A line of what the kernel says of the agent's memory, in bytes.

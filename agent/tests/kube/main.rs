@@ -1,15 +1,19 @@
 //! Nodes of a Kubernetes cluster: the lease store against an API server on loopback.
 //!
 //! The server is the tests' own, so that it can be slow, forget, refuse and go back in time. What it does is what
-//! kube-apiserver 1.36 does for these requests.
+//! kube-apiserver 1.36 does for these requests. With `KUBE_APISERVER=/path/to/kube-apiserver` each test has a real one
+//! behind it, and an etcd; what that cannot be made to do, such as going back in time, is left out then, and says so.
 //!
 //! | module | what it is about |
 //! |---|---|
 //! | `follow` | what a node learns of the others |
+//! | `past` | the same, from a server that only the tests' own can be |
 //! | `publish` | what it writes about itself |
 //! | `refused` | what keeps it waiting |
 //! | `herald` | the node's condition, and events |
 //! | `access` | tokens, certificates, pods |
+//! | `rights` | the rights that a node needs, of a real server |
+//! | `survey` | what the doctor asks |
 //! | `hosts` | whole hosts with the real agent and kernel, in network namespaces: these need root |
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
@@ -22,18 +26,25 @@
 mod access;
 #[path = "../etcd/authority.rs"]
 mod authority;
+#[path = "../etcd/server.rs"]
+mod etcd;
 mod follow;
 mod herald;
 #[path = "../overlay/host.rs"]
 mod host;
 mod hosts;
+mod mirror;
 #[path = "../overlay/namespace.rs"]
 mod namespace;
 mod node;
 mod objects;
+mod past;
 mod publish;
+mod real;
 mod refused;
+mod rights;
 mod server;
 mod stream;
+mod survey;
 #[path = "../overlay/wait.rs"]
 mod wait;

@@ -85,13 +85,6 @@ pub(crate) fn patch(
     if content_type != "application/strategic-merge-patch+json" {
         return status(415, "the body of the request was in an unknown format");
     }
-    if cluster.faults.conflicts > 0 {
-        cluster.faults.conflicts -= 1;
-        return status(
-            409,
-            "the object has been modified; please apply your changes",
-        );
-    }
     let Some(mut node) = cluster.nodes.get(name).cloned() else {
         return status(404, &format!("nodes \"{name}\" not found"));
     };
@@ -145,4 +138,19 @@ pub(crate) fn create_event(cluster: &mut Cluster, body: &[u8]) -> Response<Body>
     }
     cluster.events.push(event.clone());
     whole(201, &event)
+}
+
+/// Whether who asks may do something.
+pub(crate) fn review(cluster: &Cluster, body: &[u8]) -> Response<Body> {
+    let mut review: Value = serde_json::from_slice(body).expect("JSON");
+    let asked = &review["spec"]["resourceAttributes"];
+    let text = |name: &str| asked[name].as_str().expect("text").to_owned();
+    let resource = match text("subresource").as_str() {
+        "" => text("resource"),
+        part => format!("{}/{part}", text("resource")),
+    };
+    let asked = format!("{} {resource}", text("verb"));
+    let is_allowed = !cluster.faults.denied.contains(&asked.as_str());
+    review["status"] = json!({"allowed": is_allowed});
+    whole(201, &review)
 }

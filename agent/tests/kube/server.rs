@@ -2,6 +2,8 @@
 //!
 //! It has nodes, pods and events, a revision that each write advances, lists in pages, watches with bookmarks,
 //! strategic merge patches of a node's status, tokens and rights. And it fails as told: see [`Faults`].
+//!
+//! With a real one behind it ([`real`]) it only fails, and hands on the rest.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,7 +25,8 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::objects::{self, Kind};
-use crate::stream;
+use crate::real::{self, Ask, Real};
+use crate::{mirror, stream};
 
 /// What a response carries: a whole text, or the events of a watch.
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -33,6 +36,8 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 pub(crate) struct Faults {
     /// Requests whose line begins so, `PATCH /api`, are forbidden.
     pub(crate) forbidden: Vec<&'static str>,
+    /// The verbs and resources that a review says are forbidden: `patch nodes/status`.
+    pub(crate) denied: Vec<&'static str>,
     /// So many patches meet another writer.
     pub(crate) conflicts: u32,
     /// So many requests get no answer: their connection is closed.
@@ -59,6 +64,8 @@ pub(crate) struct Cluster {
     pub(crate) events: Vec<Value>,
     /// Each change of a node: revision, type, and the node.
     pub(crate) history: Vec<(u64, Kind, Value)>,
+    /// What the test has changed, and a real server does not know yet.
+    pub(crate) writes: Vec<(Kind, Value)>,
     /// Whoever has one of these is admitted; everyone if there are none.
     pub(crate) tokens: Vec<String>,
     /// Each request: `GET /api/v1/nodes?limit=250`.
@@ -81,6 +88,7 @@ impl Default for Cluster {
             pods: BTreeMap::new(),
             events: Vec::new(),
             history: Vec::new(),
+            writes: Vec::new(),
             tokens: Vec::new(),
             asked: Vec::new(),
             faults: Faults::default(),
@@ -99,6 +107,11 @@ impl Cluster {
         let name = node["metadata"]["name"].as_str().expect("a name");
         let former = self.nodes.insert(name.to_owned(), node.clone());
         let kind = former.map_or(Kind::Added, |_| Kind::Modified);
+        self.record(kind, node);
+    }
+
+    fn record(&mut self, kind: Kind, node: Value) {
+        self.writes.push((kind, node.clone()));
         self.history.push((self.revision, kind, node));
     }
 
@@ -107,7 +120,7 @@ impl Cluster {
         let mut node = self.nodes.remove(name).expect("a node");
         self.revision += 1;
         node["metadata"]["resourceVersion"] = json!(self.revision.to_string());
-        self.history.push((self.revision, Kind::Deleted, node));
+        self.record(Kind::Deleted, node);
     }
 
     /// Changes a node.
@@ -167,13 +180,28 @@ pub(crate) struct ApiServer {
 /// What its connections share.
 pub(crate) struct Shared {
     cluster: Mutex<Cluster>,
+    real: Option<Real>,
     /// Tells watches to look again.
     pub(crate) changed: watch::Sender<u64>,
 }
 
 impl Shared {
+    /// What the server has, for its own use.
     pub(crate) fn cluster(&self) -> MutexGuard<'_, Cluster> {
         self.cluster.lock().expect("a server that works")
+    }
+
+    pub(crate) fn real(&self) -> Option<&Real> {
+        self.real.as_ref()
+    }
+
+    /// What the server has, for a test to look at.
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Cluster> {
+        let mut cluster = self.cluster();
+        if let Some(real) = &self.real {
+            mirror::read(real, &mut cluster);
+        }
+        cluster
     }
 }
 
@@ -197,6 +225,7 @@ impl ApiServer {
     fn serve(address: SocketAddr, tls: Option<TlsAcceptor>, namespace: Option<OwnedFd>) -> Self {
         let shared = Arc::new(Shared {
             cluster: Mutex::default(),
+            real: real::program().map(Real::start),
             changed: watch::Sender::new(0),
         });
         let (stop, mut stopped) = watch::channel(false);
@@ -247,12 +276,22 @@ impl ApiServer {
 
     /// Looks at what the server has.
     pub(crate) fn look<T>(&self, look: impl FnOnce(&Cluster) -> T) -> T {
-        look(&self.shared.cluster())
+        look(&self.shared.seen())
+    }
+
+    /// The real server behind this one, if there is one.
+    pub(crate) fn real(&self) -> Option<&Real> {
+        self.shared.real()
     }
 
     /// Changes what the server has, and tells its watchers.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Cluster)) {
-        change(&mut self.shared.cluster());
+        let mut cluster = self.shared.seen();
+        change(&mut cluster);
+        if let Some(real) = self.shared.real() {
+            mirror::write(real, &mut cluster);
+        }
+        drop(cluster);
         self.shared.changed.send_modify(|times| *times += 1);
     }
 }
@@ -304,17 +343,34 @@ async fn answer(
     if !is_admitted(&shared, &request) {
         return Ok(status(401, "Unauthorized"));
     }
+    // Only this one's rights are of interest.
+    let is_flannel = bearer(&request).is_some_and(|token| token == "flannel");
+    let token = if is_flannel { "flannel" } else { "admin" }.to_owned();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let content_type = request.headers().get("content-type").cloned();
     let content_type = content_type.map_or(String::new(), |value| {
         value.to_str().expect("text").to_owned()
     });
     let query = objects::query(uri.query().unwrap_or_default());
-    if uri.path() == "/api/v1/nodes" && query.contains_key("watch") {
-        return Ok(stream::watch(shared, &query));
+    let is_watch = uri.path() == "/api/v1/nodes" && query.contains_key("watch");
+    if is_watch && let Some(gone) = stream::gone(&shared, &query) {
+        return Ok(gone);
     }
     let body = request.into_body().collect().await;
     let body = body.map_err(std::io::Error::other)?.to_bytes();
+    if shared.real.is_some() {
+        let ask = Ask {
+            method,
+            path: uri.to_string(),
+            content_type,
+            token,
+            body,
+        };
+        return stream::forward(shared, ask).await;
+    }
+    if is_watch {
+        return Ok(stream::watch(shared, &query));
+    }
     let answer = handle(&mut shared.cluster(), &method, &uri, &content_type, &body);
     shared.changed.send_modify(|times| *times += 1);
     Ok(answer)
@@ -329,6 +385,9 @@ fn handle(
     body: &[u8],
 ) -> Response<Body> {
     let query = objects::query(uri.query().unwrap_or_default());
+    if uri.path() == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" {
+        return objects::review(cluster, body);
+    }
     let path = uri.path().trim_start_matches("/api/v1/");
     let parts: Vec<_> = path.split('/').collect();
     match (method.as_str(), parts.as_slice()) {
@@ -363,6 +422,11 @@ fn fault(faults: &mut Faults, line: &str) -> Option<Result<Response<Body>, std::
         faults.busy -= 1;
         return Some(Ok(status(429, "too many requests")));
     }
+    if line.starts_with("PATCH ") && faults.conflicts > 0 {
+        faults.conflicts -= 1;
+        let words = "the object has been modified; please apply your changes";
+        return Some(Ok(status(409, words)));
+    }
     let is_forbidden = faults.forbidden.iter().any(|start| line.starts_with(start));
     is_forbidden.then(|| {
         let words = format!("User \"flannel\" cannot do {line}");
@@ -372,7 +436,11 @@ fn fault(faults: &mut Faults, line: &str) -> Option<Result<Response<Body>, std::
 
 fn is_admitted(shared: &Shared, request: &Request<Incoming>) -> bool {
     let tokens = &shared.cluster().tokens;
-    let given = request.headers().get("authorization");
-    let given = given.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    tokens.is_empty() || given.is_some_and(|given| tokens.iter().any(|token| token == given))
+    tokens.is_empty()
+        || bearer(request).is_some_and(|given| tokens.iter().any(|token| token == given))
+}
+
+fn bearer(request: &Request<Incoming>) -> Option<&str> {
+    let given = request.headers().get("authorization")?;
+    given.to_str().ok()?.strip_prefix("Bearer ")
 }

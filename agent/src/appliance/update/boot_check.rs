@@ -27,9 +27,10 @@ use self::fallback::{Entry, Fate, fate};
 use self::health::Probe;
 pub use self::next_try::{deadline, next_try};
 use self::verdict::{Concern, Verdict, verdict};
-use super::running::{self, Counter, boot_id};
+use super::running::{self, Counter};
 use super::state::{Failed, FailureCode, Finding, Health, Pending, State, StateFile};
 use crate::appliance::systemd::Systemd;
+use crate::base::boot;
 use crate::base::logging::chain;
 use crate::base::service::Service;
 use crate::settings::Settings;
@@ -190,7 +191,7 @@ impl Check<'_> {
         let Some(by_hand) = by_hand.filter(|by_hand| by_hand.from == self.version) else {
             return false;
         };
-        if by_hand.boot == boot_id() {
+        if by_hand.boot == boot::id() {
             return true;
         }
         info!(
@@ -203,7 +204,7 @@ impl Check<'_> {
 
     /// Counts this boot, once however often the check runs. Returns whether this is its first run.
     fn count_boot(&self) -> bool {
-        let boot = boot_id();
+        let boot = boot::id();
         let is_first = change(&self.file, |state| {
             let pending = on_trial(state, &self.version)?;
             let is_first = pending.last_boot != boot;

@@ -26,12 +26,6 @@ pub fn version(root: &Path) -> Option<String> {
         .map(ToOwned::to_owned)
 }
 
-/// The kernel's ID of this boot.
-pub(super) fn boot_id() -> String {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    text.trim().to_owned()
-}
-
 /// The counter in the name of a boot entry: `selvage_1.2+2-1.efi` has 2 tries left and 1 done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Counter {

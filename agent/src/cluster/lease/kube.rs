@@ -10,6 +10,7 @@
 //! | `own` | how the own annotations are written and kept |
 //! | `net_config` | the network config's file |
 //! | `herald` | the node's condition, and events |
+//! | `survey` | what the doctor asks |
 //!
 //! The client is our own, on the HTTP and TLS that are linked anyway: all of this is 310 KB of program. The crate
 //! `kube` has types of whole nodes, 15 KB of JSON each, of which six texts count here.
@@ -33,6 +34,7 @@ use self::client::{Client, Connection, Failure, Question};
 use self::herald::{Health, Herald};
 use self::node::{Annotations, Node};
 use self::own::Own;
+pub use self::survey::{Right, SeenNode};
 use self::watch::Watcher;
 use crate::base::net::{unusable_v4, unusable_v6};
 use crate::cluster::lease::allocate::{self, Avoid};
@@ -55,6 +57,7 @@ mod net_config;
 mod node;
 mod nodes;
 mod own;
+mod survey;
 mod watch;
 
 /// How long a node that was read for the network config is fresh enough to be written.

@@ -71,10 +71,10 @@ pub(super) fn checks() -> Vec<Check> {
 }
 
 /// The agent's status and lease on this host.
-struct Own<'a> {
+pub(super) struct Own<'a> {
     names: &'a Names,
     status: &'a Status,
-    network: &'a Network,
+    pub(super) network: &'a Network,
     lease: &'a Lease,
 }
 
@@ -83,7 +83,7 @@ impl<'a> Own<'a> {
     ///
     /// # Errors
     /// The agent does not answer, or has no lease yet.
-    fn new(context: &'a Context<'_>) -> Result<Self, NotChecked> {
+    pub(super) fn new(context: &'a Context<'_>) -> Result<Self, NotChecked> {
         let status = context.status()?;
         match (&status.network, &status.lease) {
             (Some(network), Some(lease)) => Ok(Self {
@@ -118,7 +118,7 @@ impl<'a> Own<'a> {
     }
 
     /// The containers' bridge: the interface with the first address of a subnet, or with any.
-    fn bridge<'s>(&self, inventory: &'s Inventory) -> Option<&'s Interface> {
+    pub(super) fn bridge<'s>(&self, inventory: &'s Inventory) -> Option<&'s Interface> {
         let here = |net: &IpNet| self.subnets().any(|subnet| subnet.contains(&net.addr()));
         let mut owners = inventory.interfaces.iter().filter(|interface| {
             !self.has_device(&interface.name)
@@ -131,7 +131,7 @@ impl<'a> Own<'a> {
 }
 
 /// Interfaces, addresses and routes of this host.
-async fn inventory() -> Result<Inventory, NotChecked> {
+pub(super) async fn inventory() -> Result<Inventory, NotChecked> {
     let inventory = Inventory::take().await;
     inventory.map_err(|error| {
         NotChecked(format!(

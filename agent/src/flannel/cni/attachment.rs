@@ -18,13 +18,16 @@
 //!
 //! Both files are complete at any time, are synced before the delegate runs, and stay until its DEL succeeds: so a DEL
 //! can be repeated until then. The runtime never works on one container in parallel, nor runs GC in parallel with ADD
-//! or DEL (specification §2), so no lock is needed.
+//! or DEL (specification §2), so no lock is needed, but for the mark of a boot ([`super::reboot`]).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Map, Value};
 
 use super::environment::{Interface, is_identifier};
@@ -32,7 +35,10 @@ use super::error::Error;
 use crate::base::atomic_file;
 
 /// The interface of flannel's files, which do not name one: the default name of a container's first interface.
-const FIRST_INTERFACE: &str = "eth0";
+pub(super) const FIRST_INTERFACE: &str = "eth0";
+
+/// The file with the ID of the boot; no container's ID begins with a dot.
+const BOOT: &str = ".boot";
 
 /// The directory of the state files.
 #[derive(Debug)]
@@ -66,6 +72,72 @@ impl Store {
         Self { directory }
     }
 
+    /// Creates the directory if need be.
+    fn create(&self) -> Result<(), Error> {
+        let mut builder = fs::DirBuilder::new();
+        let made = builder.recursive(true).mode(0o700).create(&self.directory);
+        made.map_err(|source| failed("make the directory", &self.directory, source))
+    }
+
+    /// Locks the directory until the lock is dropped; creates it if need be.
+    pub(super) fn lock(&self) -> Result<Flock<fs::File>, Error> {
+        self.create()?;
+        let failed = |source| failed("lock", &self.directory, source);
+        let file = fs::File::open(&self.directory).map_err(failed)?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| failed(error.into()))
+    }
+
+    /// The ID of the boot in which an ADD last came here; `None` if that was never written down.
+    pub(super) fn boot(&self) -> Result<Option<String>, Error> {
+        let mark = read(&self.directory.join(BOOT))?;
+        Ok(mark.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))
+    }
+
+    /// Writes that ID down, durably.
+    pub(super) fn set_boot(&self, id: &str) -> Result<(), Error> {
+        let path = self.directory.join(BOOT);
+        atomic_file::replace(&path, format!("{id}\n").as_bytes(), 0o600)
+            .map_err(|source| failed("write", &path, source))
+    }
+
+    /// Our records, of all networks, of containers none of whose files is younger than this.
+    pub(super) fn records_before(&self, time: SystemTime) -> Result<Vec<Attachment>, Error> {
+        let container_of = |name: &str| name.split(':').next().unwrap_or(name).to_owned();
+        let names = self.names()?;
+        let mut young = BTreeSet::new();
+        for name in &names {
+            let metadata = fs::metadata(self.directory.join(name));
+            let written = metadata.and_then(|metadata| metadata.modified());
+            if !written.is_ok_and(|written| written < time) {
+                young.insert(container_of(name));
+            }
+        }
+        let mut records = Vec::new();
+        for name in &names {
+            let mut parts = name.splitn(3, ':');
+            let (Some(container_id), Some(_), Some(interface)) =
+                (parts.next(), parts.next(), parts.next())
+            else {
+                continue;
+            };
+            let path = self.directory.join(name);
+            if !young.contains(container_id)
+                && let Some(bytes) = read(&path)?
+            {
+                let interface = Interface {
+                    container_id: container_id.to_owned(),
+                    name: interface.to_owned(),
+                };
+                records.push(Attachment {
+                    interface,
+                    path,
+                    bytes,
+                });
+            }
+        }
+        Ok(records)
+    }
+
     /// Stores an attachment durably.
     pub(super) fn put(
         &self,
@@ -73,11 +145,7 @@ impl Store {
         interface: &Interface,
         delegate: &str,
     ) -> Result<(), Error> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.directory)
-            .map_err(|source| failed("make the directory", &self.directory, source))?;
+        self.create()?;
         let write = |path: &Path| {
             atomic_file::replace(path, delegate.as_bytes(), 0o600)
                 .map_err(|source| failed("write", path, source))

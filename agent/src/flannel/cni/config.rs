@@ -79,15 +79,17 @@ fn object_of(
 }
 
 /// The two keys of GC: libcni writes both, its releases 1.2.0 to 1.2.2 only the second. An attachment in either list is
-/// known to the runtime.
+/// known to the runtime. `null` is how Go writes an empty list that was never filled, which is what CRI-O has when no
+/// pod of the network is left.
 fn valid_attachments(object: &Object<'_>) -> Result<Option<Vec<Interface>>, GoJsonError> {
     let expected = "a list of objects with containerID and ifname";
     let mut all: Option<Vec<Interface>> = None;
     for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
-        let Some(list) = object.get::<Vec<Map<String, Value>>>(key, expected)? else {
+        if object.raw(key).is_none() {
             continue;
-        };
-        for entry in list {
+        }
+        let list: Option<Vec<Map<String, Value>>> = object.get(key, expected)?;
+        for entry in list.unwrap_or_default() {
             let text = Value::Object(entry).to_string();
             let entry = Object::parse(&text)?;
             let interface = Interface {

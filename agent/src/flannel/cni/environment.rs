@@ -63,7 +63,7 @@ impl Command {
 }
 
 /// One interface of one container that a runtime attaches to a network.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(super) struct Interface {
     /// The container's ID, safe in a file name. Empty for commands without a container.
     pub(super) container_id: String,

@@ -1,5 +1,6 @@
 //! The commands that concern a network: ADD, DEL, CHECK, STATUS and GC.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use serde_json::{Map, Value, json};
@@ -7,10 +8,12 @@ use serde_json::{Map, Value, json};
 use super::attachment::{Attachment, Store};
 use super::bridge;
 use super::config::NetConf;
-use super::delegate;
+use super::delegate::{self, HOST_LOCAL};
 use super::environment::{Call, Interface};
 use super::error::Error;
+use super::host_local;
 use super::plugin::Plugin;
+use super::reboot;
 use super::subnet_env::SubnetEnv;
 use super::version::Version;
 use crate::base::go_json::shorten;
@@ -26,6 +29,7 @@ pub(super) fn add(call: &Call, conf: &NetConf, stdout: &mut dyn Write) -> Result
     let env = SubnetEnv::load(&conf.subnet_file)?;
     let delegate = delegate::configuration(conf, &env)?;
     let plugin = Plugin::find(type_of(&delegate), &call.path, "ADD")?;
+    reboot::free_addresses(&store(conf), &call.path)?;
     bridge::remove_old_addresses(&delegate, &env)?;
     let text = delegate::serialize(delegate);
     note(&format!(
@@ -137,7 +141,7 @@ pub(super) fn status(call: &Call, conf: &NetConf) -> Result<(), Error> {
     Ok(())
 }
 
-/// GC: detaches what the runtime no longer knows, then calls the delegate's GC.
+/// GC: detaches what the runtime no longer knows, frees addresses of which nobody knows, then calls the delegate's GC.
 ///
 /// Continues after a failure, and reports the first one at the end.
 pub(super) fn gc(call: &Call, conf: &NetConf) -> Result<(), Error> {
@@ -193,13 +197,26 @@ fn collect(call: &Call, store: &Store, attachment: &Attachment) -> Result<(), Er
     Ok(())
 }
 
-/// Calls the delegate's GC, if it has one.
+/// Frees what host-local gave out to containers that the runtime does not know, and calls the delegate's GC, if it has
+/// one.
+///
+/// Neither is possible before the agent has written the subnet file; a runtime calls GC as it starts, which may be
+/// sooner.
 fn pass_on(call: &Call, conf: &NetConf, valid: &[Interface]) -> Result<(), Error> {
-    let env = SubnetEnv::load(&conf.subnet_file)?;
+    let env = match SubnetEnv::load(&conf.subnet_file) {
+        Err(error @ Error::NoSubnetFile { .. }) => {
+            note(&format!(
+                "flannel: the rest of GC is left to a later one: {error}"
+            ));
+            return Ok(());
+        }
+        env => env?,
+    };
     let mut delegate = delegate::configuration(conf, &env)?;
+    let freed = free_unknown(call, conf, &delegate, valid);
     let plugin = Plugin::find(type_of(&delegate), &call.path, "GC")?;
     if !plugin.speaks(Version::V1_1_0) {
-        return Ok(());
+        return freed;
     }
     let valid: Value = valid
         .iter()
@@ -211,7 +228,46 @@ fn pass_on(call: &Call, conf: &NetConf, valid: &[Interface]) -> Result<(), Error
         delegate.insert(key.into(), valid.clone());
     }
     plugin.call("GC", &delegate::serialize(delegate))?;
-    Ok(())
+    freed
+}
+
+/// Has host-local free the addresses of containers that neither the runtime nor a record knows. What still has a record
+/// is of a container whose DEL failed: the next GC tries again.
+fn free_unknown(
+    call: &Call,
+    conf: &NetConf,
+    delegate: &Map<String, Value>,
+    valid: &[Interface],
+) -> Result<(), Error> {
+    let recorded = store(conf).list(&conf.name)?;
+    let recorded = recorded.iter().map(|attachment| &attachment.interface);
+    let known: BTreeSet<_> = valid
+        .iter()
+        .chain(recorded)
+        .map(|of| &of.container_id)
+        .collect();
+    let unknown = |interface: &Interface| !known.contains(&interface.container_id);
+    let mut delegate = delegate.clone();
+    // GC's own version may be too new for an installed host-local, whose DEL is the same in all.
+    delegate.insert("cniVersion".into(), Version::V0_3_1.as_str().into());
+    let text = delegate::serialize(delegate.clone());
+    let mut failed = Ok(());
+    for interface in host_local::attachments(&delegate)?
+        .into_iter()
+        .filter(unknown)
+    {
+        note(&format!(
+            "flannel: freeing the address of {interface}, which nobody knows"
+        ));
+        let freed = Plugin::find(HOST_LOCAL, &call.path, "DEL")
+            .and_then(|plugin| plugin.call_about(&interface, "DEL", &text));
+        if let Err(error) = freed
+            && failed.is_ok()
+        {
+            failed = Err(error);
+        }
+    }
+    failed
 }
 
 fn store(conf: &NetConf) -> Store {

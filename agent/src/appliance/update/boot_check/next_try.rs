@@ -6,10 +6,11 @@ use std::path::Path;
 
 use tracing::{info, warn};
 
-use super::{BAD, GOOD, UNDECIDED, boot_id, change, on_trial};
+use super::{BAD, GOOD, UNDECIDED, change, on_trial};
 use crate::appliance::systemd::Systemd;
 use crate::appliance::update::running::{self, Counter};
 use crate::appliance::update::state::{FailureCode, Finding, State, StateFile};
+use crate::base::boot;
 use crate::telemetry::status::now;
 
 /// Exists once a check of this boot has come to its end; in the `RuntimeDirectory=` of its unit. The deadline's unit
@@ -106,7 +107,7 @@ async fn give_up(
                 return;
             };
             // The check's own reason says more.
-            let of_this_boot = pending.last_boot == boot_id();
+            let of_this_boot = pending.last_boot == boot::id();
             if pending.finding.is_none() || !of_this_boot || finding.object.is_none() {
                 pending.finding = Some(finding);
             }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Failed, FailureCode, State};
-use crate::appliance::update::running::boot_id;
 use crate::appliance::update::version::Version;
+use crate::base::boot;
 
 /// A version that somebody chose in place of the one that ran. It counts for as long as that version runs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ impl State {
             from: from.to_string(),
             to: to.to_string(),
             at,
-            boot: boot_id(),
+            boot: boot::id(),
             rollback: false,
             newest_left: self.newest_left(from),
         });

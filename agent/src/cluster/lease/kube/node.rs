@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::UNIX_EPOCH;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -72,11 +73,36 @@ pub(super) struct NodeList {
     pub(super) items: Vec<Node>,
 }
 
+/// Nodes in a page of the list: of some 15 KB each, so that a page takes 4 MB while it is read.
+const PAGE: usize = 250;
+
+/// The pages after which a list is taken for an endless one: these are 250,000 nodes.
+pub(super) const MOST_PAGES: usize = 1000;
+
 impl NodeList {
-    /// Whether it is one: an answer that is something else must not pass for a cluster without nodes.
-    pub(super) fn is_sound(&self) -> bool {
-        self.kind == "NodeList" && self.metadata.has_version()
+    /// Where the page with this token is; the first has none.
+    pub(super) fn path(token: &str) -> String {
+        match token {
+            "" => format!("/api/v1/nodes?limit={PAGE}"),
+            token => format!("/api/v1/nodes?limit={PAGE}&continue={}", encoded(token)),
+        }
     }
+
+    /// Reads a page. The error says that it is none: an answer that is something else must not pass for a cluster
+    /// without nodes.
+    pub(super) fn parse(body: &[u8]) -> Result<Self, String> {
+        let page: Self =
+            serde_json::from_slice(body).map_err(|error| format!("no list of nodes: {error}"))?;
+        let is_one = page.kind == "NodeList" && page.metadata.has_version();
+        is_one
+            .then_some(page)
+            .ok_or_else(|| "no list of nodes".to_owned())
+    }
+}
+
+/// A revision or a page's token as part of a URL.
+pub(super) fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
 impl Meta {
@@ -118,16 +144,20 @@ impl Node {
             .as_secs()
     }
 
+    /// The podCIDRs, as text. `podCIDR` is the first of `podCIDRs`, which clusters before 1.16 have not.
+    pub(super) fn pod_cidrs(&self) -> &[String] {
+        let spec = &self.spec;
+        match (spec.pod_cidrs.as_slice(), spec.pod_cidr.as_str()) {
+            ([], "") => &[],
+            ([], _) => std::slice::from_ref(&spec.pod_cidr),
+            (cidrs, _) => cidrs,
+        }
+    }
+
     /// The podCIDRs, at most one of each family, of the families that the network has. The error says what is wrong,
     /// as a predicate of the podCIDR.
     fn subnets(&self, families: Families) -> Result<SubnetKey, (String, &'static str)> {
-        let spec = &self.spec;
-        let single = [spec.pod_cidr.clone()];
-        let cidrs: &[String] = match (spec.pod_cidrs.as_slice(), spec.pod_cidr.as_str()) {
-            ([], "") => &[],
-            ([], _) => &single,
-            (cidrs, _) => cidrs,
-        };
+        let cidrs = self.pod_cidrs();
         if cidrs.len() > 2 {
             return Err((cidrs.join(","), "has more than one subnet of a family"));
         }
@@ -293,9 +323,14 @@ impl Annotations {
         wanted.into_iter().filter(differs).collect()
     }
 
+    /// Whether a node is part of the overlay.
+    pub(super) fn takes_part(&self, node: &Node) -> bool {
+        self.of(node, "kube-subnet-manager") == Some("true")
+    }
+
     /// The lease of a peer's node.
     pub(super) fn read(&self, node: &Node, families: Families) -> Reading {
-        if self.of(node, "kube-subnet-manager") != Some("true") {
+        if !self.takes_part(node) {
             return Reading::Nothing;
         }
         let key = match node.subnets(families) {

@@ -1,6 +1,7 @@
 //! The leases of the cluster's nodes, each once per subnet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tracing::{info, warn};
 
@@ -13,7 +14,9 @@ use crate::cluster::network_config::Families;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Nodes {
     /// By the node's name.
-    leases: BTreeMap<String, Lease>,
+    leases: BTreeMap<Arc<str>, Lease>,
+    /// The same by subnet, when the node was created, and name: the first of a subnet has it.
+    by_subnet: BTreeSet<(SubnetKey, u64, Arc<str>)>,
     /// Nodes whose annotations make no sense, and why.
     unreadable: BTreeMap<String, (SubnetKey, String)>,
 }
@@ -61,25 +64,24 @@ impl Nodes {
 
     /// All nodes but these are gone.
     pub(super) fn keep_only(&mut self, names: &BTreeSet<String>) {
-        self.leases.retain(|name, _| names.contains(name));
+        self.leases.retain(|name, _| names.contains(&**name));
+        self.by_subnet
+            .retain(|(_, _, name)| names.contains(&**name));
         self.unreadable.retain(|name, _| names.contains(name));
     }
 
     /// All leases, and the subnets of the nodes whose annotations make no sense.
     pub(super) fn all(&self) -> (Vec<Lease>, Vec<SubnetKey>) {
-        let mut holders: BTreeMap<SubnetKey, &Lease> = BTreeMap::new();
-        for lease in self.leases.values() {
-            let holder = holders.entry(lease.key).or_insert(lease);
-            if lease.created < holder.created {
-                *holder = lease;
-            }
-        }
+        let mut last = None;
+        let firsts = self.by_subnet.iter().filter(|(key, _, _)| {
+            let is_first = last != Some(*key);
+            last = Some(*key);
+            is_first
+        });
+        let leases = firsts.filter_map(|(_, _, name)| self.leases.get(name));
         let unreadable = self.unreadable.values().map(|(key, _)| *key);
-        let unreadable = unreadable.filter(|key| !holders.contains_key(key));
-        (
-            holders.values().map(|lease| (*lease).clone()).collect(),
-            unreadable.collect(),
-        )
+        let unreadable = unreadable.filter(|key| self.holder(key).is_none());
+        (leases.cloned().collect(), unreadable.collect())
     }
 
     /// Logs a node's nonsense, unless that is known.
@@ -104,10 +106,7 @@ impl Nodes {
             Some(nonsense) => self.unreadable.insert(name.to_owned(), nonsense),
             None => self.unreadable.remove(name),
         };
-        let old = match &lease {
-            Some(lease) => self.leases.insert(name.to_owned(), lease.clone()),
-            None => self.leases.remove(name),
-        };
+        let old = self.put(name, lease.clone());
         let mut keys = BTreeSet::new();
         if old != lease {
             keys.extend(old.iter().chain(&lease).map(|lease| lease.key));
@@ -122,15 +121,35 @@ impl Nodes {
         keys.into_iter().map(holder).collect()
     }
 
-    /// The lease of a subnet: of several nodes with one podCIDR, which is a fault of the cluster, the oldest has it.
+    /// Replaces a node's lease in both tables; returns the old one.
+    fn put(&mut self, name: &str, lease: Option<Lease>) -> Option<Lease> {
+        let known = self.leases.get_key_value(name);
+        let name = known.map_or_else(|| name.into(), |(name, _)| Arc::clone(name));
+        let old = self.leases.remove(&name);
+        if let Some(old) = &old {
+            self.by_subnet
+                .remove(&(old.key, old.created, Arc::clone(&name)));
+        }
+        if let Some(lease) = lease {
+            self.by_subnet
+                .insert((lease.key, lease.created, Arc::clone(&name)));
+            self.leases.insert(name, lease);
+        }
+        old
+    }
+
+    /// The lease of a subnet: of several nodes with one podCIDR, which is a fault of the cluster, the oldest has it,
+    /// and of several that are of one second the first by name.
     fn holder(&self, key: &SubnetKey) -> Option<&Lease> {
-        let leases = self.leases.values().filter(|lease| lease.key == *key);
-        leases.min_by_key(|lease| lease.created)
+        let mut from = self.by_subnet.range((*key, 0, Arc::from(""))..);
+        let (found, _, name) = from.next()?;
+        (found == key).then(|| self.leases.get(name)).flatten()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -247,5 +266,84 @@ mod tests {
         assert_eq!((leases.len(), unreadable.len()), (1, 0));
         table.0.keep_only(&BTreeSet::new());
         assert_eq!(table.0.all(), (Vec::new(), Vec::new()));
+    }
+
+    /// What the tables must say, by looking at every lease.
+    fn by_scan(nodes: &Nodes) -> BTreeMap<SubnetKey, &Lease> {
+        let mut holders: BTreeMap<SubnetKey, &Lease> = BTreeMap::new();
+        for lease in nodes.leases.values() {
+            let holder = holders.entry(lease.key).or_insert(lease);
+            if lease.created < holder.created {
+                *holder = lease;
+            }
+        }
+        holders
+    }
+
+    /// A step of a history: which node, its podCIDR, when it was created, and what it says; or that it is gone, or that
+    /// only nodes up to it are left.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Says(u8, u8, u8, &'static str),
+        Gone(u8),
+        OnlyUpTo(u8),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let says = prop::sample::select(vec!["10.0.0.1", "10.0.0.2", "nonsense", ""]);
+        let step = prop_oneof![
+            8 => (0..6u8, 0..4u8, 0..3u8, says)
+                .prop_map(|(node, subnet, second, says)| Step::Says(node, subnet, second, says)),
+            2 => (0..6u8).prop_map(Step::Gone),
+            1 => (0..6u8).prop_map(Step::OnlyUpTo),
+        ];
+        prop::collection::vec(step, 1..40)
+    }
+
+    proptest! {
+        /// Whatever happens, the tables say the same as a scan, and each change is told: who adds them up has the same.
+        #[test]
+        fn tables_agree_with_a_scan(steps in steps()) {
+            let mut table = Table(Nodes::default());
+            let mut told: BTreeMap<String, Option<String>> = BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Says(name, subnet, second, says) => {
+                        let cidr = format!("10.244.{subnet}.0/24");
+                        let node = node(&format!("n{name}"), &cidr, second, says);
+                        told.extend(table.set(&node));
+                    }
+                    Step::Gone(name) => told.extend(owners(table.0.remove(&format!("n{name}")))),
+                    Step::OnlyUpTo(last) => {
+                        table.0.keep_only(&(0..=last).map(|name| format!("n{name}")).collect());
+                        // After a list, all leases are told anew.
+                        told = table.0.all().0.into_iter()
+                            .map(|lease| (lease.key.to_string(), lease.attrs.owner))
+                            .collect();
+                    }
+                }
+                let nodes = &table.0;
+                let scan = by_scan(nodes);
+                let (all, unreadable) = nodes.all();
+                prop_assert_eq!(&all, &scan.values().map(|lease| (*lease).clone()).collect::<Vec<_>>());
+                let expected = nodes.unreadable.values().map(|(key, _)| *key);
+                let expected: Vec<_> = expected.filter(|key| !scan.contains_key(key)).collect();
+                prop_assert_eq!(unreadable, expected);
+                for (key, lease) in &scan {
+                    prop_assert_eq!(nodes.holder(key), Some(*lease));
+                }
+                let index: BTreeSet<_> = nodes.leases.iter()
+                    .map(|(name, lease)| (lease.key, lease.created, Arc::clone(name)))
+                    .collect();
+                prop_assert_eq!(&nodes.by_subnet, &index, "nothing is left of who is gone");
+                told.retain(|_, owner| owner.is_some());
+                let told: Vec<_> = told.iter().map(|(key, owner)| (key.clone(), owner.clone())).collect();
+                let mut current: Vec<_> = all.into_iter()
+                    .map(|lease| (lease.key.to_string(), lease.attrs.owner))
+                    .collect();
+                current.sort();
+                prop_assert_eq!(told, current);
+            }
+        }
     }
 }

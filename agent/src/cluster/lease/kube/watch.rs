@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc::Sender;
@@ -18,7 +17,7 @@ use tracing::debug;
 
 use super::Shared;
 use super::client::{Connection, Failure, Question, Stream};
-use super::node::{Meta, Node, NodeList};
+use super::node::{MOST_PAGES, Meta, Node, NodeList, encoded};
 use super::nodes::{Changes, Nodes};
 use crate::base::retry::{Backoff, next_random, random_seed};
 use crate::cluster::lease::StoreEvent;
@@ -26,12 +25,6 @@ use crate::cluster::lease::store::reporter::{Closed, Reporter};
 use crate::cluster::lease::store::spread::{LIST, spread};
 use crate::cluster::lease::store::{DEADLINE, RECONNECT};
 use crate::cluster::network_config::Families;
-
-/// Nodes in a page of the list: of some 15 KB each, so that a page takes 4 MB while it is read.
-const PAGE: usize = 250;
-
-/// The pages after which a list is taken for an endless one: these are 250,000 nodes.
-const MOST_PAGES: usize = 1000;
 
 /// How long a page may take.
 const PAGE_LIMIT: Duration = Duration::from_secs(30);
@@ -246,11 +239,7 @@ impl Watcher {
                 let text = format!("the list of nodes has more than {MOST_PAGES} pages");
                 return Err(Failure::Answer(text).into());
             }
-            let path = match next.as_str() {
-                "" => format!("/api/v1/nodes?limit={PAGE}"),
-                next => format!("/api/v1/nodes?limit={PAGE}&continue={}", encoded(next)),
-            };
-            let page = self.page(&path).await?;
+            let page = self.page(&NodeList::path(&next)).await?;
             for node in page.items {
                 if self.shared.is_own(&node) {
                     own = Some(node);
@@ -279,12 +268,7 @@ impl Watcher {
         let body = client
             .ask(&question, &mut self.connection, PAGE_LIMIT)
             .await?;
-        let page: NodeList = serde_json::from_slice(&body)
-            .map_err(|error| Failure::Answer(format!("no list of nodes: {error}")))?;
-        match page.is_sound() {
-            true => Ok(page),
-            false => Err(Failure::Answer("no list of nodes".to_owned())),
-        }
+        NodeList::parse(&body).map_err(Failure::Answer)
     }
 
     /// Compares the store's revision with the known one.
@@ -398,11 +382,6 @@ impl Watcher {
     }
 }
 
-/// A revision or a page's token as part of a URL.
-fn encoded(text: &str) -> String {
-    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
-}
-
 /// Whether one revision is older than another. They are numbers, which clients may compare (KEP-5504); what is none is
 /// never older.
 fn is_older(one: &str, other: &str) -> bool {
@@ -420,6 +399,5 @@ mod tests {
     fn revisions_are_compared_as_numbers() {
         assert!(is_older("9", "10") && !is_older("10", "9") && !is_older("10", "10"));
         assert!(!is_older("", "10") && !is_older("x", "10"));
-        assert_eq!(encoded("eyJ2+/="), "eyJ2%2B%2F%3D");
     }
 }

@@ -1,0 +1,130 @@
+//! The cluster's other nodes: those that the overlay does not reach, for want of a podCIDR, of one inside the network,
+//! or of an agent.
+
+use super::{not_checked, sample, store};
+use crate::cluster::lease::kube::SeenNode;
+use crate::command::doctor::{Context, Finding, Outcome, Severity, cluster};
+use crate::telemetry::status::Status;
+
+pub(super) const NAME: &str = "kube-nodes";
+
+pub(super) async fn check(context: &Context<'_>) -> Outcome {
+    let store = store(context)?;
+    let nodes = store.seen_nodes().await.map_err(not_checked)?;
+    Ok(judge(&nodes, context.status.as_ref().ok()))
+}
+
+fn judge(nodes: &[SeenNode], status: Option<&Status>) -> Vec<Finding> {
+    let networks: Vec<_> = status.into_iter().flat_map(cluster::networks).collect();
+    let is_outside = |node: &&SeenNode| {
+        let inside = |cidr| networks.iter().any(|network| network.contains(cidr));
+        !networks.is_empty() && !node.cidrs.iter().any(inside) && !node.cidrs.is_empty()
+    };
+    let (outside, inside): (Vec<_>, Vec<_>) = nodes.iter().partition(is_outside);
+    let (bare, inside): (Vec<_>, Vec<_>) =
+        inside.into_iter().partition(|node| node.cidrs.is_empty());
+    let silent: Vec<_> = inside.into_iter().filter(|node| !node.takes_part).collect();
+    let mut findings = Vec::new();
+    if !outside.is_empty() {
+        let shown: Vec<_> = networks.iter().map(ToString::to_string).collect();
+        findings.push(about(
+            &outside,
+            Severity::Error,
+            &format!("a podCIDR outside the network {}", shown.join(" and ")),
+            "their pods get addresses that the overlay does not carry, and the agents there wait",
+            "make Network in net-conf.json the --cluster-cidr of kube-controller-manager: kubectl -n kube-flannel edit configmap kube-flannel-cfg",
+        ));
+    }
+    if !bare.is_empty() {
+        findings.push(about(
+            &bare,
+            Severity::Error,
+            "no podCIDR",
+            "the agents there have no subnet and wait",
+            "have kube-controller-manager assign them: --allocate-node-cidrs=true --cluster-cidr=NETWORK",
+        ));
+    }
+    if !silent.is_empty() {
+        findings.push(about(
+            &silent,
+            Severity::Warning,
+            "a podCIDR, but no annotations of flannel or of this agent",
+            "no agent has run there yet, or it uses another annotation prefix: other nodes have no route to their pods",
+            "see whether it runs there: kubectl -n kube-flannel get pods -o wide",
+        ));
+    }
+    findings
+}
+
+fn about(nodes: &[&SeenNode], severity: Severity, have: &str, why: &str, remedy: &str) -> Finding {
+    let names: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
+    let what = match names.as_slice() {
+        [one] => format!("the node {one} has {have}"),
+        names => format!("{} nodes have {have}: {}", names.len(), sample(names)),
+    };
+    let see = "see what Kubernetes has: kubectl get node -o custom-columns=NAME:.metadata.name,PODCIDR:.spec.podCIDRs";
+    Finding::new(
+        NAME,
+        severity,
+        names.first().copied().unwrap_or_default(),
+        what,
+        why,
+        vec![remedy.to_owned(), see.to_owned()],
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::status::{Agent, Network};
+
+    fn node(name: &str, cidrs: &[&str], takes_part: bool) -> SeenNode {
+        SeenNode {
+            name: name.to_owned(),
+            cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+            takes_part,
+            unavailable: None,
+        }
+    }
+
+    #[test]
+    fn each_kind_of_node_is_one_finding() {
+        let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
+        status.network = Some(Network {
+            ipv4: "10.244.0.0/16".parse().ok(),
+            ipv6: None,
+            backend: "vxlan".to_owned(),
+            mtu: 1450,
+            rejected: None,
+            subnets: None,
+        });
+        let nodes = [
+            node("good", &["10.244.1.0/24"], true),
+            // A cluster in dual stack whose overlay is IPv4.
+            node("both", &["10.244.2.0/24", "fd00:10:244:2::/64"], true),
+            node("k3s", &["10.42.1.0/24"], false),
+            node("bare", &[], false),
+            node("new1", &["10.244.3.0/24"], false),
+            node("new2", &["10.244.4.0/24"], false),
+        ];
+        let said: Vec<_> = judge(&nodes, Some(&status))
+            .into_iter()
+            .map(|finding| finding.what)
+            .collect();
+        assert_eq!(
+            said,
+            [
+                "the node k3s has a podCIDR outside the network 10.244.0.0/16",
+                "the node bare has no podCIDR",
+                "2 nodes have a podCIDR, but no annotations of flannel or of this agent: new1, new2",
+            ]
+        );
+        assert!(judge(&nodes[..2], Some(&status)).is_empty());
+        // Without the network nobody is outside it.
+        let said = judge(&nodes, None);
+        assert!(
+            said.iter().all(|finding| !finding.what.contains("outside")),
+            "{said:?}"
+        );
+    }
+}

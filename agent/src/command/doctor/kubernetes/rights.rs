@@ -1,0 +1,38 @@
+//! RBAC: the agent names a right when it is refused; this names all of them at once, also those that it seldom needs.
+
+use super::{not_checked, store};
+use crate::command::doctor::{Context, Finding, Outcome, Severity};
+
+pub(super) const NAME: &str = "kube-rights";
+
+pub(super) async fn check(context: &Context<'_>) -> Outcome {
+    let store = store(context)?;
+    let missing = store.missing_rights().await.map_err(not_checked)?;
+    let finding = |right: &crate::cluster::lease::kube::Right| {
+        let (resource, verb) = (right.resource, right.verb);
+        let (severity, why) = match resource {
+            "events" => (
+                Severity::Warning,
+                "faults of this node are not shown as events by kubectl describe node; flannel's ClusterRole has no such right",
+            ),
+            _ => (
+                Severity::Error,
+                "without it the agent learns of no peers, or cannot publish this node",
+            ),
+        };
+        Finding::new(
+            NAME,
+            severity,
+            resource,
+            format!("the agent may not {verb} {resource}"),
+            why,
+            vec![
+                format!(
+                    "add verb {verb} for {resource} to the ClusterRole: kubectl edit clusterrole flannel"
+                ),
+                "or apply the manifest again: kubectl apply -f selvage.yaml".to_owned(),
+            ],
+        )
+    };
+    Ok(missing.iter().map(finding).collect())
+}

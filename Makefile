@@ -1,8 +1,12 @@
 # Thin on purpose: each target names a step and calls the tool that does it. `make help` lists them.
 
-TARGET   := x86_64-unknown-linux-musl
+ARCH     ?= amd64
+ARCHES   ?= amd64
+musl-target = $(if $(filter arm64,$(1)),aarch64,x86_64)-unknown-linux-musl
+TARGET   := $(call musl-target,$(ARCH))
 MUSL_DIR := $(CURDIR)/target/musl
-AGENT    := $(MUSL_DIR)/target/$(TARGET)/release/selvage
+agent-of = $(MUSL_DIR)/target/$(call musl-target,$(1))/release/selvage
+AGENT    := $(call agent-of,$(ARCH))
 NODES    ?= 2
 NODE     ?= 1
 TIME     ?= 600
@@ -13,7 +17,9 @@ export KEYS SEVERITY ROLL_OUT FROM NOTES
 # rustup's musl target when it is installed; else a sysroot made once from the distribution's Rust sources.
 HAVE_STD = $(wildcard $(shell rustc --print target-libdir --target $(TARGET) 2>/dev/null)/libstd-*.rlib)
 MUSL_ENV = CARGO_TARGET_DIR=$(MUSL_DIR)/target RUSTFLAGS="$(REMAP)" \
-           $(if $(HAVE_STD),,RUSTC=$(MUSL_DIR)/bin/rustc RUSTDOC=$(MUSL_DIR)/bin/rustdoc)
+           $(if $(HAVE_STD),,RUSTC=$(MUSL_DIR)/bin/rustc RUSTDOC=$(MUSL_DIR)/bin/rustdoc) \
+           CC_aarch64_unknown_linux_musl=aarch64-linux-gnu-gcc \
+           CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=aarch64-linux-gnu-gcc
 # No path of the build host in the agent: two builds in different places are the same bytes.
 REMAP    = --remap-path-prefix=$(MUSL_DIR)=target --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
 # Namespaces and file owners need root; whoever has sudo need not be it.
@@ -59,8 +65,8 @@ stop: ## Stop the cluster that `make demo KEEP=1` left running
 	@$(HARNESS) stop
 
 .PHONY: test
-test: packages-build-test-image-qemu ## Everything that CI runs; what fails hides nothing that comes after it
-	@MAKE='$(MAKE)' .ci/tiers check test-unit test-netns test-qemu
+test: packages-build-test-image-oci-containers-qemu ## Everything that CI runs; what fails hides nothing that comes after it
+	@MAKE='$(MAKE)' .ci/tiers check test-unit test-netns test-oci test-qemu
 
 .PHONY: check
 check: packages-build-test ## Formatting, lints, licences, shell scripts, unit files
@@ -107,7 +113,8 @@ test-fresh: packages-image packages ## Install in new minimal systems of Debian 
 	@$(SUDO) agent/tests/fresh/run $(ROOTS)
 
 .PHONY: agent
-agent: packages-build ## Build the static agent
+agent: packages-build ## Build the static agent (ARCH=arm64)
+	@$(if $(HAVE_STD),,$(if $(filter arm64,$(ARCH)),$(error no std for $(TARGET): `rustup target add $(TARGET)`)))
 	@$(if $(HAVE_STD),,agent/musl-sysroot.sh $(MUSL_DIR) /usr/bin/rustc)
 	$(MUSL_ENV) cargo build --locked --release --target $(TARGET) -p selvage
 	@cargo metadata --quiet --locked --format-version 1 --filter-platform $(TARGET) >$(AGENT).metadata.json
@@ -191,6 +198,16 @@ install: agent ## Install the agent and its units on a host that is not the imag
 .PHONY: packages
 packages: packages-build-pack agent ## Pack the agent for other hosts: a .deb, and a sysext for Flatcar and Fedora CoreOS (DIR=target/packages)
 	@agent/packages/build $(AGENT) $(DIR)
+
+# Each architecture's agent is built first; image/README.md says what it takes to build for another machine.
+.PHONY: oci
+oci: packages-build-oci ## Build the container image of the agent, as a layout and an archive (IMAGE=name ARCHES="amd64 arm64")
+	@for arch in $(ARCHES); do $(MAKE) --no-print-directory agent ARCH=$$arch || exit; done
+	@IMAGE="$(IMAGE)" image/oci target/oci $(foreach arch,$(ARCHES),$(call agent-of,$(arch)))
+
+.PHONY: test-oci
+test-oci: packages-build-oci-containers agent ## Build the container image twice, and run it as a pod; needs root
+	@$(SUDO) agent/tests/oci/run $(AGENT)
 
 .PHONY: bench
 bench: packages-build-test agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it)

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 mod compare;
 mod formats;
+mod oci;
 mod release;
 mod sbom;
 

@@ -92,7 +92,7 @@ fn run(command: &mut Command) -> (bool, String) {
 
 /// Cargo's metadata about an agent of two crates, the second under a licence in the old way of writing, and one for
 /// tests.
-fn metadata() -> String {
+pub(crate) fn metadata() -> String {
     let crates = [
         ("selvage", "0.1.0", "Apache-2.0"),
         ("libc", "0.2.170", "MIT/Apache-2.0"),

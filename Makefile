@@ -209,6 +209,10 @@ oci: packages-build-oci ## Build the container image of the agent, as a layout a
 test-oci: packages-build-oci-containers agent ## Build the container image twice, and run it as a pod; needs root
 	@$(SUDO) agent/tests/oci/run $(AGENT)
 
+.PHONY: manifests
+manifests: packages-build ## Write the manifest for Kubernetes anew from the chart in units/kubernetes
+	@UPDATE=1 cargo test --quiet --locked -p selvage --test manifests the_manifest_is_what_the_chart_renders_to
+
 .PHONY: bench
 bench: packages-build-test agent ## Measure the agent and print a table (FLANNELD=/path puts flanneld beside it)
 	@$(if $(SUDO),CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='sudo -E') SELVAGE_BIN=$(AGENT) FLANNELD=$(abspath $(FLANNELD)) \

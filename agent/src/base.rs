@@ -20,4 +20,4 @@ pub mod terminal;
 pub mod time;
 pub(crate) mod tls;
 pub(crate) mod words;
-pub(crate) mod yaml;
+pub mod yaml;

@@ -10,7 +10,7 @@ const DEEPEST: usize = 64;
 ///
 /// # Errors
 /// What is wrong with it, as a phrase.
-pub(crate) fn parse(text: &str) -> Result<Value, String> {
+pub fn parse(text: &str) -> Result<Value, String> {
     let error = match serde_json::from_str(text) {
         Ok(value) => return Ok(value),
         Err(error) => error,

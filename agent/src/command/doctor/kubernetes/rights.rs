@@ -10,13 +10,15 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
     let missing = store.missing_rights().await.map_err(not_checked)?;
     let finding = |right: &crate::cluster::lease::kube::Right| {
         let (resource, verb) = (right.resource, right.verb);
-        let (severity, why) = match resource {
+        let (severity, role, why) = match resource {
             "events" => (
                 Severity::Warning,
+                "the Role flannel in the namespace default: kubectl -n default edit role flannel",
                 "faults of this node are not shown as events by kubectl describe node; flannel's ClusterRole has no such right",
             ),
             _ => (
                 Severity::Error,
+                "the ClusterRole: kubectl edit clusterrole flannel",
                 "without it the agent learns of no peers, or cannot publish this node",
             ),
         };
@@ -27,9 +29,7 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
             format!("the agent may not {verb} {resource}"),
             why,
             vec![
-                format!(
-                    "add verb {verb} for {resource} to the ClusterRole: kubectl edit clusterrole flannel"
-                ),
+                format!("add the verb {verb} for {resource} to {role}"),
                 "or apply the manifest again: kubectl apply -f selvage.yaml".to_owned(),
             ],
         )

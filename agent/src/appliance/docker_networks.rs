@@ -7,10 +7,11 @@
 //! networks that they made. This removes the driver's record alone: nothing can use it, for networks are found by their own.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -58,7 +59,7 @@ pub enum Error {
 }
 
 /// Removes what has no network from the store of the machine with this root, and gives the IDs of the networks that it
-/// was of. A store that is not there, or is none, is left to Docker.
+/// was of. A store that is not there, or is none, or is in use, is left to Docker.
 ///
 /// # Errors
 /// The store cannot be read or replaced; it is then as it was.
@@ -69,15 +70,22 @@ pub fn mend(root: &Path) -> Result<Vec<String>, Error> {
         let path = path.to_owned();
         move |source| Error::File { verb, path, source }
     };
-    let contents = match fs::metadata(&path).and_then(|found| match found.len() {
-        0..=LONGEST => fs::read(&path),
-        _ => Ok(Vec::new()),
-    }) {
-        Ok(contents) => contents,
+    let file = match File::open(&path) {
+        Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed("read", &path)(error)),
     };
-    let Some(mut bolt) = Bolt::new(contents.clone()) else {
+    // A dockerd that runs has this lock (bbolt, `bolt_unix.go`) and would go on with the file that is replaced here.
+    let Ok(file) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
+        return Ok(Vec::new());
+    };
+    let mut contents = Vec::new();
+    (&*file)
+        .take(LONGEST + 1)
+        .read_to_end(&mut contents)
+        .map_err(failed("read", &path))?;
+    let is_short = u64::try_from(contents.len()).is_ok_and(|length| length <= LONGEST);
+    let Some(mut bolt) = Bolt::new(contents.clone()).filter(|_| is_short) else {
         return Ok(Vec::new());
     };
     let Some(records) = bolt.records(BUCKET) else {

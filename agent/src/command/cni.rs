@@ -31,8 +31,9 @@ pub enum CniCommand {
     },
     /// Remove what `install` wrote.
     ///
-    /// Keeps another plugin called flannel; a config list that somebody changed; and the plugin while containers are
-    /// attached by it, which could not be removed without. Exit status: 0 nothing is left, 1 one of the last two is.
+    /// Keeps another plugin called flannel; a config list that somebody changed, with the plugin that it names; and the
+    /// plugin while containers are attached by it, which could not be removed without: they are known by the files in
+    /// /var/lib/cni/flannel, which a pod must mount. Exit status: 0 nothing is left, 1 one of the last two is.
     Uninstall {
         /// Remove the last two all the same.
         #[arg(long)]

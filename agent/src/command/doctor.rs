@@ -19,7 +19,7 @@ use self::reach::Survey;
 use crate::base::terminal::Style;
 use crate::base::words::harmless;
 use crate::command::cli::DoctorFlags;
-use crate::settings::Settings;
+use crate::settings::{Settings, is_node_name};
 use crate::telemetry::control::{self, Client};
 use crate::telemetry::status::Status;
 
@@ -168,11 +168,16 @@ fn checks(settings: &Settings) -> impl Iterator<Item = Check> + use<> {
 /// little else.
 fn of_the_agent(settings: &Settings, status: Option<&Status>) -> Settings {
     let mut settings = settings.clone();
-    let Some(store) = status.map(|status| &status.store) else {
+    let Some(status) = status.filter(|status| status.store.kind == "kubernetes") else {
         return settings;
     };
-    let kubernetes = &mut settings.kubernetes;
-    if store.kind != "kubernetes" || kubernetes.enabled {
+    let (store, kubernetes) = (&status.store, &mut settings.kubernetes);
+    // Of a pod whose node is looked up, this is another name.
+    let node = Some(&status.agent.node_id).filter(|name| is_node_name(name));
+    if kubernetes.node_name.is_none() {
+        kubernetes.node_name = node.cloned();
+    }
+    if kubernetes.enabled {
         return settings;
     }
     kubernetes.enabled = true;
@@ -359,10 +364,17 @@ mod tests {
             settings.kubernetes.enabled = true;
             settings.kubernetes.annotation_prefix = "org.com/blue-".to_owned();
             change(&mut settings);
-            let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
+            // NODE_NAME is in the environment of the agent's unit or pod alone.
+            let mut status = Status::joining(Agent::of_process("node1", 0), Vec::new());
             status.store = Store::of_settings(&settings);
+            settings.kubernetes.node_name = Some("node1".to_owned());
             let known = of_the_agent(&Settings::default(), Some(&status)).kubernetes;
             assert_eq!(known, settings.kubernetes);
+            let mut own = settings.clone();
+            own.kubernetes.node_name = None;
+            assert_eq!(of_the_agent(&own, Some(&status)), settings);
+            status.agent.node_id = "kube-flannel/selvage-7x2ld".to_owned();
+            assert_eq!(of_the_agent(&own, Some(&status)), own);
         };
         with(|_| {});
         with(|settings| settings.kubernetes.api_url = Some("https://10.0.0.1:6443".to_owned()));

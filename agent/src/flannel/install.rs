@@ -32,8 +32,10 @@ use tracing::{info, warn};
 
 use self::binary::Program;
 use self::conf_dir::ConfDir;
+pub(crate) use self::conf_dir::configs;
 pub use self::conflist::BUILT_IN;
 use self::conflist::{Conflist, Fault};
+pub(crate) use self::conflist::{leads_to_flannel, plugin_types};
 use crate::base::atomic_file;
 use crate::base::logging::chain;
 use crate::flannel::cni;
@@ -227,6 +229,7 @@ fn place_conflist(
 ) -> Result<(), Error> {
     let path = conf_dir.path();
     let shown = path.display();
+    conf_dir.clear()?;
     let standing = conf_dir.standing(conflist)?;
     let what = match standing {
         conf_dir::Standing::Missing => "written".to_owned(),
@@ -314,8 +317,9 @@ fn warnings(places: &Places, conflist: &Conflist) -> Result<Vec<String>, Error> 
     Ok(warnings)
 }
 
-/// Removes what [`install`] wrote: the config list unless somebody has changed it, and the plugin if it is ours and no
-/// container has been attached by it. `force` removes both nevertheless, but never another plugin.
+/// Removes what [`install`] wrote: the config list unless somebody has changed it, and the plugin if it is ours, the
+/// config list is gone and no container has been attached by it. `force` removes both nevertheless, but never another
+/// plugin.
 ///
 /// # Errors
 /// A file cannot be read or removed.
@@ -325,6 +329,8 @@ pub fn uninstall(places: &Places, force: bool) -> Result<Outcome, Error> {
 
 fn uninstall_program(program: &Program, places: &Places, force: bool) -> Result<Outcome, Error> {
     let mut outcome = Outcome::default();
+    let has_plugins = places.bin_dir.is_dir();
+    let _lock = has_plugins.then(|| lock(&places.bin_dir)).transpose()?;
     let built_in = Conflist::built_in()?;
     let conf_dir = ConfDir(&places.conf_dir);
     let path = conf_dir.path();
@@ -367,6 +373,9 @@ fn remove_program(
             Some("kept, since it is a link that was not installed here".to_owned())
         }
         _ if force => None,
+        _ if outcome.is_left => {
+            Some("kept, since no pod could start with the config list without it".to_owned())
+        }
         _ => match cni::count_attachments(conflist.configuration(conflist.version).as_bytes()) {
             Ok(0) => None,
             Ok(count) => {

@@ -29,8 +29,8 @@ async fn all_nodes_are_seen_and_nothing_is_written() {
         away["status"]["conditions"] = json!([condition]);
         cluster.put(away);
     });
-    assert_eq!(store.node_name().await.unwrap(), "n1");
     let nodes = store.seen_nodes().await.unwrap();
+    assert_eq!(store.seen_node().await.unwrap(), nodes[0]);
     assert_eq!(nodes.len(), 254);
     let [own, peer, .., away, zero] = &nodes[..] else {
         panic!("{nodes:?}")

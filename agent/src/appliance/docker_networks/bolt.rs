@@ -1,9 +1,16 @@
 //! A bbolt file, as far as records of one bucket are listed and removed (go.etcd.io/bbolt: `page.go`, `db.go`,
 //! `bucket.go`). All numbers are little endian, as on every machine that the image runs on.
 //!
-//! A file is made of pages, a bucket is a B+ tree of them: branch pages point to others, leaf pages have the records. Only
-//! leaf pages are changed, and in their heads alone: a record that is not listed there is gone. Pages have no checksum but
-//! for the two that the file begins with, which stay as they are.
+//! A file is made of pages, a bucket is a B+ tree of them: branch pages point to others, leaf pages have the records. A
+//! record is removed from the head of its leaf page alone: what is not listed there is gone. Pages have no checksum but for
+//! the two that the file begins with, which stay as they are.
+//!
+//! A branch page names each page below by that page's first key, and bbolt depends on it: as it writes a page anew, it
+//! looks the former first key up in the branch (`node.go`, `spill` and `put`). Without it, it adds a second entry there and
+//! leaves the first, of a page that it uses for something else from then on. So with the first record of a page, its name
+//! in the branch changes, too.
+
+use std::ops::Range;
 
 /// `magic` in `db.go`.
 const MAGIC: u32 = 0xED0C_DAED;
@@ -34,9 +41,17 @@ pub(super) struct Bolt {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Record {
     pub(super) key: Vec<u8>,
-    /// Where its page begins in the file.
+    at: Place,
+    /// The branches that lead to its page, from the root on.
+    branches: Vec<Place>,
+}
+
+/// An entry of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Place {
+    /// Where the page begins in the file.
     page: usize,
-    /// Its number in the page.
+    /// The entry's number in the page.
     index: usize,
 }
 
@@ -67,79 +82,150 @@ impl Bolt {
 
     /// The records of a bucket; `None` if there is no such bucket, or the file makes no sense.
     pub(super) fn records(&self, bucket: &str) -> Option<Vec<Record>> {
-        let buckets = self.list(self.root, DEEPEST)?;
+        let buckets = self.list(self.root)?;
         let found = buckets
             .iter()
             .find(|record| record.key == bucket.as_bytes())?;
-        let entry = self.entry(found.page, found.index)?;
+        let entry = self.entry(found.at)?;
         if u32_at(&self.data, entry)? & IS_BUCKET == 0 {
             return None;
         }
-        let value = self.place(entry)?.checked_add(found.key.len())?;
+        let value = self.key(entry, LEAF)?.end;
         let page = match u64_at(&self.data, value)? {
             // A small bucket is a page inside the record.
             0 => value.checked_add(BUCKET_HEAD)?,
             page => usize::try_from(page).ok()?.checked_mul(self.page_size)?,
         };
-        self.list(page, DEEPEST)
+        self.list(page)
     }
 
-    /// Removes a record. `None` if it cannot be: it is the only one of its page. Records that were listed before and are in
-    /// the same page have another place now.
+    /// Removes a record. `None` if it cannot be: it is the only one of its page, or the name that its page needs has no
+    /// room. Records that were listed before and are in the same page have another place now.
     pub(super) fn remove(&mut self, record: &Record) -> Option<()> {
-        let count = u16_at(&self.data, record.page + 10)?;
-        if count < 2 || record.index >= usize::from(count) {
+        let Place { page, index } = record.at;
+        let count = self.count(page)?;
+        if count < 2 || index >= count {
             return None;
         }
-        for index in record.index + 1..usize::from(count) {
-            let from = self.entry(record.page, index)?;
+        for index in index + 1..count {
+            let from = self.entry(Place { page, index })?;
             // What an entry names is counted from the entry, which moves towards the page's head.
             let moved = u32::try_from(ENTRY).ok()?;
             let place = u32_at(&self.data, from + 4)?.checked_add(moved)?;
-            self.data
-                .get_mut(from + 4..from + 8)?
-                .copy_from_slice(&place.to_le_bytes());
+            self.put(from + 4, &place.to_le_bytes())?;
             self.data.copy_within(from..from + ENTRY, from - ENTRY);
         }
-        let fewer = (count - 1).to_le_bytes();
-        self.data
-            .get_mut(record.page + 10..record.page + 12)?
-            .copy_from_slice(&fewer);
+        let fewer = u16::try_from(count - 1).ok()?;
+        self.put(page + 10, &fewer.to_le_bytes())?;
+        if index > 0 {
+            return Some(());
+        }
+        let first = self.entry(Place { page, index: 0 })?;
+        let first = self.data.get(self.key(first, LEAF)?)?.to_vec();
+        for branch in record.branches.iter().rev() {
+            self.rename(*branch, &first)?;
+            if branch.index > 0 {
+                break;
+            }
+        }
         Some(())
     }
 
-    /// The records below a page.
-    fn list(&self, page: usize, depth: usize) -> Option<Vec<Record>> {
-        let flags = u16_at(&self.data, page.checked_add(8)?)?;
-        let count = usize::from(u16_at(&self.data, page + 10)?);
+    /// Gives an entry of a branch page another key. `None` if it is longer than the one before, and the page is full.
+    fn rename(&mut self, branch: Place, key: &[u8]) -> Option<()> {
+        let entry = self.entry(branch)?;
+        let mut room = self.key(entry, BRANCH)?;
+        if room.len() < key.len() {
+            let overflow = usize::try_from(u32_at(&self.data, branch.page + 12)?).ok()?;
+            let pages = overflow.checked_add(1)?.checked_mul(self.page_size)?;
+            let mut used = 0;
+            for index in 0..self.count(branch.page)? {
+                let entry = self.entry(Place { index, ..branch })?;
+                used = used.max(self.key(entry, BRANCH)?.end);
+            }
+            room = used..branch.page.checked_add(pages)?;
+        }
+        if room.len() < key.len() {
+            return None;
+        }
+        let place = u32::try_from(room.start.checked_sub(entry)?).ok()?;
+        let length = u32::try_from(key.len()).ok()?;
+        self.put(entry, &place.to_le_bytes())?;
+        self.put(entry + 4, &length.to_le_bytes())?;
+        self.put(room.start, key)
+    }
+
+    /// The records of a tree.
+    fn list(&self, root: usize) -> Option<Vec<Record>> {
         let mut records = Vec::new();
-        for index in 0..count {
-            let entry = self.entry(page, index)?;
+        // No page of a tree is in it twice, so all entries and their keys together are shorter than the file.
+        let mut left = self.data.len();
+        self.add(root, &mut Vec::new(), &mut left, &mut records)?;
+        Some(records)
+    }
+
+    /// Adds the records below a page to which these branches lead, of at most `left` bytes.
+    fn add(
+        &self,
+        page: usize,
+        branches: &mut Vec<Place>,
+        left: &mut usize,
+        records: &mut Vec<Record>,
+    ) -> Option<()> {
+        let flags = u16_at(&self.data, page.checked_add(8)?)?;
+        for index in 0..self.count(page)? {
+            let at = Place { page, index };
+            let entry = self.entry(at)?;
+            let key = self.key(entry, flags)?;
+            *left = left.checked_sub(ENTRY + key.len())?;
             if flags == LEAF {
-                let length = usize::try_from(u32_at(&self.data, entry + 8)?).ok()?;
-                let start = self.place(entry)?;
-                let key = self.data.get(start..start.checked_add(length)?)?.to_vec();
-                records.push(Record { key, page, index });
-            } else if flags == BRANCH && depth > 0 {
+                records.push(Record {
+                    key: self.data.get(key)?.to_vec(),
+                    at,
+                    branches: branches.clone(),
+                });
+            } else if branches.len() < DEEPEST {
                 let below = usize::try_from(u64_at(&self.data, entry + 8)?).ok()?;
-                records.extend(self.list(below.checked_mul(self.page_size)?, depth - 1)?);
+                branches.push(at);
+                self.add(below.checked_mul(self.page_size)?, branches, left, records)?;
+                branches.pop();
             } else {
                 return None;
             }
         }
-        Some(records)
+        Some(())
     }
 
-    /// Where an entry of a page begins.
-    fn entry(&self, page: usize, index: usize) -> Option<usize> {
+    /// How many entries a page has.
+    fn count(&self, page: usize) -> Option<usize> {
+        Some(usize::from(u16_at(&self.data, page.checked_add(10)?)?))
+    }
+
+    /// Where an entry begins.
+    fn entry(&self, Place { page, index }: Place) -> Option<usize> {
         let entry = page.checked_add(PAGE_HEAD + index * ENTRY)?;
         self.data.get(entry..entry.checked_add(ENTRY)?)?;
         Some(entry)
     }
 
-    /// Where the key of a leaf page's entry begins.
-    fn place(&self, entry: usize) -> Option<usize> {
-        entry.checked_add(usize::try_from(u32_at(&self.data, entry + 4)?).ok()?)
+    /// Where the key of an entry is, in a page with these flags; `None` if the page is of another kind than these two.
+    fn key(&self, entry: usize, flags: u16) -> Option<Range<usize>> {
+        let place = match flags {
+            LEAF => 4,
+            BRANCH => 0,
+            _ => return None,
+        };
+        let number = |at| usize::try_from(u32_at(&self.data, entry + at)?).ok();
+        let start = entry.checked_add(number(place)?)?;
+        let end = start.checked_add(number(place + 4)?)?;
+        (end <= self.data.len()).then_some(start..end)
+    }
+
+    /// Writes bytes over those that are there.
+    fn put(&mut self, at: usize, bytes: &[u8]) -> Option<()> {
+        let place = self.data.get_mut(at..at.checked_add(bytes.len())?)?;
+        place.copy_from_slice(bytes);
+        Some(())
     }
 }
 

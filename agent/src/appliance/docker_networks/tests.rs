@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod pages;
+
 /// What a power cut left while Docker 26.1 started: the bridge driver's `docker0` without its network, beside the
 /// networks `host` and `none`.
 const TORN: &[u8] = include_bytes!("power-cut.db.gz");
@@ -111,6 +113,16 @@ fn of_two_first_pages_one_may_be_torn() {
     assert!(former.records(BUCKET).is_some());
     data[size - latest + 60] ^= 1;
     assert!(Bolt::new(data).is_none());
+}
+
+#[test]
+fn a_store_in_use_is_left_alone() {
+    let (root, path) = machine(&torn());
+    let dockerd = Flock::lock(File::open(&path).unwrap(), FlockArg::LockExclusive).unwrap();
+    assert!(mend(root.path()).unwrap().is_empty());
+    assert_eq!(fs::read(&path).unwrap(), torn());
+    drop(dockerd);
+    assert_eq!(mend(root.path()).unwrap(), [ORPHAN]);
 }
 
 /// The lowest byte of the transaction's number in a first page.

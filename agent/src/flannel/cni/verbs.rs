@@ -239,6 +239,8 @@ fn free_unknown(
     delegate: &Map<String, Value>,
     valid: &[Interface],
 ) -> Result<(), Error> {
+    // Before the records: ADD writes its record before it has an address, so one that a container gets meanwhile has one.
+    let taken = host_local::attachments(delegate)?;
     let recorded = store(conf).list(&conf.name)?;
     let recorded = recorded.iter().map(|attachment| &attachment.interface);
     let known: BTreeSet<_> = valid
@@ -250,12 +252,9 @@ fn free_unknown(
     let mut delegate = delegate.clone();
     // GC's own version may be too new for an installed host-local, whose DEL is the same in all.
     delegate.insert("cniVersion".into(), Version::V0_3_1.as_str().into());
-    let text = delegate::serialize(delegate.clone());
+    let text = delegate::serialize(delegate);
     let mut failed = Ok(());
-    for interface in host_local::attachments(&delegate)?
-        .into_iter()
-        .filter(unknown)
-    {
+    for interface in taken.into_iter().filter(unknown) {
         note(&format!(
             "flannel: freeing the address of {interface}, which nobody knows"
         ));

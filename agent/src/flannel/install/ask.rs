@@ -1,14 +1,20 @@
 //! What an installed CNI plugin says of itself.
 
+use std::io::Read;
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::Value;
 
 /// A plugin answers at once; whatever does not is none.
 const LIMIT: Duration = Duration::from_secs(5);
+
+/// What a pipe holds, in bytes; a program that prints more waits for a reader, until it is killed.
+const LONGEST: u64 = 1 << 16;
 
 /// The words that end every version of ours, and no other's.
 const OURS: &str = "(selvage,";
@@ -19,6 +25,12 @@ pub(super) struct About {
     /// Its version: `v1.9.1-flannel3`.
     pub(super) version: String,
     pub(super) is_ours: bool,
+}
+
+/// What a program has printed.
+struct Printed {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
 }
 
 /// Asks a plugin who it is; `None` if it cannot be run here or is another program.
@@ -47,7 +59,7 @@ fn parse(text: &str) -> Option<About> {
     })
 }
 
-fn run(program: &Path, command: Option<&str>) -> Option<Output> {
+fn run(program: &Path, command: Option<&str>) -> Option<Printed> {
     let mut child = Command::new(program)
         .env_clear()
         .envs(command.map(|command| ("CNI_COMMAND", command)))
@@ -66,12 +78,44 @@ fn run(program: &Path, command: Option<&str>) -> Option<Output> {
         }
         sleep(Duration::from_millis(5));
     }
-    child.wait_with_output().ok()
+    Some(Printed {
+        stdout: rest(child.stdout?)?,
+        stderr: rest(child.stderr?)?,
+    })
+}
+
+/// What is in a pipe now. What the program has started may hold it open for ever.
+fn rest(pipe: impl Read + AsFd) -> Option<Vec<u8>> {
+    fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).ok()?;
+    let mut bytes = Vec::new();
+    // An error says that it is empty; what came before is there.
+    let _ = pipe.take(LONGEST).read_to_end(&mut bytes);
+    Some(bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn what_a_program_leaves_running_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("flannel");
+        let text = "#!/bin/sh\nsleep 30 &\necho 'CNI Plugin flannel version 1.2 (x)' >&2\n";
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        let start = Instant::now();
+        let found = about(&program).unwrap();
+        assert_eq!((found.version.as_str(), found.is_ours), ("1.2", false));
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            start.elapsed()
+        );
+    }
 
     #[test]
     fn only_flannels_plugin_and_ours_are_known() {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use ring::digest::{SHA256, digest};
 use serde_json::Value;
 
-use super::conflist::{BUILT_IN, Conflist, MAX_BYTES};
+use super::conflist::{BUILT_IN, Conflist, MAX_BYTES, leads_to_flannel, plugin_types};
 use super::{Error, missing_is_none};
 use crate::base::atomic_file;
 
@@ -110,38 +110,63 @@ impl ConfDir<'_> {
         Ok(())
     }
 
-    /// The configs that runtimes take before ours, in their order.
+    /// The configs that runtimes take before ours, in their order, but for those that call our plugin in turn.
     pub(super) fn before(&self) -> Result<Vec<String>, Error> {
-        let failed = |source| Error::file("list", self.0, source);
-        let mut names = Vec::new();
-        for entry in missing_is_none(fs::read_dir(self.0))
-            .map_err(failed)?
-            .into_iter()
-            .flatten()
-        {
-            let entry = entry.map_err(failed)?;
-            let name = PathBuf::from(entry.file_name());
-            let extension = name.extension().and_then(|extension| extension.to_str());
-            let is_config = matches!(extension, Some("conf" | "conflist" | "json"));
-            if is_config && !entry.path().is_dir() && name.as_os_str() < NAME {
-                names.push(name.display().to_string());
-            }
+        let names = missing_is_none(configs(self.0));
+        let names = names.map_err(|source| Error::file("list", self.0, source))?;
+        let names = names.into_iter().flatten();
+        let names = names.filter(|name| name.as_str() < NAME);
+        Ok(names.filter(|name| !self.leads_here(name)).collect())
+    }
+
+    fn leads_here(&self, name: &str) -> bool {
+        let path = self.0.join(name);
+        let is_short = fs::metadata(&path).is_ok_and(|metadata| metadata.len() <= MAX_BYTES);
+        let config = is_short.then(|| fs::read(&path).ok()).flatten();
+        config
+            .and_then(|config| plugin_types(&config).ok())
+            .is_some_and(|types| leads_to_flannel(&types))
+    }
+
+    /// Removes what a crash has left of a write. Nobody may be writing meanwhile.
+    pub(super) fn clear(&self) -> Result<(), Error> {
+        for path in [self.path(), self.0.join(RECORD), self.0.join(REPLACED)] {
+            atomic_file::remove_leftovers(&path)
+                .map_err(|source| Error::file("clear", &path, source))?;
         }
-        names.sort_unstable();
-        Ok(names)
+        Ok(())
     }
 
     fn recorded(&self) -> Result<Option<String>, Error> {
         let path = self.0.join(RECORD);
-        let text = missing_is_none(fs::read_to_string(&path))
+        let text = missing_is_none(fs::read(&path))
             .map_err(|source| Error::file("read", &path, source))?;
-        Ok(text.map(|text| text.trim().to_owned()))
+        Ok(text.map(|text| String::from_utf8_lossy(&text).trim().to_owned()))
     }
 
     fn record(&self, contents: &[u8]) -> Result<(), Error> {
         let line = format!("{}\n", hash_of(contents));
         write(&self.0.join(RECORD), line.as_bytes())
     }
+}
+
+/// The configs of a directory, in the order in which runtimes look at them.
+///
+/// # Errors
+/// It cannot be listed, or is not there.
+pub(crate) fn configs(directory: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = PathBuf::from(entry.file_name());
+        let extension = name.extension().and_then(|extension| extension.to_str());
+        let is_config = matches!(extension, Some("conf" | "conflist" | "json"));
+        if is_config && !entry.path().is_dir() {
+            names.push(name.display().to_string());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 fn write(path: &Path, contents: &[u8]) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -140,6 +141,41 @@ impl Conflist {
 fn type_of(plugin: &Value) -> Option<String> {
     let kind = plugin.get("type")?.as_str()?;
     (!kind.is_empty() && !kind.contains('/')).then(|| kind.to_owned())
+}
+
+/// The plugins that a config names, of one plugin or a list, in the order in which they are called, and those of Multus's
+/// delegates.
+///
+/// # Errors
+/// It is not JSON, or no config.
+pub(crate) fn plugin_types(config: &[u8]) -> serde_json::Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default, rename = "type")]
+        kind: String,
+        #[serde(default)]
+        plugins: Vec<Config>,
+        #[serde(default)]
+        delegates: Vec<Config>,
+    }
+    fn add(config: Config, types: &mut Vec<String>) {
+        if !config.kind.is_empty() {
+            types.push(config.kind);
+        }
+        for below in config.plugins.into_iter().chain(config.delegates) {
+            add(below, types);
+        }
+    }
+    let mut types = Vec::new();
+    add(serde_json::from_slice(config)?, &mut types);
+    Ok(types)
+}
+
+/// Whether a config of these plugins puts pods into the overlay. Multus without delegates has a `clusterNetwork`, which
+/// names another config (multus-cni, docs/configuration.md): then it may.
+pub(crate) fn leads_to_flannel(types: &[String]) -> bool {
+    types.iter().any(|kind| kind == FLANNEL)
+        || matches!(types, [only] if only == "multus" || only == "multus-shim")
 }
 
 /// The highest version that libcni since 1.2 and we know of those in `cniVersion` and `cniVersions` (CNI specification

@@ -279,6 +279,9 @@ fn what_keeps_pods_from_the_overlay_is_named() {
     host.put("net.d/05-cilium.conflist", "{}", 0o644);
     host.put("net.d/00-multus.conf", "{}", 0o644);
     host.put("net.d/87-podman-bridge.conflist", "{}", 0o644);
+    // Multus calls our plugin itself.
+    let multus = r#"{"type":"multus","delegates":[{"plugins":[{"type":"flannel"}]}]}"#;
+    host.put("net.d/01-multus.conf", multus, 0o644);
     host.put("net.d/05-cilium.conflist.cilium_bak", "{}", 0o644);
     fs::create_dir(host.path("net.d/04-x.conf")).unwrap();
     fs::remove_file(host.path("bin/portmap")).unwrap();
@@ -304,8 +307,13 @@ fn what_keeps_pods_from_the_overlay_is_named() {
 fn leftovers_of_a_crash_go_and_what_is_no_file_stays() {
     let host = Host::new();
     host.put("bin/.flannelAb3dE9", "half", 0o600);
+    host.put("net.d/.10-flannel.conflistAb3dE9", "{", 0o600);
+    host.put("net.d/..10-flannel.conflist.selvageAb3dE9", "", 0o600);
+    fs::write(host.path("net.d/.10-flannel.conflist.selvage"), b"\xff").unwrap();
     host.install(&Wish::default());
     assert_eq!(host.names("bin"), ["flannel"]);
+    let conf = [".10-flannel.conflist.selvage", "10-flannel.conflist"];
+    assert_eq!(host.names("net.d"), conf);
     fs::remove_file(host.path("bin/flannel")).unwrap();
     fs::create_dir(host.path("bin/flannel")).unwrap();
     let error = install_program(&host.program, &host.places, &Wish::default()).unwrap_err();

@@ -61,12 +61,13 @@ const RIGHTS: [Right; 5] = [
 ];
 
 impl KubeStore {
-    /// The name of this host's node.
+    /// This host's node.
     ///
     /// # Errors
-    /// The pod that this is cannot be read.
-    pub async fn node_name(&self) -> Result<String, StoreError> {
-        self.shared.node_name().await
+    /// It, or the pod that this is, cannot be read.
+    pub async fn seen_node(&self) -> Result<SeenNode, StoreError> {
+        let node = self.shared.node().await?;
+        Ok(node.seen(&self.shared.annotations))
     }
 
     /// All nodes of the cluster, in the order of their names.

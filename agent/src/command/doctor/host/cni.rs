@@ -10,6 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::flannel::install;
+
 /// libcni's default directory.
 const RESULTS: &str = "/var/lib/cni/results";
 
@@ -63,20 +65,6 @@ struct Ip {
     address: String,
 }
 
-#[derive(Deserialize)]
-struct Config {
-    #[serde(default, rename = "type")]
-    kind: String,
-    #[serde(default)]
-    plugins: Vec<Plugin>,
-}
-
-#[derive(Deserialize)]
-struct Plugin {
-    #[serde(default, rename = "type")]
-    kind: String,
-}
-
 /// All cached attachments. Some may be stale, for example after a power loss.
 pub(super) fn attachments() -> Vec<Attachment> {
     let Ok(entries) = fs::read_dir(RESULTS) else {
@@ -101,10 +89,8 @@ fn read(path: &Path) -> Option<Attachment> {
 fn parse(text: &[u8]) -> Option<Attachment> {
     let cached: Cached = serde_json::from_slice(text).ok()?;
     let config = STANDARD.decode(&cached.config).unwrap_or_default();
-    let by_flannel = serde_json::from_slice::<Config>(&config).is_ok_and(|config| {
-        let mut kinds = config.plugins.iter().map(|plugin| &plugin.kind);
-        config.kind == "flannel" || kinds.any(|kind| kind == "flannel")
-    });
+    let by_flannel = install::plugin_types(&config)
+        .is_ok_and(|types| types.iter().any(|kind| kind == "flannel"));
     let addresses = cached.result.ips.iter();
     let addresses = addresses.filter_map(|ip| Some(ip.address.parse::<IpNet>().ok()?.addr()));
     let on_host = |interface: &&Interface| interface.sandbox.is_empty();

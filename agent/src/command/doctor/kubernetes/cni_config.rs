@@ -5,40 +5,27 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use serde::Deserialize;
-
 use crate::command::doctor::{Context, Finding, NotChecked, Outcome, Severity};
+use crate::flannel::install;
 
 pub(super) const NAME: &str = "cni-config";
-
-/// The directory of containerd and CRI-O.
-const DIRECTORY: &str = "/etc/cni/net.d";
 
 /// The longest file that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-pub(super) fn check(_: &Context<'_>) -> Outcome {
-    judge(Path::new(DIRECTORY))
+pub(super) fn check(context: &Context<'_>) -> Outcome {
+    judge(&context.settings.cni.conf_dir)
 }
 
 fn judge(directory: &Path) -> Outcome {
     let shown = directory.display();
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
+    let names = match install::configs(directory) {
+        Ok(names) => names,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(NotChecked(format!("there is no {shown} here")));
         }
         Err(error) => return Err(NotChecked(format!("failed to read {shown}: {error}"))),
     };
-    let names = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let is_config = |name: &String| {
-        let end = Path::new(name).extension().and_then(|end| end.to_str());
-        matches!(end, Some("conf" | "conflist" | "json"))
-    };
-    let mut names: Vec<_> = names.filter(is_config).collect();
-    names.sort();
     let Some(first) = names.first() else {
         return Ok(vec![Finding::new(
             NAME,
@@ -46,27 +33,29 @@ fn judge(directory: &Path) -> Outcome {
             shown.to_string(),
             format!("there is no CNI configuration in {shown}"),
             "the kubelet reports the node as not ready, and no pod starts",
-            vec!["write it: selvage cni install".to_owned()],
+            vec![format!("write it: selvage cni install --conf-dir {shown}")],
         )]);
     };
-    let types = match read(&directory.join(first)) {
-        Ok(types) => types,
-        Err(reason) => {
-            return Ok(vec![Finding::new(
-                NAME,
-                Severity::Error,
-                format!("{shown}/{first}"),
-                format!("the CNI configuration {shown}/{first} cannot be read: {reason}"),
-                "the runtime takes the first configuration by name, so no pod starts, or pods get another network",
-                vec![format!("correct or remove it: {shown}/{first}")],
-            )]);
-        }
+    let finding = match read(&directory.join(first)) {
+        Ok(types) if install::leads_to_flannel(&types) => return Ok(Vec::new()),
+        Ok(types) => of_another(directory, &names, &types),
+        Err(reason) => Finding::new(
+            NAME,
+            Severity::Error,
+            format!("{shown}/{first}"),
+            format!("the CNI configuration {shown}/{first} cannot be read: {reason}"),
+            "the runtime takes the first configuration by name, so no pod starts, or pods get another network",
+            vec![format!("correct or remove it: {shown}/{first}")],
+        ),
     };
-    if types.iter().any(|kind| kind == "flannel") {
-        return Ok(Vec::new());
-    }
+    Ok(vec![finding])
+}
+
+/// The first of the configurations is another plugin's, and has these types.
+fn of_another(directory: &Path, names: &[String], types: &[String]) -> Finding {
+    let (shown, first) = (directory.display(), &names[0]);
     let is_there = names[1..].iter().any(|name| {
-        read(&directory.join(name)).is_ok_and(|types| types.iter().any(|kind| kind == "flannel"))
+        read(&directory.join(name)).is_ok_and(|types| install::leads_to_flannel(&types))
     });
     let severity = if is_there {
         Severity::Error
@@ -78,9 +67,11 @@ fn judge(directory: &Path) -> Outcome {
         true => format!(
             "if that network is not wanted any more: rm {shown}/{first}, then start the pods again"
         ),
-        false => "if pods should be in the overlay: selvage cni install".to_owned(),
+        false => {
+            format!("if pods should be in the overlay: selvage cni install --conf-dir {shown}")
+        }
     };
-    Ok(vec![Finding::new(
+    Finding::new(
         NAME,
         severity,
         format!("{shown}/{first}"),
@@ -89,32 +80,17 @@ fn judge(directory: &Path) -> Outcome {
         ),
         "the runtime takes the first configuration by name; what is left of a former network plugin counts as well",
         vec![write],
-    )])
+    )
 }
 
 /// The types of a configuration's plugins, the first first.
 fn read(path: &Path) -> Result<Vec<String>, String> {
-    #[derive(Deserialize)]
-    struct Config {
-        #[serde(default, rename = "type")]
-        kind: String,
-        #[serde(default)]
-        plugins: Vec<Plugin>,
-    }
-    #[derive(Deserialize)]
-    struct Plugin {
-        #[serde(default, rename = "type")]
-        kind: String,
-    }
     let length = fs::metadata(path).map_err(|error| error.to_string())?.len();
     if length > MAX_BYTES {
         return Err(format!("it has more than {MAX_BYTES} bytes"));
     }
     let text = fs::read(path).map_err(|error| error.to_string())?;
-    let config: Config = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-    let kinds = config.plugins.into_iter().map(|plugin| plugin.kind);
-    let kinds = std::iter::once(config.kind).chain(kinds);
-    Ok(kinds.filter(|kind| !kind.is_empty()).collect())
+    install::plugin_types(&text).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -129,6 +105,14 @@ mod tests {
     const CRIO: &str = r#"{"cniVersion":"1.0.0","name":"crio","plugins":[{"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true}]}"#;
     /// podman's, of one plugin alone (87-podman-bridge.conflist, and older ones by .conf).
     const SINGLE: &str = r#"{"cniVersion":"0.4.0","name":"podman","type":"bridge"}"#;
+
+    /// What Multus's thin and thick plugins write of kube-flannel's (k8snetworkplumbingwg/multus-cni, docs/how-to-use.md and
+    /// docs/thick-plugin.md), and its own example with a named default network (docs/configuration.md).
+    const MULTUS: [&str; 3] = [
+        r#"{"cniVersion":"0.3.1","name":"multus-cni-network","type":"multus","kubeconfig":"/etc/cni/net.d/multus.d/multus.kubeconfig","delegates":[{"name":"cbr0","cniVersion":"0.3.1","plugins":[{"type":"flannel","delegate":{"hairpinMode":true,"isDefaultGateway":true}},{"type":"portmap","capabilities":{"portMappings":true}}]}]}"#,
+        r#"{"cniVersion":"0.3.1","name":"multus-cni-network","type":"multus-shim","logLevel":"verbose","clusterNetwork":"/host/etc/cni/net.d/10-flannel.conflist"}"#,
+        r#"{"cniVersion":"0.3.1","name":"node-cni-network","type":"multus","kubeconfig":"/etc/kubernetes/node-kubeconfig.yaml","confDir":"/etc/cni/multus/net.d","clusterNetwork":"/etc/cni/net.d/99-flannel.conf","defaultNetworks":["sidecarCRD"]}"#,
+    ];
 
     fn said(files: &[(&str, &str)]) -> Vec<(Severity, String)> {
         let directory = tempfile::tempdir().unwrap();
@@ -160,6 +144,11 @@ mod tests {
             ])
             .is_empty()
         );
+        // Multus calls the overlay's plugin itself.
+        for multus in MULTUS {
+            let both = [("10-flannel.conflist", OURS), ("00-multus.conf", multus)];
+            assert!(said(&both).is_empty(), "{multus}");
+        }
         let text = "pods on this node get their network from DIR/10-calico.conflist (plugin calico), not from the overlay";
         let both = said(&[
             ("10-flannel.conflist", OURS),
@@ -187,6 +176,11 @@ mod tests {
                 .1
                 .starts_with("the CNI configuration DIR/00-half.conflist cannot be read: EOF")
         );
+        // Runtimes pass over directories.
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("00-old.conf")).unwrap();
+        fs::write(directory.path().join("10-flannel.conflist"), OURS).unwrap();
+        assert!(judge(directory.path()).unwrap().is_empty());
         let missing = judge(Path::new("/nonexistent/net.d"));
         assert!(missing.is_err());
     }

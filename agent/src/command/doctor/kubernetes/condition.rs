@@ -9,12 +9,10 @@ pub(super) const NAME: &str = "kube-condition";
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
     let store = store(context)?;
     let is_up = context.status()?.health.state == State::Ready;
-    let name = store.node_name().await.map_err(not_checked)?;
-    let nodes = store.seen_nodes().await.map_err(not_checked)?;
-    let node = nodes.into_iter().find(|node| node.name == name);
-    let reason = node.and_then(|node| node.unavailable);
+    let node = store.seen_node().await.map_err(not_checked)?;
+    let name = node.name;
     // While the overlay is down it is as it should be, and the check `agent` says why.
-    let Some(reason) = reason.filter(|_| is_up) else {
+    let Some(reason) = node.unavailable.filter(|_| is_up) else {
         return Ok(Vec::new());
     };
     let is_written = context.settings.kubernetes.set_network_unavailable;

@@ -1,6 +1,8 @@
 //! The cluster's other nodes: those that the overlay does not reach, for want of a podCIDR, of one inside the network,
 //! or of an agent.
 
+use ipnet::IpNet;
+
 use super::{not_checked, sample, store};
 use crate::cluster::lease::kube::SeenNode;
 use crate::command::doctor::{Context, Finding, Outcome, Severity, cluster};
@@ -16,13 +18,10 @@ pub(super) async fn check(context: &Context<'_>) -> Outcome {
 
 fn judge(nodes: &[SeenNode], status: Option<&Status>) -> Vec<Finding> {
     let networks: Vec<_> = status.into_iter().flat_map(cluster::networks).collect();
-    let is_outside = |node: &&SeenNode| {
-        let inside = |cidr| networks.iter().any(|network| network.contains(cidr));
-        !networks.is_empty() && !node.cidrs.iter().any(inside) && !node.cidrs.is_empty()
-    };
+    let is_outside = |node: &&SeenNode| is_outside(node, &networks);
+    let lacks_one = |node: &&SeenNode| lacks_one(node, &networks);
     let (outside, inside): (Vec<_>, Vec<_>) = nodes.iter().partition(is_outside);
-    let (bare, inside): (Vec<_>, Vec<_>) =
-        inside.into_iter().partition(|node| node.cidrs.is_empty());
+    let (bare, inside): (Vec<_>, Vec<_>) = inside.into_iter().partition(lacks_one);
     let silent: Vec<_> = inside.into_iter().filter(|node| !node.takes_part).collect();
     let mut findings = Vec::new();
     if !outside.is_empty() {
@@ -36,10 +35,12 @@ fn judge(nodes: &[SeenNode], status: Option<&Status>) -> Vec<Finding> {
         ));
     }
     if !bare.is_empty() {
+        let has_some = bare.iter().any(|node| !node.cidrs.is_empty());
+        let of_a_family = " of a family that the network has";
         findings.push(about(
             &bare,
             Severity::Error,
-            "no podCIDR",
+            &format!("no podCIDR{}", if has_some { of_a_family } else { "" }),
             "the agents there have no subnet and wait",
             "have kube-controller-manager assign them: --allocate-node-cidrs=true --cluster-cidr=NETWORK",
         ));
@@ -54,6 +55,27 @@ fn judge(nodes: &[SeenNode], status: Option<&Status>) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// The podCIDRs of a network's family.
+fn cidrs<'a>(node: &'a SeenNode, network: &IpNet) -> impl Iterator<Item = &'a IpNet> {
+    let is_v4 = network.addr().is_ipv4();
+    let cidrs = node.cidrs.iter();
+    cidrs.filter(move |cidr| cidr.addr().is_ipv4() == is_v4)
+}
+
+/// Whether all podCIDRs of a family are outside the network: the agent there waits, whatever the other family has.
+fn is_outside(node: &SeenNode, networks: &[IpNet]) -> bool {
+    networks.iter().any(|network| {
+        let mut cidrs = cidrs(node, network).peekable();
+        cidrs.peek().is_some() && !cidrs.any(|cidr| network.contains(cidr))
+    })
+}
+
+/// Whether there is no podCIDR, or none of a family that the network has.
+fn lacks_one(node: &SeenNode, networks: &[IpNet]) -> bool {
+    let lacks = |network: &IpNet| cidrs(node, network).next().is_none();
+    node.cidrs.is_empty() || networks.iter().any(lacks)
 }
 
 fn about(nodes: &[&SeenNode], severity: Severity, have: &str, why: &str, remedy: &str) -> Finding {
@@ -87,17 +109,40 @@ mod tests {
         }
     }
 
-    #[test]
-    fn each_kind_of_node_is_one_finding() {
+    fn status(ipv6: Option<&str>) -> Status {
         let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
         status.network = Some(Network {
             ipv4: "10.244.0.0/16".parse().ok(),
-            ipv6: None,
+            ipv6: ipv6.map(|net| net.parse().unwrap()),
             backend: "vxlan".to_owned(),
             mtu: 1450,
             rejected: None,
             subnets: None,
         });
+        status
+    }
+
+    #[test]
+    fn in_dual_stack_each_family_counts() {
+        let nodes = [
+            node("both", &["10.244.2.0/24", "fd00:10:244:2::/64"], true),
+            node("half", &["10.42.2.0/24", "fd00:10:244:3::/64"], true),
+            node("one", &["10.244.1.0/24"], true),
+        ];
+        let said = judge(&nodes, Some(&status(Some("fd00:10:244::/48"))));
+        let said: Vec<_> = said.into_iter().map(|finding| finding.what).collect();
+        assert_eq!(
+            said,
+            [
+                "the node half has a podCIDR outside the network 10.244.0.0/16 and fd00:10:244::/48",
+                "the node one has no podCIDR of a family that the network has",
+            ]
+        );
+    }
+
+    #[test]
+    fn each_kind_of_node_is_one_finding() {
+        let status = status(None);
         let nodes = [
             node("good", &["10.244.1.0/24"], true),
             // A cluster in dual stack whose overlay is IPv4.

@@ -36,6 +36,17 @@ fn uninstall_removes_only_what_is_ours() {
     let (says, is_left) = uninstall(true);
     assert_eq!((says[0].as_str(), is_left), (removed[0], false));
     assert_eq!(host.read("bin/flannel"), flannels, "not even with force");
+
+    // Somebody's config list names our plugin.
+    host.install(&Wish::default());
+    host.put("net.d/10-flannel.conflist", &custom(1400), 0o644);
+    let (says, is_left) = uninstall(false);
+    assert!(
+        is_left && says[1].contains("no pod could start"),
+        "{says:?}"
+    );
+    assert!(host.path("bin/flannel").exists());
+    assert_eq!(uninstall(true), (removed.map(String::from).into(), false));
 }
 
 #[test]

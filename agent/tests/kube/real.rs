@@ -150,7 +150,7 @@ struct Running {
     address: SocketAddr,
     tls: TlsConnector,
     api_server: Child,
-    _authority: Authority,
+    authority: Authority,
     _etcd: Server,
 }
 
@@ -172,7 +172,8 @@ impl Running {
                 format!("--tls-cert-file={}", file("server.pem")),
                 format!("--tls-private-key-file={}", file("server.key")),
                 format!("--token-auth-file={}", file("tokens")),
-                format!("--service-account-key-file={}", file("server.key")),
+                // Of a key in PKCS #8 it reads no public half.
+                format!("--service-account-key-file={}", file("server.pem")),
                 format!("--service-account-signing-key-file={}", file("server.key")),
                 format!("--cert-dir={}", file("")),
             ])
@@ -190,29 +191,30 @@ impl Running {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn();
-        let running = Self {
+        let mut running = Self {
             address,
             tls: connector(&authority),
             api_server: api_server.unwrap_or_else(|error| panic!("{}: {error}", program.display())),
-            _authority: authority,
+            authority,
             _etcd: etcd,
         };
         running.wait().await;
         running
     }
 
-    async fn wait(&self) {
+    async fn wait(&mut self) {
         let deadline = Instant::now() + START;
         loop {
+            let ended = self.api_server.try_wait().expect("a child");
             let ask = Ask::new(Method::GET, "/readyz", None);
             if let Ok(response) = request(self.address, &self.tls, ask).await
                 && response.status() == 200
             {
                 return;
             }
-            if Instant::now() > deadline {
-                let log = std::fs::read_to_string(self._authority.path("log")).unwrap_or_default();
-                panic!("kube-apiserver is not ready within {START:?}; its log:\n{log}");
+            if ended.is_some() || Instant::now() > deadline {
+                let log = std::fs::read_to_string(self.authority.path("log")).unwrap_or_default();
+                panic!("kube-apiserver is not ready ({ended:?}); its log:\n{log}");
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

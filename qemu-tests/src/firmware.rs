@@ -1,6 +1,7 @@
 //! Where the processors of a machine are that says nothing, and the firmware that hangs before it starts anything.
 //!
-//! With `-accel tcg,thread=multi` it happens, once in some hundred boots, that a guest resets and nothing comes after. When
+//! With `-accel tcg,thread=multi` of QEMU 7.2 it happens, once in some hundred boots, that a guest resets and nothing comes
+//! after: its processors race for the map of the memory, which QEMU 8.2 mends (softmmu: tcg_commit by async_run_on_cpu). When
 //! its processors are in the firmware then, nothing of the image has run since the reset, and the boot is not judged: the
 //! machine is reset once more. When they are in the kernel, the boot has failed, and its error says where.
 

@@ -132,6 +132,14 @@ impl Machine {
         }
     }
 
+    fn check_that_it_runs(&mut self) -> Result<()> {
+        if self.is_running() {
+            return Ok(());
+        }
+        let why = self.why_it_ended();
+        bail!("{}: QEMU ended: {why}", self.name())
+    }
+
     /// Waits until commands can be run in the guest.
     ///
     /// # Errors
@@ -148,12 +156,7 @@ impl Machine {
         let mut disk_operations = 0;
         let mut was_told = false;
         while self.ssh.greets().await.is_err() {
-            ensure!(
-                self.is_running(),
-                "{}: QEMU ended: {}",
-                self.name(),
-                self.last_qemu_message()
-            );
+            self.check_that_it_runs()?;
             // No answer from a monitor on a busy host is no sign of life, nor of death.
             disk_operations = qmp::disk_operations(&self.spec.qmp)
                 .await
@@ -211,12 +214,7 @@ impl Machine {
         let mut disk_operations = 0;
         let mut last = "no boot takes commands".to_owned();
         loop {
-            ensure!(
-                self.is_running(),
-                "{}: QEMU ended: {}",
-                self.name(),
-                self.last_qemu_message()
-            );
+            self.check_that_it_runs()?;
             if self.ssh.greets().await.is_ok() {
                 last = match self.ssh.feed(probe, &[], PROBE_DEADLINE).await {
                     Ok(said) if said.contains(expected) => return self.connect().await,
@@ -418,10 +416,15 @@ impl Machine {
         qmp::execute(&self.spec.qmp, "system_reset").await.map(drop)
     }
 
-    fn last_qemu_message(&self) -> String {
+    /// Why QEMU ended: how, when that is known, and the last that it said. A signal is its own fault, not the guest's.
+    fn why_it_ended(&mut self) -> String {
         let text =
             std::fs::read_to_string(self.spec.console.with_extension("qemu")).unwrap_or_default();
-        text.lines().last().unwrap_or("without a word").to_owned()
+        let said = text.lines().last().unwrap_or("without a word");
+        match self.qemu.as_mut().map(Child::exited) {
+            Some(Ok(Some(status))) => format!("{said} ({status})"),
+            _ => said.to_owned(),
+        }
     }
 }
 
@@ -459,5 +462,28 @@ pub(crate) mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("QEMU ended: no such device"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_crash_of_qemu_itself_is_told_from_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut crashing = Command::new("sh");
+        crashing.args(["-c", "kill -SEGV $$"]);
+        let qemu = Child::spawn("QEMU", crashing).unwrap();
+        let mut machine = machine(dir.path());
+        machine.process = qemu.id();
+        machine.qemu = Some(qemu);
+        while machine.is_running() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let error = machine
+            .wait_for_ssh(&Progress::new())
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("without a word (signal: 11 (SIGSEGV)"),
+            "{error}"
+        );
     }
 }

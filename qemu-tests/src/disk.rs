@@ -15,6 +15,9 @@ pub(crate) async fn create(image: Option<&Path>, disk: &Path) -> Result<()> {
     let mut command = tokio::process::Command::new("qemu-img");
     command.args(["create", "-q", "-f", "qcow2"]);
     if let Some(image) = image {
+        // qemu-img takes a relative path from the overlay's directory on, not from the working directory.
+        let image = std::fs::canonicalize(image)
+            .with_context(|| format!("failed to find {}", image.display()))?;
         command.args(["-F", "raw", "-b"]).arg(image);
     }
     command.arg(disk).arg(DISK_BYTES.to_string());
@@ -60,4 +63,24 @@ async fn qemu_img(mut command: tokio::process::Command, verb: &str, disk: &Path)
         said.trim()
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_image_may_be_named_from_the_working_directory_on() {
+        let here = std::env::current_dir().unwrap();
+        let dir = tempfile::tempdir_in(&here).unwrap();
+        let dir = dir.path().strip_prefix(&here).unwrap();
+        std::fs::write(dir.join("image.raw"), [0; 4096]).unwrap();
+        create(Some(&dir.join("image.raw")), &dir.join("disk.qcow2"))
+            .await
+            .unwrap();
+        let error = create(Some(&dir.join("none.raw")), &dir.join("disk.qcow2"))
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("none.raw"), "{error}");
+    }
 }

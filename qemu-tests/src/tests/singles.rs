@@ -37,7 +37,7 @@ pub(super) async fn run(suite: &mut Suite<'_>, host: &Host, common: &Common, dir
         }
     }
     suite.close(broken_ignition::CASES, result.as_ref().err());
-    initrd_network::run(suite, host, elsewhere).await;
+    initrd_network::run(suite, host, common, dir, elsewhere).await;
 }
 
 async fn start_broken(host: &Host, common: &Common, dir: &Path) -> Result<Cluster> {

@@ -291,6 +291,10 @@ async fn late(cluster: &mut Cluster, config: &str, progress: &Progress) -> Resul
     wait::until("a report on the console", REPORT_DEADLINE, || async {
         let text = Console::new(console.clone()).text();
         ensure!(text.contains(REPORT), "no report on the console");
+        ensure!(
+            text.contains("last error: GET result: Not Found"),
+            "the report does not say what the server answered"
+        );
         Ok(())
     })
     .await?;

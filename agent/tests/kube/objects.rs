@@ -140,9 +140,22 @@ pub(crate) fn create_event(cluster: &mut Cluster, body: &[u8]) -> Response<Body>
     whole(201, &event)
 }
 
+/// Where a client asks for its own rights.
+pub(crate) const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+
 /// Whether who asks may do something.
 pub(crate) fn review(cluster: &Cluster, body: &[u8]) -> Response<Body> {
     let mut review: Value = serde_json::from_slice(body).expect("JSON");
+    review["status"] = json!({"allowed": !denies(cluster, &review)});
+    whole(201, &review)
+}
+
+/// Whether a request asks for a right that the test denies, which a real server would give.
+pub(crate) fn is_denied(cluster: &Cluster, path: &str, body: &[u8]) -> bool {
+    path == REVIEWS && denies(cluster, &serde_json::from_slice(body).expect("JSON"))
+}
+
+fn denies(cluster: &Cluster, review: &Value) -> bool {
     let asked = &review["spec"]["resourceAttributes"];
     let text = |name: &str| asked[name].as_str().expect("text").to_owned();
     let resource = match text("subresource").as_str() {
@@ -150,7 +163,5 @@ pub(crate) fn review(cluster: &Cluster, body: &[u8]) -> Response<Body> {
         part => format!("{}/{part}", text("resource")),
     };
     let asked = format!("{} {resource}", text("verb"));
-    let is_allowed = !cluster.faults.denied.contains(&asked.as_str());
-    review["status"] = json!({"allowed": is_allowed});
-    whole(201, &review)
+    cluster.faults.denied.contains(&asked.as_str())
 }

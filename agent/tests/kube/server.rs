@@ -358,7 +358,8 @@ async fn answer(
     }
     let body = request.into_body().collect().await;
     let body = body.map_err(std::io::Error::other)?.to_bytes();
-    if shared.real.is_some() {
+    let is_denied = objects::is_denied(&shared.cluster(), uri.path(), &body);
+    if shared.real.is_some() && !is_denied {
         let ask = Ask {
             method,
             path: uri.to_string(),
@@ -385,7 +386,7 @@ fn handle(
     body: &[u8],
 ) -> Response<Body> {
     let query = objects::query(uri.query().unwrap_or_default());
-    if uri.path() == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" {
+    if uri.path() == objects::REVIEWS {
         return objects::review(cluster, body);
     }
     let path = uri.path().trim_start_matches("/api/v1/");

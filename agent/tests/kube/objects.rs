@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hyper::Response;
 use serde_json::{Value, json};
 
-use crate::server::{Body, Cluster, status, whole};
+use crate::server::{Body, Cluster, status, whole, written};
 
 /// What happened to an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,8 +39,23 @@ pub(crate) fn query(text: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// Nodes as text, for as long as they have the revision with which they were written down: thousands are listed often.
+#[derive(Default)]
+pub(crate) struct Texts(BTreeMap<String, (Value, String)>);
+
+impl Texts {
+    fn of(&mut self, name: &str, node: &Value) -> &str {
+        let revision = &node["metadata"]["resourceVersion"];
+        if self.0.get(name).is_none_or(|(known, _)| known != revision) {
+            let text = (revision.clone(), node.to_string());
+            self.0.insert(name.to_owned(), text);
+        }
+        &self.0[name].1
+    }
+}
+
 /// A page of the nodes. The token for the next is the list's revision and the last name.
-pub(crate) fn list(cluster: &Cluster, query: &BTreeMap<String, String>) -> Response<Body> {
+pub(crate) fn list(cluster: &mut Cluster, query: &BTreeMap<String, String>) -> Response<Body> {
     let limit: usize = query
         .get("limit")
         .map_or(0, |limit| limit.parse().expect("a number"));
@@ -64,15 +79,17 @@ pub(crate) fn list(cluster: &Cluster, query: &BTreeMap<String, String>) -> Respo
         _ if cluster.faults.endless => format!("{revision}:"),
         _ => String::new(),
     };
-    let items: Vec<&Value> = items.into_iter().map(|(_, node)| node).collect();
-    whole(
-        200,
-        &json!({
-            "kind": "NodeList", "apiVersion": "v1",
-            "metadata": {"resourceVersion": revision.to_string(), "continue": next},
-            "items": items,
-        }),
-    )
+    let metadata = json!({"resourceVersion": revision.to_string(), "continue": next});
+    let mut text =
+        format!(r#"{{"kind":"NodeList","apiVersion":"v1","metadata":{metadata},"items":["#);
+    for (place, (name, node)) in items.into_iter().enumerate() {
+        if place > 0 {
+            text.push(',');
+        }
+        text.push_str(cluster.texts.of(name, node));
+    }
+    text.push_str("]}");
+    written(200, text)
 }
 
 /// A strategic merge patch of a node's status: annotations merge by name, conditions by type.

@@ -14,6 +14,7 @@
 //! | `access` | tokens, certificates, pods |
 //! | `rights` | the rights that a node needs, of a real server |
 //! | `survey` | what the doctor asks |
+//! | `start` | thousands of nodes that start together |
 //! | `hosts` | whole hosts with the real agent and kernel, in network namespaces: these need root |
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
@@ -44,6 +45,7 @@ mod real;
 mod refused;
 mod rights;
 mod server;
+mod start;
 mod stream;
 mod survey;
 #[path = "../overlay/wait.rs"]

@@ -1,4 +1,5 @@
-//! What the agent costs, in one table: with the real etcd and the real kernel in network namespaces.
+//! What the agent costs, in one table: with the real etcd, the tests' API server, and the real kernel in network
+//! namespaces.
 //!
 //! `SELVAGE_BIN` names the binary to measure, `FLANNELD` a rival that takes flannel's flags: then both take turns in the
 //! same namespaces, against the same etcd, in one run. Without a rival, what can only be judged beside one is not counted
@@ -11,6 +12,10 @@
     clippy::expect_used,
     reason = "what the tests share with this program ends it when hosts and etcd cannot be had"
 )]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what the tests share with this program ends it when servers cannot be had"
+)]
 
 #[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../../tests/etcd/authority.rs"]
@@ -19,13 +24,31 @@ mod authority;
 #[path = "../../tests/overlay/cluster.rs"]
 mod cluster;
 #[expect(dead_code, reason = "the tests use all of it")]
+#[path = "../../tests/etcd/server.rs"]
+mod etcd;
+#[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../../tests/overlay/host.rs"]
 mod host;
+mod kubernetes;
 mod leases;
+#[path = "../../tests/kube/mirror.rs"]
+mod mirror;
 #[path = "../../tests/overlay/namespace.rs"]
 mod namespace;
+#[expect(dead_code, reason = "the tests use all of it")]
+#[path = "../../tests/kube/node.rs"]
+mod node;
+#[path = "../../tests/kube/objects.rs"]
+mod objects;
 mod program;
+#[path = "../../tests/kube/real.rs"]
+mod real;
 mod scale;
+#[expect(dead_code, reason = "the tests use all of it")]
+#[path = "../../tests/kube/server.rs"]
+mod server;
+#[path = "../../tests/kube/stream.rs"]
+mod stream;
 mod table;
 mod tools;
 mod traffic;
@@ -113,6 +136,7 @@ fn measure() -> Result<()> {
     bench.start(&mut table);
     bench.memory(&mut table)?;
     bench.ten_thousand(&mut table)?;
+    bench.kubernetes(&mut table)?;
     bench.udp(&mut table);
     print!("{table}");
     Ok(())

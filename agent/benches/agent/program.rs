@@ -50,8 +50,24 @@ impl Program {
         })
     }
 
-    /// Starts it on a host.
+    /// Starts it on a host, with its leases in etcd.
     pub(crate) fn start(&self, host: &Host) -> Result<Running> {
+        let etcd = [
+            "--etcd-endpoints",
+            ETCD,
+            "--etcd-prefix",
+            "/coreos.com/network",
+        ];
+        self.start_with(host, &etcd, None)
+    }
+
+    /// Starts it on a host, with flags that say where its leases are; in Kubernetes, as that node.
+    pub(crate) fn start_with(
+        &self,
+        host: &Host,
+        store: &[&str],
+        node: Option<&str>,
+    ) -> Result<Running> {
         let [.., last] = host.address.octets();
         let log = self.directory.path().join(format!("log{last}"));
         let subnet_file = host.subnet_file();
@@ -60,11 +76,12 @@ impl Program {
             .command(self.path.to_str().context("a path that is not UTF-8")?);
         command
             .args(self.arguments)
-            .args(["--etcd-endpoints", ETCD, "--etcd-prefix"])
-            .args(["/coreos.com/network", "--iface", "eth0", "--ip-masq"])
+            .args(store)
+            .args(["--iface", "eth0", "--ip-masq"])
             .arg("--subnet-file")
             .arg(&subnet_file)
             .env_remove("NOTIFY_SOCKET")
+            .envs(node.map(|node| ("NODE_NAME", node)))
             .env(
                 "SELVAGE_STATE_DIR",
                 self.directory.path().join(format!("state{last}")),

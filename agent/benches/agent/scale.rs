@@ -197,18 +197,18 @@ impl Bench {
     }
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub(crate) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-fn add_memory(figures: &mut Figures, memory: &crate::program::Memory) {
+pub(crate) fn add_memory(figures: &mut Figures, memory: &crate::program::Memory) {
     // Exact up to 2^53 bytes.
     figures.add(Metric::Resident, memory.now as f64 / MILLION);
     figures.add(Metric::ResidentPeak, memory.peak as f64 / MILLION);
 }
 
 /// One row for now and one for the peak; the targets are for the former.
-fn add_memory_rows(table: &mut Table, what: &str, all: &[Figures], targets: &[Target]) {
+pub(crate) fn add_memory_rows(table: &mut Table, what: &str, all: &[Figures], targets: &[Target]) {
     for (name, metric, targets) in [
         ("resident memory at rest", Metric::Resident, targets),
         ("resident memory, peak", Metric::ResidentPeak, &[]),

@@ -14,6 +14,7 @@ pub(crate) enum Unit {
     Seconds,
     GigabitsPerSecond,
     ThousandPacketsPerSecond,
+    Requests,
 }
 
 impl Unit {
@@ -25,12 +26,13 @@ impl Unit {
             Self::Seconds => "s",
             Self::GigabitsPerSecond => "Gbit/s",
             Self::ThousandPacketsPerSecond => "1000 packets/s",
+            Self::Requests => "requests",
         }
     }
 
     fn decimals(self) -> usize {
         match self {
-            Self::Bytes | Self::ThousandPacketsPerSecond => 0,
+            Self::Bytes | Self::ThousandPacketsPerSecond | Self::Requests => 0,
             Self::Megabytes | Self::Milliseconds => 1,
             Self::Seconds | Self::GigabitsPerSecond => 2,
         }

@@ -27,6 +27,12 @@ pub(crate) enum Metric {
     Stream,
     /// Small packets that arrive.
     Packets,
+    /// Lists of all nodes, however many pages each has.
+    Lists,
+    /// Watches of all nodes.
+    Watches,
+    /// All requests to an API server.
+    Requests,
 }
 
 /// The figures of one contestant.

@@ -14,7 +14,10 @@
 //! | `access` | tokens, certificates, pods |
 //! | `rights` | the rights that a node needs, of a real server |
 //! | `survey` | what the doctor asks |
+//! | `start` | thousands of nodes that start together |
 //! | `hosts` | whole hosts with the real agent and kernel, in network namespaces: these need root |
+//! | `services` | Services beside our rules, with pods by the real CNI plugins; need root, too |
+//! | `policies` | network policies beside our rules, likewise |
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
@@ -28,6 +31,7 @@ mod access;
 mod authority;
 #[path = "../etcd/server.rs"]
 mod etcd;
+mod fleet;
 mod follow;
 mod herald;
 #[path = "../overlay/host.rs"]
@@ -39,11 +43,17 @@ mod namespace;
 mod node;
 mod objects;
 mod past;
+mod pods;
+mod policies;
+mod proxy;
 mod publish;
+mod queue;
 mod real;
 mod refused;
 mod rights;
 mod server;
+mod services;
+mod start;
 mod stream;
 mod survey;
 #[path = "../overlay/wait.rs"]

@@ -79,16 +79,23 @@ fn create(real: &Real, node: &Value) {
     real.must(Method::POST, "/api/v1/nodes", Some(&cleaned(node)));
 }
 
+/// The podCIDRs of a node, of which the first may be given alone.
+fn subnets(node: &Value) -> Vec<Value> {
+    let spec = &node["spec"];
+    match spec["podCIDRs"].as_array() {
+        Some(all) => all.clone(),
+        None => spec["podCIDR"]
+            .as_str()
+            .map(Value::from)
+            .into_iter()
+            .collect(),
+    }
+}
+
 fn replace(real: &Real, path: &str, node: &Value) {
     let is = real.must(Method::GET, path, None);
-    let cidr = |node: &Value| {
-        node["spec"]["podCIDR"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    };
-    // The real server lets nobody change a node's subnet: a node that has another one was created again.
-    if !cidr(&is).is_empty() && cidr(&is) != cidr(node) {
+    // The real server lets nobody change a node's subnets, nor add a second: a node that has others was created again.
+    if !subnets(&is).is_empty() && subnets(&is) != subnets(node) {
         real.must(Method::DELETE, path, None);
         return create(real, node);
     }

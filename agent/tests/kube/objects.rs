@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hyper::Response;
 use serde_json::{Value, json};
 
-use crate::server::{Body, Cluster, status, whole};
+use crate::server::{Body, Cluster, status, whole, written};
 
 /// What happened to an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,8 +39,23 @@ pub(crate) fn query(text: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// Nodes as text, for as long as they have the revision with which they were written down: thousands are listed often.
+#[derive(Default)]
+pub(crate) struct Texts(BTreeMap<String, (Value, String)>);
+
+impl Texts {
+    fn of(&mut self, name: &str, node: &Value) -> &str {
+        let revision = &node["metadata"]["resourceVersion"];
+        if self.0.get(name).is_none_or(|(known, _)| known != revision) {
+            let text = (revision.clone(), node.to_string());
+            self.0.insert(name.to_owned(), text);
+        }
+        &self.0[name].1
+    }
+}
+
 /// A page of the nodes. The token for the next is the list's revision and the last name.
-pub(crate) fn list(cluster: &Cluster, query: &BTreeMap<String, String>) -> Response<Body> {
+pub(crate) fn list(cluster: &mut Cluster, query: &BTreeMap<String, String>) -> Response<Body> {
     let limit: usize = query
         .get("limit")
         .map_or(0, |limit| limit.parse().expect("a number"));
@@ -64,15 +79,17 @@ pub(crate) fn list(cluster: &Cluster, query: &BTreeMap<String, String>) -> Respo
         _ if cluster.faults.endless => format!("{revision}:"),
         _ => String::new(),
     };
-    let items: Vec<&Value> = items.into_iter().map(|(_, node)| node).collect();
-    whole(
-        200,
-        &json!({
-            "kind": "NodeList", "apiVersion": "v1",
-            "metadata": {"resourceVersion": revision.to_string(), "continue": next},
-            "items": items,
-        }),
-    )
+    let metadata = json!({"resourceVersion": revision.to_string(), "continue": next});
+    let mut text =
+        format!(r#"{{"kind":"NodeList","apiVersion":"v1","metadata":{metadata},"items":["#);
+    for (place, (name, node)) in items.into_iter().enumerate() {
+        if place > 0 {
+            text.push(',');
+        }
+        text.push_str(cluster.texts.of(name, node));
+    }
+    text.push_str("]}");
+    written(200, text)
 }
 
 /// A strategic merge patch of a node's status: annotations merge by name, conditions by type.
@@ -140,9 +157,22 @@ pub(crate) fn create_event(cluster: &mut Cluster, body: &[u8]) -> Response<Body>
     whole(201, &event)
 }
 
+/// Where a client asks for its own rights.
+pub(crate) const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+
 /// Whether who asks may do something.
 pub(crate) fn review(cluster: &Cluster, body: &[u8]) -> Response<Body> {
     let mut review: Value = serde_json::from_slice(body).expect("JSON");
+    review["status"] = json!({"allowed": !denies(cluster, &review)});
+    whole(201, &review)
+}
+
+/// Whether a request asks for a right that the test denies, which a real server would give.
+pub(crate) fn is_denied(cluster: &Cluster, path: &str, body: &[u8]) -> bool {
+    path == REVIEWS && denies(cluster, &serde_json::from_slice(body).expect("JSON"))
+}
+
+fn denies(cluster: &Cluster, review: &Value) -> bool {
     let asked = &review["spec"]["resourceAttributes"];
     let text = |name: &str| asked[name].as_str().expect("text").to_owned();
     let resource = match text("subresource").as_str() {
@@ -150,7 +180,5 @@ pub(crate) fn review(cluster: &Cluster, body: &[u8]) -> Response<Body> {
         part => format!("{}/{part}", text("resource")),
     };
     let asked = format!("{} {resource}", text("verb"));
-    let is_allowed = !cluster.faults.denied.contains(&asked.as_str());
-    review["status"] = json!({"allowed": is_allowed});
-    whole(201, &review)
+    cluster.faults.denied.contains(&asked.as_str())
 }

@@ -70,6 +70,7 @@ pub(crate) struct Cluster {
     pub(crate) tokens: Vec<String>,
     /// Each request: `GET /api/v1/nodes?limit=250`.
     pub(crate) asked: Vec<String>,
+    pub(crate) texts: objects::Texts,
     pub(crate) faults: Faults,
     /// The time between two bookmarks.
     pub(crate) bookmarks: Duration,
@@ -91,6 +92,7 @@ impl Default for Cluster {
             writes: Vec::new(),
             tokens: Vec::new(),
             asked: Vec::new(),
+            texts: objects::Texts::default(),
             faults: Faults::default(),
             bookmarks: Duration::from_secs(60),
             bookmarked: 0,
@@ -310,9 +312,14 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Share
         .await;
 }
 
-/// A whole text.
+/// A whole object.
 pub(crate) fn whole(status: u16, value: &Value) -> Response<Body> {
-    let body = http_body_util::Full::from(value.to_string());
+    written(status, value.to_string())
+}
+
+/// The same, of an object that is text already.
+pub(crate) fn written(status: u16, text: String) -> Response<Body> {
+    let body = http_body_util::Full::from(text);
     Response::builder()
         .status(status)
         .header("content-type", "application/json")
@@ -353,12 +360,19 @@ async fn answer(
     });
     let query = objects::query(uri.query().unwrap_or_default());
     let is_watch = uri.path() == "/api/v1/nodes" && query.contains_key("watch");
+    if query.contains_key("sendInitialEvents") {
+        // As a real server without that feature; clients then list first.
+        let words =
+            "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+        return Ok(status(422, words));
+    }
     if is_watch && let Some(gone) = stream::gone(&shared, &query) {
         return Ok(gone);
     }
     let body = request.into_body().collect().await;
     let body = body.map_err(std::io::Error::other)?.to_bytes();
-    if shared.real.is_some() {
+    let is_denied = objects::is_denied(&shared.cluster(), uri.path(), &body);
+    if shared.real.is_some() && !is_denied {
         let ask = Ask {
             method,
             path: uri.to_string(),
@@ -385,7 +399,7 @@ fn handle(
     body: &[u8],
 ) -> Response<Body> {
     let query = objects::query(uri.query().unwrap_or_default());
-    if uri.path() == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" {
+    if uri.path() == objects::REVIEWS {
         return objects::review(cluster, body);
     }
     let path = uri.path().trim_start_matches("/api/v1/");

@@ -65,7 +65,10 @@ pub(crate) fn watch(shared: Arc<Shared>, query: &BTreeMap<String, String>) -> Re
         Some((Ok::<_, Infallible>(frame), state))
     });
     let body = StreamBody::new(lines).map_err(|never| match never {});
-    Response::new(body.boxed_unsync())
+    Response::builder()
+        .header("content-type", "application/json")
+        .body(body.boxed_unsync())
+        .expect("a response")
 }
 
 /// An answer of the real server's on its way to who asked.
@@ -181,8 +184,11 @@ impl Watch {
         if let Some(rubbish) = cluster.faults.rubbish.take() {
             return Some(Some(rubbish.to_owned()));
         }
-        let next = cluster.history.iter().find(|(at, _, _)| *at > self.sent);
-        let Some((at, kind, node)) = next else {
+        // In the order of the revisions, of which there may be thousands.
+        let next = cluster
+            .history
+            .partition_point(|(at, _, _)| *at <= self.sent);
+        let Some((at, kind, node)) = cluster.history.get(next) else {
             return Some(None);
         };
         self.sent = *at;

@@ -6,7 +6,7 @@
 //! | `access`, `kubeconfig` | where the API server is, and how this node proves who it is |
 //! | `client` | requests to it |
 //! | `node`, `nodes` | what nodes and their annotations say |
-//! | `watch` | the task that follows all nodes |
+//! | `watch`, `pace` | the task that follows all nodes, and its pauses |
 //! | `own` | how the own annotations are written and kept |
 //! | `net_config` | the network config's file |
 //! | `herald` | the node's condition, and events |
@@ -57,6 +57,7 @@ mod net_config;
 mod node;
 mod nodes;
 mod own;
+mod pace;
 mod survey;
 mod watch;
 

@@ -19,11 +19,11 @@ use super::Shared;
 use super::client::{Connection, Failure, Question, Stream};
 use super::node::{MOST_PAGES, Meta, Node, NodeList, encoded};
 use super::nodes::{Changes, Nodes};
-use crate::base::retry::{Backoff, next_random, random_seed};
+use super::pace::Pace;
+use crate::base::retry::{next_random, random_seed};
 use crate::cluster::lease::StoreEvent;
+use crate::cluster::lease::store::DEADLINE;
 use crate::cluster::lease::store::reporter::{Closed, Reporter};
-use crate::cluster::lease::store::spread::{LIST, spread};
-use crate::cluster::lease::store::{DEADLINE, RECONNECT};
 use crate::cluster::network_config::Families;
 
 /// How long a page may take.
@@ -36,18 +36,12 @@ const WATCH_SECS: u64 = 300;
 /// How much longer than that a watch may take.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// A watch that ends sooner than this counts as a failure.
-const SHORTEST: Duration = Duration::from_secs(1);
-
-/// The longest pause that a server may ask for.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
 /// Follows the nodes until the receiver of the events is dropped.
 pub(super) struct Watcher {
     shared: Arc<Shared>,
     families: Families,
     reporter: Reporter,
-    backoff: Backoff,
+    pace: Pace,
     connection: Option<Connection>,
     stream: Option<Running>,
     /// Where to continue; `None` to list all nodes.
@@ -116,7 +110,7 @@ impl Watcher {
             reporter: Reporter::new(Arc::clone(&shared.state), events),
             shared,
             families,
-            backoff: RECONNECT.seeded(random_seed()),
+            pace: Pace::new(random_seed()),
             connection: None,
             stream: None,
             version: None,
@@ -178,24 +172,14 @@ impl Watcher {
         let now = Instant::now();
         let is_early = now + GRACE < running.ends;
         self.doubtful |= is_early || !running.heard;
-        let mut pause = Duration::ZERO;
-        if now - running.since < SHORTEST {
-            pause = self.backoff.next_delay();
-        } else {
-            self.backoff.reset();
-        }
-        if is_early {
-            // A server that stops ends the watches of all nodes at once.
-            pause = pause.max(self.spread());
-        }
-        sleep(pause).await;
+        let (lasted, nodes) = (now - running.since, self.population());
+        sleep(self.pace.after_watch(lasted, is_early, nodes)).await;
         Ok(())
     }
 
-    /// A pause before what all nodes may do now.
-    fn spread(&mut self) -> Duration {
-        let population = self.shared.state.hold_down().population();
-        spread(population, LIST, &mut self.seed)
+    /// The number of nodes, as far as known.
+    fn population(&self) -> usize {
+        self.shared.state.hold_down().population()
     }
 
     /// Lists the nodes unless they are known, and starts to watch.
@@ -352,16 +336,15 @@ impl Watcher {
 
     /// A request failed, or the watch did.
     async fn failed(&mut self, failure: Failure) -> Result<(), Closed> {
-        let watched = self.stream.take().map(|running| running.since.elapsed());
-        if watched.is_some_and(|time| time >= SHORTEST) {
-            self.backoff.reset();
+        if let Some(running) = self.stream.take() {
+            self.pace.broken(running.since.elapsed());
         }
         self.connection = None;
+        let nodes = self.population();
         if failure.status() == Some(410) {
             debug!("the revision is too old: listing all nodes again");
             self.version = None;
-            let spread = self.spread();
-            sleep(spread.max(self.backoff.next_delay())).await;
+            sleep(self.pace.after_compaction(nodes)).await;
             return Ok(());
         }
         // An event that cannot be read may have hidden a change.
@@ -370,14 +353,10 @@ impl Watcher {
         }
         self.doubtful = true;
         self.shared.state.start_hold_down();
-        let asked = failure.pause().unwrap_or_default().min(LONGEST_PAUSE);
+        let asked = failure.pause();
         let error = self.shared.client.error(failure);
         self.reporter.unreachable((&error).into()).await?;
-        let spread = match &self.version {
-            Some(_) => Duration::ZERO,
-            None => self.spread(),
-        };
-        sleep(asked.max(spread).max(self.backoff.next_delay())).await;
+        sleep(self.pace.after_failure(asked, nodes)).await;
         Ok(())
     }
 }

@@ -79,6 +79,11 @@ const BEFORE_OURS: [&str; 8] = [
     "ufw6-before-",
 ];
 
+/// Calico's chain of policies, and what its comments begin with. It is the one that may be told to come after everybody
+/// else (`chainInsertMode: Append`), and then insists on being last, with its own accept of what policies allow.
+const CALICO: &str = "cali-FORWARD";
+const CALICOS_COMMENT: &str = "cali:";
+
 /// The rules of each of our chains; a chain that is not listed should not exist.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub(super) struct Wanted(Vec<(String, Vec<String>)>);
@@ -125,7 +130,8 @@ impl Wanted {
             wanted.push((chain.name.clone(), masquerade.rules(chain)));
         }
         let chain = &chains.forward;
-        if rules.forward && (role.main || is_closed(chain, save)) {
+        let opens = (role.main || is_closed(chain, save)) && !is_calicos(chain, save);
+        if rules.forward && opens {
             let network = Some(is(family.network));
             let rules = [
                 chain.rule(network, None, "ACCEPT"),
@@ -285,6 +291,20 @@ fn is_closed(chain: &Chain, save: &Save) -> bool {
         let is_harmless = |rule: &Rule| chain.is_jump_to_kind(rule) || chain.is_unchained(rule);
         policy.is_some_and(|policy| policy != "ACCEPT")
             || filter.of(chain.parent).any(|rule| !is_harmless(rule))
+    })
+}
+
+/// Whether nobody but Calico judges forwarded packets in the end. It accepts what its policies allow; an accept of ours
+/// would come before it, and override them.
+fn is_calicos(chain: &Chain, save: &Save) -> bool {
+    save.table(chain.table).is_some_and(|filter| {
+        let rules = filter.of(chain.parent);
+        let mut rules = rules.filter(|rule| !chain.is_jump_to_kind(rule));
+        let is_its = |rule: &Rule| {
+            let comment = rule.after("--comment");
+            comment.is_some_and(|comment| comment.starts_with(CALICOS_COMMENT))
+        };
+        rules.any(|rule| rule.target() == Some(CALICO)) && rules.all(is_its)
     })
 }
 

@@ -162,6 +162,57 @@ fn jump_goes_behind_policies_and_before_what_drops() {
     }
 }
 
+/// `iptables -S FORWARD` of clusters with Calico and flannel: kubernetes/kops#6469 for `Append`, and Felix 3.2x, which
+/// accepts at the end what its policies have marked.
+#[test]
+fn calico_that_comes_last_is_not_overridden() {
+    let policies = "-A FORWARD -m comment --comment \"cali:wUHhoiAYhphO9Mso\" -j cali-FORWARD\n";
+    let accepted = "-A FORWARD -m comment --comment \"cali:S93hcgKJrXEqnTfs\" -m comment --comment \
+         \"Policy explicitly accepted packet.\" -m mark --mark 0x10000/0x10000 -j ACCEPT\n\
+         -A FORWARD -m comment --comment \"cali:mp77cMpurHhyjLrM\" -j MARK --set-xmark 0x10000/0x10000\n";
+    let proxy = "-A FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD\n";
+    let flannel = "-A FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD\n";
+    for (what, order, opens) in [
+        ("appended", vec![proxy, policies], false),
+        ("appended", vec![proxy, policies, accepted], false),
+        (
+            "appended, after us",
+            vec![flannel, proxy, policies, accepted],
+            false,
+        ),
+        ("alone", vec![policies, accepted], false),
+        ("alone, after us", vec![flannel, policies, accepted], false),
+        ("first", vec![policies, proxy, accepted], true),
+        (
+            "first, and we second",
+            vec![policies, flannel, proxy, accepted],
+            true,
+        ),
+        (
+            "first, with a drop",
+            vec![policies, "-A FORWARD -j DROP\n"],
+            true,
+        ),
+        ("none", vec![proxy], true),
+    ] {
+        for policy in ["ACCEPT", "DROP"] {
+            let rules_of_others = order.concat();
+            let host = format!(
+                "*filter\n:FORWARD {policy} [0:0]\n:FLANNEL-FWD - [0:0]\n:cali-FORWARD - [0:0]\n{rules_of_others}{}COMMIT\n",
+                chain("FLANNEL-FWD")
+            );
+            for role in [MAIN, OTHER] {
+                let save = Save::parse(&host);
+                let wanted = Wanted::new(&Chains::new(None), &rules(), Family::V4, role, &save);
+                let forward = wanted.0.iter().any(|(name, _)| name == FORWARD);
+                assert_eq!(forward, opens, "{what}, {policy}");
+                let text = change(&host, &rules(), role).unwrap_or_default();
+                assert_eq!(text.contains("-X FLANNEL-FWD"), !opens, "{what}: {text}");
+            }
+        }
+    }
+}
+
 #[test]
 fn other_kind_of_iptables_gets_what_opens_it_and_nothing_else() {
     for (host, opened) in [

@@ -2,7 +2,7 @@
 
 use super::{Check, Context, NotChecked};
 use crate::cluster::lease::StoreError;
-use crate::cluster::lease::kube::{KubeStore, Surroundings};
+use crate::cluster::lease::kube::{KubeStore, Surroundings, Survey};
 
 mod bridge_mtu;
 mod cni_config;
@@ -45,6 +45,11 @@ pub(super) fn checks() -> Vec<Check> {
 fn store(context: &Context<'_>) -> Result<KubeStore, NotChecked> {
     KubeStore::new(&context.settings.kubernetes, Surroundings::of_process())
         .map_err(|error| NotChecked(error.to_string()))
+}
+
+/// What asks the cluster, whichever node this is.
+fn survey(context: &Context<'_>) -> Survey {
+    Survey::new(&context.settings.kubernetes, Surroundings::of_process())
 }
 
 fn not_checked(error: StoreError) -> NotChecked {

@@ -213,7 +213,7 @@ impl Watcher {
             "/api/v1/nodes?watch=true&allowWatchBookmarks=true&timeoutSeconds={secs}&resourceVersion={}",
             encoded(&version)
         );
-        let client = &self.shared.client;
+        let client = &self.shared.session.client;
         let stream = client.watch(&path, &mut self.connection, DEADLINE).await?;
         let now = Instant::now();
         self.stream = Some(Running {
@@ -263,7 +263,7 @@ impl Watcher {
     }
 
     async fn page(&mut self, path: &str) -> Result<NodeList, Failure> {
-        let client = &self.shared.client;
+        let client = &self.shared.session.client;
         let question = Question::get(path);
         let body = client
             .ask(&question, &mut self.connection, PAGE_LIMIT)
@@ -371,7 +371,7 @@ impl Watcher {
         self.doubtful = true;
         self.shared.state.start_hold_down();
         let asked = failure.pause().unwrap_or_default().min(LONGEST_PAUSE);
-        let error = self.shared.client.error(failure);
+        let error = self.shared.session.client.error(failure);
         self.reporter.unreachable((&error).into()).await?;
         let spread = match &self.version {
             Some(_) => Duration::ZERO,

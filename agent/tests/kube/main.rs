@@ -14,6 +14,7 @@
 //! | `access` | tokens, certificates, pods |
 //! | `rights` | the rights that a node needs, of a real server |
 //! | `survey` | what the doctor asks |
+//! | `migrate` | `selvage migrate`, before clusters with flannel's manifests of several times and makers |
 //! | `hosts` | whole hosts with the real agent and kernel, in network namespaces: these need root |
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
@@ -33,6 +34,7 @@ mod herald;
 #[path = "../overlay/host.rs"]
 mod host;
 mod hosts;
+mod migrate;
 mod mirror;
 #[path = "../overlay/namespace.rs"]
 mod namespace;

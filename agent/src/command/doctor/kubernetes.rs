@@ -10,6 +10,8 @@ mod condition;
 mod nodes;
 mod rights;
 
+pub(in crate::command) use self::nodes::judge as judge_nodes;
+
 /// The checks, in the order of the report.
 pub(super) fn checks() -> Vec<Check> {
     vec![
@@ -57,7 +59,7 @@ fn not_checked(error: StoreError) -> NotChecked {
 }
 
 /// Some names of many, for a sentence.
-fn sample(names: &[&str]) -> String {
+pub(in crate::command) fn sample(names: &[&str]) -> String {
     match names {
         [one, two, three, rest @ ..] if !rest.is_empty() => {
             format!("{one}, {two}, {three} and {} more", rest.len())

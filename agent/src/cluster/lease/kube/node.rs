@@ -238,6 +238,10 @@ impl Annotations {
         }
     }
 
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     fn name(&self, suffix: &str) -> String {
         format!("{}{suffix}", self.prefix)
     }

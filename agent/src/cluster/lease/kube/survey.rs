@@ -34,21 +34,22 @@ pub struct SeenNode {
 
 /// A node's `status.nodeInfo`; what is missing is empty.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NodeFacts {
     /// `linux` or `windows`.
-    #[serde(rename(deserialize = "operatingSystem"), default)]
+    #[serde(rename(deserialize = "operatingSystem"))]
     pub os: String,
     /// `amd64`, `arm64`, …
-    #[serde(rename(deserialize = "architecture"), default)]
+    #[serde(rename(deserialize = "architecture"))]
     pub arch: String,
     /// The kernel's version.
-    #[serde(rename(deserialize = "kernelVersion"), default)]
+    #[serde(rename(deserialize = "kernelVersion"))]
     pub kernel: String,
     /// The kubelet's version.
-    #[serde(rename(deserialize = "kubeletVersion"), default)]
+    #[serde(rename(deserialize = "kubeletVersion"))]
     pub kubelet: String,
     /// The container runtime with its version: `containerd://2.0.5`.
-    #[serde(rename(deserialize = "containerRuntimeVersion"), default)]
+    #[serde(rename(deserialize = "containerRuntimeVersion"))]
     pub runtime: String,
 }
 
@@ -122,6 +123,11 @@ impl Survey {
             session: Session::new(Access::new(settings, surroundings)),
             annotations: Annotations::new(&settings.annotation_prefix),
         }
+    }
+
+    /// What the names of annotations begin with: `flannel.alpha.coreos.com/`.
+    pub fn annotation_prefix(&self) -> &str {
+        self.annotations.prefix()
     }
 
     /// All nodes of the cluster, in the order of their names.

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::daemon::text;
-use super::kubectl::edit_config_map;
+use super::daemon::{Daemon, text};
+use super::kubectl::{MANIFEST, edit_config_map};
 use super::{Judgement, Network};
 use crate::base::go_json::Object;
 use crate::base::logging::chain;
@@ -165,6 +165,18 @@ impl ConfigMap {
         let mut versions = versions.into_iter().flatten().filter_map(Value::as_str);
         text(&config, "/cniVersion") == "1.1.0" || versions.any(|version| version == "1.1.0")
     }
+}
+
+/// flannel has its network config from somewhere else than a ConfigMap.
+pub(super) fn judge_absence(daemon: &Daemon, judgement: &mut Judgement) {
+    let shown = daemon.shown();
+    judgement.warn(
+        CHECK,
+        &shown,
+        format!("{shown} mounts no ConfigMap with the network config, so this cannot check it"),
+        "our manifest has it in the ConfigMap kube-flannel/kube-flannel-cfg: with another network or backend there, nodes that have moved do not reach the others",
+        vec![format!("write flannel's network config, --net-config-path on a node, into net-conf.json in {MANIFEST}")],
+    );
 }
 
 /// As in the report.

@@ -110,6 +110,30 @@ pub(super) fn judge(daemon: &Daemon, judgement: &mut Judgement) -> Vec<String> {
     edits
 }
 
+/// Whether the nodes' annotations were looked for where flannel writes them.
+pub(super) fn judge_prefix(daemon: &Daemon, prefix: &str, judgement: &mut Judgement) {
+    let given = given(daemon, &daemon.agent.command_line());
+    let mut given = given.iter().map(|given| &given.flag);
+    let Some(flag) = given.rfind(|flag| flag.name == "kube-annotation-prefix") else {
+        return;
+    };
+    let bare = |text: &str| text.trim_end_matches(['/', '-']).to_owned();
+    if bare(&flag.value) != bare(prefix) {
+        let theirs = shorten(&flag.value);
+        judgement.warn(
+            CHECK,
+            daemon.shown(),
+            format!(
+                "flannel's annotations begin with {theirs}, and those with {prefix} were looked for"
+            ),
+            "so nodes seem to have none, or another backend",
+            vec![format!(
+                "call this again with --kube-annotation-prefix={theirs}"
+            )],
+        );
+    }
+}
+
 /// What must be written into our manifest.
 fn edits(daemon: &Daemon, given: &[Given]) -> Vec<String> {
     let mut edits = Vec::new();

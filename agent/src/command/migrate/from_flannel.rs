@@ -60,6 +60,12 @@ pub(super) fn judge(seen: &Seen) -> Judgement {
     let main = seen.main(Program::Flannel);
     let map = main.and_then(|daemon| seen.config_map(daemon));
     let network = map.and_then(|map| map.judge_network(&mut judgement));
+    if let Some(daemon) = flannels
+        .first()
+        .filter(|daemon| daemon.config_map.is_none())
+    {
+        config::judge_absence(daemon, &mut judgement);
+    }
     nodes::judge(seen.nodes(), network.as_ref(), main, &mut judgement);
     judgement.network = network.as_ref().map(config::shown);
     if flannels.is_empty() {
@@ -71,6 +77,7 @@ pub(super) fn judge(seen: &Seen) -> Judgement {
     let mut is_futile = false;
     for daemon in &flannels {
         is_futile |= judge_daemon(daemon, &mut judgement);
+        flags::judge_prefix(daemon, &seen.prefix, &mut judgement);
     }
     if is_futile {
         return judgement;
@@ -264,12 +271,29 @@ fn judge_backend(
         }
         .to_owned(),
     );
+    judgement.changes.extend(mixed(kind).map(|needs| {
+        format!("until all nodes have moved, those with flannel and those with the agent are peers; for that {needs}")
+    }));
     if kind == "vxlan" && network.ipv6.is_some() {
         judgement.pods.push(
             "pods that start after the move have an MTU of 20 bytes less, 1430 on an underlay of 1500: flannel forgets that an outer IPv6 header is longer".to_owned(),
         );
     }
     edits
+}
+
+/// What nodes with flannel and with this agent need to reach each other, besides one network config.
+fn mixed(kind: &str) -> Option<&'static str> {
+    Some(match kind {
+        "vxlan" => "all must have the VNI and Port of the network config, as they have it now",
+        "wireguard" => {
+            "all must have the PSK, Mode and ports of the network config, as they have them now"
+        }
+        "host-gw" => "all must be in one layer 2 network, as they are now",
+        "udp" => "all must have the Port of the network config, as they have it now",
+        "ipip" => "nothing is needed but IP protocol 4 between them, as now",
+        _ => return None,
+    })
 }
 
 /// Nodes that flannel does not run on, and ours will.
@@ -399,10 +423,12 @@ fn apply(flannels: &[&Daemon]) -> Vec<Step> {
             Way::Helm | Way::Over => {}
         }
     }
-    steps.push(Step::new(
-        "apply all but the ConfigMap, which stays as it is",
-        vec![kubectl::apply()],
-    ));
+    let has_config = flannels.iter().any(|daemon| daemon.config_map.is_some());
+    let what = match has_config {
+        true => "apply all but the ConfigMap, which stays as it is",
+        false => "apply all of it",
+    };
+    steps.push(Step::new(what, vec![kubectl::apply(!has_config)]));
     steps
 }
 

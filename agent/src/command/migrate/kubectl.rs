@@ -21,10 +21,15 @@ pub(super) fn word(text: &str) -> String {
     }
 }
 
-/// Applies our manifest, but for the ConfigMap, which stays as it is.
-pub(super) fn apply() -> String {
+/// Applies our manifest, with its ConfigMap or without.
+pub(super) fn apply(with_config: bool) -> String {
+    let but = if with_config {
+        ""
+    } else {
+        " -l component!=network-config"
+    };
     format!(
-        "sed 's|registry.example/selvage:.*|REGISTRY/selvage:VERSION|' {MANIFEST} | kubectl apply -l component!=network-config -f -"
+        "sed 's|registry.example/selvage:.*|REGISTRY/selvage:VERSION|' {MANIFEST} | kubectl apply{but} -f -"
     )
 }
 

@@ -37,6 +37,10 @@ async fn flannels_own_manifest_is_applied_over_and_nothing_stands_in_the_way() {
         "CONT_WHEN_CACHE_NOT_READY, EVENT_QUEUE_DEPTH, POD_NAME"
     ));
     assert!(report.says("pods", "no packet is lost"));
+    assert!(report.says(
+        "changes",
+        "all must have the VNI and Port of the network config"
+    ));
     let how = report.how();
     assert_eq!(how[1], APPLY);
     assert!(how.iter().all(|line| !line.contains(" delete ")), "{how:?}");

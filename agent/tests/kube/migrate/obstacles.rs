@@ -356,3 +356,42 @@ async fn an_unreachable_server_and_a_bad_login_end_it_with_words() {
     );
     assert!(!refused.contains("kubectl proxy"), "{refused}");
 }
+
+/// A cluster of two networks, each with its own flannel, and its config from the host.
+#[tokio::test]
+async fn a_prefix_and_a_config_from_elsewhere_are_noticed() {
+    let mut world = World::changed("flannel-0.28.9.yaml", "DaemonSet", |set| {
+        let pod = &mut set["spec"]["template"]["spec"];
+        let args = pod["containers"][0]["args"].as_array_mut().unwrap();
+        args.push(json!("--kube-annotation-prefix=org.example/blue"));
+        let config = json!({"name": "flannel-cfg", "hostPath": {"path": "/etc/kube-flannel"}});
+        pod["volumes"][3] = config;
+    });
+    let expected = [
+        "warning kube-nodes: 3 nodes have a podCIDR, but no annotations of flannel or of this agent: n1, n2, n3",
+        "warning migrate-flags: flannel's annotations begin with org.example/blue, and those with flannel.alpha.coreos.com/ were looked for",
+        "warning migrate-flags: kube-flannel/kube-flannel-ds has settings that our manifest lacks",
+    ];
+    world.server.change(|cluster| {
+        for number in 1..=3 {
+            let name = format!("n{number}");
+            cluster.annotate(&name, "kube-subnet-manager", None);
+            cluster.edit(&name, |node| {
+                node["metadata"]["annotations"]["org.example/blue-kube-subnet-manager"] =
+                    json!("true");
+                node["metadata"]["annotations"]["org.example/blue-backend-type"] = json!("vxlan");
+            });
+        }
+    });
+    let report = world.report().await;
+    let config = "warning migrate-config: kube-flannel/kube-flannel-ds mounts no ConfigMap with the network config, so this cannot check it";
+    assert_eq!(report.findings(), [&[config], &expected[..]].concat());
+    assert!(
+        report
+            .how()
+            .iter()
+            .any(|line| line.ends_with("| kubectl apply -f -"))
+    );
+    world.settings.kubernetes.annotation_prefix = "org.example/blue-".to_owned();
+    assert_eq!(world.report().await.findings(), [config, expected[2]]);
+}

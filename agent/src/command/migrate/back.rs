@@ -103,20 +103,20 @@ fn judge_flags(daemon: &Daemon, judgement: &mut Judgement) -> Vec<String> {
             vec!["add --iface, with the interface of the default route".to_owned()],
         );
     }
-    let carried = given.iter().filter(is_flannels).filter(|flag| {
-        let theirs = THEIRS.iter().find(|(name, _)| *name == flag.name);
-        let is_theirs = theirs.is_some_and(|(_, value)| *value == flag.value);
-        let counts = flag.meaning.is_some_and(|meaning| meaning.counts);
-        counts && !is_theirs && !flag.is_default() && flag.name != "healthz-ip"
-    });
-    carried
-        .map(|flag| {
-            format!(
-                "add to args of the container kube-flannel: {}",
-                shorten(&flag.argument())
-            )
-        })
-        .collect()
+    given.iter().filter_map(edit).collect()
+}
+
+/// What must be written into flannel's manifest for a flag; `None` if it has it, or has no use for it.
+fn edit(flag: &Listed) -> Option<String> {
+    let meaning = flag.meaning.filter(|meaning| meaning.counts)?;
+    let mut theirs = THEIRS.iter();
+    let is_theirs = theirs.any(|(name, value)| *name == flag.name && *value == flag.value);
+    let is_needed = meaning.is_flannels && !is_theirs && !flag.is_default();
+    // Ours listens on loopback alone, flannel's everywhere.
+    (is_needed && flag.name != "healthz-ip").then(|| {
+        let argument = shorten(&flag.argument());
+        format!("add to args of the container kube-flannel: {argument}")
+    })
 }
 
 /// What flannel does in another way.
@@ -147,6 +147,7 @@ fn judge_pods(network: Option<&NetworkConfig>, judgement: &mut Judgement) {
     judgement.pods.push(
         match kind {
             "udp" => "packets between nodes pass through the agent: those of a node are lost from its end until flannel runs, some seconds",
+            "wireguard" => "flannel deletes the device and makes it anew when it starts: a node's pods reach no other node for a moment, and peers learn a new key",
             "" => return,
             _ => "pods keep running, and no packet is lost: an agent that stops leaves device, routes and rules in place, and flannel takes them over",
         }

@@ -4,6 +4,7 @@ use super::daemon::{Daemon, Made};
 use super::kubectl::MANIFEST;
 use super::{Flag, Judgement};
 use crate::base::go_json::shorten;
+use crate::command::doctor::sample;
 use crate::flannel::flanneld::listed::{self, CommandLine, Listed};
 
 /// The name of these checks.
@@ -235,7 +236,7 @@ fn judge_unknown(shown: &str, line: &CommandLine, given: &[Given], judgement: &m
             shown,
             format!(
                 "{shown} has flags that are not known here: {}",
-                unknown.join(" ")
+                sample(&unknown)
             ),
             "neither flannel v0.28.9 nor this agent has them: it would end with status 2",
             vec!["find out what they are for, and leave them out".to_owned()],

@@ -74,24 +74,36 @@ pub(super) fn judge(seen: &Seen) -> Judgement {
     }
     nodes::judge_platforms(seen.nodes(), &mut judgement);
     judge_version(seen, &mut judgement);
+    judge_move(seen, &flannels, network.as_ref(), &mut judgement);
+    judgement
+}
+
+/// The move of DaemonSets that are there.
+fn judge_move(
+    seen: &Seen,
+    flannels: &[&Daemon],
+    network: Option<&NetworkConfig>,
+    judgement: &mut Judgement,
+) {
     let mut is_futile = false;
-    for daemon in &flannels {
-        is_futile |= judge_daemon(daemon, &mut judgement);
-        flags::judge_prefix(daemon, &seen.prefix, &mut judgement);
+    for daemon in flannels {
+        is_futile |= judge_daemon(daemon, judgement);
+        flags::judge_prefix(daemon, &seen.prefix, judgement);
     }
     if is_futile {
-        return judgement;
+        return;
     }
+    let map = flannels.first().and_then(|daemon| seen.config_map(daemon));
     if let Some(map) = map {
-        map.judge_cni(&mut judgement);
+        map.judge_cni(judgement);
     }
-    for daemon in &flannels {
-        tell_changes(daemon, &mut judgement);
+    for daemon in flannels {
+        tell_changes(daemon, judgement);
     }
-    let mut edits = judge_agents(&flannels, &mut judgement);
-    edits.extend(judge_backend(network.as_ref(), &flannels, &mut judgement));
-    judge_reach(seen, &flannels, &mut judgement);
-    judge_role(seen.role.as_ref(), &mut judgement);
+    let mut edits = judge_agents(flannels, judgement);
+    edits.extend(judge_backend(network, flannels, judgement));
+    judge_reach(seen, flannels, judgement);
+    judge_role(seen.role.as_ref(), judgement);
     judgement.changes.push(format!(
         "the network config, the nodes' podCIDRs and their annotations {}… stay as they are",
         shorten(&seen.prefix)
@@ -100,8 +112,7 @@ pub(super) fn judge(seen: &Seen) -> Judgement {
     let mut told = BTreeSet::new();
     let changes = &mut judgement.changes;
     changes.retain(|change| told.insert(change.clone()));
-    judgement.steps = steps(&flannels, edits);
-    judgement
+    judgement.steps = steps(flannels, edits);
 }
 
 /// What there is to say where the move has been made.

@@ -52,6 +52,12 @@ pub(super) fn judge(daemon: &Daemon, judgement: &mut Judgement) -> Vec<String> {
             edits.iter().map(|edit| format!("in {MANIFEST}, {edit}")).collect(),
         );
     }
+    tell_changes(daemon, judgement);
+    edits
+}
+
+/// What the pods do not have any more, and what they have besides.
+fn tell_changes(daemon: &Daemon, judgement: &mut Judgement) {
     let is_plugins = |path: &str| {
         CNI.iter()
             .any(|(mount, ..)| daemon.host_directory(mount) == Some(path))
@@ -76,5 +82,4 @@ pub(super) fn judge(daemon: &Daemon, judgement: &mut Judgement) -> Vec<String> {
     judgement.changes.push(
         "the pods have /var/lib/selvage of the host, where each node's MAC address or WireGuard key is kept".to_owned(),
     );
-    edits
 }

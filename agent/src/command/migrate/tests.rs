@@ -118,60 +118,64 @@ fn long_texts_are_shortened() {
     assert!(judgement.findings.len() > 2);
 }
 
+/// Texts that mean something somewhere.
+const TEXTS: &[&str] = &[
+    "",
+    "/opt/bin/flanneld",
+    "--kube-subnet-mgr",
+    "--iface",
+    "selvage",
+    "In",
+    "windows",
+    "kubernetes.io/os",
+    "flannel",
+    "/etc/cni/net.d",
+    "$(X)",
+    "\u{202e}\u{0}",
+    "FLANNELD_IFACE",
+];
+
+/// Keys that are looked for.
+const KEYS: &[&str] = &[
+    "metadata",
+    "name",
+    "namespace",
+    "annotations",
+    "spec",
+    "template",
+    "containers",
+    "initContainers",
+    "command",
+    "args",
+    "env",
+    "value",
+    "valueFrom",
+    "volumes",
+    "hostPath",
+    "path",
+    "volumeMounts",
+    "mountPath",
+    "configMap",
+    "selector",
+    "matchLabels",
+    "status",
+    "desiredNumberScheduled",
+    "numberReady",
+    "affinity",
+    "nodeAffinity",
+    "nodeSelectorTerms",
+    "matchExpressions",
+    "key",
+    "operator",
+    "values",
+    "image",
+    "app",
+    "securityContext",
+    "privileged",
+];
+
 /// JSON with the keys that are looked for, in any place and of any type.
 fn odd_json() -> impl Strategy<Value = Value> {
-    const TEXTS: &[&str] = &[
-        "",
-        "/opt/bin/flanneld",
-        "--kube-subnet-mgr",
-        "--iface",
-        "selvage",
-        "In",
-        "windows",
-        "kubernetes.io/os",
-        "flannel",
-        "/etc/cni/net.d",
-        "$(X)",
-        "\u{202e}\u{0}",
-        "FLANNELD_IFACE",
-    ];
-    let keys = [
-        "metadata",
-        "name",
-        "namespace",
-        "annotations",
-        "spec",
-        "template",
-        "containers",
-        "initContainers",
-        "command",
-        "args",
-        "env",
-        "value",
-        "valueFrom",
-        "volumes",
-        "hostPath",
-        "path",
-        "volumeMounts",
-        "mountPath",
-        "configMap",
-        "selector",
-        "matchLabels",
-        "status",
-        "desiredNumberScheduled",
-        "numberReady",
-        "affinity",
-        "nodeAffinity",
-        "nodeSelectorTerms",
-        "matchExpressions",
-        "key",
-        "operator",
-        "values",
-        "image",
-        "app",
-        "securityContext",
-        "privileged",
-    ];
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
@@ -179,7 +183,7 @@ fn odd_json() -> impl Strategy<Value = Value> {
         prop::sample::select(TEXTS).prop_map(Value::from),
     ];
     leaf.prop_recursive(8, 64, 6, move |inner| {
-        let key = prop::sample::select(keys.to_vec()).prop_map(str::to_owned);
+        let key = prop::sample::select(KEYS).prop_map(str::to_owned);
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
             prop::collection::vec((key, inner), 0..6)

@@ -208,17 +208,8 @@ async fn a_release_is_upgraded_by_helm() {
     assert!(report.says("pods", "flannel removes its device when it stops"));
 }
 
-/// The command is the report's; the text is what `kubectl get -o yaml` prints.
-#[tokio::test]
-async fn a_config_is_brought_along_as_it_is() {
-    let report = World::of("flannel-0.11.yaml").report().await;
-    let how = report.how();
-    let copy = how
-        .iter()
-        .find(|line| line.contains("get configmap"))
-        .unwrap();
-    let sed = copy.split(" | ").nth(1).unwrap();
-    let printed = r#"apiVersion: v1
+/// What `kubectl get configmap -o yaml` prints.
+const PRINTED: &str = r#"apiVersion: v1
 data:
   cni-conf.json: |
     {
@@ -240,6 +231,16 @@ metadata:
   resourceVersion: "289"
   uid: 8a4b0b3c-3c05-11e9-8f1d-0800274a6f6a
 "#;
+
+#[tokio::test]
+async fn a_config_is_brought_along_as_it_is() {
+    let report = World::of("flannel-0.11.yaml").report().await;
+    let how = report.how();
+    let copy = how
+        .iter()
+        .find(|line| line.contains("get configmap"))
+        .unwrap();
+    let sed = copy.split(" | ").nth(1).unwrap();
     let mut child = Command::new("sh")
         .args(["-c", sed])
         .stdin(Stdio::piped())
@@ -250,11 +251,11 @@ metadata:
         .stdin
         .take()
         .unwrap()
-        .write_all(printed.as_bytes())
+        .write_all(PRINTED.as_bytes())
         .unwrap();
     let output = child.wait_with_output().unwrap();
     let copied = yaml::parse(&String::from_utf8(output.stdout).unwrap()).unwrap();
-    let mut expected = yaml::parse(printed).unwrap();
+    let mut expected = yaml::parse(PRINTED).unwrap();
     let metadata = expected["metadata"].as_object_mut().unwrap();
     metadata.retain(|name, _| {
         !["creationTimestamp", "resourceVersion", "uid"].contains(&name.as_str())

@@ -97,6 +97,11 @@ async fn what_the_manifest_lacks_is_named_with_its_meaning() {
         "the pods do not have /etc/kubernetes of the host any more"
     ));
     assert!(!report.value.to_string().contains("secret"), "{report:?}");
+}
+
+#[tokio::test]
+async fn every_flag_is_listed_with_its_meaning() {
+    let report = with_settings().report().await;
     let flags = report.list("daemon_sets")[0]["flags"].as_array().unwrap();
     let effects: Vec<_> = flags
         .iter()
@@ -105,6 +110,11 @@ async fn what_the_manifest_lacks_is_named_with_its_meaning() {
     let (yes, no) = (Some(true), Some(false));
     assert_eq!(effects, [yes, yes, yes, yes, no, None, yes, yes, yes]);
     assert_eq!(flags[4]["flag"], "--etcd-endpoints");
+    assert_eq!(
+        flags[1]["meaning"],
+        "underlay interface, by name or address; the first one found is used"
+    );
+    assert!(flags[5]["meaning"].is_null());
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! What others wrote is read leniently: of an object of an unexpected form, what is missing counts as empty.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -170,9 +170,12 @@ impl Container {
         if self.is_script() {
             return CommandLine::default();
         }
-        let starts_with_flag = self.words.first().is_some_and(|word| word.starts_with('-'));
-        let rest = self.words.get(usize::from(!starts_with_flag)..);
-        CommandLine::read(rest.unwrap_or_default())
+        let is_word =
+            |at: usize, word: fn(&str) -> bool| self.words.get(at).is_some_and(|it| word(it));
+        // flanneld, selvage run, or a flag of what the image runs.
+        let skip = usize::from(is_word(0, |word| !word.starts_with('-')));
+        let skip = skip + usize::from(is_word(skip, |word| word == "run"));
+        CommandLine::read(self.words.get(skip..).unwrap_or_default())
     }
 
     pub(super) fn variable(&self, name: &str) -> Option<&Variable> {
@@ -235,6 +238,17 @@ impl Daemon {
         };
         let found = self.host_paths.iter().find(is_there)?;
         Some(found.path.trim_end_matches('/'))
+    }
+
+    /// The names of the CNI configs that its containers write.
+    pub(super) fn configs(&self) -> BTreeSet<&str> {
+        let containers = self.init.iter().chain(&self.beside);
+        let by_path = containers.clone().flat_map(|container| &container.words);
+        let by_path = by_path.filter(|word| word.contains("/cni/net.d/"));
+        let by_name = containers.filter_map(|container| container.variable("CNI_CONF_NAME"));
+        let by_name = by_name.filter_map(|variable| variable.value.as_deref());
+        let names = by_path.map(|word| last_part(word)).chain(by_name);
+        names.filter(|name| !name.is_empty()).collect()
     }
 
     /// All variables that set flags.

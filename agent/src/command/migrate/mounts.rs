@@ -2,8 +2,9 @@
 
 use super::Judgement;
 use super::daemon::{Daemon, Made};
-use super::kubectl::MANIFEST;
+use super::kubectl::{MANIFEST, word};
 use crate::base::go_json::shorten;
+use crate::flannel::install;
 
 /// The name of these checks.
 const CHECK: &str = "migrate-directories";
@@ -52,8 +53,27 @@ pub(super) fn judge(daemon: &Daemon, judgement: &mut Judgement) -> Vec<String> {
             edits.iter().map(|edit| format!("in {MANIFEST}, {edit}")).collect(),
         );
     }
+    judge_configs(daemon, judgement);
     tell_changes(daemon, judgement);
     edits
+}
+
+/// A CNI config of another name stays beside ours.
+fn judge_configs(daemon: &Daemon, judgement: &mut Judgement) {
+    let configs = daemon.configs();
+    for config in configs
+        .iter()
+        .filter(|config| **config != install::CONFLIST)
+    {
+        let config = shorten(config);
+        judgement.warn(
+            CHECK,
+            daemon.shown(),
+            format!("{} writes the CNI config {config}, and ours is {}", daemon.shown(), install::CONFLIST),
+            "container runtimes take the first by name, so pods may still be attached as flannel's says, and nobody keeps that file up to date",
+            vec![format!("when all nodes have moved, on each: rm {}", word(&format!("/etc/cni/net.d/{config}")))],
+        );
+    }
 }
 
 /// What the pods do not have any more, and what they have besides.

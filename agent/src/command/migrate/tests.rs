@@ -56,6 +56,9 @@ fn flags_of_a_script_are_not_guessed() {
     let script = json!({"command": ["/bin/sh", "-c"], "args": ["flanneld --ip-masq --bad"]});
     let script = Container::read(&script);
     assert!(script.is_script() && script.command_line().flags.is_empty());
+    let ours = json!({"command": ["/usr/bin/selvage"], "args": ["run", "--kube-subnet-mgr", "--firewall-mode", "nftables"]});
+    let ours = Container::read(&ours).command_line();
+    assert_eq!((ours.flags.len(), ours.unread), (2, None));
     // The image's own program.
     let bare = Container::read(&json!({"args": ["--ip-masq", "-iface", "eth1"]}));
     assert_eq!(bare.command_line().flags.len(), 2);

@@ -405,3 +405,29 @@ async fn a_prefix_and_a_config_from_elsewhere_are_noticed() {
     world.settings.kubernetes.annotation_prefix = "org.example/blue-".to_owned();
     assert_eq!(world.report().await.findings(), [config, expected[2]]);
 }
+
+/// flannel before 0.10 had a config of one plugin; kubespray named what its script wrote by a variable.
+#[tokio::test]
+async fn another_cni_config_would_stay_beside_ours() {
+    let world = World::changed("flannel-0.28.9.yaml", "DaemonSet", |set| {
+        let pod = &mut set["spec"]["template"]["spec"];
+        pod["initContainers"][1]["command"] = json!(["/bin/sh"]);
+        pod["initContainers"][1]["args"][1] = json!("/etc/cni/net.d/10-flannel.conf");
+    });
+    let report = world.report().await;
+    assert_eq!(
+        report.findings(),
+        [
+            "warning migrate-directories: kube-flannel/kube-flannel-ds writes the CNI config 10-flannel.conf, and ours is 10-flannel.conflist"
+        ]
+    );
+    let remedy = "when all nodes have moved, on each: rm /etc/cni/net.d/10-flannel.conf";
+    assert_eq!(report.remedies("migrate-directories"), [remedy]);
+    let world = World::changed("flannel-0.28.9.yaml", "DaemonSet", |set| {
+        let init = &mut set["spec"]["template"]["spec"]["initContainers"];
+        init[1]["args"] = json!([]);
+        init[1]["command"] = json!(["/install-cni.sh"]);
+        init[1]["env"] = json!([{"name": "CNI_CONF_NAME", "value": "10-flannel.conflist"}]);
+    });
+    assert_eq!(world.report().await.findings(), [""; 0]);
+}

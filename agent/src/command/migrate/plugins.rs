@@ -94,7 +94,7 @@ pub(super) fn judge_beside(daemon: &Daemon, judgement: &mut Judgement) -> bool {
             FLANNEL,
             &shown,
             format!("{shown} has {called} beside flannel, as Canal does"),
-            "our manifest takes the place of flannel alone: without Calico's containers, network policies are not enforced any more",
+            "our manifest takes the place of the whole DaemonSet: without the other container, network policies are not enforced any more",
             vec![
                 "install Calico for network policies alone by a manifest of its own first, then delete this DaemonSet and install the agent".to_owned(),
                 "or leave it as it is".to_owned(),

@@ -12,6 +12,7 @@ pub mod fleet;
 pub mod leave;
 pub mod manual;
 pub mod metadata;
+pub mod migrate;
 pub mod network;
 pub mod options;
 pub mod peers;

@@ -36,6 +36,7 @@ use selvage::command::fleet;
 use selvage::command::leave;
 use selvage::command::manual;
 use selvage::command::metadata;
+use selvage::command::migrate;
 use selvage::command::network::{self, NetworkCommandError};
 use selvage::command::options::{self, OptionsCommand};
 use selvage::command::peers;
@@ -174,6 +175,10 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Options(OptionsCommand::Rkt) => stdout.write_all(options::RKT.as_bytes())?,
         Command::Options(OptionsCommand::Cni) => stdout.write_all(options::CNI.as_bytes())?,
         Command::Cni(command) => return Ok(cni::run(&command, &mut stdout)?),
+        Command::Migrate(command) => {
+            let settings = start_to_look(command.settings())?;
+            return Ok(runtime()?.block_on(migrate::run(&command, &settings, &mut stdout))?);
+        }
         Command::Sysroot {
             root,
             first_boot_if,

@@ -38,8 +38,9 @@ pub use environment::Environment;
 pub use error::{EXIT_CONFIG, EXIT_USAGE, Error, Source};
 pub use firewall_mode::{FirewallMode, ParseModeError};
 pub use flags::{
-    CleanupFlags, DoctorSettings, FlagsOf, LeaveFlags, NetworkSettings, OptionsSettings,
-    PeersSettings, ReserveSettings, RunFlags, ServeFlags, SettingsFlags, StatusSettings,
+    CleanupFlags, DoctorSettings, FlagsOf, LeaveFlags, MigrateSettings, NetworkSettings,
+    OptionsSettings, PeersSettings, ReserveSettings, RunFlags, ServeFlags, SettingsFlags,
+    StatusSettings,
 };
 pub(crate) use kind::{parse_bool, split_list};
 pub(crate) use kubernetes::is_node_name;

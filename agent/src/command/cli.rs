@@ -21,6 +21,10 @@ use crate::settings::{
 };
 use crate::telemetry::control;
 
+mod migrate;
+
+pub use self::migrate::{MigrateCommand, MigrateFlags};
+
 /// Joins this host to a cluster-wide overlay network, before its container runtime starts.
 #[derive(Debug, Parser)]
 #[command(
@@ -79,6 +83,9 @@ pub enum Command {
     /// Install or remove the CNI plugin and its config list, as on a Kubernetes node.
     #[command(subcommand)]
     Cni(CniCommand),
+    /// Check a Kubernetes cluster before its pod network is moved; changes nothing.
+    #[command(subcommand)]
+    Migrate(MigrateCommand),
     /// Give this host's subnet back; the agent must not run.
     ///
     /// Deletes the host's lease, so that its subnet is free at once and not when the lease expires. A reservation stays.

@@ -29,6 +29,7 @@ mod kubernetes;
 mod names;
 mod reach;
 
+pub(super) use self::kubernetes::{judge_nodes, sample};
 pub(crate) use self::names::Names;
 
 /// The version of the schema.
@@ -71,7 +72,7 @@ pub struct Finding {
 
 impl Finding {
     /// A finding about one subject.
-    fn new(
+    pub(super) fn new(
         check: &str,
         severity: Severity,
         subject: impl Into<String>,
@@ -231,13 +232,16 @@ pub async fn run(
             )?;
         }
     }
-    Ok(
-        match report.findings.first().map(|finding| finding.severity) {
-            None => 0,
-            Some(Severity::Error) => 1,
-            Some(Severity::Warning) => 2,
-        },
-    )
+    Ok(exit_status(&report.findings))
+}
+
+/// The exit status for findings, the most severe first: 0 none, 1 errors, 2 only warnings.
+pub(super) fn exit_status(findings: &[Finding]) -> u8 {
+    match findings.first().map(|finding| finding.severity) {
+        None => 0,
+        Some(Severity::Error) => 1,
+        Some(Severity::Warning) => 2,
+    }
 }
 
 /// Probes the peers in `status`, and returns findings about those that do not answer correctly.
@@ -298,7 +302,32 @@ fn print(
     style: Style,
     output: &mut impl Write,
 ) -> io::Result<()> {
-    for finding in &report.findings {
+    print_findings(&report.findings, style, output)?;
+    if verbose {
+        for check in checks(context.settings)
+            .filter(|check| report.checked.iter().any(|name| name == check.name))
+        {
+            writeln!(
+                output,
+                "checked for {} {}",
+                check.looks_for,
+                style.dim(&format!("[{}]", check.name))
+            )?;
+        }
+    }
+    if verbose || !report.findings.is_empty() {
+        print_unchecked(&report.unchecked, output)?;
+    }
+    Ok(())
+}
+
+/// Prints findings, each with a line after it.
+pub(super) fn print_findings(
+    findings: &[Finding],
+    style: Style,
+    output: &mut impl Write,
+) -> io::Result<()> {
+    for finding in findings {
         let severity = match finding.severity {
             Severity::Error => style.bad("error"),
             Severity::Warning => style.warn("warning"),
@@ -313,31 +342,21 @@ fn print(
         }
         writeln!(output)?;
     }
-    if verbose {
-        for check in checks(context.settings)
-            .filter(|check| report.checked.iter().any(|name| name == check.name))
-        {
-            writeln!(
-                output,
-                "checked for {} {}",
-                check.looks_for,
-                style.dim(&format!("[{}]", check.name))
-            )?;
+    Ok(())
+}
+
+/// Prints what could not be checked, together if it was for the same reason.
+pub(super) fn print_unchecked(unchecked: &[Unchecked], output: &mut impl Write) -> io::Result<()> {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for Unchecked { check, reason } in unchecked {
+        match reasons.iter_mut().find(|(known, _)| known == reason) {
+            Some((_, checks)) => checks.push(check),
+            None => reasons.push((reason, vec![check])),
         }
     }
-    // Group checks skipped for the same reason.
-    if verbose || !report.findings.is_empty() {
-        let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
-        for Unchecked { check, reason } in &report.unchecked {
-            match reasons.iter_mut().find(|(known, _)| known == reason) {
-                Some((_, checks)) => checks.push(check),
-                None => reasons.push((reason, vec![check])),
-            }
-        }
-        for (reason, checks) in reasons {
-            let reason = harmless(reason);
-            writeln!(output, "skipped: {}: {reason}", checks.join(", "))?;
-        }
+    for (reason, checks) in reasons {
+        let reason = harmless(reason);
+        writeln!(output, "skipped: {}: {reason}", checks.join(", "))?;
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use crate::settings::Source;
 mod definition;
 mod flags;
 mod go_flag;
+pub(crate) mod listed;
 mod removed;
 mod settings;
 pub(crate) mod several;

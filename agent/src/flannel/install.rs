@@ -32,10 +32,10 @@ use tracing::{info, warn};
 
 use self::binary::Program;
 use self::conf_dir::ConfDir;
-pub(crate) use self::conf_dir::configs;
+pub(crate) use self::conf_dir::{NAME as CONFLIST, configs};
 pub use self::conflist::BUILT_IN;
 use self::conflist::{Conflist, Fault};
-pub(crate) use self::conflist::{leads_to_flannel, plugin_types};
+pub(crate) use self::conflist::{check, leads_to_flannel, plugin_types};
 use crate::base::atomic_file;
 use crate::base::logging::chain;
 use crate::flannel::cni;

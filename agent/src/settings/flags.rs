@@ -51,6 +51,8 @@ pub type ReserveSettings = FlagsOf<{ command::RESERVE }>;
 pub type LeaveFlags = FlagsOf<{ command::LEAVE }>;
 /// The flags of `selvage cleanup`.
 pub type CleanupFlags = FlagsOf<{ command::CLEANUP }>;
+/// The settings among the flags of `selvage migrate`.
+pub type MigrateSettings = FlagsOf<{ command::MIGRATE }>;
 /// The settings among the flags of `selvage options docker`.
 pub type OptionsSettings = FlagsOf<{ command::OPTIONS }>;
 
@@ -72,7 +74,7 @@ impl<const COMMAND: u16> Args for FlagsOf<COMMAND> {
         let used = ALL.iter().filter(|setting| setting.commands & COMMAND != 0);
         parser
             .arg(config)
-            .args(used.map(|setting| argument(setting)))
+            .args(used.map(|setting| argument(setting, COMMAND)))
     }
 
     fn augment_args_for_update(parser: Command) -> Command {
@@ -99,7 +101,7 @@ impl<const COMMAND: u16> FromArgMatches for FlagsOf<COMMAND> {
 }
 
 /// One line in `--help`; the manual page adds the key in a settings file.
-fn argument(setting: &'static Setting) -> Arg {
+fn argument(setting: &'static Setting, of: u16) -> Arg {
     let (help, default) = (setting.help(), setting.default);
     let short = match default {
         "none" => help.clone(),
@@ -109,7 +111,7 @@ fn argument(setting: &'static Setting) -> Arg {
         .long(setting.flag)
         .value_name(setting.value)
         .help_heading(setting.heading)
-        .hide_short_help(setting.commands & command::RARE != 0)
+        .hide_short_help(of == command::RUN && setting.commands & command::RARE != 0)
         .help(short)
         .long_help(format!("{help} [{}; default: {default}]", setting.path));
     setting.kind.argument(argument)

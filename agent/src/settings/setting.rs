@@ -27,9 +27,11 @@ pub mod command {
     pub const CLEANUP: u16 = 1 << 8;
     /// `options docker`.
     pub const OPTIONS: u16 = 1 << 9;
+    /// `migrate from-flannel` and `migrate back`.
+    pub const MIGRATE: u16 = 1 << 10;
     /// Every command that has settings.
-    pub const ALL: u16 = (1 << 10) - 1;
-    /// Beside the commands: the flag is in the manual page, but not in `--help`, which fits a screen.
+    pub const ALL: u16 = (1 << 11) - 1;
+    /// Beside the commands: the flag is in the manual page, but not in `run --help`, which fits a screen.
     pub const RARE: u16 = 1 << 15;
     /// The commands that talk to etcd.
     pub(crate) const STORE: u16 = RUN | SERVE | DOCTOR | NETWORK | RESERVE | LEAVE;

@@ -100,15 +100,15 @@ settings! {
         /// The API server; `None` for that of the kubeconfig, or of the pod's cluster.
         api_url: Option<String> = optional(API_URL), Text key "api-url",
             flag "kube-api-url" "URL", help "API server, if not the kubeconfig's or the pod's",
-            default "none", commands RUN | RARE, on_reload Restart;
+            default "none", commands RUN | MIGRATE | RARE, on_reload Restart;
         /// The file with server and credentials; `None` for the pod's service account.
         kubeconfig: Option<PathBuf> = optional(PATH), Path,
             flag "kubeconfig-file" "FILE", help "kubeconfig, if not the service account",
-            default "none", commands RUN | RARE, on_reload Restart;
+            default "none", commands RUN | MIGRATE | RARE, on_reload Restart;
         /// What the annotations' names begin with, completed as flannel does: `flannel.alpha.coreos.com/`.
         annotation_prefix: String = or_default(ANNOTATION_PREFIX), Text key "annotation-prefix",
             flag "kube-annotation-prefix" "PREFIX", help "Prefix of the node annotations",
-            default "flannel.alpha.coreos.com", commands RUN | RARE, on_reload Restart;
+            default "flannel.alpha.coreos.com", commands RUN | MIGRATE | RARE, on_reload Restart;
         /// The network config, which pods have from a ConfigMap.
         net_config: PathBuf = or_default(PATH), Path key "net-config",
             flag "net-config-path" "FILE", help "Network config, JSON",

@@ -14,6 +14,7 @@
 //! | `access` | tokens, certificates, pods |
 //! | `rights` | the rights that a node needs, of a real server |
 //! | `survey` | what the doctor asks |
+//! | `migrate` | `selvage migrate`, before clusters with flannel's manifests of several times and makers |
 //! | `start` | thousands of nodes that start together |
 //! | `hosts` | whole hosts with the real agent and kernel, in network namespaces: these need root |
 //! | `services` | Services beside our rules, with pods by the real CNI plugins; need root, too |
@@ -37,6 +38,7 @@ mod herald;
 #[path = "../overlay/host.rs"]
 mod host;
 mod hosts;
+mod migrate;
 mod mirror;
 #[path = "../overlay/namespace.rs"]
 mod namespace;

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use selvage::cluster::lease::kube::{KubeStore, Surroundings};
+use selvage::cluster::lease::kube::{KubeStore, Surroundings, Survey};
 use selvage::cluster::lease::{Lease, LeaseAttrs, LeaseEvent, LeaseStore, StoreEvent};
 use selvage::settings::Kubernetes;
 use serde_json::value::RawValue;
@@ -113,6 +113,11 @@ impl Files {
 
     pub(crate) fn store(&self) -> KubeStore {
         KubeStore::new(&self.settings, self.surroundings.clone()).unwrap()
+    }
+
+    /// What asks the cluster without being one of its nodes.
+    pub(crate) fn survey(&self) -> Survey {
+        Survey::new(&self.settings, self.surroundings.clone())
     }
 }
 

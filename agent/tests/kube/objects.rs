@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hyper::Response;
+use hyper::{Method, Response};
 use serde_json::{Value, json};
 
 use crate::server::{Body, Cluster, status, whole, written};
@@ -90,6 +90,50 @@ pub(crate) fn list(cluster: &mut Cluster, query: &BTreeMap<String, String>) -> R
     }
     text.push_str("]}");
     written(200, text)
+}
+
+/// An object other than nodes, pods and events, or a page of all DaemonSets; `None`: it is not asked for one of them. The
+/// token for the next page is the last path.
+pub(crate) fn other(
+    cluster: &Cluster,
+    method: &Method,
+    path: &str,
+    query: &BTreeMap<String, String>,
+) -> Option<Response<Body>> {
+    if method != Method::GET {
+        return None;
+    }
+    if path != "/apis/apps/v1/daemonsets" {
+        return cluster.objects.get(path).map(|object| whole(200, object));
+    }
+    let limit: usize = query["limit"].parse().expect("a number");
+    let after = query.get("continue").cloned().unwrap_or_default();
+    let mut rest = cluster.objects.iter().filter(|(path, _)| {
+        path.starts_with("/apis/apps/") && path.contains("/daemonsets/") && **path > after
+    });
+    let items: Vec<_> = rest.by_ref().take(limit).collect();
+    let next = match (rest.next(), items.last()) {
+        (Some(_), Some((last, _))) => last.as_str(),
+        _ => "",
+    };
+    // As a real server does, it leaves kind and version out of the items.
+    let items: Vec<Value> = items
+        .iter()
+        .map(|(_, object)| {
+            let mut object = (*object).clone();
+            let fields = object.as_object_mut().expect("an object");
+            fields.retain(|name, _| name != "kind" && name != "apiVersion");
+            object
+        })
+        .collect();
+    Some(whole(
+        200,
+        &json!({
+            "kind": "DaemonSetList", "apiVersion": "apps/v1",
+            "metadata": {"resourceVersion": cluster.revision.to_string(), "continue": next},
+            "items": items,
+        }),
+    ))
 }
 
 /// A strategic merge patch of a node's status: annotations merge by name, conditions by type.

@@ -180,6 +180,8 @@ impl Running {
             .args([
                 "--service-account-issuer=https://kubernetes.default.svc",
                 "--authorization-mode=RBAC",
+                // As Canal's pods are, and an old flannel's.
+                "--allow-privileged=true",
                 "--service-cluster-ip-range=10.96.0.0/16",
                 // Nobody makes service accounts here: that is the controller manager's.
                 "--disable-admission-plugins=ServiceAccount",

@@ -103,12 +103,12 @@ async fn each_right_is_needed_and_is_named_when_it_is_missing() {
 #[ignore = "needs a real kube-apiserver: KUBE_APISERVER=/path/to/it"]
 async fn who_has_no_right_may_ask_for_them() {
     let (server, files) = node();
-    let store = files.store();
-    assert_eq!(store.missing_rights().await.unwrap().len(), 5);
+    let survey = files.survey();
+    assert_eq!(survey.missing_rights().await.unwrap().len(), 5);
     give(server.real().expect("KUBE_APISERVER"), &RULES);
     let begin = Instant::now();
     loop {
-        let missing = store.missing_rights().await.unwrap();
+        let missing = survey.missing_rights().await.unwrap();
         if missing.len() == 1 {
             assert_eq!(missing[0].resource, "events");
             return;

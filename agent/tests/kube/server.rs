@@ -1,6 +1,6 @@
 //! An API server for the tests: HTTP/1.1 over a socket, with what a node's agent asks of a real one.
 //!
-//! It has nodes, pods and events, a revision that each write advances, lists in pages, watches with bookmarks,
+//! It has nodes, pods, events and other objects, a revision that each write advances, lists in pages, watches with bookmarks,
 //! strategic merge patches of a node's status, tokens and rights. And it fails as told: see [`Faults`].
 //!
 //! With a real one behind it ([`real`]) it only fails, and hands on the rest.
@@ -62,6 +62,8 @@ pub(crate) struct Cluster {
     pub(crate) nodes: BTreeMap<String, Value>,
     pub(crate) pods: BTreeMap<String, Value>,
     pub(crate) events: Vec<Value>,
+    /// All others by path, as a client asks for one of them.
+    pub(crate) objects: BTreeMap<String, Value>,
     /// Each change of a node: revision, type, and the node.
     pub(crate) history: Vec<(u64, Kind, Value)>,
     /// What the test has changed, and a real server does not know yet.
@@ -88,6 +90,7 @@ impl Default for Cluster {
             nodes: BTreeMap::new(),
             pods: BTreeMap::new(),
             events: Vec::new(),
+            objects: BTreeMap::new(),
             history: Vec::new(),
             writes: Vec::new(),
             tokens: Vec::new(),
@@ -401,6 +404,9 @@ fn handle(
     let query = objects::query(uri.query().unwrap_or_default());
     if uri.path() == objects::REVIEWS {
         return objects::review(cluster, body);
+    }
+    if let Some(answer) = objects::other(cluster, method, uri.path(), &query) {
+        return answer;
     }
     let path = uri.path().trim_start_matches("/api/v1/");
     let parts: Vec<_> = path.split('/').collect();

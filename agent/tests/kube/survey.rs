@@ -1,7 +1,7 @@
 //! What the doctor asks a cluster.
 
 use selvage::cluster::lease::Fault;
-use selvage::cluster::lease::kube::{KubeStore, Right};
+use selvage::cluster::lease::kube::{Right, Survey};
 use serde_json::json;
 
 use crate::node::{bare, cluster, flannel};
@@ -11,13 +11,14 @@ fn texts(rights: &[Right]) -> Vec<String> {
     rights.iter().map(text).collect()
 }
 
-async fn missing(store: &KubeStore) -> Vec<String> {
-    texts(&store.missing_rights().await.unwrap())
+async fn missing(survey: &Survey) -> Vec<String> {
+    texts(&survey.missing_rights().await.unwrap())
 }
 
 #[tokio::test]
 async fn all_nodes_are_seen_and_nothing_is_written() {
-    let (server, _files, store) = cluster();
+    let (server, files, store) = cluster();
+    let survey = files.survey();
     server.change(|cluster| {
         for number in 0..=250 {
             cluster.put(flannel(&format!("peer{number:03}"), 2));
@@ -29,7 +30,7 @@ async fn all_nodes_are_seen_and_nothing_is_written() {
         away["status"]["conditions"] = json!([condition]);
         cluster.put(away);
     });
-    let nodes = store.seen_nodes().await.unwrap();
+    let nodes = survey.nodes().await.unwrap();
     assert_eq!(store.seen_node().await.unwrap(), nodes[0]);
     assert_eq!(nodes.len(), 254);
     let [own, peer, .., away, zero] = &nodes[..] else {
@@ -40,22 +41,23 @@ async fn all_nodes_are_seen_and_nothing_is_written() {
     assert_eq!(away.cidrs.len(), 2);
     assert_eq!(away.unavailable.as_deref(), Some("NoRouteCreated"));
     assert!(zero.cidrs.is_empty());
-    assert!(missing(&store).await.is_empty());
+    assert!(missing(&survey).await.is_empty());
     server.look(|cluster| assert_eq!(cluster.count("PATCH "), 0));
 }
 
 #[tokio::test]
 async fn all_missing_rights_are_known_at_once() {
-    let (server, _files, store) = cluster();
+    let (server, files, _store) = cluster();
+    let survey = files.survey();
     server.change(|cluster| {
         cluster.faults.denied = vec!["watch nodes", "patch nodes/status", "create events"]
     });
     let expected = ["watch nodes", "patch nodes/status", "create events"];
-    assert_eq!(missing(&store).await, expected);
+    assert_eq!(missing(&survey).await, expected);
     server.change(|cluster| cluster.faults.forbidden.push("GET /api/v1/nodes?"));
-    let error = store.seen_nodes().await.unwrap_err();
+    let error = survey.nodes().await.unwrap_err();
     assert_eq!(error.fault(), Fault::Login, "{error}");
     server.change(|cluster| cluster.faults.instead = Some("{}"));
-    let error = store.missing_rights().await.unwrap_err().to_string();
+    let error = survey.missing_rights().await.unwrap_err().to_string();
     assert!(error.contains("bad answer"), "{error}");
 }

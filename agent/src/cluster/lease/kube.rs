@@ -10,7 +10,7 @@
 //! | `own` | how the own annotations are written and kept |
 //! | `net_config` | the network config's file |
 //! | `herald` | the node's condition, and events |
-//! | `survey` | what the doctor asks |
+//! | `survey` | what the doctor asks, and who moves a cluster |
 //!
 //! The client is our own, on the HTTP and TLS that are linked anyway: all of this is 310 KB of program. The crate
 //! `kube` has types of whole nodes, 15 KB of JSON each, of which six texts count here.
@@ -25,23 +25,23 @@ use hyper::body::Bytes;
 use serde::Deserialize;
 use tokio::sync::{Notify, watch as channel};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::warn;
 
 use self::access::Access;
 pub use self::access::Surroundings;
-use self::client::{Client, Connection, Failure, Question};
+use self::client::{Failure, Question, Session};
 use self::herald::{Health, Herald};
 use self::node::{Annotations, Node};
 use self::own::Own;
-pub use self::survey::{Right, SeenNode};
+pub use self::survey::{NodeFacts, Right, SeenNode, Survey};
 use self::watch::Watcher;
 use crate::base::net::{unusable_v4, unusable_v6};
 use crate::cluster::lease::allocate::{self, Avoid};
+use crate::cluster::lease::store::GRACE;
 use crate::cluster::lease::store::keeper::{Keeper, TimeLeft};
 use crate::cluster::lease::store::state::State;
 use crate::cluster::lease::store::tasks::Tasks;
-use crate::cluster::lease::store::{DEADLINE, GRACE};
 use crate::cluster::lease::{
     Expiry, Lease, LeaseAttrs, LeaseStore, NodeFault, Past, Prescribed, Released, SettingsError,
     StoreError, StoreEvent, SubnetKey,
@@ -76,9 +76,8 @@ enum Identity {
 /// What the tasks share.
 #[derive(Debug)]
 struct Shared {
-    client: Client,
     /// For all requests but the watcher's.
-    connection: tokio::sync::Mutex<Option<Connection>>,
+    session: Session,
     annotations: Annotations,
     identity: Identity,
     /// The node's name, once it is known.
@@ -130,13 +129,12 @@ impl Shared {
 
     /// Sends a request over the shared connection.
     async fn ask(&self, question: &Question) -> Result<Bytes, Failure> {
-        let asked = async {
-            let mut connection = self.connection.lock().await;
-            self.client.ask(question, &mut connection, DEADLINE).await
-        };
-        // Others may be waiting for the connection as well.
-        let answered = timeout(DEADLINE * 2, asked).await;
-        answered.unwrap_or(Err(Failure::Silence(DEADLINE * 2)))
+        self.session.ask(question).await
+    }
+
+    /// The error of an answer that makes no sense.
+    fn bad_answer(&self, what: String) -> StoreError {
+        self.session.bad_answer(what)
     }
 
     /// The name of this host's node, which is asked for once.
@@ -158,22 +156,15 @@ impl Shared {
             Identity::Node(name) => name.clone(),
             Identity::Pod { namespace, name } => {
                 let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
-                let answer = self.ask(&Question::get(path)).await;
-                let answer = answer.map_err(|failure| self.client.error(failure))?;
-                let pod: Pod = self.parse(&answer)?;
+                let answer = self.session.get(path).await?;
+                let pod: Pod = self.session.parse(&answer)?;
                 pod.spec.node_name
             }
         };
         if !is_node_name(&name) {
-            let failure = Failure::Answer(format!("{name:?} is not the name of a node"));
-            return Err(self.client.error(failure));
+            return Err(self.bad_answer(format!("{name:?} is not the name of a node")));
         }
         Ok(self.name.get_or_init(|| name).clone())
-    }
-
-    fn parse<'a, T: Deserialize<'a>>(&self, answer: &'a Bytes) -> Result<T, StoreError> {
-        serde_json::from_slice(answer)
-            .map_err(|error| self.client.error(Failure::Answer(error.to_string())))
     }
 
     /// Reads the own node.
@@ -183,10 +174,9 @@ impl Shared {
             .ask(&Question::get(format!("/api/v1/nodes/{name}")))
             .await;
         let answer = answer.map_err(|failure| self.node_error(failure))?;
-        let node: Node = self.parse(&answer)?;
+        let node: Node = self.session.parse(&answer)?;
         if node.metadata.name != name {
-            let failure = Failure::Answer(format!("it is not the node {name}"));
-            return Err(self.client.error(failure));
+            return Err(self.bad_answer(format!("it is not the node {name}")));
         }
         Ok(node)
     }
@@ -197,7 +187,7 @@ impl Shared {
             Some(node) if failure.status() == Some(404) => {
                 StoreError::NoNode { node: node.clone() }
             }
-            _ => self.client.error(failure),
+            _ => self.session.client.error(failure),
         }
     }
 
@@ -292,8 +282,7 @@ impl KubeStore {
         let (health, _) = channel::channel(None);
         Ok(Self {
             shared: Arc::new(Shared {
-                client: Client::new(Access::new(settings, surroundings)),
-                connection: tokio::sync::Mutex::new(None),
+                session: Session::new(Access::new(settings, surroundings)),
                 annotations: Annotations::new(&settings.annotation_prefix),
                 identity,
                 name: OnceLock::new(),
@@ -459,10 +448,7 @@ impl LeaseStore for KubeStore {
 
     fn reconnect(&mut self) {
         self.shared.moved.notify_one();
-        // One that is in use fails by its deadline.
-        if let Ok(mut connection) = self.shared.connection.try_lock() {
-            *connection = None;
-        }
+        self.shared.session.reconnect();
     }
 
     /// Kubernetes hands out the subnets.

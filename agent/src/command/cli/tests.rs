@@ -84,6 +84,40 @@ fn every_command_of_the_contract_is_there() {
     assert!(!parse(&["run", "--help"]).unwrap_err().use_stderr());
 }
 
+#[test]
+fn migrate_shows_how_to_reach_a_cluster_and_run_does_not() {
+    let Command::Migrate(MigrateCommand::Back(flags)) = parse(&[
+        "migrate",
+        "back",
+        "--json",
+        "--kubeconfig-file",
+        "admin.conf",
+    ])
+    .unwrap() else {
+        panic!("not migrate back");
+    };
+    assert!(flags.json && flags.settings.has(&key::kubernetes::kubeconfig));
+    for (arguments, is_shown) in [
+        (&["migrate", "from-flannel", "-h"][..], true),
+        (&["run", "-h"], false),
+        (&["run", "--kubeconfig-file", "x", "-h"], false),
+    ] {
+        let help = parse(arguments).unwrap_err().to_string();
+        for flag in [
+            "--kubeconfig-file",
+            "--kube-api-url",
+            "--kube-annotation-prefix",
+        ] {
+            assert_eq!(
+                help.contains(flag),
+                is_shown,
+                "{flag} of {arguments:?}: {help}"
+            );
+        }
+    }
+    assert!(parse(&["migrate"]).is_err() && parse(&["migrate", "forth"]).is_err());
+}
+
 /// Each command with what its `--help` prints, 100 columns wide; hidden ones are for programs.
 fn helps(command: &clap::Command, words: &[&str], all: &mut Vec<(String, String)>) {
     let mut asked = vec!["selvage"];

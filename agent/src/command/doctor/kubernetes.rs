@@ -2,13 +2,15 @@
 
 use super::{Check, Context, NotChecked};
 use crate::cluster::lease::StoreError;
-use crate::cluster::lease::kube::{KubeStore, Surroundings};
+use crate::cluster::lease::kube::{KubeStore, Surroundings, Survey};
 
 mod bridge_mtu;
 mod cni_config;
 mod condition;
 mod nodes;
 mod rights;
+
+pub(in crate::command) use self::nodes::judge as judge_nodes;
 
 /// The checks, in the order of the report.
 pub(super) fn checks() -> Vec<Check> {
@@ -47,12 +49,17 @@ fn store(context: &Context<'_>) -> Result<KubeStore, NotChecked> {
         .map_err(|error| NotChecked(error.to_string()))
 }
 
+/// What asks the cluster, whichever node this is.
+fn survey(context: &Context<'_>) -> Survey {
+    Survey::new(&context.settings.kubernetes, Surroundings::of_process())
+}
+
 fn not_checked(error: StoreError) -> NotChecked {
     NotChecked(error.to_string())
 }
 
 /// Some names of many, for a sentence.
-fn sample(names: &[&str]) -> String {
+pub(in crate::command) fn sample(names: &[&str]) -> String {
     match names {
         [one, two, three, rest @ ..] if !rest.is_empty() => {
             format!("{one}, {two}, {three} and {} more", rest.len())

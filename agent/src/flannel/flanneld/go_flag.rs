@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use super::definition::{self, Kind};
+use super::definition::{self, Definition, Kind};
 use super::flags::{Flags, Value};
 use super::{Error, removed};
 use crate::settings::{Source, parse_bool};
@@ -14,42 +14,72 @@ use crate::settings::{Source, parse_bool};
 /// The first argument that is wrong.
 pub(super) fn parse(arguments: Vec<OsString>, flags: &mut Flags) -> Result<bool, Error> {
     let mut arguments = arguments.into_iter();
-    while let Some(argument) = arguments.next() {
-        let argument = argument.into_string().map_err(Error::NotUtf8)?;
-        let Some(flag) = argument.strip_prefix('-').filter(|flag| !flag.is_empty()) else {
-            flags.unread = Some(argument);
-            break;
-        };
-        let flag = flag.strip_prefix('-').unwrap_or(flag);
-        if flag.is_empty() {
-            flags.unread = arguments
-                .next()
-                .map(|argument| argument.to_string_lossy().into_owned());
-            break;
+    loop {
+        match next(&mut arguments)? {
+            Next::Flag(definition, value) => {
+                flags.set(definition, &value, Source::Flag(definition.name))?;
+            }
+            Next::Help => return Ok(false),
+            Next::End { unread } => {
+                flags.unread = unread;
+                return Ok(true);
+            }
         }
-        if flag.starts_with(['-', '=']) {
-            return Err(Error::Syntax(argument));
-        }
-        let (name, value) = match flag.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
-            None => (flag, None),
-        };
-        if matches!(name, "h" | "help") {
-            return Ok(false);
-        }
-        let definition = definition::find(name).ok_or_else(|| removed::explain(name))?;
-        let value = match value {
-            Some(value) => value,
-            // A switch never takes the next argument.
-            None if definition.kind == Kind::Switch => "true".to_owned(),
-            None => match arguments.next() {
-                Some(value) => value.into_string().map_err(Error::NotUtf8)?,
-                None => return Err(Error::Missing(definition.name)),
-            },
-        };
-        flags.set(definition, &value, Source::Flag(definition.name))?;
     }
-    Ok(true)
+}
+
+/// What comes next on a command line.
+pub(super) enum Next {
+    /// A flag with its value, which is not looked at yet.
+    Flag(&'static Definition, String),
+    /// Help is asked for.
+    Help,
+    /// No flag any more; the rest begins with this argument.
+    End { unread: Option<String> },
+}
+
+/// Takes the next flag off a command line.
+///
+/// # Errors
+/// There is no such flag, or it lacks its value.
+pub(super) fn next(arguments: &mut impl Iterator<Item = OsString>) -> Result<Next, Error> {
+    let Some(argument) = arguments.next() else {
+        return Ok(Next::End { unread: None });
+    };
+    let argument = argument.into_string().map_err(Error::NotUtf8)?;
+    let Some(flag) = argument.strip_prefix('-').filter(|flag| !flag.is_empty()) else {
+        return Ok(Next::End {
+            unread: Some(argument),
+        });
+    };
+    let flag = flag.strip_prefix('-').unwrap_or(flag);
+    if flag.is_empty() {
+        let unread = arguments.next();
+        return Ok(Next::End {
+            unread: unread.map(|argument| argument.to_string_lossy().into_owned()),
+        });
+    }
+    if flag.starts_with(['-', '=']) {
+        return Err(Error::Syntax(argument));
+    }
+    let (name, value) = match flag.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (flag, None),
+    };
+    if matches!(name, "h" | "help") {
+        return Ok(Next::Help);
+    }
+    let definition = definition::find(name).ok_or_else(|| removed::explain(name))?;
+    let value = match value {
+        Some(value) => value,
+        // A switch never takes the next argument.
+        None if definition.kind == Kind::Switch => "true".to_owned(),
+        None => match arguments.next() {
+            Some(value) => value.into_string().map_err(Error::NotUtf8)?,
+            None => return Err(Error::Missing(definition.name)),
+        },
+    };
+    Ok(Next::Flag(definition, value))
 }
 
 /// Reads a value; the error is what is expected.

@@ -21,7 +21,7 @@ use super::{Error, missing_is_none};
 use crate::base::atomic_file;
 
 /// kube-flannel's name.
-pub(super) const NAME: &str = "10-flannel.conflist";
+pub(crate) const NAME: &str = "10-flannel.conflist";
 
 /// What we wrote last, as a hash.
 const RECORD: &str = ".10-flannel.conflist.selvage";

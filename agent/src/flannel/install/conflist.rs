@@ -143,6 +143,14 @@ fn type_of(plugin: &Value) -> Option<String> {
     (!kind.is_empty() && !kind.contains('/')).then(|| kind.to_owned())
 }
 
+/// Checks a config list as an installation does.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check(text: &str) -> Result<(), Fault> {
+    Conflist::parse(text.into()).map(drop)
+}
+
 /// The plugins that a config names, of one plugin or a list, in the order in which they are called, and those of Multus's
 /// delegates.
 ///

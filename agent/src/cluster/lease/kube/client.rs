@@ -11,6 +11,7 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::time::timeout;
 
@@ -18,6 +19,7 @@ use super::access::{Access, AccessError, Token};
 use crate::base::go_json::shorten;
 use crate::base::http::{self, ExchangeError, http_error_text, io_error_text};
 use crate::base::logging::chain;
+use crate::cluster::lease::store::DEADLINE;
 use crate::cluster::lease::store::dial::dial;
 use crate::cluster::lease::{Fault, StoreError};
 
@@ -344,6 +346,56 @@ impl Client {
             Err(open.refusal(&Response::from_parts(head, body)))
         });
         begun.await.unwrap_or(Err(Failure::Silence(limit)))
+    }
+}
+
+/// A client with one connection, which all its requests share.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) client: Client,
+    connection: tokio::sync::Mutex<Option<Connection>>,
+}
+
+impl Session {
+    pub(super) fn new(access: Access) -> Self {
+        Self {
+            client: Client::new(access),
+            connection: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    /// Sends a request over the shared connection.
+    pub(super) async fn ask(&self, question: &Question) -> Result<Bytes, Failure> {
+        let asked = async {
+            let mut connection = self.connection.lock().await;
+            self.client.ask(question, &mut connection, DEADLINE).await
+        };
+        // Others may be waiting for the connection as well.
+        let answered = timeout(DEADLINE * 2, asked).await;
+        answered.unwrap_or(Err(Failure::Silence(DEADLINE * 2)))
+    }
+
+    /// The same, with the store's error.
+    pub(super) async fn get(&self, path: impl Into<String>) -> Result<Bytes, StoreError> {
+        let answer = self.ask(&Question::get(path)).await;
+        answer.map_err(|failure| self.client.error(failure))
+    }
+
+    /// What an answer says.
+    pub(super) fn parse<T: DeserializeOwned>(&self, answer: &Bytes) -> Result<T, StoreError> {
+        serde_json::from_slice(answer).map_err(|error| self.bad_answer(error.to_string()))
+    }
+
+    /// The error of an answer that makes no sense.
+    pub(super) fn bad_answer(&self, what: String) -> StoreError {
+        self.client.error(Failure::Answer(what))
+    }
+
+    /// Connects anew for the next request; one that is under way fails by its deadline.
+    pub(super) fn reconnect(&self) {
+        if let Ok(mut connection) = self.connection.try_lock() {
+            *connection = None;
+        }
     }
 }
 

@@ -82,10 +82,7 @@ pub(super) const MOST_PAGES: usize = 1000;
 impl NodeList {
     /// Where the page with this token is; the first has none.
     pub(super) fn path(token: &str) -> String {
-        match token {
-            "" => format!("/api/v1/nodes?limit={PAGE}"),
-            token => format!("/api/v1/nodes?limit={PAGE}&continue={}", encoded(token)),
-        }
+        page_of("/api/v1/nodes", PAGE, token)
     }
 
     /// Reads a page. The error says that it is none: an answer that is something else must not pass for a cluster
@@ -97,6 +94,14 @@ impl NodeList {
         is_one
             .then_some(page)
             .ok_or_else(|| "no list of nodes".to_owned())
+    }
+}
+
+/// Where a page of a list is; the first has no token.
+pub(super) fn page_of(list: &str, limit: usize, token: &str) -> String {
+    match token {
+        "" => format!("{list}?limit={limit}"),
+        token => format!("{list}?limit={limit}&continue={}", encoded(token)),
     }
 }
 
@@ -233,6 +238,10 @@ impl Annotations {
         }
     }
 
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     fn name(&self, suffix: &str) -> String {
         format!("{}{suffix}", self.prefix)
     }
@@ -328,6 +337,11 @@ impl Annotations {
         self.of(node, "kube-subnet-manager") == Some("true")
     }
 
+    /// The backend that a node publishes; empty for some, and where it publishes none.
+    pub(super) fn backend<'a>(&self, node: &'a Node) -> &'a str {
+        self.of(node, "backend-type").unwrap_or_default()
+    }
+
     /// The lease of a peer's node.
     pub(super) fn read(&self, node: &Node, families: Families) -> Reading {
         if !self.takes_part(node) {
@@ -352,7 +366,7 @@ impl Annotations {
         let v6 = key.v6.is_some();
         let public_ip = v4.then(|| self.address::<Ipv4Addr>(node, "public-ip"));
         let public_ipv6 = v6.then(|| self.address::<Ipv6Addr>(node, "public-ipv6"));
-        let backend_type = self.of(node, "backend-type").unwrap_or_default();
+        let backend_type = self.backend(node);
         if backend_type.len() > LONGEST_VALUE {
             return Err(self.wrong("backend-type", backend_type, "the name of a backend"));
         }

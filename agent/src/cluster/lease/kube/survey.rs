@@ -1,20 +1,22 @@
-//! What a diagnosis asks a cluster: its nodes, and the rights that the agent has there. Nothing is written: a
-//! SelfSubjectAccessReview is a question, though it is sent by POST.
+//! What a diagnosis and a move ask a cluster: its nodes, other objects, and the rights that the agent has there. Nothing is
+//! written: a SelfSubjectAccessReview is a question, though it is sent by POST.
 
 use std::str::FromStr;
 
 use hyper::Method;
 use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::KubeStore;
-use super::client::{Failure, Question};
-use super::node::{Annotations, MOST_PAGES, Node, NodeList};
+use super::access::{Access, Surroundings};
+use super::client::{Question, Session};
+use super::node::{Annotations, MOST_PAGES, Node, NodeList, page_of};
 use crate::cluster::lease::StoreError;
+use crate::settings::Kubernetes;
 
 /// A node as the cluster has it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SeenNode {
     /// Its name.
     pub name: String,
@@ -22,8 +24,52 @@ pub struct SeenNode {
     pub cidrs: Vec<IpNet>,
     /// Whether it has flannel's annotation, which makes it a peer.
     pub takes_part: bool,
+    /// The backend that it publishes; empty for udp and alloc, and where it publishes none.
+    pub backend: String,
     /// The reason of its condition `NetworkUnavailable`, if that is `True`.
     pub unavailable: Option<String>,
+    /// What its kubelet says of it.
+    pub facts: NodeFacts,
+}
+
+/// A node's `status.nodeInfo`; what is missing is empty.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeFacts {
+    /// `linux` or `windows`.
+    #[serde(rename(deserialize = "operatingSystem"))]
+    pub os: String,
+    /// `amd64`, `arm64`, …
+    #[serde(rename(deserialize = "architecture"))]
+    pub arch: String,
+    /// The kernel's version.
+    #[serde(rename(deserialize = "kernelVersion"))]
+    pub kernel: String,
+    /// The kubelet's version.
+    #[serde(rename(deserialize = "kubeletVersion"))]
+    pub kubelet: String,
+    /// The container runtime with its version: `containerd://2.0.5`.
+    #[serde(rename(deserialize = "containerRuntimeVersion"))]
+    pub runtime: String,
+}
+
+/// The part of a list's page that [`NodeList`] leaves out.
+#[derive(Deserialize)]
+struct FactsList {
+    items: Vec<WithFacts>,
+}
+
+#[derive(Deserialize)]
+struct WithFacts {
+    #[serde(default)]
+    status: WithInfo,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WithInfo {
+    #[serde(default)]
+    node_info: NodeFacts,
 }
 
 /// Something that a role allows.
@@ -60,36 +106,93 @@ const RIGHTS: [Right; 5] = [
     },
 ];
 
-impl KubeStore {
-    /// This host's node.
-    ///
-    /// # Errors
-    /// It, or the pod that this is, cannot be read.
-    pub async fn seen_node(&self) -> Result<SeenNode, StoreError> {
-        let node = self.shared.node().await?;
-        Ok(node.seen(&self.shared.annotations))
+/// The objects in one page of a list, other than nodes.
+const PAGE: usize = 100;
+
+/// Asks a cluster, without being one of its nodes.
+#[derive(Debug)]
+pub struct Survey {
+    session: Session,
+    annotations: Annotations,
+}
+
+impl Survey {
+    /// Connects to nothing yet.
+    pub fn new(settings: &Kubernetes, surroundings: Surroundings) -> Self {
+        Self {
+            session: Session::new(Access::new(settings, surroundings)),
+            annotations: Annotations::new(&settings.annotation_prefix),
+        }
+    }
+
+    /// What the names of annotations begin with: `flannel.alpha.coreos.com/`.
+    pub fn annotation_prefix(&self) -> &str {
+        self.annotations.prefix()
     }
 
     /// All nodes of the cluster, in the order of their names.
     ///
     /// # Errors
     /// They cannot be listed.
-    pub async fn seen_nodes(&self) -> Result<Vec<SeenNode>, StoreError> {
+    pub async fn nodes(&self) -> Result<Vec<SeenNode>, StoreError> {
         let mut nodes = Vec::new();
         let mut next = String::new();
         for _ in 0..MOST_PAGES {
-            let answer = self.shared.ask(&Question::get(NodeList::path(&next))).await;
-            let page = answer.and_then(|answer| NodeList::parse(&answer).map_err(Failure::Answer));
-            let page = page.map_err(|failure| self.shared.client.error(failure))?;
-            let seen = |node: &Node| node.seen(&self.shared.annotations);
-            nodes.extend(page.items.iter().map(seen));
+            let answer = self.session.get(NodeList::path(&next)).await?;
+            let page = NodeList::parse(&answer).map_err(|what| self.session.bad_answer(what))?;
+            let facts: FactsList = self.session.parse(&answer)?;
+            for (node, with) in page.items.iter().zip(facts.items) {
+                let mut seen = node.seen(&self.annotations);
+                seen.facts = with.status.node_info;
+                nodes.push(seen);
+            }
             next = page.metadata.next;
             if next.is_empty() {
                 return Ok(nodes);
             }
         }
-        let text = format!("the list of nodes has more than {MOST_PAGES} pages");
-        Err(self.shared.client.error(Failure::Answer(text)))
+        Err(self.endless("nodes"))
+    }
+
+    /// The object at a path; `None` if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, or it is no JSON.
+    pub async fn object(&self, path: &str) -> Result<Option<Value>, StoreError> {
+        match self.session.ask(&Question::get(path)).await {
+            Ok(answer) => self.session.parse(&answer).map(Some),
+            Err(failure) if failure.status() == Some(404) => Ok(None),
+            Err(failure) => Err(self.session.client.error(failure)),
+        }
+    }
+
+    /// All objects of the list at a path, which is of this kind: `DaemonSetList`.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub async fn objects(&self, path: &str, kind: &str) -> Result<Vec<Value>, StoreError> {
+        let mut all = Vec::new();
+        let mut next = String::new();
+        for _ in 0..MOST_PAGES {
+            let answer = self.session.get(page_of(path, PAGE, &next)).await?;
+            let mut page: Value = self.session.parse(&answer)?;
+            let token = page.pointer("/metadata/continue").and_then(Value::as_str);
+            next = token.unwrap_or_default().to_owned();
+            let is_one = page.get("kind").and_then(Value::as_str) == Some(kind);
+            match page.get_mut("items").map(Value::take) {
+                Some(Value::Array(items)) if is_one => all.extend(items),
+                _ => return Err(self.session.bad_answer(format!("no {kind}"))),
+            }
+            if next.is_empty() {
+                return Ok(all);
+            }
+        }
+        Err(self.endless(kind))
+    }
+
+    fn endless(&self, what: &str) -> StoreError {
+        let text = format!("the list of {what} has more than {MOST_PAGES} pages");
+        self.session.bad_answer(text)
     }
 
     /// Which of the rights that the agent needs it has not.
@@ -125,14 +228,25 @@ impl KubeStore {
                 content_type: "application/json",
                 body: review.to_string(),
             };
-            let answer = self.shared.ask(&question).await;
-            let answer = answer.map_err(|failure| self.shared.client.error(failure))?;
-            let review: Review = self.shared.parse(&answer)?;
+            let answer = self.session.ask(&question).await;
+            let answer = answer.map_err(|failure| self.session.client.error(failure))?;
+            let review: Review = self.session.parse(&answer)?;
             if !review.status.allowed {
                 missing.push(right);
             }
         }
         Ok(missing)
+    }
+}
+
+impl KubeStore {
+    /// This host's node; without what its kubelet says of it.
+    ///
+    /// # Errors
+    /// It, or the pod that this is, cannot be read.
+    pub async fn seen_node(&self) -> Result<SeenNode, StoreError> {
+        let node = self.shared.node().await?;
+        Ok(node.seen(&self.shared.annotations))
     }
 }
 
@@ -148,7 +262,9 @@ impl Node {
                 .filter_map(|cidr| IpNet::from_str(cidr).ok())
                 .collect(),
             takes_part: annotations.takes_part(self),
+            backend: annotations.backend(self).to_owned(),
             unavailable: unavailable.next().map(|is| is.reason.clone()),
+            facts: NodeFacts::default(),
         }
     }
 }

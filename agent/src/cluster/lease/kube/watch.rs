@@ -197,7 +197,7 @@ impl Watcher {
             "/api/v1/nodes?watch=true&allowWatchBookmarks=true&timeoutSeconds={secs}&resourceVersion={}",
             encoded(&version)
         );
-        let client = &self.shared.client;
+        let client = &self.shared.session.client;
         let stream = client.watch(&path, &mut self.connection, DEADLINE).await?;
         let now = Instant::now();
         self.stream = Some(Running {
@@ -247,7 +247,7 @@ impl Watcher {
     }
 
     async fn page(&mut self, path: &str) -> Result<NodeList, Failure> {
-        let client = &self.shared.client;
+        let client = &self.shared.session.client;
         let question = Question::get(path);
         let body = client
             .ask(&question, &mut self.connection, PAGE_LIMIT)
@@ -354,7 +354,7 @@ impl Watcher {
         self.doubtful = true;
         self.shared.state.start_hold_down();
         let asked = failure.pause();
-        let error = self.shared.client.error(failure);
+        let error = self.shared.session.client.error(failure);
         self.reporter.unreachable((&error).into()).await?;
         sleep(self.pace.after_failure(asked, nodes)).await;
         Ok(())

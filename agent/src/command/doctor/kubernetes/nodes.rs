@@ -3,23 +3,23 @@
 
 use ipnet::IpNet;
 
-use super::{not_checked, sample, store};
+use super::{not_checked, sample, survey};
 use crate::cluster::lease::kube::SeenNode;
 use crate::command::doctor::{Context, Finding, Outcome, Severity, cluster};
-use crate::telemetry::status::Status;
 
 pub(super) const NAME: &str = "kube-nodes";
 
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
-    let store = store(context)?;
-    let nodes = store.seen_nodes().await.map_err(not_checked)?;
-    Ok(judge(&nodes, context.status.as_ref().ok()))
+    let nodes = survey(context).nodes().await.map_err(not_checked)?;
+    let status = context.status.as_ref().ok();
+    let networks: Vec<_> = status.into_iter().flat_map(cluster::networks).collect();
+    Ok(judge(&nodes, &networks))
 }
 
-fn judge(nodes: &[SeenNode], status: Option<&Status>) -> Vec<Finding> {
-    let networks: Vec<_> = status.into_iter().flat_map(cluster::networks).collect();
-    let is_outside = |node: &&SeenNode| is_outside(node, &networks);
-    let lacks_one = |node: &&SeenNode| lacks_one(node, &networks);
+/// Findings about the nodes of an overlay with these networks; without them, nobody is outside.
+pub(in crate::command) fn judge(nodes: &[SeenNode], networks: &[IpNet]) -> Vec<Finding> {
+    let is_outside = |node: &&SeenNode| is_outside(node, networks);
+    let lacks_one = |node: &&SeenNode| lacks_one(node, networks);
     let (outside, inside): (Vec<_>, Vec<_>) = nodes.iter().partition(is_outside);
     let (bare, inside): (Vec<_>, Vec<_>) = inside.into_iter().partition(lacks_one);
     let silent: Vec<_> = inside.into_iter().filter(|node| !node.takes_part).collect();
@@ -98,28 +98,17 @@ fn about(nodes: &[&SeenNode], severity: Severity, have: &str, why: &str, remedy:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::status::{Agent, Network};
-
     fn node(name: &str, cidrs: &[&str], takes_part: bool) -> SeenNode {
         SeenNode {
             name: name.to_owned(),
             cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             takes_part,
-            unavailable: None,
+            ..SeenNode::default()
         }
     }
 
-    fn status(ipv6: Option<&str>) -> Status {
-        let mut status = Status::joining(Agent::of_process("x", 0), Vec::new());
-        status.network = Some(Network {
-            ipv4: "10.244.0.0/16".parse().ok(),
-            ipv6: ipv6.map(|net| net.parse().unwrap()),
-            backend: "vxlan".to_owned(),
-            mtu: 1450,
-            rejected: None,
-            subnets: None,
-        });
-        status
+    fn networks(cidrs: &[&str]) -> Vec<IpNet> {
+        cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect()
     }
 
     #[test]
@@ -129,7 +118,7 @@ mod tests {
             node("half", &["10.42.2.0/24", "fd00:10:244:3::/64"], true),
             node("one", &["10.244.1.0/24"], true),
         ];
-        let said = judge(&nodes, Some(&status(Some("fd00:10:244::/48"))));
+        let said = judge(&nodes, &networks(&["10.244.0.0/16", "fd00:10:244::/48"]));
         let said: Vec<_> = said.into_iter().map(|finding| finding.what).collect();
         assert_eq!(
             said,
@@ -142,7 +131,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_node_is_one_finding() {
-        let status = status(None);
+        let networks = networks(&["10.244.0.0/16"]);
         let nodes = [
             node("good", &["10.244.1.0/24"], true),
             // A cluster in dual stack whose overlay is IPv4.
@@ -152,7 +141,7 @@ mod tests {
             node("new1", &["10.244.3.0/24"], false),
             node("new2", &["10.244.4.0/24"], false),
         ];
-        let said: Vec<_> = judge(&nodes, Some(&status))
+        let said: Vec<_> = judge(&nodes, &networks)
             .into_iter()
             .map(|finding| finding.what)
             .collect();
@@ -164,9 +153,9 @@ mod tests {
                 "2 nodes have a podCIDR, but no annotations of flannel or of this agent: new1, new2",
             ]
         );
-        assert!(judge(&nodes[..2], Some(&status)).is_empty());
+        assert!(judge(&nodes[..2], &networks).is_empty());
         // Without the network nobody is outside it.
-        let said = judge(&nodes, None);
+        let said = judge(&nodes, &[]);
         assert!(
             said.iter().all(|finding| !finding.what.contains("outside")),
             "{said:?}"

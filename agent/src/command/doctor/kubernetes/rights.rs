@@ -1,13 +1,13 @@
 //! RBAC: the agent names a right when it is refused; this names all of them at once, also those that it seldom needs.
 
-use super::{not_checked, store};
+use super::{not_checked, survey};
 use crate::command::doctor::{Context, Finding, Outcome, Severity};
 
 pub(super) const NAME: &str = "kube-rights";
 
 pub(super) async fn check(context: &Context<'_>) -> Outcome {
-    let store = store(context)?;
-    let missing = store.missing_rights().await.map_err(not_checked)?;
+    let missing = survey(context).missing_rights().await;
+    let missing = missing.map_err(not_checked)?;
     let finding = |right: &crate::cluster::lease::kube::Right| {
         let (resource, verb) = (right.resource, right.verb);
         let (severity, role, why) = match resource {

@@ -111,6 +111,12 @@ test-qemu: packages-build-image-qemu image-next agent-tests ## Tests that boot t
 test-qemu-all: packages-build-image-qemu image-next image-signed sysexts sysexts-signed agent-tests ## The same, with the cases that take long
 	$(HARNESS) test --all
 
+# Not in CI: on another machine than one of its own, all of it is emulated, the build's last steps too.
+.PHONY: test-arm64
+test-arm64: packages-build-image-qemu-arm64 ## Build the image for arm64, boot two machines of it, and run the tests of a first boot there
+	@$(MAKE) --no-print-directory image harness ARCH=arm64
+	$(HARNESS) --image target/image-arm64 test first_boot::
+
 .PHONY: test-fresh
 test-fresh: packages-image packages ## Install in new minimal systems of Debian 12 and 13, build in one (half an hour; ROOTS=)
 	@$(SUDO) agent/tests/fresh/run $(ROOTS)

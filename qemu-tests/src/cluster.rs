@@ -16,7 +16,7 @@ use crate::{
     host::{Host, free_port},
     machine::{self, Machine},
     progress::Progress,
-    qemu::{self, Boot, Spec},
+    qemu::{Boot, Spec},
     serve,
     ssh::Ssh,
     switch::wire::Switch,

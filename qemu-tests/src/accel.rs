@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{child::Child, qemu};
+use crate::{architecture::Architecture, child::Child, qemu};
 
 /// A working KVM needs about one second.
 const PROBE_DEADLINE: Duration = Duration::from_secs(15);
@@ -44,7 +44,16 @@ impl fmt::Display for Accelerator {
 ///
 /// # Errors
 /// When there is no QEMU at all.
-pub(crate) async fn choose(kernel: &Path) -> Result<(Accelerator, Option<String>)> {
+pub(crate) async fn choose(
+    architecture: Architecture,
+    kernel: &Path,
+) -> Result<(Accelerator, Option<String>)> {
+    if !architecture.is_the_hosts() {
+        return Ok((
+            Accelerator::Tcg,
+            Some("the image is for another architecture".to_owned()),
+        ));
+    }
     if let Err(error) = fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -54,7 +63,7 @@ pub(crate) async fn choose(kernel: &Path) -> Result<(Accelerator, Option<String>
     }
     let dir = tempfile::tempdir().context("failed to make a directory for the KVM probe")?;
     let console = dir.path().join("console");
-    let refusal = probe(kernel, &console, &dir.path().join("stderr")).await?;
+    let refusal = probe(architecture, kernel, &console, &dir.path().join("stderr")).await?;
     Ok(match refusal {
         None => (Accelerator::Kvm, None),
         Some(reason) => (Accelerator::Tcg, Some(reason)),
@@ -62,17 +71,22 @@ pub(crate) async fn choose(kernel: &Path) -> Result<(Accelerator, Option<String>
 }
 
 /// Why the kernel did not come up, or `None` when it did.
-async fn probe(kernel: &Path, console: &Path, stderr: &Path) -> Result<Option<String>> {
+async fn probe(
+    architecture: Architecture,
+    kernel: &Path,
+    console: &Path,
+    stderr: &Path,
+) -> Result<Option<String>> {
     let errors = fs::File::create(stderr)
         .with_context(|| format!("failed to create {}", stderr.display()))?;
-    let mut command = qemu::base(Accelerator::Kvm);
+    let mut command = qemu::base(architecture, Accelerator::Kvm);
     command
         .args([
             "-m",
             "256",
             "-no-reboot",
             "-append",
-            "console=ttyS0 panic=-1",
+            &format!("{} panic=-1", architecture.kernel_arguments()),
             "-kernel",
         ])
         .arg(kernel)

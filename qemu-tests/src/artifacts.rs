@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::architecture::Architecture;
+
 /// The outputs of the image build.
 #[derive(Debug, Clone)]
 pub(crate) struct Artifacts {
@@ -20,6 +22,8 @@ pub(crate) struct Artifacts {
     pub ctr: PathBuf,
     /// Kernel command line of a direct boot, without a console.
     pub cmdline: String,
+    /// What it is for.
+    pub architecture: Architecture,
 }
 
 impl Artifacts {
@@ -49,6 +53,7 @@ impl Artifacts {
             initrd: file("selvage.initrd")?,
             ctr: file("ctr")?,
             cmdline: cmdline.trim().to_owned(),
+            architecture: Architecture::of(&dir)?,
         })
     }
 

@@ -16,7 +16,7 @@ use crate::{
     host::{Host, free_port},
     machine::{self, Machine},
     progress::Progress,
-    qemu::{self, Boot, Spec},
+    qemu::{Boot, Spec},
     serve,
     ssh::Ssh,
     switch::wire::Switch,
@@ -36,10 +36,6 @@ const EMBEDDED_IMAGE: &str = "image.raw";
 /// The label of a drive with a config and metadata, as OpenStack has it, and its size.
 const DRIVE_LABEL: &str = "config-2";
 const DRIVE_BYTES: &str = "8M";
-
-/// Kernel arguments that are the machine's business. The timer check (arch/x86/kernel/apic/io_apic.c, timer_irq_works)
-/// counts ticks against a busy loop: on a busy host a software-emulated timer fails it, and the kernel may even panic.
-pub(crate) const MACHINE_ARGUMENTS: &str = "console=ttyS0 no_timer_check";
 
 /// A machine to be.
 #[derive(Debug, Clone)]
@@ -174,6 +170,7 @@ async fn prepare_one(
     };
     let spec = Spec {
         name: node.name.clone(),
+        architecture: host.artifacts.architecture,
         disk,
         write_log: None,
         boot: match options.pxe {
@@ -214,8 +211,9 @@ async fn prepare_one(
     Ok((spec, ssh))
 }
 
-fn arguments(options: Options) -> String {
-    let arguments = format!("{MACHINE_ARGUMENTS} {}", options.kernel_arguments);
+fn arguments(artifacts: &Artifacts, options: Options) -> String {
+    let of_machine = artifacts.architecture.kernel_arguments();
+    let arguments = format!("{of_machine} {}", options.kernel_arguments);
     arguments.trim_end().to_owned()
 }
 
@@ -223,7 +221,7 @@ fn direct(artifacts: &Artifacts, options: Options) -> Boot {
     Boot::Direct {
         kernel: artifacts.kernel.clone(),
         initrd: artifacts.initrd.clone(),
-        append: format!("{} {}", artifacts.cmdline, arguments(options)),
+        append: format!("{} {}", artifacts.cmdline, arguments(artifacts, options)),
     }
 }
 
@@ -232,11 +230,11 @@ fn boot(host: &Host, dir: &Path, options: Options) -> Result<Boot> {
         return Ok(direct(&host.artifacts, options));
     }
     let variables = dir.join("variables.fd");
-    fs::copy(qemu::FIRMWARE_VARIABLES, &variables)
-        .with_context(|| format!("failed to copy {}", qemu::FIRMWARE_VARIABLES))?;
+    let new = host.artifacts.architecture.firmware_variables();
+    fs::copy(new, &variables).with_context(|| format!("failed to copy {new}"))?;
     Ok(Boot::Firmware {
         variables,
-        append: arguments(options),
+        append: arguments(&host.artifacts, options),
         secure_boot: options.secure_boot,
     })
 }

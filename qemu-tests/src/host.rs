@@ -52,7 +52,8 @@ impl Host {
             Some(accelerator) => accelerator,
             None => {
                 progress.step("choose the accelerator: boot a kernel under KVM");
-                let (accelerator, reason) = accel::choose(&artifacts.kernel).await?;
+                let (accelerator, reason) =
+                    accel::choose(artifacts.architecture, &artifacts.kernel).await?;
                 let because = reason
                     .map(|reason| format!(" ({reason})"))
                     .unwrap_or_default();

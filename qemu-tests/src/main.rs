@@ -4,6 +4,7 @@
 //! waiting is asynchronous on one thread, so that a signal at any moment drops, and thereby kills, every machine.
 
 mod accel;
+mod architecture;
 mod artifacts;
 mod bench;
 mod boot_watch;

@@ -5,10 +5,7 @@ use std::{
     process::Command,
 };
 
-use crate::{accel::Accelerator, serve};
-
-/// The program; the distribution's package `qemu-system-x86`.
-pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
+use crate::{accel::Accelerator, architecture::Architecture, serve};
 
 /// What starts the kernel of a machine.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -33,11 +30,8 @@ pub(crate) enum Boot {
     },
 }
 
-/// UEFI firmware, without and with Secure Boot; the distribution's package `ovmf`.
-const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// UEFI firmware with Secure Boot, of the one architecture that it is tested on; the distribution's package `ovmf`.
 const SECURE_FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
-/// Its variables as they are in a new machine: without keys, so that Secure Boot is in Setup Mode.
-pub(crate) const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// A user-mode network that has the address of metadata services in it: QEMU takes no other for `guestfwd`. The machine gets
 /// the first of the DHCP server's addresses.
@@ -48,6 +42,8 @@ const CLOUD_NETWORK: &str = ",net=168.0.0.0/5,host=172.16.0.2,dns=172.16.0.3,dhc
 pub(crate) struct Spec {
     /// Name shown by tools such as ps.
     pub name: String,
+    /// What it is.
+    pub architecture: Architecture,
     /// Disk overlay, qcow2.
     pub disk: PathBuf,
     /// File that gets every write to the disk, which must be there and empty; see [`crate::write_log`].
@@ -95,30 +91,32 @@ pub(crate) struct Spec {
     pub tpm: Option<PathBuf>,
 }
 
-/// The part that depends on the accelerator alone.
-pub(crate) fn base(accelerator: Accelerator) -> Command {
-    let mut command = Command::new(PROGRAM);
+/// The part that depends on architecture and accelerator alone.
+pub(crate) fn base(architecture: Architecture, accelerator: Accelerator) -> Command {
+    let mut command = Command::new(architecture.program());
     command.args([
         "-no-user-config",
         "-nodefaults",
         "-display",
         "none",
         "-machine",
-        "q35",
+        architecture.machine(),
     ]);
     match accelerator {
         Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
-        // Of AMD's make, so the kernel need not guard against Meltdown: page-table isolation flushes the translations
-        // that TCG has made at every system call, and a boot with it takes half as long again. No newer model, for
-        // TCG emulates AVX and the like instruction by instruction.
-        Accelerator::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", "qemu64"]),
+        Accelerator::Tcg => command.args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            architecture.processor(),
+        ]),
     };
     command
 }
 
 /// The whole command line of a machine.
 pub(crate) fn command(spec: &Spec, accelerator: Accelerator) -> Command {
-    let mut command = base(accelerator);
+    let mut command = base(spec.architecture, accelerator);
     command
         .args(["-name", &spec.name])
         .args(["-smp", &spec.cpus.to_string()])
@@ -126,7 +124,7 @@ pub(crate) fn command(spec: &Spec, accelerator: Accelerator) -> Command {
     for smbios in &spec.smbios {
         command.args(["-smbios", smbios]);
     }
-    boot(&mut command, &spec.boot);
+    boot(&mut command, spec.architecture, &spec.boot);
     boot_and_disk(&mut command, spec);
     network(&mut command, spec);
     command
@@ -160,7 +158,7 @@ pub(crate) fn tpm(spec: &Spec, socket: &Path) -> Command {
     command
 }
 
-fn boot(command: &mut Command, boot: &Boot) {
+fn boot(command: &mut Command, architecture: Architecture, boot: &Boot) {
     match boot {
         Boot::Direct {
             kernel,
@@ -176,7 +174,7 @@ fn boot(command: &mut Command, boot: &Boot) {
             variables,
             append,
             secure_boot,
-        } => firmware(command, *secure_boot)
+        } => firmware(command, architecture, *secure_boot)
             .args([
                 "-drive",
                 &format!("if=pflash,unit=1,format=raw,file={}", escape(variables)),
@@ -192,7 +190,7 @@ fn boot(command: &mut Command, boot: &Boot) {
     };
 }
 
-fn firmware(command: &mut Command, secure_boot: bool) -> &mut Command {
+fn firmware(command: &mut Command, architecture: Architecture, secure_boot: bool) -> &mut Command {
     let program = if secure_boot {
         // Only code in system management mode may write the variables (OvmfPkg/README, SMM support).
         command.args([
@@ -205,7 +203,7 @@ fn firmware(command: &mut Command, secure_boot: bool) -> &mut Command {
         ]);
         SECURE_FIRMWARE
     } else {
-        FIRMWARE
+        architecture.firmware()
     };
     command.args([
         "-drive",
@@ -338,6 +336,7 @@ pub(crate) mod tests {
     pub(crate) fn spec() -> Spec {
         Spec {
             name: "node1".into(),
+            architecture: Architecture::X86_64,
             disk: "/d,1/disk.qcow2".into(),
             write_log: None,
             boot: Boot::Direct {

@@ -59,7 +59,10 @@ impl Anchor {
         spec.boot = Boot::Direct {
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
-            append: format!("root=/dev/vda rw quiet {}", cluster::MACHINE_ARGUMENTS),
+            append: format!(
+                "root=/dev/vda rw quiet {}",
+                spec.architecture.kernel_arguments()
+            ),
         };
         spec.ignition = None;
         spec.smbios.push(key_credential(public_key));

@@ -15,12 +15,14 @@ use serde::Deserialize;
 
 pub use verify::{VerifyError, verify};
 
-/// The table itself.
+/// The table itself, of an image for x86-64.
 const TABLE: &str = include_str!("../../../data/image.toml");
 
 static IMAGE: LazyLock<Image> = LazyLock::new(|| {
+    // A program and a file have the machine's name in theirs.
+    let table = TABLE.replace("x86_64", std::env::consts::ARCH);
     // By way of a table: straight from the text, every type is compiled for three forms of a TOML table.
-    let table = TABLE.parse().and_then(toml::Table::try_into);
+    let table = table.parse().and_then(toml::Table::try_into);
     #[expect(
         clippy::expect_used,
         reason = "the table is part of the program; a test reads it"

@@ -28,7 +28,11 @@ const STUBS: &str = "usr/lib/systemd/boot/efi";
 #[cfg(target_arch = "aarch64")]
 const STUB: &str = "addonaa64.efi.stub";
 #[cfg(not(target_arch = "aarch64"))]
-const STUB: &str = "addonx64.efi.stub";
+const STUB: &str = if cfg!(target_arch = "aarch64") {
+    "addonaa64.efi.stub"
+} else {
+    "addonx64.efi.stub"
+};
 
 /// Why the arguments are not as a config wants them.
 #[derive(Debug, Error)]

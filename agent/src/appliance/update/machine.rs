@@ -16,6 +16,7 @@ use crate::appliance::update::keys::{KeyError, Keys, SIGNATURE_BYTES};
 use crate::appliance::update::running;
 use crate::appliance::update::secure_boot::SecureBootError;
 use crate::appliance::update::server::{Server, ServerError};
+use crate::appliance::update::slots::uki::MACHINE;
 use crate::appliance::update::slots::{self, SlotError};
 use crate::appliance::update::staging::{Staging, StagingError};
 use crate::appliance::update::state::{self, DIRECTORY, LastCheck, State, StateFile};
@@ -109,6 +110,26 @@ pub enum UpdateError {
     /// The release runs already.
     #[error("version {0} is the running one")]
     Running(Version),
+    /// The release is for machines of another architecture.
+    #[error(
+        "version {version} is not for this machine: its boot entry is for {machine} (PE machine type), and this one starts \
+         {MACHINE:#06x}. Give machines of each architecture a release server or a channel of their own (update.channel)"
+    )]
+    OtherMachines {
+        /// What was to be installed.
+        version: Version,
+        /// Which machines it is for.
+        machine: String,
+    },
+    /// A file that was unpacked.
+    #[error("failed to read {path}")]
+    Unpacked {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A part is larger than its slot.
     #[error("{name} has {size} bytes unpacked, but the slots have {slot}")]
     TooLarge {

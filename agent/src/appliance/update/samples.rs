@@ -64,6 +64,13 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// The machines that run this test, as a PE file names them.
+const MACHINE: u16 = if cfg!(target_arch = "aarch64") {
+    0xaa64
+} else {
+    0x8664
+};
+
 /// A file that is a UKI as far as its headers say: one section, from byte 512 to the end.
 pub(crate) fn uki(seed: u64, length: u32) -> Vec<u8> {
     let mut bytes = noise(seed, usize::try_from(length).unwrap());
@@ -72,6 +79,7 @@ pub(crate) fn uki(seed: u64, length: u32) -> Vec<u8> {
     bytes[..2].copy_from_slice(b"MZ");
     bytes[0x3c..0x40].copy_from_slice(&64_u32.to_le_bytes());
     bytes[64..68].copy_from_slice(b"PE\0\0");
+    bytes[68..70].copy_from_slice(&MACHINE.to_le_bytes());
     bytes[70] = 1;
     // The size in memory, and size and place in the file.
     bytes[96..100].copy_from_slice(&data.to_le_bytes());
@@ -82,6 +90,11 @@ pub(crate) fn uki(seed: u64, length: u32) -> Vec<u8> {
 
 /// One entry of an index, with its files added to the site.
 pub(crate) fn release(version: &str, site: &mut Site) -> Value {
+    release_for(MACHINE, version, site)
+}
+
+/// The same, for these machines.
+pub(crate) fn release_for(machine: u16, version: &str, site: &mut Site) -> Value {
     let stem = format!("selvage_{version}");
     let files: Vec<Value> = [
         (
@@ -96,7 +109,11 @@ pub(crate) fn release(version: &str, site: &mut Site) -> Value {
     .map(|(part, name, size)| {
         let seed = version.bytes().chain(part.bytes()).map(u64::from).sum();
         let unpacked = match part {
-            "uki" => uki(seed, size),
+            "uki" => {
+                let mut uki = uki(seed, size);
+                uki[68..70].copy_from_slice(&machine.to_le_bytes());
+                uki
+            }
             _ => noise(seed, usize::try_from(size).unwrap()),
         };
         let packed = compress_to_vec(&unpacked[..], CompressionLevel::Fastest);

@@ -25,7 +25,7 @@ use crate::appliance::update::version::Version;
 
 mod gpt;
 pub(super) mod partition;
-mod uki;
+pub(super) mod uki;
 
 /// Where the ESP is mounted, below the root.
 pub(crate) const ENTRIES: &str = "efi/EFI/Linux";

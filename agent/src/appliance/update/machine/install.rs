@@ -9,6 +9,7 @@ use crate::appliance::update::choose::too_old_for;
 use crate::appliance::update::index::Release;
 use crate::appliance::update::secure_boot;
 use crate::appliance::update::slots::partition::{Fault, faults, own_disk};
+use crate::appliance::update::slots::uki::{self, MACHINE};
 use crate::appliance::update::slots::{self, SlotError};
 use crate::appliance::update::state::{Health, State};
 use crate::appliance::update::version::Version;
@@ -66,6 +67,7 @@ impl Machine {
         let of = release.unpacked_size();
         self.staging
             .unpack(release, &mut |done| progress(Step::Unpack { done, of }))?;
+        self.refuse_other_machines(version)?;
         secure_boot::check(&self.root, &self.staging.uki(version))?;
         // The release itself has its space by now, and a power cut leaves it to be installed, with its extensions.
         self.bring_sysexts(release, progress).await;
@@ -100,6 +102,19 @@ impl Machine {
                 from,
                 running: self.running.clone(),
             }),
+        }
+    }
+
+    /// Firmware of another architecture starts nothing of it, and no boot check would ever run.
+    fn refuse_other_machines(&self, version: &Version) -> Result<(), UpdateError> {
+        let path = self.staging.uki(version);
+        match uki::machine(&path) {
+            Ok(Some(MACHINE)) => Ok(()),
+            Ok(machine) => Err(UpdateError::OtherMachines {
+                version: version.clone(),
+                machine: machine.map_or("none".to_owned(), |machine| format!("{machine:#06x}")),
+            }),
+            Err(source) => Err(UpdateError::Unpacked { path, source }),
         }
     }
 

@@ -374,6 +374,27 @@ async fn nothing_reaches_a_slot_that_is_not_what_was_signed() {
 }
 
 #[tokio::test]
+async fn a_release_for_other_machines_reaches_no_slot() {
+    let world = World::new().await;
+    let mut files = Site::new();
+    let other = samples::release_for(0x5064, "1.2", &mut files);
+    samples::publish(&mut files, 6, &[other]);
+    world.server.shared().site = files;
+    world.sysupdate("touch $0.called; exit 1");
+    let machine = world.machine();
+    let index = machine.check().await.unwrap();
+    let release = index.release(&"1.2".parse().unwrap()).unwrap();
+    let error = machine
+        .apply(release, async || Health::default(), &mut |_| ())
+        .await
+        .unwrap_err();
+    let expected = "version 1.2 is not for this machine: its boot entry is for 0x5064";
+    assert!(error.to_string().starts_with(expected), "{error}");
+    let called = "usr/lib/systemd/systemd-sysupdate.called";
+    assert!(!world.root.path().join(called).exists());
+}
+
+#[tokio::test]
 async fn the_running_version_and_those_that_it_is_too_old_for_are_refused() {
     let world = World::new().await;
     let mut files = Site::new();

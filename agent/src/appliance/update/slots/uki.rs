@@ -1,4 +1,4 @@
-//! Whether the file of a boot entry is all there.
+//! What the headers of a boot entry's file say: whether it is all there, and which machines it is for.
 //!
 //! FAT has no journal: after a power cut, a name may have reached the disk without the content, or with a part of it. The
 //! header of a UKI (a PE file) says where each section lies, so a file that was cut off shows it.
@@ -10,6 +10,22 @@ use std::path::Path;
 /// How much of a file is read: the headers of a UKI with its dozen of sections have less than 2 KiB.
 const HEADERS: u64 = 16 << 10;
 
+/// The machines that this program is for, as a PE file names them (Microsoft, "PE Format", Machine Types).
+pub(crate) const MACHINE: u16 = if cfg!(target_arch = "aarch64") {
+    0xaa64
+} else {
+    0x8664
+};
+
+/// Which machines a file is for, as [`MACHINE`]; `None` if it is no PE file.
+///
+/// # Errors
+/// The file cannot be read.
+pub(crate) fn machine(path: &Path) -> io::Result<Option<u16>> {
+    let headers = headers(&File::open(path)?)?;
+    Ok(pe_header(&headers).and_then(|pe| u16_at(pe, 4)))
+}
+
 /// Whether a file is a PE file whose sections and signature end before the file does. Says nothing of what is in them.
 ///
 /// # Errors
@@ -17,9 +33,13 @@ const HEADERS: u64 = 16 << 10;
 pub(super) fn is_whole(path: &Path) -> io::Result<bool> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
+    Ok(end(&headers(&file)?).is_some_and(|end| end <= length))
+}
+
+fn headers(file: &File) -> io::Result<Vec<u8>> {
     let mut headers = Vec::new();
     file.take(HEADERS).read_to_end(&mut headers)?;
-    Ok(end(&headers).is_some_and(|end| end <= length))
+    Ok(headers)
 }
 
 /// Where the last byte that the headers name ends; `None` if these are no headers of a PE file.
@@ -27,10 +47,7 @@ pub(super) fn is_whole(path: &Path) -> io::Result<bool> {
 /// Microsoft, "PE Format": the offset of the PE header is at 0x3c; the header has the signature (4 bytes), the COFF header
 /// (20), the optional header, and 40 bytes for each section.
 fn end(headers: &[u8]) -> Option<u64> {
-    headers.starts_with(b"MZ").then_some(())?;
-    let at = usize::try_from(u32_at(headers, 0x3c)?).ok()?;
-    let pe = headers.get(at..)?;
-    pe.starts_with(b"PE\0\0").then_some(())?;
+    let pe = pe_header(headers)?;
     let (sections, optional) = (
         usize::from(u16_at(pe, 6)?),
         usize::from(u16_at(pe, 4 + 16)?),
@@ -43,6 +60,13 @@ fn end(headers: &[u8]) -> Option<u64> {
         last = last.max(u64::from(u32_at(header, 20)?) + u64::from(data));
     }
     (last > 0).then_some(last)
+}
+
+fn pe_header(headers: &[u8]) -> Option<&[u8]> {
+    headers.starts_with(b"MZ").then_some(())?;
+    let at = usize::try_from(u32_at(headers, 0x3c)?).ok()?;
+    let pe = headers.get(at..)?;
+    pe.starts_with(b"PE\0\0").then_some(pe)
 }
 
 /// Where the signatures end: the fifth data directory, which holds an offset in the file.
@@ -88,6 +112,22 @@ mod tests {
         }
         // The length reached the disk, the content did not.
         assert!(!is_whole_with(&[0; 5000]));
+    }
+
+    #[test]
+    fn a_file_says_which_machines_it_is_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let of = |bytes: &[u8]| {
+            std::fs::write(file.path(), bytes).unwrap();
+            machine(file.path()).unwrap()
+        };
+        let mut bytes = uki(1, 600);
+        assert_eq!(of(&bytes), Some(MACHINE));
+        bytes[68..70].copy_from_slice(&0x5064_u16.to_le_bytes());
+        assert_eq!(of(&bytes), Some(0x5064));
+        assert_eq!(of(&bytes[..69]), None);
+        assert_eq!(of(b"no program"), None);
+        assert!(machine(Path::new("/nonexistent")).is_err());
     }
 
     #[test]

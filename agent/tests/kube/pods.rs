@@ -7,7 +7,7 @@
 //!   cni0 10.244.1.1/24 ── veth1a2b ───── eth0 10.244.1.2/24, default via 10.244.1.1
 //! ```
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::symlink;
@@ -22,6 +22,7 @@ use tempfile::TempDir;
 
 use crate::host::Host;
 use crate::namespace::Namespace;
+use crate::wait::{PATIENCE, wait_for};
 
 /// Where Debian has the plugins of containernetworking.
 const PLUGINS: &str = "/usr/lib/cni";
@@ -212,7 +213,12 @@ fn connect(
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let listener = inside(server, || TcpListener::bind((any, PORT)).expect("the port"));
+    let bind = || inside(server, || TcpListener::bind((any, PORT)));
+    let listener = wait_for(PATIENCE, "the port", || match bind() {
+        // A child of another test holds the last socket until it has become its program.
+        Err(error) if error.kind() == ErrorKind::AddrInUse => None,
+        bound => Some(bound.expect("the port")),
+    });
     let mut client = inside(from, || TcpStream::connect_timeout(&to, patience)).ok()?;
     // Nobody else serves.
     let (mut connection, source) = listener.accept().expect("a connection");

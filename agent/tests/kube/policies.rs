@@ -246,7 +246,7 @@ fn kube_network_policies(pod: IpAddr) -> String {
 \t\tct label set 100
 \t}}
 \tchain input {{
-\t\ttype filter hook input priority srcnat + 1; policy accept;
+\t\ttype filter hook input priority 101; policy accept;
 \t\tiifname \"lo\" accept
 \t\tip saddr @podips-v4 ct state new queue to 100
 \t}}

@@ -107,6 +107,11 @@ mod tests {
             fs::write(dir.path().join(name), "").unwrap();
         }
         fs::write(dir.path().join("selvage.cmdline"), "quiet audit=0\n").unwrap();
+        fs::write(
+            dir.path().join("build.json"),
+            r#"{ "architecture": "x86-64" }"#,
+        )
+        .unwrap();
         assert_eq!(
             Artifacts::find(dir.path()).unwrap().cmdline,
             "quiet audit=0"

@@ -104,11 +104,12 @@ impl Launch {
     /// # Errors
     /// systemd cannot be asked to run it.
     pub(super) async fn run(&self, path: &Path, hear: impl Fn(&str) + Sync) -> io::Result<Ended> {
+        // Before the program can have begun: on a busy host this may come to run again after it.
+        let begun = Instant::now();
         let mut child = self.command(path).spawn()?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         // Not inside of what is given up when the time is over.
         let (out, err) = (Mutex::default(), Mutex::default());
-        let begun = Instant::now();
         let ended = async {
             let (status, (), ()) = tokio::join!(
                 child.wait(),

@@ -22,6 +22,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use self::cluster::Seen;
+use self::daemon::Daemon;
 use crate::base::terminal::Style;
 use crate::cluster::lease::kube::{NodeFacts, Surroundings, Survey};
 use crate::cluster::lease::{Fault, StoreError};
@@ -210,6 +211,18 @@ impl Judgement {
         let finding = Finding::new(check, severity, subject, what, why, remedy);
         self.findings.push(finding);
     }
+}
+
+/// Both agents run.
+fn bar_both(ours: &Daemon, theirs: &Daemon, remedy: String, judgement: &mut Judgement) {
+    let (ours, theirs) = (ours.shown(), theirs.shown());
+    judgement.bar(
+        plugins::FLANNEL,
+        theirs.clone(),
+        format!("{theirs} runs flannel, and {ours} runs this agent"),
+        "where both are on one node, each undoes what the other does",
+        vec![remedy],
+    );
 }
 
 /// Looks at the cluster and prints the report. Returns the exit status: 0 nothing, 1 errors, 2 only warnings.

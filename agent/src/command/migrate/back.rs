@@ -3,8 +3,7 @@
 use super::cluster::Seen;
 use super::daemon::{Daemon, Made, Program};
 use super::kubectl::{DAEMON_SET, FLANNELS, NAMESPACE, delete, wait, word};
-use super::plugins::FLANNEL;
-use super::{Judgement, Step, config, flags, nodes, plugins};
+use super::{Judgement, Step, bar_both, config, flags, nodes, plugins};
 use crate::base::go_json::shorten;
 use crate::cluster::network_config::NetworkConfig;
 use crate::flannel::flanneld::listed::{self, Listed};
@@ -22,20 +21,9 @@ pub(super) fn judge(seen: &Seen) -> Judgement {
     let ours: Vec<_> = seen.of(Program::Selvage).collect();
     let theirs = seen.of(Program::Flannel).next();
     if let Some((ours, theirs)) = ours.first().zip(theirs) {
-        judgement.bar(
-            FLANNEL,
-            theirs.shown(),
-            format!(
-                "{} runs flannel, and {} runs this agent",
-                theirs.shown(),
-                ours.shown()
-            ),
-            "where both are on one node, each undoes what the other does",
-            vec![format!(
-                "delete the one that is not wanted: {}",
-                delete(&ours.namespace, &ours.name, true)
-            )],
-        );
+        let delete = delete(&ours.namespace, &ours.name, true);
+        let remedy = format!("delete the one that is not wanted: {delete}");
+        bar_both(ours, theirs, remedy, &mut judgement);
     }
     let main = seen.main(Program::Selvage);
     let map = main.and_then(|daemon| seen.config_map(daemon));

@@ -8,7 +8,7 @@ use super::kubectl::{
     self, CONFIG_MAP, DAEMON_SET, MANIFEST, NAMESPACE, copy_config_map, delete, exec, wait, word,
 };
 use super::plugins::FLANNEL;
-use super::{Judgement, Step, config, flags, mounts, nodes, plugins};
+use super::{Judgement, Step, bar_both, config, flags, mounts, nodes, plugins};
 use crate::base::go_json::shorten;
 use crate::cluster::network_config::NetworkConfig;
 
@@ -129,19 +129,12 @@ fn judge_both(seen: &Seen, flannels: &[&Daemon], judgement: &mut Judgement) {
     let Some((ours, theirs)) = ours.zip(flannels.first()) else {
         return;
     };
-    judgement.bar(
-        FLANNEL,
-        theirs.shown(),
-        format!(
-            "{} runs flannel, and {} runs this agent",
-            theirs.shown(),
-            ours.shown()
-        ),
-        "where both are on one node, each undoes what the other does",
-        vec![format!(
-            "delete flannel's: {}",
-            delete(&theirs.namespace, &theirs.name, true)
-        )],
+    let delete = delete(&theirs.namespace, &theirs.name, true);
+    bar_both(
+        ours,
+        theirs,
+        format!("delete flannel's: {delete}"),
+        judgement,
     );
 }
 

@@ -191,6 +191,7 @@ impl Executor {
             }
         }
         let broken = claimed.iter().map(|(name, _)| name.clone()).collect();
+        self.data_plane.prepare(&forwards);
         let applied = self
             .kernel
             .apply(&changes, scope, &mut self.data_plane, broken)
@@ -200,7 +201,7 @@ impl Executor {
             recreated,
             broken,
         } = applied;
-        let of_forwards = self.data_plane.apply(&forwards, &broken);
+        let of_forwards = self.data_plane.finish(&forwards, &broken);
         if let Some(runner) = self.hooks.as_mut().filter(|_| !hooks.is_empty()) {
             runner.start(hooks);
         }

@@ -15,7 +15,7 @@ use crate::cluster::lease::{Lease, SubnetKey};
 use crate::cluster::peers::PeerTable;
 use crate::cluster::refusal::PeerRefusal;
 use crate::plan::backend::{Backend, table};
-use crate::plan::state::State;
+use crate::plan::state::{Key, Object, State};
 use crate::plan::underlay::Underlay;
 
 /// How long the devices stay after the last peer has followed: it may have sent packets before it received this node's
@@ -27,6 +27,8 @@ const LINGER: Duration = Duration::from_secs(10);
 pub(super) struct FormerBackend {
     backend: Arc<dyn Backend>,
     peers: BTreeMap<SubnetKey, Arc<Lease>>,
+    /// The peers that have followed. Packets for them may still be queued in a device of the former backend.
+    followed: BTreeMap<SubnetKey, Arc<Lease>>,
     /// When to remove it, once no peer is left.
     end: Option<Instant>,
 }
@@ -43,6 +45,7 @@ impl FormerBackend {
         (differ && stays(former.kind()) && stays(next.kind())).then(|| Self {
             backend: Arc::clone(former),
             peers: peers.map(|lease| (lease.key, lease)).collect(),
+            followed: BTreeMap::new(),
             end: None,
         })
     }
@@ -70,16 +73,26 @@ impl FormerBackend {
     /// Drops the peers that have followed, moved or gone, and those refused for another reason than their backend, such
     /// as a host address in their subnet. Returns whether it can be removed.
     pub(super) fn settle(&mut self, table: &PeerTable, now: Instant) -> bool {
-        self.peers.retain(|key, lease| {
+        let latest = |key: &SubnetKey, lease: &Lease| {
             let refusal = table.refusal(key);
             let is_usable =
                 refusal.is_none_or(|why| matches!(why, PeerRefusal::OtherBackend { .. }));
-            is_usable
-                && table.latest(key).is_some_and(|latest| {
-                    latest.created == lease.created
-                        && latest.attrs.backend_type == lease.attrs.backend_type
-                        && latest.attrs.same_address(&lease.attrs)
-                })
+            let latest = table.latest(key).filter(|latest| {
+                latest.created == lease.created && latest.attrs.same_address(&lease.attrs)
+            });
+            latest.filter(|_| is_usable)
+        };
+        self.followed
+            .retain(|key, lease| latest(key, lease).is_some());
+        self.peers.retain(|key, lease| {
+            let Some(latest) = latest(key, lease) else {
+                return false;
+            };
+            let stays = latest.attrs.backend_type == lease.attrs.backend_type;
+            if !stays {
+                self.followed.insert(*key, Arc::clone(lease));
+            }
+            stays
         });
         if !self.peers.is_empty() {
             return false;
@@ -93,11 +106,15 @@ impl FormerBackend {
     }
 
     /// Adds the former backend's objects to the wanted state, which takes precedence.
+    ///
+    /// A peer that has followed keeps its entry in the table of our own data plane: the kernel no longer routes packets
+    /// there, but those already in the TUN device's queue are forwarded only when a worker reads them.
     pub(super) fn add_to(&self, own: &SubnetKey, wanted: &mut State) {
-        let peers = self.peers.values();
-        let objects = peers
-            .filter_map(|lease| self.backend.peer(lease).ok())
-            .flatten();
+        let objects_of = |lease: &Arc<Lease>| self.backend.peer(lease).unwrap_or_default();
+        let is_forward = |(key, _): &(Key, Object)| matches!(key, Key::Forward(..));
+        let queued = self.followed.values().flat_map(objects_of);
+        let objects = self.peers.values().flat_map(objects_of);
+        let objects = objects.chain(queued.filter(is_forward));
         for (key, object) in self.backend.own(own).into_iter().chain(objects) {
             wanted.entry(key).or_insert(object);
         }
@@ -110,8 +127,9 @@ mod tests {
     use crate::cluster::host_nets::HostNets;
     use crate::cluster::lease::LeaseEvent;
     use crate::cluster::network_config::NetworkConfig;
+    use crate::plan::backend::udp;
     use crate::plan::backend::vxlan::tests::{lease, shared, underlay};
-    use crate::plan::state::{Key, LinkKind, Object};
+    use crate::plan::state::LinkKind;
 
     const OWN: SubnetKey = SubnetKey {
         v4: Some(ipnet::Ipv4Net::new_assert(
@@ -135,6 +153,7 @@ mod tests {
         let former = FormerBackend {
             backend: shared(),
             peers: [(peer.key, Arc::new(peer))].into(),
+            followed: BTreeMap::new(),
             end: None,
         };
         (former, table, own, config)
@@ -151,6 +170,46 @@ mod tests {
             table.rejudge(&config, &own, Box::new(|_| Ok(())));
             former.settle(&table, Instant::now());
             assert_eq!(former.has(&peer), stays, "{address}");
+        }
+    }
+
+    /// What is left in the wanted state of a former udp's path to the peer 10.5.1.0/24, once its lease is this one.
+    fn left_of_udp(latest: Option<Lease>) -> Vec<String> {
+        let config = NetworkConfig::parse(r#"{"Network":"10.5.0.0/16"}"#).unwrap();
+        let own = lease(99, 9, 99);
+        let peer = udp::tests::peer("udp", [192, 0, 2, 7]);
+        let mut table = PeerTable::new(&config, &own, Box::new(|_| Ok(())));
+        table.apply(LeaseEvent::Snapshot {
+            leases: latest.into_iter().collect(),
+            unreadable: Vec::new(),
+        });
+        let mut former = FormerBackend {
+            backend: udp::tests::shared(),
+            peers: [(peer.key, Arc::new(peer))].into(),
+            followed: BTreeMap::new(),
+            end: None,
+        };
+        former.settle(&table, Instant::now());
+        let mut wanted = State::new();
+        former.add_to(&OWN, &mut wanted);
+        let keys = wanted.keys().map(ToString::to_string);
+        keys.filter(|key| key.contains("10.5.1.0")).collect()
+    }
+
+    #[test]
+    fn packets_in_the_queue_still_reach_a_peer_that_has_followed() {
+        let peer = udp::tests::peer("udp", [192, 0, 2, 7]);
+        let mut followed = peer.clone();
+        followed.attrs.backend_type = "vxlan".to_owned();
+        let mut moved = followed.clone();
+        moved.attrs.public_ip = Some([192, 0, 2, 8].into());
+        let mut new_owner = followed.clone();
+        new_owner.created += 1;
+        let forward = "forwarding of 10.5.1.0/24 from flannel0";
+        assert_eq!(left_of_udp(Some(peer)), [forward]);
+        assert_eq!(left_of_udp(Some(followed)), [forward]);
+        for gone in [Some(moved), Some(new_owner), None] {
+            assert!(left_of_udp(gone).is_empty());
         }
     }
 

@@ -1,6 +1,7 @@
 //! One thread of the data plane: one queue of the TUN device, one socket.
 //!
-//! The per-packet path neither allocates nor locks. Route changes are detected by one atomic load per wake-up.
+//! The per-packet path neither allocates nor locks. Route changes are detected by one atomic load per wake-up, and by
+//! one for each packet that finds no route.
 
 use std::io::{self, ErrorKind, IoSlice, PipeReader};
 use std::net::SocketAddrV4;
@@ -48,8 +49,7 @@ impl Worker {
     }
 
     fn serve(self) -> io::Result<()> {
-        let mut generation = self.shared.generation.load(Ordering::Acquire);
-        let mut tunnel = self.shared.current();
+        let mut table = Table::new(&self.shared);
         let mut outward = Outward {
             queue: &self.queue,
             socket: self.socket,
@@ -61,22 +61,48 @@ impl Worker {
         let mut arena = vec![0; ARENA].into_boxed_slice();
         loop {
             let ready = wait(&self.queue, &outward.socket, &self.stop)?;
-            let latest = self.shared.generation.load(Ordering::Acquire);
-            if latest != generation {
-                generation = latest;
-                tunnel = self.shared.current();
-            }
+            table.refresh();
             if ready.stop {
                 return Ok(());
             }
             if ready.queue {
-                outward.turn(&tunnel, &mut packet)?;
+                outward.turn(&mut table, &mut packet)?;
             }
             if ready.socket {
-                inward(&mut outward, &tunnel, &mut arena);
+                inward(&mut outward, &table.tunnel, &mut arena);
             }
             outward.socket.flush(&self.cells);
         }
+    }
+}
+
+/// This thread's copy of the tunnel's routes.
+struct Table<'a> {
+    shared: &'a Shared,
+    generation: u64,
+    tunnel: Arc<Tunnel>,
+}
+
+impl<'a> Table<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        // In this order: a change in between is seen as one.
+        let generation = shared.generation.load(Ordering::Acquire);
+        Self {
+            shared,
+            generation,
+            tunnel: shared.current(),
+        }
+    }
+
+    /// Takes the latest routes; returns whether they changed.
+    fn refresh(&mut self) -> bool {
+        let latest = self.shared.generation.load(Ordering::Acquire);
+        let changed = latest != self.generation;
+        if changed {
+            self.generation = latest;
+            self.tunnel = self.shared.current();
+        }
+        changed
     }
 }
 
@@ -116,11 +142,11 @@ struct Outward<'a> {
 
 impl Outward<'_> {
     /// Reads packets from the TUN device. Fails only if the device was removed.
-    fn turn(&mut self, tunnel: &Tunnel, packet: &mut [u8]) -> io::Result<()> {
+    fn turn(&mut self, table: &mut Table<'_>, packet: &mut [u8]) -> io::Result<()> {
         let mut header = [0; HEADER_LEN];
         for _ in 0..TURN {
             match self.queue.read(&mut header, packet) {
-                Ok(len) => self.send(tunnel, header, &mut packet[..len]),
+                Ok(len) => self.send(table, header, &mut packet[..len]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -130,18 +156,24 @@ impl Outward<'_> {
     }
 
     /// Sends one packet from this host to the peer of its destination.
-    fn send(&mut self, tunnel: &Tunnel, header: [u8; HEADER_LEN], bytes: &mut [u8]) {
+    fn send(&mut self, table: &mut Table<'_>, header: [u8; HEADER_LEN], bytes: &mut [u8]) {
         let parsed = VnetHeader::read(&header).zip(Packet::parse(bytes).ok());
         let Some((header, mut packet)) = parsed else {
             return self.cells.not_ipv4.add(1);
         };
-        let Some(peer) = tunnel.routes.lookup(packet.view().destination()) else {
+        let destination = packet.view().destination();
+        let mut peer = table.tunnel.routes.lookup(destination);
+        // A new peer's first packet may follow its entry in the same turn.
+        if peer.is_none() && table.refresh() {
+            peer = table.tunnel.routes.lookup(destination);
+        }
+        let Some(peer) = peer else {
             self.cells.no_route.add(1);
-            return self.report(tunnel, packet.view(), Reason::NetUnreachable);
+            return self.report(&table.tunnel, packet.view(), Reason::NetUnreachable);
         };
         if packet.decrement_ttl().is_err() {
             self.cells.ttl_exceeded.add(1);
-            return self.report(tunnel, packet.view(), Reason::TimeExceeded);
+            return self.report(&table.tunnel, packet.view(), Reason::TimeExceeded);
         }
         if self.put(peer, header, packet).is_err() {
             self.cells.not_ipv4.add(1);

@@ -192,7 +192,7 @@ impl Backend for UdpBackend {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::plan::backend::BackendConfig;
     use crate::plan::backend::vxlan::tests::{lease, underlay};
@@ -204,13 +204,18 @@ mod tests {
         UdpConfig::parse(&go_json::Object::parse(options).unwrap(), &network)
     }
 
+    /// The backend as the agent holds it.
+    pub(crate) fn shared() -> std::sync::Arc<dyn Backend> {
+        std::sync::Arc::new(backend("{}"))
+    }
+
     fn backend(options: &str) -> UdpBackend {
         let config = parse(options, NETWORK).unwrap();
         let network = NetworkConfig::parse(NETWORK).unwrap();
         UdpBackend::new(&config, &network, &underlay(), "flannel0".parse().unwrap())
     }
 
-    fn peer(kind: &str, public_ip: [u8; 4]) -> Lease {
+    pub(crate) fn peer(kind: &str, public_ip: [u8; 4]) -> Lease {
         let mut lease = lease(1, 1, 1);
         lease.attrs.backend_type = kind.to_owned();
         lease.attrs.backend_data = None;

@@ -256,11 +256,11 @@ impl Fleet {
         .map(drop)
     }
 
-    /// Logs in to all machines anew, and fetches what became of the pings.
+    /// Logs in to all machines anew, and fetches what became of the pings up to a time.
     ///
     /// # Errors
     /// When a machine does not answer, or its clock is further away than what is allowed for.
-    async fn floods(&mut self, progress: &Progress) -> Result<Vec<Flood>> {
+    async fn floods(&mut self, progress: &Progress, until: f64) -> Result<Vec<Flood>> {
         self.cluster.wait_for_ssh(progress).await?;
         let names = self.names();
         let machines = self.cluster.machines.iter().enumerate();
@@ -276,7 +276,10 @@ impl Fleet {
                     machine.name()
                 );
                 let text = machine.ssh.run(&format!("sudo cat {}", flood::LOG)).await?;
-                let (from, echoes) = (machine.name().to_owned(), flood::parse(&text));
+                let from = machine.name().to_owned();
+                let mut echoes = flood::parse(&text);
+                // Answers to later ones may be under way.
+                echoes.retain(|echo| echo.at <= until);
                 Ok(Flood { from, to, echoes })
             }
         }))
@@ -294,7 +297,8 @@ impl Fleet {
         })
         .await?;
         let until = history::now();
-        let floods = self.floods(progress).await?;
+        tokio::time::sleep(flood::LATE).await;
+        let floods = self.floods(progress, until).await?;
         let history = self.etcd.history().await?;
         Ok(Rollout {
             from,

@@ -101,16 +101,14 @@ const EXTENDED: &[Names] = &[
     small::EXTENDED,
 ];
 
-/// Prints the names of all cases.
-pub(crate) fn list() {
-    for name in GROUPS.iter().copied().flatten() {
-        let extended = if EXTENDED.concat().contains(name) {
-            "\t(only with --all)"
-        } else {
-            ""
-        };
-        println!("{name}{extended}");
-    }
+/// The names of all cases, one on each line.
+pub(crate) fn list() -> String {
+    let extended = EXTENDED.concat();
+    let line = |name: &&str| match extended.contains(name) {
+        true => format!("{name}\t(only with --all)\n"),
+        false => format!("{name}\n"),
+    };
+    GROUPS.iter().copied().flatten().map(line).collect()
 }
 
 /// Runs the cases whose names contain `filter`; without a filter those that CI runs, or all.

@@ -4,7 +4,7 @@
 //! answer, and each echo without one, with the time by the machine's clock. Nothing of that is summed up in the machine,
 //! so no loss can hide in a mean.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::history::Hold;
 
@@ -12,6 +12,8 @@ use super::history::Hold;
 pub(crate) const RATE: f64 = 20.0;
 /// What the clocks of machines and host may be apart, and a little for the shut-down, in seconds.
 pub(crate) const MARGIN: f64 = 3.0;
+/// How long the pings go on after the roll-out is over, so that the answer to each request made until then is there.
+pub(crate) const LATE: Duration = Duration::from_secs(10);
 /// Where the target's address is put.
 pub(crate) const TARGET: &str = "/etc/flood/target";
 /// What ping says.

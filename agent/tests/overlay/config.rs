@@ -1,12 +1,11 @@
 //! A network config that changes while the agents run.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{Read, Seek};
 use std::process::Child;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::NamedTempFile;
 
 use crate::cluster::{NETWORK, Store, pair};
 use crate::host::Host;
@@ -60,14 +59,14 @@ fn running_agents_switch_the_backend_and_keep_their_subnets() {
 struct Pings {
     ping: Child,
     /// Its output. A pipe that nobody reads would stop it.
-    output: File,
+    output: NamedTempFile,
 }
 
 impl Pings {
     fn start(from: &Host, to: &Host) -> Self {
         let target = to.container_address().to_string();
-        let output = tempfile::tempfile().expect("a file for ping's output");
-        let stdout = output.try_clone().expect("the same file");
+        let output = NamedTempFile::new().expect("a file for ping's output");
+        let stdout = output.reopen().expect("the same file");
         let ping = from
             .container()
             .command("ping")
@@ -78,24 +77,28 @@ impl Pings {
         Self { ping, output }
     }
 
-    /// Fails if a request before the last one that was answered has no answer. Later ones may be under way.
+    /// The requests that were answered.
+    fn answered(&self) -> BTreeSet<u32> {
+        let text = std::fs::read_to_string(self.output.path()).expect("what ping found");
+        text.lines()
+            .filter(|line| line.contains(" bytes from "))
+            .filter_map(|line| line.split_once("icmp_seq=")?.1.split(' ').next())
+            .filter_map(|number| number.parse().ok())
+            .collect()
+    }
+
+    /// Fails if there are no answers any more, or a request before the last one that was answered has none. Later ones
+    /// may be under way.
     fn lost_none(mut self) {
+        let before = self.answered();
+        wait_until("another answer", || self.answered().last() > before.last());
         let id = i32::try_from(self.ping.id()).expect("a process id");
         kill(Pid::from_raw(id), Signal::SIGINT).expect("to end ping");
         self.ping.wait().expect("ping to end");
-        let mut text = String::new();
-        self.output.rewind().expect("a file");
-        let read = self.output.read_to_string(&mut text);
-        read.expect("what ping found");
-        let answered: BTreeSet<u32> = text
-            .lines()
-            .filter(|line| line.contains(" bytes from "))
-            .filter_map(|line| line.split_once("icmp_seq=")?.1.split(' ').next())
-            .map(|number| number.parse().expect("a number"))
-            .collect();
+        let answered = self.answered();
         let last = answered.last().copied().unwrap_or_default();
         let lost: Vec<u32> = (1..last).filter(|n| !answered.contains(n)).collect();
-        assert!(last > 100, "{last} pings were answered: {text}");
+        assert!(last > 100, "only {last} pings were answered");
         assert!(
             lost.is_empty(),
             "of {last} pings, these were lost: {lost:?}"

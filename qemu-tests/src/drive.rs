@@ -72,3 +72,38 @@ impl Drive {
         Ok(image)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `blkid` says of a file system, which is what udev and Ignition go by.
+    fn field(image: &Path, name: &str) -> String {
+        let output = std::process::Command::new("/usr/sbin/blkid")
+            .args(["--probe", "--output", "value", "--match-tag", name])
+            .arg(image)
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    #[tokio::test]
+    async fn each_kind_has_its_file_system_and_label() {
+        for (kind, file_system) in [
+            (Kind::Disk, "ext4"),
+            (Kind::Cd, "iso9660"),
+            (Kind::UdfCd, "udf"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let drive = Drive {
+                kind,
+                label: "config-2",
+                files: vec![("openstack/latest/user_data".into(), b"{}".to_vec())],
+            };
+            let image = drive.create(dir.path()).await.unwrap();
+            let found = (field(&image, "TYPE"), field(&image, "LABEL"));
+            assert_eq!(found, (file_system.to_owned(), "config-2".to_owned()));
+            assert_eq!(drive.is_cd(), kind != Kind::Disk);
+        }
+    }
+}

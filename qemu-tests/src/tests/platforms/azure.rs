@@ -8,7 +8,6 @@ use serde_json::json;
 use super::{ADDRESS, BY_HTTP, Cloud, End, Files, Given, Up, config, files, served};
 use crate::{
     drive::{Drive, Kind},
-    host::Host,
     serve::demands::{Demands, Header},
 };
 
@@ -45,7 +44,10 @@ pub(super) const CLOUDS: &[Cloud] = &[
             shows: SHOWS,
             prints: &[
                 FILE,
-                ("lsblk -no FSTYPE,LABEL /dev/sr0", "udf    rd_rdfe_test"),
+                (
+                    "lsblk -no FSTYPE,LABEL /dev/sr0 | tr -s ' '",
+                    "udf rd_rdfe_test",
+                ),
                 // Nothing stays mounted that was looked at.
                 ("findmnt -rno TARGET /dev/sr0", ""),
             ],
@@ -116,7 +118,7 @@ const OVF: &str = r#"<?xml version="1.0" encoding="utf-8"?>
 
 /// By Microsoft's "Azure Instance Metadata Service": `Metadata: true` with every request, or it is refused (400); user data
 /// are in base64, and an empty text where there are none.
-fn imds(host: &Host, user_data: String) -> Result<Given> {
+fn imds(public_key: &str, user_data: String) -> Result<Given> {
     let instance = json!({
         "compute": {
             "azEnvironment": "AzurePublicCloud",
@@ -124,7 +126,7 @@ fn imds(host: &Host, user_data: String) -> Result<Given> {
             "name": "vm1",
             "osProfile": {"adminUsername": "core", "computerName": "vm1", "disablePasswordAuthentication": "true"},
             "osType": "Linux",
-            "publicKeys": [{"keyData": host.public_key, "path": "/home/core/.ssh/authorized_keys"}],
+            "publicKeys": [{"keyData": public_key, "path": "/home/core/.ssh/authorized_keys"}],
             "vmId": "5d33a910-a7a0-4443-9f01-6a807801b29b",
             "vmSize": "Standard_B2s",
             "zone": "",
@@ -178,11 +180,11 @@ fn wire_server() -> Result<Files> {
     Ok(wire_server)
 }
 
-fn by_imds(host: &Host) -> Result<Given> {
-    imds(host, STANDARD.encode(config("/etc/from-azure")))
+fn by_imds(public_key: &str) -> Result<Given> {
+    imds(public_key, STANDARD.encode(config("/etc/from-azure")))
 }
 
-fn by_the_cd(host: &Host) -> Result<Given> {
+fn by_the_cd(public_key: &str) -> Result<Given> {
     let config = config("/etc/from-azure");
     let ovf = OVF.replace("CUSTOM-DATA", &STANDARD.encode(&config));
     Ok(Given {
@@ -191,6 +193,6 @@ fn by_the_cd(host: &Host) -> Result<Given> {
             label: "rd_rdfe_test",
             files: files(&[("ovf-env.xml", ovf), ("CustomData.bin", config)]),
         }),
-        ..imds(host, String::new())?
+        ..imds(public_key, String::new())?
     })
 }

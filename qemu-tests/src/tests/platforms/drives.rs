@@ -4,10 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{ADDRESS, BY_HTTP, Cloud, End, Files, Given, Up, files, with_key};
-use crate::{
-    drive::{Drive, Kind},
-    host::Host,
-};
+use crate::drive::{Drive, Kind};
 
 const NOVA: &[&str] = &["type=1,manufacturer=OpenStack Foundation,product=OpenStack Nova"];
 /// As Proxmox VE's machines are with SeaBIOS: only the drive tells what they run on.
@@ -119,12 +116,12 @@ pub(super) const CLOUDS: &[Cloud] = &[
 ];
 
 /// By OpenStack's "Metadata" (nova, user guide), which has EC2's documents as well.
-fn openstack_service(host: &Host) -> Result<Given> {
+fn openstack_service(public_key: &str) -> Result<Given> {
     let uuid = "d8e02d56-2648-49a3-bf97-6be8f1204f38";
     let served = files(&[
         (
             "openstack/latest/user_data",
-            with_key(host, "/etc/from-http"),
+            with_key(public_key, "/etc/from-http"),
         ),
         (
             "openstack/2012-08-10/meta_data.json",
@@ -140,11 +137,11 @@ fn openstack_service(host: &Host) -> Result<Given> {
 }
 
 /// By OpenStack's "Config drives" (nova, administrator guide).
-fn on_config_drive(host: &Host) -> Files {
+fn on_config_drive(public_key: &str) -> Files {
     files(&[
         (
             "openstack/latest/user_data",
-            with_key(host, "/etc/from-drive"),
+            with_key(public_key, "/etc/from-drive"),
         ),
         (
             "openstack/latest/meta_data.json",
@@ -158,25 +155,25 @@ fn on_config_drive(host: &Host) -> Files {
     ])
 }
 
-fn config_drive(host: &Host, kind: Kind) -> Option<Drive> {
+fn config_drive(public_key: &str, kind: Kind) -> Option<Drive> {
     Some(Drive {
         kind,
         label: "config-2",
-        files: on_config_drive(host),
+        files: on_config_drive(public_key),
     })
 }
 
-fn openstack_disk(host: &Host) -> Result<Given> {
+fn openstack_disk(public_key: &str) -> Result<Given> {
     Ok(Given {
-        drive: config_drive(host, Kind::Disk),
+        drive: config_drive(public_key, Kind::Disk),
         ..Given::default()
     })
 }
 
-fn openstack_both(host: &Host) -> Result<Given> {
+fn openstack_both(public_key: &str) -> Result<Given> {
     Ok(Given {
-        drive: config_drive(host, Kind::Cd),
-        ..openstack_service(host)?
+        drive: config_drive(public_key, Kind::Cd),
+        ..openstack_service(public_key)?
     })
 }
 
@@ -235,24 +232,24 @@ fn no_cloud(documents: &[(&str, String)]) -> Given {
     }
 }
 
-fn proxmox(host: &Host) -> Result<Given> {
-    let config = with_key(host, "/etc/from-user-data");
+fn proxmox(public_key: &str) -> Result<Given> {
+    let config = with_key(public_key, "/etc/from-user-data");
     Ok(no_cloud(&[("user-data", config)]))
 }
 
-fn proxmox_own(host: &Host) -> Result<Given> {
+fn proxmox_own(public_key: &str) -> Result<Given> {
     Ok(no_cloud(&[
-        ("user-data", OWN.replace("PUBLIC-KEY", &host.public_key)),
+        ("user-data", OWN.replace("PUBLIC-KEY", public_key)),
         ("vendor-data", super::config("/etc/from-vendor-data")),
     ]))
 }
 
-fn labelled(host: &Host) -> Result<Given> {
+fn labelled(public_key: &str) -> Result<Given> {
     Ok(Given {
         drive: Some(Drive {
             kind: Kind::Cd,
             label: "IGNITION",
-            files: files(&[("ignition/config.ign", with_key(host, "/etc/from-cd"))]),
+            files: files(&[("ignition/config.ign", with_key(public_key, "/etc/from-cd"))]),
         }),
         ..Given::default()
     })

@@ -4,10 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{ADDRESS, BY_HTTP, Cloud, End, Given, Up, config, files, served, with_key};
-use crate::{
-    host::Host,
-    serve::demands::{Demands, Header, Token},
-};
+use crate::serve::demands::{Demands, Header, Token};
 
 const EC2: &[&str] = &["type=1,manufacturer=Amazon EC2,product=t3.micro"];
 const GCE: &[&str] = &["type=1,manufacturer=Google,product=Google Compute Engine"];
@@ -170,7 +167,7 @@ WantedBy=multi-user.target
 
 /// By the EC2 user guide, "Use the Instance Metadata Service to access instance metadata": with `HttpTokens` required,
 /// a request without a token is refused (401), and so is one for a token without its lifetime (400).
-fn ec2(host: &Host) -> Result<Given> {
+fn ec2(public_key: &str) -> Result<Given> {
     let config = json!({
         "ignition": {"version": "3.3.0"},
         "systemd": {"units": [{"name": "reader.service", "enabled": true, "contents": READER}]},
@@ -194,7 +191,7 @@ fn ec2(host: &Host) -> Result<Given> {
             (&format!("{data}/public-keys/index"), "0=harness".to_owned()),
             (
                 &format!("{data}/public-keys/0/openssh-key"),
-                host.public_key.clone(),
+                public_key.to_owned(),
             ),
         ],
     )
@@ -202,12 +199,12 @@ fn ec2(host: &Host) -> Result<Given> {
 
 /// By Google's "About VM metadata" and "Query metadata": `Metadata-Flavor: Google` with every request, or it is refused
 /// (403); `?recursive=true` gives everything below a directory as JSON. Keys are lines of `user:key`.
-fn gce(host: &Host) -> Result<Given> {
+fn gce(public_key: &str) -> Result<Given> {
     let config = config("/etc/from-gce");
     let everything = json!({
         "instance": {
             "attributes": {
-                "ssh-keys": format!("core:{}", host.public_key),
+                "ssh-keys": format!("core:{}", public_key),
                 "user-data": config,
             },
             "hostname": "test.europe-west3-a.c.example-project.internal",
@@ -241,12 +238,12 @@ fn gce(host: &Host) -> Result<Given> {
 }
 
 /// By DigitalOcean's "Metadata API Reference", `/metadata/v1.json` in "Droplet Properties"; what is not there is 404.
-fn digitalocean(host: &Host) -> Result<Given> {
+fn digitalocean(public_key: &str) -> Result<Given> {
     let everything = json!({
         "droplet_id": 2_756_294,
         "hostname": "sample-droplet",
         "vendor_data": "#cloud-config\ndisable_root: false\n",
-        "public_keys": [host.public_key],
+        "public_keys": [public_key],
         "region": "nyc3",
         "interfaces": {
             "private": [{
@@ -272,27 +269,30 @@ fn digitalocean(host: &Host) -> Result<Given> {
     served(&Demands::default(), &contents)
 }
 
-fn digitalocean_cloud_config(_: &Host) -> Result<Given> {
+fn digitalocean_cloud_config(_: &str) -> Result<Given> {
     let contents = [("metadata/v1/user-data", CLOUD_CONFIG.to_owned())];
     served(&Demands::default(), &contents)
 }
 
 /// By Hetzner's "Server Metadata". The platform has the key as well: a config from elsewhere need not have it.
-fn hetzner(host: &Host) -> Result<Given> {
+fn hetzner(public_key: &str) -> Result<Given> {
     let data = "hetzner/v1/metadata";
     let contents = [
-        ("hetzner/v1/userdata", with_key(host, "/etc/from-hetzner")),
+        (
+            "hetzner/v1/userdata",
+            with_key(public_key, "/etc/from-hetzner"),
+        ),
         (&format!("{data}/hostname"), "my-server".to_owned()),
         (&format!("{data}/public-ipv4"), ADDRESS.to_owned()),
         (
             &format!("{data}/public-keys"),
-            json!([host.public_key]).to_string(),
+            json!([public_key]).to_string(),
         ),
     ];
     served(&Demands::default(), &contents)
 }
 
-fn hetzner_cloud_config(_: &Host) -> Result<Given> {
+fn hetzner_cloud_config(_: &str) -> Result<Given> {
     Ok(Given {
         served: files(&[("hetzner/v1/userdata", CLOUD_CONFIG.to_owned())]),
         ..Given::default()

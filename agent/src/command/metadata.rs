@@ -13,14 +13,15 @@ use thiserror::Error;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
+use crate::appliance::consoles;
+use crate::appliance::metadata::static_network::{self, Outcome};
 use crate::appliance::metadata::user_data::{self, Target};
 use crate::appliance::metadata::{
-    self, Metadata, Site, check_in, environment, guestinfo, ssh_keys, static_network,
+    self, Metadata, Site, check_in, environment, guestinfo, ssh_keys,
 };
 use crate::appliance::platform::{Facts, Found, detect, id_of};
 use crate::base::atomic_file;
 use crate::base::logging;
-use crate::base::words::harmless;
 
 /// The manual's words on the files.
 pub const METADATA_HELP: &str = "\
@@ -77,7 +78,7 @@ pub struct MetadataFlags {
 /// What to do.
 #[derive(Clone, Debug, Subcommand)]
 pub enum MetadataCommand {
-    /// Print the platform, by what it is known, and what it says of this machine.
+    /// Print the platform, by what it is known, what it says of this machine, and the network that it gives.
     Show {
         /// Print JSON; its schema is stable.
         #[arg(long)]
@@ -90,7 +91,7 @@ pub enum MetadataCommand {
         #[arg(value_parser = clap::value_parser!(u64).range(0..=86400))]
         patience: u64,
     },
-    /// Give networkd the platform's network, where it has one; the image does so at each boot.
+    /// Give networkd the platform's network, where it has one; the image does so before networkd starts.
     #[command(hide = true)]
     Network,
     /// Ask VMware's host for what it has for this machine, and print it as JSON; the other commands have this done.
@@ -316,11 +317,15 @@ async fn show(
         let report = json!({
             "platform": found.id, "reason": found.reason, "source": metadata.source,
             "attributes": attributes, "sshKeys": metadata.ssh_keys, "error": error,
+            "network": Outcome::of_this_boot(root),
         });
         writeln!(out, "{report:#}")?;
         return Ok(u8::from(fetched.is_err()));
     }
     writeln!(out, "platform: {} ({})", found.id, found.reason)?;
+    if let Some(network) = Outcome::of_this_boot(root) {
+        writeln!(out, "network: {network}")?;
+    }
     let metadata = fetched?;
     let source = metadata.source.as_deref();
     writeln!(out, "source: {}", source.unwrap_or("none"))?;
@@ -349,7 +354,11 @@ async fn provision(root: &Path, target: &Target, out: &mut impl Write) -> Result
         found.id, found.reason
     )?;
     let mut site = site(root, &found, 0);
-    network_of(&found, &site, out)?;
+    let given = site.clone();
+    let network = || {
+        network_of(&found, &given, out)?;
+        network()
+    };
     // A cloud's service may come later than the machine, and without it there is nothing to do.
     site.patience = Duration::MAX;
     let config = user_data::provision(&found, &site, target, network).await?;
@@ -358,15 +367,23 @@ async fn provision(root: &Path, target: &Target, out: &mut impl Write) -> Result
 }
 
 /// Gives networkd the platform's network. Whatever is wrong with that, DHCP may do: a unit that fails for it would have
-/// a new version of the image judged bad.
-fn network_of(found: &Found, site: &Site, out: &mut impl Write) -> Result<(), Error> {
-    match static_network::write(&found.id, site) {
-        Ok(None) => (),
-        Ok(Some(arguments)) => {
-            let arguments = harmless(&arguments);
-            writeln!(out, "platform {} gives the network: {arguments}", found.id)?;
-        }
-        Err(error) => warn!("{}", logging::chain(&error)),
+/// a new version of the image judged bad. So every console is told, once.
+fn network_of(found: &Found, site: &Site, out: &mut impl Write) -> io::Result<()> {
+    let outcome = match static_network::write(&found.id, site) {
+        Ok(None) => return Ok(()),
+        Ok(Some(outcome)) => outcome,
+        Err(error) => Outcome {
+            refused: Some(format!("{}; cards use DHCP", logging::chain(&error))),
+            ..Outcome::default()
+        },
+    };
+    writeln!(out, "network: {outcome}")?;
+    let is_new = outcome.keep(&site.root).unwrap_or_else(|error| {
+        warn!("`selvage metadata show` will not have the network: {error}");
+        true
+    });
+    if is_new && outcome.is_lacking() {
+        consoles::tell(&site.root, &format!("Network: {outcome}"));
     }
     Ok(())
 }

@@ -37,6 +37,10 @@ const EMBEDDED_IMAGE: &str = "image.raw";
 const DRIVE_LABEL: &str = "config-2";
 const DRIVE_BYTES: &str = "8M";
 
+/// The label of a drive as NoCloud has it, and its size in KiB.
+const NO_CLOUD_LABEL: &str = "CIDATA";
+const NO_CLOUD_KIB: &str = "8192";
+
 /// A machine to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
@@ -52,6 +56,10 @@ pub(crate) struct Node {
     pub served: Vec<(String, Vec<u8>)>,
     /// What is on a further disk, whose label is [`DRIVE_LABEL`]: names and contents. Empty: there is no such disk.
     pub drive: Vec<(String, Vec<u8>)>,
+    /// The same of a disk in NoCloud's form: FAT, and without directories.
+    pub no_cloud: Vec<(String, Vec<u8>)>,
+    /// A network for it, which it gets by fw_cfg.
+    pub network: Option<String>,
 }
 
 /// How machines of a cluster are started.
@@ -157,6 +165,15 @@ async fn prepare_one(
     if !node.drive.is_empty() {
         spare_disks.push(create_drive(dir, &node.drive).await?);
     }
+    if !node.no_cloud.is_empty() {
+        spare_disks.push(create_no_cloud(dir, &node.no_cloud).await?);
+    }
+    let network = node.network.as_ref().map(|text| {
+        let path = dir.join("network");
+        let written = fs::write(&path, text);
+        written.with_context(|| format!("failed to write {}", path.display()))?;
+        anyhow::Ok(path)
+    });
     // One socket directory serves several clusters, one after the other or side by side.
     let socket = |kind: &str| {
         host.sockets
@@ -181,6 +198,7 @@ async fn prepare_one(
             false => boot(host, dir, options)?,
         },
         ignition: (options.cloud.is_none() && !options.embedded).then_some(ignition),
+        network: network.transpose()?,
         console: dir.join("console.log"),
         qmp: socket("qmp"),
         ssh_port: ssh.port,
@@ -276,6 +294,32 @@ async fn create_drive(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<PathBuf
         .context("failed to run mke2fs (package e2fsprogs)")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "mke2fs: {}", said.trim());
+    Ok(disk)
+}
+
+/// As [`create_drive`], with FAT and the names that cloud-init's NoCloud has.
+async fn create_no_cloud(dir: &Path, files: &[(String, Vec<u8>)]) -> Result<PathBuf> {
+    let contents = dir.join("no-cloud");
+    serve::write_all(&contents, files)?;
+    let disk = dir.join("no-cloud.raw");
+    let mut make = tokio::process::Command::new("mkfs.vfat");
+    // No partition table in the boot sector, which udev would believe.
+    make.args(["--mbr=n", "-n", NO_CLOUD_LABEL, "-C"])
+        .args([disk.as_os_str(), NO_CLOUD_KIB.as_ref()]);
+    let mut copy = tokio::process::Command::new("mcopy");
+    // It does without the geometry of floppy disks.
+    copy.env("MTOOLS_SKIP_CHECK", "1").arg("-i").arg(&disk);
+    copy.args(files.iter().map(|(name, _)| contents.join(name)));
+    copy.arg("::/");
+    for (mut command, name) in [
+        (make, "mkfs.vfat (package dosfstools)"),
+        (copy, "mcopy (package mtools)"),
+    ] {
+        let output = command.output().await;
+        let output = output.with_context(|| format!("failed to run {name}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{name}: {}", said.trim());
+    }
     Ok(disk)
 }
 

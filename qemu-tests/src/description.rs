@@ -70,6 +70,8 @@ fn from_text(
                 ignition,
                 served: Vec::new(),
                 drive: Vec::new(),
+                no_cloud: Vec::new(),
+                network: None,
             })
         })
         .collect()

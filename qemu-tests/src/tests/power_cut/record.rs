@@ -349,6 +349,8 @@ pub(super) fn node(recording: &Recording, with_server: bool) -> Result<Node> {
         ignition: recording.ignition.clone(),
         served,
         drive: Vec::new(),
+        no_cloud: Vec::new(),
+        network: None,
     })
 }
 

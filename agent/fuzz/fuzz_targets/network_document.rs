@@ -7,7 +7,9 @@ use libfuzzer_sys::fuzz_target;
 use selvage::appliance::metadata::static_network::{Form, parse};
 
 /// How lines of the files may begin.
-const STARTS: [&str; 27] = [
+const STARTS: [&str; 29] = [
+    "PermanentMACAddress=",
+    "LinkLocalAddressing=",
     "# From ",
     "[Match]",
     "[Link]",

@@ -14,7 +14,7 @@ pub fn tell(root: &Path, line: &str) {
     let active = fs::read_to_string(root.join("sys/class/tty/console/active")).unwrap_or_default();
     for console in active.split_whitespace() {
         let written = File::options()
-            .write(true)
+            .append(true)
             .custom_flags(O_NONBLOCK | O_NOCTTY)
             .open(root.join("dev").join(console))
             .and_then(|mut file| file.write_all(format!("\r\n{line}\r\n").as_bytes()));
@@ -40,10 +40,11 @@ mod tests {
         for console in ["tty0", "ttyS0"] {
             fs::write(root.path().join("dev").join(console), "").unwrap();
         }
-        tell(root.path(), "Network: none");
+        tell(root.path(), "Network:");
+        tell(root.path(), "none");
         for console in ["tty0", "ttyS0"] {
             let text = fs::read_to_string(root.path().join("dev").join(console)).unwrap();
-            assert_eq!(text, "\r\nNetwork: none\r\n");
+            assert_eq!(text, "\r\nNetwork:\r\n\r\nnone\r\n");
         }
         assert!(!root.path().join("dev/gone").exists());
     }

@@ -444,6 +444,73 @@ mod tests {
         }
     }
 
+    /// `selvage metadata` with a command.
+    async fn output_of(root: &Path, command: MetadataCommand) -> String {
+        let flags = MetadataFlags {
+            command: Some(command),
+            cmdline: false,
+            provider: None,
+            attributes: Vec::new(),
+            ssh_keys: None,
+            hostname: None,
+            check_in: false,
+            patience: 0,
+        };
+        let mut out = Vec::new();
+        assert_eq!(run(root, &flags, &mut out).await.unwrap(), 0);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_network_that_cannot_be_used_is_told_once_and_shown() {
+        let root = tempfile::tempdir().unwrap();
+        let show = || MetadataCommand::Show {
+            json: false,
+            provider: None,
+            patience: 0,
+        };
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let told = || std::fs::read_to_string(root.path().join("dev/ttyS0")).unwrap();
+        assert_eq!(output_of(root.path(), MetadataCommand::Network).await, "");
+        assert!(!output_of(root.path(), show()).await.contains("network:"));
+        write("sys/class/tty/console/active", "ttyS0\n");
+        write("dev/ttyS0", "");
+        let document = "sys/firmware/qemu_fw_cfg/by_name/opt/selvage/network/raw";
+        write(
+            document,
+            "version: 2\nbonds: {bond0: {interfaces: [eth0]}}\n",
+        );
+        let refused = "not that of the platform: opt/selvage/network of QEMU's fw_cfg: bonds.bond0 is a bond: ";
+        for _ in 0..2 {
+            let said = output_of(root.path(), MetadataCommand::Network).await;
+            assert!(said.starts_with(&format!("network: {refused}")), "{said}");
+            assert!(said.ends_with("; cards use DHCP\n"), "{said}");
+        }
+        assert!(
+            told().contains(&format!("Network: {refused}")),
+            "{}",
+            told()
+        );
+        assert_eq!(told().matches("Network: ").count(), 1, "{}", told());
+        let shown = output_of(root.path(), show()).await;
+        assert!(shown.contains(&format!("\nnetwork: {refused}")), "{shown}");
+        // One that can be used is told to who looks for it.
+        write("dev/ttyS0", "");
+        write(
+            document,
+            "version: 2\nethernets: {eth0: {addresses: [192.0.2.1/24]}}\n",
+        );
+        output_of(root.path(), MetadataCommand::Network).await;
+        assert_eq!(told(), "");
+        let shown = output_of(root.path(), show()).await;
+        let from = "network: from opt/selvage/network of QEMU's fw_cfg; eth0 192.0.2.1/24\n";
+        assert!(shown.contains(from), "{shown}");
+    }
+
     #[tokio::test]
     async fn a_machine_without_metadata_gets_its_file_all_the_same() {
         let root = tempfile::tempdir().unwrap();

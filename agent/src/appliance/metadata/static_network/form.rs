@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Problem;
 use super::values::{Domain, Pattern};
-use crate::base::net::MacAddr;
+use crate::base::net::{Family, MacAddr};
 
 /// The most entries of a list: cards, addresses of a card, name servers. QEMU and the clouds stop at some thirty cards.
 pub(super) const MOST: usize = 64;
@@ -40,6 +40,8 @@ pub struct Interface {
     pub dhcp6: Option<Dhcp>,
     /// Whether it believes router advertisements; `None`: as networkd has it.
     pub accept_ra: Option<bool>,
+    /// For which families it gives itself link-local addresses; `None`: as networkd has it.
+    pub link_local: Option<Vec<Family>>,
     /// Addresses with the length of their network's prefix.
     pub addresses: Vec<IpNet>,
     /// Routes over it.
@@ -59,8 +61,8 @@ pub struct Match {
     pub mac: Option<MacAddr>,
     /// The name, or a pattern as in a shell.
     pub name: Option<Pattern>,
-    /// The kernel's driver, likewise.
-    pub driver: Option<Pattern>,
+    /// The kernel's driver, likewise, or one of several; empty: any.
+    pub drivers: Vec<Pattern>,
 }
 
 /// What is taken of a DHCP server's answer; `None`: as networkd has it.
@@ -186,10 +188,10 @@ impl Draft {
     fn only_one_each(&self) -> Result<(), Problem> {
         let mut known = BTreeSet::new();
         for interface in &self.interfaces {
-            let Match { mac, name, driver } = &interface.matched;
-            let text =
-                |pattern: &Option<Pattern>| pattern.as_ref().map(|one| one.as_str().to_owned());
-            if !known.insert((*mac, text(name), text(driver))) {
+            let Match { mac, name, drivers } = &interface.matched;
+            let name = name.as_ref().map(Pattern::as_str);
+            let drivers: Vec<_> = drivers.iter().map(Pattern::as_str).collect();
+            if !known.insert((*mac, name, drivers)) {
                 return Err(Problem::Twice(interface.path.clone()));
             }
         }
@@ -242,11 +244,11 @@ impl Match {
     pub(super) fn words(&self) -> String {
         let mac = self.mac.map(|mac| mac.to_string());
         let name = self.name.as_ref().map(|name| name.as_str().to_owned());
-        let driver = self
-            .driver
-            .as_ref()
-            .map(|driver| format!("driver {}", driver.as_str()));
-        let words: Vec<String> = [name, mac, driver].into_iter().flatten().collect();
+        let drivers = self
+            .drivers
+            .iter()
+            .map(|one| format!("driver {}", one.as_str()));
+        let words: Vec<String> = name.into_iter().chain(mac).chain(drivers).collect();
         match words.is_empty() {
             true => "every card".to_owned(),
             false => words.join(" "),

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use super::form::{self, Dhcp, Draft, Interface, MOST, MOST_ROUTES, Match, Network, Route};
 use super::node::Node;
 use super::{Problem, Unsupported, values};
+use crate::base::net::Family;
 
 /// What is built upon cards, by the key that it stands below.
 const BUILT: [(&str, Unsupported); 11] = [
@@ -103,6 +104,7 @@ fn interface(id: &str, node: &Node<'_>, left_out: &mut Vec<Problem>) -> Result<I
                 }
                 new.add_route(form::default_route(router, None));
             }
+            "link-local" => new.link_local = Some(families(node)?),
             "macaddress" => new.new_mac = Some(values::new_mac(&value)?),
             "mtu" => new.mtu = Some(values::mtu(&value)?),
             "nameservers" => {
@@ -139,7 +141,7 @@ fn matched(id: &str, node: &Node<'_>) -> Result<Match, Problem> {
         match key {
             "macaddress" => matched.mac = Some(values::mac(&value)?),
             "name" => matched.name = Some(value.parsed(expected)?),
-            "driver" => matched.driver = Some(value.parsed("the name of a driver")?),
+            "driver" => matched.drivers = rules.parsed_list(key, MOST, "the name of a driver")?,
             // A rule that is not known would let cards in that it is there to keep out.
             _ => return Err(value.wrong("only macaddress, name and driver in match")),
         }
@@ -167,6 +169,20 @@ fn dhcp(node: &Node<'_>, overrides: Option<Node<'_>>) -> Result<Option<Dhcp>, Pr
         use_routes: flag("use-routes")?,
         metric: metric.map(|node| values::metric(&node)).transpose()?,
     }))
+}
+
+/// The families under `link-local`.
+fn families(node: &Node<'_>) -> Result<Vec<Family>, Problem> {
+    let elements = node.list("link-local", 2)?.into_iter();
+    let family = |node: Node<'_>| {
+        let expected = "ipv4 or ipv6";
+        match node.text(expected)?.as_str() {
+            "ipv4" => Ok(Family::V4),
+            "ipv6" => Ok(Family::V6),
+            _ => Err(node.wrong(expected)),
+        }
+    };
+    elements.map(family).collect()
 }
 
 /// Each is an address with its prefix, or a mapping that has this for its only key, with options below it.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::form::{Dhcp, Interface, Network, Route};
+use crate::base::net::Family;
 
 /// How the files' names begin: behind those of the kernel command line (`70-`, `71-`), so that these count more, and
 /// before the image's last resort (`90-dhcp.network`).
@@ -48,9 +49,17 @@ fn file(interface: &Interface, place: &str) -> String {
     let mut text = Text(format!("# From {place}.\n"));
     text.section("Match");
     let matched = &interface.matched;
-    text.maybe("MACAddress", matched.mac);
+    // A card that gets another address would not match any longer.
+    let mac = match interface.new_mac {
+        Some(_) => "PermanentMACAddress",
+        None => "MACAddress",
+    };
+    text.maybe(mac, matched.mac);
     text.maybe("Name", matched.name.as_ref().map(|name| name.as_str()));
-    text.maybe("Driver", matched.driver.as_ref().map(|name| name.as_str()));
+    let drivers: Vec<_> = matched.drivers.iter().map(|name| name.as_str()).collect();
+    if !drivers.is_empty() {
+        text.line("Driver", drivers.join(" "));
+    }
     // A bridge or a VLAN that is made later has the address of its card.
     text.line("Type", "ether");
     text.line("Kind", "!*");
@@ -95,6 +104,18 @@ fn network(interface: &Interface, text: &mut Text) {
     };
     text.line("DHCP", dhcp);
     text.flag("IPv6AcceptRA", interface.accept_ra);
+    let link_local = interface.link_local.as_ref().map(|families| {
+        match (
+            families.contains(&Family::V4),
+            families.contains(&Family::V6),
+        ) {
+            (true, true) => "yes",
+            (true, false) => "ipv4",
+            (false, true) => "ipv6",
+            (false, false) => "no",
+        }
+    });
+    text.maybe("LinkLocalAddressing", link_local);
     if dhcp != "no" || interface.accept_ra == Some(true) {
         // As 90-dhcp.network has it: containers would lose their connections while networkd restarts.
         text.line("KeepConfiguration", "dynamic");

@@ -154,6 +154,75 @@ ethernets:
 }
 
 #[test]
+fn netplans_guide_to_matching_by_mac_address() {
+    // "How to match the interface by MAC address" of netplan's documentation.
+    let document = "\
+network:
+  version: 2
+  ethernets:
+    netplan-isp-interface:
+      match:
+        macaddress: 00:16:3e:0c:97:8a
+      set-name: netplan-isp
+      dhcp4: false
+      dhcp6: false
+      accept-ra: false
+      link-local: []
+      addresses:
+        - 172.16.0.1/24
+      routes:
+        - to: default
+          via: 172.16.0.254
+      nameservers:
+        search:
+          - netplanlab.local
+        addresses:
+          - 172.16.0.254
+          - 172.16.0.253
+";
+    let expected = "Match: MACAddress=00:16:3e:0c:97:8a Type=ether Kind=!*\n\
+                    Network: DHCP=no IPv6AcceptRA=no LinkLocalAddressing=no Address=172.16.0.1/24 DNS=172.16.0.254 \
+                    DNS=172.16.0.253 Domains=netplanlab.local\n\
+                    Route: Destination=0.0.0.0/0 Gateway=172.16.0.254";
+    assert_eq!(files(Form::NetworkConfig, document).unwrap(), [expected]);
+    assert_eq!(left_out(Form::NetworkConfig, document), [""; 0]);
+    for (families, value) in [
+        ("[ipv4]", "ipv4"),
+        ("[ ipv6 ]", "ipv6"),
+        ("[ipv4, ipv6]", "yes"),
+    ] {
+        let document = document.replace("link-local: []", &format!("link-local: {families}"));
+        let expected = expected.replace("Addressing=no", &format!("Addressing={value}"));
+        assert_eq!(files(Form::NetworkConfig, &document).unwrap(), [expected]);
+    }
+}
+
+#[test]
+fn a_card_that_gets_another_ethernet_address_is_known_by_its_own() {
+    // Our own: the reference has no whole example of `macaddress`.
+    let document = "\
+network:
+  version: 2
+  ethernets:
+    id0:
+      match:
+        macaddress: 00:11:22:33:44:55
+      macaddress: 52:54:00:6b:3c:59
+      optional: true
+      dhcp4: true
+";
+    assert_eq!(
+        files(Form::NetworkConfig, document).unwrap(),
+        [
+            "Match: PermanentMACAddress=00:11:22:33:44:55 Type=ether Kind=!*\n\
+             Link: MACAddress=52:54:00:6b:3c:59 RequiredForOnline=no\n\
+             Network: DHCP=ipv4 KeepConfiguration=dynamic\n\
+             DHCPv4: UseDomains=yes"
+        ]
+    );
+}
+
+#[test]
 fn vmwares_walkthrough() {
     // cloud-init's documentation of its datasource VMware: the key `network` of meta-data.yaml.
     let document =

@@ -13,7 +13,6 @@ use crate::{
     description,
     host::Host,
     progress::Progress,
-    serve,
     suite::{Names, Suite},
 };
 
@@ -234,6 +233,7 @@ mod tests {
     use selvage::appliance::metadata::static_network::{Form, parse};
 
     use super::*;
+    use crate::serve;
 
     #[test]
     fn machines_ask_where_the_file_is_served() {

@@ -51,6 +51,8 @@ pub(crate) struct Node {
     pub azure_host: Vec<(String, Vec<u8>)>,
     /// A further disk, or a CD, from its platform.
     pub drive: Option<Drive>,
+    /// A network for it, which it gets by fw_cfg.
+    pub network: Option<String>,
 }
 
 /// How machines of a cluster are started.
@@ -162,6 +164,12 @@ async fn prepare_one(
         }
     }
     let azure_host = serve::prepare(&dir.join("azure-host"), &node.azure_host)?;
+    let network = node.network.as_ref().map(|text| {
+        let path = dir.join("network");
+        let written = fs::write(&path, text);
+        written.with_context(|| format!("failed to write {}", path.display()))?;
+        anyhow::Ok(path)
+    });
     // One socket directory serves several clusters, one after the other or side by side.
     let socket = |kind: &str| {
         host.sockets
@@ -186,6 +194,7 @@ async fn prepare_one(
             false => boot(host, dir, options)?,
         },
         ignition: (options.cloud.is_none() && !options.embedded).then_some(ignition),
+        network: network.transpose()?,
         console: dir.join("console.log"),
         qmp: socket("qmp"),
         ssh_port: ssh.port,

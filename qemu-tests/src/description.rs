@@ -71,6 +71,7 @@ fn from_text(
                 served: Vec::new(),
                 azure_host: Vec::new(),
                 drive: None,
+                network: None,
             })
         })
         .collect()

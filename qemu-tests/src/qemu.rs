@@ -52,6 +52,9 @@ pub(crate) struct Spec {
     pub boot: Boot,
     /// Ignition configuration, given by fw_cfg; none: the blob is absent.
     pub ignition: Option<PathBuf>,
+    /// A network for the machine, given by fw_cfg; none: the blob is absent.
+    #[serde(default)]
+    pub network: Option<PathBuf>,
     /// File that receives the serial console, appended to.
     pub console: PathBuf,
     /// Monitor socket.
@@ -233,11 +236,13 @@ fn boot_and_disk(command: &mut Command, spec: &Spec) {
             "tpm-crb,tpmdev=tpm",
         ]);
     }
-    if let Some(config) = &spec.ignition {
-        command.args([
-            "-fw_cfg",
-            &format!("name=opt/com.coreos/config,file={}", escape(config)),
-        ]);
+    for (name, file) in [
+        ("opt/com.coreos/config", &spec.ignition),
+        ("opt/selvage/network", &spec.network),
+    ] {
+        if let Some(file) = file {
+            command.args(["-fw_cfg", &format!("name={name},file={}", escape(file))]);
+        }
     }
     let device = if spec.sata {
         "ide-hd,bus=ide.0,drive=disk,bootindex=1"
@@ -361,6 +366,7 @@ pub(crate) mod tests {
                 append: "console=ttyS0 quiet".into(),
             },
             ignition: Some("/d/node1.ign".into()),
+            network: None,
             console: "/d/console".into(),
             qmp: "/run/q".into(),
             ssh_port: 2201,
@@ -417,6 +423,16 @@ pub(crate) mod tests {
             ..spec()
         });
         assert!(!line.contains("fw_cfg") && !line.contains("stream"));
+    }
+
+    #[test]
+    fn a_network_is_given_beside_the_config() {
+        let line = line(&Spec {
+            network: Some("/d,1/network".into()),
+            ..spec()
+        });
+        assert!(line.contains("-fw_cfg name=opt/com.coreos/config,file=/d/node1.ign "));
+        assert!(line.contains("-fw_cfg name=opt/selvage/network,file=/d,,1/network "));
     }
 
     #[test]

@@ -350,6 +350,7 @@ pub(super) fn node(recording: &Recording, with_server: bool) -> Result<Node> {
         served,
         azure_host: Vec::new(),
         drive: None,
+        network: None,
     })
 }
 

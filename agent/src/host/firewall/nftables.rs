@@ -14,8 +14,8 @@ use super::Rules;
 use super::program::Error;
 use crate::base::net::Family;
 use crate::base::network_name::{NetworkName, suffixed};
-use crate::host::netlink::Attributes;
 use crate::host::netlink::netfilter::{Change, Netfilter, Object, TABLE_NAME, TableFamily};
+use crate::host::netlink::{Attributes, KernelError};
 
 mod expression;
 mod listing;
@@ -127,12 +127,8 @@ impl Nftables {
     /// # Errors
     /// [`Error::NoNftables`] if the kernel has no nf_tables.
     pub(super) async fn tables(&mut self) -> Result<Tables, Error> {
-        let failed = |source| Error::Netlink {
-            action: "list the tables of nftables",
-            source,
-        };
-        let generation = self.netfilter.generation().await.map_err(failed)?;
-        let listed = self.netfilter.tables().await.map_err(failed)?;
+        let generation = self.netfilter.generation().await.map_err(unread)?;
+        let listed = self.netfilter.tables().await.map_err(unread)?;
         let name = |(family, table): (u8, Attributes)| {
             let name = table.get(TABLE_NAME)?.strip_suffix(b"\0")?;
             let name = String::from_utf8(name.to_vec()).ok()?;
@@ -207,18 +203,14 @@ impl Nftables {
 
     /// Reads all that is in our table, of which `table` was listed already.
     async fn list(&mut self, table: Attributes) -> Result<Listing, Error> {
-        let failed = |source| Error::Netlink {
-            action: "list the agent's table",
-            source,
-        };
         let (netfilter, family, name) = (&mut self.netfilter, TABLE_FAMILY, &self.table);
         let chains = netfilter.contents(Object::Chain, family, name).await;
-        let chains = chains.map_err(failed)?;
+        let chains = chains.map_err(unread)?;
         let rules = netfilter.contents(Object::Rule, family, name).await;
         Ok(Listing {
             table,
             chains,
-            rules: rules.map_err(failed)?,
+            rules: rules.map_err(unread)?,
         })
     }
 
@@ -263,10 +255,7 @@ impl Nftables {
         table: &str,
     ) -> Result<Vec<(IpNet, String)>, Error> {
         let rules = self.netfilter.contents(Object::Rule, family, table).await;
-        let rules = rules.map_err(|source| Error::Netlink {
-            action: "list the rules of another program",
-            source,
-        })?;
+        let rules = rules.map_err(unread)?;
         Ok(rules.iter().filter_map(listing::branch).collect())
     }
 }
@@ -309,6 +298,11 @@ fn removal(family: TableFamily, name: &str) -> Vec<Change> {
         Change::add(Object::Table, family, attributes),
         Change::delete_table(family, name),
     ]
+}
+
+fn unread(source: KernelError) -> Error {
+    let action = "read nftables";
+    Error::Netlink { action, source }
 }
 
 /// Makes changes in one transaction.

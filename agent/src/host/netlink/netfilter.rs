@@ -157,7 +157,7 @@ pub(in crate::host) struct Netfilter(Option<Socket<NetfilterMessage>>);
 
 impl Netfilter {
     /// The number of the ruleset's generation. The kernel increments it with every transaction (`nf_tables_commit()`),
-    /// so the same number means the same rules. `None` if the kernel has no nf_tables.
+    /// so the same number means the same rules. `None` if the kernel has no nf_tables, or refuses to tell.
     ///
     /// # Errors
     ///
@@ -170,7 +170,6 @@ impl Netfilter {
         };
         let answer = socket.get(Request::new(Verb::Get, message)).await;
         let answer = self.close_if_failed(answer)?;
-        // EINVAL: nobody has registered for the message's subsystem (`nfnetlink_rcv_msg()`).
         Ok(answer.ok().flatten().and_then(|answer| {
             let id = answer.attributes.get(NFTA_GEN_ID)?;
             Some(u32::from_be_bytes(id.try_into().ok()?))
@@ -189,6 +188,7 @@ impl Netfilter {
         let message = NetfilterMessage::new(Object::Table.get(), 0, Attributes::default());
         match self.list("nftables tables", message, None).await {
             Err(error) if lacks_protocol(&error) => Ok(None),
+            // Nobody has registered for the message's subsystem (`nfnetlink_rcv_msg()`).
             Err(KernelError::Dump { source, .. }) if source.errno == Errno::EINVAL => Ok(None),
             tables => tables.map(Some),
         }

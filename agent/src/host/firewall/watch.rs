@@ -34,12 +34,12 @@ const NLMSG_HEADER: usize = 16;
 const NFGEN_HEADER: usize = 4;
 
 /// Message types (linux/netfilter/nf_tables.h, `enum nf_tables_msg_types`).
-const NEW_TABLE: u8 = Object::Table.new();
-const DELETE_TABLE: u8 = Object::Table.delete();
-const NEW_CHAIN: u8 = Object::Chain.new();
-const DELETE_CHAIN: u8 = Object::Chain.delete();
-const NEW_RULE: u8 = Object::Rule.new();
-const DELETE_RULE: u8 = Object::Rule.delete();
+const NEW_TABLE: u8 = Object::Table.add_message();
+const DELETE_TABLE: u8 = Object::Table.delete_message();
+const NEW_CHAIN: u8 = Object::Chain.add_message();
+const DELETE_CHAIN: u8 = Object::Chain.delete_message();
+const NEW_RULE: u8 = Object::Rule.add_message();
+const DELETE_RULE: u8 = Object::Rule.delete_message();
 
 /// `NFTA_RULE_CHAIN` and `NFTA_CHAIN_NAME` (linux/netfilter/nf_tables.h).
 const RULE_CHAIN: u16 = 2;

@@ -87,15 +87,16 @@ pub(in crate::host) enum Object {
 }
 
 impl Object {
-    pub(in crate::host) const fn new(self) -> u8 {
+    /// The message that creates one.
+    pub(in crate::host) const fn add_message(self) -> u8 {
         self as u8
     }
 
-    const fn get(self) -> u8 {
+    const fn list_message(self) -> u8 {
         self as u8 + 1
     }
 
-    pub(in crate::host) const fn delete(self) -> u8 {
+    pub(in crate::host) const fn delete_message(self) -> u8 {
         self as u8 + 2
     }
 }
@@ -138,7 +139,7 @@ impl Change {
         family: TableFamily,
         attributes: Attributes,
     ) -> Self {
-        let message = NetfilterMessage::new(object.new(), family as u8, attributes);
+        let message = NetfilterMessage::new(object.add_message(), family as u8, attributes);
         Self(Request::new(Verb::Append, message))
     }
 
@@ -146,7 +147,8 @@ impl Change {
     pub(in crate::host) fn delete_table(family: TableFamily, name: &str) -> Self {
         let mut attributes = Attributes::default();
         attributes.put_text(TABLE_NAME, name);
-        let message = NetfilterMessage::new(Object::Table.delete(), family as u8, attributes);
+        let message =
+            NetfilterMessage::new(Object::Table.delete_message(), family as u8, attributes);
         Self(Request::new(Verb::Plain, message))
     }
 }
@@ -185,7 +187,7 @@ impl Netfilter {
     pub(in crate::host) async fn tables(
         &mut self,
     ) -> Result<Option<Vec<(u8, Attributes)>>, KernelError> {
-        let message = NetfilterMessage::new(Object::Table.get(), 0, Attributes::default());
+        let message = NetfilterMessage::new(Object::Table.list_message(), 0, Attributes::default());
         match self.list("nftables tables", message, None).await {
             Err(error) if lacks_protocol(&error) => Ok(None),
             // Nobody has registered for the message's subsystem (`nfnetlink_rcv_msg()`).
@@ -207,7 +209,7 @@ impl Netfilter {
     ) -> Result<Vec<Attributes>, KernelError> {
         let mut attributes = Attributes::default();
         attributes.put_text(TABLE_NAME, table);
-        let message = NetfilterMessage::new(object.get(), family as u8, attributes);
+        let message = NetfilterMessage::new(object.list_message(), family as u8, attributes);
         let what = match object {
             Object::Rule => "nftables rules",
             _ => "nftables chains",

@@ -17,6 +17,7 @@
 //! programs are never touched.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -25,7 +26,6 @@ use tracing::warn;
 mod current;
 pub mod docker;
 mod firewalld;
-mod generation;
 pub(crate) mod iptables;
 mod nftables;
 pub(crate) mod program;
@@ -38,7 +38,6 @@ pub use watch::Watcher;
 pub(crate) use worker::{Outcome, Worker};
 
 use firewalld::Firewalld;
-use generation::Generation;
 use iptables::{Iptables, View};
 use nftables::{Nftables, Tables};
 
@@ -51,10 +50,9 @@ use crate::base::network_name::NetworkName;
 /// Interval of resyncs without a notification; flannel's `--iptables-resync`.
 pub const DEFAULT_RESYNC: Duration = Duration::from_secs(5);
 
-/// Whether firewalld manages this host's rules. Without a usable nft it does not.
+/// Whether firewalld manages this host's rules. Without the right to read them it does not.
 pub(crate) async fn has_firewalld() -> bool {
-    let listing = nftables::listing("inet", "firewalld").await;
-    listing.is_ok_and(|listing| listing.is_some())
+    nftables::exists(firewalld::TABLE).await.unwrap_or(false)
 }
 
 /// Called when the agent of the default network stops: moves its nftables rules to flannel's tables in one transaction,
@@ -93,7 +91,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// The networks in the family's own terms, for rules in text.
+    /// The networks, whatever the family.
     fn family(&self, ip: Family) -> Option<Leased<IpNet>> {
         match ip {
             Family::V4 => self.v4.map(|family| Leased {
@@ -132,19 +130,14 @@ fn of(ip: Family, nets: &[IpNet]) -> impl Iterator<Item = IpNet> {
     nets.filter(move |net| matches!(net, IpNet::V4(_)) == (ip == Family::V4))
 }
 
-/// nft's word for a family.
-fn protocol(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ip",
-        Family::V6 => "ip6",
-    }
-}
-
 /// Destinations that are never masqueraded: multicast (RFC 5771, RFC 4291 §2.7).
-fn multicast(family: Family) -> &'static str {
+const fn multicast(family: Family) -> IpNet {
     match family {
-        Family::V4 => "224.0.0.0/4",
-        Family::V6 => "ff00::/8",
+        Family::V4 => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4)),
+        Family::V6 => IpNet::V6(Ipv6Net::new_assert(
+            Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0),
+            8,
+        )),
     }
 }
 
@@ -155,7 +148,6 @@ pub struct Firewall {
     nftables: Nftables,
     iptables: Iptables,
     firewalld: Firewalld,
-    generation: Option<Generation>,
     /// The rules last seen in place, and the nftables generation at that time.
     settled: Option<(Rules, u32)>,
     failures: Failures,
@@ -172,7 +164,6 @@ impl Firewall {
             nftables: Nftables::new(None),
             iptables: Iptables::new(None),
             firewalld: Firewalld::default(),
-            generation: None,
             settled: None,
             failures: Failures::default(),
             effective: None,
@@ -209,10 +200,10 @@ impl Firewall {
     /// Each of our tables and chains is replaced in one transaction, so packets see the old rules or the new.
     ///
     /// # Errors
-    /// If a program that the mode needs is missing, fails or hangs. Other failures, such as opening another program's
+    /// If the kernel refuses, or a program that the mode needs is missing, fails or hangs. Other failures, such as opening another program's
     /// chain or removing old rules, are logged once and retried at the next change.
     pub async fn ensure(&mut self, rules: &Rules) -> Result<bool, Error> {
-        let generation = self.generation().await;
+        let generation = self.nftables.generation().await;
         let same = |(seen, at): &(Rules, u32)| seen == rules && Some(*at) == generation;
         let quiet = self.settled.as_ref().is_some_and(same);
         if quiet && !self.iptables.needs_polling() {
@@ -227,16 +218,21 @@ impl Firewall {
     }
 
     async fn pass(&mut self, rules: &Rules, quiet: bool) -> Result<Pass, Error> {
-        let (tables, ()) = tokio::join!(tables(quiet), self.iptables.detect());
-        let has_nft = !matches!(tables, Err(Error::NoProgram { .. }));
+        let tables = match quiet {
+            true => Ok(Tables::unknown()),
+            false => self.nftables.tables().await,
+        };
+        let has_nftables = !matches!(tables, Err(Error::NoNftables));
+        let iptables = self.iptables.is_installed();
         let mode = self
             .mode
-            .choose(rules.prefer_nftables, has_nft, self.iptables.is_installed());
+            .choose(rules.prefer_nftables, has_nftables, iptables)
+            .await;
         self.effective = Some(mode);
-        let tables = match tables {
+        let mut tables = match tables {
             Ok(tables) => tables,
-            // Rules that need no table do not need nft either.
-            Err(Error::NoProgram { .. }) if mode == Mode::Iptables || rules.is_empty() => {
+            // Rules that need no table do not need nftables either.
+            Err(Error::NoNftables) if mode == Mode::Iptables || rules.is_empty() => {
                 Tables::unknown()
             }
             Err(error) if mode == Mode::Nftables => return Err(error),
@@ -248,7 +244,7 @@ impl Firewall {
         let mut pass = Pass::default();
         // Add new rules before removing old ones, so that no packet misses both.
         if mode == Mode::Nftables && !quiet {
-            pass.changed |= self.nftables.ensure(rules, &tables).await?;
+            pass.changed |= self.nftables.ensure(rules, &mut tables).await?;
         }
         let view = View {
             main: mode == Mode::Iptables,
@@ -261,13 +257,14 @@ impl Firewall {
             return Ok(pass);
         }
         let stale = self.nftables.stale(&tables, mode == Mode::Nftables);
-        match nftables::remove(&stale).await {
+        match self.nftables.remove(&stale).await {
             Ok(removed) => pass.changed |= removed,
             Err(error) => self.failures.log(&error),
         }
-        if rules.forward && tables.has(firewalld::TABLE) {
+        if rules.forward && firewalld::is_in(&tables) {
             let networks = rules.families().map(|(_, family)| family.network);
-            pass.pending = !self.firewalld.ensure(networks, &mut self.failures).await;
+            let (nftables, failures) = (&mut self.nftables, &mut self.failures);
+            pass.pending = !self.firewalld.ensure(networks, nftables, failures).await;
         }
         Ok(pass)
     }
@@ -281,19 +278,19 @@ impl Firewall {
     /// The first failure, after all the rest was tried.
     pub async fn clear(&mut self, networks: &[IpNet]) -> Result<bool, Error> {
         self.settled = None;
-        self.iptables.detect().await;
         let mut changed = false;
         let mut failure = None;
-        let tables = match nftables::tables().await {
+        let tables = match self.nftables.tables().await {
             Ok(tables) => tables,
-            Err(Error::NoProgram { .. }) => Tables::unknown(),
+            Err(Error::NoNftables) => Tables::unknown(),
             Err(error) => {
                 failure = Some(error);
                 Tables::unknown()
             }
         };
+        let stale = self.nftables.stale(&tables, false);
         let parts = [
-            nftables::remove(&self.nftables.stale(&tables, false)).await,
+            self.nftables.remove(&stale).await,
             self.iptables.clear(&tables).await,
         ];
         for part in parts {
@@ -302,32 +299,10 @@ impl Firewall {
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        if tables.has(firewalld::TABLE) {
+        if firewalld::is_in(&tables) {
             changed |= firewalld::untrust(networks).await;
         }
         failure.map_or(Ok(changed), Err)
-    }
-
-    /// The generation of the nftables ruleset; `None` without nftables.
-    async fn generation(&mut self) -> Option<u32> {
-        if self.generation.is_none() {
-            self.generation = Generation::open().ok();
-        }
-        match self.generation.as_mut()?.read().await {
-            Ok(generation) => Some(generation),
-            Err(_) => {
-                self.generation = None;
-                None
-            }
-        }
-    }
-}
-
-/// The names of the nftables tables; unknown if they are not needed.
-async fn tables(quiet: bool) -> Result<Tables, Error> {
-    match quiet {
-        true => Ok(Tables::unknown()),
-        false => nftables::tables().await,
     }
 }
 

@@ -98,7 +98,7 @@ impl Privileges {
     /// Drops for good what neither the settings nor this backend need. Call it before the backend is opened, and again
     /// for a new backend, which cannot get back what was dropped before.
     ///
-    /// `nft` must work as our child process. Under root it gets the intersection of the permitted and bounding sets, so
+    /// iptables must work as our child process. Under root it gets the intersection of the permitted and bounding sets, so
     /// the ambient set is emptied. Under another user it would get nothing, so the capabilities become ambient
     /// (capabilities(7), "Transformation of capabilities during execve()"). With `no_new_privs` a child gets at most
     /// the permitted set, so `extension` must keep all of it. Reducing the bounding set needs `CAP_SETPCAP`; a service

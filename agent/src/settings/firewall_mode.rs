@@ -9,10 +9,11 @@ use thiserror::Error;
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum FirewallMode {
     /// Like flannel: nftables if the network config sets `EnableNFTables`, else iptables, where operators, Docker and
-    /// kube-proxy expect the rules. If the programs for that are missing, the other backend.
+    /// kube-proxy expect the rules. If the kernel lacks the one or the programs for the other are missing, the other
+    /// backend.
     #[default]
     Auto,
-    /// One nftables table of our own, written with `nft`.
+    /// One nftables table of our own, written by netlink.
     Nftables,
     /// flannel's chains, written with `iptables-save` and `iptables-restore` of the installed variant.
     Iptables,
@@ -24,11 +25,17 @@ impl FirewallMode {
 
     /// The mode to use: never [`FirewallMode::Auto`].
     ///
-    /// `prefer_nftables` is the network config's `EnableNFTables`; the others say which programs are installed.
-    pub(crate) fn choose(self, prefer_nftables: bool, nft: bool, iptables: bool) -> Self {
+    /// `prefer_nftables` is the network config's `EnableNFTables`, `has_nftables` says whether the kernel has them, and
+    /// `has_iptables` whether the programs of iptables are installed. That is only asked where it decides.
+    pub(crate) async fn choose(
+        self,
+        prefer_nftables: bool,
+        has_nftables: bool,
+        has_iptables: impl Future<Output = bool>,
+    ) -> Self {
         match self {
-            Self::Auto if prefer_nftables && nft => Self::Nftables,
-            Self::Auto if iptables => Self::Iptables,
+            Self::Auto if prefer_nftables && has_nftables => Self::Nftables,
+            Self::Auto if has_iptables.await => Self::Iptables,
             Self::Auto => Self::Nftables,
             chosen => chosen,
         }
@@ -65,6 +72,8 @@ impl FromStr for FirewallMode {
 
 #[cfg(test)]
 mod tests {
+    use std::future::{pending, ready};
+
     use super::*;
 
     #[test]
@@ -83,23 +92,27 @@ mod tests {
         );
     }
 
-    #[test]
-    fn auto_is_flannels_choice_where_its_programs_are_there() {
+    #[tokio::test]
+    async fn auto_is_flannels_choice_where_that_is_there() {
         let table = [
-            // EnableNFTables, nft, iptables
+            // EnableNFTables, nftables, iptables
             (false, true, true, FirewallMode::Iptables),
             (true, true, true, FirewallMode::Nftables),
             (false, true, false, FirewallMode::Nftables),
             (true, false, true, FirewallMode::Iptables),
             (false, false, false, FirewallMode::Nftables),
         ];
-        for (prefer, nft, iptables, expected) in table {
-            assert_eq!(FirewallMode::Auto.choose(prefer, nft, iptables), expected);
+        for (prefer, nftables, iptables, expected) in table {
+            let chosen = FirewallMode::Auto.choose(prefer, nftables, ready(iptables));
+            assert_eq!(chosen.await, expected);
+            let iptables = FirewallMode::Iptables.choose(prefer, nftables, ready(iptables));
             assert_eq!(
-                FirewallMode::Iptables.choose(prefer, nft, iptables),
+                iptables.await,
                 FirewallMode::Iptables,
                 "what was asked for is not guessed about"
             );
         }
+        let unasked = FirewallMode::Auto.choose(true, true, pending());
+        assert_eq!(unasked.await, FirewallMode::Nftables);
     }
 }

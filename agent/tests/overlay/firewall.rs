@@ -71,6 +71,39 @@ fn flushed_rules_come_back() {
     }
 }
 
+/// Not for the rules, not for their repair, and not to look for other programs' rules where there are none: although `nft`
+/// and iptables are installed.
+#[test]
+fn nftables_mode_starts_no_program() {
+    let (_store, one, two) = pair_in(NFTABLES);
+    let programmed = || one.log().matches("firewall programmed").count();
+    let listed = || one.namespace.run("nft list table inet selvage");
+    let before = listed();
+    for edit in [
+        "flush ruleset",
+        "insert rule inet selvage postrouting accept",
+    ] {
+        let times = programmed();
+        one.namespace.run(&format!("nft {edit}"));
+        wait_until("the rules", || programmed() > times && listed() == before);
+    }
+    let outside = seen_source(&two.namespace, two.address, one.container());
+    assert_eq!(outside, one.address.to_string());
+    assert_eq!(children_faults(one.agent_id()), 0, "{}", one.log());
+}
+
+/// The page faults of the children that a process has had, which is 0 only if it never had one (`cminflt` of
+/// proc_pid_stat(5)); those that are not over yet are counted as one each.
+fn children_faults(process: u32) -> usize {
+    let read = |file: String| std::fs::read_to_string(file).expect("a process that runs");
+    let stat = read(format!("/proc/{process}/stat"));
+    // After the name, which may have spaces, the third field comes first.
+    let (_, fields) = stat.rsplit_once(") ").expect("a name");
+    let faults = fields.split(' ').nth(11 - 3).expect("a field");
+    let running = read(format!("/proc/{process}/task/{process}/children"));
+    faults.parse::<usize>().expect("a number") + running.split_whitespace().count()
+}
+
 /// A real flannel makes its own tables anew, removes them where it uses iptables, and knows no others.
 #[test]
 fn a_stopped_agent_leaves_its_rules_in_flannels_tables_and_takes_them_back() {

@@ -1,17 +1,19 @@
 //! Programs that fail or hang beside the agent: neither peers nor answers nor `subnet.env` wait for them.
 
 use std::fs;
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use tempfile::TempDir;
 
-use crate::cluster::Store;
+use crate::cluster::{NETWORK, Store};
 use crate::host::Host;
 use crate::wait::{PATIENCE, wait_for, wait_until};
 
-/// The network whose firewall takes but one program.
+/// A network whose firewall takes no program.
 const NFTABLES: &str =
     r#"{"Network":"10.5.0.0/16","EnableNFTables":true,"Backend":{"Type":"vxlan"}}"#;
 
@@ -42,20 +44,21 @@ impl Programs {
         )
     }
 
-    /// Puts `nft` before the real one: it hangs while there is a file `hang`, and fails while there is one `fail`.
-    fn with_nft(self, host: &mut Host) -> Self {
-        let real = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"];
+    /// Puts `iptables-save` before the real one: it hangs while there is a file `hang`, and fails while there is one
+    /// `fail`.
+    fn with_iptables_save(self, host: &mut Host) -> Self {
+        let real = ["/usr/sbin/iptables-save", "/sbin/iptables-save"];
         let real = real.iter().find(|path| fs::exists(path).unwrap_or(false));
         let script = format!(
             "#!/bin/sh\nif [ -e {} ]; then {}; fi\nif [ -e {} ]; then echo broken >&2; exit 1; fi\nexec {} \"$@\"\n",
             self.path("hang").display(),
             self.hang(),
             self.path("fail").display(),
-            real.expect("nft of the package nftables"),
+            real.expect("iptables-save of the package iptables"),
         );
-        let nft = self.path("nft");
-        fs::write(&nft, script).expect("a script");
-        fs::set_permissions(&nft, fs::Permissions::from_mode(0o755)).expect("a program");
+        let program = self.path("iptables-save");
+        fs::write(&program, script).expect("a script");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
         let path = std::env::var("PATH").expect("PATH");
         let path = format!("{}:{path}", self.0.path().display());
         host.environment.push(("PATH", path));
@@ -95,9 +98,9 @@ fn wait_readyz(host: &mut Host, text: &str) {
 
 #[test]
 fn peers_and_answers_do_not_wait_for_a_firewall_that_hangs() {
-    let store = Store::start(NFTABLES);
+    let store = Store::start(NETWORK);
     let mut one = store.host(1);
-    let programs = Programs::new().with_nft(&mut one);
+    let programs = Programs::new().with_iptables_save(&mut one);
     one.environment
         .push(("WATCHDOG_USEC", "2000000".to_owned()));
     one.start_agent();
@@ -105,8 +108,8 @@ fn peers_and_answers_do_not_wait_for_a_firewall_that_hangs() {
     programs.set("hang");
     let in_time = (1..=ROUNDS).any(|round| {
         // Whatever changes the ruleset will do.
-        one.namespace.run("nft add table inet selvage");
-        let hanging = wait_for(PATIENCE, "nft to hang", || programs.hanging());
+        one.namespace.run("iptables -A FORWARD -j ACCEPT");
+        let hanging = wait_for(PATIENCE, "iptables-save to hang", || programs.hanging());
         let subnet = format!("10.5.25{round}.0");
         store.put_lease(
             &format!("{subnet}-24"),
@@ -126,9 +129,9 @@ fn peers_and_answers_do_not_wait_for_a_firewall_that_hangs() {
         wait_until("a sign of life", || alive(&mut one) > before);
         programs.hanging() == Some(hanging)
     });
-    assert!(in_time, "the agent waited for nft");
+    assert!(in_time, "the agent waited for iptables-save");
     // It is asked for again and again, which must not hide that it never ends.
-    wait_readyz(&mut one, "nft timed out after 10 s");
+    wait_readyz(&mut one, "iptables-save timed out after 10 s");
     programs.clear("hang");
     wait_readyz(&mut one, "is ready");
 }
@@ -208,9 +211,9 @@ fn repairs_do_not_wait_for_an_etcd_that_says_nothing_to_a_new_address() {
 
 #[test]
 fn subnet_env_does_not_wait_for_a_firewall_that_fails() {
-    let store = Store::start(NFTABLES);
+    let store = Store::start(NETWORK);
     let mut one = store.host(1);
-    let programs = Programs::new().with_nft(&mut one);
+    let programs = Programs::new().with_iptables_save(&mut one);
     one.start_agent();
     one.wait_ready();
     let former = one.lease_key();
@@ -221,30 +224,54 @@ fn subnet_env_does_not_wait_for_a_firewall_that_fails() {
         one.lease_key() != former
     });
     assert!(store.lease_keys().contains(&one.lease_key()));
-    wait_readyz(&mut one, "failed to program the firewall: nft failed to");
+    wait_readyz(
+        &mut one,
+        "failed to program the firewall: iptables-save failed to list the rules: broken",
+    );
     programs.clear("fail");
     wait_readyz(&mut one, "is ready");
 }
 
+/// A table in the agent's place that belongs to another process (`flags owner`) as long as that runs: the kernel refuses
+/// anybody else to change it.
 #[test]
 fn a_host_without_a_firewall_is_not_ready_and_has_its_subnet_env() {
     let store = Store::start(NFTABLES);
     let mut one = store.host(1);
-    let programs = Programs::new().with_nft(&mut one);
-    programs.set("fail");
+    let mut owner = one
+        .namespace
+        .command("nft")
+        .arg("-i")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("nft of the package nftables");
+    let mut input = owner.stdin.take().expect("its input");
+    input
+        .write_all(b"add table inet selvage { flags owner; }\n")
+        .expect("a table");
+    wait_until("the table", || {
+        one.namespace.run("nft list tables").contains("selvage")
+    });
     one.start_agent();
+    let refused = "failed to program the firewall: the kernel refused to replace the agent's table";
     one.wait_told("what it waits for", |line| {
-        line.starts_with("STATUS=waiting to join: failed to program the firewall: nft failed to")
+        line.starts_with(&format!("STATUS=waiting to join: {refused}"))
     });
     assert!(store.lease_keys().contains(&one.lease_key()));
     assert!(!one.told().contains(&"READY=1".to_owned()));
-    programs.clear("fail");
+    // Its table goes with it.
+    drop(input);
+    owner.wait().expect("nft's end");
     one.wait_ready();
+    let shown = one.namespace.run("nft list table inet selvage");
+    assert!(shown.contains("masquerade"), "{shown}");
 }
 
-/// As on a kernel without nftables: the agent alone, not the programs that it runs, is refused the socket.
+/// As on a kernel without nftables: the agent alone, not the programs that it runs, is refused the socket. The network
+/// asks for nftables and gets iptables.
 #[test]
-fn a_kernel_that_announces_no_changes_of_rules_is_no_reason_to_end() {
+fn a_kernel_without_nftables_has_its_rules_in_iptables_and_is_looked_at() {
     const REFUSE: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -278,10 +305,12 @@ int socket(int domain, int type, int protocol) {
     let log = one.log();
     let told = "failed to monitor changes of the firewall rules";
     assert_eq!(log.matches(told).count(), 1, "{log}");
-    one.namespace.run("nft delete table inet selvage");
+    let rules = || one.namespace.run("iptables-save -t nat");
+    let before = rules().matches("flanneld masq").count();
+    assert!(before > 1, "{}", rules());
+    one.namespace.run("iptables -t nat -F");
     wait_until("the rules to be looked at", || {
-        let shown = one.namespace.try_run("nft list table inet selvage");
-        shown.status.success()
+        rules().matches("flanneld masq").count() == before
     });
     assert_eq!(one.log().matches(told).count(), 1);
 }

@@ -10,10 +10,8 @@ use crate::base::network_name::NetworkName;
 /// # Errors
 /// The rules cannot be read.
 pub(crate) async fn current_mode(network: Option<&NetworkName>) -> Result<Option<Mode>, Error> {
-    match nftables::listing("inet", &nftables::table_of(network)).await {
-        Ok(Some(_)) => return Ok(Some(Mode::Nftables)),
-        Ok(None) | Err(Error::NoProgram { .. }) => {}
-        Err(error) => return Err(error),
+    if nftables::exists(&nftables::table_of(network)).await? {
+        return Ok(Some(Mode::Nftables));
     }
     // iptables-save prints the rules of its own variant, the one that plain `iptables` changes.
     let Some(save) = program::find("iptables-save") else {

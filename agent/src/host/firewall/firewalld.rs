@@ -15,11 +15,11 @@ use tokio::task::JoinHandle;
 use tracing::info;
 
 use super::Failures;
-use super::nftables;
+use super::nftables::{Nftables, TABLE_FAMILY, Tables};
 use super::program::{self, Error};
 
-/// firewalld's table, with its family.
-pub(super) const TABLE: &str = "inet firewalld";
+/// firewalld's table, in the family of ours.
+pub(super) const TABLE: &str = "firewalld";
 
 /// The program that talks to firewalld over D-Bus.
 const PROGRAM: &str = "firewall-cmd";
@@ -34,6 +34,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Pause after a failed call; doubles up to the maximum.
 const MIN_PAUSE: Duration = Duration::from_secs(2);
 const MAX_PAUSE: Duration = Duration::from_secs(600);
+
+/// Whether firewalld manages the rules of a host with these tables.
+pub(super) fn is_in(tables: &Tables) -> bool {
+    tables.has(TABLE_FAMILY, TABLE)
+}
 
 #[derive(Default)]
 pub(super) struct Firewalld {
@@ -51,6 +56,7 @@ impl Firewalld {
     pub(super) async fn ensure(
         &mut self,
         networks: impl Iterator<Item = IpNet>,
+        nftables: &mut Nftables,
         failures: &mut Failures,
     ) -> bool {
         match self.call.take() {
@@ -68,7 +74,7 @@ impl Firewalld {
         if self.pause.is_some_and(|(until, _)| Instant::now() < until) {
             return false;
         }
-        match untrusted(networks).await {
+        match untrusted(networks, nftables).await {
             Ok(networks) if networks.is_empty() => {
                 (self.accepted, self.pause) = (false, None);
                 true
@@ -108,12 +114,13 @@ impl Firewalld {
 }
 
 /// The networks that no zone contains.
-async fn untrusted(networks: impl Iterator<Item = IpNet>) -> Result<Vec<IpNet>, Error> {
-    let listing = nftables::listing("inet", "firewalld")
-        .await?
-        .unwrap_or_default();
+async fn untrusted(
+    networks: impl Iterator<Item = IpNet>,
+    nftables: &mut Nftables,
+) -> Result<Vec<IpNet>, Error> {
+    let branches = nftables.branches(TABLE_FAMILY, TABLE).await?;
     Ok(networks
-        .filter(|network| !is_trusted(&listing, *network))
+        .filter(|network| !is_trusted(&branches, *network))
         .collect())
 }
 
@@ -128,11 +135,10 @@ async fn trust(networks: Vec<IpNet>) -> Result<(), Error> {
 
 /// Whether a zone contains the overlay, possibly one that the administrator chose. firewalld before 1.0 jumps to the
 /// chain `filter_FWDI_ZONE`, since 1.0 to `filter_FWD_ZONE`, and 2.5 to `filter_FWD_ZONE_dispatch_stage2`.
-fn is_trusted(listing: &str, network: IpNet) -> bool {
-    ["goto", "jump"].iter().any(|verdict| {
-        let rule = format!(" saddr {network} {verdict} filter_FWD");
-        listing.contains(&rule)
-    })
+fn is_trusted(branches: &[(IpNet, String)], network: IpNet) -> bool {
+    let is_zone =
+        |(source, chain): &(IpNet, String)| *source == network && chain.starts_with("filter_FWD");
+    branches.iter().any(is_zone)
 }
 
 /// Removes `networks` from the trusted zone, unless the permanent configuration lists them; returns whether any was
@@ -173,16 +179,16 @@ mod tests {
 
     #[test]
     fn networks_in_a_zone_are_found_in_firewallds_own_rules() {
-        let listing = "\
-\t\tip saddr 10.5.0.0/16 goto mangle_PRE_trusted
-\t\tip saddr 10.5.0.0/16 goto filter_IN_trusted
-\t\tip saddr 10.5.0.0/16 goto filter_FWD_trusted
-\t\tip6 saddr fd00:5::/48 goto filter_FWDI_internal
-\t\tip saddr 10.7.0.0/16 jump filter_FWD_trusted_dispatch_stage2
-\t\tip saddr 10.6.0.0/16 jump filter_IN_trusted_to_HOST
-\t\tip daddr 10.6.0.0/16 jump filter_FWD_public_to_trusted
-\t\tip saddr 10.6.0.0/16 goto filter_IN_trusted
-";
+        let branches = [
+            ("10.5.0.0/16", "mangle_PRE_trusted"),
+            ("10.5.0.0/16", "filter_IN_trusted"),
+            ("10.5.0.0/16", "filter_FWD_trusted"),
+            ("fd00:5::/48", "filter_FWDI_internal"),
+            ("10.7.0.0/16", "filter_FWD_trusted_dispatch_stage2"),
+            ("10.6.0.0/16", "filter_IN_trusted_to_HOST"),
+            ("10.6.0.0/16", "filter_IN_trusted"),
+        ]
+        .map(|(source, chain)| (source.parse().unwrap(), chain.to_owned()));
         for (network, expected) in [
             ("10.5.0.0/16", true),
             ("fd00:5::/48", true),
@@ -191,7 +197,7 @@ mod tests {
             ("10.5.0.0/17", false),
         ] {
             assert_eq!(
-                is_trusted(listing, network.parse().unwrap()),
+                is_trusted(&branches, network.parse().unwrap()),
                 expected,
                 "{network}"
             );

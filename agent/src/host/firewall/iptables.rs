@@ -10,7 +10,7 @@ use std::fs;
 
 use super::nftables::Tables;
 use super::program::{self, Error};
-use super::{Failures, Rules, protocol};
+use super::{Failures, Rules};
 use crate::base::net::Family;
 use crate::base::network_name::NetworkName;
 
@@ -57,9 +57,8 @@ pub(super) struct View<'a> {
 /// Our chains in the network namespace of the caller.
 pub(super) struct Iptables {
     chains: Chains,
-    detected: bool,
-    /// The installed programs; those without a suffix come first.
-    tools: Vec<Tools>,
+    /// The installed programs; those without a suffix come first. `None` as long as nobody needs them.
+    tools: Option<Vec<Tools>>,
     /// The rules last written, and how the programs print them if that differs from our text.
     printed: BTreeMap<(Kind, Family), (Wanted, Vec<String>)>,
 }
@@ -69,49 +68,32 @@ impl Iptables {
     pub(super) fn new(network: Option<&NetworkName>) -> Self {
         Self {
             chains: Chains::new(network),
-            detected: false,
-            tools: Vec::new(),
+            tools: None,
             printed: BTreeMap::new(),
         }
     }
 
-    /// Finds the programs, once: the mode must not change because a package was installed.
-    pub(super) async fn detect(&mut self) {
-        if self.detected {
-            return;
+    /// Finds the programs, once: the mode must not change because a package was installed. That runs them for their
+    /// versions.
+    async fn tools(&mut self) -> &[Tools] {
+        if self.tools.is_none() {
+            self.tools = Some(Tools::find().await);
         }
-        self.detected = true;
-        let plain = Tools::plain().await;
-        for (kind, suffix) in [(Kind::Nft, "-nft"), (Kind::Legacy, "-legacy")] {
-            let version = match &plain {
-                Some(plain) if plain.kind == kind => continue,
-                _ if !has(suffix) => continue,
-                // Both variants come from one package.
-                Some(plain) => plain.version,
-                None => version(suffix).await.unwrap_or_default().0,
-            };
-            self.tools.push(Tools {
-                kind,
-                suffix,
-                version,
-            });
-        }
-        if let Some(plain) = plain {
-            self.tools.insert(0, plain);
-        }
+        self.tools.as_deref().unwrap_or_default()
     }
 
     /// Whether the programs that flannel would use are installed.
-    pub(super) fn is_installed(&self) -> bool {
-        self.tools
-            .first()
-            .is_some_and(|first| first.suffix.is_empty())
+    pub(super) async fn is_installed(&mut self) -> bool {
+        let first = self.tools().await.first();
+        first.is_some_and(|first| first.suffix.is_empty())
     }
 
     /// Whether rules may change here without a notification.
     pub(super) fn needs_polling(&self) -> bool {
-        let legacy = self.tools.iter().any(|tools| tools.kind == Kind::Legacy);
-        legacy && Family::BOTH.into_iter().any(legacy_is_in_use)
+        let is_legacy = |tools: &Tools| tools.kind == Kind::Legacy;
+        let may_be_installed = |tools: &Vec<Tools>| tools.iter().any(is_legacy);
+        self.tools.as_ref().is_none_or(may_be_installed)
+            && Family::BOTH.into_iter().any(legacy_is_in_use)
     }
 
     /// Corrects our chains; returns whether anything changed.
@@ -121,11 +103,18 @@ impl Iptables {
         view: View<'_>,
         failures: &mut Failures,
     ) -> Result<bool, Error> {
-        if view.main && !rules.is_empty() && !self.is_installed() {
-            return Err(not_installed("iptables-restore".to_owned()));
+        if view.main {
+            if !rules.is_empty() && !self.is_installed().await {
+                return Err(not_installed("iptables-restore".to_owned()));
+            }
+        } else if !may_have_rules(view.tables) {
+            // Nothing closes the overlay's way, and nothing of ours is left. Starting a program takes longer than all the
+            // rest of a pass.
+            return Ok(false);
         }
+        self.tools().await;
         let mut changed = false;
-        for (index, tools) in self.tools.iter().enumerate() {
+        for (index, tools) in self.tools.iter().flatten().enumerate() {
             if view.quiet && tools.kind == Kind::Nft {
                 continue;
             }
@@ -153,9 +142,13 @@ impl Iptables {
     /// # Errors
     /// The first failure, after all the rest was tried.
     pub(super) async fn clear(&mut self, tables: &Tables) -> Result<bool, Error> {
+        if !may_have_rules(tables) {
+            return Ok(false);
+        }
+        self.tools().await;
         let mut changed = false;
         let mut failure = None;
-        for tools in &self.tools {
+        for tools in self.tools.iter().flatten() {
             for ip in Family::BOTH {
                 let nothing = |_: &Save| Wanted::default();
                 let (chains, printed) = (&self.chains, &mut self.printed);
@@ -170,7 +163,50 @@ impl Iptables {
     }
 }
 
+/// Whether there can be any rule of either kind.
+fn may_have_rules(tables: &Tables) -> bool {
+    let has = |kind: Kind| {
+        Family::BOTH
+            .into_iter()
+            .any(|ip| kind.may_have_rules(ip, tables))
+    };
+    has(Kind::Legacy) || has(Kind::Nft)
+}
+
+impl Kind {
+    /// Whether there can be any rule. Asking the program costs a process.
+    fn may_have_rules(self, ip: Family, tables: &Tables) -> bool {
+        match self {
+            Self::Legacy => legacy_is_in_use(ip),
+            Self::Nft => plan::TABLES
+                .into_iter()
+                .any(|table| tables.may_have(ip.into(), table)),
+        }
+    }
+}
+
 impl Tools {
+    /// The installed ones.
+    async fn find() -> Vec<Self> {
+        let plain = Self::plain().await;
+        let mut found = Vec::new();
+        for (kind, suffix) in [(Kind::Nft, "-nft"), (Kind::Legacy, "-legacy")] {
+            let version = match &plain {
+                Some(plain) if plain.kind == kind => continue,
+                _ if !has(suffix) => continue,
+                // Both variants come from one package.
+                Some(plain) => plain.version,
+                None => version(suffix).await.unwrap_or_default().0,
+            };
+            found.push(Self {
+                kind,
+                suffix,
+                version,
+            });
+        }
+        plain.into_iter().chain(found).collect()
+    }
+
     /// The programs without a suffix.
     async fn plain() -> Option<Self> {
         if !has("") {
@@ -193,7 +229,7 @@ impl Tools {
         tables: &Tables,
         printed: &mut BTreeMap<(Kind, Family), (Wanted, Vec<String>)>,
     ) -> Result<bool, Error> {
-        let save = match self.may_have_rules(ip, tables) {
+        let save = match self.kind.may_have_rules(ip, tables) {
             true => self.save(ip).await?,
             false => Save::default(),
         };
@@ -215,16 +251,6 @@ impl Tools {
             }
         }
         Ok(true)
-    }
-
-    /// Whether there can be any rule. Asking the program costs a process.
-    fn may_have_rules(&self, ip: Family, tables: &Tables) -> bool {
-        match self.kind {
-            Kind::Legacy => legacy_is_in_use(ip),
-            Kind::Nft => plan::TABLES
-                .into_iter()
-                .any(|table| tables.may_have(&format!("{} {table}", protocol(ip)))),
-        }
     }
 
     async fn save(&self, ip: Family) -> Result<Save, Error> {

@@ -1,4 +1,4 @@
-//! Finds and runs the programs that change the ruleset.
+//! Finds and runs the programs that change the rules of iptables.
 
 use std::env;
 use std::fs;
@@ -12,6 +12,8 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
+
+use crate::host::netlink::{KernelError, Refused};
 
 /// Deadline of a call that the agent waits for. Usually milliseconds; longer while another program holds the lock.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -52,7 +54,7 @@ pub enum Error {
     },
     /// The whole pass exceeded its deadline.
     #[error(
-        "failed to apply the firewall rules within {} s: iptables or nft hangs, or another program holds its lock",
+        "failed to apply the firewall rules within {} s: iptables hangs, or another program holds its lock",
         deadline.as_secs()
     )]
     Late {
@@ -68,6 +70,29 @@ pub enum Error {
         action: &'static str,
         /// Its error output.
         message: String,
+    },
+    /// The kernel has no nf_tables.
+    #[error(
+        "this kernel has no nftables: load its module nf_tables, set firewall.mode to iptables, or turn off firewall.masquerade and firewall.forward"
+    )]
+    NoNftables,
+    /// The netlink exchange with nf_tables failed.
+    #[error("failed to {action}")]
+    Netlink {
+        /// What it was for.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: KernelError,
+    },
+    /// nf_tables refused a transaction, and nothing has changed.
+    #[error("the kernel refused to {action}")]
+    Kernel {
+        /// What was asked for.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: Refused,
     },
 }
 
@@ -136,7 +161,6 @@ pub(crate) fn printed(
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    // After the first lines nft prints the script, with carets below the errors.
     let stderr = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<&str> = stderr
         .lines()

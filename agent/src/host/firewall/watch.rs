@@ -9,10 +9,12 @@ use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::firewalld;
 use super::iptables::chain_names;
 use super::nftables::table_of;
 use crate::base::network_name::NetworkName;
 use crate::host::netlink::attributes;
+use crate::host::netlink::netfilter::{NEW_GENERATION, Object, SUBSYSTEM, TABLE_NAME, TableFamily};
 
 /// Multicast group of nftables changes: `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h).
 const GROUP: u32 = 7;
@@ -27,39 +29,24 @@ const QUIET: Duration = Duration::from_secs(1);
 /// Report at the latest after this time, even if another program never stops.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// `NFPROTO_INET` (linux/netfilter.h), the family of our table and of firewalld's.
-const FAMILY_INET: u8 = 1;
-
-/// `NFPROTO_IPV4` and `NFPROTO_IPV6`, the families of iptables' tables and of Docker's own.
-const FAMILY_IPV4: u8 = 2;
-const FAMILY_IPV6: u8 = 10;
-
 /// Sizes of `struct nlmsghdr`, `struct nfgenmsg` and `struct nlattr`, all multiples of netlink's alignment of 4 bytes.
 const NLMSG_HEADER: usize = 16;
 const NFGEN_HEADER: usize = 4;
 
-/// `NFNL_SUBSYS_NFTABLES` (linux/netfilter/nfnetlink.h), the high byte of the message type.
-const SUBSYSTEM: u8 = 10;
-
-/// Message types (linux/netfilter/nf_tables.h, `enum nf_tables_msg_types`). The last one ends every transaction and
-/// belongs to no table.
-const NEW_TABLE: u8 = 0;
-const DELETE_TABLE: u8 = 2;
-const NEW_CHAIN: u8 = 3;
-const DELETE_CHAIN: u8 = 5;
-const NEW_RULE: u8 = 6;
-const DELETE_RULE: u8 = 8;
-const NEW_GENERATION: u8 = 15;
-
-/// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE` and `NFTA_SET_TABLE` are all 1 (linux/netfilter/nf_tables.h).
-const TABLE_NAME: u16 = 1;
+/// Message types (linux/netfilter/nf_tables.h, `enum nf_tables_msg_types`).
+const NEW_TABLE: u8 = Object::Table.add_message();
+const DELETE_TABLE: u8 = Object::Table.delete_message();
+const NEW_CHAIN: u8 = Object::Chain.add_message();
+const DELETE_CHAIN: u8 = Object::Chain.delete_message();
+const NEW_RULE: u8 = Object::Rule.add_message();
+const DELETE_RULE: u8 = Object::Rule.delete_message();
 
 /// `NFTA_RULE_CHAIN` and `NFTA_CHAIN_NAME` (linux/netfilter/nf_tables.h).
 const RULE_CHAIN: u16 = 2;
 const CHAIN_NAME: u16 = 3;
 
 /// firewalld's table, in the same family as ours. Each reload recreates it.
-const FIREWALLD: &[u8] = b"firewalld";
+const FIREWALLD: &[u8] = firewalld::TABLE.as_bytes();
 
 /// Docker's own tables, one per IP version. Their contents change with each container and do not matter.
 const DOCKER: &[u8] = b"docker-bridges";
@@ -260,13 +247,13 @@ impl Names {
         let Some(table) = name(message, TABLE_NAME) else {
             return ours;
         };
-        match *family {
-            FAMILY_INET if table == self.table.as_bytes() => ours,
-            FAMILY_INET if table == FIREWALLD => others,
-            FAMILY_IPV4 | FAMILY_IPV6 if table == DOCKER => {
+        match TableFamily::of_number(*family)? {
+            TableFamily::Inet if table == self.table.as_bytes() => ours,
+            TableFamily::Inet if table == FIREWALLD => others,
+            TableFamily::Ip | TableFamily::Ip6 if table == DOCKER => {
                 others.filter(|_| matches!(kind, NEW_TABLE | DELETE_TABLE))
             }
-            FAMILY_IPV4 | FAMILY_IPV6 if IPTABLES_TABLES.contains(&table) => {
+            TableFamily::Ip | TableFamily::Ip6 if IPTABLES_TABLES.contains(&table) => {
                 let chain = match kind {
                     NEW_TABLE => return others,
                     // Our rules went with it.
@@ -297,6 +284,10 @@ fn name(message: &[u8], wanted: u16) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const FAMILY_INET: u8 = TableFamily::Inet as u8;
+    const FAMILY_IPV4: u8 = TableFamily::Ip as u8;
+    const FAMILY_IPV6: u8 = TableFamily::Ip6 as u8;
 
     /// A message of `kind` in `family` about `table`, and about `chain` in it where there is one.
     fn message(kind: u8, family: u8, table: &str, chain: Option<&str>) -> Vec<u8> {

@@ -43,18 +43,57 @@ pub(super) struct GenericMessage {
 
 /// Netlink attributes, as bytes.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub(super) struct Attributes(Vec<u8>);
+pub(in crate::host) struct Attributes(Vec<u8>);
 
 impl Attributes {
+    /// The attributes in a message.
+    pub(in crate::host) fn of(bytes: &[u8]) -> Self {
+        Self(bytes.to_vec())
+    }
+
+    pub(in crate::host) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Appends a text with the NUL that ends it.
+    pub(in crate::host) fn put_text(&mut self, kind: u16, text: &str) {
+        let start = self.begin(kind);
+        self.0.extend_from_slice(text.as_bytes());
+        self.0.push(0);
+        self.end(start);
+    }
+
+    /// Appends a number as netfilter has it: big-endian.
+    pub(in crate::host) fn put_number(&mut self, kind: u16, number: u32) {
+        self.put(kind, &number.to_be_bytes());
+    }
+
+    /// Whether there is an attribute with that text.
+    pub(in crate::host) fn has_text(&self, wanted: u16, text: &str) -> bool {
+        self.get(wanted).and_then(|value| value.strip_suffix(b"\0")) == Some(text.as_bytes())
+    }
+
+    /// The first attribute of that kind.
+    pub(in crate::host) fn get(&self, wanted: u16) -> Option<&[u8]> {
+        let mut attributes = self.iter();
+        let (_, value) = attributes.find(|(kind, _)| *kind == wanted)?;
+        Some(value)
+    }
+
     /// Appends an attribute. Its length must fit 16 bits; no message of ours has longer ones.
-    pub(super) fn put(&mut self, kind: u16, value: &[u8]) {
+    pub(in crate::host) fn put(&mut self, kind: u16, value: &[u8]) {
         let start = self.begin(kind);
         self.0.extend_from_slice(value);
         self.end(start);
     }
 
+    /// Appends others as a nested attribute.
+    pub(in crate::host) fn put_nested(&mut self, kind: u16, nested: &Self) {
+        self.put(kind | NLA_F_NESTED, &nested.0);
+    }
+
     /// Appends a nested attribute.
-    pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+    pub(in crate::host) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.begin(kind | NLA_F_NESTED);
         fill(self);
         self.end(start);
@@ -74,26 +113,34 @@ impl Attributes {
     }
 
     /// The attributes as kind and value. Stops at the first malformed one.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u16, &[u8])> {
+    pub(in crate::host) fn iter(&self) -> impl Iterator<Item = (u16, &[u8])> {
         attributes(&self.0)
     }
 }
 
 /// Reads a sequence of netlink attributes. Stops at the first malformed one.
-pub(in crate::host) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(in crate::host) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    flagged_attributes(bytes).map(|(kind, _, value)| (kind, value))
+}
+
+/// The same, and whether each attribute has the flag that says that there are others in it. Not every part of the kernel
+/// sets it.
+pub(in crate::host) fn flagged_attributes(
+    mut bytes: &[u8],
+) -> impl Iterator<Item = (u16, bool, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
-        let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?) & NLA_TYPE_MASK;
+        let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?);
         let value = bytes.get(4..length)?;
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
+        Some((kind & NLA_TYPE_MASK, kind & NLA_F_NESTED != 0, value))
     })
 }
 
 /// Requests the number of a family. The kernel loads the family's module if needed.
 pub(super) fn get_family(name: &str) -> Request<GenericMessage> {
     let mut attributes = Attributes::default();
-    attributes.put(CTRL_ATTR_FAMILY_NAME, &[name.as_bytes(), b"\0"].concat());
+    attributes.put_text(CTRL_ATTR_FAMILY_NAME, name);
     let message = GenericMessage {
         family: CONTROL,
         command: CTRL_CMD_GETFAMILY,
@@ -105,8 +152,7 @@ pub(super) fn get_family(name: &str) -> Request<GenericMessage> {
 
 /// Reads the reply to [`get_family`].
 pub(super) fn family_id(message: &GenericMessage) -> Option<u16> {
-    let mut attributes = message.attributes.iter();
-    let (_, id) = attributes.find(|(kind, _)| *kind == CTRL_ATTR_FAMILY_ID)?;
+    let id = message.attributes.get(CTRL_ATTR_FAMILY_ID)?;
     Some(u16::from_ne_bytes(id.try_into().ok()?))
 }
 
@@ -159,7 +205,7 @@ impl NetlinkDeserializable for GenericMessage {
             family: header.message_type,
             command,
             version,
-            attributes: Attributes(attributes.to_vec()),
+            attributes: Attributes::of(attributes),
         })
     }
 }

@@ -3,8 +3,9 @@
 //! The crate's own enum of messages would link the code of all of rtnetlink, such as traffic control.
 
 use rtnetlink::packet_core::{
-    DecodeError, Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE,
-    NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, Parseable,
+    DecodeError, Emitable, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL,
+    NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable,
+    Parseable,
 };
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::LinkMessage;
@@ -21,6 +22,8 @@ pub(super) enum Verb {
     Add,
     /// Create, or replace what exists.
     Replace,
+    /// Create, after what exists.
+    Append,
     /// Change what exists, or delete it.
     Plain,
     /// Return one object.
@@ -36,6 +39,7 @@ impl Verb {
             | match self {
                 Self::Add => NLM_F_CREATE | NLM_F_EXCL,
                 Self::Replace => NLM_F_CREATE | NLM_F_REPLACE,
+                Self::Append => NLM_F_CREATE | NLM_F_APPEND,
                 Self::Plain => 0,
                 Self::Get => NLM_F_ACK,
                 Self::Dump => NLM_F_DUMP,

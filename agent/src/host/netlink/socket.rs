@@ -10,6 +10,8 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{SndBuf, SndBufForce};
 use rtnetlink::packet_core::{
     Emitable, ErrorMessage, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR, NetlinkBuffer,
     NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
@@ -33,6 +35,10 @@ pub(super) const BATCH: usize = 128;
 
 /// Receive buffer in bytes; capped by the kernel at `net.core.rmem_max`.
 const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// Send buffer in bytes. A transaction is one datagram, however many changes it has. Only with `CAP_NET_ADMIN` in the
+/// initial user namespace may it exceed `net.core.wmem_max`.
+const SEND_BUFFER: usize = 8 << 20;
 
 /// The kernel's dump datagrams are at most 32 KiB (`netlink_dump()`).
 pub(super) const DATAGRAM: usize = 64 << 10;
@@ -67,13 +73,19 @@ pub enum KernelError {
         #[source]
         source: Refused,
     },
+    /// Other programs' changes interrupted each attempt of a dump.
+    #[error("failed to list {what}: they changed during each of {DUMP_ATTEMPTS} attempts")]
+    Unsettled {
+        /// The objects.
+        what: &'static str,
+    },
 }
 
 impl KernelError {
     /// Whether a retry is likely to succeed: the object changed meanwhile, or the reply did not fit the buffer.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Overrun => true,
+            Self::Overrun | Self::Unsettled { .. } => true,
             // The requested device was removed just now.
             Self::Dump { source, .. } => source.errno == Errno::ENODEV,
             Self::Open(_) | Self::Exchange(_) | Self::Deadline => false,
@@ -125,6 +137,9 @@ impl<M: Protocol> Socket<M> {
             let socket = inner.socket_mut();
             let address = socket.bind_auto()?;
             socket.set_rx_buf_sz(RECEIVE_BUFFER)?;
+            if setsockopt(socket, SndBufForce, &SEND_BUFFER).is_err() {
+                setsockopt(socket, SndBuf, &SEND_BUFFER)?;
+            }
             // All three are optional, and newer than the oldest supported kernel: errors without a copy of the request
             // (NETLINK_CAP_ACK), with the kernel's message (NETLINK_EXT_ACK), and dumps filtered by the kernel
             // (NETLINK_GET_STRICT_CHK).
@@ -170,7 +185,7 @@ impl<M: Protocol> Socket<M> {
         batch: &[Request<M>],
         outcomes: &mut Vec<Result<(), Refused>>,
     ) -> Result<(), KernelError> {
-        let first = self.send(batch).await?;
+        let first = self.send(batch, batch.len() - 1).await?;
         let start = outcomes.len();
         outcomes.extend(batch.iter().map(|_| Ok(())));
         loop {
@@ -193,13 +208,49 @@ impl<M: Protocol> Socket<M> {
         }
     }
 
+    /// Sends requests that take effect all or none: the first begins the batch and the last ends it. Returns the first
+    /// refusal.
+    ///
+    /// The kernel replies when it is done (`nfnetlink_rcv_batch()`): to each request that it refused, and to the last
+    /// before the end, which requests an ACK; but to the beginning alone if it refuses the batch as a whole.
+    pub(super) async fn transaction(
+        &mut self,
+        requests: &[Request<M>],
+    ) -> Result<Result<(), Refused>, KernelError> {
+        let exchange = async {
+            let acknowledged = requests.len().saturating_sub(2);
+            let first = self.send(requests, acknowledged).await?;
+            let mut outcome = Ok(());
+            loop {
+                for message in self.receive().await? {
+                    let Ok(message) = message else { continue };
+                    let index = message.header.sequence_number.wrapping_sub(first) as usize;
+                    let (true, NetlinkPayload::Error(error)) =
+                        (index < requests.len(), &message.payload)
+                    else {
+                        continue;
+                    };
+                    if let Some(refused) = refused(error, message.header.flags) {
+                        outcome = outcome.and(Err(refused));
+                    }
+                    if index == 0 || index >= acknowledged {
+                        return Ok(outcome);
+                    }
+                }
+            }
+        };
+        timeout(DEADLINE, exchange)
+            .await
+            .map_err(|_| KernelError::Deadline)?
+    }
+
     /// Requests one object; `None` if the kernel returns none.
     pub(super) async fn get(
         &mut self,
         request: Request<M>,
     ) -> Result<Result<Option<M>, Refused>, KernelError> {
         let exchange = async {
-            let first = self.send(&[request]).await?;
+            let first = self.send(&[request], 0).await?;
             let mut answer = None;
             loop {
                 for message in self.receive().await? {
@@ -272,7 +323,7 @@ impl<M: Protocol> Socket<M> {
         request: &Request<M>,
         take: &mut (dyn FnMut(Option<M>) + Send),
     ) -> Result<bool, KernelError> {
-        let first = self.send(std::slice::from_ref(request)).await?;
+        let first = self.send(std::slice::from_ref(request), 0).await?;
         let mut complete = true;
         loop {
             for message in self.receive().await? {
@@ -306,8 +357,13 @@ impl<M: Protocol> Socket<M> {
         }
     }
 
-    /// Sends requests in one datagram; returns the sequence number of the first. The last requests an ACK.
-    async fn send(&mut self, requests: &[Request<M>]) -> Result<u32, KernelError> {
+    /// Sends requests in one datagram; returns the sequence number of the first. The one at `acknowledged` requests an
+    /// ACK unless it is a dump.
+    async fn send(
+        &mut self,
+        requests: &[Request<M>],
+        acknowledged: usize,
+    ) -> Result<u32, KernelError> {
         let first = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
         for (index, request) in requests.iter().enumerate() {
@@ -318,7 +374,7 @@ impl<M: Protocol> Socket<M> {
             header.message_type = request.message.message_type();
             header.sequence_number = self.sequence;
             header.flags = request.verb.flags();
-            if index == requests.len() - 1 && request.verb != Verb::Dump {
+            if index == acknowledged && request.verb != Verb::Dump {
                 header.flags |= NLM_F_ACK;
             }
             let start = datagram.len();

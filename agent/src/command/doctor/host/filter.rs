@@ -186,7 +186,8 @@ impl Filter {
             }
             None if by_iptables => Ok(filter),
             None => Err(NotChecked(
-                "failed to read the packet filter: neither nft nor iptables-save is installed"
+                "failed to read the packet filter: neither nft nor iptables-save is installed; the agent needs neither, but \
+                doctor reads by them what others filter: install nftables"
                     .to_owned(),
             )),
         }

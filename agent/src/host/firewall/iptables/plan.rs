@@ -208,7 +208,7 @@ impl Chain {
 /// The input for masquerading rules.
 struct Masquerade<'a> {
     family: Leased<IpNet>,
-    multicast: &'static str,
+    multicast: IpNet,
     excluded: Vec<IpNet>,
     outside: Vec<IpNet>,
     devices: &'a [InterfaceName],
@@ -225,7 +225,7 @@ impl Masquerade<'_> {
             false => "MASQUERADE",
         };
         let rule = |source, destination, target| chain.rule(source, destination, target);
-        let multicast = self.multicast.parse().ok().map(is_not);
+        let multicast = Some(is_not(self.multicast));
         // kube-proxy masquerades packets with its mark itself.
         let mut rules = vec![chain.marked("RETURN")];
         let excluded = self.excluded.iter();

@@ -17,6 +17,8 @@ use crate::plan::state::{self, LinkKind};
 /// The backends. A new one needs a file beside this one and a line here.
 static BACKENDS: &[&Definition] = &[
     &super::alloc::BACKEND,
+    &super::cloud::AWS,
+    &super::cloud::GCE,
     &super::extension::BACKEND,
     &super::host_gw::BACKEND,
     &super::ipip::BACKEND,
@@ -26,7 +28,8 @@ static BACKENDS: &[&Definition] = &[
 ];
 
 /// Parses a backend's keys of the network config, and refuses families that the backend does not carry.
-type Parse = fn(&Object<'_>, &NetworkConfig) -> Result<Box<dyn Options>, BackendConfigError>;
+pub(super) type Parse =
+    fn(&Object<'_>, &NetworkConfig) -> Result<Box<dyn Options>, BackendConfigError>;
 
 /// The properties of a backend that do not depend on its config.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +51,8 @@ pub struct Definition {
     /// Whether it can run beside its successor until the last peer has switched. Not so if encrypted traffic would
     /// continue in plain text or the reverse, and not for the administrator's commands.
     pub(crate) side_by_side: bool,
+    /// Whether a cloud provider of the same name has its routes.
+    pub(crate) is_cloud: bool,
 }
 
 impl Definition {
@@ -62,6 +67,7 @@ impl Definition {
             runs_commands: false,
             leaves_routes: false,
             side_by_side: false,
+            is_cloud: false,
         }
     }
 
@@ -239,7 +245,7 @@ mod tests {
 
     #[test]
     fn all_of_flannels_that_there_are_go_by_its_names() {
-        let flannels = "alloc extension host-gw ipip udp vxlan wireguard";
+        let flannels = "alloc aws-vpc extension gce host-gw ipip udp vxlan wireguard";
         for kind in flannels.split(' ') {
             assert_eq!(find(kind).map(|backend| backend.kind), Some(kind));
         }

@@ -1,0 +1,4 @@
+//! One file for each provider.
+
+pub(super) mod aws;
+pub(super) mod gce;

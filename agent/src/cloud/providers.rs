@@ -1,4 +1,9 @@
 //! One file for each provider.
 
+mod access_key;
+pub(super) mod aliyun;
+mod asked;
 pub(super) mod aws;
+#[cfg(test)]
+mod double;
 pub(super) mod gce;

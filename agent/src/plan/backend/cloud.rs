@@ -36,6 +36,11 @@ pub(super) static GCE: Definition = cloud("gce", |options, network| {
     parse(options, network, "gce", |_| Ok(CloudConfig::default()))
 });
 
+/// Aliyun.
+pub(super) static ALI: Definition = cloud("ali-vpc", |options, network| {
+    parse(options, network, "ali-vpc", keyed)
+});
+
 /// The backend type in their leases.
 const LEASE_TYPE: &str = "";
 
@@ -75,6 +80,29 @@ fn parse(
     needs_ipv4(kind, network)?;
     let config = read(options)?;
     Ok(Box::new(CloudOptions { kind, config }))
+}
+
+/// The keys of `ali-vpc` and `tencent-vpc`. As in flannel, half an access key is none. The route tables are not flannel's.
+fn keyed(options: &Object<'_>) -> Result<CloudConfig, GoJsonError> {
+    let text = |key| {
+        options
+            .get::<String>(key, "a text")
+            .map(|text| text.filter(|text| !text.is_empty()))
+    };
+    let id = text("AccessKeyID")?;
+    // Not even a part of it belongs into a message.
+    let secret = text("AccessKeySecret").map_err(|error| match error {
+        GoJsonError::Field { name, expected, .. } => GoJsonError::Field {
+            name,
+            value: "(redacted)".to_owned(),
+            expected,
+        },
+        error => error,
+    })?;
+    Ok(CloudConfig {
+        tables: tables(options, "RouteTableID")?,
+        access_key: id.zip(secret.map(Secret::new)),
+    })
 }
 
 /// One ID, or a list of them. Empty ones are left out, as an absent one.
@@ -218,9 +246,41 @@ mod tests {
         }
     }
 
+    /// The form is that of flannel's `Documentation/alivpc-backend.md` and `tencentcloud-vpc-backend.md`.
+    #[test]
+    fn access_keys_are_whole_or_none_and_never_shown() {
+        let key = |backend: &str| {
+            let config = format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#);
+            let backend = open(&config);
+            assert!(!format!("{backend:?}").contains("YOUR_ACCESS_KEY_SECRET"));
+            let key = backend.cloud().unwrap().access_key.clone();
+            key.map(|(id, secret)| format!("{id} {}", secret.expose()))
+        };
+        for kind in ["ali-vpc"] {
+            let whole = format!(
+                r#"{{"Type":"{kind}","AccessKeyID":"YOUR_ACCESS_KEY_ID","AccessKeySecret":"YOUR_ACCESS_KEY_SECRET"}}"#
+            );
+            assert_eq!(
+                key(&whole).as_deref(),
+                Some("YOUR_ACCESS_KEY_ID YOUR_ACCESS_KEY_SECRET")
+            );
+            for none in [
+                "",
+                r#","AccessKeyID":"a""#,
+                r#","AccessKeyID":"a","AccessKeySecret":"""#,
+            ] {
+                assert_eq!(key(&format!(r#"{{"Type":"{kind}"{none}}}"#)), None);
+            }
+            let wrong = format!(r#"{{"Type":"{kind}","AccessKeySecret":["secret-part"]}}"#);
+            let error = tables_of(&wrong).unwrap_err();
+            assert!(error.contains("AccessKeySecret"), "{error}");
+            assert!(!error.contains("secret-part"), "{error}");
+        }
+    }
+
     #[test]
     fn peers_need_nothing_from_the_kernel_and_leases_have_no_type() {
-        for kind in ["aws-vpc", "gce"] {
+        for kind in ["ali-vpc", "aws-vpc", "gce"] {
             let backend = open(&format!(
                 r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{kind}"}}}}"#
             ));

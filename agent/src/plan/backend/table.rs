@@ -17,6 +17,7 @@ use crate::plan::state::{self, LinkKind};
 /// The backends. A new one needs a file beside this one and a line here.
 static BACKENDS: &[&Definition] = &[
     &super::alloc::BACKEND,
+    &super::cloud::ALI,
     &super::cloud::AWS,
     &super::cloud::GCE,
     &super::extension::BACKEND,

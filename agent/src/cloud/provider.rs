@@ -1,7 +1,7 @@
 //! The providers.
 
 use super::access::Access;
-use super::providers::{aliyun, aws, gce};
+use super::providers::{aliyun, aws, gce, tencent};
 use super::table::RouteTable;
 
 /// A provider. Its name is that of the backend.
@@ -14,7 +14,12 @@ pub(crate) struct Provider {
 }
 
 /// All of them. A new one needs a file under `providers/` and a line here.
-static PROVIDERS: &[Provider] = &[aliyun::PROVIDER, aws::PROVIDER, gce::PROVIDER];
+static PROVIDERS: &[Provider] = &[
+    aliyun::PROVIDER,
+    aws::PROVIDER,
+    gce::PROVIDER,
+    tencent::PROVIDER,
+];
 
 /// The provider of a backend.
 pub(crate) fn find(kind: &str) -> Option<&'static Provider> {

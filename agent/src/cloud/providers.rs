@@ -7,3 +7,4 @@ pub(super) mod aws;
 #[cfg(test)]
 mod double;
 pub(super) mod gce;
+pub(super) mod tencent;

@@ -41,6 +41,11 @@ pub(super) static ALI: Definition = cloud("ali-vpc", |options, network| {
     parse(options, network, "ali-vpc", keyed)
 });
 
+/// Tencent Cloud.
+pub(super) static TENCENT: Definition = cloud("tencent-vpc", |options, network| {
+    parse(options, network, "tencent-vpc", keyed)
+});
+
 /// The backend type in their leases.
 const LEASE_TYPE: &str = "";
 
@@ -256,7 +261,7 @@ mod tests {
             let key = backend.cloud().unwrap().access_key.clone();
             key.map(|(id, secret)| format!("{id} {}", secret.expose()))
         };
-        for kind in ["ali-vpc"] {
+        for kind in ["ali-vpc", "tencent-vpc"] {
             let whole = format!(
                 r#"{{"Type":"{kind}","AccessKeyID":"YOUR_ACCESS_KEY_ID","AccessKeySecret":"YOUR_ACCESS_KEY_SECRET"}}"#
             );
@@ -280,7 +285,7 @@ mod tests {
 
     #[test]
     fn peers_need_nothing_from_the_kernel_and_leases_have_no_type() {
-        for kind in ["ali-vpc", "aws-vpc", "gce"] {
+        for kind in ["ali-vpc", "aws-vpc", "gce", "tencent-vpc"] {
             let backend = open(&format!(
                 r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{kind}"}}}}"#
             ));

@@ -1,8 +1,8 @@
 //! Route tables of cloud providers: the provider itself routes each node's subnet to the node.
 //!
 //! A node keeps only its own routes: destination is its subnet, next hop is this instance. Each provider is a
-//! [`table::RouteTable`]; [`plan`] compares what a table has with what it should have, and [`worker`] makes the
-//! difference, in a task beside the agent's loop.
+//! [`table::RouteTable`]; [`plan`] compares what a table has with what it should have, [`pass`] makes the
+//! difference, and [`worker`] does that again and again, in a task beside the agent's loop.
 //!
 //! May import: `base`, `settings`, `cluster`, `plan`. Must not: touch the kernel, or know of leases of other nodes beyond
 //! their subnets.
@@ -11,6 +11,7 @@
 
 pub(crate) mod access;
 pub(crate) mod error;
+pub(crate) mod pass;
 pub(crate) mod plan;
 pub(crate) mod provider;
 mod providers;
@@ -18,3 +19,4 @@ pub(crate) mod sign;
 pub(crate) mod table;
 pub(crate) mod transport;
 pub(crate) mod worker;
+mod xml;

@@ -46,6 +46,16 @@ pub(crate) struct Steps {
     pub(crate) held: Vec<Route>,
 }
 
+impl Step {
+    /// The destination of the route.
+    pub(crate) fn destination(&self) -> Ipv4Net {
+        match self {
+            Self::Add(destination) => *destination,
+            Self::Replace(route) | Self::Remove(route) => route.destination,
+        }
+    }
+}
+
 impl Wanted {
     /// Whether a destination can be a subnet of one of the network's nodes.
     fn is_subnet(&self, destination: Ipv4Net) -> bool {
@@ -71,21 +81,16 @@ impl Wanted {
 pub(crate) fn diff(wanted: &Wanted, has: &[Route]) -> Steps {
     let mut steps = Steps::default();
     for &own in &wanted.own {
-        let mut found = has.iter().filter(|route| route.destination == own);
         // A provider may hold several routes to one destination; one of ours is enough.
-        let mut is_there = false;
-        let mut other = None;
-        for route in found.by_ref() {
-            match (&route.target, route.mark) {
-                (Target::Own, _) => is_there = true,
-                _ => other = other.or(Some(route)),
-            }
-        }
-        match other {
-            _ if is_there => (),
-            None => steps.changes.push(Step::Add(own)),
-            Some(route) if may_replace(route) => steps.changes.push(Step::Replace(route.clone())),
-            Some(route) => steps.held.push(route.clone()),
+        let found: Vec<&Route> = (has.iter())
+            .filter(|route| route.destination == own)
+            .collect();
+        let foreign = found.iter().find(|route| !may_replace(route));
+        match (found.first(), foreign) {
+            _ if found.iter().any(|route| route.target == Target::Own) => (),
+            (None, _) => steps.changes.push(Step::Add(own)),
+            (Some(_), Some(foreign)) => steps.held.push((*foreign).clone()),
+            (Some(&first), None) => steps.changes.push(Step::Replace(first.clone())),
         }
     }
     let left = has

@@ -1,7 +1,7 @@
 //! The providers.
 
 use super::access::Access;
-use super::providers::{aliyun, aws, gce, tencent};
+use super::providers::{aliyun, aws, gce, openstack, tencent};
 use super::table::RouteTable;
 
 /// A provider. Its name is that of the backend.
@@ -18,6 +18,7 @@ static PROVIDERS: &[Provider] = &[
     aliyun::PROVIDER,
     aws::PROVIDER,
     gce::PROVIDER,
+    openstack::PROVIDER,
     tencent::PROVIDER,
 ];
 

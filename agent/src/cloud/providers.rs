@@ -7,4 +7,6 @@ pub(super) mod aws;
 #[cfg(test)]
 mod double;
 pub(super) mod gce;
+pub(super) mod openstack;
 pub(super) mod tencent;
+mod variables;

@@ -1,6 +1,7 @@
 //! HTTP to a provider's API and to the instance's metadata service.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -35,6 +36,8 @@ pub(crate) struct Transport {
     metadata: Option<String>,
     /// The clock that requests are signed by.
     clock: fn() -> SystemTime,
+    /// The certificates of authorities, if not the system's.
+    authorities: Option<PathBuf>,
     /// Read at the first use.
     tls: Option<Arc<ClientConfig>>,
 }
@@ -84,7 +87,16 @@ impl Transport {
             api,
             metadata,
             clock: SystemTime::now,
+            authorities: None,
             tls: None,
+        }
+    }
+
+    /// Trusts the authorities of this file instead of the system's.
+    pub(crate) fn trust(&mut self, authorities: PathBuf) {
+        if self.authorities.as_ref() != Some(&authorities) {
+            self.authorities = Some(authorities);
+            self.tls = None;
         }
     }
 
@@ -97,6 +109,13 @@ impl Transport {
     /// An API server's base URL: the one of the settings, else the provider's.
     pub(crate) fn api(&self, providers: &str) -> String {
         self.api.clone().unwrap_or_else(|| providers.to_owned())
+    }
+
+    /// A URL, or the same path and query at the API server of the settings.
+    pub(crate) fn at(&self, url: &str) -> String {
+        let start = url.find("://").map_or(0, |at| at + 3);
+        let path = url[start..].find('/').map_or(url.len(), |at| start + at);
+        format!("{}{}", self.api(&url[..path]), &url[path..])
     }
 
     /// The metadata service's base URL: the one of the settings, else the provider's.
@@ -177,7 +196,11 @@ impl Transport {
         if let Some(tls) = &self.tls {
             return Ok(Arc::clone(tls));
         }
-        let config = Files::default().client().map_err(|error| chain(&error))?;
+        let files = Files {
+            cafile: self.authorities.clone(),
+            ..Files::default()
+        };
+        let config = files.client().map_err(|error| chain(&error))?;
         Ok(Arc::clone(self.tls.insert(Arc::new(config))))
     }
 }

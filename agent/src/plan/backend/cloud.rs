@@ -41,6 +41,16 @@ pub(super) static ALI: Definition = cloud("ali-vpc", |options, network| {
     parse(options, network, "ali-vpc", keyed)
 });
 
+/// OpenStack's Neutron. Not one of flannel's.
+pub(super) static OPENSTACK: Definition = cloud("openstack", |options, network| {
+    parse(options, network, "openstack", |options| {
+        Ok(CloudConfig {
+            tables: tables(options, "RouterID")?,
+            ..CloudConfig::default()
+        })
+    })
+});
+
 /// Tencent Cloud.
 pub(super) static TENCENT: Definition = cloud("tencent-vpc", |options, network| {
     parse(options, network, "tencent-vpc", keyed)
@@ -112,7 +122,7 @@ fn keyed(options: &Object<'_>) -> Result<CloudConfig, GoJsonError> {
 
 /// One ID, or a list of them. Empty ones are left out, as an absent one.
 fn tables(options: &Object<'_>, key: &'static str) -> Result<Vec<String>, GoJsonError> {
-    const EXPECTED: &str = "the ID of a route table, or a list of IDs";
+    const EXPECTED: &str = "an ID, or a list of IDs";
     let one: Result<Option<String>, _> = options.get(key, EXPECTED);
     let mut tables: Vec<String> = match one {
         Ok(one) => one.into_iter().collect(),
@@ -242,7 +252,15 @@ mod tests {
                 owned(&["rtb-abc00001", "rtb-abc00002", "rtb-abc00003"]),
             ),
         ] {
-            assert_eq!(tables_of(&format!(r#"{{"Type":"aws-vpc"{key}}}"#)), tables);
+            for kind in ["ali-vpc", "aws-vpc", "tencent-vpc"] {
+                let backend = format!(r#"{{"Type":"{kind}"{key}}}"#);
+                assert_eq!(tables_of(&backend), tables);
+            }
+            let key = key.replace("RouteTableID", "RouterID");
+            assert_eq!(
+                tables_of(&format!(r#"{{"Type":"openstack"{key}}}"#)),
+                tables
+            );
         }
         for wrong in ["7", r#"{"a":1}"#, r#"["rtb-1",2]"#] {
             let backend = format!(r#"{{"Type":"aws-vpc","RouteTableID":{wrong}}}"#);
@@ -285,7 +303,7 @@ mod tests {
 
     #[test]
     fn peers_need_nothing_from_the_kernel_and_leases_have_no_type() {
-        for kind in ["ali-vpc", "aws-vpc", "gce", "tencent-vpc"] {
+        for kind in ["ali-vpc", "aws-vpc", "gce", "openstack", "tencent-vpc"] {
             let backend = open(&format!(
                 r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{kind}"}}}}"#
             ));

@@ -20,6 +20,7 @@ static BACKENDS: &[&Definition] = &[
     &super::cloud::ALI,
     &super::cloud::AWS,
     &super::cloud::GCE,
+    &super::cloud::OPENSTACK,
     &super::cloud::TENCENT,
     &super::extension::BACKEND,
     &super::host_gw::BACKEND,

@@ -1,7 +1,7 @@
 //! The providers.
 
 use super::access::Access;
-use super::providers::{aliyun, aws, gce, openstack, tencent};
+use super::providers::{aliyun, aws, azure, gce, openstack, tencent};
 use super::table::RouteTable;
 
 /// A provider. Its name is that of the backend.
@@ -17,6 +17,7 @@ pub(crate) struct Provider {
 static PROVIDERS: &[Provider] = &[
     aliyun::PROVIDER,
     aws::PROVIDER,
+    azure::PROVIDER,
     gce::PROVIDER,
     openstack::PROVIDER,
     tencent::PROVIDER,

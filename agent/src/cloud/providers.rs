@@ -4,6 +4,7 @@ mod access_key;
 pub(super) mod aliyun;
 mod asked;
 pub(super) mod aws;
+pub(super) mod azure;
 #[cfg(test)]
 mod double;
 pub(super) mod gce;

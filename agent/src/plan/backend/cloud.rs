@@ -31,6 +31,16 @@ pub(super) static AWS: Definition = cloud("aws-vpc", |options, network| {
     })
 });
 
+/// Azure. Not one of flannel's.
+pub(super) static AZURE: Definition = cloud("azure-vnet", |options, network| {
+    parse(options, network, "azure-vnet", |options| {
+        Ok(CloudConfig {
+            tables: tables(options, "RouteTableID")?,
+            ..CloudConfig::default()
+        })
+    })
+});
+
 /// Google Compute Engine.
 pub(super) static GCE: Definition = cloud("gce", |options, network| {
     parse(options, network, "gce", |_| Ok(CloudConfig::default()))
@@ -252,7 +262,7 @@ mod tests {
                 owned(&["rtb-abc00001", "rtb-abc00002", "rtb-abc00003"]),
             ),
         ] {
-            for kind in ["ali-vpc", "aws-vpc", "tencent-vpc"] {
+            for kind in ["ali-vpc", "aws-vpc", "azure-vnet", "tencent-vpc"] {
                 let backend = format!(r#"{{"Type":"{kind}"{key}}}"#);
                 assert_eq!(tables_of(&backend), tables);
             }
@@ -303,7 +313,14 @@ mod tests {
 
     #[test]
     fn peers_need_nothing_from_the_kernel_and_leases_have_no_type() {
-        for kind in ["ali-vpc", "aws-vpc", "gce", "openstack", "tencent-vpc"] {
+        for kind in [
+            "ali-vpc",
+            "aws-vpc",
+            "azure-vnet",
+            "gce",
+            "openstack",
+            "tencent-vpc",
+        ] {
             let backend = open(&format!(
                 r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"{kind}"}}}}"#
             ));

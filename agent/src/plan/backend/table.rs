@@ -19,6 +19,7 @@ static BACKENDS: &[&Definition] = &[
     &super::alloc::BACKEND,
     &super::cloud::ALI,
     &super::cloud::AWS,
+    &super::cloud::AZURE,
     &super::cloud::GCE,
     &super::cloud::OPENSTACK,
     &super::cloud::TENCENT,

@@ -17,6 +17,8 @@ pub(crate) mod provider;
 mod providers;
 pub(crate) mod sign;
 pub(crate) mod table;
+#[cfg(test)]
+mod tests;
 pub(crate) mod transport;
 pub(crate) mod worker;
 mod xml;

@@ -41,7 +41,9 @@ pub(crate) enum Problem {
         command: String,
     },
     /// The provider drops forwarded packets.
-    #[error("the provider drops packets that this instance forwards: {problem}; to allow them: {command}")]
+    #[error(
+        "the provider drops packets that this instance forwards: {problem}; to allow them: {command}"
+    )]
     Forwarding {
         /// Why the agent cannot change that.
         problem: String,

@@ -23,8 +23,7 @@ use crate::plan::backend::CloudConfig;
 
 /// Pauses after passes that left something to do; each up to 30 % shorter, so that nodes that were throttled together do
 /// not come back together.
-const PAUSES: Backoff =
-    Backoff::constant(Duration::from_secs(1), Duration::from_secs(300), 0.3);
+const PAUSES: Backoff = Backoff::constant(Duration::from_secs(1), Duration::from_secs(300), 0.3);
 
 /// The longest time that a provider may ask to wait, so that a mistake there does not stop this for days.
 const LONGEST_WAIT: Duration = Duration::from_secs(900);

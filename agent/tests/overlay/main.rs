@@ -21,8 +21,11 @@ mod authority;
 mod backends;
 mod boot_check;
 mod clock;
+mod clouds;
 mod cluster;
 mod config;
+#[path = "../clouds/ec2.rs"]
+mod ec2;
 mod extension;
 mod faults;
 mod firewall;
@@ -38,6 +41,8 @@ mod privileges;
 mod readiness;
 mod reload;
 mod secrets;
+#[path = "../clouds/server.rs"]
+mod server;
 mod status;
 mod stuck;
 mod survival;

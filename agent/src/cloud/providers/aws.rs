@@ -15,7 +15,6 @@ use self::api::{
     CREATE_ROUTE, DELETE_ROUTE, DESCRIBE_INSTANCES, DESCRIBE_ROUTE_TABLES, Ec2,
     MODIFY_NETWORK_INTERFACE_ATTRIBUTE, REPLACE_ROUTE,
 };
-use crate::cloud::access::Access;
 use crate::cloud::error::CloudError;
 use crate::cloud::provider::Provider;
 use crate::cloud::table::{Forwarding, Later, Mark, Route, RouteTable, TableId, Target};
@@ -232,7 +231,9 @@ fn route(item: &Element, own: &str) -> Option<Route> {
     let destination = item.text("destinationCidrBlock")?.parse().ok()?;
     let interface = item.text("networkInterfaceId");
     let hop = interface.or(item.text("instanceId"));
-    let made_by_hand = item.text("origin").is_none_or(|origin| origin == "CreateRoute");
+    let made_by_hand = item
+        .text("origin")
+        .is_none_or(|origin| origin == "CreateRoute");
     let is_dead = item.text("state") == Some("blackhole");
     let gateway = [
         "gatewayId",
@@ -254,7 +255,11 @@ fn route(item: &Element, own: &str) -> Option<Route> {
     Some(Route {
         destination,
         target,
-        mark: if is_foreign { Mark::Foreign } else { Mark::None },
+        mark: if is_foreign {
+            Mark::Foreign
+        } else {
+            Mark::None
+        },
         handle: String::new(),
     })
 }

@@ -187,22 +187,33 @@ fn failure(action: Action, answer: &Answer, text: &str) -> CloudError {
     };
     let retry_after = answer.retry_after();
     match code {
-        "RequestLimitExceeded" | "Throttling" | "ThrottlingException" | "RequestThrottled"
-        | "EC2ThrottledException" | "SlowDown" | "BandwidthLimitExceeded" => {
-            CloudError::Throttled {
-                call,
-                code: shown_code,
-                retry_after,
-            }
-        }
+        "RequestLimitExceeded"
+        | "Throttling"
+        | "ThrottlingException"
+        | "RequestThrottled"
+        | "EC2ThrottledException"
+        | "SlowDown"
+        | "BandwidthLimitExceeded" => CloudError::Throttled {
+            call,
+            code: shown_code,
+            retry_after,
+        },
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => CloudError::Denied {
             call,
             permission: action.permission,
         },
-        "AuthFailure" | "InvalidClientTokenId" | "SignatureDoesNotMatch" | "ExpiredToken"
-        | "ExpiredTokenException" | "RequestExpired" | "UnrecognizedClientException"
-        | "MissingAuthenticationToken" | "IncompleteSignature" | "InvalidAccessKeyId"
-        | "OptInRequired" | "Blocked" => CloudError::Credentials {
+        "AuthFailure"
+        | "InvalidClientTokenId"
+        | "SignatureDoesNotMatch"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "RequestExpired"
+        | "UnrecognizedClientException"
+        | "MissingAuthenticationToken"
+        | "IncompleteSignature"
+        | "InvalidAccessKeyId"
+        | "OptInRequired"
+        | "Blocked" => CloudError::Credentials {
             problem: format!("{call}: {shown_code}: {}", shown(message)),
         },
         "RouteLimitExceeded" => CloudError::Quota {

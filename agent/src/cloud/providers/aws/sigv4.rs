@@ -27,11 +27,18 @@ pub(super) struct Scope<'a> {
 
 impl Scope<'_> {
     fn text(&self) -> String {
-        format!("{}/{}/{}/aws4_request", self.date(), self.region, self.service)
+        format!(
+            "{}/{}/{}/aws4_request",
+            self.date(),
+            self.region,
+            self.service
+        )
     }
 
     fn date(&self) -> &str {
-        self.time.split_once('T').map_or(self.time, |(date, _)| date)
+        self.time
+            .split_once('T')
+            .map_or(self.time, |(date, _)| date)
     }
 }
 

@@ -13,9 +13,9 @@ use tokio::task::JoinHandle;
 
 use crate::base::http::{Respond, converse, options};
 use crate::cloud::access::Access;
-use crate::cloud::error::CloudError;
-use crate::cloud::plan::{Step, Wanted, diff};
-use crate::cloud::table::{Mark, Route, RouteTable, TableId, Target};
+use crate::cloud::pass::{Accepted, Pass, Problem, run};
+use crate::cloud::plan::Wanted;
+use crate::cloud::table::{Mark, Route, RouteTable, Target};
 use crate::cloud::transport::Transport;
 use crate::plan::backend::CloudConfig;
 
@@ -165,41 +165,29 @@ pub(super) fn net(text: &str) -> Ipv4Net {
     text.parse().unwrap()
 }
 
-/// Lists and corrects once, as the worker does.
-pub(super) async fn correct(
-    routes: &mut dyn RouteTable,
-    table: &TableId,
-    wanted: &Wanted,
-) -> Result<(), CloudError> {
-    let has = routes.list(table).await?;
-    for step in diff(wanted, &has).changes {
-        match step {
-            Step::Add(destination) => routes.add(table, destination).await?,
-            Step::Replace(route) => routes.replace(table, &route).await?,
-            Step::Remove(route) => routes.remove(table, &route).await?,
-        }
-    }
-    Ok(())
+/// One pass, as the worker makes it, that knows of none before.
+pub(super) async fn once(routes: &mut dyn RouteTable, wanted: &Wanted) -> Pass {
+    run(routes, wanted, &mut Accepted::default()).await
 }
 
-/// Corrects until nothing is left to do; panics if that takes more than so many rounds.
-pub(super) async fn settle(
-    routes: &mut dyn RouteTable,
-    table: &TableId,
-    wanted: &Wanted,
-    rounds: usize,
-) {
-    let mut last = None;
-    for _ in 0..rounds {
-        last = correct(routes, table, wanted).await.err();
-        if last.as_ref().is_none()
-            && let Ok(has) = routes.list(table).await
-            && diff(wanted, &has).changes.is_empty()
-        {
+/// Passes until nothing is left to do; panics if that takes more than so many.
+pub(super) async fn settle(routes: &mut dyn RouteTable, wanted: &Wanted, most: usize) {
+    let mut last = Pass::default();
+    for _ in 0..most {
+        last = once(routes, wanted).await;
+        if last.is_settled() {
             return;
         }
     }
-    panic!("not settled after {rounds} rounds: {last:?}");
+    panic!("not settled after {most} passes: {last:?}");
+}
+
+/// The command that takes the only route over that is in the way.
+pub(super) async fn in_the_way(routes: &mut dyn RouteTable, wanted: &Wanted) -> String {
+    match &once(routes, wanted).await.problems[..] {
+        [Problem::Held { command, .. }] => command.clone(),
+        problems => panic!("{problems:?}"),
+    }
 }
 
 /// The routes as `destination target mark`, sorted.

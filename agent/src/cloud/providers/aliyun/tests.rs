@@ -9,7 +9,7 @@ use super::*;
 use crate::base::retry::next_random;
 use crate::base::time::rfc3339;
 use crate::cloud::providers::double::{
-    Cloud, Double, Question, Reply, correct, net, settle, shown, wanted,
+    Cloud, Double, Question, Reply, in_the_way, net, settle, shown, wanted,
 };
 use crate::cloud::sign::{hex, hmac_sha256, sha256_hex};
 use crate::plan::backend::CloudConfig;
@@ -328,7 +328,7 @@ async fn the_subnets_table_is_listed_whole_and_changed() {
     assert_eq!(aliyun.tables().await.unwrap(), [TABLE]);
     assert_eq!(aliyun.list(&table()).await.unwrap().len(), 32);
     let before = double.cloud().routes.clone();
-    settle(aliyun, &table(), &wanted(), 10).await;
+    settle(aliyun, &wanted(), 10).await;
     let has = aliyun.list(&table()).await.unwrap();
     assert!(shown(&has).contains(&"10.5.1.0/24 own ours".to_owned()));
     assert_eq!(double.cloud().routes[..32], before);
@@ -355,7 +355,7 @@ async fn only_our_own_routes_give_way() {
     vpc.has("10.5.2.0/24", "i-peer", "");
     vpc.has("10.5.8.0/24", OWN, "db");
     let (double, mut aliyun) = double(vpc).await;
-    settle(&mut aliyun, &table(), &wanted(), 10).await;
+    settle(&mut aliyun, &wanted(), 10).await;
     let has = RouteTable::list(&mut aliyun, &table()).await.unwrap();
     assert_eq!(
         shown(&has),
@@ -369,13 +369,9 @@ async fn only_our_own_routes_give_way() {
     let mut vpc = Vpc::new();
     vpc.has("10.5.1.0/24", "i-other", "db");
     let (double, mut aliyun) = self::double(vpc).await;
-    correct(&mut aliyun, &table(), &wanted()).await.unwrap();
+    let command = in_the_way(&mut aliyun, &wanted()).await;
+    assert_eq!(command, "aliyun vpc DeleteRouteEntry --RouteEntryId rte-1");
     assert_eq!(double.cloud().routes[0].hop, "i-other");
-    let held = RouteTable::list(&mut aliyun, &table()).await.unwrap();
-    assert_eq!(
-        aliyun.take_over_command(&table(), &held[0]),
-        "aliyun vpc DeleteRouteEntry --RouteEntryId rte-1"
-    );
 }
 
 #[tokio::test]
@@ -500,7 +496,7 @@ async fn any_troubles_end_in_the_wanted_table() {
         }
         vpc.trouble = Some((seed, 30));
         let (double, mut aliyun) = double(vpc).await;
-        settle(&mut aliyun, &table(), &wanted(), 60).await;
+        settle(&mut aliyun, &wanted(), 60).await;
         let routes = double.cloud().routes.clone();
         let mut texts: Vec<String> = routes
             .iter()

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::base::retry::next_random;
-use crate::cloud::providers::double::{Cloud, Double, Question, Reply, net, settle, shown, wanted};
+use crate::cloud::providers::double::{
+    Cloud, Double, Question, Reply, in_the_way, net, settle, shown, wanted,
+};
 use crate::cloud::sign::{hex, hmac_sha256, sha256_hex};
 use crate::plan::backend::CloudConfig;
 
@@ -309,7 +311,7 @@ async fn the_subnets_table_is_found_and_changed() {
     let tencent: &mut dyn RouteTable = &mut tencent;
     assert_eq!(tencent.tables().await.unwrap(), [TABLE]);
     let before = double.cloud().routes.clone();
-    settle(tencent, &table(), &wanted(), 10).await;
+    settle(tencent, &wanted(), 10).await;
     let has = tencent.list(&table()).await.unwrap();
     assert!(shown(&has).contains(&"10.5.1.0/24 own ours".to_owned()));
     assert_eq!(double.cloud().routes[..2], before);
@@ -339,7 +341,7 @@ async fn a_route_of_ours_or_one_that_is_off_is_replaced_in_place() {
         let mut vpc = Vpc::new();
         vpc.has("10.5.1.0/24", hop, description).enabled = enabled;
         let (double, mut tencent) = double(vpc).await;
-        settle(&mut tencent, &table(), &wanted(), 3).await;
+        settle(&mut tencent, &wanted(), 3).await;
         let routes = &double.cloud().routes;
         assert_eq!(routes.len(), 1);
         assert_eq!((&*routes[0].hop, routes[0].enabled), (OWN, true));
@@ -348,9 +350,8 @@ async fn a_route_of_ours_or_one_that_is_off_is_replaced_in_place() {
     let mut vpc = Vpc::new();
     vpc.has("10.5.1.0/24", "10.0.0.9", "db");
     let (double, mut tencent) = double(vpc).await;
-    let held = RouteTable::list(&mut tencent, &table()).await.unwrap();
     assert_eq!(
-        tencent.take_over_command(&table(), &held[0]),
+        in_the_way(&mut tencent, &wanted()).await,
         r#"tccli vpc DeleteRoutes --RouteTableId rtb-l2h8d7c2 --Routes '[{"RouteId": 14915}]'"#
     );
     assert_eq!(double.cloud().routes[0].hop, "10.0.0.9");
@@ -458,7 +459,7 @@ async fn any_troubles_end_in_the_wanted_table() {
         }
         vpc.trouble = Some((seed, 30));
         let (double, mut tencent) = double(vpc).await;
-        settle(&mut tencent, &table(), &wanted(), 60).await;
+        settle(&mut tencent, &wanted(), 60).await;
         let routes = double.cloud().routes.clone();
         let mut texts: Vec<String> = routes
             .iter()

@@ -36,6 +36,9 @@ pub(super) static GCE: Definition = cloud("gce", |options, network| {
     parse(options, network, "gce", |_| Ok(CloudConfig::default()))
 });
 
+/// The file in the state directory that records what the provider was seen to have.
+pub(crate) const MEMORY: &str = "cloud-routes.json";
+
 /// The backend type in their leases.
 const LEASE_TYPE: &str = "";
 
@@ -45,6 +48,7 @@ const fn cloud(kind: &'static str, parse: super::table::Parse) -> Definition {
         leaves_routes: true,
         side_by_side: true,
         is_cloud: true,
+        memory: Some(MEMORY),
         ..Definition::new(kind, parse)
     }
 }
